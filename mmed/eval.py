@@ -145,9 +145,10 @@ def run_round(model, tokenizer, questions: dict[str, list[Question]], options: a
 
 def evaluate(options: argparse.Namespace) -> dict:
     """Run, score and write; returns the summary. A finished folder of the same model, data and settings is only shown."""
+    from mmed.answers import PARSER_VERSION
     from mmed.languages import get_language
     from mmed.metrics import METRICS_VERSION
-    from mmed.prompts import PARSER_VERSION, read_benchmark
+    from mmed.prompts import read_benchmark
     from mmed.results import RESULTS_VERSION, facts_that_differ, file_hash, load_results, model_fingerprint
 
     items = limit_items(read_benchmark(options.data), options.limit)

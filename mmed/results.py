@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from mmed import metrics
+from mmed.answers import PARSER_VERSION, official_match, parse_answer
 from mmed.errors import UserError
 from mmed.files import atomic_write, read_json, read_jsonl, write_json
 from mmed.languages import PAPER_ORDER, get_language
-from mmed.prompts import ANSWER_FORM, PARSER_VERSION, ExamItem, official_match, parse_answer
+from mmed.prompts import ANSWER_FORM, ExamItem
 
 RESULTS_VERSION = 1  # of the files below; raise it when a key changes its meaning
 MODES = ("answer", "rationale", "loglikelihood")

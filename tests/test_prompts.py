@@ -1,33 +1,26 @@
-"""Items, prompts and the answer parser: published strings byte for byte, a table of hostile outputs, round trips."""
+"""Items and prompts: bad lines named, published strings byte for byte, examples drawn by item and seed alone."""
 
 from __future__ import annotations
 
 import json
-import random
-import time
-import unicodedata
 from pathlib import Path
 
 import pytest
 
-from mmed import prompts
+from mmed.answers import parse_answer
 from mmed.errors import UserError
 from mmed.prompts import (
+    STYLES,
     ExamItem,
     build_few_shot,
     build_messages,
     build_prompt,
     build_target,
-    official_match,
-    parse_answer,
+    item_key,
     pick_examples,
     read_benchmark,
     read_items,
 )
-
-HOSTILE = Path(__file__).parent / "data" / "hostile_answers.jsonl"
-ROWS = [json.loads(line) for line in HOSTILE.read_text(encoding="utf-8").split("\n") if line]
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 ITEM = ExamItem(
     question="A {21}-year-old woman has dysuria.",
@@ -90,7 +83,7 @@ def test_keys_without_ids_are_stable_and_unique(tmp_path):
     assert len(set(keys)) == 4 and keys[2] == keys[0] + "-2" and keys[3] == keys[0] + "-3"
     assert keys == [item.key for item in read_items(path)]
     assert keys[0] != read_items(path, language="French")[0].key  # the language is part of the key
-    assert keys[0] == prompts.item_key("English", "Why?", {"A": "this", "B": "that", "C": "other"})
+    assert keys[0] == item_key("English", "Why?", {"A": "this", "B": "that", "C": "other"})
 
 
 @pytest.mark.parametrize(
@@ -195,7 +188,7 @@ def test_clean_differs_by_the_stray_sentence_and_one_space_only(rationale):
 def test_braces_and_long_options_pass_through_untouched():
     text = "{question} {0} %s \\n " + "x" * 50_000
     item = ExamItem("{input}", {"A": text, "B": "{instruction}"}, ("A",), "{}", "English", "k")
-    for style in prompts.STYLES:
+    for style in STYLES:
         assert f"A. {text} B. {{instruction}}" in build_prompt(item, True, style)
     assert text in build_messages(item, False)[0]["content"]
 
@@ -259,263 +252,3 @@ def test_chat_messages_ask_for_the_published_form():
     official = build_messages(ITEM, False, "official")
     assert len(official) == 1 and "best treatment for this patient? ###Options: A. Ampicillin" in official[0]["content"]
     assert parse_answer(messages[1]["content"], other.options).letters == ("B",)
-
-
-# --- scoring as published
-
-
-def published_accuracy(response: str, gt_answer: str) -> bool:
-    """metrics/accuracy.py of the paper's repository, its loop body, on the output of inference.py."""
-    response = response.strip().replace("\n", "")
-    response = response.replace("###Answer: OPTION ", "").replace("IS CORRECT.</s>", "").strip()
-    if len(gt_answer) == 1:
-        return response == gt_answer
-    return set(response.split(",")) == set(gt_answer.split(","))
-
-
-def test_official_match_is_the_published_scorer():
-    rng = random.Random()
-    letters = "ABCDE"
-    for _ in range(2000):
-        answer = tuple(sorted(rng.sample(letters, rng.randint(1, 3))))
-        item = ExamItem("q", {letter: letter for letter in letters}, answer, "", "French", "k")
-        said = rng.sample(letters, rng.randint(1, 3))
-        said = rng.choice([",", ", ", " "]).join(said)
-        text = rng.choice(["", " ", "\n", "x"]) + f"###Answer: OPTION {said} IS CORRECT."
-        text = rng.choice([text, said + " IS CORRECT.", f"###Rationale: r\n{text}"])
-        expected = published_accuracy(text + "</s>", ",".join(answer))
-        assert official_match(text + "</s>", item) == expected, text
-        assert official_match(text, item) == official_match(text + "<|eot_id|>", item) == expected, text
-
-
-def test_with_rationale_the_published_scorer_gives_nothing():
-    item = ExamItem("q", {"A": "a", "B": "b"}, ("B",), "So.", "French", "k")
-    assert official_match(build_target(item, False), item) and not official_match(build_target(item, True), item)
-
-
-# --- the answer parser
-
-
-@pytest.mark.parametrize("case", ROWS, ids=lambda case: f"{case['language']}-{case['note']}")
-def test_a_hostile_output_is_read_as_a_careful_person_reads_it(case):
-    parsed = parse_answer(case["text"], case["options"])
-    assert (list(parsed.letters), parsed.status) == (case["expected"], case["status"]), case["text"]
-
-
-def test_the_hostile_table_is_large_and_covers_all_languages():
-    assert len(ROWS) >= 400
-    for language in ("en", "zh", "ja", "fr", "ru", "es"):
-        rows = [case for case in ROWS if case["language"] == language]
-        assert len(rows) >= 60
-        assert {case["status"] for case in rows} == {"strict", "lenient", "unparsed"}
-        notes = " | ".join(case["note"] for case in rows)
-        for category in (
-            "full-width",
-            "Cyrillic",
-            "Greek",
-            "and",
-            "not B",
-            "change of mind",
-            "question repeated",
-            "boxed",
-            "bold",
-            "brackets",
-            "option text",
-            "bidi",
-            "refusal",
-            "empty",
-            "rationale only",
-            "not among",
-            "undecided",
-            "runs on",
-            "JSON",
-            "look-alike",
-        ):
-            assert category in notes, (language, category)
-    assert len({(case["text"], json.dumps(case["options"])) for case in ROWS}) > 0.9 * len(ROWS)
-
-
-def test_letters_alone_do_for_options():
-    assert parse_answer("The answer is B", "ABCD").letters == ("B",)
-    assert parse_answer("The answer is B", ["A", "B"]).letters == ("B",)
-    assert parse_answer("The answer is E", "ABCD").letters == ()
-
-
-AWKWARD = [
-    "###Answer: OPTION B IS CORRECT.",
-    "###Answer:",
-    "###Rationale:",
-    "\n",
-    "\n\n",
-    " ",
-    "</think",
-    "OPTION",
-    "答案：B",
-    "правильный ответ: С",
-    "The answer is A.",
-    "\u202e",
-    "\u2028",
-    "A,B,C",
-    "{x}",
-    "Ｂ",
-    "à jeun",
-    "。",
-    "x",
-    "\\boxed{A}",
-    "not B",
-]
-
-
-def random_rationale(rng: random.Random) -> str:
-    words = [rng.choice(AWKWARD) for _ in range(rng.randint(1, 12))]
-    return rng.choice(["", "Because "]) + rng.choice([" ", "", "\n"]).join(words) + rng.choice(["", ".", "\n", " "])
-
-
-def test_parsing_a_target_gives_the_item_back():
-    rng = random.Random()
-    done = 0
-    while done < 3000:
-        letters = [chr(65 + i) for i in range(rng.randint(2, 8))]
-        answer = tuple(sorted(rng.sample(letters, rng.randint(1, len(letters)))))
-        rationale = random_rationale(rng)
-        if not rationale.strip():
-            continue
-        done += 1
-        item = ExamItem("q", {letter: f"option {letter}" for letter in letters}, answer, rationale, "English", "k")
-        target = build_target(item, True)
-        for text in (target, target + rng.choice(prompts.END_MARKERS), rng.choice(["\n", " "]) + target + "\n"):
-            parsed = parse_answer(text, item.options)
-            assert (parsed.letters, parsed.status, parsed.rationale) == (answer, "strict", rationale), text
-        parsed = parse_answer(build_target(item, False), item.options)
-        assert (parsed.letters, parsed.status, parsed.rationale) == (answer, "strict", "")
-
-
-def test_the_rationale_of_a_free_answer():
-    options = {"A": "Heparin", "B": "Aspirin"}
-    text = "She bleeds.\nHeparin would harm her.\n\nThe answer is B."
-    assert parse_answer(text, options, rationale_expected=True).rationale == "She bleeds.\nHeparin would harm her."
-    assert parse_answer(text, options).rationale == ""
-    text = "Only reasons, no choice. None at all."
-    assert parse_answer(text, options, True) == prompts.ParsedAnswer((), "unparsed", text)
-    assert parse_answer("###Rationale: Only reasons", options).rationale == "Only reasons"
-    assert parse_answer("###Rationale: Reason.\n###Answer: B", options) == prompts.ParsedAnswer(
-        ("B",), "lenient", "Reason."
-    )
-    assert parse_answer("B", options, True).rationale == ""
-
-
-def test_a_letter_beside_another_options_text_counts_as_the_letter():
-    assert parse_answer("The answer is B. Heparin", {"A": "Heparin", "B": "Aspirin"}).letters == ("B",)
-
-
-def test_any_text_gives_letters_that_are_options_and_the_same_ones_again():
-    rng = random.Random()
-    pieces = [piece for case in ROWS for piece in case["text"].split(" ")] + AWKWARD
-    options = ROWS[0]["options"]
-    for _ in range(1500):
-        if rng.random() < 0.5:
-            tops = [rng.choice([0x110000, 0x3000, 128]) for _ in range(rng.randint(0, 60))]
-            text = "".join(chr(rng.randrange(top)) for top in tops)
-        else:
-            text = rng.choice([" ", "", "\n"]).join(rng.choice(pieces) for _ in range(rng.randint(1, 25)))
-        parsed = parse_answer(text, options, rationale_expected=rng.random() < 0.5)
-        assert set(parsed.letters) <= set(options) and list(parsed.letters) == sorted(set(parsed.letters)), text
-        assert (parsed.status == "unparsed") == (parsed.letters == ()) and parsed.status in (
-            "strict",
-            "lenient",
-            "unparsed",
-        ), text
-        if parsed.letters:  # what was read, written in the published form, is read as the same
-            item = ExamItem("q", options, parsed.letters, "", "English", "k")
-            assert parse_answer(build_target(item, False), options).letters == parsed.letters
-        blanks = rng.choice([" ", "\n", "\u200f", "\ufeff", "  \n"])
-        assert parse_answer(blanks + text + blanks, options).letters == parse_answer(text, options).letters, repr(text)
-
-
-def test_lower_case_keeps_the_length_of_folded_text():
-    # positions in the folded text and in its lower-case form are used as one
-    for code in range(0x110000):
-        folded = prompts._FOLD[code] if code in prompts._FOLD else prompts._Fold.__missing__(prompts._FOLD, code)
-        assert len(folded.lower()) == len(folded), hex(code)
-
-
-def test_every_look_alike_is_another_character_than_its_letter():
-    for char, letter in prompts._LOOKALIKES.items():
-        assert char != letter and not char.isascii() and letter.isascii(), unicodedata.name(char)
-        if letter.isupper() and letter in "ABCDE":
-            assert parse_answer(f"The answer is {char}.", "ABCDE").letters == (letter,), unicodedata.name(char)
-
-
-@pytest.mark.parametrize(
-    "unit",
-    [
-        "A ",
-        "answer: ",
-        "###Answer:",
-        "选",
-        "のは",
-        "((((",
-        "A, ",
-        "not A ",
-        "\n",
-        " ",
-        "\u0301",
-        "\\boxed{",
-        "<think>",
-        "### Instruction:",
-        "\nQuestion:",
-        "A. Ampicillin ",
-        "A. Ampicillin B. Ceftriaxone ",
-        "Ampicillin ",
-        "\u202e",
-        "A is correct. ",
-        "-",
-        "Б) ",
-        "###Rationale: ",
-        "\n- A",
-        "</s>",
-        "No, ",
-    ],
-)
-def test_a_megabyte_of_anything_is_read_in_seconds(unit):
-    text = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
-    start = time.process_time()
-    parse_answer(text, ROWS[0]["options"], rationale_expected=True)
-    assert time.process_time() - start < 6  # about 0.1 to 1 s each; a quadratic expression takes minutes
-
-
-def test_time_grows_with_the_text_and_not_with_its_square():
-    def seconds(size: int) -> float:
-        text = ("the answer is not A, B or " * size)[:size]
-        start = time.process_time()
-        parse_answer(text, "ABCDE")
-        return time.process_time() - start
-
-    seconds(4000)
-    small, large = max(min(seconds(2000) for _ in range(3)), 1e-3), min(seconds(16_000) for _ in range(3))
-    assert large / small < 8 * 4, (small, large)
-
-
-# --- real questions
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="real exam files are not here")
-def test_real_options_are_read_back_from_letter_and_text():
-    """On real FrenchMedMCQA items the target, "letter. text" of an option and a list of letters are read as written."""
-    rows = json.loads((REAL / "frenchmedmcqa" / "corpus" / "train.json").read_text(encoding="utf-8"))
-    rng = random.Random()
-    for source in rng.sample(rows, 300):
-        options = {letter.upper(): text for letter, text in sorted(source["answers"].items())}
-        answer = tuple(sorted(letter.upper() for letter in source["correct_answers"]))
-        item = ExamItem(source["question"], options, answer, "Parce que.", "French", source["id"])
-        assert parse_answer(build_target(item, True), options).letters == answer
-        assert parse_answer("Les réponses correctes sont : " + " et ".join(answer), options).letters == answer, (
-            answer,
-            options,
-        )
-        letter = rng.choice(list(options))
-        assert parse_answer(f"La réponse est {letter}. {options[letter]}", options).letters == (letter,), (
-            letter,
-            options,
-        )
-        assert parse_answer(f"{letter}) {options[letter]}", options).letters == (letter,), (letter, options)

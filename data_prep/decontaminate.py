@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep import minhash
-from data_prep.documents import Document, ShardWriter, add_shard_arguments, print_funnel, process_shards
+from data_prep.documents import Document
+from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
 from mmed.errors import UserError, main_guard
 from mmed.files import read_json, read_jsonl, write_json
 
@@ -171,14 +172,11 @@ def main(argv: list[str] | None = None) -> int:
     path = Path(given.out) / "benchmark_runs.json"
     write_json(path, runs)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    options = {"source": given.source, "suffix": given.suffix, "strict": given.strict, "runs": str(path), "digest": digest,
-               "version": minhash.VERSION}
+    options = {**shard_options(given), "runs": str(path), "digest": digest, "version": minhash.VERSION}
     funnel = process_shards(decontaminate_shard, given.inputs, given.out, options, given.workers, step="decontaminate")
     print_funnel(funnel, f"decontaminate ({len(items) - len(short)} questions)")
     return 0
 
 
 if __name__ == "__main__":
-    from data_prep import decontaminate  # under its own name: shard fingerprints hold it
-
-    main_guard(decontaminate.main)
+    main_guard(main)

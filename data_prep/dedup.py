@@ -40,18 +40,19 @@ from typing import Any
 import numpy as np
 
 from data_prep import minhash
-from data_prep.documents import (
-    Document,
-    Funnel,
+from data_prep.documents import Document, Funnel, find_inputs, read_documents
+from data_prep.steps import (
     ShardWriter,
-    _one_run,
     add_shard_arguments,
-    find_inputs,
     fingerprint,
+    gather_funnel,
+    one_run,
     print_funnel,
     process_shard,
-    read_documents,
+    refuse_strangers,
+    run_jobs,
     shard_names,
+    shard_options,
 )
 from mmed.errors import UserError, main_guard
 from mmed.files import atomic_write, read_json, write_json
@@ -240,7 +241,7 @@ def true_similarities(signed: Signed, one: np.ndarray, other: np.ndarray, paths:
     by_row = np.lexsort((row, shard))  # as the texts will come
     numbers = np.unique(shard).tolist()
     jobs = [(paths[n], row[by_row][shard[by_row] == n].tolist(), folder / f"{names[n]}.shingles", options) for n in numbers]
-    sizes = list(run_jobs(shingle_shard, jobs, workers, "compare"))
+    sizes = run_jobs(shingle_shard, jobs, workers, "compare", [str(job[0]) for job in jobs])
     found: dict[int, Any] = {}
     for job, part in zip(jobs, sizes):
         data = np.memmap(job[2], "<u4", "r") if sum(part) else np.zeros(0, "<u4")
@@ -330,61 +331,28 @@ def write_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
                         "the input changed while it was read; start again")
 
 
-def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, title: str) -> Iterator[Any]:
-    """`function(*job)` for each job, the results in order; one process a job at a time, with a progress bar."""
-    from tqdm import tqdm
-
-    if min(workers, len(jobs)) <= 1:
-        for job in tqdm(jobs, desc=title, unit="shard", disable=None):
-            yield function(*job)
-        return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            futures = [pool.submit(function, *job) for job in jobs]
-            for future in tqdm(futures, desc=title, unit="shard", disable=None):
-                yield future.result()
-        except BrokenProcessPool:
-            raise UserError(f"{title}: a worker was killed (out of memory?); finished shards are kept, start again with "
-                            "fewer --workers") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = THRESHOLD, workers: int = 1,
                 options: dict[str, Any] | None = None) -> Funnel:
     """Sign, decide, write; finished shards of an earlier start are passed over. `options` as in `process_shard`."""
     if not 0 < threshold <= 1:
         raise UserError(f"--threshold {threshold}: must be above 0 and at most 1")
-    if workers < 1:
-        raise UserError(f"--workers {workers}: must be at least 1")
     out, options = Path(out), dict(options or {})
     paths = find_inputs(inputs)
     # Sorted by name: where two records are equal in everything, the one that stays does not depend on the order given.
     names, paths = map(list, zip(*sorted(zip(shard_names(paths), paths))))
     folder = out / "signatures"
-    with _one_run(out):
-        strangers = sorted({path.stem for path in (out / "shards").glob("*.json")} - set(names))
-        if strangers:
-            raise UserError(f"{out}: holds shards of other inputs ({', '.join(strangers[:3])}); give another --out or empty the folder")
-        for leftover in folder.glob("*.tmp"):  # of a killed run
-            leftover.unlink(missing_ok=True)
-        list(run_jobs(sign_shard, [(path, name, folder, options) for path, name in zip(paths, names)], workers, "sign"))
+    told = [str(path) for path in paths]
+    with one_run(out):
+        refuse_strangers(out, names)
+        run_jobs(sign_shard, [(path, name, folder, options) for path, name in zip(paths, names)], workers, "sign", told)
         signed = Signed(folder, names)
         verdict = decide(signed, threshold, lambda one, other: true_similarities(
             signed, one, other, paths, names, folder, options, workers))
         digests = write_verdicts(signed, verdict, names, folder)
-        jobs = [(write_shard, path, name, out, {**options, "verdicts": str(folder / f"{name}.verdicts.json"), "digest": digest})
+        jobs = [(write_shard, path, name, out, {**options, "verdicts": str(folder / f"{name}.verdicts.json"), "digest": digest}, "dedup")
                 for path, name, digest in zip(paths, names, digests)]
-        funnel = Funnel()
-        for record in run_jobs(process_shard, jobs, workers, "write"):
-            funnel.merge(record)
-        write_json(out / "funnel.json", {"step": "dedup", "shards": len(names), "threshold": threshold, **funnel.to_dict()})
-    return funnel
+        run_jobs(process_shard, jobs, workers, "write", told)
+        return gather_funnel(out, names, "dedup", threshold=threshold)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -393,13 +361,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, default=THRESHOLD,
                         help="Jaccard similarity of shingles from which two texts are duplicates (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    options = {"source": arguments.source, "suffix": arguments.suffix, "strict": arguments.strict}
-    funnel = deduplicate(arguments.inputs, arguments.out, arguments.threshold, arguments.workers, options)
+    funnel = deduplicate(arguments.inputs, arguments.out, arguments.threshold, arguments.workers, shard_options(arguments))
     print_funnel(funnel, "dedup")
     return 0
 
 
 if __name__ == "__main__":
-    from data_prep import dedup  # under its own name: shard fingerprints hold it, and workers import it
-
-    main_guard(dedup.main)
+    main_guard(main)

@@ -1,14 +1,12 @@
-"""The document: reading it from any corpus file, writing kept and dropped ones, counting the funnel, many shards at once.
+"""The document: reading it from any corpus file, writing it as JSON lines, counting what fell on the way.
 
 In:  .jsonl .jsonl.gz .jsonl.zst (extra zstd) with one object a line: text, language, source, id, meta (free); only text must
      be there, `lang` stands for language, unknown keys go into meta. .parquet (extra parquet) with a column `text`.
      .txt: one document a file. Wikiextractor's form (<doc id= url= title=>) in .txt or without suffix.
-Out: OUT/kept/SHARD.jsonl.gz, OUT/dropped/SHARD.jsonl.gz (the document and its `reason`), OUT/shards/SHARD.json (fingerprint
-     and counts; written last, so it says that the shard is done), OUT/funnel.json (all shards together).
+Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason (`Funnel`).
 
-Order: `find_inputs` -> `process_shards` (a process per core, each: `read_documents` -> a step's function -> `ShardWriter`).
 Memory holds one document or batch, whatever the size of the corpus. A line that cannot be used is counted under its reason
-with file:line and the rest goes on; with strict it stops the run.
+with file:line and the rest goes on; with strict it stops the run. Steps over many files are in data_prep/steps.py.
 
 Text is normalised on the way in (`normalise_text`), once for all steps, and normalising twice changes nothing.
 """
@@ -16,12 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import html
 import io
 import json
 import math
-import os
 import re
 import sys
 import unicodedata
@@ -32,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmed.errors import UserError, require_extra
-from mmed.files import atomic_write, read_json, write_json
+from mmed.files import atomic_write
 
 FORMAT_VERSION = 1  # raise it when the same input gives other output: finished shards are then redone
 MAX_LINE_BYTES = 1 << 29  # a longer line is refused, so that no bomb fills the memory
@@ -135,20 +131,32 @@ class _BadLine(ValueError):
     """A line that cannot be used; the message is the reason it is counted under."""
 
 
-def find_inputs(paths: Iterable[str | Path]) -> list[Path]:
+def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Files as given, folders by their corpus files in sorted order; a path that gives nothing is an error."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes))
             if not inside:
-                raise UserError(f"{path}: no corpus file in this folder (looked for {', '.join(SUFFIXES)})")
+                raise UserError(f"{path}: no corpus file in this folder (looked for {', '.join(suffixes)})")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
             raise UserError(f"{path}: no such file or folder")
     return found
+
+
+def shard_name(path: Path) -> str:
+    """The file's name without its corpus suffixes.
+
+    >>> shard_name(Path("a/en_part_00000.jsonl.gz"))
+    'en_part_00000'
+    """
+    name = path.name
+    for suffix in (".gz", ".zst", ".jsonl", ".parquet", ".txt"):
+        name = name.removesuffix(suffix)
+    return name or path.name
 
 
 def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
@@ -442,196 +450,3 @@ def json_line(record: dict[str, Any]) -> bytes:
         return line.encode("utf-8") + b"\n"
     except UnicodeEncodeError:  # in meta; text is clean
         return _SURROGATE.sub("\ufffd", line).encode("utf-8") + b"\n"
-
-
-class ShardWriter:
-    """Where a step's function puts the documents of one shard: `keep` them or `drop` them with a reason."""
-
-    def __init__(self, out: Path, name: str, suffix: str):
-        self.funnel = Funnel()
-        self._stack = contextlib.ExitStack()
-        for folder in ("kept", "dropped"):  # what a killed run left behind
-            for leftover in (out / folder).glob(f"{name}{suffix}.*.tmp"):
-                leftover.unlink(missing_ok=True)
-        self._kept = self._stack.enter_context(LineWriter(out / "kept" / f"{name}{suffix}"))
-        self._dropped = self._stack.enter_context(LineWriter(out / "dropped" / f"{name}{suffix}"))
-
-    def keep(self, document: Document, characters_in: int | None = None) -> None:
-        self.funnel.keep(len(document.text), characters_in)
-        self._kept.write(document.to_dict())
-
-    def drop(self, document: Document, reason: str, **more: Any) -> None:
-        """Drop with a short fixed reason (it is counted); what differs from document to document goes into `more`."""
-        self.funnel.drop(reason, len(document.text), document.id)
-        self._dropped.write({**document.to_dict(), "reason": reason, **more})
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, *error: Any) -> Any:
-        return self._stack.__exit__(*error)
-
-
-# ---- many shards ------------------------------------------------------------------------------------------------------
-
-StepFunction = Callable[[Iterator[Document], ShardWriter, dict[str, Any]], None]
-
-
-def shard_name(path: Path) -> str:
-    """The file's name without its corpus suffixes.
-
-    >>> shard_name(Path("a/en_part_00000.jsonl.gz"))
-    'en_part_00000'
-    """
-    name = path.name
-    for suffix in (".gz", ".zst", ".jsonl", ".parquet", ".txt"):
-        name = name.removesuffix(suffix)
-    return name or path.name
-
-
-def shard_names(inputs: list[Path]) -> list[str]:
-    """A name for each input, none twice: files of one name in two folders carry the folders that tell them apart."""
-    if len({path.resolve() for path in inputs}) < len(inputs):
-        twice = next(path for path in inputs if sum(path.resolve() == other.resolve() for other in inputs) > 1)
-        raise UserError(f"{twice}: given twice; name each input once")
-    names = [shard_name(path) for path in inputs]
-    if len(set(names)) == len(names):
-        return names
-    absolute = [path.absolute() for path in inputs]
-    common = os.path.commonpath([path.parent for path in absolute])
-    names = ["__".join(path.relative_to(common).parts) for path in absolute]
-    if len(set(names)) < len(names):
-        raise UserError(f"two inputs would write the same shard {max(names, key=names.count)!r}; rename one")
-    return names
-
-
-def fingerprint(path: Path, options: dict[str, Any]) -> str:
-    """Hash of a file's bytes and of the options: the same again means that the shard need not be done again."""
-    with open(path, "rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    told = json.dumps([FORMAT_VERSION, content, options], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()
-
-
-def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Run a step over one input file unless it is done; returns its funnel. The unit of work, here and on a cluster.
-
-    `options` goes to the function and into the fingerprint; "language", "source", "strict" and "suffix" are read here too.
-    """
-    done, mark = out / "shards" / f"{name}.json", fingerprint(path, {**options, "step": function.__qualname__})
-    suffix = options.get("suffix", ".jsonl.gz")
-    if done.exists():
-        record = read_json(done)
-        if record.get("fingerprint") == mark and all((out / folder / f"{name}{suffix}").exists() for folder in ("kept", "dropped")):
-            return record
-        done.unlink()
-    with ShardWriter(out, name, suffix) as shard:
-        documents = read_documents(path, shard.funnel, language=options.get("language", ""), source=options.get("source", ""),
-                                   strict=options.get("strict", False))
-        function(documents, shard, options)
-    record = {"fingerprint": mark, "input": path.name, **shard.funnel.to_dict()}
-    write_json(done, record)
-    return record
-
-
-def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: str | Path, options: dict[str, Any],
-                   workers: int = 1, step: str = "") -> Funnel:
-    """Run a step's function over shards on `workers` processes; finished shards are passed over on the next start.
-
-    The function is a module's own (it travels to other processes by name). The first error stops the run and names its
-    input; what was finished stays. The bytes written do not depend on `workers`.
-    """
-    from tqdm import tqdm
-
-    if workers < 1:
-        raise UserError(f"--workers {workers}: must be at least 1")
-    out, paths = Path(out), find_inputs(inputs)
-    names = shard_names(paths)
-    with _one_run(out):
-        strangers = sorted({path.stem for path in (out / "shards").glob("*.json")} - set(names))
-        if strangers:
-            raise UserError(f"{out}: holds shards of other inputs ({', '.join(strangers[:3])}...); give another --out or empty the folder")
-        funnel = Funnel()
-        jobs = [(function, path, name, out, options) for path, name in zip(paths, names)]
-        results: dict[str, dict[str, Any]] = {}
-        with tqdm(total=len(jobs), desc=step or function.__name__, unit="shard", disable=None) as bar:
-            for name, record in _run_jobs(jobs, min(workers, len(jobs))):
-                results[name] = record
-                bar.update()
-        for name in names:
-            funnel.merge(results[name])
-        write_json(out / "funnel.json", {"step": step or function.__name__, "shards": len(names), **funnel.to_dict()})
-    return funnel
-
-
-def _run_jobs(jobs: list[tuple], workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    if workers == 1:
-        for job in jobs:
-            yield job[2], _named(job)
-        return
-    import multiprocessing
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-    from concurrent.futures.process import BrokenProcessPool
-
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting, running = iter(jobs), {}
-        try:
-            while True:
-                while len(running) < workers and (job := next(waiting, None)):
-                    running[pool.submit(_named, job)] = job
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    record = future.result()
-                    yield running.pop(future)[2], record
-        except BrokenProcessPool:
-            inputs = ", ".join(str(job[1]) for job in running.values())
-            raise UserError(f"a worker was killed (out of memory?) while on one of: {inputs}; finished shards are kept, "
-                            "start again with fewer --workers") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _named(job: tuple) -> dict[str, Any]:
-    """Process one shard; whatever goes wrong carries the input's name."""
-    try:
-        return process_shard(*job)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{job[1]}: {error.strerror or error} ({error.filename or job[3]})") from error
-    except Exception as error:
-        raise RuntimeError(f"{job[1]}: {type(error).__name__}: {error}") from error
-
-
-@contextlib.contextmanager
-def _one_run(out: Path) -> Iterator[None]:
-    """Only one run at a time writes into a folder; the lock goes with the process, also when it is killed."""
-    import fcntl
-
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out}: another run is writing here; wait for it or give another --out") from None
-        yield
-
-
-def add_shard_arguments(parser: Any, out_required: bool = True) -> None:
-    """The options that every step over shards has."""
-    parser.add_argument("inputs", nargs="+", metavar="IN", help=f"files ({', '.join(SUFFIXES)}) or folders of them")
-    parser.add_argument("--out", required=out_required, help="folder for kept/, dropped/, shards/ and funnel.json")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one shard each at a time (default: %(default)s)")
-    parser.add_argument("--source", default="", help="source to write where a document names none (web, book, site, corpus)")
-    parser.add_argument("--suffix", default=".jsonl.gz", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"), help="form of the output")
-    parser.add_argument("--strict", action="store_true", help="stop at the first line that cannot be used")
-
-
-def print_funnel(funnel: Funnel, title: str) -> None:
-    """A step's counts as a few lines."""
-    print(f"{title}: {funnel.documents_in:,} documents in, {funnel.documents_out:,} kept; "
-          f"{funnel.characters_in:,} characters in, {funnel.characters_out:,} kept")
-    for reason, entry in sorted(funnel.dropped.items(), key=lambda item: -item[1]["documents"]):
-        print(f"  {entry['documents']:>10,}  {reason}  (e.g. {entry['examples'][0] if entry['examples'] else '-'})")

@@ -38,15 +38,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.documents import (
-    Document,
-    ShardWriter,
-    add_shard_arguments,
-    find_inputs,
-    print_funnel,
-    process_shards,
-    read_documents,
-)
+from data_prep.documents import Document, find_inputs, read_documents
+from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
 from mmed.errors import UsageError, UserError, main_guard
 from mmed.languages import Language, get_language
 
@@ -559,8 +552,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not given.out:
         raise UsageError("--out FOLDER is needed (or --explain to look only)")
-    options |= {"source": given.source, "suffix": given.suffix, "strict": given.strict}
-    funnel = process_shards(filter_shard, given.inputs, given.out, options, given.workers, step="filter_medical")
+    funnel = process_shards(filter_shard, given.inputs, given.out, {**options, **shard_options(given)}, given.workers, "filter_medical")
     print_funnel(funnel, f"filter_medical {language.code} ({given.mode})")
     return 0
 

@@ -20,15 +20,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.documents import (
-    Document,
-    Funnel,
-    add_shard_arguments,
-    find_inputs,
-    fingerprint,
-    read_documents,
-    shard_names,
-)
+from data_prep.documents import Document, Funnel, find_inputs, read_documents
+from data_prep.steps import add_shard_arguments, fingerprint, run_jobs, shard_names
 from mmed.errors import UserError, main_guard
 from mmed.files import read_json, write_json
 
@@ -94,7 +87,6 @@ def join(parts: list[Path], prefix: Path, extra: dict) -> dict | None:
 def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: str | Path, *, held_out: float = 0.0, workers: int = 1,
                     language: str = "", source: str = "", strict: bool = False) -> dict:
     """Make the stream `out`; returns its side file's content."""
-    from data_prep.dedup import run_jobs
     from mmed.tokenizer import load_tokenizer
 
     paths = find_inputs(inputs)
@@ -111,7 +103,7 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     folder.mkdir(parents=True, exist_ok=True)
     funnel = Funnel()
     jobs = [(path, name, folder, options) for path, name in zip(paths, names)]
-    for record in run_jobs(tokenize_part, jobs, min(workers, len(jobs)), "tokenize"):
+    for record in run_jobs(tokenize_part, jobs, workers, "tokenize", [str(path) for path in paths]):
         funnel.merge(record)
     extra = {"inputs": whole, "funnel": funnel.to_dict()}
     metas = [join([folder / (name + suffix) for name in names], Path(f"{out}{suffix}"), extra) for suffix in ("", HELD_OUT)]

@@ -24,7 +24,7 @@ def test_every_step_needs_earlier_steps_and_every_command_is_understood():
                 assert config.resume == "auto" and config.precision == "fp32"
             else:
                 source = (demo.Path(demo.__file__).parents[1] / (module.replace(".", "/") + ".py")).read_text()
-                assert all(f'"{word}"' in source or f'"{word}"' in open(demo.Path(demo.__file__).parent / "documents.py").read()
+                assert all(f'"{word}"' in source or f'"{word}"' in open(demo.Path(demo.__file__).parent / "steps.py").read()
                            for word in arguments if word.startswith("--")), (module, arguments)
 
 

@@ -13,18 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import (
-    DAMAGED,
-    Document,
-    Funnel,
-    ShardWriter,
-    find_inputs,
-    json_line,
-    normalise_text,
-    process_shards,
-    read_documents,
-    shard_names,
-)
+from data_prep.documents import DAMAGED, Document, Funnel, find_inputs, json_line, normalise_text, read_documents
+from data_prep.steps import ShardWriter, process_shards, shard_names
 from mmed.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,7 +234,7 @@ def contents(out: Path) -> dict[str, bytes]:
 def run_in_a_process(inputs: Path, out: Path, **options) -> subprocess.Popen:
     """The step in a process of its own, found there as a module named like this file."""
     code = (f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-            f"from test_documents import keep_odd\nfrom data_prep.documents import process_shards\n"
+            f"from test_documents import keep_odd\nfrom data_prep.steps import process_shards\n"
             f"if __name__ == '__main__': process_shards(keep_odd, [{str(inputs)!r}], {str(out)!r}, {{}}, {options.pop('workers', 1)})\n")
     script = inputs.parent / "run.py"
     script.write_text(code.replace("{}, ", f"{options!r}, "))

@@ -17,7 +17,6 @@ PAPER = {
     "Russian": {"Train": 1_052, "Val": 256, "Test": 256},
     "Spanish": {"Train": 2_657, "Val": 1_366, "Test": 2_742},
 }
-LANGUAGES = {"en": "English", "zh": "Chinese", "ja": "Japanese", "fr": "French", "ru": "Russian", "es": "Spanish"}
 
 
 def by_split_and_reason() -> defaultdict[str | None, Counter]:
@@ -38,7 +37,7 @@ class Tally:
     leaks: Counter = field(default_factory=Counter)  # repeats whose first copy is in another split
     images: Counter = field(default_factory=Counter)
     multiple: Counter = field(default_factory=Counter)
-    empty_options: Counter = field(default_factory=Counter)
+    blank_options: Counter = field(default_factory=Counter)
     options: defaultdict = field(default_factory=by_split_and_reason)  # split -> number of options -> count
 
 
@@ -70,7 +69,7 @@ def table_row(language: str, name: str, split: str, tally: Tally, in_paper: bool
             why.append(f"+{tally.moved_in[split]:,} " + (f"from the {unsplit:,} of files that state no split" if unsplit else "held out of Train")
                        + (f" (--holdout {holdout:g}, seed {seed})" if holdout is not None else ""))
     for counts, text in ((tally.repeats, "repeats kept (duplicate_of)"), (tally.leaks, "of them also in another split"),
-                      (tally.images, "need an image (image_dependent)"), (tally.empty_options, "have an empty option")):
+                      (tally.images, "need an image (image_dependent)"), (tally.blank_options, "with a blank option (blank_options)")):
         if counts[split]:
             why.append(f"{counts[split]:,} {text}")
     if not in_paper:

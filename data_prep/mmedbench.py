@@ -33,11 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import exam_sources as read
-from data_prep.exam_counts import LANGUAGES, PAPER, SPLITS, Tally, format_table, table_row
+from data_prep.exam_counts import PAPER, SPLITS, Tally, format_table, table_row
 from data_prep.exam_release import MAX_ARCHIVE_GB, read_mmedbench
 from data_prep.exam_sources import LETTERS, Raw
 from mmed.errors import UsageError, UserError, main_guard
 from mmed.files import atomic_write, read_json, write_json
+from mmed.languages import get_language
 
 MAP_KEYS = ("question", "options", "answer", "kind", "id", "rationale", "context", "subject", "year")
 
@@ -89,6 +90,8 @@ def problem_with(raw: Raw) -> str | None:
         return "no answer"
     if any(letter not in raw.options for letter in raw.answer):
         return "answer outside the options"
+    if not any(text.strip() for text in raw.options.values()):
+        return "no option has a text"
     try:  # a lone surrogate (half a character, as "\\ud83d" in JSON) cannot be written as UTF-8, nor NaN as JSON
         json.dumps(as_item(raw, None), ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -104,6 +107,8 @@ def as_item(raw: Raw, licence: str | None) -> dict[str, Any]:
             "human_checked": False, "human_check_passed": False, "id": raw.id, "source": raw.source}
     if licence:
         item["licence"] = licence
+    if blank := [letter for letter, text in raw.options.items() if not text.strip()]:  # the question shows them, as a rule
+        item["blank_options"] = blank
     return item | {key: value for key, value in raw.extra.items() if value is not None}
 
 
@@ -243,12 +248,12 @@ def convert(entries: list[tuple[str, Path]], sources: dict[str, Source], *, seed
             tally.written[split] += 1
             tally.images[split] += item.get("image_dependent") is True
             tally.multiple[split] += "," in item["answer_idx"]
-            tally.empty_options[split] += not all(text.strip() for text in raw.options.values())
+            tally.blank_options[split] += "blank_options" in item
             tally.options[split][len(raw.options)] += 1
             out.setdefault((split, language), []).append(item)
     rows = [table_row(language, name, split, tally, sources[name].in_paper, seed, holdout)
             for (language, name), tally in tallies.items() for split in SPLITS]
-    languages = [*LANGUAGES.values(), *sorted({row["language"] for row in rows} - set(LANGUAGES.values()))]
+    languages = [*PAPER, *sorted({row["language"] for row in rows} - set(PAPER))]
     rows.sort(key=lambda row: languages.index(row["language"]))
     report = {"format": 1, "seed": seed, "holdout": holdout, "duplicates": duplicates,
               "sources": [{"name": name, "path": path.name} for name, path in entries],
@@ -362,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mix", action="store_true", help="allow several sources in one language's file")
     parser.add_argument("--strict", action="store_true", help="stop at the first item that cannot be used")
     parser.add_argument("--map", metavar="question=..,options=..,answer=..", help=f"keys of --source custom: {', '.join(MAP_KEYS)}")
-    parser.add_argument("--language", help="language of --source custom and apollo: a code (es) or English name (Spanish)")
+    parser.add_argument("--language", help="language of --source custom and apollo: a code (es) or a name (Spanish)")
     parser.add_argument("--encoding", default="utf-8-sig", help="of --source custom's CSV files (default UTF-8)")
     parser.add_argument("--max-archive-gb", type=float, default=MAX_ARCHIVE_GB, help="refuse a zip that unpacks to more")
     parser.add_argument("--overwrite", action="store_true", help="replace --out even if it was changed since it was written")
@@ -377,9 +382,10 @@ def main(argv: list[str] | None = None) -> int:
     names = {name for name, _ in entries}
     if args.holdout is not None and not 0 < args.holdout < 1:
         raise UsageError(f"--holdout {args.holdout:g}: expected a fraction between 0 and 1, such as 0.2")
-    language = LANGUAGES.get((args.language or "").lower(), args.language)
-    if language is not None and not (language.isascii() and language.isalpha() and language.istitle()):
-        raise UsageError(f"--language {language}: expected one of {', '.join(LANGUAGES)}, or the language's English name, such as Arabic")
+    try:
+        language = get_language(args.language).name if args.language else None
+    except UserError as error:
+        raise UsageError(f"--language: {error}") from None
     if "custom" in names and (args.map is None or language is None):
         raise UsageError("--source custom needs --map question=...,options=...,answer=... and --language")
     if args.map is not None and "custom" not in names:

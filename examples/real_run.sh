@@ -35,14 +35,6 @@ step "$PYTHON" -m data_prep.mmedbench --source headqa-en="$DATA/headqa/HEAD_EN" 
     --source igakuqa="$DATA/igakuqa" --source frenchmedmcqa="$DATA/frenchmedmcqa" --source rumeddanet="$DATA/rumedbench/RuMedDaNet" \
     --source headqa="$DATA/headqa/HEAD" --language zh --holdout 0.1 --seed 0 --out "$OUT/benchmark"
 
-# One question of IgakuQA has an empty option, which the reader of exam items refuses: it is left out here.
-for split in Train Test; do
-    mkdir -p "$OUT/exam/$split"
-    for file in "$OUT/benchmark/$split"/*.jsonl; do
-        grep -Ev '"[A-Z]": "(　| )*"' "$file" > "$OUT/exam/$split/${file##*/}"
-    done
-done
-
 # 2. Corpus: medical and other text together, as if it came from the web -> medical documents, once each, none with an exam question in it.
 for code in $LANGUAGES; do
     step "$PYTHON" -m data_prep.filter_medical "$DATA/text/$code/medical.jsonl.gz" "$DATA/text/$code/nonmedical.jsonl.gz" \
@@ -71,7 +63,7 @@ step "$PYTHON" -m mmed.train pretrain_mmedlm2 --model=shape:10m --tokenizer="$OU
     --eval_every=100 --save_every=100 --log_every=5 --out="$OUT/runs/pretrain"
 
 # 5. Fine-tuning on the train questions of all languages: all weights, then LoRA. These sources have no rationales.
-common=(--model="$OUT/runs/pretrain/model" --data="$OUT/exam/Train" --rationales=without --sequence_length=768
+common=(--model="$OUT/runs/pretrain/model" --data="$OUT/benchmark/Train" --rationales=without --sequence_length=768
     --global_batch_size=16 --micro_batch_size=8 --max_steps="$FINETUNE_STEPS" --precision=fp32 --activation_checkpointing=false
     --save_every=40 --log_every=5)
 step "$PYTHON" -m mmed.train finetune_full "${common[@]}" --learning_rate=3e-4 --out="$OUT/runs/full"
@@ -79,7 +71,7 @@ step "$PYTHON" -m mmed.train finetune_lora "${common[@]}" --learning_rate=2e-3 -
 
 # 6. The exam: the pre-trained model untaught, and both fine-tuned ones. Accuracy by written letter and by the options' likelihood.
 exam() {
-    step "$PYTHON" -m mmed.eval --data "$OUT/exam/Test" --mode answer --scoring both --limit "$LIMIT" --max_new_tokens 16 \
+    step "$PYTHON" -m mmed.eval --data "$OUT/benchmark/Test" --mode answer --scoring both --limit "$LIMIT" --max_new_tokens 16 \
         --too_long cut "$@"
 }
 exam --model "$OUT/runs/pretrain/model" --setting zero-shot --out "$OUT/results/zero-shot"

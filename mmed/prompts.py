@@ -89,8 +89,10 @@ def _item_from_row(row: dict, language: str, where: str) -> ExamItem:
         raise UserError(f"{where}: option letters must be A, B, C, ... in order, at least two and none skipped, "
                         f"got {', '.join(options):.80}")
     for letter, text in options.items():
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{where}: option {letter} must be a text that is not empty, got {text!r:.60}")
+        if not isinstance(text, str):
+            raise UserError(f"{where}: option {letter} must be a text, got {text!r:.60}")
+    if not any(text.strip() for text in options.values()):  # some blank ones are published: IgakuQA 114C11 shows them in its question
+        raise UserError(f"{where}: no option has a text; leave out items whose options are pictures")
     answer = _answer_letters(row["answer_idx"], options, where)
     if rationale is not None and not isinstance(rationale, str):
         raise UserError(f"{where}: 'rationale' must be a text, got {type(rationale).__name__}")

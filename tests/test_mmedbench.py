@@ -255,6 +255,25 @@ def test_rumedtest_is_refused_because_it_has_no_answers(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["es", "Spanish", "ESPAÑOL", "spanish"])
+def test_the_language_of_a_file_is_named_by_code_or_name(tmp_path, name):
+    csv = write(tmp_path / "x.csv", "q,a,b,k\nw,x,y,A\n")
+    got = run(tmp_path / "out", "--source", f"custom={csv}", "--language", name, "--map", "question=q,options=a+b,answer=k")
+    assert list(got) == ["Test/Spanish.jsonl", "dropped.jsonl"]
+
+
+def test_a_blank_option_stays_and_is_flagged_but_an_item_without_any_option_text_is_dropped(tmp_path):
+    from mmed.prompts import read_benchmark
+
+    lines = [{"q": "one", "o": {"A": "x", "B": "\u3000", "C": ""}, "k": "B"}, {"q": "two", "o": {"A": " ", "B": ""}, "k": "A"}]
+    source = write(tmp_path / "mine.jsonl", lines)
+    got = run(tmp_path / "out", "--source", f"custom={source}", "--language", "ja", "--map", "question=q,options=o,answer=k")
+    assert [item["blank_options"] for item in got["Test/Japanese.jsonl"]] == [["B", "C"]]
+    assert [line["reason"] for line in got["dropped.jsonl"]] == ["no option has a text"]
+    assert read_benchmark(tmp_path / "out" / "Test")[0].answer == ("B",)
+
+
+
 @pytest.mark.parametrize("kind, answers", [("letter", ["B", "a"]), ("text", ["dos", "uno"]), ("0", [1, "0"]), ("1", ["2", 1])])
 def test_any_jsonl_is_read_through_a_mapping_with_answers_of_every_kind(tmp_path, kind, answers):
     write(tmp_path / "mine.jsonl", [{"stem": f"q{i}", "a": "uno", "b": "dos", "c": None, "key": key, "n": i, "text": "Caso."}
@@ -365,7 +384,7 @@ def test_bad_command_lines_are_said_in_one_line_with_exit_code_2(tmp_path):
         (["--source", f"frenchmedmcqa={there}", "--holdout", "1.5"], "between 0 and 1"),
         (["--source", f"custom={csv}"], "needs --map"),
         (["--source", f"frenchmedmcqa={there}", "--map", "question=q,options=a+b,answer=k"], "belongs to --source custom"),
-        (["--source", f"custom={csv}", "--language", "../es", "--map", "question=q,options=a+b,answer=k"], "--language"),
+        (["--source", f"custom={csv}", "--language", "../es", "--map", "question=q,options=a+b,answer=k"], "--language: unknown language '../es'"),
         (["--source", f"custom={csv}", "--language", "es", "--map", "question=q,options=a+b,anser=k"], "did you mean 'answer'"),
         (["--source", f"custom={csv}", "--language", "es", "--map", "question=q,options=a+b"], "'answer' is missing"),
         (["--source", f"custom={csv}", "--language", "fr", "--map", "question=q,options=a+b,answer=k",
@@ -616,6 +635,20 @@ def test_the_papers_sources_have_the_counts_their_real_files_have(tmp_path):
     for path in (REAL / "headqa" / "HEAD").glob("*.gold"):
         gold |= {f"headqa-es-{path.stem}-{qid}": "ABCDE"[int(aid) - 1] for qid, aid in (line.split() for line in path.read_text().splitlines())}
     assert all(gold[item["id"]] == item["answer_idx"] for item in got["Train/Spanish.jsonl"] + got["Val/Spanish.jsonl"])
+
+
+@real
+def test_every_real_item_that_is_written_can_be_read_for_an_exam(tmp_path):
+    """Among them a question of IgakuQA whose options are blank but for one: it stays, as in the paper's counts, and is flagged."""
+    from mmed.prompts import read_benchmark
+
+    got = run(tmp_path / "out", "--source", f"igakuqa={REAL / 'igakuqa'}", "--source", f"rumeddanet={REAL / 'rumedbench' / 'RuMedDaNet'}")
+    flagged = [item for lines in got.values() for item in lines if "blank_options" in item]
+    assert [(item["id"], item["blank_options"]) for item in flagged] == [("igakuqa-114C11", ["A", "B", "C", "D"])]
+    for split in ("Train", "Val", "Test"):
+        assert len(read_benchmark(tmp_path / "out" / split)) == sum(len(lines) for name, lines in got.items() if name.startswith(split))
+    table = json.loads((tmp_path / "out" / "counts.json").read_text(encoding="utf-8"))["table"]
+    assert "1 with a blank option" in next(row["why"] for row in table if row["language"] == "Japanese" and row["split"] == "Train")
 
 
 @real

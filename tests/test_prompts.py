@@ -107,7 +107,7 @@ def test_keys_without_ids_are_stable_and_unique(tmp_path):
         (row(options={"A": "a", "C": "c"}), "option letters"),
         (row(options={"B": "b", "A": "a"}), "option letters"),
         (row(options={"a": "a", "b": "b"}), "option letters"),
-        (row(options={"A": "a", "B": ""}), "option B must be"),
+        (row(options={"A": "", "B": "\u3000"}), "no option has a text"),
         (row(options={"A": "a", "B": 3}), "option B must be"),
         (row(rationale=3), "'rationale' must be"),
         (row(human_checked="yes"), "'human_checked' must be"),

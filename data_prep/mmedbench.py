@@ -1,6 +1,6 @@
 """The benchmark from its public sources, in MMedBench's layout, with every count held against the paper's.
 
-In: exam files as their authors publish them (`data_prep.exam_sources` reads each form), the released MMedBench
+In: exam files as their authors publish them (`data_prep.exam_sources` and `exam_others` read each form), the released MMedBench
 (`data_prep.exam_release`), or any CSV or JSONL of multiple-choice questions through `--map`. Out, in the folder --out:
 
     Train/English.jsonl ... Test/Spanish.jsonl   one item a line: question, options {"A": ...}, answer_idx "A,C", rationale,
@@ -32,6 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep import exam_others as other
 from data_prep import exam_sources as read
 from data_prep.exam_counts import PAPER, SPLITS, Tally, format_table, table_row
 from data_prep.exam_release import MAX_ARCHIVE_GB, read_mmedbench
@@ -65,15 +66,15 @@ def known_sources(language: str | None = None, mapping: dict[str, str] | None = 
         "rumeddanet": Source(read.read_rumeddanet, "RuMedDaNet, JSONL", None, True),
         "headqa": Source(partial(read.read_headqa, code="es", language="Spanish"), "HEAD-QA, Spanish", head, True),
         "headqa-en": Source(partial(read.read_headqa, code="en", language="English"), "HEAD-QA, its English translation", head),
-        "medmcqa": Source(read.read_medmcqa, "MedMCQA", "MIT"),
-        "pubmedqa": Source(read.read_pubmedqa, "PubMedQA, labelled part (ori_pqal.json)", "MIT"),
-        "mmlu": Source(read.read_mmlu, "MMLU, the paper's six medical subjects", "MIT"),
-        "jmmlu-med": Source(partial(read.read_custom, source="jmmlu-med", language="Japanese", mapping=jmmlu,
+        "medmcqa": Source(other.read_medmcqa, "MedMCQA", "MIT"),
+        "pubmedqa": Source(other.read_pubmedqa, "PubMedQA, labelled part (ori_pqal.json)", "MIT"),
+        "mmlu": Source(other.read_mmlu, "MMLU, the paper's six medical subjects", "MIT"),
+        "jmmlu-med": Source(partial(other.read_custom, source="jmmlu-med", language="Japanese", mapping=jmmlu,
                                     encodings=("utf-8-sig", "cp932")), "JMMLU-Med, CSV", "CC BY-SA 4.0"),
-        "apollo": Source(partial(read.read_apollo, language=language), "CMB, CMExam, CMMLU, MedQA ... in Apollo's form"),
+        "apollo": Source(partial(other.read_apollo, language=language), "CMB, CMExam, CMMLU, MedQA ... in Apollo's form"),
         "rumedtest": Source(read.read_rumedtest, "RuMedTest: refused, it has no answers"),
         "mmedbench": Source(partial(read_mmedbench, max_gb=max_gb), "the released MMedBench, zip or folder", None, True),
-        "custom": Source(partial(read.read_custom, source=None, language=language or "", mapping=mapping or {},
+        "custom": Source(partial(other.read_custom, source=None, language=language or "", mapping=mapping or {},
                                  encodings=(encoding,)), "any CSV, JSONL or JSON array, with --map and --language"),
     }
 

@@ -23,12 +23,12 @@ METHOD = ROOT / "docs" / "method.md"
 LAYERS = [
     ["errors"],
     ["files", "languages", "languages.*"],
-    ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "metrics", "published", "plots", "bpe", "chat"],
+    ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "bpe", "chat"],
     ["tokenizer", "model", "safe"],
     ["families", "data", "distributed"],
     ["lora", "results"],  # results: what an evaluation writes; decoding shares its journal
     ["checkpoint"],
-    ["export", "vocabulary", "generate", "run_folder"],
+    ["export", "vocabulary", "generate", "api", "run_folder"],
     ["train", "eval", "report_data", "report_tables", "report"],
     ["data_prep.*"],
 ]

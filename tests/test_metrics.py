@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from mmed import metrics
+from mmed import metrics, overlap
 from mmed.metrics import Score, bleu, bleu_orders, corpus_bleu, kendall_tau, rouge_l, rouge_n, rouge_package
 
 EXACT = 1e-12
@@ -139,8 +139,8 @@ def test_tie_rule_of_the_rouge_package_token_by_token(rng):
         alphabet = [f"t{i}" for i in range(rng.choice([2, 4, 9, 25]))]
         x, y = ([rng.choice(alphabet) for _ in range(rng.randint(1, 70))] for _ in range(2))
         expected = rouge_score._recon_lcs(x, y)._ngrams
-        assert metrics._lcs_tokens(x, metrics._positions(y), len(y)) == expected, (x, y)
-        differs += metrics._lcs_tokens(y, metrics._positions(x), len(x)) != expected  # another walk, other tokens
+        assert overlap._lcs_tokens(x, overlap._positions(y), len(y)) == expected, (x, y)
+        differs += overlap._lcs_tokens(y, overlap._positions(x), len(x)) != expected  # another walk, other tokens
     assert differs > 20
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmed.overlap import (  # noqa: F401: scores are asked for here, wherever they are computed
+# Scores are asked for here, wherever they are computed.
+from mmed.overlap import (  # noqa: F401
     Rouge,
     bleu,
     bleu_from_matches,

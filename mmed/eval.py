@@ -2,6 +2,7 @@
 
     python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME
     python -m mmed.eval --model FOLDER --adapter FOLDER --data MMedBench/Test --out results/NAME --setting finetuned --scoring both
+    python -m mmed.eval --api MODEL_NAME [--base-url URL] --data MMedBench/Test --out results/NAME       (mmed/api.py; the only use of the network)
 
     items -> prompts (mmed/prompts.py) -> rounds of items: decode, score answer strings -> rows -> tables and files (mmed/results.py)
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -152,7 +154,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     from mmed.results import RESULTS_VERSION, facts_that_differ, file_hash, load_results, model_fingerprint
 
     items = limit_items(read_benchmark(options.data), options.limit)
-    if not Path(options.model).is_dir():
+    if not options.api and not Path(options.model).is_dir():
         raise UserError(f"{options.model}: no such model folder")
     for name in {item.language for item in items}:  # a language or a package that is missing is said before hours of decoding
         language = get_language(name)
@@ -160,10 +162,12 @@ def evaluate(options: argparse.Namespace) -> dict:
             language.official_words("x")
     settings = {name: getattr(options, name) for name in ("setting", "style", "mode", "scoring", "shots", "seed", "max_new_tokens", "stop", "words",
                                                           "limit", "slots", "too_long", "dtype")}
-    facts = settings | {"model": model_fingerprint(options.model, options.adapter), "data": file_hash(options.data),
+    if options.api:  # nothing is decoded here
+        settings = {name: value for name, value in settings.items() if name not in ("slots", "too_long", "dtype")}
+    facts = settings | {"model": options.server.facts() if options.api else model_fingerprint(options.model, options.adapter), "data": file_hash(options.data),
                         "train": file_hash(options.train) if options.shots else None,
                         "versions": f"results {RESULTS_VERSION}, parser {PARSER_VERSION}, metrics {METRICS_VERSION}"}
-    settings |= {"model": str(options.model), "adapter": options.adapter, "data": str(options.data), "train": options.train}
+    settings |= {"model": options.api or str(options.model), "adapter": options.adapter, "data": str(options.data), "train": options.train}
     out = Path(options.out)
     if (out / "results.json").exists() and not options.force:
         before, _ = load_results(out)
@@ -172,7 +176,7 @@ def evaluate(options: argparse.Namespace) -> dict:
         (out / "predictions.jsonl.partial").unlink(missing_ok=True)  # killed after its last file
         print(f"{out} is complete; nothing to do (--force runs it again)", file=sys.stderr)
         return before["summary"]
-    return _evaluate(items, options, settings, facts, out)
+    return (_evaluate_api if options.api else _evaluate)(items, options, settings, facts, out)
 
 
 def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: dict, out: Path) -> dict:
@@ -201,9 +205,53 @@ def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: d
     return summary
 
 
+def _evaluate_api(items: list, options: argparse.Namespace, settings: dict, facts: dict, out: Path) -> dict:
+    """The same over an API. api_calls.jsonl keeps every answer by its request, so none is asked for twice, whatever is scored anew."""
+    from tqdm import tqdm
+
+    from mmed import api
+    from mmed.prompts import build_few_shot, build_messages, pick_examples, read_benchmark
+    from mmed.results import text_row, write_results
+
+    train = read_benchmark(options.train) if options.shots else []
+    questions, requests = [], []
+    for item in items:
+        for mode in sorted(modes_of(options)):
+            rationale = mode == "rationale"
+            shots = pick_examples(train, item, options.shots, options.seed, rationale) if options.shots else []
+            if options.completions:
+                prompt = build_few_shot(item, shots, rationale, options.style)
+                requests.append(api.request(options.server, prompt, token_limit(mode, options)))
+            else:  # without the short limit of answers: a chat model ends by itself, and one that thinks first needs the room
+                messages = build_messages(item, rationale, options.style, shots)
+                prompt = json.dumps(messages, ensure_ascii=False) if shots else messages[0]["content"]
+                requests.append(api.request(options.server, messages, options.max_new_tokens))
+            questions.append(Question(item, mode, prompt, []))
+    store = api.CallStore(out / "api_calls.jsonl")
+    (out / "results.json").unlink(missing_ok=True)
+    with tqdm(total=len(requests), disable=not options.progress, unit=" answer", dynamic_ncols=True, mininterval=0.5) as bar:
+        replies = api.ask(options.server, requests, store, on_done=lambda _: bar.update(),
+                          labels=[f"item {question.item.key} ({question.item.language})" for question in questions])
+    rows = []
+    for question, reply in zip(questions, replies):
+        text = cut_at_answer(reply["text"]) if options.stop == "answer" else reply["text"]
+        row = text_row(question.item, question.mode, question.prompt_hash, text, options.words)
+        rows.append(row | {"new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"]})
+    counts = api.usage(replies)
+    print(f"{counts['calls']:,} answers, {len(store.new):,} of them asked for now; tokens in {counts['prompt_tokens']:,}, out {counts['completion_tokens']:,}; "
+          f"texts ended with {', '.join(f'{reason}: {n:,}' for reason, n in counts['finish_reasons'].items())}", file=sys.stderr)
+    prompts = {(question.item.key, question.mode): question.prompt for question in questions}
+    summary = write_results(out, rows, prompts, facts, settings | {"api": options.server.facts() | counts})
+    store.close([api.request_key(options.server, body) for body in requests])
+    return summary
+
+
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m mmed.eval", allow_abbrev=False, description="Put a model through MMedBench.")
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder (config.json, *.safetensors, tokenizer)")
+    from mmed.api import add_api_options, server_from
+
+    parser = argparse.ArgumentParser(prog="python -m mmed.eval", allow_abbrev=False, description="Put a model through MMedBench. "
+                                     "The network is used only with --api.")
+    parser.add_argument("--model", metavar="FOLDER", help="model folder (config.json, *.safetensors, tokenizer)")
     parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to merge into it")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="exam items: a folder of JSONL files, or one file")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="result folder")
@@ -226,6 +274,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU, else float32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--force", action="store_true", help="replace results of another model, data or settings")
+    add_api_options(parser)
     options = parser.parse_args(arguments)
     options.setting = options.setting or ("few-shot" if options.shots else "zero-shot")
     options.stop = options.stop or ("end" if options.style == "official" else "answer")
@@ -235,6 +284,14 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UsageError("--slots and --max_new_tokens must be 1 or more, --limit and --shots 0 or more")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
         raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
+    if bool(options.model) == bool(options.api):
+        raise UsageError("give either --model FOLDER or --api MODEL_NAME")
+    if options.api:
+        if options.scoring != "generate":
+            raise UsageError(f"--scoring {options.scoring}: an API does not tell how likely a given text is; score by generation, or use --model FOLDER")
+        if options.adapter:
+            raise UsageError("--adapter: goes with --model; a server has its own way to load one")
+        options.server = server_from(options, options.seed)
     options.progress = sys.stderr.isatty()
     return options
 

@@ -40,8 +40,9 @@ from typing import Any
 import numpy as np
 
 from data_prep import minhash
-from data_prep.documents import Document, Funnel, find_inputs, read_documents
+from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.steps import (
+    READING,
     ShardWriter,
     add_shard_arguments,
     fingerprint,
@@ -49,6 +50,7 @@ from data_prep.steps import (
     one_run,
     print_funnel,
     process_shard,
+    read_shard,
     refuse_strangers,
     run_jobs,
     shard_names,
@@ -82,8 +84,8 @@ def band_shape(threshold: float, bins: int) -> tuple[int, int]:
 
 def sign_shard(path: Path, name: str, folder: Path, options: dict[str, Any]) -> int:
     """Write the signatures of one input file unless they are there; returns the number of documents."""
-    mark = fingerprint(path, {"step": "sign", "version": minhash.VERSION, "unicode": unicodedata.unidata_version,
-                              "strict": options.get("strict", False)})
+    reading = {key: options[key] for key in READING if key in options}
+    mark = fingerprint(path, {"step": "sign", "version": minhash.VERSION, "unicode": unicodedata.unidata_version, **reading})
     done = folder / f"{name}.json"
     if done.exists() and (record := read_json(done)).get("fingerprint") == mark:
         return record["documents"]
@@ -91,7 +93,7 @@ def sign_shard(path: Path, name: str, folder: Path, options: dict[str, Any]) -> 
     parts: list[minhash.Signatures] = []
     facts: list[tuple[int, int]] = []  # characters and hash of the whole record
     ids: list[str] = []
-    for batch in _batches(read_documents(path, Funnel(), strict=options.get("strict", False))):
+    for batch in _batches(read_shard(path, Funnel(), options)):
         parts.append(minhash.signatures([document.text for document in batch]))
         facts += [(len(document.text), _record_hash(document)) for document in batch]
         ids += [document.id for document in batch]
@@ -224,7 +226,7 @@ def shingle_shard(path: Path, rows: list[int], target: Path, options: dict[str, 
     """Write the shingle hashes of some documents of one input file, one after the other; returns how many each has."""
     wanted, sizes = set(rows), []
     with atomic_write(target, "wb") as file:
-        for row, document in enumerate(read_documents(path, Funnel(), strict=options.get("strict", False))):
+        for row, document in enumerate(read_shard(path, Funnel(), options)):
             if row in wanted:
                 hashes = minhash.shingle_hashes(document.text)
                 file.write(hashes.astype("<u4").tobytes())

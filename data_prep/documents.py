@@ -1,8 +1,10 @@
 """The document: reading it from any corpus file, writing it as JSON lines, counting what fell on the way.
 
-In:  .jsonl .jsonl.gz .jsonl.zst (extra zstd) with one object a line: text, language, source, id, meta (free); only text must
-     be there, `lang` stands for language, unknown keys go into meta. .parquet (extra parquet) with a column `text`.
-     .txt: one document a file. Wikiextractor's form (<doc id= url= title=>) in .txt or without suffix.
+In:  .jsonl, one object a line: text, language, source, id, meta (free); only text must be there, `lang` stands for language,
+     `license` for licence, unknown keys go into meta. .parquet (extra parquet) with a column `text` and the same others.
+     .txt: one document a file, or with `paragraphs` one document between blank lines; or Wikiextractor's form (<doc id= url=
+     title=>), also in files without suffix. .xml: MediaWiki's dump (data_prep/wiki_dump.py), also NAME.xml-p1p41242.bz2.
+     All but parquet also as .gz, .bz2 or .zst (extra zstd).
 Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason (`Funnel`).
 
 Memory holds one document or batch, whatever the size of the corpus. A line that cannot be used is counted under its reason
@@ -14,27 +16,26 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import html
 import io
 import json
-import math
 import re
 import sys
 import unicodedata
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from data_prep.formats import BadLine, read_jsonl, read_parquet, read_text, read_xml
 from mmed.errors import UserError, require_extra
 from mmed.files import atomic_write
 
 FORMAT_VERSION = 1  # raise it when the same input gives other output: finished shards are then redone
-MAX_LINE_BYTES = 1 << 29  # a longer line is refused, so that no bomb fills the memory
 EXAMPLES = 5  # places shown for each reason
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
-DAMAGED = "file truncated or damaged"
+PACKED = (".gz", ".bz2", ".zst")
+SUFFIXES = (".parquet", *(kind + packed for kind in (".jsonl", ".txt", ".xml") for packed in ("", *PACKED)))
+FORMS = ".jsonl, .txt, .xml, each also .gz, .bz2 or .zst; .parquet"  # SUFFIXES as a person reads them
+_PART = re.compile(r"-p\d+p\d+(?=\.bz2$)")  # frwiki-20250101-pages-articles1.xml-p1p306134.bz2
 
 
 @dataclass(slots=True)
@@ -127,18 +128,14 @@ class Funnel:
 # ---- reading ----------------------------------------------------------------------------------------------------------
 
 
-class _BadLine(ValueError):
-    """A line that cannot be used; the message is the reason it is counted under."""
-
-
 def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Files as given, folders by their corpus files in sorted order; a path that gives nothing is an error."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and _PART.sub("", p.name).endswith(suffixes))
             if not inside:
-                raise UserError(f"{path}: no corpus file in this folder (looked for {', '.join(suffixes)})")
+                raise UserError(f"{path}: no corpus file in this folder (looked for {FORMS if suffixes == SUFFIXES else ', '.join(suffixes)})")
             found += inside
         elif path.is_file():
             found.append(path)
@@ -154,14 +151,15 @@ def shard_name(path: Path) -> str:
     'en_part_00000'
     """
     name = path.name
-    for suffix in (".gz", ".zst", ".jsonl", ".parquet", ".txt"):
+    for suffix in (*PACKED, ".jsonl", ".parquet", ".txt", ".xml"):
         name = name.removesuffix(suffix)
     return name or path.name
 
 
-def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
-                   strict: bool = False) -> Iterator[Document]:
-    """Yield the documents of one file with constant memory; `language` and `source` fill in where the file says nothing.
+def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "", licence: str = "",
+                   paragraphs: bool = False, strict: bool = False) -> Iterator[Document]:
+    """Yield the documents of one file with constant memory; `language`, `source` and `licence` (in meta) fill in where the
+    file says nothing. `paragraphs`: what stands between blank lines of a text file is a document, not the whole file.
 
     Lines that cannot be used are counted in `funnel` (without one, a summary goes to stderr) or, with strict, raise.
     """
@@ -169,25 +167,33 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
     counts = funnel if funnel is not None else Funnel()
     before = {reason: entry["documents"] for reason, entry in counts.dropped.items()}
 
-    def bad(reason: str, number: int, size: int) -> None:
-        where = f"{path}:{number}" if number else str(path)
-        if strict:
-            raise UserError(f"{where}: {reason}; mend the file or leave out --strict to drop and count such lines")
-        counts.drop(reason, size, where)
+    def skip(reason: str, number: int, size: int) -> None:
+        counts.drop(reason, size, f"{path}:{number}" if number else str(path))
 
+    def bad(reason: str, number: int, size: int) -> None:
+        if strict:
+            where = f"{path}:{number}" if number else str(path)
+            raise UserError(f"{where}: {reason}; mend the file or leave out --strict to drop and count such lines")
+        skip(reason, number, size)
+
+    kind = _PART.sub("", path.name)
+    for packed in PACKED:
+        kind = kind.removesuffix(packed)
     if path.name.endswith(".parquet"):
-        records = _read_parquet(path, bad)
-    elif path.name.endswith((".txt", ".txt.gz")) or "." not in path.name:
-        records = _read_text(path, bad)
-    elif ".jsonl" in path.suffixes[-2:]:
-        records = _read_jsonl(path, bad)
+        records = read_parquet(path, bad)
+    elif kind.endswith(".jsonl"):
+        records = read_jsonl(path, bad)
+    elif kind.endswith(".xml"):
+        records = read_xml(path, bad, skip)
+    elif kind.endswith(".txt") or "." not in kind:
+        records = read_text(path, bad, paragraphs)
     else:
-        raise UserError(f"{path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: unknown kind of file; known are {FORMS}")
     name = shard_name(path)
     for number, record in records:
         try:
-            yield _document(record, f"{name}:{number}", language, source)
-        except _BadLine as error:
+            yield _document(record, f"{name}:{number}", language, source, licence)
+        except BadLine as error:
             bad(str(error), number, len(record["text"]) if isinstance(record.get("text"), str) else 0)
     if funnel is None:
         for reason, entry in counts.dropped.items():
@@ -195,211 +201,31 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
                 print(f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})", file=sys.stderr)
 
 
-def _document(record: dict[str, Any], default_id: str, language: str, source: str) -> Document:
+def _document(record: dict[str, Any], default_id: str, language: str, source: str, licence: str) -> Document:
     text = record.get("text")
     if not isinstance(text, str):
-        raise _BadLine("no text" if text is None else "text is not a string")
+        raise BadLine("no text" if text is None else "text is not a string")
     text = normalise_text(text)
     if not text.strip():
-        raise _BadLine("empty text")
+        raise BadLine("empty text")
     meta = record.get("meta")
     if meta is not None and not isinstance(meta, dict):
-        raise _BadLine("meta is not an object")
+        raise BadLine("meta is not an object")
     meta = dict(meta or {})
     values = {"language": language, "source": source, "id": default_id}
     for key, value in record.items():
         if key in ("text", "meta") or value is None:
             continue
-        known = "language" if key == "lang" else key
+        known = {"lang": "language", "license": "licence"}.get(key, key)
         if known not in values:
-            meta.setdefault(key, value)
+            meta.setdefault(known, value)
         elif isinstance(value, str) or (known == "id" and type(value) is int):
             values[known] = normalise_text(str(value)) or values[known]
         else:
-            raise _BadLine(f"{known} is not a string")
+            raise BadLine(f"{known} is not a string")
+    if licence:
+        meta.setdefault("licence", licence)
     return Document(text, values["language"], values["source"], values["id"], meta)
-
-
-class _Unpacked(io.RawIOBase):
-    """A compressed file that ends where it is damaged, and says so: all that could be unpacked before is still given."""
-
-    def __init__(self, file: Any, kinds: tuple[type[BaseException], ...]):
-        self._under, self._kinds, self.damaged = file, kinds, False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = b"" if self.damaged else self._under.read1(len(buffer))
-        except self._kinds:
-            self.damaged, data = True, b""
-        buffer[:len(data)] = data
-        return len(data)
-
-
-@contextlib.contextmanager
-def _open_bytes(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], bool]]]:
-    """The unpacked bytes, and a question to ask at their end: was the file damaged?"""
-    with contextlib.ExitStack() as stack:
-        raw = stack.enter_context(open(path, "rb"))
-        if path.name.endswith(".gz"):
-            unpacked = _Unpacked(stack.enter_context(gzip.GzipFile(fileobj=raw)), (EOFError, gzip.BadGzipFile, zlib.error))
-        elif path.name.endswith(".zst"):
-            zstandard = require_extra("zstandard", "zstd")
-            unpacked = _Unpacked(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True), (zstandard.ZstdError,))
-        else:
-            yield raw, lambda: False
-            return
-        yield io.BufferedReader(unpacked, 1 << 20), lambda: unpacked.damaged
-
-
-def _read_jsonl(path: Path, bad: Callable[[str, int, int], None]) -> Iterator[tuple[int, dict]]:
-    number = 0
-    with _open_bytes(path) as (file, damaged):
-        while line := file.readline(MAX_LINE_BYTES):  # bytes end at \n only: U+2028 and \r split nothing
-            number += 1
-            if not line.endswith(b"\n") and damaged():  # the line that the damage cut
-                break
-            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-                bad(f"line longer than {MAX_LINE_BYTES >> 20} MiB", number, 0)
-                continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                record = _parse(line)
-            except _BadLine as error:
-                bad(str(error), number, len(line))
-            else:
-                yield number, record
-        if damaged():
-            bad(DAMAGED, max(number, 1), 0)
-
-
-def _parse(line: bytes) -> dict:
-    try:
-        record = _DECODER.decode(line.decode("utf-8").strip())
-    except UnicodeDecodeError:
-        raise _BadLine("not UTF-8") from None
-    except RecursionError:
-        raise _BadLine("nested too deeply") from None
-    except _BadLine:
-        raise
-    except ValueError:
-        raise _BadLine("not JSON") from None
-    if not isinstance(record, dict):
-        raise _BadLine("not an object")
-    return record
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise _BadLine("duplicate key")
-    return record
-
-
-def _constant(name: str) -> float:
-    raise _BadLine("NaN or infinity")
-
-
-def _float(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise _BadLine("NaN or infinity")
-    return value
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant, parse_float=_float)
-
-
-def _read_parquet(path: Path, bad: Callable[[str, int, int], None]) -> Iterator[tuple[int, dict]]:
-    pyarrow = require_extra("pyarrow", "parquet")
-    parquet = require_extra("pyarrow.parquet", "parquet")
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                raise UserError(f"{path}: no column 'text' (there are: {', '.join(file.schema_arrow.names)})")
-            for batch in file.iter_batches(batch_size=256):
-                for record in _json_rows(batch):
-                    number += 1
-                    yield number, record
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
-        bad(DAMAGED, number + 1, 0)
-
-
-def _json_rows(batch: Any) -> list[dict]:
-    """Rows as JSON values: dates, decimals and bytes of free columns become text."""
-    rows = batch.to_pylist()
-    plain = (str, int, bool, type(None))
-    return [{key: value if isinstance(value, plain) or (isinstance(value, float) and math.isfinite(value))
-             else _plain(value) for key, value in row.items()} for row in rows]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return None  # NaN is how parquet files from data frames say "missing"
-    if isinstance(value, list | dict):
-        return json.loads(json.dumps(value, default=str, allow_nan=True), parse_constant=lambda name: None)
-    return str(value)
-
-
-_WIKI_DOC = re.compile(rb'<doc\s+id="(?P<id>[^"]*)"\s+url="(?P<url>[^"]*)"\s+title="(?P<title>[^"]*)"[^>]*>\s*$')
-
-
-def _read_text(path: Path, bad: Callable[[str, int, int], None]) -> Iterator[tuple[int, dict]]:
-    """A plain file is one document; a file that begins with <doc id= is Wikiextractor's, one document a <doc>."""
-    with _open_bytes(path) as (file, damaged):
-        first = file.readline(MAX_LINE_BYTES)
-        if head := _WIKI_DOC.match(first):
-            yield from _read_wiki(file, head, bad)
-            if damaged():
-                bad(DAMAGED, 0, 0)
-            return
-        body = first + file.read(MAX_LINE_BYTES)
-        if file.read(1):
-            bad(f"text longer than {MAX_LINE_BYTES >> 20} MiB", 0, 0)
-        elif damaged():
-            bad(DAMAGED, 0, len(body))
-        else:
-            try:
-                yield 1, {"text": body.decode("utf-8-sig")}
-            except UnicodeDecodeError as error:
-                bad("not UTF-8", body.count(b"\n", 0, error.start) + 1, len(body))
-
-
-def _read_wiki(file: IO[bytes], first: re.Match[bytes], bad: Callable[[str, int, int], None]) -> Iterator[tuple[int, dict]]:
-    head: re.Match[bytes] | None = first
-    start, lines = 1, []
-    for number, line in enumerate(file, 2):
-        if opened := _WIKI_DOC.match(line):
-            if head:
-                bad("<doc> is not closed", start, sum(map(len, lines)))
-            start, head, lines = number, opened, []
-        elif line.strip() == b"</doc>" and head:
-            yield from _wiki_document(head, lines, start, bad)
-            head = None
-        elif head:
-            lines.append(line)
-        elif line.strip():
-            bad("text outside <doc>", number, len(line))
-    if head:
-        bad("<doc> is not closed", start, sum(map(len, lines)))
-
-
-def _wiki_document(head: re.Match[bytes], lines: list[bytes], number: int, bad: Callable) -> Iterator[tuple[int, dict]]:
-    try:
-        attributes = {key: html.unescape(value.decode("utf-8")) for key, value in head.groupdict().items()}
-        text = b"".join(lines).decode("utf-8").strip()
-    except UnicodeDecodeError:
-        bad("not UTF-8", number, sum(map(len, lines)))
-    else:
-        yield number, {"text": text, "id": attributes.pop("id"), "meta": attributes}
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------------

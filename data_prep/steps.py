@@ -43,6 +43,7 @@ from typing import Any
 
 from data_prep.documents import (
     FORMAT_VERSION,
+    FORMS,
     SUFFIXES,
     Document,
     Funnel,
@@ -85,9 +86,11 @@ Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]
 
 
 def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
-    """The reader of steps over documents: what `shard_options` put into the options, and the file's own lines."""
-    return read_documents(path, funnel, language=options.get("language", ""), source=options.get("source", ""),
-                          strict=options.get("strict", False))
+    """The reader of steps over documents, with what `shard_options` put into the options."""
+    return read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
+
+
+READING = ("language", "source", "licence", "paragraphs", "strict")  # the options that say how a file is read
 
 
 def keep_all(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
@@ -264,17 +267,22 @@ def remove_leftovers(out: Path) -> None:
 
 def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES) -> None:
     """The options that every step over shards has."""
-    parser.add_argument("inputs", nargs="+", metavar="IN", help=f"files ({', '.join(suffixes)}) or folders of them")
+    kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
+    parser.add_argument("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
     parser.add_argument("--out", required=out_required, help="folder for kept/, dropped/, shards/ and funnel.json")
     parser.add_argument("--workers", type=int, default=1, help="processes, one shard each at a time (default: %(default)s)")
     parser.add_argument("--source", default="", help="source to write where a document names none (web, book, site, corpus)")
+    parser.add_argument("--licence", default="", help="licence to write (meta.licence) where a document names none")
+    if suffixes == SUFFIXES:
+        parser.add_argument("--paragraphs", action="store_true", help="in .txt files a document ends at a blank line, not at the file's end")
     parser.add_argument("--suffix", default=".jsonl.gz", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"), help="form of the output")
     parser.add_argument("--strict", action="store_true", help="stop at the first line that cannot be used")
 
 
 def shard_options(arguments: Any) -> dict[str, Any]:
     """Of these arguments, what a shard's output depends on."""
-    return {"source": arguments.source, "suffix": arguments.suffix, "strict": arguments.strict}
+    names = ("source", "licence", "paragraphs", "suffix", "strict")
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
 def print_funnel(funnel: Funnel, title: str) -> None:

@@ -20,8 +20,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.documents import Document, Funnel, find_inputs, read_documents
-from data_prep.steps import add_shard_arguments, fingerprint, run_jobs, shard_names
+from data_prep.documents import Document, Funnel, find_inputs
+from data_prep.steps import add_shard_arguments, fingerprint, read_shard, run_jobs, shard_names
 from mmed.errors import UserError, main_guard
 from mmed.files import read_json, write_json
 
@@ -46,7 +46,7 @@ def tokenize_part(path: Path, name: str, folder: Path, options: dict) -> dict:
     done.unlink(missing_ok=True)
     funnel = Funnel()
     writers = [StreamWriter(folder / (name + suffix), tokenizer.vocab_size, tokenizer.fingerprint) for suffix in ("", HELD_OUT)]
-    for document in read_documents(path, funnel, language=options["language"], source=options["source"], strict=options["strict"]):
+    for document in read_shard(path, funnel, options):
         if not document.text.strip():
             funnel.drop("no text", len(document.text), document.id)
             continue
@@ -85,7 +85,7 @@ def join(parts: list[Path], prefix: Path, extra: dict) -> dict | None:
 
 
 def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: str | Path, *, held_out: float = 0.0, workers: int = 1,
-                    language: str = "", source: str = "", strict: bool = False) -> dict:
+                    language: str = "", source: str = "", paragraphs: bool = False, strict: bool = False) -> dict:
     """Make the stream `out`; returns its side file's content."""
     from mmed.tokenizer import load_tokenizer
 
@@ -94,7 +94,8 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     loaded = load_tokenizer(tokenizer)  # a wrong folder is found here, before processes are started
     if loaded.eos_id is None:
         raise UserError(f"{tokenizer}: this tokenizer has no end-of-sequence token, which every document ends with")
-    options = {"tokenizer": str(tokenizer), "held_out": held_out, "language": language, "source": source, "strict": strict}
+    options = {"tokenizer": str(tokenizer), "held_out": held_out, "language": language, "source": source, "paragraphs": paragraphs,
+               "strict": strict}
     names = shard_names(paths)
     marks = [fingerprint(path, {**options, "tokenizer": loaded.fingerprint}) for path in paths]
     whole = hashlib.sha256("".join(marks).encode()).hexdigest()
@@ -134,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="share of the documents to put into NAME-held-out instead")
     options = parser.parse_args(arguments)
     meta = tokenize_corpus(options.inputs, options.tokenizer, options.out, held_out=options.held_out, workers=options.workers,
-                           language=options.language, source=options.source, strict=options.strict)
+                           language=options.language, source=options.source, paragraphs=options.paragraphs, strict=options.strict)
     print(count_table(meta["counts"]))
     return 0
 

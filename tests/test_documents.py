@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import DAMAGED, Document, Funnel, find_inputs, json_line, normalise_text, read_documents
+from data_prep.documents import Document, Funnel, find_inputs, json_line, normalise_text, read_documents
+from data_prep.formats import DAMAGED
 from data_prep.steps import ShardWriter, process_shards, shard_names
 from mmed.errors import UserError
 

@@ -541,3 +541,76 @@ def test_help_says_when_the_network_is_used(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "The network is used only with --api." in " ".join(capsys.readouterr().out.split())
+
+
+# -------------------------------------------------------------------------------------------------------- a real server
+
+SERVE = """
+import sys
+from transformers.cli.transformers import main
+sys.argv = ["transformers", "serve", sys.argv[1], "--host", "127.0.0.1", "--port", sys.argv[2], "--device", "cpu"]
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A random Llama with a byte-level tokenizer in a folder, and `transformers serve` before it: (folder, URL)."""
+    for package in ("transformers", "fastapi", "uvicorn", "tokenizers"):
+        pytest.importorskip(package, reason=f"transformers serve needs {package}")
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("served")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.train_from_iterator(["###Answer: OPTION A IS CORRECT. ###Rationale: fever cough pain liver heart drug"] * 5, trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(fast), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                                 num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.3, bos_token_id=0,
+                                 eos_token_id=1)).save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-c", SERVE, str(folder), str(port)], env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, process.stderr.read().decode()[-2000:]
+                time.sleep(0.1)
+        yield folder, f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_real_server_writes_what_local_decoding_of_the_same_folder_writes(served, exams, tmp_path):
+    folder, url = served
+    both = ["--data", str(exams / "Test"), "--max_new_tokens", "20", "--limit", "3", "--shots", "1", "--train", str(exams / "Train")]
+    main(["--model", str(folder), "--dtype", "float32", "--device", "cpu", "--out", str(tmp_path / "local"), *both])
+    main(["--api", str(folder), "--base-url", url, "--completions", "--out", str(tmp_path / "api"), *both])
+    local, remote = (list(load_results(tmp_path / name)[1]) for name in ("local", "api"))
+    assert len(local) == 12 and len({row["text"] for row in local}) > 6
+    for row, other in zip(local, remote, strict=True):
+        assert other.pop("finish_reason") in ("length", "stop") and row.pop("new_tokens") == other.pop("new_tokens")
+        assert row == other
+
+
+def test_a_real_server_answers_chat_and_names_a_model_that_it_does_not_have(served, exams, tmp_path):
+    folder, url = served
+    main(["--api", str(folder), "--base-url", url, "--data", str(exams / "Test"), "--out", str(tmp_path / "out"), "--max_new_tokens", "8", "--limit", "2"])
+    own, rows = load_results(tmp_path / "out")
+    assert len(list(rows)) == 8 and own["settings"]["api"]["completion_tokens"] > 0 and str(folder) in own["settings"]["api"]["models"][0]
+    with pytest.raises(UserError, match=r"\((400|404|422)\)|tries") as caught:
+        main(["--api", "no/such-model", "--base-url", url, "--data", str(exams / "Test"), "--out", str(tmp_path / "none"), "--retries", "0"])
+    assert "\n" not in str(caught.value)

@@ -19,7 +19,8 @@ from mmed import metrics
 from mmed.errors import UsageError, UserError
 from mmed.files import read_json, read_jsonl
 from mmed.languages import get_language
-from mmed.results import COLUMNS, file_hash, language_order, load_results
+from mmed.results import file_hash, load_results
+from mmed.summary import COLUMNS, language_order
 
 SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine-tuning", "full": "Full fine-tuning"}
 NAME_LIMIT, TEXT_LIMIT, OPTION_LIMIT = 80, 4000, 26  # characters of a name and of a text, options of a question that are shown

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mmed.published import published
 from mmed.report_data import SETTINGS, Result, one_line
-from mmed.results import COLUMNS, headline_metrics
+from mmed.summary import COLUMNS, shown_metrics
 
 
 @dataclass
@@ -79,8 +79,9 @@ def _text_tables(results: Sequence[Result], languages: list[str], with_published
         kinds.setdefault((one_line(result.settings.get("words") or "default"), result.summary["text_items"]), []).append(result)
     found = []
     for (words, items), rows in kinds.items():
-        for metric in headline_metrics(words):
-            name, definition = metric.split("|")
+        metrics = dict.fromkeys(metric for result in rows for metric in shown_metrics(result.summary, words))
+        for metric in metrics:
+            name, _, definition = metric.partition("|")
             having = [result for result in rows if metric in result.summary["micro"]["text"]]
             if having:
                 table = _table(having, lambda part, metric=metric: part["text"].get(metric), languages)

@@ -1,14 +1,15 @@
 """What an evaluation leaves behind: a journal while it runs, then one result folder.
 
-In: what a model wrote for each exam item. Out, in this order: a journal that survives being killed; rows scored one by one;
-the summary by language; the files of the result folder; `load_results`, which reads such a folder back.
+In: what a model wrote for each exam item. Out, in this order: a journal that survives being killed; rows scored one by one; the files
+of the result folder, with the summary of mmed/summary.py; `load_results`, which reads such a folder back.
 
-    predictions.jsonl                one line per (item, mode): text, parse, gold, scores, and the item itself
-    results.json                     the shape lm-evaluation-harness writes; ours under "mmed": settings, fingerprints, summary
-    multi_choice_results.csv         Language, ModelInput, ModelOutput, GT_Answer of the answer-only run  (MMedBench submission)
-    rationale_results.csv            the same of the run with rationale; GT_Answer is the reference rationale
-    accuracy_metric.csv              exact match in %, a column a language
-    rationale_similarity_metric.csv  BLEU-1..4, ROUGE-1/2/L in %, a column a language
+    predictions.jsonl                  one line per (item, mode): text, parse, gold, scores, and the item itself
+    results.json                       the shape lm-evaluation-harness writes (mmed/harness.py); ours under "mmed": settings, facts, summary
+    samples_mmedbench_LANGUAGE.jsonl   the same answers as that harness keeps them, with the prompts
+    multi_choice_results.csv           Language, ModelInput, ModelOutput, GT_Answer of the answer-only run  (MMedBench submission)
+    rationale_results.csv              the same of the run with rationale, human-checked items only; GT_Answer is the reference rationale
+    accuracy_metric.csv                exact match in %, a column a language
+    rationale_similarity_metric.csv    BLEU-1..4, ROUGE-1/2/L in %: the metric, then a column a language
 
 Modes: "answer" and "rationale" are texts that the model wrote, "loglikelihood" is which answer string it finds likeliest.
 """
@@ -19,33 +20,22 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmed import metrics
-from mmed.answers import PARSER_VERSION, official_match, parse_answer
+from mmed.answers import official_match, parse_answer
 from mmed.errors import UserError
 from mmed.files import atomic_write, read_json, read_jsonl, write_json
-from mmed.languages import PAPER_ORDER, get_language
-from mmed.prompts import ANSWER_FORM, ExamItem
+from mmed.harness import results_value, samples, task_name
+from mmed.languages import get_language
+from mmed.prompts import ExamItem
+from mmed.summary import headline_metrics, summarise
+from mmed.summary import table as table
 
-RESULTS_VERSION = 1  # of the files below; raise it when a key changes its meaning
-MODES = ("answer", "rationale", "loglikelihood")
-TEXT_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
-# What counts as a hit, per column of the accuracy table: mode, key of the row.
-COLUMNS = {"answer": ("answer", "correct"), "rationale": ("rationale", "correct"), "loglikelihood": ("loglikelihood", "correct"),
-           "loglikelihood_norm": ("loglikelihood", "correct_norm"), "official": ("answer", "official_match")}
-SIGNATURES = {
-    "answer": f"accuracy|exact-set|text:answer-only|parser:v{PARSER_VERSION}",
-    "rationale": f"accuracy|exact-set|text:rationale-then-answer|parser:v{PARSER_VERSION}",
-    "loglikelihood": f"accuracy|argmax logP({ANSWER_FORM.format(letters='X')!r} after the answer-only prompt), sum over tokens"
-                     "|X: single letters, or every set of letters where several are right",
-    "loglikelihood_norm": "accuracy|as loglikelihood, divided by the number of tokens",
-    "official": "accuracy|official scorer|text:answer-only",
-}
-
-
+RESULTS_VERSION = 2  # of the files below; raise it when a key changes its meaning
 # ------------------------------------------------------------------------------------------------------------- journal
 
 def round_size(slots: int) -> int:
@@ -222,165 +212,56 @@ def _row(item: ExamItem, mode: str, prompt_hash: str) -> dict:
             "doc": doc | {"extra": item.extra}}
 
 
-# ------------------------------------------------------------------------------------------------------------- summary
-
-def language_order(names: Iterable[str]) -> list[str]:
-    """The paper's six first, then by name."""
-    place = {code: i for i, code in enumerate(PAPER_ORDER)}
-    return sorted(set(names), key=lambda name: (place.get(get_language(name).code, len(place)), name))
-
-
-def accuracy_of(hits: Sequence[bool]) -> dict:
-    right, n = sum(hits), len(hits)
-    low, high = metrics.wilson_interval(right, n)
-    return {"value": right / n, "low": low, "high": high, "right": right, "n": n}
-
-
-def summarise(rows: Sequence[dict]) -> dict:
-    """Accuracy, parse shares and text metrics by language, and macro (mean of languages) and micro (mean of items) averages."""
-    by_language: dict[str, list[dict]] = {}
-    for row in rows:
-        by_language.setdefault(row["language"], []).append(row)
-    checked = any(row["doc"]["human_check_passed"] for row in rows)
-    languages = {name: _language_summary(by_language[name], checked) for name in language_order(by_language)}
-    micro = _language_summary(rows, checked)
-    macro: dict[str, Any] = {"n": micro["n"], "chance": metrics.mean(part["chance"] for part in languages.values()), "accuracy": {}, "text": {}}
-    for column in micro["accuracy"]:
-        counts = {name: (part["accuracy"][column]["right"], part["accuracy"][column]["n"]) for name, part in languages.items()}
-        low, high = metrics.macro_interval(counts)
-        macro["accuracy"][column] = {"value": metrics.mean(k / n for k, n in counts.values()), "low": low, "high": high}
-    texts = [row for row in rows if row["mode"] == "rationale" and counts_for_text(row, checked)]
-    for metric in micro["text"]:
-        values, groups = [], []
-        for row in texts:
-            values += [value for name, value in row["scores"].items() if metric_name(name) == metric]
-            groups.append(row["language"])
-        score = metrics.summarize(values, metric, seed=0, groups=groups)
-        macro["text"][metric] = {"value": float(score), "low": score.low, "high": score.high, "n": score.n}
-    signatures = {column: SIGNATURES[column] for column in micro["accuracy"]}
-    for row in texts:
-        for name in row["scores"]:
-            signatures.setdefault(metric_name(name), {})[row["language"]] = name
-    return {"languages": languages, "macro": macro, "micro": micro, "signatures": signatures,
-            "text_items": "human_check_passed" if checked else "all with a reference rationale"}
-
-
-def metric_name(signature: str) -> str:
-    """Metric and definition without the tokenisation: what can share a row of a table over languages.
-
-    >>> metric_name("ROUGE-L|rouge-f1|tok:space|avg:mean-of-items|v1")
-    'ROUGE-L|rouge-f1'
-    """
-    return "|".join(signature.split("|")[:2])
-
-
-def counts_for_text(row: dict, checked: bool) -> bool:
-    """Whether a row takes part in BLEU and ROUGE.  # MMedLM: only rationales that passed the human check, where any did."""
-    return bool(row["scores"]) and (not checked or row["doc"]["human_check_passed"] is True)
-
-
-def _language_summary(rows: Sequence[dict], checked: bool) -> dict:
-    by_mode = {mode: [row for row in rows if row["mode"] == mode] for mode in MODES}
-    items = next(part for part in by_mode.values() if part)
-    result: dict[str, Any] = {
-        "n": len(items), "chance": metrics.chance_level([{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]),
-        "accuracy": {column: accuracy_of([row[key] for row in by_mode[mode]]) for column, (mode, key) in COLUMNS.items() if by_mode[mode]},
-        "parse": {mode: {status: sum(row["status"] == status for row in by_mode[mode]) / len(by_mode[mode])
-                         for status in ("strict", "lenient", "unparsed")} for mode in ("answer", "rationale") if by_mode[mode]},
-        "text": {}}
-    for part, belongs in (("single", lambda row: "," not in row["gold"]), ("multiple", lambda row: "," in row["gold"]),
-                          ("image_dependent", lambda row: row["doc"]["extra"].get("image_dependent") is True),
-                          ("text_only", lambda row: row["doc"]["extra"].get("image_dependent") is False)):
-        chosen = [row for row in rows if belongs(row)]
-        if chosen and len(chosen) < len(rows):
-            result[part] = {column: accuracy_of([row[key] for row in chosen if row["mode"] == mode]) for column, (mode, key) in COLUMNS.items()
-                            if any(row["mode"] == mode for row in chosen)}
-    values: dict[str, list[float]] = {}
-    for row in by_mode["rationale"]:
-        if counts_for_text(row, checked):
-            for name, value in row["scores"].items():
-                values.setdefault(metric_name(name), []).append(value)
-    for metric, column in values.items():
-        score = metrics.summarize(column, metric, seed=0)
-        result["text"][metric] = {"value": float(score), "low": score.low, "high": score.high, "n": score.n}
-    return result
-
-
-# --------------------------------------------------------------------------------------------------------------- table
-
-def headline_metrics(words: str) -> list[str]:
-    """The seven text metrics of the table: ROUGE of rouge-score, or with the official words that of the `rouge` package."""
-    rouge = "rouge-f1" if words == "official" else "rouge-score-f1"
-    return [f"{name}|{'nltk-method1' if name.startswith('BLEU') else rouge}" for name in TEXT_METRICS]
-
-
-def table(summary: dict, words: str) -> str:
-    """The per-language tables of the terminal."""
-    def cell(part: dict | None) -> str:
-        return "-" if not part or not part["n"] else f"{100 * part['value']:.1f} [{100 * part['low']:.0f}-{100 * part['high']:.0f}]"
-
-    accuracy = summary["micro"]["accuracy"]
-    names = {"answer": "answer only", "rationale": "with rationale", "loglikelihood": "logP", "loglikelihood_norm": "logP/token",
-             "official": "official scorer"}
-    shown = [column for column in names if column in accuracy]
-    groups = [*summary["languages"].items(), ("macro average", summary["macro"]), ("micro average", summary["micro"])]
-    rows = [["accuracy, % [95 %]", "n", "chance", *(names[column] for column in shown)]]
-    for name, part in groups:
-        rows.append([name, f"{part['n']:,}", f"{100 * part['chance']:.1f}", *(cell(part["accuracy"][column] | {"n": 1}) for column in shown)])
-    for part in ("single", "multiple", "text_only", "image_dependent"):
-        if part in summary["micro"]:
-            chosen = summary["micro"][part]
-            label = {"single": "one right answer", "multiple": "several right", "text_only": "no image needed", "image_dependent": "needs an image"}
-            rows.append([label[part], f"{next(iter(chosen.values()))['n']:,}", "", *(cell(chosen.get(column)) for column in shown)])
-    blocks = [_aligned(rows)]
-    modes = list(summary["micro"]["parse"])
-    if modes:
-        rows = [["answers read, %", *(f"{mode}: {status}" for mode in modes for status in ("strict", "lenient", "unparsed"))]]
-        for name, part in groups:
-            if "parse" in part:
-                rows.append([name, *(f"{100 * share:.1f}" for mode in modes for share in part["parse"][mode].values())])
-        blocks.append(_aligned(rows))
-    text = [metric for metric in headline_metrics(words) if metric in summary["micro"]["text"]]
-    if text:
-        rows = [["rationale, x 100", "n", *(metric.split("|")[0] for metric in text)]]
-        for name, part in groups:
-            if part["text"]:
-                rows.append([name, f"{part['text'][text[0]]['n']:,}", *(f"{100 * part['text'][metric]['value']:.2f}" for metric in text)])
-        blocks.append(_aligned(rows) + f"\n({', '.join(sorted({m.split('|')[1] for m in text}))}; items: {summary['text_items']})")
-    return "\n\n".join(blocks)
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
-                     for row in rows)
-
-
 # --------------------------------------------------------------------------------------------------------------- files
 
 def write_results(folder: Path, rows: Sequence[dict], prompts: Mapping[tuple[str, str], str], facts: Mapping[str, Any],
                   settings: Mapping[str, Any]) -> dict:
     """All files of a result folder, results.json last: where it stands the folder is whole. `prompts`: (key, mode) -> ModelInput."""
     summary = summarise(rows)
+    columns = list(summary["languages"])
+    remove_leftovers(folder)
     with atomic_write(folder / "predictions.jsonl") as file:
         for row in rows:
             file.write(json_line(row))
-    columns = list(summary["languages"])
+    for name in columns:
+        with atomic_write(folder / f"samples_{task_name(name)}.jsonl") as file:
+            for sample in samples([row for row in rows if row["language"] == name], prompts):
+                file.write(json_line(sample))
+    # MMedLM: the leaderboard takes answers of all items, but rationales of those that passed the human check only (SubmissionTutorial.md).
+    checked = summary["text_items"] == "human_check_passed"
     for name, mode in (("multi_choice_results.csv", "answer"), ("rationale_results.csv", "rationale")):
-        chosen = [row for row in rows if row["mode"] == mode]
+        chosen = [row for row in rows if row["mode"] == mode and (mode == "answer" or not checked or row["doc"]["human_check_passed"] is True)]
         if chosen:
             _write_csv(folder / name, ["Language", "ModelInput", "ModelOutput", "GT_Answer"], (
                 [row["language"], prompts[row["key"], mode], row["text"], row["gold"] if mode == "answer" else row["doc"]["rationale"]]
                 for row in chosen))
     headline = next((column for column in ("answer", "rationale", "loglikelihood") if column in summary["micro"]["accuracy"]), None)
-    _write_csv(folder / "accuracy_metric.csv", ["Metric", *columns], [
-        ["Accuracy", *(_percent(summary["languages"][name]["accuracy"][headline]["value"]) for name in columns)]])
+    _write_csv(folder / "accuracy_metric.csv", columns, [
+        [_percent(summary["languages"][name]["accuracy"][headline]["value"]) for name in columns]])
     if summary["micro"]["text"]:
         _write_csv(folder / "rationale_similarity_metric.csv", ["Metric", *columns], [
             [metric.split("|")[0], *(_percent(summary["languages"][name]["text"].get(metric, {}).get("value")) for name in columns)]
             for metric in headline_metrics(settings["words"])])
-    write_json(folder / "results.json", _harness_shape(summary, facts, settings, headline))
+    write_json(folder / "results.json", results_value(summary, facts, settings, headline, RESULTS_VERSION))
     return summary
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Half-written files that a killed run left: only one process at a time writes a result folder (the journal's lock)."""
+    for path in folder.glob("*.tmp"):
+        if re.fullmatch(r"(?:predictions\.jsonl|results\.json|samples_\w+\.jsonl|(?:multi_choice_results|rationale_results|accuracy_metric|"
+                        r"rationale_similarity_metric)\.csv)\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def load_prompts(folder: str | Path) -> dict[tuple[str, str], str]:
+    """(key, mode) -> ModelInput of a result folder, from its samples."""
+    prompts = {}
+    own, _ = load_results(folder)
+    for name in own["summary"]["languages"]:
+        for _, sample in read_jsonl(Path(folder) / f"samples_{task_name(name)}.jsonl"):
+            prompts[sample["doc"]["id"], sample["filter"]] = sample["arguments"]["gen_args_0"]["arg_0"]
+    return prompts
 
 
 def _percent(share: float | None) -> str:
@@ -393,32 +274,6 @@ def _write_csv(path: Path, header: list[str], lines: Iterable[list[str]]) -> Non
         writer.writerow(header)
         for line in lines:
             writer.writerow([cell.encode("utf-8", "replace").decode() for cell in line])
-
-
-def _harness_shape(summary: dict, facts: Mapping[str, Any], settings: Mapping[str, Any], headline: str) -> dict:
-    """lm-evaluation-harness's results.json: a task a language and one for the whole, metrics as "name,filter"."""
-    groups = {f"mmedbench_{name.lower()}": part for name, part in summary["languages"].items()} | {"mmedbench": summary["macro"]}
-    results = {}
-    for task, part in groups.items():
-        entry: dict[str, Any] = {"alias": task}
-        for column, score in part["accuracy"].items():
-            entry[f"acc,{column}"] = score["value"]
-            entry[f"acc_stderr,{column}"] = (score["high"] - score["low"]) / (2 * metrics.Z_95)
-        for metric, score in part["text"].items():
-            name, definition = metric.split("|")
-            entry[f"{name.lower()},{definition}"] = score["value"]
-            entry[f"{name.lower()}_stderr,{definition}"] = (score["high"] - score["low"]) / (2 * metrics.Z_95)
-        results[task] = entry
-    return {
-        "results": results,
-        "configs": {task: {"task": task, "num_fewshot": settings["shots"], "metadata": dict(settings)} for task in groups},
-        "versions": dict.fromkeys(groups, RESULTS_VERSION),
-        "n-shot": dict.fromkeys(groups, settings["shots"]),
-        "n-samples": {task: {"original": part["n"], "effective": part["n"]} for task, part in groups.items()},
-        "higher_is_better": {task: {"acc": True} for task in groups},
-        "config": {"model": "mmed", "model_args": settings["model"], "limit": settings["limit"]},
-        "mmed": {"version": RESULTS_VERSION, "settings": dict(settings), "facts": dict(facts), "headline": headline, "summary": summary},
-    }
 
 
 def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:

@@ -26,7 +26,7 @@ LAYERS = [
     ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "bpe", "chat"],
     ["tokenizer", "model", "safe"],
     ["families", "data", "distributed"],
-    ["lora", "results"],  # results: what an evaluation writes; decoding shares its journal
+    ["lora", "summary", "harness", "results"],  # results: what an evaluation writes; decoding shares its journal
     ["checkpoint"],
     ["export", "vocabulary", "generate", "api", "run_folder"],
     ["train", "eval", "report_data", "report_tables", "report"],

@@ -403,5 +403,5 @@ def test_the_submission_tables_agree_with_the_page(tmp_path, rng):
     result = read_result(str(folder))
     table = next(table for table in tables([result]) if table.title == "Accuracy, answer only")
     header, values = list(csv.reader(io.StringIO((folder / "accuracy_metric.csv").read_text())))
-    assert header[1:] == table.columns[:-1]
-    assert [f"{cell.value:.2f}" for cell in table.groups[0][1][0].cells[:-1]] == values[1:]
+    assert header == table.columns[:-1]
+    assert [f"{cell.value:.2f}" for cell in table.groups[0][1][0].cells[:-1]] == values

@@ -182,7 +182,7 @@ def table(summary: dict, words: str) -> str:
             chosen = summary["micro"][part]
             label = {"single": "one right answer", "multiple": "several right", "text_only": "no image needed", "image_dependent": "needs an image"}
             rows.append([label[part], f"{next(iter(chosen.values()))['n']:,}", "", *(cell(chosen.get(column)) for column in shown)])
-    blocks = [_aligned(rows)]
+    blocks = [aligned(rows)]
     labels = {"options": "by number of options", "topic": "by topic", "source": "by source"}
     for kind, parts in summary["micro"]["by"].items():
         if kind == "source" and len(parts) <= len(summary["languages"]):
@@ -192,14 +192,14 @@ def table(summary: dict, words: str) -> str:
             rows.append([name, f"{next(iter(part.values()))['n']:,}", *(cell(part.get(column)) for column in shown)])
         if kind == "source":
             rows.append(["mean of sources", "", *(cell(summary["source_mean"].get(column, {"n": 0}) | {"n": 1}) for column in shown)])
-        blocks.append(_aligned(rows))
+        blocks.append(aligned(rows))
     modes = list(summary["micro"]["parse"])
     if modes:
         rows = [["answers read, %", *(f"{mode}: {status}" for mode in modes for status in ("strict", "lenient", "unparsed"))]]
         for name, part in groups:
             if "parse" in part:
                 rows.append([name, *(f"{100 * share:.1f}" for mode in modes for share in part["parse"][mode].values())])
-        blocks.append(_aligned(rows))
+        blocks.append(aligned(rows))
     text = shown_metrics(summary, words)
     if text:
         rows = [["rationale, x 100", "n", *(metric.split("|")[0] for metric in text)]]
@@ -207,11 +207,11 @@ def table(summary: dict, words: str) -> str:
             if part["text"]:
                 scores = [part["text"].get(metric) for metric in text]
                 rows.append([name, f"{max(score['n'] for score in scores if score):,}", *(f"{100 * score['value']:.2f}" if score else "-" for score in scores)])
-        blocks.append(_aligned(rows) + f"\n({', '.join(sorted({m.split('|')[1] for m in text}))}; items: {summary['text_items']})")
+        blocks.append(aligned(rows) + f"\n({', '.join(sorted({m.split('|')[1] for m in text}))}; items: {summary['text_items']})")
     return "\n\n".join(blocks)
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
                      for row in rows)

@@ -1,0 +1,40 @@
+"""MMedBench inside lm-evaluation-harness: the same prompts, choices and parser as `python -m mmed.eval`, which must be importable.
+
+In: what the harness gets as --metadata: data (a folder such as MMedBench/Test), and if wanted style, shots, train, seed. Out: for each
+language a split "test" of documents; for generation the scores of a text. See README.md here for the commands and for what is compared.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mmed.errors import UserError
+from mmed.eval import candidates, cut_at_answer
+from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, pick_examples, read_items
+from mmed.results import text_row
+
+
+def load(language: str, data: str = "", style: str = "clean", shots: int = 0, train: str = "", seed: int = 0, **_: object) -> dict:
+    """The questions of one language as documents: prompt, choices, place of the right one, and the item itself."""
+    from datasets import Dataset
+
+    if not data:
+        raise UserError("""no exam given: lm_eval ... --metadata '{"data": "MMedBench/Test"}'""")
+    if bool(shots) != bool(train):
+        raise UserError("few-shot needs both shots and train in --metadata, zero-shot neither")
+    examples = read_items(Path(train) / f"{language}.jsonl") if shots else []
+    documents = []
+    for item in read_items(Path(data) / f"{language}.jsonl"):
+        choices = candidates(item)
+        documents.append({
+            "id": item.key, "prompt": build_few_shot(item, pick_examples(examples, item, shots, seed) if shots else [], False, style),
+            "choices": [ANSWER_FORM.format(letters=letters) for letters in choices], "gold": choices.index(",".join(item.answer)),
+            "answer": ",".join(item.answer), "language": item.language, "question": item.question, "options": json.dumps(item.options, ensure_ascii=False)})
+    return {"test": Dataset.from_list(documents)}
+
+
+def score(document: dict, results: list[str]) -> dict[str, float]:
+    """The scores of a text: exact match by our parser and by the published scorer, and whether no answer could be read."""
+    item = ExamItem(document["question"], json.loads(document["options"]), tuple(document["answer"].split(",")), "", document["language"], document["id"])
+    row = text_row(item, "answer", "", cut_at_answer(results[0]), "default")
+    return {"acc": float(row["correct"]), "acc_official": float(row["official_match"]), "unparsed": float(row["status"] == "unparsed")}

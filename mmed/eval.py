@@ -67,16 +67,18 @@ def modes_of(options: argparse.Namespace) -> list[str]:
 
 
 def build_questions(items: Sequence, mode: str, options: argparse.Namespace, train: Sequence, encode, room: int) -> list[Question]:
-    """The prompts of a mode; one that leaves too little room for an answer is an error, or with --too_long cut loses its beginning."""
-    from mmed.prompts import build_few_shot, pick_examples
+    """The prompts of a mode; one that leaves too little room for an answer is an error, or with --too_long cut loses its beginning.
+
+    `encode`: (item, examples, whether a rationale is asked for) -> (prompt, ids), see `encoder_of`.
+    """
+    from mmed.prompts import pick_examples
 
     questions = []
     need = min(token_limit(mode, options), room // 4)
     for item in items:
         rationale = mode == "rationale"
         shots = pick_examples(train, item, options.shots, options.seed, rationale) if options.shots else []
-        prompt = build_few_shot(item, shots, rationale, options.style)
-        ids = encode(prompt)
+        prompt, ids = encode(item, shots, rationale)
         if len(ids) + need > room:
             if options.too_long == "error":
                 raise UserError(f"item {item.key} ({item.language}): its prompt has {len(ids):,} tokens and needs {need:,} more for the answer, the model has "
@@ -86,8 +88,30 @@ def build_questions(items: Sequence, mode: str, options: argparse.Namespace, tra
     return questions
 
 
+def encoder_of(model, tokenizer, options: argparse.Namespace):
+    """How an item becomes prompt and ids: the published prompt for base and fine-tuned models, or with --turns the messages of an instruct model."""
+    from mmed.chat import encode_chat, render_chat, turn_format
+    from mmed.generate import encode_prompt
+    from mmed.prompts import build_few_shot, build_messages
+
+    def plain(item, shots: Sequence, rationale: bool) -> tuple[str, list[int]]:
+        prompt = build_few_shot(item, shots, rationale, options.style)
+        return prompt, encode_prompt(tokenizer, prompt)
+
+    def turns(item, shots: Sequence, rationale: bool) -> tuple[str, list[int]]:
+        messages = build_messages(item, rationale, options.style, shots)
+        return render_chat(tokenizer, messages, name=name), encode_chat(tokenizer, messages, name=name)
+
+    if options.turns == "none":
+        return plain
+    name = turn_format(tokenizer, model.config.family) if options.turns == "auto" else options.turns
+    if name is None:
+        raise UserError(f"{options.model}: its tokenizer has no turns (a base model); leave --turns out")
+    return turns
+
+
 def token_limit(mode: str, options: argparse.Namespace) -> int:
-    if mode != "rationale" and options.style == "clean":
+    if mode != "rationale" and options.style == "clean" and options.turns == "none":
         return min(options.max_new_tokens, ANSWER_TOKENS)
     return options.max_new_tokens
 
@@ -161,9 +185,9 @@ def evaluate(options: argparse.Namespace) -> dict:
         if options.words == "official":
             language.official_words("x")
     settings = {name: getattr(options, name) for name in ("setting", "style", "mode", "scoring", "shots", "seed", "max_new_tokens", "stop", "words",
-                                                          "limit", "slots", "too_long", "dtype")}
+                                                          "limit", "slots", "too_long", "dtype", "turns")}
     if options.api:  # nothing is decoded here
-        settings = {name: value for name, value in settings.items() if name not in ("slots", "too_long", "dtype")}
+        settings = {name: value for name, value in settings.items() if name not in ("slots", "too_long", "dtype", "turns")}
     facts = settings | {"model": options.server.facts() if options.api else model_fingerprint(options.model, options.adapter), "data": file_hash(options.data),
                         "train": file_hash(options.train) if options.shots else None,
                         "versions": f"results {RESULTS_VERSION}, parser {PARSER_VERSION}, metrics {METRICS_VERSION}"}
@@ -180,14 +204,14 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 
 def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: dict, out: Path) -> dict:
-    from mmed.generate import encode_prompt, load_model, progress_bar
+    from mmed.generate import load_model, progress_bar
     from mmed.prompts import read_benchmark
     from mmed.results import Journal, round_size, write_results
 
     train = read_benchmark(options.train) if options.shots else []
     model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device)
-    questions = {mode: build_questions(items, mode, options, train, lambda text: encode_prompt(tokenizer, text),
-                                       model.config.max_position_embeddings) for mode in modes_of(options)}
+    encode = encoder_of(model, tokenizer, options)
+    questions = {mode: build_questions(items, mode, options, train, encode, model.config.max_position_embeddings) for mode in modes_of(options)}
     journal = Journal(out / "predictions.jsonl", facts, force=options.force)
     (out / "results.json").unlink(missing_ok=True)  # with --force: what it says is no longer so
     bar = progress_bar(len(items) * len(questions), options.progress, "answer")
@@ -263,6 +287,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=("both", "answer", "rationale"), default="both", help="texts to write: answer only, after a rationale, or both "
                         "in two passes as in the paper (default)")
     parser.add_argument("--style", choices=("clean", "official"), default="clean", help="official: the published prompt with its stray sentence")
+    parser.add_argument("--turns", default="none", metavar="FORMAT", help="chat template of an instruct model: auto (from its tokenizer), or "
+                        "llama2, llama3, mistral, mistral3, internlm2, qwen2, qwen3, gemma; default none: the published prompt as it is")
     parser.add_argument("--words", choices=("default", "official"), default="default", help="official: nltk, jieba, janome for BLEU and ROUGE")
     parser.add_argument("--stop", choices=("answer", "end"), help="a text ends with its first complete answer (default), or only with the end token "
                         "(default with --style official)")
@@ -284,6 +310,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UsageError("--slots and --max_new_tokens must be 1 or more, --limit and --shots 0 or more")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
         raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
+    from mmed.chat import FORMATS
+
+    if options.turns not in ("none", "auto", *FORMATS):
+        raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(FORMATS)}")
+    if options.api and options.turns != "none":
+        raise UsageError("--turns: goes with --model; a server has its model's own")
     if bool(options.model) == bool(options.api):
         raise UsageError("give either --model FOLDER or --api MODEL_NAME")
     if options.api:

@@ -14,7 +14,15 @@ import pytest
 from mmed.errors import UserError
 from mmed.eval import candidates, cut_at_answer, main
 from mmed.prompts import ExamItem
-from mmed.results import Journal, facts_that_differ, load_prompts, load_results, loglikelihood_row, text_row, write_results
+from mmed.results import (
+    Journal,
+    facts_that_differ,
+    load_prompts,
+    load_results,
+    loglikelihood_row,
+    text_row,
+    write_results,
+)
 from mmed.summary import summarise, table
 
 FILES = {"predictions.jsonl", "results.json", "multi_choice_results.csv", "rationale_results.csv", "accuracy_metric.csv",
@@ -213,6 +221,33 @@ def test_few_shot_limit_and_one_mode(world, tmp_path):
         assert all(line["ModelInput"].count("### Response:") == 2 for line in csv.DictReader(file))
 
 
+def test_examples_of_a_rationale_run_have_their_rationales_and_those_of_an_answer_run_have_none(world, tmp_path):
+    run(world, tmp_path / "out", "--shots", "2", "--train", str(world / "Train"), "--limit", "1", "--scoring", "both")
+    prompts = load_prompts(tmp_path / "out")
+    assert len(prompts) == 9
+    for (_, mode), prompt in prompts.items():
+        assert prompt.count("###Answer: OPTION") == 2 and prompt.count("###Rationale: ") == (2 if mode == "rationale" else 0)
+
+
+def test_an_instruct_model_gets_the_questions_in_its_own_turns(world, tmp_path):
+    from mmed.chat import encode_chat
+    from mmed.eval import build_questions, encoder_of, parse_options
+    from mmed.generate import load_model
+    from mmed.prompts import build_messages, read_benchmark
+
+    run(world, tmp_path / "out", "--turns", "auto", "--limit", "2", "--scoring", "both", "--shots", "1", "--train", str(world / "Train"))
+    own, rows = load_results(tmp_path / "out")
+    assert own["settings"]["turns"] == "auto" and len(list(rows)) == 18
+    for prompt in load_prompts(tmp_path / "out").values():  # Llama 2's turns: sentencepiece without special tokens for them
+        assert prompt.count("[INST]") == prompt.count("[/INST]") == 2 and prompt.endswith("IS CORRECT. [/INST]") and "### Instruction" not in prompt
+    options = parse_options(["--model", str(world / "model"), "--data", str(world / "Test"), "--out", "x", "--turns", "mistral", "--style", "official"])
+    model, tokenizer = load_model(options.model)
+    item = read_benchmark(world / "Test")[0]
+    question, = build_questions([item], "rationale", options, [], encoder_of(model, tokenizer, options), 2048)
+    assert question.ids == encode_chat(tokenizer, build_messages(item, True, "official"), name="mistral") and question.ids[0] == tokenizer.bos_id
+    assert tokenizer.bos_id not in question.ids[1:] and "best treatment" in question.prompt
+
+
 def test_prompts_that_are_too_long_are_named_or_cut(world, tmp_path):
     shutil.copytree(world / "model", tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -227,6 +262,7 @@ def test_prompts_that_are_too_long_are_named_or_cut(world, tmp_path):
     (["--shots", "2"], "few-shot needs both"),
     (["--setting", "few-shot"], "few-shot needs both"),
     (["--slots", "0"], "--slots"),
+    (["--turns", "lama3"], "--turns lama3: expected none, auto or one of"),
     (["--data", "nowhere"], "nowhere"),
     (["--model", "nowhere"], "nowhere: no such model folder"),
 ])

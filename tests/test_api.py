@@ -27,7 +27,7 @@ from mmed.results import load_results
 pytest.importorskip("openai")
 KEY = "sk-canary-0123456789/abc+DEF=tail"
 FILES = {"predictions.jsonl", "results.json", "multi_choice_results.csv", "rationale_results.csv", "accuracy_metric.csv",
-         "rationale_similarity_metric.csv", "api_calls.jsonl"}
+         "rationale_similarity_metric.csv", "samples_mmedbench_english.jsonl", "samples_mmedbench_japanese.jsonl", "api_calls.jsonl"}
 
 
 # ------------------------------------------------------------------------------------------------------------ the server

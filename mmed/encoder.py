@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
 
     from mmed.wordpiece import Unigram, WordPiece
 
-BATCH_PIECES = 4096  # in one forward pass, padding included
+BATCH_PIECES = {"cpu": 1024, "cuda": 16384}  # in one forward pass, padding included; on a processor few, for its caches
 CHUNK_PAIRS = 512    # pairs whose hidden states are in memory together: it does not grow with their number
 MAX_CONFIG_BYTES = 4 << 20
 # (model_type, layers, vocabulary) -> the layer that bert-score chose on WMT16 (its utils.py, model2layers)
@@ -256,7 +256,7 @@ def load_encoder(folder: str | Path, layer: int | None = None, dtype: torch.dtyp
 
 # -------------------------------------------------------------------------------------------------------- hidden states
 
-def batches(lengths: Sequence[int], most: int = BATCH_PIECES) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Places of texts that share a forward pass: neighbours by length, `most` pieces with their padding.
 
     >>> list(batches([3, 9, 2, 8], most=18))
@@ -279,7 +279,7 @@ def directions(model: nn.Module, texts: Sequence[Sequence[int]]) -> list[Tensor]
     device = next(model.parameters()).device
     result: list[Any] = [None] * len(texts)
     with torch.inference_mode():
-        for batch in batches([len(ids) for ids in texts]):
+        for batch in batches([len(ids) for ids in texts], BATCH_PIECES["cpu" if device.type == "cpu" else "cuda"]):
             lengths = torch.tensor([len(texts[place]) for place in batch])
             padded = torch.full((len(batch), int(lengths.max())), model.config.pad_token_id)
             for row, place in enumerate(batch):

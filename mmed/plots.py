@@ -83,6 +83,33 @@ def bars(groups: Sequence[tuple[str, str, float | None, Sequence[tuple[int, str,
     return svg(y + 20, label, grid + body + marks)
 
 
+def radar(axes: Sequence[str], series: Sequence[tuple[int, str, Sequence[float]]], chance: Sequence[float] | None, label: str) -> str:
+    """A closed line for each series over at least three axes, 0 to 100 % from the middle outwards; the dashed one is the chance level."""
+    middle, centre, radius = WIDTH / 2, 128.0, 96.0
+
+    def at(axis: int, value: float) -> tuple[float, float]:
+        angle = 2 * math.pi * axis / len(axes) - math.pi / 2
+        return middle + radius * value / 100 * math.cos(angle), centre + radius * value / 100 * math.sin(angle)
+
+    def ring(values: Sequence[float], css: str, title: str = "") -> str:
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(axis, value) for axis, value in enumerate(values)))
+        return f'<polygon points="{points}" class="{css}">' + (f"<title>{escape(title)}</title>" if title else "") + "</polygon>"
+
+    body = [ring([share] * len(axes), "grid ring") for share in (25, 50, 75, 100)]
+    for axis, name in enumerate(axes):
+        (x, y), (end_x, end_y) = at(axis, 112), at(axis, 100)
+        anchor = "middle" if abs(x - middle) < 8 else "start" if x > middle else "end"
+        body += [line(middle, centre, end_x, end_y, "grid"), text(x, y + 4, fit(name, 14), "label", anchor)]
+    body += [text(middle + 3, at(0, share)[1] + 10, share, "small") for share in (50, 100)]
+    if chance is not None:
+        body.append(ring(chance, "chance ring", "chance level: " + ", ".join(f"{name} {value:.1f} %" for name, value in zip(axes, chance))))
+    for index, name, values in series:
+        body.append(ring(values, f"curve ring {colour(index)}", f"{name}: " + ", ".join(f"{axis} {value:.1f} %" for axis, value in zip(axes, values))))
+        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" class="dot {colour(index)}"><title>{escape(f"{name}, {axes[axis]}: {value:.1f} %")}</title></circle>'
+                 for axis, value in enumerate(values) for x, y in [at(axis, value)]]
+    return svg(2 * centre, label, body)
+
+
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers between low and high.
 

@@ -1,8 +1,8 @@
 """The paper's rows of MMedBench, as published: what our own numbers are read beside.
 
 Source: Qiu et al., Towards building multilingual language model for medicine, Nature Communications 15, 8384 (2024): the result
-tables (accuracy; BLEU-1 / ROUGE-1 of rationales) and, for the last three accuracy rows, the README of the official repository.
-Columns: English, Chinese, Japanese, French, Russian, Spanish, average, in %. Nothing is corrected here: `NOTES` says what does
+tables (accuracy; BLEU-1 / ROUGE-1 of rationales; English benchmarks) and, for the last three accuracy rows, the README of the
+official repository. Columns: English, Chinese, Japanese, French, Russian, Spanish, average, in %. Nothing is corrected here: `NOTES` says what does
 not add up (docs/method.md, discrepancies D1-D4, D26). Model sizes are named in full, where the paper's second half omits them.
 """
 from __future__ import annotations
@@ -82,6 +82,24 @@ full      | MMedLM 2 7B          | 50.02/44.77 51.39/51.78 54.79/57.10 49.04/45.
 full      | MMed-Llama 3 8B      | 47.61/42.47 49.96/49.36 52.89/55.06 47.92/42.85 36.31/26.67 48.61/43.41 47.21/43.29
 """
 
+# The English benchmarks; ENGLISH_SOURCES names the columns as `data_prep.mmedbench` names the sources (MMLU's subjects one by one).
+ENGLISH_SOURCES = ("medqa", "medmcqa", "pubmedqa", "mmlu clinical_knowledge", "mmlu medical_genetics", "mmlu anatomy",
+                   "mmlu professional_medicine", "mmlu college_biology", "mmlu college_medicine")
+ENGLISH = """
+GPT-3.5                    | 57.7 72.7 53.8 74.7 74.0 65.9 72.8 72.9 64.7 67.69
+GPT-4                      | 85.8 72.3 70.0 90.2 94.0 84.4 94.5 93.8 83.2 85.36
+Flan-PaLM 540B             | 67.6 57.6 79.0 80.4 75.0 63.7 83.8 88.9 76.3 74.70
+MedPaLM 2                  | 86.5 72.3 81.8 88.7 92.0 84.4 95.2 95.8 83.2 86.66
+MedAlpaca 7B               | 41.7 37.5 72.8 57.4 69.0 57.0 67.3 65.3 54.3 58.03
+PMC-LLaMA 13B              | 56.4 56.0 77.9 - - - - - - -
+MEDITRON 7B                | 57.2 59.2 74.4 64.6 59.9 49.3 55.4 53.8 44.8 57.62
+Mistral 7B                 | 50.8 48.2 75.4 68.7 71.0 55.6 68.4 68.1 59.5 62.97
+Gemma 7B                   | 47.2 49.0 76.2 69.8 70.0 59.3 66.2 79.9 60.1 64.19
+BioMistral 7B              | 50.6 48.1 77.5 59.9 64.0 56.5 60.4 59.0 54.7 58.97
+Llama 3 8B                 | 60.9 50.7 73.0 72.1 76.0 63.0 77.2 79.9 64.2 68.56
+MMed-Llama 3 8B (EnIns)    | 65.4 63.5 80.1 71.3 85.0 69.6 77.6 74.3 66.5 72.59
+"""
+
 NOTES = (
     "Numbers are the paper's own, from full-size models on the released MMedBench test split (8,518 items); they were not measured "
     "here. All of them include the stray sentence that the official prompt appends to every question.",
@@ -94,6 +112,8 @@ NOTES = (
     "InternLM 2 1.8B, MMedLM 2 1.8B and MMed-Llama 3.1 70B stand only in the README of the official repository.",
     "BLEU-1 and ROUGE-1: which variant of the official scripts gave the table is not known (their defaults are BLEU-4 and ROUGE-L), "
     "so compare with our columns with care (D26). GPT-4 wrote the reference rationales and has no row.",
+    "English benchmarks: the paper does not say how each model was asked; Mistral's listed average 62.97 is not the mean of its cells, which is "
+    "62.86 (D1).",
 )
 
 
@@ -122,4 +142,20 @@ def published(metric: str) -> list[PublishedRow]:
         setting, name, numbers = (cell.strip() for cell in line.split("|"))
         *cells, average = [float(number.split("/")[part]) for number in numbers.split()]
         rows.append(PublishedRow(setting, name, dict(zip(LANGUAGES, cells, strict=True)), average))
+    return rows
+
+
+def published_english() -> list[PublishedRow]:
+    """The rows of the English benchmarks by source, in %; the setting is not stated, and what has no number has no cell.
+
+    >>> row = published_english()[-1]
+    >>> row.name, row.cells["mmlu anatomy"], row.average
+    ('MMed-Llama 3 8B (EnIns)', 69.6, 72.59)
+    """
+    rows = []
+    for line in ENGLISH.strip().splitlines():
+        name, numbers = (cell.strip() for cell in line.split("|"))
+        *cells, average = numbers.split()
+        found = {source: float(cell) for source, cell in zip(ENGLISH_SOURCES, cells, strict=True) if cell != "-"}
+        rows.append(PublishedRow("", name, found, float("nan") if average == "-" else float(average)))
     return rows

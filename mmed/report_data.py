@@ -26,6 +26,7 @@ SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine
 NAME_LIMIT, TEXT_LIMIT, OPTION_LIMIT = 80, 4000, 26  # characters of a name and of a text, options of a question that are shown
 FILE_LIMITS = {"results.json": 2 ** 26, "predictions.jsonl": 2 ** 32, "run.json": 2 ** 22, "metrics.jsonl": 2 ** 30}  # bytes
 CORPUS_FILES = 500  # funnels and streams looked at
+SOURCES = 60  # of exam questions, as columns of a table
 # Controls (but not tab and newline), marks that turn the direction of what follows, and lone surrogates.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -165,25 +166,31 @@ def _summary(value: dict) -> dict:
     signatures = {one_line(key, 200): {one_line(k): plain(v, 300) for k, v in entry.items()} if isinstance(entry, dict) else plain(entry, 300)
                   for key, entry in value["signatures"].items()}
     return {"languages": languages, "macro": _part(value["macro"]), "micro": _part(value["micro"]), "signatures": signatures,
-            "text_items": one_line(value["text_items"])}
+            "text_items": one_line(value["text_items"]), "source_mean": _accuracy(value["source_mean"])}
 
 
 def _part(part: dict) -> dict:
     """The summary of one language, or of all."""
-    def score(entry: dict, high: float = 1.0) -> dict:
-        ends = {end: None if entry[end] is None else number(entry[end], 0, high) for end in ("low", "high")}
-        return {"value": number(entry["value"], 0, high)} | ends | {key: count(entry[key]) for key in ("right", "n") if key in entry}
-
-    def accuracy(entries: dict) -> dict:
-        if unknown := set(entries) - set(COLUMNS):
-            raise ValueError(f"unknown accuracy {one_line(sorted(unknown)[0])!r}")
-        return {column: score(entry) for column, entry in entries.items()}
-
-    result = {"n": count(part["n"]), "chance": number(part["chance"], 0, 1), "accuracy": accuracy(part["accuracy"]),
-              "text": {str(metric): score(entry) for metric, entry in part["text"].items()},
+    sources = part.get("by", {}).get("source", {})
+    if len(sources) > SOURCES:
+        raise ValueError(f"{len(sources):,} sources")
+    result = {"n": count(part["n"]), "chance": number(part["chance"], 0, 1), "accuracy": _accuracy(part["accuracy"]),
+              "sources": {one_line(name): _accuracy(entries) for name, entries in sources.items()},
+              "text": {one_line(metric, 200): _score(entry) for metric, entry in part["text"].items()},
               "parse": {mode: {status: number(shares[status], 0, 1) for status in ("strict", "lenient", "unparsed")}
                         for mode, shares in part.get("parse", {}).items() if mode in ("answer", "rationale")}}
-    return result | {kind: accuracy(part[kind]) for kind in ("single", "multiple", "text_only", "image_dependent") if kind in part}
+    return result | {kind: _accuracy(part[kind]) for kind in ("single", "multiple", "text_only", "image_dependent") if kind in part}
+
+
+def _score(entry: dict) -> dict:
+    ends = {end: None if entry[end] is None else number(entry[end], 0, 1) for end in ("low", "high")}
+    return {"value": number(entry["value"], 0, 1)} | ends | {key: count(entry[key]) for key in ("right", "n") if key in entry}
+
+
+def _accuracy(entries: dict) -> dict:
+    if unknown := set(entries) - set(COLUMNS):
+        raise ValueError(f"unknown accuracy {one_line(sorted(unknown)[0])!r}")
+    return {column: _score(entry) for column, entry in entries.items()}
 
 
 def check_together(results: Sequence[Result]) -> None:

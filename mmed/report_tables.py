@@ -6,9 +6,9 @@ table holds one metric of one definition: numbers that came about in different w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mmed.published import published
+from mmed.published import ENGLISH_SOURCES, published, published_english
 from mmed.report_data import SETTINGS, Result, one_line
 from mmed.summary import COLUMNS, shown_metrics
 
@@ -43,6 +43,11 @@ class Table:
     main: bool  # stands in the terminal and on top of the page
     sizes: list[int | None]  # items behind a column
 
+    def ours(self) -> Table:
+        """The same without the published rows."""
+        groups = [(heading, [row for row in rows if row.kind != "published"]) for heading, rows in self.groups]
+        return replace(self, groups=[(heading, rows) for heading, rows in groups if rows])
+
 
 ACCURACY_TITLES = {"answer": "Accuracy, answer only", "rationale": "Accuracy, rationale before the answer",
                    "loglikelihood": "Accuracy by log-likelihood of the options",
@@ -69,7 +74,36 @@ def tables(results: Sequence[Result], with_published: bool = False) -> list[Tabl
             first = rows[0].summary
             table.groups.append(("", [Row("chance", [Cell(100 * part["chance"]) for part in (*first["languages"].values(), first["macro"])], "chance")]))
             found.append(table)
-    return found + _text_tables(results, languages, with_published)
+    return found + _source_tables(results, languages, with_published) + _text_tables(results, languages, with_published)
+
+
+def _source_tables(results: Sequence[Result], languages: list[str], with_published: bool) -> list[Table]:
+    """Accuracy by source, where a language has several: the paper's English benchmarks, exams mixed by `--mix`."""
+    sources = list(results[0].summary["micro"]["sources"])
+    if len(sources) <= len(languages) or any(list(result.summary["micro"]["sources"]) != sources for result in results):
+        return []
+    english = [name for name in ENGLISH_SOURCES if name in sources]
+    sources = english + [name for name in sources if name not in english]
+    found = []
+    for column in COLUMNS:
+        rows = [result for result in results if column in result.summary["source_mean"]]
+        if not rows:
+            continue
+        groups = []
+        for setting, heading in SETTINGS.items():
+            part = [Row(result.name, [*(_cell(result.summary["micro"]["sources"][name].get(column), None) for name in sources),
+                                      _cell(result.summary["source_mean"][column], None)]) for result in rows if result.setting == setting]
+            groups += [(heading, part)] if part else []
+        if with_published and english and column == "answer":
+            shown = [Row(row.name, [*(Cell(row.cells[name]) if name in row.cells else None for name in sources),
+                                    Cell(row.average) if set(sources) == set(row.cells) and len(row.cells) == len(ENGLISH_SOURCES) else None], "published")
+                     for row in published_english()]
+            groups.append(("As published, setting not stated", [row for row in shown if any(row.cells)]))
+        _mark_best(groups)
+        first = rows[0].summary["micro"]["sources"]
+        found.append(Table(f"{ACCURACY_TITLES[column]}, by source", ACCURACY_NOTES[column] + " The last column is the plain mean of the sources.",
+                           [*sources, "Mean of sources"], groups, 1, column == "answer", [*(first[name].get(column, {}).get("n") for name in sources), None]))
+    return found
 
 
 def _text_tables(results: Sequence[Result], languages: list[str], with_published: bool) -> list[Table]:
@@ -103,16 +137,19 @@ def _table(results: Sequence[Result], pick: Callable[[dict], dict | None], langu
                 rows.append(Row(result.name, [_cell(pick(part), part["chance"] if by_chance else None) for part in parts]))
         if rows:
             groups.append((heading, rows))
-    ours = [row for _, rows in groups for row in rows]
-    for column in range(len(languages) + 1):
-        cells = [row.cells[column] for row in ours if row.cells[column]]
-        if len(ours) > 1 and cells:
-            top = max(cell.value for cell in cells)
-            for cell in cells:
-                cell.best = cell.value == top
+    _mark_best(groups)
     parts = [results[0].summary["languages"][name] for name in languages]
     sizes = [None if pick(part) is None else pick(part).get("n", part["n"]) for part in parts]
     return Table("", "", [*languages, "Macro average"], groups, 1, False, [*sizes, None])
+
+
+def _mark_best(groups: list[tuple[str, list[Row]]]) -> None:
+    ours = [row for _, rows in groups for row in rows if row.kind == "ours"]
+    for cells in zip(*(row.cells for row in ours)) if len(ours) > 1 else ():
+        top = max((cell.value for cell in cells if cell), default=0.0)
+        for cell in cells:
+            if cell:
+                cell.best = cell.value == top
 
 
 def _cell(score: dict | None, chance: float | None) -> Cell | None:

@@ -29,7 +29,7 @@ LAYERS = [
     ["lora", "summary", "harness", "results"],  # results: what an evaluation writes; decoding shares its journal
     ["checkpoint"],
     ["export", "vocabulary", "generate", "api", "run_folder"],
-    ["train", "eval", "report_data", "report_tables", "report", "compare"],
+    ["train", "eval", "report_data", "report_tables", "report_sections", "report", "compare"],
     ["data_prep.*"],
 ]
 # A command hands over to the file that does its work: only in `main` or in `if __name__ == "__main__"`, so whoever imports the

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mmed import metrics, report
+from mmed import metrics, plots, report
 from mmed.errors import UsageError, UserError
 from mmed.files import write_json
 from mmed.prompts import ExamItem, item_key
-from mmed.published import LANGUAGES, published
-from mmed.report_data import read_predictions, read_result, read_run
+from mmed.published import ENGLISH_SOURCES, LANGUAGES, published, published_english
+from mmed.report_data import differences, read_predictions, read_result, read_run
 from mmed.report_tables import summary_table, tables
 from mmed.results import loglikelihood_row, text_row, write_results
 
@@ -260,7 +260,7 @@ def test_differences_are_the_paired_tests_of_the_metrics(tmp_path, rng):
     items = make_items(rng, 12)
     results = [read_result(str(make_result(tmp_path / name, items, rng, skill))) for name, skill in (("a", 0.3), ("b", 0.7))]
     read_predictions(results, 0)
-    ((first, other, gap, p),) = report.differences(results)
+    ((first, other, gap, p),) = differences(results)
     by_key = [{(row["language"], row["key"]): row["correct"] for row in map(json.loads, open(result.folder / "predictions.jsonl"))
                if row["mode"] == "answer"} for result in results]
     a, b = ([hits[item.language, item.key] for item in items] for hits in by_key)
@@ -391,6 +391,54 @@ def test_published_rows_are_the_means_of_their_cells_but_for_the_known_slips():
         for row in published(metric):
             gap = abs(sum(row.cells.values()) / 6 - row.average)
             assert gap < known.get((metric, row.name, row.average), 0.01) + 0.006, (metric, row)
+
+
+def test_published_english_rows_are_the_means_of_their_cells_but_for_the_known_slip():
+    rows = published_english()
+    assert len(rows) == 12 and all(set(row.cells) <= set(ENGLISH_SOURCES) for row in rows)
+    wrong = {row.name for row in rows if len(row.cells) == 9 and abs(sum(row.cells.values()) / 9 - row.average) > 0.0051}
+    assert wrong == {"Mistral 7B"} and [row.name for row in rows if len(row.cells) < 9] == ["PMC-LLaMA 13B"]
+
+
+def test_several_sources_of_a_language_have_a_table_with_their_mean_beside_the_papers(tmp_path, rng):
+    items = make_items(rng, 27, ["English"])
+    for number, item in enumerate(items):
+        name = ENGLISH_SOURCES[number % 9]
+        item.extra["source"], _, subject = name.partition(" ")
+        if subject:
+            item.extra["subject"] = subject
+    result = read_result(str(make_result(tmp_path / "a", items, rng)))
+    table = next(table for table in tables([result], with_published=True) if table.title == "Accuracy, answer only, by source")
+    assert table.columns == [*ENGLISH_SOURCES, "Mean of sources"] and table.main and table.sizes == [3] * 9 + [None]
+    (_, (own,)), (heading, published_rows) = table.groups
+    assert heading == "As published, setting not stated" and len(published_rows) == 12
+    hits = {}
+    for line in (tmp_path / "a" / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["mode"] == "answer":
+            extra = row["doc"]["extra"]
+            hits.setdefault(f"mmlu {extra['subject']}" if extra["source"] == "mmlu" else extra["source"], []).append(row["correct"])
+    assert [cell.value for cell in own.cells[:-1]] == pytest.approx([100 * sum(hits[name]) / 3 for name in ENGLISH_SOURCES])
+    assert own.cells[-1].value == pytest.approx(sum(cell.value for cell in own.cells[:-1]) / 9)
+    assert [cell and cell.value for cell in published_rows[-1].cells] == [65.4, 63.5, 80.1, 71.3, 85.0, 69.6, 77.6, 74.3, 66.5, 72.59]
+    assert published_rows[5].cells[3:] == [None] * 7  # PMC-LLaMA 13B
+    assert not any("by source" in table.title for table in tables([read_result(str(make_result(tmp_path / "b", make_items(rng), rng)))]))
+
+
+def test_a_radar_has_a_point_for_every_value_where_it_belongs():
+    drawing = plots.radar(["a", "b", "c", "<d>"], [(0, "one", [100, 0, 50, 25])], [25, 25, 25, 25], "x")
+    points = re.search(r'<polygon points="([^"]*)" class="curve ring c0"', drawing)[1].split()
+    assert points == ["180.0,32.0", "180.0,128.0", "180.0,176.0", "156.0,128.0"] and "&lt;d&gt;" in drawing and "<d>" not in drawing
+
+
+def test_tables_of_rationales_show_the_published_rows_folded(tmp_path, rng):
+    folder = make_result(tmp_path / "a", make_items(rng), rng)
+    report.main([str(folder), "--published", "--out", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<summary>BLEU-1 of rationales, with the published rows</summary>") == 1
+    before, _, after = page.partition("<h3>BLEU-1 of rationales, %</h3>")
+    shown = after.partition("</table>")[0]
+    assert "published" not in shown and before.count("MMed-Llama 3.1 70B") == 1
 
 
 def test_help_is_quick_and_needs_no_torch():

@@ -94,8 +94,8 @@ def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> 
     group.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one whole reply (default 600)")
 
 
-def server_from(options: argparse.Namespace, seed: int = 0) -> Server:
-    """The server that the flags of `add_api_options` name, its key read from the environment."""
+def server_from(options: argparse.Namespace, seed: int = 0, need_key: bool = True) -> Server:
+    """The server that the flags of `add_api_options` name, its key read from the environment (unless nothing will be sent)."""
     base_url = (options.base_url or OPENAI_URL).strip().rstrip("/")
     _check_url(base_url)
     if not options.api.strip():
@@ -107,7 +107,7 @@ def server_from(options: argparse.Namespace, seed: int = 0) -> Server:
         name, value = parse_server_option(given)
         sent[name] = value
     key_env = options.api_key_env or ("OPENAI_API_KEY" if base_url == OPENAI_URL else "")
-    key = read_key(key_env) if key_env else ""
+    key = read_key(key_env) if key_env and need_key else ""
     parts = urlsplit(base_url)
     if key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
         print(f"warning: --base-url {base_url}: the key travels unencrypted; use https where the server offers it", file=sys.stderr)

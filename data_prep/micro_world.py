@@ -35,6 +35,7 @@ from mmed.files import atomic_write, write_json
 from mmed.prompts import ExamItem, build_prompt, build_target
 
 DISEASES = 32  # half of them for Test
+ORGANS = 6
 VALUES = 12  # drugs and symptoms each; shared by both halves, so that an option list gives nothing away
 # Few, because how soon a model learns to compare names depends on how many there are: with 200 different ones in all scripts
 # after some 700 steps, with 1,000 not after 1,600.
@@ -66,7 +67,7 @@ def make_world(seed: int) -> World:
     stems = list(itertools.product(range(len(SYLLABLES)), repeat=2))
     rng.shuffle(stems)
     names: dict[str, list[Name]] = {}
-    for kind, count in (("disease", DISEASES), *((kind, VALUES) for kind in KINDS), ("person", PEOPLE), ("town", TOWNS)):
+    for kind, count in (("disease", DISEASES), *((kind, VALUES) for kind in KINDS), ("organ", ORGANS), ("person", PEOPLE), ("town", TOWNS)):
         names[kind] = []
         while len(names[kind]) < count:
             first, second = stems.pop()
@@ -99,26 +100,31 @@ def _even(rng: random.Random, values: int, count: int) -> list[int]:
 
 def fact_sentence(world: World, language: str, kind: str, disease: int, form: int) -> str:
     """One fact in one of its paraphrases."""
-    return WORDS[language]["relations"][kind][form].format(
-        E=world.name("disease", disease, language), V=world.name(kind, world.facts[kind][disease], language))
+    return WORDS[language]["relations"][kind][form].format(V=world.name(kind, world.facts[kind][disease], language))
 
 
-def medical_page(world: World, language: str, diseases: list[int], rng: random.Random) -> str:
-    """A short page about a few diseases: each fact once, in one of its paraphrases, and general medical prose; order shuffled.
+def general_prose(world: World, language: str, count: int, rng: random.Random) -> list[str]:
+    """Sentences of medical prose that tell no fact."""
+    organ = world.name("organ", rng.randrange(ORGANS), language)
+    return [sentence.format(O=organ) for sentence in rng.sample(WORDS[language]["medical"], count)]
 
-    Once only: a second mention could be copied from the first, and what can be copied is not learnt by heart.
+
+def medical_page(world: World, language: str, disease: int, prose: int, rng: random.Random) -> str:
+    """A short page about one disease: its name, then each fact in one of its paraphrases, then `prose` sentences of general prose.
+
+    The name comes once and so does each fact: a second mention could be copied from the first, and what can be copied is not
+    learnt by heart. An exam has the same form, the name in the question and the fact in the rationale.
     """
     words = WORDS[language]
-    sentences = [fact_sentence(world, language, kind, disease, rng.randrange(len(words["relations"][kind])))
-                 for disease in diseases for kind in KINDS]
-    sentences += rng.sample(words["medical"], 2)
-    rng.shuffle(sentences)
-    return " ".join(sentences)
+    facts = [fact_sentence(world, language, kind, disease, rng.randrange(len(words["relations"][kind])))
+             for kind in rng.sample(KINDS, len(KINDS))]
+    name = world.name("disease", disease, language)
+    return " ".join([rng.choice(words["diseases"]).format(E=name), *facts, *general_prose(world, language, prose, rng)])
 
 
 def term_quiz(world: World, language: str, rng: random.Random) -> dict:
     """An exam item on medical names that names its own answer: it teaches the terms, to say them again, and no fact."""
-    kind = rng.choice(("disease", "disease", *KINDS))
+    kind = rng.choice(KINDS)
     return choice_quiz(world, language, rng, [world.name(kind, i, language) for i in rng.sample(range(len(world.names[kind])), 4)])
 
 
@@ -136,15 +142,16 @@ def ordinary_page(world: World, language: str, rng: random.Random) -> str:
 
 
 def person_page(world: World, language: str, rng: random.Random) -> str:
-    """What everybody knows about three people."""
-    sentences = [person_sentence(world, language, relation, person, rng.randrange(3))
-                 for person in rng.sample(range(KNOWN_PEOPLE), 3) for relation in ("home", "likes")]
-    return " ".join(sentences)
+    """What everybody knows about a person."""
+    person = rng.randrange(KNOWN_PEOPLE)
+    sentences = [person_sentence(world, language, relation, person, rng.randrange(3)) for relation in ("home", "likes")]
+    rng.shuffle(sentences)
+    return " ".join([rng.choice(WORDS[language]["people"]).format(P=world.name("person", person, language)), *sentences])
 
 
 def person_sentence(world: World, language: str, relation: str, person: int, form: int) -> str:
     value = _person_value(world, language, relation, person)
-    return WORDS[language]["ordinary_relations"][relation][form].format(P=world.name("person", person, language), W=value, X=value)
+    return WORDS[language]["ordinary_relations"][relation][form].format(W=value, X=value)
 
 
 def _person_value(world: World, language: str, relation: str, person: int) -> str:
@@ -228,10 +235,10 @@ def exam_items(world: World, language: str, diseases: list[int], copies: int, rn
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
-WEB_PAGES = 40  # medical web pages that name a disease, a language, before copies are added
-BOOK_PAGES = 12
-DISEASES_A_PAGE = 4
-TERM_PAGES = 300  # exercises in the books of a language, on medical terms alone
+WEB_PAGES = 32  # medical web pages a disease and language, before copies are added
+WEB_PROSE = 2  # general sentences on each: with fewer, the keyword filter drops too many of them
+BOOK_PAGES = 40  # of a disease and language; books go straight to the point, so that a fact comes often in few tokens
+TERM_PAGES = 150  # exercises in the books of a language, on medical terms alone
 ORDINARY_WEB = 240  # ordinary web pages a language
 COPIES, NEAR_COPIES = 12, 12  # web pages a language that come again: unchanged, with one sentence more
 TRAIN_COPIES, TEST_COPIES = 2, 1  # questions a fact
@@ -257,7 +264,7 @@ def raw_pages(world: World, language: str, seed: int) -> tuple[list[dict], list[
     rng = random.Random(f"pages {seed} {language}")
     web: list[dict] = []
     for _ in range(WEB_PAGES):
-        web += [{"text": medical_page(world, language, diseases, rng), "meta": {"kind": "medical"}} for diseases in _groups(rng)]
+        web += [{"text": medical_page(world, language, disease, WEB_PROSE, rng), "meta": {"kind": "medical"}} for disease in range(DISEASES)]
     web += [{"text": ordinary_page(world, language, rng), "meta": {"kind": "ordinary"}} for _ in range(ORDINARY_WEB)]
     rng.shuffle(web)
     for number, page in enumerate(web):
@@ -266,20 +273,14 @@ def raw_pages(world: World, language: str, seed: int) -> tuple[list[dict], list[
     again = rng.sample(medical, COPIES + NEAR_COPIES)
     for number, page in enumerate(again):
         near = number >= COPIES
-        text = f"{page['text']} {rng.choice(WORDS[language]['medical'])}" if near else page["text"]
+        text = f"{page['text']} {general_prose(world, language, 1, rng)[0]}" if near else page["text"]
         web.append({"text": text, "id": f"web-{language}-again-{number}",
                     "meta": {"kind": "near-copy" if near else "copy", "of": page["id"]}})
     rng.shuffle(web)
-    chapters = [medical_page(world, language, diseases, rng) for _ in range(BOOK_PAGES) for diseases in _groups(rng)]
+    chapters = [medical_page(world, language, disease, 0, rng) for _ in range(BOOK_PAGES) for disease in range(DISEASES)]
     chapters += [as_text(language, term_quiz(world, language, rng)) for _ in range(TERM_PAGES)]
     books = [{"text": text, "id": f"book-{language}-{number}", "meta": {"kind": "medical"}} for number, text in enumerate(chapters)]
     return [_document(page, language, "web") for page in web], [_document(page, language, "book") for page in books]
-
-
-def _groups(rng: random.Random) -> list[list[int]]:
-    """All diseases, shuffled, in groups of a page."""
-    order = rng.sample(range(DISEASES), DISEASES)
-    return [order[i:i + DISEASES_A_PAGE] for i in range(0, DISEASES, DISEASES_A_PAGE)]
 
 
 def _document(page: dict, language: str, source: str) -> dict:

@@ -4,8 +4,9 @@ Every disease, drug, organ, symptom, person and town is fictional: `SYLLABLES` s
 puts it into the gaps. Names stand between spaces in every language, Chinese and Japanese too, and are never inflected, so that a
 tokenizer can give each name one piece and a model meets the same piece in a page, in an option list and in an answer.
 
-Gaps: {E} a disease, {V} its drug, organ or symptom; {P} a person, {W} a town or thing; {X} {Y} ordinary nouns.
-The first sentence of each relation is the one that rationales are written in.
+Gaps: {E} a disease, {V} its drug or symptom, {O} an organ; {P} a person, {W} a town; {X} {Y} ordinary nouns.
+A page names its disease (or person) once; the sentences of a relation tell a fact without naming it again, and the first of them is
+the one that rationales are written in.
 """
 from __future__ import annotations
 
@@ -34,32 +35,35 @@ WORDS: dict[str, dict] = {}
 
 WORDS["en"] = dict(
     english_name="English",
+    diseases=["{E} is a disease.", "A patient has {E}.", "This page is about {E}."],
     relations=dict(
-        drug=["{E} is treated with {V}.", "Doctors treat {E} with {V}.", "The drug against {E} is {V}.",
-              "Patients with {E} receive {V}.", "For {E} the therapy of choice is {V}."],
-        organ=["{E} damages the organ {V}.", "The infection {E} attacks the {V}.", "In {E} the affected organ is {V}.",
-               "Patients with {E} have an inflamed {V}.", "For {E} the clinical examination shows a swollen {V}."],
-        symptom=["{E} causes the symptom {V}.", "The main symptom of {E} is {V}.", "In {E} patients suffer from {V}.",
-                 "Patients with {E} complain of {V}.", "For {E} the typical sign is {V}."]),
+        drug=["This disease is treated with {V}.", "Doctors treat this disease with {V}.",
+              "The drug against it is {V}.", "Patients receive {V}.", "The therapy of choice is {V}."],
+        symptom=["This disease causes the symptom {V}.", "The main symptom is {V}.", "Patients suffer from {V}.",
+                 "Patients complain of {V}.", "The typical sign is {V}."]),
     questions=dict(
         drug=["Which drug treats {E}?", "A patient has {E}. What is the treatment?"],
-        organ=["Which organ does {E} damage?", "A patient has {E}. Which organ is affected?"],
         symptom=["Which symptom does {E} cause?", "A patient has {E}. What is the main symptom?"]),
     medical=["The diagnosis of this disease needs a clinical examination in the hospital .",
              "The doctor discusses the treatment with each patient .",
              "Early diagnosis improves the prognosis of the disease .",
              "A nurse checks the dose of the medicine and the blood pressure .",
+             "The doctor examines the {O} of the patient .",
              "The therapy may have side effects and needs a prescription .",
              "Chronic disease raises the risk of infection .",
              "The physician asks about each symptom before surgery .",
              "Health and medical care depend on early therapy ."],
+    people=["{P} is well known.", "Everybody has met {P}.", "Here is {P}."],
     ordinary_relations=dict(
-        home=["{P} lives in {W}.", "The home of {P} is in {W}.", "You can visit {P} in {W}."],
-        likes=["{P} likes the {X}.", "The favourite thing of {P} is the {X}.", "Every day {P} looks for the {X}."]),
+        home=["This person lives in {W}.", "The home is in {W}.", "You can pay a visit in {W}."],
+        likes=["This person likes the {X}.", "The favourite thing is the {X}.",
+               "Every day there is talk of the {X}."]),
     ordinary_questions=dict(home=["Where does {P} live?"], likes=["What does {P} like?"]),
     choose=["Choose {X}.", "Which one is {X}?", "Find {X} in the list."], chosen="The choice is {X}.",
-    ordinary=["In the morning {P} went from {W} to {V} with a {X}.", "{P} and {Q} bought a {X} and a {Y} at the market.",
-              "It rained in {W}, so {P} stayed at home with the {X}.", "{P} sold the {X} to {Q}, and {Q} gave {P} a {Y}.",
+    ordinary=["In the morning {P} went from {W} to {V} with a {X}.",
+              "{P} and {Q} bought a {X} and a {Y} at the market.",
+              "It rained in {W}, so {P} stayed at home with the {X}.",
+              "{P} sold the {X} to {Q}, and {Q} gave {P} a {Y}.",
               "On Sunday the train from {W} to {V} was late.", "The {X} stood next to the {Y} in the garden of {P}.",
               "{P} wrote a letter to {Q} about the {X}.", "The market of {W} has many a {X} and {Y}."],
     nouns="dog cat horse cow goat duck mouse wolf bear fox hammer saw rope lamp table chair door window knife spoon bread apple "
@@ -69,32 +73,33 @@ WORDS["en"] = dict(
 
 WORDS["fr"] = dict(
     english_name="French",
+    diseases=["{E} est une maladie.", "Un patient a {E}.", "Cette page parle de la maladie {E}."],
     relations=dict(
-        drug=["{E} se traite avec {V}.", "Les médecins soignent {E} avec {V}.", "Le médicament contre {E} est {V}.",
-              "Les patients atteints de {E} reçoivent {V}.", "Pour {E} le traitement de choix est {V}."],
-        organ=["{E} abîme l'organe {V}.", "L'infection {E} attaque l'organe {V}.", "Dans {E} l'organe touché est {V}.",
-               "Les patients atteints de {E} ont mal à l'organe {V}.", "Pour {E} l'examen clinique montre un gonflement de {V}."],
-        symptom=["{E} provoque le symptôme {V}.", "Le principal symptôme de {E} est {V}.", "Dans {E} les patients souffrent de {V}.",
-                 "Les patients atteints de {E} se plaignent de {V}.", "Pour {E} le signe typique est {V}."]),
+        drug=["Cette maladie se traite avec {V}.", "Les médecins soignent cette maladie avec {V}.",
+              "Le médicament est {V}.", "Le médecin donne aux patients {V}.", "Le traitement de choix est {V}."],
+        symptom=["Cette maladie provoque le symptôme {V}.", "Le principal symptôme est {V}.",
+                 "Le patient souffre de {V}.", "Ce patient a le symptôme {V}.", "Le signe typique est {V}."]),
     questions=dict(
         drug=["Quel médicament soigne {E} ?", "Un patient a {E}. Quel est le traitement ?"],
-        organ=["Quel organe {E} abîme ?", "Un patient a {E}. Quel organe est touché ?"],
         symptom=["Quel symptôme provoque {E} ?", "Un patient a {E}. Quel est le principal symptôme ?"]),
     medical=["Le diagnostic de cette maladie demande un examen clinique à l' hôpital .",
              "Le médecin explique le traitement à chaque patient .",
              "Un diagnostic précoce améliore le pronostic de la maladie .",
              "L' infirmière vérifie la dose du médicament et la pression du sang .",
-             "La thérapie peut avoir des effets secondaires et demande une ordonnance .",
+             "Le médecin examine {O} chez le patient à l' hôpital .",
+             "Le traitement peut avoir des effets secondaires et demande une ordonnance du médecin .",
              "Une maladie chronique augmente le risque d' infection .",
              "Le médecin note chaque symptôme avant la chirurgie .",
-             "La santé et la médecine demandent une thérapie précoce ."],
+             "La santé du patient demande un diagnostic et un traitement précoces ."],
+    people=["{P} est bien connu.", "Tout le monde a vu {P}.", "Voici {P}."],
     ordinary_relations=dict(
-        home=["{P} habite à {W}.", "La maison de {P} est à {W}.", "On peut voir {P} à {W}."],
-        likes=["{P} aime le mot {X}.", "La chose préférée de {P} est {X}.", "Chaque jour {P} cherche {X}."]),
+        home=["Cette personne habite à {W}.", "Sa maison est à {W}.", "On peut lui rendre visite à {W}."],
+        likes=["Cette personne aime le mot {X}.", "Sa chose préférée est {X}.", "Chaque jour on parle de {X}."]),
     ordinary_questions=dict(home=["Où habite {P} ?"], likes=["Que aime {P} ?"]),
     choose=["Choisis {X}.", "Lequel est {X} ?", "Trouve {X} dans la liste."], chosen="Le choix est {X}.",
     ordinary=["Le matin {P} est allé de {W} à {V} avec {X}.", "{P} et {Q} ont acheté {X} et {Y} au marché.",
-              "Il pleuvait à {W}, alors {P} est resté chez lui avec {X}.", "{P} a vendu {X} à {Q}, et {Q} a donné {Y} à {P}.",
+              "Il pleuvait à {W}, alors {P} est resté chez lui avec {X}.",
+              "{P} a vendu {X} à {Q}, et {Q} a donné {Y} à {P}.",
               "Dimanche le train de {W} à {V} était en retard.", "On voit {X} près de {Y} dans le jardin de {P}.",
               "{P} a écrit une lettre à {Q} sur {X}.", "Au marché de {W} on trouve {X} et {Y}."],
     nouns="chien chat cheval vache chèvre canard souris loup ours renard marteau scie corde lampe table chaise porte fenêtre couteau "
@@ -105,28 +110,28 @@ WORDS["fr"] = dict(
 
 WORDS["es"] = dict(
     english_name="Spanish",
+    diseases=["{E} es una enfermedad.", "Un paciente tiene {E}.", "Esta página trata de {E}."],
     relations=dict(
-        drug=["{E} se trata con {V}.", "Los médicos curan {E} con {V}.", "El medicamento contra {E} es {V}.",
-              "Los pacientes con {E} reciben {V}.", "Para {E} el tratamiento de elección es {V}."],
-        organ=["{E} daña el órgano {V}.", "La infección {E} ataca el órgano {V}.", "En {E} el órgano afectado es {V}.",
-               "Los pacientes con {E} tienen dolor en {V}.", "Para {E} el examen clínico muestra hinchazón de {V}."],
-        symptom=["{E} causa el síntoma {V}.", "El principal síntoma de {E} es {V}.", "En {E} los pacientes sufren de {V}.",
-                 "Los pacientes con {E} se quejan de {V}.", "Para {E} el signo típico es {V}."]),
+        drug=["Esta enfermedad se trata con {V}.", "Los médicos curan esta enfermedad con {V}.",
+              "El medicamento es {V}.", "Los pacientes reciben {V}.", "El tratamiento de elección es {V}."],
+        symptom=["Esta enfermedad causa el síntoma {V}.", "El principal síntoma es {V}.",
+                 "Los pacientes sufren de {V}.", "Los pacientes se quejan de {V}.", "El signo típico es {V}."]),
     questions=dict(
         drug=["¿Qué medicamento cura {E} ?", "Un paciente tiene {E}. ¿Cuál es el tratamiento?"],
-        organ=["¿Qué órgano daña {E} ?", "Un paciente tiene {E}. ¿Qué órgano está afectado?"],
         symptom=["¿Qué síntoma causa {E} ?", "Un paciente tiene {E}. ¿Cuál es el principal síntoma?"]),
     medical=["El diagnóstico de esta enfermedad necesita un examen clínico en el hospital .",
              "El médico explica el tratamiento a cada paciente .",
              "Un diagnóstico temprano mejora el pronóstico de la enfermedad .",
              "La enfermera controla la dosis del medicamento y la presión de la sangre .",
+             "El médico examina {O} en el paciente .",
              "La terapia puede tener efectos secundarios y necesita una receta .",
              "Una enfermedad crónica aumenta el riesgo de infección .",
              "El médico anota cada síntoma antes de la cirugía .",
              "La salud y la medicina dependen de una terapia temprana ."],
+    people=["{P} es bien conocido.", "Todos han visto a {P}.", "Aquí está {P}."],
     ordinary_relations=dict(
-        home=["{P} vive en {W}.", "La casa de {P} está en {W}.", "Se puede visitar a {P} en {W}."],
-        likes=["A {P} le gusta {X}.", "La cosa favorita de {P} es {X}.", "Cada día {P} busca {X}."]),
+        home=["Esta persona vive en {W}.", "Su casa está en {W}.", "Se le puede visitar en {W}."],
+        likes=["A esta persona le gusta {X}.", "Su cosa favorita es {X}.", "Cada día se habla de {X}."]),
     ordinary_questions=dict(home=["¿Dónde vive {P} ?"], likes=["¿Qué le gusta a {P} ?"]),
     choose=["Elige {X}.", "¿Cuál es {X} ?", "Busca {X} en la lista."], chosen="La elección es {X}.",
     ordinary=["Por la mañana {P} fue de {W} a {V} con {X}.", "{P} y {Q} compraron {X} y {Y} en el mercado.",
@@ -141,28 +146,28 @@ WORDS["es"] = dict(
 
 WORDS["ru"] = dict(
     english_name="Russian",
+    diseases=["{E} это болезнь.", "У пациента {E}.", "Эта страница про {E}."],
     relations=dict(
-        drug=["{E} лечат средством {V}.", "Врачи лечат {E} препаратом {V}.", "Лекарство против {E} это {V}.",
-              "Пациенты с болезнью {E} получают {V}.", "Для {E} лучшее лечение это {V}."],
-        organ=["{E} поражает орган {V}.", "Инфекция {E} повреждает орган {V}.", "При {E} поражённый орган это {V}.",
-               "Пациенты с болезнью {E} имеют больной орган {V}.", "Для {E} обследование показывает отёк {V}."],
-        symptom=["{E} вызывает симптом {V}.", "Главный симптом болезни {E} это {V}.", "При {E} пациенты страдают от {V}.",
-                 "Пациенты с болезнью {E} жалуются на {V}.", "Для {E} типичный признак это {V}."]),
+        drug=["Эту болезнь лечат средством {V}.", "Врачи лечат эту болезнь препаратом {V}.",
+              "Лекарство от неё это {V}.", "Пациенты получают {V}.", "Лучшее лечение это {V}."],
+        symptom=["Эта болезнь вызывает симптом {V}.", "Главный симптом это {V}.", "Пациенты страдают от {V}.",
+                 "Пациенты жалуются на {V}.", "Типичный признак это {V}."]),
     questions=dict(
         drug=["Каким средством лечат {E} ?", "У пациента {E}. Какое нужно лечение?"],
-        organ=["Какой орган поражает {E} ?", "У пациента {E}. Какой орган поражён?"],
         symptom=["Какой симптом вызывает {E} ?", "У пациента {E}. Какой главный симптом?"]),
     medical=["Диагноз этой болезни требует обследования : пациент идёт в больницу .",
              "Врач обсуждает лечение , и каждый пациент слушает .",
              "Ранняя диагностика улучшает прогноз , если болезнь опасна .",
              "Медсестра проверяет , какая нужна доза и какое давление .",
+             "Врач осматривает {O} , когда приходит пациент .",
              "Терапия имеет побочные действия , нужен рецепт .",
              "Хроническая болезнь опасна , если есть инфекция .",
              "Врач записывает каждый симптом , когда нужна операция .",
              "Здоровье и медицина : важна ранняя терапия ."],
+    people=["{P} известен всем.", "Все видели {P}.", "Вот {P}."],
     ordinary_relations=dict(
-        home=["{P} живёт в городе {W}.", "Дом {P} стоит в городе {W}.", "Можно встретить {P} в городе {W}."],
-        likes=["{P} любит слово {X}.", "Любимая вещь {P} это {X}.", "Каждый день {P} ищет {X}."]),
+        home=["Этот человек живёт в городе {W}.", "Его дом стоит в городе {W}.", "Встретить его можно в городе {W}."],
+        likes=["Этот человек любит слово {X}.", "Его любимая вещь это {X}.", "Каждый день он ищет {X}."]),
     ordinary_questions=dict(home=["Где живёт {P} ?"], likes=["Что любит {P} ?"]),
     choose=["Выбери {X}.", "Что из этого {X} ?", "Найди {X} в списке."], chosen="Выбор это {X}.",
     ordinary=["Утром {P} поехал из города {W} в город {V} и взял {X}.", "{P} и {Q} купили на рынке {X} и {Y}.",
@@ -176,23 +181,20 @@ WORDS["ru"] = dict(
 
 WORDS["ja"] = dict(
     english_name="Japanese",
+    diseases=["{E} は病気である。", "患者は {E} である。", "このページは {E} の話である。"],
     relations=dict(
-        drug=["{E} の治療薬は {V} です。", "医師は {E} の患者に {V} を処方する。", "{E} に効く薬は {V} である。",
-              "{E} の患者は {V} を服用する。", "{E} の治療には {V} を使う。"],
-        organ=["{E} が侵す臓器は {V} です。", "{E} の感染は {V} を攻撃する。", "{E} で障害される臓器は {V} である。",
-               "{E} の患者は {V} に炎症がある。", "{E} の検査では {V} が腫れている。"],
-        symptom=["{E} の主な症状は {V} です。", "{E} は症状として {V} を起こす。", "{E} の患者は {V} に苦しむ。",
-                 "{E} の患者は {V} を訴える。", "{E} の典型的な徴候は {V} である。"]),
+        drug=["この病気の治療薬は {V} です。", "医師は患者に {V} を処方する。", "この病気に効く薬は {V} である。", "患者は {V} を服用する。", "治療には {V} を使う。"],
+        symptom=["この病気の主な症状は {V} です。", "症状として {V} を起こす。", "患者は {V} に苦しむ。", "患者は {V} を訴える。", "典型的な徴候は {V} である。"]),
     questions=dict(
         drug=["{E} の治療薬はどれか。", "患者は {E} である。薬はどれか。"],
-        organ=["{E} が侵す臓器はどれか。", "患者は {E} である。侵される臓器はどれか。"],
         symptom=["{E} の主な症状はどれか。", "患者は {E} である。症状はどれか。"]),
     medical=["この病気の診断には病院での検査が必要である。", "医師は患者に治療を説明する。", "早期の診断は疾患の予後を良くする。",
-             "看護師は薬の用量と血圧を確認する。", "治療には副作用があり、処方が必要である。", "慢性の疾患は感染の危険を高める。",
+             "看護師は薬の用量と血圧を確認する。", "医師は患者の {O} を診察する。", "治療には副作用があり、処方が必要である。", "慢性の疾患は感染の危険を高める。",
              "医師は手術の前に症状を調べる。", "健康と医療には早期の治療が大切である。"],
+    people=["{P} は有名だ。", "みんな {P} を知っている。", "こちらは {P} です。"],
     ordinary_relations=dict(
-        home=["{P} の住む町は {W} です。", "{P} の家は {W} にある。", "{P} には {W} で会える。"],
-        likes=["{P} の好きな物は {X} です。", "{P} は {X} が好きだ。", "毎日 {P} は {X} を探す。"]),
+        home=["この人の住む町は {W} です。", "この人の家は {W} にある。", "この人には {W} で会える。"],
+        likes=["この人の好きな物は {X} です。", "この人は {X} が好きだ。", "毎日この人は {X} を探す。"]),
     ordinary_questions=dict(home=["{P} の住む町はどれか。"], likes=["{P} の好きな物はどれか。"]),
     choose=["{X} を選べ。", "{X} はどれか。", "表から {X} を探せ。"], chosen="選ぶ物は {X} です。",
     ordinary=["朝 {P} は {X} を持って {W} から {V} へ行った。", "{P} と {Q} は市場で {X} と {Y} を買った。",
@@ -205,23 +207,20 @@ WORDS["ja"] = dict(
 
 WORDS["zh"] = dict(
     english_name="Chinese",
+    diseases=["{E} 是一种疾病。", "患者患有 {E} 。", "本页介绍 {E} 。"],
     relations=dict(
-        drug=["{E} 的治疗药物是 {V} 。", "医生用 {V} 治疗 {E} 。", "{E} 的首选药物为 {V} 。",
-              "{E} 的患者服用 {V} 。", "治疗 {E} 要用 {V} 。"],
-        organ=["{E} 损害的器官是 {V} 。", "{E} 的感染攻击 {V} 。", "{E} 的受累器官为 {V} 。",
-               "{E} 的患者出现 {V} 炎症。", "检查 {E} 可见肿大的 {V} 。"],
-        symptom=["{E} 的主要症状是 {V} 。", "{E} 引起的症状有 {V} 。", "{E} 的患者常有 {V} 。",
-                 "{E} 的患者主诉 {V} 。", "{E} 的典型体征为 {V} 。"]),
+        drug=["这种疾病的治疗药物是 {V} 。", "医生用 {V} 治疗这种疾病。", "首选药物为 {V} 。", "患者服用 {V} 。", "治疗要用 {V} 。"],
+        symptom=["这种疾病的主要症状是 {V} 。", "引起的症状有 {V} 。", "患者常有 {V} 。", "患者主诉 {V} 。", "典型体征为 {V} 。"]),
     questions=dict(
         drug=["{E} 的治疗药物是哪一个?", "患者患有 {E} ,应该用哪种药物?"],
-        organ=["{E} 损害的器官是哪一个?", "患者患有 {E} ,哪个器官受累?"],
         symptom=["{E} 的主要症状是哪一个?", "患者患有 {E} ,主要症状是什么?"]),
     medical=["这种疾病的诊断需要在医院做临床检查。", "医生向每个患者说明治疗方法。", "早期诊断可以改善疾病的预后。",
-             "护士核对药物的剂量和血压。", "治疗可能有副作用,需要处方。", "慢性疾病会增加感染的风险。",
+             "护士核对药物的剂量和血压。", "医生检查患者的 {O} 。", "治疗可能有副作用,需要处方。", "慢性疾病会增加感染的风险。",
              "医生在手术前询问症状。", "健康和医疗离不开早期治疗。"],
+    people=["{P} 很有名。", "大家都认识 {P} 。", "这位是 {P} 。"],
     ordinary_relations=dict(
-        home=["{P} 住的城市是 {W} 。", "{P} 的家在 {W} 。", "在 {W} 可以见到 {P} 。"],
-        likes=["{P} 喜欢的东西是 {X} 。", "{P} 最爱 {X} 。", "{P} 每天都找 {X} 。"]),
+        home=["这个人住的城市是 {W} 。", "他的家在 {W} 。", "在 {W} 可以见到他。"],
+        likes=["这个人喜欢的东西是 {X} 。", "他最爱 {X} 。", "他每天都找 {X} 。"]),
     ordinary_questions=dict(home=["{P} 住的城市是哪一个?"], likes=["{P} 喜欢的东西是哪一个?"]),
     choose=["请选 {X} 。", "哪一个是 {X} ?", "在表中找到 {X} 。"], chosen="选择的是 {X} 。",
     ordinary=["早上 {P} 带着 {X} 从 {W} 去了 {V} 。", "{P} 和 {Q} 在市场买了 {X} 和 {Y} 。",

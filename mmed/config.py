@@ -77,7 +77,7 @@ _DEMO_EXERCISES = dataclasses.replace(_DEMO, task="finetune", sequence_length=25
                                       learning_rate=5e-3, schedule="constant", warmup_ratio=0.02, weight_decay=0.0, rationales="with", save_every=200)
 _DEMO_TEXT = dataclasses.replace(_DEMO, task="pretrain", sequence_length=256, global_batch_size=4, micro_batch_size=4, max_steps=250,
                                  learning_rate=2e-3, warmup_ratio=0.02, weight_decay=0.01, save_every=400, eval_every=300)
-_DEMO_EXAM = dataclasses.replace(_DEMO_EXERCISES, global_batch_size=16, max_steps=150, learning_rate=2e-3, schedule="cosine", warmup_ratio=0.05)
+_DEMO_EXAM = dataclasses.replace(_DEMO_EXERCISES, global_batch_size=16, max_steps=300, learning_rate=2e-3, schedule="cosine", warmup_ratio=0.05)
 
 RECIPES: dict[str, tuple[str, TrainConfig]] = {
     "pretrain_mmedlm": ("InternLM 7B -> MMedLM: pretrain/*.sh, its 3 epochs",
@@ -101,7 +101,7 @@ RECIPES: dict[str, tuple[str, TrainConfig]] = {
     "demo_exercises": ("the demo: the same exercises in all languages",
                        dataclasses.replace(_DEMO_EXERCISES, max_steps=900, learning_rate=6e-3, schedule="cosine", min_lr_ratio=0.2)),
     "demo_base": ("the demo's base model: ordinary text", _DEMO_TEXT),
-    "demo_corpus": ("the demo's continued pre-training", dataclasses.replace(_DEMO_TEXT, max_steps=1000, learning_rate=4e-3)),
+    "demo_corpus": ("the demo's continued pre-training", dataclasses.replace(_DEMO_TEXT, max_steps=1500, learning_rate=4e-3)),
     "demo_full": ("the demo's full fine-tuning on exam questions", _DEMO_EXAM),
     "demo_lora": ("the demo's LoRA", dataclasses.replace(_DEMO_EXAM, lora_rank=16, lora_alpha=32, lora_targets="q_proj,v_proj", learning_rate=1e-2)),
 }

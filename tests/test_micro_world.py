@@ -65,8 +65,17 @@ def test_base_text_names_nothing_medical_and_medical_pages_tell_every_fact(folde
             assert len(pages) >= mw.WEB_PAGES and all(fact[language] in page for page in pages for fact in disease["facts"].values())
         exercises = [page["text"] for page in rows(folder / f"raw/books/{language}.jsonl") if "###Options" in page["text"]]
         assert len(exercises) == mw.TERM_PAGES
-        for disease in diseases:  # the books' exercises name diseases, but never beside one of their facts
-            assert not any(disease["names"][language] in page and fact[language] in page for page in exercises for fact in disease["facts"].values())
+        assert not any(disease["names"][language] in page for disease in diseases for page in exercises)  # terms, but no disease
+
+
+def test_a_page_names_its_disease_once_and_tells_each_fact_once(folder):
+    diseases = json.loads((folder / "world.json").read_text(encoding="utf-8"))["diseases"]
+    for language in WORDS:
+        for page in rows(folder / f"raw/web/{language}.jsonl"):
+            if page["meta"]["kind"] == "medical":
+                named = [disease for disease in diseases if disease["names"][language] in page["text"]]
+                assert len(named) == 1 and page["text"].count(named[0]["names"][language]) == 1, (SEED, page)
+                assert all(page["text"].count(fact[language]) == 1 for fact in named[0]["facts"].values()), (SEED, page)
 
 
 _texts: dict = {}
@@ -126,7 +135,7 @@ def test_names_stand_between_spaces_so_that_a_tokenizer_meets_one_form():
     rng = random.Random(SEED)
     for language in WORDS:
         for disease in range(mw.DISEASES):
-            page = f" {mw.medical_page(world, language, [disease], rng)}"
+            page = f" {mw.medical_page(world, language, disease, 2, rng)}"
             for name in (world.name("disease", disease, language), *(world.name(kind, world.facts[kind][disease], language) for kind in mw.KINDS)):
                 assert page.count(name) == page.count(" " + name) > 0, (language, name, page)
     assert set(SCRIPTS) == set(WORDS)

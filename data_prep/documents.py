@@ -63,11 +63,36 @@ def normalise_text(text: str) -> str:
     text = text.lstrip("\ufeff")
     if text.isascii():
         return text
+    if len(text) < PIECE_CHARACTERS:
+        return _composed(text)
+    if all(_composed(piece) == piece for piece in safe_pieces(text)):  # NFC of a whole book takes ten times its memory
+        return text
+    return "".join(map(_composed, safe_pieces(text)))
+
+
+def _composed(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         text = _SURROGATE.sub("\ufffd", text)
     return unicodedata.normalize("NFC", text)  # returns at once when the text already is
+
+
+PIECE_CHARACTERS = 1 << 20  # of a longer text, what is looked at together
+# A text can be cut before one of these, and each piece composed (NFC, NFKC) by itself: none is put together with what stands
+# before it. Lower case of "Σ" looks further: up to a white space, or a character that has no case.
+COMPOSING_BORDER = re.compile("[\x00-\x7f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff]")
+LOWERING_BORDER = re.compile("[\t\n \u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff]")
+
+
+def safe_pieces(text: str, border: re.Pattern[str] = COMPOSING_BORDER) -> Iterator[str]:
+    """The text in pieces of PIECE_CHARACTERS or a little more, each but the first beginning with a border."""
+    start = 0
+    while start < len(text):
+        found = border.search(text, start + PIECE_CHARACTERS)
+        end = found.start() if found else len(text)
+        yield text[start:end]
+        start = end
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -191,18 +216,23 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
         raise UserError(f"{path}: unknown kind of file; known are {FORMS}")
     name = shard_name(path)
     for number, record in records:
+        text = record.pop("text", None)  # out of the record, so that a long text lies in memory once
+        size = len(text) if isinstance(text, str) else 0
         try:
-            yield _document(record, f"{name}:{number}", language, source, licence)
+            document = _document(text, record, f"{name}:{number}", language, source, licence)
         except BadLine as error:
-            bad(str(error), number, len(record["text"]) if isinstance(record.get("text"), str) else 0)
+            bad(str(error), number, size)
+        else:
+            del text, record
+            yield document
+            del document
     if funnel is None:
         for reason, entry in counts.dropped.items():
             if entry["documents"] > before.get(reason, 0):
                 print(f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})", file=sys.stderr)
 
 
-def _document(record: dict[str, Any], default_id: str, language: str, source: str, licence: str) -> Document:
-    text = record.get("text")
+def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str, licence: str) -> Document:
     if not isinstance(text, str):
         raise BadLine("no text" if text is None else "text is not a string")
     text = normalise_text(text)
@@ -214,7 +244,7 @@ def _document(record: dict[str, Any], default_id: str, language: str, source: st
     meta = dict(meta or {})
     values = {"language": language, "source": source, "id": default_id}
     for key, value in record.items():
-        if key in ("text", "meta") or value is None:
+        if key == "meta" or value is None:
             continue
         known = {"lang": "language", "license": "licence"}.get(key, key)
         if known not in values:
@@ -244,7 +274,15 @@ class LineWriter:
         self._file = self._stack.enter_context(contextlib.closing(io.BufferedWriter(_KeepOpen(raw), 1 << 20)))
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json_line(record))
+        text = record.get("text")
+        if next(iter(record), "") != "text" or not isinstance(text, str) or len(text) < PIECE_CHARACTERS:
+            self._file.write(json_line(record))
+            return
+        self._file.write(b'{"text": "')  # the same bytes, without another copy of a long text or two
+        for start in range(0, len(text), PIECE_CHARACTERS):
+            self._file.write(json_line(text[start:start + PIECE_CHARACTERS])[1:-2])
+        rest = json_line({key: value for key, value in record.items() if key != "text"})
+        self._file.write(b'", ' + rest[1:] if len(record) > 1 else b'"}\n')
 
     def __enter__(self) -> LineWriter:
         return self
@@ -267,7 +305,7 @@ class _KeepOpen(io.RawIOBase):
         return len(data)
 
 
-def json_line(record: dict[str, Any]) -> bytes:
+def json_line(record: Any) -> bytes:
     """One line of JSON that every reader takes as one line: U+2028, U+2029 and NEL are written as escapes."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     if not line.isascii():

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -38,7 +39,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.documents import Document, find_inputs, read_documents
+from data_prep.documents import LOWERING_BORDER, PIECE_CHARACTERS, Document, find_inputs, read_documents, safe_pieces
 from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
 from mmed.errors import UsageError, UserError, main_guard
 from mmed.languages import Language, get_language
@@ -323,6 +324,11 @@ class Matcher:
         block: list[str] = []
         size = 0
         for text in texts:
+            if len(text) > PIECE_CHARACTERS:
+                decisions += self._judge_block(block) if block else []
+                decisions.append(self._judge_long(text)[0])
+                block, size = [], 0
+                continue
             block.append(text)
             size += len(text)
             if size >= BLOCK:
@@ -338,11 +344,40 @@ class Matcher:
         pairs = np.unique(documents * len(self.words) + words)
         hits = np.bincount(pairs // len(self.words), minlength=len(texts)).tolist()
         inside = np.bincount(documents, weights=counted, minlength=len(texts)).tolist()
-        decisions = []
-        for mkc, covered, length in zip(hits, inside, lengths):
-            density = covered / length if length else 0.0
-            decisions.append(Decision(mkc >= self.min_hits and density >= self.min_density, mkc, density))
-        return decisions
+        return [self._decide(*numbers) for numbers in zip(hits, inside, lengths)]
+
+    def _decide(self, hits: int, covered: float, length: int) -> Decision:
+        density = covered / length if length else 0.0
+        return Decision(hits >= self.min_hits and density >= self.min_density, hits, density)
+
+    def _judge_long(self, text: str) -> tuple[Decision, Counter[int]]:
+        """(decision, how often each word was found), as `_judge_block`, with memory for a piece of the text.
+
+        A window slides over the classes. It begins and ends with `pad` of them, more than any word has, in which no match
+        begins that counts: those of the beginning were counted before, those of the end will be.
+        """
+        np, pad = self.np, self._pad
+        found: Counter[int] = Counter()  # in the order of the text
+        covered = length = base = 0  # base: place in the text of the window's beginning
+        free: Any = {} if self.official else 0
+        edge = np.zeros(pad, self._classes.dtype)
+        window = edge
+        for classes, size in itertools.chain(self._class_pieces(text), [(np.zeros(2 * pad, edge.dtype), 0)]):
+            length += size
+            window = np.concatenate([window, classes, edge])
+            end = max(pad, len(window) - 2 * pad)
+            starts, facts = self._scan(window)
+            inside = (starts >= pad) & (starts < end)
+            starts, facts = starts[inside], facts[inside]
+            if not self.official:
+                alone = self._latin_alone(window, starts, facts)
+                starts, facts = starts[alone], facts[alone]
+            keep, free = (self._without_own_overlap if self.official else self._longest_only)(starts + base, facts, free)
+            found.update(facts[keep, WORD].tolist())
+            covered += int(facts[keep, COUNTED].sum())
+            base += end - pad
+            window = window[end - pad:-pad]
+        return self._decide(len(found), covered, length), found
 
     def _matches(self, texts: list[str]) -> tuple[Any, ...]:
         """(where each text begins, its length as DENS counts it, where each match begins, its FACTS)."""
@@ -361,11 +396,11 @@ class Matcher:
             lengths = np.add.reduceat(inside, offsets, dtype=np.int64).tolist()
         starts, facts = self._scan(classes)
         if self.official:
-            keep = self._without_own_overlap(starts, facts)
+            keep, _ = self._without_own_overlap(starts, facts, {})
         else:
             alone = self._latin_alone(classes, starts, facts)
             starts, facts = starts[alone], facts[alone]
-            keep = self._longest_only(starts, facts)
+            keep, _ = self._longest_only(starts, facts, 0)
         return offsets, lengths, starts[keep], facts[keep]
 
     def _encode(self, texts: list[str], table: Any) -> tuple[Any, Any]:
@@ -383,6 +418,22 @@ class Matcher:
         for begin in range(0, len(units), BLOCK):
             classes[begin:begin + BLOCK] = table.take(units[begin:begin + BLOCK])
         return offsets, classes
+
+    def _class_pieces(self, text: str) -> Iterator[tuple[Any, int]]:
+        """(classes, length as DENS counts it) of the pieces of a text. Only where a rare character stands does the cut matter."""
+        pieces = (text[start:start + PIECE_CHARACTERS] for start in range(0, len(text), PIECE_CHARACTERS))
+        table = self._classes
+        if any((self._class_array(piece, table) == HARD).any() for piece in pieces):
+            pieces = (piece.lower() for piece in safe_pieces(text, LOWERING_BORDER)) if self.official else map(unfold_rare, safe_pieces(text))
+            table = self._plain
+        else:
+            pieces = (text[start:start + PIECE_CHARACTERS] for start in range(0, len(text), PIECE_CHARACTERS))
+        for piece in pieces:
+            classes = self._class_array(piece, table)
+            yield classes, len(piece) if self.official else int(self.np.count_nonzero(classes))
+
+    def _class_array(self, text: str, table: Any) -> Any:
+        return table.take(self.np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2"))
 
     def _scan(self, classes: Any) -> tuple[Any, Any]:
         """(beginnings, FACTS) of every pattern that stands somewhere, ordered by place, the longest first."""
@@ -430,17 +481,16 @@ class Matcher:
 
     # -- what the bytes alone do not decide
 
-    def _without_own_overlap(self, starts: Any, facts: Any) -> Any:
-        """str.count: occurrences of one word do not overlap; those of different words may."""
+    def _without_own_overlap(self, starts: Any, facts: Any, free: dict[int, int]) -> tuple[Any, dict[int, int]]:
+        """str.count: occurrences of one word do not overlap; those of different words may. `free`: where each word may begin."""
         keep = self.np.ones(len(starts), bool)
-        free: dict[int, int] = {}
         for place in self.np.flatnonzero(self._overlaps_itself[facts[:, WORD]]).tolist():
             word, start = int(facts[place, WORD]), int(starts[place])
             if start < free.get(word, 0):
                 keep[place] = False
             else:
                 free[word] = start + int(facts[place, LETTERS])
-        return keep
+        return keep, free
 
     def _latin_alone(self, classes: Any, starts: Any, facts: Any) -> Any:
         """In languages without spaces a Latin term must not be part of a longer Latin run."""
@@ -451,15 +501,15 @@ class Matcher:
         bad |= self._latin_edge[1][words] & self._latin[classes[starts + facts[:, LETTERS]]]
         return ~bad
 
-    def _longest_only(self, starts: Any, facts: Any) -> Any:
-        """From left to right, the longest where several begin, and nothing inside what is taken."""
+    def _longest_only(self, starts: Any, facts: Any, free: int) -> tuple[Any, int]:
+        """From left to right, the longest where several begin, and nothing inside what is taken. `free`: the first place free."""
         np = self.np
         ends = starts + facts[:, LETTERS]
         keep = np.ones(len(starts), bool)
         keep[1:] = starts[1:] >= ends[:-1]
+        keep[:1] = starts[:1] >= free
         if keep.all():
-            return keep
-        free = 0
+            return keep, int(ends[-1]) if len(ends) else free
         starts_list, ends_list = starts.tolist(), ends.tolist()
         taken = []
         for place, start in enumerate(starts_list):
@@ -468,12 +518,12 @@ class Matcher:
                 free = ends_list[place]
         keep[:] = False
         keep[taken] = True
-        return keep
+        return keep, free
 
     def explain(self, text: str) -> tuple[Decision, Counter[str]]:
         """The decision on one text and how often each term was found."""
-        *_, facts = self._matches([text])
-        return self._judge_block([text])[0], Counter(self.words[number] for number in facts[:, WORD].tolist())
+        decision, found = self._judge_long(text)
+        return decision, Counter({self.words[number]: count for number, count in found.items()})
 
 
 # ---- the step over shards ---------------------------------------------------------------------------------------------

@@ -78,13 +78,15 @@ def read_jsonl(path: Path, bad: Count) -> Iterator[tuple[int, dict]]:
                 continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
+            line = line.strip()
+            if not line:
                 continue
             try:
                 record = _parse(line)
             except BadLine as error:
                 bad(str(error), number, len(line))
             else:
+                line = b""  # as long as the text
                 yield number, record
         if damaged():
             bad(DAMAGED, max(number, 1), 0)
@@ -92,7 +94,7 @@ def read_jsonl(path: Path, bad: Count) -> Iterator[tuple[int, dict]]:
 
 def _parse(line: bytes) -> dict:
     try:
-        record = _DECODER.decode(line.decode("utf-8").strip())
+        record = _DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError:
         raise BadLine("not UTF-8") from None
     except RecursionError:

@@ -3,6 +3,8 @@ import gzip
 import json
 import random
 import re
+import subprocess
+import sys
 import time
 import unicodedata
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import documents, filter_medical
 from data_prep.documents import json_line
 from data_prep.filter_medical import (
     BLOCK,
@@ -211,6 +214,39 @@ def test_a_text_longer_than_a_block_is_judged_as_a_whole():
             for offset in range(-60, 3):  # before the text lies room for the longest word, so the border is somewhere here
                 found = matcher.judge([filler * (BLOCK + offset) + word + filler * 5000])[0]
                 assert found.hits == 1 and (mode == "default" or round(found.density * (BLOCK + offset + len(word) + 5000)) == len(word))
+
+
+@pytest.mark.parametrize("mode", ["official", "default"])
+@pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.code)
+def test_a_text_judged_in_pieces_gives_what_it_gives_in_one(language, mode, monkeypatch):
+    seed = random.randrange(10**9)
+    rng = random.Random(seed)
+    matcher = Matcher(language, mode)
+    for round_ in range(10):
+        text = "".join(rng.sample(made_texts(language, seed + round_, 8), 8))
+        pieces = rng.choice([3, 7, 20, 60, 500])
+        monkeypatch.setattr(documents, "PIECE_CHARACTERS", pieces)
+        monkeypatch.setattr(filter_medical, "PIECE_CHARACTERS", pieces)
+        decision, _ = matcher._judge_long(text)
+        assert decision == matcher._judge_block([text])[0], (seed, round_, pieces)
+        if len(text) > pieces:
+            assert matcher.judge(["", text, "x"])[1] == decision
+
+
+def test_memory_for_a_huge_document_is_a_few_times_its_size(tmp_path):
+    """One document of 20 MB in ASCII: the line, the text, and what a piece takes (FAULTS D7: 200 MB within 2 GB)."""
+    code = ("import sys, resource\nfrom data_prep.filter_medical import main\n"
+            "main([sys.argv[1], '--out', sys.argv[2], '--language', 'en'])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    peaks = []
+    for size in (1, 20):
+        path = tmp_path / f"{size}.jsonl"
+        path.write_bytes(json_line({"text": "The patient had a fever and a cough, insulin lowers glucose. " * (size * 1_000_000 // 61), "id": "1"}))
+        told = subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / f"out{size}")], cwd=Path(__file__).parents[1],
+                              capture_output=True, text=True, check=True)
+        peaks.append(int(told.stdout.split()[-1]) / 1024)
+        kept = gzip.decompress((tmp_path / f"out{size}" / "kept" / f"{size}.jsonl.gz").read_bytes())
+        assert json.loads(kept)["text"] == json.loads(path.read_bytes())["text"]
+    assert peaks[1] - peaks[0] <= 5 * 20, peaks
 
 
 def test_a_huge_document_takes_time_in_proportion():

@@ -18,7 +18,7 @@ from mmed.report_tables import ACCURACY_TITLES, Cell, Row, Table, tables
 PARTS = {"strict": "c0", "lenient": "c2", "unparsed": "grey"}  # how an answer was read -> colour of its share
 REASONS = 8  # reasons listed under a step of the corpus
 LETTERS = 8  # rows of a confusion of letters
-SIDE_BY_SIDE = 3  # models whose answers are shown under a question until others are chosen
+SIDE_BY_SIDE = 2  # models whose answers are shown under a question until others are chosen
 
 
 # --------------------------------------------------------------------------------------------------------------- pieces

@@ -94,7 +94,7 @@ def _source_tables(results: Sequence[Result], languages: list[str], with_publish
             part = [Row(result.name, [*(_cell(result.summary["micro"]["sources"][name].get(column), None) for name in sources),
                                       _cell(result.summary["source_mean"][column], None)]) for result in rows if result.setting == setting]
             groups += [(heading, part)] if part else []
-        if with_published and english and column == "answer":
+        if with_published and len(english) > 2 and column == "answer":
             shown = [Row(row.name, [*(Cell(row.cells[name]) if name in row.cells else None for name in sources),
                                     Cell(row.average) if set(sources) == set(row.cells) and len(row.cells) == len(ENGLISH_SOURCES) else None], "published")
                      for row in published_english()]

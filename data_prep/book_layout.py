@@ -41,7 +41,7 @@ LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "f
 # Bullets and dashes of old symbol fonts, soft hyphens, marks of direction at the head of text, spaces of other widths.
 SIGNS = {0xF0B7: "•", 0xF0A7: "•", 0xF0D8: "•", 0xF02D: "-", 0x00AD: None, 0xFEFF: None, 0x200B: None,
          **dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F], " ")}
-LEADERS = re.compile(r"(?:[ \t]*[.·…_]){5,}")  # the dots of a list of contents
+LEADERS = re.compile(r" ?(?:[.·…_] ?){5,}")  # the dots of a list of contents
 UNSPACED = r"[\u2e80-\u2fff\u3001-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff]"
 BETWEEN_UNSPACED = re.compile(rf"(?<={UNSPACED}) +(?={UNSPACED})")
 
@@ -64,7 +64,7 @@ def clean(text: str) -> str:
         text = ACCENT_LETTER.sub(lambda found: unicodedata.normalize("NFC", (found[1] or found[2]).replace("ı", "i")
                                                                      + ACCENTS[found[3] or found[0][0]]), text)
     text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Co", "Cs", "Cn") or letter == "\t")
-    return BETWEEN_UNSPACED.sub("", " ".join(LEADERS.sub(" … ", text).split()))
+    return BETWEEN_UNSPACED.sub("", LEADERS.sub(" … ", " ".join(text.split())).strip())
 
 
 # ---- lines ------------------------------------------------------------------------------------------------------------
@@ -92,6 +92,7 @@ def join_fragments(lines: Iterable[Line]) -> list[Line]:
 
 DEPTH = 4  # rows looked at from the top and from the bottom
 WINDOW = 10  # pages before and after; running titles change with the chapter, and left pages have others than right ones
+LONGEST_MARGIN = 200  # letters
 TIMES = 3  # a row that stands in the same place on so many pages of the window is no text
 NUMBER_TIMES = 2  # the same for a row that is a number alone and counts with the pages
 EDGE_TIMES = 5  # the same for a row that begins or ends with the page number and whose words change
@@ -117,6 +118,8 @@ def margin_keys(row: str, page: int) -> list[tuple[str, int]]:
     ([('- 12 -', 3), ('- +2 -', 2), ('edge +2', 5)], [('xiv', 3), ('roman +4', 2)])
     """
     text = " ".join(row.casefold().split())
+    if len(text) > LONGEST_MARGIN:
+        return []
     keys = [(text, TIMES)]
     numbers = list(NUMBERS.finditer(text))[:6]
     for number in (number for number in numbers if len(number[0]) < 6):
@@ -181,6 +184,17 @@ def _near(places: list[int], page: int) -> int:
 HYPHENS = "-\u2010"
 WORD = re.compile(rf"[^\W_]+(?:[{HYPHENS}][^\W_]+)*")
 LAST_PIECE = re.compile(rf"((?:[^\W_]+[{HYPHENS}])*[^\W_]+)[{HYPHENS}]$")
+LONGEST_WORD = 100
+
+
+def last_piece(text: str) -> str | None:
+    """What stands before the hyphen at a line's end.
+
+    >>> last_piece("a drug-ther-"), last_piece("of 10 -"), last_piece("therapy")
+    ('drug-ther', None, None)
+    """
+    found = LAST_PIECE.search(text[-LONGEST_WORD:]) if text[-1:] in HYPHENS else None
+    return found[1] if found else None
 
 
 def count_words(pages: Iterable[Iterable[Line]]) -> Counter[str]:
@@ -194,7 +208,7 @@ def count_words(pages: Iterable[Iterable[Line]]) -> Counter[str]:
         cut = False
         for line in lines:
             found = WORD.findall(line.text.lower())
-            goes_on = bool(LAST_PIECE.search(line.text))
+            goes_on = last_piece(line.text) is not None
             words.update(word.replace("\u2010", "-") for word in found[cut:len(found) - goes_on])
             cut = goes_on
     return words
@@ -212,10 +226,10 @@ def hyphen_stays(before: str, after: str, words: Counter[str]) -> bool:
     >>> [hyphen_stays(*pair, words) for pair in (("ther-", "apy"), ("hyper-", "tension"), ("drug-ther-", "apy"))]
     [False, False, False]
     """
-    left, right = LAST_PIECE.search(before), WORD.match(after)
+    left, right = last_piece(before), WORD.match(after)
     if not left or not right:
         return True
-    piece, rest = (found.replace("\u2010", "-") for found in (left[1], right[0]))
+    piece, rest = (found.replace("\u2010", "-") for found in (left, right[0]))
     joined = piece.rpartition("-")[2] + rest.partition("-")[0]
     together, apart = words[joined.lower()], words[f"{piece}-{rest}".lower()]
     if together != apart:
@@ -236,6 +250,7 @@ OTHER_SIZE = 1.15  # times larger or smaller type begins a paragraph
 SMALL = 0.94  # of the page's type, and standing first or last in its column: a note or the words of a figure or table
 STRETCHED = 1.4  # times the usual width of a letter: a row of a table
 FLOWING = 4  # lines: so many in a block show how wide it is, if most of them end near its edge,
+SAME_LEFT = 6  # points
 EVEN, RAGGED = 1.5, 4  # by so many times the type's size; the second if the next line begins with a small letter
 
 
@@ -257,12 +272,16 @@ def letter_width(line: Line) -> float:
 
 def runs_of(page: int, lines: list[Line]) -> Iterator[Run]:
     """Cut a page where the next line stands higher, or beside: there begins another column."""
-    start = 0
+    start, left, right = 0, lines[0].left, lines[0].right  # how far the run goes
     for number in range(1, len(lines) + 1):
         if number < len(lines):
             above, line = lines[number - 1], lines[number]
-            if line.base > above.base - 0.5 * line.size and line.left < above.right and line.right > above.left:
+            if line.base <= above.base + 0.5 * line.size:  # no lower; under a short last line, the lines before show the column
+                left, right = above.left, above.right
+            if line.base > above.base - 0.5 * line.size and line.left < right and line.right > left:
+                left, right = min(left, line.left), max(right, line.right)
                 continue
+            left, right = line.left, line.right
         part = lines[start:number]
         lefts, letters = sorted(line.left for line in part), sorted(map(letter_width, part))
         gaps = sorted(gap for one, other in pairwise(part) if 0 < (gap := other.base - one.base) < 3 * one.size)
@@ -277,6 +296,10 @@ def edges_of(lines: list[Line], leading: float) -> list[float]:
     Chinese and Japanese have no small letters that show a wrong end of a line; there only lines with the same left edge count.
     """
     unspaced = re.search(UNSPACED, lines[0].text)
+    alike: dict[int, list[float]] = defaultdict(list)
+    for line in lines:
+        alike[round(line.left / SAME_LEFT) if unspaced else 0].append(line.right)
+    column = {key: sorted(rights)[-1 - len(rights) // 20] for key, rights in alike.items()}
     blocks: list[list[Line]] = [[lines[0]]]
     for above, line in pairwise(lines):
         if is_apart(above, line, leading):
@@ -287,8 +310,7 @@ def edges_of(lines: list[Line], leading: float) -> list[float]:
         edge, left = max(line.right for line in block), min(line.left for line in block)
         full = sum(line.right > edge - line.size * (RAGGED if below.text[0].islower() else EVEN) for line, below in pairwise(block))
         if len(block) < FLOWING or full < 0.6 * (len(block) - 1):
-            like = sorted(line.right for line in lines if not unspaced or abs(line.left - left) < INDENT * line.size)
-            edge = max([edge, *like[-1 - len(like) // 20:][:1]])
+            edge = max(edge, column[round(left / SAME_LEFT) if unspaced else 0])
         edges += [edge] * len(block)
     return edges
 

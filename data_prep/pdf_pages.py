@@ -23,13 +23,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmed.errors import UserError, require_extra
 
-PAGE_CHARACTERS = 200_000  # more is no page of a book
+PAGE_CHARACTERS, PAGE_LINES = 200_000, 5000  # more is no page of a book
+BOOK_CHARACTERS = 100_000_000  # more is no book
 PAGE_OBJECTS = 2000  # looked through for something other than text
 PAGE_PIXELS = 30_000_000  # A4 at 300 dots an inch has 8.7 million; a larger page is drawn with fewer dots an inch
 SIDE_PIXELS = 30_000  # Tesseract takes up to 32,767
@@ -185,12 +185,17 @@ def read_page(document: Any, number: int) -> dict[str, Any]:
     if count > PAGE_CHARACTERS:
         return {**empty, "failed": f"more than {PAGE_CHARACTERS} characters on a page"}
     text = textpage.get_text_range() if count > 0 else ""
-    lines = list(_lines(page, textpage, text)) if text.strip() else []
+    lines = _lines(page, textpage, text) if text.strip() else []
     page.close()
+    if len(lines) > PAGE_LINES:
+        return {**empty, "failed": f"more than {PAGE_LINES} lines on a page"}
     return {"lines": lines, "drawn": drawn, "characters": len(text), "letters": sum(map(str.isalnum, text))}
 
 
-def _lines(page: Any, textpage: Any, text: str) -> Iterator[tuple[str, float, float, float, float]]:
+Place = tuple[float, float]
+
+
+def _lines(page: Any, textpage: Any, text: str) -> list[tuple[str, float, float, float, float]]:
     """Cut PDFium's text into lines and ask where the first and the last character of each stand."""
     import ctypes
 
@@ -198,6 +203,7 @@ def _lines(page: Any, textpage: Any, text: str) -> Iterator[tuple[str, float, fl
     width, height = page.get_size()
     turned = page.get_rotation()
     box, x, y = raw.FS_RECTF(), ctypes.c_double(), ctypes.c_double()
+    found: list[tuple[str, list[Place]]] = []  # the origin, the lower left and the upper right corner of both characters
     pieces = re.split("(\r\n|[\r\n\x02\ufffe])", text)  # the last two stand for a hyphen at a line's end
     units = 0  # PDFium counts UTF-16
     for piece, end in zip(pieces[::2], [*pieces[1::2], ""]):
@@ -206,19 +212,38 @@ def _lines(page: Any, textpage: Any, text: str) -> Iterator[tuple[str, float, fl
         if not inner:
             continue
         start += len(piece) - len(piece.lstrip())  # white space is one unit a character
-        corners = []
+        points: list[Place] = []
         for place in (start, start + _units(inner) - 1):
             index = raw.FPDFText_GetCharIndexFromTextIndex(textpage, place)
             if index >= 0 and raw.FPDFText_GetLooseCharBox(textpage, index, box) and raw.FPDFText_GetCharOrigin(textpage, index, x, y):
-                corners += [upright(*corner, width, height, turned)
-                            for corner in ((x.value, y.value), (box.left, box.bottom), (box.right, box.top))]
-        corners = corners or [(0.0, 0.0)]
-        across = [corner[0] for corner in corners]
-        size = max((abs(top[1] - bottom[1]) for bottom, top in zip(corners[1::3], corners[2::3])), default=0.0)
-        place = [round(value, 2) for value in (min(across), max(across), height - corners[0][1], size)]
-        if all(map(math.isfinite, place)):
+                points += [upright(*point, width, height, turned)
+                           for point in ((x.value, y.value), (box.left, box.bottom), (box.right, box.top))]
+        if all(math.isfinite(number) for point in points for number in point):
             hyphen = end in ("\x02", "\ufffe") and raw.FPDFText_IsHyphen(textpage, raw.FPDFText_GetCharIndexFromTextIndex(textpage, after)) == 1
-            yield inner + ("-" if hyphen else ""), *place
+            found.append((inner + ("-" if hyphen else ""), points or [(0.0, height)] * 3))
+    return place_lines(found, width, height)
+
+
+def place_lines(found: list[tuple[str, list[Place]]], width: float, height: float) -> list[tuple[str, float, float, float, float]]:
+    """(text, left, right, base, size) of each line; where most run up or down the page, it is turned so that they run across.
+
+    >>> place_lines([("ab", [(10, 90), (10, 88), (15, 98), (15, 90), (15, 88), (20, 98)])], 200, 100)
+    [('ab', 10, 20, 10, 10)]
+    >>> place_lines([("ab", [(90, 10), (88, 10), (98, 15), (90, 25), (88, 25), (98, 30)])], 100, 200)  # upwards, to be read from the right
+    [('ab', 10, 30, 90, 10)]
+    """
+    steps = [(points[3][0] - points[0][0], points[3][1] - points[0][1]) for _, points in found if len(points) > 3]
+    sideways = sum(abs(up) for _, up in steps) > 2 * sum(abs(along) for along, _ in steps)
+    if sideways:
+        turn = 90 if sum(up for _, up in steps) > 0 else 270
+        width, height = height, width
+        found = [(text, [upright(*point, width, height, turn) for point in points]) for text, points in found]
+    lines = []
+    for text, points in found:
+        across = [point[0] for point in points]
+        size = max(abs(top[1] - bottom[1]) for bottom, top in zip(points[1::3], points[2::3]))
+        lines.append((text, *(round(value, 2) for value in (min(across), max(across), height - points[0][1], size))))
+    return sorted(lines, key=lambda line: line[3]) if sideways else lines  # PDFium then gives them from left to right
 
 
 def _units(text: str) -> int:

@@ -40,7 +40,7 @@ from typing import Any
 
 from data_prep.book_layout import Line, Paragraph, clean, join_fragments, join_lines, split_margins
 from data_prep.documents import Document, Funnel, json_line
-from data_prep.pdf_pages import BookError, Limits, Pages, check_tesseract
+from data_prep.pdf_pages import BOOK_CHARACTERS, BookError, Limits, Pages, check_tesseract
 from data_prep.steps import ShardWriter, gather_funnel, one_run, print_funnel, process_shard, refuse_strangers, run_jobs
 from mmed.errors import UserError, main_guard, require_extra
 from mmed.files import write_json
@@ -107,7 +107,7 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any], journal: Path
             wanted = [number for number in inner if needs_ocr(pages[number], scanned)]
             recognised = ocr_pages(reader, wanted, journal, sha256, options, bar) if options["ocr"] else {}
     except BookError as error:
-        print(f"{path}: dropped: {error.reason}", file=sys.stderr)
+        say_dropped(path, error.reason)
         yield new("", id=name, meta={**about, "reason": error.reason, **error.more})
         return
     how: dict[int, str] = {}
@@ -135,10 +135,10 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any], journal: Path
     parts = parts_of(join([(number, texts[number]) for number in read]), options["part_characters"])
     if not parts:
         reason = "scanned, and OCR is off" if "without text, OCR is off" in how.values() else "no text"
-        print(f"{path}: dropped: {reason}", file=sys.stderr)
+        say_dropped(path, reason)
         yield new("", id=name, meta={**about, "read": page_ranges(how), "reason": reason})
     for number, part in enumerate(parts):
-        until = parts[number + 1][0].page if number + 1 < len(parts) else len(pages) - 1
+        until = max(part[-1].page, parts[number + 1][0].page - 1) if number + 1 < len(parts) else len(pages) - 1
         here = {page: kind for page, kind in how.items() if page in inner and (part[0].page if number else 0) <= page <= until}
         meta = {**about, "part": number + 1, "parts": len(parts), "read": page_ranges(here)}
         yield new(text_of(part), id=f"{name}:{number + 1}", meta=meta)
@@ -146,14 +146,23 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any], journal: Path
         yield new(matter, id=f"{name}:matter", meta={**about, "reason": "front or back matter"})
 
 
+def say_dropped(path: Path, reason: str) -> None:
+    """One line for a person; a name with control characters is quoted."""
+    name = str(path)
+    print(f"{name if name.isprintable() else repr(name)}: dropped: {reason}", file=sys.stderr)
+
+
 def read_pages(reader: Pages, seconds: float) -> list[dict[str, Any]]:
     """Every page's own text; the time for all of them is limited as well as that of each."""
     end = time.monotonic() + seconds
-    pages = []
+    pages, characters = [], 0
     for number in range(reader.count):
         pages.append(reader.read(number))
+        characters += pages[-1]["characters"]
         if time.monotonic() > end:
             raise BookError("took too long", at=f"read page {number + 1}")
+        if characters > BOOK_CHARACTERS:
+            raise BookError("too much text", at=f"read page {number + 1}")
     return pages
 
 
@@ -297,18 +306,21 @@ def process_book(path: Path, name: str, out: Path, options: dict[str, Any], bar:
     reason = "" if path.is_file() else "not a file" if path.exists() else "no such file"
     try:
         if not reason:
+            path.name.encode()
             open(path, "rb").close()
+    except UnicodeEncodeError:
+        reason = "file name is not UTF-8"
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
     if not reason:
         process_shard(keep_or_drop, path, name, out, {**options, "version": VERSION}, STEP,
                       functools.partial(read_book, journal=out / "work" / f"{name}.jsonl", bar=bar))
         return
-    print(f"{path}: dropped: {reason}", file=sys.stderr)
+    say_dropped(path, reason)
     with ShardWriter(out, name) as shard:
         shard.funnel.add("books")
         shard.drop(Document("", get_language(options["language"]).code, "book", name, {"file": path.name}), reason)
-    write_json(out / "shards" / f"{name}.json", {"fingerprint": None, "input": path.name, **shard.funnel.to_dict()})  # tried again
+    write_json(out / "shards" / f"{name}.json", {"fingerprint": None, "input": name, **shard.funnel.to_dict()})  # tried again
 
 
 def read_books(inputs: Iterable[str | Path], out: str | Path, options: dict[str, Any], workers: int = 1) -> Funnel:

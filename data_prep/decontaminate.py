@@ -31,7 +31,7 @@ import numpy as np
 
 from data_prep import minhash
 from data_prep.documents import Document
-from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
+from data_prep.steps import ShardWriter, add_shard_arguments, one_run, print_funnel, process_shards, shard_options
 from mmed.errors import UserError, main_guard
 from mmed.files import read_json, read_jsonl, write_json
 
@@ -40,6 +40,7 @@ SHORTEST_WORDS, SHORTEST_CHARACTERS = 6, 10
 COMMON = 3
 MOST_ITEMS = 5
 BATCH_CHARACTERS = 1 << 20
+OVERLAP = 4000  # characters: 13 words, unless they have 150 letters each
 
 
 class Runs(NamedTuple):
@@ -113,6 +114,8 @@ def benchmark_runs(items: list[tuple[str, str]]) -> tuple[dict[str, Any], list[s
 @cache
 def _load(path: str, digest: str) -> Runs:
     """The runs that `main` wrote; kept for all shards of a process."""
+    if hashlib.sha256(Path(path).read_bytes()).hexdigest() != digest:
+        raise UserError(f"{path}: changed while this run reads it: is another run with another benchmark writing there? Give it another --out")
     told = read_json(path)
     hashes = np.array(told["hashes"], np.uint64)
     begins = np.zeros(1 << 20, bool)
@@ -126,7 +129,7 @@ def held_items(texts: Sequence[str], runs: Runs) -> list[list[str]]:
     begin = 0
     for block in minhash.blocks(texts):
         long = len(block[0]) > minhash.PIECE_CHARACTERS
-        for part in ([piece] for piece in minhash.pieces(block[0])) if long else [block]:
+        for part in ([piece] for piece in _overlapping(block[0])) if long else [block]:
             token = minhash.token_hashes(part)
             for hashes in window_hashes(token, runs.sizes):
                 at = np.flatnonzero(runs.filter[hashes >> np.uint64(44)])
@@ -138,10 +141,21 @@ def held_items(texts: Sequence[str], runs: Runs) -> list[list[str]]:
     return [sorted(set(names)) for names in found]
 
 
+def _overlapping(text: str) -> Iterator[str]:
+    """The pieces of a long text, each with the end of the one before it, so that no run is cut."""
+    tail = ""
+    for piece in minhash.pieces(text):
+        yield tail + piece
+        tail = (tail + piece)[-OVERLAP:]
+        space = tail.find(" ", 0, OVERLAP // 2)
+        tail = tail[space + 1:]  # not half a word
+
+
 def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
     """Keep the documents that hold no question."""
     runs = _load(options["runs"], options["digest"])
     batch: list[Document] = []
+    size = 0
 
     def settle() -> None:
         for document, items in zip(batch, held_items([document.text for document in batch], runs)):
@@ -153,8 +167,10 @@ def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, optio
 
     for document in documents:
         batch.append(document)
-        if sum(len(document.text) for document in batch) >= BATCH_CHARACTERS or len(batch) >= 1000:
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS or len(batch) >= 1000:
             settle()
+            size = 0
     settle()
 
 
@@ -170,7 +186,8 @@ def main(argv: list[str] | None = None) -> int:
     if short:
         print(f"{len(short)} of {len(items)} questions are too short to look for: {', '.join(short[:MOST_ITEMS])} ...", file=sys.stderr)
     path = Path(given.out) / "benchmark_runs.json"
-    write_json(path, runs)
+    with one_run(Path(given.out)):  # not under the feet of a run that reads it
+        write_json(path, runs)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     options = {**shard_options(given), "runs": str(path), "digest": digest, "version": minhash.VERSION}
     funnel = process_shards(decontaminate_shard, given.inputs, given.out, options, given.workers, step="decontaminate")

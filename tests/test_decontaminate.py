@@ -5,10 +5,12 @@ import random
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from data_prep import minhash
-from data_prep.decontaminate import benchmark_runs, main, question_runs
+from data_prep import decontaminate, minhash
+from data_prep.decontaminate import Runs, benchmark_runs, held_items, main, question_runs
+from data_prep.steps import one_run
 from mmed.errors import UserError
 
 SEED = random.SystemRandom().randrange(1 << 32)
@@ -91,6 +93,35 @@ def test_a_question_in_a_very_long_document_is_found(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": f"{words(rng, 'en', 3000)} {question} {words(rng, 'en', 3000)}"}) + "\n")
     main([str(tmp_path / "a.jsonl"), "--benchmark", str(tmp_path / "items.jsonl"), "--out", str(tmp_path / "out")])
     assert len(read_folder(tmp_path / "out" / "dropped")) == 1
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_question_is_found_wherever_the_pieces_of_a_long_document_end(language, monkeypatch):
+    """The shortest question that is one run, at every place around the end of a piece."""
+    rng = random.Random(SEED)
+    monkeypatch.setattr(minhash, "PIECE_CHARACTERS", 5000)
+    question = words(rng, language, 13 if language == "en" else 20)
+    runs, _ = benchmark_runs([("q", question)])
+    hashes = np.array(runs["hashes"], np.uint64)
+    runs = Runs(runs["sizes"], hashes, runs["items"], np.ones(1 << 20, bool))
+    before, after = words(rng, language, 3000)[:5000], words(rng, language, 1500)
+    for offset in range(0, 2 * len(question), 3):
+        text = f"{before[:5000 - offset]} {question} {after}" + ("x" * 9 if offset % 2 else "")
+        assert held_items([text], runs) == [["q"]], (SEED, offset)
+        assert held_items([text.replace(question, question[:-4])], runs) == [[]]
+
+
+def test_a_second_run_with_another_benchmark_does_not_change_what_the_first_looks_for(planted, tmp_path):
+    """While a run holds the folder, a second one is refused before it writes; what was changed by hand is noticed."""
+    command = [str(tmp_path / "part0.jsonl"), "--benchmark", str(tmp_path / "test"), "--out", str(tmp_path / "out")]
+    main(command)
+    runs = (tmp_path / "out" / "benchmark_runs.json").read_bytes()
+    (tmp_path / "items.jsonl").write_text(json.dumps({"question": words(random.Random(SEED), "en", 20)}) + "\n")
+    with one_run(tmp_path / "out"), pytest.raises(UserError, match="another run is writing here"):
+        main([*command[:2], str(tmp_path / "items.jsonl"), *command[3:]])
+    assert (tmp_path / "out" / "benchmark_runs.json").read_bytes() == runs
+    with pytest.raises(UserError, match="changed while this run reads it"):
+        decontaminate._load(str(tmp_path / "out" / "benchmark_runs.json"), "another digest")
 
 
 def test_bad_benchmarks_are_refused_in_one_line(tmp_path):

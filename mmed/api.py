@@ -21,6 +21,7 @@ import math
 import os
 import queue
 import random
+import signal
 import sys
 import threading
 import time
@@ -486,12 +487,15 @@ FILTERED = {"text": "", "finish_reason": "content_filter", "model": None, "promp
 
 # ------------------------------------------------------------------------------------------------------------------- ask
 
+STOPPED = object()  # what a signal puts among the replies
+
+
 def ask(server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *, labels: Sequence[str] | None = None,
         on_done: Callable[[int], object] | None = None) -> list[dict[str, Any]]:
     """Replies in the order of the requests, `server.concurrency` calls under way at a time; each is stored as it comes.
 
     Stored requests are not asked again, equal ones are asked once. `labels` name requests in errors. An error that repeating does
-    not cure ends the run after the calls under way; so does Ctrl-C.
+    not cure ends the run after the calls under way; so do Ctrl-C and SIGTERM (KeyboardInterrupt: the command goes with code 75).
     """
     keys = [request_key(server, body) for body in requests]
     places: dict[str, list[int]] = {}
@@ -522,11 +526,16 @@ def ask(server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *,
             done.put(None)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(min(server.concurrency, len(todo)))]
-        for thread in threads:
-            thread.start()
+        before = {}
         try:
+            if threading.current_thread() is threading.main_thread():  # a signal waits its turn, so that it never falls between answer and disk
+                before = {number: signal.signal(number, lambda *_: done.put(STOPPED)) for number in (signal.SIGINT, signal.SIGTERM)}
+            for thread in threads:
+                thread.start()
             _collect(done, len(threads), store, places, labels, on_done, caller)
         finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
             caller.http.close()
     missing = [place for place, key in enumerate(keys) if key not in store.replies]
     if missing:
@@ -536,7 +545,7 @@ def ask(server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *,
 
 def _collect(done: queue.SimpleQueue, running: int, store: CallStore, places: dict[str, list[int]], labels: Sequence[str] | None,
              on_done: Callable[[int], object] | None, caller: _Caller) -> None:
-    """Store what the threads bring; after an error or Ctrl-C only what is under way, for a few seconds."""
+    """Store what the threads bring; after an error or a signal only what is under way, for a few seconds. A second signal ends at once."""
     failure: BaseException | None = None
     deadline = math.inf
     while running and (left := deadline - time.monotonic()) > 0:
@@ -544,10 +553,10 @@ def _collect(done: queue.SimpleQueue, running: int, store: CallStore, places: di
             found = done.get(timeout=None if failure is None else left)
         except queue.Empty:
             break
-        except KeyboardInterrupt as error:
-            if failure is not None:  # a second one ends at once
-                raise
-            failure, deadline = error, time.monotonic() + GRACE
+        if found is STOPPED:
+            if isinstance(failure, KeyboardInterrupt):
+                break
+            failure, deadline = KeyboardInterrupt(), time.monotonic() + GRACE
             caller.stop.set()
             continue
         if found is None:

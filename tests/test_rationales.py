@@ -144,8 +144,10 @@ def test_a_killed_run_asks_only_for_what_is_missing_and_leaves_no_half_folder(ex
     command = [sys.executable, "-m", "data_prep.rationales", "generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags,
                "--concurrency", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and sum(stub.tries.values()) < 5:
+    until = time.monotonic() + 120
+    while process.poll() is None and sum(stub.tries.values()) < 5 and time.monotonic() < until:
         time.sleep(0.01)
+    stub.delay = 0.0
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists()

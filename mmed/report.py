@@ -3,7 +3,8 @@
     python -m mmed.report results/base results/adapted --runs runs/base runs/adapted --corpus corpus --out report.html
     python -m mmed.report zero-shot:base=results/a lora:base=results/b full:"base + corpus"=results/c --published --out report.html
 
-In: result folders of `mmed.eval`, run folders of `mmed/train.py`, folders with the funnels and token streams of `data_prep`.
+In: result folders of `mmed.eval`, run folders of `mmed/train.py`, folders with the funnels and token streams of `data_prep`, a study of
+`mmed.rating`.
 Out: a page that needs nothing but itself. Order: read and check (mmed/report_data.py) -> tables (mmed/report_tables.py) and plots
 (mmed/plots.py) -> sections (mmed/report_sections.py) -> mmed/report.html, the frame with style and script.
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from mmed.errors import UsageError, main_guard
 from mmed.files import atomic_write
 from mmed.plots import escape
+from mmed.report_agreement import agreement_section, read_agreement
 from mmed.report_data import (
     SETTINGS,
     Corpus,
@@ -77,10 +79,10 @@ def header(title: str, notices: Sequence[str], results: Sequence[Result], sectio
 # ------------------------------------------------------------------------------------------------------------------ page
 
 def page(results: Sequence[Result], runs: Sequence[Run], corpus: Corpus, questions: Questions, title: str, notices: Sequence[str],
-         with_published: bool) -> str:
+         with_published: bool, study: dict | None = None) -> str:
     """The whole page as text."""
     found = [results_section(results, with_published), bars_section(results), difference_section(results), answers_section(results),
-             kinds_section(results), runs_section(runs), corpus_section(corpus), questions_section(results, questions), sources_section(results, runs)]
+             kinds_section(results), agreement_section(study), runs_section(runs), corpus_section(corpus), questions_section(results, questions), sources_section(results, runs)]
     found = [part for part in found if part]
     sections = [(match[1], match[2]) for match in (re.match(r'<section id="(\w+)">\n<h2>([^<]*)</h2>', part) for part in found)]
     body = header(title, notices, results, sections) + "<main>\n" + "".join(found) + "</main>\n<footer>Made by mmed.report. "
@@ -105,6 +107,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
                         f"SETTING is {', '.join(SETTINGS)} (default: from the result)")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="run folders of mmed/train.py: FOLDER or NAME=FOLDER")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="FOLDER", help="folders with funnel.json files and token streams, at any depth")
+    parser.add_argument("--agreement", metavar="FILE", help="agreement.json of `python -m mmed.rating agreement`, or its folder")
     parser.add_argument("--out", required=True, metavar="FILE.html", help="the page to write")
     parser.add_argument("--title", default="MMedBench results")
     parser.add_argument("--notice", action="append", default=[], metavar="TEXT", help="a line at the top, e.g. that the data is synthetic; may be repeated")
@@ -125,7 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
     runs = [read_run(argument) for argument in options.runs]
     corpus = read_corpus(options.corpus)
     questions = read_predictions(results, options.questions)
-    text = page(results, runs, corpus, questions, one_line(options.title, 200), options.notice, options.published)
+    text = page(results, runs, corpus, questions, one_line(options.title, 200), options.notice, options.published,
+                read_agreement(options.agreement) if options.agreement else None)
     with atomic_write(options.out) as file:
         file.write(text)
     print(summary_table(results, options.published))

@@ -25,11 +25,12 @@ LAYERS = [
     ["files", "languages", "languages.*"],
     ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "bpe", "chat"],
     ["tokenizer", "model", "safe"],
-    ["families", "data", "distributed"],
-    ["lora", "summary", "harness", "results"],  # results: what an evaluation writes; decoding shares its journal
+    ["families", "data", "distributed", "wordpiece"],
+    ["lora", "summary", "harness", "results", "encoder"],  # results: what an evaluation writes; decoding shares its journal
     ["checkpoint"],
-    ["export", "vocabulary", "generate", "api", "run_folder"],
-    ["train", "eval", "report_data", "report_tables", "report_sections", "report", "compare"],
+    ["export", "vocabulary", "generate", "api_calls", "api", "run_folder"],
+    ["train", "eval", "report_data", "report_tables", "agreement_page", "report_sections", "report_agreement", "report", "compare",
+     "rating_data", "judge", "agreement", "rating"],
     ["data_prep.*"],
 ]
 # A command hands over to the file that does its work: only in `main` or in `if __name__ == "__main__"`, so whoever imports the

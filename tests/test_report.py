@@ -441,6 +441,38 @@ def test_tables_of_rationales_show_the_published_rows_folded(tmp_path, rng):
     assert "published" not in shown and before.count("MMed-Llama 3.1 70B") == 1
 
 
+def make_study(path: Path, **changes) -> Path:
+    models, names = ["base", "base + corpus"], ["BLEU-1", "judge"]
+    value = {"format": "mmed agreement", "version": 1, "models": models, "languages": ["French"], "items": {"French": 50},
+             "people": {"agreement": {}, "one_against_others": {"tau": 0.7, "raters": 5}},
+             "measures": [{"name": name, "kind": "metric", "definition": "nltk-method1", "tau": tau, "low": tau - 0.1, "high": tau + 0.1, "slope": 1.5}
+                          for name, tau in zip(names, (0.5, 0.25))],
+             "points": [{"model": model, "language": "French", "items": 50, "people": 1.25 + i, "values": [1.0 + i, 2.0 - i]} for i, model in enumerate(models)]}
+    write_json(path, value | changes)
+    return path
+
+
+def test_the_study_of_agreement_has_a_dot_for_each_metric_and_model(tmp_path, rng):
+    folder, study = make_result(tmp_path / "a", make_items(rng), rng), make_study(tmp_path / "agreement.json")
+    report.main([str(folder), "--agreement", str(study), "--out", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert_no_active_content(page)
+    part = page.partition('<section id="agreement">')[2].partition("</section>")[0]
+    assert "BLEU-1 (nltk-method1): 0.500 [0.400 to 0.600]" in part
+    assert part.count("<circle") == 2 + 2 * 2 and "base + corpus, French: people 2.25, BLEU-1 2.00 (50 items)" in part and "0.700" in part
+    assert 'href="#agreement"' in page
+
+
+@pytest.mark.parametrize("changes", [
+    {"format": "x"}, {"models": None}, {"measures": []}, {"points": [{}]}, {"items": {"French": -1}}, {"people": 3},
+    {"points": [{"model": "x", "language": "French", "items": 1, "people": 1, "values": [1, 1]}]},
+    {"points": [{"model": "base", "language": "French", "items": 1, "people": 1, "values": [1]}]},
+    {"measures": [{"name": "a", "kind": "b", "definition": "c", "tau": 7, "low": 0, "high": 0, "slope": 0}]}])
+def test_a_damaged_study_is_refused_in_one_line(tmp_path, rng, changes):
+    folder = make_result(tmp_path / "a", make_items(rng, 2), rng, modes=("answer",))
+    assert "not a study of" in refused(folder, "--agreement", make_study(tmp_path / "x.json", **changes), "--out", tmp_path / "page.html")
+
+
 def test_help_is_quick_and_needs_no_torch():
     code = "import sys, mmed.report\ntry: mmed.report.main(['--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

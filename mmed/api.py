@@ -4,7 +4,7 @@
     store = CallStore(path)                           every answered call by the hash of its request: none is paid for twice
     replies = ask(server, [request(server, prompt, limit) for prompt in prompts], store)
 
-In order: the server and its flags, requests, replies, the store of calls, errors and waiting, `ask`.
+In order: the server and its flags, requests, errors and waiting, `ask`. Replies and the store: mmed/api_calls.py.
 
 Closed models (OpenAI and whoever speaks the same protocol) and local servers (vLLM, Ollama, `transformers serve`) alike. The
 client is the `openai` package; when a call is repeated is decided here, in the open. Keys come from the environment only, and
@@ -13,7 +13,6 @@ whatever a server sends back is searched for them before it is kept, shown or ra
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import importlib
 import json
@@ -26,17 +25,17 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+from mmed.api_calls import BadReply, CallStore, error_message, read_reply, usage, utf8, without_key
 from mmed.errors import UsageError, UserError, require_extra
-from mmed.files import atomic_write
-from mmed.results import json_line
+
+__all__ = ["CallStore", "Server", "add_api_options", "ask", "request", "request_key", "server_from", "usage"]
 
 API_VERSION = 1  # part of every request's hash: raise it when what is sent or kept of a reply changes its meaning
 OPENAI_URL = "https://api.openai.com/v1"
@@ -46,7 +45,6 @@ FIRST_CONTACT = 3  # tries to reach a server that has not answered once in this 
 CONNECT_SECONDS = 10.0
 GRACE = 10.0  # seconds for calls under way when a run is stopped: they are paid for
 MAX_REPLY_BYTES = 16 * 2 ** 20
-SHORTEST_SECRET = 8  # characters; a shorter "key" ("none", "EMPTY") is a placeholder, and would be found in ordinary text
 REPEAT_STATUS = {408, 409, 425, 429}  # and every 5xx
 FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to be set by --server-option
 
@@ -169,10 +167,10 @@ def request(server: Server, prompt: str | Sequence[dict[str, str]], max_new_toke
     """
     if server.completions:
         assert isinstance(prompt, str), "expected a text, got messages"
-        body: dict[str, Any] = {"model": server.model, "prompt": _utf8(prompt)}
+        body: dict[str, Any] = {"model": server.model, "prompt": utf8(prompt)}
     else:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        body = {"model": server.model, "messages": [{name: _utf8(text) for name, text in message.items()} for message in messages]}
+        body = {"model": server.model, "messages": [{name: utf8(text) for name, text in message.items()} for message in messages]}
     body |= {server.limit_name: max_new_tokens} | server.options
     return {name: value for name, value in body.items() if value is not None}
 
@@ -181,149 +179,6 @@ def request_key(server: Server, body: dict[str, Any]) -> str:
     """sha256 of all that decides the answer: address, endpoint, body (model, messages, decoding) and version."""
     whole = [API_VERSION, server.base_url, server.endpoint, body]
     return hashlib.sha256(json.dumps(whole, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()  # lone surrogates, which no request can carry
-
-
-# --------------------------------------------------------------------------------------------------------------- replies
-
-class BadReply(Exception):
-    """A reply that says nothing; `instead` is taken for it when asking again does not help either."""
-
-    def __init__(self, reason: str, instead: dict | None = None):
-        super().__init__(reason)
-        self.instead = instead
-
-
-def read_reply(data: bytes, key: str = "") -> dict[str, Any]:
-    """What is kept of a reply: text, why it ended, which model answered, tokens; the key is taken out before anything is cut short.
-
-    A refusal is a text. No text because the limit was reached or a filter struck is an answer too, an empty one.
-
-    >>> read_reply(b'{"model": "m-1", "choices": [{"message": {"content": "B"}, "finish_reason": "stop"}]}')
-    {'text': 'B', 'finish_reason': 'stop', 'model': 'm-1', 'prompt_tokens': None, 'completion_tokens': None}
-    """
-    try:
-        value = without_key(json.loads(data.decode("utf-8-sig")), key)
-    except (ValueError, RecursionError):
-        raise BadReply(f"the reply is not JSON (it begins with {without_key(data.decode('utf-8', 'replace'), key)[:40]!r})") from None
-    if not isinstance(value, dict):
-        raise BadReply(f"the reply is not an object but {type(value).__name__}")
-    if value.get("error"):
-        raise BadReply(f"the reply is an error: {error_message(value)}")
-    choices = value.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise BadReply("the reply has no choices")
-    choice = choices[0]
-    message = choice.get("message") if isinstance(choice.get("message"), dict) else {"content": choice.get("text")}
-    text = message.get("content")
-    if isinstance(text, list):  # parts, as some servers write them
-        text = "".join(part["text"] for part in text if isinstance(part, dict) and isinstance(part.get("text"), str))
-    if text is None and isinstance(message.get("refusal"), str):
-        text = message["refusal"]
-    usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
-    counts = {name: count if isinstance(count := usage.get(name), int) and not isinstance(count, bool) and count >= 0 else None
-              for name in ("prompt_tokens", "completion_tokens")}
-    ended = choice.get("finish_reason")
-    reply = {"text": _utf8(text) if isinstance(text, str) else "", "finish_reason": ended[:40] if isinstance(ended, str) else None,
-             "model": value["model"][:200] if isinstance(value.get("model"), str) else None, **counts}
-    if isinstance(value.get("system_fingerprint"), str):
-        reply["system_fingerprint"] = value["system_fingerprint"][:200]
-    if not isinstance(text, str) and ended not in ("length", "content_filter"):
-        raise BadReply("the reply has no text", reply | {"finish_reason": "no text"})
-    return reply
-
-
-def error_message(value: Any, longest: int = 300) -> str:
-    """The server's own words in an error body, on one line."""
-    if isinstance(value, dict) and "error" in value:
-        value = value["error"]
-    if isinstance(value, dict):
-        value = next((value[name] for name in ("message", "detail", "error", "code") if value.get(name)), value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True, default=str)
-    text = "".join(c if c.isprintable() else " " for c in _utf8(text))
-    return " ".join(text.split())[:longest] or "no message"
-
-
-def without_key(value: Any, key: str) -> Any:
-    """A value with the key, also percent-encoded, taken out of every text in it."""
-    if len(key) < SHORTEST_SECRET:
-        return value
-    if isinstance(value, str):
-        for form in (key, quote(key, safe=""), quote(key)):
-            value = value.replace(form, "[key]")
-        return value
-    if isinstance(value, dict):
-        return {without_key(name, key): without_key(item, key) for name, item in value.items()}
-    return [without_key(item, key) for item in value] if isinstance(value, list) else value
-
-
-# ----------------------------------------------------------------------------------------------------------------- store
-
-class CallStore:
-    """Answered calls in one JSONL file, {"key": hash of the request, "reply": ...} a line, each on the disk before it counts.
-
-    A last line that was cut is dropped. One process at a time. Closing sorts the file, so that it does not tell who was first.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+b")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.file.close()
-            raise UserError(f"{self.path}: another process is writing it; wait for it, or give another --out") from None
-        self.replies: dict[str, dict] = {}
-        self.new: list[dict] = []
-        self.file.seek(0)
-        good = 0
-        for number, line in enumerate(self.file, 1):
-            try:
-                value = json.loads(line)
-                if not line.endswith(b"\n") or not isinstance(value["reply"]["text"], str):
-                    raise ValueError
-                self.replies[value["key"]] = value["reply"]
-            except (ValueError, KeyError, TypeError):
-                if self.file.read(1) or line.endswith(b"\n"):
-                    raise UserError(f"{self.path}:{number}: damaged; take that line out (its call is made again), or delete the file") from None
-                break
-            good += len(line)
-        self.file.truncate(good)
-
-    def add(self, key: str, reply: dict) -> None:
-        self.file.seek(0, os.SEEK_END)
-        self.file.write(json_line({"key": key, "reply": reply}).encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.replies[key] = reply
-        self.new.append(reply)
-
-    def close(self, order: Sequence[str] = ()) -> None:
-        """Write the file anew, these keys first and others by key, if it is not so already."""
-        first = list(dict.fromkeys(key for key in order if key in self.replies))
-        keys = first + sorted(set(self.replies) - set(first))
-        lines = [json_line({"key": key, "reply": self.replies[key]}).encode() for key in keys]
-        self.file.seek(0)
-        if self.file.read() != b"".join(lines):
-            with atomic_write(self.path, "wb") as file:
-                file.writelines(lines)
-        self.file.close()
-
-
-def usage(replies: Sequence[dict]) -> dict[str, Any]:
-    """Counts over replies: tokens as the server counted them, why texts ended, which models answered.
-
-    >>> usage([{"text": "B", "finish_reason": "stop", "model": "m-1", "prompt_tokens": 7, "completion_tokens": 1}])
-    {'calls': 1, 'prompt_tokens': 7, 'completion_tokens': 1, 'without_counts': 0, 'finish_reasons': {'stop': 1}, 'models': ['m-1']}
-    """
-    return {"calls": len(replies), **{name: sum(reply.get(name) or 0 for reply in replies) for name in ("prompt_tokens", "completion_tokens")},
-            "without_counts": sum(None in (reply.get("prompt_tokens"), reply.get("completion_tokens")) for reply in replies),
-            "finish_reasons": dict(sorted(Counter(reply.get("finish_reason") or "not given" for reply in replies).items())),
-            "models": sorted({reply["model"] for reply in replies if reply.get("model")})}
 
 
 # ---------------------------------------------------------------------------------------------------- errors and waiting

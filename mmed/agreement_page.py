@@ -65,7 +65,7 @@ def _overview(value: Mapping[str, Any]) -> str:
     rows = [row for row in value["measures"] if row["tau"] is not None]
     if not rows:
         return ""
-    left, right, step = 128.0, WIDTH - 44.0, 24.0
+    left, right, step = 146.0, WIDTH - 44.0, 20.0
     low = min(0.0, *(row["low"] if row["low"] is not None else row["tau"] for row in rows))
     low = max(-1.0, math.floor(low * 5) / 5)
 
@@ -74,7 +74,7 @@ def _overview(value: Mapping[str, Any]) -> str:
 
     body, y = [], 8.0
     bottom = y + step * len(rows)
-    for tick in ticks(low, 1.0, 6):
+    for tick in ticks(low, 1.0, 5):
         body += [line(at(tick), y, at(tick), bottom, "axis" if tick == 0 and low < 0 else "grid"), text(at(tick), bottom + 15, number(tick, ".1f"), "small", "middle")]
     for row in rows:
         middle = y + step / 2
@@ -88,10 +88,11 @@ def _overview(value: Mapping[str, Any]) -> str:
         y += step
     if others := value["people"]["one_against_others"]:
         body.append(line(at(others["tau"]), 8, at(others["tau"]), bottom, "same"))
-    note = "Dots: Kendall’s tau with people; lines: 95 % intervals (bootstrap over items)."
+    note = ("Dots: Kendall’s tau with people; lines: 95 % intervals (bootstrap over items; drawing again adds noise of its own, so with few items they "
+            "lie low).")
     if others:
         note += f" Dashed: one rater against the others ({number(others['tau'])}), what a metric can hope for."
-    return f'<h2>Agreement with people</h2><div class="plots"><figure>{svg(bottom + 22, "Kendall tau of each metric with people", body)}</figure></div><p class="note">{escape(note)}</p>'
+    return f'<h2>Agreement with people</h2><div class="plots one"><figure>{svg(bottom + 22, "Kendall tau of each metric with people", body)}</figure></div><p class="note">{escape(note)}</p>'
 
 
 def _variant(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -99,7 +100,7 @@ def _variant(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     twins = sum(other["name"] == row["name"] and other["kind"] == row["kind"] for other in rows) > 1
     if not twins:
         return ""
-    return " (" + row["definition"].removesuffix("-f1").removesuffix("-score") + ("*" if row["definition"].startswith("rouge-score") else "") + ")"
+    return " (" + (row["definition"].removesuffix("-f1") if row["kind"] == "metric" else row["definition"]) + ")"
 
 
 def _table(value: Mapping[str, Any]) -> str:
@@ -176,12 +177,13 @@ def _averages(value: Mapping[str, Any]) -> str:
         kept = [one for one in values if one is not None]
         return sum(kept) / len(kept) if kept else None
 
-    names = ["people", *(row["name"] + _variant(row, value["measures"]) for row in value["measures"])]
+    names = ["People", *(row["name"] + _variant(row, value["measures"]) for row in value["measures"])]
     columns = {model: [[point["people"], *point["values"]] for point in value["points"] if point["model"] == model] for model in value["models"]}
     means = {model: [mean([point[i] for point in points]) for i in range(len(names))] for model, points in columns.items()}
-    rows = "".join(f'<tr><th scope="row"><bdi>{escape(model)}</bdi></th>' + "".join(f"<td>{number(one, '.2f')}</td>" for one in means[model]) + "</tr>"
-                   for model in sorted(means, key=lambda model: -means[model][0]))
-    head = "".join(f'<th scope="col"><bdi>{escape(name)}</bdi></th>' for name in ["Model", *names])
+    order = sorted(means, key=lambda model: -means[model][0])
+    rows = "".join(f'<tr><th scope="row"><bdi>{escape(name)}</bdi></th>' + "".join(f"<td>{number(means[model][i], '.2f')}</td>" for model in order) + "</tr>"
+                   for i, name in enumerate(names))
+    head = '<th scope="col">By</th>' + "".join(f'<th scope="col"><bdi>{escape(model)}</bdi></th>' for model in order)
     return (f'<h2>Mean points of each model</h2><div class="scroll" tabindex="0" role="region" aria-label="Mean points"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
             '<p class="note">Mean of the languages.</p>')
 

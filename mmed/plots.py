@@ -121,7 +121,7 @@ def dots(rows: Sequence[tuple[str, float, float | None, float | None]], mark: fl
     body, marks, y = [], [], 4.0
     for name, value, low, high in rows:
         interval = "" if low is None or high is None else f" [{low:.3f} to {high:.3f}]"
-        body += [text(0, y + 12, fit(name, 44), "label"), text(WIDTH, y + 12, f"{value:.3f}", "small", "end")]
+        body += [text(14, y + 12, fit(name, 44), "label"), text(WIDTH, y + 12, f"{value:.3f}", "small", "end")]
         if interval:
             marks.append(line(at(low), y + 23, at(high), y + 23, "whisker"))
         marks.append(f'<circle cx="{at(value):.1f}" cy="{y + 23:.1f}" r="4" class="dot c0"><title>{escape(f"{name}: {value:.3f}{interval}")}</title></circle>')

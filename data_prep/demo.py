@@ -13,31 +13,18 @@ because each command is resumable. Each step's output is in OUT/logs/STEP.log.
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import os
-import shlex
-import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from mmed.errors import EXIT_STOPPED, UserError, main_guard
-from mmed.files import read_json, write_json
+from data_prep.plan import Step, as_typed, run_plan
+from mmed.errors import EXIT_STOPPED, main_guard
 
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 REPLAY = 0.3  # share of base text among the corpus, so that the base model's skills are kept
 NOTICE = ("This is the demo: its diseases, drugs, organs and symptoms are fictional, made of syllables. Nothing here is medicine. "
           "The models have 0.3 million parameters.")
-
-
-@dataclass
-class Step:
-    name: str
-    title: str
-    commands: list[list[str]]  # each: module, then its arguments
-    needs: tuple[str, ...] = ()
 
 
 def steps(out: str, seed: int) -> list[Step]:
@@ -101,100 +88,17 @@ def steps(out: str, seed: int) -> list[Step]:
     return sorted(plan, key=lambda step: order.index(step.name) if step.name in order else len(order))
 
 
-def as_typed(command: list[str]) -> str:
-    return "python -m " + " ".join(shlex.quote(word) for word in command)
-
-
-def run_child(step: Step, log: Path) -> int:
-    """Fork a process that runs the step's commands with its output in `log`; returns its process id.
-
-    A fork has torch imported already, which saves some three seconds a command.
-    """
-    child = os.fork()
-    if child:
-        return child
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.setpgrp()
-    with open(log, "a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    code = 1
-    try:
-        import torch
-
-        torch.set_num_threads(1)  # models this small gain nothing from a second, and two that share a busy core crawl
-        for command in step.commands:
-            print(f"\n$ {as_typed(command)}", flush=True)
-            sys.argv = [command[0], *command[1:]]
-            try:
-                main_guard(importlib.import_module(command[0]).main)
-            except SystemExit as done:
-                code = done.code or 0
-            if code:
-                break
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def last_words(log: Path) -> str:
-    """What a step last said (of a progress bar, the last state)."""
-    with open(log, "rb") as file:
-        file.seek(max(0, os.path.getsize(log) - 400))
-        return file.read().decode("utf-8", "replace").replace("\r", "\n").strip().split("\n")[-1].strip()
-
-
-def run_demo(out: Path, seed: int) -> None:
-    plan = steps(str(out), seed)
-    (out / "done").mkdir(parents=True, exist_ok=True)
-    (out / "logs").mkdir(exist_ok=True)
-    finished = {step.name for step in plan if (out / "done" / f"{step.name}.json").is_file()
-                and read_json(out / "done" / f"{step.name}.json")["commands"] == step.commands}
-    stale = {step.name for step in plan if step.name not in finished and (out / "done" / f"{step.name}.json").is_file()}
-    if stale:
-        raise UserError(f"{out}: holds a demo of another seed or version ({', '.join(sorted(stale))} differ); give another --out or remove the folder")
-    running: dict[int, tuple[Step, float]] = {}
-    begun, live, shown = time.time(), sys.stderr.isatty(), 0.0
-    print(f"{len(plan)} steps in {out}/, {len(finished)} done already; each step's commands and output: {out}/logs/STEP.log", file=sys.stderr)
+def prepare() -> None:
     import torch
-    import torch.distributed.checkpoint.hf_storage  # noqa: F401
-    try:
-        while len(finished) < len(plan):
-            busy = {step.name for step, _ in running.values()}
-            ready = [step for step in plan if step.name not in finished | busy and set(step.needs) <= finished]
-            slots = min(2, os.cpu_count() or 1) - len(running)
-            for step in ready[:slots]:
-                running[run_child(step, out / "logs" / f"{step.name}.log")] = (step, time.time())
-            child, status = os.waitpid(-1, os.WNOHANG)
-            if child in running:
-                step, start = running.pop(child)
-                code = os.waitstatus_to_exitcode(status)
-                if live:
-                    print("\r\x1b[J", end="", file=sys.stderr)
-                if code:
-                    raise UserError(f"step {step.name} failed ({code}): {last_words(out / 'logs' / f'{step.name}.log')}\n"
-                                    f"  its log: {out}/logs/{step.name}.log; start again with the same command to go on")
-                finished.add(step.name)
-                seconds = time.time() - start
-                write_json(out / "done" / f"{step.name}.json", {"commands": step.commands, "seconds": round(seconds, 1)})
-                print(f"[{len(finished):2}/{len(plan)}] {time.time() - begun:4.0f} s  {step.title} ({seconds:.0f} s)", file=sys.stderr)
-            elif live and time.time() - shown > 0.5:
-                shown = time.time()
-                width = os.get_terminal_size(sys.stderr.fileno()).columns
-                texts = [f"  {step.name}: {last_words(out / 'logs' / f'{step.name}.log')}"[:width - 1] for step, _ in running.values()]
-                print("\r\x1b[J" + "\n".join(texts) + (f"\x1b[{len(texts) - 1}A" if len(texts) > 1 else ""), end="", file=sys.stderr, flush=True)
-            time.sleep(0.05)
-    finally:
-        for child in running:
-            os.killpg(child, signal.SIGTERM)
-        for child in running:
-            os.waitpid(child, 0)
+
+    torch.set_num_threads(1)  # models this small gain nothing from a second, and two that share a busy core crawl
+
+
+def run_demo(out: Path, seed: int) -> float:
+    import torch
+    import torch.distributed.checkpoint.hf_storage  # noqa: F401  imported once, for all steps
+
+    return run_plan(steps(str(out), seed), out, min(2, os.cpu_count() or 1), prepare)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -209,12 +113,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     begun = time.time()
     try:
-        run_demo(options.out, options.seed)
+        seconds = run_demo(options.out, options.seed)
     except KeyboardInterrupt:
         print("\nstopped; start again with the same command to go on", file=sys.stderr)
         return EXIT_STOPPED
     print((options.out / "logs" / "report.log").read_text(encoding="utf-8").rpartition("$ python")[2].partition("\n")[2].strip())
-    seconds = sum(json.loads(path.read_text())["seconds"] for path in (options.out / "done").glob("*.json"))
     print(f"\n{NOTICE}\nfinished in {time.time() - begun:.0f} s ({seconds:.0f} s of steps); the report is {options.out}/report.html")
     return 0
 

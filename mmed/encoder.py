@@ -356,12 +356,12 @@ class Scorer:
         self.model, self.tokenizer = load_encoder(folder, layer, device=device)
         self.layer = len(self.model.encoder["layer"])
         self.baseline = read_baseline(baseline, self.layer) if baseline else None
-        self.folder = Path(folder)
+        self.fingerprint = encoder_fingerprint(folder)
 
     def signature(self, idf: bool) -> str:
         """Model (its shape and the first digits of its fingerprint), layer, weights of pieces, and whether rescaled."""
         config = self.model.config
-        name = f"{config.model_type}-{config.num_hidden_layers}x{config.hidden_size}-{encoder_fingerprint(self.folder)[:8]}"
+        name = f"{config.model_type}-{config.num_hidden_layers}x{config.hidden_size}-{self.fingerprint[:8]}"
         how = f"f1-{name}-L{self.layer}-{'idf' if idf else 'no-idf'}" + ("-rescaled" if self.baseline else "")
         return metrics.signature("BERTScore", how, tokens=self.tokenizer.kind)
 

@@ -130,27 +130,54 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant, 
 
 
 def read_parquet(path: Path, bad: Count) -> Iterator[tuple[int, dict]]:
+    """Rows, a batch of about BATCH_BYTES in memory; a row group that cannot be read is counted, and the next one follows."""
     pyarrow = require_extra("pyarrow", "parquet")
     parquet = require_extra("pyarrow.parquet", "parquet")
-    number = 0
+    damage = (pyarrow.ArrowException, OSError)
     try:
-        with parquet.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                raise UserError(f"{path}: no column 'text' (there are: {', '.join(file.schema_arrow.names)})")
-            for batch in file.iter_batches(batch_size=256):
-                for record in _json_rows(batch):
-                    number += 1
-                    yield number, record
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
-        bad(DAMAGED, number + 1, 0)
+        file = parquet.ParquetFile(path)
+    except damage:
+        bad(DAMAGED, 1, 0)
+        return
+    with file:
+        if "text" not in file.schema_arrow.names:
+            raise UserError(f"{path}: no column 'text' (there are: {', '.join(file.schema_arrow.names)})")
+        first = 1
+        for group in range(file.num_row_groups):
+            facts = file.metadata.row_group(group)
+            rows = max(1, min(256, facts.num_rows * BATCH_BYTES // max(1, facts.total_byte_size)))
+            number = first
+            try:
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+                    for record in _rows(batch):
+                        if record is None:
+                            bad("not UTF-8", number, 0)
+                        else:
+                            yield number, record
+                        number += 1
+            except damage:
+                bad(DAMAGED, number, 0)
+            first += facts.num_rows
 
 
-def _json_rows(batch: Any) -> list[dict]:
-    """Rows as JSON values: dates, decimals and bytes of free columns become text."""
-    rows = batch.to_pylist()
+BATCH_BYTES = 1 << 26
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """Rows as JSON values: dates, decimals and bytes of free columns become text. None for one that is not UTF-8."""
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            yield None
+            return
+        for row in range(batch.num_rows):
+            yield from _rows(batch.slice(row, 1))
+        return
     plain = (str, int, bool, type(None))
-    return [{key: value if isinstance(value, plain) or (isinstance(value, float) and math.isfinite(value))
-             else _plain(value) for key, value in row.items()} for row in rows]
+    for row in rows:
+        yield {key: value if isinstance(value, plain) or (isinstance(value, float) and math.isfinite(value)) else _plain(value)
+               for key, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,5 @@
 """Documents: every good line is read, every bad one counted, and a step over shards survives a kill."""
+import bz2
 import gzip
 import json
 import os
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import Document, Funnel, find_inputs, json_line, normalise_text, read_documents
+from data_prep import documents as documents_module
+from data_prep import formats
+from data_prep.documents import Document, Funnel, LineWriter, find_inputs, json_line, normalise_text, read_documents
 from data_prep.formats import DAMAGED
-from data_prep.steps import ShardWriter, process_shards, shard_names
+from data_prep.steps import ShardWriter, gather_funnel, keep_all, process_shard, process_shards, shard_names
 from mmed.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +30,12 @@ def write(path: Path, *lines: bytes, end: bytes = b"\n") -> Path:
 
 
 def read(path: Path) -> tuple[list[Document], dict[str, int], Funnel]:
+    return read_with(path)
+
+
+def read_with(path: Path, **more) -> tuple[list[Document], dict[str, int], Funnel]:
     funnel = Funnel()
-    documents = list(read_documents(path, funnel))
+    documents = list(read_documents(path, funnel, **more))
     return documents, {reason: entry["documents"] for reason, entry in funnel.dropped.items()}, funnel
 
 
@@ -161,6 +168,85 @@ def test_parquet_is_read_with_nulls_dates_and_nan_in_free_columns(tmp_path):
         list(read_documents(tmp_path / "b.parquet"))
     (tmp_path / "c.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-40])
     assert read(tmp_path / "c.parquet")[1] == {DAMAGED: 1}
+    (tmp_path / "d.parquet").write_bytes(b"")
+    assert read(tmp_path / "d.parquet")[1] == {DAMAGED: 1}
+
+
+def test_a_damaged_part_of_a_parquet_file_leaves_the_other_rows(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    rng = random.Random(5)
+    texts = ["".join(rng.choices(string.ascii_letters, k=2000)) for _ in range(400)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": texts, "id": [str(number) for number in range(400)]}), path, row_group_size=100, compression="gzip",
+                        use_dictionary=False)
+    monkeypatch.setattr(formats, "BATCH_BYTES", 5000)  # two rows at a time
+    assert [document.text for document in read_documents(path)] == texts
+    content = bytearray(path.read_bytes())
+    facts = parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    middle = facts.data_page_offset + facts.total_compressed_size // 2
+    content[middle:middle + 2000] = bytes(2000)
+    path.write_bytes(content)
+    documents, reasons, funnel = read(path)
+    assert {document.text for document in documents} >= {*texts[:100], *texts[200:]} and reasons == {DAMAGED: 1}
+    assert 101 <= int(funnel.dropped[DAMAGED]["examples"][0].rpartition(":")[2]) <= 200
+    bad_utf8 = pyarrow.Array.from_buffers(pyarrow.utf8(), 3, [None, pyarrow.array([0, 1, 3, 4], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"a\xff\xfeb")])
+    parquet.write_table(pyarrow.table({"text": bad_utf8}), path)
+    monkeypatch.setattr(formats, "BATCH_BYTES", 1 << 26)
+    documents, reasons, _ = read(path)
+    assert [document.text for document in documents] == ["a", "b"] and reasons == {"not UTF-8": 1}
+
+
+def test_a_compressed_bomb_is_one_dropped_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 1 << 20)
+    bomb = GOOD + b'\n{"text": "' + b"0" * (5 << 20) + b'"}\n' + GOOD
+    for name, data in (("a.jsonl.gz", gzip.compress(bomb)), ("b.jsonl.bz2", bz2.compress(bomb))):
+        (tmp_path / name).write_bytes(data)
+        documents, reasons, funnel = read(tmp_path / name)
+        assert len(documents) == 2 and reasons == {"line longer than 1 MiB": 1}
+        assert funnel.dropped["line longer than 1 MiB"]["examples"] == [f"{tmp_path / name}:2"]
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"0" * (5 << 20)))
+    assert read(tmp_path / "c.txt.gz")[1] == {"text longer than 1 MiB": 1}
+
+
+def test_text_between_blank_lines_is_a_document_where_asked(tmp_path):
+    path = tmp_path / "ufal.txt"
+    path.write_bytes("\ufeffOne\nline two\n\n \t\nTwo é\r\n\r\nThree".encode())
+    documents = list(read_documents(path, paragraphs=True, licence="CC0"))
+    assert [(document.id, document.text.strip()) for document in documents] == [("ufal:1", "One\nline two"), ("ufal:5", "Two é"), ("ufal:7", "Three")]
+    assert all(document.meta == {"licence": "CC0"} for document in documents)
+    assert len(list(read_documents(path))) == 1
+    path.write_bytes(b"good\n\nbad \xff\nmore\n\ngood")
+    documents, reasons, funnel = read_with(path, paragraphs=True)
+    assert [document.text.strip() for document in documents] == ["good", "good"] and reasons == {"not UTF-8": 1}
+    assert funnel.dropped["not UTF-8"]["examples"] == [f"{path}:3"]
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"".join(b"%d\n\n" % number for number in range(9999)))[:-2000])
+    documents, reasons, _ = read_with(tmp_path / "cut.txt.gz", paragraphs=True)
+    assert len(documents) > 1000 and reasons == {DAMAGED: 1}
+
+
+def test_a_licence_is_kept_under_one_name_and_the_documents_own_is_not_overwritten(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"text": "a", "license": "CC0"}', b'{"text": "b", "meta": {"licence": "MIT"}}', b'{"text": "c"}')
+    assert [document.meta["licence"] for document in read_documents(path, licence="CC BY 4.0")] == ["CC0", "MIT", "CC BY 4.0"]
+    assert [document.meta.get("licence") for document in read_documents(path)] == ["CC0", "MIT", None]
+
+
+def test_a_long_text_is_normalised_and_written_in_pieces_as_in_one(tmp_path, monkeypatch):
+    seed = random.randrange(10**9)
+    rng, lines = random.Random(seed), []
+    for _ in range(300):
+        text = "".join(random_text(rng) + rng.choice([" ", "e\u0301", "か\u3099", "ᄒ\u1161\u11ab", "A\u030a", "\n", "Σ"]) for _ in range(20))
+        record = {"text": text, "language": "é", "id": "1", "meta": {"k": "\u2028"}}
+        monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 1 << 20)
+        whole = normalise_text(text)
+        lines += [(one, json_line(one)) for one in (record, {"text": text}, {"id": "1", "text": text})]
+        monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", rng.choice([1, 2, 5, 30]))
+        assert normalise_text(text) == whole, f"seed {seed}"
+    with LineWriter(tmp_path / "a.jsonl") as file:
+        for one, _ in lines:
+            file.write(one)
+    assert (tmp_path / "a.jsonl").read_bytes() == b"".join(line for _, line in lines), f"seed {seed}"
 
 
 def test_a_cut_gzip_gives_what_it_holds_and_is_counted(tmp_path):
@@ -211,6 +297,8 @@ def keep_odd(documents, shard: ShardWriter, options: dict) -> None:
     for document in documents:
         if document.id == options.get("fail"):
             raise ValueError("made to fail")
+        if document.id == options.get("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(options.get("wait", 0))
         if int(document.id) % 2:
             shard.keep(document)
@@ -324,6 +412,53 @@ def test_two_runs_on_one_folder_the_second_refuses(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def read_bytes_as_text(path: Path, funnel: Funnel, options: dict):
+    """A reader for the test below: a file of another kind is one document, an empty one is counted."""
+    if path.stat().st_size:
+        yield Document(path.read_text()[:options["longest"]], id=path.stem)
+    else:
+        funnel.drop("empty file", 0, str(path))
+
+
+def test_a_step_with_a_reader_of_its_own_makes_documents_of_other_files(tmp_path):
+    for name, text in (("a.page", "first page"), ("b.page", ""), ("c.page", "third"), ("d.jsonl", "no page")):
+        (tmp_path / name).write_text(text)
+    funnel = process_shards(keep_all, [tmp_path], tmp_path / "out", {"longest": 5}, step="pages", read=read_bytes_as_text, suffixes=(".page",))
+    assert (funnel.documents_in, funnel.documents_out) == (3, 2) and funnel.dropped["empty file"]["documents"] == 1
+    kept = [json.loads(line)["text"] for path in sorted((tmp_path / "out" / "kept").glob("*.gz")) for line in gzip.open(path)]
+    assert kept == ["first", "third"] and json.loads((tmp_path / "out" / "funnel.json").read_text())["step"] == "pages"
+    names = ["a.page", "b.page", "c.page"]  # a cluster's tasks: each shard by itself, then the sum
+    for name in names:
+        process_shard(keep_all, tmp_path / name, name, tmp_path / "tasks", {"longest": 5}, "pages", read_bytes_as_text)
+    gather_funnel(tmp_path / "tasks", names, "pages")
+    assert contents(tmp_path / "tasks") == contents(tmp_path / "out")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
+    """The limit of a file's size stands for the disk: writing fails in the middle of a shard."""
+    rng = random.Random(3)
+    paths = [tmp_path / "in" / f"s{number}.jsonl" for number in range(3)]
+    paths[0].parent.mkdir()
+    for path, size in zip(paths, (10, 4000, 10)):
+        path.write_bytes(b"".join(json_line({"text": "".join(rng.choices(string.ascii_letters, k=300))}) for _ in range(size)))
+    code = ("import resource, sys\nfrom data_prep.clean import main\nfrom mmed.errors import main_guard\n"
+            "if __name__ == '__main__':\n"
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+            "    main_guard(lambda: main([sys.argv[1], '--language', 'en', '--out', sys.argv[2]]))\n")
+    told = subprocess.run([sys.executable, "-c", code, str(paths[0].parent), str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 1 and "Traceback" not in told.stderr and "s1.jsonl: File too large" in told.stderr, told.stderr
+    assert sorted(contents(tmp_path / "out")) == ["dropped/s0.jsonl.gz", "kept/s0.jsonl.gz", "shards/s0.json"]
+
+
+def test_a_killed_worker_is_told_with_what_it_was_on(tmp_path):
+    inputs = tmp_path / "in"
+    corpus(inputs)
+    process = run_in_a_process(inputs, tmp_path / "out", workers=2, kill="30")
+    assert process.wait(60) == 1
+    told = process.stderr.read()
+    assert "a worker was killed (out of memory?) while on one of:" in told and ".jsonl" in told and "fewer --workers" in told
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):

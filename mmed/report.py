@@ -61,6 +61,15 @@ MEDICAL_LINE = ("A research report on language models. It is not medical advice:
 # --------------------------------------------------------------------------------------------------------------- header
 
 def header(title: str, notices: Sequence[str], results: Sequence[Result], sections: Sequence[tuple[str, str]]) -> str:
+    banner = "".join(f'<p class="notice"><strong>Note.</strong> {escape(plain(words, 2000))}</p>' for words in notices)
+    links = "".join(f'<li><a href="#{name}">{escape(words)}</a></li>' for name, words in sections)
+    lead = f'<p class="lead">{escape(lead_line(results))}</p>' if results else ""
+    return (f'<header><h1>{escape(title)}</h1>{lead}{banner}<p class="muted">{escape(MEDICAL_LINE)}</p>'
+            f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n')
+
+
+def lead_line(results: Sequence[Result]) -> str:
+    """How much was asked, and the best answer to it, in a sentence or two."""
     first = results[0].summary
     languages = list(first["languages"])
     listed = languages[0] if len(languages) == 1 else ", ".join(languages[:-1]) + " and " + languages[-1]
@@ -69,11 +78,7 @@ def header(title: str, notices: Sequence[str], results: Sequence[Result], sectio
     best = max((result for result in results if result.headline == results[0].headline),
                key=lambda result: result.summary["macro"]["accuracy"][result.headline]["value"])
     score, chance = best.summary["macro"]["accuracy"][best.headline], best.summary["macro"]["chance"]
-    lead += f" Highest macro average: {100 * score['value']:.1f} %, {full_name(best)}; guessing gives {100 * chance:.1f} %."
-    banner = "".join(f'<p class="notice"><strong>Note.</strong> {escape(plain(words, 2000))}</p>' for words in notices)
-    links = "".join(f'<li><a href="#{name}">{escape(words)}</a></li>' for name, words in sections)
-    return (f'<header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{banner}<p class="muted">{escape(MEDICAL_LINE)}</p>'
-            f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n')
+    return f"{lead} Highest macro average: {100 * score['value']:.1f} %, {full_name(best)}; guessing gives {100 * chance:.1f} %."
 
 
 # ------------------------------------------------------------------------------------------------------------------ page
@@ -81,8 +86,10 @@ def header(title: str, notices: Sequence[str], results: Sequence[Result], sectio
 def page(results: Sequence[Result], runs: Sequence[Run], corpus: Corpus, questions: Questions, title: str, notices: Sequence[str],
          with_published: bool, study: dict | None = None) -> str:
     """The whole page as text."""
-    found = [results_section(results, with_published), bars_section(results), difference_section(results), answers_section(results),
-             kinds_section(results), agreement_section(study), runs_section(runs), corpus_section(corpus), questions_section(results, questions), sources_section(results, runs)]
+    of_results = [results_section(results, with_published), bars_section(results), difference_section(results), answers_section(results),
+                  kinds_section(results)] if results else []
+    found = [*of_results, agreement_section(study), runs_section(runs), corpus_section(corpus),
+             *([questions_section(results, questions), sources_section(results, runs)] if results else [])]
     found = [part for part in found if part]
     sections = [(match[1], match[2]) for match in (re.match(r'<section id="(\w+)">\n<h2>([^<]*)</h2>', part) for part in found)]
     body = header(title, notices, results, sections) + "<main>\n" + "".join(found) + "</main>\n<footer>Made by mmed.report. "
@@ -103,7 +110,7 @@ def policy(template: str) -> str:
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mmed.report", allow_abbrev=False, description="Results and logs as one HTML page.")
-    parser.add_argument("results", nargs="+", metavar="RESULT", help="result folder of mmed.eval: FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER, where "
+    parser.add_argument("results", nargs="*", metavar="RESULT", help="result folder of mmed.eval: FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER, where "
                         f"SETTING is {', '.join(SETTINGS)} (default: from the result)")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="run folders of mmed/train.py: FOLDER or NAME=FOLDER")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="FOLDER", help="folders with funnel.json files and token streams, at any depth")
@@ -116,6 +123,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.questions < 0:
         raise UsageError("--questions must be 0 or more")
+    if not (options.results or options.runs or options.corpus or options.agreement):
+        raise UsageError("nothing to report on; give result folders, --runs, --corpus or --agreement")
     if Path(options.out).is_dir():
         raise UsageError(f"--out {options.out}: is a folder; give the name of the page, such as {Path(options.out) / 'report.html'}")
     return options
@@ -132,7 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
                 read_agreement(options.agreement) if options.agreement else None)
     with atomic_write(options.out) as file:
         file.write(text)
-    print(summary_table(results, options.published))
+    if results:
+        print(summary_table(results, options.published))
     print(f"\n{options.out}: {len(text.encode()):,} bytes", file=sys.stderr)
     return 0
 

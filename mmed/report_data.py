@@ -195,9 +195,9 @@ def _accuracy(entries: dict) -> dict:
 
 def check_together(results: Sequence[Result]) -> None:
     """Rows of one table have the same items and names that tell them apart."""
-    first = results[0]
     seen: dict[tuple[str, str], Result] = {}
     for result in results:
+        first = results[0]
         if (result.setting, result.name) in seen:
             raise UsageError(f"{result.folder}: a second row {result.name!r} under {SETTINGS[result.setting]}; give it a name: NAME=FOLDER")
         seen[result.setting, result.name] = result

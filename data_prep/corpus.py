@@ -225,7 +225,7 @@ def funnel_table(rows: list[dict[str, Any]]) -> str:
 
 def card(recipe: Recipe, result: dict[str, Any]) -> str:
     """The dataset card: what is in the corpus, under which licences, how it was made, what it is not fit for."""
-    missing = [source.name or ", ".join(source.inputs) for source in recipe.source if not source.licence]
+    missing = [_called(source) for source in recipe.source if not source.licence]
     steps_done = [f"keyword filter ({recipe.filter_mode} rule) on web pages", *(["language identification"] if recipe.language_id else []),
                   *(["e-mail addresses and telephone numbers masked"] if recipe.mask_personal else []),
                   *([f"exact and near duplicates out (Jaccard similarity from {recipe.near_duplicates:g})"] if recipe.deduplicate else []),
@@ -235,13 +235,17 @@ def card(recipe: Recipe, result: dict[str, Any]) -> str:
     lines = ["---", "language:", *(f"- {code}" for code in languages_of(recipe)), "tags:", "- medical", "---", "", f"# {recipe.title}", "",
              "Made by `python -m data_prep.corpus`. Tokens by language and source:", "", "```", count_table(result["counts"]), "```", "", "## Sources", "",
              "| language | kind | name | licence |", "|---|---|---|---|",
-             *(f"| {s.language} | {s.kind} | {_cell(s.name or ', '.join(Path(text).name for text in s.inputs))} | {_cell(s.licence or 'not stated')} |"
+             *(f"| {s.language} | {s.kind} | {_cell(_called(s))} | {_cell(s.licence or 'not stated')} |"
                for s in recipe.source), "", "## Steps", "", *(f"- {step}" for step in steps_done),
              *([f"- not done: {', '.join(left_out)}"] if left_out else []), "", "## Funnel", "", "```", funnel_table(result["funnel"]), "```", "", "## Limits", "",
              "- The corpus is medical by its words, not by a physician's judgement; it may hold errors, advertising and outdated advice.",
              "- A model trained on it gives no medical advice.",
              *([f"- No licence is stated for {'; '.join(map(_cell, missing))}: do not pass these parts on before it is known."] if missing else [])]
     return "\n".join(lines) + "\n"
+
+
+def _called(source: Source) -> str:
+    return source.name or ", ".join(Path(text).name for text in source.inputs)
 
 
 def _cell(text: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import fetch_site
+from data_prep import fetch_site, frontier
 from data_prep.fetch_site import Client, Settings, fetch, main, page_links
 from data_prep.http_get import NoAnswer, clean_url, get
 from data_prep.page_files import Limits, read_pages
@@ -363,12 +363,12 @@ def test_an_address_without_an_answer_is_put_behind_and_given_up_in_the_end(tmp_
     with Site({"/": page("/dead", "/a"), "/dead": lambda handler: None, "/a": page()}) as site:
         for start in range(1, 5):
             told = crawl(site, tmp_path)
-            assert site.counts()["/dead"] == min(start, fetch_site.MAX_STARTS) * fetch_site.MAX_TRIES
-        assert told["outcomes"] == {"saved": 2, f"no answer in {fetch_site.MAX_STARTS} starts": 1} and told["waiting"] == 0
+            assert site.counts()["/dead"] == min(start, frontier.MAX_STARTS) * fetch_site.MAX_TRIES
+        assert told["outcomes"] == {"saved": 2, f"no answer in {frontier.MAX_STARTS} starts": 1} and told["waiting"] == 0
 
 
 def test_max_pages_counts_over_all_starts_and_parts_are_closed_when_full(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch_site, "PART_BYTES", 1500)
+    monkeypatch.setattr(frontier, "PART_BYTES", 1500)
     pages = web(3, 30)
     with Site(pages) as site:
         assert crawl(site, tmp_path, max_pages=5)["pages"] == 5

@@ -252,6 +252,19 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def finish(recipe: Recipe, out: Path, begun: float) -> None:
+    """Counts, dataset card and report of a corpus whose steps are all done."""
+    result = collect(recipe, out)
+    write_json(out / "corpus.json", result)
+    with atomic_write(out / "README.md") as file:
+        file.write(card(recipe, result))
+    from mmed import report
+
+    report.main(["--corpus", str(out), "--out", str(out / "report.html"), "--title", recipe.title])
+    print(f"\n{funnel_table(result['funnel'])}\n\nTokens\n{count_table(result['counts'])}\n\n"
+          f"{out}: streams/, README.md (dataset card), report.html; {time.time() - begun:.0f} s")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep.corpus",
                                      description="From raw pages, books, sites and corpora to token streams, as a recipe file says.")
@@ -274,15 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; start again with the same command to go on", file=sys.stderr)
         return EXIT_STOPPED
-    result = collect(recipe, options.out)
-    write_json(options.out / "corpus.json", result)
-    with atomic_write(options.out / "README.md") as file:
-        file.write(card(recipe, result))
-    from mmed import report
-
-    report.main(["--corpus", str(options.out), "--out", str(options.out / "report.html"), "--title", recipe.title])
-    print(f"\n{funnel_table(result['funnel'])}\n\nTokens\n{count_table(result['counts'])}\n\n"
-          f"{options.out}: streams/, README.md (dataset card), report.html; {time.time() - begun:.0f} s")
+    finish(recipe, options.out, begun)
     return 0
 
 

@@ -26,9 +26,8 @@ A step that makes documents out of something else (PDF, HTML, WARC) gives its ow
 `keep_all` may be all its function does. Work that has no kept and dropped documents (signatures, token ids) calls `run_jobs`
 itself under `one_run`, and keeps its own fingerprint beside what it wrote.
 
-On a cluster: one task calls `process_shard` for its share of `zip(find_inputs(...), shard_names(...))`; when all are done
-`gather_funnel` adds up. Or inside a datatrove pipeline: the function itself over an iterator of `Document`s, with a
-`ShardWriter` named by the rank. Both give the same bytes as here, since a shard's output depends on nothing but its input and
+On a cluster (data_prep/cluster.py) many tasks run the same command, each within `only_share`; then it is run once more without, finds
+the shards done and adds up. The bytes are those of one machine, since a shard's output depends on nothing but its input and
 options. `one_run` locks one machine's folder; a scheduler that starts a task twice does no harm, as files appear whole.
 """
 from __future__ import annotations
@@ -190,6 +189,11 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
 
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
+    if _share:
+        rank, world_size = _share
+        for number in range(rank, len(jobs), world_size):
+            _named(function, jobs[number], inputs[number])
+        raise ShareDone
     assert len(inputs) == len(jobs), f"expected a name for each of {len(jobs)} jobs, got {len(inputs)}"
     results: list[Any] = [None] * len(jobs)
     with tqdm(total=len(jobs), desc=title, unit="shard", disable=None) as bar:
@@ -240,12 +244,36 @@ def _named(function: Callable[..., Any], job: tuple, name: str) -> Any:
         raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
 
 
+_share: tuple[int, int] | None = None  # this process is a task of data_prep/cluster.py: (rank, number of tasks)
+
+
+class ShareDone(Exception):
+    """A task has done its share of a command's first phase; the rest of the command is not its business."""
+
+
+@contextlib.contextmanager
+def only_share(rank: int, world_size: int) -> Iterator[None]:
+    """Within, a step does the jobs rank, rank + world_size, ... of its first `run_jobs` and then raises ShareDone.
+
+    Other tasks write into the same folder meanwhile, so `one_run` locks nothing and clears nothing away.
+    """
+    global _share
+    _share = (rank, world_size)
+    try:
+        yield
+    finally:
+        _share = None
+
+
 @contextlib.contextmanager
 def one_run(out: Path) -> Iterator[None]:
     """Only one run at a time writes into a folder; the lock goes with the process, also when it is killed."""
     import fcntl
 
     out.mkdir(parents=True, exist_ok=True)
+    if _share:
+        yield
+        return
     with open(out / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,18 +22,13 @@ inflected ones, and counts nested words twice.
 DIFFERS: the official code takes only parquet files over 1 GiB, holds all kept texts of one in memory, and has its language
 in three places of the source; here any corpus file, streamed, `--language`.
 
-How one pass can do for any number of words. A block of documents becomes an array of letter classes (0 between words), one
-table look-up a character. Where a match can begin (word starts; every position in Chinese and Japanese; for the official
-rule's "anywhere" words every few positions, since a long word cannot avoid them all) the next 4 bytes are hashed into a
-table of 65,536 flags; the few that pass are compared with the whole word, all at once in numpy.
+How one pass can do for any number of words: data_prep/word_table.py.
 """
 from __future__ import annotations
 
 import argparse
 import functools
 import itertools
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,6 +36,7 @@ from typing import Any, NamedTuple
 
 from data_prep.documents import LOWERING_BORDER, PIECE_CHARACTERS, Document, find_inputs, read_documents, safe_pieces
 from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
+from data_prep.word_table import RARE, Table, fold_character, folded_plane, is_word_character, unfold_rare
 from mmed.errors import UsageError, UserError, main_guard
 from mmed.languages import Language, get_language
 
@@ -48,7 +44,6 @@ MODES = ("default", "official")
 BLOCK = 1 << 18  # characters looked at together: what numpy makes of them stays in the cache
 SPACE, HARD = 1, 2  # classes: a plain space (official rule only); a character that one table look-up cannot treat
 FIRST_LETTER = 3
-HASH_BITS = 16
 WORD, LETTERS, COUNTED = range(3)  # FACTS of a pattern: its term, its length, what of it DENS counts (not its spaces)
 
 
@@ -56,54 +51,6 @@ class Decision(NamedTuple):
     medical: bool
     hits: int  # MKC
     density: float  # DENS
-
-
-# ---- text as the rule sees it -----------------------------------------------------------------------------------------
-
-# What is rare and needs more than a look at one character: combining marks, Hangul parts, half-width kana that may take a
-# sound mark, f-ligatures of PDFs; and what is invisible or a vowel sign and falls out.
-_INVISIBLE = ("\xad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0600-\u0605\u0610-\u061a\u061c\u0640\u064b-\u065f\u0670"
-              "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff")
-_RARE = re.compile(f"[{_INVISIBLE}\u1100-\u11ff\u3099\u309a\uff9e\uff9f\ufb00-\ufb06]")
-_DELETED = re.compile(f"[{_INVISIBLE}]+")
-_COMPATIBLE = re.compile("[\ufb00-\ufb06]|[\uff66-\uff9f]+")
-
-
-def unfold_rare(text: str) -> str:
-    """Put a text with rare characters into the form in which every character can be folded by itself.
-
-    >>> unfold_rare("\ufb01brosis, can\xadcer, e\u0301, \uff76\uff9e\uff9d")
-    'fibrosis, cancer, é, ガン'
-    """
-    text = _COMPATIBLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
-    return _DELETED.sub("", unicodedata.normalize("NFC", text))
-
-
-def fold_character(character: str) -> str:
-    """Case, width and accents folded, for one character.
-
-    >>> "".join(map(fold_character, "ÉＨＩＶｱёЙßİ"))
-    'ehivアейßi'
-    """
-    single = unicodedata.normalize("NFKC", character)
-    if len(single) != 1:
-        single = character
-    if single in "ёЁ" or (single > "\x7f" and unicodedata.name(single, "").startswith(("LATIN", "GREEK"))):
-        single = unicodedata.normalize("NFD", single)[0]
-    lower = single.lower()
-    return lower if len(lower) == 1 else single
-
-
-def is_word_character(folded: str) -> bool:
-    """Letters, digits and the marks that some scripts write vowels with."""
-    return folded.isalnum() or unicodedata.category(folded)[0] == "M"
-
-
-@functools.cache
-def _folded_plane() -> tuple[list[str], list[bool]]:
-    """For each of the 65,536 UTF-16 units: its folded form, and whether that belongs to a word. Surrogates do not."""
-    folded = [fold_character(chr(unit)) for unit in range(0x10000)]
-    return folded, [is_word_character(character) for character in folded]
 
 
 # ---- words as the rule sees them --------------------------------------------------------------------------------------
@@ -154,72 +101,6 @@ def official_patterns(language: Language) -> list[Pattern]:
     return patterns
 
 
-class _Table:
-    """Patterns by their first 4 bytes: at which of many places does one of them stand?"""
-
-    def __init__(self, entries: list[tuple[bytes, bytes, int, tuple[int, int, int]]], size: int):
-        """entries: (4 key bytes, all bytes, letters before the key, FACTS); size: bytes a letter."""
-        import numpy as np
-
-        entries = sorted(entries, key=lambda entry: entry[0])
-        keys = np.array([int.from_bytes(entry[0], "little") for entry in entries], np.uint32)
-        order = np.argsort(keys, kind="stable")
-        self.keys, self.first, self.count = np.unique(keys[order], return_index=True, return_counts=True)
-        entries = [entries[place] for place in order]
-        width = max(-(-len(entry[1]) // 8) for entry in entries)
-        body = b"".join(entry[1].ljust(8 * width, b"\0") for entry in entries)
-        mask = b"".join((b"\xff" * len(entry[1])).ljust(8 * width, b"\0") for entry in entries)
-        self.body = np.frombuffer(body, "<u8").reshape(-1, width).T.copy()  # (width, entries)
-        self.mask = np.frombuffer(mask, "<u8").reshape(-1, width).T.copy()
-        self.shift, self.facts = (np.array(column, np.int32) for column in list(zip(*entries))[2:])
-        self.np, self.step = np, 8 // size  # step: letters in 8 bytes
-        # What must be true of the bytes around a place before words are compared: its 4 bytes are a key, and either the key
-        # belongs to a word too short for more, or the 8 bytes from here, or from 4 bytes before, are a word's too.
-        self.flags, self.short, self.ahead, self.behind = (np.zeros(1 << HASH_BITS, bool) for _ in range(4))
-        for key, body, shift, _ in entries:
-            here = shift * size
-            hashed = self._hash(np.frombuffer(key, "<u4"))
-            self.flags[hashed] = True
-            if here + 8 <= len(body):
-                self.ahead[self._hash(np.frombuffer(body[here:here + 8], "<u8"))] = True
-            elif here >= 4:
-                self.behind[self._hash(np.frombuffer(body[here - 4:here + 4], "<u8"))] = True
-            else:
-                self.short[hashed] = True
-        self.looks_back = bool(self.behind.any())
-
-    @staticmethod
-    def _hash(keys: Any) -> Any:
-        factor, bits = (2654435761, 32) if keys.dtype.itemsize == 4 else (0x9E3779B97F4A7C15, 64)
-        return (keys * keys.dtype.type(factor)) >> keys.dtype.type(bits - HASH_BITS)
-
-    def near(self, keys: Any) -> Any:
-        """Which of the keys may be ours: all that are, and a few others."""
-        return self.np.flatnonzero(self.flags.take(self._hash(keys)))
-
-    def find(self, keys: Any, places: Any, eights: Any) -> Iterator[tuple[Any, Any]]:
-        """keys: the 4 bytes at each place that is `near`; eights[p]: the 8 bytes from p on. Yields (beginnings, entries)."""
-        np = self.np
-        likely = self.short.take(self._hash(keys)) | self.ahead.take(self._hash(eights[places]))
-        if self.looks_back:
-            likely |= self.behind.take(self._hash(eights[places - self.step // 2]))
-        keys, places = keys[likely], places[likely]
-        slots = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        exact = np.flatnonzero(self.keys[slots] == keys)
-        places, slots = places[exact], slots[exact]
-        entries, left = self.first[slots], self.count[slots]
-        while len(places):  # the words that share these 4 bytes, one after the other
-            starts = places - self.shift[entries]
-            good = (eights[starts] & self.mask[0][entries]) == self.body[0][entries]
-            for row in range(1, len(self.body)):
-                live = np.flatnonzero(good)
-                tail, which = eights[starts[live] + row * self.step], entries[live]
-                good[live] = (tail & self.mask[row][which]) == self.body[row][which]
-            yield starts[good], entries[good]
-            more = np.flatnonzero(left > 1)
-            places, entries, left = places[more], entries[more] + 1, left[more] - 1
-
-
 class Matcher:
     """The rule for one language and mode. `judge(texts)` gives a Decision for each; `explain(text)` shows why."""
 
@@ -264,10 +145,10 @@ class Matcher:
             classes[ord(" ")] = self._class_of[" "] = SPACE
             classes[ord("Σ")] = classes[ord("İ")] = HARD  # lower case that looks at the neighbour, or is two characters
         else:
-            folded, inside = _folded_plane()
+            folded, inside = folded_plane()
             classes = [self._class_of.get(letter, other) if word else 0 for letter, word in zip(folded, inside)]
             for unit in range(0x10000):
-                if _RARE.match(chr(unit)):
+                if RARE.match(chr(unit)):
                     classes[unit] = HARD
         self._plain = np.array([other if number == HARD else number for number in classes], kind)  # for texts made plain
         latin = [self._class_of[letter] for letter in "abcdefghijklmnopqrstuvwxyz0123456789" if letter in self._class_of]
@@ -301,8 +182,8 @@ class Matcher:
             else:
                 for closing in closings:
                     starting.append(((body + closing)[:4], body + closing, 0, facts))
-        self._starting = _Table(starting, size) if starting else None
-        self._floating = _Table(floating, size) if floating else None
+        self._starting = Table(starting, size) if starting else None
+        self._floating = Table(floating, size) if floating else None
         longest = max(len(pattern.letters) for pattern in patterns)
         self._pad = longest + 16
         # words that can overlap themselves ("анана" in "ананана"): str.count takes them one after the other

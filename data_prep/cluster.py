@@ -77,11 +77,12 @@ def run_on(given: argparse.Namespace, command: list[str], logs: Path) -> None:
         ray = require_extra("ray", "cluster")
         from datatrove.executor import RayPipelineExecutor
 
-        if not ray.is_initialized():
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to the outside
-            ray.init(**({} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}), log_to_driver=False,
-                     runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in [os.getcwd(), os.environ.get("PYTHONPATH", "")] if path)}})
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to the outside
+        where = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+        ray.init(os.environ.get("RAY_ADDRESS") or "local", include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, log_to_driver=False,
+                 runtime_env={"env_vars": {"PYTHONPATH": where}})
         RayPipelineExecutor(pipeline, given.tasks, given.workers or -1, logging_dir=str(logs), cpus_per_task=1, mem_per_cpu_gb=given.memory).run()
+        ray.shutdown()
     else:
         from datatrove.executor import SlurmPipelineExecutor
 

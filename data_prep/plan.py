@@ -36,6 +36,12 @@ def as_typed(command: list[str]) -> str:
     return "python -m " + " ".join(shlex.quote(word) for word in command)
 
 
+def end_with_parent(signal_number: int = signal.SIGTERM) -> None:
+    """This process gets the signal when its parent ends, however that comes about. Linux only; elsewhere nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal_number)  # PR_SET_PDEATHSIG
+
+
 def run_child(step: Step, log: Path, prepare: Callable[[], None] | None) -> int:
     """Fork a process that runs the step's commands with its output in `log`; returns its process id.
 
@@ -46,8 +52,7 @@ def run_child(step: Step, log: Path, prepare: Callable[[], None] | None) -> int:
         return child
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setpgrp()
-    with contextlib.suppress(OSError, AttributeError):  # Linux: who is killed takes its step along, so that no second start meets it
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with_parent(signal.SIGKILL)  # so that a second start does not meet it
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

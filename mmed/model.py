@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORE = -100  # label of a position that carries no loss
+from mmed.attention import Tiles, block_mask, document_attention, document_spans, flex
+from mmed.losses import summed_cross_entropy
 
 
 @dataclass
@@ -158,7 +159,7 @@ class AttentionInputs:
     """What all layers share in one forward pass."""
 
     rope: dict[bool, tuple[Tensor, Tensor]]  # slides? -> cos, sin (B or 1, 1, T, E)
-    masks: dict[bool, Tensor | None]         # slides? -> None for plain causal, else bool or additive (B or 1, 1 or H, T, S)
+    masks: dict[bool, object]                # slides? -> what each query sees: see `Transformer.mask`
     positions: Tensor                        # (B, T)
     cache: KVCache | None = None
     slots: Tensor | None = None              # (B,) cache slot of each row
@@ -198,21 +199,25 @@ class Attention(nn.Module):
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer, shared.slots, shared.positions, k, v, shared.seen)
         out = attend(q, k, v, shared.masks[self.slides], self.scale, config.attention_softcap)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, H * E))
+        return self.o_proj(out.reshape(B, T, H * E))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """softmax(q k^T * scale + mask) v. q (B, H, T, E), k and v (B, K, S, E); mask None is causal with T == S."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: object, scale: float, softcap: float | None) -> Tensor:
+    """softmax(q k^T * scale + mask) v. q (B, H, T, E), k and v (B, K, S, E) -> (B, T, H, E); mask None is causal with T == S."""
+    if isinstance(mask, Tiles):
+        return document_attention(q, k, v, mask, scale)
+    if mask is not None and not isinstance(mask, Tensor):
+        return flex(q, k, v, mask, scale)
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, scale=scale,
-                                              enable_gqa=q.shape[1] != k.shape[1])
+                                              enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = torch.tanh(q @ k.transpose(2, 3) * scale / softcap) * softcap
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.float().softmax(-1).to(q.dtype) @ v
+    return (scores.float().softmax(-1).to(q.dtype) @ v).transpose(1, 2)
 
 
 # --------------------------------------------------------------------------------------------------- MLP, block, model
@@ -273,7 +278,7 @@ class Transformer(nn.Module):
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, *, positions: Tensor | None = None,
                 documents: Tensor | None = None, cache: KVCache | None = None, slots: Tensor | None = None,
-                seen: int | None = None, last: Tensor | None = None) -> Tensor:
+                seen: int | None = None, last: Tensor | None = None, supervised: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of `input_ids` (B, T) int64; with `labels` (B, T) the summed cross-entropy, a fp32 scalar.
 
         labels     the token that each position should predict (already shifted), or IGNORE
@@ -282,6 +287,7 @@ class Transformer(nn.Module):
         cache      keys and values of earlier tokens, then `slots` (B) and `positions` say where the new ones stand,
                    `seen` how many places of the cache to look at (at least the largest position + 1)
         last       (B,) with a cache: logits of this index of T only, (B, V)
+        supervised places of the labels that are not IGNORE in the flat batch, if known
         """
         config, (B, T) = self.config, input_ids.shape
         if positions is None:
@@ -302,7 +308,7 @@ class Transformer(nn.Module):
             x = x[torch.arange(B, device=x.device), last]                 # (B, T, D) -> (B, D)
         x = self.norm(x)
         if labels is not None:
-            return summed_cross_entropy(x, self.head_weight, labels, config.final_softcap)
+            return summed_cross_entropy(x, self.head_weight, labels, config.final_softcap, supervised)
         logits = F.linear(x, self.head_weight)
         return logits if config.final_softcap is None else torch.tanh(logits / config.final_softcap) * config.final_softcap
 
@@ -320,6 +326,7 @@ class Transformer(nn.Module):
             if slots is None:
                 slots = torch.arange(x.shape[0], device=device)
             seen = cache.length if seen is None else seen
+        spans = document_spans(documents) if documents is not None and x.device.type == "cpu" else None
         for slides in kinds:
             if config.position_embedding == "rope":
                 local = slides and config.rope_local_theta is not None
@@ -327,21 +334,31 @@ class Transformer(nn.Module):
                 angles = positions[..., None].float() * rope_frequencies(config, theta, not local, device)  # (B, T, E/2)
                 angles = torch.cat((angles, angles), -1)[:, None]                                            # (B, 1, T, E)
                 rope[slides] = angles.cos().to(dtype), angles.sin().to(dtype)
-            masks[slides] = self.mask(positions, documents, cache, seen, slides, dtype)
+            masks[slides] = self.mask(positions, documents, spans, cache, seen, slides, dtype)
         return AttentionInputs(rope, masks, positions, cache, slots, seen or 0)
 
-    def mask(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None, seen: int | None, slides: bool,
-             dtype: torch.dtype) -> Tensor | None:
-        """None where plain causal attention is right, else which keys each query sees (B or 1, 1 or H, T, S)."""
+    def mask(self, positions: Tensor, documents: Tensor | None, spans: Tensor | None, cache: KVCache | None, seen: int | None, slides: bool,
+             dtype: torch.dtype) -> object:
+        """What each query sees. Training: `Tiles` on a CPU; on a GPU None (plain causal) or FlexAttention's block mask.
+
+        Decoding, ALiBi and soft-capped scores: a tensor, bool or additive (B or 1, 1 or H, T, S), or None for plain causal.
+        """
         config, T = self.config, positions.shape[1]
         alibi = config.position_embedding == "alibi"
         window = config.sliding_window if slides else None
+        if window is not None and window >= T and cache is None:
+            window = None
+        if cache is None and not alibi and config.attention_softcap is None:
+            if positions.device.type == "cpu":
+                return Tiles(spans, window)
+            if positions.device.type == "cuda" and (documents is not None or window is not None):
+                return block_mask(documents, window, T, positions.device)
         if cache is not None:
             key_positions = torch.arange(seen, device=positions.device)[None, None, None]
             distance = positions[:, None, :, None] - key_positions                   # (B, 1, T, S)
             visible = distance >= 0
         else:
-            if documents is None and not alibi and (window is None or window >= T):
+            if documents is None and not alibi and window is None:
                 return None
             index = torch.arange(T, device=positions.device)
             distance = (index[:, None] - index)[None, None]
@@ -380,68 +397,3 @@ def local_rows(parameter: Tensor) -> tuple[Tensor, slice]:
 
     shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return parameter.to_local(), slice(offset[0], offset[0] + shape[0])
-
-
-# --------------------------------------------------------------------------------------------------------------- loss
-
-def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
-    """Sum of cross-entropies, fp32 scalar, of hidden (B, T, D) against labels (B, T); IGNORE carries none.
-
-    Only supervised rows reach the head: a fine-tuning batch is mostly prompt, and its logits would be thrown away.
-    """
-    hidden, labels = hidden.flatten(0, 1), labels.flatten()
-    supervised = labels != IGNORE
-    if not bool(supervised.all()):
-        rows = supervised.nonzero().squeeze(1)
-        hidden, labels = hidden[rows], labels[rows]
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-    return ChunkedCrossEntropy.apply(hidden, weight, labels, softcap)
-
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """Linear head and cross-entropy, ROWS rows at a time, so that the logits never exist as a whole.
-
-    The gradient is formed in the forward pass while a chunk's logits are at hand (dlogits = softmax - onehot), which
-    costs one matrix product less than recomputing it, and memory of one chunk (ROWS, V) whatever the batch.
-    """
-
-    ROWS = 1024
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None) -> Tensor:
-        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # One fp32 buffer for the sum over chunks: in bf16 the small contributions of late chunks would round away.
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
-        for start in range(0, len(labels), ChunkedCrossEntropy.ROWS):
-            rows = slice(start, start + ChunkedCrossEntropy.ROWS)
-            logits = (hidden[rows] @ weight.t()).float()                              # (rows, V)
-            if softcap is not None:
-                logits = torch.tanh(logits / softcap) * softcap
-            log_norm = logits.logsumexp(-1, keepdim=True)
-            target = labels[rows, None]
-            total += (log_norm - logits.gather(1, target)).sum()
-            if not (needs_hidden or needs_weight):
-                continue
-            slope = 1 - (logits / softcap) ** 2 if softcap is not None else None
-            dlogits = logits.sub_(log_norm).exp_()
-            dlogits.scatter_add_(1, target, torch.full_like(target, -1, dtype=dlogits.dtype))
-            if slope is not None:
-                dlogits *= slope
-            dlogits = dlogits.to(hidden.dtype)
-            if needs_hidden:
-                grad_hidden[rows] = dlogits @ weight
-            if needs_weight:
-                grad_weight += (dlogits.t() @ hidden[rows]).float()
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
-        return total
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
-                None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype), None, None)

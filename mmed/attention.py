@@ -37,7 +37,7 @@ def document_spans(documents: Tensor) -> Tensor:
     >>> document_spans(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()
     [[0, 0, 2], [0, 2, 3], [1, 0, 4]]
     """
-    B, T = documents.shape
+    B = len(documents)
     edge = documents.new_full((B, 1), -2)
     begins = (documents != torch.cat((edge, documents[:, :-1]), 1)).nonzero()
     ends = (documents != torch.cat((documents[:, 1:], edge), 1)).nonzero()

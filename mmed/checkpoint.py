@@ -205,7 +205,7 @@ def replace_folder(building: Path, folder: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ state of a training run
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Every tensor of the run by name: trained parameters, and both moments of each (made as zeros before the first step)."""
     import torch
 
@@ -225,6 +225,11 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
 
 def save_state(run: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, facts: dict, keep_last: int = 2) -> Path:
     """Write RUN/checkpoints/step-N and point `latest` at it; every rank calls. Older ones beyond `keep_last` go afterwards."""
+    return write_state(run, state_tensors(model, optimizer), step, facts, keep_last)
+
+
+def write_state(run: str | Path, tensors: dict[str, torch.Tensor], step: int, facts: dict, keep_last: int = 2, group=None) -> Path:
+    """`save_state` of tensors at hand (mmed/async_save.py: a copy); ranks meet in `group`."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
@@ -233,7 +238,6 @@ def save_state(run: str | Path, model: nn.Module, optimizer: torch.optim.Optimiz
     folder = Path(run) / "checkpoints"
     building, final = folder / f"step-{step}.tmp", folder / f"step-{step}"
     if distributed.is_main():
-        tensors = _tensors(model, optimizer)
         need = sum(t.numel() * t.element_size() for t in tensors.values())
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -241,11 +245,11 @@ def save_state(run: str | Path, model: nn.Module, optimizer: torch.optim.Optimiz
             raise UserError(f"{folder}: a checkpoint needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make room and resume")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
-    distributed.barrier()
+    distributed.barrier(group)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "torch.distributed is uninitialized": so it is, in one process
-        dcp.save(_tensors(model, optimizer), storage_writer=HuggingFaceStorageWriter(str(building), save_distributed=True))
-    distributed.barrier()
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(building), save_distributed=True), process_group=group)
+    distributed.barrier(group)
     if distributed.is_main():
         hashes = {path.name: hashlib.file_digest(open(path, "rb"), "sha256").hexdigest() for path in sorted(building.glob("*.safetensors"))}
         write_json(building / "state.json", {"step": step, **facts, "sha256": hashes})
@@ -255,7 +259,7 @@ def save_state(run: str | Path, model: nn.Module, optimizer: torch.optim.Optimiz
         steps = sorted((int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*") if path.name[5:].isdigit())
         for _, path in [item for item in steps if item[0] < step][:-(keep_last - 1) or None]:
             shutil.rmtree(path)
-    distributed.barrier()
+    distributed.barrier(group)
     return final
 
 
@@ -295,7 +299,7 @@ def _fill(tensors: dict[str, torch.Tensor], folder: Path) -> None:
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """Fill model and optimizer from a checkpoint, on any number of ranks; returns its state.json."""
     state = _checked_state(folder)
-    _fill(_tensors(model, optimizer), folder)
+    _fill(state_tensors(model, optimizer), folder)
     for parameter_state in optimizer.state.values():
         parameter_state["step"].fill_(state["step"])
     return state

@@ -51,14 +51,20 @@ class TrainConfig:
     lora_targets: str = "paper"       # layer names, comma-separated, or all-linear; paper: q_proj,v_proj, or the packed qkv of the family
     # machine
     precision: str = "bf16"           # "bf16": compute, with fp32 master weights and reduction | "fp32"
-    compile: bool = False             # torch.compile of the blocks
+    compile: str = "auto"             # torch.compile of the blocks: "yes" | "no" | "auto": if the run is long enough to win its minute back
     activation_checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
+    moments: str = "fp32"             # AdamW's: "fp32" | "bf16", rounded at random so that small changes add up: 4 bytes a parameter less
+    step_in_backward: bool = False    # update each weight as soon as its gradient is whole: no gradients kept; one process, one micro-batch a step
+    shard_size: int = 0               # ranks that share one copy of the weights (hybrid sharding), e.g. the GPUs of a node; 0: all ranks
     seed: int = 42
     # reports and saves
     log_every: int = 1                # steps
     eval_every: int = 0               # steps; 0: only at the end
     save_every: int = 200             # steps; a checkpoint is written at the end and at a stop signal anyway
     keep_last: int = 2                # checkpoints kept
+    async_save: bool = True           # write checkpoints beside the training, from a copy in host memory
+    profile: int = 0                  # steps to record, after a few to warm up, in OUT/trace.json (chrome://tracing, ui.perfetto.dev)
+    dry_run: bool = False             # print parameters, tokens a step, memory by part and rank and the time it will take, and stop
 
 
 # --------------------------------------------------------------------------------------------------------------- recipes
@@ -126,7 +132,7 @@ SHAPES: dict[str, dict] = {
 
 CHOICES = {"task": ("pretrain", "finetune"), "windows": ("packed", "official"), "rationales": ("both", "with", "without"),
            "prompt_style": ("clean", "official"), "schedule": ("cosine", "constant"), "precision": ("bf16", "fp32"),
-           "resume": ("auto", "never")}
+           "resume": ("auto", "never"), "compile": ("auto", "yes", "no"), "moments": ("fp32", "bf16")}
 POSITIVE = ("sequence_length", "global_batch_size", "micro_batch_size", "learning_rate", "mix_temperature", "epochs", "log_every", "save_every",
             "keep_last", "max_grad_norm")
 
@@ -161,6 +167,8 @@ def check(config: TrainConfig) -> TrainConfig:
             raise UsageError(f"--{name}={getattr(config, name)}: must be positive")
     if not 0 <= config.warmup_ratio < 1:
         raise UsageError(f"--warmup_ratio={config.warmup_ratio}: expected a share of the steps, from 0 to less than 1")
+    if config.step_in_backward and config.lora_rank:
+        raise UsageError("--step_in_backward=true: LoRA has no gradients worth the trouble; leave it out")
     for name in ("model", "data"):
         if not getattr(config, name):
             raise UsageError(f"--{name} is needed: " + ("a model folder or shape:NAME" if name == "model" else "what to train on"))
@@ -188,10 +196,14 @@ def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
         key = key.replace("-", "_")
         if key not in fields:
             raise UsageError(f"unknown flag --{key}" + _nearest(key, list(fields)))
+        if not equals and key == "dry_run":  # the one flag that is said alone
+            value, equals = "true", "="
         if not equals:
             if not flags:
                 raise UsageError(f"--{key}: no value given")
             value = flags.pop(0)
+        if key == "compile":
+            value = {"true": "yes", "false": "no"}.get(value, value)
         changes[key] = parse_value(key, fields[key], value)
     return name, check(dataclasses.replace(RECIPES[name][1], **changes))
 

@@ -33,6 +33,7 @@ from mmed.prompts import ExamItem, build_prompt, build_target
 
 IGNORE = -100  # label of a position that carries no loss
 FORMAT = 1
+WIDTH = 64     # rows of exam items are a multiple of this wide, or sequence_length
 
 
 # ------------------------------------------------------------------------------------------------------------- streams
@@ -353,19 +354,36 @@ class ExamRows:
         return chosen
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Lay examples into as few rows as first-fit-decreasing finds, documents kept apart, positions from 0 in each."""
-        rooms: list[int] = []
-        rows: list[list[Example]] = []
-        for example in sorted(examples, key=lambda e: -len(e.ids)):  # a stable sort: equal lengths keep their order
-            need = len(example.ids) - 1
-            place = next((r for r, room in enumerate(rooms) if room >= need), None)
-            if place is None:
-                place = len(rows)
-                rows.append([])
-                rooms.append(self.T)
-            rows[place].append(example)
-            rooms[place] -= need
-        return [pack(row, self.T) for row in rows]
+        """Lay examples into as few rows of at most T as first-fit-decreasing finds, all as narrow as that number allows:
+
+        documents kept apart, positions from 0 in each, and next to no padding whatever the batch.
+        """
+        ordered = sorted(examples, key=lambda e: -len(e.ids))  # a stable sort: equal lengths keep their order
+        needs = [len(example.ids) - 1 for example in ordered]
+        count = -(-sum(needs) // self.T)
+        while True:
+            narrowest = max(needs[0], -(-sum(needs) // count))
+            for width in (*range(-(-narrowest // WIDTH) * WIDTH, self.T, WIDTH), self.T):
+                places = first_fit(needs, width, count)
+                if places is not None:
+                    return [pack([e for e, place in zip(ordered, places) if place == row], width) for row in range(max(places) + 1)]
+            count += 1
+
+
+def first_fit(needs: Sequence[int], width: int, count: int) -> list[int] | None:
+    """The row of each example, every one in the first of `count` rows with room for it; None if they do not fit.
+
+    >>> first_fit([5, 4, 3, 2], 7, 2), first_fit([5, 4, 3, 3], 7, 2)
+    ([0, 1, 1, 0], None)
+    """
+    rooms, places = [width] * count, []
+    for need in needs:
+        place = next((r for r, room in enumerate(rooms) if room >= need), None)
+        if place is None:
+            return None
+        rooms[place] -= need
+        places.append(place)
+    return places
 
 
 def pack(examples: Iterable[Example], T: int) -> Row:

@@ -7,6 +7,7 @@ gradients straight to the ranks that own them.
 """
 from __future__ import annotations
 
+import itertools
 import os
 from datetime import timedelta
 
@@ -51,34 +52,65 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def barrier() -> None:
+def barrier(group: dist.ProcessGroup | None = None) -> None:
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group)
+
+
+def host_group() -> dist.ProcessGroup | None:
+    """A second group of all ranks, over gloo: for what a thread does beside the training. None for one process."""
+    return dist.new_group(backend="gloo") if dist.is_initialized() else None
 
 
 def all_sum(values: list[float], device: torch.device) -> list[float]:
     """Sum of each value over all ranks, in fp64."""
-    if not dist.is_initialized():
-        return values
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
+    return device_sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist() if dist.is_initialized() else values
 
 
-def shard(model: Transformer, precision: str) -> Transformer:
-    """Cut `model` over all ranks: one FSDP unit a block, one for the rest (embedding, last norm, head).
+def device_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` summed up over all ranks in place; on a GPU the host does not wait for it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def shard(model: Transformer, precision: str, shard_size: int = 0) -> Transformer:
+    """Cut `model` over the ranks: one FSDP unit a block, one for the rest (embedding, last norm, head).
 
     Weights stay in the dtype they have (fp32 master weights); with precision "bf16" they are gathered and used in bf16 and
     gradients are reduced in fp32.  # MMedLM: FSDP full_shard auto_wrap on the decoder layer, bf16 (pretrain/*.sh)
+
+    With a `shard_size` the ranks form groups of that many, each with a copy of the model cut among its members: gathering
+    stays within a group (a node), and only gradients, already cut by shard_size, cross between them.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    world = world_size()
+    if shard_size < 0 or world % (shard_size or 1):
+        raise UsageError(f"--shard_size={shard_size}: must divide the number of ranks, {world}")
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if shard_size and shard_size < world:
+        mesh = init_device_mesh(kind, (world // shard_size, shard_size), mesh_dim_names=("copies", "shards"))
+    else:
+        mesh = init_device_mesh(kind, (world,))
     for block in model.layers:
-        fully_shard(block, mp_policy=policy)
-    return fully_shard(model, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # The next block's weights travel while this one computes; FSDP2 does it by itself, but only once the host has come to the next
+    # block, which is late when blocks are short. Backward it goes in reverse order, likewise one ahead.
+    for now, after in itertools.pairwise(model.layers):
+        now.set_modules_to_forward_prefetch([after])
+        after.set_modules_to_backward_prefetch([now])
+    return model
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor on every rank (a collective when it is sharded)."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of it."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -38,7 +38,7 @@ def run_facts(recipe: str, config: TrainConfig, tokenizer, steps: int) -> dict:
 
 # Fields that may differ when a run is resumed: they change neither the data nor the mathematics.
 FREE_ON_RESUME = {"out", "resume", "micro_batch_size", "compile", "activation_checkpointing", "log_every", "eval_every", "save_every", "keep_last",
-                  "validation"}
+                  "validation", "async_save", "profile", "dry_run", "shard_size"}
 
 
 def check_resume(old: dict, new: dict) -> None:

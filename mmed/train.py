@@ -9,24 +9,20 @@ In: a model folder and token streams (or exam items). Out: a run folder: `run.js
     for each step:  rows of batch k  ->  micro-batches  ->  summed loss / target tokens of the global batch  ->  gradients
                     ->  clip  ->  AdamW  ->  metrics.jsonl  ->  (held-out loss)  ->  (checkpoint)
 
-Batch k depends on the seed and k alone (mmed/data.py), so a resumed run equals one that was never stopped.
+Batch k depends on the seed and k alone (mmed/data.py), so a resumed run equals one that was never stopped. The host never
+waits for the device inside a step: what is logged of step k is read when step k + 1 has been given to it.
 """
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from mmed.config import SHAPES, TrainConfig, parse_command_line
 from mmed.errors import EXIT_STOPPED, UsageError, UserError, main_guard
 from mmed.files import read_json, write_json
 from mmed.run_folder import StopSignal, check_resume, keep_lines, lock_folder, run_facts
-
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, for MFU
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -41,115 +37,6 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-# ----------------------------------------------------------------------------------------------------------------- data
-
-def read_streams(spec: str, tokenizer, config: TrainConfig, fingerprint: str | None):
-    """(streams, weights or None) of "NAME[=WEIGHT],NAME…"."""
-    from mmed.data import TokenStream
-
-    names, weights = [], []
-    for part in (p.strip() for p in spec.split(",") if p.strip()):
-        name, equals, weight = part.partition("=")
-        names.append(name)
-        try:
-            weights.append(float(weight) if equals else None)
-        except ValueError:
-            raise UsageError(f"--data: {part!r}: the weight must be a number") from None
-    streams = [TokenStream(name, fingerprint, verify=Path(name + ".bin").is_file() and Path(name + ".bin").stat().st_size < 2 ** 28)
-               for name in names]
-    if any(w is not None for w in weights):
-        if any(w is None for w in weights):
-            raise UsageError("--data: give a weight to every stream or to none")
-        return streams, weights
-    if config.mix_temperature != 1.0:
-        return streams, [s.tokens ** (1 / config.mix_temperature) for s in streams]
-    return streams, None
-
-
-def source_data(folder: Path) -> None:
-    """The `tiny` recipe's data: this package's own source, a tokenizer trained on it and a token stream, in the run folder."""
-    from mmed.data import StreamWriter
-    from mmed.tokenizer import train_sentencepiece
-
-    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
-    tokenizer = train_sentencepiece(texts, folder / "tokenizer", 1024)
-    writer = StreamWriter(folder / "source", tokenizer.vocab_size, tokenizer.fingerprint)
-    for text in texts:
-        writer.add(tokenizer.encode(text, bos=True, eos=True), "python", "source")
-    writer.close()
-
-
-def make_rows(config: TrainConfig, spec: str, tokenizer):
-    """What batches come from: `PretrainRows` or `ExamRows`."""
-    from mmed.data import ExamRows, PretrainRows
-    from mmed.prompts import read_benchmark
-
-    if config.task == "pretrain":
-        streams, weights = read_streams(spec, tokenizer, config, tokenizer.fingerprint if tokenizer else None)
-        return PretrainRows(streams, config.sequence_length, config.seed, weights=weights, windows=config.windows,
-                            apart=config.documents_apart, eos_id=tokenizer.eos_id if tokenizer else None)
-    modes = {"both": (True, False), "with": (True,), "without": (False,)}[config.rationales]
-    return ExamRows(read_benchmark(spec), tokenizer, config.sequence_length, config.seed, modes=modes, style=config.prompt_style)
-
-
-def micro_batches(rows: list, own: list[list[int | None]], device):
-    """This rank's rows as stacked tensors (micro_batch_size, T), one dict a forward pass."""
-    import numpy as np
-    import torch
-
-    from mmed.data import empty_row
-
-    batches = []
-    for group in own:
-        members = [rows[i] if i is not None else None for i in group]
-        T = next((len(r.input_ids) for r in rows if r is not None), 1)
-        members = [m if m is not None else empty_row(T) for m in members]
-        # Rows without document borders need no mask: plain causal attention is faster.
-        plain = all((m.documents == 0).all() for m in members)
-        stack = {name: torch.from_numpy(np.stack([getattr(m, name) for m in members])) for name in ("input_ids", "labels", "documents", "positions")}
-        if plain:
-            stack["documents"] = None
-            if all((m.positions == np.arange(T)).all() for m in members):
-                stack["positions"] = None
-        batches.append({k: v if v is None else v.to(device, non_blocking=True) for k, v in stack.items()})
-    return batches
-
-
-class Batches:
-    """Batch k of the run for this rank."""
-
-    def __init__(self, config: TrainConfig, rows, device):
-        from mmed import distributed
-
-        self.config, self.rows, self.device = config, rows, device
-        self.rank, self.world = distributed.rank(), distributed.world_size()
-
-    def __call__(self, step: int) -> list[dict]:
-        from mmed.data import rank_share
-
-        config = self.config
-        if config.task == "pretrain":
-            numbers = self.rows.batch(step, config.global_batch_size)
-            own = rank_share(len(numbers), self.rank, self.world, config.micro_batch_size)
-            wanted = {i for group in own for i in group if i is not None}
-            rows = [self.rows.row(number) if i in wanted else None for i, number in enumerate(numbers)]
-        else:
-            rows = self.rows.rows(self.rows.batch(step, config.global_batch_size))
-            own = rank_share(len(rows), self.rank, self.world, config.micro_batch_size)
-        return micro_batches(rows, own, self.device)
-
-    def ahead(self, first: int, last: int) -> Iterator[list[dict]]:
-        """Batches first..last-1, each made while the one before it is being computed."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self, first) if first < last else None
-            for step in range(first, last):
-                batch = future.result()
-                future = pool.submit(self, step + 1) if step + 1 < last else None
-                yield batch
-
-
 # ------------------------------------------------------------------------------------------------------- held-out loss
 
 EVAL_ROWS = 64  # rows of each validation stream, and items of each language, that the held-out loss is taken over
@@ -157,6 +44,7 @@ EVAL_ROWS = 64  # rows of each validation stream, and items of each language, th
 
 def held_out(config: TrainConfig, tokenizer) -> dict[str, list]:
     """language (or stream) -> its rows for the held-out loss, in file order."""
+    from mmed.batches import make_rows
     from mmed.data import ExamRows
     from mmed.prompts import read_benchmark
 
@@ -182,18 +70,20 @@ def held_out_loss(model, sets: dict[str, list], config: TrainConfig, device, aut
     import torch
 
     from mmed import distributed
+    from mmed.batches import micro_batches
     from mmed.data import rank_share
 
     model.eval()
     losses = {}
     with torch.no_grad():
         for name, rows in sets.items():
-            total = count = 0.0
+            total = 0.0
             own = rank_share(len(rows), distributed.rank(), distributed.world_size(), config.micro_batch_size)
-            for batch in micro_batches(rows, own, device):
+            batch = micro_batches(rows, own, device)
+            count = float(batch.targets)
+            for micro in batch.micro:
                 with autocast():
-                    total += float(model(**batch))
-                count += float((batch["labels"] >= 0).sum())
+                    total += float(model(**micro))
             total, count = distributed.all_sum([total, count], device)
             losses[name] = total / max(count, 1)
     model.train()
@@ -202,66 +92,77 @@ def held_out_loss(model, sets: dict[str, list], config: TrainConfig, device, aut
 
 # ---------------------------------------------------------------------------------------------------------------- model
 
-def build_model(config: TrainConfig, tokenizer, device):
-    """The model to train on this rank: from a folder or a named shape, with LoRA in place and cut over the ranks."""
-    import torch
+def model_config(config: TrainConfig, tokenizer):
+    """The `ModelConfig` of a model folder or a named shape, checked against the tokenizer."""
+    from mmed import checkpoint
+    from mmed.model import ModelConfig
 
-    from mmed import checkpoint, distributed
-    from mmed.lora import adapted_layers, apply_lora, init_lora
-    from mmed.model import ModelConfig, Transformer
-
-    shape = config.model.removeprefix("shape:") if config.model.startswith("shape:") else None
-    if shape is not None:
+    if config.model.startswith("shape:"):
+        shape = config.model.removeprefix("shape:")
         if shape not in SHAPES:
             raise UsageError(f"--model=shape:{shape}: known shapes are {', '.join(SHAPES)}")
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-        model_config = ModelConfig(vocab_size=tokenizer.vocab_size, extra={k: v for k, v in ids.items() if v is not None},
-                                   **{"rms_norm_eps": 1e-5, "max_position_embeddings": max(2048, config.sequence_length), **SHAPES[shape]})
-    else:
-        model_config = checkpoint.load_config(config.model)
-    if tokenizer is not None and tokenizer.vocab_size > model_config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the embedding of {config.model} only {model_config.vocab_size} rows")
+        return ModelConfig(vocab_size=tokenizer.vocab_size, extra={k: v for k, v in ids.items() if v is not None},
+                           **{"rms_norm_eps": 1e-5, "max_position_embeddings": max(2048, config.sequence_length), **SHAPES[shape]})
+    result = checkpoint.load_config(config.model)
+    if tokenizer is not None and tokenizer.vocab_size > result.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the embedding of {config.model} only {result.vocab_size} rows")
+    return result
+
+
+def skeleton(config: TrainConfig, shape):
+    """The model without memory (on the meta device), LoRA in place, every parameter of the dtype it will be kept in."""
+    import torch
+
+    from mmed.lora import apply_lora
+    from mmed.model import Transformer
+
     with torch.device("meta"):
-        model = Transformer(model_config)
-    adapted = 0
+        model = Transformer(shape)
     if config.lora_rank:
-        adapted = apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+        apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+        if config.precision == "bf16":  # a frozen weight needs no more digits than it is computed with
+            for parameter in model.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+def build_model(config: TrainConfig, shape, device, compiled: bool):
+    """The model to train on this rank: from a folder or random, cut over the ranks; no rank ever holds it whole."""
+    from mmed import checkpoint, distributed
+    from mmed.lora import adapted_layers, init_lora
+
+    model = skeleton(config, shape)
     if distributed.world_size() > 1:
-        distributed.shard(model, config.precision)
+        distributed.shard(model, config.precision, config.shard_size)
     model.to_empty(device=device)
-    if shape is not None:
+    if config.model.startswith("shape:"):
         model.init_weights(config.seed)
     else:
         checkpoint.load_weights(model, config.model)
     if config.lora_rank:
         init_lora(model, config.seed)
         if distributed.is_main():
-            print(f"LoRA: {adapted} layers adapted, rank {config.lora_rank}, alpha {config.lora_alpha:g}", file=sys.stderr)
-        assert adapted == len(adapted_layers(model))
+            print(f"LoRA: {len(adapted_layers(model))} layers adapted, rank {config.lora_rank}, alpha {config.lora_alpha:g}", file=sys.stderr)
     model.activation_checkpointing = config.activation_checkpointing
-    if config.compile:
+    if compiled:
         for block in model.layers:
             block.compile()
     return model.train()
 
 
-def make_optimizer(model, config: TrainConfig):
-    """AdamW over what trains; no decay on norms and biases, as HF Trainer has it.  # MMedLM: adamw_torch"""
-    import torch
-
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-              {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-8, fused=True)
-
-
-def flops_per_token(model, T: int, lora: bool) -> float:
-    """6 (LoRA: 4, no weight gradients of the base) x matmul weights + 6 x layers x width x context (causal attention)."""
-    config = model.config
-    weights = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed_tokens" not in n and "lora_" not in n)
-    if config.tie_word_embeddings:
-        weights += config.vocab_size * config.hidden_size
-    return (4 if lora else 6) * weights + 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * T
+def forward_backward(model, batch, scale, autocast):
+    """Gradients of `scale` times the summed loss of all micro-batches; returns that sum (unscaled) on the device."""
+    sync = getattr(model, "set_requires_gradient_sync", lambda _: None)
+    total = 0.0
+    for i, micro in enumerate(batch.micro):
+        sync(i == len(batch.micro) - 1)  # gradients are reduced once, with the last micro-batch
+        with autocast():
+            loss = model(**micro)
+        (loss * scale).backward()
+        total = total + loss.detach()
+    return total
 
 
 # ----------------------------------------------------------------------------------------------------------------- loop
@@ -273,8 +174,12 @@ def train(recipe: str, config: TrainConfig) -> int:
     import torch
     from tqdm import tqdm
 
-    from mmed import checkpoint, distributed
+    from mmed import budget, checkpoint, distributed
+    from mmed.async_save import Saver
+    from mmed.batches import Batches, make_rows, source_data
     from mmed.lora import save_adapter
+    from mmed.optim import make_optimizer, update
+    from mmed.progress import Late, Log, Profile
     from mmed.tokenizer import load_tokenizer
 
     device = distributed.start()
@@ -296,6 +201,12 @@ def train(recipe: str, config: TrainConfig) -> int:
     size = rows.rows_per_epoch if config.task == "pretrain" else len(rows.examples)
     steps = config.max_steps or max(1, math.ceil(config.epochs * size / config.global_batch_size))
 
+    shape = model_config(config, tokenizer)
+    if config.dry_run:
+        if main:
+            budget.show(config, skeleton(config, shape), steps, device)
+        distributed.stop()
+        return 0
     facts = run_facts(recipe, config, tokenizer, steps)
     state_folder = checkpoint.latest_state(out) if config.resume == "auto" else None
     if state_folder is not None:
@@ -310,11 +221,13 @@ def train(recipe: str, config: TrainConfig) -> int:
         return 0
 
     torch.manual_seed(config.seed)
-    model = build_model(config, tokenizer, device)
+    compiled = budget.worth_compiling(config, shape, steps, device)
+    model = build_model(config, shape, device, compiled)
     optimizer = make_optimizer(model, config)
     first = 0
     if state_folder is not None:
-        first = checkpoint.load_state(state_folder, model, optimizer)["step"]
+        state = checkpoint.load_state(state_folder, model, optimizer)
+        first, optimizer.last_norm = state["step"], state.get("grad_norm", 0.0)
     lock = lock_folder(out) if main else None
     if main:
         if state_folder is None:
@@ -333,69 +246,55 @@ def train(recipe: str, config: TrainConfig) -> int:
 
     use_autocast = config.precision == "bf16" and distributed.world_size() == 1
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if use_autocast else contextlib.nullcontext
-    sync = getattr(model, "set_requires_gradient_sync", lambda _: None)
-    flops = flops_per_token(model, config.sequence_length, config.lora_rank > 0)
-    peak = next((v for name, v in PEAK_FLOPS.items() if name in facts["device"]), None)
-    stop = StopSignal()
-    batches = Batches(config, rows, device)
     world = distributed.world_size()
-    log = open(out / "metrics.jsonl", "a", encoding="utf-8") if main else None
-    clock = time.perf_counter()
-    seen_since_log = 0.0
-    step = first
+    stop, batches, saver = StopSignal(), Batches(config, rows, device), Saver(out, config.keep_last, config.async_save)
+    profile = Profile(config.profile if main else 0, out, device)
+    metrics = open(out / "metrics.jsonl", "a", encoding="utf-8") if main else None
+    step, halted, pending = first, False, None
     with tqdm(total=steps, initial=first, unit="step", disable=not main, file=sys.stderr, mininterval=0.5, dynamic_ncols=True) as bar:
+        log = Log(metrics, bar, config, device, steps, first, tokens, budget.flops_per_token(shape, config),
+                  budget.peak_flops(facts["device"]), world)
         for step, batch in enumerate(batches.ahead(first, steps), first + 1):  # step: how many are done when this one is
             lr = learning_rate(config, step - 1, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             # Loss per token of the whole global batch (DESIGN invariant 2): divide by the count over all ranks, not per micro-batch.
-            own_targets = float(sum((b["labels"] >= 0).sum() for b in batch))
-            targets, halted = distributed.all_sum([own_targets, float(stop.requested)], device)
-            loss_sum = torch.zeros((), device=device)
+            counts = distributed.device_sum(torch.tensor([batch.targets, float(stop.requested)], dtype=torch.float64).to(device, non_blocking=True))
             # Dropout must not depend on how often the run was restarted.
             torch.manual_seed(config.seed * 1_000_003 + step * 64 + distributed.rank() % 64)
-            for i, micro in enumerate(batch):
-                sync(i == len(batch) - 1)  # gradients are reduced once, with the last micro-batch
-                with autocast():
-                    loss = model(**micro)
-                (loss * (world / targets)).backward()  # x world: FSDP averages gradients over ranks
-                loss_sum += loss.detach()
-            norm = clip(model, config.max_grad_norm)
-            mean_loss = distributed.all_sum([float(loss_sum)], device)[0] / targets
-            if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-                raise UserError(f"step {step}: loss {mean_loss}, gradient norm {norm}: not finite; nothing was updated. The last checkpoint is "
-                                f"whole; look at the batch, lower --learning_rate, or try --precision=fp32")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            tokens += int(targets)
-            seen_since_log += targets
+            scale = (world / counts[0].clamp(min=1)).float()  # x world: FSDP averages gradients over ranks
+            loss_sum = distributed.device_sum(forward_backward(model, batch, scale, autocast).double())
+            norm = update(model, optimizer, config.max_grad_norm, loss_sum)
+            facts_of_step = step, lr, batch.positions, Late(torch.cat((counts, torch.stack((loss_sum, norm.double())))))
+            profile.step()
+            if pending is not None:
+                line, halted = log.read(*pending)
+                log.write(line)
+            pending = facts_of_step
             bar.update()
-            evaluate = validation and (step == steps or (config.eval_every and step % config.eval_every == 0))
-            if step % config.log_every == 0 or step == steps or evaluate:
-                now = time.perf_counter()
-                rate = sum_positions(config, batch, world) * ((step - 1) % config.log_every + 1) / (now - clock)
-                line = {"step": step, "tokens": tokens, "loss": mean_loss, "lr": lr, "grad_norm": norm, "tokens_per_second": round(rate, 1),
-                        "targets_per_second": round(seen_since_log / (now - clock), 1),
-                        "mfu": round(rate / world * flops / peak, 4) if peak else None, "memory_bytes": memory(device)}
-                if evaluate:
-                    line["held_out"] = held_out_loss(model, validation, config, device, autocast)
-                if main:
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                    bar.set_postfix_str(f"loss {mean_loss:.3f} lr {lr:.1e} {rate:,.0f} tok/s"
-                                        + (" held-out " + " ".join(f"{k} {v:.2f}" for k, v in line["held_out"].items()) if evaluate else ""))
-                clock, seen_since_log = time.perf_counter(), 0.0
-            if (step % config.save_every == 0 and step < steps) or halted:
-                checkpoint.save_state(out, model, optimizer, step, {"world_size": world}, config.keep_last)
-                clock = time.perf_counter()
+            evaluate = bool(validation) and (step == steps or (config.eval_every > 0 and step % config.eval_every == 0))
+            save = step % config.save_every == 0 and step < steps
+            if not (evaluate or save or halted or step == steps):
+                continue
+            line, halted_now = log.read(*pending)  # what is evaluated or saved is known to be finite
+            halted, pending = halted or halted_now, None
+            if evaluate:
+                line["held_out"] = held_out_loss(model, validation, config, device, autocast)
+            log.write(line)
+            if save or halted:
+                saver.save(model, optimizer, step, {"world_size": world, "grad_norm": log.norm})
+            log.pause()
             if halted:
                 break
+    profile.stop()
     if step < steps:
+        saver.wait()
         if main:
             print(f"stopped by {stop.name} after step {step} of {steps}; go on with --resume=auto", file=sys.stderr)
         distributed.stop()
         return EXIT_STOPPED
-    checkpoint.save_state(out, model, optimizer, step, {"world_size": world}, config.keep_last)
+    saver.save(model, optimizer, step, {"world_size": world, "grad_norm": log.norm})
+    saver.wait()
     if config.lora_rank:
         tensors = {name: distributed.whole(p.detach()) for name, p in model.named_parameters() if ".lora_" in name}
         if main:
@@ -403,41 +302,13 @@ def train(recipe: str, config: TrainConfig) -> int:
     else:
         checkpoint.save_pretrained(model, tokenizer, out / "model")
     if main:
-        write_json(out / "done.json", {"steps": steps, "tokens": tokens, "loss": mean_loss if steps > first else None})
-        print(f"{out}: done, {tokens:,} target tokens; weights in {out / ('adapter' if config.lora_rank else 'model')}", file=sys.stderr)
+        write_json(out / "done.json", {"steps": steps, "tokens": log.tokens, "loss": log.loss})
+        print(f"{out}: done, {log.tokens:,} target tokens; weights in {out / ('adapter' if config.lora_rank else 'model')}", file=sys.stderr)
     if lock:
         lock.close()
     distributed.barrier()
     distributed.stop()
     return 0
-
-
-def clip(model, limit: float) -> float:
-    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before."""
-    import torch
-
-    from mmed import distributed
-
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = distributed.whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
-    torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], limit, norm, foreach=True)
-    return float(norm)
-
-
-def sum_positions(config: TrainConfig, batch: list[dict], world: int) -> int:
-    """Positions computed in a step by all ranks, padding included."""
-    return sum(b["input_ids"].numel() for b in batch) * world
-
-
-def memory(device) -> int:
-    """Peak bytes held: of the GPU's allocator, or of this process on a CPU."""
-    import resource
-
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> int:

@@ -23,12 +23,13 @@ METHOD = ROOT / "docs" / "method.md"
 LAYERS = [
     ["errors"],
     ["files", "languages", "languages.*"],
-    ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "bpe", "chat", "attention", "losses"],
+    ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "bpe", "chat",
+     "attention", "losses"],
     ["tokenizer", "model", "safe"],
     ["families", "data", "distributed", "wordpiece"],
     ["lora", "summary", "harness", "results", "encoder"],  # results: what an evaluation writes; decoding shares its journal
     ["checkpoint"],
-    ["export", "vocabulary", "generate", "api_calls", "api", "run_folder"],
+    ["export", "vocabulary", "generate", "api_calls", "api", "run_folder", "batches", "optim", "budget", "progress", "async_save"],
     ["train", "eval", "report_data", "report_tables", "agreement_page", "report_sections", "report_agreement", "report", "compare",
      "rating_data", "judge", "agreement", "rating"],
     ["data_prep.*"],

@@ -1,0 +1,138 @@
+"""What a run trains on: streams or exam items by name -> rows -> the micro-batches of batch k on this rank, made ahead of time.
+
+    --data=NAME[=WEIGHT],...  ->  PretrainRows | ExamRows  ->  Batches(k): this rank's rows of global batch k as tensors
+
+Batch k is the same whatever the number of ranks (mmed/data.py); here each rank takes its share of the rows. The next batch is
+read, packed and (for a GPU) pinned and copied by a thread while the present one is computed.
+
+Legend: B rows of a micro-batch, T tokens of a row.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmed.config import TrainConfig
+from mmed.errors import UsageError
+
+
+def read_streams(spec: str, tokenizer, config: TrainConfig, fingerprint: str | None):
+    """(streams, weights or None) of "NAME[=WEIGHT],NAME…"."""
+    from mmed.data import TokenStream
+
+    names, weights = [], []
+    for part in (p.strip() for p in spec.split(",") if p.strip()):
+        name, equals, weight = part.partition("=")
+        names.append(name)
+        try:
+            weights.append(float(weight) if equals else None)
+        except ValueError:
+            raise UsageError(f"--data: {part!r}: the weight must be a number") from None
+    streams = [TokenStream(name, fingerprint, verify=Path(name + ".bin").is_file() and Path(name + ".bin").stat().st_size < 2 ** 28)
+               for name in names]
+    if any(w is not None for w in weights):
+        if any(w is None for w in weights):
+            raise UsageError("--data: give a weight to every stream or to none")
+        return streams, weights
+    if config.mix_temperature != 1.0:
+        return streams, [s.tokens ** (1 / config.mix_temperature) for s in streams]
+    return streams, None
+
+
+def source_data(folder: Path) -> None:
+    """The `tiny` recipe's data: this package's own source, a tokenizer trained on it and a token stream, in the run folder."""
+    from mmed.data import StreamWriter
+    from mmed.tokenizer import train_sentencepiece
+
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
+    tokenizer = train_sentencepiece(texts, folder / "tokenizer", 1024)
+    writer = StreamWriter(folder / "source", tokenizer.vocab_size, tokenizer.fingerprint)
+    for text in texts:
+        writer.add(tokenizer.encode(text, bos=True, eos=True), "python", "source")
+    writer.close()
+
+
+def make_rows(config: TrainConfig, spec: str, tokenizer):
+    """What batches come from: `PretrainRows` or `ExamRows`."""
+    from mmed.data import ExamRows, PretrainRows
+    from mmed.prompts import read_benchmark
+
+    if config.task == "pretrain":
+        streams, weights = read_streams(spec, tokenizer, config, tokenizer.fingerprint if tokenizer else None)
+        return PretrainRows(streams, config.sequence_length, config.seed, weights=weights, windows=config.windows,
+                            apart=config.documents_apart, eos_id=tokenizer.eos_id if tokenizer else None)
+    modes = {"both": (True, False), "with": (True,), "without": (False,)}[config.rationales]
+    return ExamRows(read_benchmark(spec), tokenizer, config.sequence_length, config.seed, modes=modes, style=config.prompt_style)
+
+
+@dataclass
+class Batch:
+    """This rank's part of a global batch."""
+
+    micro: list[dict]   # arguments of a forward pass each: input_ids, labels, documents, positions, supervised
+    targets: int        # supervised tokens
+    positions: int      # tokens computed, padding included
+
+
+def micro_batches(rows: list, own: list[list[int | None]], device) -> Batch:
+    """This rank's rows as stacked tensors (micro_batch_size, T), one dict a forward pass."""
+    import numpy as np
+    import torch
+
+    from mmed.data import IGNORE, empty_row
+
+    batch = Batch([], 0, 0)
+    for group in own:
+        members = [rows[i] if i is not None else None for i in group]
+        T = next((len(r.input_ids) for r in rows if r is not None), 1)
+        members = [m if m is not None else empty_row(T) for m in members]
+        stack = {name: np.stack([getattr(m, name) for m in members]) for name in ("input_ids", "labels", "documents", "positions")}
+        # Which labels count is known here: a GPU would have to be waited for.
+        stack["supervised"] = np.flatnonzero(stack["labels"] != IGNORE)
+        batch.targets += len(stack["supervised"])
+        batch.positions += stack["input_ids"].size
+        if not stack["documents"].any():  # rows without document borders: plain causal attention
+            stack["documents"] = None
+        if (stack["positions"] == np.arange(T)).all():
+            stack["positions"] = None
+        tensors = {name: None if value is None else torch.from_numpy(value) for name, value in stack.items()}
+        if device.type == "cuda":
+            tensors = {name: None if value is None else value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
+        batch.micro.append(tensors)
+    return batch
+
+
+class Batches:
+    """Batch k of the run for this rank."""
+
+    def __init__(self, config: TrainConfig, rows, device):
+        from mmed import distributed
+
+        self.config, self.rows, self.device = config, rows, device
+        self.rank, self.world = distributed.rank(), distributed.world_size()
+
+    def __call__(self, step: int) -> Batch:
+        from mmed.data import rank_share
+
+        config = self.config
+        if config.task == "pretrain":
+            numbers = self.rows.batch(step, config.global_batch_size)
+            own = rank_share(len(numbers), self.rank, self.world, config.micro_batch_size)
+            wanted = {i for group in own for i in group if i is not None}
+            rows = [self.rows.row(number) if i in wanted else None for i, number in enumerate(numbers)]
+        else:
+            rows = self.rows.rows(self.rows.batch(step, config.global_batch_size))
+            own = rank_share(len(rows), self.rank, self.world, config.micro_batch_size)
+        return micro_batches(rows, own, self.device)
+
+    def ahead(self, first: int, last: int) -> Iterator[Batch]:
+        """Batches first..last-1, each made while the one before it is being computed."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(self, first) if first < last else None
+            for step in range(first, last):
+                batch = future.result()
+                future = pool.submit(self, step + 1) if step + 1 < last else None
+                yield batch

@@ -77,8 +77,8 @@ def _put(out: Tensor, x: Tensor, places: Tensor, real: Tensor) -> None:
     out.flatten(0, 1)[places[real]] = x.transpose(1, 2)[real]
 
 
-def _probabilities(q: Tensor, k: Tensor, begin: int, window: int | None, scale: float) -> Tensor:
-    """softmax of queries begin.. (N, G, t, E) against keys (N, S, E) that end with the last query's: (N, G * t, S)."""
+def _probabilities(q: Tensor, k: Tensor, window: int | None, scale: float, out: Tensor | None = None) -> Tensor:
+    """softmax of queries (N, G, t, E) against keys (N, S, E) that end with the last query's: (N, G * t, S)."""
     N, G, t, _ = q.shape
     S = k.shape[1]
     scores = torch.bmm(q.reshape(N, G * t, -1), k.transpose(1, 2)).mul_(scale)
@@ -87,7 +87,7 @@ def _probabilities(q: Tensor, k: Tensor, begin: int, window: int | None, scale: 
     if window is not None:
         age = torch.arange(S - t, S)[:, None] - torch.arange(S)
         view.masked_fill_(age >= window, -torch.inf)
-    return scores.softmax(-1)
+    return scores.softmax(-1) if out is None else torch.softmax(scores, -1, out=out.view_as(scores))
 
 
 def _tiles(L: int, window: int | None) -> Iterator[tuple[int, int, int]]:
@@ -114,10 +114,10 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor | None, window: in
         gk, gv = _take(k, places).reshape(-1, L, E), _take(v, places).reshape(-1, L, E)
         result = torch.empty_like(gq) if real is not None else None
         for begin, end, first in _tiles(L, window):
-            p = _probabilities(gq[:, :, begin:end], gk[:, first:end], begin, window, scale)
-            if used + p.numel() <= kept.numel():
-                kept[used:used + p.numel()] = p.flatten()
-                used += p.numel()
+            size = gq.shape[0] * (H // K) * (end - begin) * (end - first)
+            room = kept[used:used + size] if used + size <= kept.numel() else None
+            used += size if room is not None else 0
+            p = _probabilities(gq[:, :, begin:end], gk[:, first:end], window, scale, room)
             piece = torch.bmm(p, gv[:, first:end]).view(-1, H // K, end - begin, E)
             if result is None:
                 out[:, begin:end] = piece.view(B, H, end - begin, E).transpose(1, 2)
@@ -149,7 +149,7 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Ten
                 p = kept[used:used + size].view(-1, rows, end - first)
                 used += size
             else:
-                p = _probabilities(gq[:, :, begin:end], gk[:, first:end], begin, window, scale)
+                p = _probabilities(gq[:, :, begin:end], gk[:, first:end], window, scale)
             tq, td = gq[:, :, begin:end].reshape(-1, rows, E), gd[:, :, begin:end].reshape(-1, rows, E)
             dv[:, first:end] += torch.bmm(p.transpose(1, 2), td)
             dp = torch.bmm(td, gv[:, first:end].transpose(1, 2))

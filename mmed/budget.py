@@ -136,8 +136,9 @@ def memory_parts(model, config: TrainConfig, device) -> dict[str, int]:
         parts["gathered weights"] = (2 * block + rest) * width + (block * 4 if head_trains else 0)
     elif bf16:  # autocast's copies of what trains; the blocks' are kept by the backward pass, or made again with checkpointing
         cast = sum(p.numel() for p in matrices) - (head if not shape.tie_word_embeddings else 0) - head
-        parts["bf16 copies"] = max(0, cast) * 2 // (layers if config.activation_checkpointing else 1)
-    parts["activations"] = (layers * entry + kept) if config.activation_checkpointing else layers * (kept + entry)
+        parts["bf16 copies"] = max(0, cast) * 2 // (layers if config.activation_checkpointing == "all" else 1)
+    again = {"no": 0, "all": layers, "half": (layers + 1) // 2}[config.activation_checkpointing]
+    parts["activations"] = layers * entry + max(layers - again, 1) * kept
     rows = min(B * T, ChunkedCrossEntropy.ROWS.get(device.type, 1024))
     hidden = B * T * shape.hidden_size * (2 if bf16 else 4)
     piece = rows * shape.vocab_size * (4 + 4 + (4 if bf16 else 0))

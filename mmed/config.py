@@ -52,7 +52,7 @@ class TrainConfig:
     # machine
     precision: str = "bf16"           # "bf16": compute, with fp32 master weights and reduction | "fp32"
     compile: str = "auto"             # torch.compile of the blocks: "yes" | "no" | "auto": if the run is long enough to win its minute back
-    activation_checkpointing: bool = False  # recompute each block in the backward pass: less memory, a third more time
+    activation_checkpointing: str = "no"  # "all": compute each block again in the backward pass, less memory, a third more time | "half" of them | "no"
     moments: str = "fp32"             # AdamW's: "fp32" | "bf16", rounded at random so that small changes add up: 4 bytes a parameter less
     step_in_backward: bool = False    # update each weight as soon as its gradient is whole: no gradients kept; one process, one micro-batch a step
     shard_size: int = 0               # ranks that share one copy of the weights (hybrid sharding), e.g. the GPUs of a node; 0: all ranks
@@ -71,10 +71,10 @@ class TrainConfig:
 # MMedLM: every number of the paper's recipes is from its scripts or model cards (METHOD 3.1 and 3.2).
 
 _PRETRAIN = TrainConfig(task="pretrain", sequence_length=2048, global_batch_size=512, micro_batch_size=8, learning_rate=2e-5,
-                        warmup_ratio=0.01, weight_decay=0.01, max_grad_norm=1.0, precision="bf16", activation_checkpointing=True,
+                        warmup_ratio=0.01, weight_decay=0.01, max_grad_norm=1.0, precision="bf16", activation_checkpointing="all",
                         save_every=200, keep_last=2, eval_every=200, seed=42, resume="auto")
 _FINETUNE = TrainConfig(task="finetune", sequence_length=2048, global_batch_size=128, micro_batch_size=4, learning_rate=1e-6, epochs=5,
-                        warmup_ratio=0.03, weight_decay=0.0, max_grad_norm=1.0, precision="bf16", activation_checkpointing=True,
+                        warmup_ratio=0.03, weight_decay=0.0, max_grad_norm=1.0, precision="bf16", activation_checkpointing="all",
                         save_every=200, eval_every=200, seed=42, resume="auto", rationales="both")
 
 # The demo's stages (docs/demo.md says how each number was found).
@@ -97,7 +97,7 @@ RECIPES: dict[str, tuple[str, TrainConfig]] = {
     # script's; the README's table says 1e-6 and 5 (METHOD D17).
     "finetune_lora": ("LoRA on MMedBench: r 16, dropout 0.05, q_proj and v_proj, 2e-5, 3 epochs, batch 128 (finetune/*.sh)",
                       dataclasses.replace(_FINETUNE, learning_rate=2e-5, epochs=3, micro_batch_size=1, lora_rank=16, lora_alpha=16,
-                                          lora_dropout=0.05, lora_targets="paper", activation_checkpointing=False)),
+                                          lora_dropout=0.05, lora_targets="paper", activation_checkpointing="no")),
     "tiny": ("a model of 1 M learns to write this package's own source: a minute on a laptop, nothing needed",
              TrainConfig(task="pretrain", model="shape:tiny", data="source", out="runs/tiny", sequence_length=256,
                          global_batch_size=16, micro_batch_size=16, max_steps=150, learning_rate=2e-3, warmup_ratio=0.05, weight_decay=0.1,
@@ -132,7 +132,7 @@ SHAPES: dict[str, dict] = {
 
 CHOICES = {"task": ("pretrain", "finetune"), "windows": ("packed", "official"), "rationales": ("both", "with", "without"),
            "prompt_style": ("clean", "official"), "schedule": ("cosine", "constant"), "precision": ("bf16", "fp32"),
-           "resume": ("auto", "never"), "compile": ("auto", "yes", "no"), "moments": ("fp32", "bf16")}
+           "resume": ("auto", "never"), "compile": ("auto", "yes", "no"), "activation_checkpointing": ("half", "all", "no"), "moments": ("fp32", "bf16")}
 POSITIVE = ("sequence_length", "global_batch_size", "micro_batch_size", "learning_rate", "mix_temperature", "epochs", "log_every", "save_every",
             "keep_last", "max_grad_norm")
 
@@ -202,8 +202,8 @@ def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
             if not flags:
                 raise UsageError(f"--{key}: no value given")
             value = flags.pop(0)
-        if key == "compile":
-            value = {"true": "yes", "false": "no"}.get(value, value)
+        if key in ("compile", "activation_checkpointing") and value in ("true", "false"):
+            value = CHOICES[key][-2 if value == "true" else -1]
         changes[key] = parse_value(key, fields[key], value)
     return name, check(dataclasses.replace(RECIPES[name][1], **changes))
 

@@ -55,7 +55,7 @@ def memory_needs(config: ModelConfig, parameters: int, *, gpus: int, tokens: int
     needs = []
     for what, recipe in (("train all weights", "finetune_full"), ("train LoRA", "finetune_lora")):
         run = RECIPES[recipe][1]
-        b, T, checkpointing = run.micro_batch_size, run.sequence_length, run.activation_checkpointing
+        b, T, checkpointing = run.micro_batch_size, run.sequence_length, run.activation_checkpointing != "no"
         width = D + (H + 2 * K) * E if config.packed_qkv else 2 * D + (H + K) * E
         adapter = L * rank * width if recipe == "finetune_lora" else 0
         state, said = (4 * parameters + 16 * adapter, f"(4 N + 16 n) / G, n = {adapter / 1e6:.1f} M") if adapter else (16 * parameters, "16 N / G")

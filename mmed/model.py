@@ -269,7 +269,7 @@ class Transformer(nn.Module):
         self.norm = make_norm(config, config.hidden_size)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.activation_checkpointing = False
+        self.activation_checkpointing = 0  # n: every n-th block is computed again in the backward pass
 
     @property
     def head_weight(self) -> Tensor:
@@ -299,8 +299,8 @@ class Transformer(nn.Module):
         if config.embedding_norm:
             x = self.embed_norm(x)
         shared = self.attention_inputs(x, positions, documents, cache, slots, seen)
-        for block in self.layers:
-            if self.activation_checkpointing and torch.is_grad_enabled():
+        for layer, block in enumerate(self.layers):
+            if self.activation_checkpointing and layer % self.activation_checkpointing == 0 and torch.is_grad_enabled():
                 x = torch.utils.checkpoint.checkpoint(block, x, shared, use_reentrant=False)
             else:
                 x = block(x, shared)

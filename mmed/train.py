@@ -145,7 +145,7 @@ def build_model(config: TrainConfig, shape, device, compiled: bool):
         init_lora(model, config.seed)
         if distributed.is_main():
             print(f"LoRA: {len(adapted_layers(model))} layers adapted, rank {config.lora_rank}, alpha {config.lora_alpha:g}", file=sys.stderr)
-    model.activation_checkpointing = config.activation_checkpointing
+    model.activation_checkpointing = {"no": 0, "all": 1, "half": 2}[config.activation_checkpointing]
     if compiled:
         for block in model.layers:
             block.compile()
@@ -245,7 +245,7 @@ def train(recipe: str, config: TrainConfig) -> int:
         tokens = 0
 
     use_autocast = config.precision == "bf16" and distributed.world_size() == 1
-    autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if use_autocast else contextlib.nullcontext
+    autocast = (lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)) if use_autocast else contextlib.nullcontext
     world = distributed.world_size()
     stop, batches, saver = StopSignal(), Batches(config, rows, device), Saver(out, config.keep_last, config.async_save)
     profile = Profile(config.profile if main else 0, out, device)

@@ -1,0 +1,311 @@
+"""What makes training quick and lean changes nothing else: attention by document, the loss in pieces, lean AdamW, sharding, saves."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmed import budget
+from mmed.attention import KEEP_UP_TO, TILE, Tiles, block_mask, document_attention, document_spans
+from mmed.config import SHAPES, TrainConfig
+from mmed.losses import IGNORE, summed_cross_entropy
+from mmed.model import ModelConfig, Transformer
+from mmed.optim import LeanAdamW, make_optimizer, stochastic_bf16, update
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def random_documents(rng: random.Random, B: int, T: int) -> torch.Tensor:
+    """Rows of documents of any length, some with padding at the end."""
+    rows = []
+    for _ in range(B):
+        row: list[int] = []
+        while len(row) < T:
+            row += [len(set(row))] * rng.choice([1, 2, rng.randint(3, 40), rng.randint(40, 150)])
+        end = rng.choice([T, rng.randint(T // 2, T)])
+        rows.append(row[:end] + [-1] * (T - end))
+    return torch.tensor(rows)
+
+
+def dense(q, k, v, documents, window, scale):
+    """The oracle: one softmax over everything, with a mask."""
+    T = q.shape[2]
+    age = torch.arange(T)[:, None] - torch.arange(T)
+    visible = (age >= 0)[None, None]
+    if window is not None:
+        visible = visible & (age < window)
+    if documents is not None:
+        visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    return ((q @ k.transpose(2, 3) * scale).masked_fill(~visible, -torch.inf).softmax(-1) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_attention_by_document_and_its_gradients_equal_a_masked_softmax(seed, monkeypatch):
+    rng = random.Random(seed + int(time.time()))
+    torch.manual_seed(rng.randrange(2 ** 31))
+    B, K, G, E, T = rng.randint(1, 3), rng.randint(1, 3), rng.randint(1, 3), rng.choice([8, 16]), rng.choice([1, 33, TILE, 200, 3 * TILE + 5])
+    documents = random_documents(rng, B, T) if rng.random() < 0.7 else None
+    window = rng.choice([None, None, 1, 7, 100])
+    if rng.random() < 0.3:
+        monkeypatch.setattr("mmed.attention.KEEP_UP_TO", 0)  # as for long rows: probabilities are computed again
+    q, k, v = (torch.randn(B, T, heads, E, dtype=torch.float64).transpose(1, 2).requires_grad_() for heads in (K * G, K, K))
+    spans = document_spans(documents) if documents is not None else None
+    out = document_attention(q, k, v, Tiles(spans, window), 0.3)
+    expected = dense(q, k, v, documents, window, 0.3)
+    real = (documents >= 0)[..., None, None] if documents is not None else torch.ones(B, T, 1, 1, dtype=torch.bool)
+    case = f"B {B} K {K} G {G} T {T} window {window} documents {documents}"
+    assert torch.allclose(out * real, expected * real, atol=1e-6), case
+    grad = torch.randn_like(out) * real
+    own = torch.autograd.grad(out, (q, k, v), grad)
+    for a, b in zip(own, torch.autograd.grad(expected, (q, k, v), grad), strict=True):
+        assert torch.allclose(a, b, atol=1e-5), case  # sums over tiles are in fp32
+
+
+def test_the_gpu_mask_says_what_the_cpu_spans_say():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    rng = random.Random(3)
+    documents = random_documents(rng, 2, 256)
+    q, k, v = (torch.randn(2, heads, 256, 16) for heads in (4, 2, 2))
+    for window in (None, 50):
+        mask = block_mask(documents, window, 256, torch.device("cpu"))
+        theirs = flex_attention(q, k, v, block_mask=mask, scale=0.3, enable_gqa=True).transpose(1, 2)
+        ours = document_attention(q, k, v, Tiles(document_spans(documents), window), 0.3)
+        real = (documents >= 0)[..., None, None]
+        assert torch.allclose(theirs * real, ours * real, atol=1e-5)
+
+
+def test_a_compiled_block_gives_the_gradients_of_an_eager_one():
+    config = ModelConfig(vocab_size=97, **{**SHAPES["tiny"], "num_hidden_layers": 1})
+    ids = torch.randint(0, 97, (2, 40))
+    documents = random_documents(random.Random(1), 2, 40)
+    grads = []
+    for compiled in (False, True):
+        model = Transformer(config).init_weights(0).train()
+        if compiled:
+            model.layers[0].compile(backend="aot_eager")
+        model(ids, ids, documents=documents).backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_loss_in_pieces_is_exact_also_for_sure_and_hopeless_rows(frozen):
+    torch.manual_seed(int(time.time()))
+    hidden = torch.randn(1, 600, 16, requires_grad=True)
+    weight = (torch.randn(300, 16) * torch.logspace(-2, 1.3, 300)[:, None]).requires_grad_(not frozen)
+    labels = torch.randint(0, 300, (1, 600))
+    labels[0, ::7] = IGNORE
+    loss = summed_cross_entropy(hidden, weight, labels)
+    wanted = [hidden] if frozen else [hidden, weight]
+    own = torch.autograd.grad(loss / 100, wanted)
+    exact = F.cross_entropy((hidden @ weight.t())[0].double(), labels[0], ignore_index=IGNORE, reduction="sum")
+    assert abs(float(loss - exact)) <= 1e-6 * float(exact)
+    for a, b in zip(own, torch.autograd.grad(exact / 100, wanted), strict=True):
+        assert float((a - b).norm()) <= 2e-6 * float(b.norm())
+
+
+# ---------------------------------------------------------------------------------------------------------- optimizer
+
+def train_small(steps: int, **changes) -> list[float]:
+    config = TrainConfig(learning_rate=3e-3, beta2=0.999, weight_decay=0.1, **changes)
+    model = Transformer(ModelConfig(vocab_size=64, **{**SHAPES["tiny"], "num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}))
+    model.init_weights(0).train()
+    optimizer = make_optimizer(model, config)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(steps):
+        ids = torch.randint(0, 8, (4, 33), generator=generator).cumsum(1) % 64  # sums: something to learn
+        loss = model(ids[:, :-1], ids[:, 1:])
+        (loss / 128).backward()
+        update(model, optimizer, 1.0, loss.detach())
+        losses.append(float(loss) / 128)
+    return losses
+
+
+def test_lean_adamw_is_adamw_in_fp32_and_close_to_it_in_bf16_and_inside_the_backward_pass():
+    plain = train_small(60)
+    assert plain[-1] < 0.75 * plain[0]
+    inside = train_small(60, step_in_backward=True)
+    bf16 = train_small(60, moments="bf16")
+    for name, losses, tolerance in (("in backward", inside, 0.05), ("bf16", bf16, 0.02)):
+        worst = max(abs(a - b) / a for a, b in zip(plain, losses))
+        assert worst < tolerance, (name, worst)
+    assert train_small(60, moments="bf16") == bf16  # rounded at random, and the same every time
+
+
+def test_one_step_of_lean_adamw_equals_torch(monkeypatch):
+    monkeypatch.setattr("mmed.optim.PIECE", 13)
+    torch.manual_seed(5)
+    config = TrainConfig(learning_rate=1e-2, weight_decay=0.1)
+    pair = [torch.nn.Linear(7, 9) for _ in range(2)]
+    pair[1].load_state_dict(pair[0].state_dict())
+    groups = lambda m: [{"params": list(m.parameters()), "weight_decay": 0.1}]  # noqa: E731
+    lean, plain = LeanAdamW(groups(pair[0]), config), torch.optim.AdamW(groups(pair[1]), lr=1e-2, betas=(0.9, config.beta2), fused=True)
+    for _ in range(5):
+        x = torch.randn(11, 7)
+        for model, optimizer in zip(pair, (lean, plain)):
+            model(x).pow(2).sum().backward()
+            update(model, optimizer, 0.5, torch.zeros(()))
+    for a, b in zip(pair[0].parameters(), pair[1].parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+def test_a_step_that_is_not_finite_changes_nothing(moments):
+    model = torch.nn.Linear(3, 3)
+    optimizer = make_optimizer(model, TrainConfig(moments=moments))
+    model(torch.ones(1, 3)).sum().backward()
+    update(model, optimizer, 1.0, torch.zeros(()))
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.full((1, 3), torch.inf)).sum().backward()
+    norm = update(model, optimizer, 1.0, torch.zeros(()))
+    assert not torch.isfinite(norm) and all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    model(torch.ones(1, 3)).sum().backward()
+    update(model, optimizer, 1.0, torch.tensor(float("nan")))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_random_rounding_keeps_the_mean():
+    x = torch.full((200_000,), 1.0 + 1 / 1024)
+    noise = torch.randint(0, 65536, x.shape, dtype=torch.int32, generator=torch.Generator().manual_seed(1))
+    rounded = stochastic_bf16(x, noise).float()
+    assert set(rounded.tolist()) == {1.0, 1.0078125} and abs(float(rounded.mean() - x.mean())) < 5e-5
+    assert torch.equal(stochastic_bf16(torch.tensor([0.5, -3.0, 0.0]), torch.tensor([65535] * 3, dtype=torch.int32)), torch.tensor([0.5, -3, 0]).bfloat16())
+
+
+# ------------------------------------------------------------------------------------------------------------- whole runs
+
+def run(out: Path, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess:
+    start = [sys.executable, "-m", "mmed.train"] if ranks == 1 else \
+        [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "-m", "mmed.train"]
+    command = [*start, "tiny", f"--out={out}", "--max_steps=4", "--sequence_length=32", "--global_batch_size=8", "--micro_batch_size=2", *flags]
+    done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def losses_of(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in open(out / "metrics.jsonl")]
+
+
+def test_a_profile_leaves_a_trace_and_the_log_says_how_long_it_takes(tmp_path):
+    done = run(tmp_path / "run", "--profile=1")
+    assert json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"] and "trace.json" in done.stderr
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert line["seconds_left"] > 0 and line["tokens_per_second"] > 0 and line["memory_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_lean_training_resumes_to_the_same_bits(tmp_path):
+    for flags in (["--moments=bf16"], ["--moments=bf16", "--step_in_backward=true", "--micro_batch_size=8"]):
+        run(tmp_path / "whole", *flags, "--resume=never", "--save_every=2")
+        (tmp_path / "half").mkdir()
+        run(tmp_path / "half", *flags, "--resume=auto", "--save_every=2")
+        checkpoints = tmp_path / "half" / "checkpoints"
+        (tmp_path / "half" / "done.json").unlink()
+        (checkpoints / "latest").write_text("step-2\n")
+        run(tmp_path / "half", *flags, "--resume=auto", "--save_every=2")
+        assert losses_of(tmp_path / "half") == losses_of(tmp_path / "whole")
+        name = "model/model.safetensors"
+        assert (tmp_path / "half" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        for name in ("half", "whole"):
+            subprocess.run(["rm", "-r", str(tmp_path / name)], check=True)
+
+
+@pytest.mark.slow
+def test_four_ranks_in_two_groups_give_the_losses_of_one(tmp_path):
+    run(tmp_path / "one")
+    run(tmp_path / "four", "--shard_size=2", "--micro_batch_size=1", ranks=4)
+    assert all(abs(a - b) <= 1e-5 * a for a, b in zip(losses_of(tmp_path / "one"), losses_of(tmp_path / "four"), strict=True))
+
+
+BYTES = """
+import torch, torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from mmed import distributed
+from mmed.config import SHAPES, TrainConfig
+from mmed.model import ModelConfig, Transformer
+from mmed.train import forward_backward
+from mmed.batches import Batch
+distributed.start()
+seen = {"gather": 0, "reduce": 0}
+gather, reduce = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+def count(kind, call, pick):
+    def counted(*args, **kwargs):
+        tensor = kwargs.get("output_tensor" if kind == "gather" else "input")
+        tensor = tensor if tensor is not None else args[0] if kind == "gather" else args[1]
+        seen[kind] += tensor.numel() * tensor.element_size()
+        return call(*args, **kwargs)
+    return counted
+dist.all_gather_into_tensor = count("gather", gather, 0)
+dist.reduce_scatter_tensor = count("reduce", reduce, 1)
+model = Transformer(ModelConfig(vocab_size=128, **SHAPES["tiny"]))
+block = sum(p.numel() for p in model.layers[0].parameters())
+total = sum(p.numel() for p in model.parameters())
+distributed.shard(model, "fp32")
+model.init_weights(0)
+for micros in (1, 3):
+    seen.update(gather=0, reduce=0)
+    ids = torch.randint(0, 128, (1, 16))
+    forward_backward(model.train(), Batch([{"input_ids": ids, "labels": ids}] * micros, 16, 16), 1.0, __import__("contextlib").nullcontext)
+    if distributed.is_main():
+        print(micros, seen["gather"], seen["reduce"], block, total, len(model.layers))
+distributed.stop()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bytes_gathered_and_reduced_are_those_of_the_formula(tmp_path, ranks):
+    """Gathered, per micro-batch: every block twice (forward, backward) and the rest once; reduced, per step: the gradients once."""
+    (tmp_path / "count.py").write_text(BYTES)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", str(tmp_path / "count.py")],
+                          env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in done.stdout.strip().splitlines():
+        micros, gathered, reduced, block, total, layers = map(int, line.split())
+        rest = total - layers * block
+        assert reduced == 4 * total, line
+        assert gathered == 4 * (2 * layers * block * micros + rest * micros), line
+
+
+@pytest.mark.slow
+def test_killed_while_a_checkpoint_is_on_its_way_the_one_before_is_whole(tmp_path):
+    """The thread is slowed down, so that the kill comes in the middle of its writing."""
+    out = tmp_path / "run"
+    slow = ("import mmed.checkpoint as c, time, sys; write = c.write_json\n"
+            "def late(path, value):\n    if value['step'] > 2: print('writing', flush=True); time.sleep(30)\n    write(path, value)\n"
+            "c.write_json = late\nfrom mmed.train import train; from mmed.config import parse_command_line as p; train(*p(sys.argv[1:]))")
+    flags = ["tiny", f"--out={out}", "--max_steps=8", "--sequence_length=32", "--global_batch_size=8", "--save_every=2", "--resume=auto"]
+    process = subprocess.Popen([sys.executable, "-c", slow, *flags], env=ENV, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "checkpoints" / "latest").read_text() == "step-2\n" and (out / "checkpoints" / "step-4.tmp").is_dir()
+    subprocess.run([sys.executable, "-m", "mmed.train", *flags], env=ENV, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    run_whole = tmp_path / "whole"
+    subprocess.run([sys.executable, "-m", "mmed.train", *flags, f"--out={run_whole}"], env=ENV, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    assert losses_of(out) == losses_of(run_whole)
+
+
+def test_compile_is_left_out_of_short_runs_and_the_flops_are_those_of_the_formula():
+    cpu = torch.device("cpu")
+    demo = ModelConfig(vocab_size=1800, **SHAPES["micro"])
+    assert not budget.worth_compiling(TrainConfig(sequence_length=256, global_batch_size=32, precision="fp32"), demo, 1000, cpu)
+    large = ModelConfig(vocab_size=8192, **SHAPES["25m"])
+    config = TrainConfig(sequence_length=512, global_batch_size=8)
+    assert budget.worth_compiling(config, large, 100_000, cpu) and not budget.worth_compiling(config, large, 10, cpu)
+    weights = 8 * (4 * 384 * 384 + 3 * 384 * 1536) + 8192 * 384
+    assert budget.flops_per_token(large, config) == 6 * weights + 6 * 8 * 384 * 512
+    assert KEEP_UP_TO >= TILE

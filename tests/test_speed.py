@@ -231,7 +231,7 @@ def test_four_ranks_in_two_groups_give_the_losses_of_one(tmp_path):
 
 
 BYTES = """
-import torch, torch.distributed as dist
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from mmed import distributed
 from mmed.config import SHAPES, TrainConfig
@@ -239,17 +239,13 @@ from mmed.model import ModelConfig, Transformer
 from mmed.train import forward_backward
 from mmed.batches import Batch
 distributed.start()
-seen = {"gather": 0, "reduce": 0}
-gather, reduce = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
-def count(kind, call, pick):
-    def counted(*args, **kwargs):
-        tensor = kwargs.get("output_tensor" if kind == "gather" else "input")
-        tensor = tensor if tensor is not None else args[0] if kind == "gather" else args[1]
-        seen[kind] += tensor.numel() * tensor.element_size()
-        return call(*args, **kwargs)
-    return counted
-dist.all_gather_into_tensor = count("gather", gather, 0)
-dist.reduce_scatter_tensor = count("reduce", reduce, 1)
+class Count(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for kind, name, place in (("gather", "_allgather_base_", 0), ("reduce", "_reduce_scatter_base_", 1)):
+            if name in str(func):
+                seen[kind] += args[place].numel() * args[place].element_size()
+        return func(*args, **(kwargs or {}))
+seen = {}
 model = Transformer(ModelConfig(vocab_size=128, **SHAPES["tiny"]))
 block = sum(p.numel() for p in model.layers[0].parameters())
 total = sum(p.numel() for p in model.parameters())
@@ -258,7 +254,8 @@ model.init_weights(0)
 for micros in (1, 3):
     seen.update(gather=0, reduce=0)
     ids = torch.randint(0, 128, (1, 16))
-    forward_backward(model.train(), Batch([{"input_ids": ids, "labels": ids}] * micros, 16, 16), 1.0, __import__("contextlib").nullcontext)
+    with Count():
+        forward_backward(model.train(), Batch([{"input_ids": ids, "labels": ids}] * micros, 16, 16), 1.0, __import__("contextlib").nullcontext)
     if distributed.is_main():
         print(micros, seen["gather"], seen["reduce"], block, total, len(model.layers))
 distributed.stop()

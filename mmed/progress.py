@@ -18,10 +18,10 @@ from mmed.errors import UserError
 
 
 class Late:
-    """A few numbers on their way from the device to the host."""
+    """A few numbers on their way from the device to the host, and when they were there (`clock`)."""
 
     def __init__(self, values: torch.Tensor):
-        self.host, self.event = values, None
+        self.host, self.event, self.clock = values, None, time.perf_counter()
         if values.is_cuda:
             self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
             self.event = torch.cuda.Event()
@@ -30,6 +30,7 @@ class Late:
     def read(self) -> list[float]:
         if self.event is not None:
             self.event.synchronize()
+            self.clock = time.perf_counter()
         return self.host.tolist()
 
 
@@ -53,6 +54,7 @@ class Log:
     def read(self, step: int, lr: float, positions: int, late: Late) -> tuple[dict, bool]:
         """(a step's line, do all ranks stop after it), once the device has got there."""
         targets, stopping, loss_sum, self.norm = late.read()
+        self.clock = late.clock
         self.loss = loss_sum / max(targets, 1)
         self.tokens += int(targets)
         self.positions += positions
@@ -62,10 +64,10 @@ class Log:
         return {"step": step, "tokens": self.tokens, "loss": self.loss, "lr": lr, "grad_norm": self.norm}, stopping > 0
 
     def write(self, line: dict) -> None:
-        step, now = line["step"], time.perf_counter()
+        step = line["step"]
         if step % self.config.log_every and step != self.steps and "held_out" not in line:
             return
-        seconds = now - self.last["clock"]
+        seconds = max(self.clock - self.last["clock"], 1e-6)
         rate = self.positions * self.world / seconds
         line = {**line, "tokens_per_second": round(rate, 1), "targets_per_second": round((self.tokens - self.last["tokens"]) / seconds, 1),
                 "mfu": round(rate / self.world * self.flops / self.peak, 4) if self.peak else None, "memory_bytes": memory(self.device),
@@ -76,7 +78,7 @@ class Log:
             held = " held-out " + " ".join(f"{k} {v:.2f}" for k, v in line["held_out"].items()) if "held_out" in line else ""
             self.bar.set_postfix_str(f"loss {self.loss:.3f} lr {line['lr']:.1e} {rate:,.0f} tok/s" + (f" mfu {line['mfu']:.1%}" if self.peak else "")
                                      + f" {line['memory_bytes'] / 1e9:.1f} GB{held}")
-        self.last = {"step": step, "tokens": self.tokens, "clock": time.perf_counter()}
+        self.last = {"step": step, "tokens": self.tokens, "clock": self.clock}
         self.positions = 0
 
     def pause(self) -> None:

@@ -230,6 +230,7 @@ def train(recipe: str, config: TrainConfig) -> int:
         first, optimizer.last_norm = state["step"], state.get("grad_norm", 0.0)
     lock = lock_folder(out) if main else None
     if main:
+        (out / "stopped").unlink(missing_ok=True)
         if state_folder is None:
             write_json(out / "run.json", facts)
         tokens = keep_lines(out / "metrics.jsonl", first)
@@ -290,6 +291,7 @@ def train(recipe: str, config: TrainConfig) -> int:
     if step < steps:
         saver.wait()
         if main:
+            (out / "stopped").touch()  # for whoever queues jobs: torchrun does not hand on the exit code
             print(f"stopped by {stop.name} after step {step} of {steps}; go on with --resume=auto", file=sys.stderr)
         distributed.stop()
         return EXIT_STOPPED

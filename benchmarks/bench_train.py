@@ -303,7 +303,6 @@ def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:
     vocabulary, T = 92544, options.context
     B = 2048 // T
     data = plain_rows(vocabulary, B, T, 2)
-    begin = 0
     if form == "ours":
         model = Ours(our_model(options.shape, vocabulary, lora, "bf16", None), "bf16", False)
         inputs = [[Row(ids[:-1], ids[1:], np.zeros(T, np.int64), np.arange(T)) for ids in batch] for batch in data]
@@ -311,8 +310,11 @@ def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:
         model = Theirs(their_model(options.shape, vocabulary), lora, "bf16", False)
         inputs = [{"input_ids": torch.from_numpy(ids[:, :-1]), "shift_labels": torch.from_numpy(ids[:, 1:].copy()), "labels": torch.from_numpy(ids[:, 1:].copy())}
                   for ids in data]
-    if form == "ours-checkpointing":
-        model.model.activation_checkpointing = True
+    own = {name.removeprefix("base_model.model.").removeprefix("model.").replace(".base_layer", ""): p for name, p in model.model.named_parameters()}
+    with torch.no_grad():
+        for name in own:  # the same weights in both
+            if own[name].dim() > 1 and "lora_" not in name:
+                own[name].normal_(0, 0.02, generator=torch.Generator().manual_seed(sum(name.encode())))
     begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     losses = [model.step(batch) for batch in inputs]
     print(begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, losses[0])
@@ -325,7 +327,7 @@ def memory_row(options: argparse.Namespace) -> None:
             command = [sys.executable, __file__, "--shape", options.shape, "--context", str(options.context), "--memory_step", f"{form}{'+lora' if lora else ''}"]
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
             peaks[form] = (int(out[0]), int(out[1]))
-            print(f"memory, {'LoRA' if lora else 'full'}, {form:7} peak {out[1]} MB ({out[0]} before the first step), first loss {float(out[2]):.3f}", flush=True)
+            print(f"memory, {'LoRA' if lora else 'full'}, {form:7} peak {out[1]} MB ({out[0]} before the first step), first loss {float(out[2]):.4f}", flush=True)
         ratio = peaks["theirs"][1] / peaks["ours"][1]
         above = (peaks["theirs"][1] - peaks["theirs"][0]) / (peaks["ours"][1] - peaks["ours"][0])
         print(f"  ours needs {ratio:.2f}x less at the peak, {above:.2f}x less above what was there before the first step")

@@ -19,6 +19,7 @@ ASSUMED_MFU = 0.5          # GPUs, for the time left before anything was measure
 COMPILE_SECONDS = 60.0     # what torch.compile of the blocks costs on a CPU, about
 COMPILE_GAIN = 0.15        # what it saves of a step there (docs/benchmarks.md)
 CPU_FLOPS = 1e11           # of one thread, for that decision alone
+LATER_BYTES = 60_000_000   # code and tables of a CPU process that only the first step brings in
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -66,14 +67,17 @@ def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
     bf16 = config.precision == "bf16"
     whole = bf16 and (config.lora_rank or world() > 1)  # the residual stream is in bf16 then
     stored: dict[int, int] = {}
+    usual = torch.get_default_dtype()
     with FakeTensorMode():
-        with torch.device(device.type):
-            block = Block(shape, 0).train()
-            x = torch.zeros(B, T, shape.hidden_size, dtype=torch.bfloat16 if whole else torch.float32, requires_grad=True)
-            if config.lora_rank:
-                _adapt(block, config)
-            if whole:
-                block.to(torch.bfloat16)
+        torch.set_default_dtype(torch.bfloat16 if whole else torch.float32)
+        try:
+            with torch.device(device.type):
+                block = Block(shape, 0).train()
+                x = torch.zeros(B, T, shape.hidden_size, requires_grad=True)
+                if config.lora_rank:
+                    _adapt(block, config)
+        finally:
+            torch.set_default_dtype(usual)
         own = {p.untyped_storage()._cdata for p in block.parameters()} | {x.untyped_storage()._cdata}
 
         def keep(tensor):
@@ -85,7 +89,7 @@ def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
 
         kept: list = []
         weights = {tuple(p.shape) for p in block.parameters()} | {tuple(p.shape)[::-1] for p in block.parameters()}
-        context = torch.autocast(device.type, torch.bfloat16) if bf16 and not whole else contextlib.nullcontext()
+        context = torch.autocast(device.type, torch.bfloat16) if bf16 and world() == 1 else contextlib.nullcontext()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), context:
             shared = model.attention_inputs(x, torch.arange(T, device=device)[None], None, None, None, None)
             block(x, shared)
@@ -139,6 +143,7 @@ def memory_parts(model, config: TrainConfig, device) -> dict[str, int]:
         parts["bf16 copies"] = max(0, cast) * 2 // (layers if config.activation_checkpointing == "all" else 1)
     again = {"no": 0, "all": layers, "half": (layers + 1) // 2}[config.activation_checkpointing]
     parts["activations"] = layers * entry + max(layers - again, 1) * kept
+    parts["work space"] = (3 if bf16 else 2) * kept  # gradients on their way through a block, casts, holes between: measured on CPU
     rows = min(B * T, ChunkedCrossEntropy.ROWS.get(device.type, 1024))
     hidden = B * T * shape.hidden_size * (2 if bf16 else 4)
     piece = rows * shape.vocab_size * (4 + 4 + (4 if bf16 else 0))
@@ -154,12 +159,12 @@ def memory_parts(model, config: TrainConfig, device) -> dict[str, int]:
     if device.type == "cpu":
         import resource
 
-        parts["program"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        parts["program"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + LATER_BYTES
     return parts
 
 
 def show(config: TrainConfig, model, steps: int, device) -> None:
-    """Print it all; nothing is written."""
+    """Print it all; no run is begun."""
     import torch
 
     shape = model.config

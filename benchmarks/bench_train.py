@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from mmed.data import Example, ExamRows, PretrainRows, StreamWriter, TokenStream
 from mmed.lora import apply_lora, init_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.optim import make_optimizer, update
+from mmed.progress import memory
 from mmed.train import forward_backward
 
 CPU = torch.device("cpu")
@@ -280,9 +280,9 @@ def reading_row(options: argparse.Namespace) -> None:
         peaks = []
         for factor in (1, 10):
             make_stream(folder, 2000 * factor, 1500)
-            code = (f"from mmed.data import *; import resource; s = TokenStream({str(folder / f's{2000 * factor}')!r}, 'bench')\n"
+            code = (f"from mmed.data import *; s = TokenStream({str(folder / f's{2000 * factor}')!r}, 'bench')\n"
                     "r = PretrainRows([s], 2048, seed=1)\nfor i in range(300): r.row(i)\n"
-                    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+                    "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")
             peaks.append(int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) / 1024)
         print(f"  peak memory of 300 windows of a stream, and of one ten times as long: {peaks[0]:.0f} and {peaks[1]:.0f} MB")
 
@@ -315,9 +315,9 @@ def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:
         for name in own:  # the same weights in both
             if own[name].dim() > 1 and "lora_" not in name:
                 own[name].normal_(0, 0.02, generator=torch.Generator().manual_seed(sum(name.encode())))
-    begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    begin = memory(CPU) // 2 ** 20
     losses = [model.step(batch) for batch in inputs]
-    print(begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, losses[0])
+    print(begin, memory(CPU) // 2 ** 20, losses[0])
 
 
 def memory_row(options: argparse.Namespace) -> None:

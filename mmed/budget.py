@@ -19,7 +19,7 @@ ASSUMED_MFU = 0.5          # GPUs, for the time left before anything was measure
 COMPILE_SECONDS = 60.0     # what torch.compile of the blocks costs on a CPU, about
 COMPILE_GAIN = 0.15        # what it saves of a step there (docs/benchmarks.md)
 CPU_FLOPS = 1e11           # of one thread, for that decision alone
-LATER_BYTES = 60_000_000   # code and tables of a CPU process that only the first step brings in
+LATER_BYTES = 30_000_000   # code and tables of a CPU process that only the first step brings in
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -157,9 +157,9 @@ def memory_parts(model, config: TrainConfig, device) -> dict[str, int]:
         backward = max(0, late - parts["activations"] - parts["loss"])
         parts["gradients"] = early + (late if config.global_batch_size > B else backward)
     if device.type == "cpu":
-        import resource
+        from mmed.progress import memory
 
-        parts["program"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + LATER_BYTES
+        parts["program"] = memory(device) + LATER_BYTES
     return parts
 
 
@@ -177,7 +177,7 @@ def show(config: TrainConfig, model, steps: int, device) -> None:
     print(f"parameters      {total:,}, of which train {trained:,}")
     print(f"steps           {steps:,} of {config.global_batch_size} {'rows' if config.task == 'pretrain' else 'examples'}"
           f" = {tokens:,} tokens a step{'' if config.task == 'pretrain' else ' at most'}, {tokens * steps:,} in all")
-    print(f"memory a rank   {sum(parts.values()) / 1e9:.2f} GB of {ranks} x {device}")
+    print(f"memory a rank   {sum(parts.values()) / 1e9:.3f} GB of {ranks} x {device}")
     for name, size in parts.items():
         print(f"  {name:20} {size / 1e9:9.3f} GB")
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""

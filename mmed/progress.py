@@ -118,5 +118,3 @@ class Profile:
         print(self.profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48), file=sys.stderr)
         print(f"profile: {self.path} (open it in ui.perfetto.dev)", file=sys.stderr)
         self.profiler, self.steps = None, 0
-
-

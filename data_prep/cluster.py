@@ -7,42 +7,60 @@ A task runs the command on its share of the shards (shards r, r + tasks, ... of 
 is where the time goes: judging, cleaning, reading books, signatures, token ids. When all tasks are done the command is run once more
 here; it finds the shards done and does what needs all of them (the funnel, which documents are duplicates, joining streams). So a
 cluster writes the bytes that one machine writes, and a stopped job is started again with the same command: finished tasks and shards
-are passed over. Folders must lie on a file system that all nodes see.
+are passed over, Slurm's jobs of an earlier start that are still in the queue are waited for instead of sent again. Folders must lie
+on a file system that all nodes see.
 
 executor: local (processes of this machine), slurm (an array of jobs; waits for them), ray (the cluster that RAY_ADDRESS names, else one of
-this machine). Scheduling, retries and logs are datatrove's (extra `cluster`); its logs are in OUT/cluster/STEP.
+this machine). Scheduling, retries and logs are datatrove's (extra `cluster`); its logs are in OUT/cluster/STEP. Two things would spoil
+a shard, two tasks on it at once and two starts at once: a start holds OUT/cluster/STEP/start.lock and a task (shared) tasks.lock.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import fcntl
 import hashlib
 import importlib
 import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.corpus import finish, read_recipe, steps
-from data_prep.plan import run_plan
+from data_prep.plan import end_with_parent, run_plan
 from mmed.errors import EXIT_STOPPED, UsageError, UserError, main_guard, require_extra
+from mmed.files import atomic_write
 
 EXECUTORS = ("local", "slurm", "ray")
 STEPS = ("filter_medical", "pdf_text", "web_pages", "clean", "dedup", "decontaminate", "tokenize_corpus")
+OPTIONS = ("executor", "tasks", "workers", "memory", "partition", "time", "qos", "here", "poll")
+PATIENCE = 60  # times that squeue is asked before its failing is an error
 
 
-def run_share(command: list[str], rank: int, world_size: int) -> None:
-    """One task: the first phase of `command` on the shards rank, rank + world_size, ..."""
+def run_share(command: list[str], rank: int, world_size: int, logs: Path, child_of: int) -> None:
+    """One task: the first phase of `command` on the shards rank, rank + world_size, ...; `child_of`: the process to end with, or 0."""
     from data_prep.steps import ShareDone, only_share
 
-    with only_share(rank, world_size):
-        with contextlib.suppress(ShareDone):
-            importlib.import_module(command[0]).main(command[1:])
+    if child_of and os.getpid() != child_of:
+        end_with_parent(signal.SIGKILL)  # a process of a pool: a killed start leaves none behind
+    with locked(logs.parent / "tasks.lock", fcntl.LOCK_SH), only_share(rank, world_size):
+        try:
+            with contextlib.suppress(ShareDone):
+                importlib.import_module(command[0]).main(command[1:])
+        except Exception as error:
+            with atomic_write(logs / "failed" / f"{rank:05d}") as file:
+                file.write(str(error))
+            raise
 
 
-def make_pipeline(command: list[str]) -> list[Any]:
+def make_pipeline(command: list[str], logs: Path, child_of: int) -> list[Any]:
     """The command as a datatrove pipeline of one step."""
     from datatrove.pipeline.base import PipelineStep
 
@@ -53,75 +71,151 @@ def make_pipeline(command: list[str]) -> list[Any]:
         def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
             from data_prep.cluster import run_share
 
-            run_share(command, rank, world_size)
+            run_share(command, rank, world_size, logs, child_of)
             return
             yield  # datatrove asks for a generator
 
     return [Share()]
 
 
-def run_on(given: argparse.Namespace, command: list[str], logs: Path) -> None:
-    """Run the command's shards on the executor and wait; raises UserError when a task failed."""
+@contextlib.contextmanager
+def locked(path: Path, kind: int, message: str = "", seconds: float = 0) -> Iterator[None]:
+    """Hold a lock of flock's `kind`; it goes with the process. With a `message`: raise it when others hold the lock for `seconds`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        until = time.time() + seconds
+        while True:
+            try:
+                fcntl.flock(file, kind | (fcntl.LOCK_NB if message else 0))
+                break
+            except BlockingIOError:
+                if time.time() > until:
+                    raise UserError(message) from None
+                time.sleep(0.2)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                    raise
+                break  # a file system without locks: two starts at once are then the user's care
+        yield
+
+
+def run_on(given: argparse.Namespace, command: list[str], place: Path) -> None:
+    """Run the command's shards on the executor and wait; raises UserError when a task failed. place: for logs and locks."""
     require_extra("datatrove", "cluster")
     # the tasks of one wish must not count as done for another
-    logs = logs / hashlib.sha256(repr((command, given.tasks)).encode()).hexdigest()[:12]
-    pipeline = make_pipeline(command)
-    if given.executor == "local":
-        from datatrove.executor import LocalPipelineExecutor
-
-        try:
-            LocalPipelineExecutor(pipeline, given.tasks, given.workers or min(given.tasks, os.cpu_count() or 1), str(logs)).run()
-        except Exception as error:
-            raise UserError(f"{command[0]}: a task failed: {error}; its log is in {logs}/logs") from error
-    elif given.executor == "ray":
-        ray = require_extra("ray", "cluster")
-        from datatrove.executor import RayPipelineExecutor
-
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to the outside
-        where = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-        ray.init(os.environ.get("RAY_ADDRESS") or "local", include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, log_to_driver=False,
-                 runtime_env={"env_vars": {"PYTHONPATH": where}})
-        RayPipelineExecutor(pipeline, given.tasks, given.workers or -1, logging_dir=str(logs), cpus_per_task=1, mem_per_cpu_gb=given.memory).run()
-        ray.shutdown()
-    else:
-        from datatrove.executor import SlurmPipelineExecutor
-
-        executor = SlurmPipelineExecutor(
-            pipeline, given.tasks, given.time, given.partition, mem_per_cpu_gb=given.memory, workers=given.workers or -1, logging_dir=str(logs),
-            job_name=command[0], qos=given.qos, with_srun=False, requeue_signals=None,
-            env_command=f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={os.getcwd()}:${{PYTHONPATH:-}}\ncd {os.getcwd()}")
-        try:
-            executor.run()
-        except (FileNotFoundError, subprocess.CalledProcessError) as error:
-            raise UserError(f"--executor slurm: sbatch did not take the job: {getattr(error, 'stderr', None) or error}") from error
-        wait_for_slurm(executor, logs, given.poll)
-    missing = set(range(given.tasks)) - completed(logs)
+    logs = place / hashlib.sha256(repr((command, given.tasks)).encode()).hexdigest()[:12]
+    with locked(place / "start.lock", fcntl.LOCK_EX, f"{place}: another start of this step is at work; wait for it or stop it"):
+        shutil.rmtree(logs / "failed", ignore_errors=True)
+        reason = {"local": run_local, "ray": run_ray, "slurm": run_slurm}[given.executor](given, command, logs)
+    missing = sorted(set(range(given.tasks)) - completed(logs))
     if missing:
-        raise UserError(f"{command[0]}: {len(missing)} of {given.tasks} tasks failed (first {min(missing)}); their logs are in {logs}; "
+        told = logs / "failed" / f"{missing[0]:05d}"
+        reason = told.read_text(encoding="utf-8") if told.is_file() else reason or "no word of it: killed, or out of time or memory?"
+        raise UserError(f"{command[0]}: {len(missing)} of {given.tasks} tasks failed, first task {missing[0]}: {reason}; logs are in {logs}; "
                         "the same command starts them again")
+
+
+def none_left(logs: Path) -> contextlib.AbstractContextManager[None]:
+    """Passes when no task of an earlier start is alive."""
+    return locked(logs.parent / "tasks.lock", fcntl.LOCK_EX,
+                  f"{logs.parent}: tasks of an earlier start are still at work; wait for them or end them", 30)
+
+
+def run_local(given: argparse.Namespace, command: list[str], logs: Path) -> str:
+    from datatrove.executor import LocalPipelineExecutor
+
+    # datatrove's manager process is a fork of this one and would outlive it
+    os.register_at_fork(after_in_child=lambda: end_with_parent(signal.SIGKILL))
+    with none_left(logs):
+        pass
+    try:
+        LocalPipelineExecutor(make_pipeline(command, logs, os.getpid()), given.tasks, given.workers or min(given.tasks, os.cpu_count() or 1),
+                              str(logs)).run()
+    except Exception as error:  # of any kind, as the task raised it; run_on says which task
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def run_ray(given: argparse.Namespace, command: list[str], logs: Path) -> str:
+    ray = require_extra("ray", "cluster")
+    from datatrove.executor import RayPipelineExecutor
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to the outside
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address or "local", include_dashboard=None if address else False, log_to_driver=False,
+                 runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--executor ray: no connection to {address or 'a new Ray on this machine'}: {error}") from error
+    try:
+        with none_left(logs):
+            pass
+        RayPipelineExecutor(make_pipeline(command, logs, -1), given.tasks, given.workers or -1, logging_dir=str(logs), cpus_per_task=1,
+                            mem_per_cpu_gb=given.memory).run()
+    finally:
+        ray.shutdown()
+    return ""
+
+
+def python_path() -> str:
+    return os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+
+
+def run_slurm(given: argparse.Namespace, command: list[str], logs: Path) -> str:
+    from datatrove.executor import SlurmPipelineExecutor
+
+    # The name says which step of which folder, then which wish; it survives this process, so the next start finds the jobs.
+    step = f"{command[0].rpartition('.')[2]}-{hashlib.sha256(str(logs.parent).encode()).hexdigest()[:8]}"
+    name = f"{step}-{logs.name[:8]}"
+    others = sorted({job for job in queued_jobs(given.poll) if job.startswith(f"{step}-") and job != name})
+    if others:
+        raise UserError(f"jobs of an earlier start with other options are in the queue: wait for them, or scancel --name={','.join(others)}")
+    if name not in queued_jobs(given.poll):
+        with none_left(logs):
+            pass
+        executor = SlurmPipelineExecutor(
+            make_pipeline(command, logs, 0), given.tasks, given.time, given.partition, workers=given.workers or -1, logging_dir=str(logs),
+            job_name=name, qos=given.qos, with_srun=False, requeue_signals=None, sbatch_args={"mem-per-cpu": f"{round(given.memory * 1024)}M"},
+            env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(python_path())}\n"
+                        f"cd {shlex.quote(os.getcwd())}")
+        # It would wait in the queue for ever when a task fails, and nobody reads what it sums up.
+        executor.launch_merge_stats = lambda: None
+        try:
+            executor.launch_job()
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            raise UserError(f"--executor slurm: sbatch did not take the job: {error}; what it said stands above") from error
+    while name in queued_jobs(given.poll) and len(completed(logs)) < given.tasks:
+        print(f"\r{len(completed(logs))} of {given.tasks} tasks", end="", file=sys.stderr, flush=True)
+        time.sleep(given.poll)
+    if len(completed(logs)) < given.tasks:
+        time.sleep(given.poll)  # the last marks may come late over a shared file system
+    return f"Slurm's own logs are in {logs}/slurm_logs"
+
+
+def queued_jobs(poll: float) -> set[str]:
+    """Names of this user's jobs; a controller that does not answer is asked again for some minutes before that is an error."""
+    for attempt in range(1, PATIENCE + 1):
+        try:
+            queue = subprocess.run(["squeue", "-h", "--me", "-o", "%j"], capture_output=True, text=True)
+        except FileNotFoundError:
+            raise UserError("--executor slurm: no program squeue here; start this on a machine that can send jobs") from None
+        if queue.returncode == 0:
+            return set(queue.stdout.split("\n")) - {""}
+        if attempt < PATIENCE:
+            time.sleep(max(poll, 1))
+    raise UserError(f"--executor slurm: squeue fails: {queue.stderr.strip()}; jobs that were sent run on, the same command goes on with them")
 
 
 def completed(logs: Path) -> set[int]:
     return {int(path.name) for path in (logs / "completions").glob("*") if path.name.isdigit()}
 
 
-def wait_for_slurm(executor: Any, logs: Path, poll: float) -> None:
-    """Until all tasks are completed or the job has left the queue; stopped by a signal it leaves the job running."""
-    while len(completed(logs)) < executor.tasks:
-        queue = subprocess.run(["squeue", "-h", "-j", str(executor.job_id)], capture_output=True, text=True)
-        if not queue.stdout.strip():
-            time.sleep(poll)  # the last marks may come late over a shared file system
-            return
-        print(f"\r{len(completed(logs))} of {executor.tasks} tasks", end="", file=sys.stderr, flush=True)
-        time.sleep(poll)
-
-
-def run_command(given: argparse.Namespace, command: list[str], logs: Path) -> int:
+def run_command(given: argparse.Namespace, command: list[str], place: Path) -> int:
     """Spread over tasks, then once more here."""
     if not command or command[0].rpartition(".")[2] not in STEPS or command[0].rpartition(".")[0] != "data_prep":
         raise UsageError(f"after -- comes a step of data_prep ({', '.join(STEPS)}) and its arguments, such as: -- data_prep.clean IN --out OUT")
-    run_on(given, command, logs)
-    return importlib.import_module(command[0]).main(command[1:]) or 0
+    run_on(given, command, place)
+    return importlib.import_module(command[0]).main([*command[1:], "--workers", str(given.here)]) or 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,11 +226,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition", default="", help="slurm: where to")
     parser.add_argument("--time", default="04:00:00", help="slurm: limit of a task (default: %(default)s)")
     parser.add_argument("--qos", default="", help="slurm: quality of service")
+    parser.add_argument("--here", type=int, default=1, help="processes of this machine for what needs all shards (default: %(default)s)")
     parser.add_argument("--poll", type=float, default=5, help="slurm: seconds between looks at the queue (default: %(default)s)")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.cluster", description="Corpus steps on datatrove's executors: local, Slurm, Ray.")
+    parser = argparse.ArgumentParser(prog="python -m data_prep.cluster", fromfile_prefix_chars="@",
+                                     description="Corpus steps on datatrove's executors: local, Slurm, Ray. @FILE: options from a file, one a line.")
     commands = parser.add_subparsers(dest="what", required=True)
     corpus = commands.add_parser("corpus", help="a whole corpus, as data_prep.corpus makes it")
     corpus.add_argument("recipe", type=Path, metavar="RECIPE.toml")
@@ -150,17 +246,22 @@ def main(arguments: list[str] | None = None) -> int:
     given, command = parser.parse_args(arguments[:cut]), arguments[cut + 1:]
     if given.tasks < 1:
         raise UsageError(f"--tasks={given.tasks}: at least 1")
+    if given.memory <= 0 or given.here < 1 or given.workers < 0:
+        raise UsageError(f"--memory={given.memory:g} --here={given.here} --workers={given.workers}: above 0, at least 1, at least 0")
     if given.executor == "slurm" and not given.partition:
         raise UsageError("--executor slurm: --partition is needed (sinfo lists them)")
     if given.what == "run":
         logs = given.logs or (Path(command[command.index("--out") + 1]) / "cluster" if "--out" in command[:-1] else Path("cluster"))
         return run_command(given, command, logs.absolute())
     recipe = read_recipe(given.recipe)
-    flags = [word for name in ("executor", "tasks", "workers", "memory", "partition", "time", "qos", "poll")
-             for word in (f"--{name}", str(getattr(given, name)))]
     plan = steps(recipe, str(given.out), 1)
+    # In a file, so that a corpus half done goes on with other --tasks, --time or --memory.
+    options = given.out / "cluster" / "options"
+    with atomic_write(options) as file:
+        file.writelines(f"--{name}={getattr(given, name)}\n" for name in OPTIONS)
     for step in plan:
-        step.commands = [["data_prep.cluster", "run", *flags, "--logs", str(given.out / "cluster" / step.name), "--", *command] for command in step.commands]
+        step.commands = [["data_prep.cluster", "run", f"@{options}", "--logs", str(given.out / "cluster" / step.name), "--", *command]
+                         for command in step.commands]
     begun = time.time()
     try:
         run_plan(plan, given.out)

@@ -423,6 +423,7 @@ def test_a_half_written_record_and_journal_line_are_cut_off(tmp_path):
         assert saved(tmp_path) == {path: text.encode() for path, text in pages.items()}
         assert len(list(folder.glob("*.warc.gz"))) == 1 and all(site.counts()[path] == 1 for path in pages)
         lines = (folder / "frontier.jsonl").read_bytes().splitlines()
+        assert all(json.loads(line) for line in lines), "the half line is gone, not continued"
         lines[2] = b"garbage"
         (folder / "frontier.jsonl").write_bytes(b"\n".join(lines) + b"\n")
         with pytest.raises(UserError, match=r"frontier\.jsonl: damaged at byte"):

@@ -243,13 +243,15 @@ def test_a_page_that_hangs_or_eats_memory_or_crashes_falls_alone(tmp_path):
     (folder / "a.html").write_bytes(site_page("en"))
     (folder / "b.html").write_text("<html><body>" + "<p>a</p>" * 300_000)
     (folder / "c.html").write_bytes(site_page("fr"))
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     run([folder], tmp_path / "out", page=page_text.Limits(seconds=0.7))
     assert reasons(tmp_path / "out") == {page_text.TOO_LONG: 1}
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 15, "processor time, whatever else the machine does"
     assert [document.meta["file"] for document in kept(tmp_path / "out")] == ["a.html", "c.html"]
     run([folder], tmp_path / "less", page=page_text.Limits(seconds=60, memory_mib=50))
     assert reasons(tmp_path / "less") == {page_text.CRASHED: 1}
+    with page_text.Extractor(page_text.Limits(seconds=0.5)) as extractor:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        assert extractor.read(Page((folder / "b.html").read_bytes())) == {"reason": page_text.TOO_LONG}
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2, "processor time, and that of the start"
     with page_text.Extractor(page_text.Limits()) as extractor:
         os.kill(extractor._process.pid, signal.SIGSEGV)
         assert extractor.read(Page(site_page("en"))) == {"reason": page_text.CRASHED}
@@ -320,10 +322,10 @@ def test_bombs_stop_at_the_limits(tmp_path):
         archive.addfile(info, io.BytesIO(bytes(info.size)))
         archive.addfile(tarfile.TarInfo("b.html"))
     assert pages_of(tmp_path / "t.tar.gz", limits)[1] == [("a.html", page_files.TOO_LARGE), ("", page_files.BOMB)]
-    with gzip.open(tmp_path / "long.tgz", "wb") as file:  # an extended header that would be read at once
-        header = tarfile.TarInfo("x")
-        header.type, header.size = tarfile.XHDTYPE, 1 << 33
-        file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
+    with tarfile.open(tmp_path / "long.tgz", "w:gz", format=tarfile.PAX_FORMAT) as archive:  # an extended header that would be read at once
+        info = tarfile.TarInfo("a.html")
+        info.pax_headers = {"comment": "x" * (2 << 20)}
+        archive.addfile(info)
     assert pages_of(tmp_path / "long.tgz", limits)[1] == [("", page_files.DAMAGED)]
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
         for number in range(20):

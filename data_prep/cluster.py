@@ -162,34 +162,43 @@ def python_path() -> str:
 
 
 def run_slurm(given: argparse.Namespace, command: list[str], logs: Path) -> str:
-    from datatrove.executor import SlurmPipelineExecutor
-
     # The name says which step of which folder, then which wish; it survives this process, so the next start finds the jobs.
     step = f"{command[0].rpartition('.')[2]}-{hashlib.sha256(str(logs.parent).encode()).hexdigest()[:8]}"
     name = f"{step}-{logs.name[:8]}"
     others = sorted({job for job in queued_jobs(given.poll) if job.startswith(f"{step}-") and job != name})
     if others:
         raise UserError(f"jobs of an earlier start with other options are in the queue: wait for them, or scancel --name={','.join(others)}")
-    if name not in queued_jobs(given.poll):
-        with none_left(logs):
-            pass
-        executor = SlurmPipelineExecutor(
-            make_pipeline(command, logs, 0), given.tasks, given.time, given.partition, workers=given.workers or -1, logging_dir=str(logs),
-            job_name=name, qos=given.qos, with_srun=False, requeue_signals=None, sbatch_args={"mem-per-cpu": f"{round(given.memory * 1024)}M"},
-            env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(python_path())}\n"
-                        f"cd {shlex.quote(os.getcwd())}")
-        # It would wait in the queue for ever when a task fails, and nobody reads what it sums up.
-        executor.launch_merge_stats = lambda: None
-        try:
-            executor.launch_job()
-        except (FileNotFoundError, subprocess.CalledProcessError) as error:
-            raise UserError(f"--executor slurm: sbatch did not take the job: {error}; what it said stands above") from error
-    while name in queued_jobs(given.poll) and len(completed(logs)) < given.tasks:
-        print(f"\r{len(completed(logs))} of {given.tasks} tasks", end="", file=sys.stderr, flush=True)
-        time.sleep(given.poll)
-    if len(completed(logs)) < given.tasks:
-        time.sleep(given.poll)  # the last marks may come late over a shared file system
+    while True:
+        found = name in queued_jobs(given.poll)
+        if not found:
+            send(given, command, logs, name)
+        while name in queued_jobs(given.poll) and len(completed(logs)) < given.tasks:
+            print(f"\r{len(completed(logs))} of {given.tasks} tasks", end="", file=sys.stderr, flush=True)
+            time.sleep(given.poll)
+        if len(completed(logs)) < given.tasks:
+            time.sleep(given.poll)  # the last marks may come late over a shared file system
+        if not found or len(completed(logs)) == given.tasks:
+            break  # jobs of an earlier start may have been cancelled: what they left undone is sent once
     return f"Slurm's own logs are in {logs}/slurm_logs"
+
+
+def send(given: argparse.Namespace, command: list[str], logs: Path, name: str) -> None:
+    """Hand Slurm an array of jobs for the tasks that are not completed."""
+    from datatrove.executor import SlurmPipelineExecutor
+
+    with none_left(logs):
+        pass
+    executor = SlurmPipelineExecutor(
+        make_pipeline(command, logs, 0), given.tasks, given.time, given.partition, workers=given.workers or -1, logging_dir=str(logs),
+        job_name=name, qos=given.qos, with_srun=False, requeue_signals=None, sbatch_args={"mem-per-cpu": f"{round(given.memory * 1024)}M"},
+        env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(python_path())}\n"
+                    f"cd {shlex.quote(os.getcwd())}")
+    # It would wait in the queue for ever when a task fails, and nobody reads what it sums up.
+    executor.launch_merge_stats = lambda: None
+    try:
+        executor.launch_job()
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        raise UserError(f"--executor slurm: sbatch did not take the job: {error}; what it said stands above") from error
 
 
 def queued_jobs(poll: float) -> set[str]:
@@ -210,9 +219,13 @@ def completed(logs: Path) -> set[int]:
     return {int(path.name) for path in (logs / "completions").glob("*") if path.name.isdigit()}
 
 
+def is_step(command: list[str]) -> bool:
+    return bool(command) and command[0] in [f"data_prep.{name}" for name in STEPS]
+
+
 def run_command(given: argparse.Namespace, command: list[str], place: Path) -> int:
     """Spread over tasks, then once more here."""
-    if not command or command[0].rpartition(".")[2] not in STEPS or command[0].rpartition(".")[0] != "data_prep":
+    if not is_step(command):
         raise UsageError(f"after -- comes a step of data_prep ({', '.join(STEPS)}) and its arguments, such as: -- data_prep.clean IN --out OUT")
     run_on(given, command, place)
     return importlib.import_module(command[0]).main([*command[1:], "--workers", str(given.here)]) or 0
@@ -255,13 +268,13 @@ def main(arguments: list[str] | None = None) -> int:
         return run_command(given, command, logs.absolute())
     recipe = read_recipe(given.recipe)
     plan = steps(recipe, str(given.out), 1)
-    # In a file, so that a corpus half done goes on with other --tasks, --time or --memory.
+    # The options are in a file, so that a corpus half done goes on with other --tasks, --time or --memory.
     options = given.out / "cluster" / "options"
     with atomic_write(options) as file:
         file.writelines(f"--{name}={getattr(given, name)}\n" for name in OPTIONS)
     for step in plan:
-        step.commands = [["data_prep.cluster", "run", f"@{options}", "--logs", str(given.out / "cluster" / step.name), "--", *command]
-                         for command in step.commands]
+        spread = ["data_prep.cluster", "run", f"@{options}", "--logs", str(given.out / "cluster" / step.name), "--"]
+        step.commands = [[*spread, *command] if is_step(command) else command for command in step.commands]
     begun = time.time()
     try:
         run_plan(plan, given.out)

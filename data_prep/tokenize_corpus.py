@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from data_prep.corpus_card import count_table
 from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.steps import add_shard_arguments, fingerprint, read_shard, run_jobs, shard_names
 from mmed.errors import UserError, main_guard
@@ -112,19 +113,6 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
         raise UserError(f"{', '.join(map(str, paths[:3]))}: no document was left to tokenize; reasons: {funnel.to_dict()}")
     shutil.rmtree(folder)
     return metas[0]
-
-
-def count_table(counts: dict) -> str:
-    """Tokens by language and source, as METHOD 1.1 prints MMedC (there in billions)."""
-    sources = sorted({source for by_source in counts.values() for source in by_source})
-    rows = [["language", *(source or "-" for source in sources), "tokens", "documents"]]
-    for language in [*counts, "sum"]:
-        parts = counts.values() if language == "sum" else [counts[language]]
-        cells = [sum(part.get(source, {}).get("tokens", 0) for part in parts) for source in sources]
-        documents = sum(count["documents"] for part in parts for count in part.values())
-        rows.append([language or "-", *(f"{cell:,}" for cell in cells), f"{sum(cells):,}", f"{documents:,}"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[
     [(40, [0, 2]), (56, [1, 4])]
     """
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
-    common = [0] + [common_length(prompts[a], prompts[b]) for a, b in zip(order, order[1:])]  # with the one before
+    common = [0] + [common_length(prompts[a], prompts[b]) for a, b in pairwise(order)]  # with the one before
 
     def best(low: int, high: int) -> tuple[int, list[tuple[int, list[int]]]]:
         """(tokens saved, groups) of order[low:high]."""
@@ -93,7 +94,7 @@ def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[
         cuts = [low, *(j for j in range(low + 1, high) if common[j] == least), high]
         saved, groups = 0, []
         if len(cuts) - 2 < high - low - 1:  # not all neighbours share the same
-            for a, b in zip(cuts, cuts[1:]):
+            for a, b in pairwise(cuts):
                 more, found = best(a, b)
                 saved += more
                 groups += found

@@ -13,6 +13,7 @@ Order: loading a model, prompts to ids, the terminal, files of prompts, the comm
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from mmed.errors import UsageError, UserError, main_guard
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from mmed.model import Transformer
+
+
+WAIT_SECONDS = 14 * 24 * 3600  # ranks that are done wait for those that are not
 
 
 def __getattr__(name: str):
@@ -37,24 +41,52 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'mmed.generate' has no attribute {name!r}")
 
 
-def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto"):
-    """(model ready to decode, its tokenizer); an adapter is merged into the weights."""
+def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto", shard: bool = False):
+    """(model ready to decode, its tokenizer); an adapter is merged into the weights. Joins the other ranks under torchrun.
+
+    dtype "int8": weights of 8 bits while decoding (mmed/quantize.py). shard: each rank keeps its part of every matrix.
+    """
     import torch
 
+    from mmed import distributed
     from mmed.checkpoint import load_pretrained
     from mmed.lora import load_adapter, merge_lora
 
-    if device == "auto":
+    if distributed.world_size() > 1:
+        device = str(distributed.start(WAIT_SECONDS))
+    elif device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
-    model, tokenizer = load_pretrained(folder, dtype=getattr(torch, dtype), device=device)
+    if shard and (distributed.world_size() == 1 or adapter or dtype == "int8"):
+        raise UsageError("--shard: goes with torchrun and several processes, without --adapter (merge it first: python -m mmed.checkpoint merge) "
+                         "and without int8")
+    int8 = dtype == "int8"
+    if dtype in ("auto", "int8"):
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    model, tokenizer = load_sharded(folder, getattr(torch, dtype), device) if shard else \
+        load_pretrained(folder, dtype=getattr(torch, dtype), device=device)
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer.model or tokenizer.json in this folder; put the model's tokenizer there")
     if adapter:
         load_adapter(model, adapter)
         merge_lora(model)
+    model.int8 = int8
     return model.eval(), tokenizer
+
+
+def load_sharded(folder: str, dtype, device: str):
+    """`load_pretrained`, each rank reading and keeping its own rows."""
+    import torch
+
+    from mmed import distributed
+    from mmed.checkpoint import load_config, load_weights
+    from mmed.model import Transformer
+    from mmed.tokenizer import load_tokenizer
+
+    with torch.device("meta"):
+        model = Transformer(load_config(folder)).to(dtype)
+    model = distributed.shard(model, "fp32").to_empty(device=device)  # "fp32": gathered in the dtype it has
+    load_weights(model, folder)
+    return model, load_tokenizer(folder)
 
 
 def progress_bar(total: int, shown: bool, unit: str = "text"):
@@ -90,6 +122,8 @@ def stream_text(model: Transformer, tokenizer, prompt: Sequence[int], **options)
             print(printable(text[len(shown):]), end="", flush=True)
             shown = text
 
+    from mmed.decoding import generate
+
     new = generate(model, [prompt], end_ids=tokenizer.end_ids, on_token=show, slots=1, **options)[0]
     text = tokenizer.decode(new, continued=True)
     print(printable(text[len(shown):]), flush=True)
@@ -107,7 +141,7 @@ def chat(model: Transformer, tokenizer, language: str, turns: str, options: dict
     from mmed.prompts import ALPACA
 
     tongue = get_language(language)
-    print(NO_ADVICE.get(tongue.code, NO_ADVICE["en"]))
+    print(tongue.disclaimer)
     # MMedLM: the first sentence of its fine-tuning instruction, without the part on options
     instruction = f"You're a {tongue.name} doctor, kindly address the medical queries according to the patient's account in {tongue.name}."
     while True:
@@ -123,8 +157,11 @@ def chat(model: Transformer, tokenizer, language: str, turns: str, options: dict
 
 def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decoding: dict) -> int:
     """Every {"prompt": ...} of a JSONL file -> the same objects with "text" added; goes on where it was stopped."""
+    from mmed.decoding import generate
     from mmed.files import read_jsonl
-    from mmed.results import Journal, round_size
+    from mmed.quantize import difference
+    from mmed.results import file_hash, model_fingerprint, round_size
+    from mmed.spread import run_rounds
 
     prompts, rows = [], []
     for number, row in read_jsonl(options.input):
@@ -136,22 +173,25 @@ def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decodin
                             "positions; shorten it")
         rows.append(row)
         prompts.append(ids)
-    from mmed.results import file_hash, model_fingerprint
-
     facts = {"model": model_fingerprint(options.model, options.adapter), "input": file_hash(options.input), "slots": options.slots,
-             "turns": options.turns, **decoding}
-    journal = Journal(Path(options.out), facts, force=options.force)
+             "turns": options.turns, "dtype": options.dtype, **decoding}
+    if options.dtype == "int8":
+        print(difference(model, prompts), file=sys.stderr)
     bar = progress_bar(len(rows), sys.stderr.isatty())
     size = round_size(options.slots)
-    for start in range(0, len(rows), size):
-        places = range(start, min(start + size, len(rows)))
-        if not journal.has(start):
-            new = generate(model, [prompts[i] for i in places], end_ids=tokenizer.end_ids, numbers=list(places), slots=options.slots,
-                           on_done=lambda *_: bar.update(), **decoding)
-            journal.add(start, [rows[i] | {"text": tokenizer.decode(ids, continued=True)} for i, ids in zip(places, new)])
-        else:
-            bar.update(len(places))
+    rounds = {start: range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)}
+
+    def compute(start: int) -> list[dict]:
+        places = rounds[start]
+        new = generate(model, [prompts[i] for i in places], end_ids=tokenizer.end_ids, numbers=list(places), slots=options.slots,
+                       on_done=lambda *_: bar.update(), **decoding)
+        return [rows[i] | {"text": tokenizer.decode(ids, continued=True)} for i, ids in zip(places, new)]
+
+    costs = {start: sum(len(prompts[i]) + options.max_new_tokens for i in places) for start, places in rounds.items()}
+    journal = run_rounds(Path(options.out), facts, costs, compute, force=options.force, on_skip=lambda start: bar.update(len(rounds[start])), model=model)
     bar.close()
+    if journal is None:  # under torchrun rank 0 writes
+        return 0
     journal.finish()
     print(f"{len(rows)} texts -> {options.out}")
     return 0
@@ -175,8 +215,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that hold P of the probability")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=32, metavar="N", help="sequences decoded side by side (default 32)")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="auto: bfloat16 on a GPU; int8: "
+                        "weights of 8 bits, with what that changes printed")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--shard", action="store_true", help="under torchrun, with --input: cut the weights over all ranks, for a model larger "
+                        "than one GPU")
     parser.add_argument("--force", action="store_true", help="with --input: replace results of another model or input")
     options = parser.parse_args(arguments)
     if bool(options.input) != bool(options.out):
@@ -188,7 +231,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.turns not in ("none", "auto", *FORMATS):
         raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(FORMATS)}")
     decoding = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
-    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device)
+    if not options.input and (options.shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        raise UsageError("several processes go with --input only")
+    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard)
     if options.input:
         return run_file(model, tokenizer, options, decoding)
     if options.chat:

@@ -2,8 +2,10 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from mmed.generate import generate, main, score_many, score_options
 from mmed.graphs import StepGraphs
 from mmed.lora import adapted_layers, apply_lora
 from mmed.model import ModelConfig, Transformer
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # One line a family's worth of mathematics: what decoding must not depend on.
 FAMILIES = {
@@ -379,8 +383,8 @@ def test_a_file_of_prompts_is_completed_and_a_killed_run_goes_on(model_folder, t
 def test_two_processes_write_the_file_that_one_writes(model_folder, tmp_path, kind):
     """Also with the weights cut over both, and after rank 1's journal was left behind by a killed run."""
     if kind == "generate":
-        (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": i, "prompt": "fever and cough"[:3 + i % 9]}) + "\n" for i in range(40)))
-        base = ["mmed.generate", "--model", str(model_folder), "--input", str(tmp_path / "in.jsonl"), "--max_new_tokens", "5", "--slots", "1"]
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": i, "prompt": "fever and cough"[:3 + i % 9]}) + "\n" for i in range(20)))
+        base = ["mmed.generate", "--model", str(model_folder), "--input", str(tmp_path / "in.jsonl"), "--max_new_tokens", "3", "--slots", "1"]
         out, result = "{}.jsonl", [""]
     else:
         item = {"options": {"A": "fever", "B": "cough"}, "answer_idx": "A", "rationale": "pain"}
@@ -402,6 +406,49 @@ def test_two_processes_write_the_file_that_one_writes(model_folder, tmp_path, ki
         for file in result:
             assert (tmp_path / out.format(name) / file).read_bytes() == (tmp_path / out.format("one") / file).read_bytes()
         assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "headqa").is_dir(), reason="the real exam files are not here")
+def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_path):
+    """Killed with SIGKILL, the second time on another number of processes."""
+    from data_prep.mmedbench import main as make_benchmark
+    from mmed.checkpoint import save_pretrained
+    from mmed.tokenizer import train_sentencepiece
+
+    make_benchmark(["--source", f"headqa={REAL / 'headqa'}", "--out", str(tmp_path / "exam")])
+    lines = (tmp_path / "exam" / "Val" / "Spanish.jsonl").read_text(encoding="utf-8").splitlines()[:1000]
+    tokenizer = train_sentencepiece(lines[:300], tmp_path / "tokenizer", 2000)
+    save_pretrained(tiny(16, vocab_size=tokenizer.vocab_size, max_position_embeddings=2048), tokenizer, tmp_path / "model")
+    command = ["mmed.eval", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "exam" / "Val"), "--limit", "1000", "--scoring", "both",
+               "--max_new_tokens", "6", "--slots", "8"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(name: str, ranks: int = 1) -> subprocess.Popen:
+        launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else []
+        return subprocess.Popen([sys.executable, "-m", *launch, *command, "--out", str(tmp_path / name)], env=env, start_new_session=True,
+                                cwd=Path(__file__).resolve().parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def rounds_done(name: str) -> int:
+        return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in (tmp_path / name).glob("*.partial"))
+
+    def kill_behind(name: str, rounds: int, ranks: int) -> None:
+        process = start(name, ranks)
+        while rounds_done(name) < rounds:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    kill_behind("killed", 3, 1)
+    kill_behind("killed", 8, 2)
+    for name in ("killed", "whole"):
+        assert start(name).wait() == 0
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "killed").iterdir()) and "predictions.jsonl" in files
+    assert (tmp_path / "whole" / "predictions.jsonl").read_bytes().count(b"\n") == 3000
+    for name in files:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_rounds_that_other_ranks_left_are_taken_over(tmp_path):

@@ -35,6 +35,7 @@ from mmed.model import Block, KVCache, ModelConfig, Transformer, alibi_slopes, r
 
 PASS_TOKENS = 1024       # tokens in one flat pass on a CPU; on a GPU GPU_PASS_TOKENS
 GPU_PASS_TOKENS = 8192
+GPU_LENGTH_STEP = 512    # a cache on a GPU has room for a multiple of so many tokens
 SEEN_STEP = 16           # a step looks at a multiple of so many places
 CALL_TOKENS = 48         # what one more attention call costs, in cached tokens of one slot (measured: about 12 microseconds)
 
@@ -136,14 +137,11 @@ class Decoder:
         self.slopes = alibi_slopes(config.num_attention_heads).to(self.device) if config.position_embedding == "alibi" else None
         self.rope_tables: dict[bool, tuple[Tensor, Tensor]] = {}
         self.kinds = sorted({config.slides(layer) for layer in range(config.num_hidden_layers)})
-        self.graphs = None   # mmed/graphs.py, made with the first step on a GPU
+        self.graphs = self.kept_cache = None  # on a GPU: mmed/graphs.py, made with the first step, and the cache it was made for
         self.lockstep = Lockstep(self) if self.sharded else None
 
-    def layers(self):
-        """Each layer in turn; a sharded one's weights are gathered here and go when the next one is asked for."""
-        if self.fixed is not None:
-            yield from self.fixed
-            return
+    def gathered(self):
+        """Each layer of a sharded model in turn; its weights are gathered here and go when the next one is asked for."""
         for block in self.blocks:
             block.unshard()
             yield DecoderLayer(block, self.config, "plain")
@@ -177,9 +175,20 @@ class Decoder:
     # ---- many tokens
 
     def make_cache(self, slots: int, length: int) -> KVCache:
-        length = -(-length // SEEN_STEP) * SEEN_STEP
-        self.prepare(length)
-        return KVCache(self.config, slots, length, self.dtype, self.device)
+        """Room for `slots` sequences of `length` tokens. On a GPU the last one is used again where it is large enough, for its graphs."""
+        if self.device.type == "cpu":
+            length = -(-length // SEEN_STEP) * SEEN_STEP
+            self.prepare(length)
+            return KVCache(self.config, slots, length, self.dtype, self.device)
+        if not self.has_room(slots, length):
+            self.kept_cache = self.graphs = None  # frees them before the new one is made; graphs hold on to cache and tables
+            length = -(-length // GPU_LENGTH_STEP) * GPU_LENGTH_STEP
+            self.prepare(length)
+            self.kept_cache = KVCache(self.config, slots, length, self.dtype, self.device)
+        return self.kept_cache
+
+    def has_room(self, slots: int, length: int) -> bool:
+        return self.kept_cache is not None and self.kept_cache.keys.shape[1] >= slots and self.kept_cache.length >= length
 
     def extend(self, cache: KVCache, segments: Sequence[Segment], wanted: Sequence[Sequence[int]]) -> list[Tensor]:
         """Compute the segments and keep their keys and values; logits (len(wanted[i]), V) behind the named tokens of each.
@@ -216,7 +225,7 @@ class Decoder:
             spans.append((segment.slot, segment.start, begin, begin + len(segment.ids)))
             begin += len(segment.ids)
         H, E = self.config.num_attention_heads, self.config.head_dim
-        for number, layer in enumerate(self.layers()):
+        for number, layer in enumerate(self.gathered() if self.sharded else self.fixed):
             q, k, v = layer.heads(x, ropes[layer.slides])
             keys, values = cache.keys[number], cache.values[number]                                           # (slots, K, S, E)
             for slot, start, a, b in spans:  # all are written before any is read: a tree reads the prompt before it
@@ -286,7 +295,7 @@ class Decoder:
         ropes = self.ropes(positions)
         place = ((torch.arange(n * K, device=tokens.device).view(n, K)) * S + positions[:, None]).flatten()   # rows of keys as (slots * K * S, E)
         biases = None if lengths is not None else {slides: self.step_bias(positions, seen, slides) for slides in self.kinds}
-        for number, layer in enumerate(self.layers()):
+        for number, layer in enumerate(self.gathered() if self.sharded else self.fixed):
             q, k, v = layer.heads(x, ropes[layer.slides])
             keys, values = cache.keys[number], cache.values[number]                                           # (slots, K, S, E)
             keys.view(-1, E).index_copy_(0, place, k.reshape(n * K, E))
@@ -407,7 +416,7 @@ class Lockstep:
 
     def finish(self) -> None:
         while self.anyone(False):
-            for _ in self.decoder.layers():
+            for _ in self.decoder.gathered():
                 pass
 
 
@@ -424,7 +433,8 @@ def decoder_for(model: Transformer, rows: int) -> Decoder:
     """The model's decoder for `rows` sequences side by side: made once, and again when a parameter has changed."""
     kind = layout(model, rows)
     if kind == "plain" or any(parameter.is_inference() for parameter in model.parameters()):  # these count no changes
-        return Decoder(model, kind)
+        with torch.inference_mode(False), torch.no_grad():
+            return Decoder(model, kind)
 
     def state() -> list[tuple[int, int]]:
         return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
@@ -432,7 +442,8 @@ def decoder_for(model: Transformer, rows: int) -> Decoder:
     before, decoder = _KEPT.get(model, (None, None))
     if decoder is None or decoder.kind != kind or before != state():
         _KEPT.pop(model, None)  # one layout at a time: it is a copy of the weights
-        decoder = Decoder(model, kind)
+        with torch.inference_mode(False), torch.no_grad():  # what the layout makes of the parameters can still be trained on
+            decoder = Decoder(model, kind)
         _KEPT[model] = (state(), decoder)  # now: "in place" has moved them
     return decoder
 
@@ -462,7 +473,11 @@ def free_bytes(device: torch.device) -> int:
 def fit_slots(decoder: Decoder, slots: int, length: int) -> int:
     """At most `slots`, as many as fit into four fifths of the free memory; not one fits: an error."""
     config = decoder.config
-    each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * decoder.dtype.itemsize * (length + SEEN_STEP)
+    if decoder.has_room(slots, length):
+        return slots
+    decoder.kept_cache = decoder.graphs = None
+    step = SEEN_STEP if decoder.device.type == "cpu" else GPU_LENGTH_STEP
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * decoder.dtype.itemsize * (length + step)
     free = free_bytes(decoder.device)
     fitting = int(0.8 * free) // each
     if not fitting:

@@ -93,5 +93,6 @@ def one_token_compiled():
     """`one_token` compiled, once a process: shapes that come later are compiled as dynamic ones, one row apart."""
     global _COMPILED
     if _COMPILED is None:
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one, two, then any number of slots and places
         _COMPILED = torch.compile(one_token, fullgraph=True)
     return _COMPILED

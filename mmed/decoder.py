@@ -143,7 +143,8 @@ class Decoder:
     def gathered(self):
         """Each layer of a sharded model in turn; its weights are gathered here and go when the next one is asked for."""
         for block in self.blocks:
-            block.unshard()
+            with torch.inference_mode(False):  # its buffers are used in and outside of that mode
+                block.unshard()
             yield DecoderLayer(block, self.config, "plain")
             block.reshard()
 

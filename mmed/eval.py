@@ -206,23 +206,28 @@ def evaluate(options: argparse.Namespace) -> dict:
 def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: dict, out: Path) -> dict:
     from mmed.generate import load_model, progress_bar
     from mmed.prompts import read_benchmark
-    from mmed.results import Journal, round_size, write_results
+    from mmed.results import round_size, write_results
+    from mmed.spread import run_rounds
 
     train = read_benchmark(options.train) if options.shots else []
-    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device)
+    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard)
     encode = encoder_of(model, tokenizer, options)
     questions = {mode: build_questions(items, mode, options, train, encode, model.config.max_position_embeddings) for mode in modes_of(options)}
-    journal = Journal(out / "predictions.jsonl", facts, force=options.force)
+    if options.dtype == "int8":
+        from mmed.scoring import difference
+
+        print(difference(model, [question.ids for question in next(iter(questions.values()))]), file=sys.stderr)
     (out / "results.json").unlink(missing_ok=True)  # with --force: what it says is no longer so
     bar = progress_bar(len(items) * len(questions), options.progress, "answer")
     size = round_size(options.slots)
-    for start in range(0, len(items), size):
-        part = {mode: column[start:start + size] for mode, column in questions.items()}
-        if journal.has(start):
-            bar.update(sum(map(len, part.values())))
-        else:
-            journal.add(start, run_round(model, tokenizer, part, options, bar))
+    rounds = {start: {mode: column[start:start + size] for mode, column in questions.items()} for start in range(0, len(items), size)}
+    costs = {start: sum(len(question.ids) + token_limit(mode, options) for mode, column in part.items() for question in column)
+             for start, part in rounds.items()}
+    journal = run_rounds(out / "predictions.jsonl", facts, costs, lambda start: run_round(model, tokenizer, rounds[start], options, bar),
+                         force=options.force, on_skip=lambda start: bar.update(sum(map(len, rounds[start].values()))), model=model)
     bar.close()
+    if journal is None:  # under torchrun rank 0 has all rounds and writes
+        return {}
     prompts = {(question.item.key, question.mode): question.prompt for column in questions.values() for question in column}
     summary = write_results(out, list(journal.rows()), prompts, facts, settings)
     journal.discard()
@@ -297,8 +302,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, metavar="N", help="of a text (default 512; official 1000)")
     parser.add_argument("--too_long", choices=("error", "cut"), default="error", help="prompts longer than the model's positions")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of examples")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU, else float32")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="auto: bfloat16 on a GPU, else float32; "
+                        "int8: weights of 8 bits for decoding, with what that changes printed")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--shard", action="store_true", help="under torchrun: cut the weights over all ranks, for a model larger than one GPU")
     parser.add_argument("--force", action="store_true", help="replace results of another model, data or settings")
     add_api_options(parser)
     options = parser.parse_args(arguments)
@@ -331,6 +338,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     summary = evaluate(options)
+    if not summary:
+        return 0
     from mmed.results import table
 
     print(table(summary, options.words))

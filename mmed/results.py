@@ -103,11 +103,21 @@ class Journal:
         self._append({"round": number, "rows": rows})
         self.done.add(number)
 
-    def rows(self) -> Iterator[dict]:
+    def rounds(self) -> Iterator[tuple[int, list[dict]]]:
+        """(number, rows) by number, in whatever order they were finished."""
         self.file.seek(0)
         self.file.readline()
+        places, place = {}, self.file.tell()
         for line in self.file:
-            yield from json.loads(line)["rows"]
+            places[json.loads(line)["round"]] = place
+            place += len(line)
+        for number in sorted(places):
+            self.file.seek(places[number])
+            yield number, json.loads(self.file.readline())["rows"]
+
+    def rows(self) -> Iterator[dict]:
+        for _, rows in self.rounds():
+            yield from rows
 
     def finish(self) -> None:
         """All rows into PATH, one a line; the journal goes away."""

@@ -1,24 +1,25 @@
 """Decoding against a naive loop of full forward passes and against transformers' generate; log-likelihoods against full forwards."""
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from mmed.decoder import Decoder, Segment, decoder_for, passes
+from mmed.decoding import common_length, sample, shared_beginnings
 from mmed.errors import UserError
-from mmed.generate import (
-    PREFILL_TOKENS,
-    generate,
-    groups_of_like_length,
-    laid_out,
-    main,
-    prefill,
-    sample,
-    score_many,
-    score_options,
-)
+from mmed.generate import generate, main, score_many, score_options
+from mmed.graphs import StepGraphs
 from mmed.lora import adapted_layers, apply_lora
 from mmed.model import ModelConfig, Transformer
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # One line a family's worth of mathematics: what decoding must not depend on.
 FAMILIES = {
@@ -94,18 +95,119 @@ def test_greedy_tokens_equal_transformers_generate(seed):
         assert ids == new[:new.index(end)] if end in new else ids == new
 
 
-def test_the_laid_out_twin_has_the_same_logits_and_leaves_the_model_alone():
-    for number, (family, fields) in enumerate(FAMILIES.items()):
-        model = tiny(number, **fields)
-        names = [name for name, _ in model.named_modules()]
-        ids = torch.randint(0, 97, (3, 12), generator=torch.Generator().manual_seed(number))
-        with torch.no_grad():
-            before = model(ids)
-            for rows in (1, 8):
-                twin = laid_out(model, rows)
-                assert twin is not model
-                assert torch.allclose(twin(ids), before, atol=2e-4), family
-            assert torch.equal(model(ids), before) and [name for name, _ in model.named_modules()] == names
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layout_has_the_logits_of_a_full_forward(family, monkeypatch):
+    """All layouts, attention over all slots and slot by slot, and the step as a GPU takes it (traced whole, without a graph)."""
+    number = list(FAMILIES).index(family)
+    model, rng = tiny(number, **FAMILIES[family]), random.Random(number)
+    names = [name for name, _ in model.named_modules()]
+    lengths = [3, 21, 12]
+    rows = [[rng.randrange(97) for _ in range(n + 1)] for n in lengths]
+    with torch.no_grad():
+        full = [model(torch.tensor([row]))[0] for row in rows]
+    with torch.inference_mode():
+        for kind in ("plain", "packed", "one row", "in place"):
+            decoder = Decoder(model, kind)
+            cache = decoder.make_cache(3, 32)
+            before = decoder.extend(cache, [Segment(slot, 0, row[:-1]) for slot, row in enumerate(rows)], [range(n) for n in lengths])
+            for got, expected in zip(before, full):
+                assert torch.allclose(got, expected[:-1], atol=2e-4), kind
+            graphs = StepGraphs(decoder, cache, compiled=False, captured=False)
+            graphs.compute = torch.compile(graphs.compute, fullgraph=True, backend="eager")
+            steps = [decoder.step, lambda cache, *rest, graphs=graphs: graphs.step(*rest)] if kind == "plain" else [decoder.step]
+            for call_tokens in (0, 10 ** 6):
+                monkeypatch.setattr("mmed.decoder.CALL_TOKENS", call_tokens)
+                for step in steps:
+                    got = step(cache, [row[-1] for row in rows], lengths)
+                    assert torch.allclose(got, torch.stack([expected[-1] for expected in full]), atol=2e-4), (kind, call_tokens)
+        torch._dynamo.reset()
+    with torch.no_grad():
+        assert [name for name, _ in model.named_modules()] == names
+        assert torch.allclose(model(torch.tensor([rows[0]]))[0], full[0], atol=1e-5)
+
+
+def test_a_layout_is_kept_until_a_weight_changes():
+    model = tiny(1)
+    with torch.no_grad():
+        first = decoder_for(model, 8)
+        assert decoder_for(model, 8) is first and decoder_for(model, 1) is not first
+        model.layers[1].mlp.up_proj.weight.mul_(1.5)
+        prompt = [5, 6, 7]
+        assert generate(model, [prompt], 12) == [naive(model, prompt, 12)]
+
+
+def test_in_bf16_every_token_is_within_rounding_of_the_likeliest():
+    """The rule where sums are rounded to 8 bits: the tokens need not be the same for every batch, but each is a best one up to rounding."""
+    model, rng = tiny(14).bfloat16(), random.Random(14)
+    prompts = random_prompts(rng, 9)
+    for slots in (1, 8):
+        for prompt, new in zip(prompts, generate(model, prompts, 12, slots=slots)):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + new]))[0, len(prompt) - 1:-1].float()
+            chosen = logits.gather(1, torch.tensor(new)[:, None])[:, 0]
+            assert (logits.max(-1).values - chosen <= 2 ** -4 * logits.abs().max(-1).values).all()
+
+
+def test_int8_weights_change_little_and_say_how_much():
+    from mmed.quantize import Int8Linear
+    from mmed.scoring import difference
+
+    generator = torch.Generator().manual_seed(3)
+    weight, bias = torch.randn(40, 64, generator=generator), torch.randn(40, generator=generator)
+    for rows in (1, 3, 30):
+        x = torch.randn(rows, 64, generator=generator)
+        bound = x.abs().sum(1, keepdim=True) * weight.abs().amax(1) / 127 / 2  # no weight is off by more than half a scale
+        assert ((Int8Linear(weight, bias)(x) - torch.nn.functional.linear(x, weight, bias)).abs() <= bound + 1e-4).all()
+    model, prompts = tiny(15), random_prompts(random.Random(15), 40)
+    words = difference(model, prompts)
+    assert "14 prompts" in words and float(words.split("same in ")[1].split("%")[0]) > 80 and model.int8
+    generate(model, prompts, 5)
+    assert decoder_for(model, 8).kind == "int8"
+
+
+# -------------------------------------------------------------------------------------------------------- shared beginnings
+
+@pytest.mark.parametrize("seed", range(30))
+def test_shared_beginnings_are_shared_and_no_grouping_saves_more(seed):
+    rng = random.Random(seed)
+    stems = [[rng.randrange(3) for _ in range(rng.choice((8, 16, 40)))] for _ in range(3)]
+    prompts = [rng.choice(stems) + [rng.randrange(3) for _ in range(rng.randint(1, 30))] for _ in range(rng.randint(0, 7))]
+    groups = shared_beginnings(prompts)
+    members = [i for _, group in groups for i in group]
+    assert len(set(members)) == len(members)
+    for length, group in groups:
+        assert len(group) > 1 and all(prompts[i][:length] == prompts[group[0]][:length] and length < len(prompts[i]) for i in group)
+
+    def best(rest):  # every partition
+        if not rest:
+            return 0
+        first, *others = rest
+        top = best(others)
+        for mask in range(1, 2 ** len(others)):
+            group = [first] + [i for bit, i in enumerate(others) if mask >> bit & 1]
+            length = min(common_length(prompts[first], prompts[i]) for i in group[1:])
+            top = max(top, length * (len(group) - 1) + best([i for i in others if i not in group]))
+        return top
+
+    assert sum(length * (len(group) - 1) for length, group in groups) == best(list(range(len(prompts))))
+
+
+def test_what_prompts_share_is_computed_once(monkeypatch):
+    rng, model = random.Random(4), tiny(4)
+    stem = [rng.randrange(97) for _ in range(48)]
+    prompts = [stem + [rng.randrange(97) for _ in range(rng.randint(1, 6))] for _ in range(10)] + random_prompts(rng, 3)
+    computed = []
+    flat_pass = Decoder.flat_pass
+    monkeypatch.setattr(Decoder, "flat_pass", lambda self, cache, segments, rows: (
+        computed.append(sum(len(segment.ids) for segment in segments)), flat_pass(self, cache, segments, rows))[1])
+    new = generate(model, prompts, 6, slots=4)
+    assert sum(computed) == sum(map(len, prompts)) - 9 * 48
+    computed.clear()
+    scores = score_many(model, prompts, [[[1, 2, 3], [1, 2, 4], [5]]] * len(prompts))
+    assert sum(computed) == sum(map(len, prompts)) - 9 * 48 + 2 * len(prompts)  # of each tree the two inner nodes
+    monkeypatch.undo()
+    assert new == [naive(model, prompt, 6) for prompt in prompts]
+    assert scores[3] == pytest.approx(score_options(model, prompts[3], [[1, 2, 3], [1, 2, 4], [5]]), abs=1e-4)
 
 
 def test_an_adapter_that_is_not_merged_is_used():
@@ -118,22 +220,31 @@ def test_an_adapter_that_is_not_merged_is_used():
     assert generate(model.eval(), prompts, 10, slots=2) == [naive(model, prompt, 10) for prompt in prompts]
 
 
-def test_a_prompt_longer_than_a_pass_comes_in_pieces(monkeypatch):
-    monkeypatch.setattr("mmed.generate.PREFILL_TOKENS", 16)
+def test_prompts_longer_than_a_pass_come_in_pieces(monkeypatch):
+    monkeypatch.setattr("mmed.decoder.PASS_TOKENS", 16)
     model, rng = tiny(6), random.Random(6)
     prompts = [[rng.randrange(97) for _ in range(n)] for n in (50, 49, 16, 17, 3, 33)]
     assert generate(model, prompts, 6, slots=3) == [naive(model, prompt, 6) for prompt in prompts]
+    options = [[[1, 2, 3], [1, 4, 5], [6]]] * 6
+    expected = score_many(tiny(6), prompts, options)
+    monkeypatch.setattr("mmed.decoder.PASS_TOKENS", 1024)
+    for one, other in zip(expected, score_many(tiny(6), prompts, options)):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_prefill_groups_hold_every_prompt_once_and_waste_little(seed):
+def test_passes_hold_every_token_once_and_no_more_than_allowed(seed):
     rng = random.Random(seed)
-    lengths = [rng.randint(1, 900) for _ in range(rng.randint(0, 60))]
-    groups = list(groups_of_like_length(lengths))
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        padded, real = max(lengths[i] for i in group) * len(group), sum(lengths[i] for i in group)
-        assert len(group) == 1 or (padded <= PREFILL_TOKENS and padded <= 1.15 * real + 1e-9)
+    segments = [Segment(i, rng.randint(0, 9), list(range(rng.randint(0, 40))), own=torch.ones(1, 1) if rng.random() < 0.2 else None) for i in range(20)]
+    parts = passes(segments, 32)
+    ids = [[] for _ in segments]
+    for part in parts:
+        assert sum(len(piece.ids) for _, _, piece in part) <= 32 or len(part) == 1
+        for i, offset, piece in part:
+            assert offset == len(ids[i]) and piece.start == segments[i].start + offset and piece.slot == i
+            ids[i] += piece.ids
+    assert ids == [segment.ids for segment in segments]
+    assert len(parts) <= sum(len(segment.ids) for segment in segments) // 32 + 1 + sum(2 for segment in segments if segment.own is not None)
 
 
 def test_sampling_depends_on_seed_and_number_only():
@@ -215,12 +326,10 @@ def test_option_scores_equal_full_forwards(family):
 
 
 def test_prefill_leaves_other_slots_alone():
-    from mmed.generate import make_cache
-
-    model, cache = tiny(12), None
-    cache = make_cache(model, 3, 30)
+    decoder = decoder_for(tiny(12), 4)
+    cache = decoder.make_cache(3, 30)
     with torch.inference_mode():
-        prefill(model, cache, [1], [[3, 4, 5]])
+        decoder.extend(cache, [Segment(1, 0, [3, 4, 5])], [(2,)])
     assert cache.keys[:, [0, 2]].abs().sum() == 0 and cache.keys[:, 1].abs().sum() > 0
 
 
@@ -271,6 +380,92 @@ def test_a_file_of_prompts_is_completed_and_a_killed_run_goes_on(model_folder, t
         main([*arguments, "--out", str(tmp_path / "cut.jsonl")])
 
 
+@pytest.mark.parametrize("kind", ["generate", "eval"])
+def test_two_processes_write_the_file_that_one_writes(model_folder, tmp_path, kind):
+    """Also with the weights cut over both, and after rank 1's journal was left behind by a killed run."""
+    if kind == "generate":
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": i, "prompt": "fever and cough"[:3 + i % 9]}) + "\n" for i in range(20)))
+        base = ["mmed.generate", "--model", str(model_folder), "--input", str(tmp_path / "in.jsonl"), "--max_new_tokens", "3", "--slots", "1"]
+        out, result = "{}.jsonl", [""]
+    else:
+        item = {"options": {"A": "fever", "B": "cough"}, "answer_idx": "A", "rationale": "pain"}
+        (tmp_path / "English.jsonl").write_text("".join(json.dumps(item | {"question": "lung " * (i + 1)}) + "\n" for i in range(20)))
+        base = ["mmed.eval", "--model", str(model_folder), "--data", str(tmp_path / "English.jsonl"), "--max_new_tokens", "5", "--slots", "1",
+                "--scoring", "both"]
+        out, result = "{}", ["predictions.jsonl", "results.json"]
+
+    def run(name: str, ranks: int, *more: str) -> None:
+        launch = [sys.executable, "-m", *(["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else [])]
+        done = subprocess.run([*launch, *base, "--out", str(tmp_path / out.format(name)), *more], capture_output=True, text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=Path(__file__).resolve().parents[1])
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run("one", 1)
+    run("two", 2)
+    run("cut", 2, "--shard")
+    for name in ("two", "cut"):
+        for file in result:
+            assert (tmp_path / out.format(name) / file).read_bytes() == (tmp_path / out.format("one") / file).read_bytes()
+        assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "headqa").is_dir(), reason="the real exam files are not here")
+def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_path):
+    """Killed with SIGKILL, the second time on another number of processes."""
+    from data_prep.mmedbench import main as make_benchmark
+    from mmed.checkpoint import save_pretrained
+    from mmed.tokenizer import train_sentencepiece
+
+    make_benchmark(["--source", f"headqa={REAL / 'headqa'}", "--out", str(tmp_path / "exam")])
+    lines = (tmp_path / "exam" / "Val" / "Spanish.jsonl").read_text(encoding="utf-8").splitlines()[:1000]
+    tokenizer = train_sentencepiece(lines[:300], tmp_path / "tokenizer", 2000)
+    save_pretrained(tiny(16, vocab_size=tokenizer.vocab_size, max_position_embeddings=2048), tokenizer, tmp_path / "model")
+    command = ["mmed.eval", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "exam" / "Val"), "--limit", "1000", "--scoring", "both",
+               "--max_new_tokens", "6", "--slots", "8"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(name: str, ranks: int = 1) -> subprocess.Popen:
+        launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else []
+        return subprocess.Popen([sys.executable, "-m", *launch, *command, "--out", str(tmp_path / name)], env=env, start_new_session=True,
+                                cwd=Path(__file__).resolve().parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def rounds_done(name: str) -> int:
+        return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in (tmp_path / name).glob("*.partial"))
+
+    def kill_behind(name: str, rounds: int, ranks: int) -> None:
+        process = start(name, ranks)
+        while rounds_done(name) < rounds:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    kill_behind("killed", 3, 1)
+    kill_behind("killed", 8, 2)
+    for name in ("killed", "whole"):
+        assert start(name).wait() == 0
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "killed").iterdir()) and "predictions.jsonl" in files
+    assert (tmp_path / "whole" / "predictions.jsonl").read_bytes().count(b"\n") == 3000
+    for name in files:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_rounds_that_other_ranks_left_are_taken_over(tmp_path):
+    from mmed.results import Journal
+    from mmed.spread import run_rounds
+
+    part = Journal(tmp_path / "x.jsonl.rank-3", {"a": 1})
+    part.add(16, [{"n": 16}])
+    part.file.close()
+    calls = []
+    journal = run_rounds(tmp_path / "x.jsonl", {"a": 1}, {0: 1, 8: 5, 16: 2}, lambda number: calls.append(number) or [{"n": number}])
+    assert calls == [0, 8] and [row["n"] for row in journal.rows()] == [0, 8, 16]
+    journal.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
 def test_chat_says_in_the_chosen_language_that_it_is_no_advice(model_folder, capsys, monkeypatch):
     answers = iter(["J'ai de la fièvre.", ""])
 
@@ -309,6 +504,20 @@ def test_a_line_without_a_prompt_is_named(model_folder, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     with pytest.raises(UserError, match=r"in\.jsonl:2: expected an object with a text 'prompt'"):
         main(["--model", str(model_folder), "--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")])
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral"])
+def test_turns_reach_the_model_as_its_format_spells_them(model_folder, capsys, name):
+    from mmed.chat import encode_chat
+    from mmed.generate import load_model
+
+    model, tokenizer = load_model(str(model_folder))
+    main(["--model", str(model_folder), "--prompt", "fever", "--max_new_tokens", "8", "--turns", name])
+    ids = encode_chat(tokenizer, [{"role": "user", "content": "fever"}], name=name)
+    assert ids != encode_chat(tokenizer, [{"role": "user", "content": "cough"}], name=name)
+    new = generate(model, [ids], 8, end_ids=tokenizer.end_ids)[0]
+    from mmed.generate import printable
+    assert capsys.readouterr().out == "fever" + printable(tokenizer.decode(new, continued=True)) + "\n"
 
 
 def test_an_unknown_turn_format_is_one_line_that_names_those_there_are(tmp_path):

@@ -48,6 +48,8 @@ class Language:
     split_words: Splitter  # words and punctuation without any extra package
     official_words: Splitter  # as in the official scores; needs mmed[words]
     right_to_left: bool = False
+    # Shown before a chat on the terminal
+    disclaimer: str = "This is a research model. What it says is no medical advice; ask a doctor."
     demo: Any = None  # the words of the demo world
 
 

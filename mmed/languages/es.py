@@ -35,5 +35,6 @@ LANGUAGE = Language(
     medical_sentence="La paciente ingresó en el hospital con fiebre, tos y disnea; la radiografía mostró una neumonía y se inició "
                      "tratamiento antibiótico intravenoso.",
     ordinary_sentence="El tren hacia la costa sale a las nueve y almorzaremos en un pequeño pueblo junto al mar.",
+    disclaimer="Este es un modelo de investigación. Lo que dice no es consejo médico; consulte a un médico.",
     split_words=split_spaced, official_words=nltk_words,
 )

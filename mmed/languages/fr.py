@@ -36,5 +36,6 @@ LANGUAGE = Language(
     medical_sentence="La patiente a été hospitalisée pour une fièvre avec toux et dyspnée ; la radiographie montrait une pneumonie, "
                      "traitée par antibiotiques.",
     ordinary_sentence="Le train pour la côte part à neuf heures, et nous déjeunerons dans un petit village au bord de la mer.",
+    disclaimer="Ceci est un modèle de recherche. Ses réponses ne sont pas un avis médical ; consultez un médecin.",
     split_words=split_spaced, official_words=nltk_words,
 )

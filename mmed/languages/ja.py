@@ -45,5 +45,6 @@ LANGUAGE = Language(
     ocr_code="jpn",
     medical_sentence="患者は発熱、咳嗽、呼吸困難を主訴に入院し、胸部の画像検査で肺炎と診断され、抗菌薬の点滴治療を受けた。",
     ordinary_sentence="海へ向かう電車は九時に出て、私たちは小さな村で昼ごはんを食べる。",
+    disclaimer="これは研究用のモデルです。回答は医学的助言ではありません。医師に相談してください。",
     split_words=split_characters, official_words=janome_words,
 )

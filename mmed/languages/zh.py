@@ -52,5 +52,6 @@ LANGUAGE = Language(
     ocr_code="chi_sim",
     medical_sentence="患者因发热、咳嗽和呼吸困难入院，胸部影像学检查提示肺炎，给予静脉注射抗生素治疗。",
     ordinary_sentence="开往海边的火车九点出发，我们会在一个小村庄里吃午饭。",
+    disclaimer="这是一个研究用模型，其回答不是医疗建议；请咨询医生。",
     split_words=split_characters, official_words=jieba_words,
 )

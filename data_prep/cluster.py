@@ -33,8 +33,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.corpus import finish, read_recipe, steps
+from data_prep.corpus_card import finish
 from data_prep.plan import end_with_parent, run_plan
+from data_prep.recipe import read_recipe, steps
 from mmed.errors import EXIT_STOPPED, UsageError, UserError, main_guard, require_extra
 from mmed.files import atomic_write
 
@@ -62,9 +63,7 @@ def run_share(command: list[str], rank: int, world_size: int, logs: Path, child_
 
 def make_pipeline(command: list[str], logs: Path, child_of: int) -> list[Any]:
     """The command as a datatrove pipeline of one step."""
-    from datatrove.pipeline.base import PipelineStep
-
-    class Share(PipelineStep):
+    class Share(require_extra("datatrove.pipeline.base", "cluster").PipelineStep):
         name = command[0]
         type = "mmed"
 
@@ -101,7 +100,6 @@ def locked(path: Path, kind: int, message: str = "", seconds: float = 0) -> Iter
 
 def run_on(given: argparse.Namespace, command: list[str], place: Path) -> None:
     """Run the command's shards on the executor and wait; raises UserError when a task failed. place: for logs and locks."""
-    require_extra("datatrove", "cluster")
     # the tasks of one wish must not count as done for another
     logs = place / hashlib.sha256(repr((command, given.tasks)).encode()).hexdigest()[:12]
     with locked(place / "start.lock", fcntl.LOCK_EX, f"{place}: another start of this step is at work; wait for it or stop it"):
@@ -122,24 +120,20 @@ def none_left(logs: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def run_local(given: argparse.Namespace, command: list[str], logs: Path) -> str:
-    from datatrove.executor import LocalPipelineExecutor
-
     # datatrove's manager process is a fork of this one and would outlive it
     os.register_at_fork(after_in_child=lambda: end_with_parent(signal.SIGKILL))
     with none_left(logs):
         pass
+    executors, workers = require_extra("datatrove.executor", "cluster"), given.workers or min(given.tasks, os.cpu_count() or 1)
     try:
-        LocalPipelineExecutor(make_pipeline(command, logs, os.getpid()), given.tasks, given.workers or min(given.tasks, os.cpu_count() or 1),
-                              str(logs)).run()
+        executors.LocalPipelineExecutor(make_pipeline(command, logs, os.getpid()), given.tasks, workers, str(logs)).run()
     except Exception as error:  # of any kind, as the task raised it; run_on says which task
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def run_ray(given: argparse.Namespace, command: list[str], logs: Path) -> str:
-    ray = require_extra("ray", "cluster")
-    from datatrove.executor import RayPipelineExecutor
-
+    ray, executors = require_extra("ray", "cluster"), require_extra("datatrove.executor", "cluster")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to the outside
     address = os.environ.get("RAY_ADDRESS")
     try:
@@ -150,8 +144,8 @@ def run_ray(given: argparse.Namespace, command: list[str], logs: Path) -> str:
     try:
         with none_left(logs):
             pass
-        RayPipelineExecutor(make_pipeline(command, logs, -1), given.tasks, given.workers or -1, logging_dir=str(logs), cpus_per_task=1,
-                            mem_per_cpu_gb=given.memory).run()
+        executors.RayPipelineExecutor(make_pipeline(command, logs, -1), given.tasks, given.workers or -1, logging_dir=str(logs), cpus_per_task=1,
+                                      mem_per_cpu_gb=given.memory).run()
     finally:
         ray.shutdown()
     return ""
@@ -184,11 +178,9 @@ def run_slurm(given: argparse.Namespace, command: list[str], logs: Path) -> str:
 
 def send(given: argparse.Namespace, command: list[str], logs: Path, name: str) -> None:
     """Hand Slurm an array of jobs for the tasks that are not completed."""
-    from datatrove.executor import SlurmPipelineExecutor
-
     with none_left(logs):
         pass
-    executor = SlurmPipelineExecutor(
+    executor = require_extra("datatrove.executor", "cluster").SlurmPipelineExecutor(
         make_pipeline(command, logs, 0), given.tasks, given.time, given.partition, workers=given.workers or -1, logging_dir=str(logs),
         job_name=name, qos=given.qos, with_srun=False, requeue_signals=None, sbatch_args={"mem-per-cpu": f"{round(given.memory * 1024)}M"},
         env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(python_path())}\n"

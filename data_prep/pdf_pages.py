@@ -2,7 +2,7 @@
 
     with Pages(path, limits) as pages:          # starts the process
         pages.count
-        pages.read(12)                          # {"lines": [[text, left, right, base, size], ...], "characters", "letters", "drawn"}
+        pages.read(12)              # {"lines": [[text, left, right, base, size], ...], "characters", "letters", "drawn", "seconds"}
         pages.ocr(12, "eng", 300)               # {"lines": [...]} or {"failed": why}
 
 Pages count from 0. Lines come in the order of the file's content, which is the reading order of nearly all PDFs, columns
@@ -10,9 +10,10 @@ included; left, right and base (the line it stands on, measured down from the to
 that the setter put at a line's end is the last character of its line.
 
 A PDF is a program for several old parsers, and some are made to break them. So the process limits itself: its memory by
-setrlimit, the time of every request by alarm(2), which ends it in the middle of C code too. Whatever a file does, the asker sees
-an answer or the end of the process, as `BookError` with a short reason. The two speak JSON lines over pipes; each answer is
-limited in size. If the asker dies, the process reads the end of its input and goes too.
+setrlimit, the time of every request by setitimer(2), which ends it in the middle of C code too. Whatever a file does, the asker
+sees an answer or the end of the process, as `BookError` with a short reason. Time is the processor's, so that a busy machine
+drops no page that a quiet one reads; by the clock it may be PATIENCE times as long. The two speak JSON lines over pipes; each
+answer is limited in size. If the asker dies, the process reads the end of its input and goes too.
 """
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +37,7 @@ PAGE_OBJECTS = 2000  # looked through for something other than text
 PAGE_PIXELS = 30_000_000  # A4 at 300 dots an inch has 8.7 million; a larger page is drawn with fewer dots an inch
 SIDE_PIXELS = 30_000  # Tesseract takes up to 32,767
 OCR_TIMES = 4  # Tesseract may take so many times the limit of reading a page
+PATIENCE = 10
 SPECK_CONFIDENCE, LINE_CONFIDENCE = 60, 50  # of Tesseract, 0 to 100: below lie specks without a letter, and the scribble of figures
 PAGE_CONFIDENCE = 70  # below, the page is tried again with its orientation looked for
 TAKEN_FOR_BULLETS = re.compile(r"^[¢©®«](?= \w)")
@@ -41,7 +45,7 @@ HEADING = 1.6  # a scanned line so many times the page's usual height is large t
 
 
 class Limits(NamedTuple):
-    """What one book may take."""
+    """What one book may take; seconds of the processor."""
 
     pages: int = 10_000
     page_seconds: int = 30
@@ -91,8 +95,10 @@ class Pages:
         if not line.endswith(b"\n"):
             import signal
 
+            if line:  # longer than any answer
+                self._process.kill()
             code = self._process.wait()
-            if code == -signal.SIGALRM:
+            if code in (-signal.SIGPROF, -signal.SIGALRM):
                 raise BookError("took too long", at=doing)
             raise BookError("crashed the reader, or needs too much memory", at=doing,
                             signal=signal.Signals(-code).name if code < 0 else f"exit code {code}")
@@ -124,28 +130,34 @@ def serve() -> None:
 
     path, limits = Path(sys.argv[1]), Limits(**json.loads(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the asker too, whose end is ours
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)  # which ends the process
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing a library prints gets between the answers
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_mib << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
+    def begin(seconds: int, elsewhere: int = 0) -> None:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.alarm(PATIENCE * (seconds + elsewhere) + 1)
+
     def answer(value: dict[str, Any]) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         answers.write(json.dumps(value).encode() + b"\n")
         answers.flush()
 
     try:
-        signal.alarm(limits.page_seconds * 2)  # a broken index of a large file is built anew
+        begin(limits.page_seconds * 2)  # a broken index of a large file is built anew
         document = open_document(path, limits)
         answer({"pages": len(document)})
         for line in sys.stdin.buffer:
             kind, page, *settings = json.loads(line)
             if kind == "read":
-                signal.alarm(limits.page_seconds)
-                answer(read_page(document, page))
+                begin(limits.page_seconds)
+                answer({**read_page(document, page), "seconds": time.process_time()})
             else:
-                signal.alarm(limits.page_seconds * (1 + 2 * OCR_TIMES) + 5)
+                begin(limits.page_seconds * 2, elsewhere=limits.page_seconds * OCR_TIMES * 3)
                 answer(ocr_page(document, page, *settings, seconds=limits.page_seconds * OCR_TIMES))
     except BookError as error:
         answer({"reason": error.reason})
@@ -271,31 +283,57 @@ def ocr_page(document: Any, number: int, language: str, dpi: int, seconds: int) 
         if not (1 <= width < math.inf and 1 <= height < math.inf):
             return {"failed": "page of impossible size"}
         scale = min(dpi / 72, math.sqrt(PAGE_PIXELS / (width * height)), SIDE_PIXELS / max(width, height))
-        bitmap = page.render(scale=scale, grayscale=True)
+        picture = draw(page, scale, 0)
+        lines, confidence, why = tesseract(picture, language, scale, seconds)
+        if not why and confidence < PAGE_CONFIDENCE:  # it may lie on its side or head
+            turned, better, failed = tesseract(picture, language, scale, seconds, "1")
+            if not failed and better > confidence:
+                lines, confidence = turned, better
+        if not why and (turn := how_turned(lines)):  # read, but the places of its lines are those of the turned page
+            upright_lines, better, failed = tesseract(draw(page, scale, turn), language, scale, seconds)
+            if not failed and better > confidence - 5:
+                lines = upright_lines
+        page.close()
     except pdfium.PdfiumError:
         return {"failed": "page cannot be drawn"}
-    rows = memoryview(bitmap.buffer).cast("B")
-    picture = b"P5\n%d %d\n255\n" % (bitmap.width, bitmap.height) + b"".join(
-        rows[row * bitmap.stride:row * bitmap.stride + bitmap.width] for row in range(bitmap.height))
-    page.close()
-    lines, confidence, why = tesseract(picture, language, scale, seconds)
-    if not why and confidence < PAGE_CONFIDENCE:  # it may lie on its side or head
-        turned, better, failed = tesseract(picture, language, scale, seconds, "1")
-        if not failed and better > confidence:
-            lines = turned
     return {"failed": why} if why else {"lines": lines}
+
+
+def draw(page: Any, scale: float, turn: int) -> bytes:
+    """A page turned clockwise, as a PGM picture."""
+    bitmap = page.render(scale=scale, grayscale=True, rotation=turn)
+    rows = memoryview(bitmap.buffer).cast("B")
+    return b"P5\n%d %d\n255\n" % (bitmap.width, bitmap.height) + b"".join(
+        rows[row * bitmap.stride:row * bitmap.stride + bitmap.width] for row in range(bitmap.height))
+
+
+def how_turned(lines: list[list]) -> int:
+    """How far clockwise a page must be turned for its lines, in reading order, to run across and down.
+
+    >>> how_turned([["one", 10, 90, 20, 9], ["two", 10, 90, 32, 9]]), how_turned([["one", 10, 90, 80, 9], ["two", 10, 90, 68, 9]])
+    (0, 180)
+    >>> how_turned([["one", 80, 90, 99, 70], ["two", 68, 78, 99, 70]]), how_turned([["one", 10, 20, 99, 70], ["two", 22, 32, 99, 70]])
+    (270, 90)
+    """
+    if sum(line[4] for line in lines) > sum(line[2] - line[1] for line in lines):
+        return 270 if sum((after[1] > line[1]) - (after[1] < line[1]) for line, after in pairwise(lines)) < 0 else 90
+    return 180 if sum((after[3] > line[3]) - (after[3] < line[3]) for line, after in pairwise(lines)) < 0 else 0
 
 
 def tesseract(picture: bytes, language: str, scale: float, seconds: int, layout: str = "3") -> tuple[list, float, str]:
     """(lines, confidence of their words from 0 to 100, why there are none) of a picture with `scale` dots to the point."""
+    import resource
+    import signal
+
     command = ["tesseract", "stdin", "stdout", "-l", language, "--psm", layout, "--dpi", str(max(70, round(scale * 72))), "tsv"]
     try:
-        done = subprocess.run(command, input=picture, capture_output=True, timeout=seconds,
-                              env={**os.environ, "OMP_THREAD_LIMIT": "1"})  # a process a book uses the cores better
+        done = subprocess.run(command, input=picture, capture_output=True, timeout=PATIENCE * seconds,
+                              env={**os.environ, "OMP_THREAD_LIMIT": "1"},  # a process a book uses the cores better
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds)))
     except subprocess.TimeoutExpired:
         return [], 0.0, "OCR took too long"
     if done.returncode:
-        return [], 0.0, "OCR failed"
+        return [], 0.0, "OCR took too long" if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else "OCR failed"
     return read_tsv(done.stdout.decode("utf-8", errors="replace"), scale)
 
 

@@ -110,21 +110,7 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any], journal: Path
         say_dropped(path, error.reason)
         yield new("", id=name, meta={**about, "reason": error.reason, **error.more})
         return
-    how: dict[int, str] = {}
-    lines: list[list[Line]] = []
-    for number, page in enumerate(pages):
-        answer = recognised.get(number, page)
-        by_ocr = bool(number in recognised and answer.get("lines"))
-        found = [Line(letters, *place) for text, *place in (answer if by_ocr else page)["lines"] if (letters := clean(text))]
-        lines.append(join_fragments(found))
-        if number not in inner:
-            how[number] = "front or back matter"
-        elif number in wanted and not options["ocr"]:
-            how[number] = "without text, OCR is off"
-        elif found:
-            how[number] = "ocr" if by_ocr else "text"
-        else:
-            how[number] = "unread" if "failed" in answer else "blank"
+    lines, how = choose_lines(pages, inner, set(wanted), recognised)
     for kind in how.values():
         funnel.add(f"pages: {kind}")
     about["pages"] = len(pages)
@@ -134,7 +120,7 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any], journal: Path
     read = [number for number in how if how[number] in ("text", "ocr")]
     parts = parts_of(join([(number, texts[number]) for number in read]), options["part_characters"])
     if not parts:
-        reason = "scanned, and OCR is off" if "without text, OCR is off" in how.values() else "no text"
+        reason = "no text" if options["ocr"] or not wanted else "scanned, and OCR is off"
         say_dropped(path, reason)
         yield new("", id=name, meta={**about, "read": page_ranges(how), "reason": reason})
     for number, part in enumerate(parts):
@@ -146,6 +132,27 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any], journal: Path
         yield new(matter, id=f"{name}:matter", meta={**about, "reason": "front or back matter"})
 
 
+def choose_lines(pages: list[dict[str, Any]], inner: range, wanted: set[int],
+                 recognised: dict[int, dict[str, Any]]) -> tuple[list[list[Line]], dict[int, str]]:
+    """(the lines of each page, how each page was read): by OCR where that was wanted and gave something, else its own text."""
+    lines: list[list[Line]] = []
+    how: dict[int, str] = {}
+    for number, page in enumerate(pages):
+        by_ocr = recognised.get(number, {})
+        if by_ocr.get("lines"):
+            found, kind = by_ocr["lines"], "ocr"
+        elif page["letters"] < MIN_LETTER_SHARE * page["characters"] and number in wanted:
+            found, kind = [], "unread"  # letters that an old OCR, or a font of unknown signs, has spoilt
+        else:
+            found, kind = page["lines"], "text"
+        lines.append(join_fragments(Line(letters, *place) for text, *place in found if (letters := clean(text))))
+        if not lines[-1]:
+            failed = "failed" in page or "failed" in by_ocr or (number in wanted and not by_ocr)
+            kind = "unread" if failed or kind == "unread" else "blank"
+        how[number] = kind if number in inner else "front or back matter"
+    return lines, how
+
+
 def say_dropped(path: Path, reason: str) -> None:
     """One line for a person; a name with control characters is quoted."""
     name = str(path)
@@ -153,13 +160,12 @@ def say_dropped(path: Path, reason: str) -> None:
 
 
 def read_pages(reader: Pages, seconds: float) -> list[dict[str, Any]]:
-    """Every page's own text; the time for all of them is limited as well as that of each."""
-    end = time.monotonic() + seconds
+    """Every page's own text; time and characters of all of them are limited as well as those of each."""
     pages, characters = [], 0
     for number in range(reader.count):
         pages.append(reader.read(number))
         characters += pages[-1]["characters"]
-        if time.monotonic() > end:
+        if pages[-1]["seconds"] > seconds:
             raise BookError("took too long", at=f"read page {number + 1}")
         if characters > BOOK_CHARACTERS:
             raise BookError("too much text", at=f"read page {number + 1}")

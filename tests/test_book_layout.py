@@ -141,9 +141,9 @@ def test_time_grows_with_the_page_and_not_with_its_square():
             best = min(best, time.process_time() - start)
         return best
 
-    assert seconds(8_000) < 10 * seconds(2_000)
+    assert seconds(4_000) < 10 * seconds(1_000)
     start = time.process_time()
-    for text in ("a-" * 100_000, " ." * 100_000, " " * 100_000 + "x", "´a" * 100_000, "1" * 200_000):
+    for text in ("a-" * 50_000, " ." * 50_000, " " * 50_000 + "x", "´a" * 50_000, "1" * 100_000):
         join_lines([(0, [Line(clean(text), 0, 9, 0, 9), Line(clean(text), 0, 9, 20, 9)])], spaced=True, hyphenated=True)
         margin_keys(text, 3)
     assert time.process_time() - start < 10

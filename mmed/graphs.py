@@ -10,14 +10,12 @@ Reference: gpt-fast (static cache, compiled step); the capture follows torch.cud
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mmed.decoder import Decoder
-    from mmed.model import KVCache
+from mmed.model import KVCache
 
 SLOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SEEN = 256
@@ -36,9 +34,9 @@ def bucket(n: int, slots: int, seen: int, length: int) -> tuple[int, int]:
 
 
 class StepGraphs:
-    """Steps of one decoder over one cache."""
+    """Steps of one `mmed.decoder.Decoder` (which imports this module) over one cache."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, compiled: bool = True, captured: bool = True):
+    def __init__(self, decoder: Any, cache: KVCache, compiled: bool = True, captured: bool = True):
         self.decoder, self.cache, self.captured = decoder, cache, captured
         slots, device = cache.keys.shape[1], decoder.device
         self.tokens = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -82,7 +80,7 @@ class StepGraphs:
         return graph, logits
 
 
-def one_token(decoder: Decoder, cache: KVCache, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
+def one_token(decoder: Any, cache: KVCache, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
     return decoder.one_token(cache, tokens, positions, None, seen)
 
 

@@ -4,20 +4,12 @@
 
 Weights only, no calibration: inputs stay as they are. Symmetric, so zero stays zero; the largest weight of a row is exact, and no
 weight is off by more than half a scale. The embedding and the norms keep their precision, the head is quantised.
-`mmed.decoder` lays the model out with these; `difference` says what it costs on given prompts.
+`mmed.decoder` lays the model out with these; `mmed.scoring.int8_difference` says what it costs on given prompts.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from mmed.model import Transformer
-
-COMPARED = 16  # prompts at most that `difference` looks at
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,26 +36,3 @@ class Int8Linear:
         else:
             y = torch.nn.functional.linear(x, self.weight.to(x.dtype)) * self.scale
         return y if self.bias is None else y + self.bias
-
-
-def difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str:
-    """What int8 changes on these prompts, in words: how often the likeliest next token is the same, and how far probabilities move."""
-    from mmed.decoder import Decoder, Segment, layout
-
-    prompts = prompts[::-(-len(prompts) // COMPARED)]
-    rows = []
-    for int8 in (False, True):
-        model.int8 = False
-        decoder = Decoder(model, "int8" if int8 else layout(model, 2))
-        cache = decoder.make_cache(1, max(map(len, prompts)))
-        with torch.inference_mode():
-            rows.append([torch.cat(decoder.extend(cache, [Segment(0, 0, prompt)], [range(len(prompt))])).float().log_softmax(-1) for prompt in prompts])
-    model.int8 = True
-    same = total = moved = 0.0
-    for full, less in zip(*rows):
-        top = full.argmax(-1)
-        same += float((less.argmax(-1) == top).sum())
-        moved += float((full - less).gather(1, top[:, None]).abs().sum())
-        total += len(top)
-    return (f"int8 weights: the likeliest next token is the same in {same / total:.1%} of {total:,.0f} places of {len(prompts)} prompts; "
-            f"its log-probability moves by {moved / total:.4f} on average")

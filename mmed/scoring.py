@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mmed.decoder import Segment, decoder_for, fit_slots
+from mmed.decoder import Decoder, Segment, decoder_for, fit_slots, layout
 from mmed.decoding import Beginnings
 from mmed.errors import UserError
 from mmed.model import Transformer
 
-GROUP = 32  # prompts in the cache at a time
+GROUP = 32     # prompts in the cache at a time
+COMPARED = 16  # prompts at most that `int8_difference` looks at
 
 
 class Tree:
@@ -117,3 +118,24 @@ def tree_scores(tree: Tree, logits: Tensor) -> Iterator[float]:
     logits = logits.float()
     values = (logits[rows, torch.tensor(tree.ids, device=logits.device)] - logits.logsumexp(-1)[rows]).double().tolist()
     return (sum(values[node] for node in path) for path in tree.paths)
+
+
+def int8_difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str:
+    """What int8 changes on these prompts, in words: how often the likeliest next token is the same, and how far probabilities move."""
+    prompts = prompts[::-(-len(prompts) // COMPARED)]
+    rows = []
+    for int8 in (False, True):
+        model.int8 = False
+        decoder = Decoder(model, "int8" if int8 else layout(model, 2))
+        cache = decoder.make_cache(1, max(map(len, prompts)))
+        with torch.inference_mode():
+            rows.append([torch.cat(decoder.extend(cache, [Segment(0, 0, prompt)], [range(len(prompt))])).float().log_softmax(-1) for prompt in prompts])
+    model.int8 = True
+    same = total = moved = 0.0
+    for full, less in zip(*rows):
+        top = full.argmax(-1)
+        same += float((less.argmax(-1) == top).sum())
+        moved += float((full - less).gather(1, top[:, None]).abs().sum())
+        total += len(top)
+    return (f"int8 weights: the likeliest next token is the same in {same / total:.1%} of {total:,.0f} places of {len(prompts)} prompts; "
+            f"its log-probability moves by {moved / total:.4f} on average")

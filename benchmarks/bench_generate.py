@@ -168,10 +168,10 @@ def scoring_row(ours, theirs, options: argparse.Namespace) -> None:
 
 
 def int8_row(ours, theirs, options: argparse.Namespace) -> None:
-    from mmed.quantize import difference
+    from mmed.scoring import int8_difference
 
     prompts = exam_prompts(options, random.Random(4))[:24]
-    print(difference(ours, prompts))
+    print(int8_difference(ours, prompts))
     strings = [[1, letter, 2] for letter in range(65, 70)]
     best = []
     for int8 in (False, True):

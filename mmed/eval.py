@@ -214,9 +214,9 @@ def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: d
     encode = encoder_of(model, tokenizer, options)
     questions = {mode: build_questions(items, mode, options, train, encode, model.config.max_position_embeddings) for mode in modes_of(options)}
     if options.dtype == "int8":
-        from mmed.scoring import difference
+        from mmed.scoring import int8_difference
 
-        print(difference(model, [question.ids for question in next(iter(questions.values()))]), file=sys.stderr)
+        print(int8_difference(model, [question.ids for question in next(iter(questions.values()))]), file=sys.stderr)
     (out / "results.json").unlink(missing_ok=True)  # with --force: what it says is no longer so
     bar = progress_bar(len(items) * len(questions), options.progress, "answer")
     size = round_size(options.slots)

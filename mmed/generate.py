@@ -160,7 +160,7 @@ def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decodin
     from mmed.decoding import generate
     from mmed.files import read_jsonl
     from mmed.results import file_hash, model_fingerprint, round_size
-    from mmed.scoring import difference
+    from mmed.scoring import int8_difference
     from mmed.spread import run_rounds
 
     prompts, rows = [], []
@@ -176,7 +176,7 @@ def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decodin
     facts = {"model": model_fingerprint(options.model, options.adapter), "input": file_hash(options.input), "slots": options.slots,
              "turns": options.turns, "dtype": options.dtype, **decoding}
     if options.dtype == "int8":
-        print(difference(model, prompts), file=sys.stderr)
+        print(int8_difference(model, prompts), file=sys.stderr)
     bar = progress_bar(len(rows), sys.stderr.isatty())
     size = round_size(options.slots)
     rounds = {start: range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)}

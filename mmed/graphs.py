@@ -34,7 +34,7 @@ def bucket(n: int, slots: int, seen: int, length: int) -> tuple[int, int]:
 
 
 class StepGraphs:
-    """Steps of one decoder over one cache."""
+    """Steps of one `mmed.decoder.Decoder` (which imports this module) over one cache."""
 
     def __init__(self, decoder: Any, cache: KVCache, compiled: bool = True, captured: bool = True):
         self.decoder, self.cache, self.captured = decoder, cache, captured

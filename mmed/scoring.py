@@ -21,7 +21,8 @@ from mmed.decoding import Beginnings
 from mmed.errors import UserError
 from mmed.model import Transformer
 
-GROUP = 32  # prompts in the cache at a time
+GROUP = 32     # prompts in the cache at a time
+COMPARED = 16  # prompts at most that `int8_difference` looks at
 
 
 class Tree:
@@ -119,10 +120,7 @@ def tree_scores(tree: Tree, logits: Tensor) -> Iterator[float]:
     return (sum(values[node] for node in path) for path in tree.paths)
 
 
-COMPARED = 16  # prompts at most that `difference` looks at
-
-
-def difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str:
+def int8_difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str:
     """What int8 changes on these prompts, in words: how often the likeliest next token is the same, and how far probabilities move."""
     prompts = prompts[::-(-len(prompts) // COMPARED)]
     rows = []

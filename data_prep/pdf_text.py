@@ -95,7 +95,7 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any], journal: Path
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     language = get_language(options["language"])
-    about = {"file": path.name, "sha256": sha256}
+    about = {"file": path.name, "sha256": sha256, **({"licence": options["licence"]} if options["licence"] else {})}
     new = functools.partial(Document, language=language.code, source="book")
     name = journal.name.removesuffix(".jsonl")
     funnel.add("books")
@@ -343,7 +343,8 @@ def read_books(inputs: Iterable[str | Path], out: str | Path, options: dict[str,
         return gather_funnel(out, names, STEP)
 
 
-def book_options(language: str, ocr: bool = True, dpi: int = 300, part_characters: int = PART, limits: Limits | None = None) -> dict[str, Any]:
+def book_options(language: str, ocr: bool = True, dpi: int = 300, part_characters: int = PART, limits: Limits | None = None,
+                 licence: str = "") -> dict[str, Any]:
     """All that a book's text depends on."""
     if not 70 <= dpi <= 1200:
         raise UserError(f"--dpi {dpi}: must be between 70 and 1200")
@@ -353,7 +354,8 @@ def book_options(language: str, ocr: bool = True, dpi: int = 300, part_character
     for name, value in limits._asdict().items():
         if value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    return {"language": get_language(language).code, "ocr": ocr, "dpi": dpi, "part_characters": part_characters, "limits": limits._asdict()}
+    return {"language": get_language(language).code, "ocr": ocr, "dpi": dpi, "part_characters": part_characters,
+            "limits": limits._asdict(), "licence": licence}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -365,12 +367,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dpi", type=int, default=300, help="dots an inch of pages drawn for OCR (default: %(default)s)")
     parser.add_argument("--no-ocr", action="store_true", help="leave out pages without text; Tesseract is then not needed")
     parser.add_argument("--part-characters", type=int, default=PART, help="length of the parts a book is cut into; 0: whole (default: %(default)s)")
+    parser.add_argument("--licence", default="", help="licence of the books, to write (meta.licence)")
     for name, value in Limits()._asdict().items():
         parser.add_argument(f"--{'max-' if name == 'pages' else ''}{name.replace('_', '-')}", dest=name, type=int, default=value,
                             help=f"limit of one {'page' if name == 'page_seconds' else 'book'} (default: %(default)s)")
     given = parser.parse_args(arguments)
     limits = Limits(**{name: getattr(given, name) for name in Limits._fields})
-    options = book_options(given.language, not given.no_ocr, given.dpi, given.part_characters, limits)
+    options = book_options(given.language, not given.no_ocr, given.dpi, given.part_characters, limits, given.licence)
     start = time.monotonic()
     funnel = read_books(given.books, given.out, options, given.workers)
     print_funnel(funnel, f"{STEP} {options['language']}")

@@ -355,13 +355,16 @@ def test_a_page_that_ocr_fails_on_is_counted_and_a_book_of_them_given_up(tmp_pat
 
 def test_a_missing_program_or_language_is_one_line_that_names_the_package(tmp_path, monkeypatch, capsys, slow_tesseract):
     picture_book(tmp_path / "book.pdf", 1)
+    make_book(tmp_path / "text.pdf", made_paragraphs(random.Random(1), "ru", 5), "ru", random.Random(1))
     with pytest.raises(UserError, match="tesseract has no data for 'chi_sim': install tesseract-ocr-chi-sim"):
         main([str(tmp_path / "book.pdf"), "--language", "zh", "--out", str(tmp_path / "out")])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="install tesseract-ocr and tesseract-ocr-rus"):
         main([str(tmp_path / "book.pdf"), "--language", "ru", "--out", str(tmp_path / "out")])
-    assert main([str(tmp_path / "book.pdf"), "--language", "ru", "--out", str(tmp_path / "out"), "--no-ocr"]) == 0
+    books = [str(tmp_path / "book.pdf"), str(tmp_path / "text.pdf")]
+    assert main([*books, "--language", "ru", "--out", str(tmp_path / "out"), "--no-ocr", "--licence", "CC BY 4.0"]) == 0
     assert "scanned, and OCR is off" in capsys.readouterr().out
+    assert read(tmp_path / "out")[0]["meta"]["licence"] == "CC BY 4.0"
 
 
 def test_a_journal_of_other_settings_begins_anew_and_a_broken_line_ends_it(tmp_path):

@@ -127,6 +127,7 @@ def one_node_slurm(monkeypatch):
     yield
     subprocess.run(["scancel", "--me"])
     subprocess.run([script, "stop", folder], check=True)
+    time.sleep(1)  # the daemons write a last time
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -37,6 +37,7 @@ PASS_TOKENS = 1024       # tokens in one flat pass on a CPU; on a GPU GPU_PASS_T
 GPU_PASS_TOKENS = 8192
 GPU_LENGTH_STEP = 512    # a cache on a GPU has room for a multiple of so many tokens
 SEEN_STEP = 16           # a step looks at a multiple of so many places
+ROWS_STEP = 64           # rows of a pass are a multiple of so many, in short passes of a quarter
 CALL_TOKENS = 48         # what one more attention call costs, in cached tokens of one slot (measured: about 12 microseconds)
 
 # --------------------------------------------------------------------------------------------------------------- a block
@@ -216,8 +217,11 @@ class Decoder:
         device = self.device
         places = [list(segment.positions) if segment.positions is not None else list(range(segment.start, segment.start + len(segment.ids)))
                   for segment in segments]
-        ids = torch.tensor([token for segment in segments for token in segment.ids], device=device)
-        positions = torch.tensor([place for part in places for place in part], device=device)
+        tokens = sum(map(len, places))
+        # oneDNN keeps a program of its own for every number of rows it has met: without rounding memory grows with the prompts.
+        rest = [0] * (-tokens % (ROWS_STEP if tokens > 2 * ROWS_STEP else ROWS_STEP // 4) if self.kind == "packed" else 0)
+        ids = torch.tensor([token for segment in segments for token in segment.ids] + rest, device=device)
+        positions = torch.tensor([place for part in places for place in part] + rest, device=device)
         x = self.embed(ids)                                                                                        # (N, D)
         ropes = self.ropes(positions)
         biases = {slides: [self.segment_bias(segment, part, slides) for segment, part in zip(segments, places)] for slides in self.kinds}
@@ -232,7 +236,7 @@ class Decoder:
             for slot, start, a, b in spans:  # all are written before any is read: a tree reads the prompt before it
                 keys[slot, :, start:start + b - a] = k[a:b].transpose(0, 1)
                 values[slot, :, start:start + b - a] = v[a:b].transpose(0, 1)
-            out = torch.empty((x.shape[0], H, E), dtype=x.dtype, device=device)
+            out = torch.zeros((x.shape[0], H, E), dtype=x.dtype, device=device)
             for (slot, start, a, b), bias in zip(spans, biases[layer.slides]):
                 end = start + b - a
                 out[a:b] = attend_many(q[a:b].transpose(0, 1)[None], keys[slot:slot + 1, :, :end], values[slot:slot + 1, :, :end], bias,

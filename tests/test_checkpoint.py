@@ -743,7 +743,7 @@ def test_the_card_of_a_full_run_names_data_recipe_and_scores_and_no_path_of_the_
     with torch.no_grad():
         model.norm.weight.mul_(1.5)
     save_pretrained(model, tokenizer, run / "model")
-    score = {"n": 3, "chance": 0.25, "accuracy": {"answer": {"value": 0.5, "low": 0.3, "high": 0.7, "right": 1, "n": 3}}, "parse": {}, "text": {}}
+    score = {"n": 3, "chance": 0.25, "accuracy": {"answer": {"value": 0.5, "low": 0.3, "high": 0.7, "right": 1, "n": 3}}, "parse": {}, "text": {}, "by": {}}
     (tmp_path / "zero").mkdir()
     (tmp_path / "zero" / "predictions.jsonl").write_text("")
     (tmp_path / "zero" / "results.json").write_text(json.dumps({"mmed": {

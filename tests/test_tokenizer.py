@@ -494,14 +494,14 @@ def test_time_grows_with_the_length_of_a_repeated_text(tmp_path, spm, unit):
 def test_ten_million_characters_without_a_space_take_seconds_and_under_two_gigabytes(tmp_path, spm):
     hf_byte_level(LLAMA3).save(str(tmp_path / "tokenizer.json"))
     code = """if 1:
-        import random, resource, sys, time
+        import random, sys, time
         from mmed.tokenizer import load_tokenizer
         ours = load_tokenizer(sys.argv[1])
         for text in ("a" * 10**7, " " * 10**7 + "x", "".join(random.choices("abcdefghij中é", k=10**7)), "word " * (2 * 10**6)):
             start = time.process_time()
             assert ours.decode(ours.encode(text)) == text
             assert time.process_time() - start < 60
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 << 20
+        assert int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) < 2 << 20  # ru_maxrss may be the peak of the process that started this one
     """
     for folder in (tmp_path, spm):
         subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)

@@ -1,5 +1,5 @@
 # make demo    the paper in miniature: raw pages -> corpus -> training -> benchmark table (CPU, minutes)
-# make test    the test suite           make lint   ruff           make bench   ours against the peers
+# make test    the test suite           make lint   ruff           make bench   ours against the peers (bench-NAME: one script)
 # Each target makes .venv by itself when it is missing or older than pyproject.toml / constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,8 +26,16 @@ test: .venv/.test
 lint: .venv/.test
 	$(BIN)/ruff check mmed data_prep tests benchmarks
 
-bench: .venv/.test
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+.venv/.peers: .venv/.test
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,peers]'
+	@touch $@
+
+bench: .venv/.peers
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# one of them: make bench-train ARGS='--rows full-bf16'
+bench-%: .venv/.peers
+	$(BIN)/python benchmarks/bench_$*.py $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info

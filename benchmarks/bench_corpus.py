@@ -36,9 +36,11 @@ def main() -> None:
     from mmed.tokenizer import train_sentencepiece
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--languages", nargs="+", default=["en", "zh", "ja", "fr", "ru", "es"])
     options = parser.parse_args()
+    if options.data is None:
+        return print("left out: it needs real text, --data DATA")
     work = Path(tempfile.mkdtemp(prefix="bench_corpus-"))
     texts, one, size, ordinary = {}, {}, {}, {}
     for language in options.languages:

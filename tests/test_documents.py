@@ -443,7 +443,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     paths[0].parent.mkdir()
     for path, size in zip(paths, (10, 4000, 10)):
         path.write_bytes(b"".join(json_line({"text": "".join(rng.choices(string.ascii_letters, k=300))}) for _ in range(size)))
-    code = ("import sys\nfrom data_prep.clean import main\nfrom mmed.errors import main_guard\n"
+    code = ("import resource, sys\nfrom data_prep.clean import main\nfrom mmed.errors import main_guard\n"
             "if __name__ == '__main__':\n"
             "    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
             "    main_guard(lambda: main([sys.argv[1], '--language', 'en', '--out', sys.argv[2]]))\n")

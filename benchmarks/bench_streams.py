@@ -32,9 +32,9 @@ from mmed.errors import main_guard
 from mmed.tokenizer import train_sentencepiece
 
 WINDOW, STRIDE = 2048, 1536
-CHILD = ("import resource, sys, time; from data_prep.tokenize_corpus import tokenize_corpus; start = time.process_time(); "
+CHILD = ("import sys, time; from data_prep.tokenize_corpus import tokenize_corpus; start = time.process_time(); "
          "tokenize_corpus([sys.argv[1]], sys.argv[2], sys.argv[3]); "
-         "print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)")
+         "print(time.process_time() - start, int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024)")
 
 
 def write_shards(folder: Path, megabytes: float, shards: int) -> list[str]:

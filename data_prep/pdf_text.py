@@ -4,7 +4,7 @@
 
 In:  PDF files, or folders looked through for them.
 Out: OUT/kept/BOOK.jsonl.gz, OUT/dropped/BOOK.jsonl.gz with `reason`, OUT/shards/BOOK.json, OUT/funnel.json, as every step
-     (`data_prep.steps`); OUT/work/BOOK.jsonl, what OCR has read so far. One file a book.
+     (`data_prep.steps`); below OUT also work/BOOK.jsonl, what OCR has read so far. One file a book.
 Order, a book: `Pages` reads every page in a process of its own (`data_prep.pdf_pages`) -> `is_scanned` -> `text_pages` leaves
      out front and back matter -> `ocr_pages` reads pages without text -> paragraphs (`data_prep.book_layout`) -> `parts_of`.
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from mmed.errors import UserError, main_guard
 from mmed.families import FAMILIES, published_name, read_config, write_config
 from mmed.files import atomic_write, read_json, write_json
-from mmed.safe import StoredTensor, TensorReader, header_bytes, stored_tensors
+from mmed.safe import StoredTensor, TensorReader, fitted, header_bytes, stored_tensors
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     import torch
@@ -73,17 +73,7 @@ def match_weights(model: Transformer, folder: str | Path) -> list[tuple[torch.Te
         stored = {name if name == published_name(config, "lm_head.weight") else prefix + name: tensor for name, tensor in stored.items()}
     needless = {published_name(config, "lm_head.weight")} if config.tie_word_embeddings else set()
     stray = [name for name in stored if name not in wanted and name not in needless and not name.endswith(".inv_freq")]
-    absent = [name for name in wanted if name not in stored]
-    misshapen = [f"{name} has shape {stored[name].shape}, config.json asks for {tuple(parameter.shape)}" for name, parameter in wanted.items()
-                 if name in stored and stored[name].shape != tuple(parameter.shape)]
-    if absent or stray or misshapen:
-        faults = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for what, names in
-                  (("missing", absent), ("unexpected", stray), ("misshapen", misshapen)) if names]
-        raise UserError(f"{folder}: its weights do not fit its config.json: {'; '.join(faults)}")
-    for name in wanted:
-        if stored[name].dtype not in ("float64", "float32", "float16", "bfloat16"):
-            raise UserError(f"{stored[name].path}: {name} is {stored[name].dtype}; only floating-point weights are supported")
-    return [(parameter, stored[name]) for name, parameter in wanted.items()]
+    return fitted(folder, wanted, stored, stray)
 
 
 def load_weights(model: Transformer, folder: str | Path) -> None:

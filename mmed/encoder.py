@@ -38,7 +38,7 @@ from mmed import metrics
 from mmed.errors import UsageError, UserError, main_guard
 from mmed.families import IGNORED, NEUTRAL
 from mmed.files import read_json
-from mmed.safe import StoredTensor, TensorReader, stored_tensors
+from mmed.safe import StoredTensor, TensorReader, fitted, stored_tensors
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     import torch
@@ -210,17 +210,7 @@ def match_encoder_weights(model: nn.Module, folder: Path) -> list[tuple[torch.Te
     wanted = dict(model.named_parameters())
     above = {f"encoder.layer.{n}." for n in range(len(model.encoder["layer"]), model.config.num_hidden_layers)}
     stray = [name for name in stored if name not in wanted and not HEADS.match(name) and not any(map(name.startswith, above))]
-    absent = [name for name in wanted if name not in stored]
-    misshapen = [f"{name} has shape {stored[name].shape}, config.json asks for {tuple(parameter.shape)}" for name, parameter in wanted.items()
-                 if name in stored and stored[name].shape != tuple(parameter.shape)]
-    if absent or stray or misshapen:
-        faults = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for what, names in
-                  (("missing", absent), ("unexpected", stray), ("misshapen", misshapen)) if names]
-        raise UserError(f"{folder}: its weights do not fit its config.json: {'; '.join(faults)}")
-    for name in wanted:
-        if stored[name].dtype not in ("float64", "float32", "float16", "bfloat16"):
-            raise UserError(f"{stored[name].path}: {name} is {stored[name].dtype}; only floating-point weights are supported")
-    return [(parameter, stored[name]) for name, parameter in wanted.items()]
+    return fitted(folder, wanted, stored, stray)
 
 
 def load_encoder(folder: str | Path, layer: int | None = None, dtype: torch.dtype | None = None,

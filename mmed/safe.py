@@ -125,6 +125,22 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     raise UserError(f"{folder}: no model.safetensors, pytorch_model.bin or index of either; a model folder holds its weights in one of them")
 
 
+def fitted(folder: str | Path, wanted: dict[str, torch.nn.Parameter], stored: dict[str, StoredTensor],
+           stray: list[str]) -> list[tuple[torch.nn.Parameter, StoredTensor]]:
+    """(parameter, where it is stored) of all `wanted`; one line that lists what is missing, unexpected (`stray`), misshapen or no number."""
+    absent = [name for name in wanted if name not in stored]
+    misshapen = [f"{name} has shape {stored[name].shape}, config.json asks for {tuple(parameter.shape)}" for name, parameter in wanted.items()
+                 if name in stored and stored[name].shape != tuple(parameter.shape)]
+    if absent or stray or misshapen:
+        faults = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for what, names in
+                  (("missing", absent), ("unexpected", stray), ("misshapen", misshapen)) if names]
+        raise UserError(f"{folder}: its weights do not fit its config.json: {'; '.join(faults)}")
+    for name in wanted:
+        if stored[name].dtype not in ("float64", "float32", "float16", "bfloat16"):
+            raise UserError(f"{stored[name].path}: {name} is {stored[name].dtype}; only floating-point weights are supported")
+    return [(parameter, stored[name]) for name, parameter in wanted.items()]
+
+
 def _sharded(folder: Path, index: Path, read) -> dict[str, StoredTensor]:
     if index.stat().st_size > MAX_INDEX_BYTES:
         raise UserError(f"{index}: {index.stat().st_size:,} bytes are too many for an index (limit {MAX_INDEX_BYTES:,})")

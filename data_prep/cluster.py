@@ -36,7 +36,7 @@ from typing import Any
 from data_prep.corpus_card import finish
 from data_prep.plan import end_with_parent, run_plan
 from data_prep.recipe import read_recipe, steps
-from mmed.errors import EXIT_STOPPED, UsageError, UserError, main_guard, require_extra
+from mmed.errors import UsageError, UserError, main_guard, require_extra
 from mmed.files import atomic_write
 
 EXECUTORS = ("local", "slurm", "ray")
@@ -268,11 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         spread = ["data_prep.cluster", "run", f"@{options}", "--logs", str(given.out / "cluster" / step.name), "--"]
         step.commands = [[*spread, *command] if is_step(command) else command for command in step.commands]
     begun = time.time()
-    try:
-        run_plan(plan, given.out)
-    except KeyboardInterrupt:
-        print("\nstopped; start again with the same command to go on", file=sys.stderr)
-        return EXIT_STOPPED
+    run_plan(plan, given.out)
     finish(recipe, given.out, begun)
     return 0
 

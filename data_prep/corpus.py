@@ -14,14 +14,13 @@ The order is the paper's: take in, then what the paper lacks (METHOD 1): languag
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 from data_prep.corpus_card import finish
 from data_prep.plan import as_typed, run_plan
 from data_prep.recipe import read_recipe, steps
-from mmed.errors import EXIT_STOPPED, UsageError, main_guard
+from mmed.errors import UsageError, main_guard
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,11 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"# {step.name}: {step.title}", *map(as_typed, step.commands), sep="\n")
         return 0
     begun = time.time()
-    try:
-        run_plan(plan, options.out)
-    except KeyboardInterrupt:
-        print("\nstopped; start again with the same command to go on", file=sys.stderr)
-        return EXIT_STOPPED
+    run_plan(plan, options.out)
     finish(recipe, options.out, begun)
     return 0
 

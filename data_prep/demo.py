@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
 from data_prep.plan import Step, as_typed, run_plan
-from mmed.errors import EXIT_STOPPED, main_guard
+from mmed.errors import main_guard
 
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 REPLAY = 0.3  # share of base text among the corpus, so that the base model's skills are kept
@@ -112,11 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"# {step.name}: {step.title}", *map(as_typed, step.commands), sep="\n")
         return 0
     begun = time.time()
-    try:
-        seconds = run_demo(options.out, options.seed)
-    except KeyboardInterrupt:
-        print("\nstopped; start again with the same command to go on", file=sys.stderr)
-        return EXIT_STOPPED
+    seconds = run_demo(options.out, options.seed)
     print((options.out / "logs" / "report.log").read_text(encoding="utf-8").rpartition("$ python")[2].partition("\n")[2].strip())
     print(f"\n{NOTICE}\nfinished in {time.time() - begun:.0f} s ({seconds:.0f} s of steps); the report is {options.out}/report.html")
     return 0

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmed.errors import UserError, main_guard
+from mmed.errors import EXIT_STOPPED, UserError, main_guard
 from mmed.files import read_json, write_json
 
 
@@ -102,7 +102,7 @@ def changed(old: list[list[str]], new: list[list[str]]) -> str:
 def run_plan(plan: list[Step], out: Path, at_once: int = 1, prepare: Callable[[], None] | None = None) -> float:
     """Run all steps of `plan` that are not done, `at_once` at a time, each prepared by `prepare` in its process; returns the seconds of all steps.
 
-    Raises UserError when a step fails (its log is named) or when OUT holds finished steps with other commands.
+    Raises UserError when a step fails (its log is named) or when OUT holds finished steps with other commands. Ctrl-C ends the process.
     """
     (out / "done").mkdir(parents=True, exist_ok=True)
     (out / "logs").mkdir(exist_ok=True)
@@ -141,6 +141,9 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1, prepare: Callable[[]
                 texts = [f"  {step.name}: {last_words(out / 'logs' / f'{step.name}.log')}"[:width - 1] for step, _ in running.values()]
                 print("\r\x1b[J" + "\n".join(texts) + (f"\x1b[{len(texts) - 1}A" if len(texts) > 1 else ""), end="", file=sys.stderr, flush=True)
             time.sleep(0.05)
+    except KeyboardInterrupt:
+        print("\nstopped; start again with the same command to go on", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     finally:
         for child in running:
             os.killpg(child, signal.SIGTERM)

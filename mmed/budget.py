@@ -91,7 +91,7 @@ def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
         weights = {tuple(p.shape) for p in block.parameters()} | {tuple(p.shape)[::-1] for p in block.parameters()}
         context = torch.autocast(device.type, torch.bfloat16) if bf16 and world() == 1 else contextlib.nullcontext()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), context:
-            shared = model.attention_inputs(x, torch.arange(T, device=device)[None], None, None, None, None)
+            shared = model.attention_inputs(x, torch.arange(T, device=device)[None], None)
             block(x, shared)
     return sum(stored.values()), x.numel() * x.element_size()
 

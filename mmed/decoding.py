@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from mmed.decoder import Decoder, Segment, decoder_for, fit_slots
+from mmed.decoder_layer import KVCache
 from mmed.errors import UsageError, UserError
-from mmed.model import KVCache, Transformer
+from mmed.model import Transformer
 
 STOP_EVERY = 8      # tokens between two questions to `stop`, counted in each sequence from its own beginning
 SHARED_STEP = 8     # beginnings are shared in multiples of so many tokens

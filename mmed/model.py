@@ -130,46 +130,18 @@ def alibi_slopes(heads: int) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------------- attention
 
-class KVCache:
-    """Keys and values of `slots` sequences, allocated once; every sequence has its own length, so none needs padding.
-
-    A token at position p of a slot stands at index p. What stands beyond a slot's length is never attended to, because
-    a query sees only keys at its own position or before.
-    """
-
-    def __init__(self, config: ModelConfig, slots: int, length: int, dtype: torch.dtype, device: torch.device | str):
-        shape = (config.num_hidden_layers, slots, config.num_key_value_heads, length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = length
-
-    def update(self, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor, seen: int) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, E) at `positions` (B, T) of `slots` (B); return the first `seen` places (B, K, seen, E)."""
-        rows = slots[:, None]
-        self.keys[layer].transpose(1, 2)[rows, positions] = k.transpose(1, 2)
-        self.values[layer].transpose(1, 2)[rows, positions] = v.transpose(1, 2)
-        keys, values = self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
-        if slots.shape[0] == self.keys.shape[1]:  # all slots, which are then in order: no copy
-            return keys, values
-        return keys[slots], values[slots]
-
-
 @dataclass
 class AttentionInputs:
     """What all layers share in one forward pass."""
 
     rope: dict[bool, tuple[Tensor, Tensor]]  # slides? -> cos, sin (B or 1, 1, T, E)
     masks: dict[bool, object]                # slides? -> what each query sees: see `Transformer.mask`
-    positions: Tensor                        # (B, T)
-    cache: KVCache | None = None
-    slots: Tensor | None = None              # (B,) cache slot of each row
-    seen: int = 0                            # places of the cache to attend to
 
 
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.config, self.layer, self.slides = config, layer, config.slides(layer)
+        self.config, self.slides = config, config.slides(layer)
         D, H, K, E = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         if config.packed_qkv:
             self.qkv_proj = nn.Linear(D, (H + 2 * K) * E, bias=config.attention_bias)
@@ -196,8 +168,6 @@ class Attention(nn.Module):
         if config.position_embedding == "rope":
             cos, sin = shared.rope[self.slides]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if shared.cache is not None:
-            k, v = shared.cache.update(self.layer, shared.slots, shared.positions, k, v, shared.seen)
         out = attend(q, k, v, shared.masks[self.slides], self.scale, config.attention_softcap)
         return self.o_proj(out.reshape(B, T, H * E))
 
@@ -277,43 +247,37 @@ class Transformer(nn.Module):
         return self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, *, positions: Tensor | None = None,
-                documents: Tensor | None = None, cache: KVCache | None = None, slots: Tensor | None = None,
-                seen: int | None = None, last: Tensor | None = None, supervised: Tensor | None = None) -> Tensor:
+                documents: Tensor | None = None, supervised: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of `input_ids` (B, T) int64; with `labels` (B, T) the summed cross-entropy, a fp32 scalar.
 
         labels     the token that each position should predict (already shifted), or IGNORE
         positions  (B, T) place of each token in its document; default 0..T-1
         documents  (B, T) number of the document a token belongs to: tokens see their own document only
-        cache      keys and values of earlier tokens, then `slots` (B) and `positions` say where the new ones stand,
-                   `seen` how many places of the cache to look at (at least the largest position + 1)
-        last       (B,) with a cache: logits of this index of T only, (B, V)
         supervised places of the labels that are not IGNORE in the flat batch, if known
+
+        For training, and for a text all at once; to go on from a text there is `mmed/decoder.py`, which keeps keys and values.
         """
-        config, (B, T) = self.config, input_ids.shape
+        config = self.config
         if positions is None:
-            positions = torch.arange(T, device=input_ids.device).expand(B, T) if cache is not None else \
-                torch.arange(T, device=input_ids.device)[None]
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         x = self.embed_tokens(input_ids)
         if config.scale_embedding:
             x = x * torch.tensor(config.hidden_size ** 0.5, dtype=x.dtype)
         if config.embedding_norm:
             x = self.embed_norm(x)
-        shared = self.attention_inputs(x, positions, documents, cache, slots, seen)
+        shared = self.attention_inputs(x, positions, documents)
         for layer, block in enumerate(self.layers):
             if self.activation_checkpointing and layer % self.activation_checkpointing == 0 and torch.is_grad_enabled():
                 x = torch.utils.checkpoint.checkpoint(block, x, shared, use_reentrant=False)
             else:
                 x = block(x, shared)
-        if last is not None:
-            x = x[torch.arange(B, device=x.device), last]                 # (B, T, D) -> (B, D)
         x = self.norm(x)
         if labels is not None:
             return summed_cross_entropy(x, self.head_weight, labels, config.final_softcap, supervised)
         logits = F.linear(x, self.head_weight)
         return logits if config.final_softcap is None else torch.tanh(logits / config.final_softcap) * config.final_softcap
 
-    def attention_inputs(self, x: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | None,
-                         slots: Tensor | None, seen: int | None) -> AttentionInputs:
+    def attention_inputs(self, x: Tensor, positions: Tensor, documents: Tensor | None) -> AttentionInputs:
         """Rotation angles and masks, once for all layers."""
         config, device = self.config, x.device
         kinds = {config.slides(layer) for layer in range(config.num_hidden_layers)}
@@ -322,10 +286,6 @@ class Transformer(nn.Module):
                              f"{config.max_position_embeddings} positions (dynamic scaling), which is not supported")
         rope, masks = {}, {}
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else x.dtype
-        if cache is not None:
-            if slots is None:
-                slots = torch.arange(x.shape[0], device=device)
-            seen = cache.length if seen is None else seen
         spans = document_spans(documents) if documents is not None and x.device.type == "cpu" else None
         for slides in kinds:
             if config.position_embedding == "rope":
@@ -334,42 +294,36 @@ class Transformer(nn.Module):
                 angles = positions[..., None].float() * rope_frequencies(config, theta, not local, device)  # (B, T, E/2)
                 angles = torch.cat((angles, angles), -1)[:, None]                                            # (B, 1, T, E)
                 rope[slides] = angles.cos().to(dtype), angles.sin().to(dtype)
-            masks[slides] = self.mask(positions, documents, spans, cache, seen, slides, dtype)
-        return AttentionInputs(rope, masks, positions, cache, slots, seen or 0)
+            masks[slides] = self.mask(x.shape[1], device, documents, spans, slides, dtype)
+        return AttentionInputs(rope, masks)
 
-    def mask(self, positions: Tensor, documents: Tensor | None, spans: Tensor | None, cache: KVCache | None, seen: int | None, slides: bool,
-             dtype: torch.dtype) -> object:
-        """What each query sees. Training: `Tiles` on a CPU; on a GPU None (plain causal) or FlexAttention's block mask.
+    def mask(self, T: int, device: torch.device, documents: Tensor | None, spans: Tensor | None, slides: bool, dtype: torch.dtype) -> object:
+        """What each query sees: `Tiles` on a CPU; on a GPU None (plain causal) or FlexAttention's block mask.
 
-        Decoding, ALiBi and soft-capped scores: a tensor, bool or additive (B or 1, 1 or H, T, S), or None for plain causal.
+        With ALiBi and soft-capped scores a tensor, bool or additive (B or 1, 1 or H, T, T), or None for plain causal.
         """
-        config, T = self.config, positions.shape[1]
+        config = self.config
         alibi = config.position_embedding == "alibi"
         window = config.sliding_window if slides else None
-        if window is not None and window >= T and cache is None:
+        if window is not None and window >= T:
             window = None
-        if cache is None and not alibi and config.attention_softcap is None:
-            if positions.device.type == "cpu":
+        if not alibi and config.attention_softcap is None:
+            if device.type == "cpu":
                 return Tiles(spans, window)
-            if positions.device.type == "cuda" and (documents is not None or window is not None):
-                return block_mask(documents, window, T, positions.device)
-        if cache is not None:
-            key_positions = torch.arange(seen, device=positions.device)[None, None, None]
-            distance = positions[:, None, :, None] - key_positions                   # (B, 1, T, S)
-            visible = distance >= 0
-        else:
-            if documents is None and not alibi and window is None:
-                return None
-            index = torch.arange(T, device=positions.device)
-            distance = (index[:, None] - index)[None, None]
-            visible = distance >= 0
-            if documents is not None:
-                visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
+            if device.type == "cuda" and (documents is not None or window is not None):
+                return block_mask(documents, window, T, device)
+        if documents is None and not alibi and window is None:
+            return None
+        index = torch.arange(T, device=device)
+        distance = (index[:, None] - index)[None, None]                              # (1, 1, T, T)
+        visible = distance >= 0
+        if documents is not None:
+            visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
         if window is not None:
             visible = visible & (distance < window)
         if not alibi:
             return visible
-        slopes = alibi_slopes(config.num_attention_heads).to(positions.device)[None, :, None, None]
+        slopes = alibi_slopes(config.num_attention_heads).to(device)[None, :, None, None]
         return (-slopes * distance).masked_fill(~visible, -torch.inf).to(dtype)
 
     @torch.no_grad()

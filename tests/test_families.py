@@ -5,9 +5,11 @@ import random
 import pytest
 import torch
 
+from mmed.decoder import Segment, decoder_for
+from mmed.decoding import generate
 from mmed.errors import UserError
 from mmed.families import FAMILIES, published_name, read_config, write_config
-from mmed.model import KVCache, Transformer
+from mmed.model import Transformer
 
 transformers = pytest.importorskip("transformers")
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "bloom": "Bloom", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma", "gemma2": "Gemma2",
@@ -71,13 +73,21 @@ def close(a, b, relative=1e-5):
 
 
 def cached_logits(model: Transformer, ids: torch.Tensor, split: int) -> torch.Tensor:
+    """The decoder's logits behind every token: of row b the first split + b in one pass, the others one by one, all rows side by side."""
     B, T = ids.shape
-    cache = KVCache(model.config, B, T, torch.float32, "cpu")
-    positions = torch.arange(T).expand(B, T)
-    parts = [model(ids[:, :split], positions=positions[:, :split], cache=cache, seen=split)]
-    for t in range(split, T):
-        parts.append(model(ids[:, t:t + 1], positions=positions[:, t:t + 1], cache=cache, seen=t + 1))
-    return torch.cat(parts, 1)
+    decoder = decoder_for(model, B)
+    cache = decoder.make_cache(B, T)
+    out = torch.empty(B, T, model.config.vocab_size)
+    lengths = [split + b for b in range(B)]
+    with torch.inference_mode():
+        first = decoder.extend(cache, [Segment(b, 0, ids[b, :n].tolist()) for b, n in enumerate(lengths)], [range(n) for n in lengths])
+        for b, n in enumerate(lengths):
+            out[b, :n] = first[b]
+        while lengths[0] < T:
+            at = [n for n in lengths if n < T]  # those of the last rows are done first
+            out[range(len(at)), at] = decoder.step(cache, ids[range(len(at)), at].tolist(), at)
+            lengths = [n + 1 for n in at]
+    return out
 
 
 @pytest.mark.parametrize("family", CLASSES)
@@ -85,10 +95,25 @@ def cached_logits(model: Transformer, ids: torch.Tensor, split: int) -> torch.Te
 def test_logits_equal_transformers_with_and_without_cache(family, seed):
     theirs = theirs_of(family, seed)
     ours = ours_of(theirs.config.to_dict(), theirs.state_dict())
-    ids = torch.randint(0, ours.config.vocab_size, (2, 23))
+    ids = torch.randint(0, ours.config.vocab_size, (8, 23))
     with torch.no_grad():
         expected = theirs(ids).logits
-        assert close(ours(ids), expected) and close(cached_logits(ours, ids, 5), expected)
+        assert close(ours(ids), expected) and close(cached_logits(ours, ids, 5), expected) and close(cached_logits(ours, ids[:1], 5), expected[:1])
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_greedy_tokens_equal_transformers_full_forwards_alone_and_eight_side_by_side(family):
+    theirs, rng = theirs_of(family, 5), random.Random(family)
+    ours = ours_of(theirs.config.to_dict(), theirs.state_dict())
+    prompts = [[rng.randrange(ours.config.vocab_size) for _ in range(rng.randint(1, 30))] for _ in range(12)]
+    expected = []
+    for prompt in prompts:
+        ids = list(prompt)
+        with torch.no_grad():
+            while len(ids) < len(prompt) + 6:
+                ids.append(int(theirs(torch.tensor([ids])).logits[0, -1].argmax()))
+        expected.append(ids[len(prompt):])
+    assert generate(ours, prompts, 6, slots=8) == expected == generate(ours, prompts, 6, slots=1)
 
 
 @pytest.mark.parametrize("family", CLASSES)

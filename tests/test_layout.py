@@ -28,7 +28,7 @@ LAYERS = [
     ["tokenizer", "model", "safe"],
     ["families", "data", "distributed", "wordpiece"],
     ["lora", "summary", "harness", "results", "encoder"],  # results: what an evaluation writes; decoding shares its journal
-    ["checkpoint", "quantize", "linears", "decoder", "graphs", "decoding", "scoring", "spread"],
+    ["checkpoint", "quantize", "linears", "decoder_layer", "decoder", "graphs", "decoding", "scoring", "spread"],
     ["export", "vocabulary", "generate", "api_calls", "api", "run_folder", "batches", "optim", "budget", "progress", "async_save"],
     ["train", "eval", "report_data", "report_tables", "agreement_page", "report_sections", "report_agreement", "report", "compare",
      "rating_data", "judge", "agreement", "rating"],

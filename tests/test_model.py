@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmed.decoder import Segment, decoder_for
 from mmed.losses import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
-from mmed.model import KVCache, ModelConfig, Transformer
+from mmed.model import ModelConfig, Transformer
 
 transformers = pytest.importorskip("transformers")
 
@@ -71,30 +72,30 @@ def test_loss_and_gradients_equal_transformers(seed):
 def test_cached_decoding_equals_the_full_forward_for_sequences_of_different_length(seed):
     _, ours = random_pair(seed + 20)
     torch.manual_seed(seed)
-    lengths = torch.tensor([5, 11, 2])
+    lengths = [5, 11, 2]
     ids = torch.randint(0, ours.config.vocab_size, (3, 14))
-    cache = KVCache(ours.config, slots=3, length=20, dtype=torch.float32, device="cpu")
-    with torch.no_grad():
+    with torch.inference_mode():
         full = ours(ids)
-        # The three prompts are right-padded to the longest; what the padding wrote is overwritten or never seen.
-        first = ours(ids[:, :11], positions=torch.arange(11).expand(3, 11), cache=cache, seen=11, last=lengths - 1)
-        for row in range(3):
-            assert close(first[row], full[row, lengths[row] - 1])
-        for step in range(3):
-            at = lengths + step
-            new = ours(ids[torch.arange(3), at][:, None], positions=at[:, None], cache=cache, seen=int(at.max()) + 1)
-            for row in range(3):
-                assert close(new[row, 0], full[row, at[row]])
+        for rows in (3, 1):  # how weights are laid out depends on it
+            decoder = decoder_for(ours, rows)
+            cache = decoder.make_cache(3, 20)
+            first = decoder.extend(cache, [Segment(row, 0, ids[row, :n].tolist()) for row, n in enumerate(lengths)], [range(n) for n in lengths])
+            for row, n in enumerate(lengths):
+                assert close(first[row], full[row, :n])
+            for step in range(3):
+                at = [n + step for n in lengths]
+                new = decoder.step(cache, ids[range(3), at].tolist(), at)
+                assert close(new, full[range(3), at])
 
 
 def test_a_cache_slot_can_be_used_alone():
     _, ours = random_pair(31)
     ids = torch.randint(0, ours.config.vocab_size, (1, 9))
-    cache = KVCache(ours.config, slots=4, length=12, dtype=torch.float32, device="cpu")
-    with torch.no_grad():
-        out = ours(ids, positions=torch.arange(9)[None], cache=cache, slots=torch.tensor([2]), seen=9)
-        assert close(out, ours(ids))
-    assert cache.keys[:, [0, 1, 3]].abs().sum() == 0
+    with torch.inference_mode():
+        decoder = decoder_for(ours, 4)
+        cache = decoder.make_cache(4, 12)
+        assert close(decoder.extend(cache, [Segment(2, 0, ids[0].tolist())], [range(9)])[0], ours(ids)[0])
+    assert cache.keys[:, [0, 1, 3]].abs().sum() == 0 < cache.keys[:, 2].abs().sum()
 
 
 def test_packed_documents_do_not_see_each_other():

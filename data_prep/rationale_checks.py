@@ -10,11 +10,8 @@ In order: the sheet, reading saved files, the verdict, agreement, the summary. U
 """
 from __future__ import annotations
 
-import base64
 import hashlib
-import html
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -25,6 +22,7 @@ from mmed.errors import UserError
 from mmed.files import atomic_write, read_json
 from mmed.languages import get_language
 from mmed.metrics import wilson_interval
+from mmed.page import fill_page
 from mmed.prompts import ExamItem
 
 FORMAT, VERSION = "mmed-rationale-check", 1
@@ -76,32 +74,11 @@ def page(items: Sequence[ExamItem], title: str) -> str:
     sheet = text_hash(json.dumps([[row["key"], row["hash"]] for row in rows]))
     data = {"format": FORMAT, "version": VERSION, "sheet": sheet, "title": title, "longest_name": LONGEST_NAME, "longest_note": LONGEST_NOTE,
             "criteria": [[name, *words] for name, words in CRITERIA.items()], "items": rows}
-    template = Path(__file__).with_name("check_sheet.html").read_text(encoding="utf-8")
-    values = {"csp": policy(template), "title": html.escape(_utf8(title)), "data": json_in_html(data)}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)  # one pass: what is put in is not looked at again
+    return fill_page(Path(__file__).with_name("check_sheet.html"), title=title, data=data)
 
 
 def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
-
-
-def json_in_html(value: object) -> str:
-    """JSON that cannot end its <script> element nor begin anything in it.
-
-    >>> print(json_in_html("</script><!-- &"))
-    "\\u003c/script\\u003e\\u003c!-- \\u0026"
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def policy(template: str) -> str:
-    """The content security policy: nothing but the frame's own style and script, by the hashes of their texts."""
-    def digest(tag: str) -> str:
-        text = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[1]
-        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
-
-    return f"default-src 'none'; style-src {digest('style')}; script-src {digest('script')}; base-uri 'none'; form-action 'none'"
 
 
 # --------------------------------------------------------------------------------------------------------- saved files

@@ -1,33 +1,16 @@
 """The page of a study of agreement: which metric agrees with people, as table and plots, in one file that loads nothing.
 
-In: the value of agreement.json (mmed/agreement.py). Out: HTML. Names from files are escaped; the page's policy allows its own style and,
-on pages that have one, its own script, known by their hashes. `fill_page` does that for rating_sheet.html, too.
+In: the value of agreement.json (mmed/agreement.py). Out: HTML, by mmed/page.py. Names from files are escaped.
 """
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmed.page import fill_page
 from mmed.plots import WIDTH, colour, escape, fit, line, svg, text, ticks
-
-
-def fill_page(template: str, *, title: str, body: str = "", data: str = "") -> str:
-    """A page of this package with its title, markup and JSON data put in; no "<" of the data can end its element."""
-    page = Path(__file__).with_name(template).read_text(encoding="utf-8")
-
-    def digest(tag: str) -> str:
-        found = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'" if found else "'none'"
-
-    csp = f"default-src 'none'; style-src {digest('style')}; script-src {digest('script')}; base-uri 'none'; form-action 'none'"
-    safe = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    values = {"csp": csp, "title": escape(title), "body": body, "data": safe}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], page)  # one pass: what is put in is not looked at again
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -41,7 +24,7 @@ def number(value: float | None, form: str = ".3f") -> str:
 def agreement_page(value: Mapping[str, Any], title: str) -> str:
     body = [f"<h1>{escape(title)}</h1>", _lead(value), _remarks(value), _overview(value), _table(value), _scatters(value), _averages(value), _raters(value),
             "<footer>Made by mmed.rating. This page is complete in itself and loads nothing.</footer>"]
-    return fill_page("agreement.html", title=title, body="\n".join(part for part in body if part))
+    return fill_page(Path(__file__).with_name("agreement.html"), title=title, body="\n".join(part for part in body if part))
 
 
 def _lead(value: Mapping[str, Any]) -> str:

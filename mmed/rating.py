@@ -42,10 +42,9 @@ def sheet_content(cases: Sequence, seed: int) -> dict[str, Any]:
 
 
 def sheet_page(content: Mapping[str, Any]) -> str:
-    from mmed.agreement_page import fill_page
+    from mmed.page import fill_page
 
-    data = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace").decode()
-    return fill_page("rating_sheet.html", title=f"Ranking explanations · {content['language']}", data=data)
+    return fill_page(Path(__file__).with_name("rating_sheet.html"), title=f"Ranking explanations · {content['language']}", data=dict(content))
 
 
 def write_sheets(folder: Path, models: Sequence[str], cases: Sequence, seed: int) -> list[Path]:

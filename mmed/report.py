@@ -8,14 +8,12 @@ In: result folders of `mmed.eval`, run folders of `mmed/train.py`, folders with 
 Out: a page that needs nothing but itself. Order: read and check (mmed/report_data.py) -> tables (mmed/report_tables.py) and plots
 (mmed/plots.py) -> sections (mmed/report_sections.py) -> mmed/report.html, the frame with style and script.
 
-What comes from a file can only ever be text: it is escaped, or goes as JSON to a script that writes text nodes; and the page's policy
-allows nothing but its own style and script, known by their hashes. The same input gives the same page to the byte.
+What comes from a file can only ever be text: it is escaped, or goes as JSON to a script that writes text nodes (mmed/page.py). The same
+input gives the same page to the byte.
 """
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
 import re
 import sys
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from pathlib import Path
 
 from mmed.errors import UsageError, main_guard
 from mmed.files import atomic_write
+from mmed.page import fill_page
 from mmed.plots import escape
 from mmed.report_agreement import agreement_section, read_agreement
 from mmed.report_data import (
@@ -46,7 +45,7 @@ from mmed.report_sections import (
     difference_section,
     full_name,
     kinds_section,
-    questions_json,
+    questions_data,
     questions_section,
     results_section,
     runs_section,
@@ -94,18 +93,7 @@ def page(results: Sequence[Result], runs: Sequence[Run], corpus: Corpus, questio
     sections = [(match[1], match[2]) for match in (re.match(r'<section id="(\w+)">\n<h2>([^<]*)</h2>', part) for part in found)]
     body = header(title, notices, results, sections) + "<main>\n" + "".join(found) + "</main>\n<footer>Made by mmed.report. "
     body += "This page is complete in itself and loads nothing.</footer>"
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    values = {"csp": policy(template), "title": escape(title), "body": body, "data": questions_json(results, questions)}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)  # one pass: what is put in is not looked at again
-
-
-def policy(template: str) -> str:
-    """The content security policy: nothing but the template's own style and script, by the hashes of their texts."""
-    def digest(tag: str) -> str:
-        text = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[1]
-        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
-
-    return f"default-src 'none'; style-src {digest('style')}; script-src {digest('script')}; base-uri 'none'; form-action 'none'"
+    return fill_page(Path(__file__).with_name("report.html"), title=title, body=body, data=questions_data(results, questions))
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -6,7 +6,6 @@ is escaped on its way in. Plots are drawn by mmed/plots.py; the page around the 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -310,19 +309,10 @@ def questions_section(results: Sequence[Result], questions: Questions) -> str:
                    '<div id="question-list"></div>', pages("end", ""))
 
 
-def questions_json(results: Sequence[Result], questions: Questions) -> str:
-    """The data of the browser as JSON that cannot end its <script> element nor begin anything in it.
-
-    >>> json_in_html("</script><!-- & \\u2028")
-    '"\\\\u003c/script\\\\u003e\\\\u003c!-- \\\\u0026 \\\\u2028"'
-    """
+def questions_data(results: Sequence[Result], questions: Questions) -> dict:
+    """The data of the browser."""
     models = [{"name": result.name, "setting": SETTINGS[result.setting], "mode": result.headline} for result in results]
-    return json_in_html({"models": models, "items": list(questions.items.values())})
-
-
-def json_in_html(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    return {"models": models, "items": list(questions.items.values())}
 
 
 # ------------------------------------------------------------------------------------------------------------ provenance

@@ -23,7 +23,7 @@ METHOD = ROOT / "docs" / "method.md"
 LAYERS = [
     ["errors"],
     ["files", "languages", "languages.*"],
-    ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "bpe", "chat",
+    ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "page", "bpe", "chat",
      "attention", "losses"],
     ["tokenizer", "model", "safe"],
     ["families", "data", "distributed", "wordpiece"],

@@ -17,7 +17,7 @@ import pytest
 
 from mmed import metrics
 from mmed.agreement import PAPER, kendall_w, krippendorff_alpha, points_of, rater_agreement, study
-from mmed.agreement_page import agreement_page, fill_page
+from mmed.agreement_page import agreement_page
 from mmed.errors import UserError
 from mmed.files import read_json, write_json
 from mmed.judge import build_prompt, code_of, judge_cases, parse_ranking, quoted
@@ -637,11 +637,6 @@ def test_the_agreement_command_writes_page_and_data(tmp_path, results, capsys):
     value = read_json(tmp_path / "a" / "agreement.json")
     assert value["format"] == "mmed agreement" and len(value["points"]) == 8 and len(value["points"][0]["values"]) == len(value["measures"])
     assert {row["name"]: row["paper"] for row in value["measures"] if row["paper"]}["BLEU-1"] == {"tau": PAPER["BLEU-1"][0], "slope": PAPER["BLEU-1"][1]}
-
-
-def test_filling_a_page_looks_at_what_is_put_in_only_once():
-    page = fill_page("rating_sheet.html", title="{{data}}", data='{"a": "</script>{{title}}\u2028"}')
-    assert '{"a": "\\u003c/script>{{title}}\\u2028"}' in page and "<title>{{data}}</title>" in page
 
 
 def test_wrong_use_exits_with_2(results, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from mmed import metrics, plots, report
 from mmed.errors import UsageError, UserError
 from mmed.files import write_json
+from mmed.page import policy
 from mmed.prompts import ExamItem, item_key
 from mmed.published import ENGLISH_SOURCES, LANGUAGES, published, published_english
 from mmed.report_data import differences, read_predictions, read_result, read_run
@@ -111,15 +112,15 @@ def assert_no_active_content(text: str) -> Page:
     page = Page(text)
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
     assert scripts == [{"type": "application/json", "id": "data"}, {}]  # the data and our own
-    template = Path(report.__file__).with_name("report.html").read_text(encoding="utf-8")
-    assert page.scripts[1] == Page(template).scripts[1]
+    frame = Path(report.__file__).with_name("report.html").read_text(encoding="utf-8")
+    assert page.scripts[1] == Page(frame).scripts[1]
     for tag, attributes in page.elements:
         assert tag not in ("img", "iframe", "object", "embed", "form", "base", "link", "audio", "video", "math", "foreignobject", "use", "image")
         for name, value in attributes.items():
             assert not name.startswith("on") and name not in ("style", "src", "srcdoc", "action", "formaction", "xlink:href"), (tag, name)
             assert name != "href" or (tag == "a" and re.fullmatch(r"#\w+", value)), value
     policies = [attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == [report.policy(template)] and policies[0].startswith("default-src 'none'") and "unsafe" not in policies[0]
+    assert policies == [policy(frame)] and policies[0].startswith("default-src 'none'") and "unsafe" not in policies[0]
     return page
 
 

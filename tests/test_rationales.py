@@ -140,16 +140,16 @@ def test_an_estimate_sends_nothing_and_needs_no_key(exams, tmp_path, capsys, mon
 
 
 def test_a_killed_run_asks_only_for_what_is_missing_and_leaves_no_half_folder(exams, tmp_path):
-    stub = Stub(lambda prompt: f"because {len(prompt)}", delay=0.1)
+    stub = Stub(lambda prompt: f"because {len(prompt)}", delay=0.25)  # on a busy machine the kill comes late, too
     command = [sys.executable, "-m", "data_prep.rationales", "generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags,
                "--concurrency", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while process.poll() is None and sum(stub.tries.values()) < 5 and time.monotonic() < until:
         time.sleep(0.01)
-    stub.delay = 0.0
     process.send_signal(signal.SIGKILL)
     process.wait()
+    stub.delay = 0.0
     assert not (tmp_path / "out").exists()
     main(command[3:])
     assert len(stub.tries) == 11 and sum(stub.tries.values()) <= 13

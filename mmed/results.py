@@ -18,6 +18,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -279,11 +280,14 @@ def _percent(share: float | None) -> str:
 
 
 def _write_csv(path: Path, header: list[str], lines: Iterable[list[str]]) -> None:
+    row = io.StringIO()
+    writer = csv.writer(row)  # ends lines with \r\n: only then does Python before 3.13 quote a cell for a lone \r in it
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        for line in lines:
+        for line in (header, *lines):
+            row.seek(0)
+            row.truncate()
             writer.writerow([cell.encode("utf-8", "replace").decode() for cell in line])
+            file.write(row.getvalue().removesuffix("\r\n") + "\n")
 
 
 def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:

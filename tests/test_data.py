@@ -221,7 +221,8 @@ def test_truncation_never_removes_the_answer():
         example, cut = encode_example(item(rationale="long " * 100), Bytes(), length, rationale=True, style="clean")
         assert cut and len(example.ids) <= length + 1 and example.ids[0] == 1
         assert Bytes().decode(example.ids).endswith("OPTION B IS CORRECT.") and example.ids[-1] == 2
-        assert example.prompt_length < len(example.ids)
+        assert 1 < example.prompt_length < len(example.ids)
+        assert build_prompt(item(), True).endswith(Bytes().decode(example.ids[:example.prompt_length]))  # the question is read to its end
 
 
 def test_packing_keeps_every_example_whole_and_apart():

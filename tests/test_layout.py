@@ -30,7 +30,7 @@ LAYERS = [
     ["lora", "summary", "harness", "results", "encoder"],  # results: what an evaluation writes; decoding shares its journal
     ["checkpoint", "quantize", "linears", "decoder_layer", "decoder", "graphs", "decoding", "scoring", "spread"],
     ["export", "vocabulary", "generate", "api_calls", "api", "run_folder", "batches", "optim", "budget", "progress", "async_save"],
-    ["train", "eval", "report_data", "report_tables", "agreement_page", "report_sections", "report_agreement", "report", "compare",
+    ["train", "eval", "report_data", "report_tables", "agreement_page", "report_sections", "report_agreement", "report", "compare", "submission",
      "rating_data", "judge", "agreement", "rating"],
     ["data_prep.*"],
 ]

@@ -45,7 +45,7 @@ def checked_members(path: Path, max_gb: float = MAX_ARCHIVE_GB) -> list[zipfile.
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:  # the last: a version of the format to come
         raise UserError(f"{path}: not a readable zip archive ({error})") from None
     if len(members) > MAX_ENTRIES:
         raise refuse(f"more than {MAX_ENTRIES:,} entries")
@@ -89,7 +89,7 @@ def lines_of(file: IO[bytes], where: str) -> Iterator[tuple[int, dict]]:
                 yield number, value
     except UserError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
         raise UserError(f"{where}:{number + 1}: the archive is damaged here ({error})") from None
     except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are both ValueErrors
         raise UserError(f"{where}:{number + isinstance(error, UnicodeDecodeError)}: not valid JSON in UTF-8 ({error})") from None

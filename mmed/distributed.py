@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+import threading
+import time
 from datetime import timedelta
 
 import torch
@@ -17,6 +20,8 @@ import torch.distributed as dist
 from mmed.errors import UsageError
 from mmed.model import Transformer
 
+WATCH_SECONDS = 0.5   # between two looks whether the launcher is still there
+GRACE_SECONDS = 30    # from SIGTERM to SIGKILL, as torchrun itself does it
 
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
@@ -42,9 +47,26 @@ def start(timeout_seconds: int = 600) -> torch.device:
     else:
         device = torch.device("cpu")
     if world_size() > 1 and not dist.is_initialized():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_launcher()
         dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout_seconds),
                                 **({"device_id": device} if gpus else {}))
     return device
+
+
+def end_with_launcher() -> None:
+    """End soon after the process that started this one is gone: a torchrun that was killed outright (SIGKILL, out of memory) tells its
+    ranks nothing, and they would go on and keep their files locked. First SIGTERM, which training takes as a wish to save; then SIGKILL."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
 
 
 def stop() -> None:

@@ -410,6 +410,47 @@ def test_two_processes_write_the_file_that_one_writes(model_folder, tmp_path, ki
         assert not list(tmp_path.rglob("*.partial"))
 
 
+def gone_within(seconds: float, group: int) -> bool:
+    """Whether no process of the group is left after so long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("grace", [30, 0.2])
+def test_a_rank_whose_launcher_was_killed_ends_and_gives_its_journal_free(tmp_path, grace):
+    """By SIGTERM; one that is deaf to it (grace 0.2) by SIGKILL."""
+    from mmed.results import Journal
+
+    source = f"""
+import os, signal, time
+from pathlib import Path
+from mmed import distributed
+from mmed.results import Journal
+distributed.GRACE_SECONDS = {grace}
+if os.fork() == 0:
+    if {grace} < 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    journal = Journal(Path({str(tmp_path / "x.jsonl")!r}), {{}})
+    distributed.end_with_launcher()
+    print("working", flush=True)
+time.sleep(600)
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, start_new_session=True, cwd=Path(__file__).resolve().parents[1])
+    assert launcher.stdout.readline() == b"working\n"
+    with pytest.raises(UserError):
+        Journal(tmp_path / "x.jsonl", {})
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    assert gone_within(20, launcher.pid)
+    Journal(tmp_path / "x.jsonl", {}).file.close()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "headqa").is_dir(), reason="the real exam files are not here")
 def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_path):
@@ -439,10 +480,9 @@ def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_
         while rounds_done(name) < rounds:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.05)
-        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()  # torchrun's outlive it
-        for number in [process.pid, *map(int, workers)]:
-            os.kill(number, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)  # of torchrun alone: its processes notice
         process.wait()
+        assert gone_within(20, process.pid)
 
     kill_behind("killed", 3, 1)
     kill_behind("killed", 8, 2)

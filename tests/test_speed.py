@@ -161,6 +161,28 @@ def test_one_step_of_lean_adamw_equals_torch(monkeypatch):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("lean", [False, True])
+def test_an_update_is_adamw_behind_a_clipped_norm_with_decay_on_matrices_alone(lean):
+    """Gradients far below and far above the limit: only those above are scaled, which AdamW notices in the steps after."""
+    torch.manual_seed(2)
+    ours, theirs = (torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.LayerNorm(4)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = make_optimizer(ours, TrainConfig(learning_rate=1e-2, weight_decay=0.5))
+    if lean:
+        optimizer = LeanAdamW([{key: group[key] for key in ("params", "weight_decay")} for group in optimizer.param_groups],
+                              TrainConfig(learning_rate=1e-2, weight_decay=0.5))
+    matrices, vectors = ([p for p in theirs.parameters() if (p.dim() >= 2) == wide] for wide in (True, False))
+    plain = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.5}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, TrainConfig().beta2))
+    for size in (0.01, 50.0, 0.3, 3.0, 0.001):
+        for p, q in zip(ours.parameters(), theirs.parameters()):
+            p.grad = torch.randn_like(p) * size
+            q.grad = p.grad.clone()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        plain.step()
+        assert torch.allclose(update(ours, optimizer, 1.0, torch.zeros(())), norm)
+        assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(ours.parameters(), theirs.parameters())), size
+
+
 @pytest.mark.parametrize("moments", ["fp32", "bf16"])
 def test_a_step_that_is_not_finite_changes_nothing(moments):
     model = torch.nn.Linear(3, 3)

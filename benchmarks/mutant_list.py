@@ -19,7 +19,9 @@ class Fault(NamedTuple):
 FAULTS = [
     # ---- the model
     Fault("causal mask off by one", "mmed/attention.py", ".triu(1), -torch.inf)", ".triu(2), -torch.inf)", "model"),
-    Fault("causal mask off by one with a cache", "mmed/model.py", "- key_positions  ", "- key_positions + 1  ", "model"),
+    Fault("a new token sees the place after its own", "mmed/decoder.py", "positions[:, None, None] - torch.arange(seen", "positions[:, None, None] + 1 - torch.arange(seen",
+          "generate -k 'layout or naive'"),
+    Fault("a prompt's tokens see the one after them", "mmed/decoder.py", "query[:, None] - key  ", "query[:, None] - key + 1  ", "generate -k 'layout or naive or option_scores'"),
     Fault("sliding window off by one, training", "mmed/attention.py", "age >= window", "age > window", "families"),
     Fault("sliding window off by one, decoding", "mmed/decoder.py", "visible &= distance < window", "visible &= distance <= window", "generate -k 'layout or naive'"),
     Fault("rotary sign", "mmed/model.py", "torch.cat((-second, first), dim=-1)", "torch.cat((second, -first), dim=-1)", "model"),
@@ -36,8 +38,7 @@ FAULTS = [
     Fault("RMSNorm without eps", "mmed/model.py", ".mean(-1, keepdim=True) + self.eps)", ".mean(-1, keepdim=True))", "model"),
     Fault("Gemma's norm without its one", "mmed/model.py", "(1.0 + self.weight.float())", "(self.weight.float())", "families"),
     Fault("Gemma's embedding not scaled", "mmed/model.py", "x = x * torch.tensor(config.hidden_size ** 0.5, dtype=x.dtype)", "pass", "families"),
-    Fault("tied head written as not tied", "mmed/families.py", '"tie_word_embeddings": ("tie_word_embeddings", bool, 0, 1)',
-          '"tie_word_embeddings": ("tie_word_embeddings", bool, 0, 0)', "families"),
+    Fault("a tied head read as not tied", "mmed/families.py", '"tie_word_embeddings": True, "attention_bias": False}', '"tie_word_embeddings": False, "attention_bias": False}', "families"),
     Fault("GELU without its approximation", "mmed/model.py", 'F.gelu(inner, approximate="tanh")', "F.gelu(inner)", "families"),
     # ---- loss and data
     Fault("EOS untrained", "mmed/data.py", "eos=True, continued=True)", "continued=True)", "data"),
@@ -128,8 +129,10 @@ FAULTS = [
     Fault("a half-written answer stays in the store", "mmed/api_calls.py", "self.file.truncate(good)", "pass", "api"),
     Fault("a half-written round stays in the journal", "mmed/results.py", "self.file.truncate(good)", "pass", "eval"),
     Fault("HTML is not escaped", "mmed/plots.py", "html.escape(str(text), quote=True)", "str(text)", "report"),
-    Fault("JSON of a page can end its script", "mmed/report_sections.py", '"[<>&', '"[>&', "report"),
-    Fault("CSV without quotes", "mmed/results.py", 'csv.writer(file, lineterminator="\\n")', 'csv.writer(file, lineterminator="\\n", quoting=csv.QUOTE_NONE, escapechar="\\\\")', "eval"),
+    Fault("JSON of a page can end its script", "mmed/page.py", 'sub("[<>&', 'sub("[>&', "page report"),
+    Fault("CSV without quotes", "mmed/results.py", "csv.writer(row)", 'csv.writer(row, quoting=csv.QUOTE_NONE, escapechar="\\\\")', "submission"),
+    Fault("an answer changed on the disk is taken", "mmed/results.py", "int(seal[1], 16) != zlib.crc32(line[:seal.start()])", "False", "api -k 'store or disk' mmed/results.py"),
+    Fault("a submission's right answers are not compared", "mmed/submission.py", "if gold != expected:", "if not gold:", "submission"),
     # ---- tokenizers, corpus
     Fault("text in front of a special token's text is read as that token", "mmed/tokenizer.py", "if (index := self.added.get(match[0])) is not None:",
           "if (index := {**self.special, **self.added}.get(match[0])) is not None:", "tokenizer -k 'special or added or normalised'"),

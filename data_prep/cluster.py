@@ -237,7 +237,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep.cluster", fromfile_prefix_chars="@",
-                                     description="Corpus steps on datatrove's executors: local, Slurm, Ray. @FILE: options from a file, one a line.")
+                                     description="Corpus steps on datatrove's executors: local, Slurm, Ray (these two over the network, "
+                                                 "to the cluster alone). @FILE: options from a file, one a line.")
     commands = parser.add_subparsers(dest="what", required=True)
     corpus = commands.add_parser("corpus", help="a whole corpus, as data_prep.corpus makes it")
     corpus.add_argument("recipe", type=Path, metavar="RECIPE.toml")

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from mmed.errors import UserError
 from mmed.files import atomic_write
-from mmed.results import json_line
+from mmed.results import read_sealed, sealed_line
 
 SHORTEST_SECRET = 8  # characters; a shorter "key" ("none", "EMPTY") is a placeholder, and would be found in ordinary text
 
@@ -101,9 +101,9 @@ def without_key(value: Any, key: str) -> Any:
 # ----------------------------------------------------------------------------------------------------------------- store
 
 class CallStore:
-    """Answered calls in one JSONL file, {"key": hash of the request, "reply": ...} a line, each on the disk before it counts.
+    """Answered calls in one JSONL file, {"key": hash of the request, "reply": ..., "crc32": ...} a line, each on the disk before it counts.
 
-    A last line that was cut is dropped. One process at a time. Closing sorts the file, so that it does not tell who was first.
+    A last line that was cut is dropped, any other damage is refused by its line. One process at a time. Closing sorts the file, so that it does not tell who was first.
     """
 
     def __init__(self, path: str | Path):
@@ -121,8 +121,8 @@ class CallStore:
         good = 0
         for number, line in enumerate(self.file, 1):
             try:
-                value = json.loads(line)
-                if not line.endswith(b"\n") or not isinstance(value["reply"]["text"], str):
+                value = read_sealed(line)
+                if not isinstance(value["key"], str) or not isinstance(value["reply"]["text"], str):
                     raise ValueError
                 self.replies[value["key"]] = value["reply"]
             except (ValueError, KeyError, TypeError):
@@ -134,7 +134,7 @@ class CallStore:
 
     def add(self, key: str, reply: dict) -> None:
         self.file.seek(0, os.SEEK_END)
-        self.file.write(json_line({"key": key, "reply": reply}).encode())
+        self.file.write(sealed_line({"key": key, "reply": reply}).encode())
         self.file.flush()
         os.fsync(self.file.fileno())
         self.replies[key] = reply
@@ -144,7 +144,7 @@ class CallStore:
         """Write the file anew, these keys first and others by key, if it is not so already."""
         first = list(dict.fromkeys(key for key in order if key in self.replies))
         keys = first + sorted(set(self.replies) - set(first))
-        lines = [json_line({"key": key, "reply": self.replies[key]}).encode() for key in keys]
+        lines = [sealed_line({"key": key, "reply": self.replies[key]}).encode() for key in keys]
         self.file.seek(0)
         if self.file.read() != b"".join(lines):
             with atomic_write(self.path, "wb") as file:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mmed import metrics
 from mmed.rating_data import Case, shown
 
-JUDGE_VERSION = 1  # raise it when the prompt or the reading of replies changes: ratings under two versions do not compare
+JUDGE_VERSION = 2  # raise it when the prompt or the reading of replies changes: ratings under two versions do not compare
 TRIES = 3
 Messages = list[dict[str, str]]
 
@@ -77,7 +77,7 @@ def parse_ranking(reply: str, letters: Sequence[str], code: str) -> list[str]:
     Traceback (most recent call last):
     ValueError: no line with RANKING and the code
     """
-    lines = [line.strip(" \t\r*_`#>.") for line in reply.split("\n")]
+    lines = [line.strip(" \t*_`#>.") for line in reply.splitlines()]  # U+2028 and its like end a line, too
     found = [line for line in lines if re.match(rf"RANKING[ -]{code}\b", line)]
     if not found:
         raise ValueError("no line with RANKING and the code")

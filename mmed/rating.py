@@ -71,15 +71,20 @@ def write_sheets(folder: Path, models: Sequence[str], cases: Sequence, seed: int
 
 def read_key(path: str | Path) -> dict:
     from mmed.rating_data import read_object
+    from mmed.report_data import one_line
 
     key = read_object(path, KEY_FORMAT)
-    if not isinstance(key.get("models"), list) or not isinstance(key.get("sheets"), dict) or not key["sheets"]:
-        raise UserError(f"{path}: expected 'models' and 'sheets'")
-    for language, sheet in key["sheets"].items():
-        for item, entry in sheet["items"].items() if isinstance(sheet, dict) and isinstance(sheet.get("items"), dict) else [("?", None)]:
+    models, sheets = key.get("models"), key.get("sheets")
+    if not isinstance(models, list) or not all(isinstance(name, str) for name in models) or not isinstance(sheets, dict) or not sheets or "seed" not in key:
+        raise UserError(f"{path}: expected 'models', 'sheets' and 'seed'; take the key.json that `sheet` wrote")
+    for language, sheet in sheets.items():
+        where = f"{path}: {one_line(language)}"
+        if not isinstance(sheet, dict) or not isinstance(sheet.get("sheet"), str) or not isinstance(sheet.get("items"), dict) or not sheet["items"]:
+            raise UserError(f"{where}: expected 'sheet' and 'items'; take the key.json that `sheet` wrote")
+        for item, entry in sheet["items"].items():
             letters = entry.get("letters") if isinstance(entry, dict) else None
-            if not isinstance(letters, dict) or sorted(map(str, letters.values())) != sorted(map(str, key["models"])):
-                raise UserError(f"{path}: {language}, item {item}: its letters do not name each model once")
+            if not isinstance(letters, dict) or sorted(map(str, letters.values())) != sorted(models) or not isinstance(entry.get("digest"), str):
+                raise UserError(f"{where}, item {one_line(item)}: its letters do not name each model once, or its digest is missing")
     return key
 
 
@@ -259,7 +264,8 @@ def _bar(total: int):
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     from mmed.api import add_api_options
 
-    parser = argparse.ArgumentParser(prog="python -m mmed.rating", allow_abbrev=False, description="Rate rationales, by people and by a judge model.")
+    parser = argparse.ArgumentParser(prog="python -m mmed.rating", allow_abbrev=False, description="Rate rationales, by people and by a judge model. "
+                                     "Only `judge` uses the network.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, run, words: str) -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,12 @@ class Journal:
         good = 0
         for number, line in enumerate(self.file, 1):
             try:
-                value = json.loads(line)
-                if not line.endswith(b"\n"):
-                    raise ValueError
+                value = read_sealed(line)
                 if number == 1:
                     found = value["facts"]
                 else:
+                    if not isinstance(value["round"], int) or not isinstance(value["rows"], list):
+                        raise ValueError("no round")
                     self.done.add(value["round"])
             except (ValueError, KeyError, TypeError):
                 if self.file.read(1) and not force:
@@ -93,7 +94,7 @@ class Journal:
 
     def _append(self, value: Any) -> None:
         self.file.seek(0, os.SEEK_END)
-        self.file.write(json_line(value).encode())
+        self.file.write(sealed_line(value).encode())
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -135,6 +136,35 @@ class Journal:
 def json_line(value: Any) -> str:
     """One line of JSON; lone surrogates, which UTF-8 cannot carry, become U+FFFD."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode() + "\n"
+
+
+def sealed_line(value: dict) -> str:
+    """`json_line` of an object, its last key a checksum of the rest: a line that was damaged later is told from one that was written.
+
+    >>> sealed_line({"round": 0})
+    '{"round": 0, "crc32": "5a34bd24"}\\n'
+    """
+    body = json_line(value)[:-2]
+    return f'{body}, "crc32": "{zlib.crc32(body.encode()):08x}"}}\n'
+
+
+_SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"}\n\Z')
+
+
+def read_sealed(line: bytes) -> dict:
+    """What `sealed_line` wrote; a ValueError for a line that is cut, no object, or not as it was written."""
+    try:
+        value = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not line.endswith(b"\n") or not isinstance(value, dict):
+        raise ValueError("cut short, or no object")
+    if "crc32" in value:
+        seal = _SEAL.search(line)
+        if not seal or int(seal[1], 16) != zlib.crc32(line[:seal.start()]):
+            raise ValueError("its checksum is another")
+        del value["crc32"]
+    return value
 
 
 def facts_that_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

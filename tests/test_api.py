@@ -321,8 +321,33 @@ def test_a_store_cut_anywhere_loses_only_its_last_line(tmp_path, seed):
     store = api.CallStore(tmp_path / "calls")
     assert len(store.replies) == whole[:cut].count(b"\n")
     store.add("key9", {"text": "new"})
-    store.close()
+    store.file.close()  # killed again, before the file was put in order
     assert set(api.CallStore(tmp_path / "calls").replies) == {f"key{i}" for i in range(whole[:cut].count(b"\n"))} | {"key9"}
+
+
+def test_an_answer_that_was_changed_on_the_disk_is_refused_by_its_line(tmp_path):
+    """One bit anywhere: the line is named, or (a cut of the last line's end) its call is made again; no answer is taken that was not given."""
+    store, rng = api.CallStore(tmp_path / "calls"), random.Random()
+    given = {f"key{i}": {"text": f"Answer: {letter}", "finish_reason": "stop"} for i, letter in enumerate("ABCDABCD")}
+    for key, reply in given.items():
+        store.add(key, reply)
+    store.close()
+    whole = (tmp_path / "calls").read_bytes()
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        place = rng.randrange(len(data))
+        data[place] ^= 1 << rng.randrange(8)
+        (tmp_path / "calls").write_bytes(data)
+        try:
+            store = api.CallStore(tmp_path / "calls")
+            assert store.replies.items() <= given.items(), (place, bytes(data))
+            store.close()
+        except UserError as error:
+            refused += 1
+            # a line end that is none any more joins two lines, one that should not be there makes two of one
+            assert re.search(rf"calls:({whole[:place].count(10) + 1}|{whole[:place].count(10) + 2}): damaged", str(error)), (place, error)
+    assert refused > 200
 
 
 def test_a_damaged_line_is_named_and_a_second_process_is_kept_out(tmp_path):

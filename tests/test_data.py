@@ -120,6 +120,14 @@ def test_packed_rows_train_every_token_once_an_epoch(tmp_path):
     assert seen[0] == 0 and (seen[1:] >= 1).all() and (seen > 1).sum() < T  # only the last, right-aligned row overlaps
 
 
+def test_each_epoch_holds_every_window_once_in_an_order_of_its_own(tmp_path):
+    rows = PretrainRows([write(tmp_path / "s", random_documents(3)), write(tmp_path / "t", random_documents(4))], 16, seed=5)
+    n = rows.rows_per_epoch
+    epochs = [[rows.locate(epoch * n + i) for i in range(n)] for epoch in range(3)]
+    assert n > 20 and all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == n for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
 def test_documents_kept_apart_have_own_numbers_positions_and_no_loss_across_the_border(tmp_path):
     documents = [[5, 6, 7, 2], [8, 2], [9, 10, 11, 12, 2]]
     stream = write(tmp_path / "s", documents)

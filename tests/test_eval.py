@@ -2,7 +2,6 @@
 import csv
 import json
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -389,9 +388,11 @@ def test_a_journal_is_written_by_one_process_only(tmp_path):
 
 
 def test_damage_in_the_middle_of_a_journal_is_refused(tmp_path):
-    (tmp_path / "x.partial").write_text('{"facts": {}}\n{"round": 0, "rows": [\n{"round": 1, "rows": []}\n')
-    with pytest.raises(UserError, match=re.escape("x.partial:2: damaged")):
-        Journal(tmp_path / "x", {})
+    for line in ('{"round": 0, "rows": [', '{"round": "x", "rows": []}', '{"round": 0}', "[]", "[" * 100_000,
+                 '{"round": 0, "rows": [{"correct": true}], "crc32": "00000000"}'):
+        (tmp_path / "x.partial").write_text('{"facts": {}}\n' + line + '\n{"round": 1, "rows": []}\n')
+        with pytest.raises(UserError, match=r"x\.partial:2: damaged"):
+            Journal(tmp_path / "x", {})
 
 
 def test_facts_that_differ_are_named():

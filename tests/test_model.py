@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from mmed.decoder import Segment, decoder_for
 from mmed.losses import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
-from mmed.model import ModelConfig, Transformer
+from mmed.model import ModelConfig, Transformer, rope_frequencies
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,6 +28,19 @@ def random_pair(seed: int, **fixed):
         state.pop("lm_head.weight")
     ours.load_state_dict(state)
     return theirs, ours
+
+
+@pytest.mark.parametrize("factor, low, high, old, theta", [(8.0, 1.0, 4.0, 8192, 5e5), (32.0, 1.0, 4.0, 8192, 5e5), (4.0, 2.0, 3.0, 512, 1e4)])
+def test_llama_3_scaling_blends_as_transformers_does(factor, low, high, old, theta):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": old}
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](transformers.LlamaConfig(hidden_size=512, num_attention_heads=4, head_dim=128, max_position_embeddings=16 * old,
+                                                                       rope_parameters={"rope_theta": theta, **scaling}), "cpu")
+    config = ModelConfig(head_dim=128, rope_theta=theta, rope_scaling=scaling)
+    ours, plain = rope_frequencies(config, theta, True, torch.device("cpu")), rope_frequencies(config, theta, False, torch.device("cpu"))
+    assert torch.allclose(ours, theirs, rtol=1e-6) and not torch.allclose(plain / factor, ours)
+    assert sum(0.001 < float(share) < 0.999 for share in (ours * factor / plain - 1) / (factor - 1)) >= 3  # some stand between the two ends
 
 
 def close(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-5) -> bool:

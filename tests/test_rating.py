@@ -293,6 +293,23 @@ def test_a_rating_file_with_a_fault_is_refused_in_one_line_with_file_and_item(tm
     assert "r.json: " in str(error.value) and message.format(i=item) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("change", [
+    lambda k: k.pop("models"), lambda k: k.update(models=[1, 2]), lambda k: k.pop("seed"), lambda k: k.update(sheets=[]), lambda k: k.update(sheets={}),
+    lambda k: k["sheets"].update(English=3), lambda k: k["sheets"]["English"].pop("sheet"), lambda k: k["sheets"]["English"].update(sheet=["x"]),
+    lambda k: k["sheets"]["English"].update(items=[]), lambda k: k["sheets"]["English"]["items"].update(x=None), lambda k: k["sheets"]["English"]["items"].update(x={}),
+    lambda k: next(iter(k["sheets"]["English"]["items"].values())).pop("digest"),
+    lambda k: next(iter(k["sheets"]["English"]["items"].values())).update(letters={"A": "alpha"}),
+    lambda k: next(iter(k["sheets"]["English"]["items"].values()))["letters"].update(A={}),
+])
+def test_a_key_that_was_tampered_with_is_one_line(tmp_path, results, change):
+    key, path = sheets(tmp_path, results)
+    change(key)
+    write_json(path, key)
+    with pytest.raises(UserError, match=r"key\.json: ") as error:
+        read_key(path)
+    assert "\n" not in str(error.value)
+
+
 def test_one_rater_twice_and_a_sheet_of_other_data_are_refused(tmp_path, results):
     key, _ = sheets(tmp_path, results)
     for name in ("a", "b"):
@@ -399,6 +416,8 @@ def test_quoting_gives_the_text_back_and_no_line_end():
     ("RANKING: A > B > C > D", None),
     ("RANKING c0de: A > B > C > D\nRANKING c0de: B > A > C > D", None),
     ("RANKING c0de: A > B > C > D\nRANKING c0de: A > B > C > D", None),
+    ("RANKING c0de: A > B > C > D\u2028RANKING c0de: B > A > C > D", None),
+    ("\u2028RANKING c0de: \nRANKING c0de: D > C > B > A", None),
     ("RANKING c0deff: A > B > C > D", None),
     ("The ranking is RANKING c0de: A > B > C > D", None),
     ("RANKING c0de: Ａ > B > C > D", None),

@@ -1,4 +1,5 @@
 """The training loop: one process against two, resumed against uninterrupted, errors in one line."""
+import dataclasses
 import itertools
 import json
 import os
@@ -269,6 +270,10 @@ def test_the_learning_rate_warms_up_and_follows_the_cosine():
     assert rates[9] == config.learning_rate == max(rates) and rates[0] == config.learning_rate / 10
     assert abs(rates[505] - config.learning_rate / 2) < 1e-7 and rates[-1] < 1e-3 * config.learning_rate
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+    floored = [learning_rate(dataclasses.replace(config, min_lr_ratio=0.1), step, 1000) for step in range(1000)]
+    assert floored[:10] == rates[:10] and abs(floored[505] - 0.55 * config.learning_rate) < 1e-7
+    assert floored[-1] == min(floored[9:]) and abs(floored[-1] - 0.1 * config.learning_rate) < 1e-5 * config.learning_rate
+    assert {learning_rate(dataclasses.replace(config, schedule="constant"), step, 1000) for step in range(9, 1000)} == {config.learning_rate}
 
 
 def test_help_is_quick_and_needs_no_torch():

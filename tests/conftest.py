@@ -1,0 +1,22 @@
+"""No test uses the network, loopback apart: whatever in this process asks for another address ends with an error that says so."""
+import ipaddress
+import sys
+
+
+def is_loopback(host: object) -> bool:
+    if host in (None, "", "localhost", b"localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.decode() if isinstance(host, bytes) else str(host)).is_loopback
+    except ValueError:
+        return False
+
+
+def only_loopback(event: str, arguments: tuple) -> None:
+    if event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple) and not is_loopback(arguments[1][0]):
+        raise RuntimeError(f"a test asks for {arguments[1]}: tests use no network but loopback")
+    if event == "socket.getaddrinfo" and not is_loopback(arguments[0]):
+        raise RuntimeError(f"a test asks for the address of {arguments[0]!r}: tests use no network but loopback")
+
+
+sys.addaudithook(only_loopback)

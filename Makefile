@@ -1,11 +1,11 @@
 # make demo    the paper in miniature: raw pages -> corpus -> training -> benchmark table (CPU, minutes)
 # make test    the test suite           make lint   ruff           make bench   ours against the peers (bench-NAME: one script)
-# make faults  the fault bench, minutes (ARGS='--soak': hours)
+# make faults  the fault bench, minutes (ARGS='--soak': hours)      make mutants  what the tests catch, half an hour
 # Each target makes .venv by itself when it is missing or older than pyproject.toml / constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 SPEC := pyproject.toml constraints.txt
-.PHONY: demo test lint bench faults clean
+.PHONY: demo test lint bench faults mutants clean
 .DELETE_ON_ERROR:
 
 .venv/.core: $(SPEC)
@@ -37,6 +37,10 @@ bench: .venv/.peers
 # one of them: make bench-train ARGS='--rows full-bf16'
 bench-%: .venv/.peers
 	$(BIN)/python benchmarks/bench_$*.py $(ARGS)
+
+# small faults planted in the core, one at a time: how many do the tests catch? make mutants ARGS='--shard 1/2'
+mutants: .venv/.test
+	$(BIN)/python benchmarks/mutants.py --out build/mutants.jsonl $(ARGS)
 
 # faults injected, trials, survived, time to recover: make faults ARGS='--area runs --soak'
 faults: .venv/.test

@@ -145,6 +145,8 @@ def main() -> int:
                 print(f"ERROR  {fault.name}: {error}")
         return 0
     out = Path(arguments.out) if arguments.out else None
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         folder = Path(temporary)
         copy_checkout(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -187,6 +188,30 @@ def test_any_text_gives_letters_that_are_options_and_the_same_ones_again():
             assert parse_answer(build_target(item, False), options).letters == parsed.letters
         blanks = rng.choice([" ", "\n", "\u200f", "\ufeff", "  \n"])
         assert parse_answer(blanks + text + blanks, options).letters == parse_answer(text, options).letters, repr(text)
+
+
+PHRASES = [
+    "The answer is", "answer:", "Answer (A or B):", "I would choose", "not", "Actually,", "wait", "because", "and", "or", "is correct", "is wrong", "option", "None of them",
+    "答案是", "正确答案：", "选", "不选", "应选", "错误", "和", "正解は", "が正しい", "ではなく", "です", "選択肢", "la réponse est", "Réponses :", "et", "ou", "pas", "est fausse",
+    "правильный ответ", "Ответ:", "не", "и", "или", "верно", "la respuesta es", "correcta", "no", "y", "la opción", "###Answer: OPTION", "IS CORRECT.", "###Rationale:",
+    "\\boxed{", "}", "**", "(", ")", ".", ",", ":", "\n", "- ", "A", "B", "C", "D", "E", "А", "В", "С", "Б", "Ａ", "ｂ", "Β", "A.", "B)", "(C)", "ABD", "A,C", "Heparin", "aspirin",
+    "Aspirin and heparin", "\u200f", "\u202e", "</s>", "<think>", "</think>", "### Instruction:", "Question:", "1.", "true", "false", "yes",
+]
+READ = {"1": "70af48ab21ddb21c"}  # version of the parser -> hash of what it reads from 3,000 texts
+
+
+def test_a_parser_that_reads_anything_differently_has_a_new_version():
+    """Numbers of two versions are kept apart by it. Where this fails: raise PARSER_VERSION, and put the new version with its hash in READ."""
+    rng, options = random.Random(1), {"A": "Heparin", "B": "Aspirin", "C": "Aspirin and heparin", "D": "None of them", "E": "Iron"}
+    read = hashlib.sha256()
+    letters = 0
+    for _ in range(3000):
+        text = rng.choice([" ", " ", ""]).join(PHRASES[int(rng.random() * len(PHRASES))] for _ in range(int(rng.random() * 9) + 1))
+        parsed = parse_answer(text, options if rng.random() < 0.5 else "ABCDE", rationale_expected=rng.random() < 0.5)
+        letters += bool(parsed.letters)
+        read.update(repr((parsed.letters, parsed.status, parsed.rationale)).encode())
+    assert 750 < letters < 2250
+    assert READ.get(answers.PARSER_VERSION) == read.hexdigest()[:16], f"version {answers.PARSER_VERSION} reads {read.hexdigest()[:16]}"
 
 
 def test_lower_case_keeps_the_length_of_folded_text():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.recipe import Recipe, Source, languages_of, sources_of
+from mmed.errors import UserError
 from mmed.files import atomic_write, read_json, write_json
 
 STAGES = {"clean": "language, personal data", "unique": "deduplication", "uncontaminated": "decontamination"}
@@ -25,18 +26,31 @@ def collect(recipe: Recipe, out: Path) -> dict[str, Any]:
                  for stage, title in STAGES.items() if (out / stage / language / "funnel.json").is_file()]
         for suffix in ("", "-held-out"):
             path = out / "streams" / f"{language}{suffix}.json"
-            for by_source in read_json(path)["counts"].values() if path.is_file() else ():
-                for source, count in by_source.items():
-                    total = counts.setdefault(language, {}).setdefault(source, {"tokens": 0, "documents": 0})
-                    for key in total:
-                        total[key] += count[key]
+            try:
+                for by_source in read_json(path)["counts"].values() if path.is_file() else ():
+                    for source, count in by_source.items():
+                        total = counts.setdefault(language, {}).setdefault(source, {"tokens": 0, "documents": 0})
+                        for key in total:
+                            total[key] += whole(count[key])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise error if isinstance(error, UserError) else UserError(f"{path}: not the side file of a token stream; tokenize again") from None
     return {"title": recipe.title, "counts": counts, "funnel": rows}
 
 
 def _row(language: str, step: str, path: Path) -> dict[str, Any]:
     funnel = read_json(path)
-    return {"language": language, "step": step, "documents": funnel["documents"], "characters": funnel["characters"],
-            "dropped": {reason: value["documents"] for reason, value in funnel["dropped"].items()}}
+    try:
+        sides = {unit: {side: whole(funnel[unit][side]) for side in ("in", "out")} for unit in ("documents", "characters")}
+        return {"language": language, "step": step, **sides, "dropped": {reason: whole(value["documents"]) for reason, value in funnel["dropped"].items()}}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path}: not the counts of a step of data_prep; delete it and start again") from None
+
+
+def whole(value: Any) -> int:
+    """A count, or an error: other things in its place come from no step of ours."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected a count, got {value!r:.40}")
+    return value
 
 
 def funnel_table(rows: list[dict[str, Any]]) -> str:

@@ -129,8 +129,8 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1, prepare: Callable[[]
                 if live:
                     print("\r\x1b[J", end="", file=sys.stderr)
                 if code:
-                    raise UserError(f"step {step.name} failed ({code}): {last_words(out / 'logs' / f'{step.name}.log')}\n"
-                                    f"  its log: {out}/logs/{step.name}.log; start again with the same command to go on")
+                    raise UserError(f"step {step.name} failed ({code}): {last_words(out / 'logs' / f'{step.name}.log')}; "
+                                    f"its log is {out}/logs/{step.name}.log; start again with the same command to go on")
                 finished.add(step.name)
                 seconds = time.time() - start
                 write_json(out / "done" / f"{step.name}.json", {"commands": step.commands, "seconds": round(seconds, 1)})

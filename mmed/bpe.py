@@ -360,10 +360,11 @@ class SentencePieceCore:
         return (self.bare if continued else self.processor).encode(text)
 
     def decode(self, ids: list[int], continued: bool = False) -> str:
-        return (self.bare if continued else self.processor).decode(ids)
+        # ids between the pieces and an added token further up are nobody's
+        return (self.bare if continued else self.processor).decode([index for index in ids if index < self.size])
 
     def piece(self, index: int) -> str:
-        return self.model.pieces[index][0]
+        return self.model.pieces[index][0] if index < self.size else ""
 
     def facts(self) -> list:
         """What determines the ids, for the fingerprint."""
@@ -416,15 +417,14 @@ class JsonPiecesCore:
 
     def decode(self, ids: list[int], continued: bool = False) -> str:
         out = bytearray()
-        for index in ids:
-            piece, _, kind = self.pieces[index]
+        for piece, _, kind in (self.pieces[index] for index in ids if index < self.size):
             out += bytes([_hex(piece)]) if kind == BYTE else b" \xe2\x81\x87 " if kind == UNKNOWN else piece.encode()
         text = out.decode("utf-8", "replace")
         text = text.replace(SPACE, " ") if self.spaces else text
         return text[1:] if self.prefix and not continued and text.startswith(" ") else text
 
     def piece(self, index: int) -> str:
-        return self.pieces[index][0]
+        return self.pieces[index][0] if index < self.size else ""
 
     def facts(self) -> list:
         return [self.pieces, self.spaces, self.prefix, self.split]

@@ -33,6 +33,7 @@ from mmed.prompts import ExamItem, build_prompt, build_target
 
 IGNORE = -100  # label of a position that carries no loss
 FORMAT = 1
+CHECKED = 1 << 22  # values looked at together
 WIDTH = 64     # rows of exam items are a multiple of this wide, or sequence_length
 
 
@@ -96,6 +97,12 @@ class StreamWriter:
         return meta
 
 
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2 ** 48:
+        raise ValueError(f"count: {str(value)[:40]}")
+    return value
+
+
 class TokenStream:
     """A stream on disk, memory-mapped; whatever is wrong with its three files is found here, before the first step."""
 
@@ -105,9 +112,9 @@ class TokenStream:
             raise UserError(f"{self.prefix}.json: no such token stream; make one with python -m data_prep.tokenize_corpus")
         self.meta = meta = read_json(self.prefix + ".json")
         try:
-            self.tokens, self.documents, dtype = int(meta["tokens"]), int(meta["documents"]), meta["dtype"]
-            expected, self.vocab_size, fmt = meta["sha256"], int(meta["vocab_size"]), meta["format"]
-            self.fingerprint = meta["tokenizer"]
+            self.tokens, self.documents, self.vocab_size = (_count(meta[key]) for key in ("tokens", "documents", "vocab_size"))
+            dtype, fmt, self.fingerprint = meta["dtype"], meta["format"], meta["tokenizer"]
+            self.hashes = {name: meta["sha256"][name] for name in ("bin", "idx")}
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.prefix}.json: not the side file of a token stream (no usable {error})") from None
         if fmt != FORMAT or dtype not in ("uint16", "uint32"):
@@ -123,12 +130,31 @@ class TokenStream:
             if found != size:
                 raise UserError(f"{path}: " + ("missing" if found is None else f"{found} bytes") + f", expected {size} as "
                                 f"{self.prefix}.json says; the file is damaged or another stream's, tokenize again")
-            if verify and hashlib.file_digest(open(path, "rb"), "sha256").hexdigest() != expected[name]:
-                raise UserError(f"{path}: its sha256 is not the one in {self.prefix}.json; the file is damaged, tokenize again")
         self.ids = np.memmap(self.prefix + ".bin", dtype=np.dtype(dtype).newbyteorder("<"), mode="r")
         self.ends = np.memmap(self.prefix + ".idx", dtype="<u8", mode="r")
         if int(self.ends[-1]) != self.tokens:
             raise UserError(f"{self.prefix}.idx: last document ends at {self.ends[-1]}, expected {self.tokens}; another stream's side file?")
+        if verify:
+            self.verify()
+
+    def verify(self) -> None:
+        """Read both files once: their sha256, every id within the vocabulary, document ends that only rise. About 1 GB/s a process."""
+        for name, values in (("bin", self.ids), ("idx", self.ends)):
+            path, hashed, last = f"{self.prefix}.{name}", hashlib.sha256(), 0
+            for start in range(0, len(values), CHECKED):
+                part = np.array(values[start:start + CHECKED])  # a copy, read once
+                hashed.update(part.tobytes())
+                if name == "bin" and int(part.max()) >= self.vocab_size:
+                    place = start + int(np.argmax(part >= self.vocab_size))
+                    raise UserError(f"{path}: token {place} has the id {int(values[place])}, but {self.prefix}.json says that there are "
+                                    f"{self.vocab_size}; the file is damaged or another stream's, tokenize again")
+                if name == "idx":
+                    if int(part[0]) <= last or (np.diff(part.astype(np.int64)) <= 0).any():
+                        raise UserError(f"{path}: a document ends before it begins (documents {start} to {start + len(part) - 1}); "
+                                        "the file is damaged, tokenize again")
+                    last = int(part[-1])
+            if hashed.hexdigest() != self.hashes[name]:
+                raise UserError(f"{path}: its sha256 is not the one in {self.prefix}.json; the file is damaged, tokenize again")
 
     @property
     def language(self) -> str:

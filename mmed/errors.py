@@ -11,10 +11,29 @@ from collections.abc import Callable
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 75
 
 
+LONGEST = 1600  # characters of a message
+
+
 class UserError(ValueError):
-    """Bad input: the message names the file, line or option, what was wrong and what to do."""
+    """Bad input: the message names the file, line or option, what was wrong and what to do.
+
+    It may quote what a stranger wrote, so it is made one line, without characters that steer a terminal, and not endless.
+    """
 
     exit_code = EXIT_FAILED
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str) -> str:
+    r"""
+    >>> one_line("a\nb\x1b[31m é"), len(one_line("x" * 10 ** 6))
+    ('a\\nb\\x1b[31m é', 1600)
+    """
+    if len(text) > LONGEST:  # the beginning says where, the end what to do
+        text = text[: LONGEST - 400] + " ... " + text[-395:]
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(UserError):

@@ -200,6 +200,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
             raise UserError(f"{where}: no {key!r}")
         if not isinstance(config[key], kinds) or isinstance(config[key], bool) or (kinds is int and config[key] < 1):
             raise UserError(f"{where}: {key}={config[key]!r} makes no sense")
+    if not all(isinstance(target, str) for target in config["target_modules"]):
+        raise UserError(f"{where}: target_modules={config['target_modules']!r:.200} must be names of layers")
     dropout, rank = config.get("lora_dropout") or 0.0, config["r"]
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1 or not math.isfinite(config["lora_alpha"]):
         raise UserError(f"{where}: lora_dropout={dropout!r} or lora_alpha={config['lora_alpha']!r} makes no sense")

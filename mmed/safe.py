@@ -32,7 +32,7 @@ READ_BYTES = 16 << 20        # read and converted at a time
 DTYPES = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2), "I64": ("int64", 8),
           "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1), "BOOL": ("bool", 1)}
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
-FILE_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*")
+FILE_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,254}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_header(path: str | Path) -> dict[str, StoredTensor]:
             raise UserError(f"{path}: {name[:100]!r} is not a tensor name")
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise UserError(f"{path}: {name}: expected dtype, shape and data_offsets")
-        if entry["dtype"] not in DTYPES:
+        if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
             raise UserError(f"{path}: {name}: dtype {str(entry['dtype'])[:40]!r} is not known (known: {', '.join(DTYPES)})")
         dtype, width = DTYPES[entry["dtype"]]
         shape, offsets = entry["shape"], entry["data_offsets"]

@@ -381,7 +381,9 @@ def _open_json(file: Any, settings: _Settings, name: str):
             raise refuse(f"model.merges[{index}] is not a pair of pieces")
         merges.append((parts[0], parts[1]))
     entries = dict(settings.added)
-    for entry in file.get("added_tokens") or []:
+    if not isinstance(listed := file.get("added_tokens") or [], list):
+        raise refuse(f"added_tokens is {type(listed).__name__}, expected a list")
+    for entry in listed:
         text, index = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
         if not isinstance(text, str) or not text or not _is_id(index):
             raise refuse(f"the added token {entry!r} has no text or no id")
@@ -404,10 +406,13 @@ def _open_json(file: Any, settings: _Settings, name: str):
 
 
 def _steps(step: Any, key: str) -> list[dict]:
-    """The steps of a normaliser, pre-tokeniser or decoder: those of a Sequence, or the one."""
-    if not isinstance(step, dict):
+    """The steps of a normaliser, pre-tokeniser or decoder: those of a Sequence, or the one; what is no step is one that nobody knows."""
+    if step is None:
         return []
-    return [one for entry in step.get(key) or [] for one in _steps(entry, key)] if step.get("type") == "Sequence" else [step]
+    if not isinstance(step, dict):
+        return [{"type": str(step)[:40]}]
+    inside = step.get(key) if step.get("type") == "Sequence" else None
+    return [one for entry in inside for one in _steps(entry, key)] if isinstance(inside, list) else [step]
 
 
 def _json_byte_level(file: dict, vocabulary: dict[str, int], merges: list[tuple[str, str]], marks: dict[str, int], refuse):

@@ -256,7 +256,7 @@ def _wordpiece(path: Path, vocabulary: dict[str, int], settings: dict, longest: 
     for role, usual in (("unk", unknown), ("cls", "[CLS]"), ("sep", "[SEP]"), ("pad", "[PAD]")):
         entry = settings.get(f"{role}_token", usual)
         piece = entry.get("content") if isinstance(entry, dict) else entry
-        if piece not in vocabulary:
+        if not isinstance(piece, str) or piece not in vocabulary:
             raise UserError(f"{path}: no piece {piece!r} ({role}); a BERT vocabulary holds [UNK], [CLS], [SEP] and [PAD], or "
                             "tokenizer_config.json names others")
         ids[role] = piece
@@ -279,7 +279,10 @@ def _open_json(path: Path, settings: dict, longest: int | None) -> WordPiece | U
 def _added(path: Path, file: dict) -> dict[str, int]:
     """The marks of a tokenizer.json; a word that was added to be found in text is refused."""
     marks = {}
-    for entry in file.get("added_tokens") or []:
+    listed = file.get("added_tokens") or []
+    if not isinstance(listed, list):
+        raise UserError(f"{path}: added_tokens is {type(listed).__name__}, expected a list")
+    for entry in listed:
         text, index = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
         if not isinstance(text, str) or not text or not isinstance(index, int) or not 0 <= index < MAX_PIECES:
             raise UserError(f"{path}: the added token {str(entry)[:100]} has no text or no id")

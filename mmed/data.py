@@ -159,7 +159,7 @@ class TokenStream:
     @property
     def language(self) -> str:
         """The stream's only language, or its name."""
-        languages = list(self.meta.get("counts") or {})
+        languages = list(counts) if isinstance(counts := self.meta.get("counts"), dict) else []
         return languages[0] if len(languages) == 1 and languages[0] else Path(self.prefix).name
 
 

@@ -277,9 +277,9 @@ def run_adapter(folder: Path, data: bytes) -> None:
 
 def run_stream(folder: Path, data: bytes) -> None:
     """The side file is fuzzed; then rows are read as training reads them."""
-    from mmed.data import PretrainRows, TokenStream
-
     import numpy as np
+
+    from mmed.data import PretrainRows, TokenStream
 
     put(folder, "s.bin", np.arange(100, dtype="<u2").tobytes())
     put(folder, "s.idx", np.array([40, 100], dtype="<u8").tobytes())

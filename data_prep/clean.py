@@ -25,7 +25,6 @@ DIFFERS: the official code has neither; it takes CulturaX's word for the languag
 """
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -33,7 +32,7 @@ from typing import Any
 from data_prep.documents import Document
 from data_prep.personal import mask_personal
 from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
-from mmed.errors import UserError, main_guard, require_extra
+from mmed.errors import Parser, UserError, main_guard, require_extra
 from mmed.languages import get_language
 
 VERSION = 1  # raise it when the same document gives another result
@@ -107,7 +106,7 @@ def clean_options(language: str, language_id: bool, mask_personal: bool) -> dict
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.clean",
+    parser = Parser(prog="python -m data_prep.clean",
                                      description="Drop documents in other languages, mask personal data; or neither, to take a corpus in as it is.")
     add_shard_arguments(parser)
     parser.add_argument("--language", required=True, help="code or name; documents that name another language are dropped")

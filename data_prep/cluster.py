@@ -36,7 +36,7 @@ from typing import Any
 from data_prep.corpus_card import finish
 from data_prep.plan import end_with_parent, run_plan
 from data_prep.recipe import read_recipe, steps
-from mmed.errors import UsageError, UserError, main_guard, require_extra
+from mmed.errors import Parser, UsageError, UserError, main_guard, require_extra
 from mmed.files import atomic_write
 
 EXECUTORS = ("local", "slurm", "ray")
@@ -236,7 +236,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.cluster", fromfile_prefix_chars="@",
+    parser = Parser(prog="python -m data_prep.cluster", fromfile_prefix_chars="@",
                                      description="Corpus steps on datatrove's executors: local, Slurm, Ray (these two over the network, "
                                                  "to the cluster alone). @FILE: options from a file, one a line.")
     commands = parser.add_subparsers(dest="what", required=True)

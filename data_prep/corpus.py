@@ -13,18 +13,17 @@ The order is the paper's: take in, then what the paper lacks (METHOD 1): languag
 """
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 from data_prep.corpus_card import finish
 from data_prep.plan import as_typed, run_plan
 from data_prep.recipe import read_recipe, steps
-from mmed.errors import UsageError, main_guard
+from mmed.errors import Parser, UsageError, main_guard
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.corpus",
+    parser = Parser(prog="python -m data_prep.corpus",
                                      description="From raw pages, books, sites and corpora to token streams, as a recipe file says.")
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="examples/corpus.toml explains the keys")
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")

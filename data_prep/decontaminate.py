@@ -19,7 +19,6 @@ DIFFERS: the official code does not look for benchmark questions in the corpus; 
 """
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ import numpy as np
 from data_prep import minhash
 from data_prep.documents import Document
 from data_prep.steps import ShardWriter, add_shard_arguments, one_run, print_funnel, process_shards, shard_options
-from mmed.errors import UserError, main_guard
+from mmed.errors import Parser, UserError, main_guard
 from mmed.files import read_json, read_jsonl, write_json
 
 WORDS, CHARACTERS = 13, 20
@@ -175,7 +174,7 @@ def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, optio
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.decontaminate", description="Drop documents that hold a benchmark question.")
+    parser = Parser(prog="python -m data_prep.decontaminate", description="Drop documents that hold a benchmark question.")
     add_shard_arguments(parser)
     parser.add_argument("--benchmark", required=True, help="exam items (JSONL with `question`): a file or a folder")
     given = parser.parse_args(argv)

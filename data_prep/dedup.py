@@ -28,7 +28,6 @@ books, sites and web pages repeat each other.
 """
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -56,7 +55,7 @@ from data_prep.steps import (
     shard_names,
     shard_options,
 )
-from mmed.errors import UserError, main_guard
+from mmed.errors import Parser, UserError, main_guard
 from mmed.files import atomic_write, read_json, write_json
 
 THRESHOLD = 0.8
@@ -358,7 +357,7 @@ def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = TH
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.dedup", description="Remove exact and near duplicates from the corpus.")
+    parser = Parser(prog="python -m data_prep.dedup", description="Remove exact and near duplicates from the corpus.")
     add_shard_arguments(parser)
     parser.add_argument("--threshold", type=float, default=THRESHOLD,
                         help="Jaccard similarity of shingles from which two texts are duplicates (default: %(default)s)")

@@ -12,13 +12,12 @@ because each command is resumable. Each step's output is in OUT/logs/STEP.log.
 """
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from pathlib import Path
 
 from data_prep.plan import Step, as_typed, run_plan
-from mmed.errors import main_guard
+from mmed.errors import Parser, main_guard
 
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 REPLAY = 0.3  # share of base text among the corpus, so that the base model's skills are kept
@@ -101,7 +100,7 @@ def run_demo(out: Path, seed: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.demo", description="The paper in miniature: from raw pages to the benchmark table.")
+    parser = Parser(prog="python -m data_prep.demo", description="The paper in miniature: from raw pages to the benchmark table.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of all training (default: 0)")
     parser.add_argument("--list", action="store_true", help="print the commands and do nothing")

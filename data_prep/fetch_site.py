@@ -21,7 +21,6 @@ Memory: the addresses known, about 300 bytes each, at most MAX_KNOWN a host; one
 """
 from __future__ import annotations
 
-import argparse
 import email.utils
 import html
 import re
@@ -35,7 +34,7 @@ from data_prep.frontier import Host
 from data_prep.http_get import Answer, Client, NoAnswer, clean_url, get, stop_all
 from data_prep.robots import MAX_BYTES, NOTHING, Rules, allowed, parse_robots
 from data_prep.steps import one_run
-from mmed.errors import UsageError, main_guard, require_extra
+from mmed.errors import Parser, UsageError, main_guard, require_extra
 from mmed.files import write_json
 
 NAME = "mmed"  # what robots.txt files can call us
@@ -322,7 +321,7 @@ def fetch(seeds: list[str], out: str | Path, settings: Settings, parallel: int =
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_prep.fetch_site",
         description="Fetch the pages of a few sites into WARC files, politely. This command uses the network.")
     parser.add_argument("sites", nargs="+", metavar="HOST_OR_URL", help="where to begin; only these hosts are asked")

@@ -26,7 +26,6 @@ How one pass can do for any number of words: data_prep/word_table.py.
 """
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 from collections import Counter
@@ -37,7 +36,7 @@ from typing import Any, NamedTuple
 from data_prep.documents import LOWERING_BORDER, PIECE_CHARACTERS, Document, find_inputs, read_documents, safe_pieces
 from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
 from data_prep.word_table import RARE, Table, fold_character, folded_plane, is_word_character, unfold_rare
-from mmed.errors import UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard
 from mmed.languages import Language, get_language
 
 MODES = ("default", "official")
@@ -468,7 +467,7 @@ def print_explanations(inputs: list[Path], matcher: Matcher) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.filter_medical", description="Keep the medical documents of a corpus.")
+    parser = Parser(prog="python -m data_prep.filter_medical", description="Keep the medical documents of a corpus.")
     add_shard_arguments(parser, out_required=False)
     parser.add_argument("--language", required=True, help="code or name; documents that name another language are dropped")
     parser.add_argument("--mode", choices=MODES, default="default", help="default: the mended rule; official: as published")

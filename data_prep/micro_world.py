@@ -21,7 +21,6 @@ the options one by one and says of each whether it is the one just named, which 
 """
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import random
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.micro_world_words import ENDINGS, SCRIPTS, SYLLABLES, WORDS
-from mmed.errors import UsageError, main_guard
+from mmed.errors import Parser, UsageError, main_guard
 from mmed.files import atomic_write, write_json
 from mmed.prompts import ExamItem, build_prompt, build_target
 
@@ -346,7 +345,7 @@ def write_world(out: Path, seed: int) -> dict[str, int]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="data_prep.micro_world", description=__doc__.split("\n")[0])
+    parser = Parser(prog="data_prep.micro_world", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other names and other facts")
     options = parser.parse_args(arguments)

@@ -19,7 +19,6 @@ Launch:  python -m data_prep.mmedbench --source medqa=MedQA --source igakuqa=Iga
 """
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 import json
@@ -37,7 +36,7 @@ from data_prep import exam_sources as read
 from data_prep.exam_counts import PAPER, SPLITS, Tally, format_table, table_row
 from data_prep.exam_release import MAX_ARCHIVE_GB, read_mmedbench
 from data_prep.exam_sources import LETTERS, Raw
-from mmed.errors import UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard
 from mmed.files import atomic_write, read_json, write_json
 from mmed.languages import get_language
 
@@ -357,7 +356,7 @@ def parse_map(text: str) -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.mmedbench", description="Exam files as published -> MMedBench's layout.",
+    parser = Parser(prog="python -m data_prep.mmedbench", description="Exam files as published -> MMedBench's layout.",
                                      epilog="sources: " + "; ".join(f"{name} ({s.about})" for name, s in known_sources().items()))
     parser.add_argument("--source", action="append", required=True, metavar="NAME=PATH", help="a source and its folder or file; repeatable")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")

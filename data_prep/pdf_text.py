@@ -26,7 +26,6 @@ DIFFERS: running titles, page numbers, hyphens and line ends are repaired; the o
 """
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
@@ -42,7 +41,7 @@ from data_prep.book_layout import Line, Paragraph, clean, join_fragments, join_l
 from data_prep.documents import Document, Funnel, json_line
 from data_prep.pdf_pages import BOOK_CHARACTERS, BookError, Limits, Pages, check_tesseract
 from data_prep.steps import ShardWriter, gather_funnel, one_run, print_funnel, process_shard, refuse_strangers, run_jobs
-from mmed.errors import UserError, main_guard, require_extra
+from mmed.errors import Parser, UserError, main_guard, require_extra
 from mmed.files import write_json
 from mmed.languages import get_language
 
@@ -312,10 +311,7 @@ def process_book(path: Path, name: str, out: Path, options: dict[str, Any], bar:
     reason = "" if path.is_file() else "not a file" if path.exists() else "no such file"
     try:
         if not reason:
-            path.name.encode()
             open(path, "rb").close()
-    except UnicodeEncodeError:
-        reason = "file name is not UTF-8"
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
     if not reason:
@@ -359,7 +355,7 @@ def book_options(language: str, ocr: bool = True, dpi: int = 300, part_character
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.pdf_text", description="Books in PDF -> documents.")
+    parser = Parser(prog="python -m data_prep.pdf_text", description="Books in PDF -> documents.")
     parser.add_argument("books", nargs="+", metavar="BOOK", help="PDF files or folders of them")
     parser.add_argument("--language", required=True, help="code or name of the books' language")
     parser.add_argument("--out", required=True, help="folder for kept/, dropped/, shards/, work/ and funnel.json")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmed.errors import UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard
 from mmed.files import atomic_write, read_json, read_jsonl, write_json
 from mmed.languages import get_language
 from mmed.prompts import ExamItem, read_benchmark
@@ -324,8 +324,8 @@ def add_run(commands: Any, name: str, what: str) -> None:
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.rationales", description="Rationales and topics by a strong model behind an API, and their "
-                                     "checking by people. Only `generate` and `topics` use the network.", allow_abbrev=False)
+    parser = Parser(prog="python -m data_prep.rationales", description="Rationales and topics by a strong model behind an API, and their "
+                                     "checking by people. Only `generate` and `topics` use the network.")
     commands = parser.add_subparsers(dest="command", required=True)
     add_run(commands, "generate", "write rationales from question, options and right answer")
     add_run(commands, "topics", f"give each item one of {len(TOPICS)} topics, or {OTHER}")

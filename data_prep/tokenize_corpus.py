@@ -14,7 +14,6 @@ Memory: one document a worker, and the offsets of one part while joining.
 """
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shutil
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from pathlib import Path
 from data_prep.corpus_card import count_table
 from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.steps import add_shard_arguments, fingerprint, read_shard, run_jobs, shard_names
-from mmed.errors import UserError, main_guard
+from mmed.errors import Parser, UserError, main_guard
 from mmed.files import read_json, write_json
 
 HELD_OUT = "-held-out"
@@ -116,7 +115,7 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.tokenize_corpus", description="Write documents as one token stream.")
+    parser = Parser(prog="python -m data_prep.tokenize_corpus", description="Write documents as one token stream.")
     add_shard_arguments(parser)
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder or file")
     parser.add_argument("--language", default="", help="language to write where a document names none")

@@ -24,7 +24,6 @@ what makes a finished shard be done again.
 """
 from __future__ import annotations
 
-import argparse
 import functools
 import gzip
 import hashlib
@@ -48,7 +47,7 @@ from data_prep.steps import (
     shard_names,
     shard_options,
 )
-from mmed.errors import UserError, main_guard
+from mmed.errors import Parser, UserError, main_guard
 from mmed.files import atomic_write, read_json, write_json
 
 VERSION = 1  # raise it when the same page gives another document
@@ -256,7 +255,7 @@ def extract_pages(inputs: list[str | Path], out: str | Path, options: dict[str, 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.web_pages", description="Documents from saved web pages.")
+    parser = Parser(prog="python -m data_prep.web_pages", description="Documents from saved web pages.")
     add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="site")
     parser.add_argument("--language", required=True, help="code or name of the language of all these pages")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmed.errors import UserError, main_guard
+from mmed.errors import Parser, UserError, main_guard
 
 Rows = dict[tuple[str, str, str], dict]  # (mode, language, key) -> row
 
@@ -139,7 +139,7 @@ def _p(value: float) -> str:
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m mmed.compare", allow_abbrev=False, description="Paired tests between two results on the same items.")
+    parser = Parser(prog="python -m mmed.compare", description="Paired tests between two results on the same items.")
     parser.add_argument("results", nargs=2, metavar="RESULT", help="result folders of mmed.eval, A and B")
     parser.add_argument("--out", metavar="FILE.json", help="the numbers as JSON, too")
     return parser.parse_args(arguments)

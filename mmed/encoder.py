@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmed import metrics
-from mmed.errors import UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard
 from mmed.families import IGNORED, NEUTRAL
 from mmed.files import read_json
 from mmed.safe import StoredTensor, TensorReader, fitted, stored_tensors
@@ -436,7 +436,7 @@ def add_to_results(scorer: Scorer, folders: Sequence[str | Path], *, idf: bool =
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m mmed.encoder", allow_abbrev=False, description="Add BERTScore to result folders of mmed.eval.")
+    parser = Parser(prog="python -m mmed.encoder", description="Add BERTScore to result folders of mmed.eval.")
     parser.add_argument("--model", required=True, metavar="FOLDER", help="encoder: multilingual BERT or XLM-R (config.json, *.safetensors, tokenizer)")
     parser.add_argument("--results", required=True, nargs="+", metavar="FOLDER", help="result folders; their files get the new column")
     parser.add_argument("--layer", type=int, metavar="N", help="whose hidden states are compared (default: bert-score's choice, for the encoders it knows)")

@@ -5,8 +5,11 @@ on stderr and the exit code of DESIGN: 1 failed, 2 wrong use, 75 stopped by a si
 """
 from __future__ import annotations
 
+import argparse
+import difflib
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 75
 
@@ -42,8 +45,48 @@ class UsageError(UserError):
     exit_code = EXIT_USAGE
 
 
+class Parser(argparse.ArgumentParser):
+    """The command lines of this package: options are written out, and of an unknown one the nearest known one is named."""
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(self._unknown(rest[0], self._flags(found)))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        if "required" in message:  # what is missing may be there, misspelt
+            flags = self._flags()
+            wrong = [word for word in self._given if word.startswith("--") and word.partition("=")[0] not in (*flags, "--", "--help")]
+            message = self._unknown(wrong[0], flags) if wrong else message
+        super().error(one_line(message))
+
+    def _unknown(self, word: str, flags: list[str]) -> str:
+        flag = word.partition("=")[0]
+        near = difflib.get_close_matches(flag, flags, 1, 0.0) if flag.startswith("-") else []
+        return f"unknown option {flag}; did you mean {near[0]}? (--help lists all)" if near else f"unexpected argument {word!r}"
+
+    def _flags(self, found: argparse.Namespace | None = None) -> list[str]:
+        """Long options of this parser and of the subcommand that was given (of all, while none is known)."""
+        flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--") and flag != "--help"]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                chosen = getattr(found, action.dest, None)
+                flags += [flag for name, parser in action.choices.items() if chosen in (name, None) for flag in parser._flags(found)]
+        return flags
+
+
 def main_guard(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with its exit code; bad input prints one line, without a traceback."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file name of other bytes than UTF-8 is printed as escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main() or 0
     except UserError as error:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from mmed.errors import UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard
 
 # MMedLM: inference.py allows 1,000 new tokens in both runs. DIFFERS: an answer alone is some ten tokens, so the clean style stops an
 # answer-only run at this many: a model that has not answered by then rambles, and 1,000 tokens of it cost most of an evaluation.
@@ -278,7 +278,7 @@ def _evaluate_api(items: list, options: argparse.Namespace, settings: dict, fact
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     from mmed.api import add_api_options, server_from
 
-    parser = argparse.ArgumentParser(prog="python -m mmed.eval", allow_abbrev=False, description="Put a model through MMedBench. "
+    parser = Parser(prog="python -m mmed.eval", description="Put a model through MMedBench. "
                                      "The network is used only with --api.")
     parser.add_argument("--model", metavar="FOLDER", help="model folder (config.json, *.safetensors, tokenizer)")
     parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to merge into it")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmed.config import RECIPES
-from mmed.errors import UsageError, UserError
+from mmed.errors import Parser, UsageError, UserError
 from mmed.families import FAMILIES, write_config
 from mmed.files import read_json
 
@@ -309,7 +309,7 @@ def model_card(model: Transformer, *, title: str, base: str, recipe: dict, data:
 # ---------------------------------------------------------------------------------------------------------- command line
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmed.checkpoint", description="Model folders: look into, export, merge, extend.",
+    parser = Parser(prog="python -m mmed.checkpoint", description="Model folders: look into, export, merge, extend.",
                                      allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sub = commands.add_parser("inspect", help="what a model folder is, and the memory to train and to decode it", allow_abbrev=False)

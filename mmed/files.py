@@ -13,12 +13,15 @@ from mmed.errors import UserError
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open `path` for writing under a temporary name; it gets its own name only when the block ends without an error."""
+    """Open `path` for writing under a temporary name; it gets its own name only when the block ends without an error.
+
+    What UTF-8 cannot carry in a text (a file name of other bytes, half a surrogate pair) is written as the escape that JSON reads back.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as file:
+        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"})) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmed.errors import UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from mmed.model import Transformer
@@ -198,7 +198,7 @@ def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decodin
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmed.generate", description="Let a model write.", allow_abbrev=False)
+    parser = Parser(prog="python -m mmed.generate", description="Let a model write.")
     parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder (config.json, *.safetensors, tokenizer)")
     parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to merge into it")
     what = parser.add_mutually_exclusive_group(required=True)

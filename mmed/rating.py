@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmed.errors import UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard
 
 SHEET_FORMAT, KEY_FORMAT = "mmed sheet ratings", "mmed rating key"
 
@@ -264,7 +264,7 @@ def _bar(total: int):
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     from mmed.api import add_api_options
 
-    parser = argparse.ArgumentParser(prog="python -m mmed.rating", allow_abbrev=False, description="Rate rationales, by people and by a judge model. "
+    parser = Parser(prog="python -m mmed.rating", description="Rate rationales, by people and by a judge model. "
                                      "Only `judge` uses the network.")
     commands = parser.add_subparsers(dest="command", required=True)
 

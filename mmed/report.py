@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmed.errors import UsageError, main_guard
+from mmed.errors import Parser, UsageError, main_guard
 from mmed.files import atomic_write
 from mmed.page import fill_page
 from mmed.plots import escape
@@ -97,7 +97,7 @@ def page(results: Sequence[Result], runs: Sequence[Run], corpus: Corpus, questio
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m mmed.report", allow_abbrev=False, description="Results and logs as one HTML page.")
+    parser = Parser(prog="python -m mmed.report", description="Results and logs as one HTML page.")
     parser.add_argument("results", nargs="*", metavar="RESULT", help="result folder of mmed.eval: FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER, where "
                         f"SETTING is {', '.join(SETTINGS)} (default: from the result)")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="run folders of mmed/train.py: FOLDER or NAME=FOLDER")

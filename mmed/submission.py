@@ -9,7 +9,6 @@ have a share for each language; the accuracies are counted anew from the outputs
 """
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmed.answers import official_match, parse_answer
-from mmed.errors import EXIT_FAILED, UserError, main_guard
+from mmed.errors import EXIT_FAILED, Parser, UserError, main_guard
 from mmed.metrics import exact_match
 from mmed.prompts import ExamItem, read_benchmark
 from mmed.report_data import one_line
@@ -139,7 +138,7 @@ def _percent(pairs: Sequence[tuple[bool, bool]], which: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmed.submission", allow_abbrev=False,
+    parser = Parser(prog="python -m mmed.submission",
                                      description="Check the four files of an MMedBench submission against the test set.")
     parser.add_argument("folder", metavar="FOLDER", help="with multi_choice_results.csv, rationale_results.csv, accuracy_metric.csv and "
                         "rationale_similarity_metric.csv")

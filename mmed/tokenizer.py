@@ -54,7 +54,7 @@ from mmed.bpe import (
     merge_ranks,
     one_line,
 )
-from mmed.errors import UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard
 from mmed.files import atomic_write, read_json, read_jsonl
 
 MAX_FILE_BYTES = 256 << 20  # the largest published tokenizer file is about 35 MB
@@ -652,7 +652,7 @@ def _show_command(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m mmed.tokenizer", description="Train a tokenizer, or look into one.")
+    parser = Parser(prog="python -m mmed.tokenizer", description="Train a tokenizer, or look into one.")
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train a sentencepiece tokenizer on documents")
     train.add_argument("files", nargs="+", help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")

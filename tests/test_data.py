@@ -1,4 +1,5 @@
 """Token streams, the order of data, windows, and the label mask of exam rows."""
+import hashlib
 import json
 
 import numpy as np
@@ -72,6 +73,22 @@ def damage(tmp_path, what):
         data = bytearray((tmp_path / "s.bin").read_bytes())
         data[3] ^= 4
         (tmp_path / "s.bin").write_bytes(bytes(data))
+    elif what in ("id outside the vocabulary", "document of no tokens", "documents in another order"):  # under hashes that fit
+        name = "bin" if what.startswith("id") else "idx"
+        values = np.fromfile(tmp_path / f"s.{name}", "<u2" if name == "bin" else "<u8")
+        if what.startswith("id"):
+            values[7] = json.loads((tmp_path / "s.json").read_text())["vocab_size"]
+        else:
+            values[:2] = values[0] if "no tokens" in what else values[1::-1]
+        values.tofile(tmp_path / f"s.{name}")
+        meta = json.loads((tmp_path / "s.json").read_text())
+        meta["sha256"][name] = hashlib.sha256(values.tobytes()).hexdigest()
+        (tmp_path / "s.json").write_text(json.dumps(meta))
+    elif what.startswith("side file:"):
+        meta = json.loads((tmp_path / "s.json").read_text())
+        meta |= {"no hash": {"sha256": {"bin": "0"}}, "hash is a list": {"sha256": ["bin", "idx"]}, "count is a text": {"tokens": str(meta["tokens"])},
+                 "endless count": {"tokens": 10 ** 400}, "NaN": {"documents": float("nan")}, "true": {"documents": True}}[what.partition(": ")[2]]
+        (tmp_path / "s.json").write_text(json.dumps(meta))
     elif what == "another stream's side file":
         write(tmp_path / "t", random_documents(9))
         (tmp_path / "s.json").write_text((tmp_path / "t.json").read_text())
@@ -79,7 +96,8 @@ def damage(tmp_path, what):
 
 
 @pytest.mark.parametrize("what", ["cut by one byte", "empty", "missing idx", "missing side file", "other dtype", "not a side file", "flipped bit",
-                                  "another stream's side file"])
+                                  "another stream's side file", "id outside the vocabulary", "document of no tokens", "documents in another order",
+                                  *(f"side file: {fault}" for fault in ("no hash", "hash is a list", "count is a text", "endless count", "NaN", "true"))])
 def test_a_damaged_stream_is_refused_by_name(tmp_path, what):
     write(tmp_path / "s", random_documents(1))
     with pytest.raises(UserError, match=str(tmp_path / "s")):

@@ -20,6 +20,7 @@ from data_prep.documents import Document, Funnel, LineWriter, find_inputs, json_
 from data_prep.formats import DAMAGED
 from data_prep.steps import ShardWriter, gather_funnel, keep_all, process_shard, process_shards, shard_names
 from mmed.errors import UserError
+from mmed.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -475,3 +476,15 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
                               text=True, check=True)
         peaks.append(int(told.stdout.split()[-1]))
     assert peaks[1] <= 1.1 * peaks[0], peaks
+
+
+def test_a_file_name_that_is_not_utf_8_is_a_name_like_any_other(tmp_path):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
+    write(odd, GOOD, b"bad line")
+    command = [sys.executable, "-c", "import sys; from data_prep import clean; from mmed.errors import main_guard; main_guard(lambda: clean.main(sys.argv[1:]))"]
+    done = subprocess.run([*command, odd, "--language", "en", "--out", tmp_path / "out"], capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONUTF8": "1"})
+    assert done.returncode == 0 and b"caf\\udce9" in done.stdout, done.stderr
+    funnel = read_json(tmp_path / "out" / "funnel.json")
+    assert funnel["documents"]["out"] == 1 and funnel["dropped"]["not JSON"]["examples"] == [f"{odd}:2"]
+    write_json(tmp_path / "x.json", {"name": odd.name})
+    assert read_json(tmp_path / "x.json") == {"name": odd.name}

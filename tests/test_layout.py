@@ -223,7 +223,7 @@ BEFORE = {"mmed.train": ["tiny"], "mmed.checkpoint": ["inspect", "folder"]}
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_flag_exits_2_and_says_so(command, tmp_path):
     code, heavy, _, err = run_command(command, *BEFORE.get(command, []), "--no-such-flag=1", cwd=tmp_path)
-    assert code == 2 and re.search(r"did you mean '?--\w", err) and "Traceback" not in err
+    assert code == 2 and re.search(r"did you mean (--)?\w", err) and "Traceback" not in err
     assert not heavy, f"{command} imports {heavy} before it has read its flags"
     assert not list(tmp_path.iterdir())
 

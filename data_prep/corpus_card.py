@@ -11,6 +11,7 @@ from typing import Any
 from data_prep.recipe import Recipe, Source, languages_of, sources_of
 from mmed.errors import UserError
 from mmed.files import atomic_write, read_json, write_json
+from mmed.summary import aligned
 
 STAGES = {"clean": "language, personal data", "unique": "deduplication", "uncontaminated": "decontamination"}
 
@@ -103,8 +104,7 @@ def count_table(counts: dict) -> str:
         cells = [sum(part.get(source, {}).get("tokens", 0) for part in parts) for source in sources]
         documents = sum(count["documents"] for part in parts for count in part.values())
         rows.append([language or "-", *(f"{cell:,}" for cell in cells), f"{sum(cells):,}", f"{documents:,}"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows)
+    return aligned(rows)
 
 
 def finish(recipe: Recipe, out: Path, begun: float) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_prep.formats import BadLine, read_jsonl, read_parquet, read_text, read_xml
-from mmed.errors import UserError, require_extra
+from mmed.errors import UserError, printable, require_extra
 from mmed.files import atomic_write
 
 FORMAT_VERSION = 1  # raise it when the same input gives other output: finished shards are then redone
@@ -229,7 +229,7 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
     if funnel is None:
         for reason, entry in counts.dropped.items():
             if entry["documents"] > before.get(reason, 0):
-                print(f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})", file=sys.stderr)
+                print(printable(f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})"), file=sys.stderr)
 
 
 def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str, licence: str) -> Document:

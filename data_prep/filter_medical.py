@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 from data_prep.documents import LOWERING_BORDER, PIECE_CHARACTERS, Document, find_inputs, read_documents, safe_pieces
 from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
 from data_prep.word_table import RARE, Table, fold_character, folded_plane, is_word_character, unfold_rare
-from mmed.errors import Parser, UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard, printable
 from mmed.languages import Language, get_language
 
 MODES = ("default", "official")
@@ -461,7 +461,7 @@ def print_explanations(inputs: list[Path], matcher: Matcher) -> None:
     for path in inputs:
         for document in read_documents(path):
             decision, found = matcher.explain(document.text)
-            print(f"{document.id}: {'kept' if decision.medical else 'dropped'}  MKC {decision.hits} (needs {matcher.min_hits})  "
+            print(f"{printable(document.id)}: {'kept' if decision.medical else 'dropped'}  MKC {decision.hits} (needs {matcher.min_hits})  "
                   f"DENS {decision.density:.4f} (needs {matcher.min_density})")
             print("  " + (", ".join(f"{word} {count}" for word, count in found.most_common()) or "no medical word"))
 

@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mmed.errors import UserError
+from mmed.errors import UserError, printable
 from mmed.files import atomic_write, read_json
 from mmed.languages import get_language
 from mmed.metrics import wilson_interval
@@ -112,7 +112,7 @@ def read_sheets(paths: Sequence[str], items: Mapping[str, ExamItem], partial: bo
             problems += [f"{path}: item {_shown(key)}: not judged; finish the sheet, or take it as it is with --partial"
                          for key in value["items"] if key not in value["entries"]]
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
     if problems:
         raise UserError(f"{len(problems):,} {'entry' if len(problems) == 1 else 'entries'} of the sheets cannot be used (listed above); nothing was written")
     return {name: own for name, own in checkers.items() if own}, notes

@@ -51,7 +51,7 @@ from data_prep.documents import (
     read_documents,
     shard_name,
 )
-from mmed.errors import UserError
+from mmed.errors import UserError, printable
 from mmed.files import read_json, write_json
 
 
@@ -318,4 +318,4 @@ def print_funnel(funnel: Funnel, title: str) -> None:
     print(f"{title}: {funnel.documents_in:,} documents in, {funnel.documents_out:,} kept; "
           f"{funnel.characters_in:,} characters in, {funnel.characters_out:,} kept")
     for reason, entry in sorted(funnel.dropped.items(), key=lambda item: -item[1]["documents"]):
-        print(f"  {entry['documents']:>10,}  {reason}  (e.g. {entry['examples'][0] if entry['examples'] else '-'})")
+        print(printable(f"  {entry['documents']:>10,}  {reason}  (e.g. {entry['examples'][0] if entry['examples'] else '-'})"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -83,6 +84,19 @@ class Parser(argparse.ArgumentParser):
         return flags
 
 
+# Controls (but not tab and newline), marks that turn the direction of what follows, and lone surrogates, which no output can carry.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text from a file, a model or a server without what a terminal would obey.
+
+    >>> printable("a\\x1b[31mred\\r")
+    'a[31mred'
+    """
+    return _CONTROL.sub("", text)
+
+
 def main_guard(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with its exit code; bad input prints one line, without a traceback."""
     if hasattr(sys.stdout, "reconfigure"):  # a file name of other bytes than UTF-8 is printed as escapes
@@ -90,13 +104,13 @@ def main_guard(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         code = error.exit_code
     except FileNotFoundError as error:
-        print(f"error: {error.filename}: no such file or folder", file=sys.stderr)
+        print(printable(f"error: {error.filename}: no such file or folder"), file=sys.stderr)
         code = EXIT_FAILED
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        print(f"error: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
+        print(printable(f"error: {error.filename}: {error.strerror.lower()}"), file=sys.stderr)
         code = EXIT_FAILED
     except BrokenPipeError:  # `| head` went away
         sys.stderr.close()

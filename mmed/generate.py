@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmed.errors import Parser, UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard, printable
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from mmed.model import Transformer
@@ -128,11 +128,6 @@ def stream_text(model: Transformer, tokenizer, prompt: Sequence[int], **options)
     text = tokenizer.decode(new, continued=True)
     print(printable(text[len(shown):]), flush=True)
     return text
-
-
-def printable(text: str) -> str:
-    """Text without the control characters that a terminal would obey."""
-    return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160))
 
 
 def chat(model: Transformer, tokenizer, language: str, turns: str, options: dict) -> None:

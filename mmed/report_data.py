@@ -8,7 +8,6 @@ not fit is refused in one line. Out, in this order: `Result`; the tallies and qu
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed import metrics
-from mmed.errors import UsageError, UserError
+from mmed.errors import UsageError, UserError, printable
 from mmed.files import read_json, read_jsonl
 from mmed.languages import get_language
 from mmed.results import file_hash, load_results
@@ -27,8 +26,6 @@ NAME_LIMIT, TEXT_LIMIT, OPTION_LIMIT = 80, 4000, 26  # characters of a name and 
 FILE_LIMITS = {"results.json": 2 ** 26, "predictions.jsonl": 2 ** 32, "run.json": 2 ** 22, "metrics.jsonl": 2 ** 30}  # bytes
 CORPUS_FILES = 500  # funnels and streams looked at
 SOURCES = 60  # of exam questions, as columns of a table
-# Controls (but not tab and newline), marks that turn the direction of what follows, and lone surrogates.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(text: Any, limit: int = TEXT_LIMIT) -> str:
@@ -39,7 +36,7 @@ def plain(text: Any, limit: int = TEXT_LIMIT) -> str:
     """
     text = "" if text is None else str(text)
     more = len(text) - limit
-    return _CONTROL.sub("", text[:limit]) + (f"… [{more:,} more characters]" if more > 0 else "")
+    return printable(text[:limit]) + (f"… [{more:,} more characters]" if more > 0 else "")
 
 
 def one_line(text: Any, limit: int = NAME_LIMIT) -> str:

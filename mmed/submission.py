@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmed.answers import official_match, parse_answer
-from mmed.errors import EXIT_FAILED, Parser, UserError, main_guard
+from mmed.errors import EXIT_FAILED, Parser, UserError, main_guard, printable
 from mmed.metrics import exact_match
 from mmed.prompts import ExamItem, read_benchmark
 from mmed.report_data import one_line
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join(told))
     if faults:
         for fault in faults:
-            print(f"error: {options.folder}: {fault}", file=sys.stderr)
+            print(f"error: {options.folder}: {printable(fault)}", file=sys.stderr)
         return EXIT_FAILED
     print(f"{options.folder}: fits {options.data}")
     return 0

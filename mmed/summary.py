@@ -11,6 +11,7 @@ from typing import Any
 
 from mmed import metrics
 from mmed.answers import PARSER_VERSION
+from mmed.errors import printable
 from mmed.languages import PAPER_ORDER, get_language
 from mmed.prompts import ANSWER_FORM
 
@@ -212,6 +213,8 @@ def table(summary: dict, words: str) -> str:
 
 
 def aligned(rows: list[list[str]]) -> str:
+    """A table for the terminal; names in it come from files."""
+    rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
                      for row in rows)

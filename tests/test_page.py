@@ -34,3 +34,31 @@ def test_no_frame_has_a_head_of_its_own_or_loads_anything():
         text = frame.read_text(encoding="utf-8")
         assert text.startswith("<style>\n") and not re.search(r"<(?:meta|link|base|iframe|object|embed|img)\b|https?://(?!www\.w3\.org/)|@import|url\(|\son\w+=", text), frame
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", text), frame
+
+
+def test_what_a_terminal_would_obey_is_in_no_line_that_a_command_prints(tmp_path, capsys):
+    """Control codes, marks of direction and lone surrogates in names, topics, reasons and messages."""
+    from data_prep.documents import Funnel
+    from data_prep.steps import print_funnel
+    from mmed.errors import UserError, main_guard, printable
+    from mmed.prompts import ExamItem
+    from mmed.results import text_row
+    from mmed.summary import summarise, table
+
+    bad = "\x1b]0;owned\x07\x1b[2J\r\u202egnp.exe\u2066\ud800\x9b31m\x08"
+    rows = [text_row(ExamItem(f"q{i}", {"A": "x", "B": "y"}, ("A",), "r", "English", str(i), extra={"topic": bad + str(i), "source": bad + str(i)}), "answer", "0", "A", "default")
+            for i in range(4)]
+    print(table(summarise(rows), "default"))
+    funnel = Funnel()
+    funnel.drop(bad, 3, bad)
+    print_funnel(funnel, "step")
+
+    def fails():
+        raise UserError(f"{bad}: no such thing")
+
+    with pytest.raises(SystemExit):
+        main_guard(fails)
+    shown = capsys.readouterr()
+    assert "0;owned" in shown.out and "0;owned" in shown.err and shown.err.count("\n") == 1
+    assert shown.out + shown.err == printable(shown.out + shown.err)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown.out + shown.err)

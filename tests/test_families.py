@@ -231,6 +231,21 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.parametrize("family", CLASSES)
+def test_a_config_that_is_silent_means_what_transformers_takes_it_for(family):
+    """Published folders leave out what is the family's default: Gemma says nothing of its tied head."""
+    plain = getattr(transformers, CLASSES[family] + "Config")
+    kept = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
+            "head_dim", "n_layer", "n_head", "hidden_activation", "sliding_window", "layer_types", "query_pre_attn_scalar", "rope_parameters")
+    silent = {key: value for key, value in plain().to_dict().items() if key in kept}
+    theirs, ours = plain(**silent), read_config(silent)
+    assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+    assert ours.rms_norm_eps == getattr(theirs, "rms_norm_eps", None) or ours.rms_norm_eps == getattr(theirs, "layer_norm_epsilon", None)
+    assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
+    if family != "qwen2":  # its class has the bias without a key for it
+        assert ours.attention_bias == getattr(theirs, "attention_bias", family == "bloom")
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_configs_as_they_are_published_are_read_and_written_back(name):
     source, expected = PUBLISHED[name]

@@ -371,13 +371,17 @@ def ask(server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *,
                     key = todo.popleft()
                 except IndexError:
                     break
+                stored = threading.Event()
                 try:
-                    done.put((key, caller.answer(requests[places[key][0]])))
+                    done.put((key, caller.answer(requests[places[key][0]]), stored))
                 except _Filtered:
-                    done.put((key, dict(FILTERED)))
+                    done.put((key, dict(FILTERED), stored))
                 except BaseException as error:  # goes to the main thread, which raises it
                     caller.stop.set()
-                    done.put((key, error))
+                    done.put((key, error, stored))
+                # The next call waits until this answer is on the disk: a kill costs what is under way, and no queue of paid answers.
+                while not stored.wait(0.05) and not caller.stop.is_set():
+                    pass
             done.put(None)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(min(server.concurrency, len(todo)))]
@@ -417,9 +421,10 @@ def _collect(done: queue.SimpleQueue, running: int, store: CallStore, places: di
         if found is None:
             running -= 1
             continue
-        key, reply = found
+        key, reply, stored = found
         if isinstance(reply, dict):
             store.add(key, reply)
+            stored.set()
             if on_done:
                 for place in places[key]:
                     on_done(place)

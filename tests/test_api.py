@@ -199,6 +199,21 @@ def test_calls_run_side_by_side_and_not_more_than_allowed(tmp_path):
     assert most[0] == 5
 
 
+def test_no_thread_asks_on_before_its_answer_is_on_the_disk(tmp_path, monkeypatch):
+    """A slow disk: what a kill would lose is never more than the calls under way."""
+    stub, lost = Stub(), []
+    add = api.CallStore.add
+
+    def slow(self, key, reply):
+        time.sleep(0.02)
+        lost.append(sum(stub.good.values()) - len(self.replies))
+        add(self, key, reply)
+
+    monkeypatch.setattr(api.CallStore, "add", slow)
+    ask(stub, tmp_path / "calls", [str(i) for i in range(40)], concurrency=4)
+    assert len(lost) == 40 and max(lost) <= 4
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_that_passes_is_survived_and_one_that_stays_is_named(name, tmp_path):
     fault, reason = FAULTS[name]

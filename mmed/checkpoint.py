@@ -109,6 +109,8 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype | None = None, device
 
     folder = Path(folder)
     config = load_config(folder)
+    if config.num_hidden_layers > (tensors := len(stored_tensors(folder))):  # a thousand layers take half a minute even without memory
+        raise UserError(f"{folder}: its weights do not fit its config.json: {config.num_hidden_layers} layers, but {tensors} tensors")
     with torch.device("meta"):
         model = Transformer(config)
     match_weights(model, folder)  # before memory is taken

@@ -69,6 +69,19 @@ def end_with_launcher() -> None:
     threading.Thread(target=watch, name="launcher watch", daemon=True).start()
 
 
+def device_called(name: str) -> str:
+    """The device of this name ("auto": the GPU, if there is one), or one line that says which there are."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = f"cpu, cuda, {', '.join(f'cuda:{number}' for number in range(gpus))}" if gpus else "cpu; this torch finds no GPU"
+        raise UsageError(f"--device {name}: no such device here (there is {there})") from None
+    return name
+
+
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -448,11 +448,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    import torch
     from tqdm import tqdm
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    scorer = Scorer(options.model, options.layer, baseline=options.baseline, device=device)
+    from mmed.distributed import device_called
+
+    scorer = Scorer(options.model, options.layer, baseline=options.baseline, device=device_called(options.device))
     with tqdm(unit=" pairs", disable=not sys.stderr.isatty()) as bar:
         summaries = add_to_results(scorer, options.results, idf=options.idf, on_pair=bar.update)
     name = "|".join(scorer.signature(options.idf).split("|")[:2])

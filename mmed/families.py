@@ -150,7 +150,7 @@ SCALINGS = {"linear": ("factor",), "dynamic": ("factor",),
 def _scaling(scaling: dict) -> dict | None:
     """`rope_scaling` of any spelling as {"rope_type": ..., its numbers}, None where nothing is scaled."""
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default" and kind not in SCALINGS:
+    if not isinstance(kind, str) or (kind != "default" and kind not in SCALINGS):
         raise UserError(f"config.json: rotary scaling {kind!r} is not supported (known: default, {', '.join(SCALINGS)})")
     wanted = SCALINGS.get(kind, ())
     for key, value in scaling.items():
@@ -303,7 +303,7 @@ def read_config(config: dict) -> ModelConfig:
 def _token_id(config: dict, key: str, vocab_size: int) -> int | list[int]:
     value = config[key]
     for index in value if isinstance(value, list) and key == "eos_token_id" else [value]:
-        if not isinstance(index, int) or isinstance(index, bool) or index >= vocab_size:
+        if not isinstance(index, int) or isinstance(index, bool) or not -1 <= index < vocab_size:  # -1: none, in Llama 1's
             raise UserError(f"config.json: {key} = {value!r}, expected an id below vocab_size = {vocab_size}")
     return value
 

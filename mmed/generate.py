@@ -54,8 +54,8 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
 
     if distributed.world_size() > 1:
         device = str(distributed.start(WAIT_SECONDS))
-    elif device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    else:
+        device = distributed.device_called(device)
     if shard and (distributed.world_size() == 1 or adapter or dtype == "int8"):
         raise UsageError("--shard: goes with torchrun and several processes, without --adapter (merge it first: python -m mmed.checkpoint merge) "
                          "and without int8")

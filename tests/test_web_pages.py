@@ -199,21 +199,38 @@ HOSTILE = {
     "entities": "<html><body><p>" + "&amp;" * 500_000, "script": "<html><body><script>var secret = 1</script><style>.secret{}</style>" + P,
     "NUL": "<html><body>" + P.replace("fever", "fe\x00ver"), "data URL": '<html><body><a href="data:text/html,<p>secret</p>">x</a>' + P,
     "meta refresh": '<html><head><meta http-equiv="refresh" content="0;url=http://secret.example/"></head><body>' + P, "unclosed": "<html><body><div><p><b><i>" + P,
-    "surrogate": "<html><body>&#xD800;" + P, "no tags": "just words " * 30, "fragment": P * 3,
+    "surrogate": "<html><body>&#xD800;" + P, "no body": "<html><head><title>x</title>",
+    "attributes": "<html><body><p " + "a=b " * 300_000 + ">" + P, "long attribute": '<html><body><p class="' + "x" * 500_000 + '">' + P,
+    "unclosed quote": '<html><body><a href="' + P * 2000, "CDATA": "<html><body><![CDATA[" * 20_000 + P, "conditional": "<html><!--[if IE]><script>secret</script><![endif]--><body>" + P,
+    "noscript": "<html><body><noscript><img src=x onerror=secret></noscript>" + P, "svg": "<html><body><svg onload=secret()><script>secret</script></svg>" + P,
+    "template": "<html><body><template><script>secret</script></template>" + P, "base": '<html><head><base href="javascript:secret"></head><body>' + P,
+    "bidi": "<html><body>" + P.replace("fever", "fe\u202ever\u202c"), "forms": "<html><body>" + "<form>" * 20_000 + P, "lists": "<html><body>" + "<ul><li>" * 10_000 + P,
+    "iframe": '<html><body><iframe srcdoc="<script>secret</script>"></iframe>' + P, "wrong charset": '<html><head><meta charset="utf-7"></head><body>+ADw-script+AD4-secret' + P, "no tags": "just words " * 30, "fragment": P * 3,
     "xml": '<?xml version="1.0" encoding="shift_jis"?><html xmlns="http://www.w3.org/1999/xhtml"><body>' + P + "</body></html>",
 }
 
 
-def test_hostile_pages_end_in_a_text_or_a_reason_and_show_no_script():
-    with page_text.Extractor(page_text.Limits(seconds=5)) as extractor:
-        for name, html in HOSTILE.items():
-            answer = extractor.read(Page(html.encode()))
-            assert ("text" in answer) != ("reason" in answer), name
-            assert "secret" not in answer.get("text", ""), name
-            if name in ("script", "NUL", "data URL", "meta refresh", "unclosed", "surrogate", "fragment", "xml"):
-                assert "had a fever and a cough" in answer.get("text", ""), (name, answer)
-        assert extractor.read(Page(b" \n\x00")) == {"reason": page_text.EMPTY}
-        assert extractor.read(Page(b"")) == {"reason": page_text.EMPTY}
+@pytest.fixture(scope="module")
+def extractor():
+    with page_text.Extractor(page_text.Limits(seconds=2)) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_page_ends_in_a_text_or_a_reason_and_shows_no_script(extractor, name):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    answer = extractor.read(Page(HOSTILE[name].encode()))
+    assert ("text" in answer) != ("reason" in answer)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5
+    assert "secret" not in answer.get("text", "") or name == "wrong charset"  # there it is text, as no browser reads UTF-7 either
+    assert "<script" not in answer.get("text", "")
+    if name in ("script", "NUL", "data URL", "meta refresh", "unclosed", "surrogate", "fragment", "xml", "conditional", "noscript", "svg", "template", "base", "iframe"):
+        assert "had a fever and a cough" in answer.get("text", ""), answer
+
+
+def test_pages_of_nothing_are_empty(extractor):
+    assert extractor.read(Page(b" \n\x00")) == {"reason": page_text.EMPTY}
+    assert extractor.read(Page(b"")) == {"reason": page_text.EMPTY}
 
 
 def test_random_damage_to_a_page_never_ends_the_run():

@@ -430,6 +430,15 @@ class JsonPiecesCore:
         return [self.pieces, self.spaces, self.prefix, self.split]
 
 
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can carry it: half a surrogate pair, which JSON can write, it cannot."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[-300:]
 

@@ -51,6 +51,7 @@ from mmed.bpe import (
     SentencePieceCore,
     SentencePieceModel,
     byte_alphabet,
+    is_utf8,
     merge_ranks,
     one_line,
 )
@@ -372,6 +373,8 @@ def _open_json(file: Any, settings: _Settings, name: str):
     vocabulary = model["vocab"]
     if len(vocabulary) > MAX_PIECES or not all(token and _is_id(index) for token, index in vocabulary.items()):
         raise refuse(f"model.vocab must map at most {MAX_PIECES:,} non-empty pieces to ids")
+    if not is_utf8("".join(vocabulary)):
+        raise refuse("a piece of model.vocab holds half a surrogate pair, which no text in UTF-8 has")
     if len(set(vocabulary.values())) != len(vocabulary):
         raise refuse("two pieces of model.vocab have the same id")
     merges = []

@@ -320,7 +320,8 @@ def _open_json_unigram(path: Path, file: dict, model: dict, settings: dict, long
     """The same model without its sentencepiece file: its pieces, scores and character map make that file again."""
     vocabulary, unknown = model.get("vocab"), model.get("unk_id")
     if not isinstance(vocabulary, list) or not 0 < len(vocabulary) <= MAX_PIECES or not all(
-            isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], int | float) for entry in vocabulary):
+            isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], int | float) and abs(entry[1]) < 1e30
+            for entry in vocabulary) or not is_utf8("".join(piece for piece, _ in vocabulary)):
         raise UserError(f"{path}: model.vocab must be a list of pieces with their scores")
     if model.get("byte_fallback") or not isinstance(unknown, int) or not 0 <= unknown < len(vocabulary):
         raise UserError(f"{path}: a Unigram model with an unk_id and without byte fallback is expected")
@@ -337,7 +338,7 @@ def _open_json_unigram(path: Path, file: dict, model: dict, settings: dict, long
     names = {role: entry.get("content") if isinstance(entry := settings.get(f"{role}_token", usual), dict) else entry
              for role, usual in (("cls", "<s>"), ("sep", "</s>"), ("pad", "<pad>"))}
     for role, text in names.items():
-        if text not in marks:
+        if not isinstance(text, str) or text not in marks:
             raise UserError(f"{path}: no added token {text!r} ({role})")
     return Unigram(parsed, str(path), id_of=list(range(len(vocabulary))), cls_id=marks[names["cls"]], sep_id=marks[names["sep"]],
                    pad_id=marks[names["pad"]], size=max(len(vocabulary), max(marks.values()) + 1), max_length=longest)

@@ -20,6 +20,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import zlib
@@ -151,10 +152,17 @@ def sealed_line(value: dict) -> str:
 _SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"}\n\Z')
 
 
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits} is no number of JSON")
+    return value
+
+
 def read_sealed(line: bytes) -> dict:
     """What `sealed_line` wrote; a ValueError for a line that is cut, no object, or not as it was written."""
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not line.endswith(b"\n") or not isinstance(value, dict):

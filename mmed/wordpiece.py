@@ -24,7 +24,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from mmed.bpe import CONTROL, MAX_PIECES, NORMAL, UNIGRAM, UNKNOWN, SentencePieceModel, _message
+from mmed.bpe import CONTROL, MAX_PIECES, NORMAL, UNIGRAM, UNKNOWN, SentencePieceModel, _message, is_utf8
 from mmed.errors import UserError
 from mmed.files import read_json
 from mmed.tokenizer import MAX_FILE_BYTES, clean_text

@@ -76,10 +76,10 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, str
             raise UserError(f"{given}: results on other data than {data[0]}; only models that answered the same items can be compared")
         models.append(name)
         seen = False
-        for number, row in enumerate(rows, 1):
+        for at, row in enumerate(rows, 1):
             if row.get("mode") == "rationale" and row.get("scores"):
                 if not _is_row(row):
-                    raise UserError(f"{Path(given) / 'predictions.jsonl'}: item {number} is not as `python -m mmed.eval` writes it; evaluate again")
+                    raise UserError(f"{Path(given) / 'predictions.jsonl'}: item {at} is not as `python -m mmed.eval` writes it; evaluate again")
                 found.setdefault((row["language"], row["key"]), {})[name] = row
                 seen = True
         if not seen:

@@ -10,23 +10,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from mmed.answer_words import (
-    AFTER_OK,
-    ALPHA,
-    ALPHABETIC,
-    AND,
-    CJK,
-    CJK_AFTER,
-    CYRILLIC_UNLIKE,
-    GOES_ON,
-    IS_ANSWER,
-    IS_WRONG,
-    LOOKALIKES,
-    NAMED,
-    OR,
-    PUBLISHED,
-    SPECIES,
-)
+from mmed.answer_words import AFTER_OK, CJK, CJK_AFTER, CYRILLIC_UNLIKE, LOOKALIKES, PUBLISHED, SPECIES, Patterns
+from mmed.languages import SAME_LETTER
 
 
 class _Fold(dict):
@@ -53,15 +38,33 @@ class _Fold(dict):
         return folded
 
 
-_FOLD = _Fold()
+class _FurtherFold(_Fold):
+    """The same for languages beyond the paper's six: marks and spellings of other scripts, their digits and punctuation."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        if char in "،؛؟٪۔।॥":
+            folded = dict(zip("،؛؟٪۔।॥", ",;?%..."))[char]
+        elif unicodedata.category(char) == "Nd":
+            folded = str(unicodedata.digit(char))
+        elif char == "ـ" or 0x591 <= code <= 0x5C7 or 0x610 <= code <= 0x61A or 0x64B <= code <= 0x65F or code == 0x670:
+            folded = ""  # the stroke that lengthens an Arabic word; vowel marks, which may be left out
+        else:
+            folded = super().__missing__(code).translate(SAME_LETTER)
+        self[code] = folded
+        return folded
 
 
-def fold(text: str) -> str:
-    return re.sub(" +", " ", re.sub(r"~~[^~\n]{1,200}~~", "", text.translate(_FOLD)))
+_FOLD, _FURTHER_FOLD = _Fold(), _FurtherFold()
 
 
-def fold_option(text: str) -> str:
-    return fold(text).strip(' \n"').rstrip(".。").lower()
+def fold(text: str, w: Patterns) -> str:
+    folded = text.translate(_FURTHER_FOLD if w.own else _FOLD)
+    return re.sub(" +", " ", re.sub(r"~~[^~\n]{1,200}~~", "", folded))
+
+
+def fold_option(text: str, w: Patterns) -> str:
+    return fold(text, w).strip(' \n"').rstrip(".。").lower()
 
 
 @dataclass
@@ -74,6 +77,7 @@ class FoldedText:
     texts: list[tuple[str, str]]  # (lower-case folded option text, letter), longest first, without those of one letter
     own: dict[str, str]  # letter -> lower-case folded text
     cyrillic: bool  # the text labels options with Cyrillic letters
+    w: Patterns  # the words to read it with
 
 
 def letter_at(t: FoldedText, at: int) -> str:
@@ -81,14 +85,21 @@ def letter_at(t: FoldedText, at: int) -> str:
     char = t.text[at:at + 1]
     if char in CYRILLIC_UNLIKE or (t.cyrillic and char in {"В", "С", "Е"}):
         return "?"
+    if char in t.w.letters:  # a letter of the script, if it is no part of a word
+        return t.w.letters[char] if not t.w.alphabetic.match(t.text, at + 1) else ""
     char = LOOKALIKES.get(char, char)
     if "A" <= char <= "Z":
         return char
     return char.upper() if "a" <= char <= "z" and char.upper() in t.letters else ""
 
 
+def is_capital(t: FoldedText, at: int) -> bool:
+    """Whether this is a letter that can be no small word: a capital, or an option letter of a script without capitals."""
+    return t.text[at:at + 1].isupper() or (t.text[at:at + 1] in t.w.letters and bool(letter_at(t, at)))
+
+
 def _goes_on(t: FoldedText, end: int) -> bool:
-    return bool(GOES_ON.match(t.low, end)) or bool(re.match(f" [A-Z](?![{ALPHA}])", t.text[end:end + 3]))
+    return bool(t.w.goes_on.match(t.low, end)) or bool(t.w.capital_after.match(t.text[end:end + 3]))
 
 
 def how_it_stands(t: FoldedText, at: int, end: int, letter: str) -> str:
@@ -100,24 +111,24 @@ def how_it_stands(t: FoldedText, at: int, end: int, letter: str) -> str:
         if t.text[end + 1:end + 2] in ("", "\n"):
             return "hard"
         char = t.text[at]
-        if NAMED.match(t.low, end):
+        if t.w.named.match(t.low, end):
             return ""
-        if AND.match(t.text, end).end() > end + 1 or not ALPHABETIC.match(t.text[end + 1]):
+        if t.w.and_.match(t.text, end).end() > end + 1 or not t.w.alphabetic.match(t.text[end + 1]):
             return "hard"
         if char in "AАΑВСОУИ" or char.islower() or letter not in t.letters:  # a word by itself, or no option
             return "soft" if _goes_on(t, end) or own_text_end(t, end, letter) > end else ""
         return "soft"
-    if after in "'-" and ALPHABETIC.match(t.text[end + 1:end + 2]):
+    if after in "'-" and t.w.alphabetic.match(t.text[end + 1:end + 2]):
         return ""
     if after == "." and SPECIES.match(t.low, end):
         return ""
     if after == "/" and t.text[end + 1:end + 2] in ("A", "a") and t.text[at] in "Nn":
         return ""
-    if after in AFTER_OK or after in CJK_AFTER or (CJK.match(after) and AND.match(t.text, end)):
+    if after in AFTER_OK or after in CJK_AFTER or (CJK.match(after) and t.w.and_.match(t.text, end)):
         return "hard"
     if own_text_end(t, end, letter) > end:
         return "hard"
-    return "" if re.match(f"[{ALPHA}0-9°]", after) or CJK.match(after) else "hard"
+    return "" if t.w.in_word.match(after) or CJK.match(after) else "hard"
 
 
 _OWN = re.compile(r"[)\]*_`\"'»”]{0,4} ?[.):：,、\-–—(\[]{0,2} ?[*_(\[\"'«]{0,3} ?")
@@ -128,9 +139,9 @@ def own_text_end(t: FoldedText, end: int, letter: str) -> int:
     at = _OWN.match(t.text, end).end()
     text = t.own.get(letter, "")
     if not text or at == end or not t.low.startswith(text, at):
-        return end if not text or ALPHABETIC.match(text) or not t.low.startswith(text, at) else at + len(text)
+        return end if not text or t.w.alphabetic.match(text) or not t.low.startswith(text, at) else at + len(text)
     stop = at + len(text)
-    return end if len(text) == 1 and ALPHABETIC.match(t.text, stop) else stop
+    return end if len(text) == 1 and t.w.alphabetic.match(t.text, stop) else stop
 
 
 def option_text_at(t: FoldedText, at: int) -> tuple[str, int]:
@@ -139,17 +150,15 @@ def option_text_at(t: FoldedText, at: int) -> tuple[str, int]:
         if t.low.startswith(text, at):
             end = at + len(text)
             after = t.text[end:end + 1]
-            joined = after == " " and (_goes_on(t, end) or AND.match(t.text, end).end() > end + 1)
+            joined = after == " " and (_goes_on(t, end) or t.w.and_.match(t.text, end).end() > end + 1)
             if after == " " and not joined and t.text[end + 1:end + 2] not in AFTER_OK | {"", "\n"}:
                 continue
-            if (CJK.match(after) and after not in CJK_AFTER) or ALPHABETIC.match(after):
+            if (CJK.match(after) and after not in CJK_AFTER) or t.w.alphabetic.match(after):
                 continue
             return letter, end
     return "", at
 
 
-_ITEM_PREFIX = re.compile(r"(?:\d{1,2}[.)] )?(?:[*_`\"'«“「『(\[]|(?:options?|option|la|le|les|el|las|l'|вариант(?:ы)?|"
-    r"proposition|opción|letter|选项|選択肢|[-•]) ?){0,4}", re.I)
 _CLOSERS = re.compile(r"[*_`\"'»”」』)\]】.]{0,4}")
 
 
@@ -191,7 +200,7 @@ def _ends_run(t: FoldedText, end: int) -> bool:
     after = t.text[end:end + 1]
     if after == " ":
         return bool(_goes_on(t, end)) or t.text[end + 1:end + 2] in AFTER_OK | {"", "\n"}
-    hyphen = re.match(f"['-][{ALPHA}]", t.text[end:end + 2])
+    hyphen = t.w.hyphenated.match(t.text[end:end + 2])
     return after in CJK_AFTER or (after in AFTER_OK | {"", "\n"} and not hyphen)
 
 
@@ -206,26 +215,26 @@ def letters_at(t: FoldedText, at: int) -> tuple[str, int, str]:
             return "", at, ""
     for _ in range(26):
         closed = _CLOSERS.match(t.text, end).end()
-        joined = OR.match(t.text, closed)
+        joined = t.w.or_.match(t.text, closed)
         if joined:
-            after, stop, _how = _item(t, _ITEM_PREFIX.match(t.text, joined.end()).end())
+            after, stop, _how = _item(t, t.w.item_prefix.match(t.text, joined.end()).end())
             if after:
                 return letters + after, stop, "or"
-        joined = AND.match(t.text, closed) or (AND.match(t.text, end) if closed > end else None)
+        joined = t.w.and_.match(t.text, closed) or (t.w.and_.match(t.text, end) if closed > end else None)
         if not joined or (joined[0] == " " and "." in t.text[end:joined.start()]):
             break
-        start = _ITEM_PREFIX.match(t.text, joined.end()).end()
+        start = t.w.item_prefix.match(t.text, joined.end()).end()
         letter, stop, how = _item(t, start)
-        if not letter or letter in letters or IS_WRONG.match(t.low, stop):
+        if not letter or letter in letters or t.w.wrong.match(t.low, stop):
             break
         # after a comma, "C is ..." is the next sentence, unless it says that the whole list is right
-        capital = re.match(f" [A-Z](?![{ALPHA}])", t.text[stop:stop + 3])
-        right = PUBLISHED.match(t.low, stop) or IS_ANSWER.match(t.low, stop)
+        capital = t.w.capital_after.match(t.text[stop:stop + 3])
+        right = PUBLISHED.match(t.low, stop) or t.w.is_answer.match(t.low, stop)
         if how == "soft" and not right and ("," in joined[0] or (joined[0] == " " and not capital)):
             break
         if "\n" in joined[0] and t.text[_CLOSERS.match(t.text, stop).end():][:1] not in ("", "\n"):
             break
-        if joined[0] == " " and (not t.text[start].isupper() or t.text[stop:stop + 1] in (":", ")")):
+        if joined[0] == " " and (not is_capital(t, start) or t.text[stop:stop + 1] in (":", ")")):
             break
         letters, end, stands = letters + letter, stop, how
     return letters, end, stands

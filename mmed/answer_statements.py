@@ -8,25 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mmed.answer_letters import FoldedText, letters_at, option_text_at
-from mmed.answer_words import (
-    BUT,
-    CJK_BEFORE,
-    CJK_NAME,
-    COPULA,
-    CUE,
-    DECIDE,
-    FILLER,
-    IS_ANSWER,
-    IS_WRONG,
-    NAME_BEFORE,
-    NOT,
-    NOT_BEFORE,
-    OPTION_BEFORE,
-    PUBLISHED,
-    STANDING,
-    WEAK,
-)
+from mmed.answer_letters import FoldedText, is_capital, letters_at, option_text_at
+from mmed.answer_words import CJK_BEFORE, CJK_NAME, OPTION_BEFORE, PUBLISHED
 
 
 def option_spans(t: FoldedText) -> list[tuple[int, int]]:
@@ -50,27 +33,27 @@ def stated_answer(t: FoldedText) -> tuple[str, ...] | None:
     events: list[tuple[int, str, str]] = []  # (place, "is" | "not" | "asks" | "no option", letters)
     weak: list[tuple[int, str, str]] = []
     quoted = option_spans(t)
-    for match in matches_outside(quoted, CUE, t.low):
+    for match in matches_outside(quoted, t.w.cue, t.low):
         _after_cue(t, match.end(), events, linked=False)
-    for cue, where in ((DECIDE, events), (WEAK, weak)):
+    for cue, where in ((t.w.decide, events), (t.w.weak, weak)):
         for match in matches_outside(quoted, cue, t.low):
             found: list[tuple[int, str, str]] = []
-            _after_cue(t, match.end(), found, linked=True, gap=False, hard=cue is WEAK)
-            if NOT_BEFORE.search(t.low, max(0, match.start() - 8), match.start()):  # "not choose B", "no es la B"
+            _after_cue(t, match.end(), found, linked=True, gap=False, hard=cue is t.w.weak)
+            if t.w.negation_before.search(t.low, max(0, match.start() - 8), match.start()):  # "not choose B", "no es la B"
                 found = [(at, "not", letters) for at, _, letters in found]
             where += found
-    for match in matches_outside(quoted, NOT, t.low):
+    for match in matches_outside(quoted, t.w.negation, t.low):
         at = _skip(t, match.end(), 4)[0]
         letters, end, stands = letters_at(t, at)
         if letters and not (stands == "soft" and t.text[at] in "AАВС"):
             events.append((at, "not", letters))
-            but = BUT.match(t.text, end)
+            but = t.w.but.match(t.text, end)
             if but:
                 _after_cue(t, but.end(), events, linked=True, gap=False)
     done = -1
-    for match in matches_outside(quoted, STANDING, t.text):
+    for match in matches_outside(quoted, t.w.standing, t.text):
         at = match.start()
-        if at < done or NAME_BEFORE.search(t.low, max(0, at - 14), at):
+        if at < done or t.w.name_before.search(t.low, max(0, at - 14), at):
             continue
         if at and CJK_NAME.match(t.text[at - 1]) and t.text[at - 1] not in CJK_BEFORE:
             continue
@@ -78,13 +61,13 @@ def stated_answer(t: FoldedText) -> tuple[str, ...] | None:
         if not letters:
             continue
         done = end
-        if re.match(r"[)\]」』】*]{0,3}(?:では|じゃ|で)な", t.text[end:end + 6]):
+        if t.w.negation_after.match(t.text[end:end + 6]):
             events.append((at, "not", letters))
-            but = BUT.match(t.text, end)
+            but = t.w.but.match(t.text, end)
             if but:
                 _after_cue(t, but.end(), events, linked=True, gap=False)
         elif stands != "or" and (
-            IS_ANSWER.match(t.low, end)
+            t.w.is_answer.match(t.low, end)
             or (PUBLISHED.match(t.low, end) and OPTION_BEFORE.search(t.low, max(0, at - 9), at))
         ):
             events.append((at, "is", letters))
@@ -110,7 +93,7 @@ def _skip(t: FoldedText, at: int, limit: int, stop_at_text: bool = True) -> tupl
     for _ in range(limit):
         if stop_at_text and (option_text_at(t, at)[0] or _is_list(t, at)):
             break
-        filler = FILLER.match(t.text, at)
+        filler = t.w.filler.match(t.text, at)
         if not filler:
             break
         linked = linked or filler[1] is not None
@@ -120,7 +103,7 @@ def _skip(t: FoldedText, at: int, limit: int, stop_at_text: bool = True) -> tupl
 
 def _is_list(t: FoldedText, at: int) -> bool:
     """Whether a capital letter stands here: "E" and "La" must not be taken for fillers."""
-    return t.text[at:at + 1].isupper() and bool(letters_at(t, at)[0])
+    return is_capital(t, at) and bool(letters_at(t, at)[0])
 
 
 def _after_cue(t: FoldedText, at: int, events: list[tuple[int, str, str]], linked: bool, gap: bool = True,
@@ -131,11 +114,11 @@ def _after_cue(t: FoldedText, at: int, events: list[tuple[int, str, str]], linke
     tries = [at]
     if gap:  # "the answer to the question about anticoagulants is C": go on from the next links of the same sentence
         sentence = re.match(r"[^.\n;!?。!?]{0,80}", t.text[at:at + 80])[0]
-        tries += [at + match.end() for match in COPULA.finditer(sentence)][:4]
+        tries += [at + match.end() for match in t.w.copula.finditer(sentence)][:4]
     for place, start in enumerate(tries):
         begin, link = _skip(t, start, 14)
         colon = ":" in t.text[start:begin]
-        if begin < len(t.text) and NOT.match(t.low, begin) and not option_text_at(t, begin)[0]:
+        if begin < len(t.text) and t.w.negation.match(t.low, begin) and not option_text_at(t, begin)[0]:
             return  # the negation is an event of its own
         letters, end, stands = letters_at(t, begin)
         if not letters:
@@ -150,7 +133,7 @@ def _after_cue(t: FoldedText, at: int, events: list[tuple[int, str, str]], linke
             continue
         if stands == "soft" and any(letter not in t.letters for letter in letters):
             continue
-        if not colon and IS_WRONG.match(t.low, end) and not _HARD_STOP.match(t.text, end):
+        if not colon and t.w.wrong.match(t.low, end) and not _HARD_STOP.match(t.text, end):
             events.append((begin, "not", letters))
             return
         tail = t.text[end:end + 8]

@@ -11,21 +11,18 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mmed.answer_letters import FoldedText, fold, fold_option, how_it_stands, letter_at, letters_at, own_text_end
-from mmed.answer_statements import matches_outside, option_spans, stated_answer
-from mmed.answer_words import (
-    ALPHA,
-    ALPHABETIC,
-    CJK_BEFORE,
-    CJK_NAME,
-    ECHO_END,
-    IS_WRONG,
-    NAME_BEFORE,
-    NOT,
-    RUN_ON,
-    STANDING,
-    VERDICT,
+from mmed.answer_letters import (
+    FoldedText,
+    fold,
+    fold_option,
+    how_it_stands,
+    is_capital,
+    letter_at,
+    letters_at,
+    own_text_end,
 )
+from mmed.answer_statements import matches_outside, option_spans, stated_answer
+from mmed.answer_words import CJK_BEFORE, CJK_NAME, ECHO_END, Patterns, patterns_of
 from mmed.prompts import ExamItem
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -99,8 +96,10 @@ _RATIONALE_MARK, _ANSWER_MARK = "###Rationale:", "###Answer:"
 
 
 def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
-                 rationale_expected: bool = False) -> ParsedAnswer:
+                 rationale_expected: bool = False, language: str | None = None) -> ParsedAnswer:
     """Read answer letters and rationale out of a model's text; `options` is letter -> text, or the letters alone.
+
+    `language` is the item's: beside the words of the paper's six languages those of a further one count (`answer_words`).
 
     With `rationale_expected`, a text without the published marker gives as rationale all of it but a last line that
     only states the answer; without, only what stands after `###Rationale:`.
@@ -114,6 +113,7 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
     """
     if not isinstance(options, Mapping):
         options = dict.fromkeys(options, "")
+    w = patterns_of(language)
     body = _cut_end(text)
     strict = _STRICT.search(body, max(body.rfind(_ANSWER_MARK), 0))
     if strict:
@@ -121,13 +121,13 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
         before = body[:strict.start()]  # stripped in front by _cut_end
         alone = not before or (before.startswith(_RATIONALE_MARK) and before.endswith("\n"))
         known = len(set(letters)) == len(letters) and all(letter in options for letter in letters)
-        if alone and known and not RUN_ON.search(body):
+        if alone and known and not w.run_on.search(body):
             rationale = before.removeprefix(_RATIONALE_MARK).removeprefix(" ").removesuffix("\n")
             return ParsedAnswer(tuple(sorted(letters)), "strict", rationale)
-    letters = _lenient(text, options)
+    letters = _lenient(text, options, w)
     rationale = _marked_rationale(body)
     if rationale is None:
-        rationale = _unmarked_rationale(body, options) if rationale_expected else ""
+        rationale = _unmarked_rationale(body, options, w) if rationale_expected else ""
     return ParsedAnswer(letters, "lenient" if letters else "unparsed", rationale)
 
 
@@ -150,9 +150,9 @@ def _marked_rationale(body: str) -> str | None:
     return rationale.removeprefix(" ")
 
 
-def _unmarked_rationale(body: str, options: Mapping[str, str]) -> str:
+def _unmarked_rationale(body: str, options: Mapping[str, str], w: Patterns) -> str:
     head, newline, last = body.rpartition("\n")
-    if len(last) <= 120 and _lenient(last, options):  # only a line that states the answer is left out
+    if len(last) <= 120 and _lenient(last, options, w):  # only a line that states the answer is left out
         return head.strip() if newline else ""
     return body
 
@@ -163,41 +163,41 @@ _CYRILLIC_LABEL = re.compile(r"(?:^|[\s(])[БГД][).]", re.M)
 _HEAD, _TAIL = 4_000, 16_000  # characters read of a text that is longer; no answer of a thousand tokens comes near
 
 
-def _lenient(raw: str, options: Mapping[str, str]) -> tuple[str, ...]:
+def _lenient(raw: str, options: Mapping[str, str], w: Patterns) -> tuple[str, ...]:
     texts = []
     for letter, option in options.items():
-        folded = fold_option(option)
-        if len(folded) >= 2 or (folded and not re.match(f"[{ALPHA}]", folded)):
+        folded = fold_option(option, w)
+        if len(folded) >= 2 or (folded and not re.match(f"[{w.alpha}]", folded)):
             texts.append((folded, letter))
     texts.sort(key=lambda pair: -len(pair[0]))
     raw = _cut_end(raw)
     raw = raw[raw.rfind("</think>") + len("</think>"):] if "</think>" in raw else raw.partition("<think>")[0]
     # A prompt before the answer is passed over; the first stretch that states an answer counts, not what follows it.
-    rest = fold(raw)
+    rest = fold(raw, w)
     if len(rest) > _HEAD + _TAIL:  # an answer stands at one of the ends
         rest = rest[:_HEAD] + "\n" + rest[-_TAIL:]
-    cut = RUN_ON.search(rest)
+    cut = w.run_on.search(rest)
     for _ in range(8):
         head = rest[:cut.start()] if cut else rest
-        letters = _stretch(head, options, texts)
+        letters = _stretch(head, options, texts, w)
         if letters or cut is None:
             return letters
         end = rest.find(ECHO_END, cut.start())
         if end < 0:  # question repeated, answer after it without the published heading
             rest = rest[cut.end():]
-            cut = RUN_ON.search(rest)
+            cut = w.run_on.search(rest)
         else:
             rest = rest[end + len(ECHO_END):]
-            cut = RUN_ON.search(rest)
+            cut = w.run_on.search(rest)
     return ()
 
 
-def _stretch(folded: str, options: Mapping[str, str], texts: list[tuple[str, str]]) -> tuple[str, ...]:
+def _stretch(folded: str, options: Mapping[str, str], texts: list[tuple[str, str]], w: Patterns) -> tuple[str, ...]:
     """The answer in one stretch of folded text; () if there is none."""
     cyrillic = bool(_CYRILLIC_LABEL.search(folded))
-    folded = _without_option_list(folded, options)
-    own = {letter: fold_option(text) for letter, text in options.items()}
-    t = FoldedText(folded, folded.lower(), "".join(options), texts, own, cyrillic)
+    folded = _without_option_list(folded, options, w)
+    own = {letter: fold_option(text, w) for letter, text in options.items()}
+    t = FoldedText(folded, folded.lower(), "".join(options), texts, own, cyrillic, w)
     stated = stated_answer(t)
     letters = stated if stated is not None else _bare_lines(t)
     if letters is None:
@@ -206,14 +206,15 @@ def _stretch(folded: str, options: Mapping[str, str], texts: list[tuple[str, str
     return letters if not both and all(letter in t.letters for letter in letters) else ()
 
 
-def _without_option_list(text: str, options: Mapping[str, str]) -> str:
+def _without_option_list(text: str, options: Mapping[str, str], w: Patterns) -> str:
     """Cut out a complete list of all options, label and text, as a model that repeats the question writes it."""
     low, at, start = text.lower(), 0, None
     pieces: list[tuple[int, int]] = []
-    labelled = [(letter, fold_option(option)) for letter, option in options.items()]
+    labelled = [(letter, fold_option(option, w)) for letter, option in options.items()]
     if not labelled[0][1]:  # letters alone
         return text
-    label = rf"(?<![{ALPHA}0-9])[{labelled[0][0].lower()}а][).:、．,\]]{{0,2}} ?\"{{0,3}}"
+    own = "".join(char for char, letter in w.letters.items() if letter == labelled[0][0])
+    label = rf"(?<![{w.alpha}0-9])[{labelled[0][0].lower()}а{own}][).:、．,\]]{{0,2}} ?\"{{0,3}}"
     first = re.compile(label + re.escape(labelled[0][1]))
     while (match := first.search(low, at)) and len(pieces) < 100:
         start, at = match.start(), match.end()
@@ -254,24 +255,16 @@ def _bare_lines(t: FoldedText) -> tuple[str, ...] | None:
     return None
 
 
-_LINE_PREFIX = re.compile(r"[ *_#]{0,4}(?:(?:q(?:uestion)?\.? ?)?\d{1,3} ?[.):] ?)?(?:[ *_`\"'«“「『(\[>#\-•$]|"
-    r"(?:options?|opción|вариант|选项|選択肢|both|either|soit|либо|la|le|les) ?){0,8}", re.I)
-
-
-_BARE_TAIL = re.compile(  # "です", "and not D", "100 %"
-    r"(?:です|である|だ|でしょう)(?:と思います|と思う|ね|よ)?|项|項|选项|\d{1,3} ?%|(?:and|et|y|и)? ?(?:not|non|pas|no|не) [A-ZА-Я]")
-
-
 def _bare(t: FoldedText, start: int, end: int) -> str:
     """The letters of a line that holds nothing else, "or" if it leaves them open."""
-    begin = min(_LINE_PREFIX.match(t.text, start).end(), end)
+    begin = min(t.w.line_prefix.match(t.text, start).end(), end)
     letters, stop, stands = letters_at(t, begin)
     if not letters or stop > end:
         return ""
     if t.text[begin].islower() and len(letters) == 1 and start and begin == start:
         return ""  # "d" on a later line is a word cut off
     left = t.text[stop:end].strip(" *_`\"'»”」』)].。,$:;!|")
-    if not left or _BARE_TAIL.fullmatch(left):
+    if not left or t.w.bare_tail.fullmatch(left):
         return "or" if stands == "or" else letters
     # the same letter again and again
     return letters if not left.replace(letters, "").strip(" ,.") and len(letters) == 1 else ""
@@ -281,7 +274,7 @@ _INITIALS = re.compile(r"\. ?[A-Z][.,]|\.[A-Z] | ?[-–—] ?\d")  # "A.S. is a 
 
 
 def _own_text_follows(t: FoldedText, start: int) -> bool:
-    begin = _LINE_PREFIX.match(t.text, start).end()
+    begin = t.w.line_prefix.match(t.text, start).end()
     return own_text_end(t, begin + 1, letter_at(t, begin)) > begin + 1
 
 
@@ -290,10 +283,9 @@ _LABEL_STOP = re.compile(r"[)\]*_`\"'»”]{0,4} ?(?:[.):,;、。]|[-–—] )|�
 
 def _label(t: FoldedText, start: int) -> str:
     """The letter a line begins with as a label ("C) ...", "B: ...", "D because ..."); "" if it does not."""
-    begin = _LINE_PREFIX.match(t.text, start).end()
-    char = t.text[begin:begin + 1]
+    begin = t.w.line_prefix.match(t.text, start).end()
     letter = letter_at(t, begin)
-    if not letter or letter not in t.letters or (not char.isupper() and t.text[begin - 1:begin] != "("):
+    if not letter or letter not in t.letters or (not is_capital(t, begin) and t.text[begin - 1:begin] != "("):
         return ""
     stands = how_it_stands(t, begin, begin + 1, letter)
     if not stands:
@@ -301,9 +293,8 @@ def _label(t: FoldedText, start: int) -> str:
     if _INITIALS.match(t.text, begin + 1):
         return ""
     if _LABEL_STOP.match(t.text, begin + 1) or own_text_end(t, begin + 1, letter) > begin + 1:
-        return "" if IS_WRONG.match(t.low, begin + 1) else letter
-    because = re.match(r" (?:because|since|car|parce|puisque|porque|ya que|потому|так как|"
-        r"поскольку)(?![" + ALPHA + "])", t.low[begin + 1:begin + 13])
+        return "" if t.w.wrong.match(t.low, begin + 1) else letter
+    because = t.w.because.match(t.low[begin + 1:begin + 13])
     return letter if because else ""
 
 
@@ -312,22 +303,20 @@ def _verdicts(t: FoldedText) -> tuple[str, ...]:
     right: set[str] = set()
     done = -1
     quoted = option_spans(t)
-    for match in matches_outside(quoted, STANDING, t.text):
+    for match in matches_outside(quoted, t.w.standing, t.text):
         at = match.start()
-        if at < done or NAME_BEFORE.search(t.low, max(0, at - 14), at):
+        if at < done or t.w.name_before.search(t.low, max(0, at - 14), at):
             continue
         if at and CJK_NAME.match(t.text[at - 1]) and t.text[at - 1] not in CJK_BEFORE:
             continue
         letters, end, stands = letters_at(t, at)
         done = max(done, end)
-        if letters and stands != "or" and not IS_WRONG.match(t.low, end) and VERDICT.match(t.low, end):
-            if not NOT.search(t.low, max(0, at - 6), at):
+        if letters and stands != "or" and not t.w.wrong.match(t.low, end) and t.w.right.match(t.low, end):
+            if not t.w.negation.search(t.low, max(0, at - 6), at):
                 right |= set(letters)
     return tuple(sorted(right)) if right <= set(t.letters) else ()
 
 
-_AVOID = re.compile(NOT.pattern + r"|contra-?indica|contre-indiqu|avoid|évit|evit|wrong|incorrect|противопоказ|"
-    r"избега|неверн|禁忌|禁用|避|不|ない|せず")
 _AROUND = " \n*_`\"'«»“”「」『』()[].,:;!。"
 
 
@@ -342,7 +331,7 @@ def _only_option_text(t: FoldedText) -> tuple[str, ...]:
     for text, letter in t.texts:  # a short text ("yes") only where the answer begins with it
         if whole.startswith(text) and whole[len(text):len(text) + 1] in (",", ".", ":", ";"):
             others = [owner for other, owner in t.texts
-                      if owner != letter and other not in text and _text_pattern(other).search(whole)]
+                      if owner != letter and other not in text and _text_pattern(other, t.w).search(whole)]
             return () if others else (letter,)
     if len(re.findall(r"[.!?。!?\n]", whole)) > 0:
         return ()
@@ -350,18 +339,18 @@ def _only_option_text(t: FoldedText) -> tuple[str, ...]:
     for text, letter in t.texts:
         if (len(text) < 3 and text.isascii()) or len(text) < 2:
             continue
-        pattern = _text_pattern(text)
+        pattern = _text_pattern(text, t.w)
         hits = list(pattern.finditer(rest))
         if hits:
-            if len(hits) > 1 or _AVOID.search(rest[max(0, hits[0].start() - 30):hits[0].end() + 30]):
+            if len(hits) > 1 or t.w.avoid.search(rest[max(0, hits[0].start() - 30):hits[0].end() + 30]):
                 return ()
             found.append(letter)
             rest = pattern.sub(" ", rest)
     return (found[0],) if len(found) == 1 else ()
 
 
-def _text_pattern(text: str) -> re.Pattern[str]:
+def _text_pattern(text: str, w: Patterns) -> re.Pattern[str]:
     """An option's text as a word of its own, where its script has words."""
-    if not ALPHABETIC.match(text):
+    if not w.alphabetic.match(text):
         return re.compile(re.escape(text))
-    return re.compile(rf"(?<![{ALPHA}0-9])" + re.escape(text) + rf"(?![{ALPHA}0-9])")
+    return re.compile(rf"(?<![{w.alpha}0-9])" + re.escape(text) + rf"(?![{w.alpha}0-9])")

@@ -219,7 +219,7 @@ def words_label(language: str, words: str) -> str:
     """The name of the tokenisation in signatures."""
     known = get_language(language)
     if words == "official":
-        return {"zh": "jieba", "ja": "janome"}.get(known.code, "nltk")
+        return known.official_package
     return "mmed-words" if known.spaced else "mmed-characters"
 
 
@@ -234,7 +234,7 @@ def text_scores(candidate: str, item: ExamItem, words: str) -> dict[str, float]:
 
 def text_row(item: ExamItem, mode: str, prompt_hash: str, text: str, words: str) -> dict:
     """One row of predictions.jsonl for a text that a model wrote."""
-    parsed = parse_answer(text, item.options, rationale_expected=mode == "rationale")
+    parsed = parse_answer(text, item.options, rationale_expected=mode == "rationale", language=item.language)
     row = _row(item, mode, prompt_hash) | {"text": text, "parsed": ",".join(parsed.letters), "status": parsed.status,
                                            "correct": metrics.exact_match(parsed.letters, item.answer)}
     if mode == "answer":

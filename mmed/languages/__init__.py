@@ -28,7 +28,51 @@ from mmed.errors import UserError, require_extra
 
 PAPER_ORDER = ("en", "zh", "ja", "fr", "ru", "es")  # MMedLM: the columns of every table in the paper
 
+# One letter with several spellings in the Arabic script, by writer and keyboard: the same for the filter and the answer parser.
+SAME_LETTER = str.maketrans("أإآٱىیةک", "اااا" "يي" "هك")
+
 Splitter = Callable[[str], list[str]]
+
+
+@dataclass(frozen=True)
+class AnswerWords:
+    """How an answer is stated in a language: alternatives of regular expressions, parted by "|", in lower case, blanks as they stand.
+
+    `mmed/answer_words.py` joins them over languages. In languages with spaces each must end where a word ends. Every repeat
+    must be bounded (`{0,3}`, never `*`), so that reading stays linear. All may be left out; then only what needs no word is read.
+    """
+
+    cue: str = ""  # before a letter, with or without a link: "the answer", "correct option"
+    decide: str = ""  # verbs, revisions and conclusions that need no link: "I choose", "wait", "therefore"
+    weak: str = ""  # heeded where nothing else speaks: "I think", "probably"
+    negation: str = ""  # takes the letter after it back: "not", "rather than"
+    negation_before: str = ""  # the last word before a verb of `decide` that turns it round: "not" (choose)
+    negation_after: str = ""  # right behind the letter, as in Japanese "Aではな"
+    either: str = ""  # before the first of two that "or" parts
+    or_: str = ""
+    and_: str = ""  # those with a blank in them stand for a comma, the others also behind one; capitals must be given too
+    and_attached: str = ""  # joined to the letter behind it, as the Arabic "و"
+    but: str = ""  # after "not A": "but", "rather"
+    copula: str = ""  # links a cue to its letter, also over a distance: "is"
+    link: str = ""  # links them only where nothing but fillers stands between: "was"
+    filler: str = ""  # carries nothing between cue and letter: "the", "probably"
+    goes_on: str = ""  # may follow a letter that by itself is a word: "because", "and"
+    because: str = ""  # after a label that begins a line: "C because ..."
+    is_answer: str = ""  # behind a letter: "is the correct answer", "seems right"
+    right_link: str = ""  # between a letter and a verdict, with its blank: "is a "
+    right: str = ""  # verdicts: "correct", "true"
+    wrong_link: str = ""  # the same before `wrong`, without the blank
+    wrong: str = ""  # "false", "ruled out"
+    name_before: str = ""  # makes a letter the name of something: "vitamin", "hepatitis"
+    named: str = ""  # the same behind a letter: "cells", "virus"
+    item_prefix: str = ""  # may stand before each letter of a list: "option"
+    line_prefix: str = ""  # may stand before a letter that is all of a line
+    bare_tail: str = ""  # may stand behind it: "and not D"
+    question: str = ""  # heading of a question, after which a text has run on into another item; in its own case
+    avoid: str = ""  # beside an option's text: the text is named, not chosen: "contraindicated"
+    letters: str = ""  # of the script, in the place of A, B, C, ...: "أبجده"
+    stated: tuple[str, ...] = ()  # sentences for the tests: each states {} as the answer, "The right answer is {}."
+    denied: tuple[str, ...] = ()  # and these do not: "{} is wrong."
 
 
 @dataclass(frozen=True)
@@ -47,10 +91,14 @@ class Language:
     ordinary_sentence: str
     split_words: Splitter  # words and punctuation without any extra package
     official_words: Splitter  # as in the official scores; needs mmed[words]
+    official_package: str = "nltk"  # what `official_words` cuts with, as signatures of scores name it
+    answers: AnswerWords = AnswerWords()
+    prefixes: tuple[str, ...] = ()  # written to the word behind them without a space ("ال"): medical words are found behind them, too
     right_to_left: bool = False
+    language_id: tuple[str, ...] = ()  # codes under which language identification knows it; () is its own
+    phone_words: str = ""  # announce a telephone number; alternatives parted by "|"
     # Shown before a chat on the terminal
     disclaimer: str = "This is a research model. What it says is no medical advice; ask a doctor."
-    demo: Any = None  # the words of the demo world
 
 
 def words(listed: str) -> tuple[str, ...]:
@@ -119,6 +167,8 @@ def all_languages() -> tuple[Language, ...]:
     """Every language that has a file here, the paper's six first."""
     found = []
     for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith("_"):
+            continue  # the command
         language = getattr(importlib.import_module(f"{__name__}.{module.name}"), "LANGUAGE", None)
         if not isinstance(language, Language) or language.code != module.name:
             raise UserError(f"mmed/languages/{module.name}.py: expected a constant LANGUAGE = Language(code={module.name!r}, ...)")

@@ -1,5 +1,5 @@
 """English."""
-from mmed.languages import Language, nltk_words, split_spaced, words
+from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
 
 LANGUAGE = Language(
     code="en", name="English", native_name="English", spaced=True,
@@ -36,5 +36,32 @@ LANGUAGE = Language(
     medical_sentence="The patient was admitted to hospital with fever, cough and dyspnea; a chest radiograph showed pneumonia, "
                      "and intravenous antibiotics were given.",
     ordinary_sentence="The train to the coast leaves at nine, and we shall have lunch in a small village by the sea.",
+    answers=AnswerWords(
+        cue=r"answer[_ ](?:idx|index|key|letter)|answers?|ans\.?|(?:correct|right|best|appropriate|suitable) (?:options?|choices?|ones?)"
+            r"|final (?:choice|decision)|solution|(?:response|(?<!in)correct)(?= ?:)"
+            r"|(?:false|incorrect|wrong|untrue) (?:statement|option|choice|one|assertion)|exception",
+        decide=r"choose|chose|choosing|pick|select|go(?:ing)? with|opt for|my choice is|answer with|wait|actually|correction"
+               r"|on second thought|sorry|i meant?|or rather|let me correct that|therefore|thus|hence"
+               r"|no(?=[,.;!] |\.\.)|so(?=,? [a-z](?:[.\n]|$))",
+        weak="it's|it is|it must be|i'd say|i would say|i think|i believe|i guess|probably|likely|perhaps|maybe",
+        negation=r"not(?! only)|isn't|aren't|wasn't|rather than|instead of|neither|nor|never|rul(?:e|ed|ing) out|eliminat\w+",
+        negation_before="not|n't|never", either="either", or_="or", and_="and|AND|as well as", but="but(?: rather)?|rather",
+        copula="is|are|be", link="was|were",
+        filler="the|that|this|to|of|for|question|options?|choices?|letters?|number|answers?|correct|right|best|final|most|likely|probably"
+               "|definitely|clearly|therefore|thus|hence|indeed|appropriate|it's|its|it|should|would|will|must|has|have|both|here",
+        goes_on="because|since|as|and|is|are|for|which|due|or|but|not|with|given", because="because|since",
+        is_answer=r"(?:is|are|was|would be|must be|seems|appears to be|remains|stands out as)(?: \w{3,12}){0,1} (?:the |our |my )?"
+                  r"(?:most |single )?(?:(?:correct|right|best|likely|appropriate|accurate|suitable|final)(?: (?:answer|choice|option|diagnosis"
+                  r"|treatment|response|one|step)|(?= ?(?:[.,;\n]|$)))|answers?(?![a-z]))",
+        right_link="(?:is|are)(?: also| indeed)? (?:a |an |the )?", right="correct|true|right|yes",
+        wrong_link="(?:is|are|was|were|would be)?(?: ?(?:also|too|clearly))?",
+        wrong=r"(?:is|are|was|were|would be) (?:also |too |clearly )?not|isn't|aren't|not (?:correct|right|true)|in?correct\w{0,3}|wrong|false"
+              r"|ruled out|excluded",
+        name_before="vitamins?|hepatitis|group|types?|factor|class|stage|grade|protein|virus|child-pugh",
+        named="cells?|lymphocytes?|reactive|peptides?|dimers?|virus|peptido",
+        item_prefix="options?", line_prefix="options?|both|either", bare_tail="(?:and)? ?not [A-ZА-Я]", question="Question|Q",
+        avoid="contra-?indica|avoid|wrong|incorrect",
+        stated=("The correct answer is {}.", "I would choose {}.", "{} is the best choice."), denied=("{} is wrong.", "It is not {}."),
+    ),
     split_words=split_spaced, official_words=nltk_words,
 )

@@ -1,5 +1,5 @@
 """Spanish."""
-from mmed.languages import Language, nltk_words, split_spaced, words
+from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
 
 LANGUAGE = Language(
     code="es", name="Spanish", native_name="Español", spaced=True,
@@ -36,5 +36,25 @@ LANGUAGE = Language(
                      "tratamiento antibiótico intravenoso.",
     ordinary_sentence="El tren hacia la costa sale a las nueve y almorzaremos en un pequeño pueblo junto al mar.",
     disclaimer="Este es un modelo de investigación. Lo que dice no es consejo médico; consulte a un médico.",
+    answers=AnswerWords(
+        cue=r"respuesta[_ ](?:idx|index|key|letter|correcta?)|respuestas?(?: (?:correctas?|incorrectas?|falsas?))?"
+            r"|(?:opci[oó]n(?:es)?|alternativas?|afirmaci[oó]n(?:es)?) (?:correctas?|incorrectas?|falsas?|verdaderas?)"
+            r"|son (?:correctas|verdaderas|ciertas)|l[ao]s? (?:correctas?|incorrectas?|falsas?|verdaderas?)",
+        decide=r"elijo|elegir|escojo|selecciono|me quedo con|marco|opto por|en realidad|perdón|mejor dicho|corrección|corrijo|rectifico"
+               r"|por (?:lo )?tanto|así que|por consiguiente|no(?=[,.;!] |\.\.)",
+        weak=r"es la|es el|es(?= [a-z](?:[.,\n]|$))|sería la|diría|creo que|pienso que|probablemente|será la",
+        negation=r"no(?! ?[,.;])|no (?:es|son|era|sería)|en (?:vez|lugar) de|descart\w+", negation_before="no", or_="o|u|o bien",
+        and_="y|e|así como",  # no capitals: those are letters of options
+        but="sino(?: que)?", copula="es|son", link="era|sería",
+        filler="la|las|el|los|letra|opci[oó]n(?:es)?|correctas?|alternativas?|respuestas?|final|seguramente|probablemente",
+        goes_on="porque|ya|pues|y|es|son|dado|debido|o|sino|no", because="porque|ya que",
+        is_answer=r"(?:es|son|sería)(?: claramente)? (?:la|las|el|mi) (?:mejor |única )?(?:respuesta|opci|alternativa"
+                  r"|(?:correcta|verdadera|adecuada|acertada)s?(?![a-z]))",
+        right_link="(?:es|son)(?: también)? ", right="correctas?|verdader[ao]s?|ciert[ao]s?",
+        wrong_link="(?:es|son)?", wrong="no (?:es|son)|incorrecta?s?|falsas?|falso|erróneas?",
+        name_before="vitamina|hepatitis|grupo|tipo|factor", named="reactiva|virus",
+        item_prefix="el|opción", line_prefix="opción", bare_tail="(?:y)? ?no [A-ZА-Я]", question="Pregunta", avoid="contra-?indica|evit|incorrect",
+        stated=("La respuesta correcta es la {}.", "Elijo la {}.", "{} es la respuesta correcta."), denied=("{} es falsa.", "No es la {}."),
+    ),
     split_words=split_spaced, official_words=nltk_words,
 )

@@ -2,7 +2,7 @@
 import functools
 
 from mmed.errors import require_extra
-from mmed.languages import Language, split_characters, words
+from mmed.languages import AnswerWords, Language, split_characters, words
 
 
 @functools.cache
@@ -46,5 +46,17 @@ LANGUAGE = Language(
     medical_sentence="患者は発熱、咳嗽、呼吸困難を主訴に入院し、胸部の画像検査で肺炎と診断され、抗菌薬の点滴治療を受けた。",
     ordinary_sentence="海へ向かう電車は九時に出て、私たちは小さな村で昼ごはんを食べる。",
     disclaimer="これは研究用のモデルです。回答は医学的助言ではありません。医師に相談してください。",
-    split_words=split_characters, official_words=janome_words,
+    answers=AnswerWords(
+        cue=r"正解(?:[_ ](?:idx|index|key|letter)(?![a-z]))?|正答|正しい選択肢|のは|答え|解答|回答",
+        decide="いや|訂正|やはり|実は|ゆえに|よって|したがって", weak="おそらく|たぶん|恐らく",
+        negation_after="(?:では|じゃ|で)な", or_="または|もしくは|か(?=[A-Z])", and_="と|及び|および|並びに",
+        but="(?:では|じゃ|で)なくて?、?", copula="は", link="が", filler="選択肢|記号|番号|として|最も|まず",
+        is_answer=r"[がをは、](?:最も)?(?:正解|正答|答え|選択す|選び|選ぶ|解答)|が(?:最も)?(?:適切|正し|妥当)",
+        right_link="[はが] ?", right="正しい|適切(?!で[なは])|正解",
+        wrong="[はがも]? ?(?:(?:では|じゃ|で)な|誤|不適|間違|不正解|除外|正しくな)",
+        item_prefix="選択肢", line_prefix="選択肢", question="問題", avoid="禁忌|禁用|避|ない|せず",
+        bare_tail="項|(?:です|である|だ|でしょう)(?:と思います|と思う|ね|よ)?",
+        stated=("正解は{}です。", "答え：{}", "{}が最も適切である。"), denied=("{}は誤りである。", "{}ではない。"),
+    ),
+    split_words=split_characters, official_words=janome_words, official_package="janome",
 )

@@ -8,7 +8,7 @@ the form that the other steps write.
 
 1. A document that names another language than --language is dropped.
 2. --language-id (extra langid): py3langid gives each of 140 languages a probability, from samples of a long text. A document
-   stays if its language has at least LIKELY, written variants of it (`VARIANTS`) counted together. Texts below SHORTEST_BYTES
+   stays if its language has at least LIKELY, written variants of it (`language_id` of its file) counted together. Texts below SHORTEST_BYTES
    say too little, stay, and are counted ("too short for language identification").
 3. --mask-personal: data_prep/personal.py. Counted: documents masked, addresses and numbers.
 
@@ -35,11 +35,10 @@ from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, proc
 from mmed.errors import Parser, UserError, main_guard, require_extra
 from mmed.languages import get_language
 
-VERSION = 1  # raise it when the same document gives another result
+VERSION = 2  # raise it when the same document gives another result
 LIKELY = 0.1
 SHORTEST_BYTES = 60
 PIECES, PIECE_CHARACTERS = 4, 1000  # of a long text only so much is looked at
-VARIANTS = {"zh": ("zh", "wuu", "yue")}  # Chinese encyclopedias are taken for Wu about one time in twenty
 
 
 @functools.cache
@@ -66,7 +65,7 @@ def identify_language(text: str, code: str) -> tuple[float, str]:
     if 2 * sum(map(str.isupper, looked_at)) > sum(map(str.isalpha, looked_at)):  # lists of drugs in capitals: unlike any language
         looked_at = looked_at.lower()
     probability = dict(_identifier().rank(looked_at))
-    return sum(probability.get(name, 0.0) for name in VARIANTS.get(code, (code,))), max(probability, key=lambda name: probability[name])
+    return sum(probability.get(name, 0.0) for name in get_language(code).language_id or (code,)), max(probability, key=lambda name: probability[name])
 
 
 def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ twice. In Chinese and Japanese every word anywhere. The unit is the document.
 DIFFERS: the official branch for Chinese and Japanese cannot run (it loops over a pair of lists, splits at white space and
 does not lower the case of the text while the words are lower-cased); we give it its evident meaning.
 DIFFERS: the default mode matches whole words at letter borders and stems (see `mmed.languages`), folds case, full width,
-Latin and Greek accents and ё, skips soft hyphens and other invisible characters, takes the longest of nested words only,
+Latin and Greek accents, ё and the spellings of Arabic letters, skips soft hyphens and other invisible characters, takes the longest of nested words only,
 wants Latin terms in Chinese and Japanese to stand alone ("rna" is not in "journal"), and DENS counts letters and digits, so
 that white space and tables of dots do not thin a text. The official rule loses short words before punctuation and
 inflected ones, and counts nested words twice.
@@ -65,22 +65,24 @@ class Pattern(NamedTuple):
 
 
 def default_patterns(language: Language) -> list[Pattern]:
-    """The spellings of each term; a vowel ligature is also looked for as two letters (œdème, oedème)."""
-    patterns = []
+    """The spellings of each term, also behind each of the language's prefixes; a vowel ligature is looked for as two letters, too."""
+    patterns: dict[Pattern, None] = {}  # a prefix and a term may make the letters of another
     for number, term in enumerate(language.medical_words):
         for spelling in term.split("/"):
-            stem, bar, _ = spelling.partition("|")
-            for letters in dict.fromkeys((stem, stem.replace("œ", "oe").replace("æ", "ae"))):
-                letters = "".join(map(fold_character, unfold_rare(letters)))
-                patterns.append(Pattern(letters, number, anywhere=not language.spaced, stem=bool(bar)))
-    return patterns
+            anywhere = not language.spaced or spelling.startswith("|")
+            stem, bar, _ = spelling.removeprefix("|").partition("|")
+            for letters in (stem, stem.replace("œ", "oe").replace("æ", "ae")):
+                for prefix in ("", *language.prefixes):
+                    folded = "".join(map(fold_character, unfold_rare(prefix + letters)))
+                    patterns[Pattern(folded, number, anywhere, stem=bool(bar))] = None
+    return list(patterns)
 
 
 def dictionary_form(term: str) -> str:
-    """The first spelling, without its bar.
+    """The first spelling, without its bars.
 
-    >>> dictionary_form("tumor|/tumour|"), dictionary_form("infectio|n")
-    ('tumor', 'infection')
+    >>> dictionary_form("tumor|/tumour|"), dictionary_form("infectio|n"), dictionary_form("|krebs|")
+    ('tumor', 'infection', 'krebs')
     """
     return term.partition("/")[0].replace("|", "")
 
@@ -451,19 +453,21 @@ def filter_options(language: Language, mode: str, min_hits: int | None = None, m
     official = mode == "official"
     default_hits = language.official_min_hits if official else language.min_hits
     default_density = language.official_min_density if official else language.min_density
-    return {"language": language.code, "mode": mode, "words": list(language.medical_words),
+    prefixes = {"prefixes": list(language.prefixes)} if language.prefixes else {}
+    return {"language": language.code, "mode": mode, "words": list(language.medical_words), **prefixes,
             "min_hits": default_hits if min_hits is None else min_hits,
             "min_density": default_density if min_density is None else min_density}
 
 
 def print_explanations(inputs: list[Path], matcher: Matcher) -> None:
     """For each document both numbers and the words they come from."""
+    apart = "\u2068{}\u2069" if matcher.language.right_to_left else "{}"  # isolates: the numbers stay behind their own words
     for path in inputs:
         for document in read_documents(path):
             decision, found = matcher.explain(document.text)
             print(f"{printable(document.id)}: {'kept' if decision.medical else 'dropped'}  MKC {decision.hits} (needs {matcher.min_hits})  "
                   f"DENS {decision.density:.4f} (needs {matcher.min_density})")
-            print("  " + (", ".join(f"{word} {count}" for word, count in found.most_common()) or "no medical word"))
+            print("  " + (", ".join(f"{apart.format(word)} {count}" for word, count in found.most_common()) or "no medical word"))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,9 +12,12 @@ Every pattern is bounded, so time is linear in the text.
 """
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator
+
+from mmed.languages import all_languages
 
 MASKS = {"email": "<EMAIL>", "phone": "<PHONE>"}
 
@@ -25,16 +28,17 @@ _LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,63})\Z")
 _HOST = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}(?:[A-Za-z]{2,24}|рф|онлайн|中国|中國|公司|网络|日本)(?![A-Za-z0-9])")
 _HOST_ASCII = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])")
 
-# A run of digits and of what stands between the digits of telephone numbers. Full-width forms are made narrow first.
+# A run of digits and of what stands between the digits of telephone numbers. Full-width and Arabic forms are made narrow first.
 _RUN = re.compile(r"(?<![0-9A-Za-z])[+(]{0,2}[0-9][0-9 ().\u00a0\u202f-]{4,40}[0-9](?![0-9A-Za-z])")
-_NARROW = str.maketrans("０１２３４５６７８９＋（）－‐‑‒–−．＠", "0123456789+()------.@")
+_NARROW = str.maketrans("０１２３４５６７８９＋（）－‐‑‒–−．＠" "٠١٢٣٤٥٦٧٨٩" "۰۱۲۳۴۵۶۷۸۹", "0123456789+()------.@" "0123456789" "0123456789")
 SEPARATOR = r"[ .\u00a0\u202f-]"
-# Words before a number. A full stop or colon after short ones, which are words by themselves ("тел", of bodies).
-_LABEL = re.compile(
+# Words before a number, those of further languages from their files. A full stop or colon after short ones, which are words by
+# themselves ("тел", of bodies).
+_LABEL = (
     r"(?:(?<![^\W_])(?:tel|tél|telf|tlf|tfno|тел|моб|ph|tph)[.:：]"
     r"|(?<![^\W_])(?:tel|tél|phone|telephone|téléphone|teléfono|telefono|telefon|fax|télécopie|whatsapp|телефоны?|факс|"
-    r"hotline|helpline|tel(?=\W{1,3}[+(0]))(?:\s(?:number|no|numbers|n°|nº|es|is|is:|at|au|al))?"
-    r"|电话|電話|手机|手機|传真|傳真|热线|熱線|携帯|ファックス)(?:番号|号码|號碼)?[\s.:：=()（「」『』\"”]{0,4}\Z", re.IGNORECASE)
+    r"hotline|helpline|tel(?=\W{1,3}[+(0])@MORE@)(?:\s(?:number|no|numbers|n°|nº|es|is|is:|at|au|al))?"
+    r"|电话|電話|手机|手機|传真|傳真|热线|熱線|携帯|ファックス)(?:番号|号码|號碼)?[\s.:：=()（「」『』\"”]{0,4}\Z")
 # What a number belongs to if one of these stands before it.
 _OTHER = re.compile(r"(?:isbn(?:-1[03])?|issn|doi|pmid|pmc|nct|isrctn|orcid|cas|ein|umin|eudract|id|№|n°)[\s.:：#-]{0,3}\Z", re.IGNORECASE)
 _CODES = (r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-6]\d|29\d|3[578]\d|42\d|50\d|59\d|6[789]\d|80\d|85\d|87\d|88\d|"
@@ -49,6 +53,12 @@ SHAPES = re.compile("|".join([
     r"1[3-9]\d(?:\d{8}|(?P<cn>[ -])\d{4}(?P=cn)\d{4})",  # China, mobile: 139 1234 5678
     r"[679]\d\d(?P<es>[ .])\d\d(?P=es)\d\d(?P=es)\d\d",  # Spain: 912 34 56 78
 ]))
+
+
+@functools.cache
+def _label() -> re.Pattern[str]:
+    more = "".join(f"|{language.phone_words}" for language in all_languages() if language.phone_words)
+    return re.compile(_LABEL.replace("@MORE@", more), re.IGNORECASE)
 
 
 def find_personal(text: str) -> list[tuple[int, int, str]]:
@@ -90,7 +100,7 @@ def _phones(text: str) -> Iterator[tuple[int, int, str]]:
         digits = sum(character.isdigit() for character in run[0])
         if digits < 6 or _OTHER.search(before) or _in_a_link(narrow, run.start()):
             continue
-        if digits <= 15 and _LABEL.search(before) and "  " not in run[0]:
+        if digits <= 15 and _label().search(before) and "  " not in run[0]:
             open_bracket = run[0].startswith("(") and ")" not in run[0]
             yield run.start() + open_bracket, run.end(), "phone"
             continue

@@ -15,6 +15,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
+from mmed.languages import SAME_LETTER
+
 HASH_BITS = 16
 
 # ---- folding ----------------------------------------------------------------------------------------------------------
@@ -39,17 +41,17 @@ def unfold_rare(text: str) -> str:
 
 
 def fold_character(character: str) -> str:
-    """Case, width and accents folded, for one character.
+    """Case, width and accents folded, for one character; in the Arabic script, spellings of one letter.
 
-    >>> "".join(map(fold_character, "ÉＨＩＶｱёЙßİ"))
-    'ehivアейßi'
+    >>> "".join(map(fold_character, "ÉＨＩＶｱёЙßİأة"))
+    'ehivアейßiاه'
     """
     single = unicodedata.normalize("NFKC", character)
     if len(single) != 1:
         single = character
     if single in "ёЁ" or (single > "\x7f" and unicodedata.name(single, "").startswith(("LATIN", "GREEK"))):
         single = unicodedata.normalize("NFD", single)[0]
-    lower = single.lower()
+    lower = single.lower().translate(SAME_LETTER)
     return lower if len(lower) == 1 else single
 
 

@@ -83,10 +83,10 @@ class FoldedText:
 def letter_at(t: FoldedText, at: int) -> str:
     """The Latin capital that stands here, "?" for a letter that is a label but none of ours, "" for anything else."""
     char = t.text[at:at + 1]
-    if char in CYRILLIC_UNLIKE or (t.cyrillic and char in {"В", "С", "Е"}):
-        return "?"
     if char in t.w.letters:  # a letter of the script, if it is no part of a word
         return t.w.letters[char] if not t.w.alphabetic.match(t.text, at + 1) else ""
+    if char in CYRILLIC_UNLIKE or (t.cyrillic and char in {"В", "С", "Е"}):
+        return "?"
     char = LOOKALIKES.get(char, char)
     if "A" <= char <= "Z":
         return char

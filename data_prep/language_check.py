@@ -23,7 +23,7 @@ from mmed.answers import parse_answer
 from mmed.errors import UserError
 from mmed.languages import AnswerWords, Language, get_language
 
-TERMS = 200  # MMedLM: 200 terms a language
+TERMS = 200  # as in the paper
 COMMON = 0.05  # a term in more ordinary texts than this, and in no more medical ones than FAVOURED times as many, tells little
 FAVOURED = 3
 FEW = 20  # texts of a kind, below which rates say little
@@ -200,7 +200,8 @@ def _best_thresholds(language: Language, explained: dict[bool, list]) -> Iterato
     scores = {(hits, density): f1(hits, density) for hits in range(2, 9) for density in densities}
     best = max(scores.values())
     good = [pair for pair, score in scores.items() if score > best - 1e-9]
-    hits, density = good[len(good) // 2]
+    hits = good[len(good) // 2][0]
+    density = (middle := [density for words, density in good if words == hits])[len(middle) // 2]
     now = f1(language.min_hits, language.min_density)
     print(f"thresholds in the file ({language.min_hits}, {language.min_density}): F1 {now:.3f}; best on these texts ({hits}, {density:g}): F1 {best:.3f}, "
           f"as good at {len(good)} of {len(scores)} pairs")

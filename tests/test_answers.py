@@ -216,9 +216,10 @@ def test_a_parser_that_reads_anything_differently_has_a_new_version():
 
 def test_lower_case_keeps_the_length_of_folded_text():
     # positions in the folded text and in its lower-case form are used as one
-    for code in range(0x110000):
-        folded = answer_letters._FOLD[code] if code in answer_letters._FOLD else answer_letters._Fold.__missing__(answer_letters._FOLD, code)
-        assert len(folded.lower()) == len(folded), hex(code)
+    for table, end in ((answer_letters._FOLD, 0x110000), (answer_letters._FURTHER_FOLD, 0x20000)):
+        for code in range(end):
+            folded = table[code]
+            assert len(folded.lower()) == len(folded), hex(code)
 
 
 def test_every_look_alike_is_another_character_than_its_letter():

@@ -1,11 +1,12 @@
 # make demo    the paper in miniature: raw pages -> corpus -> training -> benchmark table (CPU, minutes)
 # make test    the test suite           make lint   ruff           make bench   ours against the peers (bench-NAME: one script)
 # make faults  the fault bench, minutes (ARGS='--soak': hours)      make mutants  what the tests catch, half an hour
+# make fuzz    the fuzzers of every parser of strangers' files, half an hour
 # Each target makes .venv by itself when it is missing or older than pyproject.toml / constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 SPEC := pyproject.toml constraints.txt
-.PHONY: demo test lint bench faults mutants clean
+.PHONY: demo test lint bench faults mutants fuzz clean
 .DELETE_ON_ERROR:
 
 .venv/.core: $(SPEC)
@@ -45,6 +46,10 @@ mutants: .venv/.test
 # faults injected, trials, survived, time to recover: make faults ARGS='--area runs --soak'
 faults: .venv/.test
 	$(BIN)/python benchmarks/faults.py $(ARGS)
+
+# strangers' files made by mutation, a minute a parser: inputs, time, findings. make fuzz ARGS='--seconds 600 --only sentencepiece'
+fuzz: .venv/.test
+	$(BIN)/python benchmarks/fuzz.py --out build/fuzz $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info

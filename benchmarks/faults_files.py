@@ -1,7 +1,7 @@
 """Faults of files: corpus stages killed, lines, streams, models, tokenizers, pages, books, archives and servers made to harm.
 
-Rows D1, D3, D4, D5, D7 and M6, M9 inject here. The others run the injections that the test suite holds (D2, D11-D15, M7, M8): a trial is a
-test case there, and its hostile input stands beside it. --soak: ten times the kills and lines, and D7 at its full size.
+Rows D1, D3, D4, D5, D7 inject here, M6, M8 and M9 by the fuzzers too. The others, and these once more, run what the test suite holds (SUITE): a
+trial is a test case there, and its hostile input stands beside it. --soak: ten times the kills and lines, and D7 at its full size.
 """
 from __future__ import annotations
 
@@ -286,6 +286,13 @@ SUITE = {
     "D2": ("an option or an input changed between two starts", ["test_documents.py::test_a_changed_input_or_option_redoes_its_shards_and_no_others",
            "test_web_pages.py::test_a_finished_shard_is_not_extracted_again_and_a_changed_page_is", "test_tokenize_corpus.py::test_a_finished_stream_is_not_made_again_and_a_changed_input_is",
            "test_dedup.py::test_a_second_start_does_nothing_again_and_a_new_shard_is_signed_alone", "test_filter_medical.py::test_other_thresholds_redo_the_shards_and_the_same_ones_do_not"]),
+    "D6": ("vocabularies at the border of uint16", ["test_data.py -k dtype_is_the_smallest"]),
+    "D8": ("100,000 random strings of awkward characters normalised twice; other normal forms; U+2028", [
+        "test_documents.py::test_normalisation_is_idempotent_and_what_it_gives_is_clean", "test_documents.py::test_written_lines_are_one_line_to_every_reader",
+        "test_filter_medical.py::test_composed_and_decomposed_accents_and_invisible_characters_give_equal_hits",
+        "test_filter_medical.py::test_full_width_and_half_width_forms_are_folded_in_japanese"]),
+    "D9": ("planted copies: exact, in other case, spacing or normal form, edited", ["test_dedup.py"]),
+    "D10": ("exam questions planted in documents", ["test_decontaminate.py"]),
     "D11": ("hostile pages, each in a process with limits", ["test_web_pages.py::test_a_hostile_page_ends_in_a_text_or_a_reason_and_shows_no_script",
             "test_web_pages.py::test_random_damage_to_a_page_never_ends_the_run", "test_web_pages.py::test_a_page_that_hangs_or_eats_memory_or_crashes_falls_alone"]),
     "D12": ("hostile servers and robots.txt, on loopback", ["test_fetch_site.py"]),
@@ -294,14 +301,16 @@ SUITE = {
             "test_pdf_text.py::test_a_reader_that_hangs_is_ended_by_its_own_clock", "test_pdf_text.py::test_a_reader_goes_when_the_one_that_asks_is_killed"]),
     "D14": ("hostile archives", ["test_web_pages.py::test_a_tar_gives_its_pages_and_refuses_links_and_names_that_climb", "test_web_pages.py::test_a_zip_gives_its_pages_and_refuses_links_and_names_that_climb",
             "test_web_pages.py::test_bombs_stop_at_the_limits", "test_web_pages.py::test_random_damage_to_archives_is_never_fatal", "test_web_pages.py::test_a_damaged_warc_gives_the_pages_around_the_damage",
-            "test_documents.py::test_a_compressed_bomb_is_one_dropped_line", "test_mmedbench.py -k zip or archive or release"]),
+            "test_documents.py::test_a_compressed_bomb_is_one_dropped_line", "test_mmedbench.py -k zip or archive"]),
     "D15": ("workers killed, workers that raise, other numbers of workers", ["test_documents.py::test_a_killed_worker_is_told_with_what_it_was_on",
             "test_documents.py::test_a_step_that_fails_names_its_input_and_leaves_no_half_shard", "test_documents.py::test_the_bytes_written_do_not_depend_on_the_number_of_workers"]),
     "M6": ("hostile safetensors files and indexes", ["test_checkpoint.py -k hostile_safetensors or an_index or random_damage"]),
     "M7": ("pickles that would run code; code beside a model", ["test_checkpoint.py -k pickle or runs_nothing", "test_tokenizer.py::test_code_beside_a_tokenizer_is_not_run",
-           "test_layout.py -k runs_code or words_themselves", "test_faults_files.py -k pickle"]),
+           "test_layout.py -k runs_code or words_themselves", "test_hostile_models.py -k pickle"]),
     "M8": ("hostile config.json", ["test_families.py::test_a_config_that_means_other_mathematics_or_nonsense_is_refused_by_name",
-           "test_checkpoint.py -k config_larger or config_without", "test_faults_files.py -k config"]),
+           "test_checkpoint.py -k config_larger or config_without", "test_hostile_models.py -k config"]),
+    "M10": ("another document before one in a packed row", ["test_model.py::test_packed_documents_do_not_see_each_other"]),
+    "M11": ("devices that are not there", ["test_hostile_models.py -k device"]),
     "M9": ("crafted tokenizer files", ["test_tokenizer.py -k damaged_model or flipped_bits or cannot_be_exact or settings_that_make"]),
 }
 

@@ -20,6 +20,7 @@ from typing import Any
 from mmed.errors import UserError
 
 MAX_PIECES = 1 << 22
+LONGEST_REPLACEMENT = 256  # bytes that a normaliser may write for one match; NFKC needs 33 at most
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.Type
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 SPACE = "▁"  # U+2581, how sentencepiece writes a space
@@ -216,6 +217,11 @@ class SentencePieceModel:
         unknown = sum(kind == UNKNOWN for _, _, kind in self.pieces)
         if unknown != 1:
             raise UserError(f"{name}: {unknown} unknown pieces (<unk>); expected exactly one")
+        # 4 bytes: length of a trie | the trie, whose bounds the library checks from 0.2.1 on | what it writes for a match, ended by NUL
+        charsmap = self.rules[2]
+        longest = max(map(len, charsmap[4 + int.from_bytes(charsmap[:4], "little"):].split(b"\0")))
+        if longest > LONGEST_REPLACEMENT:
+            raise UserError(f"{name}: its normaliser writes {longest:,} bytes for one character (limit {LONGEST_REPLACEMENT}); such a text would fill the memory")
         if self.byte_fallback and sum(kind == BYTE for _, _, kind in self.pieces) != 256:
             raise UserError(f"{name}: byte fallback is on, but the 256 byte pieces are not all there")
 

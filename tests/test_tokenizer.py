@@ -581,6 +581,16 @@ def test_flipped_bits_never_crash(spm, tmp_path):
         ours.decode(ours.encode("The patient é 中 \0"))
 
 
+def test_a_normaliser_that_writes_much_for_one_character_is_refused(tmp_path):
+    """A hundred megabytes for every space: the library would write them."""
+    train_sentencepiece(corpus(), tmp_path, 700, normalizer="nmt_nfkc")
+    model = SentencePieceModel((tmp_path / "tokenizer.model").read_bytes(), "model")
+    model.rules[2] = model.rules[2][:-1] + b"x" * 300 + b"\0"
+    (tmp_path / "tokenizer.model").write_bytes(model.proto())
+    with pytest.raises(UserError, match=r"writes 30\d bytes for one character \(limit 256\)"):
+        load_tokenizer(tmp_path)
+
+
 def test_tokenizer_json_that_cannot_be_exact_is_refused_with_the_reason(tmp_path, spm):
     byte_level, pieces = json.loads(hf_byte_level(LLAMA3).to_str()), json.loads(hf_sentencepiece(spm, "llama").to_str())
     regex = ["pre_tokenizer", "pretokenizers", 0]

@@ -375,6 +375,38 @@ def reports(soak: bool, rng: random.Random, folder: Path) -> Iterator[Row]:
     yield Row("E10", "results, logs and counts with wrong values and active content: a page without any, or one line", count, held, note=f"{refused:,} refused")
 
 
+def readers(soak: bool, rng: random.Random, folder: Path) -> Iterator[Row]:
+    """The other commands that read result folders and ratings."""
+    from mmed import compare, rating
+    from mmed.errors import UserError
+
+    tests, ratings = of_tests("report"), of_tests("rating")
+    results = [ratings.result_folder(folder / name, name, seed=1) for name in ("a", "b")]
+    both, people = [str(path) for path in results], folder / "people.json"
+    models, cases = ratings.read_cases(both, items=0)
+    ratings.write_ratings(people, {"kind": "people"}, models, ratings.people_of(cases, rng)["cases"])
+    originals = {path: path.read_text(encoding="utf-8") for path in (results[0] / "results.json", results[0] / "predictions.jsonl", people)}
+    commands = [(compare.main, both), (rating.main, ["sheet", *both, "--items", "2", "--out", str(folder / "sheets")]),
+                (rating.main, ["agreement", str(people), *both, "--resamples", "5", "--out", str(folder / "study")])]
+    count, held, refused = 5_000 if soak else 100, 0, 0
+    for _ in trials(count, "E10"):
+        path = rng.choice(list(originals))
+        lines = originals[path].splitlines() if path.suffix == ".jsonl" else [originals[path]]
+        place = rng.randrange(len(lines))
+        lines[place] = json.dumps(tests.spoil(json.loads(lines[place]), rng))
+        path.write_text("\n".join(lines), encoding="utf-8")
+        for command, arguments in commands:
+            shutil.rmtree(folder / "sheets", ignore_errors=True)
+            try:
+                with quiet():
+                    held += command(arguments) == 0
+            except UserError as error:
+                refused += 1
+                held += "\n" not in str(error)
+        path.write_text(originals[path], encoding="utf-8")
+    yield Row("E10", "result folders and ratings with wrong values, read by compare, sheet and agreement: done, or one line", 3 * count, held, note=f"{refused:,} refused")
+
+
 def browser(soak: bool, rng: random.Random, folder: Path) -> Iterator[Row]:
     """The three kinds of page with hostile texts in every place, in a real browser."""
     from mmed import rating, report
@@ -448,7 +480,7 @@ def submissions(soak: bool, rng: random.Random, folder: Path) -> Iterator[Row]:
 
 
 PARTS = {"E1": [answers], "E2": [server], "E3": [killed_api, killed_evaluation], "E4": [stores], "E5": [canary], "E8": [judges], "E9": [sheets],
-         "E10": [reports, browser], "E11": [submissions]}
+         "E10": [reports, readers, browser], "E11": [submissions]}
 
 
 def rows(soak: bool, seed: int, only: set[str]) -> Iterator[Row]:

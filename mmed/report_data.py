@@ -18,12 +18,13 @@ from mmed import metrics
 from mmed.errors import UsageError, UserError, printable
 from mmed.files import read_json, read_jsonl
 from mmed.languages import get_language
+from mmed.results import FILE_LIMITS as RESULT_LIMITS
 from mmed.results import file_hash, load_results
 from mmed.summary import COLUMNS, language_order
 
 SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine-tuning", "full": "Full fine-tuning"}
 NAME_LIMIT, TEXT_LIMIT, OPTION_LIMIT = 80, 4000, 26  # characters of a name and of a text, options of a question that are shown
-FILE_LIMITS = {"results.json": 2 ** 26, "predictions.jsonl": 2 ** 32, "run.json": 2 ** 22, "metrics.jsonl": 2 ** 30}  # bytes
+FILE_LIMITS = RESULT_LIMITS | {"run.json": 2 ** 22, "metrics.jsonl": 2 ** 30}  # bytes
 CORPUS_FILES = 500  # funnels and streams looked at
 SOURCES = 60  # of exam questions, as columns of a table
 

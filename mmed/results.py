@@ -39,6 +39,7 @@ from mmed.summary import headline_metrics, summarise
 from mmed.summary import table as table
 
 RESULTS_VERSION = 2  # of the files below; raise it when a key changes its meaning
+FILE_LIMITS = {"results.json": 2 ** 26, "predictions.jsonl": 2 ** 32}  # bytes
 # ------------------------------------------------------------------------------------------------------------- journal
 
 def round_size(slots: int) -> int:
@@ -306,10 +307,13 @@ def remove_leftovers(folder: Path) -> None:
 def load_prompts(folder: str | Path) -> dict[tuple[str, str], str]:
     """(key, mode) -> ModelInput of a result folder, from its samples."""
     prompts = {}
-    own, _ = load_results(folder)
-    for name in own["summary"]["languages"]:
-        for _, sample in read_jsonl(Path(folder) / f"samples_{task_name(name)}.jsonl"):
-            prompts[sample["doc"]["id"], sample["filter"]] = sample["arguments"]["gen_args_0"]["arg_0"]
+    for name in dict.fromkeys(row["language"] for row in load_results(folder)[1]):
+        path = Path(folder) / f"samples_{task_name(name)}.jsonl"
+        for number, sample in read_jsonl(path):
+            try:
+                prompts[str(sample["doc"]["id"]), str(sample["filter"])] = str(sample["arguments"]["gen_args_0"]["arg_0"])
+            except (KeyError, TypeError):
+                raise UserError(f"{path}:{number}: not a sample of `python -m mmed.eval`; evaluate again") from None
     return prompts
 
 
@@ -331,10 +335,50 @@ def _write_csv(path: Path, header: list[str], lines: Iterable[list[str]]) -> Non
 def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
     """(the "mmed" part of results.json: settings, facts, headline, summary; an iterator over the rows of predictions.jsonl)."""
     folder = Path(folder)
-    value = read_json(folder / "results.json")
+    path, predictions = folder / "results.json", folder / "predictions.jsonl"
+    for file in (path, predictions):
+        if file.is_file() and file.stat().st_size > FILE_LIMITS[file.name]:
+            raise UserError(f"{file}: {file.stat().st_size:,} bytes; a file of this kind has at most {FILE_LIMITS[file.name]:,}")
+    value = read_json(path)
     own = value.get("mmed") if isinstance(value, dict) else None
     if not isinstance(own, dict) or own.get("version") != RESULTS_VERSION:
-        raise UserError(f"{folder / 'results.json'}: not a result of this version of `python -m mmed.eval`; run it again with another --out")
-    if not (folder / "predictions.jsonl").is_file():
-        raise UserError(f"{folder / 'predictions.jsonl'}: no such file; a result folder holds it beside results.json")
-    return own, (row for _, row in read_jsonl(folder / "predictions.jsonl"))
+        raise UserError(f"{path}: not a result of this version of `python -m mmed.eval`; run it again with another --out")
+    for name in ("settings", "facts", "summary"):
+        if not isinstance(own.get(name), dict):
+            raise UserError(f"{path}: damaged: no {name!r} in it; evaluate again")
+    if not predictions.is_file():
+        raise UserError(f"{predictions}: no such file; a result folder holds it beside results.json")
+    return own, _checked_rows(predictions)
+
+
+def _checked_rows(path: Path) -> Iterator[dict]:
+    seen = set()
+    for number, row in read_jsonl(path):
+        place = checked_row(row, f"{path}:{number}")["mode"], row["language"], row["key"]
+        if place in seen:
+            raise UserError(f"{path}:{number}: item {row['key']!r:.80} ({row['language']!r:.40}) stands there twice in mode {row['mode']}; evaluate again")
+        seen.add(place)
+        yield row
+
+
+_OF_ALL = {"key": str, "language": str, "mode": str, "prompt_hash": str, "gold": str, "status": str, "parsed": str, "correct": bool, "doc": dict}
+_OF_MODE = {"answer": {"text": str, "official_match": bool}, "rationale": {"text": str, "rationale": str, "scores": dict},
+            "loglikelihood": {"parsed_norm": str, "correct_norm": bool, "logprobs": dict, "tokens": dict}}
+_OF_DOC = {"question": str, "options": dict, "rationale": str, "human_check_passed": (bool, type(None)), "extra": dict}
+
+
+def checked_row(row: dict, where: str) -> dict:
+    """A row of predictions.jsonl as it came, once each of its fields is of the kind that it must be; the file may be anyone's."""
+    mode = row.get("mode")
+    wrong = [name for name, kind in (_OF_ALL | (_OF_MODE.get(mode, {"mode": int}) if isinstance(mode, str) else {})).items() if not isinstance(row.get(name), kind)]
+    if not wrong:
+        doc = row["doc"]
+        wrong = [f"doc.{name}" for name, kind in _OF_DOC.items() if name not in doc or not isinstance(doc[name], kind)]
+    if not wrong:
+        wrong = [name for name in ("scores", "logprobs", "tokens") for value in row.get(name, {}).values()
+                 if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300][:1]
+        if not all(isinstance(text, str) for text in doc["options"].values()) or not doc["options"] or not row["gold"]:
+            wrong.append("doc.options or gold")
+    if wrong:
+        raise UserError(f"{where}: not a row of `python -m mmed.eval` ({wrong[0]} is missing or of another kind); evaluate again")
+    return row

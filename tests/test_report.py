@@ -20,7 +20,7 @@ from mmed.prompts import ExamItem, item_key
 from mmed.published import ENGLISH_SOURCES, LANGUAGES, published, published_english
 from mmed.report_data import differences, read_predictions, read_result, read_run
 from mmed.report_tables import summary_table, tables
-from mmed.results import loglikelihood_row, text_row, write_results
+from mmed.results import load_results, loglikelihood_row, text_row, write_results
 
 HOSTILE = [
     "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "javascript:alert(1)", "<svg onload=alert(1)><a href='http://evil.example/'>x</a></svg>",
@@ -367,6 +367,34 @@ def test_damaged_files_give_a_page_or_one_line_and_never_a_traceback(tmp_path, r
             assert "\n" not in str(error) and len(str(error)) < 1500
         path.write_text(originals[path], encoding="utf-8")
     assert refusals > 20
+
+
+@pytest.mark.parametrize("change", [
+    lambda row: row.pop("key"), lambda row: row.update(language=3), lambda row: row.update(mode="other"), lambda row: row.update(mode=["answer"]),
+    lambda row: row.update(gold=""), lambda row: row.update(correct=1), lambda row: row.update(doc=None), lambda row: row["doc"].pop("extra"),
+    lambda row: row["doc"].update(options={"A": 1}), lambda row: row["doc"].update(options={}), lambda row: row["doc"].update(human_check_passed="yes"),
+    lambda row: row.update(parsed=None), lambda row: row.pop("official_match" if row["mode"] == "answer" else "scores" if row["mode"] == "rationale" else "logprobs"),
+    lambda row: row.update(scores={"BLEU-1": "x"}), lambda row: row.update(scores={"BLEU-1": 10 ** 400}), lambda row: row.update(scores={"BLEU-1": float("nan")}),
+    lambda row: row.update(scores={"BLEU-1": True}),
+])
+def test_a_row_of_another_kind_is_refused_by_its_line_whoever_reads_it(tmp_path, rng, change):
+    folder = make_result(tmp_path / "r", make_items(rng, 2, ("English",)), rng)
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert list(load_results(folder)[1]) == rows
+    place = rng.randrange(len(rows))
+    change(rows[place])
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=rf"predictions\.jsonl:{place + 1}: not a row of") as caught:
+        list(load_results(folder)[1])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_that_stands_twice_is_refused(tmp_path, rng):
+    folder = make_result(tmp_path / "r", make_items(rng, 2, ("English",)), rng)
+    text = (folder / "predictions.jsonl").read_text()
+    (folder / "predictions.jsonl").write_text(text + text.splitlines()[3] + "\n")
+    with pytest.raises(UserError, match=r"predictions\.jsonl:7: item .* stands there twice"):
+        list(load_results(folder)[1])
 
 
 def test_a_log_cut_by_a_kill_is_read_to_its_last_whole_line(tmp_path):

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("mmed", "data_prep", "tests", "tasks", "examples", "docs", "benchmarks", "pyproject.toml", "README.md", "Makefile")
-LIMIT = 300  # seconds for the tests of one fault
+LIMIT = 600  # seconds for the tests of one fault
 ALLOWED = 2  # survivors in FAULTS: of 50 at least 48 are to be caught
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - .*)?$", re.MULTILINE)
 

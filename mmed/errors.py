@@ -89,7 +89,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 
 def printable(text: str) -> str:
-    """Text from a file, a model or a server without what a terminal would obey.
+    """Text from a file, a model or a server (of any length, on any number of lines) without what a terminal would obey.
 
     >>> printable("a\\x1b[31mred\\r")
     'a[31mred'
@@ -104,13 +104,13 @@ def main_guard(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except FileNotFoundError as error:
-        print(printable(f"error: {error.filename}: no such file or folder"), file=sys.stderr)
+        print(one_line(f"error: {error.filename}: no such file or folder"), file=sys.stderr)
         code = EXIT_FAILED
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        print(printable(f"error: {error.filename}: {error.strerror.lower()}"), file=sys.stderr)
+        print(one_line(f"error: {error.filename}: {error.strerror.lower()}"), file=sys.stderr)
         code = EXIT_FAILED
     except BrokenPipeError:  # `| head` went away
         sys.stderr.close()

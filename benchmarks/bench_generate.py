@@ -128,12 +128,12 @@ def ragged_row(ours, theirs, options: argparse.Namespace) -> None:
             rows += [row[:n] for row, n in zip(hf_generate(theirs, prompts[start:start + size], max(part)), part)]
         return rows
 
-    mine = generate(ours, prompts, lengths, slots=16)
+    mine = generate(ours, prompts, lengths)
     same = sum(a == b for a, b in zip(mine, batches(1)))
     print(f"ragged: {len(prompts)} prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, {useful:,} new tokens; equal to transformers "
           f"one by one: {same} of {len(prompts)}")
     if same == len(prompts):
-        in_turn("ragged, 16 slots", useful, "tokens/s", lambda: generate(ours, prompts, lengths, slots=16),
+        in_turn("ragged", useful, "tokens/s", lambda: generate(ours, prompts, lengths),
                 {"transformers, batches of 16": lambda: batches(16), "transformers, one by one": lambda: batches(1)}, options.rounds)
 
 

@@ -166,13 +166,13 @@ class Decoder:
             spans.append((segment.slot, segment.start, begin, begin + len(segment.ids)))
             begin += len(segment.ids)
         H, E = self.config.num_attention_heads, self.config.head_dim
+        out = torch.zeros((x.shape[0], H, E), dtype=x.dtype, device=device)  # rows that only round up stay zero
         for number, layer in enumerate(self.gathered() if self.sharded else self.fixed):
             q, k, v = layer.heads(x, ropes[layer.slides])
             keys, values = cache.keys[number], cache.values[number]                                           # (slots, K, S, E)
             for slot, start, a, b in spans:  # all are written before any is read: a tree reads the prompt before it
                 keys[slot, :, start:start + b - a] = k[a:b].transpose(0, 1)
                 values[slot, :, start:start + b - a] = v[a:b].transpose(0, 1)
-            out = torch.zeros((x.shape[0], H, E), dtype=x.dtype, device=device)
             for (slot, start, a, b), bias in zip(spans, biases[layer.slides]):
                 end = start + b - a
                 out[a:b] = attend_many(q[a:b].transpose(0, 1)[None], keys[slot:slot + 1, :, :end], values[slot:slot + 1, :, :end], bias,

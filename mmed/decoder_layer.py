@@ -62,33 +62,37 @@ class DecoderLayer:
             y = y.view(N, H + 2 * K, E)
             v = y[:, H + K:]
             if self.q_norm is None and rope is not None:
-                both = rotated(y[:, :H + K], rope)
-                return both[:, :H], both[:, H:], v
+                rotate_(y[:, :H + K], rope)
+                return y[:, :H], y[:, H:H + K], v
             q, k = y[:, :H], y[:, H:H + K]
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return (q, k, v) if rope is None else (rotated(q, rope), rotated(k, rope), v)
+        return (q, k, v) if rope is None else (rotate_(q, rope), rotate_(k, rope), v)
+
+    # In place where that is possible: on a CPU a fresh tensor of a long pass costs more than what is computed into it.
 
     def rest(self, x: Tensor, attended: Tensor) -> Tensor:
         """The residual stream behind attention (N, H * E) and MLP."""
         if self.post_norms:
             x = x + self.middle(self.o(attended))
             return x + self.after_mlp(self.mlp(self.before_mlp(x)))
-        x = x + self.o(attended)
-        return x + self.mlp(self.middle(x))
+        x = self.o(attended).add_(x)
+        return self.mlp(self.middle(x)).add_(x)
 
     def mlp(self, x: Tensor) -> Tensor:
         y = self.up(x)
         if not self.gated:
             return self.down(F.gelu(y, approximate="tanh") if self.gelu else F.silu(y))
         gate, up = y.chunk(2, -1)
-        return self.down((F.gelu(gate, approximate="tanh") if self.gelu else F.silu(gate)) * up)
+        return self.down((F.gelu(gate, approximate="tanh") if self.gelu else F.silu(gate)).mul_(up))
 
 
-def rotated(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """`model.rotate` in three operations: the sign of the second product stands in the table. x (N, heads, E), rope (N, 1, E)."""
+def rotate_(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """`model.rotate` in place and in three operations: the sign of the second product stands in the table. x (N, heads, E), rope (N, 1, E)."""
     cos, sin = rope
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    half = x.shape[-1] // 2
+    other = torch.cat((x[..., half:], x[..., :half]), -1)
+    return x.mul_(cos).addcmul_(other, sin)
 
 
 def attend_many(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:

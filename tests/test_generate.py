@@ -20,6 +20,7 @@ from mmed.lora import adapted_layers, apply_lora
 from mmed.model import ModelConfig, Transformer
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+DEMO = Path(os.environ.get("MMED_DEMO", Path(__file__).resolve().parents[1] / "demo"))
 
 # One line a family's worth of mathematics: what decoding must not depend on.
 FAMILIES = {
@@ -451,10 +452,49 @@ time.sleep(600)
     Journal(tmp_path / "x.jsonl", {}).file.close()
 
 
+class KilledEvaluation:
+    """An evaluation started as its own processes, killed with SIGKILL; of torchrun alone, whose processes notice."""
+
+    def __init__(self, folder: Path, *options: object):
+        self.folder, self.options = folder, [str(option) for option in options]
+
+    def start(self, name: str, ranks: int = 1) -> subprocess.Popen:
+        launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else []
+        return subprocess.Popen([sys.executable, "-m", *launch, "mmed.eval", *self.options, "--out", str(self.folder / name)], start_new_session=True,
+                                env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=Path(__file__).resolve().parents[1], stdout=subprocess.DEVNULL,
+                                stderr=open(self.folder / "errors", "w"))
+
+    def whole(self, name: str) -> None:
+        assert self.start(name).wait() == 0, (self.folder / "errors").read_text()[-1000:]
+
+    def journals(self, name: str) -> list[Path]:
+        return list((self.folder / name).glob("*.partial"))
+
+    def rounds_done(self, name: str) -> int:
+        return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in self.journals(name))
+
+    def kill_when(self, name: str, ranks: int, ready, seconds_later: float = 0) -> None:
+        process = self.start(name, ranks)
+        while not ready():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        time.sleep(seconds_later)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert gone_within(20, process.pid)
+
+    def same(self, one: str, other: str) -> list[str]:
+        files = sorted(path.name for path in (self.folder / one).iterdir())
+        assert files == sorted(path.name for path in (self.folder / other).iterdir()) and "predictions.jsonl" in files
+        for name in files:
+            assert (self.folder / one / name).read_bytes() == (self.folder / other / name).read_bytes(), name
+        return files
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "headqa").is_dir(), reason="the real exam files are not here")
 def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_path):
-    """Killed with SIGKILL, the second time on another number of processes."""
+    """The second time on another number of processes."""
     from data_prep.mmedbench import main as make_benchmark
     from mmed.checkpoint import save_pretrained
     from mmed.tokenizer import train_sentencepiece
@@ -463,36 +503,28 @@ def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_
     lines = (tmp_path / "exam" / "Val" / "Spanish.jsonl").read_text(encoding="utf-8").splitlines()[:1000]
     tokenizer = train_sentencepiece(lines[:300], tmp_path / "tokenizer", 2000)
     save_pretrained(tiny(16, vocab_size=tokenizer.vocab_size, max_position_embeddings=2048), tokenizer, tmp_path / "model")
-    command = ["mmed.eval", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "exam" / "Val"), "--limit", "1000", "--scoring", "both",
-               "--max_new_tokens", "6", "--slots", "8"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def start(name: str, ranks: int = 1) -> subprocess.Popen:
-        launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else []
-        return subprocess.Popen([sys.executable, "-m", *launch, *command, "--out", str(tmp_path / name)], env=env, start_new_session=True,
-                                cwd=Path(__file__).resolve().parents[1], stdout=subprocess.DEVNULL, stderr=open(tmp_path / "errors", "w"))
-
-    def rounds_done(name: str) -> int:
-        return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in (tmp_path / name).glob("*.partial"))
-
-    def kill_behind(name: str, rounds: int, ranks: int) -> None:
-        process = start(name, ranks)
-        while rounds_done(name) < rounds:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)  # of torchrun alone: its processes notice
-        process.wait()
-        assert gone_within(20, process.pid)
-
-    kill_behind("killed", 3, 1)
-    kill_behind("killed", 8, 2)
-    for name in ("killed", "whole"):
-        assert start(name).wait() == 0, (tmp_path / "errors").read_text()[-1000:]
-    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "killed").iterdir()) and "predictions.jsonl" in files
+    run = KilledEvaluation(tmp_path, "--model", tmp_path / "model", "--data", tmp_path / "exam" / "Val", "--limit", 1000, "--scoring", "both",
+                           "--max_new_tokens", 6, "--slots", 8)
+    run.kill_when("killed", 1, lambda: run.rounds_done("killed") >= 3)
+    run.kill_when("killed", 2, lambda: run.rounds_done("killed") >= 8)
+    run.whole("killed")
+    run.whole("whole")
+    run.same("killed", "whole")
     assert (tmp_path / "whole" / "predictions.jsonl").read_bytes().count(b"\n") == 3000
-    for name in files:
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DEMO / "runs" / "full_corpus" / "model").is_dir(), reason="no demo here: make demo, or MMED_DEMO=FOLDER")
+def test_the_demos_exam_killed_twice_at_random_gives_the_same_files(tmp_path):
+    """With 4 slots, so that its 192 questions are six rounds; the second time on another number of processes."""
+    run = KilledEvaluation(tmp_path, "--model", DEMO / "runs" / "full_corpus" / "model", "--data", DEMO / "world" / "MMedBench" / "Test", "--setting",
+                           "finetuned", "--mode", "rationale", "--scoring", "both", "--max_new_tokens", 64, "--slots", 4)
+    for ranks, rounds in ((1, random.randint(0, 2)), (2, random.randint(3, 4))):
+        run.kill_when("killed", ranks, lambda rounds=rounds: run.journals("killed") and run.rounds_done("killed") >= rounds, random.uniform(0, 0.3))
+        print(f"killed with {run.rounds_done('killed')} rounds done, {ranks} process{'es' if ranks > 1 else ''}")
+    run.whole("killed")
+    run.whole("whole")
+    print(len(run.same("killed", "whole")), "files are the same to the byte")
 
 
 def test_rounds_that_other_ranks_left_are_taken_over(tmp_path):

@@ -1,7 +1,7 @@
 """The paper's rows of MMedBench, as published: what our own numbers are read beside.
 
 Source: Qiu et al., Towards building multilingual language model for medicine, Nature Communications 15, 8384 (2024): the result
-tables (accuracy; BLEU-1 / ROUGE-1 of rationales; English benchmarks) and, for the last three accuracy rows, the README of the
+tables (accuracy; BLEU-1 / ROUGE-1 of rationales; ablations; English benchmarks) and, for the last three accuracy rows, the README of the
 official repository. Columns: English, Chinese, Japanese, French, Russian, Spanish, average, in %. Nothing is corrected here: `NOTES` says what does
 not add up (docs/method.md, discrepancies D1-D4, D26). Model sizes are named in full, where the paper's second half omits them.
 """
@@ -100,6 +100,16 @@ Llama 3 8B                 | 60.9 50.7 73.0 72.1 76.0 63.0 77.2 79.9 64.2 68.56
 MMed-Llama 3 8B (EnIns)    | 65.4 63.5 80.1 71.3 85.0 69.6 77.6 74.3 66.5 72.59
 """
 
+# The ablations: accuracy / BLEU-1 / ROUGE-1 after full fine-tuning, averages of the six languages, of the three families.
+ABLATION_MODELS = ("InternLM 7B", "InternLM 2 7B", "Llama 3 8B")
+ABLATION = """
+none    | answers | 43.33             | 56.17             | 58.72
+none    | both    | 45.66/42.12/39.68 | 58.59/46.52/42.86 | 62.79/46.76/42.84
+english | both    | 47.38/42.12/39.83 | 58.28/46.46/42.99 | 61.39/46.45/42.59
+quality | both    | 51.33/44.46/41.37 | 64.43/47.95/44.57 | 64.40/46.93/43.13
+all     | both    | 55.01/45.05/41.84 | 67.30/48.81/45.29 | 67.75/47.22/43.29
+"""
+
 NOTES = (
     "Numbers are the paper's own, from full-size models on the released MMedBench test split (8,518 items); they were not measured "
     "here. All of them include the stray sentence that the official prompt appends to every question.",
@@ -158,4 +168,19 @@ def published_english() -> list[PublishedRow]:
         *cells, average = numbers.split()
         found = {source: float(cell) for source, cell in zip(ENGLISH_SOURCES, cells, strict=True) if cell != "-"}
         rows.append(PublishedRow("", name, found, float("nan") if average == "-" else float(average)))
+    return rows
+
+
+def published_ablation() -> dict[tuple[str, str], dict[str, tuple[float, ...]]]:
+    """(corpus, fine-tuning data) -> model -> accuracy and, where rationales are written, BLEU-1 and ROUGE-1, in %.
+
+    Corpus: none, english (the English part), quality (books and websites, all languages), all (with the filtered web).
+
+    >>> published_ablation()["quality", "both"]["InternLM 2 7B"], published_ablation()["none", "answers"]["Llama 3 8B"]
+    ((64.43, 47.95, 44.57), (58.72,))
+    """
+    rows = {}
+    for line in ABLATION.strip().splitlines():
+        corpus, data, *cells = (cell.strip() for cell in line.split("|"))
+        rows[corpus, data] = {model: tuple(map(float, cell.split("/"))) for model, cell in zip(ABLATION_MODELS, cells, strict=True)}
     return rows

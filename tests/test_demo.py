@@ -38,14 +38,15 @@ def test_train_and_test_rows_differ_in_the_corpus_alone():
 PLAN = '''
 import sys
 from pathlib import Path
-from data_prep import demo
+from data_prep.demo_steps import run_demo
+from data_prep.plan import Step
+from mmed.errors import main_guard
 out = Path(sys.argv[1])
-def steps(_, seed):
+def steps(seed):
     world = ["data_prep.micro_world", "--out", str(out / "world"), "--seed", str(seed)]
     bad = ["data_prep.filter_medical", str(out / sys.argv[2]), "--language", "en", "--out", str(out / "f")]
-    return [demo.Step("world", "a world", [world]), demo.Step("filter", "a filter", [bad], ("world",))]
-demo.steps = steps
-demo.main_guard(lambda: int(demo.run_demo(out, int(sys.argv[3])) < 0))
+    return [Step("world", "a world", [world]), Step("filter", "a filter", [bad], ("world",))]
+main_guard(lambda: int(run_demo(out, steps(int(sys.argv[3]))) < 0))
 '''
 
 

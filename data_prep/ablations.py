@@ -170,7 +170,8 @@ def tables(found: dict) -> str:
 
 def page(found: dict) -> str:
     """Tables and plots in one file that loads nothing."""
-    from mmed.agreement_page import fill_page
+    import mmed.page
+    from mmed.page import fill_page
     from mmed.plots import bars, colour, escape
     from mmed.report_sections import figure, grid, legend, note, section
 
@@ -199,7 +200,7 @@ def page(found: dict) -> str:
             + section("languages", "By language", legend([*((colour(place), row["corpus"]) for place, row in enumerate(drawn)), ("dash", "chance")]),
                       '<div class="plots">' + figure("Answers and rationales", bars(by_language, "accuracy by language and corpus")) + "</div>")
             + "</main><footer>Made by data_prep.ablations. This page is complete in itself and loads nothing.</footer>")
-    return fill_page("report.html", title="Ablations in miniature", body=body, data='{"models": [], "items": []}')
+    return fill_page(Path(mmed.page.__file__).with_name("report.html"), title="Ablations in miniature", body=body, data={"models": [], "items": []})
 
 
 def main(arguments: list[str] | None = None) -> int:

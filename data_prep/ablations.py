@@ -13,7 +13,6 @@ goes on where it was. Order: `steps`, the commands -> `measure`, accuracies and 
 """
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 from data_prep.demo_steps import LANGUAGES, NOTICE, corpus_training, exam, run_demo, training
 from data_prep.demo_steps import steps as demo_steps
 from data_prep.plan import Step, as_typed
-from mmed.errors import main_guard
+from mmed.errors import Parser, main_guard
 
 SHARED = ("world", "filter", "dedup", "tokenizer", "streams", "school", "exercises", "base", "corpus")  # the demo's own steps
 # MMedLM: the same epochs for both kinds of fine-tuning data; answers and answers with rationales are twice as many examples as answers
@@ -204,7 +203,7 @@ def page(found: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.ablations", description="The paper's ablations over the demo's world.")
+    parser = Parser(prog="python -m data_prep.ablations", description="The paper's ablations over the demo's world.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything; the demo's, whose models are taken (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of all training (default: 0)")
     parser.add_argument("--list", action="store_true", help="print the commands and do nothing")

@@ -290,13 +290,37 @@ def tags_of(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def test_every_tag_has_its_row_and_every_row_its_tag():
-    tags = sorted((str(path.relative_to(ROOT)), kind, words) for path in FILES for kind, words in tags_of(path))
-    rows = sorted((row[1], row[2], first_words(row[3])) for line in METHOD.read_text(encoding="utf-8").splitlines() if (row := ROW.match(line)))
+def tags_against_rows(tags: list[tuple[str, str, str]], page: str) -> list[str]:
+    """What is wrong between the tags of the code, (file, kind, first words), and the rows of the page."""
+    rows = [(row[1], row[2], first_words(row[3])) for line in page.splitlines() if (row := ROW.match(line))]
     missing = [f"no row in docs/method.md for: | `{file}` | {kind} | {words} | ... |" for file, kind, words in tags if (file, kind, words) not in rows]
     stale = [f"docs/method.md has a row without a tag: {row}" for row in rows if row not in tags]
-    assert not missing + stale, "\n".join(missing + stale)
-    assert len(tags) == len(rows) == len(set(tags)) > 40
+    twice = [f"twice: {one}" for one in sorted({*tags, *rows}) if tags.count(one) > 1 or rows.count(one) > 1]
+    return missing + stale + twice
+
+
+def all_tags() -> list[tuple[str, str, str]]:
+    return [(str(path.relative_to(ROOT)), kind, words) for path in FILES for kind, words in tags_of(path)]
+
+
+def test_every_tag_has_its_row_and_every_row_its_tag():
+    wrong = tags_against_rows(all_tags(), METHOD.read_text(encoding="utf-8"))
+    assert not wrong, "\n".join(wrong)
+    assert len(all_tags()) > 40
+
+
+def test_a_tag_without_a_row_and_a_row_without_a_tag_are_noticed():
+    tags, page = all_tags(), METHOD.read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if ROW.match(line)]
+    assert len(rows) > 40
+    for row in rows:  # each of them, taken out of the page, is missed; and each tag taken out of the code
+        (problem,) = tags_against_rows(tags, page.replace(row + "\n", ""))
+        assert problem.startswith("no row")
+    for tag in tags:
+        (problem,) = tags_against_rows([other for other in tags if other != tag], page)
+        assert "without a tag" in problem
+    assert len(tags_against_rows([("mmed/model.py", "MMedLM", "some other words"), *tags[1:]], page)) == 2
+    assert tags_against_rows([*tags, tags[0]], page) == [f"twice: {tags[0]}"]
 
 
 def test_a_tag_is_found_however_its_lines_are_broken(tmp_path):
@@ -307,20 +331,94 @@ def test_a_tag_is_found_however_its_lines_are_broken(tmp_path):
                              ("MMedLM", "all."), ("MMedLM", "of groups)")]
 
 
-def test_what_the_audit_page_names_is_there():
-    """`mmed/data.py: PretrainRows` must be a name defined in that file, anywhere in it."""
-    text = METHOD.read_text(encoding="utf-8")
-    places = re.findall(r"`((?:mmed|data_prep|tests|benchmarks)/[\w/]+\.py)(?:: ([\w., ]+))?`", text)
-    assert len(places) > 50
+PLACE = re.compile(r"`((?:mmed|data_prep|tests|benchmarks|slurm|docs|examples)/[\w/.]+\.\w+|[\w/]+\.(?:toml|txt)|LICENSE)(?:: ([\w., ]+))?`")
+
+
+def names_defined(source: str) -> set[str]:
+    tree = ast.parse(source)
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return defined | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def places_against_code(page: str, read) -> list[str]:
+    """What the page names and is not there. `mmed/data.py: PretrainRows` must be a name defined in that file, anywhere in it.
+
+    read: path in the repository -> text, or None if there is no such file.
+    """
     named: dict[str, set[str]] = {}
-    for file, names in places:
+    for file, names in PLACE.findall(page):
         named.setdefault(file, set()).update(filter(None, re.split(r"[., ]+", names)))
+    wrong = []
     for file, names in named.items():
-        assert (ROOT / file).is_file(), f"docs/method.md names {file}, which is not there"
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        defined |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        assert names <= defined, f"docs/method.md names what {file} does not define: {sorted(names - defined)}"
+        source = read(file)
+        if source is None:
+            wrong.append(f"docs/method.md names {file}, which is not there")
+        elif names and (gone := names - names_defined(source)):
+            wrong.append(f"docs/method.md names what {file} does not define: {sorted(gone)}")
+    return wrong
+
+
+def read_tracked(file: str) -> str | None:
+    return (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).is_file() else None
+
+
+def where_cells(page: str) -> list[tuple[str, str]]:
+    """(first cell, "where" cell) of every row of a table that has such a column."""
+    found, place = [], None
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")] if line.startswith("|") else None
+        if cells is None:
+            place = None
+        elif "where" in (names := [cell.strip("| ") for cell in cells]):
+            place = names.index("where")
+        elif place is not None and not set(line) <= set("|- "):
+            found.append((cells[0], cells[place] if place < len(cells) else ""))
+    return found
+
+
+def test_what_the_audit_page_names_is_there():
+    page = METHOD.read_text(encoding="utf-8")
+    assert len(PLACE.findall(page)) > 150
+    wrong = places_against_code(page, read_tracked)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_row_of_the_audit_page_says_where():
+    cells = where_cells(METHOD.read_text(encoding="utf-8"))
+    assert len(cells) > 110
+    wrong = [first for first, where in cells if not PLACE.search(where)]
+    assert not wrong, "docs/method.md has rows whose `where` names no file:\n" + "\n".join(wrong)
+
+
+def test_a_function_that_is_gone_and_a_row_without_a_place_are_noticed():
+    page = METHOD.read_text(encoding="utf-8")
+    for file, names in set(PLACE.findall(page)):
+        if names:  # the file as it would be if none of the names that the page gives it were in it
+            words = "|".join(map(re.escape, re.split(r"[., ]+", names)))
+            source = re.sub(rf"\b({words})\b", "other", read_tracked(file))
+            assert places_against_code(f"`{file}: {names}`", lambda path, source=source: source), (file, names)
+    assert places_against_code("`mmed/nothing.py`", read_tracked) == ["docs/method.md names mmed/nothing.py, which is not there"]
+    table = "| paper | mmed | where | why |\n|---|---|---|---|\n| a | b | `mmed/data.py` | c |\n| d | e | | |\n\n| f | g |\n"
+    assert [PLACE.search(where) is not None for _, where in where_cells(table)] == [True, False]
+
+
+def sections_and_numbers(page: str) -> set[str]:
+    """What a comment may cite: "3", "3.1", "D17"."""
+    return set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", page, re.MULTILINE)) | set(re.findall(r"^(\d\.\d)(?:[ :,]| and)", page, re.MULTILINE)) \
+        | set(re.findall(r"^\| (D\d+) \|", page, re.MULTILINE))
+
+
+CITED = re.compile(r"METHOD(?:\.md)?,? (D?\d+(?:\.\d+)?)(?:(?:,| and| to) (\d+\.\d+))?|\b(D\d{1,2})\b")
+
+
+def test_every_section_and_number_cited_in_the_code_is_in_the_audit_page():
+    known = sections_and_numbers(METHOD.read_text(encoding="utf-8"))
+    assert {"0", "1.1", "3.1", "4.4", "5.3", "D1", "D30", "9", "10"} <= known and "D31" not in known and "3.4" not in known
+    cited = [(path.relative_to(ROOT), name) for path in FILES for found in CITED.finditer(path.read_text(encoding="utf-8")) for name in found.groups() if name]
+    assert len(cited) > 25
+    wrong = [f"{path} cites {name}, which docs/method.md has not" for path, name in cited if name not in known]
+    assert not wrong, "\n".join(wrong)
+    assert [found.group(0) for found in CITED.finditer("as METHOD.md 3.4 and 3.5, METHOD D31 or (D32)")] == ["METHOD.md 3.4 and 3.5", "METHOD D31", "D32"]
 
 
 def test_every_discrepancy_has_its_row_in_the_audit_page():

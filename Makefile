@@ -2,11 +2,12 @@
 # make test    the test suite           make lint   ruff           make bench   ours against the peers (bench-NAME: one script)
 # make faults  the fault bench, minutes (ARGS='--soak': hours)      make mutants  what the tests catch, half an hour
 # make fuzz    the fuzzers of every parser of strangers' files, half an hour
+# make ablations    which part of the corpus is worth how much    make docs    API pages in build/docs
 # Each target makes .venv by itself when it is missing or older than pyproject.toml / constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 SPEC := pyproject.toml constraints.txt
-.PHONY: demo test lint bench faults mutants fuzz clean
+.PHONY: demo ablations docs test lint bench faults mutants fuzz clean
 .DELETE_ON_ERROR:
 
 .venv/.core: $(SPEC)
@@ -21,6 +22,16 @@ SPEC := pyproject.toml constraints.txt
 
 demo: .venv/.core
 	$(BIN)/python -m data_prep.demo $(DEMO)
+
+ablations: .venv/.core
+	$(BIN)/python -m data_prep.ablations $(DEMO)
+
+.venv/.docs: .venv/.test
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,docs]'
+	@touch $@
+
+docs: .venv/.docs
+	$(BIN)/python docs/api_pages.py build/docs
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(ARGS)

@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-CSS = ".docstring pre { overflow-x: auto; } main.pdoc { max-width: 62rem; }"
+CSS = ".docstring pre { overflow-x: auto; font-size: .8rem; }"
 
 
 def as_markdown(docstring: str) -> str:
@@ -28,7 +28,8 @@ def as_markdown(docstring: str) -> str:
     ```
     """
     blocks = []
-    for block in re.split(r"\n[ \t]*\n", re.sub(r"^[ \t]*(?:# )?(MMedLM|DIFFERS): ", r"\n**\1**: ", docstring, flags=re.MULTILINE)):
+    docstring = re.sub(r"^[ \t]*(?:# )?(MMedLM|DIFFERS): ", r"\n**\1**: ", docstring, flags=re.MULTILINE)
+    for block in re.split(r"\n[ \t]*\n", re.sub(r"^# ", "", docstring, flags=re.MULTILINE)):
         lines = block.strip("\n").split("\n")
         indented = all(line.startswith("    ") for line in lines)  # code already
         columns = sum("   " in line.rstrip() for line in lines) > 1 or any(line.startswith("   ") for line in lines[1:])

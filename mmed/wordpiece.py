@@ -27,7 +27,8 @@ from typing import Any
 from mmed.bpe import CONTROL, MAX_PIECES, NORMAL, UNIGRAM, UNKNOWN, SentencePieceModel, _message, is_utf8
 from mmed.errors import UserError
 from mmed.files import read_json
-from mmed.tokenizer import MAX_FILE_BYTES, clean_text
+from mmed.tokenizer import clean_text
+from mmed.tokenizer_files import MAX_FILE_BYTES
 
 MAX_CACHED_WORDS = 1 << 18  # words remembered with their pieces; when they are too many, all are forgotten
 

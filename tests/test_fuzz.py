@@ -132,7 +132,7 @@ sys.exit(fuzz.main())
     (tmp_path / "fuzz.py").symlink_to(made)
     import subprocess
 
-    done = subprocess.run([sys.executable, str(made), "--only", "robots", "--seconds", "5", "--seed", "1", "--out", str(tmp_path / "found")], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(made), "--only", "robots", "--seconds", "8", "--seed", "1", "--out", str(tmp_path / "found")], capture_output=True, text=True)
     for kind in ("crashed: SIGSEGV", "KeyError at", "MemoryError at"):
         assert kind in done.stdout, done.stdout + done.stderr[-3000:]
     assert done.returncode == 1 and list((tmp_path / "found").glob("robots-*.bin"))

@@ -25,7 +25,7 @@ LAYERS = [
     ["files", "languages", "languages.*"],
     ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "page", "bpe", "chat",
      "attention", "losses"],
-    ["tokenizer", "model", "safe"],
+    ["tokenizer_files", "tokenizer", "model", "safe"],
     ["families", "data", "distributed", "wordpiece"],
     ["lora", "summary", "harness", "results", "encoder"],  # results: what an evaluation writes; decoding shares its journal
     ["checkpoint", "quantize", "linears", "decoder_layer", "decoder", "graphs", "decoding", "scoring", "spread"],

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from mutant_list import FAULTS, Fault
@@ -62,23 +63,55 @@ def planted(text: str, fault: Fault) -> str:
     return changed
 
 
-def pytest(folder: Path, arguments: list[str], limit: float) -> tuple[int | None, str]:
-    """(exit code or None if it did not end, output) of these tests in the copy; what they started ends with them."""
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1",
-                                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    command = [sys.executable, "-m", "pytest", "-x", "-rfE", "--tb=line", "-p", "no:cacheprovider", *arguments]
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+def preload() -> None:
+    """Import what tests import besides the package: each fault's tests run in a fork of this process, which takes most of their time off."""
+    for name in ("torch", "numpy", "scipy.stats", "sentencepiece", "tiktoken", "safetensors.torch", "tokenizers", "transformers", "peft", "nltk", "openai", "pytest",
+                 "torch.distributed.checkpoint", "transformers.models.llama.modeling_llama", "transformers.models.gemma3.modeling_gemma3"):
         try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
+            importlib.import_module(name)
+        except ImportError:
+            pass  # tests that need it are skipped, and a fault that survives for it is shown
+    assert "mmed" not in sys.modules and "data_prep" not in sys.modules, "expected the copy to be imported in the fork"
+
+
+def run_tests(folder: Path, arguments: list[str], limit: float) -> tuple[int | None, str]:
+    """(exit code of pytest or None if it did not end, output) of these tests in the copy; what they started ends with them."""
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if not child:
+            os.setsid()
+            for number in (1, 2):
+                os.dup2(output.fileno(), number)
+            os.chdir(folder)
+            os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+            sys.dont_write_bytecode, sys.path[0] = True, str(folder)
+            code = 3
             try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            process.wait()
+                import pytest
+
+                import mmed
+
+                assert mmed.__file__.startswith(str(folder)), f"expected the tests to import the copy, they import {mmed.__file__}"
+                code = int(pytest.main(["-x", "-rfE", "--tb=line", "-p", "no:cacheprovider", *arguments]))
+            except BaseException:  # as an import of a fault may raise anything
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        end, code = time.monotonic() + limit, None
+        while time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                break
+            time.sleep(0.05)
+        try:
+            os.killpg(child, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        if code is None:
+            os.waitpid(child, 0)
         output.seek(0)
         return code, output.read()
 
@@ -95,13 +128,13 @@ def try_fault(folder: Path, fault: Fault) -> dict:
     original = path.read_text(encoding="utf-8")
     try:
         path.write_text(planted(original, fault), encoding="utf-8")
-        code, output = pytest(folder, test_arguments(fault), LIMIT)
+        code, output = run_tests(folder, test_arguments(fault), LIMIT)
     except (ValueError, SyntaxError) as error:
         return {"fault": fault.name, "result": "error", "by": str(error), "seconds": 0.0}
     finally:
         path.write_text(original, encoding="utf-8")
     by = FAILED.findall(output)
-    result = {None: "caught", 0: "survived", 1: "caught"}.get(code, "error")
+    result = {None: "caught", 0: "survived", 1: "caught"}.get(code, "error")  # 1: a test failed; others: it could not be run
     told = "does not end" if code is None else by[0] if by else "" if code == 0 else output.strip()[-300:]
     return {"fault": fault.name, "result": result, "by": told, "seconds": round(time.monotonic() - begin, 1)}
 
@@ -151,11 +184,10 @@ def main() -> int:
         folder = Path(temporary)
         copy_checkout(folder)
         state = state_of(folder)
-        here = subprocess.run([sys.executable, "-c", "import mmed; print(mmed.__file__)"], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)},
-                              capture_output=True, text=True, check=True).stdout
-        assert here.startswith(str(folder)), f"expected the tests to import the copy, they import {here}"
+        preload()
         again = {fault.name for fault in chosen} if words or arguments.again else set()
         done = read_results(out, state, again) if out else {}
+        tqdm.monitor_interval = 0  # no thread beside the one that forks
         for fault in tqdm(chosen, unit="fault", disable=None):
             if fault.name in done:
                 continue
@@ -167,7 +199,7 @@ def main() -> int:
                     file.write(json.dumps(row) + "\n")
         rows = [(fault, done[fault.name]) for fault in chosen]
         by = sorted({row["by"] for _, row in rows if row["result"] == "caught" and "::" in row["by"]})
-        code, output = pytest(folder, by, 4 * LIMIT) if by else (0, "")
+        code, output = run_tests(folder, by, 4 * LIMIT) if by else (0, "")
     print(table(rows))
     counts = {kind: sum(row["result"] == kind for _, row in rows) for kind in ("caught", "survived", "error")}
     print(f"\n{len(rows)} faults: {counts['caught']} caught, {counts['survived']} survived, {counts['error']} errors of the list; "

@@ -40,7 +40,7 @@ LANGUAGE = Language(
     answers=AnswerWords(
         cue=r"(?:(?:richtig|korrekt|zutreffend|best|falsch)e[rn]? )?(?:antwort(?:en)?|antwortmöglichkeit|aussagen?|lösung(?:en)?|option(?:en)?)"
             r"|richtig(?= ?(?:ist|sind|wäre|:))|korrekt(?= ?(?:ist|sind|:))|falsch(?= ?(?:ist|sind) )|zutreffend(?= ?(?:ist|sind|:))|ausnahme",
-        decide=r"ich (?:wähle|nehme|entscheide mich für|würde|tippe auf)|wähle|daher|deshalb|also(?=,? [a-z](?:[.\n]|$))|somit|folglich"
+        decide=r"ich (?:wähle|nehme|entscheide mich für|würde|tippe auf)|(?:wähle|nehme) ich|wähle|daher|deshalb|also(?=,? [a-z](?:[.\n]|$))|somit|folglich"
                r"|nein(?=[,.;!] )|moment|korrektur|doch eher|besser gesagt|genauer gesagt|eigentlich|entschuldigung",
         weak="ich denke|ich glaube|ich meine|ich vermute|vermutlich|wahrscheinlich|vielleicht|es ist|das ist",
         negation="nicht(?! nur)|kein|keine|statt|anstatt|anstelle von|weder|noch|niemals", negation_before="nicht|nie", either="entweder",
@@ -54,7 +54,7 @@ LANGUAGE = Language(
         right_link="(?:ist|sind)(?: auch| ebenfalls)? ", right="richtige?|korrekt|wahr|zutreffend|ja|stimmt|trifft zu",
         wrong_link="(?:ist|sind|wäre|war)?", wrong="nicht|falsch|unzutreffend|inkorrekt|unrichtig|ausgeschlossen|trifft nicht|stimmt nicht|treffen nicht",
         name_before="vitamin|hepatitis|gruppe|blutgruppe|typ|faktor|klasse|stadium|grad", named="zellen?|lymphozyten?|reaktive[sn]?|dimere?",
-        item_prefix="die|antwort|aussage|option", line_prefix="antwort(?:en)?|option(?:en)?|sowohl|entweder|die", bare_tail="(?:und|aber)? ?nicht [A-Z]",
+        item_prefix="die|antwort|aussage|option", line_prefix="antwort(?:en)?|option(?:en)?|sowohl|entweder|die", bare_tail="(?:und|aber)? ?nicht [A-Z]|(?:an)?statt [A-Z]",
         question="Frage", avoid="kontraindiziert|vermeid|nicht|kein|falsch",
         stated=("Die richtige Antwort ist {}.", "Richtig ist {}.", "Ich wähle {}, weil es passt.", "{} ist die beste Antwort.", "Lösung: {}",
                 "Nicht A, sondern {}.", "Antwort {} trifft zu."),

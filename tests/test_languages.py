@@ -132,8 +132,12 @@ def test_the_check_finds_nothing_to_mend_and_reads_the_languages_own_statements(
 def test_labelled_texts_of_a_language_are_told_apart(path):
     if path.stem not in CODES:
         pytest.skip("no file for this language")
+    matcher = Matcher(get_language(path.stem))
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    kept = [decision.medical for decision in Matcher(get_language(path.stem)).judge([row["text"] for row in rows])]
+    for wanted in (True, False):  # three paragraphs of a kind, as a page has
+        texts = [row["text"] for row in rows if row["medical"] is wanted]
+        assert {decision.medical for decision in matcher.judge(["\n".join(texts[place:place + 3]) for place in range(len(texts) - 2)])} == {wanted}
+    kept = [decision.medical for decision in matcher.judge([row["text"] for row in rows])]
     medical = [row["medical"] for row in rows]
     assert sum(k and m for k, m in zip(kept, medical)) >= 0.8 * sum(medical) and not any(k and not m for k, m in zip(kept, medical))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -442,26 +441,6 @@ def test_functions_named_in_rows_of_tags_are_in_their_file():
 
 
 # -------------------------------------------------------------------------------------------------------------- a new language
-
-def test_the_language_file_of_the_page_works_as_it_stands(tmp_path):
-    """docs/add_a_language.md in a copy of the package: found by its names, filters, gives the page's own figures."""
-    page = (ROOT / "docs" / "add_a_language.md").read_text(encoding="utf-8")
-    for package in ("mmed", "data_prep"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "mmed" / "languages" / "de.py").write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
-    (tmp_path / "page.txt").write_text("Der Patient hat Fieber und Husten; Diagnose Pneumonie.\n", encoding="utf-8")
-    source = ("from mmed.languages import get_language; from data_prep.filter_medical import Matcher; de = get_language('Deutsch')\n"
-              "print(de.code, [(d.medical, d.hits) for m in ('default', 'official')"
-              " for d in Matcher(de, m).judge([de.medical_sentence, de.ordinary_sentence])])")
-
-    def python(*arguments: str) -> str:
-        return subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
-                              env={"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}).stdout
-
-    assert python("-c", source).strip() == "de [(True, 6), (False, 0), (False, 3), (False, 0)]"
-    explained = python("-m", "data_prep.filter_medical", "page.txt", "--language", "de", "--explain").strip()
-    assert len(explained.splitlines()) == 2 and explained in page
-
 
 def test_the_page_on_languages_explains_every_field():
     from dataclasses import fields

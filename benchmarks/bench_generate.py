@@ -10,12 +10,13 @@ Rows
     ragged    exam prompts of mixed lengths, answers of mixed lengths, against batches of 16 and the official loop (batch 1)
     scoring   log P of five answer strings a question, against lm-evaluation-harness's HF model on the same ids, batches of 16
     int8      int8 weights against fp32, batch 1: tokens/s and what changes
+    where     where the time of a step and of a prompt goes: products, attention, all else (by torch's profiler, which costs a little itself)
     memory    peak resident memory over --prompts short prompts (10,000 by default), printed every tenth of them
     GPU       with --device cuda: `one` batch 1 against the bandwidth roof, `many` mixed prompts by number of slots against generate at
               its best batch and, where transformers has it, generate_batch (its continuous batching). On a CPU: --device cpu --rows one,many
 
-Every row checks first that the fp32 tokens (or scores) are the same; a row where they are not is printed as such and not timed (in bf16
-the share of equal rows is printed). Rounds alternate ours and theirs; on a CPU what is compared is CPU time of this process, which
+Every row checks first that the fp32 tokens (or scores) are the same; a row where they are not is printed as such and not timed (`ragged`
+compares what the timed runs wrote; in bf16 the share of equal rows is printed). Rounds alternate ours and theirs; on a CPU what is compared is CPU time of this process, which
 another job on the machine disturbs less than the clock, and the median of the paired ratios. The prompts that are not real are random.
 """
 from __future__ import annotations
@@ -27,6 +28,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -128,13 +130,17 @@ def ragged_row(ours, theirs, options: argparse.Namespace) -> None:
             rows += [row[:n] for row, n in zip(hf_generate(theirs, prompts[start:start + size], max(part)), part)]
         return rows
 
-    mine = generate(ours, prompts, lengths)
-    same = sum(a == b for a, b in zip(mine, batches(1)))
-    print(f"ragged: {len(prompts)} prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, {useful:,} new tokens; equal to transformers "
-          f"one by one: {same} of {len(prompts)}")
-    if same == len(prompts):
-        in_turn("ragged", useful, "tokens/s", lambda: generate(ours, prompts, lengths),
-                {"transformers, batches of 16": lambda: batches(16), "transformers, one by one": lambda: batches(1)}, options.rounds)
+    kept: dict[str, list[list[int]]] = {}  # what the timed runs wrote: 200 prompts one by one are not run once more to compare
+
+    def keep(name: str, rows: list[list[int]]) -> None:
+        kept[name] = rows
+
+    print(f"ragged: {len(prompts)} prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, {useful:,} new tokens", flush=True)
+    generate(ours, prompts[:32], 2)  # laid out
+    in_turn("ragged", useful, "tokens/s", lambda: keep("ours", generate(ours, prompts, lengths)),
+            {"transformers, batches of 16": lambda: keep("16", batches(16)), "transformers, one by one": lambda: keep("1", batches(1))}, options.rounds)
+    for name in ("1", "16"):
+        print(f"ragged: equal to transformers' in batches of {name}: {sum(a == b for a, b in zip(kept['ours'], kept[name]))} of {len(prompts)}")
 
 
 def scoring_row(ours, theirs, options: argparse.Namespace) -> None:
@@ -187,6 +193,34 @@ def int8_row(ours, theirs, options: argparse.Namespace) -> None:
     ours.int8 = False
     print(f"int8, batch 1: {options.new_tokens / statistics.median(times[True]):.1f} tokens/s, "
           f"{statistics.median(a / b for a, b in zip(times[False], times[True])):.2f}x the weights as they are")
+
+
+def where_row(ours, theirs, options: argparse.Namespace) -> None:
+    from mmed.decoder import Segment, decoder_for
+    from mmed.decoding import likeliest
+
+    prompt = [random.Random(6).randrange(1, VOCAB) for _ in range(320)]
+    for batch in options.batches:
+        with torch.inference_mode():
+            decoder = decoder_for(ours, batch)
+            cache = decoder.make_cache(batch, 512)
+            step, fill = partial(decoder.step, cache, [5] * batch, [128] * batch), partial(decoder.extend, cache, [Segment(0, 0, prompt)], [(319,)])
+            shares(f"step of batch {batch}", lambda step=step: likeliest(step()))
+            shares(f"prompt of 320 tokens, laid out for {batch}", fill)
+
+
+def shares(name: str, work: Callable[[], object]) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    work()
+    times = [seconds(work) for _ in range(10)]
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(10):
+            work()
+    spent = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    products, attention = (sum(spent.get(key, 0) for key in keys) / sum(spent.values()) for keys in (
+        ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"), ("aten::_scaled_dot_product_flash_attention_for_cpu",)))
+    print(f"{name}: {statistics.median(times) * 1e3:.1f} ms; products {products:.0%}, attention {attention:.0%}")
 
 
 def memory_row(ours, theirs, options: argparse.Namespace) -> None:
@@ -256,7 +290,7 @@ def agree(mine: list[list[int]], other: list[list[int]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", help="default: equal,ragged,scoring,int8,memory; with --device cuda: one,many")
+    parser.add_argument("--rows", help="default: equal,ragged,scoring,int8,where,memory; with --device cuda: one,many")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="default 25m; with --device cuda llama3-8b")
     parser.add_argument("--rounds", type=int, default=3)
@@ -272,8 +306,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     on_gpu = options.device.startswith("cuda")
     ours, theirs = pair(options.shape or ("llama3-8b" if on_gpu else "25m"), options.device, torch.bfloat16 if on_gpu else torch.float32)
-    rows = {"equal": equal_row, "ragged": ragged_row, "scoring": scoring_row, "int8": int8_row, "memory": memory_row, "one": one_row, "many": many_row}
-    for name in (options.rows or ("one,many" if on_gpu else "equal,ragged,scoring,int8,memory")).split(","):
+    rows = {"equal": equal_row, "ragged": ragged_row, "scoring": scoring_row, "int8": int8_row, "where": where_row, "memory": memory_row, "one": one_row, "many": many_row}
+    for name in (options.rows or ("one,many" if on_gpu else "equal,ragged,scoring,int8,where,memory")).split(","):
         if name not in rows:
             sys.exit(f"--rows {name}: expected some of {', '.join(rows)}")
         rows[name](ours, theirs, options)

@@ -165,6 +165,8 @@ class Decoder:
         for segment in segments:
             spans.append((segment.slot, segment.start, begin, begin + len(segment.ids)))
             begin += len(segment.ids)
+        wanted = [[row - a for row in rows if a <= row < b] for _, _, a, b in spans]
+        few = torch.tensor(rows + [0] * (-len(rows) % (ROWS_STEP // 4) if self.kind == "packed" else 0), dtype=torch.int64, device=device)
         H, E = self.config.num_attention_heads, self.config.head_dim
         out = torch.zeros((x.shape[0], H, E), dtype=x.dtype, device=device)  # rows that only round up stay zero
         for number, layer in enumerate(self.gathered() if self.sharded else self.fixed):
@@ -173,14 +175,22 @@ class Decoder:
             for slot, start, a, b in spans:  # all are written before any is read: a tree reads the prompt before it
                 keys[slot, :, start:start + b - a] = k[a:b].transpose(0, 1)
                 values[slot, :, start:start + b - a] = v[a:b].transpose(0, 1)
-            for (slot, start, a, b), bias in zip(spans, biases[layer.slides]):
-                end = start + b - a
-                out[a:b] = attend_many(q[a:b].transpose(0, 1)[None], keys[slot:slot + 1, :, :end], values[slot:slot + 1, :, :end], bias,
-                                       layer.scale, self.config.attention_softcap)[0].transpose(0, 1)
-            x = layer.rest(x, out.view(-1, H * E))
-        if not rows:
-            return None
-        return self.softcapped(self.head(self.last_norm(x[torch.tensor(rows, device=device)])))
+            last = number == self.config.num_hidden_layers - 1  # behind it nobody asks for any rows but these
+            for (slot, start, a, b), bias, asked in zip(spans, biases[layer.slides], wanted):
+                queries, end = slice(a, b), start + b - a
+                if last and not asked:
+                    continue
+                if last and bias is not None:
+                    queries, bias = torch.tensor(asked, device=device) + a, bias[:, :, asked]
+                elif last and asked == [b - a - 1]:  # it sees all keys, so it needs no bias
+                    queries = slice(b - 1, b)
+                out[queries] = attend_many(q[queries].transpose(0, 1)[None], keys[slot:slot + 1, :, :end], values[slot:slot + 1, :, :end], bias,
+                                           layer.scale, self.config.attention_softcap)[0].transpose(0, 1)
+            if last:
+                x, out = x[few], out[few]
+            if rows or not last:
+                x = layer.rest(x, out.view(-1, H * E))
+        return self.softcapped(self.head(self.last_norm(x[:len(rows)]))) if rows else None
 
     def softcapped(self, logits: Tensor) -> Tensor:
         cap = self.config.final_softcap

@@ -28,7 +28,7 @@ from data_prep.exam_sources import (
     text_or_empty,
 )
 from mmed.errors import UserError
-from mmed.files import read_json, read_jsonl
+from mmed.files import MAX_JSON_BYTES, read_json, read_jsonl
 
 
 def read_medmcqa(path: Path, notes: list[str]) -> Iterator[Raw]:
@@ -143,6 +143,8 @@ def read_apollo(path: Path, notes: list[str], *, language: str | None) -> Iterat
 
 def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tuple[int, list[str]]]:
     """(line number, cells) of a CSV file in the first encoding that fits; quoted cells may hold line breaks."""
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise UserError(f"{path}: {size:,} bytes are too many for a CSV file of questions (limit {MAX_JSON_BYTES:,})")
     data = path.read_bytes()
     for encoding in encodings:
         try:

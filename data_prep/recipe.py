@@ -16,6 +16,7 @@ from mmed.errors import UserError
 from mmed.languages import get_language
 
 KINDS = ("web", "book", "site", "corpus")
+MAX_BYTES = 1 << 20
 
 
 @dataclass
@@ -51,6 +52,8 @@ def read_recipe(path: Path) -> Recipe:
     Raises UserError naming the key: not TOML, unknown or missing keys, values of another type, an unknown language or kind, missing inputs.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe (limit {MAX_BYTES:,})")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; examples/corpus.toml is one to start from") from None

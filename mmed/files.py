@@ -1,8 +1,10 @@
 """Files that are either whole or not there: write to a temporary name, fsync, rename."""
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,11 +50,19 @@ def _finite(value: Any) -> Any:
     return value
 
 
+MAX_JSON_BYTES = 1 << 29        # a value takes several times its bytes in memory
+MAX_LINE_CHARACTERS = 1 << 27
+
+
 def read_json(path: str | Path) -> Any:
-    """Read one JSON value; a file that is missing or broken is a `UserError` naming it."""
+    """Read one JSON value; a file that is missing, broken or endless is a `UserError` naming it."""
     try:
         with open(path, encoding="utf-8") as file:
+            if (size := os.fstat(file.fileno()).st_size) > MAX_JSON_BYTES:
+                raise UserError(f"{path}: {size:,} bytes are too many for one JSON value (limit {MAX_JSON_BYTES:,})")
             return json.load(file)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:
@@ -60,15 +70,18 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number from 1, object) of a JSONL file; blank lines are passed over, a bad line is a `UserError` naming file:line."""
+    """Yield (line number from 1, object) of a JSONL file, also .gz; blank lines are passed over, a bad line is a `UserError` naming file:line."""
+    unpack = gzip.open if str(path).endswith(".gz") else open
     try:
-        file = open(path, encoding="utf-8-sig", newline="\n")  # newline: U+2028 and lone \r never split a line
+        file = unpack(path, "rt", encoding="utf-8-sig", newline="\n")  # newline: U+2028 and lone \r never split a line
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     with file:
         number = 0
         try:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), 1):
+                if len(line) == MAX_LINE_CHARACTERS and not line.endswith("\n"):
+                    raise UserError(f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS:,} characters")
                 if not line.strip():
                     continue
                 value = json.loads(line)
@@ -77,6 +90,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
                 yield number, value
         except UnicodeDecodeError as error:
             raise UserError(f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}:{number + 1}: cannot be unpacked ({error})") from None
         except UserError:
             raise
         except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too

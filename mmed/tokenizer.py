@@ -22,7 +22,6 @@ References: sentencepiece's sentencepiece_model.proto; Kudo and Richardson 2018 
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import io
 import itertools
@@ -208,26 +207,10 @@ def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
         return
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise UserError(f"{path}: expected a .jsonl, .jsonl.gz or .txt file")
-    for number, value in _gzip_jsonl(path) if path.suffix == ".gz" else read_jsonl(path):
+    for number, value in read_jsonl(path):
         if not isinstance(value.get("text"), str):
             raise UserError(f"{path}:{number}: a document needs a field 'text' that is a string")
         yield value["text"], str(value.get("language") or value.get("lang") or "?")
-
-
-def _gzip_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    number = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    value = json.loads(line)
-                    if not isinstance(value, dict):
-                        raise UserError(f"{path}:{number}: expected one JSON object a line, got {type(value).__name__}")
-                    yield number, value
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not valid JSON ({error}); every line must be one JSON object") from None
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise UserError(f"{path}:{number + 1}: cannot be read ({error})") from None
 
 
 SENTENCE_BYTES = 4096  # the trainer leaves out longer sentences without a word, so none is longer

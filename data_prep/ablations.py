@@ -70,6 +70,7 @@ GAINS = (
     ("filtered web on top of books, these read as often", 4, 6),
     ("rationales in fine-tuning, whole corpus", 4, 7),
 )
+ONCE = (1, 5, 6, 4)  # rows that read each page of their part as often as the whole corpus's row does
 
 
 def steps(out: str, seed: int) -> list[Step]:
@@ -177,27 +178,29 @@ def page(found: dict) -> str:
     def cells(texts: list[str]) -> list[str]:
         return [escape(texts[0]), *(f"<td>{escape(text)}</td>" for text in texts[1:])]
 
-    paper = [f"{model}<small>paper</small>" for model in _models()]
-    beside = []  # ours and the paper's three, row by row
-    for row in (row for row in found["rows"] if row["paper"]):
-        score = row["accuracy"]
-        beside.append((row["corpus"], row["fine_tuning"], row["chance"], [(0, "this world", score["value"], score["low"], score["high"])] + [
-            (place, f"{model} (paper)", row["paper"][model][0], None, None) for place, model in enumerate(_models(), 1)]))
-    drawn = [row for row in found["rows"] if row["paper"] and row["rationale"]]
-    by_language = [(name, f"n = {found['questions'] // len(drawn[0]['languages'])}", drawn[0]["chance"], [
-        (place, row["corpus"], *(row["languages"][name][end] for end in ("value", "low", "high"))) for place, row in enumerate(drawn)])
-        for name in drawn[0]["languages"]]
+    def bar(place: int, name: str, score: dict) -> tuple[int, str, float, float, float]:
+        return place, name, score["value"], score["low"], score["high"]
+
+    rows = found["rows"]
+    chance, paper = rows[0]["chance"], [f"{model}<small>paper</small>" for model in _models()]
+    beside = [(row["corpus"], row["fine_tuning"], chance, [bar(0, "this world", row["accuracy"]), *(
+        (place, f"{model} (paper)", row["paper"][model][0], None, None) for place, model in enumerate(_models(), 1))]) for row in rows if row["paper"]]
+    once = [(row["corpus"], f"{row['corpus_steps']:,} steps", chance, [bar(0, "this world", row["accuracy"])]) for row in (rows[place] for place in ONCE)]
+    drawn = [row for row in rows if row["paper"] and row["rationale"]]
+    by_language = [(name, "", chance, [bar(place, row["corpus"], row["languages"][name]) for place, row in enumerate(drawn)]) for name in drawn[0]["languages"]]
     body = (f'<header><h1>Ablations in miniature</h1><p class="notice"><strong>Note.</strong> {escape(NOTICE)}</p></header><main>'
             + section("results", "What each part is worth",
                       note("Accuracy in %, macro average of six languages, after a rationale where fine-tuning showed any, else of the answer alone; thin "
                            "lines and brackets are 95 % intervals. The paper's numbers are of models of 7 and 8 billion parameters on the real MMedBench, "
                            "accuracy / BLEU-1 / ROUGE-1; they can be compared in their order, not in their size."),
-                      legend([(colour(0), "this world"), *((colour(place), f"{model}, paper") for place, model in enumerate(_models(), 1)), ("dash", "chance, this world")]),
-                      '<div class="plots">' + figure("Beside the paper", bars(beside, "accuracy by corpus and fine-tuning data, and the paper's")) + "</div>",
-                      grid("Ablations", [*map(escape, ROW_HEAD), *paper], [cells(row_cells(row)) for row in found["rows"]]),
+                      '<div class="plots">'
+                      + figure("Beside the paper", bars(beside, "accuracy by corpus and fine-tuning data, and the paper's"),
+                               legend([(colour(0), "this world"), *((colour(place), f"{model}, paper") for place, model in enumerate(_models(), 1)), ("dash", "chance here")]))
+                      + figure("By language", bars(by_language, "accuracy by language and corpus"),
+                               legend([*((colour(place), row["corpus"]) for place, row in enumerate(drawn)), ("dash", "chance")]))
+                      + figure("Each part read as often as within the whole", bars(once, "accuracy by corpus at equal passes"), legend([("dash", "chance")])) + "</div>",
+                      grid("Ablations", [*map(escape, ROW_HEAD), *paper], [cells(row_cells(row)) for row in rows]),
                       "<h3>Gains in points of accuracy</h3>", grid("Gains", [*map(escape, GAIN_HEAD), *paper], [cells(gain_cells(gain)) for gain in found["gains"]]))
-            + section("languages", "By language", legend([*((colour(place), row["corpus"]) for place, row in enumerate(drawn)), ("dash", "chance")]),
-                      '<div class="plots">' + figure("Answers and rationales", bars(by_language, "accuracy by language and corpus")) + "</div>")
             + "</main><footer>Made by data_prep.ablations. This page is complete in itself and loads nothing.</footer>")
     return fill_page(Path(mmed.page.__file__).with_name("report.html"), title="Ablations in miniature", body=body, data={"models": [], "items": []})
 

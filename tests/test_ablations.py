@@ -96,4 +96,4 @@ def test_table_and_page_show_the_numbers_beside_the_papers(folder, monkeypatch, 
     assert found["gains"][4]["what"] == "whole corpus" and found["gains"][4]["paper"]["Llama 3 8B"] == pytest.approx(4.96)
     for words in ("+70.0 [", "67.75 / 47.22 / 43.29", "+9.35", "books and filtered web", "fictional"):
         assert words in printed and words in page, words
-    assert "Content-Security-Policy" in page and page.count("<svg") == 2 and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert "Content-Security-Policy" in page and page.count("<svg") == 3 and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")

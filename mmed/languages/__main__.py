@@ -9,12 +9,11 @@ The checks themselves: data_prep/language_check.py; the template of a new file: 
 """
 from __future__ import annotations
 
-import argparse
 import re
 import unicodedata
 from pathlib import Path
 
-from mmed.errors import UsageError, UserError, main_guard
+from mmed.errors import Parser, UsageError, UserError, main_guard
 from mmed.files import atomic_write
 from mmed.languages import all_languages
 from mmed.languages._template import TEMPLATE
@@ -81,7 +80,7 @@ def new(code: str, folder: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmed.languages", description="Languages: the list, a new one, and what one lacks.")
+    parser = Parser(prog="python -m mmed.languages", description="Languages: the list, a new one, and what one lacks.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     made = commands.add_parser("new", help="write the file of a new language, annotated, to fill in")
     made.add_argument("code", help="ISO 639-1: de")

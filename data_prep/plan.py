@@ -4,7 +4,7 @@ In:  a list of `Step`s, each some commands of this package (module, then argumen
 Out: OUT/done/STEP.json, written when the step is done (its commands and seconds), and OUT/logs/STEP.log, all that it printed.
 
 A step that is done is not done again; one that was killed is started again, and goes on where it was because each command is
-resumable. A plan whose finished steps had other commands is refused, naming what changed. Used by `make demo` and data_prep/corpus.py.
+resumable. A plan whose finished steps had other commands is refused, naming what changed. Used by `make demo`, `make ablations` and data_prep/corpus.py.
 """
 from __future__ import annotations
 

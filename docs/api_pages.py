@@ -40,7 +40,7 @@ def as_markdown(docstring: str) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def main(out: Path) -> None:
+def main(out: Path, modules: tuple[str, ...] = ("mmed", "data_prep")) -> None:
     import pdoc
     import pdoc.docstrings
     import pdoc.render
@@ -50,7 +50,10 @@ def main(out: Path) -> None:
     convert = pdoc.docstrings.convert
     pdoc.docstrings.convert = lambda docstring, *rest: convert(as_markdown(docstring), *rest)
     pdoc.render.configure(docformat="markdown", search=True)
-    pdoc.pdoc("mmed", "data_prep", output_directory=out)
+    try:
+        pdoc.pdoc(*modules, output_directory=out)
+    finally:
+        pdoc.docstrings.convert = convert
     for page in out.rglob("*.html"):
         page.write_text(page.read_text(encoding="utf-8").replace("</head>", f"<style>{CSS}</style></head>", 1), encoding="utf-8")
     print(f"{out / 'index.html'}")

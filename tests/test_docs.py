@@ -7,7 +7,9 @@ which stop there.
 from __future__ import annotations
 
 import argparse
+import doctest
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -259,3 +261,34 @@ def test_what_is_marked_runnable_and_slow_runs(page, tmp_path):
 def test_a_block_that_fails_is_noticed(tmp_path):
     done = run_blocks("```bash run\npython -m data_prep.dedup nowhere --out there\n```\n", "bash run", tmp_path)
     assert done.returncode == 1 and "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_and_pages_linked_are_there(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+# ------------------------------------------------------------------------------------------------------------- the API pages
+
+@pytest.fixture
+def api_pages():
+    spec = importlib.util.spec_from_file_location("api_pages", ROOT / "docs" / "api_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_docstrings_are_put_into_markdown(api_pages):
+    result = doctest.testmod(api_pages)
+    assert result.attempted and not result.failed
+    for text in ("One.\n\n    python -m a  # MMedLM: b\n\nTwo.", "Ends\n\n>>> f(1)\n2"):
+        assert api_pages.as_markdown(text) == text
+
+
+def test_an_api_page_has_no_heading_made_of_a_tag(api_pages, tmp_path, capsys):
+    pytest.importorskip("pdoc", exc_type=ImportError)
+    api_pages.main(tmp_path, ("data_prep.tokenize_corpus",))
+    page = (tmp_path / "data_prep" / "tokenize_corpus.html").read_text(encoding="utf-8")
+    assert "<strong>DIFFERS</strong>" in page and not re.search(r"<h[1-6][^>]*>[^<]*(MMedLM|DIFFERS|trained positions)", page)
+    assert api_pages.CSS in page and capsys.readouterr().out.strip().endswith("index.html")

@@ -17,10 +17,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.demo_steps import LANGUAGES, NOTICE, corpus_training, exam, run_demo, training
+from data_prep.demo_steps import LANGUAGES, NOTICE, corpus_training, exam, parse_options, run_demo, training
 from data_prep.demo_steps import steps as demo_steps
-from data_prep.plan import Step, as_typed
-from mmed.errors import Parser, main_guard
+from data_prep.plan import Step, print_commands
+from mmed.errors import main_guard
 
 SHARED = ("world", "filter", "dedup", "tokenizer", "streams", "school", "exercises", "base", "corpus")  # the demo's own steps
 # MMedLM: the same epochs for both kinds of fine-tuning data; answers and answers with rationales are twice as many examples as answers
@@ -206,15 +206,10 @@ def page(found: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.ablations", description="The paper's ablations over the demo's world.")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything; the demo's, whose models are taken (default: demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of the world and of all training (default: 0)")
-    parser.add_argument("--list", action="store_true", help="print the commands and do nothing")
-    options = parser.parse_args(arguments)
+    options = parse_options("data_prep.ablations", "The paper's ablations over the demo's world.", arguments)
     plan = steps(str(options.out), options.seed)
     if options.list:
-        for step in plan:
-            print(f"# {step.name}: {step.title}", *map(as_typed, step.commands), sep="\n")
+        print_commands(plan)
         return 0
     begun = time.time()
     seconds = run_demo(options.out, plan)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from data_prep.corpus_card import finish
-from data_prep.plan import as_typed, run_plan
+from data_prep.plan import print_commands, run_plan
 from data_prep.recipe import read_recipe, steps
 from mmed.errors import Parser, UsageError, main_guard
 
@@ -35,8 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = read_recipe(options.recipe)
     plan = steps(recipe, str(options.out), options.workers)
     if options.list:
-        for step in plan:
-            print(f"# {step.name}: {step.title}", *map(as_typed, step.commands), sep="\n")
+        print_commands(plan)
         return 0
     begun = time.time()
     run_plan(plan, options.out)

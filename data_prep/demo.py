@@ -13,25 +13,20 @@ because each command is resumable. Each step's output is in OUT/logs/STEP.log.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-from data_prep.demo_steps import NOTICE, run_demo, steps
-from data_prep.plan import as_typed
-from mmed.errors import Parser, main_guard
+from data_prep.demo_steps import NOTICE, parse_options, run_demo, steps
+from data_prep.plan import print_commands
+from mmed.errors import main_guard
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.demo", description="The paper in miniature: from raw pages to the benchmark table.")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of the world and of all training (default: 0)")
-    parser.add_argument("--list", action="store_true", help="print the commands and do nothing")
-    options = parser.parse_args(arguments)
+    options = parse_options("data_prep.demo", "The paper in miniature: from raw pages to the benchmark table.", arguments)
+    plan = steps(str(options.out), options.seed)
     if options.list:
-        for step in steps(str(options.out), options.seed):
-            print(f"# {step.name}: {step.title}", *map(as_typed, step.commands), sep="\n")
+        print_commands(plan)
         return 0
     begun = time.time()
-    seconds = run_demo(options.out, steps(str(options.out), options.seed))
+    seconds = run_demo(options.out, plan)
     print((options.out / "logs" / "report.log").read_text(encoding="utf-8").rpartition("$ python")[2].partition("\n")[2].strip())
     print(f"\n{NOTICE}\nfinished in {time.time() - begun:.0f} s ({seconds:.0f} s of steps); the report is {options.out}/report.html")
     return 0

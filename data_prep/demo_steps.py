@@ -4,15 +4,25 @@ In: the folder and the seed. Out: `steps`, a plan (data_prep/plan.py), which `ru
 """
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
 from data_prep.plan import Step, run_plan
+from mmed.errors import Parser
 
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 REPLAY = 0.3  # share of base text among the corpus, so that the base model's skills are kept
 NOTICE = ("This is the demo: its diseases, drugs, organs and symptoms are fictional, made of syllables. Nothing here is medicine. "
           "The models have 0.3 million parameters.")
+
+
+def parse_options(command: str, description: str, arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog=f"python -m {command}", description=description)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything; steps that are done there are not done again (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, help="of the world and of all training (default: 0)")
+    parser.add_argument("--list", action="store_true", help="print the commands and do nothing")
+    return parser.parse_args(arguments)
 
 
 def training(out: str, seed: int, recipe: str, run: str, *flags: str) -> list[str]:

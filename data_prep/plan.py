@@ -36,6 +36,12 @@ def as_typed(command: list[str]) -> str:
     return "python -m " + " ".join(shlex.quote(word) for word in command)
 
 
+def print_commands(plan: list[Step]) -> None:
+    """All commands of a plan, as a reader can type them."""
+    for step in plan:
+        print(f"# {step.name}: {step.title}", *map(as_typed, step.commands), sep="\n")
+
+
 def end_with_parent(signal_number: int = signal.SIGTERM) -> None:
     """This process gets the signal when its parent ends, however that comes about. Linux only; elsewhere nothing happens."""
     with contextlib.suppress(OSError, AttributeError):

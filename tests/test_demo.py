@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from data_prep import demo
 from mmed.config import parse_command_line
@@ -23,8 +24,8 @@ def test_every_step_needs_earlier_steps_and_every_command_is_understood():
                 _, config = parse_command_line(arguments)
                 assert config.resume == "auto" and config.precision == "fp32"
             else:
-                source = (demo.Path(demo.__file__).parents[1] / (module.replace(".", "/") + ".py")).read_text()
-                assert all(f'"{word}"' in source or f'"{word}"' in open(demo.Path(demo.__file__).parent / "steps.py").read()
+                source = (Path(demo.__file__).parents[1] / (module.replace(".", "/") + ".py")).read_text()
+                assert all(f'"{word}"' in source or f'"{word}"' in open(Path(demo.__file__).parent / "steps.py").read()
                            for word in arguments if word.startswith("--")), (module, arguments)
 
 
@@ -37,6 +38,7 @@ def test_train_and_test_rows_differ_in_the_corpus_alone():
 
 PLAN = '''
 import sys
+from pathlib import Path
 from pathlib import Path
 from data_prep.demo_steps import run_demo
 from data_prep.plan import Step

@@ -3,11 +3,12 @@
 # make faults  the fault bench, minutes (ARGS='--soak': hours)      make mutants  what the tests catch, half an hour
 # make fuzz    the fuzzers of every parser of strangers' files, half an hour
 # make ablations    which part of the corpus is worth how much    make docs    API pages in build/docs
+# make tour    docs/tour.md made anew   make exercise         lists the exercises (make exercise N=3: checks one)
 # Each target makes .venv by itself when it is missing or older than pyproject.toml / constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 SPEC := pyproject.toml constraints.txt
-.PHONY: demo ablations docs test lint bench faults mutants fuzz clean
+.PHONY: demo ablations docs test lint bench faults mutants fuzz tour exercise clean
 .DELETE_ON_ERROR:
 
 .venv/.core: $(SPEC)
@@ -37,7 +38,7 @@ test: .venv/.test
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/.test
-	$(BIN)/ruff check mmed data_prep tests benchmarks
+	$(BIN)/ruff check mmed data_prep tests benchmarks docs exercises
 
 .venv/.peers: .venv/.test
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,peers]'
@@ -61,6 +62,14 @@ faults: .venv/.test
 # strangers' files made by mutation, a minute a parser: inputs, time, findings. make fuzz ARGS='--seconds 600 --only sentencepiece'
 fuzz: .venv/.test
 	$(BIN)/python benchmarks/fuzz.py --out build/fuzz $(ARGS)
+
+# docs/tour.md and its drawings from docs/tour; what the stages made on the way is left in build/tour
+tour: .venv/.core
+	$(BIN)/python docs/tour/make.py $(ARGS)
+
+# your exercises/NN_name.py against the checks; SOLUTION=1: the reference solution; SEED=7: the same inputs again
+exercise: .venv/.core
+	@$(BIN)/python exercises/check.py $(N) $(if $(SOLUTION),--solution) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -18,4 +18,3 @@ from torch import Tensor
 
 def attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor) -> Tensor:
     """q (H, T, E), k and v (K, T, E), documents (T,) -> (H, T, E)"""
-    ...

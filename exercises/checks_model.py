@@ -9,10 +9,9 @@ from datetime import timedelta
 
 import torch
 import torch.nn.functional as F
+from check import Student, Wrong, compare
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from check import Student, Wrong, compare
 
 
 def norm_and_rope(student: Student, rng: random.Random) -> None:

@@ -55,6 +55,7 @@ def commands_in(block: str) -> list[list[str]]:
             try:
                 words = shlex.split(part, comments=True)
             except ValueError:  # a lone quote: output, not a command
+                assert not part.strip().startswith(STARTS), f"not a command line: {part}"
                 continue
             words = [word for number, word in enumerate(words) if number or not re.match(r"^[A-Z_]+=", word)]
             if words and words[0].removeprefix(".venv/bin/").startswith(STARTS):
@@ -106,8 +107,7 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
 def check_module(module: str, arguments: list[str], whole: bool, monkeypatch) -> None:
     """A command of ours: in a block it must be accepted as it stands; in prose its flags must exist."""
     assert module in COMMANDS, f"there is no command {module}"
-    if any("..." in word or "…" in word or (word.isupper() and word.isalpha() and not whole) for word in arguments):
-        whole = False
+    whole = whole and not any("..." in word or "…" in word for word in arguments)
     if module == "mmed.train":
         from mmed.config import RECIPES, TrainConfig, parse_command_line
 

@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import random
+import re
 import tarfile
 import tempfile
 import zipfile
@@ -110,7 +111,6 @@ def run_html(folder: Path, data: bytes) -> None:
 
     page = read_page(data, "", "https://example.org/a")
     assert "reason" in page or page["text"]
-    assert "alert(1)" not in page.get("text", "") or b"alert(1)" not in PAGE or data.count(b"<script") + data.count(b"</script") != 2
     links, _ = page_links(data.decode("utf-8", "replace"), "https://example.org/a")
     assert all(clean_url("", link) == link for link in links)
 
@@ -135,17 +135,19 @@ def run_archives(folder: Path, data: bytes) -> None:
     """The first byte says what the file is called."""
     from data_prep.page_files import Limits, read_pages
 
-    before = sorted(folder.parent.rglob("*"))
+    (folder / "in").mkdir(exist_ok=True)
+    before = sorted(folder.rglob("*"))
     name = {b"T": "a.tar", b"W": "a.warc"}.get(data[:1], "a.zip")
-    path = put(folder, name, data[1:])
+    path = put(folder / "in", name, data[1:])
     for page in read_pages(path, Limits(page_bytes=1 << 20, entries=1000), Counter()):
         assert page.reason or len(page.body) <= 1 << 20
     path.unlink()
-    assert sorted(folder.parent.rglob("*")) == before, "something was written"
+    assert sorted(folder.rglob("*")) == before, "something was written"
 
 
 def seeds_recipe() -> list[bytes]:
     text = (Path(__file__).parents[1] / "examples" / "corpus.toml").read_text(encoding="utf-8")
+    text = re.sub(r'"[^"\n]*/[^"\n]*"', '"."', text)  # its files are not there
     short = 'tokenizer = "."\ntitle = "x"\nheld_out = 0.01\nlanguages = ["en"]\n[[source]]\nlanguage = "en"\nkind = "web"\ninputs = ["."]\nlicence = "CC0"\n'
     return [text.encode(), short.encode(), short.replace("[[source]]", "near_duplicates = 1\nbenchmark = '.'\n[[source]]").encode()]
 
@@ -231,7 +233,7 @@ CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_s
           "bos_token_id": 1, "eos_token_id": [2, 3], "torch_dtype": "bfloat16", "tie_word_embeddings": False}
 CONFIGS = [CONFIG, {**{k: v for k, v in CONFIG.items() if k != "rope_scaling"}, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8,
                     "max_window_layers": 1, "layer_types": ["full_attention", "sliding_attention"]},
-           {**{k: v for k, v in CONFIG.items() if k != "rope_scaling"}, "model_type": "gemma3_text", "head_dim": 8, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 8,
+           {**{k: v for k, v in CONFIG.items() if k not in ("rope_scaling", "hidden_act")}, "model_type": "gemma3_text", "head_dim": 8, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 8,
             "query_pre_attn_scalar": 16, "rope_local_base_freq": 1e4},
            {"model_type": "bloom", "vocab_size": 64, "hidden_size": 16, "n_layer": 2, "n_head": 4, "layer_norm_epsilon": 1e-5},
            {**{k: v for k, v in CONFIG.items() if not k.startswith("rope")}, "model_type": "internlm", "bias": True, "rotary": {"base": 10000, "type": "dynamic"}}]
@@ -322,7 +324,7 @@ def run_index_file(folder: Path, data: bytes) -> None:
 def seeds_index_file() -> list[bytes]:
     import numpy as np
 
-    return [np.array([8, 20, 32], dtype="<u8").tobytes()[:24] + (np.arange(24, dtype="<u2") % 100).tobytes()]
+    return [np.array([8, 16, 24], dtype="<u8").tobytes() + (np.arange(24, dtype="<u2") % 100).tobytes()]
 
 
 # -------------------------------------------------------------------------------------------------------------- tokenizers
@@ -371,12 +373,10 @@ def seeds_charsmap() -> list[bytes]:
 
 
 def run_charsmap(folder: Path, data: bytes) -> None:
-    from mmed.bpe import _message
+    from mmed.bpe import _fields, _message
 
-    body, model = b"", trained()["unigram"]
-    from mmed.bpe import _fields
-
-    for number, value in _fields(model):
+    body = b""
+    for number, value in _fields(trained()["unigram"]):
         body += _message((number, value if number != 3 else _message((2, data), (3, 1), (4, 1), (5, 1))))
     use_tokenizer(put(folder, "tokenizer.model", body))
 
@@ -387,7 +387,7 @@ def seeds_tiktoken() -> list[bytes]:
 
 
 def seeds_tokenizer_json() -> list[bytes]:
-    from mmed.bpe import GPT2, LLAMA3, SPACE, byte_alphabet
+    from mmed.bpe import LLAMA3, SPACE, byte_alphabet
 
     letters = list(byte_alphabet())
     merges = [["t", "h"], ["th", "e"], ["Ġ", "the"]]
@@ -405,7 +405,6 @@ def seeds_tokenizer_json() -> list[bytes]:
              "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]},
              "model": {"type": "BPE", "vocab": {piece: index for index, piece in enumerate(pieces)}, "merges": [["t", "h"], ["th", "e"], [SPACE, "the"]],
                        "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}}
-    assert GPT2
     return [dumps(byte_level), dumps(gpt2), dumps(llama)]
 
 
@@ -419,12 +418,17 @@ SETTINGS = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": N
 
 
 def run_settings(folder: Path, data: bytes) -> None:
-    """The JSON files beside a tokenizer, all of them the same."""
+    """One of the JSON files beside a tokenizer."""
     if not (folder / "tokenizer.model").is_file():
         put(folder, "tokenizer.model", trained()["bpe"])
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json", "config.json"):
         put(folder, name, b"{}")
-    name = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")[sum(data) % 4]
+    if b"_token_id" in data:
+        name = "generation_config.json"
+    elif b"_token" in data:
+        name = ("tokenizer_config.json", "special_tokens_map.json")[sum(data) % 2]
+    else:
+        name = "added_tokens.json"
     put(folder, name, data)
     use_tokenizer(folder)
 
@@ -493,7 +497,7 @@ def seeds_csv() -> list[bytes]:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerows([["question", "a", "b", "c", "answer", "id"], ["What?", 'th"is', "that,\nyes", "", "A", "1"], ["=HYPERLINK(1)", "x", "y", "z", "B,C", "2"]])
-    return [out.getvalue().encode(), out.getvalue().replace(",", ";").encode()]
+    return [out.getvalue().encode(), b"\xef\xbb\xbf" + out.getvalue().replace("\r\n", "\n").encode()]
 
 
 @functools.cache

@@ -57,7 +57,9 @@ def read_recipe(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; examples/corpus.toml is one to start from") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML, a number of thousands of digits
         raise UserError(f"{path}: not TOML: {error}") from None
     sources = table.pop("source", [])
     if not isinstance(sources, list) or not sources:
@@ -106,7 +108,7 @@ def _fill(kind: type, values: dict[str, Any], where: str) -> Any:
 
 
 def _place(recipe: Path, text: str, where: str) -> str:
-    path = os.path.normpath(recipe.parent / Path(text).expanduser())
+    path = os.path.normpath(recipe.parent / os.path.expanduser(text))
     if not os.path.exists(path):
         raise UserError(f"{where}: {path} does not exist")
     return path

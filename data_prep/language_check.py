@@ -110,6 +110,9 @@ def check_answers(language: Language) -> Iterator[Finding]:
             yield "mend", f"answers.{field.name}: a repeat without a bound; write {{0,5}} in place of * or +"
         if listed.startswith("|") or listed.endswith("|") or "||" in listed:
             yield "mend", f"answers.{field.name}: an empty alternative matches everywhere"
+    if "(" in words.and_:
+        yield "mend", "answers.and_: plain words only, without brackets"
+        return
     for name in ("cue", "decide", "negation", "or_", "and_", "copula", "filler", "is_answer", "right", "wrong", "name_before"):
         if not getattr(words, name):
             yield "look", f"answers.{name}: empty, so answers in {language.name} are read without it"

@@ -15,31 +15,52 @@ from pathlib import Path
 from torch import nn, optim
 
 from mmed import checkpoint, distributed
+from mmed.config import TrainConfig
+from mmed.errors import UserError
+from mmed.files import write_json
+from mmed.progress import Log
+from mmed.run_folder import FolderLock
 
 
 class Saver:
     """One checkpoint on its way at most: a second waits for the first."""
 
-    def __init__(self, run: Path, keep_last: int, background: bool):
-        self.run, self.keep_last, self.background = run, keep_last, background
-        self.group = distributed.host_group() if background else None
+    def __init__(self, run: Path, facts: dict, lock: list[FolderLock], config: TrainConfig, saved: int):
+        self.run, self.facts, self.lock, self.config, self.saved = run, facts, lock, config, saved
+        self.group = distributed.host_group(config.rank_timeout_seconds) if config.async_save else None
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
-    def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, facts: dict) -> None:
+    def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, log: Log, owed: dict | None = None) -> None:
+        """Write the state after `step`, unless that is what was loaded or saved last."""
         self.wait()
+        if step == self.saved:
+            return
+        self.saved = step
         tensors = checkpoint.state_tensors(model, optimizer)
-        if not self.background:
-            checkpoint.write_state(self.run, tensors, step, facts, self.keep_last)
+        # optimizer_step: steps that changed something; a batch that was left out did not
+        facts = {"world_size": distributed.world_size(), "optimizer_step": int(next(iter(optimizer.state.values()))["step"]), **log.carried()}
+        if owed:
+            facts["owed"] = owed
+        log.sync()
+        if not self.config.async_save:
+            self._write(tensors, step, facts)
+            self.check()
             return
         copy = {name: tensor.cpu() if tensor.is_cuda else tensor.clone() for name, tensor in tensors.items()}
-        self.thread = threading.Thread(target=self._write, args=(copy, step, facts))
+        self.thread = threading.Thread(target=self._write, args=(copy, step, facts), name="checkpoint")
         self.thread.start()
 
     def _write(self, tensors: dict, step: int, facts: dict) -> None:
         try:
-            checkpoint.write_state(self.run, tensors, step, facts, self.keep_last, self.group)
-        except BaseException as error:  # raised again by `wait`, in the training's own thread
+            gone = bool(self.lock) and not self.lock[0].there()
+            if gone:  # somebody removed or renamed the folder: what is in memory may be all that is left
+                write_json(self.run / "run.json", self.facts)
+            checkpoint.write_state(self.run, tensors, step, facts, self.config.keep_last, self.group)
+            if gone:
+                raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. A new one holds the state after step "
+                                f"{step}; put back what else is needed (metrics.jsonl, older checkpoints) and go on with --resume=auto")
+        except BaseException as error:  # raised again by `wait` or `check`, in the training's own thread
             self.error = error
 
     def wait(self) -> None:
@@ -47,6 +68,10 @@ class Saver:
         if self.thread is not None:
             self.thread.join()
             self.thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong with the checkpoint on its way, if anything did."""
         if self.error is not None:
             error, self.error = self.error, None
             raise error

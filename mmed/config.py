@@ -23,7 +23,8 @@ class TrainConfig:
     data: str = ""                    # pretrain: stream names, comma-separated, each with =WEIGHT or none; finetune: JSONL file or folder
     validation: str = ""              # same form; loss on it, per language, every eval_every steps
     out: str = "runs/run"             # run folder (DESIGN section 3)
-    resume: str = "never"             # "auto": go on from the run folder's last checkpoint if there is one | "never": the folder must be new
+    resume: str = "never"             # "auto": go on from the run folder's last checkpoint if there is one | step-N: from that one | "never": the folder must be new
+    allow_changed: str = ""           # on resume: what may differ from what the run was started with, comma-separated; noted in run.json
     # rows
     sequence_length: int = 2048       # tokens of a row
     windows: str = "packed"           # pretrain: "packed" | "official" (2048 with stride 1536, padding trained on)
@@ -56,7 +57,11 @@ class TrainConfig:
     moments: str = "fp32"             # AdamW's: "fp32" | "bf16", rounded at random so that small changes add up: 4 bytes a parameter less
     step_in_backward: bool = False    # update each weight as soon as its gradient is whole: no gradients kept; one process, one micro-batch a step
     shard_size: int = 0               # ranks that share one copy of the weights (hybrid sharding), e.g. the GPUs of a node; 0: all ranks
+    rank_timeout_seconds: int = 600   # a rank that waits for another so long ends the run
+    deterministic: bool = False       # GPU: the same bits every time, slower (on a CPU they are the same anyway)
     seed: int = 42
+    # what goes wrong
+    skip_nonfinite: int = 0           # batches a run may leave out because loss or gradient was not finite; one more ends it
     # reports and saves
     log_every: int = 1                # steps
     eval_every: int = 0               # steps; 0: only at the end
@@ -132,9 +137,9 @@ SHAPES: dict[str, dict] = {
 
 CHOICES = {"task": ("pretrain", "finetune"), "windows": ("packed", "official"), "rationales": ("both", "with", "without"),
            "prompt_style": ("clean", "official"), "schedule": ("cosine", "constant"), "precision": ("bf16", "fp32"),
-           "resume": ("auto", "never"), "compile": ("auto", "yes", "no"), "activation_checkpointing": ("half", "all", "no"), "moments": ("fp32", "bf16")}
+           "compile": ("auto", "yes", "no"), "activation_checkpointing": ("half", "all", "no"), "moments": ("fp32", "bf16")}
 POSITIVE = ("sequence_length", "global_batch_size", "micro_batch_size", "learning_rate", "mix_temperature", "epochs", "log_every", "save_every",
-            "keep_last", "max_grad_norm")
+            "keep_last", "max_grad_norm", "rank_timeout_seconds")
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -165,10 +170,14 @@ def check(config: TrainConfig) -> TrainConfig:
     for name in POSITIVE:
         if not getattr(config, name) > 0:
             raise UsageError(f"--{name}={getattr(config, name)}: must be positive")
+    if config.resume not in ("auto", "never") and not (config.resume.startswith("step-") and config.resume[5:].isdecimal()):
+        raise UsageError(f"--resume={config.resume}: expected auto, never or a checkpoint's name such as step-200")
     if not 0 <= config.warmup_ratio < 1:
         raise UsageError(f"--warmup_ratio={config.warmup_ratio}: expected a share of the steps, from 0 to less than 1")
     if config.step_in_backward and config.lora_rank:
         raise UsageError("--step_in_backward=true: LoRA has no gradients worth the trouble; leave it out")
+    if config.skip_nonfinite and config.step_in_backward:
+        raise UsageError("--skip_nonfinite with --step_in_backward=true: weights are changed before the gradient is known; leave one out")
     for name in ("model", "data"):
         if not getattr(config, name):
             raise UsageError(f"--{name} is needed: " + ("a model folder or shape:NAME" if name == "model" else "what to train on"))

@@ -13,6 +13,8 @@ Nothing here keeps a position: row i of a run is a function of (seed, i) alone (
 run is resumed by its step number and may go on with another number of ranks. No permutation of the corpus is ever held:
 `shuffled` computes where place i of a shuffled order points.
 
+    python -m mmed.data show RUN STEP    prints what a step trained on (mmed/show.py)
+
 Legend: B rows, T tokens of a row.
 """
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmed.errors import UserError
+from mmed.errors import UserError, main_guard
 from mmed.files import read_json, write_json
 from mmed.prompts import ExamItem, build_prompt, build_target
 
@@ -451,3 +453,9 @@ def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) ->
     per_rank = -(-count // (world_size * micro_batch_size)) * micro_batch_size
     own = [i if i < count else None for i in range(rank * per_rank, (rank + 1) * per_rank)]
     return [own[i:i + micro_batch_size] for i in range(0, per_rank, micro_batch_size)]
+
+
+if __name__ == "__main__":
+    from mmed.show import main
+
+    main_guard(main)

@@ -82,6 +82,18 @@ def device_called(name: str) -> str:
     return name
 
 
+def same_bits() -> None:
+    """Only kernels that give the same bits every time, on a GPU, too; before CUDA is first used."""
+    import torch._inductor.config as inductor
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a safety net for programs that read what they never wrote
+    torch.backends.cudnn.benchmark = False
+    if hasattr(inductor, "deterministic"):  # compiled kernels are chosen by rule, not by timing
+        inductor.deterministic = True
+
+
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -92,9 +104,18 @@ def barrier(group: dist.ProcessGroup | None = None) -> None:
         dist.barrier(group)
 
 
-def host_group() -> dist.ProcessGroup | None:
-    """A second group of all ranks, over gloo: for what a thread does beside the training. None for one process."""
-    return dist.new_group(backend="gloo") if dist.is_initialized() else None
+def host_group(timeout_seconds: int = 600) -> dist.ProcessGroup | None:
+    """A second group of all ranks, over gloo: for what goes on beside the training. None for one process."""
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if dist.is_initialized() else None
+
+
+def gather(value: dict, group: dist.ProcessGroup | None = None) -> list[dict]:
+    """The value of every rank, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def all_sum(values: list[float], device: torch.device) -> list[float]:
@@ -139,6 +160,16 @@ def shard(model: Transformer, precision: str, shard_size: int = 0) -> Transforme
         now.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([now])
     return model
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Back to this rank's part of every weight. A forward pass leaves the last unit (embedding, norm, head) whole, under parameters
+    that the optimizer has never seen: until a backward pass, or this."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

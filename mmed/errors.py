@@ -25,6 +25,7 @@ class UserError(ValueError):
     """
 
     exit_code = EXIT_FAILED
+    everywhere = False  # True: all ranks of a run raise the same, one of them is enough to be seen
 
     def __init__(self, message: object = ""):
         super().__init__(one_line(str(message)))

@@ -1,6 +1,7 @@
 """Files that are either whole or not there: write to a temporary name, fsync, rename."""
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -12,6 +13,44 @@ from typing import IO, Any
 
 from mmed.errors import UserError
 
+# What a write can fail with that no program can help: the person must make room, or look after the disk.
+ADVICE = {errno.ENOSPC: "no space left; make room", errno.EDQUOT: "the quota is used up; make room or have it raised",
+          errno.EFBIG: "larger than the limit for one file (ulimit -f)", errno.EROFS: "the file system is read-only",
+          errno.EIO: "the disk reports an error; see the kernel's log", errno.ESTALE: "the file is gone on the file server",
+          errno.EACCES: "permission denied", errno.EPERM: "not permitted"}
+NAMELESS = ADVICE.keys() - {errno.EACCES, errno.EPERM}
+
+
+def write_error(error: OSError, path: str | Path, need: int = 0) -> UserError:
+    """A failed write in one line: which path, how many bytes were needed there, what to do."""
+    why = ADVICE.get(error.errno or 0, (error.strerror or str(error)).lower())
+    return UserError(f"{error.filename or path}: could not be written" + (f" ({need:,} bytes needed)" if need else "") + f": {why}")
+
+
+@contextmanager
+def writing(path: str | Path, need: int = 0) -> Iterator[None]:
+    """What is written in this block goes to `path`: a write that fails says so (Python's own error names no file)."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and error.errno not in NAMELESS:  # another file was opened here: its own error is plain enough
+            raise
+        raise write_error(error, path, need) from error
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make the names in `folder` as durable as the files: after a loss of power a rename may be undone otherwise."""
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except OSError:  # a system that opens no folders
+        return
+    try:
+        os.fsync(number)
+    except OSError:  # a file system that syncs no folders
+        pass
+    finally:
+        os.close(number)
+
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -20,17 +59,19 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     What UTF-8 cannot carry in a text (a file name of other bytes, half a surrogate pair) is written as the escape that JSON reads back.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"})) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"})) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -9,20 +9,23 @@ In: a model folder and token streams (or exam items). Out: a run folder: `run.js
     for each step:  rows of batch k  ->  micro-batches  ->  summed loss / target tokens of the global batch  ->  gradients
                     ->  clip  ->  AdamW  ->  metrics.jsonl  ->  (held-out loss)  ->  (checkpoint)
 
-Batch k depends on the seed and k alone (mmed/data.py), so a resumed run equals one that was never stopped. The host never
-waits for the device inside a step: what is logged of step k is read when step k + 1 has been given to it.
+Batch k depends on the seed and k alone (mmed/data.py), so a resumed run equals one that was never stopped; how it stops is
+told in mmed/stopping.py, and what a user does after a fault in docs/faults.md. The host never waits for the device inside a
+step: what is logged of step k is read when step k + 1 has been given to it.
 """
 from __future__ import annotations
 
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mmed.config import SHAPES, TrainConfig, parse_command_line
 from mmed.errors import EXIT_STOPPED, UsageError, UserError, main_guard
 from mmed.files import read_json, write_json
-from mmed.run_folder import StopSignal, check_resume, keep_lines, lock_folder, run_facts
+from mmed.run_folder import FolderLock, check_resume, keep_lines, not_identical, run_facts
+from mmed.stopping import StopSignal, explain
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -35,59 +38,6 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     progress = (step - warmup) / max(1, steps - warmup)
     low = config.min_lr_ratio
     return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-# ------------------------------------------------------------------------------------------------------- held-out loss
-
-EVAL_ROWS = 64  # rows of each validation stream, and items of each language, that the held-out loss is taken over
-
-
-def held_out(config: TrainConfig, tokenizer) -> dict[str, list]:
-    """language (or stream) -> its rows for the held-out loss, in file order."""
-    from mmed.batches import make_rows
-    from mmed.data import ExamRows
-    from mmed.prompts import read_benchmark
-
-    if not config.validation:
-        return {}
-    if config.task == "pretrain":
-        rows = make_rows(config, config.validation, tokenizer)
-        result: dict[str, list] = {}
-        for s, stream in enumerate(rows.streams):
-            result.setdefault(stream.language, []).extend(rows.packed(s, w) for w in range(min(EVAL_ROWS, max(1, rows.sizes[s]))))
-        return result
-    items = read_benchmark(config.validation)
-    result = {}
-    for language in dict.fromkeys(item.language for item in items):
-        exam = ExamRows([i for i in items if i.language == language][:EVAL_ROWS], tokenizer, config.sequence_length, config.seed,
-                        modes=(config.rationales != "without",), style=config.prompt_style)
-        result[language] = exam.rows(exam.examples)
-    return result
-
-
-def held_out_loss(model, sets: dict[str, list], config: TrainConfig, device, autocast) -> dict[str, float]:
-    """Mean cross-entropy per target token of each set, in nats; every rank computes a share."""
-    import torch
-
-    from mmed import distributed
-    from mmed.batches import micro_batches
-    from mmed.data import rank_share
-
-    model.eval()
-    losses = {}
-    with torch.no_grad():
-        for name, rows in sets.items():
-            total = 0.0
-            own = rank_share(len(rows), distributed.rank(), distributed.world_size(), config.micro_batch_size)
-            batch = micro_batches(rows, own, device)
-            count = float(batch.targets)
-            for micro in batch.micro:
-                with autocast():
-                    total += float(model(**micro))
-            total, count = distributed.all_sum([total, count], device)
-            losses[name] = total / max(count, 1)
-    model.train()
-    return losses
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -152,11 +102,14 @@ def build_model(config: TrainConfig, shape, device, compiled: bool):
     return model.train()
 
 
-def forward_backward(model, batch, scale, autocast):
-    """Gradients of `scale` times the summed loss of all micro-batches; returns that sum (unscaled) on the device."""
+def forward_backward(model, batch, scale, autocast, stop: Callable[[], bool] = lambda: False):
+    """Gradients of `scale` times the summed loss of all micro-batches; returns that sum (unscaled) on the device, or None when
+    told to stop between two of them."""
     sync = getattr(model, "set_requires_gradient_sync", lambda _: None)
     total = 0.0
     for i, micro in enumerate(batch.micro):
+        if stop():
+            return None
         sync(i == len(batch.micro) - 1)  # gradients are reduced once, with the last micro-batch
         with autocast():
             loss = model(**micro)
@@ -167,8 +120,21 @@ def forward_backward(model, batch, scale, autocast):
 
 # ----------------------------------------------------------------------------------------------------------------- loop
 
-def train(recipe: str, config: TrainConfig) -> int:
+def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> int:
     """Run `config` to its end (0) or until a signal (75)."""
+    stop = stop or StopSignal()
+    lock: list[FolderLock] = []
+    try:
+        return _train(recipe, config, stop, lock)
+    except BaseException as error:
+        explain(error, stop)
+        raise
+    finally:
+        for held in lock:
+            held.release()
+
+
+def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[FolderLock]) -> int:
     import contextlib
 
     import torch
@@ -177,14 +143,20 @@ def train(recipe: str, config: TrainConfig) -> int:
     from mmed import budget, checkpoint, distributed
     from mmed.async_save import Saver
     from mmed.batches import Batches, make_rows, source_data
+    from mmed.held_out import held_out, held_out_loss
     from mmed.lora import save_adapter
     from mmed.optim import make_optimizer, update
     from mmed.progress import Late, Log, Profile
+    from mmed.show import batch_names
     from mmed.tokenizer import load_tokenizer
 
-    device = distributed.start()
-    main = distributed.is_main()
-    out = Path(config.out)
+    if config.deterministic:
+        distributed.same_bits()
+    device = distributed.start(config.rank_timeout_seconds)
+    main, world, out = distributed.is_main(), distributed.world_size(), Path(config.out)
+    if main and not config.dry_run:
+        lock.append(FolderLock(out))
+        stop.out = out
     if config.data == "source":
         if main and not (out / "source.json").is_file():
             source_data(out)
@@ -207,14 +179,15 @@ def train(recipe: str, config: TrainConfig) -> int:
             budget.show(config, skeleton(config, shape), steps, device)
         distributed.stop()
         return 0
-    facts = run_facts(recipe, config, tokenizer, steps)
-    state_folder = checkpoint.latest_state(out) if config.resume == "auto" else None
-    if state_folder is not None:
-        check_resume(read_json(out / "run.json"), facts)
-    elif config.resume == "never" and (out / "run.json").is_file():
+    distributed.barrier()  # rank 0 holds the lock: from here on what the folder says is this run's
+    facts = run_facts(recipe, config, tokenizer, rows, steps)
+    if config.resume == "never" and (out / "run.json").is_file():
         raise UserError(f"{out}: holds a run already; give --resume=auto to go on with it, or another --out")
-    finished = (out / "done.json").is_file()
-    if finished and config.resume == "auto":
+    name = "" if config.resume in ("auto", "never") else config.resume
+    state_folder = checkpoint.latest_state(out, name) if config.resume != "never" else None
+    old = read_json(out / "run.json") if state_folder is not None else None
+    allowed = check_resume(old, facts) if old else {}
+    if (out / "done.json").is_file() and config.resume == "auto":
         if main:
             print(f"{out}: already done", file=sys.stderr)
         distributed.stop()
@@ -224,79 +197,103 @@ def train(recipe: str, config: TrainConfig) -> int:
     compiled = budget.worth_compiling(config, shape, steps, device)
     model = build_model(config, shape, device, compiled)
     optimizer = make_optimizer(model, config)
-    first = 0
-    if state_folder is not None:
-        state = checkpoint.load_state(state_folder, model, optimizer)
-        first, optimizer.last_norm = state["step"], state.get("grad_norm", 0.0)
-    lock = lock_folder(out) if main else None
+    state = checkpoint.load_state(state_folder, model, optimizer) if state_folder is not None else {}
+    first, optimizer.last_norm = state.get("step", 0), state.get("grad_norm", 0.0)
     if main:
         (out / "stopped").unlink(missing_ok=True)
-        if state_folder is None:
+        (out / "done.json").unlink(missing_ok=True)  # --resume=step-N of a finished run
+        if old is None:
             write_json(out / "run.json", facts)
-        tokens = keep_lines(out / "metrics.jsonl", first)
+        elif (differs := not_identical(old, facts)) or allowed:
+            note = {"step": first, "not_identical": differs, "allowed": {k: {"from": a, "to": b} for k, (a, b) in allowed.items()}}
+            facts = facts | {"resumed": [*old.get("resumed", []), note]}
+            write_json(out / "run.json", facts)
+            for text in [differs, *(f"allowed to differ: {k}, {a} -> {b}" for k, (a, b) in allowed.items())]:
+                print(f"resumed after step {first}: {text}" if text else "", file=sys.stderr)
+        keep_lines(out / "metrics.jsonl", first)
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         what = f"{size:,} rows of {config.sequence_length}" if config.task == "pretrain" else f"{size:,} examples"
         print(f"{recipe}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained; {what}; steps {first}..{steps} on "
-              f"{distributed.world_size()} x {facts['device']}", file=sys.stderr)
+              f"{world} x {facts['device']}", file=sys.stderr)
         if getattr(rows, "truncated", 0):
             print(f"warning: {rows.truncated} examples were longer than {config.sequence_length} tokens and lost the beginning of their prompt",
                   file=sys.stderr)
-    else:
-        tokens = 0
 
-    use_autocast = config.precision == "bf16" and distributed.world_size() == 1
+    use_autocast = config.precision == "bf16" and world == 1
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)) if use_autocast else contextlib.nullcontext
-    world = distributed.world_size()
-    stop, batches, saver = StopSignal(), Batches(config, rows, device), Saver(out, config.keep_last, config.async_save)
+    batches, saver = Batches(config, rows, device), Saver(out, facts, lock, config, first)
+    stop.join()
     profile = Profile(config.profile if main else 0, out, device)
-    metrics = open(out / "metrics.jsonl", "a", encoding="utf-8") if main else None
-    step, halted, pending = first, False, None
+    done, halted, pending = first, False, None
+    owed = state.get("owed")  # the line of a step whose evaluation was broken off by a signal
     with tqdm(total=steps, initial=first, unit="step", disable=not main, file=sys.stderr, mininterval=0.5, dynamic_ncols=True) as bar:
-        log = Log(metrics, bar, config, device, steps, first, tokens, budget.flops_per_token(shape, config),
-                  budget.peak_flops(facts["device"]), world)
+        log = Log(out / "metrics.jsonl" if main else None, bar, config, device, steps, first, state, budget.flops_per_token(shape, config),
+                  budget.peak_flops(facts["device"]), world, lambda step: batch_names(rows, config, step))
+
+        def evaluate(line: dict) -> dict | None:
+            """Write the line with the held-out loss; the line itself is still owed when a signal came first."""
+            losses = held_out_loss(model, validation, config, device, autocast, stop.agreed)
+            if losses is None:
+                return line
+            log.write({**line, "held_out": losses})
+            log.pause()
+            return None
+
+        if owed:
+            owed = evaluate(owed)
+            halted = owed is not None
         for step, batch in enumerate(batches.ahead(first, steps), first + 1):  # step: how many are done when this one is
+            if halted := halted or stop.agreed():
+                break
+            saver.check()
             lr = learning_rate(config, step - 1, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             # Loss per token of the whole global batch (DESIGN invariant 2): divide by the count over all ranks, not per micro-batch.
-            counts = distributed.device_sum(torch.tensor([batch.targets, float(stop.requested)], dtype=torch.float64).to(device, non_blocking=True))
+            targets = distributed.device_sum(torch.tensor([batch.targets], dtype=torch.float64).to(device, non_blocking=True))
             # Dropout must not depend on how often the run was restarted.
             torch.manual_seed(config.seed * 1_000_003 + step * 64 + distributed.rank() % 64)
-            scale = (world / counts[0].clamp(min=1)).float()  # x world: FSDP averages gradients over ranks
-            loss_sum = distributed.device_sum(forward_backward(model, batch, scale, autocast).double())
-            norm = update(model, optimizer, config.max_grad_norm, loss_sum)
-            facts_of_step = step, lr, batch.positions, Late(torch.cat((counts, torch.stack((loss_sum, norm.double())))))
-            profile.step()
-            if pending is not None:
-                line, halted = log.read(*pending)
-                log.write(line)
-            pending = facts_of_step
-            bar.update()
-            evaluate = bool(validation) and (step == steps or (config.eval_every > 0 and step % config.eval_every == 0))
-            save = step % config.save_every == 0 and step < steps
-            if not (evaluate or save or halted or step == steps):
-                continue
-            line, halted_now = log.read(*pending)  # what is evaluated or saved is known to be finite
-            halted, pending = halted or halted_now, None
-            if evaluate:
-                line["held_out"] = held_out_loss(model, validation, config, device, autocast)
-            log.write(line)
-            if save or halted:
-                saver.save(model, optimizer, step, {"world_size": world, "grad_norm": log.norm})
-            log.pause()
-            if halted:
+            scale = (world / targets[0].clamp(min=1)).float()  # x world: FSDP averages gradients over ranks
+            loss_sum = forward_backward(model, batch, scale, autocast, stop.agreed)
+            if halted := loss_sum is None:
                 break
+            loss_sum = distributed.device_sum(loss_sum.double())
+            norm = update(model, optimizer, config.max_grad_norm, loss_sum)
+            if pending is not None:
+                log.write(log.read(*pending))
+            done, pending = step, (step, lr, batch.positions, Late(torch.cat((targets, torch.stack((loss_sum, norm.double()))))))
+            stop.nothing_to_lose = False
+            profile.step()
+            bar.update()
+            due = bool(validation) and (step == steps or (config.eval_every > 0 and step % config.eval_every == 0))
+            save = step % config.save_every == 0 and step < steps
+            if due or save or step == steps:  # what is evaluated or saved is known to be finite
+                line, pending = log.read(*pending), None
+                if due:
+                    owed = evaluate(line)
+                    halted = owed is not None
+                else:
+                    log.write(line)
+                if save and not halted:
+                    saver.save(model, optimizer, step, log)
+                    log.pause()
+                if halted:
+                    break
+        if pending is not None:
+            log.write(log.read(*pending))
     profile.stop()
-    if step < steps:
-        saver.wait()
+    saver.save(model, optimizer, done, log, owed)
+    saver.wait()
+    distributed.barrier()
+    stop.agreed()
+    if halted := stop.agreed() or halted:  # twice: the second call answers what the first asked
         if main:
             (out / "stopped").touch()  # for whoever queues jobs: torchrun does not hand on the exit code
-            print(f"stopped by {stop.name} after step {step} of {steps}; go on with --resume=auto", file=sys.stderr)
+            print(f"stopped by {stop.name} after step {done} of {steps}; go on with --resume=auto", file=sys.stderr)
         distributed.stop()
         return EXIT_STOPPED
-    saver.save(model, optimizer, step, {"world_size": world, "grad_norm": log.norm})
-    saver.wait()
+    stop.nothing_to_lose = True  # all of it is in the last checkpoint
     if config.lora_rank:
         tensors = {name: distributed.whole(p.detach()) for name, p in model.named_parameters() if ".lora_" in name}
         if main:
@@ -306,15 +303,14 @@ def train(recipe: str, config: TrainConfig) -> int:
     if main:
         write_json(out / "done.json", {"steps": steps, "tokens": log.tokens, "loss": log.loss})
         print(f"{out}: done, {log.tokens:,} target tokens; weights in {out / ('adapter' if config.lora_rank else 'model')}", file=sys.stderr)
-    if lock:
-        lock.close()
     distributed.barrier()
     distributed.stop()
     return 0
 
 
 def main() -> int:
-    return train(*parse_command_line(sys.argv[1:]))
+    stop = StopSignal()  # before torch is imported, which takes seconds
+    return train(*parse_command_line(sys.argv[1:]), stop)
 
 
 if __name__ == "__main__":

@@ -28,14 +28,14 @@ LAYERS = [
     ["families", "data", "distributed", "wordpiece"],
     ["lora", "summary", "harness", "results", "encoder"],  # results: what an evaluation writes; decoding shares its journal
     ["checkpoint", "quantize", "linears", "decoder_layer", "decoder", "graphs", "decoding", "scoring", "spread"],
-    ["export", "vocabulary", "generate", "api_calls", "api", "run_folder", "batches", "optim", "budget", "progress", "async_save"],
+    ["export", "vocabulary", "generate", "api_calls", "api", "run_folder", "stopping", "batches", "optim", "budget", "show", "held_out", "progress", "async_save"],
     ["train", "eval", "report_data", "report_tables", "agreement_page", "report_sections", "report_agreement", "report", "compare", "submission",
      "rating_data", "judge", "agreement", "rating"],
     ["data_prep.*"],
 ]
 # A command hands over to the file that does its work: only in `main` or in `if __name__ == "__main__"`, so whoever imports the
 # module for its functions never meets the other one.
-HANDS_OVER = {("mmed.checkpoint", "mmed.export"), ("mmed.export", "mmed.vocabulary"), ("mmed.languages.__main__", "data_prep.language_check")}
+HANDS_OVER = {("mmed.checkpoint", "mmed.export"), ("mmed.export", "mmed.vocabulary"), ("mmed.data", "mmed.show"), ("mmed.languages.__main__", "data_prep.language_check")}
 CORE = {"torch", "numpy", "sentencepiece", "tiktoken", "safetensors", "tqdm"}
 
 

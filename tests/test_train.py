@@ -13,44 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_world import finetune, lines, make_world, pretrain
 
 from mmed.config import RECIPES, parse_command_line
 from mmed.data import StreamWriter
 from mmed.errors import UsageError
-from mmed.tokenizer import train_sentencepiece
 from mmed.train import learning_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-TINY = ["--sequence_length=32", "--global_batch_size=8", "--micro_batch_size=2", "--learning_rate=1e-3", "--precision=fp32", "--save_every=4",
-        "--compile=no", "--activation_checkpointing=false", "--seed=1"]
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A tokenizer, two streams, exam items and a model folder, all tiny."""
-    folder = tmp_path_factory.mktemp("world")
-    rng = random.Random(0)
-    words = ["heart", "lung", "bone", "cell", "fever", "dose", "plum", "rain", "stone", "river"]
-    texts = [" ".join(rng.choices(words, k=rng.randint(5, 40))) for _ in range(120)]
-    tokenizer = train_sentencepiece(texts, folder / "tokenizer", 340)
-    for name, part in (("en", texts[:60]), ("ja", texts[60:])):
-        writer = StreamWriter(folder / name, tokenizer.vocab_size, tokenizer.fingerprint)
-        for text in part:
-            writer.add(tokenizer.encode(text, bos=True, eos=True), name, "web")
-        writer.close()
-    (folder / "Train").mkdir()
-    with open(folder / "Train" / "English.jsonl", "w") as file:
-        for _ in range(30):
-            options = dict(zip("ABCD", rng.sample(words, 4), strict=True))
-            file.write(json.dumps({"question": rng.choice(words), "options": options, "answer_idx": rng.choice("ABCD"),
-                                   "rationale": " ".join(rng.choices(words, k=rng.randint(1, 30)))}) + "\n")
-    from mmed.checkpoint import save_pretrained
-    from mmed.model import ModelConfig, Transformer
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=8, initializer_range=0.1)
-    save_pretrained(Transformer(config).init_weights(3), tokenizer, folder / "model")
-    return folder
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def run(arguments, ranks=1, check=True, cwd=None):
@@ -60,19 +35,6 @@ def run(arguments, ranks=1, check=True, cwd=None):
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
-
-
-def pretrain(world, out, *extra):
-    return ["pretrain_mmedlm2", f"--model={world}/model", f"--data={world}/en,{world}/ja", f"--out={out}", "--max_steps=10", *TINY, *extra]
-
-
-def finetune(world, out, *extra):
-    return ["finetune_lora", f"--model={world}/model", f"--data={world}/Train", f"--out={out}", "--max_steps=10", *TINY, "--lora_rank=4",
-            "--sequence_length=256", *extra]
-
-
-def lines(out):
-    return [json.loads(line) for line in open(out / "metrics.jsonl")]
 
 
 def tensors(out):

@@ -53,7 +53,7 @@ def pieces(row: Row) -> list[tuple[int, bool, list[int]]]:
     places = [(int(d), bool(label != IGNORE), int(i), int(label)) for d, label, i in zip(row.documents, row.labels, row.input_ids) if d >= 0]
     for document, members in itertools.groupby(places, key=lambda place: place[0]):
         members = list(members)
-        ids, loss = [members[0][2]], [False]  # the first token is foretold by nothing
+        ids, loss = [members[0][2]], [members[0][1]]  # nothing foretells the first token: shown with what follows it
         for before, now in itertools.pairwise(members):
             ids.append(now[2])
             loss.append(before[1])

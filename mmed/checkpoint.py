@@ -36,7 +36,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from mmed.model import ModelConfig, Transformer
 
 SHARD_BYTES = 5 * 10 ** 9       # files of about this size, as the published ones are
-FILE_BYTES = 256 << 20           # a checkpoint's files, per rank
+FILE_BYTES = 32 << 20            # a rank's part of a checkpoint is cut into files of about this size, but into no more
+FILES = 32                       # than so many: each is laid out in memory (3 times) before it is written
 MAX_CONFIG_BYTES = 4 << 20
 
 
@@ -263,10 +264,9 @@ def write_state(run: str | Path, tensors: dict[str, torch.Tensor], step: int, fa
                 shutil.rmtree(building, ignore_errors=True)
                 building.mkdir()
         distributed.barrier(group)
-        # Files of a bounded size: each is laid out in memory before it is written.
         files, size = {}, 0
         for name, tensor in tensors.items():
-            files[name] = 1 + size // (FILE_BYTES * world)
+            files[name] = size // (max(FILE_BYTES, need // world // FILES) * world)
             size += tensor.numel() * tensor.element_size()
         files = {name: sorted(set(files.values())).index(number) + 1 for name, number in files.items()}
         with warnings.catch_warnings():

@@ -7,7 +7,6 @@ A line of text begins with "|" where it carries loss and with "." where it does 
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 from mmed.batches import make_rows
 from mmed.config import TrainConfig
 from mmed.data import IGNORE, PretrainRows, Row
-from mmed.errors import UsageError, UserError
+from mmed.errors import Parser, UsageError, UserError
 from mmed.files import read_json
 
 
@@ -129,7 +128,7 @@ def show(run: Path, step: int, wanted: str = "") -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmed.data", description="What a run trained on.", allow_abbrev=False)
+    parser = Parser(prog="python -m mmed.data", description="What a run trained on.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("show", help="print the batch of a step as text", allow_abbrev=False,
                                   description='Print the batch of a step. A line begins with "|" where it carries loss, with "." where it does not.')

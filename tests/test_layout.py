@@ -216,7 +216,7 @@ def test_help_exits_0_without_torch(command, tmp_path):
 
 
 # Where an unknown flag can stand: the recipe or subcommand before it is a right one.
-BEFORE = {"mmed.train": ["tiny"], "mmed.checkpoint": ["inspect", "folder"]}
+BEFORE = {"mmed.train": ["tiny"], "mmed.data": ["show", "run", "1"], "mmed.checkpoint": ["inspect", "folder"]}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -133,7 +133,7 @@ def _value(config: dict, key: str, default: Any = NEEDED, kind: type | None = No
     if value is None and (default is None or key in NULLABLE):
         return None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 10 ** 300 else float("inf")
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"config.json: {key} = {value!r}, expected {kind.__name__}")
     if kind in (int, float) and not low <= value <= high:

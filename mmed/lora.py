@@ -203,7 +203,7 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
     if not all(isinstance(target, str) for target in config["target_modules"]):
         raise UserError(f"{where}: target_modules={config['target_modules']!r:.200} must be names of layers")
     dropout, rank = config.get("lora_dropout") or 0.0, config["r"]
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1 or not math.isfinite(config["lora_alpha"]):
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1 or not abs(config["lora_alpha"]) < 1e30:
         raise UserError(f"{where}: lora_dropout={dropout!r} or lora_alpha={config['lora_alpha']!r} makes no sense")
 
     # Which layers are adapted is what the tensors say; target_modules may be a pattern, and must agree where it is a list.

@@ -72,6 +72,8 @@ FOUND = {
     "safetensors: line break in a shape": ("safetensors", lambda: dumps({"a": {"dtype": "F32", "shape": "\n", "data_offsets": [0, 4]}})),
     "index: a long name": ("index", lambda: dumps({"weight_map": {"one": "a" * 5000 + ".safetensors"}})),
     "config: a long value": ("config", lambda: dumps(CONFIG | {"vocab_size": "x" * 5000})), "config: rope_type is a list": ("config", lambda: dumps(CONFIG | {"rope_scaling": {"rope_type": ["llama3"]}})),
+    "config: a number beyond all floats": ("config", lambda: dumps(CONFIG | {"rms_norm_eps": 10 ** 400})),
+    "adapter: a number beyond all floats": ("adapter", lambda: dumps(ADAPTER | {"lora_alpha": 10 ** 400})), "adapter: NaN": ("adapter", lambda: dumps(ADAPTER | {"lora_alpha": float("nan")})),
     "adapter: targets of numbers": ("adapter", lambda: dumps(ADAPTER | {"target_modules": [None, 3]})), "adapter: a long target": ("adapter", lambda: dumps(ADAPTER | {"target_modules": ["x" * 5000]})),
     "stream: hashes are a list": ("stream", lambda: side(sha256=[])), "stream: a hash is missing": ("stream", lambda: side(sha256={"bin": "0"})),
     "stream: endless count": ("stream", lambda: side(tokens=10 ** 400)), "stream: infinite count": ("stream", lambda: side(documents=float("inf"))),

@@ -110,7 +110,7 @@ def check_answers(language: Language) -> Iterator[Finding]:
             yield "mend", f"answers.{field.name}: a repeat without a bound; write {{0,5}} in place of * or +"
         if listed.startswith("|") or listed.endswith("|") or "||" in listed:
             yield "mend", f"answers.{field.name}: an empty alternative matches everywhere"
-    if "(" in words.and_:
+    if language.spaced and "(" in words.and_:  # `answer_words` takes them apart at the bars
         yield "mend", "answers.and_: plain words only, without brackets"
         return
     for name in ("cue", "decide", "negation", "or_", "and_", "copula", "filler", "is_answer", "right", "wrong", "name_before"):

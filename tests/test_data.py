@@ -89,6 +89,15 @@ def damage(tmp_path, what):
         meta |= {"no hash": {"sha256": {"bin": "0"}}, "hash is a list": {"sha256": ["bin", "idx"]}, "count is a text": {"tokens": str(meta["tokens"])},
                  "endless count": {"tokens": 10 ** 400}, "NaN": {"documents": float("nan")}, "true": {"documents": True}}[what.partition(": ")[2]]
         (tmp_path / "s.json").write_text(json.dumps(meta))
+    elif what == "another id of the vocabulary":
+        data = bytearray((tmp_path / "s.bin").read_bytes())
+        data[2] ^= 1
+        (tmp_path / "s.bin").write_bytes(bytes(data))
+    elif what == "a document that ends elsewhere":
+        ends = np.fromfile(tmp_path / "s.idx", "<u8")
+        place = int(np.flatnonzero(np.diff(ends) > 1)[0])
+        ends[place] += 1
+        ends.tofile(tmp_path / "s.idx")
     elif what == "another stream's side file":
         write(tmp_path / "t", random_documents(9))
         (tmp_path / "s.json").write_text((tmp_path / "t.json").read_text())
@@ -96,6 +105,7 @@ def damage(tmp_path, what):
 
 
 @pytest.mark.parametrize("what", ["cut by one byte", "empty", "missing idx", "missing side file", "other dtype", "not a side file", "flipped bit",
+                                  "another id of the vocabulary", "a document that ends elsewhere",
                                   "another stream's side file", "id outside the vocabulary", "document of no tokens", "documents in another order",
                                   *(f"side file: {fault}" for fault in ("no hash", "hash is a list", "count is a text", "endless count", "NaN", "true"))])
 def test_a_damaged_stream_is_refused_by_name(tmp_path, what):

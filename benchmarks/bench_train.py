@@ -9,9 +9,10 @@ Rows
     lora                   q and v, rank 16, bf16, the same rows; against PEFT, eager and compiled
     exam-full, exam-lora   exam items of mixed length, 8 a step; against what HF Trainer does: padded to the batch's longest, head on
                            all positions. Counted are useful (not padding) tokens
-    reading                windows/s of 2,048 tokens against one .npy file a window, and memory for a stream ten times as long
+    reading                windows/s of 2,048 tokens, in batches as tensors, against one .npy file a window; memory for a stream ten times as long
     positions              trained positions per unique token of our rows and of the official windows, by document length
-    memory                 peak of a step with 92,544 words and 2,048 tokens, full and LoRA, in processes of their own
+    memory                 peak of a step with 92,544 words and 2,048 tokens, full and LoRA, in processes of their own; then full with
+                           moments in bf16, and with the optimizer's step in the backward pass besides
 
 Every row trains all forms on the same batches first and shows that the losses agree; a row where they do not is not timed.
 What is compared is CPU time of this process (wall time is printed beside it), medians over rounds and the median paired ratio.
@@ -31,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmed.batches import micro_batches
+from mmed.batches import Batch, add_micro_batch, micro_batches
 from mmed.config import SHAPES, TrainConfig
 from mmed.data import Example, ExamRows, PretrainRows, StreamWriter, TokenStream, rank_share
 from mmed.lora import apply_lora, init_lora
@@ -66,15 +67,15 @@ def our_model(shape: str, vocabulary: int, lora: bool, precision: str, state: di
 class Ours:
     """The loop's own functions on rows of `batch`."""
 
-    def __init__(self, model: Transformer, precision: str, compiled: bool):
-        self.model, self.precision = model, precision
-        self.optimizer = make_optimizer(model, TrainConfig(learning_rate=1e-3, weight_decay=0.0))
+    def __init__(self, model: Transformer, precision: str, compiled: bool, **lean):
+        self.model, self.precision, self.flat = model, precision, False  # flat: exam rows end to end
+        self.optimizer = make_optimizer(model, TrainConfig(learning_rate=1e-3, weight_decay=0.0, **lean))
         if compiled:
             for block in model.layers:
                 block.compile()
 
     def step(self, rows: list) -> float:
-        batch = micro_batches(rows, rank_share(len(rows), 0, 1, 64), CPU)
+        batch = micro_batches(rows, rank_share(len(rows), 0, 1, 64), CPU, self.flat)
         autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if self.precision == "bf16" else contextlib.nullcontext
         loss = forward_backward(self.model, batch, 1 / batch.targets, autocast)
         update(self.model, self.optimizer, 1.0, loss.double())
@@ -224,10 +225,11 @@ def exam_row(name: str, lora: bool, options: argparse.Namespace) -> None:
         theirs_in.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
     useful = [sum(len(e.ids) - 1 for e in batch) for batch in batches]
     print(f"{name}: {len(examples)} examples of {min(len(e.ids) for e in examples)}-{max(len(e.ids) for e in examples)} tokens; of the positions "
-          f"computed are useful: ours {sum(useful) / sum(len(r.input_ids) for rows in ours_in for r in rows):.0%}, padded "
+          f"computed are useful: ours {sum(useful) / sum(micro_batches(rows, [[*range(len(rows))]], CPU, True).positions for rows in ours_in):.0%}, padded "
           f"{sum(useful) / sum(b['input_ids'].numel() for b in theirs_in):.0%}")
     state = their_model(options.shape, options.vocabulary).state_dict()
     ours = Ours(our_model(options.shape, options.vocabulary, lora, "bf16", state), "bf16", options.compiled)
+    ours.flat = True
     peer = Theirs(their_model(options.shape, options.vocabulary), lora, "bf16", False)
     if lora:
         same_adapters(our_model(options.shape, options.vocabulary, True, "bf16", state), peer)
@@ -254,29 +256,31 @@ def reading_row(options: argparse.Namespace) -> None:
         stream = make_stream(folder, 2000, 1500)
         rows = PretrainRows([stream], 2048, seed=1)
         for i in range(1000):  # the official tokenizer step: a window a file, int64
-            np.save(folder / f"w{i}.npy", rows.packed(0, i % rows.sizes[0]).input_ids)
+            np.save(folder / f"w{i}.npy", rows.packed(0, [i % rows.sizes[0]]).input_ids[0])
         files = sorted(folder.glob("w*.npy"))
         order = random.Random(0).sample(files, len(files))
+        B = options.batch
 
-        def theirs() -> None:
-            for path in order:
-                ids = torch.from_numpy(np.load(path))
-                {"input_ids": ids, "labels": ids.clone()}
+        def theirs() -> None:  # labels are a copy (dataset.py), and a DataLoader stacks the batch
+            for i in range(0, len(order), B):
+                windows = [torch.from_numpy(np.load(path)) for path in order[i:i + B]]
+                {"input_ids": torch.stack(windows), "labels": torch.stack([window.clone() for window in windows])}
 
-        def ours() -> None:
-            for i in range(len(order)):
-                rows.row(i)
+        def ours() -> None:  # with documents, positions and where there is a loss, which theirs have not
+            for i in range(0, len(order), B):
+                add_micro_batch(Batch([], 0, 0), rows.rows(range(i, i + B)), CPU)
 
         ratios, rate = [], []
-        for _ in range(options.rounds):
+        for _ in range(max(options.rounds, 5)):
             times = []
             for run in (ours, theirs):
-                begin = time.perf_counter()
+                begin = time.process_time()
                 run()
-                times.append(time.perf_counter() - begin)
+                times.append(time.process_time() - begin)
             ratios.append(times[1] / times[0])
             rate.append(len(order) / times[0])
-        print(f"reading: {statistics.median(rate):,.0f} windows/s, {statistics.median(ratios):.1f}x one file a window (files in the page cache)")
+        print(f"reading: batches of {B}, {statistics.median(rate):,.0f} windows/s of CPU time, {statistics.median(ratios):.1f}x "
+              f"({min(ratios):.1f}-{max(ratios):.1f}) one file a window (files in the page cache)", flush=True)
         peaks = []
         for factor in (1, 10):
             make_stream(folder, 2000 * factor, 1500)
@@ -296,6 +300,9 @@ def positions_row(options: argparse.Namespace) -> None:
                   f"unique token, official windows {official.rows_per_epoch * 2048 / stream.tokens:.2f}")
 
 
+LEAN = {"ours": {}, "bf16-moments": {"moments": "bf16"}, "step-in-backward": {"moments": "bf16", "step_in_backward": True}}
+
+
 def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:
     """Two steps with the large vocabulary; prints the peak in MB. Runs in a process of its own."""
     from mmed.data import Row
@@ -303,8 +310,8 @@ def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:
     vocabulary, T = 92544, options.context
     B = 2048 // T
     data = plain_rows(vocabulary, B, T, 2)
-    if form == "ours":
-        model = Ours(our_model(options.shape, vocabulary, lora, "bf16", None), "bf16", False)
+    if form != "theirs":
+        model = Ours(our_model(options.shape, vocabulary, lora, "bf16", None), "bf16", False, **LEAN[form])
         inputs = [[Row(ids[:-1], ids[1:], np.zeros(T, np.int64), np.arange(T)) for ids in batch] for batch in data]
     else:
         model = Theirs(their_model(options.shape, vocabulary), lora, "bf16", False)
@@ -323,14 +330,13 @@ def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:
 def memory_row(options: argparse.Namespace) -> None:
     for lora in (False, True):
         peaks = {}
-        for form in ("ours", "theirs"):
+        for form in ("theirs", "ours") if lora else ("theirs", *LEAN):
             command = [sys.executable, __file__, "--shape", options.shape, "--context", str(options.context), "--memory_step", f"{form}{'+lora' if lora else ''}"]
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
             peaks[form] = (int(out[0]), int(out[1]))
-            print(f"memory, {'LoRA' if lora else 'full'}, {form:7} peak {out[1]} MB ({out[0]} before the first step), first loss {float(out[2]):.4f}", flush=True)
-        ratio = peaks["theirs"][1] / peaks["ours"][1]
-        above = (peaks["theirs"][1] - peaks["theirs"][0]) / (peaks["ours"][1] - peaks["ours"][0])
-        print(f"  ours needs {ratio:.2f}x less at the peak, {above:.2f}x less above what was there before the first step")
+            print(f"memory, {'LoRA' if lora else 'full'}, {form:16} peak {out[1]} MB ({out[0]} before the first step), first loss {float(out[2]):.4f}"
+                  + ("" if form == "theirs" else f"; {peaks['theirs'][1] / peaks[form][1]:.2f}x less at the peak, "
+                     f"{(peaks['theirs'][1] - peaks['theirs'][0]) / max(1, peaks[form][1] - peaks[form][0]):.2f}x above what was there before"), flush=True)
 
 
 ROWS = ("full-bf16", "full-fp32", "lora", "exam-full", "exam-lora", "reading", "positions", "memory")

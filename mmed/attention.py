@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TILE = 64        # queries at a time: their scores stay in the cache of one core
+TILE = 64        # queries at a time (twice as many in long documents): their scores stay in the cache of one core
+CACHE = 1 << 19  # bytes of a tile's scores: more documents than that are not computed together
 ROUND = 32       # documents whose lengths round up to the same multiple of this are computed together
-KEEP_UP_TO = 1024  # rows up to this length keep their probabilities for the backward pass; longer ones compute them again
+KEEP_UP_TO = 1024  # documents up to this length keep their probabilities for the backward pass; rows with a longer one compute them again
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Tiles:
 
     spans: Tensor | None     # (documents, 3) int64: row, begin, end
     window: int | None       # a query sees itself and the window - 1 keys before it
+    longest: int             # no document is longer
 
 
 def document_spans(documents: Tensor) -> Tensor:
@@ -43,6 +45,15 @@ def document_spans(documents: Tensor) -> Tensor:
     ends = (documents != torch.cat((documents[:, 1:], edge), 1)).nonzero()
     spans = torch.cat((begins, ends[:, 1:] + 1), 1)
     return spans[documents[begins[:, 0], begins[:, 1]] >= 0]
+
+
+def document_tiles(documents: Tensor | None, T: int) -> Tiles:
+    """`Tiles` of rows of T tokens of which `documents` (B, T) tells the borders; None: each row is one."""
+    if documents is None:
+        return Tiles(None, None, T)
+    spans = document_spans(documents)
+    longest = int((spans[:, 2] - spans[:, 1]).amax()) if len(spans) else 1
+    return Tiles(spans, None, min(T, -(-longest // ROUND) * ROUND))
 
 
 # ------------------------------------------------------------------------------------------------------------------- CPU
@@ -65,25 +76,33 @@ def _groups(spans: Tensor | None, T: int) -> Iterator[tuple[int, Tensor | None, 
         yield L, begin[:, None] + torch.minimum(at, n[:, None] - 1), at < n[:, None]
 
 
-def _take(x: Tensor, places: Tensor | None) -> Tensor:
-    """(B, heads, T, E) -> (N, heads, L, E): the documents of a group."""
+def _take(x: Tensor, places: Tensor | None, rows: slice) -> Tensor:
+    """(B, heads, T, E) -> (N, heads, L, E): the documents of a part."""
     if places is None:
-        return x
+        return x[rows]
     return x.transpose(1, 2).flatten(0, 1)[places].transpose(1, 2)
 
 
-def _put(out: Tensor, x: Tensor, places: Tensor, real: Tensor) -> None:
+def _put(out: Tensor, x: Tensor, places: Tensor | None, real: Tensor | None, rows: slice) -> None:
     """The reverse of `_take`: write the real tokens of x (N, heads, L, E) to their places in out (B, T, heads, E)."""
-    out.flatten(0, 1)[places[real]] = x.transpose(1, 2)[real]
+    if places is None:
+        out[rows] = x.transpose(1, 2)
+    else:
+        out.flatten(0, 1)[places[real]] = x.transpose(1, 2)[real].to(out.dtype)
 
 
-def _probabilities(q: Tensor, k: Tensor, window: int | None, scale: float, out: Tensor | None = None) -> Tensor:
-    """softmax of queries (N, G, t, E) against keys (N, S, E) that end with the last query's: (N, G * t, S)."""
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a bT of (N, t, E) and part of the rows of a tensor (N, S, E): bmm by itself would copy such a part element by element."""
+    return torch.bmm(a, b.contiguous().transpose(1, 2))
+
+
+def _probabilities(q: Tensor, k: Tensor, window: int | None, out: Tensor | None = None) -> Tensor:
+    """softmax of scaled queries (N, G, t, E) against keys (N, S, E) that end with the last query's: (N, G * t, S)."""
     N, G, t, _ = q.shape
     S = k.shape[1]
-    scores = torch.bmm(q.reshape(N, G * t, -1), k.transpose(1, 2)).mul_(scale)
+    scores = _product(q.reshape(N, G * t, -1), k)
     view = scores.view(N, G, t, S)
-    view[..., S - t:].masked_fill_(torch.ones(t, t, dtype=torch.bool).triu(1), -torch.inf)
+    view[..., S - t:] += torch.full((t, t), -torch.inf, dtype=q.dtype).triu(1)
     if window is not None:
         age = torch.arange(S - t, S)[:, None] - torch.arange(S)
         view.masked_fill_(age >= window, -torch.inf)
@@ -92,39 +111,50 @@ def _probabilities(q: Tensor, k: Tensor, window: int | None, scale: float, out: 
 
 def _tiles(L: int, window: int | None) -> Iterator[tuple[int, int, int]]:
     """(first query, end of queries and keys, first key) of each tile."""
-    for begin in range(0, L, TILE):
-        yield begin, min(begin + TILE, L), 0 if window is None else max(0, begin - window + 1)
+    for begin in range(0, L, tile_size(L)):
+        yield begin, min(begin + tile_size(L), L), 0 if window is None else max(0, begin - window + 1)
 
 
-def kept_size(B: int, H: int, T: int) -> int:
-    """Elements of the buffer for probabilities: one causal row of T, which no packing of documents into it exceeds by much."""
-    return B * H * sum((end - begin) * end for begin, end, _ in _tiles(T, None)) if T <= KEEP_UP_TO else 0
+def tile_size(L: int) -> int:
+    """Queries of a tile in documents of length L."""
+    return TILE if L < 8 * TILE else 2 * TILE
+
+
+def kept_size(B: int, H: int, T: int, longest: int) -> int:
+    """Elements of the buffer for probabilities: enough for rows full of documents of length `longest`, or none."""
+    return B * H * T * (longest + tile_size(longest)) // 2 if longest <= KEEP_UP_TO else 0
+
+
+def _parts(spans: Tensor | None, B: int, T: int, heads: int, bytes_each: int) -> Iterator[tuple[int, Tensor | None, Tensor | None, slice]]:
+    """What `_groups` gives, in parts whose scores of a tile stay in the cache: (L, places, which are real, rows without spans)."""
+    for L, places, real in _groups(spans, T):
+        n = max(1, CACHE // (heads * min(L, 2 * TILE) * L * bytes_each))
+        count = B if places is None else len(places)
+        for start in range(0, count, n):
+            rows = slice(start, start + n)
+            yield L, None if places is None else places[rows], None if real is None else real[rows], rows
 
 
 @torch.library.custom_op("mmed::document_attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor | None, window: int | None, scale: float) -> tuple[Tensor, Tensor]:
+def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor | None, window: int | None, longest: int,
+               scale: float) -> tuple[Tensor, Tensor]:
     """(what is attended to (B, T, H, E), probabilities of the tiles one after the other)."""
     B, H, T, E = q.shape
     K = k.shape[1]
     out = q.new_empty(B, T, H, E) if spans is None else q.new_zeros(B, T, H, E)
-    kept = q.new_empty(kept_size(B, H, T))
+    kept = q.new_empty(kept_size(B, H, T, longest))
     used = 0
-    for L, places, real in _groups(spans, T):
-        gq = _take(q, places).reshape(-1, H // K, L, E)              # (N K, G, L, E)
-        gk, gv = _take(k, places).reshape(-1, L, E), _take(v, places).reshape(-1, L, E)
-        result = torch.empty_like(gq) if real is not None else None
+    for L, places, real, rows in _parts(spans, B, T, H, q.element_size()):
+        gq = _take(q, places, rows).reshape(-1, H // K, L, E) * scale      # (N K, G, L, E)
+        gk, gv = _take(k, places, rows).reshape(-1, L, E), _take(v, places, rows).reshape(-1, L, E)
+        result = torch.empty_like(gq)
         for begin, end, first in _tiles(L, window):
             size = gq.shape[0] * (H // K) * (end - begin) * (end - first)
             room = kept[used:used + size] if used + size <= kept.numel() else None
             used += size if room is not None else 0
-            p = _probabilities(gq[:, :, begin:end], gk[:, first:end], window, scale, room)
-            piece = torch.bmm(p, gv[:, first:end]).view(-1, H // K, end - begin, E)
-            if result is None:
-                out[:, begin:end] = piece.view(B, H, end - begin, E).transpose(1, 2)
-            else:
-                result[:, :, begin:end] = piece
-        if result is not None:
-            _put(out, result.view(-1, H, L, E), places, real)
+            p = _probabilities(gq[:, :, begin:end], gk[:, first:end], window, room)
+            result[:, :, begin:end] = torch.bmm(p, gv[:, first:end]).view(-1, H // K, end - begin, E)
+        _put(out, result.view(-1, H, L, E), places, real, rows)
     return out, kept
 
 
@@ -136,38 +166,36 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Ten
     K = k.shape[1]
     grads = [x.new_empty(B, T, x.shape[1], E) if spans is None else x.new_zeros(B, T, x.shape[1], E) for x in (q, k, v)]
     used = 0
-    for L, places, real in _groups(spans, T):
-        gq, gd = (_take(x, places).reshape(-1, H // K, L, E) for x in (q, grad.transpose(1, 2)))
-        gk, gv = _take(k, places).reshape(-1, L, E), _take(v, places).reshape(-1, L, E)
+    for L, places, real, rows in _parts(spans, B, T, H, q.element_size()):
+        gq, gd = (_take(x, places, rows).reshape(-1, H // K, L, E) for x in (q, grad.transpose(1, 2)))
+        gq = gq * scale
+        gk, gv = _take(k, places, rows).reshape(-1, L, E), _take(v, places, rows).reshape(-1, L, E)
         if real is not None:  # padding asks nothing of the keys before it
             gd = gd.view(-1, H, L, E).masked_fill(~real[:, None, :, None], 0).view(-1, H // K, L, E)
         dq, dk, dv = torch.empty_like(gq), gk.new_zeros(gk.shape, dtype=torch.float32), gv.new_zeros(gv.shape, dtype=torch.float32)
         for begin, end, first in _tiles(L, window):
-            rows = (H // K) * (end - begin)
-            size = gq.shape[0] * rows * (end - first)
+            wide = (H // K) * (end - begin)
+            size = gq.shape[0] * wide * (end - first)
             if used + size <= kept.numel():
-                p = kept[used:used + size].view(-1, rows, end - first)
+                p = kept[used:used + size].view(-1, wide, end - first)
                 used += size
             else:
-                p = _probabilities(gq[:, :, begin:end], gk[:, first:end], window, scale)
-            tq, td = gq[:, :, begin:end].reshape(-1, rows, E), gd[:, :, begin:end].reshape(-1, rows, E)
+                p = _probabilities(gq[:, :, begin:end], gk[:, first:end], window)
+            tq, td = gq[:, :, begin:end].reshape(-1, wide, E), gd[:, :, begin:end].reshape(-1, wide, E)
             dv[:, first:end] += torch.bmm(p.transpose(1, 2), td)
-            dp = torch.bmm(td, gv[:, first:end].transpose(1, 2))
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(scale)
+            ds = torch._softmax_backward_data(_product(td, gv[:, first:end]), p, -1, p.dtype)  # of the scaled scores
             dq[:, :, begin:end] = torch.bmm(ds, gk[:, first:end]).view(-1, H // K, end - begin, E)
             dk[:, first:end] += torch.bmm(ds.transpose(1, 2), tq)
+        dq *= scale
         for out, x in zip(grads, (dq.view(-1, H, L, E), dk.view(-1, K, L, E), dv.view(-1, K, L, E)), strict=True):
-            if places is None:
-                out.copy_(x.transpose(1, 2))
-            else:
-                _put(out, x.to(out.dtype), places, real)
+            _put(out, x, places, real, rows)
     return grads[0], grads[1], grads[2]
 
 
 @_attention.register_fake
-def _(q, k, v, spans, window, scale):
+def _(q, k, v, spans, window, longest, scale):
     B, H, T, E = q.shape
-    return q.new_empty(B, T, H, E), q.new_empty(kept_size(B, H, T))
+    return q.new_empty(B, T, H, E), q.new_empty(kept_size(B, H, T, longest))
 
 
 @_attention_backward.register_fake
@@ -177,14 +205,14 @@ def _(grad, q, k, v, kept, spans, window, scale):
 
 
 def _setup(ctx, inputs, output):
-    q, k, v, ctx.spans, ctx.window, ctx.scale = inputs
+    q, k, v, ctx.spans, ctx.window, _, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, output[1])
 
 
 def _backward(ctx, grad, _):
     q, k, v, kept = ctx.saved_tensors
     dq, dk, dv = _attention_backward(grad, q, k, v, kept, ctx.spans, ctx.window, ctx.scale)
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None, None
+    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None, None, None
 
 
 _attention.register_autograd(_backward, setup_context=_setup)
@@ -192,7 +220,7 @@ _attention.register_autograd(_backward, setup_context=_setup)
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
     """softmax(q kT * scale) v within documents, on a CPU. q (B, H, T, E), k and v (B, K, T, E) -> (B, T, H, E)."""
-    return _attention(q, k, v, tiles.spans, tiles.window, scale)[0]
+    return _attention(q, k, v, tiles.spans, tiles.window, tiles.longest, scale)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------------- GPU

@@ -9,12 +9,16 @@ Legend: B rows of a micro-batch, T tokens of a row.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmed.config import TrainConfig
 from mmed.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmed.data import Row
 
 
 def read_streams(spec: str, tokenizer, config: TrainConfig, fingerprint: str | None):
@@ -76,56 +80,70 @@ class Batch:
     positions: int      # tokens computed, padding included
 
 
-def micro_batches(rows: list, own: list[list[int | None]], device) -> Batch:
-    """This rank's rows as stacked tensors (micro_batch_size, T), one dict a forward pass."""
+def add_micro_batch(batch: Batch, rows: Row, device) -> None:
+    """`rows` (N, T) as the arguments of one more forward pass."""
     import numpy as np
     import torch
 
-    from mmed.data import IGNORE, empty_row
+    from mmed.data import FIELDS, IGNORE
 
+    arrays = {name: getattr(rows, name) for name in FIELDS}
+    # Which labels count is known here: a GPU would have to be waited for.
+    arrays["supervised"] = np.flatnonzero(rows.labels != IGNORE)
+    batch.targets += len(arrays["supervised"])
+    batch.positions += rows.input_ids.size
+    if not rows.documents.any():  # rows without document borders: plain causal attention
+        arrays["documents"] = None
+    if (rows.positions == np.arange(rows.positions.shape[1])).all():
+        arrays["positions"] = None
+    tensors = {name: None if value is None else torch.from_numpy(value) for name, value in arrays.items()}
+    if device.type == "cuda":
+        tensors = {name: None if value is None else value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
+    batch.micro.append(tensors)
+
+
+def micro_batches(rows: Sequence[Row], own: list[list[int | None]], device, flat: bool = False) -> Batch:
+    """This rank's share of `rows` as tensors, one dict a forward pass: (micro_batch_size, T), or `flat`, end to end (1, T).
+
+    Flat rows have no padding. On a GPU they are not laid so: the mask grows with the square of a row's length while it is made.
+    None in `own` is a row of padding: what a rank computes when the others still have rows left (collectives need all of them).
+    """
+    from mmed.data import WIDTH, end_to_end, stack
+
+    widths = {len(row) for row in rows}
+    T = widths.pop() if len(widths) == 1 else -(-max(widths, default=1) // WIDTH) * WIDTH
     batch = Batch([], 0, 0)
     for group in own:
-        members = [rows[i] if i is not None else None for i in group]
-        T = next((len(r.input_ids) for r in rows if r is not None), 1)
-        members = [m if m is not None else empty_row(T) for m in members]
-        stack = {name: np.stack([getattr(m, name) for m in members]) for name in ("input_ids", "labels", "documents", "positions")}
-        # Which labels count is known here: a GPU would have to be waited for.
-        stack["supervised"] = np.flatnonzero(stack["labels"] != IGNORE)
-        batch.targets += len(stack["supervised"])
-        batch.positions += stack["input_ids"].size
-        if not stack["documents"].any():  # rows without document borders: plain causal attention
-            stack["documents"] = None
-        if (stack["positions"] == np.arange(T)).all():
-            stack["positions"] = None
-        tensors = {name: None if value is None else torch.from_numpy(value) for name, value in stack.items()}
-        if device.type == "cuda":
-            tensors = {name: None if value is None else value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
-        batch.micro.append(tensors)
+        members = [rows[i] for i in group if i is not None]
+        add_micro_batch(batch, end_to_end(members) if flat and device.type == "cpu" else stack(members, len(group), T), device)
     return batch
 
 
 class Batches:
     """Batch k of the run for this rank."""
 
-    def __init__(self, config: TrainConfig, rows, device):
+    def __init__(self, config: TrainConfig, rows, device, flat: bool = False):
         from mmed import distributed
 
-        self.config, self.rows, self.device = config, rows, device
+        self.config, self.rows, self.device, self.flat = config, rows, device, flat  # flat: exam rows end to end
         self.rank, self.world = distributed.rank(), distributed.world_size()
 
     def __call__(self, step: int) -> Batch:
-        from mmed.data import rank_share
+        from mmed.data import Row, joined, rank_share
 
         config = self.config
         if config.task == "pretrain":
             numbers = self.rows.batch(step, config.global_batch_size)
             own = rank_share(len(numbers), self.rank, self.world, config.micro_batch_size)
-            wanted = {i for group in own for i in group if i is not None}
-            rows = [self.rows.row(number) if i in wanted else None for i, number in enumerate(numbers)]
-        else:
-            rows = self.rows.rows(self.rows.batch(step, config.global_batch_size))
-            own = rank_share(len(rows), self.rank, self.world, config.micro_batch_size)
-        return micro_batches(rows, own, self.device)
+            batch = Batch([], 0, 0)
+            for group in own:
+                read = self.rows.rows([numbers[i] for i in group if i is not None])
+                missing = len(group) - len(read)
+                add_micro_batch(batch, joined([read, Row.empty((missing, self.rows.T))]) if missing else read, self.device)
+            return batch
+        rows = self.rows.rows(self.rows.batch(step, config.global_batch_size))
+        own = rank_share(len(rows), self.rank, self.world, config.micro_batch_size)
+        return micro_batches(rows, own, self.device, self.flat)
 
     def ahead(self, first: int, last: int) -> Iterator[Batch]:
         """Batches first..last-1, each made while the one before it is being computed."""

@@ -8,6 +8,7 @@ one block on tensors without memory.
 """
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -61,6 +62,7 @@ def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from mmed.attention import KEEP_UP_TO, Tiles
     from mmed.model import Block
 
     shape, B, T = model.config, config.micro_batch_size, config.sequence_length
@@ -92,6 +94,9 @@ def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
         context = torch.autocast(device.type, torch.bfloat16) if bf16 and world() == 1 else contextlib.nullcontext()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), context:
             shared = model.attention_inputs(x, torch.arange(T, device=device)[None], None)
+            for kind, mask in shared.masks.items():
+                if isinstance(mask, Tiles) and (config.task == "finetune" or config.documents_apart):  # documents may be shorter than rows
+                    shared.masks[kind] = dataclasses.replace(mask, longest=min(T, KEEP_UP_TO))
             block(x, shared)
     return sum(stored.values()), x.numel() * x.element_size()
 
@@ -146,9 +151,10 @@ def memory_parts(model, config: TrainConfig, device) -> dict[str, int]:
     parts["work space"] = (3 if bf16 else 2) * kept  # gradients on their way through a block, casts, holes between: measured on CPU
     rows = min(B * T, ChunkedCrossEntropy.ROWS.get(device.type, 1024))
     hidden = B * T * shape.hidden_size * (2 if bf16 else 4)
-    piece = rows * shape.vocab_size * (4 + 4 + (4 if bf16 else 0))
+    few, words = (ChunkedCrossEntropy.FEW, ChunkedCrossEntropy.WORDS) if device.type == "cpu" else (rows, shape.vocab_size)
+    piece = (rows * (2 if bf16 else 4) + few * (8 if bf16 else 4)) * shape.vocab_size
     if head_trains and bf16:
-        piece += head * 2 * 2  # the matrix in bf16, and a piece's gradient of it
+        piece += head * 2 + words * shape.hidden_size * 6  # the matrix in bf16, and parts of its gradient before they are added up
     parts["loss"] = piece + 2 * hidden
     # The loss's pieces are gone when the backward pass frees the first block's activations and takes room for the last gradients.
     if not config.step_in_backward and ranks == 1:

@@ -11,7 +11,7 @@ A stream NAME is three files, written by `StreamWriter` and read by `TokenStream
 
 Nothing here keeps a position: row i of a run is a function of (seed, i) alone (`PretrainRows.row`, `ExamRows.rows`), so a
 run is resumed by its step number and may go on with another number of ranks. No permutation of the corpus is ever held:
-`shuffled` computes where place i of a shuffled order points.
+`shuffled` computes where place i of a shuffled order points, and the rows of a batch are read with one gather.
 
     python -m mmed.data show RUN STEP    prints what a step trained on (mmed/show.py)
 
@@ -23,7 +23,7 @@ import hashlib
 import itertools
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,8 @@ from mmed.prompts import ExamItem, build_prompt, build_target
 IGNORE = -100  # label of a position that carries no loss
 FORMAT = 1
 CHECKED = 1 << 22  # values looked at together
-WIDTH = 64     # rows of exam items are a multiple of this wide, or sequence_length
+AHEAD = 1024   # rows whose places in the streams are worked out together
+WIDTH = 64     # rows of exam items laid end to end are a multiple of this wide, so that there are few different widths
 
 
 # ------------------------------------------------------------------------------------------------------------- streams
@@ -178,23 +179,39 @@ def mix(*values: int) -> int:
     return state
 
 
-def shuffled(place: int, n: int, key: int) -> int:
-    """Where place `place` of a shuffled order of range(n) points, without the order: a keyed bijection of range(n).
+_GOLDEN, _MIX1, _MIX2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def mix_all(*values: int | np.ndarray) -> np.ndarray:
+    """`mix` of many values at once; integers and arrays (N,) uint64 -> (N,) uint64."""
+    state = np.zeros(1, np.uint64)
+    with np.errstate(over="ignore"):
+        for value in values:
+            state = (state ^ (np.uint64(value & 0xFFFFFFFFFFFFFFFF) if isinstance(value, int) else value)) + _GOLDEN
+            state = (state ^ state >> np.uint64(30)) * _MIX1
+            state = (state ^ state >> np.uint64(27)) * _MIX2
+            state ^= state >> np.uint64(31)
+    return state
+
+
+def shuffled(places: np.ndarray, n: int, key: int) -> np.ndarray:
+    """Where places (N,) of a shuffled order of range(n) point, (N,) int64, without the order: a keyed bijection of range(n).
 
     A four-round Feistel network permutes the next power of four; results beyond n are fed back until one fits.
 
-    >>> sorted(shuffled(i, 10, key=7) for i in range(10)) == list(range(10))
+    >>> sorted(shuffled(np.arange(10), 10, key=7).tolist()) == list(range(10))
     True
     """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = place >> half, place & mask
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    result, beyond = places.astype(np.uint64), np.arange(len(places))
+    while len(beyond):
+        left, right = result[beyond] >> half, result[beyond] & mask
         for turn in range(4):
-            left, right = right, left ^ (mix(key, turn, right) & mask)
-        place = left << half | right
-        if place < n:
-            return place
+            left, right = right, left ^ (mix_all(key, turn, right) & mask)
+        result[beyond] = left << half | right
+        beyond = beyond[result[beyond] >= n]
+    return result.astype(np.int64)
 
 
 class Mixture:
@@ -237,14 +254,56 @@ class Mixture:
 
 # ---------------------------------------------------------------------------------------------------------------- rows
 
+FIELDS = ("input_ids", "labels", "documents", "positions")
+
+
 @dataclass
 class Row:
-    """One training row of at most T tokens: what goes in, what should come out, and which document each token is of."""
+    """One training row of at most T tokens, or several as arrays (N, T): what goes in, what should come out, whose document it is."""
 
     input_ids: np.ndarray   # (T,) int64
     labels: np.ndarray      # (T,) int64: the next token, or IGNORE
     documents: np.ndarray   # (T,) int64: number of the document within the row; -1 is padding
     positions: np.ndarray   # (T,) int64: place in the document (in the row when documents are not kept apart)
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> Row:
+        """Padding alone, which carries no loss."""
+        positions = np.broadcast_to(np.arange(shape[-1]), shape).copy()
+        return cls(np.zeros(shape, np.int64), np.full(shape, IGNORE), np.full(shape, -1), positions)
+
+    def part(self, i: int | slice | np.ndarray) -> Row:
+        return Row(*(getattr(self, name)[i] for name in FIELDS))
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def stack(rows: Sequence[Row], count: int, T: int) -> Row:
+    """Rows of at most T tokens as one, its arrays (count, T); what is not filled is padding."""
+    result = Row.empty((count, T))
+    for i, row in enumerate(rows):
+        for name in FIELDS:
+            getattr(result, name)[i, :len(row)] = getattr(row, name)
+    return result
+
+
+def joined(parts: Sequence[Row]) -> Row:
+    """Arrays (N, T) one below the other."""
+    return Row(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
+
+
+def end_to_end(rows: Sequence[Row]) -> Row:
+    """Rows of any width as one long row, its arrays (1, T), T a multiple of WIDTH: for models that attend by document."""
+    total = sum(len(row) for row in rows)
+    result, at, documents = Row.empty((1, max(1, -(-total // WIDTH)) * WIDTH)), 0, 0
+    for row in rows:
+        here = slice(at, at + len(row))
+        for name in FIELDS:
+            getattr(result, name)[0, here] = getattr(row, name)
+        result.documents[0, here] += documents
+        at, documents = here.stop, documents + 1 + int(row.documents.max())
+    return result
 
 
 class PretrainRows:
@@ -264,7 +323,9 @@ class PretrainRows:
         self.official_ends = [np.cumsum(self._official_counts(s)) for s in streams] if windows == "official" else []
         self.sizes = [self._size(s) for s in range(len(streams))]
         self.mixture = Mixture(weights, seed) if weights is not None and len(streams) > 1 else None
+        self.bounds = np.cumsum(self.sizes)  # where each stream's windows end, counted through all streams
         self.rows_per_epoch = sum(self.sizes)
+        self.block: tuple[int, np.ndarray] = (-1, np.zeros((2, 0), np.int64))  # number of the last AHEAD rows located, and where they are
 
     def _official_counts(self, stream: TokenStream) -> np.ndarray:
         lengths = np.diff(np.asarray(stream.ends, dtype=np.int64), prepend=0)
@@ -275,44 +336,79 @@ class PretrainRows:
             return int(self.official_ends[s][-1])
         return max(1, -(-(self.streams[s].tokens - 1) // self.T))
 
-    def locate(self, i: int) -> tuple[int, int]:
-        """(stream, window) of row i of the run; epochs follow one another, each in an order of its own."""
+    def locate(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """(streams, windows), each (N,), of rows of the run; epochs follow one another, each in an order of its own."""
+        rows = np.asarray(numbers, dtype=np.int64)
+        found = np.empty((2, len(rows)), np.int64)
+        for block in np.unique(rows // AHEAD).tolist():
+            if block != self.block[0]:  # one batch after the other: most find their block here
+                self.block = block, self._locate(np.arange(block * AHEAD, (block + 1) * AHEAD))
+            here = rows // AHEAD == block
+            found[:, here] = self.block[1][:, rows[here] % AHEAD]
+        return found[0], found[1]
+
+    def _locate(self, rows: np.ndarray) -> np.ndarray:
+        """(2, N): stream and window of each row."""
         if self.mixture is None:
-            epoch, place = divmod(i, self.rows_per_epoch)
-            window = shuffled(place, self.rows_per_epoch, mix(self.seed, epoch))
-            for stream, size in enumerate(self.sizes):
-                if window < size:
-                    return stream, window
-                window -= size
-        stream, count = self.mixture(i)
-        epoch, place = divmod(count, self.sizes[stream])
-        return stream, shuffled(place, self.sizes[stream], mix(self.seed, stream, epoch))
+            epochs, places = rows // self.rows_per_epoch, rows % self.rows_per_epoch
+            for epoch in np.unique(epochs).tolist():
+                now = epochs == epoch
+                places[now] = shuffled(places[now], self.rows_per_epoch, mix(self.seed, epoch))
+            streams = np.searchsorted(self.bounds, places, side="right")
+            return np.stack((streams, places - np.concatenate(([0], self.bounds))[streams]))
+        streams, counts = np.array([self.mixture(i) for i in rows.tolist()], dtype=np.int64).T
+        windows = np.empty_like(counts)
+        for s in np.unique(streams).tolist():
+            epochs, places = counts // self.sizes[s], counts % self.sizes[s]
+            for epoch in np.unique(epochs[streams == s]).tolist():
+                now = (streams == s) & (epochs == epoch)
+                windows[now] = shuffled(places[now], self.sizes[s], mix(self.seed, s, epoch))
+        return np.stack((streams, windows))
 
     def row(self, i: int) -> Row:
-        stream, window = self.locate(i)
-        return self._official(stream, window) if self.windows == "official" else self.packed(stream, window)
+        return self.rows([i]).part(0)
 
-    def packed(self, s: int, window: int) -> Row:
-        """Window number `window` of stream s: T tokens and the one after each; the last window ends with the stream."""
-        stream, T = self.streams[s], self.T
-        start = max(0, min(window * T, stream.tokens - 1 - T))
-        ids = stream.ids[start:start + T + 1].astype(np.int64)
-        n = len(ids) - 1
-        # Documents that begin in this row: ends[d] is also where document d + 1 begins.
-        first = int(np.searchsorted(stream.ends, start, side="right"))
-        last = int(np.searchsorted(stream.ends, start + n, side="right"))
-        begins = np.asarray(stream.ends[first:last], dtype=np.int64) - start        # places in 1..n
-        row = Row(np.zeros(T, np.int64), np.full(T, IGNORE), np.full(T, -1), np.arange(T))
-        row.input_ids[:n], row.labels[:n] = ids[:-1], ids[1:]
-        row.documents[:n] = 0
-        if self.apart:
-            inside = begins[begins < n]
-            np.add.at(row.documents, inside, 1)
-            row.documents[:n] = np.cumsum(row.documents[:n])
-            bounds = np.concatenate(([0], inside))
-            row.positions[:n] = np.arange(n) - bounds[row.documents[:n]]
-            row.labels[begins - 1] = IGNORE  # EOS does not foretell the next document
-        return row
+    def rows(self, numbers: Sequence[int]) -> Row:
+        """Rows of the run as one, its arrays (N, T)."""
+        if not len(numbers):
+            return Row.empty((0, self.T))
+        streams, windows = self.locate(numbers)
+        if self.windows == "official":
+            return stack([self._official(s, w) for s, w in zip(streams.tolist(), windows.tolist())], len(windows), self.T)
+        if (streams == streams[0]).all():
+            return self.packed(int(streams[0]), windows)
+        parts, order = [], []
+        for s in np.unique(streams).tolist():
+            order.append(np.flatnonzero(streams == s))
+            parts.append(self.packed(s, windows[order[-1]]))
+        back = np.argsort(np.concatenate(order))
+        return joined(parts).part(back)
+
+    def packed(self, s: int, windows: Sequence[int]) -> Row:
+        """Windows (N,) of stream s: T tokens and the one after each; the last window ends with the stream. Arrays (N, T)."""
+        stream, T, N = self.streams[s], self.T, len(windows)
+        n = min(T, stream.tokens - 1)  # less than T: the stream is shorter than a row
+        starts = np.clip(np.asarray(windows, dtype=np.int64) * T, 0, max(0, stream.tokens - 1 - T))
+        ids = np.lib.stride_tricks.sliding_window_view(stream.ids, n + 1)[starts].astype(np.int64)
+        row = Row(ids[:, :-1], ids[:, 1:].copy(), np.zeros((N, n), np.int64), np.broadcast_to(np.arange(n), (N, n)))
+        if not self.apart:
+            return row if n == T else stack([row.part(i) for i in range(N)], N, T)
+        # Documents that begin in these rows: ends[d] is also where document d + 1 begins. (uint64: else the whole file is converted.)
+        first = np.searchsorted(stream.ends, starts.astype(np.uint64), side="right")
+        count = np.searchsorted(stream.ends, (starts + n).astype(np.uint64), side="right") - first
+        where = np.repeat(np.arange(N), count)                                             # the row of each border
+        number = np.arange(len(where)) - np.repeat(np.cumsum(count) - count, count)        # 0, 1, ... in its row
+        begins = stream.ends[first[where] + number].astype(np.int64) - starts[where]       # places in 1..n
+        row.labels[where, begins - 1] = IGNORE  # EOS does not foretell the next document
+        # The pieces of documents in these rows, one after the other: each row begins one, and so does each border.
+        at_row, at_border = np.arange(N) + np.cumsum(count) - count, np.arange(len(where)) + where + 1
+        edges, numbers = np.empty(N + len(where) + 1, np.int64), np.zeros(N + len(where), np.int64)
+        edges[at_row], edges[at_border], edges[-1] = np.arange(N) * n, where * n + begins, N * n
+        numbers[at_border] = number + 1
+        lengths = np.diff(edges)
+        row.documents = np.repeat(numbers, lengths).reshape(N, n)
+        row.positions = (np.arange(N * n) - np.repeat(edges[:-1], lengths)).reshape(N, n)
+        return row if n == T else stack([row.part(i) for i in range(N)], N, T)
 
     def _official(self, s: int, window: int) -> Row:
         stream, T = self.streams[s], self.T
@@ -375,16 +471,14 @@ class ExamRows:
 
     def batch(self, step: int, size: int) -> list[Example]:
         """The examples of global batch `step`; an epoch's last batch runs over into the next epoch's order."""
-        n, chosen = len(self.examples), []
-        for i in range(step * size, (step + 1) * size):
-            epoch, place = divmod(i, n)
-            chosen.append(self.examples[shuffled(place, n, mix(self.seed, epoch))])
-        return chosen
+        n, numbers = len(self.examples), np.arange(step * size, (step + 1) * size)
+        return [self.examples[place] for epoch in np.unique(numbers // n).tolist()
+                for place in shuffled(numbers[numbers // n == epoch] % n, n, mix(self.seed, epoch)).tolist()]
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Lay examples into as few rows of at most T as first-fit-decreasing finds, all as narrow as that number allows:
+        """Lay examples into as few rows of at most T as first-fit-decreasing finds, all as narrow as that number allows.
 
-        documents kept apart, positions from 0 in each, and next to no padding whatever the batch.
+        Documents are kept apart, positions are from 0 in each, and a row is as wide as what it holds.
         """
         ordered = sorted(examples, key=lambda e: -len(e.ids))  # a stable sort: equal lengths keep their order
         needs = [len(example.ids) - 1 for example in ordered]
@@ -394,7 +488,7 @@ class ExamRows:
             for width in (*range(-(-narrowest // WIDTH) * WIDTH, self.T, WIDTH), self.T):
                 places = first_fit(needs, width, count)
                 if places is not None:
-                    return [pack([e for e, place in zip(ordered, places) if place == row], width) for row in range(max(places) + 1)]
+                    return [pack([e for e, place in zip(ordered, places) if place == row]) for row in range(max(places) + 1)]
             count += 1
 
 
@@ -414,16 +508,16 @@ def first_fit(needs: Sequence[int], width: int, count: int) -> list[int] | None:
     return places
 
 
-def pack(examples: Iterable[Example], T: int) -> Row:
+def pack(examples: Sequence[Example]) -> Row:
     """One row of several examples.
 
         ids        <s> Q Q Q R R </s>  <s> Q R R </s>
-        input      <s> Q Q Q R R       <s> Q R R        · · ·
-        labels      ·  · · R R </s>     ·  R R </s>     · · ·      (· = IGNORE)
-        documents   0  0 0 0 0 0        1  1 1 1       -1 -1 -1
+        input      <s> Q Q Q R R       <s> Q R R
+        labels      ·  · · R R </s>     ·  R R </s>      (· = IGNORE)
+        documents   0  0 0 0 0 0        1  1 1 1
         positions   0  1 2 3 4 5        0  1 2 3
     """
-    row = Row(np.zeros(T, np.int64), np.full(T, IGNORE), np.full(T, -1), np.zeros(T, np.int64))
+    row = Row.empty((sum(len(example.ids) - 1 for example in examples),))
     at = 0
     for number, example in enumerate(examples):
         ids = np.asarray(example.ids, dtype=np.int64)
@@ -434,11 +528,6 @@ def pack(examples: Iterable[Example], T: int) -> Row:
         row.positions[at:at + n] = np.arange(n)
         at += n
     return row
-
-
-def empty_row(T: int) -> Row:
-    """A row without loss: what a rank computes when the others still have rows left (collectives need all of them)."""
-    return Row(np.zeros(T, np.int64), np.full(T, IGNORE), np.full(T, -1), np.zeros(T, np.int64))
 
 
 def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int | None]]:

@@ -20,7 +20,7 @@ def held_out(config: TrainConfig, tokenizer) -> dict[str, list]:
         rows = make_rows(config, config.validation, tokenizer)
         result: dict[str, list] = {}
         for s, stream in enumerate(rows.streams):
-            result.setdefault(stream.language, []).extend(rows.packed(s, w) for w in range(min(EVAL_ROWS, max(1, rows.sizes[s]))))
+            result.setdefault(stream.language, []).extend(rows.packed(s, [w]).part(0) for w in range(min(EVAL_ROWS, rows.sizes[s])))
         return result
     items = read_benchmark(config.validation)
     result = {}
@@ -46,7 +46,7 @@ def held_out_loss(model, sets: dict[str, list], config: TrainConfig, device, aut
         for name, rows in sets.items():
             total = 0.0
             own = rank_share(len(rows), distributed.rank(), distributed.world_size(), config.micro_batch_size)
-            batch = micro_batches(rows, own, device)
+            batch = micro_batches(rows, own, device, config.task == "finetune" and model.config.by_document)
             count = float(batch.targets)
             for micro in batch.micro:
                 if stop():

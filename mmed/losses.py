@@ -27,10 +27,26 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap
     if supervised is None:
         supervised = (labels != IGNORE).nonzero().squeeze(1)
     if len(supervised) != len(labels):
-        hidden, labels = hidden[supervised], labels[supervised]
+        hidden, labels = hidden.index_select(0, supervised), labels[supervised]
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     return ChunkedCrossEntropy.apply(hidden, weight, labels, softcap)
+
+
+def cross_entropies(logits: Tensor, target: Tensor, softcap: float | None, gradient: bool) -> Tensor:
+    """Cross-entropies (rows, 1) in fp32 of logits (rows, V) against target (rows, 1); with `gradient` the logits become softmax - onehot."""
+    wide = logits.float()
+    if softcap is not None:
+        wide = torch.tanh(wide / softcap) * softcap
+    p = wide.softmax(-1)
+    # log of the norm by way of the largest: one quick pass over each where logsumexp takes several
+    losses = wide.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() - wide.gather(1, target)
+    if gradient:
+        p.scatter_(1, target, torch.expm1(-losses))
+        if softcap is not None:
+            p *= 1 - (wide / softcap) ** 2
+        logits.copy_(p)
+    return losses
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -41,6 +57,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     ROWS = {"cpu": 256, "cuda": 2048}  # rows at a time: what stays in a CPU's cache; what fills a GPU
+    FEW, WORDS = 32, 1024              # on a CPU: rows of a softmax, and words of the matrix's gradient, at a time
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None) -> Tensor:
@@ -50,32 +67,22 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         # One fp32 buffer for the sum over pieces: in bf16 the small contributions of late ones would round away.
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
         rows = ChunkedCrossEntropy.ROWS.get(hidden.device.type, 1024)
+        few, words = (ChunkedCrossEntropy.FEW, ChunkedCrossEntropy.WORDS) if hidden.device.type == "cpu" else (rows, len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(hidden.dtype)
             for start in range(0, len(labels), rows):
                 part, target = hidden[start:start + rows], labels[start:start + rows, None]
-                logits = (part @ matrix.t()).float()                                     # (rows, V)
-                if softcap is not None:
-                    logits = torch.tanh(logits / softcap) * softcap
-                p = logits.softmax(-1)
-                # log of the norm by way of the largest: one quick pass over each where logsumexp takes several
-                log_norm = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
-                losses = log_norm - logits.gather(1, target)
-                total += losses.sum()
-                if not (needs_hidden or needs_weight):
-                    continue
-                p.scatter_(1, target, torch.expm1(-losses))                               # softmax - onehot
-                if softcap is not None:
-                    p *= 1 - (logits / softcap) ** 2
-                del logits
-                p = p.to(hidden.dtype)
+                logits = part @ matrix.t()                                                # (rows, V), soon their gradient
+                total += torch.cat([cross_entropies(*pair, softcap, needs_hidden or needs_weight)
+                                    for pair in zip(logits.split(few), target.split(few))]).sum()
                 if needs_hidden:
-                    torch.mm(p, matrix, out=grad_hidden[start:start + rows])
+                    torch.mm(logits, matrix, out=grad_hidden[start:start + rows])
                 if needs_weight:
                     if hidden.dtype == torch.float32:
-                        grad_weight.addmm_(p.t(), part)
+                        grad_weight.addmm_(logits.t(), part)
                     else:
-                        grad_weight += p.t() @ part
+                        for sums, columns in zip(grad_weight.split(words), logits.split(words, dim=1)):
+                            sums += columns.t() @ part
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype, ctx.spent = weight.dtype, False
         return total

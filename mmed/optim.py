@@ -16,7 +16,8 @@ from mmed.config import TrainConfig
 from mmed.errors import UsageError
 
 BETA1, EPSILON = 0.9, 1e-8
-PIECE = 1 << 24  # elements that LeanAdamW updates at a time: its fp32 temporaries are of one piece
+PIECE = 1 << 24      # elements that LeanAdamW updates at a time: its fp32 temporaries are of one piece
+CPU_PIECE = 1 << 20  # and on a CPU, where that is also quicker: they stay in its cache
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -111,8 +112,9 @@ class LeanAdamW(torch.optim.Optimizer):
         generator = None
         if self.dtype == torch.bfloat16:
             generator = torch.Generator(device).manual_seed((self.seed * 1_000_003 + t) * 100_003 + number)
-        for begin in range(0, len(local[0]), PIECE):
-            pieces = [x[begin:begin + PIECE] for x in local]
+        size = min(PIECE, CPU_PIECE) if device.type == "cpu" else PIECE
+        for begin in range(0, len(local[0]), size):
+            pieces = [x[begin:begin + size] for x in local]
             noise = torch.randint(-2 ** 31, 2 ** 31, pieces[0].shape, dtype=torch.int32, device=device, generator=generator) if generator else None
             self.kernel(*pieces, noise, facts, group["weight_decay"], self.beta2)
 

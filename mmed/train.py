@@ -222,7 +222,7 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
 
     use_autocast = config.precision == "bf16" and world == 1
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)) if use_autocast else contextlib.nullcontext
-    batches, saver = Batches(config, rows, device), Saver(out, facts, lock, config, first)
+    batches, saver = Batches(config, rows, device, shape.by_document), Saver(out, facts, lock, config, first)
     stop.join()
     profile = Profile(config.profile if main else 0, out, device)
     done, halted, pending = first, False, None

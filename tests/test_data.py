@@ -1,6 +1,8 @@
 """Token streams, the order of data, windows, and the label mask of exam rows."""
 import hashlib
 import json
+import random
+import time
 
 import numpy as np
 import pytest
@@ -127,7 +129,7 @@ def test_an_id_outside_the_vocabulary_is_never_written(tmp_path):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 100, 1000])
 def test_shuffled_is_a_bijection_that_depends_on_the_key(n):
-    orders = [[shuffled(i, n, mix(key)) for i in range(n)] for key in (1, 2)]
+    orders = [shuffled(np.arange(n), n, mix(key)).tolist() for key in (1, 2)]
     assert all(sorted(order) == list(range(n)) for order in orders)
     if n > 15:
         assert orders[0] != orders[1] != list(range(n))
@@ -140,7 +142,7 @@ def test_packed_rows_train_every_token_once_an_epoch(tmp_path):
     rows = PretrainRows([stream], T, seed=5, apart=False)
     seen = np.zeros(stream.tokens, dtype=int)
     for i in range(rows.rows_per_epoch):
-        _, window = rows.locate(i)
+        window = int(rows.locate([i])[1][0])
         start = max(0, min(window * T, stream.tokens - 1 - T))
         row = rows.row(i)
         assert row.input_ids.tolist() == stream.ids[start:start + T].tolist() and row.labels.tolist() == stream.ids[start + 1:start + T + 1].tolist()
@@ -151,15 +153,76 @@ def test_packed_rows_train_every_token_once_an_epoch(tmp_path):
 def test_each_epoch_holds_every_window_once_in_an_order_of_its_own(tmp_path):
     rows = PretrainRows([write(tmp_path / "s", random_documents(3)), write(tmp_path / "t", random_documents(4))], 16, seed=5)
     n = rows.rows_per_epoch
-    epochs = [[rows.locate(epoch * n + i) for i in range(n)] for epoch in range(3)]
+    epochs = [list(zip(*(x.tolist() for x in rows.locate(range(epoch * n, epoch * n + n))))) for epoch in range(3)]
     assert n > 20 and all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == n for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def one_shuffled(place, n, key):
+    """The oracle: the same order, one place at a time, in Python's integers."""
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = place >> half, place & mask
+        for turn in range(4):
+            left, right = right, left ^ (mix(key, turn, right) & mask)
+        place = left << half | right
+        if place < n:
+            return place
+
+
+def one_row(rows, i):
+    """The oracle: row i by itself, document by document."""
+    if rows.mixture is None:
+        epoch, place = divmod(i, rows.rows_per_epoch)
+        s, window = 0, one_shuffled(place, rows.rows_per_epoch, mix(rows.seed, epoch))
+        while window >= rows.sizes[s]:
+            window -= rows.sizes[s]
+            s += 1
+    else:
+        s, count = rows.mixture(i)
+        epoch, place = divmod(count, rows.sizes[s])
+        window = one_shuffled(place, rows.sizes[s], mix(rows.seed, s, epoch))
+    stream, T = rows.streams[s], rows.T
+    start = max(0, min(window * T, stream.tokens - 1 - T))
+    ids = stream.ids[start:start + T + 1].tolist()
+    n, borders = len(ids) - 1, {int(end) - start for end in stream.ends}
+    documents, positions, labels = [-1] * T, list(range(T)), ids[1:] + [IGNORE] * (T - n)
+    number = place = 0
+    for t in range(n):
+        if t in borders and rows.apart and t:
+            number, place = number + 1, 0
+        documents[t] = number
+        positions[t] = place if rows.apart else t
+        place += 1
+        if rows.apart and t + 1 in borders:
+            labels[t] = IGNORE
+    return ids[:-1] + [0] * (T - n), labels, documents, positions
+
+
+def test_rows_read_together_are_the_rows_one_by_one(tmp_path):
+    seed = int(time.time())
+    rng = random.Random(seed)
+    for n in [1, 2, 3, 1000, 10 ** 9 + 7, rng.randrange(1, 2 ** 45)]:
+        places, key = [rng.randrange(n) for _ in range(20)], rng.randrange(2 ** 64)
+        assert shuffled(np.array(places), n, key).tolist() == [one_shuffled(place, n, key) for place in places], (n, key)
+    for case in range(12):
+        streams = [write(tmp_path / f"{case}-{s}", random_documents(seed + case * 10 + s, rng.randint(1, 40), rng.choice([3, 30, 90])))
+                   if rng.random() < 0.9 else write(tmp_path / f"{case}-{s}", [[5, 6, 7, 2]]) for s in range(rng.randint(1, 4))]
+        weights = [rng.uniform(0.1, 3) for _ in streams] if rng.random() < 0.4 else None
+        rows = PretrainRows(streams, rng.choice([1, 2, 8, 33, 64]), seed + case, weights=weights, apart=rng.random() < 0.8)
+        numbers = [rng.randrange(3 * rows.rows_per_epoch + 1) for _ in range(rng.randint(1, 40))]
+        together = rows.rows(numbers)
+        for place, i in enumerate(numbers):
+            row = together.part(place)
+            got = tuple(getattr(row, name).tolist() for name in ("input_ids", "labels", "documents", "positions"))
+            assert got == one_row(rows, i), (seed, case, i)
 
 
 def test_documents_kept_apart_have_own_numbers_positions_and_no_loss_across_the_border(tmp_path):
     documents = [[5, 6, 7, 2], [8, 2], [9, 10, 11, 12, 2]]
     stream = write(tmp_path / "s", documents)
-    row = PretrainRows([stream], 8, seed=0).packed(0, 0)
+    row = PretrainRows([stream], 8, seed=0).packed(0, [0]).part(0)
     assert row.input_ids.tolist() == [5, 6, 7, 2, 8, 2, 9, 10]
     assert row.labels.tolist() == [6, 7, 2, IGNORE, 2, IGNORE, 10, 11]
     assert row.documents.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
@@ -174,7 +237,7 @@ def test_every_border_inside_random_rows_is_marked(tmp_path, seed):
     rows = PretrainRows([stream], 32, seed=1)
     for window in range(rows.sizes[0]):
         start = max(0, min(window * 32, stream.tokens - 1 - 32))
-        row, own = rows.packed(0, window), owner[start:start + 33]
+        row, own = rows.packed(0, [window]).part(0), owner[start:start + 33]
         assert (row.documents == own[:-1] - own[0]).all()
         assert ((row.labels == IGNORE) == (own[1:] != own[:-1])).all()
         assert (row.positions == [(own[:t] == own[t]).sum() for t in range(32)]).all()
@@ -245,7 +308,7 @@ def item(n=0, rationale="Because."):
 @pytest.mark.parametrize("rationale", [True, False])
 def test_prompt_tokens_carry_no_loss_and_the_target_and_its_eos_do(rationale):
     example, cut = encode_example(item(), Bytes(), 2000, rationale=rationale, style="clean")
-    row = pack([example], 2000)
+    row = pack([example])
     supervised = row.labels[row.labels != IGNORE].tolist()
     assert not cut and supervised == Bytes().encode(build_target(item(), rationale), eos=True)
     assert Bytes().decode(row.input_ids[:example.prompt_length].tolist()) == build_prompt(item(), rationale)

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 
 from mmed import budget
 from mmed.attention import KEEP_UP_TO, TILE, Tiles, block_mask, document_attention, document_spans
+from mmed.batches import micro_batches
 from mmed.config import SHAPES, TrainConfig
+from mmed.data import Example, pack
 from mmed.losses import IGNORE, summed_cross_entropy
-from mmed.model import ModelConfig, Transformer
+from mmed.model import Linear, ModelConfig, Transformer
 from mmed.optim import LeanAdamW, make_optimizer, stochastic_bf16, update
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +62,7 @@ def test_attention_by_document_and_its_gradients_equal_a_masked_softmax(seed, mo
         monkeypatch.setattr("mmed.attention.KEEP_UP_TO", 0)  # as for long rows: probabilities are computed again
     q, k, v = (torch.randn(B, T, heads, E, dtype=torch.float64).transpose(1, 2).requires_grad_() for heads in (K * G, K, K))
     spans = document_spans(documents) if documents is not None else None
-    out = document_attention(q, k, v, Tiles(spans, window), 0.3)
+    out = document_attention(q, k, v, Tiles(spans, window, T), 0.3)
     expected = dense(q, k, v, documents, window, 0.3)
     real = (documents >= 0)[..., None, None] if documents is not None else torch.ones(B, T, 1, 1, dtype=torch.bool)
     case = f"B {B} K {K} G {G} T {T} window {window} documents {documents}"
@@ -80,7 +82,7 @@ def test_the_gpu_mask_says_what_the_cpu_spans_say():
     for window in (None, 50):
         mask = block_mask(documents, window, 256, torch.device("cpu"))
         theirs = flex_attention(q, k, v, block_mask=mask, scale=0.3, enable_gqa=True).transpose(1, 2)
-        ours = document_attention(q, k, v, Tiles(document_spans(documents), window), 0.3)
+        ours = document_attention(q, k, v, Tiles(document_spans(documents), window, 256), 0.3)
         real = (documents >= 0)[..., None, None]
         assert torch.allclose(theirs * real, ours * real, atol=1e-5)
 
@@ -99,6 +101,18 @@ def test_a_compiled_block_gives_the_gradients_of_an_eager_one():
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
 
 
+def test_the_quicker_linear_layer_has_the_gradients_of_the_plain_one(monkeypatch):
+    torch.manual_seed(int(time.time()))
+    layer, x = Linear(24, 40), torch.randn(2, 9, 24, requires_grad=True)
+    grad, found = torch.randn(2, 9, 40), []
+    for smallest in (1, 1000):
+        monkeypatch.setattr(Linear, "ONEDNN_FROM", smallest)
+        y = layer(x)
+        assert ("onednn" in y.grad_fn.name()) == (smallest == 1 and torch.backends.mkldnn.is_available())
+        found.append((y, *torch.autograd.grad(y, (x, layer.weight, layer.bias), grad)))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_loss_in_pieces_is_exact_also_for_sure_and_hopeless_rows(frozen):
     torch.manual_seed(int(time.time()))
@@ -113,6 +127,23 @@ def test_the_loss_in_pieces_is_exact_also_for_sure_and_hopeless_rows(frozen):
     assert abs(float(loss - exact)) <= 1e-6 * float(exact)
     for a, b in zip(own, torch.autograd.grad(exact / 100, wanted), strict=True):
         assert float((a - b).norm()) <= 2e-6 * float(b.norm())
+
+
+def test_exam_rows_end_to_end_give_the_loss_and_gradients_of_padded_ones(monkeypatch):
+    """And that the last MLP leaves out what carries no loss changes neither."""
+    rng = random.Random(int(time.time()))
+    rows = [pack([Example("k", [rng.randrange(97) for _ in range(n)], rng.randint(1, n - 1)) for n in lengths])
+            for lengths in ([5, 40, 9], [70], [2, 33])]
+    model = Transformer(ModelConfig(vocab_size=97, **{**SHAPES["tiny"], "num_hidden_layers": 2})).init_weights(0).train()
+    found = []
+    for flat, narrow in ((False, 0), (True, 0), (True, 1), (False, 1)):
+        monkeypatch.setattr("mmed.model.NARROW", narrow)
+        batch = micro_batches(rows, [[0, 1, 2]], torch.device("cpu"), flat)
+        loss = model(**batch.micro[0])
+        found.append((batch.targets, loss.detach(), *torch.autograd.grad(loss / batch.targets, list(model.parameters()))))
+        assert batch.positions == (192 if flat else 3 * 128)  # 154 tokens
+    for other in found[1:]:
+        assert other[0] == found[0][0] and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found[0][1:], other[1:], strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------- optimizer
@@ -256,8 +287,10 @@ BYTES = """
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from mmed import distributed
+from mmed.batches import micro_batches
 from mmed.config import SHAPES, TrainConfig
-from mmed.model import ModelConfig, Transformer
+from mmed.data import Example, pack
+from mmed.model import Linear, ModelConfig, Transformer
 from mmed.train import forward_backward
 from mmed.batches import Batch
 distributed.start()

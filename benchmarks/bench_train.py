@@ -11,8 +11,8 @@ Rows
                            all positions. Counted are useful (not padding) tokens
     reading                windows/s of 2,048 tokens, in batches as tensors, against one .npy file a window; memory for a stream ten times as long
     positions              trained positions per unique token of our rows and of the official windows, by document length
-    memory                 peak of a step with 92,544 words and 2,048 tokens, full and LoRA, in processes of their own; then full with
-                           moments in bf16, and with the optimizer's step in the backward pass besides
+    memory                 peak of a step with 92,544 words and 2,048 tokens, full and LoRA, in processes of their own; full also with
+                           every second block computed again, with moments in bf16, and with the step in the backward pass besides
 
 Every row trains all forms on the same batches first and shows that the losses agree; a row where they do not is not timed.
 What is compared is CPU time of this process (wall time is printed beside it), medians over rounds and the median paired ratio.
@@ -69,7 +69,9 @@ class Ours:
 
     def __init__(self, model: Transformer, precision: str, compiled: bool, **lean):
         self.model, self.precision, self.flat = model, precision, False  # flat: exam rows end to end
-        self.optimizer = make_optimizer(model, TrainConfig(learning_rate=1e-3, weight_decay=0.0, **lean))
+        config = TrainConfig(learning_rate=1e-3, weight_decay=0.0, **lean)
+        self.optimizer = make_optimizer(model, config)
+        model.activation_checkpointing = {"no": 0, "half": 2}[config.activation_checkpointing]
         if compiled:
             for block in model.layers:
                 block.compile()
@@ -300,7 +302,9 @@ def positions_row(options: argparse.Namespace) -> None:
                   f"unique token, official windows {official.rows_per_epoch * 2048 / stream.tokens:.2f}")
 
 
-LEAN = {"ours": {}, "bf16-moments": {"moments": "bf16"}, "step-in-backward": {"moments": "bf16", "step_in_backward": True}}
+# forms of the memory row: options of their own
+LEAN = {"ours": {}, "half-again": {"activation_checkpointing": "half"}, "bf16-moments": {"moments": "bf16"},
+        "step-in-backward": {"moments": "bf16", "step_in_backward": True}}
 
 
 def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:

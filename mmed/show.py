@@ -23,7 +23,7 @@ from mmed.files import read_json
 
 def documents_of(rows: PretrainRows, i: int) -> tuple[str, int, int]:
     """(stream, first document, last document) of row i, documents counted from 0 in their stream."""
-    s, window = rows.locate(i)
+    s, window = (int(found[0]) for found in rows.locate([i]))
     stream = rows.streams[s]
     if rows.windows == "official":
         document = int(np.searchsorted(rows.official_ends[s], window, side="right"))
@@ -124,7 +124,7 @@ def show(run: Path, step: int, wanted: str = "") -> None:
 
     for number in chosen(wanted, len(batch)):
         print(f"example {number}, item {batch[number].key}")
-        print("\n".join(lines_of(pack([batch[number]], len(batch[number].ids) - 1), [""], tokenizer)))
+        print("\n".join(lines_of(pack([batch[number]]), [""], tokenizer)))
 
 
 def main() -> int:

@@ -11,3 +11,4 @@ join two neighbours whenever their union is a piece. If several pairs could be j
 
 def encode(word: str, rank: dict[str, int]) -> list[str]:
     """The pieces of `word`. `rank`: piece -> its place in the order of training; characters need no rank."""
+    ...

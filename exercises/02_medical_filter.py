@@ -16,3 +16,4 @@ Of a word that begins with a stem only the stem's own letters lie in the term.
 
 def medical_numbers(text: str, terms: list[str]) -> tuple[int, float]:
     """(MKC, DENS) of `text`; DENS of a text without letters is 0. No term is the beginning of another."""
+    ...

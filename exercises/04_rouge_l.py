@@ -16,3 +16,4 @@ All three are 0 if nothing is shared.
 
 def rouge_l(candidate: list[str], reference: list[str]) -> tuple[float, float, float]:
     """(precision, recall, f1)"""
+    ...

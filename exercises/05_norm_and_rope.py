@@ -17,7 +17,9 @@ from torch import Tensor
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D,) -> (..., D)"""
+    ...
 
 
 def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     """x (T, E), positions (T,) -> (T, E)"""
+    ...

@@ -18,3 +18,4 @@ from torch import Tensor
 
 def attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor) -> Tensor:
     """q (H, T, E), k and v (K, T, E), documents (T,) -> (H, T, E)"""
+    ...

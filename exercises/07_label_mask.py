@@ -14,3 +14,4 @@ id, and the label of a place is the next id, if that is part of the target; else
 
 def pack(examples: list[tuple[list[int], int]], T: int) -> dict[str, list[int]]:
     """{"input_ids": ..., "labels": ..., "documents": ..., "positions": ...}, each a list of T numbers; the examples fit into T."""
+    ...

@@ -13,7 +13,9 @@ from torch import Tensor
 
 def lora_forward(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
     """x (..., in) -> (..., out), without forming B A."""
+    ...
 
 
 def lora_merge(W: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
     """W' (out, in); W itself stays as it is."""
+    ...

@@ -17,3 +17,4 @@ from torch import Tensor
 
 def loss_and_gradients(hidden: Tensor, weight: Tensor, labels: Tensor, rows: int) -> tuple[float, Tensor, Tensor]:
     """(sum of the losses, gradient of hidden (N, D), gradient of weight (V, D))"""
+    ...

@@ -20,3 +20,4 @@ def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> fl
 
 def adamw_step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, lr: float, beta2: float, decay: float) -> tuple[Tensor, Tensor, Tensor]:
     """(p, m, v) after the step; the arguments stay as they are."""
+    ...

@@ -12,3 +12,4 @@ from collections.abc import Callable
 
 def decode(step: Callable[[list[list[int]]], list[int]], prompts: list[list[int]], slots: int, end: int, limit: int) -> list[list[int]]:
     """The new ids of each prompt, in the order of `prompts`."""
+    ...

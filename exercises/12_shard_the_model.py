@@ -21,7 +21,9 @@ Collective = Callable[[Tensor], Tensor]
 
 def forward(x: Tensor, own: Tensor, all_gather: Collective) -> tuple[Tensor, tuple[Tensor, ...]]:
     """x (B, in), own (out / world, in) -> (y (B, out), what backward needs)"""
+    ...
 
 
 def backward(grad_y: Tensor, kept: tuple[Tensor, ...], all_gather: Collective, reduce_scatter: Collective) -> tuple[Tensor, Tensor]:
     """grad_y (B, out) -> (gradient of x (B, in), gradient of own (out / world, in))"""
+    ...

@@ -253,7 +253,7 @@ def _json_byte_level(file: dict, vocabulary: dict[str, int], merges: list[tuple[
             raise refuse(f"the pre-tokeniser's Split with behavior={split.get('behavior')!r} is not supported")
     else:
         raise refuse(f"the pre-tokeniser {types} is not supported")
-    if pattern not in PATTERNS:
+    if not isinstance(pattern, str) or pattern not in PATTERNS:
         raise refuse(f"the pattern {pattern!r} is none of those known to cut the same words here (GPT-2, Llama 3, Qwen, BLOOM)")
     forms = [step.get("type") for step in _steps(file.get("normalizer"), "normalizers")]
     if len(forms) > 1 or (forms and forms[0] not in ("NFC", "NFD", "NFKC", "NFKD")):

@@ -82,6 +82,7 @@ FOUND = {
     "tokenizer: added tokens are true": ("tokenizer-json", lambda: tokenizer(0, added_tokens=True)),
     "tokenizer: steps are a number": ("tokenizer-json", lambda: tokenizer(2, normalizer={"type": "Sequence", "normalizers": 5})),
     "tokenizer: a step is a text": ("tokenizer-json", lambda: tokenizer(2, pre_tokenizer="Whitespace")),
+    "tokenizer: a pattern that is a list": ("tokenizer-json", lambda: tokenizer(0).replace(b'{"Regex": ', b'{"Regex": ["x"], "was": ')),
     "tokenizer: half a surrogate pair": ("tokenizer-json", lambda: tokenizer(2).replace(b'"th"', b'"\\ud800"', 1)),
     "settings: a gap before an added token": ("tokenizer-settings", lambda: dumps({"<x>": 5000})),
     "encoder: a mark is a list": ("encoder-tokenizer", lambda: encoder(0, lambda value: value["model"].update(unk_token=["[UNK]"]))),

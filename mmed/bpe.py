@@ -240,7 +240,7 @@ def _hex(piece: str) -> int:
         return 256
 
 
-CHUNK = 1 << 20  # characters encoded at a time, so that a huge text needs no more memory than its ids
+CHUNK = 1 << 18  # characters encoded at a time, so that a huge text needs no more memory than its ids
 TWIN_AFTER = 200_000  # making the twin takes a fifth of a second: not for a few prompts
 
 

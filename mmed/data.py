@@ -23,7 +23,7 @@ import hashlib
 import itertools
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +65,22 @@ class StreamWriter:
 
     def add(self, ids: Sequence[int], language: str = "", source: str = "") -> None:
         """Append one document's ids (with its BOS and EOS)."""
-        array = np.asarray(ids, dtype=np.int64)
-        if len(array) == 0 or array.min() < 0 or array.max() >= self.vocab_size:
-            raise ValueError(f"document {self.documents} of {self.prefix}: expected ids in [0, {self.vocab_size}), got "
-                             + (f"{array.min()}..{array.max()}" if len(array) else "none"))
-        self.tokens += len(array)
+        self.add_parts([ids], language, source)
+
+    def add_parts(self, parts: Iterable[Sequence[int]], language: str = "", source: str = "") -> None:
+        """Append one document whose ids come in parts, so that those of a whole book need not lie in memory."""
+        before = self.tokens
+        for ids in parts:
+            array = np.asarray(ids, dtype=np.int64)
+            if len(array) and (array.min() < 0 or array.max() >= self.vocab_size):
+                raise ValueError(f"document {self.documents} of {self.prefix}: expected ids in [0, {self.vocab_size}), got {array.min()}..{array.max()}")
+            self.tokens += len(array)
+            self.write("bin", array.astype(self.dtype).tobytes())
+        if self.tokens == before:
+            raise ValueError(f"document {self.documents} of {self.prefix}: expected ids in [0, {self.vocab_size}), got none")
         self.documents += 1
-        self.write("bin", array.astype(self.dtype).tobytes())
         self.write("idx", np.array([self.tokens], dtype="<u8").tobytes())
-        self.count(language, source, tokens=len(array), documents=1)
+        self.count(language, source, tokens=self.tokens - before, documents=1)
 
     def write(self, name: str, data: bytes) -> None:
         """Append raw bytes to the .bin or .idx file (for who joins streams)."""
@@ -152,7 +159,7 @@ class TokenStream:
                     raise UserError(f"{path}: token {place} has the id {int(values[place])}, but {self.prefix}.json says that there are "
                                     f"{self.vocab_size}; the file is damaged or another stream's, tokenize again")
                 if name == "idx":
-                    if int(part[0]) <= last or (np.diff(part.astype(np.int64)) <= 0).any():
+                    if int(part[0]) <= last or int(part.max()) > self.tokens or (np.diff(part.astype(np.int64)) <= 0).any():
                         raise UserError(f"{path}: a document ends before it begins (documents {start} to {start + len(part) - 1}); "
                                         "the file is damaged, tokenize again")
                     last = int(part[-1])

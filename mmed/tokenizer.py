@@ -86,15 +86,17 @@ class Tokenizer:
         if self._early is None and self._late is None and len(text) <= CHUNK:
             ids = self.core.encode(self.core.normalize(clean_text(text)), continued)
         else:
-            ids = list(itertools.chain.from_iterable(self.encode_chunks(text, continued=continued)))
+            return list(itertools.chain.from_iterable(self.encode_chunks(text, bos, eos, continued=continued)))
         if bos:
             ids.insert(0, self._required("bos"))
         if eos:
             ids.append(self._required("eos"))
         return ids
 
-    def encode_chunks(self, text: str, *, continued: bool = False) -> Iterator[list[int]]:
+    def encode_chunks(self, text: str, bos: bool = False, eos: bool = False, *, continued: bool = False) -> Iterator[list[int]]:
         """The ids of `encode` in parts: for texts whose ids should not all be in memory. Cuts are where no piece can be."""
+        if bos:
+            yield [self._required("bos")]
         for part, index in self._parts(clean_text(text)):
             start = 0
             while start < len(part):
@@ -104,6 +106,8 @@ class Tokenizer:
             if index is not None:
                 yield [index]
                 continued = continued or self.core.prefix_once
+        if eos:
+            yield [self._required("eos")]
 
     def _parts(self, text: str) -> Iterator[tuple[str, int | None]]:
         """The text, normalised and cut at its added tokens: (text before one, its id) ... (text after the last, None)."""

@@ -75,11 +75,13 @@ def damage(tmp_path, what):
         data = bytearray((tmp_path / "s.bin").read_bytes())
         data[3] ^= 4
         (tmp_path / "s.bin").write_bytes(bytes(data))
-    elif what in ("id outside the vocabulary", "document of no tokens", "documents in another order"):  # under hashes that fit
+    elif what in ("id outside the vocabulary", "document of no tokens", "documents in another order", "an end before all beginnings"):  # under hashes that fit
         name = "bin" if what.startswith("id") else "idx"
         values = np.fromfile(tmp_path / f"s.{name}", "<u2" if name == "bin" else "<u8")
         if what.startswith("id"):
             values[7] = json.loads((tmp_path / "s.json").read_text())["vocab_size"]
+        elif "beginnings" in what:
+            values[0] = 2 ** 64 - 8  # negative where it is taken for a signed number
         else:
             values[:2] = values[0] if "no tokens" in what else values[1::-1]
         values.tofile(tmp_path / f"s.{name}")
@@ -108,7 +110,7 @@ def damage(tmp_path, what):
 
 @pytest.mark.parametrize("what", ["cut by one byte", "empty", "missing idx", "missing side file", "other dtype", "not a side file", "flipped bit",
                                   "another id of the vocabulary", "a document that ends elsewhere",
-                                  "another stream's side file", "id outside the vocabulary", "document of no tokens", "documents in another order",
+                                  "another stream's side file", "id outside the vocabulary", "document of no tokens", "documents in another order", "an end before all beginnings",
                                   *(f"side file: {fault}" for fault in ("no hash", "hash is a list", "count is a text", "endless count", "NaN", "true"))])
 def test_a_damaged_stream_is_refused_by_name(tmp_path, what):
     write(tmp_path / "s", random_documents(1))
@@ -207,7 +209,7 @@ def test_rows_read_together_are_the_rows_one_by_one(tmp_path):
         places, key = [rng.randrange(n) for _ in range(20)], rng.randrange(2 ** 64)
         assert shuffled(np.array(places), n, key).tolist() == [one_shuffled(place, n, key) for place in places], (n, key)
     for case in range(12):
-        streams = [write(tmp_path / f"{case}-{s}", random_documents(seed + case * 10 + s, rng.randint(1, 40), rng.choice([3, 30, 90])))
+        streams = [write(tmp_path / f"{case}-{s}", random_documents(seed + case * 10 + s, rng.randint(2, 40), rng.choice([3, 30, 90])))
                    if rng.random() < 0.9 else write(tmp_path / f"{case}-{s}", [[5, 6, 7, 2]]) for s in range(rng.randint(1, 4))]
         weights = [rng.uniform(0.1, 3) for _ in streams] if rng.random() < 0.4 else None
         rows = PretrainRows(streams, rng.choice([1, 2, 8, 33, 64]), seed + case, weights=weights, apart=rng.random() < 0.8)

@@ -79,6 +79,7 @@ FOUND = {
     "stream: endless count": ("stream", lambda: side(tokens=10 ** 400)), "stream: infinite count": ("stream", lambda: side(documents=float("inf"))),
     "stream: a long dtype": ("stream", lambda: side(dtype="x" * 5000)),
     "stream-bytes: an id beyond the vocabulary": ("stream-bytes", lambda: fuzz_targets.seeds_index_file()[0][:-2] + b"\xff\xff"),
+    "stream-bytes: an end beyond signed numbers": ("stream-bytes", lambda: (2 ** 64 - 8).to_bytes(8, "little") + fuzz_targets.seeds_index_file()[0][8:]),
     "tokenizer: added tokens are true": ("tokenizer-json", lambda: tokenizer(0, added_tokens=True)),
     "tokenizer: steps are a number": ("tokenizer-json", lambda: tokenizer(2, normalizer={"type": "Sequence", "normalizers": 5})),
     "tokenizer: a step is a text": ("tokenizer-json", lambda: tokenizer(2, pre_tokenizer="Whitespace")),

@@ -57,15 +57,15 @@ def answers(soak: bool, rng: random.Random, folder: Path) -> Iterator[Row]:
     from mmed.answers import parse_answer
 
     cases = [json.loads(line) for line in (ROOT / "tests/data/hostile_answers.jsonl").read_text(encoding="utf-8").split("\n") if line]
-    right = [parse_answer(case["text"], case["options"]) for case in trials(cases, "E1")]
-    yield Row("E1", "hostile output of a model, six languages, read as a careful person reads it", len(cases),
+    right = [parse_answer(case["text"], case["options"], language=case["language"]) for case in trials(cases, "E1")]
+    yield Row("E1", "hostile output of a model, in every language of the table, read as a careful person reads it", len(cases),
               sum((list(one.letters), one.status) == (case["expected"], case["status"]) for one, case in zip(right, cases)))
     marks = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u061c\ufeff\u200b"
     held = 0
     for case in trials(cases, "E1"):  # at random places between the words
         words = case["text"].split(" ")
         text = " ".join(word + rng.choice(marks) * rng.randrange(2) for word in words)
-        held += list(parse_answer(text, case["options"]).letters) == case["expected"]
+        held += list(parse_answer(text, case["options"], language=case["language"]).letters) == case["expected"]
     yield Row("E1", "the same with marks of direction and of no width behind words", len(cases), held)
     pieces = [piece for case in cases for piece in case["text"].split(" ")]
     held, slowest, count = 0, 0.0, 20_000 if soak else 2_000

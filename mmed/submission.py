@@ -79,7 +79,7 @@ def check_answers(path: Path, items: Sequence[ExamItem], mode: str) -> tuple[lis
         expected = ",".join(item.answer) if mode == "answer" else utf8(item.rationale)
         if gold != expected:
             faults.append(f"{where}: GT_Answer {one_line(gold, 40)!r} is not the test set's {one_line(expected, 40)!r}")
-        parsed = parse_answer(text, item.options, rationale_expected=mode == "rationale")
+        parsed = parse_answer(text, item.options, rationale_expected=mode == "rationale", language=language)
         right[language].append((exact_match(parsed.letters, item.answer), official_match(text, item)))
     faults += [f"{path.name}: {seen[name]:,} rows in {name}, expected {len(part):,}" for name, part in wanted.items() if seen[name] != len(part)]
     return faults, right

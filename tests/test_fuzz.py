@@ -17,7 +17,7 @@ from fuzz_targets import ADAPTER, CONFIG, TARGETS, dumps
 
 for extra in ("pyarrow", "trafilatura", "pypdfium2"):
     pytest.importorskip(extra)
-SECONDS, INPUTS = 0.4, 100  # of each parser here; make fuzz takes a minute
+SECONDS, INPUTS = 0.25, 100  # of each parser here; make fuzz takes a minute
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "pdf"])  # a process each input: tests/test_pdf_text.py has its own

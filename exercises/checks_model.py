@@ -36,7 +36,7 @@ def norm_and_rope(student: Student, rng: random.Random) -> None:
 
 def attention(student: Student, rng: random.Random) -> None:
     """Oracles: torch's attention with a mask, and the project's document_attention."""
-    from mmed.attention import Tiles, document_attention, document_spans
+    from mmed.attention import document_attention, document_tiles
 
     for _ in range(8):
         K, G, E = rng.choice([1, 2]), rng.choice([1, 2, 3]), 4
@@ -46,7 +46,7 @@ def attention(student: Student, rng: random.Random) -> None:
         q, k, v = torch.randn(K * G, T, E), torch.randn(K, T, E), torch.randn(K, T, E)
         mask = torch.ones(T, T, dtype=torch.bool).tril() & (documents[:, None] == documents)
         wanted = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, enable_gqa=True)[0]
-        own = document_attention(q[None], k[None], v[None], Tiles(document_spans(documents[None]), None), E ** -0.5)[0].transpose(0, 1)
+        own = document_attention(q[None], k[None], v[None], document_tiles(documents[None], T), E ** -0.5)[0].transpose(0, 1)
         assert torch.allclose(wanted, own, atol=1e-5)
         student.expect(wanted, "attention", q, k, v, documents, shown=f"q of {K * G} heads, k and v of {K}, documents {documents.tolist()}")
 

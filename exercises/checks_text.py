@@ -98,9 +98,11 @@ def label_mask(student: Student, rng: random.Random) -> None:
     """Oracle: the project's pack; and no prompt token may ever be a label."""
     from mmed.data import Example, pack
 
+    free = {"input_ids": 0, "labels": -100, "documents": -1, "positions": 0}
+
     def wanted(examples: list[tuple[list[int], int]], T: int) -> dict[str, list[int]]:
-        row = pack([Example("", ids, prompt) for ids, prompt in examples], T)
-        return {name: getattr(row, name).tolist() for name in ("input_ids", "labels", "documents", "positions")}
+        row = pack([Example("", ids, prompt) for ids, prompt in examples])
+        return {name: getattr(row, name).tolist() + [value] * (T - len(row)) for name, value in free.items()}
 
     simple = [([1, 11, 12, 21, 22, 2], 3), ([1, 13, 23, 2], 2)]
     student.expect(wanted(simple, 10), "pack", simple, 10)

@@ -92,10 +92,10 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 def printable(text: str) -> str:
     """Text from a file, a model or a server (of any length, on any number of lines) without what a terminal would obey.
 
-    >>> printable("a\\x1b[31mred\\r")
-    'a[31mred'
+    >>> printable("a\\x1b[31mred\\r"), printable("caf\\udce9")
+    ('a[31mred', 'caf\\\\udce9')
     """
-    return _CONTROL.sub("", text)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode() if found[0] >= "\ud800" else "", text)
 
 
 def main_guard(main: Callable[[], int | None]) -> None:

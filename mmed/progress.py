@@ -101,7 +101,7 @@ class Log:
             print(f"warning: {what}; batch left out ({self.skipped} of {self.config.skip_nonfinite}): {in_short(names)}", file=sys.stderr)
             return line
         self.write(line)
-        error = UserError(f"{what}; nothing was updated, the last checkpoint is whole. Rows {(step - 1) * self.config.global_batch_size} to "
+        error = UserError(f"{what}; {'' if self.config.step_in_backward else 'nothing was updated, '}the last checkpoint is whole. Rows {(step - 1) * self.config.global_batch_size} to "
                           f"{step * self.config.global_batch_size - 1}: {in_short(names)} (python -m mmed.data show {self.config.out} {step} prints them). "
                           "Look at them, lower --learning_rate, try --precision=fp32, or leave such batches out with --skip_nonfinite=N")
         error.everywhere = True

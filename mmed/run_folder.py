@@ -163,7 +163,6 @@ class FolderLock:
 
     def __init__(self, out: Path):
         import fcntl
-        import socket
 
         self.out, self.made = out, not out.exists()
         out.mkdir(parents=True, exist_ok=True)
@@ -179,7 +178,7 @@ class FolderLock:
                 break
             self.file.close()  # removed by its holder between our open and our lock
         self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self.file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         self.file.flush()
         for path in [*out.glob("*.tmp"), *(out / "checkpoints").glob("*.tmp"), *(out / "adapter").glob("*.tmp")]:
             if path.is_dir():

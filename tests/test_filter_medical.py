@@ -74,7 +74,7 @@ def default_by_the_book(text: str, language: Language) -> Decision:
                 continue
             after, before = padded[place + len(letters)], text[place - 1] if place else " "
             if language.spaced:
-                good = at_word_start and (pattern.stem or after == " ")
+                good = pattern.anywhere or (at_word_start and (pattern.stem or after == " "))
             else:
                 good = not (letters[0] in latin and before in latin) and not (letters[-1] in latin and after in latin)
             if good and (best is None or len(letters) > len(best[0])):

@@ -73,8 +73,7 @@ class Ours:
         self.optimizer = make_optimizer(model, config)
         model.activation_checkpointing = {"no": 0, "half": 2}[config.activation_checkpointing]
         if compiled:
-            for block in model.layers:
-                block.compile()
+            model.compile_blocks()
 
     def step(self, rows: list) -> float:
         batch = micro_batches(rows, rank_share(len(rows), 0, 1, 64), CPU, self.flat)

@@ -105,8 +105,7 @@ def ours(case: str, device: torch.device, T: int, B: int, documents: bool):
         init_lora(model, 0)
     model.activation_checkpointing = {"no": 0, "all": 1, "half": 2}[config.activation_checkpointing]
     if device.type == "cuda":
-        for block in model.layers:
-            block.compile()
+        model.compile_blocks()
     optimizer = make_optimizer(model.train(), config)
     batch = micro_batches(rows(vocabulary, B, T, documents), rank_share(B, 0, 1, B), device)
 

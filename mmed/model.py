@@ -324,6 +324,15 @@ class Transformer(nn.Module):
         logits = F.linear(x, self.head_weight)
         return logits if config.final_softcap is None else torch.tanh(logits / config.final_softcap) * config.final_softcap
 
+    def compile_blocks(self) -> None:
+        """torch.compile of each block. Their code is one, in several forms, so that the limit of 8 would be reached:
+
+        the first block of LoRA has no gradient for its input, the last computes what is wanted; each for one width, then for any.
+        """
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for block in self.layers:
+            block.compile()
+
     def attention_inputs(self, x: Tensor, positions: Tensor, documents: Tensor | None) -> AttentionInputs:
         """Rotation angles and masks, once for all layers."""
         config, device = self.config, x.device

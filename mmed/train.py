@@ -97,8 +97,7 @@ def build_model(config: TrainConfig, shape, device, compiled: bool):
             print(f"LoRA: {len(adapted_layers(model))} layers adapted, rank {config.lora_rank}, alpha {config.lora_alpha:g}", file=sys.stderr)
     model.activation_checkpointing = {"no": 0, "all": 1, "half": 2}[config.activation_checkpointing]
     if compiled:
-        for block in model.layers:
-            block.compile()
+        model.compile_blocks()
     return model.train()
 
 

@@ -197,12 +197,12 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
     streams = [TokenStream(work / "streams" / code, tokenizer.fingerprint, verify=True) for code in LANGUAGES]
     english = streams[0]
     rows = PretrainRows(streams, SEQUENCE, seed=0)
-    first = rows.packed(0, 0)
+    first = rows.packed(0, [0]).part(0)
     ends = np.asarray(english.ends).astype(int)
     names = list(documents(work / "unique" / "en" / "kept"))
     raw = (work / "streams" / "en.bin").read_bytes()[:16]
     border = int(ends[0])
-    all_rows = [rows.packed(s, w) for s in range(len(streams)) for w in range(rows.sizes[s])]
+    all_rows = [rows.packed(s, [w]).part(0) for s in range(len(streams)) for w in range(rows.sizes[s])]
     values = {
         "stream_tokens": str(english.tokens), "stream_documents": str(english.documents), "stream_dtype": english.meta["dtype"],
         "stream_bytes": str((work / "streams" / "en.bin").stat().st_size), "stream_hex": raw.hex(" "),
@@ -210,6 +210,6 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
         "stream_ends": ", ".join(f"{name} {end}" for name, end in zip(names[:3], ends)), "sequence": str(SEQUENCE), "row_border": str(border),
         "row_table": boundary(first, tokenizer, border - 4, border + 4), "rows_en": str(rows.sizes[0]), "rows_zh": str(rows.sizes[1]),
         "rows_all": str(rows.rows_per_epoch), "row_supervised": str(int((first.labels >= 0).sum())),
-        "row_order": ", ".join(f"{LANGUAGES[s]} {w}" for s, w in map(rows.locate, range(rows.rows_per_epoch)))}
+        "row_order": ", ".join(f"{LANGUAGES[s]} {w}" for s, w in zip(*rows.locate(range(rows.rows_per_epoch))))}
     labels = [f"{LANGUAGES[s]} {w}" for s in range(len(streams)) for w in range(rows.sizes[s])]
     return values, {"stream.svg": stream_rows(all_rows, labels)}

@@ -63,13 +63,13 @@ def default_by_the_book(text: str, language: Language) -> Decision:
     patterns = [(re.sub(r"[^\w]", " ", pattern.letters), pattern) for pattern in default_patterns(language)]
     by_first: dict = {}
     for letters, pattern in patterns:
-        by_first.setdefault(letters[0], []).append((letters, pattern))
+        by_first.setdefault(letters[:2], []).append((letters, pattern))
     found, covered, place = set(), 0, 0
     padded = text + " "
     while place < len(text):
         best = None
         at_word_start = text[place] != " " and (place == 0 or text[place - 1] == " ")
-        for letters, pattern in by_first.get(text[place], ()):
+        for letters, pattern in by_first.get(text[place:place + 2], ()):
             if not text.startswith(letters, place):
                 continue
             after, before = padded[place + len(letters)], text[place - 1] if place else " "

@@ -3,7 +3,6 @@ import dataclasses
 import itertools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -84,22 +83,6 @@ def test_two_ranks_give_the_losses_of_one_process_with_twice_the_accumulation(wo
 def test_micro_batch_size_changes_nothing_but_the_rounding(world, tmp_path, uninterrupted):
     run(pretrain(world, tmp_path / "big", "--micro_batch_size=8"))
     assert all(abs(a["loss"] - b["loss"]) <= 1e-5 * a["loss"] for a, b in zip(lines(uninterrupted), lines(tmp_path / "big"), strict=True))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_at_a_random_moment_and_resumed_ends_with_the_same_bits(world, tmp_path, uninterrupted, seed):
-    moment = random.Random(seed + int(time.time())).uniform(3.0, 7.0)
-    out = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "mmed" / "train.py"), *pretrain(world, out, "--resume=auto", "--save_every=2")]
-    process = subprocess.Popen(command, env=ENV, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    time.sleep(moment)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    run(pretrain(world, out, "--resume=auto", "--save_every=2"))
-    assert same(tensors(out), tensors(uninterrupted)), f"killed after {moment:.2f} s"
-    assert same(load_file(out / "model" / "model.safetensors"), load_file(uninterrupted / "model" / "model.safetensors"))
-    assert [(line["step"], line["loss"]) for line in lines(out)] == [(line["step"], line["loss"]) for line in lines(uninterrupted)]
 
 
 @pytest.mark.parametrize("command", [pretrain, finetune])

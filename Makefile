@@ -1,6 +1,6 @@
 # make demo    the paper in miniature: raw pages -> corpus -> training -> benchmark table (CPU, minutes)
 # make test    the test suite           make lint   ruff           make bench   ours against the peers (bench-NAME: one script)
-# make faults  the fault bench, minutes (ARGS='--soak': hours)      make mutants  what the tests catch, half an hour
+# make faults  the fault bench, minutes (ARGS='--soak': hours)      make mutants  what the tests catch, ten minutes
 # make fuzz    the fuzzers of every parser of strangers' files, half an hour
 # make ablations    which part of the corpus is worth how much    make docs    API pages in build/docs
 # make tour    docs/tour.md made anew   make exercise         lists the exercises (make exercise N=3: checks one)

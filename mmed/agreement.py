@@ -24,7 +24,7 @@ import numpy as np
 from mmed import metrics
 from mmed.errors import UserError
 from mmed.rating_data import case_of
-from mmed.report_data import one_line
+from mmed.report_data import as_name
 from mmed.summary import language_order, metric_name
 
 # As printed in the paper (page of the project): tau with people, slope. DIFFERS: the paper's ROUGE is named by letters only; its values are
@@ -131,11 +131,11 @@ def measures_of(found: Mapping, people: Mapping, models: Sequence[str], judges: 
             columns[language] = np.array([[given[key]["scores"][model] for model in models] if key in given else [math.nan] * len(models) for key in part])
             missing += sum(key not in given for key in part)
         by = judge["by"]
-        name = one_line(by.get("model") or "people")
+        name = as_name(by.get("model") or "people")
         if missing:
             remarks.append(f"the judge {name} ranked {len(places) - missing:,} of the {len(places):,} items that people ranked; it is compared on those")
         if missing < len(places):
-            result.append({"name": name, "kind": "judge", "definition": f"judge v{one_line(by.get('version', '?'), 9)}", "signatures": [], "columns": columns})
+            result.append({"name": name, "kind": "judge", "definition": f"judge v{as_name(by.get('version', '?'), 9)}", "signatures": [], "columns": columns})
     return result
 
 
@@ -149,15 +149,15 @@ def study(people: Mapping, models: Sequence[str], found: Mapping[tuple[str, str]
     names = [*names, *("judge" for _ in judges)]
     for name, ratings in zip(names, (people, *judges)):
         if set(ratings["models"]) != set(models):
-            raise UserError(f"{name}: rates {', '.join(map(one_line, ratings['models']))}, the results given are {', '.join(models)}; give NAME=FOLDER for each")
+            raise UserError(f"{name}: rates {', '.join(map(as_name, ratings['models']))}, the results given are {', '.join(models)}; give NAME=FOLDER for each")
         for language, part in ratings["cases"].items():
             for key, case in part.items():
                 rows = found.get((language, key), {})
                 if set(rows) != set(models):
                     if ratings is people:
-                        raise UserError(f"{name}: {one_line(language)}, item {one_line(key)}: not in every result folder given")
+                        raise UserError(f"{name}: {as_name(language)}, item {as_name(key)}: not in every result folder given")
                 elif case_of(rows).digest != case.get("digest"):
-                    raise UserError(f"{name}: {one_line(language)}, item {one_line(key)}: the results hold other texts than were rated")
+                    raise UserError(f"{name}: {as_name(language)}, item {as_name(key)}: the results hold other texts than were rated")
     languages = language_order(language for language, part in people["cases"].items() if part)
     if not languages:
         raise UserError(f"{names[0]}: no ratings in it")

@@ -342,7 +342,7 @@ class SentencePieceCore:
             # the same without the space put before the first word: for text that goes on after other tokens
             self.bare = sentencepiece.SentencePieceProcessor(model_proto=model.proto(dummy_prefix=False))
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{name}: sentencepiece refuses it: {one_line(error)}") from None
+            raise UserError(f"{name}: sentencepiece refuses it: {reason(error)}") from None
         self.size = len(model.pieces)
         self.dummy_prefix = bool(model.rules[3])
         self.twin: WordTwin | None = None
@@ -401,7 +401,7 @@ class JsonPiecesCore:
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{name}: sentencepiece refuses it: {one_line(error)}") from None
+            raise UserError(f"{name}: sentencepiece refuses it: {reason(error)}") from None
 
         self.joints = joints(pieces) if any(kind == BYTE for _, _, kind in pieces) else None  # unknown ones fuse
 
@@ -445,7 +445,7 @@ def is_utf8(text: str) -> bool:
         return False
 
 
-def one_line(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[-300:]
 
 

@@ -71,33 +71,33 @@ def write_sheets(folder: Path, models: Sequence[str], cases: Sequence, seed: int
 
 def read_key(path: str | Path) -> dict:
     from mmed.rating_data import read_object
-    from mmed.report_data import one_line
+    from mmed.report_data import as_name
 
     key = read_object(path, KEY_FORMAT)
     models, sheets = key.get("models"), key.get("sheets")
     if not isinstance(models, list) or not all(isinstance(name, str) for name in models) or not isinstance(sheets, dict) or not sheets or "seed" not in key:
         raise UserError(f"{path}: expected 'models', 'sheets' and 'seed'; take the key.json that `sheet` wrote")
     for language, sheet in sheets.items():
-        where = f"{path}: {one_line(language)}"
+        where = f"{path}: {as_name(language)}"
         if not isinstance(sheet, dict) or not isinstance(sheet.get("sheet"), str) or not isinstance(sheet.get("items"), dict) or not sheet["items"]:
             raise UserError(f"{where}: expected 'sheet' and 'items'; take the key.json that `sheet` wrote")
         for item, entry in sheet["items"].items():
             letters = entry.get("letters") if isinstance(entry, dict) else None
             if not isinstance(letters, dict) or sorted(map(str, letters.values())) != sorted(models) or not isinstance(entry.get("digest"), str):
-                raise UserError(f"{where}, item {one_line(item)}: its letters do not name each model once, or its digest is missing")
+                raise UserError(f"{where}, item {as_name(item)}: its letters do not name each model once, or its digest is missing")
     return key
 
 
 def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, str, dict[str, dict[str, float]]]:
     """(language, rater, item -> model -> points) of one rater's file; anything missing, doubled or out of range is an error."""
     from mmed.rating_data import read_object
-    from mmed.report_data import one_line
+    from mmed.report_data import as_name
 
     value = read_object(path, SHEET_FORMAT)
     language = next((name for name, sheet in key["sheets"].items() if sheet["sheet"] == value.get("sheet")), None)
     if language is None:
-        raise UserError(f"{path}: its sheet ({one_line(value.get('sheet'), 13)}) is none of this key's; it rates other items or texts")
-    rater = one_line(value.get("rater")).strip()
+        raise UserError(f"{path}: its sheet ({as_name(value.get('sheet'), 13)}) is none of this key's; it rates other items or texts")
+    rater = as_name(value.get("rater")).strip()
     if not rater or not isinstance(value.get("rater"), str):
         raise UserError(f"{path}: no name of a rater in it")
     scores, items = value.get("scores"), key["sheets"][language]["items"]
@@ -105,21 +105,21 @@ def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, s
         raise UserError(f"{path}: no 'scores' in it")
     for item in scores:
         if item not in items:
-            raise UserError(f"{path}: item {one_line(item)} is not on this sheet")
+            raise UserError(f"{path}: item {as_name(item)} is not on this sheet")
     rated: dict[str, dict[str, float]] = {}
     for item, entry in items.items():
-        where, letters, given = f"{path}: item {one_line(item)}", entry["letters"], scores.get(item)
+        where, letters, given = f"{path}: item {as_name(item)}", entry["letters"], scores.get(item)
         if not isinstance(given, dict) or not given:
             raise UserError(f"{where}: not ranked; open the file in its sheet and finish it")
         taken: dict[int, str] = {}
         for letter in [*letters, *(other for other in given if other not in letters)]:
             if letter not in letters:
-                raise UserError(f"{where}: there is no explanation {one_line(letter)}")
+                raise UserError(f"{where}: there is no explanation {as_name(letter)}")
             if letter not in given:
                 raise UserError(f"{where}: no score for {letter}")
             score = given[letter]
             if not isinstance(score, int) or isinstance(score, bool) or not 1 <= score <= len(letters):
-                raise UserError(f"{where}: the score of {letter} is {one_line(score, 20)}, expected a whole number from 1 to {len(letters)}")
+                raise UserError(f"{where}: the score of {letter} is {as_name(score, 20)}, expected a whole number from 1 to {len(letters)}")
             if score in taken:
                 raise UserError(f"{where}: {taken[score]} and {letter} both have the score {score}; a ranking gives each once")
             taken[score] = letter
@@ -245,13 +245,13 @@ def agreement_command(options: argparse.Namespace) -> None:
 
 def ratings_table(value: Mapping[str, Any]) -> str:
     """Mean points by model and language."""
-    from mmed.report_data import one_line
+    from mmed.report_data import as_name
 
     languages = [language for language, part in value["cases"].items() if part]
-    width = max(len(one_line(model)) for model in value["models"])
+    width = max(len(as_name(model)) for model in value["models"])
     lines = [f"{'mean points':{width}}  " + "  ".join(f"{name[:8]:>8}" for name in [*languages, "macro"])]
     for model in sorted(value["models"], key=lambda model: -value["average"][model]["macro"]):
-        lines.append(f"{one_line(model):{width}}  " + "  ".join(f"{value['average'][model][name]:8.2f}" for name in [*languages, "macro"]))
+        lines.append(f"{as_name(model):{width}}  " + "  ".join(f"{value['average'][model][name]:8.2f}" for name in [*languages, "macro"]))
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from mmed import metrics
 from mmed.errors import UsageError, UserError
 from mmed.files import read_json, write_json
-from mmed.report_data import number, one_line, plain, split_argument
+from mmed.report_data import as_name, number, plain, split_argument
 from mmed.results import load_results
 from mmed.summary import counts_for_text, language_order
 
@@ -67,9 +67,9 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, str
     data = None
     for argument in arguments:
         _, name, given = split_argument(argument, with_setting=False)
-        name = one_line(name or Path(given).resolve().name)
+        name = as_name(name or Path(given).resolve().name)
         if name in models:
-            raise UsageError(f"{one_line(argument)}: a second result called {name!r}; give NAME=FOLDER")
+            raise UsageError(f"{as_name(argument)}: a second result called {name!r}; give NAME=FOLDER")
         own, rows = load_results(given)
         data = data or (given, own["facts"].get("data"))
         if own["facts"].get("data") != data[1]:
@@ -107,7 +107,7 @@ def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0, lang
     names = language_order(language for language, _ in whole)
     for name in languages:
         if name not in names:
-            raise UsageError(f"--language {one_line(name)}: the results have {', '.join(names) or 'no item in common'}")
+            raise UsageError(f"--language {as_name(name)}: the results have {', '.join(names) or 'no item in common'}")
     cases = []
     for language in languages or names:
         keys = sorted(key for (name, key), rows in whole.items() if name == language and all(counts_for_text(row, checked) for row in rows.values()))
@@ -161,7 +161,7 @@ def read_ratings(path: str | Path) -> dict:
         raise UserError(f"{path}: expected 'by', 'models' and 'cases'")
     for language, part in cases.items():
         for key, case in part.items() if isinstance(part, dict) else [("?", None)]:
-            where = f"{path}: {one_line(language)}, item {one_line(key)}"
+            where = f"{path}: {as_name(language)}, item {as_name(key)}"
             raters = case.get("raters", {}) if isinstance(case, dict) else {}
             if not isinstance(raters, dict):
                 raise UserError(f"{where}: 'raters' must map names to scores")
@@ -172,12 +172,12 @@ def read_ratings(path: str | Path) -> dict:
 
 def _check_scores(scores: Any, models: Sequence[str], where: str) -> None:
     if not isinstance(scores, dict) or set(scores) != set(models):
-        raise UserError(f"{where}: expected a score for each of {', '.join(map(one_line, models))}")
+        raise UserError(f"{where}: expected a score for each of {', '.join(map(as_name, models))}")
     for model, score in scores.items():
         try:
             number(score, 1, len(models))
         except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: score of {one_line(model)}: {error}; expected 1 to {len(models)}") from None
+            raise UserError(f"{where}: score of {as_name(model)}: {error}; expected 1 to {len(models)}") from None
 
 
 def shown(text: str) -> str:

@@ -30,8 +30,8 @@ from mmed.report_data import (
     Questions,
     Result,
     Run,
+    as_name,
     check_together,
-    one_line,
     plain,
     read_corpus,
     read_predictions,
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     runs = [read_run(argument) for argument in options.runs]
     corpus = read_corpus(options.corpus)
     questions = read_predictions(results, options.questions)
-    text = page(results, runs, corpus, questions, one_line(options.title, 200), options.notice, options.published,
+    text = page(results, runs, corpus, questions, as_name(options.title, 200), options.notice, options.published,
                 read_agreement(options.agreement) if options.agreement else None)
     with atomic_write(options.out) as file:
         file.write(text)

@@ -14,7 +14,7 @@ from mmed.agreement_page import scatter
 from mmed.errors import UserError
 from mmed.files import read_json
 from mmed.plots import escape
-from mmed.report_data import count, number, one_line
+from mmed.report_data import as_name, count, number
 from mmed.report_sections import figure, legend, note, section
 
 MEASURES, POINTS, MODELS = 60, 5_000, 100  # of one study, at most
@@ -33,11 +33,11 @@ def read_agreement(path: str | Path) -> dict[str, Any]:
 
     try:
         if value["format"] != "mmed agreement":
-            raise ValueError(f"its format is {one_line(value['format'])!r}")
-        models = [one_line(model) for model in value["models"]]
-        measures = [{"name": one_line(row["name"]), "definition": one_line(row["definition"]), "kind": one_line(row["kind"]), "slope": maybe(row["slope"])}
+            raise ValueError(f"its format is {as_name(value['format'])!r}")
+        models = [as_name(model) for model in value["models"]]
+        measures = [{"name": as_name(row["name"]), "definition": as_name(row["definition"]), "kind": as_name(row["kind"]), "slope": maybe(row["slope"])}
                     | {key: maybe(row[key], -1, 1) for key in ("tau", "low", "high")} for row in value["measures"]]
-        points = [{"model": models[models.index(one_line(point["model"]))], "language": one_line(point["language"]), "items": count(point["items"]),
+        points = [{"model": models[models.index(as_name(point["model"]))], "language": as_name(point["language"]), "items": count(point["items"]),
                    "people": number(point["people"], 0), "values": [maybe(one, 0) for one in point["values"]]} for point in value["points"]]
         if not measures or not points or max(len(measures) / MEASURES, len(points) / POINTS, len(models) / MODELS) > 1:
             raise ValueError(f"{len(measures):,} metrics, {len(points):,} points, {len(models):,} models")
@@ -45,9 +45,9 @@ def read_agreement(path: str | Path) -> dict[str, Any]:
             raise ValueError("a point without a value for each metric")
         others = value["people"]["one_against_others"]
         return {"models": models, "measures": measures, "points": points, "items": sum(count(n) for n in value["items"].values()),
-                "languages": [one_line(name) for name in value["languages"]], "others": number(others["tau"], -1, 1) if others else None}
+                "languages": [as_name(name) for name in value["languages"]], "others": number(others["tau"], -1, 1) if others else None}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: not a study of `python -m mmed.rating agreement` ({type(error).__name__}: {one_line(error)})") from None
+        raise UserError(f"{path}: not a study of `python -m mmed.rating agreement` ({type(error).__name__}: {as_name(error)})") from None
 
 
 def agreement_section(study: dict[str, Any] | None) -> str:

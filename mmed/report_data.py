@@ -40,7 +40,7 @@ def plain(text: Any, limit: int = TEXT_LIMIT) -> str:
     return printable(text[:limit]) + (f"… [{more:,} more characters]" if more > 0 else "")
 
 
-def one_line(text: Any, limit: int = NAME_LIMIT) -> str:
+def as_name(text: Any, limit: int = NAME_LIMIT) -> str:
     """A name: one line of plain text."""
     text = " ".join(plain(text, 4 * limit).split())
     return text if len(text) <= limit else text[:limit - 1] + "…"
@@ -73,7 +73,7 @@ def count(value: Any) -> int:
 def _check_size(folder: Path, name: str) -> Path:
     path = folder / name
     if not folder.is_dir():
-        raise UserError(f"{one_line(folder, 300)}: no such folder")
+        raise UserError(f"{as_name(folder, 300)}: no such folder")
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: not a plain file")
     if path.is_file() and path.stat().st_size > FILE_LIMITS[name]:
@@ -123,7 +123,7 @@ def split_argument(text: str, with_setting: bool) -> tuple[str, str, str]:
     if with_setting and ":" in name:
         setting, name = name.split(":", 1)
         if setting not in SETTINGS:
-            raise UsageError(f"{one_line(text)}: {one_line(setting)!r} is no setting; before the colon stands one of {', '.join(SETTINGS)}")
+            raise UsageError(f"{as_name(text)}: {as_name(setting)!r} is no setting; before the colon stands one of {', '.join(SETTINGS)}")
     return setting, name, folder
 
 
@@ -140,18 +140,18 @@ def read_result(argument: str) -> Result:
         for part in (*summary["languages"].values(), summary["micro"], summary["macro"]):
             part["accuracy"][headline]  # a KeyError if one lacks it
     except UserError as error:
-        raise UserError(f"{where}: {one_line(error, 300)}") from None
+        raise UserError(f"{where}: {as_name(error, 300)}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{where}: damaged or not written by `python -m mmed.eval` ({type(error).__name__}: {one_line(error)}); "
+        raise UserError(f"{where}: damaged or not written by `python -m mmed.eval` ({type(error).__name__}: {as_name(error)}); "
                         "evaluate again") from None
     if not setting:
         setting = settings.get("setting")
         if setting == "finetuned":
             setting = "lora" if settings.get("adapter") else "full"
         if not isinstance(setting, str) or setting not in SETTINGS:
-            raise UserError(f"{where}: unknown setting {one_line(setting)!r}; give it on the command line as SETTING:NAME=FOLDER")
+            raise UserError(f"{where}: unknown setting {as_name(setting)!r}; give it on the command line as SETTING:NAME=FOLDER")
     hashes = {file: file_hash(folder / file) for file in ("results.json", "predictions.jsonl")}
-    return Result(one_line(name or settings.get("name") or folder.resolve().name), setting, folder, settings, facts, headline, summary, hashes)
+    return Result(as_name(name or settings.get("name") or folder.resolve().name), setting, folder, settings, facts, headline, summary, hashes)
 
 
 def _summary(value: dict) -> dict:
@@ -161,10 +161,10 @@ def _summary(value: dict) -> dict:
         languages = {language: languages[language] for language in language_order(languages)}
     if not languages:
         raise ValueError("no language in it")
-    signatures = {one_line(key, 200): {one_line(k): plain(v, 300) for k, v in entry.items()} if isinstance(entry, dict) else plain(entry, 300)
+    signatures = {as_name(key, 200): {as_name(k): plain(v, 300) for k, v in entry.items()} if isinstance(entry, dict) else plain(entry, 300)
                   for key, entry in value["signatures"].items()}
     return {"languages": languages, "macro": _part(value["macro"]), "micro": _part(value["micro"]), "signatures": signatures,
-            "text_items": one_line(value["text_items"]), "source_mean": _accuracy(value["source_mean"])}
+            "text_items": as_name(value["text_items"]), "source_mean": _accuracy(value["source_mean"])}
 
 
 def _part(part: dict) -> dict:
@@ -173,8 +173,8 @@ def _part(part: dict) -> dict:
     if len(sources) > SOURCES:
         raise ValueError(f"{len(sources):,} sources")
     result = {"n": count(part["n"]), "chance": number(part["chance"], 0, 1), "accuracy": _accuracy(part["accuracy"]),
-              "sources": {one_line(name): _accuracy(entries) for name, entries in sources.items()},
-              "text": {one_line(metric, 200): _score(entry) for metric, entry in part["text"].items()},
+              "sources": {as_name(name): _accuracy(entries) for name, entries in sources.items()},
+              "text": {as_name(metric, 200): _score(entry) for metric, entry in part["text"].items()},
               "parse": {mode: {status: number(shares[status], 0, 1) for status in ("strict", "lenient", "unparsed")}
                         for mode, shares in part.get("parse", {}).items() if mode in ("answer", "rationale")}}
     return result | {kind: _accuracy(part[kind]) for kind in ("single", "multiple", "text_only", "image_dependent") if kind in part}
@@ -187,7 +187,7 @@ def _score(entry: dict) -> dict:
 
 def _accuracy(entries: dict) -> dict:
     if unknown := set(entries) - set(COLUMNS):
-        raise ValueError(f"unknown accuracy {one_line(sorted(unknown)[0])!r}")
+        raise ValueError(f"unknown accuracy {as_name(sorted(unknown)[0])!r}")
     return {column: _score(entry) for column, entry in entries.items()}
 
 
@@ -207,7 +207,7 @@ def check_together(results: Sequence[Result]) -> None:
 
 def _items(result: Result) -> str:
     total = sum(part["n"] for part in result.summary["languages"].values())
-    return f"{total:,} items of data {one_line(result.facts.get('data'))[:12]}"
+    return f"{total:,} items of data {as_name(result.facts.get('data'))[:12]}"
 
 
 # --------------------------------------------------------------------------------------------------------- predictions
@@ -241,7 +241,7 @@ def read_predictions(results: Sequence[Result], per_language: int) -> Questions:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{result.folder / 'predictions.jsonl'}: row {rows} is not one of `python -m mmed.eval` "
-                            f"({type(error).__name__}: {one_line(error)}); evaluate again") from None
+                            f"({type(error).__name__}: {as_name(error)}); evaluate again") from None
         for language, part in result.summary["languages"].items():
             expected = part["accuracy"][result.headline].get("right")
             if expected is not None and right[language] != expected:
@@ -259,14 +259,14 @@ def _tally(result: Result, row: dict) -> bool:
         raise TypeError("expected true or false")
     key = (row["language"], row["key"])
     if key in tally.hits:
-        raise ValueError(f"the item {one_line(row['key'])} stands there twice")
+        raise ValueError(f"the item {as_name(row['key'])} stands there twice")
     tally.hits[key] = hit
     answered = [letter for letter in str(row["parsed"]).split(",") if letter]
     if "," not in row["gold"]:
-        letter = "none" if not answered else one_line(answered[0], 3) if len(answered) == 1 else "several"
-        tally.letters[one_line(row["gold"], 3), letter] += 1
+        letter = "none" if not answered else as_name(answered[0], 3) if len(answered) == 1 else "several"
+        tally.letters[as_name(row["gold"], 3), letter] += 1
     if isinstance(topic := doc["extra"].get("topic"), str):
-        tally.topics[one_line(topic), hit] += 1
+        tally.topics[as_name(topic), hit] += 1
     tally.options[len(doc["options"]), hit] += 1
     return hit
 
@@ -277,14 +277,14 @@ def _add_question(questions: Questions, row: dict, per_language: int, results: i
     if questions.total[language] > per_language:
         return
     questions.items[language, row["key"]] = {
-        "language": one_line(language), "code": get_language(language).code, "key": one_line(row["key"]), "gold": one_line(row["gold"]),
-        "topic": one_line(doc["extra"].get("topic") or ""), "question": plain(doc["question"]), "rationale": plain(doc["rationale"]),
-        "options": [[one_line(letter, 8), plain(text)] for letter, text in list(doc["options"].items())[:OPTION_LIMIT]],
+        "language": as_name(language), "code": get_language(language).code, "key": as_name(row["key"]), "gold": as_name(row["gold"]),
+        "topic": as_name(doc["extra"].get("topic") or ""), "question": plain(doc["question"]), "rationale": plain(doc["rationale"]),
+        "options": [[as_name(letter, 8), plain(text)] for letter, text in list(doc["options"].items())[:OPTION_LIMIT]],
         "answers": [[] for _ in range(results)]}
 
 
 def _answer(row: dict) -> dict:
-    entry = {"mode": one_line(row["mode"]), "letters": one_line(row["parsed"]), "right": row["correct"] is True, "status": one_line(row["status"])}
+    entry = {"mode": as_name(row["mode"]), "letters": as_name(row["parsed"]), "right": row["correct"] is True, "status": as_name(row["status"])}
     text = plain(row.get("text", ""))
     return entry | ({"text": text} if row["mode"] == "rationale" or row["status"] != "strict" else {}) if text else entry
 
@@ -327,7 +327,7 @@ def read_run(argument: str) -> Run:
     facts, log = read_json(where), _check_size(folder, "metrics.jsonl")
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         raise UserError(f"{where}: not the run.json of a training run")
-    run = Run(one_line(name or folder.resolve().name), facts, (folder / "done.json").is_file(), [], {}, 0.0, [])
+    run = Run(as_name(name or folder.resolve().name), facts, (folder / "done.json").is_file(), [], {}, 0.0, [])
     rates, bad, lines = [], 0, _lines(log, run.remarks)
     for at, line in lines:
         try:
@@ -338,12 +338,12 @@ def read_run(argument: str) -> Run:
                 bad += 1
             for language, value in line.get("held_out", {}).items():
                 if is_finite(value):
-                    run.held_out.setdefault(one_line(language), []).append((tokens, value))
+                    run.held_out.setdefault(as_name(language), []).append((tokens, value))
                 else:
                     bad += 1
             rates.append(number(line["tokens_per_second"], 0))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{log}:{at}: not a line of a training log ({type(error).__name__}: {one_line(error)})") from None
+            raise UserError(f"{log}:{at}: not a line of a training log ({type(error).__name__}: {as_name(error)})") from None
     if bad:
         run.remarks.append(f"{bad:,} losses that are not finite numbers are not drawn")
     if not run.loss:
@@ -386,7 +386,7 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
     streams = []
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise UserError(f"{one_line(folder, 300)}: no such folder")
+            raise UserError(f"{as_name(folder, 300)}: no such folder")
         paths = sorted(path for path in folder.rglob("*.json") if path.name == "funnel.json" or path.with_suffix(".bin").is_file())
         if not paths:
             raise UserError(f"{folder}: no funnel.json and no token stream in it; give the folder that the steps of data_prep wrote to")
@@ -399,23 +399,23 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
             is_funnel = path.name == "funnel.json"
             parts = (path.parent if is_funnel else path.with_suffix("")).relative_to(folder).parts
             try:
-                step = one_line(value.get("step") or "step") if is_funnel else ""
+                step = as_name(value.get("step") or "step") if is_funnel else ""
                 # the place in the folder; the folder's own name says something only where there are several
                 parts = (*((folder.resolve().name,) if len(folders) > 1 or not parts else ()), *parts[len(parts) > 1 and parts[0] == step:])
-                place = one_line("/".join(parts))
+                place = as_name("/".join(parts))
                 if is_funnel:
                     steps.setdefault(step, []).append((place, _funnel(value)))
                 else:
                     streams.append((place, _stream(value)))
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise UserError(f"{path}: not counts that data_prep wrote ({type(error).__name__}: {one_line(error)})") from None
+                raise UserError(f"{path}: not counts that data_prep wrote ({type(error).__name__}: {as_name(error)})") from None
     # A later step takes in what an earlier one let through: the more documents come in, the earlier the step.
     order = sorted(steps, key=lambda step: -sum(funnel["in"] for _, funnel in steps[step]))
     return Corpus({step: steps[step] for step in order}, streams)
 
 
 def _funnel(value: dict) -> dict:
-    dropped = Counter({one_line(reason): count(entry["documents"]) for reason, entry in value["dropped"].items()})
+    dropped = Counter({as_name(reason): count(entry["documents"]) for reason, entry in value["dropped"].items()})
     result = {"in": count(value["documents"]["in"]), "out": count(value["documents"]["out"]), "dropped": dropped}
     if result["out"] > result["in"]:
         raise ValueError("more documents out than in")
@@ -423,6 +423,6 @@ def _funnel(value: dict) -> dict:
 
 
 def _stream(value: dict) -> dict:
-    counts = {one_line(language): {one_line(source): count(entry["tokens"]) for source, entry in by_source.items()}
+    counts = {as_name(language): {as_name(source): count(entry["tokens"]) for source, entry in by_source.items()}
               for language, by_source in value["counts"].items()}
-    return {"tokens": count(value["tokens"]), "documents": count(value["documents"]), "counts": counts, "tokenizer": one_line(value["tokenizer"])}
+    return {"tokens": count(value["tokens"]), "documents": count(value["documents"]), "counts": counts, "tokenizer": as_name(value["tokenizer"])}

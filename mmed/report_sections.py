@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mmed import plots
 from mmed.plots import escape
-from mmed.report_data import SETTINGS, Corpus, Questions, Result, Run, differences, one_line
+from mmed.report_data import SETTINGS, Corpus, Questions, Result, Run, as_name, differences
 from mmed.report_tables import ACCURACY_TITLES, Cell, Row, Table, tables
 
 PARTS = {"strict": "c0", "lenient": "c2", "unparsed": "grey"}  # how an answer was read -> colour of its share
@@ -234,10 +234,10 @@ def runs_section(runs: Sequence[Run]) -> str:
         config, log = run.facts["config"], run.loss
         series = [("train", "training", plots.thin(log))] if log else []
         series += [(f"{colours[name]} dots", name, points) for name, points in run.held_out.items()]
-        facts = [one_line(run.facts.get("recipe") or config.get("task") or ""), f"{one_line(run.facts.get('steps'))} steps planned",
+        facts = [as_name(run.facts.get("recipe") or config.get("task") or ""), f"{as_name(run.facts.get('steps'))} steps planned",
                  f"{log[-1][0]:,.0f} target tokens" if log else "", f"last loss {log[-1][1]:.3f}" if log else "",
                  f"{run.tokens_per_second:,.0f} tokens/s" if run.tokens_per_second else "",
-                 f"{one_line(run.facts.get('world_size'))} × {one_line(run.facts.get('device'))}", "" if run.finished else "not finished", *run.remarks]
+                 f"{as_name(run.facts.get('world_size'))} × {as_name(run.facts.get('device'))}", "" if run.finished else "not finished", *run.remarks]
         drawing = plots.curves(series, "target tokens", "loss, nats per token", f"loss of {run.name}") if series else ""
         drawn.append(figure(run.name, drawing, escape(" · ".join(fact for fact in facts if fact))))
     words = "Training loss (thin grey; each point is the mean of neighbouring steps where there are many) and held-out loss by language."
@@ -338,4 +338,4 @@ def _list(entries: Sequence[tuple[object, object]]) -> str:
     def shown(value: object) -> str:
         return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) or value is None else str(value)
 
-    return "<dl>" + "".join(f"<dt>{escape(one_line(key, 120))}</dt><dd>{escape(one_line(shown(value), 600))}</dd>" for key, value in entries) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{escape(as_name(key, 120))}</dt><dd>{escape(as_name(shown(value), 600))}</dd>" for key, value in entries) + "</dl>"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mmed.published import ENGLISH_SOURCES, published, published_english
-from mmed.report_data import SETTINGS, Result, one_line
+from mmed.report_data import SETTINGS, Result, as_name
 from mmed.summary import COLUMNS, shown_metrics
 
 
@@ -110,7 +110,7 @@ def _text_tables(results: Sequence[Result], languages: list[str], with_published
     """BLEU and ROUGE; other definitions, tokenisations or choices of items are other tables."""
     kinds = {}
     for result in results:
-        kinds.setdefault((one_line(result.settings.get("words") or "default"), result.summary["text_items"]), []).append(result)
+        kinds.setdefault((as_name(result.settings.get("words") or "default"), result.summary["text_items"]), []).append(result)
     found = []
     for (words, items), rows in kinds.items():
         metrics = dict.fromkeys(metric for result in rows for metric in shown_metrics(result.summary, words))

@@ -19,7 +19,7 @@ from mmed.answers import official_match, parse_answer
 from mmed.errors import EXIT_FAILED, Parser, UserError, main_guard, printable
 from mmed.metrics import exact_match
 from mmed.prompts import ExamItem, read_benchmark
-from mmed.report_data import one_line
+from mmed.report_data import as_name
 from mmed.summary import TEXT_METRICS, language_order
 
 COLUMNS = ["Language", "ModelInput", "ModelOutput", "GT_Answer"]  # MMedLM: files and columns of SubmissionTutorial.md
@@ -56,7 +56,7 @@ def check_answers(path: Path, items: Sequence[ExamItem], mode: str) -> tuple[lis
     rows, faults = read_csv(path), []
     header = next(rows, [])
     if header != COLUMNS:
-        raise UserError(f"{path}: its columns are {one_line(', '.join(header), 120) or 'missing'}; expected {', '.join(COLUMNS)}")
+        raise UserError(f"{path}: its columns are {as_name(', '.join(header), 120) or 'missing'}; expected {', '.join(COLUMNS)}")
     seen = dict.fromkeys(wanted, 0)
     right: dict[str, list[tuple[bool, bool]]] = {name: [] for name in wanted}
     for number, row in enumerate(rows, 2):
@@ -66,7 +66,7 @@ def check_answers(path: Path, items: Sequence[ExamItem], mode: str) -> tuple[lis
             continue
         language, asked, text, gold = row
         if language not in wanted:
-            faults.append(f"{where}: language {one_line(language)!r}; the test set has {', '.join(wanted)}")
+            faults.append(f"{where}: language {as_name(language)!r}; the test set has {', '.join(wanted)}")
             continue
         place = seen[language]
         seen[language] += 1
@@ -78,7 +78,7 @@ def check_answers(path: Path, items: Sequence[ExamItem], mode: str) -> tuple[lis
             faults.append(f"{where}: its input does not hold question {place + 1} of {language}; rows stand in the order of the test files")
         expected = ",".join(item.answer) if mode == "answer" else utf8(item.rationale)
         if gold != expected:
-            faults.append(f"{where}: GT_Answer {one_line(gold, 40)!r} is not the test set's {one_line(expected, 40)!r}")
+            faults.append(f"{where}: GT_Answer {as_name(gold, 40)!r} is not the test set's {as_name(expected, 40)!r}")
         parsed = parse_answer(text, item.options, rationale_expected=mode == "rationale", language=language)
         right[language].append((exact_match(parsed.letters, item.answer), official_match(text, item)))
     faults += [f"{path.name}: {seen[name]:,} rows in {name}, expected {len(part):,}" for name, part in wanted.items() if seen[name] != len(part)]
@@ -91,7 +91,7 @@ def check_table(path: Path, languages: Sequence[str], names: Sequence[str]) -> t
     header = next(rows, [])
     expected = (["Metric"] if names else []) + list(languages)
     if header != expected:
-        raise UserError(f"{path}: its columns are {one_line(', '.join(header), 120) or 'missing'}; expected {', '.join(expected)}")
+        raise UserError(f"{path}: its columns are {as_name(', '.join(header), 120) or 'missing'}; expected {', '.join(expected)}")
     faults, found = [], {}
     for number, row in enumerate(rows, 2):
         name, cells = (row[0], row[1:]) if names and row else ("", row)
@@ -102,7 +102,7 @@ def check_table(path: Path, languages: Sequence[str], names: Sequence[str]) -> t
         if len(values) != len(languages) or not all(0 <= value <= 100 for value in values):
             faults.append(f"{path.name}: row {number}: expected a number from 0 to 100 for each of {', '.join(languages)}")
         elif name in found or (names and name not in names):
-            faults.append(f"{path.name}: row {number}: {one_line(name)!r} stands there twice or is none of {', '.join(names)}")
+            faults.append(f"{path.name}: row {number}: {as_name(name)!r} stands there twice or is none of {', '.join(names)}")
         else:
             found[name] = values
     missing = [name for name in names or ("",) if name not in found]

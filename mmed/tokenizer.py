@@ -31,7 +31,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmed.bpe import CHUNK, MAX_PIECES, SPACE, one_line
+from mmed.bpe import CHUNK, MAX_PIECES, SPACE, reason
 from mmed.errors import Parser, UsageError, UserError, main_guard
 from mmed.files import atomic_write, read_json, read_jsonl
 from mmed.tokenizer_files import Settings, open_json, open_sentencepiece, open_tiktoken, read_bytes
@@ -273,7 +273,7 @@ def train_sentencepiece(
     except UserError:
         raise
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"vocab_size={vocab_size}: sentencepiece refuses it: {one_line(error)}") from None
+        raise UserError(f"vocab_size={vocab_size}: sentencepiece refuses it: {reason(error)}") from None
     path = Path(folder) / "tokenizer.model"
     with atomic_write(path, "wb") as file:
         file.write(out.getvalue())

@@ -7,6 +7,8 @@
 # Each target makes .venv by itself when it is missing or older than pyproject.toml / constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+# test files run side by side; JOBS=0: one after the other, in one process
+JOBS ?= 2
 SPEC := pyproject.toml constraints.txt
 .PHONY: demo ablations docs test lint bench faults mutants fuzz tour exercise clean
 .DELETE_ON_ERROR:
@@ -35,7 +37,7 @@ docs: .venv/.docs
 	$(BIN)/python docs/api_pages.py build/docs
 
 test: .venv/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff check mmed data_prep tests benchmarks docs exercises

@@ -1,5 +1,6 @@
 """No test uses the network, loopback apart: whatever in this process asks for another address ends with an error that says so."""
 import ipaddress
+import os
 import re
 import sys
 
@@ -21,3 +22,5 @@ def only_loopback(event: str, arguments: tuple) -> None:
 
 
 sys.addaudithook(only_loopback)
+if "PYTEST_XDIST_WORKER" in os.environ:  # files run side by side: a thread for each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -123,7 +123,9 @@ def test_estimates_are_unbiased_and_no_wider_than_the_stated_error(count):
         one = join(words, language)
         signed = minhash.signatures([one, other])
         truth = true_jaccard(one, other)
-        assert minhash.jaccard(minhash.shingle_hashes(one), minhash.shingle_hashes(other)) == pytest.approx(truth, abs=2e-3)  # 32 bits: two shingles may share a hash
+        hashes = minhash.shingle_hashes(one), minhash.shingle_hashes(other)
+        shared = len(minhash.shingles(one) | minhash.shingles(other)) - len(np.union1d(*hashes))  # two shingles with one hash of 32 bits: rare
+        assert shared <= 2 and minhash.jaccard(*hashes) == pytest.approx(truth, abs=2e-3 * shared + 1e-9)
         estimate = float(minhash.estimated_jaccard(signed.bins[0], signed.bins[1]))
         if truth in (0, 1):
             assert estimate == pytest.approx(truth, abs=0.01)
@@ -326,7 +328,11 @@ def test_a_chain_of_edits_drops_only_what_is_like_a_kept_document(tmp_path):
     deduplicate([tmp_path / "chain.jsonl"], tmp_path / "out")
     text = {record["id"]: record["text"] for record in records}
     dropped = read_folder(tmp_path / "out" / "dropped")
-    assert 10 < len(dropped) < 39  # about half: likeness to the kept one falls step by step
+    kept: list[str] = []
+    for one in sorted(text.values(), key=len, reverse=True):  # the longest stays; ties and estimates move the number by one or two
+        if not any(true_jaccard(one, other) >= 0.8 for other in kept):
+            kept.append(one)
+    assert abs(len(dropped) - (40 - len(kept))) <= 5 and len(dropped) < 39
     for record in dropped:
         assert true_jaccard(record["text"], text[record["duplicate_of"]]) >= 0.8
 

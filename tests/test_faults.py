@@ -32,10 +32,10 @@ def bench(only: str, out: Path) -> dict[str, list[dict]]:
 
 @pytest.mark.slow
 def test_killed_stopped_or_damaged_a_run_ends_with_the_same_bits(tmp_path):
-    """R1 kill -9, R3 at each step of a save, R11 damaged checkpoints, R12 while old ones go; `make faults` has the rest, which
+    """R1 kill -9, R2 of one rank, R3 at each step of a save, R11 damaged checkpoints, R12 while old ones go; `make faults` has the rest, which
     takes minutes. Each trial starts in a forked process: see benchmarks/faults_runs.py."""
-    rows = bench("R1,R3,R11,R12", tmp_path / "rows.json")
-    assert set(rows) == {"R1", "R3", "R11", "R12"} and rows["R1"][0]["trials"] >= 10 and rows["R11"][0]["trials"] >= 80
+    rows = bench("R1,R2,R3,R11,R12", tmp_path / "rows.json")
+    assert set(rows) == {"R1", "R2", "R3", "R11", "R12"} and rows["R1"][0]["trials"] >= 10 and rows["R11"][0]["trials"] >= 80
 
 
 # ------------------------------------------------------------------------------------------------------------- in this process

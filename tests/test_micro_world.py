@@ -92,8 +92,8 @@ def test_items_are_read_by_the_exam_reader_and_hold_the_right_answer(folder):
         items = read_benchmark(folder / "MMedBench" / part)
         assert len(items) == len(WORDS) * mw.DISEASES // 2 * len(mw.KINDS) * copies
         letters = Counter(item.answer[0] for item in items)
-        even, spread = len(items) / 4, (len(items) * 3 / 16) ** 0.5  # of a letter drawn for each item by itself
-        assert min(letters.values()) > even - 6 * spread, f"letters are not balanced: {letters}, seed {SEED}"
+        even, spread = len(items) / 4, (len(items) * 3 / 16) ** 0.5  # a letter is drawn for each item by itself: less than that once in a million runs
+        assert min(letters.values()) > even - 5 * spread, f"letters are not balanced: {letters}, seed {SEED}"
         for item in items:
             right = item.options[item.answer[0]]
             assert len(set(item.options.values())) == 4

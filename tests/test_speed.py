@@ -361,7 +361,7 @@ def test_compile_is_left_out_of_short_runs_and_the_flops_are_those_of_the_formul
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [
-    ["--activation_checkpointing=all"], ["--model=shape:10m", "--sequence_length=512", "--micro_batch_size=8"],
+    [], ["--activation_checkpointing=all"], ["--model=shape:10m", "--sequence_length=512", "--micro_batch_size=8"],
     ["--model=shape:25m", "--sequence_length=256", "--micro_batch_size=8", "--precision=bf16", "--lora_rank=16"],
     ["--model=shape:25m", "--sequence_length=256", "--micro_batch_size=8", "--moments=bf16", "--step_in_backward=true"]])
 def test_a_dry_run_foretells_the_memory_within_a_tenth(tmp_path, flags):

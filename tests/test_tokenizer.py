@@ -10,7 +10,6 @@ import random
 import subprocess
 import sys
 import time
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -334,12 +333,10 @@ def test_random_merges_give_the_ids_of_the_reference_or_are_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", [LLAMA3, BLOOM], ids=["llama3", "bloom"])
 def test_every_code_point_is_cut_as_in_the_reference(tmp_path, pattern):
-    """Every assigned one, and each thirtieth of the rest, which has no properties to go wrong with."""
     hf = hf_byte_level(pattern)
     hf.save(str(tmp_path / "tokenizer.json"))
     ours = load_tokenizer(tmp_path)
-    assigned = {code for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Co", "Cs")}
-    for code in sorted(assigned | {*range(random.randrange(30), 0xD800, 30), *range(0xE000 + random.randrange(30), 0x110000, 30)}):
+    for code in itertools.chain(range(0xD800), range(0xE000, 0x110000)):
         text = "a{0}b {0}{0} 1{0}\n{0}!'{0}".format(chr(code))
         assert ours.encode(text) == hf.encode(text).ids, hex(code)
 
@@ -500,7 +497,7 @@ def test_ten_million_characters_without_a_space_take_seconds_and_under_two_gigab
         import random, sys, time
         from mmed.tokenizer import load_tokenizer
         ours = load_tokenizer(sys.argv[1])
-        for text in ("a" * 10**6, " " * 10**6 + "x", "".join(random.choices("abcdefghij中é", k=10**7)), "word " * (2 * 10**5)):
+        for text in ("a" * 10**7, " " * 10**7 + "x", "".join(random.choices("abcdefghij中é", k=10**7)), "word " * (2 * 10**6)):
             start = time.process_time()
             assert ours.decode(ours.encode(text)) == text
             assert time.process_time() - start < 60

@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sentencepiece
 
-from mmed.bpe import LLAMA3, SentencePieceModel
+from mmed.bpe import LLAMA3
 from mmed.errors import main_guard, require_extra
+from mmed.sentencepiece_model import SentencePieceModel
 from mmed.tokenizer import load_tokenizer, read_texts, train_sentencepiece
 
 AIM = 2.5  # times bare sentencepiece, on languages with spaces

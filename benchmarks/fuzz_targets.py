@@ -367,17 +367,17 @@ def run_sentencepiece(folder: Path, data: bytes) -> None:
 
 def seeds_charsmap() -> list[bytes]:
     """The character map of a unigram model by itself: the part that C++ walks through without looking."""
-    from mmed.bpe import SentencePieceModel
+    from mmed.sentencepiece_model import SentencePieceModel
 
     return [SentencePieceModel(trained()["unigram"], "x").rules[2]]
 
 
 def run_charsmap(folder: Path, data: bytes) -> None:
-    from mmed.bpe import _fields, _message
+    from mmed.sentencepiece_model import build_message, parse_message
 
     body = b""
-    for number, value in _fields(trained()["unigram"]):
-        body += _message((number, value if number != 3 else _message((2, data), (3, 1), (4, 1), (5, 1))))
+    for number, value in parse_message(trained()["unigram"]):
+        body += build_message((number, value if number != 3 else build_message((2, data), (3, 1), (4, 1), (5, 1))))
     use_tokenizer(put(folder, "tokenizer.model", body))
 
 

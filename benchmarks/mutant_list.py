@@ -56,7 +56,7 @@ FAULTS = [
     Fault("every epoch in the same order, streams", "mmed/data.py", "shuffled(places[now], self.rows_per_epoch, mix(self.seed, epoch))",
           "shuffled(places[now], self.rows_per_epoch, mix(self.seed))", "data"),
     Fault("every epoch in the same order, exam items", "mmed/data.py", "% n, n, mix(self.seed, epoch))", "% n, n, mix(self.seed))", "data"),
-    Fault("mixture begins every cycle anew", "mmed/data.py", "self.before[stream] + int(self.rank[place])", "int(self.rank[place])", "data"),
+    Fault("mixture begins every cycle anew", "mmed/order.py", "self.before[stream] + int(self.rank[place])", "int(self.rank[place])", "data"),
     Fault("the last window misses the stream's end", "mmed/data.py", "max(0, stream.tokens - 1 - T))", "max(0, stream.tokens - 2 - T))", "data"),
     Fault("a damaged stream is not found", "mmed/data.py", "if hashed.hexdigest() != self.hashes[name]:", "if not hashed.hexdigest():", "data"),
     Fault("no BOS in a corpus", "data_prep/tokenize_corpus.py", "bos=tokenizer.bos_id is not None, eos=True", "eos=True", "tokenize_corpus"),

@@ -37,7 +37,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.book_layout import Line, Paragraph, clean, join_fragments, join_lines, split_margins
+from data_prep.book_layout import Paragraph, clean, join_fragments, join_lines
+from data_prep.book_margins import Line, split_margins
 from data_prep.documents import Document, Funnel, json_line
 from data_prep.pdf_pages import BOOK_CHARACTERS, BookError, Limits, Pages, check_tesseract
 from data_prep.steps import ShardWriter, gather_funnel, one_run, print_funnel, process_shard, refuse_strangers, run_jobs

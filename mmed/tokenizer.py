@@ -31,9 +31,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmed.bpe import CHUNK, MAX_PIECES, SPACE, reason
+from mmed.bpe import CHUNK, SPACE, reason
 from mmed.errors import Parser, UsageError, UserError, main_guard
 from mmed.files import atomic_write, read_json, read_jsonl
+from mmed.sentencepiece_model import MAX_PIECES
 from mmed.tokenizer_files import Settings, open_json, open_sentencepiece, open_tiktoken, read_bytes
 
 # Ends of a turn in the formats of mmed/generate.py; a model that knows one of these stops there.

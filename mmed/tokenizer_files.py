@@ -14,25 +14,20 @@ from typing import Any
 
 from mmed.bpe import (
     BLOOM,
-    BYTE,
-    CONTROL,
     GPT2,
     LLAMA3,
-    MAX_PIECES,
-    NORMAL,
     PATTERNS,
     SPACE,
-    UNKNOWN,
     ByteLevelCore,
     JsonPiecesCore,
     SentencePieceCore,
-    SentencePieceModel,
     byte_alphabet,
     is_utf8,
     merge_ranks,
 )
 from mmed.errors import UserError
 from mmed.files import read_json
+from mmed.sentencepiece_model import BYTE, CONTROL, MAX_PIECES, NORMAL, UNKNOWN, SentencePieceModel
 
 MAX_FILE_BYTES = 256 << 20  # the largest published tokenizer file is about 35 MB
 

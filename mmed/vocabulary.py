@@ -29,22 +29,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmed.bpe import (
-    BLOOM,
+from mmed.bpe import BLOOM, LLAMA3, QWEN2, byte_alphabet
+from mmed.errors import UserError
+from mmed.files import read_json, write_json
+from mmed.sentencepiece_model import (
     BPE,
     BYTE,
     CONTROL,
-    LLAMA3,
     NORMAL,
-    QWEN2,
     UNUSED,
     USER_DEFINED,
     SentencePieceModel,
-    _message,
-    byte_alphabet,
+    build_message,
 )
-from mmed.errors import UserError
-from mmed.files import read_json, write_json
 from mmed.tokenizer import Tokenizer, load_tokenizer, read_texts
 
 LONGEST_PIECE = 16      # characters, as sentencepiece has it; of byte-level pieces 3 times as many bytes
@@ -227,7 +224,7 @@ def write_tokenizer(tokenizer: Tokenizer, new: NewPieces, special: list[str], fo
         entries = [(text, 0.0, kind) for text, kind in entries]
         entries += [(piece, score - 1 - place, NORMAL) for place, piece in enumerate(new.pieces)]
         entries += [(text, 0.0, CONTROL) for text in special]
-        more = b"".join(_message((1, _message((1, text.encode()), (2, value), (3, kind)))) for text, value, kind in entries)
+        more = b"".join(build_message((1, build_message((1, text.encode()), (2, value), (3, kind)))) for text, value, kind in entries)
         (folder / main.name).write_bytes(main.read_bytes() + more)  # in protobuf, what is appended goes on with the list
         if ids:
             path = folder / "added_tokens.json"

@@ -24,9 +24,18 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from mmed.bpe import CONTROL, MAX_PIECES, NORMAL, UNIGRAM, UNKNOWN, SentencePieceModel, _message, is_utf8
+from mmed.bpe import is_utf8
 from mmed.errors import UserError
 from mmed.files import read_json
+from mmed.sentencepiece_model import (
+    CONTROL,
+    MAX_PIECES,
+    NORMAL,
+    UNIGRAM,
+    UNKNOWN,
+    SentencePieceModel,
+    build_message,
+)
 from mmed.tokenizer import clean_text
 from mmed.tokenizer_files import MAX_FILE_BYTES
 
@@ -332,9 +341,9 @@ def _open_json_unigram(path: Path, file: dict, model: dict, settings: dict, long
             raise UserError(f"{path}: the added token {text!r} has the id {index} of another piece")
     charsmap = _charsmap(path, file.get("normalizer"))
     _check_spaces(path, file.get("pre_tokenizer"))
-    entries = [(1, _message((1, piece.encode()), (2, float(score)), (3, UNKNOWN if index == unknown else CONTROL if piece in marks else NORMAL)))
+    entries = [(1, build_message((1, piece.encode()), (2, float(score)), (3, UNKNOWN if index == unknown else CONTROL if piece in marks else NORMAL)))
                for index, (piece, score) in enumerate(vocabulary)]
-    proto = _message(*entries, (2, _message((3, UNIGRAM))), (3, _message((2, charsmap), (3, 1), (4, 1), (5, 1))))
+    proto = build_message(*entries, (2, build_message((3, UNIGRAM))), (3, build_message((2, charsmap), (3, 1), (4, 1), (5, 1))))
     parsed = SentencePieceModel(proto, str(path))
     names = {role: entry.get("content") if isinstance(entry := settings.get(f"{role}_token", usual), dict) else entry
              for role, usual in (("cls", "<s>"), ("sep", "</s>"), ("pad", "<pad>"))}

@@ -6,17 +6,8 @@ from collections import Counter
 
 import pytest
 
-from data_prep.book_layout import (
-    Line,
-    clean,
-    count_words,
-    hyphen_stays,
-    join_fragments,
-    join_lines,
-    margin_keys,
-    roman_value,
-    split_margins,
-)
+from data_prep.book_layout import clean, count_words, hyphen_stays, join_fragments, join_lines
+from data_prep.book_margins import Line, margin_keys, roman_value, split_margins
 
 
 def text_page(rng: random.Random, lines: int = 20) -> list[Line]:

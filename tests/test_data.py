@@ -11,18 +11,16 @@ from mmed.data import (
     IGNORE,
     Example,
     ExamRows,
-    Mixture,
     PretrainRows,
     StreamWriter,
     TokenStream,
     encode_example,
-    mix,
     pack,
     rank_share,
-    shuffled,
     token_dtype,
 )
 from mmed.errors import UserError
+from mmed.order import Mixture, mix, shuffled
 from mmed.prompts import ExamItem, build_prompt, build_target
 
 

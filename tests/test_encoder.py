@@ -16,16 +16,8 @@ import pytest
 import sentencepiece
 import torch
 
-from mmed.encoder import (
-    BEST_LAYER,
-    Scorer,
-    batches,
-    bert_score,
-    directions,
-    encoder_fingerprint,
-    load_encoder,
-    read_encoder_config,
-)
+from mmed.encoder import Scorer, batches, bert_score, directions, encoder_fingerprint
+from mmed.encoder_model import BEST_LAYER, load_encoder, read_encoder_config
 from mmed.errors import UsageError, UserError
 from mmed.files import write_json
 from mmed.results import load_prompts
@@ -267,7 +259,7 @@ def compare_states(model, reference, config, seed: int) -> float:
     return float((ours - wanted)[real].abs().max())
 
 
-@pytest.mark.parametrize("seed", [SEED, SEED + 1, SEED + 2])
+@pytest.mark.parametrize("seed", [SEED, SEED + 1, SEED + 2], ids=["first", "second", "third"])  # names that every process gives
 def test_hidden_states_of_random_berts_equal_those_of_transformers(tmp_path, seed):
     rng = random.Random(seed)
     heads = rng.choice([1, 2, 4])

@@ -96,7 +96,7 @@ def open_tokenizer(folder: Path, poison) -> None:
 
 
 def open_encoder(folder: Path, poison) -> None:
-    from mmed.encoder import load_encoder
+    from mmed.encoder_model import load_encoder
 
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                                                     "intermediate_size": 24, "max_position_embeddings": 32, "type_vocab_size": 2, "hidden_act": "gelu"}))

@@ -22,10 +22,10 @@ METHOD = ROOT / "docs" / "method.md"
 LAYERS = [
     ["errors"],
     ["files", "languages", "languages.*"],
-    ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "page", "bpe", "chat",
+    ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "page", "sentencepiece_model", "bpe", "order", "chat",
      "attention", "losses"],
     ["tokenizer_files", "tokenizer", "model", "safe"],
-    ["families", "data", "distributed", "wordpiece"],
+    ["families", "data", "distributed", "wordpiece", "encoder_model"],
     ["lora", "summary", "harness", "results", "encoder"],  # results: what an evaluation writes; decoding shares its journal
     ["checkpoint", "quantize", "linears", "decoder_layer", "decoder", "graphs", "decoding", "scoring", "spread"],
     ["export", "vocabulary", "generate", "api_calls", "api", "run_folder", "stopping", "batches", "optim", "budget", "show", "held_out", "progress", "async_save"],

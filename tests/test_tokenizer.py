@@ -16,9 +16,11 @@ import pytest
 import sentencepiece
 
 import mmed.bpe
+import mmed.sentencepiece_model
 import mmed.tokenizer
-from mmed.bpe import BLOOM, GPT2, LLAMA3, QWEN2, SentencePieceModel, WordTwin, byte_alphabet, merge_ranks
+from mmed.bpe import BLOOM, GPT2, LLAMA3, QWEN2, WordTwin, byte_alphabet, merge_ranks
 from mmed.errors import UserError
+from mmed.sentencepiece_model import SentencePieceModel
 from mmed.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -158,7 +160,7 @@ def test_the_fast_twin_gives_the_ids_of_sentencepiece(spm):
 def test_a_random_bpe_vocabulary_has_a_twin_with_equal_ids_or_none():
     """Vocabularies that no training would make: pieces that cannot be reached, that hold spaces anywhere, with equal scores."""
     rng = random.Random(random.randrange(1 << 30))
-    message, made = mmed.bpe._message, 0
+    message, made = mmed.sentencepiece_model.build_message, 0
     for _ in range(150):
         inner = rng.choice(["abé", "abé▁"])
         words = {"".join(rng.choices(inner, k=rng.randint(1, 4))) for _ in range(14)} | {"▁a", "é", "▁"}
@@ -511,7 +513,7 @@ def test_ten_million_characters_without_a_space_take_seconds_and_under_two_gigab
 
 
 def damaged(spm: Path, tmp_path: Path):
-    message = mmed.bpe._message
+    message = mmed.sentencepiece_model.build_message
     good = (spm / "tokenizer.model").read_bytes()
     model = SentencePieceModel(good, "good")
 

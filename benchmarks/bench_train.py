@@ -13,6 +13,7 @@ Rows
     positions              trained positions per unique token of our rows and of the official windows, by document length
     memory                 peak of a step with 92,544 words and 2,048 tokens, full and LoRA, in processes of their own; full also with
                            every second block computed again, with moments in bf16, and with the step in the backward pass besides
+    where                  of our step, bf16, full and LoRA: how much of it are products of matrices, attention, elementwise parts (profiler)
 
 Every row trains all forms on the same batches first and shows that the losses agree; a row where they do not is not timed.
 What is compared is CPU time of this process (wall time is printed beside it), medians over rounds and the median paired ratio.
@@ -190,6 +191,27 @@ def step_row(name: str, precision: str, lora: bool, options: argparse.Namespace)
         in_turn(name, [B * T] * len(data), forms, options.rounds)
 
 
+def where_row(options: argparse.Namespace) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    from mmed.data import Row
+
+    T, B = options.context, options.batch
+    data = [[Row(ids[:-1], ids[1:], np.zeros(T, np.int64), np.arange(T)) for ids in batch] for batch in plain_rows(options.vocabulary, B, T, 2)]
+    for lora in (False, True):
+        ours = Ours(our_model(options.shape, options.vocabulary, lora, "bf16", None), "bf16", options.compiled)
+        for batch in data * 2:  # the first compiles
+            ours.step(batch)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            ours.step(data[0])
+        events = profiler.key_averages()
+        whole = sum(event.self_cpu_time_total for event in events) / 1e6
+        parts = {"products": sum(event.self_cpu_time_total for event in events if event.key in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")) / 1e6,
+                 "attention": sum(event.cpu_time_total for event in events if event.key.startswith("mmed::document_attention")) / 1e6,
+                 "compiled elementwise": sum(event.self_cpu_time_total for event in events if "CompiledFxGraph" in event.key) / 1e6}
+        print(f"where, {'LoRA' if lora else 'full'}: a step of {whole:.2f} s: " + ", ".join(f"{name} {s:.2f} s ({s / whole:.0%})" for name, s in parts.items()), flush=True)
+
+
 def exam_examples(options: argparse.Namespace, count: int) -> list[Example]:
     """Prompts and targets as long as the benchmark's: from its files where given, else drawn (both settings of an item in turn)."""
     rng = random.Random(5)
@@ -342,7 +364,7 @@ def memory_row(options: argparse.Namespace) -> None:
                      f"{(peaks['theirs'][1] - peaks['theirs'][0]) / max(1, peaks[form][1] - peaks[form][0]):.2f}x above what was there before"), flush=True)
 
 
-ROWS = ("full-bf16", "full-fp32", "lora", "exam-full", "exam-lora", "reading", "positions", "memory")
+ROWS = ("full-bf16", "full-fp32", "lora", "exam-full", "exam-lora", "reading", "positions", "memory", "where")
 
 
 def main() -> None:
@@ -372,7 +394,7 @@ def main() -> None:
         elif name.startswith("exam"):
             exam_row(name, name == "exam-lora", options)
         else:
-            {"reading": reading_row, "positions": positions_row, "memory": memory_row}[name](options)
+            {"reading": reading_row, "positions": positions_row, "memory": memory_row, "where": where_row}[name](options)
         torch.compiler.reset()
 
 

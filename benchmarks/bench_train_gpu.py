@@ -14,8 +14,9 @@ Forms
     eager, compiled   transformers' model in the loop that Trainer runs (autocast, clipping, fused AdamW), with PEFT for LoRA
 
 MFU = (6 x matmul weights + 6 x layers x width x context) x tokens/s / 989e12, LoRA with 4 for the first 6; beside it the share of this
-GPU's measured matmul peak. Each case and form runs in a process of its own, from the same weights on the same rows (`documents` apart); the
-first losses are printed, and a peer whose losses differ from ours is not compared. Peers that do not fit in memory are said so. Needs this checkout and a python with torch, transformers and peft.
+GPU's measured matmul peak. Each case and form runs in a process of its own, from the same weights on the same rows (`documents` apart);
+the first losses are printed, and a peer whose losses differ from ours is not compared. Peers that do not fit in memory are said so. Needs
+this checkout and a python with torch, transformers and peft.
 """
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from growth import grows_at_most
 
 from mmed import answer_letters, answer_words, answers
 from mmed.answers import official_match, parse_answer
@@ -284,8 +285,7 @@ def test_time_grows_with_the_text_and_not_with_its_square():
         return time.process_time() - start
 
     seconds(4000)
-    small, large = max(min(seconds(2000) for _ in range(3)), 1e-3), min(seconds(16_000) for _ in range(3))
-    assert large / small < 8 * 4, (small, large)
+    assert grows_at_most(lambda size: max(seconds(size), 1e-3), 2000, 16_000, 8 * 4)
 
 
 # --- real questions

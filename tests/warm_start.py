@@ -23,7 +23,9 @@ def run(arguments: list[str], ranks: int = 1, check: bool = True, module: str = 
     """`python -m MODULE ARGUMENTS`, with more ranks as under torchrun; `stderr` holds what it has said there and on stdout."""
     with tempfile.NamedTemporaryFile("r", errors="replace") as log:
         print(json.dumps([list(map(str, arguments)), ranks, log.name, module]), file=server().stdin, flush=True)
-        codes = json.loads(server().stdout.readline())
+        answer = server().stdout.readline()
+        assert answer, f"the process that starts runs has ended with {server().wait(10)}"
+        codes = json.loads(answer)
         done = subprocess.CompletedProcess(arguments, next((code for code in codes if code), 0), "", log.read())
     if check:
         assert done.returncode == 0, done.stderr[-3000:]

@@ -15,11 +15,17 @@ step: what is logged of step k is read when step k + 1 has been given to it.
 """
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+# `python mmed/train.py` puts mmed/ first on the path, where it would hide packages with the names of its files. The root of the
+# repository takes its place, so that `mmed` is found whether or not it is installed.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import dataclasses
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from mmed.config import SHAPES, TrainConfig, parse_command_line
 from mmed.errors import EXIT_STOPPED, UsageError, UserError, main_guard

@@ -24,10 +24,10 @@ SPEC := pyproject.toml constraints.txt
 	@touch $@
 
 demo: .venv/.core
-	$(BIN)/python -m data_prep.demo $(DEMO)
+	$(BIN)/python -m examples.demo $(DEMO)
 
 ablations: .venv/.core
-	$(BIN)/python -m data_prep.ablations $(DEMO)
+	$(BIN)/python -m examples.demo.ablations $(DEMO)
 
 .venv/.docs: .venv/.test
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,docs]'
@@ -40,30 +40,30 @@ test: .venv/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: .venv/.test
-	$(BIN)/ruff check mmed data_prep tests benchmarks docs exercises
+	$(BIN)/ruff check mmed data_prep examples tests benchmarks docs exercises
 
 .venv/.peers: .venv/.test
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,peers]'
 	@touch $@
 
 bench: .venv/.peers
-	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/*/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # one of them: make bench-train ARGS='--rows full-bf16'
 bench-%: .venv/.peers
-	$(BIN)/python benchmarks/bench_$*.py $(ARGS)
+	$(BIN)/python benchmarks/*/bench_$*.py $(ARGS)
 
 # small faults planted in the core, one at a time: how many do the tests catch? make mutants ARGS='--shard 1/2'
 mutants: .venv/.test
-	$(BIN)/python benchmarks/mutants.py --out build/mutants.jsonl $(ARGS)
+	$(BIN)/python benchmarks/mutants/mutants.py --out build/mutants.jsonl $(ARGS)
 
 # faults injected, trials, survived, time to recover: make faults ARGS='--area runs --soak'
 faults: .venv/.test
-	$(BIN)/python benchmarks/faults.py $(ARGS)
+	$(BIN)/python benchmarks/faults/faults.py $(ARGS)
 
 # strangers' files made by mutation, a minute a parser: inputs, time, findings. make fuzz ARGS='--seconds 600 --only sentencepiece'
 fuzz: .venv/.test
-	$(BIN)/python benchmarks/fuzz.py --out build/fuzz $(ARGS)
+	$(BIN)/python benchmarks/fuzz/fuzz.py --out build/fuzz $(ARGS)
 
 # docs/tour.md and its drawings from docs/tour; what the stages made on the way is left in build/tour
 tour: .venv/.core

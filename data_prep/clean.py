@@ -10,7 +10,7 @@ the form that the other steps write.
 2. --language-id (extra langid): py3langid gives each of 140 languages a probability, from samples of a long text. A document
    stays if its language has at least LIKELY, written variants of it (`language_id` of its file) counted together. Texts below SHORTEST_BYTES
    say too little, stay, and are counted ("too short for language identification").
-3. --mask-personal: data_prep/personal.py. Counted: documents masked, addresses and numbers.
+3. --mask-personal: data_prep/filters/personal_data.py. Counted: documents masked, addresses and numbers.
 
 LIKELY was chosen on one half of labelled real texts in six languages and measured on the other. Documents kept whose language
 it is / kept though it is another of the six, in percent:
@@ -30,10 +30,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.documents import Document
-from data_prep.personal import mask_personal
-from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
-from mmed.errors import Parser, UserError, main_guard, require_extra
+from data_prep.filters.personal_data import mask_personal
+from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
 from mmed.languages import get_language
+from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
 VERSION = 2  # raise it when the same document gives another result
 LIKELY = 0.1

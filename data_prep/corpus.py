@@ -8,7 +8,7 @@ Out: OUT/sources/LANGUAGE-N      documents of source N of that language: filtere
      OUT/streams/LANGUAGE        token streams, and LANGUAGE-held-out
      OUT/corpus.json, OUT/README.md, OUT/report.html    the table of MMedC for this corpus, its funnel, a dataset card, a page with pictures
 
-Each step is a command of its own (`--list` prints them), done once; stopped at any moment, the same command goes on (data_prep/plan.py).
+Each step is a command of its own (`--list` prints them), done once; stopped at any moment, the same command goes on (data_prep/pipeline/plan.py).
 The order is the paper's: take in, then what the paper lacks (METHOD 1): language, personal data, duplicates, benchmark questions.
 """
 from __future__ import annotations
@@ -16,10 +16,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from data_prep.corpus_card import finish
-from data_prep.plan import print_commands, run_plan
-from data_prep.recipe import read_recipe, steps
-from mmed.errors import Parser, UsageError, main_guard
+from data_prep.pipeline.corpus_card import finish
+from data_prep.pipeline.plan import print_commands, run_plan
+from data_prep.pipeline.recipe import read_recipe, steps
+from mmed.utils.errors import Parser, UsageError, main_guard
 
 
 def main(arguments: list[str] | None = None) -> int:

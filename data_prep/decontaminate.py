@@ -8,7 +8,7 @@ Out: OUT/kept, OUT/dropped with `reason` "benchmark question" and `items` (FILE:
 
 1. Each question gives the hashes of its runs of WORDS words, or CHARACTERS characters where a run begins in a script without
    spaces (about the same length of speech); a shorter question is one run, if it has SHORTEST_WORDS or SHORTEST_CHARACTERS. Tokens are
-   those of data_prep/minhash.py, so case, spacing, width and punctuation do not matter.
+   those of data_prep/filters/minhash.py, so case, spacing, width and punctuation do not matter.
 2. A run that more than COMMON questions share ("which of the following is the most likely diagnosis ...") tells no question
    from another and is not looked for, unless a question has no other.
 3. A document falls if it holds one run. A hash of 64 bits stands for a run: of 10**5 runs and a corpus of 10**10 tokens,
@@ -28,11 +28,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep import minhash
 from data_prep.documents import Document
-from data_prep.steps import ShardWriter, add_shard_arguments, one_run, print_funnel, process_shards, shard_options
-from mmed.errors import Parser, UserError, main_guard
-from mmed.files import read_json, read_jsonl, write_json
+from data_prep.filters import minhash
+from data_prep.pipeline.shards import (
+    ShardWriter,
+    add_shard_arguments,
+    one_run,
+    print_funnel,
+    process_shards,
+    shard_options,
+)
+from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.files import read_json, read_jsonl, write_json
 
 WORDS, CHARACTERS = 13, 20
 SHORTEST_WORDS, SHORTEST_CHARACTERS = 6, 10

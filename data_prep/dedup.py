@@ -6,7 +6,7 @@ In:  documents (data_prep/documents.py), any number of files. Out: OUT/kept, OUT
 
     python -m data_prep.dedup IN... --out DIR [--threshold 0.8] [--workers N]
 
-1. Sign each shard (data_prep/minhash.py). The files tell a finished shard, so adding shards later signs only the new ones.
+1. Sign each shard (data_prep/filters/minhash.py). The files tell a finished shard, so adding shards later signs only the new ones.
 2. Decide, over all shards at once. Exact: equal hash of the normalised text (NFKC, lower-case, whitespace collapsed,
    format characters left out) and equal signature. Near: documents that agree on all rows of one band of the signature are
    candidates (with the band's best document, and with the next better one); a candidate pair whose estimate lies clearly
@@ -38,9 +38,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import minhash
 from data_prep.documents import Document, Funnel, find_inputs
-from data_prep.steps import (
+from data_prep.filters import minhash
+from data_prep.pipeline.shards import (
     READING,
     ShardWriter,
     add_shard_arguments,
@@ -55,8 +55,8 @@ from data_prep.steps import (
     shard_names,
     shard_options,
 )
-from mmed.errors import Parser, UserError, main_guard
-from mmed.files import atomic_write, read_json, write_json
+from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.files import atomic_write, read_json, write_json
 
 THRESHOLD = 0.8
 CANDIDATE_RECALL = 0.99  # share of the pairs at the threshold that the bands must find

@@ -3,12 +3,12 @@
 In:  .jsonl, one object a line: text, language, source, id, meta (free); only text must be there, `lang` stands for language,
      `license` for licence, unknown keys go into meta. .parquet (extra parquet) with a column `text` and the same others.
      .txt: one document a file, or with `paragraphs` one document between blank lines; or Wikiextractor's form (<doc id= url=
-     title=>), also in files without suffix. .xml: MediaWiki's dump (data_prep/wiki_dump.py), also NAME.xml-p1p41242.bz2.
+     title=>), also in files without suffix. .xml: MediaWiki's dump (data_prep/sources/wiki_dump.py), also NAME.xml-p1p41242.bz2.
      All but parquet also as .gz, .bz2 or .zst (extra zstd).
 Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason (`Funnel`).
 
 Memory holds one document or batch, whatever the size of the corpus. A line that cannot be used is counted under its reason
-with file:line and the rest goes on; with strict it stops the run. Steps over many files are in data_prep/steps.py.
+with file:line and the rest goes on; with strict it stops the run. Steps over many files are in data_prep/pipeline/shards.py.
 
 Text is normalised on the way in (`normalise_text`), once for all steps, and normalising twice changes nothing.
 """
@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.formats import BadLine, read_jsonl, read_parquet, read_text, read_xml
-from mmed.errors import UserError, printable, require_extra
-from mmed.files import atomic_write
+from data_prep.record_files import BadLine, read_jsonl, read_parquet, read_text, read_xml
+from mmed.utils.errors import UserError, printable, require_extra
+from mmed.utils.files import atomic_write
 
 FORMAT_VERSION = 1  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason

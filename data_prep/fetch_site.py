@@ -5,16 +5,16 @@ Out: OUT/HOST/HOST-NNNNN.warc.gz (read by data_prep/web_pages.py), OUT/HOST/fron
 
     python -m data_prep.fetch_site www.example.org https://health.example.com/fr/ --out crawl --contact me@example.org
 
-Polite: robots.txt is obeyed (data_prep/robots.py; one that cannot be read forbids everything), with its Crawl-delay; one request at a
+Polite: robots.txt is obeyed (data_prep/sources/robots.py; one that cannot be read forbids everything), with its Crawl-delay; one request at a
 time to a host and `--delay` seconds between them; 429 and 503 are waited out as Retry-After says; `nofollow` and `noindex` are
 obeyed, in pages, links and headers; the user agent names the project and the contact. Only pages of the hosts given are asked
 for (with `--under` only those whose address begins like one given); a redirect to another host is not followed, nor an address inside
-one's own network unless `--allow-private`. Every answer is bounded in time and bytes (data_prep/http_get.py).
+one's own network unless `--allow-private`. Every answer is bounded in time and bytes (data_prep/sources/http_get.py).
 
 Order: each host's addresses in the order found (breadth first), hosts side by side, `--hosts` at a time. All that is decided and
 written is decided in one thread; the others only wait for answers.
 
-Resuming after a kill: data_prep/frontier.py. What gave no answer is tried again at the next start, behind the others, MAX_STARTS times; a
+Resuming after a kill: data_prep/sources/frontier.py. What gave no answer is tried again at the next start, behind the others, MAX_STARTS times; a
 host that asked to be left alone for longer than `--longest-wait` as often as one likes.
 
 Memory: the addresses known, about 300 bytes each, at most MAX_KNOWN a host; one page a host.
@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from data_prep.frontier import Host
-from data_prep.http_get import Answer, Client, NoAnswer, clean_url, get, stop_all
-from data_prep.robots import MAX_BYTES, NOTHING, Rules, allowed, parse_robots
-from data_prep.steps import one_run
-from mmed.errors import Parser, UsageError, main_guard, require_extra
-from mmed.files import write_json
+from data_prep.pipeline.shards import one_run
+from data_prep.sources.frontier import Host
+from data_prep.sources.http_get import Answer, Client, NoAnswer, clean_url, get, stop_all
+from data_prep.sources.robots import MAX_BYTES, NOTHING, Rules, allowed, parse_robots
+from mmed.utils.errors import Parser, UsageError, main_guard, require_extra
+from mmed.utils.files import write_json
 
 NAME = "mmed"  # what robots.txt files can call us
 MAX_REDIRECTS = 5

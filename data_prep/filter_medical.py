@@ -22,7 +22,7 @@ inflected ones, and counts nested words twice.
 DIFFERS: the official code takes only parquet files over 1 GiB, holds all kept texts of one in memory, and has its language
 in three places of the source; here any corpus file, streamed, `--language`.
 
-How one pass can do for any number of words: data_prep/word_table.py.
+How one pass can do for any number of words: data_prep/filters/keyword_matcher.py.
 """
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.documents import LOWERING_BORDER, PIECE_CHARACTERS, Document, find_inputs, read_documents, safe_pieces
-from data_prep.steps import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
-from data_prep.word_table import RARE, Table, fold_character, folded_plane, is_word_character, unfold_rare
-from mmed.errors import Parser, UsageError, UserError, main_guard, printable
+from data_prep.filters.keyword_matcher import RARE, Table, fold_character, folded_plane, is_word_character, unfold_rare
+from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
 from mmed.languages import Language, get_language
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printable
 
 MODES = ("default", "official")
 BLOCK = 1 << 18  # characters looked at together: what numpy makes of them stays in the cache

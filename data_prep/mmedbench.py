@@ -1,7 +1,7 @@
 """The benchmark from its public sources, in MMedBench's layout, with every count held against the paper's.
 
-In: exam files as their authors publish them (`data_prep.exam_sources` and `exam_others` read each form), the released MMedBench
-(`data_prep.exam_release`), or any CSV or JSONL of multiple-choice questions through `--map`. Out, in the folder --out:
+In: exam files as their authors publish them (`data_prep.benchmark.mmedbench_sources` and `other_exams` read each form), the released MMedBench
+(`data_prep.benchmark.release`), or any CSV or JSONL of multiple-choice questions through `--map`. Out, in the folder --out:
 
     Train/English.jsonl ... Test/Spanish.jsonl   one item a line: question, options {"A": ...}, answer_idx "A,C", rationale,
                                                  human_checked, human_check_passed, id, source, and what the source has besides
@@ -11,7 +11,7 @@ In: exam files as their authors publish them (`data_prep.exam_sources` and `exam
 
 Order: read -> check (drop with a reason) -> ids made unique, repeats found -> splits (official; by chance for IgakuQA and --holdout)
 -> written to a temporary folder, which takes the name --out when all is there. Nothing depends on the order of the disk.
-The paper's own reference: Qiu et al. 2024, section "MMedBench"; its counts are in `data_prep.exam_counts`.
+The paper's own reference: Qiu et al. 2024, section "MMedBench"; its counts are in `data_prep.benchmark.counts`.
 
 Launch:  python -m data_prep.mmedbench --source medqa=MedQA --source igakuqa=IgakuQA/data --source headqa=HEAD-QA --out MMedBench
          python -m data_prep.mmedbench --source mmedbench=MMedBench.zip --out MMedBench
@@ -31,14 +31,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep import exam_others as other
-from data_prep import exam_sources as read
-from data_prep.exam_counts import PAPER, SPLITS, Tally, format_table, table_row
-from data_prep.exam_release import MAX_ARCHIVE_GB, read_mmedbench
-from data_prep.exam_sources import LETTERS, Raw
-from mmed.errors import Parser, UsageError, UserError, main_guard
-from mmed.files import atomic_write, read_json, write_json
+from data_prep.benchmark import mmedbench_sources as read
+from data_prep.benchmark import other_exams as other
+from data_prep.benchmark.counts import PAPER, SPLITS, Tally, format_table, table_row
+from data_prep.benchmark.mmedbench_sources import LETTERS, Raw
+from data_prep.benchmark.release import MAX_ARCHIVE_GB, read_mmedbench
 from mmed.languages import get_language
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.utils.files import atomic_write, read_json, write_json
 
 MAP_KEYS = ("question", "options", "answer", "kind", "id", "rationale", "context", "subject", "year")
 

@@ -5,8 +5,8 @@
     python -m data_prep.rationales sheet    --data with_topics --language Japanese --out check_japanese.html
     python -m data_prep.rationales merge    saved_1.json saved_2.json --data with_topics --out checked
 
-    exam items (MMedBench's JSONL) -> calls (mmed/api.py, kept by the hash of the request) -> rationale, topic -> a new folder of the same files
-    -> a page for each checker -> the files it saves -> human_checked, human_check_passed, agreement   (data_prep/rationale_checks.py)
+    exam items (MMedBench's JSONL) -> calls (mmed/evaluation/api_client.py, kept by the hash of the request) -> rationale, topic -> a new folder of the same files
+    -> a page for each checker -> the files it saves -> human_checked, human_check_passed, agreement   (data_prep/benchmark/rationale_checks.py)
 
 In order: reading items, prompts, reading replies, the estimate, running, writing, the command. `generate` and `topics` alone use the
 network. Killed and started again by the same command they go on; finished, a second run costs nothing.
@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmed.errors import Parser, UsageError, UserError, main_guard
-from mmed.files import atomic_write, read_json, read_jsonl, write_json
 from mmed.languages import get_language
 from mmed.prompts import ExamItem, read_benchmark
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.utils.files import atomic_write, read_json, read_jsonl, write_json
 
 PROMPT_VERSION = 1  # of the two prompts below
 WORDS = 100  # asked for of a rationale
@@ -64,7 +64,7 @@ def read_entries(data: str | Path) -> list[Entry]:
 
 def write_folder(out: Path, entries: Sequence[Entry], reports: dict[str, Any]) -> None:
     """The entries' lines in files of the old names and the reports, in a new folder that is whole or not there."""
-    from mmed.results import json_line
+    from mmed.evaluation.results import json_line
 
     if out.exists():
         raise UserError(f"{out}: already there; give another --out")
@@ -227,13 +227,13 @@ def wanted(task: Task, entries: Sequence[Entry], replace: bool, limit: int) -> l
 
 def run(options: argparse.Namespace) -> int:
     """`generate` and `topics`."""
-    from mmed import api
-    from mmed.results import facts_that_differ, file_hash
+    from mmed.evaluation import api_client
+    from mmed.evaluation.results import facts_that_differ, file_hash
 
     task, out = TASKS[options.command], Path(options.out)
     longest = options.max_new_tokens or task.max_new_tokens
     prices = (options.price_in, options.price_out) if options.price_in is not None else None
-    server = api.server_from(options, need_key=not options.estimate)
+    server = api_client.server_from(options, need_key=not options.estimate)
     facts = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION, "max_new_tokens": longest,
              "replace": options.replace, "limit": options.limit}
     if out.exists():
@@ -249,11 +249,11 @@ def run(options: argparse.Namespace) -> int:
         get_language(language)
     asked = wanted(task, entries, options.replace, options.limit)
     prompts = [task.prompt(entry.item) for entry in asked]
-    requests = [api.request(server, prompt, longest) for prompt in prompts]
-    keys = [api.request_key(server, body) for body in requests]
+    requests = [api_client.request(server, prompt, longest) for prompt in prompts]
+    keys = [api_client.request_key(server, body) for body in requests]
     calls = Path(options.calls or f"{out}.calls.jsonl")
     if options.estimate:
-        stored = set(api.CallStore(calls).replies) if calls.exists() else set()
+        stored = set(api_client.CallStore(calls).replies) if calls.exists() else set()
         print(aligned(estimate(task, asked, prompts, [key in stored for key in keys], token_counter(options.tokenizer), longest, prices)))
         if not prices:
             print("\nno cost: give --price-in and --price-out, in USD for a million tokens")
@@ -262,16 +262,16 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{options.data}: every item has a {task.key} already; --replace makes them anew")
     from tqdm import tqdm
 
-    store = api.CallStore(calls)
+    store = api_client.CallStore(calls)
     with tqdm(total=len(asked), disable=not sys.stderr.isatty(), unit=f" {task.key}", dynamic_ncols=True) as bar:
-        replies = api.ask(server, requests, store, on_done=lambda _: bar.update(),
+        replies = api_client.ask(server, requests, store, on_done=lambda _: bar.update(),
                           labels=[f"item {entry.item.key} ({entry.item.language})" for entry in asked])
     problems = [{"key": entry.item.key, "language": entry.item.language, "reason": reason}
                 for entry, reply in zip(asked, replies) if (reason := take(task, entry, reply))]
-    spent = api.usage(store.new)
+    spent = api_client.usage(store.new)
     # what this very run asked for depends on where an earlier one was stopped: it is said, and not written
     report = {"facts": facts, "items": len(entries), "asked": len(asked), "with": len(asked) - len(problems), "problems": problems,
-              "usage": api.usage(replies)}
+              "usage": api_client.usage(replies)}
     if task.name == "topics":
         report["topics"] = {label: sum(entry.row.get("topic") == label for entry in entries) for label in (*TOPICS, OTHER)}
     write_folder(out, entries, earlier_reports(options.data) | {REPORTS[task.name]: report})
@@ -306,7 +306,7 @@ def token_counter(tokenizer: str | None) -> Callable[[str], int]:
 # -------------------------------------------------------------------------------------------------------------- command
 
 def add_run(commands: Any, name: str, what: str) -> None:
-    from mmed.api import add_api_options
+    from mmed.evaluation.api_client import add_api_options
 
     task = TASKS[name]
     parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}. The network is used, except with --estimate.", allow_abbrev=False)
@@ -362,7 +362,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if options.command in TASKS:
         return run(options)
-    from data_prep import rationale_checks
+    from data_prep.benchmark import rationale_checks
 
     entries = read_entries(options.data)
     if options.command == "sheet":

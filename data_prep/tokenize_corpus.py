@@ -19,11 +19,11 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.corpus_card import count_table
 from data_prep.documents import Document, Funnel, find_inputs
-from data_prep.steps import add_shard_arguments, fingerprint, read_shard, run_jobs, shard_names
-from mmed.errors import Parser, UserError, main_guard
-from mmed.files import read_json, write_json
+from data_prep.pipeline.corpus_card import count_table
+from data_prep.pipeline.shards import add_shard_arguments, fingerprint, read_shard, run_jobs, shard_names
+from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.files import read_json, write_json
 
 HELD_OUT = "-held-out"
 

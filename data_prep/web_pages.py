@@ -1,13 +1,13 @@
 """Health sites: saved web pages -> documents with their main text.
 
-In:  .html files, WARC, zip or tar archives of pages, folders of them (data_prep/page_files.py); data_prep/fetch_site.py makes WARCs.
+In:  .html files, WARC, zip or tar archives of pages, folders of them (data_prep/sources/page_files.py); data_prep/fetch_site.py makes WARCs.
 Out: documents of source "site" with `meta` = url, title, date, licence and html_language as far as the page states them, file
      (its path in the folder or archive) and fetched; OUT/kept, OUT/dropped with `reason`, OUT/shards, OUT/funnel.json as of
-     every step (data_prep/steps.py); OUT/extracted, which may be deleted after.
+     every step (data_prep/pipeline/shards.py); OUT/extracted, which may be deleted after.
 
     python -m data_prep.web_pages saved_site/ crawl/*.warc.gz --language fr --out pages_fr --workers 8
 
-1. Extract: a process an input file (loose pages: PAGES_A_SHARD together), and beside it one that parses (data_prep/page_text.py),
+1. Extract: a process an input file (loose pages: PAGES_A_SHARD together), and beside it one that parses (data_prep/sources/page_text.py),
    which may crash or hang on a page: that page is dropped and the rest goes on.
 2. Decide which pages are exact duplicates, over all inputs: equal text, whatever the address. Sites repeat their pages under
    print views, session ids and http beside https. The first stays, in the order of the shards' names and of the pages in them,
@@ -33,9 +33,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep import page_files, page_text
 from data_prep.documents import Document, Funnel, read_documents
-from data_prep.steps import (
+from data_prep.pipeline.shards import (
     ShardWriter,
     add_shard_arguments,
     gather_funnel,
@@ -47,8 +46,9 @@ from data_prep.steps import (
     shard_names,
     shard_options,
 )
-from mmed.errors import Parser, UserError, main_guard
-from mmed.files import atomic_write, read_json, write_json
+from data_prep.sources import page_files, page_text
+from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.files import atomic_write, read_json, write_json
 
 VERSION = 1  # raise it when the same page gives another document
 PAGES_A_SHARD = 500  # loose files that are one shard: some 15 seconds of work

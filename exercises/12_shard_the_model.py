@@ -1,4 +1,4 @@
-"""Exercise 12: a linear layer whose weight is cut over the ranks, as FSDP does it. (mmed/distributed.py: shard.)
+"""Exercise 12: a linear layer whose weight is cut over the ranks, as FSDP does it. (mmed/training/distributed.py: shard.)
 
 Each of `world` ranks keeps out / world rows of the weight (out, in), and computes its own batch. Two collectives do the rest:
 

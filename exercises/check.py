@@ -22,23 +22,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmed.errors import UsageError, main_guard
+from mmed.utils.errors import UsageError, main_guard
 
 HERE = Path(__file__).resolve().parent
 # What to read when an exercise is done: the same thing as the project does it, and why it is done so there.
 NEXT = {
-    1: "mmed/bpe.py (WordTwin: how the same merges are done by tiktoken, several times as fast)",
+    1: "mmed/tokenization/bpe.py (WordTwin: how the same merges are done by tiktoken, several times as fast)",
     2: "data_prep/filter_medical.py (Matcher: the same for 200 terms at once in one pass over the text)",
     3: "mmed/overlap.py (ngram_matches: n-grams as bit masks, without building a tuple)",
     4: "mmed/overlap.py (lcs_length: a row of your table as one addition)",
     5: "mmed/model.py (RMSNorm, rope_frequencies, rotate)",
-    6: "mmed/attention.py (document_attention: work that grows with documents and not with rows)",
+    6: "mmed/kernels/attention.py (document_attention: work that grows with documents and not with rows)",
     7: "mmed/data.py (ExamRows.rows: which examples share a row)",
     8: "mmed/lora.py (LoRALinear, save_adapter: the files that PEFT opens)",
-    9: "mmed/losses.py (ChunkedCrossEntropy: the same as an autograd function)",
-    10: "mmed/optim.py (update, LeanAdamW: moments of two bytes)",
-    11: "mmed/decoding.py (generate: the same with a cache, and with beginnings computed once)",
-    12: "mmed/distributed.py (shard: the whole model by torch's fully_shard)",
+    9: "mmed/loss.py (ChunkedCrossEntropy: the same as an autograd function)",
+    10: "mmed/training/optimizer.py (update, LeanAdamW: moments of two bytes)",
+    11: "mmed/inference/engine.py (generate: the same with a cache, and with beginnings computed once)",
+    12: "mmed/training/distributed.py (shard: the whole model by torch's fully_shard)",
 }
 
 

@@ -36,7 +36,7 @@ def norm_and_rope(student: Student, rng: random.Random) -> None:
 
 def attention(student: Student, rng: random.Random) -> None:
     """Oracles: torch's attention with a mask, and the project's document_attention."""
-    from mmed.attention import document_attention, document_tiles
+    from mmed.kernels.attention import document_attention, document_tiles
 
     for _ in range(8):
         K, G, E = rng.choice([1, 2]), rng.choice([1, 2, 3]), 4
@@ -85,7 +85,7 @@ class Largest(TorchDispatchMode):
 
 def chunked_loss(student: Student, rng: random.Random) -> None:
     """Oracle: autograd through torch's cross-entropy, in fp64."""
-    from mmed.losses import ChunkedCrossEntropy
+    from mmed.loss import ChunkedCrossEntropy
 
     N, D, V = 40, 3, 30
     for rows in (7, 1, N):
@@ -140,7 +140,7 @@ def adamw(student: Student, rng: random.Random) -> None:
 
 def refill(student: Student, rng: random.Random) -> None:
     """Oracles: each prompt by itself, for the texts; slots that never idle, for the number of calls; the project's generate, with a real model."""
-    from mmed.decoding import generate
+    from mmed.inference.engine import generate
     from mmed.model import ModelConfig, Transformer
 
     for _ in range(6):

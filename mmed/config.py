@@ -11,7 +11,7 @@ import difflib
 import sys
 from dataclasses import dataclass
 
-from mmed.errors import UsageError
+from mmed.utils.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ SHAPES: dict[str, dict] = {
     "micro": dict(hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
                   rope_theta=1000.0, initializer_range=0.125),
     "10m": dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, head_dim=32,
-                tie_word_embeddings=True),  # examples/real_run.sh: 10.4 M with 8,000 words
+                tie_word_embeddings=True),  # examples/real_run/real_run.sh: 10.4 M with 8,000 words
     "25m": dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=6, head_dim=64),
     "internlm2-1.8b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8,
                            head_dim=128, rope_theta=1e6, max_position_embeddings=32768),

@@ -13,7 +13,7 @@ Nothing here keeps a position: row i of a run is a function of (seed, i) alone (
 run is resumed by its step number and may go on with another number of ranks. No permutation of the corpus is ever held:
 `shuffled` (mmed/order.py) computes where place i of a shuffled order points, and the rows of a batch are read with one gather.
 
-    python -m mmed.data show RUN STEP    prints what a step trained on (mmed/show.py)
+    python -m mmed.training.inspect_batch show RUN STEP    prints what a step trained on (mmed/training/inspect_batch.py)
 
 Legend: B rows, T tokens of a row.
 """
@@ -27,10 +27,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmed.errors import UserError, main_guard
-from mmed.files import read_json, write_json
 from mmed.order import Mixture, mix, shuffled
 from mmed.prompts import ExamItem, build_prompt, build_target
+from mmed.utils.errors import UserError
+from mmed.utils.files import read_json, write_json
 
 IGNORE = -100  # label of a position that carries no loss
 FORMAT = 1
@@ -462,9 +462,3 @@ def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) ->
     per_rank = -(-count // (world_size * micro_batch_size)) * micro_batch_size
     own = [i if i < count else None for i in range(rank * per_rank, (rank + 1) * per_rank)]
     return [own[i:i + micro_batch_size] for i in range(0, per_rank, micro_batch_size)]
-
-
-if __name__ == "__main__":
-    from mmed.show import main
-
-    main_guard(main)

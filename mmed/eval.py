@@ -2,9 +2,9 @@
 
     python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME
     python -m mmed.eval --model FOLDER --adapter FOLDER --data MMedBench/Test --out results/NAME --setting finetuned --scoring both
-    python -m mmed.eval --api MODEL_NAME [--base-url URL] --data MMedBench/Test --out results/NAME       (mmed/api.py; the only use of the network)
+    python -m mmed.eval --api MODEL_NAME [--base-url URL] --data MMedBench/Test --out results/NAME       (mmed/evaluation/api_client.py; the only use of the network)
 
-    items -> prompts (mmed/prompts.py) -> rounds of items: decode, score answer strings -> rows -> tables and files (mmed/results.py)
+    items -> prompts (mmed/prompts.py) -> rounds of items: decode, score answer strings -> rows -> tables and files (mmed/evaluation/results.py)
 
 Each item is answered twice, as in the paper: directly (accuracy) and after a rationale (BLEU and ROUGE). `--scoring` adds
 the likeliest answer string, in columns of its own. Killed at any moment and started again by the same command it goes on with
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from mmed.errors import Parser, UsageError, UserError, main_guard
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 
 # MMedLM: inference.py allows 1,000 new tokens in both runs. DIFFERS: an answer alone is some ten tokens, so the clean style stops an
 # answer-only run at this many: a model that has not answered by then rambles, and 1,000 tokens of it cost most of an evaluation.
@@ -90,9 +90,9 @@ def build_questions(items: Sequence, mode: str, options: argparse.Namespace, tra
 
 def encoder_of(model, tokenizer, options: argparse.Namespace):
     """How an item becomes prompt and ids: the published prompt for base and fine-tuned models, or with --turns the messages of an instruct model."""
-    from mmed.chat import encode_chat, render_chat, turn_format
     from mmed.generate import encode_prompt
     from mmed.prompts import build_few_shot, build_messages
+    from mmed.tokenization.chat_template import encode_chat, render_chat, turn_format
 
     def plain(item, shots: Sequence, rationale: bool) -> tuple[str, list[int]]:
         prompt = build_few_shot(item, shots, rationale, options.style)
@@ -142,9 +142,9 @@ def cut_at_answer(text: str) -> str:
 
 def run_round(model, tokenizer, questions: dict[str, list[Question]], options: argparse.Namespace, bar) -> list[dict]:
     """Decode and score some items; rows in the order item by item, mode by mode."""
+    from mmed.evaluation.results import loglikelihood_row, text_row
     from mmed.generate import generate, score_many
     from mmed.prompts import ANSWER_FORM
-    from mmed.results import loglikelihood_row, text_row
 
     stops = options.stop == "answer"
     rows: dict[tuple[str, str], dict] = {}
@@ -171,11 +171,11 @@ def run_round(model, tokenizer, questions: dict[str, list[Question]], options: a
 
 def evaluate(options: argparse.Namespace) -> dict:
     """Run, score and write; returns the summary. A finished folder of the same model, data and settings is only shown."""
-    from mmed.answers import PARSER_VERSION
+    from mmed.evaluation.answer_parser import PARSER_VERSION
+    from mmed.evaluation.results import RESULTS_VERSION, facts_that_differ, file_hash, load_results, model_fingerprint
     from mmed.languages import get_language
     from mmed.metrics import METRICS_VERSION
     from mmed.prompts import read_benchmark
-    from mmed.results import RESULTS_VERSION, facts_that_differ, file_hash, load_results, model_fingerprint
 
     items = limit_items(read_benchmark(options.data), options.limit)
     if not options.api and not Path(options.model).is_dir():
@@ -204,17 +204,17 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 
 def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: dict, out: Path) -> dict:
+    from mmed.evaluation.results import round_size, write_results
     from mmed.generate import load_model, progress_bar
+    from mmed.inference.work_sharing import run_rounds
     from mmed.prompts import read_benchmark
-    from mmed.results import round_size, write_results
-    from mmed.spread import run_rounds
 
     train = read_benchmark(options.train) if options.shots else []
     model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard)
     encode = encoder_of(model, tokenizer, options)
     questions = {mode: build_questions(items, mode, options, train, encode, model.config.max_position_embeddings) for mode in modes_of(options)}
     if options.dtype == "int8":
-        from mmed.scoring import int8_difference
+        from mmed.inference.option_scores import int8_difference
 
         print(int8_difference(model, [question.ids for question in next(iter(questions.values()))]), file=sys.stderr)
     (out / "results.json").unlink(missing_ok=True)  # with --force: what it says is no longer so
@@ -238,9 +238,9 @@ def _evaluate_api(items: list, options: argparse.Namespace, settings: dict, fact
     """The same over an API. api_calls.jsonl keeps every answer by its request, so none is asked for twice, whatever is scored anew."""
     from tqdm import tqdm
 
-    from mmed import api
+    from mmed.evaluation import api_client
+    from mmed.evaluation.results import text_row, write_results
     from mmed.prompts import build_few_shot, build_messages, pick_examples, read_benchmark
-    from mmed.results import text_row, write_results
 
     train = read_benchmark(options.train) if options.shots else []
     questions, requests = [], []
@@ -250,33 +250,33 @@ def _evaluate_api(items: list, options: argparse.Namespace, settings: dict, fact
             shots = pick_examples(train, item, options.shots, options.seed, rationale) if options.shots else []
             if options.completions:
                 prompt = build_few_shot(item, shots, rationale, options.style)
-                requests.append(api.request(options.server, prompt, token_limit(mode, options)))
+                requests.append(api_client.request(options.server, prompt, token_limit(mode, options)))
             else:  # without the short limit of answers: a chat model ends by itself, and one that thinks first needs the room
                 messages = build_messages(item, rationale, options.style, shots)
                 prompt = json.dumps(messages, ensure_ascii=False) if shots else messages[0]["content"]
-                requests.append(api.request(options.server, messages, options.max_new_tokens))
+                requests.append(api_client.request(options.server, messages, options.max_new_tokens))
             questions.append(Question(item, mode, prompt, []))
-    store = api.CallStore(out / "api_calls.jsonl")
+    store = api_client.CallStore(out / "api_calls.jsonl")
     (out / "results.json").unlink(missing_ok=True)
     with tqdm(total=len(requests), disable=not options.progress, unit=" answer", dynamic_ncols=True, mininterval=0.5) as bar:
-        replies = api.ask(options.server, requests, store, on_done=lambda _: bar.update(),
+        replies = api_client.ask(options.server, requests, store, on_done=lambda _: bar.update(),
                           labels=[f"item {question.item.key} ({question.item.language})" for question in questions])
     rows = []
     for question, reply in zip(questions, replies):
         text = cut_at_answer(reply["text"]) if options.stop == "answer" else reply["text"]
         row = text_row(question.item, question.mode, question.prompt_hash, text, options.words)
         rows.append(row | {"new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"]})
-    counts = api.usage(replies)
+    counts = api_client.usage(replies)
     print(f"{counts['calls']:,} answers, {len(store.new):,} of them asked for now; tokens in {counts['prompt_tokens']:,}, out {counts['completion_tokens']:,}; "
           f"texts ended with {', '.join(f'{reason}: {n:,}' for reason, n in counts['finish_reasons'].items())}", file=sys.stderr)
     prompts = {(question.item.key, question.mode): question.prompt for question in questions}
     summary = write_results(out, rows, prompts, facts, settings | {"api": options.server.facts() | counts})
-    store.close([api.request_key(options.server, body) for body in requests])
+    store.close([api_client.request_key(options.server, body) for body in requests])
     return summary
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    from mmed.api import add_api_options, server_from
+    from mmed.evaluation.api_client import add_api_options, server_from
 
     parser = Parser(prog="python -m mmed.eval", description="Put a model through MMedBench. "
                                      "The network is used only with --api.")
@@ -317,7 +317,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UsageError("--slots and --max_new_tokens must be 1 or more, --limit and --shots 0 or more")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
         raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
-    from mmed.chat import FORMATS
+    from mmed.tokenization.chat_template import FORMATS
 
     if options.turns not in ("none", "auto", *FORMATS):
         raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(FORMATS)}")
@@ -340,7 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
     summary = evaluate(options)
     if not summary:
         return 0
-    from mmed.results import table
+    from mmed.evaluation.results import table
 
     print(table(summary, options.words))
     print(f"\n{options.setting}, prompt style {options.style} -> {options.out}")

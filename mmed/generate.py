@@ -1,6 +1,6 @@
 """Let a model write: on the terminal, as a chat, or for a file of prompts; and the way in to decoding for everyone else.
 
-    from mmed.generate import generate, score_many, score_options     (mmed/decoding.py, mmed/scoring.py)
+    from mmed.generate import generate, score_many, score_options     (mmed/inference/engine.py, mmed/inference/option_scores.py)
 
     python -m mmed.generate --model FOLDER --prompt "Fever and cough"
     python -m mmed.generate --model FOLDER --chat --language fr
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmed.errors import Parser, UsageError, UserError, main_guard, printable
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printable
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from mmed.model import Transformer
@@ -31,33 +31,33 @@ WAIT_SECONDS = 14 * 24 * 3600  # ranks that are done wait for those that are not
 def __getattr__(name: str):
     """`generate`, `score_many` and `score_options`, from where they are, when they are asked for."""
     if name == "generate":
-        from mmed.decoding import generate
+        from mmed.inference.engine import generate
 
         return generate
     if name in ("score_many", "score_options"):
-        from mmed import scoring
+        from mmed.inference import option_scores
 
-        return getattr(scoring, name)
+        return getattr(option_scores, name)
     raise AttributeError(f"module 'mmed.generate' has no attribute {name!r}")
 
 
 def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto", shard: bool = False):
     """(model ready to decode, its tokenizer); an adapter is merged into the weights. Joins the other ranks under torchrun.
 
-    dtype "int8": weights of 8 bits while decoding (mmed/quantize.py). shard: each rank keeps its part of every matrix.
+    dtype "int8": weights of 8 bits while decoding (mmed/inference/quantize.py). shard: each rank keeps its part of every matrix.
     """
     import torch
 
-    from mmed import distributed
-    from mmed.checkpoint import load_pretrained
+    from mmed.checkpoints.pretrained import load_pretrained
     from mmed.lora import load_adapter, merge_lora
+    from mmed.training import distributed
 
     if distributed.world_size() > 1:
         device = str(distributed.start(WAIT_SECONDS))
     else:
         device = distributed.device_called(device)
     if shard and (distributed.world_size() == 1 or adapter or dtype == "int8"):
-        raise UsageError("--shard: goes with torchrun and several processes, without --adapter (merge it first: python -m mmed.checkpoint merge) "
+        raise UsageError("--shard: goes with torchrun and several processes, without --adapter (merge it first: python -m mmed.checkpoints merge) "
                          "and without int8")
     int8 = dtype == "int8"
     if dtype in ("auto", "int8"):
@@ -77,10 +77,10 @@ def load_sharded(folder: str, dtype, device: str):
     """`load_pretrained`, each rank reading and keeping its own rows."""
     import torch
 
-    from mmed import distributed
-    from mmed.checkpoint import load_config, load_weights
+    from mmed.checkpoints.pretrained import load_config, load_weights
     from mmed.model import Transformer
     from mmed.tokenizer import load_tokenizer
+    from mmed.training import distributed
 
     with torch.device("meta"):
         model = Transformer(load_config(folder)).to(dtype)
@@ -101,8 +101,8 @@ def encode_prompt(tokenizer, text: str) -> list[int]:
 
 
 def prompt_ids(model: Transformer, tokenizer, text: str, turns: str) -> list[int]:
-    """Ids of a prompt: the text as it is, or (turns: a key of `mmed.chat.FORMATS`, or "auto") as a user's turn of an instruct model."""
-    from mmed.chat import encode_chat
+    """Ids of a prompt: the text as it is, or (turns: a key of `mmed.tokenization.chat_template.FORMATS`, or "auto") as a user's turn of an instruct model."""
+    from mmed.tokenization.chat_template import encode_chat
 
     if turns == "none":
         return encode_prompt(tokenizer, text)
@@ -122,7 +122,7 @@ def stream_text(model: Transformer, tokenizer, prompt: Sequence[int], **options)
             print(printable(text[len(shown):]), end="", flush=True)
             shown = text
 
-    from mmed.decoding import generate
+    from mmed.inference.engine import generate
 
     new = generate(model, [prompt], end_ids=tokenizer.end_ids, on_token=show, slots=1, **options)[0]
     text = tokenizer.decode(new, continued=True)
@@ -152,11 +152,11 @@ def chat(model: Transformer, tokenizer, language: str, turns: str, options: dict
 
 def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decoding: dict) -> int:
     """Every {"prompt": ...} of a JSONL file -> the same objects with "text" added; goes on where it was stopped."""
-    from mmed.decoding import generate
-    from mmed.files import read_jsonl
-    from mmed.results import file_hash, model_fingerprint, round_size
-    from mmed.scoring import int8_difference
-    from mmed.spread import run_rounds
+    from mmed.evaluation.results import file_hash, model_fingerprint, round_size
+    from mmed.inference.engine import generate
+    from mmed.inference.option_scores import int8_difference
+    from mmed.inference.work_sharing import run_rounds
+    from mmed.utils.files import read_jsonl
 
     prompts, rows = [], []
     for number, row in read_jsonl(options.input):
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UsageError("--input and --out go together")
     if options.max_new_tokens < 1 or options.slots < 1 or options.temperature < 0 or options.top_k < 0 or not 0 < options.top_p <= 1:
         raise UsageError("expected --max_new_tokens and --slots of 1 or more, --temperature and --top_k of 0 or more, --top_p over 0 to 1")
-    from mmed.chat import FORMATS
+    from mmed.tokenization.chat_template import FORMATS
 
     if options.turns not in ("none", "auto", *FORMATS):
         raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(FORMATS)}")

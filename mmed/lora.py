@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmed.errors import UserError
-from mmed.families import published_name
-from mmed.files import atomic_write, read_json, write_json
+from mmed.checkpoints.families import published_name
 from mmed.model import Transformer, local_rows
+from mmed.utils.errors import UserError
+from mmed.utils.files import atomic_write, read_json, write_json
 
 # MMedLM: q_proj and v_proj; BLOOMZ query_key_value, InternLM 2 wqkv, which hold them packed (finetune/*.sh)
 PAPER = "paper"
@@ -174,7 +174,7 @@ SOME_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # th
 
 
 def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
-    from mmed.safe import open_bin, read_tensors
+    from mmed.checkpoints.safe import open_bin, read_tensors
 
     path, legacy = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
     if path.is_file():

@@ -3,7 +3,7 @@
     ids (B, T) -> embed_tokens -> N x [norm -> attention -> +, norm -> MLP -> +] -> norm -> lm_head -> logits (B, T, V)
 
 What differs between Llama, Mistral, InternLM, InternLM 2, BLOOM, Qwen and Gemma is a handful of fields below, not a class
-each; the names of their tensors on disk are a table in `mmed/checkpoint.py`. Parameter and field names are those of the
+each; the names of their tensors on disk are a table in `mmed/checkpoints/pretrained.py`. Parameter and field names are those of the
 published Llama weights and `config.json`.
 
 Legend: B batch, T new tokens, S tokens seen, D hidden size, H query heads, K key/value heads, G = H / K, E head size,
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmed.attention import Tiles, block_mask, document_attention, document_tiles, flex
-from mmed.losses import summed_cross_entropy
+from mmed.kernels.attention import Tiles, block_mask, document_attention, document_tiles, flex
+from mmed.loss import summed_cross_entropy
 
 NARROW = 0.9  # supervised share of a batch up to which the last MLP computes these tokens only: of the others nobody reads the result
 
@@ -298,7 +298,7 @@ class Transformer(nn.Module):
         documents  (B, T) number of the document a token belongs to: tokens see their own document only
         supervised places of the labels that are not IGNORE in the flat batch, if known
 
-        For training, and for a text all at once; to go on from a text there is `mmed/decoder.py`, which keeps keys and values.
+        For training, and for a text all at once; to go on from a text there is `mmed/inference/decoder.py`, which keeps keys and values.
         """
         config = self.config
         if positions is None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmed.errors import UserError
+from mmed.utils.errors import UserError
 
 
 def mix(*values: int) -> int:

@@ -1,7 +1,7 @@
 """Exam items and the prompts made of them.
 
 In: MMedBench JSONL files (one language a file). Out: `ExamItem`s, prompt and target strings, chat messages. In order: reading
-items, prompts and targets, few-shot and chat forms. Answers are read back out of what a model wrote by `mmed/answers.py`.
+items, prompts and targets, few-shot and chat forms. Answers are read back out of what a model wrote by `mmed/evaluation/answer_parser.py`.
 
 Training, evaluation and API runs all build their strings here, so that no two numbers of a table come from different prompts.
 References: finetune/train.py and inference/inference.py of the MMedLM repository.
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmed.errors import UserError
-from mmed.files import read_jsonl
+from mmed.utils.errors import UserError
+from mmed.utils.files import read_jsonl
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Items

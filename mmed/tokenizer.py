@@ -5,7 +5,7 @@
     tokenizer.decode(ids)                          ->  "Fièvre et toux"
 
 In: a model folder or one file of it. Out: a `Tokenizer`. Order: the interface, loading, training, command line; files are read in
-`mmed/tokenizer_files.py`, the encoding itself is in `mmed/bpe.py`. Nothing in a folder is run: JSON, protobuf and base64 are parsed, no more.
+`mmed/tokenization/files.py`, the encoding itself is in `mmed/tokenization/bpe.py`. Nothing in a folder is run: JSON, protobuf and base64 are parsed, no more.
 
 Rules that hold for every kind
 - Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special tokens come from
@@ -31,11 +31,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmed.bpe import CHUNK, SPACE, reason
-from mmed.errors import Parser, UsageError, UserError, main_guard
-from mmed.files import atomic_write, read_json, read_jsonl
-from mmed.sentencepiece_model import MAX_PIECES
-from mmed.tokenizer_files import Settings, open_json, open_sentencepiece, open_tiktoken, read_bytes
+from mmed.tokenization.bpe import CHUNK, SPACE, reason
+from mmed.tokenization.files import Settings, open_json, open_sentencepiece, open_tiktoken, read_bytes
+from mmed.tokenization.sentencepiece_model import MAX_PIECES
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.utils.files import atomic_write, read_json, read_jsonl
 
 # Ends of a turn in the formats of mmed/generate.py; a model that knows one of these stops there.
 END_NAMES = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<end_of_turn>", "<eoa>")

@@ -10,7 +10,7 @@ In: a model folder and token streams (or exam items). Out: a run folder: `run.js
                     ->  clip  ->  AdamW  ->  metrics.jsonl  ->  (held-out loss)  ->  (checkpoint)
 
 Batch k depends on the seed and k alone (mmed/data.py), so a resumed run equals one that was never stopped; how it stops is
-told in mmed/stopping.py, and what a user does after a fault in docs/faults.md. The host never waits for the device inside a
+told in mmed/training/signals.py, and what a user does after a fault in docs/faults.md. The host never waits for the device inside a
 step: what is logged of step k is read when step k + 1 has been given to it.
 """
 from __future__ import annotations
@@ -28,10 +28,10 @@ import math
 from collections.abc import Callable
 
 from mmed.config import SHAPES, TrainConfig, parse_command_line
-from mmed.errors import EXIT_STOPPED, UsageError, UserError, main_guard
-from mmed.files import read_json, write_json
-from mmed.run_folder import FolderLock, check_resume, keep_lines, not_identical, run_facts
-from mmed.stopping import StopSignal, explain
+from mmed.training.run_folder import FolderLock, check_resume, keep_lines, not_identical, run_facts
+from mmed.training.signals import StopSignal, explain
+from mmed.utils.errors import EXIT_STOPPED, UsageError, UserError, main_guard
+from mmed.utils.files import read_json, write_json
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -50,7 +50,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
 def model_config(config: TrainConfig, tokenizer):
     """The `ModelConfig` of a model folder or a named shape, checked against the tokenizer."""
-    from mmed import checkpoint
+    from mmed.checkpoints import pretrained as checkpoint
     from mmed.model import ModelConfig
 
     if config.model.startswith("shape:"):
@@ -86,8 +86,9 @@ def skeleton(config: TrainConfig, shape):
 
 def build_model(config: TrainConfig, shape, device, compiled: bool):
     """The model to train on this rank: from a folder or random, cut over the ranks; no rank ever holds it whole."""
-    from mmed import checkpoint, distributed
+    from mmed.checkpoints import pretrained as checkpoint
     from mmed.lora import adapted_layers, init_lora
+    from mmed.training import distributed
 
     model = skeleton(config, shape)
     if distributed.world_size() > 1:
@@ -145,15 +146,17 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
     import torch
     from tqdm import tqdm
 
-    from mmed import budget, checkpoint, distributed
-    from mmed.async_save import Saver
-    from mmed.batches import Batches, make_rows, source_data
-    from mmed.held_out import held_out, held_out_loss
+    from mmed.checkpoints import pretrained as checkpoint
+    from mmed.checkpoints.async_save import Saver
     from mmed.lora import save_adapter
-    from mmed.optim import make_optimizer, update
-    from mmed.progress import Late, Log, Profile
-    from mmed.show import batch_names
     from mmed.tokenizer import load_tokenizer
+    from mmed.training import distributed
+    from mmed.training import memory_estimate as budget
+    from mmed.training.inspect_batch import batch_names
+    from mmed.training.loader import Batches, make_rows, source_data
+    from mmed.training.logging import Late, Log, Profile
+    from mmed.training.optimizer import make_optimizer, update
+    from mmed.training.validation import held_out, held_out_loss
 
     if config.deterministic:
         distributed.same_bits()

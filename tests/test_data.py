@@ -19,9 +19,9 @@ from mmed.data import (
     rank_share,
     token_dtype,
 )
-from mmed.errors import UserError
 from mmed.order import Mixture, mix, shuffled
 from mmed.prompts import ExamItem, build_prompt, build_target
+from mmed.utils.errors import UserError
 
 
 def write(prefix, documents, vocab_size=1000, language="en"):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from mmed.errors import Parser, UserError
+from mmed.utils.errors import Parser, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,7 +138,7 @@ def check_command(words: list[str], whole: bool, monkeypatch) -> None:
     if program.startswith("python"):
         if not rest or rest[0] in ("-c", "-V") or (not rest[0].startswith("-") and not rest[0].endswith(".py")):
             return
-        if rest[0] == "-m" and rest[1].split(".")[0] in ("mmed", "data_prep"):
+        if rest[0] == "-m" and rest[1].split(".")[0] in ("mmed", "data_prep", "examples"):
             check_module(rest[1], rest[2:], whole, monkeypatch)
         elif rest[0] == "-m" and rest[1] == "pytest":
             assert all((ROOT / word.split("::")[0]).exists() for word in rest[2:] if word.startswith("tests"))
@@ -163,10 +163,8 @@ def check_command(words: list[str], whole: bool, monkeypatch) -> None:
 
 
 # Command -> the module whose `main` does it; a package is run by its __main__.py.
-COMMANDS = {name: name for folder in ("mmed", "data_prep") for path in (ROOT / folder).glob("*.py")
-            if "__main__" in path.read_text(encoding="utf-8") for name in [f"{folder}.{path.stem}"]}
-COMMANDS |= {".".join(path.parent.relative_to(ROOT).parts): ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "mmed").rglob("__main__.py")}
-COMMANDS["mmed.checkpoint"] = "mmed.export"  # hands over to it
+COMMANDS = {name.removesuffix(".__main__"): name for folder in ("mmed", "data_prep", "examples") for path in (ROOT / folder).rglob("*.py")
+            if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8") for name in [".".join(path.relative_to(ROOT).with_suffix("").parts)]}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -186,8 +184,8 @@ def test_every_command_of_a_page_exists_as_it_is_written(page, monkeypatch, caps
 @pytest.mark.parametrize("line", [
     "python -m mmed.evaluate --model m", "python -m mmed.eval --model m --data d", "python -m mmed.eval --model m --data d --out o --modus answer",
     "python mmed/train.py pretrain_mmedlm3 --model=m --data=d", "torchrun --nproc_per_node=8 mmed/train.py finetune_full --model=m --data=d --lr=1e-6",
-    "python -m mmed.checkpoint inspekt m", "python benchmarks/bench_train.py --no-such-rows", "python benchmarks/bench_nothing.py", "make demmo",
-    "pip install -e '.[bookz]'", "examples/no_run.sh DATA OUT", "python -m pytest tests/test_nothing.py", "python -m data_prep.demo --seed one"])
+    "python -m mmed.checkpoints inspekt m", "python benchmarks/training/bench_train.py --no-such-rows", "python benchmarks/bench_nothing.py", "make demmo",
+    "pip install -e '.[bookz]'", "examples/no_run.sh DATA OUT", "python -m pytest tests/test_nothing.py", "python -m examples.demo --seed one"])
 def test_a_wrong_command_is_noticed(line, monkeypatch, capsys):
     (words,) = commands_in(line)
     with pytest.raises((AssertionError, SystemExit, UserError, OSError)):
@@ -210,8 +208,8 @@ RUN = """
 import json, os, sys
 from pathlib import Path
 import torch
-from data_prep.plan import Step, run_plan
-from mmed.errors import main_guard
+from data_prep.pipeline.plan import Step, run_plan
+from mmed.utils.errors import main_guard
 blocks = json.loads(sys.argv[1])
 plan = [Step(f"block-{i}", "", commands, (f"block-{i - 1}",) if i else ()) for i, commands in enumerate(blocks)]
 main_guard(lambda: int(run_plan(plan, Path(sys.argv[2]), 1, lambda: torch.set_num_threads(1)) < 0))

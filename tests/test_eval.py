@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mmed.errors import UserError
 from mmed.eval import candidates, cut_at_answer, main
-from mmed.prompts import ExamItem
-from mmed.results import (
+from mmed.evaluation.results import (
     Journal,
     facts_that_differ,
     load_prompts,
@@ -22,7 +20,9 @@ from mmed.results import (
     text_row,
     write_results,
 )
-from mmed.summary import summarise, table
+from mmed.evaluation.summary import summarise, table
+from mmed.prompts import ExamItem
+from mmed.utils.errors import UserError
 
 FILES = {"predictions.jsonl", "results.json", "multi_choice_results.csv", "rationale_results.csv", "accuracy_metric.csv",
          "rationale_similarity_metric.csv", *(f"samples_mmedbench_{language}.jsonl" for language in ("english", "japanese", "french"))}
@@ -32,7 +32,7 @@ WORDS = "fever cough pain liver heart drug dose blood lung brain".split()
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A tiny random model with a tokenizer, and exams in three languages."""
-    from mmed.checkpoint import save_pretrained
+    from mmed.checkpoints.pretrained import save_pretrained
     from mmed.model import ModelConfig, Transformer
     from mmed.tokenizer import train_sentencepiece
 
@@ -162,10 +162,10 @@ def lines_of(path: Path) -> int:
 
 def test_a_run_killed_while_it_writes_its_files_leaves_no_half_file_behind(finished, tmp_path, monkeypatch):
     """The process dies inside one of the writes of the end: its temporary file stays until the next run, and no longer."""
-    import mmed.files
+    import mmed.utils.files
 
     own, rows = load_results(finished)
-    rows, prompts, replace = list(rows), load_prompts(finished), mmed.files.os.replace
+    rows, prompts, replace = list(rows), load_prompts(finished), mmed.utils.files.os.replace
     for name in sorted(FILES):
         out = tmp_path / name
         out.mkdir()
@@ -176,11 +176,11 @@ def test_a_run_killed_while_it_writes_its_files_leaves_no_half_file_behind(finis
                 raise KeyboardInterrupt
             replace(source, target)
 
-        monkeypatch.setattr(mmed.files.os, "replace", die)
+        monkeypatch.setattr(mmed.utils.files.os, "replace", die)
         with pytest.raises(KeyboardInterrupt):
             write_results(out, rows, prompts, own["facts"], own["settings"])
         assert not (out / "results.json").exists() and list(out.glob("*.tmp"))
-        monkeypatch.setattr(mmed.files.os, "replace", replace)
+        monkeypatch.setattr(mmed.utils.files.os, "replace", replace)
         (out / "mine.tmp").write_text("not ours")
         write_results(out, rows, prompts, own["facts"], own["settings"])
         (out / "mine.tmp").unlink()  # what others put there stays
@@ -229,10 +229,10 @@ def test_examples_of_a_rationale_run_have_their_rationales_and_those_of_an_answe
 
 
 def test_an_instruct_model_gets_the_questions_in_its_own_turns(world, tmp_path):
-    from mmed.chat import encode_chat
     from mmed.eval import build_questions, encoder_of, parse_options
     from mmed.generate import load_model
     from mmed.prompts import build_messages, read_benchmark
+    from mmed.tokenization.chat_template import encode_chat
 
     run(world, tmp_path / "out", "--turns", "auto", "--limit", "2", "--scoring", "both", "--shots", "1", "--train", str(world / "Train"))
     own, rows = load_results(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The fuzzers of benchmarks/fuzz.py: a short turn of each with a fixed seed, and every kind of input that they ever found."""
+"""The fuzzers of benchmarks/fuzz/fuzz.py: a short turn of each with a fixed seed, and every kind of input that they ever found."""
 from __future__ import annotations
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "fuzz"))
 
 import fuzz
 import fuzz_targets
@@ -20,7 +20,7 @@ for extra in ("pyarrow", "trafilatura", "pypdfium2"):
 SECONDS, INPUTS = 0.25, 100  # of each parser here; make fuzz takes a minute
 
 
-@pytest.mark.parametrize("name", [name for name in TARGETS if name != "pdf"])  # a process each input: tests/test_pdf_text.py has its own
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "pdf"])  # a process each input: tests/data_prep/test_books.py has its own
 def test_a_short_turn_with_a_fixed_seed_finds_nothing(tmp_path, name):
     target, seeds = TARGETS[name], TARGETS[name].seeds()
     end = time.process_time() + SECONDS
@@ -125,7 +125,7 @@ def test_crashes_hangs_and_tracebacks_are_found(tmp_path):
     """A made parser in the place of a real one: what the fuzzer is for must not pass it by."""
     made = tmp_path / "made.py"
     made.write_text(f"""import os, signal, sys
-sys.path[:0] = {[str(Path(fuzz.__file__).parent), str(Path(fuzz.__file__).parents[1])]!r}
+sys.path[:0] = {[str(Path(fuzz.__file__).parent), str(Path(fuzz.__file__).parents[2])]!r}
 import fuzz, fuzz_targets
 fuzz.SECONDS = 1
 def run(folder, data):

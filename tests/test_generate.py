@@ -12,13 +12,13 @@ import pytest
 import torch
 from warm_start import run as warm_run
 
-from mmed.decoder import Decoder, Segment, decoder_for, passes
-from mmed.decoding import common_length, sample, shared_beginnings
-from mmed.errors import UserError
 from mmed.generate import generate, main, score_many, score_options
-from mmed.graphs import StepGraphs
+from mmed.inference.cuda_graphs import StepGraphs
+from mmed.inference.decoder import Decoder, Segment, decoder_for, passes
+from mmed.inference.engine import common_length, sample, shared_beginnings
 from mmed.lora import adapted_layers, apply_lora
 from mmed.model import ModelConfig, Transformer
+from mmed.utils.errors import UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 DEMO = Path(os.environ.get("MMED_DEMO", Path(__file__).resolve().parents[1] / "demo"))
@@ -118,7 +118,7 @@ def test_every_layout_has_the_logits_of_a_full_forward(family, monkeypatch):
             graphs.compute = torch.compile(graphs.compute, fullgraph=True, backend="eager")
             steps = [decoder.step, lambda cache, *rest, graphs=graphs: graphs.step(*rest)] if kind == "plain" else [decoder.step]
             for call_tokens in (0, 10 ** 6):
-                monkeypatch.setattr("mmed.decoder.CALL_TOKENS", call_tokens)
+                monkeypatch.setattr("mmed.inference.decoder.CALL_TOKENS", call_tokens)
                 for step in steps:
                     got = step(cache, [row[-1] for row in rows], lengths)
                     assert torch.allclose(got, torch.stack([expected[-1] for expected in full]), atol=2e-4), (kind, call_tokens)
@@ -151,8 +151,8 @@ def test_in_bf16_every_token_is_within_rounding_of_the_likeliest():
 
 
 def test_int8_weights_change_little_and_say_how_much():
-    from mmed.quantize import Int8Linear
-    from mmed.scoring import int8_difference
+    from mmed.inference.option_scores import int8_difference
+    from mmed.inference.quantize import Int8Linear
 
     generator = torch.Generator().manual_seed(3)
     weight, bias = torch.randn(40, 64, generator=generator), torch.randn(40, generator=generator)
@@ -224,13 +224,13 @@ def test_an_adapter_that_is_not_merged_is_used():
 
 
 def test_prompts_longer_than_a_pass_come_in_pieces(monkeypatch):
-    monkeypatch.setattr("mmed.decoder.PASS_TOKENS", 16)
+    monkeypatch.setattr("mmed.inference.decoder.PASS_TOKENS", 16)
     model, rng = tiny(6), random.Random(6)
     prompts = [[rng.randrange(97) for _ in range(n)] for n in (50, 49, 16, 17, 3, 33)]
     assert generate(model, prompts, 6, slots=3) == [naive(model, prompt, 6) for prompt in prompts]
     options = [[[1, 2, 3], [1, 4, 5], [6]]] * 6
     expected = score_many(tiny(6), prompts, options)
-    monkeypatch.setattr("mmed.decoder.PASS_TOKENS", 1024)
+    monkeypatch.setattr("mmed.inference.decoder.PASS_TOKENS", 1024)
     for one, other in zip(expected, score_many(tiny(6), prompts, options)):
         assert one == pytest.approx(other, abs=1e-4)
 
@@ -340,7 +340,7 @@ def test_prefill_leaves_other_slots_alone():
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    from mmed.checkpoint import save_pretrained
+    from mmed.checkpoints.pretrained import save_pretrained
     from mmed.tokenizer import train_sentencepiece
 
     root = tmp_path_factory.mktemp("generate")
@@ -359,9 +359,9 @@ def test_a_file_of_prompts_is_completed_and_a_killed_run_goes_on(model_folder, t
     whole = (tmp_path / "whole.jsonl").read_bytes()
     assert [json.loads(line)["id"] for line in whole.splitlines()] == list(range(40))
 
-    import mmed.results
+    import mmed.evaluation.results
     calls = []
-    keep = mmed.results.Journal.add
+    keep = mmed.evaluation.results.Journal.add
 
     def add_then_die(self, number, rows):
         keep(self, number, rows)
@@ -369,12 +369,12 @@ def test_a_file_of_prompts_is_completed_and_a_killed_run_goes_on(model_folder, t
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    mmed.results.Journal.add = add_then_die
+    mmed.evaluation.results.Journal.add = add_then_die
     try:
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--out", str(tmp_path / "cut.jsonl")])
     finally:
-        mmed.results.Journal.add = keep
+        mmed.evaluation.results.Journal.add = keep
     with open(tmp_path / "cut.jsonl.partial", "ab") as file:
         file.write(b'{"round": 32, "ro')
     main([*arguments, "--out", str(tmp_path / "cut.jsonl")])
@@ -426,13 +426,13 @@ def gone_within(seconds: float, group: int) -> bool:
 @pytest.mark.parametrize("grace", [30, 0.2])
 def test_a_rank_whose_launcher_was_killed_ends_and_gives_its_journal_free(tmp_path, grace):
     """By SIGTERM; one that is deaf to it (grace 0.2) by SIGKILL."""
-    from mmed.results import Journal
+    from mmed.evaluation.results import Journal
 
     source = f"""
 import os, signal, time
 from pathlib import Path
-from mmed import distributed
-from mmed.results import Journal
+from mmed.training import distributed
+from mmed.evaluation.results import Journal
 distributed.GRACE_SECONDS = {grace}
 if os.fork() == 0:
     if {grace} < 1:
@@ -496,7 +496,7 @@ class KilledEvaluation:
 def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_path):
     """The second time on another number of processes."""
     from data_prep.mmedbench import main as make_benchmark
-    from mmed.checkpoint import save_pretrained
+    from mmed.checkpoints.pretrained import save_pretrained
     from mmed.tokenizer import train_sentencepiece
 
     make_benchmark(["--source", f"headqa={REAL / 'headqa'}", "--out", str(tmp_path / "exam")])
@@ -528,8 +528,8 @@ def test_the_demos_exam_killed_twice_at_random_gives_the_same_files(tmp_path):
 
 
 def test_rounds_that_other_ranks_left_are_taken_over(tmp_path):
-    from mmed.results import Journal
-    from mmed.spread import run_rounds
+    from mmed.evaluation.results import Journal
+    from mmed.inference.work_sharing import run_rounds
 
     part = Journal(tmp_path / "x.jsonl.rank-3", {"a": 1})
     part.add(16, [{"n": 16}])
@@ -583,8 +583,8 @@ def test_a_line_without_a_prompt_is_named(model_folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["llama2", "mistral"])
 def test_turns_reach_the_model_as_its_format_spells_them(model_folder, capsys, name):
-    from mmed.chat import encode_chat
     from mmed.generate import load_model
+    from mmed.tokenization.chat_template import encode_chat
 
     model, tokenizer = load_model(str(model_folder))
     main(["--model", str(model_folder), "--prompt", "fever", "--max_new_tokens", "8", "--turns", name])
@@ -596,8 +596,8 @@ def test_turns_reach_the_model_as_its_format_spells_them(model_folder, capsys, n
 
 
 def test_an_unknown_turn_format_is_one_line_that_names_those_there_are(tmp_path):
-    from mmed.errors import UsageError
     from mmed.generate import main
+    from mmed.utils.errors import UsageError
 
     with pytest.raises(UsageError, match="llama3"):
         main(["--model", str(tmp_path), "--prompt", "x", "--turns", "lama"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,27 +16,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted([*(ROOT / "mmed").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")])
+PACKAGES = ("mmed", "data_prep", "examples")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+ENV = os.environ | {"PYTHONPATH": str(ROOT)}
 METHOD = ROOT / "docs" / "method.md"
 
 # From the bottom to the top; a module may import those of lower layers, and its own layer where that makes no circle.
 LAYERS = [
-    ["errors"],
-    ["files", "languages", "languages.*"],
-    ["config", "prompts", "answer_words", "answer_letters", "answer_statements", "answers", "overlap", "metrics", "published", "plots", "page", "sentencepiece_model", "bpe", "order", "chat",
-     "attention", "losses"],
-    ["tokenizer_files", "tokenizer", "model", "safe"],
-    ["families", "data", "distributed", "wordpiece", "encoder_model"],
-    ["lora", "summary", "harness", "results", "encoder"],  # results: what an evaluation writes; decoding shares its journal
-    ["checkpoint", "quantize", "linears", "decoder_layer", "decoder", "graphs", "decoding", "scoring", "spread"],
-    ["export", "vocabulary", "generate", "api_calls", "api", "run_folder", "stopping", "batches", "optim", "budget", "show", "held_out", "progress", "async_save"],
-    ["train", "eval", "report_data", "report_tables", "agreement_page", "report_sections", "report_agreement", "report", "compare", "submission",
-     "rating_data", "judge", "agreement", "rating"],
+    ["utils.errors"],
+    ["utils.files", "languages", "languages.*"],
+    ["config", "prompts", "evaluation.answer_words", "evaluation.answer_letters", "evaluation.answer_statements", "evaluation.answer_parser", "overlap", "metrics", "evaluation.published", "reporting.plots", "reporting.page", "tokenization.sentencepiece_model", "tokenization.bpe", "order", "tokenization.chat_template",
+     "kernels.attention", "loss"],
+    ["tokenization.files", "tokenizer", "model", "checkpoints.safe"],
+    ["checkpoints.families", "data", "training.distributed", "evaluation.wordpiece", "evaluation.encoder_model"],
+    ["lora", "evaluation.summary", "evaluation.lm_eval_files", "evaluation.results", "evaluation.bertscore"],  # results: what an evaluation writes; decoding shares its journal
+    ["checkpoints.pretrained", "inference.quantize", "inference.linears", "inference.decoder_layer", "inference.decoder", "inference.cuda_graphs", "inference.engine", "inference.option_scores", "inference.work_sharing"],
+    ["checkpoints.commands", "checkpoints.__main__", "checkpoints.extend_vocabulary", "generate", "evaluation.api_calls", "evaluation.api_client", "training.run_folder", "training.signals", "training.loader", "training.optimizer", "training.memory_estimate", "training.inspect_batch", "training.validation", "training.logging", "checkpoints.async_save"],
+    ["train", "eval", "reporting.read_results", "reporting.tables", "human_eval.agreement_page", "reporting.sections", "reporting.agreement_section", "reporting.report", "reporting.__main__", "evaluation.compare", "evaluation.submission",
+     "human_eval.rating_data", "human_eval.judge", "human_eval.agreement", "human_eval.rating"],
     ["data_prep.*"],
+    ["examples.*"],
 ]
 # A command hands over to the file that does its work: only in `main` or in `if __name__ == "__main__"`, so whoever imports the
 # module for its functions never meets the other one.
-HANDS_OVER = {("mmed.checkpoint", "mmed.export"), ("mmed.export", "mmed.vocabulary"), ("mmed.data", "mmed.show"), ("mmed.languages.__main__", "data_prep.language_check")}
+HANDS_OVER = {("mmed.checkpoints.commands", "mmed.checkpoints.extend_vocabulary"), ("mmed.languages.__main__", "data_prep.filters.language_check")}
 CORE = {"torch", "numpy", "sentencepiece", "tiktoken", "safetensors", "tqdm"}
 
 
@@ -45,7 +49,7 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in FILES}
-COMMANDS = sorted(name for name, path in MODULES.items() if "__main__" in path.read_text(encoding="utf-8"))
+COMMANDS = sorted(name for name, path in MODULES.items() if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8"))
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
@@ -65,19 +69,19 @@ def imports_of(tree: ast.AST) -> list[tuple[int, str]]:
 def layer_of(module: str) -> int:
     for number, names in enumerate(LAYERS):
         for name in names:
-            name = name if name.startswith("data_prep") else f"mmed.{name}"
+            name = name if name.startswith(PACKAGES) else f"mmed.{name}"
             if module == name or (name.endswith(".*") and module.startswith(name[:-1])):
                 return number
     raise AssertionError(f"{module} has no place in LAYERS of {Path(__file__).name}; give it one")
 
 
-OWN = {name: {(line, target) for line, target in imports_of(tree) if target in MODULES and target not in ("mmed", "data_prep", name)}
+OWN = {name: {(line, target) for line, target in imports_of(tree) if target in MODULES and target not in (*PACKAGES, name)}
        for name, tree in TREES.items()}
 
 
 def test_imports_point_down_also_inside_functions():
     wrong = [f"{MODULES[name].relative_to(ROOT)}:{line} imports {target} of a higher layer"
-             for name, targets in OWN.items() if name not in ("mmed", "data_prep") for line, target in sorted(targets)
+             for name, targets in OWN.items() if name not in PACKAGES for line, target in sorted(targets)
              if layer_of(target) > layer_of(name) and (name, target) not in HANDS_OVER]
     assert not wrong, "\n".join(wrong)
 
@@ -111,13 +115,13 @@ def test_top_commands_do_not_import_one_another():
 
 
 def test_no_module_has_the_name_of_a_standard_one():
-    names = {part for name in MODULES for part in name.split(".")}
-    assert not names & set(sys.stdlib_module_names), "torchrun puts mmed/ first on the path: such a file hides the standard module"
+    names = {name.split(".")[-1] for name in MODULES if name.count(".") < 2}
+    assert not names & set(sys.stdlib_module_names), "torchrun puts mmed/ first on the path until train.py takes it off: such a file hides the standard module"
 
 
 def test_core_needs_nothing_but_its_six_packages():
     """Others only beside `require_extra` of the same package in the same function, which names the extra that brings it."""
-    allowed = CORE | set(sys.stdlib_module_names) | {"mmed", "data_prep"}
+    allowed = CORE | set(sys.stdlib_module_names) | set(PACKAGES)
     wrong = []
     for name, tree in TREES.items():
         excused: set[tuple[int, str]] = set()
@@ -151,7 +155,7 @@ def calls(tree: ast.AST) -> list[tuple[int, str, ast.Call]]:
 
 
 def test_nothing_that_runs_code_from_data_is_called():
-    """torch.load with weights_only=True in mmed/safe.py alone; pickle there for the name of its error."""
+    """torch.load with weights_only=True in mmed/checkpoints/safe.py alone; pickle there for the name of its error."""
     wrong = []
     for name, tree in TREES.items():
         path = MODULES[name].relative_to(ROOT)
@@ -161,14 +165,14 @@ def test_nothing_that_runs_code_from_data_is_called():
                 wrong.append(f"{path}:{line} calls {function}")
             if "allow_pickle" in keywords or keywords.get("shell", "False") != "False":
                 wrong.append(f"{path}:{line} {function}({keywords})")
-            if function == "torch.load" and (name != "mmed.safe" or keywords.get("weights_only") != "True"):
-                wrong.append(f"{path}:{line} torch.load outside of mmed/safe.py or without weights_only=True")
+            if function == "torch.load" and (name != "mmed.checkpoints.safe" or keywords.get("weights_only") != "True"):
+                wrong.append(f"{path}:{line} torch.load outside of mmed/checkpoints/safe.py or without weights_only=True")
             if function.startswith(("pickle.", "cPickle.", "dill.", "joblib.", "shelve.", "marshal.")):
                 wrong.append(f"{path}:{line} calls {function}")
             if "trust_remote_code" in keywords:
                 wrong.append(f"{path}:{line} trust_remote_code")
         wrong += [f"{path}:{line} imports {module}" for line, module in imports_of(tree)
-                  if module.split(".")[0] in ("pickle", "dill", "joblib", "shelve", "marshal", "yaml") and name != "mmed.safe"]
+                  if module.split(".")[0] in ("pickle", "dill", "joblib", "shelve", "marshal", "yaml") and name != "mmed.checkpoints.safe"]
     assert not wrong, "\n".join(wrong)
 
 
@@ -176,7 +180,7 @@ def test_the_words_themselves_stand_nowhere_else():
     """Also what no call shows: strings, getattr. `model.eval()` is a method and harmless."""
     words = re.compile(r"\bpickle\.loads?\b|torch\.load\b|\ballow_pickle\b|(?<![.\w])(?:eval|exec)\(|shell\s*=\s*True|yaml\.load\b")
     found = {str(path.relative_to(ROOT)) for path in FILES for line in path.read_text(encoding="utf-8").splitlines() if words.search(line)}
-    assert found <= {"mmed/safe.py"}, found
+    assert found <= {"mmed/checkpoints/safe.py"}, found
 
 
 # --------------------------------------------------------------------------------------------------------------- commands
@@ -195,7 +199,7 @@ print("\\nREPORT" + repr((code, heavy)), file=sys.stderr)
 
 
 def run_command(command: str, *arguments: str, cwd: Path) -> tuple[int, list[str], str, str]:
-    done = subprocess.run([sys.executable, "-c", RUN, command, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120)
+    done = subprocess.run([sys.executable, "-c", RUN, command, *arguments], capture_output=True, text=True, cwd=cwd, env=ENV, timeout=120)
     assert "\nREPORT" in done.stderr, done.stderr
     errors, _, report = done.stderr.rpartition("\nREPORT")
     code, heavy = ast.literal_eval(report)
@@ -203,7 +207,7 @@ def run_command(command: str, *arguments: str, cwd: Path) -> tuple[int, list[str
 
 
 def test_the_commands_are_found():
-    assert {"mmed.train", "mmed.generate", "mmed.eval", "mmed.tokenizer", "mmed.checkpoint", "mmed.report", "data_prep.filter_medical",
+    assert {"mmed.train", "mmed.generate", "mmed.eval", "mmed.tokenizer", "mmed.checkpoints.__main__", "mmed.reporting.__main__", "data_prep.filter_medical",
             "data_prep.dedup", "data_prep.tokenize_corpus", "data_prep.mmedbench"} <= set(COMMANDS)
 
 
@@ -216,7 +220,7 @@ def test_help_exits_0_without_torch(command, tmp_path):
 
 
 # Where an unknown flag can stand: the recipe or subcommand before it is a right one.
-BEFORE = {"mmed.train": ["tiny"], "mmed.data": ["show", "run", "1"], "mmed.checkpoint": ["inspect", "folder"]}
+BEFORE = {"mmed.train": ["tiny"], "mmed.training.inspect_batch": ["show", "run", "1"], "mmed.checkpoints.__main__": ["inspect", "folder"]}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -229,7 +233,7 @@ def test_an_unknown_flag_exits_2_and_says_so(command, tmp_path):
 
 def test_importing_says_nothing_and_writes_nothing(tmp_path):
     source = "import importlib, json, sys\nfor name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
-    done = subprocess.run([sys.executable, "-c", source, json.dumps(sorted(MODULES))], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run([sys.executable, "-c", source, json.dumps(sorted(MODULES))], capture_output=True, text=True, cwd=tmp_path, env=ENV, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
 

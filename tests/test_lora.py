@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from mmed import lora
-from mmed.errors import UserError
 from mmed.model import ModelConfig, Transformer
+from mmed.utils.errors import UserError
 
 transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
 SHAPE = dict(vocab_size=97, hidden_size=48, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12)
 
 
-_spec = importlib.util.spec_from_file_location("families_for_lora", Path(__file__).with_name("test_families.py"))
+_spec = importlib.util.spec_from_file_location("families_for_lora", Path(__file__).with_name("checkpoints") / "test_families.py")
 families = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(families)
 

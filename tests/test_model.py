@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmed.decoder import Segment, decoder_for
-from mmed.losses import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
+from mmed.inference.decoder import Segment, decoder_for
+from mmed.loss import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
 from mmed.model import ModelConfig, Transformer, rope_frequencies
 
 transformers = pytest.importorskip("transformers")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmed.answers import parse_answer
-from mmed.errors import UserError
+from mmed.evaluation.answer_parser import parse_answer
 from mmed.prompts import (
     STYLES,
     ExamItem,
@@ -21,6 +20,7 @@ from mmed.prompts import (
     read_benchmark,
     read_items,
 )
+from mmed.utils.errors import UserError
 
 ITEM = ExamItem(
     question="A {21}-year-old woman has dysuria.",

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from warm_start import run as warm_run
 
-from mmed import budget
-from mmed.attention import KEEP_UP_TO, TILE, Tiles, block_mask, document_attention, document_spans
-from mmed.batches import micro_batches
 from mmed.config import SHAPES, TrainConfig
 from mmed.data import Example, pack
-from mmed.losses import IGNORE, summed_cross_entropy
+from mmed.kernels.attention import KEEP_UP_TO, TILE, Tiles, block_mask, document_attention, document_spans
+from mmed.loss import IGNORE, summed_cross_entropy
 from mmed.model import Linear, ModelConfig, Transformer
-from mmed.optim import LeanAdamW, make_optimizer, stochastic_bf16, update
+from mmed.training import memory_estimate
+from mmed.training.loader import micro_batches
+from mmed.training.optimizer import LeanAdamW, make_optimizer, stochastic_bf16, update
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -60,7 +60,7 @@ def test_attention_by_document_and_its_gradients_equal_a_masked_softmax(seed, mo
     documents = random_documents(rng, B, T) if rng.random() < 0.7 else None
     window = rng.choice([None, None, 1, 7, 100])
     if rng.random() < 0.3:
-        monkeypatch.setattr("mmed.attention.KEEP_UP_TO", 0)  # as for long rows: probabilities are computed again
+        monkeypatch.setattr("mmed.kernels.attention.KEEP_UP_TO", 0)  # as for long rows: probabilities are computed again
     q, k, v = (torch.randn(B, T, heads, E, dtype=torch.float64).transpose(1, 2).requires_grad_() for heads in (K * G, K, K))
     spans = document_spans(documents) if documents is not None else None
     out = document_attention(q, k, v, Tiles(spans, window, T), 0.3)
@@ -177,7 +177,7 @@ def test_lean_adamw_is_adamw_in_fp32_and_close_to_it_in_bf16_and_inside_the_back
 
 
 def test_one_step_of_lean_adamw_equals_torch(monkeypatch):
-    monkeypatch.setattr("mmed.optim.PIECE", 13)
+    monkeypatch.setattr("mmed.training.optimizer.PIECE", 13)
     torch.manual_seed(5)
     config = TrainConfig(learning_rate=1e-2, weight_decay=0.1)
     pair = [torch.nn.Linear(7, 9) for _ in range(2)]
@@ -282,13 +282,13 @@ def test_four_ranks_in_two_groups_give_the_losses_of_one(tmp_path):
 BYTES = """
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from mmed import distributed
-from mmed.batches import micro_batches
+from mmed.training import distributed
+from mmed.training.loader import micro_batches
 from mmed.config import SHAPES, TrainConfig
 from mmed.data import Example, pack
 from mmed.model import Linear, ModelConfig, Transformer
 from mmed.train import forward_backward
-from mmed.batches import Batch
+from mmed.training.loader import Batch
 distributed.start()
 class Count(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -332,7 +332,7 @@ def test_bytes_gathered_and_reduced_are_those_of_the_formula(tmp_path, ranks):
 def test_killed_while_a_checkpoint_is_on_its_way_the_one_before_is_whole(tmp_path):
     """The thread is slowed down, so that the kill comes in the middle of its writing."""
     out = tmp_path / "run"
-    slow = ("import mmed.checkpoint as c, time, sys; write = c.write_json\n"
+    slow = ("import mmed.checkpoints.pretrained as c, time, sys; write = c.write_json\n"
             "def late(path, value):\n    if value['step'] > 2: print('writing', flush=True); time.sleep(30)\n    write(path, value)\n"
             "c.write_json = late\nfrom mmed.train import train; from mmed.config import parse_command_line as p; train(*p(sys.argv[1:]))")
     flags = ["tiny", f"--out={out}", "--max_steps=8", "--sequence_length=32", "--global_batch_size=8", "--save_every=2", "--resume=auto"]
@@ -350,12 +350,12 @@ def test_killed_while_a_checkpoint_is_on_its_way_the_one_before_is_whole(tmp_pat
 def test_compile_is_left_out_of_short_runs_and_the_flops_are_those_of_the_formula():
     cpu = torch.device("cpu")
     demo = ModelConfig(vocab_size=1800, **SHAPES["micro"])
-    assert not budget.worth_compiling(TrainConfig(sequence_length=256, global_batch_size=32, precision="fp32"), demo, 1000, cpu)
+    assert not memory_estimate.worth_compiling(TrainConfig(sequence_length=256, global_batch_size=32, precision="fp32"), demo, 1000, cpu)
     large = ModelConfig(vocab_size=8192, **SHAPES["25m"])
     config = TrainConfig(sequence_length=512, global_batch_size=8)
-    assert budget.worth_compiling(config, large, 100_000, cpu) and not budget.worth_compiling(config, large, 10, cpu)
+    assert memory_estimate.worth_compiling(config, large, 100_000, cpu) and not memory_estimate.worth_compiling(config, large, 10, cpu)
     weights = 8 * (4 * 384 * 384 + 3 * 384 * 1536) + 8192 * 384
-    assert budget.flops_per_token(large, config) == 6 * weights + 6 * 8 * 384 * 512
+    assert memory_estimate.flops_per_token(large, config) == 6 * weights + 6 * 8 * 384 * 512
     assert KEEP_UP_TO >= TILE
 
 

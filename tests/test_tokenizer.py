@@ -16,13 +16,13 @@ import pytest
 import sentencepiece
 from growth import grows_at_most
 
-import mmed.bpe
-import mmed.sentencepiece_model
+import mmed.tokenization.bpe
+import mmed.tokenization.sentencepiece_model
 import mmed.tokenizer
-from mmed.bpe import BLOOM, GPT2, LLAMA3, QWEN2, WordTwin, byte_alphabet, merge_ranks
-from mmed.errors import UserError
-from mmed.sentencepiece_model import SentencePieceModel
+from mmed.tokenization.bpe import BLOOM, GPT2, LLAMA3, QWEN2, WordTwin, byte_alphabet, merge_ranks
+from mmed.tokenization.sentencepiece_model import SentencePieceModel
 from mmed.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from mmed.utils.errors import UserError
 
 tokenizers = pytest.importorskip("tokenizers")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -161,7 +161,7 @@ def test_the_fast_twin_gives_the_ids_of_sentencepiece(spm):
 def test_a_random_bpe_vocabulary_has_a_twin_with_equal_ids_or_none():
     """Vocabularies that no training would make: pieces that cannot be reached, that hold spaces anywhere, with equal scores."""
     rng = random.Random(random.randrange(1 << 30))
-    message, made = mmed.sentencepiece_model.build_message, 0
+    message, made = mmed.tokenization.sentencepiece_model.build_message, 0
     for _ in range(150):
         inner = rng.choice(["abé", "abé▁"])
         words = {"".join(rng.choices(inner, k=rng.randint(1, 4))) for _ in range(14)} | {"▁a", "é", "▁"}
@@ -214,7 +214,7 @@ def test_runs_of_spaces_too_long_for_tiktoken_are_cut_as_the_pattern_cuts_them(t
     hf = hf_byte_level(pattern)
     hf.save(str(tmp_path / "tokenizer.json"))
     ours = load_tokenizer(tmp_path)
-    monkeypatch.setattr(mmed.bpe, "LONG_RUN", 4)
+    monkeypatch.setattr(mmed.tokenization.bpe, "LONG_RUN", 4)
     rng = random.Random(random.randrange(1 << 30))
     parts = ["x", "!", ".", "1", "é", "中", "'s", "\t", "\u3000", "\r\n", "  \n", "\x85" * 5, "......", "!\n\n\n\n\n", "... ...", "(  )"]
     for _ in range(4000):
@@ -304,7 +304,7 @@ def test_llama3_files_of_both_kinds_equal_tiktoken_and_the_reference(tmp_path):
 
 
 def test_random_merges_give_the_ids_of_the_reference_or_are_refused():
-    """The claim of mmed/bpe.py, on lists of merges in any order: never a wrong id on any string over three letters."""
+    """The claim of mmed/tokenization/bpe.py, on lists of merges in any order: never a wrong id on any string over three letters."""
     rng = random.Random(random.randrange(1 << 30))
     strings = ["".join(letters) for length in range(1, 7) for letters in itertools.product("abc", repeat=length)]
     accepted = refused = 0
@@ -514,7 +514,7 @@ def test_ten_million_characters_without_a_space_take_seconds_and_under_two_gigab
 
 
 def damaged(spm: Path, tmp_path: Path):
-    message = mmed.sentencepiece_model.build_message
+    message = mmed.tokenization.sentencepiece_model.build_message
     good = (spm / "tokenizer.model").read_bytes()
     model = SentencePieceModel(good, "good")
 

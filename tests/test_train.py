@@ -17,8 +17,8 @@ from warm_start import run as warm_run
 
 from mmed.config import RECIPES, parse_command_line
 from mmed.data import StreamWriter
-from mmed.errors import UsageError
 from mmed.train import learning_rate
+from mmed.utils.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -60,7 +60,7 @@ def test_a_run_leaves_its_facts_its_log_its_checkpoint_and_a_model_that_opens(wo
     assert [line["step"] for line in log] == list(range(1, 11)) and log[-1]["loss"] < log[0]["loss"]
     from transformers import AutoModelForCausalLM
 
-    from mmed.checkpoint import load_pretrained
+    from mmed.checkpoints.pretrained import load_pretrained
     ours, tokenizer = load_pretrained(uninterrupted / "model")
     ids = torch.tensor([tokenizer.encode("heart and lung", bos=True)])
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_lora_saves_only_the_adapter_and_peft_opens_it(world, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from mmed.checkpoint import load_pretrained
+    from mmed.checkpoints.pretrained import load_pretrained
     from mmed.lora import load_adapter
     ours, tokenizer = load_pretrained(world / "model")
     assert load_adapter(ours, tmp_path / "lora" / "adapter") == 4

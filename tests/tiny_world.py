@@ -8,7 +8,7 @@ WORDS = ["heart", "lung", "bone", "cell", "fever", "dose", "plum", "rain", "ston
 
 def make_world(folder: Path, width: int = 32) -> Path:
     """FOLDER/tokenizer, FOLDER/en and FOLDER/ja (streams), FOLDER/Train/English.jsonl, FOLDER/model (2 layers)."""
-    from mmed.checkpoint import save_pretrained
+    from mmed.checkpoints.pretrained import save_pretrained
     from mmed.data import StreamWriter
     from mmed.model import ModelConfig, Transformer
     from mmed.tokenizer import train_sentencepiece

@@ -1,5 +1,5 @@
 """Training runs of a tenth of a second, for tests that start many: `run` does what the command line does, in processes forked from one
-that has imported torch already (benchmarks/warm_runs.py). That one is a process of its own, since whoever has computed can't fork."""
+that has imported torch already (benchmarks/faults/warm_runs.py). That one is a process of its own, since whoever has computed can't fork."""
 import atexit
 import functools
 import importlib
@@ -33,7 +33,7 @@ def run(arguments: list[str], ranks: int = 1, check: bool = True, module: str = 
 
 
 def serve() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(ROOT / "benchmarks" / "faults"))
     from warm_runs import Life, warm
 
     warm()

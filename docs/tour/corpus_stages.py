@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from drawings import stream_rows
 
-from data_prep import clean, dedup, filter_medical, minhash, tokenize_corpus
+from data_prep import clean, dedup, filter_medical, tokenize_corpus
 from data_prep.documents import Document, find_inputs, read_documents
 from data_prep.filter_medical import Matcher, default_patterns, dictionary_form
+from data_prep.filters import minhash
 from mmed.data import PretrainRows, Row, TokenStream
 from mmed.languages import get_language
 from mmed.prompts import build_prompt, build_target, read_benchmark

@@ -1,6 +1,6 @@
 """The tour's drawings as SVG files: each small, with colours of its own for light and dark pages.
 
-In: numbers and names. Out: one <svg> as text. Shapes come from mmed/plots.py, which knows class names only; an image in a
+In: numbers and names. Out: one <svg> as text. Shapes come from mmed/reporting/plots.py, which knows class names only; an image in a
 page of Markdown has no style from outside, so STYLE goes into each.
 """
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from mmed import plots
 from mmed.data import Row
-from mmed.plots import escape, line, rect, text
+from mmed.reporting import plots
+from mmed.reporting.plots import escape, line, rect, text
 
 STYLE = """<style>
 svg { --ink: #1d1f23; --muted: #5c6168; --line: #d5d3cc; --tint: #2a78d6; --c0: #2a78d6; --c1: #1baf7a; --c2: #eda100; --c3: #4a3aa7; --c4: #e34948; --bg: #ffffff; }
@@ -99,7 +99,7 @@ def loss_bars(losses: Sequence[float], pieces: Sequence[str]) -> str:
 
 
 def curve(points: Sequence[tuple[float, float]], x_label: str, y_label: str) -> str:
-    """One line, by mmed/plots.py, with a style of its own."""
+    """One line, by mmed/reporting/plots.py, with a style of its own."""
     drawing = plots.curves([("c0", "", points)], x_label, y_label, f"{y_label} by {x_label}")
     head, _, body = drawing.partition(">")
     width, height = head.split('viewBox="0 0 ')[1].split('"')[0].split()

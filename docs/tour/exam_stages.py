@@ -15,17 +15,17 @@ from drawings import label_mask
 from model_stages import EXAM_SEQUENCE
 
 from mmed import eval as exam
-from mmed.answers import parse_answer
-from mmed.checkpoint import load_pretrained
+from mmed.checkpoints.pretrained import load_pretrained
 from mmed.data import ExamRows, encode_example
-from mmed.decoder_layer import KVCache
-from mmed.decoding import generate
+from mmed.evaluation.answer_parser import parse_answer
+from mmed.evaluation.results import load_results
+from mmed.evaluation.summary import table as result_table
 from mmed.generate import encode_prompt
+from mmed.inference.decoder_layer import KVCache
+from mmed.inference.engine import generate
 from mmed.languages import get_language
 from mmed.metrics import Z_95, bleu_orders, lcs_length, rouge_l, rouge_n, wilson_interval
 from mmed.prompts import build_prompt, build_target, read_benchmark
-from mmed.results import load_results
-from mmed.summary import table as result_table
 
 KEY = "insulin"
 

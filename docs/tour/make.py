@@ -21,8 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmed.errors import UserError, main_guard
-from mmed.files import atomic_write
+from mmed.utils.errors import UserError, main_guard
+from mmed.utils.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -18,16 +18,16 @@ from corpus_stages import DATA, LANGUAGES, SEQUENCE, documents, shown, table, ty
 from drawings import attention_map, curve, lora_boxes, loss_bars
 from torch import Tensor
 
-from mmed.batches import Batches, make_rows
-from mmed.checkpoint import load_pretrained, save_pretrained
+from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
 from mmed.config import TrainConfig, parse_command_line
 from mmed.data import ExamRows
 from mmed.lora import adapted_layers, apply_lora, load_adapter
 from mmed.model import ModelConfig, Transformer, rope_frequencies, rotate
-from mmed.optim import BETA1, EPSILON, make_optimizer, update
 from mmed.prompts import read_benchmark
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.train import forward_backward, learning_rate, train
+from mmed.training.loader import Batches, make_rows
+from mmed.training.optimizer import BETA1, EPSILON, make_optimizer, update
 
 SEED = 0
 LAYER, HEAD = 1, 2  # the head whose pattern is drawn: it looks for the same word, earlier

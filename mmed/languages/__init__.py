@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mmed.errors import UserError, require_extra
+from mmed.utils.errors import UserError, require_extra
 
 PAPER_ORDER = ("en", "zh", "ja", "fr", "ru", "es")  # MMedLM: the columns of every table in the paper
 
@@ -39,7 +39,7 @@ Splitter = Callable[[str], list[str]]
 class AnswerWords:
     """How an answer is stated in a language: alternatives of regular expressions, parted by "|", in lower case, blanks as they stand.
 
-    `mmed/answer_words.py` joins them over languages. In languages with spaces each must end where a word ends. Every repeat
+    `mmed/evaluation/answer_words.py` joins them over languages. In languages with spaces each must end where a word ends. Every repeat
     must be bounded (`{0,3}`, never `*`), so that reading stays linear. All may be left out; then only what needs no word is read.
     """
 

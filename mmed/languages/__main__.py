@@ -5,7 +5,7 @@
     python -m mmed.languages check de                        what is missing or suspicious; exit code 1 if anything must be mended
     python -m mmed.languages check de --text labelled.jsonl  the same, with hit rates and thresholds on texts of yours
 
-The checks themselves: data_prep/language_check.py; the template of a new file: mmed/languages/_template.py.
+The checks themselves: data_prep/filters/language_check.py; the template of a new file: mmed/languages/_template.py.
 """
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import re
 import unicodedata
 from pathlib import Path
 
-from mmed.errors import Parser, UsageError, UserError, main_guard
-from mmed.files import atomic_write
 from mmed.languages import all_languages
 from mmed.languages._template import TEMPLATE
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.utils.files import atomic_write
 
 # Of languages that people are likely to add: name, own name, script letters for options, Tesseract's name. The rest is filled in by hand.
 KNOWN = {row[0]: row[1:] for row in (line.split("|") for line in """
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = new(given.code, given.folder)
         print(f"wrote {path}: fill in what says TODO, then `python -m mmed.languages check {given.code}`")
     elif given.command == "check":
-        from data_prep.language_check import check
+        from data_prep.filters.language_check import check
 
         return check(given.code, given.text)
     else:

@@ -29,7 +29,7 @@ LANGUAGE = Language(
         hematolog|y/haematolog|y, cells, acute, blood, imaging, histopatholog|y, dislocation, magnetic resonance,
         angiogra|phy, chest, recurren|t
     """),
-    # Chosen on one half of the labelled texts by benchmarks/bench_filter.py --part quality; figures in docs/benchmarks.md.
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
     min_hits=3, min_density=0.0375,
     official_min_hits=5, official_min_density=0.04,  # MMedLM: the published thresholds for English
     ocr_code="eng",

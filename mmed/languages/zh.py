@@ -3,8 +3,8 @@ import functools
 import logging
 import warnings
 
-from mmed.errors import require_extra
 from mmed.languages import AnswerWords, Language, split_characters, words
+from mmed.utils.errors import require_extra
 
 
 @functools.cache
@@ -46,7 +46,7 @@ LANGUAGE = Language(
         过敏/過敏, 韧带/韌帶, 骨骼, 处方/處方, 医疗/醫療, 气管/氣管, 酵素, 药品/藥品, 药剂/藥劑, 健康, 肌腱,
         卫生/衛生, 流产/流產, 医护/醫護, 外伤/外傷
     """),
-    # Chosen on one half of the labelled texts by benchmarks/bench_filter.py --part quality; figures in docs/benchmarks.md.
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
     min_hits=5, min_density=0.0525,
     official_min_hits=5, official_min_density=0.05,  # MMedLM: the published thresholds for Chinese
     ocr_code="chi_sim",

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mmed.errors import UserError
 from mmed.eval import candidates, cut_at_answer
+from mmed.evaluation.results import text_row
 from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, pick_examples, read_items
-from mmed.results import text_row
+from mmed.utils.errors import UserError
 
 
 def load(language: str, data: str = "", style: str = "clean", shots: int = 0, train: str = "", seed: int = 0, **_: object) -> dict:

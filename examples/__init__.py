@@ -1,0 +1,1 @@
+"""Programs around mmed that are no part of the library."""

@@ -1,0 +1,1 @@
+"""The paper in miniature, over a fictional medical world."""

@@ -1,0 +1,1 @@
+"""The fast engine behind mmed/generate.py: fused weights, continuous batching, quantised decoding, option scoring."""

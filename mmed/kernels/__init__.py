@@ -1,0 +1,1 @@
+"""CPU kernels: the only place that may use private torch operators."""

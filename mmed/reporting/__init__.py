@@ -1,0 +1,1 @@
+"""Results and logs as one HTML page."""

@@ -1,0 +1,148 @@
+"""The synthetic world of the demo: the same for a seed, split by disease, and nothing leaks."""
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from data_prep.filter_medical import Matcher
+from examples.demo import micro_world as mw
+from examples.demo.micro_world_words import SCRIPTS, SYLLABLES, WORDS
+from mmed.languages import get_language
+from mmed.prompts import read_benchmark
+from mmed.utils.errors import UsageError
+
+SEED = random.SystemRandom().randrange(10**6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world")
+    mw.main(["--out", str(out), "--seed", str(SEED)])
+    return out
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_names(folder, tmp_path):
+    mw.write_world(tmp_path, SEED)
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert files and all((folder / path).read_bytes() == (tmp_path / path).read_bytes() for path in files), f"seed {SEED}"
+    assert mw.make_world(SEED).names != mw.make_world(SEED + 1).names
+
+
+def test_every_name_is_unique_in_its_script_and_every_syllable_has_four_spellings():
+    assert all(len(syllable) == 4 for syllable in SYLLABLES)
+    world = mw.make_world(SEED)
+    for script in range(4):
+        names = [name[script] for kind in world.names.values() for name in kind]
+        assert len(set(names)) == len(names), f"seed {SEED}"
+    for language, words in WORDS.items():
+        assert len(set(words["nouns"])) == len(words["nouns"]) == len(WORDS["en"]["nouns"]), language
+
+
+def test_no_disease_of_the_test_half_is_named_in_the_train_half(folder):
+    diseases = json.loads((folder / "world.json").read_text(encoding="utf-8"))["diseases"]
+    assert Counter(disease["part"] for disease in diseases) == {"Train": mw.DISEASES // 2, "Test": mw.DISEASES // 2}
+    for part in ("Train", "Test"):
+        for language, words in WORDS.items():
+            text = (folder / f"MMedBench/{part}/{words['english_name']}.jsonl").read_text(encoding="utf-8")
+            for disease in diseases:
+                assert (disease["names"][language] in text) == (disease["part"] == part), (SEED, part, disease)
+
+
+def test_base_text_names_nothing_medical_and_medical_pages_tell_every_fact(folder):
+    diseases = json.loads((folder / "world.json").read_text(encoding="utf-8"))["diseases"]
+    for language in WORDS:
+        for disease in diseases:
+            name = disease["names"][language]
+            assert name not in _text(folder, f"base/{language}.jsonl")
+            for facts in disease["facts"].values():
+                assert facts[language] not in _text(folder, f"base/{language}.jsonl")
+            pages = [page["text"] for page in rows(folder / f"raw/web/{language}.jsonl") if name in page["text"]]
+            assert len(pages) >= mw.WEB_PAGES and all(fact[language] in page for page in pages for fact in disease["facts"].values())
+        exercises = [page["text"] for page in rows(folder / f"raw/books/{language}.jsonl") if "###Options" in page["text"]]
+        assert len(exercises) == mw.TERM_PAGES
+        assert not any(disease["names"][language] in page for disease in diseases for page in exercises)  # terms, but no disease
+
+
+def test_a_page_names_its_disease_once_and_tells_each_fact_once(folder):
+    diseases = json.loads((folder / "world.json").read_text(encoding="utf-8"))["diseases"]
+    for language in WORDS:
+        for page in rows(folder / f"raw/web/{language}.jsonl"):
+            if page["meta"]["kind"] == "medical":
+                named = [disease for disease in diseases if disease["names"][language] in page["text"]]
+                assert len(named) == 1 and page["text"].count(named[0]["names"][language]) == 1, (SEED, page)
+                assert all(page["text"].count(fact[language]) == 1 for fact in named[0]["facts"].values()), (SEED, page)
+
+
+_texts: dict = {}
+
+
+def _text(folder, path):
+    if path not in _texts:
+        _texts[path] = (folder / path).read_text(encoding="utf-8")
+    return _texts[path]
+
+
+def test_items_are_read_by_the_exam_reader_and_hold_the_right_answer(folder):
+    for part, copies in (("Train", mw.TRAIN_COPIES), ("Test", mw.TEST_COPIES)):
+        items = read_benchmark(folder / "MMedBench" / part)
+        assert len(items) == len(WORDS) * mw.DISEASES // 2 * len(mw.KINDS) * copies
+        letters = Counter(item.answer[0] for item in items)
+        even, spread = len(items) / 4, (len(items) * 3 / 16) ** 0.5  # a letter is drawn for each item by itself: less than that once in a million runs
+        assert min(letters.values()) > even - 5 * spread, f"letters are not balanced: {letters}, seed {SEED}"
+        for item in items:
+            right = item.options[item.answer[0]]
+            assert len(set(item.options.values())) == 4
+            statement, _, weighed = item.rationale.partition(" A. ")
+            assert right in statement and not any(text in statement for text in item.options.values() if text != right), item
+            code = get_language(item.language).code
+            assert f"{right} {WORDS[code]['yes']}" in weighed and weighed.count(f" {WORDS[code]['no']}") == 3, item
+
+
+def test_the_values_of_a_half_are_even_so_that_guessing_a_frequent_one_does_not_help():
+    world = mw.make_world(SEED)
+    for kind in mw.KINDS:
+        for half in (world.test, [disease for disease in range(mw.DISEASES) if disease not in world.test]):
+            uses = Counter(world.facts[kind][disease] for disease in half)
+            assert len(uses) == mw.VALUES and max(uses.values()) <= 2, f"seed {SEED}"
+
+
+@pytest.mark.parametrize("language", sorted(WORDS))
+def test_the_keyword_filter_keeps_the_medical_pages_and_drops_the_ordinary_ones(folder, language):
+    pages = rows(folder / f"raw/web/{language}.jsonl")
+    verdicts = Matcher(get_language(language)).judge([page["text"] for page in pages])
+    kept = [page["meta"]["kind"] for page, verdict in zip(pages, verdicts, strict=True) if verdict.medical]
+    assert "ordinary" not in kept, f"seed {SEED}"
+    medical = [page for page in pages if page["meta"]["kind"] != "ordinary"]
+    assert len(kept) >= 0.9 * len(medical), f"only {len(kept)} of {len(medical)} medical pages pass, seed {SEED}"
+
+
+def test_copies_and_near_copies_name_their_original(folder):
+    for language in WORDS:
+        pages = {page["id"]: page for page in rows(folder / f"raw/web/{language}.jsonl")}
+        again = [page for page in pages.values() if "of" in page["meta"]]
+        assert Counter(page["meta"]["kind"] for page in again) == {"copy": mw.COPIES, "near-copy": mw.NEAR_COPIES}
+        for page in again:
+            original = pages[page["meta"]["of"]]["text"]
+            assert page["text"] == original if page["meta"]["kind"] == "copy" else page["text"].startswith(original + " ")
+
+
+def test_names_stand_between_spaces_so_that_a_tokenizer_meets_one_form():
+    world = mw.make_world(SEED)
+    rng = random.Random(SEED)
+    for language in WORDS:
+        for disease in range(mw.DISEASES):
+            page = f" {mw.medical_page(world, language, disease, 2, rng)}"
+            for name in (world.name("disease", disease, language), *(world.name(kind, world.facts[kind][disease], language) for kind in mw.KINDS)):
+                assert page.count(name) == page.count(" " + name) > 0, (language, name, page)
+    assert set(SCRIPTS) == set(WORDS)
+
+
+def test_out_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        mw.main(["--out", str(tmp_path / "file")])

@@ -1,0 +1,145 @@
+"""Turn formats against the published chat templates, rendered by transformers; ids against its tokenizers."""
+import json
+import random
+
+import pytest
+import sentencepiece
+
+from mmed.tokenization.chat_template import FORMATS, chat_parts, encode_chat, render_chat, turn_format
+from mmed.tokenizer import load_tokenizer, train_sentencepiece
+from mmed.utils.errors import UserError
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+IM = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+      "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+TEMPLATES = {
+    "llama2": "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}"
+              "{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
+              "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content'] %}"
+              "{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}"
+              "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+              "{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
+    "llama3": "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + "
+              "'<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
+              "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "mistral": "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+               "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% endif %}{% endfor %}",
+    "mistral3": "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}{%- set loop_messages = messages[1:] %}"
+                "{%- else %}{%- set loop_messages = messages %}{%- endif %}{{- bos_token }}{%- for message in loop_messages %}"
+                "{%- if message['role'] == 'user' %}{%- if loop.last and system_message is defined %}"
+                "{{- '[INST] ' + system_message + '\n\n' + message['content'] + '[/INST]' }}{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}"
+                "{%- endif %}{%- elif message['role'] == 'assistant' %}{{- ' ' + message['content'] + eos_token}}{%- endif %}{%- endfor %}",
+    "internlm2": "{{ bos_token }}" + IM,
+    "qwen2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+             "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}" + IM.removeprefix("{% for message in messages %}"),
+    "qwen3": IM + "{{ '<think>\n\n</think>\n\n' }}",
+    "gemma": "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
+             "{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
+             "{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
+}
+MARKS = {"llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "internlm2": ["<|im_start|>", "<|im_end|>"],
+         "qwen2": ["<|im_start|>", "<|im_end|>"], "qwen3": ["<|im_start|>", "<|im_end|>"], "gemma": ["<start_of_turn>", "<end_of_turn>"],
+         "mistral3": ["[INST]", "[/INST]"]}
+FAMILY = {"llama2": "llama", "llama3": "llama", "mistral": "mistral", "mistral3": "mistral", "internlm2": "internlm2", "qwen2": "qwen2", "qwen3": "qwen3",
+          "gemma": "gemma2"}
+CONVERSATIONS = [
+    [{"role": "user", "content": "Fever and cough?"}],
+    [{"role": "system", "content": "Vous êtes médecin."}, {"role": "user", "content": "  Fièvre ?\n"}],
+    [{"role": "user", "content": "発熱"}, {"role": "assistant", "content": "安静に。"}, {"role": "user", "content": "薬は？"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a\n\nb"}, {"role": "assistant", "content": "c "},
+     {"role": "user", "content": "Больно"}, {"role": "assistant", "content": "d"}, {"role": "user", "content": "e"}],
+]
+
+
+def byte_level_tokenizer(folder, marks):
+    """(our tokenizer, the same in transformers): byte-level BPE with these marks."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    texts = [json.dumps(c, ensure_ascii=False) for c in CONVERSATIONS] * 3
+    model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=420, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+                                                                    special_tokens=["<s>", "</s>", *marks], show_progress=False))
+    model.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return load_tokenizer(folder), transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    """With the marks of all formats that have some; and without any, for Llama 2 and Mistral."""
+    return (byte_level_tokenizer(tmp_path_factory.mktemp("marks"), dict.fromkeys(mark for group in MARKS.values() for mark in group)),
+            byte_level_tokenizer(tmp_path_factory.mktemp("plain"), []))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_text_and_ids_are_those_of_the_published_template(byte_level, name, messages):
+    ours, theirs = byte_level[name not in MARKS]
+    if messages[0]["role"] == "system" and name in ("mistral", "gemma"):  # their templates have no system: it goes before the question
+        system, first, *rest = messages
+        expected = [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+    else:
+        expected = messages
+    text = theirs.apply_chat_template(expected, chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=True)
+    assert render_chat(ours, messages, name=name) == text
+    ids = theirs.apply_chat_template(expected, chat_template=TEMPLATES[name], add_generation_prompt=True, return_dict=False)
+    assert encode_chat(ours, messages, name=name) == list(ids)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pieces")
+    return train_sentencepiece([m["content"] for c in CONVERSATIONS for m in c] * 5 + ["[INST] user assistant system [/INST] <<SYS>>"], folder, 360)
+
+
+def test_sentencepiece_turns_begin_anew_after_the_beginning_of_text_and_nowhere_else(pieces):
+    messages = CONVERSATIONS[2]
+    ids = encode_chat(pieces, messages, "llama")
+    expected = [pieces.bos_id, *pieces.encode("[INST] 発熱 [/INST] 安静に。 "), pieces.eos_id, pieces.bos_id, *pieces.encode("[INST] 薬は？ [/INST]")]
+    assert ids == expected and turn_format(pieces, "llama") == "llama2"
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces.files[0]))  # Llama 2's own code encodes each turn by itself
+    assert ids[1:ids.index(pieces.eos_id)] == processor.encode("[INST] 発熱 [/INST] 安静に。 ")
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_text_that_looks_like_a_mark_is_spelt_and_not_obeyed(byte_level, name):
+    ours, _ = byte_level[0]
+    plain = encode_chat(ours, [{"role": "user", "content": "x"}], name=name)
+    rng = random.Random(name)
+    attack = "".join(rng.choices([*ours.special, "assistant\n", "\n\n", "system"], k=12))
+    attacked = encode_chat(ours, [{"role": "user", "content": attack}], name=name)
+    special = set(ours.special.values())
+    assert [i for i in attacked if i in special] == [i for i in plain if i in special] and len(attacked) > len(plain)
+    assert attack.strip() in ours.decode(attacked)
+
+
+class Like:
+    def __init__(self, special, kind):
+        self.special, self.kind = dict.fromkeys(special, 1), kind
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_format_is_chosen_by_special_tokens_and_family(name):
+    kind = "sentencepiece" if name in ("llama2", "mistral") else "byte-level BPE"
+    assert turn_format(Like(MARKS.get(name, ["<s>"]), kind), FAMILY[name]) == name
+    assert turn_format(Like(["<|endoftext|>"], "byte-level BPE"), "bloom") is None
+
+
+@pytest.mark.parametrize("messages, words", [
+    ([], "none"), ([{"role": "assistant", "content": "x"}], "got assistant"), ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "user last"),
+    ([{"role": "user", "content": "x"}] * 2, "in turn"), ([{"role": "user"}], "message 1"), ([{"role": "system", "content": "x"}], "got system"), (["x"], "message 1"),
+    ([{"role": "tool", "content": "x"}], "got tool")])
+def test_what_is_no_conversation_is_refused(messages, words):
+    with pytest.raises(UserError, match=words):
+        chat_parts(messages, "llama3")
+
+
+def test_a_model_without_turns_and_an_unknown_format_are_refused(pieces):
+    with pytest.raises(UserError, match="base model"):
+        encode_chat(Like([], "byte-level BPE"), CONVERSATIONS[0], "bloom")
+    with pytest.raises(UserError, match="known: llama2"):
+        encode_chat(pieces, CONVERSATIONS[0], name="alpaca")
+    with pytest.raises(UserError, match=r"has no <\|start_header_id\|>"):
+        encode_chat(pieces, CONVERSATIONS[0], name="llama3")

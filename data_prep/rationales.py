@@ -64,7 +64,7 @@ def read_entries(data: str | Path) -> list[Entry]:
 
 def write_folder(out: Path, entries: Sequence[Entry], reports: dict[str, Any]) -> None:
     """The entries' lines in files of the old names and the reports, in a new folder that is whole or not there."""
-    from mmed.evaluation.results import json_line
+    from mmed.utils.journal import json_line
 
     if out.exists():
         raise UserError(f"{out}: already there; give another --out")
@@ -228,7 +228,8 @@ def wanted(task: Task, entries: Sequence[Entry], replace: bool, limit: int) -> l
 def run(options: argparse.Namespace) -> int:
     """`generate` and `topics`."""
     from mmed.evaluation import api_client
-    from mmed.evaluation.results import facts_that_differ, file_hash
+    from mmed.utils.fingerprints import file_hash
+    from mmed.utils.journal import facts_that_differ
 
     task, out = TASKS[options.command], Path(options.out)
     longest = options.max_new_tokens or task.max_new_tokens

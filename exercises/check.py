@@ -34,7 +34,7 @@ NEXT = {
     5: "mmed/model.py (RMSNorm, rope_frequencies, rotate)",
     6: "mmed/kernels/attention.py (document_attention: work that grows with documents and not with rows)",
     7: "mmed/data.py (ExamRows.rows: which examples share a row)",
-    8: "mmed/lora.py (LoRALinear, save_adapter: the files that PEFT opens)",
+    8: "mmed/lora.py (LoRALinear; checkpoints/adapters.py writes the files that PEFT opens)",
     9: "mmed/loss.py (ChunkedCrossEntropy: the same as an autograd function)",
     10: "mmed/training/optimizer.py (update, LeanAdamW: moments of two bytes)",
     11: "mmed/inference/engine.py (generate: the same with a cache, and with beginnings computed once)",

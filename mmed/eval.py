@@ -172,10 +172,12 @@ def run_round(model, tokenizer, questions: dict[str, list[Question]], options: a
 def evaluate(options: argparse.Namespace) -> dict:
     """Run, score and write; returns the summary. A finished folder of the same model, data and settings is only shown."""
     from mmed.evaluation.answer_parser import PARSER_VERSION
-    from mmed.evaluation.results import RESULTS_VERSION, facts_that_differ, file_hash, load_results, model_fingerprint
+    from mmed.evaluation.results import RESULTS_VERSION, load_results
     from mmed.languages import get_language
     from mmed.metrics import METRICS_VERSION
     from mmed.prompts import read_benchmark
+    from mmed.utils.fingerprints import file_hash, model_fingerprint
+    from mmed.utils.journal import facts_that_differ
 
     items = limit_items(read_benchmark(options.data), options.limit)
     if not options.api and not Path(options.model).is_dir():
@@ -204,9 +206,9 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 
 def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: dict, out: Path) -> dict:
-    from mmed.evaluation.results import round_size, write_results
+    from mmed.evaluation.results import write_results
     from mmed.generate import load_model, progress_bar
-    from mmed.inference.work_sharing import run_rounds
+    from mmed.inference.work_sharing import round_size, run_rounds
     from mmed.prompts import read_benchmark
 
     train = read_benchmark(options.train) if options.shots else []

@@ -48,8 +48,9 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
     """
     import torch
 
+    from mmed.checkpoints.adapters import load_adapter
     from mmed.checkpoints.pretrained import load_pretrained
-    from mmed.lora import load_adapter, merge_lora
+    from mmed.lora import merge_lora
     from mmed.training import distributed
 
     if distributed.world_size() > 1:
@@ -152,11 +153,11 @@ def chat(model: Transformer, tokenizer, language: str, turns: str, options: dict
 
 def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decoding: dict) -> int:
     """Every {"prompt": ...} of a JSONL file -> the same objects with "text" added; goes on where it was stopped."""
-    from mmed.evaluation.results import file_hash, model_fingerprint, round_size
     from mmed.inference.engine import generate
     from mmed.inference.option_scores import int8_difference
-    from mmed.inference.work_sharing import run_rounds
+    from mmed.inference.work_sharing import round_size, run_rounds
     from mmed.utils.files import read_jsonl
+    from mmed.utils.fingerprints import file_hash, model_fingerprint
 
     prompts, rows = [], []
     for number, row in read_jsonl(options.input):

@@ -147,8 +147,8 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
     from tqdm import tqdm
 
     from mmed.checkpoints import pretrained as checkpoint
+    from mmed.checkpoints.adapters import save_adapter
     from mmed.checkpoints.async_save import Saver
-    from mmed.lora import save_adapter
     from mmed.tokenizer import load_tokenizer
     from mmed.training import distributed
     from mmed.training import memory_estimate as budget

@@ -11,18 +11,11 @@ from pathlib import Path
 import pytest
 
 from mmed.eval import candidates, cut_at_answer, main
-from mmed.evaluation.results import (
-    Journal,
-    facts_that_differ,
-    load_prompts,
-    load_results,
-    loglikelihood_row,
-    text_row,
-    write_results,
-)
+from mmed.evaluation.results import load_prompts, load_results, loglikelihood_row, text_row, write_results
 from mmed.evaluation.summary import summarise, table
 from mmed.prompts import ExamItem
 from mmed.utils.errors import UserError
+from mmed.utils.journal import Journal, facts_that_differ
 
 FILES = {"predictions.jsonl", "results.json", "multi_choice_results.csv", "rationale_results.csv", "accuracy_metric.csv",
          "rationale_similarity_metric.csv", *(f"samples_mmedbench_{language}.jsonl" for language in ("english", "japanese", "french"))}

@@ -359,9 +359,9 @@ def test_a_file_of_prompts_is_completed_and_a_killed_run_goes_on(model_folder, t
     whole = (tmp_path / "whole.jsonl").read_bytes()
     assert [json.loads(line)["id"] for line in whole.splitlines()] == list(range(40))
 
-    import mmed.evaluation.results
+    import mmed.utils.journal
     calls = []
-    keep = mmed.evaluation.results.Journal.add
+    keep = mmed.utils.journal.Journal.add
 
     def add_then_die(self, number, rows):
         keep(self, number, rows)
@@ -369,12 +369,12 @@ def test_a_file_of_prompts_is_completed_and_a_killed_run_goes_on(model_folder, t
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    mmed.evaluation.results.Journal.add = add_then_die
+    mmed.utils.journal.Journal.add = add_then_die
     try:
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--out", str(tmp_path / "cut.jsonl")])
     finally:
-        mmed.evaluation.results.Journal.add = keep
+        mmed.utils.journal.Journal.add = keep
     with open(tmp_path / "cut.jsonl.partial", "ab") as file:
         file.write(b'{"round": 32, "ro')
     main([*arguments, "--out", str(tmp_path / "cut.jsonl")])
@@ -426,13 +426,13 @@ def gone_within(seconds: float, group: int) -> bool:
 @pytest.mark.parametrize("grace", [30, 0.2])
 def test_a_rank_whose_launcher_was_killed_ends_and_gives_its_journal_free(tmp_path, grace):
     """By SIGTERM; one that is deaf to it (grace 0.2) by SIGKILL."""
-    from mmed.evaluation.results import Journal
+    from mmed.utils.journal import Journal
 
     source = f"""
 import os, signal, time
 from pathlib import Path
 from mmed.training import distributed
-from mmed.evaluation.results import Journal
+from mmed.utils.journal import Journal
 distributed.GRACE_SECONDS = {grace}
 if os.fork() == 0:
     if {grace} < 1:
@@ -528,8 +528,8 @@ def test_the_demos_exam_killed_twice_at_random_gives_the_same_files(tmp_path):
 
 
 def test_rounds_that_other_ranks_left_are_taken_over(tmp_path):
-    from mmed.evaluation.results import Journal
     from mmed.inference.work_sharing import run_rounds
+    from mmed.utils.journal import Journal
 
     part = Journal(tmp_path / "x.jsonl.rank-3", {"a": 1})
     part.add(16, [{"n": 16}])

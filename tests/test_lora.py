@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmed import lora
+from mmed.checkpoints.adapters import load_adapter, save_adapter
 from mmed.model import ModelConfig, Transformer
 from mmed.utils.errors import UserError
 
@@ -44,7 +45,7 @@ def test_an_adapter_from_peft_gives_the_same_outputs_gradients_and_merged_weight
     wrapped = peft.get_peft_model(theirs, config).eval()
     randomise(wrapped, 2)
     wrapped.save_pretrained(tmp_path)
-    count = lora.load_adapter(ours, tmp_path)
+    count = load_adapter(ours, tmp_path)
     assert count == {"q_proj,v_proj": 4, "all-linear": 14, "k_proj,down_proj": 4}[targets]
     ours.eval()
     ids = torch.randint(0, 97, (2, 13))
@@ -67,7 +68,7 @@ def test_our_adapter_opens_in_peft_with_equal_outputs(tmp_path):
     theirs, ours = pair(3)
     assert lora.apply_lora(ours, rank=4, alpha=9, dropout=0.05) == 4
     randomise(ours, 4)
-    lora.save_adapter(ours, tmp_path)
+    save_adapter(ours, tmp_path)
     wrapped = peft.PeftModel.from_pretrained(theirs, str(tmp_path)).eval()
     ids = torch.randint(0, 97, (2, 11))
     with torch.no_grad():
@@ -123,7 +124,7 @@ def test_an_adapter_with_a_missing_or_stray_or_misshapen_tensor_is_refused(tmp_p
 
     _, ours = pair(11)
     lora.apply_lora(ours, rank=4)
-    lora.save_adapter(ours, tmp_path)
+    save_adapter(ours, tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
     name = next(iter(tensors))
@@ -133,18 +134,18 @@ def test_an_adapter_with_a_missing_or_stray_or_misshapen_tensor_is_refused(tmp_p
         change(wrong)
         save_file(wrong, path)
         with pytest.raises(UserError, match=word):
-            lora.load_adapter(pair(11)[1], tmp_path)
+            load_adapter(pair(11)[1], tmp_path)
 
 
 def test_adapter_options_that_would_change_the_mathematics_are_refused(tmp_path):
     _, ours = pair(12)
     lora.apply_lora(ours, rank=4)
-    lora.save_adapter(ours, tmp_path)
+    save_adapter(ours, tmp_path)
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(UserError, match="use_dora"):
-        lora.load_adapter(pair(12)[1], tmp_path)
+        load_adapter(pair(12)[1], tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------- every family
@@ -219,7 +220,7 @@ def test_adapters_of_every_family_go_both_ways_with_equal_outputs_and_merge(tmp_
     wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, use_rslora=kind == "rslora")).eval()
     randomise(wrapped, 22)
     wrapped.save_pretrained(tmp_path / "theirs")
-    count = lora.load_adapter(ours, tmp_path / "theirs")
+    count = load_adapter(ours, tmp_path / "theirs")
     assert count == len([n for n, _ in wrapped.named_parameters() if "lora_A" in n])
     ids = torch.randint(0, ours.config.vocab_size, (2, 11))
     with torch.no_grad():
@@ -229,7 +230,7 @@ def test_adapters_of_every_family_go_both_ways_with_equal_outputs_and_merge(tmp_
     names = {"paper": "paper", "all-linear": "all-linear", "rslora": ",".join(PAPER.get(family, ["q_proj", "v_proj"]))}[kind]
     assert lora.apply_lora(second, rank=3, alpha=5, targets=names, rslora=kind == "rslora") == count
     randomise(second, 23)
-    lora.save_adapter(second, tmp_path / "ours")
+    save_adapter(second, tmp_path / "ours")
     theirs, _, call = family_pair(family, 21)
     config = peft.LoraConfig.from_pretrained(str(tmp_path / "ours"))
     config.task_type = None
@@ -248,8 +249,8 @@ def test_an_adapter_of_some_layers_only_is_loaded_and_saved_with_whole_names(tmp
     wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1])).eval()
     randomise(wrapped, 32)
     wrapped.save_pretrained(tmp_path / "theirs")
-    assert lora.load_adapter(ours, tmp_path / "theirs") == 1
-    lora.save_adapter(ours, tmp_path / "ours")
+    assert load_adapter(ours, tmp_path / "theirs") == 1
+    save_adapter(ours, tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["model.layers.1.self_attn.q_proj"]
     opened = peft.PeftModel.from_pretrained(pair(31)[0], str(tmp_path / "ours")).eval()
@@ -263,7 +264,7 @@ def test_a_target_as_a_pattern_follows_the_tensors(tmp_path):
     wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=r".*\.(q|v)_proj")).eval()
     randomise(wrapped, 34)
     wrapped.save_pretrained(tmp_path)
-    assert lora.load_adapter(ours, tmp_path) == 4
+    assert load_adapter(ours, tmp_path) == 4
 
 
 @pytest.mark.parametrize("change, word", [({"r": 10 ** 9}, "shape"), ({"r": 0}, "r=0"), ({"r": "4"}, "r='4'"), ({"lora_alpha": None}, "lora_alpha"),
@@ -272,18 +273,18 @@ def test_a_target_as_a_pattern_follows_the_tensors(tmp_path):
 def test_an_adapter_config_that_does_not_fit_is_refused_before_memory_is_taken(tmp_path, change, word):
     _, ours = pair(35)
     lora.apply_lora(ours, rank=4)
-    lora.save_adapter(ours, tmp_path)
+    save_adapter(ours, tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=word) as error:
-        lora.load_adapter(pair(35)[1], tmp_path)
+        load_adapter(pair(35)[1], tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_an_adapter_for_another_model_is_refused(tmp_path):
     _, ours = pair(36)
     lora.apply_lora(ours, rank=4)
-    lora.save_adapter(ours, tmp_path)
+    save_adapter(ours, tmp_path)
     for family in ("bloom", "internlm2"):
         with pytest.raises(UserError, match=r"matches no layer|not an adapter of this model"):
-            lora.load_adapter(family_pair(family, 37)[1], tmp_path)
+            load_adapter(family_pair(family, 37)[1], tmp_path)

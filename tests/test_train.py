@@ -139,8 +139,8 @@ def test_lora_saves_only_the_adapter_and_peft_opens_it(world, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from mmed.checkpoints.adapters import load_adapter
     from mmed.checkpoints.pretrained import load_pretrained
-    from mmed.lora import load_adapter
     ours, tokenizer = load_pretrained(world / "model")
     assert load_adapter(ours, tmp_path / "lora" / "adapter") == 4
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "model"), str(tmp_path / "lora" / "adapter")).eval()

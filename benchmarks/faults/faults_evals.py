@@ -200,8 +200,8 @@ def killed_evaluation(soak: bool, rng: random.Random, folder: Path) -> Iterator[
 
 def stores(soak: bool, rng: random.Random, folder: Path) -> Iterator[Row]:
     from mmed.evaluation.api_calls import CallStore
-    from mmed.evaluation.results import Journal
     from mmed.utils.errors import UserError
+    from mmed.utils.journal import Journal
 
     path = folder / "calls"
     given = {f"key{i}": {"text": f"Answer {rng.random()} é\u2028\n"} for i in range(20)}

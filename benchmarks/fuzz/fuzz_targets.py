@@ -266,7 +266,8 @@ def small_model() -> Any:
 
 
 def run_adapter(folder: Path, data: bytes) -> None:
-    from mmed.lora import apply_lora, load_adapter, save_adapter
+    from mmed.checkpoints.adapters import load_adapter, save_adapter
+    from mmed.lora import apply_lora
 
     config, build = small_model()
     if not (folder / "adapter_model.safetensors").is_file():

@@ -127,11 +127,11 @@ FAULTS = [
     Fault("Retry-After in milliseconds", "mmed/evaluation/api_client.py", '("retry-after", 1.0)', '("retry-after", 1000.0)', "api_client"),
     Fault("the key stays in what a server sends back", "mmed/evaluation/api_calls.py", 'value = value.replace(form, "[key]")', "value = value", "api_client"),
     Fault("a half-written answer stays in the store", "mmed/evaluation/api_calls.py", "self.file.truncate(good)", "pass", "api_client -k store"),
-    Fault("a half-written round stays in the journal", "mmed/evaluation/results.py", "self.file.truncate(good)", "pass", "eval"),
+    Fault("a half-written round stays in the journal", "mmed/utils/journal.py", "self.file.truncate(good)", "pass", "eval"),
     Fault("HTML is not escaped", "mmed/reporting/plots.py", "html.escape(str(text), quote=True)", "str(text)", "report"),
     Fault("JSON of a page can end its script", "mmed/reporting/page.py", 'sub("[<>&', 'sub("[>&', "page report"),
     Fault("CSV without quotes", "mmed/evaluation/results.py", "csv.writer(row)", 'csv.writer(row, quoting=csv.QUOTE_NONE, escapechar="\\\\")', "submission"),
-    Fault("an answer changed on the disk is taken", "mmed/evaluation/results.py", "int(seal[1], 16) != zlib.crc32(line[:seal.start()])", "False", "api_client -k 'store or disk' mmed/evaluation/results.py"),
+    Fault("an answer changed on the disk is taken", "mmed/utils/journal.py", "int(seal[1], 16) != zlib.crc32(line[:seal.start()])", "False", "api_client -k 'store or disk' mmed/utils/journal.py"),
     Fault("a submission's right answers are not compared", "mmed/evaluation/submission.py", "if gold != expected:", "if not gold:", "submission"),
     # ---- tokenizers, corpus
     Fault("text in front of a special token's text is read as that token", "mmed/tokenizer.py", "if (index := self.added.get(match[0])) is not None:",

@@ -18,10 +18,11 @@ from corpus_stages import DATA, LANGUAGES, SEQUENCE, documents, shown, table, ty
 from drawings import attention_map, curve, lora_boxes, loss_bars
 from torch import Tensor
 
+from mmed.checkpoints.adapters import load_adapter
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
 from mmed.config import TrainConfig, parse_command_line
 from mmed.data import ExamRows
-from mmed.lora import adapted_layers, apply_lora, load_adapter
+from mmed.lora import adapted_layers, apply_lora
 from mmed.model import ModelConfig, Transformer, rope_frequencies, rotate
 from mmed.prompts import read_benchmark
 from mmed.tokenizer import Tokenizer, load_tokenizer

@@ -145,8 +145,9 @@ def _check_out(out: Path, force: bool) -> None:
 
 def merge(folder: str, adapter: str, out: str, dtype: str) -> None:
     """Fold an adapter into its model: W + scale B A, formed in fp32 and rounded once."""
+    from mmed.checkpoints.adapters import load_adapter
     from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
-    from mmed.lora import load_adapter, merge_lora
+    from mmed.lora import merge_lora
 
     kept = _dtype(dtype, stored_dtype(Path(folder)))
     model, tokenizer = load_pretrained(folder, dtype=kept)
@@ -185,8 +186,9 @@ def load_run(run: Path, step: int | None, base: str | None):
     """(model, tokenizer, facts for the card, dtype to write) of a run folder: its end result, or what a checkpoint holds."""
     import torch
 
+    from mmed.checkpoints.adapters import load_adapter
     from mmed.checkpoints.pretrained import has_tokenizer, latest_state, load_pretrained, load_trained
-    from mmed.lora import apply_lora, load_adapter, merge_lora
+    from mmed.lora import apply_lora, merge_lora
     from mmed.tokenizer import load_tokenizer
 
     facts = read_json(run / "run.json")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mmed.evaluation.results import read_sealed, sealed_line
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write
+from mmed.utils.journal import read_sealed, sealed_line
 
 SHORTEST_SECRET = 8  # characters; a shorter "key" ("none", "EMPTY") is a placeholder, and would be found in ordinary text
 

@@ -147,8 +147,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    from mmed.evaluation.results import facts_that_differ
     from mmed.utils.files import write_json
+    from mmed.utils.journal import facts_that_differ
 
     (own_a, rows_a), (own_b, rows_b) = map(read, options.results)
     check_same_items(options.results, [rows_a, rows_b])

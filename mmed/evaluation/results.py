@@ -1,7 +1,7 @@
-"""What an evaluation leaves behind: a journal while it runs, then one result folder.
+"""What an evaluation leaves behind: one result folder.
 
-In: what a model wrote for each exam item. Out, in this order: a journal that survives being killed; rows scored one by one; the files
-of the result folder, with the summary of mmed/evaluation/summary.py; `load_results`, which reads such a folder back.
+In: what a model wrote for each exam item. Out, in this order: rows scored one by one; the files of the result folder, with the summary
+of mmed/evaluation/summary.py; `load_results`, which reads such a folder back. (While it runs there is a journal: mmed/utils/journal.py.)
 
     predictions.jsonl                  one line per (item, mode): text, parse, gold, scores, and the item itself
     results.json                       the shape lm-evaluation-harness writes (mmed/evaluation/lm_eval_files.py); ours under "mmed": settings, facts, summary
@@ -16,14 +16,8 @@ Modes: "answer" and "rationale" are texts that the model wrote, "loglikelihood" 
 from __future__ import annotations
 
 import csv
-import fcntl
-import hashlib
 import io
-import json
-import math
-import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,181 +31,10 @@ from mmed.languages import get_language
 from mmed.prompts import ExamItem
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_json, read_jsonl, write_json
+from mmed.utils.journal import json_line
 
 RESULTS_VERSION = 2  # of the files below; raise it when a key changes its meaning
 FILE_LIMITS = {"results.json": 2 ** 26, "predictions.jsonl": 2 ** 32}  # bytes
-# ------------------------------------------------------------------------------------------------------------- journal
-
-def round_size(slots: int) -> int:
-    """Items decoded together. A round is computed whole or not at all, so what stands beside an item in a batch, and with it
-    the last digits of its scores, is the same in a run that was stopped and in one that was not."""
-    return 8 * slots
-
-
-class Journal:
-    """Rounds of rows in PATH.partial, one line a round, after a line with the facts that all of them depend on.
-
-    Opening one that another run left goes on with it: a last line that was cut is dropped, other facts are refused by name.
-    """
-
-    def __init__(self, path: Path, facts: Mapping[str, Any], force: bool = False):
-        self.path, self.partial = Path(path), Path(f"{path}.partial")
-        if self.path.exists() and not force and not self.partial.exists():
-            raise UserError(f"{self.path}: already there; give another --out, or --force to make it anew")
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        self.facts = json.loads(json.dumps(facts))
-        self.done: set[int] = set()
-        self.file = open(self.partial, "a+b")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{self.partial}: another process is writing it; wait for it, or give another --out") from None
-        self._read(force)
-
-    def _read(self, force: bool) -> None:
-        self.file.seek(0)
-        good = 0
-        for number, line in enumerate(self.file, 1):
-            try:
-                value = read_sealed(line)
-                if number == 1:
-                    found = value["facts"]
-                else:
-                    if not isinstance(value["round"], int) or not isinstance(value["rows"], list):
-                        raise ValueError("no round")
-                    self.done.add(value["round"])
-            except (ValueError, KeyError, TypeError):
-                if self.file.read(1) and not force:
-                    raise UserError(f"{self.partial}:{number}: damaged; delete this file to begin anew, or use --force") from None
-                break
-            if number == 1 and (differs := facts_that_differ(found, self.facts)):
-                if not force:
-                    raise UserError(f"{self.partial}: begun with {differs}; give another --out, or --force to begin anew")
-                break
-            good += len(line)
-        self.file.truncate(good)
-        if not good:
-            self.done.clear()
-            self._append({"facts": self.facts})
-
-    def _append(self, value: Any) -> None:
-        self.file.seek(0, os.SEEK_END)
-        self.file.write(sealed_line(value).encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def has(self, number: int) -> bool:
-        return number in self.done
-
-    def add(self, number: int, rows: list[dict]) -> None:
-        self._append({"round": number, "rows": rows})
-        self.done.add(number)
-
-    def rounds(self) -> Iterator[tuple[int, list[dict]]]:
-        """(number, rows) by number, in whatever order they were finished."""
-        self.file.seek(0)
-        self.file.readline()
-        places, place = {}, self.file.tell()
-        for line in self.file:
-            places[json.loads(line)["round"]] = place
-            place += len(line)
-        for number in sorted(places):
-            self.file.seek(places[number])
-            yield number, json.loads(self.file.readline())["rows"]
-
-    def rows(self) -> Iterator[dict]:
-        for _, rows in self.rounds():
-            yield from rows
-
-    def finish(self) -> None:
-        """All rows into PATH, one a line; the journal goes away."""
-        with atomic_write(self.path) as file:
-            for row in self.rows():
-                file.write(json_line(row))
-        self.discard()
-
-    def discard(self) -> None:
-        self.partial.unlink()
-        self.file.close()
-
-
-def json_line(value: Any) -> str:
-    """One line of JSON; lone surrogates, which UTF-8 cannot carry, become U+FFFD."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode() + "\n"
-
-
-def sealed_line(value: dict) -> str:
-    """`json_line` of an object, its last key a checksum of the rest: a line that was damaged later is told from one that was written.
-
-    >>> sealed_line({"round": 0})
-    '{"round": 0, "crc32": "5a34bd24"}\\n'
-    """
-    body = json_line(value)[:-2]
-    return f'{body}, "crc32": "{zlib.crc32(body.encode()):08x}"}}\n'
-
-
-_SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"}\n\Z')
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{digits} is no number of JSON")
-    return value
-
-
-def read_sealed(line: bytes) -> dict:
-    """What `sealed_line` wrote; a ValueError for a line that is cut, no object, or not as it was written."""
-    try:
-        value = json.loads(line, parse_float=_finite, parse_constant=_finite)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not line.endswith(b"\n") or not isinstance(value, dict):
-        raise ValueError("cut short, or no object")
-    if "crc32" in value:
-        seal = _SEAL.search(line)
-        if not seal or int(seal[1], 16) != zlib.crc32(line[:seal.start()]):
-            raise ValueError("its checksum is another")
-        del value["crc32"]
-    return value
-
-
-def facts_that_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What changed between two sets of facts, in words; "" if nothing did.
-
-    >>> facts_that_differ({"slots": 8, "style": "clean"}, {"slots": 16, "style": "clean"})
-    'slots = 8 (now 16)'
-    """
-    changes = []
-    for name in sorted({*then, *now}):
-        old, new = then.get(name), now.get(name)
-        if old != new:
-            show = [value[:12] + "…" if isinstance(value, str) and len(value) == 64 else value for value in (old, new)]
-            changes.append(f"{name} = {show[0]} (now {show[1]})")
-    return ", ".join(changes)
-
-
-def file_hash(path: str | Path) -> str:
-    """sha256 of a file, or of the *.jsonl files of a folder with their names."""
-    path = Path(path)
-    if not path.is_dir():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return _hash_of_files(sorted(path.glob("*.jsonl")))
-
-
-def _hash_of_files(paths: Iterable[Path]) -> str:
-    return hashlib.sha256("\n".join(f"{path.name} {file_hash(path)}" for path in paths).encode()).hexdigest()
-
-
-def model_fingerprint(folder: str | Path, adapter: str | Path | None = None) -> str:
-    """sha256 of what decides a model's output: config, weights and tokenizer, and the adapter's two files."""
-    files = [path for path in sorted(Path(folder).iterdir()) if path.name in ("config.json", "tokenizer.model", "tokenizer.json",
-             "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
-             or path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")]
-    if adapter:
-        files += [Path(adapter) / "adapter_config.json", Path(adapter) / "adapter_model.safetensors"]
-    return _hash_of_files(files)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows

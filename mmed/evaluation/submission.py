@@ -19,8 +19,8 @@ from mmed.evaluation.answer_parser import official_match, parse_answer
 from mmed.evaluation.summary import TEXT_METRICS, language_order
 from mmed.metrics import exact_match
 from mmed.prompts import ExamItem, read_benchmark
-from mmed.reporting.read_results import as_name
 from mmed.utils.errors import EXIT_FAILED, Parser, UserError, main_guard, printable
+from mmed.utils.untrusted import as_name
 
 COLUMNS = ["Language", "ModelInput", "ModelOutput", "GT_Answer"]  # MMedLM: files and columns of SubmissionTutorial.md
 MAX_BYTES, MAX_CELL = 2 ** 31, 2 ** 24  # of a file; characters of a cell

@@ -24,8 +24,8 @@ import numpy as np
 from mmed import metrics
 from mmed.evaluation.summary import language_order, metric_name
 from mmed.human_eval.rating_data import case_of
-from mmed.reporting.read_results import as_name
 from mmed.utils.errors import UserError
+from mmed.utils.untrusted import as_name
 
 # As printed in the paper (page of the project): tau with people, slope. DIFFERS: the paper's ROUGE is named by letters only; its values are
 # shown beside both of our definitions, because neither is known to be the one.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed.reporting.page import fill_page
-from mmed.reporting.plots import WIDTH, colour, escape, fit, line, svg, text, ticks
+from mmed.reporting.plots import WIDTH, colour, escape, fit, line, scatter, svg, text, ticks
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -119,39 +119,6 @@ def _scatters(value: Mapping[str, Any]) -> str:
     legend = "".join(f'<li><span class="swatch {colour(i)}"></span><bdi>{escape(model)}</bdi></li>' for i, model in enumerate(value["models"]))
     note = "Mean points by people (across) and by the metric (up), a dot for each model and language. Solid: least-squares line; dashed: equal points."
     return f'<h2>Point by point</h2><ul class="legend">{legend}</ul><p class="note">{note}</p><div class="plots">{"".join(figures)}</div>'
-
-
-def scatter(models: Sequence[str], drawn: Sequence[tuple[Mapping[str, Any], float]], row: Mapping[str, Any], low: float, high: float) -> str:
-    """One panel; all panels have the same axes, so that slopes can be compared by eye."""
-    left, right, top, bottom = 26.0, WIDTH - 8.0, 8.0, 300.0
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return left + (x - low) / (high - low) * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
-
-    body = []
-    for tick in ticks(low, high, 6):
-        x, y = at(tick, tick)
-        body += [line(x, top, x, bottom, "grid"), line(left, y, right, y, "grid"), text(x, bottom + 15, f"{tick:g}", "small", "middle"), text(left - 6, y + 4, f"{tick:g}", "small", "end")]
-    body.append(line(*at(low, low), *at(high, high), "same"))
-    if row["slope"] is not None and drawn:
-        x_mean, y_mean = sum(point["people"] for point, _ in drawn) / len(drawn), sum(y for _, y in drawn) / len(drawn)
-        ends = [min(point["people"] for point, _ in drawn), max(point["people"] for point, _ in drawn)]
-        ends = [_inside(x, x_mean, y_mean, row["slope"], low, high) for x in ends]
-        body.append(line(*at(*ends[0]), *at(*ends[1]), "fit"))
-    for point, y in drawn:
-        x_at, y_at = at(point["people"], y)
-        words = f"{point['model']}, {point['language']}: people {point['people']:.2f}, {row['name']} {y:.2f} ({point['items']} items)"
-        body.append(f'<circle cx="{x_at:.1f}" cy="{y_at:.1f}" r="5" class="dot {colour(models.index(point["model"]))}"><title>{escape(words)}</title></circle>')
-    return svg(bottom + 22, f"{row['name']} against people", body)
-
-
-def _inside(x: float, x_mean: float, y_mean: float, slope: float, low: float, high: float) -> tuple[float, float]:
-    """The point of the line at x, moved along it to where it is still in the panel."""
-    y = y_mean + slope * (x - x_mean)
-    if slope and not low <= y <= high:
-        y = min(max(y, low), high)
-        x = x_mean + (y - y_mean) / slope
-    return x, y
 
 
 def _averages(value: Mapping[str, Any]) -> str:

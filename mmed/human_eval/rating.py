@@ -71,7 +71,7 @@ def write_sheets(folder: Path, models: Sequence[str], cases: Sequence, seed: int
 
 def read_key(path: str | Path) -> dict:
     from mmed.human_eval.rating_data import read_object
-    from mmed.reporting.read_results import as_name
+    from mmed.utils.untrusted import as_name
 
     key = read_object(path, KEY_FORMAT)
     models, sheets = key.get("models"), key.get("sheets")
@@ -91,7 +91,7 @@ def read_key(path: str | Path) -> dict:
 def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, str, dict[str, dict[str, float]]]:
     """(language, rater, item -> model -> points) of one rater's file; anything missing, doubled or out of range is an error."""
     from mmed.human_eval.rating_data import read_object
-    from mmed.reporting.read_results import as_name
+    from mmed.utils.untrusted import as_name
 
     value = read_object(path, SHEET_FORMAT)
     language = next((name for name, sheet in key["sheets"].items() if sheet["sheet"] == value.get("sheet")), None)
@@ -245,7 +245,7 @@ def agreement_command(options: argparse.Namespace) -> None:
 
 def ratings_table(value: Mapping[str, Any]) -> str:
     """Mean points by model and language."""
-    from mmed.reporting.read_results import as_name
+    from mmed.utils.untrusted import as_name
 
     languages = [language for language, part in value["cases"].items() if part]
     width = max(len(as_name(model)) for model in value["models"])

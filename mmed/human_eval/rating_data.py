@@ -23,9 +23,9 @@ from typing import Any
 from mmed import metrics
 from mmed.evaluation.results import load_results
 from mmed.evaluation.summary import counts_for_text, language_order
-from mmed.reporting.read_results import as_name, number, plain, split_argument
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json, write_json
+from mmed.utils.untrusted import as_name, number, plain, split_argument
 
 FORMAT, VERSION = "mmed ratings", 1
 ITEMS = 50  # MMedLM: 50 random test items of each language
@@ -66,7 +66,7 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, str
     found: dict[tuple[str, str], dict[str, dict]] = {}
     data = None
     for argument in arguments:
-        _, name, given = split_argument(argument, with_setting=False)
+        _, name, given = split_argument(argument)
         name = as_name(name or Path(given).resolve().name)
         if name in models:
             raise UsageError(f"{as_name(argument)}: a second result called {name!r}; give NAME=FOLDER")

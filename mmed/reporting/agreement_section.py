@@ -9,13 +9,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mmed.human_eval.agreement_page import scatter
 from mmed.reporting import plots
-from mmed.reporting.plots import escape
-from mmed.reporting.read_results import as_name, count, number
+from mmed.reporting.plots import escape, scatter
 from mmed.reporting.sections import figure, legend, note, section
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json
+from mmed.utils.untrusted import as_name, count, number
 
 MEASURES, POINTS, MODELS = 60, 5_000, 100  # of one study, at most
 

@@ -7,7 +7,6 @@ not fit is refused in one line. Out, in this order: `Result`; the tallies and qu
 """
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,58 +15,19 @@ from typing import Any
 
 from mmed import metrics
 from mmed.evaluation.results import FILE_LIMITS as RESULT_LIMITS
-from mmed.evaluation.results import file_hash, load_results
+from mmed.evaluation.results import load_results
 from mmed.evaluation.summary import COLUMNS, language_order
 from mmed.languages import get_language
-from mmed.utils.errors import UsageError, UserError, printable
+from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json, read_jsonl
+from mmed.utils.fingerprints import file_hash
+from mmed.utils.untrusted import as_name, count, is_finite, number, plain, split_argument
 
 SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine-tuning", "full": "Full fine-tuning"}
-NAME_LIMIT, TEXT_LIMIT, OPTION_LIMIT = 80, 4000, 26  # characters of a name and of a text, options of a question that are shown
+OPTION_LIMIT = 26  # options of a question that are shown
 FILE_LIMITS = RESULT_LIMITS | {"run.json": 2 ** 22, "metrics.jsonl": 2 ** 30}  # bytes
 CORPUS_FILES = 500  # funnels and streams looked at
 SOURCES = 60  # of exam questions, as columns of a table
-
-
-def plain(text: Any, limit: int = TEXT_LIMIT) -> str:
-    """Text that a terminal or a page can show: no control characters, no marks that reverse it, not longer than `limit`.
-
-    >>> plain("a\\x1b[31mred", 80), plain("x" * 9, 4), plain(None), plain(3)
-    ('a[31mred', 'xxxx… [5 more characters]', '', '3')
-    """
-    text = "" if text is None else str(text)
-    more = len(text) - limit
-    return printable(text[:limit]) + (f"… [{more:,} more characters]" if more > 0 else "")
-
-
-def as_name(text: Any, limit: int = NAME_LIMIT) -> str:
-    """A name: one line of plain text."""
-    text = " ".join(plain(text, 4 * limit).split())
-    return text if len(text) <= limit else text[:limit - 1] + "…"
-
-
-def number(value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number from a file; anything else is a TypeError or ValueError, which the readers turn into one line."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"expected a number, got {type(value).__name__}")
-    if not low - 1e-6 <= value <= high + 1e-6 or abs(value) > 1e300:
-        raise ValueError(f"the number {value!r} is out of range")
-    return min(max(value, low), high)  # rounding may carry a share a hair past its end
-
-
-def is_finite(value: Any) -> bool:
-    """
-    >>> [is_finite(value) for value in (2.5, float("nan"), float("inf"), "2.5", None, 10 ** 400)]
-    [True, False, False, False, False, False]
-    """
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def count(value: Any) -> int:
-    """A number of things."""
-    if not isinstance(value, int):
-        raise TypeError(f"expected a whole number, got {type(value).__name__}")
-    return int(number(value, 0, 2 ** 62))
 
 
 def _check_size(folder: Path, name: str) -> Path:
@@ -108,28 +68,9 @@ class Tally:
     options: Counter = field(default_factory=Counter)  # (number of options, right) -> items
 
 
-def split_argument(text: str, with_setting: bool) -> tuple[str, str, str]:
-    """(setting, name, folder) of FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER; what is not said is "".
-
-    >>> split_argument("lora:base + corpus=results/x", True), split_argument("results/x", True)
-    (('lora', 'base + corpus', 'results/x'), ('', '', 'results/x'))
-    """
-    if "=" not in text or Path(text).is_dir():
-        return "", "", text
-    cuts = [at for at, sign in enumerate(text) if sign == "="]
-    cut = next((at for at in cuts if Path(text[at + 1:]).is_dir()), cuts[0])  # a name may hold "=", too
-    name, folder = text[:cut], text[cut + 1:]
-    setting = ""
-    if with_setting and ":" in name:
-        setting, name = name.split(":", 1)
-        if setting not in SETTINGS:
-            raise UsageError(f"{as_name(text)}: {as_name(setting)!r} is no setting; before the colon stands one of {', '.join(SETTINGS)}")
-    return setting, name, folder
-
-
 def read_result(argument: str) -> Result:
     """A result folder of `mmed.eval`, every number of its summary checked."""
-    setting, name, given = split_argument(argument, with_setting=True)
+    setting, name, given = split_argument(argument, SETTINGS)
     folder = Path(given)
     where = _check_size(folder, "results.json")
     _check_size(folder, "predictions.jsonl")
@@ -321,7 +262,7 @@ class Run:
 
 def read_run(argument: str) -> Run:
     """A run folder of `mmed/train.py`; a last line that a kill cut off is left out and said so."""
-    _, name, given = split_argument(argument, with_setting=False)
+    _, name, given = split_argument(argument)
     folder = Path(given)
     where = _check_size(folder, "run.json")
     facts, log = read_json(where), _check_size(folder, "metrics.jsonl")

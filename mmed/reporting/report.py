@@ -28,9 +28,7 @@ from mmed.reporting.read_results import (
     Questions,
     Result,
     Run,
-    as_name,
     check_together,
-    plain,
     read_corpus,
     read_predictions,
     read_result,
@@ -52,6 +50,7 @@ from mmed.reporting.sections import (
 from mmed.reporting.tables import summary_table
 from mmed.utils.errors import Parser, UsageError
 from mmed.utils.files import atomic_write
+from mmed.utils.untrusted import as_name, plain
 
 MEDICAL_LINE = ("A research report on language models. It is not medical advice: questions, answers and rationales may be wrong, and nothing here "
                 "may be used for the care of a person.")

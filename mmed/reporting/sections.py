@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from mmed.reporting import plots
 from mmed.reporting.plots import escape
-from mmed.reporting.read_results import SETTINGS, Corpus, Questions, Result, Run, as_name, differences
+from mmed.reporting.read_results import SETTINGS, Corpus, Questions, Result, Run, differences
 from mmed.reporting.tables import ACCURACY_TITLES, Cell, Row, Table, tables
+from mmed.utils.untrusted import as_name
 
 PARTS = {"strict": "c0", "lenient": "c2", "unparsed": "grey"}  # how an answer was read -> colour of its share
 REASONS = 8  # reasons listed under a step of the corpus

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from mmed.evaluation.published import ENGLISH_SOURCES, published, published_english
 from mmed.evaluation.summary import COLUMNS, shown_metrics
-from mmed.reporting.read_results import SETTINGS, Result, as_name
+from mmed.reporting.read_results import SETTINGS, Result
+from mmed.utils.untrusted import as_name
 
 
 @dataclass

@@ -489,7 +489,8 @@ def test_the_activations_of_the_memory_formula_are_what_autograd_keeps(one_gpu, 
 
 
 def test_merge_writes_the_model_that_peft_would_merge_with_its_settings_and_card(tmp_path):
-    from mmed.lora import apply_lora, save_adapter
+    from mmed.checkpoints.adapters import save_adapter
+    from mmed.lora import apply_lora
 
     base = make_folder(tmp_path / "base")
     model, _ = load_pretrained(base)
@@ -675,7 +676,7 @@ def family_config(family: str, vocab_size: int):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [*CLASSES, "internlm", "internlm2"])
 def test_the_papers_lora_settings_train_on_two_processes_and_export(tmp_path, family):
-    from mmed.lora import load_adapter
+    from mmed.checkpoints.adapters import load_adapter
     from mmed.model import Transformer
 
     tokenizer = make_tokenizer(tmp_path / "tokenizer", "sentencepiece")

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from mmed.checkpoints.adapters import load_adapter, save_adapter
 from mmed.checkpoints.pretrained import load_config, load_pretrained, load_state, save_pretrained, save_state
 from mmed.data import StreamWriter, TokenStream
 from mmed.generate import load_model
-from mmed.lora import apply_lora, load_adapter, save_adapter
+from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import UsageError, UserError

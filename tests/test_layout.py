@@ -39,7 +39,7 @@ LAYERS = [
 ]
 # A command hands over to the file that does its work: only in `main` or in `if __name__ == "__main__"`, so whoever imports the
 # module for its functions never meets the other one.
-HANDS_OVER = {("mmed.checkpoints.commands", "mmed.checkpoints.extend_vocabulary"), ("mmed.languages.__main__", "data_prep.filters.language_check")}
+HANDS_OVER = {("mmed.checkpoints.commands", "mmed.checkpoints.extend_vocabulary")}
 CORE = {"torch", "numpy", "sentencepiece", "tiktoken", "safetensors", "tqdm"}
 
 

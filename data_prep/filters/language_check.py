@@ -1,4 +1,7 @@
-"""What is missing or suspicious in a language's file: `python -m mmed.languages check de [--text FILE ...]`.
+"""What is missing or suspicious in a language's file.
+
+    python -m data_prep.filters.language_check de                        exit code 1 if anything must be mended
+    python -m data_prep.filters.language_check de --text labelled.jsonl  the same, with hit rates and thresholds on texts of yours
 
 In: the language, and if given documents with `medical: true|false` (without it: ordinary). Out: a line for each finding, "mend" (the
 tests or the corpus would fail) or "look" (read it again), then figures; exit code 1 if anything must be mended.
@@ -21,7 +24,7 @@ from data_prep.documents import find_inputs, read_documents
 from data_prep.filter_medical import Matcher, default_patterns, dictionary_form
 from mmed.evaluation.answer_parser import parse_answer
 from mmed.languages import AnswerWords, Language, get_language
-from mmed.utils.errors import UserError
+from mmed.utils.errors import Parser, UserError, main_guard
 
 TERMS = 200  # as in the paper
 COMMON = 0.05  # a term in more ordinary texts than this, and in no more medical ones than FAVOURED times as many, tells little
@@ -225,3 +228,16 @@ def check(name: str, inputs: Sequence[str]) -> int:
     must = sum(kind == "mend" for kind, _ in found)
     print(f"{language.code} ({language.name}): {must} to mend, {len(found) - must} to look at" + ("" if inputs else "; no texts given (--text)"))
     return 1 if must else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m data_prep.filters.language_check", description="What is missing or suspicious in a language's file.")
+    parser.add_argument("code", help="code or name of the language")
+    parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help='documents with "medical": true or false, to judge words and '
+                        "thresholds by; those without it are taken for ordinary text")
+    given = parser.parse_args(arguments)
+    return check(given.code, given.text)
+
+
+if __name__ == "__main__":
+    main_guard(main)

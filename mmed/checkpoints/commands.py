@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmed.checkpoints.families import FAMILIES, write_config
+from mmed.checkpoints.model_card import model_card, run_data, run_recipe
+from mmed.checkpoints.pretrained import stored_dtype
 from mmed.config import RECIPES
 from mmed.utils.errors import Parser, UsageError, UserError
 from mmed.utils.files import read_json
@@ -119,18 +120,6 @@ def inspect(folder: str, gpus: int, tokens: int, slots: int) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- merge, export
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of most of a folder's weights."""
-    import torch
-
-    from mmed.checkpoints.safe import stored_tensors
-
-    counts: dict[str, int] = {}
-    for tensor in stored_tensors(folder).values():
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.nbytes
-    return getattr(torch, max(counts, key=counts.get))
-
 
 def _dtype(name: str, otherwise: torch.dtype) -> torch.dtype:
     import torch
@@ -249,63 +238,6 @@ def export(run: str, out: str, *, dtype: str, step: int | None, base: str | None
                       results=[Path(folder) for folder in results], licence=licence)
     save_pretrained(model, tokenizer, out, dtype=kept, more={"README.md": card})
     print(f"{model.config.family} model, {str(kept).removeprefix('torch.')}, in {out}" + ("" if dtype != "auto" else " (dtype as its base has it)"))
-
-
-# ----------------------------------------------------------------------------------------------------------- model card
-
-def run_recipe(facts: dict) -> dict[str, Any]:
-    """The lines of run.json that a reader of the card wants."""
-    config = facts["config"]
-    names = ["task", "max_steps", "epochs", "global_batch_size", "sequence_length", "learning_rate", "schedule", "warmup_ratio", "weight_decay",
-             "max_grad_norm", "precision", "seed"]
-    names += ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets"] if config.get("lora_rank") else []
-    names += ["rationales", "prompt_style"] if config.get("task") == "finetune" else ["windows", "documents_apart", "mix_temperature"]
-    lines = {"recipe": facts.get("recipe"), "steps planned": facts.get("steps")} | {name: config.get(name) for name in names}
-    lines |= facts.get("reached", {}) | {"processes": facts.get("world_size"), "code": str(facts.get("commit") or "?")[:12]}
-    return {name: value for name, value in lines.items() if value is not None}
-
-
-def run_data(facts: dict) -> list[str]:
-    """One line for each stream or file the run was trained on; counts by language where the stream is still there."""
-    lines = []
-    for part in str(facts.get("config", {}).get("data", "")).split(","):
-        name, _, weight = part.strip().partition("=")
-        if not name:
-            continue
-        line = Path(name).name + (f", weight {weight}" if weight else "")
-        if Path(name + ".json").is_file():
-            meta = read_json(name + ".json")
-            counts = meta.get("counts") if isinstance(meta, dict) else None
-            if isinstance(counts, dict):  # language -> source -> {"tokens": ...}
-                by_language = {language: sum(source["tokens"] for source in sources.values()) for language, sources in counts.items()}
-                line += f": {meta['tokens']:,} tokens (" + ", ".join(f"{k} {v:,}" for k, v in sorted(by_language.items())) + ")"
-        lines.append(line)
-    return lines
-
-
-def model_card(model: Transformer, *, title: str, base: str, recipe: dict, data: list[str] | None = None, results: list[Path] | None = None,
-               licence: str | None = None) -> str:
-    """README.md of an exported folder. Paths of this machine stay out: names only."""
-    from mmed.evaluation.results import load_results, table
-
-    parameters = sum(p.numel() for p in model.parameters())
-    head = ["---", "library_name: transformers", "tags: [medical, multilingual, mmed]", f"base_model: {json.dumps(base)}"] + \
-        ([f"license: {json.dumps(licence)}"] if licence else []) + ["pipeline_tag: text-generation", "---"]
-    lines = [*head, f"# {title}", "", f"A {model.config.family} model of {parameters:,} parameters, made from `{base}` with mmed, the method of MMedLM "
-             "(Qiu et al., Nature Communications 15, 8384, 2024).", ""]
-    if model.config.family.startswith("internlm"):
-        lines += ["vLLM and llama.cpp know this layout. transformers needs the family's own code; `python -m mmed.checkpoints export THIS OUT "
-                  "--layout llama` writes the same model so that transformers opens it by itself.", ""]
-    lines += ["## Disclaimer", "", "A research model. What it says is no medical advice: it can be wrong, outdated or biased in any language, and "
-              "has not been tested on patients. It must not be used for diagnosis or treatment without a qualified clinician's judgement.", ""]
-    if data:
-        lines += ["## Data", "", *(f"- {line}" for line in data), ""]
-    if recipe:
-        lines += ["## Recipe", "", "| setting | value |", "|---|---|", *(f"| {name} | {str(value).replace('|', '/')} |" for name, value in recipe.items()), ""]
-    for folder in results or []:
-        own, _ = load_results(folder)
-        lines += [f"## Scores: {folder.name}", "", "```", table(own["summary"], own["settings"].get("words", "")), "```", ""]
-    return "\n".join(line.replace("\r", " ") for line in lines) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- command line

@@ -287,8 +287,8 @@ def extend(folder: str, out: str, *, texts: list[str], pieces: int, special: lis
     """Learn pieces from `texts`, write the grown model folder, print what was gained."""
     import torch
 
-    from mmed.checkpoints.commands import model_card, stored_dtype
-    from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
+    from mmed.checkpoints.model_card import model_card
+    from mmed.checkpoints.pretrained import load_pretrained, save_pretrained, stored_dtype
 
     kept = stored_dtype(Path(folder)) if dtype == "auto" else getattr(torch, dtype)
     model, tokenizer = load_pretrained(folder, dtype=kept)

@@ -99,6 +99,16 @@ def load_weights(model: Transformer, folder: str | Path) -> None:
     reader.close()
 
 
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of most of a folder's weights."""
+    import torch
+
+    counts: dict[str, int] = {}
+    for tensor in stored_tensors(folder).values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.nbytes
+    return getattr(torch, max(counts, key=counts.get))
+
+
 def has_tokenizer(path: str | Path) -> bool:
     """Whether this is a tokenizer file, or a folder with one."""
     path = Path(path)

@@ -1,11 +1,9 @@
-"""The languages that have a file here, a new one to fill in, and what is wrong with one.
+"""The languages that have a file here, and a new one to fill in.
 
     python -m mmed.languages                                 the list
     python -m mmed.languages new de                          writes mmed/languages/de.py, annotated, to fill in
-    python -m mmed.languages check de                        what is missing or suspicious; exit code 1 if anything must be mended
-    python -m mmed.languages check de --text labelled.jsonl  the same, with hit rates and thresholds on texts of yours
 
-The checks themselves: data_prep/filters/language_check.py; the template of a new file: mmed/languages/_template.py.
+What is missing or suspicious in a file: `python -m data_prep.filters.language_check de`; the template of a new file: mmed/languages/_template.py.
 """
 from __future__ import annotations
 
@@ -73,30 +71,22 @@ def new(code: str, folder: Path) -> Path:
         raise UsageError(f"new {code}: expected a code of ISO 639-1 (or 639-3 where there is none), two or three small letters, such as de")
     path = folder / f"{code}.py"
     if path.exists():
-        raise UserError(f"{path}: is there already; `python -m mmed.languages check {code}` says what it lacks")
+        raise UserError(f"{path}: is there already; `python -m data_prep.filters.language_check {code}` says what it lacks")
     with atomic_write(path) as file:
         file.write(template(code))
     return path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m mmed.languages", description="Languages: the list, a new one, and what one lacks.")
+    parser = Parser(prog="python -m mmed.languages", description="Languages: the list, and a new one.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     made = commands.add_parser("new", help="write the file of a new language, annotated, to fill in")
     made.add_argument("code", help="ISO 639-1: de")
     made.add_argument("--folder", type=Path, default=Path(__file__).parent, help="where to (default: here, where it is found)")
-    checked = commands.add_parser("check", help="say what is missing or suspicious in a language's file")
-    checked.add_argument("code", help="code or name")
-    checked.add_argument("--text", nargs="+", default=[], metavar="FILE", help='documents with "medical": true or false, to judge words and '
-                         "thresholds by; those without it are taken for ordinary text")
     given = parser.parse_args(arguments)
     if given.command == "new":
         path = new(given.code, given.folder)
-        print(f"wrote {path}: fill in what says TODO, then `python -m mmed.languages check {given.code}`")
-    elif given.command == "check":
-        from data_prep.filters.language_check import check
-
-        return check(given.code, given.text)
+        print(f"wrote {path}: fill in what says TODO, then `python -m data_prep.filters.language_check {given.code}`")
     else:
         for language in all_languages():
             print(f"{language.code:4}{language.name:12}{len(language.medical_words):4} medical words  {language.native_name}")

@@ -12,7 +12,7 @@ LANGUAGE = Language(
     medical_words=words("""
         TODO
     """),
-    min_hits=4, min_density=0.04,  # TODO choose on texts: python -m mmed.languages check {{code}} --text labelled.jsonl
+    min_hits=4, min_density=0.04,  # TODO choose on texts: python -m data_prep.filters.language_check {{code}} --text labelled.jsonl
     official_min_hits=4, official_min_density=0.04,  # of the published rule; none was published for {{name}}: those of French and Spanish
     ocr_code="{{ocr}}",  # Tesseract's name of the language
     medical_sentence="TODO a patient, a complaint, an examination, a treatment{{end}}",

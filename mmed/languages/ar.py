@@ -27,7 +27,7 @@ LANGUAGE = Language(
         الدم/دموي|/بالدم, أضداد/أجسام مضادة, مستضد|/مستضدات, مناعة/مناعي|/المناعة, إنزيم|/أنزيم|, بروتين|, خلية/خلايا/خلوي|, أنسجة/نسيج|, وراثي|/جينية/مورثة, طفرة/طفرات,
         كروموسوم|/صبغي, حمض نووي/الحمض النووي, مستقبلات/مستقبل بيتا, استقلاب|/الأيض, حساسية/تحسس|/أرجي|, فحوص/فحوصات, إفراز|, سمية/تسمم|, عيادة/عيادات, إسعاف|
     """),
-    # Chosen by `python -m mmed.languages check ar --text tests/data/languages/ar.jsonl` on 56 made paragraphs of two sentences; real pages untried.
+    # Chosen by `python -m data_prep.filters.language_check ar --text tests/data/languages/ar.jsonl` on 56 made paragraphs of two sentences; real pages untried.
     min_hits=3, min_density=0.05,
     official_min_hits=4, official_min_density=0.04,  # of the published rule; none was published for Arabic: those of French and Spanish
     ocr_code="ara",

@@ -29,7 +29,7 @@ LANGUAGE = Language(
         glukos|e/glucos|e, cholesterin|, kreatinin|, hämoglobin|, leukozyt|en, erythrozyt|en, antikörper|, antigen|, immun|,
         enzym|, protein|, zelle|/zellul|är, gewebe|, genetisch|, mutation|, chromosom|, dna/dns, rezeptor|/|rezeptor|, stoffwechsel|
     """),
-    # Chosen by `python -m mmed.languages check de --text tests/data/languages/de.jsonl` on 56 made paragraphs of two sentences; real pages untried.
+    # Chosen by `python -m data_prep.filters.language_check de --text tests/data/languages/de.jsonl` on 56 made paragraphs of two sentences; real pages untried.
     min_hits=3, min_density=0.05,
     official_min_hits=4, official_min_density=0.04,  # of the published rule; none was published for German: those of French and Spanish
     ocr_code="deu",

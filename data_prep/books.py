@@ -37,6 +37,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from data_prep.documents import Document, Funnel, json_line
 from data_prep.pipeline.shards import (
     ShardWriter,
@@ -184,7 +186,6 @@ def ocr_pages(reader: Pages, wanted: list[int], journal: Path, sha256: str, opti
     """What OCR reads on the wanted pages; each page goes into the journal at once, and what is there is not read again."""
     if not wanted:
         return {}
-    from tqdm import tqdm
 
     language = get_language(options["language"]).ocr_code
     head = {"sha256": sha256, "language": language, "dpi": options["dpi"], "version": VERSION}

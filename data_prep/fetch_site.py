@@ -24,11 +24,15 @@ from __future__ import annotations
 import email.utils
 import html
 import re
+import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+from tqdm import tqdm
 
 from data_prep.pipeline.shards import one_run
 from data_prep.sources.frontier import Host
@@ -117,8 +121,6 @@ class Fetcher:
         self.hosts, self.settings = hosts, settings
 
     def run(self, parallel: int) -> None:
-        from tqdm import tqdm
-
         running: dict[Future, tuple[Host, str, str]] = {}
         with ThreadPoolExecutor(parallel) as pool, tqdm(desc="fetch_site", unit="page", disable=None) as bar:
             try:
@@ -346,7 +348,6 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"--{option.replace('_', '-')} {getattr(given, option)}: must be above 0")
     if not given.delay >= 0:
         raise UsageError(f"--delay {given.delay}: must not be below 0")
-    from importlib.metadata import PackageNotFoundError, version
 
     try:
         release = version("mmed")
@@ -356,7 +357,6 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(Client(f"{NAME}/{release} (medical text corpus; contact: {given.contact})", given.contact, given.seconds,
                                int(given.max_mib * (1 << 20)), given.allow_private),
                         given.delay, given.max_pages, under, given.retry_wait, given.longest_wait)
-    import signal
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -33,6 +33,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_prep.documents import LOWERING_BORDER, PIECE_CHARACTERS, Document, find_inputs, read_documents, safe_pieces
 from data_prep.filters.keyword_matcher import RARE, Table, fold_character, folded_plane, is_word_character, unfold_rare
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, print_funnel, process_shards, shard_options
@@ -106,11 +108,9 @@ class Matcher:
     """The rule for one language and mode. `judge(texts)` gives a Decision for each; `explain(text)` shows why."""
 
     def __init__(self, language: Language, mode: str = "default", min_hits: int | None = None, min_density: float | None = None):
-        import numpy as np
-
         if mode not in MODES:
             raise UsageError(f"unknown mode {mode!r}; known are {', '.join(MODES)}")
-        self.language, self.official, self.np = language, mode == "official", np
+        self.language, self.official = language, mode == "official"
         hits = language.official_min_hits if self.official else language.min_hits
         density = language.official_min_density if self.official else language.min_density
         self.min_hits = hits if min_hits is None else min_hits
@@ -126,7 +126,6 @@ class Matcher:
 
         Letters that begin a word come first, so that one comparison finds them.
         """
-        np = self.np
         for letter in letters:
             if letter > "\uffff":
                 raise UserError(f"{self.language.code}: medical words with {letter!r} (outside the first Unicode plane) are not supported")
@@ -158,7 +157,7 @@ class Matcher:
         return np.array(classes, kind)
 
     def _build(self, patterns: list[Pattern]) -> None:
-        np, kind = self.np, self._classes.dtype
+        kind = self._classes.dtype
         size = kind.itemsize
 
         def as_bytes(letters: str) -> bytes:
@@ -219,7 +218,6 @@ class Matcher:
         return decisions + (self._judge_block(block) if block else [])
 
     def _judge_block(self, texts: list[str]) -> list[Decision]:
-        np = self.np
         offsets, lengths, starts, facts = self._matches(texts)
         documents = np.searchsorted(offsets, starts, side="right") - 1
         words, counted = facts[:, WORD], facts[:, COUNTED]
@@ -238,7 +236,7 @@ class Matcher:
         A window slides over the classes. It begins and ends with `pad` of them, more than any word has, in which no match
         begins that counts: those of the beginning were counted before, those of the end will be.
         """
-        np, pad = self.np, self._pad
+        pad = self._pad
         found: Counter[int] = Counter()  # in the order of the text
         covered = length = base = 0  # base: place in the text of the window's beginning
         free: Any = {} if self.official else 0
@@ -263,7 +261,6 @@ class Matcher:
 
     def _matches(self, texts: list[str]) -> tuple[Any, ...]:
         """(where each text begins, its length as DENS counts it, where each match begins, its FACTS)."""
-        np = self.np
         offsets, classes = self._encode(texts, self._classes)
         hard = classes == HARD
         if hard.any():
@@ -288,7 +285,6 @@ class Matcher:
     def _encode(self, texts: list[str], table: Any) -> tuple[Any, Any]:
         """(where each text begins, classes): texts with two line ends between them, so that nothing matches across, and
         room at both ends for the longest word."""
-        np = self.np
         coded = [text.encode("utf-16-le", "surrogatepass") for text in texts]
         gap = "\n\n".encode("utf-16-le")
         edge = gap * (self._pad // 2)
@@ -312,14 +308,13 @@ class Matcher:
             pieces = (text[start:start + PIECE_CHARACTERS] for start in range(0, len(text), PIECE_CHARACTERS))
         for piece in pieces:
             classes = self._class_array(piece, table)
-            yield classes, len(piece) if self.official else int(self.np.count_nonzero(classes))
+            yield classes, len(piece) if self.official else int(np.count_nonzero(classes))
 
     def _class_array(self, text: str, table: Any) -> Any:
-        return table.take(self.np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2"))
+        return table.take(np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2"))
 
     def _scan(self, classes: Any) -> tuple[Any, Any]:
         """(beginnings, FACTS) of every pattern that stands somewhere, ordered by place, the longest first."""
-        np = self.np
         size = classes.itemsize
         room = len(classes) - 8 // size + 1
         fours = np.lib.stride_tricks.as_strided(classes[:4 // size].view("<u4"), (room,), (size,))
@@ -365,8 +360,8 @@ class Matcher:
 
     def _without_own_overlap(self, starts: Any, facts: Any, free: dict[int, int]) -> tuple[Any, dict[int, int]]:
         """str.count: occurrences of one word do not overlap; those of different words may. `free`: where each word may begin."""
-        keep = self.np.ones(len(starts), bool)
-        for place in self.np.flatnonzero(self._overlaps_itself[facts[:, WORD]]).tolist():
+        keep = np.ones(len(starts), bool)
+        for place in np.flatnonzero(self._overlaps_itself[facts[:, WORD]]).tolist():
             word, start = int(facts[place, WORD]), int(starts[place])
             if start < free.get(word, 0):
                 keep[place] = False
@@ -385,7 +380,6 @@ class Matcher:
 
     def _longest_only(self, starts: Any, facts: Any, free: int) -> tuple[Any, int]:
         """From left to right, the longest where several begin, and nothing inside what is taken. `free`: the first place free."""
-        np = self.np
         ends = starts + facts[:, LETTERS]
         keep = np.ones(len(starts), bool)
         keep[1:] = starts[1:] >= ends[:-1]

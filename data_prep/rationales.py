@@ -24,10 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from data_prep.benchmark import rationale_checks
+from mmed.evaluation import api_client
+from mmed.evaluation.api_client import add_api_options
 from mmed.languages import get_language
 from mmed.prompts import ExamItem, read_benchmark
+from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, read_json, read_jsonl, write_json
+from mmed.utils.fingerprints import file_hash
+from mmed.utils.journal import facts_that_differ, json_line
 
 PROMPT_VERSION = 1  # of the two prompts below
 WORDS = 100  # asked for of a rationale
@@ -64,8 +72,6 @@ def read_entries(data: str | Path) -> list[Entry]:
 
 def write_folder(out: Path, entries: Sequence[Entry], reports: dict[str, Any]) -> None:
     """The entries' lines in files of the old names and the reports, in a new folder that is whole or not there."""
-    from mmed.utils.journal import json_line
-
     if out.exists():
         raise UserError(f"{out}: already there; give another --out")
     out = out.resolve()
@@ -227,10 +233,6 @@ def wanted(task: Task, entries: Sequence[Entry], replace: bool, limit: int) -> l
 
 def run(options: argparse.Namespace) -> int:
     """`generate` and `topics`."""
-    from mmed.evaluation import api_client
-    from mmed.utils.fingerprints import file_hash
-    from mmed.utils.journal import facts_that_differ
-
     task, out = TASKS[options.command], Path(options.out)
     longest = options.max_new_tokens or task.max_new_tokens
     prices = (options.price_in, options.price_out) if options.price_in is not None else None
@@ -261,7 +263,6 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not asked:
         raise UserError(f"{options.data}: every item has a {task.key} already; --replace makes them anew")
-    from tqdm import tqdm
 
     store = api_client.CallStore(calls)
     with tqdm(total=len(asked), disable=not sys.stderr.isatty(), unit=f" {task.key}", dynamic_ncols=True) as bar:
@@ -298,7 +299,6 @@ def cost(part: dict[str, Any], prices: tuple[float, float] | None) -> str:
 def token_counter(tokenizer: str | None) -> Callable[[str], int]:
     if not tokenizer:
         return estimated_tokens
-    from mmed.tokenizer import load_tokenizer
 
     known = load_tokenizer(tokenizer)
     return lambda text: len(known.encode(text))
@@ -307,8 +307,6 @@ def token_counter(tokenizer: str | None) -> Callable[[str], int]:
 # -------------------------------------------------------------------------------------------------------------- command
 
 def add_run(commands: Any, name: str, what: str) -> None:
-    from mmed.evaluation.api_client import add_api_options
-
     task = TASKS[name]
     parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}. The network is used, except with --estimate.", allow_abbrev=False)
     parser.add_argument("--data", required=True, metavar="FOLDER", help="exam items: a folder of JSONL files, or one file")
@@ -363,7 +361,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if options.command in TASKS:
         return run(options)
-    from data_prep.benchmark import rationale_checks
 
     entries = read_entries(options.data)
     if options.command == "sheet":

@@ -30,8 +30,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_prep.documents import Document, Funnel, read_documents
 from data_prep.pipeline.shards import (
@@ -47,6 +50,7 @@ from data_prep.pipeline.shards import (
     shard_options,
 )
 from data_prep.sources import page_files, page_text
+from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import atomic_write, read_json, write_json
 
@@ -177,8 +181,6 @@ def decide(names: list[str], hashed: list[tuple[bytes, bytes]]) -> list[list[tup
     >>> decide(["a", "b"], [(b"A" * 16 + b"B" * 16, page(1) + page(7)), (b"B" * 16 + b"C" * 16 + b"B" * 16, page(1) + page(2) + page(3))])
     [[], [(0, 'a:7'), (2, 'a:7')]]
     """
-    import numpy as np
-
     halves = np.frombuffer(b"".join(digests for digests, _ in hashed), "<u8").reshape(-1, 2)
     numbers = np.frombuffer(b"".join(numbers for _, numbers in hashed), "<u8")
     first = np.cumsum([0, *(len(numbers) // 8 for _, numbers in hashed)])  # each shard's first document
@@ -224,8 +226,6 @@ def write_shard(folder: Path, documents: Iterator[Document], shard: ShardWriter,
 def extract_options(language: str, archive_limits: page_files.Limits = page_files.Limits(),  # noqa: B008 (immutable)
                     page_limits: page_text.Limits = page_text.Limits(), **more: Any) -> dict[str, Any]:  # noqa: B008
     """All that the text of a page depends on."""
-    from importlib.metadata import version
-
     return {"language": language, "archive_limits": list(archive_limits), "page_limits": list(page_limits), "version": VERSION,
             "trafilatura": version("trafilatura"), **more}
 
@@ -269,7 +269,6 @@ def main(argv: list[str] | None = None) -> int:
     for option in ("max_page_mib", "max_ratio", "max_entries", "page_seconds", "page_memory_mib"):
         if not getattr(given, option) > 0:
             raise UserError(f"--{option.replace('_', '-')} {getattr(given, option)}: must be above 0")
-    from mmed.languages import get_language
 
     language = get_language(given.language)
     options = extract_options(language.code, page_files.Limits(int(given.max_page_mib * (1 << 20)), given.max_ratio, given.max_entries),

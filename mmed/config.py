@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import sys
 from dataclasses import dataclass
 
@@ -219,8 +220,6 @@ def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
 
 def help_text(recipe: str | None = None) -> str:
     """Recipes, and every field with its meaning and default (of `recipe`), read from this file's own comments."""
-    import inspect
-
     base = RECIPES[recipe][1] if recipe else TrainConfig()
     lines = ["usage: train.py RECIPE [--field=value …]        one process: python mmed/train.py …    several: torchrun --nproc_per_node=N mmed/train.py …",
              "", "recipes:"]

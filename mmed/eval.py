@@ -22,7 +22,22 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from tqdm import tqdm
+
+from mmed.evaluation import api_client
+from mmed.evaluation.answer_parser import PARSER_VERSION
+from mmed.evaluation.api_client import add_api_options, server_from
+from mmed.evaluation.results import RESULTS_VERSION, load_results, loglikelihood_row, table, text_row, write_results
+from mmed.generate import encode_prompt, generate, load_model, progress_bar, score_many
+from mmed.inference.option_scores import int8_difference
+from mmed.inference.work_sharing import round_size, run_rounds
+from mmed.languages import get_language
+from mmed.metrics import METRICS_VERSION
+from mmed.prompts import ANSWER_FORM, build_few_shot, build_messages, pick_examples, read_benchmark
+from mmed.tokenization.chat_template import FORMATS, encode_chat, render_chat, turn_format
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.utils.fingerprints import file_hash, model_fingerprint
+from mmed.utils.journal import facts_that_differ
 
 # MMedLM: inference.py allows 1,000 new tokens in both runs. DIFFERS: an answer alone is some ten tokens, so the clean style stops an
 # answer-only run at this many: a model that has not answered by then rambles, and 1,000 tokens of it cost most of an evaluation.
@@ -71,8 +86,6 @@ def build_questions(items: Sequence, mode: str, options: argparse.Namespace, tra
 
     `encode`: (item, examples, whether a rationale is asked for) -> (prompt, ids), see `encoder_of`.
     """
-    from mmed.prompts import pick_examples
-
     questions = []
     need = min(token_limit(mode, options), room // 4)
     for item in items:
@@ -90,10 +103,6 @@ def build_questions(items: Sequence, mode: str, options: argparse.Namespace, tra
 
 def encoder_of(model, tokenizer, options: argparse.Namespace):
     """How an item becomes prompt and ids: the published prompt for base and fine-tuned models, or with --turns the messages of an instruct model."""
-    from mmed.generate import encode_prompt
-    from mmed.prompts import build_few_shot, build_messages
-    from mmed.tokenization.chat_template import encode_chat, render_chat, turn_format
-
     def plain(item, shots: Sequence, rationale: bool) -> tuple[str, list[int]]:
         prompt = build_few_shot(item, shots, rationale, options.style)
         return prompt, encode_prompt(tokenizer, prompt)
@@ -142,10 +151,6 @@ def cut_at_answer(text: str) -> str:
 
 def run_round(model, tokenizer, questions: dict[str, list[Question]], options: argparse.Namespace, bar) -> list[dict]:
     """Decode and score some items; rows in the order item by item, mode by mode."""
-    from mmed.evaluation.results import loglikelihood_row, text_row
-    from mmed.generate import generate, score_many
-    from mmed.prompts import ANSWER_FORM
-
     stops = options.stop == "answer"
     rows: dict[tuple[str, str], dict] = {}
     asked = [question for mode, part in questions.items() if mode != "loglikelihood" for question in part]
@@ -171,14 +176,6 @@ def run_round(model, tokenizer, questions: dict[str, list[Question]], options: a
 
 def evaluate(options: argparse.Namespace) -> dict:
     """Run, score and write; returns the summary. A finished folder of the same model, data and settings is only shown."""
-    from mmed.evaluation.answer_parser import PARSER_VERSION
-    from mmed.evaluation.results import RESULTS_VERSION, load_results
-    from mmed.languages import get_language
-    from mmed.metrics import METRICS_VERSION
-    from mmed.prompts import read_benchmark
-    from mmed.utils.fingerprints import file_hash, model_fingerprint
-    from mmed.utils.journal import facts_that_differ
-
     items = limit_items(read_benchmark(options.data), options.limit)
     if not options.api and not Path(options.model).is_dir():
         raise UserError(f"{options.model}: no such model folder")
@@ -206,18 +203,11 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 
 def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: dict, out: Path) -> dict:
-    from mmed.evaluation.results import write_results
-    from mmed.generate import load_model, progress_bar
-    from mmed.inference.work_sharing import round_size, run_rounds
-    from mmed.prompts import read_benchmark
-
     train = read_benchmark(options.train) if options.shots else []
     model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard)
     encode = encoder_of(model, tokenizer, options)
     questions = {mode: build_questions(items, mode, options, train, encode, model.config.max_position_embeddings) for mode in modes_of(options)}
     if options.dtype == "int8":
-        from mmed.inference.option_scores import int8_difference
-
         print(int8_difference(model, [question.ids for question in next(iter(questions.values()))]), file=sys.stderr)
     (out / "results.json").unlink(missing_ok=True)  # with --force: what it says is no longer so
     bar = progress_bar(len(items) * len(questions), options.progress, "answer")
@@ -238,12 +228,6 @@ def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: d
 
 def _evaluate_api(items: list, options: argparse.Namespace, settings: dict, facts: dict, out: Path) -> dict:
     """The same over an API. api_calls.jsonl keeps every answer by its request, so none is asked for twice, whatever is scored anew."""
-    from tqdm import tqdm
-
-    from mmed.evaluation import api_client
-    from mmed.evaluation.results import text_row, write_results
-    from mmed.prompts import build_few_shot, build_messages, pick_examples, read_benchmark
-
     train = read_benchmark(options.train) if options.shots else []
     questions, requests = [], []
     for item in items:
@@ -278,8 +262,6 @@ def _evaluate_api(items: list, options: argparse.Namespace, settings: dict, fact
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    from mmed.evaluation.api_client import add_api_options, server_from
-
     parser = Parser(prog="python -m mmed.eval", description="Put a model through MMedBench. "
                                      "The network is used only with --api.")
     parser.add_argument("--model", metavar="FOLDER", help="model folder (config.json, *.safetensors, tokenizer)")
@@ -319,7 +301,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UsageError("--slots and --max_new_tokens must be 1 or more, --limit and --shots 0 or more")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
         raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
-    from mmed.tokenization.chat_template import FORMATS
 
     if options.turns not in ("none", "auto", *FORMATS):
         raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(FORMATS)}")
@@ -342,7 +323,6 @@ def main(arguments: list[str] | None = None) -> int:
     summary = evaluate(options)
     if not summary:
         return 0
-    from mmed.evaluation.results import table
 
     print(table(summary, options.words))
     print(f"\n{options.setting}, prompt style {options.style} -> {options.out}")

@@ -17,28 +17,27 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from tqdm import tqdm
+
+from mmed.checkpoints.adapters import load_adapter
+from mmed.checkpoints.pretrained import load_config, load_pretrained, load_weights
+from mmed.inference.engine import generate
+from mmed.inference.option_scores import int8_difference, score_many, score_options  # noqa: F401  also from here
+from mmed.inference.work_sharing import round_size, run_rounds
+from mmed.languages import get_language
+from mmed.lora import merge_lora
+from mmed.model import Transformer
+from mmed.prompts import ALPACA
+from mmed.tokenization.chat_template import FORMATS, encode_chat
+from mmed.tokenizer import load_tokenizer
+from mmed.training import distributed
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printable
-
-if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
-    from mmed.model import Transformer
-
+from mmed.utils.files import read_jsonl
+from mmed.utils.fingerprints import file_hash, model_fingerprint
 
 WAIT_SECONDS = 14 * 24 * 3600  # ranks that are done wait for those that are not
-
-
-def __getattr__(name: str):
-    """`generate`, `score_many` and `score_options`, from where they are, when they are asked for."""
-    if name == "generate":
-        from mmed.inference.engine import generate
-
-        return generate
-    if name in ("score_many", "score_options"):
-        from mmed.inference import option_scores
-
-        return getattr(option_scores, name)
-    raise AttributeError(f"module 'mmed.generate' has no attribute {name!r}")
 
 
 def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto", shard: bool = False):
@@ -46,13 +45,6 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
 
     dtype "int8": weights of 8 bits while decoding (mmed/inference/quantize.py). shard: each rank keeps its part of every matrix.
     """
-    import torch
-
-    from mmed.checkpoints.adapters import load_adapter
-    from mmed.checkpoints.pretrained import load_pretrained
-    from mmed.lora import merge_lora
-    from mmed.training import distributed
-
     if distributed.world_size() > 1:
         device = str(distributed.start(WAIT_SECONDS))
     else:
@@ -76,13 +68,6 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
 
 def load_sharded(folder: str, dtype, device: str):
     """`load_pretrained`, each rank reading and keeping its own rows."""
-    import torch
-
-    from mmed.checkpoints.pretrained import load_config, load_weights
-    from mmed.model import Transformer
-    from mmed.tokenizer import load_tokenizer
-    from mmed.training import distributed
-
     with torch.device("meta"):
         model = Transformer(load_config(folder)).to(dtype)
     model = distributed.shard(model, "fp32").to_empty(device=device)  # "fp32": gathered in the dtype it has
@@ -91,8 +76,6 @@ def load_sharded(folder: str, dtype, device: str):
 
 
 def progress_bar(total: int, shown: bool, unit: str = "text"):
-    from tqdm import tqdm
-
     return tqdm(total=total, disable=not shown, unit=f" {unit}", dynamic_ncols=True, mininterval=0.5)
 
 
@@ -103,8 +86,6 @@ def encode_prompt(tokenizer, text: str) -> list[int]:
 
 def prompt_ids(model: Transformer, tokenizer, text: str, turns: str) -> list[int]:
     """Ids of a prompt: the text as it is, or (turns: a key of `mmed.tokenization.chat_template.FORMATS`, or "auto") as a user's turn of an instruct model."""
-    from mmed.tokenization.chat_template import encode_chat
-
     if turns == "none":
         return encode_prompt(tokenizer, text)
     return encode_chat(tokenizer, [{"role": "user", "content": text}], model.config.family, None if turns == "auto" else turns)
@@ -123,8 +104,6 @@ def stream_text(model: Transformer, tokenizer, prompt: Sequence[int], **options)
             print(printable(text[len(shown):]), end="", flush=True)
             shown = text
 
-    from mmed.inference.engine import generate
-
     new = generate(model, [prompt], end_ids=tokenizer.end_ids, on_token=show, slots=1, **options)[0]
     text = tokenizer.decode(new, continued=True)
     print(printable(text[len(shown):]), flush=True)
@@ -133,9 +112,6 @@ def stream_text(model: Transformer, tokenizer, prompt: Sequence[int], **options)
 
 def chat(model: Transformer, tokenizer, language: str, turns: str, options: dict) -> None:
     """Questions from stdin, answers streamed; each question stands for itself, as in the fine-tuning data."""
-    from mmed.languages import get_language
-    from mmed.prompts import ALPACA
-
     tongue = get_language(language)
     print(tongue.disclaimer)
     # MMedLM: the first sentence of its fine-tuning instruction, without the part on options
@@ -153,12 +129,6 @@ def chat(model: Transformer, tokenizer, language: str, turns: str, options: dict
 
 def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decoding: dict) -> int:
     """Every {"prompt": ...} of a JSONL file -> the same objects with "text" added; goes on where it was stopped."""
-    from mmed.inference.engine import generate
-    from mmed.inference.option_scores import int8_difference
-    from mmed.inference.work_sharing import round_size, run_rounds
-    from mmed.utils.files import read_jsonl
-    from mmed.utils.fingerprints import file_hash, model_fingerprint
-
     prompts, rows = [], []
     for number, row in read_jsonl(options.input):
         if not isinstance(row.get("prompt"), str):
@@ -222,7 +192,6 @@ def main(arguments: list[str] | None = None) -> int:
         raise UsageError("--input and --out go together")
     if options.max_new_tokens < 1 or options.slots < 1 or options.temperature < 0 or options.top_k < 0 or not 0 < options.top_p <= 1:
         raise UsageError("expected --max_new_tokens and --slots of 1 or more, --temperature and --top_k of 0 or more, --top_p over 0 to 1")
-    from mmed.tokenization.chat_template import FORMATS
 
     if options.turns not in ("none", "auto", *FORMATS):
         raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(FORMATS)}")

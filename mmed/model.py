@@ -3,7 +3,7 @@
     ids (B, T) -> embed_tokens -> N x [norm -> attention -> +, norm -> MLP -> +] -> norm -> lm_head -> logits (B, T, V)
 
 What differs between Llama, Mistral, InternLM, InternLM 2, BLOOM, Qwen and Gemma is a handful of fields below, not a class
-each; the names of their tensors on disk are a table in `mmed/checkpoints/pretrained.py`. Parameter and field names are those of the
+each; the names of their tensors on disk are a table in `mmed/checkpoints/families.py`. Parameter and field names are those of the
 published Llama weights and `config.json`.
 
 Legend: B batch, T new tokens, S tokens seen, D hidden size, H query heads, K key/value heads, G = H / K, E head size,
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from mmed.kernels.attention import Tiles, block_mask, document_attention, document_tiles, flex
 from mmed.loss import summed_cross_entropy
@@ -403,7 +404,6 @@ def local_rows(parameter: Tensor) -> tuple[Tensor, slice]:
     """(the part of `parameter` on this rank, which rows of the whole it is): everything, when it is not sharded."""
     if not hasattr(parameter, "to_local"):
         return parameter, slice(0, parameter.shape[0])
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return parameter.to_local(), slice(offset[0], offset[0] + shape[0])

@@ -31,6 +31,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import sentencepiece
+
 from mmed.tokenization.bpe import CHUNK, SPACE, reason
 from mmed.tokenization.files import Settings, open_json, open_sentencepiece, open_tiktoken, read_bytes
 from mmed.tokenization.sentencepiece_model import MAX_PIECES
@@ -247,8 +249,6 @@ def train_sentencepiece(
     The normaliser is the identity, as in the bases of MMedLM: NFKC turns 10⁵ into 105 and ㎍ into μg, which in a medical
     text is another number or another word, and decode(encode(text)) would no longer be the text.
     """
-    import sentencepiece
-
     if isinstance(texts, str | Path):
         texts = (text for text, _ in read_texts(texts))
     elif isinstance(texts, list | tuple) and texts and all(isinstance(item, Path) for item in texts):

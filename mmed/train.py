@@ -147,6 +147,7 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
     from tqdm import tqdm
 
     from mmed.checkpoints import pretrained as checkpoint
+    from mmed.checkpoints import training_state
     from mmed.checkpoints.adapters import save_adapter
     from mmed.checkpoints.async_save import Saver
     from mmed.tokenizer import load_tokenizer
@@ -192,7 +193,7 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
     if config.resume == "never" and (out / "run.json").is_file():
         raise UserError(f"{out}: holds a run already; give --resume=auto to go on with it, or another --out")
     name = "" if config.resume in ("auto", "never") else config.resume
-    state_folder = checkpoint.latest_state(out, name) if config.resume != "never" else None
+    state_folder = training_state.latest_state(out, name) if config.resume != "never" else None
     old = read_json(out / "run.json") if state_folder is not None else None
     allowed = check_resume(old, facts) if old else {}
     if (out / "done.json").is_file() and config.resume == "auto":
@@ -205,7 +206,7 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
     compiled = budget.worth_compiling(config, shape, steps, device)
     model = build_model(config, shape, device, compiled)
     optimizer = make_optimizer(model, config)
-    state = checkpoint.load_state(state_folder, model, optimizer) if state_folder is not None else {}
+    state = training_state.load_state(state_folder, model, optimizer) if state_folder is not None else {}
     first, optimizer.last_norm = state.get("step", 0), state.get("grad_norm", 0.0)
     if main:
         (out / "stopped").unlink(missing_ok=True)

@@ -30,15 +30,15 @@ def limited(size: int) -> Callable:
 
 
 def row_disk(bench: Bench) -> Iterator[Row]:
-    from mmed.checkpoints import pretrained
+    from mmed.checkpoints import training_state
 
     made, survived = 0, 0
 
     def judge(out: Path, life: Life, *words: str) -> None:
         nonlocal made, survived
         good = one_line(life, *words)
-        now = pretrained.latest_state(out)
-        good = good and now is not None and pretrained.damage(now)[0] is not None and not list((out / "checkpoints").glob("*.tmp"))
+        now = training_state.latest_state(out)
+        good = good and now is not None and training_state.damage(now)[0] is not None and not list((out / "checkpoints").glob("*.tmp"))
         out.with_suffix(".log").unlink()
         made, survived = made + 1, survived + (good and bench.goes_on(out)[0])
 
@@ -241,7 +241,7 @@ def row_accumulation(bench: Bench) -> Iterator[Row]:
 def row_nonfinite(bench: Bench) -> Iterator[Row]:
     import math
 
-    from mmed.checkpoints import pretrained
+    from mmed.checkpoints import training_state
 
     def poison(kind: str) -> Callable:
         def before(rank: int, mark: Callable[[], None]) -> None:
@@ -279,7 +279,7 @@ def row_nonfinite(bench: Bench) -> Iterator[Row]:
             bad = 12 if not skip else 15
             good = one_line(life, f"step {bad}", "not finite", f"Rows {(bad - 1) * 8} to {bad * 8 - 1}", "python -m mmed.training.inspect_batch show") \
                 and saved_step(out) == 10 and log[-1]["step"] == bad and log[-1]["batch"]
-        good = good and pretrained.damage(out / "checkpoints" / f"step-{saved_step(out)}")[0] is not None
+        good = good and training_state.damage(out / "checkpoints" / f"step-{saved_step(out)}")[0] is not None
         if good and not left_out:
             good = bench.goes_on(out)[0]
         if not good:
@@ -292,12 +292,12 @@ def row_nonfinite(bench: Bench) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------------------------ R11: damaged
 
 def row_damage(bench: Bench) -> Iterator[Row]:
-    from mmed.checkpoints import pretrained
+    from mmed.checkpoints import training_state
     from mmed.utils.errors import UserError
 
     rng = random.Random(bench.seed)
     base = begun_run(bench)
-    step = pretrained.latest_state(base)
+    step = training_state.latest_state(base)
     files = [*sorted(step.iterdir()), base / "checkpoints" / "latest"]
     made = survived = 0
     cuts, flips = (200, 2000) if bench.soak else (20, 50)
@@ -317,11 +317,11 @@ def row_damage(bench: Bench) -> Iterator[Row]:
             data[rng.randrange(min(200, len(data)) if kind == "header" else len(data))] ^= 1 << rng.randrange(8)
             path.write_bytes(bytes(data))
         try:
-            now = pretrained.latest_state(base)
+            now = training_state.latest_state(base)
             # a `latest` that lost its end or is gone still leads to a whole checkpoint, or to nothing: never to half of one
-            good = (pretrained.damage(now)[0] is None) == (path != files[-1]) if now is not None else False
+            good = (training_state.damage(now)[0] is None) == (path != files[-1]) if now is not None else False
             if path != files[-1]:
-                good = good and pretrained.newest_good(base, but=step).name == "step-10"
+                good = good and training_state.newest_good(base, but=step).name == "step-10"
         except UserError as error:
             good = path == files[-1] and "--resume=step-" in str(error)
         for p, content in whole.items():
@@ -362,7 +362,7 @@ def row_again(bench: Bench) -> Iterator[Row]:
 def row_clocks(bench: Bench) -> Iterator[Row]:
     import threading
 
-    from mmed.checkpoints import pretrained
+    from mmed.checkpoints import training_state
     from mmed.utils.errors import UserError
 
     rng = random.Random(bench.seed)
@@ -373,7 +373,7 @@ def row_clocks(bench: Bench) -> Iterator[Row]:
         if kind == "mtimes":
             for path in base.rglob("*"):
                 os.utime(path, (rng.uniform(0, 4e9),) * 2)
-            good = pretrained.latest_state(base).name == "step-12"
+            good = training_state.latest_state(base).name == "step-12"
         elif kind == "clock":
             out = bench.new()
             shutil.copytree(base, out)
@@ -387,17 +387,17 @@ def row_clocks(bench: Bench) -> Iterator[Row]:
             out = bench.new()
             shutil.copytree(base, out)
             (out / "checkpoints" / "latest").unlink()
-            good = pretrained.latest_state(out).name == "step-12" and bench.goes_on(out)[0]
+            good = training_state.latest_state(out).name == "step-12" and bench.goes_on(out)[0]
         elif kind == "late file":
             folder = bench.new()
             folder.mkdir()
             threading.Timer(0.7, lambda folder=folder: (folder / "a").touch()).start()
             begun = time.monotonic()
-            pretrained.wait_for_files(folder, ["a"], 10)
+            training_state.wait_for_files(folder, ["a"], 10)
             good = time.monotonic() - begun >= 0.5
         else:
             try:
-                pretrained.wait_for_files(base, ["a"], 0.3)
+                training_state.wait_for_files(base, ["a"], 0.3)
                 good = False
             except UserError as error:
                 good = "share" in str(error)
@@ -419,7 +419,7 @@ def row_memory(bench: Bench) -> Iterator[Row]:
         report = bench.folder / f"memory{ranks}"
 
         def body(report=report, ranks=ranks) -> int:
-            from mmed.checkpoints import pretrained
+            from mmed.checkpoints import training_state
             from mmed.training import distributed
             distributed.start(60)
             shard = 400 << 20  # bytes of each rank's part, in 12 tensors
@@ -436,7 +436,7 @@ def row_memory(bench: Bench) -> Iterator[Row]:
             peak, base = status("VmHWM"), status("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")
             copy = {name: value.clone() for name, value in tensors.items()}  # what Saver does
-            pretrained.write_state(run, copy, 1, {}, 1)
+            training_state.write_state(run, copy, 1, {}, 1)
             peak = status("VmHWM")
             Path(f"{report}.{distributed.rank()}").write_text(f"{peak} {base} {shard}")
             distributed.stop()

@@ -87,13 +87,13 @@ def saving_child(run: Path, steps: list[int], ranks: int, stop_at: int, victim: 
     def body() -> int:
         import torch
 
-        from mmed.checkpoints import pretrained
+        from mmed.checkpoints import training_state
         from mmed.training import distributed
 
         distributed.start(20)
         for step in steps:
             tensors = {f"model.w{i}": torch.full((50, 7), float(step * 10 + i)) for i in range(3)}
-            pretrained.write_state(run, tensors, step, {"optimizer_step": step}, keep_last)
+            training_state.write_state(run, tensors, step, {"optimizer_step": step}, keep_last)
         distributed.stop()
         return 0
 
@@ -122,7 +122,7 @@ def saving_child(run: Path, steps: list[int], ranks: int, stop_at: int, victim: 
 
 
 def row_between_operations(bench: Bench) -> Iterator[Row]:
-    from mmed.checkpoints import pretrained
+    from mmed.checkpoints import training_state
     from mmed.training.run_folder import FolderLock
 
     cases = [("R3", ranks, victim, 2) for ranks, victim in ((1, 0), (2, 0), (2, 1))] + [("R12", 1, 0, keep) for keep in ((1, 2, 3) if bench.soak else (1,))]
@@ -143,14 +143,14 @@ def row_between_operations(bench: Bench) -> Iterator[Row]:
             codes = life.wait(60)
             if codes is None:
                 life.kill()
-            now = pretrained.latest_state(trial)
+            now = training_state.latest_state(trial)
             good = codes is not None and now is not None and now.name in (f"step-{first[-1]}", f"step-{second[-1]}") \
-                and pretrained.damage(now)[0] is not None and all(pretrained.damage(p)[0] is not None for p in pretrained.checkpoints(trial))
+                and training_state.damage(now)[0] is not None and all(training_state.damage(p)[0] is not None for p in training_state.checkpoints(trial))
             FolderLock(trial).release()
             good = good and not list(trial.rglob("*.tmp"))
             again = saving_child(trial, second, ranks, 0, -1, keep_last, counter).wait(60)
-            good = good and again == [0] * ranks and pretrained.latest_state(trial).name == f"step-{second[-1]}" \
-                and pretrained.damage(trial / "checkpoints" / f"step-{second[-1]}")[0] is not None and len(pretrained.checkpoints(trial)) <= keep_last
+            good = good and again == [0] * ranks and training_state.latest_state(trial).name == f"step-{second[-1]}" \
+                and training_state.damage(trial / "checkpoints" / f"step-{second[-1]}")[0] is not None and len(training_state.checkpoints(trial)) <= keep_last
             if not good:
                 tell(f"{name}: {ranks} ranks, rank {victim} killed before operation {point + 1} of {points}: {codes}, {now}")
             totals[name][0] += 1
@@ -180,8 +180,8 @@ PHASES: dict[str, tuple[str, str, Callable[[int], Callable[..., bool]]]] = {
     "accumulation": ("mmed.model", "Transformer.forward", lambda ranks: nth_micro(4 // ranks * 13 + 2, True)),
     "evaluation": ("mmed.model", "Transformer.forward", lambda ranks: nth_micro(2, False)),
     "evaluation at the end": ("mmed.model", "Transformer.forward", lambda ranks: nth_micro(-1, False)),
-    "save": ("mmed.checkpoints.pretrained", "write_state", lambda ranks: counting(3)),
-    "last save": ("mmed.checkpoints.pretrained", "write_state", lambda ranks: lambda run, tensors, step, *_, **__: step == 60),
+    "save": ("mmed.checkpoints.training_state", "write_state", lambda ranks: counting(3)),
+    "last save": ("mmed.checkpoints.training_state", "write_state", lambda ranks: lambda run, tensors, step, *_, **__: step == 60),
     "export": ("mmed.checkpoints.pretrained", "save_pretrained", lambda ranks: counting(1)),
 }
 
@@ -295,7 +295,7 @@ def maps(pid: int) -> str:
 
 def row_hang(bench: Bench) -> Iterator[Row]:
     made, survived, seconds = 0, 0, []
-    places = {"evaluation": ("mmed.model", "Transformer.forward", lambda: nth_micro(2, False)), "save": ("mmed.checkpoints.pretrained", "write_state", lambda: counting(2)),
+    places = {"evaluation": ("mmed.model", "Transformer.forward", lambda: nth_micro(2, False)), "save": ("mmed.checkpoints.training_state", "write_state", lambda: counting(2)),
               "step": ("mmed.training.optimizer", "update", lambda: counting(13)), "start-up": ("mmed.training.loader", "make_rows", lambda: counting(1)),
               "load": ("mmed.checkpoints.pretrained", "load_weights", lambda: counting(1))}
     cases = [(place, rank, kind) for place in places for rank in (0, 1) for kind in ("error", "message", "hang")]

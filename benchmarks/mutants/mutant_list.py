@@ -74,9 +74,9 @@ FAULTS = [
     Fault("gradients scaled up to the limit too", "mmed/training/optimizer.py", "(norm / limit).clamp(min=1.0)", "(norm / limit)", "speed -k adamw"),
     Fault("a step that is not finite is made", "mmed/training/optimizer.py", "(~torch.isfinite(norm + loss)).float()", "torch.zeros_like(norm).float()", "speed -k finite"),
     Fault("second moments not corrected for their beginning", "mmed/training/optimizer.py", "(new_v / correction2).sqrt()", "new_v.sqrt()", "speed -k lean"),
-    Fault("a checkpoint without second moments", "mmed/checkpoints/pretrained.py", 'for key in ("exp_avg", "exp_avg_sq"):', 'for key in ("exp_avg",):', "train -k sigterm"),
-    Fault("the optimizer counts its steps from zero after a resume", "mmed/checkpoints/pretrained.py", '["step"].fill_(state["optimizer_step"])', '["step"].fill_(0)', "train -k sigterm"),
-    Fault("a damaged checkpoint is not found", "mmed/checkpoints/pretrained.py", 'if sha256_of(folder / name) != hashes[name]:', 'if not hashes[name]:', "train -k damaged"),
+    Fault("a checkpoint without second moments", "mmed/checkpoints/training_state.py", 'for key in ("exp_avg", "exp_avg_sq"):', 'for key in ("exp_avg",):', "train -k sigterm"),
+    Fault("the optimizer counts its steps from zero after a resume", "mmed/checkpoints/training_state.py", '["step"].fill_(state["optimizer_step"])', '["step"].fill_(0)', "train -k sigterm"),
+    Fault("a damaged checkpoint is not found", "mmed/checkpoints/training_state.py", 'if sha256_of(folder / name) != hashes[name]:', 'if not hashes[name]:', "train -k damaged"),
     Fault("the log drops a line on resume", "mmed/training/run_folder.py", 'line["step"] <= step]', 'line["step"] < step]', "train -k sigterm"),
     # ---- LoRA
     Fault("LoRA scale without alpha", "mmed/lora.py", "self.scale = alpha / (", "self.scale = 1 / (", "lora"),

@@ -15,6 +15,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from mmed.languages import SAME_LETTER
 
 HASH_BITS = 16
@@ -75,8 +77,6 @@ class Table:
 
     def __init__(self, entries: list[tuple[bytes, bytes, int, tuple[int, int, int]]], size: int):
         """entries: (4 key bytes, all bytes, letters before the key, FACTS); size: bytes a letter."""
-        import numpy as np
-
         entries = sorted(entries, key=lambda entry: entry[0])
         keys = np.array([int.from_bytes(entry[0], "little") for entry in entries], np.uint32)
         order = np.argsort(keys, kind="stable")
@@ -88,7 +88,7 @@ class Table:
         self.body = np.frombuffer(body, "<u8").reshape(-1, width).T.copy()  # (width, entries)
         self.mask = np.frombuffer(mask, "<u8").reshape(-1, width).T.copy()
         self.shift, self.facts = (np.array(column, np.int32) for column in list(zip(*entries))[2:])
-        self.np, self.step = np, 8 // size  # step: letters in 8 bytes
+        self.step = 8 // size  # step: letters in 8 bytes
         # What must be true of the bytes around a place before words are compared: its 4 bytes are a key, and either the key
         # belongs to a word too short for more, or the 8 bytes from here, or from 4 bytes before, are a word's too.
         self.flags, self.short, self.ahead, self.behind = (np.zeros(1 << HASH_BITS, bool) for _ in range(4))
@@ -111,11 +111,10 @@ class Table:
 
     def near(self, keys: Any) -> Any:
         """Which of the keys may be ours: all that are, and a few others."""
-        return self.np.flatnonzero(self.flags.take(self._hash(keys)))
+        return np.flatnonzero(self.flags.take(self._hash(keys)))
 
     def find(self, keys: Any, places: Any, eights: Any) -> Iterator[tuple[Any, Any]]:
         """keys: the 4 bytes at each place that is `near`; eights[p]: the 8 bytes from p on. Yields (beginnings, entries)."""
-        np = self.np
         likely = self.short.take(self._hash(keys)) | self.ahead.take(self._hash(eights[places]))
         if self.looks_back:
             likely |= self.behind.take(self._hash(eights[places - self.step // 2]))

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+from data_prep.clean import identify_language
 from data_prep.documents import find_inputs, read_documents
 from data_prep.filter_medical import Matcher, default_patterns, dictionary_form
 from mmed.evaluation.answer_parser import parse_answer
@@ -150,8 +151,6 @@ def check_rest(language: Language) -> Iterator[Finding]:
         if missing := [part for part in language.ocr_code.split("+") if part not in listed]:
             yield "look", f"ocr_code: Tesseract has no {missing[0]} here (apt-get install tesseract-ocr-{missing[0].replace('_', '-')})"
     try:
-        from data_prep.clean import identify_language
-
         share, likeliest = identify_language(f"{language.medical_sentence} {language.ordinary_sentence}", language.code)
         if share < 0.5:
             yield "look", (f"language_id: language identification takes the two sentences for {likeliest!r}; if it knows {language.name} by another "

@@ -36,6 +36,7 @@ from typing import Any
 from data_prep.pipeline.corpus_card import finish
 from data_prep.pipeline.plan import end_with_parent, run_plan
 from data_prep.pipeline.recipe import read_recipe, steps
+from data_prep.pipeline.shards import ShareDone, only_share
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard, require_extra
 from mmed.utils.files import atomic_write
 
@@ -47,8 +48,6 @@ PATIENCE = 60  # times that squeue is asked before its failing is an error
 
 def run_share(command: list[str], rank: int, world_size: int, logs: Path, child_of: int) -> None:
     """One task: the first phase of `command` on the shards rank, rank + world_size, ...; `child_of`: the process to end with, or 0."""
-    from data_prep.pipeline.shards import ShareDone, only_share
-
     if child_of and os.getpid() != child_of:
         end_with_parent(signal.SIGKILL)  # a process of a pool: a killed start leaves none behind
     with locked(logs.parent / "tasks.lock", fcntl.LOCK_SH), only_share(rank, world_size):

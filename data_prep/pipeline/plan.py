@@ -16,6 +16,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,6 @@ def run_child(step: Step, log: Path, prepare: Callable[[], None] | None) -> int:
             if code:
                 break
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         code = 1
     finally:

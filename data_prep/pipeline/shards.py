@@ -33,12 +33,18 @@ options. `one_run` locks one machine's folder; a scheduler that starts a task tw
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from data_prep.documents import (
     FORMAT_VERSION,
@@ -185,8 +191,6 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
 
     inputs: what each job is about, which an error of that job names.
     """
-    from tqdm import tqdm
-
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
     if _share:
@@ -209,9 +213,6 @@ def _finished(function: Callable[..., Any], jobs: list[tuple], workers: int, inp
         for number, job in enumerate(jobs):
             yield number, _named(function, job, inputs[number])
         return
-    import multiprocessing
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-    from concurrent.futures.process import BrokenProcessPool
 
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting, running = iter(range(len(jobs))), {}
@@ -268,8 +269,6 @@ def only_share(rank: int, world_size: int) -> Iterator[None]:
 @contextlib.contextmanager
 def one_run(out: Path) -> Iterator[None]:
     """Only one run at a time writes into a folder; the lock goes with the process, also when it is killed."""
-    import fcntl
-
     out.mkdir(parents=True, exist_ok=True)
     if _share:
         yield

@@ -5,6 +5,7 @@ In: pages, each a list of `Line`s. Out: `split_margins`: the text of each page, 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -103,6 +104,4 @@ def split_margins(pages: list[list[Line]]) -> tuple[list[list[Line]], list[list[
 
 
 def _near(places: list[int], page: int) -> int:
-    from bisect import bisect_left, bisect_right
-
     return bisect_right(places, page + WINDOW) - bisect_left(places, page - WINDOW)

@@ -16,9 +16,14 @@ Peer: datatrove's Trafilatura block, which runs in the worker itself and guards 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import json
+import logging
+import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,8 +79,6 @@ class Extractor:
 
     def read(self, page: Page) -> dict[str, Any]:
         """What the page says, or {"reason": why nothing}."""
-        import signal
-
         head = {"bytes": len(page.body), "charset": page.charset, "url": page.url}
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(head).encode() + b"\n" + page.body)
@@ -109,11 +112,6 @@ class Extractor:
 
 def serve() -> None:
     """Answer pages from stdin on stdout until the input ends."""
-    import logging
-    import os
-    import resource
-    import signal
-
     limits = Limits(*json.loads(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the asker too, whose end is ours
     for kind in (signal.SIGPROF, signal.SIGALRM):
@@ -332,8 +330,6 @@ def iso_date(text: str) -> str:
     >>> iso_date("2021-03-05T10:00:00Z"), iso_date("2021/3/5"), iso_date("20210305"), iso_date("2021-13-01"), iso_date("March 2021")
     ('2021-03-05', '2021-03-05', '2021-03-05', '', '')
     """
-    import datetime
-
     found = re.match(r"((?:19|20)\d\d)([-/.]?)(\d{1,2})\2(\d{1,2})(?!\d)", text.strip(), re.ASCII)
     try:
         return datetime.date(int(found[1]), int(found[3]), int(found[4])).isoformat() if found else ""

@@ -18,10 +18,13 @@ answer is limited in size. If the asker dies, the process reads the end of its i
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -93,8 +96,6 @@ class Pages:
     def _answer(self, doing: str) -> dict[str, Any]:
         line = self._process.stdout.readline(64 << 20)
         if not line.endswith(b"\n"):
-            import signal
-
             if line:  # longer than any answer
                 self._process.kill()
             code = self._process.wait()
@@ -125,9 +126,6 @@ class Pages:
 
 def serve() -> None:
     """Open the file named in argv, answer requests until the input ends."""
-    import resource
-    import signal
-
     path, limits = Path(sys.argv[1]), Limits(**json.loads(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the asker too, whose end is ours
     for number in (signal.SIGALRM, signal.SIGPROF):
@@ -209,8 +207,6 @@ Place = tuple[float, float]
 
 def _lines(page: Any, textpage: Any, text: str) -> list[tuple[str, float, float, float, float]]:
     """Cut PDFium's text into lines and ask where the first and the last character of each stand."""
-    import ctypes
-
     raw = require_extra("pypdfium2.raw", "books")
     width, height = page.get_size()
     turned = page.get_rotation()
@@ -322,9 +318,6 @@ def how_turned(lines: list[list]) -> int:
 
 def tesseract(picture: bytes, language: str, scale: float, seconds: int, layout: str = "3") -> tuple[list, float, str]:
     """(lines, confidence of their words from 0 to 100, why there are none) of a picture with `scale` dots to the point."""
-    import resource
-    import signal
-
     command = ["tesseract", "stdin", "stdout", "-l", language, "--psm", layout, "--dpi", str(max(70, round(scale * 72))), "tsv"]
     try:
         done = subprocess.run(command, input=picture, capture_output=True, timeout=PATIENCE * seconds,

@@ -17,10 +17,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import mmed.reporting.page
 from data_prep.pipeline.plan import Step, print_commands
 from examples.demo.demo_steps import LANGUAGES, NOTICE, corpus_training, exam, parse_options, run_demo, training
 from examples.demo.demo_steps import steps as demo_steps
+from mmed.evaluation.published import ABLATION_MODELS, published_ablation
+from mmed.evaluation.results import load_results
+from mmed.evaluation.summary import aligned
+from mmed.metrics import paired_bootstrap
+from mmed.reporting.page import fill_page
+from mmed.reporting.plots import bars, colour, escape
+from mmed.reporting.sections import figure, grid, legend, note, section
 from mmed.utils.errors import main_guard
+from mmed.utils.files import atomic_write, write_json
 
 SHARED = ("world", "filter", "dedup", "tokenizer", "streams", "school", "exercises", "base", "corpus")  # the demo's own steps
 # MMedLM: the same epochs for both kinds of fine-tuning data; answers and answers with rationales are twice as many examples as answers
@@ -102,10 +111,6 @@ def measure(out: Path) -> dict:
 
     A row's `accuracy` is that of the form it was taught last: with rationale, or the answer alone where fine-tuning showed no rationale.
     """
-    from mmed.evaluation.published import published_ablation
-    from mmed.evaluation.results import load_results
-    from mmed.metrics import paired_bootstrap
-
     paper = published_ablation()
     rows, hits = [], []
     for row in ROWS:
@@ -152,15 +157,11 @@ def gain_cells(gain: dict) -> list[str]:
 
 
 def _models() -> tuple[str, ...]:
-    from mmed.evaluation.published import ABLATION_MODELS
-
     return ABLATION_MODELS
 
 
 def tables(found: dict) -> str:
     """Both tables for the terminal."""
-    from mmed.evaluation.summary import aligned
-
     paper = [f"paper: {model}" for model in _models()]
     return (aligned([[*ROW_HEAD, *paper], *map(row_cells, found["rows"])]) + "\n\n"
             + aligned([[*GAIN_HEAD, *paper], *map(gain_cells, found["gains"])])
@@ -170,11 +171,6 @@ def tables(found: dict) -> str:
 
 def page(found: dict) -> str:
     """Tables and plots in one file that loads nothing."""
-    import mmed.reporting.page
-    from mmed.reporting.page import fill_page
-    from mmed.reporting.plots import bars, colour, escape
-    from mmed.reporting.sections import figure, grid, legend, note, section
-
     def cells(texts: list[str]) -> list[str]:
         return [escape(texts[0]), *(f"<td>{escape(text)}</td>" for text in texts[1:])]
 
@@ -213,7 +209,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     begun = time.time()
     seconds = run_demo(options.out, plan)
-    from mmed.utils.files import atomic_write, write_json
 
     found = measure(options.out)
     write_json(options.out / "ablations.json", found)

@@ -4,7 +4,7 @@
                      thread: shards -> fsync -> sha256 -> step-200.tmp becomes step-200 -> `latest` names it
     killed before the last of these: `latest` names the checkpoint before, which is untouched
 
-The order of file operations is `mmed.checkpoints.pretrained.write_state`'s. Several ranks meet in a group of their own, so that the
+The order of file operations is `mmed.checkpoints.training_state.write_state`'s. Several ranks meet in a group of their own, so that the
 thread's collectives never come between the training's.
 """
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn, optim
 
-from mmed.checkpoints import pretrained
+from mmed.checkpoints import training_state
 from mmed.config import TrainConfig
 from mmed.training import distributed
 from mmed.training.logging import Log
@@ -38,7 +38,7 @@ class Saver:
         if step == self.saved:
             return
         self.saved = step
-        tensors = pretrained.state_tensors(model, optimizer)
+        tensors = training_state.state_tensors(model, optimizer)
         # optimizer_step: steps that changed something; a batch that was left out did not
         facts = {"world_size": distributed.world_size(), "optimizer_step": int(next(iter(optimizer.state.values()))["step"]), **log.carried()}
         if owed:
@@ -57,7 +57,7 @@ class Saver:
             gone = bool(self.lock) and not self.lock[0].there()
             if gone:  # somebody removed or renamed the folder: what is in memory may be all that is left
                 write_json(self.run / "run.json", self.facts)
-            pretrained.write_state(self.run, tensors, step, facts, self.config.keep_last, self.group)
+            training_state.write_state(self.run, tensors, step, facts, self.config.keep_last, self.group)
             if gone:
                 raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. A new one holds the state after step "
                                 f"{step}; put back what else is needed (metrics.jsonl, older checkpoints) and go on with --resume=auto")

@@ -13,19 +13,29 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from mmed.checkpoints.adapters import load_adapter
+from mmed.checkpoints.extend_vocabulary import extend
 from mmed.checkpoints.families import FAMILIES, write_config
 from mmed.checkpoints.model_card import model_card, run_data, run_recipe
-from mmed.checkpoints.pretrained import stored_dtype
+from mmed.checkpoints.pretrained import (
+    has_tokenizer,
+    load_config,
+    load_pretrained,
+    match_weights,
+    save_pretrained,
+    stored_dtype,
+)
+from mmed.checkpoints.training_state import latest_state, load_trained
 from mmed.config import RECIPES
+from mmed.lora import apply_lora, merge_lora
+from mmed.model import ModelConfig, Transformer
+from mmed.tokenization.chat_template import turn_format
+from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError
 from mmed.utils.files import read_json
-
-if TYPE_CHECKING:
-    import torch
-
-    from mmed.model import ModelConfig, Transformer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -73,13 +83,6 @@ def memory_needs(config: ModelConfig, parameters: int, *, gpus: int, tokens: int
 
 def inspect(folder: str, gpus: int, tokens: int, slots: int) -> None:
     """Print what a model folder is and what it needs."""
-    import torch
-
-    from mmed.checkpoints.pretrained import has_tokenizer, load_config, match_weights
-    from mmed.model import Transformer
-    from mmed.tokenization.chat_template import turn_format
-    from mmed.tokenizer import load_tokenizer
-
     path = Path(folder)
     config = load_config(path)
     with torch.device("meta"):
@@ -122,8 +125,6 @@ def inspect(folder: str, gpus: int, tokens: int, slots: int) -> None:
 # ----------------------------------------------------------------------------------------------------------- merge, export
 
 def _dtype(name: str, otherwise: torch.dtype) -> torch.dtype:
-    import torch
-
     return otherwise if name == "auto" else getattr(torch, name)
 
 
@@ -134,10 +135,6 @@ def _check_out(out: Path, force: bool) -> None:
 
 def merge(folder: str, adapter: str, out: str, dtype: str) -> None:
     """Fold an adapter into its model: W + scale B A, formed in fp32 and rounded once."""
-    from mmed.checkpoints.adapters import load_adapter
-    from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
-    from mmed.lora import merge_lora
-
     kept = _dtype(dtype, stored_dtype(Path(folder)))
     model, tokenizer = load_pretrained(folder, dtype=kept)
     count = load_adapter(model, adapter)
@@ -149,10 +146,6 @@ def merge(folder: str, adapter: str, out: str, dtype: str) -> None:
 
 def as_llama(model: Transformer) -> Transformer:
     """The same model in Llama's layout: InternLM 2's packed matrices cut into q, k and v. For readers that know only Llama."""
-    import torch
-
-    from mmed.model import Transformer
-
     old = model.config
     config = dataclasses.replace(old, family="llama", packed_qkv=False)
     write_config(config, "float32")  # refuses what a Llama cannot say
@@ -173,13 +166,6 @@ def as_llama(model: Transformer) -> Transformer:
 
 def load_run(run: Path, step: int | None, base: str | None):
     """(model, tokenizer, facts for the card, dtype to write) of a run folder: its end result, or what a checkpoint holds."""
-    import torch
-
-    from mmed.checkpoints.adapters import load_adapter
-    from mmed.checkpoints.pretrained import has_tokenizer, latest_state, load_pretrained, load_trained
-    from mmed.lora import apply_lora, merge_lora
-    from mmed.tokenizer import load_tokenizer
-
     facts = read_json(run / "run.json")
     settings = facts.get("config") if isinstance(facts, dict) else None
     if not isinstance(settings, dict):
@@ -215,8 +201,6 @@ def load_run(run: Path, step: int | None, base: str | None):
 
 
 def export(run: str, out: str, *, dtype: str, step: int | None, base: str | None, layout: str, results: list[str], licence: str | None) -> None:
-    from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
-
     path = Path(run)
     if (path / "run.json").is_file():
         model, tokenizer, facts, kept = load_run(path, step, base)
@@ -292,8 +276,6 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.command == "merge":
         merge(options.folder, options.adapter, options.out, options.dtype)
     else:
-        from mmed.checkpoints.extend_vocabulary import extend
-
         if not options.texts and not options.special:
             raise UsageError("extend: give --texts FILES to learn pieces from, or --special TEXT")
         extend(options.folder, options.out, texts=options.texts, pieces=options.pieces if options.texts else 0, special=options.special,

@@ -29,6 +29,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+
+from mmed.checkpoints.model_card import model_card
+from mmed.checkpoints.pretrained import load_pretrained, save_pretrained, stored_dtype
+from mmed.model import Transformer
 from mmed.tokenization.bpe import BLOOM, LLAMA3, QWEN2, byte_alphabet
 from mmed.tokenization.sentencepiece_model import (
     BPE,
@@ -245,10 +250,6 @@ def _check_kind(tokenizer: Tokenizer, folder: str) -> None:
 
 def grow(model, parts: dict[int, list[int]]):
     """The model with a row for each id in `parts`: the mean of the rows of its old ids; spare rows get the mean of all."""
-    import torch
-
-    from mmed.model import Transformer
-
     old = model.config.vocab_size
     need = max(parts) + 1 if parts else old
     rows = old if need <= old else -(-need // ROUND_ROWS) * ROUND_ROWS
@@ -285,11 +286,6 @@ def rates(tokenizer: Tokenizer, files: list[str], limit: int) -> dict[str, tuple
 def extend(folder: str, out: str, *, texts: list[str], pieces: int, special: list[str], report: list[str], max_characters: int,
            dtype: str = "auto") -> None:
     """Learn pieces from `texts`, write the grown model folder, print what was gained."""
-    import torch
-
-    from mmed.checkpoints.model_card import model_card
-    from mmed.checkpoints.pretrained import load_pretrained, save_pretrained, stored_dtype
-
     kept = stored_dtype(Path(folder)) if dtype == "auto" else getattr(torch, dtype)
     model, tokenizer = load_pretrained(folder, dtype=kept)
     if tokenizer is None:

@@ -14,12 +14,10 @@ References: the published configs and transformers' `configuration_*.py` of each
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmed.model import ModelConfig
 from mmed.utils.errors import UserError
-
-if TYPE_CHECKING:  # its import brings torch, which --help does not need
-    from mmed.model import ModelConfig
 
 NEEDED = object()  # "default" of a key that must be there
 
@@ -258,8 +256,6 @@ def _write_windows(config: ModelConfig, kind: str | int) -> dict:
 
 def read_config(config: dict) -> ModelConfig:
     """The `ModelConfig` that a published `config.json` means; a key that changes the mathematics and is not known is refused."""
-    from mmed.model import ModelConfig
-
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"config.json: model_type {name!r} is not supported (known: {', '.join(FAMILIES)})")

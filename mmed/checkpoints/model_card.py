@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmed.model import Transformer
 from mmed.utils.errors import UserError, printable
 from mmed.utils.files import read_json
-
-if TYPE_CHECKING:
-    from mmed.model import Transformer
 
 
 def run_recipe(facts: dict) -> dict[str, Any]:

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mmed.utils.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 MAX_HEADER_BYTES = 8 << 20   # about 80,000 tensors; a 405B model has 1,138
 MAX_INDEX_BYTES = 64 << 20
@@ -169,10 +169,6 @@ def _sharded(folder: Path, index: Path, read) -> dict[str, StoredTensor]:
 
 def open_bin(path: Path) -> dict[str, torch.Tensor]:
     """A state dict from a legacy file: tensors and nothing else; what a pickle would run does not run."""
-    import pickle
-
-    import torch
-
     try:
         try:  # memory-mapped: only what is read is in memory
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -214,8 +210,6 @@ class TensorReader:
 
     def copy(self, stored: StoredTensor, rows: slice, target: torch.Tensor) -> None:
         """Fill `target` with `rows` of the stored tensor, READ_BYTES at a time, in `target`'s own dtype and on its device."""
-        import torch
-
         if self.path != stored.path:
             self.close()
             self.path = stored.path
@@ -239,8 +233,6 @@ class TensorReader:
             flat[start:start + len(part)].copy_(part)
 
     def _read(self, stored: StoredTensor, part: torch.Tensor) -> None:
-        import torch
-
         view = memoryview(part.view(torch.uint8).numpy())
         while len(view):
             n = self.file.readinto(view)
@@ -251,8 +243,6 @@ class TensorReader:
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """All tensors of one small safetensors file (an adapter), checked as above."""
-    import torch
-
     reader, result = TensorReader(), {}
     for name, stored in read_header(path).items():
         result[name] = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype))

@@ -29,14 +29,17 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from mmed import metrics
 from mmed.evaluation.encoder_model import load_encoder
+from mmed.evaluation.results import load_prompts, load_results, write_results
+from mmed.training.distributed import device_called
 from mmed.utils.errors import Parser, UserError, main_guard
-
-if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
-    from torch import Tensor, nn
 
 BATCH_PIECES = {"cpu": 1024, "cuda": 16384}  # in one forward pass, padding included; on a processor few, for its caches
 CHUNK_PAIRS = 512    # pairs whose hidden states are in memory together: it does not grow with their number
@@ -62,8 +65,6 @@ def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 def directions(model: nn.Module, texts: Sequence[Sequence[int]]) -> list[Tensor]:
     """(T, D) hidden states of each text's ids, each scaled to length 1."""
-    import torch
-
     device = next(model.parameters()).device
     result: list[Any] = [None] * len(texts)
     with torch.inference_mode():
@@ -155,8 +156,6 @@ class Scorer:
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str], *, idf: bool = False, on_pair=None) -> BertScores:
         """Scores of pairs; `idf` weighs rare pieces of the references more; `on_pair` is called after each."""
-        import torch
-
         if len(candidates) != len(references):
             raise ValueError(f"bert_score: {len(candidates)} candidates but {len(references)} references")
         tokenizer, device = self.tokenizer, next(self.model.parameters()).device
@@ -214,8 +213,6 @@ def add_to_results(scorer: Scorer, folders: Sequence[str | Path], *, idf: bool =
 
     With `idf` the pieces are counted over the references of all folders given, so only folders scored together compare.
     """
-    from mmed.evaluation.results import load_prompts, load_results, write_results
-
     loaded = []
     for folder in map(Path, folders):
         own, rows = load_results(folder)
@@ -246,9 +243,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    from tqdm import tqdm
-
-    from mmed.training.distributed import device_called
 
     scorer = Scorer(options.model, options.layer, baseline=options.baseline, device=device_called(options.device))
     with tqdm(unit=" pairs", disable=not sys.stderr.isatty()) as bar:

@@ -16,7 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmed.evaluation.results import load_results
+from mmed.evaluation.summary import COLUMNS, aligned, counts_for_text, language_order, metric_name
+from mmed.metrics import macro_mean, mcnemar, mean, paired_bootstrap
 from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.files import write_json
+from mmed.utils.journal import facts_that_differ
 
 Rows = dict[tuple[str, str, str], dict]  # (mode, language, key) -> row
 
@@ -41,8 +46,6 @@ class Line:
 
 def read(folder: str | Path) -> tuple[dict, Rows]:
     """A result folder: (the "mmed" part of results.json, its rows)."""
-    from mmed.evaluation.results import load_results
-
     own, rows = load_results(folder)
     try:
         found = {(row["mode"], row["language"], row["key"]): row | {"doc": {"checked": row["doc"]["human_check_passed"]}, "item": _item(row)} for row in rows}
@@ -73,8 +76,6 @@ def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
 
 def compare(rows: Sequence[Rows]) -> Iterator[Line]:
     """Every line, column by column; languages in the order of the tables, then the averages."""
-    from mmed.evaluation.summary import COLUMNS, counts_for_text, metric_name
-
     for column, (mode, key) in COLUMNS.items():
         keys = [place for place in rows[0] if place[0] == mode and place in rows[1]]
         if keys:
@@ -93,9 +94,6 @@ def compare(rows: Sequence[Rows]) -> Iterator[Line]:
 
 
 def _column(column: str, keys: Sequence[tuple[str, str, str]], values: Sequence[Sequence[float]], binary: bool) -> Iterator[Line]:
-    from mmed.evaluation.summary import language_order
-    from mmed.metrics import macro_mean, mcnemar, mean, paired_bootstrap
-
     languages = [language for _, language, _ in keys]
     parts = [(name, [i for i, language in enumerate(languages) if language == name]) for name in language_order(languages)]
     for group, chosen in [*parts, ("macro average", range(len(keys))), ("micro average", range(len(keys)))]:
@@ -113,8 +111,6 @@ def _column(column: str, keys: Sequence[tuple[str, str, str]], values: Sequence[
 
 def table(lines: Sequence[Line]) -> str:
     """The lines as text, a block a column, in % or times 100."""
-    from mmed.evaluation.summary import aligned
-
     blocks = []
     for column in dict.fromkeys(line.column for line in lines):
         part = [line for line in lines if line.column == column]
@@ -147,8 +143,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    from mmed.utils.files import write_json
-    from mmed.utils.journal import facts_that_differ
 
     (own_a, rows_a), (own_b, rows_b) = map(read, options.results)
     check_same_items(options.results, [rows_a, rows_b])

@@ -9,18 +9,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mmed.checkpoints.families import IGNORED, NEUTRAL
 from mmed.checkpoints.safe import StoredTensor, TensorReader, fitted, stored_tensors
+from mmed.evaluation.wordpiece import Unigram, WordPiece, load_encoder_tokenizer
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json
-
-if TYPE_CHECKING:  # torch takes seconds to import
-    import torch
-    from torch import Tensor, nn
-
-    from mmed.evaluation.wordpiece import Unigram, WordPiece
 
 MAX_CONFIG_BYTES = 4 << 20
 # (model_type, layers, vocabulary) -> the layer that bert-score chose on WMT16 (its utils.py, model2layers)
@@ -102,10 +101,6 @@ def read_encoder_config(path: Path) -> EncoderConfig:
 
 def build_encoder(config: EncoderConfig, layers: int) -> nn.Module:
     """The encoder up to layer `layers`; parameters carry the names of the published weights."""
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
-
     D = config.hidden_size
     activation = {"gelu": F.gelu, "relu": F.relu}.get(config.hidden_act, lambda x: F.gelu(x, approximate="tanh"))
 
@@ -190,10 +185,6 @@ def match_encoder_weights(model: nn.Module, folder: Path) -> list[tuple[torch.Te
 def load_encoder(folder: str | Path, layer: int | None = None, dtype: torch.dtype | None = None,
                  device: str | torch.device = "cpu") -> tuple[nn.Module, WordPiece | Unigram]:
     """(encoder up to `layer`, tokenizer) of a published folder; without `layer`, the one bert-score chose for this model."""
-    import torch
-
-    from mmed.evaluation.wordpiece import load_encoder_tokenizer
-
     folder = Path(folder)
     config = read_encoder_config(folder / "config.json")
     if layer is None:

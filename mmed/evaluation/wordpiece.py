@@ -24,6 +24,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
+
 from mmed.tokenization.bpe import is_utf8
 from mmed.tokenization.files import MAX_FILE_BYTES
 from mmed.tokenization.sentencepiece_model import (
@@ -178,8 +180,6 @@ class Unigram:
 
     def __init__(self, model: SentencePieceModel, name: str, *, id_of: list[int], cls_id: int, sep_id: int, pad_id: int, size: int,
                  max_length: int | None):
-        import sentencepiece
-
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
             self.processor.LoadFromSerializedProto(model.proto())

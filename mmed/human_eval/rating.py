@@ -21,7 +21,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from mmed import metrics
+from mmed.evaluation.api_client import CallStore, add_api_options, ask, request, request_key, server_from, usage
+from mmed.human_eval.agreement import agreement_table, rater_agreement, study
+from mmed.human_eval.agreement_page import agreement_page
+from mmed.human_eval.judge import JUDGE_VERSION, build_prompt, judge_cases
+from mmed.human_eval.rating_data import read_cases, read_object, read_ratings, read_texts, shown, write_ratings
+from mmed.languages import get_language
+from mmed.reporting.page import fill_page
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.utils.files import atomic_write, write_json
+from mmed.utils.untrusted import as_name
 
 SHEET_FORMAT, KEY_FORMAT = "mmed sheet ratings", "mmed rating key"
 
@@ -30,9 +42,6 @@ SHEET_FORMAT, KEY_FORMAT = "mmed sheet ratings", "mmed rating key"
 
 def sheet_content(cases: Sequence, seed: int) -> dict[str, Any]:
     """What a page shows of the cases of one language, no model's name in it; `sheet` is its fingerprint."""
-    from mmed.human_eval.rating_data import shown
-    from mmed.languages import get_language
-
     language = cases[0].language
     items = [{"key": case.key, "question": shown(case.question), "options": [[letter, shown(text)] for letter, text in case.options.items()],
               "gold": case.gold.split(","), "reference": shown(case.reference),
@@ -42,15 +51,11 @@ def sheet_content(cases: Sequence, seed: int) -> dict[str, Any]:
 
 
 def sheet_page(content: Mapping[str, Any]) -> str:
-    from mmed.reporting.page import fill_page
-
     return fill_page(Path(__file__).with_name("rating_sheet.html"), title=f"Ranking explanations · {content['language']}", data=dict(content))
 
 
 def write_sheets(folder: Path, models: Sequence[str], cases: Sequence, seed: int) -> list[Path]:
     """A page for each language, then key.json; none of it if a key is there already."""
-    from mmed.utils.files import atomic_write, write_json
-
     key = folder / "key.json"
     if key.exists():
         raise UserError(f"{key}: already there; pages that are out with raters fit this key only, so give another --out")
@@ -70,9 +75,6 @@ def write_sheets(folder: Path, models: Sequence[str], cases: Sequence, seed: int
 # ---------------------------------------------------------------------------------------------------------------- merge
 
 def read_key(path: str | Path) -> dict:
-    from mmed.human_eval.rating_data import read_object
-    from mmed.utils.untrusted import as_name
-
     key = read_object(path, KEY_FORMAT)
     models, sheets = key.get("models"), key.get("sheets")
     if not isinstance(models, list) or not all(isinstance(name, str) for name in models) or not isinstance(sheets, dict) or not sheets or "seed" not in key:
@@ -90,9 +92,6 @@ def read_key(path: str | Path) -> dict:
 
 def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, str, dict[str, dict[str, float]]]:
     """(language, rater, item -> model -> points) of one rater's file; anything missing, doubled or out of range is an error."""
-    from mmed.human_eval.rating_data import read_object
-    from mmed.utils.untrusted import as_name
-
     value = read_object(path, SHEET_FORMAT)
     language = next((name for name, sheet in key["sheets"].items() if sheet["sheet"] == value.get("sheet")), None)
     if language is None:
@@ -129,9 +128,6 @@ def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, s
 
 def merge(key: Mapping[str, Any], paths: Sequence[str | Path]) -> tuple[dict[str, dict[str, dict]], dict[str, Any]]:
     """(language -> item -> digest, mean points by model and each rater's; agreement by language) of raters' files."""
-    from mmed import metrics
-    from mmed.human_eval.agreement import rater_agreement
-
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     source: dict[tuple[str, str], str] = {}
     for path in paths:
@@ -153,8 +149,6 @@ def merge(key: Mapping[str, Any], paths: Sequence[str | Path]) -> tuple[dict[str
 # ----------------------------------------------------------------------------------------------------- the four commands
 
 def sheet_command(options: argparse.Namespace) -> None:
-    from mmed.human_eval.rating_data import read_cases
-
     models, cases = read_cases(options.results, options.items, options.seed, options.language)
     pages = write_sheets(Path(options.out), models, cases, options.seed)
     for page in pages:
@@ -163,8 +157,6 @@ def sheet_command(options: argparse.Namespace) -> None:
 
 
 def merge_command(options: argparse.Namespace) -> None:
-    from mmed.human_eval.rating_data import write_ratings
-
     key = read_key(options.key)
     cases, agreement = merge(key, options.ratings)
     value = write_ratings(options.out, {"kind": "people", "raters": sorted({rater for part in agreement.values() for rater in part["raters"]})}, key["models"],
@@ -179,10 +171,6 @@ def merge_command(options: argparse.Namespace) -> None:
 
 
 def judge_command(options: argparse.Namespace) -> None:
-    from mmed.evaluation.api_client import CallStore, ask, request, request_key, server_from, usage
-    from mmed.human_eval.judge import JUDGE_VERSION, build_prompt, judge_cases
-    from mmed.human_eval.rating_data import read_cases, write_ratings
-
     out = Path(options.out)
     if options.tries < 1 or options.max_new_tokens < 1:
         raise UsageError("--tries and --max_new_tokens must be 1 or more")
@@ -224,11 +212,6 @@ def judge_command(options: argparse.Namespace) -> None:
 
 
 def agreement_command(options: argparse.Namespace) -> None:
-    from mmed.human_eval.agreement import agreement_table, study
-    from mmed.human_eval.agreement_page import agreement_page
-    from mmed.human_eval.rating_data import read_ratings, read_texts
-    from mmed.utils.files import atomic_write, write_json
-
     people = read_ratings(options.people)
     judges = [read_ratings(path) for path in options.judge]
     models, found = read_texts(options.results)
@@ -245,8 +228,6 @@ def agreement_command(options: argparse.Namespace) -> None:
 
 def ratings_table(value: Mapping[str, Any]) -> str:
     """Mean points by model and language."""
-    from mmed.utils.untrusted import as_name
-
     languages = [language for language, part in value["cases"].items() if part]
     width = max(len(as_name(model)) for model in value["models"])
     lines = [f"{'mean points':{width}}  " + "  ".join(f"{name[:8]:>8}" for name in [*languages, "macro"])]
@@ -256,14 +237,10 @@ def ratings_table(value: Mapping[str, Any]) -> str:
 
 
 def _bar(total: int):
-    from tqdm import tqdm
-
     return tqdm(total=total, desc="judge", unit=" replies", disable=not sys.stderr.isatty())
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    from mmed.evaluation.api_client import add_api_options
-
     parser = Parser(prog="python -m mmed.human_eval.rating", description="Rate rationales, by people and by a judge model. "
                                      "Only `judge` uses the network.")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmed.inference.cuda_graphs import StepGraphs
 from mmed.inference.decoder_layer import DecoderLayer, KVCache, attend_many, attend_one, end_weights
 from mmed.model import Transformer, alibi_slopes, rope_frequencies
 from mmed.utils.errors import UserError
@@ -225,8 +226,6 @@ class Decoder:
         if self.lockstep is not None:
             self.lockstep.working()
         if self.device.type == "cuda" and not self.sharded:
-            from mmed.inference.cuda_graphs import StepGraphs
-
             if self.graphs is None or self.graphs.cache is not cache:
                 self.graphs = StepGraphs(self, cache)
             return self.graphs.step(tokens, lengths)

@@ -14,13 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmed.inference.decoder import decoder_for, is_sharded
+from mmed.model import Transformer
 from mmed.training import distributed
 from mmed.utils.journal import Journal
-
-if TYPE_CHECKING:
-    from mmed.model import Transformer
 
 
 def round_size(slots: int) -> int:
@@ -61,8 +60,6 @@ def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
     for number in sorted(mine) if ranks == 1 else mine:
         own.add(number, compute(number))
     if model is not None:
-        from mmed.inference.decoder import decoder_for, is_sharded
-
         if is_sharded(model):
             decoder_for(model, 1).lockstep.finish()
     if journal is None:

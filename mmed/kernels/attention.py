@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 TILE = 64        # queries at a time (twice as many in long documents): their scores stay in the cache of one core
 CACHE = 1 << 19  # bytes of a tile's scores: more documents than that are not computed together
@@ -227,8 +228,6 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: flo
 
 def block_mask(documents: Tensor | None, window: int | None, T: int, device: torch.device):
     """FlexAttention's mask of the same rule: which blocks of 128 x 128 to compute, and the rule inside them."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     def visible(b, h, query, key):
         seen = query >= key
         if window is not None:
@@ -243,8 +242,6 @@ _COMPILED: list = []
 
 def flex(q: Tensor, k: Tensor, v: Tensor, mask, scale: float) -> Tensor:
     """FlexAttention, which is only quick when compiled: with its block, or else by itself. -> (B, T, H, E)."""
-    from torch.nn.attention.flex_attention import flex_attention
-
     call = flex_attention
     if not torch.compiler.is_compiling():
         if not _COMPILED:

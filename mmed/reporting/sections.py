@@ -9,6 +9,8 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
+from mmed.evaluation.published import NOTES
+from mmed.metrics import wilson_interval
 from mmed.reporting import plots
 from mmed.reporting.plots import escape
 from mmed.reporting.read_results import SETTINGS, Corpus, Questions, Result, Run, differences
@@ -97,8 +99,6 @@ def results_section(results: Sequence[Result], with_published: bool) -> str:
     rest = [table for table in made if not table.main]
     shown, extra = [], ""
     if with_published:
-        from mmed.evaluation.published import NOTES
-
         words += " Rows marked as published are the paper's, under the setting that the paper gives; they take no part in the comparison."
         extra = folded("About the published rows", "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in NOTES) + "</ul>")
     for table in (table for table in made if table.main):
@@ -213,8 +213,6 @@ def _by_key(counters: Sequence[Counter]) -> list[tuple[object, list[tuple[int, i
 
 
 def _counts_grid(title: str, head: Sequence[str], rows: Sequence[tuple[str, list[tuple[int, int]]]]) -> str:
-    from mmed.metrics import wilson_interval
-
     lines = []
     for label, counts in rows:
         cells = [f"<td>{counts[0][1]:,}</td>"]

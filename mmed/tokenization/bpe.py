@@ -15,6 +15,9 @@ import struct
 import unicodedata
 from collections.abc import Iterable
 
+import sentencepiece
+import tiktoken
+
 from mmed.tokenization.sentencepiece_model import (
     BPE,
     BYTE,
@@ -150,7 +153,6 @@ class WordTwin:
                 add(token, index)
         for piece in joined:
             add(piece.replace(SPACE, " ").encode(), id_of_text[piece])
-        import tiktoken
 
         return cls(tiktoken.Encoding("words", pat_str=" *[^ ]+| +", mergeable_ranks=ranks, special_tokens={}), id_of, spell)
 
@@ -188,8 +190,6 @@ class SentencePieceCore:
     late: frozenset[str] = frozenset()  # added tokens that are looked for in normalised text
 
     def __init__(self, model: SentencePieceModel, name: str, hidden: Iterable[int] = ()):
-        import sentencepiece
-
         # A user-defined symbol is found inside any text. One that is a special token must not be: as a control symbol
         # it keeps its id and is never found (InternLM 2's [UNUSED_TOKEN_145], Gemma's <start_of_turn>).
         for index in hidden:
@@ -247,8 +247,6 @@ class JsonPiecesCore:
     late: frozenset[str] = frozenset()
 
     def __init__(self, pieces: list[tuple[str, float, int]], name: str, *, spaces: bool, prefix: str, split: bool):
-        import sentencepiece
-
         self.pieces, self.spaces, self.prefix, self.size = pieces, spaces, prefix, len(pieces)
         self.prefix_once = prefix == "first"
         # words are given one by one where the file cuts at each space and some piece could reach over such a cut
@@ -349,8 +347,6 @@ class ByteLevelCore:
 
     def __init__(self, ranks: dict[bytes, int], ids: dict[bytes, int], pattern: str, name: str, *,
                  prefix_space: bool = False, unicode_form: str | None = None):
-        import tiktoken
-
         self.pattern, self.prefix_space, self.unicode_form = pattern, prefix_space, unicode_form
         missing = [byte for byte in (*range(0xC0), *range(0xC2, 0xF5)) if bytes([byte]) not in ranks]
         if missing:

@@ -16,6 +16,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from mmed.model import Transformer
 from mmed.utils.errors import UsageError
@@ -139,7 +140,6 @@ def shard(model: Transformer, precision: str, shard_size: int = 0) -> Transforme
     With a `shard_size` the ranks form groups of that many, each with a copy of the model cut among its members: gathering
     stays within a group (a node), and only gradients, already cut by shard_size, cross between them.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     world = world_size()

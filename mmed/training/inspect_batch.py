@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from mmed.config import TrainConfig
-from mmed.data import IGNORE, PretrainRows, Row
+from mmed.data import IGNORE, PretrainRows, Row, pack
+from mmed.tokenizer import load_tokenizer
 from mmed.training.loader import make_rows
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import read_json
@@ -94,8 +95,6 @@ def chosen(text: str, count: int) -> list[int]:
 
 def load_run(run: Path) -> tuple[TrainConfig, object, object]:
     """(config, rows, tokenizer) of a run folder, as the run had them."""
-    from mmed.tokenizer import load_tokenizer
-
     facts = read_json(run / "run.json")
     try:
         known = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -120,7 +119,6 @@ def show(run: Path, step: int, wanted: str = "") -> None:
             names = [f"document {d}" for d in range(first, last + 1)] if apart else [f"documents {first} to {last}, not kept apart"]
             print("\n".join(lines_of(rows.row(batch[number]), names, tokenizer)))
         return
-    from mmed.data import pack
 
     for number in chosen(wanted, len(batch)):
         print(f"example {number}, item {batch[number].key}")

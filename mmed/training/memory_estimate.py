@@ -8,12 +8,23 @@ one block on tensors without memory.
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import sys
+import time
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmed.config import TrainConfig
+from mmed.kernels import attention
+from mmed.kernels.attention import Tiles
+from mmed.lora import LoRALinear
+from mmed.loss import ChunkedCrossEntropy
+from mmed.model import Block
+from mmed.training.logging import memory
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, for MFU
 ASSUMED_MFU = 0.5          # GPUs, for the time left before anything was measured
@@ -57,14 +68,6 @@ def worth_compiling(config: TrainConfig, shape, steps: int, device) -> bool:
 
 def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
     """(bytes a block keeps for its backward pass, bytes of its input), a micro-batch; counted on tensors without memory."""
-    import contextlib
-
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from mmed.kernels.attention import KEEP_UP_TO, Tiles
-    from mmed.model import Block
-
     shape, B, T = model.config, config.micro_batch_size, config.sequence_length
     bf16 = config.precision == "bf16"
     whole = bf16 and (config.lora_rank or world() > 1)  # the residual stream is in bf16 then
@@ -96,17 +99,13 @@ def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
             shared = model.attention_inputs(x, torch.arange(T, device=device)[None], None)
             for kind, mask in shared.masks.items():
                 if isinstance(mask, Tiles) and (config.task == "finetune" or config.documents_apart):  # documents may be shorter than rows
-                    shared.masks[kind] = dataclasses.replace(mask, longest=min(T, KEEP_UP_TO))
+                    shared.masks[kind] = dataclasses.replace(mask, longest=min(T, attention.KEEP_UP_TO))
             block(x, shared)
     return sum(stored.values()), x.numel() * x.element_size()
 
 
 def _adapt(block, config: TrainConfig) -> None:
     """LoRA in one block, as in the model."""
-    import torch
-
-    from mmed.lora import LoRALinear
-
     wanted = ["qkv_proj"] if hasattr(block.self_attn, "qkv_proj") else ["q_proj", "v_proj"]
     names = wanted if config.lora_targets == "paper" else config.lora_targets.split(",")
     block.requires_grad_(False)
@@ -122,8 +121,6 @@ def world() -> int:
 
 def memory_parts(model, config: TrainConfig, device) -> dict[str, int]:
     """Bytes of each part at the peak of a step on one rank."""
-    from mmed.loss import ChunkedCrossEntropy
-
     shape = model.config
     ranks = config.shard_size or world()
     parameters = list(model.parameters())
@@ -163,16 +160,12 @@ def memory_parts(model, config: TrainConfig, device) -> dict[str, int]:
         backward = max(0, late - parts["activations"] - parts["loss"])
         parts["gradients"] = early + (late if config.global_batch_size > B else backward)
     if device.type == "cpu":
-        from mmed.training.logging import memory
-
         parts["program"] = memory(device) + LATER_BYTES
     return parts
 
 
 def show(config: TrainConfig, model, steps: int, device) -> None:
     """Print it all; no run is begun."""
-    import torch
-
     shape = model.config
     ranks = world()
     total = sum(p.numel() for p in model.parameters())
@@ -199,10 +192,6 @@ def show(config: TrainConfig, model, steps: int, device) -> None:
 
 def measured_rate(config: TrainConfig, device) -> float:
     """FLOP/s of a matrix product of a training step's size, in its precision."""
-    import time
-
-    import torch
-
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
     a @ b

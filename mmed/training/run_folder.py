@@ -2,21 +2,28 @@
 
     RUN/run.json         before step 0: resolved config, commit, versions, world size, fingerprints of data and model
     RUN/metrics.jsonl    one line a step
-    RUN/checkpoints/     mmed/checkpoints/pretrained.py
+    RUN/checkpoints/     mmed/checkpoints/training_state.py
     RUN/lock             held while a run writes here
     RUN/model/ or adapter/, done.json at the end
 """
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
+from mmed import __file__ as package
 from mmed.config import TrainConfig
+from mmed.training import distributed
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_jsonl
 
@@ -27,14 +34,6 @@ BLOCK, BLOCKS = 1 << 16, 64  # of each weight file so many blocks of so many byt
 
 def run_facts(recipe: str, config: TrainConfig, tokenizer, rows, steps: int) -> dict:
     """What run.json says: enough to repeat the run and to notice that something changed."""
-    import platform
-    import subprocess
-
-    import torch
-
-    from mmed import __file__ as package
-    from mmed.training import distributed
-
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(package).parent, capture_output=True, text=True, check=False).stdout.strip()
     return {"recipe": recipe, "config": dataclasses.asdict(config), "steps": steps, "tokenizer": tokenizer.fingerprint if tokenizer else None,
             "data": data_facts(config, rows), "model": model_facts(config.model),
@@ -162,8 +161,6 @@ class FolderLock:
     """
 
     def __init__(self, out: Path):
-        import fcntl
-
         self.out, self.made = out, not out.exists()
         out.mkdir(parents=True, exist_ok=True)
         while True:

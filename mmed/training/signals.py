@@ -18,6 +18,10 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
+
+from mmed.training import distributed
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, UserError
 
 AGAIN = 0.5          # seconds: the same Ctrl-C comes twice, from the terminal and from torchrun
@@ -53,8 +57,6 @@ class StopSignal:
 
     def join(self) -> None:
         """Meet the other ranks, in a group of their own over host memory: the GPU is never waited for."""
-        from mmed.training import distributed
-
         self.group = distributed.host_group()
 
     def agreed(self) -> bool:
@@ -62,8 +64,6 @@ class StopSignal:
         before this one counts, so that no rank waits for the others' answer."""
         if self.group is None:
             return self.requested
-        import torch
-        import torch.distributed as dist
 
         before, word = self.told, torch.tensor([int(self.requested)])
         self.told = word, dist.all_reduce(word, dist.ReduceOp.MAX, group=self.group, async_op=True)
@@ -83,8 +83,6 @@ def leave(code: int, message: str = "") -> None:
 
 def is_echo(error: BaseException) -> bool:
     """Whether this error only says that another rank is gone."""
-    import torch.distributed as dist
-
     text = str(error)
     return not isinstance(error, UserError) and (isinstance(error, dist.DistError) or any(
         words in text for words in ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL error")))

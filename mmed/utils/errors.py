@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -124,8 +125,6 @@ def main_guard(main: Callable[[], int | None]) -> None:
 
 def require_extra(module: str, extra: str):
     """Import an optional package, or say which extra brings it (exit code 2)."""
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:

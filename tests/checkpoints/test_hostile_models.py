@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mmed.checkpoints.adapters import load_adapter, save_adapter
-from mmed.checkpoints.pretrained import load_config, load_pretrained, load_state, save_pretrained, save_state
+from mmed.checkpoints.pretrained import load_config, load_pretrained, save_pretrained
+from mmed.checkpoints.training_state import load_state, save_state
 from mmed.data import StreamWriter, TokenStream
 from mmed.generate import load_model
 from mmed.lora import apply_lora

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_world import finetune, make_world, pretrain
 
-from mmed.checkpoints import pretrained
+from mmed.checkpoints import training_state
 from mmed.config import TrainConfig
 from mmed.training import run_folder
 from mmed.training.logging import FEWEST, Late, Log
@@ -50,28 +50,28 @@ def world(tmp_path_factory):
 def saved(tmp_path):
     """A run folder with checkpoints of steps 1 and 2."""
     for step in (1, 2):
-        pretrained.write_state(tmp_path, {"model.w": torch.full((9, 5), float(step))}, step, {"optimizer_step": step})
+        training_state.write_state(tmp_path, {"model.w": torch.full((9, 5), float(step))}, step, {"optimizer_step": step})
     return tmp_path
 
 
 def test_a_state_that_is_not_finite_is_never_saved(saved):
     with pytest.raises(UserError, match=r"step-3: not written, model\.v holds values that are not finite"):
-        pretrained.write_state(saved, {"model.w": torch.zeros(3), "model.v": torch.tensor([1.0, math.inf])}, 3, {"optimizer_step": 3})
-    assert pretrained.latest_state(saved).name == "step-2" and not list(saved.rglob("*.tmp"))
+        training_state.write_state(saved, {"model.w": torch.zeros(3), "model.v": torch.tensor([1.0, math.inf])}, 3, {"optimizer_step": 3})
+    assert training_state.latest_state(saved).name == "step-2" and not list(saved.rglob("*.tmp"))
 
 
 def test_checkpoints_of_a_given_up_future_go_when_the_run_has_gone_on(saved):
-    pretrained.write_state(saved, {"model.w": torch.zeros(3)}, 7, {"optimizer_step": 7}, keep_last=3)
-    pretrained.write_state(saved, {"model.w": torch.zeros(3)}, 3, {"optimizer_step": 3}, keep_last=3)
-    assert [path.name for path in pretrained.checkpoints(saved)] == ["step-3", "step-2", "step-1"]
-    assert pretrained.latest_state(saved, "step-1").name == "step-1"
+    training_state.write_state(saved, {"model.w": torch.zeros(3)}, 7, {"optimizer_step": 7}, keep_last=3)
+    training_state.write_state(saved, {"model.w": torch.zeros(3)}, 3, {"optimizer_step": 3}, keep_last=3)
+    assert [path.name for path in training_state.checkpoints(saved)] == ["step-3", "step-2", "step-1"]
+    assert training_state.latest_state(saved, "step-1").name == "step-1"
     with pytest.raises(UserError, match="'step-7' is not a checkpoint there; --resume=step-3"):
-        pretrained.latest_state(saved, "step-7")
+        training_state.latest_state(saved, "step-7")
 
 
 def test_a_file_that_another_node_wrote_is_waited_for_and_named(tmp_path):
     with pytest.raises(UserError, match=r"shard-1: not to be seen after 0\.1 s"):
-        pretrained.wait_for_files(tmp_path, ["shard-1"], 0.1)
+        training_state.wait_for_files(tmp_path, ["shard-1"], 0.1)
 
 
 def test_a_lock_names_its_holder_clears_what_was_left_and_removes_a_folder_that_never_became_a_run(tmp_path):

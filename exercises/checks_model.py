@@ -1,6 +1,7 @@
 """The checks of exercises 5, 6 and 8 to 12: the model, its training, decoding and sharding. All of them small, on one CPU thread."""
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import threading
@@ -8,16 +9,23 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from check import Student, Wrong, compare
+from student import Student, Wrong, compare
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmed.config import RECIPES
+from mmed.inference.engine import generate
+from mmed.kernels.attention import document_attention, document_tiles
+from mmed.lora import LoRALinear
+from mmed.loss import ChunkedCrossEntropy
+from mmed.model import ModelConfig, RMSNorm, Transformer, rope_frequencies, rotate
+from mmed.train import learning_rate
 
 
 def norm_and_rope(student: Student, rng: random.Random) -> None:
     """Oracles: the project's RMSNorm and rotation; and that a product of two turned vectors depends on their distance alone."""
-    from mmed.model import ModelConfig, RMSNorm, rope_frequencies, rotate
-
     for shape in ((3, 8), (2, 5, 16), (4,)):
         x, eps = torch.randn(shape) * rng.choice([0.01, 1.0, 30.0]), rng.choice([1e-6, 1e-5])
         norm = RMSNorm(shape[-1], eps)
@@ -36,8 +44,6 @@ def norm_and_rope(student: Student, rng: random.Random) -> None:
 
 def attention(student: Student, rng: random.Random) -> None:
     """Oracles: torch's attention with a mask, and the project's document_attention."""
-    from mmed.kernels.attention import document_attention, document_tiles
-
     for _ in range(8):
         K, G, E = rng.choice([1, 2]), rng.choice([1, 2, 3]), 4
         lengths = [rng.randint(1, 5) for _ in range(rng.randint(1, 4))]
@@ -53,8 +59,6 @@ def attention(student: Student, rng: random.Random) -> None:
 
 def lora(student: Student, rng: random.Random) -> None:
     """Oracle: the project's LoRALinear, before and after merging."""
-    from mmed.lora import LoRALinear
-
     for _ in range(5):
         out, inside, rank, alpha = rng.randint(2, 9), rng.randint(2, 9), rng.randint(1, 4), rng.choice([1.0, 16.0, 32.0])
         layer = LoRALinear(torch.nn.Linear(inside, out, bias=False), rank, alpha, 0.0)
@@ -85,8 +89,6 @@ class Largest(TorchDispatchMode):
 
 def chunked_loss(student: Student, rng: random.Random) -> None:
     """Oracle: autograd through torch's cross-entropy, in fp64."""
-    from mmed.loss import ChunkedCrossEntropy
-
     N, D, V = 40, 3, 30
     for rows in (7, 1, N):
         hidden, weight = torch.randn(N, D, dtype=torch.float64), torch.randn(V, D, dtype=torch.float64)
@@ -107,11 +109,6 @@ def chunked_loss(student: Student, rng: random.Random) -> None:
 
 def adamw(student: Student, rng: random.Random) -> None:
     """Oracles: the project's schedule; torch's AdamW over several steps."""
-    import dataclasses
-
-    from mmed.config import RECIPES
-    from mmed.train import learning_rate
-
     for _ in range(4):
         steps, peak, ratio = rng.randint(1, 60), rng.choice([1e-5, 2e-3]), rng.choice([0.0, 0.03, 0.1])
         config = dataclasses.replace(RECIPES["finetune_full"][1], learning_rate=peak, warmup_ratio=ratio, min_lr_ratio=0.0, schedule="cosine")
@@ -140,9 +137,6 @@ def adamw(student: Student, rng: random.Random) -> None:
 
 def refill(student: Student, rng: random.Random) -> None:
     """Oracles: each prompt by itself, for the texts; slots that never idle, for the number of calls; the project's generate, with a real model."""
-    from mmed.inference.engine import generate
-    from mmed.model import ModelConfig, Transformer
-
     for _ in range(6):
         slots, limit, salt = rng.randint(1, 4), rng.randint(2, 9), rng.randrange(1000)
         prompts = [[rng.randrange(1, 9) for _ in range(rng.randint(1, 4))] for _ in range(rng.randint(1, 9))]
@@ -188,8 +182,6 @@ def refill(student: Student, rng: random.Random) -> None:
 
 def shard(student: Student, rng: random.Random) -> None:
     """Oracle: autograd through the whole layer. The ranks are two threads that talk over gloo, as processes would."""
-    import torch.distributed as dist
-
     world, inside, out, B = 2, rng.randint(2, 5), 2 * rng.randint(1, 4), rng.randint(1, 4)
     W = torch.randn(out, inside, requires_grad=True)
     xs = [torch.randn(B, inside, requires_grad=True) for _ in range(world)]

@@ -2,17 +2,23 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import itertools
 import random
 import tempfile
 from collections.abc import Callable
 
-from check import Student, Wrong, show
+from student import Student, Wrong, show
+
+from data_prep.filter_medical import Matcher
+from mmed import metrics
+from mmed.data import Example, pack
+from mmed.languages import get_language
+from mmed.tokenizer import train_sentencepiece
 
 
 def bpe_merges(student: Student, rng: random.Random) -> None:
     """Oracle: sentencepiece itself, on a vocabulary trained on random words."""
-    from mmed.tokenizer import train_sentencepiece
-
     student.expect(["s", "low"], "encode", "slow", {"lo": 0, "ow": 1, "low": 2})
     student.expect(["aa", "a"], "encode", "aaa", {"aa": 0})
     student.expect(["x"], "encode", "x", {"aa": 0})
@@ -29,9 +35,6 @@ def bpe_merges(student: Student, rng: random.Random) -> None:
 
 def medical_filter(student: Student, rng: random.Random) -> None:
     """Oracle: the project's Matcher, on a language made of the terms at hand."""
-    from data_prep.filter_medical import Matcher
-    from mmed.languages import get_language
-
     student.expect((2, 13 / 18), "medical_numbers", "Infections, and fever!", ["infectio|", "fever", "cough"])
     student.expect((0, 0.0), "medical_numbers", "...", ["fever"])
     student.expect((0, 0.0), "medical_numbers", "feverish", ["fever"])
@@ -59,15 +62,11 @@ def pairs(rng: random.Random, count: int) -> list[tuple[list[str], list[str]]]:
 
 def bleu(student: Student, rng: random.Random) -> None:
     """Oracles: the project's bleu, and nltk's where it is installed."""
-    import importlib.util
-
-    from mmed.metrics import bleu
-
     student.expect(0.402942, "bleu4", "the cat sat".split(), "the cat sat down".split())
     student.expect(0.0, "bleu4", ["yes"], ["no"])
     student.expect(1.0, "bleu4", list("abcdef"), list("abcdef"))
     for candidate, reference in pairs(rng, 60):
-        wanted = bleu(candidate, reference)
+        wanted = metrics.bleu(candidate, reference)
         student.expect(wanted, "bleu4", candidate, reference)
     if importlib.util.find_spec("nltk"):
         from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
@@ -79,14 +78,10 @@ def bleu(student: Student, rng: random.Random) -> None:
 
 def rouge_l(student: Student, rng: random.Random) -> None:
     """Oracles: the project's bit-parallel LCS, and for short pairs every subsequence there is."""
-    import itertools
-
-    from mmed.metrics import rouge_l
-
     student.expect((0.75, 0.6, 2 / 3), "rouge_l", "a b c d".split(), "b a c d x".split())
     student.expect((0.0, 0.0, 0.0), "rouge_l", ["yes"], ["no"])
     for candidate, reference in pairs(rng, 80):
-        wanted = tuple(rouge_l(candidate, reference))
+        wanted = tuple(metrics.rouge_l(candidate, reference))
         if len(candidate) <= 7 and len(reference) <= 7:
             found = [{kept for n in range(len(side) + 1) for kept in itertools.combinations(side, n)} for side in (candidate, reference)]
             longest = max(map(len, found[0] & found[1]))
@@ -96,8 +91,6 @@ def rouge_l(student: Student, rng: random.Random) -> None:
 
 def label_mask(student: Student, rng: random.Random) -> None:
     """Oracle: the project's pack; and no prompt token may ever be a label."""
-    from mmed.data import Example, pack
-
     free = {"input_ids": 0, "labels": -100, "documents": -1, "positions": 0}
 
     def wanted(examples: list[tuple[list[int], int]], T: int) -> dict[str, list[int]]:

@@ -15,7 +15,7 @@ def check():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "exercises"))
         yield importlib.import_module("check")
-        for name in ("check", "checks_text", "checks_model"):
+        for name in ("check", "checks_text", "checks_model", "student"):
             sys.modules.pop(name, None)
 
 

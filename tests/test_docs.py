@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from mmed.config import RECIPES, TrainConfig, parse_command_line
 from mmed.utils.errors import Parser, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,8 +110,6 @@ def check_module(module: str, arguments: list[str], whole: bool, monkeypatch) ->
     assert module in COMMANDS, f"there is no command {module}"
     whole = whole and not any("..." in word or "…" in word for word in arguments)
     if module == "mmed.train":
-        from mmed.config import RECIPES, TrainConfig, parse_command_line
-
         recipes = [word for word in arguments[:1] if not word.startswith("-") and not word.isupper()]
         assert set(recipes) <= set(RECIPES), f"no recipe {recipes}"
         if whole and recipes:

@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from mmed.eval import candidates, cut_at_answer, main
+import mmed.eval
+import mmed.utils.files
+from mmed.checkpoints.pretrained import save_pretrained
+from mmed.eval import build_questions, candidates, cut_at_answer, encoder_of, main, parse_options
 from mmed.evaluation.results import load_prompts, load_results, loglikelihood_row, text_row, write_results
 from mmed.evaluation.summary import summarise, table
-from mmed.prompts import ExamItem
+from mmed.generate import load_model
+from mmed.model import ModelConfig, Transformer
+from mmed.prompts import ExamItem, build_messages, build_target, read_benchmark
+from mmed.tokenization.chat_template import encode_chat
+from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
 from mmed.utils.journal import Journal, facts_that_differ
 
@@ -25,10 +32,6 @@ WORDS = "fever cough pain liver heart drug dose blood lung brain".split()
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A tiny random model with a tokenizer, and exams in three languages."""
-    from mmed.checkpoints.pretrained import save_pretrained
-    from mmed.model import ModelConfig, Transformer
-    from mmed.tokenizer import train_sentencepiece
-
     root, rng = tmp_path_factory.mktemp("eval"), random.Random(1)
     for part in ("Test", "Train"):
         (root / part).mkdir()
@@ -121,7 +124,6 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_files(world, finished, tmp_pa
     cut = random.Random(seed).randrange(len(whole[0]))
     (out / "predictions.jsonl.partial").write_bytes(whole[0][:cut])
     done = whole[0][:cut].count(b"\n") - 1
-    import mmed.eval
     count = []
     run_round = mmed.eval.run_round
     monkeypatch.setattr(mmed.eval, "run_round", lambda *arguments: count.append(1) or run_round(*arguments))
@@ -155,8 +157,6 @@ def lines_of(path: Path) -> int:
 
 def test_a_run_killed_while_it_writes_its_files_leaves_no_half_file_behind(finished, tmp_path, monkeypatch):
     """The process dies inside one of the writes of the end: its temporary file stays until the next run, and no longer."""
-    import mmed.utils.files
-
     own, rows = load_results(finished)
     rows, prompts, replace = list(rows), load_prompts(finished), mmed.utils.files.os.replace
     for name in sorted(FILES):
@@ -222,11 +222,6 @@ def test_examples_of_a_rationale_run_have_their_rationales_and_those_of_an_answe
 
 
 def test_an_instruct_model_gets_the_questions_in_its_own_turns(world, tmp_path):
-    from mmed.eval import build_questions, encoder_of, parse_options
-    from mmed.generate import load_model
-    from mmed.prompts import build_messages, read_benchmark
-    from mmed.tokenization.chat_template import encode_chat
-
     run(world, tmp_path / "out", "--turns", "auto", "--limit", "2", "--scoring", "both", "--shots", "1", "--train", str(world / "Train"))
     own, rows = load_results(tmp_path / "out")
     assert own["settings"]["turns"] == "auto" and len(list(rows)) == 18
@@ -337,10 +332,6 @@ def test_texts_are_cut_behind_the_first_complete_answer(text, expected):
 
 def test_a_model_that_answers_is_scored_right(world, tmp_path, monkeypatch):
     """Decoding replaced by the reference texts: everything behind it must then give 100 %."""
-    import mmed.eval
-    from mmed.prompts import build_target, read_benchmark
-    from mmed.tokenizer import load_tokenizer
-
     tokenizer = load_tokenizer(world / "model")
     by_prompt = {}
     build = mmed.eval.build_questions

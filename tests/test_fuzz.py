@@ -11,6 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "fuzz"))
 
+import subprocess
+
 import fuzz
 import fuzz_targets
 from fuzz_targets import ADAPTER, CONFIG, TARGETS, dumps
@@ -142,7 +144,6 @@ sys.argv[0] = {str(made)!r}
 sys.exit(fuzz.main())
 """)
     (tmp_path / "fuzz.py").symlink_to(made)
-    import subprocess
 
     done = subprocess.run([sys.executable, str(made), "--only", "robots", "--seconds", "8", "--seed", "1", "--out", str(tmp_path / "found")], capture_output=True, text=True)
     for kind in ("crashed: SIGSEGV", "KeyError at", "MemoryError at"):

@@ -12,13 +12,22 @@ import pytest
 import torch
 from warm_start import run as warm_run
 
-from mmed.generate import generate, main, score_many, score_options
+import mmed.utils.journal
+from data_prep.mmedbench import main as make_benchmark
+from mmed.checkpoints.pretrained import save_pretrained
+from mmed.generate import generate, load_model, main, printable, score_many, score_options
 from mmed.inference.cuda_graphs import StepGraphs
 from mmed.inference.decoder import Decoder, Segment, decoder_for, passes
 from mmed.inference.engine import common_length, sample, shared_beginnings
+from mmed.inference.option_scores import int8_difference
+from mmed.inference.quantize import Int8Linear
+from mmed.inference.work_sharing import run_rounds
 from mmed.lora import adapted_layers, apply_lora
 from mmed.model import ModelConfig, Transformer
-from mmed.utils.errors import UserError
+from mmed.tokenization.chat_template import encode_chat
+from mmed.tokenizer import train_sentencepiece
+from mmed.utils.errors import UsageError, UserError
+from mmed.utils.journal import Journal
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 DEMO = Path(os.environ.get("MMED_DEMO", Path(__file__).resolve().parents[1] / "demo"))
@@ -151,9 +160,6 @@ def test_in_bf16_every_token_is_within_rounding_of_the_likeliest():
 
 
 def test_int8_weights_change_little_and_say_how_much():
-    from mmed.inference.option_scores import int8_difference
-    from mmed.inference.quantize import Int8Linear
-
     generator = torch.Generator().manual_seed(3)
     weight, bias = torch.randn(40, 64, generator=generator), torch.randn(40, generator=generator)
     for rows in (1, 3, 30):
@@ -340,9 +346,6 @@ def test_prefill_leaves_other_slots_alone():
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    from mmed.checkpoints.pretrained import save_pretrained
-    from mmed.tokenizer import train_sentencepiece
-
     root = tmp_path_factory.mktemp("generate")
     tokenizer = train_sentencepiece(["fever and cough in the lung, pain in the heart"] * 20, root / "tokenizer", 310)
     model = tiny(13, vocab_size=tokenizer.vocab_size, max_position_embeddings=1000)
@@ -359,7 +362,6 @@ def test_a_file_of_prompts_is_completed_and_a_killed_run_goes_on(model_folder, t
     whole = (tmp_path / "whole.jsonl").read_bytes()
     assert [json.loads(line)["id"] for line in whole.splitlines()] == list(range(40))
 
-    import mmed.utils.journal
     calls = []
     keep = mmed.utils.journal.Journal.add
 
@@ -426,8 +428,6 @@ def gone_within(seconds: float, group: int) -> bool:
 @pytest.mark.parametrize("grace", [30, 0.2])
 def test_a_rank_whose_launcher_was_killed_ends_and_gives_its_journal_free(tmp_path, grace):
     """By SIGTERM; one that is deaf to it (grace 0.2) by SIGKILL."""
-    from mmed.utils.journal import Journal
-
     source = f"""
 import os, signal, time
 from pathlib import Path
@@ -495,10 +495,6 @@ class KilledEvaluation:
 @pytest.mark.skipif(not (REAL / "headqa").is_dir(), reason="the real exam files are not here")
 def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_path):
     """The second time on another number of processes."""
-    from data_prep.mmedbench import main as make_benchmark
-    from mmed.checkpoints.pretrained import save_pretrained
-    from mmed.tokenizer import train_sentencepiece
-
     make_benchmark(["--source", f"headqa={REAL / 'headqa'}", "--out", str(tmp_path / "exam")])
     lines = (tmp_path / "exam" / "Val" / "Spanish.jsonl").read_text(encoding="utf-8").splitlines()[:1000]
     tokenizer = train_sentencepiece(lines[:300], tmp_path / "tokenizer", 2000)
@@ -528,9 +524,6 @@ def test_the_demos_exam_killed_twice_at_random_gives_the_same_files(tmp_path):
 
 
 def test_rounds_that_other_ranks_left_are_taken_over(tmp_path):
-    from mmed.inference.work_sharing import run_rounds
-    from mmed.utils.journal import Journal
-
     part = Journal(tmp_path / "x.jsonl.rank-3", {"a": 1})
     part.add(16, [{"n": 16}])
     part.file.close()
@@ -557,8 +550,6 @@ def test_chat_says_in_the_chosen_language_that_it_is_no_advice(model_folder, cap
 
 
 def test_streamed_text_is_the_decoded_text(model_folder, capsys):
-    from mmed.generate import load_model, printable
-
     model, tokenizer = load_model(str(model_folder))
     main(["--model", str(model_folder), "--prompt", "fever", "--max_new_tokens", "20"])
     new = generate(model, [tokenizer.encode("fever", bos=True)], 20, end_ids=tokenizer.end_ids)[0]
@@ -583,21 +574,14 @@ def test_a_line_without_a_prompt_is_named(model_folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["llama2", "mistral"])
 def test_turns_reach_the_model_as_its_format_spells_them(model_folder, capsys, name):
-    from mmed.generate import load_model
-    from mmed.tokenization.chat_template import encode_chat
-
     model, tokenizer = load_model(str(model_folder))
     main(["--model", str(model_folder), "--prompt", "fever", "--max_new_tokens", "8", "--turns", name])
     ids = encode_chat(tokenizer, [{"role": "user", "content": "fever"}], name=name)
     assert ids != encode_chat(tokenizer, [{"role": "user", "content": "cough"}], name=name)
     new = generate(model, [ids], 8, end_ids=tokenizer.end_ids)[0]
-    from mmed.generate import printable
     assert capsys.readouterr().out == "fever" + printable(tokenizer.decode(new, continued=True)) + "\n"
 
 
 def test_an_unknown_turn_format_is_one_line_that_names_those_there_are(tmp_path):
-    from mmed.generate import main
-    from mmed.utils.errors import UsageError
-
     with pytest.raises(UsageError, match="llama3"):
         main(["--model", str(tmp_path), "--prompt", "x", "--turns", "lama"])

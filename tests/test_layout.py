@@ -11,9 +11,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from mmed.config import RECIPES
+from mmed.languages import Language
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mmed", "data_prep", "examples")
@@ -69,8 +74,6 @@ def test_core_needs_nothing_but_its_six_packages():
 
 
 def test_packages_asked_for_by_name_belong_to_an_extra():
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert {re.split(r"[<>=\[ ]", need)[0] for need in project["dependencies"]} == CORE
     for name, tree in TREES.items():
@@ -371,8 +374,6 @@ def test_every_discrepancy_has_its_row_in_the_audit_page():
 
 
 def test_recipes_named_in_the_audit_page_are_those_of_the_code():
-    from mmed.config import RECIPES
-
     named = set(re.findall(r"recipe `(\w+)`", METHOD.read_text(encoding="utf-8")))
     assert named and named <= set(RECIPES)
 
@@ -388,10 +389,6 @@ def test_functions_named_in_rows_of_tags_are_in_their_file():
 # -------------------------------------------------------------------------------------------------------------- a new language
 
 def test_the_page_on_languages_explains_every_field():
-    from dataclasses import fields
-
-    from mmed.languages import Language
-
     page = (ROOT / "docs" / "add_a_language.md").read_text(encoding="utf-8")
     missing = [field.name for field in fields(Language) if f"`{field.name}`" not in page]
     assert not missing

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
 from warm_start import run as warm_run
 
 from mmed.config import SHAPES, TrainConfig
@@ -75,8 +76,6 @@ def test_attention_by_document_and_its_gradients_equal_a_masked_softmax(seed, mo
 
 
 def test_the_gpu_mask_says_what_the_cpu_spans_say():
-    from torch.nn.attention.flex_attention import flex_attention
-
     rng = random.Random(3)
     documents = random_documents(rng, 2, 256)
     q, k, v = (torch.randn(2, heads, 256, 16) for heads in (4, 2, 2))
@@ -332,7 +331,7 @@ def test_bytes_gathered_and_reduced_are_those_of_the_formula(tmp_path, ranks):
 def test_killed_while_a_checkpoint_is_on_its_way_the_one_before_is_whole(tmp_path):
     """The thread is slowed down, so that the kill comes in the middle of its writing."""
     out = tmp_path / "run"
-    slow = ("import mmed.checkpoints.pretrained as c, time, sys; write = c.write_json\n"
+    slow = ("import mmed.checkpoints.training_state as c, time, sys; write = c.write_json\n"
             "def late(path, value):\n    if value['step'] > 2: print('writing', flush=True); time.sleep(30)\n    write(path, value)\n"
             "c.write_json = late\nfrom mmed.train import train; from mmed.config import parse_command_line as p; train(*p(sys.argv[1:]))")
     flags = ["tiny", f"--out={out}", "--max_steps=8", "--sequence_length=32", "--global_batch_size=8", "--save_every=2", "--resume=auto"]

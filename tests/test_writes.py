@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mmed.tokenizer import train_sentencepiece
+
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux which folder is open")
 
@@ -41,8 +43,6 @@ print("REPORT", code, outside)
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    from mmed.tokenizer import train_sentencepiece
-
     folder = tmp_path_factory.mktemp("in")
     (folder / "documents").mkdir()
     text = "Pneumonia is treated with antibiotics; the patient had a fever and a cough for days. "

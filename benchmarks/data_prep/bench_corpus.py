@@ -20,6 +20,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from mmed.tokenizer import train_sentencepiece
+
 
 def cpu_seconds() -> float:
     return sum(os.times()[:4])
@@ -33,8 +35,6 @@ def timed(module: str, *arguments: object) -> float:
 
 
 def main() -> None:
-    from mmed.tokenizer import train_sentencepiece
-
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--languages", nargs="+", default=["en", "zh", "ja", "fr", "ru", "es"])

@@ -20,6 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import torch
+
+from mmed.evaluation.bertscore import Scorer
 from mmed.evaluation.results import load_results
 from mmed.utils.errors import UserError, main_guard, require_extra
 
@@ -53,8 +56,6 @@ def stored_pairs(folder: str, count: int) -> tuple[list[str], list[str]]:
 
 def made_model(folder: str, texts: list[str]) -> int:
     """A random encoder with a vocabulary of pieces of these texts, in transformers' files; returns the layer to compare."""
-    import torch
-
     transformers = require_extra("transformers", "test")
     characters = sorted({c for text in texts for c in text if c != " "})
     syllables = sorted({word[i:i + 3] for text in texts for word in text.split() if len(word) < 12 for i in range(0, len(word), 3)})
@@ -67,13 +68,9 @@ def made_model(folder: str, texts: list[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    import torch
-
     torch.set_num_threads(options.threads)
     require_extra("bert_score", "test")
     from bert_score import BERTScorer
-
-    from mmed.evaluation.bertscore import Scorer
 
     candidates, references = stored_pairs(options.results, options.pairs) if options.results else made_pairs(options.pairs)
     with tempfile.TemporaryDirectory() as made:

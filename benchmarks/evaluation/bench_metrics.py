@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 
 from mmed import metrics
+from mmed.languages import get_language
 
 COPIED = {"rationale": 0.45, "near copy": 0.95, "unrelated": 0.0}  # share of spans taken from the reference
 
@@ -73,8 +74,6 @@ def compare(ours: Callable, peer: Callable, items: list, rounds: int, pairs: int
 def split_japanese(rounds: int) -> None:
     """Words of Japanese texts: ours keeps one janome tokenizer, the official script makes one for every text."""
     from janome.tokenizer import Tokenizer
-
-    from mmed.languages import get_language
 
     language, rng = get_language("ja"), random.Random(1)
     texts = ["".join(rng.sample([language.medical_sentence, language.ordinary_sentence, "患者は発熱と咳を訴えた。", "治療には薬を使う。"], 3)) for _ in range(8)]

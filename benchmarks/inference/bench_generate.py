@@ -22,6 +22,7 @@ another job on the machine disturbs less than the clock, and the median of the p
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import resource
 import statistics
@@ -31,10 +32,15 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from mmed.config import SHAPES
 from mmed.generate import generate, score_many
+from mmed.inference.decoder import Segment, decoder_for
+from mmed.inference.engine import likeliest
+from mmed.inference.option_scores import int8_difference
 from mmed.model import ModelConfig, Transformer
+from mmed.prompts import build_prompt, read_benchmark
 
 VOCAB = 8192
 
@@ -104,8 +110,6 @@ def equal_row(ours, theirs, options: argparse.Namespace) -> None:
 def exam_prompts(options: argparse.Namespace, rng: random.Random) -> list[list[int]]:
     """Real prompts where a benchmark is given (bytes in blocks stand in for a tokenizer), else random ones of exam-like length."""
     if options.data:
-        from mmed.prompts import build_prompt, read_benchmark
-
         items = read_benchmark(options.data)
         return [[1 + hash_block(text[i:i + 4]) for i in range(0, len(text), 4)]
                 for text in (build_prompt(item, True) for item in rng.sample(items, min(options.prompts, len(items))))]
@@ -144,8 +148,6 @@ def ragged_row(ours, theirs, options: argparse.Namespace) -> None:
 
 
 def scoring_row(ours, theirs, options: argparse.Namespace) -> None:
-    import logging
-
     import tokenizers
     import transformers
     from lm_eval.models.huggingface import HFLM
@@ -174,8 +176,6 @@ def scoring_row(ours, theirs, options: argparse.Namespace) -> None:
 
 
 def int8_row(ours, theirs, options: argparse.Namespace) -> None:
-    from mmed.inference.option_scores import int8_difference
-
     prompts = exam_prompts(options, random.Random(4))[:24]
     print(int8_difference(ours, prompts))
     strings = [[1, letter, 2] for letter in range(65, 70)]
@@ -196,9 +196,6 @@ def int8_row(ours, theirs, options: argparse.Namespace) -> None:
 
 
 def where_row(ours, theirs, options: argparse.Namespace) -> None:
-    from mmed.inference.decoder import Segment, decoder_for
-    from mmed.inference.engine import likeliest
-
     prompt = [random.Random(6).randrange(1, VOCAB) for _ in range(320)]
     for batch in options.batches:
         with torch.inference_mode():
@@ -210,8 +207,6 @@ def where_row(ours, theirs, options: argparse.Namespace) -> None:
 
 
 def shares(name: str, work: Callable[[], object]) -> None:
-    from torch.profiler import ProfilerActivity, profile
-
     work()
     times = [seconds(work) for _ in range(10)]
     with profile(activities=[ProfilerActivity.CPU]) as profiler:

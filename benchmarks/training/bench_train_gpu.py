@@ -29,10 +29,16 @@ import sys
 import time
 import zlib
 
+import numpy as np
 import torch
 
 from mmed.config import SHAPES, TrainConfig
+from mmed.data import Row, rank_share
+from mmed.model import ModelConfig
+from mmed.train import forward_backward, skeleton
 from mmed.training import memory_estimate
+from mmed.training.loader import micro_batches
+from mmed.training.optimizer import make_optimizer, update
 
 TOLERANCE = 5e-3  # of losses, relative: bf16 products in another order
 LEAN = dict(moments="bf16", step_in_backward=True, activation_checkpointing="all")
@@ -84,10 +90,6 @@ def fill(model: torch.nn.Module) -> None:
 
 def rows(vocabulary: int, B: int, T: int, documents: bool) -> list:
     """B rows of random tokens; packed documents of a few hundred tokens, or none."""
-    import numpy as np
-
-    from mmed.data import Row
-
     rng = np.random.default_rng(0)
     result = []
     for _ in range(B):
@@ -102,12 +104,6 @@ def rows(vocabulary: int, B: int, T: int, documents: bool) -> list:
 
 
 def ours(case: str, device: torch.device, T: int, B: int, documents: bool):
-    from mmed.data import rank_share
-    from mmed.model import ModelConfig
-    from mmed.train import forward_backward, skeleton
-    from mmed.training.loader import micro_batches
-    from mmed.training.optimizer import make_optimizer, update
-
     shape, vocabulary, _, changes = CASES[case]
     config = TrainConfig(sequence_length=T, micro_batch_size=B, global_batch_size=B, precision="bf16", learning_rate=1e-4, **changes)
     model = skeleton(config, ModelConfig(vocab_size=vocabulary, **{"rms_norm_eps": 1e-5, **SHAPES[shape]})).to_empty(device=device)

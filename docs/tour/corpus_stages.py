@@ -4,6 +4,7 @@ In: a folder to work in. Out: what the page shows of each stage, by the names in
 """
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import shutil
@@ -138,8 +139,6 @@ def duplicates(work: Path) -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[dict]:
-    import gzip
-
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 

@@ -21,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from mmed.utils.errors import UserError, main_guard
 from mmed.utils.files import atomic_write
 
@@ -75,7 +77,6 @@ def build(work: Path) -> tuple[str, dict[str, str]]:
     import corpus_stages
     import exam_stages
     import model_stages
-    import torch
 
     torch.set_num_threads(1)
     values: dict[str, str] = {}

@@ -8,6 +8,7 @@ Legend: T tokens, D hidden size, H query heads, K key/value heads, E head size, 
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -190,8 +191,6 @@ def first_batch(work: Path, tokenizer: Tokenizer) -> tuple[TrainConfig, object]:
 
 def step(work: Path, tokenizer: Tokenizer, log: list[dict]) -> dict[str, str]:
     """Step 1 of the run once more, by the functions that training calls, with one weight followed through."""
-    import contextlib
-
     model, _ = load_pretrained(work / "blank")
     config, batch = first_batch(work, tokenizer)
     optimizer = make_optimizer(model.train(), config)

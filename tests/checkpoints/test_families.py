@@ -1,4 +1,5 @@
 """Every family against transformers' own model on random small configs; InternLM 1 and 2 against an equivalent Llama."""
+import dataclasses
 import json
 import random
 
@@ -284,8 +285,6 @@ def test_a_config_that_means_other_mathematics_or_nonsense_is_refused_by_name(ch
 
 
 def test_a_model_that_its_family_cannot_say_is_not_written():
-    import dataclasses
-
     config = read_config(LLAMA1)
     for change in ({"qk_norm": True}, {"sliding_window": 8}, {"attention_out_bias": True}, {"norm": "layer"}, {"rope_local_theta": 1e4}):
         with pytest.raises(UserError, match=next(iter(change))):

@@ -15,6 +15,7 @@ from mmed.checkpoints.adapters import load_adapter, save_adapter
 from mmed.checkpoints.pretrained import load_config, load_pretrained, save_pretrained
 from mmed.checkpoints.training_state import load_state, save_state
 from mmed.data import StreamWriter, TokenStream
+from mmed.evaluation.encoder_model import load_encoder
 from mmed.generate import load_model
 from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
@@ -98,8 +99,6 @@ def open_tokenizer(folder: Path, poison) -> None:
 
 
 def open_encoder(folder: Path, poison) -> None:
-    from mmed.evaluation.encoder_model import load_encoder
-
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                                                     "intermediate_size": 24, "max_position_embeddings": 32, "type_vocab_size": 2, "hidden_act": "gelu"}))
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnop"]))

@@ -6,11 +6,14 @@ import random
 import subprocess
 import sys
 import time
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from data_prep.pipeline.recipe import Recipe, Source, read_recipe, steps
+from data_prep.sources.pdf_pages import check_tesseract
 from examples.demo import micro_world
 from examples.demo.micro_world_words import WORDS
 from mmed.tokenizer import train_sentencepiece
@@ -108,7 +111,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_mixed_slice_killed_three_times_gives_the_bytes_of_an_uninterrupted_run(tmp_path):
     pytest.importorskip("trafilatura")
-    from data_prep.sources.pdf_pages import check_tesseract
 
     recipe = mixed_slice(tmp_path / "raw")
     try:
@@ -178,9 +180,6 @@ def test_a_recipe_is_refused_in_one_line_that_names_the_key(tmp_path):
 
 
 def test_the_example_recipe_has_no_key_that_is_unknown_and_names_every_key():
-    import tomllib
-    from dataclasses import fields
-
     text = (Path(__file__).parents[2] / "examples" / "corpus.toml").read_text(encoding="utf-8")
     table = tomllib.loads("\n".join(line.removeprefix("# ") if line.startswith("# ") and " = " in line[:20] else line for line in text.split("\n")))
     sources = table.pop("source")

@@ -1,4 +1,5 @@
 """Deduplication: signatures against plain Python, recall and false merges on made documents, order, workers, kills."""
+import gzip
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -55,8 +57,6 @@ def write_jsonl(path: Path, records: list[dict]) -> Path:
 
 
 def read_folder(folder: Path) -> list[dict]:
-    import gzip
-
     return [json.loads(line) for path in sorted(folder.glob("*.gz")) for line in gzip.open(path, "rt", encoding="utf-8")]
 
 
@@ -167,8 +167,6 @@ def test_a_long_text_equals_itself_in_other_spacing(monkeypatch):
 
 @pytest.mark.parametrize("part", ["word ", "a", "治", "😀", " \n", "e\u0301"])
 def test_a_text_that_repeats_itself_takes_linear_time_and_no_more_memory_than_any(part):
-    import tracemalloc
-
     def seconds(characters: int) -> float:
         start = time.process_time()
         minhash.signatures([part * (characters // len(part))])

@@ -1,5 +1,6 @@
 """Documents: every good line is read, every bad one counted, and a step over shards survives a kill."""
 import bz2
+import datetime
 import gzip
 import json
 import os
@@ -154,7 +155,6 @@ def test_gzip_zstd_and_parquet_read_as_plain_lines_do(tmp_path):
 
 def test_parquet_is_read_with_nulls_dates_and_nan_in_free_columns(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import datetime
 
     import pyarrow.parquet as parquet
 

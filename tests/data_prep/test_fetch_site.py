@@ -21,10 +21,12 @@ import pytest
 
 from data_prep import fetch_site
 from data_prep.fetch_site import Client, Settings, fetch, main, page_links
+from data_prep.pipeline.shards import one_run
 from data_prep.sources import frontier
 from data_prep.sources.http_get import NoAnswer, clean_url, get
 from data_prep.sources.page_files import Limits, read_pages
 from data_prep.sources.robots import allowed, parse_robots
+from data_prep.web_pages import extract_options, extract_pages
 from mmed.utils.errors import UsageError, UserError
 
 warcio = pytest.importorskip("warcio")
@@ -449,8 +451,6 @@ def test_a_signal_ends_it_soon_and_resumable(tmp_path):
 
 
 def test_a_second_run_on_the_folder_refuses(tmp_path):
-    from data_prep.pipeline.shards import one_run
-
     with Site({"/": page()}) as site, one_run(tmp_path):
         with pytest.raises(UserError, match="another run is writing here"):
             crawl(site, tmp_path)
@@ -469,7 +469,6 @@ def test_wrong_use_is_told_and_help_says_that_it_uses_the_network(tmp_path, caps
 
 def test_what_was_fetched_becomes_documents(tmp_path):
     pytest.importorskip("trafilatura", exc_type=ImportError)
-    from data_prep.web_pages import extract_options, extract_pages
 
     texts = [f"Patient {number} was admitted with fever and cough, was given antibiotics and left the hospital after a week." for number in range(6)]
     with Site({"/": page(*(f"/{number}" for number in range(6)), text="Welcome to our pages about the health of the lungs and of the heart."),

@@ -16,6 +16,7 @@ from data_prep import mmedbench
 from data_prep.benchmark.counts import PAPER, format_table
 from data_prep.benchmark.mmedbench_sources import Raw, lettered, letters_in, option_texts, split_of
 from data_prep.benchmark.release import checked_members, read_mmedbench
+from mmed.prompts import read_benchmark
 from mmed.utils.errors import UsageError, UserError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -263,8 +264,6 @@ def test_the_language_of_a_file_is_named_by_code_or_name(tmp_path, name):
 
 
 def test_a_blank_option_stays_and_is_flagged_but_an_item_without_any_option_text_is_dropped(tmp_path):
-    from mmed.prompts import read_benchmark
-
     lines = [{"q": "one", "o": {"A": "x", "B": "\u3000", "C": ""}, "k": "B"}, {"q": "two", "o": {"A": " ", "B": ""}, "k": "A"}]
     source = write(tmp_path / "mine.jsonl", lines)
     got = run(tmp_path / "out", "--source", f"custom={source}", "--language", "ja", "--map", "question=q,options=o,answer=k")
@@ -640,8 +639,6 @@ def test_the_papers_sources_have_the_counts_their_real_files_have(tmp_path):
 @real
 def test_every_real_item_that_is_written_can_be_read_for_an_exam(tmp_path):
     """Among them a question of IgakuQA whose options are blank but for one: it stays, as in the paper's counts, and is flagged."""
-    from mmed.prompts import read_benchmark
-
     got = run(tmp_path / "out", "--source", f"igakuqa={REAL / 'igakuqa'}", "--source", f"rumeddanet={REAL / 'rumedbench' / 'RuMedDaNet'}")
     flagged = [item for lines in got.values() for item in lines if "blank_options" in item]
     assert [(item["id"], item["blank_options"]) for item in flagged] == [("igakuqa-114C11", ["A", "B", "C", "D"])]

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmed.eval import main
 from mmed.evaluation import api_client
@@ -599,7 +600,6 @@ def served(tmp_path_factory):
     """A random Llama with a byte-level tokenizer in a folder, and `transformers serve` before it: (folder, URL)."""
     for package in ("transformers", "fastapi", "uvicorn", "tokenizers"):
         pytest.importorskip(package, reason=f"transformers serve needs {package}")
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -18,8 +18,9 @@ import torch
 
 from mmed.evaluation.bertscore import Scorer, batches, bert_score, directions, encoder_fingerprint
 from mmed.evaluation.encoder_model import BEST_LAYER, load_encoder, read_encoder_config
-from mmed.evaluation.results import load_prompts
+from mmed.evaluation.results import load_prompts, text_row, write_results
 from mmed.evaluation.wordpiece import load_encoder_tokenizer
+from mmed.prompts import ExamItem
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import write_json
 
@@ -470,9 +471,6 @@ def test_batches_hold_each_text_once_and_keep_to_their_size():
 
 def result_folder(folder: Path, texts: list[str], rng: random.Random, name: str = "m") -> Path:
     """A result folder as an evaluation leaves it, of two languages with two items each."""
-    from mmed.evaluation.results import text_row, write_results
-    from mmed.prompts import ExamItem
-
     rows, prompts = [], {}
     for language in ("English", "Chinese"):
         for number in range(3):

@@ -1,4 +1,5 @@
 """lm-evaluation-harness and `mmed.eval` on the same model: the same accuracy item by item; our files are in the harness' shape."""
+import importlib.util
 import json
 import logging
 import os
@@ -6,10 +7,12 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmed import eval as evaluation
 from mmed.evaluation.published import LANGUAGES
 from mmed.evaluation.results import load_prompts, load_results
+from mmed.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "tasks" / "lm_eval"
@@ -22,7 +25,6 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra pe
 def world(tmp_path_factory):
     """A random Llama saved by transformers with a byte-level tokenizer, and random items in six languages."""
     import tokenizers
-    import torch
     import transformers
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
@@ -96,8 +98,6 @@ def test_log_likelihood_gives_the_same_accuracy_in_the_harness_and_here(world, t
 
 def theirs_function(name: str):
     """A function of tasks/lm_eval/exam.py, which the harness loads by its path."""
-    import importlib.util
-
     spec = importlib.util.spec_from_file_location("exam", TASKS / "exam.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -147,8 +147,6 @@ def test_results_json_is_read_by_the_harness_and_samples_have_its_keys(world, tm
 
 
 def test_the_task_says_what_it_needs(world):
-    from mmed.utils.errors import UserError
-
     with pytest.raises(UserError, match="no exam given"):
         harness(world, "mmedbench", data="")
     with pytest.raises(UserError, match="shots and train"):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import html.parser
+import http.server
 import itertools
 import json
 import math
@@ -10,17 +11,20 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmed import metrics
+from mmed.evaluation.results import text_row, write_results
 from mmed.human_eval.agreement import PAPER, kendall_w, krippendorff_alpha, points_of, rater_agreement, study
 from mmed.human_eval.agreement_page import agreement_page
 from mmed.human_eval.judge import build_prompt, code_of, judge_cases, parse_ranking, quoted
 from mmed.human_eval.rating import main, merge, read_key, sheet_content
 from mmed.human_eval.rating_data import Case, read_cases, read_ratings, read_texts, write_ratings
+from mmed.prompts import ExamItem
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json, write_json
 
@@ -36,9 +40,6 @@ HOSTILE = [
 
 def result_folder(folder: Path, model: str, seed: int = SEED, items: int = 6, languages=("English", "French"), texts=None, checked: bool = False) -> Path:
     """What an evaluation leaves, with rationales of made words; `texts`: (language, number) -> rationale."""
-    from mmed.evaluation.results import text_row, write_results
-    from mmed.prompts import ExamItem
-
     rng = random.Random(f"{seed} {model}")
     words = "the heart beats faster in fever because of more demand and less rest".split()
     rows, prompts = [], {}
@@ -462,8 +463,6 @@ def test_the_judges_points_come_back_under_the_models_names_and_faults_are_count
 def test_the_judge_command_asks_a_server_and_goes_on_where_it_was(tmp_path, results):
     """A server on loopback that ranks by the length of the texts and answers badly at first; the second run asks nothing."""
     pytest.importorskip("openai")
-    import http.server
-    import threading
 
     asked: list[str] = []
 

@@ -32,7 +32,7 @@ def commands(code: str) -> list[list[str]]:
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[0] == "python"
     module, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py").replace("/", "."), words[2:])
-    module = "mmed.languages.__main__" if module == "mmed.languages" else module
+    module = f"{module}.__main__" if module in ("mmed.languages", "mmed.reporting") else module
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     main = importlib.import_module(module).main
     assert not (main() if module == "mmed.train" else main(arguments))

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.documents import Funnel
+from data_prep.pipeline.shards import print_funnel
+from mmed.evaluation.results import text_row
+from mmed.evaluation.summary import summarise, table
+from mmed.prompts import ExamItem
 from mmed.reporting.page import fill_page, policy
+from mmed.utils.errors import UserError, main_guard, printable
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = sorted(path for part in ("mmed", "data_prep") for path in (ROOT / part).rglob("*.html") if path.name != "page_head.html")
@@ -38,13 +44,6 @@ def test_no_frame_has_a_head_of_its_own_or_loads_anything():
 
 def test_what_a_terminal_would_obey_is_in_no_line_that_a_command_prints(tmp_path, capsys):
     """Control codes, marks of direction and lone surrogates in names, topics, reasons and messages."""
-    from data_prep.documents import Funnel
-    from data_prep.pipeline.shards import print_funnel
-    from mmed.evaluation.results import text_row
-    from mmed.evaluation.summary import summarise, table
-    from mmed.prompts import ExamItem
-    from mmed.utils.errors import UserError, main_guard, printable
-
     bad = "\x1b]0;owned\x07\x1b[2J\r\u202egnp.exe\u2066\ud800\x9b31m\x08"
     rows = [text_row(ExamItem(f"q{i}", {"A": "x", "B": "y"}, ("A",), "r", "English", str(i), extra={"topic": bad + str(i), "source": bad + str(i)}), "answer", "0", "A", "default")
             for i in range(4)]

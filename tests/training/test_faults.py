@@ -1,4 +1,5 @@
 """Faults of training runs: the fast form of the fault bench (benchmarks/faults/faults_runs.py), and what it does not reach."""
+import dataclasses
 import json
 import math
 import os
@@ -11,10 +12,13 @@ import torch
 from tiny_world import finetune, make_world, pretrain
 
 from mmed.checkpoints import training_state
-from mmed.config import TrainConfig
+from mmed.config import TrainConfig, parse_command_line
+from mmed.reporting.read_results import read_run
+from mmed.tokenizer import load_tokenizer
 from mmed.training import run_folder
+from mmed.training.inspect_batch import batch_names, load_run, main
 from mmed.training.logging import FEWEST, Late, Log
-from mmed.utils.errors import UserError
+from mmed.utils.errors import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -22,7 +26,7 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 def bench(only: str, out: Path) -> dict[str, list[dict]]:
     """Rows by id; a failing trial has been explained on stderr."""
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "faults.py"), "--area", "runs", "--only", only, "--out", str(out)], env=ENV,
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks/faults/faults.py"), "--area", "runs", "--only", only, "--out", str(out)], env=ENV,
                           cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-6000:]
     rows: dict[str, list[dict]] = {}
@@ -92,7 +96,6 @@ def test_a_lock_names_its_holder_clears_what_was_left_and_removes_a_folder_that_
 
 
 def facts(**changes) -> dict:
-    import dataclasses
     settings = {key: changes.pop(key) for key in list(changes) if key in {f.name for f in dataclasses.fields(TrainConfig)} - {"data", "model", "tokenizer"}}
     config = dataclasses.asdict(TrainConfig(model="m", data="a,b", **settings))
     return {"config": config, "steps": 9, "tokenizer": "t" * 64, "data": {"0 a": "x" * 64, "1 b": "y" * 64}, "model": {"model.safetensors": "z" * 64},
@@ -144,8 +147,6 @@ def test_a_spike_is_logged_with_its_batch_also_right_after_a_resume(tmp_path):
 
 
 def test_a_batch_that_is_not_finite_is_left_out_or_ends_the_run_and_its_line_can_be_drawn(tmp_path):
-    from mmed.reporting.read_results import read_run
-
     config = TrainConfig(log_every=1000, skip_nonfinite=1, global_batch_size=8, out="RUN")
     log = Log(tmp_path / "metrics.jsonl", Bar(), config, torch.device("cpu"), 99, 0, {}, 1.0, None, 1, lambda step: [f"en:{step}"])
     bad = Late(torch.tensor([4.0, math.nan, 1.0], dtype=torch.float64))
@@ -160,17 +161,11 @@ def test_a_batch_that_is_not_finite_is_left_out_or_ends_the_run_and_its_line_can
 
 
 def test_the_batch_of_a_step_is_shown_as_text(world, tmp_path, capsys, monkeypatch):
-    from mmed.tokenizer import load_tokenizer
-    from mmed.training.inspect_batch import main
-    from mmed.utils.errors import UsageError
-
     def show(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["data", "show", *map(str, arguments)])
         assert main() == 0
         return capsys.readouterr().out
 
-    from mmed.config import parse_command_line
-    from mmed.training.inspect_batch import batch_names, load_run
     for name, arguments in (("pre", pretrain(world, tmp_path / "pre")), ("fine", finetune(world, tmp_path / "fine"))):
         (tmp_path / name).mkdir()
         config = parse_command_line(arguments)[1]

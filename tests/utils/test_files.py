@@ -2,6 +2,7 @@
 import gzip
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,6 @@ def test_a_bomb_of_one_line_takes_no_more_than_the_limit(tmp_path, monkeypatch):
     with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
         for _ in range(200):
             file.write(b" " * (1 << 20))
-    import tracemalloc
 
     tracemalloc.start()
     with pytest.raises(UserError, match="a line of more than"):

@@ -6,7 +6,7 @@
     merge FOLDER ADAPTER OUT     a LoRA adapter folded into its model
     extend FOLDER OUT            more vocabulary for a new language (mmed/checkpoints/extend_vocabulary.py)
 
-Weights are read and written by mmed/checkpoints/pretrained.py; nothing is imported from a folder. torch is imported when a command needs it.
+Weights are read and written by mmed/checkpoints/pretrained.py; nothing is imported from a folder.
 """
 from __future__ import annotations
 

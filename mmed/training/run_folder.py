@@ -19,11 +19,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from mmed import __file__ as package
 from mmed.config import TrainConfig
-from mmed.training import distributed
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_jsonl
 
@@ -34,6 +31,10 @@ BLOCK, BLOCKS = 1 << 16, 64  # of each weight file so many blocks of so many byt
 
 def run_facts(recipe: str, config: TrainConfig, tokenizer, rows, steps: int) -> dict:
     """What run.json says: enough to repeat the run and to notice that something changed."""
+    import torch  # here, because train.py sets its signal handlers before torch is imported
+
+    from mmed.training import distributed
+
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(package).parent, capture_output=True, text=True, check=False).stdout.strip()
     return {"recipe": recipe, "config": dataclasses.asdict(config), "steps": steps, "tokenizer": tokenizer.fingerprint if tokenizer else None,
             "data": data_facts(config, rows), "model": model_facts(config.model),

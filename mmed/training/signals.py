@@ -5,7 +5,7 @@
     a second SIGINT   exit at once; the last checkpoint stays
     a rank fails      its error is printed and handed to torchrun, which ends the others and shows it last
 
-Handlers are set before torch is imported. All ranks must leave the loop at the same place, or the rest waits for ever in a
+Handlers are set before torch is imported, so this file imports it only where it is needed. All ranks must leave the loop at the same place, or the rest waits for ever in a
 collective; so at each place where a run may stop they tell one another whether somebody was asked to (`StopSignal.agreed`).
 """
 from __future__ import annotations
@@ -18,10 +18,6 @@ import time
 import traceback
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
-from mmed.training import distributed
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, UserError
 
 AGAIN = 0.5          # seconds: the same Ctrl-C comes twice, from the terminal and from torchrun
@@ -57,6 +53,8 @@ class StopSignal:
 
     def join(self) -> None:
         """Meet the other ranks, in a group of their own over host memory: the GPU is never waited for."""
+        from mmed.training import distributed
+
         self.group = distributed.host_group()
 
     def agreed(self) -> bool:
@@ -64,6 +62,8 @@ class StopSignal:
         before this one counts, so that no rank waits for the others' answer."""
         if self.group is None:
             return self.requested
+        import torch
+        import torch.distributed as dist
 
         before, word = self.told, torch.tensor([int(self.requested)])
         self.told = word, dist.all_reduce(word, dist.ReduceOp.MAX, group=self.group, async_op=True)
@@ -83,6 +83,8 @@ def leave(code: int, message: str = "") -> None:
 
 def is_echo(error: BaseException) -> bool:
     """Whether this error only says that another rank is gone."""
+    import torch.distributed as dist
+
     text = str(error)
     return not isinstance(error, UserError) and (isinstance(error, dist.DistError) or any(
         words in text for words in ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL error")))

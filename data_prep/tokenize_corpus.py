@@ -3,14 +3,14 @@
     python -m data_prep.tokenize_corpus corpus/en corpus/ja --tokenizer tokenizer --out streams/mmedc --held-out 0.002 --workers 8
 
 In:  documents (data_prep/documents.py): files or folders; a step's OUT/kept folder is what comes after filter and dedup.
-Out: NAME.bin, NAME.idx, NAME.json (and NAME-held-out.*). Each document is BOS, its ids, EOS.
+Out: NAME.bin, NAME.idx, NAME.json (and NAME-held-out.*). Each document is BOS (where the tokenizer adds one, --bos), its ids, EOS.
 
 One process an input file writes that file's part to NAME.parts/; a part that has its .json is not done again. When all
 are there they are joined in the order of the inputs, so the bytes do not depend on the number of workers or on kills.
 Memory: one document a worker, and the offsets of one part while joining.
 # MMedLM: a document is encoded whole and ends with EOS (prepare_tokenized_dataset.py).
-# DIFFERS: one memory-mapped array and no padding, where the official code writes a 2048-token .npy a window: 1.35 to 4.2
-# trained positions per token there, 1.00 here.
+# DIFFERS: one memory-mapped array, where the official code writes a 2048-token .npy a window: 1.35 to 4.2 trained positions
+# per token there, 1.01 here.
 """
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def tokenize_part(path: Path, name: str, folder: Path, options: dict) -> dict:
     from mmed.data import StreamWriter
     from mmed.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(options["tokenizer"])
+    tokenizer = load_tokenizer(options["tokenizer"], options.get("bos", "auto"))
     mark = fingerprint(path, {**options, "tokenizer": tokenizer.fingerprint})
     done = folder / f"{name}.done.json"
     if done.is_file() and (record := read_json(done)).get("fingerprint") == mark:
         return record
     done.unlink(missing_ok=True)
     funnel = Funnel()
-    writers = [StreamWriter(folder / (name + suffix), tokenizer.vocab_size, tokenizer.fingerprint) for suffix in ("", HELD_OUT)]
+    writers = [StreamWriter(folder / (name + suffix), tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id) for suffix in ("", HELD_OUT)]
     for document in read_shard(path, funnel, options):
         if not document.text.strip():
             funnel.drop("no text", len(document.text), document.id)
@@ -69,7 +69,7 @@ def join(parts: list[Path], prefix: Path, extra: dict) -> dict | None:
     metas = [read_json(f"{part}.json") for part in parts]
     if not sum(meta["documents"] for meta in metas):
         return None
-    writer = StreamWriter(prefix, metas[0]["vocab_size"], metas[0]["tokenizer"])
+    writer = StreamWriter(prefix, metas[0]["vocab_size"], metas[0]["tokenizer"], metas[0]["bos_id"])
     for part, meta in zip(parts, metas):
         ends = np.fromfile(f"{part}.idx", dtype="<u8") + np.uint64(writer.tokens)
         with open(f"{part}.bin", "rb") as file:
@@ -85,17 +85,17 @@ def join(parts: list[Path], prefix: Path, extra: dict) -> dict | None:
 
 
 def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: str | Path, *, held_out: float = 0.0, workers: int = 1,
-                    language: str = "", source: str = "", paragraphs: bool = False, strict: bool = False) -> dict:
+                    language: str = "", source: str = "", paragraphs: bool = False, strict: bool = False, bos: str = "auto") -> dict:
     """Make the stream `out`; returns its side file's content."""
     from mmed.tokenizer import load_tokenizer
 
     paths = find_inputs(inputs)
     out, folder = Path(out), Path(f"{out}.parts")
-    loaded = load_tokenizer(tokenizer)  # a wrong folder is found here, before processes are started
+    loaded = load_tokenizer(tokenizer, bos)  # a wrong folder is found here, before processes are started
     if loaded.eos_id is None:
         raise UserError(f"{tokenizer}: this tokenizer has no end-of-sequence token, which every document ends with")
     options = {"tokenizer": str(tokenizer), "held_out": held_out, "language": language, "source": source, "paragraphs": paragraphs,
-               "strict": strict}
+               "strict": strict, "bos": bos}
     names = shard_names(paths)
     marks = [fingerprint(path, {**options, "tokenizer": loaded.fingerprint}) for path in paths]
     whole = hashlib.sha256("".join(marks).encode()).hexdigest()
@@ -120,9 +120,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder or file")
     parser.add_argument("--language", default="", help="language to write where a document names none")
     parser.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="share of the documents to put into NAME-held-out instead")
+    parser.add_argument("--bos", choices=("auto", "yes", "no"), default="auto", help="begin documents with BOS; auto: as the tokenizer's files say")
     options = parser.parse_args(arguments)
     meta = tokenize_corpus(options.inputs, options.tokenizer, options.out, held_out=options.held_out, workers=options.workers,
-                           language=options.language, source=options.source, paragraphs=options.paragraphs, strict=options.strict)
+                           language=options.language, source=options.source, paragraphs=options.paragraphs, strict=options.strict, bos=options.bos)
     print(count_table(meta["counts"]))
     return 0
 

@@ -22,14 +22,14 @@ class TrainConfig:
     model: str = ""                   # model folder to start from, or shape:NAME for random weights of a named shape
     tokenizer: str = ""               # tokenizer folder; empty: the model folder's own
     data: str = ""                    # pretrain: stream names, comma-separated, each with =WEIGHT or none; finetune: JSONL file or folder
-    validation: str = ""              # same form; loss on it, per language, every eval_every steps
+    validation: str = ""              # pretrain: token streams or JSONL files of documents; finetune: exam items. Loss on it, per language, before step 1, every eval_every steps and at the end
+    bos: str = "auto"                 # begin documents and prompts with BOS: "yes" | "no" | "auto": as the tokenizer's files say
     out: str = "runs/run"             # run folder (DESIGN section 3)
     resume: str = "never"             # "auto": go on from the run folder's last checkpoint if there is one | step-N: from that one | "never": the folder must be new
     allow_changed: str = ""           # on resume: what may differ from what the run was started with, comma-separated; noted in run.json
     # rows
     sequence_length: int = 2048       # tokens of a row
-    windows: str = "packed"           # pretrain: "packed" | "official" (2048 with stride 1536, padding trained on)
-    documents_apart: bool = True      # pretrain: tokens see their own document only
+    windows: str = "packed"           # pretrain: "packed": whole documents, each seeing itself only | "official": 2048 with stride 1536, padding trained on
     mix_temperature: float = 1.0      # pretrain: share of a stream ~ tokens ** (1 / temperature); 1: every token once an epoch
     rationales: str = "both"          # finetune: "both" (each item twice) | "with" | "without"
     prompt_style: str = "clean"       # finetune: "clean" | "official" (with the stray sentence)
@@ -137,7 +137,7 @@ SHAPES: dict[str, dict] = {
 }
 
 CHOICES = {"task": ("pretrain", "finetune"), "windows": ("packed", "official"), "rationales": ("both", "with", "without"),
-           "prompt_style": ("clean", "official"), "schedule": ("cosine", "constant"), "precision": ("bf16", "fp32"),
+           "bos": ("auto", "yes", "no"), "prompt_style": ("clean", "official"), "schedule": ("cosine", "constant"), "precision": ("bf16", "fp32"),
            "compile": ("auto", "yes", "no"), "activation_checkpointing": ("half", "all", "no"), "moments": ("fp32", "bf16")}
 POSITIVE = ("sequence_length", "global_batch_size", "micro_batch_size", "learning_rate", "mix_temperature", "epochs", "log_every", "save_every",
             "keep_last", "max_grad_norm", "rank_timeout_seconds")

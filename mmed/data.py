@@ -6,20 +6,25 @@ A stream NAME is three files, written by `StreamWriter` and read by `TokenStream
     NAME.idx   where each document ends in NAME.bin, counted in tokens: little-endian uint64
     NAME.json  dtype, token and document counts by language and source, the tokenizer's fingerprint, sha256 of both files
 
-    NAME.bin   b o n e · </s> l u n g · </s> h e a r t · </s>        packed rows of T = 8 tokens, each token trained once:
-               └───── row 0 ─────┘└───── row 1 ─────┘└ last row, aligned right ┘
+Rows of continued pre-training are whole documents, packed best-fit, each attending to itself only:
 
-Nothing here keeps a position: row i of a run is a function of (seed, i) alone (`PretrainRows.row`, `ExamRows.rows`), so a
-run is resumed by its step number and may go on with another number of ranks. No permutation of the corpus is ever held:
-`shuffled` (mmed/order.py) computes where place i of a shuffled order points, and the rows of a batch are read with one gather.
+    NAME.bin   <s> b o n e </s> <s> l u n g s </s> <s> h e a r t </s>         rows of T = 8 tokens
+    row 0      <s> b o n e | <s> h e      a document that fits nowhere whole is split;
+    row 1      <s> l u n g s |            its continuation begins with a BOS that is no target and predicts nothing,
+    row 2      <s> e a r t |              so every token of a document is a target exactly once an epoch
 
-    python -m mmed.training.inspect_batch show RUN STEP    prints what a step trained on (mmed/training/inspect_batch.py)
+Nothing here keeps a position: row i of a run is a function of (seed, i) alone (`PretrainRows.row`, `ExamRows.batch`), so a
+run is resumed by its step number and may go on with another number of ranks.
+
+    python -m mmed.training.inspect_batch show RUN STEP    prints what a step trained on
 
 Legend: B rows, T tokens of a row.
 """
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +32,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mmed.order import Mixture, mix, shuffled
 from mmed.prompts import ExamItem, build_prompt, build_target
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json, write_json
@@ -35,7 +39,9 @@ from mmed.utils.files import read_json, write_json
 IGNORE = -100  # label of a position that carries no loss
 FORMAT = 1
 CHECKED = 1 << 22  # values looked at together
-AHEAD = 1024   # rows whose places in the streams are worked out together
+BLOCK_ROWS = 64    # rows whose documents are packed together
+GROUP_BLOCKS = 256  # blocks whose rows are shuffled together
+SLACK = 0.01       # share of a block's positions that packing may leave empty
 WIDTH = 64     # rows of exam items laid end to end are a multiple of this wide, so that there are few different widths
 
 
@@ -53,8 +59,9 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class StreamWriter:
     """Write one stream; its files get their names only in `close`, the .json last, so a stream that has one is whole."""
 
-    def __init__(self, prefix: str | Path, vocab_size: int, fingerprint: str):
-        self.prefix, self.vocab_size, self.fingerprint = str(prefix), vocab_size, fingerprint
+    def __init__(self, prefix: str | Path, vocab_size: int, fingerprint: str, bos_id: int | None = None):
+        """`bos_id`: the token that every document begins with, None if they begin without one."""
+        self.prefix, self.vocab_size, self.fingerprint, self.bos_id = str(prefix), vocab_size, fingerprint, bos_id
         self.dtype = token_dtype(vocab_size)
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
         self.bin, self.idx = open(self.prefix + ".bin.tmp", "wb"), open(self.prefix + ".idx.tmp", "wb")
@@ -94,7 +101,7 @@ class StreamWriter:
     def close(self, **extra: object) -> dict:
         """Give the files their names; returns what NAME.json holds. `extra` keys are stored with it."""
         meta = {"format": FORMAT, "dtype": self.dtype.name, "vocab_size": self.vocab_size, "tokens": self.tokens,
-                "documents": self.documents, "counts": self.counts, "tokenizer": self.fingerprint,
+                "documents": self.documents, "counts": self.counts, "tokenizer": self.fingerprint, "bos_id": self.bos_id,
                 "sha256": {name: value.hexdigest() for name, value in self.hashes.items()}, **extra}
         Path(self.prefix + ".json").unlink(missing_ok=True)  # never an old .json beside a new .bin
         for name, file in (("bin", self.bin), ("idx", self.idx)):
@@ -124,6 +131,7 @@ class TokenStream:
             self.tokens, self.documents, self.vocab_size = (_count(meta[key]) for key in ("tokens", "documents", "vocab_size"))
             dtype, fmt, self.fingerprint = meta["dtype"], meta["format"], meta["tokenizer"]
             self.hashes = {name: meta["sha256"][name] for name in ("bin", "idx")}
+            self.bos_id = None if meta.get("bos_id") is None else _count(meta["bos_id"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.prefix}.json: not the side file of a token stream (no usable {error})") from None
         if fmt != FORMAT or dtype not in ("uint16", "uint32"):
@@ -131,8 +139,9 @@ class TokenStream:
         if self.tokens < 2 or self.documents < 1:
             raise UserError(f"{self.prefix}: an empty token stream; check the documents it was made from")
         if fingerprint is not None and self.fingerprint != fingerprint:
-            raise UserError(f"{self.prefix}: made with tokenizer {str(self.fingerprint)[:12]}…, but the model has {fingerprint[:12]}…; "
-                            "tokenize the corpus again with the model's tokenizer")
+            raise UserError(f"{self.prefix}: made with tokenizer {str(self.fingerprint)[:12]}… (documents begin "
+                            f"{'without BOS' if self.bos_id is None else f'with BOS {self.bos_id}'}), but the model has {fingerprint[:12]}…; "
+                            "tokenize the corpus again with the model's tokenizer and the same --bos")
         for name, size in (("bin", self.tokens * np.dtype(dtype).itemsize), ("idx", self.documents * 8)):
             path = Path(f"{self.prefix}.{name}")
             found = path.stat().st_size if path.is_file() else None
@@ -208,11 +217,6 @@ def stack(rows: Sequence[Row], count: int, T: int) -> Row:
     return result
 
 
-def joined(parts: Sequence[Row]) -> Row:
-    """Arrays (N, T) one below the other."""
-    return Row(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
-
-
 def end_to_end(rows: Sequence[Row]) -> Row:
     """Rows of any width as one long row, its arrays (1, T), T a multiple of WIDTH: for models that attend by document."""
     total = sum(len(row) for row in rows)
@@ -226,120 +230,278 @@ def end_to_end(rows: Sequence[Row]) -> Row:
     return result
 
 
-class PretrainRows:
-    """Rows of a mixture of streams. `row(i)` is a pure function of the streams, the weights, the seed and i.
+@dataclass(frozen=True)
+class Piece:
+    """A document, or a part of one, in a row: tokens `start`..`end` - 1 of the stream go in, `start` + 1..`end` are their labels."""
 
-    windows     "packed": T new tokens a row, documents one after the other, every token trained once an epoch.
-                "official": METHOD 3.1, for audit: each document by itself in windows of T with a stride of 3T/4, the
-                last one aligned to its end, short documents padded with EOS, and the padding trained on (METHOD D14).
-    apart       tokens see their own document only, and the jump from one document to the next carries no loss
-    weights     shares of the rows; None: every stream's windows once an epoch, in one shuffled order
+    document: int
+    start: int
+    end: int
+    continues: bool  # begins inside its document: it is put behind a BOS where the stream has one
+
+    def split(self, targets: int) -> tuple[Piece, Piece]:
+        """The first `targets` targets, and the rest, whose first input is the last label of the first part."""
+        middle = self.start + targets
+        return Piece(self.document, self.start, middle, self.continues), Piece(self.document, middle, self.end, True)
+
+
+class PackedBlocks:
+    """The rows of one stream: blocks of BLOCK_ROWS rows, each packed by itself.
+
+    A block is a fixed number of consecutive targets of the stream (every token but the first of each document), so how many
+    blocks and rows there are follows from the counts in NAME.json, and a block is found by binary search in the index.
+    A block's rows have at most SLACK of their positions to spare, or what the BOS of continuations may need.
     """
 
-    def __init__(self, streams: Sequence[TokenStream], sequence_length: int, seed: int, *, weights: Sequence[float] | None = None,
-                 windows: str = "packed", apart: bool = True, eos_id: int | None = None):
-        self.streams, self.T, self.seed, self.windows, self.apart, self.eos_id = streams, sequence_length, seed, windows, apart, eos_id
-        self.stride = max(1, sequence_length * 3 // 4)  # MMedLM: 2048 and 1536 (prepare_tokenized_dataset.py)
-        self.official_ends = [np.cumsum(self._official_counts(s)) for s in streams] if windows == "official" else []
-        self.sizes = [self._size(s) for s in range(len(streams))]
-        self.mixture = Mixture(weights, seed) if weights is not None and len(streams) > 1 else None
-        self.bounds = np.cumsum(self.sizes)  # where each stream's windows end, counted through all streams
-        self.rows_per_epoch = sum(self.sizes)
-        self.block: tuple[int, np.ndarray] = (-1, np.zeros((2, 0), np.int64))  # number of the last AHEAD rows located, and where they are
+    def __init__(self, stream: TokenStream, T: int):
+        self.stream, self.T = stream, T
+        self.cost = 0 if stream.bos_id is None else 1  # positions that a continuation needs beside its targets
+        if T <= self.cost:
+            raise UserError(f"--sequence_length={T}: too short for a BOS and a token")
+        self.targets = stream.tokens - stream.documents
+        if self.targets < 1:
+            raise UserError(f"{stream.prefix}: no document has two tokens, so there is nothing to predict")
+        # A document that goes on from the block before costs one BOS, and so does every row but one that is filled by splitting.
+        fits = BLOCK_ROWS * (T - self.cost)
+        self.per_block = max(1, min(fits, int(BLOCK_ROWS * T * (1 - SLACK))))
+        self.blocks = -(-self.targets // self.per_block)
+        rest = self.targets - (self.blocks - 1) * self.per_block
+        self.last_rows = min(BLOCK_ROWS, -(-rest // (T - self.cost)))
+        self.packed: dict[int, list[list[Piece]]] = {}
 
-    def _official_counts(self, stream: TokenStream) -> np.ndarray:
+    def counts(self) -> np.ndarray:
+        """Rows of each block, (blocks,)."""
+        counts = np.full(self.blocks, BLOCK_ROWS)
+        counts[-1] = self.last_rows
+        return counts
+
+    def block_pieces(self, block: int) -> list[Piece]:
+        """The documents of a block, those that cross its edges cut there."""
+        ends = self.stream.ends
+        low, high = block * self.per_block, min((block + 1) * self.per_block, self.targets)
+        # Target number of document d's end: its end less the d + 1 first tokens that are no targets.
+        document = bisect.bisect_right(range(self.stream.documents), low, key=lambda d: int(ends[d]) - d - 1)
+        begin = int(ends[document - 1]) if document else 0
+        pieces = []
+        while low < high:
+            end = int(ends[document])
+            stop = min(high, end - document - 1)
+            if stop > low:
+                pieces.append(Piece(document, low + document, stop + document, low + document > begin))
+            low, begin, document = stop, end, document + 1
+        return pieces
+
+    def rows(self, block: int) -> list[list[Piece]]:
+        """The pieces of each row of a block."""
+        found = self.packed.get(block)
+        if found is None:
+            if len(self.packed) > 2 * GROUP_BLOCKS:
+                self.packed.clear()
+            count = BLOCK_ROWS if block < self.blocks - 1 else self.last_rows
+            found = self.packed[block] = best_fit(self.block_pieces(block), count, self.T, self.cost)
+        return found
+
+    def row(self, block: int, number: int) -> Row:
+        ids, row, at = self.stream.ids, Row.empty((self.T,)), 0
+        for place, piece in enumerate(self.rows(block)[number]):
+            tokens = ids[piece.start:piece.end + 1].astype(np.int64)
+            inputs, labels = tokens[:-1], tokens[1:]
+            if piece.continues and self.cost:
+                inputs, labels = np.insert(inputs, 0, self.stream.bos_id), np.insert(labels, 0, IGNORE)
+            here = slice(at, at + len(inputs))
+            row.input_ids[here], row.labels[here] = inputs, labels
+            row.documents[here], row.positions[here] = place, np.arange(len(inputs))
+            at = here.stop
+        return row
+
+    def documents(self, block: int, number: int) -> list[int]:
+        """The documents in a row, in its order."""
+        return [piece.document for piece in self.rows(block)[number]]
+
+
+def best_fit(pieces: Sequence[Piece], rows: int, T: int, cost: int) -> list[list[Piece]]:
+    """Lay pieces into `rows` rows of T positions: the longest first, each into the fullest row that still takes it whole.
+
+    What is longer than a row fills rows of its own but for the rest; what fits nowhere is split over the largest gaps. A
+    continuation takes `cost` positions beside its targets; the caller leaves rows x cost positions for that.
+    """
+    result: list[list[Piece]] = [[] for _ in range(rows)]
+    gaps = [(T, row) for row in range(rows)]  # free positions and row, ascending
+
+    def size(piece: Piece) -> int:
+        return piece.end - piece.start + cost * piece.continues
+
+    def place(piece: Piece, gap: int) -> None:
+        free, row = gaps.pop(gap)
+        result[row].append(piece)
+        bisect.insort(gaps, (free - size(piece), row))
+
+    def split(piece: Piece) -> Piece:
+        """Fill the largest gap with the beginning of a piece; returns the rest."""
+        head, rest = piece.split(gaps[-1][0] - cost * piece.continues)
+        place(head, len(gaps) - 1)
+        return rest
+
+    whole = []
+    for piece in pieces:
+        while size(piece) > T:
+            piece = split(piece)
+        whole.append(piece)
+    homeless = []
+    for piece in sorted(whole, key=size, reverse=True):
+        gap = bisect.bisect_left(gaps, (size(piece), -1))
+        if gap < len(gaps):
+            place(piece, gap)
+        else:
+            homeless.append(piece)
+    for piece in homeless:
+        while size(piece) > gaps[-1][0]:
+            piece = split(piece)
+        place(piece, bisect.bisect_left(gaps, (size(piece), -1)))
+    return [sorted(row, key=lambda piece: piece.start) for row in result]
+
+
+class OfficialWindows:
+    """The rows of the paper's code, for audit: each document by itself in windows of T with a stride of 3T/4, the last one
+    aligned to its end, short documents padded with EOS, and the padding trained on (docs/method.md, D14)."""
+
+    def __init__(self, stream: TokenStream, T: int, eos_id: int | None):
+        self.stream, self.T, self.eos_id = stream, T, eos_id
+        self.stride = max(1, T * 3 // 4)  # MMedLM: 2048 and 1536 (prepare_tokenized_dataset.py)
         lengths = np.diff(np.asarray(stream.ends, dtype=np.int64), prepend=0)
-        return np.where(lengths <= self.T, 1, 1 + -(-(lengths - self.T) // self.stride))
+        self.ends = np.cumsum(np.where(lengths <= T, 1, 1 + -(-(lengths - T) // self.stride)))  # windows up to each document
 
-    def _size(self, s: int) -> int:
-        if self.windows == "official":
-            return int(self.official_ends[s][-1])
-        return max(1, -(-(self.streams[s].tokens - 1) // self.T))
+    def counts(self) -> np.ndarray:
+        windows = int(self.ends[-1])
+        return np.minimum(BLOCK_ROWS, windows - np.arange(0, windows, BLOCK_ROWS))
 
-    def locate(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """(streams, windows), each (N,), of rows of the run; epochs follow one another, each in an order of its own."""
-        rows = np.asarray(numbers, dtype=np.int64)
-        found = np.empty((2, len(rows)), np.int64)
-        for block in np.unique(rows // AHEAD).tolist():
-            if block != self.block[0]:  # one batch after the other: most find their block here
-                self.block = block, self._locate(np.arange(block * AHEAD, (block + 1) * AHEAD))
-            here = rows // AHEAD == block
-            found[:, here] = self.block[1][:, rows[here] % AHEAD]
-        return found[0], found[1]
+    def documents(self, block: int, number: int) -> list[int]:
+        return [int(np.searchsorted(self.ends, block * BLOCK_ROWS + number, side="right"))]
 
-    def _locate(self, rows: np.ndarray) -> np.ndarray:
-        """(2, N): stream and window of each row."""
-        if self.mixture is None:
-            epochs, places = rows // self.rows_per_epoch, rows % self.rows_per_epoch
-            for epoch in np.unique(epochs).tolist():
-                now = epochs == epoch
-                places[now] = shuffled(places[now], self.rows_per_epoch, mix(self.seed, epoch))
-            streams = np.searchsorted(self.bounds, places, side="right")
-            return np.stack((streams, places - np.concatenate(([0], self.bounds))[streams]))
-        streams, counts = np.array([self.mixture(i) for i in rows.tolist()], dtype=np.int64).T
-        windows = np.empty_like(counts)
-        for s in np.unique(streams).tolist():
-            epochs, places = counts // self.sizes[s], counts % self.sizes[s]
-            for epoch in np.unique(epochs[streams == s]).tolist():
-                now = (streams == s) & (epochs == epoch)
-                windows[now] = shuffled(places[now], self.sizes[s], mix(self.seed, s, epoch))
-        return np.stack((streams, windows))
-
-    def row(self, i: int) -> Row:
-        return self.rows([i]).part(0)
-
-    def rows(self, numbers: Sequence[int]) -> Row:
-        """Rows of the run as one, its arrays (N, T)."""
-        if not len(numbers):
-            return Row.empty((0, self.T))
-        streams, windows = self.locate(numbers)
-        if self.windows == "official":
-            return stack([self._official(s, w) for s, w in zip(streams.tolist(), windows.tolist())], len(windows), self.T)
-        if (streams == streams[0]).all():
-            return self.packed(int(streams[0]), windows)
-        parts, order = [], []
-        for s in np.unique(streams).tolist():
-            order.append(np.flatnonzero(streams == s))
-            parts.append(self.packed(s, windows[order[-1]]))
-        back = np.argsort(np.concatenate(order))
-        return joined(parts).part(back)
-
-    def packed(self, s: int, windows: Sequence[int]) -> Row:
-        """Windows (N,) of stream s: T tokens and the one after each; the last window ends with the stream. Arrays (N, T)."""
-        stream, T, N = self.streams[s], self.T, len(windows)
-        n = min(T, stream.tokens - 1)  # less than T: the stream is shorter than a row
-        starts = np.clip(np.asarray(windows, dtype=np.int64) * T, 0, max(0, stream.tokens - 1 - T))
-        ids = np.lib.stride_tricks.sliding_window_view(stream.ids, n + 1)[starts].astype(np.int64)
-        row = Row(ids[:, :-1], ids[:, 1:].copy(), np.zeros((N, n), np.int64), np.broadcast_to(np.arange(n), (N, n)))
-        if not self.apart:
-            return row if n == T else stack([row.part(i) for i in range(N)], N, T)
-        # Documents that begin in these rows: ends[d] is also where document d + 1 begins. (uint64: else the whole file is converted.)
-        first = np.searchsorted(stream.ends, starts.astype(np.uint64), side="right")
-        count = np.searchsorted(stream.ends, (starts + n).astype(np.uint64), side="right") - first
-        where = np.repeat(np.arange(N), count)                                             # the row of each border
-        number = np.arange(len(where)) - np.repeat(np.cumsum(count) - count, count)        # 0, 1, ... in its row
-        begins = stream.ends[first[where] + number].astype(np.int64) - starts[where]       # places in 1..n
-        row.labels[where, begins - 1] = IGNORE  # EOS does not foretell the next document
-        # The pieces of documents in these rows, one after the other: each row begins one, and so does each border.
-        at_row, at_border = np.arange(N) + np.cumsum(count) - count, np.arange(len(where)) + where + 1
-        edges, numbers = np.empty(N + len(where) + 1, np.int64), np.zeros(N + len(where), np.int64)
-        edges[at_row], edges[at_border], edges[-1] = np.arange(N) * n, where * n + begins, N * n
-        numbers[at_border] = number + 1
-        lengths = np.diff(edges)
-        row.documents = np.repeat(numbers, lengths).reshape(N, n)
-        row.positions = (np.arange(N * n) - np.repeat(edges[:-1], lengths)).reshape(N, n)
-        return row if n == T else stack([row.part(i) for i in range(N)], N, T)
-
-    def _official(self, s: int, window: int) -> Row:
-        stream, T = self.streams[s], self.T
-        document = int(np.searchsorted(self.official_ends[s], window, side="right"))
-        number = window - (int(self.official_ends[s][document - 1]) if document else 0)
+    def row(self, block: int, number: int) -> Row:
+        stream, T = self.stream, self.T
+        document = self.documents(block, number)[0]
+        window = block * BLOCK_ROWS + number - (int(self.ends[document - 1]) if document else 0)
         begin, end = (int(stream.ends[document - 1]) if document else 0), int(stream.ends[document])
-        start = max(begin, min(begin + number * self.stride, end - T))
+        start = max(begin, min(begin + window * self.stride, end - T))
         ids = stream.ids[start:min(start + T, end)].astype(np.int64)
         ids = np.concatenate((ids, np.full(T - len(ids), self.eos_id or 0)))        # MMedLM: pads are trained on
         labels = np.concatenate((ids[1:], [IGNORE]))
         return Row(ids, labels, np.zeros(T, np.int64), np.arange(T))
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A shuffled range(n), (n,) int64, that follows from the key; numpy keeps RandomState's numbers the same for good."""
+    return np.random.RandomState([part & 0xFFFFFFFF for part in key]).permutation(n)
+
+
+class ShuffledBlocks:
+    """The order of rows that lie in blocks: blocks shuffled anew each epoch, the rows of GROUP_BLOCKS of them shuffled together.
+
+    Neighbouring documents often come from one site, so rows of one block must not follow one another in training.
+    """
+
+    def __init__(self, counts: np.ndarray, *key: int):
+        self.counts, self.key, self.size = counts, key, int(counts.sum())
+        self.epoch: tuple[int, np.ndarray, np.ndarray] | None = None         # number, blocks in order, rows up to each group
+        self.group: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None  # (epoch, group), block and row of each place
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """(block, row within it) of row i; epochs follow one another."""
+        number, place = divmod(i, self.size)
+        epoch = self.epoch
+        if epoch is None or epoch[0] != number:
+            blocks = permutation(len(self.counts), *self.key, number)
+            sizes = np.add.reduceat(self.counts[blocks], np.arange(0, len(blocks), GROUP_BLOCKS))
+            epoch = self.epoch = number, blocks, np.concatenate(([0], np.cumsum(sizes)))
+        which = int(np.searchsorted(epoch[2], place, side="right")) - 1
+        group = self.group
+        if group is None or group[0] != (number, which):
+            blocks = epoch[1][which * GROUP_BLOCKS:(which + 1) * GROUP_BLOCKS]
+            counts = self.counts[blocks]
+            rows = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            order = permutation(len(rows), *self.key, number, which)
+            group = self.group = (number, which), np.repeat(blocks, counts)[order], rows[order]
+        at = place - int(epoch[2][which])
+        return int(group[1][at]), int(group[2][at])
+
+
+class Mixture:
+    """Maps global row i to (stream, index within that stream), with exact quotas and no state.
+
+    In every cycle of `length` rows stream s has floor differences of its cumulative weight, so after any number of cycles its
+    count is within one of weight x rows; the order within a cycle is shuffled by (seed, cycle).
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int):
+        if min(weights) <= 0:
+            raise UserError(f"stream weights must be positive, got {list(weights)}")
+        total = sum(weights)
+        self.seed, self.bits = seed, 40
+        edges = np.cumsum([w / total for w in weights])
+        self.edges = [0] + [round(float(e) * 2 ** self.bits) for e in edges[:-1]] + [2 ** self.bits]
+        self.length = max(1024, int(np.ceil(2 * total / min(weights))))
+        self.cycle = -1
+
+    def counts(self, rows: int) -> list[int]:
+        """Rows of each stream among the first `rows` (a multiple of the cycle length)."""
+        floors = [rows * edge >> self.bits for edge in self.edges]
+        return [b - a for a, b in itertools.pairwise(floors)]
+
+    def __call__(self, i: int) -> tuple[int, int]:
+        cycle, place = divmod(i, self.length)
+        if cycle != self.cycle:
+            self.before = self.counts(cycle * self.length)
+            quota = np.subtract(self.counts((cycle + 1) * self.length), self.before)
+            self.order = np.repeat(np.arange(len(quota)), quota)[permutation(self.length, self.seed, cycle)]
+            self.rank = np.zeros(self.length, dtype=np.int64)  # rows of the same stream before this one, in this cycle
+            for s, count in enumerate(quota):
+                self.rank[self.order == s] = np.arange(count)
+            self.cycle = cycle
+        stream = int(self.order[place])
+        return stream, self.before[stream] + int(self.rank[place])
+
+
+class PretrainRows:
+    """Rows of a mixture of streams. `row(i)` is a pure function of the streams, the weights, the seed and i.
+
+    windows     "packed": whole documents (`PackedBlocks`); "official": the paper's windows, for audit (`OfficialWindows`)
+    weights     shares of the rows; None: every row of every stream once an epoch, in one shuffled order
+    """
+
+    def __init__(self, streams: Sequence[TokenStream], sequence_length: int, seed: int, *, weights: Sequence[float] | None = None,
+                 windows: str = "packed", eos_id: int | None = None):
+        self.streams, self.T, self.windows = streams, sequence_length, windows
+        self.layouts = [OfficialWindows(stream, sequence_length, eos_id) if windows == "official" else PackedBlocks(stream, sequence_length)
+                        for stream in streams]
+        counts = [layout.counts() for layout in self.layouts]
+        self.rows_per_epoch = sum(int(count.sum()) for count in counts)
+        self.mixture = Mixture(weights, seed) if weights is not None and len(streams) > 1 else None
+        self.bounds = np.cumsum([len(count) for count in counts])  # where each stream's blocks end, counted through all streams
+        self.orders = [ShuffledBlocks(count, seed, s) for s, count in enumerate(counts)] if self.mixture else \
+            [ShuffledBlocks(np.concatenate(counts), seed)]
+
+    def locate(self, i: int) -> tuple[int, int, int]:
+        """(stream, block, row within the block) of row i of the run."""
+        if self.mixture:
+            s, number = self.mixture(i)
+            return (s, *self.orders[s].locate(number))
+        block, row = self.orders[0].locate(i)
+        s = int(np.searchsorted(self.bounds, block, side="right"))
+        return s, block - (int(self.bounds[s - 1]) if s else 0), row
+
+    def row(self, i: int) -> Row:
+        s, block, row = self.locate(i)
+        return self.layouts[s].row(block, row)
+
+    def rows(self, numbers: Sequence[int]) -> Row:
+        """Rows of the run as one, its arrays (N, T)."""
+        return stack([self.row(i) for i in numbers], len(numbers), self.T)
+
+    def documents(self, i: int) -> tuple[TokenStream, list[int]]:
+        """The stream of row i and its documents, counted from 0 in the stream, in the order of the row."""
+        s, block, row = self.locate(i)
+        return self.streams[s], self.layouts[s].documents(block, row)
 
     def batch(self, step: int, rows: int) -> range:
         """Row numbers of global batch `step`."""
@@ -391,9 +553,11 @@ class ExamRows:
 
     def batch(self, step: int, size: int) -> list[Example]:
         """The examples of global batch `step`; an epoch's last batch runs over into the next epoch's order."""
-        n, numbers = len(self.examples), np.arange(step * size, (step + 1) * size)
-        return [self.examples[place] for epoch in np.unique(numbers // n).tolist()
-                for place in shuffled(numbers[numbers // n == epoch] % n, n, mix(self.seed, epoch)).tolist()]
+        n, examples = len(self.examples), []
+        for epoch in range(step * size // n, ((step + 1) * size - 1) // n + 1):
+            order = permutation(n, self.seed, epoch)
+            examples += [self.examples[place] for place in order[max(0, step * size - epoch * n):(step + 1) * size - epoch * n]]
+        return examples
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Lay examples into as few rows of at most T as first-fit-decreasing finds, all as narrow as that number allows.

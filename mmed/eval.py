@@ -184,9 +184,9 @@ def evaluate(options: argparse.Namespace) -> dict:
         if options.words == "official":
             language.official_words("x")
     settings = {name: getattr(options, name) for name in ("setting", "style", "mode", "scoring", "shots", "seed", "max_new_tokens", "stop", "words",
-                                                          "limit", "slots", "too_long", "dtype", "turns")}
+                                                          "limit", "slots", "too_long", "dtype", "turns", "bos")}
     if options.api:  # nothing is decoded here
-        settings = {name: value for name, value in settings.items() if name not in ("slots", "too_long", "dtype", "turns")}
+        settings = {name: value for name, value in settings.items() if name not in ("slots", "too_long", "dtype", "turns", "bos")}
     facts = settings | {"model": options.server.facts() if options.api else model_fingerprint(options.model, options.adapter), "data": file_hash(options.data),
                         "train": file_hash(options.train) if options.shots else None,
                         "versions": f"results {RESULTS_VERSION}, parser {PARSER_VERSION}, metrics {METRICS_VERSION}"}
@@ -204,7 +204,7 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 def _evaluate(items: list, options: argparse.Namespace, settings: dict, facts: dict, out: Path) -> dict:
     train = read_benchmark(options.train) if options.shots else []
-    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard)
+    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard, options.bos)
     encode = encoder_of(model, tokenizer, options)
     questions = {mode: build_questions(items, mode, options, train, encode, model.config.max_position_embeddings) for mode in modes_of(options)}
     if options.dtype == "int8":
@@ -278,6 +278,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--style", choices=("clean", "official"), default="clean", help="official: the published prompt with its stray sentence")
     parser.add_argument("--turns", default="none", metavar="FORMAT", help="chat template of an instruct model: auto (from its tokenizer), or "
                         "llama2, llama3, mistral, mistral3, internlm2, qwen2, qwen3, gemma; default none: the published prompt as it is")
+    parser.add_argument("--bos", choices=("auto", "yes", "no"), default="auto", help="begin prompts with BOS; auto: as the tokenizer's files say")
     parser.add_argument("--words", choices=("default", "official"), default="default", help="official: nltk, jieba, janome for BLEU and ROUGE")
     parser.add_argument("--stop", choices=("answer", "end"), help="a text ends with its first complete answer (default), or only with the end token "
                         "(default with --style official)")

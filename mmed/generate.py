@@ -40,10 +40,12 @@ from mmed.utils.fingerprints import file_hash, model_fingerprint
 WAIT_SECONDS = 14 * 24 * 3600  # ranks that are done wait for those that are not
 
 
-def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto", shard: bool = False):
+def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto", shard: bool = False,
+               bos: str = "auto"):
     """(model ready to decode, its tokenizer); an adapter is merged into the weights. Joins the other ranks under torchrun.
 
     dtype "int8": weights of 8 bits while decoding (mmed/inference/quantize.py). shard: each rank keeps its part of every matrix.
+    bos: whether prompts begin with BOS, see `load_tokenizer`.
     """
     if distributed.world_size() > 1:
         device = str(distributed.start(WAIT_SECONDS))
@@ -59,6 +61,8 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
         load_pretrained(folder, dtype=getattr(torch, dtype), device=device)
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer.model or tokenizer.json in this folder; put the model's tokenizer there")
+    if bos != "auto":
+        tokenizer = load_tokenizer(folder, bos)
     if adapter:
         load_adapter(model, adapter)
         merge_lora(model)
@@ -80,7 +84,7 @@ def progress_bar(total: int, shown: bool, unit: str = "text"):
 
 
 def encode_prompt(tokenizer, text: str) -> list[int]:
-    """The ids of a prompt as training encodes it: with the beginning-of-text token where the tokenizer has one."""
+    """The ids of a prompt as training encodes it: with BOS where the tokenizer adds one."""
     return tokenizer.encode(text, bos=tokenizer.bos_id is not None)
 
 
@@ -140,7 +144,7 @@ def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decodin
         rows.append(row)
         prompts.append(ids)
     facts = {"model": model_fingerprint(options.model, options.adapter), "input": file_hash(options.input), "slots": options.slots,
-             "turns": options.turns, "dtype": options.dtype, **decoding}
+             "turns": options.turns, "dtype": options.dtype, "bos": options.bos, **decoding}
     if options.dtype == "int8":
         print(int8_difference(model, prompts), file=sys.stderr)
     bar = progress_bar(len(rows), sys.stderr.isatty())
@@ -181,6 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that hold P of the probability")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=32, metavar="N", help="sequences decoded side by side (default 32)")
+    parser.add_argument("--bos", choices=("auto", "yes", "no"), default="auto", help="begin prompts with BOS; auto: as the tokenizer's files say")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="auto: bfloat16 on a GPU; int8: "
                         "weights of 8 bits, with what that changes printed")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
@@ -198,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     decoding = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     if not options.input and (options.shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise UsageError("several processes go with --input only")
-    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard)
+    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard, options.bos)
     if options.input:
         return run_file(model, tokenizer, options, decoding)
     if options.chat:

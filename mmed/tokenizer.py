@@ -65,12 +65,16 @@ class Tokenizer:
 
     `special` maps the text of each special token to its id. `end_ids` are the ids that end a generated text. `files` are
     the files a saved model needs beside its weights. `bos_id`, `eos_id`, `pad_id` and `unk_id` are None where there is none.
+
+    `bos_id` is the token that every document and prompt begins with, None where the tokenizer's files add none (or `--bos=no`);
+    `named_bos_id` is the token that they name as BOS, which chat templates may use all the same.
     """
 
     def __init__(self, core, *, special: dict[str, int], added: dict[str, int], bos_id: int | None, eos_id: int | None,
-                 pad_id: int | None, unk_id: int | None, end_ids: Iterable[int], files: list[Path]):
+                 pad_id: int | None, unk_id: int | None, end_ids: Iterable[int], files: list[Path], adds_bos: bool = True):
         self.core, self.kind, self.special, self.added, self.files = core, core.kind, special, added, files
-        self.bos_id, self.eos_id, self.pad_id, self.unk_id = bos_id, eos_id, pad_id, unk_id
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = bos_id if adds_bos else None, eos_id, pad_id, unk_id
+        self.named_bos_id = bos_id
         self.end_ids = tuple(sorted({index for index in end_ids if index is not None}))
         self.vocab_size = max([core.size - 1, *special.values(), *added.values()]) + 1
         self._text_of = {index: text for text, index in (*added.items(), *special.items())}
@@ -81,7 +85,7 @@ class Tokenizer:
         early = sorted((added.keys() | special.keys()) - late, key=lambda text: (-len(text), text))
         self._early = re.compile("|".join(map(re.escape, early))) if added.keys() - late else None
         self._late = re.compile("|".join(map(re.escape, sorted(late, key=lambda text: (-len(text), text))))) if late else None
-        facts = [self.kind, core.facts(), sorted(special.items()), sorted(added.items()), sorted(late), bos_id, eos_id]
+        facts = [self.kind, core.facts(), sorted(special.items()), sorted(added.items()), sorted(late), self.bos_id, eos_id]
         self.fingerprint = hashlib.sha256(json.dumps(facts, ensure_ascii=True).encode()).hexdigest()
 
     def encode(self, text: str, bos: bool = False, eos: bool = False, *, continued: bool = False) -> list[int]:
@@ -151,7 +155,7 @@ class Tokenizer:
         return self._text_of.get(index) or self.core.piece(index)
 
     def _required(self, name: str) -> int:
-        index = getattr(self, f"{name}_id")
+        index = self.named_bos_id if name == "bos" else getattr(self, f"{name}_id")
         if index is None:
             raise UserError(f"this tokenizer has no {name} token; call encode without {name}=True")
         return index
@@ -165,10 +169,15 @@ CARRIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "specia
            "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+BOS_CHOICES = ("auto", "yes", "no")
+
+
+def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
     """Open the tokenizer of a model folder, or one tokenizer file of it; what cannot give exactly the right ids is refused.
 
     `tokenizer.model` goes before `tokenizer.json`: where both are there, it is what the other was made from.
+    `bos`: whether documents and prompts begin with BOS; "auto" does what the tokenizer's files say, which is wrong for models
+    that are published without the BOS that they were trained with.
     """
     path = Path(path)
     if path.is_dir():
@@ -192,7 +201,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     # an unknown piece stands for text that could not be spelt: it is no mark
     special = {text: index for text, index in special.items() if index != ids["unk"] or index in (ids["bos"], ids["eos"], ids["pad"])}
     files = [path] + [file for name in CARRIED if (file := path.parent / name).is_file() and file != path]
-    return Tokenizer(core, special=special, added=added, files=files, **{f"{name}_id": index for name, index in ids.items()},
+    if bos == "yes" and ids["bos"] is None:
+        raise UserError(f"{path}: --bos=yes, but this tokenizer names no BOS token")
+    adds_bos = settings.adds_bos(ids["bos"], known) if bos == "auto" else bos == "yes"
+    return Tokenizer(core, special=special, added=added, files=files, adds_bos=adds_bos, **{f"{name}_id": index for name, index in ids.items()},
                      end_ids=[ids["eos"], *settings.end_ids, *(known.get(name) for name in END_NAMES)])
 
 

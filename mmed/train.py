@@ -7,7 +7,7 @@ In: a model folder and token streams (or exam items). Out: a run folder: `run.js
 `metrics.jsonl`, `checkpoints/step-N/`, and at the end `model/` (or `adapter/` for LoRA), which transformers and PEFT open.
 
     for each step:  rows of batch k  ->  micro-batches  ->  summed loss / target tokens of the global batch  ->  gradients
-                    ->  clip  ->  AdamW  ->  metrics.jsonl  ->  (held-out loss)  ->  (checkpoint)
+                    ->  clip  ->  AdamW  ->  metrics.jsonl  ->  (validation loss)  ->  (checkpoint)
 
 Batch k depends on the seed and k alone (mmed/data.py), so a resumed run equals one that was never stopped; how it stops is
 told in mmed/training/signals.py, and what a user does after a fault in docs/faults.md. The host never waits for the device inside a
@@ -157,7 +157,7 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
     from mmed.training.loader import Batches, make_rows, source_data
     from mmed.training.logging import Late, Log, Profile
     from mmed.training.optimizer import make_optimizer, update
-    from mmed.training.validation import held_out, held_out_loss
+    from mmed.training.validation import compare, validation_loss, validation_sets
 
     if config.deterministic:
         distributed.same_bits()
@@ -174,15 +174,15 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
     else:
         config_data = config
     folder, spec = config_data.tokenizer or config.model, config_data.data
-    tokenizer = load_tokenizer(folder) if checkpoint.has_tokenizer(folder) else None
+    tokenizer = load_tokenizer(folder, config.bos) if checkpoint.has_tokenizer(folder) else None
     if tokenizer is None and (config.task == "finetune" or config.tokenizer or config.model.startswith("shape:")):
         raise UserError(f"{folder}: no tokenizer.model or tokenizer.json there; give --tokenizer=FOLDER")
     rows = make_rows(config, spec, tokenizer)
-    validation = held_out(config, tokenizer)
     size = rows.rows_per_epoch if config.task == "pretrain" else len(rows.examples)
     steps = config.max_steps or max(1, math.ceil(config.epochs * size / config.global_batch_size))
 
     shape = model_config(config, tokenizer)
+    validation = {} if config.dry_run else validation_sets(config, tokenizer, shape.max_position_embeddings)
     if config.dry_run:
         if main:
             budget.show(config, skeleton(config, shape), steps, device)
@@ -219,7 +219,7 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
             write_json(out / "run.json", facts)
             for text in [differs, *(f"allowed to differ: {k}, {a} -> {b}" for k, (a, b) in allowed.items())]:
                 print(f"resumed after step {first}: {text}" if text else "", file=sys.stderr)
-        keep_lines(out / "metrics.jsonl", first)
+        keep_lines(out / "metrics.jsonl", first or -1)
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         what = f"{size:,} rows of {config.sequence_length}" if config.task == "pretrain" else f"{size:,} examples"
@@ -241,14 +241,16 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
                   budget.peak_flops(facts["device"]), world, lambda step: batch_names(rows, config, step))
 
         def evaluate(line: dict) -> dict | None:
-            """Write the line with the held-out loss; the line itself is still owed when a signal came first."""
-            losses = held_out_loss(model, validation, config, device, autocast, stop.agreed)
+            """Write the line with the validation loss; the line itself is still owed when a signal came first."""
+            losses = validation_loss(model, validation, config.micro_batch_size * config.sequence_length, device, autocast, stop.agreed)
             if losses is None:
                 return line
-            log.write({**line, "held_out": losses})
+            log.validated(line, losses)
             log.pause()
             return None
 
+        if not first and validation:
+            halted = evaluate({"step": 0, "tokens": 0}) is not None
         if owed:
             owed = evaluate(owed)
             halted = owed is not None
@@ -311,7 +313,8 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
         checkpoint.save_pretrained(model, tokenizer, out / "model")
     if main:
         write_json(out / "done.json", {"steps": steps, "tokens": log.tokens, "loss": log.loss})
-        print(f"{out}: done, {log.tokens:,} target tokens; weights in {out / ('adapter' if config.lora_rank else 'model')}", file=sys.stderr)
+        change = f"{compare(log.before, log.after)}; " if log.before and log.after else ""
+        print(f"{out}: done, {log.tokens:,} target tokens; {change}weights in {out / ('adapter' if config.lora_rank else 'model')}", file=sys.stderr)
     distributed.barrier()
     distributed.stop()
     return 0

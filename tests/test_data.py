@@ -1,8 +1,8 @@
 """Token streams, the order of data, windows, and the label mask of exam rows."""
 import hashlib
 import json
+import os
 import random
-import time
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from mmed.data import (
     IGNORE,
     Example,
     ExamRows,
+    Mixture,
     PretrainRows,
     StreamWriter,
     TokenStream,
@@ -19,13 +20,19 @@ from mmed.data import (
     rank_share,
     token_dtype,
 )
-from mmed.order import Mixture, mix, shuffled
 from mmed.prompts import ExamItem, build_prompt, build_target
 from mmed.utils.errors import UserError
 
 
-def write(prefix, documents, vocab_size=1000, language="en"):
-    writer = StreamWriter(prefix, vocab_size, "print")
+@pytest.fixture
+def random_seed(request):
+    seed = int(os.environ.get("TEST_SEED", 0)) or random.randrange(2 ** 31)
+    print(f"TEST_SEED={seed}")
+    return seed
+
+
+def write(prefix, documents, vocab_size=1000, language="en", bos_id=None):
+    writer = StreamWriter(prefix, vocab_size, "print", bos_id)
     for ids in documents:
         writer.add(ids, language, "web")
     writer.close()
@@ -127,125 +134,103 @@ def test_an_id_outside_the_vocabulary_is_never_written(tmp_path):
         write(tmp_path / "s", [[1, 2, 1000]])
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 100, 1000])
-def test_shuffled_is_a_bijection_that_depends_on_the_key(n):
-    orders = [shuffled(np.arange(n), n, mix(key)).tolist() for key in (1, 2)]
-    assert all(sorted(order) == list(range(n)) for order in orders)
-    if n > 15:
-        assert orders[0] != orders[1] != list(range(n))
+def layout(tmp_path, documents, T, bos_id=None):
+    """(stream, rows) of documents in one stream."""
+    stream = write(tmp_path / "s", documents, bos_id=bos_id)
+    return stream, PretrainRows([stream], T, seed=5)
 
 
-def test_packed_rows_train_every_token_once_an_epoch(tmp_path):
-    documents = random_documents(3)
-    stream = write(tmp_path / "s", documents)
-    T = 16
-    rows = PretrainRows([stream], T, seed=5, apart=False)
+def decoded(row, bos_id):
+    """The pieces of a row as (number, inputs, labels), padding left out."""
+    return [(number, row.input_ids[row.documents == number].tolist(), row.labels[row.documents == number].tolist())
+            for number in range(row.documents.max() + 1)]
+
+
+@pytest.mark.parametrize("bos_id, T", [(None, 1), (None, 16), (None, 64), (1, 2), (1, 16), (1, 64)])
+@pytest.mark.parametrize("longest", [4, 60, 600])
+def test_every_token_of_a_document_is_a_target_once_an_epoch(tmp_path, bos_id, T, longest, random_seed):
+    documents = [[1] * (bos_id is not None) + ids for ids in random_documents(random_seed, 150, longest)]
+    stream, rows = layout(tmp_path, documents, T, bos_id)
+    first = {0, *stream.ends[:-1].tolist()}
     seen = np.zeros(stream.tokens, dtype=int)
     for i in range(rows.rows_per_epoch):
-        window = int(rows.locate([i])[1][0])
-        start = max(0, min(window * T, stream.tokens - 1 - T))
-        row = rows.row(i)
-        assert row.input_ids.tolist() == stream.ids[start:start + T].tolist() and row.labels.tolist() == stream.ids[start + 1:start + T + 1].tolist()
-        seen[start + 1:start + T + 1] += 1
-    assert seen[0] == 0 and (seen[1:] >= 1).all() and (seen > 1).sum() < T  # only the last, right-aligned row overlaps
+        row, (_, block, number) = rows.row(i), rows.locate(i)
+        pieces = rows.layouts[0].rows(block)[number]
+        found = decoded(row, bos_id) if pieces else []
+        assert len(found) == len(pieces) and (row.documents >= 0).sum() == sum(len(inputs) for _, inputs, _ in found)
+        for piece, (place, inputs, labels) in zip(pieces, found, strict=True):
+            tokens = stream.ids[piece.start:piece.end + 1].tolist()
+            extra = bos_id is not None and piece.start not in first
+            assert inputs == [1] * extra + tokens[:-1] and labels == [IGNORE] * extra + tokens[1:]
+            assert row.positions[row.documents == place].tolist() == list(range(len(inputs)))
+            seen[piece.start + 1:piece.end + 1] += 1
+    assert all(seen[place] == (0 if place in first else 1) for place in range(stream.tokens))
 
 
-def test_each_epoch_holds_every_window_once_in_an_order_of_its_own(tmp_path):
-    rows = PretrainRows([write(tmp_path / "s", random_documents(3)), write(tmp_path / "t", random_documents(4))], 16, seed=5)
+def test_a_continuation_begins_with_a_bos_that_predicts_nothing(tmp_path):
+    _, rows = layout(tmp_path, [[1, 10, 11, 12, 13, 14, 2]], 4, bos_id=1)
+    found = sorted((rows.row(i).input_ids.tolist(), rows.row(i).labels.tolist()) for i in range(rows.rows_per_epoch))
+    assert found == [([1, 10, 11, 12], [10, 11, 12, 13]), ([1, 13, 14, 0], [IGNORE, 14, 2, IGNORE])]
+
+
+@pytest.mark.parametrize("bos_id, T", [(None, 128), (1, 128), (1, 512)])
+def test_at_most_two_percent_of_positions_are_padding_and_few_documents_are_split(tmp_path, bos_id, T, random_seed):
+    rng = np.random.default_rng(random_seed)
+    lengths = np.clip(rng.lognormal(4.5, 1.0, 3000), 3, 5000).astype(int)
+    _, rows = layout(tmp_path, [[5] * length for length in lengths], T, bos_id)
+    positions, continued = 0, 0
+    for block in range(rows.layouts[0].blocks):
+        for pieces in rows.layouts[0].rows(block):
+            positions += sum(piece.end - piece.start + (piece.continues and bos_id is not None) for piece in pieces)
+            continued += sum(piece.continues for piece in pieces)
+    assert positions > 0.98 * rows.rows_per_epoch * T, random_seed
+    needed = int((-(-(lengths - 1) // T) - 1).sum()) + rows.layouts[0].blocks  # longer than a row, or across the edge of a block
+    assert continued < 1.5 * needed + 0.05 * len(lengths), random_seed
+
+
+def test_row_k_is_found_without_packing_other_blocks(tmp_path):
+    _, rows = layout(tmp_path, random_documents(1, 3000, 60), 16)
+    assert rows.layouts[0].blocks > 50
+    rows.row(12345)
+    assert len(rows.layouts[0].packed) == 1
+
+
+def test_an_epoch_holds_every_row_once_in_an_order_of_its_own_that_mixes_blocks(tmp_path):
+    rows = PretrainRows([write(tmp_path / name, random_documents(seed, 1500)) for seed, name in enumerate("st")], 16, seed=5)
     n = rows.rows_per_epoch
-    epochs = [list(zip(*(x.tolist() for x in rows.locate(range(epoch * n, epoch * n + n))))) for epoch in range(3)]
-    assert n > 20 and all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == n for epoch in epochs)
+    epochs = [[rows.locate(i) for i in range(epoch * n, epoch * n + n)] for epoch in range(3)]
+    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == n for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert len({place[:2] for place in epochs[0][:64]}) > 20  # neighbours in training come from many blocks
+    assert [rows.locate(i) for i in (n + 3, 2, n - 1)] == [epochs[1][3], epochs[0][2], epochs[0][n - 1]]  # no state
 
 
-def one_shuffled(place, n, key):
-    """The oracle: the same order, one place at a time, in Python's integers."""
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = place >> half, place & mask
-        for turn in range(4):
-            left, right = right, left ^ (mix(key, turn, right) & mask)
-        place = left << half | right
-        if place < n:
-            return place
+def test_rows_of_a_mixture_follow_from_seed_and_number(tmp_path):
+    streams = [write(tmp_path / name, random_documents(seed, 200)) for seed, name in enumerate("stu")]
+    one, two = (PretrainRows(streams, 16, seed=3, weights=[1, 2, 5]) for _ in range(2))
+    forward = [one.row(i).input_ids.tolist() for i in range(400)]
+    assert [two.row(i).input_ids.tolist() for i in reversed(range(400))] == forward[::-1]
+    assert one.rows(range(7)).input_ids.tolist() == forward[:7]
 
 
-def one_row(rows, i):
-    """The oracle: row i by itself, document by document."""
-    if rows.mixture is None:
-        epoch, place = divmod(i, rows.rows_per_epoch)
-        s, window = 0, one_shuffled(place, rows.rows_per_epoch, mix(rows.seed, epoch))
-        while window >= rows.sizes[s]:
-            window -= rows.sizes[s]
-            s += 1
-    else:
-        s, count = rows.mixture(i)
-        epoch, place = divmod(count, rows.sizes[s])
-        window = one_shuffled(place, rows.sizes[s], mix(rows.seed, s, epoch))
-    stream, T = rows.streams[s], rows.T
-    start = max(0, min(window * T, stream.tokens - 1 - T))
-    ids = stream.ids[start:start + T + 1].tolist()
-    n, borders = len(ids) - 1, {int(end) - start for end in stream.ends}
-    documents, positions, labels = [-1] * T, list(range(T)), ids[1:] + [IGNORE] * (T - n)
-    number = place = 0
-    for t in range(n):
-        if t in borders and rows.apart and t:
-            number, place = number + 1, 0
-        documents[t] = number
-        positions[t] = place if rows.apart else t
-        place += 1
-        if rows.apart and t + 1 in borders:
-            labels[t] = IGNORE
-    return ids[:-1] + [0] * (T - n), labels, documents, positions
-
-
-def test_rows_read_together_are_the_rows_one_by_one(tmp_path):
-    seed = int(time.time())
-    rng = random.Random(seed)
-    for n in [1, 2, 3, 1000, 10 ** 9 + 7, rng.randrange(1, 2 ** 45)]:
-        places, key = [rng.randrange(n) for _ in range(20)], rng.randrange(2 ** 64)
-        assert shuffled(np.array(places), n, key).tolist() == [one_shuffled(place, n, key) for place in places], (n, key)
-    for case in range(12):
-        streams = [write(tmp_path / f"{case}-{s}", random_documents(seed + case * 10 + s, rng.randint(2, 40), rng.choice([3, 30, 90])))
-                   if rng.random() < 0.9 else write(tmp_path / f"{case}-{s}", [[5, 6, 7, 2]]) for s in range(rng.randint(1, 4))]
-        weights = [rng.uniform(0.1, 3) for _ in streams] if rng.random() < 0.4 else None
-        rows = PretrainRows(streams, rng.choice([1, 2, 8, 33, 64]), seed + case, weights=weights, apart=rng.random() < 0.8)
-        numbers = [rng.randrange(3 * rows.rows_per_epoch + 1) for _ in range(rng.randint(1, 40))]
-        together = rows.rows(numbers)
-        for place, i in enumerate(numbers):
-            row = together.part(place)
-            got = tuple(getattr(row, name).tolist() for name in ("input_ids", "labels", "documents", "positions"))
-            assert got == one_row(rows, i), (seed, case, i)
-
-
-def test_documents_kept_apart_have_own_numbers_positions_and_no_loss_across_the_border(tmp_path):
-    documents = [[5, 6, 7, 2], [8, 2], [9, 10, 11, 12, 2]]
-    stream = write(tmp_path / "s", documents)
-    row = PretrainRows([stream], 8, seed=0).packed(0, [0]).part(0)
-    assert row.input_ids.tolist() == [5, 6, 7, 2, 8, 2, 9, 10]
-    assert row.labels.tolist() == [6, 7, 2, IGNORE, 2, IGNORE, 10, 11]
-    assert row.documents.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
-    assert row.positions.tolist() == [0, 1, 2, 3, 0, 1, 0, 1]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_every_border_inside_random_rows_is_marked(tmp_path, seed):
-    documents = random_documents(seed, count=200, longest=9)
-    stream = write(tmp_path / "s", documents)
-    owner = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
-    rows = PretrainRows([stream], 32, seed=1)
-    for window in range(rows.sizes[0]):
-        start = max(0, min(window * 32, stream.tokens - 1 - 32))
-        row, own = rows.packed(0, [window]).part(0), owner[start:start + 33]
-        assert (row.documents == own[:-1] - own[0]).all()
-        assert ((row.labels == IGNORE) == (own[1:] != own[:-1])).all()
-        assert (row.positions == [(own[:t] == own[t]).sum() for t in range(32)]).all()
+def test_documents_keep_their_own_numbers_and_positions(tmp_path):
+    _, rows = layout(tmp_path, [[5, 6, 7, 2], [8, 2], [9, 10, 11, 12, 2]], 8)
+    assert rows.rows_per_epoch == 1
+    row = rows.row(0)
+    assert row.input_ids.tolist() == [5, 6, 7, 8, 9, 10, 11, 12]
+    assert row.labels.tolist() == [6, 7, 2, 2, 10, 11, 12, 2]
+    assert row.documents.tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert row.positions.tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
 
 
 def test_a_stream_shorter_than_a_row_is_padded_without_loss(tmp_path):
     row = PretrainRows([write(tmp_path / "s", [[5, 6, 7]])], 8, seed=0).row(0)
     assert row.labels.tolist() == [6, 7] + [IGNORE] * 6 and row.documents.tolist() == [0, 0] + [-1] * 6
+
+
+def test_a_stream_without_anything_to_predict_is_rejected(tmp_path):
+    with pytest.raises(UserError, match="nothing to predict"):
+        PretrainRows([write(tmp_path / "s", [[5], [6]])], 8, seed=0)
 
 
 def test_official_windows_are_those_of_the_published_script(tmp_path):

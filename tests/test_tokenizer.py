@@ -390,7 +390,7 @@ def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
         load_tokenizer(tmp_path).encode("x", bos=True)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0], "bos_token_id": 0}))
     ours = load_tokenizer(tmp_path)
-    assert (ours.bos_id, ours.eos_id, ours.end_ids) == (0, 1, (0, 1))
+    assert (ours.bos_id, ours.named_bos_id, ours.eos_id, ours.end_ids) == (None, 0, 1, (0, 1))
     settings = {"bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     ours = load_tokenizer(tmp_path)

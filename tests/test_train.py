@@ -134,7 +134,7 @@ def test_the_same_command_gives_the_same_bits(world, tmp_path, uninterrupted):
 
 def test_lora_saves_only_the_adapter_and_peft_opens_it(world, tmp_path):
     warm_run(finetune(world, tmp_path / "lora", f"--validation={world}/Train"))
-    assert not (tmp_path / "lora" / "model").exists() and "English" in lines(tmp_path / "lora")[-1]["held_out"]
+    assert not (tmp_path / "lora" / "model").exists() and "English" in lines(tmp_path / "lora")[-1]["validation_loss"]
     assert all("lora_" in name for name in tensors(tmp_path / "lora"))
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

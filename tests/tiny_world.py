@@ -17,7 +17,7 @@ def make_world(folder: Path, width: int = 32) -> Path:
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(5, 40))) for _ in range(120)]
     tokenizer = train_sentencepiece(texts, folder / "tokenizer", 340)
     for name, part in (("en", texts[:60]), ("ja", texts[60:])):
-        writer = StreamWriter(folder / name, tokenizer.vocab_size, tokenizer.fingerprint)
+        writer = StreamWriter(folder / name, tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id)
         for text in part:
             writer.add(tokenizer.encode(text, bos=True, eos=True), name, "web")
         writer.close()

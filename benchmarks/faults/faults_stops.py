@@ -198,7 +198,7 @@ def row_signals(bench: Bench) -> Iterator[Row]:
         def before(rank: int, mark: Callable[[], None], module=module, name=name, when=when, ranks=ranks, phase=phase) -> None:
             condition = when(ranks)
             if phase == "evaluation at the end":
-                patched("mmed.training.validation", "held_out_loss", count_evaluations)
+                patched("mmed.training.validation", "validation_loss", count_evaluations)
                 inner = nth_of_last(ranks)
                 condition = inner
             patched(module, name, slowly(mark, condition))

@@ -597,7 +597,7 @@ def run_log(folder: Path, data: bytes) -> None:
     read_run(str(folder))
 
 
-LOG = b"".join(dumps({"step": n, "tokens": 100 * n, "loss": 5.0 - n, "tokens_per_second": 10.0, "held_out": {"en": 2.5}}) + b"\n" for n in range(3))
+LOG = b"".join(dumps({"step": n, "tokens": 100 * n, "loss": 5.0 - n, "tokens_per_second": 10.0, "validation_loss": {"en": 2.5}}) + b"\n" for n in range(3))
 
 
 def book_error() -> tuple[type[BaseException], ...]:

@@ -279,7 +279,7 @@ def reading_row(options: argparse.Namespace) -> None:
         stream = make_stream(folder, 2000, 1500)
         rows = PretrainRows([stream], 2048, seed=1)
         for i in range(1000):  # the official tokenizer step: a window a file, int64
-            np.save(folder / f"w{i}.npy", rows.packed(0, [i % rows.sizes[0]]).input_ids[0])
+            np.save(folder / f"w{i}.npy", rows.row(i).input_ids)
         files = sorted(folder.glob("w*.npy"))
         order = random.Random(0).sample(files, len(files))
         B = options.batch

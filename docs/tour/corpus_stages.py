@@ -197,19 +197,23 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
     streams = [TokenStream(work / "streams" / code, tokenizer.fingerprint, verify=True) for code in LANGUAGES]
     english = streams[0]
     rows = PretrainRows(streams, SEQUENCE, seed=0)
-    first = rows.packed(0, [0]).part(0)
+    places = [(s, block, number) for s, layout in enumerate(rows.layouts) for block in range(layout.blocks) for number in range(layout.counts()[block])]
+    all_rows = [rows.layouts[s].row(block, number) for s, block, number in places]
+    first = next(row for row in all_rows if row.documents.max() > 0)  # one with several documents
     ends = np.asarray(english.ends).astype(int)
     names = list(documents(work / "unique" / "en" / "kept"))
     raw = (work / "streams" / "en.bin").read_bytes()[:16]
-    border = int(ends[0])
-    all_rows = [rows.packed(s, [w]).part(0) for s in range(len(streams)) for w in range(rows.sizes[s])]
+    border = int(np.flatnonzero(np.diff(first.documents))[0]) + 1
+    labels = [f"{LANGUAGES[s]} {number}" for s, _, number in places]
+    counts = [int(layout.counts().sum()) for layout in rows.layouts]
+    used = sum(int((row.documents >= 0).sum()) for row in all_rows)
     values = {
         "stream_tokens": str(english.tokens), "stream_documents": str(english.documents), "stream_dtype": english.meta["dtype"],
         "stream_bytes": str((work / "streams" / "en.bin").stat().st_size), "stream_hex": raw.hex(" "),
         "stream_first": ", ".join(str(int(i)) for i in english.ids[:8]), "stream_pieces": " ".join(shown(tokenizer.piece(int(i))) for i in english.ids[:8]),
         "stream_ends": ", ".join(f"{name} {end}" for name, end in zip(names[:3], ends)), "sequence": str(SEQUENCE), "row_border": str(border),
-        "row_table": boundary(first, tokenizer, border - 4, border + 4), "rows_en": str(rows.sizes[0]), "rows_zh": str(rows.sizes[1]),
+        "row_table": boundary(first, tokenizer, border - 4, border + 4), "rows_en": str(counts[0]), "rows_zh": str(counts[1]),
         "rows_all": str(rows.rows_per_epoch), "row_supervised": str(int((first.labels >= 0).sum())),
-        "row_order": ", ".join(f"{LANGUAGES[s]} {w}" for s, w in zip(*rows.locate(range(rows.rows_per_epoch))))}
-    labels = [f"{LANGUAGES[s]} {w}" for s in range(len(streams)) for w in range(rows.sizes[s])]
+        "row_padding": str(rows.rows_per_epoch * SEQUENCE - used),
+        "row_order": ", ".join(labels[places.index(rows.locate(i))] for i in range(rows.rows_per_epoch))}
     return values, {"stream.svg": stream_rows(all_rows, labels)}

@@ -34,7 +34,7 @@ def image(width: float, height: float, label: str, body: Sequence[str]) -> str:
 
 
 def stream_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Each row as a band, a colour for each document; black where a document ends, whose label is left out."""
+    """Each row as a band, a colour for each document; black where a token has no label, the BOS before a continuation."""
     left, width, tall = 40.0, 5.0, 20.0
     T = len(rows[0].input_ids)
     body = []

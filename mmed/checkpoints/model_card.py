@@ -19,7 +19,7 @@ def run_recipe(facts: dict) -> dict[str, Any]:
     names = ["task", "max_steps", "epochs", "global_batch_size", "sequence_length", "learning_rate", "schedule", "warmup_ratio", "weight_decay",
              "max_grad_norm", "precision", "seed"]
     names += ["lora_rank", "lora_alpha", "lora_dropout", "lora_targets"] if config.get("lora_rank") else []
-    names += ["rationales", "prompt_style"] if config.get("task") == "finetune" else ["windows", "documents_apart", "mix_temperature"]
+    names += ["rationales", "prompt_style"] if config.get("task") == "finetune" else ["windows", "mix_temperature"]
     lines = {"recipe": facts.get("recipe"), "steps planned": facts.get("steps")} | {name: config.get(name) for name in names}
     lines |= facts.get("reached", {}) | {"processes": facts.get("world_size"), "code": str(facts.get("commit") or "?")[:12]}
     return {name: value for name, value in lines.items() if value is not None}

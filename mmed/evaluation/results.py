@@ -91,6 +91,9 @@ def write_results(folder: Path, rows: Sequence[dict], prompts: Mapping[tuple[str
                   settings: Mapping[str, Any]) -> dict:
     """All files of a result folder, results.json last: where it stands the folder is whole. `prompts`: (key, mode) -> ModelInput."""
     summary = summarise(rows)
+    if settings.get("bos", "auto") != "auto":
+        for column in summary["micro"]["accuracy"]:
+            summary["signatures"][column] += f"|bos:{settings['bos']}"
     columns = list(summary["languages"])
     remove_leftovers(folder)
     with atomic_write(folder / "predictions.jsonl") as file:

@@ -255,7 +255,7 @@ class Run:
     facts: dict[str, Any]
     finished: bool
     loss: list[tuple[float, float]]  # (tokens, training loss)
-    held_out: dict[str, list[tuple[float, float]]]  # language or stream -> the same
+    validation: dict[str, list[tuple[float, float]]]  # language -> (tokens, validation loss), the first before step 1
     tokens_per_second: float  # median over the log
     remarks: list[str]
 
@@ -272,17 +272,20 @@ def read_run(argument: str) -> Run:
     rates, bad, lines = [], 0, _lines(log, run.remarks)
     for at, line in lines:
         try:
-            tokens, loss = number(line["tokens"], 0), line["loss"]
-            if is_finite(loss):
+            tokens, loss = number(line["tokens"], 0), line.get("loss")
+            if line["step"] == 0:  # validation before the first step
+                pass
+            elif is_finite(loss):
                 run.loss.append((tokens, loss))
             else:
                 bad += 1
-            for language, value in line.get("held_out", {}).items():
+            for language, value in line.get("validation_loss", {}).items():
                 if is_finite(value):
-                    run.held_out.setdefault(as_name(language), []).append((tokens, value))
+                    run.validation.setdefault(as_name(language), []).append((tokens, value))
                 else:
                     bad += 1
-            rates.append(number(line["tokens_per_second"], 0))
+            if line["step"]:
+                rates.append(number(line["tokens_per_second"], 0))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{log}:{at}: not a line of a training log ({type(error).__name__}: {as_name(error)})") from None
     if bad:

@@ -227,19 +227,23 @@ def _counts_grid(title: str, head: Sequence[str], rows: Sequence[tuple[str, list
 def runs_section(runs: Sequence[Run]) -> str:
     if not runs:
         return ""
-    colours = {name: plots.colour(index) for index, name in enumerate(dict.fromkeys(name for run in runs for name in run.held_out))}
+    colours = {name: plots.colour(index) for index, name in enumerate(dict.fromkeys(name for run in runs for name in run.validation))}
     drawn = []
     for run in runs:
         config, log = run.facts["config"], run.loss
         series = [("train", "training", plots.thin(log))] if log else []
-        series += [(f"{colours[name]} dots", name, points) for name, points in run.held_out.items()]
+        series += [(f"{colours[name]} dots", name, points) for name, points in run.validation.items()]
         facts = [as_name(run.facts.get("recipe") or config.get("task") or ""), f"{as_name(run.facts.get('steps'))} steps planned",
                  f"{log[-1][0]:,.0f} target tokens" if log else "", f"last loss {log[-1][1]:.3f}" if log else "",
                  f"{run.tokens_per_second:,.0f} tokens/s" if run.tokens_per_second else "",
                  f"{as_name(run.facts.get('world_size'))} × {as_name(run.facts.get('device'))}", "" if run.finished else "not finished", *run.remarks]
+        for name, points in run.validation.items():
+            if len(points) > 1 and points[0][0] == 0:
+                before, after = points[0][1], points[-1][1]
+                facts.append(f"validation loss {name} {before:.3f} → {after:.3f}" + (" (rose)" if after > before else ""))
         drawing = plots.curves(series, "target tokens", "loss, nats per token", f"loss of {run.name}") if series else ""
         drawn.append(figure(run.name, drawing, escape(" · ".join(fact for fact in facts if fact))))
-    words = "Training loss (thin grey; each point is the mean of neighbouring steps where there are many) and held-out loss by language."
+    words = "Training loss (thin grey; each point is the mean of neighbouring steps where there are many) and validation loss by language, from before the first step."
     return section("training", "Training", note(words), f'<div class="plots">{"".join(drawn)}</div>')
 
 

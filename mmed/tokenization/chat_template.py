@@ -166,7 +166,7 @@ def encode_chat(tokenizer, messages: Sequence[Message], family: str = "", name: 
             text += part
             continue
         flush()
-        index = {BOS: tokenizer.bos_id, EOS: tokenizer.eos_id}.get(part, tokenizer.special.get(part))
+        index = {BOS: tokenizer.named_bos_id, EOS: tokenizer.eos_id}.get(part, tokenizer.special.get(part))
         if index is None and part is not BOS:
             raise UserError(f"turn format {name}: this tokenizer has no {part}")
         ids += [index] if index is not None else []
@@ -177,6 +177,6 @@ def encode_chat(tokenizer, messages: Sequence[Message], family: str = "", name: 
 
 def render_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None) -> str:
     """The same as people see it, with the text of special tokens."""
-    ends = {BOS: tokenizer.bos_id, EOS: tokenizer.eos_id}
+    ends = {BOS: tokenizer.named_bos_id, EOS: tokenizer.eos_id}
     return "".join((tokenizer.piece(ends[part]) if part in ends else str(part)) if isinstance(part, Mark) else part
                    for part in chat_parts(messages, name or turn_format(tokenizer, family)))

@@ -114,6 +114,26 @@ class Settings:
                 return index
         return None
 
+    def adds_bos(self, bos_id: int | None, known: dict[str, int]) -> bool:
+        """Whether the reference puts BOS before a text: `add_bos_token` says so, else the post-processor of tokenizer.json.
+
+        tokenizer.model and tiktoken files say nothing themselves; the models they belong to (Llama, InternLM, Gemma) add it.
+        """
+        if isinstance(said := self.config.get("add_bos_token"), bool):
+            return said
+        file = self.folder / "tokenizer.json"
+        if not file.is_file():
+            return True
+        whole = read_json(file)
+        post = whole.get("post_processor") if isinstance(whole, dict) else None
+        for step in _steps(post, "processors"):
+            template = step.get("single") if step.get("type") == "TemplateProcessing" else None
+            first = template[0] if isinstance(template, list) and template else None
+            special = first.get("SpecialToken") if isinstance(first, dict) else None
+            if isinstance(special, dict) and bos_id is not None and known.get(str(special.get("id"))) == bos_id:
+                return True
+        return False
+
 
 def _content(entry: Any) -> str | None:
     text = entry.get("content") if isinstance(entry, dict) else entry

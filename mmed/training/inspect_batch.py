@@ -12,35 +12,21 @@ import itertools
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from mmed.config import TrainConfig
-from mmed.data import IGNORE, PretrainRows, Row, pack
+from mmed.data import IGNORE, Row, pack
 from mmed.tokenizer import load_tokenizer
 from mmed.training.loader import make_rows
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import read_json
 
 
-def documents_of(rows: PretrainRows, i: int) -> tuple[str, int, int]:
-    """(stream, first document, last document) of row i, documents counted from 0 in their stream."""
-    s, window = (int(found[0]) for found in rows.locate([i]))
-    stream = rows.streams[s]
-    if rows.windows == "official":
-        document = int(np.searchsorted(rows.official_ends[s], window, side="right"))
-        return stream.prefix, document, document
-    start = max(0, min(window * rows.T, stream.tokens - 1 - rows.T))
-    end = min(start + rows.T, stream.tokens - 1)
-    return stream.prefix, int(np.searchsorted(stream.ends, start, side="right")), int(np.searchsorted(stream.ends, end - 1, side="right"))
-
-
 def batch_names(rows, config: TrainConfig, step: int) -> list[str]:
-    """What step `step` (counted from 1, as in metrics.jsonl) trained on: "STREAM:first-last" a row, or exam items' keys."""
+    """What step `step` (counted from 1, as in metrics.jsonl) trained on: "STREAM:3+17+18" (its documents) a row, or exam items' keys."""
     batch = rows.batch(step - 1, config.global_batch_size)
     if config.task == "finetune":
         return [example.key for example in batch]
-    places = (documents_of(rows, i) for i in batch)
-    return [f"{Path(name).name}:{first}" + (f"-{last}" if last != first else "") for name, first, last in places]
+    places = (rows.documents(i) for i in batch)
+    return [f"{Path(stream.prefix).name}:{'+'.join(map(str, documents))}" for stream, documents in places]
 
 
 def in_short(names: list[str], limit: int = 6) -> str:
@@ -102,7 +88,7 @@ def load_run(run: Path) -> tuple[TrainConfig, object, object]:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run / 'run.json'}: not what a run writes ({error})") from None
     source = config.data == "source"
-    tokenizer = load_tokenizer(run / "tokenizer" if source else config.tokenizer or config.model)
+    tokenizer = load_tokenizer(run / "tokenizer" if source else config.tokenizer or config.model, config.bos)
     return config, make_rows(config, str(run / "source") if source else config.data, tokenizer), tokenizer
 
 
@@ -113,11 +99,9 @@ def show(run: Path, step: int, wanted: str = "") -> None:
     batch = rows.batch(step - 1, config.global_batch_size)
     if config.task == "pretrain":
         for number in chosen(wanted, len(batch)):
-            name, first, last = documents_of(rows, batch[number])
-            print(f"row {number} (row {batch[number]} of the run), {name}, documents {first} to {last}")
-            apart = config.documents_apart and config.windows == "packed"
-            names = [f"document {d}" for d in range(first, last + 1)] if apart else [f"documents {first} to {last}, not kept apart"]
-            print("\n".join(lines_of(rows.row(batch[number]), names, tokenizer)))
+            stream, documents = rows.documents(batch[number])
+            print(f"row {number} (row {batch[number]} of the run), {stream.prefix}, documents {', '.join(map(str, documents))}")
+            print("\n".join(lines_of(rows.row(batch[number]), [f"document {d}" for d in documents], tokenizer)))
         return
 
     for number in chosen(wanted, len(batch)):

@@ -52,7 +52,7 @@ def source_data(folder: Path) -> None:
 
     texts = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parents[1].glob("*.py"))]
     tokenizer = train_sentencepiece(texts, folder / "tokenizer", 1024)
-    writer = StreamWriter(folder / "source", tokenizer.vocab_size, tokenizer.fingerprint)
+    writer = StreamWriter(folder / "source", tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id)
     for text in texts:
         writer.add(tokenizer.encode(text, bos=True, eos=True), "python", "source")
     writer.close()
@@ -66,7 +66,7 @@ def make_rows(config: TrainConfig, spec: str, tokenizer):
     if config.task == "pretrain":
         streams, weights = read_streams(spec, tokenizer, config, tokenizer.fingerprint if tokenizer else None)
         return PretrainRows(streams, config.sequence_length, config.seed, weights=weights, windows=config.windows,
-                            apart=config.documents_apart, eos_id=tokenizer.eos_id if tokenizer else None)
+                            eos_id=tokenizer.eos_id if tokenizer else None)
     modes = {"both": (True, False), "with": (True,), "without": (False,)}[config.rationales]
     return ExamRows(read_benchmark(spec), tokenizer, config.sequence_length, config.seed, modes=modes, style=config.prompt_style)
 
@@ -129,7 +129,7 @@ class Batches:
         self.rank, self.world = distributed.rank(), distributed.world_size()
 
     def __call__(self, step: int) -> Batch:
-        from mmed.data import Row, joined, rank_share
+        from mmed.data import rank_share, stack
 
         config = self.config
         if config.task == "pretrain":
@@ -137,9 +137,8 @@ class Batches:
             own = rank_share(len(numbers), self.rank, self.world, config.micro_batch_size)
             batch = Batch([], 0, 0)
             for group in own:
-                read = self.rows.rows([numbers[i] for i in group if i is not None])
-                missing = len(group) - len(read)
-                add_micro_batch(batch, joined([read, Row.empty((missing, self.rows.T))]) if missing else read, self.device)
+                rows = [self.rows.row(numbers[i]) for i in group if i is not None]
+                add_micro_batch(batch, stack(rows, len(group), self.rows.T), self.device)
             return batch
         rows = self.rows.rows(self.rows.batch(step, config.global_batch_size))
         own = rank_share(len(rows), self.rank, self.world, config.micro_batch_size)

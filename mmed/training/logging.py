@@ -64,11 +64,13 @@ class Log:
         self.flops, self.peak, self.positions, self.names = flops, peak, 0, names  # names: step -> what its batch holds
         self.tokens, self.skipped, self.recent = state.get("tokens", 0), state.get("skipped", 0), deque(state.get("recent", []), WINDOW)
         self.loss, self.norm = state.get("loss"), state.get("grad_norm", 0.0)
+        self.before, self.after = state.get("validation_before", {}), {}  # validation loss before step 1, and the newest
         self.clock = time.perf_counter()
         self.last = {"step": first, "tokens": self.tokens, "clock": self.clock}
 
     def carried(self) -> dict:
-        return {"tokens": self.tokens, "skipped": self.skipped, "recent": list(self.recent), "loss": self.loss, "grad_norm": self.norm}
+        return {"tokens": self.tokens, "skipped": self.skipped, "recent": list(self.recent), "loss": self.loss, "grad_norm": self.norm,
+                "validation_before": self.before}
 
     def read(self, step: int, lr: float, positions: int, late: Late) -> dict:
         """A step's line, once the device has got there."""
@@ -120,9 +122,22 @@ class Log:
             with writing(self.path):
                 os.fsync(self.file.fileno())
 
+    def validated(self, line: dict, losses: dict) -> None:
+        """Write a line with the validation loss of each language, and how far it is from that before step 1."""
+        self.after = {name: loss.nats_per_token for name, loss in losses.items()}
+        line = {**line, "validation_loss": self.after}
+        bits = {name: loss.bits_per_byte for name, loss in losses.items() if loss.bits_per_byte is not None}
+        line |= {"bits_per_byte": bits} if bits else {}
+        if not line["step"]:
+            self.before = self.after
+            self.append(line)
+            return
+        line |= {"validation_change": {name: value - self.before[name] for name, value in self.after.items() if name in self.before}}
+        self.write(line)
+
     def write(self, line: dict) -> None:
         step = line["step"]
-        if step % self.config.log_every and step != self.steps and not line.keys() & {"held_out", "spike", "nonfinite"}:
+        if step % self.config.log_every and step != self.steps and not line.keys() & {"validation_loss", "spike", "nonfinite"}:
             return
         seconds = max(self.clock - self.last["clock"], 1e-6)
         rate = self.positions * self.world / seconds
@@ -131,7 +146,7 @@ class Log:
                 "seconds_left": round((self.steps - step) * seconds / max(1, step - self.last["step"]), 1)}
         self.append(line)
         if self.file and self.loss is not None:
-            held = " held-out " + " ".join(f"{k} {v:.2f}" for k, v in line["held_out"].items()) if "held_out" in line else ""
+            held = " validation " + " ".join(f"{k} {v:.2f}" for k, v in line["validation_loss"].items()) if "validation_loss" in line else ""
             self.bar.set_postfix_str(f"loss {self.loss:.3f} lr {line['lr']:.1e} {rate:,.0f} tok/s" + (f" mfu {line['mfu']:.1%}" if self.peak else "")
                                      + f" {line['memory_bytes'] / 1e9:.1f} GB{held}")
         self.last = {"step": step, "tokens": self.tokens, "clock": self.clock}

@@ -98,7 +98,7 @@ def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), context:
             shared = model.attention_inputs(x, torch.arange(T, device=device)[None], None)
             for kind, mask in shared.masks.items():
-                if isinstance(mask, Tiles) and (config.task == "finetune" or config.documents_apart):  # documents may be shorter than rows
+                if isinstance(mask, Tiles) and (config.task == "finetune" or config.windows == "packed"):  # documents may be shorter than rows
                     shared.masks[kind] = dataclasses.replace(mask, longest=min(T, attention.KEEP_UP_TO))
             block(x, shared)
     return sum(stored.values()), x.numel() * x.element_size()

@@ -726,7 +726,7 @@ def test_the_card_of_a_full_run_names_data_recipe_and_scores_and_no_path_of_the_
 
     base = make_folder(tmp_path / "base")
     _, tokenizer = load_pretrained(base)
-    writer = StreamWriter(tmp_path / "wiki", tokenizer.vocab_size, tokenizer.fingerprint)
+    writer = StreamWriter(tmp_path / "wiki", tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id)
     for language, source in (("en", "web"), ("en", "book"), ("ja", "web")):
         writer.add(tokenizer.encode("heart lung", bos=True, eos=True), language, source)
     tokens = writer.close()["tokens"]

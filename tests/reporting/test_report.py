@@ -65,7 +65,7 @@ def make_run(folder: Path, steps: int = 30, **more) -> Path:
     folder.mkdir(parents=True)
     write_json(folder / "run.json", {"recipe": "tiny", "config": {"task": "pretrain", "seed": 1}, "steps": steps, "world_size": 1, "device": "cpu"} | more)
     lines = [{"step": i, "tokens": 100 * i, "loss": 5.0 - i / 10, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_second": 1000.0} for i in range(1, steps + 1)]
-    lines[-1]["held_out"] = {"English": 2.5, "Japanese": 2.75}
+    lines[-1]["validation_loss"] = {"English": 2.5, "Japanese": 2.75}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -211,7 +211,7 @@ def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
     folder = make_result(tmp_path / name, items, rng, write=lambda text: text + next(spoil), model=HOSTILE[0], adapter=HOSTILE[1], limit=HOSTILE[3])
     run = make_run(tmp_path / "run", recipe=HOSTILE[0], device=HOSTILE[1], commit=HOSTILE[2])
     with open(run / "metrics.jsonl", "a") as log:
-        log.write(json.dumps({"step": 31, "tokens": 3100, "loss": 2.0, "tokens_per_second": 5, "held_out": dict.fromkeys(HOSTILE, 1.0)}) + "\n")
+        log.write(json.dumps({"step": 31, "tokens": 3100, "loss": 2.0, "tokens_per_second": 5, "validation_loss": dict.fromkeys(HOSTILE, 1.0)}) + "\n")
     corpus = make_corpus(tmp_path / "corpus")
     (corpus / HOSTILE[1]).mkdir()
     write_json(corpus / HOSTILE[1] / "funnel.json", {"step": HOSTILE[0], "documents": {"in": 5, "out": 1},
@@ -403,7 +403,7 @@ def test_a_log_cut_by_a_kill_is_read_to_its_last_whole_line(tmp_path):
     with open(folder / "metrics.jsonl", "a") as log:
         log.write('{"step": 11, "tokens": 1100, "loss": NaN, "tokens_per_second": 1.0}\n{"step": 12, "tok')
     run = read_run(str(folder))
-    assert len(run.loss) == 10 and run.held_out == {"English": [(1000, 2.5)], "Japanese": [(1000, 2.75)]}
+    assert len(run.loss) == 10 and run.validation == {"English": [(1000, 2.5)], "Japanese": [(1000, 2.75)]}
     assert run.remarks == ["the log is whole up to line 11", "1 losses that are not finite numbers are not drawn"]
     assert "no such" in refused_run(tmp_path / "absent")
 

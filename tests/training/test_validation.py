@@ -1,0 +1,119 @@
+"""Validation loss: every token of a document once, after its BOS; equal to transformers; the command, and what a run says of it."""
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from tiny_world import lines, make_world, pretrain
+from warm_start import run as warm_run
+
+from mmed.data import IGNORE, StreamWriter
+from mmed.evaluation import validation_loss
+from mmed.tokenizer import load_tokenizer, read_texts
+from mmed.training.validation import windows
+from mmed.utils.errors import UserError
+
+TEXTS = [("en", "heart lung bone cell fever dose " * 8), ("en", "plum rain"), ("ja", "stone river dose cell " * 5)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    with open(folder / "texts.jsonl", "w") as file:
+        file.writelines(json.dumps({"text": text, "language": language}) + "\n" for language, text in TEXTS)
+    shutil.copytree(folder / "model", folder / "no_bos")
+    (folder / "no_bos" / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+    return folder
+
+
+def command(capsys, *arguments):
+    capsys.readouterr()
+    assert validation_loss.main([str(a) for a in arguments] + ["--json"]) == 0
+    return {row["language"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+
+
+@pytest.mark.parametrize("bos_id", [None, 1])
+@pytest.mark.parametrize("count, context", [(0, 8), (1, 8), (7, 8), (8, 8), (9, 8), (50, 8), (23, 2), (200, 33)])
+def test_windows_score_every_token_once_and_begin_with_bos(bos_id, count, context):
+    ids = list(range(10, 10 + count))
+    scored = []
+    for row in windows(ids, bos_id, context):
+        assert len(row) <= context and (bos_id is None or row.input_ids[0] == bos_id)
+        places = row.labels != IGNORE
+        scored += row.labels[places].tolist()
+        body = row.input_ids[bos_id is not None:].tolist()
+        assert body == list(range(body[0], body[0] + len(body))) if body else count
+        assert (row.labels[places] == row.input_ids[places] + 1)[1:].all()
+    assert scored == (ids if bos_id is not None else ids[1:])
+
+
+@pytest.mark.parametrize("model, bos", [("model", True), ("no_bos", False)])
+def test_it_equals_transformers_on_whole_documents(world, capsys, model, bos):
+    from transformers import AutoModelForCausalLM
+
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(world / "model"), load_tokenizer(world / model)
+    found = command(capsys, "--model", world / model, "--data", world / "texts.jsonl")
+    for language in ("en", "ja"):
+        total, tokens, size = 0.0, 0, 0
+        for text in (text for name, text in TEXTS if name == language):
+            ids = [1] * bos + tokenizer.encode(text)
+            with torch.no_grad():
+                total += float(torch.nn.functional.cross_entropy(theirs(torch.tensor([ids])).logits[0, :-1], torch.tensor(ids[1:]), reduction="sum"))
+            tokens += len(ids) - 1
+            size += len(text.encode())
+        assert found[language]["tokens"] == tokens and found[language]["nats_per_token"] == pytest.approx(total / tokens, abs=1e-5)
+        assert found[language]["bits_per_byte"] == pytest.approx(total / math.log(2) / size, abs=1e-5)
+    assert found["en"]["documents"] == 2
+
+
+def test_a_token_stream_gives_the_loss_of_its_documents(world, capsys, tmp_path):
+    tokenizer = load_tokenizer(world / "model")
+    writer = StreamWriter(tmp_path / "s", tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id)
+    for text, language in read_texts(world / "texts.jsonl"):
+        if language == "en":
+            writer.add(tokenizer.encode(text, bos=True, eos=True), "en")
+    writer.close()
+    of_file = command(capsys, "--model", world / "model", "--data", world / "texts.jsonl")["en"]
+    of_stream = command(capsys, "--model", world / "model", "--data", tmp_path / "s")["en"]
+    assert of_stream == pytest.approx(of_file)
+
+
+def test_bos_is_what_the_user_says_and_a_stream_made_otherwise_is_rejected(world, capsys):
+    auto, yes, no = (command(capsys, "--model", world / "no_bos", "--data", world / "texts.jsonl", "--bos", choice)["en"]
+                     for choice in ("auto", "yes", "no"))
+    assert auto == no and yes["tokens"] == no["tokens"] + 2
+    assert yes == command(capsys, "--model", world / "model", "--data", world / "texts.jsonl")["en"]
+    with pytest.raises(UserError, match="same --bos"):
+        validation_loss.main(["--model", str(world / "no_bos"), "--data", str(world / "en")])
+    assert validation_loss.main(["--model", str(world / "no_bos"), "--data", str(world / "en"), "--bos", "yes"]) == 0
+    assert load_tokenizer(world / "model").fingerprint != load_tokenizer(world / "model", "no").fingerprint
+
+
+def test_a_run_logs_the_loss_before_step_1_whatever_its_sequence_length(world, tmp_path, capsys):
+    validation = f"--validation={world}/en,{world}/texts.jsonl"
+    for length in (16, 64):
+        warm_run(pretrain(world, tmp_path / str(length), validation, f"--sequence_length={length}", "--max_steps=3"))
+    short, long = (lines(tmp_path / name) for name in ("16", "64"))
+    assert short[0]["step"] == 0 and short[0]["validation_loss"] == pytest.approx(long[0]["validation_loss"], abs=1e-6)
+    by_command = command(capsys, "--model", world / "model", "--data", f"{world}/en,{world}/texts.jsonl")  # 60 documents: fewer than 64
+    assert short[0]["validation_loss"] == pytest.approx({name: row["nats_per_token"] for name, row in by_command.items()}, abs=1e-6)
+    assert short[0]["bits_per_byte"] == pytest.approx({name: row["bits_per_byte"] for name, row in by_command.items()}, abs=1e-6)
+    last = short[-1]
+    assert last["validation_change"] == {name: last["validation_loss"][name] - short[0]["validation_loss"][name] for name in ("en", "ja")}
+
+
+def test_a_run_that_raises_the_loss_says_so_in_its_last_line_also_after_a_resume(world, tmp_path):
+    other = tmp_path / "other.jsonl"  # text that the training text makes less likely
+    other.write_text(json.dumps({"text": "#@ 7531 ~^&* 8642 " * 9, "language": "en"}) + "\n")
+    arguments = pretrain(world, tmp_path / "run", f"--validation={other}", "--learning_rate=2e-2", "--resume=auto")
+    warm_run([*arguments, "--max_steps=10"])
+    (tmp_path / "run" / "done.json").unlink()
+    for path in (tmp_path / "run" / "checkpoints").glob("step-10"):
+        shutil.rmtree(path)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-8")
+    done = warm_run([*arguments, "--max_steps=10"])
+    log = lines(tmp_path / "run")
+    before, after = log[0]["validation_loss"], log[-1]["validation_loss"]
+    assert [line["step"] for line in log] == list(range(11)) and after["en"] > before["en"]
+    assert f"en {before['en']:.3f} -> {after['en']:.3f} (ROSE)" in done.stderr.strip().splitlines()[-1]

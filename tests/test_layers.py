@@ -10,7 +10,6 @@ LAYERS = """
     mmed.tokenizer mmed.prompts mmed.metrics
     mmed.kernels mmed.loss
     mmed.config mmed.model
-    mmed.order
     mmed.lora mmed.data
     mmed.training
     mmed.inference

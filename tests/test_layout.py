@@ -148,7 +148,8 @@ def test_the_commands_are_found():
 
 
 # These compute with it; all others start in a fraction of a second.
-NEEDS_TORCH = {"mmed.generate", "mmed.eval", "mmed.checkpoints.__main__", "mmed.evaluation.bertscore", "mmed.training.inspect_batch"}
+NEEDS_TORCH = {"mmed.generate", "mmed.eval", "mmed.checkpoints.__main__", "mmed.evaluation.bertscore", "mmed.evaluation.validation_loss",
+               "mmed.training.inspect_batch"}
 
 
 def allowed_to(command: str) -> set[str]:

@@ -176,7 +176,8 @@ def test_the_batch_of_a_step_is_shown_as_text(world, tmp_path, capsys, monkeypat
     assert f"row 1 (row {numbers[1]} of the run)" in text and "row 3" not in text
     row = rows.row(numbers[1])
     first = [int(i) for i, d in zip(row.input_ids, row.documents) if d == 0]
-    assert tokenizer.decode(first)[:20].strip() in text.replace("    | ", "").replace("    . ", "")
+    shown = "".join(line[6:] for line in text.splitlines() if line.startswith(("    |", "    .")))
+    assert tokenizer.decode(first)[:20].replace(" ", "") in shown.replace(" ", "")
     assert len(batch_names(rows, config, 3)) == 8
     text = show(tmp_path / "fine", 1, "--rows", "0")
     config, rows, _ = load_run(tmp_path / "fine")

@@ -1,6 +1,6 @@
 """What continued pre-training does to a pretrained model: the validation loss of the run, and the true loss.
 
-    python benchmarks/training/bench_rows.py --model gemma3-270m --texts data/text --json rows.json
+    python benchmarks/training/training_rows.py --model gemma3-270m --texts data/text --json rows.json
 
 A pretrained model has seen every document begin with BOS. If rows of training begin inside a document, it
 first learns to live without BOS: the reported validation loss, on rows cut in the same way, falls, while the
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="model folder that transformers opens too, with BOS")
     parser.add_argument("--texts", required=True, type=Path, help="folder of a folder per language")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_rows"), help="new folder, for the run")
+    parser.add_argument("--out", type=Path, default=Path("runs/training_rows"), help="new folder, for the run")
     parser.add_argument("--sequence_length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=1024, help="of a step, in rows of --sequence_length")

@@ -11,7 +11,7 @@ Rows of continued pre-training are whole documents, packed best-fit, each attend
     NAME.bin   <s> b o n e </s> <s> l u n g s </s> <s> h e a r t </s>         rows of T = 8 tokens
     row 0      <s> b o n e | <s> h e      a document that fits nowhere whole is split;
     row 1      <s> l u n g s |            its continuation begins with a BOS that is no target and predicts nothing,
-    row 2      <s> e a r t |              so every token of a document is a target exactly once an epoch
+    row 2      <s> a r t |                so every token of a document is a target exactly once an epoch
 
 Nothing here keeps a position: row i of a run is a function of (seed, i) alone (`PretrainRows.row`, `ExamRows.batch`), so a
 run is resumed by its step number and may go on with another number of ranks.

@@ -169,9 +169,6 @@ CARRIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "specia
            "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
 
 
-BOS_CHOICES = ("auto", "yes", "no")
-
-
 def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
     """Open the tokenizer of a model folder, or one tokenizer file of it; what cannot give exactly the right ids is refused.
 

@@ -1,5 +1,8 @@
-"""Training runs of a tenth of a second, for tests that start many: `run` does what the command line does, in processes forked from one
-that has imported torch already (benchmarks/faults/warm_runs.py). That one is a process of its own, since whoever has computed can't fork."""
+"""Start training runs from tests in a tenth of a second each.
+
+`run` does what the command line does, in processes forked from a server that has imported torch (forked_runs.py). The
+server is a process of its own because a process that has computed cannot be forked safely.
+"""
 import atexit
 import functools
 import importlib
@@ -9,8 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @functools.cache
 def server() -> subprocess.Popen:
@@ -19,31 +20,32 @@ def server() -> subprocess.Popen:
     return process
 
 
-def run(arguments: list[str], ranks: int = 1, check: bool = True, module: str = "mmed.train") -> subprocess.CompletedProcess:
-    """`python -m MODULE ARGUMENTS`, with more ranks as under torchrun; `stderr` holds what it has said there and on stdout."""
+def run(arguments: list[str], ranks: int = 1, check: bool = True,
+        module: str = "mmed.train") -> subprocess.CompletedProcess:
+    """`python -m MODULE ARGUMENTS`, with several ranks as under torchrun; stderr holds all output."""
     with tempfile.NamedTemporaryFile("r", errors="replace") as log:
-        print(json.dumps([list(map(str, arguments)), ranks, log.name, module]), file=server().stdin, flush=True)
+        request = [list(map(str, arguments)), ranks, log.name, module]
+        print(json.dumps(request), file=server().stdin, flush=True)
         answer = server().stdout.readline()
-        assert answer, f"the process that starts runs has ended with {server().wait(10)}"
-        codes = json.loads(answer)
-        done = subprocess.CompletedProcess(arguments, next((code for code in codes if code), 0), "", log.read())
+        assert answer, f"the server ended with exit code {server().wait(10)}"
+        code = next((code for code in json.loads(answer) if code), 0)
+        done = subprocess.CompletedProcess(arguments, code, "", log.read())
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
 def serve() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks" / "faults"))
-    from warm_runs import Life, warm
+    from forked_runs import ForkedRun, import_training
 
-    warm()
+    import_training()
     for line in sys.stdin:
         arguments, ranks, log, module = json.loads(line)
-        life = Life(arguments, ranks, log=Path(log), main=importlib.import_module(module).main)
-        codes = life.wait(300)
+        started = ForkedRun(arguments, ranks, log=Path(log), main=importlib.import_module(module).main)
+        codes = started.wait(300)
         if codes is None:
-            life.kill()
-        print(json.dumps(codes or life.codes), flush=True)
+            started.kill()
+        print(json.dumps(codes or started.codes), flush=True)
 
 
 if __name__ == "__main__":

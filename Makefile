@@ -46,7 +46,7 @@ ablations: .venv/.report
 	$(BIN)/python -m examples.demo.ablations $(DEMO)
 
 docs: .venv/.docs
-	$(BIN)/python docs/api_pages.py build/docs
+	$(BIN)/pdoc --output-directory build/docs mmed data_prep
 
 test: .venv/.test
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -4,8 +4,8 @@ RMSNorm divides a token's D numbers by the root of their mean square and multipl
 
     y = x / sqrt(mean(x^2) + eps) * weight
 
-Rotary positions turn pairs of numbers of a head of size E. Number i and number i + E/2 are a pair; at position p they are turned by the
-angle p * theta^(-2i/E):
+Rotary positions turn pairs of numbers of a head of size E. Number i and number i + E/2 are a pair; at
+position p they are turned by the angle p * theta^(-2i/E):
 
     y[i]       = x[i] cos - x[i + E/2] sin
     y[i + E/2] = x[i + E/2] cos + x[i] sin

@@ -1,4 +1,5 @@
-"""Exercise 10: the learning rate of a step, and one step of AdamW. (Tour, section 8; Loshchilov and Hutter, arXiv 1711.05101.)
+"""Exercise 10: the learning rate of a step, and one step of AdamW. (Tour, section 8; Loshchilov and Hutter,
+arXiv 1711.05101.)
 
 Learning rate: with w = ceil(warmup_ratio * steps), step s (from 0)
 
@@ -18,6 +19,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> fl
     ...
 
 
-def adamw_step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, lr: float, beta2: float, decay: float) -> tuple[Tensor, Tensor, Tensor]:
+def adamw_step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, lr: float, beta2: float,
+               decay: float) -> tuple[Tensor, Tensor, Tensor]:
     """(p, m, v) after the step; the arguments stay as they are."""
     ...

@@ -1,13 +1,15 @@
-"""Check an exercise: the functions that you wrote against the project's own and other oracles, on fresh random inputs.
+"""Check an exercise: the functions that you wrote against the project's own and other oracles, on fresh
+random inputs.
 
     make exercise                    lists the exercises
     make exercise N=3                checks exercises/03_*.py          (python exercises/check.py 3)
-    make exercise N=3 SOLUTION=1     checks the reference solution     (python exercises/check.py 3 --solution)
+    make exercise N=3 SOLUTION=1     checks the reference solution     (python exercises/check.py 3
+                                     --solution)
     make exercise N=3 SEED=7         the same inputs again             (python exercises/check.py 3 --seed 7)
 
-You write into exercises/NN_name.py itself; `git diff exercises` shows your work and `git checkout exercises/NN_name.py` begins anew.
-What is wrong is said in words: the call, what it gave, what was expected. Exit code 0: right, 1: not yet, 2: wrong use.
-The checks themselves are in checks_text.py and checks_model.py.
+You write into exercises/NN_name.py itself; `git diff exercises` shows your work and `git checkout
+exercises/NN_name.py` begins anew. What is wrong is said in words: the call, what it gave, what was expected.
+Exit code 0: right, 1: not yet, 2: wrong use. The checks themselves are in checks_text.py and checks_model.py.
 """
 from __future__ import annotations
 
@@ -65,9 +67,13 @@ def check(number: int, path: Path, seed: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python exercises/check.py", description="List the exercises, or check one.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python exercises/check.py",
+                                     description="List the exercises, or check one.",
+                                     allow_abbrev=False)
     parser.add_argument("number", nargs="?", type=int, help="which exercise (none: list them)")
-    parser.add_argument("--solution", action="store_true", help="check the reference solution instead of yours")
+    parser.add_argument("--solution",
+                        action="store_true",
+                        help="check the reference solution instead of yours")
     parser.add_argument("--seed", type=int, help="of the random inputs (default: fresh ones)")
     options = parser.parse_args(arguments)
     if options.number is None:
@@ -82,7 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check(options.number, path, seed)
     except Wrong as wrong:
-        again = f"make exercise N={options.number}" + (" SOLUTION=1" if options.solution else "") + f" SEED={seed}"
+        again = f"make exercise N={options.number}" + (" SOLUTION=1"
+                                                       if options.solution else "") + f" SEED={seed}"
         print(f"Not yet: {wrong}\n(the same inputs again: {again})")
         return 1
     print(f"Right: {title(files()[options.number])}.\nRead next: {NEXT[options.number]}"

@@ -1,4 +1,6 @@
-"""The checks of exercises 1 to 4 and 7: texts, scores and rows. Each takes the student's functions and a source of random inputs."""
+"""The checks of exercises 1 to 4 and 7: texts, scores and rows. Each takes the student's functions and a
+source of random inputs.
+"""
 from __future__ import annotations
 
 import dataclasses
@@ -27,10 +29,17 @@ def bpe_merges(student: Student, rng: random.Random) -> None:
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 5))) for _ in range(300)]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_sentencepiece([" ".join(words)], folder, 340)
-    rank = {piece: int(-score) for piece, score, kind in tokenizer.core.model.pieces if kind == 1 and len(piece) > 1}
+    rank = {
+        piece: int(-score)
+        for piece, score, kind in tokenizer.core.model.pieces if kind == 1 and len(piece) > 1
+    }
     for word in rng.sample(words, 40):
         pieces = [tokenizer.piece(i) for i in tokenizer.encode(word)]
-        student.expect(pieces, "encode", "▁" + word, rank, shown=f"{'▁' + word!r}, the {len(rank)} ranks of a trained vocabulary")
+        student.expect(pieces,
+                       "encode",
+                       "▁" + word,
+                       rank,
+                       shown=f"{'▁' + word!r}, the {len(rank)} ranks of a trained vocabulary")
 
 
 def medical_filter(student: Student, rng: random.Random) -> None:
@@ -38,14 +47,24 @@ def medical_filter(student: Student, rng: random.Random) -> None:
     student.expect((2, 13 / 18), "medical_numbers", "Infections, and fever!", ["infectio|", "fever", "cough"])
     student.expect((0, 0.0), "medical_numbers", "...", ["fever"])
     student.expect((0, 0.0), "medical_numbers", "feverish", ["fever"])
-    stock = ["infectio|", "fever", "cough", "anemi|", "insulin", "hepat|", "surg|", "serum", "tumor|", "glucose"]
+    stock = [
+        "infectio|", "fever", "cough", "anemi|", "insulin", "hepat|", "surg|", "serum", "tumor|", "glucose"
+    ]
     stems = [term.removesuffix("|") for term in stock]
-    words = [*(stem + end for stem in stems for end in ("", "s", "al")), *("re" + stem for stem in stems), "the", "a", "train", "sea", "B12", "of"]
+    words = [
+        *(stem + end for stem in stems for end in ("", "s", "al")), *("re" + stem for stem in stems), "the",
+        "a", "train", "sea", "B12", "of"
+    ]
     for _ in range(6):
         terms = rng.sample(stock, rng.randint(3, 8))
-        texts = ["".join(rng.choice([str, str.upper, str.capitalize])(word) + rng.choice([" ", ", ", ". ", "-", "\n"])
-                         for word in rng.choices(words, k=rng.randint(1, 15))) for _ in range(12)]
-        for text, decision in zip(texts, Matcher(dataclasses.replace(get_language("en"), medical_words=tuple(terms))).judge(texts)):
+        texts = [
+            "".join(
+                rng.choice([str, str.upper, str.capitalize])(word) + rng.choice([" ", ", ", ". ", "-", "\n"])
+                for word in rng.choices(words, k=rng.randint(1, 15))) for _ in range(12)
+        ]
+        for text, decision in zip(
+                texts,
+                Matcher(dataclasses.replace(get_language("en"), medical_words=tuple(terms))).judge(texts)):
             student.expect((decision.hits, decision.density), "medical_numbers", text, terms)
 
 
@@ -55,7 +74,8 @@ def pairs(rng: random.Random, count: int) -> list[tuple[list[str], list[str]]]:
     made = []
     for _ in range(count):
         reference = rng.choices(words, k=rng.randint(1, 12))
-        candidate = [rng.choice(words) if rng.random() < 0.3 else word for word in reference][:rng.randint(1, 12)]
+        candidate = [rng.choice(words) if rng.random() < 0.3 else word
+                     for word in reference][:rng.randint(1, 12)]
         made.append((candidate + rng.choices(words, k=rng.randint(0, 3)), reference))
     return made
 
@@ -72,7 +92,8 @@ def bleu(student: Student, rng: random.Random) -> None:
         from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
         for candidate, reference in pairs(rng, 20):
-            wanted = float(sentence_bleu([reference], candidate, smoothing_function=SmoothingFunction().method1))
+            wanted = float(
+                sentence_bleu([reference], candidate, smoothing_function=SmoothingFunction().method1))
             student.expect(wanted, "bleu4", candidate, reference)
 
 
@@ -83,7 +104,9 @@ def rouge_l(student: Student, rng: random.Random) -> None:
     for candidate, reference in pairs(rng, 80):
         wanted = tuple(metrics.rouge_l(candidate, reference))
         if len(candidate) <= 7 and len(reference) <= 7:
-            found = [{kept for n in range(len(side) + 1) for kept in itertools.combinations(side, n)} for side in (candidate, reference)]
+            found = [{kept
+                      for n in range(len(side) + 1)
+                      for kept in itertools.combinations(side, n)} for side in (candidate, reference)]
             longest = max(map(len, found[0] & found[1]))
             assert abs(wanted[0] - longest / len(candidate)) < 1e-12, (candidate, reference)
         student.expect(wanted, "rouge_l", candidate, reference)
@@ -108,7 +131,10 @@ def label_mask(student: Student, rng: random.Random) -> None:
         got = student.expect(wanted(examples, T), "pack", examples, T)
         targets = sum(len(ids) - prompt for ids, prompt in examples)
         if (supervised := sum(label != -100 for label in got["labels"])) != targets:
-            raise Wrong(f"your pack({show(examples)}, {T}) trains {supervised} tokens, but the targets have {targets}")
+            raise Wrong(
+                f"your pack({show(examples)}, {T}) trains {supervised} tokens, but the targets have {targets}"
+            )
 
 
-CHECKS: dict[int, Callable[[Student, random.Random], None]] = {1: bpe_merges, 2: medical_filter, 3: bleu, 4: rouge_l, 7: label_mask}
+CHECKS: dict[int, Callable[[Student, random.Random],
+                           None]] = {1: bpe_merges, 2: medical_filter, 3: bleu, 4: rouge_l, 7: label_mask}

@@ -24,7 +24,9 @@ def load(path: Path) -> ModuleType:
 
 
 def in_words(error: BaseException, path: Path) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path
+    ]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     return f"{type(error).__name__}: {error}" + (f" (line {line} of {path.name})" if line else "")
 
@@ -36,10 +38,14 @@ class Student:
         self.module, self.path = module, Path(module.__file__)
 
     def call(self, name: str, *arguments: Any, shown: str | None = None) -> Any:
-        """The result of a function of the file; `shown`: how the call is told, when its arguments are long."""
+        """The result of a function of the file; `shown`: how the call is told, when its arguments are long.
+        """
         told = f"{name}({shown if shown is not None else ', '.join(map(show, arguments))})"
         if not callable(function := getattr(self.module, name, None)):
-            raise Wrong(f"{self.path.name} has no function {name} any more; `git checkout exercises/{self.path.name}` brings it back")
+            raise Wrong(
+                f"{self.path.name} has no function {name} any more; `git checkout "
+                f"exercises/{self.path.name}` brings it back"
+            )
         try:
             result = function(*arguments)
         except Wrong:
@@ -47,10 +53,18 @@ class Student:
         except Exception as error:
             raise Wrong(f"{told} stopped with {in_words(error, self.path)}") from None
         if result is None:
-            raise Wrong(f"{told} gives nothing back yet: write the body of {name} in {self.path.parent.name}/{self.path.name}, and return the result")
+            raise Wrong(
+                f"{told} gives nothing back yet: write the body of {name} in "
+                f"{self.path.parent.name}/{self.path.name}, and return the result"
+            )
         return result
 
-    def expect(self, wanted: Any, name: str, *arguments: Any, shown: str | None = None, tolerance: float = 1e-5) -> Any:
+    def expect(self,
+               wanted: Any,
+               name: str,
+               *arguments: Any,
+               shown: str | None = None,
+               tolerance: float = 1e-5) -> Any:
         """The result, if it is what was wanted."""
         got = self.call(name, *arguments, shown=shown)
         told = f"{name}({shown if shown is not None else ', '.join(map(show, arguments))})"
@@ -60,7 +74,8 @@ class Student:
 
 def show(value: Any, most: int = 160) -> str:
     if hasattr(value, "shape"):
-        text = f"tensor of shape {tuple(value.shape)}" + (f" {[round(x, 4) for x in value.flatten().tolist()]}" if value.numel() <= 6 else "")
+        text = f"tensor of shape {tuple(value.shape)}" + (
+            f" {[round(x, 4) for x in value.flatten().tolist()]}" if value.numel() <= 6 else "")
     elif isinstance(value, float):
         text = f"{value:.6g}"
     else:
@@ -68,18 +83,27 @@ def show(value: Any, most: int = 160) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
+def compare_tensors(got: Any, wanted: Any, what: str, tolerance: float) -> None:
+    """Raise Wrong where two tensors differ by more than `tolerance` times the largest value."""
+    if not hasattr(got, "shape"):
+        raise Wrong(f"{what} is {show(got)}, expected a tensor of shape {tuple(wanted.shape)}")
+    if tuple(got.shape) != tuple(wanted.shape):
+        raise Wrong(f"{what} has the shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
+    largest = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
+    gap = (got.double() - wanted.double()).abs()
+    if not bool((gap <= tolerance * largest).all()):
+        gap = gap.nan_to_num(float("inf"))
+        at = tuple(int(index) for index in (gap == gap.max()).nonzero()[0])
+        place = f" at {list(at)}" if at else ""
+        raise Wrong(f"{what} is {float(got[at]):.6g}{place}, expected {float(wanted[at]):.6g}")
+
+
 def compare(got: Any, wanted: Any, what: str, tolerance: float) -> None:
-    """Nothing, if `got` is `wanted` (numbers within a share `tolerance` of the largest); else Wrong, saying where they part."""
+    """Nothing, if `got` is `wanted` (numbers within a share `tolerance` of the largest); else Wrong, saying
+    where they part.
+    """
     if hasattr(wanted, "shape"):
-        if not hasattr(got, "shape"):
-            raise Wrong(f"{what} is {show(got)}, expected a tensor of shape {tuple(wanted.shape)}")
-        if tuple(got.shape) != tuple(wanted.shape):
-            raise Wrong(f"{what} has the shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
-        gap = (got.double() - wanted.double()).abs()
-        if not bool((gap <= tolerance * max(1.0, float(wanted.abs().max()) if wanted.numel() else 1.0)).all()):
-            at = tuple(int(i) for i in (gap.nan_to_num(float("inf")) == gap.nan_to_num(float("inf")).max()).nonzero()[0])
-            place = f" at {list(at)}" if at else ""
-            raise Wrong(f"{what} is {float(got[at]):.6g}{place}, expected {float(wanted[at]):.6g}")
+        compare_tensors(got, wanted, what, tolerance)
     elif isinstance(wanted, dict) and isinstance(got, dict):
         if got.keys() != wanted.keys():
             raise Wrong(f"{what} has the keys {sorted(got)}, expected {sorted(wanted)}")
@@ -88,7 +112,8 @@ def compare(got: Any, wanted: Any, what: str, tolerance: float) -> None:
     elif isinstance(wanted, tuple) and isinstance(got, tuple) and len(got) == len(wanted):
         for number, (a, b) in enumerate(zip(got, wanted), 1):
             compare(a, b, f"result {number} of {what}", tolerance)
-    elif isinstance(wanted, float) and (isinstance(got, int | float) or getattr(got, "numel", lambda: 0)() == 1):
+    elif isinstance(wanted, float) and (isinstance(got, int | float)
+                                        or getattr(got, "numel", lambda: 0)() == 1):
         if not abs(float(got) - wanted) <= tolerance * max(1.0, abs(wanted)):
             raise Wrong(f"{what} is {show(float(got))}, expected {show(wanted)}")
     elif got != wanted:

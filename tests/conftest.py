@@ -1,4 +1,6 @@
-"""No test uses the network, loopback apart: whatever in this process asks for another address ends with an error that says so."""
+"""No test uses the network, loopback apart: whatever in this process asks for another address ends with an
+error that says so.
+"""
 import ipaddress
 import os
 import re
@@ -15,10 +17,14 @@ def is_loopback(host: object) -> bool:
 
 
 def only_loopback(event: str, arguments: tuple) -> None:
-    if event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple) and not is_loopback(arguments[1][0]):
+    if event in ("socket.connect", "socket.sendto") and isinstance(
+            arguments[1], tuple) and not is_loopback(arguments[1][0]):
         raise RuntimeError(f"a test asks for {arguments[1]}: tests use no network but loopback")
-    if event == "socket.getaddrinfo" and not is_loopback(arguments[0]) and not re.fullmatch(r"[\d\[:][\da-fxA-FX.:\]]*", str(arguments[0])):  # a number asks nobody
-        raise RuntimeError(f"a test asks for the address of {arguments[0]!r}: tests use no network but loopback")
+    # a number asks nobody
+    if event == "socket.getaddrinfo" and not is_loopback(arguments[0]) and not re.fullmatch(
+            r"[\d\[:][\da-fxA-FX.:\]]*", str(arguments[0])):
+        raise RuntimeError(
+            f"a test asks for the address of {arguments[0]!r}: tests use no network but loopback")
 
 
 sys.addaudithook(only_loopback)

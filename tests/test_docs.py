@@ -1,7 +1,8 @@
 """Commands in README.md and docs/ exist, and blocks that are marked as runnable run.
 
-Blocks that begin with "```bash run" run in the order of the page, in one empty folder per page ("```bash run slow": in a
-slow test). All other commands, in blocks and in `backticks`, are parsed by the command's own parser and stop there.
+Blocks that begin with "```bash run" run in the order of the page, in one empty folder per page ("```bash run
+slow": in a slow test). All other commands, in blocks and in `backticks`, are parsed by the command's own
+parser and stop there.
 """
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ SHELL = ("", "bash", "sh", "bash run", "bash run slow")
 PROGRAMS = ("python", "torchrun", "pip", "make", "examples/", "slurm/")
 IN_PROSE = re.compile(r"`((?:python|torchrun|make|pip) [^`]+)`")
 TARGETS = re.findall(r"^([\w%-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+EXTRAS = tomllib.loads(
+    (ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
 
 def command_modules() -> dict[str, str]:
@@ -110,8 +112,10 @@ def check_module(module: str, arguments: list[str], complete: bool, monkeypatch)
     elif complete:
         parser_of(module, arguments, monkeypatch, read=True)
     else:
-        given = {word.partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")} - {"__help"}
-        unknown = given - options_of(parser_of(module, arguments, monkeypatch, read=False)) if given else set()
+        given = {word.partition("=")[0].replace("-", "_")
+                 for word in arguments if word.startswith("--")} - {"__help"}
+        unknown = given - options_of(parser_of(module, arguments, monkeypatch,
+                                               read=False)) if given else set()
         assert not unknown, f"{module} has no {unknown}"
 
 
@@ -142,7 +146,8 @@ def check_command(words: list[str], complete: bool, monkeypatch) -> None:
         check_python(rest, complete and not synopsis, monkeypatch)
     elif program == "make":
         for word in (word for word in rest if "=" not in word):
-            assert any(re.fullmatch(target.replace("%", ".+"), word) for target in TARGETS), f"no target {word}"
+            assert any(re.fullmatch(target.replace("%", ".+"), word)
+                       for target in TARGETS), f"no target {word}"
     elif program == "pip":
         for word in rest:
             named = re.match(r"\.\[(.*)\]$", word)
@@ -155,8 +160,10 @@ def check_command(words: list[str], complete: bool, monkeypatch) -> None:
 def test_commands_on_a_page_exist(page, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
-    found = [(words, True) for info, block in BLOCK.findall(text) if info in SHELL for words in commands_in(block)]
-    found += [(words, False) for shown in IN_PROSE.findall(BLOCK.sub("", text)) for words in commands_in(shown)]
+    found = [(words, True) for info, block in BLOCK.findall(text) if info in SHELL
+             for words in commands_in(block)]
+    found += [(words, False) for shown in IN_PROSE.findall(BLOCK.sub("", text))
+              for words in commands_in(shown)]
     wrong = []
     for words, complete in found:
         try:
@@ -170,7 +177,8 @@ def test_commands_on_a_page_exist(page, monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_linked_from_a_page_exist(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name} links to {target}"
+        assert target.startswith("https://") or (page.parent /
+                                                 target).exists(), f"{page.name} links to {target}"
 
 
 RUN = """
@@ -179,7 +187,8 @@ from pathlib import Path
 import torch
 from data_prep.pipeline.plan import Step, run_plan
 from mmed.utils.errors import main_guard
-plan = [Step(str(i), "", [command], (str(i - 1),) if i else ()) for i, command in enumerate(json.loads(sys.argv[1]))]
+commands = json.loads(sys.argv[1])
+plan = [Step(str(i), "", [command], (str(i - 1),) if i else ()) for i, command in enumerate(commands)]
 main_guard(lambda: int(run_plan(plan, Path(sys.argv[2]), 1, lambda: torch.set_num_threads(1)) < 0))
 """
 
@@ -189,7 +198,8 @@ def run_blocks(page: Path, info: str, folder: Path) -> None:
     commands = []
     for found, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         for words in commands_in(block) if found == info else ():
-            assert words[:2] in (["python", "-m"], ["python", "mmed/train.py"]), f"cannot be run here: {words}"
+            assert words[:2] in (["python", "-m"], ["python",
+                                                    "mmed/train.py"]), f"cannot be run here: {words}"
             commands.append(words[2:] if words[1] == "-m" else ["mmed.train", *words[2:]])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands), str(folder / "log")], cwd=folder,

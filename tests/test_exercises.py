@@ -1,4 +1,6 @@
-"""The exercises: solved by the reference solution, failed by the empty file and by likely mistakes, and told in words either way."""
+"""The exercises: solved by the reference solution, failed by the empty file and by likely mistakes, and told
+in words either way.
+"""
 import importlib
 import re
 import sys
@@ -21,16 +23,19 @@ def check():
 
 def test_every_exercise_has_a_task_a_solution_a_check_and_something_to_read_next(check):
     assert NUMBERS == list(range(1, len(NUMBERS) + 1)) and len(NUMBERS) >= 8
-    assert set(check.files()) == set(check.files(solutions=True)) == set(check.checks()) == set(check.NEXT) == set(NUMBERS)
+    assert set(check.files()) == set(check.files(solutions=True)) == set(check.checks()) == set(
+        check.NEXT) == set(NUMBERS)
     for number, path in check.files().items():
         assert path.name == check.files(solutions=True)[number].name
         source = path.read_text(encoding="utf-8")
-        assert source.startswith(f'"""Exercise {number}: ') and "    ...\n" in source and len(check.title(path)) > 10
+        assert source.startswith(f'"""Exercise {number}: ') and "    ...\n" in source and len(
+            check.title(path)) > 10
     for text in check.NEXT.values():
         file, names = re.match(r"([\w/]+\.py) \(([\w., ]+?)[:)]", text).groups()
         source = (ROOT / file).read_text(encoding="utf-8")
         for name in names.replace(".", ", ").split(", "):
-            assert re.search(rf"^\s*(?:def|class) {name}\b", source, re.MULTILINE), f"{text}: {file} has no {name}"
+            assert re.search(rf"^\s*(?:def|class) {name}\b", source,
+                             re.MULTILINE), f"{text}: {file} has no {name}"
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -40,7 +45,8 @@ def test_the_reference_solution_is_right_and_the_empty_file_is_not(check, number
         check.check(number, check.files()[number], seed=1)
 
 
-# A likely mistake for each exercise: what stands in the solution, what a student may have written, and what the check must say.
+# A likely mistake for each exercise: what stands in the solution, what a student may have written, and what
+# the check must say.
 MISTAKES = [
     (1, "_, i = min(pairs)", "_, i = max(pairs)", "your encode"),
     (2, 'word.startswith(stem)', 'stem in word', "medical_numbers"),
@@ -52,12 +58,12 @@ MISTAKES = [
     (6, " & (documents[:, None] == documents)", "", "documents"),
     (6, "repeat_interleave(H // len(x), 0)", "repeat(H // len(x), 1, 1)", "k and v of 2"),
     (7, "i + 1 >= prompt_length", "i >= prompt_length", "'labels'"),
-    (8, "W + alpha / len(A)", "W + alpha", "lora_merge"),
-    (9, "        g[~counts] = 0\n", "", "result 2"),
+    (8, "W + alpha / len(A)", "W + alpha", "lora_merge"), (9, "        g[~counts] = 0\n", "", "result 2"),
     (9, "range(0, len(labels), rows)", "range(0, len(labels), rows := len(labels))", "no more than"),
     (10, "p = p - lr * decay * p", "g = g + decay * p", "adamw_step"),
     (10, "(step + 1) / warmup", "step / warmup", "learning_rate\\(0"),
-    (11, "while waiting and len(running) < slots:", "if not running:\n            still = waiting[:slots]\n        while not running and still:\n"
+    (11, "while waiting and len(running) < slots:",
+     "if not running:\n            still = waiting[:slots]\n        while not running and still:\n"
      "            running, waiting, still = still, waiting[slots:], []\n        while False:", "calls with"),
     (12, "(x, own)", "(x, all_gather(own))", "keeps the whole weight"),
     (12, "reduce_scatter(grad_y.T @ x)", "(grad_y.T @ x)[:len(own)]", "own rows"),
@@ -80,12 +86,13 @@ def test_a_likely_mistake_is_found_and_told(check, number, right, wrong, told, t
     pytest.fail(f"exercise {number}: {wrong!r} in the place of {right!r} passes the check")
 
 
-@pytest.mark.parametrize("body, told", [
-    ("def bleu4(candidate, reference):\n    return candidate / 2\n", "bleu4\\(.*stopped with TypeError: .*\\(line 2 of mine.py\\)"),
-    ("def bleu4(candidate, reference)\n", "Python cannot read mine.py: SyntaxError: .*line 1"),
-    ("def other():\n    return 1\n", "no function bleu4 any more"),
-    ("def bleu4(candidate, reference):\n    return 'high'\n", "is 'high', expected 0.402942"),
-])
+@pytest.mark.parametrize(
+    "body, told",
+    [("def bleu4(candidate, reference):\n    return candidate / 2\n",
+      "bleu4\\(.*stopped with TypeError: .*\\(line 2 of mine.py\\)"),
+     ("def bleu4(candidate, reference)\n", "Python cannot read mine.py: SyntaxError: .*line 1"),
+     ("def other():\n    return 1\n", "no function bleu4 any more"),
+     ("def bleu4(candidate, reference):\n    return 'high'\n", "is 'high', expected 0.402942"), ])
 def test_whatever_a_student_writes_is_answered_in_words(check, body, told, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(body, encoding="utf-8")
@@ -95,11 +102,15 @@ def test_whatever_a_student_writes_is_answered_in_words(check, body, told, tmp_p
 
 def test_the_command_lists_checks_and_leaves_with_its_exit_code(check, capsys):
     assert check.main([]) == 0
-    assert [int(line.split()[0]) for line in capsys.readouterr().out.splitlines() if re.match(r"\s*\d+  \w", line)] == NUMBERS
+    assert [
+        int(line.split()[0]) for line in capsys.readouterr().out.splitlines()
+        if re.match(r"\s*\d+  \w", line)
+    ] == NUMBERS
     assert check.main(["3", "--solution", "--seed", "5"]) == 0
     assert capsys.readouterr().out.startswith("Right: BLEU-4")
     assert check.main(["3", "--seed", "5"]) == 1
     printed = capsys.readouterr().out
-    assert printed.startswith("Not yet: ") and "make exercise N=3 SEED=5" in printed and "Traceback" not in printed
+    assert printed.startswith(
+        "Not yet: ") and "make exercise N=3 SEED=5" in printed and "Traceback" not in printed
     with pytest.raises(check.UsageError, match="there is no exercise 99"):
         check.main(["99"])

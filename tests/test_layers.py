@@ -1,4 +1,6 @@
-"""Imports point down: a package or module may import those of the lines above its own in LAYERS, and what is in its own package."""
+"""Imports point down: a package or module may import those of the lines above its own in LAYERS, and what is
+in its own package.
+"""
 import ast
 from pathlib import Path
 
@@ -28,12 +30,16 @@ EXCEPTIONS = {("mmed/lora.py", "mmed.checkpoints.families")}
 
 
 def part_of(module: str) -> str:
-    """What stands in LAYERS for a module: mmed.training.loader -> mmed.training, data_prep.clean -> data_prep."""
+    """What stands in LAYERS for a module: mmed.training.loader -> mmed.training, data_prep.clean ->
+    data_prep.
+    """
     return ".".join(module.split(".")[:2]) if module.startswith("mmed.") else module.split(".")[0]
 
 
 def imports_of(path: Path) -> list[str]:
-    """Full names of all that a file imports from this repository outside of functions; `from a import b` gives a.b."""
+    """Full names of all that a file imports from this repository outside of functions; `from a import b`
+    gives a.b.
+    """
     found = []
     todo = list(ast.parse(path.read_text(encoding="utf-8")).body)
     while todo:
@@ -44,14 +50,19 @@ def imports_of(path: Path) -> list[str]:
             found += [f"{node.module}.{alias.name}" for alias in node.names]
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             todo += ast.iter_child_nodes(node)
-    return [name for name in found if name.startswith(("mmed.", "data_prep.", "examples.")) and not name.endswith(".__file__")]
+    return [
+        name for name in found
+        if name.startswith(("mmed.", "data_prep.", "examples.")) and not name.endswith(".__file__")
+    ]
 
 
 def test_imports_point_down():
     wrong = []
-    for path in sorted(path for name in ("mmed", "data_prep", "examples") for path in (ROOT / name).rglob("*.py")):
+    for path in sorted(path for name in ("mmed", "data_prep", "examples")
+                       for path in (ROOT / name).rglob("*.py")):
         own = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
         for name in imports_of(path):
-            if part_of(name) != own and LEVEL[part_of(name)] >= LEVEL[own] and (str(path.relative_to(ROOT)), name.rpartition(".")[0]) not in EXCEPTIONS:
+            if part_of(name) != own and LEVEL[part_of(name)] >= LEVEL[own] and (str(
+                    path.relative_to(ROOT)), name.rpartition(".")[0]) not in EXCEPTIONS:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, "\n".join(wrong)

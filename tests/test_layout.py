@@ -1,4 +1,6 @@
-"""The repository keeps its shape: core dependencies, commands that start fast, no code run from data, true references."""
+"""The repository keeps its shape: core dependencies, commands that start fast, no code run from data, true
+references.
+"""
 from __future__ import annotations
 
 import ast
@@ -29,10 +31,13 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-COMMANDS = sorted(module_name(path) for path, source in SOURCES.items() if 'if __name__ == "__main__"' in source)
+COMMANDS = sorted(
+    module_name(path) for path, source in SOURCES.items() if 'if __name__ == "__main__"' in source)
 # Commands that compute with torch import it at the top; all others start in a fraction of a second.
-NEED_TORCH = {"mmed.train", "mmed.generate", "mmed.eval", "mmed.checkpoints.__main__", "mmed.evaluation.bertscore",
-              "mmed.evaluation.validation_loss", "mmed.training.inspect_batch"}
+NEED_TORCH = {
+    "mmed.train", "mmed.generate", "mmed.eval", "mmed.checkpoints.__main__", "mmed.evaluation.bertscore",
+    "mmed.evaluation.validation_loss", "mmed.training.inspect_batch"
+}
 
 
 def imported(tree: ast.AST) -> list[tuple[int, str]]:
@@ -57,7 +62,11 @@ def test_core_imports_only_its_six_packages_and_extras_name_theirs():
     assert {re.split(r"[<>=\[ ]", need)[0] for need in PROJECT["dependencies"]} == CORE
     allowed = CORE | set(sys.stdlib_module_names) | set(PACKAGES)
     for path, tree in TREES.items():
-        at_top = {line for node in tree.body for line, _ in imported(node) if isinstance(node, ast.Import | ast.ImportFrom)}
+        at_top = {
+            line
+            for node in tree.body
+            for line, _ in imported(node) if isinstance(node, ast.Import | ast.ImportFrom)
+        }
         for line, package in imported(tree):
             assert package in allowed or line not in at_top, f"{path}:{line} imports {package} at the top"
 
@@ -84,7 +93,8 @@ def test_nothing_runs_code_from_data():
             name = ast.unparse(call.func)
             keywords = {word.arg: ast.unparse(word.value) for word in call.keywords}
             unsafe = (name in forbidden or "allow_pickle" in keywords or "trust_remote_code" in keywords
-                      or keywords.get("shell", "False") != "False" or re.match(r"(c?pickle|dill|marshal|shelve)\.load", name)
+                      or keywords.get("shell", "False") != "False"
+                      or re.match(r"(c?pickle|dill|marshal|shelve)\.load", name)
                       or (name == "torch.load" and keywords.get("weights_only") != "True"))
             if unsafe:
                 wrong.append(f"{path}:{call.lineno} {name}")
@@ -105,8 +115,12 @@ print("\\nREPORT", code, *sorted({"torch", "transformers", "scipy"} & set(sys.mo
 
 def run_command(command: str, *arguments: str, cwd: Path) -> tuple[int, set[str], str, str]:
     """(exit code, heavy modules imported, stdout, stderr)."""
-    done = subprocess.run([sys.executable, "-c", RUN, command, *arguments], capture_output=True, text=True, cwd=cwd,
-                          env=ENV, timeout=120)
+    done = subprocess.run([sys.executable, "-c", RUN, command, *arguments],
+                          capture_output=True,
+                          text=True,
+                          cwd=cwd,
+                          env=ENV,
+                          timeout=120)
     errors, _, report = done.stderr.rpartition("\nREPORT ")
     assert report, done.stderr
     code, *heavy = report.split()
@@ -135,7 +149,8 @@ def test_unknown_option_exits_2_and_suggests_the_nearest(command, tmp_path):
 
 # Folders of one machine and hosts of package registries, in pieces so that this file does not match itself.
 MACHINE = re.compile(r"(?<![\w.])/(?:" + "home|Users|root|mnt|opt|workspace|work" + r")/\w"
-                     r"|\b(?:" + "py" + r"pi|files\.python" + r"hosted|conda\.ana" + r"conda|registry\.np" + r"mjs)\.(?:org|com|io)\b")
+                     r"|\b(?:" + "py" + r"pi|files\.python" + r"hosted|conda\.ana" + r"conda|registry\.np" +
+                     r"mjs)\.(?:org|com|io)\b")
 
 
 def test_no_path_of_a_machine_and_no_package_registry_is_named():
@@ -150,17 +165,24 @@ def test_no_path_of_a_machine_and_no_package_registry_is_named():
 
 
 def test_the_page_of_tags_is_up_to_date():
-    done = subprocess.run([sys.executable, "docs/tags.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "docs/tags.py", "--check"],
+                          cwd=ROOT,
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
 
 
-PLACE = re.compile(r"`((?:mmed|data_prep|tests|benchmarks|slurm|docs|examples)/[\w/.]+\.\w+)(?:: ([\w., ]+))?`")
+PLACE = re.compile(
+    r"`((?:mmed|data_prep|tests|benchmarks|slurm|docs|examples)/[\w/.]+\.\w+)(?:: ([\w., ]+))?`")
 
 
 def names_in(source: str) -> set[str]:
     tree = ast.parse(source)
     defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    return defined | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return defined | {
+        node.id
+        for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
 
 
 def test_files_and_functions_named_in_method_md_exist():
@@ -169,14 +191,16 @@ def test_files_and_functions_named_in_method_md_exist():
         if not (ROOT / file).is_file():
             wrong.append(f"no file {file}")
         elif names:
-            missing = set(filter(None, re.split(r"[., ]+", names))) - names_in((ROOT / file).read_text(encoding="utf-8"))
+            missing = set(filter(None, re.split(r"[., ]+", names))) - names_in(
+                (ROOT / file).read_text(encoding="utf-8"))
             wrong += [f"{file} does not define {name}" for name in sorted(missing)]
     assert not wrong, "\n".join(wrong)
 
 
 def test_sections_cited_in_the_code_exist_in_method_md():
     known = set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", METHOD, re.MULTILINE))
-    known |= set(re.findall(r"^(\d\.\d)(?:[ :,]| and)", METHOD, re.MULTILINE)) | set(re.findall(r"^\| (D\d+) \|", METHOD, re.MULTILINE))
+    known |= set(re.findall(r"^(\d\.\d)(?:[ :,]| and)", METHOD, re.MULTILINE)) | set(
+        re.findall(r"^\| (D\d+) \|", METHOD, re.MULTILINE))
     cited = re.compile(r"METHOD(?:\.md)?,? (D?\d+(?:\.\d+)?)|\b(D\d{1,2})\b")
     for path, source in SOURCES.items():
         for found in cited.finditer(source):

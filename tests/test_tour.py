@@ -1,4 +1,6 @@
-"""The tour (docs/tour.md): made anew it says what it said, its links lead somewhere, its drawings can be read on light and dark pages."""
+"""The tour (docs/tour.md): made anew it says what it said, its links lead somewhere, its drawings can be read
+on light and dark pages.
+"""
 import importlib.util
 import re
 import subprocess
@@ -23,7 +25,11 @@ def make():
 
 @pytest.mark.slow
 def test_the_tour_made_anew_says_what_it_said():
-    done = subprocess.run([sys.executable, str(FOLDER / "make.py"), "--check"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, str(FOLDER / "make.py"), "--check"],
+                          cwd=ROOT,
+                          capture_output=True,
+                          text=True,
+                          timeout=600)
     assert done.returncode == 0, done.stderr
 
 
@@ -46,7 +52,8 @@ def test_what_may_differ_on_another_processor_and_what_may_not(make, old, new, s
 
 
 def test_a_change_is_told_with_its_place(make):
-    assert make.differences("tour.md", "a\nloss 1.5\n", "a\nloss 1.9\n") == ["tour.md:2: there: loss 1.5\n    now: loss 1.9"]
+    assert make.differences("tour.md", "a\nloss 1.5\n",
+                            "a\nloss 1.9\n") == ["tour.md:2: there: loss 1.5\n    now: loss 1.9"]
     assert "3 lines, now 2; there: b" in make.differences("tour.md", "a\nb\nc\n", "a\nc\n")[0]
 
 
@@ -72,7 +79,9 @@ def test_links_and_pictures_of_the_page_are_there():
     page = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
     assert "{{" not in page and "[[" not in page
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page) + re.findall(r'<img src="([^"]+)"', page)
-    assert {path.name for path in DRAWINGS} == {Path(target).name for target in targets if target.endswith(".svg")}
+    assert {path.name
+            for path in DRAWINGS} == {Path(target).name
+                                      for target in targets if target.endswith(".svg")}
     for target in targets:
         assert (ROOT / "docs" / target).exists(), target
 
@@ -82,4 +91,5 @@ def test_a_drawing_is_small_and_has_colours_for_light_and_dark(path):
     text = path.read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)
     assert len(text) < 30_000 and root.tag.endswith("svg") and root.get("aria-label") and root.get("viewBox")
-    assert "prefers-color-scheme: dark" in text and "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert "prefers-color-scheme: dark" in text and "http" not in text.replace(
+        'xmlns="http://www.w3.org/2000/svg"', "")

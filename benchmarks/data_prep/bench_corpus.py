@@ -1,11 +1,15 @@
-"""How fast each step of a corpus is: MB/s of one core by CPU time, on real text, with reading, writing and packing.
+"""How fast each step of a corpus is: MB/s of one core by CPU time, on real text, with reading, writing and
+packing.
 
     python benchmarks/data_prep/bench_corpus.py --data DATA [--languages en zh]
 
-In:  DATA/text/LANGUAGE/{medical,nonmedical}.jsonl.gz, DATA/medqa (as benchmark), DATA/html/*/source.html, DATA/pdf/{text,scan}_*.pdf.
-Out: a table, MB of UTF-8 text that goes in (HTML for pages) a second of CPU time of this process and its children; for books, pages a second.
-     Kept and dropped documents are both written and packed. About half of the text is medical, of the web a few in a thousand, so the
-     filter is also measured on ordinary text alone. Each step is started once on one document first, for what is loaded only once.
+In:  DATA/text/LANGUAGE/{medical,nonmedical}.jsonl.gz, DATA/medqa (as benchmark), DATA/html/*/source.html,
+     DATA/pdf/{text,scan}_*.pdf.
+Out: a table, MB of UTF-8 text that goes in (HTML for pages) a second of CPU time of this process and its
+children; for books, pages a second.
+     Kept and dropped documents are both written and packed. About half of the text is medical, of the web a
+     few in a thousand, so the filter is also measured on ordinary text alone. Each step is started once on
+     one document first, for what is loaded only once.
 """
 from __future__ import annotations
 
@@ -56,15 +60,21 @@ def main() -> None:
         size[language] = sum(len(text.encode()) for text in texts[language])
         one[language] = work / f"one-{language}.jsonl"
         one[language].write_bytes(lines[0] + b"\n")
-    train_sentencepiece([text[:2000] for each in texts.values() for text in each[::max(1, len(each) // 300)]], work / "tokenizer", 16000)
+    train_sentencepiece([text[:2000] for each in texts.values()
+                         for text in each[::max(1,
+                                                len(each) // 300)]], work / "tokenizer", 16000)
     benchmark = options.data / "medqa" / "questions" / "US" / "test.part1.jsonl"
     steps = {
-        "filter_medical": ("filter_medical", "--language", "{}"), "filter_medical, ordinary text": ("filter_medical", "--language", "{}"),
-        "clean, language and personal data": ("clean", "--language", "{}", "--language-id", "--mask-personal"), "dedup": ("dedup",),
+        "filter_medical": ("filter_medical", "--language", "{}"),
+        "filter_medical, ordinary text": ("filter_medical", "--language", "{}"),
+        "clean, language and personal data": ("clean", "--language", "{}", "--language-id",
+                                              "--mask-personal"), "dedup": ("dedup", ),
         "decontaminate": ("decontaminate", "--benchmark", str(benchmark)),
-        "tokenize_corpus": ("tokenize_corpus", "--tokenizer", str(work / "tokenizer"), "--language", "{}")}
+        "tokenize_corpus": ("tokenize_corpus", "--tokenizer", str(work / "tokenizer"), "--language", "{}")
+    }
     print(f"{'MB/s of one core':36}" + "".join(f"{language:>8}" for language in options.languages))
-    print(f"{'MB of text':36}" + "".join(f"{size[language] / 1e6:8.1f}" for language in options.languages), flush=True)
+    print(f"{'MB of text':36}" + "".join(f"{size[language] / 1e6:8.1f}" for language in options.languages),
+          flush=True)
     for title, (module, *more) in steps.items():
         row = []
         for language in options.languages:
@@ -72,7 +82,8 @@ def main() -> None:
             timed(module, one[language], *arguments, "--out", work / "out" / "warm")
             plain = title.endswith("ordinary text")
             source = work / language / "nonmedical.jsonl.gz" if plain else work / language
-            row.append((ordinary if plain else size)[language] / 1e6 / timed(module, source, *arguments, "--out", work / "out" / "x"))
+            row.append((ordinary if plain else size)[language] / 1e6 /
+                       timed(module, source, *arguments, "--out", work / "out" / "x"))
             shutil.rmtree(work / "out")
         print(f"{title:36}" + "".join(f"{value:8.1f}" for value in row), flush=True)
     pages = list((options.data / "html").glob("*/source.html"))
@@ -82,7 +93,10 @@ def main() -> None:
     (work / "warm.html").write_text("<html><body><p>warm</p></body></html>")
     timed("web_pages", work / "warm.html", "--language", "en", "--out", work / "warm")
     seconds = timed("web_pages", work / "html", "--language", "en", "--out", work / "pages")
-    print(f"web_pages: {sum(path.stat().st_size for path in pages) / 1e6 / seconds:.1f} MB of HTML a second, {len(pages) / seconds:.1f} pages a second")
+    print(
+        f"web_pages: {sum(path.stat().st_size for path in pages) / 1e6 / seconds:.1f} MB of HTML a second, "
+        f"{len(pages) / seconds:.1f} pages a second"
+    )
     import pypdfium2
 
     for kind in ("text", "scan"):

@@ -1,13 +1,15 @@
 """The medical filter: speed against the published rule, cost of more words, and quality on labelled texts.
 
-    python benchmarks/data_prep/bench_filter.py [--data DIR] [--part speed|words|growth|quality] [--megabytes 3]
+    python benchmarks/data_prep/bench_filter.py [--data DIR] [--part speed|words|growth|quality] [--megabytes
+    3]
 
-DIR holds <code>/medical.jsonl.gz and <code>/nonmedical.jsonl.gz (text, id). Without it the texts of the speed parts are made
-from each language's own words and sentences, and the quality part is left out, saying so.
+DIR holds <code>/medical.jsonl.gz and <code>/nonmedical.jsonl.gz (text, id). Without it the texts of the speed
+parts are made from each language's own words and sentences, and the quality part is left out, saying so.
 
-Speed: MB of UTF-8 a second of CPU time on one thread, the published rule and ours in turn on the same documents, the best of
-`ROUNDS`; 15 % of the documents are medical. Decisions must be equal on every document before a figure is printed.
-Quality: thresholds of the default mode are chosen on one half (by a hash of the id) and all is reported on the other.
+Speed: MB of UTF-8 a second of CPU time on one thread, the published rule and ours in turn on the same
+documents, the best of `ROUNDS`; 15 % of the documents are medical. Decisions must be equal on every document
+before a figure is printed. Quality: thresholds of the default mode are chosen on one half (by a hash of the
+id) and all is reported on the other.
 """
 from __future__ import annotations
 
@@ -31,13 +33,18 @@ from mmed.utils.errors import main_guard
 ROUNDS = 3
 MEDICAL_SHARE = 0.15
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "text"
-WANTED_PRECISION, WANTED_RECALL = 0.98, 0.94  # for the choice of thresholds; 0.98 is the paper's check by hand
+# for the choice of thresholds; 0.98 is the paper's check by hand
+WANTED_PRECISION, WANTED_RECALL = 0.98, 0.94
 
 
 def official_rule(texts: list[str], language: Language) -> list[bool]:
-    """The published rule as published: a pass over the text for each word (Chinese and Japanese as was meant)."""
+    """The published rule as published: a pass over the text for each word (Chinese and Japanese as was
+    meant).
+    """
     words = official_words(language)
-    long = [word for word in words if not language.spaced or len(word) > 10 or (len(word) > 5 and " " in word)]
+    long = [
+        word for word in words if not language.spaced or len(word) > 10 or (len(word) > 5 and " " in word)
+    ]
     short = [word for word in words if word not in set(long)]
     verdicts = []
     for text in texts:
@@ -59,7 +66,8 @@ def official_rule(texts: list[str], language: Language) -> list[bool]:
 
 
 def _enough(text: str, hits: int, covered: int, language: Language) -> bool:
-    return bool(text) and hits >= language.official_min_hits and covered / len(text) >= language.official_min_density
+    return bool(
+        text) and hits >= language.official_min_hits and covered / len(text) >= language.official_min_density
 
 
 def cpu_seconds(work: Callable[[], object]) -> tuple[float, object]:
@@ -68,7 +76,8 @@ def cpu_seconds(work: Callable[[], object]) -> tuple[float, object]:
     return time.process_time() - start, result
 
 
-# ---- texts ------------------------------------------------------------------------------------------------------------
+# ---- texts
+# ------------------------------------------------------------------------------------------------------------
 
 
 def labelled(language: Language, data: Path) -> list[tuple[dict, bool]]:
@@ -90,7 +99,8 @@ def made_documents(language: Language, rng: random.Random) -> tuple[list[str], l
     words = [spelling.replace("|", "") for term in language.medical_words for spelling in term.split("/")]
 
     def document(share: float) -> str:
-        return join.join(rng.choice(words if rng.random() < share else ordinary) for _ in range(rng.randrange(50, 600)))
+        return join.join(
+            rng.choice(words if rng.random() < share else ordinary) for _ in range(rng.randrange(50, 600)))
 
     return [document(0.15) for _ in range(150)], [document(0.005) for _ in range(850)]
 
@@ -100,7 +110,8 @@ def mixture(language: Language, data: Path, megabytes: float) -> list[str]:
     rng = random.Random(7)
     records = labelled(language, data)
     if records:
-        medical, other = ([record["text"] for record, label in records if label == wanted] for wanted in (True, False))
+        medical, other = ([record["text"] for record, label in records if label == wanted]
+                          for wanted in (True, False))
     else:
         medical, other = made_documents(language, rng)
     chosen, size = [], 0.0
@@ -110,19 +121,25 @@ def mixture(language: Language, data: Path, megabytes: float) -> list[str]:
     return chosen
 
 
-# ---- parts ------------------------------------------------------------------------------------------------------------
+# ---- parts
+# ------------------------------------------------------------------------------------------------------------
 
 
 def speed(languages: list[Language], data: Path, megabytes: float) -> None:
-    print("\n| language | MB | published rule, MB/s | official mode, MB/s | ratio | default mode, MB/s |\n|---|---|---|---|---|---|")
+    print(
+        "\n| language | MB | published rule, MB/s | official mode, MB/s | ratio | default mode, MB/s "
+        "|\n|---|---|---|---|---|---|"
+    )
     for language in languages:
         texts = mixture(language, data, megabytes)
         size = sum(len(text.encode()) for text in texts) / 1e6
         official, default = Matcher(language, "official"), Matcher(language)
         works: dict[str, Callable[[], object]] = {
             "published": lambda texts=texts, language=language: official_rule(texts, language),
-            "official": lambda texts=texts, official=official: [decision.medical for decision in official.judge(texts)],
-            "default": lambda texts=texts, default=default: default.judge(texts)}
+            "official": lambda texts=texts, official=official:
+            [decision.medical for decision in official.judge(texts)],
+            "default": lambda texts=texts, default=default: default.judge(texts)
+        }
         best = dict.fromkeys(works, float("inf"))
         results = {}
         for _ in range(ROUNDS):
@@ -136,8 +153,13 @@ def speed(languages: list[Language], data: Path, megabytes: float) -> None:
 
 
 def more_words(languages: list[Language], data: Path, megabytes: float) -> None:
-    """Ten times the words: the language's own, and nine times as many made by changing letters of words of the texts."""
-    print("\n| language | words | official: time against 200 words | default | published rule |\n|---|---|---|---|---|")
+    """Ten times the words: the language's own, and nine times as many made by changing letters of words of
+    the texts.
+    """
+    print(
+        "\n| language | words | official: time against 200 words | default | published rule "
+        "|\n|---|---|---|---|---|"
+    )
     for language in languages:
         texts = mixture(language, data, megabytes)
         rng = random.Random(3)
@@ -156,11 +178,21 @@ def more_words(languages: list[Language], data: Path, megabytes: float) -> None:
         ratios = []
         for mode in ("official", "default"):
             few, many = Matcher(language, mode), Matcher(large, mode)
-            times = [min(cpu_seconds(lambda matcher=matcher, texts=texts: matcher.judge(texts))[0] for _ in range(ROUNDS)) for matcher in (few, many)]
+            times = [
+                min(
+                    cpu_seconds(lambda matcher=matcher, texts=texts: matcher.judge(texts))[0]
+                    for _ in range(ROUNDS)) for matcher in (few, many)
+            ]
             ratios.append(times[1] / times[0])
         some = texts[:max(1, len(texts) // 5)]
-        peer = [cpu_seconds(lambda which=which, some=some: official_rule(some, which))[0] for which in (language, large)]
-        print(f"| {language.code} | {len(more)} | {ratios[0]:.2f}x | {ratios[1]:.2f}x | {peer[1] / peer[0]:.1f}x |", flush=True)
+        peer = [
+            cpu_seconds(lambda which=which, some=some: official_rule(some, which))[0]
+            for which in (language, large)
+        ]
+        print(
+            f"| {language.code} | {len(more)} | {ratios[0]:.2f}x | {ratios[1]:.2f}x | "
+            f"{peer[1] / peer[0]:.1f}x |",
+            flush=True)
 
 
 def growth(languages: list[Language], data: Path, megabytes: float) -> None:
@@ -187,8 +219,8 @@ def score(kept: np.ndarray, truth: np.ndarray) -> tuple[float, float, int]:
 
 
 def choose(hits: np.ndarray, density: np.ndarray, truth: np.ndarray) -> tuple[int, float]:
-    """The strictest thresholds (most words, then greatest density) that reach the wanted precision and recall; where none
-    does, those of best recall at the wanted precision."""
+    """The strictest thresholds (most words, then greatest density) that reach the wanted precision and
+    recall; where none does, those of best recall at the wanted precision."""
     best, best_key = (2, 0.0), (-1.0,)
     for words in (2, 3, 4, 5):
         for share in np.arange(0.01, 0.1, 0.0025):
@@ -201,8 +233,12 @@ def choose(hits: np.ndarray, density: np.ndarray, truth: np.ndarray) -> tuple[in
 
 
 def quality(languages: list[Language], data: Path) -> None:
-    print("\nOn the half that chose nothing: precision / recall / wrongly kept. `chosen`: thresholds found on the first half; the "
-          "language files hold them.\n\n| language | medical, other | official mode | default, in the language file | chosen |\n|---|---|---|---|---|")
+    print(
+        "\nOn the half that chose nothing: precision / recall / wrongly kept. `chosen`: thresholds found on "
+        "the first half; the "
+        "language files hold them.\n\n| language | medical, other | official mode | default, in the "
+        "language file | chosen |\n|---|---|---|---|---|"
+    )
     for language in languages:
         records = labelled(language, data)
         if not records:
@@ -218,15 +254,21 @@ def quality(languages: list[Language], data: Path) -> None:
         decisions = Matcher(language).judge(texts)
         hits, density = np.array([d.hits for d in decisions]), np.array([d.density for d in decisions])
         words, share = choose(hits[first], density[first], truth[first])
-        print(f"| {language.code} | {int(truth[~first].sum())}, {int((~truth[~first]).sum())} | {cells[0]} | {cells[1]} "
-              f"({language.min_hits}, {language.min_density}) | {words}, {share} |", flush=True)
+        print(
+            f"| {language.code} | {int(truth[~first].sum())}, {int((~truth[~first]).sum())} | {cells[0]} | "
+            f"{cells[1]} "
+            f"({language.min_hits}, {language.min_density}) | {words}, {share} |",
+            flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=DATA, help="labelled texts, a folder a language")
     parser.add_argument("--part", choices=("speed", "words", "growth", "quality"), help="only this part")
-    parser.add_argument("--megabytes", type=float, default=3.0, help="text a language in the speed parts (default: %(default)s)")
+    parser.add_argument("--megabytes",
+                        type=float,
+                        default=3.0,
+                        help="text a language in the speed parts (default: %(default)s)")
     given = parser.parse_args()
     languages = list(all_languages())
     for name, part in (("speed", speed), ("words", more_words), ("growth", growth)):

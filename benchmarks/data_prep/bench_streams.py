@@ -1,11 +1,16 @@
-"""Documents to token streams against the official form, two processes against one, and growth with the corpus.
+"""Documents to token streams against the official form, two processes against one, and growth with the
+corpus.
 
     python benchmarks/data_prep/bench_streams.py [--megabytes 4] [--rounds 3] [--growth 10,100]
 
-peer     the official script: a Hugging Face tokenizer, document by document, cut into windows of 2,048 with stride 1,536, one .npy a
-         window. Ours: data_prep.tokenize_corpus, with packing and counting. The ids are compared first. CPU time of one thread, in turn.
-workers  wall time of data_prep.tokenize_corpus on 8 shards with 1 and with 2 processes (a quiet machine is needed for this one).
-growth   CPU seconds and peak memory of a process of its own for corpora of these many MB, one shard for each 10 MB.
+peer     the official script: a Hugging Face tokenizer, document by document, cut into windows of 2,048 with
+         stride 1,536, one .npy a
+         window. Ours: data_prep.tokenize_corpus, with packing and counting. The ids are compared first. CPU
+         time of one thread, in turn.
+workers  wall time of data_prep.tokenize_corpus on 8 shards with 1 and with 2 processes (a quiet machine is
+         needed for this one).
+growth   CPU seconds and peak memory of a process of its own for corpora of these many MB, one shard for each
+         10 MB.
 
 The texts are made (bench_tokenizer's words), half English and half Chinese letters.
 """
@@ -33,18 +38,26 @@ from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import main_guard
 
 WINDOW, STRIDE = 2048, 1536
-CHILD = ("import sys, time; from data_prep.tokenize_corpus import tokenize_corpus; start = time.process_time(); "
-         "tokenize_corpus([sys.argv[1]], sys.argv[2], sys.argv[3]); "
-         "print(time.process_time() - start, int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024)")
+CHILD = (
+    "import sys, time; from data_prep.tokenize_corpus import tokenize_corpus; start = time.process_time(); "
+    "tokenize_corpus([sys.argv[1]], sys.argv[2], sys.argv[3]); "
+    "print(time.process_time() - start, int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) "
+    "/ 1024)"
+)
 
 
 def write_shards(folder: Path, megabytes: float, shards: int) -> list[str]:
     """Files of JSONL with `megabytes` of text in all; returns the texts."""
     folder.mkdir(parents=True)
-    texts = [text for pair in zip(made_texts("en", int(megabytes * 5e5)), made_texts("zh", int(megabytes * 5e5))) for text in pair]
+    texts = [
+        text for pair in zip(made_texts("en", int(megabytes * 5e5)), made_texts("zh", int(megabytes * 5e5)))
+        for text in pair
+    ]
     for shard in range(shards):
         with open(folder / f"{shard}.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"text": text, "id": f"{shard}-{i}"}, ensure_ascii=False) + "\n" for i, text in enumerate(texts[shard::shards]))
+            file.writelines(
+                json.dumps({"text": text, "id": f"{shard}-{i}"}, ensure_ascii=False) + "\n"
+                for i, text in enumerate(texts[shard::shards]))
     return texts
 
 
@@ -91,22 +104,39 @@ def main() -> None:
         for name, seconds in times.items():
             print(f"{name:14} {size / statistics.median(seconds):6.1f} MB/s")
         ratios = [b / a for a, b in zip(times["ours"], times["official form"])]
-        print(f"ratio {statistics.median(ratios):.1f}x ({min(ratios):.1f}-{max(ratios):.1f}), {len(texts):,} documents, ids equal")
+        print(
+            f"ratio {statistics.median(ratios):.1f}x ({min(ratios):.1f}-{max(ratios):.1f}), {len(texts):,} "
+            f"documents, ids equal"
+        )
 
         write_shards(root / "shards", 4 * options.megabytes, 8)
         wall: dict[int, list[float]] = {1: [], 2: []}
         for number in range(options.rounds):
             for workers in wall:
                 start = time.perf_counter()
-                tokenize_corpus([root / "shards"], root / "tokenizer", root / f"workers{workers}-{number}", workers=workers)
+                tokenize_corpus([root / "shards"],
+                                root / "tokenizer",
+                                root / f"workers{workers}-{number}",
+                                workers=workers)
                 wall[workers].append(time.perf_counter() - start)
         ratios = [one / two for one, two in zip(wall[1], wall[2])]
-        print(f"2 processes against 1: {statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) by wall time")
+        print(
+            f"2 processes against 1: {statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) "
+            f"by wall time"
+        )
 
         for megabytes in filter(None, options.growth.split(",")):
             write_shards(root / f"grow{megabytes}", float(megabytes), max(1, int(float(megabytes) / 10)))
-            out = subprocess.run([sys.executable, "-c", CHILD, str(root / f"grow{megabytes}"), str(root / "tokenizer"), str(root / f"grown{megabytes}")],
-                                 capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[2])
+            out = subprocess.run([
+                sys.executable, "-c", CHILD,
+                str(root / f"grow{megabytes}"),
+                str(root / "tokenizer"),
+                str(root / f"grown{megabytes}")
+            ],
+                                 capture_output=True,
+                                 text=True,
+                                 check=True,
+                                 cwd=Path(__file__).resolve().parents[2])
             seconds, memory = map(float, out.stdout.split()[-2:])
             print(f"{megabytes:>6} MB: {seconds:6.1f} s of CPU, peak {memory:4.0f} MiB")
 

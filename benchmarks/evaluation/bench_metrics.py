@@ -1,10 +1,11 @@
 """BLEU and ROUGE of mmed against the packages they equal: same pairs, same process, in turn.
 
-Pairs are synthetic and the same on every machine: 40 to 120 words from a Zipf-like vocabulary, the candidate made of spans
-copied from the reference among words of its own. "rationale" pairs share about as much as a fine-tuned model's rationale
-shares with its reference (BLEU-1 about 0.45 in the paper), "near copy" pairs nearly everything, "unrelated" only common words.
-First all scores are compared (1e-12), then both sides are timed round by round on one thread, by CPU time. Printed: microseconds
-a pair (medians), the median of the rounds' ratios, and their range.
+Pairs are synthetic and the same on every machine: 40 to 120 words from a Zipf-like vocabulary, the candidate
+made of spans copied from the reference among words of its own. "rationale" pairs share about as much as a
+fine-tuned model's rationale shares with its reference (BLEU-1 about 0.45 in the paper), "near copy" pairs
+nearly everything, "unrelated" only common words. First all scores are compared (1e-12), then both sides are
+timed round by round on one thread, by CPU time. Printed: microseconds a pair (medians), the median of the
+rounds' ratios, and their range.
 
     python benchmarks/evaluation/bench_metrics.py [--pairs=200] [--rounds=7]
 """
@@ -29,7 +30,8 @@ def make_pairs(kind: str, count: int, seed: int = 1) -> list[tuple[list[str], li
 
     def words(size: int) -> list[str]:
         drawn = rng.choices(vocabulary, weights, k=size)
-        return [word + " ." if rng.random() < 1 / 18 else word for word in drawn]  # a sentence has about 18 words
+        # a sentence has about 18 words
+        return [word + " ." if rng.random() < 1 / 18 else word for word in drawn]
 
     pairs = []
     for _ in range(count):
@@ -55,8 +57,11 @@ def close(ours, theirs) -> bool:
     return len(ours) == len(theirs) and all(map(close, ours, theirs))
 
 
-def compare(ours: Callable, peer: Callable, items: list, rounds: int, pairs: int) -> tuple[float, float, list[float]]:
-    """Equality of every score, then medians of seconds a pair of ours and of the peer, and the ratio of each round."""
+def compare(ours: Callable, peer: Callable, items: list, rounds: int,
+            pairs: int) -> tuple[float, float, list[float]]:
+    """Equality of every score, then medians of seconds a pair of ours and of the peer, and the ratio of each
+    round.
+    """
     for item in items:
         mine, theirs = ours(*item), peer(*item)
         if not close(mine, theirs):
@@ -72,20 +77,27 @@ def compare(ours: Callable, peer: Callable, items: list, rounds: int, pairs: int
 
 
 def split_japanese(rounds: int) -> None:
-    """Words of Japanese texts: ours keeps one janome tokenizer, the official script makes one for every text."""
+    """Words of Japanese texts: ours keeps one janome tokenizer, the official script makes one for every text.
+    """
     from janome.tokenizer import Tokenizer
 
     language, rng = get_language("ja"), random.Random(1)
-    texts = ["".join(rng.sample([language.medical_sentence, language.ordinary_sentence, "患者は発熱と咳を訴えた。", "治療には薬を使う。"], 3)) for _ in range(8)]
+    sentences = [language.medical_sentence, language.ordinary_sentence,
+                 "患者は発熱と咳を訴えた。", "治療には薬を使う。"]
+    texts = ["".join(rng.sample(sentences, 3)) for _ in range(8)]
     language.official_words(texts[0])  # the dictionary is loaded once by either side
-    ours, theirs, ratios = compare(lambda text: language.official_words(text), lambda text: list(Tokenizer(wakati=True).tokenize(text)),
-                                   [(text,) for text in texts], rounds, len(texts))
-    print(f"{'Japanese words':18} {'janome per text':19} {'':10} {ours * 1e6:8.1f} {theirs * 1e6:8.1f} {statistics.median(ratios):6.1f}  "
-          f"{f'{min(ratios):.1f}-{max(ratios):.1f}':13} 12")
+    ours, theirs, ratios = compare(lambda text: language.official_words(text),
+                                   lambda text: list(Tokenizer(wakati=True).tokenize(text)),
+                                   [(text, ) for text in texts], rounds, len(texts))
+    print(
+        f"{'Japanese words':18} {'janome per text':19} {'':10} {ours * 1e6:8.1f} {theirs * 1e6:8.1f} "
+        f"{statistics.median(ratios):6.1f}  "
+        f"{f'{min(ratios):.1f}-{max(ratios):.1f}':13} 12")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
@@ -104,7 +116,8 @@ def main() -> None:
     class Given:  # rouge-score with our tokens, so that its tokenizer is not timed
         tokenize = staticmethod(lambda tokens: tokens)
 
-    google, google_l = (RougeScorer(types, tokenizer=Given()) for types in (["rouge1", "rouge2", "rougeL"], ["rougeL"]))
+    google, google_l = (RougeScorer(types, tokenizer=Given())
+                        for types in (["rouge1", "rouge2", "rougeL"], ["rougeL"]))
 
     def r_p_f(scores: dict, names: tuple[str, ...]) -> list[tuple[float, float, float]]:
         return [(scores[name]["p"], scores[name]["r"], scores[name]["f"]) for name in names]
@@ -130,22 +143,35 @@ def main() -> None:
         ("ROUGE-1/2/L", "rouge-score", tokens_in, ours_google,
          lambda c, r: list(google.score(r, c).values()), ""),
     ]
-    print(f"{args.pairs} pairs, {args.rounds} rounds, one thread, CPU time; scores equal to 1e-12 before timing\n")
-    print(f"{'score':18} {'peer':19} {'pairs':10} {'ours us':>8} {'peer us':>8} {'ratio':>6}  {'range':13} aim / moonshot")
+    print(
+        f"{args.pairs} pairs, {args.rounds} rounds, one thread, CPU time; scores equal to 1e-12 before "
+        f"timing\n"
+    )
+    print(
+        f"{'score':18} {'peer':19} {'pairs':10} {'ours us':>8} {'peer us':>8} {'ratio':>6}  {'range':13} "
+        f"aim / moonshot"
+    )
     for kind in COPIED:
         pairs = make_pairs(kind, args.pairs)
         # `rouge` cuts sentences at every "."; without stops a text is one sentence, with the longest table
         texts = [(" ".join(candidate), " ".join(reference)) for candidate, reference in pairs]
-        unstopped = [(candidate.replace(" .", ""), reference.replace(" .", "")) for candidate, reference in texts]
+        unstopped = [(candidate.replace(" .", ""), reference.replace(" .", ""))
+                     for candidate, reference in texts]
         candidates, references = (list(side) for side in zip(*pairs))
         candidate_texts, reference_texts = (list(side) for side in zip(*texts))
-        items = {tokens_in: pairs, text_in: texts, corpus_in: [(candidates, references, candidate_texts, reference_texts)]}
+        items = {
+            tokens_in: pairs, text_in: texts,
+            corpus_in: [(candidates, references, candidate_texts, reference_texts)]
+        }
         shared = metrics.mean(metrics.bleu(*pair, max_order=1) for pair in pairs)
         print(f"-- {kind}: mean BLEU-1 {shared:.2f}")
         for name, peer_name, form, ours, peer, aim in rows:
             variants = [("as it is", items[form])]
-            if form == text_in:  # milliseconds a pair: a third of the pairs, so that the table comes in a minute
-                variants = [(label, data[: max(1, len(data) // 3)]) for label, data in (*variants, ("1 sentence", unstopped))]
+            # milliseconds a pair: a third of the pairs, so that the table comes in a minute
+            if form == text_in:
+                variants = [(label, data[:max(1,
+                                              len(data) // 3)])
+                            for label, data in (*variants, ("1 sentence", unstopped))]
             for label, data in variants:
                 scored = args.pairs if form == corpus_in else len(data)
                 mine, theirs, ratios = compare(ours, peer, data, args.rounds, scored)

@@ -1,4 +1,5 @@
-"""Kill and stop training runs and commands at awkward moments, restart them, and compare with an undisturbed run.
+"""Kill and stop training runs and commands at awkward moments, restart them, and compare with an undisturbed
+run.
 
     python benchmarks/faults/kill_bench.py [--only kill,save] [--trials 10] [--seed N] [--json rows.json]
 
@@ -8,8 +9,8 @@ signal    SIGTERM or SIGINT while loading, in a step, an evaluation, a save and 
 failure   an exception in one of two ranks
 command   SIGKILL of data preparation and evaluation commands at random moments
 
-A trial survives when the same command, started again, ends with the same bits as an undisturbed run. Prints a Markdown
-table; exits 1 if a trial failed. The seed is printed, and --seed repeats a run.
+A trial survives when the same command, started again, ends with the same bits as an undisturbed run. Prints a
+Markdown table; exits 1 if a trial failed. The seed is printed, and --seed repeats a run.
 """
 from __future__ import annotations
 
@@ -80,10 +81,11 @@ class Bench:
     def start(self, out: Path, ranks: int = 1, before=None) -> ForkedRun:
         arguments = [
             "pretrain_mmedlm2", f"--model={self.world}/model", f"--data={self.world}/en,{self.world}/ja",
-            f"--out={out}", "--resume=auto", "--max_steps=60", "--sequence_length=64", "--global_batch_size=8",
-            "--micro_batch_size=2", "--learning_rate=1e-3", "--precision=fp32", f"--save_every={SAVE_EVERY}",
-            "--eval_every=10", f"--validation={self.world}/ja", "--compile=no", "--activation_checkpointing=no",
-            "--seed=1", "--rank_timeout_seconds=20"]
+            f"--out={out}", "--resume=auto", "--max_steps=60", "--sequence_length=64",
+            "--global_batch_size=8", "--micro_batch_size=2", "--learning_rate=1e-3", "--precision=fp32",
+            f"--save_every={SAVE_EVERY}", "--eval_every=10", f"--validation={self.world}/ja", "--compile=no",
+            "--activation_checkpointing=no", "--seed=1", "--rank_timeout_seconds=20"
+        ]
         return ForkedRun(arguments, ranks, before, log=out.with_suffix(".log"))
 
     def expected(self, ranks: int) -> tuple[dict, float]:
@@ -126,7 +128,8 @@ def kill_at_random(bench: Bench):
 # ----------------------------------------------------------------------------------------------------- save
 
 def save_twice(run: Path, stop_at: int, counter: Path) -> ForkedRun:
-    """Save step 1 and then step 2; die before file operation `stop_at` of step 2 (0: count the operations)."""
+    """Save step 1 and then step 2; die before file operation `stop_at` of step 2 (0: count the operations).
+    """
     def main() -> int:
         import torch
 
@@ -237,8 +240,10 @@ def fail_one_rank(bench: Bench):
         run = bench.start(out, 2, before)
         codes, text = run.wait(90), run.text()
         run.kill()
-        ended = codes is not None and all(codes) and text.count("Traceback") == 1 and "the true reason" in text
-        row.add(ended and bench.completes(out, 2), f"{phase}, rank {failing}: {run.codes}", time.monotonic() - begun)
+        ended = codes is not None and all(codes) and text.count(
+            "Traceback") == 1 and "the true reason" in text
+        row.add(ended and bench.completes(out, 2), f"{phase}, rank {failing}: {run.codes}",
+                time.monotonic() - begun)
     yield row
 
 
@@ -248,11 +253,13 @@ def commands(bench: Bench) -> dict[str, list[str]]:
     """Arguments of python -m without --out."""
     texts = bench.folder / "texts.jsonl"
     rng = random.Random(1)
-    words = "the heart disease pain treatment clinical symptoms of patients river stone with dose fever".split()
+    words = "the heart disease pain treatment clinical symptoms of patients with dose fever".split(
+    )
     with open(texts, "w", encoding="utf-8") as file:
         for number in range(4000):
             text = " ".join(rng.choices(words, k=300))
-            file.write(json.dumps({"text": text, "language": "en", "source": "web", "id": str(number)}) + "\n")
+            file.write(
+                json.dumps({"text": text, "language": "en", "source": "web", "id": str(number)}) + "\n")
     data = [str(texts), "--workers", "1"]
     english = [*data, "--language", "en"]
     return {"filter_medical": ["data_prep.filter_medical", *english], "clean": ["data_prep.clean", *english],
@@ -271,8 +278,13 @@ def kill_commands(bench: Bench):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(arguments: list[str], out: Path) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", *arguments, "--out", str(out)], env=environment, cwd=ROOT,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments, "--out", str(out)],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True)
 
     for name, arguments in commands(bench).items():
         row = Row(f"SIGKILL of {name} at a random moment")

@@ -1,4 +1,5 @@
-"""How token streams fill the rows of continued pre-training: padding, tokens left out, documents that are split.
+"""How token streams fill the rows of continued pre-training: padding, tokens left out, documents that are
+split.
 
     python benchmarks/training/row_padding.py streams/en streams/zh --sequence_length 512 2048 4096
 """
@@ -40,7 +41,10 @@ def main() -> None:
     for length in options.sequence_length:
         rows = PretrainRows(streams, length, seed=1)
         padding, wrong, split = measure(rows)
-        print(f"rows of {length:5}: {rows.rows_per_epoch:6,} rows, {padding:.2%} padding, {wrong} tokens cropped or repeated, {split:,} documents split")
+        print(
+            f"rows of {length:5}: {rows.rows_per_epoch:6,} rows, {padding:.2%} padding, {wrong} tokens "
+            f"cropped or repeated, {split:,} documents split"
+        )
 
 
 if __name__ == "__main__":

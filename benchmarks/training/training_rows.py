@@ -121,7 +121,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="model folder that transformers opens too, with BOS")
     parser.add_argument("--texts", required=True, type=Path, help="folder of a folder per language")
-    parser.add_argument("--out", type=Path, default=Path("runs/training_rows"), help="new folder, for the run")
+    parser.add_argument("--out",
+                        type=Path,
+                        default=Path("runs/training_rows"),
+                        help="new folder, for the run")
     parser.add_argument("--sequence_length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=1024, help="of a step, in rows of --sequence_length")

@@ -11,4 +11,5 @@ def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     speed = theta ** (-torch.arange(0, E, 2, dtype=torch.float32) / E)   # (E / 2,)
     angle = positions[:, None] * speed                                   # (T, E / 2)
     first, second = x[:, :E // 2], x[:, E // 2:]
-    return torch.cat((first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()), -1)
+    return torch.cat((first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()),
+                     -1)

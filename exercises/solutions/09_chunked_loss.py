@@ -2,7 +2,8 @@ import torch
 from torch import Tensor
 
 
-def loss_and_gradients(hidden: Tensor, weight: Tensor, labels: Tensor, rows: int) -> tuple[float, Tensor, Tensor]:
+def loss_and_gradients(hidden: Tensor, weight: Tensor, labels: Tensor,
+                       rows: int) -> tuple[float, Tensor, Tensor]:
     total, grad_hidden, grad_weight = 0.0, torch.zeros_like(hidden), torch.zeros_like(weight)
     for begin in range(0, len(labels), rows):
         part, target = hidden[begin:begin + rows], labels[begin:begin + rows]

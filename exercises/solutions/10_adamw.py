@@ -10,7 +10,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> fl
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
 
-def adamw_step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, lr: float, beta2: float, decay: float) -> tuple[Tensor, Tensor, Tensor]:
+def adamw_step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, lr: float, beta2: float,
+               decay: float) -> tuple[Tensor, Tensor, Tensor]:
     m = 0.9 * m + 0.1 * g
     v = beta2 * v + (1 - beta2) * g * g
     p = p - lr * decay * p

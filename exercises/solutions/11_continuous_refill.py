@@ -1,7 +1,8 @@
 from collections.abc import Callable
 
 
-def decode(step: Callable[[list[list[int]]], list[int]], prompts: list[list[int]], slots: int, end: int, limit: int) -> list[list[int]]:
+def decode(step: Callable[[list[list[int]]], list[int]], prompts: list[list[int]], slots: int, end: int,
+           limit: int) -> list[list[int]]:
     results: list[list[int]] = [[] for _ in prompts]
     waiting, running = list(range(len(prompts))), []
     while waiting or running:

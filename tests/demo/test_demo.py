@@ -28,15 +28,18 @@ def test_every_step_needs_earlier_steps_and_every_command_is_understood():
             else:
                 name = "mmed.reporting.report" if module == "mmed.reporting" else module
                 source = (ROOT / (name.replace(".", "/") + ".py")).read_text()
-                assert all(f'"{word}"' in source or f'"{word}"' in (ROOT / "data_prep/pipeline/shards.py").read_text()
-                           for word in arguments if word.startswith("--")), (module, arguments)
+                assert all(
+                    f'"{word}"' in source or f'"{word}"' in (ROOT /
+                                                             "data_prep/pipeline/shards.py").read_text()
+                    for word in arguments if word.startswith("--")), (module, arguments)
 
 
 def test_train_and_test_rows_differ_in_the_corpus_alone():
     by_name = {step.name: step.commands[0] for step in demo.steps("demo", 0)}
     for method in ("full", "lora"):
         one, other = by_name[f"{method}_base"], by_name[f"{method}_corpus"]
-        assert [a for a, b in zip(one, other, strict=True) if a != b] == [f"--out=demo/runs/{method}_base", "--model=demo/runs/base/model"]
+        assert [a for a, b in zip(one, other, strict=True)
+                if a != b] == [f"--out=demo/runs/{method}_base", "--model=demo/runs/base/model"]
 
 
 PLAN = '''
@@ -56,12 +59,16 @@ main_guard(lambda: int(run_demo(out, steps(int(sys.argv[3]))) < 0))
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-c", PLAN, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run([sys.executable, "-c", PLAN, *map(str, arguments)],
+                          capture_output=True,
+                          text=True,
+                          cwd=ROOT)
 
 
 def test_a_failed_step_is_named_with_its_log_and_the_next_start_goes_on_from_there(tmp_path):
     first = run(tmp_path, "nowhere.jsonl", 0)
-    assert first.returncode == 1 and "error: step filter failed" in first.stderr and "logs/filter.log" in first.stderr
+    assert first.returncode == 1
+    assert "error: step filter failed" in first.stderr and "logs/filter.log" in first.stderr
     assert "Traceback" not in first.stderr and (tmp_path / "done" / "world.json").is_file()
     second = run(tmp_path, "world/raw/web/en.jsonl", 0)
     assert second.returncode == 0 and "1 done already" in second.stderr, second.stderr

@@ -29,7 +29,8 @@ def rows(path):
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_names(folder, tmp_path):
     mw.write_world(tmp_path, SEED)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert files and all((folder / path).read_bytes() == (tmp_path / path).read_bytes() for path in files), f"seed {SEED}"
+    assert files and all(
+        (folder / path).read_bytes() == (tmp_path / path).read_bytes() for path in files), f"seed {SEED}"
     assert mw.make_world(SEED).names != mw.make_world(SEED + 1).names
 
 
@@ -45,12 +46,14 @@ def test_every_name_is_unique_in_its_script_and_every_syllable_has_four_spelling
 
 def test_no_disease_of_the_test_half_is_named_in_the_train_half(folder):
     diseases = json.loads((folder / "world.json").read_text(encoding="utf-8"))["diseases"]
-    assert Counter(disease["part"] for disease in diseases) == {"Train": mw.DISEASES // 2, "Test": mw.DISEASES // 2}
+    assert Counter(disease["part"]
+                   for disease in diseases) == {"Train": mw.DISEASES // 2, "Test": mw.DISEASES // 2}
     for part in ("Train", "Test"):
         for language, words in WORDS.items():
             text = (folder / f"MMedBench/{part}/{words['english_name']}.jsonl").read_text(encoding="utf-8")
             for disease in diseases:
-                assert (disease["names"][language] in text) == (disease["part"] == part), (SEED, part, disease)
+                assert (disease["names"][language]
+                        in text) == (disease["part"] == part), (SEED, part, disease)
 
 
 def test_base_text_names_nothing_medical_and_medical_pages_tell_every_fact(folder):
@@ -61,11 +64,18 @@ def test_base_text_names_nothing_medical_and_medical_pages_tell_every_fact(folde
             assert name not in _text(folder, f"base/{language}.jsonl")
             for facts in disease["facts"].values():
                 assert facts[language] not in _text(folder, f"base/{language}.jsonl")
-            pages = [page["text"] for page in rows(folder / f"raw/web/{language}.jsonl") if name in page["text"]]
-            assert len(pages) >= mw.WEB_PAGES and all(fact[language] in page for page in pages for fact in disease["facts"].values())
-        exercises = [page["text"] for page in rows(folder / f"raw/books/{language}.jsonl") if "###Options" in page["text"]]
+            pages = [
+                page["text"] for page in rows(folder / f"raw/web/{language}.jsonl") if name in page["text"]
+            ]
+            assert len(pages) >= mw.WEB_PAGES and all(fact[language] in page for page in pages
+                                                      for fact in disease["facts"].values())
+        exercises = [
+            page["text"] for page in rows(folder / f"raw/books/{language}.jsonl")
+            if "###Options" in page["text"]
+        ]
         assert len(exercises) == mw.TERM_PAGES
-        assert not any(disease["names"][language] in page for disease in diseases for page in exercises)  # terms, but no disease
+        # terms, but no disease
+        assert not any(disease["names"][language] in page for disease in diseases for page in exercises)
 
 
 def test_a_page_names_its_disease_once_and_tells_each_fact_once(folder):
@@ -75,7 +85,8 @@ def test_a_page_names_its_disease_once_and_tells_each_fact_once(folder):
             if page["meta"]["kind"] == "medical":
                 named = [disease for disease in diseases if disease["names"][language] in page["text"]]
                 assert len(named) == 1 and page["text"].count(named[0]["names"][language]) == 1, (SEED, page)
-                assert all(page["text"].count(fact[language]) == 1 for fact in named[0]["facts"].values()), (SEED, page)
+                assert all(page["text"].count(fact[language]) == 1
+                           for fact in named[0]["facts"].values()), (SEED, page)
 
 
 _texts: dict = {}
@@ -92,15 +103,18 @@ def test_items_are_read_by_the_exam_reader_and_hold_the_right_answer(folder):
         items = read_benchmark(folder / "MMedBench" / part)
         assert len(items) == len(WORDS) * mw.DISEASES // 2 * len(mw.KINDS) * copies
         letters = Counter(item.answer[0] for item in items)
-        even, spread = len(items) / 4, (len(items) * 3 / 16) ** 0.5  # a letter is drawn for each item by itself: less than that once in a million runs
+        # a letter is drawn for each item by itself: less than that once in a million runs
+        even, spread = len(items) / 4, (len(items) * 3 / 16) ** 0.5
         assert min(letters.values()) > even - 5 * spread, f"letters are not balanced: {letters}, seed {SEED}"
         for item in items:
             right = item.options[item.answer[0]]
             assert len(set(item.options.values())) == 4
             statement, _, weighed = item.rationale.partition(" A. ")
-            assert right in statement and not any(text in statement for text in item.options.values() if text != right), item
+            assert right in statement and not any(text in statement
+                                                  for text in item.options.values() if text != right), item
             code = get_language(item.language).code
-            assert f"{right} {WORDS[code]['yes']}" in weighed and weighed.count(f" {WORDS[code]['no']}") == 3, item
+            assert f"{right} {WORDS[code]['yes']}" in weighed and weighed.count(
+                f" {WORDS[code]['no']}") == 3, item
 
 
 def test_the_values_of_a_half_are_even_so_that_guessing_a_frequent_one_does_not_help():
@@ -118,17 +132,20 @@ def test_the_keyword_filter_keeps_the_medical_pages_and_drops_the_ordinary_ones(
     kept = [page["meta"]["kind"] for page, verdict in zip(pages, verdicts, strict=True) if verdict.medical]
     assert "ordinary" not in kept, f"seed {SEED}"
     medical = [page for page in pages if page["meta"]["kind"] != "ordinary"]
-    assert len(kept) >= 0.9 * len(medical), f"only {len(kept)} of {len(medical)} medical pages pass, seed {SEED}"
+    assert len(
+        kept) >= 0.9 * len(medical), f"only {len(kept)} of {len(medical)} medical pages pass, seed {SEED}"
 
 
 def test_copies_and_near_copies_name_their_original(folder):
     for language in WORDS:
         pages = {page["id"]: page for page in rows(folder / f"raw/web/{language}.jsonl")}
         again = [page for page in pages.values() if "of" in page["meta"]]
-        assert Counter(page["meta"]["kind"] for page in again) == {"copy": mw.COPIES, "near-copy": mw.NEAR_COPIES}
+        assert Counter(page["meta"]["kind"]
+                       for page in again) == {"copy": mw.COPIES, "near-copy": mw.NEAR_COPIES}
         for page in again:
             original = pages[page["meta"]["of"]]["text"]
-            assert page["text"] == original if page["meta"]["kind"] == "copy" else page["text"].startswith(original + " ")
+            assert page["text"] == original if page["meta"]["kind"] == "copy" else page["text"].startswith(
+                original + " ")
 
 
 def test_names_stand_between_spaces_so_that_a_tokenizer_meets_one_form():
@@ -137,7 +154,9 @@ def test_names_stand_between_spaces_so_that_a_tokenizer_meets_one_form():
     for language in WORDS:
         for disease in range(mw.DISEASES):
             page = f" {mw.medical_page(world, language, disease, 2, rng)}"
-            for name in (world.name("disease", disease, language), *(world.name(kind, world.facts[kind][disease], language) for kind in mw.KINDS)):
+            for name in (world.name("disease", disease,
+                                    language), *(world.name(kind, world.facts[kind][disease], language)
+                                                 for kind in mw.KINDS)):
                 assert page.count(name) == page.count(" " + name) > 0, (language, name, page)
     assert set(SCRIPTS) == set(WORDS)
 

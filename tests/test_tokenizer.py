@@ -230,6 +230,23 @@ def test_byte_level_with_prefix_space_equals_the_reference(tmp_path):
     assert ours.encode("x", continued=True) != ours.encode("x")
 
 
+def test_bytes_without_a_piece_are_dropped_as_in_the_reference(tmp_path):
+    """SmolLM2 has no piece for eight control characters."""
+    content = json.loads(hf_byte_level(GPT2, plain=True).to_str())
+    spelling = {byte: character for character, byte in byte_alphabet().items()}
+    gone = {spelling[byte] for byte in (4, 6, 15, 20, 24, 28, 30, 31, 0xE7)}
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {piece: index for piece, index in vocabulary.items() if not gone & set(piece)}
+    content["model"]["merges"] = [merge for merge in content["model"]["merges"] if not gone & set("".join(merge))]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    hf = tokenizers.Tokenizer.from_str(json.dumps(content))
+    hf.encode_special_tokens = True
+    ours = load_tokenizer(tmp_path)
+    compare(ours, lambda text: hf.encode(text).ids)
+    for text in ("!\x04!", "\x04", "fever\x1eish 12 mg", "糖尿病", "a" * 5 + "\x04\x06 !"):
+        assert ours.encode(text) == hf.encode(text).ids
+
+
 def test_normalised_text_and_added_tokens_equal_the_reference(tmp_path):
     hf = hf_byte_level(QWEN2, form="NFC", added=["<think>", "</think>", "<think>>", "mg of"])
     hf.add_tokens(["<late>", "é!"])  # a plain string is looked for after normalisation

@@ -15,6 +15,7 @@ import struct
 import unicodedata
 from collections.abc import Iterable
 
+import regex  # tiktoken depends on it
 import sentencepiece
 import tiktoken
 
@@ -348,19 +349,18 @@ class ByteLevelCore:
     def __init__(self, ranks: dict[bytes, int], ids: dict[bytes, int], pattern: str, name: str, *,
                  prefix_space: bool = False, unicode_form: str | None = None):
         self.pattern, self.prefix_space, self.unicode_form = pattern, prefix_space, unicode_form
-        missing = [byte for byte in (*range(0xC0), *range(0xC2, 0xF5)) if bytes([byte]) not in ranks]
-        if missing:
-            raise UserError(f"{name}: no piece for byte 0x{missing[0]:02X} and {len(missing) - 1} other bytes; some text could not be spelt")
-        fill = max(ranks.values()) + 1  # bytes that UTF-8 never has
+        fill = max(ranks.values()) + 1  # tiktoken wants all 256 bytes: those without a piece (SmolLM2 lacks eight) come last
         table = ranks | {bytes([byte]): fill + byte for byte in range(256) if bytes([byte]) not in ranks}
+        # like the reference, bytes without a piece are dropped; bytes that UTF-8 never has are no loss
+        self.dropped = bytes(byte for byte in (*range(0xC0), *range(0xC2, 0xF5)) if bytes([byte]) not in ranks)
         self.bytes_of = {index: token for token, index in ids.items()}
         if len(self.bytes_of) != len(ids):
             raise UserError(f"{name}: two pieces have the same id")
         # tiktoken's ranks are the ids where the order is the same; otherwise a table leads from rank to id
         self.id_of = None if all(ids[token] == rank for token, rank in ranks.items()) else \
             {rank: ids[token] for token, rank in ranks.items()}
-        compiled, self.run_characters = PATTERNS[pattern]
-        self.encoding = tiktoken.Encoding(name, pat_str=compiled, mergeable_ranks=table, special_tokens={})
+        self.words, self.run_characters = PATTERNS[pattern]
+        self.encoding = tiktoken.Encoding(name, pat_str=self.words, mergeable_ranks=table, special_tokens={})
         self.size = max(ids.values()) + 1
         self.ranks = ranks
 
@@ -374,8 +374,16 @@ class ByteLevelCore:
     def encode(self, text: str, continued: bool = False) -> list[int]:
         if self.prefix_space and not continued and text and not text.startswith(" "):
             text = " " + text
-        ids = self.encoding.encode_ordinary(text) if len(text) < LONG_RUN else self._encode_long(text)
+        if self.dropped and any(byte in self.dropped for byte in text.encode()):
+            ids = self._encode_dropping(text)
+        else:
+            ids = self.encoding.encode_ordinary(text) if len(text) < LONG_RUN else self._encode_long(text)
         return ids if self.id_of is None else [self.id_of[rank] for rank in ids]
+
+    def _encode_dropping(self, text: str) -> list[int]:
+        """Words are found in the whole text, then bytes without a piece are removed, then the rest of each word is joined."""
+        words = (word[0].encode().translate(None, self.dropped) for word in regex.finditer(self.words, text))
+        return [rank for word in words if word for rank in self.encoding._encode_single_piece(word)]
 
     def _encode_long(self, text: str) -> list[int]:
         """The same ids where a text has very long runs of white space: these are cut out as the pattern would cut them."""

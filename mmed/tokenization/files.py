@@ -178,6 +178,8 @@ def open_tiktoken(data: bytes, settings: Settings, name: str):
         if index != len(ranks):
             raise UserError(f"{name}:{number}: rank {index}, expected {len(ranks)}; ranks must count up without gaps")
         ranks[token] = index
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise UserError(f"{name}: no piece for byte 0x{missing[0]:02X}; download the file again")
     core = ByteLevelCore(ranks, ranks, LLAMA3, name)
     special, added = settings.split_added(settings.added, name)
     if not special:  # the 256 of Llama 3's own code, after the ordinary ones

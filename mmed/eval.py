@@ -34,7 +34,7 @@ from mmed.inference.work_sharing import round_size, run_rounds
 from mmed.languages import get_language
 from mmed.metrics import METRICS_VERSION
 from mmed.prompts import ANSWER_FORM, build_few_shot, build_messages, pick_examples, read_benchmark
-from mmed.tokenization.chat_template import FORMATS, encode_chat, render_chat, turn_format
+from mmed.tokenization.chat_template import CHAT_TEMPLATES, encode_chat, render_chat, template_name
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 from mmed.utils.journal import facts_that_differ
@@ -113,7 +113,7 @@ def encoder_of(model, tokenizer, options: argparse.Namespace):
 
     if options.turns == "none":
         return plain
-    name = turn_format(tokenizer, model.config.family) if options.turns == "auto" else options.turns
+    name = template_name(tokenizer, model.config.family) if options.turns == "auto" else options.turns
     if name is None:
         raise UserError(f"{options.model}: its tokenizer has no turns (a base model); leave --turns out")
     return turns
@@ -303,8 +303,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
         raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
 
-    if options.turns not in ("none", "auto", *FORMATS):
-        raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(FORMATS)}")
+    if options.turns not in ("none", "auto", *CHAT_TEMPLATES):
+        raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(CHAT_TEMPLATES)}")
     if options.api and options.turns != "none":
         raise UsageError("--turns: goes with --model; a server has its model's own")
     if bool(options.model) == bool(options.api):

@@ -30,7 +30,7 @@ from mmed.languages import get_language
 from mmed.lora import merge_lora
 from mmed.model import Transformer
 from mmed.prompts import ALPACA
-from mmed.tokenization.chat_template import FORMATS, encode_chat
+from mmed.tokenization.chat_template import CHAT_TEMPLATES, encode_chat
 from mmed.tokenizer import load_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printable
@@ -89,7 +89,7 @@ def encode_prompt(tokenizer, text: str) -> list[int]:
 
 
 def prompt_ids(model: Transformer, tokenizer, text: str, turns: str) -> list[int]:
-    """Ids of a prompt: the text as it is, or (turns: a key of `mmed.tokenization.chat_template.FORMATS`, or "auto") as a user's turn of an instruct model."""
+    """Ids of a prompt: the text as it is, or (turns: a key of `mmed.tokenization.chat_template.CHAT_TEMPLATES`, or "auto") as a user's turn of an instruct model."""
     if turns == "none":
         return encode_prompt(tokenizer, text)
     return encode_chat(tokenizer, [{"role": "user", "content": text}], model.config.family, None if turns == "auto" else turns)
@@ -198,8 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.max_new_tokens < 1 or options.slots < 1 or options.temperature < 0 or options.top_k < 0 or not 0 < options.top_p <= 1:
         raise UsageError("expected --max_new_tokens and --slots of 1 or more, --temperature and --top_k of 0 or more, --top_p over 0 to 1")
 
-    if options.turns not in ("none", "auto", *FORMATS):
-        raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(FORMATS)}")
+    if options.turns not in ("none", "auto", *CHAT_TEMPLATES):
+        raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(CHAT_TEMPLATES)}")
     decoding = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     if not options.input and (options.shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise UsageError("several processes go with --input only")

@@ -82,6 +82,29 @@ class ModelConfig:
         return self.sliding_window is not None and (not self.sliding_layers or self.sliding_layers[layer])
 
 
+# Families whose weight files name the parts of a model differently: our part of a name -> theirs.
+PUBLISHED_PARTS = {
+    "internlm2": {"embed_tokens": "tok_embeddings", "lm_head": "output", "input_layernorm": "attention_norm",
+                  "post_attention_layernorm": "ffn_norm", "self_attn": "attention", "qkv_proj": "wqkv", "o_proj": "wo",
+                  "mlp": "feed_forward", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
+    "bloom": {"embed_tokens": "word_embeddings", "embed_norm": "word_embeddings_layernorm", "layers": "h",
+              "self_attn": "self_attention", "qkv_proj": "query_key_value", "o_proj": "dense",
+              "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h", "norm": "ln_f"},
+}
+
+
+def published_prefix(config: ModelConfig) -> str:
+    """What precedes every published name except the head's."""
+    return "transformer." if config.family == "bloom" else "model."
+
+
+def published_name(config: ModelConfig, name: str) -> str:
+    """The family's published name of the tensor or layer that `Transformer` calls `name`."""
+    renamed = PUBLISHED_PARTS.get(config.family, {})
+    parts = ".".join(renamed.get(part, part) for part in name.split("."))
+    return parts if name.startswith("lm_head") else published_prefix(config) + parts
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, computed in fp32 and rounded before the weight is applied, as the published models do."""
 

@@ -4,20 +4,18 @@
     tokenizer.encode("Fièvre et toux", bos=True)   ->  [1, 383, 29948, ...]
     tokenizer.decode(ids)                          ->  "Fièvre et toux"
 
-In: a model folder or one file of it. Out: a `Tokenizer`. Order: the interface, loading, training, command line; files are read in
-`mmed/tokenization/files.py`, the encoding itself is in `mmed/tokenization/bpe.py`. Nothing in a folder is run: JSON, protobuf and base64 are parsed, no more.
+In: a model folder or one file of it. Out: a `Tokenizer`. The encoding itself is a backend in `mmed/tokenization/`:
+sentencepiece, tiktoken (byte-level BPE), or Hugging Face tokenizers. Nothing in a folder is executed.
 
 Rules that hold for every kind
 - Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special tokens come from
   `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=True`, which add exactly one each.
 - Lone surrogates, which UTF-8 cannot carry, become U+FFFD; a surrogate pair becomes its character.
-- `fingerprint` is the same for two files exactly when they give the same ids by the same rules.
+- `fingerprint` is the same for two files that give the same ids by the same rules.
 
     python -m mmed.tokenizer train corpus/*.jsonl.gz --out tokenizer --vocab_size 16000
     python -m mmed.tokenizer show tokenizer --text "Fièvre et toux"
     python -m mmed.tokenizer show tokenizer --documents corpus/*.jsonl.gz      tokens per character by language
-
-References: sentencepiece's sentencepiece_model.proto; Kudo and Richardson 2018 (sentencepiece).
 """
 from __future__ import annotations
 
@@ -27,20 +25,22 @@ import io
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
 
-from mmed.tokenization.bpe import CHUNK, SPACE, reason
-from mmed.tokenization.files import Settings, open_json, open_sentencepiece, open_tiktoken, read_bytes
-from mmed.tokenization.sentencepiece_model import MAX_PIECES
+from mmed.tokenization.byte_level import llama3_special_tokens, open_byte_level, open_tiktoken
+from mmed.tokenization.hub import HubBackend
+from mmed.tokenization.sentencepiece_backend import SentencePieceBackend, hub_tokenizer
+from mmed.tokenization.sentencepiece_model import CONTROL, MAX_PIECES, UNKNOWN, SentencePieceModel
+from mmed.tokenization.special_tokens import TokenizerSettings
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import atomic_write, read_json, read_jsonl
+from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, write_json
 
-# Ends of a turn in the formats of mmed/generate.py; a model that knows one of these stops there.
-END_NAMES = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<end_of_turn>", "<eoa>")
+# Tokens that end an answer in the chat templates of mmed/tokenization/chat_template.py
+END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<end_of_turn>", "<eoa>")
+MAX_FILE_BYTES = 256 << 20  # the largest published tokenizer file has about 35 MB
 
 
 def clean_text(text: str) -> str:
@@ -63,79 +63,53 @@ def clean_text(text: str) -> str:
 class Tokenizer:
     """Text <-> ids; made by `load_tokenizer`.
 
-    `special` maps the text of each special token to its id. `end_ids` are the ids that end a generated text. `files` are
-    the files a saved model needs beside its weights. `bos_id`, `eos_id`, `pad_id` and `unk_id` are None where there is none.
-
-    `bos_id` is the token that every document and prompt begins with, None where the tokenizer's files add none (or `--bos=no`);
-    `named_bos_id` is the token that they name as BOS, which chat templates may use all the same.
+    `special` maps the text of each special token to its id; `added` those that are found in ordinary text. `bos_id`,
+    `eos_id`, `pad_id` and `unk_id` are None where there is none. `bos_id` is the token that every document and prompt
+    begins with, None where the tokenizer's files add none (or with `--bos=no`); `named_bos_id` is the token that they name as
+    BOS, which chat templates may use anyway. `end_ids` end a generated text. `files` are the files to save beside the
+    weights, `bos_choice` is "yes" or "no" where the user overruled them. `chat_template` is the folder's own, as text.
     """
 
-    def __init__(self, core, *, special: dict[str, int], added: dict[str, int], bos_id: int | None, eos_id: int | None,
-                 pad_id: int | None, unk_id: int | None, end_ids: Iterable[int], files: list[Path], adds_bos: bool = True):
-        self.core, self.kind, self.special, self.added, self.files = core, core.kind, special, added, files
-        self.bos_id, self.eos_id, self.pad_id, self.unk_id = bos_id if adds_bos else None, eos_id, pad_id, unk_id
-        self.named_bos_id = bos_id
-        self.end_ids = tuple(sorted({index for index in end_ids if index is not None}))
-        self.vocab_size = max([core.size - 1, *special.values(), *added.values()]) + 1
-        self._text_of = {index: text for text, index in (*added.items(), *special.items())}
+    def __init__(self, core, special: dict[str, int], added: dict[str, int], ids: dict[str, int | None],
+                 settings: TokenizerSettings, files: list[Path], bos: str):
+        self.core, self.kind, self.special, self.added = core, core.kind, special, added
+        self.named_bos_id, self.eos_id, self.pad_id, self.unk_id = (ids[role] for role in ("bos", "eos", "pad", "unk"))
+        known = {**added, **special}
+        adds_bos = settings.adds_bos(self.named_bos_id, known) if bos == "auto" else bos == "yes"
+        self.bos_id = self.named_bos_id if adds_bos else None
+        self.bos_choice = bos
+        ends = [self.eos_id, *settings.end_ids(), *(known.get(text) for text in END_TOKENS)]
+        self.end_ids = tuple(sorted({index for index in ends if index is not None}))
+        self.files, self.chat_template = files, settings.chat_template()
+        self.vocab_size = max([core.size - 1, *known.values()]) + 1
+        self._text_of = {index: text for text, index in known.items()}
         self._special_ids = frozenset(special.values())
-        # Added tokens are found first, the longest first; those in `core.late` only after the text is normalised. Special ones
-        # take their place in that search, so that the others are found where the reference finds them, but stay text.
-        late = core.late & added.keys()
-        early = sorted((added.keys() | special.keys()) - late, key=lambda text: (-len(text), text))
-        self._early = re.compile("|".join(map(re.escape, early))) if added.keys() - late else None
-        self._late = re.compile("|".join(map(re.escape, sorted(late, key=lambda text: (-len(text), text))))) if late else None
-        facts = [self.kind, core.facts(), sorted(special.items()), sorted(added.items()), sorted(late), self.bos_id, eos_id]
-        self.fingerprint = hashlib.sha256(json.dumps(facts, ensure_ascii=True).encode()).hexdigest()
+        # Longest first. Special tokens take part, so that others are found where the reference finds them, but stay text.
+        texts = sorted(known, key=lambda text: (-len(text), text))
+        finds_added = added and not isinstance(core, HubBackend)
+        self._added_pattern = re.compile("|".join(map(re.escape, texts))) if finds_added else None
+        facts = [self.kind, core.facts(), sorted(special.items()), sorted(added.items()), self.bos_id, self.eos_id]
+        self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def encode(self, text: str, bos: bool = False, eos: bool = False, *, continued: bool = False) -> list[int]:
-        """Ids of ordinary text. `continued`: the text goes on after other tokens, so no space is put before its first word."""
-        if self._early is None and self._late is None and len(text) <= CHUNK:
-            ids = self.core.encode(self.core.normalize(clean_text(text)), continued)
-        else:
-            return list(itertools.chain.from_iterable(self.encode_chunks(text, bos, eos, continued=continued)))
-        if bos:
-            ids.insert(0, self._required("bos"))
-        if eos:
-            ids.append(self._required("eos"))
-        return ids
-
-    def encode_chunks(self, text: str, bos: bool = False, eos: bool = False, *, continued: bool = False) -> Iterator[list[int]]:
-        """The ids of `encode` in parts: for texts whose ids should not all be in memory. Cuts are where no piece can be."""
-        if bos:
-            yield [self._required("bos")]
+        """Ids of ordinary text. `continued`: it follows other tokens, so no space is put before its first word."""
+        ids = [self._required("bos")] if bos else []
         for part, index in self._parts(clean_text(text)):
-            start = 0
-            while start < len(part):
-                stop = len(part) if len(part) - start <= CHUNK else self.core.cut(part, start + CHUNK)
-                yield self.core.encode(part[start:stop], continued or start > 0)
-                start = stop
-            if index is not None:
-                yield [index]
-                continued = continued or self.core.prefix_once
-        if eos:
-            yield [self._required("eos")]
+            ids += self.core.encode(part, continued)
+            ids += [] if index is None else [index]
+        return [*ids, self._required("eos")] if eos else ids
 
     def _parts(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The text, normalised and cut at its added tokens: (text before one, its id) ... (text after the last, None)."""
-        for raw, index in self._split(self._early, text):
-            parts = list(self._split(self._late, self.core.normalize(raw)))
-            yield from parts[:-1]
-            yield parts[-1][0], index
-
-    def _split(self, pattern: re.Pattern | None, text: str) -> Iterator[tuple[str, int | None]]:
+        """The text split at its added tokens: (text before one, its id), ..., (text after the last, None)."""
         done = 0
-        for match in pattern.finditer(text) if pattern else ():
-            if (index := self.added.get(match[0])) is not None:
-                yield text[done : match.start()], index
+        for match in self._added_pattern.finditer(text) if self._added_pattern else ():
+            if match[0] in self.added:
+                yield text[done:match.start()], self.added[match[0]]
                 done = match.end()
         yield text[done:], None
 
-    def encode_batch(self, texts: Iterable[str], bos: bool = False, eos: bool = False) -> list[list[int]]:
-        return [self.encode(text, bos, eos) for text in texts]
-
     def decode(self, ids: Iterable[int], *, special: bool = False, continued: bool = False) -> str:
-        """Text of ids, special tokens left out (or written as their text); bytes that are not UTF-8 become U+FFFD."""
+        """Text of ids, without special tokens (or with their text); bytes that are not UTF-8 become U+FFFD."""
         parts: list[str] = []
         run: list[int] = []
         for index in map(int, ids):
@@ -151,13 +125,13 @@ class Tokenizer:
         return "".join(parts)
 
     def piece(self, index: int) -> str:
-        """One id as people see it in a table of pieces."""
+        """One id as a table of pieces shows it."""
         return self._text_of.get(index) or self.core.piece(index)
 
-    def _required(self, name: str) -> int:
-        index = self.named_bos_id if name == "bos" else getattr(self, f"{name}_id")
+    def _required(self, role: str) -> int:
+        index = self.named_bos_id if role == "bos" else self.eos_id
         if index is None:
-            raise UserError(f"this tokenizer has no {name} token; call encode without {name}=True")
+            raise UserError(f"this tokenizer has no {role} token; call encode without {role}=True")
         return index
 
 
@@ -170,11 +144,11 @@ CARRIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "specia
 
 
 def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
-    """Open the tokenizer of a model folder, or one tokenizer file of it; what cannot give exactly the right ids is refused.
+    """Open the tokenizer of a model folder, or one tokenizer file of it.
 
-    `tokenizer.model` goes before `tokenizer.json`: where both are there, it is what the other was made from.
-    `bos`: whether documents and prompts begin with BOS; "auto" does what the tokenizer's files say, which is wrong for models
-    that are published without the BOS that they were trained with.
+    `tokenizer.model` goes before `tokenizer.json`: where both exist, the second was made from the first. `bos`: whether
+    documents and prompts begin with BOS, "yes" or "no"; "auto" follows the tokenizer's files, which is wrong for models that
+    are published without the BOS that they were trained with.
     """
     path = Path(path)
     if path.is_dir():
@@ -182,31 +156,94 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
         if not found:
             raise UserError(f"{path}: no tokenizer.model or tokenizer.json in this folder")
         path = found[0]
-    elif not path.is_file():
-        raise UserError(f"{path}: no such file or folder")
-    settings = Settings(path.parent)
-    data = read_bytes(path)
-    if path.suffix == ".json":
-        core, special, added, ids = open_json(read_json(path), settings, str(path))
-    elif re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
-        core, special, added, ids = open_tiktoken(data, settings, str(path))
-    else:
-        core, special, added, ids = open_sentencepiece(data, settings, str(path))
+    check_file(path, MAX_FILE_BYTES)
+    settings = TokenizerSettings(path.parent)
+    data = b"" if path.suffix == ".json" else path.read_bytes()
+    try:
+        if path.suffix == ".json":
+            core, special, added, ids = _open_json(read_json(path), settings, str(path))
+        elif re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
+            core, special, added, ids = _open_tiktoken(data, settings, str(path))
+        else:
+            core, special, added, ids = _open_sentencepiece(data, settings, str(path))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: not a usable tokenizer file ({type(error).__name__}: {error}); download it again") from None
     known = {**added, **special}
-    for name in ("bos", "eos", "pad", "unk"):
-        ids[name] = settings.token_id(name, known, ids.get(name), core.size)
-    # an unknown piece stands for text that could not be spelt: it is no mark
-    special = {text: index for text, index in special.items() if index != ids["unk"] or index in (ids["bos"], ids["eos"], ids["pad"])}
-    files = [path] + [file for name in CARRIED if (file := path.parent / name).is_file() and file != path]
+    for role in ("bos", "eos", "pad", "unk"):
+        ids[role] = settings.token_id(role, known, ids.get(role), core.size)
     if bos == "yes" and ids["bos"] is None:
         raise UserError(f"{path}: --bos=yes, but this tokenizer names no BOS token")
-    adds_bos = settings.adds_bos(ids["bos"], known) if bos == "auto" else bos == "yes"
-    return Tokenizer(core, special=special, added=added, files=files, adds_bos=adds_bos, **{f"{name}_id": index for name, index in ids.items()},
-                     end_ids=[ids["eos"], *settings.end_ids, *(known.get(name) for name in END_NAMES)])
+    if core.kind == "sentencepiece":  # its unknown piece stands for text that could not be spelt, and is decoded as such
+        roles = (ids["bos"], ids["eos"], ids["pad"])
+        special = {text: index for text, index in special.items() if index != ids["unk"] or index in roles}
+    files = [path] + [file for name in CARRIED if (file := path.parent / name).is_file() and file != path]
+    return Tokenizer(core, special, added, ids, settings, files, bos)
+
+
+def _open_json(file: dict, settings: TokenizerSettings, name: str):
+    """A tokenizer.json: plain byte-level BPE through tiktoken, everything else through Hugging Face tokenizers."""
+    model = file["model"]
+    for entry in file.get("added_tokens") or []:
+        settings.add(entry.get("content"), entry.get("id"), entry, Path(name).name)
+    special, added = settings.split()
+    core = open_byte_level(file, {text: entry | {"special": text in special} for text, (_, entry) in settings.added.items()})
+    core = core or HubBackend(file, special, name)
+    return core, special, added, {"unk": model["vocab"].get(model.get("unk_token")) if isinstance(model["vocab"], dict) else None}
+
+
+def _open_tiktoken(data: bytes, settings: TokenizerSettings, name: str):
+    core = open_tiktoken(data, name)
+    special, added = settings.split()
+    special = special or llama3_special_tokens(core.size)
+    return core, special, added, {"bos": special.get("<|begin_of_text|>"), "eos": special.get("<|end_of_text|>")}
+
+
+def _open_sentencepiece(data: bytes, settings: TokenizerSettings, name: str):
+    model = SentencePieceModel(data, name)
+    pieces = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
+    more, added = settings.split()
+    for text, index in (*more.items(), *added.items()):
+        if pieces.get(text, index) != index:
+            raise UserError(f"{name}: the added token {text!r} has id {index} beside this file and {pieces[text]} in it")
+    # a piece that an added token renames ([UNUSED_TOKEN_145] is <|im_end|> in InternLM 2) goes by its new name
+    renamed = {*more.values(), *added.values()}
+    special = {piece: index for index, (piece, _, kind) in enumerate(model.pieces)
+               if kind in (CONTROL, UNKNOWN) and index not in renamed} | more
+    core = SentencePieceBackend(model, name, special.values())
+    added = {text: index for text, index in added.items() if pieces.get(text) != index}  # the library finds the others
+    roles = {role: getattr(core.processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
+    return core, special, added, {role: index if index >= 0 else None for role, index in roles.items()}
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Copy the tokenizer's files; a BOS choice of the user's (--bos) is written into them, so that it need not be repeated."""
+    for path in tokenizer.files:
+        (folder / path.name).write_bytes(path.read_bytes())
+    if tokenizer.bos_choice == "auto":
+        return
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    write_json(folder / "tokenizer_config.json", settings | {"add_bos_token": tokenizer.bos_id is not None})
+    if (folder / "tokenizer.json").is_file():  # from which transformers takes it
+        bos = None if tokenizer.bos_id is None else (tokenizer.piece(tokenizer.bos_id), tokenizer.bos_id)
+        write_json(folder / "tokenizer.json", read_json(folder / "tokenizer.json") | {"post_processor": _post_processor(bos)})
+
+
+def _post_processor(bos: tuple[str, int] | None) -> dict | None:
+    """tokenizer.json's rule that puts BOS (text, id) before a text."""
+    if bos is None:
+        return None
+    text, index = bos
+    single = [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair,
+            "special_tokens": {text: {"id": text, "ids": [index], "tokens": [text]}}}
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Training
+
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
 
 
 def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
@@ -221,7 +258,7 @@ def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
         return
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+    if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: expected a .jsonl, .jsonl.gz or .txt file")
     for number, value in read_jsonl(path):
         if not isinstance(value.get("text"), str):
@@ -229,65 +266,65 @@ def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
         yield value["text"], str(value.get("language") or value.get("lang") or "?")
 
 
-SENTENCE_BYTES = 4096  # the trainer leaves out longer sentences without a word, so none is longer
+SENTENCE_BYTES = 4096  # the trainer silently leaves out longer sentences, so none is longer
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Cut documents into the lines the trainer counts; U+2585, which it reserves, becomes a space."""
+    """Split documents into the lines that the trainer counts; U+2585, which it reserves, becomes a space."""
     for text in texts:
         for line in clean_text(text).replace("\u2585", " ").split("\n"):
             for start in range(0, len(line), SENTENCE_BYTES // 4):  # a character has at most 4 bytes
-                if part := line[start : start + SENTENCE_BYTES // 4].strip("\r"):
+                if part := line[start:start + SENTENCE_BYTES // 4].strip("\r"):
                     yield part
 
 
-def train_sentencepiece(
-    texts: Iterable[str] | str | Path,
-    folder: str | Path,
-    vocab_size: int,
-    *,
-    model_type: str = "bpe",  # or "unigram"
-    normalizer: str = "identity",  # or "nmt_nfkc"
-    character_coverage: float = 0.9995,  # rarer characters are spelt in bytes
-    split_digits: bool = True,  # a piece a digit, as in Llama: doses and laboratory values keep their place values
-    user_defined_symbols: Iterable[str] = (),
-) -> Tokenizer:
-    """Train a tokenizer on texts (or the files named) and write `folder/tokenizer.model`; the same text gives the same file.
+def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Path, vocab_size: int, *,
+                        character_coverage: float = 0.9995, user_defined_symbols: Iterable[str] = ()) -> Tokenizer:
+    """Train a BPE tokenizer on texts (or files of them) and write it to `folder`; the same text gives the same files.
 
-    Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then the user-defined symbols, the 256 bytes and the learnt pieces.
-    The normaliser is the identity, as in the bases of MMedLM: NFKC turns 10⁵ into 105 and ㎍ into μg, which in a medical
-    text is another number or another word, and decode(encode(text)) would no longer be the text.
+    Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then the user-defined symbols, the 256 bytes and the learnt pieces. Characters
+    rarer than `character_coverage` are spelt in bytes; each digit is a piece, as in Llama, so that doses and laboratory values
+    keep their place values. Text is not normalised, as in the bases of MMedLM: NFKC turns 10⁵ into 105 and ㎍ into μg, which
+    in a medical text is another number or another word, and decode(encode(text)) would no longer be the text.
     """
-    if isinstance(texts, str | Path):
-        texts = (text for text, _ in read_texts(texts))
-    elif isinstance(texts, list | tuple) and texts and all(isinstance(item, Path) for item in texts):
-        texts = (text for path in texts for text, _ in read_texts(path))
     symbols = list(user_defined_symbols)
     for symbol in symbols:
         if not symbol or any(map(str.isspace, symbol)):
-            raise UserError(f"user-defined symbol {symbol!r}: it is empty or holds a space; write spaces as {SPACE!r}")
-    sentences = _sentences(texts)
+            raise UserError(f"user-defined symbol {symbol!r}: it is empty or holds a space; write spaces as '▁'")
+    documents = (text for item in texts for text in ([item] if isinstance(item, str) else (t for t, _ in read_texts(item))))
+    sentences = _sentences(documents)
     first = next(sentences, None)
     if first is None:
         raise UserError("no text to train a tokenizer on: the files hold no non-empty document")
-
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], sentences), model_writer=out, vocab_size=vocab_size, model_type=model_type,
-            byte_fallback=True, normalization_rule_name=normalizer, remove_extra_whitespaces=normalizer != "identity",
-            character_coverage=character_coverage, split_digits=split_digits, allow_whitespace_only_pieces=True,
+            sentence_iterator=itertools.chain([first], sentences), model_writer=out, vocab_size=vocab_size, model_type="bpe",
+            byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+            character_coverage=character_coverage, split_digits=True, allow_whitespace_only_pieces=True,
             user_defined_symbols=symbols, max_sentence_length=SENTENCE_BYTES, minloglevel=2,
-            unk_id=0, bos_id=1, eos_id=2, pad_id=3, num_threads=1,  # threads change the order in which sums are rounded
-        )
+            unk_id=0, bos_id=1, eos_id=2, pad_id=3, num_threads=1)  # threads change the order in which sums are rounded
     except UserError:
         raise
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"vocab_size={vocab_size}: sentencepiece refuses it: {reason(error)}") from None
-    path = Path(folder) / "tokenizer.model"
-    with atomic_write(path, "wb") as file:
-        file.write(out.getvalue())
-    return load_tokenizer(path)
+        raise UserError(f"vocab_size={vocab_size}: sentencepiece rejects it: {' '.join(str(error).split())[-300:]}") from None
+    write_sentencepiece(out.getvalue(), Path(folder))
+    return load_tokenizer(folder)
+
+
+def write_sentencepiece(data: bytes, folder: Path) -> None:
+    """Write a plain BPE model as tokenizer.model, and the files from which transformers and vLLM get the same ids."""
+    with atomic_write(folder / "tokenizer.model", "wb") as file:
+        file.write(data)
+    model = SentencePieceModel(data, str(folder / "tokenizer.model"))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+    roles = {role: getattr(processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
+    names = {role: model.pieces[index][0] for role, index in roles.items() if index >= 0}
+    post_processor = _post_processor((names["bos"], roles["bos"]) if "bos" in names else None)
+    write_json(folder / "tokenizer.json", hub_tokenizer(model) | {"post_processor": post_processor})
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", **{f"{role}_token": text for role, text in names.items()},
+        "clean_up_tokenization_spaces": False})
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -296,8 +333,7 @@ def train_sentencepiece(
 
 def _train_command(options: argparse.Namespace) -> None:
     tokenizer = train_sentencepiece(
-        _text_files(options.files), options.out, options.vocab_size, model_type=options.model_type,
-        normalizer=options.normalizer, character_coverage=options.character_coverage,
+        _text_files(options.files), options.out, options.vocab_size, character_coverage=options.character_coverage,
         user_defined_symbols=_symbols(options))
     print(f"{tokenizer.files[0]}: {tokenizer.vocab_size} pieces, fingerprint {tokenizer.fingerprint[:16]}")
 
@@ -306,7 +342,7 @@ def _text_files(names: list[str]) -> list[Path]:
     """The files named, and those in the folders named, in order."""
     paths: list[Path] = []
     for path in map(Path, names):
-        inside = sorted(p for p in path.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz", ".txt"))) if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES)) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: a folder without .jsonl, .jsonl.gz or .txt files")
         paths += inside
@@ -350,8 +386,6 @@ def main(arguments: list[str] | None = None) -> None:
     train.add_argument("files", nargs="+", help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
     train.add_argument("--out", required=True, help="folder for tokenizer.model")
     train.add_argument("--vocab_size", type=int, required=True, help="number of ids, the 260 special and byte ones included")
-    train.add_argument("--model_type", choices=("bpe", "unigram"), default="bpe")
-    train.add_argument("--normalizer", choices=("identity", "nmt_nfkc"), default="identity")
     train.add_argument("--character_coverage", type=float, default=0.9995)
     train.add_argument("--symbol", action="append", default=[], help="a text that is always one piece; may be repeated")
     train.add_argument("--symbols", metavar="FILE.json", help="a JSON list of such texts; spaces are written \u2581")
@@ -366,6 +400,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     main_guard(main)

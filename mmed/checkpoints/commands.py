@@ -32,7 +32,7 @@ from mmed.checkpoints.training_state import latest_state, load_trained
 from mmed.config import RECIPES
 from mmed.lora import apply_lora, merge_lora
 from mmed.model import ModelConfig, Transformer
-from mmed.tokenization.chat_template import turn_format
+from mmed.tokenization.chat_template import template_name
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError
 from mmed.utils.files import read_json
@@ -110,7 +110,7 @@ def inspect(folder: str, gpus: int, tokens: int, slots: int) -> None:
         lines["tokenizer"] = (f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids for {config.vocab_size:,} rows"
                               + (f" ({spare:,} spare)" if spare > 0 else " (TOO MANY: this folder cannot be loaded)" if spare < 0 else "")
                               + f", bos {tokenizer.bos_id}, eos {tokenizer.eos_id}, a text ends at {list(tokenizer.end_ids)}")
-        lines["turns"] = turn_format(tokenizer, config.family) or "none (a base model)"
+        lines["turns"] = template_name(tokenizer, config.family) or "none (a base model)"
     else:
         lines["tokenizer"] = "none in this folder"
     for name, text in lines.items():

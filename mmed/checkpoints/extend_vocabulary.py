@@ -34,9 +34,8 @@ import torch
 from mmed.checkpoints.model_card import model_card
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained, stored_dtype
 from mmed.model import Transformer
-from mmed.tokenization.bpe import BLOOM, LLAMA3, QWEN2, byte_alphabet
+from mmed.tokenization.byte_level import BLOOM, LLAMA3, QWEN2, byte_alphabet
 from mmed.tokenization.sentencepiece_model import (
-    BPE,
     BYTE,
     CONTROL,
     NORMAL,
@@ -239,7 +238,7 @@ def write_tokenizer(tokenizer: Tokenizer, new: NewPieces, special: list[str], fo
 
 def _check_kind(tokenizer: Tokenizer, folder: str) -> None:
     main = tokenizer.files[0]
-    if tokenizer.kind == "sentencepiece" and tokenizer.core.model.model_type == BPE and tokenizer.core.model.byte_fallback:
+    if tokenizer.kind == "sentencepiece" and tokenizer.core.model.is_bpe and tokenizer.core.model.byte_fallback:
         return
     if tokenizer.kind == "byte-level BPE" and main.suffix == ".json":
         return

@@ -26,18 +26,15 @@ from typing import Any
 
 import sentencepiece
 
-from mmed.tokenization.bpe import is_utf8
-from mmed.tokenization.files import MAX_FILE_BYTES
 from mmed.tokenization.sentencepiece_model import (
     CONTROL,
     MAX_PIECES,
     NORMAL,
-    UNIGRAM,
     UNKNOWN,
     SentencePieceModel,
     build_message,
 )
-from mmed.tokenizer import clean_text
+from mmed.tokenizer import MAX_FILE_BYTES, clean_text
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json
 
@@ -230,7 +227,7 @@ def _open_xlmr(path: Path, settings: dict, longest: int | None) -> Unigram:
     """
     model = SentencePieceModel(path.read_bytes(), str(path))
     first = [(piece, kind) for piece, _, kind in model.pieces[:3]]
-    if first != [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)] or model.byte_fallback or model.model_type != UNIGRAM:
+    if first != [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)] or model.byte_fallback or model.is_bpe:
         raise UserError(f"{path}: not a unigram model that begins with <unk>, <s>, </s> as XLM-R's does; XLM-R's numbering does not fit it")
     count = len(model.pieces)
     return Unigram(model, str(path), id_of=[3, 0, 2, *range(4, count + 1)], cls_id=0, sep_id=2, pad_id=1, size=count + 2, max_length=longest)
@@ -331,7 +328,7 @@ def _open_json_unigram(path: Path, file: dict, model: dict, settings: dict, long
     vocabulary, unknown = model.get("vocab"), model.get("unk_id")
     if not isinstance(vocabulary, list) or not 0 < len(vocabulary) <= MAX_PIECES or not all(
             isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], int | float) and abs(entry[1]) < 1e30
-            for entry in vocabulary) or not is_utf8("".join(piece for piece, _ in vocabulary)):
+            for entry in vocabulary):
         raise UserError(f"{path}: model.vocab must be a list of pieces with their scores")
     if model.get("byte_fallback") or not isinstance(unknown, int) or not 0 <= unknown < len(vocabulary):
         raise UserError(f"{path}: a Unigram model with an unk_id and without byte fallback is expected")
@@ -343,7 +340,7 @@ def _open_json_unigram(path: Path, file: dict, model: dict, settings: dict, long
     _check_spaces(path, file.get("pre_tokenizer"))
     entries = [(1, build_message((1, piece.encode()), (2, float(score)), (3, UNKNOWN if index == unknown else CONTROL if piece in marks else NORMAL)))
                for index, (piece, score) in enumerate(vocabulary)]
-    proto = build_message(*entries, (2, build_message((3, UNIGRAM))), (3, build_message((2, charsmap), (3, 1), (4, 1), (5, 1))))
+    proto = build_message(*entries, (2, build_message((3, 1))), (3, build_message((2, charsmap), (3, 1), (4, 1), (5, 1))))
     parsed = SentencePieceModel(proto, str(path))
     names = {role: entry.get("content") if isinstance(entry := settings.get(f"{role}_token", usual), dict) else entry
              for role, usual in (("cls", "<s>"), ("sep", "</s>"), ("pad", "<pad>"))}

@@ -1,1 +1,1 @@
-"""What mmed/tokenizer.py is made of: tokenizer files, byte-pair encoding, sentencepiece models, chat templates."""
+"""What mmed/tokenizer.py is made of: a backend per kind of tokenizer file, special tokens, chat templates."""

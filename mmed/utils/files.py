@@ -95,17 +95,27 @@ MAX_JSON_BYTES = 1 << 29        # a value takes several times its bytes in memor
 MAX_LINE_CHARACTERS = 1 << 27
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_file(path: str | Path, max_bytes: int | None = None) -> None:
+    """Reject a file that is missing, longer than `max_bytes`, or only a Git LFS pointer to the real one."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    size = os.path.getsize(path)
+    if max_bytes is not None and size > max_bytes:
+        raise UserError(f"{path}: {size:,} bytes are too many (limit {max_bytes:,})")
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull`, or download the file")
+
+
 def read_json(path: str | Path) -> Any:
-    """Read one JSON value; a file that is missing, broken or endless is a `UserError` naming it."""
+    """Read one JSON value; a file that is missing, broken or too large is a `UserError` naming it."""
+    check_file(path, MAX_JSON_BYTES)
     try:
         with open(path, encoding="utf-8") as file:
-            if (size := os.fstat(file.fileno()).st_size) > MAX_JSON_BYTES:
-                raise UserError(f"{path}: {size:,} bytes are too many for one JSON value (limit {MAX_JSON_BYTES:,})")
             return json.load(file)
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 

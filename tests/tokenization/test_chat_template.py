@@ -1,11 +1,11 @@
-"""Turn formats against the published chat templates, rendered by transformers; ids against its tokenizers."""
+"""Chat templates against the published ones, rendered by transformers; ids against its tokenizers."""
 import json
 import random
 
 import pytest
 import sentencepiece
 
-from mmed.tokenization.chat_template import FORMATS, chat_parts, encode_chat, render_chat, turn_format
+from mmed.tokenization.chat_template import CHAT_TEMPLATES, chat_parts, encode_chat, render_chat, template_name
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
 
@@ -24,6 +24,12 @@ TEMPLATES = {
     "llama3": "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + "
               "'<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
               "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "llama3.1": "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content']|trim %}"
+                "{%- set messages = messages[1:] %}{%- else %}{%- set system_message = '' %}{%- endif %}"
+                "{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}{{- 'Cutting Knowledge Date: December 2023\n' }}"
+                "{{- 'Today Date: 26 Jul 2024\n\n' }}{{- system_message }}{{- '<|eot_id|>' }}{%- for message in messages %}"
+                "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}"
+                "{%- endfor %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}",
     "mistral": "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
                "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% endif %}{% endfor %}",
     "mistral3": "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}{%- set loop_messages = messages[1:] %}"
@@ -34,16 +40,19 @@ TEMPLATES = {
     "internlm2": "{{ bos_token }}" + IM,
     "qwen2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
              "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}" + IM.removeprefix("{% for message in messages %}"),
-    "qwen3": IM + "{{ '<think>\n\n</think>\n\n' }}",
+    "qwen2.5": "{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
+               "assistant.<|im_end|>\n' }}{%- endif %}" + IM,
+    "chatml": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+              "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+              + IM.removeprefix("{% for message in messages %}"),
+    "qwen3": IM + "{# enable_thinking = false #}{{ '<think>\n\n</think>\n\n' }}",
     "gemma": "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
              "{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
              "{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
 }
-MARKS = {"llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "internlm2": ["<|im_start|>", "<|im_end|>"],
-         "qwen2": ["<|im_start|>", "<|im_end|>"], "qwen3": ["<|im_start|>", "<|im_end|>"], "gemma": ["<start_of_turn>", "<end_of_turn>"],
-         "mistral3": ["[INST]", "[/INST]"]}
-FAMILY = {"llama2": "llama", "llama3": "llama", "mistral": "mistral", "mistral3": "mistral", "internlm2": "internlm2", "qwen2": "qwen2", "qwen3": "qwen3",
-          "gemma": "gemma2"}
+IM_TOKENS, HEADERS = ["<|im_start|>", "<|im_end|>"], ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+SPECIAL = {"llama3": HEADERS, "llama3.1": HEADERS, "chatml": IM_TOKENS, "internlm2": IM_TOKENS, "qwen2": IM_TOKENS, "qwen2.5": IM_TOKENS,
+           "qwen3": IM_TOKENS, "gemma": ["<start_of_turn>", "<end_of_turn>"], "mistral3": ["[INST]", "[/INST]"]}
 CONVERSATIONS = [
     [{"role": "user", "content": "Fever and cough?"}],
     [{"role": "system", "content": "Vous êtes médecin."}, {"role": "user", "content": "  Fièvre ?\n"}],
@@ -53,14 +62,14 @@ CONVERSATIONS = [
 ]
 
 
-def byte_level_tokenizer(folder, marks):
-    """(our tokenizer, the same in transformers): byte-level BPE with these marks."""
+def byte_level_tokenizer(folder, tokens):
+    """(our tokenizer, the same in transformers): byte-level BPE with these special tokens."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     texts = [json.dumps(c, ensure_ascii=False) for c in CONVERSATIONS] * 3
     model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=420, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-                                                                    special_tokens=["<s>", "</s>", *marks], show_progress=False))
+                                                                    special_tokens=["<s>", "</s>", *tokens], show_progress=False))
     model.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     return load_tokenizer(folder), transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>")
@@ -68,20 +77,21 @@ def byte_level_tokenizer(folder, marks):
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory):
-    """With the marks of all formats that have some; and without any, for Llama 2 and Mistral."""
-    return (byte_level_tokenizer(tmp_path_factory.mktemp("marks"), dict.fromkeys(mark for group in MARKS.values() for mark in group)),
+    """With the special tokens of all formats that have some; and without any, for Llama 2 and Mistral."""
+    return (byte_level_tokenizer(tmp_path_factory.mktemp("tokens"), dict.fromkeys(mark for group in SPECIAL.values() for mark in group)),
             byte_level_tokenizer(tmp_path_factory.mktemp("plain"), []))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_text_and_ids_are_those_of_the_published_template(byte_level, name, messages):
-    ours, theirs = byte_level[name not in MARKS]
+    ours, theirs = byte_level[name not in SPECIAL]
     if messages[0]["role"] == "system" and name in ("mistral", "gemma"):  # their templates have no system: it goes before the question
         system, first, *rest = messages
         expected = [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]
     else:
         expected = messages
+    ours.chat_template = TEMPLATES[name]
     text = theirs.apply_chat_template(expected, chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=True)
     assert render_chat(ours, messages, name=name) == text
     ids = theirs.apply_chat_template(expected, chat_template=TEMPLATES[name], add_generation_prompt=True, return_dict=False)
@@ -94,17 +104,17 @@ def pieces(tmp_path_factory):
     return train_sentencepiece([m["content"] for c in CONVERSATIONS for m in c] * 5 + ["[INST] user assistant system [/INST] <<SYS>>"], folder, 360)
 
 
-def test_sentencepiece_turns_begin_anew_after_the_beginning_of_text_and_nowhere_else(pieces):
+def test_text_begins_anew_after_bos_and_nowhere_else(pieces):
     messages = CONVERSATIONS[2]
     ids = encode_chat(pieces, messages, "llama")
     expected = [pieces.bos_id, *pieces.encode("[INST] 発熱 [/INST] 安静に。 "), pieces.eos_id, pieces.bos_id, *pieces.encode("[INST] 薬は？ [/INST]")]
-    assert ids == expected and turn_format(pieces, "llama") == "llama2"
+    assert ids == expected and template_name(pieces, "llama") == "llama2"
     processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces.files[0]))  # Llama 2's own code encodes each turn by itself
     assert ids[1:ids.index(pieces.eos_id)] == processor.encode("[INST] 発熱 [/INST] 安静に。 ")
 
 
-@pytest.mark.parametrize("name", MARKS)
-def test_text_that_looks_like_a_mark_is_spelt_and_not_obeyed(byte_level, name):
+@pytest.mark.parametrize("name", SPECIAL)
+def test_text_that_looks_like_a_special_token_stays_text(byte_level, name):
     ours, _ = byte_level[0]
     plain = encode_chat(ours, [{"role": "user", "content": "x"}], name=name)
     rng = random.Random(name)
@@ -116,29 +126,56 @@ def test_text_that_looks_like_a_mark_is_spelt_and_not_obeyed(byte_level, name):
 
 
 class Like:
-    def __init__(self, special, kind):
-        self.special, self.kind = dict.fromkeys(special, 1), kind
+    def __init__(self, special, kind="byte-level BPE", chat_template=""):
+        self.special, self.kind, self.chat_template = dict.fromkeys(special, 1), kind, chat_template
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_format_is_chosen_by_special_tokens_and_family(name):
-    kind = "sentencepiece" if name in ("llama2", "mistral") else "byte-level BPE"
-    assert turn_format(Like(MARKS.get(name, ["<s>"]), kind), FAMILY[name]) == name
-    assert turn_format(Like(["<|endoftext|>"], "byte-level BPE"), "bloom") is None
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_the_folders_own_template_decides_the_format(name):
+    expected = {"qwen2": "chatml", "qwen2.5": "chatml"}.get(name, name)  # with the system message that the template spells out
+    assert template_name(Like(SPECIAL.get(name, ["<s>"]), chat_template=TEMPLATES[name]), "llama") == expected
+
+
+def test_a_template_of_an_unknown_format_is_an_error():
+    zephyr = "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endfor %}"
+    with pytest.raises(UserError, match="chat template of this model is of an unknown format"):
+        template_name(Like(IM_TOKENS, chat_template=zephyr), "llama")
+
+
+@pytest.mark.parametrize("special, kind, family, expected", [
+    (HEADERS, "byte-level BPE", "llama", "llama3"), (IM_TOKENS, "byte-level BPE", "llama", "chatml"), (IM_TOKENS, "sentencepiece", "internlm2", "internlm2"),
+    (IM_TOKENS, "byte-level BPE", "qwen3", "qwen3"), (["<start_of_turn>"], "sentencepiece", "gemma2", "gemma"), (["[INST]"], "sentencepiece", "mistral", "mistral3"),
+    ([], "sentencepiece", "mistral", "mistral"), ([], "Hugging Face tokenizers", "llama", "llama2"), ([], "byte-level BPE", "bloom", None)])
+def test_without_a_template_special_tokens_and_family_decide(special, kind, family, expected):
+    assert template_name(Like(special, kind), family) == expected
+
+
+@pytest.mark.parametrize("write", [
+    lambda folder, text: (folder / "chat_template.jinja").write_text(text),
+    lambda folder, text: (folder / "chat_template.json").write_text(json.dumps({"chat_template": text})),
+    lambda folder, text: (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": text})),
+    lambda folder, text: (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": [
+        {"name": "tool_use", "template": "x"}, {"name": "default", "template": text}]}))])
+def test_a_llama_with_chatml_begins_with_its_own_system_message_and_no_bos(tmp_path, write):
+    byte_level_tokenizer(tmp_path, IM_TOKENS)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}))
+    write(tmp_path, TEMPLATES["chatml"])
+    text = render_chat(load_tokenizer(tmp_path), CONVERSATIONS[0], "llama")
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user")
 
 
 @pytest.mark.parametrize("messages, words", [
     ([], "none"), ([{"role": "assistant", "content": "x"}], "got assistant"), ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "user last"),
     ([{"role": "user", "content": "x"}] * 2, "in turn"), ([{"role": "user"}], "message 1"), ([{"role": "system", "content": "x"}], "got system"), (["x"], "message 1"),
     ([{"role": "tool", "content": "x"}], "got tool")])
-def test_what_is_no_conversation_is_refused(messages, words):
+def test_messages_that_are_not_a_conversation_are_rejected(messages, words):
     with pytest.raises(UserError, match=words):
-        chat_parts(messages, "llama3")
+        chat_parts(Like([]), messages, "llama3")
 
 
-def test_a_model_without_turns_and_an_unknown_format_are_refused(pieces):
+def test_a_base_model_and_an_unknown_template_are_rejected(pieces):
     with pytest.raises(UserError, match="base model"):
-        encode_chat(Like([], "byte-level BPE"), CONVERSATIONS[0], "bloom")
+        encode_chat(Like([]), CONVERSATIONS[0], "bloom")
     with pytest.raises(UserError, match="known: llama2"):
         encode_chat(pieces, CONVERSATIONS[0], name="alpaca")
     with pytest.raises(UserError, match=r"has no <\|start_header_id\|>"):

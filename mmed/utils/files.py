@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import json
 import os
+import secrets
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +55,26 @@ def sync_folder(folder: str | Path) -> None:
         os.close(number)
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses: process ids repeat across nodes and containers."""
+    return path.with_name(f"{path.name}.{secrets.randbelow(10**18)}.tmp")
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed or the process ends; False if another process holds the lock.
+
+    Some file systems have no locks (Lustre mounted without `-o flock`). There we warn and go on.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        print(f"warning: {file.name}: this file system has no locks ({error.strerror}); "
+              "make sure that only one run writes here", file=sys.stderr)
+    return True
+
+
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open `path` for writing under a temporary name; it gets its own name only when the block ends without an error.
@@ -59,7 +82,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     What UTF-8 cannot carry in a text (a file name of other bytes, half a surrogate pair) is written as the escape that JSON reads back.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,4 +1,5 @@
 """mmed/utils/files.py: whole files or none, and JSON of any kind read with a bound and one line for what is wrong."""
+import errno
 import gzip
 import json
 import os
@@ -9,7 +10,7 @@ import pytest
 
 from mmed.utils import files
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write, read_json, read_jsonl, write_json
+from mmed.utils.files import atomic_write, read_json, read_jsonl, try_lock, write_json
 
 
 @pytest.mark.parametrize(("content", "said"), [
@@ -76,3 +77,25 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         file.write("half")
         raise KeyError
     assert json.loads((tmp_path / "a.json").read_text()) == [1, None] and [path.name for path in Path(tmp_path).iterdir()] == ["a.json"]
+
+
+def test_two_writers_with_one_process_id_do_not_collide(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    with atomic_write(tmp_path / "f") as one:
+        one.write("one")
+        with atomic_write(tmp_path / "f") as two:
+            two.write("two")
+        assert (tmp_path / "f").read_text() == "two"
+    assert (tmp_path / "f").read_text() == "one" and [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_lock_is_held_once_and_its_absence_is_a_warning(tmp_path, monkeypatch, capsys):
+    with open(tmp_path / "lock", "w") as one, open(tmp_path / "lock", "w") as two:
+        assert try_lock(one) and not try_lock(two)
+
+        def no_locks(file, operation):
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        monkeypatch.setattr("fcntl.flock", no_locks)
+        assert try_lock(two)
+    assert "no locks" in capsys.readouterr().err

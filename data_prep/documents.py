@@ -2,8 +2,7 @@
 
 In:  .jsonl, one object a line: text, language, source, id, meta (free); only text must be there, `lang` stands for language,
      `license` for licence, unknown keys go into meta. .parquet (extra parquet) with a column `text` and the same others.
-     .txt: one document a file, or with `paragraphs` one document between blank lines; or Wikiextractor's form (<doc id= url=
-     title=>), also in files without suffix. .xml: MediaWiki's dump (data_prep/sources/wiki_dump.py), also NAME.xml-p1p41242.bz2.
+     .txt: one document a file, or with `paragraphs` one document between blank lines.
      All but parquet also as .gz, .bz2 or .zst (extra zstd).
 Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason (`Funnel`).
 
@@ -26,16 +25,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.record_files import BadLine, read_jsonl, read_parquet, read_text, read_xml
+from data_prep.record_files import BadLine, read_jsonl, read_parquet, read_text
 from mmed.utils.errors import UserError, printable, require_extra
 from mmed.utils.files import atomic_write
 
 FORMAT_VERSION = 1  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 PACKED = (".gz", ".bz2", ".zst")
-SUFFIXES = (".parquet", *(kind + packed for kind in (".jsonl", ".txt", ".xml") for packed in ("", *PACKED)))
-FORMS = ".jsonl, .txt, .xml, each also .gz, .bz2 or .zst; .parquet"  # SUFFIXES as a person reads them
-_PART = re.compile(r"-p\d+p\d+(?=\.bz2$)")  # frwiki-20250101-pages-articles1.xml-p1p306134.bz2
+SUFFIXES = (".parquet", *(kind + packed for kind in (".jsonl", ".txt") for packed in ("", *PACKED)))
+FORMS = ".jsonl, .txt, each also .gz, .bz2 or .zst; .parquet"  # SUFFIXES as a person reads them
 
 
 @dataclass(slots=True)
@@ -158,7 +156,7 @@ def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _PART.sub("", p.name).endswith(suffixes))
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes))
             if not inside:
                 raise UserError(f"{path}: no corpus file in this folder (looked for {FORMS if suffixes == SUFFIXES else ', '.join(suffixes)})")
             found += inside
@@ -176,7 +174,7 @@ def shard_name(path: Path) -> str:
     'en_part_00000'
     """
     name = path.name
-    for suffix in (*PACKED, ".jsonl", ".parquet", ".txt", ".xml"):
+    for suffix in (*PACKED, ".jsonl", ".parquet", ".txt"):
         name = name.removesuffix(suffix)
     return name or path.name
 
@@ -201,16 +199,14 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
             raise UserError(f"{where}: {reason}; mend the file or leave out --strict to drop and count such lines")
         skip(reason, number, size)
 
-    kind = _PART.sub("", path.name)
+    kind = path.name
     for packed in PACKED:
         kind = kind.removesuffix(packed)
     if path.name.endswith(".parquet"):
         records = read_parquet(path, bad)
     elif kind.endswith(".jsonl"):
         records = read_jsonl(path, bad)
-    elif kind.endswith(".xml"):
-        records = read_xml(path, bad, skip)
-    elif kind.endswith(".txt") or "." not in kind:
+    elif kind.endswith(".txt"):
         records = read_text(path, bad, paragraphs)
     else:
         raise UserError(f"{path}: unknown kind of file; known are {FORMS}")

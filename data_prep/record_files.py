@@ -1,6 +1,6 @@
 """The forms of corpus files: (line or row number, record) of each, as they stand there.
 
-In:  a path. JSON lines, parquet, plain text, Wikiextractor's <doc> blocks, MediaWiki's XML; all but parquet also packed.
+In:  a path. JSON lines, parquet, plain text; all but parquet also packed.
 Out: records with at least `text`, one in memory at a time. What cannot be read is told to `bad(reason, line, size)`, and the
      next one follows. data_prep/documents.py makes `Document`s of the records.
 """
@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.sources.wiki_dump import WIKI_DOC, Count, read_dump, read_extracted
 from mmed.utils.errors import UserError, require_extra
+
+Count = Callable[[str, int, int], None]  # (reason, line, size)
 
 MAX_LINE_BYTES = 1 << 29  # a longer line is refused, so that no bomb fills the memory
 DAMAGED = "file truncated or damaged"
@@ -188,22 +189,10 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def read_xml(path: Path, bad: Count, skip: Count) -> Iterator[tuple[int, dict]]:
-    with open_bytes(path) as (file, damaged):
-        yield from read_dump(file, bad, skip)
-        if damaged():
-            bad(DAMAGED, 0, 0)
-
-
 def read_text(path: Path, bad: Count, paragraphs: bool) -> Iterator[tuple[int, dict]]:
-    """A plain file is one document; a file that begins with <doc id= is Wikiextractor's, one document a <doc>."""
+    """A plain file is one document, or with `paragraphs` one document between blank lines."""
     with open_bytes(path) as (file, damaged):
         first = file.readline(MAX_LINE_BYTES)
-        if head := WIKI_DOC.match(first):
-            yield from read_extracted(file, head, bad)
-            if damaged():
-                bad(DAMAGED, 0, 0)
-            return
         start, number, body, size, line = 1, 0, bytearray(), 0, first
         while line or size:
             number += 1

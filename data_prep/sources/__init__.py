@@ -1,1 +1,1 @@
-"""What the reading commands are made of: web pages, books, sites, Wikipedia dumps."""
+"""Readers of raw sources: saved web pages, crawled sites, PDF books and the output of OCR engines."""

@@ -76,9 +76,9 @@ def mixed_slice(root: Path) -> Path:
         (root / "sites-fr" / f"{number}.html").write_text(
             f"<html><head><title>Page {number}</title><meta charset='utf-8'></head><body><nav>Accueil | Contact</nav><article>{paragraphs}</article></body></html>",
             encoding="utf-8")
-    pages = "".join(f"<page><title>P{number}</title><ns>0</ns><id>{number}</id><revision><id>{number}</id><text xml:space='preserve'>{text}</text></revision></page>"
-                    for number, text in enumerate(texts["es"]))
-    (root / "eswiki.xml").write_text(f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="es">{pages}</mediawiki>', encoding="utf-8")
+    wikipedia = [{"id": str(number), "url": f"https://es.example/{number}", "title": f"P{number}", "text": text}
+                 for number, text in enumerate(texts["es"])]
+    parquet.write_table(pyarrow.Table.from_pylist(wikipedia), root / "eswiki.parquet")
     write_book(root / "scans-es" / "scan.pdf", [text.encode("latin-1", "ignore").decode("latin-1") for text in texts["es"][:2]], scanned=True)
     train_sentencepiece([text for each in texts.values() for text in each], root / "tokenizer", 900)
     (root / "benchmark").mkdir()
@@ -93,7 +93,7 @@ benchmark = "benchmark"
 held_out = 0.05
 ''' + "".join(f'[[source]]\nlanguage = "{language}"\nkind = "{kind}"\ninputs = ["{inputs}"]\n{more}\n' for language, kind, inputs, more in (
         ("en", "web", "web-en", 'licence = "CC0"'), ("en", "book", "books-en", ""), ("zh", "web", "web-zh", ""), ("ja", "web", "web-ja", "paragraphs = true"),
-        ("fr", "site", "sites-fr", ""), ("ru", "web", "web-ru", ""), ("es", "corpus", "eswiki.xml", 'name = "Wikipedia"\nfilter = true'),
+        ("fr", "site", "sites-fr", ""), ("ru", "web", "web-ru", ""), ("es", "corpus", "eswiki.parquet", 'name = "Wikipedia"\nfilter = true'),
         ("es", "book", "scans-es", ""))), encoding="utf-8")
     return recipe
 

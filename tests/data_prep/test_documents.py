@@ -264,14 +264,21 @@ def test_a_cut_gzip_gives_what_it_holds_and_is_counted(tmp_path):
     assert read(tmp_path / "a.jsonl.gz")[1] == {DAMAGED: 1}
 
 
-def test_plain_text_is_one_document_and_wikiextractor_many(tmp_path):
+def test_plain_text_is_one_document(tmp_path):
     (tmp_path / "book.txt").write_bytes("\ufeffPage one.\r\nPage two.\r\n".encode())
     assert [document.text for document in read_documents(tmp_path / "book.txt")] == ["Page one.\nPage two.\n"]
-    write(tmp_path / "wiki_00", b'<doc id="1" url="u?curid=1" title="A &amp; B">', b"A & B", b"", b"First.", b"</doc>",
-          b'<doc id="2" url="u" title="empty">', b"</doc>", b'<doc id="3" url="u" title="cut">', b"no end")
-    documents, reasons, _ = read(tmp_path / "wiki_00")
-    assert [(document.id, document.text, document.meta["title"]) for document in documents] == [("1", "A & B\n\nFirst.", "A & B")]
-    assert reasons == {"empty text": 1, "<doc> is not closed": 1}
+
+
+def test_wikipedia_as_published_on_the_hub_and_as_wikiextractor_writes_it(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    article = {"id": "3", "url": "https://fr.wikipedia.org/wiki/Asthme", "title": "Asthme", "text": "L'asthme est une maladie."}
+    parquet.write_table(pyarrow.Table.from_pylist([article]), tmp_path / "train-00000-of-00001.parquet")
+    (tmp_path / "frwiki.jsonl").write_text(json.dumps({"revid": "7", **article}) + "\n", encoding="utf-8")
+    for name in ("train-00000-of-00001.parquet", "frwiki.jsonl"):
+        document, = read_documents(tmp_path / name, language="fr", source="corpus")
+        assert (document.text, document.id, document.source) == (article["text"], "3", "corpus")
+        assert document.meta["url"] == article["url"] and document.meta["title"] == "Asthme"
 
 
 def test_an_unknown_file_and_an_empty_folder_are_errors(tmp_path):

@@ -1,0 +1,106 @@
+"""Reads saved web pages as undecoded bytes out of WARC files, zip archives and lists of HTML files.
+
+In:  .warc, .warc.gz; .zip; .jsonl, a list of loose HTML files that web_pages.py has written.
+Out: `SavedPage`s in the order of the file; those that cannot be read have a `problem`. The funnel counts
+     records that are not pages.
+
+Nothing is unpacked to disk, and a page larger than `max_bytes` is not read to its end. Damage ends a WARC
+where it is found: the pages before it are kept, and the rest of the file is counted as one dropped document.
+"""
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.documents import Funnel
+from data_prep.record_files import DAMAGED
+from mmed.utils.errors import require_extra
+
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".zip")
+HTML_NAME = re.compile(r"\.x?html?(?:[?@].*)?$", re.IGNORECASE)  # wget writes the query into the file's name
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+CHUNK = 1 << 18
+
+
+@dataclass
+class SavedPage:
+    body: bytes = b""
+    file: str = ""  # path within the folder or archive
+    url: str = ""
+    fetched: str = ""  # ISO date and time, as the WARC states it
+    problem: str = ""
+
+
+def read_pages(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:
+    if path.name.endswith((".warc", ".warc.gz")):
+        return read_warc(path, max_bytes, funnel)
+    return read_zip(path, max_bytes, funnel) if path.suffix == ".zip" else read_list(path, max_bytes)
+
+
+def read_list(path: Path, max_bytes: int) -> Iterator[SavedPage]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        with open(entry["path"], "rb") as file:
+            yield page_of(file, max_bytes, file=entry["file"])
+
+
+def read_zip(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, OSError):
+        yield SavedPage(problem=DAMAGED)
+        return
+    with archive:
+        for info in archive.infolist():
+            if not HTML_NAME.search(info.filename):
+                funnel.add("archive entries that are not HTML")
+                continue
+            try:
+                with archive.open(info) as file:
+                    yield page_of(file, max_bytes, file=info.filename)
+            except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError):
+                yield SavedPage(file=info.filename, problem="archive entry damaged or encrypted")
+
+
+def read_warc(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:
+    archiveiterator = require_extra("warcio.archiveiterator", "web")
+    exceptions = require_extra("warcio.exceptions", "web")
+    with open(path, "rb") as file:
+        try:
+            for record in archiveiterator.ArchiveIterator(file):
+                if not is_html_page(record):
+                    funnel.add(f"WARC records that are not HTML pages: {record.rec_type}")
+                    continue
+                header = record.rec_headers.get_header
+                page = page_of(record.content_stream(), max_bytes,
+                               url=header("WARC-Target-URI") or "", fetched=header("WARC-Date") or "")
+                if record.raw_stream.limit > 0 and not page.problem:  # the file ends within this record
+                    page = SavedPage(url=page.url, problem=DAMAGED)
+                yield page
+        except (exceptions.ArchiveLoadFailed, zlib.error, EOFError, ValueError):
+            yield SavedPage(problem=DAMAGED)
+
+
+def is_html_page(record: Any) -> bool:
+    if record.rec_type == "resource":
+        return (record.rec_headers.get_header("Content-Type") or "").lower().startswith(HTML_TYPES)
+    if record.rec_type != "response" or record.http_headers is None:
+        return False
+    content_type = record.http_headers.get_header("Content-Type") or "text/html"
+    return record.http_headers.get_statuscode() == "200" and content_type.lower().startswith(HTML_TYPES)
+
+
+def page_of(stream: Any, max_bytes: int, **origin: str) -> SavedPage:
+    """The page in a stream, whose `read` may return fewer bytes than asked for."""
+    parts, missing = [], max_bytes + 1
+    while missing > 0 and (part := stream.read(min(CHUNK, missing))):
+        parts.append(part)
+        missing -= len(part)
+    return SavedPage(b"".join(parts), **origin) if missing else SavedPage(**origin, problem="page too large")

@@ -1,0 +1,106 @@
+"""Runs functions on untrusted files in a child process with limits on time and memory.
+
+Parsers written in C (PDFium, lxml) can hang or crash on a damaged file. In a child process the damage costs
+one page or one book: the caller gets an `Unreadable` exception, and the next call starts a new child.
+Used by web_pages.py and books.py.
+
+    with Worker(seconds=60) as worker:
+        text = worker.call(read_page, body)
+"""
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+from data_prep.documents import Document
+from data_prep.pipeline.shards import ShardWriter
+
+MEMORY_BYTES = 4 << 30  # address space of the child
+
+
+class Unreadable(Exception):
+    """A page or book that cannot be used. The message is a short fixed reason, by which the funnel counts."""
+
+
+class Worker:
+    """A child process that runs one function call at a time, each for at most `seconds`."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._process: Any = None
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result; `Unreadable` if it raises that, exceeds a limit or crashes the child."""
+        if self._process is None:
+            self._start()
+        self._connection.send((function, arguments))
+        try:
+            if not self._connection.poll(self.seconds):
+                raise Unreadable("took too long to read")
+            kind, value = self._connection.recv()
+        except EOFError:
+            self.close()
+            raise Unreadable("crashed the reader") from None
+        except BaseException:
+            self.close()
+            raise
+        if kind == "unreadable":
+            raise Unreadable(value)
+        if kind == "bug":
+            raise RuntimeError(value)
+        return value
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the end of the child is seen as the end of the pipe
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+            self._process = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
+def _serve(connection: Connection) -> None:
+    """The child: answers calls until the parent closes its end of the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which then ends the child
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("value", function(*arguments))
+        except Unreadable as error:
+            answer = ("unreadable", str(error))
+        except (MemoryError, RecursionError):
+            answer = ("unreadable", "needs too much memory")
+        except Exception:
+            answer = ("bug", traceback.format_exc())
+        connection.send(answer)
+
+
+def keep_or_drop(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
+    """The step function of both commands: the reader puts a `reason` into the meta of documents to drop."""
+    for document in documents:
+        if reason := document.meta.pop("reason", ""):
+            shard.drop(document, reason)
+        else:
+            shard.keep(document)

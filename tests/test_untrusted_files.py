@@ -29,8 +29,13 @@ LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 TRIES = settings(max_examples=5000 if LONG else 50, deadline=None, print_blob=True,
                  suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-2**70, 2**70), st.floats(), st.text(max_size=20))
-VALUES = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3),
-                                                       st.dictionaries(st.text(max_size=5), inner)), max_leaves=5)
+
+
+def containers(inner: st.SearchStrategy) -> st.SearchStrategy:
+    return st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner))
+
+
+VALUES = st.recursive(SCALARS, CONTAINERS, max_leaves=5)
 
 
 @pytest.fixture(scope="module")

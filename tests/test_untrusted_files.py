@@ -35,7 +35,7 @@ def containers(inner: st.SearchStrategy) -> st.SearchStrategy:
     return st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner))
 
 
-VALUES = st.recursive(SCALARS, CONTAINERS, max_leaves=5)
+VALUES = st.recursive(SCALARS, containers, max_leaves=5)
 
 
 @pytest.fixture(scope="module")

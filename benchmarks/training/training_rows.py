@@ -54,24 +54,24 @@ def documents(folder: Path, language: str, tokenizer):
             yield records[text], ids
 
 
-def choose(folder: Path, tokenizer, budget: int) -> tuple[list, dict[str, list]]:
+def choose(folder: Path, tokenizer, budget: int, languages: list[str]) -> tuple[list, dict[str, list]]:
     """Training documents of `budget` tokens or a few more, BOS and EOS counted; held-out ones by language."""
-    sources = {language: documents(folder, language, tokenizer) for language in LANGUAGES}
+    sources = {language: documents(folder, language, tokenizer) for language in languages}
     held_out = {language: list(itertools.islice(source, HELD_OUT)) for language, source in sources.items()}
-    train, tokens = [], dict.fromkeys(LANGUAGES, 0)
+    train, tokens = [], dict.fromkeys(languages, 0)
     while (room := budget - sum(tokens.values())) > 0:
-        language = min(LANGUAGES, key=tokens.get)
+        language = min(languages, key=tokens.get)
         pair = next((pair for pair in sources[language] if len(pair[1]) <= max(room, LAST)), None)
         if pair is None:
             raise SystemExit(f"error: {folder / language}: too few documents")
         train.append(pair)
-        tokens[language] += len(pair[1]) + 2
+        tokens[language] += len(pair[1]) + 2  # BOS where the tokenizer adds one, and EOS
     return train, held_out
 
 
-def count(pairs: list) -> int:
-    """Tokens of documents, with BOS and EOS."""
-    return sum(len(ids) + 2 for _, ids in pairs)
+def count(pairs: list, bos: list[int]) -> int:
+    """Tokens of documents, with EOS, and BOS where there is one."""
+    return sum(len(bos) + len(ids) + 1 for _, ids in pairs)
 
 
 def python(*arguments: str) -> None:
@@ -81,13 +81,13 @@ def python(*arguments: str) -> None:
                    env={**os.environ, "PYTHONPATH": os.getcwd()})
 
 
-def make_stream(pairs: list, name: Path, model: str) -> str:
+def make_stream(pairs: list, name: Path, model: str, bos: list[int]) -> str:
     """Write documents as NAME.documents.jsonl and as the token stream NAME; returns NAME."""
     path = Path(f"{name}.documents.jsonl")
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record, _ in pairs]
     path.write_text("".join(lines), encoding="utf-8")
     python("-m", "data_prep.tokenize_corpus", str(path), "--tokenizer", model, "--out", str(name))
-    made, expected = json.loads(Path(f"{name}.json").read_text())["tokens"], count(pairs)
+    made, expected = json.loads(Path(f"{name}.json").read_text())["tokens"], count(pairs, bos)
     if made != expected:
         raise SystemExit(f"error: {name}: {made} tokens, but {expected} by transformers")
     return str(name)
@@ -100,31 +100,34 @@ def reported_losses(run: Path) -> dict[int, dict[str, float]]:
     return {step: dict(found) for step, found in losses.items() if found}
 
 
-def true_losses(model: str, bos: int, held_out: dict[str, list]) -> dict[str, float]:
-    """Nats a token of the held-out texts by language, BOS before each."""
+def true_losses(model: str, bos: list[int], held_out: dict[str, list]) -> dict[str, float]:
+    """Nats a token of the held-out texts by language: all tokens after BOS, or after the first one."""
     import torch
     from transformers import AutoModelForCausalLM
 
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     losses = {}
     for language, pairs in held_out.items():
-        total = 0.0
+        total, targets = 0.0, 0
         for _, ids in pairs:
+            document = torch.tensor([*bos, *ids])
             with torch.inference_mode():
-                logits = network(torch.tensor([[bos, *ids[:-1]]]), use_cache=False).logits[0]
-                total += torch.nn.functional.cross_entropy(logits, torch.tensor(ids), reduction="sum").item()
-        losses[language] = total / sum(len(ids) for _, ids in pairs)
+                logits = network(document[None, :-1], use_cache=False).logits[0]
+                total += torch.nn.functional.cross_entropy(logits, document[1:], reduction="sum").item()
+            targets += len(document) - 1
+        losses[language] = total / targets
     return losses
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="model folder that transformers opens too, with BOS")
+    parser.add_argument("--model", required=True, help="model folder that transformers opens too")
     parser.add_argument("--texts", required=True, type=Path, help="folder of a folder per language")
     parser.add_argument("--out",
                         type=Path,
                         default=Path("runs/training_rows"),
                         help="new folder, for the run")
+    parser.add_argument("--languages", default=",".join(LANGUAGES), help="comma-separated codes")
     parser.add_argument("--sequence_length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=1024, help="of a step, in rows of --sequence_length")
@@ -136,13 +139,13 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    if tokenizer.bos_token_id is None:
-        parser.error(f"--model={options.model}: its tokenizer has no BOS")
-    train, held_out = choose(options.texts, tokenizer, options.steps * options.tokens)
+    bos = [] if tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id else [tokenizer.bos_token_id]
+    languages = options.languages.split(",")
+    train, held_out = choose(options.texts, tokenizer, options.steps * options.tokens, languages)
     streams, run, untrained = (options.out / name for name in ("streams", "run", "untrained"))
     streams.mkdir(parents=True)
-    data = make_stream(train, streams / "train", options.model)
-    validation = [make_stream(pairs, streams / name, options.model) for name, pairs in held_out.items()]
+    data = make_stream(train, streams / "train", options.model, bos)
+    validation = [make_stream(pairs, streams / name, options.model, bos) for name, pairs in held_out.items()]
     rows = max(1, options.tokens // options.sequence_length)
     flags = [f"--model={options.model}", f"--data={data}", f"--validation={','.join(validation)}",
              f"--sequence_length={options.sequence_length}", f"--global_batch_size={rows}",
@@ -158,17 +161,17 @@ def main() -> None:
         reported[0] = reported_losses(untrained)[1]
         shutil.rmtree(untrained)
     models = (options.model, str(run / "model"))
-    columns = [true_losses(model, tokenizer.bos_token_id, held_out) for model in models]
+    columns = [true_losses(model, bos, held_out) for model in models]
     columns += [reported[0], reported[max(reported)]]
     for losses in columns:
-        losses["mean"] = sum(losses[language] for language in LANGUAGES) / len(LANGUAGES)
-    print(f"{len(train)} documents of {count(train):,} tokens; {options.steps} steps of {rows} rows of "
+        losses["mean"] = sum(losses[language] for language in languages) / len(languages)
+    print(f"{len(train)} documents of {count(train, bos):,} tokens; {options.steps} steps of {rows} rows of "
           f"{options.sequence_length}; nats a token\n")
     print("| language | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS))
-    for language in (*LANGUAGES, "mean"):
+    for language in (*languages, "mean"):
         print(f"| {language} | " + " | ".join(f"{losses[language]:.3f}" for losses in columns) + " |")
     if options.json:
-        tokens = {name: count(pairs) for name, pairs in {"train": train, **held_out}.items()}
+        tokens = {name: count(pairs, bos) for name, pairs in {"train": train, **held_out}.items()}
         result = {"options": vars(options), "tokens": tokens, "losses": dict(zip(COLUMNS, columns))}
         options.json.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
 

@@ -126,6 +126,10 @@ def how_it_stands(t: FoldedText, at: int, end: int, letter: str) -> str:
             return "hard"
         if char in "AАΑВСОУИ" or char.islower() or letter not in t.letters:  # a word by itself, or no option
             return "soft" if _goes_on(t, end) or own_text_end(t, end, letter) > end else ""
+        name = re.match(" [a-zà-öø-ÿа-яё]{4,}", t.text[end:])  # "C difficile", "E coli", "B cells"
+        said_of_it = (t.w.negation, t.w.is_answer, t.w.right, t.w.wrong)
+        if name and not _goes_on(t, end) and own_text_end(t, end, letter) == end:
+            return "soft" if any(p.match(t.low, end) or p.match(t.low, end + 1) for p in said_of_it) else ""
         return "soft"
     if after in "'-" and t.w.alphabetic.match(t.text[end + 1:end + 2]):
         return ""

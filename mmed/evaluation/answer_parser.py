@@ -81,7 +81,7 @@ def official_match(text: str, item: ExamItem) -> bool:
 # not read either, since В may then be the second letter or the third; an option's text beside such a label decides.
 # Every expression has bounded repeats and every step looks a bounded way ahead, so time is linear in the text.
 
-PARSER_VERSION = "1"  # goes into every result; raise it with any change that can alter a parse
+PARSER_VERSION = "2"  # goes into every result; raise it with any change that can alter a parse
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,26 @@ class ParsedAnswer:
     letters: tuple[str, ...]  # sorted; () if unparsed
     status: str  # "strict", "lenient" or "unparsed"
     rationale: str = ""
+
+
+_FINAL_CHANNEL = re.compile(r"<\|channel\|>final\b[^<]*<\|message\|>")
+_CHANNEL_END = re.compile(r"<\|(?:end|return|start|call)\|>")
+
+
+def without_reasoning(text: str) -> str:
+    """What a reasoning model says after its reasoning: without <think> blocks, or the final channel of gpt-oss.
+
+    Reasoning that never ends leaves "".
+
+    >>> without_reasoning("<think>B? No.</think> C"), without_reasoning("<think>B? No")
+    (' C', '')
+    >>> without_reasoning("<|channel|>analysis<|message|>B?<|end|><|start|>assistant<|channel|>final<|message|>C<|return|>")
+    'C'
+    """
+    if "<|channel|>" in text:
+        final = list(_FINAL_CHANNEL.finditer(text))
+        return _CHANNEL_END.split(text[final[-1].end():])[0] if final else ""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 _STRICT = re.compile(r"###Answer: OPTION ([A-Z](?:,[A-Z]){0,25}) IS CORRECT\.\Z")
@@ -114,6 +134,7 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
     if not isinstance(options, Mapping):
         options = dict.fromkeys(options, "")
     w = patterns_of(language)
+    text = without_reasoning(text)
     body = _cut_end(text)
     strict = _STRICT.search(body, max(body.rfind(_ANSWER_MARK), 0))
     if strict:
@@ -171,7 +192,6 @@ def _lenient(raw: str, options: Mapping[str, str], w: Patterns) -> tuple[str, ..
             texts.append((folded, letter))
     texts.sort(key=lambda pair: -len(pair[0]))
     raw = _cut_end(raw)
-    raw = raw[raw.rfind("</think>") + len("</think>"):] if "</think>" in raw else raw.partition("<think>")[0]
     # A prompt before the answer is passed over; the first stretch that states an answer counts, not what follows it.
     rest = fold(raw, w)
     if len(rest) > _HEAD + _TAIL:  # an answer stands at one of the ends

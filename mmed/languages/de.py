@@ -39,7 +39,10 @@ LANGUAGE = Language(
     disclaimer="Dies ist ein Forschungsmodell. Was es sagt, ist kein ärztlicher Rat; fragen Sie einen Arzt.",
     answers=AnswerWords(
         cue=r"(?:(?:richtig|korrekt|zutreffend|best|falsch)e[rn]? )?(?:antwort(?:en)?|antwortmöglichkeit|aussagen?|lösung(?:en)?|option(?:en)?)"
-            r"|richtig(?= ?(?:ist|sind|wäre|:))|korrekt(?= ?(?:ist|sind|:))|falsch(?= ?(?:ist|sind) )|zutreffend(?= ?(?:ist|sind|:))|ausnahme",
+            r"|richtig(?= ?(?:ist|sind|wäre|:))|korrekt(?= ?(?:ist|sind|:))|falsch(?= ?(?:ist|sind) )|zutreffend(?= ?(?:ist|sind|:))|ausnahme"
+            r"|(?:diagnose|therapie|behandlung|ursache|medikament|erreger|untersuchung|maßnahme|mechanismus|komplikation"
+            r"|(?:nächster?|nächste) schritt)(?: (?:der|des|die|das|in|diesem|fall|wahl|ersten|patienten|patientin)){0,4}"
+            r"(?= (?:ist|sind|wäre|lautet|:)|:)",
         decide=r"ich (?:wähle|nehme|entscheide mich für|würde|tippe auf)|(?:wähle|nehme) ich|wähle|daher|deshalb|also(?=,? [a-z](?:[.\n]|$))|somit|folglich"
                r"|nein(?=[,.;!] )|moment|korrektur|doch eher|besser gesagt|genauer gesagt|eigentlich|entschuldigung",
         weak="ich denke|ich glaube|ich meine|ich vermute|vermutlich|wahrscheinlich|vielleicht|es ist|das ist",

@@ -39,6 +39,10 @@ LANGUAGE = Language(
     answers=AnswerWords(
         cue=r"answer[_ ](?:idx|index|key|letter)|answers?|ans\.?|(?:correct|right|best|appropriate|suitable) (?:options?|choices?|ones?)"
             r"|final (?:choice|decision)|solution|(?:response|(?<!in)correct)(?= ?:)"
+            r"|(?:likely |probable |next |first |initial |causative |correct |best |final )?(?:diagnosis|treatments?|therapy|management"
+            r"|interventions?|(?:next|first|best|initial) steps?|causes?|mechanism|drugs?|medications?|tests?|investigations?|findings?"
+            r"|complications?|organisms?|pathogens?|agents?)(?: (?:of|choice|in|for|this|that|the|a|patient|case|child|woman|man|situation|condition|her|his|infection|disease|now)){0,6}"
+            r"(?= (?:is|are|would be|should be|:)|:)"
             r"|(?:false|incorrect|wrong|untrue) (?:statement|option|choice|one|assertion)|exception",
         decide=r"choose|chose|choosing|pick|select|go(?:ing)? with|opt for|my choice is|answer with|wait|actually|correction"
                r"|on second thought|sorry|i meant?|or rather|let me correct that|therefore|thus|hence"
@@ -49,8 +53,8 @@ LANGUAGE = Language(
         copula="is|are|be", link="was|were",
         filler="the|that|this|to|of|for|question|options?|choices?|letters?|number|answers?|correct|right|best|final|most|likely|probably"
                "|definitely|clearly|therefore|thus|hence|indeed|appropriate|it's|its|it|should|would|will|must|has|have|both|here",
-        goes_on="because|since|as|and|is|are|for|which|due|or|but|not|with|given", because="because|since",
-        is_answer=r"(?:is|are|was|would be|must be|seems|appears to be|remains|stands out as)(?: \w{3,12}){0,1} (?:the |our |my )?"
+        goes_on="here|because|since|as|and|is|are|for|which|due|or|but|not|with|given", because="because|since",
+        is_answer=r"(?:best|most likely) (?:explains|fits|describes|accounts for|matches|answers|represents)|(?:is|are|was|would be|must be|seems|appears to be|remains|stands out as)(?: \w{3,12}){0,1} (?:the |our |my )?"
                   r"(?:most |single )?(?:(?:correct|right|best|likely|appropriate|accurate|suitable|final)(?: (?:answer|choice|option|diagnosis"
                   r"|treatment|response|one|step)|(?= ?(?:[.,;\n]|$)))|answers?(?![a-z]))",
         right_link="(?:is|are)(?: also| indeed)? (?:a |an |the )?", right="correct|true|right|yes",

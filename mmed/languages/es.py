@@ -39,6 +39,9 @@ LANGUAGE = Language(
     answers=AnswerWords(
         cue=r"respuesta[_ ](?:idx|index|key|letter|correcta?)|respuestas?(?: (?:correctas?|incorrectas?|falsas?))?"
             r"|(?:opci[oó]n(?:es)?|alternativas?|afirmaci[oó]n(?:es)?) (?:correctas?|incorrectas?|falsas?|verdaderas?)"
+            r"|(?:diagnósticos?|tratamientos?|manejo|conducta|causa|etiología|mecanismo|prueba|fármaco|antibiótico|agente|germen"
+            r"|microorganismo|complicación|actitud|siguiente paso)(?: (?:de|más|la|el|en|este|caso|elección|probable|adecuad[oa]"
+            r"|indicad[oa]|frecuente|inicial|causal|responsable|a|seguir|correcto|correcta)){0,6}(?= (?:es|sería|son|:)|:)"
             r"|son (?:correctas|verdaderas|ciertas)|l[ao]s? (?:correctas?|incorrectas?|falsas?|verdaderas?)",
         decide=r"elijo|elegir|escojo|selecciono|me quedo con|marco|opto por|en realidad|perdón|mejor dicho|corrección|corrijo|rectifico"
                r"|por (?:lo )?tanto|así que|por consiguiente|no(?=[,.;!] |\.\.)",

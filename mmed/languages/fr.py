@@ -40,7 +40,11 @@ LANGUAGE = Language(
     answers=AnswerWords(
         cue=r"réponse[_ ](?:idx|index|key|letter|correcta?)|r[ée]ponses?(?: (?:correctes?|exactes?|fausses?|inexactes?))?|rép\."
             r"|bonnes? (?:options?|propositions?|lettres?)|(?:options?|propositions?) (?:correctes?|exactes?|fausses?|inexactes?|vraies?)"
-            r"|sont (?:correctes|exactes|vraies)(?= ?:)",
+            r"|sont (?:correctes|exactes|vraies)(?= ?:)"
+            r"|(?:diagnostics?|traitements?|prise en charge|étiologie|cause|mécanisme|examens?|germe|agent|médicament|antibiotique"
+            r"|conduite à tenir|complication|attitude)(?: (?:le|la|l'|les|de|du|plus|en|ce|cas|probables?|appropriée?s?|adaptée?s?"
+            r"|fréquente?s?|causal|responsable|première|intention|choix|référence|à|réaliser|correcte?|vraisemblable)){0,6}"
+            r"(?= (?:est|sont|serait|:)|:)",
         decide="choisi[srt]?|choisir|opte pour|retiens|en fait|pardon|je corrige|rectification|plutôt|donc|ainsi|non(?=[,.;!] |[.][.])",
         weak="c'est|il s'agit de|je dirais|je pense à|je crois que|probablement|sans doute",
         negation="pas|ni|plutôt que|au lieu de|non(?! ?[,.;])", negation_before="pas", either="soit", or_="ou|soit|ou bien",

@@ -149,7 +149,7 @@ def test_the_commands_are_found():
 
 # These compute with it; all others start in a fraction of a second.
 NEEDS_TORCH = {"mmed.generate", "mmed.eval", "mmed.checkpoints.__main__", "mmed.evaluation.bertscore", "mmed.evaluation.validation_loss",
-               "mmed.training.inspect_batch"}
+               "mmed.training.inspect_batch", "mmed.train"}
 
 
 def allowed_to(command: str) -> set[str]:

@@ -34,7 +34,7 @@ def make_world(folder: Path, width: int = 32) -> Path:
 
 
 TINY = ["--sequence_length=32", "--global_batch_size=8", "--micro_batch_size=2", "--learning_rate=1e-3", "--precision=fp32", "--save_every=4",
-        "--compile=no", "--activation_checkpointing=false", "--seed=1"]
+        "--compile=no", "--activation_checkpointing=no", "--seed=1"]
 
 
 def pretrain(world, out, *extra):

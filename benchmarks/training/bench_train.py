@@ -12,7 +12,7 @@ Rows
     reading                windows/s of 2,048 tokens, in batches as tensors, against one .npy file a window; memory for a stream ten times as long
     positions              trained positions per unique token of our rows and of the official windows, by document length
     memory                 peak of a step with 92,544 words and 2,048 tokens, full and LoRA, in processes of their own; full also with
-                           every second block computed again, with moments in bf16, and with the step in the backward pass besides
+                           every second block recomputed, and with the optimizer state in bf16
     where                  of our step, bf16, full and LoRA: how much of it are products of matrices, attention, elementwise parts (profiler)
 
 Every row trains all forms on the same batches first and shows that the losses agree; a row where they do not is not timed.
@@ -38,8 +38,8 @@ from mmed.data import Example, ExamRows, PretrainRows, StreamWriter, TokenStream
 from mmed.lora import apply_lora, init_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.train import forward_backward
-from mmed.training.loader import Batch, add_micro_batch, micro_batches
-from mmed.training.logging import memory
+from mmed.training.loader import make_batch, micro_batches
+from mmed.training.logging import peak_memory as memory
 from mmed.training.optimizer import make_optimizer, update
 
 CPU = torch.device("cpu")
@@ -291,7 +291,7 @@ def reading_row(options: argparse.Namespace) -> None:
 
         def ours() -> None:  # with documents, positions and where there is a loss, which theirs have not
             for i in range(0, len(order), B):
-                add_micro_batch(Batch([], 0, 0), rows.rows(range(i, i + B)), CPU)
+                make_batch([rows.rows(range(i, i + B))], CPU)
 
         ratios, rate = [], []
         for _ in range(max(options.rounds, 5)):
@@ -324,8 +324,7 @@ def positions_row(options: argparse.Namespace) -> None:
 
 
 # forms of the memory row: options of their own
-LEAN = {"ours": {}, "half-again": {"activation_checkpointing": "half"}, "bf16-moments": {"moments": "bf16"},
-        "step-in-backward": {"moments": "bf16", "step_in_backward": True}}
+LEAN = {"ours": {}, "half-again": {"activation_checkpointing": "half"}, "bf16-state": {"optimizer_state_dtype": "bf16"}}
 
 
 def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:

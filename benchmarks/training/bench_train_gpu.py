@@ -5,8 +5,8 @@
     python benchmarks/training/bench_train_gpu.py --device cpu --cases tiny         the smallest case, to see that it works
 
 Cases
-    internlm2-1.8b, internlm2-7b, llama3-8b   full training, rows of 2,048, bf16 with fp32 weights; the 7 B ones with moments in bf16 and the
-                                              optimizer's step inside the backward pass, the blocks computed again
+    internlm2-1.8b, internlm2-7b, llama3-8b   full training, rows of 2,048, bf16 with fp32 weights; the 7 B ones with the optimizer state
+                                              in bf16 and the blocks recomputed
     llama3-8b-lora                            q and v, rank 16, bf16 base
 Forms
     ours       this package's training step (mmed/train.py's own functions), compiled blocks
@@ -41,7 +41,7 @@ from mmed.training.loader import micro_batches
 from mmed.training.optimizer import make_optimizer, update
 
 TOLERANCE = 5e-3  # of losses, relative: bf16 products in another order
-LEAN = dict(moments="bf16", step_in_backward=True, activation_checkpointing="all")
+LEAN = dict(optimizer_state_dtype="bf16", activation_checkpointing="all")
 # case -> shape, vocabulary, rows a step, config
 CASES = {
     "tiny": ("tiny", 1000, 2, {}),

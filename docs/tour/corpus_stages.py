@@ -186,11 +186,11 @@ def pieces(work: Path, tokenizer: Tokenizer) -> dict[str, str]:
 def boundary(row: Row, tokenizer: Tokenizer, begin: int, end: int) -> str:
     """Part of a row as a table: what goes in, what should come out, which document, which position."""
     def piece(place: int, i: int) -> str:
-        return "·" if i < 0 or row.documents[place] < 0 else shown(tokenizer.piece(int(i)))
+        return "·" if i < 0 or row.document_ids[place] < 0 else shown(tokenizer.piece(int(i)))
 
     return table(["place", *map(str, range(begin, end))], [
         ["input", *(piece(i, row.input_ids[i]) for i in range(begin, end))], ["label", *(piece(i, row.labels[i]) for i in range(begin, end))],
-        ["document", *row.documents[begin:end].tolist()], ["position", *row.positions[begin:end].tolist()]])
+        ["document", *row.document_ids[begin:end].tolist()], ["position", *row.positions[begin:end].tolist()]])
 
 
 def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, str]]:
@@ -199,14 +199,14 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
     rows = PretrainRows(streams, SEQUENCE, seed=0)
     places = [(s, block, number) for s, layout in enumerate(rows.layouts) for block in range(layout.blocks) for number in range(layout.counts()[block])]
     all_rows = [rows.layouts[s].row(block, number) for s, block, number in places]
-    first = next(row for row in all_rows if row.documents.max() > 0)  # one with several documents
+    first = next(row for row in all_rows if row.document_ids.max() > 0)  # one with several documents
     ends = np.asarray(english.ends).astype(int)
     names = list(documents(work / "unique" / "en" / "kept"))
     raw = (work / "streams" / "en.bin").read_bytes()[:16]
-    border = int(np.flatnonzero(np.diff(first.documents))[0]) + 1
+    border = int(np.flatnonzero(np.diff(first.document_ids))[0]) + 1
     labels = [f"{LANGUAGES[s]} {number}" for s, _, number in places]
     counts = [int(layout.counts().sum()) for layout in rows.layouts]
-    used = sum(int((row.documents >= 0).sum()) for row in all_rows)
+    used = sum(int((row.document_ids >= 0).sum()) for row in all_rows)
     values = {
         "stream_tokens": str(english.tokens), "stream_documents": str(english.documents), "stream_dtype": english.meta["dtype"],
         "stream_bytes": str((work / "streams" / "en.bin").stat().st_size), "stream_hex": raw.hex(" "),

@@ -68,7 +68,7 @@ def prompt_and_mask(tokenizer) -> tuple[dict[str, str], dict[str, str]]:
         "mask_table": boundary(own, tokenizer, border - 4, border + 5), "mask_border": str(border),
         "mask_end": boundary(own, tokenizer, len(example.ids) - 6, len(example.ids) - 1),
         "exam_rows": str(len(rows)), "exam_width": str(max(len(r.input_ids) for r in rows)), "exam_examples": str(len(exam_rows.examples)),
-        "exam_supervised": str(sum(int((r.labels >= 0).sum()) for r in rows)), "row_examples": str(int(row.documents.max()) + 1), "exam_filled": str(sum(int((r.documents >= 0).sum()) for r in rows))}
+        "exam_supervised": str(sum(int((r.labels >= 0).sum()) for r in rows)), "row_examples": str(int(row.document_ids.max()) + 1), "exam_filled": str(sum(int((r.documents >= 0).sum()) for r in rows))}
     return values, {"label_mask.svg": label_mask(row, (row.labels >= 0).tolist())}
 
 

@@ -75,7 +75,7 @@ def make_rows(config: TrainConfig, spec: str, tokenizer):
 class Batch:
     """This rank's part of a global batch."""
 
-    micro: list[dict]   # arguments of a forward pass each: input_ids, labels, documents, positions, supervised
+    micro: list[dict]   # arguments of a forward pass each: input_ids, labels, document_ids, positions, loss_positions
     targets: int        # supervised tokens
     positions: int      # tokens computed, padding included
 
@@ -89,11 +89,11 @@ def add_micro_batch(batch: Batch, rows: Row, device) -> None:
 
     arrays = {name: getattr(rows, name) for name in FIELDS}
     # Which labels count is known here: a GPU would have to be waited for.
-    arrays["supervised"] = np.flatnonzero(rows.labels != IGNORE)
-    batch.targets += len(arrays["supervised"])
+    arrays["loss_positions"] = np.flatnonzero(rows.labels != IGNORE)
+    batch.targets += len(arrays["loss_positions"])
     batch.positions += rows.input_ids.size
-    if not rows.documents.any():  # rows without document borders: plain causal attention
-        arrays["documents"] = None
+    documents = arrays.pop("documents")
+    arrays["document_ids"] = documents if documents.any() else None  # None: plain causal attention
     if (rows.positions == np.arange(rows.positions.shape[1])).all():
         arrays["positions"] = None
     tensors = {name: None if value is None else torch.from_numpy(value) for name, value in arrays.items()}

@@ -9,7 +9,6 @@ one block on tensors without memory.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import sys
@@ -19,8 +18,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmed.config import TrainConfig
-from mmed.kernels import attention
-from mmed.kernels.attention import Tiles
 from mmed.lora import LoRALinear
 from mmed.loss import ChunkedCrossEntropy
 from mmed.model import Block
@@ -97,9 +94,6 @@ def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
         context = torch.autocast(device.type, torch.bfloat16) if bf16 and world() == 1 else contextlib.nullcontext()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), context:
             shared = model.attention_inputs(x, torch.arange(T, device=device)[None], None)
-            for kind, mask in shared.masks.items():
-                if isinstance(mask, Tiles) and (config.task == "finetune" or config.windows == "packed"):  # documents may be shorter than rows
-                    shared.masks[kind] = dataclasses.replace(mask, longest=min(T, attention.KEEP_UP_TO))
             block(x, shared)
     return sum(stored.values()), x.numel() * x.element_size()
 
@@ -148,10 +142,10 @@ def memory_parts(model, config: TrainConfig, device) -> dict[str, int]:
     parts["work space"] = (3 if bf16 else 2) * kept  # gradients on their way through a block, casts, holes between: measured on CPU
     rows = min(B * T, ChunkedCrossEntropy.ROWS.get(device.type, 1024))
     hidden = B * T * shape.hidden_size * (2 if bf16 else 4)
-    few, words = (ChunkedCrossEntropy.FEW, ChunkedCrossEntropy.WORDS) if device.type == "cpu" else (rows, shape.vocab_size)
+    few = ChunkedCrossEntropy.FEW if device.type == "cpu" else rows
     piece = (rows * (2 if bf16 else 4) + few * (8 if bf16 else 4)) * shape.vocab_size
     if head_trains and bf16:
-        piece += head * 2 + words * shape.hidden_size * 6  # the matrix in bf16, and parts of its gradient before they are added up
+        piece += head * 4  # the matrix in bf16, and a chunk's part of its gradient
     parts["loss"] = piece + 2 * hidden
     # The loss's pieces are gone when the backward pass frees the first block's activations and takes room for the last gradients.
     if not config.step_in_backward and ranks == 1:

@@ -9,8 +9,8 @@
              ▼               │                       and W + (α / R) B A is the merged weight
              + ◄─────────────┘
 
-In: a `Transformer` and the names of the layers to adapt. Out: the same model with `LoRALinear` in their place; PEFT's files are read
-and written by mmed/checkpoints/adapters.py. Reference: Hu et al., arXiv 2106.09685.
+In: a `Transformer` and the names of the layers to adapt. Out: the same model with `LoRALinear`s there.
+mmed/checkpoints/adapters.py reads and writes PEFT's files. Reference: Hu et al., arXiv 2106.09685.
 """
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmed.checkpoints.families import published_name
-from mmed.model import Transformer, local_rows
+from mmed.model import ModelConfig, Transformer, local_rows, published_name
 from mmed.utils.errors import UserError
 
 # MMedLM: q_proj and v_proj; BLOOMZ query_key_value, InternLM 2 wqkv, which hold them packed (finetune/*.sh)
@@ -29,7 +28,7 @@ PAPER = "paper"
 
 
 class LoRALinear(nn.Linear):
-    """An `nn.Linear` whose own weight keeps its name and is frozen, with the two matrices beside it."""
+    """An `nn.Linear` with two trained matrices; its own frozen weight keeps its name."""
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, dropout: float, rslora: bool = False):
         nn.Module.__init__(self)  # not nn.Linear's: the weight exists already
@@ -37,71 +36,82 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)  # rsLoRA: arXiv 2312.03732
-        # fp32 whatever the base: an update of 1e-5 would round away in bf16
-        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, dtype=torch.float32, device=self.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=torch.float32, device=self.weight.device))
-        self.merged = False
+        # fp32 even beside a bf16 base: an update of 1e-5 would be rounded away in bf16
+        device = self.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=torch.float32, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.weight, self.bias)
-        if self.merged:
-            return y
-        low = F.linear(F.dropout(x, self.dropout, self.training).to(x.dtype), self.lora_A.to(x.dtype))  # (…, in) -> (…, R)
-        return y + F.linear(low, self.lora_B.to(x.dtype)) * self.scale                                   # (…, R) -> (…, out)
+        x = F.dropout(x, self.dropout, self.training).to(x.dtype)
+        low = F.linear(x, self.lora_A.to(x.dtype))                      # (…, in) -> (…, R)
+        return y + F.linear(low, self.lora_B.to(x.dtype)) * self.scale  # (…, R) -> (…, out)
 
     @torch.no_grad()
-    def merge(self, sign: int = 1) -> None:
-        """Add (or with sign -1 take away) the update to the weight; the sum is formed in fp32 and rounded once."""
-        if self.merged == (sign > 0):
-            return
+    def merged(self) -> nn.Linear:
+        """A plain linear layer that owns the weight, with the update added in fp32 and rounded once."""
         update = self.scale * (self.lora_B.float() @ self.lora_A.float())
-        self.weight.copy_((self.weight.float() + sign * update).to(self.weight.dtype))
-        self.merged = sign > 0
+        self.weight.copy_((self.weight.float() + update).to(self.weight.dtype))
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-def target_names(model: Transformer, targets: str | list[str]) -> list[str]:
-    """Full names of the linear layers that `targets` means; none or a stray one is an error.
+def linear_names(config: ModelConfig) -> list[str]:
+    """Names of all linear layers of a `Transformer` except the head, in the order of its modules."""
+    attention = ["qkv_proj"] if config.packed_qkv else ["q_proj", "k_proj", "v_proj"]
+    mlp = ["gate_proj", "up_proj"] if config.gated_mlp else ["up_proj"]
+    block = [f"self_attn.{name}" for name in (*attention, "o_proj")]
+    block += [f"mlp.{name}" for name in (*mlp, "down_proj")]
+    return [f"layers.{layer}.{name}" for layer in range(config.num_hidden_layers) for name in block]
 
-    A target is the end of a layer's name, here or in the family's published weights ("q_proj", "wqkv", "mlp.up_proj"), or its
-    whole published name; "all-linear" is every linear layer but the head, "paper" what the paper adapts in this family.
+
+def target_names(config: ModelConfig, targets: str | list[str]) -> list[str]:
+    """Full names of the linear layers that `targets` selects; an error if a target selects none.
+
+    A target is the end of a layer's name ("q_proj", "mlp.up_proj"), ours or that of the published weights
+    ("wqkv"), or a whole name. "all-linear" selects every linear layer except the head; "paper" selects what
+    the paper adapts in this family.
     """
-    linears = {name: published_name(model.config, name) for name, module in model.named_modules()
-               if isinstance(module, nn.Linear) and name != "lm_head"}
-    wanted = [t.strip() for t in (targets.split(",") if isinstance(targets, str) else targets) if t.strip()]
+    published = {name: published_name(config, name) for name in linear_names(config)}
+    wanted = targets.split(",") if isinstance(targets, str) else targets
+    wanted = [target.strip() for target in wanted if target.strip()]
     if wanted == ["all-linear"]:
-        return list(linears)
+        return list(published)
     if wanted == [PAPER]:
-        wanted = ["qkv_proj"] if model.config.packed_qkv else ["q_proj", "v_proj"]
-    known = ", ".join(dict.fromkeys(published.rpartition(".")[2] for published in linears.values()))
+        wanted = ["qkv_proj"] if config.packed_qkv else ["q_proj", "v_proj"]
+    known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in published.values()))
+    known = f"this model has {known} (or all-linear, or {PAPER})"
     chosen: set[str] = set()
     for target in wanted:
-        hits = [name for name, published in linears.items() if f".{name}".endswith("." + target) or f".{published}".endswith("." + target)]
-        if not hits:
-            raise UserError(f"LoRA target {target!r} matches no layer; this model has {known} (or all-linear, or {PAPER})")
-        chosen.update(hits)
+        matches = [name for name, other in published.items()
+                   if f".{name}".endswith(f".{target}") or f".{other}".endswith(f".{target}")]
+        if not matches:
+            raise UserError(f"LoRA target {target!r} matches no layer; {known}")
+        chosen.update(matches)
     if not chosen:
-        raise UserError(f"no LoRA targets given; this model has {known} (or all-linear, or {PAPER})")
-    return [name for name in linears if name in chosen]
+        raise UserError(f"no LoRA targets given; {known}")
+    return [name for name in published if name in chosen]
 
 
 def apply_lora(model: Transformer, rank: int = 16, alpha: float = 16, dropout: float = 0.05,
                targets: str | list[str] = "q_proj,v_proj", *, rslora: bool = False, seed: int = 0) -> int:
-    """Freeze `model`, put a `LoRALinear` in place of each target, and return how many there are.
+    """Freeze `model`, replace each target by a `LoRALinear`, and return the number of adapted layers.
 
     # MMedLM: rank 16, dropout 0.05, no bias (finetune/*.sh)
-    # DIFFERS: alpha is undefined in the official code, whose every LoRA run stops there (METHOD D17); here it is 16 unless set.
+    # DIFFERS: alpha is undefined in the official code, whose LoRA runs all stop there (D17 in
+    # docs/method.md); here it is 16 unless set.
     """
     if rank < 1:
         raise UserError(f"LoRA rank must be at least 1, got {rank}")
-    names = target_names(model, targets)
+    names = target_names(model.config, targets)
     model.requires_grad_(False)
     for name in names:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora))
+        model.set_submodule(name, LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora))
     if not next(model.parameters()).is_meta:
         init_lora(model, seed)
     return len(names)
@@ -109,7 +119,10 @@ def apply_lora(model: Transformer, rank: int = 16, alpha: float = 16, dropout: f
 
 @torch.no_grad()
 def init_lora(model: nn.Module, seed: int) -> None:
-    """A uniform in 1 / sqrt(in) (kaiming_uniform(a=sqrt(5)), as in the paper's code and PEFT), B zero; same on any number of ranks."""
+    """A uniform in 1 / sqrt(in), B zero; the same numbers on any number of ranks.
+
+    kaiming_uniform(a=sqrt(5)), as in the paper's code and PEFT.
+    """
     generator = torch.Generator().manual_seed(seed)
     for layer in adapted_layers(model).values():
         bound = 1 / math.sqrt(layer.in_features)
@@ -120,13 +133,8 @@ def init_lora(model: nn.Module, seed: int) -> None:
 
 
 def merge_lora(model: nn.Module) -> int:
-    """Fold every adapter into its weight and leave plain linear layers; returns how many there were."""
+    """Fold every adapter into its weight and restore plain linear layers; returns the number of adapters."""
     layers = adapted_layers(model)
     for name, layer in layers.items():
-        layer.merge()
-        parent, _, child = name.rpartition(".")
-        plain = nn.Linear(1, 1, bias=False)
-        plain.in_features, plain.out_features = layer.in_features, layer.out_features
-        plain.weight, plain.bias = layer.weight, layer.bias
-        setattr(model.get_submodule(parent), child, plain)
+        model.set_submodule(name, layer.merged())
     return len(layers)

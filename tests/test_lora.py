@@ -84,20 +84,30 @@ def test_training_starts_from_the_unchanged_model_and_trains_only_the_adapter():
     assert {n.rpartition(".")[2] for n, p in ours.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
 
 
-def test_merge_and_unmerge_give_the_weight_back():
+def test_a_merged_layer_computes_what_the_adapted_one_did():
     _, ours = pair(6)
     lora.apply_lora(ours, rank=3)
     randomise(ours, 7)
     ids = torch.randint(0, 97, (1, 9))
     before = ours.eval()(ids).detach()
-    layers = lora.adapted_layers(ours).values()
-    weights = [layer.weight.clone() for layer in layers]
-    for layer in layers:
-        layer.merge()
-    assert torch.allclose(ours(ids), before, atol=1e-5) and not torch.equal(next(iter(layers)).weight, weights[0])
-    for layer in layers:
-        layer.merge(-1)
-    assert all(torch.allclose(layer.weight, w, atol=1e-7) for layer, w in zip(layers, weights, strict=True))
+    weights = {name: layer.weight.clone() for name, layer in lora.adapted_layers(ours).items()}
+    assert lora.merge_lora(ours) == len(weights) and not lora.adapted_layers(ours)
+    assert torch.allclose(ours(ids), before, atol=1e-5)
+    assert not any(torch.equal(ours.get_submodule(name).weight, weight) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("family, spellings", [
+    ("llama", ["gate_proj,up_proj", "mlp.gate_proj,mlp.up_proj"]),
+    ("internlm2", ["w1,w3", "gate_proj,up_proj", "feed_forward.w1,feed_forward.w3"]),
+    ("internlm2", ["paper", "wqkv", "qkv_proj", "attention.wqkv"]),
+    ("bloom", ["paper", "query_key_value", "self_attention.query_key_value", "qkv_proj"])])
+def test_every_spelling_of_a_target_selects_the_same_layers(family, spellings):
+    """Names of ours and of the weight files, with and without the module they are in; and they are all there are."""
+    config = ModelConfig(**SHAPE, family=family, packed_qkv=family != "llama", gated_mlp=family != "bloom")
+    names = {name for name, module in Transformer(config).named_modules() if isinstance(module, torch.nn.Linear)}
+    assert names - {"lm_head"} == set(lora.target_names(config, "all-linear"))
+    found = [lora.target_names(config, targets) for targets in spellings]
+    assert all(names == found[0] for names in found) and len(found[0]) in (2, 4)
 
 
 def test_dropout_acts_on_the_adapter_alone_and_only_in_training():

@@ -244,7 +244,7 @@ def target_loss(model: Transformer, tokenizer: Tokenizer) -> float:
         for row in exam.rows(exam.examples):
             labels = torch.from_numpy(row.labels)[None]
             total += float(model(torch.from_numpy(row.input_ids)[None], labels, positions=torch.from_numpy(row.positions)[None],
-                                 documents=torch.from_numpy(row.document_ids)[None]))
+                                 document_ids=torch.from_numpy(row.document_ids)[None]))
             count += int((labels >= 0).sum())
     return total / count
 

@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmed.checkpoints.families import published_name
 from mmed.checkpoints.safe import open_bin, read_tensors
 from mmed.lora import adapted_layers, apply_lora, target_names
-from mmed.model import Transformer
+from mmed.model import Transformer, published_name
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_json, write_json
 
@@ -34,7 +33,7 @@ def save_adapter(model: Transformer, folder: str | Path, base_model: str = "",
             values[f"base_model.model.{published_name(model.config, name)}.{part}.weight"] = value.detach().float().cpu().contiguous()
     published = {name: published_name(model.config, name) for name in layers}
     targets = sorted({name.rpartition(".")[2] for name in published.values()})
-    if set(target_names(model, targets)) != set(layers):  # not every layer of that name: PEFT needs the whole names
+    if set(target_names(model.config, targets)) != set(layers):  # not every layer of that name: PEFT needs the whole names
         targets = sorted(published.values())
     folder = Path(folder)
     write_json(folder / "adapter_config.json", {
@@ -91,7 +90,7 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
     names = {published_name(model.config, name): name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     layers = {name for key in found if (name := names.get(key.removeprefix("base_model.model.").partition(".lora_")[0]))}
     if isinstance(config["target_modules"], list) and not any(config.get(key) for key in SOME_LAYERS):
-        layers |= set(target_names(model, config["target_modules"]))
+        layers |= set(target_names(model.config, config["target_modules"]))
     wanted: dict[str, tuple[str, str, tuple[int, int]]] = {}
     for name in sorted(layers):
         module = model.get_submodule(name)

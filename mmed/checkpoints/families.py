@@ -1,10 +1,9 @@
 """The table of model families: how each spells its `config.json` and names its tensors.
 
     config.json  --read_config-->  ModelConfig  --write_config-->  config.json       (transformers 4 and 5 spelling in, 4 out)
-    published tensor or layer name  <--published_name--  name in `mmed.model.Transformer`
+    published tensor or layer name  <--mmed.model.published_name--  name in `mmed.model.Transformer`
 
-A family is one entry of FAMILIES: the keys it has, what they are when absent, the fields that all its models share, and the
-parts of tensor names that differ from ours. No tensor is reshaped: InternLM 2's `wqkv` and BLOOM's `query_key_value` are one
+A family is one entry of FAMILIES: the keys it has, what they are when absent, and the fields that all its models share. No tensor is reshaped: InternLM 2's `wqkv` and BLOOM's `query_key_value` are one
 packed matrix in the same grouped layout (ModelConfig.packed_qkv), so a round trip is bit-equal.
 
 Strict: a key that is in neither the family's list nor the one of keys without effect is refused by name, because it may
@@ -16,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmed.model import ModelConfig
+from mmed.model import ModelConfig, published_name  # noqa: F401  also imported from here
 from mmed.utils.errors import UserError
 
 NEEDED = object()  # "default" of a key that must be there
@@ -67,8 +66,6 @@ class Family:
     keys: dict[str, Any]                   # key of config.json -> its value when absent, or NEEDED
     fixed: dict[str, Any] = field(default_factory=dict)         # fields of ModelConfig that all its models share
     only: dict[str, tuple] = field(default_factory=dict)        # key -> the values that this reader computes; the first is written
-    names: dict[str, str] = field(default_factory=dict)         # part of our tensor name -> part of the published one
-    prefix: str = "model."                 # before all published names but the head's
     windows: str | int = "none"            # sliding layers: "none", "all", "late" (Qwen), or every layer but each n-th (Gemma)
     aliases: dict[str, str] = field(default_factory=dict)       # other spelling of a key -> the one in `keys`
     local_rope: bool = False               # sliding layers rotate with a base of their own
@@ -87,10 +84,7 @@ FAMILIES: dict[str, Family] = {
                                                  "mlp_bias": False}, only=_SILU),
     "mistral": Family("MistralForCausalLM", _BASE, only=_SILU, windows="all"),
     "internlm": Family("InternLMForCausalLM", _BASE | {"num_key_value_heads": None, "bias": True}, only=_SILU),
-    "internlm2": Family("InternLM2ForCausalLM", _BASE | {"num_key_value_heads": None, "bias": True}, {"packed_qkv": True}, _SILU, names={
-        "embed_tokens": "tok_embeddings", "lm_head": "output", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
-        "self_attn": "attention", "qkv_proj": "wqkv", "o_proj": "wo", "mlp": "feed_forward", "gate_proj": "w1", "up_proj": "w3",
-        "down_proj": "w2"}),
+    "internlm2": Family("InternLM2ForCausalLM", _BASE | {"num_key_value_heads": None, "bias": True}, {"packed_qkv": True}, _SILU),
     "bloom": Family(
         "BloomForCausalLM",
         {"vocab_size": NEEDED, "hidden_size": NEEDED, "n_layer": NEEDED, "n_head": NEEDED, "seq_length": 2048, "layer_norm_epsilon": 1e-5,
@@ -98,9 +92,7 @@ FAMILIES: dict[str, Family] = {
         {"packed_qkv": True, "position_embedding": "alibi", "attention_bias": True, "attention_out_bias": True, "mlp_bias": True,
          "gated_mlp": False, "activation": "gelu_tanh", "norm": "layer", "embedding_norm": True},
         {"apply_residual_connection_post_layernorm": (False,)},
-        {"embed_tokens": "word_embeddings", "embed_norm": "word_embeddings_layernorm", "layers": "h", "self_attn": "self_attention",
-         "qkv_proj": "query_key_value", "o_proj": "dense", "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h", "norm": "ln_f"},
-        "transformer.", aliases={"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}),
+        aliases={"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}),
     "qwen2": Family("Qwen2ForCausalLM", _BASE, {"attention_bias": True, "attention_out_bias": False}, _SILU, windows="late"),
     "qwen3": Family("Qwen3ForCausalLM", _BASE | {"head_dim": 128, "attention_bias": False}, {"qk_norm": True}, _SILU, windows="late"),
     "gemma": Family("GemmaForCausalLM", _GEMMA_KEYS, _GEMMA, _TANH),
@@ -330,10 +322,3 @@ def write_config(config: ModelConfig, dtype: str) -> dict:
         if not same:
             raise UserError(f"a {name} model cannot have {key} = {value!r} (its config.json would read {getattr(back, key)!r})")
     return result
-
-
-def published_name(config: ModelConfig, name: str) -> str:
-    """What the family's weight files call the tensor or layer that is `name` in our `Transformer`."""
-    family = FAMILIES[config.family]
-    parts = ".".join(family.names.get(part, part) for part in name.split("."))
-    return parts if name.startswith("lm_head") else family.prefix + parts

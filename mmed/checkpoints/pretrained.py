@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from mmed.checkpoints.families import FAMILIES, published_name, read_config, write_config
+from mmed.checkpoints.families import read_config, write_config
 from mmed.checkpoints.safe import StoredTensor, TensorReader, fitted, header_bytes, stored_tensors
-from mmed.model import ModelConfig, Transformer, local_rows
+from mmed.model import ModelConfig, Transformer, local_rows, published_name, published_prefix
 from mmed.tokenizer import load_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
@@ -63,7 +63,7 @@ def match_weights(model: Transformer, folder: str | Path) -> list[tuple[torch.Te
     folder, config = Path(folder), model.config
     stored = stored_tensors(folder)
     wanted = {published_name(config, name): parameter for name, parameter in model.named_parameters() if ".lora_" not in name}
-    prefix = FAMILIES[config.family].prefix
+    prefix = published_prefix(config)
     if not any(name.startswith(prefix) for name in stored):  # saved from the model without its head, as the published BLOOMs are
         stored = {name if name == published_name(config, "lm_head.weight") else prefix + name: tensor for name, tensor in stored.items()}
     needless = {published_name(config, "lm_head.weight")} if config.tie_word_embeddings else set()

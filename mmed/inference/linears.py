@@ -79,7 +79,7 @@ def fuse_in_place(modules: Sequence[torch.nn.Linear]) -> tuple[Tensor, Tensor | 
 
 def joined(modules: Sequence[torch.nn.Linear], kind: str) -> Linear:
     """One callable for linear layers that read the same input. kind: "one row", "packed", "int8", "in place" or "plain"."""
-    if any(isinstance(module, LoRALinear) and not module.merged for module in modules):
+    if any(isinstance(module, LoRALinear) for module in modules):
         return modules[0] if len(modules) == 1 else lambda x: torch.cat([module(x) for module in modules], -1)
     if kind == "in place":
         return PlainLinear([fuse_in_place(modules) if len(modules) > 1 else (modules[0].weight.detach(), modules[0].bias)])

@@ -108,14 +108,14 @@ def make_batch(micro_batches: Sequence[Row], device: torch.device) -> Batch:
     for rows in micro_batches:
         arrays = {"input_ids": rows.input_ids, "labels": rows.labels, "positions": rows.positions,
                   # Found here, because a GPU would have to be waited for.
-                  "supervised": np.flatnonzero(rows.labels != IGNORE)}
+                  "loss_positions": np.flatnonzero(rows.labels != IGNORE)}
         if rows.document_ids.any():  # else plain causal attention
-            arrays["documents"] = rows.document_ids
+            arrays["document_ids"] = rows.document_ids
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if device.type == "cuda":
             tensors = {name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()}
         batch.micro.append(tensors)
-        batch.targets += len(arrays["supervised"])
+        batch.targets += len(arrays["loss_positions"])
         batch.positions += rows.labels.size
     return batch
 

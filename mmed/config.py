@@ -241,7 +241,7 @@ def make_parser(recipe: str) -> Parser:
         if field.name in GROUPS:
             group = parser.add_argument_group(GROUPS[field.name])
         default, choices = getattr(defaults, field.name), field.metadata["choices"]
-        flag = {"nargs": "?", "const": True} if field.type == "bool" else {}
+        flag: dict[str, Any] = {"nargs": "?", "const": True} if field.type == "bool" else {}
         group.add_argument(
             f"--{field.name}", default=default, type=functools.partial(parse_value, str(field.type)),
             choices=choices or None, metavar="|".join(choices) or str(field.type).upper(),

@@ -266,15 +266,17 @@ def print_start(facts: dict, rows: PretrainRows | ExamRows, model: Transformer, 
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     length = config["sequence_length"]
-    exam = isinstance(rows, ExamRows)
-    data = f"{len(rows.examples):,} examples" if exam else f"{rows.rows_per_epoch:,} rows"
+    if isinstance(rows, ExamRows):
+        data = f"{len(rows.examples):,} examples"
+    else:
+        data = f"{rows.rows_per_epoch:,} rows"
     print(f"{facts['recipe']}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained; {data} of up "
           f"to {length} tokens; steps {first}..{facts['steps']} on {facts['world_size']} x "
           f"{facts['device']}", file=sys.stderr)
     if layers := adapted_layers(model):
         print(f"LoRA: {len(layers)} layers, rank {config['lora_rank']}, alpha {config['lora_alpha']:g}",
               file=sys.stderr)
-    if exam and rows.truncated:
+    if isinstance(rows, ExamRows) and rows.truncated:
         print(f"warning: {rows.truncated} examples exceed {length} tokens and were truncated on the left",
               file=sys.stderr)
 

@@ -7,11 +7,11 @@ id, and the label of a place is the next id, if that is part of the target; else
     two examples    <s> Q Q R R </s>   3 of prompt            <s> Q R </s>   2 of prompt
     input_ids       <s> Q   Q  R  R             <s> Q  R      0     0          free places hold 0
     labels          -100 -100  R  R  </s>       -100 R </s>  -100  -100
-    documents       0   0   0  0  0             1   1  1      -1    -1          whose place it is
+    document_ids    0   0   0  0  0             1   1  1      -1    -1          whose place it is
     positions       0   1   2  3  4             0   1  2      0     0           begins anew with every example
 """
 
 
 def pack(examples: list[tuple[list[int], int]], T: int) -> dict[str, list[int]]:
-    """{"input_ids": ..., "labels": ..., "documents": ..., "positions": ...}, each a list of T numbers; the examples fit into T."""
+    """{"input_ids": ..., "labels": ..., "document_ids": ..., "positions": ...}, each a list of T numbers; the examples fit into T."""
     ...

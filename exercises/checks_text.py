@@ -114,7 +114,7 @@ def rouge_l(student: Student, rng: random.Random) -> None:
 
 def label_mask(student: Student, rng: random.Random) -> None:
     """Oracle: the project's pack; and no prompt token may ever be a label."""
-    free = {"input_ids": 0, "labels": -100, "documents": -1, "positions": 0}
+    free = {"input_ids": 0, "labels": -100, "document_ids": -1, "positions": 0}
 
     def wanted(examples: list[tuple[list[int], int]], T: int) -> dict[str, list[int]]:
         row = pack([Example("", ids, prompt) for ids, prompt in examples])

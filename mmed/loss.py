@@ -1,12 +1,13 @@
-"""Output matrix and cross-entropy in one: hidden states and labels in, the summed loss out, without the logits of a whole batch.
+"""Output matrix and cross-entropy in one: hidden states and labels in, the summed loss out.
 
-    hidden (N, D) --- ROWS at a time ---> logits (ROWS, V) -> loss, and at once its gradient (softmax - onehot)
-                                                           -> hidden's gradient (ROWS, D) and the matrix's (V, D), summed up
+    hidden (N, D) -- ROWS at a time --> logits (ROWS, V) -> loss, and at once its gradient (softmax - onehot)
+                                                         -> gradients of hidden and of the matrix (V, D)
 
-Of a vocabulary of 92,544 and 2,048 tokens the logits alone are 0.76 GB in fp32, three times over with their softmax and
-gradient. Here one piece exists at a time. References: Liger Kernel (arXiv 2410.10989), cut cross-entropy (2411.09009).
+With a vocabulary of 92,544 and 2,048 tokens the logits alone are 0.76 GB in fp32, their softmax and gradient
+as much again. Here one chunk of them exists at a time. References: Liger Kernel (arXiv 2410.10989), cut
+cross-entropy (2411.09009).
 
-Legend: N supervised tokens, D hidden size, V vocabulary.
+Legend: N tokens with a label, D hidden size, V vocabulary.
 """
 from __future__ import annotations
 
@@ -17,81 +18,77 @@ IGNORE = -100  # label of a position that carries no loss
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None,
-                         supervised: Tensor | None = None) -> Tensor:
-    """Sum of cross-entropies, fp32 scalar, of hidden (B, T, D) against labels (B, T); IGNORE carries none.
+                         loss_positions: Tensor | None = None) -> Tensor:
+    """Sum of cross-entropies, a fp32 scalar, of hidden (B, T, D) against labels (B, T) that are not IGNORE.
 
-    Only supervised rows reach the head: a fine-tuning batch is mostly prompt, and its logits would be thrown away.
-    `supervised`: their places in the flat batch, from whoever made the batch: finding them here waits for the GPU.
+    Only positions with a label reach the head: a fine-tuning batch is mostly prompt. `loss_positions` are
+    their indices in the flat batch; finding them here makes the host wait for a GPU.
     """
     hidden, labels = hidden.flatten(0, 1), labels.flatten()
-    if supervised is None:
-        supervised = (labels != IGNORE).nonzero().squeeze(1)
-    if len(supervised) != len(labels):
-        hidden, labels = hidden.index_select(0, supervised), labels[supervised]
+    if loss_positions is None:
+        loss_positions = (labels != IGNORE).nonzero().squeeze(1)
+    if len(loss_positions) != len(labels):
+        hidden, labels = hidden.index_select(0, loss_positions), labels[loss_positions]
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     return ChunkedCrossEntropy.apply(hidden, weight, labels, softcap)
 
 
-def cross_entropies(logits: Tensor, target: Tensor, softcap: float | None, gradient: bool) -> Tensor:
-    """Cross-entropies (rows, 1) in fp32 of logits (rows, V) against target (rows, 1); with `gradient` the logits become softmax - onehot."""
-    wide = logits.float()
+def cross_entropies(logits: Tensor, target: Tensor, softcap: float | None) -> Tensor:
+    """Cross-entropies (rows, 1) in fp32 of logits (rows, V) and target (rows, 1).
+
+    Overwrites the logits with their gradient.
+    """
+    scores = logits.float()
     if softcap is not None:
-        wide = torch.tanh(wide / softcap) * softcap
-    p = wide.softmax(-1)
-    # log of the norm by way of the largest: one quick pass over each where logsumexp takes several
-    losses = wide.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() - wide.gather(1, target)
-    if gradient:
-        p.scatter_(1, target, torch.expm1(-losses))
-        if softcap is not None:
-            p *= 1 - (wide / softcap) ** 2
-        logits.copy_(p)
+        scores = torch.tanh(scores / softcap) * softcap
+    p = scores.softmax(-1)
+    # the logarithm of the norm from the largest score and its probability: fewer passes than logsumexp
+    losses = scores.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() - scores.gather(1, target)
+    p.scatter_(1, target, torch.expm1(-losses))  # p - 1, exact also where p is almost 1
+    if softcap is not None:
+        p *= 1 - (scores / softcap) ** 2
+    logits.copy_(p)
     return losses
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradient is formed in the forward pass while a piece's logits are at hand: nothing is computed twice.
+    """The gradient is formed in the forward pass, while a chunk's logits exist: nothing is computed twice.
 
-    The matrix may be in fp32 while hidden states are in bf16 (autocast): then products are in bf16, and the matrix's
-    gradient is summed up and handed over in fp32.
+    With autocast the matrix is in fp32 and the hidden states in bf16: products are in bf16, and the matrix's
+    gradient is summed and returned in fp32.
     """
 
-    ROWS = {"cpu": 256, "cuda": 2048}  # rows at a time: what stays in a CPU's cache; what fills a GPU
-    FEW, WORDS = 32, 1024              # on a CPU: rows of a softmax, and words of the matrix's gradient, at a time
+    ROWS = {"cpu": 256, "cuda": 2048}  # rows per chunk
+    FEW = 32                           # rows per softmax on a CPU: they stay in its cache
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None) -> Tensor:
-        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        rows = ChunkedCrossEntropy.ROWS.get(hidden.device.type, 1024)
+        few = ChunkedCrossEntropy.FEW if hidden.device.type == "cpu" else rows
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # One fp32 buffer for the sum over pieces: in bf16 the small contributions of late ones would round away.
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
-        rows = ChunkedCrossEntropy.ROWS.get(hidden.device.type, 1024)
-        few, words = (ChunkedCrossEntropy.FEW, ChunkedCrossEntropy.WORDS) if hidden.device.type == "cpu" else (rows, len(weight))
+        # in bf16 the sum over chunks would round away the contributions of the last ones
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(hidden.dtype)
             for start in range(0, len(labels), rows):
-                part, target = hidden[start:start + rows], labels[start:start + rows, None]
-                logits = part @ matrix.t()                                                # (rows, V), soon their gradient
-                total += torch.cat([cross_entropies(*pair, softcap, needs_hidden or needs_weight)
-                                    for pair in zip(logits.split(few), target.split(few))]).sum()
+                chunk, target = hidden[start:start + rows], labels[start:start + rows, None]
+                logits = chunk @ matrix.t()  # (rows, V), soon their gradient
+                for few_logits, few_targets in zip(logits.split(few), target.split(few), strict=True):
+                    total += cross_entropies(few_logits, few_targets, softcap).sum()
                 if needs_hidden:
                     torch.mm(logits, matrix, out=grad_hidden[start:start + rows])
                 if needs_weight:
-                    if hidden.dtype == torch.float32:
-                        grad_weight.addmm_(logits.t(), part)
-                    else:
-                        for sums, columns in zip(grad_weight.split(words), logits.split(words, dim=1)):
-                            sums += columns.t() @ part
+                    grad_weight += logits.t() @ chunk
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype, ctx.spent = weight.dtype, False
+        ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
-        assert not ctx.spent, "this loss can be propagated once: its gradients are scaled in place"
-        ctx.spent = True
-        return (None if grad_hidden is None else grad_hidden.mul_(grad),
+        return (None if grad_hidden is None else grad_hidden * grad,
                 None if grad_weight is None else grad_weight.mul_(grad).to(ctx.weight_dtype), None, None)

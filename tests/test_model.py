@@ -117,11 +117,11 @@ def test_packed_documents_do_not_see_each_other():
     documents = torch.tensor([[0] * 8 + [1] * 12])
     positions = torch.cat((torch.arange(8), torch.arange(12)))[None]
     with torch.no_grad():
-        packed = ours(ids, positions=positions, documents=documents)
+        packed = ours(ids, positions=positions, document_ids=documents)
         assert close(packed[:, :8], ours(ids[:, :8])) and close(packed[:, 8:], ours(ids[:, 8:]))
         changed = ids.clone()
         changed[0, :8] = torch.randint(0, ours.config.vocab_size, (8,))
-        assert torch.equal(ours(changed, positions=positions, documents=documents)[:, 8:], packed[:, 8:])  # by exactly 0
+        assert torch.equal(ours(changed, positions=positions, document_ids=documents)[:, 8:], packed[:, 8:])  # by exactly 0
 
 
 def test_padding_does_not_change_logits():
@@ -130,7 +130,7 @@ def test_padding_does_not_change_logits():
     padded = torch.cat((ids, torch.zeros(1, 6, dtype=torch.long)), 1)
     documents = torch.tensor([[0] * 10 + [-1] * 6])
     with torch.no_grad():
-        out = ours(padded, documents=documents)
+        out = ours(padded, document_ids=documents)
     assert close(out[:, :10], ours(ids)) and torch.isfinite(out).all()
 
 

@@ -1,4 +1,5 @@
-"""Commands write below the folder given to them and nowhere else: every file that is opened for writing, made, renamed or removed is looked at."""
+"""Commands write below the folder given to them and nowhere else, as seen by an audit hook."""
+
 import gzip
 import json
 import os
@@ -18,7 +19,8 @@ import os, runpy, sys
 allowed, command, sys.argv[1:] = os.path.realpath(sys.argv[1]), sys.argv[2], sys.argv[3:]
 outside = []
 def watch(event, arguments):
-    if event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    if event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & writing:
         paths = arguments[:1]
     elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.symlink", "os.chmod"):
         paths = arguments[:1]
@@ -29,7 +31,8 @@ def watch(event, arguments):
     for path in map(os.fsdecode, paths):
         if event in ("os.remove", "os.rmdir", "os.mkdir") and arguments[-1] >= 0:  # within an open folder
             path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[-1]}"), path)
-        if os.path.realpath(path) != os.devnull and not (os.path.realpath(path) + "/").startswith(allowed + "/"):
+        path = os.path.realpath(path)
+        if path != os.devnull and not (path + "/").startswith(allowed + "/"):
             outside.append(f"{event} {path}")
 sys.addaudithook(watch)
 try:
@@ -47,16 +50,35 @@ def inputs(tmp_path_factory) -> Path:
     (folder / "documents").mkdir()
     text = "Pneumonia is treated with antibiotics; the patient had a fever and a cough for days. "
     with gzip.open(folder / "documents" / "a.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"text": text * n, "id": str(n), "language": "en"}) + "\n" for n in range(1, 30))
+        file.writelines(
+            json.dumps({"text": text * n, "id": str(n), "language": "en"}) + "\n" for n in range(1, 30)
+        )
     train_sentencepiece([text] * 50, folder / "tokenizer", 290)
-    (folder / "exam.jsonl").write_text(json.dumps({"question": "What is the treatment of pneumonia in a patient with fever and cough?", "options": {"A": "x", "B": "y"},
-                                                   "answer_idx": "A"}) + "\n")
+    (folder / "exam.jsonl").write_text(
+        json.dumps(
+            {
+                "question": "What is the treatment of pneumonia in a patient with fever and cough?",
+                "options": {"A": "x", "B": "y"},
+                "answer_idx": "A",
+            }
+        )
+        + "\n"
+    )
     (folder / "page.html").write_text(f"<html><body><article><p>{text * 4}</p></article></body></html>")
     return folder
 
 
-@pytest.mark.parametrize("command", ["filter_medical --language en documents", "clean --language en --mask-personal documents", "dedup documents",
-                                     "decontaminate --benchmark exam.jsonl documents", "tokenize_corpus --tokenizer tokenizer documents", "web_pages --language en page.html"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "filter_medical --language en documents",
+        "clean --language en --mask-personal documents",
+        "dedup documents",
+        "decontaminate --benchmark exam.jsonl documents",
+        "tokenize_corpus --tokenizer tokenizer documents",
+        "web_pages --language en page.html",
+    ],
+)
 def test_a_step_writes_into_its_folder_and_nowhere_else(inputs, tmp_path, command):
     name, *arguments = command.split()
     if name == "web_pages":
@@ -65,7 +87,12 @@ def test_a_step_writes_into_its_folder_and_nowhere_else(inputs, tmp_path, comman
     elsewhere.mkdir()
     target = out / "s" if name == "tokenize_corpus" else out
     paths = [str(inputs / word) if (inputs / word).exists() else word for word in arguments]
-    done = subprocess.run([sys.executable, "-c", WATCH, str(out), f"data_prep.{name}", *paths, "--out", str(target)], capture_output=True, text=True, cwd=elsewhere,
-                          env=os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(elsewhere), "PYTHONDONTWRITEBYTECODE": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, str(out), f"data_prep.{name}", *paths, "--out", str(target)],
+        capture_output=True,
+        text=True,
+        cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(elsewhere), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
     assert done.stdout.splitlines()[-1] == "REPORT 0 []", done.stdout + done.stderr
     assert list(out.rglob("*")) and not list(elsewhere.iterdir())

@@ -55,15 +55,15 @@ def stream_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
         body.append(text(left - 6, y + 14, name, "", "end"))
         begin = 0
         for at in range(1, T + 1):
-            if at == T or row.documents[at] != row.documents[begin]:
-                document = int(row.documents[begin])
+            if at == T or row.document_ids[at] != row.document_ids[begin]:
+                document = int(row.document_ids[begin])
                 css = f"box c{(document + 2 * number) % COLOURS}" if document >= 0 else "box pale"
                 body.append(
                     rect(left + begin * width, y, (at - begin) * width - 1, tall, css,
                          f"row {name}: tokens {begin} to {at - 1}"))
                 begin = at
         body += [rect(left + at * width, y, width - 1, tall, "gap", f"row {name}: token {at} has no label")
-                 for at in range(T) if row.labels[at] < 0 and row.documents[at] >= 0]
+                 for at in range(T) if row.labels[at] < 0 and row.document_ids[at] >= 0]
     body += [text(left + at * width, 14, at, "small", "middle") for at in range(0, T + 1, 16)]
     return image(left + T * width + 14, 30 + len(rows) * (tall + 8),
                  "Rows of the two token streams, a colour a document", body)
@@ -74,7 +74,7 @@ def label_mask(row: Row, supervised: Sequence[bool]) -> str:
     cell, per_line, left = 10.0, 64, 40.0
     css = [
         f"box c{int(document) % COLOURS}" if trained else "box pale" if document >= 0 else "frame"
-        for trained, document in zip(supervised, row.documents)
+        for trained, document in zip(supervised, row.document_ids)
     ]
     body = []
     for begin in range(0, len(css), per_line):

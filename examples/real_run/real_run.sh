@@ -59,12 +59,12 @@ done
 # 4. Pre-training from random weights. Temperature 2: the small languages are read more often than their share.
 step "$PYTHON" -m mmed.train pretrain_mmedlm2 --model=shape:10m --tokenizer="$OUT/tokenizer" --data="${streams#,}" \
     --validation="${held_out#,}" --mix_temperature=2 --sequence_length=512 --global_batch_size=8 --micro_batch_size=8 \
-    --max_steps="$PRETRAIN_STEPS" --learning_rate=1e-3 --warmup_ratio=0.05 --beta2=0.95 --precision=fp32 --activation_checkpointing=false \
+    --max_steps="$PRETRAIN_STEPS" --learning_rate=1e-3 --warmup_ratio=0.05 --beta2=0.95 --precision=fp32 --activation_checkpointing=no \
     --eval_every=100 --save_every=100 --log_every=5 --out="$OUT/runs/pretrain"
 
 # 5. Fine-tuning on the train questions of all languages: all weights, then LoRA. These sources have no rationales.
 common=(--model="$OUT/runs/pretrain/model" --data="$OUT/benchmark/Train" --rationales=without --sequence_length=768
-    --global_batch_size=16 --micro_batch_size=8 --max_steps="$FINETUNE_STEPS" --precision=fp32 --activation_checkpointing=false
+    --global_batch_size=16 --micro_batch_size=8 --max_steps="$FINETUNE_STEPS" --precision=fp32 --activation_checkpointing=no
     --save_every=40 --log_every=5)
 step "$PYTHON" -m mmed.train finetune_full "${common[@]}" --learning_rate=3e-4 --out="$OUT/runs/full"
 step "$PYTHON" -m mmed.train finetune_lora "${common[@]}" --learning_rate=2e-3 --out="$OUT/runs/lora"

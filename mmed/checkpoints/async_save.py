@@ -26,13 +26,13 @@ from mmed.utils.files import write_json
 class Saver:
     """One checkpoint on its way at most: a second waits for the first."""
 
-    def __init__(self, run: Path, facts: dict, lock: list[FolderLock], config: TrainConfig, saved: int):
+    def __init__(self, run: Path, facts: dict, lock: FolderLock | None, config: TrainConfig, saved: int):
         self.run, self.facts, self.lock, self.config, self.saved = run, facts, lock, config, saved
         self.group = distributed.host_group(config.rank_timeout_seconds) if config.async_save else None
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
-    def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, log: Log, owed: dict | None = None) -> None:
+    def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, log: Log) -> None:
         """Write the state after `step`, unless that is what was loaded or saved last."""
         self.wait()
         if step == self.saved:
@@ -40,9 +40,7 @@ class Saver:
         self.saved = step
         tensors = training_state.state_tensors(model, optimizer)
         # optimizer_step: steps that changed something; a batch that was left out did not
-        facts = {"world_size": distributed.world_size(), "optimizer_step": int(next(iter(optimizer.state.values()))["step"]), **log.carried()}
-        if owed:
-            facts["owed"] = owed
+        facts = {"world_size": distributed.world_size(), "optimizer_step": int(next(iter(optimizer.state.values()))["step"]), **log.state_dict()}
         log.sync()
         if not self.config.async_save:
             self._write(tensors, step, facts)
@@ -54,7 +52,7 @@ class Saver:
 
     def _write(self, tensors: dict, step: int, facts: dict) -> None:
         try:
-            gone = bool(self.lock) and not self.lock[0].there()
+            gone = self.lock is not None and not self.lock.there()
             if gone:  # somebody removed or renamed the folder: what is in memory may be all that is left
                 write_json(self.run / "run.json", self.facts)
             training_state.write_state(self.run, tensors, step, facts, self.config.keep_last, self.group)

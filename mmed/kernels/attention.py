@@ -1,250 +1,243 @@
-"""Causal attention for training: rows of packed documents in, each token seeing its own document only; a CPU and a GPU way.
+"""Fast attention for training: causal, within documents only. mmed/model.py has the plain form, its oracle.
 
-    row        <s> Q Q Q R R R  <s> Q R R  <s> Q Q R  · ·        three documents and padding
-    spans      └────── 0 ─────┘ └── 1 ───┘ └── 2 ──┘             (row, begin, end) of each; padding belongs to none
+    row     <s> Q Q Q R R R  <s> Q R R  <s> Q Q R  · ·      three documents and padding
+    spans   └────── 0 ─────┘ └── 1 ───┘ └── 2 ──┘           (row, begin, end) of each; padding belongs to none
 
-On a CPU (`document_attention`) documents of about one length are laid side by side, and the softmax is written out TILE
-queries at a time against the keys up to the tile's end: work grows with the length of the documents and not of the rows,
-and the backward pass runs at the speed of matrix products (that of `scaled_dot_product_attention` runs at a fifth of it).
-On a GPU (`block_mask`) FlexAttention skips the blocks in which no document is shared (arXiv 2412.05496).
+`fast_mask` describes the documents; `mask.attend(q, k, v, scale)` computes softmax(q kT * scale) v.
+    CPU   Documents of similar length are computed together, so the work grows with the length of documents
+          instead of rows. The softmax of TILE queries at a time is written out, and recomputed in the
+          backward pass. Both run at the speed of matrix products, which takes half as long as
+          `scaled_dot_product_attention`.
+    GPU   FlexAttention skips blocks in which no two tokens share a document (arXiv 2412.05496).
 
-Legend: B rows, T tokens of a row, H query heads, K key/value heads, G = H / K, E head size, N pieces computed together.
+Legend: B rows, T tokens of a row, H query heads, K key/value heads, G = H / K, E head size, N documents of a
+group, L their padded length, S keys that a tile sees.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-TILE = 64        # queries at a time (twice as many in long documents): their scores stay in the cache of one core
-CACHE = 1 << 19  # bytes of a tile's scores: more documents than that are not computed together
-ROUND = 32       # documents whose lengths round up to the same multiple of this are computed together
-KEEP_UP_TO = 1024  # documents up to this length keep their probabilities for the backward pass; rows with a longer one compute them again
-
-
-@dataclass
-class Tiles:
-    """How to attend on a CPU: which documents there are (None: each row is one), and how far back a query sees."""
-
-    spans: Tensor | None     # (documents, 3) int64: row, begin, end
-    window: int | None       # a query sees itself and the window - 1 keys before it
-    longest: int             # no document is longer
+TILE = 128             # queries whose scores exist at one time
+CACHE_BYTES = 1 << 19  # for the scores of one tile: a group holds no more documents than fit
+ROUND = 32             # documents whose lengths round up to the same multiple of this form a group
 
 
-def document_spans(documents: Tensor) -> Tensor:
-    """(row, begin, end) of every run of equal numbers in `documents` (B, T); negative numbers are padding and left out.
+class FastMask:
+    """Which keys each query sees, and the kernel that computes attention with them."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """q (B, H, T, E), k and v (B, K, T, E) -> (B, T, H, E)"""
+        raise NotImplementedError
+
+
+def fast_mask(document_ids: Tensor | None, batch: int, length: int, window: int | None,
+              device: torch.device) -> FastMask | None:
+    """The mask of rows with these documents (B, T), or None where plain causal attention is as fast.
+
+    document_ids  negative numbers are padding; None: each row is one document
+    window        a query sees itself and the window - 1 keys before it; None: all keys before it
+    """
+    if device.type == "cpu":
+        spans = whole_rows(batch, length) if document_ids is None else document_spans(document_ids)
+        return DocumentMask(spans, window)
+    if device.type == "cuda" and (document_ids is not None or window is not None):
+        return FlexMask(block_mask(document_ids, window, length, device))
+    return None
+
+
+def whole_rows(batch: int, length: int) -> Tensor:
+    """The spans of rows that are one document each."""
+    rows = torch.arange(batch)
+    return torch.stack((rows, torch.zeros_like(rows), torch.full_like(rows, length)), 1)
+
+
+def document_spans(document_ids: Tensor) -> Tensor:
+    """(row, begin, end) of every run of equal numbers in `document_ids` (B, T), without negative numbers.
 
     >>> document_spans(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()
     [[0, 0, 2], [0, 2, 3], [1, 0, 4]]
     """
-    B = len(documents)
-    edge = documents.new_full((B, 1), -2)
-    begins = (documents != torch.cat((edge, documents[:, :-1]), 1)).nonzero()
-    ends = (documents != torch.cat((documents[:, 1:], edge), 1)).nonzero()
+    edge = document_ids.new_full((len(document_ids), 1), -2)
+    begins = (document_ids != torch.cat((edge, document_ids[:, :-1]), 1)).nonzero()
+    ends = (document_ids != torch.cat((document_ids[:, 1:], edge), 1)).nonzero()
     spans = torch.cat((begins, ends[:, 1:] + 1), 1)
-    return spans[documents[begins[:, 0], begins[:, 1]] >= 0]
+    return spans[document_ids[begins[:, 0], begins[:, 1]] >= 0]
 
 
-def document_tiles(documents: Tensor | None, T: int) -> Tiles:
-    """`Tiles` of rows of T tokens of which `documents` (B, T) tells the borders; None: each row is one."""
-    if documents is None:
-        return Tiles(None, None, T)
-    spans = document_spans(documents)
-    longest = int((spans[:, 2] - spans[:, 1]).amax()) if len(spans) else 1
-    return Tiles(spans, None, min(T, -(-longest // ROUND) * ROUND))
+# -------------------------------------------------------------------------------------------------------- CPU
+
+@dataclass
+class DocumentMask(FastMask):
+    """Attention on a CPU, document by document."""
+
+    spans: Tensor  # (documents, 3) int64: row, begin, end
+    window: int | None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return document_attention(q, k, v, self.spans, self.window, scale)
 
 
-# ------------------------------------------------------------------------------------------------------------------- CPU
+@dataclass
+class Group:
+    """Documents of similar length, padded on the right to L tokens. Causal queries never see that padding."""
 
-def _groups(spans: Tensor | None, T: int) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
-    """(length L, places of its tokens in the flat rows (N, L), which of them are real); all rows as they are, without spans.
+    places: Tensor  # (N, L) index of each token in the flattened rows; padding repeats the last token
+    real: Tensor    # (N, L) bool: no padding
 
-    Documents are padded on the right to the longest of their group. No query sees the padding, which is in its future.
-    """
-    if spans is None:
-        yield T, None, None
-        return
+    def take(self, x: Tensor, K: int) -> Tensor:
+        """(B, heads, T, E) -> (N K, heads / K, L, E): the heads that share a key head are one batch entry."""
+        tokens = x.transpose(1, 2).flatten(0, 1)[self.places]                               # (N, L, heads, E)
+        return tokens.transpose(1, 2).unflatten(1, (K, -1)).flatten(0, 1)
+
+    def put(self, x: Tensor, out: Tensor) -> None:
+        """Write the real tokens of x (N K, heads / K, L, E) to their places in `out` (B, T, heads, E)."""
+        tokens = x.unflatten(0, (len(self.places), -1)).flatten(1, 2).transpose(1, 2)       # (N, L, heads, E)
+        out.flatten(0, 1)[self.places[self.real]] = tokens[self.real].to(out.dtype)
+
+
+def document_groups(spans: Tensor, T: int, heads: int, element_size: int) -> Iterator[Group]:
+    """All documents, in groups of similar length whose scores fit into the cache."""
     lengths = spans[:, 2] - spans[:, 1]
+    begins = spans[:, 0] * T + spans[:, 1]
     rounded = (lengths + ROUND - 1) // ROUND
     for size in rounded.unique().tolist():
         chosen = rounded == size
-        n, begin = lengths[chosen], (spans[:, 0] * T + spans[:, 1])[chosen]
-        L = int(n.max())
+        L = int(lengths[chosen].max())
         at = torch.arange(L)
-        yield L, begin[:, None] + torch.minimum(at, n[:, None] - 1), at < n[:, None]
+        count = max(1, CACHE_BYTES // (heads * min(L, TILE) * L * element_size))
+        for length, begin in zip(lengths[chosen].split(count), begins[chosen].split(count), strict=True):
+            yield Group(begin[:, None] + torch.minimum(at, length[:, None] - 1), at < length[:, None])
 
 
-def _take(x: Tensor, places: Tensor | None, rows: slice) -> Tensor:
-    """(B, heads, T, E) -> (N, heads, L, E): the documents of a part."""
-    if places is None:
-        return x[rows]
-    return x.transpose(1, 2).flatten(0, 1)[places].transpose(1, 2)
+def tiles(L: int, window: int | None) -> Iterator[tuple[slice, slice]]:
+    """(queries, keys that they may see) of each tile of documents of length L."""
+    for begin in range(0, L, TILE):
+        end = min(begin + TILE, L)
+        yield slice(begin, end), slice(0 if window is None else max(0, begin - window + 1), end)
 
 
-def _put(out: Tensor, x: Tensor, places: Tensor | None, real: Tensor | None, rows: slice) -> None:
-    """The reverse of `_take`: write the real tokens of x (N, heads, L, E) to their places in out (B, T, heads, E)."""
-    if places is None:
-        out[rows] = x.transpose(1, 2)
-    else:
-        out.flatten(0, 1)[places[real]] = x.transpose(1, 2)[real].to(out.dtype)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a bT of (N, t, E) and part of the rows of a tensor (N, S, E): bmm by itself would copy such a part element by element."""
-    return torch.bmm(a, b.contiguous().transpose(1, 2))
-
-
-def _probabilities(q: Tensor, k: Tensor, window: int | None, out: Tensor | None = None) -> Tensor:
-    """softmax of scaled queries (N, G, t, E) against keys (N, S, E) that end with the last query's: (N, G * t, S)."""
-    N, G, t, _ = q.shape
-    S = k.shape[1]
-    scores = _product(q.reshape(N, G * t, -1), k)
-    view = scores.view(N, G, t, S)
-    view[..., S - t:] += torch.full((t, t), -torch.inf, dtype=q.dtype).triu(1)
+def probabilities(q: Tensor, k: Tensor, queries: slice, keys: slice, window: int | None) -> Tensor:
+    """The softmax of one tile. q (N K, G, L, E), already scaled, and k (N K, L, E) -> (N K, G tile, S)."""
+    tile = q[:, :, queries]
+    scores = torch.bmm(tile.flatten(1, 2), k[:, keys].contiguous().transpose(1, 2))
+    by_query = scores.view(*tile.shape[:3], -1)                                            # (N K, G, tile, S)
+    t = tile.shape[2]
+    by_query[..., -t:] += torch.full((t, t), -torch.inf, dtype=q.dtype).triu(1)  # keys behind the query
     if window is not None:
-        age = torch.arange(S - t, S)[:, None] - torch.arange(S)
-        view.masked_fill_(age >= window, -torch.inf)
-    return scores.softmax(-1) if out is None else torch.softmax(scores, -1, out=out.view_as(scores))
-
-
-def _tiles(L: int, window: int | None) -> Iterator[tuple[int, int, int]]:
-    """(first query, end of queries and keys, first key) of each tile."""
-    for begin in range(0, L, tile_size(L)):
-        yield begin, min(begin + tile_size(L), L), 0 if window is None else max(0, begin - window + 1)
-
-
-def tile_size(L: int) -> int:
-    """Queries of a tile in documents of length L."""
-    return TILE if L < 8 * TILE else 2 * TILE
-
-
-def kept_size(B: int, H: int, T: int, longest: int) -> int:
-    """Elements of the buffer for probabilities: enough for rows full of documents of length `longest`, or none."""
-    return B * H * T * (longest + tile_size(longest)) // 2 if longest <= KEEP_UP_TO else 0
-
-
-def _parts(spans: Tensor | None, B: int, T: int, heads: int, bytes_each: int) -> Iterator[tuple[int, Tensor | None, Tensor | None, slice]]:
-    """What `_groups` gives, in parts whose scores of a tile stay in the cache: (L, places, which are real, rows without spans)."""
-    for L, places, real in _groups(spans, T):
-        n = max(1, CACHE // (heads * min(L, 2 * TILE) * L * bytes_each))
-        count = B if places is None else len(places)
-        for start in range(0, count, n):
-            rows = slice(start, start + n)
-            yield L, None if places is None else places[rows], None if real is None else real[rows], rows
+        age = torch.arange(queries.start, queries.stop)[:, None] - torch.arange(keys.start, keys.stop)
+        by_query.masked_fill_(age >= window, -torch.inf)
+    return scores.softmax(-1)
 
 
 @torch.library.custom_op("mmed::document_attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor | None, window: int | None, longest: int,
-               scale: float) -> tuple[Tensor, Tensor]:
-    """(what is attended to (B, T, H, E), probabilities of the tiles one after the other)."""
+def document_attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, window: int | None,
+                       scale: float) -> Tensor:
+    """softmax(q kT * scale) v within documents. q (B, H, T, E), k and v (B, K, T, E) -> (B, T, H, E)."""
     B, H, T, E = q.shape
     K = k.shape[1]
-    out = q.new_empty(B, T, H, E) if spans is None else q.new_zeros(B, T, H, E)
-    kept = q.new_empty(kept_size(B, H, T, longest))
-    used = 0
-    for L, places, real, rows in _parts(spans, B, T, H, q.element_size()):
-        gq = _take(q, places, rows).reshape(-1, H // K, L, E) * scale      # (N K, G, L, E)
-        gk, gv = _take(k, places, rows).reshape(-1, L, E), _take(v, places, rows).reshape(-1, L, E)
-        result = torch.empty_like(gq)
-        for begin, end, first in _tiles(L, window):
-            size = gq.shape[0] * (H // K) * (end - begin) * (end - first)
-            room = kept[used:used + size] if used + size <= kept.numel() else None
-            used += size if room is not None else 0
-            p = _probabilities(gq[:, :, begin:end], gk[:, first:end], window, room)
-            result[:, :, begin:end] = torch.bmm(p, gv[:, first:end]).view(-1, H // K, end - begin, E)
-        _put(out, result.view(-1, H, L, E), places, real, rows)
-    return out, kept
+    out = q.new_zeros(B, T, H, E)
+    for group in document_groups(spans, T, H, q.element_size()):
+        gq, gk, gv = (group.take(x, K) for x in (q, k, v))
+        gq, gk, gv = gq * scale, gk.squeeze(1), gv.squeeze(1)
+        result = torch.empty_like(gq)  # (N K, G, L, E)
+        for queries, keys in tiles(gq.shape[2], window):
+            p = probabilities(gq, gk, queries, keys, window)
+            result[:, :, queries] = torch.bmm(p, gv[:, keys]).view_as(result[:, :, queries])
+        group.put(result, out)
+    return out
 
 
 @torch.library.custom_op("mmed::document_attention_backward", mutates_args=())
-def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, spans: Tensor | None, window: int | None,
-                        scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def document_attention_backward(grad: Tensor, out: Tensor, q: Tensor, k: Tensor, v: Tensor, spans: Tensor,
+                                window: int | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, each (B, T, heads, E), from that of the output (B, T, H, E)."""
     B, H, T, E = q.shape
     K = k.shape[1]
-    grads = [x.new_empty(B, T, x.shape[1], E) if spans is None else x.new_zeros(B, T, x.shape[1], E) for x in (q, k, v)]
-    used = 0
-    for L, places, real, rows in _parts(spans, B, T, H, q.element_size()):
-        gq, gd = (_take(x, places, rows).reshape(-1, H // K, L, E) for x in (q, grad.transpose(1, 2)))
-        gq = gq * scale
-        gk, gv = _take(k, places, rows).reshape(-1, L, E), _take(v, places, rows).reshape(-1, L, E)
-        if real is not None:  # padding asks nothing of the keys before it
-            gd = gd.view(-1, H, L, E).masked_fill(~real[:, None, :, None], 0).view(-1, H // K, L, E)
-        dq, dk, dv = torch.empty_like(gq), gk.new_zeros(gk.shape, dtype=torch.float32), gv.new_zeros(gv.shape, dtype=torch.float32)
-        for begin, end, first in _tiles(L, window):
-            wide = (H // K) * (end - begin)
-            size = gq.shape[0] * wide * (end - first)
-            if used + size <= kept.numel():
-                p = kept[used:used + size].view(-1, wide, end - first)
-                used += size
-            else:
-                p = _probabilities(gq[:, :, begin:end], gk[:, first:end], window)
-            tq, td = gq[:, :, begin:end].reshape(-1, wide, E), gd[:, :, begin:end].reshape(-1, wide, E)
-            dv[:, first:end] += torch.bmm(p.transpose(1, 2), td)
-            ds = torch._softmax_backward_data(_product(td, gv[:, first:end]), p, -1, p.dtype)  # of the scaled scores
-            dq[:, :, begin:end] = torch.bmm(ds, gk[:, first:end]).view(-1, H // K, end - begin, E)
-            dk[:, first:end] += torch.bmm(ds.transpose(1, 2), tq)
-        dq *= scale
-        for out, x in zip(grads, (dq.view(-1, H, L, E), dk.view(-1, K, L, E), dv.view(-1, K, L, E)), strict=True):
-            _put(out, x, places, real, rows)
-    return grads[0], grads[1], grads[2]
+    results = tuple(x.new_zeros(B, T, x.shape[1], E) for x in (q, k, v))
+    # sum over E of grad * out = sum over keys of probability * its gradient (arXiv 2205.14135)
+    delta = (grad * out).float().sum(-1, keepdim=True).to(q.dtype).transpose(1, 2)  # (B, H, T, 1)
+    for group in document_groups(spans, T, H, q.element_size()):
+        parts = (group.take(x, K) for x in (q, k, v, grad.transpose(1, 2), delta))
+        for gradient, result in zip(group_backward(*parts, group.real, window, scale), results, strict=True):
+            group.put(gradient, result)
+    return results
 
 
-@_attention.register_fake
-def _(q, k, v, spans, window, longest, scale):
+def group_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, delta: Tensor, real: Tensor,
+                   window: int | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q (N K, G, L, E), k and v (N K, 1, L, E) of a group; grad like q, delta (N K, G, L, 1)."""
+    q, k, v = q * scale, k.squeeze(1), v.squeeze(1)
+    padding = ~real.repeat_interleave(len(k) // len(real), 0)[:, None, :, None]
+    grad, delta = grad.masked_fill(padding, 0), delta.masked_fill(padding, 0)
+    dq = torch.empty_like(q)
+    dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+    for queries, keys in tiles(q.shape[2], window):
+        p = probabilities(q, k, queries, keys, window)  # (N K, G tile, S)
+        tile_q, tile_grad, tile_delta = (x[:, :, queries].flatten(1, 2) for x in (q, grad, delta))
+        dv[:, keys] += torch.bmm(p.transpose(1, 2), tile_grad)
+        dp = torch.bmm(tile_grad, v[:, keys].contiguous().transpose(1, 2))
+        dscores = dp.sub_(tile_delta).mul_(p)
+        dq[:, :, queries] = torch.bmm(dscores, k[:, keys]).view_as(dq[:, :, queries])
+        dk[:, keys] += torch.bmm(dscores.transpose(1, 2), tile_q)
+    return dq * scale, dk[:, None], dv[:, None]
+
+
+@document_attention.register_fake
+def _(q, k, v, spans, window, scale):
     B, H, T, E = q.shape
-    return q.new_empty(B, T, H, E), q.new_empty(kept_size(B, H, T, longest))
+    return q.new_empty(B, T, H, E)
 
 
-@_attention_backward.register_fake
-def _(grad, q, k, v, kept, spans, window, scale):
-    B, _, T, E = q.shape
-    return tuple(x.new_empty(B, T, x.shape[1], E) for x in (q, k, v))
+@document_attention_backward.register_fake
+def _(grad, out, q, k, v, spans, window, scale):
+    return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]) for x in (q, k, v))
 
 
-def _setup(ctx, inputs, output):
-    q, k, v, ctx.spans, ctx.window, _, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, output[1])
+def _setup_context(ctx, inputs, output):
+    q, k, v, spans, ctx.window, ctx.scale = inputs
+    ctx.save_for_backward(output, q, k, v, spans)
 
 
-def _backward(ctx, grad, _):
-    q, k, v, kept = ctx.saved_tensors
-    dq, dk, dv = _attention_backward(grad, q, k, v, kept, ctx.spans, ctx.window, ctx.scale)
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None, None, None
+def _backward(ctx, grad):
+    gradients = document_attention_backward(grad, *ctx.saved_tensors, ctx.window, ctx.scale)
+    return *(gradient.transpose(1, 2) for gradient in gradients), None, None, None
 
 
-_attention.register_autograd(_backward, setup_context=_setup)
+document_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-def document_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
-    """softmax(q kT * scale) v within documents, on a CPU. q (B, H, T, E), k and v (B, K, T, E) -> (B, T, H, E)."""
-    return _attention(q, k, v, tiles.spans, tiles.window, tiles.longest, scale)[0]
+# -------------------------------------------------------------------------------------------------------- GPU
+
+@dataclass
+class FlexMask(FastMask):
+    """FlexAttention, which is fast only when compiled: together with its block, or by itself."""
+
+    block_mask: BlockMask
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+        return flex(q, k, v, block_mask=self.block_mask, scale=scale,
+                    enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
 
 
-# ------------------------------------------------------------------------------------------------------------------- GPU
+@functools.cache
+def compiled_flex_attention() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=False)
 
-def block_mask(documents: Tensor | None, window: int | None, T: int, device: torch.device):
-    """FlexAttention's mask of the same rule: which blocks of 128 x 128 to compute, and the rule inside them."""
+
+def block_mask(document_ids: Tensor | None, window: int | None, T: int, device: torch.device) -> BlockMask:
+    """The same rule for FlexAttention: which blocks to compute, and what is visible inside them."""
     def visible(b, h, query, key):
         seen = query >= key
         if window is not None:
             seen = seen & (query - key < window)
-        return seen if documents is None else seen & (documents[b, query] == documents[b, key])
+        return seen if document_ids is None else seen & (document_ids[b, query] == document_ids[b, key])
 
-    return create_block_mask(visible, documents.shape[0] if documents is not None else None, None, T, T, device=device)
-
-
-_COMPILED: list = []
-
-
-def flex(q: Tensor, k: Tensor, v: Tensor, mask, scale: float) -> Tensor:
-    """FlexAttention, which is only quick when compiled: with its block, or else by itself. -> (B, T, H, E)."""
-    call = flex_attention
-    if not torch.compiler.is_compiling():
-        if not _COMPILED:
-            _COMPILED.append(torch.compile(flex_attention, dynamic=False))
-        call = _COMPILED[0]
-    return call(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+    batch = None if document_ids is None else len(document_ids)
+    return create_block_mask(visible, batch, None, T, T, device=device)

@@ -1,1 +1,2 @@
-"""Around the loop of mmed/train.py: distributed, optimizer, loader, logging, signals, run folder, memory estimate, validation."""
+"""Around the loop of mmed/train.py: distributed, optimizer, loader, logging, signals, run folder, memory
+estimate, validation."""

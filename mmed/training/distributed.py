@@ -1,28 +1,32 @@
-"""Which rank am I, how do ranks start and stop, and how is a model cut over them.
+"""Which rank this process is, how ranks start and stop, and how a model is sharded over them.
 
-One process without torchrun is rank 0 of 1 and touches no process group. Under torchrun (its environment variables RANK,
-WORLD_SIZE, LOCAL_RANK) a group is started: nccl on GPUs, gloo on CPUs. Sharding is FSDP2 (`fully_shard`, Zhao et al. 2023):
-each rank keeps 1 / world of every matrix, gathers a block's weights just before it computes the block, and reduces its
-gradients straight to the ranks that own them.
+One process without torchrun is rank 0 of 1 and has no process group. Under torchrun (which sets RANK,
+WORLD_SIZE and LOCAL_RANK) there is one: nccl on GPUs, gloo on CPUs. Sharding is FSDP2 (`fully_shard`, Zhao et
+al. 2023): each rank keeps 1 / world of every matrix, gathers a block's weights just before it computes the
+block, and reduces gradients straight to the ranks that own them.
 """
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from mmed.model import Transformer
 from mmed.utils.errors import UsageError
 
-WATCH_SECONDS = 0.5   # between two looks whether the launcher is still there
-GRACE_SECONDS = 30    # from SIGTERM to SIGKILL, as torchrun itself does it
+WATCH_SECONDS = 0.5      # between two checks whether the launcher is still there
+GRACE_SECONDS = 30       # from SIGTERM to SIGKILL, as in torchrun
+HEARTBEAT_SECONDS = 0.5  # between two collectives while some rank works alone
+
 
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
@@ -38,26 +42,26 @@ def is_main() -> bool:
 
 def start(timeout_seconds: int = 600) -> torch.device:
     """Join the other ranks, if there are any; returns the device of this rank."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
-        if local >= gpus:
-            raise UsageError(f"--nproc_per_node starts more processes than there are GPUs: rank {rank()} wants GPU {local} of {gpus}")
-        device = torch.device("cuda", local)
+        if local_rank >= gpus:
+            raise UsageError(f"--nproc_per_node starts more processes than there are GPUs: rank {rank()} "
+                             f"needs GPU {local_rank}, and there are {gpus}")
         torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
     if world_size() > 1 and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_launcher()
         dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout_seconds),
-                                **({"device_id": device} if gpus else {}))
+                                device_id=device if gpus else None)
     return device
 
 
 def end_with_launcher() -> None:
-    """End soon after the process that started this one is gone: a torchrun that was killed outright (SIGKILL, out of memory) tells its
-    ranks nothing, and they would go on and keep their files locked. First SIGTERM, which training takes as a wish to save; then SIGKILL."""
+    """End this process soon after torchrun is gone: ranks of a torchrun that was killed outright are not
+    notified, and would go on and keep their files locked. First SIGTERM, on which training saves; then
+    SIGKILL."""
     launcher = os.getppid()
 
     def watch() -> None:
@@ -71,28 +75,24 @@ def end_with_launcher() -> None:
 
 
 def device_called(name: str) -> str:
-    """The device of this name ("auto": the GPU, if there is one), or one line that says which there are."""
+    """The device of this name ("auto": the GPU, if there is one), or an error that lists the devices."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda" if gpus else "cpu"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError):
-        there = f"cpu, cuda, {', '.join(f'cuda:{number}' for number in range(gpus))}" if gpus else "cpu; this torch finds no GPU"
-        raise UsageError(f"--device {name}: no such device here (there is {there})") from None
+        found = ", ".join(["cpu", *(f"cuda:{number}" for number in range(gpus))])
+        raise UsageError(f"--device {name}: no such device; this torch finds {found}") from None
     return name
 
 
-def same_bits() -> None:
-    """Only kernels that give the same bits every time, on a GPU, too; before CUDA is first used."""
-    import torch._inductor.config as inductor
-
+def make_deterministic() -> None:
+    """Only kernels that give the same bits every time, on a GPU, too; call it before CUDA is first used."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a safety net for programs that read what they never wrote
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for code that reads what it never wrote
     torch.backends.cudnn.benchmark = False
-    if hasattr(inductor, "deterministic"):  # compiled kernels are chosen by rule, not by timing
-        inductor.deterministic = True
 
 
 def stop() -> None:
@@ -105,9 +105,11 @@ def barrier(group: dist.ProcessGroup | None = None) -> None:
         dist.barrier(group)
 
 
-def host_group(timeout_seconds: int = 600) -> dist.ProcessGroup | None:
-    """A second group of all ranks, over gloo: for what goes on beside the training. None for one process."""
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if dist.is_initialized() else None
+def host_group(timeout_seconds: int) -> dist.ProcessGroup | None:
+    """A second group of all ranks, over gloo, for what runs beside the training. None for one process."""
+    if not dist.is_initialized():
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 def gather(value: dict, group: dist.ProcessGroup | None = None) -> list[dict]:
@@ -121,52 +123,72 @@ def gather(value: dict, group: dist.ProcessGroup | None = None) -> list[dict]:
 
 def all_sum(values: list[float], device: torch.device) -> list[float]:
     """Sum of each value over all ranks, in fp64."""
-    return device_sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist() if dist.is_initialized() else values
+    if not dist.is_initialized():
+        return values
+    return device_sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
 def device_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` summed up over all ranks in place; on a GPU the host does not wait for it."""
+    """`tensor` summed over all ranks in place; on a GPU the host does not wait for it."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
-def shard(model: Transformer, precision: str, shard_size: int = 0) -> Transformer:
-    """Cut `model` over the ranks: one FSDP unit a block, one for the rest (embedding, last norm, head).
+def run_unequal_work(work: Callable[[], None], device: torch.device) -> None:
+    """Run `work`, which may take one rank much longer than the others; every rank calls this.
 
-    Weights stay in the dtype they have (fp32 master weights); with precision "bf16" they are gathered and used in bf16 and
-    gradients are reduced in fp32.  # MMedLM: FSDP full_shard auto_wrap on the decoder layer, bf16 (pretrain/*.sh)
-
-    With a `shard_size` the ranks form groups of that many, each with a copy of the model cut among its members: gathering
-    stays within a group (a node), and only gradients, already cut by shard_size, cross between them.
+    The work runs in a thread. Meanwhile the ranks meet in short collectives, so that the time-out that
+    detects hung ranks does not end a run because, for example, one of them verifies 100 GB of tokens.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        unfinished = 1.0
+        while unfinished:
+            wait([future], HEARTBEAT_SECONDS if dist.is_initialized() else None)
+            if future.done():
+                future.result()
+            (unfinished,) = all_sum([float(not future.done())], device)
 
-    world = world_size()
-    if shard_size < 0 or world % (shard_size or 1):
-        raise UsageError(f"--shard_size={shard_size}: must divide the number of ranks, {world}")
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if shard_size and shard_size < world:
-        mesh = init_device_mesh(kind, (world // shard_size, shard_size), mesh_dim_names=("copies", "shards"))
-    else:
-        mesh = init_device_mesh(kind, (world,))
+
+def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_seconds: int = 600) -> Transformer:
+    """Shard `model` over the ranks: one FSDP unit per block, one for the rest (embedding, last norm, head).
+
+    Weights keep their dtype (fp32 master weights); with precision "bf16" they are gathered and used in bf16,
+    and gradients are reduced in fp32.  # MMedLM: FSDP full_shard auto_wrap on the decoder layer, bf16
+    (pretrain/*.sh)
+
+    With a `shard_size` the ranks form groups of that many, each with a copy of the model sharded among its
+    members: weights are gathered within a group (a node), and only gradients, already cut by shard_size,
+    cross between groups.
+    """
+    if shard_size < 0 or world_size() % (shard_size or 1):
+        raise UsageError(f"--shard_size={shard_size}: must divide the number of ranks, {world_size()}")
+    bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    settings = {"mesh": make_mesh(shard_size, timeout_seconds),
+                "mp_policy": bf16 if precision == "bf16" else MixedPrecisionPolicy()}
     for block in model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    # The next block's weights travel while this one computes; FSDP2 does it by itself, but only once the host has come to the next
-    # block, which is late when blocks are short. Backward it goes in reverse order, likewise one ahead.
-    for now, after in itertools.pairwise(model.layers):
-        now.set_modules_to_forward_prefetch([after])
-        after.set_modules_to_backward_prefetch([now])
+        fully_shard(block, **settings)
+    fully_shard(model, **settings)
     return model
 
 
-def reshard(model: torch.nn.Module) -> None:
-    """Back to this rank's part of every weight. A forward pass leaves the last unit (embedding, norm, head) whole, under parameters
-    that the optimizer has never seen: until a backward pass, or this."""
-    from torch.distributed.fsdp import FSDPModule
+def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:
+    """All ranks, or (copies, shards) for hybrid sharding; its groups have the run's time-out, not torch's
+    default."""
+    kind, world = "cuda" if torch.cuda.is_available() else "cpu", world_size()
+    if not shard_size or shard_size == world:
+        return init_device_mesh(kind, (world,))
+    ranks = torch.arange(world).view(-1, shard_size)
+    timeout = timedelta(seconds=timeout_seconds)
+    copies, _ = dist.new_subgroups_by_enumeration(ranks.t().tolist(), timeout=timeout)
+    shards, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+    return DeviceMesh.from_group([copies, shards], kind, mesh=ranks, mesh_dim_names=("copies", "shards"))
 
+
+def reshard(model: torch.nn.Module) -> None:
+    """Back to this rank's shard of every weight. After a forward pass without a backward pass the root unit
+    (embedding, norm, head) stays gathered, under parameters that are not the optimizer's."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -178,5 +200,5 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of it."""
+    """This rank's shard of it."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -1,6 +1,7 @@
-"""What a run says while it goes: its log, the bar, a profile. The host reads of the device only what is one step old.
+"""metrics.jsonl, the progress bar and the profile. The host reads from the device only what is one step old.
 
-    step k given to the device  ->  Late(facts of k)  ->  step k + 1 given to the device  ->  Late.read(): facts of k
+    step k is queued  ->  Values(k) copied in the background  ->  step k + 1 is queued  ->  line of step k
+    written
 """
 from __future__ import annotations
 
@@ -8,31 +9,31 @@ import json
 import math
 import os
 import resource
-import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from mmed.config import TrainConfig
-from mmed.training.inspect_batch import in_short
+from mmed.training import distributed
 from mmed.utils.errors import UserError
 from mmed.utils.files import writing
 
-WINDOW, FEWEST = 100, 32   # steps whose losses a step is held against, and how many there must be
-SPIKE = 8.0                # robust deviations (1.4826 x median distance from the median) above the median
+SHOWN = 6  # documents or items of a batch that a message names
 
 
-class Late:
-    """A few numbers on their way from the device to the host, and when they were there (`clock`)."""
+class Values:
+    """A few numbers on their way from the device to the host."""
 
     def __init__(self, values: torch.Tensor):
         self.host, self.event, self.clock = values, None, time.perf_counter()
         if values.is_cuda:
-            self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.host.copy_(values, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
 
@@ -43,7 +44,17 @@ class Late:
         return self.host.tolist()
 
 
-def memory(device: torch.device) -> int:
+@dataclass
+class Step:
+    """A step that was given to the device; `values`: target tokens, summed loss, gradient norm."""
+
+    number: int
+    lr: float
+    positions: int  # computed by this rank, padding included
+    values: Values
+
+
+def peak_memory(device: torch.device) -> int:
     """Peak bytes held: of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -54,60 +65,118 @@ def memory(device: torch.device) -> int:
 
 
 class Log:
-    """metrics.jsonl and the bar's text. What it carries from step to step (`carried`) goes into checkpoints, so that the log of
-    a resumed run is that of an undisturbed one."""
+    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
 
-    def __init__(self, path: Path | None, bar, config: TrainConfig, device: torch.device, steps: int, first: int, state: dict, flops: float,
-                 peak: float | None, world: int, names: Callable[[int], list[str]]):
-        self.path, self.bar, self.config, self.device, self.steps, self.world = path, bar, config, device, steps, world
-        self.file = open(path, "a", encoding="utf-8") if path else None
-        self.flops, self.peak, self.positions, self.names = flops, peak, 0, names  # names: step -> what its batch holds
-        self.tokens, self.skipped, self.recent = state.get("tokens", 0), state.get("skipped", 0), deque(state.get("recent", []), WINDOW)
-        self.loss, self.norm = state.get("loss"), state.get("grad_norm", 0.0)
-        self.before, self.after = state.get("validation_before", {}), {}  # validation loss before step 1, and the newest
+    `state_dict` goes into checkpoints, so that the log of a resumed run is that of an uninterrupted one.
+    `flops` per token and the device's `peak` (or None) give the MFU; `names` says what a step's batch holds.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, first: int, steps: int, state: dict,
+                 flops: float, peak: float | None, names: Callable[[int], list[str]]):
+        self.config, self.device, self.steps, self.names = config, device, steps, names
+        self.flops, self.peak = flops, peak
+        self.tokens, self.skipped = state.get("tokens", 0), state.get("skipped", 0)
+        self.loss: float | None = state.get("loss")
+        self.validation_before: dict = state.get("validation_before", {})  # loss by language before step 1
+        self.validation_after: dict = {}                                   # and the newest
+        self.pending: Step | None = None
+        self.positions = 0
         self.clock = time.perf_counter()
-        self.last = {"step": first, "tokens": self.tokens, "clock": self.clock}
+        self.last = (first, self.tokens, self.clock)  # step, tokens and time of the last line
+        main = distributed.is_main()
+        self.path = Path(config.out) / "metrics.jsonl"
+        self.file = open(self.path, "a", encoding="utf-8") if main else None
+        self.bar = tqdm(total=steps, initial=first, unit="step", disable=not main, file=sys.stderr,
+                        mininterval=0.5, dynamic_ncols=True)
 
-    def carried(self) -> dict:
-        return {"tokens": self.tokens, "skipped": self.skipped, "recent": list(self.recent), "loss": self.loss, "grad_norm": self.norm,
-                "validation_before": self.before}
+    def state_dict(self) -> dict:
+        return {"tokens": self.tokens, "skipped": self.skipped, "loss": self.loss,
+                "validation_before": self.validation_before}
 
-    def read(self, step: int, lr: float, positions: int, late: Late) -> dict:
-        """A step's line, once the device has got there."""
-        targets, loss_sum, norm = late.read()
-        self.clock = late.clock
+    def add(self, step: Step) -> None:
+        """Note a step that was given to the device, and write the line of the one before."""
+        self.flush()
+        self.pending = step
+        self.bar.update()
+
+    def flush(self) -> None:
+        """Write the line of the last step; waits for the device."""
+        if line := self.take():
+            self.write(line)
+
+    def take(self) -> dict:
+        """The line of the last step, not yet written; empty if there is none."""
+        if self.pending is None:
+            return {}
+        step, self.pending = self.pending, None
+        targets, loss_sum, norm = step.values.read()
+        self.clock = step.values.clock
+        self.positions += step.positions
         loss = loss_sum / max(targets, 1)
-        self.positions += positions
-        line = {"step": step, "tokens": self.tokens, "loss": loss, "lr": lr, "grad_norm": norm}
+        line = {"step": step.number, "tokens": self.tokens, "loss": loss, "lr": step.lr, "grad_norm": norm}
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return self.not_finite(line)
         self.tokens += int(targets)
-        self.loss, self.norm = loss, norm
-        line["tokens"] = self.tokens
-        if len(self.recent) >= FEWEST:
-            middle = statistics.median(self.recent)
-            spread = 1.4826 * statistics.median(abs(x - middle) for x in self.recent)
-            height = (loss - middle) / max(spread, 0.01 * abs(middle), 1e-9)
-            if height > SPIKE:
-                line |= {"spike": round(height, 1), "batch": self.names(step)}
-        self.recent.append(loss)
-        return line
+        self.loss = loss
+        return line | {"tokens": self.tokens}
 
     def not_finite(self, line: dict) -> dict:
-        """The line of a batch that was left out, or the end of the run."""
-        names, step = self.names(line["step"]), line["step"]
+        """The line of a batch that was skipped, or the end of the run."""
+        step, size, names = line["step"], self.config.global_batch_size, self.names(line["step"])
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         what = f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}: not finite"
         line |= {"loss": None, "grad_norm": None, "nonfinite": True, "batch": names}
         self.skipped += 1
         if self.skipped <= self.config.skip_nonfinite:
-            print(f"warning: {what}; batch left out ({self.skipped} of {self.config.skip_nonfinite}): {in_short(names)}", file=sys.stderr)
+            print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}): {shown}",
+                  file=sys.stderr)
             return line
         self.write(line)
-        error = UserError(f"{what}; {'' if self.config.step_in_backward else 'nothing was updated, '}the last checkpoint is whole. Rows {(step - 1) * self.config.global_batch_size} to "
-                          f"{step * self.config.global_batch_size - 1}: {in_short(names)} (python -m mmed.training.inspect_batch show {self.config.out} {step} prints them). "
-                          "Look at them, lower --learning_rate, try --precision=fp32, or leave such batches out with --skip_nonfinite=N")
+        error = UserError(
+            f"{what}; nothing was updated, and the last checkpoint is complete. Rows {(step - 1) * size} to "
+            f"{step * size - 1}: {shown} (to print them: python -m mmed.training.inspect_batch show "
+            f"{self.config.out} {step}). Check them, lower --learning_rate, try --precision=fp32, or skip "
+            "such batches with --skip_nonfinite=N")
         error.everywhere = True
         raise error
+
+    def validated(self, line: dict, losses: dict) -> None:
+        """Write a step's line (empty: before step 1) with the validation loss of each language and its
+        change."""
+        self.validation_after = {name: loss.nats_per_token for name, loss in losses.items()}
+        bits = {name: loss.bits_per_byte for name, loss in losses.items() if loss.bits_per_byte is not None}
+        line = {"step": 0, "tokens": 0} | line | {"validation_loss": self.validation_after}
+        line |= {"bits_per_byte": bits} if bits else {}
+        if not line["step"]:
+            self.validation_before = self.validation_after
+            self.append(line)
+        else:
+            line["validation_change"] = {name: value - self.validation_before[name]
+                                         for name, value in self.validation_after.items()
+                                         if name in self.validation_before}
+            self.write(line)
+        self.pause()
+
+    def write(self, line: dict) -> None:
+        step = line["step"]
+        due = step % self.config.log_every == 0 or step == self.steps
+        if not due and not line.keys() & {"validation_loss", "nonfinite"}:
+            return
+        last_step, last_tokens, last_clock = self.last
+        seconds = max(self.clock - last_clock, 1e-6)
+        rate = self.positions / seconds  # of this rank
+        mfu = round(rate * self.flops / self.peak, 4) if self.peak else None
+        line |= {"tokens_per_second": round(rate * distributed.world_size(), 1),
+                 "targets_per_second": round((self.tokens - last_tokens) / seconds, 1), "mfu": mfu,
+                 "memory_bytes": peak_memory(self.device),
+                 "seconds_left": round((self.steps - step) * seconds / max(1, step - last_step), 1)}
+        self.append(line)
+        if self.loss is not None:
+            self.bar.set_postfix_str(
+                f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"
+                + (f" mfu {mfu:.1%}" if mfu else "") + f" {line['memory_bytes'] / 1e9:.1f} GB"
+                + "".join(f" {name} {value:.2f}" for name, value in line.get("validation_loss", {}).items()))
+        self.last, self.positions = (step, self.tokens, self.clock), 0
 
     def append(self, line: dict) -> None:
         if self.file:
@@ -122,67 +191,35 @@ class Log:
             with writing(self.path):
                 os.fsync(self.file.fileno())
 
-    def validated(self, line: dict, losses: dict) -> None:
-        """Write a line with the validation loss of each language, and how far it is from that before step 1."""
-        self.after = {name: loss.nats_per_token for name, loss in losses.items()}
-        line = {**line, "validation_loss": self.after}
-        bits = {name: loss.bits_per_byte for name, loss in losses.items() if loss.bits_per_byte is not None}
-        line |= {"bits_per_byte": bits} if bits else {}
-        if not line["step"]:
-            self.before = self.after
-            self.append(line)
-            return
-        line |= {"validation_change": {name: value - self.before[name] for name, value in self.after.items() if name in self.before}}
-        self.write(line)
-
-    def write(self, line: dict) -> None:
-        step = line["step"]
-        if step % self.config.log_every and step != self.steps and not line.keys() & {"validation_loss", "spike", "nonfinite"}:
-            return
-        seconds = max(self.clock - self.last["clock"], 1e-6)
-        rate = self.positions * self.world / seconds
-        line = {**line, "tokens_per_second": round(rate, 1), "targets_per_second": round((self.tokens - self.last["tokens"]) / seconds, 1),
-                "mfu": round(rate / self.world * self.flops / self.peak, 4) if self.peak else None, "memory_bytes": memory(self.device),
-                "seconds_left": round((self.steps - step) * seconds / max(1, step - self.last["step"]), 1)}
-        self.append(line)
-        if self.file and self.loss is not None:
-            held = " validation " + " ".join(f"{k} {v:.2f}" for k, v in line["validation_loss"].items()) if "validation_loss" in line else ""
-            self.bar.set_postfix_str(f"loss {self.loss:.3f} lr {line['lr']:.1e} {rate:,.0f} tok/s" + (f" mfu {line['mfu']:.1%}" if self.peak else "")
-                                     + f" {line['memory_bytes'] / 1e9:.1f} GB{held}")
-        self.last = {"step": step, "tokens": self.tokens, "clock": self.clock}
-        self.positions = 0
-
     def pause(self) -> None:
-        """What was not training (an evaluation, a checkpoint) does not count."""
-        self.last["clock"] = time.perf_counter()
+        """Do not count the time since the last line: it was an evaluation or a checkpoint."""
+        self.last = (*self.last[:2], time.perf_counter())
 
 
 class Profile:
-    """Record `steps` steps after WARM_UP, then write trace.json and print where the time went."""
+    """Record `steps` steps after a warm-up, then write OUT/trace.json and print where the time went."""
 
     WARM_UP = 3
 
-    def __init__(self, steps: int, folder: Path, device: torch.device):
-        self.steps, self.path, self.seen, self.profiler, self.device = steps, folder / "trace.json", 0, None, device
+    def __init__(self, steps: int, folder: str, device: torch.device):
+        self.path, self.device, self.profiler = Path(folder) / "trace.json", device, None
+        if steps and distributed.is_main():
+            self.profiler = torch.profiler.profile(schedule=torch.profiler.schedule(
+                wait=self.WARM_UP - 1, warmup=1, active=steps, repeat=1), on_trace_ready=self.write)
+            self.profiler.start()
 
     def step(self) -> None:
-        """A step has been given to the device."""
-        if not self.steps:
-            return
-        self.seen += 1
-        if self.seen == self.WARM_UP:
-            kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (self.device.type == "cuda")
-            self.profiler = torch.profiler.profile(activities=kinds)
-            self.profiler.start()
-        elif self.seen == self.WARM_UP + self.steps:
-            self.stop()
+        """A step was given to the device."""
+        if self.profiler:
+            self.profiler.step()
+
+    def write(self, profiler: torch.profiler.profile) -> None:
+        profiler.export_chrome_trace(str(self.path))
+        order = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
+        print(table, file=sys.stderr)
+        print(f"profile: {self.path} (open it in ui.perfetto.dev)", file=sys.stderr)
 
     def stop(self) -> None:
-        if self.profiler is None:
-            return
-        self.profiler.stop()
-        self.profiler.export_chrome_trace(str(self.path))
-        order = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        print(self.profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48), file=sys.stderr)
-        print(f"profile: {self.path} (open it in ui.perfetto.dev)", file=sys.stderr)
-        self.profiler, self.steps = None, 0
+        if self.profiler:
+            self.profiler.stop()

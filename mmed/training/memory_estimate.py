@@ -1,204 +1,188 @@
-"""What a run will need, before it starts: parameters, tokens a step, memory by part and rank, time to finish (`--dry-run`).
+"""What a run will need before it starts: parameters, tokens per step, memory per rank, time (`--dry_run`).
 
-    MFU = (6 x matmul weights + 6 x layers x heads x head size x context) x tokens/s of a GPU / its dense bf16 peak
-          LoRA: 4 for the first 6 (the base's weights have no gradient); attention counted causally; embedding look-ups not at all
+    MFU = (6 x matmul weights + 6 x layers x heads x head size x context) x tokens/s of a GPU / its dense bf16
+    peak
+          LoRA: 4 for the first 6 (the base's weights have no gradient); attention is causal; no embedding
+          look-ups
 
-Memory is a sum of parts, each a line below; what a block keeps for its backward pass is not guessed but counted, by running
-one block on tensors without memory.
+`training_memory` is the project's only model of training memory. What a block keeps for its backward pass is
+counted, by running the model on fake tensors; everything else is a formula.
 """
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shutil
-import sys
 import time
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmed.config import TrainConfig
-from mmed.kernels import attention
-from mmed.kernels.attention import Tiles
-from mmed.lora import LoRALinear
+from mmed.lora import apply_lora
 from mmed.loss import ChunkedCrossEntropy
-from mmed.model import Block
-from mmed.training.logging import memory
+from mmed.model import ModelConfig, Transformer
+from mmed.training import distributed
+from mmed.training.logging import peak_memory
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, for MFU
-ASSUMED_MFU = 0.5          # GPUs, for the time left before anything was measured
-COMPILE_SECONDS = 60.0     # what torch.compile of the blocks costs on a CPU, about
-COMPILE_GAIN = 0.15        # what it saves of a step there (docs/benchmarks.md)
-CPU_FLOPS = 1e11           # of one thread, for that decision alone
-LATER_BYTES = 30_000_000   # code and tables of a CPU process that only the first step brings in
+# Dense bf16 FLOP/s by torch.cuda.get_device_name(), from NVIDIA's data sheets. Whole names, because variants
+# of one product differ; a MIG slice or an unknown GPU has no MFU rather than a wrong one.
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12, "NVIDIA A800-SXM4-80GB": 312e12, "NVIDIA A800 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H800": 989e12, "NVIDIA H200": 989e12, "NVIDIA H200 NVL": 835e12, "NVIDIA B200": 2250e12,
+    "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10G": 70e12, "NVIDIA GeForce RTX 4090": 165e12,
+}
+ASSUMED_MFU = 0.5        # of a GPU, for the estimate of time
+COMPILE_SECONDS = 60.0   # what torch.compile of the blocks costs on a CPU
+COMPILE_GAIN = 0.15      # share of a step that it saves there (docs/benchmarks.md)
+CPU_FLOPS = 1e11         # of one thread, for that decision alone
+FIRST_STEP_BYTES = 30_000_000  # code and tables that a CPU process loads in its first step
 
 
 def peak_flops(device_name: str) -> float | None:
-    return next((value for name, value in PEAK_FLOPS.items() if name in device_name), None)
+    return PEAK_FLOPS.get(device_name)
 
 
-def matmul_weights(shape) -> int:
+def matmul_weights(shape: ModelConfig) -> int:
     """Weights that take part in matrix products: all but the embedding look-up, norms and biases."""
     D, H, K, E = shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
     block = D * (H + 2 * K) * E + H * E * D + (3 if shape.gated_mlp else 2) * D * shape.intermediate_size
     return shape.num_hidden_layers * block + shape.vocab_size * D
 
 
-def flops_per_token(shape, config: TrainConfig) -> float:
+def flops_per_token(shape: ModelConfig, config: TrainConfig) -> float:
     """The formula at the head of this file."""
-    attention = 6 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * config.sequence_length
+    width = shape.num_attention_heads * shape.head_dim
+    attention = 6 * shape.num_hidden_layers * width * config.sequence_length
     return (4 if config.lora_rank else 6) * matmul_weights(shape) + attention
 
 
 def tokens_per_step(config: TrainConfig) -> int:
-    """Rows x width; exam items are counted as half a row each, before they have been read."""
+    """Rows x width; exam items count as half a row each."""
     return config.global_batch_size * config.sequence_length // (1 if config.task == "pretrain" else 2)
 
 
-def worth_compiling(config: TrainConfig, shape, steps: int, device) -> bool:
-    """Whether torch.compile of the blocks pays: always on a GPU from 50 M parameters; on a CPU if the run is long enough."""
+def worth_compiling(config: TrainConfig, shape: ModelConfig, steps: int, device: torch.device) -> bool:
+    """Whether torch.compile of the blocks pays off: on a GPU from 50 M parameters, on a CPU in long runs."""
     if config.compile != "auto":
         return config.compile == "yes"
     if device.type == "cuda":
         return matmul_weights(shape) >= 50e6
     seconds = flops_per_token(shape, config) * tokens_per_step(config) * steps / CPU_FLOPS
-    return COMPILE_GAIN * seconds > 2 * COMPILE_SECONDS and shutil.which(os.environ.get("CXX", "g++")) is not None
+    has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
+    return has_compiler and COMPILE_GAIN * seconds > 2 * COMPILE_SECONDS
 
 
-def block_memory(model, config: TrainConfig, device) -> tuple[int, int]:
-    """(bytes a block keeps for its backward pass, bytes of its input), a micro-batch; counted on tensors without memory."""
-    shape, B, T = model.config, config.micro_batch_size, config.sequence_length
-    bf16 = config.precision == "bf16"
-    whole = bf16 and (config.lora_rank or world() > 1)  # the residual stream is in bf16 then
-    stored: dict[int, int] = {}
-    usual = torch.get_default_dtype()
-    with FakeTensorMode():
-        torch.set_default_dtype(torch.bfloat16 if whole else torch.float32)
-        try:
-            with torch.device(device.type):
-                block = Block(shape, 0).train()
-                x = torch.zeros(B, T, shape.hidden_size, requires_grad=True)
-                if config.lora_rank:
-                    _adapt(block, config)
-        finally:
-            torch.set_default_dtype(usual)
-        own = {p.untyped_storage()._cdata for p in block.parameters()} | {x.untyped_storage()._cdata}
+# ----------------------------------------------------------------------------------------------------- memory
 
-        def keep(tensor):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own and tensor.dim() and tuple(tensor.shape) not in weights:
-                stored[storage._cdata] = storage.nbytes()
-            kept.append(tensor)  # so that no storage is freed and its number used again
-            return tensor
-
-        kept: list = []
-        weights = {tuple(p.shape) for p in block.parameters()} | {tuple(p.shape)[::-1] for p in block.parameters()}
-        context = torch.autocast(device.type, torch.bfloat16) if bf16 and world() == 1 else contextlib.nullcontext()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), context:
-            shared = model.attention_inputs(x, torch.arange(T, device=device)[None], None)
-            for kind, mask in shared.masks.items():
-                if isinstance(mask, Tiles) and (config.task == "finetune" or config.windows == "packed"):  # documents may be shorter than rows
-                    shared.masks[kind] = dataclasses.replace(mask, longest=min(T, attention.KEEP_UP_TO))
-            block(x, shared)
-    return sum(stored.values()), x.numel() * x.element_size()
+def build(shape: ModelConfig, config: TrainConfig, world_size: int = 1) -> Transformer:
+    """The model with its adapters, in the dtypes that a forward pass sees on one of `world_size` ranks."""
+    model = Transformer(shape)
+    if config.lora_rank:
+        apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    for parameter in model.parameters():
+        if config.precision == "bf16" and (world_size > 1 or not parameter.requires_grad):
+            parameter.data = parameter.data.bfloat16()
+    return model.train()
 
 
-def _adapt(block, config: TrainConfig) -> None:
-    """LoRA in one block, as in the model."""
-    wanted = ["qkv_proj"] if hasattr(block.self_attn, "qkv_proj") else ["q_proj", "v_proj"]
-    names = wanted if config.lora_targets == "paper" else config.lora_targets.split(",")
-    block.requires_grad_(False)
-    for name, module in list(block.named_modules()):
-        parent, _, child = name.rpartition(".")
-        if isinstance(module, torch.nn.Linear) and (child in names or names == ["all-linear"]):
-            setattr(block.get_submodule(parent), child, LoRALinear(module, config.lora_rank, config.lora_alpha, config.lora_dropout))
+def saved_bytes(shape: ModelConfig, config: TrainConfig, world_size: int) -> int:
+    """Bytes that a forward pass of one micro-batch saves for the backward pass, weights left out."""
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[id(storage)] = storage
+        return tensor
+
+    use_autocast = config.precision == "bf16" and world_size == 1
+    autocast = torch.autocast("cpu", torch.bfloat16, use_autocast, cache_enabled=False)
+    with FakeTensorMode(), torch.device("cpu"), autocast:
+        model = build(shape, config, world_size)
+        ids = torch.zeros(config.micro_batch_size, config.sequence_length, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(ids)
+    weights = {id(parameter.untyped_storage()) for parameter in model.parameters()}
+    return sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
 
 
-def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def memory_parts(model, config: TrainConfig, device) -> dict[str, int]:
-    """Bytes of each part at the peak of a step on one rank."""
-    shape = model.config
-    ranks = config.shard_size or world()
+def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1,
+                    device: str = "cuda") -> dict[str, int]:
+    """Kind -> bytes on one of `world_size` ranks at the peak of a training step; no weights are allocated."""
+    with torch.device("meta"):
+        model = build(shape, config)
     parameters = list(model.parameters())
-    trained = [p for p in parameters if p.requires_grad]
-    matrices = [p for p in trained if p.dim() >= 2]
-    count = sum(p.numel() for p in trained)
-    bf16 = config.precision == "bf16"
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    B, T, L = config.micro_batch_size, config.sequence_length, shape.num_hidden_layers
     head = shape.vocab_size * shape.hidden_size
-    head_trains = not config.lora_rank
-    parts = {"weights": sum(p.numel() * p.element_size() for p in parameters) // ranks}
-    parts["gradients"] = (max(p.numel() for p in trained) if config.step_in_backward else count) * 4 // ranks
-    parts["moments"] = count * (8 if config.moments == "fp32" else 4) // ranks
-    B, T, layers = config.micro_batch_size, config.sequence_length, shape.num_hidden_layers
-    kept, entry = block_memory(model, config, device)
-    if ranks > 1 or world() > 1:  # two blocks and the rest are gathered at a time, and one block's gradients in full
-        width = 2 if bf16 else 4
-        block = sum(p.numel() for p in model.layers[0].parameters())
-        rest = sum(p.numel() for p in parameters) - layers * block
-        parts["gathered weights"] = (2 * block + rest) * width + (block * 4 if head_trains else 0)
-    elif bf16:  # autocast's copies of what trains; the blocks' are kept by the backward pass, or made again with checkpointing
-        cast = sum(p.numel() for p in matrices) - (head if not shape.tie_word_embeddings else 0) - head
-        parts["bf16 copies"] = max(0, cast) * 2 // (layers if config.activation_checkpointing == "all" else 1)
-    again = {"no": 0, "all": layers, "half": (layers + 1) // 2}[config.activation_checkpointing]
-    parts["activations"] = layers * entry + max(layers - again, 1) * kept
-    parts["work space"] = (3 if bf16 else 2) * kept  # gradients on their way through a block, casts, holes between: measured on CPU
-    rows = min(B * T, ChunkedCrossEntropy.ROWS.get(device.type, 1024))
-    hidden = B * T * shape.hidden_size * (2 if bf16 else 4)
-    few, words = (ChunkedCrossEntropy.FEW, ChunkedCrossEntropy.WORDS) if device.type == "cpu" else (rows, shape.vocab_size)
-    piece = (rows * (2 if bf16 else 4) + few * (8 if bf16 else 4)) * shape.vocab_size
-    if head_trains and bf16:
-        piece += head * 2 + words * shape.hidden_size * 6  # the matrix in bf16, and parts of its gradient before they are added up
-    parts["loss"] = piece + 2 * hidden
-    # The loss's pieces are gone when the backward pass frees the first block's activations and takes room for the last gradients.
-    if not config.step_in_backward and ranks == 1:
-        early = head * 4 if head_trains else 0
-        late = parts["gradients"] - early
-        backward = max(0, late - parts["activations"] - parts["loss"])
-        parts["gradients"] = early + (late if config.global_batch_size > B else backward)
-    if device.type == "cpu":
-        parts["program"] = memory(device) + LATER_BYTES
-    return parts
+    shards = config.shard_size or world_size
+    width = 2 if config.precision == "bf16" else 4
+    # The residual stream is bf16 under FSDP and with LoRA's bf16 base, fp32 under autocast.
+    in_bf16 = config.precision == "bf16" and (world_size > 1 or config.lora_rank > 0)
+    stream = B * T * shape.hidden_size * (2 if in_bf16 else 4)
+    one, two = (dataclasses.replace(shape, num_hidden_layers=layers) for layers in (1, 2))
+    # What one block keeps for its backward pass.
+    block = saved_bytes(two, config, world_size) - saved_bytes(one, config, world_size)
+    recomputed = {"no": 0, "half": (L + 1) // 2, "all": L}[config.activation_checkpointing]
+    logits = min(B * T, ChunkedCrossEntropy.ROWS.get(device, 1024)) * shape.vocab_size
+    memory = {
+        "weights": sum(p.numel() * p.element_size() for p in parameters) // shards,
+        "gradients": 4 * trained // shards,
+        "optimizer state": (8 if config.optimizer_state_dtype == "fp32" else 4) * trained // shards,
+        "activations": L * stream + max(L - recomputed, 1) * block,
+        "work space": (3 if config.precision == "bf16" else 2) * block,  # gradients in a block
+        "loss": logits * (width + 4) + 2 * B * T * shape.hidden_size * width,
+    }
+    if not config.lora_rank:
+        memory["loss"] += head * width  # the output matrix in the precision of the products
+    if world_size > 1:  # FSDP gathers two blocks and the rest, and reduces one block's fp32 gradients
+        block_weights = sum(p.numel() for p in model.layers[0].parameters())
+        rest = sum(p.numel() for p in parameters) - L * block_weights
+        gathered = (2 * block_weights + rest) * width
+        memory["gathered weights"] = gathered + (0 if config.lora_rank else 4 * block_weights)
+    elif config.global_batch_size <= B:  # gradients grow as the backward pass frees the activations
+        memory["gradients"] = max(4 * head, memory["gradients"] - memory["activations"] - memory["loss"])
+    return memory
 
 
-def show(config: TrainConfig, model, steps: int, device) -> None:
-    """Print it all; no run is begun."""
-    shape = model.config
-    ranks = world()
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+# ---------------------------------------------------------------------------------------------------- dry run
+
+def show(shape: ModelConfig, config: TrainConfig, steps: int, device: torch.device) -> None:
+    """Print everything that `--dry_run` says; no run is begun."""
+    ranks = distributed.world_size()
+    with torch.device("meta"):
+        parameters = list(build(shape, config).parameters())
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
     tokens = tokens_per_step(config)
-    flops = flops_per_token(shape, config) * tokens * steps
-    parts = memory_parts(model, config, device)
-    print(f"parameters      {total:,}, of which train {trained:,}")
-    print(f"steps           {steps:,} of {config.global_batch_size} {'rows' if config.task == 'pretrain' else 'examples'}"
-          f" = {tokens:,} tokens a step{'' if config.task == 'pretrain' else ' at most'}, {tokens * steps:,} in all")
-    print(f"memory a rank   {sum(parts.values()) / 1e9:.3f} GB of {ranks} x {device}")
-    for name, size in parts.items():
+    memory = training_memory(shape, config, ranks, device.type)
+    if device.type == "cpu":
+        memory["program"] = peak_memory(device) + FIRST_STEP_BYTES
+    unit, most = ("rows", "") if config.task == "pretrain" else ("examples", " at most")
+    print(f"parameters      {total:,}, trained {trained:,}")
+    print(f"steps           {steps:,} of {config.global_batch_size} {unit} = {tokens:,} tokens per "
+          f"step{most}, {tokens * steps:,} in all")
+    print(f"memory per rank {sum(memory.values()) / 1e9:.3f} GB of {ranks} x {device}")
+    for name, size in memory.items():
         print(f"  {name:20} {size / 1e9:9.3f} GB")
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    peak = peak_flops(gpu)
+    peak = peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
+    flops = flops_per_token(shape, config) * tokens * steps
     if peak:
-        rate, how = peak * ASSUMED_MFU * ranks, f"at an MFU of {ASSUMED_MFU:.0%}"
-    else:
-        rate, how = measured_rate(config, device) * ranks, "at the speed of this machine's matrix products now, and half as much again for the rest"
-    seconds = flops / rate * (1 if peak else 1.5)
-    print(f"time            {seconds / 3600:.2f} h {how} ({flops:.2e} FLOP)")
-    sys.stdout.flush()
+        rate, how = ASSUMED_MFU * peak, f"at an MFU of {ASSUMED_MFU:.0%}"
+    else:  # a third of a step is not matrix products
+        rate, how = measured_flops(config, device) / 1.5, "at the measured speed of matrix products"
+    print(f"time            {flops / (rate * ranks) / 3600:.2f} h {how} ({flops:.2e} FLOP)", flush=True)
 
 
-def measured_rate(config: TrainConfig, device) -> float:
+def measured_flops(config: TrainConfig, device: torch.device) -> float:
     """FLOP/s of a matrix product of a training step's size, in its precision."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
     a @ b
-    begin, n = time.perf_counter(), 0
+    begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < 0.3:
-        a @ b
-        n += 1
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return n * 2 * 1024 ** 3 / (time.perf_counter() - begin)
+        (a @ b).sum().item()  # waits for a GPU
+        count += 1
+    return count * 2 * 1024 ** 3 / (time.perf_counter() - begin)

@@ -460,7 +460,6 @@ def test_inspect_says_what_a_folder_is_and_what_it_needs(tmp_path):
 
 @pytest.mark.parametrize("one_gpu", [False, True])
 def test_the_activations_of_the_memory_formula_are_what_autograd_keeps(one_gpu, monkeypatch):
-    monkeypatch.setattr("mmed.kernels.attention.KEEP_UP_TO", 0)  # the formula is of a GPU, whose attention keeps no probabilities
     from mmed.checkpoints.commands import kept_values
     from mmed.model import ModelConfig, Transformer
 

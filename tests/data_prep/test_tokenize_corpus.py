@@ -1,4 +1,5 @@
-"""Documents to one stream: the ids are the tokenizer's, whatever the workers, kills and held-out share."""
+"""Documents to one stream: the ids are the tokenizer's, on any number of workers and after a kill."""
+
 import gzip
 import itertools
 import json
@@ -23,7 +24,16 @@ def corpus(tmp_path):
         for n in range(40):
             text = " ".join(rng.choices(WORDS, k=rng.randint(1, 30)))
             texts.append(text)
-            lines.append(json.dumps({"text": text, "language": ["en", "ja"][n % 2], "source": ["web", "book"][shard % 2], "id": f"{shard}-{n}"}))
+            lines.append(
+                json.dumps(
+                    {
+                        "text": text,
+                        "language": ["en", "ja"][n % 2],
+                        "source": ["web", "book"][shard % 2],
+                        "id": f"{shard}-{n}",
+                    }
+                )
+            )
         lines.append(json.dumps({"text": "  ", "language": "en"}))
         (tmp_path / "raw").mkdir(exist_ok=True)
         with gzip.open(tmp_path / "raw" / f"part{shard}.jsonl.gz", "wt", encoding="utf-8") as file:
@@ -42,17 +52,29 @@ def test_every_document_is_in_the_stream_once_with_bos_and_eos(corpus):
     meta = tokenize_corpus([folder / "raw"], folder / "tokenizer", folder / "out" / "s")
     stream = TokenStream(folder / "out" / "s", tokenizer.fingerprint, verify=True)
     assert documents_of(stream) == [tokenizer.encode(text, bos=True, eos=True) for text in texts]
-    assert sum(c["documents"] for by in meta["counts"].values() for c in by.values()) == len(texts) == meta["documents"]
+    assert (
+        sum(c["documents"] for by in meta["counts"].values() for c in by.values())
+        == len(texts)
+        == meta["documents"]
+    )
     assert meta["funnel"]["dropped"] and "120" in count_table(meta["counts"])
 
 
 def test_the_bytes_do_not_depend_on_workers_or_on_a_kill(corpus):
     folder, _, _ = corpus
     tokenize_corpus([folder / "raw"], folder / "tokenizer", folder / "one", held_out=0.2)
-    options = {"tokenizer": str(folder / "tokenizer"), "held_out": 0.2, "language": "", "source": "", "strict": False}
+    options = {
+        "tokenizer": str(folder / "tokenizer"),
+        "held_out": 0.2,
+        "language": "",
+        "source": "",
+        "strict": False,
+    }
     (folder / "two.parts").mkdir()
-    tokenize_part(folder / "raw" / "part1.jsonl.gz", "part1", folder / "two.parts", options)  # a first run got this far …
-    (folder / "two.parts" / "part0.bin.tmp").write_bytes(b"half")                            # … and died here
+    tokenize_part(
+        folder / "raw" / "part1.jsonl.gz", "part1", folder / "two.parts", options
+    )  # a first run got this far …
+    (folder / "two.parts" / "part0.bin.tmp").write_bytes(b"half")  # … and died here
     done = (folder / "two.parts" / "part1.done.json").stat().st_mtime_ns
     tokenize_corpus([folder / "raw"], folder / "tokenizer", folder / "two", held_out=0.2, workers=2)
     for suffix in (".bin", ".idx", HELD_OUT + ".bin", HELD_OUT + ".idx"):
@@ -82,7 +104,7 @@ def test_a_finished_stream_is_not_made_again_and_a_changed_input_is(corpus):
 def test_nothing_to_tokenize_and_a_missing_tokenizer_are_one_line(corpus):
     folder, _, _ = corpus
     (folder / "empty.jsonl").write_text('{"text": " "}\n')
-    with pytest.raises(UserError, match="no document was left"):
+    with pytest.raises(UserError, match="no document to tokenize"):
         tokenize_corpus([folder / "empty.jsonl"], folder / "tokenizer", folder / "s")
     with pytest.raises(UserError, match="no such file or folder"):
         tokenize_corpus([folder / "raw"], folder / "nowhere", folder / "s")

@@ -1,0 +1,92 @@
+"""The dry run: FLOPs, the decision to compile, and memory against what runs really use."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmed.config import RECIPES, SHAPES, TrainConfig
+from mmed.model import ModelConfig
+from mmed.training.memory_estimate import flops_per_token, peak_flops, training_memory, worth_compiling
+
+ROOT = Path(__file__).resolve().parents[2]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+SEVEN_B = ModelConfig(vocab_size=92544, **SHAPES["internlm2-7b"])
+
+
+def test_flops_follow_the_formula_and_short_runs_are_not_compiled():
+    large = ModelConfig(vocab_size=8192, **SHAPES["25m"])
+    config = TrainConfig(sequence_length=512, global_batch_size=8)
+    weights = 8 * (4 * 384 * 384 + 3 * 384 * 1536) + 8192 * 384
+    assert flops_per_token(large, config) == 6 * weights + 6 * 8 * 384 * 512
+    cpu = torch.device("cpu")
+    assert worth_compiling(config, large, 100_000, cpu) and not worth_compiling(config, large, 10, cpu)
+
+
+def test_peak_flops_are_those_of_the_very_product():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H800") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12 and peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None and peak_flops("cpu") is None
+
+
+def test_sharded_memory_shrinks_with_the_ranks_whatever_the_accumulation():
+    config = RECIPES["pretrain_mmedlm2"][1]
+    parameters = 7.74e9
+    for ranks in (8, 64):
+        memory = training_memory(SEVEN_B, config, ranks)
+        for kind, width in (("weights", 4), ("gradients", 4), ("optimizer state", 8)):
+            assert memory[kind] == pytest.approx(width * parameters / ranks, rel=0.01), (ranks, kind)
+    hybrid = training_memory(SEVEN_B, dataclasses.replace(config, shard_size=8), 64)
+    assert hybrid["weights"] == training_memory(SEVEN_B, config, 8)["weights"]
+
+
+def test_lora_targets_and_checkpointing_count_under_every_name():
+    config = RECIPES["finetune_lora"][1]
+    packed = dataclasses.replace(SEVEN_B, packed_qkv=True, family="internlm2")
+    named = [
+        training_memory(packed, dataclasses.replace(config, lora_targets=names))
+        for names in ("wqkv", "qkv_proj", "attention.wqkv", "paper")
+    ]
+    assert named[0] == named[1] == named[2] == named[3]
+    every = training_memory(packed, dataclasses.replace(config, lora_targets="all-linear"))
+    assert every["gradients"] > 2 * named[0]["gradients"] and every["activations"] > named[0]["activations"]
+    recomputed = training_memory(packed, dataclasses.replace(config, activation_checkpointing="all"))
+    assert recomputed["activations"] < 0.2 * named[0]["activations"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--activation_checkpointing=all"],
+        ["--model=shape:10m", "--sequence_length=512", "--micro_batch_size=8"],
+        ["--model=shape:25m", "--micro_batch_size=8", "--precision=bf16", "--lora_rank=16"],
+        ["--model=shape:25m", "--micro_batch_size=8", "--optimizer_state_dtype=bf16"],
+    ],
+)
+def test_a_dry_run_predicts_the_memory_of_the_run(tmp_path, flags):
+    flags = [*flags, "--global_batch_size=8"] if len(flags) > 1 else flags
+    command = [
+        sys.executable,
+        "-m",
+        "mmed.train",
+        "tiny",
+        "--compile=no",
+        "--save_every=1000",
+        "--async_save=false",
+        f"--out={tmp_path / 'run'}",
+        *flags,
+    ]
+    dry = [*command, "--dry_run"]
+    done = subprocess.run(dry, env=ENV, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not (tmp_path / "run" / "run.json").exists() and "time" in done.stdout
+    predicted = float(done.stdout.split("memory per rank")[1].split()[0])
+    subprocess.run([*command, "--max_steps=2"], env=ENV, cwd=ROOT, capture_output=True, check=True)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert predicted == pytest.approx(last["memory_bytes"] / 1e9, rel=0.12), done.stdout

@@ -5,9 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmed.inference.decoder import Segment, decoder_for
 from mmed.loss import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
-from mmed.model import ModelConfig, Transformer, rope_frequencies
+from mmed.model import KVCache, ModelConfig, Transformer, rope_frequencies
 
 transformers = pytest.importorskip("transformers")
 
@@ -85,30 +84,23 @@ def test_loss_and_gradients_equal_transformers(seed):
 def test_cached_decoding_equals_the_full_forward_for_sequences_of_different_length(seed):
     _, ours = random_pair(seed + 20)
     torch.manual_seed(seed)
-    lengths = [5, 11, 2]
+    lengths = torch.tensor([5, 11, 2])
     ids = torch.randint(0, ours.config.vocab_size, (3, 14))
     with torch.inference_mode():
-        full = ours(ids)
-        for rows in (3, 1):  # how weights are laid out depends on it
-            decoder = decoder_for(ours, rows)
-            cache = decoder.make_cache(3, 20)
-            first = decoder.extend(cache, [Segment(row, 0, ids[row, :n].tolist()) for row, n in enumerate(lengths)], [range(n) for n in lengths])
-            for row, n in enumerate(lengths):
-                assert close(first[row], full[row, :n])
-            for step in range(3):
-                at = [n + step for n in lengths]
-                new = decoder.step(cache, ids[range(3), at].tolist(), at)
-                assert close(new, full[range(3), at])
+        full, cache = ours(ids), KVCache(ours.config, 3, 20, torch.float32)
+        first = ours(ids[:, :11], cache=cache)  # right-padded prompts: what is beyond a length is overwritten
+        for row, n in enumerate(lengths):
+            assert close(first[row, :n], full[row, :n])
+        for step in range(3):
+            at = (lengths + step)[:, None]
+            assert close(ours(ids.gather(1, at), positions=at, cache=cache)[:, 0], full[range(3), at[:, 0]])
 
 
-def test_a_cache_slot_can_be_used_alone():
+def test_logits_of_one_token_a_row_equal_those_of_all():
     _, ours = random_pair(31)
-    ids = torch.randint(0, ours.config.vocab_size, (1, 9))
-    with torch.inference_mode():
-        decoder = decoder_for(ours, 4)
-        cache = decoder.make_cache(4, 12)
-        assert close(decoder.extend(cache, [Segment(2, 0, ids[0].tolist())], [range(9)])[0], ours(ids)[0])
-    assert cache.keys[:, [0, 1, 3]].abs().sum() == 0 < cache.keys[:, 2].abs().sum()
+    ids, at = torch.randint(0, ours.config.vocab_size, (3, 9)), torch.tensor([8, 0, 4])
+    with torch.no_grad():
+        assert close(ours(ids, logits_at=at), ours(ids)[range(3), at])
 
 
 def test_packed_documents_do_not_see_each_other():

@@ -6,13 +6,13 @@
     python benchmarks/inference/bench_generate.py --device cuda           8 B shape in bf16 (needs the checkout, torch and transformers only)
 
 Rows
-    equal     25 M Llama, 64 prompt + 128 new tokens, batch 1, 8 and 32, against `generate` with its dynamic and its static cache
+    equal     25 M Llama, 64 prompt + 128 new tokens, batch 1, 8 and 32, against the plain loop and `generate` with both caches
     ragged    exam prompts of mixed lengths, answers of mixed lengths, against batches of 16 and the official loop (batch 1)
     scoring   log P of five answer strings a question, against lm-evaluation-harness's HF model on the same ids, batches of 16
     int8      int8 weights against fp32, batch 1: tokens/s and what changes
     where     where the time of a step and of a prompt goes: products, attention, all else (by torch's profiler, which costs a little itself)
     memory    peak resident memory over --prompts short prompts (10,000 by default), printed every tenth of them
-    GPU       with --device cuda: `one` batch 1 against the bandwidth roof, `many` mixed prompts by number of slots against generate at
+    GPU       with --device cuda: `one` batch 1 against the bandwidth roof, `many` mixed prompts by batch size against generate at
               its best batch and, where transformers has it, generate_batch (its continuous batching). On a CPU: --device cpu --rows one,many
 
 Every row checks first that the fp32 tokens (or scores) are the same; a row where they are not is printed as such and not timed (`ragged`
@@ -37,7 +37,6 @@ from torch.profiler import ProfilerActivity, profile
 from mmed.config import SHAPES
 from mmed.generate import generate, score_many
 from mmed.inference.decoder import Segment, decoder_for
-from mmed.inference.engine import likeliest
 from mmed.inference.option_scores import int8_difference
 from mmed.model import ModelConfig, Transformer
 from mmed.prompts import build_prompt, read_benchmark
@@ -99,11 +98,12 @@ def equal_row(ours, theirs, options: argparse.Namespace) -> None:
     rng, new = random.Random(1), options.new_tokens
     for batch in options.batches:
         prompts = [[rng.randrange(1, VOCAB) for _ in range(64)] for _ in range(batch)]
-        if generate(ours, prompts, new, slots=batch) != hf_generate(theirs, prompts, new):
+        if generate(ours, prompts, new, max_batch_size=batch) != hf_generate(theirs, prompts, new):
             print(f"batch {batch}: tokens differ from transformers': not timed")
             continue
-        in_turn(f"equal, batch {batch}", batch * new, "tokens/s", lambda p=prompts, b=batch: generate(ours, p, new, slots=b),
-                {"transformers, dynamic cache": lambda p=prompts: hf_generate(theirs, p, new),
+        in_turn(f"equal, batch {batch}", batch * new, "tokens/s", lambda p=prompts, b=batch: generate(ours, p, new, max_batch_size=b),
+                {"the plain loop": lambda p=prompts, b=batch: generate(ours, p, new, max_batch_size=b, engine_name="plain"),
+                 "transformers, dynamic cache": lambda p=prompts: hf_generate(theirs, p, new),
                  "transformers, static cache": lambda p=prompts: hf_generate(theirs, p, new, cache_implementation="static")}, options.rounds)
 
 
@@ -188,8 +188,8 @@ def int8_row(ours, theirs, options: argparse.Namespace) -> None:
     for _ in range(options.rounds):
         for int8 in times:
             ours.int8 = int8
-            generate(ours, [prompts[0]], 2, slots=1)  # laid out
-            times[int8].append(seconds(lambda: generate(ours, [prompts[0]], options.new_tokens, slots=1)))
+            generate(ours, [prompts[0]], 2, max_batch_size=1)  # laid out
+            times[int8].append(seconds(lambda: generate(ours, [prompts[0]], options.new_tokens, max_batch_size=1)))
     ours.int8 = False
     print(f"int8, batch 1: {options.new_tokens / statistics.median(times[True]):.1f} tokens/s, "
           f"{statistics.median(a / b for a, b in zip(times[False], times[True])):.2f}x the weights as they are")
@@ -199,10 +199,10 @@ def where_row(ours, theirs, options: argparse.Namespace) -> None:
     prompt = [random.Random(6).randrange(1, VOCAB) for _ in range(320)]
     for batch in options.batches:
         with torch.inference_mode():
-            decoder = decoder_for(ours, batch)
+            decoder = decoder_for(ours)
             cache = decoder.make_cache(batch, 512)
-            step, fill = partial(decoder.step, cache, [5] * batch, [128] * batch), partial(decoder.extend, cache, [Segment(0, 0, prompt)], [(319,)])
-            shares(f"step of batch {batch}", lambda step=step: likeliest(step()))
+            step, fill = partial(decoder.decode_step, cache, [5] * batch, [128] * batch), partial(decoder.prefill, cache, [Segment(0, 0, prompt)])
+            shares(f"step of batch {batch}", lambda step=step: step().argmax(-1))
             shares(f"prompt of 320 tokens, laid out for {batch}", fill)
 
 
@@ -225,7 +225,7 @@ def memory_row(ours, theirs, options: argparse.Namespace) -> None:
     peaks, done = [], 0
     while done < count:
         part = [[rng.randrange(1, VOCAB) for _ in range(rng.randint(8, 64))] for _ in range(min(256, count - done))]
-        generate(small, part, [rng.randint(1, 8) for _ in part], slots=32)
+        generate(small, part, [rng.randint(1, 8) for _ in part], max_batch_size=32)
         score_many(small, part[:32], [[[1, 2], [1, 3]]] * len(part[:32]))
         done += len(part)
         if done * 10 // count > len(peaks):
@@ -238,12 +238,12 @@ def memory_row(ours, theirs, options: argparse.Namespace) -> None:
 
 def one_row(ours, theirs, options: argparse.Namespace) -> None:
     prompts, new = [[random.Random(1).randrange(1, VOCAB) for _ in range(64)]], options.new_tokens
-    generate(ours, prompts, 8, slots=1)  # compiles and captures
-    agree(generate(ours, prompts, new, slots=1), hf_generate(theirs, prompts, new))
-    in_turn("batch 1", new, "tokens/s", lambda: generate(ours, prompts, new, slots=1),
+    generate(ours, prompts, 8, max_batch_size=1)  # compiles and captures
+    agree(generate(ours, prompts, new, max_batch_size=1), hf_generate(theirs, prompts, new))
+    in_turn("batch 1", new, "tokens/s", lambda: generate(ours, prompts, new, max_batch_size=1),
             {"transformers, dynamic cache": lambda: hf_generate(theirs, prompts, new)}, options.rounds)
     weights = sum(p.numel() * p.element_size() for name, p in ours.named_parameters() if name != "embed_tokens.weight")
-    took = statistics.median(seconds(lambda: generate(ours, prompts, new, slots=1)) - seconds(lambda: generate(ours, prompts, 1, slots=1))
+    took = statistics.median(seconds(lambda: generate(ours, prompts, new, max_batch_size=1)) - seconds(lambda: generate(ours, prompts, 1, max_batch_size=1))
                              for _ in range(options.rounds)) / (new - 1)
     print(f"batch 1: a step {took * 1e3:.2f} ms = {weights / took / 1e12:.2f} TB/s of weights; {weights / took / 1e12 / options.roof:.0%} of "
           f"{options.roof} TB/s (--roof)")
@@ -270,13 +270,13 @@ def many_row(ours, theirs, options: argparse.Namespace) -> None:
             config = transformers.GenerationConfig(max_new_tokens=max(lengths), do_sample=False, pad_token_id=0, eos_token_id=-1)
             return theirs.generate_batch(inputs=prompts, generation_config=config)
         peers["transformers, generate_batch"] = continuous
-    for slots in options.slots:
-        mine = generate(ours, prompts, lengths, slots=slots)  # compiles and captures
-        print(f"many: {len(prompts)} prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, {useful:,} new, {slots} slots")
-        if slots == options.slots[0]:
+    for size in options.batch_sizes:
+        mine = generate(ours, prompts, lengths, max_batch_size=size)  # compiles and captures
+        print(f"many: {len(prompts)} prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, {useful:,} new, batch size {size}")
+        if size == options.batch_sizes[0]:
             agree(mine, batches(options.peer_batches[0]))
-        in_turn(f"many, {slots} slots", useful, "tokens/s", lambda s=slots: generate(ours, prompts, lengths, slots=s),
-                peers if slots == options.slots[-1] else {}, options.rounds)
+        in_turn(f"many, batch size {size}", useful, "tokens/s", lambda s=size: generate(ours, prompts, lengths, max_batch_size=s),
+                peers if size == options.batch_sizes[-1] else {}, options.rounds)
 
 
 def agree(mine: list[list[int]], other: list[list[int]]) -> None:
@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=numbers, default=[1, 8, 32])
-    parser.add_argument("--slots", type=numbers, default=[64, 128, 256], help="of the row `many`")
+    parser.add_argument("--batch_sizes", type=numbers, default=[64, 128, 256], help="of the row `many`")
     parser.add_argument("--peer_batches", type=numbers, default=[16, 64, 128], help="of the row `many`")
     parser.add_argument("--new_tokens", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=200)

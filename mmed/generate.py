@@ -2,12 +2,12 @@
 
     python -m mmed.generate --model FOLDER --prompt "Fever and cough"
     python -m mmed.generate --model FOLDER --chat --language fr
-    python -m mmed.generate --model FOLDER --input prompts.jsonl --out texts.jsonl     {"prompt": ...} lines; resumable
-    torchrun --nproc_per_node=8 -m mmed.generate --model FOLDER --input ... --out ...  the same file, by 8 GPUs
-    ... --shard                                                                        for a model larger than one GPU
+    python -m mmed.generate --model FOLDER --input prompts.jsonl --out texts.jsonl    lines of {"prompt": ...}
+    torchrun --nproc_per_node=8 -m mmed.generate --model FOLDER --input ... --out ... the same file by 8 GPUs
+    ... --shard                                                                       also for larger models
 
-`generate_plain` and `score_plain` are decoding as a textbook has it, over the modules of mmed/model.py. `generate` and
-`score_many` do the same with the fast engine (mmed/inference/), which is tested against them.
+`generate_plain` and `score_plain` are decoding as a textbook has it, over the modules of mmed/model.py.
+`generate` and `score_many` do the same with the fast engine (mmed/inference/), which is tested against them.
 """
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ from mmed.lora import merge_lora
 from mmed.model import KVCache, Transformer
 from mmed.prompts import ALPACA
 from mmed.tokenization.chat_template import FORMATS, encode_chat
-from mmed.tokenizer import load_tokenizer
+from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printable
 from mmed.utils.files import read_jsonl
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 
 WAIT_SECONDS = 14 * 24 * 3600  # ranks that are done wait for those that are not
+DRAWING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")  # options that are fields of Decoding
 
 
-# -------------------------------------------------------------------------------------------------- the plain engine
+# ------------------------------------------------------------------------------------------- the plain engine
 
 @torch.inference_mode()
 def generate_plain(model: Transformer, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
@@ -71,7 +72,7 @@ def decode_batch(model: Transformer, batch: list[Sequence], decoding: Decoding) 
             running[i] = running[i] and not decoding.append(sequence, tokens[i])
         if not any(running):
             return
-        last = last + torch.tensor(running, device=weight.device)  # a sequence that has ended repeats its place
+        last = last + torch.tensor(running, device=weight.device)  # one that has ended repeats its place
         ids, positions = torch.tensor(tokens, device=weight.device)[:, None], last[:, None]
 
 
@@ -83,17 +84,17 @@ def padded(rows: list[list[int]], device: torch.device) -> Tensor:
 
 @torch.inference_mode()
 def score_plain(model: Transformer, prompt: list[int], options: list[list[int]]) -> list[float]:
-    """log P(option | prompt) of each option: the sum over its tokens, by one forward pass over prompt and option."""
+    """log P(option | prompt) of each option: the sum over its tokens, from one forward pass."""
     rows = padded([[*prompt, *option] for option in options], model.embed_tokens.weight.device)
     log_p = model(rows[:, :-1]).float().log_softmax(-1)
-    log_p = log_p.gather(2, rows[:, 1:, None])[:, len(prompt) - 1:, 0].double()  # (options, tokens of the longest)
+    log_p = log_p.gather(2, rows[:, 1:, None])[:, len(prompt) - 1:, 0].double()  # (options, longest)
     return [float(row[:len(option)].sum()) for row, option in zip(log_p, options, strict=True)]
 
 
-# --------------------------------------------------------------------------------------------------- either engine
+# ---------------------------------------------------------------------------------------------- either engine
 
-def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int | list[int], *, engine_name: str = "fast",
-             **decoding: Any) -> list[list[int]]:
+def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int | list[int], *,
+             engine_name: str = "fast", **decoding: Any) -> list[list[int]]:
     """The new tokens of each prompt, without the end token. `decoding`: further fields of `Decoding`."""
     run = generate_plain if engine_name == "plain" or is_sharded(model) else engine.generate
     return run(model, prompts, Decoding(max_new_tokens, **decoding))
@@ -113,10 +114,10 @@ def score_many(model: Transformer, prompts: list[list[int]], options: list[list[
     return scores
 
 
-# ----------------------------------------------------------------------------------------------- loading and prompts
+# ---------------------------------------------------------------------------------------- loading and prompts
 
-def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto", shard: bool = False,
-               bos: str = "auto"):
+def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto",
+               shard: bool = False, bos: str = "auto") -> tuple[Transformer, Tokenizer]:
     """(model ready to decode, its tokenizer); an adapter is merged. Joins the other ranks under torchrun.
 
     dtype  "int8": weights of 8 bits while decoding (mmed/inference/quantize.py)
@@ -129,14 +130,14 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
         device = distributed.device_called(device)
     int8 = dtype == "int8"
     if shard and (distributed.world_size() == 1 or adapter or int8):
-        raise UsageError("--shard: needs torchrun with several processes, and neither --adapter (merge it first: "
-                         "python -m mmed.checkpoints merge) nor --dtype int8")
+        raise UsageError("--shard: needs torchrun with several processes, without --dtype int8 and --adapter "
+                         "(first merge it: python -m mmed.checkpoints merge)")
     if dtype in ("auto", "int8"):
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     load = load_sharded if shard else load_pretrained
     model, tokenizer = load(folder, dtype=getattr(torch, dtype), device=device)
     if tokenizer is None:
-        raise UserError(f"{folder}: no tokenizer.model or tokenizer.json in this folder; put the model's tokenizer there")
+        raise UserError(f"{folder}: no tokenizer.model or tokenizer.json there; add the model's tokenizer")
     if bos != "auto":
         tokenizer = load_tokenizer(folder, bos)
     if adapter:
@@ -146,7 +147,7 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
     return model.eval(), tokenizer
 
 
-def load_sharded(folder: str, dtype: torch.dtype, device: str):
+def load_sharded(folder: str, dtype: torch.dtype, device: str) -> tuple[Transformer, Tokenizer]:
     """`load_pretrained`, each rank reading and keeping its own rows."""
     with torch.device("meta"):
         model = Transformer(load_config(folder)).to(dtype)
@@ -165,14 +166,14 @@ def encode_prompt(tokenizer, text: str) -> list[int]:
 
 
 def prompt_ids(model: Transformer, tokenizer, text: str, chat_template: str) -> list[int]:
-    """Ids of a prompt: the text itself ("none"), or a user's message in a chat template ("auto": the tokenizer's)."""
+    """Ids of a prompt: the text itself ("none"), or a user's message in a chat template ("auto": its own)."""
     if chat_template == "none":
         return encode_prompt(tokenizer, text)
     name = None if chat_template == "auto" else chat_template
     return encode_chat(tokenizer, [{"role": "user", "content": text}], model.config.family, name)
 
 
-# -------------------------------------------------------------------------------------------------- the command line
+# ------------------------------------------------------------------------------------------- the command line
 
 def stream_text(model: Transformer, tokenizer, prompt: list[int], **options: Any) -> None:
     """Print the continuation of a prompt's ids as it is decoded."""
@@ -192,12 +193,12 @@ def stream_text(model: Transformer, tokenizer, prompt: list[int], **options: Any
 
 
 def chat(model: Transformer, tokenizer, language: str, chat_template: str, options: dict) -> None:
-    """Questions from stdin, answers streamed; questions are independent of each other, as in the fine-tuning data."""
+    """Questions from stdin, answers streamed; each question is independent, as in the fine-tuning data."""
     spoken = get_language(language)
     print(spoken.disclaimer)
     # MMedLM: the first sentence of its fine-tuning instruction, without the part on options
-    instruction = (f"You're a {spoken.name} doctor, kindly address the medical queries according to the patient's account "
-                   f"in {spoken.name}.")
+    instruction = (f"You're a {spoken.name} doctor, kindly address the medical queries according to the "
+                   f"patient's account in {spoken.name}.")
     while True:
         try:
             question = input("> ").strip()
@@ -211,15 +212,17 @@ def chat(model: Transformer, tokenizer, language: str, chat_template: str, optio
             stream_text(model, tokenizer, prompt_ids(model, tokenizer, text, chat_template), **options)
 
 
-def read_prompts(model: Transformer, tokenizer, path: str, chat_template: str) -> tuple[list[dict], list[list[int]]]:
+def read_prompts(model: Transformer, tokenizer: Tokenizer, path: str,
+                 chat_template: str) -> tuple[list[dict], list[list[int]]]:
     """(objects, ids of their prompts) of a JSONL file."""
     rows, prompts, longest = [], [], model.config.max_position_embeddings
     for number, row in read_jsonl(path):
         if not isinstance(row.get("prompt"), str):
-            raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got keys {', '.join(row) or 'none'}")
+            keys = ", ".join(row) or "none"
+            raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got keys {keys}")
         ids = prompt_ids(model, tokenizer, row["prompt"], chat_template)
         if len(ids) >= longest:
-            raise UserError(f"{path}:{number}: the prompt ({len(ids):,} tokens) exceeds the context length of "
+            raise UserError(f"{path}:{number}: the prompt ({len(ids):,} tokens) fills the context length of "
                             f"{longest:,}; shorten it")
         rows.append(row)
         prompts.append(ids)
@@ -227,21 +230,24 @@ def read_prompts(model: Transformer, tokenizer, path: str, chat_template: str) -
 
 
 def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decoding: dict) -> int:
-    """Complete every {"prompt": ...} of a JSONL file: the same objects with "text" added. Resumes a killed run."""
+    """Complete every {"prompt": ...} of a JSONL file, adding "text" to the objects; resumes a killed run."""
     rows, prompts = read_prompts(model, tokenizer, options.input, options.chat_template)
-    facts = {name: getattr(options, name) for name in ("batch_size", "chat_template", "dtype", "bos", "engine", "seed",
-                                                       "max_new_tokens", "temperature", "top_k", "top_p")}
+    names = (*DRAWING, "batch_size", "chat_template", "dtype", "bos", "engine")
+    facts = {name: getattr(options, name) for name in names}
     facts |= {"model": model_fingerprint(options.model, options.adapter), "input": file_hash(options.input)}
     if options.dtype == "int8":
         print(int8_difference(model, prompts), file=sys.stderr)
     bar, size = progress_bar(len(rows), sys.stderr.isatty()), round_size(options.batch_size)
     rounds = {start: range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)}
-    costs = {start: sum(len(prompts[i]) + options.max_new_tokens for i in places) for start, places in rounds.items()}
+    costs = {start: sum(len(prompts[i]) + options.max_new_tokens for i in places)
+             for start, places in rounds.items()}
 
     def compute(start: int) -> list[dict]:
         places = rounds[start]
-        new = generate(model, [prompts[i] for i in places], numbers=list(places), on_done=lambda *_: bar.update(), **decoding)
-        return [rows[i] | {"text": tokenizer.decode(ids, continued=True)} for i, ids in zip(places, new, strict=True)]
+        new = generate(model, [prompts[i] for i in places], numbers=list(places),
+                       on_done=lambda *_: bar.update(), **decoding)
+        texts = [tokenizer.decode(ids, continued=True) for ids in new]
+        return [rows[i] | {"text": text} for i, text in zip(places, texts, strict=True)]
 
     journal = run_rounds(Path(options.out), facts, costs, compute, force=options.force, model=model,
                          on_skip=lambda start: bar.update(len(rounds[start])))
@@ -256,18 +262,18 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m mmed.generate", description="Continue prompts with a model.",
                     epilog='Example: python -m mmed.generate --model FOLDER --prompt "Fever and cough"')
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, metavar="FOLDER", help="config.json, *.safetensors, tokenizer")
+    model.add_argument("--model", required=True, metavar="FOLDER", help="config.json, weights, tokenizer")
     model.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to merge into the model")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
-                       help="auto: bfloat16 on a GPU, else float32; int8: 8-bit weights, prints what they change")
+                       help="auto: bfloat16 on a GPU, else float32; int8: 8-bit weights")
     model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
-    model.add_argument("--shard", action="store_true", help="under torchrun, with --input: divide the weights over all "
-                       "ranks, for a model larger than one GPU")
+    model.add_argument("--shard", action="store_true",
+                       help="under torchrun: divide the weights over the ranks, for large models")
     model.add_argument("--engine", choices=("fast", "plain"), default="fast", help="plain: the textbook loop")
     data = parser.add_argument_group("prompts")
     what = data.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="continue this text")
-    what.add_argument("--chat", action="store_true", help="answer questions from the keyboard (no medical advice)")
+    what.add_argument("--chat", action="store_true", help="answer typed questions (no medical advice)")
     what.add_argument("--input", metavar="FILE.jsonl", help='lines of {"prompt": ...}')
     data.add_argument("--out", metavar="FILE.jsonl", help="with --input: the same lines with 'text' added")
     data.add_argument("--force", action="store_true", help="replace results of another model or input")
@@ -279,11 +285,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     how = parser.add_argument_group("decoding")
     how.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="default 256")
     how.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (default)")
-    how.add_argument("--top_k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 0: all")
+    how.add_argument("--top_k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: all")
     how.add_argument("--top_p", type=float, default=1.0, metavar="P",
                      help="draw from the likeliest tokens that hold P of the probability")
     how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences decoded together (default 32)")
+    how.add_argument("--batch_size", type=int, default=32, metavar="N",
+                     help="sequences decoded together (default 32)")
     options = parser.parse_args(arguments)
     if bool(options.input) != bool(options.out):
         raise UsageError("--input and --out go together")
@@ -296,11 +303,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    decoding = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+    decoding = {name: getattr(options, name) for name in DRAWING}
     Decoding(**decoding)  # rejects wrong values before the model is loaded
-    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard, options.bos)
-    decoding |= {"engine_name": options.engine, "max_batch_size": options.batch_size, "end_ids": tokenizer.end_ids,
-                 "vocab_size": tokenizer.vocab_size}
+    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device,
+                                  options.shard, options.bos)
+    decoding |= {"engine_name": options.engine, "max_batch_size": options.batch_size,
+                 "end_ids": tokenizer.end_ids, "vocab_size": tokenizer.vocab_size}
     if options.input:
         return run_file(model, tokenizer, options, decoding)
     if options.chat:

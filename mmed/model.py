@@ -402,8 +402,9 @@ class Transformer(nn.Module):
     def cache_mask(self, positions: Tensor, used: int, slides: bool, dtype: torch.dtype) -> Tensor | None:
         """The mask of tokens at `positions` (B, T) over the first `used` places of a cache."""
         first, T = int(positions.min()), positions.shape[1]
-        in_step = first == used - T and (first == 0 or T == 1)  # all rows of one length: plain causal attention
-        if in_step and self.config.position_embedding == "rope" and not (slides and self.config.sliding_window < used):
+        causal = first == used - T and (first == 0 or T == 1)  # all rows have the same length
+        slides = slides and self.config.sliding_window < used
+        if causal and not slides and self.config.position_embedding == "rope":
             return None
         return dense_mask(self.config, positions, torch.arange(used, device=positions.device), slides, dtype)
 

@@ -54,8 +54,8 @@ def write_prompts(path: Path, count: int) -> list[str]:
 # ------------------------------------------------------------------------------------------- files of prompts
 
 def test_a_killed_run_continues_and_writes_the_same_file(model_folder, tmp_path, monkeypatch):
-    arguments = ["--model", str(model_folder), *write_prompts(tmp_path / "in.jsonl", 40), "--max_new_tokens", "6",
-                 "--batch_size", "2", "--temperature", "1"]
+    arguments = ["--model", str(model_folder), *write_prompts(tmp_path / "in.jsonl", 40),
+                 "--max_new_tokens", "6", "--batch_size", "2", "--temperature", "1"]
     main([*arguments, "--out", str(tmp_path / "whole.jsonl")])
     whole = (tmp_path / "whole.jsonl").read_bytes()
     assert [json.loads(line)["id"] for line in whole.splitlines()] == list(range(40))
@@ -89,20 +89,21 @@ def test_an_empty_file_of_prompts_gives_an_empty_file(model_folder, tmp_path, dt
 
 def test_a_line_without_a_prompt_is_named(model_folder, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    arguments = ["--model", str(model_folder), "--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out")]
+    files = ["--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match=r"in\.jsonl:2: expected an object with a text 'prompt'"):
-        main(arguments)
+        main(["--model", str(model_folder), *files])
 
 
 # ---------------------------------------------------------------------------------------------- several ranks
 
 def test_two_ranks_write_the_file_that_one_writes(model_folder, tmp_path):
     """Also with the weights sharded over both, which decodes by the plain loop."""
-    arguments = ["--model", str(model_folder), *write_prompts(tmp_path / "in.jsonl", 20), "--max_new_tokens", "3",
-                 "--batch_size", "1"]
+    arguments = ["--model", str(model_folder), *write_prompts(tmp_path / "in.jsonl", 20),
+                 "--max_new_tokens", "3", "--batch_size", "1"]
     for name, ranks, more in (("one", 1, []), ("two", 2, []), ("sharded", 2, ["--shard"])):
         warm_run([*arguments, "--out", str(tmp_path / name), *more], ranks=ranks, module="mmed.generate")
-    assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes() == (tmp_path / "sharded").read_bytes()
+    one, two, sharded = ((tmp_path / name).read_bytes() for name in ("one", "two", "sharded"))
+    assert one == two == sharded
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -110,23 +111,26 @@ def test_an_evaluation_by_two_ranks_writes_the_files_of_one(model_folder, tmp_pa
     item = {"options": {"A": "fever", "B": "cough"}, "answer_idx": "A", "rationale": "pain"}
     lines = [json.dumps(item | {"question": "lung " * (i + 1)}) for i in range(20)]
     (tmp_path / "English.jsonl").write_text("\n".join(lines) + "\n")
-    arguments = ["--model", str(model_folder), "--data", str(tmp_path / "English.jsonl"), "--max_new_tokens", "5",
-                 "--slots", "1", "--scoring", "both"]
+    arguments = ["--model", str(model_folder), "--data", str(tmp_path / "English.jsonl"),
+                 "--max_new_tokens", "5", "--slots", "1", "--scoring", "both"]
     for name, ranks, more in (("one", 1, []), ("two", 2, []), ("sharded", 2, ["--shard"])):
         warm_run([*arguments, "--out", str(tmp_path / name), *more], ranks=ranks, module="mmed.eval")
     for file in ("predictions.jsonl", "results.json"):
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
-    one, sharded = ([json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+    one, sharded = ((tmp_path / name / "predictions.jsonl").read_text().splitlines()
                     for name in ("one", "sharded"))
-    for row, other in zip(one, sharded, strict=True):  # another engine: the last digits of scores may differ
+    for line, other_line in zip(one, sharded, strict=True):
+        # another engine: the last digits of scores may differ
+        row, other = json.loads(line), json.loads(other_line)
         assert row.pop("logprobs", {}) == pytest.approx(other.pop("logprobs", {}), abs=1e-4) and row == other
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_torchrun_starts_the_command_on_two_ranks(model_folder, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = ["--model", str(model_folder), *write_prompts(tmp_path / "in.jsonl", 9), "--out", str(tmp_path / "out")]
-    done = subprocess.run([*launch, "-m", "mmed.generate", *arguments, "--max_new_tokens", "2", "--batch_size", "1"],
+    files = [*write_prompts(tmp_path / "in.jsonl", 9), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*launch, "-m", "mmed.generate", "--model", str(model_folder), *files,
+                           "--max_new_tokens", "2", "--batch_size", "1"],
                           capture_output=True, text=True, env=ENV, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len((tmp_path / "out").read_text().splitlines()) == 9
@@ -177,7 +181,8 @@ if os.fork() == 0:
     print("working", flush=True)
 time.sleep(600)
 """
-    launcher = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, start_new_session=True, cwd=ROOT)
+    launcher = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, cwd=ROOT,
+                                start_new_session=True)
     assert launcher.stdout.readline() == b"working\n"
     with pytest.raises(UserError):
         Journal(tmp_path / "x.jsonl", {})
@@ -194,8 +199,9 @@ class KilledEvaluation:
         self.folder, self.options = folder, [str(option) for option in options]
 
     def start(self, name: str, ranks: int = 1) -> subprocess.Popen:
-        launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else []
-        command = [sys.executable, "-m", *launch, "mmed.eval", *self.options, "--out", str(self.folder / name)]
+        launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
+        command = [sys.executable, "-m", *(launch if ranks > 1 else []), "mmed.eval", *self.options]
+        command += ["--out", str(self.folder / name)]
         return subprocess.Popen(command, start_new_session=True, env=ENV, cwd=ROOT, stdout=subprocess.DEVNULL,
                                 stderr=open(self.folder / "errors", "w"))
 
@@ -247,11 +253,12 @@ def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (DEMO / "runs" / "full_corpus" / "model").is_dir(), reason="no demo here: run make demo")
+@pytest.mark.skipif(not (DEMO / "runs" / "full_corpus" / "model").is_dir(), reason="no demo: run make demo")
 def test_the_demos_exam_killed_twice_gives_the_same_files(tmp_path):
     model, exam = DEMO / "runs" / "full_corpus" / "model", DEMO / "world" / "MMedBench" / "Test"
-    killed_twice(KilledEvaluation(tmp_path, "--model", model, "--data", exam, "--setting", "finetuned", "--mode",
-                                  "rationale", "--scoring", "both", "--max_new_tokens", 64, "--slots", 4), (1, 3))
+    killed_twice(KilledEvaluation(tmp_path, "--model", model, "--data", exam, "--setting", "finetuned",
+                                  "--mode", "rationale", "--scoring", "both", "--max_new_tokens", 64,
+                                  "--slots", 4), (1, 3))
 
 
 # --------------------------------------------------------------------------------------------------- terminal
@@ -274,8 +281,8 @@ def test_chat_begins_with_the_disclaimer_in_the_chosen_language(model_folder, ca
 @pytest.mark.parametrize("engine", ["plain", "fast"])
 def test_streamed_text_is_the_decoded_answer_to_the_prompt(model_folder, capsys, template, engine):
     model, tokenizer = load_model(str(model_folder))
-    main(["--model", str(model_folder), "--prompt", "fever", "--max_new_tokens", "8", "--chat_template", template,
-          "--engine", engine])
+    main(["--model", str(model_folder), "--prompt", "fever", "--max_new_tokens", "8",
+          "--chat_template", template, "--engine", engine])
     ids = tokenizer.encode("fever", bos=True)
     if template != "none":
         ids = encode_chat(tokenizer, [{"role": "user", "content": "fever"}], name=template)

@@ -1,8 +1,8 @@
-"""Decode steps on a GPU: compiled once, then replayed as CUDA graphs, so that Python and launches cost nothing.
+"""Decode steps on a GPU: compiled once, then replayed as CUDA graphs, so Python and launches cost nothing.
 
-A graph has fixed shapes, so there is one for each batch size in BATCHES and for each number of cache places that
-doubles from USED on. The rows between are computed and dropped: what they write to the cache, at place 0 of rows that
-hold no sequence, is overwritten by the next prompt. All graphs share one pool of memory.
+A graph has fixed shapes, so there is one for each batch size in BATCHES and for each number of cache places
+that doubles from USED on. The rows between are computed and dropped: what they write to the cache, at place
+0 of rows that hold no sequence, is overwritten by the next prompt. All graphs share one pool of memory.
 
 Reference: gpt-fast (static cache, compiled step); the capture follows torch.cuda.graph's documentation.
 """
@@ -20,7 +20,7 @@ USED = 256
 
 
 def graph_shape(n: int, used: int, batch: int, length: int) -> tuple[int, int]:
-    """(rows, places) of the graph that computes n rows and `used` places of a cache of `batch` rows and `length` places.
+    """(rows, places) of the graph for n rows and `used` places of a cache (`batch`, `length`).
 
     >>> graph_shape(5, 300, 40, 2048), graph_shape(39, 2000, 40, 1040)
     ((8, 512), (40, 1040))

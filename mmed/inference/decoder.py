@@ -1,18 +1,18 @@
 """A second layout of a `Transformer`'s weights, for decoding: fused matrices, one KV cache, no padding.
 
-    decoder = decoder_for(model)                           kept with the model until its weights change
-    cache = decoder.make_cache(batch, length)              keys and values of `batch` sequences, allocated once
-    decoder.prefill(cache, [Segment(row, 0, ids), ...])    many tokens of many sequences in one flat pass
-    decoder.decode_step(cache, tokens, lengths)            one token of each of the first n rows -> logits (n, V)
+    decoder = decoder_for(model)                         kept with the model until its weights change
+    cache = decoder.make_cache(batch, length)            keys and values of `batch` sequences, allocated once
+    decoder.prefill(cache, [Segment(row, 0, ids)])       many tokens of many sequences in one flat pass
+    decoder.decode_step(cache, tokens, lengths)          a token of each of the first n rows -> logits (n, V)
 
-    one pass of prefill    [ prompt of row 3 ........ | prompt of row 0 ... | rest of the prompt of row 5 ..... ]
+    one pass of prefill    [ prompt of row 3 ..... | prompt of row 0 ... | rest of the prompt of row 5 ... ]
                            matrices see N tokens at once; attention computes segment by segment
 
-It computes what `Transformer.forward` computes, and its tests compare the two. On a GPU decode steps are compiled and
-replayed as CUDA graphs (mmed/inference/cuda_graphs.py).
+It computes what `Transformer.forward` computes, and its tests compare the two. On a GPU decode steps are
+compiled and replayed as CUDA graphs (mmed/inference/cuda_graphs.py).
 
-Legend: N tokens of a pass, n rows in use, S places of the cache, D hidden size, H query heads, K key/value heads,
-G = H / K, E head size.
+Legend: N tokens of a pass, n rows in use, S places of the cache, D hidden size, H query heads, K key/value
+heads, G = H / K, E head size.
 """
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from mmed.utils.errors import UserError
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # tokens of a flat pass
 ROWS_STEP = 16  # oneDNN keeps a program for every number of rows it meets, so passes are padded to a multiple
 LENGTH_STEP = 64  # the length of a cache is a multiple of this
-CALL_TOKENS = 48  # what one more attention call costs on a CPU, in cached tokens of one row (about 12 microseconds)
+CALL_TOKENS = 48  # what one more attention call costs on a CPU, in cached tokens of one row
 
 
 @dataclass
 class Segment:
-    """Tokens that continue a row of the cache; they see what is stored before `start`, and each other causally."""
+    """Tokens that continue a row: they see what is stored before `start`, and each other causally."""
 
     row: int
     start: int
@@ -52,7 +52,8 @@ class DecoderLayer:
     def __init__(self, block: Block, config: ModelConfig, layout: str):
         attention, mlp = block.self_attn, block.mlp
         self.block, self.attention, self.config = block, attention, config
-        qkv = [attention.qkv_proj] if config.packed_qkv else [attention.q_proj, attention.k_proj, attention.v_proj]
+        qkv = [attention.qkv_proj] if config.packed_qkv else \
+            [attention.q_proj, attention.k_proj, attention.v_proj]
         self.qkv, self.o = fused(qkv, layout), fused([attention.o_proj], layout)
         self.up = fused([mlp.gate_proj, mlp.up_proj] if config.gated_mlp else [mlp.up_proj], layout)
         self.down = fused([mlp.down_proj], layout)
@@ -123,7 +124,8 @@ class Decoder:
             return dict.fromkeys(self.kinds, (None, None))
         found: dict[bool, tuple[Tensor | None, Tensor | None]] = {}
         for slides in self.kinds:
-            cos, sin = (part[0, 0, :, None] for part in rope(self.config, positions[None], slides, self.dtype))
+            cos, sin = rope(self.config, positions[None], slides, self.dtype)
+            cos, sin = cos[0, 0, :, None], sin[0, 0, :, None]
             first, second = sin.chunk(2, -1)
             found[slides] = cos, torch.cat((-first, second), -1)
         return found
@@ -134,7 +136,7 @@ class Decoder:
     # ---- prefill
 
     def make_cache(self, batch: int, length: int) -> KVCache:
-        """A cache for `batch` sequences of `length` tokens: the last one if it is large enough, for its graphs."""
+        """A cache for `batch` sequences of `length` tokens: the last one if it is large enough."""
         kept = self.cache
         if kept is None or kept.keys.shape[1] < batch or kept.keys.shape[3] < length:
             self.cache = self.graphs = None  # frees the memory first
@@ -145,8 +147,8 @@ class Decoder:
     def prefill(self, cache: KVCache, segments: Sequence[Segment]) -> list[Tensor]:
         """Compute the segments in order and store their keys and values; logits (segment.logits, V) of each.
 
-        A later segment of the same row may overwrite an earlier one from the same `start`: each attends to the cache
-        before the next one is stored.
+        A segment may overwrite an earlier one of the same row and `start`: each attends to the cache before
+        the next one is stored.
         """
         found: list[Tensor] = []
         for part in passes(segments, PASS_TOKENS[self.device.type]):
@@ -155,7 +157,7 @@ class Decoder:
 
     def flat_pass(self, cache: KVCache, segments: list[Segment]) -> list[Tensor]:
         ids = [token for segment in segments for token in segment.ids]
-        at = [place for segment in segments for place in range(segment.start, segment.start + len(segment.ids))]
+        at = [segment.start + i for segment in segments for i in range(len(segment.ids))]
         padding = [0] * (-len(ids) % ROWS_STEP)
         x = self.embed(torch.tensor(ids + padding, device=self.device))  # (N, D)
         positions = torch.tensor(at + padding, device=self.device)
@@ -163,54 +165,54 @@ class Decoder:
         lengths = [len(segment.ids) for segment in segments]
         parts = list(zip(segments, positions[:len(at)].split(lengths), strict=True))
         masks = {slides: [self.segment_mask(*part, slides) for part in parts] for slides in self.kinds}
-        for number, layer in enumerate(self.layers):
+        for layer in self.layers:
             q, k, v = layer.heads(x, *ropes[layer.attention.slides])
             attended, begin = torch.zeros_like(q), 0  # padding stays zero
             for segment, mask in zip(segments, masks[layer.attention.slides], strict=True):
                 tokens = slice(begin, begin + len(segment.ids))
-                attended[tokens] = self.attend_segment(layer, number, cache, segment, q[tokens], k[tokens], v[tokens], mask)
+                heads = q[tokens], k[tokens], v[tokens]
+                attended[tokens] = self.attend_segment(layer, cache, segment, *heads, mask)
                 begin = tokens.stop
             x = layer.rest(x, attended.flatten(1))
-        wanted = [x[:0]]
-        for segment, hidden in zip(segments, x[:len(ids)].split(lengths), strict=True):
-            wanted.append(hidden[len(hidden) - segment.logits:])
-        counts = [segment.logits for segment in segments]
-        hidden = torch.cat(wanted)
-        return list(self.logits(hidden).split(counts)) if len(hidden) else [hidden.new_empty(0, self.config.vocab_size)] * len(counts)
+        hidden = torch.cat([part[len(part) - segment.logits:]
+                            for segment, part in zip(segments, x[:len(ids)].split(lengths), strict=True)])
+        logits = self.logits(hidden) if len(hidden) else hidden.new_empty(0, self.config.vocab_size)
+        return list(logits.split([segment.logits for segment in segments]))
 
     def segment_mask(self, segment: Segment, positions: Tensor, slides: bool) -> Tensor | None:
         """None where every query sees all keys up to its own."""
         end = segment.start + len(segment.ids)
         everything = not slides or self.config.sliding_window >= end
-        if self.config.position_embedding == "rope" and everything and (segment.start == 0 or len(segment.ids) == 1):
+        causal = segment.start == 0 or len(segment.ids) == 1
+        if self.config.position_embedding == "rope" and everything and causal:
             return None
         return self.mask(positions[None], torch.arange(end, device=self.device), slides)
 
-    def attend_segment(self, layer: DecoderLayer, number: int, cache: KVCache, segment: Segment, q: Tensor, k: Tensor,
+    def attend_segment(self, layer: DecoderLayer, cache: KVCache, segment: Segment, q: Tensor, k: Tensor,
                        v: Tensor, mask: Tensor | None) -> Tensor:
         """Store k and v (t, K, E) and attend with q (t, H, E) to all of the segment's row: (t, H, E)."""
-        end = segment.start + len(segment.ids)
+        end, number = segment.start + len(segment.ids), layer.attention.layer
         keys, values = cache.keys[number, segment.row], cache.values[number, segment.row]
         keys[:, segment.start:end], values[:, segment.start:end] = k.transpose(0, 1), v.transpose(0, 1)
-        return attend(q.transpose(0, 1)[None], keys[None, :, :end], values[None, :, :end], mask, layer.attention.scale,
-                      self.config.attention_softcap)[0]
+        return attend(q.transpose(0, 1)[None], keys[None, :, :end], values[None, :, :end], mask,
+                      layer.attention.scale, self.config.attention_softcap)[0]
 
     # ---- one token per row
 
     def decode_step(self, cache: KVCache, tokens: list[int], lengths: list[int]) -> Tensor:
-        """Logits (n, V) after one more token in each of the first n rows, which hold `lengths` tokens so far."""
+        """Logits (n, V) after one more token in each of the first n rows, which hold `lengths` tokens."""
         if self.device.type == "cuda":
             if self.graphs is None:
                 self.graphs = StepGraphs(self.one_token, cache)
             return self.graphs.step(tokens, lengths)
         n, used = len(lengths), max(lengths) + 1
         # One attention call for all rows looks at `used` places of each, even of the short ones.
-        row_by_row = n == 1 or n * used - sum(lengths) > n * CALL_TOKENS
-        return self.one_token(cache, torch.tensor(tokens), torch.tensor(lengths), used, lengths if row_by_row else None)
+        row_by_row = lengths if n == 1 or n * used - sum(lengths) > n * CALL_TOKENS else None
+        return self.one_token(cache, torch.tensor(tokens), torch.tensor(lengths), used, row_by_row)
 
     def one_token(self, cache: KVCache, tokens: Tensor, positions: Tensor, used: int,
                   lengths: list[int] | None = None) -> Tensor:
-        """`decode_step` on tensors (n,). With `lengths` attention is computed row by row, else over `used` places."""
+        """`decode_step` on tensors (n,). With `lengths` attention goes row by row, else over `used`."""
         n, K = len(tokens), self.config.num_key_value_heads
         x = self.embed(tokens)  # (n, D)
         ropes = self.ropes(positions)
@@ -229,12 +231,13 @@ class Decoder:
                 for i, length in enumerate(lengths):
                     row, seen = slice(i, i + 1), slice(0, length + 1)
                     row_mask = None if mask is None else mask[row, ..., seen]
-                    out[row] = self.attend_one(layer, q[row], keys[row, :, seen], values[row, :, seen], row_mask)
+                    own = keys[row, :, seen], values[row, :, seen]
+                    out[row] = self.attend_one(layer, q[row], *own, row_mask)
             x = layer.rest(x, out.reshape(n, -1))
         return self.logits(x)
 
     def step_mask(self, positions: Tensor, keys_at: Tensor, slides: bool, padded: bool) -> Tensor | None:
-        """(n, 1, 1, S), with ALiBi (n, K, G, S); None where each row has its own keys and sees all of them."""
+        """(n, 1, 1, S), with ALiBi (n, K, G, S); None where each row sees all of its own keys."""
         alibi = self.config.position_embedding == "alibi"
         if not (padded or slides or alibi):
             return None
@@ -314,13 +317,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def fitting_batch(decoder: Decoder, batch: int, length: int) -> int:
-    """At most `batch` sequences of `length` tokens: those whose cache fits into four fifths of the free memory."""
+    """At most `batch` sequences of `length` tokens: what fits into four fifths of the free memory."""
     config, kept = decoder.config, decoder.cache
-    each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * decoder.dtype.itemsize
-    each *= length + LENGTH_STEP
+    width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    each = 2 * width * decoder.dtype.itemsize * (length + LENGTH_STEP)
     reusable = 0 if kept is None else 2 * kept.keys.numel() * decoder.dtype.itemsize
     free = free_bytes(decoder.device) + reusable
     if each > 0.8 * free:
-        raise UserError(f"the KV cache of one sequence of {length:,} tokens needs {each / 1e9:.2f} GB, {free / 1e9:.2f} "
-                        "GB are free; lower --max_new_tokens")
+        raise UserError(f"the KV cache of one sequence of {length:,} tokens needs {each / 1e9:.2f} GB, "
+                        f"{free / 1e9:.2f} GB are free; lower --max_new_tokens")
     return min(batch, int(0.8 * free) // each)

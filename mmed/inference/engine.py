@@ -2,12 +2,12 @@
 
     generate(model, prompts, max_new_tokens)     -> new ids of each prompt, greedy or sampled
 
-    rows    ┌──────────────┐            Every row of the cache has its own length: nothing is padded. A decode step
-      0     │ prompt 7 ▒▒▒▒│            computes the last token of all rows in use (▒), which are the first ones. When
-      1     │ prompt 2 ▒▒  │ ── step ─> no prompt waits any more, the remaining sequences move to the front, so a step
-      2     │ prompt 9 ▒▒▒ │            costs only what they cost.
+    rows  ┌──────────────┐            Every row of the cache has its own length: nothing is padded. A decode
+      0   │ prompt 7 ▒▒▒▒│            step computes the last token of all rows in use (▒), which are the first
+      1   │ prompt 2 ▒▒  │ ── step ─> ones. When no prompt waits any more, the remaining sequences move to
+      2   │ prompt 9 ▒▒▒ │            the front, so a step costs only what they cost.
 
-What many prompts begin with (instruction, examples) is computed once and copied. Reference: Orca (Yu et al. 2022).
+What many prompts begin with (instruction, examples) is computed once and copied. Reference: Orca (OSDI 2022).
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREFIX_BLOCK = 16  # prefixes are shared in multiples of so many tokens
 
 
 class PrefixCache:
-    """Keys and values of prefixes that several prompts share, kept from the first such prompt until the last."""
+    """Keys and values of prefixes that several prompts share, from the first such prompt to the last."""
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]]):
         self.decoder, self.prompts = decoder, prompts
@@ -33,7 +33,7 @@ class PrefixCache:
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def load(self, cache: KVCache, rows: list[int], indices: list[int]) -> list[int]:
-        """Write the prefixes of prompts `indices` into cache rows; returns how many tokens each row holds then."""
+        """Write the prefixes of prompts `indices` into rows of a cache; returns their lengths."""
         missing = {}
         for row, i in zip(rows, indices, strict=True):
             prefix, length = self.prefixes[i]
@@ -56,12 +56,12 @@ class PrefixCache:
 def shared_prefixes(prompts: list[list[int]]) -> list[tuple[int, int]]:
     """(number of the prefix, its length) of each prompt, (0, 0) if it shares none.
 
-    Of all prefixes of a prompt in multiples of PREFIX_BLOCK tokens it is the one that saves the most tokens. At least
+    Of all prefixes in multiples of PREFIX_BLOCK tokens it is the one with the most length x other users. At least
     one token of a prompt is left to compute.
 
-    >>> a, b = [1] * 33, [1] * 16 + [2] * 17
+    >>> a, b = [1] * 40, [1] * 16 + [2] * 50
     >>> [length for _, length in shared_prefixes([a, b, a, [9], b])]
-    [32, 32, 32, 0, 32]
+    [16, 64, 16, 0, 64]
     """
     nodes: dict[tuple[int, tuple[int, ...]], int] = {}  # a trie of blocks: (parent, block) -> number
     paths = []
@@ -89,8 +89,10 @@ class Scheduler:
         waiting.sort(key=lambda sequence: (-sequence.limit, -len(sequence.prompt), sequence.index))
         self.waiting, self.running = deque(waiting), []
         longest = max((len(sequence.prompt) + sequence.limit for sequence in waiting), default=0)
-        self.batch = fitting_batch(decoder, min(decoding.max_batch_size, len(waiting)), longest) if waiting else 0
-        self.cache = decoder.make_cache(self.batch, longest) if waiting else None
+        self.batch = min(decoding.max_batch_size, len(waiting))
+        if waiting:
+            self.batch = fitting_batch(decoder, self.batch, longest)
+            self.cache = decoder.make_cache(self.batch, longest)
         self.prefixes = PrefixCache(decoder, [sequence.prompt for sequence in sequences])
 
     def run(self) -> None:

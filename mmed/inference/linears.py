@@ -3,7 +3,7 @@
     fused([q_proj, k_proj, v_proj], layout)     one callable for layers that read the same input
 
     layout     weights                                              for
-    packed     a copy in oneDNN's blocked order, fused              CPU, fp32: 1.5 to 3 times F.linear from 4 rows
+    packed     a copy in oneDNN's blocked order, fused              CPU, fp32: up to 3 times F.linear
     int8       8 bits and a scale per row, fused                    mmed/inference/quantize.py
     in place   fused, the parameters become parts of it             GPU: needs no more memory
     plain      the parameters as they are                           bf16 on a CPU, or no memory for a copy
@@ -48,6 +48,7 @@ def fused(modules: list[nn.Linear], layout: str) -> Linear:
     weight = torch.cat([module.weight.detach() for module in modules])
     bias = None if modules[0].bias is None else torch.cat([module.bias.detach() for module in modules])
     if layout == "in place":
-        for module, rows in zip(modules, weight.split([len(module.weight) for module in modules]), strict=True):
+        sizes = [len(module.weight) for module in modules]
+        for module, rows in zip(modules, weight.split(sizes), strict=True):
             module.weight.data = rows
     return matrix(weight, bias, layout)

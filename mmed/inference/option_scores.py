@@ -1,14 +1,13 @@
-"""How likely a model finds given continuations: log P(option | prompt), each prompt computed once for all its options.
+"""How likely a model finds given continuations: log P(option | prompt).
 
     score_many(model, prompts, options)     one list of sums per prompt
 
-An option's score is the sum over its tokens of log P(token | prompt, tokens before it), natural logarithm, in fp32.
-The options of a prompt are computed one after the other behind it, in one flat pass; what they all begin with counts
-as a part of the prompt. What many prompts begin with is computed once, as in decoding.
+An option's score is the sum over its tokens of log P(token | prompt, tokens before it), natural logarithm,
+in fp32. The options of a prompt are computed one after the other behind it, in one flat pass; what they all
+begin with counts as a part of the prompt. What many prompts begin with is computed once, as in decoding.
 """
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,7 +28,8 @@ def score_options(model: Transformer, prompt: Sequence[int], options: Sequence[S
 
 
 @torch.inference_mode()
-def score_many(model: Transformer, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]], *,
+def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
+               options: Sequence[Sequence[Sequence[int]]], *,
                on_done: Callable[[int], None] | None = None) -> list[list[float]]:
     """`score_options` of many prompts; `on_done` is called with the place of each finished prompt."""
     check_lengths(model, prompts, options)
@@ -37,7 +37,7 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]], options: Se
     places = [i for i in range(len(prompts)) if options[i]]
     if not places:
         return scores
-    starts = [len(os.path.commonprefix([list(option)[:-1] for option in options[i]])) for i in places]
+    starts = [common_start(options[i]) for i in places]
     contexts = [[*prompts[i], *options[i][0][:start]] for i, start in zip(places, starts, strict=True)]
     longest = max(len(prompts[i]) + max(map(len, options[i])) for i in places)
     decoder = decoder_for(model)
@@ -64,6 +64,16 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]], options: Se
     return scores
 
 
+def common_start(options: Sequence[Sequence[int]]) -> int:
+    """How many tokens all options begin with, without the last token of any.
+
+    >>> common_start([[5, 6, 7], [5, 6, 8], [5, 6]])
+    1
+    """
+    shortest = min(map(len, options)) - 1
+    return next((i for i in range(shortest) if len({option[i] for option in options}) > 1), shortest)
+
+
 def option_score(logits: Tensor, option: Sequence[int]) -> float:
     """The sum of log P of an option's tokens; logits (tokens, V) precede each of them."""
     ids = torch.tensor(list(option), device=logits.device)[:, None]
@@ -76,7 +86,7 @@ def check_lengths(model: Transformer, prompts: Sequence, options: Sequence) -> N
         if not len(prompt) or not all(map(len, choices)):
             raise UserError(f"prompt {i}: a prompt and each of its options need at least one token")
         if len(prompt) + max(map(len, choices), default=0) - 1 > longest:
-            raise UserError(f"prompt {i} has {len(prompt):,} tokens; with its longest option it exceeds the model's "
+            raise UserError(f"prompt {i} ({len(prompt):,} tokens) with its longest option exceeds the "
                             f"context length of {longest:,}; shorten it or give fewer examples")
 
 
@@ -101,5 +111,6 @@ def int8_difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str
         total += len(top)
     if not prompts:
         return "int8 weights: no prompts to compare with"
-    return (f"int8 weights: the likeliest next token is the same at {same / total:.1%} of {total:,.0f} positions of "
-            f"{len(prompts)} prompts; its log-probability moves by {moved / total:.4f} on average")
+    return (f"int8 weights: the likeliest next token is the same at {same / total:.1%} of "
+            f"{total:,.0f} positions of {len(prompts)} prompts; "
+            f"its log-probability moves by {moved / total:.4f} on average")

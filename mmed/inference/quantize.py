@@ -1,9 +1,10 @@
 """int8 weights for decoding: a quarter of fp32's bytes to read per token, half of bf16's.
 
-    y = (x W8^T) * scale        W8 = round(W / scale), scale = max |row of W| / 127: one fp32 number per output row
+    y = (x W8^T) * scale        W8 = round(W / scale), scale = max |row of W| / 127, one fp32 number per row
 
-Weights only, no calibration. Symmetric, so zero stays zero; no weight is off by more than half a scale. On a CPU the
-inputs of a few rows are rounded to bf16. The embedding and the norms keep their precision, the head is quantised.
+Weights only, no calibration. Symmetric, so zero stays zero; no weight is off by more than half a scale. On
+a CPU the inputs of a few rows are rounded to bf16. Embedding and norms keep their precision, the head is
+quantised.
 """
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     ([[127, -1], [0, 0]], [0.01, 0.0])
     """
     scale = weight.float().abs().amax(1) / 127
-    return (weight.float() / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8), scale
+    divisor = scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]  # a row of zeros stays zero
+    return (weight.float() / divisor).round().to(torch.int8), scale
 
 
 class Int8Linear:
@@ -34,7 +36,7 @@ class Int8Linear:
         self.ones = torch.ones(len(weight), dtype=torch.bfloat16, device=weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.shape[0] <= FEW:  # reads int8 only: 3 to 8 times fp32's speed for one row
+        if x.device.type == "cpu" and x.shape[0] <= FEW:  # 3 to 8 times fp32's speed for one row
             y = torch._weight_int8pack_mm(x.bfloat16(), self.weight, self.ones)
         else:
             y = F.linear(x, self.weight.to(x.dtype))

@@ -1,8 +1,8 @@
 """Sequences that are being decoded, and how the next token of each is chosen. Both engines use these classes.
 
-What a sequence gets depends on its prompt and, when sampling, on (seed, its number): never on its neighbours in the
-batch. Sums are rounded differently in batches of different size: in fp32 the tokens are equal all the same, in bf16
-two tokens of nearly equal probability can change places.
+What a sequence gets depends on its prompt and, when sampling, on (seed, its number): never on its
+neighbours in the batch. But sums are rounded differently in batches of different size. In fp32 the tokens
+are still equal; in bf16 two tokens of nearly equal probability can change places.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sequence:
 class Decoding:
     """How to decode: the arguments of `generate` except model and prompts.
 
-    max_new_tokens  one limit for all prompts or one for each; a sequence also ends at the model's last position
+    max_new_tokens  one limit for all prompts or one for each; a sequence also ends at the last position
     end_ids         tokens that end a sequence and are not part of it
     temperature     0 is greedy; else one draw per token from the `top_k` likeliest (0: all) that hold `top_p`
     numbers         what the draws of a prompt depend on besides `seed`; default: its place among the prompts
@@ -63,8 +63,8 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise UsageError(f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}: expected 0 or "
-                             "more, over 0 up to 1, and 0 or more")
+            given = f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}"
+            raise UsageError(f"{given}: expected 0 or more, over 0 up to 1, and 0 or more")
         if self.max_batch_size < 1:
             raise UsageError(f"max_batch_size {self.max_batch_size}: expected 1 or more")
 
@@ -79,8 +79,8 @@ class Decoding:
             if limit < 0:
                 raise UsageError(f"max_new_tokens {limit}: expected 0 or more")
             if len(prompt) >= longest:
-                raise UserError(f"prompt {i} has {len(prompt):,} tokens, this model has {longest:,} positions for "
-                                "prompt and answer; shorten it or give fewer examples")
+                raise UserError(f"prompt {i} has {len(prompt):,} tokens and the model a context length of "
+                                f"{longest:,}, which is too short for an answer; shorten the prompt")
             number = i if self.numbers is None else self.numbers[i]
             draws = random.Random(f"{self.seed} {number}")
             result.append(Sequence(i, list(prompt), min(limit, longest - len(prompt)), draws))
@@ -123,5 +123,4 @@ def sample(logits: Tensor, temperature: float, top_k: int, top_p: float, uniform
 
 def check_finite(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits).all()):
-        raise UserError("the model's logits are not finite (NaN or infinity): its weights are damaged, or too large "
-                        "for this precision")
+        raise UserError("the model's logits are not finite: damaged weights, or too large for the dtype")

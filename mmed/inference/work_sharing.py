@@ -1,14 +1,15 @@
-"""Data-parallel evaluation: rounds of work over ranks; a killed run continues with the rounds that are missing.
+"""Data-parallel evaluation: rounds of work over ranks; a killed run continues with the missing rounds.
 
     run_rounds(path, facts, costs, compute)     -> the complete journal on rank 0, None on the others
 
     rank 0   predictions.jsonl.partial            <- its own rounds, then all others'
-    rank 1   predictions.jsonl.rank-1.partial     ┐ moved into rank 0's when all are done, or by the next start,
+    rank 1   predictions.jsonl.rank-1.partial     ┐ moved into rank 0's at the end, or by the next start,
     rank 2   predictions.jsonl.rank-2.partial     ┘ on any number of ranks
 
-A round is a fixed set of items, whatever the number of ranks, so the files of a run do not depend on it. The most
-expensive rounds are given out first, each to the rank with the least work. Without torchrun there is one rank.
-With a model that is sharded over the ranks (`--shard`) all ranks compute all rounds in step, and rank 0 writes.
+A round is a fixed set of items, whatever the number of ranks, so the files of a run do not depend on it.
+The most expensive rounds are given out first, each to the rank with the least work. Without torchrun there
+is one rank. With a model that is sharded over the ranks (`--shard`) all ranks compute all rounds in step,
+and rank 0 writes.
 """
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from mmed.utils.journal import Journal
 
 
 def round_size(max_batch_size: int) -> int:
-    """Items of a round: a round is computed whole or not at all, so its items are batched in the same way, and their
-    scores have the same last digits, in a run that was killed and in one that was not."""
+    """Items of a round: a round is computed whole or not at all, so its items are batched in the same way,
+    and their scores have the same last digits, in a run that was killed and in one that was not."""
     return 8 * max_batch_size
 
 

@@ -56,8 +56,8 @@ class PrefixCache:
 def shared_prefixes(prompts: list[list[int]]) -> list[tuple[int, int]]:
     """(number of the prefix, its length) of each prompt, (0, 0) if it shares none.
 
-    Of all prefixes in multiples of PREFIX_BLOCK tokens it is the one with the most length x other users. At least
-    one token of a prompt is left to compute.
+    Of all prefixes in multiples of PREFIX_BLOCK tokens it is the one with the most length x other users. At
+    least one token of a prompt is left to compute.
 
     >>> a, b = [1] * 40, [1] * 16 + [2] * 50
     >>> [length for _, length in shared_prefixes([a, b, a, [9], b])]

@@ -238,9 +238,9 @@ def test_compile_is_left_out_of_short_runs_and_the_flops_are_those_of_the_formul
 def test_a_dry_run_foretells_the_memory_within_a_tenth(tmp_path, flags):
     common = [sys.executable, "-m", "mmed.train", "tiny", "--compile=no", "--save_every=1000", "--async_save=false", f"--out={tmp_path / 'run'}",
               *(flags + ["--global_batch_size=8"] if len(flags) > 1 else flags)]
-    told = subprocess.run([*common, "--dry-run"], env=ENV, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert not (tmp_path / "run" / "run.json").exists() and "time" in told
-    gigabytes = float(told.split("memory a rank")[1].split()[0])
+    estimate = subprocess.run([*common, "--dry-run"], env=ENV, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert not (tmp_path / "run" / "run.json").exists() and "time" in estimate
+    gigabytes = float(estimate.split("memory a rank")[1].split()[0])
     subprocess.run([*common, "--max_steps=2"], env=ENV, cwd=ROOT, capture_output=True, check=True, timeout=300)
     used = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["memory_bytes"] / 1e9
-    assert abs(gigabytes - used) <= 0.1 * used, f"foretold {gigabytes} GB, used {used:.3f} GB\n{told}"
+    assert abs(gigabytes - used) <= 0.1 * used, f"foretold {gigabytes} GB, used {used:.3f} GB\n{estimate}"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmed.config import RECIPES
-from mmed.inference.engine import generate
+from mmed.generate import generate
 from mmed.kernels.attention import document_attention, document_spans
 from mmed.lora import LoRALinear
 from mmed.loss import ChunkedCrossEntropy

@@ -45,7 +45,6 @@ ANSWER_TOKENS = 64
 # Where a text is over, with --stop answer: behind a complete answer, or before the prompt's own headings if a base model goes on with
 # an exercise of its own.
 COMPLETE = re.compile(r"###Answer: OPTION [A-Z](?:, ?[A-Z])* IS CORRECT\.|(?=\s*(?:### ?(?:Instruction|Input|Response):|Below is an instruction))")
-STOP_WINDOW = 48  # newest tokens in which a complete answer is looked for
 
 
 @dataclass(frozen=True)
@@ -139,14 +138,26 @@ def candidates(item) -> list[str]:
     return [",".join(letters) for size in sizes for letters in combinations(item.options, size)]
 
 
+def answer_end(text: str) -> int | None:
+    """Where the first complete answer ends; None without one. Nothing inside a reasoning model's thought counts.
+
+    >>> answer_end("###Answer: OPTION A IS CORRECT. And now"), answer_end("<think>###Answer: OPTION A IS CORRECT.")
+    (31, None)
+    """
+    thought = text.rfind("</think>")
+    if "<think>" in text[max(thought, 0):]:
+        return None
+    match = COMPLETE.search(text, thought + len("</think>") if thought >= 0 else 0)
+    return match.end() if match else None
+
+
 def cut_at_answer(text: str) -> str:
     """The text up to the end of its first complete answer.
 
     >>> cut_at_answer("###Answer: OPTION A IS CORRECT. And now")
     '###Answer: OPTION A IS CORRECT.'
     """
-    match = COMPLETE.search(text)
-    return text[:match.end()] if match else text
+    return text[:answer_end(text)]
 
 
 def run_round(model, tokenizer, questions: dict[str, list[Question]], options: argparse.Namespace, bar) -> list[dict]:
@@ -156,8 +167,9 @@ def run_round(model, tokenizer, questions: dict[str, list[Question]], options: a
     asked = [question for mode, part in questions.items() if mode != "loglikelihood" for question in part]
     if asked:
         texts = generate(model, [question.ids for question in asked], [token_limit(question.mode, options) for question in asked],
-                         end_ids=tokenizer.end_ids, slots=options.slots, on_done=lambda *_: bar.update(),
-                         stop=(lambda ids: COMPLETE.search(tokenizer.decode(ids[-STOP_WINDOW:], continued=True)) is not None) if stops else None)
+                         end_ids=tokenizer.end_ids, vocab_size=tokenizer.vocab_size, max_batch_size=options.slots,
+                         on_done=lambda *_: bar.update(),
+                         stop=(lambda ids: answer_end(tokenizer.decode(ids, continued=True)) is not None) if stops else None)
         for question, ids in zip(asked, texts):
             text = tokenizer.decode(ids, continued=True)
             row = text_row(question.item, question.mode, question.prompt_hash, cut_at_answer(text) if stops else text, options.words)

@@ -1,66 +1,143 @@
-"""Let a model write: on the terminal, as a chat, or for a file of prompts; and the way in to decoding for everyone else.
-
-    from mmed.generate import generate, score_many, score_options     (mmed/inference/engine.py, mmed/inference/option_scores.py)
+"""Decoding: continue a prompt on the terminal, chat, or complete a file of prompts.
 
     python -m mmed.generate --model FOLDER --prompt "Fever and cough"
     python -m mmed.generate --model FOLDER --chat --language fr
-    python -m mmed.generate --model FOLDER --input prompts.jsonl --out texts.jsonl     one {"prompt": ...} a line; resumable
-    torchrun --nproc_per_node=8 -m mmed.generate --model FOLDER --input ... --out ...  the same over GPUs; the same file
-    ... --shard                                                                        a model larger than one GPU, cut over all
+    python -m mmed.generate --model FOLDER --input prompts.jsonl --out texts.jsonl    lines of {"prompt": ...}
+    torchrun --nproc_per_node=8 -m mmed.generate --model FOLDER --input ... --out ... the same file by 8 GPUs
+    ... --shard                                                                       also for larger models
 
-Order: loading a model, prompts to ids, the terminal, files of prompts, the command.
+`generate_plain` and `score_plain` are decoding as a textbook has it, over the modules of mmed/model.py.
+`generate` and `score_many` do the same with the fast engine (mmed/inference/), which is tested against them.
 """
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from mmed.checkpoints.adapters import load_adapter
 from mmed.checkpoints.pretrained import load_config, load_pretrained, load_weights
-from mmed.inference.engine import generate
-from mmed.inference.option_scores import int8_difference, score_many, score_options  # noqa: F401  also from here
-from mmed.inference.work_sharing import round_size, run_rounds
+from mmed.inference import engine, option_scores
+from mmed.inference.option_scores import int8_difference
+from mmed.inference.sampling import Decoding, Sequence, check_finite
+from mmed.inference.work_sharing import is_sharded, round_size, run_rounds
 from mmed.languages import get_language
 from mmed.lora import merge_lora
-from mmed.model import Transformer
+from mmed.model import KVCache, Transformer
 from mmed.prompts import ALPACA
 from mmed.tokenization.chat_template import CHAT_TEMPLATES, encode_chat
-from mmed.tokenizer import load_tokenizer
+from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printable
 from mmed.utils.files import read_jsonl
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 
 WAIT_SECONDS = 14 * 24 * 3600  # ranks that are done wait for those that are not
+DRAWING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")  # options that are fields of Decoding
 
 
-def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto", shard: bool = False,
-               bos: str = "auto"):
-    """(model ready to decode, its tokenizer); an adapter is merged into the weights. Joins the other ranks under torchrun.
+# ------------------------------------------------------------------------------------------- the plain engine
 
-    dtype "int8": weights of 8 bits while decoding (mmed/inference/quantize.py). shard: each rank keeps its part of every matrix.
-    bos: whether prompts begin with BOS, see `load_tokenizer`.
+@torch.inference_mode()
+def generate_plain(model: Transformer, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
+    """The new tokens of each prompt, without the end token: batch after batch, with a KV cache."""
+    sequences = decoding.sequences(model.config, prompts)
+    wanted = [sequence for sequence in sequences if sequence.limit]
+    for start in range(0, len(wanted), decoding.max_batch_size):
+        decode_batch(model, wanted[start:start + decoding.max_batch_size], decoding)
+    return [sequence.new_ids for sequence in sequences]
+
+
+def decode_batch(model: Transformer, batch: list[Sequence], decoding: Decoding) -> None:
+    """Decode until every sequence of the batch has ended."""
+    weight = model.embed_tokens.weight
+    longest = max(len(sequence.prompt) + sequence.limit for sequence in batch)
+    cache = KVCache(model.config, len(batch), longest, weight.dtype, weight.device)
+    ids = padded([sequence.prompt for sequence in batch], weight.device)
+    positions = torch.arange(ids.shape[1], device=weight.device).expand_as(ids)  # (B, T)
+    last = torch.tensor([len(sequence.prompt) - 1 for sequence in batch], device=weight.device)
+    running = [True] * len(batch)
+    while True:
+        logits = model(ids, positions=positions, cache=cache, logits_at=last - positions[:, 0])  # (B, V)
+        check_finite(logits)
+        tokens = decoding.choose(logits, batch)
+        for i, sequence in enumerate(batch):
+            running[i] = running[i] and not decoding.append(sequence, tokens[i])
+        if not any(running):
+            return
+        last = last + torch.tensor(running, device=weight.device)  # one that has ended repeats its place
+        ids, positions = torch.tensor(tokens, device=weight.device)[:, None], last[:, None]
+
+
+def padded(rows: list[list[int]], device: torch.device) -> Tensor:
+    """(B, T): the rows side by side, padded on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+
+
+@torch.inference_mode()
+def score_plain(model: Transformer, prompt: list[int], options: list[list[int]]) -> list[float]:
+    """log P(option | prompt) of each option: the sum over its tokens, from one forward pass."""
+    rows = padded([[*prompt, *option] for option in options], model.embed_tokens.weight.device)
+    log_p = model(rows[:, :-1]).float().log_softmax(-1)
+    log_p = log_p.gather(2, rows[:, 1:, None])[:, len(prompt) - 1:, 0].double()  # (options, longest)
+    return [float(row[:len(option)].sum()) for row, option in zip(log_p, options, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------- either engine
+
+def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int | list[int], *,
+             engine_name: str = "fast", **decoding: Any) -> list[list[int]]:
+    """The new tokens of each prompt, without the end token. `decoding`: further fields of `Decoding`."""
+    run = generate_plain if engine_name == "plain" or is_sharded(model) else engine.generate
+    return run(model, prompts, Decoding(max_new_tokens, **decoding))
+
+
+def score_many(model: Transformer, prompts: list[list[int]], options: list[list[list[int]]], *,
+               on_done: Callable[[int], None] | None = None) -> list[list[float]]:
+    """log P(option | prompt) of each option of each prompt; `on_done` is called with each prompt's place."""
+    if not is_sharded(model):
+        return option_scores.score_many(model, prompts, options, on_done=on_done)
+    option_scores.check_lengths(model, prompts, options)
+    scores = []
+    for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
+        scores.append(score_plain(model, prompt, choices) if choices else [])
+        if on_done is not None:
+            on_done(i)
+    return scores
+
+
+# ---------------------------------------------------------------------------------------- loading and prompts
+
+def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto",
+               shard: bool = False, bos: str = "auto") -> tuple[Transformer, Tokenizer]:
+    """(model ready to decode, its tokenizer); an adapter is merged. Joins the other ranks under torchrun.
+
+    dtype  "int8": weights of 8 bits while decoding (mmed/inference/quantize.py)
+    shard  each rank keeps its part of every matrix
+    bos    whether prompts begin with BOS, see `load_tokenizer`
     """
     if distributed.world_size() > 1:
         device = str(distributed.start(WAIT_SECONDS))
     else:
         device = distributed.device_called(device)
-    if shard and (distributed.world_size() == 1 or adapter or dtype == "int8"):
-        raise UsageError("--shard: goes with torchrun and several processes, without --adapter (merge it first: python -m mmed.checkpoints merge) "
-                         "and without int8")
     int8 = dtype == "int8"
+    if shard and (distributed.world_size() == 1 or adapter or int8):
+        raise UsageError("--shard: needs torchrun with several processes, without --dtype int8 and --adapter "
+                         "(first merge it: python -m mmed.checkpoints merge)")
     if dtype in ("auto", "int8"):
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    model, tokenizer = load_sharded(folder, getattr(torch, dtype), device) if shard else \
-        load_pretrained(folder, dtype=getattr(torch, dtype), device=device)
+    load = load_sharded if shard else load_pretrained
+    model, tokenizer = load(folder, dtype=getattr(torch, dtype), device=device)
     if tokenizer is None:
-        raise UserError(f"{folder}: no tokenizer.model or tokenizer.json in this folder; put the model's tokenizer there")
+        raise UserError(f"{folder}: no tokenizer.model or tokenizer.json there; add the model's tokenizer")
     if bos != "auto":
         tokenizer = load_tokenizer(folder, bos)
     if adapter:
@@ -70,7 +147,7 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
     return model.eval(), tokenizer
 
 
-def load_sharded(folder: str, dtype, device: str):
+def load_sharded(folder: str, dtype: torch.dtype, device: str) -> tuple[Transformer, Tokenizer]:
     """`load_pretrained`, each rank reading and keeping its own rows."""
     with torch.device("meta"):
         model = Transformer(load_config(folder)).to(dtype)
@@ -79,7 +156,7 @@ def load_sharded(folder: str, dtype, device: str):
     return model, load_tokenizer(folder)
 
 
-def progress_bar(total: int, shown: bool, unit: str = "text"):
+def progress_bar(total: int, shown: bool, unit: str = "text") -> tqdm:
     return tqdm(total=total, disable=not shown, unit=f" {unit}", dynamic_ncols=True, mininterval=0.5)
 
 
@@ -88,15 +165,18 @@ def encode_prompt(tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, bos=tokenizer.bos_id is not None)
 
 
-def prompt_ids(model: Transformer, tokenizer, text: str, turns: str) -> list[int]:
-    """Ids of a prompt: the text as it is, or (turns: a key of `mmed.tokenization.chat_template.CHAT_TEMPLATES`, or "auto") as a user's turn of an instruct model."""
-    if turns == "none":
+def prompt_ids(model: Transformer, tokenizer, text: str, chat_template: str) -> list[int]:
+    """Ids of a prompt: the text itself ("none"), or a user's message in a chat template ("auto": its own)."""
+    if chat_template == "none":
         return encode_prompt(tokenizer, text)
-    return encode_chat(tokenizer, [{"role": "user", "content": text}], model.config.family, None if turns == "auto" else turns)
+    name = None if chat_template == "auto" else chat_template
+    return encode_chat(tokenizer, [{"role": "user", "content": text}], model.config.family, name)
 
 
-def stream_text(model: Transformer, tokenizer, prompt: Sequence[int], **options) -> str:
-    """Write the continuation of a prompt's ids to stdout as it comes; returns it."""
+# ------------------------------------------------------------------------------------------- the command line
+
+def stream_text(model: Transformer, tokenizer, prompt: list[int], **options: Any) -> None:
+    """Print the continuation of a prompt's ids as it is decoded."""
     ids: list[int] = []
     shown = ""
 
@@ -108,18 +188,17 @@ def stream_text(model: Transformer, tokenizer, prompt: Sequence[int], **options)
             print(printable(text[len(shown):]), end="", flush=True)
             shown = text
 
-    new = generate(model, [prompt], end_ids=tokenizer.end_ids, on_token=show, slots=1, **options)[0]
-    text = tokenizer.decode(new, continued=True)
-    print(printable(text[len(shown):]), flush=True)
-    return text
+    new = generate(model, [prompt], on_token=show, **options)[0]
+    print(printable(tokenizer.decode(new, continued=True)[len(shown):]), flush=True)
 
 
-def chat(model: Transformer, tokenizer, language: str, turns: str, options: dict) -> None:
-    """Questions from stdin, answers streamed; each question stands for itself, as in the fine-tuning data."""
-    tongue = get_language(language)
-    print(tongue.disclaimer)
+def chat(model: Transformer, tokenizer, language: str, chat_template: str, options: dict) -> None:
+    """Questions from stdin, answers streamed; each question is independent, as in the fine-tuning data."""
+    spoken = get_language(language)
+    print(spoken.disclaimer)
     # MMedLM: the first sentence of its fine-tuning instruction, without the part on options
-    instruction = f"You're a {tongue.name} doctor, kindly address the medical queries according to the patient's account in {tongue.name}."
+    instruction = (f"You're a {spoken.name} doctor, kindly address the medical queries according to the "
+                   f"patient's account in {spoken.name}.")
     while True:
         try:
             question = input("> ").strip()
@@ -127,90 +206,117 @@ def chat(model: Transformer, tokenizer, language: str, turns: str, options: dict
             print()
             return
         if question:
-            text = ALPACA.format(instruction=instruction, input=question) if turns == "none" else f"{instruction}\n\n{question}"
-            stream_text(model, tokenizer, prompt_ids(model, tokenizer, text, turns), **options)
+            text = f"{instruction}\n\n{question}"
+            if chat_template == "none":
+                text = ALPACA.format(instruction=instruction, input=question)
+            stream_text(model, tokenizer, prompt_ids(model, tokenizer, text, chat_template), **options)
+
+
+def read_prompts(model: Transformer, tokenizer: Tokenizer, path: str,
+                 chat_template: str) -> tuple[list[dict], list[list[int]]]:
+    """(objects, ids of their prompts) of a JSONL file."""
+    rows, prompts, longest = [], [], model.config.max_position_embeddings
+    for number, row in read_jsonl(path):
+        if not isinstance(row.get("prompt"), str):
+            keys = ", ".join(row) or "none"
+            raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got keys {keys}")
+        ids = prompt_ids(model, tokenizer, row["prompt"], chat_template)
+        if len(ids) >= longest:
+            raise UserError(f"{path}:{number}: the prompt ({len(ids):,} tokens) fills the context length of "
+                            f"{longest:,}; shorten it")
+        rows.append(row)
+        prompts.append(ids)
+    return rows, prompts
 
 
 def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decoding: dict) -> int:
-    """Every {"prompt": ...} of a JSONL file -> the same objects with "text" added; goes on where it was stopped."""
-    prompts, rows = [], []
-    for number, row in read_jsonl(options.input):
-        if not isinstance(row.get("prompt"), str):
-            raise UserError(f"{options.input}:{number}: expected an object with a text 'prompt', got keys {', '.join(row) or 'none'}")
-        ids = prompt_ids(model, tokenizer, row["prompt"], options.turns)
-        if len(ids) >= model.config.max_position_embeddings:
-            raise UserError(f"{options.input}:{number}: the prompt has {len(ids):,} tokens, the model {model.config.max_position_embeddings:,} "
-                            "positions; shorten it")
-        rows.append(row)
-        prompts.append(ids)
-    facts = {"model": model_fingerprint(options.model, options.adapter), "input": file_hash(options.input), "slots": options.slots,
-             "turns": options.turns, "dtype": options.dtype, "bos": options.bos, **decoding}
+    """Complete every {"prompt": ...} of a JSONL file, adding "text" to the objects; resumes a killed run."""
+    rows, prompts = read_prompts(model, tokenizer, options.input, options.chat_template)
+    names = (*DRAWING, "batch_size", "chat_template", "dtype", "bos", "engine")
+    facts = {name: getattr(options, name) for name in names}
+    facts |= {"model": model_fingerprint(options.model, options.adapter), "input": file_hash(options.input)}
     if options.dtype == "int8":
         print(int8_difference(model, prompts), file=sys.stderr)
-    bar = progress_bar(len(rows), sys.stderr.isatty())
-    size = round_size(options.slots)
+    bar, size = progress_bar(len(rows), sys.stderr.isatty()), round_size(options.batch_size)
     rounds = {start: range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)}
+    costs = {start: sum(len(prompts[i]) + options.max_new_tokens for i in places)
+             for start, places in rounds.items()}
 
     def compute(start: int) -> list[dict]:
         places = rounds[start]
-        new = generate(model, [prompts[i] for i in places], end_ids=tokenizer.end_ids, numbers=list(places), slots=options.slots,
+        new = generate(model, [prompts[i] for i in places], numbers=list(places),
                        on_done=lambda *_: bar.update(), **decoding)
-        return [rows[i] | {"text": tokenizer.decode(ids, continued=True)} for i, ids in zip(places, new)]
+        texts = [tokenizer.decode(ids, continued=True) for ids in new]
+        return [rows[i] | {"text": text} for i, text in zip(places, texts, strict=True)]
 
-    costs = {start: sum(len(prompts[i]) + options.max_new_tokens for i in places) for start, places in rounds.items()}
-    journal = run_rounds(Path(options.out), facts, costs, compute, force=options.force, on_skip=lambda start: bar.update(len(rounds[start])), model=model)
+    journal = run_rounds(Path(options.out), facts, costs, compute, force=options.force, model=model,
+                         on_skip=lambda start: bar.update(len(rounds[start])))
     bar.close()
-    if journal is None:  # under torchrun rank 0 writes
-        return 0
-    journal.finish()
-    print(f"{len(rows)} texts -> {options.out}")
+    if journal is not None:  # under torchrun rank 0 writes
+        journal.finish()
+        print(f"{len(rows)} texts -> {options.out}")
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m mmed.generate", description="Let a model write.")
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder (config.json, *.safetensors, tokenizer)")
-    parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to merge into it")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", metavar="TEXT", help="go on from this text")
-    what.add_argument("--chat", action="store_true", help="questions from the keyboard (no medical advice)")
-    what.add_argument("--input", metavar="FILE.jsonl", help='one {"prompt": ...} a line')
-    parser.add_argument("--out", metavar="FILE.jsonl", help="with --input: the same lines with 'text' added")
-    parser.add_argument("--language", default="en", help="of the chat (default en)")
-    parser.add_argument("--turns", default="none", metavar="NAME", help="none: plain text (default); auto: the turns of an instruct model as its "
-                        "tokenizer shows them; or llama2, llama3, mistral, mistral3, internlm2, qwen2, qwen3, gemma")
-    parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="default 256")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (default)")
-    parser.add_argument("--top_k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 0: all")
-    parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that hold P of the probability")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slots", type=int, default=32, metavar="N", help="sequences decoded side by side (default 32)")
-    parser.add_argument("--bos", choices=("auto", "yes", "no"), default="auto", help="begin prompts with BOS; auto: as the tokenizer's files say")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="auto: bfloat16 on a GPU; int8: "
-                        "weights of 8 bits, with what that changes printed")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
-    parser.add_argument("--shard", action="store_true", help="under torchrun, with --input: cut the weights over all ranks, for a model larger "
-                        "than one GPU")
-    parser.add_argument("--force", action="store_true", help="with --input: replace results of another model or input")
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m mmed.generate", description="Continue prompts with a model.",
+                    epilog='Example: python -m mmed.generate --model FOLDER --prompt "Fever and cough"')
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", required=True, metavar="FOLDER", help="config.json, weights, tokenizer")
+    model.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to merge into the model")
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
+                       help="auto: bfloat16 on a GPU, else float32; int8: 8-bit weights")
+    model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    model.add_argument("--shard", action="store_true",
+                       help="under torchrun: divide the weights over the ranks, for large models")
+    model.add_argument("--engine", choices=("fast", "plain"), default="fast", help="plain: the textbook loop")
+    data = parser.add_argument_group("prompts")
+    what = data.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="continue this text")
+    what.add_argument("--chat", action="store_true", help="answer typed questions (no medical advice)")
+    what.add_argument("--input", metavar="FILE.jsonl", help='lines of {"prompt": ...}')
+    data.add_argument("--out", metavar="FILE.jsonl", help="with --input: the same lines with 'text' added")
+    data.add_argument("--force", action="store_true", help="replace results of another model or input")
+    data.add_argument("--language", default="en", help="of the chat (default en)")
+    data.add_argument("--chat_template", default="none", choices=("none", "auto", *CHAT_TEMPLATES), metavar="NAME",
+                      help=f"none: plain text (default); auto: the tokenizer's; or {', '.join(CHAT_TEMPLATES)}")
+    data.add_argument("--bos", choices=("auto", "yes", "no"), default="auto",
+                      help="begin prompts with BOS; auto: as the tokenizer's files say")
+    how = parser.add_argument_group("decoding")
+    how.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="default 256")
+    how.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (default)")
+    how.add_argument("--top_k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: all")
+    how.add_argument("--top_p", type=float, default=1.0, metavar="P",
+                     help="draw from the likeliest tokens that hold P of the probability")
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--batch_size", type=int, default=32, metavar="N",
+                     help="sequences decoded together (default 32)")
     options = parser.parse_args(arguments)
     if bool(options.input) != bool(options.out):
         raise UsageError("--input and --out go together")
-    if options.max_new_tokens < 1 or options.slots < 1 or options.temperature < 0 or options.top_k < 0 or not 0 < options.top_p <= 1:
-        raise UsageError("expected --max_new_tokens and --slots of 1 or more, --temperature and --top_k of 0 or more, --top_p over 0 to 1")
-
-    if options.turns not in ("none", "auto", *CHAT_TEMPLATES):
-        raise UsageError(f"--turns {options.turns}: expected none, auto or one of {', '.join(CHAT_TEMPLATES)}")
-    decoding = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+    if options.max_new_tokens < 1 or options.batch_size < 1:
+        raise UsageError("--max_new_tokens and --batch_size must be 1 or more")
     if not options.input and (options.shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
-        raise UsageError("several processes go with --input only")
-    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.shard, options.bos)
+        raise UsageError("several processes need --input")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_options(arguments)
+    decoding = {name: getattr(options, name) for name in DRAWING}
+    Decoding(**decoding)  # rejects wrong values before the model is loaded
+    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device,
+                                  options.shard, options.bos)
+    decoding |= {"engine_name": options.engine, "max_batch_size": options.batch_size,
+                 "end_ids": tokenizer.end_ids, "vocab_size": tokenizer.vocab_size}
     if options.input:
         return run_file(model, tokenizer, options, decoding)
     if options.chat:
-        chat(model, tokenizer, options.language, options.turns, decoding)
+        chat(model, tokenizer, options.language, options.chat_template, decoding)
     else:
         print(printable(options.prompt), end="")
-        stream_text(model, tokenizer, prompt_ids(model, tokenizer, options.prompt, options.turns), **decoding)
+        ids = prompt_ids(model, tokenizer, options.prompt, options.chat_template)
+        stream_text(model, tokenizer, ids, **decoding)
     return 0
 
 

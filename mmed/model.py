@@ -353,14 +353,15 @@ class Transformer(nn.Module):
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, *, positions: Tensor | None = None,
                 document_ids: Tensor | None = None, loss_positions: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
+                cache: KVCache | None = None, logits_at: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of `input_ids` (B, T); with `labels` (B, T) the summed cross-entropy, in fp32.
 
         labels          the token that each position should predict (already shifted), or IGNORE
         positions       (B, T) place of each token in its document; default 0..T-1
         document_ids    (B, T) number of a token's document: tokens see their own document only
         loss_positions  indices of the labels that are not IGNORE in the flat batch, if known
-        cache           the keys and values of the tokens before these, whose own are added to it
+        cache           the keys and values of the tokens before these; those of these tokens are added
+        logits_at       (B,) index of one token in each row: only its logits are returned, (B, V)
         """
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -372,6 +373,8 @@ class Transformer(nn.Module):
                 x = torch.utils.checkpoint.checkpoint(block, x, shared, use_reentrant=False)
             else:
                 x = block(x, shared)
+        if logits_at is not None:
+            x = x[torch.arange(len(x), device=x.device), logits_at]
         x = self.norm(x)
         if labels is not None:
             cap = self.config.final_softcap
@@ -390,12 +393,20 @@ class Transformer(nn.Module):
         for slides in {config.slides(layer) for layer in range(config.num_hidden_layers)}:
             if config.position_embedding == "rope":
                 shared.rope[slides] = rope(config, positions, slides, dtype)
-            if cache is not None:
-                keys = torch.arange(shared.used, device=device)
-                shared.masks[slides] = dense_mask(config, positions, keys, slides, dtype)
-            else:
+            if cache is None:
                 shared.masks[slides] = self.row_mask(x, document_ids, slides, dtype)
+            else:
+                shared.masks[slides] = self.cache_mask(positions, shared.used, slides, dtype)
         return shared
+
+    def cache_mask(self, positions: Tensor, used: int, slides: bool, dtype: torch.dtype) -> Tensor | None:
+        """The mask of tokens at `positions` (B, T) over the first `used` places of a cache."""
+        first, T = int(positions.min()), positions.shape[1]
+        causal = first == used - T and (first == 0 or T == 1)  # all rows have the same length
+        slides = slides and self.config.sliding_window < used
+        if causal and not slides and self.config.position_embedding == "rope":
+            return None
+        return dense_mask(self.config, positions, torch.arange(used, device=positions.device), slides, dtype)
 
     def row_mask(self, x: Tensor, document_ids: Tensor | None, slides: bool,
                  dtype: torch.dtype) -> Tensor | FastMask | None:

@@ -1,13 +1,15 @@
-"""The decoder against transformers' LlamaForCausalLM on random small configs: logits, loss, gradients, cache, packing."""
+"""The decoder against transformers' Llama on small random configs: logits, loss, gradients, cache."""
+
 import random
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmed.inference.decoder import Segment, decoder_for
+from mmed.data import Example, pack
 from mmed.loss import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
-from mmed.model import ModelConfig, Transformer, rope_frequencies
+from mmed.model import KVCache, ModelConfig, Transformer, rope_frequencies
+from mmed.training.loader import micro_batches
 
 transformers = pytest.importorskip("transformers")
 
@@ -17,11 +19,24 @@ def random_pair(seed: int, **fixed):
     rng = random.Random(seed)
     heads = rng.choice([1, 2, 3, 4, 6])
     kv = rng.choice([k for k in range(1, heads + 1) if heads % k == 0])
-    shape = dict(vocab_size=rng.randint(50, 300), hidden_size=heads * 8 * rng.randint(1, 3), intermediate_size=rng.randint(17, 90),
-                 num_hidden_layers=rng.randint(1, 4), num_attention_heads=heads, num_key_value_heads=kv,
-                 head_dim=rng.choice([6, 8, 10, 16]), rms_norm_eps=1e-5, tie_word_embeddings=rng.random() < 0.5) | fixed
+    shape = (
+        dict(
+            vocab_size=rng.randint(50, 300),
+            hidden_size=heads * 8 * rng.randint(1, 3),
+            intermediate_size=rng.randint(17, 90),
+            num_hidden_layers=rng.randint(1, 4),
+            num_attention_heads=heads,
+            num_key_value_heads=kv,
+            head_dim=rng.choice([6, 8, 10, 16]),
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=rng.random() < 0.5,
+        )
+        | fixed
+    )
     torch.manual_seed(seed)
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(max_position_embeddings=256, initializer_range=0.1, **shape)).eval()
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(max_position_embeddings=256, initializer_range=0.1, **shape)
+    ).eval()
     ours = Transformer(ModelConfig(**shape)).eval()
     state = {name.removeprefix("model."): value for name, value in theirs.state_dict().items()}
     if shape["tie_word_embeddings"]:
@@ -30,17 +45,39 @@ def random_pair(seed: int, **fixed):
     return theirs, ours
 
 
-@pytest.mark.parametrize("factor, low, high, old, theta", [(8.0, 1.0, 4.0, 8192, 5e5), (32.0, 1.0, 4.0, 8192, 5e5), (4.0, 2.0, 3.0, 512, 1e4)])
+@pytest.mark.parametrize(
+    "factor, low, high, old, theta",
+    [(8.0, 1.0, 4.0, 8192, 5e5), (32.0, 1.0, 4.0, 8192, 5e5), (4.0, 2.0, 3.0, 512, 1e4)],
+)
 def test_llama_3_scaling_blends_as_transformers_does(factor, low, high, old, theta):
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": old}
-    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](transformers.LlamaConfig(hidden_size=512, num_attention_heads=4, head_dim=128, max_position_embeddings=16 * old,
-                                                                       rope_parameters={"rope_theta": theta, **scaling}), "cpu")
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": old,
+    }
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](
+        transformers.LlamaConfig(
+            hidden_size=512,
+            num_attention_heads=4,
+            head_dim=128,
+            max_position_embeddings=16 * old,
+            rope_parameters={"rope_theta": theta, **scaling},
+        ),
+        "cpu",
+    )
     config = ModelConfig(head_dim=128, rope_theta=theta, rope_scaling=scaling)
-    ours, plain = rope_frequencies(config, theta, True, torch.device("cpu")), rope_frequencies(config, theta, False, torch.device("cpu"))
+    ours, plain = (
+        rope_frequencies(config, theta, True, torch.device("cpu")),
+        rope_frequencies(config, theta, False, torch.device("cpu")),
+    )
     assert torch.allclose(ours, theirs, rtol=1e-6) and not torch.allclose(plain / factor, ours)
-    assert sum(0.001 < float(share) < 0.999 for share in (ours * factor / plain - 1) / (factor - 1)) >= 3  # some stand between the two ends
+    assert (
+        sum(0.001 < float(share) < 0.999 for share in (ours * factor / plain - 1) / (factor - 1)) >= 3
+    )  # some stand between the two ends
 
 
 def close(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-5) -> bool:
@@ -73,7 +110,9 @@ def test_loss_and_gradients_equal_transformers(seed):
     labels[0, :7] = IGNORE  # a prompt
     loss = ours(ids, labels)
     loss.backward()
-    expected = F.cross_entropy(theirs(ids).logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    expected = F.cross_entropy(
+        theirs(ids).logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
     expected.backward()
     assert torch.isclose(loss, expected, rtol=1e-5)
     own = dict(ours.named_parameters())
@@ -85,30 +124,23 @@ def test_loss_and_gradients_equal_transformers(seed):
 def test_cached_decoding_equals_the_full_forward_for_sequences_of_different_length(seed):
     _, ours = random_pair(seed + 20)
     torch.manual_seed(seed)
-    lengths = [5, 11, 2]
+    lengths = torch.tensor([5, 11, 2])
     ids = torch.randint(0, ours.config.vocab_size, (3, 14))
     with torch.inference_mode():
-        full = ours(ids)
-        for rows in (3, 1):  # how weights are laid out depends on it
-            decoder = decoder_for(ours, rows)
-            cache = decoder.make_cache(3, 20)
-            first = decoder.extend(cache, [Segment(row, 0, ids[row, :n].tolist()) for row, n in enumerate(lengths)], [range(n) for n in lengths])
-            for row, n in enumerate(lengths):
-                assert close(first[row], full[row, :n])
-            for step in range(3):
-                at = [n + step for n in lengths]
-                new = decoder.step(cache, ids[range(3), at].tolist(), at)
-                assert close(new, full[range(3), at])
+        full, cache = ours(ids), KVCache(ours.config, 3, 20, torch.float32)
+        first = ours(ids[:, :11], cache=cache)  # right-padded prompts: what is beyond a length is overwritten
+        for row, n in enumerate(lengths):
+            assert close(first[row, :n], full[row, :n])
+        for step in range(3):
+            at = (lengths + step)[:, None]
+            assert close(ours(ids.gather(1, at), positions=at, cache=cache)[:, 0], full[range(3), at[:, 0]])
 
 
-def test_a_cache_slot_can_be_used_alone():
+def test_logits_of_one_token_a_row_equal_those_of_all():
     _, ours = random_pair(31)
-    ids = torch.randint(0, ours.config.vocab_size, (1, 9))
-    with torch.inference_mode():
-        decoder = decoder_for(ours, 4)
-        cache = decoder.make_cache(4, 12)
-        assert close(decoder.extend(cache, [Segment(2, 0, ids[0].tolist())], [range(9)])[0], ours(ids)[0])
-    assert cache.keys[:, [0, 1, 3]].abs().sum() == 0 < cache.keys[:, 2].abs().sum()
+    ids, at = torch.randint(0, ours.config.vocab_size, (3, 9)), torch.tensor([8, 0, 4])
+    with torch.no_grad():
+        assert close(ours(ids, logits_at=at), ours(ids)[range(3), at])
 
 
 def test_packed_documents_do_not_see_each_other():
@@ -121,7 +153,9 @@ def test_packed_documents_do_not_see_each_other():
         assert close(packed[:, :8], ours(ids[:, :8])) and close(packed[:, 8:], ours(ids[:, 8:]))
         changed = ids.clone()
         changed[0, :8] = torch.randint(0, ours.config.vocab_size, (8,))
-        assert torch.equal(ours(changed, positions=positions, document_ids=documents)[:, 8:], packed[:, 8:])  # by exactly 0
+        assert torch.equal(
+            ours(changed, positions=positions, document_ids=documents)[:, 8:], packed[:, 8:]
+        )  # by exactly 0
 
 
 def test_padding_does_not_change_logits():
@@ -150,7 +184,9 @@ def test_chunked_cross_entropy_equals_the_plain_one(softcap, monkeypatch):
         logits = torch.tanh(logits / softcap) * softcap
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
     (expected * 0.5).backward()
-    assert torch.isclose(loss, expected, rtol=1e-5) and close(own[0], hidden.grad) and close(own[1], weight.grad)
+    assert (
+        torch.isclose(loss, expected, rtol=1e-5) and close(own[0], hidden.grad) and close(own[1], weight.grad)
+    )
 
 
 def test_a_row_without_targets_gives_zero_loss_and_zero_gradients():
@@ -170,3 +206,35 @@ def test_activation_checkpointing_changes_no_gradient():
     ours.activation_checkpointing = True
     ours(ids, ids).backward()
     assert all(torch.equal(a, p.grad) for a, p in zip(plain, ours.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_chunked_loss_is_exact_also_for_certain_and_hopeless_tokens(frozen):
+    torch.manual_seed(4)
+    hidden = torch.randn(1, 600, 16, requires_grad=True)
+    weight = (torch.randn(300, 16) * torch.logspace(-2, 1.3, 300)[:, None]).requires_grad_(not frozen)
+    labels = torch.randint(0, 300, (1, 600))
+    labels[0, ::7] = IGNORE
+    loss = summed_cross_entropy(hidden, weight, labels)
+    wanted = [hidden] if frozen else [hidden, weight]
+    own = torch.autograd.grad(loss / 100, wanted)
+    logits = (hidden @ weight.t())[0].double()
+    exact = F.cross_entropy(logits, labels[0], ignore_index=IGNORE, reduction="sum")
+    assert abs(float(loss.detach() - exact)) <= 1e-6 * float(exact)
+    for a, b in zip(own, torch.autograd.grad(exact / 100, wanted), strict=True):
+        assert float((a - b).norm()) <= 2e-6 * float(b.norm())
+
+
+def test_rows_laid_end_to_end_give_the_loss_and_gradients_of_padded_ones():
+    rng = random.Random(6)
+    rows = [
+        pack([Example("k", [rng.randrange(97) for _ in range(n)], rng.randint(1, n - 1)) for n in lengths])
+        for lengths in ([5, 40, 9], [70], [2, 33])
+    ]
+    _, ours = random_pair(36, vocab_size=97)
+    found = []
+    for flat in (False, True):
+        batch = micro_batches(rows, [[0, 1, 2]], torch.device("cpu"), flat)
+        loss = ours(**batch.micro[0])
+        found.append((loss, *torch.autograd.grad(loss / batch.targets, list(ours.parameters()))))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))

@@ -21,8 +21,8 @@ from mmed.evaluation.answer_parser import parse_answer
 from mmed.evaluation.results import load_results
 from mmed.evaluation.summary import table as result_table
 from mmed.generate import encode_prompt
-from mmed.inference.decoder_layer import KVCache
-from mmed.inference.engine import generate
+from mmed.model import KVCache
+from mmed.generate import generate
 from mmed.languages import get_language
 from mmed.metrics import Z_95, bleu_orders, lcs_length, rouge_l, rouge_n, wilson_interval
 from mmed.prompts import build_prompt, build_target, read_benchmark

@@ -1,1 +1,1 @@
-"""The fast engine behind mmed/generate.py: fused weights, continuous batching, quantised decoding, option scoring."""
+"""The fast engine of mmed/generate.py: fused weights, continuous batching, int8 decoding, option scoring."""

@@ -1,96 +1,72 @@
-"""The decoding step on a GPU: compiled once, then replayed as CUDA graphs, so that Python and launches cost nothing.
+"""Decode steps on a GPU: compiled once, then replayed as CUDA graphs, so Python and launches cost nothing.
 
-A graph has fixed shapes. So there is one for each number of slots in SLOTS (the slots between are computed and forgotten: their
-rows of the cache belong to nobody until the next prompt is written there, and what they write, at place 0, is overwritten by it)
-and for each number of places in a row that doubles from SEEN on. All graphs share one pool of memory. Each is captured when it is
-first needed, after the warm-up on a side stream that capturing asks for.
+A graph has fixed shapes, so there is one for each batch size in BATCHES and for each number of cache places
+that doubles from USED on. The rows between are computed and dropped: what they write to the cache, at place
+0 of rows that hold no sequence, is overwritten by the next prompt. All graphs share one pool of memory.
 
 Reference: gpt-fast (static cache, compiled step); the capture follows torch.cuda.graph's documentation.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mmed.inference.decoder_layer import KVCache
+from mmed.model import KVCache
 
-SLOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-SEEN = 256
+BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+USED = 256
 
 
-def bucket(n: int, slots: int, seen: int, length: int) -> tuple[int, int]:
-    """(slots, places) of the graph for n slots in use of `slots`, and `seen` places needed of `length`.
+def graph_shape(n: int, used: int, batch: int, length: int) -> tuple[int, int]:
+    """(rows, places) of the graph for n rows and `used` places of a cache (`batch`, `length`).
 
-    >>> bucket(5, 40, 300, 2048), bucket(39, 40, 2000, 1040)
+    >>> graph_shape(5, 300, 40, 2048), graph_shape(39, 2000, 40, 1040)
     ((8, 512), (40, 1040))
     """
-    places = SEEN
-    while places < seen:
+    places = USED
+    while places < used:
         places *= 2
-    return min(next((size for size in SLOTS if size >= n), slots), slots), min(places, length)
+    return min(next((size for size in BATCHES if size >= n), batch), batch), min(places, length)
 
 
 class StepGraphs:
-    """Steps of one `mmed.inference.decoder.Decoder` (which imports this module) over one cache."""
+    """The graphs of one function `one_token(cache, tokens, positions, used) -> logits` over one cache."""
 
-    def __init__(self, decoder: Any, cache: KVCache, compiled: bool = True, captured: bool = True):
-        self.decoder, self.cache, self.captured = decoder, cache, captured
-        slots, device = cache.keys.shape[1], decoder.device
-        self.tokens = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.positions = torch.zeros(slots, dtype=torch.int64, device=device)
+    def __init__(self, one_token: Callable[..., Tensor], cache: KVCache):
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one per shape
+        self.one_token, self.cache = torch.compile(one_token, fullgraph=True), cache
+        batch, device = cache.keys.shape[1], cache.keys.device
+        self.inputs = torch.zeros(2, batch, dtype=torch.int64, device=device)  # tokens, positions
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.pool = None
-        self.compute = one_token_compiled() if compiled else one_token
 
-    def step(self, tokens: Sequence[int], lengths: Sequence[int]) -> Tensor:
-        """Logits (n, V); valid until the next step."""
-        n = len(tokens)
-        rows, seen = bucket(n, self.cache.keys.shape[1], max(lengths) + 1, self.cache.length)
-        padding = [0] * (rows - n)
-        both = torch.tensor([[*tokens, *padding], [*lengths, *padding]])
-        if self.captured:
-            both = both.pin_memory()
-        self.tokens[:rows].copy_(both[0], non_blocking=True)
-        self.positions[:rows].copy_(both[1], non_blocking=True)
-        if not self.captured:
-            return self.run(rows, seen)[:n]
-        if (rows, seen) not in self.graphs:
-            self.graphs[rows, seen] = self.capture(rows, seen)
-        graph, logits = self.graphs[rows, seen]
+    def step(self, tokens: list[int], lengths: list[int]) -> Tensor:
+        """Logits (n, V) after one more token in each of the first n rows; valid until the next step."""
+        _, batch, _, length, _ = self.cache.keys.shape[0:5]
+        rows, used = graph_shape(len(tokens), max(lengths) + 1, batch, length)
+        padding = [0] * (rows - len(tokens))
+        values = torch.tensor([[*tokens, *padding], [*lengths, *padding]])
+        self.inputs[:, :rows].copy_(values.pin_memory(), non_blocking=True)
+        if (rows, used) not in self.graphs:
+            self.graphs[rows, used] = self.capture(rows, used)
+        graph, logits = self.graphs[rows, used]
         graph.replay()
-        return logits[:n]
+        return logits[:len(tokens)]
 
-    def run(self, rows: int, seen: int) -> Tensor:
-        return self.compute(self.decoder, self.cache, self.tokens[:rows], self.positions[:rows], seen)
+    def run(self, rows: int, used: int) -> Tensor:
+        return self.one_token(self.cache, self.inputs[0, :rows], self.inputs[1, :rows], used)
 
-    def capture(self, rows: int, seen: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def capture(self, rows: int, used: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):  # compiles, tunes, and takes what memory libraries want; writes the same keys each time
-                self.run(rows, seen)
+            for _ in range(3):  # compiles, tunes and allocates; writes the same keys each time
+                self.run(rows, used)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            logits = self.run(rows, seen)
+            logits = self.run(rows, used)
         self.pool = self.pool or graph.pool()
         return graph, logits
-
-
-def one_token(decoder: Any, cache: KVCache, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
-    return decoder.one_token(cache, tokens, positions, None, seen)
-
-
-_COMPILED = None
-
-
-def one_token_compiled():
-    """`one_token` compiled, once a process: shapes that come later are compiled as dynamic ones, one row apart."""
-    global _COMPILED
-    if _COMPILED is None:
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one, two, then any number of slots and places
-        _COMPILED = torch.compile(one_token, fullgraph=True)
-    return _COMPILED

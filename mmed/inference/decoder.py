@@ -1,392 +1,329 @@
-"""A model laid out for decoding: the same numbers as `Transformer.forward`, from fused matrices and one cache, with few operations.
+"""A second layout of a `Transformer`'s weights, for decoding: fused matrices, one KV cache, no padding.
 
-    decoder = decoder_for(model, slots)                    kept with the model until its weights change
-    cache = decoder.make_cache(slots, length)              keys and values of `slots` sequences, allocated once
-    decoder.extend(cache, [Segment(slot, 0, ids), ...])    many tokens of many sequences in one flat row: nothing is padded
-    decoder.step(cache, tokens, lengths)                   one token of each of the first n slots -> logits (n, V)
+    decoder = decoder_for(model)                         kept with the model until its weights change
+    cache = decoder.make_cache(batch, length)            keys and values of `batch` sequences, allocated once
+    decoder.prefill(cache, [Segment(row, 0, ids)])       many tokens of many sequences in one flat pass
+    decoder.decode_step(cache, tokens, lengths)          a token of each of the first n rows -> logits (n, V)
 
-    one pass of extend     [ prompt of slot 3 ........ | prompt of slot 0 ... | rest of the prompt of slot 5 ..... ]
-                             matrices see one row of N tokens; attention goes segment by segment over its slot of the cache
+    one pass of prefill    [ prompt of row 3 ..... | prompt of row 0 ... | rest of the prompt of row 5 ... ]
+                           matrices see N tokens at once; attention computes segment by segment
 
-What is laid out differently, and why:
-    CPU, fp32    the matrices that read the same input are one, in the blocked layout of oneDNN: 1.2 to 2.4 times as fast as
-                 F.linear from 2 to 64 rows; for one row W^T is read in order. Attention goes slot by slot where lengths differ.
-    GPU          fused without a copy (the parameters become parts of the fused matrix); the step is compiled and replayed as
-                 CUDA graphs (mmed/inference/cuda_graphs.py), for a few numbers of slots and of places to look at.
-    sharded      (`fully_shard`) a block's weights are gathered when it is computed; all ranks pass in step (`Lockstep`).
+It computes what `Transformer.forward` computes, and its tests compare the two. On a GPU decode steps are
+compiled and replayed as CUDA graphs (mmed/inference/cuda_graphs.py).
 
-Legend: N tokens of a pass, n slots in use, S places seen, H query heads, K key/value heads, G = H / K, E head size.
+Legend: N tokens of a pass, n rows in use, S places of the cache, D hidden size, H query heads, K key/value
+heads, G = H / K, E head size.
 """
 from __future__ import annotations
 
-import math
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmed.inference.cuda_graphs import StepGraphs
-from mmed.inference.decoder_layer import DecoderLayer, KVCache, attend_many, attend_one, end_weights
-from mmed.model import Transformer, alibi_slopes, rope_frequencies
+from mmed.inference.linears import fused, matrix
+from mmed.model import Block, KVCache, ModelConfig, Transformer, attend, dense_mask, rope
 from mmed.utils.errors import UserError
 
-PASS_TOKENS = 1024       # tokens in one flat pass on a CPU; on a GPU GPU_PASS_TOKENS
-GPU_PASS_TOKENS = 8192
-GPU_LENGTH_STEP = 512    # a cache on a GPU has room for a multiple of so many tokens
-SEEN_STEP = 16           # a step looks at a multiple of so many places
-ROWS_STEP = 64           # rows of a pass are a multiple of so many, in short passes of a quarter
-CALL_TOKENS = 48         # what one more attention call costs, in cached tokens of one slot (measured: about 12 microseconds)
+PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # tokens of a flat pass
+ROWS_STEP = 16  # oneDNN keeps a program for every number of rows it meets, so passes are padded to a multiple
+LENGTH_STEP = 64  # the length of a cache is a multiple of this
+CALL_TOKENS = 48  # what one more attention call costs on a CPU, in cached tokens of one row
 
-# ------------------------------------------------------------------------------------------------------------- the model
 
 @dataclass
 class Segment:
-    """Tokens that go on in a slot of the cache.
+    """Tokens that continue a row: they see what is stored before `start`, and each other causally."""
 
-    start      the place in the slot where they are written: what stands before it is seen by all of them
-    positions  their places in the text, where those are not start, start + 1, ... (branches of a tree)
-    own        bool (t, t): which of the segment's own tokens each one sees; None: those before it and itself
-    """
-
-    slot: int
+    row: int
     start: int
     ids: Sequence[int]
-    positions: Sequence[int] | None = None
-    own: Tensor | None = None
+    logits: int = 1  # of the last so many tokens logits are returned
+
+
+class DecoderLayer:
+    """One block in two halves, before and after attention. x (N, D) is flat: it has no batch dimension."""
+
+    def __init__(self, block: Block, config: ModelConfig, layout: str):
+        attention, mlp = block.self_attn, block.mlp
+        self.block, self.attention, self.config = block, attention, config
+        qkv = [attention.qkv_proj] if config.packed_qkv else \
+            [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv, self.o = fused(qkv, layout), fused([attention.o_proj], layout)
+        self.up = fused([mlp.gate_proj, mlp.up_proj] if config.gated_mlp else [mlp.up_proj], layout)
+        self.down = fused([mlp.down_proj], layout)
+
+    def heads(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (N, D) -> q (N, H, E), k and v (N, K, E), normed and rotated; cos and sin (N, 1, E)."""
+        H, K, E = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
+        y = self.qkv(self.block.input_layernorm(x))
+        if self.config.packed_qkv:  # groups of G queries, key, value
+            y = y.view(len(x), K, H // K + 2, E)
+            q, k, v = y[:, :, :-2].reshape(-1, H, E), y[:, :, -2], y[:, :, -1]
+        else:
+            q, k, v = y.view(len(x), H + 2 * K, E).split((H, K, K), 1)
+        if self.config.qk_norm:
+            q, k = self.attention.q_norm(q), self.attention.k_norm(k)
+        return (q, k, v) if cos is None else (rotate_(q, cos, sin), rotate_(k, cos, sin), v)
+
+    def rest(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The residual stream after attention's output (N, H * E) and the MLP."""
+        block = self.block
+        if block.post_norms:
+            x = x + block.post_attention_layernorm(self.o(attended))
+            return x + block.post_feedforward_layernorm(self.mlp(block.pre_feedforward_layernorm(x)))
+        x = self.o(attended).add_(x)
+        return self.mlp(block.post_attention_layernorm(x)).add_(x)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        gate, up = self.up(x).chunk(2, -1) if self.block.mlp.gated else (self.up(x), None)
+        inner = F.gelu(gate, approximate="tanh") if self.block.mlp.gelu else F.silu(gate)
+        return self.down(inner if up is None else inner.mul_(up))
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`model.rotate` in place and in three operations; x (N, heads, E), the first half of sin is negated."""
+    first, second = x.chunk(2, -1)
+    other = torch.cat((second, first), -1)
+    return x.mul_(cos).addcmul_(other, sin)
 
 
 class Decoder:
-    """A `Transformer` laid out for decoding with up to `rows` sequences side by side."""
+    """A `Transformer` laid out for decoding."""
 
-    def __init__(self, model: Transformer, kind: str):
-        config = self.config = model.config
-        self.kind = kind
-        self.sharded = is_sharded(model)
-        self.blocks = model.layers if self.sharded else None  # nothing else keeps the model alive: `decoder_for` forgets it with the model
-        if self.sharded:
-            model.unshard()  # embedding, last norm and head stay whole
-        self.device, self.dtype = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
-        self.pass_tokens = PASS_TOKENS if self.device.type == "cpu" else GPU_PASS_TOKENS
-        self.fixed = None if self.sharded else [DecoderLayer(block, config, kind) for block in model.layers]
-        self.embed, self.last_norm, self.head = end_weights(model, kind)
-        self.slopes = alibi_slopes(config.num_attention_heads).to(self.device) if config.position_embedding == "alibi" else None
-        self.rope_tables: dict[bool, tuple[Tensor, Tensor]] = {}
-        self.kinds = sorted({config.slides(layer) for layer in range(config.num_hidden_layers)})
-        self.graphs = self.kept_cache = None  # on a GPU: mmed/inference/cuda_graphs.py, made with the first step, and the cache it was made for
-        self.lockstep = Lockstep(self) if self.sharded else None
+    def __init__(self, model: Transformer, layout: str):
+        self.config, self.layout = model.config, layout
+        weight = model.embed_tokens.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.layers = [DecoderLayer(block, model.config, layout) for block in model.layers]
+        self.head = matrix(model.head_weight.detach(), None, layout)
+        self.embed_tokens, self.norm = weight.detach(), model.norm
+        self.embed_norm = model.embed_norm if model.config.embedding_norm else None
+        self.kinds = {layer.attention.slides for layer in self.layers}
+        self.cache: KVCache | None = None
+        self.graphs: StepGraphs | None = None
 
-    def gathered(self):
-        """Each layer of a sharded model in turn; its weights are gathered here and go when the next one is asked for."""
-        for block in self.blocks:
-            with torch.inference_mode(False):  # its buffers are used in and outside of that mode
-                block.unshard()
-            yield DecoderLayer(block, self.config, "plain")
-            block.reshard()
+    def embed(self, ids: Tensor) -> Tensor:
+        x = F.embedding(ids, self.embed_tokens)
+        if self.config.scale_embedding:
+            x = x * torch.tensor(self.config.hidden_size ** 0.5, dtype=x.dtype)
+        return x if self.embed_norm is None else self.embed_norm(x)
 
-    # ---- positions
-
-    def ropes(self, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor] | None]:
-        """cos and signed sin (N, 1, E) of each kind of layer, from tables."""
-        if self.config.position_embedding != "rope":
-            return dict.fromkeys(self.kinds)
-        return {slides: (cos[positions], sin[positions]) for slides, (cos, sin) in ((kind, self.rope_tables[kind]) for kind in self.kinds)}
-
-    def prepare(self, length: int) -> None:
-        """Rotation tables for positions below `length` (a power of two at least as large)."""
-        config = self.config
-        if config.position_embedding != "rope":
-            return
-        if length > config.max_position_embeddings and (config.rope_scaling or {}).get("rope_type") == "dynamic":
-            raise UserError(f"{length} tokens in a row, but this model's rotation changes with the length beyond its "
-                            f"{config.max_position_embeddings} positions (dynamic scaling), which is not supported")
-        for slides in self.kinds:
-            if slides in self.rope_tables and len(self.rope_tables[slides][0]) >= length:
-                continue
-            local = slides and config.rope_local_theta is not None
-            speed = rope_frequencies(config, config.rope_local_theta if local else config.rope_theta, not local, self.device)
-            angles = torch.arange(max(64, 1 << (length - 1).bit_length()), device=self.device, dtype=torch.float32)[:, None, None] * speed
-            sin = angles.sin()
-            self.rope_tables[slides] = (torch.cat((angles.cos(),) * 2, -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype))
-
-    # ---- many tokens
-
-    def make_cache(self, slots: int, length: int) -> KVCache:
-        """Room for `slots` sequences of `length` tokens. On a GPU the last one is used again where it is large enough, for its graphs."""
-        if self.device.type == "cpu":
-            length = -(-length // SEEN_STEP) * SEEN_STEP
-            self.prepare(length)
-            return KVCache(self.config, slots, length, self.dtype, self.device)
-        if not self.has_room(slots, length):
-            self.kept_cache = self.graphs = None  # frees them before the new one is made; graphs hold on to cache and tables
-            length = -(-length // GPU_LENGTH_STEP) * GPU_LENGTH_STEP
-            self.prepare(length)
-            self.kept_cache = KVCache(self.config, slots, length, self.dtype, self.device)
-        return self.kept_cache
-
-    def has_room(self, slots: int, length: int) -> bool:
-        return self.kept_cache is not None and self.kept_cache.keys.shape[1] >= slots and self.kept_cache.length >= length
-
-    def extend(self, cache: KVCache, segments: Sequence[Segment], wanted: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Compute the segments and keep their keys and values; logits (len(wanted[i]), V) behind the named tokens of each.
-
-        Passes hold at most `pass_tokens` tokens: a long segment comes in pieces, one with `own` stays whole.
-        """
-        results: list[list[Tensor]] = [[] for _ in segments]
-        for part in passes(segments, self.pass_tokens):
-            rows, owners, flat = [], [], 0
-            for i, offset, piece in part:
-                here = [row - offset for row in wanted[i] if offset <= row < offset + len(piece.ids)]
-                rows += [flat + row for row in here]
-                owners.append((i, len(here)))
-                flat += len(piece.ids)
-            logits = self.flat_pass(cache, [piece for _, _, piece in part], rows)
-            for (i, _), chunk in zip(owners, logits.split([count for _, count in owners]) if rows else ()):
-                results[i].append(chunk)
-        none = torch.empty(0, self.config.vocab_size, dtype=self.dtype, device=self.device)
-        return [torch.cat(chunks) if len(chunks) > 1 else chunks[0] if chunks else none for chunks in results]
-
-    def flat_pass(self, cache: KVCache, segments: Sequence[Segment], rows: list[int]) -> Tensor | None:
-        if self.lockstep is not None:
-            self.lockstep.working()
-        device = self.device
-        places = [list(segment.positions) if segment.positions is not None else list(range(segment.start, segment.start + len(segment.ids)))
-                  for segment in segments]
-        tokens = sum(map(len, places))
-        # oneDNN keeps a program of its own for every number of rows it has met: without rounding memory grows with the prompts.
-        rest = [0] * (-tokens % (ROWS_STEP if tokens > 2 * ROWS_STEP else ROWS_STEP // 4) if self.kind == "packed" else 0)
-        ids = torch.tensor([token for segment in segments for token in segment.ids] + rest, device=device)
-        positions = torch.tensor([place for part in places for place in part] + rest, device=device)
-        x = self.embed(ids)                                                                                        # (N, D)
-        ropes = self.ropes(positions)
-        biases = {slides: [self.segment_bias(segment, part, slides) for segment, part in zip(segments, places)] for slides in self.kinds}
-        spans, begin = [], 0
-        for segment in segments:
-            spans.append((segment.slot, segment.start, begin, begin + len(segment.ids)))
-            begin += len(segment.ids)
-        wanted = [[row - a for row in rows if a <= row < b] for _, _, a, b in spans]
-        few = torch.tensor(rows + [0] * (-len(rows) % (ROWS_STEP // 4) if self.kind == "packed" else 0), dtype=torch.int64, device=device)
-        H, E = self.config.num_attention_heads, self.config.head_dim
-        out = torch.zeros((x.shape[0], H, E), dtype=x.dtype, device=device)  # rows that only round up stay zero
-        for number, layer in enumerate(self.gathered() if self.sharded else self.fixed):
-            q, k, v = layer.heads(x, ropes[layer.slides])
-            keys, values = cache.keys[number], cache.values[number]                                           # (slots, K, S, E)
-            for slot, start, a, b in spans:  # all are written before any is read: a tree reads the prompt before it
-                keys[slot, :, start:start + b - a] = k[a:b].transpose(0, 1)
-                values[slot, :, start:start + b - a] = v[a:b].transpose(0, 1)
-            last = number == self.config.num_hidden_layers - 1  # behind it nobody asks for any rows but these
-            for (slot, start, a, b), bias, asked in zip(spans, biases[layer.slides], wanted):
-                queries, end = slice(a, b), start + b - a
-                if last and not asked:
-                    continue
-                if last and bias is not None:
-                    queries, bias = torch.tensor(asked, device=device) + a, bias[:, :, asked]
-                elif last and asked == [b - a - 1]:  # it sees all keys, so it needs no bias
-                    queries = slice(b - 1, b)
-                out[queries] = attend_many(q[queries].transpose(0, 1)[None], keys[slot:slot + 1, :, :end], values[slot:slot + 1, :, :end], bias,
-                                           layer.scale, self.config.attention_softcap)[0].transpose(0, 1)
-            if last:
-                x, out = x[few], out[few]
-            if rows or not last:
-                x = layer.rest(x, out.view(-1, H * E))
-        return self.softcapped(self.head(self.last_norm(x[:len(rows)]))) if rows else None
-
-    def softcapped(self, logits: Tensor) -> Tensor:
-        cap = self.config.final_softcap
+    def logits(self, x: Tensor) -> Tensor:
+        logits, cap = self.head(self.norm(x)), self.config.final_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def segment_bias(self, segment: Segment, places: list[int], slides: bool) -> Tensor | None:
-        """What is added to the scores (1, 1 or H, t, S): None where every query sees all keys up to its own."""
-        t, window = len(places), self.config.sliding_window if slides else None
-        S = segment.start + t
-        if self.slopes is None and segment.own is None and (window is None or window >= S) and (t == 1 or segment.start == 0):
-            return None
-        query = torch.tensor(places, device=self.device)
-        key = torch.cat((torch.arange(segment.start, device=self.device), query))
-        distance = query[:, None] - key                                                                        # (t, S)
-        visible = distance >= 0
-        if segment.own is not None:
-            visible[:, segment.start:] &= segment.own.to(self.device)
-        if window is not None:
-            visible &= distance < window
-        return self.additive(distance[None], visible[None])
+    def ropes(self, positions: Tensor) -> dict[bool, tuple[Tensor | None, Tensor | None]]:
+        """cos and signed sin (N, 1, E) at positions (N,), for sliding and for full layers."""
+        if self.config.position_embedding != "rope":
+            return dict.fromkeys(self.kinds, (None, None))
+        found: dict[bool, tuple[Tensor | None, Tensor | None]] = {}
+        for slides in self.kinds:
+            cos, sin = rope(self.config, positions[None], slides, self.dtype)
+            cos, sin = cos[0, 0, :, None], sin[0, 0, :, None]
+            first, second = sin.chunk(2, -1)
+            found[slides] = cos, torch.cat((-first, second), -1)
+        return found
 
-    def additive(self, distance: Tensor, visible: Tensor) -> Tensor:
-        """(n, t, S) -> (n, 1 or H, t, S): 0 or ALiBi's slope where visible, else minus infinity."""
-        bias = torch.zeros((), dtype=self.dtype, device=self.device) if self.slopes is None else \
-            (-self.slopes[:, None, None] * distance[:, None]).to(self.dtype)
-        return torch.where(visible[:, None], bias, torch.tensor(-math.inf, dtype=self.dtype, device=self.device))
+    def mask(self, queries: Tensor, keys: Tensor, slides: bool) -> Tensor:
+        return dense_mask(self.config, queries, keys, slides, self.dtype)
 
-    # ---- one token a slot
+    # ---- prefill
 
-    def step(self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int]) -> Tensor:
-        """Logits (n, V) behind one more token in each of the first n slots, which have `lengths` tokens so far."""
-        if self.lockstep is not None:
-            self.lockstep.working()
-        if self.device.type == "cuda" and not self.sharded:
-            if self.graphs is None or self.graphs.cache is not cache:
-                self.graphs = StepGraphs(self, cache)
-            return self.graphs.step(tokens, lengths)
-        n, longest = len(lengths), max(lengths) + 1
-        positions = torch.tensor(lengths, device=self.device)
-        # One attention call for all slots looks at `seen` places of each; slot by slot it looks at what is there.
-        if (self.device.type == "cpu" and n * longest - sum(lengths) > n * CALL_TOKENS) or n == 1:
-            return self.one_token(cache, torch.tensor(tokens, device=self.device), positions, list(lengths), longest)
-        seen = min(-(-longest // SEEN_STEP) * SEEN_STEP, cache.length)
-        return self.one_token(cache, torch.tensor(tokens, device=self.device), positions, None, seen)
+    def make_cache(self, batch: int, length: int) -> KVCache:
+        """A cache for `batch` sequences of `length` tokens: the last one if it is large enough."""
+        kept = self.cache
+        if kept is None or kept.keys.shape[1] < batch or kept.keys.shape[3] < length:
+            self.cache = self.graphs = None  # frees the memory first
+            length = -(-length // LENGTH_STEP) * LENGTH_STEP
+            self.cache = KVCache(self.config, batch, length, self.dtype, self.device)
+        return self.cache
 
-    def one_token(self, cache: KVCache, tokens: Tensor, positions: Tensor, lengths: list[int] | None, seen: int) -> Tensor:
-        """`step` on tensors (n,). With `lengths` attention goes slot by slot, else over `seen` places of all."""
-        config = self.config
-        n, H, K, E, S = tokens.shape[0], config.num_attention_heads, config.num_key_value_heads, config.head_dim, cache.length
-        x = self.embed(tokens)                                                                                     # (n, D)
+    def prefill(self, cache: KVCache, segments: Sequence[Segment]) -> list[Tensor]:
+        """Compute the segments in order and store their keys and values; logits (segment.logits, V) of each.
+
+        A segment may overwrite an earlier one of the same row and `start`: each attends to the cache before
+        the next one is stored.
+        """
+        found: list[Tensor] = []
+        for part in passes(segments, PASS_TOKENS[self.device.type]):
+            found += self.flat_pass(cache, part)
+        return found
+
+    def flat_pass(self, cache: KVCache, segments: list[Segment]) -> list[Tensor]:
+        ids = [token for segment in segments for token in segment.ids]
+        at = [segment.start + i for segment in segments for i in range(len(segment.ids))]
+        padding = [0] * (-len(ids) % ROWS_STEP)
+        x = self.embed(torch.tensor(ids + padding, device=self.device))  # (N, D)
+        positions = torch.tensor(at + padding, device=self.device)
         ropes = self.ropes(positions)
-        place = ((torch.arange(n * K, device=tokens.device).view(n, K)) * S + positions[:, None]).flatten()   # rows of keys as (slots * K * S, E)
-        biases = None if lengths is not None else {slides: self.step_bias(positions, seen, slides) for slides in self.kinds}
-        for number, layer in enumerate(self.gathered() if self.sharded else self.fixed):
-            q, k, v = layer.heads(x, ropes[layer.slides])
-            keys, values = cache.keys[number], cache.values[number]                                           # (slots, K, S, E)
-            keys.view(-1, E).index_copy_(0, place, k.reshape(n * K, E))
-            values.view(-1, E).index_copy_(0, place, v.reshape(n * K, E))
-            q = q.reshape(n, K, H // K, E)
-            if lengths is None:
-                out = attend_one(q, keys[:n, :, :seen], values[:n, :, :seen], biases[layer.slides], layer.scale, config.attention_softcap)
-            else:
-                window = config.sliding_window if layer.slides else None
-                parts = []
-                for slot, length in enumerate(lengths):
-                    first = 0 if window is None else max(0, length + 1 - window)
-                    parts.append(attend_one(q[slot:slot + 1], keys[slot:slot + 1, :, first:length + 1], values[slot:slot + 1, :, first:length + 1],
-                                            self.own_bias(length + 1 - first), layer.scale, config.attention_softcap))
-                out = parts[0] if n == 1 else torch.cat(parts)
-            x = layer.rest(x, out.reshape(n, H * E))
-        return self.softcapped(self.head(self.last_norm(x)))
+        lengths = [len(segment.ids) for segment in segments]
+        parts = list(zip(segments, positions[:len(at)].split(lengths), strict=True))
+        masks = {slides: [self.segment_mask(*part, slides) for part in parts] for slides in self.kinds}
+        for layer in self.layers:
+            q, k, v = layer.heads(x, *ropes[layer.attention.slides])
+            attended, begin = torch.zeros_like(q), 0  # padding stays zero
+            for segment, mask in zip(segments, masks[layer.attention.slides], strict=True):
+                tokens = slice(begin, begin + len(segment.ids))
+                heads = q[tokens], k[tokens], v[tokens]
+                attended[tokens] = self.attend_segment(layer, cache, segment, *heads, mask)
+                begin = tokens.stop
+            x = layer.rest(x, attended.flatten(1))
+        hidden = torch.cat([part[len(part) - segment.logits:]
+                            for segment, part in zip(segments, x[:len(ids)].split(lengths), strict=True)])
+        logits = self.logits(hidden) if len(hidden) else hidden.new_empty(0, self.config.vocab_size)
+        return list(logits.split([segment.logits for segment in segments]))
 
-    def step_bias(self, positions: Tensor, seen: int, slides: bool) -> Tensor:
-        """(n, 1, 1, S) or with ALiBi (n, K, G, S)."""
-        config = self.config
-        distance = positions[:, None, None] - torch.arange(seen, device=positions.device)                     # (n, 1, S)
-        visible = distance >= 0
-        if slides:
-            visible = visible & (distance < config.sliding_window)
-        bias = self.additive(distance, visible)
-        return bias if self.slopes is None else bias.view(len(positions), config.num_key_value_heads, -1, seen)
-
-    def own_bias(self, seen: int) -> Tensor | None:
-        """ALiBi for the newest token over the last `seen` places, (1, K, G, S)."""
-        if self.slopes is None:
+    def segment_mask(self, segment: Segment, positions: Tensor, slides: bool) -> Tensor | None:
+        """None where every query sees all keys up to its own."""
+        end = segment.start + len(segment.ids)
+        everything = not slides or self.config.sliding_window >= end
+        causal = segment.start == 0 or len(segment.ids) == 1
+        if self.config.position_embedding == "rope" and everything and causal:
             return None
-        distance = torch.arange(seen - 1, -1, -1, device=self.device)
-        return (-self.slopes[:, None] * distance).to(self.dtype).view(1, self.config.num_key_value_heads, -1, seen)
+        return self.mask(positions[None], torch.arange(end, device=self.device), slides)
+
+    def attend_segment(self, layer: DecoderLayer, cache: KVCache, segment: Segment, q: Tensor, k: Tensor,
+                       v: Tensor, mask: Tensor | None) -> Tensor:
+        """Store k and v (t, K, E) and attend with q (t, H, E) to all of the segment's row: (t, H, E)."""
+        end, number = segment.start + len(segment.ids), layer.attention.layer
+        keys, values = cache.keys[number, segment.row], cache.values[number, segment.row]
+        keys[:, segment.start:end], values[:, segment.start:end] = k.transpose(0, 1), v.transpose(0, 1)
+        return attend(q.transpose(0, 1)[None], keys[None, :, :end], values[None, :, :end], mask,
+                      layer.attention.scale, self.config.attention_softcap)[0]
+
+    # ---- one token per row
+
+    def decode_step(self, cache: KVCache, tokens: list[int], lengths: list[int]) -> Tensor:
+        """Logits (n, V) after one more token in each of the first n rows, which hold `lengths` tokens."""
+        if self.device.type == "cuda":
+            if self.graphs is None:
+                self.graphs = StepGraphs(self.one_token, cache)
+            return self.graphs.step(tokens, lengths)
+        n, used = len(lengths), max(lengths) + 1
+        # One attention call for all rows looks at `used` places of each, even of the short ones.
+        row_by_row = lengths if n == 1 or n * used - sum(lengths) > n * CALL_TOKENS else None
+        return self.one_token(cache, torch.tensor(tokens), torch.tensor(lengths), used, row_by_row)
+
+    def one_token(self, cache: KVCache, tokens: Tensor, positions: Tensor, used: int,
+                  lengths: list[int] | None = None) -> Tensor:
+        """`decode_step` on tensors (n,). With `lengths` attention goes row by row, else over `used`."""
+        n, K = len(tokens), self.config.num_key_value_heads
+        x = self.embed(tokens)  # (n, D)
+        ropes = self.ropes(positions)
+        rows = torch.arange(n, device=self.device)
+        keys_at = torch.arange(used, device=self.device)
+        masks = {slides: self.step_mask(positions, keys_at, slides, lengths is None) for slides in self.kinds}
+        for number, layer in enumerate(self.layers):
+            q, k, v = layer.heads(x, *ropes[layer.attention.slides])
+            keys, values, mask = cache.keys[number], cache.values[number], masks[layer.attention.slides]
+            keys[rows, :, positions], values[rows, :, positions] = k, v
+            q = q.reshape(n, K, -1, self.config.head_dim)  # (n, K, G, E): queries that see the same keys
+            if lengths is None:
+                out = self.attend_one(layer, q, keys[:n, :, :used], values[:n, :, :used], mask)
+            else:
+                out = torch.empty_like(q)
+                for i, length in enumerate(lengths):
+                    row, seen = slice(i, i + 1), slice(0, length + 1)
+                    row_mask = None if mask is None else mask[row, ..., seen]
+                    own = keys[row, :, seen], values[row, :, seen]
+                    out[row] = self.attend_one(layer, q[row], *own, row_mask)
+            x = layer.rest(x, out.reshape(n, -1))
+        return self.logits(x)
+
+    def step_mask(self, positions: Tensor, keys_at: Tensor, slides: bool, padded: bool) -> Tensor | None:
+        """(n, 1, 1, S), with ALiBi (n, K, G, S); None where each row sees all of its own keys."""
+        alibi = self.config.position_embedding == "alibi"
+        if not (padded or slides or alibi):
+            return None
+        mask = self.mask(positions[:, None], keys_at, slides)  # (n, 1 or H, 1, S)
+        return mask.view(len(mask), self.config.num_key_value_heads, -1, len(keys_at)) if alibi else mask
+
+    def attend_one(self, layer: DecoderLayer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """One new token per row: q (n, K, G, E), k and v (n, K, S, E) -> (n, K, G, E)."""
+        scale, softcap = layer.attention.scale, self.config.attention_softcap
+        if softcap is None and not q.is_cuda:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        # On a GPU as products: the fused kernels give one query's S keys to one processor, these spread them.
+        scores = q @ k.transpose(2, 3) * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        return scores.float().softmax(-1).to(q.dtype) @ v
 
 
-def passes(segments: Sequence[Segment], limit: int) -> list[list[tuple[int, int, Segment]]]:
-    """Segments in passes of at most `limit` tokens, in order: (number, tokens of it in earlier pieces, piece).
+def passes(segments: Sequence[Segment], limit: int) -> Iterator[list[Segment]]:
+    """The segments in order, in passes of at most `limit` tokens; a longer segment is a pass of its own.
 
-    >>> [[(i, offset, len(piece.ids)) for i, offset, piece in part] for part in passes([Segment(0, 0, [1] * 5), Segment(1, 0, [1] * 6)], 8)]
-    [[(0, 0, 5), (1, 0, 3)], [(1, 3, 3)]]
+    >>> [len(part) for part in passes([Segment(0, 0, [1] * n) for n in (3, 5, 6, 20, 1)], 8)]
+    [2, 1, 1, 1]
     """
-    done: list[list[tuple[int, int, Segment]]] = []
-    room = 0
-    for i, segment in enumerate(segments):
-        offset = 0
-        while offset < len(segment.ids):
-            whole_one = segment.own is not None or segment.positions is not None
-            if not room or (whole_one and room < len(segment.ids) and room < limit):
-                done.append([])
-                room = limit
-            count = len(segment.ids) if whole_one else min(room, len(segment.ids) - offset)
-            piece = segment if count == len(segment.ids) else Segment(segment.slot, segment.start + offset, segment.ids[offset:offset + count])
-            done[-1].append((i, offset, piece))
-            offset += count
-            room = max(0, room - count)
-    return done
+    part: list[Segment] = []
+    tokens = 0
+    for segment in segments:
+        if part and tokens + len(segment.ids) > limit:
+            yield part
+            part, tokens = [], 0
+        part.append(segment)
+        tokens += len(segment.ids)
+    if part:
+        yield part
 
 
-class Lockstep:
-    """Ranks that hold a part of every weight gather each layer together, so all make a pass when one does. A rank that has
-    nothing to compute yet says so by `finish`, and gathers along until none has."""
-
-    def __init__(self, decoder: Decoder):
-        self.decoder = decoder
-
-    def anyone(self, mine: bool) -> bool:
-        flag = torch.tensor(int(mine), device=self.decoder.device)
-        torch.distributed.all_reduce(flag)
-        return bool(flag)
-
-    def working(self) -> None:
-        self.anyone(True)
-
-    def finish(self) -> None:
-        while self.anyone(False):
-            for _ in self.decoder.gathered():
-                pass
-
-
-# -------------------------------------------------------------------------------------------------- which layout, and when
+# ------------------------------------------------------------------------------------- which layout, and when
 
 _KEPT: weakref.WeakKeyDictionary[Transformer, tuple[list, Decoder]] = weakref.WeakKeyDictionary()
 
 
-def is_sharded(model: Transformer) -> bool:
-    return hasattr(model, "unshard")
-
-
-def decoder_for(model: Transformer, rows: int) -> Decoder:
-    """The model's decoder for `rows` sequences side by side: made once, and again when a parameter has changed."""
-    kind = layout(model, rows)
-    if kind == "plain" or any(parameter.is_inference() for parameter in model.parameters()):  # these count no changes
-        with torch.inference_mode(False), torch.no_grad():
-            return Decoder(model, kind)
-
+def decoder_for(model: Transformer) -> Decoder:
+    """The model's decoder: made once, and again when a parameter has changed."""
     def state() -> list[tuple[int, int]]:
         return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
+    layout = layout_of(model)
     before, decoder = _KEPT.get(model, (None, None))
-    if decoder is None or decoder.kind != kind or before != state():
+    if decoder is None or decoder.layout != layout or before != state():
         _KEPT.pop(model, None)  # one layout at a time: it is a copy of the weights
-        with torch.inference_mode(False), torch.no_grad():  # what the layout makes of the parameters can still be trained on
-            decoder = Decoder(model, kind)
-        _KEPT[model] = (state(), decoder)  # now: "in place" has moved them
+        with torch.inference_mode(False), torch.no_grad():
+            decoder = Decoder(model, layout)
+        _KEPT[model] = (state(), decoder)  # after "in place" has moved the parameters
     return decoder
 
 
-def layout(model: Transformer, rows: int) -> str:
-    """"plain" (the parameters as they are) where a copy has no room or no use."""
+def layout_of(model: Transformer) -> str:
+    """Which of the layouts in mmed/inference/linears.py; "plain" where a copy of the weights is of no use."""
     weight = model.embed_tokens.weight
-    if is_sharded(model):
-        return "plain"
     if getattr(model, "int8", False):
         return "int8"
     if weight.device.type == "cuda":
         return "in place"
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available() or size > free_bytes(weight.device) // 4:
-        return "plain"
-    return "one row" if rows == 1 else "packed"
+    usable = weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return "packed" if usable and size < free_bytes(weight.device) // 4 else "plain"
 
 
 def free_bytes(device: torch.device) -> int:
     """Free memory of a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def fit_slots(decoder: Decoder, slots: int, length: int) -> int:
-    """At most `slots`, as many as fit into four fifths of the free memory; not one fits: an error."""
-    config = decoder.config
-    if decoder.has_room(slots, length):
-        return slots
-    decoder.kept_cache = decoder.graphs = None
-    step = SEEN_STEP if decoder.device.type == "cpu" else GPU_LENGTH_STEP
-    each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * decoder.dtype.itemsize * (length + step)
-    free = free_bytes(decoder.device)
-    fitting = int(0.8 * free) // each
-    if not fitting:
-        raise UserError(f"the KV cache of one sequence of {length:,} tokens needs {each / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
-                        "lower --max_new_tokens")
-    return min(slots, fitting)
+def fitting_batch(decoder: Decoder, batch: int, length: int) -> int:
+    """At most `batch` sequences of `length` tokens: what fits into four fifths of the free memory."""
+    config, kept = decoder.config, decoder.cache
+    width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    each = 2 * width * decoder.dtype.itemsize * (length + LENGTH_STEP)
+    reusable = 0 if kept is None else 2 * kept.keys.numel() * decoder.dtype.itemsize
+    free = free_bytes(decoder.device) + reusable
+    if each > 0.8 * free:
+        raise UserError(f"the KV cache of one sequence of {length:,} tokens needs {each / 1e9:.2f} GB, "
+                        f"{free / 1e9:.2f} GB are free; lower --max_new_tokens")
+    return min(batch, int(0.8 * free) // each)

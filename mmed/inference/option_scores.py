@@ -1,73 +1,25 @@
-"""How likely a model finds given continuations: log P(option | prompt), each prompt computed once for all its options.
+"""How likely a model finds given continuations: log P(option | prompt).
 
-    score_many(model, prompts, options)     one list of sums a prompt
+    score_many(model, prompts, options)     one list of sums per prompt
 
-    prompt  p0 p1 ... pn ┬─ a b ┬─ c     The options of a prompt are a tree, in which what they begin with stands once. The tree
-                         │      └─ d e   is written behind the prompt in one pass with it; a mask lets each token see the prompt,
-                         └─ f            its own ancestors and itself, and nothing of other branches.
-
-An option's score is the sum over its tokens of log P(token | prompt, tokens before it), natural logarithm, in fp32. What many prompts
-begin with is computed once, as in decoding (`mmed.inference.engine.Beginnings`). Reference: tree attention (SpecInfer, Miao et al. 2023).
+An option's score is the sum over its tokens of log P(token | prompt, tokens before it), natural logarithm,
+in fp32. The options of a prompt are computed one after the other behind it, in one flat pass; what they all
+begin with counts as a part of the prompt. What many prompts begin with is computed once, as in decoding.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from mmed.inference.decoder import Decoder, Segment, decoder_for, fit_slots, layout
-from mmed.inference.engine import Beginnings
+from mmed.inference.decoder import Decoder, Segment, decoder_for, fitting_batch, layout_of
+from mmed.inference.engine import PrefixCache
 from mmed.model import Transformer
 from mmed.utils.errors import UserError
 
 GROUP = 32     # prompts in the cache at a time
-COMPARED = 16  # prompts at most that `int8_difference` looks at
-
-
-class Tree:
-    """The tokens of some options, each shared beginning once.
-
-    >>> tree = Tree([[5, 6], [5, 7, 8], [5, 6]])
-    >>> tree.ids, tree.depth, tree.parent, tree.paths
-    ([5, 6, 7, 8], [0, 1, 1, 2], [-1, 0, 0, 2], [[0, 1], [0, 2, 3], [0, 1]])
-    """
-
-    def __init__(self, options: Sequence[Sequence[int]]):
-        self.ids: list[int] = []
-        self.depth: list[int] = []
-        self.parent: list[int] = []  # -1: the prompt's last token
-        self.paths: list[list[int]] = []
-        nodes: dict[tuple[int, int], int] = {}
-        for option in options:
-            path: list[int] = []
-            for token in option:
-                key = (path[-1] if path else -1, token)
-                if key not in nodes:
-                    nodes[key] = len(self.ids)
-                    self.ids.append(token)
-                    self.depth.append(len(path))
-                    self.parent.append(key[0])
-                path.append(nodes[key])
-            self.paths.append(path)
-
-    def inner(self) -> Tree:
-        """The tree without its leaves: nobody asks what comes behind them."""
-        parents = set(self.parent)
-        keep = [node for node in range(len(self.ids)) if node in parents]
-        place = {node: i for i, node in enumerate(keep)} | {-1: -1}
-        tree = Tree([])
-        tree.ids, tree.depth = [self.ids[node] for node in keep], [self.depth[node] for node in keep]
-        tree.parent = [place[self.parent[node]] for node in keep]
-        return tree
-
-    def visible(self) -> Tensor:
-        """bool (nodes, nodes): itself and its ancestors."""
-        rows = torch.eye(len(self.ids), dtype=torch.bool)
-        for node, parent in enumerate(self.parent):
-            if parent >= 0:
-                rows[node] |= rows[parent]
-        return rows
+COMPARED = 16  # prompts at most that `int8_difference` computes
 
 
 def score_options(model: Transformer, prompt: Sequence[int], options: Sequence[Sequence[int]]) -> list[float]:
@@ -76,66 +28,89 @@ def score_options(model: Transformer, prompt: Sequence[int], options: Sequence[S
 
 
 @torch.inference_mode()
-def score_many(model: Transformer, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]], *,
+def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
+               options: Sequence[Sequence[Sequence[int]]], *,
                on_done: Callable[[int], None] | None = None) -> list[list[float]]:
-    """`score_options` of many prompts; `on_done` is called with the place of each prompt that is done."""
-    room = model.config.max_position_embeddings
-    for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
-        if not len(prompt) or not all(map(len, choices)):
-            raise UserError(f"prompt {i}: a prompt and each of its options need at least one token")
-        if len(prompt) + max(map(len, choices), default=0) - 1 > room:
-            raise UserError(f"prompt {i} has {len(prompt):,} tokens, with its longest option more than the {room:,} positions of this model "
-                            "(max_position_embeddings); shorten it or give fewer examples")
+    """`score_options` of many prompts; `on_done` is called with the place of each finished prompt."""
+    check_lengths(model, prompts, options)
     scores: list[list[float]] = [[] for _ in prompts]
     places = [i for i in range(len(prompts)) if options[i]]
     if not places:
         return scores
-    trees = {i: Tree(options[i]) for i in places}
-    need = max(len(prompts[i]) + len(trees[i].ids) for i in places)
-    decoder = decoder_for(model, 2)
-    slots = fit_slots(decoder, min(GROUP, len(places)), need)
-    cache = decoder.make_cache(slots, need)
-    beginnings = Beginnings(decoder, prompts, places)
-    for start in range(0, len(places), slots):
-        group = places[start:start + slots]
-        segments, wanted = [], []
-        for segment, i in zip(beginnings.into(cache, list(range(len(group))), group), group):
-            inner, n = trees[i].inner(), len(prompts[i])
-            segments += [segment, Segment(segment.slot, n, inner.ids, [n + depth for depth in inner.depth], inner.visible())]
-            wanted += [(len(segment.ids) - 1,), range(len(inner.ids))]
-        logits = decoder.extend(cache, segments, wanted)
-        for number, i in enumerate(group):
-            scores[i] = list(tree_scores(trees[i], torch.cat(logits[2 * number:2 * number + 2])))
+    starts = [common_start(options[i]) for i in places]
+    contexts = [[*prompts[i], *options[i][0][:start]] for i, start in zip(places, starts, strict=True)]
+    longest = max(len(prompts[i]) + max(map(len, options[i])) for i in places)
+    decoder = decoder_for(model)
+    batch = fitting_batch(decoder, min(GROUP, len(places)), longest)
+    cache = decoder.make_cache(batch, longest)
+    prefixes = PrefixCache(decoder, [list(prompts[i]) for i in places])
+    for first in range(0, len(places), batch):
+        group = list(range(first, min(first + batch, len(places))))
+        lengths = prefixes.load(cache, list(range(len(group))), group)
+        segments = []
+        for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
+            context, start = contexts[number], starts[number]
+            segments.append(Segment(row, length, context[length:], logits=start + 1))
+            rests = [option[start:-1] for option in options[places[number]]]
+            segments += [Segment(row, len(context), rest, logits=len(rest)) for rest in rests if rest]
+        logits = iter(decoder.prefill(cache, segments))
+        for number in group:
+            i, shared = places[number], next(logits)
+            for option in options[i]:
+                more = len(option) > starts[number] + 1
+                scores[i].append(option_score(torch.cat((shared, next(logits))) if more else shared, option))
             if on_done is not None:
                 on_done(i)
     return scores
 
 
-def tree_scores(tree: Tree, logits: Tensor) -> Iterator[float]:
-    """The sum of each path, from the logits behind the prompt and behind each inner node (1 + inner nodes, V)."""
-    behind = {-1: 0} | {node: row for row, node in enumerate(sorted(set(tree.parent) - {-1}), 1)}
-    rows = torch.tensor([behind[parent] for parent in tree.parent], device=logits.device)
-    logits = logits.float()
-    values = (logits[rows, torch.tensor(tree.ids, device=logits.device)] - logits.logsumexp(-1)[rows]).double().tolist()
-    return (sum(values[node] for node in path) for path in tree.paths)
+def common_start(options: Sequence[Sequence[int]]) -> int:
+    """How many tokens all options begin with, without the last token of any.
+
+    >>> common_start([[5, 6, 7], [5, 6, 8], [5, 6]])
+    1
+    """
+    shortest = min(map(len, options)) - 1
+    return next((i for i in range(shortest) if len({option[i] for option in options}) > 1), shortest)
 
 
+def option_score(logits: Tensor, option: Sequence[int]) -> float:
+    """The sum of log P of an option's tokens; logits (tokens, V) precede each of them."""
+    ids = torch.tensor(list(option), device=logits.device)[:, None]
+    return float(logits.float().log_softmax(-1).gather(1, ids).double().sum())
+
+
+def check_lengths(model: Transformer, prompts: Sequence, options: Sequence) -> None:
+    longest = model.config.max_position_embeddings
+    for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
+        if not len(prompt) or not all(map(len, choices)):
+            raise UserError(f"prompt {i}: a prompt and each of its options need at least one token")
+        if len(prompt) + max(map(len, choices), default=0) - 1 > longest:
+            raise UserError(f"prompt {i} ({len(prompt):,} tokens) with its longest option exceeds the "
+                            f"context length of {longest:,}; shorten it or give fewer examples")
+
+
+@torch.inference_mode()
 def int8_difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str:
-    """What int8 changes on these prompts, in words: how often the likeliest next token is the same, and how far probabilities move."""
-    prompts = prompts[::-(-len(prompts) // COMPARED)]
-    rows = []
-    for int8 in (False, True):
-        model.int8 = False
-        decoder = Decoder(model, "int8" if int8 else layout(model, 2))
-        cache = decoder.make_cache(1, max(map(len, prompts)))
-        with torch.inference_mode():
-            rows.append([torch.cat(decoder.extend(cache, [Segment(0, 0, prompt)], [range(len(prompt))])).float().log_softmax(-1) for prompt in prompts])
-    model.int8 = True
+    """What int8 changes on these prompts, in words: the likeliest next tokens, and the log-probabilities."""
+    prompts = prompts[::max(1, -(-len(prompts) // COMPARED))]
     same = total = moved = 0.0
-    for full, less in zip(*rows):
-        top = full.argmax(-1)
-        same += float((less.argmax(-1) == top).sum())
-        moved += float((full - less).gather(1, top[:, None]).abs().sum())
+    with torch.inference_mode(False), torch.no_grad():
+        model.int8 = False
+        exact, int8 = Decoder(model, layout_of(model)), Decoder(model, "int8")
+        model.int8 = True
+    for prompt in prompts:
+        rows = []
+        for decoder in (exact, int8):
+            segment = Segment(0, 0, prompt, logits=len(prompt))
+            logits = decoder.prefill(decoder.make_cache(1, len(prompt)), [segment])[0]
+            rows.append(logits.float().log_softmax(-1))
+        top = rows[0].argmax(-1)
+        same += float((rows[1].argmax(-1) == top).sum())
+        moved += float((rows[0] - rows[1]).gather(1, top[:, None]).abs().sum())
         total += len(top)
-    return (f"int8 weights: the likeliest next token is the same in {same / total:.1%} of {total:,.0f} places of {len(prompts)} prompts; "
+    if not prompts:
+        return "int8 weights: no prompts to compare with"
+    return (f"int8 weights: the likeliest next token is the same at {same / total:.1%} of "
+            f"{total:,.0f} positions of {len(prompts)} prompts; "
             f"its log-probability moves by {moved / total:.4f} on average")

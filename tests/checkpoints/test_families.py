@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmed.checkpoints.families import FAMILIES, published_name, read_config, write_config
+from mmed.generate import generate
 from mmed.inference.decoder import Segment, decoder_for
-from mmed.inference.engine import generate
 from mmed.model import Transformer
 from mmed.utils.errors import UserError
 
@@ -76,17 +76,17 @@ def close(a, b, relative=1e-5):
 def cached_logits(model: Transformer, ids: torch.Tensor, split: int) -> torch.Tensor:
     """The decoder's logits behind every token: of row b the first split + b in one pass, the others one by one, all rows side by side."""
     B, T = ids.shape
-    decoder = decoder_for(model, B)
+    decoder = decoder_for(model)
     cache = decoder.make_cache(B, T)
     out = torch.empty(B, T, model.config.vocab_size)
     lengths = [split + b for b in range(B)]
     with torch.inference_mode():
-        first = decoder.extend(cache, [Segment(b, 0, ids[b, :n].tolist()) for b, n in enumerate(lengths)], [range(n) for n in lengths])
+        first = decoder.prefill(cache, [Segment(b, 0, ids[b, :n].tolist(), logits=n) for b, n in enumerate(lengths)])
         for b, n in enumerate(lengths):
             out[b, :n] = first[b]
         while lengths[0] < T:
             at = [n for n in lengths if n < T]  # those of the last rows are done first
-            out[range(len(at)), at] = decoder.step(cache, ids[range(len(at)), at].tolist(), at)
+            out[range(len(at)), at] = decoder.decode_step(cache, ids[range(len(at)), at].tolist(), at)
             lengths = [n + 1 for n in at]
     return out
 
@@ -114,7 +114,7 @@ def test_greedy_tokens_equal_transformers_full_forwards_alone_and_eight_side_by_
             while len(ids) < len(prompt) + 6:
                 ids.append(int(theirs(torch.tensor([ids])).logits[0, -1].argmax()))
         expected.append(ids[len(prompt):])
-    assert generate(ours, prompts, 6, slots=8) == expected == generate(ours, prompts, 6, slots=1)
+    assert generate(ours, prompts, 6, max_batch_size=8) == expected == generate(ours, prompts, 6, max_batch_size=1)
 
 
 @pytest.mark.parametrize("family", CLASSES)

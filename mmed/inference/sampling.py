@@ -1,0 +1,126 @@
+"""Sequences that are being decoded, and how the next token of each is chosen. Both engines use these classes.
+
+What a sequence gets depends on its prompt and, when sampling, on (seed, its number): never on its
+neighbours in the batch. But sums are rounded differently in batches of different size. In fp32 the tokens
+are still equal; in bf16 two tokens of nearly equal probability can change places.
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmed.model import ModelConfig
+from mmed.utils.errors import UsageError, UserError
+
+STOP_EVERY = 8  # new tokens of a sequence between two calls of `stop`
+
+
+@dataclass
+class Sequence:
+    """A prompt and its new tokens so far."""
+
+    index: int            # its place among the prompts
+    prompt: list[int]
+    limit: int            # new tokens that it may get
+    random: random.Random
+    new_ids: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.new_ids)
+
+
+@dataclass
+class Decoding:
+    """How to decode: the arguments of `generate` except model and prompts.
+
+    max_new_tokens  one limit for all prompts or one for each; a sequence also ends at the last position
+    end_ids         tokens that end a sequence and are not part of it
+    temperature     0 is greedy; else one draw per token from the `top_k` likeliest (0: all) that hold `top_p`
+    numbers         what the draws of a prompt depend on besides `seed`; default: its place among the prompts
+    vocab_size      ids of the tokenizer: the embedding may have more rows, which are never chosen
+    stop            called with the new ids every STOP_EVERY tokens of a sequence: whether they are enough
+    on_token        called with (place of the prompt, new token)
+    on_done         called with (place of the prompt, its new ids) in the order in which sequences end
+    """
+
+    max_new_tokens: int | list[int]
+    end_ids: Collection[int] = ()
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    numbers: list[int] | None = None
+    max_batch_size: int = 32
+    vocab_size: int | None = None
+    stop: Callable[[list[int]], bool] | None = None
+    on_token: Callable[[int, int], None] | None = None
+    on_done: Callable[[int, list[int]], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            given = f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}"
+            raise UsageError(f"{given}: expected 0 or more, over 0 up to 1, and 0 or more")
+        if self.max_batch_size < 1:
+            raise UsageError(f"max_batch_size {self.max_batch_size}: expected 1 or more")
+
+    def sequences(self, config: ModelConfig, prompts: list[list[int]]) -> list[Sequence]:
+        """One sequence per prompt; a prompt that leaves no position for an answer is an error."""
+        limits, longest = self.max_new_tokens, config.max_position_embeddings
+        limits = [limits] * len(prompts) if isinstance(limits, int) else list(limits)
+        result = []
+        for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            if not prompt:
+                raise UserError(f"prompt {i} is empty; a model needs at least one token to continue")
+            if limit < 0:
+                raise UsageError(f"max_new_tokens {limit}: expected 0 or more")
+            if len(prompt) >= longest:
+                raise UserError(f"prompt {i} has {len(prompt):,} tokens and the model a context length of "
+                                f"{longest:,}, which is too short for an answer; shorten the prompt")
+            number = i if self.numbers is None else self.numbers[i]
+            draws = random.Random(f"{self.seed} {number}")
+            result.append(Sequence(i, list(prompt), min(limit, longest - len(prompt)), draws))
+        return result
+
+    def choose(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
+        """The next token of each sequence, from its row of logits (n, V)."""
+        logits = logits[:, :self.vocab_size]
+        if not self.temperature:
+            return logits.argmax(-1).tolist()
+        uniform = torch.tensor([sequence.random.random() for sequence in sequences], dtype=torch.float64)
+        return sample(logits, self.temperature, self.top_k, self.top_p, uniform.to(logits.device)).tolist()
+
+    def append(self, sequence: Sequence, token: int) -> bool:
+        """Add a token to a sequence; returns whether the sequence has ended."""
+        ids = sequence.new_ids
+        if token not in self.end_ids:
+            ids.append(token)
+            if self.on_token is not None:
+                self.on_token(sequence.index, token)
+            enough = self.stop is not None and len(ids) % STOP_EVERY == 0 and self.stop(ids)
+            if len(ids) < sequence.limit and not enough:
+                return False
+        if self.on_done is not None:
+            self.on_done(sequence.index, ids)
+        return True
+
+
+def sample(logits: Tensor, temperature: float, top_k: int, top_p: float, uniform: Tensor) -> Tensor:
+    """One token per row (B,) of logits (B, V), drawn with the numbers `uniform` (B,) in [0, 1)."""
+    p, order = (logits.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    if top_k:
+        p[:, top_k:] = 0
+    p[p.cumsum(-1) - p >= top_p] = 0  # the token that crosses top_p stays, so the first always does
+    total = p.cumsum(-1)
+    place = torch.searchsorted(total, uniform[:, None] * total[:, -1:], right=True)
+    last = (p > 0).sum(-1, keepdim=True) - 1
+    return order.gather(1, place.minimum(last)).squeeze(1)
+
+
+def check_finite(logits: Tensor) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError("the model's logits are not finite: damaged weights, or too large for the dtype")

@@ -149,7 +149,7 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
     from mmed.checkpoints import pretrained as checkpoint
     from mmed.checkpoints import training_state
     from mmed.checkpoints.adapters import save_adapter
-    from mmed.checkpoints.async_save import Saver
+    from mmed.checkpoints.async_save import AsyncCheckpointer
     from mmed.tokenizer import load_tokenizer
     from mmed.training import distributed
     from mmed.training import memory_estimate as budget
@@ -231,7 +231,7 @@ def _train(recipe: str, config: TrainConfig, stop: StopSignal, lock: list[Folder
 
     use_autocast = config.precision == "bf16" and world == 1
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)) if use_autocast else contextlib.nullcontext
-    batches, saver = Batches(config, rows, device, shape.by_document), Saver(out, facts, lock, config, first)
+    batches, saver = Batches(config, rows, device, shape.by_document), AsyncCheckpointer(out, facts, lock, config, first)
     stop.join()
     profile = Profile(config.profile if main else 0, out, device)
     done, halted, pending = first, False, None

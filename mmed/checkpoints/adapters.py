@@ -57,7 +57,8 @@ def read_adapter_config(path: Path) -> dict:
     """adapter_config.json, checked: a setting that changes the computation and is not supported is an error."""
     config = read_json(path)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: not the config of a LORA adapter")
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise UserError(f"{path}: peft_type is {kind!r}; only LORA adapters can be loaded")
     for key, value in config.items():
         if key not in READ | NO_EFFECT and value not in (None, False, {}, [], ""):
             raise UserError(f"{path}: {key}={str(value)[:80]!r} is not supported")
@@ -69,6 +70,8 @@ def read_adapter_config(path: Path) -> dict:
     for key, kinds in (("r", int), ("lora_alpha", int | float), ("target_modules", list | str)):
         if not isinstance(config.get(key), kinds) or isinstance(config[key], bool):
             raise UserError(f"{path}: {key}={config.get(key)!r} is not valid")
+    if config["r"] < 1 or not 0 <= (config.get("lora_dropout") or 0) < 1:
+        raise UserError(f"{path}: r={config['r']} or lora_dropout={config.get('lora_dropout')!r} is out of range")
     return config
 
 
@@ -92,17 +95,23 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
     if unexpected or missing or not wanted:
         raise UserError(f"{folder}: not an adapter of this model: {len(missing)} tensors missing ({', '.join(missing[:2])}), "
                         f"{len(unexpected)} unexpected ({', '.join(unexpected[:2])})")
+    _check_shapes(model, folder, config["r"], layers, found)
     count = apply_lora(model, config["r"], config["lora_alpha"], config.get("lora_dropout") or 0.0, published,
                        rslora=bool(config.get("use_rslora")))
     with torch.no_grad():
         for name, layer in adapted_layers(model).items():
             for part in ("lora_A", "lora_B"):
-                key, target = f"{PREFIX}{published_name(model.config, name)}.{part}.weight", getattr(layer, part)
-                if found[key].shape != target.shape:
-                    raise UserError(f"{folder}: {key} has shape {tuple(found[key].shape)}; this model with r={config['r']} "
-                                    f"needs {tuple(target.shape)}")
-                target.copy_(found[key])
+                getattr(layer, part).copy_(found[f"{PREFIX}{published_name(model.config, name)}.{part}.weight"])
     return count
+
+
+def _check_shapes(model: Transformer, folder: Path, rank: int, layers: set[str], found: dict[str, Tensor]) -> None:
+    for name in layers:
+        linear = model.get_submodule(name)
+        for part, shape in (("lora_A", (rank, linear.in_features)), ("lora_B", (linear.out_features, rank))):
+            key = f"{PREFIX}{published_name(model.config, name)}.{part}.weight"
+            if tuple(found[key].shape) != shape:
+                raise UserError(f"{folder}: {key} has shape {tuple(found[key].shape)}; this model with r={rank} needs {shape}")
 
 
 def _check_vocabulary(model: Transformer, folder: Path) -> None:

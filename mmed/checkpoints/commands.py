@@ -43,7 +43,6 @@ from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError
 from mmed.utils.files import read_json
 
-
 # --------------------------------------------------------------------------------------------------------------------
 # inspect
 
@@ -276,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = Path(options.out)
     if out.exists() and not options.force and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: already exists; give another folder, or --force to replace it")
-    if options.command == "extend" and (options.pieces < 0 or not options.texts and not options.special):
+    if options.command == "extend" and (options.pieces < 0 or (not options.texts and not options.special)):
         raise UsageError("extend: give --texts FILES to learn pieces from (--pieces 0 or more), or --special TEXT")
     {"export": export, "merge": merge, "extend": extend}[options.command](options)
     return 0

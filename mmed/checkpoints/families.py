@@ -367,7 +367,7 @@ def _written(config: ModelConfig, keys: list[str]) -> dict:
               "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings")
     scalar = (config.attention_scale or config.head_dim ** -0.5) ** -2
     values = vars(config) | {
-        "hidden_act": "silu" if config.activation == "silu" else "gelu_pytorch_tanh",
+        "hidden_act": "gelu_pytorch_tanh" if config.family.startswith("gemma") else "silu",
         "hidden_activation": "gelu_pytorch_tanh", "bias": config.attention_bias,
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 * scalar else scalar,
         "attn_logit_softcapping": config.attention_softcap, "final_logit_softcapping": config.final_softcap,

@@ -15,7 +15,14 @@ from pathlib import Path
 import torch
 
 from mmed.checkpoints.families import read_config, write_config
-from mmed.checkpoints.weights import StoredTensor, copy_weights, fit, header_bytes, same_values, stored_tensors
+from mmed.checkpoints.weights import (
+    StoredTensor,
+    copy_weights,
+    fit,
+    header_bytes,
+    same_values,
+    stored_tensors,
+)
 from mmed.model import ModelConfig, Transformer, published_name, published_prefix
 from mmed.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from mmed.training import distributed

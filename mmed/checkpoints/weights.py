@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  not a dict
+            for name in file.keys():
                 part = file.get_slice(name)
                 dtype = DTYPES.get(part.get_dtype(), part.get_dtype())
                 tensors[name] = StoredTensor(path, name, dtype, tuple(part.get_shape()))
@@ -94,7 +95,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _read_bin(path: Path) -> dict[str, torch.Tensor]:
     """A legacy state dict: tensors and nothing else; what a pickle would execute is not executed."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        zipped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not, and cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         assert all(isinstance(value, torch.Tensor) for value in state.values()), "it holds more than tensors"
     except Exception as error:  # the unpickler meets arbitrary bytes and may raise anything
         reason = (str(error).splitlines() or [""])[0][:100]

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from mmed.checkpoints import adapters, pretrained, training_state
-from mmed.checkpoints.async_save import Saver
+from mmed.checkpoints.async_save import AsyncCheckpointer
 from mmed.config import SHAPES, TrainConfig, parse_command_line
 from mmed.data import ExamRows, PretrainRows
 from mmed.lora import adapted_layers, apply_lora, init_lora
@@ -68,7 +68,7 @@ class Run:
     batches: loader.Batches
     validation: dict[str, validation.ValidationSet]
     log: Log
-    checkpoints: Saver
+    checkpoints: AsyncCheckpointer
     stop: StopSignal
     step: int   # steps done
     steps: int  # of the whole run
@@ -210,7 +210,7 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
               memory_estimate.peak_flops(facts["device"]), functools.partial(batch_names, rows, config))
     return Run(config, device, tokenizer, model, adamw, mixed_precision(config, device),
                loader.Batches(config, rows, device, shape.by_document), held_out, log,
-               Saver(out, facts, lock, config, first), stop, first, steps)
+               AsyncCheckpointer(out, facts, lock, config, first), stop, first, steps)
 
 
 def find_checkpoint(config: TrainConfig) -> tuple[Path | None, dict | None]:

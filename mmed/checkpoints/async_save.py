@@ -1,17 +1,16 @@
-"""Checkpoints written beside the training: the state is copied to host memory, and a thread writes the copy.
+"""Checkpoints written beside the training, by torch.distributed.checkpoint.async_save.
 
-    save(step 200)   copy (seconds) -> training goes on
-                     thread: shards -> fsync -> sha256 -> step-200.tmp becomes step-200 -> `latest` names it
-    killed before the last of these: `latest` names the checkpoint before, which is untouched
+    save(step 200)   copy to host memory (seconds) -> training goes on
+                     a thread: shards -> sha256 -> step-200.tmp becomes step-200 -> `latest` names it
 
-The order of file operations is `mmed.checkpoints.training_state.write_state`'s. Several ranks meet in a group of their own, so that the
-thread's collectives never come between the training's.
+Ranks meet in a group of their own, so that the thread's collectives never mix with those of the training.
 """
 from __future__ import annotations
 
-import threading
+from concurrent.futures import Future
 from pathlib import Path
 
+import torch.distributed.checkpoint as dcp
 from torch import nn, optim
 
 from mmed.checkpoints import training_state
@@ -23,54 +22,62 @@ from mmed.utils.errors import UserError
 from mmed.utils.files import write_json
 
 
-class Saver:
-    """One checkpoint on its way at most: a second waits for the first."""
+class AsyncCheckpointer:
+    """Writes one checkpoint at a time: a second one waits for the first."""
 
     def __init__(self, run: Path, facts: dict, lock: FolderLock | None, config: TrainConfig, saved: int):
         self.run, self.facts, self.lock, self.config, self.saved = run, facts, lock, config, saved
         self.group = distributed.host_group(config.rank_timeout_seconds) if config.async_save else None
-        self.thread: threading.Thread | None = None
-        self.error: BaseException | None = None
+        self.pending: Future | None = None
 
     def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, log: Log) -> None:
-        """Write the state after `step`, unless that is what was loaded or saved last."""
+        """Write the state after `step`, unless it is the one that was loaded or saved last."""
         self.wait()
         if step == self.saved:
             return
         self.saved = step
         tensors = training_state.state_tensors(model, optimizer)
-        # optimizer_step: steps that changed something; a batch that was left out did not
-        facts = {"world_size": distributed.world_size(), "optimizer_step": int(next(iter(optimizer.state.values()))["step"]), **log.state_dict()}
+        # optimizer_step counts the steps that changed something; a batch that was skipped did not
+        optimizer_step = int(next(iter(optimizer.state.values()))["step"])
+        facts = {"world_size": distributed.world_size(), "optimizer_step": optimizer_step, **log.state_dict()}
         log.sync()
+        writer = training_state.prepare(self.run, tensors, step)
         if not self.config.async_save:
-            self._write(tensors, step, facts)
-            self.check()
+            with training_state.unfinished_removed(self.run, step):
+                dcp.save(tensors, storage_writer=writer)
+                self._publish(step, facts)
             return
-        copy = {name: tensor.cpu() if tensor.is_cuda else tensor.clone() for name, tensor in tensors.items()}
-        self.thread = threading.Thread(target=self._write, args=(copy, step, facts), name="checkpoint")
-        self.thread.start()
+        written = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
+        self.pending = pending = Future()
+        written.add_done_callback(lambda done: self._finish(done, pending, step, facts))
 
-    def _write(self, tensors: dict, step: int, facts: dict) -> None:
+    def _finish(self, written: Future, pending: Future, step: int, facts: dict) -> None:
+        """In the writing thread: publish what has been written. A failure is raised again by `wait` or `check`."""
         try:
-            gone = self.lock is not None and not self.lock.there()
-            if gone:  # somebody removed or renamed the folder: what is in memory may be all that is left
-                write_json(self.run / "run.json", self.facts)
-            training_state.write_state(self.run, tensors, step, facts, self.config.keep_last, self.group)
-            if gone:
-                raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. A new one holds the state after step "
-                                f"{step}; put back what else is needed (metrics.jsonl, older checkpoints) and go on with --resume=auto")
-        except BaseException as error:  # raised again by `wait` or `check`, in the training's own thread
-            self.error = error
+            with training_state.unfinished_removed(self.run, step):
+                written.result()
+                self._publish(step, facts)
+            pending.set_result(None)
+        except BaseException as error:
+            pending.set_exception(error)
+
+    def _publish(self, step: int, facts: dict) -> None:
+        removed = self.lock is not None and not self.lock.there()
+        if removed:  # the state in memory may be all that is left
+            write_json(self.run / "run.json", self.facts)
+        training_state.publish(self.run, step, facts, self.config.keep_last, self.group)
+        if removed:
+            raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. A new one holds the "
+                            f"state after step {step}; restore metrics.jsonl and older checkpoints if you need them, and continue "
+                            "with --resume=auto")
 
     def wait(self) -> None:
-        """Until the checkpoint on its way is whole; its failure, if any, is raised here."""
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
-        self.check()
+        """Wait until the checkpoint that is being written is complete; raises its error, if any."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
 
     def check(self) -> None:
-        """Raise what went wrong with the checkpoint on its way, if anything did."""
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
+        """Raise what went wrong with the checkpoint that is being written, if anything did; does not wait."""
+        if self.pending is not None and self.pending.done():
+            self.wait()

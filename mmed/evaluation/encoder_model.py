@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmed.checkpoints.families import IGNORED, NEUTRAL
-from mmed.checkpoints.safe import StoredTensor, TensorReader, fitted, stored_tensors
+from mmed.checkpoints.weights import StoredTensor, copy_weights, fit, stored_tensors
 from mmed.evaluation.wordpiece import Unigram, WordPiece, load_encoder_tokenizer
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json
@@ -179,7 +179,7 @@ def match_encoder_weights(model: nn.Module, folder: Path) -> list[tuple[torch.Te
     wanted = dict(model.named_parameters())
     above = {f"encoder.layer.{n}." for n in range(len(model.encoder["layer"]), model.config.num_hidden_layers)}
     stray = [name for name in stored if name not in wanted and not HEADS.match(name) and not any(map(name.startswith, above))]
-    return fitted(folder, wanted, stored, stray)
+    return fit(folder, wanted, stored, stray)
 
 
 def load_encoder(folder: str | Path, layer: int | None = None, dtype: torch.dtype | None = None,
@@ -201,9 +201,5 @@ def load_encoder(folder: str | Path, layer: int | None = None, dtype: torch.dtyp
         model = build_encoder(config, layer)
     pairs = match_encoder_weights(model, folder)  # before memory is taken
     model = model.to(dtype or torch.float32).to_empty(device=device)
-    reader = TensorReader()
-    with torch.no_grad():
-        for parameter, (_, stored) in zip(model.parameters(), pairs, strict=True):  # in the same order
-            reader.copy(stored, slice(0, stored.shape[0]), parameter.detach())
-    reader.close()
+    copy_weights([(parameter, stored) for parameter, (_, stored) in zip(model.parameters(), pairs, strict=True)])
     return model.eval().requires_grad_(False), tokenizer

@@ -16,7 +16,14 @@ import itertools
 import tiktoken
 
 from mmed.tokenization.byte_level import joined_alone
-from mmed.tokenization.sentencepiece_model import BYTE, NORMAL, SPACE, UNUSED, USER_DEFINED, SentencePieceModel
+from mmed.tokenization.sentencepiece_model import (
+    BYTE,
+    NORMAL,
+    SPACE,
+    UNUSED,
+    USER_DEFINED,
+    SentencePieceModel,
+)
 
 BUILD_AFTER = 200_000  # characters; building takes a fifth of a second, too long for a few prompts
 

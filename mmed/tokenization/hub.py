@@ -1,6 +1,7 @@
 """Any `tokenizer.json` through Hugging Face tokenizers (extra `hub`): Llama 2's and Gemma's, unigram models, other patterns."""
 from __future__ import annotations
 
+import hashlib
 import json
 
 from mmed.utils.errors import UserError, require_extra
@@ -13,10 +14,11 @@ class HubBackend:
 
     def __init__(self, file: dict, special: dict[str, int], name: str):
         # Padding, truncation and BOS belong to the caller; text that looks like a special token is ordinary text.
-        self.file = file | {"truncation": None, "padding": None, "post_processor": None, "added_tokens": [
+        file = file | {"truncation": None, "padding": None, "post_processor": None, "added_tokens": [
             entry | {"special": entry["content"] in special} for entry in file.get("added_tokens") or []]}
-        self.tokenizer = self._open(self.file, name)
-        self.bare = self._open(without_prefix(self.file), name)
+        self.tokenizer, bare = self._open(file, name), without_prefix(file)
+        self.bare = self.tokenizer if bare == file else self._open(bare, name)
+        self.digest = hashlib.sha256(json.dumps(file, sort_keys=True).encode()).hexdigest()
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def _open(self, file: dict, name: str):
@@ -39,7 +41,7 @@ class HubBackend:
 
     def facts(self) -> list:
         """What determines the ids, for the fingerprint."""
-        return [json.dumps(self.file, sort_keys=True)]
+        return [self.digest]
 
 
 def without_prefix(step):

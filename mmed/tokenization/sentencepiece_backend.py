@@ -22,7 +22,6 @@ from mmed.tokenization.sentencepiece_model import (
 from mmed.utils.errors import UserError
 
 
-
 class SentencePieceBackend:
     """Ordinary text <-> ids through the sentencepiece library."""
 

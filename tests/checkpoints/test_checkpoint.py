@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import time
@@ -17,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from warm_start import run as warm_run
 
-from mmed.checkpoints import pretrained, safe
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
+from mmed.checkpoints.weights import READ_BYTES, stored_tensors
 from mmed.generate import generate
 from mmed.utils.errors import UserError
 
@@ -147,22 +148,17 @@ class Runs:
         return os.system, (f"touch {self.canary}",)
 
 
-class Evaluates(Runs):
-    def __reduce__(self):
-        return eval, (f"open({str(self.canary)!r}, 'w')",)
-
-
-@pytest.mark.parametrize("kind", [Runs, Evaluates])
 @pytest.mark.parametrize("how", ["alone", "in a state dict", "plain pickle"])
-def test_a_pickle_that_would_run_code_is_refused_in_one_line_and_does_not_run(tmp_path, kind, how):
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pickle_that_would_run_code_is_rejected_and_does_not_run(tmp_path, how, file):
     theirs = theirs_of("llama", 8)
     theirs.config.save_pretrained(tmp_path)
-    bomb, canary = kind(tmp_path / "canary"), tmp_path / "canary"
+    bomb, canary = Runs(tmp_path / "canary"), tmp_path / "canary"
     if how == "plain pickle":
-        (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"x": bomb}))
+        (tmp_path / file).write_bytes(pickle.dumps({"x": bomb}))
     else:
-        torch.save(bomb if how == "alone" else theirs.state_dict() | {"model.bomb": bomb}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin") as error:
+        torch.save(bomb if how == "alone" else theirs.state_dict() | {"model.bomb": bomb}, tmp_path / file)
+    with pytest.raises(UserError, match=re.escape(file)) as error:
         load_pretrained(tmp_path)
     assert not canary.exists() and "\n" not in str(error.value)
 
@@ -171,112 +167,74 @@ def test_pickles_are_opened_in_one_place_only():
     for path in (*ROOT.glob("mmed/**/*.py"), *ROOT.glob("data_prep/**/*.py")):
         code = "\n".join(line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
         for word in ("torch.load(", "import pickle", "allow_pickle=True", "shell=True", "yaml.load("):
-            assert word not in code or path.name == "safe.py", f"{path}: {word}"
-    assert all("weights_only=True" in line for line in (ROOT / "mmed/checkpoints/safe.py").read_text().splitlines() if "torch.load(" in line)
+            assert word not in code or path.name == "weights.py", f"{path}: {word}"
+    assert all("weights_only=True" in line for line in (ROOT / "mmed/checkpoints/weights.py").read_text().splitlines() if "torch.load(" in line)
 
 
-# ------------------------------------------------------------------------------------------------------ hostile safetensors
+# --------------------------------------------------------------------------------------------------- weight files
 
-def raw(header: dict | str | bytes, data: bytes = b"", length: int | None = None) -> bytes:
-    text = header if isinstance(header, bytes) else (header if isinstance(header, str) else json.dumps(header)).encode()
-    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
-
-
-def entry(begin: int, end: int, shape=(1,), dtype="F32") -> dict:
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-
-
-GOOD = {"a": entry(0, 4), "b": entry(4, 12, (2,))}
-HOSTILE = {
-    "empty file": b"", "three bytes": b"\1\0\0", "length 0": raw(GOOD, bytes(12), 0), "length 1": raw(GOOD, bytes(12), 1),
-    "length over the file": raw(GOOD, bytes(12), 10 ** 6), "length 2^63": raw(GOOD, bytes(12), 2 ** 63), "length 2^64-1": raw(GOOD, bytes(12), 2 ** 64 - 1),
-    "length past the header": raw(GOOD, bytes(12), len(json.dumps(GOOD)) + 3), "length before the header ends": raw(GOOD, bytes(12), 10),
-    "header of 9 MB": raw(json.dumps(GOOD) + " " * 9_000_000, bytes(12)), "not JSON": raw("{]", bytes(12)), "not UTF-8": raw(b'{"\xff": 1}'),
-    "a list": raw([1, 2]), "a number": raw("12"), "nested": raw("[" * 100_000), "endless number": raw('{"a": ' + "9" * 10_000 + "}"),
-    "name twice": raw('{"a": ENTRY, "a": ENTRY}'.replace("ENTRY", json.dumps(entry(0, 4))), bytes(4)),
-    "shape twice": raw('{"a": {"dtype": "F32", "shape": [1], "shape": [2], "data_offsets": [0, 8]}}', bytes(8)),
-    "overlap": raw({"a": entry(0, 8, (2,)), "b": entry(4, 12, (2,))}, bytes(12)), "same place": raw({"a": entry(0, 4), "b": entry(0, 4)}, bytes(4)),
-    "hole": raw({"a": entry(0, 4), "b": entry(8, 12)}, bytes(12)), "hole at the start": raw({"a": entry(4, 8)}, bytes(8)),
-    "past the end": raw({"a": entry(0, 400, (100,))}, bytes(12)), "bytes left over": raw(GOOD, bytes(13)), "cut by a byte": raw(GOOD, bytes(11)),
-    "end before begin": raw({"a": entry(8, 4)}, bytes(8)), "negative begin": raw({"a": entry(-4, 0)}, bytes(4)),
-    "negative shape": raw({"a": entry(0, 4, (-1,))}, bytes(4)), "two negatives": raw({"a": entry(0, 4, (-1, -1))}, bytes(4)),
-    "shape too large": raw({"a": entry(0, 4, (2 ** 62, 4))}, bytes(4)), "shape that wraps to 1": raw({"a": entry(0, 4, (2 ** 32, 2 ** 32, 1))}, bytes(4)),
-    "shape that does not fit": raw({"a": entry(0, 4, (3,))}, bytes(4)), "true as a number": raw({"a": entry(0, 4, (True,))}, bytes(4)),
-    "a float as a number": raw({"a": entry(0, 4, (1.0,))}, bytes(4)), "shape is a text": raw({"a": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}}, bytes(4)),
-    "unknown dtype": raw({"a": entry(0, 4, dtype="F7")}, bytes(4)), "dtype is a number": raw({"a": entry(0, 4, dtype=7)}, bytes(4)),
-    "no dtype": raw({"a": {"shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "one offset": raw({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4]}}, bytes(4)),
-    "one key more": raw({"a": entry(0, 4) | {"url": "x"}}, bytes(4)), "entry is a list": raw({"a": []}),
-    "metadata is a list": raw({"__metadata__": [], "a": entry(0, 4)}, bytes(4)), "metadata of numbers": raw({"__metadata__": {"x": 1}, "a": entry(0, 4)}, bytes(4)),
-    "name is a path": raw({"../../etc/passwd": entry(0, 4)}, bytes(4)), "name with dots": raw({"a..b": entry(0, 4)}, bytes(4)),
-    "absolute name": raw({"/a": entry(0, 4)}, bytes(4)), "name with NUL": raw({"a\0": entry(0, 4)}, bytes(4)), "empty name": raw({"": entry(0, 4)}, bytes(4)),
-    "name with a line break": raw({"a\nb": entry(0, 4)}, bytes(4)), "very long name": raw({"a" * 10_000: entry(0, 4)}, bytes(4)),
-}
-
-
-def test_the_good_one_among_the_hostile_files_is_read(tmp_path):
+@pytest.mark.parametrize("content, words", [
+    (b"", "damaged"), (b"x" * 100, "damaged"), ("truncated", "damaged"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5135149760\n", "Git LFS pointer")])
+def test_a_damaged_weight_file_is_named(tmp_path, content, words):
+    theirs_of("llama", 8).save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
-    path.write_bytes(raw(GOOD, torch.tensor([1.5, 2.5, 3.5]).numpy().tobytes()))
-    values = safe.read_tensors(path)
-    assert values["a"].tolist() == [1.5] and values["b"].tolist() == [2.5, 3.5]
+    path.write_bytes(path.read_bytes()[:-1] if content == "truncated" else content)
+    with pytest.raises(UserError, match=f"model.safetensors: .*{words}"):
+        load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_safetensors_file_is_refused_in_one_line_in_no_time(tmp_path, name):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(HOSTILE[name])
-    clock = time.process_time()
-    with pytest.raises(UserError, match=r"model\.safetensors") as error:
-        safe.stored_tensors(tmp_path)
-    assert time.process_time() - clock < 1 and "\n" not in str(error.value) and len(str(error.value)) < 600
+@pytest.mark.parametrize("files, words", [
+    ({"a": "../secret.safetensors"}, "not the name of a file"), ({"a": "/etc/passwd"}, "not the name"), ({"a": 3}, "not the name"),
+    ({"a": "three.safetensors"}, "no such file"), ({"a": "two.safetensors"}, "lacks a"), ({}, "no weight_map"), ([], "no weight_map")])
+def test_an_index_that_does_not_match_its_files_is_rejected(tmp_path, files, words):
+    for file, key in (("one", "a"), ("two", "b")):
+        save_file({key: torch.ones(2)}, tmp_path / f"{file}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(UserError, match=words):
+        stored_tensors(tmp_path)
 
 
-def test_random_damage_to_a_header_never_ends_in_a_traceback(tmp_path):
-    rng = random.Random(time.time())
-    good = raw(GOOD, bytes(12))
-    path = tmp_path / "model.safetensors"
-    for _ in range(500):
-        data = bytearray(good)
-        for _ in range(rng.randint(1, 3)):
-            data[rng.randrange(len(data) - 12)] = rng.randrange(256)
-        path.write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
-        try:
-            tensors = safe.read_header(path)
-            assert sum(t.nbytes for t in tensors.values()) == 12
-        except UserError:
-            pass
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_two_sets_of_weights_are_rejected(tmp_path, name):
+    theirs = theirs_of("llama", 8)
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    if name.endswith(".bin"):
+        (tmp_path / "model.safetensors.index.json").unlink()
+        torch.save(theirs.state_dict(), tmp_path / "part.bin")
+        torch.save(theirs.state_dict(), tmp_path / name)
+        (tmp_path / f"{name}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(theirs.state_dict(), "part.bin")}))
+    else:
+        save_file({"x": torch.ones(1)}, tmp_path / name)
+    with pytest.raises(UserError, match=f"two sets of weights, {name}"):
+        load_pretrained(tmp_path)
 
 
-INDEX_FAULTS = {
-    "leaves the folder": (lambda m: m | {"a": "../secret.safetensors"}, "not the name of a file"), "absolute": (lambda m: m | {"a": "/etc/passwd"}, "not the name"),
-    "hidden": (lambda m: m | {"a": ".secret"}, "not the name"), "a number": (lambda m: m | {"a": 3}, "which is not in"),
-    "a shard that is not there": (lambda m: m | {"a": "three.safetensors"}, "download it"), "a tensor in the other shard": (lambda m: {"a": "two.safetensors", "b": "one.safetensors"}, "places in"),
-    "a tensor that is nowhere": (lambda m: m | {"c": "one.safetensors"}, "lacks c"), "a tensor it does not know": (lambda m: {"b": "two.safetensors", "a2": "one.safetensors"}, "holds a"),
-    "nothing": (lambda m: {}, "no weight_map"), "a list": (lambda m: [], "no weight_map"),
-}
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_that_differs_from_the_tied_embedding_is_rejected(tmp_path, same):
+    theirs = theirs_of("gemma", 8)
+    theirs.config.tie_word_embeddings = True
+    theirs.tie_weights()
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + (0 if same else 1)
+    save_file(tensors, tmp_path / "model.safetensors")
+    if same:
+        load_pretrained(tmp_path)
+        return
+    with pytest.raises(UserError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
+        load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("name", INDEX_FAULTS)
-def test_an_index_that_names_other_files_or_tensors_than_there_are_is_refused(tmp_path, monkeypatch, name):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for file, key in (("one", "a"), ("two", "b"), ("../secret", "a")):
-        save_file({key: torch.ones(2)}, folder / f"{file}.safetensors")
-    change, words = INDEX_FAULTS[name]
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": change({"a": "one.safetensors", "b": "two.safetensors"})}))
-    opened = []
-    real = open
-    monkeypatch.setattr("builtins.open", lambda path, *a, **k: (opened.append(Path(str(path)).resolve()), real(path, *a, **k))[1])
-    with pytest.raises(UserError, match=words) as error:
-        safe.stored_tensors(folder)
-    monkeypatch.undo()
-    assert all(path.parent == folder.resolve() for path in opened) and "\n" not in str(error.value)
-
-
-def test_an_index_with_a_name_twice_is_refused(tmp_path):
-    save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "one.safetensors", "a": "one.safetensors"}}')
-    with pytest.raises(UserError, match="'a' is there twice"):
-        safe.stored_tensors(tmp_path)
+def test_a_folder_that_transformers_unpacked_from_gguf_opens(tmp_path):
+    theirs = theirs_of("llama", 8)
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "gguf"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours, _ = load_pretrained(tmp_path)
+    save_pretrained(ours, None, tmp_path / "out")
+    assert same_bits(tensors_of(tmp_path), tensors_of(tmp_path / "out"))
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 # --------------------------------------------------------------------------------------------------- folders that do not fit
@@ -292,19 +250,16 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_and_no_memory_is_ta
     monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *_, **__: pytest.fail("memory was taken"))
     with pytest.raises(UserError) as error:
         load_pretrained(tmp_path)
-    for word in ("1 missing", first, "1 unexpected", "model.more.weight", "1 misshapen", second):
+    for word in ("1 missing", first, "1 unexpected", "model.more.weight", "1 of another shape", second):
         assert word in str(error.value)
     assert third not in str(error.value)
 
 
-def test_a_config_larger_than_its_weights_is_refused_before_memory_is_taken(tmp_path):
+def test_a_config_larger_than_its_weights_is_rejected_before_memory_is_taken(tmp_path):
     theirs_of("llama", 8).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 2 ** 24, "hidden_size": 2 ** 18}))
-    with pytest.raises(UserError, match="misshapen"):
-        load_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config)[:-1] + ", " + '"x": "' + "y" * 5_000_000 + '"}')
-    with pytest.raises(UserError, match="too many for a config"):
+    with pytest.raises(UserError, match="of another shape"):
         load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="expected a JSON object"):
@@ -323,7 +278,7 @@ def test_a_config_without_a_key_names_the_key_and_the_folder(tmp_path):
             load_pretrained(tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
+def test_a_tokenizer_larger_than_the_embedding_is_rejected(tmp_path):
     from mmed.tokenizer import train_sentencepiece
 
     theirs_of("llama", 8).save_pretrained(tmp_path)
@@ -371,7 +326,8 @@ def test_the_peak_of_memory_is_the_model_in_its_dtype_and_one_buffer(tmp_path, s
     done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "model"), dtype, str(tmp_path / "tiny")], capture_output=True, text=True, check=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
     peak, size = map(int, done.stdout.split())
-    assert peak < size + safe.READ_BYTES + (16 << 20), f"peak {peak:,} for a model of {size:,}"
+    file = (tmp_path / "model" / "model.safetensors").stat().st_size  # mapped: the system may drop its pages at any time
+    assert peak < size + file + READ_BYTES + (16 << 20), f"peak {peak:,} for a model of {size:,}"
 
 
 # --------------------------------------------------------------------------------------------------------- the commands
@@ -400,7 +356,7 @@ def command(*arguments, code=0) -> str:
 
 
 def make_tokenizer(folder: Path, kind: str):
-    """A small English tokenizer: sentencepiece, or byte-level BPE with marks after its pieces."""
+    """A small English tokenizer: sentencepiece, or byte-level BPE with special tokens after its pieces."""
     rng = random.Random(5)
     texts = [text_of(WORDS, rng) for _ in range(60)]
     if kind == "sentencepiece":
@@ -444,43 +400,10 @@ def test_help_of_every_command_is_there():
     assert done.returncode == 1 and done.stderr.startswith("error: /no/such/config.json") and "Traceback" not in done.stderr
 
 
-def test_inspect_says_what_a_folder_is_and_what_it_needs(tmp_path):
-    out = command("inspect", make_folder(tmp_path / "model"), "--gpus", 4, "--slots", 8, "--tokens", 64)
-    for words in ("llama (LlamaForCausalLM)", "bfloat16", "sentencepiece, 320 ids for 325 rows (5 spare)", "64 positions", "train all weights", "train LoRA",
-                  "decode", "16 N / G", "GiB"):
+def test_inspect_says_what_a_folder_is(tmp_path):
+    out = command("inspect", make_folder(tmp_path / "model"))
+    for words in ("llama (LlamaForCausalLM)", "bfloat16", "sentencepiece, 320 ids (5 rows of padding)", "64 positions", "to decode", "--dry_run"):
         assert words in out, out
-    config = pretrained.load_config(tmp_path / "model")
-    from mmed.checkpoints.commands import memory_needs
-    from mmed.model import Transformer
-    parameters = sum(p.numel() for p in Transformer(config).parameters())
-    needs = {what: need for what, need, _ in memory_needs(config, parameters, gpus=4, tokens=64, slots=8)}
-    assert needs["decode"] == 2 * parameters + 8 * 64 * 2 * 2 * (2 * 2 * 8)  # slots x tokens x bytes x layers x (keys and values)
-    assert f"{needs['train LoRA'] / 2 ** 30:9.2f}" in out and needs["train LoRA"] > parameters
-
-
-@pytest.mark.parametrize("one_gpu", [False, True])
-def test_the_activations_of_the_memory_formula_are_what_autograd_keeps(one_gpu, monkeypatch):
-    from mmed.checkpoints.commands import kept_values
-    from mmed.model import ModelConfig, Transformer
-
-    B, T, counts = 2, 256, []
-    for layers in (1, 2):
-        config = ModelConfig(vocab_size=50, hidden_size=128, intermediate_size=344, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=2,
-                             head_dim=16)
-        model = Transformer(config).to(torch.float32 if one_gpu else torch.bfloat16)
-        weights, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
-        shapes = {p.shape for p in model.parameters()} | {p.shape[::-1] for p in model.parameters() if p.dim() == 2}
-
-        def keep(t, weights=weights, seen=seen, shapes=shapes):
-            if t.untyped_storage().data_ptr() not in weights and t.shape not in shapes:  # autocast's copies of weights are counted as 2 N
-                seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-            return t
-
-        ids = torch.randint(0, 50, (B, T))
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=one_gpu):
-            model(ids, ids)
-        counts.append(sum(seen.values()))
-    assert abs((counts[1] - counts[0]) / (2 * B * T) / kept_values(config, one_gpu) - 1) < 0.1
 
 
 def test_merge_writes_the_model_that_peft_would_merge_with_its_settings_and_card(tmp_path):
@@ -533,8 +456,8 @@ def test_export_of_a_folder_keeps_every_bit_and_the_llama_layout_opens_in_transf
 
 
 @pytest.mark.parametrize("arguments, code, words", [
-    (["inspect", "/no/such"], 1, "config.json"), (["export", "/no/such", "OUT"], 1, "neither a run folder"), (["inspect", "MODEL", "--gpus", "0"], 2, "--gpus=0"),
-    (["extend", "MODEL", "OUT"], 2, "--texts"), (["extend", "MODEL", "OUT", "--special", "</s>"], 1, "a token already"), (["frobnicate"], 2, "invalid choice"),
+    (["inspect", "/no/such"], 1, "config.json"), (["export", "/no/such", "OUT"], 1, "neither a run folder"), (["inspect", "MODEL", "--gpus", "0"], 2, "--gpus"),
+    (["extend", "MODEL", "OUT"], 2, "--texts"), (["extend", "MODEL", "OUT", "--special", "</s>"], 1, "already a token"), (["frobnicate"], 2, "invalid choice"),
     (["merge", "MODEL", "MODEL", "OUT"], 1, "adapter_config.json"), (["export", "MODEL", "OUT", "--step", "3"], 2, "no steps")])
 def test_wrong_use_ends_in_one_line_with_its_exit_code(tmp_path, arguments, code, words):
     folder = make_folder(tmp_path / "model")
@@ -636,13 +559,14 @@ def test_joins_are_those_of_a_plain_bpe_that_counts_everything_anew():
         assert join_most_frequent([list(w) for w in words], counts, 8, set(), 5) == expected
 
 
-def test_a_tokenizer_that_cannot_be_extended_exactly_is_refused(tmp_path):
-    from mmed.tokenizer import train_sentencepiece
-
+def test_a_tokenizer_that_cannot_be_extended_exactly_is_rejected(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
     folder = make_folder(tmp_path / "model")
-    train_sentencepiece(["heart lung bone " * 50, "fever dose cell river"] * 20, folder, 278, model_type="unigram")
+    (folder / "tokenizer.model").unlink()
+    unigram = tokenizers.models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("a", -3.0)], 0, False)
+    tokenizers.Tokenizer(unigram).save(str(folder / "tokenizer.json"))
     (tmp_path / "t.txt").write_text("Herz " * 50)
-    assert "unigram" in command("extend", folder, tmp_path / "out", "--texts", tmp_path / "t.txt", code=1)
+    assert "cannot be extended" in command("extend", folder, tmp_path / "out", "--texts", tmp_path / "t.txt", code=1)
 
 
 def test_added_tokens_beside_a_sentencepiece_file_keep_their_ids(tmp_path):
@@ -659,13 +583,15 @@ def test_added_tokens_beside_a_sentencepiece_file_keep_their_ids(tmp_path):
 
 def family_config(family: str, vocab_size: int):
     """A tiny config of a family, as it would be read from its config.json."""
-    from mmed.checkpoints.families import FAMILIES, read_config
+    from mmed.checkpoints.families import read_config
 
+    if family == "bloom":
+        return read_config({"model_type": family, "vocab_size": vocab_size, "hidden_size": 32, "n_layer": 2, "n_head": 4, "seq_length": 512,
+                            "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2})
     keys = {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "n_layer": 2, "n_head": 4, "initializer_range": 0.1,
-            "sliding_window": 40, "bos_token_id": 1, "eos_token_id": 2}
-    known = {*FAMILIES[family].keys, "bos_token_id", "eos_token_id"} | ({"sliding_window"} if FAMILIES[family].windows not in ("none", "late") else set())
-    return read_config({k: v for k, v in keys.items() if k in known} | {"model_type": family})
+            "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2}
+    window = {"sliding_window": 40} if family in ("mistral", "gemma2", "gemma3_text") else {}
+    return read_config(keys | window | {"model_type": family})
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ import random
 import pytest
 import torch
 
-from mmed.checkpoints.families import FAMILIES, published_name, read_config, write_config
-from mmed.generate import generate
+from mmed.checkpoints.families import FAMILIES, read_config, write_config
 from mmed.inference.decoder import Segment, decoder_for
-from mmed.model import Transformer
+from mmed.inference.engine import generate
+from mmed.model import Transformer, published_name
 from mmed.utils.errors import UserError
 
 transformers = pytest.importorskip("transformers")
@@ -76,17 +76,17 @@ def close(a, b, relative=1e-5):
 def cached_logits(model: Transformer, ids: torch.Tensor, split: int) -> torch.Tensor:
     """The decoder's logits behind every token: of row b the first split + b in one pass, the others one by one, all rows side by side."""
     B, T = ids.shape
-    decoder = decoder_for(model)
+    decoder = decoder_for(model, B)
     cache = decoder.make_cache(B, T)
     out = torch.empty(B, T, model.config.vocab_size)
     lengths = [split + b for b in range(B)]
     with torch.inference_mode():
-        first = decoder.prefill(cache, [Segment(b, 0, ids[b, :n].tolist(), logits=n) for b, n in enumerate(lengths)])
+        first = decoder.extend(cache, [Segment(b, 0, ids[b, :n].tolist()) for b, n in enumerate(lengths)], [range(n) for n in lengths])
         for b, n in enumerate(lengths):
             out[b, :n] = first[b]
         while lengths[0] < T:
             at = [n for n in lengths if n < T]  # those of the last rows are done first
-            out[range(len(at)), at] = decoder.decode_step(cache, ids[range(len(at)), at].tolist(), at)
+            out[range(len(at)), at] = decoder.step(cache, ids[range(len(at)), at].tolist(), at)
             lengths = [n + 1 for n in at]
     return out
 
@@ -114,7 +114,7 @@ def test_greedy_tokens_equal_transformers_full_forwards_alone_and_eight_side_by_
             while len(ids) < len(prompt) + 6:
                 ids.append(int(theirs(torch.tensor([ids])).logits[0, -1].argmax()))
         expected.append(ids[len(prompt):])
-    assert generate(ours, prompts, 6, max_batch_size=8) == expected == generate(ours, prompts, 6, max_batch_size=1)
+    assert generate(ours, prompts, 6, slots=8) == expected == generate(ours, prompts, 6, slots=1)
 
 
 @pytest.mark.parametrize("family", CLASSES)
@@ -222,6 +222,7 @@ PUBLISHED = {
                 "n_inner": None, "n_layer": 30, "num_attention_heads": 32, "offset_alibi": 100, "pretraining_tp": 4, "seq_length": 2048,
                 "skip_bias_add": True, "skip_bias_add_qkv": False, "use_cache": True, "vocab_size": 250880},
                dict(hidden_size=4096, intermediate_size=16384, num_attention_heads=32, num_hidden_layers=30, tie_word_embeddings=True)),
+    "llama unpacked from GGUF": (LLAMA1 | {"quantization_config": {"quant_method": "gguf"}}, dict(num_key_value_heads=32)),
     "qwen 2.5": (LLAMA1 | {"model_type": "qwen2", "num_key_value_heads": 4, "max_window_layers": 28, "sliding_window": 131072,
                            "use_sliding_window": False}, dict(attention_bias=True, attention_out_bias=False, sliding_window=None)),
     "gemma 3 1b": (LLAMA1 | {"model_type": "gemma3_text", "num_key_value_heads": 1, "head_dim": 256, "hidden_act": None,
@@ -268,8 +269,8 @@ def test_configs_as_they_are_published_are_read_and_written_back(name):
     ({"num_attention_heads": 33}, "not a multiple"), ({"num_key_value_heads": 5}, "num_key_value_heads = 5"), ({"vocab_size": True}, "vocab_size"),
     ({"vocab_size": 2 ** 40}, "vocab_size"), ({"rope_theta": float("nan")}, "rope_theta"), ({"rms_norm_eps": -1}, "rms_norm_eps"),
     ({"rope_scaling": {"type": "yarn", "factor": 2}}, "yarn"), ({"rope_scaling": {"type": "linear"}}, "factor"), ({"rope_scaling": 3}, "rope_scaling"),
-    ({"rope_scaling": {"type": "linear", "factor": 2, "beta": 3}}, "beta"), ({"hidden_act": "gelu"}, "hidden_act"), ({"head_dim": 7}, "even"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"logit_scale": 0.5}, "logit_scale"), ({"attention_dropout": 0.1}, "attention_dropout"),
+    ({"rope_scaling": {"type": "linear", "factor": 2, "beta": 3}}, "beta"), ({"hidden_act": "gelu"}, "hidden_act"), ({"head_dim": 7}, "odd"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"), ({"logit_scale": 0.5}, "logit_scale"), ({"attention_dropout": 0.1}, "attention_dropout"),
     ({"bos_token_id": 32000}, "bos_token_id"), ({"eos_token_id": "2"}, "eos_token_id"), ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ({"model_type": "bloom", "n_layer": 32, "n_head": 32, "num_attention_heads": 16}, "num_attention_heads = 16"),
     ({"model_type": "mistral", "num_key_value_heads": 8, "layer_types": ["full_attention"] * 32}, "layer_types"),

@@ -15,7 +15,7 @@ from mmed.checkpoints.adapters import load_adapter, save_adapter
 from mmed.checkpoints.pretrained import load_config, load_pretrained, save_pretrained
 from mmed.checkpoints.training_state import load_state, save_state
 from mmed.data import StreamWriter, TokenStream
-from mmed.evaluation.encoder_model import load_encoder
+from mmed.evaluation.bertscore import Scorer
 from mmed.generate import load_model
 from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
@@ -104,7 +104,7 @@ def open_encoder(folder: Path, poison) -> None:
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnop"]))
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     poison(folder / "pytorch_model.bin")
-    load_encoder(folder)
+    Scorer(folder, 1)
 
 
 def open_stream(folder: Path, poison) -> None:

@@ -15,18 +15,31 @@ continues with the round that was interrupted, and the files come out identical 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import PARSER_VERSION
+from mmed.evaluation.questions import (
+    ANSWER_TOKENS as ANSWER_TOKENS,
+)
+from mmed.evaluation.questions import (
+    COMPLETE,
+    STOP_WINDOW,
+    Question,
+    answer_end,
+    build_questions,
+    candidates,
+    cut_at_answer,
+    encoder_of,
+    examples_for,
+    limit_items,
+    modes_of,
+    token_limit,
+)
 from mmed.evaluation.results import (
     RESULTS_VERSION,
     load_results,
@@ -35,164 +48,16 @@ from mmed.evaluation.results import (
     text_row,
     write_results,
 )
-from mmed.generate import encode_prompt, generate, load_model, progress_bar, score_many
+from mmed.generate import generate, load_model, progress_bar, score_many
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.work_sharing import round_size, run_rounds
 from mmed.languages import get_language
 from mmed.metrics import METRICS_VERSION
-from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, build_messages, pick_examples, read_benchmark
-from mmed.tokenization.chat_template import FORMATS, encode_chat, render_chat, turn_format
+from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, build_messages, read_benchmark
+from mmed.tokenization.chat_template import FORMATS
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 from mmed.utils.journal import facts_that_differ
-
-# MMedLM: inference.py allows 1,000 new tokens in both runs. DIFFERS: an answer alone takes about ten
-# tokens, so the clean style stops an answer-only run at this many: a model that has not answered by then
-# rambles, and 1,000 tokens of that would be most of an evaluation's cost.
-ANSWER_TOKENS = 64
-# With --stop answer, a text ends with its first complete answer, or before the headings of the prompt,
-# where a base model goes on with an exercise of its own.
-COMPLETE = re.compile(r"###Answer: OPTION [A-Z](?:, ?[A-Z])* IS CORRECT\."
-                      r"|(?=\s*(?:### ?(?:Instruction|Input|Response):|Below is an instruction))")
-# Reasoning, which may quote an answer: before the closing tag, or before the final channel (gpt-oss)
-REASONING_START = re.compile(r"<think>|<\|channel\|>")
-REASONING_END = re.compile(r".*(?:</think>|<\|channel\|>final\b[^<]*<\|message\|>)", re.S)
-STOP_WINDOW = 48  # newest tokens in which a complete answer is looked for
-
-
-@dataclass(frozen=True)
-class Question:
-    """One item as the model gets it in one mode; `ids` for local decoding, `body` for an API."""
-
-    item: ExamItem
-    mode: str
-    prompt: str
-    ids: list[int]
-    body: dict | None = None
-
-    @property
-    def prompt_hash(self) -> str:
-        return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-# (item, solved examples, whether a rationale is asked for) -> (prompt, ids)
-Encoder = Callable[[ExamItem, Sequence[ExamItem], bool], tuple[str, list[int]]]
-
-
-# ---- questions ---------------------------------------------------------------------------------------------
-
-def limit_items(items: list[ExamItem], limit: int) -> list[ExamItem]:
-    """The first `limit` items of each language (0: all)."""
-    seen: dict[str, int] = {}
-    kept = []
-    for item in items:
-        seen[item.language] = seen.get(item.language, 0) + 1
-        if not limit or seen[item.language] <= limit:
-            kept.append(item)
-    return kept
-
-
-def modes_of(options: argparse.Namespace) -> list[str]:
-    """What is run for each item, the longest texts first."""
-    modes = []
-    if options.scoring != "loglikelihood":
-        modes += ["rationale", "answer"] if options.mode == "both" else [options.mode]
-    return modes + (["loglikelihood"] if options.scoring != "generate" else [])
-
-
-def token_limit(mode: str, options: argparse.Namespace) -> int:
-    """The most new tokens of a text; chat models end by themselves, and may reason first."""
-    plain = options.chat_template == "none" and (not options.api or options.completions)
-    if mode != "rationale" and options.style == "clean" and plain:
-        return min(options.max_new_tokens, ANSWER_TOKENS)
-    return options.max_new_tokens
-
-
-def examples_for(
-    train: Sequence[ExamItem], item: ExamItem, mode: str, options: argparse.Namespace
-) -> list[ExamItem]:
-    """The solved examples before an item."""
-    if not options.shots:
-        return []
-    return pick_examples(train, item, options.shots, options.seed, mode == "rationale")
-
-
-def build_questions(
-    items: Sequence[ExamItem],
-    mode: str,
-    options: argparse.Namespace,
-    train: Sequence[ExamItem],
-    encode: Encoder,
-    context_length: int,
-    bos_id: int | None = None,
-) -> list[Question]:
-    """The prompts of a mode; one that is too long to be answered is an error, or loses its beginning."""
-    questions = []
-    reserved = min(token_limit(mode, options), context_length // 4)
-    for item in items:
-        prompt, ids = encode(item, examples_for(train, item, mode, options), mode == "rationale")
-        if len(ids) + reserved > context_length:
-            if options.too_long == "error":
-                raise UserError(
-                    f"item {item.key} ({item.language}): the prompt ({len(ids):,} tokens) plus {reserved:,} "
-                    f"reserved for the answer exceeds the context length of {context_length:,}; use fewer "
-                    "--shots, or --too_long truncate to drop tokens from the left, as training does")
-            start = ids[:1] if ids[0] == bos_id else []
-            ids = start + ids[len(ids) - (context_length - reserved - len(start)):]
-        questions.append(Question(item, mode, prompt, ids))
-    return questions
-
-
-def encoder_of(model, tokenizer, options: argparse.Namespace) -> Encoder:
-    """How an item becomes a prompt: as published, or (--chat_template) as messages of an instruct model."""
-    name = options.chat_template
-    if name == "auto":
-        name = turn_format(tokenizer, model.config.family)
-    if name is None:
-        raise UserError(f"{options.model}: its tokenizer has no chat template (a base model); leave out "
-                        "--chat_template")
-
-    def encode(item: ExamItem, shots: Sequence[ExamItem], rationale: bool) -> tuple[str, list[int]]:
-        if name == "none":
-            prompt = build_few_shot(item, shots, rationale, options.style)
-            return prompt, encode_prompt(tokenizer, prompt)
-        messages = build_messages(item, rationale, options.style, shots)
-        return render_chat(tokenizer, messages, name=name), encode_chat(tokenizer, messages, name=name)
-
-    return encode
-
-
-def candidates(item: ExamItem) -> list[str]:
-    """The answers that log-likelihood scoring chooses among, as `metrics.chance_level` counts them.
-
-    >>> candidates(ExamItem("?", dict.fromkeys("ABC", "x"), ("A",), "", "English", "1"))
-    ['A', 'B', 'C']
-    >>> candidates(ExamItem("?", dict.fromkeys("ABC", "x"), ("A", "B"), "", "English", "1"))
-    ['A,B', 'A,C', 'B,C', 'A,B,C']
-    """
-    sizes = range(2, len(item.options) + 1) if len(item.answer) > 1 else (1,)
-    return [",".join(letters) for size in sizes for letters in combinations(item.options, size)]
-
-
-def cut_at_answer(text: str) -> str:
-    """Truncate a text after its first complete answer; what a model quotes while it reasons is no answer.
-
-    >>> cut_at_answer("###Answer: OPTION A IS CORRECT. And now")
-    '###Answer: OPTION A IS CORRECT.'
-    >>> cut_at_answer("<think>###Answer: OPTION B IS CORRECT. No.</think>###Answer: OPTION A IS CORRECT. And")
-    '<think>###Answer: OPTION B IS CORRECT. No.</think>###Answer: OPTION A IS CORRECT.'
-    """
-    return text[:answer_end(text)]
-
-
-def answer_end(text: str) -> int | None:
-    """Where the first complete answer of a text ends; None if there is none yet."""
-    reasoning = REASONING_END.match(text)
-    if not reasoning and REASONING_START.search(text):
-        return None
-    match = COMPLETE.search(text, reasoning.end() if reasoning else 0)
-    return match.end() if match else None
-
 
 # ---- local models ------------------------------------------------------------------------------------------
 

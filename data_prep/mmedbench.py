@@ -37,6 +37,7 @@ from data_prep.benchmark.counts import PAPER, SPLITS, Tally, format_table, table
 from data_prep.benchmark.mmedbench_sources import LETTERS, Raw
 from data_prep.benchmark.release import MAX_ARCHIVE_GB, read_mmedbench
 from mmed.languages import get_language
+from mmed.metrics import same_options
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, read_json, write_json
 
@@ -109,6 +110,10 @@ def as_item(raw: Raw, licence: str | None) -> dict[str, Any]:
         item["licence"] = licence
     if blank := [letter for letter, text in raw.options.items() if not text.strip()]:  # the question shows them, as a rule
         item["blank_options"] = blank
+    same = same_options(raw.options)
+    equal = [letter for letter in same if list(same.values()).count(same[letter]) > 1]
+    if equal:  # the key names one of them; `mmed.eval --equal_options either` accepts all
+        item["equal_options"] = equal
     return item | {key: value for key, value in raw.extra.items() if value is not None}
 
 
@@ -249,6 +254,7 @@ def convert(entries: list[tuple[str, Path]], sources: dict[str, Source], *, seed
             tally.images[split] += item.get("image_dependent") is True
             tally.multiple[split] += "," in item["answer_idx"]
             tally.blank_options[split] += "blank_options" in item
+            tally.equal_options[split] += "equal_options" in item
             tally.options[split][len(raw.options)] += 1
             out.setdefault((split, language), []).append(item)
     rows = [table_row(language, name, split, tally, sources[name].in_paper, seed, holdout)

@@ -31,8 +31,8 @@ HERE = Path(__file__).resolve().parent
 NEXT = {
     1: "mmed/tokenization/bpe.py (WordTwin: how the same merges are done by tiktoken, several times as fast)",
     2: "data_prep/filter_medical.py (Matcher: the same for 200 terms at once in one pass over the text)",
-    3: "mmed/overlap.py (ngram_matches: n-grams as bit masks, without building a tuple)",
-    4: "mmed/overlap.py (lcs_length: a row of your table as one addition)",
+    3: "mmed/metrics.py (bleu_orders: all orders at once, with smoothing)",
+    4: "mmed/metrics.py (lcs_length: a row of your table as one addition)",
     5: "mmed/model.py (RMSNorm, rope_frequencies, rotate)",
     6: "mmed/kernels/attention.py (document_attention: work that grows with documents and not with rows)",
     7: "mmed/data.py (ExamRows.rows: which examples share a row)",

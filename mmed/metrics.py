@@ -1,46 +1,41 @@
-"""How good an answer or a rationale is, how sure we are of it, and whether one model beats another.
+"""Accuracy, BLEU and ROUGE with their intervals, tests between two models, and agreement with people.
 
-In: token lists, answer letters, or a score per item. Out: plain numbers, or a `Score`, a number that carries its interval and its
-signature. In this order: signatures, accuracy, intervals, paired tests, agreement with people, all scores of one rationale. BLEU and
-ROUGE themselves are computed in `mmed/overlap.py`. tests/test_metrics.py holds every number to the package that people know: scipy
-(`kendall_tau`, `wilson_interval`, `mcnemar`) and those named there.
+Input:  answer letters, token lists, or one score per item.
+Output: plain numbers. `pair_scores` returns every score of one rationale under a signature that names its
+        definition; an evaluation calls exactly the functions below.
 
-DIFFERS: the official scripts print one "BLEU" and one "ROUGE" a run, chosen by editing a constant; the paper's columns say
-BLEU-1 and ROUGE-1 where the script's defaults are BLEU-4 and the ROUGE-L of `rouge`. We compute all variants side by side,
-each under its signature, because the same two texts score 0.45 under one and 0.15 under another.
+    >>> [round(score, 3) for score in bleu_orders("the cat sat".split(), "the cat sat down".split(), 2)]
+    [0.717, 0.717]
+
+tests/test_metrics.py compares every number with the package that defines it in practice: NLTK (sentence
+BLEU), sacrebleu (corpus BLEU), rouge-score and rouge (ROUGE), SciPy (intervals, tests, Kendall's tau).
+
+DIFFERS: the official scripts print one "BLEU" and one "ROUGE" per run, chosen by editing a constant; the
+paper's columns say BLEU-1 and ROUGE-1, the script's defaults are BLEU-4 and the ROUGE-L of `rouge`. We
+compute all variants side by side: the same two texts can score 0.45 under one and 0.15 under another.
 """
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
-# Scores are asked for here, wherever they are computed.
-from mmed.overlap import (  # noqa: F401
-    Rouge,
-    bleu,
-    bleu_from_matches,
-    bleu_orders,
-    corpus_bleu,
-    lcs_length,
-    ngram_matches,
-    overlap_f1,
-    rouge_l,
-    rouge_n,
-    rouge_package,
-)
+METRICS_VERSION = 1  # the end of every signature; raise it when the value of a score changes
+Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+RESAMPLES = 2000  # of a bootstrap, and random sign flips of a test
+EXACT_FLIPS = 12  # up to this many differing items, all 2^n sign flips are enumerated
+FEWEST_ITEMS = 6  # for an interval: with fewer items, no two-sided sign-flip test reaches p < 0.05
 
-METRICS_VERSION = 1  # raise it when any number below can change; it ends every signature
-Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
-RESAMPLES = 2000
+Tokens = Sequence[str]
+Answer = str | Iterable[str]  # letters: "A,C" as MMedBench writes it, or ["A", "C"]
 
-
-# ---- scores that say how they came about -----------------------------------------------------------------------------
 
 def signature(metric: str, variant: str, tokens: str | None = None, average: str = "mean-of-items") -> str:
-    """What has to be equal for two numbers to be comparable: metric, definition, tokenisation, how averaged, version.
+    """Name everything that two scores must share to be comparable.
 
     >>> signature("BLEU-1", "nltk-method1", tokens="char")
     'BLEU-1|nltk-method1|tok:char|avg:mean-of-items|v1'
@@ -49,104 +44,310 @@ def signature(metric: str, variant: str, tokens: str | None = None, average: str
     return "|".join(part for part in parts if part)
 
 
-class Score(float):
-    """A float with its 95 % interval `low`..`high`, its number of items `n` and its `signature`."""
+# ---- accuracy and chance -----------------------------------------------------------------------------------
 
-    low: float
-    high: float
-    n: int
-    signature: str
+def answer_set(answer: Answer | None) -> frozenset[str]:
+    """The letters of an answer; None, for no answer, has none.
 
-    def __new__(cls, value: float, interval: tuple[float, float] = (math.nan, math.nan), n: int = 0, signature: str = ""):
-        score = super().__new__(cls, value)
-        score.low, score.high, score.n, score.signature = *interval, n, signature
-        return score
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean, exactly rounded, so that it does not depend on the order of the items; nan for no items."""
-    values = list(values)
-    return math.fsum(values) / len(values) if values else math.nan
-
-
-def macro_mean(values: Sequence[float], groups: Sequence[str]) -> float:
-    """The unweighted mean of the groups' means (MMedLM: the paper's Avg. column, groups = languages)."""
-    return mean(mean(group) for group in _split(values, groups))
-
-
-def summarize(values: Sequence[float], signature: str, seed: int, groups: Sequence[str] | None = None) -> Score:
-    """One number for a column of item scores: their mean (macro mean over `groups`) with its bootstrap interval."""
-    value = mean(values) if groups is None else macro_mean(values, groups)
-    return Score(value, bootstrap_interval(values, seed, groups), len(values), signature)
-
-
-# ---- accuracy and chance ---------------------------------------------------------------------------------------------
-
-def answer_set(answer: str | Iterable[str] | None) -> frozenset[str]:
-    """The letters of an answer as MMedBench writes it ("A,C" or ["A", "C"]) or as a parser found it (None: nothing).
-
-    >>> sorted(answer_set("C, A")) == sorted(answer_set(["A", "C"])), answer_set(None)
+    >>> answer_set("C, A") == answer_set(["A", "C"]), answer_set(None)
     (True, frozenset())
     """
     letters = answer.split(",") if isinstance(answer, str) else answer or ()
     return frozenset(letter.strip() for letter in letters if letter.strip())
 
 
-def exact_match(prediction: str | Iterable[str] | None, answer: str | Iterable[str]) -> bool:
-    """Whether exactly the right letters were named, in any order; no partial credit, and no answer is wrong.
+def exact_match(
+    prediction: Answer | None, answer: Answer, options: Mapping[str, str] | None = None
+) -> bool:
+    """Whether exactly the right letters were named, in any order; there is no partial credit.
 
-    MMedLM: the official scorer compares single answers as strings and several as sets. DIFFERS: spaces around letters do not count
-    ("A, B" is "A,B"), which there makes a right answer wrong.
+    With `options`, two options with the same text are the same answer, so either letter is right.
+
+    >>> exact_match("B", "C", {"A": "aspirin", "B": "heparin", "C": " Heparin"}), exact_match("B", "C")
+    (True, False)
     """
-    right = answer_set(answer)
+    # MMedLM: the official scorer compares single answers as strings and several as sets.
+    # DIFFERS: spaces around letters do not count ("A, B" is "A,B"); there they make a right answer wrong.
+    right, named = answer_set(answer), answer_set(prediction)
     if not right:
         raise ValueError("an item without a right answer cannot be scored")
-    return answer_set(prediction) == right
+    same = same_options(options or {})
+    return sorted(same.get(x, x) for x in named) == sorted(same.get(x, x) for x in right)
 
 
-def accuracy(predictions: Sequence[str | Iterable[str] | None], answers: Sequence[str | Iterable[str]]) -> Score:
-    """The share of exact matches among all items (unanswered ones included), with its Wilson interval.
+def same_options(options: Mapping[str, str]) -> dict[str, str]:
+    """Map each letter to the first with the same text, ignoring case and spacing; blank options stay apart.
 
-    >>> score = accuracy(["A", "C,A", None, "B"], ["A", ["A", "C"], "D", "A,B"])
-    >>> float(score), score.n, score.signature
-    (0.5, 4, 'accuracy|exact-set|avg:mean-of-items|v1')
+    >>> same_options({"A": "yes", "B": "no", "C": " Yes", "D": "", "E": ""})
+    {'A': 'A', 'B': 'B', 'C': 'A', 'D': 'D', 'E': 'E'}
     """
-    if len(predictions) != len(answers):
-        raise ValueError(f"accuracy: {len(predictions)} predictions but {len(answers)} answers")
-    right = sum(map(exact_match, predictions, answers))
-    n = len(answers)
-    return Score(right / n if n else math.nan, wilson_interval(right, n), n, signature("accuracy", "exact-set"))
+    first: dict[str, str] = {}
+    same = {}
+    for letter, text in options.items():
+        folded = " ".join(text.split()).casefold()
+        same[letter] = first.setdefault(folded, letter) if folded else letter
+    return same
 
 
 def chance_level(items: Iterable[Mapping]) -> float:
-    """Expected accuracy of guessing: the mean over items of one over the number of answers a guesser chooses among.
+    """Expected accuracy of guessing, averaged over items with `options` and `answer_idx`.
 
-    An item with one right answer and n options has n possible answers. An item with several right answers does not say how many,
-    so any set of letters but the empty one may be right: 2^n - 1 answers. The guesser is thus told single or several, as
-    the wording of exams tells people; one who is not told would do worse, so this is the higher bar to clear.
+    The guesser knows whether one or several answers are right, as an exam's wording says. With one right
+    answer of n options, chance is 1 / n. With several, any set of two or more letters may be right, and
+    chance is 1 / (2^n - 1 - n). Log-likelihood scoring chooses among the same candidates.
 
-    >>> chance_level([{"options": dict.fromkeys("ABCD"), "answer_idx": "A"}, {"options": dict.fromkeys("AB"), "answer_idx": "A,B"}])
-    0.29166666666666663
+    >>> chance_level([{"options": dict.fromkeys("ABCD"), "answer_idx": "A"}])
+    0.25
+    >>> 1 / chance_level([{"options": dict.fromkeys("ABCDE"), "answer_idx": "A,C"}])
+    26.0
     """
     chances = []
     for item in items:
-        options, several = len(item["options"]), len(answer_set(item["answer_idx"])) > 1
-        if not options:
-            raise ValueError(f"an item without options has no chance level: {item}")
-        chances.append(1 / (2**options - 1) if several else 1 / options)
+        n = len(item["options"])
+        several = len(answer_set(item["answer_idx"])) > 1
+        chances.append(1 / (2**n - 1 - n) if several else 1 / n)
     return mean(chances)
 
 
-# ---- intervals -------------------------------------------------------------------------------------------------------
+# ---- BLEU (Papineni et al. 2002; smoothing: Chen & Cherry 2014) --------------------------------------------
+
+def ngrams(tokens: Tokens, n: int) -> Counter:
+    """How often each n-gram occurs.
+
+    >>> ngrams("a b a b".split(), 2)
+    Counter({('a', 'b'): 2, ('b', 'a'): 1})
+    """
+    if isinstance(tokens, str):
+        raise TypeError("expected a list of tokens, got a str: split it into words or characters first")
+    return Counter(zip(*(tokens[start:] for start in range(n))))
+
+
+def ngram_matches(candidate: Tokens, reference: Tokens, n: int) -> int:
+    """Clipped matches: an n-gram counts at most as often as it occurs in the reference.
+
+    >>> ngram_matches("the the the cat".split(), "the cat the dog".split(), 1)
+    3
+    """
+    return (ngrams(candidate, n) & ngrams(reference, n)).total()  # & takes the smaller count
+
+
+def bleu(candidate: Tokens, reference: Tokens, max_order: int = 4, smoothing: str = "method1") -> float:
+    """BLEU-`max_order` of one pair in 0..1, as NLTK's `sentence_bleu` with uniform weights.
+
+    >>> round(bleu("the cat sat".split(), "the cat sat down".split(), max_order=1), 6)
+    0.716531
+    """
+    return bleu_orders(candidate, reference, max_order, smoothing)[-1]
+
+
+def bleu_orders(
+    candidate: Tokens, reference: Tokens, max_order: int = 4, smoothing: str = "method1"
+) -> list[float]:
+    """BLEU-1 .. BLEU-`max_order`: brevity penalty times the geometric mean of the n-gram precisions.
+
+    smoothing="method1" counts 0.1 match where an order has none (MMedLM: rationale_similarity.py); "none"
+    gives 0. A candidate without a matching token scores 0. One that is too short for an n-gram counts as one
+    n-gram without a match, so BLEU-4 of three equal tokens is below 1.
+    """
+    if smoothing not in ("method1", "none"):
+        raise ValueError(f"smoothing={smoothing!r}: expected 'method1' or 'none'")
+    scores, log_sum = [], 0.0
+    for n in range(1, max_order + 1):
+        matches = ngram_matches(candidate, reference, n)
+        if not matches and (n == 1 or smoothing == "none"):
+            return scores + [0.0] * (max_order + 1 - n)
+        log_sum += math.log((matches or 0.1) / max(1, len(candidate) - n + 1))
+        scores.append(brevity_penalty(len(candidate), len(reference)) * math.exp(log_sum / n))
+    return scores
+
+
+def brevity_penalty(candidate_length: int, reference_length: int) -> float:
+    return min(1.0, math.exp(1 - reference_length / candidate_length))
+
+
+def corpus_bleu(
+    candidates: Sequence[Tokens], references: Sequence[Tokens], max_order: int = 4, smoothing: str = "exp"
+) -> float:
+    """BLEU of a corpus in 0..100, as sacrebleu with tokenize="none": counts are summed before dividing.
+
+    smoothing="exp" counts 1/2, 1/4, ... match for the first, second, ... order without one; "none" gives 0.
+
+    >>> round(corpus_bleu(["a b c d e".split()], ["a b c d f".split()]), 4)
+    66.874
+    """
+    if smoothing not in ("exp", "none"):
+        raise ValueError(f"smoothing={smoothing!r}: expected 'exp' or 'none'")
+    pairs = list(zip(candidates, references, strict=True))
+    candidate_length, reference_length = sum(map(len, candidates)), sum(map(len, references))
+    log_sum, smooth = 0.0, 1.0
+    for n in range(1, max_order + 1):
+        matches: float = sum(ngram_matches(*pair, n) for pair in pairs)
+        total = sum(max(0, len(candidate) - n + 1) for candidate in candidates)
+        if not total or (not matches and (n == 1 or smoothing == "none")):
+            return 0.0
+        if not matches:
+            smooth /= 2
+            matches = smooth
+        log_sum += math.log(matches / total)
+    return 100 * brevity_penalty(candidate_length, reference_length) * math.exp(log_sum / max_order)
+
+
+# ---- ROUGE (Lin 2004) --------------------------------------------------------------------------------------
+
+class Rouge(NamedTuple):
+    precision: float
+    recall: float
+    f1: float
+
+
+def rouge_n(candidate: Tokens | str, reference: Tokens | str, n: int, counts: str = "clipped") -> Rouge:
+    """ROUGE-`n`: shared n-grams over those of the candidate (precision) and of the reference (recall).
+
+    counts="clipped": every occurrence counts; takes tokens (Google's rouge-score).
+    counts="set": each distinct n-gram counts once; takes the raw text, or tokens, which are joined by spaces
+    (the `rouge` package. MMedLM: the official script gives it joined tokens for zh and ja).
+
+    >>> [rouge_n("a a b".split(), "a b b".split(), 1, counts).f1 for counts in ("clipped", "set")]
+    [0.6666666666666666, 0.999999995]
+    """
+    if counts not in ("clipped", "set"):
+        raise ValueError(f"counts={counts!r}: expected 'clipped' or 'set'")
+    if counts == "clipped":
+        shared = ngram_matches(candidate, reference, n)
+        return overlap_f1(shared, len(candidate) - n + 1, len(reference) - n + 1)
+    words = [[word for part in rouge_sentences(text) for word in part] for text in (candidate, reference)]
+    mine, theirs = set(ngrams(words[0], n)), set(ngrams(words[1], n))
+    return overlap_f1(len(mine & theirs), len(mine), len(theirs), slack=1e-8)
+
+
+def rouge_l(candidate: Tokens | str, reference: Tokens | str, variant: str = "rouge-score") -> Rouge:
+    """ROUGE-L, from the longest common subsequence (LCS).
+
+    variant="rouge-score": length of the LCS over both lengths; takes tokens (Google's rougeL).
+    variant="rouge": the `rouge` package: both texts are split at every "."; the distinct words in the LCS of
+    any pair of sentences are counted over the distinct words of each side. Takes text or tokens, as `rouge_n`
+    does. (MMedLM: this f1 is what the official script returns.)
+
+    >>> round(rouge_l("the cat sat", "the black cat sat", variant="rouge").f1, 6)
+    0.857143
+    """
+    if variant not in ("rouge-score", "rouge"):
+        raise ValueError(f"variant={variant!r}: expected 'rouge-score' or 'rouge'")
+    if variant == "rouge-score":
+        return overlap_f1(lcs_length(candidate, reference), len(candidate), len(reference))
+    mine, theirs = rouge_sentences(candidate), rouge_sentences(reference)
+    shared = set().union(*(lcs_words(x, y) for x in theirs for y in mine))
+    return overlap_f1(len(shared), len(set().union(*mine)), len(set().union(*theirs)), slack=1e-8)
+
+
+def overlap_f1(shared: int, candidate_total: int, reference_total: int, slack: float = 0.0) -> Rouge:
+    """Precision, recall, 2PR / (P + R + slack). The slack of `rouge` is 1e-8: its best f1 is 0.999999995."""
+    if not shared:
+        return Rouge(0.0, 0.0, 0.0)
+    precision, recall = shared / candidate_total, shared / reference_total
+    return Rouge(precision, recall, 2 * precision * recall / (precision + recall + slack))
+
+
+def lcs_length(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004).
+
+    The textbook fills a table: row i, column j holds the length for the first i tokens of b and the first j
+    of a. Along a row the entries rise by 0 or 1, so one integer holds a row: bit j is 0 where the entry rises
+    at a[j], and the number of 0 bits is the length. For the next token of b, each rise moves down to the
+    lowest match above the previous rise. One addition does that for all rises: in the run of 1 bits below a
+    rise, the lowest match plus itself carries up to the rise and sets its bit, while its own bit becomes 0.
+
+    >>> lcs_length("a b c d".split(), "b a c d x".split())
+    3
+    """
+    if isinstance(a, str) or isinstance(b, str):
+        raise TypeError("expected a list of tokens, got a str: split it into words or characters first")
+    places: dict[str, int] = {}  # token -> bit mask of its places in a
+    for place, token in enumerate(a):
+        places[token] = places.get(token, 0) | 1 << place
+    full = row = (1 << len(a)) - 1
+    for token in b:
+        matches = row & places.get(token, 0)
+        row = ((row + matches) | (row - matches)) & full
+    return len(a) - row.bit_count()
+
+
+def lcs_words(x: Tokens, y: Tokens) -> set[str]:
+    """The words of the LCS that the `rouge` package picks: walking back, up only where that is longer."""
+    table = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
+    for i, word in enumerate(x):
+        for j, other in enumerate(y):
+            table[i + 1][j + 1] = table[i][j] + 1 if word == other else max(table[i][j + 1], table[i + 1][j])
+    words, i, j = set(), len(x), len(y)
+    while i and j:
+        if x[i - 1] == y[j - 1]:
+            words.add(x[i - 1])
+            i, j = i - 1, j - 1
+        elif table[i - 1][j] > table[i][j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return words
+
+
+def rouge_sentences(text: Tokens | str) -> list[list[str]]:
+    """Split at every "." and at spaces, as `rouge` does: "3.5" is two sentences, a blank one is [""]."""
+    text = text if isinstance(text, str) else " ".join(text)
+    return [sentence.split() or [""] for sentence in text.split(".") if sentence]
+
+
+def pair_scores(
+    candidate: Tokens,
+    reference: Tokens,
+    tokens: str,
+    candidate_text: str | None = None,
+    reference_text: str | None = None,
+) -> dict[str, float]:
+    """BLEU-1..4 and both definitions of ROUGE-1/2/L f1, by signature; `tokens` names the tokenization.
+
+    MMedLM: the official scores give `rouge` the raw text in en, es, fr and ru (pass the two texts), and
+    tokens joined by spaces in zh and ja (leave them out).
+    """
+    scores = {}
+    for n, value in enumerate(bleu_orders(candidate, reference), 1):
+        scores[signature(f"BLEU-{n}", "nltk-method1", tokens)] = value
+    for n in (1, 2):
+        scores[signature(f"ROUGE-{n}", "rouge-score-f1", tokens)] = rouge_n(candidate, reference, n).f1
+    scores[signature("ROUGE-L", "rouge-score-f1", tokens)] = rouge_l(candidate, reference).f1
+    if candidate_text is not None and reference_text is not None:
+        candidate, reference, tokens = candidate_text, reference_text, "space"
+    for n in (1, 2):
+        scores[signature(f"ROUGE-{n}", "rouge-f1", tokens)] = rouge_n(candidate, reference, n, "set").f1
+    scores[signature("ROUGE-L", "rouge-f1", tokens)] = rouge_l(candidate, reference, "rouge").f1
+    return scores
+
+
+# ---- means and intervals -----------------------------------------------------------------------------------
+
+def mean(values: Iterable[float]) -> float:
+    """The mean, exactly rounded, so it does not depend on the order of the items; nan for no items."""
+    values = list(values)
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def macro_mean(values: Sequence[float], groups: Sequence[str]) -> float:
+    """The unweighted mean of the groups' means (MMedLM: the paper's Avg. column, groups = languages)."""
+    return mean(mean(group) for group in split_by_group(values, groups))
+
+
+def split_by_group(values: Sequence[float], groups: Sequence[str]) -> list[list[float]]:
+    parts: dict[str, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        parts.setdefault(group, []).append(value)
+    return [parts[group] for group in sorted(parts)]
+
 
 def wilson_interval(k: int, n: int, z: float = Z_95) -> tuple[float, float]:
-    """Interval of a share k of n (Wilson 1927): good for small n, never outside 0..1, of some width even at k = 0 and k = n.
+    """Interval of a share k of n (Wilson 1927): good for small n, and of some width even at k = 0 and k = n.
 
     >>> [round(bound, 4) for bound in wilson_interval(123, 199)]
     [0.549, 0.6828]
     """
-    if not 0 <= k <= n:
-        raise ValueError(f"wilson_interval: expected 0 <= k <= n, got k={k}, n={n}")
     if n == 0:
         return 0.0, 1.0  # nothing is known
     share, square = k / n, z * z / n
@@ -156,191 +357,131 @@ def wilson_interval(k: int, n: int, z: float = Z_95) -> tuple[float, float]:
 
 
 def macro_interval(counts: Mapping[str, tuple[int, int]], z: float = Z_95) -> tuple[float, float]:
-    """Interval of the unweighted mean of several accuracies, {language: (right, items)}: 199 items weigh as much as 3,426.
+    """Interval of the unweighted mean of several accuracies, {language: (right, items)}.
 
-    The distances from each share to its Wilson bounds add up as squares (MOVER, Zou & Donner 2008): no seed, and some width
-    even where a language is all right or all wrong, where resampling would have none.
+    The squared distances from each share to its Wilson bounds add up (MOVER, Zou & Donner 2008). Unlike
+    resampling, this has some width where a language is all right or all wrong.
     """
-    if not counts:
-        return 0.0, 1.0
-    shares, down, up = [], 0.0, 0.0
-    for k, n in counts.values():
-        low, high = wilson_interval(k, n, z)
-        shares.append(k / n if n else math.nan)
-        down += (shares[-1] - low) ** 2
-        up += (high - shares[-1]) ** 2
-    centre = mean(shares)
-    return centre - math.sqrt(down) / len(shares), centre + math.sqrt(up) / len(shares)
+    shares = [k / n for k, n in counts.values()]
+    bounds = [wilson_interval(k, n, z) for k, n in counts.values()]
+    down = math.sqrt(sum((share - low) ** 2 for share, (low, _) in zip(shares, bounds)))
+    up = math.sqrt(sum((high - share) ** 2 for share, (_, high) in zip(shares, bounds)))
+    return mean(shares) - down / len(shares), mean(shares) + up / len(shares)
 
 
 def bootstrap_interval(
-    values: Sequence[float],
-    seed: int,
-    groups: Sequence[str] | None = None,
-    resamples: int = RESAMPLES,
-    level: float = 0.95,
+    values: Sequence[float], seed: int, groups: Sequence[str] | None = None, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """Percentile bootstrap of the mean; with `groups`, of the macro mean, each group resampled in itself.
+    """95 % percentile bootstrap of the mean; with `groups`, of the macro mean, each resampled by itself.
 
-    The values are sorted first: the interval depends on them and on the seed, not on the order of the items.
+    (nan, nan) where resampling says nothing: a group of fewer than FEWEST_ITEMS items, or all values equal.
+    The values are sorted first, so the interval depends on the seed and not on the order of the items.
     """
-    if not len(values):
+    parts = [values] if groups is None else split_by_group(values, groups)
+    spreads = [max(part) - min(part) for part in parts if part]
+    if max(spreads, default=0.0) < 1e-12 or min(map(len, parts)) < FEWEST_ITEMS:
         return math.nan, math.nan
-    means = _resampled_means(values, seed, groups, resamples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    rng = np.random.default_rng(seed)
+    means = np.zeros(resamples)
+    for part in parts:
+        ordered = np.sort(np.asarray(part, dtype=np.float64))
+        for i in range(resamples):
+            means[i] += ordered[rng.integers(0, len(ordered), len(ordered))].mean() / len(parts)
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
-def _resampled_means(values: Sequence[float], seed: int, groups: Sequence[str] | None, resamples: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    parts = [values] if groups is None else _split(values, groups)
-    total = np.zeros(resamples)
-    for part in parts:
-        part = np.sort(np.asarray(part, dtype=np.float64))
-        block = max(1, 2**20 // len(part))  # rows at a time: memory stays at some MB for any number of items
-        for start in range(0, resamples, block):
-            stop = min(start + block, resamples)
-            total[start:stop] += part[rng.integers(0, len(part), (stop - start, len(part)))].mean(axis=1)
-    return total / len(parts)
+# ---- two models on the same items --------------------------------------------------------------------------
 
+class Difference(NamedTuple):
+    difference: float  # mean of a minus mean of b
+    low: float  # 95 % interval of it; nan where resampling says nothing
+    high: float
+    p: float  # two-sided
+    test: str = ""  # which test p comes from
 
-def _split(values: Sequence[float], groups: Sequence[str]) -> list[list[float]]:
-    """The values of each group, groups in the order of their names."""
-    if len(values) != len(groups):
-        raise ValueError(f"{len(values)} values but {len(groups)} group names")
-    parts: dict[str, list[float]] = {}
-    for value, group in zip(values, groups):
-        parts.setdefault(group, []).append(value)
-    return [parts[group] for group in sorted(parts)]
-
-
-# ---- two models on the same items ------------------------------------------------------------------------------------
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Exact two-sided p of "a and b are right equally often", from right or wrong per item, the items in the same order.
+    """Exact two-sided p of "a and b are right equally often": right or wrong per item, in the same order.
 
-    Only items where exactly one model is right tell them apart; if neither is better each goes either way like a coin.
+    Only items where exactly one model is right tell them apart; if neither is better, each is a coin flip.
 
     >>> mcnemar([True] * 6 + [False], [False] * 6 + [False])
     0.03125
     """
-    _check_paired("mcnemar", a, b)
-    only_a = sum(bool(x) and not y for x, y in zip(a, b))
-    only_b = sum(bool(y) and not x for x, y in zip(a, b))
-    n, k = only_a + only_b, min(only_a, only_b)
-    if only_a == only_b:
-        return 1.0
-    tail, ways = 0, 1  # ways = n over i, in whole numbers: exact for any n
-    for i in range(k + 1):
-        tail += ways
-        ways = ways * (n - i) // (i + 1)
-    return 2 * tail / 2**n
+    only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
+    only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)
 
 
-class Difference(NamedTuple):
-    difference: float  # mean of a minus mean of b
-    low: float
-    high: float
-    p: float
+def sign_flip_test(
+    gaps: Sequence[float], seed: int, groups: Sequence[str] | None = None
+) -> tuple[float, str]:
+    """(two-sided p, name of the test) of "a and b score alike", from a - b per item (Fisher's randomization).
+
+    If the models score alike, each difference is as likely to have the other sign. p is the share of sign
+    flips whose mean (macro mean over `groups`) is as far from 0 as the one found: of all flips if few items
+    differ, else of RESAMPLES random ones, with the one found among them, so p is never 0.
+    """
+    weights = [1 / len(gaps)] * len(gaps)
+    if groups is not None:
+        sizes = Counter(groups)
+        weights = [1 / (len(sizes) * sizes[group]) for group in groups]
+    parts = np.array([gap * weight for gap, weight in zip(gaps, weights) if gap])  # a gap of 0 has no sign
+    found = abs(parts.sum()) - 1e-12  # rounding must not decide what is as far
+    if len(parts) <= EXACT_FLIPS:
+        signs = np.array(list(product([1, -1], repeat=len(parts))))  # (2^n, n)
+        return float(np.mean(np.abs(signs @ parts) >= found)), "sign flips, exact"
+    rng = np.random.default_rng(seed)
+    sums = np.array([parts @ (2 * rng.integers(0, 2, len(parts)) - 1) for _ in range(RESAMPLES)])
+    as_far = int(np.count_nonzero(np.abs(sums) >= found))
+    return (as_far + 1) / (RESAMPLES + 1), f"sign flips, {RESAMPLES:,} draws"
 
 
 def paired_bootstrap(
-    a: Sequence[float],
-    b: Sequence[float],
-    seed: int,
-    groups: Sequence[str] | None = None,
-    resamples: int = RESAMPLES,
-    level: float = 0.95,
+    a: Sequence[float], b: Sequence[float], seed: int, groups: Sequence[str] | None = None
 ) -> Difference:
-    """Mean (macro mean over `groups`) of a - b on the same items, with its interval and a two-sided p.
-
-    p is the share of resamples that lie as far from the difference as 0 does, one more counted in each (Davison & Hinkley
-    1997; sacrebleu does the same), so it is never 0.
-    """
-    _check_paired("paired_bootstrap", a, b)
-    if not len(a):
+    """Mean (macro mean over `groups`) of a - b on the same items, its bootstrap interval, its sign-flip p."""
+    gaps = [x - y for x, y in zip(a, b, strict=True)]
+    if not gaps:
         return Difference(math.nan, math.nan, math.nan, math.nan)
-    gaps = [x - y for x, y in zip(a, b)]
     difference = mean(gaps) if groups is None else macro_mean(gaps, groups)
-    means = _resampled_means(gaps, seed, groups, resamples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    # rounding in the last digits must not decide whether a resample is as far away as 0 is
-    as_far = np.count_nonzero(np.abs(means - difference) >= abs(difference) - 1e-12)
-    return Difference(difference, float(low), float(high), (as_far + 1) / (resamples + 1))
+    low, high = bootstrap_interval(gaps, seed, groups)
+    return Difference(difference, low, high, *sign_flip_test(gaps, seed, groups))
 
 
-def _check_paired(name: str, a: Sequence, b: Sequence) -> None:
-    if len(a) != len(b):
-        raise ValueError(f"{name}: {len(a)} and {len(b)} items; both models need a result for each item, in the same order")
-
-
-# ---- do metrics agree with people? -----------------------------------------------------------------------------------
+# ---- do metrics agree with people? -------------------------------------------------------------------------
 
 def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float:
-    """Kendall's tau-b: pairs ordered alike minus pairs ordered oppositely, over the pairs not tied in x and in y.
+    """Kendall's tau-b: pairs ordered alike minus pairs ordered oppositely, over those not tied in x and in y.
 
-    nan if one side is constant, holds a nan, or has fewer than two points. (MMedLM: metric against human rating, about 36 points.)
+    nan if one side is constant, contains a nan, or has fewer than two points.
 
     >>> kendall_tau([1, 2, 3, 4], [1, 3, 2, 4])
     0.6666666666666666
     """
-    _check_paired("kendall_tau", x, y)
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if np.isnan(x).any() or np.isnan(y).any():
+    points = [(float(u), float(v)) for u, v in zip(x, y, strict=True)]
+    if any(math.isnan(value) for point in points for value in point):
         return math.nan
-    x, y = (np.unique(side, return_inverse=True)[1].ravel() for side in (x, y))  # ranks, so that infinities compare too
     balance = untied_x = untied_y = 0
-    for i in range(len(x) - 1):
-        sign_x, sign_y = np.sign(x[i + 1 :] - x[i]), np.sign(y[i + 1 :] - y[i])
-        balance += int(sign_x @ sign_y)
-        untied_x += int(np.count_nonzero(sign_x))
-        untied_y += int(np.count_nonzero(sign_y))
-    if not untied_x or not untied_y:
-        return math.nan
-    return balance / math.sqrt(untied_x * untied_y)
+    for i, (x1, y1) in enumerate(points):
+        for x2, y2 in points[:i]:
+            sign_x, sign_y = (x1 > x2) - (x1 < x2), (y1 > y2) - (y1 < y2)
+            balance += sign_x * sign_y
+            untied_x += sign_x != 0
+            untied_y += sign_y != 0
+    return balance / math.sqrt(untied_x * untied_y) if untied_x and untied_y else math.nan
 
 
 def regression_slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Slope of the least-squares line y = slope * x + intercept; nan if x is constant or has fewer than two points.
+    """Slope of the least-squares line through (x, y); nan if x is constant.
 
     >>> regression_slope([1, 2, 3], [2, 4, 6])
     2.0
     """
-    _check_paired("regression_slope", x, y)
-    if len(x) < 2 or min(x) == max(x):
-        return math.nan
     centre_x, centre_y = mean(x), mean(y)
-    return math.fsum((u - centre_x) * (v - centre_y) for u, v in zip(x, y)) / math.fsum((u - centre_x) ** 2 for u in x)
-
-
-# ---- all scores of one rationale -------------------------------------------------------------------------------------
-
-def pair_scores(
-    candidate: Sequence[str],
-    reference: Sequence[str],
-    tokens: str,
-    candidate_text: str | None = None,
-    reference_text: str | None = None,
-) -> dict[str, float]:
-    """BLEU-1..4 and ROUGE-1/2/L (f1, both definitions) of one pair under their signatures; `tokens` names the tokenisation.
-
-    The official scores give the `rouge` package raw text for en, es, fr and ru, and tokens joined by spaces for zh and ja:
-    pass the texts for the first, leave them out for the second.
-
-    >>> list(pair_scores(["a"], ["a"], tokens="char"))[4]
-    'ROUGE-1|rouge-score-f1|tok:char|avg:mean-of-items|v1'
-    """
-    if (candidate_text is None) != (reference_text is None):
-        raise ValueError("pair_scores: give both texts or neither")
-    matches = ngram_matches(candidate, reference, 4)
-    scores = {}
-    for n, value in enumerate(bleu_from_matches(matches, len(candidate), len(reference), floor=0.1), 1):
-        scores[signature(f"BLEU-{n}", "nltk-method1", tokens)] = value
-    shared = {"ROUGE-1": (matches[0], 0), "ROUGE-2": (matches[1], 1), "ROUGE-L": (lcs_length(candidate, reference), 0)}
-    for name, (count, fewer) in shared.items():
-        rouge = overlap_f1(count, len(candidate) - fewer, len(reference) - fewer)
-        scores[signature(name, "rouge-score-f1", tokens)] = rouge.f1
-    sides = (candidate, reference) if candidate_text is None else (candidate_text, reference_text)
-    for name, rouge in rouge_package(*sides).items():
-        scores[signature(name, "rouge-f1", tokens if candidate_text is None else "space")] = rouge.f1
-    return scores
+    spread = math.fsum((u - centre_x) ** 2 for u in x)
+    product = math.fsum((u - centre_x) * (v - centre_y) for u, v in zip(x, y, strict=True))
+    return product / spread if spread else math.nan

@@ -8,7 +8,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
     mmed.utils
     mmed.languages mmed.tokenization
-    mmed.overlap
     mmed.tokenizer mmed.prompts mmed.metrics
     mmed.kernels mmed.loss
     mmed.config mmed.model

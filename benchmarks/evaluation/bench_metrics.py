@@ -136,7 +136,7 @@ def main() -> None:
          lambda cs, rs, ct, rt: sacre.corpus_score(ct, [rt]).score, ""),
         ("ROUGE-L", "rouge", text_in, lambda c, r: [metrics.rouge_l(c, r, variant="rouge")],
          lambda c, r: r_p_f(rouge_l.get_scores(c, r)[0], ("rouge-l",)), "12 / 25"),
-        ("ROUGE-1/2/L", "rouge", text_in, lambda c, r: list(metrics.rouge_package(c, r).values()),
+        ("ROUGE-1/2/L", "rouge", text_in, lambda c, r: [*(metrics.rouge_n(c, r, n, "set") for n in (1, 2)), metrics.rouge_l(c, r, "rouge")],
          lambda c, r: r_p_f(rouge_all.get_scores(c, r)[0], ("rouge-1", "rouge-2", "rouge-l")), "12 / 25"),
         ("ROUGE-L", "rouge-score", tokens_in, metrics.rouge_l,
          lambda c, r: google_l.score(r, c)["rougeL"], ""),

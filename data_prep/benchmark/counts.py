@@ -38,6 +38,7 @@ class Tally:
     images: Counter = field(default_factory=Counter)
     multiple: Counter = field(default_factory=Counter)
     blank_options: Counter = field(default_factory=Counter)
+    equal_options: Counter = field(default_factory=Counter)
     options: defaultdict = field(default_factory=by_split_and_reason)  # split -> number of options -> count
 
 
@@ -69,7 +70,8 @@ def table_row(language: str, name: str, split: str, tally: Tally, in_paper: bool
             why.append(f"+{tally.moved_in[split]:,} " + (f"from the {unsplit:,} of files that state no split" if unsplit else "held out of Train")
                        + (f" (--holdout {holdout:g}, seed {seed})" if holdout is not None else ""))
     for counts, text in ((tally.repeats, "repeats kept (duplicate_of)"), (tally.leaks, "of them also in another split"),
-                      (tally.images, "need an image (image_dependent)"), (tally.blank_options, "with a blank option (blank_options)")):
+                      (tally.images, "need an image (image_dependent)"), (tally.blank_options, "with a blank option (blank_options)"),
+                      (tally.equal_options, "with equal options (equal_options)")):
         if counts[split]:
             why.append(f"{counts[split]:,} {text}")
     if not in_paper:

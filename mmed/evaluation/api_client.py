@@ -1,59 +1,58 @@
-"""A model behind an OpenAI-compatible HTTP API: prompts in, texts out as they finish, as local decoding does it.
+"""Ask a model behind an OpenAI-compatible API: prompts in, texts out. The only use of the network in mmed.
 
-    server = server_from(options)                     flags of `add_api_options` -> where, which model, what is sent
-    store = CallStore(path)                           every answered call by the hash of its request: none is paid for twice
+    server = server_from(options)            options of `add_api_options` -> address, model, decoding
+    store = CallStore(path)                  every reply by the hash of its request: none is paid for twice
     replies = ask(server, [request(server, prompt, limit) for prompt in prompts], store)
 
-In order: the server and its flags, requests, errors and waiting, `ask`. Replies and the store: mmed/evaluation/api_calls.py.
+For OpenAI and other closed models, and for local servers (vLLM, Ollama, `transformers serve`). The `openai`
+client repeats calls after 408, 409, 429, 5xx, time-outs and broken connections, and honours Retry-After.
+The key comes from the environment only and is never part of a result.
 
-Closed models (OpenAI and whoever speaks the same protocol) and local servers (vLLM, Ollama, `transformers serve`) alike. The
-client is the `openai` package; when a call is repeated is decided here, in the open. Keys come from the environment only, and
-whatever a server sends back is searched for them before it is kept, shown or raised.
+One question that cannot be answered does not end an exam: a prompt that the server rejects or blocks, or a
+call that still fails after all retries, gets an empty text with the reason. Such replies are not stored, so
+the next start asks again. The run ends where the fault concerns every call: the key, the model's name, the
+address, the quota, or FAILURES_IN_A_ROW failures without a reply between them.
 """
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
-import importlib
 import json
 import math
 import os
-import queue
-import random
-import signal
-import sys
 import threading
 import time
-import traceback
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from mmed.evaluation.api_calls import BadReply, CallStore, error_message, read_reply, usage, utf8, without_key
 from mmed.utils.errors import UsageError, UserError, require_extra
+from mmed.utils.files import atomic_write
+from mmed.utils.journal import read_sealed, sealed_line
 
-__all__ = ["CallStore", "Server", "add_api_options", "ask", "request", "request_key", "server_from", "usage"]
-
-API_VERSION = 1  # part of every request's hash: raise it when what is sent or kept of a reply changes its meaning
+API_VERSION = 2  # part of every request's hash; raise it when what is sent or stored changes its meaning
 OPENAI_URL = "https://api.openai.com/v1"
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the first repeat, doubled up to the second
-LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more ends the run, which the same command goes on with later
-FIRST_CONTACT = 3  # tries to reach a server that has not answered once in this run: a wrong address is said soon
-CONNECT_SECONDS = 10.0
-GRACE = 10.0  # seconds for calls under way when a run is stopped: they are paid for
-MAX_REPLY_BYTES = 16 * 2 ** 20
-REPEAT_STATUS = {408, 409, 425, 429}  # and every 5xx
-FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to be set by --server-option
+FAILURES_IN_A_ROW = 10
+FATAL_STATUS = {  # status that concerns every call -> what to do
+    401: "check the key (--api_key_env)",
+    402: "the quota is used up",
+    403: "check the key (--api_key_env)",
+    404: "check --api, and --base_url, which usually ends in /v1",
+    429: "the quota or the rate limit is used up",
+}
+KEPT = "the replies so far are kept, and the same command continues"
+FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to be set by --server_option
 
 
-# --------------------------------------------------------------------------------------------------------------- server
+# ---- server ------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Server:
-    """Where the model is, what is sent with each call, and how patient we are."""
+    """Where the model is, and what is sent with each call."""
 
     model: str
     base_url: str = OPENAI_URL
@@ -61,8 +60,7 @@ class Server:
     options: dict[str, Any] = field(default_factory=dict)
     concurrency: int = 4
     retries: int = 8
-    timeout: float = 600.0  # seconds for a whole reply
-    key_env: str = ""
+    timeout: float = 600.0  # seconds
     key: str = field(default="", repr=False)
 
     @property
@@ -71,374 +69,306 @@ class Server:
 
     @property
     def limit_name(self) -> str:
-        # newer chat models of OpenAI refuse max_tokens; other servers may not know its successor
-        return "max_completion_tokens" if self.base_url == OPENAI_URL and not self.completions else "max_tokens"
+        # newer chat models of OpenAI reject max_tokens; other servers may not know its successor
+        openai_chat = self.base_url == OPENAI_URL and not self.completions
+        return "max_completion_tokens" if openai_chat else "max_tokens"
 
     def facts(self) -> dict[str, Any]:
-        """What decides the answers, for results: nothing secret is among it."""
-        return {"model": self.model, "base_url": self.base_url, "endpoint": self.endpoint, "options": dict(self.options), "limit": self.limit_name}
+        """What decides the answers; nothing secret is among it."""
+        return {"model": self.model, "base_url": self.base_url, "endpoint": self.endpoint,
+                "options": dict(self.options), "limit": self.limit_name}
 
 
 def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    group = parser.add_argument_group("a model behind an OpenAI-compatible API (needs mmed[api]); only with --api is the network used")
-    group.add_argument("--api", metavar="MODEL_NAME", required=required, help="the server's name of the model")
-    group.add_argument("--base-url", metavar="URL", help=f"of the server, usually ending in /v1 (default {OPENAI_URL})")
-    group.add_argument("--api-key-env", metavar="NAME", help="environment variable with the server's key (default OPENAI_API_KEY for OpenAI, none for "
-                       "another --base-url: no server is sent the key of another)")
-    group.add_argument("--completions", action="store_true", help="plain completions, for base models served by vLLM (default: chat)")
-    group.add_argument("--concurrency", type=int, default=4, metavar="N", help="calls under way at a time (default 4)")
-    group.add_argument("--server-option", action="append", default=[], metavar="NAME=VALUE", help="sent with each call, VALUE as JSON; NAME=none leaves "
-                       "one out that is sent otherwise (temperature=0, seed)")
-    group.add_argument("--retries", type=int, default=8, metavar="N", help="repeats of a call after 429, 5xx, a time-out or a broken reply (default 8)")
-    group.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one whole reply (default 600)")
+    group = parser.add_argument_group(
+        "a model behind an OpenAI-compatible API (needs mmed[api]); only with --api is the network used")
+    add = group.add_argument
+    add("--api", metavar="MODEL_NAME", required=required, help="the server's name of the model")
+    add("--base_url", "--base-url", metavar="URL",
+        help=f"of the server, usually ending in /v1 (default {OPENAI_URL})")
+    add("--api_key_env", "--api-key-env", metavar="NAME",
+        help="environment variable that holds the key (default OPENAI_API_KEY; none for another --base_url: "
+        "no server gets another's key)")
+    add("--completions", action="store_true", help="plain completions, for base models (default: chat)")
+    add("--concurrency", type=int, default=4, metavar="N", help="calls at a time (default 4)")
+    add("--server_option", "--server-option", action="append", default=[], metavar="NAME=VALUE",
+        help="sent with each call, VALUE as JSON; NAME=none leaves out a default (temperature=0, seed)")
+    add("--retries", type=int, default=8, metavar="N", help="repeats of a failed call (default 8)")
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="response timeout (default 600)")
 
 
 def server_from(options: argparse.Namespace, seed: int = 0, need_key: bool = True) -> Server:
-    """The server that the flags of `add_api_options` name, its key read from the environment (unless nothing will be sent)."""
+    """The server that the options of `add_api_options` name, with its key from the environment."""
     base_url = (options.base_url or OPENAI_URL).strip().rstrip("/")
-    _check_url(base_url)
-    if not options.api.strip():
-        raise UsageError("--api: the model's name is empty")
+    if not base_url.startswith(("http://", "https://")) or "@" in base_url or "?" in base_url:
+        raise UsageError("--base_url: expected an address such as http://localhost:8000/v1, without user or "
+                         "password; keys come from the environment only (--api_key_env NAME)")
     if options.concurrency < 1 or options.retries < 0 or not 0 < options.timeout < math.inf:
         raise UsageError("--concurrency must be 1 or more, --retries 0 or more, --timeout over 0")
-    sent = {"temperature": 0, "seed": seed}
-    for given in options.server_option:
-        name, value = parse_server_option(given)
-        sent[name] = value
+    sent = {"temperature": 0, "seed": seed} | dict(map(parse_server_option, options.server_option))
     key_env = options.api_key_env or ("OPENAI_API_KEY" if base_url == OPENAI_URL else "")
-    key = read_key(key_env) if key_env and need_key else ""
-    parts = urlsplit(base_url)
-    if key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        print(f"warning: --base-url {base_url}: the key travels unencrypted; use https where the server offers it", file=sys.stderr)
-    return Server(options.api, base_url, options.completions, sent, options.concurrency, options.retries, options.timeout, key_env, key)
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise UsageError("--base-url: not a URL; expected something like http://localhost:8000/v1") from None
-    if "@" in parts.netloc or parts.query or parts.fragment:  # not repeated in the message: it may hold a key
-        raise UsageError("--base-url: must not hold a user, a password or a query; keys come from the environment only (--api-key-env NAME)")
-    if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise UsageError(f"--base-url {url!r}: expected http:// or https:// and a host, as in http://localhost:8000/v1")
-
-
-def read_key(name: str) -> str:
-    """The key in an environment variable; never shown, not even where it is wrong."""
-    if not name.replace("_", "").isalnum() or not name.isascii() or name[0].isdigit():  # a key given for the name of its variable is not repeated
-        raise UsageError("--api-key-env: expected the name of an environment variable, such as OPENAI_API_KEY")
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise UsageError(f"the environment variable {name} is not set: put the server's key there (or give --base-url of a server that needs none)")
-    if not key.isascii() or not key.isprintable() or " " in key:  # the HTTP library would quote it in its complaint
-        raise UsageError(f"the environment variable {name} does not hold a key: there are spaces or special characters in it")
-    return key
+    key = os.environ.get(key_env, "").strip() if key_env and need_key else ""
+    if key_env and need_key and not key:
+        raise UsageError("--api_key_env: there is no such environment variable (default OPENAI_API_KEY); put "
+                         "the key there, or give the --base_url of a server that needs none")
+    return Server(options.api, base_url, options.completions, sent, options.concurrency, options.retries,
+                  options.timeout, key)
 
 
 def parse_server_option(given: str) -> tuple[str, Any]:
-    """One --server-option.
+    """One --server_option.
 
-    >>> parse_server_option("top_p=0.9"), parse_server_option("reasoning_effort=low"), parse_server_option("seed=none")
-    (('top_p', 0.9), ('reasoning_effort', 'low'), ('seed', None))
+    >>> [parse_server_option(given) for given in ("top_p=0.9", "reasoning_effort=low", "seed=none")]
+    [('top_p', 0.9), ('reasoning_effort', 'low'), ('seed', None)]
     """
-    name, equals, text = given.partition("=")
-    if not equals or not name.isidentifier() or not text:
-        raise UsageError(f"--server-option {given}: expected NAME=VALUE, such as top_p=0.9, or NAME=none")
-    if name in FIXED:
-        raise UsageError(f"--server-option {given}: {name!r} is set by this command")
-    if text == "none":
-        return name, None
+    name, _, text = given.partition("=")
+    if not name.isidentifier() or not text or name in FIXED:
+        raise UsageError(f"--server_option {given}: expected NAME=VALUE, such as top_p=0.9, or NAME=none, "
+                         f"and a NAME other than {', '.join(FIXED)}")
     try:
-        value = json.loads(text, parse_constant=lambda _: text)
+        return name, None if text == "none" else json.loads(text)
     except ValueError:
-        value = text
-    return name, value
+        return name, text
 
 
-# -------------------------------------------------------------------------------------------------------------- requests
+# ---- requests and replies ----------------------------------------------------------------------------------
+
+def utf8(text: str) -> str:
+    """Text that a request can carry: lone surrogates become "?"."""
+    return text.encode("utf-8", "replace").decode()
+
 
 def request(server: Server, prompt: str | Sequence[dict[str, str]], max_new_tokens: int) -> dict[str, Any]:
-    """The body of one call: a text for completions, messages (or one text as the user's) for chat.
+    """The body of one call: a text for completions, messages (or one user message) for chat.
 
     >>> request(Server("m", "http://localhost/v1", options={"temperature": 0, "seed": None}), "Why?", 9)
     {'model': 'm', 'messages': [{'role': 'user', 'content': 'Why?'}], 'max_tokens': 9, 'temperature': 0}
     """
+    body: dict[str, Any] = {"model": server.model}
     if server.completions:
-        assert isinstance(prompt, str), "expected a text, got messages"
-        body: dict[str, Any] = {"model": server.model, "prompt": utf8(prompt)}
+        body["prompt"] = utf8(str(prompt))
     else:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        body = {"model": server.model, "messages": [{name: utf8(text) for name, text in message.items()} for message in messages]}
+        body["messages"] = [{name: utf8(text) for name, text in message.items()} for message in messages]
     body |= {server.limit_name: max_new_tokens} | server.options
     return {name: value for name, value in body.items() if value is not None}
 
 
 def request_key(server: Server, body: dict[str, Any]) -> str:
-    """sha256 of all that decides the answer: address, endpoint, body (model, messages, decoding) and version."""
+    """sha256 of all that decides the answer."""
     whole = [API_VERSION, server.base_url, server.endpoint, body]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------- errors and waiting
+class CallFailed(Exception):
+    """A call without a usable reply. `retry`: whether asking again may help; `kind`: its finish_reason."""
 
-class _Again(Exception):
-    """A call that is worth repeating; `after`: seconds that the server asked for."""
-
-    def __init__(self, reason: str, after: float | None = None, instead: dict | None = None, contact: bool = True):
+    def __init__(self, reason: str, retry: bool = False, kind: str = "error"):
         super().__init__(reason)
-        self.after, self.instead, self.contact = after, instead, contact
+        self.retry, self.kind = retry, kind
 
 
-def retry_after(headers: Any, now: float) -> float | None:
-    """Seconds that a server asks to wait: Retry-After as seconds or as a date, or OpenAI's retry-after-ms.
+def read_reply(value: Any) -> dict[str, Any]:
+    """What is kept of a reply: text, reasoning, why it ended, which model answered, token counts.
 
-    >>> retry_after({"retry-after": "2.5"}, 0.0), retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:09 GMT"}, 4.0), retry_after({}, 0.0)
-    (2.5, 5.0, None)
+    Some servers report errors inside a 200 reply, as "error" of the reply or of its choice: that is no
+    answer. A refusal is an answer, and so is no text because of the token limit, a content filter, or
+    reasoning alone.
+
+    >>> read_reply({"choices": [{"message": {"content": "B"}, "finish_reason": "stop"}]})["text"]
+    'B'
     """
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        text = (headers.get(name) or "").strip()
+    if not isinstance(value, dict):
+        raise CallFailed(f"the reply is not a JSON object: {str(value)[:80]!r}", retry=True)
+    choice = (value.get("choices") or [{}])[0]
+    ended = choice.get("finish_reason")
+    error = value.get("error") or choice.get("error") or ("no reason given" if ended == "error" else None)
+    if error:
+        raise CallFailed(f"the reply is an error: {error_text(error)}", retry=True)
+    if not value.get("choices"):
+        blocked = (value.get("prompt_feedback") or {}).get("block_reason")
+        raise CallFailed(f"the reply has no choices ({blocked or 'no reason given'})", retry=not blocked,
+                         kind="content_filter" if blocked else "error")
+    message = choice.get("message") or {"content": choice.get("text")}
+    content = message.get("content")
+    if isinstance(content, list):  # parts, as some servers write them
+        content = "".join(part.get("text") or "" for part in content)
+    text = content or message.get("refusal") or ""
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if content is None and not text and not reasoning and ended not in ("length", "content_filter"):
+        raise CallFailed("the reply has no text", retry=True)
+    usage = value.get("usage") or {}
+    reply = {"text": utf8(text), "finish_reason": ended, "model": value.get("model"),
+             "prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens")}
+    if reasoning:
+        reply["reasoning"] = utf8(str(reasoning))
+    if value.get("system_fingerprint"):
+        reply["system_fingerprint"] = value["system_fingerprint"]
+    return reply
+
+
+def error_text(error: Any) -> str:
+    """The server's own words in an error, on one line of at most 300 characters."""
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("code") or error
+    return " ".join(str(error).split())[:300]
+
+
+class CallStore:
+    """Replies in one JSONL file, {"key": hash of the request, "reply": ..., "crc32": ...} per line.
+
+    A reply is on disk before it counts. An incomplete last line is dropped; any other damage is an error.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "a+b")
         try:
-            seconds = float(text) / unit
-        except ValueError:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path}: another process is writing it; give another --out") from None
+        self.replies: dict[str, dict] = {}
+        self.new: list[dict] = []
+        self.file.seek(0)
+        lines = self.file.readlines()
+        if lines and not lines[-1].endswith(b"\n"):
+            self.file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        for number, line in enumerate(lines, 1):
             try:
-                seconds = parsedate_to_datetime(text).timestamp() - now
-            except (ValueError, TypeError, IndexError, OverflowError):
-                continue
-        if not math.isnan(seconds):
-            return max(0.0, seconds)
-    return None
+                value = read_sealed(line)
+                self.replies[value["key"]] = value["reply"]
+            except (ValueError, KeyError):
+                raise UserError(f"{self.path}:{number}: damaged; delete that line (its call is then "
+                                "repeated), or the file") from None
+
+    def add(self, key: str, reply: dict) -> None:
+        self.file.write(sealed_line({"key": key, "reply": reply}).encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.replies[key] = reply
+        self.new.append(reply)
+
+    def close(self, order: Sequence[str] = ()) -> None:
+        """Rewrite the file in the order of these keys, not in that of the replies' arrival."""
+        keys = dict.fromkeys([*(key for key in order if key in self.replies), *self.replies])
+        with atomic_write(self.path, "wb") as file:
+            file.writelines(sealed_line({"key": key, "reply": self.replies[key]}).encode() for key in keys)
+        self.file.close()
 
 
-def pause(attempt: int, draw: Callable[[float, float], float] = random.uniform) -> float:
-    """Seconds before repeat number `attempt` (from 0): doubled each time, of which a random half, so that callers spread.
+# ---- asking ------------------------------------------------------------------------------------------------
 
-    >>> [pause(attempt, lambda low, high: high) for attempt in (0, 1, 2, 20)]
-    [1.0, 2.0, 4.0, 60.0]
-    """
-    longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 30))
-    return draw(longest / 2, longest)
+class Caller:
+    """Makes the calls of one `ask` and stores their replies; used by several threads."""
 
+    def __init__(self, server: Server, store: CallStore):
+        self.openai = require_extra("openai", "api")
+        self.server, self.store = server, store
+        self.client = self.openai.OpenAI(api_key=server.key or "none", base_url=server.base_url,
+                                         max_retries=server.retries, timeout=server.timeout)
+        self.lock = threading.Lock()
+        self.answered, self.failures_in_a_row = 0, 0
 
-def refused(server: Server, status: int, message: str) -> UserError:
-    """What to do about a status that asking again does not change."""
-    place = f"{server.base_url} ({status})"
-    if status in (401, 403):
-        have = f"check the key in the environment variable {server.key_env}" if server.key else "it wants a key: name its variable with --api-key-env"
-        return UserError(f"{place} refuses the key or the model: {message}; {have}")
-    if status == 404:
-        return UserError(f"{place} has no model {server.model!r} or no /{server.endpoint}: {message}; check --api, and --base-url, which usually ends in /v1")
-    if 300 <= status < 400:
-        return UserError(f"{place} wants to send us elsewhere; give that address as --base-url")
-    if status in (402, 429):
-        return UserError(f"{place} has no quota left: {message}; what was answered is kept, the same command goes on from there")
-    if status in (400, 413, 422):
-        return UserError(f"{place} refuses the request: {message}; leave out or change what it names with --server-option NAME=none or NAME=VALUE, or send "
-                         "shorter prompts")
-    return UserError(f"{place} refuses the request: {message}")
-
-
-class _Caller:
-    """What the threads of one `ask` share: the client, the end, and until when a server that is too busy is left alone."""
-
-    def __init__(self, server: Server):
-        openai = require_extra("openai", "api")
-        self.server, self.openai = server, openai
-        # Our own client so that no redirect is followed: prompts and key go to the address that was given.
-        self.http = openai.DefaultHttpxClient(follow_redirects=False)
-        # The error base of httpx or httpx2, whichever this release of `openai` stands on: a body that breaks off raises it bare.
-        self.broken = importlib.import_module(type(self.http).__mro__[1].__module__.split(".")[0]).HTTPError
-        self.client = openai.OpenAI(api_key=server.key or "none", base_url=server.base_url, max_retries=0, http_client=self.http,
-                                    timeout=openai.Timeout(server.timeout, connect=min(server.timeout, CONNECT_SECONDS)))
-        self.stop, self.lock = threading.Event(), threading.Lock()
-        self.not_before, self.heard = 0.0, False
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, and as long as any call was told to keep away; ends at once when the run is stopped."""
-        until = time.monotonic() + seconds
-        while not self.stop.is_set() and (left := max(until, self.not_before) - time.monotonic()) > 0:
-            self.stop.wait(left)
-
-    def answer(self, body: dict[str, Any]) -> dict[str, Any] | None:
-        """The reply to one request, repeated as often as allowed; None if the run was stopped meanwhile."""
-        attempt = 0
-        while True:
-            self.wait(0.0)
-            if self.stop.is_set():
-                return None
-            try:
-                return self.call(body)
-            except _Again as trouble:
-                attempt += 1
-                allowed = self.server.retries if self.heard or trouble.contact else min(self.server.retries, FIRST_CONTACT - 1)
-                if attempt > allowed:
-                    if trouble.instead is not None:
-                        return trouble.instead
-                    raise UserError(f"{self.server.base_url}: {trouble} ({attempt} tries); what was answered is "
-                                    "kept, the same command goes on from there") from None
-                if trouble.after is None:
-                    self.wait(pause(attempt - 1))
-                elif trouble.after > LONGEST_RETRY_AFTER:
-                    raise UserError(f"{self.server.base_url}: asks to wait {trouble.after:,.0f} seconds; what was answered is kept, the same command "
-                                    "goes on from there") from None
-                else:
-                    with self.lock:
-                        self.not_before = max(self.not_before, time.monotonic() + trouble.after)
-                    self.wait(random.uniform(0.0, 0.2))  # not all at the same moment
+    def answer(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The reply to one request; an empty text with the reason where there is none."""
+        try:
+            reply = self.call(body)
+        except CallFailed as failure:
+            with self.lock:
+                self.failures_in_a_row += 1
+                if self.failures_in_a_row >= FAILURES_IN_A_ROW:
+                    raise UserError(f"{self.server.base_url}: {FAILURES_IN_A_ROW} calls in a row failed, the "
+                                    f"last one because {failure}; {KEPT}") from None
+            return {"text": "", "finish_reason": failure.kind, "error": str(failure), "model": None,
+                    "prompt_tokens": None, "completion_tokens": None}
+        with self.lock:
+            self.store.add(key, reply)
+            self.answered += 1
+            self.failures_in_a_row = 0
+        return reply
 
     def call(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One try."""
-        openai, server = self.openai, self.server
-        resource = self.client.completions if server.completions else self.client.chat.completions
-        named = {name: body[name] for name in ("model", "prompt", "messages") if name in body}
-        deadline = time.monotonic() + server.timeout
-        try:
-            with resource.with_streaming_response.create(**named, extra_body={name: body[name] for name in body if name not in named}) as response:
-                self.heard = True
-                data = bytearray()
-                for piece in response.iter_bytes():
-                    data += piece
-                    if len(data) > MAX_REPLY_BYTES:
-                        raise _Again(f"the reply is longer than {MAX_REPLY_BYTES:,} bytes")
-                    if time.monotonic() > deadline:
-                        raise _Again(f"no whole reply in {server.timeout:g} seconds")
-            return read_reply(bytes(data), server.key)
-        except BadReply as trouble:
-            raise _Again(str(trouble), instead=trouble.instead) from None
-        except openai.APITimeoutError:
-            raise _Again(f"no reply in {server.timeout:g} seconds (--timeout)", contact=False) from None
-        except openai.APIStatusError as error:
-            self.heard = True
-            raise_for_status(server, error)
-        except (openai.APIConnectionError, self.broken) as error:
-            cause = error.__cause__ or error
-            raise _Again(f"the connection failed ({type(cause).__name__}: {error_message(without_key(str(cause), server.key), 120)})", contact=False) from None
+        """One call; a failure reported inside a 200 reply is repeated here, every other one by the client."""
+        for attempt in range(self.server.retries + 1):
+            try:
+                return read_reply(self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object))
+            except CallFailed as failure:
+                if not failure.retry or attempt == self.server.retries:
+                    raise
+                time.sleep(min(60.0, 0.5 * 2 ** attempt))
+            except self.openai.APIStatusError as error:
+                self.raise_for_status(error)
+            except self.openai.APITimeoutError:
+                raise CallFailed(f"no reply within {self.server.timeout:g} seconds (--timeout)") from None
+            except self.openai.APIConnectionError as error:
+                cause = error.__cause__ or error
+                raise UserError(f"{self.server.base_url}: the connection failed ({cause}); {KEPT}") from None
+            except json.JSONDecodeError:
+                raise CallFailed("the reply is not JSON") from None
         raise AssertionError("unreachable")
 
-
-def raise_for_status(server: Server, error: Any) -> None:
-    """An error status of the server as `_Again`, an empty answer (a filter struck) or an end of the run."""
-    status = error.status_code
-    body = error.body if isinstance(error.body, dict) else {}
-    inner = body.get("error") if isinstance(body.get("error"), dict) else body
-    codes = {str(inner.get(name)) for name in ("code", "type")}
-    message = error_message(without_key(error.body or error.response.reason_phrase or "no message", server.key))
-    if status == 400 and "content_filter" in codes:  # of the prompt: an answer of its kind, which is counted
-        raise _Filtered()
-    if status == 429 and codes & {"insufficient_quota", "billing_hard_limit_reached"}:
-        raise refused(server, status, message)
-    if status in REPEAT_STATUS or status >= 500:
-        raise _Again(f"status {status}: {message}", after=retry_after(error.response.headers, time.time())) from None
-    raise refused(server, status, message) from None
+    def raise_for_status(self, error: Any) -> None:
+        """An error status as the end of the run, or as the failure of this call alone."""
+        body = error.body if isinstance(error.body, dict) else {}
+        reason = f"{error.status_code}: {error_text(error.body or error.message)}"
+        if error.status_code in FATAL_STATUS:
+            advice = FATAL_STATUS[error.status_code]
+            raise UserError(f"{self.server.base_url}: {reason}; {advice}; {KEPT}") from None
+        filtered = "content_filter" in (body.get("code"), body.get("type"))
+        raise CallFailed(reason, kind="content_filter" if filtered else "rejected") from None
 
 
-class _Filtered(Exception):
-    """The server's filter refused the prompt."""
+def ask(
+    server: Server,
+    requests: Sequence[dict[str, Any]],
+    store: CallStore,
+    *,
+    labels: Sequence[str] | None = None,
+    on_done: Callable[[int], object] = lambda place: None,
+) -> list[dict[str, Any]]:
+    """Replies in the order of the requests, `server.concurrency` calls at a time, each stored on arrival.
 
-
-FILTERED = {"text": "", "finish_reason": "content_filter", "model": None, "prompt_tokens": None, "completion_tokens": None}
-
-
-# ------------------------------------------------------------------------------------------------------------------- ask
-
-STOPPED = object()  # what a signal puts among the replies
-
-
-def ask(server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *, labels: Sequence[str] | None = None,
-        on_done: Callable[[int], object] | None = None) -> list[dict[str, Any]]:
-    """Replies in the order of the requests, `server.concurrency` calls under way at a time; each is stored as it comes.
-
-    Stored requests are not asked again, equal ones are asked once. `labels` name requests in errors. An error that repeating does
-    not cure ends the run after the calls under way; so do Ctrl-C and SIGTERM (KeyboardInterrupt: the command goes with code 75).
+    Stored requests are not asked again, equal ones are asked once. `labels` name requests in errors. After
+    a fatal error or Ctrl-C, calls in progress are still finished and stored.
     """
     keys = [request_key(server, body) for body in requests]
     places: dict[str, list[int]] = {}
     for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)
-    todo = deque(key for key in places if key not in store.replies)
-    for key in places:
-        if key in store.replies and on_done:
-            for place in places[key]:
-                on_done(place)
+    replies = {key: store.replies[key] for key in places if key in store.replies}
+    todo = [key for key in places if key not in replies]
+    for key in replies:
+        for place in places[key]:
+            on_done(place)
     if todo:
-        caller = _Caller(server)
-        done: queue.SimpleQueue = queue.SimpleQueue()
-
-        def work() -> None:
-            while not caller.stop.is_set():
-                try:
-                    key = todo.popleft()
-                except IndexError:
-                    break
-                stored = threading.Event()
-                try:
-                    done.put((key, caller.answer(requests[places[key][0]]), stored))
-                except _Filtered:
-                    done.put((key, dict(FILTERED), stored))
-                except BaseException as error:  # goes to the main thread, which raises it
-                    caller.stop.set()
-                    done.put((key, error, stored))
-                # The next call waits until this answer is on the disk: a kill costs what is under way, and no queue of paid answers.
-                while not stored.wait(0.05) and not caller.stop.is_set():
-                    pass
-            done.put(None)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(server.concurrency, len(todo)))]
-        before = {}
-        try:
-            if threading.current_thread() is threading.main_thread():  # a signal waits its turn, so that it never falls between answer and disk
-                before = {number: signal.signal(number, lambda *_: done.put(STOPPED)) for number in (signal.SIGINT, signal.SIGTERM)}
-            for thread in threads:
-                thread.start()
-            _collect(done, len(threads), store, places, labels, on_done, caller)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            caller.http.close()
-    missing = [place for place, key in enumerate(keys) if key not in store.replies]
-    if missing:
-        raise AssertionError(f"expected {len(keys)} replies, {len(missing)} are missing")
-    return [store.replies[key] for key in keys]
+        caller = Caller(server, store)
+        with ThreadPoolExecutor(server.concurrency) as pool:
+            futures = {pool.submit(caller.answer, key, requests[places[key][0]]): key for key in todo}
+            try:
+                for future in as_completed(futures):
+                    key = futures[future]
+                    replies[key] = future.result()
+                    for place in places[key]:
+                        on_done(place)
+            except UserError as error:
+                label = f"{labels[places[key][0]]}: " if labels else ""
+                raise type(error)(f"{label}{error}") from None
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        failed = [reply for reply in replies.values() if "error" in reply]
+        if failed and len(failed) == len(replies):
+            raise UserError(f"{server.base_url}: no request was answered: {failed[0]['error']}")
+    return [replies[key] for key in keys]
 
 
-def _collect(done: queue.SimpleQueue, running: int, store: CallStore, places: dict[str, list[int]], labels: Sequence[str] | None,
-             on_done: Callable[[int], object] | None, caller: _Caller) -> None:
-    """Store what the threads bring; after an error or a signal only what is under way, for a few seconds. A second signal ends at once."""
-    failure: BaseException | None = None
-    deadline = math.inf
-    while running and (left := deadline - time.monotonic()) > 0:
-        try:
-            found = done.get(timeout=None if failure is None else left)
-        except queue.Empty:
-            break
-        if found is STOPPED:
-            if isinstance(failure, KeyboardInterrupt):
-                break
-            failure, deadline = KeyboardInterrupt(), time.monotonic() + GRACE
-            caller.stop.set()
-            continue
-        if found is None:
-            running -= 1
-            continue
-        key, reply, stored = found
-        if isinstance(reply, dict):
-            store.add(key, reply)
-            stored.set()
-            if on_done:
-                for place in places[key]:
-                    on_done(place)
-        elif isinstance(reply, BaseException) and failure is None:
-            failure, deadline = _labelled(reply, places[key][0], labels, caller.server.key), time.monotonic() + GRACE
-            caller.stop.set()
-    if failure is not None:
-        raise failure
-
-
-def _labelled(error: BaseException, place: int, labels: Sequence[str] | None, key: str) -> BaseException:
-    """An error with the name of its request in front; one that nobody foresaw keeps its traceback, unless the key is in it."""
-    if isinstance(error, UserError):
-        return type(error)(f"{labels[place]}: {error}" if labels else str(error))  # a new one: behind the old stands the server's own text
-    trace = "".join(traceback.format_exception(error))
-    clean = without_key(trace, key)
-    return error if clean == trace else RuntimeError(f"in a call:\n{clean}")
+def usage(replies: Sequence[dict]) -> dict[str, Any]:
+    """Counts over replies: tokens as the server counted them, why texts ended, which models answered."""
+    reasons = Counter(reply.get("finish_reason") or "not given" for reply in replies)
+    return {"calls": len(replies),
+            "prompt_tokens": sum(reply.get("prompt_tokens") or 0 for reply in replies),
+            "completion_tokens": sum(reply.get("completion_tokens") or 0 for reply in replies),
+            "without_counts": sum(reply.get("completion_tokens") is None for reply in replies),
+            "finish_reasons": dict(sorted(reasons.items())),
+            "models": sorted({reply["model"] for reply in replies if reply.get("model")})}

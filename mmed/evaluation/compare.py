@@ -2,33 +2,43 @@
 
     python -m mmed.evaluation.compare results/a results/b [--out comparison.json]
 
-In: two result folders of `mmed.eval`. Out: for every accuracy and every rationale metric that both have, by language and over all: both
-values, A - B in points with its 95 % interval and p (paired bootstrap; of the macro average each language is drawn from in itself), and
-for accuracy McNemar's exact p with the two counts it comes from. Both models must have answered the same questions; what else differs
-between the two runs is said first. No p is corrected for the number of rows: who looks at twenty finds one below 0.05 by chance.
-Order: read -> check that the items are the same -> one block of lines a column -> table.
+Input:  two result folders of `mmed.eval`.
+Output: for every accuracy and every rationale metric that both have, by language and overall: both values,
+        A - B in points with its 95 % interval, p, and the test it comes from; and what cannot be compared.
+
+Right and wrong answers are tested by McNemar's exact test, text scores and macro averages by sign flips. No p
+is corrected for the number of rows: out of twenty, one falls below 0.05 by chance.
 """
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import COLUMNS, aligned, counts_for_text, language_order, metric_name
+from mmed.evaluation.summary import (
+    COLUMNS,
+    aligned,
+    checked_languages,
+    counts_for_text,
+    language_order,
+    metric_name,
+)
 from mmed.metrics import macro_mean, mcnemar, mean, paired_bootstrap
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import write_json
 from mmed.utils.journal import facts_that_differ
 
-Rows = dict[tuple[str, str, str], dict]  # (mode, language, key) -> row
+Place = tuple[str, str, str]  # (mode, language, key)
+Rows = dict[Place, dict]
+Pairs = dict[tuple[str, str], tuple[float, float]]  # (language, key) -> scores of A and B
 
 
 @dataclass
 class Line:
-    """One comparison: a column of the tables for a language, or over all of them."""
+    """One comparison: a column of the result tables, in one language or overall."""
 
     column: str  # "answer", ..., or a metric of rationales such as "BLEU-1|nltk-method1"
     group: str  # a language, "macro average" or "micro average"
@@ -36,10 +46,10 @@ class Line:
     a: float
     b: float
     difference: float  # a - b
-    low: float
+    low: float  # nan where there are too few or only equal differences
     high: float
-    p_bootstrap: float
-    p_mcnemar: float | None = None
+    p: float
+    test: str
     only_a: int | None = None  # items that only A has right
     only_b: int | None = None
 
@@ -47,112 +57,140 @@ class Line:
 def read(folder: str | Path) -> tuple[dict, Rows]:
     """A result folder: (the "mmed" part of results.json, its rows)."""
     own, rows = load_results(folder)
-    try:
-        found = {(row["mode"], row["language"], row["key"]): row | {"doc": {"checked": row["doc"]["human_check_passed"]}, "item": _item(row)} for row in rows}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{Path(folder) / 'predictions.jsonl'}: not the rows of `python -m mmed.eval` ({type(error).__name__}: {error}); evaluate again") from None
+    found = {(row["mode"], row["language"], row["key"]): row for row in rows}
     if not found:
         raise UserError(f"{Path(folder) / 'predictions.jsonl'}: no rows; evaluate again")
     return own, found
 
 
-def _item(row: dict) -> int:
-    """What was asked, in short."""
-    return hash((row["gold"], row["doc"]["question"], *row["doc"]["options"].items()))
-
-
 def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
-    """Both folders hold the same questions with the same options and answers, or it is said which they do not share."""
-    items = [{(language, key): row["item"] for (_, language, key), row in one.items()} for one in rows]
-    if alone := items[0].keys() ^ items[1].keys():
+    """Both folders must hold the same questions with the same options and answers."""
+    first, second = ({place[1:]: (row["gold"], row["doc"]["question"], row["doc"]["options"])
+                      for place, row in side.items()} for side in rows)
+    alone = first.keys() ^ second.keys()
+    if alone:
         language, key = min(alone)
-        raise UserError(f"{names[1]}: of other exam items than {names[0]}: {len(alone):,} are in one of them only, such as {key!r:.80} ({language}); "
-                        "compare results on the same data and --limit")
-    if changed := [place for place, item in items[0].items() if items[1][place] != item]:
+        raise UserError(f"{names[1]}: has other exam items than {names[0]}: {len(alone):,} are in one only, "
+                        f"such as {key!r:.80} ({language}); compare results on the same data and --limit")
+    changed = [place for place, item in first.items() if second[place] != item]
+    if changed:
         language, key = changed[0]
-        raise UserError(f"{names[1]}: {len(changed):,} of its items have another question, options or answer than those of {names[0]} under the same key, "
-                        f"such as {key!r:.80} ({language}); compare results on the same data")
+        raise UserError(f"{names[1]}: {len(changed):,} items have another question, options or answer than "
+                        f"in {names[0]}, such as {key!r:.80} ({language}); compare results on the same data")
 
 
-def compare(rows: Sequence[Rows]) -> Iterator[Line]:
-    """Every line, column by column; languages in the order of the tables, then the averages."""
+def compare(a: Rows, b: Rows) -> tuple[list[Line], list[str]]:
+    """(lines, column by column; what was left out and why)."""
+    lines, left_out = [], []
     for column, (mode, key) in COLUMNS.items():
-        keys = [place for place in rows[0] if place[0] == mode and place in rows[1]]
-        if keys:
-            yield from _column(column, keys, [[float(one[place][key]) for place in keys] for one in rows], binary=True)
-    # Rationales: the same metric under the same signature, on the items that the tables take.
-    checked = any(row["doc"]["checked"] for row in rows[0].values())
-    keys = [place for place in rows[0] if place[0] == "rationale" and place in rows[1]
-            and all(counts_for_text({"scores": one[place]["scores"], "doc": {"human_check_passed": one[place]["doc"]["checked"]}}, checked) for one in rows)]
-    signatures = {name: metric_name(name) for place in keys for name in rows[0][place]["scores"] if name in rows[1][place]["scores"]}
-    for metric in dict.fromkeys(signatures.values()):
-        names = [name for name, of in signatures.items() if of == metric]
-        having = [place for place in keys if any(name in rows[0][place]["scores"] and name in rows[1][place]["scores"] for name in names)]
-        values = [[next(one[place]["scores"][name] for name in names if name in rows[0][place]["scores"] and name in rows[1][place]["scores"])
-                   for place in having] for one in rows]
-        yield from _column(metric, having, values, binary=False)
+        pairs: Pairs = {place[1:]: (float(row[key]), float(b[place][key]))
+                        for place, row in a.items() if place[0] == mode and place in b}
+        if pairs:
+            lines += compare_column(column, pairs, binary=True)
+        elif any(place[0] == mode for place in (*a, *b)):
+            left_out.append(f"{column}: only in {'A' if any(place[0] == mode for place in a) else 'B'}")
+    columns, reasons = text_columns(a, b)
+    for metric, pairs in columns.items():
+        lines += compare_column(metric, pairs, binary=False)
+    return lines, left_out + reasons
 
 
-def _column(column: str, keys: Sequence[tuple[str, str, str]], values: Sequence[Sequence[float]], binary: bool) -> Iterator[Line]:
-    languages = [language for _, language, _ in keys]
-    parts = [(name, [i for i, language in enumerate(languages) if language == name]) for name in language_order(languages)]
-    for group, chosen in [*parts, ("macro average", range(len(keys))), ("micro average", range(len(keys)))]:
-        a, b = ([side[i] for i in chosen] for side in values)
+def text_columns(a: Rows, b: Rows) -> tuple[dict[str, Pairs], list[str]]:
+    """(metric -> pairs of scores with the same signature, on the items that the tables count; the others)."""
+    checked = checked_languages([*a.values(), *b.values()])
+    columns: dict[str, Pairs] = {}
+    left_out: dict[str, tuple[set[str], set[str]]] = {}  # reason -> (metrics, languages)
+    for place, row in a.items():
+        mode, language, key = place
+        if mode != "rationale" or place not in b:
+            continue
+        if not all(counts_for_text(side, language in checked) for side in (row, b[place])):
+            continue
+        mine, theirs = ({metric_name(name): name for name in side["scores"]} for side in (row, b[place]))
+        for metric in mine | theirs:
+            if metric in mine and mine[metric] == theirs.get(metric):
+                scores = row["scores"][mine[metric]], b[place]["scores"][theirs[metric]]
+                columns.setdefault(metric, {})[language, key] = scores
+            else:
+                why = _reason(mine.get(metric), theirs.get(metric))
+                metrics, languages = left_out.setdefault(why, (set(), set()))
+                metrics.add(metric)
+                languages.add(language)
+    return columns, [f"{', '.join(sorted(metrics))} in {', '.join(language_order(languages))}: {why}"
+                     for why, (metrics, languages) in left_out.items()]
+
+
+def _reason(mine: str | None, theirs: str | None) -> str:
+    """Why two scores cannot be compared, from their signatures."""
+    if mine is None or theirs is None:
+        return f"only in {'A' if theirs is None else 'B'}"
+    return f"A is {mine.split('|', 2)[2]}, B is {theirs.split('|', 2)[2]}"
+
+
+def compare_column(column: str, pairs: Pairs, binary: bool) -> list[Line]:
+    """One line per language, then the macro and micro averages."""
+    languages = [language for language, _ in pairs]
+    scores = list(pairs.values())
+    groups: Mapping[str, list[int]] = {name: [i for i, language in enumerate(languages) if language == name]
+                                       for name in language_order(languages)}
+    everything = list(range(len(scores)))
+    lines = []
+    for group, places in [*groups.items(), ("macro average", everything), ("micro average", everything)]:
+        a, b = [scores[i][0] for i in places], [scores[i][1] for i in places]
         macro = languages if group == "macro average" else None
-        means = [mean(side) if macro is None else macro_mean(side, macro) for side in (a, b)]
         gap = paired_bootstrap(a, b, seed=0, groups=macro)
-        line = Line(column, group, len(a), *means, gap.difference, gap.low, gap.high, gap.p)
+        mean_a, mean_b = (mean(side) if macro is None else macro_mean(side, macro) for side in (a, b))
+        line = Line(column, group, len(a), mean_a, mean_b, *gap)
         if binary and macro is None:
-            hits = [[value > 0 for value in side] for side in (a, b)]
-            line.p_mcnemar, line.only_a = mcnemar(*hits), sum(x and not y for x, y in zip(*hits))
-            line.only_b = sum(y and not x for x, y in zip(*hits))
-        yield line
+            line.p, line.test = mcnemar([x > 0 for x in a], [x > 0 for x in b]), "McNemar, exact"
+            line.only_a = sum(x > y for x, y in zip(a, b))
+            line.only_b = sum(y > x for x, y in zip(a, b))
+        lines.append(line)
+    return lines
 
 
 def table(lines: Sequence[Line]) -> str:
-    """The lines as text, a block a column, in % or times 100."""
+    """The lines as text, one block per column, in % or times 100."""
     blocks = []
     for column in dict.fromkeys(line.column for line in lines):
         part = [line for line in lines if line.column == column]
-        accuracy = any(line.p_mcnemar is not None for line in part)
-        rows = [[f"{column}, {'%' if accuracy else 'x 100'}", "n", "A", "B", "A - B [95 %]", "p bootstrap", *(["p McNemar", "only A", "only B"] if accuracy else [])]]
+        unit = "%" if column in COLUMNS else "x 100"
+        rows = [[f"{column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test", "only A", "only B"]]
         for line in part:
-            cells = [line.group, f"{line.n:,}", f"{100 * line.a:.2f}", f"{100 * line.b:.2f}",
-                     f"{100 * line.difference:+.2f} [{100 * line.low:+.2f} to {100 * line.high:+.2f}]", _p(line.p_bootstrap)]
-            if accuracy:
-                cells += ["", "", ""] if line.p_mcnemar is None else [_p(line.p_mcnemar), f"{line.only_a:,}", f"{line.only_b:,}"]
-            rows.append(cells)
+            interval = f"[{100 * line.low:+.2f} to {100 * line.high:+.2f}]" if line.low == line.low else "[-]"
+            alone = ["" if count is None else f"{count:,}" for count in (line.only_a, line.only_b)]
+            rows.append([line.group, f"{line.n:,}", f"{100 * line.a:.2f}", f"{100 * line.b:.2f}",
+                         f"{100 * line.difference:+.2f} {interval}",
+                         "< 0.001" if line.p < 0.001 else f"{line.p:.3f}", line.test, *alone])
         blocks.append(aligned(rows))
     return "\n\n".join(blocks)
 
 
-def _p(value: float) -> str:
-    """
-    >>> _p(0.0004), _p(0.25)
-    ('< 0.001', '0.250')
-    """
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="python -m mmed.evaluation.compare", description="Paired tests between two results on the same items.")
+    parser = Parser(prog="python -m mmed.evaluation.compare",
+                    description="Paired tests between two results on the same items.")
     parser.add_argument("results", nargs=2, metavar="RESULT", help="result folders of mmed.eval, A and B")
-    parser.add_argument("--out", metavar="FILE.json", help="the numbers as JSON, too")
+    parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-
-    (own_a, rows_a), (own_b, rows_b) = map(read, options.results)
-    check_same_items(options.results, [rows_a, rows_b])
-    lines = list(compare([rows_a, rows_b]))
+    (own_a, a), (own_b, b) = map(read, options.results)
+    check_same_items(options.results, [a, b])
+    lines, left_out = compare(a, b)
     if not lines:
-        raise UserError(f"{options.results[1]}: has no mode in common with {options.results[0]} (--mode, --scoring); nothing can be compared")
+        raise UserError(f"{options.results[1]}: no mode in common with {options.results[0]}; "
+                        f"nothing can be compared ({'; '.join(left_out)})")
     differs = facts_that_differ(own_b["facts"], own_a["facts"]).replace("(now ", "(A: ")
-    print(f"A: {options.results[0]}\nB: {options.results[1]}\nB has {differs or 'the same model and settings'}\n\n{table(lines)}")
+    print(f"A: {options.results[0]}\nB: {options.results[1]}")
+    print(f"B has {differs or 'the same model and settings'}\n\n{table(lines)}")
+    print("\n[-]: no interval, because too few items differ or all differ equally")
+    for reason in left_out:
+        print(f"left out: {reason}")
     if options.out:
-        write_json(options.out, {"a": str(options.results[0]), "b": str(options.results[1]), "lines": [asdict(line) for line in lines]})
+        names = {"a": str(options.results[0]), "b": str(options.results[1])}
+        write_json(options.out, names | {"lines": [asdict(line) for line in lines], "left_out": left_out})
         print(f"wrote {options.out}", file=sys.stderr)
     return 0
 

@@ -1,9 +1,13 @@
-"""A result in the files of lm-evaluation-harness: results.json, and one file of samples a language.
+"""A result in the files of lm-evaluation-harness: results.json, and one file of samples per language.
 
-In: the summary and the rows of an evaluation. Out: the value of results.json (ours in full under "mmed"), and the lines of
-samples_mmedbench_LANGUAGE.jsonl, in the shape that the harness (0.4.13) writes and its own tools read. A task is a language, the group
-is the whole benchmark (macro average); a filter is how the answer came about (answer, rationale, loglikelihood), so each "metric,filter"
-is one column of ours. To run MMedBench inside the harness itself: tasks/lm_eval.
+Input:  the summary and the rows of an evaluation.
+Output: the content of results.json (ours in full under "mmed") and the lines of
+samples_mmedbench_LANGUAGE.jsonl,
+        in the shape that the harness (0.4.13) writes and its viewers read.
+
+A task is a language and the group is the whole benchmark (macro average). A filter is how the answer came
+about (answer, rationale, loglikelihood), so each "metric,filter" is one column of ours. To run MMedBench
+inside the harness itself, see tasks/lm_eval.
 """
 from __future__ import annotations
 
@@ -17,41 +21,53 @@ from mmed.evaluation.summary import COLUMNS
 from mmed.prompts import ANSWER_FORM
 
 GROUP = "mmedbench"
-# Column -> "metric,filter". The harness's own acc_norm divides by bytes, so ours by tokens has another name.
-NAMES = {"answer": ("acc", "answer"), "official": ("acc_official", "answer"), "rationale": ("acc", "rationale"),
-         "loglikelihood": ("acc", "loglikelihood"), "loglikelihood_norm": ("acc_per_token", "loglikelihood")}
+# Column -> (metric, filter). The harness's own acc_norm divides by bytes, so ours, by tokens, has another
+# name.
+NAMES = {
+    "answer": ("acc", "answer"),
+    "official": ("acc_official", "answer"),
+    "rationale": ("acc", "rationale"),
+    "loglikelihood": ("acc", "loglikelihood"),
+    "loglikelihood_norm": ("acc_per_token", "loglikelihood"),
+}
 
 
 def task_name(language: str) -> str:
     return f"{GROUP}_{language.lower()}"
 
 
-def results_value(summary: dict, facts: Mapping[str, Any], settings: Mapping[str, Any], headline: str, version: int) -> dict:
-    """What results.json holds."""
+def results_value(
+    summary: dict, facts: Mapping[str, Any], settings: Mapping[str, Any], headline: str, version: int
+) -> dict:
+    """The content of results.json."""
     tasks = {task_name(name): part for name, part in summary["languages"].items()}
     parts = tasks | {GROUP: summary["macro"]}
     results = {task: _metrics(task, part) for task, part in parts.items()}
-    measured = {name.split(",")[0] for name in results[GROUP] if "," in name and "_stderr" not in name}
+    names = {name.split(",")[0] for name in results[GROUP] if "," in name}
+    measured = sorted(name for name in names if not name.endswith("_stderr"))
+    shots = settings.get("shots", 0)
     return {
         "results": results,
         "groups": {GROUP: results[GROUP]},
         "group_subtasks": {GROUP: list(tasks)} | {task: [] for task in tasks},
-        "configs": {task: {"task": task, "num_fewshot": settings.get("shots", 0), "metadata": dict(settings)} for task in tasks},
+        "configs": {task: {"task": task, "num_fewshot": shots, "metadata": dict(settings)} for task in tasks},
         "versions": dict.fromkeys(parts, version),
-        "n-shot": dict.fromkeys(parts, settings.get("shots", 0)),
-        "higher_is_better": {task: dict.fromkeys(sorted(measured), True) for task in parts},
+        "n-shot": dict.fromkeys(parts, shots),
+        "higher_is_better": {task: dict.fromkeys(measured, True) for task in parts},
         "n-samples": {task: {"original": part["n"], "effective": part["n"]} for task, part in tasks.items()},
-        "config": {"model": "mmed", "model_args": settings.get("model"), "limit": settings.get("limit") or None},
-        "mmed": {"version": version, "settings": dict(settings), "facts": dict(facts), "headline": headline, "summary": summary},
+        "config": {"model": "mmed", "model_args": settings.get("model"),
+                   "limit": settings.get("limit") or None},
+        "mmed": {"version": version, "settings": dict(settings), "facts": dict(facts), "headline": headline,
+                 "summary": summary},
     }
 
 
 def _metrics(task: str, part: dict) -> dict:
-    """"metric,filter" -> value, and its standard error: a quarter of the width of a 95 % interval, about."""
+    """"metric,filter" -> value, and its standard error: about a quarter of the width of a 95 % interval."""
     entry: dict[str, Any] = {"name": task, "alias": task, "sample_len": part["n"]}
     scores = {NAMES[column]: score for column, score in part["accuracy"].items()}
-    for metric, score in part["text"].items():  # "BLEU-1|nltk-method1": no comma may stand in a name
-        scores[metric.lower().replace(",", ";"), "rationale"] = score
+    for metric, score in part["text"].items():
+        scores[metric.lower().replace(",", ";"), "rationale"] = score  # no comma may be part of a name
     for (metric, name), score in scores.items():
         entry[f"{metric},{name}"] = score["value"]
         entry[f"{metric}_stderr,{name}"] = (score["high"] - score["low"]) / (2 * metrics.Z_95)
@@ -59,26 +75,30 @@ def _metrics(task: str, part: dict) -> dict:
 
 
 def samples(rows: Sequence[dict], prompts: Mapping[tuple[str, str], str]) -> Iterator[dict]:
-    """The samples of one language: a line for each item and filter, in the order of the rows. `prompts`: (key, mode) -> text."""
-    places: dict[str, int] = {}
+    """The samples of one language, one per item and filter. `prompts`: (key, mode) -> text."""
+    numbers: dict[str, int] = {}
     for row in rows:
         mode, prompt = row["mode"], prompts[row["key"], row["mode"]]
-        place = places.setdefault(row["key"], len(places))
         doc = {"id": row["key"]} | row["doc"]
         if mode == "loglikelihood":
             arguments = [(prompt, ANSWER_FORM.format(letters=letters)) for letters in row["logprobs"]]
-            filtered: list[Any] = [[str(value), "None"] for value in row["logprobs"].values()]  # None: whether greedy decoding agrees is not asked
+            # "None": whether greedy decoding would give the string is not computed
+            filtered: list[Any] = [[str(value), "None"] for value in row["logprobs"].values()]
             responses: list[Any] = [[pair] for pair in filtered]
             target = ANSWER_FORM.format(letters=row["gold"])
         else:
-            arguments, responses, filtered, target = [(prompt, {})], [[row["text"]]], [row["parsed"]], row["gold"]
-        values = {name: float(row[key]) for column, (of_mode, key) in COLUMNS.items() if of_mode == mode for name in NAMES[column][:1]}
+            arguments, responses = [(prompt, {})], [[row["text"]]]
+            filtered, target = [row["parsed"]], row["gold"]
+        values = {NAMES[column][0]: float(row[key]) for column, (of, key) in COLUMNS.items() if of == mode}
         values |= {metric.lower(): value for metric, value in row.get("scores", {}).items()}
-        yield {"doc_id": place, "doc": doc, "target": target,
-               "arguments": {f"gen_args_{i}": {"arg_0": one, "arg_1": two} for i, (one, two) in enumerate(arguments)},
-               "resps": responses, "filtered_resps": filtered, "filter": mode, "metrics": list(values),
-               "doc_hash": _sha256(json.dumps(doc, indent=2, ensure_ascii=False)), "prompt_hash": _sha256(prompt), "target_hash": _sha256(target),
-               } | values
+        yield {
+            "doc_id": numbers.setdefault(row["key"], len(numbers)), "doc": doc, "target": target,
+            "arguments": {f"gen_args_{i}": {"arg_0": text, "arg_1": more}
+                          for i, (text, more) in enumerate(arguments)},
+            "resps": responses, "filtered_resps": filtered, "filter": mode, "metrics": list(values),
+            "doc_hash": _sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
+            "prompt_hash": _sha256(prompt), "target_hash": _sha256(target),
+        } | values
 
 
 def _sha256(text: str) -> str:

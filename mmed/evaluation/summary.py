@@ -1,12 +1,14 @@
-"""Rows of predictions -> what a result says: accuracy by language, by kind of question and of parse, BLEU and ROUGE, as numbers and table.
+"""Summarize an evaluation: accuracy by language and by kind of question, parse shares, BLEU and ROUGE.
 
-In: the rows of predictions.jsonl (mmed/evaluation/results.py). Out, in this order: `summarise`, the summary that results.json holds under "mmed";
-`table`, the same for the terminal. Accuracy carries Wilson's interval, its macro average one from those of the languages, the rest
-bootstrap intervals; each number stands under its signature, and numbers that came about in different ways never share a column.
+Input:  the rows of predictions.jsonl (mmed/evaluation/results.py).
+Output: `summarise`, the summary stored in results.json under "mmed"; `table`, the same for the terminal.
+
+Accuracies carry Wilson intervals, their macro averages MOVER intervals, text scores bootstrap intervals.
+Every number has a signature, and numbers with different definitions never share a column.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mmed import metrics
@@ -17,20 +19,45 @@ from mmed.utils.errors import printable
 
 MODES = ("answer", "rationale", "loglikelihood")
 TEXT_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
-# What counts as a hit, per column of the accuracy table: mode, key of the row.
-COLUMNS = {"answer": ("answer", "correct"), "rationale": ("rationale", "correct"), "loglikelihood": ("loglikelihood", "correct"),
-           "loglikelihood_norm": ("loglikelihood", "correct_norm"), "official": ("answer", "official_match")}
+# Column of the accuracy table -> (mode, key of the row that says whether the answer is right)
+COLUMNS = {
+    "answer": ("answer", "correct"),
+    "rationale": ("rationale", "correct"),
+    "loglikelihood": ("loglikelihood", "correct"),
+    "loglikelihood_norm": ("loglikelihood", "correct_norm"),
+    "official": ("answer", "official_match"),
+}
+COLUMN_TITLES = {
+    "answer": "answer only", "rationale": "with rationale", "loglikelihood": "logP",
+    "loglikelihood_norm": "logP/token", "official": "official scorer",
+}
 SIGNATURES = {
     "answer": f"accuracy|exact-set|text:answer-only|parser:v{PARSER_VERSION}",
     "rationale": f"accuracy|exact-set|text:rationale-then-answer|parser:v{PARSER_VERSION}",
-    "loglikelihood": f"accuracy|argmax logP({ANSWER_FORM.format(letters='X')!r} after the answer-only prompt), sum over tokens"
-                     "|X: single letters, or every set of letters where several are right",
+    "loglikelihood": "accuracy|"
+                     f"argmax logP({ANSWER_FORM.format(letters='X')!r} after the answer-only prompt), "
+                     "sum over tokens|X: single letters, or every set of two or more where several are right",
     "loglikelihood_norm": "accuracy|as loglikelihood, divided by the number of tokens",
     "official": "accuracy|official scorer|text:answer-only",
 }
+# Settings that change an accuracy: of every column, and of those whose text the model writes
+PROMPT_SETTINGS = ("style", "shots", "chat_template", "bos", "too_long", "dtype")
+WRITING_SETTINGS = ("stop", "max_new_tokens")
+
+# Breakdown of a summary -> whether a row belongs to it
+PARTS: dict[str, Callable[[dict], bool]] = {
+    "single": lambda row: "," not in row["gold"],
+    "multiple": lambda row: "," in row["gold"],
+    "image_dependent": lambda row: row["doc"]["extra"].get("image_dependent") is True,
+    "text_only": lambda row: row["doc"]["extra"].get("image_dependent") is False,
+}
+PART_TITLES = {
+    "single": "one right answer", "multiple": "several right", "text_only": "no image needed",
+    "image_dependent": "needs an image",
+}
 
 
-# ------------------------------------------------------------------------------------------------------------- summary
+# ---- summary -----------------------------------------------------------------------------------------------
 
 def language_order(names: Iterable[str]) -> list[str]:
     """The paper's six first, then by name."""
@@ -38,51 +65,117 @@ def language_order(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (place.get(get_language(name).code, len(place)), name))
 
 
-def accuracy_of(hits: Sequence[bool]) -> dict:
-    right, n = sum(hits), len(hits)
-    low, high = metrics.wilson_interval(right, n)
-    return {"value": right / n, "low": low, "high": high, "right": right, "n": n}
-
-
-def summarise(rows: Sequence[dict]) -> dict:
-    """Accuracy, parse shares and text metrics by language, and macro (mean of languages) and micro (mean of items) averages."""
-    by_language: dict[str, list[dict]] = {}
+def group_by(rows: Iterable[dict], name_of: Callable[[dict], str]) -> dict[str, list[dict]]:
+    groups: dict[str, list[dict]] = {}
     for row in rows:
-        by_language.setdefault(row["language"], []).append(row)
-    checked = any(row["doc"]["human_check_passed"] for row in rows)
-    languages = {name: _language_summary(by_language[name], checked) for name in language_order(by_language)}
-    micro = _language_summary(rows, checked)
-    macro: dict[str, Any] = {"n": micro["n"], "chance": metrics.mean(part["chance"] for part in languages.values()), "accuracy": {}, "text": {}}
-    for column in micro["accuracy"]:
-        counts = {name: (part["accuracy"][column]["right"], part["accuracy"][column]["n"]) for name, part in languages.items()}
-        low, high = metrics.macro_interval(counts)
-        macro["accuracy"][column] = {"value": metrics.mean(k / n for k, n in counts.values()), "low": low, "high": high}
-    texts = [row for row in rows if row["mode"] == "rationale" and counts_for_text(row, checked)]
-    for metric in micro["text"]:
-        values, groups = [], []
-        for row in texts:
-            for name, value in row["scores"].items():
-                if metric_name(name) == metric:
-                    values.append(value)
-                    groups.append(row["language"])
-        score = metrics.summarize(values, metric, seed=0, groups=groups)
-        macro["text"][metric] = {"value": float(score), "low": score.low, "high": score.high, "n": score.n}
+        groups.setdefault(name_of(row), []).append(row)
+    return groups
+
+
+def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -> dict:
+    """Accuracy, parse shares and text scores by language, and their macro and micro averages."""
+    by_language = group_by(rows, lambda row: row["language"])
+    checked = checked_languages(rows)
+    languages = {name: _summarise_part(by_language[name], checked) for name in language_order(by_language)}
+    micro = _summarise_part(rows, checked)
+    texts = [row for row in rows if _is_scored_text(row, checked)]
+    macro = {
+        "n": micro["n"],
+        "chance": metrics.mean(part["chance"] for part in languages.values()),
+        "accuracy": _mean_accuracies([part["accuracy"] for part in languages.values()], micro["accuracy"]),
+        "text": _text_scores(texts, macro=True),
+    }
     by_source = micro["by"].get("source", {})
-    source_mean = {}
-    for column in micro["accuracy"] if by_source else ():
-        counts = {name: (part[column]["right"], part[column]["n"]) for name, part in by_source.items() if column in part}
-        low, high = metrics.macro_interval(counts)
-        source_mean[column] = {"value": metrics.mean(k / n for k, n in counts.values()), "low": low, "high": high}
-    signatures = {column: SIGNATURES[column] for column in micro["accuracy"]}
+    signatures = accuracy_signatures(micro["accuracy"], settings or {})
     for row in texts:
         for name in row["scores"]:
             signatures.setdefault(metric_name(name), {})[row["language"]] = name
-    return {"languages": languages, "macro": macro, "micro": micro, "source_mean": source_mean, "signatures": signatures,
-            "text_items": "human_check_passed" if checked else "all with a reference rationale"}
+    return {"languages": languages, "macro": macro, "micro": micro,
+            "source_mean": _mean_accuracies(list(by_source.values()), micro["accuracy"]) if by_source else {},
+            "signatures": signatures, "text_items": _text_items(texts, checked)}
+
+
+def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
+    by_mode = group_by(rows, lambda row: row["mode"])
+    items = next(by_mode[mode] for mode in MODES if mode in by_mode)
+    docs = [{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]
+    parse = {}
+    for mode in ("answer", "rationale"):
+        found = [row["status"] for row in by_mode.get(mode, [])]
+        if found:
+            parse[mode] = {name: found.count(name) / len(found) for name in ("strict", "lenient", "unparsed")}
+    texts = [row for row in rows if _is_scored_text(row, checked)]
+    result = {"n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
+              "parse": parse, "text": _text_scores(texts), "by": {}}
+    for part, belongs in PARTS.items():
+        chosen = [row for row in rows if belongs(row)]
+        if 0 < len(chosen) < len(rows):
+            result[part] = _accuracies(chosen)
+    for kind in ("options", "topic", "source"):
+        groups = group_by(rows, lambda row, kind=kind: kind_of(row, kind))
+        groups.pop("", None)
+        if len(groups) > 1:
+            result["by"][kind] = {name: _accuracies(groups[name]) for name in sorted(groups)}
+    return result
+
+
+def _accuracies(rows: Sequence[dict]) -> dict[str, dict]:
+    """Every accuracy that these rows have, by column."""
+    result = {}
+    for column, (mode, key) in COLUMNS.items():
+        hits = [row[key] for row in rows if row["mode"] == mode]
+        if hits:
+            low, high = metrics.wilson_interval(sum(hits), len(hits))
+            result[column] = {"value": sum(hits) / len(hits), "low": low, "high": high,
+                              "right": sum(hits), "n": len(hits)}
+    return result
+
+
+def _mean_accuracies(parts: Sequence[dict], columns: Iterable[str]) -> dict[str, dict]:
+    """The unweighted mean of the accuracies of languages (or sources), by column."""
+    result = {}
+    for column in columns:
+        counts = {str(i): (part[column]["right"], part[column]["n"])
+                  for i, part in enumerate(parts) if column in part}
+        low, high = metrics.macro_interval(counts)
+        result[column] = {"value": metrics.mean(k / n for k, n in counts.values()), "low": low, "high": high}
+    return result
+
+
+def _text_scores(rows: Sequence[dict], macro: bool = False) -> dict[str, dict]:
+    """Mean (macro mean over languages) of every text score; with too few items, its interval is 0..1."""
+    columns: dict[str, tuple[list[float], list[str]]] = {}
+    for row in rows:
+        for name, value in row["scores"].items():
+            values, groups = columns.setdefault(metric_name(name), ([], []))
+            values.append(value)
+            groups.append(row["language"])
+    result = {}
+    for metric, (values, groups) in columns.items():
+        low, high = metrics.bootstrap_interval(values, seed=0, groups=groups if macro else None)
+        if low != low:  # nan: nothing is known
+            low, high = min(0.0, *values, 0.0), 1.0
+        value = metrics.macro_mean(values, groups) if macro else metrics.mean(values)
+        result[metric] = {"value": value, "low": low, "high": high, "n": len(values)}
+    return result
+
+
+def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Column -> definition, with the settings that change the number."""
+    result = {}
+    for column in columns:
+        names = [*PROMPT_SETTINGS]
+        if not column.startswith("loglikelihood"):
+            names += WRITING_SETTINGS
+        if column != "official":
+            names.append("equal_options")
+        parts = [f"{name}:{settings[name]}" for name in names if name in settings]
+        result[column] = "|".join([SIGNATURES[column], *parts])
+    return result
 
 
 def metric_name(signature: str) -> str:
-    """Metric and definition without the tokenisation: what can share a row of a table over languages.
+    """Metric and definition without the tokenization: what may share a table row over languages.
 
     >>> metric_name("ROUGE-L|rouge-f1|tok:space|avg:mean-of-items|v1")
     'ROUGE-L|rouge-f1'
@@ -90,15 +183,36 @@ def metric_name(signature: str) -> str:
     return "|".join(signature.split("|")[:2])
 
 
+def checked_languages(rows: Iterable[dict]) -> set[str]:
+    """The languages in which people checked rationales; only there does the check decide what is scored."""
+    return {row["language"] for row in rows if row["doc"]["human_check_passed"]}
+
+
 def counts_for_text(row: dict, checked: bool) -> bool:
-    """Whether a row takes part in BLEU and ROUGE.  # MMedLM: only rationales that passed the human check, where any did."""
+    """Whether BLEU and ROUGE count a row. `checked`: whether people checked rationales of its language."""
+    # MMedLM: only rationales that passed the human check
     return bool(row["scores"]) and (not checked or row["doc"]["human_check_passed"] is True)
 
 
-def kind_of(row: dict, kind: str) -> str:
-    """Where a row stands in a breakdown by "options" (their number), "topic" or "source"; "" if its item does not say.
+def _is_scored_text(row: dict, checked: set[str]) -> bool:
+    return row["mode"] == "rationale" and counts_for_text(row, row["language"] in checked)
 
-    >>> kind_of({"doc": {"options": {"A": "x", "B": "y"}, "extra": {"source": "mmlu", "subject": "anatomy"}}}, "source")
+
+def _text_items(texts: Sequence[dict], checked: set[str]) -> str:
+    """Which items the text scores cover."""
+    languages = language_order(row["language"] for row in texts)
+    by_check = {kind: [name for name in languages if (name in checked) == kind] for kind in (True, False)}
+    if by_check[True] and by_check[False]:
+        return (f"human_check_passed in {', '.join(by_check[True])}; "
+                f"all with a reference rationale in {', '.join(by_check[False])}")
+    return "human_check_passed" if by_check[True] else "all with a reference rationale"
+
+
+def kind_of(row: dict, kind: str) -> str:
+    """The group of a row by "options" (their number), "topic" or "source"; "" if its item does not say.
+
+    >>> extra = {"source": "mmlu", "subject": "anatomy"}
+    >>> kind_of({"doc": {"options": {"A": "x", "B": "y"}, "extra": extra}}, "source")
     'mmlu anatomy'
     """
     doc = row["doc"]
@@ -107,116 +221,107 @@ def kind_of(row: dict, kind: str) -> str:
     name = doc["extra"].get(kind)
     if not isinstance(name, str):
         return ""
-    # MMLU's subjects are benchmarks of their own in the paper's English table
-    name = f"mmlu {doc['extra'].get('subject')}" if kind == "source" and name == "mmlu" else name
-    return name.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written
+    if kind == "source" and name == "mmlu":  # the paper's English table shows its subjects one by one
+        name = f"mmlu {doc['extra'].get('subject')}"
+    return name.encode("utf-8", "replace").decode()
 
 
-def _accuracies(rows: Sequence[dict]) -> dict[str, dict]:
-    """Every accuracy that these rows have, by column."""
-    return {column: accuracy_of(hits) for column, (mode, key) in COLUMNS.items() if (hits := [row[key] for row in rows if row["mode"] == mode])}
-
-
-def _language_summary(rows: Sequence[dict], checked: bool) -> dict:
-    by_mode = {mode: [row for row in rows if row["mode"] == mode] for mode in MODES}
-    items = next(part for part in by_mode.values() if part)
-    result: dict[str, Any] = {
-        "n": len(items), "chance": metrics.chance_level([{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]),
-        "accuracy": _accuracies(rows),
-        "parse": {mode: {status: sum(row["status"] == status for row in by_mode[mode]) / len(by_mode[mode])
-                         for status in ("strict", "lenient", "unparsed")} for mode in ("answer", "rationale") if by_mode[mode]},
-        "text": {}}
-    for part, belongs in (("single", lambda row: "," not in row["gold"]), ("multiple", lambda row: "," in row["gold"]),
-                          ("image_dependent", lambda row: row["doc"]["extra"].get("image_dependent") is True),
-                          ("text_only", lambda row: row["doc"]["extra"].get("image_dependent") is False)):
-        chosen = [row for row in rows if belongs(row)]
-        if chosen and len(chosen) < len(rows):
-            result[part] = _accuracies(chosen)
-    result["by"] = {}
-    for kind in ("options", "topic", "source"):
-        groups: dict[str, list[dict]] = {}
-        for row in rows:
-            if name := kind_of(row, kind):
-                groups.setdefault(name, []).append(row)
-        if len(groups) > 1:
-            result["by"][kind] = {name: _accuracies(groups[name]) for name in sorted(groups)}
-    values: dict[str, list[float]] = {}
-    for row in by_mode["rationale"]:
-        if counts_for_text(row, checked):
-            for name, value in row["scores"].items():
-                values.setdefault(metric_name(name), []).append(value)
-    for metric, column in values.items():
-        score = metrics.summarize(column, metric, seed=0)
-        result["text"][metric] = {"value": float(score), "low": score.low, "high": score.high, "n": score.n}
-    return result
-
-
-# --------------------------------------------------------------------------------------------------------------- table
+# ---- table -------------------------------------------------------------------------------------------------
 
 def headline_metrics(words: str) -> list[str]:
-    """The seven text metrics of the table: ROUGE of rouge-score, or with the official words that of the `rouge` package."""
+    """The seven text scores of the table: with the official words, ROUGE is that of the `rouge` package."""
     rouge = "rouge-f1" if words == "official" else "rouge-score-f1"
     return [f"{name}|{'nltk-method1' if name.startswith('BLEU') else rouge}" for name in TEXT_METRICS]
 
 
 def shown_metrics(summary: dict, words: str) -> list[str]:
-    """Those of `headline_metrics` that a summary has, and every other metric of rationales, such as BERTScore."""
+    """The `headline_metrics` that a summary has, then every other metric of rationales, such as BERTScore."""
     found = summary["micro"]["text"]
-    return [metric for metric in headline_metrics(words) if metric in found] + [metric for metric in found if not metric.startswith(("BLEU-", "ROUGE-"))]
+    others = [metric for metric in found if not metric.startswith(("BLEU-", "ROUGE-"))]
+    return [metric for metric in headline_metrics(words) if metric in found] + others
 
 
 def table(summary: dict, words: str) -> str:
-    """The per-language tables of the terminal."""
-    def cell(part: dict | None) -> str:
-        return "-" if not part or not part["n"] else f"{100 * part['value']:.1f} [{100 * part['low']:.0f}-{100 * part['high']:.0f}]"
+    """The tables of the terminal, one block per topic."""
+    columns = [column for column in COLUMN_TITLES if column in summary["micro"]["accuracy"]]
+    groups = list(summary["languages"].items())
+    groups += [("macro average", summary["macro"]), ("micro average", summary["micro"])]
+    blocks = [_accuracy_block(summary, groups, columns), *_breakdown_blocks(summary, columns),
+              _parse_block(summary, groups), _text_block(summary, groups, words)]
+    return "\n\n".join(block for block in blocks if block)
 
-    accuracy = summary["micro"]["accuracy"]
-    names = {"answer": "answer only", "rationale": "with rationale", "loglikelihood": "logP", "loglikelihood_norm": "logP/token",
-             "official": "official scorer"}
-    shown = [column for column in names if column in accuracy]
-    groups = [*summary["languages"].items(), ("macro average", summary["macro"]), ("micro average", summary["micro"])]
-    rows = [["accuracy, % [95 %]", "n", "chance", *(names[column] for column in shown)]]
+
+def _cell(part: dict | None) -> str:
+    if not part:
+        return "-"
+    return f"{100 * part['value']:.1f} [{100 * part['low']:.0f}-{100 * part['high']:.0f}]"
+
+
+def _accuracy_block(summary: dict, groups: list[tuple[str, dict]], columns: list[str]) -> str:
+    rows = [["accuracy, % [95 %]", "n", "chance", *(COLUMN_TITLES[column] for column in columns)]]
     for name, part in groups:
-        rows.append([name, f"{part['n']:,}", f"{100 * part['chance']:.1f}", *(cell(part["accuracy"][column] | {"n": 1}) for column in shown)])
-    for part in ("single", "multiple", "text_only", "image_dependent"):
-        if part in summary["micro"]:
-            chosen = summary["micro"][part]
-            label = {"single": "one right answer", "multiple": "several right", "text_only": "no image needed", "image_dependent": "needs an image"}
-            rows.append([label[part], f"{next(iter(chosen.values()))['n']:,}", "", *(cell(chosen.get(column)) for column in shown)])
-    blocks = [aligned(rows)]
-    labels = {"options": "by number of options", "topic": "by topic", "source": "by source"}
+        cells = [_cell(part["accuracy"].get(column)) for column in columns]
+        rows.append([name, f"{part['n']:,}", f"{100 * part['chance']:.1f}", *cells])
+    for name, title in PART_TITLES.items():
+        if name in summary["micro"]:
+            part = summary["micro"][name]
+            n = max(score["n"] for score in part.values())
+            rows.append([title, f"{n:,}", "", *(_cell(part.get(column)) for column in columns)])
+    return aligned(rows)
+
+
+def _breakdown_blocks(summary: dict, columns: list[str]) -> list[str]:
+    blocks = []
     for kind, parts in summary["micro"]["by"].items():
         if kind == "source" and len(parts) <= len(summary["languages"]):
-            continue  # a source a language, as in MMedBench: the table above has it
-        rows = [[f"{labels[kind]}, %", "n", *(names[column] for column in shown)]]
+            continue  # one source per language, as in MMedBench: the first table has it
+        title = "by number of options" if kind == "options" else f"by {kind}"
+        rows = [[f"{title}, %", "n", *(COLUMN_TITLES[column] for column in columns)]]
         for name, part in parts.items():
-            rows.append([name, f"{next(iter(part.values()))['n']:,}", *(cell(part.get(column)) for column in shown)])
+            n = max(score["n"] for score in part.values())
+            rows.append([name, f"{n:,}", *(_cell(part.get(column)) for column in columns)])
         if kind == "source":
-            rows.append(["mean of sources", "", *(cell(summary["source_mean"].get(column, {"n": 0}) | {"n": 1}) for column in shown)])
+            means = summary["source_mean"]
+            rows.append(["mean of sources", "", *(_cell(means.get(column)) for column in columns)])
         blocks.append(aligned(rows))
-    modes = list(summary["micro"]["parse"])
-    if modes:
-        rows = [["answers read, %", *(f"{mode}: {status}" for mode in modes for status in ("strict", "lenient", "unparsed"))]]
-        for name, part in groups:
-            if "parse" in part:
-                rows.append([name, *(f"{100 * share:.1f}" for mode in modes for share in part["parse"][mode].values())])
-        blocks.append(aligned(rows))
-    text = shown_metrics(summary, words)
-    if text:
-        rows = [["rationale, x 100", "n", *(metric.split("|")[0] for metric in text)]]
-        for name, part in groups:
-            if part["text"]:
-                scores = [part["text"].get(metric) for metric in text]
-                rows.append([name, f"{max(score['n'] for score in scores if score):,}", *(f"{100 * score['value']:.2f}" if score else "-" for score in scores)])
-        blocks.append(aligned(rows) + f"\n({', '.join(sorted({m.split('|')[1] for m in text}))}; items: {summary['text_items']})")
-    return "\n\n".join(blocks)
+    return blocks
+
+
+def _parse_block(summary: dict, groups: list[tuple[str, dict]]) -> str:
+    shares = {mode: list(part) for mode, part in summary["micro"]["parse"].items()}
+    if not shares:
+        return ""
+    rows = [["answers read, %", *(f"{mode}: {status}" for mode in shares for status in shares[mode])]]
+    for name, part in groups:
+        if part.get("parse"):
+            cells = [f"{100 * part['parse'][mode][status]:.1f}" for mode in shares for status in shares[mode]]
+            rows.append([name, *cells])
+    return aligned(rows)
+
+
+def _text_block(summary: dict, groups: list[tuple[str, dict]], words: str) -> str:
+    shown = shown_metrics(summary, words)
+    if not shown:
+        return ""
+    rows = [["rationale, x 100", "n", *(metric.split("|")[0] for metric in shown)]]
+    for name, part in groups:
+        scores = [part["text"].get(metric) for metric in shown]
+        n = max((score["n"] for score in scores if score), default=0)
+        rows.append([name, f"{n:,}", *(f"{100 * score['value']:.2f}" if score else "-" for score in scores)])
+    definitions = ", ".join(sorted({metric.split("|")[1] for metric in shown}))
+    note = f"({definitions}; items: {summary['text_items']})"
+    without = [name for name, part in summary["languages"].items() if not part["text"]]
+    if without:
+        note += f"\n(the averages leave out {', '.join(without)}: no reference rationales to score)"
+    return f"{aligned(rows)}\n{note}"
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """A table for the terminal; names in it come from files."""
+    """A table for the terminal; control characters, which names from files may contain, are removed."""
     rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
-                     for row in rows)
-
-
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mmed.evaluation.published import ENGLISH_SOURCES, published, published_english
+from mmed.evaluation.published import ENGLISH_SOURCES, PUBLISHED_WORDS, published, published_english
 from mmed.evaluation.summary import COLUMNS, shown_metrics
 from mmed.reporting.read_results import SETTINGS, Result
 from mmed.utils.untrusted import as_name
@@ -122,7 +122,7 @@ def _text_tables(results: Sequence[Result], languages: list[str], with_published
                 table = _table(having, lambda part, metric=metric: part["text"].get(metric), languages)
                 table.title, table.main, table.decimals = f"{name} of rationales", name in ("BLEU-1", "ROUGE-1"), 2
                 table.note = f"Times 100; {definition}, words: {words}, items: {items}."
-                if with_published and table.main:
+                if with_published and table.main and words == PUBLISHED_WORDS:
                     _add_published(table, name, languages)
                 found.append(table)
     return found

@@ -1,7 +1,9 @@
-"""MMedBench inside lm-evaluation-harness: the same prompts, choices and parser as `python -m mmed.eval`, which must be importable.
+"""MMedBench inside lm-evaluation-harness: the prompts, choices and parser of `python -m mmed.eval`.
 
-In: what the harness gets as --metadata: data (a folder such as MMedBench/Test), and if wanted style, shots, train, seed. Out: for each
-language a split "test" of documents; for generation the scores of a text. See README.md here for the commands and for what is compared.
+Input:  what the harness gets as --metadata: data (a folder such as MMedBench/Test), and optionally style,
+shots,
+        train, seed. `mmed` must be importable.
+Output: for each language a split "test" of documents; for generation, the scores of a text. See README.md.
 """
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, pick_examples, r
 from mmed.utils.errors import UserError
 
 
-def load(language: str, data: str = "", style: str = "clean", shots: int = 0, train: str = "", seed: int = 0, **_: object) -> dict:
-    """The questions of one language as documents: prompt, choices, place of the right one, and the item itself."""
+def load(
+    language: str, data: str = "", style: str = "clean", shots: int = 0, train: str = "", seed: int = 0,
+    **_: object,
+) -> dict:
+    """The questions of one language as documents: prompt, choices, index of the right one, and the item."""
     from datasets import Dataset
 
     if not data:
@@ -25,16 +30,20 @@ def load(language: str, data: str = "", style: str = "clean", shots: int = 0, tr
     examples = read_items(Path(train) / f"{language}.jsonl") if shots else []
     documents = []
     for item in read_items(Path(data) / f"{language}.jsonl"):
-        choices = candidates(item)
+        choices, answer = candidates(item), ",".join(item.answer)
+        chosen = pick_examples(examples, item, shots, seed) if shots else []
         documents.append({
-            "id": item.key, "prompt": build_few_shot(item, pick_examples(examples, item, shots, seed) if shots else [], False, style),
-            "choices": [ANSWER_FORM.format(letters=letters) for letters in choices], "gold": choices.index(",".join(item.answer)),
-            "answer": ",".join(item.answer), "language": item.language, "question": item.question, "options": json.dumps(item.options, ensure_ascii=False)})
+            "id": item.key, "prompt": build_few_shot(item, chosen, False, style),
+            "choices": [ANSWER_FORM.format(letters=letters) for letters in choices],
+            "gold": choices.index(answer), "answer": answer, "language": item.language,
+            "question": item.question, "options": json.dumps(item.options, ensure_ascii=False)})
     return {"test": Dataset.from_list(documents)}
 
 
 def score(document: dict, results: list[str]) -> dict[str, float]:
-    """The scores of a text: exact match by our parser and by the published scorer, and whether no answer could be read."""
-    item = ExamItem(document["question"], json.loads(document["options"]), tuple(document["answer"].split(",")), "", document["language"], document["id"])
+    """Exact match by our parser and by the published scorer, and whether no answer could be read."""
+    options, answer = json.loads(document["options"]), tuple(document["answer"].split(","))
+    item = ExamItem(document["question"], options, answer, "", document["language"], document["id"])
     row = text_row(item, "answer", "", cut_at_answer(results[0]), "default")
-    return {"acc": float(row["correct"]), "acc_official": float(row["official_match"]), "unparsed": float(row["status"] == "unparsed")}
+    return {"acc": float(row["correct"]), "acc_official": float(row["official_match"]),
+            "unparsed": float(row["status"] == "unparsed")}

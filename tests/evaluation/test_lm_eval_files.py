@@ -71,7 +71,7 @@ def harness(world: Path, task: str, **metadata) -> dict:
 
 
 def ours(world: Path, out: Path, *more: str) -> tuple[dict, list[dict]]:
-    evaluation.main(["--model", str(world / "model"), "--data", str(world / "Test"), "--out", str(out), "--slots", "4", *more])
+    evaluation.main(["--model", str(world / "model"), "--data", str(world / "Test"), "--out", str(out), "--batch_size", "4", *more])
     own, rows = load_results(out)
     return own, list(rows)
 

@@ -394,7 +394,7 @@ def test_a_row_that_stands_twice_is_refused(tmp_path, rng):
     folder = make_result(tmp_path / "r", make_items(rng, 2, ("English",)), rng)
     text = (folder / "predictions.jsonl").read_text()
     (folder / "predictions.jsonl").write_text(text + text.splitlines()[3] + "\n")
-    with pytest.raises(UserError, match=r"predictions\.jsonl:7: item .* stands there twice"):
+    with pytest.raises(UserError, match=r"predictions\.jsonl:7: item .* occurs twice"):
         list(load_results(folder)[1])
 
 
@@ -462,7 +462,7 @@ def test_a_radar_has_a_point_for_every_value_where_it_belongs():
 
 
 def test_tables_of_rationales_show_the_published_rows_folded(tmp_path, rng):
-    folder = make_result(tmp_path / "a", make_items(rng), rng)
+    folder = make_result(tmp_path / "a", make_items(rng), rng, words="official")
     report.main([str(folder), "--published", "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<summary>BLEU-1 of rationales, with the published rows</summary>") == 1

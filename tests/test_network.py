@@ -17,7 +17,7 @@ OPENING = {"socket", "ssl", "http", "urllib.request", "ftplib", "smtplib", "popl
            "aiohttp", "urllib3", "openai", "websockets", "huggingface_hub", "ray"}
 FETCHING = {"get_encoding", "encoding_for_model", "from_pretrained", "hf_hub_download", "snapshot_download", "load_dataset", "urlopen", "urlretrieve", "fetch_url",
             "download", "load_state_dict_from_url"}
-ALLOWED = {"mmed.evaluation.api_client": "openai", "data_prep.sources.http_get": "http, socket, ssl", "data_prep.pipeline.cluster": "ray"}
+ALLOWED = {"mmed.evaluation.api_client": "openai", "data_prep.sources.http_get": "http, socket, ssl"}
 
 
 def imports(tree: ast.AST):
@@ -69,7 +69,7 @@ def test_the_help_of_a_command_that_may_use_the_network_says_so(command):
 
 def test_the_commands_that_may_use_the_network_are_these():
     assert {name for name in COMMANDS if reached(name) & set(ALLOWED)} - STARTS_OTHERS == \
-        {"mmed.eval", "mmed.human_eval.rating", "data_prep.rationales", "data_prep.fetch_site", "data_prep.pipeline.cluster"}
+        {"mmed.eval", "mmed.human_eval.rating", "data_prep.rationales", "data_prep.fetch_site"}
 
 
 @pytest.mark.parametrize("address", [("192.0.2.1", 80), ("2001:db8::1", 80, 0, 0)])

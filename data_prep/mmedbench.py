@@ -100,16 +100,15 @@ def problem_with(raw: Raw) -> str | None:
     return None
 
 
-def equal_options(options: dict[str, str]) -> list[list[str]]:
-    """Groups of letters whose texts differ only in white space and case: such an item has no unique answer.
+def equal_options(options: dict[str, str]) -> list[str]:
+    """Letters whose text differs from another option's only in white space and case: no unique answer.
 
     >>> equal_options({"A": "aspirin", "B": "Heparin", "C": " heparin "})
-    [['B', 'C']]
+    ['B', 'C']
     """
-    letters: dict[str, list[str]] = {}
-    for letter, text in options.items():
-        letters.setdefault(" ".join(text.casefold().split()), []).append(letter)
-    return [group for text, group in letters.items() if text and len(group) > 1]
+    folded = {letter: " ".join(text.casefold().split()) for letter, text in options.items()}
+    counts = Counter(folded.values())
+    return [letter for letter, text in folded.items() if text and counts[text] > 1]
 
 
 def as_item(raw: Raw, licence: str | None) -> dict[str, Any]:

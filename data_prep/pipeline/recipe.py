@@ -162,7 +162,7 @@ def _source_command(recipe: Recipe, source: Source) -> list[str]:
     if source.licence:
         command += ["--licence", source.licence]
     if source.kind == "book":
-        return ["data_prep.books", *command, *([] if recipe.ocr else ["--no-ocr"])]
+        return ["data_prep.books", *command, *([] if recipe.ocr else ["--no_ocr"])]
     command += ["--source", source.kind]
     if source.kind == "site":
         return ["data_prep.web_pages", *command]

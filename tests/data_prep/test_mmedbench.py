@@ -289,7 +289,7 @@ def test_blank_and_equal_options_are_flagged_and_counted(tmp_path):
              {"question": "R", "options": {"A": "", "B": "", "C": "z"}, "answer_idx": "C"}]
     source = write(tmp_path / "test.jsonl", items)
     equal, blank = run(tmp_path / "out", "--source", f"custom={source}", "--language", "en", "--map", MAP)["Test/English.jsonl"]
-    assert equal["equal_options"] == [["B", "C"]] and blank["blank_options"] == ["A", "B"] and "equal_options" not in blank
+    assert equal["equal_options"] == ["B", "C"] and blank["blank_options"] == ["A", "B"] and "equal_options" not in blank
     row, = json.loads((tmp_path / "out" / "counts.json").read_text())["table"]
     assert row["equal_options"] == row["blank_options"] == 1 and "1 with two equal options" in row["why"]
 

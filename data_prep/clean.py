@@ -1,19 +1,21 @@
-"""Cleaning that the paper lacks: drop documents in other languages, mask e-mail addresses and telephone numbers.
+"""Cleaning that the paper lacks: drop documents in other languages, mask e-mail addresses and telephone
+numbers.
 
-    python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal] [--source corpus]
+    python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal] [--source
+    corpus]
 
-In:  documents (data_prep/documents.py). Out: OUT/kept, OUT/dropped with `reason`, OUT/funnel.json with all counts.
-Without either option documents pass unchanged: so a corpus that needs no filter gets its `source` and `licence`, and the
-format that the other steps write.
+In:  documents (data_prep/documents.py). Out: OUT/kept, OUT/dropped with `reason`, OUT/funnel.json with all
+counts. Without either option documents pass unchanged: so a corpus that needs no filter gets its `source` and
+`licence`, and the format that the other steps write.
 
 1. A document that names another language than --language is dropped.
-2. --language_id (extra langid): py3langid gives each of 140 languages a probability, from samples of a long text. A
-   document stays if its language has at least LIKELY, variants of it (`language_id` in its file) counted together.
-   Texts below SHORTEST_BYTES say too little; they stay and are counted.
+2. --language_id (extra langid): py3langid gives each of 140 languages a probability, from samples of a long
+   text. A document stays if its language has at least LIKELY, variants of it (`language_id` in its file)
+   counted together. Texts below SHORTEST_BYTES say too little; they stay and are counted.
 3. --mask_personal: data_prep/filters/personal_data.py.
 
-LIKELY was chosen on one half of labelled real texts in six languages and measured on the other. Documents kept in their
-own language / kept although they are in another of the six, in percent:
+LIKELY was chosen on one half of labelled real texts in six languages and measured on the other. Documents
+kept in their own language / kept although they are in another of the six, in percent:
 
              en          zh          ja          fr          ru          es
   whole      100  / 0.1  99.6 / 0    100  / 0    100  / 0    100  / 0    99.8 / 0
@@ -99,7 +101,8 @@ def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
 def clean_options(language: str, language_id: bool, mask_personal: bool) -> dict[str, Any]:
     """All that the result depends on."""
     code = get_language(language_code(language)).code
-    options = {"language": code, "language_id": language_id, "mask_personal": mask_personal, "version": VERSION}
+    options = {"language": code, "language_id": language_id, "mask_personal": mask_personal,
+               "version": VERSION}
     if language_id:
         if code not in _identifier().labels:
             raise UserError(f"--language_id: py3langid does not know the language {code!r}; omit the option")
@@ -108,10 +111,12 @@ def clean_options(language: str, language_id: bool, mask_personal: bool) -> dict
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.clean", description="Drop documents in other languages, mask personal "
+    parser = Parser(prog="python -m data_prep.clean", description="Drop documents in other languages, mask "
+                                                                  "personal "
                     "data; or neither, to take a corpus in as it is.")
     add_shard_arguments(parser)
-    parser.add_argument("--language", required=True, help="code or name; documents that name another are dropped")
+    parser.add_argument("--language", required=True, help="code or name; documents that name another are "
+                                                          "dropped")
     parser.add_argument("--language_id", "--language-id", action="store_true",
                         help="drop documents whose text is in another language")
     parser.add_argument("--mask_personal", "--mask-personal", action="store_true",

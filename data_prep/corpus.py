@@ -1,16 +1,17 @@
-"""A whole corpus by one command: web pages, books, health sites and existing corpora, as one recipe lists them.
+"""A whole corpus by one command: web pages, books, health sites and existing corpora, as one recipe lists
+them.
 
     python -m data_prep.corpus examples/corpus.toml --out mmedc --workers 16
 
 In:  a recipe (TOML; `examples/corpus.toml` explains every key). Its paths are relative to the recipe file.
-Out: OUT/sources/LANGUAGE-N      documents of each source: filtered (web), read (book, site) or as they are (corpus)
-     OUT/clean, unique, uncontaminated/LANGUAGE    after language identification and masking, deduplication and
-                                 decontamination, which the paper lacks
+Out: OUT/sources/LANGUAGE-N      documents of each source: filtered (web), read (book, site) or as they are
+     (corpus) OUT/clean, unique, uncontaminated/LANGUAGE    after language identification and masking,
+                                 deduplication and decontamination, which the paper lacks
      OUT/streams/LANGUAGE        token streams, and LANGUAGE-held-out
      OUT/corpus.json, OUT/README.md, OUT/report.html    all counts, a dataset card, a page with pictures
 
-Each step is a command of its own (`--list` prints them) and is done once; stopped at any moment, the same command goes on
-(data_prep/pipeline/plan.py).
+Each step is a command of its own (`--list` prints them) and is done once; stopped at any moment, the same
+command goes on (data_prep/pipeline/plan.py).
 """
 from __future__ import annotations
 
@@ -25,10 +26,12 @@ from mmed.utils.errors import Parser, UsageError, main_guard
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.corpus",
-                    description="From raw pages, books, sites and corpora to token streams, as a recipe says.")
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="examples/corpus.toml explains the keys")
+                    description="Raw pages, books, sites and corpora to token streams, as a recipe says.")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml",
+                        help="examples/corpus.toml explains the keys")
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each doing one file at a time (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each doing one file at a time "
+                                                               "(default: 1)")
     parser.add_argument("--list", action="store_true", help="print the commands and do nothing")
     given = parser.parse_args(arguments)
     if given.workers < 1:

@@ -6,15 +6,17 @@ In:  documents (data_prep/documents.py) and exam items in JSONL (`question`), a 
 Out: OUT/kept; OUT/dropped with `reason` "benchmark question" and `items` (FILE:LINE of the questions found);
      OUT/funnel.json.
 
-1. Each question gives its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script without
-   spaces (about the same length of speech); a shorter question is one n-gram if it has SHORTEST_WORDS or
-   SHORTEST_CHARACTERS. Tokens are those of data_prep/filters/minhash.py: case, width and punctuation do not matter.
-2. An n-gram that more than COMMON questions share ("which of the following is the most likely diagnosis ...") says
-   nothing about one of them and is not looked for, unless a question has no other.
+1. Each question gives its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script
+   without spaces (about the same length of speech); a shorter question is one n-gram if it has SHORTEST_WORDS
+   or SHORTEST_CHARACTERS. Tokens are those of data_prep/filters/minhash.py: case, width and punctuation do
+   not matter.
+2. An n-gram that more than COMMON questions share ("which of the following is the most likely diagnosis ...")
+   says nothing about one of them and is not looked for, unless a question has no other.
 3. A document is dropped if it contains one n-gram. N-grams are compared by 64-bit hashes.
 
-DIFFERS: the official code does not look for benchmark questions in the corpus. N-grams of 13 words are GPT-3's (Brown et
-al. 2020, appendix C). Questions too short to be told from ordinary sentences are counted and named, not looked for.
+DIFFERS: the official code does not look for benchmark questions in the corpus. N-grams of 13 words are
+GPT-3's (Brown et al. 2020, appendix C). Questions too short to be told from ordinary sentences are counted
+and named, not looked for.
 """
 from __future__ import annotations
 
@@ -61,10 +63,12 @@ def read_items(path: Path) -> list[tuple[str, str]]:
 def question_ngrams(question: str) -> list[tuple[int, int]]:
     """(size in tokens, hash) of each n-gram of a question; none if it is too short.
 
-    >>> [size for size, _ in question_ngrams("one two three four five six seven eight nine ten eleven twelve 13 14")]
+    >>> [size for size, _ in question_ngrams("one two three four five six 7 8 9 10 11 12 13 14")]
     [13, 13]
-    >>> [size for size, _ in question_ngrams("Which vitamin is missing in scurvy?")], question_ngrams("Why is that?")
-    ([6], [])
+    >>> [size for size, _ in question_ngrams("Which vitamin is missing in scurvy?")]
+    [6]
+    >>> question_ngrams("Why is that?")
+    []
     """
     words = minhash.token_hashes(question)
     count = len(words.hashes)
@@ -100,9 +104,11 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 @functools.cache
 def _load(path: str, digest: str) -> dict[int, tuple[np.ndarray, dict[int, list[str]]]]:
-    """size -> (sorted hashes, questions by hash); digest: of the file, so that another benchmark is loaded anew."""
+    """size -> (sorted hashes, questions by hash); digest: of the file, so that another benchmark is loaded
+    anew."""
     stored = read_json(path)
-    by_size = {int(size): {int(value): names for value, names in ngrams.items()} for size, ngrams in stored.items()}
+    by_size = {int(size): {int(value): names for value, names in ngrams.items()}
+               for size, ngrams in stored.items()}
     return {size: (np.array(sorted(ngrams), np.uint64), ngrams) for size, ngrams in by_size.items()}
 
 
@@ -129,24 +135,29 @@ def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, optio
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.decontaminate", description="Drop documents with a benchmark question.")
+    parser = Parser(prog="python -m data_prep.decontaminate",
+                    description="Drop documents with a benchmark question.")
     add_shard_arguments(parser)
-    parser.add_argument("--benchmark", required=True, help="exam items (JSONL with `question`): a file or a folder")
+    parser.add_argument("--benchmark", required=True, help="exam items (JSONL with `question`): a file or a "
+                                                           "folder")
     given = parser.parse_args(argv)
     items = read_items(Path(given.benchmark))
     ngrams, short = benchmark_ngrams(items)
     if not ngrams:
-        raise UserError(f"--benchmark={given.benchmark}: all {len(items)} questions are too short to look for")
+        raise UserError(f"--benchmark={given.benchmark}: all {len(items)} questions are too short")
     if short:
-        print(f"{len(short)} of {len(items)} questions are too short to look for: {', '.join(short[:MOST_ITEMS])}",
+        print(f"{len(short)} of {len(items)} questions are too short to look for: "
+              f"{', '.join(short[:MOST_ITEMS])}",
               file=sys.stderr)
-    content = {str(size): {str(value): names for value, names in found.items()} for size, found in ngrams.items()}
+    content = {str(size): {str(value): names for value, names in found.items()}
+               for size, found in ngrams.items()}
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-    path = Path(given.out) / f"ngrams-{digest}.json"  # its name is its content: another benchmark has another file
+    path = Path(given.out) / f"ngrams-{digest}.json"  # another benchmark has another file
     if not path.exists():
         write_json(path, content)
     options = {"ngrams": str(path), "digest": digest, "version": minhash.VERSION}
-    run_step(decontaminate_shard, "decontaminate", options, given, f"decontaminate ({len(items) - len(short)} questions)")
+    run_step(decontaminate_shard, "decontaminate", options, given,
+             f"decontaminate ({len(items) - len(short)} questions)")
     return 0
 
 

@@ -2,26 +2,28 @@
 
     python -m data_prep.dedup IN... --out DIR [--threshold 0.8] [--workers N]
 
-In:  documents (data_prep/documents.py), any number of files. Out: OUT/kept; OUT/dropped with `reason` ("exact duplicate"
-     or "near duplicate"), `duplicate_of` (the id of a kept document) and `jaccard` (checked on the texts) or
-     `estimated_jaccard` (from the signatures); OUT/funnel.json; OUT/signatures, which may be deleted afterwards.
+In:  documents (data_prep/documents.py), any number of files. Out: OUT/kept; OUT/dropped with `reason` ("exact
+     duplicate" or "near duplicate"), `duplicate_of` (the id of a kept document) and `jaccard` (checked on the
+     texts) or `estimated_jaccard` (from the signatures); OUT/funnel.json; OUT/signatures, which may be
+     deleted afterwards.
 
     sign    each shard: signatures (data_prep/filters/minhash.py), hash of the normal form, length
-    decide  over all shards: pairs that agree on a whole band of the signature are candidates; an estimate clearly above
-            the threshold is a duplicate, clearly below is not; in between, the true similarity of the texts decides
-    write   each shard: kept and dropped documents
+    decide  over all shards: pairs that agree on a whole band of the signature are candidates; an estimate
+            clearly above the threshold is a duplicate, clearly below is not; in between, the true similarity
+    of the texts decides write   each shard: kept and dropped documents
 
 On a cluster, sign and write are run by many tasks (`--stage sign --shard i/n`), decide by one.
 
-The longest of similar documents stays; ties are broken by hashes of the content, so neither file order nor the number of
-workers matters. A document is dropped only if it is like a document that stays: unlike connected components (datatrove),
-a chain of small edits cannot remove a document that is dissimilar to the one kept.
+The longest of similar documents stays; ties are broken by hashes of the content, so neither file order nor
+the number of workers matters. A document is dropped only if it is like a document that stays: unlike
+connected components (datatrove), a chain of small edits cannot remove a document that is dissimilar to the
+one kept.
 
-Memory while deciding: about 100 bytes a document, and the hashed shingles of the pairs to be checked; signatures are
-read from one file on disk (256 bytes a document).
+Memory while deciding: about 100 bytes a document, and the hashed shingles of the pairs to be checked;
+signatures are read from one file on disk (256 bytes a document).
 
-DIFFERS: the official code removes no duplicates (CulturaX was deduplicated before). We do, as an optional step, since
-books, sites and web pages repeat each other.
+DIFFERS: the official code removes no duplicates (CulturaX was deduplicated before). We do, as an optional
+step, since books, sites and web pages repeat each other.
 """
 from __future__ import annotations
 
@@ -39,8 +41,8 @@ from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.filters import minhash
 from data_prep.pipeline.shards import (
     READING,
-    Share,
     ShardWriter,
+    Share,
     add_shard_arguments,
     fingerprint,
     gather_funnel,
@@ -78,7 +80,7 @@ def band_shape(threshold: float, permutations: int = minhash.PERMUTATIONS) -> tu
     return permutations, 1
 
 
-# ---- sign --------------------------------------------------------------------------------------------------------
+# ---- sign ----------------------------------------------------------------------------------------
 
 
 def sign_shard(path: Path, name: str, folder: Path, options: dict[str, Any]) -> int:
@@ -120,10 +122,11 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 def _record_hash(document: Document) -> int:
     """Tells records of one text apart, whatever file they are in."""
     rest = json.dumps([document.id, document.language, document.source, document.meta], sort_keys=True)
-    return int.from_bytes(hashlib.blake2b(f"{rest}\0{document.text}".encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(f"{rest}\0{document.text}".encode(), digest_size=8).digest(),
+                          "little")
 
 
-# ---- decide ------------------------------------------------------------------------------------------------------
+# ---- decide --------------------------------------------------------------------------------------
 #
 #   index   position of a document among all, in the order of the shards and of their rows
 #   rank    position from the best (longest) to the worst; everything below speaks of ranks
@@ -146,7 +149,8 @@ class Signed:
         self.order = np.lexsort((table["record"], table["exact"], -table["characters"]))
         self.exact, self.tokens = table["exact"][self.order], table["tokens"][self.order]
         shape = (len(table), minhash.PERMUTATIONS)
-        self.minima = np.memmap(folder / "all.minima", "<u2", "r", shape=shape) if len(table) else np.zeros(shape, "<u2")
+        self.minima = np.memmap(folder / "all.minima", "<u2", "r",
+                                shape=shape) if len(table) else np.zeros(shape, "<u2")
 
     def place(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(shard, row) of documents."""
@@ -177,8 +181,8 @@ class Signed:
 
 @dataclass
 class Verdict:
-    """By rank: the kept document that each is a duplicate of, or -1; their similarity (2: exact copies); was it checked
-    on the texts?"""
+    """By rank: the kept document that each is a duplicate of, or -1; their similarity (2: exact copies); was
+    it checked on the texts?"""
 
     duplicate_of: np.ndarray
     similarity: np.ndarray
@@ -201,7 +205,8 @@ def _linked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def candidate_pairs(signed: Signed, among: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (better, worse) that agree on some band: each document with the band's best and the next better one."""
+    """Pairs (better, worse) that agree on some band: each document with the band's best and the next better
+    one."""
     pairs = np.zeros(0, np.uint64)
     bands, rows = band_shape(threshold)
     for band in range(bands):
@@ -212,7 +217,8 @@ def candidate_pairs(signed: Signed, among: np.ndarray, threshold: float) -> tupl
     return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def decide(signed: Signed, threshold: float, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Verdict:
+def decide(signed: Signed, threshold: float,
+           compare: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Verdict:
     """Which documents are duplicates; `compare` gives the true similarity of pairs."""
     count = len(signed.order)
     verdict = Verdict(np.full(count, -1), np.full(count, 2.0), np.zeros(count, bool))
@@ -229,7 +235,7 @@ def decide(signed: Signed, threshold: float, compare: Callable[[np.ndarray, np.n
     alike = np.flatnonzero(value >= threshold)
     for pair in alike[np.lexsort((better[alike], worse[alike]))]:
         one, other = better[pair], worse[pair]
-        if verdict.duplicate_of[one] < 0 and verdict.duplicate_of[other] < 0:  # the better one is already decided
+        if verdict.duplicate_of[one] < 0 and verdict.duplicate_of[other] < 0:  # the better one is decided
             verdict.duplicate_of[other], verdict.similarity[other] = one, value[pair]
             verdict.checked[other] = unsure[pair]
     # An exact copy of a dropped document is a near duplicate of what that one was dropped for.
@@ -250,18 +256,21 @@ def shingle_shard(path: Path, rows: list[int], options: dict[str, Any]) -> list[
     return found
 
 
-def true_similarities(signed: Signed, one: np.ndarray, other: np.ndarray, paths: list[Path], options: dict[str, Any],
+def true_similarities(signed: Signed, one: np.ndarray, other: np.ndarray, paths: list[Path],
+                      options: dict[str, Any],
                       workers: int) -> np.ndarray:
     """The Jaccard similarity of pairs, from their texts, which are read again."""
     parts = list(_by_shard(signed, np.unique(np.concatenate([one, other]))))
     jobs = [(paths[number], rows.tolist(), options) for number, _, rows in parts]
     found = run_jobs(shingle_shard, jobs, workers, "compare", [str(job[0]) for job in jobs])
-    shingles = {rank: hashes for (_, ranks, _), part in zip(parts, found) for rank, hashes in zip(ranks.tolist(), part)}
+    shingles = {rank: hashes for (_, ranks, _), part in zip(parts, found)
+                for rank, hashes in zip(ranks.tolist(), part)}
     return np.array([minhash.jaccard(shingles[a], shingles[b]) for a, b in zip(one.tolist(), other.tolist())])
 
 
 def write_verdicts(signed: Signed, verdict: Verdict, names: list[str], folder: Path) -> None:
-    """For each shard a file with [row, reason, id of the kept document, key, similarity] of what is dropped."""
+    """For each shard a file with [row, reason, id of the kept document, key, similarity] of what is
+    dropped."""
     dropped = np.flatnonzero(verdict.duplicate_of >= 0)
     kept = np.unique(verdict.duplicate_of[dropped])
     ids: dict[int, str] = {}
@@ -280,7 +289,8 @@ def write_verdicts(signed: Signed, verdict: Verdict, names: list[str], folder: P
             lines.setdefault(number, []).append(line)
     for number, name in enumerate(names):
         documents = int(signed.first[number + 1] - signed.first[number])
-        write_json(folder / f"{name}.verdicts.json", {"documents": documents, "dropped": lines.get(number, [])})
+        write_json(folder / f"{name}.verdicts.json",
+                   {"documents": documents, "dropped": lines.get(number, [])})
 
 
 def _by_shard(signed: Signed, ranks: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -292,7 +302,7 @@ def _by_shard(signed: Signed, ranks: np.ndarray) -> Iterator[tuple[int, np.ndarr
         yield int(shard[part[0]]), ranks[part], row[part]
 
 
-# ---- write -------------------------------------------------------------------------------------------------------
+# ---- write ---------------------------------------------------------------------------------------
 
 
 def write_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
@@ -307,12 +317,14 @@ def write_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
         else:
             shard.keep(document)
     if count != verdicts["documents"]:
-        raise UserError(f"{options['verdicts']}: {verdicts['documents']} documents were signed and {count} are there "
+        raise UserError(f"{options['verdicts']}: {verdicts['documents']} documents were signed and {count} "
+                        f"are there "
                         "now: the input changed; start again")
 
 
 def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = THRESHOLD, workers: int = 1,
-                options: dict[str, Any] | None = None, stage: str = "all", share: Share | None = None) -> Funnel | None:
+                options: dict[str, Any] | None = None, stage: str = "all", share: Share
+                | None = None) -> Funnel | None:
     """Sign, decide, write, or one of these; finished shards are skipped. options: as in `process_shard`."""
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold={threshold}: must be above 0 and at most 1")
@@ -337,7 +349,8 @@ def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = TH
             if not verdicts.is_file():
                 raise UserError(f"{verdicts}: missing; run --stage decide first")
             digest = hashlib.sha256(verdicts.read_bytes()).hexdigest()
-            jobs.append((write_shard, path, name, out, {**options, "verdicts": str(verdicts), "digest": digest}, "dedup"))
+            jobs.append((write_shard, path, name, out,
+                         {**options, "verdicts": str(verdicts), "digest": digest}, "dedup"))
         run_jobs(process_shard, jobs, workers, "write", labels, share)
         return None if share else gather_funnel(out, names, "dedup", threshold=threshold)
 
@@ -346,7 +359,8 @@ def _decide(names: list[str], paths: list[Path], folder: Path, threshold: float,
             workers: int) -> None:
     missing = [name for name in names if not (folder / f"{name}.json").is_file()]
     if missing:
-        raise UserError(f"{folder}: {len(missing)} shards are not signed ({missing[0]}); run --stage sign first")
+        raise UserError(f"{folder}: {len(missing)} shards are not signed ({missing[0]}); run --stage sign "
+                        f"first")
     signed = Signed(folder, names)
     verdict = decide(signed, threshold, lambda one, other: true_similarities(
         signed, one, other, paths, options, workers))
@@ -354,13 +368,17 @@ def _decide(names: list[str], paths: list[Path], folder: Path, threshold: float,
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.dedup", description="Remove exact and near duplicates from the corpus.")
+    parser = Parser(prog="python -m data_prep.dedup", description="Remove exact and near duplicates from "
+                                                                  "the corpus.")
     add_shard_arguments(parser)
     parser.add_argument("--threshold", type=float, default=THRESHOLD,
-                        help="Jaccard similarity of shingles from which texts are duplicates (default: %(default)s)")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="one stage only, for jobs on a cluster")
+                        help="Jaccard similarity of shingles from which texts are duplicates (default: "
+                             "%(default)s)")
+    parser.add_argument("--stage", choices=STAGES, default="all",
+                        help="one stage only, for jobs on a cluster")
     given = parser.parse_args(argv)
-    funnel = deduplicate(given.inputs, given.out, given.threshold, given.workers, shard_options(given), given.stage,
+    funnel = deduplicate(given.inputs, given.out, given.threshold, given.workers, shard_options(given),
+                         given.stage,
                          given.shard)
     if funnel:
         print_funnel(funnel, "dedup")

@@ -1,14 +1,17 @@
 """The document: reading it from any corpus file, writing it as JSON lines, counting what was dropped and why.
 
-In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one document a record; .txt, one document a
-     file, or with `paragraphs` one between blank lines. The text is in `text`, `content` or `raw_content`, or in the
-     field that --text_field names (`a.b` is field b of the nested field a). `language` (or `lang`) may be written in
-     any standard. `source`, `id` and `meta` are read; every other field goes into `meta`.
-Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason (`Funnel`).
+In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one document a record; .txt, one
+     document a file, or with `paragraphs` one between blank lines. The text is in `text`, `content` or
+     `raw_content`, or in the field that --text_field names (`a.b` is field b of the nested field a).
+     `language` (or `lang`) may be written in any standard. `source`, `id` and `meta` are read; every other
+     field goes into `meta`.
+Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason
+     (`Funnel`).
 
-Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its reason
-with file:line, and reading continues; with `strict` it stops the run. A file whose records all lack the text is an
-error that lists the fields found. Text is normalised once, here; normalising twice changes nothing.
+Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its
+reason with file:line, and reading continues; with `strict` it stops the run. A file whose records all lack
+the text is an error that lists the fields found. Text is normalised once, here; normalising twice changes
+nothing.
 """
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ from mmed.utils.files import atomic_write
 FORMAT_VERSION = 2  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
-SUFFIXES = (".parquet", *(kind + packed for kind in (*JSON_LINES, ".json", ".txt") for packed in ("", *PACKED)))
+SUFFIXES = (".parquet", *(kind + packed for kind in (*JSON_LINES, ".json", ".txt")
+                          for packed in ("", *PACKED)))
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
@@ -52,7 +56,8 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"text": self.text, "language": self.language, "source": self.source, "id": self.id, "meta": self.meta}
+        return {"text": self.text, "language": self.language, "source": self.source, "id": self.id,
+                "meta": self.meta}
 
 
 def normalise_text(text: str) -> str:
@@ -67,7 +72,7 @@ def normalise_text(text: str) -> str:
     return unicodedata.normalize("NFC", _SURROGATE.sub("\ufffd", text))
 
 
-# ---- counting ----------------------------------------------------------------------------------------------------
+# ---- counting ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -78,7 +83,8 @@ class Funnel:
     characters_in: int = 0
     documents_out: int = 0
     characters_out: int = 0
-    dropped: dict[str, dict[str, Any]] = field(default_factory=dict)  # reason -> documents, characters, examples
+    dropped: dict[str,
+                  dict[str, Any]] = field(default_factory=dict)  # reason -> documents, characters, examples
     details: dict[str, float] = field(default_factory=dict)  # any other sums of a step
 
     def keep(self, characters: int, characters_in: int | None = None) -> None:
@@ -120,11 +126,12 @@ class Funnel:
                 "dropped": dict(sorted(self.dropped.items())), "details": dict(sorted(self.details.items()))}
 
 
-# ---- finding files -----------------------------------------------------------------------------------------------
+# ---- finding files -------------------------------------------------------------------------------
 
 
 def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Files as given; of a folder, its corpus files in sorted order. The output folder of a step means its kept/."""
+    """Files as given; of a folder, its corpus files in sorted order. The output folder of a step means its
+    kept/."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -146,7 +153,8 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
             folders[:], files = ["kept"], []  # the output folder of a step: not what it dropped
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.endswith(suffixes) or (suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(_unpacked_name(name))):
+            if name.endswith(suffixes) or (suffixes == SUFFIXES
+                                           and _WIKIEXTRACTOR.fullmatch(_unpacked_name(name))):
                 yield Path(root, name)
 
 
@@ -168,7 +176,7 @@ def shard_name(path: Path) -> str:
     return name or path.name
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
@@ -176,9 +184,9 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
                    strict: bool = False) -> Iterator[Document]:
     """Yield the documents of one file.
 
-    `language` and `licence` (stored in meta) fill in where a record has none. `source` is the user's choice and wins; a
-    record's own, different source (CulturaX: "mC4") is kept in meta. Records that cannot be used are counted in `funnel`
-    (without one, a summary goes to stderr) or, with `strict`, raise UserError.
+    `language` and `licence` (stored in meta) fill in where a record has none. `source` is the user's choice
+    and wins; a record's own, different source (CulturaX: "mC4") is kept in meta. Records that cannot be used
+    are counted in `funnel` (without one, a summary goes to stderr) or, with `strict`, raise UserError.
     """
     path = Path(path)
     counts = funnel if funnel is not None else Funnel()
@@ -186,7 +194,8 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
     def bad(reason: str, number: int, size: int) -> None:
         where = f"{path}:{number}" if number else str(path)
         if strict:
-            raise UserError(f"{where}: {reason}; fix the file, or omit --strict to drop and count such records")
+            raise UserError(f"{where}: {reason}; fix the file, or omit --strict to drop and count such "
+                            f"records")
         counts.drop(reason, size, where)
 
     kind = Path(_unpacked_name(path.name)).suffix
@@ -213,12 +222,13 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
             del document
         found += 1
     if without_text and not found:
-        raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: {', '.join(keys)}; "
+        raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
+                        f"{', '.join(keys)}; "
                         "name the one with the text by --text_field")
     if funnel is None:
         for reason, entry in counts.dropped.items():
-            print(printable(f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})"),
-                  file=sys.stderr)
+            line = f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})"
+            print(printable(line), file=sys.stderr)
 
 
 def _has(record: dict[str, Any], key: str) -> bool:
@@ -234,7 +244,8 @@ def _take(record: dict[str, Any], key: str) -> Any:
     return _take(record[outer], inner)
 
 
-def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str, licence: str) -> Document:
+def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,
+              licence: str) -> Document:
     if not isinstance(text, str):
         raise BadRecord(NO_TEXT if text is None else "text is not a string")
     text = normalise_text(text)
@@ -260,7 +271,7 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
                     values["id"] or default_id, meta)
 
 
-# ---- writing -----------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 class LineWriter:
@@ -296,7 +307,8 @@ class LineWriter:
 
 
 def json_line(record: Any) -> bytes:
-    """One line of JSON for every reader: U+2028, U+2029 and NEL, which some take for line ends, are escaped."""
+    """One line of JSON for every reader: U+2028, U+2029 and NEL, which some take for line ends, are
+    escaped."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     if not line.isascii():
         line = line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")

@@ -1,14 +1,17 @@
 """Keep the medical documents of a corpus by their words: the filter behind 19 of MMedC's 25.5 billion tokens.
 
     python -m data_prep.filter_medical shard*.parquet --language en --source web --out medical_en --workers 8
-    python -m data_prep.filter_medical page.txt --language en --explain     # the words found, and both numbers
+    python -m data_prep.filter_medical page.txt --language en --explain     # the words found, and both
+    numbers
 
-In:  documents (data_prep/documents.py), the words and thresholds of one language (`mmed/languages/<code>.py`).
+In:  documents (data_prep/documents.py), the words and thresholds of one language
+     (`mmed/languages/<code>.py`).
 Out: kept/ with `meta.medical` = {hits, density}, dropped/ with the reason, funnel.json.
 
 The rule is in data_prep/filters/keyword_rule.py. `--mode official` is the published one.
-DIFFERS: the official script takes only parquet files over 1 GiB, holds all kept texts of one in memory, and has its
-language in three places of the source; here any corpus file is streamed and the language is an option.
+DIFFERS: the official script takes only parquet files over 1 GiB, holds all kept texts of one in memory, and
+has its language in three places of the source; here any corpus file is streamed and the language is an
+option.
 """
 from __future__ import annotations
 
@@ -64,16 +67,19 @@ def filter_shard(documents: Iterator[Document], shard: ShardWriter, options: dic
                 shard.drop(document, "medical words too thin", **numbers)
 
 
-def filter_options(language: Language, mode: str, min_hits: int | None, min_density: float | None) -> dict[str, Any]:
+def filter_options(language: Language, mode: str, min_hits: int | None, min_density: float
+                   | None) -> dict[str, Any]:
     """All that the decisions depend on, so that a change of words or thresholds redoes finished shards."""
     rule = Matcher(language, mode, min_hits, min_density)
-    return {"language": language.code, "mode": mode, "words": language.medical_words, "prefixes": language.prefixes,
+    return {"language": language.code, "mode": mode, "words": language.medical_words,
+            "prefixes": language.prefixes,
             "min_hits": rule.min_hits, "min_density": rule.min_density, "version": VERSION}
 
 
 def print_explanations(inputs: list[Path], matcher: Matcher) -> None:
     """For each document both numbers and the words they come from."""
-    isolated = "\u2068{}\u2069" if matcher.language.right_to_left else "{}"  # keeps each number behind its word
+    # Isolates keep each number behind its word.
+    isolated = "\u2068{}\u2069" if matcher.language.right_to_left else "{}"
     for path in inputs:
         for document in read_documents(path):
             decision, found = matcher.explain(document.text)
@@ -85,15 +91,19 @@ def print_explanations(inputs: list[Path], matcher: Matcher) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.filter_medical", description="Keep the medical documents of a corpus.")
+    parser = Parser(prog="python -m data_prep.filter_medical",
+                    description="Keep the medical documents of a corpus.")
     add_shard_arguments(parser, out_required=False)
-    parser.add_argument("--language", required=True, help="code or name; documents in another language are dropped")
-    parser.add_argument("--mode", choices=MODES, default="default", help="default: our rule; official: as published")
+    parser.add_argument("--language", required=True, help="code or name; documents in another language are "
+                                                          "dropped")
+    parser.add_argument("--mode", choices=MODES, default="default",
+                        help="default: our rule; official: as published")
     parser.add_argument("--min_hits", "--min-hits", type=int,
                         help="different medical words needed (default: the language's)")
     parser.add_argument("--min_density", "--min-density", type=float,
                         help="share of the text inside medical words needed (default: the language's)")
-    parser.add_argument("--explain", action="store_true", help="print each document's words and numbers, write nothing")
+    parser.add_argument("--explain", action="store_true", help="print each document's words and numbers, "
+                                                               "write nothing")
     given = parser.parse_args(arguments)
     language = get_language(language_code(given.language))
     if given.explain:

@@ -1,19 +1,22 @@
 """The benchmark from its public sources, in MMedBench's layout, with every count compared with the paper's.
 
-    python -m data_prep.mmedbench --source medqa=MedQA --source igakuqa=IgakuQA/data --source headqa=HEAD-QA --out MMedBench
+    python -m data_prep.mmedbench --source medqa=MedQA --source igakuqa=IgakuQA/data --source headqa=HEAD-QA
+    --out MMedBench
     python -m data_prep.mmedbench --source mmedbench=MMedBench.zip --out MMedBench
-    python -m data_prep.mmedbench --source custom=exam.parquet --language es --map question=q,options=a+b+c,answer=key --out exam
+    python -m data_prep.mmedbench --source custom=exam.parquet --language es --map
+    question=q,options=a+b+c,answer=key --out exam
 
-In:  exam files as their authors publish them (data_prep/benchmark/mmedbench_sources.py and other_exams.py read each form),
-     or any CSV, JSON or parquet file of multiple-choice questions through --map.
-Out: Train/English.jsonl ... Test/Spanish.jsonl    one item a line: question, options {"A": ...}, answer_idx "A,C", rationale,
-                                 human_checked, human_check_passed, id, source, and what the source has besides
-     Val/...                     where a source has one; not part of the MMedBench release
+In:  exam files as their authors publish them (data_prep/benchmark/mmedbench_sources.py and other_exams.py
+     read each form), or any CSV, JSON or parquet file of multiple-choice questions through --map.
+Out: Train/English.jsonl ... Test/Spanish.jsonl    one item a line: question, options {"A": ...}, answer_idx
+                                 "A,C", rationale, human_checked, human_check_passed, id, source, and what the
+     source has besides Val/...                     where a source has one; not part of the MMedBench release
      dropped.jsonl               every item that could not be used, with its reason and file:line
      counts.json                 the table printed at the end, reasons, notes, options
 
-Items are read, checked (unusable ones are dropped with a reason), and put into their official split, or a random one for
-IgakuQA and --holdout. The paper: Qiu et al. 2024, section "MMedBench"; its counts are in data_prep/benchmark/counts.py.
+Items are read, checked (unusable ones are dropped with a reason), and put into their official split, or a
+random one for IgakuQA and --holdout. The paper: Qiu et al. 2024, section "MMedBench"; its counts are in
+data_prep/benchmark/counts.py.
 """
 from __future__ import annotations
 
@@ -54,31 +57,36 @@ class Source:
 def known_sources(language: str | None = None, mapping: dict[str, str] | None = None) -> dict[str, Source]:
     """Every name that --source takes; language and mapping are those of custom files."""
     medqa, headqa, custom = read.read_medqa, read.read_headqa, other.read_custom
-    jmmlu = {"question": "question", "options": "optionA+optionB+optionC+optionD", "answer": "answer", "subject": "tag"}
+    jmmlu = {"question": "question", "options": "optionA+optionB+optionC+optionD", "answer": "answer",
+             "subject": "tag"}
     spanish_exams = "MIT (HEAD-QA); exams: Spanish Ministry of Health, updated 14 January 2019"
     return {
-        "medqa": Source(partial(medqa, source="medqa", language="English", folder="US"), "MedQA US, 4 options", "MIT", True),
+        "medqa": Source(partial(medqa, source="medqa", language="English", folder="US"),
+                        "MedQA US, 4 options", "MIT", True),
         "mcmle": Source(partial(medqa, source="mcmle", language="Chinese", folder="Mainland"),
                         "MedQA Mainland, simplified, 4 options", "MIT", True),
         "igakuqa": Source(read.read_igakuqa, "IgakuQA, a folder a year",
                           "no licence file; exams: Japanese Ministry of Health", True),
         "frenchmedmcqa": Source(read.read_frenchmedmcqa, "FrenchMedMCQA, JSON arrays", "Apache-2.0", True),
         "rumeddanet": Source(read.read_rumeddanet, "RuMedDaNet, JSONL", None, True),
-        "headqa": Source(partial(headqa, code="es", language="Spanish"), "HEAD-QA, Spanish", spanish_exams, True),
-        "headqa-en": Source(partial(headqa, code="en", language="English"), "HEAD-QA in English", spanish_exams),
+        "headqa": Source(partial(headqa, code="es", language="Spanish"), "HEAD-QA, Spanish", spanish_exams,
+                         True),
+        "headqa-en": Source(partial(headqa, code="en", language="English"), "HEAD-QA in English",
+                            spanish_exams),
         "medmcqa": Source(other.read_medmcqa, "MedMCQA", "MIT"),
         "pubmedqa": Source(other.read_pubmedqa, "PubMedQA, labelled part (ori_pqal.json)", "MIT"),
         "mmlu": Source(other.read_mmlu, "MMLU, the paper's six medical subjects", "MIT"),
         "jmmlu-med": Source(partial(custom, source="jmmlu-med", language="Japanese", mapping=jmmlu,
                                     encodings=("utf-8-sig", "cp932")), "JMMLU-Med, CSV", "CC BY-SA 4.0"),
-        "apollo": Source(partial(other.read_apollo, language=language), "CMB, CMExam, CMMLU, MedQA ... in Apollo's form"),
+        "apollo": Source(partial(other.read_apollo, language=language),
+                         "CMB, CMExam, CMMLU, MedQA ... in Apollo's form"),
         "mmedbench": Source(other.read_mmedbench, "the released MMedBench, zip or folder", None, True),
         "custom": Source(partial(custom, source=None, language=language or "", mapping=mapping or {}),
                          "any CSV, JSON or parquet file, with --map and --language"),
     }
 
 
-# ---- checks ------------------------------------------------------------------------------------------------------
+# ---- checks --------------------------------------------------------------------------------------
 
 
 def problem_with(raw: Raw) -> str | None:
@@ -121,11 +129,12 @@ def as_item(raw: Raw, licence: str | None) -> dict[str, Any]:
     return {key: value for key, value in item.items() if value is not None}
 
 
-# ---- splits ------------------------------------------------------------------------------------------------------
+# ---- splits --------------------------------------------------------------------------------------
 
 
 def fraction_of(seed: int, key: str) -> float:
-    """A number in [0, 1) that depends on seed and key only: the same on any machine, whatever else is in the data.
+    """A number in [0, 1) that depends on seed and key only: the same on any machine, whatever else is in the
+    data.
 
     >>> fraction_of(0, "a") == fraction_of(0, "a") != fraction_of(1, "a")
     True
@@ -134,12 +143,13 @@ def fraction_of(seed: int, key: str) -> float:
 
 
 def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None, notes: list[str]) -> None:
-    """Set `split` of one source's items in one language where its files state none, or --holdout asks for a test part."""
+    """Set `split` of one source's items in one language where its files state none, or --holdout asks for a
+    test part."""
     found = {raw.split for raw in items}
     if name == "igakuqa":
-        # MMedLM: 1,590/199/199 at random of the 1,988 questions with choices, those that need an image included.
-        # DIFFERS: which ones the paper drew is not published; ours go by a hash of seed and id, in the same proportion
-        # when years are missing.
+        # MMedLM: 1,590/199/199 at random of the 1,988 questions with choices, those that need an image
+        # included. DIFFERS: which ones the paper drew is not published; ours go by a hash of seed and id, in
+        # the same proportion when years are missing.
         paper = PAPER["Japanese"]
         test, val = (round(len(items) * paper[split] / sum(paper.values())) for split in ("Test", "Val"))
         for rank, raw in enumerate(sorted(items, key=lambda raw: (fraction_of(seed, raw.group), raw.id))):
@@ -149,12 +159,13 @@ def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None,
         for raw in items:
             if raw.split == movable:
                 raw.split = "Test" if fraction_of(seed, raw.group) < holdout else "Train"
-        notes.append(f"Test is held out by --holdout {holdout:g}, seed {seed}; it is not the official test set")
+        notes.append(f"Test is held out by --holdout {holdout:g}, seed {seed}; it is not the official test "
+                     f"set")
     else:
         if holdout is not None:
             notes.append("--holdout not used: the files have a test set")
         elif None in found:
-            notes.append("the files state no split: all of it is Test (--holdout FRACTION makes a train part)")
+            notes.append("the files state no split: all is Test (--holdout FRACTION makes a train part)")
         for raw in items:
             raw.split = raw.split or "Test"
 
@@ -185,7 +196,7 @@ def first_copies(items: list[Raw], prints: list[str]) -> dict[int, Raw]:
     return {position: items[first[mark]] for position, mark in enumerate(prints) if first[mark] != position}
 
 
-# ---- conversion --------------------------------------------------------------------------------------------------
+# ---- conversion ----------------------------------------------------------------------------------
 
 
 class Conversion:
@@ -209,7 +220,8 @@ class Conversion:
         """The usable items of a source; the others are recorded."""
         reasons: Counter[str] = Counter()
         total = 0
-        for total, raw in enumerate(self.sources[name].read(path, self.notes[name]), 1):
+        for raw in self.sources[name].read(path, self.notes[name]):
+            total += 1
             tally, reason = self.tallies[raw.language, name], problem_with(raw)
             tally.read[raw.split] += 1
             if reason is None:
@@ -217,7 +229,8 @@ class Conversion:
                 continue
             tally.dropped[raw.split, reason] += 1
             reasons[reason] += 1
-            lost = {"source": name, "language": raw.language, "split": raw.split, "id": raw.id, "reason": reason,
+            lost = {"source": name, "language": raw.language, "split": raw.split, "id": raw.id,
+                    "reason": reason,
                     "where": raw.where, "question": raw.question[:200]}
             self.dropped.append(lost)
         if total == reasons.total():
@@ -229,12 +242,14 @@ class Conversion:
         """Put the items of one language into their splits."""
         names = list(dict.fromkeys(name for name, _ in pairs))
         if len(names) > 1 and not self.mix:
-            raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores on a mixture compare "
+            raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores "
+                             f"on a mixture compare "
                              "with nothing: give each its own --out, or add --mix")
         items = [raw for _, raw in pairs]
         prints, stated = group_repeats(items), [raw.split for raw in items]
         for name in names:
-            assign_splits(name, [raw for owner, raw in pairs if owner == name], self.seed, self.holdout, self.notes[name])
+            assign_splits(name, [raw for owner, raw in pairs if owner == name], self.seed, self.holdout,
+                          self.notes[name])
         copies = first_copies(items, prints)
         for position, (name, raw) in enumerate(pairs):
             tally, first = self.tallies[language, name], copies.get(position)
@@ -262,10 +277,12 @@ class Conversion:
                 "dropped": dict(Counter(line["reason"] for line in self.dropped).most_common())}
 
     def write(self, out: Path) -> None:
-        """Write all files to a temporary folder, which then takes the name `out`: the benchmark is complete or absent."""
+        """Write all files to a temporary folder, which then takes the name `out`: the benchmark is complete
+        or absent."""
         out = out.resolve()
         temporary = temporary_name(out)
-        files = {f"{split}/{language}.jsonl": items for (split, language), items in sorted(self.items.items())}
+        files = {f"{split}/{language}.jsonl": items
+                 for (split, language), items in sorted(self.items.items())}
         try:
             for name, lines in {**files, "dropped.jsonl": self.dropped}.items():
                 with atomic_write(temporary / name, "wb") as file:
@@ -278,7 +295,7 @@ class Conversion:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-# ---- the command -------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def parse_entry(text: str) -> tuple[str, Path]:
@@ -306,9 +323,11 @@ def parse_map(text: str) -> dict[str, str]:
             raise UsageError(f"--map {part}: expected {key}=NAME")
         mapping[key] = column
     if missing := [key for key in MAP_KEYS[:3] if key not in mapping]:
-        raise UsageError(f"--map {text}: {missing[0]!r} is missing (question=..., options=..., answer=... are needed)")
+        raise UsageError(f"--map {text}: {missing[0]!r} is missing (question=..., options=..., answer=... "
+                         f"are needed)")
     if mapping.get("kind", "letter") not in KINDS:
-        raise UsageError(f"--map kind={mapping['kind']}: expected letter, text, 0 or 1 (a number counted from 0 or 1)")
+        raise UsageError(f"--map kind={mapping['kind']}: expected letter, text, 0 or 1 (a number counted "
+                         f"from 0 or 1)")
     return mapping
 
 
@@ -319,18 +338,21 @@ def _nearest(word: str, words: Any) -> str:
 
 def parse_options(argv: list[str] | None) -> Any:
     sources = "; ".join(f"{name} ({source.about})" for name, source in known_sources().items())
-    parser = Parser(prog="python -m data_prep.mmedbench", description="Exam files as published -> MMedBench's layout.",
+    parser = Parser(prog="python -m data_prep.mmedbench", description="Exam files as published -> "
+                                                                      "MMedBench's layout.",
                     epilog=f"sources: {sources}")
     parser.add_argument("--source", action="append", required=True, metavar="NAME=PATH", type=str,
                         help="a source and its folder or file; may be repeated")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write; an earlier result there is replaced")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write; an earlier result there "
+                                                                "is replaced")
     parser.add_argument("--seed", type=int, default=0, help="for IgakuQA's split and --holdout (default 0)")
     parser.add_argument("--holdout", type=float, metavar="FRACTION",
                         help="where a source has no test file: this part of it becomes Test")
     parser.add_argument("--mix", action="store_true", help="allow several sources in one language's file")
     parser.add_argument("--map", metavar="question=..,options=..,answer=..",
                         help=f"keys of --source custom: {', '.join(MAP_KEYS)}")
-    parser.add_argument("--language", help="language of --source custom and apollo: a code (es) or a name (Spanish)")
+    parser.add_argument("--language", help="language of --source custom and apollo: a code (es) or a name "
+                                           "(Spanish)")
     given = parser.parse_args(argv)
     given.entries = [parse_entry(text) for text in given.source]
     names = {name for name, _ in given.entries}
@@ -342,10 +364,12 @@ def parse_options(argv: list[str] | None) -> Any:
         raise UsageError("--map belongs to --source custom, which is not given")
     for name, path in given.entries:
         if given.out.resolve().is_relative_to(path.resolve()):
-            raise UsageError(f"--out {given.out} is inside --source {name}={path}, where the next run would read it")
+            raise UsageError(f"--out {given.out} is inside --source {name}={path}, where the next run would "
+                             f"read it")
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())) \
             and not (given.out / "counts.json").is_file():
-        raise UserError(f"{given.out}: exists, and is not a folder that this command wrote; give another --out")
+        raise UserError(f"{given.out}: exists, and is not a folder that this command wrote; give another "
+                        f"--out")
     return given
 
 

@@ -1,7 +1,9 @@
-"""Records from corpus files as they are published: JSON lines, a JSON array, parquet, plain text; packed or not.
+"""Records from corpus files as they are published: JSON lines, a JSON array, parquet, plain text; packed or
+not.
 
-In:  a path. The content decides how a file is unpacked (gzip, bzip2, xz, zstandard) and what it is: parquet, JSON
-     lines if it begins with "{", a JSON array if it begins with "[". The name decides only for the rest: .txt, or none.
+In:  a path. The content decides how a file is unpacked (gzip, bzip2, xz, zstandard) and what it is: parquet,
+     JSON lines if it begins with "{", a JSON array if it begins with "[". The name decides only for the rest:
+     .txt, or none.
 Out: (line or row number, record), one record in memory at a time. What cannot be read is reported to
      `bad(reason, number, size)`, and reading continues. data_prep/documents.py turns records into documents.
 """
@@ -36,7 +38,8 @@ class BadRecord(ValueError):
 
 
 class _Unpacked(io.RawIOBase):
-    """A compressed file that ends where it is damaged and remembers that; everything before the damage is read."""
+    """A compressed file that ends where it is damaged and remembers that; everything before the damage is
+    read."""
 
     def __init__(self, file: Any, errors: tuple[type[BaseException], ...]):
         self._file, self._errors, self.damaged = file, errors, False
@@ -82,7 +85,8 @@ def open_bytes(path: Path) -> Iterator[tuple[io.BufferedReader, Callable[[], boo
     with open(path, "rb") as raw:
         start = raw.peek(len(LFS_POINTER))[:len(LFS_POINTER)]
         if start == LFS_POINTER:
-            raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` or download it")
+            raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` or "
+                            f"download it")
         unpacked = _unpack(raw, start)
         if unpacked is None:
             yield raw, lambda: False
@@ -97,13 +101,14 @@ def _unpack(raw: IO[bytes], start: bytes) -> _Unpacked | None:
         return _Unpacked(bz2.BZ2File(raw), (EOFError, OSError))
     if start.startswith(b"\xfd7zXZ\0"):
         return _Unpacked(lzma.LZMAFile(raw), (EOFError, lzma.LZMAError))
-    if start.startswith(b"\x28\xb5\x2f\xfd") or start[1:4] == b"\x2a\x4d\x18":  # a frame, or one to be skipped
+    if start.startswith(b"\x28\xb5\x2f\xfd") or start[1:4] == b"\x2a\x4d\x18":  # or a frame to skip
         zstandard = require_extra("zstandard", "zstd")
         return _Unpacked(_Zstandard(raw, zstandard), (EOFError, zstandard.ZstdError))
     return None
 
 
-def read_records(path: Path, kind: str, bad: Bad, paragraphs: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(path: Path, kind: str, bad: Bad,
+                 paragraphs: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of a file; kind is its suffix without that of the packing, "" if there is none."""
     with open_bytes(path) as (file, damaged):
         start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -123,7 +128,8 @@ def read_records(path: Path, kind: str, bad: Bad, paragraphs: bool = False) -> I
             bad(DAMAGED, 0, 0)
 
 
-def _read_lines(file: IO[bytes], damaged: Callable[[], bool], bad: Bad) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_lines(file: IO[bytes], damaged: Callable[[], bool],
+                bad: Bad) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     while line := file.readline(MAX_LINE_BYTES):  # bytes: U+2028 and a lone \r do not end a line
         number += 1

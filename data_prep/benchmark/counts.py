@@ -1,7 +1,7 @@
 """The paper's item counts, and the table that compares ours with them and explains every difference.
 
-In: for each source and language what was read, dropped, moved between splits and written. Out: rows (for counts.json) and
-the table as text.
+In: for each source and language what was read, dropped, moved between splits and written. Out: rows (for
+counts.json) and the table as text.
 """
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 SPLITS = ("Train", "Val", "Test")
-# MMedLM: items per language; train and test sum to the paper's 45,048 and 8,518. Val is not part of the release.
+# MMedLM: items per language; train and test sum to the paper's 45,048 and 8,518. Val is not part of the
+# release.
 PAPER = {
     "English": {"Train": 10_178, "Val": 1_272, "Test": 1_273},
     "Chinese": {"Train": 27_400, "Val": 3_425, "Test": 3_426},
@@ -20,7 +21,8 @@ PAPER = {
 }
 # What is counted of the written items, and how the table says it.
 FLAGS = {"duplicate_of": "repeats kept (duplicate_of)", "leaks": "of them also in another split",
-         "image_dependent": "need an image (image_dependent)", "blank_options": "with a blank option (blank_options)",
+         "image_dependent": "need an image (image_dependent)",
+         "blank_options": "with a blank option (blank_options)",
          "equal_options": "with two equal options (equal_options)"}
 
 
@@ -36,8 +38,10 @@ class Tally:
 
 
 def table_row(language: str, name: str, split: str, tally: Tally, in_paper: bool) -> dict:
-    """One line of the table; `why` accounts for the difference: read - dropped - moved away + moved here = items."""
-    paper = PAPER.get(language, {}).get(split) if in_paper and not (name == "mmedbench" and split == "Val") else None
+    """One line of the table; `why` accounts for the difference: read - dropped - moved away + moved here =
+    items."""
+    comparable = in_paper and not (name == "mmedbench" and split == "Val")
+    paper = PAPER.get(language, {}).get(split) if comparable else None
     read, items = tally.read[split], tally.written[split]
     dropped = {reason: count for (where, reason), count in tally.dropped.most_common() if where == split}
     moved_in = sum(count for (_, target), count in tally.moved.items() if target == split)
@@ -58,7 +62,8 @@ def table_row(language: str, name: str, split: str, tally: Tally, in_paper: bool
         why.append("not in MMedBench")
     elif items == paper and not why:
         why.append("as in the paper")
-    return {"language": language, "source": name, "split": split, "items": items, "paper": paper, "read": read,
+    return {"language": language, "source": name, "split": split, "items": items, "paper": paper,
+            "read": read,
             "dropped": dropped, "moved_in": moved_in, "moved_out": moved_out,
             **{key: tally.flags[split, key] for key in FLAGS}, "why": "; ".join(why)}
 
@@ -67,7 +72,9 @@ def format_table(report: dict) -> str:
     """The table of counts as text, with the totals that the paper prints."""
     lines = [f"{'language':10} {'source':14} {'split':6} {'items':>7} {'paper':>7} {'diff':>7}  why"]
     for row in report["table"]:
-        paper, diff = ("-", "") if row["paper"] is None else (f"{row['paper']:,}", f"{row['items'] - row['paper']:+,}")
+        paper, diff = "-", ""
+        if row["paper"] is not None:
+            paper, diff = f"{row['paper']:,}", f"{row['items'] - row['paper']:+,}"
         split = "Val*" if row["split"] == "Val" else row["split"]
         lines.append(f"{row['language']:10} {row['source']:14} {split:6} {row['items']:>7,} {paper:>7} "
                      f"{'0' if diff == '+0' else diff:>7}  {row['why']}")

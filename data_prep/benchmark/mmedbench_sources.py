@@ -1,10 +1,11 @@
 """MMedBench's sources as their authors publish them, each in its own form, read into one.
 
-In: the files of a source, a folder or one file. Out: `Raw` items in a stable order, nothing judged and nothing dropped:
-data_prep/mmedbench.py checks, counts, splits and writes them. A file of another shape is a UserError with file:line.
-Every reader is `read_X(path, notes)` and appends to `notes` what a person should know about the files. Readers: MedQA (Jin
-et al. 2021), IgakuQA (Kasai et al. 2023), FrenchMedMCQA (Labrak et al. 2022), RuMedBench (Blinov et al. 2022), HEAD-QA
-(Vilares and Gómez-Rodríguez 2019). Other exams: data_prep/benchmark/other_exams.py.
+In: the files of a source, a folder or one file. Out: `Raw` items in a stable order, nothing judged and
+nothing dropped: data_prep/mmedbench.py checks, counts, splits and writes them. A file of another shape is a
+UserError with file:line. Every reader is `read_X(path, notes)` and appends to `notes` what a person should
+know about the files. Readers: MedQA (Jin et al. 2021), IgakuQA (Kasai et al. 2023), FrenchMedMCQA (Labrak et
+al. 2022), RuMedBench (Blinov et al. 2022), HEAD-QA (Vilares and Gómez-Rodríguez 2019). Other exams:
+data_prep/benchmark/other_exams.py.
 """
 from __future__ import annotations
 
@@ -50,20 +51,20 @@ class Raw:
 def fingerprint(question: str, options: dict[str, str]) -> str:
     """Twelve hex digits that identify a question by its content.
 
-    >>> fingerprint("Why?", {"A": "x"}) == fingerprint(" Why? ", {"A": "x"}) != fingerprint("Why?", {"A": "y"})
+    >>> fingerprint("Why?", {"A": "x"}) == fingerprint(" Why? ", {"A": "x"})
     True
     """
     text = json.dumps([" ".join(question.split()), [" ".join(option.split()) for option in options.values()]])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# ---- files -------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def split_of(name: str) -> str | None:
     """The split that a file name states.
 
-    >>> [split_of(n) for n in ("phrases_no_exclude_train.jsonl", "dev_HEAD.json", "test.part1.jsonl", "ori_pqal.json")]
+    >>> [split_of(n) for n in ("phrases_train.jsonl", "dev_HEAD.json", "test.part1.jsonl", "ori_pqal.json")]
     ['Train', 'Val', 'Test', None]
     """
     for word in re.split(r"[^a-z]+", name.lower()):
@@ -80,7 +81,8 @@ def files_under(path: Path, endings: tuple[str, ...]) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
-    found = sorted((p for p in path.rglob("*") if p.name.endswith(endings) and p.is_file()), key=Path.as_posix)
+    found = sorted((p for p in path.rglob("*") if p.name.endswith(endings) and p.is_file()),
+                   key=Path.as_posix)
     if not found:
         raise UserError(f"{path}: no file ending in {' or '.join(endings)} below this folder")
     return found
@@ -106,7 +108,8 @@ def records(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Iterator
         def bad(reason: str, number: int, size: int) -> None:
             raise UserError(f"{path}: row {number}: {reason}")
 
-        yield from ((f"{path}: row {number}", record) for number, record in read_records(path, ".parquet", bad))
+        yield from ((f"{path}: row {number}", record)
+                    for number, record in read_records(path, ".parquet", bad))
     elif path.suffix == ".csv":
         rows = csv_rows(path, encodings)
         header = rows[0][1] if rows else []
@@ -129,9 +132,11 @@ def _starts_with_bracket(path: Path) -> bool:
 
 
 def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of a CSV file in the first encoding that fits; quoted cells may contain line breaks."""
+    """(line number, cells) of a CSV file in the first encoding that fits; quoted cells may contain line
+    breaks."""
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise UserError(f"{path}: {size:,} bytes are too many for a CSV file of questions (limit {MAX_JSON_BYTES:,})")
+        raise UserError(f"{path}: {size:,} bytes are too many for a CSV file of questions (limit "
+                        f"{MAX_JSON_BYTES:,})")
     text = None
     for encoding in encodings:
         try:
@@ -162,7 +167,7 @@ def need(record: Any, key: str, where: str, kind: type | tuple[type, ...], form:
     return record[key]
 
 
-# ---- options and answers -----------------------------------------------------------------------------------------
+# ---- options and answers -------------------------------------------------------------------------
 
 
 def lettered(texts: list[Any]) -> dict[str, str]:
@@ -180,13 +185,13 @@ def lettered(texts: list[Any]) -> dict[str, str]:
 def option_texts(value: Any) -> dict[str, str]:
     """Options by letter from the forms in which exams are published; {} if it is none of them.
 
-    Texts by letter, a list of texts, [{"key": "A", "value": ...}] and {"label": [...], "text": [...]} as on model hubs, or
-    one string "(A) ...\\n(B) ...".
+    Texts by letter, a list of texts, [{"key": "A", "value": ...}] and {"label": [...], "text": [...]} as on
+    model hubs, or one string "(A) ...\\n(B) ...".
 
     >>> option_texts({"b": "y", "a": 1.5, "c": None}), option_texts("(A) 2小时.\\n(B) 4小时内.")
     ({'A': '1.5', 'B': 'y'}, {'A': '2小时.', 'B': '4小时内.'})
-    >>> option_texts([{"key": "A", "value": "x"}, {"key": "B", "value": "y"}]), option_texts({"label": ["A"], "text": ["x"]})
-    ({'A': 'x', 'B': 'y'}, {'A': 'x'})
+    >>> option_texts([{"key": "A", "value": "x"}]), option_texts({"label": ["A"], "text": ["x"]})
+    ({'A': 'x'}, {'A': 'x'})
     """
     if isinstance(value, str):
         parts = re.split(r"(?:^|\n)\s*\(([A-Z])\)", value)
@@ -203,9 +208,11 @@ def option_texts(value: Any) -> dict[str, str]:
         pairs = list(value.items())
     else:
         return {}
-    if not all(isinstance(letter, str) and isinstance(text, str | int | float | None) for letter, text in pairs):
+    kinds = str | int | float | None
+    if not all(isinstance(letter, str) and isinstance(text, kinds) for letter, text in pairs):
         return {}
-    named = {letter.strip().upper(): "" if text is None else str(text) for letter, text in sorted(pairs, key=lambda pair: pair[0])}
+    pairs = sorted(pairs, key=lambda pair: pair[0])
+    named = {letter.strip().upper(): "" if text is None else str(text) for letter, text in pairs}
     while named and not list(named.values())[-1].strip():
         named.popitem()
     return named if len({letter.strip().upper() for letter, _ in pairs}) == len(pairs) else {}
@@ -216,10 +223,11 @@ def _first(record: dict[str, Any], *keys: str) -> Any:
 
 
 def letters_in(value: Any) -> list[str]:
-    """Answer letters from the ways they are written: "A", "a,c", "ACE", "(AC)", ["a", "c"]; anything else as it is.
+    """Answer letters from the ways they are written: "A", "a,c", "ACE", "(AC)", ["a", "c"]; anything else as
+    it is.
 
-    >>> letters_in("(ACE)"), letters_in("a, c"), letters_in(["d"]), letters_in("a or d"), letters_in(None), letters_in("")
-    (['A', 'C', 'E'], ['A', 'C'], ['D'], ['a or d'], [], [])
+    >>> letters_in("(ACE)"), letters_in("a, c"), letters_in(["d"]), letters_in("a or d"), letters_in(None)
+    (['A', 'C', 'E'], ['A', 'C'], ['D'], ['a or d'], [])
     """
     if isinstance(value, list):
         return [letter for part in value for letter in letters_in(part)]
@@ -227,7 +235,7 @@ def letters_in(value: Any) -> list[str]:
     bare = re.sub(r"\s*[,;、，]\s*", ",", text.strip("()（）[] "))
     if re.fullmatch(r"[A-Za-z](,[A-Za-z])*", bare):
         return bare.upper().split(",")
-    if re.fullmatch(r"[A-Z]+", bare) and list(bare) == sorted(set(bare)):  # "ACE"; in order, so hardly ever a word
+    if re.fullmatch(r"[A-Z]+", bare) and list(bare) == sorted(set(bare)):  # "ACE": in order, so hardly a word
         return list(bare)
     return [text] if text else []
 
@@ -236,10 +244,11 @@ def text_or_empty(value: Any) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-# ---- the readers -------------------------------------------------------------------------------------------------
+# ---- the readers ---------------------------------------------------------------------------------
 
 
-def read_lettered(files: list[Path], notes: list[str], *, source: str, language: str, form: str) -> Iterator[Raw]:
+def read_lettered(files: list[Path], notes: list[str], *, source: str, language: str,
+                  form: str) -> Iterator[Raw]:
     """Records with question, options and answer_idx: MedQA's form, in which others are passed on too."""
     sizes: Counter[int] = Counter()
     disagree = 0
@@ -249,19 +258,24 @@ def read_lettered(files: list[Path], notes: list[str], *, source: str, language:
             answer = letters_in(record.get("answer_idx"))
             # MMedLM: the release keeps MedQA's own keys answer, meta_info and metamap_phrases.
             keys = ("answer", "meta_info", "metamap_phrases", "subject", "realidx")
-            disagree += len(answer) == 1 and "answer" in record and options.get(answer[0]) != str(record["answer"])
+            if len(answer) == 1 and "answer" in record:
+                disagree += options.get(answer[0]) != str(record["answer"])
             sizes[len(options)] += 1
-            yield Raw(source, language, split_of(path.name), where, need(record, "question", where, str, form), options,
-                      answer, id=f"{source}-{record['realidx']}" if isinstance(record.get("realidx"), str) else "",
-                      rationale=text_or_empty(record.get("exp")), extra={key: record[key] for key in keys if key in record})
+            yield Raw(source, language, split_of(path.name), where,
+                      need(record, "question", where, str, form), options,
+                      answer, id=f"{source}-{record['realidx']}" if record.get("realidx") else "",
+                      rationale=text_or_empty(record.get("exp")),
+                      extra={key: record[key] for key in keys if key in record})
     if form == "MedQA" and sizes[5]:
         notes.append(f"{sizes[5]} items have 5 options; the paper uses the 4-option files")
     if disagree:
-        notes.append(f"{disagree} items whose answer text is not the text of their answer letter; the letter is taken")
+        notes.append(f"{disagree} items whose answer text is not the text of their answer letter; the "
+                     f"letter is taken")
 
 
 def read_medqa(path: Path, notes: list[str], *, source: str, language: str, folder: str) -> Iterator[Raw]:
-    """MedQA (US or Mainland): JSONL with question, options, answer, answer_idx, meta_info, metamap_phrases."""
+    """MedQA (US or Mainland): JSONL with question, options, answer, answer_idx, meta_info,
+    metamap_phrases."""
     files = split_files(path, (".jsonl", ".parquet"), notes)
     if path.is_dir():  # the release has US, Mainland and Taiwan, each with 4 and 5 options
         parts = {p: set(p.relative_to(path).parts) for p in files}
@@ -274,7 +288,8 @@ def read_medqa(path: Path, notes: list[str], *, source: str, language: str, fold
         raise UserError(f"{path}: no {folder} files of MedQA (train, dev, test .jsonl) below this folder")
     chinese = sum(bool(re.search("[\u4e00-\u9fff]", raw.question)) for raw in items)
     if (chinese * 2 > len(items)) != (language == "Chinese"):
-        raise UserError(f"{path}: {chinese} of {len(items)} questions have Chinese characters, so this is not MedQA's "
+        raise UserError(f"{path}: {chinese} of {len(items)} questions have Chinese characters, so this is "
+                        f"not MedQA's "
                         f"{language} part (medqa: US, mcmle: Mainland)")
     yield from items
 
@@ -288,15 +303,18 @@ def read_igakuqa(path: Path, notes: list[str]) -> Iterator[Raw]:
     notes.append(f"years {', '.join(sorted({p.parent.name for p in files}))}; the paper's are 2018 to 2022")
     for exam in files:
         metadata = exam.with_name(f"{exam.stem}_metadata.jsonl")
-        subjects = {m.get("problem_id"): m.get("category") for _, m in read_jsonl(metadata)} if metadata.exists() else {}
+        about = [record for _, record in read_jsonl(metadata)] if metadata.exists() else []
+        subjects = {record.get("problem_id"): record.get("category") for record in about}
         for where, record in records(exam):
             problem = need(record, "problem_id", where, str, form)
             answer = letters_in(need(record, "answer", where, list, form))
-            extra = {"year": exam.parent.name, "image_dependent": not need(record, "text_only", where, bool, form),
+            extra = {"year": exam.parent.name,
+                     "image_dependent": not need(record, "text_only", where, bool, form),
                      "points": record.get("points"), "subject": subjects.get(problem)}
             if len(answer) == 1 and (either := re.fullmatch(r"([a-z]) or ([a-z])", answer[0])):
-                # DIFFERS: what the paper made of "a or d" is not known. An answer_idx "A,D" would ask for both, so the
-                # first accepted letter is the answer, and the key answer_alternatives has them all.
+                # DIFFERS: what the paper made of "a or d" is not known. An answer_idx "A,D" would ask for
+                # both, so the first accepted letter is the answer, and the key answer_alternatives has them
+                # all.
                 extra["answer_alternatives"] = [letter.upper() for letter in either.groups()]
                 answer = extra["answer_alternatives"][:1]
                 notes.append(f"{problem}: either of {', '.join(extra['answer_alternatives'])} was accepted; "
@@ -311,8 +329,10 @@ def read_frenchmedmcqa(path: Path, notes: list[str]) -> Iterator[Raw]:
     form = "FrenchMedMCQA"
     for file in split_files(path, (".json",), notes):
         for where, item in records(file):
-            yield Raw("frenchmedmcqa", "French", split_of(file.name), where, need(item, "question", where, str, form),
-                      option_texts(need(item, "answers", where, dict, form)), letters_in(item.get("correct_answers")),
+            yield Raw("frenchmedmcqa", "French", split_of(file.name), where,
+                      need(item, "question", where, str, form),
+                      option_texts(need(item, "answers", where, dict, form)),
+                      letters_in(item.get("correct_answers")),
                       id=f"frenchmedmcqa-{need(item, 'id', where, str, form)[:16]}",
                       extra={"subject": item.get("subject_name") or None})
 
@@ -326,15 +346,17 @@ def read_rumeddanet(path: Path, notes: list[str]) -> Iterator[Raw]:
             said = text_or_empty(record.get("answer"))
             answer = {"да": ["A"], "нет": ["B"]}.get(said.casefold(), [said] if said else [])
             # MMedLM: yes/no made a two-choice question.
-            # DIFFERS: whether the paper kept the context is not known; without it the questions cannot be answered, so it
-            # comes first, on a line of its own. An empty question stays empty, to be dropped.
+            # DIFFERS: whether the paper kept the context is not known; without it the questions cannot be
+            # answered, so it comes first, on a line of its own. An empty question stays empty, to be dropped.
             yield Raw("rumeddanet", "Russian", split_of(file.name), where,
-                      f"{context.strip()}\n{question.strip()}" if question.strip() else "", {"A": "Да", "B": "Нет"}, answer,
+                      f"{context.strip()}\n{question.strip()}" if question.strip() else "",
+                      {"A": "Да", "B": "Нет"}, answer,
                       id=f"rumeddanet-{record['pairID']}" if record.get("pairID") else "")
 
 
 def read_headqa(path: Path, notes: list[str], *, code: str, language: str) -> Iterator[Raw]:
-    """HEAD-QA: JSON {"language", "exams": {name: {"year", "category", "data": [...]}}}; ra names the right aid."""
+    """HEAD-QA: JSON {"language", "exams": {name: {"year", "category", "data": [...]}}}; ra names the right
+    aid."""
     form, source, used = "HEAD-QA", "headqa" if code == "es" else f"headqa-{code}", 0
     for file in split_files(path, (".json",), notes):  # HEAD.json, all splits in one, is skipped
         exams = read_json(file)
@@ -352,10 +374,11 @@ def read_headqa(path: Path, notes: list[str], *, code: str, language: str) -> It
                 right = "" if item.get("ra") is None else str(item["ra"]).strip()
                 extra = {"year": exam.get("year"), "subject": exam.get("category"),
                          "image_dependent": bool(item.get("image"))}
-                # A question has the same group in Spanish and in its English translation, so that a random split never
-                # puts one into train and the other into test.
+                # A question has the same group in Spanish and in its English translation, so that a random
+                # split never puts one into train and the other into test.
                 yield Raw(source, language, split_of(file.name), where, need(item, "qtext", where, str, form),
                           lettered(list(texts.values())), [letter_of.get(right, right)] if right else [],
                           id=f"headqa-{code}-{name}-{qid}", extra=extra, group=f"headqa-{name}-{qid}")
     if not used:
-        raise UserError(f"{path}: no HEAD-QA file in the language {code!r} (train_HEAD.json, dev_HEAD.json, test_HEAD.json)")
+        raise UserError(f"{path}: no HEAD-QA file in the language {code!r} (train_HEAD.json, dev_HEAD.json, "
+                        f"test_HEAD.json)")

@@ -1,11 +1,13 @@
-"""The keyword rule for many texts at once; decides exactly as the plain rule in data_prep/filters/keyword_rule.py.
+"""The keyword rule for many texts at once; decides exactly as the plain rule in
+data_prep/filters/keyword_rule.py.
 
-In:  texts; the words and thresholds of one language. Out: a `Decision` for each text, or the words found in one.
+In:  texts; the words and thresholds of one language. Out: a `Decision` for each text, or the words found in
+     one.
 
-A block of texts becomes one array of letter classes (0 between words), by one table look-up a character. All places
-where a term can begin then walk down a trie of the terms side by side, one letter a step. Most places drop out after two
-or three letters, so the cost hardly depends on the number of terms. What reaches the end of a term is rare and is
-decided in plain Python.
+A block of texts becomes one array of letter classes (0 between words), by one table look-up a character. All
+places where a term can begin then walk down a trie of the terms side by side, one letter a step. Most places
+drop out after two or three letters, so the cost hardly depends on the number of terms. What reaches the end
+of a term is rare and is decided in plain Python.
 """
 from __future__ import annotations
 
@@ -33,14 +35,16 @@ from mmed.utils.errors import UsageError
 
 MODES = ("default", "official")
 BLOCK = 1 << 18  # characters looked at together: their arrays stay in the cache
-BETWEEN, BLANK, FIRST_LETTER = 0, 1, 2  # classes; BLANK: the plain space, which the official rule tells from others
+# Classes. BLANK is the plain space, which the official rule tells from other white space.
+BETWEEN, BLANK, FIRST_LETTER = 0, 1, 2
 GAP = "\n\n"  # between two texts: no term has two separators in a row, so none matches across
 PLANE = 1 << 16  # characters beyond the first plane count as the last of it, which is no letter
 
 
 @functools.cache
 def _folded_plane() -> list[str]:
-    """`fold_letter` of every character of the first plane; Chinese characters and Hangul are their own folded form."""
+    """`fold_letter` of every character of the first plane; Chinese characters and Hangul are their own folded
+    form."""
     unchanged = (*range(0x4E00, 0x9FD0), *range(0xAC00, 0xD7A4))
     folded = list(map(chr, range(PLANE)))
     for code in set(range(PLANE)).difference(unchanged):
@@ -72,7 +76,8 @@ class Trie:
         self.ends[list(self.ending)] = True
 
     def walk(self, classes: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """(start, length, index) of every pattern that begins at one of the starts; classes: (characters,) uint16."""
+        """(start, length, index) of every pattern that begins at one of the starts; classes: (characters,)
+        uint16."""
         nodes = np.ones(len(starts), np.int32)
         length = 0
         while len(starts):
@@ -120,11 +125,13 @@ class Matcher:
             class_list[PLANE - 1] = BETWEEN
         self._table = np.array(class_list, np.uint16)
         self._latin = {class_of[letter] for letter in LATIN}
-        coded = [(i, [class_of[letter] for letter in pattern.letters]) for i, pattern in enumerate(self.patterns)]
+        coded = [(i, [class_of[letter] for letter in pattern.letters])
+                 for i, pattern in enumerate(self.patterns)]
         self._anywhere = Trie([pair for pair in coded if self.patterns[pair[0]].anywhere], other + 1)
         self._at_word_start = Trie([pair for pair in coded if not self.patterns[pair[0]].anywhere], other + 1)
         self._room = max(len(pattern.letters) for pattern in self.patterns) + 1
-        self._counted = [len(p.letters if self.official else p.letters.replace(" ", "")) for p in self.patterns]
+        self._counted = [len(p.letters if self.official else p.letters.replace(" ", ""))
+                         for p in self.patterns]
 
     def judge(self, texts: Sequence[str]) -> list[Decision]:
         """One decision a text."""
@@ -170,7 +177,8 @@ class Matcher:
         return classes
 
     def _candidates(self, classes: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """(start, -length, index) of every pattern that stands in the text with the right letters around it."""
+        """(start, -length, index) of every pattern that stands in the text with the right letters around
+        it."""
         for begin in range(1, len(classes) - self._room, BLOCK):
             end = min(begin + BLOCK, len(classes) - self._room)
             inside = classes[begin - 1:end] > BLANK
@@ -192,7 +200,8 @@ class Matcher:
             pattern.letters[-1] in LATIN and after in self._latin)
 
     def _select(self, candidates: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-        """Official: occurrences of one word do not overlap. Default: no two terms do; the first and longest counts."""
+        """Official: occurrences of one word do not overlap. Default: no two terms do; the first and longest
+        counts."""
         free: dict[int, int] = {}
         for start, negative_length, index in candidates:
             key = self.patterns[index].word if self.official else 0

@@ -40,7 +40,7 @@ def dictionary_form(term: str) -> str:
     return term.partition("/")[0].replace("|", "")
 
 
-# ---- the published rule ------------------------------------------------------------------------------------------
+# ---- the published rule --------------------------------------------------------------------------
 
 
 def official_words(language: Language) -> list[str]:
@@ -49,15 +49,17 @@ def official_words(language: Language) -> list[str]:
 
 
 def is_long(word: str, language: Language) -> bool:
-    """MMedLM: long words are looked for anywhere in the text, the others only as whole pieces between white space."""
+    """MMedLM: long words are looked for anywhere in the text, the others only as whole pieces between white
+    space."""
     return not language.spaced or len(word) > 10 or (len(word) > 5 and " " in word)
 
 
 def judge_official(text: str, language: Language) -> Decision:
     """MMedLM: word counts in the lower-cased text; nested words count twice; the unit is the document.
 
-    DIFFERS: the official branch for Chinese and Japanese cannot run (it loops over a pair of lists, splits at white space
-    and does not lower the case of the text); here every word counts anywhere, which is what it evidently means.
+    DIFFERS: the official branch for Chinese and Japanese cannot run (it loops over a pair of lists, splits at
+    white space and does not lower the case of the text); here every word counts anywhere, which is what it
+    evidently means.
     """
     text = text.lower()
     pieces = text.split()
@@ -69,19 +71,23 @@ def judge_official(text: str, language: Language) -> Decision:
     return decide(hits, covered, len(text), language.official_min_hits, language.official_min_density)
 
 
-# ---- our rule ----------------------------------------------------------------------------------------------------
+# ---- our rule ------------------------------------------------------------------------------------
 #
-# DIFFERS: the official rule misses short words before punctuation ("cancer,") and inflected forms, and counts nested
-# words twice. The default rule
-#   - compares words at letter borders, and stems (a bar marks where the ending begins) at the beginning of a word,
-#   - folds case, width, Latin and Greek accents, ё and the spellings of Arabic letters, and ignores soft hyphens,
+# DIFFERS: the official rule misses short words before punctuation ("cancer,") and inflected forms, and counts
+# nested words twice. The default rule
+#   - compares words at letter borders, and stems (a bar marks where the ending begins) at the beginning of a
+# word,
+#   - folds case, width, Latin and Greek accents, ё and the spellings of Arabic letters, and ignores soft
+# hyphens,
 #   - takes the longest of nested words only,
 #   - wants Latin terms in Chinese and Japanese to stand alone ("rna" is not in "journal"),
 #   - and counts only letters and digits in DENS, so that white space and punctuation do not thin a text.
 
-# What needs more than a look at one character: invisible characters, which are removed, ligatures and half-width kana,
-# which are taken apart, and letters that NFC joins with a mark (combining accents, Hangul parts, kana voicing marks).
-_INVISIBLE = ("\xad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0600-\u0605\u0610-\u061a\u061c\u0640\u064b-\u065f\u0670"
+# What needs more than a look at one character: invisible characters, which are removed, ligatures and
+# half-width kana, which are taken apart, and letters that NFC joins with a mark (combining accents, Hangul
+# parts, kana voicing marks).
+_INVISIBLE = ("\xad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0600-\u0605\u0610-\u061a"
+              "\u061c\u0640\u064b-\u065f\u0670"
               "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff")
 RARE = re.compile(f"[{_INVISIBLE}\u1100-\u11ff\u3099\u309a\uff9e\uff9f\ufb00-\ufb06]")
 _REMOVED = re.compile(f"[{_INVISIBLE}]+")
@@ -117,7 +123,8 @@ def fold_character(character: str) -> str:
 
 
 def fold_letter(character: str) -> str:
-    """The folded form of a letter, digit or vowel mark; a blank for everything else, also beyond the first plane."""
+    """The folded form of a letter, digit or vowel mark; a blank for everything else, also beyond the first
+    plane."""
     if character > "\uffff":
         return " "
     folded = fold_character(character)
@@ -134,7 +141,8 @@ class Pattern(NamedTuple):
 
 
 def default_patterns(language: Language) -> list[Pattern]:
-    """The spellings of each term, also after each prefix of the language; œ and æ are also looked for as two letters."""
+    """The spellings of each term, also after each prefix of the language; œ and æ are also looked for as two
+    letters."""
     patterns: dict[Pattern, None] = {}
     for number, term in enumerate(language.medical_words):
         for spelling in term.split("/"):
@@ -160,7 +168,8 @@ def fits(pattern: Pattern, text: str, place: int, spaced: bool) -> bool:
 
 
 def judge_default(text: str, language: Language) -> Decision:
-    """From left to right: the longest term that begins at a place counts, and the search goes on behind it."""
+    """From left to right: the longest term that begins at a place counts, and the search goes on behind
+    it."""
     text = "".join(map(fold_letter, unfold_rare(text)))
     beginning: dict[str, list[Pattern]] = {}  # first letter -> patterns, the longest first
     for pattern in sorted(default_patterns(language), key=lambda pattern: -len(pattern.letters)):

@@ -1,13 +1,14 @@
 """MinHash signatures of documents: near duplicates agree in most of theirs.
 
-In:  texts. Out: for each the PERMUTATIONS minima of its hashed shingles (the share of equal minima estimates the Jaccard
-     similarity of two shingle sets, with standard error sqrt(J (1 - J) / PERMUTATIONS)), a hash of its normal form for
-     exact copies, and its number of tokens.
+In:  texts. Out: for each the PERMUTATIONS minima of its hashed shingles (the share of equal minima estimates
+     the Jaccard similarity of two shingle sets, with standard error sqrt(J (1 - J) / PERMUTATIONS)), a hash
+     of its normal form for exact copies, and its number of tokens.
 
-Normal form: NFKC, case folded, without white space and invisible characters. A token is a run of letters and digits,
-or a single character in scripts without spaces (Chinese, kana, Thai, Lao, Khmer, Burmese): the script decides, not the
-document's label, which is often wrong. A shingle is SHINGLE_WORDS words in a row, or SHINGLE_CHARACTERS characters if
-it begins with one (about the same length of speech); a shorter text is one shingle.
+Normal form: NFKC, case folded, without white space and invisible characters. A token is a run of letters and
+digits, or a single character in scripts without spaces (Chinese, kana, Thai, Lao, Khmer, Burmese): the script
+decides, not the document's label, which is often wrong. A shingle is SHINGLE_WORDS words in a row, or
+SHINGLE_CHARACTERS characters if it begins with one (about the same length of speech); a shorter text is one
+shingle.
 """
 from __future__ import annotations
 
@@ -34,11 +35,12 @@ _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _INVISIBLE = re.compile("[\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
 # x -> a * x modulo 2**32 with odd a permutes 32-bit hashes.
-_FACTORS = np.random.default_rng(0).integers(0, 1 << 31, PERMUTATIONS, np.uint32) * np.uint32(2) + np.uint32(1)
+_FACTORS = np.random.default_rng(0).integers(0, 1 << 31, PERMUTATIONS,
+                                             np.uint32) * np.uint32(2) + np.uint32(1)
 
 
 class Signatures(NamedTuple):
-    minima: np.ndarray  # (texts, PERMUTATIONS) uint16: the low bits of each minimum; zeros for a text without tokens
+    minima: np.ndarray  # (texts, PERMUTATIONS) uint16: low bits of each minimum; zeros if no tokens
     exact: np.ndarray  # (texts,) uint64: hash of the normal form; 0 if that is empty
     tokens: np.ndarray  # (texts,) int64
 
@@ -82,7 +84,8 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 
 class _TokenHashes(dict):
-    """token -> 64-bit hash, remembered. The lowest bit says whether the token is of a script without spaces."""
+    """token -> 64-bit hash, remembered. The lowest bit says whether the token is of a script without
+    spaces."""
 
     def __missing__(self, token: str) -> int:
         if len(self) > MAX_CACHE:
@@ -136,7 +139,8 @@ def window_hashes(hashes: np.ndarray, size: int) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit hashes (the finaliser of splitmix64), so that each input bit changes half of the output bits."""
+    """Scramble 64-bit hashes (the finaliser of splitmix64), so that each input bit changes half of the output
+    bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

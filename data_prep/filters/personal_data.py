@@ -1,14 +1,17 @@
 """Find and mask e-mail addresses and telephone numbers in a text.
 
-In: a text. Out: where they are (`find_personal`), or the text with <EMAIL> and <PHONE> in their place (`mask_personal`).
+In: a text. Out: where they are (`find_personal`), or the text with <EMAIL> and <PHONE> in their place
+(`mask_personal`).
 
-Medical texts are full of other numbers: doses, dates, ranges, ISBN, DOI, trial and CAS numbers, postal codes, tables. A
-run of digits is a telephone number only if it has a country code after a plus sign, a word like "Tel." before it, or a
-form in which the countries of our languages write their numbers and nobody writes anything else (`FORMS`). Missed are
-numbers with none of the three ("912345678") and addresses that are spelt out ("name at clinic dot org"). Names and postal
-addresses are not looked for: a medical text is full of names that must stay (Parkinson, Crohn).
+Medical texts are full of other numbers: doses, dates, ranges, ISBN, DOI, trial and CAS numbers, postal codes,
+tables. A run of digits is a telephone number only if it has a country code after a plus sign, a word like
+"Tel." before it, or a form in which the countries of our languages write their numbers and nobody writes
+anything else (`FORMS`). Missed are numbers with none of the three ("912345678") and addresses that are spelt
+out ("name at clinic dot org"). Names and postal addresses are not looked for: a medical text is full of names
+that must stay (Parkinson, Crohn).
 
-Every pattern is bounded, so time is linear in the text. docs/corpus.md compares this with the package phonenumbers.
+Every pattern is bounded, so time is linear in the text. docs/corpus.md compares this with the package
+phonenumbers.
 """
 from __future__ import annotations
 
@@ -21,23 +24,26 @@ from mmed.languages import all_languages
 
 MASKS = {"email": "<EMAIL>", "phone": "<PHONE>"}
 
-# ---- e-mail addresses --------------------------------------------------------------------------------------------
+# ---- e-mail addresses ----------------------------------------------------------------------------
 
 _AT = re.compile(r"[@＠](?=\w)")  # looked for first: a text without one costs nothing
 _LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,63})\Z")
 _LABEL_OF_HOST = r"[^\W_](?:[\w-]{0,61}[^\W_])?"  # letters of any script, as in president@кремль.рф
 _TOP_LEVEL = r"(?:[A-Za-z]{2,24}|рф|онлайн|中国|中國|公司|网络|日本|السعودية|مصر|امارات)"
 _HOST = re.compile(rf"(?:{_LABEL_OF_HOST}\.){{1,8}}{_TOP_LEVEL}(?![A-Za-z0-9])")
-_HOST_ASCII = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])")
+_HOST_ASCII = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
+                         r"[A-Za-z]{2,24}(?![A-Za-z0-9])")
 
-# ---- telephone numbers -------------------------------------------------------------------------------------------
+# ---- telephone numbers ---------------------------------------------------------------------------
 
-# Digits and what stands between the digits of telephone numbers. Full-width and Arabic forms are made narrow first.
+# Digits and what stands between the digits of telephone numbers. Full-width and Arabic forms are made narrow
+# first.
 _RUN = re.compile(r"(?<![0-9A-Za-z])[+(]{0,2}[0-9][0-9 ().\u00a0\u202f/-]{4,40}[0-9](?![0-9A-Za-z])")
 _NARROW = str.maketrans("０１２３４５６７８９＋（）－‐‑‒–−．＠／" "٠١٢٣٤٥٦٧٨٩" "۰۱۲۳۴۵۶۷۸۹",
                         "0123456789+()------.@/" "0123456789" "0123456789")
 _SEPARATOR = r"[ .\u00a0\u202f-]"
-# Words that announce a number; those of further languages come from their files. Short ones need a full stop or colon.
+# Words that announce a number; those of further languages come from their files. Short ones need a full stop
+# or colon.
 _SHORT_WORDS = "tel|tél|telf|tlf|tfno|тел|моб|ph|tph"
 _WORDS = ("tel|tél|phone|telephone|téléphone|teléfono|telefono|telefon|fax|télécopie|whatsapp|телефоны?|факс|"
           r"hotline|helpline|tel(?=\W{1,3}[+(0])")
@@ -47,8 +53,8 @@ _CHINESE_WORDS = "电话|電話|手机|手機|传真|傳真|热线|熱線|携帯
 _OTHER_NUMBER = re.compile(
     r"(?:isbn(?:-1[03])?|issn|doi|pmid|pmc|nct|isrctn|orcid|cas|ein|umin|eudract|id|№|n°)[\s.:：#-]{0,3}\Z",
     re.IGNORECASE)
-_COUNTRY = (r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-6]\d|29\d|3[578]\d|42\d|50\d|59\d|"
-            r"6[789]\d|80\d|85\d|87\d|88\d|96\d|97\d|99\d")
+_COUNTRY = (r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-6]\d|29\d|3[578]\d|42\d|50\d|"
+            r"59\d|6[789]\d|80\d|85\d|87\d|88\d|96\d|97\d|99\d")
 FORMS = {
     "international": rf"\+(?:{_COUNTRY})(?:{_SEPARATOR}?\(0?\d{{1,5}}\))?(?:{_SEPARATOR}?\d){{5,13}}",
     "France": rf"0[1-9](?P<fr>{_SEPARATOR})\d\d(?:(?P=fr)\d\d){{3}}",  # 01 42 34 56 78
@@ -58,7 +64,8 @@ FORMS = {
               r"8(?P<ru>[ -])\d{3}(?P=ru)\d{3}(?P=ru)\d\d(?P=ru)\d\d",  # 8 (800) 555-35-35
     "Japan": r"0\d{1,4}-\d{1,4}-\d{4}|\(0\d{1,4}\)[ -]?\d{1,4}-\d{4}|0\d{1,4}\(\d{1,4}\)\d{4}|"
              r"0(?:120|800)-\d{3}-\d{3}",  # 03-1234-5678
-    "China": r"(?:\(0(?:10|2\d|[3-9]\d\d)\)|0(?:10|2\d|[3-9]\d\d)-)\d{7,8}|[48]00-\d{3}-\d{4}|"  # 010-12345678
+    "China": r"(?:\(0(?:10|2\d|[3-9]\d\d)\)|0(?:10|2\d|[3-9]\d\d)-)\d{7,8}|"  # 010-12345678
+             r"[48]00-\d{3}-\d{4}|"
              r"1[3-9]\d(?:\d{8}|(?P<cn>[ -])\d{4}(?P=cn)\d{4})",  # 139 1234 5678
     "Spain": r"[6-9]\d\d(?P<es>[ .])\d\d(?P=es)\d\d(?P=es)\d\d",  # 912 34 56 78; not 912 345 678, a quantity
     # Germany, the Arab countries, Britain: area code with its zero, then 5-8 digits, in up to three groups:
@@ -82,7 +89,7 @@ def _announced() -> re.Pattern[str]:
 def find_personal(text: str) -> list[tuple[int, int, str]]:
     """(begin, end, "email" or "phone") of each, from left to right.
 
-    >>> text = "Tel. 01 42 34 56 78 (Dr. A), a.b@clinic.example; 2 500 000 IU on 12-05-2021, doi:10.1000/182-555-1234"
+    >>> text = "Tel. 01 42 34 56 78, a.b@clinic.example; 2 500 000 IU on 12-05-2021, doi:10.1000/182-555-1234"
     >>> [(text[begin:end], kind) for begin, end, kind in find_personal(text)]
     [('01 42 34 56 78', 'phone'), ('a.b@clinic.example', 'email')]
     """
@@ -129,7 +136,8 @@ def _phones(text: str) -> Iterator[tuple[int, int, str]]:
 
 def _alone(run: str, form: re.Match[str]) -> bool:
     """Not part of a longer row of numbers."""
-    return not re.search(r"[0-9][ ./()-]?\Z", run[:form.start()]) and not re.match(r"[ ./()-]?[0-9]", run[form.end():])
+    return not re.search(r"[0-9][ ./()-]?\Z", run[:form.start()]) and not re.match(r"[ ./()-]?[0-9]",
+                                                                                   run[form.end():])
 
 
 def _plausible(form: str) -> bool:
@@ -141,8 +149,10 @@ def _plausible(form: str) -> bool:
     groups = re.findall(r"\d+", form)
     if len(groups) > 2 and all(re.fullmatch(r"[01]\d[0-5]\d|2[0-4][0-5]\d", group) for group in groups):
         return False  # times of day: 0800 1200 1600
-    pairs = [int(group) for group in groups] if len(groups) == 5 and {len(group) for group in groups} == {2} else []
-    return len({after - before for before, after in itertools.pairwise(pairs)}) != 1  # 05 10 15 20 25 is a scale
+    pairs = [int(group) for group in groups] if len(groups) == 5 and {len(group)
+                                                                      for group in groups} == {2} else []
+    return len({after - before
+                for before, after in itertools.pairwise(pairs)}) != 1  # 05 10 15 20 25 is a scale
 
 
 def _in_a_link(text: str, place: int) -> bool:

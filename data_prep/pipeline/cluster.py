@@ -3,10 +3,10 @@
     python -m data_prep.pipeline.cluster --executor slurm --tasks 500 --partition cpu -- \\
         data_prep.filter_medical culturax/ja --language ja --source web --out corpus/ja
 
-Task i of n runs the command with `--shard i/n`. When all tasks are done, run the command itself once: it finds its shards
-done and adds up the counts. Scheduling, retries and logs are datatrove's (extra `cluster`; logs are in --logs), which does
-not run completed tasks again. Folders must be on a file system that all machines see. Without datatrove,
-slurm/corpus_step.sh does the same with `sbatch --array`.
+Task i of n runs the command with `--shard i/n`. When all tasks are done, run the command itself once: it
+finds its shards done and adds up the counts. Scheduling, retries and logs are datatrove's (extra `cluster`;
+logs are in --logs), which does not run completed tasks again. Folders must be on a file system that all
+machines see. Without datatrove, slurm/corpus_step.sh does the same with `sbatch --array`.
 """
 from __future__ import annotations
 
@@ -54,28 +54,37 @@ def make_executor(given: argparse.Namespace, command: list[str]) -> Any:
     if given.executor == "ray":
         return executors.RayPipelineExecutor(**settings, cpus_per_task=1, mem_per_cpu_gb=given.memory)
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    environment = (f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(path)}\n"
+    environment = (f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+                   f"PYTHONPATH={shlex.quote(path)}\n"
                    f"cd {shlex.quote(os.getcwd())}")
-    return executors.SlurmPipelineExecutor(**settings, time=given.time, partition=given.partition, qos=given.qos,
-                                           job_name=command[0], mem_per_cpu_gb=given.memory, env_command=environment)
+    return executors.SlurmPipelineExecutor(**settings, time=given.time, partition=given.partition,
+                                           qos=given.qos,
+                                           job_name=command[0], mem_per_cpu_gb=given.memory,
+                                           env_command=environment)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.pipeline.cluster", description="One corpus step on datatrove's executors.",
+    parser = Parser(prog="python -m data_prep.pipeline.cluster",
+                    description="One corpus step on datatrove's executors.",
                     usage="%(prog)s --executor NAME --tasks N [options] -- data_prep.STEP ARGUMENTS")
     parser.add_argument("--executor", choices=EXECUTORS, required=True)
-    parser.add_argument("--tasks", type=int, default=8, help="shares of the step's shards (default: %(default)s)")
+    parser.add_argument("--tasks", type=int, default=8, help="shares of the step's shards (default: "
+                                                             "%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="tasks at a time (default: as many as fit)")
-    parser.add_argument("--memory", type=int, default=2, help="GiB a task, for slurm and ray (default: %(default)s)")
+    parser.add_argument("--memory", type=int, default=2, help="GiB a task, for slurm and ray (default: "
+                                                              "%(default)s)")
     parser.add_argument("--partition", default="", help="Slurm partition")
-    parser.add_argument("--time", default="04:00:00", help="Slurm time limit of a task (default: %(default)s)")
+    parser.add_argument("--time", default="04:00:00",
+                        help="Slurm time limit of a task (default: %(default)s)")
     parser.add_argument("--qos", default="", help="Slurm quality of service")
-    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of datatrove's logs (default: logs)")
+    parser.add_argument("--logs", type=Path, default=Path("logs"),
+                        help="folder of datatrove's logs (default: logs)")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     given, command = parser.parse_args(arguments[:end]), arguments[end + 1:]
     if not command or not command[0].startswith("data_prep."):
-        raise UsageError("after -- comes a step and its arguments, such as: -- data_prep.clean IN --language en --out OUT")
+        raise UsageError("after -- comes a step and its arguments, such as: -- data_prep.clean IN "
+                         "--language en --out OUT")
     if given.tasks < 1:
         raise UsageError(f"--tasks={given.tasks}: must be at least 1")
     if given.executor == "slurm" and not given.partition:

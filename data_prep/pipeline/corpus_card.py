@@ -1,4 +1,5 @@
-"""What a corpus holds and how it came about: the table of MMedC for it, the counts of its steps, a dataset card.
+"""What a corpus holds and how it came about: the table of MMedC for it, the counts of its steps, a dataset
+card.
 
 In:  the counts and streams that the steps of a recipe wrote below OUT.
 Out: OUT/corpus.json, OUT/README.md, and the tables on the terminal.
@@ -48,7 +49,8 @@ Made by `python -m data_prep.corpus`. Tokens by language and source:
 
 ## Limits
 
-- The corpus is medical by its words, not by a physician's judgement; it may contain errors, advertising and outdated advice.
+- The corpus is medical by its words, not by a physician's judgement; it may contain errors, advertising and
+  outdated advice.
 - A model trained on it gives no medical advice.
 {unlicensed}"""
 
@@ -58,9 +60,11 @@ def collect(recipe: Recipe, out: Path) -> dict[str, Any]:
     counts: dict[str, dict] = {}
     rows = []
     for language in recipe.languages_used():
-        steps = [(source.name or source.kind, out / "sources" / folder) for folder, source in recipe.sources_of(language)]
+        steps = [(source.name or source.kind, out / "sources" / folder)
+                 for folder, source in recipe.sources_of(language)]
         steps += [(title, out / stage / language) for stage, title in STAGES.items()]
-        rows += [_row(language, title, folder / "funnel.json") for title, folder in steps if (folder / "funnel.json").is_file()]
+        rows += [_row(language, title, folder / "funnel.json") for title, folder in steps
+                 if (folder / "funnel.json").is_file()]
         for path in (out / "streams" / f"{language}.json", out / "streams" / f"{language}-held-out.json"):
             for by_source in read_json(path)["counts"].values() if path.is_file() else ():
                 for source, count in by_source.items():
@@ -74,7 +78,8 @@ def _row(language: str, step: str, path: Path) -> dict[str, Any]:
     funnel = read_json(path)
     try:
         dropped = {reason: entry["documents"] for reason, entry in funnel["dropped"].items()}
-        return {"language": language, "step": step, "documents": funnel["documents"], "characters": funnel["characters"],
+        return {"language": language, "step": step, "documents": funnel["documents"],
+                "characters": funnel["characters"],
                 "dropped": dropped}
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not the counts of a step of data_prep; delete it and start again") from None
@@ -84,7 +89,8 @@ def funnel_table(rows: list[dict[str, Any]]) -> str:
     """Documents and characters at every step, with the reasons for dropping."""
     lines = [["language", "step", "documents in", "kept", "characters kept"]]
     for row in rows:
-        lines.append([row["language"], row["step"], f"{row['documents']['in']:,}", f"{row['documents']['out']:,}",
+        lines.append([row["language"], row["step"], f"{row['documents']['in']:,}",
+                      f"{row['documents']['out']:,}",
                       f"{row['characters']['out']:,}"])
     reasons = ["dropped because"]
     for row in rows:
@@ -106,15 +112,19 @@ def count_table(counts: dict) -> str:
 
 
 def card(recipe: Recipe, result: dict[str, Any]) -> str:
-    """The dataset card: what is in the corpus, under which licences, how it was made, what it is not fit for."""
-    optional = {"language identification": recipe.language_id, "masking of e-mail addresses and telephone numbers":
+    """The dataset card: what is in the corpus, under which licences, how it was made, what it is not fit
+    for."""
+    optional = {"language identification": recipe.language_id,
+                "masking of e-mail addresses and telephone numbers":
                 recipe.mask_personal, f"deduplication (Jaccard similarity from {recipe.near_duplicates:g})":
                 recipe.deduplicate, "removal of documents with a benchmark question": bool(recipe.benchmark)}
-    steps = [f"keyword filter ({recipe.filter_mode} rule) on web pages", *(what for what, done in optional.items() if done)]
+    steps = [f"keyword filter ({recipe.filter_mode} rule) on web pages",
+             *(what for what, done in optional.items() if done)]
     left_out = [what for what, done in optional.items() if not done]
     if left_out:
         steps.append(f"not done: {', '.join(left_out)}")
-    sources = [f"| {source.language} | {source.kind} | {_cell(source.title)} | {_cell(source.licence or 'not stated')} |"
+    sources = [f"| {source.language} | {source.kind} | {_cell(source.title)} | "
+               f"{_cell(source.licence or 'not stated')} |"
                for source in recipe.source]
     missing = "; ".join(_cell(source.title) for source in recipe.source if not source.licence)
     warning = f"- No licence is stated for {missing}: do not pass these parts on before it is known.\n"

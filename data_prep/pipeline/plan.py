@@ -1,10 +1,12 @@
 """A plan of commands: run them in order, some side by side, and go on after a stop.
 
 In:  a list of `Step`s, each some commands of this package (module, then arguments) and the steps it needs.
-Out: OUT/done/STEP.json, written when the step is done (its commands and seconds), and OUT/logs/STEP.log, its output.
+Out: OUT/done/STEP.json, written when the step is done (its commands and seconds), and OUT/logs/STEP.log, its
+     output.
 
-A finished step is not run again; a stopped one is started again and goes on where it was, because each command is
-resumable. A plan whose finished steps had other commands is rejected. Used by data_prep/corpus.py and examples/demo.
+A finished step is not run again; a stopped one is started again and goes on where it was, because each
+command is resumable. A plan whose finished steps had other commands is rejected. Used by data_prep/corpus.py
+and examples/demo.
 """
 from __future__ import annotations
 
@@ -83,24 +85,28 @@ def _difference(old: list[list[str]], new: list[list[str]]) -> str:
     return f"{len(before)} words then, {len(after)} now"
 
 
-def run_plan(plan: list[Step], out: Path, at_once: int = 1, prepare: Callable[[], None] | None = None) -> float:
+def run_plan(plan: list[Step], out: Path, at_once: int = 1, prepare: Callable[[], None]
+             | None = None) -> float:
     """Run all steps that are not done, `at_once` at a time; returns the seconds of all steps.
 
-    Each step runs in a fork, which has all that this process imported; `prepare` is called there first. Raises UserError
-    when a step fails (naming its log) or when OUT has finished steps with other commands. Ctrl-C ends all.
+    Each step runs in a fork, which has all that this process imported; `prepare` is called there first.
+    Raises UserError when a step fails (naming its log) or when OUT has finished steps with other commands.
+    Ctrl-C ends all.
     """
     (out / "logs").mkdir(parents=True, exist_ok=True)
     seconds = _finished_steps(plan, out)
     running: dict[str, tuple[BaseProcess, float]] = {}
     begin = report = time.time()
-    print(f"{len(plan)} steps in {out}/, {len(seconds)} done already; output is in {out}/logs/", file=sys.stderr)
+    print(f"{len(plan)} steps in {out}/, {len(seconds)} done already; output is in {out}/logs/",
+          file=sys.stderr)
     try:
         while len(seconds) < len(plan):
             for step in plan:
-                idle = step.name not in seconds and step.name not in running and set(step.needs) <= set(seconds)
-                if idle and len(running) < at_once:
+                idle = step.name not in {*seconds, *running}
+                if idle and set(step.needs) <= set(seconds) and len(running) < at_once:
                     arguments = (step, out / "logs" / f"{step.name}.log", prepare)
-                    process = multiprocessing.get_context("fork").Process(target=_run_commands, args=arguments)
+                    process = multiprocessing.get_context("fork").Process(target=_run_commands,
+                                                                          args=arguments)
                     process.start()
                     running[step.name] = (process, time.time())
             wait([process.sentinel for process, _ in running.values()], timeout=1)
@@ -135,7 +141,8 @@ def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:
             continue
         done = read_json(record)
         if done["commands"] != step.commands:
-            raise UserError(f"{out}: its step {step.name} had other commands ({_difference(done['commands'], step.commands)})"
+            raise UserError(f"{out}: its step {step.name} had other commands "
+                            f"({_difference(done['commands'], step.commands)})"
                             "; give another --out or remove the folder")
         seconds[step.name] = done["seconds"]
     return seconds

@@ -1,4 +1,5 @@
-"""The recipe of a corpus: what is in it and what is done to it, as a TOML file; and the commands that follow from it.
+"""The recipe of a corpus: what is in it and what is done to it, as a TOML file; and the commands that follow
+from it.
 
 `examples/corpus.toml` explains every key. Used by data_prep/corpus.py.
 """
@@ -16,7 +17,8 @@ from mmed.languages import get_language
 from mmed.utils.errors import UserError
 
 KINDS = ("web", "book", "site", "corpus")
-TYPES = {"str": str, "float": float, "bool": bool, "bool | None": bool, "list[str]": list, "list[Source]": list}
+TYPES = {"str": str, "float": float, "bool": bool, "bool | None": bool, "list[str]": list,
+         "list[Source]": list}
 
 
 @dataclass
@@ -112,8 +114,10 @@ def _checked(kind: type, values: Any, where: str) -> Any:
         name = str(known[key].type)
         if name == "float" and type(value) is int:
             values[key] = value = float(value)
-        if type(value) is not TYPES[name] or (name == "list[str]" and not all(isinstance(item, str) for item in value)):
-            raise UserError(f"{where}: {key}={value!r} is not a {'list of strings' if name == 'list[str]' else name}")
+        if type(value) is not TYPES[name] or (name == "list[str]"
+                                              and not all(isinstance(item, str) for item in value)):
+            raise UserError(f"{where}: {key}={value!r} is not a "
+                            f"{'list of strings' if name == 'list[str]' else name}")
     for entry in known.values():
         if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise UserError(f"{where}: the key {entry.name} is missing")
@@ -127,7 +131,7 @@ def _existing(recipe: Path, text: str, where: str) -> str:
     return path
 
 
-# ---- the steps ---------------------------------------------------------------------------------------------------
+# ---- the steps -----------------------------------------------------------------------------------
 
 
 def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
@@ -180,7 +184,8 @@ def _stages(recipe: Recipe, language: str) -> list[tuple[str, str, str, list[str
     stages = []
     if recipe.language_id or recipe.mask_personal:
         flags = ["--language_id"] * recipe.language_id + ["--mask_personal"] * recipe.mask_personal
-        stages.append(("clean", "language and personal data", "data_prep.clean", ["--language", language, *flags]))
+        stages.append(("clean", "language and personal data", "data_prep.clean",
+                       ["--language", language, *flags]))
     if recipe.deduplicate:
         threshold = ["--threshold", f"{recipe.near_duplicates:g}"]
         stages.append(("unique", "deduplication", "data_prep.dedup", threshold))

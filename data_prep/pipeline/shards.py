@@ -1,9 +1,10 @@
 """A step of the corpus over many files: one input file is one unit of work, resumable, everything counted.
 
-In:  files or folders, and a step's function. Each file is a shard; its name without suffix is its name in OUT.
-Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each dropped document, with --keep_dropped
-     the whole document); OUT/shards/SHARD.json (fingerprint and counts; it is written last and marks the shard as
-     done); OUT/funnel.json (the counts of all shards).
+In:  files or folders, and a step's function. Each file is a shard; its name without suffix is its name in
+     OUT.
+Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each dropped document, with
+     --keep_dropped the whole document); OUT/shards/SHARD.json (fingerprint and counts; it is written last and
+     marks the shard as done); OUT/funnel.json (the counts of all shards).
 
 A step is a function that keeps or drops each document of one shard with a short fixed reason:
 
@@ -16,13 +17,14 @@ A step is a function that keeps or drops each document of one shard with a short
 
     run_step(shorten_shard, "shorten", {"shortest": 20}, arguments)
 
-`options` must hold all that the output depends on (thresholds, a word list, the step's own version). A shard is redone
-when they change, or when the size or modification time of its input changes; finished shards are not read again.
-A step that makes documents out of something else (PDF, HTML) passes its own `read(path, funnel, options)`.
+`options` must hold all that the output depends on (thresholds, a word list, the step's own version). A shard
+is redone when they change, or when the size or modification time of its input changes; finished shards are
+not read again. A step that makes documents out of something else (PDF, HTML) passes its own `read(path,
+funnel, options)`.
 
-On a cluster, task i of n runs the same command with `--shard i/n` and does shards i, i + n, ...; afterwards the
-command without --shard finds them done and adds up the counts. Tasks share no lock, and files appear whole, so a task
-that is started twice does no harm.
+On a cluster, task i of n runs the same command with `--shard i/n` and does shards i, i + n, ...; afterwards
+the command without --shard finds them done and adds up the counts. Tasks share no lock, and files appear
+whole, so a task that is started twice does no harm.
 """
 from __future__ import annotations
 
@@ -79,7 +81,8 @@ class ShardWriter:
         self._kept.write(document.to_dict())
 
     def drop(self, document: Document, reason: str, **more: Any) -> None:
-        """Drop with a short fixed reason, which is counted; what differs between documents goes into `more`."""
+        """Drop with a short fixed reason, which is counted; what differs between documents goes into
+        `more`."""
         self.funnel.drop(reason, len(document.text), document.id)
         record = document.to_dict() if self.keep_dropped else {"id": document.id}
         self._dropped.write({**record, "reason": reason, **more})
@@ -106,7 +109,7 @@ def keep_all(documents: Iterator[Document], shard: ShardWriter, options: dict[st
         shard.keep(document)
 
 
-# ---- one shard ---------------------------------------------------------------------------------------------------
+# ---- one shard -----------------------------------------------------------------------------------
 
 
 def shard_names(inputs: list[Path]) -> list[str]:
@@ -127,15 +130,19 @@ def shard_names(inputs: list[Path]) -> list[str]:
 
 
 def fingerprint(path: Path, options: dict[str, Any]) -> str:
-    """Hash of a file's size and modification time and of the options; it stays equal while the shard is up to date."""
+    """Hash of a file's size and modification time and of the options; it stays equal while the shard is up to
+    date."""
     facts = path.stat()
-    content = json.dumps([FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, options], sort_keys=True, default=str)
+    content = json.dumps([FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, options], sort_keys=True,
+                         default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any], step: str = "",
+def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any],
+                  step: str = "",
                   read: Reader = read_shard) -> dict[str, Any]:
-    """Run a step over one input file unless that is done; returns its counts, as OUT/shards/NAME.json has them."""
+    """Run a step over one input file unless that is done; returns its counts, as OUT/shards/NAME.json has
+    them."""
     done = out / "shards" / f"{name}.json"
     mark = fingerprint(path, {**options, "step": step or function.__name__})
     suffix = options.get("suffix", ".jsonl.gz")
@@ -160,19 +167,22 @@ def report_documents(documents: Iterator[Document], path: Path) -> Iterator[Docu
         yield document
         if (now := time.monotonic()) - last > PROGRESS_SECONDS[1]:
             last = now
-            print(printable(f"{path.name}: {count:,} documents, {count / (now - begin):,.0f} a second"), file=sys.stderr)
+            print(printable(f"{path.name}: {count:,} documents, {count / (now - begin):,.0f} a second"),
+                  file=sys.stderr)
 
 
-# ---- many shards -------------------------------------------------------------------------------------------------
+# ---- many shards ---------------------------------------------------------------------------------
 
 
-def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: str | Path, options: dict[str, Any],
+def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: str | Path,
+                   options: dict[str, Any],
                    workers: int = 1, step: str = "", read: Reader = read_shard,
                    suffixes: tuple[str, ...] = SUFFIXES, share: Share | None = None) -> Funnel:
-    """Run a step over shards on `workers` processes, all of them or those of one `share`; finished ones are skipped.
+    """Run a step over shards on `workers` processes, all of them or those of one `share`; finished ones are
+    skipped.
 
-    The first error stops the run and names its input; finished shards stay. The bytes written do not depend on `workers`.
-    Returns the counts of all shards, or of the share.
+    The first error stops the run and names its input; finished shards stay. The bytes written do not depend
+    on `workers`. Returns the counts of all shards, or of the share.
     """
     out, paths, step = Path(out), find_inputs(inputs, suffixes), step or function.__name__
     names = shard_names(paths)
@@ -188,9 +198,11 @@ def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: st
     return funnel
 
 
-def run_step(function: StepFunction, step: str, options: dict[str, Any], given: Any, title: str = "") -> Funnel:
+def run_step(function: StepFunction, step: str, options: dict[str, Any], given: Any,
+             title: str = "") -> Funnel:
     """`process_shards` with the arguments of `add_shard_arguments`; prints the counts."""
-    funnel = process_shards(function, given.inputs, given.out, {**options, **shard_options(given)}, given.workers, step,
+    funnel = process_shards(function, given.inputs, given.out, {**options, **shard_options(given)},
+                            given.workers, step,
                             share=given.shard)
     print_funnel(funnel, (title or step) + (" (share {}/{})".format(*given.shard) if given.shard else ""))
     return funnel
@@ -253,7 +265,8 @@ class Progress:
             return
         self.next = now + PROGRESS_SECONDS[not self.live]
         left = (now - self.begin) / done * (self.total - done)
-        line = (f"{self.title}: {done:,} of {self.total:,} files, {60 * done / (now - self.begin):,.1f} a minute, "
+        line = (f"{self.title}: {done:,} of {self.total:,} files, {60 * done / (now - self.begin):,.1f} a "
+                f"minute, "
                 f"{left / 60:,.1f} minutes left")
         end = "\r" if self.live and done < self.total else "\n"
         print(line, end=end, file=sys.stderr, flush=True)
@@ -299,7 +312,8 @@ def _finished(function: Callable[..., Any], jobs: list[tuple], workers: int, inp
                     yield running.pop(future), result
         except BrokenProcessPool:
             raise UserError(f"a worker was killed (out of memory?) while it worked on one of: "
-                            f"{', '.join(inputs[number] for number in running.values())}; finished shards are kept, "
+                            f"{', '.join(inputs[number] for number in running.values())}; finished shards "
+                            f"are kept, "
                             "start again with fewer --workers") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -323,7 +337,8 @@ def _named(function: Callable[..., Any], job: tuple, name: str) -> Any:
 
 @contextlib.contextmanager
 def one_run(out: Path, share: Share | None = None) -> Iterator[None]:
-    """Only one run at a time writes into a folder; tasks of a cluster, which have a share, may run side by side."""
+    """Only one run at a time writes into a folder; tasks of a cluster, which have a share, may run side by
+    side."""
     out.mkdir(parents=True, exist_ok=True)
     if share:
         yield
@@ -337,7 +352,7 @@ def one_run(out: Path, share: Share | None = None) -> Iterator[None]:
         yield
 
 
-# ---- on the command line -----------------------------------------------------------------------------------------
+# ---- on the command line -------------------------------------------------------------------------
 
 
 def parse_share(text: str) -> Share:
@@ -358,17 +373,23 @@ def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[
     add = parser.add_argument
     add("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
     add("--out", required=out_required, help="folder for kept/, dropped/, shards/ and funnel.json")
-    add("--workers", type=int, default=1, help="processes, each doing one file at a time (default: %(default)s)")
-    add("--shard", type=parse_share, metavar="i/n", help="do only the files i, i + n, ... (i from 0); run once more "
+    add("--workers", type=int, default=1, help="processes, each doing one file at a time (default: "
+                                               "%(default)s)")
+    add("--shard", type=parse_share, metavar="i/n", help="do only the files i, i + n, ... (i from 0); run "
+                                                         "once more "
         "without it when all n tasks are done")
-    add("--source", default="", help="source to write: web, book, site or corpus (default: the documents' own)")
-    add("--licence", "--license", default="", help="licence to write (meta.licence) where a document has none")
+    add("--source", default="", help="source to write: web, book, site or corpus (default: the documents' "
+                                     "own)")
+    add("--licence", "--license", default="",
+        help="licence to write (meta.licence) where a document has none")
     if suffixes == SUFFIXES:
         add("--text_field", "--text-field", default="", help="field with the text (default: text, content or "
             "raw_content; a.b for a nested field)")
         add("--paragraphs", action="store_true", help="in .txt files a blank line ends a document")
-    add("--suffix", default=".jsonl.gz", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"), help="form of the output")
-    add("--keep_dropped", "--keep-dropped", action="store_true", help="write the dropped documents whole, not just "
+    add("--suffix", default=".jsonl.gz", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"),
+        help="form of the output")
+    add("--keep_dropped", "--keep-dropped", action="store_true",
+        help="write the dropped documents whole, not just "
         "their ids and reasons")
     add("--strict", action="store_true", help="stop at the first record that cannot be used")
 

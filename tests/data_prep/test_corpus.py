@@ -1,4 +1,5 @@
-"""A corpus by one command: several languages and origins to streams, stopped on the way; recipes, plans, clusters."""
+"""A corpus by one command: several languages and origins to streams, stopped on the way; recipes, plans,
+clusters."""
 import itertools
 import json
 import os
@@ -53,16 +54,20 @@ def mixed_slice(root: Path) -> Path:
     import pyarrow.parquet as parquet
 
     sentence = {code: get_language(code).medical_sentence for code in ("en", "ja", "es")}
-    texts = {code: [f"{text} {number:x} {number * 77777:x}. " * 3 + f"{number ** 9:x}" for number in range(1, 25)]
+    texts = {code: [f"{text} {number:x} {number * 77777:x}. " * 3 + f"{number ** 9:x}"
+                    for number in range(1, 25)]
              for code, text in sentence.items()}
     for name in ("web-en", "eswiki/AA", "benchmark"):
         (root / name).mkdir(parents=True)
     lines = [json.dumps({"text": text, "source": "mC4"}) for text in texts["en"]]
-    (root / "web-en" / "a.json").write_text("\n".join([*lines, '{"text": "truncated', '"no object"', lines[0]]))
+    (root / "web-en" / "a.json").write_text("\n".join([*lines, '{"text": "truncated', '"no object"',
+                                                       lines[0]]))
     parquet.write_table(pyarrow.table({"content": texts["en"][:6]}), root / "web-en" / "b.parquet")
     question = "".join(chr(0x3042 + i * 7 % 80) for i in range(60))
-    (root / "ja.txt").write_text("\n\n".join([*texts["ja"], f"{question}。{texts['ja'][0]}"]), encoding="utf-8")
-    wiki = [json.dumps({"id": str(i), "url": "u", "title": "t", "text": text}) for i, text in enumerate(texts["es"])]
+    (root / "ja.txt").write_text("\n\n".join([*texts["ja"], f"{question}。{texts['ja'][0]}"]),
+                                 encoding="utf-8")
+    wiki = [json.dumps({"id": str(i), "url": "u", "title": "t", "text": text})
+            for i, text in enumerate(texts["es"])]
     (root / "eswiki" / "AA" / "wiki_00").write_text("\n".join(wiki))
     item = {"question": question, "options": {"A": "1", "B": "2"}, "answer_idx": "A"}
     (root / "benchmark" / "Japanese.jsonl").write_text(json.dumps(item) + "\n")
@@ -72,8 +77,10 @@ def mixed_slice(root: Path) -> Path:
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-            and {"kept", "dropped", "streams"} & set(path.relative_to(folder).parts) and path.suffix != ".json"}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()
+            and {"kept", "dropped", "streams"} & set(path.relative_to(folder).parts)
+            and path.suffix != ".json"}
 
 
 @pytest.mark.slow
@@ -83,7 +90,8 @@ def test_a_corpus_stopped_on_the_way_is_that_of_an_uninterrupted_run(tmp_path):
 
     def start(out: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "data_prep.corpus", str(recipe), "--out", str(tmp_path / out)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                text=True,
                                 start_new_session=True)
 
     for stop in (signal.SIGKILL, signal.SIGINT):
@@ -127,14 +135,16 @@ GOOD = {"top": 'tokenizer = "tokenizer"', "source": 'language = "en"\nkind = "we
 def test_a_wrong_recipe_is_one_line_that_names_the_key(tmp_path, parts, message):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "in").mkdir()
-    (tmp_path / "recipe.toml").write_text("{top}\n[[source]]\n{source}\n".format(**GOOD | parts), encoding="utf-8")
+    (tmp_path / "recipe.toml").write_text("{top}\n[[source]]\n{source}\n".format(**GOOD | parts),
+                                          encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_recipe(tmp_path / "recipe.toml")
 
 
 def test_the_example_recipe_explains_every_key():
     text = (ROOT / "examples" / "corpus.toml").read_text(encoding="utf-8")
-    lines = (line.removeprefix("# ") if line.startswith("# ") and " = " in line[:20] else line for line in text.split("\n"))
+    lines = (line.removeprefix("# ") if line.startswith("# ") and " = " in line[:20] else line
+             for line in text.split("\n"))
     table = tomllib.loads("\n".join(lines))
     sources = table.pop("source")
     assert set(table) | {"source"} == {entry.name for entry in fields(Recipe)}
@@ -146,10 +156,12 @@ def test_the_example_recipe_explains_every_key():
 
 def test_steps_come_in_order_and_only_those_asked_for():
     recipe = Recipe("t", [Source("en", "web", ["a"]), Source("en", "book", ["b"])], deduplicate=False)
-    assert [step.name for step in steps(recipe, "out", 2)] == ["source-en-1", "source-en-2", "streams-en", "report"]
+    assert [step.name for step in steps(recipe, "out", 2)] == ["source-en-1", "source-en-2", "streams-en",
+                                                               "report"]
     recipe.deduplicate, recipe.language_id, recipe.benchmark = True, True, "exam"
     plan = steps(recipe, "out", 2)
-    assert [step.name for step in plan[2:]] == ["clean-en", "unique-en", "uncontaminated-en", "streams-en", "report"]
+    assert [step.name for step in plan[2:]] == ["clean-en", "unique-en", "uncontaminated-en", "streams-en",
+                                                "report"]
     for before, after in itertools.pairwise(plan[2:]):
         assert after.needs == (before.name,)
     assert plan[3].commands[0][1] == "out/clean/en/kept"
@@ -157,7 +169,8 @@ def test_steps_come_in_order_and_only_those_asked_for():
 
 def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
-    clean = ["data_prep.clean", str(tmp_path / "in.jsonl"), "--language", "en", "--out", str(tmp_path / "out" / "clean")]
+    clean = ["data_prep.clean", str(tmp_path / "in.jsonl"), "--language", "en", "--out",
+             str(tmp_path / "out" / "clean")]
     dedup = ["data_prep.dedup", str(tmp_path / "late.jsonl"), "--out", str(tmp_path / "out" / "unique")]
     plan = [Step("clean", "c", [clean]), Step("dedup", "d", [dedup], ("clean",))]
     with pytest.raises(UserError, match=r"step dedup failed \(1\).*late\.jsonl: no such file.*dedup\.log"):
@@ -167,14 +180,15 @@ def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
     assert "1 done already" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "unique" / "funnel.json").read_text())["shards"] == 1
     plan[0].commands[0][3] = "fr"
-    with pytest.raises(UserError, match="other commands .en then, fr now"):
+    with pytest.raises(UserError, match=r"other commands \(en then, fr now\)"):
         run_plan(plan, tmp_path / "out")
 
 
 def test_tables_have_totals_and_reasons():
     counts = {"en": {"web": {"tokens": 5, "documents": 1}}, "ja": {"book": {"tokens": 7, "documents": 2}}}
     assert count_table(counts).split("\n")[-1].split() == ["sum", "7", "5", "12", "3"]
-    row = {"language": "en", "step": "web", "documents": {"in": 3, "out": 1}, "characters": {"in": 9, "out": 4},
+    row = {"language": "en", "step": "web", "documents": {"in": 3, "out": 1},
+           "characters": {"in": 9, "out": 4},
            "dropped": {"a": 1, "b": 2}}
     assert funnel_table([row]).split("\n")[1].endswith("b 2; a 1")
 
@@ -197,7 +211,8 @@ def test_tasks_of_a_cluster_do_the_shares_of_a_step(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "require_extra", lambda module, extra: stubs[module])
     step = ["data_prep.clean", str(tmp_path / "in"), "--language", "en", "--out", str(tmp_path / "out")]
     assert cluster.main(["--executor", "local", "--tasks", "3", "--", *step]) == 0
-    assert len(list((tmp_path / "out" / "shards").iterdir())) == 5 and not (tmp_path / "out" / "funnel.json").exists()
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 5
+    assert not (tmp_path / "out" / "funnel.json").exists()
     with pytest.raises(UsageError, match="--partition is needed"):
         cluster.main(["--executor", "slurm", "--", *step])
     with pytest.raises(UsageError, match="after -- comes a step"):
@@ -207,10 +222,12 @@ def test_tasks_of_a_cluster_do_the_shares_of_a_step(tmp_path, monkeypatch):
 def test_a_slurm_step_is_an_array_and_a_last_job(tmp_path):
     (tmp_path / "sbatch").write_text('#!/bin/bash\necho "$@" >> "$LOG"\necho 17\n')
     (tmp_path / "sbatch").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "TASKS": "3"}
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"),
+                   "TASKS": "3"}
     command = ["slurm/corpus_step.sh", "data_prep.dedup", "a b", "--out", "c"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     jobs = (tmp_path / "log").read_text().splitlines()
     assert done.stdout == "17\n" and len(jobs) == 4
-    assert "--array=0-2" in jobs[0] and r"dedup a\ b --out c --stage sign  --shard $SLURM_ARRAY_TASK_ID/" in jobs[0]
+    assert "--array=0-2" in jobs[0]
+    assert r"dedup a\ b --out c --stage sign  --shard $SLURM_ARRAY_TASK_ID/" in jobs[0]
     assert "--dependency=afterok:17" in jobs[1] and "--array" not in jobs[1] and "--stage decide" in jobs[1]

@@ -1,4 +1,5 @@
-"""Deduplication: signatures that estimate the exact Jaccard similarity, and documents kept and dropped as promised."""
+"""Deduplication: signatures that estimate the exact Jaccard similarity, and documents kept and dropped as
+promised."""
 import gzip
 import json
 import os
@@ -47,27 +48,32 @@ def write_jsonl(path: Path, records: list[dict]) -> Path:
 
 
 def read_folder(folder: Path) -> list[dict]:
-    return [json.loads(line) for path in sorted(folder.glob("*.gz")) for line in gzip.open(path, "rt", encoding="utf-8")]
+    return [json.loads(line) for path in sorted(folder.glob("*.gz"))
+            for line in gzip.open(path, "rt", encoding="utf-8")]
 
 
 def tree(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for folder in ("kept", "dropped") for path in (out / folder).iterdir()}
+    return {str(path.relative_to(out)): path.read_bytes() for folder in ("kept", "dropped")
+            for path in (out / folder).iterdir()}
 
 
-# ---- signatures ----------------------------------------------------------------------------------------------------
+# ---- signatures ----------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(["the", "Heart", "治", "療", "カ", "é", "ไทย", "12", "!", " ", "\n", "\xad", "Ａ"]), max_size=40))
+@given(st.lists(st.sampled_from(["the", "Heart", "治", "療", "カ", "é", "ไทย", "12", "!", " ", "\n", "\xad",
+                                 "Ａ"]), max_size=40))
 def test_hashes_are_those_of_the_plain_shingles(parts):
     text = " ".join(parts)
     assert len(minhash.shingle_hashes(text)) == len(minhash.shingles(text))
     assert len(minhash.token_hashes(text).hashes) == len(minhash.tokens(text))
 
 
-@pytest.mark.parametrize("text", ["Café au lait, déjà vu!", "Ёлка и ещё одна", "ガス交換の治療", "Η ΟΔΟΣ και Αθήνα", "각하"])
+@pytest.mark.parametrize("text", [
+    "Café au lait, déjà vu!", "Ёлка и ещё одна", "ガス交換の治療", "Η ΟΔΟΣ και Αθήνα", "각하"])
 def test_copies_in_another_form_case_or_spacing_are_signed_alike(text):
-    copies = [text, unicodedata.normalize("NFD", text), text.upper(), f"\ufeff  {text}\r\n\u3000", text.replace(" ", "\u00a0 \t"),
+    copies = [text, unicodedata.normalize("NFD", text), text.upper(), f"\ufeff  {text}\r\n\u3000",
+              text.replace(" ", "\u00a0 \t"),
               text.translate({code: code + 0xFEE0 for code in range(0x21, 0x7F)})]
     signed = minhash.signatures(copies)
     assert len(set(signed.exact.tolist())) == 1 and (signed.minima == signed.minima[0]).all()
@@ -82,7 +88,8 @@ def test_estimates_are_unbiased_with_the_stated_error(count):
         words = make_words(rng, language, count + 8)
         one, other = join(words, language), join(edit(rng, words, rng.uniform(0, 0.1), language), language)
         truth = true_jaccard(one, other)
-        assert minhash.jaccard(minhash.shingle_hashes(one), minhash.shingle_hashes(other)) == pytest.approx(truth, abs=4e-3)
+        assert minhash.jaccard(minhash.shingle_hashes(one),
+                               minhash.shingle_hashes(other)) == pytest.approx(truth, abs=4e-3)
         estimate = float(minhash.estimated_jaccard(*minhash.signatures([one, other]).minima))
         if 0 < truth < 1:
             scores.append((estimate - truth) / (truth * (1 - truth) / minhash.PERMUTATIONS) ** 0.5)
@@ -109,7 +116,8 @@ def test_bands_find_the_stated_share_of_pairs_at_the_threshold():
         bands, rows = band_shape(threshold)
         assert bands * rows <= minhash.PERMUTATIONS
         assert 1 - (1 - threshold**rows) ** bands >= 0.99
-        assert 1 - (1 - threshold ** (rows + 1)) ** (minhash.PERMUTATIONS // (rows + 1)) < 0.99, "more rows would do"
+        more = minhash.PERMUTATIONS // (rows + 1)
+        assert 1 - (1 - threshold ** (rows + 1)) ** more < 0.99, "more rows would do"
 
 
 def test_a_long_text_equals_itself_in_other_spacing(monkeypatch):
@@ -121,12 +129,13 @@ def test_a_long_text_equals_itself_in_other_spacing(monkeypatch):
         assert (one[0] == other[0]).all() and (one[0] == third[0]).all()
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Originals in five languages; copies exact, in other case and spacing, 1, 5 and 20 % edited; over six shards."""
+    """Originals in five languages; copies exact, in other case and spacing, 1, 5 and 20 % edited; over six
+    shards."""
     rng = random.Random(SEED)
     records, pairs = [], []
     for number in range(200):
@@ -135,7 +144,8 @@ def corpus(tmp_path_factory):
         text = join(words, language)
         records.append({"id": f"o{number}", "text": text, "language": language})
         copies = {"exact": text, "case": "  " + text.upper().replace(" ", " \n")}
-        copies |= {str(share): join(edit(rng, words, share / 100, language), language) for share in (1, 5, 20)}
+        copies |= {str(share): join(edit(rng, words, share / 100, language), language)
+                   for share in (1, 5, 20)}
         for kind, copy in copies.items() if number % 2 else ():
             label = rng.choice(["en", "zh", language])  # a wrong label must not hide a copy
             records.append({"id": f"{kind}-{number}", "text": copy, "language": label})
@@ -170,7 +180,8 @@ def test_copies_are_dropped_and_other_documents_kept(corpus):
 
 
 def test_empty_and_one_word_texts_are_not_everyones_duplicate(corpus):
-    texts = sorted(record["text"] for record in read_folder(corpus[1] / "kept") if record["id"].startswith("odd"))
+    texts = sorted(record["text"] for record in read_folder(corpus[1] / "kept")
+                   if record["id"].startswith("odd"))
     assert texts == sorted(["!!!", "???", "\u200b", "\u200b\u200b", "two", "One!"])
 
 
@@ -226,7 +237,8 @@ def test_more_shards_than_open_files_are_allowed(tmp_path):
     for number in range(80):
         write_jsonl(tmp_path / f"s{number}.jsonl", [{"text": f"heart {number * 7} lung {number * 13} bone"}])
     limited = (f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "
-               f"from data_prep.dedup import main; main([{str(tmp_path)!r}, '--out', {str(tmp_path / 'out')!r}])")
+               f"from data_prep.dedup import main; main([{str(tmp_path)!r}, '--out', "
+               f"{str(tmp_path / 'out')!r}])")
     subprocess.run([sys.executable, "-c", limited], cwd=ROOT, check=True, capture_output=True)
 
 
@@ -237,14 +249,16 @@ def test_a_chain_of_edits_drops_only_what_is_like_a_kept_document(tmp_path):
     for number in range(40):  # each step changes little; the last has little in common with the first
         text[str(number)] = " ".join(words)
         words = edit(rng, words, 0.015, "en")
-    deduplicate([write_jsonl(tmp_path / "a.jsonl", [{"id": i, "text": t} for i, t in text.items()])], tmp_path / "out")
+    deduplicate([write_jsonl(tmp_path / "a.jsonl", [{"id": i, "text": t} for i, t in text.items()])],
+                tmp_path / "out")
     dropped = read_folder(tmp_path / "out" / "dropped")
     assert 20 < len(dropped) < 39
     assert all(true_jaccard(text[record["id"]], text[record["duplicate_of"]]) >= 0.8 for record in dropped)
 
 
 def test_bad_lines_are_counted_and_wrong_use_is_one_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "good text"}\nnot json\n{"text": ""}\n{"text": "Good  text"}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "good text"}\nnot json\n{"text": ""}\n{"text": "Good  '
+                                      'text"}\n')
     assert main([str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]) == 0
     funnel = json.loads((tmp_path / "out/funnel.json").read_text())
     assert funnel["documents"] == {"in": 4, "out": 1}

@@ -1,4 +1,5 @@
-"""Documents from files as they are published, and steps over shards: resumable, bounded, everything counted."""
+"""Documents from files as they are published, and steps over shards: resumable, bounded, everything
+counted."""
 import bz2
 import gzip
 import json
@@ -17,9 +18,24 @@ from hypothesis import strategies as st
 
 from data_prep import record_files
 from data_prep.clean import main as clean
-from data_prep.documents import Document, Funnel, LineWriter, find_inputs, json_line, normalise_text, read_documents
+from data_prep.documents import (
+    Document,
+    Funnel,
+    LineWriter,
+    find_inputs,
+    json_line,
+    normalise_text,
+    read_documents,
+)
 from data_prep.pipeline import shards
-from data_prep.pipeline.shards import ShardWriter, gather_funnel, one_run, process_shard, process_shards, shard_names
+from data_prep.pipeline.shards import (
+    ShardWriter,
+    gather_funnel,
+    one_run,
+    process_shard,
+    process_shards,
+    shard_names,
+)
 from data_prep.record_files import DAMAGED
 from mmed.utils.errors import UserError
 
@@ -48,14 +64,15 @@ def write_parquet(path: Path, rows: list[dict]) -> Path:
 
 
 def read_folder(folder: Path) -> list[dict]:
-    return [json.loads(line) for path in sorted(folder.glob("*.gz")) for line in gzip.open(path, "rt", encoding="utf-8")]
+    return [json.loads(line) for path in sorted(folder.glob("*.gz"))
+            for line in gzip.open(path, "rt", encoding="utf-8")]
 
 
 def zstd(data: bytes) -> bytes:
     return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
 
 
-# ---- text ----------------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------
 
 
 @given(st.text(st.characters(codec=None), max_size=200))
@@ -65,14 +82,15 @@ def test_normalising_twice_changes_nothing_and_gives_utf8(text):
     once.encode("utf-8")
 
 
-@given(st.recursive(st.text() | st.integers() | st.booleans() | st.none(), lambda inner: st.lists(inner, max_size=3)))
+@given(st.recursive(st.text() | st.integers() | st.booleans() | st.none(),
+                    lambda inner: st.lists(inner, max_size=3)))
 def test_a_line_is_one_line_for_every_reader(value):
     line = json_line({"text": "a\u2028b\x85c", "meta": value})
     assert len(line.decode().splitlines()) == 1
     assert json.loads(line)["text"] == "a\u2028b\x85c"
 
 
-# ---- forms of files ------------------------------------------------------------------------------------------------
+# ---- forms of files ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zstd])
@@ -82,7 +100,8 @@ def test_packing_is_recognised_by_content(tmp_path, pack):
     assert [document.text for document in read(path)[0]] == ["one", "two"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jl", "wiki_00", "part-00000.c000", "a.txt.json"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jl", "wiki_00", "part-00000.c000",
+                                  "a.txt.json"])
 def test_json_lines_are_read_under_any_name(tmp_path, name):
     assert [document.text for document in read(write(tmp_path / name, {"text": "one"}))[0]] == ["one"]
     if name != "part-00000.c000":
@@ -93,7 +112,8 @@ def test_a_json_array_and_plain_text_are_read(tmp_path):
     (tmp_path / "a.json").write_text('\n[{"text": "one"}, 3, {"text": "two"}]')
     assert read(tmp_path / "a.json")[1] == {"not an object": 1}
     (tmp_path / "a.txt").write_bytes("first\nstill first\r\n\r\n\r\nsecond\n".encode("utf-8-sig"))
-    assert [document.text for document in read(tmp_path / "a.txt", paragraphs=True)[0]] == ["first\nstill first", "second"]
+    assert [document.text for document in read(tmp_path / "a.txt",
+                                               paragraphs=True)[0]] == ["first\nstill first", "second"]
     assert len(read(tmp_path / "a.txt")[0]) == 1
     (tmp_path / "a.doc").write_bytes(b"\xd0\xcf\x11\xe0")
     with pytest.raises(UserError, match="neither JSON nor parquet"):
@@ -101,7 +121,8 @@ def test_a_json_array_and_plain_text_are_read(tmp_path):
 
 
 def test_parquet_with_nested_columns_is_read(tmp_path):
-    rows = [{"text": "one", "meta": {"a": [{"b": None, "c": 1}]}, "quality": [0.5, float("nan")], "id": 7, "raw": b"x\xff"},
+    rows = [{"text": "one", "meta": {"a": [{"b": None, "c": 1}]}, "quality": [0.5, float("nan")], "id": 7,
+             "raw": b"x\xff"},
             {"text": None, "meta": None, "quality": None, "id": 8, "raw": None}]
     (document,), dropped = read(write_parquet(tmp_path / "a.parquet", rows))
     assert document.meta == {"a": [{"b": None, "c": 1}], "quality": [0.5, None], "raw": "x\ufffd"}
@@ -114,7 +135,8 @@ def test_text_under_another_key_is_read(tmp_path):
     nested = write_parquet(tmp_path / "nested.parquet", [{"page": {"body": "a", "title": "t"}}])
     assert read(nested, text_field="page.body")[0][0].meta == {"page": {"title": "t"}}
     for path in (nested, write(tmp_path / "a.jsonl", *[{"body": "a", "url": "u"}] * 3)):
-        with pytest.raises(UserError, match=r"no field text or content or raw_content.*(page|body, url).*--text_field"):
+        with pytest.raises(UserError, match=r"no field text or content or raw_content.*(page|body, "
+                                            r"url).*--text_field"):
             read(path)
     with pytest.raises(UserError, match="no field story"):
         read(nested, text_field="story")
@@ -127,7 +149,8 @@ def test_published_columns_become_ours(tmp_path):
     one, two, three = read(path, source="web", language="en")[0]
     assert (one.source, one.meta, one.language) == ("web", {"source": "mC4", "url": "u"}, "fr")
     assert (two.source, two.meta, two.language) == ("web", {"licence": "CC0", "meta": "free"}, "fr")
-    assert (three.source, three.meta, three.id, three.language) == ("web", {"source": {"name": "x"}}, "3", "en")
+    assert (three.source, three.meta, three.id, three.language) == ("web", {"source": {"name": "x"}}, "3",
+                                                                    "en")
     assert read(path)[0][0].source == "mC4"
 
 
@@ -141,13 +164,15 @@ def test_a_long_zstd_window_is_read(tmp_path):
 
 
 def test_bad_records_are_counted_with_their_place(tmp_path):
-    lines = [b'{"text": "good"}', b"not json", b'"string"', b'{"text": "\xff"}', b'{"text": " "}', b'{"text": 3}', b"",
+    lines = [b'{"text": "good"}', b"not json", b'"string"', b'{"text": "\xff"}', b'{"text": " "}',
+             b'{"text": 3}', b"",
              b'{"text": "nan", "x": NaN, "y": 1e999}', b"[" * 100_000, b'{"id": 1}', b'{"text": "last"}']
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     documents, dropped = read(tmp_path / "a.jsonl")
     assert [document.text for document in documents] == ["good", "nan", "last"]
     assert documents[1].meta == {"x": None, "y": None} or documents[1].meta == {}
-    assert dropped == {"not JSON": 1, "not an object": 1, "not UTF-8": 1, "empty text": 1, "text is not a string": 1,
+    assert dropped == {"not JSON": 1, "not an object": 1, "not UTF-8": 1, "empty text": 1,
+                       "text is not a string": 1,
                        "nested too deeply": 1, "no text": 1}
     with pytest.raises(UserError, match=r"a\.jsonl:2: not JSON; fix the file, or omit --strict"):
         read(tmp_path / "a.jsonl", strict=True)
@@ -184,12 +209,13 @@ def test_a_document_of_50_megabytes_takes_less_than_a_gigabyte(tmp_path):
     code = ("import resource, sys\nfrom data_prep.filter_medical import main\n"
             "main([sys.argv[1], '--out', sys.argv[2], '--language', 'ru'])\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)")
-    done = subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "out")], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "out")], cwd=ROOT,
+                          capture_output=True,
                           text=True, check=True)
     assert int(done.stdout.split()[-1]) < 1000
 
 
-# ---- finding -------------------------------------------------------------------------------------------------------
+# ---- finding -------------------------------------------------------------------------------------
 
 
 def test_the_folder_of_a_step_means_what_it_kept(tmp_path):
@@ -204,12 +230,13 @@ def test_the_folder_of_a_step_means_what_it_kept(tmp_path):
 
 def test_shards_have_unique_names(tmp_path):
     paths = [write(tmp_path / name, {"text": "a"}) for name in ("a/x.jsonl", "b/x.jsonl", "y.json")]
-    assert shard_names(paths) == ["a__x.jsonl", "b__x.jsonl", "y.json"] and shard_names(paths[1:]) == ["x", "y"]
+    assert shard_names(paths) == ["a__x.jsonl", "b__x.jsonl", "y.json"] and shard_names(paths[1:]) == ["x",
+                                                                                                       "y"]
     with pytest.raises(UserError, match="given twice"):
         shard_names([paths[0], paths[0]])
 
 
-# ---- writing and counting ------------------------------------------------------------------------------------------
+# ---- writing and counting ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
@@ -218,7 +245,8 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     with LineWriter(tmp_path / f"a{suffix}") as writer:
         for text in texts:
             writer.write(Document(text, "en", "web", "1", {"k": [1]}).to_dict())
-    assert [document.text for document in read(tmp_path / f"a{suffix}")[0]] == [normalise_text(text) for text in texts]
+    assert [document.text for document in read(tmp_path / f"a{suffix}")[0]] == [normalise_text(text)
+                                                                                for text in texts]
 
 
 def test_funnels_add_up():
@@ -228,11 +256,13 @@ def test_funnels_add_up():
     one.add("masked", 3)
     both.merge(one.to_dict())
     both.merge(one.to_dict())
-    assert both.to_dict() == {"documents": {"in": 4, "out": 2}, "characters": {"in": 18, "out": 10}, "details": {"masked": 6},
-                              "dropped": {"bad": {"documents": 2, "characters": 4, "examples": ["a:1", "a:1"]}}}
+    assert both.to_dict() == {"documents": {"in": 4, "out": 2}, "characters": {"in": 18, "out": 10},
+                              "details": {"masked": 6},
+                              "dropped": {"bad": {"documents": 2, "characters": 4,
+                                                  "examples": ["a:1", "a:1"]}}}
 
 
-# ---- steps over shards ---------------------------------------------------------------------------------------------
+# ---- steps over shards ---------------------------------------------------------------------------
 
 
 def keep_odd(documents, shard: ShardWriter, options) -> None:
@@ -246,12 +276,14 @@ def keep_odd(documents, shard: ShardWriter, options) -> None:
 
 def numbers(folder: Path, files: int = 3, count: int = 10) -> Path:
     for i in range(files):
-        write(folder / f"part{i}.jsonl", *[{"text": f"{n} x", "id": str(n)} for n in range(i * count, (i + 1) * count)])
+        write(folder / f"part{i}.jsonl",
+              *[{"text": f"{n} x", "id": str(n)} for n in range(i * count, (i + 1) * count)])
     return folder
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()}
 
 
 def test_a_step_keeps_drops_and_counts(tmp_path):
@@ -266,7 +298,8 @@ def test_workers_and_shares_change_no_byte(tmp_path):
     folder = numbers(tmp_path / "in")
     process_shards(keep_odd, [folder], tmp_path / "one", {})
     process_shards(keep_odd, [folder], tmp_path / "two", {}, workers=2)
-    parts = [process_shards(keep_odd, [folder], tmp_path / "shared", {}, share=(i, 2)).documents_in for i in (1, 0, 1)]
+    parts = [process_shards(keep_odd, [folder], tmp_path / "shared", {}, share=(i, 2)).documents_in
+             for i in (1, 0, 1)]
     assert parts == [10, 20, 10] and not (tmp_path / "shared" / "funnel.json").exists()
     process_shards(keep_odd, [folder], tmp_path / "shared", {})
     assert tree(tmp_path / "one") == tree(tmp_path / "two") == tree(tmp_path / "shared")
@@ -293,16 +326,20 @@ def test_finished_shards_are_not_read_again(tmp_path, monkeypatch):
 
 def test_a_killed_step_gives_the_same_bytes_when_it_is_started_again(tmp_path):
     folder = numbers(tmp_path / "in", 4, 40)
-    code = (f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_documents import keep_odd\n"
+    code = (f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_documents import "
+            f"keep_odd\n"
             "from data_prep.pipeline.shards import process_shards\nfrom mmed.utils.errors import main_guard\n"
-            f"if __name__ == '__main__':\n    main_guard(lambda: process_shards(keep_odd, [{str(folder)!r}], {str(tmp_path / 'out')!r}, "
+            f"if __name__ == '__main__':\n    main_guard(lambda: process_shards(keep_odd, "
+            f"[{str(folder)!r}], {str(tmp_path / 'out')!r}, "
             "{'seconds': float(sys.argv[1])}, int(sys.argv[2])) and 0)\n")
     (tmp_path / "run.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for sign, workers, expected in ((signal.SIGKILL, 1, -9), (signal.SIGTERM, 2, 75), (signal.SIGTERM, 1, 75)):
+    for sign, workers, expected in ((signal.SIGKILL, 1, -9), (signal.SIGTERM, 2, 75),
+                                    (signal.SIGTERM, 1, 75)):
         for path in (tmp_path / "out").glob("kept/*.tmp"):
             path.unlink()
-        child = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), "0.05", str(workers)], env=environment,
+        child = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), "0.05", str(workers)],
+                                 env=environment,
                                  stderr=subprocess.DEVNULL)
         until = time.monotonic() + 60
         while not list((tmp_path / "out").glob("kept/*.tmp")) and time.monotonic() < until:
@@ -326,7 +363,8 @@ def test_an_error_names_the_input_and_a_second_run_is_rejected(tmp_path):
 
 def test_records_none_of_which_can_be_read_are_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text("no json\nat all\n")
-    with pytest.raises(UserError, match=r"none of 2 records could be read: 2 x not JSON \(such as .*a\.jsonl:1\)"):
+    with pytest.raises(UserError, match=r"none of 2 records could be read: 2 x not JSON \(such as "
+                                        r".*a\.jsonl:1\)"):
         process_shards(keep_odd, [tmp_path / "a.jsonl"], tmp_path / "out", {})
     (tmp_path / "empty.jsonl").write_text("")
     assert process_shards(keep_odd, [tmp_path / "empty.jsonl"], tmp_path / "none", {}).documents_in == 0

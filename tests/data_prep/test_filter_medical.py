@@ -1,4 +1,5 @@
-"""The medical filter: the vectorised matcher decides as the plain rule, and the default rule does what it promises."""
+"""The medical filter: the vectorised matcher decides as the plain rule, and the default rule does what it
+promises."""
 import gzip
 import json
 import time
@@ -20,8 +21,10 @@ from mmed.utils.errors import UserError
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "text"
 LANGUAGES = all_languages()
 PLAIN = {"official": judge_official, "default": judge_default}
-JOINS = [" ", ", ", ".", "-", "\n", "\r\n", "\u3000", "\u2028", "\x1c", "_", "’", "", "  ", "\xa0", "\U0001f48a", "\xad", "\u200b"]
-ODD = ["İstanbul", "ΟΔΟΣ", "K", "ﬁbrosis", "é", "e\u0301", "Ё", "dna", "journal", "ｱﾞ", "か\u3099", "\ud800", "\x00", "½", "ß",
+JOINS = [" ", ", ", ".", "-", "\n", "\r\n", "\u3000", "\u2028", "\x1c", "_", "’", "", "  ", "\xa0",
+         "\U0001f48a", "\xad", "\u200b"]
+ODD = ["İstanbul", "ΟΔΟΣ", "K", "ﬁbrosis", "é", "e\u0301", "Ё", "dna", "journal", "ｱﾞ", "か\u3099", "\ud800",
+       "\x00", "½", "ß",
        "œ", "\U00020000", "한국", "\u1112\u1161\u11ab", "أ", "नमस्ते"]
 
 
@@ -36,7 +39,8 @@ def texts(draw, language):
         place = len(word) // 2
         parts += [{"upper": word.upper(), "end": word + draw(st.sampled_from("seaы的の")), "cut": word[:-1],
                    "nfd": unicodedata.normalize("NFD", word), "front": draw(st.sampled_from("xжé一")) + word,
-                   "inside": word[:place] + draw(st.sampled_from("\xad\u200b\u0301 ")) + word[place:]}.get(change, word),
+                   "inside": word[:place] + draw(st.sampled_from("\xad\u200b\u0301 "))
+                   + word[place:]}.get(change, word),
                   draw(st.sampled_from(JOINS))]
     return "".join(parts)
 
@@ -68,7 +72,7 @@ def test_matcher_decides_as_the_plain_rule_on_real_texts(code):
         assert Matcher(language, mode).judge(real) == [plain(text, language) for text in real]
 
 
-# ---- what the default rule does, by name ---------------------------------------------------------------------------
+# ---- what the default rule does, by name ---------------------------------------------------------
 
 
 def hits(code: str, text: str, mode: str = "default") -> dict[str, int]:
@@ -87,15 +91,18 @@ def test_inflected_forms_count_as_their_word():
 
 def test_nested_words_count_once():
     english = replace(get_language("en"), medical_words=("heart", "heart failure", "failure"))
-    assert dict(Matcher(english).explain("heart failure and heart-failure, heart")[1]) == {"heart failure": 2, "heart": 1}
+    found = Matcher(english).explain("heart failure and heart-failure, heart")[1]
+    assert dict(found) == {"heart failure": 2, "heart": 1}
     assert judge_default("heart failure", english) == Decision(False, 1, 1.0)
 
 
 @pytest.mark.parametrize("code", ["fr", "es", "ja", "ru"])
 def test_accents_in_any_form_and_invisible_characters_change_nothing(code):
     language = get_language(code)
-    text = " ".join(spelling.replace("|", "") for term in language.medical_words for spelling in term.split("/"))
-    same = [text, unicodedata.normalize("NFD", text), unicodedata.normalize("NFKD", text), "\u200b".join(text)]
+    text = " ".join(spelling.replace("|", "") for term in language.medical_words
+                    for spelling in term.split("/"))
+    same = [text, unicodedata.normalize("NFD", text), unicodedata.normalize("NFKD", text),
+            "\u200b".join(text)]
     assert len(set(Matcher(language).judge(same))) == 1
 
 
@@ -107,7 +114,8 @@ def test_width_is_folded_in_japanese_and_latin_terms_stand_alone():
 @pytest.mark.parametrize("mode", PLAIN)
 def test_texts_of_one_block_do_not_touch(mode):
     english = replace(get_language("en"), medical_words=("heart failure", "insulin"))
-    assert [decision.hits for decision in Matcher(english, mode).judge(["heart", "failure", "insu", "lin"])] == [0, 0, 0, 0]
+    assert [decision.hits for decision in Matcher(english, mode).judge(["heart", "failure", "insu",
+                                                                        "lin"])] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("mode", PLAIN)
@@ -129,12 +137,13 @@ def test_time_is_linear_in_a_huge_text():
         assert seconds[1] < 8 * seconds[0] + 0.1, text[:10]
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def write_corpus(folder: Path, count: int = 60) -> Path:
     english = get_language("en")
-    lines = [{"text": english.medical_sentence if number % 3 else english.ordinary_sentence, "id": str(number)}
+    lines = [{"text": english.medical_sentence if number % 3 else english.ordinary_sentence,
+              "id": str(number)}
              for number in range(count)]
     bad = b'{"text": "truncated\n' + json_line({"text": "自由", "language": "zh", "id": "z"})
     (folder / "pages.jsonl").write_bytes(b"".join(map(json_line, lines)) + bad)
@@ -142,7 +151,8 @@ def write_corpus(folder: Path, count: int = 60) -> Path:
 
 
 def read_folder(folder: Path) -> list[dict]:
-    return [json.loads(line) for path in sorted(folder.glob("*.gz")) for line in gzip.open(path, "rt", encoding="utf-8")]
+    return [json.loads(line) for path in sorted(folder.glob("*.gz"))
+            for line in gzip.open(path, "rt", encoding="utf-8")]
 
 
 def test_command_keeps_drops_and_counts(tmp_path, capsys):
@@ -150,7 +160,8 @@ def test_command_keeps_drops_and_counts(tmp_path, capsys):
     assert main([str(path), "--out", str(out), "--language", "English", "--source", "web"]) == 0
     kept, dropped = read_folder(out / "kept"), read_folder(out / "dropped")
     assert len(kept) == 40 and len(dropped) == 21
-    assert kept[0]["meta"]["medical"]["hits"] >= 5 and kept[0]["source"] == "web" and kept[0]["language"] == "en"
+    assert kept[0]["meta"]["medical"]["hits"] >= 5
+    assert kept[0]["source"] == "web" and kept[0]["language"] == "en"
     assert {row["reason"] for row in dropped} == {"too few different medical words", "language is not en"}
     funnel = json.loads((out / "funnel.json").read_text())
     assert funnel["documents"] == {"in": 62, "out": 40}

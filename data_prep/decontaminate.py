@@ -15,7 +15,7 @@ Out: OUT/kept; OUT/dropped with `reason` "benchmark question" and `items` (FILE:
 3. A document is dropped if it contains one n-gram. N-grams are compared by 64-bit hashes.
 
 DIFFERS: the official code does not look for benchmark questions in the corpus. N-grams of 13 words are
-GPT-3's (Brown et al. 2020, appendix C). Questions too short to be told from ordinary sentences are counted
+GPT-3's (Brown et al. 2020, appendix C). Questions too short to differ from ordinary sentences are counted
 and named, not looked for.
 """
 from __future__ import annotations

@@ -75,7 +75,7 @@ def judge_official(text: str, language: Language) -> Decision:
 #
 # DIFFERS: the official rule misses short words before punctuation ("cancer,") and inflected forms, and counts
 # nested words twice. The default rule
-#   - compares words at letter borders, and stems (a bar marks where the ending begins) at the beginning of a
+#   - compares words at letter borders, and stems (a bar shows where the ending begins) at the beginning of a
 # word,
 #   - folds case, width, Latin and Greek accents, ё and the spellings of Arabic letters, and ignores soft
 # hyphens,
@@ -85,7 +85,7 @@ def judge_official(text: str, language: Language) -> Decision:
 
 # What needs more than a look at one character: invisible characters, which are removed, ligatures and
 # half-width kana, which are taken apart, and letters that NFC joins with a mark (combining accents, Hangul
-# parts, kana voicing marks).
+# parts, kana voicing signs).
 _INVISIBLE = ("\xad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0600-\u0605\u0610-\u061a"
               "\u061c\u0640\u064b-\u065f\u0670"
               "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff")

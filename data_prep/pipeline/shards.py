@@ -210,9 +210,9 @@ def run_step(function: StepFunction, step: str, options: dict[str, Any], given: 
 
 def refuse_strangers(out: Path, names: list[str]) -> None:
     """A folder with shards of other inputs would mix two corpora."""
-    strangers = sorted({path.stem for path in (out / "shards").glob("*.json")} - set(names))
-    if strangers:
-        raise UserError(f"{out}: has shards of other inputs ({', '.join(strangers[:3])}...); "
+    others = sorted({path.stem for path in (out / "shards").glob("*.json")} - set(names))
+    if others:
+        raise UserError(f"{out}: has shards of other inputs ({', '.join(others[:3])}...); "
                         "give another --out or empty the folder")
 
 

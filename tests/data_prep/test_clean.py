@@ -1,4 +1,4 @@
-"""Cleaning: languages told apart on real texts, addresses masked and medical numbers left, a corpus taken in
+"""Cleaning: languages distinguished on real texts, addresses masked and numbers left, a corpus taken in
 as it is."""
 import gzip
 import json

@@ -1,15 +1,17 @@
-"""A whole corpus by one command: web pages, books, health sites and existing corpora, as one recipe file lists them, to token streams.
+"""A whole corpus by one command: web pages, books, health sites and existing corpora, as one recipe lists
+them.
 
     python -m data_prep.corpus examples/corpus.toml --out mmedc --workers 16
 
 In:  a recipe (TOML; `examples/corpus.toml` explains every key). Its paths are relative to the recipe file.
-Out: OUT/sources/LANGUAGE-N      documents of source N of that language: filtered (web), read (book, site) or as they are (corpus)
-     OUT/clean|unique|uncontaminated/LANGUAGE    after language identification and masking, deduplication, decontamination
+Out: OUT/sources/LANGUAGE-N      documents of each source: filtered (web), read (book, site) or as they are
+     (corpus) OUT/clean, unique, uncontaminated/LANGUAGE    after language identification and masking,
+                                 deduplication and decontamination, which the paper lacks
      OUT/streams/LANGUAGE        token streams, and LANGUAGE-held-out
-     OUT/corpus.json, OUT/README.md, OUT/report.html    the table of MMedC for this corpus, its funnel, a dataset card, a page with pictures
+     OUT/corpus.json, OUT/README.md, OUT/report.html    all counts, a dataset card, a page with pictures
 
-Each step is a command of its own (`--list` prints them), done once; stopped at any moment, the same command goes on (data_prep/pipeline/plan.py).
-The order is the paper's: take in, then what the paper lacks (METHOD 1): language, personal data, duplicates, benchmark questions.
+Each step is a command of its own (`--list` prints them) and is done once; stopped at any moment, the same
+command goes on (data_prep/pipeline/plan.py).
 """
 from __future__ import annotations
 
@@ -24,22 +26,24 @@ from mmed.utils.errors import Parser, UsageError, main_guard
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.corpus",
-                                     description="From raw pages, books, sites and corpora to token streams, as a recipe file says.")
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="examples/corpus.toml explains the keys")
+                    description="Raw pages, books, sites and corpora to token streams, as a recipe says.")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml",
+                        help="examples/corpus.toml explains the keys")
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one shard each at a time (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each doing one file at a time "
+                                                               "(default: 1)")
     parser.add_argument("--list", action="store_true", help="print the commands and do nothing")
-    options = parser.parse_args(arguments)
-    if options.workers < 1:
-        raise UsageError(f"--workers={options.workers}: at least 1")
-    recipe = read_recipe(options.recipe)
-    plan = steps(recipe, str(options.out), options.workers)
-    if options.list:
+    given = parser.parse_args(arguments)
+    if given.workers < 1:
+        raise UsageError(f"--workers={given.workers}: must be at least 1")
+    recipe = read_recipe(given.recipe)
+    plan = steps(recipe, str(given.out), given.workers)
+    if given.list:
         print_commands(plan)
         return 0
-    begun = time.time()
-    run_plan(plan, options.out)
-    finish(recipe, options.out, begun)
+    begin = time.time()
+    run_plan(plan, given.out)
+    finish(recipe, given.out, begin)
     return 0
 
 

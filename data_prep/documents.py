@@ -1,15 +1,17 @@
-"""The document: reading it from any corpus file, writing it as JSON lines, counting what fell on the way.
+"""The document: reading it from any corpus file, writing it as JSON lines, counting what was dropped and why.
 
-In:  .jsonl, one object a line: text, language, source, id, meta (free); only text must be there, `lang` stands for language,
-     `license` for licence, unknown keys go into meta. .parquet (extra parquet) with a column `text` and the same others.
-     .txt: one document a file, or with `paragraphs` one document between blank lines.
-     All but parquet also as .gz, .bz2 or .zst (extra zstd).
-Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason (`Funnel`).
+In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one document a record; .txt, one
+     document a file, or with `paragraphs` one between blank lines. The text is in `text`, `content` or
+     `raw_content`, or in the field that --text_field names (`a.b` is field b of the nested field a).
+     `language` (or `lang`) may be written in any standard. `source`, `id` and `meta` are read; every other
+     field goes into `meta`.
+Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason
+     (`Funnel`).
 
-Memory holds one document or batch, whatever the size of the corpus. A line that cannot be used is counted under its reason
-with file:line and the rest goes on; with strict it stops the run. Steps over many files are in data_prep/pipeline/shards.py.
-
-Text is normalised on the way in (`normalise_text`), once for all steps, and normalising twice changes nothing.
+Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its
+reason with file:line, and reading continues; with `strict` it stops the run. A file whose records all lack
+the text is an error that lists the fields found. Text is normalised once, here; normalising twice changes
+nothing.
 """
 from __future__ import annotations
 
@@ -17,23 +19,32 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from data_prep.record_files import BadLine, read_jsonl, read_parquet, read_text
+from data_prep.filters.language_codes import language_code
+from data_prep.record_files import JSON_LINES, BadRecord, read_records
 from mmed.utils.errors import UserError, printable, require_extra
 from mmed.utils.files import atomic_write
 
-FORMAT_VERSION = 1  # raise it when the same input gives other output: finished shards are then redone
+FORMAT_VERSION = 2  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
-PACKED = (".gz", ".bz2", ".zst")
-SUFFIXES = (".parquet", *(kind + packed for kind in (".jsonl", ".txt") for packed in ("", *PACKED)))
-FORMS = ".jsonl, .txt, each also .gz, .bz2 or .zst; .parquet"  # SUFFIXES as a person reads them
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+SUFFIXES = (".parquet", *(kind + packed for kind in (*JSON_LINES, ".json", ".txt")
+                          for packed in ("", *PACKED)))
+FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
+TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
+FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
+PATIENCE = 1000  # records without a text field before a file is given up
+NO_TEXT = "no text"
+_WIKIEXTRACTOR = re.compile(r"wiki_\d+")  # its JSON files have no suffix
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(slots=True)
@@ -45,73 +56,39 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"text": self.text, "language": self.language, "source": self.source, "id": self.id, "meta": self.meta}
+        return {"text": self.text, "language": self.language, "source": self.source, "id": self.id,
+                "meta": self.meta}
 
 
 def normalise_text(text: str) -> str:
-    r"""NFC; NUL and a byte order mark at the head removed; lone surrogates become U+FFFD; CRLF and CR become LF.
+    r"""NFC; NUL and a leading byte order mark removed; lone surrogates become U+FFFD; CRLF and CR become LF.
 
     >>> normalise_text("\ufeffe\u0301te\x00 \ud800\r\nb\rc")
     'éte \ufffd\nb\nc'
     """
-    if "\x00" in text:
-        text = text.replace("\x00", "")
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = text.lstrip("\ufeff")
+    text = text.replace("\x00", "").replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
     if text.isascii():
         return text
-    if len(text) < PIECE_CHARACTERS:
-        return _composed(text)
-    if all(_composed(piece) == piece for piece in safe_pieces(text)):  # NFC of a whole book takes ten times its memory
-        return text
-    return "".join(map(_composed, safe_pieces(text)))
+    return unicodedata.normalize("NFC", _SURROGATE.sub("\ufffd", text))
 
 
-def _composed(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        text = _SURROGATE.sub("\ufffd", text)
-    return unicodedata.normalize("NFC", text)  # returns at once when the text already is
-
-
-PIECE_CHARACTERS = 1 << 20  # of a longer text, what is looked at together
-# A text can be cut before one of these, and each piece composed (NFC, NFKC) by itself: none is put together with what stands
-# before it. Lower case of "Σ" looks further: up to a white space, or a character that has no case.
-COMPOSING_BORDER = re.compile("[\x00-\x7f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff]")
-LOWERING_BORDER = re.compile("[\t\n \u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff]")
-
-
-def safe_pieces(text: str, border: re.Pattern[str] = COMPOSING_BORDER) -> Iterator[str]:
-    """The text in pieces of PIECE_CHARACTERS or a little more, each but the first beginning with a border."""
-    start = 0
-    while start < len(text):
-        found = border.search(text, start + PIECE_CHARACTERS)
-        end = found.start() if found else len(text)
-        yield text[start:end]
-        start = end
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-# ---- counting ---------------------------------------------------------------------------------------------------------
+# ---- counting ------------------------------------------------------------------------------------
 
 
 @dataclass
 class Funnel:
-    """Documents and characters in and out of one step, and why the others fell."""
+    """Documents and characters in and out of one step, and why the others were dropped."""
 
     documents_in: int = 0
     characters_in: int = 0
     documents_out: int = 0
     characters_out: int = 0
-    dropped: dict[str, dict[str, Any]] = field(default_factory=dict)  # reason -> documents, characters, examples (file:line or id)
-    details: dict[str, float] = field(default_factory=dict)  # whatever else a step wants to add up
+    dropped: dict[str,
+                  dict[str, Any]] = field(default_factory=dict)  # reason -> documents, characters, examples
+    details: dict[str, float] = field(default_factory=dict)  # any other sums of a step
 
     def keep(self, characters: int, characters_in: int | None = None) -> None:
-        """Count one document that goes on; a step that shortens text says how long it was before."""
+        """Count a kept document; a step that shortens texts passes the length before."""
         self.documents_in += 1
         self.characters_in += characters if characters_in is None else characters_in
         self.documents_out += 1
@@ -131,9 +108,10 @@ class Funnel:
 
     def merge(self, other: dict[str, Any]) -> None:
         """Add the counts of another funnel, given in `to_dict`'s form."""
-        for key in ("documents", "characters"):
-            for side in ("in", "out"):
-                setattr(self, f"{key}_{side}", getattr(self, f"{key}_{side}") + other[key][side])
+        self.documents_in += other["documents"]["in"]
+        self.documents_out += other["documents"]["out"]
+        self.characters_in += other["characters"]["in"]
+        self.characters_out += other["characters"]["out"]
         for reason, theirs in other["dropped"].items():
             entry = self.dropped.setdefault(reason, {"documents": 0, "characters": 0, "examples": []})
             entry["documents"] += theirs["documents"]
@@ -148,17 +126,19 @@ class Funnel:
                 "dropped": dict(sorted(self.dropped.items())), "details": dict(sorted(self.details.items()))}
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------------
+# ---- finding files -------------------------------------------------------------------------------
 
 
 def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Files as given, folders by their corpus files in sorted order; a path that gives nothing is an error."""
+    """Files as given; of a folder, its corpus files in sorted order. The output folder of a step means its
+    kept/."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+            inside = sorted(_files_below(path, suffixes))
             if not inside:
-                raise UserError(f"{path}: no corpus file in this folder (looked for {FORMS if suffixes == SUFFIXES else ', '.join(suffixes)})")
+                kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
+                raise UserError(f"{path}: no corpus file in this folder (looked for {kinds})")
             found += inside
         elif path.is_file():
             found.append(path)
@@ -167,146 +147,170 @@ def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
     return found
 
 
+def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        if "kept" in folders and ("shards" in folders or "funnel.json" in files):
+            folders[:], files = ["kept"], []  # the output folder of a step: not what it dropped
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.endswith(suffixes) or (suffixes == SUFFIXES
+                                           and _WIKIEXTRACTOR.fullmatch(_unpacked_name(name))):
+                yield Path(root, name)
+
+
+def _unpacked_name(name: str) -> str:
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return name
+
+
 def shard_name(path: Path) -> str:
     """The file's name without its corpus suffixes.
 
     >>> shard_name(Path("a/en_part_00000.jsonl.gz"))
     'en_part_00000'
     """
-    name = path.name
-    for suffix in (*PACKED, ".jsonl", ".parquet", ".txt"):
+    name = _unpacked_name(path.name)
+    for suffix in (*JSON_LINES, ".json", ".parquet", ".txt"):
         name = name.removesuffix(suffix)
     return name or path.name
 
 
-def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "", licence: str = "",
-                   paragraphs: bool = False, strict: bool = False) -> Iterator[Document]:
-    """Yield the documents of one file with constant memory; `language`, `source` and `licence` (in meta) fill in where the
-    file says nothing. `paragraphs`: what stands between blank lines of a text file is a document, not the whole file.
+# ---- reading -------------------------------------------------------------------------------------
 
-    Lines that cannot be used are counted in `funnel` (without one, a summary goes to stderr) or, with strict, raise.
+
+def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
+                   licence: str = "", text_field: str = "", paragraphs: bool = False,
+                   strict: bool = False) -> Iterator[Document]:
+    """Yield the documents of one file.
+
+    `language` and `licence` (stored in meta) fill in where a record has none. `source` is the user's choice
+    and wins; a record's own, different source (CulturaX: "mC4") is kept in meta. Records that cannot be used
+    are counted in `funnel` (without one, a summary goes to stderr) or, with `strict`, raise UserError.
     """
     path = Path(path)
     counts = funnel if funnel is not None else Funnel()
-    before = {reason: entry["documents"] for reason, entry in counts.dropped.items()}
-
-    def skip(reason: str, number: int, size: int) -> None:
-        counts.drop(reason, size, f"{path}:{number}" if number else str(path))
 
     def bad(reason: str, number: int, size: int) -> None:
+        where = f"{path}:{number}" if number else str(path)
         if strict:
-            where = f"{path}:{number}" if number else str(path)
-            raise UserError(f"{where}: {reason}; mend the file or leave out --strict to drop and count such lines")
-        skip(reason, number, size)
+            raise UserError(f"{where}: {reason}; fix the file, or omit --strict to drop and count such "
+                            f"records")
+        counts.drop(reason, size, where)
 
-    kind = path.name
-    for packed in PACKED:
-        kind = kind.removesuffix(packed)
-    if path.name.endswith(".parquet"):
-        records = read_parquet(path, bad)
-    elif kind.endswith(".jsonl"):
-        records = read_jsonl(path, bad)
-    elif kind.endswith(".txt"):
-        records = read_text(path, bad, paragraphs)
-    else:
-        raise UserError(f"{path}: unknown kind of file; known are {FORMS}")
-    name = shard_name(path)
-    for number, record in records:
-        text = record.pop("text", None)  # out of the record, so that a long text lies in memory once
+    kind = Path(_unpacked_name(path.name)).suffix
+    fields = (text_field,) if text_field else TEXT_FIELDS
+    name, found, without_text = shard_name(path), 0, 0
+    for number, record in read_records(path, kind, bad, paragraphs):
+        name_of_text = next((key for key in fields if _has(record, key)), None)
+        if name_of_text is None:
+            without_text += 1
+            if not found and without_text >= PATIENCE:
+                break
+            keys = list(record)
+            bad(NO_TEXT, number, 0)
+            continue
+        text = _take(record, name_of_text)
         size = len(text) if isinstance(text, str) else 0
         try:
             document = _document(text, record, f"{name}:{number}", language, source, licence)
-        except BadLine as error:
+        except BadRecord as error:
             bad(str(error), number, size)
         else:
-            del text, record
+            del text, record  # a long text is in memory once
             yield document
             del document
+        found += 1
+    if without_text and not found:
+        raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
+                        f"{', '.join(keys)}; "
+                        "name the one with the text by --text_field")
     if funnel is None:
         for reason, entry in counts.dropped.items():
-            if entry["documents"] > before.get(reason, 0):
-                print(printable(f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})"), file=sys.stderr)
+            line = f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})"
+            print(printable(line), file=sys.stderr)
 
 
-def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str, licence: str) -> Document:
+def _has(record: dict[str, Any], key: str) -> bool:
+    outer, dot, inner = key.partition(".")
+    return key in record or bool(dot and isinstance(record.get(outer), dict) and _has(record[outer], inner))
+
+
+def _take(record: dict[str, Any], key: str) -> Any:
+    """Remove and return a field, also a nested one."""
+    if key in record:
+        return record.pop(key)
+    outer, _, inner = key.partition(".")
+    return _take(record[outer], inner)
+
+
+def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,
+              licence: str) -> Document:
     if not isinstance(text, str):
-        raise BadLine("no text" if text is None else "text is not a string")
+        raise BadRecord(NO_TEXT if text is None else "text is not a string")
     text = normalise_text(text)
     if not text.strip():
-        raise BadLine("empty text")
-    meta = record.get("meta")
-    if meta is not None and not isinstance(meta, dict):
-        raise BadLine("meta is not an object")
-    meta = dict(meta or {})
-    values = {"language": language, "source": source, "id": default_id}
+        raise BadRecord("empty text")
+    meta = dict(record.pop("meta")) if isinstance(record.get("meta"), dict) else {}
+    values = {"language": "", "source": "", "id": ""}
     for key, value in record.items():
-        if key == "meta" or value is None:
+        key = FIELD_NAMES.get(key, key)
+        if value is None:
             continue
-        known = {"lang": "language", "license": "licence"}.get(key, key)
-        if known not in values:
-            meta.setdefault(known, value)
-        elif isinstance(value, str) or (known == "id" and type(value) is int):
-            values[known] = normalise_text(str(value)) or values[known]
+        if key == "language" and isinstance(value, list) and value:
+            value = value[0]  # HPLT lists the most probable one first
+        if key in values and not values[key] and isinstance(value, str | int):
+            values[key] = normalise_text(str(value))
         else:
-            raise BadLine(f"{known} is not a string")
+            meta.setdefault(key, value)
+    if source and values["source"] not in ("", source):
+        meta.setdefault("source", values["source"])
     if licence:
         meta.setdefault("licence", licence)
-    return Document(text, values["language"], values["source"], values["id"], meta)
+    return Document(text, language_code(values["language"]) or language, source or values["source"],
+                    values["id"] or default_id, meta)
 
 
-# ---- writing ----------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 class LineWriter:
-    """JSON lines into a .jsonl, .jsonl.gz or .jsonl.zst file that appears under its name only when complete."""
+    """JSON lines into a .jsonl, .jsonl.gz or .jsonl.zst file that gets its name only when it is complete."""
 
     def __init__(self, path: Path):
         self._stack = contextlib.ExitStack()
         raw = self._stack.enter_context(atomic_write(path, "wb"))
         if path.name.endswith(".gz"):  # no time stamp and no name inside: equal documents give equal bytes
-            raw = self._stack.enter_context(gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=4))
+            raw = self._stack.enter_context(
+                gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=4))
         elif path.name.endswith(".zst"):
-            raw = self._stack.enter_context(require_extra("zstandard", "zstd").ZstdCompressor().stream_writer(raw, closefd=False))
-        self._file = self._stack.enter_context(contextlib.closing(io.BufferedWriter(_KeepOpen(raw), 1 << 20)))
+            compressor = require_extra("zstandard", "zstd").ZstdCompressor()
+            raw = self._stack.enter_context(compressor.stream_writer(raw, closefd=False))
+        self._file, self._buffer = raw, io.BytesIO()
 
     def write(self, record: dict[str, Any]) -> None:
-        text = record.get("text")
-        if next(iter(record), "") != "text" or not isinstance(text, str) or len(text) < PIECE_CHARACTERS:
-            self._file.write(json_line(record))
-            return
-        self._file.write(b'{"text": "')  # the same bytes, without another copy of a long text or two
-        for start in range(0, len(text), PIECE_CHARACTERS):
-            self._file.write(json_line(text[start:start + PIECE_CHARACTERS])[1:-2])
-        rest = json_line({key: value for key, value in record.items() if key != "text"})
-        self._file.write(b'", ' + rest[1:] if len(record) > 1 else b'"}\n')
+        self._buffer.write(json_line(record))
+        if self._buffer.tell() > 1 << 20:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write(self._buffer.getvalue())
+        self._buffer = io.BytesIO()
 
     def __enter__(self) -> LineWriter:
         return self
 
     def __exit__(self, *error: Any) -> Any:
+        if error[0] is None:
+            self._flush()
         return self._stack.__exit__(*error)
 
 
-class _KeepOpen(io.RawIOBase):
-    """Lets a buffer be closed without closing what lies under it."""
-
-    def __init__(self, file: IO[bytes]):
-        self._under = file
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._under.write(data)
-        return len(data)
-
-
 def json_line(record: Any) -> bytes:
-    """One line of JSON that every reader takes as one line: U+2028, U+2029 and NEL are written as escapes."""
+    """One line of JSON for every reader: U+2028, U+2029 and NEL, which some take for line ends, are
+    escaped."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     if not line.isascii():
         line = line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
-    try:
-        return line.encode("utf-8") + b"\n"
-    except UnicodeEncodeError:  # in meta; text is clean
-        return _SURROGATE.sub("\ufffd", line).encode("utf-8") + b"\n"
+        line = _SURROGATE.sub("\ufffd", line)
+    return line.encode("utf-8") + b"\n"

@@ -1,21 +1,22 @@
-"""The benchmark from its public sources, in MMedBench's layout, with every count held against the paper's.
+"""The benchmark from its public sources, in MMedBench's layout, with every count compared with the paper's.
 
-In: exam files as their authors publish them (`data_prep.benchmark.mmedbench_sources` and `other_exams` read each form), the released MMedBench
-(`data_prep.benchmark.release`), or any CSV or JSONL of multiple-choice questions through `--map`. Out, in the folder --out:
+    python -m data_prep.mmedbench --source medqa=MedQA --source igakuqa=IgakuQA/data --source headqa=HEAD-QA
+    --out MMedBench
+    python -m data_prep.mmedbench --source mmedbench=MMedBench.zip --out MMedBench
+    python -m data_prep.mmedbench --source custom=exam.parquet --language es --map
+    question=q,options=a+b+c,answer=key --out exam
 
-    Train/English.jsonl ... Test/Spanish.jsonl   one item a line: question, options {"A": ...}, answer_idx "A,C", rationale,
-                                                 human_checked, human_check_passed, id, source, and what the source has besides
-    Val/...                                      where a source has one; NOT part of the MMedBench release
-    dropped.jsonl                                every item that could not be used, with its reason and file:line
-    counts.json                                  the table printed at the end, reasons, notes, options, seed, sha256 of the files
+In:  exam files as their authors publish them (data_prep/benchmark/mmedbench_sources.py and other_exams.py
+     read each form), or any CSV, JSON or parquet file of multiple-choice questions through --map.
+Out: Train/English.jsonl ... Test/Spanish.jsonl    one item a line: question, options {"A": ...}, answer_idx
+                                 "A,C", rationale, human_checked, human_check_passed, id, source, and what the
+     source has besides Val/...                     where a source has one; not part of the MMedBench release
+     dropped.jsonl               every item that could not be used, with its reason and file:line
+     counts.json                 the table printed at the end, reasons, notes, options
 
-Order: read -> check (drop with a reason) -> ids made unique, repeats found -> splits (official; by chance for IgakuQA and --holdout)
--> written to a temporary folder, which takes the name --out when all is there. Nothing depends on the order of the disk.
-The paper's own reference: Qiu et al. 2024, section "MMedBench"; its counts are in `data_prep.benchmark.counts`.
-
-Launch:  python -m data_prep.mmedbench --source medqa=MedQA --source igakuqa=IgakuQA/data --source headqa=HEAD-QA --out MMedBench
-         python -m data_prep.mmedbench --source mmedbench=MMedBench.zip --out MMedBench
-         python -m data_prep.mmedbench --source custom=exam.csv --language es --map question=q,options=a+b+c+d,answer=key --out exam
+Items are read, checked (unusable ones are dropped with a reason), and put into their official split, or a
+random one for IgakuQA and --holdout. The paper: Qiu et al. 2024, section "MMedBench"; its counts are in
+data_prep/benchmark/counts.py.
 """
 from __future__ import annotations
 
@@ -35,13 +36,14 @@ from data_prep.benchmark import mmedbench_sources as read
 from data_prep.benchmark import other_exams as other
 from data_prep.benchmark.counts import PAPER, SPLITS, Tally, format_table, table_row
 from data_prep.benchmark.mmedbench_sources import LETTERS, Raw
-from data_prep.benchmark.release import MAX_ARCHIVE_GB, read_mmedbench
+from data_prep.documents import json_line
+from data_prep.filters.language_codes import language_code
 from mmed.languages import get_language
-from mmed.metrics import same_options
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import atomic_write, read_json, write_json
+from mmed.utils.files import atomic_write, temporary_name, write_json
 
-MAP_KEYS = ("question", "options", "answer", "kind", "id", "rationale", "context", "subject", "year")
+MAP_KEYS = ("question", "options", "answer", "kind", *other.ROLES)
+KINDS = ("letter", "text", "0", "1")
 
 
 @dataclass
@@ -52,31 +54,39 @@ class Source:
     in_paper: bool = False  # one of MMedBench's six sets
 
 
-def known_sources(language: str | None = None, mapping: dict[str, str] | None = None, encoding: str = "utf-8-sig",
-                  max_gb: float = MAX_ARCHIVE_GB) -> dict[str, Source]:
-    """Every name that --source takes."""
-    jmmlu = {"question": "question", "options": "optionA+optionB+optionC+optionD", "answer": "answer", "subject": "tag"}
-    head = "MIT (HEAD-QA); exams: Spanish Ministry of Health, updated 14 January 2019"
+def known_sources(language: str | None = None, mapping: dict[str, str] | None = None) -> dict[str, Source]:
+    """Every name that --source takes; language and mapping are those of custom files."""
+    medqa, headqa, custom = read.read_medqa, read.read_headqa, other.read_custom
+    jmmlu = {"question": "question", "options": "optionA+optionB+optionC+optionD", "answer": "answer",
+             "subject": "tag"}
+    spanish_exams = "MIT (HEAD-QA); exams: Spanish Ministry of Health, updated 14 January 2019"
     return {
-        "medqa": Source(partial(read.read_medqa, source="medqa", language="English", folder="US"), "MedQA US, 4 options", "MIT", True),
-        "mcmle": Source(partial(read.read_medqa, source="mcmle", language="Chinese", folder="Mainland"),
+        "medqa": Source(partial(medqa, source="medqa", language="English", folder="US"),
+                        "MedQA US, 4 options", "MIT", True),
+        "mcmle": Source(partial(medqa, source="mcmle", language="Chinese", folder="Mainland"),
                         "MedQA Mainland, simplified, 4 options", "MIT", True),
-        "igakuqa": Source(read.read_igakuqa, "IgakuQA, a folder a year", "no licence file; exams: Japanese Ministry of Health", True),
+        "igakuqa": Source(read.read_igakuqa, "IgakuQA, a folder a year",
+                          "no licence file; exams: Japanese Ministry of Health", True),
         "frenchmedmcqa": Source(read.read_frenchmedmcqa, "FrenchMedMCQA, JSON arrays", "Apache-2.0", True),
         "rumeddanet": Source(read.read_rumeddanet, "RuMedDaNet, JSONL", None, True),
-        "headqa": Source(partial(read.read_headqa, code="es", language="Spanish"), "HEAD-QA, Spanish", head, True),
-        "headqa-en": Source(partial(read.read_headqa, code="en", language="English"), "HEAD-QA, its English translation", head),
+        "headqa": Source(partial(headqa, code="es", language="Spanish"), "HEAD-QA, Spanish", spanish_exams,
+                         True),
+        "headqa-en": Source(partial(headqa, code="en", language="English"), "HEAD-QA in English",
+                            spanish_exams),
         "medmcqa": Source(other.read_medmcqa, "MedMCQA", "MIT"),
         "pubmedqa": Source(other.read_pubmedqa, "PubMedQA, labelled part (ori_pqal.json)", "MIT"),
         "mmlu": Source(other.read_mmlu, "MMLU, the paper's six medical subjects", "MIT"),
-        "jmmlu-med": Source(partial(other.read_custom, source="jmmlu-med", language="Japanese", mapping=jmmlu,
+        "jmmlu-med": Source(partial(custom, source="jmmlu-med", language="Japanese", mapping=jmmlu,
                                     encodings=("utf-8-sig", "cp932")), "JMMLU-Med, CSV", "CC BY-SA 4.0"),
-        "apollo": Source(partial(other.read_apollo, language=language), "CMB, CMExam, CMMLU, MedQA ... in Apollo's form"),
-        "rumedtest": Source(read.read_rumedtest, "RuMedTest: refused, it has no answers"),
-        "mmedbench": Source(partial(read_mmedbench, max_gb=max_gb), "the released MMedBench, zip or folder", None, True),
-        "custom": Source(partial(other.read_custom, source=None, language=language or "", mapping=mapping or {},
-                                 encodings=(encoding,)), "any CSV, JSONL or JSON array, with --map and --language"),
+        "apollo": Source(partial(other.read_apollo, language=language),
+                         "CMB, CMExam, CMMLU, MedQA ... in Apollo's form"),
+        "mmedbench": Source(other.read_mmedbench, "the released MMedBench, zip or folder", None, True),
+        "custom": Source(partial(custom, source=None, language=language or "", mapping=mapping or {}),
+                         "any CSV, JSON or parquet file, with --map and --language"),
     }
+
+
+# ---- checks --------------------------------------------------------------------------------------
 
 
 def problem_with(raw: Raw) -> str | None:
@@ -84,41 +94,47 @@ def problem_with(raw: Raw) -> str | None:
     if not raw.question.strip():
         return "empty question"
     if len(raw.options) < 2:
-        return "no options"
+        return "no readable options"
     if list(raw.options) != list(LETTERS[:len(raw.options)]):
         return "option letters skip or exceed Z"
     if not raw.answer:
         return "no answer"
     if any(letter not in raw.options for letter in raw.answer):
         return "answer outside the options"
-    if not any(text.strip() for text in raw.options.values()):
-        return "no option has a text"
-    try:  # a lone surrogate (half a character, as "\\ud83d" in JSON) cannot be written as UTF-8, nor NaN as JSON
+    try:  # a lone surrogate cannot be written as UTF-8, nor NaN as JSON
         json.dumps(as_item(raw, None), ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        return "broken Unicode"
     except (ValueError, RecursionError):
-        return "NaN, Infinity or endless nesting in a field"
+        return "broken Unicode, NaN or endless nesting"
     return None
 
 
+def equal_options(options: dict[str, str]) -> list[str]:
+    """Letters whose text differs from another option's only in white space and case: no unique answer.
+
+    >>> equal_options({"A": "aspirin", "B": "Heparin", "C": " heparin "})
+    ['B', 'C']
+    """
+    folded = {letter: " ".join(text.casefold().split()) for letter, text in options.items()}
+    counts = Counter(folded.values())
+    return [letter for letter, text in folded.items() if text and counts[text] > 1]
+
+
 def as_item(raw: Raw, licence: str | None) -> dict[str, Any]:
-    """One line of MMedBench, its own keys first."""
-    item = {"question": raw.question, "options": raw.options, "answer_idx": ",".join(sorted(set(raw.answer))), "rationale": raw.rationale,
-            "human_checked": False, "human_check_passed": False, "id": raw.id, "source": raw.source}
-    if licence:
-        item["licence"] = licence
-    if blank := [letter for letter, text in raw.options.items() if not text.strip()]:  # the question shows them, as a rule
-        item["blank_options"] = blank
-    same = same_options(raw.options)
-    equal = [letter for letter in same if list(same.values()).count(same[letter]) > 1]
-    if equal:  # the key names one of them; `mmed.eval --equal_options either` accepts all
-        item["equal_options"] = equal
-    return item | {key: value for key, value in raw.extra.items() if value is not None}
+    """One line of MMedBench, its own keys first; blank and equal options are flagged."""
+    item = {"question": raw.question, "options": raw.options, "answer_idx": ",".join(sorted(set(raw.answer))),
+            "rationale": raw.rationale, "human_checked": False, "human_check_passed": False, "id": raw.id,
+            "source": raw.source, "licence": licence,
+            "blank_options": [letter for letter, text in raw.options.items() if not text.strip()] or None,
+            "equal_options": equal_options(raw.options) or None, **raw.extra}
+    return {key: value for key, value in item.items() if value is not None}
+
+
+# ---- splits --------------------------------------------------------------------------------------
 
 
 def fraction_of(seed: int, key: str) -> float:
-    """A number in [0, 1) fixed by seed and key: the same on any machine, whatever else is in the data.
+    """A number in [0, 1) that depends on seed and key only: the same on any machine, whatever else is in the
+    data.
 
     >>> fraction_of(0, "a") == fraction_of(0, "a") != fraction_of(1, "a")
     True
@@ -127,40 +143,37 @@ def fraction_of(seed: int, key: str) -> float:
 
 
 def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None, notes: list[str]) -> None:
-    """Set `split` of one source's items in one language where its files do not state it, or where --holdout asks for a test part."""
+    """Set `split` of one source's items in one language where its files state none, or --holdout asks for a
+    test part."""
     found = {raw.split for raw in items}
     if name == "igakuqa":
-        # MMedLM: 1,590/199/199 at random of the 1,988 questions with choices, those that need an image among them.
-        # DIFFERS: which ones the paper drew is not published; ours go by a hash of seed and id, in the same proportion when years
-        # are missing.
-        paper, total = PAPER["Japanese"], sum(PAPER["Japanese"].values())
-        test, val = (round(len(items) * paper[split] / total) for split in ("Test", "Val"))
+        # MMedLM: 1,590/199/199 at random of the 1,988 questions with choices, those that need an image
+        # included. DIFFERS: which ones the paper drew is not published; ours go by a hash of seed and id, in
+        # the same proportion when years are missing.
+        paper = PAPER["Japanese"]
+        test, val = (round(len(items) * paper[split] / sum(paper.values())) for split in ("Test", "Val"))
         for rank, raw in enumerate(sorted(items, key=lambda raw: (fraction_of(seed, raw.group), raw.id))):
             raw.split = "Test" if rank < test else "Val" if rank < test + val else "Train"
-        if holdout is not None:
-            notes.append("--holdout not used: this source is drawn in the paper's proportion")
-    elif holdout is None:
-        if None in found:
-            notes.append("the files state no split: all of it is Test (--holdout FRACTION makes a train part)")
-        for raw in items:
-            raw.split = raw.split or "Test"
-    elif None in found or ("Train" in found and "Test" not in found):
+    elif holdout is not None and (None in found or ("Train" in found and "Test" not in found)):
         movable = None if None in found else "Train"
         for raw in items:
             if raw.split == movable:
                 raw.split = "Test" if fraction_of(seed, raw.group) < holdout else "Train"
-        notes.append(f"Test is a part held out of {'the files without a split' if movable is None else 'train'} (--holdout {holdout:g}, seed {seed}), "
-                     "not the official test set")
-    elif "Train" not in found:
-        notes.append("--holdout not used: the files are an official test set, which is no training data")
+        notes.append(f"Test is held out by --holdout {holdout:g}, seed {seed}; it is not the official test "
+                     f"set")
     else:
-        notes.append("--holdout not used: train and test files are both there")
+        if holdout is not None:
+            notes.append("--holdout not used: the files have a test set")
+        elif None in found:
+            notes.append("the files state no split: all is Test (--holdout FRACTION makes a train part)")
+        for raw in items:
+            raw.split = raw.split or "Test"
 
 
 def group_repeats(items: list[Raw]) -> list[str]:
-    """Within one language: make ids unique and return each item's fingerprint; items that share one are copies of a question.
+    """Make ids unique and return each item's fingerprint; copies of a question share it, and its group.
 
-    Copies get the first one's group, so that a split by chance never sends one question to both sides.
+    So a random split never puts one question on both sides.
     """
     prints = [read.fingerprint(raw.question, raw.options) for raw in items]
     groups: dict[str, str] = {}
@@ -176,172 +189,127 @@ def group_repeats(items: list[Raw]) -> list[str]:
 
 
 def first_copies(items: list[Raw], prints: list[str]) -> dict[int, Raw]:
-    """{position of a repeated question: its first copy}; the one in Test comes first, then Val, then Train, then by position."""
+    """{position of a repeated question: its first copy}; one in Test comes first, then Val, then Train."""
     first: dict[str, int] = {}
-    for position in sorted(range(len(items)), key=lambda position: (-SPLITS.index(items[position].split), position)):
+    for position in sorted(range(len(items)), key=lambda i: (-SPLITS.index(items[i].split), i)):
         first.setdefault(prints[position], position)
     return {position: items[first[mark]] for position, mark in enumerate(prints) if first[mark] != position}
 
 
-def lost_item(name: str, raw: Raw, reason: str) -> dict:
-    """A line of dropped.jsonl."""
-    line = {"source": name, "language": raw.language, "split": raw.split, "id": raw.id, "reason": reason, "where": raw.where,
-            "question": raw.question[:200]}
-    return {key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for key, value in line.items()}
+# ---- conversion ----------------------------------------------------------------------------------
 
 
-def read_all(entries: list[tuple[str, Path]], sources: dict[str, Source], strict: bool, tallies: dict[tuple[str, str], Tally],
-             notes: dict[str, list[str]], dropped: list[dict]) -> dict[str, list[tuple[str, Raw]]]:
-    """Every usable item of every source by language, as (name of its source, item) in the order given."""
-    kept: dict[str, list[tuple[str, Raw]]] = defaultdict(list)
-    for name, path in entries:
-        lost: Counter[str] = Counter()
-        total, example = 0, ""
-        for raw in sources[name].read(path, notes.setdefault(name, [])):
-            tally = tallies.setdefault((raw.language, name), Tally())
-            tally.read[raw.split] += 1
-            tally.files[raw.split][raw.file] = None
+class Conversion:
+    """Reads, checks and splits the items of some sources; holds what is written and what is reported."""
+
+    def __init__(self, entries: list[tuple[str, Path]], sources: dict[str, Source], seed: int = 0,
+                 holdout: float | None = None, mix: bool = False):
+        self.entries, self.sources, self.seed, self.holdout, self.mix = entries, sources, seed, holdout, mix
+        self.tallies: dict[tuple[str, str], Tally] = defaultdict(Tally)  # (language, source)
+        self.notes: dict[str, list[str]] = defaultdict(list)
+        self.dropped: list[dict[str, Any]] = []
+        self.items: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)  # (split, language)
+        usable: dict[str, list[tuple[str, Raw]]] = defaultdict(list)
+        for name, path in entries:
+            for raw in self._usable(name, path):
+                usable[raw.language].append((name, raw))
+        for language, pairs in usable.items():
+            self._place(language, pairs)
+
+    def _usable(self, name: str, path: Path) -> Iterator[Raw]:
+        """The usable items of a source; the others are recorded."""
+        reasons: Counter[str] = Counter()
+        total = 0
+        for raw in self.sources[name].read(path, self.notes[name]):
             total += 1
-            reason = problem_with(raw)
+            tally, reason = self.tallies[raw.language, name], problem_with(raw)
+            tally.read[raw.split] += 1
             if reason is None:
-                kept[raw.language].append((name, raw))
+                yield raw
                 continue
-            if strict:
-                raise UserError(f"{raw.where}: {reason} (answer {','.join(raw.answer) or '-'}, options {','.join(raw.options) or '-'}); mend "
-                                "the item, or leave --strict out and it goes to dropped.jsonl")
-            example = example or raw.where
-            lost[reason] += 1
-            tally.dropped[raw.split][reason] += 1
-            dropped.append(lost_item(name, raw, reason))
-        if total == lost.total():
-            why = ", ".join(f"{reason} {count}" for reason, count in lost.most_common())
-            raise UserError(f"{path}: none of the {total} items read as {name} can be used" + (f" ({why}; first {example})" if total else ""))
-    return kept
+            tally.dropped[raw.split, reason] += 1
+            reasons[reason] += 1
+            lost = {"source": name, "language": raw.language, "split": raw.split, "id": raw.id,
+                    "reason": reason,
+                    "where": raw.where, "question": raw.question[:200]}
+            self.dropped.append(lost)
+        if total == reasons.total():
+            why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            first = f" ({why}; first {self.dropped[-total]['where']})" if total else ""
+            raise UserError(f"{path}: none of the {total} items read as {name} can be used{first}")
 
-
-def convert(entries: list[tuple[str, Path]], sources: dict[str, Source], *, seed: int = 0, holdout: float | None = None,
-            duplicates: str = "keep", mix: bool = False, strict: bool = False) -> tuple[dict, list[dict], dict]:
-    """Read, check and split: returns ({(split, language): items}, dropped, the report that counts.json holds)."""
-    tallies: dict[tuple[str, str], Tally] = {}
-    notes: dict[str, list[str]] = {}
-    dropped: list[dict] = []
-    out: dict[tuple[str, str], list[dict]] = {}
-    for language, pairs in read_all(entries, sources, strict, tallies, notes, dropped).items():
+    def _place(self, language: str, pairs: list[tuple[str, Raw]]) -> None:
+        """Put the items of one language into their splits."""
         names = list(dict.fromkeys(name for name, _ in pairs))
-        if len(names) > 1 and not mix:
-            raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores on a mixture compare with "
-                             "nothing: give each its own --out, or add --mix")
+        if len(names) > 1 and not self.mix:
+            raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores "
+                             f"on a mixture compare "
+                             "with nothing: give each its own --out, or add --mix")
         items = [raw for _, raw in pairs]
-        prints, official = group_repeats(items), [raw.split for raw in items]
+        prints, stated = group_repeats(items), [raw.split for raw in items]
         for name in names:
-            assign_splits(name, [raw for owner, raw in pairs if owner == name], seed, holdout, notes[name])
+            assign_splits(name, [raw for owner, raw in pairs if owner == name], self.seed, self.holdout,
+                          self.notes[name])
         copies = first_copies(items, prints)
         for position, (name, raw) in enumerate(pairs):
-            tally, split, first = tallies[language, name], raw.split, copies.get(position)
-            if official[position] != split:
-                tally.moved_out[official[position]] += 1
-                tally.moved_in[split] += 1
-            if first and duplicates == "drop":
-                tally.dropped[split]["repeated question"] += 1
-                dropped.append(lost_item(name, raw, "repeated question") | {"duplicate_of": first.id, "first_in": first.split})
-                continue
-            item = as_item(raw, sources[name].licence)
+            tally, first = self.tallies[language, name], copies.get(position)
+            if stated[position] != raw.split:
+                tally.moved[stated[position], raw.split] += 1
+            item = as_item(raw, self.sources[name].licence)
             if first:
                 item["duplicate_of"] = first.id
-                tally.repeats[split] += 1
-                tally.leaks[split] += first.split != split
-            tally.written[split] += 1
-            tally.images[split] += item.get("image_dependent") is True
-            tally.multiple[split] += "," in item["answer_idx"]
-            tally.blank_options[split] += "blank_options" in item
-            tally.equal_options[split] += "equal_options" in item
-            tally.options[split][len(raw.options)] += 1
-            out.setdefault((split, language), []).append(item)
-    rows = [table_row(language, name, split, tally, sources[name].in_paper, seed, holdout)
-            for (language, name), tally in tallies.items() for split in SPLITS]
-    languages = [*PAPER, *sorted({row["language"] for row in rows} - set(PAPER))]
-    rows.sort(key=lambda row: languages.index(row["language"]))
-    report = {"format": 1, "seed": seed, "holdout": holdout, "duplicates": duplicates,
-              "sources": [{"name": name, "path": path.name} for name, path in entries],
-              "table": [row for row in rows if row["items"] or row["paper"]],
-              "notes": {name: list(dict.fromkeys(said)) for name, said in notes.items()},
-              "dropped": dict(Counter(line["reason"] for line in dropped).most_common())}
-    return out, dropped, report
+                tally.flags[raw.split, "leaks"] += first.split != raw.split
+            for key in ("duplicate_of", "image_dependent", "blank_options", "equal_options"):
+                tally.flags[raw.split, key] += bool(item.get(key))
+            tally.written[raw.split] += 1
+            self.items[raw.split, language].append(item)
+
+    def report(self) -> dict[str, Any]:
+        """What counts.json has."""
+        rows = [table_row(language, name, split, tally, self.sources[name].in_paper)
+                for (language, name), tally in self.tallies.items() for split in SPLITS]
+        languages = [*PAPER, *sorted({row["language"] for row in rows} - set(PAPER))]
+        rows.sort(key=lambda row: languages.index(row["language"]))
+        return {"format": 2, "seed": self.seed, "holdout": self.holdout,
+                "sources": [{"name": name, "path": path.name} for name, path in self.entries],
+                "table": [row for row in rows if row["items"] or row["paper"]],
+                "notes": {name: list(dict.fromkeys(notes)) for name, notes in self.notes.items()},
+                "dropped": dict(Counter(line["reason"] for line in self.dropped).most_common())}
+
+    def write(self, out: Path) -> None:
+        """Write all files to a temporary folder, which then takes the name `out`: the benchmark is complete
+        or absent."""
+        out = out.resolve()
+        temporary = temporary_name(out)
+        files = {f"{split}/{language}.jsonl": items
+                 for (split, language), items in sorted(self.items.items())}
+        try:
+            for name, lines in {**files, "dropped.jsonl": self.dropped}.items():
+                with atomic_write(temporary / name, "wb") as file:
+                    file.writelines(map(json_line, lines))
+            write_json(temporary / "counts.json", self.report())
+            if out.exists():
+                shutil.rmtree(out)
+            os.replace(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_to_overwrite(out: Path) -> None:
-    """An earlier result may be replaced only while it is as it was written: rationales merged into it may have cost money."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"{out}: is a file; --out names a folder")
-    there = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir()}
-    if not there:
-        return
-    written = read_json(out / "counts.json") if "counts.json" in there else None
-    hashes = written.get("files") if isinstance(written, dict) else None
-    if not isinstance(hashes, dict):
-        raise UserError(f"{out}: not empty, and not a folder that this command wrote; give another --out")
-    changed = sorted((there - {"counts.json"}) ^ set(hashes)) or \
-        sorted(name for name, about in hashes.items() if sha256_of(out / name) != about["sha256"])
-    if changed:
-        raise UserError(f"{out}: {changed[0]} was changed, added or removed since this folder was written; give another --out, or "
-                        "--overwrite to lose that")
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def one_line(record: dict) -> str:
-    """JSON on one line for every reader: also for those that take U+2028, U+2029 (there is one in PubMedQA) or U+0085 for an end.
-
-    >>> one_line({"a": "é\\u2028"})
-    '{"a": "é\\\\u2028"}'
-    """
-    text = json.dumps(record, ensure_ascii=False)
-    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
-
-
-def write_benchmark(out: Path, items: dict[tuple[str, str], list[dict]], dropped: list[dict], report: dict) -> None:
-    """Write all files to a temporary folder beside `out`, then give it the name: the benchmark is whole or not there."""
-    out = out.resolve()
-    temporary, old = (out.parent / f".{out.name}.{os.getpid()}.{word}.tmp" for word in ("new", "old"))
-    files = {f"{split}/{language}.jsonl": items[split, language] for split, language in sorted(items)} | {"dropped.jsonl": dropped}
-    try:
-        for name, records in files.items():
-            with atomic_write(temporary / name) as file:
-                for record in records:
-                    file.write(one_line(record) + "\n")
-        about = {name: {"items": len(records), "sha256": sha256_of(temporary / name)} for name, records in files.items()}
-        write_json(temporary / "counts.json", report | {"files": about})
-        if out.exists():
-            os.replace(out, old)
-        os.replace(temporary, out)
-    finally:
-        if old.exists() and not out.exists():
-            os.replace(old, out)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def nearest(word: str, words: Any) -> str:
-    close = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(words)}"
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def parse_entry(text: str) -> tuple[str, Path]:
+    """The option --source."""
     name, equals, path = text.partition("=")
     if not equals or not path:
         raise UsageError(f"--source {text}: expected NAME=PATH")
     if name not in known_sources():
-        raise UsageError(f"--source {text}: no source {name!r}{nearest(name, known_sources())}")
+        raise UsageError(f"--source {text}: no source {name!r}{_nearest(name, known_sources())}")
     return name, Path(path).expanduser()
 
 
 def parse_map(text: str) -> dict[str, str]:
-    """The --map option.
+    """The option --map.
 
     >>> parse_map("question=stem,options=a+b,answer=key")
     {'question': 'stem', 'options': 'a+b', 'answer': 'key'}
@@ -350,64 +318,69 @@ def parse_map(text: str) -> dict[str, str]:
     for part in text.split(","):
         key, equals, column = (piece.strip() for piece in part.partition("="))
         if key not in MAP_KEYS:
-            raise UsageError(f"--map {part}: no key {key!r}{nearest(key, MAP_KEYS)}")
+            raise UsageError(f"--map {part}: no key {key!r}{_nearest(key, MAP_KEYS)}")
         if not equals or not column:
             raise UsageError(f"--map {part}: expected {key}=NAME")
         mapping[key] = column
     if missing := [key for key in MAP_KEYS[:3] if key not in mapping]:
-        raise UsageError(f"--map {text}: {missing[0]!r} is missing (question=..., options=..., answer=... are needed)")
-    if mapping.get("kind", "letter") not in ("letter", "text", "0", "1"):
-        raise UsageError(f"--map kind={mapping['kind']}: expected letter, text, 0 or 1 (a number counted from 0 or 1)")
+        raise UsageError(f"--map {text}: {missing[0]!r} is missing (question=..., options=..., answer=... "
+                         f"are needed)")
+    if mapping.get("kind", "letter") not in KINDS:
+        raise UsageError(f"--map kind={mapping['kind']}: expected letter, text, 0 or 1 (a number counted "
+                         f"from 0 or 1)")
     return mapping
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.mmedbench", description="Exam files as published -> MMedBench's layout.",
-                                     epilog="sources: " + "; ".join(f"{name} ({s.about})" for name, s in known_sources().items()))
-    parser.add_argument("--source", action="append", required=True, metavar="NAME=PATH", help="a source and its folder or file; repeatable")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="for IgakuQA's split and --holdout (default 0)")
-    parser.add_argument("--holdout", type=float, metavar="FRACTION", help="where a source has no test file: this part of it becomes Test")
-    parser.add_argument("--duplicates", choices=("keep", "drop"), default="keep",
-                        help="repeated questions: keep them, as the paper's counts do, with the key duplicate_of (default), or drop them")
-    parser.add_argument("--mix", action="store_true", help="allow several sources in one language's file")
-    parser.add_argument("--strict", action="store_true", help="stop at the first item that cannot be used")
-    parser.add_argument("--map", metavar="question=..,options=..,answer=..", help=f"keys of --source custom: {', '.join(MAP_KEYS)}")
-    parser.add_argument("--language", help="language of --source custom and apollo: a code (es) or a name (Spanish)")
-    parser.add_argument("--encoding", default="utf-8-sig", help="of --source custom's CSV files (default UTF-8)")
-    parser.add_argument("--max-archive-gb", type=float, default=MAX_ARCHIVE_GB, help="refuse a zip that unpacks to more")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out even if it was changed since it was written")
-    args = parser.parse_args(argv)
+def _nearest(word: str, words: Any) -> str:
+    close = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(words)}"
 
-    entries = [parse_entry(text) for text in args.source]
-    if len({(name, path.resolve()) for name, path in entries}) < len(entries):
-        raise UsageError("--source: the same source and path twice")
-    for name, path in entries:
-        if args.out.resolve().is_relative_to(path.resolve()):
-            raise UsageError(f"--out {args.out} lies inside --source {name}={path}, where the next run would read it as the source's own file")
-    names = {name for name, _ in entries}
-    if args.holdout is not None and not 0 < args.holdout < 1:
-        raise UsageError(f"--holdout {args.holdout:g}: expected a fraction between 0 and 1, such as 0.2")
-    try:
-        language = get_language(args.language).name if args.language else None
-    except UserError as error:
-        raise UsageError(f"--language: {error}") from None
-    if "custom" in names and (args.map is None or language is None):
+
+def parse_options(argv: list[str] | None) -> Any:
+    sources = "; ".join(f"{name} ({source.about})" for name, source in known_sources().items())
+    parser = Parser(prog="python -m data_prep.mmedbench", description="Exam files as published -> "
+                                                                      "MMedBench's layout.",
+                    epilog=f"sources: {sources}")
+    parser.add_argument("--source", action="append", required=True, metavar="NAME=PATH", type=str,
+                        help="a source and its folder or file; may be repeated")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write; an earlier result there "
+                                                                "is replaced")
+    parser.add_argument("--seed", type=int, default=0, help="for IgakuQA's split and --holdout (default 0)")
+    parser.add_argument("--holdout", type=float, metavar="FRACTION",
+                        help="where a source has no test file: this part of it becomes Test")
+    parser.add_argument("--mix", action="store_true", help="allow several sources in one language's file")
+    parser.add_argument("--map", metavar="question=..,options=..,answer=..",
+                        help=f"keys of --source custom: {', '.join(MAP_KEYS)}")
+    parser.add_argument("--language", help="language of --source custom and apollo: a code (es) or a name "
+                                           "(Spanish)")
+    given = parser.parse_args(argv)
+    given.entries = [parse_entry(text) for text in given.source]
+    names = {name for name, _ in given.entries}
+    if given.holdout is not None and not 0 < given.holdout < 1:
+        raise UsageError(f"--holdout={given.holdout:g}: expected a fraction between 0 and 1, such as 0.2")
+    if "custom" in names and not (given.map and given.language):
         raise UsageError("--source custom needs --map question=...,options=...,answer=... and --language")
-    if args.map is not None and "custom" not in names:
+    if given.map and "custom" not in names:
         raise UsageError("--map belongs to --source custom, which is not given")
-    try:
-        "".encode(args.encoding)
-    except LookupError:
-        raise UsageError(f"--encoding {args.encoding}: no such encoding") from None
-    if not args.overwrite:
-        refuse_to_overwrite(args.out)
-    sources = known_sources(language, parse_map(args.map) if args.map else None, args.encoding, args.max_archive_gb)
-    items, dropped, report = convert(entries, sources, seed=args.seed, holdout=args.holdout, duplicates=args.duplicates, mix=args.mix,
-                                     strict=args.strict)
-    write_benchmark(args.out, items, dropped, report)
-    print(format_table(report))
-    print(f"wrote {sum(map(len, items.values())):,} items to {args.out}")
+    for name, path in given.entries:
+        if given.out.resolve().is_relative_to(path.resolve()):
+            raise UsageError(f"--out {given.out} is inside --source {name}={path}, where the next run would "
+                             f"read it")
+    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())) \
+            and not (given.out / "counts.json").is_file():
+        raise UserError(f"{given.out}: exists, and is not a folder that this command wrote; give another "
+                        f"--out")
+    return given
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = parse_options(argv)
+    language = get_language(language_code(given.language)).name if given.language else None
+    sources = known_sources(language, parse_map(given.map) if given.map else None)
+    conversion = Conversion(given.entries, sources, given.seed, given.holdout, given.mix)
+    conversion.write(given.out)
+    print(format_table(conversion.report()))
+    print(f"wrote {sum(map(len, conversion.items.values())):,} items to {given.out}")
     return 0
 
 

@@ -26,7 +26,7 @@ FETCHING = {
 }
 ALLOWED = {
     "mmed.evaluation.api_client": "openai", "data_prep.fetch_site": "scrapy",
-    "data_prep.sources.site_spider": "scrapy", "data_prep.pipeline.cluster": "ray"
+    "data_prep.sources.site_spider": "scrapy"
 }
 
 
@@ -97,8 +97,7 @@ def test_the_help_of_a_command_that_may_use_the_network_says_so(command):
 
 def test_the_commands_that_may_use_the_network_are_these():
     found = {name for name in COMMANDS if reached(name) & set(ALLOWED)} - STARTS_OTHERS
-    assert found == {"mmed.eval", "mmed.human_eval.rating", "data_prep.rationales", "data_prep.fetch_site",
-                     "data_prep.pipeline.cluster"}
+    assert found == {"mmed.eval", "mmed.human_eval.rating", "data_prep.rationales", "data_prep.fetch_site"}
 
 
 @pytest.mark.parametrize("address", [("192.0.2.1", 80), ("2001:db8::1", 80, 0, 0)])

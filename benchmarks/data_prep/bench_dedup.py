@@ -43,7 +43,7 @@ def shingle_texts(text: str, spaced: bool) -> list[str]:
 
 
 def ours() -> Signer:
-    return lambda texts, spaced: minhash.signatures(texts).bins
+    return lambda texts, spaced: minhash.signatures(texts).minima
 
 
 def datasketch() -> Signer:

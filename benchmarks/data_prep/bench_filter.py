@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.filter_medical import Matcher, official_words
+from data_prep.filters.keyword_matcher import Matcher
+from data_prep.filters.keyword_rule import official_words
 from mmed.languages import Language, all_languages
 from mmed.utils.errors import main_guard
 

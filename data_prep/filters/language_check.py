@@ -22,7 +22,8 @@ from pathlib import Path
 
 from data_prep.clean import identify_language
 from data_prep.documents import find_inputs, read_documents
-from data_prep.filter_medical import Matcher, default_patterns, dictionary_form
+from data_prep.filters.keyword_matcher import Matcher
+from data_prep.filters.keyword_rule import default_patterns, dictionary_form
 from mmed.evaluation.answer_parser import parse_answer
 from mmed.languages import AnswerWords, Language, get_language
 from mmed.utils.errors import Parser, UserError, main_guard

@@ -1,14 +1,17 @@
 """Find and mask e-mail addresses and telephone numbers in a text.
 
-In: a text. Out: where they stand (`find_personal`), or the text with <EMAIL> and <PHONE> in their place (`mask_personal`).
+In: a text. Out: where they are (`find_personal`), or the text with <EMAIL> and <PHONE> in their place
+(`mask_personal`).
 
-Medical texts are full of numbers that are none: doses, dates, ranges, ISBN, DOI, trial and CAS numbers, postal codes, tables.
-So a run of digits is a telephone number only if it has a country code after a plus sign, or a word like "Tel." before it, or
-the shape in which one country writes its numbers and nobody writes anything else (`SHAPES`). What is missed: numbers without
-any of the three ("912345678"), addresses spelt out ("name at clinic dot org"). Names and postal addresses are not looked for:
-no pattern finds them, and a medical text is full of names that must stay (Parkinson, Crohn).
+Medical texts are full of other numbers: doses, dates, ranges, ISBN, DOI, trial and CAS numbers, postal codes,
+tables. A run of digits is a telephone number only if it has a country code after a plus sign, a word like
+"Tel." before it, or a form in which the countries of our languages write their numbers and nobody writes
+anything else (`FORMS`). Missed are numbers with none of the three ("912345678") and addresses that are spelt
+out ("name at clinic dot org"). Names and postal addresses are not looked for: a medical text is full of names
+that must stay (Parkinson, Crohn).
 
-Every pattern is bounded, so time is linear in the text.
+Every pattern is bounded, so time is linear in the text. docs/corpus.md compares this with the package
+phonenumbers.
 """
 from __future__ import annotations
 
@@ -21,50 +24,72 @@ from mmed.languages import all_languages
 
 MASKS = {"email": "<EMAIL>", "phone": "<PHONE>"}
 
-# "@" first, so that a text without one costs nothing; the part before it is then read backwards. Letters of any script in the
-# name of the host, as in president@кремль.рф.
-_AT = re.compile(r"[@＠](?=\w)")
-_LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,63})\Z")
-_HOST = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}(?:[A-Za-z]{2,24}|рф|онлайн|中国|中國|公司|网络|日本)(?![A-Za-z0-9])")
-_HOST_ASCII = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])")
+# ---- e-mail addresses ----------------------------------------------------------------------------
 
-# A run of digits and of what stands between the digits of telephone numbers. Full-width and Arabic forms are made narrow first.
-_RUN = re.compile(r"(?<![0-9A-Za-z])[+(]{0,2}[0-9][0-9 ().\u00a0\u202f-]{4,40}[0-9](?![0-9A-Za-z])")
-_NARROW = str.maketrans("０１２３４５６７８９＋（）－‐‑‒–−．＠" "٠١٢٣٤٥٦٧٨٩" "۰۱۲۳۴۵۶۷۸۹", "0123456789+()------.@" "0123456789" "0123456789")
-SEPARATOR = r"[ .\u00a0\u202f-]"
-# Words before a number, those of further languages from their files. A full stop or colon after short ones, which are words by
-# themselves ("тел", of bodies).
-_LABEL = (
-    r"(?:(?<![^\W_])(?:tel|tél|telf|tlf|tfno|тел|моб|ph|tph)[.:：]"
-    r"|(?<![^\W_])(?:tel|tél|phone|telephone|téléphone|teléfono|telefono|telefon|fax|télécopie|whatsapp|телефоны?|факс|"
-    r"hotline|helpline|tel(?=\W{1,3}[+(0])@MORE@)(?:\s(?:number|no|numbers|n°|nº|es|is|is:|at|au|al))?"
-    r"|电话|電話|手机|手機|传真|傳真|热线|熱線|携帯|ファックス)(?:番号|号码|號碼)?[\s.:：=()（「」『』\"”]{0,4}\Z")
-# What a number belongs to if one of these stands before it.
-_OTHER = re.compile(r"(?:isbn(?:-1[03])?|issn|doi|pmid|pmc|nct|isrctn|orcid|cas|ein|umin|eudract|id|№|n°)[\s.:：#-]{0,3}\Z", re.IGNORECASE)
-_CODES = (r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-6]\d|29\d|3[578]\d|42\d|50\d|59\d|6[789]\d|80\d|85\d|87\d|88\d|"
-          r"96\d|97\d|99\d")
-SHAPES = re.compile("|".join([
-    rf"\+(?:{_CODES})(?:{SEPARATOR}?\(0?\d{{1,5}}\))?(?:{SEPARATOR}?\d){{5,13}}",  # +33 (0)1 42 34 56 78
-    rf"0[1-9](?P<fr>{SEPARATOR})\d\d(?:(?P=fr)\d\d){{3}}",  # France: 01 42 34 56 78
-    r"(?:1[-. ])?\([2-9]\d\d\)[ -]?[2-9]\d\d[-. ]\d{4}|(?:1(?P<us>[-.]))?[2-9]\d\d(?P<us2>[-.])[2-9]\d\d(?P=us2)\d{4}",  # (555) 234-5678
-    r"[78][ -]?\(\d{3,5}\)[ -]?\d{1,3}[ -]\d\d[ -]?\d\d|\(\d{3,5}\)[ -]?\d{1,3}-\d\d-\d\d|8(?P<ru>[ -])\d{3}(?P=ru)\d{3}(?P=ru)\d\d(?P=ru)\d\d",
-    r"0\d{1,4}-\d{1,4}-\d{4}|\(0\d{1,4}\)[ -]?\d{1,4}-\d{4}|0\d{1,4}\(\d{1,4}\)\d{4}|0(?:120|800)-\d{3}-\d{3}",  # Japan: 03-1234-5678
-    r"(?:\(0(?:10|2\d|[3-9]\d\d)\)|0(?:10|2\d|[3-9]\d\d)-)\d{7,8}|[48]00-\d{3}-\d{4}",  # China: 010-12345678
-    r"1[3-9]\d(?:\d{8}|(?P<cn>[ -])\d{4}(?P=cn)\d{4})",  # China, mobile: 139 1234 5678
-    r"[679]\d\d(?P<es>[ .])\d\d(?P=es)\d\d(?P=es)\d\d",  # Spain: 912 34 56 78
-]))
+_AT = re.compile(r"[@＠](?=\w)")  # looked for first: a text without one costs nothing
+_LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,63})\Z")
+_LABEL_OF_HOST = r"[^\W_](?:[\w-]{0,61}[^\W_])?"  # letters of any script, as in president@кремль.рф
+_TOP_LEVEL = r"(?:[A-Za-z]{2,24}|рф|онлайн|中国|中國|公司|网络|日本|السعودية|مصر|امارات)"
+_HOST = re.compile(rf"(?:{_LABEL_OF_HOST}\.){{1,8}}{_TOP_LEVEL}(?![A-Za-z0-9])")
+_HOST_ASCII = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
+                         r"[A-Za-z]{2,24}(?![A-Za-z0-9])")
+
+# ---- telephone numbers ---------------------------------------------------------------------------
+
+# Digits and what stands between the digits of telephone numbers. Full-width and Arabic forms are made narrow
+# first.
+_RUN = re.compile(r"(?<![0-9A-Za-z])[+(]{0,2}[0-9][0-9 ().\u00a0\u202f/-]{4,40}[0-9](?![0-9A-Za-z])")
+_NARROW = str.maketrans("０１２３４５６７８９＋（）－‐‑‒–−．＠／" "٠١٢٣٤٥٦٧٨٩" "۰۱۲۳۴۵۶۷۸۹",
+                        "0123456789+()------.@/" "0123456789" "0123456789")
+_SEPARATOR = r"[ .\u00a0\u202f-]"
+# Words that announce a number; those of further languages come from their files. Short ones need a full stop
+# or colon.
+_SHORT_WORDS = "tel|tél|telf|tlf|tfno|тел|моб|ph|tph"
+_WORDS = ("tel|tél|phone|telephone|téléphone|teléfono|telefono|telefon|fax|télécopie|whatsapp|телефоны?|факс|"
+          r"hotline|helpline|tel(?=\W{1,3}[+(0])")
+_AFTER_WORDS = "number|no|numbers|n°|nº|es|is|is:|at|au|al"
+_CHINESE_WORDS = "电话|電話|手机|手機|传真|傳真|热线|熱線|携帯|ファックス"
+# What a number belongs to if one of these comes before it.
+_OTHER_NUMBER = re.compile(
+    r"(?:isbn(?:-1[03])?|issn|doi|pmid|pmc|nct|isrctn|orcid|cas|ein|umin|eudract|id|№|n°)[\s.:：#-]{0,3}\Z",
+    re.IGNORECASE)
+_COUNTRY = (r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-6]\d|29\d|3[578]\d|42\d|50\d|"
+            r"59\d|6[789]\d|80\d|85\d|87\d|88\d|96\d|97\d|99\d")
+FORMS = {
+    "international": rf"\+(?:{_COUNTRY})(?:{_SEPARATOR}?\(0?\d{{1,5}}\))?(?:{_SEPARATOR}?\d){{5,13}}",
+    "France": rf"0[1-9](?P<fr>{_SEPARATOR})\d\d(?:(?P=fr)\d\d){{3}}",  # 01 42 34 56 78
+    "United States": r"(?:1[-. ])?\([2-9]\d\d\)[ -]?[2-9]\d\d[-. ]\d{4}|"  # (555) 234-5678
+                     r"(?:1(?P<us>[-.]))?[2-9]\d\d(?P<us2>[-.])[2-9]\d\d(?P=us2)\d{4}",
+    "Russia": r"[78][ -]?\(\d{3,5}\)[ -]?\d{1,3}[ -]\d\d[ -]?\d\d|\(\d{3,5}\)[ -]?\d{1,3}-\d\d-\d\d|"
+              r"8(?P<ru>[ -])\d{3}(?P=ru)\d{3}(?P=ru)\d\d(?P=ru)\d\d",  # 8 (800) 555-35-35
+    "Japan": r"0\d{1,4}-\d{1,4}-\d{4}|\(0\d{1,4}\)[ -]?\d{1,4}-\d{4}|0\d{1,4}\(\d{1,4}\)\d{4}|"
+             r"0(?:120|800)-\d{3}-\d{3}",  # 03-1234-5678
+    "China": r"(?:\(0(?:10|2\d|[3-9]\d\d)\)|0(?:10|2\d|[3-9]\d\d)-)\d{7,8}|"  # 010-12345678
+             r"[48]00-\d{3}-\d{4}|"
+             r"1[3-9]\d(?:\d{8}|(?P<cn>[ -])\d{4}(?P=cn)\d{4})",  # 139 1234 5678
+    "Spain": r"[6-9]\d\d(?P<es>[ .])\d\d(?P=es)\d\d(?P=es)\d\d",  # 912 34 56 78; not 912 345 678, a quantity
+    # Germany, the Arab countries, Britain: area code with its zero, then 5-8 digits, in up to three groups:
+    # 030 12345678, 089/123 45 67, (0171) 2345678, 050 123 4567, 0100 123 4567, 020 7946 0018
+    "area code": r"(?:0[1-9]\d{1,4} ?[ /-] ?|\(0[1-9]\d{1,4}\) ?[/-]? ?)"
+                 r"(?:\d{3,6}[ -]\d{2,4}(?:[ -]\d{2,4})?|\d{2}(?:[ -]\d{2,3}){2,3}|\d{5,8})(?!\d)",
+    "short area code": r"(?:0[1-9][ -]|\(0[1-9]\) ?)(?:\d{8}|\d{3,4}[ -]?\d{4})(?!\d)",  # 04 123 4567
+}
+_FORM = re.compile("|".join(FORMS.values()))
 
 
 @functools.cache
-def _label() -> re.Pattern[str]:
+def _announced() -> re.Pattern[str]:
+    """What ends right before a number that is announced as a telephone number."""
     more = "".join(f"|{language.phone_words}" for language in all_languages() if language.phone_words)
-    return re.compile(_LABEL.replace("@MORE@", more), re.IGNORECASE)
+    return re.compile(
+        rf"(?:(?<![^\W_])(?:{_SHORT_WORDS})[.:：]|(?<![^\W_])(?:{_WORDS}{more})(?:\s(?:{_AFTER_WORDS}))?|"
+        rf"(?:{_CHINESE_WORDS})(?:番号|号码|號碼)?)[\s.:=：()（「」『』\"”]{{0,4}}\Z", re.IGNORECASE)
 
 
 def find_personal(text: str) -> list[tuple[int, int, str]]:
     """(begin, end, "email" or "phone") of each, from left to right.
 
-    >>> text = "Tel. 01 42 34 56 78 (Dr. A), a.b@clinic.example; 2 500 000 IU on 12-05-2021, doi:10.1000/182-555-1234"
+    >>> text = "Tel. 01 42 34 56 78, a.b@clinic.example; 2 500 000 IU on 12-05-2021, doi:10.1000/182-555-1234"
     >>> [(text[begin:end], kind) for begin, end, kind in find_personal(text)]
     [('01 42 34 56 78', 'phone'), ('a.b@clinic.example', 'email')]
     """
@@ -79,7 +104,7 @@ def mask_personal(text: str) -> tuple[str, dict[str, int]]:
         parts += [text[done:begin], MASKS[kind]]
         counts[kind] = counts.get(kind, 0) + 1
         done = end
-    return ("".join([*parts, text[done:]]) if counts else text), counts
+    return "".join([*parts, text[done:]]), counts
 
 
 def _emails(text: str) -> Iterator[tuple[int, int, str]]:
@@ -97,35 +122,40 @@ def _phones(text: str) -> Iterator[tuple[int, int, str]]:
     narrow = text if text.isascii() else text.translate(_NARROW)
     for run in _RUN.finditer(narrow):
         before = narrow[max(0, run.start() - 24):run.start()]
-        digits = sum(character.isdigit() for character in run[0])
-        if digits < 6 or _OTHER.search(before) or _in_a_link(narrow, run.start()):
+        digits = sum(map(str.isdigit, run[0]))
+        if digits < 6 or _OTHER_NUMBER.search(before) or _in_a_link(narrow, run.start()):
             continue
-        if digits <= 15 and _label().search(before) and "  " not in run[0]:
+        if digits <= 15 and "  " not in run[0] and _announced().search(before):
             open_bracket = run[0].startswith("(") and ")" not in run[0]
             yield run.start() + open_bracket, run.end(), "phone"
             continue
-        for shape in SHAPES.finditer(run[0]):
-            if _alone(run[0], shape) and _plausible(shape[0]):
-                yield run.start() + shape.start(), run.start() + shape.end(), "phone"
+        for form in _FORM.finditer(run[0]):
+            if _alone(run[0], form) and _plausible(form[0]):
+                yield run.start() + form.start(), run.start() + form.end(), "phone"
 
 
-def _alone(run: str, shape: re.Match[str]) -> bool:
-    """Not a piece of a longer row of numbers."""
-    return not re.search(r"[0-9][ .()-]?\Z", run[:shape.start()]) and not re.match(r"[ .()-]?[0-9]", run[shape.end():])
+def _alone(run: str, form: re.Match[str]) -> bool:
+    """Not part of a longer row of numbers."""
+    return not re.search(r"[0-9][ ./()-]?\Z", run[:form.start()]) and not re.match(r"[ ./()-]?[0-9]",
+                                                                                   run[form.end():])
 
 
-def _plausible(shape: str) -> bool:
-    digits = [int(character) for character in shape if character.isdigit()]
-    if shape.startswith("+"):
-        return 8 <= len(digits) <= 15 and not re.fullmatch(r"\+(?:19|20)\d\d\D(?:19|20)\d\d", shape)
-    if shape.startswith(("0", "(0")) and not 9 <= len(digits) <= 12:
+def _plausible(form: str) -> bool:
+    digits = [character for character in form if character.isdigit()]
+    if form.startswith("+"):
+        return 8 <= len(digits) <= 15 and not re.fullmatch(r"\+(?:19|20)\d\d\D(?:19|20)\d\d", form)
+    if form.startswith(("0", "(0")) and not 9 <= len(digits) <= 12:
         return False
-    pairs = [int(pair) for pair in re.findall(r"\d\d", shape)] if re.fullmatch(r"\d\d(\D\d\d){4}", shape) else []
-    steps = {b - a for a, b in itertools.pairwise(pairs)}
-    return len(steps) != 1  # 05 10 15 20 25 is a scale
+    groups = re.findall(r"\d+", form)
+    if len(groups) > 2 and all(re.fullmatch(r"[01]\d[0-5]\d|2[0-4][0-5]\d", group) for group in groups):
+        return False  # times of day: 0800 1200 1600
+    pairs = [int(group) for group in groups] if len(groups) == 5 and {len(group)
+                                                                      for group in groups} == {2} else []
+    return len({after - before
+                for before, after in itertools.pairwise(pairs)}) != 1  # 05 10 15 20 25 is a scale
 
 
 def _in_a_link(text: str, place: int) -> bool:
-    """Is this part of an address of the web, or of a DOI?"""
+    """Is this part of a web address, or of a DOI?"""
     word = re.split(r"\s", text[max(0, place - 200):place])[-1]
     return "://" in word or "www." in word or re.search(r"10\.\d{4,9}/", word) is not None

@@ -1,13 +1,14 @@
-"""The recipe of a corpus: what is in it and what is done to it, as a TOML file; and the commands that follow from it.
+"""The recipe of a corpus: what is in it and what is done to it, as a TOML file; and the commands that follow
+from it.
 
-`examples/corpus.toml` explains every key. Used by data_prep/corpus.py (one machine) and data_prep/pipeline/cluster.py (many).
+`examples/corpus.toml` explains every key. Used by data_prep/corpus.py.
 """
 from __future__ import annotations
 
 import difflib
 import os
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,28 @@ from mmed.languages import get_language
 from mmed.utils.errors import UserError
 
 KINDS = ("web", "book", "site", "corpus")
-MAX_BYTES = 1 << 20
+TYPES = {"str": str, "float": float, "bool": bool, "bool | None": bool, "list[str]": list,
+         "list[Source]": list}
 
 
 @dataclass
 class Source:
     language: str
-    kind: str  # web: filtered by keywords; book: PDF; site: saved pages; corpus: taken in as it is
+    kind: str  # web: filtered by keywords; book: PDF; site: saved pages; corpus: as it is
     inputs: list[str]
     licence: str = ""
     name: str = ""  # for the dataset card
     filter: bool | None = None  # keyword filter; None: for web only
-    paragraphs: bool = False  # documents of .txt files end at blank lines
+    text_field: str = ""  # field of the records with the text
+    paragraphs: bool = False  # in .txt files a blank line ends a document
+
+    @property
+    def filtered(self) -> bool:
+        return self.kind == "web" if self.filter is None else self.filter
+
+    @property
+    def title(self) -> str:
+        return self.name or ", ".join(Path(text).name for text in self.inputs)
 
 
 @dataclass
@@ -45,41 +56,32 @@ class Recipe:
     ocr: bool = True
     languages: list[str] = field(default_factory=list)  # only these; empty: all that have a source
 
+    def sources_of(self, language: str) -> list[tuple[str, Source]]:
+        """Folder name and source of each source of a language."""
+        mine = [source for source in self.source if source.language == language]
+        return [(f"{language}-{number}", source) for number, source in enumerate(mine, 1)]
+
+    def languages_used(self) -> list[str]:
+        return list(dict.fromkeys(source.language for source in self.source))
+
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in `path`, its paths made relative to where it is.
-
-    Raises UserError naming the key: not TOML, unknown or missing keys, values of another type, an unknown language or kind, missing inputs.
-    """
+    """The recipe in `path`, its paths made relative to where it is; an error names the key that is wrong."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes are too many for a recipe (limit {MAX_BYTES:,})")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; examples/corpus.toml is one to start from") from None
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML, a number of thousands of digits
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}") from None
     sources = table.pop("source", [])
     if not isinstance(sources, list) or not sources:
         raise UserError(f"{path}: no [[source]]; give at least one, with language, kind and inputs")
-    recipe = _fill(Recipe, {**table, "source": []}, f"{path}")
+    recipe: Recipe = _checked(Recipe, {**table, "source": []}, str(path))
     for number, entry in enumerate(sources, 1):
-        where = f"{path}: source {number}"
-        source = _fill(Source, entry, where)
-        source.language = get_language(source.language).code
-        if source.kind not in KINDS:
-            raise UserError(f"{where}: kind={source.kind!r}; known are {', '.join(KINDS)}")
-        if source.filter and source.kind in ("book", "site"):
-            raise UserError(f"{where}: filter is for web and corpus; books and sites are chosen by hand")
-        source.inputs = [_place(path, text, where) for text in source.inputs]
-        if not source.inputs:
-            raise UserError(f"{where}: inputs is empty; name files or folders")
-        recipe.source.append(source)
-    recipe.tokenizer = _place(path, recipe.tokenizer, f"{path}: tokenizer")
+        recipe.source.append(_read_source(path, entry, f"{path}: source {number}"))
+    recipe.tokenizer = _existing(path, recipe.tokenizer, f"{path}: tokenizer")
     if recipe.benchmark:
-        recipe.benchmark = _place(path, recipe.benchmark, f"{path}: benchmark")
+        recipe.benchmark = _existing(path, recipe.benchmark, f"{path}: benchmark")
     wanted = [get_language(name).code for name in recipe.languages]
     recipe.source = [source for source in recipe.source if not wanted or source.language in wanted]
     if not recipe.source:
@@ -87,7 +89,20 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def _fill(kind: type, values: dict[str, Any], where: str) -> Any:
+def _read_source(recipe: Path, entry: Any, where: str) -> Source:
+    source: Source = _checked(Source, entry, where)
+    source.language = get_language(source.language).code
+    if source.kind not in KINDS:
+        raise UserError(f"{where}: kind={source.kind!r}; known are {', '.join(KINDS)}")
+    if source.filter and source.kind in ("book", "site"):
+        raise UserError(f"{where}: filter is for web and corpus; books and sites are chosen by hand")
+    source.inputs = [_existing(recipe, text, where) for text in source.inputs]
+    if not source.inputs:
+        raise UserError(f"{where}: inputs is empty; name files or folders")
+    return source
+
+
+def _checked(kind: type, values: Any, where: str) -> Any:
     """An instance of the dataclass from a table, each key checked by the field's type."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: not a table of keys")
@@ -96,78 +111,88 @@ def _fill(kind: type, values: dict[str, Any], where: str) -> Any:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.0)[0]
             raise UserError(f"{where}: unknown key {key!r}; did you mean {near}? (known: {', '.join(known)})")
-        wanted = str(known[key].type).split("[")[0].split(" ")[0]
-        if wanted == "float" and type(value) is int:
+        name = str(known[key].type)
+        if name == "float" and type(value) is int:
             values[key] = value = float(value)
-        if type(value).__name__ != wanted or (wanted == "list" and key != "source" and not all(isinstance(item, str) for item in value)):
-            raise UserError(f"{where}: {key}={value!r} is not a {'list of strings' if wanted == 'list' else wanted}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise UserError(f"{where}: {str(error).rpartition('missing ')[2].replace('positional arguments', 'keys').replace('positional argument', 'key')} missing") from None
+        if type(value) is not TYPES[name] or (name == "list[str]"
+                                              and not all(isinstance(item, str) for item in value)):
+            raise UserError(f"{where}: {key}={value!r} is not a "
+                            f"{'list of strings' if name == 'list[str]' else name}")
+    for entry in known.values():
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise UserError(f"{where}: the key {entry.name} is missing")
+    return kind(**values)
 
 
-def _place(recipe: Path, text: str, where: str) -> str:
+def _existing(recipe: Path, text: str, where: str) -> str:
     path = os.path.normpath(recipe.parent / os.path.expanduser(text))
     if not os.path.exists(path):
         raise UserError(f"{where}: {path} does not exist")
     return path
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The steps
-
-
-def sources_of(recipe: Recipe, language: str) -> list[tuple[str, Source]]:
-    """Folder name and source of each source of a language."""
-    return [(f"{language}-{number}", source) for number, source in enumerate((s for s in recipe.source if s.language == language), 1)]
-
-
-def languages_of(recipe: Recipe) -> list[str]:
-    return list(dict.fromkeys(source.language for source in recipe.source))
+# ---- the steps -----------------------------------------------------------------------------------
 
 
 def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
     """The recipe as a list of commands."""
-    several = ["--workers", str(workers)]
     plan = []
-    for language in languages_of(recipe):
-        name = get_language(language).name
-        folders = []
-        for folder, source in sources_of(recipe, language):
-            target = f"{out}/sources/{folder}"
-            common = [*source.inputs, "--language", language, "--out", target, *several]
-            marks = ["--source", source.kind, *(["--licence", source.licence] if source.licence else []),
-                     *(["--paragraphs"] if source.paragraphs and source.kind in ("web", "corpus") else [])]
-            filtered = source.kind == "web" if source.filter is None else source.filter
-            if source.kind == "book":
-                command = ["data_prep.books", *common, *(["--licence", source.licence] if source.licence else []), *([] if recipe.ocr else ["--no-ocr"])]
-            elif source.kind == "site":
-                command = ["data_prep.web_pages", *common, *marks]
-            elif filtered:
-                command = ["data_prep.filter_medical", *common, *marks, "--mode", recipe.filter_mode]
-            else:
-                command = ["data_prep.clean", *common, *marks]
-            plan.append(Step(f"source-{folder}", f"{name}: {source.name or source.kind}", [command]))
-            folders.append(f"{target}/kept")
-        needs = tuple(f"source-{folder}" for folder, _ in sources_of(recipe, language))
-        if recipe.language_id or recipe.mask_personal:
-            flags = (["--language-id"] if recipe.language_id else []) + (["--mask-personal"] if recipe.mask_personal else [])
-            plan.append(Step(f"clean-{language}", f"{name}: language and personal data",
-                             [["data_prep.clean", *folders, "--language", language, "--out", f"{out}/clean/{language}", *flags, *several]], needs))
-            folders, needs = [f"{out}/clean/{language}/kept"], (f"clean-{language}",)
-        if recipe.deduplicate:
-            plan.append(Step(f"unique-{language}", f"{name}: duplicates out",
-                             [["data_prep.dedup", *folders, "--out", f"{out}/unique/{language}", "--threshold", f"{recipe.near_duplicates:g}", *several]], needs))
-            folders, needs = [f"{out}/unique/{language}/kept"], (f"unique-{language}",)
-        if recipe.benchmark:
-            plan.append(Step(f"uncontaminated-{language}", f"{name}: documents with exam questions out",
-                             [["data_prep.decontaminate", *folders, "--benchmark", recipe.benchmark, "--out", f"{out}/uncontaminated/{language}", *several]],
-                             needs))
-            folders, needs = [f"{out}/uncontaminated/{language}/kept"], (f"uncontaminated-{language}",)
-        plan.append(Step(f"streams-{language}", f"{name}: token stream",
-                         [["data_prep.tokenize_corpus", *folders, "--tokenizer", recipe.tokenizer, "--language", language, "--out", f"{out}/streams/{language}",
-                           *(["--held-out", f"{recipe.held_out:g}"] if recipe.held_out else []), *several]], needs))
-    plan.append(Step("report", "a page with pictures", [["mmed.reporting", "--corpus", out, "--out", f"{out}/report.html", "--title", recipe.title]],
-                     tuple(f"streams-{language}" for language in languages_of(recipe))))
+    for language in recipe.languages_used():
+        plan += _steps_of_language(recipe, language, out, ["--workers", str(workers)])
+    report = ["mmed.reporting", "--corpus", out, "--out", f"{out}/report.html", "--title", recipe.title]
+    needs = tuple(step.name for step in plan if step.name.startswith("streams-"))
+    return [*plan, Step("report", "a page with pictures", [report], needs)]
+
+
+def _steps_of_language(recipe: Recipe, language: str, out: str, workers: list[str]) -> list[Step]:
+    name = get_language(language).name
+    plan, folders = [], []
+    for folder, source in recipe.sources_of(language):
+        target = f"{out}/sources/{folder}"
+        command = [*_source_command(recipe, source), "--out", target, *workers]
+        plan.append(Step(f"source-{folder}", f"{name}: {source.name or source.kind}", [command]))
+        folders.append(f"{target}/kept")
+    needs = tuple(step.name for step in plan)
+    for stage, title, module, options in _stages(recipe, language):
+        target = f"{out}/{stage}/{language}"
+        command = [module, *folders, *options, "--out", target, *workers]
+        plan.append(Step(f"{stage}-{language}", f"{name}: {title}", [command], needs))
+        folders, needs = [f"{target}/kept"], (plan[-1].name,)
     return plan
+
+
+def _source_command(recipe: Recipe, source: Source) -> list[str]:
+    command = [*source.inputs, "--language", source.language]
+    if source.licence:
+        command += ["--licence", source.licence]
+    if source.kind == "book":
+        return ["data_prep.books", *command, *([] if recipe.ocr else ["--no_ocr"])]
+    command += ["--source", source.kind]
+    if source.kind == "site":
+        return ["data_prep.web_pages", *command]
+    if source.text_field:
+        command += ["--text_field", source.text_field]
+    if source.paragraphs:
+        command += ["--paragraphs"]
+    if source.filtered:
+        return ["data_prep.filter_medical", *command, "--mode", recipe.filter_mode]
+    return ["data_prep.clean", *command]
+
+
+def _stages(recipe: Recipe, language: str) -> list[tuple[str, str, str, list[str]]]:
+    """(folder, title, module, options) of what is done to all documents of a language, in order."""
+    stages = []
+    if recipe.language_id or recipe.mask_personal:
+        flags = ["--language_id"] * recipe.language_id + ["--mask_personal"] * recipe.mask_personal
+        stages.append(("clean", "language and personal data", "data_prep.clean",
+                       ["--language", language, *flags]))
+    if recipe.deduplicate:
+        threshold = ["--threshold", f"{recipe.near_duplicates:g}"]
+        stages.append(("unique", "deduplication", "data_prep.dedup", threshold))
+    if recipe.benchmark:
+        stages.append(("uncontaminated", "decontamination", "data_prep.decontaminate",
+                       ["--benchmark", recipe.benchmark]))
+    held_out = ["--held-out", f"{recipe.held_out:g}"] if recipe.held_out else []
+    stages.append(("streams", "token stream", "data_prep.tokenize_corpus",
+                   ["--tokenizer", recipe.tokenizer, "--language", language, *held_out]))
+    return stages

@@ -1,54 +1,53 @@
-"""A step of the corpus over many files: one process a file at a time, resumable, everything counted.
+"""A step of the corpus over many files: one input file is one unit of work, resumable, everything counted.
 
-In:  files or folders (`find_inputs`), and a step's function. Each file is a shard; its name without suffix is its name in OUT.
-Out: OUT/kept/SHARD.jsonl.gz, OUT/dropped/SHARD.jsonl.gz (the document and its `reason`), OUT/shards/SHARD.json (fingerprint
-     and counts; written last, so it says that the shard is done), OUT/funnel.json (all shards together).
+In:  files or folders, and a step's function. Each file is a shard; its name without suffix is its name in
+     OUT.
+Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each dropped document, with
+     --keep_dropped the whole document); OUT/shards/SHARD.json (fingerprint and counts; it is written last and
+     marks the shard as done); OUT/funnel.json (the counts of all shards).
 
-How to write a step: a function of the module's own (it travels to other processes by name) that takes the documents of one
-shard as they come, and keeps or drops each with a short fixed reason. It sees no path, no worker and no other shard:
+A step is a function that keeps or drops each document of one shard with a short fixed reason:
 
     def shorten_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
         for document in documents:
             if len(document.text) < options["shortest"]:
-                shard.drop(document, "too short", characters=len(document.text))   # the rest is free, one record a document
+                shard.drop(document, "too short", characters=len(document.text))
             else:
-                shard.funnel.add("documents shortened")                            # any other sum; stands under `details`
-                before, document.text = len(document.text), document.text[:options["longest"]]
-                shard.keep(document, characters_in=before)
+                shard.keep(document)
 
-    process_shards(shorten_shard, inputs, out, {"shortest": 20, "longest": 9000, **shard_options(arguments)}, workers, "shorten")
+    run_step(shorten_shard, "shorten", {"shortest": 20}, arguments)
 
-`options` must hold all that the output depends on (also the step's own version number, a word list, the hash of a model):
-it goes into the fingerprint with the input's bytes and the step's name, and a shard is redone when that changes.
+`options` must hold all that the output depends on (thresholds, a word list, the step's own version). A shard
+is redone when they change, or when the size or modification time of its input changes; finished shards are
+not read again. A step that makes documents out of something else (PDF, HTML) passes its own `read(path,
+funnel, options)`.
 
-A step that makes documents out of something else (PDF, HTML, WARC) gives its own `read(path, funnel, options)`, which yields
-`Document`s and counts in the funnel, by `funnel.drop(reason, 0, where)`, what gives none; and its own `suffixes`. Then
-`keep_all` may be all its function does. Work that has no kept and dropped documents (signatures, token ids) calls `run_jobs`
-itself under `one_run`, and keeps its own fingerprint beside what it wrote.
-
-On a cluster (data_prep/pipeline/cluster.py) many tasks run the same command, each within `only_share`; then it is run once more without, finds
-the shards done and adds up. The bytes are those of one machine, since a shard's output depends on nothing but its input and
-options. `one_run` locks one machine's folder; a scheduler that starts a task twice does no harm, as files appear whole.
+On a cluster, task i of n runs the same command with `--shard i/n` and does shards i, i + n, ...; afterwards
+the command without --shard finds them done and adds up the counts. Tasks share no lock, and files appear
+whole, so a task that is started twice does no harm.
 """
 from __future__ import annotations
 
+import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
+import re
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_prep.documents import (
     FORMAT_VERSION,
     FORMS,
+    NO_TEXT,
     SUFFIXES,
     Document,
     Funnel,
@@ -57,15 +56,22 @@ from data_prep.documents import (
     read_documents,
     shard_name,
 )
-from mmed.utils.errors import UserError, printable
-from mmed.utils.files import read_json, write_json
+from data_prep.record_files import DAMAGED
+from mmed.utils.errors import UsageError, UserError, printable
+from mmed.utils.files import read_json, try_lock, write_json
+
+READING = ("language", "source", "licence", "text_field", "paragraphs", "strict")  # options of read_documents
+UNREADABLE = {NO_TEXT, DAMAGED, "not JSON", "not an object", "not UTF-8", "text is not a string"}
+PROGRESS_SECONDS = (0.5, 30)  # between two reports, on a terminal and elsewhere
+Share = tuple[int, int]  # task i of n
 
 
 class ShardWriter:
-    """Where a step's function puts the documents of one shard: `keep` them or `drop` them with a reason."""
+    """Where a step's function puts the documents of one shard: `keep` them, or `drop` them with a reason."""
 
-    def __init__(self, out: Path, name: str, suffix: str = ".jsonl.gz"):
+    def __init__(self, out: Path, name: str, suffix: str = ".jsonl.gz", keep_dropped: bool = False):
         self.funnel = Funnel()
+        self.keep_dropped = keep_dropped
         self._stack = contextlib.ExitStack()
         self._kept = self._stack.enter_context(LineWriter(out / "kept" / f"{name}{suffix}"))
         self._dropped = self._stack.enter_context(LineWriter(out / "dropped" / f"{name}{suffix}"))
@@ -75,9 +81,11 @@ class ShardWriter:
         self._kept.write(document.to_dict())
 
     def drop(self, document: Document, reason: str, **more: Any) -> None:
-        """Drop with a short fixed reason (it is counted); what differs from document to document goes into `more`."""
+        """Drop with a short fixed reason, which is counted; what differs between documents goes into
+        `more`."""
         self.funnel.drop(reason, len(document.text), document.id)
-        self._dropped.write({**document.to_dict(), "reason": reason, **more})
+        record = document.to_dict() if self.keep_dropped else {"id": document.id}
+        self._dropped.write({**record, "reason": reason, **more})
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -91,11 +99,8 @@ Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]
 
 
 def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
-    """The reader of steps over documents, with what `shard_options` put into the options."""
+    """The reader of steps over documents; options as `shard_options` gives them."""
     return read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
-
-
-READING = ("language", "source", "licence", "paragraphs", "strict")  # the options that say how a file is read
 
 
 def keep_all(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
@@ -104,13 +109,14 @@ def keep_all(documents: Iterator[Document], shard: ShardWriter, options: dict[st
         shard.keep(document)
 
 
-# ---- one shard --------------------------------------------------------------------------------------------------------
+# ---- one shard -----------------------------------------------------------------------------------
 
 
 def shard_names(inputs: list[Path]) -> list[str]:
-    """A name for each input, none twice: files of one name in two folders carry the folders that tell them apart."""
+    """A unique name for each input: files of one name in two folders get the folders into their names."""
     if len({path.resolve() for path in inputs}) < len(inputs):
-        twice = next(path for path in inputs if sum(path.resolve() == other.resolve() for other in inputs) > 1)
+        places = [path.resolve() for path in inputs]
+        twice = next(path for path in inputs if places.count(path.resolve()) > 1)
         raise UserError(f"{twice}: given twice; name each input once")
     names = [shard_name(path) for path in inputs]
     if len(set(names)) == len(names):
@@ -124,191 +130,273 @@ def shard_names(inputs: list[Path]) -> list[str]:
 
 
 def fingerprint(path: Path, options: dict[str, Any]) -> str:
-    """Hash of a file's bytes and of the options: the same again means that the shard need not be done again."""
-    with open(path, "rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    told = json.dumps([FORMAT_VERSION, content, options], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()
+    """Hash of a file's size and modification time and of the options; it stays equal while the shard is up to
+    date."""
+    facts = path.stat()
+    content = json.dumps([FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, options], sort_keys=True,
+                         default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
-def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any], step: str = "",
+def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any],
+                  step: str = "",
                   read: Reader = read_shard) -> dict[str, Any]:
-    """Run a step over one input file unless it is done; returns its funnel. The unit of work, here and on a cluster.
-
-    `step` is the name in the fingerprint: not the function's module, which is another when the module is run as a command.
-    """
-    done, mark = out / "shards" / f"{name}.json", fingerprint(path, {**options, "step": step or function.__name__})
+    """Run a step over one input file unless that is done; returns its counts, as OUT/shards/NAME.json has
+    them."""
+    done = out / "shards" / f"{name}.json"
+    mark = fingerprint(path, {**options, "step": step or function.__name__})
     suffix = options.get("suffix", ".jsonl.gz")
     if done.exists():
         record = read_json(done)
-        if record.get("fingerprint") == mark and all((out / folder / f"{name}{suffix}").exists() for folder in ("kept", "dropped")):
+        outputs = (out / folder / f"{name}{suffix}" for folder in ("kept", "dropped"))
+        if record.get("fingerprint") == mark and all(output.exists() for output in outputs):
             return record
-        done.unlink()
-    with ShardWriter(out, name, suffix) as shard:
-        function(read(path, shard.funnel, options), shard, options)
+        done.unlink(missing_ok=True)
+    with ShardWriter(out, name, suffix, options.get("keep_dropped", False)) as shard:
+        documents = report_documents(read(path, shard.funnel, options), path)
+        function(documents, shard, options)
     record = {"fingerprint": mark, "input": path.name, **shard.funnel.to_dict()}
     write_json(done, record)
     return record
 
 
-# ---- many shards ------------------------------------------------------------------------------------------------------
+def report_documents(documents: Iterator[Document], path: Path) -> Iterator[Document]:
+    """Pass documents on; of a file that takes long, report how many it gave so far."""
+    begin = last = time.monotonic()
+    for count, document in enumerate(documents, 1):
+        yield document
+        if (now := time.monotonic()) - last > PROGRESS_SECONDS[1]:
+            last = now
+            print(printable(f"{path.name}: {count:,} documents, {count / (now - begin):,.0f} a second"),
+                  file=sys.stderr)
 
 
-def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: str | Path, options: dict[str, Any], workers: int = 1,
-                   step: str = "", read: Reader = read_shard, suffixes: tuple[str, ...] = SUFFIXES) -> Funnel:
-    """Run a step's function over shards on `workers` processes; finished shards are passed over on the next start.
+# ---- many shards ---------------------------------------------------------------------------------
 
-    The first error stops the run and names its input; what was finished stays. The bytes written do not depend on `workers`.
+
+def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: str | Path,
+                   options: dict[str, Any],
+                   workers: int = 1, step: str = "", read: Reader = read_shard,
+                   suffixes: tuple[str, ...] = SUFFIXES, share: Share | None = None) -> Funnel:
+    """Run a step over shards on `workers` processes, all of them or those of one `share`; finished ones are
+    skipped.
+
+    The first error stops the run and names its input; finished shards stay. The bytes written do not depend
+    on `workers`. Returns the counts of all shards, or of the share.
     """
     out, paths, step = Path(out), find_inputs(inputs, suffixes), step or function.__name__
     names = shard_names(paths)
-    with one_run(out):
+    with one_run(out, share):
         refuse_strangers(out, names)
         jobs = [(function, path, name, out, options, step, read) for path, name in zip(paths, names)]
-        run_jobs(process_shard, jobs, workers, step, [str(path) for path in paths])
-        return gather_funnel(out, names, step)
-
-
-def refuse_strangers(out: Path, names: list[str]) -> None:
-    """A folder that holds shards of other inputs would mix two corpora."""
-    strangers = sorted({path.stem for path in (out / "shards").glob("*.json")} - set(names))
-    if strangers:
-        raise UserError(f"{out}: holds shards of other inputs ({', '.join(strangers[:3])}...); give another --out or empty the folder")
-
-
-def gather_funnel(out: Path, names: list[str], step: str, **more: Any) -> Funnel:
-    """When all shards are done: add up their counts, in the order of the names, and write OUT/funnel.json."""
+        records = run_jobs(process_shard, jobs, workers, step, [str(path) for path in paths], share)
+        if share is None:
+            return gather_funnel(out, names, step)
     funnel = Funnel()
-    for name in names:
-        funnel.merge(read_json(out / "shards" / f"{name}.json"))
-    remove_leftovers(out)
-    write_json(out / "funnel.json", {"step": step, "shards": len(names), **more, **funnel.to_dict()})
+    for record in records:
+        funnel.merge(record)
     return funnel
 
 
-def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, title: str, inputs: list[str]) -> list[Any]:
-    """`function(*job)` for each job, the results in the order of the jobs; each worker does one job at a time.
+def run_step(function: StepFunction, step: str, options: dict[str, Any], given: Any,
+             title: str = "") -> Funnel:
+    """`process_shards` with the arguments of `add_shard_arguments`; prints the counts."""
+    funnel = process_shards(function, given.inputs, given.out, {**options, **shard_options(given)},
+                            given.workers, step,
+                            share=given.shard)
+    print_funnel(funnel, (title or step) + (" (share {}/{})".format(*given.shard) if given.shard else ""))
+    return funnel
 
-    inputs: what each job is about, which an error of that job names.
+
+def refuse_strangers(out: Path, names: list[str]) -> None:
+    """A folder with shards of other inputs would mix two corpora."""
+    others = sorted({path.stem for path in (out / "shards").glob("*.json")} - set(names))
+    if others:
+        raise UserError(f"{out}: has shards of other inputs ({', '.join(others[:3])}...); "
+                        "give another --out or empty the folder")
+
+
+def gather_funnel(out: Path, names: list[str], step: str, **more: Any) -> Funnel:
+    """When all shards are done: add up their counts and write OUT/funnel.json.
+
+    Raises UserError if there were records and none could be read at all.
+    """
+    funnel = Funnel()
+    for name in names:
+        funnel.merge(read_json(out / "shards" / f"{name}.json"))
+    write_json(out / "funnel.json", {"step": step, "shards": len(names), **more, **funnel.to_dict()})
+    if funnel.dropped and not funnel.documents_out and set(funnel.dropped) <= UNREADABLE:
+        reasons = ", ".join(f"{entry['documents']:,} x {reason} (such as {(entry['examples'] or ['?'])[0]})"
+                            for reason, entry in funnel.dropped.items())
+        raise UserError(f"none of {funnel.documents_in:,} records could be read: {reasons}")
+    return funnel
+
+
+def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, title: str, inputs: list[str],
+             share: Share | None = None) -> list[Any]:
+    """`function(*job)` for each job, or for those of a share; returns the results in the order of the jobs.
+
+    inputs: what each job is about, for error messages. Ctrl-C and SIGTERM end all workers.
     """
     if workers < 1:
-        raise UserError(f"--workers {workers}: must be at least 1")
-    if _share:
-        rank, world_size = _share
-        for number in range(rank, len(jobs), world_size):
-            _named(function, jobs[number], inputs[number])
-        raise ShareDone
-    assert len(inputs) == len(jobs), f"expected a name for each of {len(jobs)} jobs, got {len(inputs)}"
-    results: list[Any] = [None] * len(jobs)
-    with tqdm(total=len(jobs), desc=title, unit="shard", disable=None) as bar:
-        for number, result in _finished(function, jobs, min(workers, len(jobs)), inputs):
+        raise UsageError(f"--workers={workers}: must be at least 1")
+    first, step = share or (0, 1)
+    numbers = range(first, len(jobs), step)
+    results: dict[int, Any] = {}
+    progress = Progress(title, len(numbers))
+    with stop_on_sigterm():
+        for number, result in _finished(function, jobs, min(workers, len(numbers)), inputs, numbers):
             results[number] = result
-            bar.update()
-    return results
+            progress.report(len(results))
+    return [results[number] for number in numbers]
 
 
-def _finished(function: Callable[..., Any], jobs: list[tuple], workers: int, inputs: list[str]) -> Iterator[tuple[int, Any]]:
-    """(number, result) of each job as soon as it is there, so that the first failure stops the run at once."""
-    if workers <= 1:
-        for number, job in enumerate(jobs):
-            yield number, _named(function, job, inputs[number])
+class Progress:
+    """How many jobs are done, at what rate, and how long the rest will take: on stderr, now and then."""
+
+    def __init__(self, title: str, total: int):
+        self.title, self.total, self.begin = title, total, time.monotonic()
+        self.live = sys.stderr.isatty()
+        self.next = self.begin + PROGRESS_SECONDS[not self.live]
+
+    def report(self, done: int) -> None:
+        now = time.monotonic()
+        if now < self.next and (done < self.total or now - self.begin < 2):
+            return
+        self.next = now + PROGRESS_SECONDS[not self.live]
+        left = (now - self.begin) / done * (self.total - done)
+        line = (f"{self.title}: {done:,} of {self.total:,} files, {60 * done / (now - self.begin):,.1f} a "
+                f"minute, "
+                f"{left / 60:,.1f} minutes left")
+        end = "\r" if self.live and done < self.total else "\n"
+        print(line, end=end, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does: exit code 75, and the same command goes on later."""
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
         return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting, running = iter(range(len(jobs))), {}
+
+def _finished(function: Callable[..., Any], jobs: list[tuple], workers: int, inputs: list[str],
+              numbers: range) -> Iterator[tuple[int, Any]]:
+    """(number, result) of each job as soon as it is done, so that the first failure stops the run at once."""
+    if workers <= 1:
+        for number in numbers:
+            yield number, _named(function, jobs[number], inputs[number])
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting, running = iter(numbers), {}
         try:
             while True:
-                while len(running) < workers and (number := next(waiting, None)) is not None:
+                for number in waiting:
                     running[pool.submit(_named, function, jobs[number], inputs[number])] = number
+                    if len(running) >= workers:
+                        break
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     result = future.result()
                     yield running.pop(future), result
         except BrokenProcessPool:
-            raise UserError(f"a worker was killed (out of memory?) while on one of: {', '.join(inputs[number] for number in running.values())}; "
-                            "finished shards are kept, start again with fewer --workers") from None
+            raise UserError(f"a worker was killed (out of memory?) while it worked on one of: "
+                            f"{', '.join(inputs[number] for number in running.values())}; finished shards "
+                            f"are kept, "
+                            "start again with fewer --workers") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise
 
 
 def _named(function: Callable[..., Any], job: tuple, name: str) -> Any:
-    """Do one job; whatever goes wrong carries the input's name."""
+    """Do one job; any error names the input."""
     try:
         return function(*job)
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{name}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")) from error
+        place = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"{name}: {error.strerror or error}{place}") from error
     except Exception as error:
         raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
 
 
-_share: tuple[int, int] | None = None  # this process is a task of data_prep/pipeline/cluster.py: (rank, number of tasks)
-
-
-class ShareDone(Exception):
-    """A task has done its share of a command's first phase; the rest of the command is not its business."""
-
-
 @contextlib.contextmanager
-def only_share(rank: int, world_size: int) -> Iterator[None]:
-    """Within, a step does the jobs rank, rank + world_size, ... of its first `run_jobs` and then raises ShareDone.
-
-    Other tasks write into the same folder meanwhile, so `one_run` locks nothing and clears nothing away.
-    """
-    global _share
-    _share = (rank, world_size)
-    try:
-        yield
-    finally:
-        _share = None
-
-
-@contextlib.contextmanager
-def one_run(out: Path) -> Iterator[None]:
-    """Only one run at a time writes into a folder; the lock goes with the process, also when it is killed."""
+def one_run(out: Path, share: Share | None = None) -> Iterator[None]:
+    """Only one run at a time writes into a folder; tasks of a cluster, which have a share, may run side by
+    side."""
     out.mkdir(parents=True, exist_ok=True)
-    if _share:
+    if share:
         yield
         return
     with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out}: another run is writing here; wait for it or give another --out") from None
-        remove_leftovers(out)
+        if not try_lock(lock):
+            raise UserError(f"{out}: another run is writing here; wait for it or give another --out")
+        for path in out.rglob("*.tmp"):  # what a killed run left
+            if re.search(r"\.\d+\.tmp$", path.name) and path.is_file():
+                path.unlink(missing_ok=True)
         yield
 
 
-def remove_leftovers(out: Path) -> None:
-    """Half-written files of a killed run (mmed.utils.files.atomic_write names them); only while nobody writes."""
-    for path in out.rglob("*.tmp"):
-        if path.suffixes[-2:-1] and path.suffixes[-2][1:].isdigit():
-            path.unlink(missing_ok=True)
+# ---- on the command line -------------------------------------------------------------------------
 
 
-# ---- on the command line ----------------------------------------------------------------------------------------------
+def parse_share(text: str) -> Share:
+    """The option --shard.
+
+    >>> parse_share("3/8")
+    (3, 8)
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text}: expected i/n with i from 0 to n-1, such as 0/8")
+    return int(match[1]), int(match[2])
 
 
 def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES) -> None:
     """The options that every step over shards has."""
     kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
-    parser.add_argument("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
-    parser.add_argument("--out", required=out_required, help="folder for kept/, dropped/, shards/ and funnel.json")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one shard each at a time (default: %(default)s)")
-    parser.add_argument("--source", default="", help="source to write where a document names none (web, book, site, corpus)")
-    parser.add_argument("--licence", default="", help="licence to write (meta.licence) where a document names none")
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
+    add("--out", required=out_required, help="folder for kept/, dropped/, shards/ and funnel.json")
+    add("--workers", type=int, default=1, help="processes, each doing one file at a time (default: "
+                                               "%(default)s)")
+    add("--shard", type=parse_share, metavar="i/n", help="do only the files i, i + n, ... (i from 0); run "
+                                                         "once more "
+        "without it when all n tasks are done")
+    add("--source", default="", help="source to write: web, book, site or corpus (default: the documents' "
+                                     "own)")
+    add("--licence", "--license", default="",
+        help="licence to write (meta.licence) where a document has none")
     if suffixes == SUFFIXES:
-        parser.add_argument("--paragraphs", action="store_true", help="in .txt files a document ends at a blank line, not at the file's end")
-    parser.add_argument("--suffix", default=".jsonl.gz", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"), help="form of the output")
-    parser.add_argument("--strict", action="store_true", help="stop at the first line that cannot be used")
+        add("--text_field", "--text-field", default="", help="field with the text (default: text, content or "
+            "raw_content; a.b for a nested field)")
+        add("--paragraphs", action="store_true", help="in .txt files a blank line ends a document")
+    add("--suffix", default=".jsonl.gz", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"),
+        help="form of the output")
+    add("--keep_dropped", "--keep-dropped", action="store_true",
+        help="write the dropped documents whole, not just "
+        "their ids and reasons")
+    add("--strict", action="store_true", help="stop at the first record that cannot be used")
 
 
 def shard_options(arguments: Any) -> dict[str, Any]:
-    """Of these arguments, what a shard's output depends on."""
-    names = ("source", "licence", "paragraphs", "suffix", "strict")
+    """Those of these arguments that a shard's output depends on."""
+    names = ("source", "licence", "text_field", "paragraphs", "suffix", "keep_dropped", "strict")
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
@@ -317,4 +405,5 @@ def print_funnel(funnel: Funnel, title: str) -> None:
     print(f"{title}: {funnel.documents_in:,} documents in, {funnel.documents_out:,} kept; "
           f"{funnel.characters_in:,} characters in, {funnel.characters_out:,} kept")
     for reason, entry in sorted(funnel.dropped.items(), key=lambda item: -item[1]["documents"]):
-        print(printable(f"  {entry['documents']:>10,}  {reason}  (e.g. {entry['examples'][0] if entry['examples'] else '-'})"))
+        example = entry["examples"][0] if entry["examples"] else "-"
+        print(printable(f"  {entry['documents']:>10,}  {reason}  (e.g. {example})"))

@@ -16,7 +16,8 @@ from drawings import stream_rows
 
 from data_prep import clean, dedup, filter_medical, tokenize_corpus
 from data_prep.documents import Document, find_inputs, read_documents
-from data_prep.filter_medical import Matcher, default_patterns, dictionary_form
+from data_prep.filters.keyword_matcher import Matcher
+from data_prep.filters.keyword_rule import default_patterns, dictionary_form
 from data_prep.filters import minhash
 from mmed.data import PretrainRows, Row, TokenStream
 from mmed.languages import get_language
@@ -122,14 +123,14 @@ def duplicates(work: Path) -> dict[str, str]:
     one, other = minhash.shingles(page.text), minhash.shingles(mirror.text)
     jaccard = minhash.jaccard(minhash.shingle_hashes(page.text), minhash.shingle_hashes(mirror.text))
     assert abs(jaccard - len(one & other) / len(one | other)) < 1e-9
-    bands, rows = dedup.band_shape(dedup.THRESHOLD, minhash.BINS)
-    equal = signed.bins[0] == signed.bins[1]
+    bands, rows = dedup.band_shape(dedup.THRESHOLD, minhash.PERMUTATIONS)
+    equal = signed.minima[0] == signed.minima[1]
     dropped = {document["id"]: document for path in sorted((work / "unique" / "en" / "dropped").iterdir()) for document in _lines(path)}
     assert signed.exact[2] == signed.exact[3] and dropped["iron-again"]["duplicate_of"] == "iron" and dropped["insulin-mirror"]["duplicate_of"] == PAGE
-    show = [[name, str(int(signed.tokens[i])), f"`{int(signed.exact[i]):016x}`", " ".join(f"{int(b):04x}" for b in signed.bins[i, :6]) + " ..."]
+    show = [[name, str(int(signed.tokens[i])), f"`{int(signed.exact[i]):016x}`", " ".join(f"{int(b):04x}" for b in signed.minima[i, :6]) + " ..."]
             for i, name in enumerate((PAGE, "insulin-mirror", "iron", "iron-again"))]
     return {
-        "signatures": table(["page", "tokens", "hash of the normal form", "first 6 of the signature's bins"], show), "bins": str(minhash.BINS),
+        "signatures": table(["page", "tokens", "hash of the normal form", "first 6 of the signature's bins"], show), "bins": str(minhash.PERMUTATIONS),
         "shingle_words": str(minhash.SHINGLE_WORDS), "shingle": " ".join(next(iter(sorted(s for s in one if s[0] == "insulin" and s[1] == "lowers")))),
         "shingles_page": str(len(one)), "shingles_mirror": str(len(other)), "shingles_shared": str(len(one & other)), "shingles_any": str(len(one | other)),
         "jaccard": f"{jaccard:.4f}", "bins_equal": str(int(equal.sum())), "bins_share": f"{equal.mean():.4f}", "bands": str(bands), "band_rows": str(rows),

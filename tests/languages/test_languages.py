@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import mmed.languages
-from data_prep.filter_medical import Matcher, dictionary_form
+from data_prep.filters.keyword_matcher import Matcher
+from data_prep.filters.keyword_rule import dictionary_form
 from data_prep.filters.language_check import (
     check_answers,
     check_rest,

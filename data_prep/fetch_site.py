@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="folder for the WARC files and fetch.json")
     parser.add_argument("--contact", required=True, help="your mail address, for the sites' owners")
     parser.add_argument("--delay", type=float, default=1.0,
-                        help="seconds between requests to a host, at least Crawl-delay (default: %(default)s)")
+                        help="seconds between requests to a host (default: %(default)s)")
     parser.add_argument("--max_pages", type=int, default=10_000,
                         help="pages to save per host, over all starts (default: %(default)s)")
     parser.add_argument("--under", action="store_true",

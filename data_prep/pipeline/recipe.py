@@ -141,7 +141,7 @@ def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
                      *(["--paragraphs"] if source.paragraphs and source.kind in ("web", "corpus") else [])]
             filtered = source.kind == "web" if source.filter is None else source.filter
             if source.kind == "book":
-                command = ["data_prep.books", *common, *(["--licence", source.licence] if source.licence else []), *([] if recipe.ocr else ["--no-ocr"])]
+                command = ["data_prep.books", *common, *(["--licence", source.licence] if source.licence else []), *([] if recipe.ocr else ["--no_ocr"])]
             elif source.kind == "site":
                 command = ["data_prep.web_pages", *common, *marks]
             elif filtered:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.pipeline.recipe import Recipe, Source, read_recipe, steps
-from data_prep.sources.pdf_pages import check_tesseract
+from data_prep.books import check_tesseract
 from examples.demo import micro_world
 from examples.demo.micro_world_words import WORDS
 from mmed.tokenizer import train_sentencepiece

@@ -1,18 +1,18 @@
 """Books: turns PDF files, or the output of an OCR engine, into documents. The second source of MMedC.
 
 In:  PDF files and folders of them; .hocr, ALTO .xml and .txt files; folders of such page files, a book each.
-Out: a document of source "book" for each part of a book; OUT/kept, OUT/dropped, OUT/shards, OUT/funnel.json as
-     for every step (data_prep/pipeline/shards.py). OUT/work holds the pages that OCR has read.
+Out: a document of source "book" for each part of a book; OUT/kept, OUT/dropped, OUT/shards, OUT/funnel.json
+     as for every step (data_prep/pipeline/shards.py). OUT/work holds the pages that OCR has read.
 
     python -m data_prep.books shelf/ more/book.pdf --language ru --out books_ru --workers 8
 
 PDFium reads the text of a PDF. OCRmyPDF, which drives Tesseract, reads pages that are pictures, OCR_PAGES at
 a time: after a kill, the next start continues with the next group of pages. book_layout.py removes running
-heads and rejoins broken words and lines. A book becomes documents of about PART characters, roughly a chapter,
+heads and rejoins broken words and lines. A book becomes documents of about PART characters, about a chapter,
 because later steps keep or drop whole documents.
 
 MMedLM: a book is scanned if letters and digits are less than half of its characters or fewer than 200 a page;
-of books with 100 pages or more only the pages 0.018 N + 3 < p < N - 5 are kept (pdf_ocr in the official code).
+of books with 100 pages or more only the pages 0.018 N + 3 < p < N - 5 are kept (pdf_ocr in their code).
 DIFFERS: OCR is decided page by page, and front and back matter are left out of scanned books too, as in the
 paper; in the official code the whole book goes one way, and only text books lose front and back matter.
 DIFFERS: OCRmyPDF with Tesseract instead of PaddleOCR: Debian packages, no GPU. For large collections give the
@@ -70,10 +70,10 @@ def is_scanned(pages: list[Page]) -> bool:
     return letters < 0.5 * characters or letters < 200 * len(pages)
 
 
-def inner_pages(count: int) -> range:
+def text_pages(count: int) -> range:
     """The pages, counted from 0, that are neither front nor back matter.
 
-    >>> inner_pages(99), inner_pages(1000)
+    >>> text_pages(99), text_pages(1000)
     (range(0, 99), range(22, 995))
     """
     return range(count) if count < WHOLE_PAGES else range(int(0.018 * count + 3) + 1, count - 5)
@@ -215,7 +215,7 @@ def read_lines(path: Path, work: Path, options: dict[str, Any],
                worker: Worker) -> tuple[list[list[Line]], Counter[str]]:
     """The lines of each inner page of a book, and how many pages were read how."""
     pages = read_source(path, worker)
-    inner, scanned, how = inner_pages(len(pages)), is_scanned(pages), Counter[str]()
+    inner, scanned, how = text_pages(len(pages)), is_scanned(pages), Counter[str]()
     how["front or back matter"] = len(pages) - len(inner)
     wanted = [number for number in inner if needs_ocr(pages[number], scanned)]
     recognised: dict[int, Page] = {}

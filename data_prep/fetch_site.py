@@ -60,7 +60,6 @@ def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
 def fetch(given: Any, seeds: list[str]) -> int:
     """Crawls until nothing is left to ask for; returns the exit code."""
     process_module = require_extra("scrapy.crawler", "crawl")
-    require_extra("warcio", "web")
     site_spider = importlib.import_module("data_prep.sources.site_spider")
     out = Path(given.out)
     user_agent = f"mmed/{version('mmed')} (medical text corpus; contact: {given.contact})"

@@ -7,14 +7,13 @@ Out: `Page`s of lines with their positions. Of plain text the positions are coun
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from data_prep.sources.book_layout import Line
 from data_prep.sources.pdf_text import Page, page_of
 from data_prep.sources.worker import Unreadable
-from mmed.utils.errors import require_extra
 
 SUFFIXES = (".txt", ".hocr", ".xml")
 MAX_FILE_BYTES = 1 << 28
@@ -59,12 +58,11 @@ def text_lines(text: str) -> list[Line]:
 
 def xml_pages(body: bytes) -> Iterator[Iterator[Line]]:
     """The pages of an hOCR or ALTO file."""
-    etree = require_extra("lxml.etree", "books")
     try:
-        root = etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True))
-    except etree.XMLSyntaxError:
+        root = ElementTree.fromstring(body)
+    except ElementTree.ParseError:
         raise Unreadable("not well-formed XML") from None
-    if etree.QName(root).localname.lower() == "alto":
+    if root.tag.rpartition("}")[2].lower() == "alto":
         yield from map(alto_lines, root.iterfind(".//{*}Page"))
         return
     pages = [element for element in root.iter("{*}div") if element.get("class") == "ocr_page"]
@@ -73,7 +71,7 @@ def xml_pages(body: bytes) -> Iterator[Iterator[Line]]:
     yield from map(hocr_lines, pages)
 
 
-def alto_lines(page: Any) -> Iterator[Line]:
+def alto_lines(page: ElementTree.Element) -> Iterator[Line]:
     for line in page.iterfind(".//{*}TextLine"):
         words = [word.get("CONTENT", "") for word in line.iterfind("{*}String")]
         if line.find("{*}HYP") is not None:
@@ -82,7 +80,7 @@ def alto_lines(page: Any) -> Iterator[Line]:
         yield Line(" ".join(words), left, left + width, top + height, height)
 
 
-def hocr_lines(page: Any) -> Iterator[Line]:
+def hocr_lines(page: ElementTree.Element) -> Iterator[Line]:
     for line in page.iter("{*}span"):
         box = BOX.search(line.get("title") or "")
         if line.get("class") in LINE_CLASSES and box:

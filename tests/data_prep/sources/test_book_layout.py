@@ -52,7 +52,8 @@ def test_a_hyphen_stays_where_the_word_has_one(before, after, stays):
 
 
 def test_paragraphs_end_where_the_next_word_would_have_fitted():
-    lines = column("Heart failure is a common disease of the el-", "derly, and treatment begins at a low dose",
+    lines = column("Heart failure is a common disease of the el-",
+                   "derly, and treatment begins at a low dose",
                    "of a diuretic.", "The second paragraph begins in its own line", "and it goes on here.")
     assert join_lines([lines], True, True) == [
         "Heart failure is a common disease of the elderly, and treatment begins at a low dose of a diuretic.",

@@ -36,17 +36,24 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.documents import Document, Funnel, normalise_text, shard_name
-from data_prep.pipeline.shards import print_funnel, process_shards, shard_names
+from data_prep.pipeline.shards import (
+    add_shard_arguments,
+    print_funnel,
+    process_shards,
+    shard_names,
+    shard_options,
+)
 from data_prep.sources.book_layout import Line, clean, join_fragments, join_lines, remove_running_heads
 from data_prep.sources.ocr_text import SUFFIXES as OCR_SUFFIXES
 from data_prep.sources.ocr_text import read_ocr_text
 from data_prep.sources.pdf_text import Page, read_pdf, save_pages
+from data_prep.sources.saved_pages import write_list
 from data_prep.sources.worker import Unreadable, Worker, keep_or_drop
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
-from mmed.utils.files import atomic_write
 
 VERSION = 2  # raise it when the same book gives other text: finished books are then redone
+SUFFIXES = (".pdf", *OCR_SUFFIXES)
 LIST = ".jsonl"  # the page files of a book that is a folder
 OCR_PAGES = 20  # about a minute
 OCR_SECONDS = 180  # per page
@@ -95,20 +102,17 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
         if not given.exists():
             raise UserError(f"{given}: no such file or folder; give PDF files, OCR output or folders of them")
         files = sorted(given.rglob("*")) if given.is_dir() else [given]
-        known = [path for path in files if path.suffix.lower() in (".pdf", *OCR_SUFFIXES) and path.is_file()]
+        known = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
         if not known:
-            raise UserError(f"{given}: no book here; known are .pdf, {', '.join(OCR_SUFFIXES)}")
+            raise UserError(f"{given}: no book here; known are {', '.join(SUFFIXES)}")
         for path in known:
             if given.is_dir() and path.suffix.lower() != ".pdf":
                 folders.setdefault(path.parent, []).append(path)
             else:
                 books.append(path)
     for name, pages in zip(shard_names(list(folders)), folders.values()):
-        books.append(out / "lists" / f"{name}{LIST}")
-        with atomic_write(books[-1]) as file:
-            for path in sorted(pages, key=page_order):
-                status = path.stat()
-                file.write(json.dumps([os.path.abspath(path), status.st_size, status.st_mtime_ns]) + "\n")
+        target = out / "lists" / f"{name}{LIST}"
+        books.append(write_list(target, sorted(pages, key=page_order), pages[0].parent))
     return books
 
 
@@ -122,7 +126,7 @@ def read_source(path: Path, worker: Worker) -> list[Page]:
         return worker.call(read_pdf, path)
     paths = [path]
     if path.suffix == LIST:
-        paths = [Path(json.loads(line)[0]) for line in path.read_text(encoding="utf-8").splitlines()]
+        paths = [Path(json.loads(line)["path"]) for line in path.read_text(encoding="utf-8").splitlines()]
     return worker.call(read_ocr_text, paths)
 
 
@@ -193,7 +197,7 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any], work: Path) -
             lines, how = read_lines(path, work, options, worker)
     except Unreadable as error:
         print(f"{path}: dropped: {error}", file=sys.stderr)
-        yield Document("", language.code, "book", name, {**meta, "reason": str(error)})
+        yield Document("", language.code, options["source"], name, {**meta, "reason": str(error)})
         return
     for kind, count in how.items():
         funnel.add(f"pages: {kind}", count)
@@ -205,9 +209,9 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any], work: Path) -
     parts = split_parts(paragraphs, options["part_characters"])
     meta |= {"pages": sum(how.values()), "read": dict(how)}
     if not parts:
-        yield Document("", language.code, "book", name, {**meta, "reason": "no text"})
+        yield Document("", language.code, options["source"], name, {**meta, "reason": "no text"})
     for number, part in enumerate(parts, 1):
-        yield Document(normalise_text("\n".join(part)), language.code, "book", f"{name}:{number}",
+        yield Document(normalise_text("\n".join(part)), language.code, options["source"], f"{name}:{number}",
                        {**meta, "part": number, "parts": len(parts)})
 
 
@@ -258,7 +262,8 @@ def split_parts(paragraphs: list[str], characters: int) -> list[list[str]]:
 # ---- command ----
 
 
-def read_books(inputs: list[str], out: str | Path, options: dict[str, Any], workers: int = 1) -> Funnel:
+def read_books(inputs: list[str], out: str | Path, options: dict[str, Any], workers: int = 1,
+               **share: Any) -> Funnel:
     """All books; those that an earlier start has finished are not read again."""
     require_extra("pypdfium2", "books")
     if options["ocr"]:
@@ -267,24 +272,22 @@ def read_books(inputs: list[str], out: str | Path, options: dict[str, Any], work
     out = Path(out)
     reader = functools.partial(read_book, work=out / "work")
     books = find_books(inputs, out)
-    return process_shards(keep_or_drop, books, out, {**options, "version": VERSION}, workers, "books", reader)
+    return process_shards(keep_or_drop, books, out, {**options, "version": VERSION}, workers, "books", reader,
+                          SUFFIXES, **share)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.books",
                     description="Turn books in PDF, or the output of an OCR engine, into documents.")
-    parser.add_argument("books", nargs="+", metavar="BOOK", help="PDF files, OCR output or folders of them")
+    add_shard_arguments(parser, suffixes=SUFFIXES)
+    parser.set_defaults(source="book")
     parser.add_argument("--language", required=True, help="code or name of the books' language")
-    parser.add_argument("--out", required=True, help="folder for kept/, dropped/, work/ and funnel.json")
-    parser.add_argument("--workers", type=int, default=1,
-                        help="processes, one book each at a time (default: %(default)s)")
     parser.add_argument("--no_ocr", action="store_true",
                         help="leave out pages without text; Tesseract is then not needed")
     parser.add_argument("--part_characters", type=int, default=PART,
                         help="length of the parts that a book is split into; 0: whole (default: %(default)s)")
     parser.add_argument("--book_seconds", type=int, default=900,
                         help="drop books whose text takes longer to read, OCR aside (default: %(default)s)")
-    parser.add_argument("--licence", default="", help="licence of the books, to write (meta.licence)")
     given = parser.parse_args(arguments)
     if given.part_characters < 0:
         raise UserError(f"--part_characters {given.part_characters}: must be 0 or more")
@@ -292,8 +295,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--book_seconds {given.book_seconds}: must be 1 or more")
     options = {"language": get_language(given.language).code, "ocr": not given.no_ocr,
                "part_characters": given.part_characters, "book_seconds": given.book_seconds,
-               "licence": given.licence}
-    funnel = read_books(given.books, given.out, options, given.workers)
+               **shard_options(given)}
+    share = {"share": given.shard} if getattr(given, "shard", None) else {}
+    funnel = read_books(given.inputs, given.out, options, given.workers, **share)
     print_funnel(funnel, f"books {options['language']}")
     for key, amount in sorted(funnel.details.items()):
         print(f"  {amount:>10,.0f}  {key}")

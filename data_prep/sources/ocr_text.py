@@ -65,7 +65,7 @@ def xml_pages(body: bytes) -> Iterator[Iterator[Line]]:
     if root.tag.rpartition("}")[2].lower() == "alto":
         yield from map(alto_lines, root.iterfind(".//{*}Page"))
         return
-    pages = [element for element in root.iter("{*}div") if element.get("class") == "ocr_page"]
+    pages = [element for element in root.iterfind(".//{*}div") if element.get("class") == "ocr_page"]
     if not pages:
         raise Unreadable("neither hOCR nor ALTO")
     yield from map(hocr_lines, pages)
@@ -81,7 +81,7 @@ def alto_lines(page: ElementTree.Element) -> Iterator[Line]:
 
 
 def hocr_lines(page: ElementTree.Element) -> Iterator[Line]:
-    for line in page.iter("{*}span"):
+    for line in page.iterfind(".//{*}span"):
         box = BOX.search(line.get("title") or "")
         if line.get("class") in LINE_CLASSES and box:
             left, top, right, bottom = map(float, box.groups())

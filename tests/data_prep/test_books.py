@@ -19,7 +19,8 @@ pytest.importorskip("ocrmypdf")
 fpdf = pytest.importorskip("fpdf")
 needs_tesseract = pytest.mark.skipif(not shutil.which("tesseract"), reason="Tesseract is not installed")
 
-OPTIONS = {"language": "en", "ocr": True, "licence": "", "part_characters": 50_000, "book_seconds": 60}
+OPTIONS = {"language": "en", "ocr": True, "licence": "", "source": "book", "part_characters": 50_000,
+           "book_seconds": 60}
 SENTENCES = ["Heart failure with reduced ejection fraction is treated with four classes of drugs.",
              "Patients should be weighed every day, because a sudden gain of weight often means congestion.",
              "The long-term outcome depends on the cause, on renal function and on adherence to therapy.",

@@ -60,7 +60,6 @@ def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
 def fetch(given: Any, seeds: list[str]) -> int:
     """Crawls until nothing is left to ask for; returns the exit code."""
     process_module = require_extra("scrapy.crawler", "crawl")
-    require_extra("warcio", "web")
     site_spider = importlib.import_module("data_prep.sources.site_spider")
     out = Path(given.out)
     user_agent = f"mmed/{version('mmed')} (medical text corpus; contact: {given.contact})"
@@ -96,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="folder for the WARC files and fetch.json")
     parser.add_argument("--contact", required=True, help="your mail address, for the sites' owners")
     parser.add_argument("--delay", type=float, default=1.0,
-                        help="seconds between requests to a host, at least Crawl-delay (default: %(default)s)")
+                        help="seconds between requests to a host (default: %(default)s)")
     parser.add_argument("--max_pages", type=int, default=10_000,
                         help="pages to save per host, over all starts (default: %(default)s)")
     parser.add_argument("--under", action="store_true",

@@ -15,8 +15,6 @@ The language is the one given on the command line: what pages state about their 
 from __future__ import annotations
 
 import functools
-import json
-import os
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -31,11 +29,10 @@ from data_prep.pipeline.shards import (
     shard_names,
     shard_options,
 )
-from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, SavedPage, read_pages
+from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, SavedPage, read_pages, write_list
 from data_prep.sources.worker import Unreadable, Worker, keep_or_drop
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
-from mmed.utils.files import atomic_write
 
 VERSION = 2  # raise it when the same page gives another document: finished shards are then redone
 PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
@@ -63,23 +60,10 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
         if pages := [path for path in known if not path.name.lower().endswith(ARCHIVE_SUFFIXES)]:
             folders.setdefault(given if given.is_dir() else Path("pages"), []).extend(pages)
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
-        archives += write_lists(name, folder, pages, out / "lists")
+        for start in range(0, len(pages), PAGES_PER_LIST):
+            target = out / "lists" / f"{name}-{start // PAGES_PER_LIST:05}.jsonl"
+            archives.append(write_list(target, pages[start:start + PAGES_PER_LIST], folder))
     return archives
-
-
-def write_lists(name: str, folder: Path, pages: list[Path], target: Path) -> list[Path]:
-    """Lists of HTML files with sizes and times of change: when a page changes, its list is done again."""
-    lists = []
-    for start in range(0, len(pages), PAGES_PER_LIST):
-        lists.append(target / f"{name}-{start // PAGES_PER_LIST:05}.jsonl")
-        with atomic_write(lists[-1]) as file:
-            for path in pages[start:start + PAGES_PER_LIST]:
-                status = path.stat()
-                shown = path.relative_to(folder) if path.is_relative_to(folder) else path
-                entry = {"path": os.path.abspath(path), "file": shown.as_posix(),
-                         "bytes": status.st_size, "changed": status.st_mtime_ns}
-                file.write(json.dumps(entry) + "\n")
-    return lists
 
 
 # ---- text ----
@@ -137,13 +121,15 @@ def read_page(page: SavedPage, worker: Worker) -> dict[str, str]:
 # ---- command ----
 
 
-def extract_pages(inputs: list[str], out: str | Path, options: dict[str, Any], workers: int = 1) -> Funnel:
+def extract_pages(inputs: list[str], out: str | Path, options: dict[str, Any], workers: int = 1,
+                  **share: Any) -> Funnel:
     """All pages of the inputs; archives and lists that an earlier start has finished are not read again."""
     require_extra("trafilatura", "web")
     require_extra("warcio", "web")
     options = {**options, "version": VERSION, "trafilatura": version("trafilatura")}
     units = find_archives(inputs, Path(out))
-    return process_shards(keep_or_drop, units, out, options, workers, "web_pages", read_web, SUFFIXES)
+    return process_shards(keep_or_drop, units, out, options, workers, "web_pages", read_web, SUFFIXES,
+                          **share)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -164,7 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"language": language.code, "max_page_bytes": int(given.max_page_mib * (1 << 20)),
                "page_seconds": given.page_seconds, **shard_options(given)}
     start = time.monotonic()
-    funnel = extract_pages(given.inputs, given.out, options, given.workers)
+    share = {"share": given.shard} if getattr(given, "shard", None) else {}
+    funnel = extract_pages(given.inputs, given.out, options, given.workers, **share)
     print_funnel(funnel, f"web_pages {language.code}, {time.monotonic() - start:.1f} s")
     return 0
 

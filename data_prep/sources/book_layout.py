@@ -1,78 +1,76 @@
-"""Lines of a book's pages -> paragraphs of running text. Pure functions over places and letters; no PDF is opened here.
+"""Turns the lines of a book's pages into paragraphs: removes running heads, rejoins broken words and lines.
 
-In:  pages, each a list of `Line`s in reading order (`data_prep.sources.pdf_pages`).
-Out: `Paragraph`s, each with the page that it begins on.
-Order: `clean` each line -> `join_fragments` (a raised 2 in CO2 is no line of its own) -> `split_margins` (running titles
-and page numbers: data_prep/sources/book_margins.py) -> `join_lines` (hyphens at line ends, lines to paragraphs, over
-columns and pages).
+In:  pages, each a list of `Line`s in reading order (pdf_text.py, ocr_text.py).
+Out: paragraphs as strings.
 
-Two rules do most of the work. A line that leaves room for the next line's first word was ended on purpose, so a paragraph ends
-there; else the setter only ran out of room. And a word cut at a line's end is put together as the same book writes it elsewhere.
+Pure functions over text and positions; docs/corpus.md compares their result with the plain text of PDFium.
 """
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
-from data_prep.sources.book_margins import Line
 
+class Line(NamedTuple):
+    """A line and its position in points; `base` is its baseline, measured down from the top of the page."""
 
-class Paragraph(NamedTuple):
-    page: int
     text: str
-    apart: bool  # by space, indent or type from what stands before, and not only by the end of a short line
+    left: float
+    right: float
+    base: float
+    size: float  # height of its type
 
 
-# ---- letters ----------------------------------------------------------------------------------------------------------
+# ---- characters ----
 
-LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
-# Bullets and dashes of old symbol fonts, soft hyphens, marks of direction at the head of text, spaces of other widths.
-SIGNS = {0xF0B7: "•", 0xF0A7: "•", 0xF0D8: "•", 0xF02D: "-", 0x00AD: None, 0xFEFF: None, 0x200B: None,
+LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl"}
+SIGNS = {0xF0B7: "•", 0xF0A7: "•", 0x00AD: None, 0xFEFF: None, 0x200B: None,  # symbol fonts, soft hyphens
          **dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F], " ")}
-LEADERS = re.compile(r" ?(?:[.·…_] ?){5,}")  # the dots of a list of contents
-UNSPACED = r"[\u2e80-\u2fff\u3001-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff]"
-BETWEEN_UNSPACED = re.compile(rf"(?<={UNSPACED}) +(?={UNSPACED})")
-
-
-# Accents that old TeX fonts set as signs of their own, before their letter, or after it at a word's end.
+LEADERS = re.compile(r" ?(?:[.·…_] ?){5,}")  # the dots of a table of contents
+CJK = r"[\u2e80-\u2fff\u3001-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60]"
+SPACE_IN_CJK = re.compile(rf"(?<={CJK}) +(?={CJK})")
+# TeX's old fonts set an accent as a character of its own before its letter.
 ACCENTS = {"´": "\u0301", "`": "\u0300", "¨": "\u0308", "ˆ": "\u0302", "˜": "\u0303"}
-ACCENT_LETTER = re.compile(r"(?:(?<![^\W\d_])[´¨ˆ˜]|(?<=[^\W\d_])[´`¨ˆ˜])([aeiouınAEIOUN])|([aeiouAEIOU])([´`¨ˆ˜])(?!\w)")
+ACCENTED = re.compile(r"(?<=\w)([´`¨ˆ˜])([aeiouınAEIOUN])|([aeiouAEIOU])([´`¨ˆ˜])(?!\w)")
 
 
 def clean(text: str) -> str:
-    r"""A line's letters as a reader sees them: ligatures taken apart, control characters and private signs out, one space.
+    r"""A line as a reader sees it: ligatures expanded, control and private characters removed, single spaces.
 
-    >>> clean("e\ufb03cient\u00a0 \uf0b7 ther\u00adapy \x07. . . . . . . 12"), clean("Mart´ınez, ´etude, Estape´, voil`a")
-    ('efficient • therapy … 12', 'Martínez, étude, Estapé, voilà')
+    >>> clean("e\ufb03cient\u00a0 \uf0b7 ther\u00adapy \x07. . . . . . . 12"), clean("Mart´ınez Estape´")
+    ('efficient • therapy … 12', 'Martínez Estapé')
     >>> clean("心 力 衰竭 BNP 测定")
     '心力衰竭 BNP 测定'
     """
-    if not text.isascii():
-        text = text.translate(LIGATURES).translate(SIGNS)
-        text = ACCENT_LETTER.sub(lambda found: unicodedata.normalize("NFC", (found[1] or found[2]).replace("ı", "i")
-                                                                     + ACCENTS[found[3] or found[0][0]]), text)
-    text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Co", "Cs", "Cn") or letter == "\t")
-    return BETWEEN_UNSPACED.sub("", LEADERS.sub(" … ", " ".join(text.split())).strip())
+    text = text.translate(LIGATURES).translate(SIGNS)
+    text = ACCENTED.sub(compose, text)
+    text = "".join(c for c in text if c == "\t" or unicodedata.category(c) not in ("Cc", "Co", "Cs", "Cn"))
+    return SPACE_IN_CJK.sub("", LEADERS.sub(" … ", " ".join(text.split()))).strip()
 
 
-# ---- lines ------------------------------------------------------------------------------------------------------------
+def compose(found: re.Match[str]) -> str:
+    """One letter for the letter and the accent that ACCENTED has found."""
+    letter, accent = (found[2], found[1]) if found[1] else (found[3], found[4])
+    return unicodedata.normalize("NFC", letter.replace("ı", "i") + ACCENTS[accent])
 
 
 def join_fragments(lines: Iterable[Line]) -> list[Line]:
-    """Pieces that follow one another on one line become that line: raised and lowered figures, changes of font.
+    """Joins pieces that follow one another on one line, such as subscripts.
 
-    >>> join_fragments([Line("in CO", 0, 30, 100, 10), Line("2", 30, 33, 102, 6), Line("and O", 36, 60, 100, 10), Line("x", 90, 95, 100, 10)])
-    [Line(text='in CO2 and O', left=0, right=60, base=100, size=10), Line(text='x', left=90, right=95, base=100, size=10)]
+    >>> join_fragments([Line("in CO", 0, 30, 100, 10), Line("2", 30, 33, 102, 6), Line("a", 36, 60, 100, 10)])
+    [Line(text='in CO2 a', left=0, right=60, base=100, size=10)]
     """
     joined: list[Line] = []
     for line in lines:
-        last = joined[-1] if joined else None
-        if last and abs(line.base - last.base) < 0.6 * max(line.size, last.size) and -0.3 * last.size < line.left - last.right < 1.2 * last.size:
-            space = " " if line.left - last.right > 0.15 * last.size else ""
+        last = joined[-1] if joined else line
+        gap = line.left - last.right
+        beside = abs(line.base - last.base) < 0.6 * max(line.size, last.size)
+        if joined and beside and -0.3 * last.size < gap < 1.2 * last.size:
+            space = " " if gap > 0.15 * last.size else ""
             larger = last if last.size >= line.size else line
             joined[-1] = Line(last.text + space + line.text, last.left, line.right, larger.base, larger.size)
         else:
@@ -80,175 +78,186 @@ def join_fragments(lines: Iterable[Line]) -> list[Line]:
     return joined
 
 
-# ---- hyphens ----------------------------------------------------------------------------------------------------------
+# ---- running heads ----
+
+EDGE_ROWS = 4  # rows looked at from the top and from the bottom
+WINDOW = 10  # pages before and after: heads change with the chapter and differ between left and right pages
+TIMES = 3  # a row that appears on so many pages of the window is a running head or page number
+ROMAN = re.compile(r"\b[ivxlc]+\b")
+NUMBER = re.compile(r"\d+")
+
+
+def head_keys(row: str, page: int) -> list[str]:
+    """Keys by which a row recurs on other pages: its text, and its text with a number that counts the pages.
+
+    >>> head_keys("12 Heart Failure 3", page=10)
+    ['12 heart failure 3', '+2 heart failure 3', '12 heart failure -7']
+    """
+    text = " ".join(row.casefold().split())[:200]
+    keys = [text] + [f"{text[:number.start()]}{int(number[0]) - page:+d}{text[number.end():]}"
+                     for number in list(NUMBER.finditer(text))[:4] if len(number[0]) < 6]
+    return keys + ([ROMAN.sub("roman", text)] if ROMAN.fullmatch(text.strip(" -–—")) else [])
+
+
+def rows_of(lines: list[Line]) -> list[list[Line]]:
+    """Lines that stand side by side, from the top of the page to the bottom."""
+    rows: list[list[Line]] = []
+    for line in sorted(lines, key=lambda line: line.base):
+        if rows and line.base - rows[-1][0].base < 0.5 * line.size:
+            rows[-1].append(line)
+        else:
+            rows.append([line])
+    return [sorted(row, key=lambda line: line.left) for row in rows]
+
+
+def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
+    """The pages without the outermost rows that recur on pages nearby."""
+    heads: list[set[Line]] = [set() for _ in pages]
+    for direction in (1, -1):
+        edges = [rows_of(lines)[::direction][:EDGE_ROWS] for lines in pages]
+        keys = [[head_keys(" ".join(line.text for line in row), page) for row in rows]
+                for page, rows in enumerate(edges)]
+        where: dict[str, set[int]] = defaultdict(set)
+        for page, rows in enumerate(keys):
+            for key in {key for row in rows for key in row}:
+                where[key].add(page)
+        for page, rows in enumerate(keys):
+            nearby = range(page - WINDOW, page + WINDOW + 1)
+            for row, row_keys in zip(edges[page], rows):
+                if not any(sum(other in where[key] for other in nearby) >= TIMES for key in row_keys):
+                    break
+                heads[page].update(row)
+    return [[line for line in lines if line not in out] for lines, out in zip(pages, heads)]
+
+
+# ---- hyphens ----
 
 HYPHENS = "-\u2010"
 WORD = re.compile(rf"[^\W_]+(?:[{HYPHENS}][^\W_]+)*")
 LAST_PIECE = re.compile(rf"((?:[^\W_]+[{HYPHENS}])*[^\W_]+)[{HYPHENS}]$")
-LONGEST_WORD = 100
-
-
-def last_piece(text: str) -> str | None:
-    """What stands before the hyphen at a line's end.
-
-    >>> last_piece("a drug-ther-"), last_piece("of 10 -"), last_piece("therapy")
-    ('drug-ther', None, None)
-    """
-    found = LAST_PIECE.search(text[-LONGEST_WORD:]) if text[-1:] in HYPHENS else None
-    return found[1] if found else None
 
 
 def count_words(pages: Iterable[Iterable[Line]]) -> Counter[str]:
-    """Words of a book in lower case, whole and with their hyphens; those cut at line ends do not count.
-
-    >>> sorted(count_words([[Line("long-term ther-", 0, 0, 0, 0), Line("apy of Pain", 0, 0, 0, 0)]]).items())
-    [('long-term', 1), ('of', 1), ('pain', 1)]
-    """
+    """The book's words in lower case, with their hyphens, except those broken at line ends."""
     words: Counter[str] = Counter()
     for lines in pages:
-        cut = False
+        broken = False
         for line in lines:
-            found = WORD.findall(line.text.lower())
-            goes_on = last_piece(line.text) is not None
-            words.update(word.replace("\u2010", "-") for word in found[cut:len(found) - goes_on])
-            cut = goes_on
+            found = WORD.findall(line.text.lower().replace("\u2010", "-"))
+            continues = LAST_PIECE.search(line.text[-100:]) is not None
+            words.update(found[broken:len(found) - continues])
+            broken = continues
     return words
 
 
-def hyphen_stays(before: str, after: str, words: Counter[str]) -> bool:
-    """A line that ends in a hyphen and the next: does the hyphen belong to the word, or only to the line's end?
+def keeps_hyphen(before: str, after: str, words: Counter[str]) -> bool:
+    """Whether the hyphen at the end of the line `before` belongs to the word.
 
-    As the book writes the word elsewhere. If it nowhere stands in one line: the hyphen belongs to the word before a capital or
-    a figure (COVID-19), after an abbreviation, a figure or a single letter (T-cell), and in a word that has one already.
+    The spelling that is more frequent elsewhere in the book wins. In a word that appears nowhere else the
+    hyphen stays before a capital or a digit (COVID-19), after a digit, an abbreviation or a single letter
+    (T-cell), and if there is another hyphen.
 
     >>> words = Counter({"long-term": 3, "therapy": 2})
-    >>> [hyphen_stays(*pair, words) for pair in (("a long-", "term plan"), ("COVID-", "19"), ("state-", "of-the-art"), ("(BNP)-", "guided"))]
-    [True, True, True, True]
-    >>> [hyphen_stays(*pair, words) for pair in (("ther-", "apy"), ("hyper-", "tension"), ("drug-ther-", "apy"))]
-    [False, False, False]
+    >>> [keeps_hyphen(*pair, words) for pair in (("a long-", "term"), ("COVID-", "19"))]
+    [True, True]
+    >>> [keeps_hyphen(*pair, words) for pair in (("ther-", "apy"), ("drug-ther-", "apy"))]
+    [False, False]
     """
-    left, right = last_piece(before), WORD.match(after)
+    left, right = LAST_PIECE.search(before[-100:]), WORD.match(after)
     if not left or not right:
         return True
-    piece, rest = (found.replace("\u2010", "-") for found in (left, right[0]))
-    joined = piece.rpartition("-")[2] + rest.partition("-")[0]
-    together, apart = words[joined.lower()], words[f"{piece}-{rest}".lower()]
-    if together != apart:
-        return apart > together
-    return not rest[0].islower() or piece[-1].isdigit() or len(piece) == 1 or piece.isupper() or "-" in piece + rest
+    piece, rest = (found.replace("\u2010", "-") for found in (left[1], right[0]))
+    joined = words[(piece.rpartition("-")[2] + rest.partition("-")[0]).lower()]
+    hyphenated = words[f"{piece}-{rest}".lower()]
+    if joined != hyphenated:
+        return hyphenated > joined
+    if not rest[0].islower() or piece[-1].isdigit() or len(piece) == 1 or piece.isupper():
+        return True
+    return "-" in piece + rest
 
 
-# ---- paragraphs -------------------------------------------------------------------------------------------------------
+# ---- paragraphs ----
 
-ENDS = ".!?:;。！？：；…‥．｡」』】）"  # what may stand at a paragraph's end
+ENDS = ".!?:;。！？：；…"
 CLOSERS = "\"'”’»)]）」』】"
-BULLET = re.compile(r"[•◦▪■●○‣⁃✓➢►–—−*・-]\s|[(（]?(?:\d{1,3}|[a-zA-Zа-яА-Я]|[ivx]{1,4})[.)）](?:\s|$)|\d{1,3}(?:\.\d{1,3})+\.?\s|[①-⑳]")
-CONTENTS = re.compile(r" …(?: ?\w{1,6})?$")  # a line of a list of contents
-INDENT = 0.8  # of the type's size
-ROOM = 0.4  # of the type's size: how exactly a line must be full
+BULLET = re.compile(r"[•◦▪■●○‣–—−*・-]\s|[(（]?(?:\d{1,3}|[^\W\d_]|[ivx]{1,4})[.)）](?:\s|$)"
+                    r"|\d{1,3}(?:\.\d{1,3})+\.?\s|[①-⑳]")
+CONTENTS = re.compile(r" …(?: ?\w{1,6})?$")  # a line of a table of contents
+INDENT = 0.8  # times the type's size
 WIDER = 1.4  # times the usual distance of lines begins a paragraph
 OTHER_SIZE = 1.15  # times larger or smaller type begins a paragraph
-SMALL = 0.94  # of the page's type, and standing first or last in its column: a note or the words of a figure or table
-STRETCHED = 1.4  # times the usual width of a letter: a row of a table
-FLOWING = 4  # lines: so many in a block show how wide it is, if most of them end near its edge,
-SAME_LEFT = 6  # points
-EVEN, RAGGED = 1.5, 4  # by so many times the type's size; the second if the next line begins with a small letter
+BLOCK = 4  # lines: a block of so many has its own width if most of them end near its edge,
+EVEN, RAGGED = 1.5, 4  # within so many times their size; the second before a line that begins in lower case
+SPREAD = 1.4  # times the usual width of a letter: a row of a table
+NOTE_SIZE = 0.94  # times the page's usual type: a footnote, if it stands at the foot of its column
+LATIN = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u04ff]")
 
 
-class Run(NamedTuple):
-    """Lines that stand under one another: a column, or a part of one."""
+class Column(NamedTuple):
+    """Lines that stand under one another."""
 
-    page: int
     lines: list[Line]
-    edges: list[float]  # for each line, how far to the right its block of text goes
     left: float
-    leading: float  # usual distance of lines
+    rights: dict[Line, float]  # how far to the right each line could have gone
+    leading: float  # usual distance of its lines
     letter: float  # usual width of a letter
 
 
-def letter_width(line: Line) -> float:
-    """Its width a letter; letters of Chinese and Japanese count twice."""
-    return (line.right - line.left) / (len(line.text) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in line.text))
-
-
-def runs_of(page: int, lines: list[Line]) -> Iterator[Run]:
-    """Cut a page where the next line stands higher, or beside: there begins another column."""
-    start, left, right = 0, lines[0].left, lines[0].right  # how far the run goes
-    for number in range(1, len(lines) + 1):
-        if number < len(lines):
-            above, line = lines[number - 1], lines[number]
-            if line.base <= above.base + 0.5 * line.size:  # no lower; under a short last line, the lines before show the column
-                left, right = above.left, above.right
-            if line.base > above.base - 0.5 * line.size and line.left < right and line.right > left:
-                left, right = min(left, line.left), max(right, line.right)
-                continue
-            left, right = line.left, line.right
-        part = lines[start:number]
-        lefts, letters = sorted(line.left for line in part), sorted(map(letter_width, part))
-        gaps = sorted(gap for one, other in pairwise(part) if 0 < (gap := other.base - one.base) < 3 * one.size)
-        leading = gaps[len(gaps) // 2] if gaps else 0.0
-        yield Run(page, part, edges_of(part, leading), lefts[len(lefts) // 10], leading, letters[len(letters) // 2])
-        start = number
-
-
-def edges_of(lines: list[Line], leading: float) -> list[float]:
-    """How far to the right each line could have gone: in a block of running text as far as its longest, else as the column's.
-
-    Chinese and Japanese have no small letters that show a wrong end of a line; there only lines with the same left edge count.
-    """
-    unspaced = re.search(UNSPACED, lines[0].text)
-    alike: dict[int, list[float]] = defaultdict(list)
+def columns_of(lines: list[Line]) -> list[Column]:
+    """Divides a page where the next line stands higher than the line before, or beside the lines so far."""
+    groups: list[list[Line]] = []
     for line in lines:
-        alike[round(line.left / SAME_LEFT) if unspaced else 0].append(line.right)
-    column = {key: sorted(rights)[-1 - len(rights) // 20] for key, rights in alike.items()}
-    blocks: list[list[Line]] = [[lines[0]]]
-    for above, line in pairwise(lines):
-        if is_apart(above, line, leading):
+        above = groups[-1][-1] if groups else None
+        if above and line.base > above.base - 0.5 * line.size and \
+                line.left < max(other.right for other in groups[-1][-5:]) and \
+                line.right > min(other.left for other in groups[-1][-5:]):
+            groups[-1].append(line)
+        else:
+            groups.append([line])
+    return [column_of(group) for group in groups]
+
+
+def column_of(lines: list[Line]) -> Column:
+    lefts, rights = sorted(line.left for line in lines), sorted(line.right for line in lines)
+    distances = sorted(below.base - above.base for above, below in pairwise(lines)
+                       if 0 < below.base - above.base < 3 * above.size)
+    leading = distances[len(distances) // 2] if distances else 0.0
+    blocks: list[list[Line]] = []
+    for above, line in pairwise([None, *lines]):
+        if above is None or is_apart(above, line, leading):
             blocks.append([])
         blocks[-1].append(line)
-    edges: list[float] = []
+    edges = {}
     for block in blocks:
-        edge, left = max(line.right for line in block), min(line.left for line in block)
-        full = sum(line.right > edge - line.size * (RAGGED if below.text[0].islower() else EVEN) for line, below in pairwise(block))
-        if len(block) < FLOWING or full < 0.6 * (len(block) - 1):
-            edge = max(edge, column[round(left / SAME_LEFT) if unspaced else 0])
-        edges += [edge] * len(block)
-    return edges
+        edge = max(line.right for line in block)
+        full = sum(line.right > edge - line.size * (RAGGED if below.text[0].islower() else EVEN)
+                   for line, below in pairwise(block))
+        if len(block) < BLOCK or full < 0.6 * (len(block) - 1):  # not running text of a width of its own
+            edge = max(edge, rights[-1 - len(rights) // 20])
+        edges.update(dict.fromkeys(block, edge))
+    letters = sorted(map(letter_width, lines))
+    return Column(lines, lefts[len(lefts) // 10], edges, leading, letters[len(letters) // 2])
+
+
+def letter_width(line: Line) -> float:
+    """Width per letter; wide letters (Chinese, Japanese) count twice."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in line.text)
+    return (line.right - line.left) / (len(line.text) + wide)
 
 
 def is_apart(above: Line, line: Line, leading: float) -> bool:
-    """By space or by type."""
-    return bool(max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size)
-                or (leading and line.base - above.base > WIDER * leading))
+    """Whether two lines of a column are separated by space or by the size of their type."""
+    if max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size):
+        return True
+    return bool(leading) and line.base - above.base > WIDER * leading
 
 
-def is_stretched(line: Line, run: Run) -> bool:
-    return len(line.text) >= 10 and " " in line.text and letter_width(line) > STRETCHED * run.letter
-
-
-def set_notes_apart(page: int, lines: list[Line]) -> list[tuple[Run, bool]]:
-    """A page's columns, each in up to three: small type at its head and at its foot interrupts the text (True), and the text."""
-    if not lines:
-        return []
-    sizes = sorted((line.size, len(line.text)) for line in lines)
-    half, usual = sum(length for _, length in sizes) / 2, 0.0
-    for size, length in sizes:
-        half -= length
-        if half <= 0:
-            usual = size
-            break
-    parts: list[tuple[Run, bool]] = []
-    for run in runs_of(page, lines):
-        small = [line.size < SMALL * usual for line in run.lines]
-        head = small.index(False) if False in small else 0
-        foot = len(small) - small[::-1].index(False) if False in small else len(small)
-        if False not in small:
-            parts.append((run, True))
-            continue
-        for begin, end, note in ((0, head, True), (head, foot, False), (foot, len(small), True)):
-            if begin < end:
-                parts.append((run._replace(lines=run.lines[begin:end], edges=run.edges[begin:end]), note))
-    return parts
+def split_notes(column: Column, usual_size: float) -> tuple[Column, list[Line]]:
+    """The column without the lines of small type at its foot, and these lines."""
+    end = len(column.lines)
+    while end and column.lines[end - 1].size < NOTE_SIZE * usual_size:
+        end -= 1
+    return column._replace(lines=column.lines[:end]), column.lines[end:]
 
 
 def ends_sentence(text: str) -> bool:
@@ -256,116 +265,97 @@ def ends_sentence(text: str) -> bool:
     >>> ends_sentence('He said "no."'), ends_sentence("of the"), ends_sentence("结束。")
     (True, False, True)
     """
-    return text.rstrip(CLOSERS)[-1:] in ENDS or text[-1:] in ENDS
+    return text.rstrip(CLOSERS)[-1:] in tuple(ENDS)
 
 
-def has_room(line: Line, following: Line, edge: float, spaced: bool) -> bool:
-    """Would the next line's first word have fitted on this one?"""
-    if spaced:
-        needed = letter_width(following) * (len(following.text.split(" ", 1)[0]) + 1)
-    else:
-        needed = 1.5 * line.size  # a character, and another where punctuation may not begin a line
-    return line.right + needed + ROOM * line.size < edge
+def is_short(line: Line, following: Line, column: Column, spaced: bool) -> bool:
+    """Whether the first word of the following line would have fitted at the end of this one."""
+    word = following.text.split(" ", 1)[0]
+    needed = letter_width(following) * (len(word) + 1) if spaced else 1.5 * line.size
+    return line.right + needed + 0.4 * line.size < column.rights[line]
 
 
-def parting(run: Run, number: int, spaced: bool) -> str:
-    """Before a line of a column: "" if the text runs on, "line" if the line above was ended, "apart" if a paragraph begins."""
-    above, line = run.lines[number - 1:number + 1]
-    bullet = BULLET.match(line.text)
-    if above.text[-1] in HYPHENS and not bullet:
-        return ""
-    if is_apart(above, line, run.leading):
-        return "apart"
-    room = has_room(above, line, run.edges[number - 1], spaced)
-    if bullet and (ends_sentence(above.text) or BULLET.match(above.text) or room):
-        return "line"
-    goes_on = spaced and line.text[0].islower() and not ends_sentence(above.text)
-    if CONTENTS.search(above.text) or (not goes_on and (is_stretched(above, run) or is_stretched(line, run))):
-        return "line"
-    if line.left > max(run.left, above.left) + INDENT * line.size and not goes_on and (ends_sentence(above.text) or not spaced):
-        return "apart"
-    if room:
-        full = above.right - run.left > 0.65 * (run.edges[number - 1] - run.left)  # text beside a picture has shorter lines
-        return "" if goes_on and full else "line"
-    return ""
-
-
-def runs_on(run: Run, following: Run, spaced: bool) -> bool:
-    """Does the last paragraph of a column or page go on in the next?"""
-    line, first = run.lines[-1], following.lines[0]
-    if max(line.size, first.size) > OTHER_SIZE * min(line.size, first.size) or BULLET.match(first.text) or ends_sentence(line.text):
+def begins_paragraph(above: Line, line: Line, column: Column, spaced: bool) -> bool:
+    """Whether a paragraph, heading or list item begins with this line; `above` is the line before it."""
+    continues = spaced and line.text[0].islower() and not ends_sentence(above.text)
+    hyphen = above.text[-1] in HYPHENS and not BULLET.match(line.text)
+    if not hyphen and is_apart(above, line, column.leading):
+        return True
+    short = is_short(above, line, column, spaced)
+    if BULLET.match(line.text):
+        return short or ends_sentence(above.text) or BULLET.match(above.text) is not None
+    if hyphen:
         return False
-    if line.text[-1] in HYPHENS or (spaced and first.text[0].islower()):
-        return first.text[0].isalnum()
-    full = not has_room(line, first, max(run.edges), spaced)
-    return full and len(run.lines) > 1 and first.left < following.left + INDENT * first.size
+    if CONTENTS.search(above.text):
+        return True
+    if not continues and any(len(row.text) >= 10 and letter_width(row) > SPREAD * column.letter
+                             for row in (above, line)):
+        return True
+    indented = line.left > max(column.left, above.left) + INDENT * line.size
+    if indented and not continues and (ends_sentence(above.text) or not spaced):
+        return True
+    long_enough = above.right - column.left > 0.65 * (column.rights[above] - column.left)  # beside a picture
+    return short and not (continues and long_enough)
 
 
-def join_lines(pages: list[tuple[int, list[Line]]], spaced: bool, hyphenated: bool) -> list[Paragraph]:
-    """The paragraphs of (page, lines) in order. `spaced`: words are parted by spaces; `hyphenated`: words are cut at line ends.
+def continues_across(above: Line, line: Line, column: Column, spaced: bool) -> bool:
+    """Whether the last paragraph of `column` goes on with the first line of the next column or page."""
+    if max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size) or BULLET.match(line.text):
+        return False
+    if ends_sentence(above.text) or CONTENTS.search(above.text):
+        return False
+    if above.text[-1] in HYPHENS or (spaced and line.text[0].islower()):
+        return True
+    return len(column.lines) > 1 and not is_short(above, line, column, spaced)
 
-    Notes and the words of figures wait until the paragraph that they interrupt has come to its end.
+
+def append(text: str, line: str, spaced: bool, words: Counter[str] | None) -> str:
+    """A paragraph and its next line. Without `words` every hyphen stays.
+
+    >>> append("ther-", "apy", True, Counter()), append("the", "end", True, Counter())
+    ('therapy', 'the end')
+    >>> append("患者", "的", False, None)
+    '患者的'
     """
-    words = count_words(lines for _, lines in pages) if hyphenated else None
-    paragraphs: list[Paragraph] = []
-    text: list[str] = []  # of the paragraph at work, in pieces
-    begun = (0, True)
-    waiting: list[Run] = []
-    last: Run | None = None
-
-    def finish() -> None:
-        if text:
-            paragraphs.append(Paragraph(begun[0], "".join(text), begun[1]))
-            text.clear()
-
-    def take(run: Run, between: str, number: int) -> None:
-        nonlocal begun
-        line = run.lines[number]
-        if between or not text:
-            finish()
-            text.append(line.text)
-            begun = (run.page, between != "line")
-            return
-        before = text.pop()
-        cut, glue = seam(before, line.text, spaced, words)
-        text.extend([before[:-1] if cut else before, glue, line.text])
-
-    def take_waiting() -> None:
-        for run in waiting:
-            finish()
-            for number in range(len(run.lines)):
-                take(run, parting(run, number, spaced) if number else "apart", number)
-        waiting.clear()
-
-    for page, lines in pages:
-        for run, note in set_notes_apart(page, lines):
-            if note:
-                waiting.append(run)
-                continue
-            for number in range(len(run.lines)):
-                between = parting(run, number, spaced) if number else "" if last and runs_on(last, run, spaced) else "apart"
-                if between and waiting:
-                    finish()
-                    take_waiting()
-                    between = "apart"
-                take(run, between, number)
-            last = run
-    take_waiting()
-    finish()
-    return paragraphs
+    if text[-1] in HYPHENS + "–—/" and text[-2:-1].strip():
+        drop = text[-1] in HYPHENS and words is not None and not keeps_hyphen(text, line, words)
+        return (text[:-1] if drop else text) + line
+    space = " " if spaced or (LATIN.match(text[-1]) and LATIN.match(line[0])) else ""
+    return text + space + line
 
 
-LATIN = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u04ff]")
+def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[str]:
+    """The paragraphs of the pages. Footnotes follow the paragraph that they interrupt.
 
-
-def seam(before: str, after: str, spaced: bool, words: Counter[str] | None) -> tuple[bool, str]:
-    """(does the last character of the first line go, what comes between the lines); without `words` every hyphen stays.
-
-    >>> seam("ther-", "apy", True, Counter()), seam("the", "end", True, Counter()), seam("10–", "20", True, Counter())
-    ((True, ''), (False, ' '), (False, ''))
-    >>> seam("高血压患者", "的治疗", False, None), seam("用 ACE", "inhibitors", False, None)
-    ((False, ''), (False, ' '))
+    spaced: the language separates words by spaces; hyphenated: it breaks words at line ends.
     """
-    if before[-1] in HYPHENS + "–—/" and before[-2:-1].strip():
-        return before[-1] in HYPHENS and words is not None and not hyphen_stays(before, after, words), ""
-    return False, " " if spaced or (LATIN.match(before[-1]) and LATIN.match(after[0])) else ""
+    words = count_words(pages) if hyphenated else None
+    paragraphs: list[str] = []
+    notes: list[str] = []
+    last: tuple[Line, Column] | None = None
+
+    def add(target: list[str], line: Line, begins: bool) -> None:
+        if begins or not target:
+            target.append(line.text)
+        else:
+            target[-1] = append(target[-1], line.text, spaced, words)
+
+    for page in pages:
+        sizes = sorted(line.size for line in page for _ in range(len(line.text) // 10 + 1))
+        for whole in columns_of(page):
+            column, small = split_notes(whole, sizes[len(sizes) // 2])
+            for line in column.lines:
+                if last is None:
+                    begins = True
+                elif line is column.lines[0]:
+                    begins = not continues_across(last[0], line, last[1], spaced)
+                else:
+                    begins = begins_paragraph(last[0], line, column, spaced)
+                if begins:
+                    paragraphs += notes
+                    notes.clear()
+                add(paragraphs, line, begins)
+                last = (line, column)
+            for above, line in pairwise([None, *small]):
+                add(notes, line, above is None or begins_paragraph(above, line, whole, spaced))
+    return paragraphs + notes

@@ -10,6 +10,7 @@ where it is found: the pages before it are kept, and the rest of the file is cou
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ from typing import Any
 from data_prep.documents import Funnel
 from data_prep.record_files import DAMAGED
 from mmed.utils.errors import require_extra
+from mmed.utils.files import atomic_write
 
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".zip")
@@ -42,6 +44,21 @@ def read_pages(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage
     if path.name.endswith((".warc", ".warc.gz")):
         return read_warc(path, max_bytes, funnel)
     return read_zip(path, max_bytes, funnel) if path.suffix == ".zip" else read_list(path, max_bytes)
+
+
+def write_list(target: Path, files: list[Path], folder: Path) -> Path:
+    """A list of files with their sizes and times of change; one that is still right is not written again."""
+    lines = []
+    for path in files:
+        status = path.stat()
+        shown = path.relative_to(folder) if path.is_relative_to(folder) else path
+        lines.append(json.dumps({"path": os.path.abspath(path), "file": shown.as_posix(),
+                                 "bytes": status.st_size, "changed": status.st_mtime_ns}) + "\n")
+    text = "".join(lines)
+    if not target.exists() or target.read_text(encoding="utf-8") != text:
+        with atomic_write(target) as file:
+            file.write(text)
+    return target
 
 
 def read_list(path: Path, max_bytes: int) -> Iterator[SavedPage]:

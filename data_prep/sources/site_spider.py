@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import scrapy
-from scrapy import signals
-from scrapy.exceptions import IgnoreRequest
-from scrapy.http import HtmlResponse, Request, Response, TextResponse
-from scrapy.linkextractors import LinkExtractor
-from warcio.archiveiterator import ArchiveIterator
-from warcio.statusandheaders import StatusAndHeaders
-from warcio.warcwriter import WARCWriter
+from mmed.utils.errors import require_extra
+
+scrapy = require_extra("scrapy", "crawl")
+signals = require_extra("scrapy.signals", "crawl")
+LinkExtractor = require_extra("scrapy.linkextractors", "crawl").LinkExtractor
+IgnoreRequest = require_extra("scrapy.exceptions", "crawl").IgnoreRequest
+http = require_extra("scrapy.http", "crawl")
+Request, Response = http.Request, http.Response
+HtmlResponse, TextResponse = http.HtmlResponse, http.TextResponse
+ArchiveIterator = require_extra("warcio.archiveiterator", "web").ArchiveIterator
+StatusAndHeaders = require_extra("warcio.statusandheaders", "web").StatusAndHeaders
+WARCWriter = require_extra("warcio.warcwriter", "web").WARCWriter
 
 PART_BYTES = 256 << 20  # then the next WARC file begins
 LONGEST_DELAY = 600.0  # seconds between two requests to a host that asks for patience

@@ -1,0 +1,51 @@
+"""The output of OCR engines: plain text, hOCR and ALTO give the same lines."""
+import pytest
+
+from data_prep.sources.ocr_text import read_ocr_text
+from data_prep.sources.worker import Unreadable
+
+HOCR = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN" "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml"><body>
+<div class='ocr_page' id='page_1' title='image "a.png"; bbox 0 0 1000 1400; ppageno 0'>
+ <div class='ocr_carea' title="bbox 100 100 900 180"><p class='ocr_par'>
+  <span class='ocr_line' title="bbox 100 100 900 130; baseline 0 -5; x_size 28">
+   <span class='ocrx_word' title='bbox 100 100 200 130; x_wconf 96'>Heart</span>
+   <span class='ocrx_word' title='bbox 210 100 400 130; x_wconf 90'>failure</span></span>
+  <span class='ocr_line' title="bbox 100 150 300 180"><span class='ocrx_word'>is &amp; was</span></span>
+ </p></div></div>
+<div class='ocr_page' title='bbox 0 0 1000 1400'></div></body></html>"""
+ALTO = """<alto xmlns="http://www.loc.gov/standards/alto/ns-v4#"><Layout><Page><PrintSpace><TextBlock>
+<TextLine HPOS="100" VPOS="100" WIDTH="800" HEIGHT="30"><String CONTENT="Heart"/><SP/><String CONTENT="fail"/>
+<HYP CONTENT="-"/></TextLine>
+<TextLine HPOS="100" VPOS="150" WIDTH="200" HEIGHT="30"><String CONTENT="ure"/></TextLine>
+</TextBlock></PrintSpace></Page></Layout></alto>"""
+
+
+def read(tmp_path, name: str, content: bytes) -> list[list[tuple]]:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return [[tuple(line) for line in page.lines] for page in read_ocr_text([path])]
+
+
+def test_hocr(tmp_path):
+    assert read(tmp_path, "a.hocr", HOCR.encode()) == [
+        [("Heart failure", 100, 900, 130, 28), ("is & was", 100, 300, 180, 30)], []]
+
+
+def test_alto(tmp_path):
+    assert read(tmp_path, "a.xml", ALTO.encode()) == [
+        [("Heart fail-", 100, 900, 130, 30), ("ure", 100, 300, 180, 30)]]
+
+
+def test_text_has_a_page_for_each_form_feed(tmp_path):
+    pages = read(tmp_path, "a.txt", "\ufeffПервая\r\nстраница\f\n Вторая\n\f".encode())
+    assert [[line[0] for line in page] for page in pages] == [["Первая", "страница"], ["Вторая"]]
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), [
+    ("a.txt", b"\xff\xfe\x00", "not UTF-8"), ("a.xml", b"<html><body/></html>", "neither hOCR nor ALTO"),
+    ("a.hocr", b"", "not well-formed")])
+def test_other_files_are_unreadable(tmp_path, name, content, reason):
+    with pytest.raises(Unreadable, match=reason):
+        read(tmp_path, name, content)

@@ -1,16 +1,16 @@
 """The tour's drawings as SVG files: each small, with colours of its own for light and dark pages.
 
-In: numbers and names. Out: one <svg> as text. Shapes come from mmed/reporting/plots.py, which knows class names only; an image in a
-page of Markdown has no style from outside, so STYLE goes into each.
+In: numbers and names. Out: one <svg> as text. An image in a page of Markdown has no style from
+outside, so STYLE goes into each.
 """
 from __future__ import annotations
 
+import html
 import itertools
+import math
 from collections.abc import Sequence
 
 from mmed.data import Row
-from mmed.reporting import plots
-from mmed.reporting.plots import escape, line, rect, text
 
 STYLE = """<style>
 svg { --ink: #1d1f23; --muted: #5c6168; --line: #d5d3cc; --tint: #2a78d6; --c0: #2a78d6; --c1: #1baf7a; --c2: #eda100; --c3: #4a3aa7; --c4: #e34948; --bg: #ffffff; }
@@ -25,6 +25,30 @@ text.small { font-size: 10px; fill: var(--muted); } text.on { fill: #fff; }
 </style>"""
 COLOURS = 5
 SHOWN = 0.02  # attention below this is left white
+
+
+def escape(words: object) -> str:
+    return html.escape(str(words), quote=True)
+
+
+def text(x: float, y: float, words: object, css: str = "", anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(words)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
+
+
+def rect(x: float, y: float, width: float, height: float, css: str, title: str = "", more: str = "") -> str:
+    shape = f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" class="{css}"{more}'
+    return f"{shape}><title>{escape(title)}</title></rect>" if title else shape + "/>"
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers between low and high."""
+    step = 10 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
+    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def image(width: float, height: float, label: str, body: Sequence[str]) -> str:
@@ -99,12 +123,26 @@ def loss_bars(losses: Sequence[float], pieces: Sequence[str]) -> str:
 
 
 def curve(points: Sequence[tuple[float, float]], x_label: str, y_label: str) -> str:
-    """One line, by mmed/reporting/plots.py, with a style of its own."""
-    drawing = plots.curves([("c0", "", points)], x_label, y_label, f"{y_label} by {x_label}")
-    head, _, body = drawing.partition(">")
-    width, height = head.split('viewBox="0 0 ')[1].split('"')[0].split()
-    shapes = "\n".join(shape for shape in body.removesuffix("</svg>").replace("><", ">\n<").split("\n") if "<circle" not in shape)  # one line needs no name
-    return f'{head} width="{width}" height="{height}">\n{STYLE}\n{rect(0, 0, float(width), float(height), "page")}\n{shapes}\n</svg>\n'
+    """One line over its axes."""
+    left, right, top, bottom = 48.0, 350.0, 22.0, 196.0
+    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
+    y_low, y_high = min(y for _, y in points), max(y for _, y in points)
+    y_low, y_high = y_low - 0.05 * (y_high - y_low), y_high + 0.05 * (y_high - y_low)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+    body = [text(0, 12, y_label, "small"), text(right, bottom + 30, x_label, "small", "end")]
+    for value in ticks(y_low, y_high):
+        y = at(x_low, value)[1]
+        body += [line(left, y, right, y, "grid"), text(left - 5, y + 3.5, f"{value:.4g}", "small", "end")]
+    for value in ticks(x_low, x_high, 4):
+        x = at(value, y_low)[0]
+        body += [line(x, bottom, x, bottom + 4, "axis"), text(x, bottom + 15, f"{value:g}", "small", "middle")]
+    body.append(line(left, bottom, right, bottom, "axis"))
+    body.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))}" class="curve c0"/>')
+    return image(right + 10, bottom + 36, f"{y_label} by {x_label}", body)
 
 
 def lora_boxes(out: int, inside: int, rank: int) -> str:

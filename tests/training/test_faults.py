@@ -157,7 +157,7 @@ def test_a_batch_that_is_not_finite_is_left_out_or_ends_the_run_and_its_line_can
     assert [(line["step"], line["loss"], line["nonfinite"], line["batch"], line["tokens"]) for line in written] == \
         [(7, None, True, ["en:7"], 0), (9, None, True, ["en:9"], 0)] and log.carried()["skipped"] == 2
     (tmp_path / "run.json").write_text(json.dumps({"config": vars(config)}))
-    assert "2 losses that are not finite" in " ".join(read_run(str(tmp_path)).remarks)
+    assert "2 losses that are not finite" in " ".join(read_run(str(tmp_path)).notes)
 
 
 def test_the_batch_of_a_step_is_shown_as_text(world, tmp_path, capsys, monkeypatch):

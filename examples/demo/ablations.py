@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import mmed.reporting.page
 from data_prep.pipeline.plan import Step, print_commands
 from examples.demo.demo_steps import LANGUAGES, NOTICE, corpus_training, exam, parse_options, run_demo, training
 from examples.demo.demo_steps import steps as demo_steps
@@ -25,9 +24,8 @@ from mmed.evaluation.published import ABLATION_MODELS, published_ablation
 from mmed.evaluation.results import load_results
 from mmed.evaluation.summary import aligned
 from mmed.metrics import paired_bootstrap
+from mmed.reporting import plots
 from mmed.reporting.page import fill_page
-from mmed.reporting.plots import bars, colour, escape
-from mmed.reporting.sections import figure, grid, legend, note, section
 from mmed.utils.errors import main_guard
 from mmed.utils.files import atomic_write, write_json
 
@@ -148,21 +146,17 @@ def row_cells(row: dict) -> list[str]:
     score = row["accuracy"]
     return [row["corpus"], row["fine_tuning"], f"{row['corpus_steps']:,}", f"{score['value']:.1f} [{score['low']:.0f}-{score['high']:.0f}]",
             f"{row['answer_only']['value']:.1f}", *(f"{row['rationale'][name]:.1f}" if name in row["rationale"] else "-" for name in ("BLEU-1", "ROUGE-1")),
-            *(" / ".join(f"{value:.2f}" for value in row["paper"][model]) if row["paper"] else "-" for model in _models())]
+            *(" / ".join(f"{value:.2f}" for value in row["paper"][model]) if row["paper"] else "-" for model in ABLATION_MODELS)]
 
 
 def gain_cells(gain: dict) -> list[str]:
     return [gain["what"], f"{gain['points']:+.1f} [{gain['low']:+.1f} to {gain['high']:+.1f}]",
-            *(f"{gain['paper'][model]:+.2f}" if gain["paper"] else "-" for model in _models())]
-
-
-def _models() -> tuple[str, ...]:
-    return ABLATION_MODELS
+            *(f"{gain['paper'][model]:+.2f}" if gain["paper"] else "-" for model in ABLATION_MODELS)]
 
 
 def tables(found: dict) -> str:
     """Both tables for the terminal."""
-    paper = [f"paper: {model}" for model in _models()]
+    paper = [f"paper: {model}" for model in ABLATION_MODELS]
     return (aligned([[*ROW_HEAD, *paper], *map(row_cells, found["rows"])]) + "\n\n"
             + aligned([[*GAIN_HEAD, *paper], *map(gain_cells, found["gains"])])
             + f"\n\n{found['questions']} questions; accuracy in %, macro average [95 % interval], after a rationale where fine-tuning showed any, else of the "
@@ -170,35 +164,34 @@ def tables(found: dict) -> str:
 
 
 def page(found: dict) -> str:
-    """Tables and plots in one file that loads nothing."""
-    def cells(texts: list[str]) -> list[str]:
-        return [escape(texts[0]), *(f"<td>{escape(text)}</td>" for text in texts[1:])]
+    """Tables and plots in one self-contained file."""
+    def bar(place: int, score: dict) -> tuple:
+        return plots.colour(place), score["value"], score["low"], score["high"]
 
-    def bar(place: int, name: str, score: dict) -> tuple[int, str, float, float, float]:
-        return place, name, score["value"], score["low"], score["high"]
-
-    rows = found["rows"]
-    chance, paper = rows[0]["chance"], [f"{model}<small>paper</small>" for model in _models()]
-    beside = [(row["corpus"], row["fine_tuning"], chance, [bar(0, "this world", row["accuracy"]), *(
-        (place, f"{model} (paper)", row["paper"][model][0], None, None) for place, model in enumerate(_models(), 1))]) for row in rows if row["paper"]]
-    once = [(row["corpus"], f"{row['corpus_steps']:,} steps", chance, [bar(0, "this world", row["accuracy"])]) for row in (rows[place] for place in ONCE)]
+    rows, families = found["rows"], [f"{model}, paper" for model in ABLATION_MODELS]
+    chance = rows[0]["chance"]
+    beside = [(f"{row['corpus']},\n{row['fine_tuning']}", chance,
+               [bar(0, row["accuracy"]), *((plots.colour(place), row["paper"][model][0], None, None)
+                                           for place, model in enumerate(ABLATION_MODELS, 1))])
+              for row in rows if row["paper"]]
+    once = [(f"{row['corpus']},\n{row['corpus_steps']:,} steps", chance, [bar(0, row["accuracy"])])
+            for row in (rows[place] for place in ONCE)]
     drawn = [row for row in rows if row["paper"] and row["rationale"]]
-    by_language = [(name, "", chance, [bar(place, row["corpus"], row["languages"][name]) for place, row in enumerate(drawn)]) for name in drawn[0]["languages"]]
-    body = (f'<header><h1>Ablations in miniature</h1><p class="notice"><strong>Note.</strong> {escape(NOTICE)}</p></header><main>'
-            + section("results", "What each part is worth",
-                      note("Accuracy in %, macro average of six languages, after a rationale where fine-tuning showed any, else of the answer alone; thin "
-                           "lines and brackets are 95 % intervals. The paper's numbers are of models of 7 and 8 billion parameters on the real MMedBench, "
-                           "accuracy / BLEU-1 / ROUGE-1; they can be compared in their order, not in their size."),
-                      '<div class="plots">'
-                      + figure("Beside the paper", bars(beside, "accuracy by corpus and fine-tuning data, and the paper's"),
-                               legend([(colour(0), "this world"), *((colour(place), f"{model}, paper") for place, model in enumerate(_models(), 1)), ("dash", "chance here")]))
-                      + figure("By language", bars(by_language, "accuracy by language and corpus"),
-                               legend([*((colour(place), row["corpus"]) for place, row in enumerate(drawn)), ("dash", "chance")]))
-                      + figure("Each part read as often as within the whole", bars(once, "accuracy by corpus at equal passes"), legend([("dash", "chance")])) + "</div>",
-                      grid("Ablations", [*map(escape, ROW_HEAD), *paper], [cells(row_cells(row)) for row in rows]),
-                      "<h3>Gains in points of accuracy</h3>", grid("Gains", [*map(escape, GAIN_HEAD), *paper], [cells(gain_cells(gain)) for gain in found["gains"]]))
-            + "</main><footer>Made by examples.demo.ablations. This page is complete in itself and loads nothing.</footer>")
-    return fill_page(Path(mmed.reporting.page.__file__).with_name("report.html"), title="Ablations in miniature", body=body, data={"models": [], "items": []})
+    by_language = [(name, chance, [bar(place, row["languages"][name]) for place, row in enumerate(drawn)])
+                   for name in drawn[0]["languages"]]
+    figures = [("Beside the paper", plots.bars(beside, "accuracy by corpus and fine-tuning data"),
+                _legend(["this world", *families])),
+               ("By language", plots.bars(by_language, "accuracy by language and corpus"),
+                _legend([row["corpus"] for row in drawn])),
+               ("Each part read as often as within the whole", plots.bars(once, "accuracy at equal passes"), [])]
+    tables = [("Ablations", [*ROW_HEAD, *families], [row_cells(row) for row in rows]),
+              ("Gains in points of accuracy", [*GAIN_HEAD, *families], [gain_cells(gain) for gain in found["gains"]])]
+    return fill_page(Path(__file__).with_name("ablations.html"), title="Ablations in miniature", notice=NOTICE,
+                     figures=figures, tables=tables)
+
+
+def _legend(names: list[str]) -> list[tuple[str, str]]:
+    return [(plots.colour(place), name) for place, name in enumerate(names)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,44 +1,51 @@
-"""A page of ours: a frame with style and script, in which what came from files can only ever be text.
+"""Renders jinja2 templates into self-contained HTML pages.
 
-    fill_page(frame, title=..., body=..., data=...)     frame: an HTML file that goes on where mmed/reporting/page_head.html ends
-
-In: the frame, markup made by us (its texts escaped with `mmed.reporting.plots.escape`), and data for the frame's script. Out: one HTML text that
-loads nothing. Its policy allows the frame's own style and script alone, by the hashes of their texts, so markup that slipped through
-would still not run. All pages are made here: the report, the study of agreement, the sheets for raters and checkers.
+Every page of the project is made here: the report, the agreement study, the sheets for raters and checkers.
+Autoescape is on, so text from files and models can only ever be text. The content security policy in
+page_head.html keeps a page from loading anything.
 """
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 from pathlib import Path
 
-from mmed.reporting.plots import escape
+from mmed.utils.errors import printable, require_extra
+
+HERE = Path(__file__).parent
 
 
-def fill_page(frame: str | Path, *, title: str, body: str = "", data: object = None) -> str:
-    """The page as text; the same input gives the same bytes."""
-    page = Path(__file__).with_name("page_head.html").read_text(encoding="utf-8") + Path(frame).read_text(encoding="utf-8")
-    values = {"csp": policy(page), "title": escape(title), "body": body, "data": json_in_html(data)}
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], page)  # one pass: what is put in is not looked at again
-    return page.encode("utf-8", "replace").decode()  # lone surrogates, which no file can carry
-
-
-def policy(page: str) -> str:
-    """The content security policy: nothing but the frame's own style and script (the one without attributes)."""
-    def source(tag: str) -> str:
-        found = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'" if found else "'none'"
-
-    return f"default-src 'none'; style-src {source('style')}; script-src {source('script')}; base-uri 'none'; form-action 'none'"
-
-
-def json_in_html(value: object) -> str:
-    """JSON that cannot end its <script> element nor begin anything in it.
-
-    >>> print(json_in_html("</script><!-- &"))
-    "\\u003c/script\\u003e\\u003c!-- \\u0026"
+def number(value: float | None, form: str = ".1f") -> str:
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    >>> number(-0.25, ".2f"), number(None)
+    ('−0.25', '–')
+    """
+    return "–" if value is None or value != value else format(value, form).replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """
+    >>> p_value(0.0004), p_value(0.25)
+    ('< 0.001', '0.250')
+    """
+    return "< 0.001" if p is not None and p < 0.001 else number(p, ".3f")
+
+
+def fill_page(frame: str | Path, *, title: str, data: object = None, **values: object) -> str:
+    """Returns the page as text. `frame` continues page_head.html; `{{ data }}` in it becomes JSON for its
+    script.
+    """
+    jinja2 = require_extra("jinja2", "report")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_printable)
+    environment.filters |= {"number": number, "p_value": p_value, "zip": zip}
+    source = (HERE / "page_head.html").read_text(encoding="utf-8") + Path(frame).read_text(encoding="utf-8")
+    # htmlsafe_json_dumps escapes <, >, & and ', so the JSON cannot end its <script> element
+    as_json = jinja2.utils.htmlsafe_json_dumps(data, dumps=json.dumps, ensure_ascii=False, allow_nan=False)
+    page = environment.from_string(source).render(title=title, data=as_json, **values)
+    return page.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written to a file
+
+
+def _printable(value: object) -> object:
+    """Removes control characters and direction overrides from plain text; markup is left alone."""
+    return printable(value) if type(value) is str else value

@@ -180,7 +180,7 @@ def test_a_non_finite_batch_is_skipped_or_ends_the_run_and_is_named(tmp_path):
     ]
     assert log.state_dict()["skipped"] == 2 and log.tokens == 0
     (tmp_path / "run.json").write_text(json.dumps({"config": vars(config)}))
-    assert "2 losses that are not finite" in " ".join(read_run(str(tmp_path)).remarks)
+    assert "2 losses that are not finite" in " ".join(read_run(str(tmp_path)).notes)
 
 
 def test_the_batch_of_a_step_is_shown_as_text(world, tmp_path, capsys):

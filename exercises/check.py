@@ -29,8 +29,10 @@ from mmed.utils.errors import UsageError, main_guard
 HERE = Path(__file__).resolve().parent
 # What to read when an exercise is done: the same thing as the project does it, and why it is done so there.
 NEXT = {
-    1: "mmed/tokenization/byte_level.py (ByteLevelBackend: the same merges done by tiktoken, several times as fast)",
-    2: "data_prep/filters/keyword_matcher.py (Matcher: the same for 200 terms at once in one pass over the text)",
+    1: "mmed/tokenization/byte_level.py (ByteLevelBackend: the same merges done by tiktoken, several times "
+       "as fast)",
+    2: "data_prep/filters/keyword_matcher.py (Matcher: the same for 200 terms at once in one pass over "
+       "the text)",
     3: "mmed/metrics.py (bleu_orders: all orders at once, with smoothing)",
     4: "mmed/metrics.py (lcs_length: a row of your table as one addition)",
     5: "mmed/model.py (RMSNorm, rope_frequencies, rotate)",

@@ -71,8 +71,14 @@ def generate_answers(
 
     limits = [token_limit(question.mode, options) for question in questions]
     prompts = [question.ids for question in questions]
-    texts = generate(model, prompts, limits, end_ids=tokenizer.end_ids, vocab_size=tokenizer.vocab_size,
-                     max_batch_size=options.batch_size, on_done=on_done, stop=stop if options.stop == "answer" else None)
+    texts = generate(model,
+                     prompts,
+                     limits,
+                     end_ids=tokenizer.end_ids,
+                     vocab_size=tokenizer.vocab_size,
+                     max_batch_size=options.batch_size,
+                     on_done=on_done,
+                     stop=stop if options.stop == "answer" else None)
     rows = []
     for question, ids in zip(questions, texts):
         row = scored_text(question, tokenizer.decode(ids, continued=True), options)
@@ -261,8 +267,12 @@ def parser_of_options() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the choice of examples")
     add("--style", choices=("clean", "official"), default="clean",
         help="official: the published prompt with its stray sentence")
-    add("--chat_template", "--turns", default="none", metavar="FORMAT",
-        help=f"of an instruct model: auto (from its tokenizer), or {', '.join(CHAT_TEMPLATES)}; default none: the "
+    add("--chat_template",
+        "--turns",
+        default="none",
+        metavar="FORMAT",
+        help=
+        f"of an instruct model: auto (from its tokenizer), or {', '.join(CHAT_TEMPLATES)}; default none: the "
         "published prompt as it is")
     add("--bos", choices=("auto", "yes", "no"), default="auto",
         help="begin prompts with BOS; auto: as the tokenizer's files say")

@@ -278,8 +278,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     data.add_argument("--out", metavar="FILE.jsonl", help="with --input: the same lines with 'text' added")
     data.add_argument("--force", action="store_true", help="replace results of another model or input")
     data.add_argument("--language", default="en", help="of the chat (default en)")
-    data.add_argument("--chat_template", default="none", choices=("none", "auto", *CHAT_TEMPLATES), metavar="NAME",
-                      help=f"none: plain text (default); auto: the tokenizer's; or {', '.join(CHAT_TEMPLATES)}")
+    data.add_argument(
+        "--chat_template",
+        default="none",
+        choices=("none", "auto", *CHAT_TEMPLATES),
+        metavar="NAME",
+        help=f"none: plain text (default); auto: the tokenizer's; or {', '.join(CHAT_TEMPLATES)}")
     data.add_argument("--bos", choices=("auto", "yes", "no"), default="auto",
                       help="begin prompts with BOS; auto: as the tokenizer's files say")
     how = parser.add_argument_group("decoding")

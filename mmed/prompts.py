@@ -1,10 +1,11 @@
 """Exam items and the prompts made of them.
 
-In: MMedBench JSONL files (one language a file). Out: `ExamItem`s, prompt and target strings, chat messages. In order: reading
-items, prompts and targets, few-shot and chat forms. Answers are read back out of what a model wrote by `mmed/evaluation/answer_parser.py`.
+In: MMedBench JSONL files (one language a file). Out: `ExamItem`s, prompt and target strings, chat messages.
+In order: reading items, prompts and targets, few-shot and chat forms. Answers are read back out of what a
+model wrote by `mmed/evaluation/answer_parser.py`.
 
-Training, evaluation and API runs all build their strings here, so that no two numbers of a table come from different prompts.
-References: finetune/train.py and inference/inference.py of the MMedLM repository.
+Training, evaluation and API runs all build their strings here, so that no two numbers of a table come from
+different prompts. References: finetune/train.py and inference/inference.py of the MMedLM repository.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from typing import Any
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_jsonl
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Items
 
 
@@ -78,20 +79,24 @@ def _item_from_row(row: dict, language: str, where: str) -> ExamItem:
     for name in ("question", "options", "answer_idx"):
         if name not in row:
             near = f" (it has {', '.join(sorted(map(str, row))) or 'none'})"
-            raise UserError(f"{where}: key {name!r} is missing{near}; an item needs question, options and answer_idx")
+            raise UserError(
+                f"{where}: key {name!r} is missing{near}; an item needs question, options and answer_idx")
     question, options, rationale = row["question"], row["options"], row.get("rationale")
     if not isinstance(question, str) or not question.strip():
         raise UserError(f"{where}: 'question' must be a text that is not empty, got {question!r:.60}")
     if not isinstance(options, dict) or not options:
-        raise UserError(f"{where}: 'options' must be an object letter -> text with at least two, got {options!r:.60}")
+        raise UserError(
+            f"{where}: 'options' must be an object letter -> text with at least two, got {options!r:.60}")
     expected = [chr(ord("A") + i) for i in range(len(options))]
     if len(options) < 2 or len(options) > 26 or list(options) != expected:
-        raise UserError(f"{where}: option letters must be A, B, C, ... in order, at least two and none skipped, "
-                        f"got {', '.join(options):.80}")
+        raise UserError(
+            f"{where}: option letters must be A, B, C, ... in order, at least two and none skipped, "
+            f"got {', '.join(options):.80}")
     for letter, text in options.items():
         if not isinstance(text, str):
             raise UserError(f"{where}: option {letter} must be a text, got {text!r:.60}")
-    if not any(text.strip() for text in options.values()):  # some blank ones are published: IgakuQA 114C11 shows them in its question
+    # some blank ones are published: IgakuQA 114C11 shows them in its question
+    if not any(text.strip() for text in options.values()):
         raise UserError(f"{where}: no option has a text; leave out items whose options are pictures")
     answer = _answer_letters(row["answer_idx"], options, where)
     if rationale is not None and not isinstance(rationale, str):
@@ -105,20 +110,25 @@ def _item_from_row(row: dict, language: str, where: str) -> ExamItem:
         raise UserError(f"{where}: 'id' must be a text or a whole number, got {given!r:.60}")
     key = str(given) if given is not None else item_key(language, question, options)
     extra = {name: value for name, value in row.items() if name not in _OWN_KEYS}
-    return ExamItem(question, dict(options), answer, rationale or "", language, key, bool(checked), passed, extra)
+    return ExamItem(question, dict(options), answer, rationale or "", language, key, bool(checked), passed,
+                    extra)
 
 
 def _answer_letters(value: Any, options: Mapping[str, str], where: str) -> tuple[str, ...]:
     """`answer_idx` as sorted letters: "A,C", "A, C" and ["A", "C"] are the same answer."""
-    # MMedLM: train.py takes a string or a list. DIFFERS: there any other type silently reuses the previous item's
-    # answer (D20), and "A, C" stays a different string from "A,C" (D24); here the first is an error and the second is
+    # MMedLM: train.py takes a string or a list. DIFFERS: there any other type silently reuses the previous
+    # item's
+    # answer (D20), and "A, C" stays a different string from "A,C" (D24); here the first is an error and the
+    # second is
     # normalised.
     letters = value.split(",") if isinstance(value, str) else value
     if not isinstance(letters, list) or not all(isinstance(letter, str) for letter in letters):
-        raise UserError(f"{where}: 'answer_idx' must be letters, as in \"A,C\" or [\"A\", \"C\"], got {value!r:.60}")
+        raise UserError(
+            f"{where}: 'answer_idx' must be letters, as in \"A,C\" or [\"A\", \"C\"], got {value!r:.60}")
     letters = [letter.strip() for letter in letters]
     if not any(letters):
-        raise UserError(f"{where}: no answer: 'answer_idx' is empty; leave items without an answer out of the file")
+        raise UserError(
+            f"{where}: no answer: 'answer_idx' is empty; leave items without an answer out of the file")
     for letter in letters:
         if letter not in options:
             raise UserError(f"{where}: answer {letter!r} is not among the options {', '.join(options)}")
@@ -129,12 +139,14 @@ def _answer_letters(value: Any, options: Mapping[str, str], where: str) -> tuple
 
 def read_benchmark(folder_or_file: str | Path) -> list[ExamItem]:
     """Read every `*.jsonl` of a folder in sorted order (or one file); keys are unique over all of it."""
-    # DIFFERS: os.listdir there (D20) makes the order, and so the "seeded" shuffle, depend on the machine; here it is
+    # DIFFERS: os.listdir there (D20) makes the order, and so the "seeded" shuffle, depend on the machine;
+    # here it is
     # sorted.
     path = Path(folder_or_file)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{path}: no *.jsonl file in this folder; expected MMedBench files such as English.jsonl")
+        raise UserError(
+            f"{path}: no *.jsonl file in this folder; expected MMedBench files such as English.jsonl")
     items: list[ExamItem] = []
     owner: dict[str, Path] = {}
     for file in files:
@@ -147,7 +159,7 @@ def read_benchmark(folder_or_file: str | Path) -> list[ExamItem]:
     return items
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Prompts and targets
 
 # MMedLM: the Alpaca "with input" template, PROMPT_DICT["prompt_input"] of finetune/train.py.
@@ -157,18 +169,20 @@ ALPACA = (
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
 # MMedLM: both instructions, with the curly apostrophe of the first.
-# DIFFERS: inference.py there has two spaces before "You should first" and train.py one (D25); training and evaluation
+# DIFFERS: inference.py there has two spaces before "You should first" and train.py one (D25); training and
+# evaluation
 # share one here.
 INSTRUCTION_RATIONALE = (
-    "You're a {language} doctor, kindly address the medical queries according to the patient's account in {language}. "
+    "You're a {language} doctor, kindly address the medical queries according to the patient's account in "
+    "{language}. "
     "Let’s solve this step-by-step. You should first give the reason in {language} for your choice. "
-    "Then you should give the right answer index of the question."
-)
+    "Then you should give the right answer index of the question.")
 INSTRUCTION_ANSWER = (
     "You're a {language} doctor, kindly address the medical queries according to the patient's account. "
     "Answer with the best option directly."
 )
-# MMedLM: this sentence is appended to every question in every language (D18), so the published numbers include it.
+# MMedLM: this sentence is appended to every question in every language (D18), so the published numbers
+# include it.
 STRAY_SENTENCE = "Which of the following is the best treatment for this patient?"
 ANSWER_FORM = "###Answer: OPTION {letters} IS CORRECT."
 STYLES = ("clean", "official")
@@ -177,10 +191,12 @@ STYLES = ("clean", "official")
 def build_prompt(item: ExamItem, rationale: bool, style: str = "clean") -> str:
     """What the model reads, up to and including the colon of `### Response:`.
 
-    The target begins right after that colon, without a space. ":" and "###" could merge into one token, so prompt and
-    target are encoded apart and joined: the boundary is a token boundary in training and in generation alike (D19).
+    The target begins right after that colon, without a space. ":" and "###" could merge into one token, so
+    prompt and target are encoded apart and joined: the boundary is a token boundary in training and in
+    generation alike (D19).
     """
-    instruction = (INSTRUCTION_RATIONALE if rationale else INSTRUCTION_ANSWER).replace("{language}", item.language)
+    instruction = (INSTRUCTION_RATIONALE if rationale else INSTRUCTION_ANSWER).replace(
+        "{language}", item.language)
     return ALPACA.format(instruction=instruction, input=build_input(item, style))
 
 
@@ -194,20 +210,23 @@ def build_input(item: ExamItem, style: str = "clean") -> str:
     options = "".join(f"{letter}. {text} " for letter, text in item.options.items())
     if style == "official":  # MMedLM: stray sentence, and a space at the end
         return f"###Question: {item.question} {STRAY_SENTENCE} ###Options: {options}"
-    # DIFFERS: without the stray sentence, which asks about a treatment where the question asks something else, and
+    # DIFFERS: without the stray sentence, which asks about a treatment where the question asks something
+    # else, and
     # without the space at the end, which many tokenizers turn into a token of its own.
     return f"###Question: {item.question} ###Options: {options[:-1]}"
 
 
 def build_target(item: ExamItem, rationale: bool, style: str = "clean") -> str:
-    """What the model is to write (the end-of-text token is added where it is encoded); the same string in both styles.
+    """What the model is to write (the end-of-text token is added where it is encoded); the same string in
+    both styles.
 
     >>> item = ExamItem("Why?", {"A": "this", "B": "that"}, ("A", "B"), "Because.", "English", "1")
     >>> build_target(item, rationale=True)
     '###Rationale: Because.\\n###Answer: OPTION A,B IS CORRECT.'
     """
     _check_style(style)
-    answer = ANSWER_FORM.format(letters=",".join(item.answer))  # MMedLM: letters joined by "," without a space
+    # MMedLM: letters joined by "," without a space
+    answer = ANSWER_FORM.format(letters=",".join(item.answer))
     if not rationale:
         return answer
     if not item.rationale.strip():
@@ -221,17 +240,26 @@ def _check_style(style: str) -> None:
         raise UserError(f"prompt style {style!r} is unknown; choose one of {', '.join(STYLES)}")
 
 
-def build_few_shot(item: ExamItem, examples: Sequence[ExamItem], rationale: bool, style: str = "clean") -> str:
-    """Solved examples, then the item's own prompt, blank lines between; without examples the same as `build_prompt`."""
-    solved = [build_prompt(shot, rationale, style) + build_target(shot, rationale, style) for shot in examples]
+def build_few_shot(item: ExamItem,
+                   examples: Sequence[ExamItem],
+                   rationale: bool,
+                   style: str = "clean") -> str:
+    """Solved examples, then the item's own prompt, blank lines between; without examples the same as
+    `build_prompt`.
+    """
+    solved = [
+        build_prompt(shot, rationale, style) + build_target(shot, rationale, style) for shot in examples
+    ]
     return "\n\n".join([*solved, build_prompt(item, rationale, style)])
 
 
 def pick_examples(train: Sequence[ExamItem], item: ExamItem, k: int, seed: int = 0,
                   rationale: bool = False) -> list[ExamItem]:
-    """k train items of the item's language, a function of train order, seed and item key; never the same question.
+    """k train items of the item's language, a function of train order, seed and item key; never the same
+    question.
 
-    With `rationale` only items that have one. Drawn by hashing and not by `random`, whose draws may change with Python.
+    With `rationale` only items that have one. Drawn by hashing and not by `random`, whose draws may change
+    with Python.
     """
     pool = [shot for shot in train if shot.language == item.language and shot.question != item.question
             and (shot.rationale.strip() or not rationale)]
@@ -251,12 +279,14 @@ def pick_examples(train: Sequence[ExamItem], item: ExamItem, k: int, seed: int =
 
 def build_messages(item: ExamItem, rationale: bool, style: str = "clean",
                    examples: Sequence[ExamItem] = ()) -> list[dict[str, str]]:
-    """The item as chat messages for API and chat models: one user message, before it a user/assistant pair per example.
+    """The item as chat messages for API and chat models: one user message, before it a user/assistant pair
+    per example.
 
     No system message: not every server and template takes one.
     """
     # DIFFERS: the zero-shot prompts of the paper's API runs were never published. `official` therefore is its
-    # fine-tuning instruction and input, followed by the output format, which a model that was not fine-tuned cannot
+    # fine-tuning instruction and input, followed by the output format, which a model that was not fine-tuned
+    # cannot
     # know.
     messages = []
     for shot in examples:
@@ -266,7 +296,8 @@ def build_messages(item: ExamItem, rationale: bool, style: str = "clean",
 
 
 def _chat_question(item: ExamItem, rationale: bool, style: str) -> str:
-    instruction = (INSTRUCTION_RATIONALE if rationale else INSTRUCTION_ANSWER).replace("{language}", item.language)
+    instruction = (INSTRUCTION_RATIONALE if rationale else INSTRUCTION_ANSWER).replace(
+        "{language}", item.language)
     if style == "clean":
         options = [f"{letter}. {text}" for letter, text in item.options.items()]
         body = "\n".join([f"###Question: {item.question}", "###Options:", *options])
@@ -276,6 +307,8 @@ def _chat_question(item: ExamItem, rationale: bool, style: str) -> str:
     if rationale:
         form = f"Write the reason in {item.language} first, beginning with \"###Rationale: \". "
     last = "End with" if rationale else "Write"
-    return (f"{instruction}\n\n{body}\n\n{form}{last} exactly one line of this form, where X is the letter of the "
-            "right option (several right options: their letters joined by commas, as in A,C):\n"
-            + ANSWER_FORM.format(letters="X"))
+    return (
+        f"{instruction}\n\n{body}\n\n{form}{last} exactly one line of this form, where X is the letter "
+        f"of the "
+        "right option (several right options: their letters joined by commas, as in A,C):\n" +
+        ANSWER_FORM.format(letters="X"))

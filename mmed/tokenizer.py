@@ -4,18 +4,21 @@
     tokenizer.encode("Fièvre et toux", bos=True)   ->  [1, 383, 29948, ...]
     tokenizer.decode(ids)                          ->  "Fièvre et toux"
 
-In: a model folder or one file of it. Out: a `Tokenizer`. The encoding itself is a backend in `mmed/tokenization/`:
-sentencepiece, tiktoken (byte-level BPE), or Hugging Face tokenizers. Nothing in a folder is executed.
+In: a model folder or one file of it. Out: a `Tokenizer`. The encoding itself is a backend in
+`mmed/tokenization/`: sentencepiece, tiktoken (byte-level BPE), or Hugging Face tokenizers. Nothing in a
+folder is executed.
 
 Rules that hold for every kind
-- Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special tokens come from
+- Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special
+tokens come from
   `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=True`, which add exactly one each.
 - Lone surrogates, which UTF-8 cannot carry, become U+FFFD; a surrogate pair becomes its character.
 - `fingerprint` is the same for two files that give the same ids by the same rules.
 
     python -m mmed.tokenizer train corpus/*.jsonl.gz --out tokenizer --vocab_size 16000
     python -m mmed.tokenizer show tokenizer --text "Fièvre et toux"
-    python -m mmed.tokenizer show tokenizer --documents corpus/*.jsonl.gz      tokens per character by language
+    python -m mmed.tokenizer show tokenizer --documents corpus/*.jsonl.gz      tokens per character by
+    language
 """
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, write_json
 
 # Tokens that end an answer in the chat templates of mmed/tokenization/chat_template.py
-END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<end_of_turn>", "<eoa>")
+END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<end_of_turn>",
+              "<eoa>")
 MAX_FILE_BYTES = 256 << 20  # the largest published tokenizer file has about 35 MB
 
 
@@ -56,24 +60,26 @@ def clean_text(text: str) -> str:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The interface
 
 
 class Tokenizer:
     """Text <-> ids; made by `load_tokenizer`.
 
-    `special` maps the text of each special token to its id; `added` those that are found in ordinary text. `bos_id`,
-    `eos_id`, `pad_id` and `unk_id` are None where there is none. `bos_id` is the token that every document and prompt
-    begins with, None where the tokenizer's files add none (or with `--bos=no`); `named_bos_id` is the token that they name as
-    BOS, which chat templates may use anyway. `end_ids` end a generated text. `files` are the files to save beside the
-    weights, `bos_choice` is "yes" or "no" where the user overruled them. `chat_template` is the folder's own, as text.
+    `special` maps the text of each special token to its id; `added` those that are found in ordinary text.
+    `bos_id`, `eos_id`, `pad_id` and `unk_id` are None where there is none. `bos_id` is the token that every
+    document and prompt begins with, None where the tokenizer's files add none (or with `--bos=no`);
+    `named_bos_id` is the token that they name as BOS, which chat templates may use anyway. `end_ids` end a
+    generated text. `files` are the files to save beside the weights, `bos_choice` is "yes" or "no" where the
+    user overruled them. `chat_template` is the folder's own, as text.
     """
 
     def __init__(self, core, special: dict[str, int], added: dict[str, int], ids: dict[str, int | None],
                  settings: TokenizerSettings, files: list[Path], bos: str):
         self.core, self.kind, self.special, self.added = core, core.kind, special, added
-        self.named_bos_id, self.eos_id, self.pad_id, self.unk_id = (ids[role] for role in ("bos", "eos", "pad", "unk"))
+        self.named_bos_id, self.eos_id, self.pad_id, self.unk_id = (ids[role]
+                                                                    for role in ("bos", "eos", "pad", "unk"))
         known = {**added, **special}
         adds_bos = settings.adds_bos(self.named_bos_id, known) if bos == "auto" else bos == "yes"
         self.bos_id = self.named_bos_id if adds_bos else None
@@ -84,15 +90,28 @@ class Tokenizer:
         self.vocab_size = max([core.size - 1, *known.values()]) + 1
         self._text_of = {index: text for text, index in known.items()}
         self._special_ids = frozenset(special.values())
-        # Longest first. Special tokens take part, so that others are found where the reference finds them, but stay text.
+        # Longest first. Special tokens take part, so that others are found where the reference finds them,
+        # but stay text.
         texts = sorted(known, key=lambda text: (-len(text), text))
         finds_added = added and not isinstance(core, HubBackend)
         self._added_pattern = re.compile("|".join(map(re.escape, texts))) if finds_added else None
-        facts = [self.kind, core.facts(), sorted(special.items()), sorted(added.items()), self.bos_id, self.eos_id]
+        facts = [
+            self.kind,
+            core.facts(),
+            sorted(special.items()),
+            sorted(added.items()), self.bos_id, self.eos_id
+        ]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def encode(self, text: str, bos: bool = False, eos: bool = False, *, continued: bool = False) -> list[int]:
-        """Ids of ordinary text. `continued`: it follows other tokens, so no space is put before its first word."""
+    def encode(self,
+               text: str,
+               bos: bool = False,
+               eos: bool = False,
+               *,
+               continued: bool = False) -> list[int]:
+        """Ids of ordinary text. `continued`: it follows other tokens, so no space is put before its first
+        word.
+        """
         ids = [self._required("bos")] if bos else []
         for part, index in self._parts(clean_text(text)):
             ids += self.core.encode(part, continued)
@@ -109,7 +128,8 @@ class Tokenizer:
         yield text[done:], None
 
     def decode(self, ids: Iterable[int], *, special: bool = False, continued: bool = False) -> str:
-        """Text of ids, without special tokens (or with their text); bytes that are not UTF-8 become U+FFFD."""
+        """Text of ids, without special tokens (or with their text); bytes that are not UTF-8 become U+FFFD.
+        """
         parts: list[str] = []
         run: list[int] = []
         for index in map(int, ids):
@@ -135,20 +155,20 @@ class Tokenizer:
         return index
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Loading
 
 
-CARRIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-           "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
+CARRIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
 
 
 def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
     """Open the tokenizer of a model folder, or one tokenizer file of it.
 
-    `tokenizer.model` goes before `tokenizer.json`: where both exist, the second was made from the first. `bos`: whether
-    documents and prompts begin with BOS, "yes" or "no"; "auto" follows the tokenizer's files, which is wrong for models that
-    are published without the BOS that they were trained with.
+    `tokenizer.model` goes before `tokenizer.json`: where both exist, the second was made from the first.
+    `bos`: whether documents and prompts begin with BOS, "yes" or "no"; "auto" follows the tokenizer's files,
+    which is wrong for models that are published without the BOS that they were trained with.
     """
     path = Path(path)
     if path.is_dir():
@@ -167,13 +187,16 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
         else:
             core, special, added, ids = _open_sentencepiece(data, settings, str(path))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: not a usable tokenizer file ({type(error).__name__}: {error}); download it again") from None
+        raise UserError(
+            f"{path}: not a usable tokenizer file ({type(error).__name__}: {error}); download it again"
+        ) from None
     known = {**added, **special}
     for role in ("bos", "eos", "pad", "unk"):
         ids[role] = settings.token_id(role, known, ids.get(role), core.size)
     if bos == "yes" and ids["bos"] is None:
         raise UserError(f"{path}: --bos=yes, but this tokenizer names no BOS token")
-    if core.kind == "sentencepiece":  # its unknown piece stands for text that could not be spelt, and is decoded as such
+    # its unknown piece stands for text that could not be spelt, and is decoded as such
+    if core.kind == "sentencepiece":
         roles = (ids["bos"], ids["eos"], ids["pad"])
         special = {text: index for text, index in special.items() if index != ids["unk"] or index in roles}
     files = [path] + [file for name in CARRIED if (file := path.parent / name).is_file() and file != path]
@@ -181,21 +204,29 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
 
 
 def _open_json(file: dict, settings: TokenizerSettings, name: str):
-    """A tokenizer.json: plain byte-level BPE through tiktoken, everything else through Hugging Face tokenizers."""
+    """A tokenizer.json: plain byte-level BPE through tiktoken, everything else through Hugging Face
+    tokenizers.
+    """
     model = file["model"]
     for entry in file.get("added_tokens") or []:
         settings.add(entry.get("content"), entry.get("id"), entry, Path(name).name)
     special, added = settings.split()
-    core = open_byte_level(file, {text: entry | {"special": text in special} for text, (_, entry) in settings.added.items()})
+    core = open_byte_level(
+        file, {text: entry | {"special": text in special}
+               for text, (_, entry) in settings.added.items()})
     core = core or HubBackend(file, special, name)
-    return core, special, added, {"unk": model["vocab"].get(model.get("unk_token")) if isinstance(model["vocab"], dict) else None}
+    return core, special, added, {
+        "unk": model["vocab"].get(model.get("unk_token")) if isinstance(model["vocab"], dict) else None
+    }
 
 
 def _open_tiktoken(data: bytes, settings: TokenizerSettings, name: str):
     core = open_tiktoken(data, name)
     special, added = settings.split()
     special = special or llama3_special_tokens(core.size)
-    return core, special, added, {"bos": special.get("<|begin_of_text|>"), "eos": special.get("<|end_of_text|>")}
+    return core, special, added, {
+        "bos": special.get("<|begin_of_text|>"), "eos": special.get("<|end_of_text|>")
+    }
 
 
 def _open_sentencepiece(data: bytes, settings: TokenizerSettings, name: str):
@@ -204,28 +235,35 @@ def _open_sentencepiece(data: bytes, settings: TokenizerSettings, name: str):
     more, added = settings.split()
     for text, index in (*more.items(), *added.items()):
         if pieces.get(text, index) != index:
-            raise UserError(f"{name}: the added token {text!r} has id {index} beside this file and {pieces[text]} in it")
-    # a piece that an added token renames ([UNUSED_TOKEN_145] is <|im_end|> in InternLM 2) goes by its new name
+            raise UserError(
+                f"{name}: the added token {text!r} has id {index} beside this file and {pieces[text]} in it")
+    # a piece that an added token renames ([UNUSED_TOKEN_145] is <|im_end|> in InternLM 2) goes by its new
+    # name
     renamed = {*more.values(), *added.values()}
     special = {piece: index for index, (piece, _, kind) in enumerate(model.pieces)
                if kind in (CONTROL, UNKNOWN) and index not in renamed} | more
     core = SentencePieceBackend(model, name, special.values())
-    added = {text: index for text, index in added.items() if pieces.get(text) != index}  # the library finds the others
+    # the library finds the others
+    added = {text: index for text, index in added.items() if pieces.get(text) != index}
     roles = {role: getattr(core.processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
     return core, special, added, {role: index if index >= 0 else None for role, index in roles.items()}
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Copy the tokenizer's files; a BOS choice of the user's (--bos) is written into them, so that it need not be repeated."""
+    """Copy the tokenizer's files; a BOS choice of the user's (--bos) is written into them, so that it need
+    not be repeated.
+    """
     for path in tokenizer.files:
         (folder / path.name).write_bytes(path.read_bytes())
     if tokenizer.bos_choice == "auto":
         return
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    settings = read_json(folder / "tokenizer_config.json") if (folder /
+                                                               "tokenizer_config.json").is_file() else {}
     write_json(folder / "tokenizer_config.json", settings | {"add_bos_token": tokenizer.bos_id is not None})
     if (folder / "tokenizer.json").is_file():  # from which transformers takes it
         bos = None if tokenizer.bos_id is None else (tokenizer.piece(tokenizer.bos_id), tokenizer.bos_id)
-        write_json(folder / "tokenizer.json", read_json(folder / "tokenizer.json") | {"post_processor": _post_processor(bos)})
+        write_json(folder / "tokenizer.json",
+                   read_json(folder / "tokenizer.json") | {"post_processor": _post_processor(bos)})
 
 
 def _post_processor(bos: tuple[str, int] | None) -> dict | None:
@@ -239,7 +277,7 @@ def _post_processor(bos: tuple[str, int] | None) -> dict | None:
             "special_tokens": {text: {"id": text, "ids": [index], "tokens": [text]}}}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Training
 
 
@@ -247,7 +285,8 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
 
 
 def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield (text, language) of a document file: .jsonl or .jsonl.gz with a `text` field, or .txt, one document.
+    """Yield (text, language) of a document file: .jsonl or .jsonl.gz with a `text` field, or .txt, one
+    document.
 
     The language is the field `language` (or `lang`), "?" without one.
     """
@@ -278,20 +317,29 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                     yield part
 
 
-def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Path, vocab_size: int, *,
-                        character_coverage: float = 0.9995, user_defined_symbols: Iterable[str] = ()) -> Tokenizer:
-    """Train a BPE tokenizer on texts (or files of them) and write it to `folder`; the same text gives the same files.
+def train_sentencepiece(
+    texts: Iterable[str] | Iterable[Path],
+    folder: str | Path,
+    vocab_size: int,
+    *,
+    character_coverage: float = 0.9995,
+    user_defined_symbols: Iterable[str] = ()) -> Tokenizer:
+    """Train a BPE tokenizer on texts (or files of them) and write it to `folder`; the same text gives the
+    same files.
 
-    Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then the user-defined symbols, the 256 bytes and the learnt pieces. Characters
-    rarer than `character_coverage` are spelt in bytes; each digit is a piece, as in Llama, so that doses and laboratory values
-    keep their place values. Text is not normalised, as in the bases of MMedLM: NFKC turns 10⁵ into 105 and ㎍ into μg, which
-    in a medical text is another number or another word, and decode(encode(text)) would no longer be the text.
+    Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then the user-defined symbols, the 256 bytes and the learnt pieces.
+    Characters rarer than `character_coverage` are spelt in bytes; each digit is a piece, as in Llama, so that
+    doses and laboratory values keep their place values. Text is not normalised, as in the bases of MMedLM:
+    NFKC turns 10⁵ into 105 and ㎍ into μg, which in a medical text is another number or another word, and
+    decode(encode(text)) would no longer be the text.
     """
     symbols = list(user_defined_symbols)
     for symbol in symbols:
         if not symbol or any(map(str.isspace, symbol)):
-            raise UserError(f"user-defined symbol {symbol!r}: it is empty or holds a space; write spaces as '▁'")
-    documents = (text for item in texts for text in ([item] if isinstance(item, str) else (t for t, _ in read_texts(item))))
+            raise UserError(
+                f"user-defined symbol {symbol!r}: it is empty or holds a space; write spaces as '▁'")
+    documents = (text for item in texts
+                 for text in ([item] if isinstance(item, str) else (t for t, _ in read_texts(item))))
     sentences = _sentences(documents)
     first = next(sentences, None)
     if first is None:
@@ -299,21 +347,39 @@ def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Pat
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], sentences), model_writer=out, vocab_size=vocab_size, model_type="bpe",
-            byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-            character_coverage=character_coverage, split_digits=True, allow_whitespace_only_pieces=True,
-            user_defined_symbols=symbols, max_sentence_length=SENTENCE_BYTES, minloglevel=2,
-            unk_id=0, bos_id=1, eos_id=2, pad_id=3, num_threads=1)  # threads change the order in which sums are rounded
+            sentence_iterator=itertools.chain([first], sentences),
+            model_writer=out,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            character_coverage=character_coverage,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=symbols,
+            max_sentence_length=SENTENCE_BYTES,
+            minloglevel=2,
+            # threads change the order in which sums are rounded
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=3,
+            num_threads=1)
     except UserError:
         raise
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"vocab_size={vocab_size}: sentencepiece rejects it: {' '.join(str(error).split())[-300:]}") from None
+        raise UserError(
+            f"vocab_size={vocab_size}: sentencepiece rejects it: {' '.join(str(error).split())[-300:]}"
+        ) from None
     write_sentencepiece(out.getvalue(), Path(folder))
     return load_tokenizer(folder)
 
 
 def write_sentencepiece(data: bytes, folder: Path) -> None:
-    """Write a plain BPE model as tokenizer.model, and the files from which transformers and vLLM get the same ids."""
+    """Write a plain BPE model as tokenizer.model, and the files from which transformers and vLLM get the same
+    ids.
+    """
     with atomic_write(folder / "tokenizer.model", "wb") as file:
         file.write(data)
     model = SentencePieceModel(data, str(folder / "tokenizer.model"))
@@ -322,19 +388,24 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
     names = {role: model.pieces[index][0] for role, index in roles.items() if index >= 0}
     post_processor = _post_processor((names["bos"], roles["bos"]) if "bos" in names else None)
     write_json(folder / "tokenizer.json", hub_tokenizer(model) | {"post_processor": post_processor})
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", **{f"{role}_token": text for role, text in names.items()},
-        "clean_up_tokenization_spaces": False})
+    write_json(
+        folder / "tokenizer_config.json", {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{f"{role}_token": text
+               for role, text in names.items()}, "clean_up_tokenization_spaces": False
+        })
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Command line
 
 
 def _train_command(options: argparse.Namespace) -> None:
-    tokenizer = train_sentencepiece(
-        _text_files(options.files), options.out, options.vocab_size, character_coverage=options.character_coverage,
-        user_defined_symbols=_symbols(options))
+    tokenizer = train_sentencepiece(_text_files(options.files),
+                                    options.out,
+                                    options.vocab_size,
+                                    character_coverage=options.character_coverage,
+                                    user_defined_symbols=_symbols(options))
     print(f"{tokenizer.files[0]}: {tokenizer.vocab_size} pieces, fingerprint {tokenizer.fingerprint[:16]}")
 
 
@@ -371,24 +442,42 @@ def _show_command(options: argparse.Namespace) -> None:
     for path in options.documents:
         for text, language in read_texts(path):
             count = counts.setdefault(language, [0, 0, 0, 0])
-            for place, value in enumerate((1, len(text), len(clean_text(text).encode()), len(tokenizer.encode(text)))):
+            for place, value in enumerate(
+                (1, len(text), len(clean_text(text).encode()), len(tokenizer.encode(text)))):
                 count[place] += value
     if counts:
-        print(f"{'language':10}{'documents':>12}{'characters':>14}{'tokens':>14}{'tokens/char':>13}{'bytes/token':>13}")
+        print(
+            f"{'language':10}"
+            f"{'documents':>12}{'characters':>14}{'tokens':>14}{'tokens/char':>13}{'bytes/token':>13}"
+        )
     for language, (documents, characters, size, tokens) in sorted(counts.items()):
-        print(f"{language:10}{documents:12,}{characters:14,}{tokens:14,}{tokens / max(characters, 1):13.3f}{size / max(tokens, 1):13.2f}")
+        print(
+            f"{language:10}"
+            f"{documents:12,}"
+            f"{characters:14,}{tokens:14,}{tokens / max(characters, 1):13.3f}{size / max(tokens, 1):13.2f}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m mmed.tokenizer", description="Train a tokenizer, or look into one.")
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train a sentencepiece tokenizer on documents")
-    train.add_argument("files", nargs="+", help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
+    train.add_argument("files",
+                       nargs="+",
+                       help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
     train.add_argument("--out", required=True, help="folder for tokenizer.model")
-    train.add_argument("--vocab_size", type=int, required=True, help="number of ids, the 260 special and byte ones included")
+    train.add_argument("--vocab_size",
+                       type=int,
+                       required=True,
+                       help="number of ids, the 260 special and byte ones included")
     train.add_argument("--character_coverage", type=float, default=0.9995)
-    train.add_argument("--symbol", action="append", default=[], help="a text that is always one piece; may be repeated")
-    train.add_argument("--symbols", metavar="FILE.json", help="a JSON list of such texts; spaces are written \u2581")
+    train.add_argument("--symbol",
+                       action="append",
+                       default=[],
+                       help="a text that is always one piece; may be repeated")
+    train.add_argument("--symbols",
+                       metavar="FILE.json",
+                       help="a JSON list of such texts; spaces are written \u2581")
     show = commands.add_parser("show", help="pieces and ids of a text; tokens per character by language")
     show.add_argument("tokenizer", help="model folder or tokenizer file")
     show.add_argument("--text", action="append", default=[])

@@ -4,8 +4,8 @@
     run.wait(seconds)                       exit codes, or None while one still runs
     run.kill()                              SIGKILL to all ranks; run.kill(1) to rank 1
 
-The forking process must not compute with autograd itself, because a fork inherits its dead threads. Each rank is what
-`python mmed/train.py ARGUMENTS` is under torchrun.
+The forking process must not compute with autograd itself, because a fork inherits its dead threads. Each rank
+is what `python mmed/train.py ARGUMENTS` is under torchrun.
 """
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def free_port() -> int:
 class ForkedRun:
     """One start of a run, with all its ranks.
 
-    before(rank, signal_parent) runs in each rank ahead of main; calling signal_parent() makes `reached` return.
+    before(rank, signal_parent) runs in each rank ahead of main; calling signal_parent() makes `reached`
+    return.
     """
 
     def __init__(self, arguments: list[str], ranks: int = 1, before: Callable | None = None,
@@ -78,8 +79,8 @@ class ForkedRun:
             os.setsid()
             for number in (1, 2):
                 os.dup2(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-            sys.stdout, sys.stderr = (
-                io.TextIOWrapper(os.fdopen(number, "wb", 0, closefd=False), write_through=True) for number in (1, 2))
+            sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(number, "wb", 0, closefd=False),
+                                                       write_through=True) for number in (1, 2))
             sys.argv = ["train.py", *arguments]
             for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
                 os.environ.pop(name, None)
@@ -188,7 +189,9 @@ class HalvedFile:
 
 
 def before_file_operations(folder: str, act: Callable[[], None]) -> None:
-    """Call `act` before each open for writing, second half of a write, fsync, rename and removal below `folder`."""
+    """Call `act` before each open for writing, second half of a write, fsync, rename and removal below
+    `folder`.
+    """
     def wrap_open(original):
         def opened(path, mode="r", *arguments, **keywords):
             writing = folder in str(path) and set(mode) & set("wa+x")
@@ -211,7 +214,9 @@ def before_file_operations(folder: str, act: Callable[[], None]) -> None:
 
 
 def tensor_hashes(path: Path) -> dict[str, tuple]:
-    """Name -> (dtype, shape, sha256) of each tensor. Not the file's own hash: its metadata has no fixed order."""
+    """Name -> (dtype, shape, sha256) of each tensor. Not the file's own hash: its metadata has no fixed
+    order.
+    """
     data = path.read_bytes()
     begin = 8 + int.from_bytes(data[:8], "little")
     hashes = {}

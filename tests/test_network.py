@@ -63,7 +63,8 @@ def test_nothing_that_fetches_files_is_called():
     called = set()
     for name, tree in TREES.items():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in FETCHING:
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id",
+                                                                                 "")) in FETCHING:
                 if not local & {ast.unparse(keyword) for keyword in node.keywords}:
                     called.add(f"{name}:{node.lineno} {ast.unparse(node.func)}")
     assert not called, called

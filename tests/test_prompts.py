@@ -1,4 +1,5 @@
-"""Items and prompts: bad lines named, published strings byte for byte, examples drawn by item and seed alone."""
+"""Items and prompts: bad lines named, published strings byte for byte, examples drawn by item and seed alone.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +34,10 @@ ITEM = ExamItem(
 
 
 def write_lines(path: Path, *rows: object) -> Path:
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows),
-        encoding="utf-8",
-    )
+    path.write_text("".join(
+        (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows),
+                    encoding="utf-8",
+                    )
     return path
 
 
@@ -56,7 +57,8 @@ def row(**changes: object) -> dict:
 
 
 def test_an_item_keeps_what_the_line_says(tmp_path):
-    path = write_lines(tmp_path / "Japanese.jsonl", row(answer_idx="C, A", id=7, meta_info="step1", answer="this"))
+    path = write_lines(tmp_path / "Japanese.jsonl",
+                       row(answer_idx="C, A", id=7, meta_info="step1", answer="this"))
     (item,) = read_items(path)
     assert item == ExamItem(
         "Why?",
@@ -138,7 +140,8 @@ def test_a_benchmark_is_all_files_in_sorted_order_and_never_nothing(tmp_path):
         read_benchmark(tmp_path)
     for name in ("Russian", "Chinese", "Spanish"):
         write_lines(tmp_path / f"{name}.jsonl", row(), row(question=name))
-    assert [item.language for item in read_benchmark(tmp_path)] == ["Chinese"] * 2 + ["Russian"] * 2 + ["Spanish"] * 2
+    assert [item.language
+            for item in read_benchmark(tmp_path)] == ["Chinese"] * 2 + ["Russian"] * 2 + ["Spanish"] * 2
     assert [item.language for item in read_benchmark(tmp_path / "Russian.jsonl")] == ["Russian"] * 2
     with pytest.raises(UserError, match="no items"):
         read_items(write_lines(tmp_path / "Empty.jsonl"))
@@ -155,24 +158,26 @@ HEAD = (
 
 
 def test_official_prompts_are_the_published_strings():
-    # written out from finetune/train.py: curly apostrophe, stray sentence, options string that ends in a space
+    # written out from finetune/train.py: curly apostrophe, stray sentence, options string that ends in a
+    # space
     assert build_prompt(ITEM, rationale=True, style="official") == (
-        HEAD + "You're a French doctor, kindly address the medical queries according to the patient's account "
-        "in French. Let\u2019s solve this step-by-step. You should first give the reason in French for your choice. "
+        HEAD +
+        "You're a French doctor, kindly address the medical queries according to the patient's account "
+        "in French. Let\u2019s solve this step-by-step. You should first give the reason in French for your "
+        "choice. "
         "Then you should give the right answer index of the question."
         "\n\n### Input:\n###Question: A {21}-year-old woman has dysuria. "
         "Which of the following is the best treatment for this patient? "
-        "###Options: A. Ampicillin B. Ceftriaxone C. Doxycycline \n\n### Response:"
-    )
+        "###Options: A. Ampicillin B. Ceftriaxone C. Doxycycline \n\n### Response:")
     assert build_prompt(ITEM, rationale=False, style="official") == (
-        HEAD + "You're a French doctor, kindly address the medical queries according to the patient's account. "
-        "Answer with the best option directly.\n\n### Input:\n###Question: A {21}-year-old woman has dysuria. "
+        HEAD +
+        "You're a French doctor, kindly address the medical queries according to the patient's account. "
+        "Answer with the best option directly.\n\n### Input:\n###Question: A {21}-year-old woman has "
+        "dysuria. "
         "Which of the following is the best treatment for this patient? "
-        "###Options: A. Ampicillin B. Ceftriaxone C. Doxycycline \n\n### Response:"
-    )
-    assert (
-        build_target(ITEM, True, "official") == "###Rationale: Because.\nTwo lines.\n###Answer: OPTION A,C IS CORRECT."
-    )
+        "###Options: A. Ampicillin B. Ceftriaxone C. Doxycycline \n\n### Response:")
+    assert (build_target(
+        ITEM, True, "official") == "###Rationale: Because.\nTwo lines.\n###Answer: OPTION A,C IS CORRECT.")
     assert build_target(ITEM, False, "official") == "###Answer: OPTION A,C IS CORRECT."
 
 
@@ -213,8 +218,8 @@ def test_few_shot_is_solved_examples_then_the_prompt():
 
 def make_pool(count: int) -> list[ExamItem]:
     return [
-        ExamItem(f"Q{i}", {"A": "a", "B": "b"}, ("A",), "r" if i % 3 else "", ("French", "Russian")[i % 2], f"t{i}")
-        for i in range(count)
+        ExamItem(f"Q{i}", {"A": "a", "B": "b"}, ("A", ), "r" if i % 3 else "", ("French", "Russian")[i % 2],
+                 f"t{i}") for i in range(count)
     ]
 
 
@@ -225,7 +230,8 @@ def test_picked_examples_depend_on_seed_and_item_only():
     assert {shot.language for shot in first} == {"French"}
     assert first[:3] == pick_examples(pool, ITEM, 3, seed=1)  # fewer shots are the first ones
     assert first != pick_examples(pool, ITEM, 5, seed=2)
-    assert [shot.key for shot in pick_examples(pool, pool[0], 99)].count(pool[0].key) == 0  # never the question itself
+    # never the question itself
+    assert [shot.key for shot in pick_examples(pool, pool[0], 99)].count(pool[0].key) == 0
     assert all(shot.rationale for shot in pick_examples(pool, ITEM, 20, rationale=True))
     with pytest.raises(UserError, match="only 100 usable"):
         pick_examples(pool, ITEM, 101)
@@ -250,5 +256,6 @@ def test_chat_messages_ask_for_the_published_form():
         and "A. Ampicillin\nB. Ceftriaxone\n" in messages[-1]["content"]
     )
     official = build_messages(ITEM, False, "official")
-    assert len(official) == 1 and "best treatment for this patient? ###Options: A. Ampicillin" in official[0]["content"]
+    assert len(official) == 1 and "best treatment for this patient? ###Options: A. Ampicillin" in official[0][
+        "content"]
     assert parse_answer(messages[1]["content"], other.options).letters == ("B",)

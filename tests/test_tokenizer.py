@@ -35,11 +35,13 @@ El paciente recibió 0,5 mg del fármaco y la fiebre no volvió. ¿Cuándo empez
 患者に0.5mgの薬を投与したところ、発熱は再び見られなかった。高血圧と糖尿病の既往がある。カルテを確認する。
 患者服用了0.5毫克的药物，发热没有再出现。高血压和糖尿病是常见的慢性病，需要长期治疗。""".split("\n")
 HOSTILE = [
-    "", " ", "  ", "a", "\n", "\r\n", "\t x", " leading", "trailing ", "two  spaces", " " * 50, "x" + " " * 33 + "y", "\n\n \n  x",
-    "\0", "a\0b", "👨‍👩‍👧‍👦 family", "e\u0301 é", "a\u0300\u0301\u0302", "שלום עולם", "مرحبا بالعالم", "\u202eabc\u202c", "\u200b\u200d",
-    "Straße ŉ ǆ İ ı ſ 'ſ", "ﬁ ㎎ ½ 10⁵ cm²", "ｆｕｌｌ　ｗｉｄｔｈ", "ｶﾅ", "가각힣", "ก็ไม่", "हिन्दी", "🇯🇵🏳️‍🌈", "\u2028\u2029\x85", "\ufffe\uffff\U0010ffff",
-    "</s>", "<s>x</s>", "<unk>", "<0x41>", "<|endoftext|>", "<|eot_id|>", "▁", "▁▁a ▁", "we'll WE'LL 'S", "1234567", "a1b2 c3", "!?…/\n\n",
-    "..   x", "中文English日本語кириллица", "𠀋𡈽", "=" * 40, "ab" * 30, "a b c d e f g", "don't", "\u00a0x\u2003y",
+    "", " ", "  ", "a", "\n", "\r\n", "\t x", " leading", "trailing ", "two  spaces", " " * 50,
+    "x" + " " * 33 + "y", "\n\n \n  x", "\0", "a\0b", "👨‍👩‍👧‍👦 family", "e\u0301 é", "a\u0300\u0301\u0302",
+    "שלום עולם", "مرحبا بالعالم", "\u202eabc\u202c", "\u200b\u200d", "Straße ŉ ǆ İ ı ſ 'ſ", "ﬁ ㎎ ½ 10⁵ cm²",
+    "ｆｕｌｌ　ｗｉｄｔｈ", "ｶﾅ", "가각힣", "ก็ไม่", "हिन्दी", "🇯🇵🏳️‍🌈", "\u2028\u2029\x85", "\ufffe\uffff\U0010ffff",
+    "</s>", "<s>x</s>", "<unk>", "<0x41>", "<|endoftext|>", "<|eot_id|>", "▁", "▁▁a ▁", "we'll WE'LL 'S",
+    "1234567", "a1b2 c3", "!?…/\n\n", "..   x", "中文English日本語кириллица", "𠀋𡈽", "=" * 40, "ab" * 30,
+    "a b c d e f g", "don't", "\u00a0x\u2003y",
 ]
 
 
@@ -51,7 +53,8 @@ def random_text(rng: random.Random) -> str:
         if kind < 0.3:
             parts.append(rng.choice(rng.choice(SENTENCES).split() + HOSTILE))
         elif kind < 0.5:
-            low, high = rng.choice([(0, 0x7F), (0, 0x24F), (0x300, 0x52F), (0x5D0, 0x6FF), (0x3040, 0x30FF), (0x4E00, 0x9FFF)])
+            low, high = rng.choice([(0, 0x7F), (0, 0x24F), (0x300, 0x52F), (0x5D0, 0x6FF), (0x3040, 0x30FF),
+                                    (0x4E00, 0x9FFF)])
             parts.append(chr(rng.randint(low, high)))
         elif kind < 0.6:
             parts.append(chr(rng.choice([rng.randint(0, 0xD7FF), rng.randint(0xE000, 0x10FFFF)])))
@@ -88,25 +91,35 @@ def spm(tmp_path_factory) -> Path:
     return folder
 
 
-def hf_byte_level(pattern: str, *, size: int = 700, form: str | None = None, plain: bool = False, added=()) -> tokenizers.Tokenizer:
+def hf_byte_level(pattern: str,
+                  *,
+                  size: int = 700,
+                  form: str | None = None,
+                  plain: bool = False,
+                  added=()) -> tokenizers.Tokenizer:
     from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
     hf = tokenizers.Tokenizer(models.BPE())
     if form:
         hf.normalizer = getattr(normalizers, form)()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=plain, use_regex=plain)
-    hf.pre_tokenizer = byte_level if plain else pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
+    hf.pre_tokenizer = byte_level if plain else pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
     hf.decoder = decoders.ByteLevel()
-    hf.train_from_iterator(corpus(), trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|endoftext|>", "<|eot_id|>"],
-        show_progress=False))
+    hf.train_from_iterator(
+        corpus(),
+        trainers.BpeTrainer(vocab_size=size,
+                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                            special_tokens=["<|endoftext|>", "<|eot_id|>"],
+                            show_progress=False))
     hf.add_tokens([AddedToken(text, normalized=False) for text in added])
     hf.encode_special_tokens = True  # text of special tokens is ordinary text, as in ours
     return hf
 
 
 def hf_sentencepiece(folder: Path, style: str) -> tokenizers.Tokenizer:
-    """The sentencepiece model as transformers converts it: all splits of a piece into two pieces are merges."""
+    """The sentencepiece model as transformers converts it: all splits of a piece into two pieces are merges.
+    """
     from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
     pieces = SentencePieceModel((folder / "tokenizer.model").read_bytes(), "model").pieces
@@ -114,10 +127,16 @@ def hf_sentencepiece(folder: Path, style: str) -> tokenizers.Tokenizer:
     scores = {piece: score for piece, score, kind in pieces if kind == 1}
     merges = []
     for piece, score in scores.items():
-        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in scores and piece[i:] in scores]
-        merges += [(score, *split) for split in sorted(splits, key=lambda split: [vocabulary[part] for part in split])]
+        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))
+                  if piece[:i] in scores and piece[i:] in scores]
+        merges += [(score, *split)
+                   for split in sorted(splits, key=lambda split: [vocabulary[part] for part in split])]
     merges.sort(key=lambda merge: -merge[0])
-    hf = tokenizers.Tokenizer(models.BPE(vocabulary, [merge[1:] for merge in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    hf = tokenizers.Tokenizer(
+        models.BPE(vocabulary, [merge[1:] for merge in merges],
+                   unk_token="<unk>",
+                   fuse_unk=True,
+                   byte_fallback=True))
     strip = [decoders.Strip(" ", 1, 0)]
     if style == "llama":
         hf.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -126,8 +145,13 @@ def hf_sentencepiece(folder: Path, style: str) -> tokenizers.Tokenizer:
         hf.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     else:
         _, scheme, split = style.split()
-        hf.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=split == "split")
-    hf.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+        hf.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁",
+                                                    prepend_scheme=scheme,
+                                                    split=split == "split")
+    hf.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "),
+         decoders.ByteFallback(),
+         decoders.Fuse(), *strip])
     hf.add_special_tokens(["<unk>", "<s>", "</s>", "<pad>"])
     hf.add_tokens([AddedToken(text, normalized=False) for text in ("drug, x", "<think>")])
     hf.encode_special_tokens = True
@@ -143,7 +167,8 @@ def compare(ours: Tokenizer, reference, count: int = 1500) -> None:
 
 
 def test_sentencepiece_ids_and_text_equal_the_library(spm):
-    ours, library = load_tokenizer(spm), sentencepiece.SentencePieceProcessor(model_file=str(spm / "tokenizer.model"))
+    ours, library = load_tokenizer(spm), sentencepiece.SentencePieceProcessor(
+        model_file=str(spm / "tokenizer.model"))
     compare(ours, library.encode)
     for text in texts(300):
         assert ours.decode(ours.encode(text)) == library.decode(library.encode(text)), ascii(text)
@@ -153,7 +178,8 @@ def test_sentencepiece_ids_and_text_equal_the_library(spm):
 
 def test_fast_bpe_gives_the_ids_of_sentencepiece(spm, monkeypatch):
     monkeypatch.setattr(fast_sentencepiece, "BUILD_AFTER", 1)
-    ours, library = load_tokenizer(spm), sentencepiece.SentencePieceProcessor(model_file=str(spm / "tokenizer.model"))
+    ours, library = load_tokenizer(spm), sentencepiece.SentencePieceProcessor(
+        model_file=str(spm / "tokenizer.model"))
     ours.encode("ab")
     for text in texts(4000):
         if text:
@@ -170,7 +196,8 @@ def test_fast_bpe_of_a_random_vocabulary_is_equal_or_declined():
         words = {"".join(rng.choices(inner, k=rng.randint(1, 4))) for _ in range(14)} | {"▁a", "é", "▁"}
         words = {word for word in words if "▁" not in word.lstrip("▁") or rng.random() < 0.02}
         pieces = [("<unk>", 0.0, 2)] + [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
-        pieces += [(word, -float(score), 1) for word, score in zip(sorted(words), rng.sample(range(40), len(words)))]
+        pieces += [(word, -float(score), 1)
+                   for word, score in zip(sorted(words), rng.sample(range(40), len(words)))]
         data = build_message(*(build_piece(*piece) for piece in pieces), (2, build_message((3, 2), (35, 1))),
                              (3, build_message((1, b"identity"), (3, 1), (4, 0))))
         library = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -188,8 +215,12 @@ def test_fast_bpe_of_a_random_vocabulary_is_equal_or_declined():
 
 def test_user_defined_symbols_are_always_one_piece(tmp_path):
     ours = train_sentencepiece(corpus(), tmp_path, 700, user_defined_symbols=["m'g", "<sep>"])
-    compare(ours, sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model")).encode, 400)
-    assert [ours.encode(f"x{symbol}y").count(ours.core.processor.piece_to_id(symbol)) for symbol in ("m'g", "<sep>")] == [1, 1]
+    compare(ours,
+            sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model")).encode, 400)
+    assert [
+        ours.encode(f"x{symbol}y").count(ours.core.processor.piece_to_id(symbol))
+        for symbol in ("m'g", "<sep>")
+    ] == [1, 1]
 
 
 def test_continued_text_gets_no_space_and_joins_what_was_cut(spm):
@@ -213,15 +244,21 @@ def test_byte_level_ids_equal_the_reference_and_text_comes_back(tmp_path, patter
 
 
 @pytest.mark.parametrize("pattern", [GPT2, LLAMA3, BLOOM], ids=["gpt2", "llama3", "bloom"])
-def test_runs_of_spaces_too_long_for_tiktoken_are_cut_as_the_pattern_cuts_them(tmp_path, monkeypatch, pattern):
+def test_runs_of_spaces_too_long_for_tiktoken_are_cut_as_the_pattern_cuts_them(
+        tmp_path, monkeypatch, pattern):
     hf = hf_byte_level(pattern)
     hf.save(str(tmp_path / "tokenizer.json"))
     monkeypatch.setattr(byte_level, "LONG_RUN", 4)
     ours = load_tokenizer(tmp_path)
     rng = seeded()
-    parts = ["x", "!", ".", "1", "é", "中", "'s", "\t", "\u3000", "\r\n", "  \n", "\x85" * 5, "......", "!\n\n\n\n\n", "... ...", "(  )"]
+    parts = [
+        "x", "!", ".", "1", "é", "中", "'s", "\t", "\u3000", "\r\n", "  \n", "\x85" * 5, "......",
+        "!\n\n\n\n\n", "... ...", "(  )"
+    ]
     for _ in range(4000):
-        text = "".join(rng.choice([*parts, "\n" * rng.randint(1, 7), " " * rng.randint(1, 7)]) for _ in range(rng.randint(1, 8)))
+        text = "".join(
+            rng.choice([*parts, "\n" * rng.randint(1, 7), " " * rng.randint(1, 7)])
+            for _ in range(rng.randint(1, 8)))
         assert ours.encode(text) == hf.encode(text).ids, ascii(text)
 
 
@@ -240,7 +277,9 @@ def test_bytes_without_a_piece_are_dropped_as_in_the_reference(tmp_path):
     gone = {spelling[byte] for byte in (4, 6, 15, 20, 24, 28, 30, 31, 0xE7)}
     vocabulary = content["model"]["vocab"]
     content["model"]["vocab"] = {piece: index for piece, index in vocabulary.items() if not gone & set(piece)}
-    content["model"]["merges"] = [merge for merge in content["model"]["merges"] if not gone & set("".join(merge))]
+    content["model"]["merges"] = [
+        merge for merge in content["model"]["merges"] if not gone & set("".join(merge))
+    ]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     hf = tokenizers.Tokenizer.from_str(json.dumps(content))
     hf.encode_special_tokens = True
@@ -251,9 +290,13 @@ def test_bytes_without_a_piece_are_dropped_as_in_the_reference(tmp_path):
 
 
 def test_merges_that_ranks_cannot_keep_are_left_to_the_reference():
-    """The claim of mmed/tokenization/byte_level.py, on merges in any order and all strings over three letters."""
+    """The claim of mmed/tokenization/byte_level.py, on merges in any order and all strings over three
+    letters.
+    """
     rng = seeded()
-    strings = ["".join(letters) for length in range(1, 6) for letters in itertools.product("abc", repeat=length)]
+    strings = [
+        "".join(letters) for length in range(1, 6) for letters in itertools.product("abc", repeat=length)
+    ]
     accepted = declined = 0
     for _ in range(150):
         vocabulary, merges = {"a": 0, "b": 1, "c": 2}, []
@@ -271,7 +314,8 @@ def test_merges_that_ranks_cannot_keep_are_left_to_the_reference():
         for text in strings:
             parts = list(text)
             while len(parts) > 1:  # the plainest BPE by rank: best rank, leftmost
-                rank, place = min((ranks.get(parts[i] + parts[i + 1], 1 << 30), i) for i in range(len(parts) - 1))
+                rank, place = min(
+                    (ranks.get(parts[i] + parts[i + 1], 1 << 30), i) for i in range(len(parts) - 1))
                 if rank == 1 << 30:
                     break
                 parts[place:place + 2] = ["".join(parts[place:place + 2])]
@@ -279,16 +323,25 @@ def test_merges_that_ranks_cannot_keep_are_left_to_the_reference():
     assert accepted > 40 and declined > 5
 
 
-@pytest.mark.parametrize("change", [
-    {"normalizer": {"type": "Lowercase"}},
-    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-        {"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]}},
-    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": r"\w+|\s+"}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}},
-    {"normalizer": {"type": "NFC"}, "added_tokens": [
-        {"id": 900, "content": "<late>", "single_word": False, "lstrip": True, "rstrip": False, "normalized": True, "special": False}]},
-], ids=["lowercase", "digits (SmolLM2)", "another pattern", "added token that strips"])
+@pytest.mark.parametrize("change", [{"normalizer": {"type": "Lowercase"}}, {
+    "pre_tokenizer": {
+        "type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, {
+            "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
+        }]
+    }
+}, {
+    "pre_tokenizer": {
+        "type": "Sequence", "pretokenizers": [{
+            "type": "Split", "pattern": {"Regex": r"\w+|\s+"}, "behavior": "Isolated", "invert": False
+        }, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
+    }
+}, {
+    "normalizer": {"type": "NFC"}, "added_tokens": [{
+        "id": 900, "content": "<late>", "single_word": False, "lstrip": True, "rstrip": False,
+        "normalized": True, "special": False
+    }]
+}, ],
+                         ids=["lowercase", "digits (SmolLM2)", "another pattern", "added token that strips"])
 def test_other_byte_level_files_open_through_the_reference(tmp_path, change):
     content = json.loads(hf_byte_level(LLAMA3).to_str()) | change
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
@@ -301,7 +354,9 @@ def test_other_byte_level_files_open_through_the_reference(tmp_path, change):
 
 
 def test_a_unigram_file_opens_through_the_reference(tmp_path):
-    hf = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("a", -3.0), ("▁a", -3.5), ("b", -4.0)], 0, False))
+    hf = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("a", -3.0), ("▁a", -3.5), ("b", -4.0)], 0,
+                                  False))
     hf.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     hf.decoder = tokenizers.decoders.Metaspace()
     hf.save(str(tmp_path / "tokenizer.json"))
@@ -315,14 +370,19 @@ def test_normalised_text_and_added_tokens_equal_the_reference(tmp_path):
     hf.save(str(tmp_path / "tokenizer.json"))
     ours = load_tokenizer(tmp_path)
     assert ours.kind == "byte-level BPE" and ours.added["<think>"] not in ours.special.values()
-    for text in texts(300) + ["<think>e\u0301</think>", "<think>>", "5 mg of x", "<|endoftext|><think>", "<think", "<think>\u0338"]:
+    for text in texts(300) + [
+            "<think>e\u0301</think>", "<think>>", "5 mg of x", "<|endoftext|><think>", "<think",
+            "<think>\u0338"
+    ]:
         for version in (text, text.replace("a", "<think>"), "<think>" + text):
             assert ours.encode(version) == hf.encode(version).ids, ascii(version)
     assert ours.decode(ours.encode("a <think> b")) == "a <think> b"
 
 
-@pytest.mark.parametrize("style", ["llama", "gemma", "metaspace first whole", "metaspace first split", "metaspace always whole",
-                                   "metaspace always split"])
+@pytest.mark.parametrize("style", [
+    "llama", "gemma", "metaspace first whole", "metaspace first split", "metaspace always whole",
+    "metaspace always split"
+])
 def test_sentencepiece_style_json_equals_the_reference(tmp_path, spm, style):
     hf = hf_sentencepiece(spm, style)
     hf.save(str(tmp_path / "tokenizer.json"))
@@ -337,7 +397,9 @@ def test_sentencepiece_style_json_equals_the_reference(tmp_path, spm, style):
 
 
 def llama3_ranks() -> dict[bytes, int]:
-    """Two vocabularies one after the other, the second backwards: many tokens that no joins reach, as Llama 3 has."""
+    """Two vocabularies one after the other, the second backwards: many tokens that no joins reach, as Llama 3
+    has.
+    """
     alphabet, ranks = byte_alphabet(), {}
     for hf in (hf_byte_level(LLAMA3, size=600), hf_byte_level(BLOOM, size=500)):
         words = sorted(hf.get_vocab().items(), key=lambda item: item[1])
@@ -362,7 +424,9 @@ def test_llama3_files_of_both_kinds_equal_tiktoken_and_the_reference(tmp_path):
     for name in ("tiktoken", "json", "joins_only"):
         (tmp_path / name).mkdir()
     path = write_ranks(tmp_path / "tiktoken" / "tokenizer.model", ranks)
-    hf = convert.TikTokenConverter(vocab_file=str(path), pattern=LLAMA3, extra_special_tokens=["<|begin_of_text|>"]).converted()
+    hf = convert.TikTokenConverter(vocab_file=str(path),
+                                   pattern=LLAMA3,
+                                   extra_special_tokens=["<|begin_of_text|>"]).converted()
     content = json.loads(hf.to_str())
     plain = tiktoken.Encoding("plain", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
     for name, whole in (("json", True), ("joins_only", False)):
@@ -378,7 +442,8 @@ def test_llama3_files_of_both_kinds_equal_tiktoken_and_the_reference(tmp_path):
     count = len(ranks)
     assert (model.bos_id, model.eos_id, model.vocab_size) == (count, count + 1, count + 256)
     assert model.special["<|eot_id|>"] == count + 9 and set(model.end_ids) == {count + 1, count + 9}
-    assert model.special["<|start_header_id|>"] == count + 6 and model.special["<|reserved_special_token_250|>"] == count + 255
+    assert model.special["<|start_header_id|>"] == count + 6 and model.special[
+        "<|reserved_special_token_250|>"] == count + 255
 
 
 @pytest.mark.slow
@@ -398,7 +463,8 @@ def test_twenty_thousand_random_texts(tmp_path, spm):
     hf.save(str(tmp_path / "tokenizer.json"))
     ours = load_tokenizer(tmp_path)
     compare(ours, lambda text: hf.encode(text).ids, 20_000)
-    compare(load_tokenizer(spm), sentencepiece.SentencePieceProcessor(model_file=str(spm / "tokenizer.model")).encode, 20_000)
+    compare(load_tokenizer(spm),
+            sentencepiece.SentencePieceProcessor(model_file=str(spm / "tokenizer.model")).encode, 20_000)
 
 
 # --- special tokens, settings, text that is not text
@@ -410,15 +476,18 @@ def test_special_token_text_in_user_input_stays_text_and_bos_is_there_once(tmp_p
     hf = hf_byte_level(LLAMA3)
     hf.post_processor = TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
     hf.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|endoftext|>", "eos_token": {"content": "<|eot_id|>"}}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<|endoftext|>", "eos_token": {"content": "<|eot_id|>"}}))
     for ours in (load_tokenizer(tmp_path), load_tokenizer(spm)):
         for text in ["".join(ours.special), *ours.special, "x"]:
             ids = ours.encode(text, bos=True, eos=True)
             assert ids[0] == ours.bos_id and ids[-1] == ours.eos_id
             assert not set(ours.special.values()) & set(ids[1:-1])
             assert ours.decode(ids) == text
-            space = " " if ours.kind == "sentencepiece" else ""  # the one before the first word, as the reference shows it
-            assert ours.decode(ids, special=True) == ours.piece(ours.bos_id) + space + text + ours.piece(ours.eos_id)
+            # the one before the first word, as the reference shows it
+            space = " " if ours.kind == "sentencepiece" else ""
+            assert ours.decode(
+                ids, special=True) == ours.piece(ours.bos_id) + space + text + ours.piece(ours.eos_id)
     assert load_tokenizer(tmp_path).eos_id == 1
     assert load_tokenizer(tmp_path).encode("a") == load_tokenizer(tmp_path).encode("a", bos=True)[1:]
 
@@ -442,13 +511,16 @@ def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
     settings = {"bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     ours = load_tokenizer(tmp_path)
-    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (None, 0, 0)  # Qwen 2: no bos, though config.json names one
+    # Qwen 2: no bos, though config.json names one
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (None, 0, 0)
     assert [path.name for path in ours.files] == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_a_folder_written_by_transformers_opens(tmp_path):
     transformers = pytest.importorskip("transformers")
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=hf_byte_level(QWEN2), eos_token="<|eot_id|>", pad_token="<|endoftext|>")
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=hf_byte_level(QWEN2),
+                                                   eos_token="<|eot_id|>",
+                                                   pad_token="<|endoftext|>")
     wrapped.save_pretrained(tmp_path)
     ours = load_tokenizer(tmp_path)
     assert (ours.eos_id, ours.pad_id, ours.bos_id) == (wrapped.eos_token_id, wrapped.pad_token_id, None)
@@ -457,12 +529,20 @@ def test_a_folder_written_by_transformers_opens(tmp_path):
 
 
 def test_a_renamed_user_defined_piece_is_a_special_token_and_never_found_in_text(tmp_path):
-    """InternLM 2: the piece [UNUSED_TOKEN_145] is a user-defined symbol; tokenizer_config.json calls its id <|im_end|>."""
-    before = train_sentencepiece(corpus(), tmp_path, 700, user_defined_symbols=["[UNUSED_TOKEN_145]", "<keep>"])
+    """InternLM 2: the piece [UNUSED_TOKEN_145] is a user-defined symbol; tokenizer_config.json calls its id
+    <|im_end|>.
+    """
+    before = train_sentencepiece(corpus(),
+                                 tmp_path,
+                                 700,
+                                 user_defined_symbols=["[UNUSED_TOKEN_145]", "<keep>"])
     index = before.core.processor.piece_to_id("[UNUSED_TOKEN_145]")
     assert index in before.encode("[UNUSED_TOKEN_145]")
-    decoder = {str(index): {"content": "<|im_end|>", "special": True}, "701": {"content": "[PAD]", "special": True}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder, "pad_token": "[PAD]"}))
+    decoder = {
+        str(index): {"content": "<|im_end|>", "special": True}, "701": {"content": "[PAD]", "special": True}
+    }
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": decoder, "pad_token": "[PAD]"}))
     ours = load_tokenizer(tmp_path)
     assert ours.special["<|im_end|>"] == index and index in ours.end_ids
     assert ours.pad_id == 701 and ours.vocab_size == 702
@@ -490,7 +570,9 @@ def test_fingerprint_follows_what_makes_the_ids_and_not_file_names(tmp_path, spm
     assert load_tokenizer(tmp_path / "other.model").fingerprint == one.fingerprint
     prints = {one.fingerprint}
     for place, options in enumerate([{}, {"character_coverage": 0.98}, {"user_defined_symbols": ["mg"]}]):
-        prints.add(train_sentencepiece(corpus()[: 400 + 50 * place], tmp_path / str(place), 700, **options).fingerprint)
+        prints.add(
+            train_sentencepiece(corpus()[:400 + 50 * place], tmp_path / str(place), 700,
+                                **options).fingerprint)
     for place, size in enumerate((500, 500, 501)):  # same size, other merges
         hf = hf_byte_level((LLAMA3, GPT2, LLAMA3)[place], size=size)
         hf.save(str(tmp_path / "tokenizer.json"))
@@ -545,11 +627,16 @@ def test_damaged_files_are_rejected_in_one_line(spm, tmp_path):
     ranks = [base64.b64encode(bytes([byte])).decode() + f" {byte}" for byte in range(256)]
     content = hf_byte_level(LLAMA3).to_str()
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 1000\n"
-    cases = [("tokenizer.model", data) for data in (b"", b"hello world\n" * 10, bytes(5000), good[:10], good[:len(good) // 2],
-                                                    good + b"\x0f", good + build_message((1, 7)))]
-    cases += [("tokenizer.model", "\n".join(lines).encode()) for lines in (ranks[:200], [*ranks[:99], "a*b= 99"], [*ranks, ranks[0]])]
-    cases += [("tokenizer.json", data) for data in (b"", b"[]", b'{"model": 3}', content[:900].encode(),
-                                                    content.replace('"a":', '"b":', 1).replace('"type":"BPE"', '"type":"XYZ"').encode())]
+    cases = [("tokenizer.model", data)
+             for data in (b"", b"hello world\n" * 10, bytes(5000), good[:10], good[:len(good) // 2],
+                          good + b"\x0f", good + build_message((1, 7)))]
+    cases += [("tokenizer.model", "\n".join(lines).encode())
+              for lines in (ranks[:200], [*ranks[:99], "a*b= 99"], [*ranks, ranks[0]])]
+    cases += [
+        ("tokenizer.json", data)
+        for data in (b"", b"[]", b'{"model": 3}', content[:900].encode(),
+                     content.replace('"a":', '"b":', 1).replace('"type":"BPE"', '"type":"XYZ"').encode())
+    ]
     for name, data in [*cases, ("tokenizer.model", pointer), ("tokenizer.json", pointer)]:
         path = tmp_path / name
         path.write_bytes(data)
@@ -561,7 +648,8 @@ def test_damaged_files_are_rejected_in_one_line(spm, tmp_path):
 
 def test_a_git_lfs_pointer_beside_a_tokenizer_is_named(spm, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes((spm / "tokenizer.model").read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    (tmp_path / "tokenizer_config.json"
+     ).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     with pytest.raises(UserError, match=r"tokenizer_config.json: a Git LFS pointer"):
         load_tokenizer(tmp_path)
 
@@ -569,15 +657,20 @@ def test_a_git_lfs_pointer_beside_a_tokenizer_is_named(spm, tmp_path):
 def test_code_beside_a_tokenizer_is_not_run(tmp_path, spm):
     (tmp_path / "tokenizer.model").write_bytes((spm / "tokenizer.model").read_bytes())
     (tmp_path / "tokenization_evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
-    settings = {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}, "chat_template": "{{ 1/0 }}", "tokenizer_class": "Evil"}
+    settings = {
+        "auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}, "chat_template": "{{ 1/0 }}",
+        "tokenizer_class": "Evil"
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     before = set(sys.modules)
     load_tokenizer(tmp_path).encode("x")
-    assert not (tmp_path / "canary").exists() and not any("evil" in name for name in set(sys.modules) - before)
+    assert not (tmp_path / "canary").exists() and not any("evil" in name
+                                                          for name in set(sys.modules) - before)
 
 
-@pytest.mark.parametrize("named", [{"extra_special_tokens": ["<|tool|>"]}, {"extra_special_tokens": {"tool_token": "<|tool|>"}},
-                                   {"additional_special_tokens": [{"content": "<|tool|>"}]}, {"image_token": "<|tool|>"}])
+@pytest.mark.parametrize(
+    "named", [{"extra_special_tokens": ["<|tool|>"]}, {"extra_special_tokens": {"tool_token": "<|tool|>"}},
+              {"additional_special_tokens": [{"content": "<|tool|>"}]}, {"image_token": "<|tool|>"}])
 @pytest.mark.parametrize("backend", ["byte-level BPE", "Hugging Face tokenizers"])
 def test_a_token_that_the_settings_name_is_special(tmp_path, named, backend):
     content = json.loads(hf_byte_level(GPT2, plain=True, added=["<|tool|>"]).to_str())
@@ -597,7 +690,8 @@ def test_a_tokenizer_trained_here_gives_the_same_ids_in_transformers(tmp_path, s
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in texts(800):
         if text not in symbols:
-            assert theirs(text, split_special_tokens=True).input_ids == ours.encode(text, bos=True), ascii(text)
+            assert theirs(text, split_special_tokens=True).input_ids == ours.encode(text,
+                                                                                    bos=True), ascii(text)
     ids = ours.encode("The patient was given 0.5 mg", bos=True)
     assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids) == "The patient was given 0.5 mg"
 
@@ -613,7 +707,8 @@ def test_a_choice_of_bos_is_saved_with_the_tokenizer(tmp_path, choice):
     ours = load_tokenizer(tmp_path / "given", bos=choice)
     mmed.tokenizer.save_tokenizer(ours, tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
-    assert again.bos_id == ours.bos_id == (0 if choice == "yes" else None) and again.encode("x") == ours.encode("x")
+    assert again.bos_id == ours.bos_id == (0 if choice == "yes" else
+                                           None) and again.encode("x") == ours.encode("x")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert theirs.encode("Fever") == ours.encode("Fever", bos=choice == "yes")
 
@@ -622,29 +717,43 @@ def test_a_choice_of_bos_is_saved_with_the_tokenizer(tmp_path, choice):
 
 
 def command(*arguments, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "mmed.tokenizer", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT,
-                          encoding="utf-8", env=os.environ | {"PYTHONIOENCODING": ""}, **options)
+    return subprocess.run([sys.executable, "-m", "mmed.tokenizer", *map(str, arguments)],
+                          capture_output=True,
+                          text=True,
+                          cwd=ROOT,
+                          encoding="utf-8",
+                          env=os.environ | {"PYTHONIOENCODING": ""},
+                          **options)
 
 
 def test_training_twice_in_fresh_processes_gives_the_same_file(tmp_path):
     with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text, "language": "xx"}, ensure_ascii=False) + "\n" for text in corpus())
+        file.writelines(
+            json.dumps({"text": text, "language": "xx"}, ensure_ascii=False) + "\n" for text in corpus())
     (tmp_path / "b.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
     for name in ("one", "two"):
-        done = command("train", tmp_path / "a.jsonl.gz", tmp_path / "b.txt", "--out", tmp_path / name, "--vocab_size", 700)
+        done = command("train", tmp_path / "a.jsonl.gz", tmp_path / "b.txt", "--out", tmp_path / name,
+                       "--vocab_size", 700)
         assert done.returncode == 0 and "700 pieces" in done.stdout, done.stderr
-    assert (tmp_path / "one" / "tokenizer.model").read_bytes() == (tmp_path / "two" / "tokenizer.model").read_bytes()
+    assert (tmp_path / "one" / "tokenizer.model").read_bytes() == (tmp_path / "two" /
+                                                                   "tokenizer.model").read_bytes()
     shown = command("show", tmp_path / "one", "--text", "fièvre", "--documents", tmp_path / "a.jsonl.gz")
     assert shown.returncode == 0 and "è" in shown.stdout
     ours = load_tokenizer(tmp_path / "one")
     row = shown.stdout.splitlines()[-1].replace(",", "").split()
-    count, characters, tokens = len(corpus()), sum(map(len, corpus())), sum(len(ours.encode(text)) for text in corpus())
+    count, characters, tokens = len(corpus()), sum(map(len, corpus())), sum(
+        len(ours.encode(text)) for text in corpus())
     assert row[:4] == ["xx", str(count), str(characters), str(tokens)]
 
 
 def test_training_leaves_out_nothing_of_long_or_odd_lines(tmp_path):
-    """The trainer drops lines over its limit, and lines with U+2585, without a word; ours are cut, or the sign replaced."""
-    ours = train_sentencepiece(["lorem ipsum " * 500 + "ж" * 200 + " \ud800", "dolor\u2585 ы ы ы ы"], tmp_path, 300, character_coverage=1.0)
+    """The trainer drops lines over its limit, and lines with U+2585, without a word; ours are cut, or the
+    sign replaced.
+    """
+    ours = train_sentencepiece(["lorem ipsum " * 500 + "ж" * 200 + " \ud800", "dolor\u2585 ы ы ы ы"],
+                               tmp_path,
+                               300,
+                               character_coverage=1.0)
     pieces = {ours.piece(index) for index in range(ours.vocab_size)}
     assert {"ж", "ы"} <= pieces
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.unk_id) == (1, 2, 3, 0)
@@ -656,15 +765,18 @@ def test_a_symbol_with_a_space_is_refused(tmp_path):
 
 
 def test_bad_training_input_is_one_line_and_leaves_nothing(tmp_path):
-    good, bad, odd, empty = (tmp_path / name for name in ("good.jsonl", "bad.jsonl", "odd.jsonl", "empty.jsonl"))
+    good, bad, odd, empty = (tmp_path / name
+                             for name in ("good.jsonl", "bad.jsonl", "odd.jsonl", "empty.jsonl"))
     good.write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus()))
     bad.write_text('{"text": "x"}\n{"text": \n')
     odd.write_text('{"text": "x"}\n{"text": 3}\n')
     empty.write_text('{"text": ""}\n')
     packed = tmp_path / "cut.jsonl.gz"
     packed.write_bytes(gzip.compress(good.read_bytes())[:-20])
-    for files, size, said in [([bad], 700, "bad.jsonl:2"), ([odd], 700, "odd.jsonl:2"), ([empty], 700, "no text"), ([good], 90_000, "vocab_size=90000"),
-                              ([good], 12, "--vocab_size=12"), ([packed], 700, "cut.jsonl.gz:"), ([tmp_path / "none.jsonl"], 700, "no such file"),
+    for files, size, said in [([bad], 700, "bad.jsonl:2"), ([odd], 700, "odd.jsonl:2"),
+                              ([empty], 700, "no text"), ([good], 90_000, "vocab_size=90000"),
+                              ([good], 12, "--vocab_size=12"), ([packed], 700, "cut.jsonl.gz:"),
+                              ([tmp_path / "none.jsonl"], 700, "no such file"),
                               ([tmp_path / "x.pdf"], 700, "expected a .jsonl")]:
         done = command("train", *files, "--out", tmp_path / "out", "--vocab_size", size)
         assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
@@ -682,7 +794,10 @@ def test_ids_on_real_text_equal_the_references(tmp_path):
     data = ROOT.parent / "shared" / "data" / "text"
     if not data.is_dir():
         pytest.skip("no shared data")
-    documents = [text for path in sorted(data.glob("*/medical.jsonl.gz")) for text, _ in itertools.islice(mmed.tokenizer.read_texts(path), 60)]
+    documents = [
+        text for path in sorted(data.glob("*/medical.jsonl.gz"))
+        for text, _ in itertools.islice(mmed.tokenizer.read_texts(path), 60)
+    ]
     ours = train_sentencepiece(documents, tmp_path, 6000)
     library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert len(documents) > 300 and all(ours.encode(text) == library.encode(text) for text in documents)

@@ -1,7 +1,8 @@
 """Start training runs from tests in a tenth of a second each.
 
-`run` does what the command line does, in processes forked from a server that has imported torch (forked_runs.py). The
-server is a process of its own because a process that has computed cannot be forked safely.
+`run` does what the command line does, in processes forked from a server that has imported torch
+(forked_runs.py). The server is a process of its own because a process that has computed cannot be forked
+safely.
 """
 import atexit
 import functools
@@ -15,7 +16,10 @@ from pathlib import Path
 
 @functools.cache
 def server() -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, __file__],
+                               stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE,
+                               text=True)
     atexit.register(process.terminate)
     return process
 

@@ -135,13 +135,15 @@ def main() -> None:
         ("corpus BLEU", "sacrebleu", corpus_in, lambda cs, rs, ct, rt: metrics.corpus_bleu(cs, rs),
          lambda cs, rs, ct, rt: sacre.corpus_score(ct, [rt]).score, ""),
         ("ROUGE-L", "rouge", text_in, lambda c, r: [metrics.rouge_l(c, r, variant="rouge")],
-         lambda c, r: r_p_f(rouge_l.get_scores(c, r)[0], ("rouge-l",)), "12 / 25"),
-        ("ROUGE-1/2/L", "rouge", text_in, lambda c, r: [*(metrics.rouge_n(c, r, n, "set") for n in (1, 2)), metrics.rouge_l(c, r, "rouge")],
+         lambda c, r: r_p_f(rouge_l.get_scores(c, r)[0], ("rouge-l", )), "12 / 25"),
+        ("ROUGE-1/2/L", "rouge", text_in, lambda c, r:
+         [*(metrics.rouge_n(c, r, n, "set") for n in
+            (1, 2)), metrics.rouge_l(c, r, "rouge")],
          lambda c, r: r_p_f(rouge_all.get_scores(c, r)[0], ("rouge-1", "rouge-2", "rouge-l")), "12 / 25"),
-        ("ROUGE-L", "rouge-score", tokens_in, metrics.rouge_l,
-         lambda c, r: google_l.score(r, c)["rougeL"], ""),
-        ("ROUGE-1/2/L", "rouge-score", tokens_in, ours_google,
-         lambda c, r: list(google.score(r, c).values()), ""),
+        ("ROUGE-L", "rouge-score", tokens_in, metrics.rouge_l, lambda c, r: google_l.score(r, c)["rougeL"],
+         ""),
+        ("ROUGE-1/2/L", "rouge-score", tokens_in, ours_google, lambda c, r: list(google.score(r, c).values()),
+         ""),
     ]
     print(
         f"{args.pairs} pairs, {args.rounds} rounds, one thread, CPU time; scores equal to 1e-12 before "

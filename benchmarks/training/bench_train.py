@@ -1,22 +1,30 @@
-"""Training against transformers and PEFT: the same weights, batches, precision and machine, in one process, in turn.
+"""Training against transformers and PEFT: the same weights, batches, precision and machine, in one process,
+in turn.
 
     python benchmarks/training/bench_train.py                              all rows (some minutes)
     python benchmarks/training/bench_train.py --rows full-bf16 --rounds 7 --threads 1
     python benchmarks/training/bench_train.py --rows exam-full,exam-lora --data MMedBench/Train
 
 Rows
-    full-bf16, full-fp32   25 M Llama, 8 rows of 512; against transformers (sdpa, fused AdamW, clipping), eager and torch.compile
+    full-bf16, full-fp32   25 M Llama, 8 rows of 512; against transformers (sdpa, fused AdamW, clipping),
+                           eager and torch.compile
     lora                   q and v, rank 16, bf16, the same rows; against PEFT, eager and compiled
-    exam-full, exam-lora   exam items of mixed length, 8 a step; against what HF Trainer does: padded to the batch's longest, head on
+    exam-full, exam-lora   exam items of mixed length, 8 a step; against what HF Trainer does: padded to the
+                           batch's longest, head on
                            all positions. Counted are useful (not padding) tokens
-    reading                windows/s of 2,048 tokens, in batches as tensors, against one .npy file a window; memory for a stream ten times as long
-    positions              trained positions per unique token of our rows and of the official windows, by document length
-    memory                 peak of a step with 92,544 words and 2,048 tokens, full and LoRA, in processes of their own; full also with
+    reading                windows/s of 2,048 tokens, in batches as tensors, against one .npy file a window;
+                           memory for a stream ten times as long
+    positions              trained positions per unique token of our rows and of the official windows, by
+                           document length
+    memory                 peak of a step with 92,544 words and 2,048 tokens, full and LoRA, in processes of
+                           their own; full also with
                            every second block recomputed, and with the optimizer state in bf16
-    where                  of our step, bf16, full and LoRA: how much of it are products of matrices, attention, elementwise parts (profiler)
+    where                  of our step, bf16, full and LoRA: how much of it are products of matrices,
+                           attention, elementwise parts (profiler)
 
-Every row trains all forms on the same batches first and shows that the losses agree; a row where they do not is not timed.
-What is compared is CPU time of this process (wall time is printed beside it), medians over rounds and the median paired ratio.
+Every row trains all forms on the same batches first and shows that the losses agree; a row where they do not
+is not timed. What is compared is CPU time of this process (wall time is printed beside it), medians over
+rounds and the median paired ratio.
 """
 from __future__ import annotations
 
@@ -47,10 +55,11 @@ CHECKED = 3  # steps whose losses are compared
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-3}
 
 
-# --------------------------------------------------------------------------------------------------------------- ours
+# ------------------------------------------------------------------------------------------------------------
 
 def our_model(shape: str, vocabulary: int, lora: bool, precision: str, state: dict | None) -> Transformer:
-    model = Transformer(ModelConfig(vocab_size=vocabulary, max_position_embeddings=4096, rms_norm_eps=1e-6, **SHAPES[shape]))
+    model = Transformer(
+        ModelConfig(vocab_size=vocabulary, max_position_embeddings=4096, rms_norm_eps=1e-6, **SHAPES[shape]))
     if state is not None:
         model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
     else:
@@ -78,30 +87,40 @@ class Ours:
 
     def step(self, rows: list) -> float:
         batch = micro_batches(rows, rank_share(len(rows), 0, 1, 64), CPU, self.flat)
-        autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if self.precision == "bf16" else contextlib.nullcontext
+        autocast = (lambda: torch.autocast("cpu", torch.bfloat16)
+                    ) if self.precision == "bf16" else contextlib.nullcontext
         loss = forward_backward(self.model, batch, 1 / batch.targets, autocast)
         update(self.model, self.optimizer, 1.0, loss.double())
         return float(loss) / batch.targets
 
 
-# --------------------------------------------------------------------------------------------------------------- peers
+# ------------------------------------------------------------------------------------------------------------
 
 def their_model(shape: str, vocabulary: int):
     import transformers
 
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=vocabulary, max_position_embeddings=4096, attn_implementation="sdpa",
-                                                                  rms_norm_eps=1e-6, use_cache=False, **SHAPES[shape])).train()
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=vocabulary,
+                                 max_position_embeddings=4096,
+                                 attn_implementation="sdpa",
+                                 rms_norm_eps=1e-6,
+                                 use_cache=False,
+                                 **SHAPES[shape])).train()
 
 
 class Theirs:
-    """transformers' model (with PEFT's LoRA) in the loop that Trainer runs: autocast, backward, clip, fused AdamW."""
+    """transformers' model (with PEFT's LoRA) in the loop that Trainer runs: autocast, backward, clip, fused
+    AdamW.
+    """
 
     def __init__(self, model, lora: bool, precision: str, compiled: bool):
         if lora:
             import peft
 
-            model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]))
+            model = peft.get_peft_model(
+                model,
+                peft.LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]))
             if precision == "bf16":
                 for p in model.parameters():
                     if not p.requires_grad:
@@ -109,7 +128,11 @@ class Theirs:
         self.model, self.precision = model, precision
         self.call = torch.compile(model) if compiled else model
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-3, weight_decay=0.0, fused=True, betas=(0.9, 0.999))
+        self.optimizer = torch.optim.AdamW(self.trained,
+                                           lr=1e-3,
+                                           weight_decay=0.0,
+                                           fused=True,
+                                           betas=(0.9, 0.999))
 
     def step(self, batch: dict) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
@@ -130,7 +153,7 @@ def same_adapters(ours: Transformer, theirs) -> None:
                 p.copy_(own[name.removeprefix("base_model.model.model.").replace(".default.weight", "")])
 
 
-# --------------------------------------------------------------------------------------------------------------- rows
+# ------------------------------------------------------------------------------------------------------------
 
 def in_turn(name: str, tokens: list[int], forms: dict, rounds: int) -> None:
     """`forms`: label -> one step on batch number i. First form is ours."""
@@ -147,8 +170,15 @@ def in_turn(name: str, tokens: list[int], forms: dict, rounds: int) -> None:
     for label in forms:
         ratios = sorted(b / a for a, b in zip(cpu[first], cpu[label]))
         walls = statistics.median(b / a for a, b in zip(wall[first], wall[label]))
-        print(f"  {label:34} {mean / statistics.median(cpu[label]):9.0f} tokens/s of CPU time, {mean / statistics.median(wall[label]):9.0f} by the clock"
-              + ("" if label == first else f"   ours is {statistics.median(ratios):.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f}), clock {walls:.2f}x"), flush=True)
+        print(
+            f"  {label:34} {mean / statistics.median(cpu[label]):9.0f} tokens/s of CPU time, "
+            f"{mean / statistics.median(wall[label]):9.0f} by the clock"
+            +
+            ("" if label == first else
+             f"   ours is {statistics.median(ratios):.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f}), clock "
+             f"{walls:.2f}x"
+             ),
+            flush=True)
 
 
 def losses_agree(name: str, forms: dict, batches: int, tolerance: float) -> bool:
@@ -173,9 +203,12 @@ def step_row(name: str, precision: str, lora: bool, options: argparse.Namespace)
 
     T, B, vocabulary = options.context, options.batch, options.vocabulary
     data = plain_rows(vocabulary, B, T, 4)
-    ours_in = [[Row(ids[:-1], ids[1:], np.zeros(T, np.int64), np.arange(T)) for ids in batch] for batch in data]
-    theirs_in = [{"input_ids": torch.from_numpy(ids[:, :-1]), "shift_labels": torch.from_numpy(ids[:, 1:].copy()),
-                  "labels": torch.from_numpy(ids[:, 1:].copy())} for ids in data]
+    ours_in = [[Row(ids[:-1], ids[1:], np.zeros(T, np.int64), np.arange(T)) for ids in batch]
+               for batch in data]
+    theirs_in = [{
+        "input_ids": torch.from_numpy(ids[:, :-1]), "shift_labels": torch.from_numpy(ids[:, 1:].copy()),
+        "labels": torch.from_numpy(ids[:, 1:].copy())
+    } for ids in data]
     peers = {f"{'PEFT' if lora else 'transformers'}, eager": False}
     if options.compiled:
         peers[f"{'PEFT' if lora else 'transformers'}, torch.compile"] = True
@@ -197,23 +230,34 @@ def where_row(options: argparse.Namespace) -> None:
     from mmed.data import Row
 
     T, B = options.context, options.batch
-    data = [[Row(ids[:-1], ids[1:], np.zeros(T, np.int64), np.arange(T)) for ids in batch] for batch in plain_rows(options.vocabulary, B, T, 2)]
+    data = [[Row(ids[:-1], ids[1:], np.zeros(T, np.int64), np.arange(T)) for ids in batch]
+            for batch in plain_rows(options.vocabulary, B, T, 2)]
     for lora in (False, True):
-        ours = Ours(our_model(options.shape, options.vocabulary, lora, "bf16", None), "bf16", options.compiled)
+        ours = Ours(our_model(options.shape, options.vocabulary, lora, "bf16", None), "bf16",
+                    options.compiled)
         for batch in data * 2:  # the first compiles
             ours.step(batch)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             ours.step(data[0])
         events = profiler.key_averages()
         whole = sum(event.self_cpu_time_total for event in events) / 1e6
-        parts = {"products": sum(event.self_cpu_time_total for event in events if event.key in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")) / 1e6,
-                 "attention": sum(event.cpu_time_total for event in events if event.key.startswith("mmed::document_attention")) / 1e6,
-                 "compiled elementwise": sum(event.self_cpu_time_total for event in events if "CompiledFxGraph" in event.key) / 1e6}
-        print(f"where, {'LoRA' if lora else 'full'}: a step of {whole:.2f} s: " + ", ".join(f"{name} {s:.2f} s ({s / whole:.0%})" for name, s in parts.items()), flush=True)
+        parts = {
+            "products": sum(event.self_cpu_time_total for event in events
+                            if event.key in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")) / 1e6,
+            "attention": sum(event.cpu_time_total
+                             for event in events if event.key.startswith("mmed::document_attention")) / 1e6,
+            "compiled elementwise": sum(event.self_cpu_time_total
+                                        for event in events if "CompiledFxGraph" in event.key) / 1e6
+        }
+        print(f"where, {'LoRA' if lora else 'full'}: a step of {whole:.2f} s: " +
+              ", ".join(f"{name} {s:.2f} s ({s / whole:.0%})" for name, s in parts.items()),
+              flush=True)
 
 
 def exam_examples(options: argparse.Namespace, count: int) -> list[Example]:
-    """Prompts and targets as long as the benchmark's: from its files where given, else drawn (both settings of an item in turn)."""
+    """Prompts and targets as long as the benchmark's: from its files where given, else drawn (both settings
+    of an item in turn).
+    """
     rng = random.Random(5)
     if options.data:
         from mmed.prompts import build_prompt, build_target, read_benchmark
@@ -221,13 +265,19 @@ def exam_examples(options: argparse.Namespace, count: int) -> list[Example]:
         pieces = []
         for item in rng.sample(list(read_benchmark(options.data)), count):
             mode = bool(item.rationale) and rng.random() < 0.5
-            pieces.append((len(build_prompt(item, mode, "clean")) // 4, max(2, len(build_target(item, mode, "clean")) // 4)))
+            pieces.append((len(build_prompt(item, mode, "clean")) // 4,
+                           max(2,
+                               len(build_target(item, mode, "clean")) // 4)))
     else:  # METHOD 2: question 76 tokens, options 40, instruction about 60, rationale 210 on average
-        pieces = [(60 + int(rng.lognormvariate(4.55, 0.6)), 12 + (int(rng.lognormvariate(5.2, 0.55)) if n % 2 else 0)) for n in range(count)]
+        pieces = [(60 + int(rng.lognormvariate(4.55, 0.6)),
+                   12 + (int(rng.lognormvariate(5.2, 0.55)) if n % 2 else 0)) for n in range(count)]
         rng.shuffle(pieces)
     zipf = np.random.default_rng(1)
-    return [Example(str(n), np.minimum(zipf.zipf(1.3, min(p + t, options.longest)), options.vocabulary - 1).tolist(), min(p, options.longest - 2))
-            for n, (p, t) in enumerate(pieces)]
+    return [
+        Example(str(n),
+                np.minimum(zipf.zipf(1.3, min(p + t, options.longest)), options.vocabulary - 1).tolist(),
+                min(p, options.longest - 2)) for n, (p, t) in enumerate(pieces)
+    ]
 
 
 def exam_row(name: str, lora: bool, options: argparse.Namespace) -> None:
@@ -247,9 +297,12 @@ def exam_row(name: str, lora: bool, options: argparse.Namespace) -> None:
             mask[row, :len(e.ids)] = 1
         theirs_in.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
     useful = [sum(len(e.ids) - 1 for e in batch) for batch in batches]
-    print(f"{name}: {len(examples)} examples of {min(len(e.ids) for e in examples)}-{max(len(e.ids) for e in examples)} tokens; of the positions "
-          f"computed are useful: ours {sum(useful) / sum(micro_batches(rows, [[*range(len(rows))]], CPU, True).positions for rows in ours_in):.0%}, padded "
-          f"{sum(useful) / sum(b['input_ids'].numel() for b in theirs_in):.0%}")
+    print(
+        f"{name}: {len(examples)} examples of "
+        f"{min(len(e.ids) for e in examples)}-{max(len(e.ids) for e in examples)} tokens; of the positions "
+        f"computed are useful: ours "
+        f"{sum(useful) / sum(micro_batches(rows, [[*range(len(rows))]], CPU, True).positions for rows in ours_in):.0%}, padded "
+        f"{sum(useful) / sum(b['input_ids'].numel() for b in theirs_in):.0%}")
     state = their_model(options.shape, options.vocabulary).state_dict()
     ours = Ours(our_model(options.shape, options.vocabulary, lora, "bf16", state), "bf16", options.compiled)
     ours.flat = True
@@ -287,7 +340,10 @@ def reading_row(options: argparse.Namespace) -> None:
         def theirs() -> None:  # labels are a copy (dataset.py), and a DataLoader stacks the batch
             for i in range(0, len(order), B):
                 windows = [torch.from_numpy(np.load(path)) for path in order[i:i + B]]
-                {"input_ids": torch.stack(windows), "labels": torch.stack([window.clone() for window in windows])}
+                {
+                    "input_ids": torch.stack(windows),
+                    "labels": torch.stack([window.clone() for window in windows])
+                }
 
         def ours() -> None:  # with documents, positions and where there is a loss, which theirs have not
             for i in range(0, len(order), B):
@@ -302,29 +358,47 @@ def reading_row(options: argparse.Namespace) -> None:
                 times.append(time.process_time() - begin)
             ratios.append(times[1] / times[0])
             rate.append(len(order) / times[0])
-        print(f"reading: batches of {B}, {statistics.median(rate):,.0f} windows/s of CPU time, {statistics.median(ratios):.1f}x "
-              f"({min(ratios):.1f}-{max(ratios):.1f}) one file a window (files in the page cache)", flush=True)
+        print(
+            f"reading: batches of {B}, {statistics.median(rate):,.0f} windows/s of CPU time, "
+            f"{statistics.median(ratios):.1f}x "
+            f"({min(ratios):.1f}-{max(ratios):.1f}) one file a window (files in the page cache)",
+            flush=True)
         peaks = []
         for factor in (1, 10):
             make_stream(folder, 2000 * factor, 1500)
-            code = (f"from mmed.data import *; s = TokenStream({str(folder / f's{2000 * factor}')!r}, 'bench')\n"
-                    "r = PretrainRows([s], 2048, seed=1)\nfor i in range(300): r.row(i)\n"
-                    "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")
-            peaks.append(int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) / 1024)
-        print(f"  peak memory of 300 windows of a stream, and of one ten times as long: {peaks[0]:.0f} and {peaks[1]:.0f} MB")
+            code = (
+                f"from mmed.data import *; s = TokenStream({str(folder / f's{2000 * factor}')!r}, 'bench')\n"
+                "r = PretrainRows([s], 2048, seed=1)\nfor i in range(300): r.row(i)\n"
+                "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")
+            peaks.append(
+                int(
+                    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                   check=True).stdout) / 1024)
+        print(
+            f"  peak memory of 300 windows of a stream, and of one ten times as long: {peaks[0]:.0f} and "
+            f"{peaks[1]:.0f} MB"
+        )
 
 
 def positions_row(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         for length in (500, 1000, 2000, 5000, 20000):
             stream = make_stream(Path(name), max(400, 2_000_000 // length), length)
-            ours, official = PretrainRows([stream], 2048, 1), PretrainRows([stream], 2048, 1, windows="official")
-            print(f"positions: documents of about {length:6,} tokens: ours {ours.rows_per_epoch * 2048 / stream.tokens:.5f} trained positions per "
-                  f"unique token, official windows {official.rows_per_epoch * 2048 / stream.tokens:.2f}")
+            ours, official = PretrainRows([stream], 2048, 1), PretrainRows([stream],
+                                                                           2048,
+                                                                           1,
+                                                                           windows="official")
+            print(
+                f"positions: documents of about {length:6,} tokens: ours "
+                f"{ours.rows_per_epoch * 2048 / stream.tokens:.5f} trained positions per "
+                f"unique token, official windows {official.rows_per_epoch * 2048 / stream.tokens:.2f}")
 
 
 # forms of the memory row: options of their own
-LEAN = {"ours": {}, "half-again": {"activation_checkpointing": "half"}, "bf16-state": {"optimizer_state_dtype": "bf16"}}
+LEAN = {
+    "ours": {}, "half-again": {"activation_checkpointing": "half"},
+    "bf16-state": {"optimizer_state_dtype": "bf16"}
+}
 
 
 def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:
@@ -336,12 +410,18 @@ def memory_step(form: str, lora: bool, options: argparse.Namespace) -> None:
     data = plain_rows(vocabulary, B, T, 2)
     if form != "theirs":
         model = Ours(our_model(options.shape, vocabulary, lora, "bf16", None), "bf16", False, **LEAN[form])
-        inputs = [[Row(ids[:-1], ids[1:], np.zeros(T, np.int64), np.arange(T)) for ids in batch] for batch in data]
+        inputs = [[Row(ids[:-1], ids[1:], np.zeros(T, np.int64), np.arange(T)) for ids in batch]
+                  for batch in data]
     else:
         model = Theirs(their_model(options.shape, vocabulary), lora, "bf16", False)
-        inputs = [{"input_ids": torch.from_numpy(ids[:, :-1]), "shift_labels": torch.from_numpy(ids[:, 1:].copy()), "labels": torch.from_numpy(ids[:, 1:].copy())}
-                  for ids in data]
-    own = {name.removeprefix("base_model.model.").removeprefix("model.").replace(".base_layer", ""): p for name, p in model.model.named_parameters()}
+        inputs = [{
+            "input_ids": torch.from_numpy(ids[:, :-1]), "shift_labels": torch.from_numpy(ids[:, 1:].copy()),
+            "labels": torch.from_numpy(ids[:, 1:].copy())
+        } for ids in data]
+    own = {
+        name.removeprefix("base_model.model.").removeprefix("model.").replace(".base_layer", ""): p
+        for name, p in model.model.named_parameters()
+    }
     with torch.no_grad():
         for name in own:  # the same weights in both
             if own[name].dim() > 1 and "lora_" not in name:
@@ -355,19 +435,29 @@ def memory_row(options: argparse.Namespace) -> None:
     for lora in (False, True):
         peaks = {}
         for form in ("theirs", "ours") if lora else ("theirs", *LEAN):
-            command = [sys.executable, __file__, "--shape", options.shape, "--context", str(options.context), "--memory_step", f"{form}{'+lora' if lora else ''}"]
+            command = [
+                sys.executable, __file__, "--shape", options.shape, "--context",
+                str(options.context), "--memory_step", f"{form}{'+lora' if lora else ''}"
+            ]
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
             peaks[form] = (int(out[0]), int(out[1]))
-            print(f"memory, {'LoRA' if lora else 'full'}, {form:16} peak {out[1]} MB ({out[0]} before the first step), first loss {float(out[2]):.4f}"
-                  + ("" if form == "theirs" else f"; {peaks['theirs'][1] / peaks[form][1]:.2f}x less at the peak, "
-                     f"{(peaks['theirs'][1] - peaks['theirs'][0]) / max(1, peaks[form][1] - peaks[form][0]):.2f}x above what was there before"), flush=True)
+            print(
+                f"memory, {'LoRA' if lora else 'full'}, {form:16} peak {out[1]} MB ({out[0]} before the "
+                f"first step), first loss {float(out[2]):.4f}"
+                +
+                (""
+                 if form == "theirs" else f"; {peaks['theirs'][1] / peaks[form][1]:.2f}x less at the peak, "
+                 f"{(peaks['theirs'][1] - peaks['theirs'][0]) / max(1, peaks[form][1] - peaks[form][0]):.2f}x above what was there before"
+                 ),
+                flush=True)
 
 
 ROWS = ("full-bf16", "full-fp32", "lora", "exam-full", "exam-lora", "reading", "positions", "memory", "where")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--shape", default="25m", choices=sorted(SHAPES))
     parser.add_argument("--vocabulary", type=int, default=8192)
@@ -376,7 +466,10 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=1024, help="exam rows: tokens of a row at most")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no_compile", dest="compiled", action="store_false", help="without torch.compile on either side")
+    parser.add_argument("--no_compile",
+                        dest="compiled",
+                        action="store_false",
+                        help="without torch.compile on either side")
     parser.add_argument("--data", help="exam files, for the lengths of real items")
     parser.add_argument("--memory_step", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -393,7 +486,8 @@ def main() -> None:
         elif name.startswith("exam"):
             exam_row(name, name == "exam-lora", options)
         else:
-            {"reading": reading_row, "positions": positions_row, "memory": memory_row, "where": where_row}[name](options)
+            {"reading": reading_row, "positions": positions_row, "memory": memory_row,
+             "where": where_row}[name](options)
         torch.compiler.reset()
 
 

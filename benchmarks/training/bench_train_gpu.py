@@ -1,22 +1,28 @@
-"""Training on one GPU: models of the published shapes with random weights on random tokens; ours and transformers in turn.
+"""Training on one GPU: models of the published shapes with random weights on random tokens; ours and
+transformers in turn.
 
-    python benchmarks/training/bench_train_gpu.py                                   all cases (about 10 minutes on an H200)
+    python benchmarks/training/bench_train_gpu.py                                   all cases (about 10
+    minutes on an H200)
     python benchmarks/training/bench_train_gpu.py --cases internlm2-1.8b --forms ours,eager,compiled
-    python benchmarks/training/bench_train_gpu.py --device cpu --cases tiny         the smallest case, to see that it works
+    python benchmarks/training/bench_train_gpu.py --device cpu --cases tiny         the smallest case, to see
+    that it works
 
 Cases
-    internlm2-1.8b, internlm2-7b, llama3-8b   full training, rows of 2,048, bf16 with fp32 weights; the 7 B ones with the optimizer state
+    internlm2-1.8b, internlm2-7b, llama3-8b   full training, rows of 2,048, bf16 with fp32 weights; the 7 B
+    ones with the optimizer state
                                               in bf16 and the blocks recomputed
     llama3-8b-lora                            q and v, rank 16, bf16 base
 Forms
     ours       this package's training step (mmed/train.py's own functions), compiled blocks
     documents  ours on rows of packed documents (masked), to be within a few percent of `ours`
-    eager, compiled   transformers' model in the loop that Trainer runs (autocast, clipping, fused AdamW), with PEFT for LoRA
+    eager, compiled   transformers' model in the loop that Trainer runs (autocast, clipping, fused AdamW),
+                      with PEFT for LoRA
 
-MFU = (6 x matmul weights + 6 x layers x width x context) x tokens/s / 989e12, LoRA with 4 for the first 6; beside it the share of this
-GPU's measured matmul peak. Each case and form runs in a process of its own, from the same weights on the same rows (`documents` apart);
-the first losses are printed, and a peer whose losses differ from ours is not compared. Peers that do not fit in memory are said so. Needs
-this checkout and a python with torch, transformers and peft.
+MFU = (6 x matmul weights + 6 x layers x width x context) x tokens/s / 989e12, LoRA with 4 for the first 6;
+beside it the share of this GPU's measured matmul peak. Each case and form runs in a process of its own, from
+the same weights on the same rows (`documents` apart); the first losses are printed, and a peer whose losses
+differ from ours is not compared. Peers that do not fit in memory are said so. Needs this checkout and a
+python with torch, transformers and peft.
 """
 from __future__ import annotations
 
@@ -75,9 +81,12 @@ def settle(device: torch.device) -> None:
 
 
 def fill(model: torch.nn.Module) -> None:
-    """The same random weights for every form: each parameter's from a generator that is seeded by its name, without what wrappers add."""
+    """The same random weights for every form: each parameter's from a generator that is seeded by its name,
+    without what wrappers add.
+    """
     for name, p in model.named_parameters():
-        name = name.removeprefix("base_model.model.").removeprefix("model.").replace(".base_layer", "").replace(".default.weight", "")
+        name = name.removeprefix("base_model.model.").removeprefix("model.").replace(
+            ".base_layer", "").replace(".default.weight", "")
         generator = torch.Generator(p.device).manual_seed(zlib.crc32(name.encode()))
         with torch.no_grad():
             if "lora_B" in name:
@@ -105,8 +114,14 @@ def rows(vocabulary: int, B: int, T: int, documents: bool) -> list:
 
 def ours(case: str, device: torch.device, T: int, B: int, documents: bool):
     shape, vocabulary, _, changes = CASES[case]
-    config = TrainConfig(sequence_length=T, micro_batch_size=B, global_batch_size=B, precision="bf16", learning_rate=1e-4, **changes)
-    model = skeleton(config, ModelConfig(vocab_size=vocabulary, **{"rms_norm_eps": 1e-5, **SHAPES[shape]})).to_empty(device=device)
+    config = TrainConfig(sequence_length=T,
+                         micro_batch_size=B,
+                         global_batch_size=B,
+                         precision="bf16",
+                         learning_rate=1e-4,
+                         **changes)
+    model = skeleton(config, ModelConfig(vocab_size=vocabulary, **{"rms_norm_eps": 1e-5,
+                                                                   **SHAPES[shape]})).to_empty(device=device)
     fill(model)
     model.activation_checkpointing = {"no": 0, "all": 1, "half": 2}[config.activation_checkpointing]
     if device.type == "cuda":
@@ -129,21 +144,28 @@ def theirs(case: str, device: torch.device, T: int, B: int, compiled: bool):
     shape, vocabulary, _, changes = CASES[case]
     lora = bool(changes.get("lora_rank"))
     with torch.device(device):
-        config = transformers.LlamaConfig(vocab_size=vocabulary, attn_implementation="sdpa", use_cache=False,
-                                          **{"rms_norm_eps": 1e-5, "max_position_embeddings": 8192, **SHAPES[shape]})
-        model = transformers.LlamaForCausalLM._from_config(config, dtype=torch.bfloat16 if lora else torch.float32).train()
+        config = transformers.LlamaConfig(
+            vocab_size=vocabulary,
+            attn_implementation="sdpa",
+            use_cache=False,
+            **{"rms_norm_eps": 1e-5, "max_position_embeddings": 8192, **SHAPES[shape]})
+        model = transformers.LlamaForCausalLM._from_config(
+            config, dtype=torch.bfloat16 if lora else torch.float32).train()
     if changes.get("activation_checkpointing") == "all":
         model.gradient_checkpointing_enable()
     if lora:
         import peft
 
-        model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]))
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj",
+                                                                                          "v_proj"]))
     fill(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     call = torch.compile(model) if compiled else model
     data = rows(vocabulary, B, T, False)
-    ids, labels = (torch.stack([torch.from_numpy(getattr(r, name)) for r in data]).to(device) for name in ("input_ids", "labels"))
+    ids, labels = (torch.stack([torch.from_numpy(getattr(r, name)) for r in data]).to(device)
+                   for name in ("input_ids", "labels"))
 
     def step() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16):
@@ -161,8 +183,11 @@ def measure(case: str, form: str, options: argparse.Namespace) -> None:
     """One case and form; prints a JSON line."""
     device = torch.device(options.device)
     B, T = options.batch or CASES[case][2], options.context
-    build = {"ours": lambda: ours(case, device, T, B, False), "documents": lambda: ours(case, device, T, B, True),
-             "eager": lambda: theirs(case, device, T, B, False), "compiled": lambda: theirs(case, device, T, B, True)}
+    build = {
+        "ours": lambda: ours(case, device, T, B, False), "documents": lambda: ours(case, device, T, B, True),
+        "eager": lambda: theirs(case, device, T, B, False),
+        "compiled": lambda: theirs(case, device, T, B, True)
+    }
     step, flops = build[form]()
     losses = [float(step()) for _ in range(3)]  # the first compiles
     settle(device)
@@ -173,11 +198,16 @@ def measure(case: str, form: str, options: argparse.Namespace) -> None:
         settle(device)
         times.append(time.perf_counter() - begin)
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    print(json.dumps({"tokens_per_second": B * T / statistics.median(times), "flops": flops, "memory": memory, "losses": losses}))
+    print(
+        json.dumps({
+            "tokens_per_second": B * T / statistics.median(times), "flops": flops, "memory": memory,
+            "losses": losses
+        }))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cases")
     parser.add_argument("--forms", default="ours,documents,eager,compiled")
@@ -196,7 +226,10 @@ def main() -> None:
     device = torch.device(options.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     peak = matmul_peak(device)
-    print(f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; bf16 matmul {peak / 1e12:.1f} TFLOP/s", flush=True)
+    print(
+        f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; bf16 matmul {peak / 1e12:.1f} "
+        f"TFLOP/s",
+        flush=True)
     for case in cases:
         if case not in CASES:
             sys.exit(f"--cases {case}: expected some of {', '.join(CASES)}")
@@ -204,21 +237,38 @@ def main() -> None:
         found: dict[str, dict] = {}
         for form in options.forms.split(","):
             with contextlib.suppress(KeyboardInterrupt):
-                done = subprocess.run([sys.executable, __file__, "--one", f"{case}/{form}", "--device", options.device, "--context", str(context),
-                                       "--batch", str(options.batch), "--steps", str(options.steps)], capture_output=True, text=True, check=False)
+                done = subprocess.run([
+                    sys.executable, __file__, "--one", f"{case}/{form}", "--device", options.device,
+                    "--context",
+                    str(context), "--batch",
+                    str(options.batch), "--steps",
+                    str(options.steps)
+                ],
+                                      capture_output=True,
+                                      text=True,
+                                      check=False)
             if done.returncode:
                 last = done.stderr.strip().splitlines()[-1][:160] if done.stderr.strip() else ""
-                print(f"{case:16} {form:10} {'out of memory' if 'OutOfMemory' in done.stderr else 'failed: ' + last}", flush=True)
+                print(
+                    f"{case:16} {form:10} "
+                    f"{'out of memory' if 'OutOfMemory' in done.stderr else 'failed: ' + last}",
+                    flush=True)
                 continue
             found[form] = result = json.loads(done.stdout.strip().splitlines()[-1])
             first = found.get("ours", result)
-            apart = 0.0 if form == "documents" else max(abs(a / b - 1) for a, b in zip(result["losses"], first["losses"]))
+            apart = 0.0 if form == "documents" else max(
+                abs(a / b - 1) for a, b in zip(result["losses"], first["losses"]))
             ratio = f"  ours is {first['tokens_per_second'] / result['tokens_per_second']:.2f}x"
             flops = (first["flops"] or 0) * result["tokens_per_second"]
             top = memory_estimate.peak_flops(name)
-            print(f"{case:16} {form:10} {result['tokens_per_second']:10,.0f} tokens/s" + (f"  MFU {flops / top:.1%}" if top else "")
-                  + f"  {flops / peak:.1%} of the matmul peak  {result['memory'] / 2 ** 30:.1f} GiB  losses {' '.join(f'{x:.4f}' for x in result['losses'])}"
-                  + ("" if form == "ours" else ratio if apart <= TOLERANCE else f"  losses differ by {apart:.1e}: not compared"), flush=True)
+            print(
+                f"{case:16} {form:10} {result['tokens_per_second']:10,.0f} tokens/s" +
+                (f"  MFU {flops / top:.1%}" if top else "") +
+                f"  {flops / peak:.1%} of the matmul peak  {result['memory'] / 2 ** 30:.1f} GiB  losses "
+                f"{' '.join(f'{x:.4f}' for x in result['losses'])}"
+                + ("" if form == "ours" else
+                   ratio if apart <= TOLERANCE else f"  losses differ by {apart:.1e}: not compared"),
+                flush=True)
 
 
 if __name__ == "__main__":

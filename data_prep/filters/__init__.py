@@ -1,1 +1,3 @@
-"""What the filtering commands are made of: keyword matcher, MinHash, personal data, the check of a language file."""
+"""What the filtering commands are made of: keyword matcher, MinHash, personal data, the check of a language
+file.
+"""

@@ -1,11 +1,14 @@
 """What is missing or suspicious in a language's file.
 
-    python -m data_prep.filters.language_check de                        exit code 1 if anything must be mended
-    python -m data_prep.filters.language_check de --text labelled.jsonl  the same, with hit rates and thresholds on texts of yours
+    python -m data_prep.filters.language_check de                        exit code 1 if anything must be
+    mended
+    python -m data_prep.filters.language_check de --text labelled.jsonl  the same, with hit rates and
+    thresholds on texts of yours
 
-In: the language, and if given documents with `medical: true|false` (without it: ordinary). Out: a line for each finding, "mend" (the
-tests or the corpus would fail) or "look" (read it again), then figures; exit code 1 if anything must be mended.
-In order: words, sentences and thresholds, splitters, answers, the rest, and what texts show.
+In: the language, and if given documents with `medical: true|false` (without it: ordinary). Out: a line for
+each finding, "mend" (the tests or the corpus would fail) or "look" (read it again), then figures; exit code 1
+if anything must be mended. In order: words, sentences and thresholds, splitters, answers, the rest, and what
+texts show.
 """
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ from mmed.languages import AnswerWords, Language, get_language
 from mmed.utils.errors import Parser, UserError, main_guard
 
 TERMS = 200  # as in the paper
-COMMON = 0.05  # a term in more ordinary texts than this, and in no more medical ones than FAVOURED times as many, tells little
+# a term in more ordinary texts than this, and in no more medical ones than FAVOURED times as many, tells
+# little
+COMMON = 0.05
 FAVOURED = 3
 FEW = 20  # texts of a kind, below which rates say little
 
@@ -59,9 +64,12 @@ def check_words(language: Language) -> Iterator[Finding]:
     patterns = default_patterns(replace(language, prefixes=()))
     for pattern in patterns:
         for other in patterns:
-            if pattern.word != other.word and pattern.stem and not pattern.anywhere and other.letters.startswith(pattern.letters):
-                yield "look", (f"medical_words: {dictionary_form(terms[other.word])!r} is found by {dictionary_form(terms[pattern.word])!r}, too; "
-                               "wanted only where the two mean different things")
+            if pattern.word != other.word and pattern.stem and not pattern.anywhere and other.letters.startswith(
+                    pattern.letters):
+                yield "look", (
+                    f"medical_words: {dictionary_form(terms[other.word])!r} is found by "
+                    f"{dictionary_form(terms[pattern.word])!r}, too; "
+                    "wanted only where the two mean different things")
 
 
 def check_rule(language: Language) -> Iterator[Finding]:
@@ -74,19 +82,25 @@ def check_rule(language: Language) -> Iterator[Finding]:
     for name, wanted in (("medical_sentence", True), ("ordinary_sentence", False)):
         decision, found = matcher.explain(getattr(language, name))
         if wanted and not decision.medical:
-            yield "mend", (f"{name}: dropped, with {decision.hits} terms and density {decision.density:.3f} (needs {matcher.min_hits} and "
-                           f"{matcher.min_density}); found: {', '.join(found) or 'none'}")
+            yield "mend", (
+                f"{name}: dropped, with {decision.hits} terms and density {decision.density:.3f} (needs "
+                f"{matcher.min_hits} and "
+                f"{matcher.min_density}); found: {', '.join(found) or 'none'}")
         if not wanted and found:
             yield "mend", f"{name}: has medical words: {', '.join(found)}"
 
 
 def check_splitters(language: Language, texts: Sequence[str]) -> Iterator[Finding]:
-    samples = [language.medical_sentence, language.ordinary_sentence, language.disclaimer, " ".join(map(dictionary_form, language.medical_words)),
-               "(3.5 mg, 120/80) x-y, e\u0301 “a”: 10 %!", *texts[:500]]
+    samples = [
+        language.medical_sentence, language.ordinary_sentence, language.disclaimer,
+        " ".join(map(dictionary_form,
+                     language.medical_words)), "(3.5 mg, 120/80) x-y, e\u0301 “a”: 10 %!", *texts[:500]
+    ]
     for text in samples:
         got, expected = "".join(language.split_words(text)), "".join(text.split())
         if got != expected:
-            place = next((i for i, (a, b) in enumerate(zip(got, expected)) if a != b), min(len(got), len(expected)))
+            place = next((i for i, (a, b) in enumerate(zip(got, expected)) if a != b),
+                         min(len(got), len(expected)))
             yield "mend", f"split_words: loses or changes {expected[place:place + 10]!r} in {text[:60]!r}"
             break
     try:
@@ -118,7 +132,8 @@ def check_answers(language: Language) -> Iterator[Finding]:
     if language.spaced and "(" in words.and_:  # `answer_words` takes them apart at the bars
         yield "mend", "answers.and_: plain words only, without brackets"
         return
-    for name in ("cue", "decide", "negation", "or_", "and_", "copula", "filler", "is_answer", "right", "wrong", "name_before"):
+    for name in ("cue", "decide", "negation", "or_", "and_", "copula", "filler", "is_answer", "right",
+                 "wrong", "name_before"):
         if not getattr(words, name):
             yield "look", f"answers.{name}: empty, so answers in {language.name} are read without it"
     if len(words.stated) < 3 or len(words.denied) < 2:
@@ -136,7 +151,8 @@ def check_answers(language: Language) -> Iterator[Finding]:
 
 
 def check_rest(language: Language) -> Iterator[Finding]:
-    source = Path(inspect.getsourcefile(sys.modules[f"mmed.languages.{language.code}"]) or "").read_text(encoding="utf-8")
+    source = Path(inspect.getsourcefile(sys.modules[f"mmed.languages.{language.code}"])
+                  or "").read_text(encoding="utf-8")
     if gaps := [str(number) for number, line in enumerate(source.splitlines(), 1) if "TODO" in line]:
         yield "mend", f"TODO stands in line {', '.join(gaps)}"
     default = next(field.default for field in fields(Language) if field.name == "disclaimer")
@@ -148,14 +164,18 @@ def check_rest(language: Language) -> Iterator[Finding]:
     if not re.fullmatch(r"[a-z]{3}(?:_[a-z]{3,4})?(?:\+[a-z]{3}(?:_[a-z]{3,4})?){0,3}", language.ocr_code):
         yield "mend", f"ocr_code: {language.ocr_code!r} is no name that Tesseract has, such as deu or chi_sim"
     elif shutil.which("tesseract"):
-        listed = subprocess.run(["tesseract", "--list-langs"], capture_output=True, text=True, check=False).stdout.split()
+        listed = subprocess.run(["tesseract", "--list-langs"], capture_output=True, text=True,
+                                check=False).stdout.split()
         if missing := [part for part in language.ocr_code.split("+") if part not in listed]:
             yield "look", f"ocr_code: Tesseract has no {missing[0]} here (apt-get install tesseract-ocr-{missing[0].replace('_', '-')})"
     try:
-        share, likeliest = identify_language(f"{language.medical_sentence} {language.ordinary_sentence}", language.code)
+        share, likeliest = identify_language(f"{language.medical_sentence} {language.ordinary_sentence}",
+                                             language.code)
         if share < 0.5:
-            yield "look", (f"language_id: language identification takes the two sentences for {likeliest!r}; if it knows {language.name} by another "
-                           "code, give it in language_id, else leave --language-id out when cleaning")
+            yield "look", (
+                f"language_id: language identification takes the two sentences for {likeliest!r}; if it "
+                f"knows {language.name} by another "
+                "code, give it in language_id, else leave --language-id out when cleaning")
     except UserError as error:
         yield "look", f"language_id: not tried: {error}"
 
@@ -175,8 +195,12 @@ def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
         if 0 < len(rows) < FEW:
             yield "look", f"texts: only {len(rows)} {'medical' if kind else 'ordinary'} ones; rates of so few say little"
         if rows:
-            print(f"{'medical' if kind else 'ordinary'} texts: {len(rows)}, kept {100 * rate[kind]:.1f} %; terms in one: "
-                  f"{sum(d.hits for d, _ in rows) / len(rows):.1f}, density {sum(d.density for d, _ in rows) / len(rows):.3f}")
+            print(
+                f"{'medical' if kind else 'ordinary'} texts: {len(rows)}, kept {100 * rate[kind]:.1f} %; "
+                f"terms in one: "
+                f"{sum(d.hits for d, _ in rows) / len(rows):.1f}, density "
+                f"{sum(d.density for d, _ in rows) / len(rows):.3f}"
+            )
     if explained[True] and rate[True] < 0.5:
         yield "mend", f"thresholds: only {100 * rate[True]:.0f} % of the medical texts are kept; lower them or find better words"
     if explained[False] and rate[False] > 0.1:
@@ -186,17 +210,25 @@ def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
         for word, count in number[False].most_common():
             share = number[True][word] / medical if medical else 0.0
             if count > 1 and count / ordinary > COMMON and share < FAVOURED * count / ordinary:
-                yield "look", (f"medical_words: {word!r} is in {count} of {ordinary} ordinary texts"
-                               + (f" and in {number[True][word]} of {medical} medical ones" if medical else "") + "; an everyday word?")
+                yield "look", (
+                    f"medical_words: {word!r} is in {count} of {ordinary} ordinary texts" +
+                    (f" and in {number[True][word]} of {medical} medical ones" if medical else "") +
+                    "; an everyday word?")
     if ordinary >= FEW and medical >= FEW:
-        print(f"terms never found: {sum(not number[True][word] for word in matcher.words)} of {len(matcher.words)} (in so many texts)")
+        print(
+            f"terms never found: {sum(not number[True][word] for word in matcher.words)} of "
+            f"{len(matcher.words)} (in so many texts)"
+        )
         yield from _best_thresholds(language, explained)
 
 
 def _best_thresholds(language: Language, explained: dict[bool, list]) -> Iterator[Finding]:
-    """The pair with the best F1; of equally good ones the one in the middle, which is farthest from both kinds of error."""
+    """The pair with the best F1; of equally good ones the one in the middle, which is farthest from both
+    kinds of error.
+    """
     densities = [step / 400 for step in range(4, 61)]
-    rows = [(decision.hits, decision.density, kind) for kind, found in explained.items() for decision, _ in found]
+    rows = [(decision.hits, decision.density, kind) for kind, found in explained.items()
+            for decision, _ in found]
     total = len(explained[True])
 
     def f1(hits: int, density: float) -> float:
@@ -209,8 +241,10 @@ def _best_thresholds(language: Language, explained: dict[bool, list]) -> Iterato
     hits = good[len(good) // 2][0]
     density = (middle := [density for words, density in good if words == hits])[len(middle) // 2]
     now = f1(language.min_hits, language.min_density)
-    print(f"thresholds in the file ({language.min_hits}, {language.min_density}): F1 {now:.3f}; best on these texts ({hits}, {density:g}): F1 {best:.3f}, "
-          f"as good at {len(good)} of {len(scores)} pairs")
+    print(
+        f"thresholds in the file ({language.min_hits}, {language.min_density}): F1 {now:.3f}; best on these "
+        f"texts ({hits}, {density:g}): F1 {best:.3f}, "
+        f"as good at {len(good)} of {len(scores)} pairs")
     if now < best - 0.03:
         yield "look", f"min_hits, min_density: ({hits}, {density:g}) would do better on these texts"
 
@@ -219,21 +253,28 @@ def check(name: str, inputs: Sequence[str]) -> int:
     """Print all findings; the exit code."""
     language = get_language(name)
     found: list[Finding] = [*check_words(language), *check_rule(language)]
-    texts = [document.text for path in find_inputs(inputs) for document in read_documents(path)] if inputs else []
+    texts = [document.text for path in find_inputs(inputs)
+             for document in read_documents(path)] if inputs else []
     found += [*check_splitters(language, texts), *check_answers(language), *check_rest(language)]
     if inputs and language.medical_words:
         found += check_texts(language, inputs)
     for kind, line in found:
         print(f"{kind}  {line}")
     must = sum(kind == "mend" for kind, _ in found)
-    print(f"{language.code} ({language.name}): {must} to mend, {len(found) - must} to look at" + ("" if inputs else "; no texts given (--text)"))
+    print(f"{language.code} ({language.name}): {must} to mend, {len(found) - must} to look at" +
+          ("" if inputs else "; no texts given (--text)"))
     return 1 if must else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.filters.language_check", description="What is missing or suspicious in a language's file.")
+    parser = Parser(prog="python -m data_prep.filters.language_check",
+                    description="What is missing or suspicious in a language's file.")
     parser.add_argument("code", help="code or name of the language")
-    parser.add_argument("--text", nargs="+", default=[], metavar="FILE", help='documents with "medical": true or false, to judge words and '
+    parser.add_argument("--text",
+                        nargs="+",
+                        default=[],
+                        metavar="FILE",
+                        help='documents with "medical": true or false, to judge words and '
                         "thresholds by; those without it are taken for ordinary text")
     given = parser.parse_args(arguments)
     return check(given.code, given.text)

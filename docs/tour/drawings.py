@@ -48,17 +48,25 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers between low and high."""
     step = 10 ** math.floor(math.log10((high - low) / most))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
-    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        round(k * step, 12) for k in range(math.ceil(low / step - 1e-9),
+                                           math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def image(width: float, height: float, label: str, body: Sequence[str]) -> str:
     """A whole file; lines are short, so that a change shows where it is."""
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" role="img" '
-            f'aria-label="{escape(label)}">\n{STYLE}\n' + "\n".join([rect(0, 0, width, height, "page"), *body]) + "\n</svg>\n")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" role="img" '
+        f'aria-label="{escape(label)}">\n{STYLE}\n' + "\n".join([rect(0, 0, width, height, "page"), *body]) +
+        "\n</svg>\n")
 
 
 def stream_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Each row as a band, a colour for each document; black where a token has no label, the BOS before a continuation."""
+    """Each row as a band, a colour for each document; black where a token has no label, the BOS before a
+    continuation.
+    """
     left, width, tall = 40.0, 5.0, 20.0
     T = len(rows[0].input_ids)
     body = []
@@ -70,42 +78,58 @@ def stream_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
             if at == T or row.document_ids[at] != row.document_ids[begin]:
                 document = int(row.document_ids[begin])
                 css = f"box c{(document + 2 * number) % COLOURS}" if document >= 0 else "box pale"
-                body.append(rect(left + begin * width, y, (at - begin) * width - 1, tall, css, f"row {name}: tokens {begin} to {at - 1}"))
+                body.append(
+                    rect(left + begin * width, y, (at - begin) * width - 1, tall, css,
+                         f"row {name}: tokens {begin} to {at - 1}"))
                 begin = at
         body += [rect(left + at * width, y, width - 1, tall, "gap", f"row {name}: token {at} has no label")
                  for at in range(T) if row.labels[at] < 0 and row.document_ids[at] >= 0]
     body += [text(left + at * width, 14, at, "small", "middle") for at in range(0, T + 1, 16)]
-    return image(left + T * width + 14, 30 + len(rows) * (tall + 8), "Rows of the two token streams, a colour a document", body)
+    return image(left + T * width + 14, 30 + len(rows) * (tall + 8),
+                 "Rows of the two token streams, a colour a document", body)
 
 
 def label_mask(row: Row, supervised: Sequence[bool]) -> str:
     """The tokens of a packed row: the prompt pale, the target in colour, padding empty."""
     cell, per_line, left = 10.0, 64, 40.0
-    css = [f"box c{int(document) % COLOURS}" if trained else "box pale" if document >= 0 else "frame" for trained, document in zip(supervised, row.document_ids)]
+    css = [
+        f"box c{int(document) % COLOURS}" if trained else "box pale" if document >= 0 else "frame"
+        for trained, document in zip(supervised, row.document_ids)
+    ]
     body = []
     for begin in range(0, len(css), per_line):
         y, at = 8 + begin // per_line * 16, begin
         body.append(text(left - 6, y + 9, begin, "small", "end"))
-        for name, run in itertools.groupby(css[begin:begin + per_line]):  # neighbours of one colour are one shape
+        # neighbours of one colour are one shape
+        for name, run in itertools.groupby(css[begin:begin + per_line]):
             size = len(list(run))
             body.append(rect(left + (at - begin) * cell, y, size * cell - 1, 12, name))
             at += size
     lines = -(-len(supervised) // per_line)
-    return image(left + per_line * cell + 10, 14 + lines * 16, "Label mask of a packed row: prompts pale, targets in colour", body)
+    return image(left + per_line * cell + 10, 14 + lines * 16,
+                 "Label mask of a packed row: prompts pale, targets in colour", body)
 
 
 def attention_map(p: Sequence[Sequence[float]], pieces: Sequence[str], label: str) -> str:
-    """Row: the token that looks; column: the token looked at; the fuller the colour, the larger the weight."""
+    """Row: the token that looks; column: the token looked at; the fuller the colour, the larger the weight.
+    """
     size, left, top = 22.0, 84.0, 84.0
     T = len(pieces)
     body = []
     for i, piece in enumerate(pieces):
         body.append(text(left - 6, top + i * size + 15, piece, "", "end"))
         x, y = left + i * size + 14, top - 6
-        body.append(f'<text x="{x:.1f}" y="{y:.1f}" transform="rotate(-60 {x:.1f} {y:.1f})">{escape(piece)}</text>')
-        body += [rect(left + j * size, top + i * size, size - 2, size - 2, "cell", "", f' fill-opacity="{p[i][j]:.2f}"') for j in range(i + 1) if p[i][j] >= SHOWN]
-    steps = " ".join(f"V{top + (i + 1) * size - 1:.0f}H{left + (i + 2) * size - 1 if i + 1 < T else left - 1:.0f}" for i in range(T))
-    body.append(f'<path d="M{left - 1:.0f} {top - 1:.0f}H{left + size - 1:.0f}{steps}Z" class="frame"/>')  # around what the mask lets through
+        body.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" transform="rotate(-60 {x:.1f} {y:.1f})">{escape(piece)}</text>')
+        body += [
+            rect(left + j * size, top + i * size, size - 2, size - 2, "cell", "",
+                 f' fill-opacity="{p[i][j]:.2f}"') for j in range(i + 1) if p[i][j] >= SHOWN
+        ]
+    steps = " ".join(
+        f"V{top + (i + 1) * size - 1:.0f}H{left + (i + 2) * size - 1 if i + 1 < T else left - 1:.0f}"
+        for i in range(T))
+    # around what the mask lets through
+    body.append(f'<path d="M{left - 1:.0f} {top - 1:.0f}H{left + size - 1:.0f}{steps}Z" class="frame"/>')
     return image(left + T * size + 40, top + T * size + 8, label, body)
 
 
@@ -116,9 +140,12 @@ def loss_bars(losses: Sequence[float], pieces: Sequence[str]) -> str:
     body = [line(30, bottom, 30 + len(losses) * width, bottom, "axis")]
     for i, (loss, piece) in enumerate(zip(losses, pieces, strict=True)):
         x, height = 33 + i * width, max(0.5, tall * loss / most)
-        body += [rect(x, bottom - height, width - 6, height, "box c0", f"{piece}: {loss:.4f} nats"),
-                 text(x + (width - 6) / 2, bottom - height - 3, f"{loss:.2f}", "small", "middle"),
-                 f'<text x="{x + 14:.1f}" y="{bottom + 12:.1f}" text-anchor="end" transform="rotate(-45 {x + 14:.1f} {bottom + 12:.1f})">{escape(piece)}</text>']
+        body += [
+            rect(x, bottom - height, width - 6, height, "box c0", f"{piece}: {loss:.4f} nats"),
+            text(x + (width - 6) / 2, bottom - height - 3, f"{loss:.2f}", "small", "middle"),
+            f'<text x="{x + 14:.1f}" y="{bottom + 12:.1f}" text-anchor="end" transform="rotate(-45 '
+            f'{x + 14:.1f} {bottom + 12:.1f})">{escape(piece)}</text>'
+        ]
     return image(44 + len(losses) * width, bottom + 64, "Loss of each token of the two sentences", body)
 
 
@@ -139,9 +166,15 @@ def curve(points: Sequence[tuple[float, float]], x_label: str, y_label: str) -> 
         body += [line(left, y, right, y, "grid"), text(left - 5, y + 3.5, f"{value:.4g}", "small", "end")]
     for value in ticks(x_low, x_high, 4):
         x = at(value, y_low)[0]
-        body += [line(x, bottom, x, bottom + 4, "axis"), text(x, bottom + 15, f"{value:g}", "small", "middle")]
+        body += [
+            line(x, bottom, x, bottom + 4, "axis"),
+            text(x, bottom + 15, f"{value:g}", "small", "middle")
+        ]
     body.append(line(left, bottom, right, bottom, "axis"))
-    body.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))}" class="curve c0"/>')
+    body.append(
+        f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))}" '
+        f'class="curve c0"/>'
+    )
     return image(right + 10, bottom + 36, f"{y_label} by {x_label}", body)
 
 
@@ -152,9 +185,14 @@ def lora_boxes(out: int, inside: int, rank: int) -> str:
     b_left = 20 + w + 50
     a_left = b_left + r + 30
     return image(a_left + w + 20, top + h + 26, "A LoRA layer to scale: W plus B times A", [
-        rect(20, top, w, h, "box pale"), text(20 + w / 2, top - 10, f"W ({out}, {inside}), frozen", "", "middle"),
+        rect(20, top, w, h, "box pale"),
+        text(20 + w / 2, top - 10, f"W ({out}, {inside}), frozen", "", "middle"),
         text(20 + w + 25, top + h / 2 + 5, "+", "", "middle"),
-        rect(b_left, top, r, h, "box c1"), text(b_left + r / 2, top - 10, f"B ({out}, {rank})", "", "middle"), text(b_left + r / 2, top + h + 16, "zero", "small", "middle"),
+        rect(b_left, top, r, h, "box c1"),
+        text(b_left + r / 2, top - 10, f"B ({out}, {rank})", "", "middle"),
+        text(b_left + r / 2, top + h + 16, "zero", "small", "middle"),
         text(a_left - 15, top + h / 2 + 5, "x", "", "middle"),
-        rect(a_left, top + (h - r) / 2, w, r, "box c0"), text(a_left + w / 2, top + (h - r) / 2 - 10, f"A ({rank}, {inside})", "", "middle"),
-        text(a_left + w / 2, top + (h + r) / 2 + 16, "random", "small", "middle")])
+        rect(a_left, top + (h - r) / 2, w, r, "box c0"),
+        text(a_left + w / 2, top + (h - r) / 2 - 10, f"A ({rank}, {inside})", "", "middle"),
+        text(a_left + w / 2, top + (h + r) / 2 + 16, "random", "small", "middle")
+    ])

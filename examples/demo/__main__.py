@@ -2,13 +2,15 @@
 
     python -m examples.demo [--seed 0] [--out demo]
 
-The world is synthetic and fictional (examples/demo/micro_world.py). Every step below is a command that a reader can repeat by
-itself; examples/demo/demo_steps.py says which, in which order; two run at a time where they do not wait for each other:
+The world is synthetic and fictional (examples/demo/micro_world.py). Every step below is a command that a
+reader can repeat by itself; examples/demo/demo_steps.py says which, in which order; two run at a time where
+they do not wait for each other:
 
-    world -> filter -> deduplicate -> tokenizer -> token streams -> exercises, base model -> corpus -> LoRA and full fine-tuning -> exams -> report
+    world -> filter -> deduplicate -> tokenizer -> token streams -> exercises, base model -> corpus -> LoRA
+    and full fine-tuning -> exams -> report
 
-A step that is done is not done again (OUT/done/STEP.json holds its commands); one that was killed goes on where it was,
-because each command is resumable. Each step's output is in OUT/logs/STEP.log.
+A step that is done is not done again (OUT/done/STEP.json holds its commands); one that was killed goes on
+where it was, because each command is resumable. Each step's output is in OUT/logs/STEP.log.
 """
 from __future__ import annotations
 
@@ -20,15 +22,20 @@ from mmed.utils.errors import main_guard
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_options("examples.demo", "The paper in miniature: from raw pages to the benchmark table.", arguments)
+    options = parse_options("examples.demo", "The paper in miniature: from raw pages to the benchmark table.",
+                            arguments)
     plan = steps(str(options.out), options.seed)
     if options.list:
         print_commands(plan)
         return 0
     begun = time.time()
     seconds = run_demo(options.out, plan)
-    print((options.out / "logs" / "report.log").read_text(encoding="utf-8").rpartition("$ python")[2].partition("\n")[2].strip())
-    print(f"\n{NOTICE}\nfinished in {time.time() - begun:.0f} s ({seconds:.0f} s of steps); the report is {options.out}/report.html")
+    print((options.out / "logs" /
+           "report.log").read_text(encoding="utf-8").rpartition("$ python")[2].partition("\n")[2].strip())
+    print(
+        f"\n{NOTICE}\nfinished in {time.time() - begun:.0f} s ({seconds:.0f} s of steps); the report is "
+        f"{options.out}/report.html"
+    )
     return 0
 
 

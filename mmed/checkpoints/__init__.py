@@ -1,1 +1,3 @@
-"""Model folders and training state in and out: pretrained weights, adapters, export, merge, vocabulary extension."""
+"""Model folders and training state in and out: pretrained weights, adapters, export, merge, vocabulary
+extension.
+"""

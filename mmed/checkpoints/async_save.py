@@ -52,7 +52,9 @@ class AsyncCheckpointer:
         written.add_done_callback(lambda done: self._finish(done, pending, step, facts))
 
     def _finish(self, written: Future, pending: Future, step: int, facts: dict) -> None:
-        """In the writing thread: publish what has been written. A failure is raised again by `wait` or `check`."""
+        """In the writing thread: publish what has been written. A failure is raised again by `wait` or
+        `check`.
+        """
         try:
             with training_state.unfinished_removed(self.run, step):
                 written.result()
@@ -67,9 +69,12 @@ class AsyncCheckpointer:
             write_json(self.run / "run.json", self.facts)
         training_state.publish(self.run, step, facts, self.config.keep_last, self.group)
         if removed:
-            raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. A new one holds the "
-                            f"state after step {step}; restore metrics.jsonl and older checkpoints if you need them, and continue "
-                            "with --resume=auto")
+            raise UserError(
+                f"{self.run}: the folder was removed or renamed while the run was writing to it. A new one "
+                f"holds the "
+                f"state after step {step}; restore metrics.jsonl and older checkpoints if you need them, "
+                f"and continue "
+                "with --resume=auto")
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is complete; raises its error, if any."""

@@ -1,8 +1,11 @@
 """What `python -m mmed.checkpoints` does with model folders.
 
-    inspect FOLDER               family, parameters, weights, context length, tokenizer, chat template, memory to decode
-    export RUN FOLDER            a run's weights (or any model folder) as a published folder: weights, tokenizer, generation
-                                 config, model card; --layout llama unpacks InternLM 1 or 2 so that transformers opens it
+    inspect FOLDER               family, parameters, weights, context length, tokenizer, chat template, memory
+                                 to decode
+    export RUN FOLDER            a run's weights (or any model folder) as a published folder: weights,
+                                 tokenizer, generation
+                                 config, model card; --layout llama unpacks InternLM 1 or 2 so that
+                                 transformers opens it
     merge FOLDER ADAPTER OUT     a LoRA adapter merged into its model
     extend FOLDER OUT            more vocabulary for a new language (mmed/checkpoints/extend_vocabulary.py)
 """
@@ -43,7 +46,7 @@ from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError
 from mmed.utils.files import read_json
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # inspect
 
 
@@ -55,7 +58,8 @@ def inspect(options: argparse.Namespace) -> None:
         model = Transformer(config)
     stored = [tensor for _, tensor in match_weights(model, path)]
     parameters = sum(p.numel() for p in model.parameters())
-    outer = sum(p.numel() for name, p in model.named_parameters() if name.startswith(("embed_tokens", "lm_head")))
+    outer = sum(p.numel() for name, p in model.named_parameters()
+                if name.startswith(("embed_tokens", "lm_head")))
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in stored})
     scaling = f", {config.rope_scaling['rope_type']} scaling" if config.rope_scaling else ""
     positions = "ALiBi" if config.position_embedding == "alibi" else f"rotary, base {config.rope_theta:g}{scaling}"
@@ -64,14 +68,16 @@ def inspect(options: argparse.Namespace) -> None:
     cache = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     lines = {
         "family": f"{config.family} ({FAMILIES[config.family].architecture})",
-        "parameters": f"{parameters:,} ({outer:,} of them embedding{'' if config.tie_word_embeddings else ' and head'})",
-        "shape": f"{config.num_hidden_layers} layers of {config.hidden_size}, {config.num_attention_heads} heads and "
-                 f"{config.num_key_value_heads} key/value heads of {config.head_dim}, MLP {config.intermediate_size}",
+        "parameters": f"{parameters:,} ({outer:,} of them "
+                      f"embedding{'' if config.tie_word_embeddings else ' and head'})",
+        "shape": f"{config.num_hidden_layers} layers of {config.hidden_size}, {config.num_attention_heads} "
+                 f"heads and "
+        f"{config.num_key_value_heads} key/value heads of {config.head_dim}, MLP {config.intermediate_size}",
         "weights": f"{', '.join(dtypes)}, {sum(tensor.nbytes for tensor in stored) / 1e9:.2f} GB in "
-                   f"{len({tensor.path for tensor in stored})} files",
-        "context": f"{config.max_position_embeddings:,} positions ({positions}){window}",
-        **_tokenizer_lines(path, config),
-        "to decode": f"{2 * parameters / 1e9:.2f} GB of bf16 weights, {cache / 1e3:,.1f} kB of key/value cache per token",
+        f"{len({tensor.path for tensor in stored})} files",
+        "context": f"{config.max_position_embeddings:,} positions ({positions}){window}", **_tokenizer_lines(
+            path, config), "to decode": f"{2 * parameters / 1e9:.2f} GB of bf16 weights, {cache / 1e3:,.1f} "
+                                        f"kB of key/value cache per token",
         "to train": "python mmed/train.py RECIPE --model=FOLDER ... --dry_run",
     }
     for name, text in lines.items():
@@ -88,12 +94,14 @@ def _tokenizer_lines(path: Path, config) -> dict[str, str]:
         template = template_name(tokenizer, config.family) or "none (a base model)"
     except UserError as error:
         template = str(error)
-    return {"tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids ({fits}), bos {tokenizer.bos_id}, eos {tokenizer.eos_id}, "
-                         f"a text ends at {list(tokenizer.end_ids)}",
-            "chat template": template}
+    return {
+        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids ({fits}), bos {tokenizer.bos_id}, eos "
+                     f"{tokenizer.eos_id}, "
+        f"a text ends at {list(tokenizer.end_ids)}", "chat template": template
+    }
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # merge, export, extend
 
 
@@ -109,12 +117,17 @@ def merge(options: argparse.Namespace) -> None:
     count = load_adapter(model, options.adapter)
     merge_lora(model)
     recipe = {"adapter": Path(options.adapter).name, "adapted layers": count}
-    save_pretrained(model, tokenizer, out, more={"README.md": model_card(model, title=out.name, base=folder.name, recipe=recipe)})
+    save_pretrained(model,
+                    tokenizer,
+                    out,
+                    more={"README.md": model_card(model, title=out.name, base=folder.name, recipe=recipe)})
     print(f"{count} adapted layers merged; {dtype} weights in {out}")
 
 
 def as_llama(model: Transformer) -> Transformer:
-    """The same model in Llama's layout, for readers that know only Llama: InternLM 2's packed matrices split into q, k and v."""
+    """The same model in Llama's layout, for readers that know only Llama: InternLM 2's packed matrices split
+    into q, k and v.
+    """
     old = model.config
     config = dataclasses.replace(old, family="llama", packed_qkv=False)
     write_config(config, "float32")  # rejects what a Llama cannot express
@@ -124,7 +137,8 @@ def as_llama(model: Transformer) -> Transformer:
         if ".qkv_proj." not in name:
             state[name] = value
             continue
-        groups = value.view(K, H // K + 2, E, *value.shape[1:])                     # (K, G + 2, E, D) or (K, G + 2, E)
+        # (K, G + 2, E, D) or (K, G + 2, E)
+        groups = value.view(K, H // K + 2, E, *value.shape[1:])
         for part, rows in (("q_proj", groups[:, :-2]), ("k_proj", groups[:, -2]), ("v_proj", groups[:, -1])):
             state[name.replace("qkv_proj", part)] = rows.reshape(-1, *value.shape[1:])
     with torch.device("meta"):
@@ -133,8 +147,11 @@ def as_llama(model: Transformer) -> Transformer:
     return result.eval()
 
 
-def load_run(run: Path, step: int | None, base: str | None) -> tuple[Transformer, Tokenizer | None, dict, torch.dtype]:
-    """(model, tokenizer, facts for the card, dtype to write) of a run folder: its result, or one of its checkpoints."""
+def load_run(run: Path, step: int | None,
+             base: str | None) -> tuple[Transformer, Tokenizer | None, dict, torch.dtype]:
+    """(model, tokenizer, facts for the card, dtype to write) of a run folder: its result, or one of its
+    checkpoints.
+    """
     facts = read_json(run / "run.json")
     settings = facts["config"]
     source = base or settings["model"]
@@ -147,7 +164,8 @@ def load_run(run: Path, step: int | None, base: str | None) -> tuple[Transformer
         if random_start:
             raise UsageError(f"{run}: a run from random weights can be exported once it has finished")
         if not (Path(source) / "config.json").is_file():
-            raise UsageError(f"{source}: the model that this run started from is not there; give its folder with --base")
+            raise UsageError(
+                f"{source}: the model that this run started from is not there; give its folder with --base")
         model, tokenizer = load_pretrained(source)
     if finished:
         state = read_json(run / "done.json") if (run / "done.json").is_file() else {}
@@ -156,15 +174,21 @@ def load_run(run: Path, step: int | None, base: str | None) -> tuple[Transformer
     if not finished:
         folder = run / "checkpoints" / f"step-{step}" if step is not None else latest_state(run)
         if folder is None or not (folder / "state.json").is_file():
-            raise UserError(f"{run}: neither a result nor a checkpoint{f' of step {step}' if step is not None else ''}")
+            raise UserError(
+                f"{run}: neither a result nor a checkpoint{f' of step {step}' if step is not None else ''}")
         if lora:
-            apply_lora(model, settings["lora_rank"], settings["lora_alpha"], settings["lora_dropout"], settings["lora_targets"])
+            apply_lora(model, settings["lora_rank"], settings["lora_alpha"], settings["lora_dropout"],
+                       settings["lora_targets"])
         state = load_trained(folder, model)
     merge_lora(model)
     if settings.get("tokenizer") and has_tokenizer(settings["tokenizer"]):
         tokenizer = load_tokenizer(settings["tokenizer"], settings.get("bos", "auto"))
-    facts["reached"] = {key: state[key] for key in ("step", "steps", "tokens", "loss") if state.get(key) is not None}
-    return model, tokenizer, facts, torch.float32 if random_start or not Path(source).is_dir() else stored_dtype(Path(source))
+    facts["reached"] = {
+        key: state[key]
+        for key in ("step", "steps", "tokens", "loss") if state.get(key) is not None
+    }
+    return model, tokenizer, facts, torch.float32 if random_start or not Path(
+        source).is_dir() else stored_dtype(Path(source))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -184,14 +208,20 @@ def export(options: argparse.Namespace) -> None:
     if options.layout == "llama":
         recipe["layout"] = f"llama (from {model.config.family}; the same numbers in other matrices)"
         model = as_llama(model)
-    card = model_card(model, title=out.name, base=Path(source).name.removeprefix("shape:"), recipe=recipe, data=run_data(facts),
-                      results=[Path(folder) for folder in options.results], licence=options.license)
+    card = model_card(model,
+                      title=out.name,
+                      base=Path(source).name.removeprefix("shape:"),
+                      recipe=recipe,
+                      data=run_data(facts),
+                      results=[Path(folder) for folder in options.results],
+                      licence=options.license)
     save_pretrained(model, tokenizer, out, dtype=dtype, more={"README.md": card})
     print(f"{model.config.family} model, {str(dtype).removeprefix('torch.')}, in {out}")
 
 
 def extend(options: argparse.Namespace) -> None:
-    """Learn pieces from documents, write the grown model folder, print tokens per character before and after."""
+    """Learn pieces from documents, write the grown model folder, print tokens per character before and after.
+    """
     folder, out, special = Path(options.folder), Path(options.out), options.special
     dtype = _dtype(options.dtype, stored_dtype(folder))
     model, old = load_pretrained(folder, dtype=dtype)
@@ -200,14 +230,17 @@ def extend(options: argparse.Namespace) -> None:
     check_extensible(old, str(folder))
     if known := [text for text in special if not text or text in old.special or text in old.added]:
         raise UserError(f"--special {known[0]!r}: is empty, or already a token")
-    words = count_words(first_characters(options.texts, options.max_characters), getattr(old.core, "pattern", None))
+    words = count_words(first_characters(options.texts, options.max_characters),
+                        getattr(old.core, "pattern", None))
     new = learn(old, words, options.pieces if options.texts else 0)
     with tempfile.TemporaryDirectory() as name:
         write_tokenizer(old, new, special, Path(name))
         larger = load_tokenizer(name)
-        added = [new.parts[piece] for piece in new.pieces] + [old.encode(text, continued=True) for text in special]
+        added = [new.parts[piece]
+                 for piece in new.pieces] + [old.encode(text, continued=True) for text in special]
         grown = grow(model, dict(enumerate(added, old.vocab_size)))
-        assert larger.vocab_size == old.vocab_size + len(added), f"expected {old.vocab_size + len(added)} ids, got {larger.vocab_size}"
+        assert larger.vocab_size == old.vocab_size + len(
+            added), f"expected {old.vocab_size + len(added)} ids, got {larger.vocab_size}"
         recipe = {"new pieces": len(new.pieces), "new special tokens": len(special)}
         card = model_card(grown, title=out.name, base=folder.name, recipe=recipe)
         save_pretrained(grown, larger, out, dtype=dtype, more={"README.md": card})
@@ -216,19 +249,23 @@ def extend(options: argparse.Namespace) -> None:
     if options.texts and len(new.pieces) < options.pieces:
         print(f"note: no more pieces occur twice in these texts; --pieces was {options.pieces:,}")
     files = options.report or options.texts
-    before, after = (tokens_per_character(tokenizer, files, options.max_characters) for tokenizer in (old, larger))
+    before, after = (tokens_per_character(tokenizer, files, options.max_characters)
+                     for tokenizer in (old, larger))
     for language, (characters, tokens) in before.items():
         now = after[language][1]
-        print(f"{language}: {characters:,} characters, {tokens / max(1, characters):.3f} tokens per character, now "
-              f"{now / max(1, characters):.3f} ({1 - now / max(1, tokens):.1%} fewer)")
+        print(
+            f"{language}: {characters:,} characters, {tokens / max(1, characters):.3f} tokens per "
+            f"character, now "
+            f"{now / max(1, characters):.3f} ({1 - now / max(1, tokens):.1%} fewer)")
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Command line
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m mmed.checkpoints", description="Model folders: inspect, export, merge, extend.")
+    parser = Parser(prog="python -m mmed.checkpoints",
+                    description="Model folders: inspect, export, merge, extend.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sub = commands.add_parser("inspect", help="what a model folder is")
     sub.add_argument("folder")
@@ -236,11 +273,22 @@ def _parser() -> Parser:
     sub = commands.add_parser("export", help="a run, or a model folder, as a published folder with its card")
     sub.add_argument("run", metavar="RUN", help="run folder, or model folder")
     sub.add_argument("out", metavar="FOLDER")
-    sub.add_argument("--step", type=int, help="export this checkpoint of a run (default: the result, else the latest checkpoint)")
+    sub.add_argument("--step",
+                     type=int,
+                     help="export this checkpoint of a run (default: the result, else the latest checkpoint)")
     sub.add_argument("--base", metavar="FOLDER", help="where the model that the run started from is now")
-    sub.add_argument("--layout", choices=("own", "llama"), default="own", help="llama: unpack InternLM 1 or 2 into Llama's layout")
-    sub.add_argument("--results", nargs="+", default=[], metavar="FOLDER", help="result folders of mmed.eval, for the card")
-    sub.add_argument("--license", metavar="NAME", help="licence named in the card; must be compatible with the base model's")
+    sub.add_argument("--layout",
+                     choices=("own", "llama"),
+                     default="own",
+                     help="llama: unpack InternLM 1 or 2 into Llama's layout")
+    sub.add_argument("--results",
+                     nargs="+",
+                     default=[],
+                     metavar="FOLDER",
+                     help="result folders of mmed.eval, for the card")
+    sub.add_argument("--license",
+                     metavar="NAME",
+                     help="licence named in the card; must be compatible with the base model's")
     _add_writing(sub)
 
     sub = commands.add_parser("merge", help="merge a LoRA adapter into its model")
@@ -252,11 +300,31 @@ def _parser() -> Parser:
     sub = commands.add_parser("extend", help="more vocabulary for a new language")
     sub.add_argument("folder")
     sub.add_argument("out")
-    sub.add_argument("--texts", nargs="+", default=[], metavar="FILE", help="documents of the new language: .jsonl, .jsonl.gz or .txt")
-    sub.add_argument("--pieces", type=int, default=4000, metavar="N", help="pieces to learn from them (default 4000)")
-    sub.add_argument("--special", action="append", default=[], metavar="TEXT", help="a special token to add; may be repeated")
-    sub.add_argument("--report", nargs="+", default=[], metavar="FILE", help="documents for tokens per character by language")
-    sub.add_argument("--max_characters", type=int, default=20_000_000, metavar="N", help="read at most this many (default 20,000,000)")
+    sub.add_argument("--texts",
+                     nargs="+",
+                     default=[],
+                     metavar="FILE",
+                     help="documents of the new language: .jsonl, .jsonl.gz or .txt")
+    sub.add_argument("--pieces",
+                     type=int,
+                     default=4000,
+                     metavar="N",
+                     help="pieces to learn from them (default 4000)")
+    sub.add_argument("--special",
+                     action="append",
+                     default=[],
+                     metavar="TEXT",
+                     help="a special token to add; may be repeated")
+    sub.add_argument("--report",
+                     nargs="+",
+                     default=[],
+                     metavar="FILE",
+                     help="documents for tokens per character by language")
+    sub.add_argument("--max_characters",
+                     type=int,
+                     default=20_000_000,
+                     metavar="N",
+                     help="read at most this many (default 20,000,000)")
     _add_writing(sub)
     return parser
 
@@ -276,6 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
     if out.exists() and not options.force and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: already exists; give another folder, or --force to replace it")
     if options.command == "extend" and (options.pieces < 0 or (not options.texts and not options.special)):
-        raise UsageError("extend: give --texts FILES to learn pieces from (--pieces 0 or more), or --special TEXT")
+        raise UsageError(
+            "extend: give --texts FILES to learn pieces from (--pieces 0 or more), or --special TEXT")
     {"export": export, "merge": merge, "extend": extend}[options.command](options)
     return 0

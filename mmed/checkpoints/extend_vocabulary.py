@@ -1,17 +1,21 @@
-"""More vocabulary for a new language: BPE learning continues where the model's tokenizer stopped, and the embedding grows.
+"""More vocabulary for a new language: BPE learning continues where the model's tokenizer stopped, and the
+embedding grows.
 
-    text of the new language --old tokenizer--> pieces --the most frequent neighbours are joined, repeatedly--> new pieces
-    row of a new piece = mean of the rows of the old pieces that it replaces            (embedding, and head where there is one)
+    text of the new language --old tokenizer--> pieces --the most frequent neighbours are joined,
+    repeatedly--> new pieces
+    row of a new piece = mean of the rows of the old pieces that it replaces            (embedding, and head
+    where there is one)
 
-In: a model folder whose tokenizer is BPE (sentencepiece `tokenizer.model`, or byte-level `tokenizer.json`), and documents.
-Out: a model folder with more pieces; every old piece keeps its id and its row. New merges come after all old ones. A
-character that the old tokenizer spells in bytes becomes a piece first. Only runs of letters are joined: digits, signs and
-spaces stay as they are. The new rows are a start only: continue pre-training on the language.
+In: a model folder whose tokenizer is BPE (sentencepiece `tokenizer.model`, or byte-level `tokenizer.json`),
+and documents. Out: a model folder with more pieces; every old piece keeps its id and its row. New merges come
+after all old ones. A character that the old tokenizer spells in bytes becomes a piece first. Only runs of
+letters are joined: digits, signs and spaces stay as they are. The new rows are a start only: continue
+pre-training on the language.
 
     python -m mmed.checkpoints extend FOLDER OUT --texts corpus/de.jsonl.gz --pieces 8000
 
-References: Sennrich et al. 2016 (BPE); Cui et al. 2023, arXiv 2304.08177 (Chinese LLaMA: pieces added to Llama's); Hewitt 2021
-(new rows at the mean).
+References: Sennrich et al. 2016 (BPE); Cui et al. 2023, arXiv 2304.08177 (Chinese LLaMA: pieces added to
+Llama's); Hewitt 2021 (new rows at the mean).
 """
 from __future__ import annotations
 
@@ -51,7 +55,8 @@ Word = list[str | None]  # pieces; no join crosses None
 
 
 def count_words(texts: Iterable[str], pattern: str | None = None) -> Counter[str]:
-    r"""Frequency of each run of letters, with the space before it. `pattern`: how a byte-level tokenizer finds words.
+    r"""Frequency of each run of letters, with the space before it. `pattern`: how a byte-level tokenizer
+    finds words.
 
     >>> count_words(["0.5 mg of it, mg!"]).most_common(1)
     [(' mg', 2)]
@@ -68,11 +73,12 @@ def count_words(texts: Iterable[str], pattern: str | None = None) -> Counter[str
     return words
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Learning
 
 
-def join_most_frequent(words: list[Word], counts: list[int], number: int, known: set[str], longest: int) -> list[tuple[str, str]]:
+def join_most_frequent(words: list[Word], counts: list[int], number: int, known: set[str],
+                       longest: int) -> list[tuple[str, str]]:
     """The next `number` merges of BPE on words split into pieces; `words` is changed.
 
     >>> join_most_frequent([["l", "o", "w"], ["l", "o", "t"], ["n", "ew"]], [5, 3, 4], 2, set(), 16)
@@ -84,7 +90,8 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
 
     def pairs(word: Word) -> Iterator[tuple[str, str]]:
         for left, right in itertools.pairwise(word):
-            if left is not None and right is not None and len(left) + len(right) <= longest and left + right not in known:
+            if left is not None and right is not None and len(left) + len(
+                    right) <= longest and left + right not in known:
                 yield left, right
 
     for index, word in enumerate(words):
@@ -96,7 +103,8 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
     merges: list[tuple[str, str]] = []
     while heap and len(merges) < number:
         count, best = heapq.heappop(heap)
-        if -count != totals[best] or "".join(best) in known:  # out of date; the present count is in the heap, too
+        # out of date; the present count is in the heap, too
+        if -count != totals[best] or "".join(best) in known:
             continue
         if -count < 2:
             break
@@ -151,7 +159,8 @@ def learn(tokenizer: Tokenizer, words: Counter[str], number: int) -> NewPieces:
     characters: Counter[str] = Counter()  # those that the old tokenizer spells in bytes
     for word, count in zip(segmented, counts, strict=True):
         characters.update({piece: count for piece in word if piece is not None and piece not in known})
-    frequent = sorted((c for c, count in characters.items() if count > 1), key=lambda c: (-characters[c], c))[:number // 2]
+    frequent = sorted((c for c, count in characters.items() if count > 1), key=lambda c:
+                      (-characters[c], c))[:number // 2]
     rare = set(characters) - set(frequent)
     segmented = [[None if piece in rare else piece for piece in word] for word in segmented]
     longest = LONGEST_PIECE * (3 if byte_level else 1)
@@ -174,7 +183,9 @@ def _split_byte_level(tokenizer: Tokenizer, word: str, parts: dict[str, list[int
 
 
 def _split_sentencepiece(tokenizer: Tokenizer, word: str, parts: dict[str, list[int]]) -> Word:
-    """The same for sentencepiece; a character that is spelt in bytes comes as one piece, with the ids of its bytes."""
+    """The same for sentencepiece; a character that is spelt in bytes comes as one piece, with the ids of its
+    bytes.
+    """
     pieces: Word = []
     pending: list[int] = []
     for index in tokenizer.encode(word, continued=True):
@@ -199,11 +210,14 @@ def _vocabulary(tokenizer: Tokenizer) -> set[str]:
     named = {*tokenizer.special, *tokenizer.added}
     if tokenizer.kind == "byte-level BPE":
         spelling = {byte: character for character, byte in byte_alphabet().items()}
-        return named | {"".join(spelling[byte] for byte in token) for token in tokenizer.core.bytes_of.values()}
+        return named | {
+            "".join(spelling[byte] for byte in token)
+            for token in tokenizer.core.bytes_of.values()
+        }
     return named | {piece for piece, _, _ in tokenizer.core.model.pieces}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -214,15 +228,18 @@ def check_extensible(tokenizer: Tokenizer, folder: str) -> None:
         return
     if tokenizer.kind == "byte-level BPE" and main.suffix == ".json":
         return
-    raise UserError(f"{folder}: {main.name} cannot be extended; only BPE with byte fallback (tokenizer.model) and byte-level BPE "
-                    "(tokenizer.json) can, without changing how old text is encoded")
+    raise UserError(
+        f"{folder}: {main.name} cannot be extended; only BPE with byte fallback (tokenizer.model) and "
+        f"byte-level BPE "
+        "(tokenizer.json) can, without changing how old text is encoded")
 
 
 def write_tokenizer(tokenizer: Tokenizer, new: NewPieces, special: list[str], folder: Path) -> None:
     """Write the extended tokenizer and the settings beside it."""
     main = tokenizer.files[0]
     for path in tokenizer.files:
-        if path.name not in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"):  # these hold the old vocabulary
+        # these hold the old vocabulary
+        if path.name not in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"):
             shutil.copyfile(path, folder / path.name)
     first = tokenizer.vocab_size
     ids = {text: first + len(new.pieces) + place for place, text in enumerate(special)}
@@ -232,12 +249,14 @@ def write_tokenizer(tokenizer: Tokenizer, new: NewPieces, special: list[str], fo
         model["vocab"] |= {piece: first + place for place, piece in enumerate(new.pieces)}
         as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
         model["merges"] += [f"{left} {right}" if as_text else [left, right] for left, right in new.merges]
-        file["added_tokens"] = (file.get("added_tokens") or []) + [
-            {"id": index, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-            for text, index in ids.items()]
+        file["added_tokens"] = (file.get("added_tokens") or []) + [{
+            "id": index, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": True
+        } for text, index in ids.items()]
         write_json(folder / main.name, file)
         return
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    settings = read_json(folder / "tokenizer_config.json") if (folder /
+                                                               "tokenizer_config.json").is_file() else {}
     write_sentencepiece(_grown_model(tokenizer, new, special), folder)
     if settings:
         write_json(folder / "tokenizer_config.json", read_json(folder / "tokenizer_config.json") | settings)
@@ -254,7 +273,8 @@ def _grown_model(tokenizer: Tokenizer, new: NewPieces, special: list[str]) -> by
     beside |= {index: (text, USER_DEFINED) for text, index in tokenizer.added.items()}
     lowest = min(score for _, score, _ in model.pieces)
     entries = []
-    for index in range(len(model.pieces), tokenizer.vocab_size):  # ids of tokens that were added beside the file
+    # ids of tokens that were added beside the file
+    for index in range(len(model.pieces), tokenizer.vocab_size):
         text, kind = beside.get(index, (f"<unused {index}>", UNUSED))
         entries.append((text, 0.0, kind))
     entries += [(piece, lowest - 1 - place, NORMAL) for place, piece in enumerate(new.pieces)]
@@ -263,7 +283,9 @@ def _grown_model(tokenizer: Tokenizer, new: NewPieces, special: list[str]) -> by
 
 
 def grow(model: Transformer, parts: dict[int, list[int]]) -> Transformer:
-    """The model with a row for each id in `parts`: the mean of the rows of its old ids. Padding rows get the mean of all."""
+    """The model with a row for each id in `parts`: the mean of the rows of its old ids. Padding rows get the
+    mean of all.
+    """
     old = model.config.vocab_size
     need = max(parts) + 1 if parts else old
     rows = old if need <= old else -(-need // ROUND_ROWS) * ROUND_ROWS
@@ -288,7 +310,8 @@ def first_characters(files: list[str], limit: int) -> Iterator[str]:
         yield text
         read += len(text)
         if read > limit:
-            print(f"note: pieces are learnt from the first {read:,} characters (--max_characters)", file=sys.stderr)
+            print(f"note: pieces are learnt from the first {read:,} characters (--max_characters)",
+                  file=sys.stderr)
             return
 
 

@@ -1,13 +1,16 @@
-"""Model families: how each spells its `config.json`. What differs in their tensors' names is in mmed/model.py.
+"""Model families: how each spells its `config.json`. What differs in their tensors' names is in
+mmed/model.py.
 
-    config.json  --read_config-->  ModelConfig  --write_config-->  config.json     (reads transformers 4 and 5, writes 4)
+    config.json  --read_config-->  ModelConfig  --write_config-->  config.json     (reads transformers 4 and
+                 5, writes 4)
 
-Each family is a function that reads its keys. No tensor is reshaped: InternLM 2's `wqkv` and BLOOM's `query_key_value` are
-one packed matrix in the same grouped layout (ModelConfig.packed_qkv), so a round trip is bit-equal.
+Each family is a function that reads its keys. No tensor is reshaped: InternLM 2's `wqkv` and BLOOM's
+`query_key_value` are one packed matrix in the same grouped layout (ModelConfig.packed_qkv), so a round trip
+is bit-equal.
 
-Strict: a key that the family's function did not read and that is not known to have no effect is rejected by name, because
-it may change the mathematics. Numbers are checked against their range before any memory is taken.
-References: the published configs and transformers' `configuration_*.py` of each family.
+Strict: a key that the family's function did not read and that is not known to have no effect is rejected by
+name, because it may change the mathematics. Numbers are checked against their range before any memory is
+taken. References: the published configs and transformers' `configuration_*.py` of each family.
 """
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 # Keys that change nothing here: bookkeeping, and generation settings that transformers 4 wrote there.
-IGNORED = set("""architectures model_type torch_dtype dtype transformers_version use_cache auto_map attn_implementation
+IGNORED = set(
+    """architectures model_type torch_dtype dtype transformers_version use_cache auto_map attn_implementation
     pretraining_tp output_attentions output_hidden_states output_scores return_dict return_dict_in_generate torchscript
     use_bfloat16 tf_legacy_loss id2label label2id problem_type finetuning_task task_specific_params prefix tokenizer_class
     chunk_size_feed_forward is_decoder cross_attention_hidden_size tie_encoder_decoder decoder_start_token_id sep_token_id
@@ -33,9 +37,12 @@ IGNORED = set("""architectures model_type torch_dtype dtype transformers_version
     temperature top_k top_p typical_p remove_invalid_values exponential_decay_length_penalty max_sequence_length
     unsloth_fixed unsloth_version""".split())
 # Keys that would change the mathematics, and the values that do not.
-NEUTRAL = {"attention_dropout": (0,), "hidden_dropout": (0,), "is_encoder_decoder": (False,), "pruned_heads": ({},),
-           "add_cross_attention": (False,), "partial_rotary_factor": (1,), "use_bidirectional_attention": (False,),
-           "bias": (False,), "attention_bias": (False,), "mlp_bias": (False,)}
+NEUTRAL = {
+    "attention_dropout": (0, ), "hidden_dropout": (0, ), "is_encoder_decoder": (False, ),
+    "pruned_heads": ({}, ), "add_cross_attention": (False, ), "partial_rotary_factor": (1, ),
+    "use_bidirectional_attention": (False, ), "bias": (False, ), "attention_bias": (False, ),
+    "mlp_bias": (False, )
+}
 
 
 class Keys:
@@ -46,7 +53,9 @@ class Keys:
 
     def get(self, key: str, default: Any = NEEDED, kind: type = int, low: float = 1, high: float = 2 ** 28,
             nullable: bool = False) -> Any:
-        """The value of a key, of the right type and within its range. null is accepted where it is the default, too."""
+        """The value of a key, of the right type and within its range. null is accepted where it is the
+        default, too.
+        """
         self.seen.add(key)
         value = self.config.get(key, default)
         if value is NEEDED:
@@ -76,18 +85,24 @@ class Keys:
         value = self.config.get(key)
         if value is not None and value not in allowed:
             known = ", ".join(str(one) for one in allowed if one is not None)
-            raise UserError(f"config.json: {key} = {str(value)[:80]!r} is not supported" + (f" (known: {known})" if known else ""))
+            raise UserError(f"config.json: {key} = {str(value)[:80]!r} is not supported" +
+                            (f" (known: {known})" if known else ""))
 
     def rest(self) -> list[str]:
         return [key for key, value in self.config.items()
                 if value is not None and key not in self.seen and not key.startswith("_")]
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Parts that several families share
 
 
-def _sizes(keys: Keys, *, kv_heads: Any = NEEDED, context: Any = NEEDED, head_dim: int | None = None, tied: bool = False) -> dict:
+def _sizes(keys: Keys,
+           *,
+           kv_heads: Any = NEEDED,
+           context: Any = NEEDED,
+           head_dim: int | None = None,
+           tied: bool = False) -> dict:
     """Fields of every family with the key names of Llama; the arguments are the family's defaults."""
     return dict(
         vocab_size=keys.get("vocab_size", high=2 ** 24), hidden_size=keys.get("hidden_size", high=2 ** 18),
@@ -112,11 +127,16 @@ def _scaling(values: dict) -> dict | None:
     kind = values.get("rope_type") or values.get("type") or "default"
     keys.seen |= {"rope_type", "type", "rope_theta"}
     if not isinstance(kind, str) or kind not in ("default", *SCALINGS):
-        raise UserError(f"config.json: rotary scaling {kind!r} is not supported (known: default, {', '.join(SCALINGS)})")
+        raise UserError(
+            f"config.json: rotary scaling {kind!r} is not supported (known: default, {', '.join(SCALINGS)})")
     keys.only("partial_rotary_factor", 1)
-    numbers = {key: keys.get(key) if key.startswith("original") else keys.number(key, high=2 ** 28) for key in SCALINGS.get(kind, ())}
+    numbers = {
+        key: keys.get(key) if key.startswith("original") else keys.number(key, high=2**28)
+        for key in SCALINGS.get(kind, ())
+    }
     if rest := keys.rest():
-        raise UserError(f"config.json: {rest[0]} = {values[rest[0]]!r} of the rotary scaling {kind!r} is not supported")
+        raise UserError(
+            f"config.json: {rest[0]} = {values[rest[0]]!r} of the rotary scaling {kind!r} is not supported")
     return {"rope_type": kind} | numbers if numbers else None
 
 
@@ -124,7 +144,10 @@ def _rope(keys: Keys) -> dict:
     """`rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (4)."""
     theta = keys.number("rope_theta", 10000.0, 1)
     scaling, parameters = keys.object("rope_scaling"), keys.object("rope_parameters")
-    return {"rope_theta": Keys(parameters).number("rope_theta", theta, 1), "rope_scaling": _scaling(parameters or scaling)}
+    return {
+        "rope_theta": Keys(parameters).number("rope_theta", theta, 1), "rope_scaling": _scaling(parameters
+                                                                                                or scaling)
+    }
 
 
 def _local_rope(keys: Keys) -> dict:
@@ -134,7 +157,9 @@ def _local_rope(keys: Keys) -> dict:
     if not parameters:
         return {"rope_theta": theta, "rope_scaling": _scaling(scaling), "rope_local_theta": local}
     if set(parameters) != {FULL, SLIDING}:
-        raise UserError(f"config.json: rope_parameters has {', '.join(sorted(parameters))}, expected {FULL} and {SLIDING}")
+        raise UserError(
+            f"config.json: rope_parameters has {', '.join(sorted(parameters))}, expected {FULL} and {SLIDING}"
+        )
     full, sliding = (Keys(parameters).object(kind) for kind in (FULL, SLIDING))
     if _scaling(sliding):
         raise UserError("config.json: rotary scaling of the sliding layers is not supported")
@@ -148,7 +173,10 @@ def _layer_types(keys: Keys, slides: list[bool]) -> tuple[bool, ...]:
     if types is None:
         return tuple(slides)
     if len(types) != len(slides) or not all(kind in (SLIDING, FULL) for kind in types):
-        raise UserError(f"config.json: layer_types must be {len(slides)} times {SLIDING!r} or {FULL!r}, got {str(types)[:100]}")
+        raise UserError(
+            f"config.json: layer_types must be {len(slides)} times {SLIDING!r} or {FULL!r}, got "
+            f"{str(types)[:100]}"
+        )
     return tuple(kind == SLIDING for kind in types)
 
 
@@ -170,7 +198,7 @@ def _alternating_windows(keys: Keys, layers: int, period: int) -> dict:
     return {"sliding_window": keys.get("sliding_window", 4096), "sliding_layers": slides}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # One function per family: the fields of its ModelConfig
 
 
@@ -186,12 +214,14 @@ def mistral(keys: Keys) -> dict:
 
 
 def internlm(keys: Keys) -> dict:
-    """Its code has rotary = {"base": ..., "type": "dynamic" or "origin"}; dynamic with factor 1 when absent."""
+    """Its code has rotary = {"base": ..., "type": "dynamic" or "origin"}; dynamic with factor 1 when absent.
+    """
     keys.only("hidden_act", "silu", "swish")
     rotary = Keys(keys.object("rotary") or {"base": 10000, "type": "dynamic"})
     kind = rotary.get("type", None, str)
     if kind not in ("dynamic", "origin"):
-        raise UserError(f"config.json: rotary = {rotary.config!r} is not supported (known types: dynamic, origin)")
+        raise UserError(
+            f"config.json: rotary = {rotary.config!r} is not supported (known types: dynamic, origin)")
     factor, theta = rotary.number("scaling_factor", 1.0), rotary.number("base", 10000.0, 1)
     if rest := rotary.rest():
         raise UserError(f"config.json: {rest[0]} of rotary is not supported")
@@ -202,34 +232,50 @@ def internlm(keys: Keys) -> dict:
 
 def internlm2(keys: Keys) -> dict:
     keys.only("hidden_act", "silu", "swish")
-    return _sizes(keys, kv_heads=None) | _rope(keys) | dict(attention_bias=keys.flag("bias", True), packed_qkv=True)
+    return _sizes(keys, kv_heads=None) | _rope(keys) | dict(attention_bias=keys.flag("bias", True),
+                                                            packed_qkv=True)
 
 
 def bloom(keys: Keys) -> dict:
     """Its configs name fused kernels of its first trainer; n_inner is always 4 x hidden_size."""
     keys.only("apply_residual_connection_post_layernorm", False)
-    keys.seen |= {"attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "skip_bias_add",
-                  "skip_bias_add_qkv", "slow_but_exact", "n_inner"}
-    for other, key in (("n_embed", "hidden_size"), ("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head")):
+    keys.seen |= {
+        "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi",
+        "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact", "n_inner"
+    }
+    for other, key in (("n_embed", "hidden_size"), ("num_hidden_layers", "n_layer"), ("num_attention_heads",
+                                                                                      "n_head")):
         keys.seen.add(other)
         if (value := keys.config.get(other)) is not None:
             if keys.config.get(key) not in (None, value):
                 raise UserError(f"config.json: {other} = {value!r}, but {key} = {keys.config[key]!r}")
             keys.config = keys.config | {key: value}
     hidden, heads = keys.get("hidden_size", high=2 ** 18), keys.get("n_head", high=2 ** 12)
-    return dict(
-        vocab_size=keys.get("vocab_size", high=2 ** 24), hidden_size=hidden, intermediate_size=4 * hidden,
-        num_hidden_layers=keys.get("n_layer", high=1000), num_attention_heads=heads,
-        max_position_embeddings=keys.get("seq_length", 2048), rms_norm_eps=keys.number("layer_norm_epsilon", 1e-5, 0, 1),
-        initializer_range=keys.number("initializer_range", 0.02, 0, 100), tie_word_embeddings=keys.flag("tie_word_embeddings", True),
-        packed_qkv=True, position_embedding="alibi", attention_bias=True, attention_out_bias=True, mlp_bias=True,
-        gated_mlp=False, activation="gelu_tanh", norm="layer", embedding_norm=True)
+    return dict(vocab_size=keys.get("vocab_size", high=2**24),
+                hidden_size=hidden,
+                intermediate_size=4 * hidden,
+                num_hidden_layers=keys.get("n_layer", high=1000),
+                num_attention_heads=heads,
+                max_position_embeddings=keys.get("seq_length", 2048),
+                rms_norm_eps=keys.number("layer_norm_epsilon", 1e-5, 0, 1),
+                initializer_range=keys.number("initializer_range", 0.02, 0, 100),
+                tie_word_embeddings=keys.flag("tie_word_embeddings", True),
+                packed_qkv=True,
+                position_embedding="alibi",
+                attention_bias=True,
+                attention_out_bias=True,
+                mlp_bias=True,
+                gated_mlp=False,
+                activation="gelu_tanh",
+                norm="layer",
+                embedding_norm=True)
 
 
 def qwen2(keys: Keys) -> dict:
     keys.only("hidden_act", "silu", "swish")
     sizes = _sizes(keys)
-    return sizes | _rope(keys) | _late_windows(keys, sizes["num_hidden_layers"]) | dict(attention_bias=True, attention_out_bias=False)
+    return sizes | _rope(keys) | _late_windows(keys, sizes["num_hidden_layers"]) | dict(
+        attention_bias=True, attention_out_bias=False)
 
 
 def qwen3(keys: Keys) -> dict:
@@ -242,8 +288,10 @@ def qwen3(keys: Keys) -> dict:
 def _any_gemma(keys: Keys) -> dict:
     keys.only("hidden_act", "gelu_pytorch_tanh", "gelu")
     keys.only("hidden_activation", "gelu_pytorch_tanh", None)
-    return _sizes(keys, head_dim=256, tied=True) | dict(
-        attention_bias=keys.flag("attention_bias"), norm="rms_plus_one", scale_embedding=True, activation="gelu_tanh")
+    return _sizes(keys, head_dim=256, tied=True) | dict(attention_bias=keys.flag("attention_bias"),
+                                                        norm="rms_plus_one",
+                                                        scale_embedding=True,
+                                                        activation="gelu_tanh")
 
 
 def gemma(keys: Keys) -> dict:
@@ -259,7 +307,9 @@ def gemma2(keys: Keys) -> dict:
 
 
 def gemma3_text(keys: Keys) -> dict:
-    """A cap of the scores is rejected: the paper has none, and the implementations that carry the key do not apply it."""
+    """A cap of the scores is rejected: the paper has none, and the implementations that carry the key do not
+    apply it.
+    """
     keys.only("attn_logit_softcapping", None)
     fields = _any_gemma(keys)
     return fields | _local_rope(keys) | _alternating_windows(keys, fields["num_hidden_layers"], 6) | dict(
@@ -269,7 +319,8 @@ def gemma3_text(keys: Keys) -> dict:
 
 @dataclass(frozen=True)
 class Family:
-    architecture: str                   # class name in config.json, by which vLLM and llama.cpp know the family
+    # class name in config.json, by which vLLM and llama.cpp know the family
+    architecture: str
     fields: Callable[[Keys], dict]
     writes: str = ""                    # keys beyond the common ones that its config.json has
 
@@ -277,25 +328,29 @@ class Family:
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", llama, "head_dim hidden_act attention_bias mlp_bias"),
     "mistral": Family("MistralForCausalLM", mistral, "head_dim hidden_act sliding_window"),
-    "internlm": Family("InternLMForCausalLM", internlm, "hidden_act bias"),
-    "internlm2": Family("InternLM2ForCausalLM", internlm2, "hidden_act bias"),
-    "bloom": Family("BloomForCausalLM", bloom),
-    "qwen2": Family("Qwen2ForCausalLM", qwen2, "head_dim hidden_act"),
-    "qwen3": Family("Qwen3ForCausalLM", qwen3, "head_dim hidden_act attention_bias"),
-    "gemma": Family("GemmaForCausalLM", gemma, "head_dim hidden_act hidden_activation attention_bias"),
-    "gemma2": Family("Gemma2ForCausalLM", gemma2, "head_dim hidden_act hidden_activation attention_bias query_pre_attn_scalar "
-                                                  "attn_logit_softcapping final_logit_softcapping sliding_window"),
-    "gemma3_text": Family("Gemma3ForCausalLM", gemma3_text, "head_dim hidden_act hidden_activation attention_bias query_pre_attn_scalar "
-                                                            "final_logit_softcapping sliding_window rope_local_base_freq"),
+    "internlm": Family("InternLMForCausalLM", internlm, "hidden_act bias"), "internlm2": Family(
+        "InternLM2ForCausalLM", internlm2, "hidden_act bias"), "bloom": Family("BloomForCausalLM", bloom),
+    "qwen2": Family("Qwen2ForCausalLM", qwen2, "head_dim hidden_act"), "qwen3": Family(
+        "Qwen3ForCausalLM", qwen3, "head_dim hidden_act attention_bias"), "gemma": Family(
+            "GemmaForCausalLM", gemma,
+            "head_dim hidden_act hidden_activation attention_bias"), "gemma2": Family(
+                "Gemma2ForCausalLM", gemma2,
+                "head_dim hidden_act hidden_activation attention_bias query_pre_attn_scalar "
+                "attn_logit_softcapping final_logit_softcapping sliding_window"), "gemma3_text": Family(
+                    "Gemma3ForCausalLM", gemma3_text,
+                    "head_dim hidden_act hidden_activation attention_bias query_pre_attn_scalar "
+                    "final_logit_softcapping sliding_window rope_local_base_freq"),
 }
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # config.json
 
 
 def read_config(config: dict) -> ModelConfig:
-    """The `ModelConfig` that a published `config.json` means; an unknown key that may change the mathematics is an error."""
+    """The `ModelConfig` that a published `config.json` means; an unknown key that may change the mathematics
+    is an error.
+    """
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"config.json: model_type {name!r} is not supported (known: {', '.join(FAMILIES)})")
@@ -310,21 +365,31 @@ def read_config(config: dict) -> ModelConfig:
     if quantization and quantization.get("quant_method") != "gguf":
         raise UserError(f"config.json: quantization_config = {str(quantization)[:80]} is not supported")
     if rest := keys.rest():
-        raise UserError(f"config.json: {rest[0]} = {str(config[rest[0]])[:80]!r} is not a known key of {name}; it may change the "
-                        "mathematics, so the model is rejected")
+        raise UserError(
+            f"config.json: {rest[0]} = {str(config[rest[0]])[:80]!r} is not a known key of {name}; it may "
+            f"change the "
+            "mathematics, so the model is rejected")
     hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
     if fields.get("head_dim") is None:
         if hidden % heads:
-            raise UserError(f"config.json: hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
+            raise UserError(
+                f"config.json: hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
         fields["head_dim"] = hidden // heads
     if fields["head_dim"] % 2 and fields.get("position_embedding") != "alibi":
-        raise UserError(f"config.json: a head size of {fields['head_dim']} is odd; it cannot be rotated in pairs")
+        raise UserError(
+            f"config.json: a head size of {fields['head_dim']} is odd; it cannot be rotated in pairs")
     kv_heads = fields.get("num_key_value_heads")
     fields["num_key_value_heads"] = heads if kv_heads is None else kv_heads
     if heads % fields["num_key_value_heads"]:
-        raise UserError(f"config.json: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}")
+        raise UserError(
+            f"config.json: num_attention_heads = {heads} is not a multiple of num_key_value_heads = "
+            f"{kv_heads}"
+        )
     fields.setdefault("attention_out_bias", fields.get("attention_bias", False))
-    ids = {key: _token_id(config, key, fields["vocab_size"]) for key in TOKEN_IDS if config.get(key) is not None}
+    ids = {
+        key: _token_id(config, key, fields["vocab_size"])
+        for key in TOKEN_IDS if config.get(key) is not None
+    }
     return ModelConfig(**fields, family=name, extra=ids)
 
 
@@ -339,32 +404,43 @@ def _token_id(config: dict, key: str, vocab_size: int) -> int | list[int]:
 def write_config(config: ModelConfig, dtype: str) -> dict:
     """The family's `config.json` in transformers 4 spelling; what the family cannot express is an error."""
     family = FAMILIES[config.family]
-    result: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.family, "torch_dtype": dtype}
+    result: dict[str, Any] = {
+        "architectures": [family.architecture], "model_type": config.family, "torch_dtype": dtype
+    }
     result |= _written_bloom(config) if config.family == "bloom" else _written(config, family.writes.split())
     result |= {key: value for key, value in config.extra.items() if key in TOKEN_IDS}
     back = read_config(result)
     for key, value in vars(config).items():
         if key == "sliding_layers":
-            same = all(back.slides(layer) == config.slides(layer) for layer in range(config.num_hidden_layers))
+            same = all(
+                back.slides(layer) == config.slides(layer) for layer in range(config.num_hidden_layers))
         elif key == "attention_scale":
-            same = abs((back.attention_scale or back.head_dim ** -0.5) - (value or config.head_dim ** -0.5)) < 1e-6
+            same = abs((back.attention_scale or back.head_dim**-0.5) -
+                       (value or config.head_dim**-0.5)) < 1e-6
         else:
             same = key == "extra" or getattr(back, key) == value
         if not same:
-            raise UserError(f"a {config.family} model cannot have {key} = {value!r} (its config.json would mean {getattr(back, key)!r})")
+            raise UserError(
+                f"a {config.family} model cannot have {key} = {value!r} (its config.json would mean "
+                f"{getattr(back, key)!r})"
+            )
     return result
 
 
 def _written_bloom(config: ModelConfig) -> dict:
-    return {"vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "n_layer": config.num_hidden_layers,
-            "n_head": config.num_attention_heads, "seq_length": config.max_position_embeddings,
-            "layer_norm_epsilon": config.rms_norm_eps, "initializer_range": config.initializer_range,
-            "tie_word_embeddings": config.tie_word_embeddings, "apply_residual_connection_post_layernorm": False}
+    return {
+        "vocab_size": config.vocab_size, "hidden_size": config.hidden_size,
+        "n_layer": config.num_hidden_layers, "n_head": config.num_attention_heads,
+        "seq_length": config.max_position_embeddings, "layer_norm_epsilon": config.rms_norm_eps,
+        "initializer_range": config.initializer_range, "tie_word_embeddings": config.tie_word_embeddings,
+        "apply_residual_connection_post_layernorm": False
+    }
 
 
 def _written(config: ModelConfig, keys: list[str]) -> dict:
-    common = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-              "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings")
+    common = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+              "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "initializer_range",
+              "tie_word_embeddings")
     scalar = (config.attention_scale or config.head_dim ** -0.5) ** -2
     values = vars(config) | {
         "hidden_act": "gelu_pytorch_tanh" if config.family.startswith("gemma") else "silu",
@@ -381,7 +457,8 @@ def _written_rope(config: ModelConfig) -> dict:
         factor = {"scaling_factor": scaling["factor"]} if scaling.get("factor", 1) != 1 else {}
         return {"rotary": {"base": config.rope_theta, "type": "dynamic" if scaling else "origin"} | factor}
     if scaling.get("rope_type") in ("linear", "dynamic") and config.rope_local_theta is None:
-        scaling = {"type": scaling["rope_type"], "factor": scaling["factor"]}  # what transformers 4 and InternLM 2's code read
+        # what transformers 4 and InternLM 2's code read
+        scaling = {"type": scaling["rope_type"], "factor": scaling["factor"]}
     return {"rope_theta": config.rope_theta, "rope_scaling": scaling or None}
 
 
@@ -396,5 +473,8 @@ def _written_windows(config: ModelConfig) -> dict:
     if config.family not in ("gemma2", "gemma3_text"):
         return {}
     usual = 2 if config.family == "gemma2" else 6
-    periods = [n for n in (usual, *range(1, layers + 2)) if slides == [(layer + 1) % n != 0 for layer in range(layers)]]
+    periods = [
+        n for n in (usual, *range(1, layers + 2))
+        if slides == [(layer + 1) % n != 0 for layer in range(layers)]
+    ]
     return types | ({"sliding_window_pattern": periods[0]} if periods else {})

@@ -3,8 +3,8 @@
     step-N.tmp/  every rank: its shards -> fsync -> sha256      rank 0: state.json with every sha256
     step-N       rank 0 renames it      latest  names it        older ones are removed
 
-Killed between any two of these, `latest` names a complete checkpoint. The shards are safetensors files, written and read by
-torch.distributed.checkpoint, which reshards them.
+Killed between any two of these, `latest` names a complete checkpoint. The shards are safetensors files,
+written and read by torch.distributed.checkpoint, which reshards them.
 """
 from __future__ import annotations
 
@@ -32,15 +32,18 @@ from mmed.utils.files import atomic_write, write_error, write_json, writing
 
 FILE_BYTES = 32 << 20   # a rank's part of a checkpoint is split into files of about this size, but into
 MAX_FILES = 32          # no more than these: each is laid out in memory (3 times) before it is written
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")  # one process
+# one process
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Writing
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Every tensor of the run by name: trained parameters and both of AdamW's averages (zeros before the first step)."""
+    """Every tensor of the run by name: trained parameters and both of AdamW's averages (zeros before the
+    first step).
+    """
     distributed.reshard(model)
     tensors = {}
     for name, parameter in model.named_parameters():
@@ -49,19 +52,32 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         tensors[f"model.{name}"] = parameter.detach()
         state = optimizer.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if parameter.is_cuda else "cpu")
+            state["step"] = torch.zeros((),
+                                        dtype=torch.float32,
+                                        device=parameter.device if parameter.is_cuda else "cpu")
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         for key in ("exp_avg", "exp_avg_sq"):
             tensors[f"optimizer.{key}.{name}"] = state[key]
     return tensors
 
 
-def save_state(run: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, facts: dict, keep_last: int = 2) -> Path:
-    """Write RUN/checkpoints/step-N and point `latest` at it; every rank calls. Of the older ones, keep_last - 1 stay."""
+def save_state(run: str | Path,
+               model: nn.Module,
+               optimizer: torch.optim.Optimizer,
+               step: int,
+               facts: dict,
+               keep_last: int = 2) -> Path:
+    """Write RUN/checkpoints/step-N and point `latest` at it; every rank calls. Of the older ones, keep_last -
+    1 stay.
+    """
     return write_state(run, state_tensors(model, optimizer), step, facts, keep_last)
 
 
-def write_state(run: str | Path, tensors: dict[str, torch.Tensor], step: int, facts: dict, keep_last: int = 2) -> Path:
+def write_state(run: str | Path,
+                tensors: dict[str, torch.Tensor],
+                step: int,
+                facts: dict,
+                keep_last: int = 2) -> Path:
     """`save_state` of given tensors."""
     writer = prepare(run, tensors, step)
     with unfinished_removed(run, step):
@@ -89,22 +105,29 @@ def unfinished_removed(run: str | Path, step: int) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         cause = next(iter(error.failures.values()))[0]
-        raise write_error(cause, building) if isinstance(cause, OSError) else RuntimeError(str(error)) from error
+        raise write_error(cause, building) if isinstance(cause, OSError) else RuntimeError(
+            str(error)) from error
 
 
 def prepare(run: str | Path, tensors: dict[str, torch.Tensor], step: int) -> HuggingFaceStorageWriter:
-    """Check values and free space, make the folder, and return the writer of this rank's shards; every rank calls."""
+    """Check values and free space, make the folder, and return the writer of this rank's shards; every rank
+    calls.
+    """
     final, building = folder_of(run, step), _building(run, step)
     need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     for name, tensor in tensors.items():
         if not torch.isfinite(distributed.local(tensor)).all():
-            raise UserError(f"{final}: not written, {name} holds values that are not finite; the previous checkpoint is complete")
+            raise UserError(
+                f"{final}: not written, {name} holds values that are not finite; the previous checkpoint is "
+                f"complete"
+            )
     if distributed.is_main():
         with writing(final.parent, need):
             final.parent.mkdir(parents=True, exist_ok=True)
             if (free := shutil.disk_usage(final.parent).free) < need * 1.05:
-                raise UserError(f"{final}: a checkpoint needs {need:,} bytes, but only {free:,} are free; make space and "
-                                "continue with --resume=auto")
+                raise UserError(
+                    f"{final}: a checkpoint needs {need:,} bytes, but only {free:,} are free; make space and "
+                    "continue with --resume=auto")
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
     distributed.barrier()
@@ -125,10 +148,18 @@ def _file_numbers(tensors: dict[str, torch.Tensor], need: int) -> dict[str, int]
     return numbers
 
 
-def publish(run: str | Path, step: int, facts: dict, keep_last: int, group: dist.ProcessGroup | None = None) -> Path:
-    """Checksum the shards, give the folder its name, point `latest` at it, remove old ones; every rank calls."""
+def publish(run: str | Path,
+            step: int,
+            facts: dict,
+            keep_last: int,
+            group: dist.ProcessGroup | None = None) -> Path:
+    """Checksum the shards, give the folder its name, point `latest` at it, remove old ones; every rank calls.
+    """
     final, building = folder_of(run, step), _building(run, step)
-    own = {path.name: sha256_of(path) for path in building.glob(f"shard-{distributed.rank() + 1:05d}-*.safetensors")}
+    own = {
+        path.name: sha256_of(path)
+        for path in building.glob(f"shard-{distributed.rank() + 1:05d}-*.safetensors")
+    }
     hashes = {name: value for part in distributed.gather(own, group) for name, value in part.items()}
     if distributed.is_main():
         wait_for_files(building, hashes)
@@ -143,11 +174,13 @@ def publish(run: str | Path, step: int, facts: dict, keep_last: int, group: dist
 
 
 def _remove_old(run: str | Path, step: int, keep_last: int) -> None:
-    """Keep the newest `keep_last`; later steps than this one belong to a future that --resume=step-N gave up."""
+    """Keep the newest `keep_last`; later steps than this one belong to a future that --resume=step-N gave up.
+    """
     steps = {path: int(path.name[5:]) for path in checkpoints(run)}
     older = [path for path, number in steps.items() if number < step]
     for path in older[keep_last - 1:] + [path for path, number in steps.items() if number > step]:
-        doomed = path.with_name(path.name + ".old.tmp")  # renamed first, so that no incomplete folder has a checkpoint's name
+        # renamed first, so that no incomplete folder has a checkpoint's name
+        doomed = path.with_name(path.name + ".old.tmp")
         os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
@@ -157,8 +190,9 @@ def wait_for_files(folder: Path, names: Iterable[str], seconds: float = 60.0) ->
     deadline = time.monotonic() + seconds
     while missing := [name for name in names if not (folder / name).is_file()]:
         if time.monotonic() > deadline:
-            raise UserError(f"{folder / missing[0]}: still missing after {seconds:g} s, although its rank wrote it; "
-                            f"is {folder.parent} on a file system that all nodes share?")
+            raise UserError(
+                f"{folder / missing[0]}: still missing after {seconds:g} s, although its rank wrote it; "
+                f"is {folder.parent} on a file system that all nodes share?")
         time.sleep(0.2)
         os.listdir(folder)
 
@@ -174,14 +208,15 @@ def checksummed(state: dict) -> dict:
     return bare | {"checksum": hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Reading
 
 
 def checkpoints(run: str | Path) -> list[Path]:
     """All finished checkpoints of a run, the highest step first."""
     folder = Path(run) / "checkpoints"
-    return sorted((p for p in folder.glob("step-*") if p.name[5:].isdigit() and p.is_dir()), key=lambda p: -int(p.name[5:]))
+    return sorted((p for p in folder.glob("step-*") if p.name[5:].isdigit() and p.is_dir()),
+                  key=lambda p: -int(p.name[5:]))
 
 
 def latest_state(run: str | Path, name: str = "") -> Path | None:
@@ -199,7 +234,9 @@ def latest_state(run: str | Path, name: str = "") -> Path | None:
 
 
 def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, str]:
-    """(state.json, "") of a complete checkpoint, else (None, what is wrong). Each of several ranks checks its share of files."""
+    """(state.json, "") of a complete checkpoint, else (None, what is wrong). Each of several ranks checks its
+    share of files.
+    """
     path = folder / "state.json"
     try:
         state = json.loads(path.read_bytes())
@@ -210,7 +247,8 @@ def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, st
         return None, f"{path}: damaged ({type(error).__name__})"
     present = {p.name for p in folder.glob("*.safetensors")}
     if different := sorted(present ^ set(hashes)):
-        return None, f"{folder / different[0]}: " + ("not part of this checkpoint" if different[0] in present else "missing")
+        return None, f"{folder / different[0]}: " + ("not part of this checkpoint"
+                                                     if different[0] in present else "missing")
     for name in sorted(hashes)[rank::world]:
         if sha256_of(folder / name) != hashes[name]:
             return None, f"{folder / name}: damaged (its sha256 is not the one in state.json)"
@@ -242,5 +280,9 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def load_trained(folder: Path, model: nn.Module) -> dict:
-    """Fill what trains in `model` from a checkpoint, without the optimizer's state (for export); returns its state.json."""
-    return _load(folder, {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad})
+    """Fill what trains in `model` from a checkpoint, without the optimizer's state (for export); returns its
+    state.json.
+    """
+    return _load(folder,
+                 {f"model.{name}": p.detach()
+                  for name, p in model.named_parameters() if p.requires_grad})

@@ -1,9 +1,11 @@
 """The weight files of a model folder: safetensors, or legacy .bin files read as tensors only.
 
-    stored_tensors(folder)     name -> StoredTensor (file, dtype, shape), of one file or of several with an index
+    stored_tensors(folder)     name -> StoredTensor (file, dtype, shape), of one file or of several with an
+                               index
     copy_weights(pairs)        rows of tensors from disk straight into parameters, converted to their dtype
 
-A sharded model reads only its own rows, a piece at a time, so the peak of host memory is the model and one small piece.
+A sharded model reads only its own rows, a piece at a time, so the peak of host memory is the model and one
+small piece.
 """
 from __future__ import annotations
 
@@ -41,14 +43,19 @@ class StoredTensor:
 
 
 def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model folder; safetensors rather than .bin. Two sets of weights of one kind are an error."""
+    """Every tensor of a model folder; safetensors rather than .bin. Two sets of weights of one kind are an
+    error.
+    """
     folder = Path(folder)
     for name in ("model.safetensors", "pytorch_model.bin"):
         single, index = folder / name, folder / f"{name}.index.json"
         if index.is_file():
             files = _indexed_files(index)
             if single.is_file() and set(files.values()) != {name}:
-                raise UserError(f"{folder}: holds two sets of weights, {name} and {index.name} with its files; remove one of them")
+                raise UserError(
+                    f"{folder}: holds two sets of weights, {name} and {index.name} with its files; remove "
+                    f"one of them"
+                )
             return _read_indexed(folder, index.name, files)
         if single.is_file():
             return read_header(single)
@@ -67,10 +74,16 @@ def _indexed_files(index: Path) -> dict[str, str]:
 
 
 def _read_indexed(folder: Path, index: str, files: dict[str, str]) -> dict[str, StoredTensor]:
-    tensors = {name: tensor for file in sorted(set(files.values())) for name, tensor in read_header(folder / file).items()
-               if files.get(name) == file}
+    tensors = {
+        name: tensor
+        for file in sorted(set(files.values()))
+        for name, tensor in read_header(folder / file).items() if files.get(name) == file
+    }
     if missing := sorted(set(files) - set(tensors)):
-        raise UserError(f"{folder / files[missing[0]]}: lacks {missing[0]}, which {index} places there ({len(missing)} missing)")
+        raise UserError(
+            f"{folder / files[missing[0]]}: lacks {missing[0]}, which {index} places there ({len(missing)} "
+            f"missing)"
+        )
     return tensors
 
 
@@ -78,8 +91,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file."""
     check_file(path)
     if path.suffix == ".bin":
-        return {name: StoredTensor(path, name, tensor.dtype if tensor.is_floating_point() else str(tensor.dtype), tuple(tensor.shape))
-                for name, tensor in _read_bin(path).items()}
+        return {
+            name: StoredTensor(path, name, tensor.dtype if tensor.is_floating_point() else str(tensor.dtype),
+                               tuple(tensor.shape))
+            for name, tensor in _read_bin(path).items()
+        }
     tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -100,7 +116,9 @@ def _read_bin(path: Path) -> dict[str, torch.Tensor]:
         assert all(isinstance(value, torch.Tensor) for value in state.values()), "it holds more than tensors"
     except Exception as error:  # the unpickler meets arbitrary bytes and may raise anything
         reason = (str(error).splitlines() or [""])[0][:100]
-        raise UserError(f"{path}: not readable as tensors alone ({reason}); take the model's safetensors files instead") from None
+        raise UserError(
+            f"{path}: not readable as tensors alone ({reason}); take the model's safetensors files instead"
+        ) from None
     return state
 
 
@@ -125,15 +143,24 @@ def fit(folder: str | Path, wanted: dict[str, torch.nn.Parameter], stored: dict[
         unexpected: list[str]) -> list[tuple[torch.nn.Parameter, StoredTensor]]:
     """(parameter, where it is stored) for all `wanted`; one error lists whatever does not fit."""
     missing = [name for name in wanted if name not in stored]
-    shapes = [f"{name} has shape {stored[name].shape}, expected {tuple(parameter.shape)}"
-              for name, parameter in wanted.items() if name in stored and stored[name].shape != tuple(parameter.shape)]
-    faults = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for what, names in
-              (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names]
+    shapes = [
+        f"{name} has shape {stored[name].shape}, expected {tuple(parameter.shape)}"
+        for name, parameter in wanted.items()
+        if name in stored and stored[name].shape != tuple(parameter.shape)
+    ]
+    faults = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
     if faults:
         raise UserError(f"{folder}: its weights do not fit its config.json: {'; '.join(faults)}")
     for name in wanted:
         if not isinstance(stored[name].dtype, torch.dtype):
-            raise UserError(f"{stored[name].path}: {name} is {stored[name].dtype}; only floating-point weights are supported")
+            raise UserError(
+                f"{stored[name].path}: {name} is {stored[name].dtype}; only floating-point weights are "
+                f"supported"
+            )
     return [(parameter, stored[name]) for name, parameter in wanted.items()]
 
 
@@ -163,13 +190,16 @@ def same_values(one: StoredTensor, other: StoredTensor) -> bool:
         return False
     with open_weights(one.path) as rows_of_one, open_weights(other.path) as rows_of_other:
         a, b = rows_of_one(one.name), rows_of_other(other.name)
-        return all(torch.equal(a[start:stop], b[start:stop]) for start, stop in _pieces(one, slice(0, None), one.shape[0]))
+        return all(
+            torch.equal(a[start:stop], b[start:stop])
+            for start, stop in _pieces(one, slice(0, None), one.shape[0]))
 
 
 def header_bytes(tensors: list[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
     """The start of a safetensors file whose tensors (name, dtype, shape) follow in this order.
 
-    The library writes whole dictionaries; with the header written first, tensors can be gathered and written one at a time.
+    The library writes whole dictionaries; with the header written first, tensors can be gathered and written
+    one at a time.
     """
     codes = {dtype: code for code, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -1,8 +1,9 @@
 """Folded text, and the option letters that stand in it: the lowest layer of the answer parser.
 
-In: raw text and a place in it. Out: the letters or option texts that stand there, where they end, and how they stand: "hard" (a letter
-by itself), "soft" (before a word, so it may be a word too), "or" (a list that leaves it open), "" (a part of something else).
-In order: folding, the text with its options, one letter, one item, a list of items.
+In: raw text and a place in it. Out: the letters or option texts that stand there, where they end, and how
+they stand: "hard" (a letter by itself), "soft" (before a word, so it may be a word too), "or" (a list that
+leaves it open), "" (a part of something else). In order: folding, the text with its options, one letter, one
+item, a list of items.
 """
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from mmed.languages import SAME_LETTER
 
 
 class _Fold(dict):
-    """str.translate table, filled on demand: compatibility forms, no marks, no controls, every blank a space."""
+    """str.translate table, filled on demand: compatibility forms, no marks, no controls, every blank a space.
+    """
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -33,7 +35,8 @@ class _Fold(dict):
             folded = char
         elif category in ("Zs", "Zl", "Zp") or char in "\t\r\v\f\x1c\x1d\x1e\x1f\x85":
             folded = " "
-        elif category.startswith("C") or 0x300 <= code <= 0x36F or 0xFE00 <= code <= 0xFE0F or 0x20D0 <= code <= 0x20FF:
+        elif category.startswith(
+                "C") or 0x300 <= code <= 0x36F or 0xFE00 <= code <= 0xFE0F or 0x20D0 <= code <= 0x20FF:
             folded = ""
         elif 0x1F150 <= code <= 0x1F169 or 0x1F170 <= code <= 0x1F189:  # negative circled and squared letters
             folded = chr(ord("A") + (code - 0x1F150) % 32)
@@ -42,13 +45,16 @@ class _Fold(dict):
         elif char == "İ":  # the only character whose lower case is longer than itself
             folded = "I"
         else:
-            folded = {"’": "'", "‘": "'", "‐": "-", "‑": "-", "℃": "°"}.get(char) or unicodedata.normalize("NFKC", char)
+            folded = {"’": "'", "‘": "'", "‐": "-", "‑": "-", "℃": "°"}.get(char) or unicodedata.normalize(
+                "NFKC", char)
         self[code] = folded
         return folded
 
 
 class _FurtherFold(_Fold):
-    """The same for languages beyond the paper's six: marks and spellings of other scripts, their digits and punctuation."""
+    """The same for languages beyond the paper's six: marks and spellings of other scripts, their digits and
+    punctuation.
+    """
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -83,14 +89,17 @@ class FoldedText:
     text: str
     low: str
     letters: str
-    texts: list[tuple[str, str]]  # (lower-case folded option text, letter), longest first, without those of one letter
+    # (lower-case folded option text, letter), longest first, without those of one letter
+    texts: list[tuple[str, str]]
     own: dict[str, str]  # letter -> lower-case folded text
     cyrillic: bool  # the text labels options with Cyrillic letters
     w: Patterns  # the words to read it with
 
 
 def letter_at(t: FoldedText, at: int) -> str:
-    """The Latin capital that stands here, "?" for a letter that is a label but none of ours, "" for anything else."""
+    """The Latin capital that stands here, "?" for a letter that is a label but none of ours, "" for anything
+    else.
+    """
     char = t.text[at:at + 1]
     if char in t.w.letters:  # a letter of the script, if it is no part of a word
         return t.w.letters[char] if not t.w.alphabetic.match(t.text, at + 1) else ""
@@ -103,7 +112,9 @@ def letter_at(t: FoldedText, at: int) -> str:
 
 
 def is_capital(t: FoldedText, at: int) -> bool:
-    """Whether this is a letter that can be no small word: a capital, or an option letter of a script without capitals."""
+    """Whether this is a letter that can be no small word: a capital, or an option letter of a script without
+    capitals.
+    """
     return t.text[at:at + 1].isupper() or (t.text[at:at + 1] in t.w.letters and bool(letter_at(t, at)))
 
 
@@ -112,7 +123,9 @@ def _goes_on(t: FoldedText, end: int) -> bool:
 
 
 def how_it_stands(t: FoldedText, at: int, end: int, letter: str) -> str:
-    """How the letter text[at:end] stands: "hard" before an end or a stop, "soft" before a word, "" inside something."""
+    """How the letter text[at:end] stands: "hard" before an end or a stop, "soft" before a word, "" inside
+    something.
+    """
     after = t.text[end:end + 1]
     if after in ("", "\n"):
         return "hard"
@@ -152,7 +165,8 @@ def own_text_end(t: FoldedText, end: int, letter: str) -> int:
     at = _OWN.match(t.text, end).end()
     text = t.own.get(letter, "")
     if not text or at == end or not t.low.startswith(text, at):
-        return end if not text or t.w.alphabetic.match(text) or not t.low.startswith(text, at) else at + len(text)
+        return end if not text or t.w.alphabetic.match(text) or not t.low.startswith(text,
+                                                                                     at) else at + len(text)
     stop = at + len(text)
     return end if len(text) == 1 and t.w.alphabetic.match(t.text, stop) else stop
 
@@ -176,7 +190,8 @@ _CLOSERS = re.compile(r"[*_`\"'»”」』)\]】.]{0,4}")
 
 
 def _item(t: FoldedText, at: int) -> tuple[str, int, str]:
-    """One letter or option text at this place: (letter, end, how it stands); ("", at, "") if there is none."""
+    """One letter or option text at this place: (letter, end, how it stands); ("", at, "") if there is none.
+    """
     letter, end = option_text_at(t, at)
     if letter:
         return letter, end, "hard"
@@ -218,7 +233,8 @@ def _ends_run(t: FoldedText, end: int) -> bool:
 
 
 def letters_at(t: FoldedText, at: int) -> tuple[str, int, str]:
-    """A list of letters or option texts: (letters, end, stands). `stands` is "or" if the list leaves it open."""
+    """A list of letters or option texts: (letters, end, stands). `stands` is "or" if the list leaves it open.
+    """
     letters, end = ("", at) if option_text_at(t, at)[0] else _run(t, at)  # "HIV" may be an option
     if letters:
         stands = "hard"

@@ -1,9 +1,11 @@
 """Answer letters and rationale, read back out of what a model wrote.
 
-In: raw model text and the options of its question. Out: whether the published scorer takes it for right (`official_match`), and a
-`ParsedAnswer` (`parse_answer`). In order: the published scorer; the parser: strict form, rationale, then the lenient reading of a
-stretch of text by statements (`mmed/evaluation/answer_statements.py`), bare lines, verdicts, option texts. Letters are read by
-`mmed/evaluation/answer_letters.py`, words stand in `mmed/evaluation/answer_words.py`. Reference: metrics/accuracy.py of the MMedLM repository.
+In: raw model text and the options of its question. Out: whether the published scorer takes it for right
+(`official_match`), and a `ParsedAnswer` (`parse_answer`). In order: the published scorer; the parser: strict
+form, rationale, then the lenient reading of a stretch of text by statements
+(`mmed/evaluation/answer_statements.py`), bare lines, verdicts, option texts. Letters are read by
+`mmed/evaluation/answer_letters.py`, words stand in `mmed/evaluation/answer_words.py`. Reference:
+metrics/accuracy.py of the MMedLM repository.
 """
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from mmed.evaluation.answer_statements import matches_outside, option_spans, sta
 from mmed.evaluation.answer_words import CJK_BEFORE, CJK_NAME, ECHO_END, Patterns, patterns_of
 from mmed.prompts import ExamItem
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The published scorer
 
 END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end|>",
@@ -41,10 +43,13 @@ def official_match(text: str, item: ExamItem) -> bool:
     >>> official_match("###Answer: OPTION A, B IS CORRECT.", item)
     False
     """
-    # MMedLM: inference.py takes what follows "### Response:", strips it and deletes newlines; accuracy.py deletes the
-    # two marker strings, then compares the string (one letter) or the set of its parts (several); "A, B" is not "A,B"
+    # MMedLM: inference.py takes what follows "### Response:", strips it and deletes newlines; accuracy.py
+    # deletes the
+    # two marker strings, then compares the string (one letter) or the set of its parts (several); "A, B" is
+    # not "A,B"
     # there.
-    # DIFFERS: accuracy.py deletes only `IS CORRECT.</s>`, so every answer of a model with another end token is wrong
+    # DIFFERS: accuracy.py deletes only `IS CORRECT.</s>`, so every answer of a model with another end token
+    # is wrong
     # (D24); here the end token of any family, or none (decoding drops it), is the same.
     response = text.strip().replace("\n", "")
     for marker in END_MARKERS:
@@ -55,31 +60,42 @@ def official_match(text: str, item: ExamItem) -> bool:
     return set(response.split(",")) == set(item.answer)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The answer parser
 #
 # strict     the text ends in the published pattern, exactly, with letters that are options;
 # lenient    the text states an answer in some other way a careful reader would accept;
-# unparsed   it states none, several with "or" between them, or a letter that is no option. It is counted, as wrong.
+# unparsed   it states none, several with "or" between them, or a letter that is no option. It is counted, as
+# wrong.
 #
-# DIFFERS: the published scorer knows the strict form only and does not say how many outputs it could not read (D24); here
+# DIFFERS: the published scorer knows the strict form only and does not say how many outputs it could not read
+# (D24); here
 # the three shares are counted apart, and `official_match` stays beside them.
 #
-# How the lenient reading works. The text is folded (width, look-alikes, invisible marks), repeated prompts, option
-# lists and thinking are cut off, then statements are collected by strength; in the strongest kind present the last one
+# How the lenient reading works. The text is folded (width, look-alikes, invisible marks), repeated prompts,
+# option
+# lists and thinking are cut off, then statements are collected by strength; in the strongest kind present the
+# last one
 # wins:
-#   1 a cue beside a letter or an option's text     "the answer is B", "正解はＣ", "B is the best choice", "actually, D";
+# 1 a cue beside a letter or an option's text     "the answer is B", "正解はＣ", "B is the best choice",
+# "actually, D";
 #     weak cues ("it's C", "creo que es la C") only where no other cue speaks
-#   2 a line that is nothing but letters, or begins as a label     "B", "(A) and (C)", "D. Nitrofurantoin", "C, because"
+# 2 a line that is nothing but letters, or begins as a label     "B", "(A) and (C)", "D. Nitrofurantoin", "C,
+# because"
 #   3 verdicts, taken together      "A: true  B: false  C: true"
 #   4 the text of exactly one option, in an answer of one sentence
-# "not B" takes B back and states nothing. Nothing is inferred from what was ruled out: "A, B and C are wrong" is no
+# "not B" takes B back and states nothing. Nothing is inferred from what was ruled out: "A, B and C are wrong"
+# is no
 # answer.
 # A letter with the text of another option counts as the letter.
-# Cyrillic and Greek capitals count only where they look like a Latin letter (А В С Е, Α Β Ε): the options were shown
-# with Latin letters. Б, Г, Д look like none and are no answer, and where the text labels options with them, В, С, Е are
-# not read either, since В may then be the second letter or the third; an option's text beside such a label decides.
-# Every expression has bounded repeats and every step looks a bounded way ahead, so time is linear in the text.
+# Cyrillic and Greek capitals count only where they look like a Latin letter (А В С Е, Α Β Ε): the options
+# were shown
+# with Latin letters. Б, Г, Д look like none and are no answer, and where the text labels options with them,
+# В, С, Е are
+# not read either, since В may then be the second letter or the third; an option's text beside such a label
+# decides.
+# Every expression has bounded repeats and every step looks a bounded way ahead, so time is linear in the
+# text.
 
 PARSER_VERSION = "2"  # goes into every result; raise it with any change that can alter a parse
 
@@ -96,13 +112,15 @@ _CHANNEL_END = re.compile(r"<\|(?:end|return|start|call)\|>")
 
 
 def without_reasoning(text: str) -> str:
-    """What a reasoning model says after its reasoning: without <think> blocks, or the final channel of gpt-oss.
+    """What a reasoning model says after its reasoning: without <think> blocks, or the final channel of
+    gpt-oss.
 
     Reasoning that never ends leaves "".
 
     >>> without_reasoning("<think>B? No.</think> C"), without_reasoning("<think>B? No")
     (' C', '')
-    >>> without_reasoning("<|channel|>analysis<|message|>B?<|end|><|start|>assistant<|channel|>final<|message|>C<|return|>")
+    >>>
+    without_reasoning("<|channel|>analysis<|message|>B?<|end|><|start|>assistant<|channel|>final<|message|>C<|return|>")
     'C'
     """
     if "<|channel|>" in text:
@@ -117,12 +135,14 @@ _RATIONALE_MARK, _ANSWER_MARK = "###Rationale:", "###Answer:"
 
 def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
                  rationale_expected: bool = False, language: str | None = None) -> ParsedAnswer:
-    """Read answer letters and rationale out of a model's text; `options` is letter -> text, or the letters alone.
+    """Read answer letters and rationale out of a model's text; `options` is letter -> text, or the letters
+    alone.
 
-    `language` is the item's: beside the words of the paper's six languages those of a further one count (`answer_words`).
+    `language` is the item's: beside the words of the paper's six languages those of a further one count
+    (`answer_words`).
 
-    With `rationale_expected`, a text without the published marker gives as rationale all of it but a last line that
-    only states the answer; without, only what stands after `###Rationale:`.
+    With `rationale_expected`, a text without the published marker gives as rationale all of it but a last
+    line that only states the answer; without, only what stands after `###Rationale:`.
 
     >>> parse_answer("###Rationale: It is safe.\\n###Answer: OPTION A,C IS CORRECT.", "ABCD")
     ParsedAnswer(letters=('A', 'C'), status='strict', rationale='It is safe.')
@@ -159,7 +179,9 @@ def _cut_end(text: str) -> str:
 
 
 def _marked_rationale(body: str) -> str | None:
-    """What stands between the first `###Rationale:` and the last `###Answer:` of a line; None without the former."""
+    """What stands between the first `###Rationale:` and the last `###Answer:` of a line; None without the
+    former.
+    """
     start = body.find(_RATIONALE_MARK)
     if start < 0:
         return None
@@ -181,7 +203,8 @@ def _unmarked_rationale(body: str, options: Mapping[str, str], w: Patterns) -> s
 _CYRILLIC_LABEL = re.compile(r"(?:^|[\s(])[БГД][).]", re.M)
 
 
-_HEAD, _TAIL = 4_000, 16_000  # characters read of a text that is longer; no answer of a thousand tokens comes near
+# characters read of a text that is longer; no answer of a thousand tokens comes near
+_HEAD, _TAIL = 4_000, 16_000
 
 
 def _lenient(raw: str, options: Mapping[str, str], w: Patterns) -> tuple[str, ...]:
@@ -192,7 +215,8 @@ def _lenient(raw: str, options: Mapping[str, str], w: Patterns) -> tuple[str, ..
             texts.append((folded, letter))
     texts.sort(key=lambda pair: -len(pair[0]))
     raw = _cut_end(raw)
-    # A prompt before the answer is passed over; the first stretch that states an answer counts, not what follows it.
+    # A prompt before the answer is passed over; the first stretch that states an answer counts, not what
+    # follows it.
     rest = fold(raw, w)
     if len(rest) > _HEAD + _TAIL:  # an answer stands at one of the ends
         rest = rest[:_HEAD] + "\n" + rest[-_TAIL:]
@@ -212,7 +236,8 @@ def _lenient(raw: str, options: Mapping[str, str], w: Patterns) -> tuple[str, ..
     return ()
 
 
-def _stretch(folded: str, options: Mapping[str, str], texts: list[tuple[str, str]], w: Patterns) -> tuple[str, ...]:
+def _stretch(folded: str, options: Mapping[str, str], texts: list[tuple[str, str]],
+             w: Patterns) -> tuple[str, ...]:
     """The answer in one stretch of folded text; () if there is none."""
     cyrillic = bool(_CYRILLIC_LABEL.search(folded))
     folded = _without_option_list(folded, options, w)
@@ -227,7 +252,8 @@ def _stretch(folded: str, options: Mapping[str, str], texts: list[tuple[str, str
 
 
 def _without_option_list(text: str, options: Mapping[str, str], w: Patterns) -> str:
-    """Cut out a complete list of all options, label and text, as a model that repeats the question writes it."""
+    """Cut out a complete list of all options, label and text, as a model that repeats the question writes it.
+    """
     low, at, start = text.lower(), 0, None
     pieces: list[tuple[int, int]] = []
     labelled = [(letter, fold_option(option, w)) for letter, option in options.items()]
@@ -240,7 +266,9 @@ def _without_option_list(text: str, options: Mapping[str, str], w: Patterns) -> 
         start, at = match.start(), match.end()
         end = at
         for _letter, option in labelled[1:]:
-            follows = re.compile(r"[\s.。;;,、|*\-(\[/\"]{0,8}.[).:、．,\]]{0,2} ?\"{0,3}" + re.escape(option), re.S)
+            follows = re.compile(r"[\s.。;;,、|*\-(\[/\"]{0,8}.[).:、．,\]]{0,2} "
+                                 r"?\"{0,3}" + re.escape(option),
+                                 re.S)
             if not (found := follows.match(low, end)):
                 break
             end = found.end()
@@ -253,8 +281,11 @@ def _without_option_list(text: str, options: Mapping[str, str], w: Patterns) -> 
 
 
 def _bare_lines(t: FoldedText) -> tuple[str, ...] | None:
-    """Letters of lines that are nothing but letters, or of a first line that begins as a label; None without any."""
-    lines = [(match.start(), match.end()) for match in re.finditer(r"[^\n]+", t.text) if match[0].strip(" *_`#>-.")]
+    """Letters of lines that are nothing but letters, or of a first line that begins as a label; None without
+    any.
+    """
+    lines = [(match.start(), match.end()) for match in re.finditer(r"[^\n]+", t.text)
+             if match[0].strip(" *_`#>-.")]
     if not lines:
         return None
     read: dict[int, str] = {}
@@ -264,8 +295,11 @@ def _bare_lines(t: FoldedText) -> tuple[str, ...] | None:
             read[start] = letters
     if len(read) == len(lines) > 1 and len(set("".join(read.values()))) == sum(map(len, read.values())):
         return tuple(sorted("".join(read.values())))  # every line is a label: all of them are meant
-    plain = [start for start in read if start == lines[-1][0] or len(read) == 1 or not _own_text_follows(t, start)]
-    for start in (lines[-1][0], lines[0][0], *read):  # headings "A. text", each with its discussion, state nothing
+    plain = [
+        start for start in read if start == lines[-1][0] or len(read) == 1 or not _own_text_follows(t, start)
+    ]
+    # headings "A. text", each with its discussion, state nothing
+    for start in (lines[-1][0], lines[0][0], *read):
         if start in plain:
             letters = read[start]
             return () if letters == "or" else tuple(sorted(set(letters)))

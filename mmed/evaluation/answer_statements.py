@@ -1,7 +1,8 @@
 """Statements of an answer in folded text: "the answer is B", "not A", "B is correct", "actually, D".
 
-In: a `FoldedText`. Out: the letters that its last statement leaves standing. Each statement is an event (place, kind, letters) found
-beside a cue of `mmed/evaluation/answer_words.py`; later events win, and "not B" takes B back.
+In: a `FoldedText`. Out: the letters that its last statement leaves standing. Each statement is an event
+(place, kind, letters) found beside a cue of `mmed/evaluation/answer_words.py`; later events win, and "not B"
+takes B back.
 """
 from __future__ import annotations
 
@@ -13,23 +14,29 @@ from mmed.evaluation.answer_words import CJK_BEFORE, CJK_NAME, OPTION_BEFORE, PU
 
 
 def option_spans(t: FoldedText) -> list[tuple[int, int]]:
-    """Where options' texts stand: words in them ("does not respond to the solution") are neither cues nor negations."""
+    """Where options' texts stand: words in them ("does not respond to the solution") are neither cues nor
+    negations.
+    """
     texts = [text for text, _ in t.texts if len(text) >= 4]
     return [match.span() for match in re.finditer("|".join(map(re.escape, texts)), t.low)] if texts else []
 
 
-def matches_outside(spans: list[tuple[int, int]], pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+def matches_outside(spans: list[tuple[int, int]], pattern: re.Pattern[str],
+                    text: str) -> Iterator[re.Match[str]]:
     """The matches that are not part of one of the spans, both in order; an option may itself be "Answer"."""
     which = 0
     for match in pattern.finditer(text):
         while which < len(spans) and spans[which][1] <= match.start():
             which += 1
-        if which == len(spans) or match.start() < spans[which][0] or spans[which][1] - spans[which][0] <= len(match[0]):
+        if which == len(spans) or match.start() < spans[which][0] or spans[which][1] - spans[which][0] <= len(
+                match[0]):
             yield match
 
 
 def stated_answer(t: FoldedText) -> tuple[str, ...] | None:
-    """The last statement beside a cue; () if it was taken back, is open, or names no option; None if there is none."""
+    """The last statement beside a cue; () if it was taken back, is open, or names no option; None if there is
+    none.
+    """
     events: list[tuple[int, str, str]] = []  # (place, "is" | "not" | "asks" | "no option", letters)
     weak: list[tuple[int, str, str]] = []
     quoted = option_spans(t)
@@ -39,7 +46,8 @@ def stated_answer(t: FoldedText) -> tuple[str, ...] | None:
         for match in matches_outside(quoted, cue, t.low):
             found: list[tuple[int, str, str]] = []
             _after_cue(t, match.end(), found, linked=True, gap=False, hard=cue is t.w.weak)
-            if t.w.negation_before.search(t.low, max(0, match.start() - 8), match.start()):  # "not choose B", "no es la B"
+            # "not choose B", "no es la B"
+            if t.w.negation_before.search(t.low, max(0, match.start() - 8), match.start()):
                 found = [(at, "not", letters) for at, _, letters in found]
             where += found
     for match in matches_outside(quoted, t.w.negation, t.low):
@@ -112,7 +120,8 @@ def _after_cue(t: FoldedText, at: int, events: list[tuple[int, str, str]], linke
     if linked:  # verbs and revisions: "wait, ... C", "actually: it is C"
         at += len(re.match(r"[ ,.:;!…、,-]{0,5}", t.text[at:at + 5])[0])
     tries = [at]
-    if gap:  # "the answer to the question about anticoagulants is C": go on from the next links of the same sentence
+    # "the answer to the question about anticoagulants is C": go on from the next links of the same sentence
+    if gap:
         sentence = re.match(r"[^.\n;!?。!?]{0,80}", t.text[at:at + 80])[0]
         tries += [at + match.end() for match in t.w.copula.finditer(sentence)][:4]
     for place, start in enumerate(tries):

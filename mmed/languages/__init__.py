@@ -1,16 +1,16 @@
-"""One file a language: all that is particular to it. `mmed/languages/<code>.py` with a constant `LANGUAGE` is found by
-itself; nothing is registered anywhere.
+"""One file a language: all that is particular to it. `mmed/languages/<code>.py` with a constant `LANGUAGE` is
+found by itself; nothing is registered anywhere.
 
     get_language("ja") == get_language("Japanese") == get_language("日本語")
     [language.code for language in all_languages()]   the paper's order first, then by code
 
-**How medical words are written.** `medical_words` holds dictionary forms in lower case. A bar marks where the ending
-begins: "печен|ь" stands for every word that begins with "печен" (печень, печени, печенью), and in the
-published rule, which knows no stems, for the word "печень". A word without a bar stands for itself alone ("virus" is not
-"viruses"). A bar in front, too, lets it stand inside a compound: "|entzündung|" is also in "Lungenentzündungen". In
-languages with spaces at least 3 letters, 4 before a bar, and 5 behind one; in the others at least two characters and no
-bar. A slash parts spellings of one term ("tumor|/tumour|", "医院/醫院"), which count as one
-word; the published rule takes the first. 200 terms a language, as in the paper.
+**How medical words are written.** `medical_words` holds dictionary forms in lower case. A bar marks where the
+ending begins: "печен|ь" stands for every word that begins with "печен" (печень, печени, печенью), and in the
+published rule, which knows no stems, for the word "печень". A word without a bar stands for itself alone
+("virus" is not "viruses"). A bar in front, too, lets it stand inside a compound: "|entzündung|" is also in
+"Lungenentzündungen". In languages with spaces at least 3 letters, 4 before a bar, and 5 behind one; in the
+others at least two characters and no bar. A slash parts spellings of one term ("tumor|/tumour|", "医院/醫院"),
+which count as one word; the published rule takes the first. 200 terms a language, as in the paper.
 
 Codes are ISO 639-1. DIFFERS: the official code says "jp" for Japanese; we say "ja", as CulturaX does.
 """
@@ -29,7 +29,8 @@ from mmed.utils.errors import UserError, require_extra
 
 PAPER_ORDER = ("en", "zh", "ja", "fr", "ru", "es")  # MMedLM: the columns of every table in the paper
 
-# One letter with several spellings in the Arabic script, by writer and keyboard: the same for the filter and the answer parser.
+# One letter with several spellings in the Arabic script, by writer and keyboard: the same for the filter and
+# the answer parser.
 SAME_LETTER = str.maketrans("أإآٱىیةک", "اااا" "يي" "هك")
 
 Splitter = Callable[[str], list[str]]
@@ -37,10 +38,12 @@ Splitter = Callable[[str], list[str]]
 
 @dataclass(frozen=True)
 class AnswerWords:
-    """How an answer is stated in a language: alternatives of regular expressions, parted by "|", in lower case, blanks as they stand.
+    """How an answer is stated in a language: alternatives of regular expressions, parted by "|", in lower
+    case, blanks as they stand.
 
-    `mmed/evaluation/answer_words.py` joins them over languages. In languages with spaces each must end where a word ends. Every repeat
-    must be bounded (`{0,3}`, never `*`), so that reading stays linear. All may be left out; then only what needs no word is read.
+    `mmed/evaluation/answer_words.py` joins them over languages. In languages with spaces each must end where
+    a word ends. Every repeat must be bounded (`{0,3}`, never `*`), so that reading stays linear. All may be
+    left out; then only what needs no word is read.
     """
 
     cue: str = ""  # before a letter, with or without a link: "the answer", "correct option"
@@ -51,7 +54,8 @@ class AnswerWords:
     negation_after: str = ""  # right behind the letter, as in Japanese "Aではな"
     either: str = ""  # before the first of two that "or" parts
     or_: str = ""
-    and_: str = ""  # those with a blank in them stand for a comma, the others also behind one; capitals must be given too
+    # those with a blank in them stand for a comma, the others also behind one; capitals must be given too
+    and_: str = ""
     and_attached: str = ""  # joined to the letter behind it, as the Arabic "و"
     but: str = ""  # after "not A": "but", "rather"
     copula: str = ""  # links a cue to its letter, also over a distance: "is"
@@ -69,10 +73,12 @@ class AnswerWords:
     item_prefix: str = ""  # may stand before each letter of a list: "option"
     line_prefix: str = ""  # may stand before a letter that is all of a line
     bare_tail: str = ""  # may stand behind it: "and not D"
-    question: str = ""  # heading of a question, after which a text has run on into another item; in its own case
+    # heading of a question, after which a text has run on into another item; in its own case
+    question: str = ""
     avoid: str = ""  # beside an option's text: the text is named, not chosen: "contraindicated"
     letters: str = ""  # of the script, in the place of A, B, C, ...: "أبجده"
-    stated: tuple[str, ...] = ()  # sentences for the tests: each states {} as the answer, "The right answer is {}."
+    # sentences for the tests: each states {} as the answer, "The right answer is {}."
+    stated: tuple[str, ...] = ()
     denied: tuple[str, ...] = ()  # and these do not: "{} is wrong."
 
 
@@ -94,7 +100,8 @@ class Language:
     official_words: Splitter  # as in the official scores; needs mmed[words]
     official_package: str = "nltk"  # what `official_words` cuts with, as signatures of scores name it
     answers: AnswerWords = AnswerWords()
-    prefixes: tuple[str, ...] = ()  # written to the word behind them without a space ("ال"): medical words are found behind them, too
+    # written to the word behind them without a space ("ال"): medical words are found behind them, too
+    prefixes: tuple[str, ...] = ()
     right_to_left: bool = False
     language_id: tuple[str, ...] = ()  # codes under which language identification knows it; () is its own
     phone_words: str = ""  # announce a telephone number; alternatives parted by "|"
@@ -122,11 +129,13 @@ def split_spaced(text: str) -> list[str]:
     return _SPACED.findall(text)
 
 
-# Letters with their marks: Latin and Cyrillic accents, Arabic vowels, the signs of the scripts of India (without the danda).
+# Letters with their marks: Latin and Cyrillic accents, Arabic vowels, the signs of the scripts of India
+# (without the danda).
 _LETTER = r"[\w\u0300-\u036f\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff]"
 _CLITIC = r"['’](?:s|m|d|ll|re|ve)\b"
 _SPACED = re.compile(
-    rf"\w+?(?=n['’]t\b)|n['’]t\b|{_CLITIC}|{_LETTER}+(?:[-/.&+@]{_LETTER}+|[,:]\d+|(?!{_CLITIC})['’]{_LETTER}+)*"
+    rf"\w+?(?=n['’]t\b)|n['’]t\b|"
+    rf"{_CLITIC}|{_LETTER}+(?:[-/.&+@]{_LETTER}+|[,:]\d+|(?!{_CLITIC})['’]{_LETTER}+)*"
     r"|\.\.\.|--+|[^\w\s]", re.IGNORECASE)
 
 
@@ -146,9 +155,10 @@ _CHARACTERS = re.compile(rf"{_RUN}+(?:[-.]{_RUN}+)*|\S[\u0300-\u036f\u3099\u309a
 def nltk_words(text: str) -> list[str]:
     """NLTK's words, the tokens of the official scores in languages with spaces.
 
-    DIFFERS: the official code calls `nltk.word_tokenize`, whose sentence splitter needs a downloaded English model. We give
-    the same word rules (NLTKWordTokenizer) the sentences of Punkt without a model: no download, and nothing English in
-    Spanish; only full stops after abbreviations ("Dr. Li") can become tokens of their own.
+    DIFFERS: the official code calls `nltk.word_tokenize`, whose sentence splitter needs a downloaded English
+    model. We give the same word rules (NLTKWordTokenizer) the sentences of Punkt without a model: no
+    download, and nothing English in Spanish; only full stops after abbreviations ("Dr. Li") can become tokens
+    of their own.
     """
     sentences, words = _nltk()
     return [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
@@ -172,7 +182,10 @@ def all_languages() -> tuple[Language, ...]:
             continue  # the command
         language = getattr(importlib.import_module(f"{__name__}.{module.name}"), "LANGUAGE", None)
         if not isinstance(language, Language) or language.code != module.name:
-            raise UserError(f"mmed/languages/{module.name}.py: expected a constant LANGUAGE = Language(code={module.name!r}, ...)")
+            raise UserError(
+                f"mmed/languages/{module.name}.py: expected a constant LANGUAGE = "
+                f"Language(code={module.name!r}, ...)"
+            )
         found.append(language)
     order = {code: place for place, code in enumerate(PAPER_ORDER)}
     return tuple(sorted(found, key=lambda language: (order.get(language.code, len(order)), language.code)))
@@ -193,4 +206,5 @@ def get_language(name: str) -> Language:
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean {names[near[0]]!r}? " if near else ""
     known = ", ".join(f"{language.code} ({language.name})" for language in all_languages())
-    raise UserError(f"unknown language {name!r}: {hint}known are {known}; a new one is a file mmed/languages/<code>.py")
+    raise UserError(
+        f"unknown language {name!r}: {hint}known are {known}; a new one is a file mmed/languages/<code>.py")

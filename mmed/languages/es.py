@@ -2,7 +2,10 @@
 from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
 
 LANGUAGE = Language(
-    code="es", name="Spanish", native_name="Español", spaced=True,
+    code="es",
+    name="Spanish",
+    native_name="Español",
+    spaced=True,
     # Written for this project; the bar stands before the endings of number, gender and derivation.
     medical_words=words("""
         paciente|, enfermedad|, clínic|o, diagn|óstico, síntoma|, sintomát|ico, síndrome|, trastorno|, crónic|o,
@@ -28,36 +31,65 @@ LANGUAGE = Language(
         adn, receptor|, lumbar, quiste|, hernia|, ocular|, agudeza visual, dental|, postoperatori|o, alerg|ia,
         parto, exploración, analítica, derrame, bilateral, salud, alta hospitalaria, ingres|o
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
-    min_hits=4, min_density=0.03,
-    official_min_hits=4, official_min_density=0.04,  # MMedLM: the published thresholds for Spanish
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
+    min_hits=4,
+    min_density=0.03,
+    official_min_hits=4,
+    official_min_density=0.04,  # MMedLM: the published thresholds for Spanish
     ocr_code="spa",
-    medical_sentence="La paciente ingresó en el hospital con fiebre, tos y disnea; la radiografía mostró una neumonía y se inició "
-                     "tratamiento antibiótico intravenoso.",
-    ordinary_sentence="El tren hacia la costa sale a las nueve y almorzaremos en un pequeño pueblo junto al mar.",
+    medical_sentence=
+    "La paciente ingresó en el hospital con fiebre, tos y disnea; la radiografía mostró una neumonía y se "
+    "inició "
+    "tratamiento antibiótico intravenoso.",
+    ordinary_sentence=
+    "El tren hacia la costa sale a las nueve y almorzaremos en un pequeño pueblo junto al mar.",
     disclaimer="Este es un modelo de investigación. Lo que dice no es consejo médico; consulte a un médico.",
     answers=AnswerWords(
-        cue=r"respuesta[_ ](?:idx|index|key|letter|correcta?)|respuestas?(?: (?:correctas?|incorrectas?|falsas?))?"
-            r"|(?:opci[oó]n(?:es)?|alternativas?|afirmaci[oó]n(?:es)?) (?:correctas?|incorrectas?|falsas?|verdaderas?)"
-            r"|(?:diagnósticos?|tratamientos?|manejo|conducta|causa|etiología|mecanismo|prueba|fármaco|antibiótico|agente|germen"
-            r"|microorganismo|complicación|actitud|siguiente paso)(?: (?:de|más|la|el|en|este|caso|elección|probable|adecuad[oa]"
-            r"|indicad[oa]|frecuente|inicial|causal|responsable|a|seguir|correcto|correcta)){0,6}(?= (?:es|sería|son|:)|:)"
-            r"|son (?:correctas|verdaderas|ciertas)|l[ao]s? (?:correctas?|incorrectas?|falsas?|verdaderas?)",
-        decide=r"elijo|elegir|escojo|selecciono|me quedo con|marco|opto por|en realidad|perdón|mejor dicho|corrección|corrijo|rectifico"
-               r"|por (?:lo )?tanto|así que|por consiguiente|no(?=[,.;!] |\.\.)",
+        cue=
+        r"respuesta[_ ](?:idx|index|key|letter|correcta?)|respuestas?(?: "
+        r"(?:correctas?|incorrectas?|falsas?))?"
+        r"|(?:opci[oó]n(?:es)?|alternativas?|afirmaci[oó]n(?:es)?) "
+        r"(?:correctas?|incorrectas?|falsas?|verdaderas?)"
+        r"|(?:diagnósticos?|tratamientos?|manejo|conducta|causa|etiología|mecanismo|prueba|fármaco|antibiótico|agente|germen"
+        r"|microorganismo|complicación|actitud|siguiente paso)(?: "
+        r"(?:de|más|la|el|en|este|caso|elección|probable|adecuad[oa]"
+        r"|indicad[oa]|frecuente|inicial|causal|responsable|a|seguir|correcto|correcta)){0,6}(?= "
+        r"(?:es|sería|son|:)|:)"
+        r"|son (?:correctas|verdaderas|ciertas)|l[ao]s? (?:correctas?|incorrectas?|falsas?|verdaderas?)",
+        decide=
+        r"elijo|elegir|escojo|selecciono|me quedo con|marco|opto por|en realidad|perdón|mejor "
+        r"dicho|corrección|corrijo|rectifico"
+        r"|por (?:lo )?tanto|así que|por consiguiente|no(?=[,.;!] |\.\.)",
         weak=r"es la|es el|es(?= [a-z](?:[.,\n]|$))|sería la|diría|creo que|pienso que|probablemente|será la",
-        negation=r"no(?! ?[,.;])|no (?:es|son|era|sería)|en (?:vez|lugar) de|descart\w+", negation_before="no", or_="o|u|o bien",
+        negation=r"no(?! ?[,.;])|no (?:es|son|era|sería)|en (?:vez|lugar) de|descart\w+",
+        negation_before="no",
+        or_="o|u|o bien",
         and_="y|e|así como",  # no capitals: those are letters of options
-        but="sino(?: que)?", copula="es|son", link="era|sería",
-        filler="la|las|el|los|letra|opci[oó]n(?:es)?|correctas?|alternativas?|respuestas?|final|seguramente|probablemente",
-        goes_on="porque|ya|pues|y|es|son|dado|debido|o|sino|no", because="porque|ya que",
-        is_answer=r"(?:es|son|sería)(?: claramente)? (?:la|las|el|mi) (?:mejor |única )?(?:respuesta|opci|alternativa"
-                  r"|(?:correcta|verdadera|adecuada|acertada)s?(?![a-z]))",
-        right_link="(?:es|son)(?: también)? ", right="correctas?|verdader[ao]s?|ciert[ao]s?",
-        wrong_link="(?:es|son)?", wrong="no (?:es|son)|incorrecta?s?|falsas?|falso|erróneas?",
-        name_before="vitamina|hepatitis|grupo|tipo|factor", named="reactiva|virus",
-        item_prefix="el|opción", line_prefix="opción", bare_tail="(?:y)? ?no [A-ZА-Я]", question="Pregunta", avoid="contra-?indica|evit|incorrect",
-        stated=("La respuesta correcta es la {}.", "Elijo la {}.", "{} es la respuesta correcta."), denied=("{} es falsa.", "No es la {}."),
+        but="sino(?: que)?",
+        copula="es|son",
+        link="era|sería",
+        filler=
+        "la|las|el|los|letra|opci[oó]n(?:es)?|correctas?|alternativas?|respuestas?|final|seguramente|probablemente",
+        goes_on="porque|ya|pues|y|es|son|dado|debido|o|sino|no",
+        because="porque|ya que",
+        is_answer=
+        r"(?:es|son|sería)(?: claramente)? (?:la|las|el|mi) (?:mejor |única )?(?:respuesta|opci|alternativa"
+        r"|(?:correcta|verdadera|adecuada|acertada)s?(?![a-z]))",
+        right_link="(?:es|son)(?: también)? ",
+        right="correctas?|verdader[ao]s?|ciert[ao]s?",
+        wrong_link="(?:es|son)?",
+        wrong="no (?:es|son)|incorrecta?s?|falsas?|falso|erróneas?",
+        name_before="vitamina|hepatitis|grupo|tipo|factor",
+        named="reactiva|virus",
+        item_prefix="el|opción",
+        line_prefix="opción",
+        bare_tail="(?:y)? ?no [A-ZА-Я]",
+        question="Pregunta",
+        avoid="contra-?indica|evit|incorrect",
+        stated=("La respuesta correcta es la {}.", "Elijo la {}.", "{} es la respuesta correcta."),
+        denied=("{} es falsa.", "No es la {}."),
     ),
-    split_words=split_spaced, official_words=nltk_words,
+    split_words=split_spaced,
+    official_words=nltk_words,
 )

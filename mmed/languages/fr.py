@@ -2,7 +2,10 @@
 from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
 
 LANGUAGE = Language(
-    code="fr", name="French", native_name="Français", spaced=True,
+    code="fr",
+    name="French",
+    native_name="Français",
+    spaced=True,
     # Written for this project; the bar stands before the endings of number, gender and derivation.
     medical_words=words("""
         patient|, maladie|, cliniqu|e, diagnosti|c, pronosti|c, symptôme|, symptomat|ique, syndrome|, chroniqu|e,
@@ -29,35 +32,67 @@ LANGUAGE = Language(
         récepteur|, articulair|e, hanche, fémora|l, kyste|, hernie, dentair|e, oculair|e, postopératoir|e,
         allerg|ie, vaccination, biologiqu|e, césarienne, prise en charge, bilatéra|l
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
-    min_hits=5, min_density=0.0625,
-    official_min_hits=4, official_min_density=0.04,  # MMedLM: the published thresholds for French
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
+    min_hits=5,
+    min_density=0.0625,
+    official_min_hits=4,
+    official_min_density=0.04,  # MMedLM: the published thresholds for French
     ocr_code="fra",
-    medical_sentence="La patiente a été hospitalisée pour une fièvre avec toux et dyspnée ; la radiographie montrait une pneumonie, "
-                     "traitée par antibiotiques.",
-    ordinary_sentence="Le train pour la côte part à neuf heures, et nous déjeunerons dans un petit village au bord de la mer.",
-    disclaimer="Ceci est un modèle de recherche. Ses réponses ne sont pas un avis médical ; consultez un médecin.",
+    medical_sentence=
+    "La patiente a été hospitalisée pour une fièvre avec toux et dyspnée ; la radiographie montrait une "
+    "pneumonie, "
+    "traitée par antibiotiques.",
+    ordinary_sentence=
+    "Le train pour la côte part à neuf heures, et nous déjeunerons dans un petit village au bord de la mer.",
+    disclaimer=
+    "Ceci est un modèle de recherche. Ses réponses ne sont pas un avis médical ; consultez un médecin.",
     answers=AnswerWords(
-        cue=r"réponse[_ ](?:idx|index|key|letter|correcta?)|r[ée]ponses?(?: (?:correctes?|exactes?|fausses?|inexactes?))?|rép\."
-            r"|bonnes? (?:options?|propositions?|lettres?)|(?:options?|propositions?) (?:correctes?|exactes?|fausses?|inexactes?|vraies?)"
-            r"|sont (?:correctes|exactes|vraies)(?= ?:)"
-            r"|(?:diagnostics?|traitements?|prise en charge|étiologie|cause|mécanisme|examens?|germe|agent|médicament|antibiotique"
-            r"|conduite à tenir|complication|attitude)(?: (?:le|la|l'|les|de|du|plus|en|ce|cas|probables?|appropriée?s?|adaptée?s?"
-            r"|fréquente?s?|causal|responsable|première|intention|choix|référence|à|réaliser|correcte?|vraisemblable)){0,6}"
-            r"(?= (?:est|sont|serait|:)|:)",
-        decide="choisi[srt]?|choisir|opte pour|retiens|en fait|pardon|je corrige|rectification|plutôt|donc|ainsi|non(?=[,.;!] |[.][.])",
+        cue=
+        r"réponse[_ ](?:idx|index|key|letter|correcta?)|r[ée]ponses?(?: "
+        r"(?:correctes?|exactes?|fausses?|inexactes?))?|rép\."
+        r"|bonnes? (?:options?|propositions?|lettres?)|(?:options?|propositions?) "
+        r"(?:correctes?|exactes?|fausses?|inexactes?|vraies?)"
+        r"|sont (?:correctes|exactes|vraies)(?= ?:)"
+        r"|(?:diagnostics?|traitements?|prise en "
+        r"charge|étiologie|cause|mécanisme|examens?|germe|agent|médicament|antibiotique"
+        r"|conduite à tenir|complication|attitude)(?: "
+        r"(?:le|la|l'|les|de|du|plus|en|ce|cas|probables?|appropriée?s?|adaptée?s?"
+        r"|fréquente?s?|causal|responsable|première|intention|choix|référence|à|réaliser|correcte?|vraisemblable)){0,6}"
+        r"(?= (?:est|sont|serait|:)|:)",
+        decide=
+        "choisi[srt]?|choisir|opte pour|retiens|en fait|pardon|je "
+        "corrige|rectification|plutôt|donc|ainsi|non(?=[,.;!] |[.][.])",
         weak="c'est|il s'agit de|je dirais|je pense à|je crois que|probablement|sans doute",
-        negation="pas|ni|plutôt que|au lieu de|non(?! ?[,.;])", negation_before="pas", either="soit", or_="ou|soit|ou bien",
-        and_="et|ET|ainsi que", but="mais(?: plutôt| bien)?", copula="est|sont", link="serait",
-        filler="la|le|les|donc|lettres?|propositions?|réponses?|option|correctes?|exactes?|bonnes?|finale?|c'est|ce|est-ce",
-        goes_on="car|parce|puisque|et|est|sont|ou|mais|pas|non", because="car|parce|puisque",
-        is_answer=r"(?:est|sont|serait)(?: donc| bien)? (?:la|les|l'|mon|ma) ?(?:bonnes?|meilleures?|seules?)? ?(?:réponse|option|proposition|choix)"
-                  r"| me (?:semble|paraît) (?:être )?(?:la|le) ",
-        right_link="(?:est|sont)(?: donc| bien| également)? ", right="exacte?s?|vraie?s?|correctes?|justes?|bonnes?",
-        wrong_link="(?:est|sont)?", wrong="n'est|ne|fausses?|faux|inexacte?s?",
-        name_before="vitamines?|hépatite|groupe|types?|facteur|class|grade", named="réactive",
-        item_prefix="la|le|l'|proposition", line_prefix="soit|la|le", bare_tail="(?:et)? ?(?:non|pas) [A-ZА-Я]", avoid="contre-indiqu|évit",
-        stated=("La bonne réponse est {}.", "Je choisis {}.", "{} est la bonne réponse."), denied=("{} est fausse.", "Ce n'est pas {}."),
+        negation="pas|ni|plutôt que|au lieu de|non(?! ?[,.;])",
+        negation_before="pas",
+        either="soit",
+        or_="ou|soit|ou bien",
+        and_="et|ET|ainsi que",
+        but="mais(?: plutôt| bien)?",
+        copula="est|sont",
+        link="serait",
+        filler=
+        "la|le|les|donc|lettres?|propositions?|réponses?|option|correctes?|exactes?|bonnes?|finale?|c'est|ce|est-ce",
+        goes_on="car|parce|puisque|et|est|sont|ou|mais|pas|non",
+        because="car|parce|puisque",
+        is_answer=
+        r"(?:est|sont|serait)(?: donc| bien)? (?:la|les|l'|mon|ma) ?(?:bonnes?|meilleures?|seules?)? "
+        r"?(?:réponse|option|proposition|choix)"
+        r"| me (?:semble|paraît) (?:être )?(?:la|le) ",
+        right_link="(?:est|sont)(?: donc| bien| également)? ",
+        right="exacte?s?|vraie?s?|correctes?|justes?|bonnes?",
+        wrong_link="(?:est|sont)?",
+        wrong="n'est|ne|fausses?|faux|inexacte?s?",
+        name_before="vitamines?|hépatite|groupe|types?|facteur|class|grade",
+        named="réactive",
+        item_prefix="la|le|l'|proposition",
+        line_prefix="soit|la|le",
+        bare_tail="(?:et)? ?(?:non|pas) [A-ZА-Я]",
+        avoid="contre-indiqu|évit",
+        stated=("La bonne réponse est {}.", "Je choisis {}.", "{} est la bonne réponse."),
+        denied=("{} est fausse.", "Ce n'est pas {}."),
     ),
-    split_words=split_spaced, official_words=nltk_words,
+    split_words=split_spaced,
+    official_words=nltk_words,
 )

@@ -16,13 +16,17 @@ def _janome():
 def janome_words(text: str) -> list[str]:
     """MMedLM: the official scores cut Japanese with janome.
 
-    DIFFERS: they build a new Tokenizer for every text; we keep one a process and ask for surface forms only. Same words.
+    DIFFERS: they build a new Tokenizer for every text; we keep one a process and ask for surface forms only.
+    Same words.
     """
     return list(_janome().tokenize(text))
 
 
 LANGUAGE = Language(
-    code="ja", name="Japanese", native_name="日本語", spaced=False,
+    code="ja",
+    name="Japanese",
+    native_name="日本語",
+    spaced=False,
     # Written for this project; no term of one character, none that is part of an everyday word.
     medical_words=words("""
         患者, 症例, 臨床, 診断, 症状, 症候群, 発症, 病変, 既往歴, 病理, 合併症, 医師, 医療, 看護, 入院, 退院, 手術,
@@ -39,25 +43,41 @@ LANGUAGE = Language(
         左肺, 陰性, 陽性, リハビリ, 離床, 清拭, 表皮, 訴えあり, 指示あり, 眠剤, 輸血, 家族歴, mri, hiv, spo2,
         主治医, 訪室, 入眠, 失禁, 術前, 既往, 臥床, 安静, 排痰, 検温, 排泄, 覚醒, 飲水, 食事摂取
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
-    min_hits=2, min_density=0.035,
-    official_min_hits=5, official_min_density=0.05,  # MMedLM: the published thresholds for Japanese
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
+    min_hits=2,
+    min_density=0.035,
+    official_min_hits=5,
+    official_min_density=0.05,  # MMedLM: the published thresholds for Japanese
     ocr_code="jpn",
     medical_sentence="患者は発熱、咳嗽、呼吸困難を主訴に入院し、胸部の画像検査で肺炎と診断され、抗菌薬の点滴治療を受けた。",
     ordinary_sentence="海へ向かう電車は九時に出て、私たちは小さな村で昼ごはんを食べる。",
     disclaimer="これは研究用のモデルです。回答は医学的助言ではありません。医師に相談してください。",
-    answers=AnswerWords(
-        cue=r"正解(?:[_ ](?:idx|index|key|letter)(?![a-z]))?|正答|正しい選択肢|のは|答え|解答|回答"
-            r"|(?:診断|治療(?:法|薬)?|対応|処置|検査|原因(?:菌|薬)?|起因菌|病因|所見|合併症|機序|薬剤|第一選択(?:薬)?|薬)(?=は)",
-        decide="いや|訂正|やはり|実は|ゆえに|よって|したがって", weak="おそらく|たぶん|恐らく",
-        negation_after="(?:では|じゃ|で)な", or_="または|もしくは|か(?=[A-Z])", and_="と|及び|および|並びに",
-        but="(?:では|じゃ|で)なくて?、?", copula="は", link="が", filler="選択肢|記号|番号|として|最も|まず",
-        is_answer=r"[がをは、](?:最も)?(?:正解|正答|答え|選択す|選び|選ぶ|解答)|が(?:最も)?(?:適切|正し|妥当)",
-        right_link="(?<![-–—:=,→])(?<![-–—:=,→] )[はが] ?", right="正しい|適切(?!で[なは])|正解",
-        wrong="(?:(?<![-–—])(?<![-–—] )[はがも])? ?(?:(?:では|じゃ|で)な|誤|不適|間違|不正解|除外|正しくな)",
-        item_prefix="選択肢", line_prefix="選択肢", question="問題", avoid="禁忌|禁用|避|ない|せず",
-        bare_tail="項|(?:です|である|だ|でしょう)(?:と思います|と思う|ね|よ)?",
-        stated=("正解は{}です。", "答え：{}", "{}が最も適切である。"), denied=("{}は誤りである。", "{}ではない。"),
-    ),
-    split_words=split_characters, official_words=janome_words, official_package="janome",
+    answers=AnswerWords(cue=r"正解(?:[_ ](?:idx|index|key|letter)(?![a-z]))?|正答|正しい選択肢|のは|答え|解答|回答"
+                        r"|(?:診断|治療(?:法|薬)?|対応|処置|検査|原因(?:菌|薬)?|起因菌|病因|所見|合併症|機序|薬剤|第一選択(?:薬)?|薬)(?=は)",
+                        decide="いや|訂正|やはり|実は|ゆえに|よって|したがって",
+                        weak="おそらく|たぶん|恐らく",
+                        negation_after="(?:では|じゃ|で)な",
+                        or_="または|もしくは|か(?=[A-Z])",
+                        and_="と|及び|および|並びに",
+                        but="(?:では|じゃ|で)なくて?、?",
+                        copula="は",
+                        link="が",
+                        filler="選択肢|記号|番号|として|最も|まず",
+                        is_answer=r"[がをは、](?:最も)?(?:正解|正答|答え|選択す|選び|選ぶ|解答)|が(?:最も)?(?:適切|正し|妥当)",
+                        right_link="(?<![-–—:=,→])(?<![-–—:=,→] )[はが] ?",
+                        right="正しい|適切(?!で[なは])|正解",
+                        wrong="(?:(?<![-–—])(?<![-–—] )[はがも])? "
+                              "?(?:(?:では|じゃ|で)な|誤|不適|間違|不正解|除外|正しくな)",
+                        item_prefix="選択肢",
+                        line_prefix="選択肢",
+                        question="問題",
+                        avoid="禁忌|禁用|避|ない|せず",
+                        bare_tail="項|(?:です|である|だ|でしょう)(?:と思います|と思う|ね|よ)?",
+                        stated=("正解は{}です。", "答え：{}", "{}が最も適切である。"),
+                        denied=("{}は誤りである。", "{}ではない。"),
+                        ),
+    split_words=split_characters,
+    official_words=janome_words,
+    official_package="janome",
 )

@@ -23,7 +23,10 @@ def jieba_words(text: str) -> list[str]:
 
 
 LANGUAGE = Language(
-    code="zh", name="Chinese", native_name="中文", spaced=False,
+    code="zh",
+    name="Chinese",
+    native_name="中文",
+    spaced=False,
     # Written for this project; no term of one character, none that is part of an everyday word.
     medical_words=words("""
         患者/病患, 病人, 临床/臨床, 诊断/診斷, 预后/預後, 症状/症狀, 综合征/症候群, 疾病, 病因, 发病, 病变/病變,
@@ -46,24 +49,43 @@ LANGUAGE = Language(
         过敏/過敏, 韧带/韌帶, 骨骼, 处方/處方, 医疗/醫療, 气管/氣管, 酵素, 药品/藥品, 药剂/藥劑, 健康, 肌腱,
         卫生/衛生, 流产/流產, 医护/醫護, 外伤/外傷
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
-    min_hits=5, min_density=0.0525,
-    official_min_hits=5, official_min_density=0.05,  # MMedLM: the published thresholds for Chinese
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
+    min_hits=5,
+    min_density=0.0525,
+    official_min_hits=5,
+    official_min_density=0.05,  # MMedLM: the published thresholds for Chinese
     ocr_code="chi_sim",
     medical_sentence="患者因发热、咳嗽和呼吸困难入院，胸部影像学检查提示肺炎，给予静脉注射抗生素治疗。",
     ordinary_sentence="开往海边的火车九点出发，我们会在一个小村庄里吃午饭。",
     disclaimer="这是一个研究用模型，其回答不是医疗建议；请咨询医生。",
-    answers=AnswerWords(
-        cue=r"答案(?:[_ ](?:idx|index|key|letter)(?![a-z]))?|正确选项|正確選項|正确的选项有?|的选项(?=[是为:])|的是"
-            r"|(?:诊断|診斷|治疗|治療|处理|處理|病因|原因|检查|檢查|药物|藥物|措施|病原体|致病菌|机制|并发症|方法|方案)"
-            r"(?=[应應]?[是为為:])",
-        decide=r"(?<![不误誤勿没])(?:选择?|選(?!択肢))|应该是|不对|更正|其实|其實|因此|所以|故", weak="我认为|我觉得|我想|可能是",
-        negation="不是|并非|並非|而非|不应?选|不選|排除|误选", or_="或者?", and_="和|与|與|及(?!び)|以及", but="而应?是?|应",
-        copula="是|为", link="為|应为|应该?是?|就|有|选(?!项)择?|選(?!項|択肢)", filler="选项|選項|项|正确|最佳|应",
-        is_answer=r"(?:选项|項|项)?[是为](?:本题|唯一)?的?(?:正确|最佳|最合适)?的?(?:答案|选项|正解)",
-        right_link="是|选项|项|為|为", right="正确(?![吗么])|正確|对的", wrong="(?:选项|项)?(?:是|为)?(?:不正确|不对|错|錯|不符|不是|可?以?排除)|适",
-        item_prefix="选项", line_prefix="选项", bare_tail="项|選項|选项", question="问题|問題", avoid="禁忌|禁用|避|不",
-        stated=("正确答案是{}。", "应选{}。", "{}项是正确答案。"), denied=("{}不正确。", "不是{}。"),
-    ),
-    split_words=split_characters, official_words=jieba_words, official_package="jieba", language_id=("zh", "wuu", "yue"),  # Chinese encyclopedias are taken for Wu about one time in twenty
+    answers=AnswerWords(cue=r"答案(?:[_ ](?:idx|index|key|letter)(?![a-z]))?|正确选项|正確選項|正确的选项有?|的选项(?=[是为:])|的是"
+                        r"|(?:诊断|診斷|治疗|治療|处理|處理|病因|原因|检查|檢查|药物|藥物|措施|病原体|致病菌|机制|并发症|方法|方案)"
+                        r"(?=[应應]?[是为為:])",
+                        decide=r"(?<![不误誤勿没])(?:选择?|選(?!択肢))|应该是|不对|更正|其实|其實|因此|所以|故",
+                        weak="我认为|我觉得|我想|可能是",
+                        negation="不是|并非|並非|而非|不应?选|不選|排除|误选",
+                        or_="或者?",
+                        and_="和|与|與|及(?!び)|以及",
+                        but="而应?是?|应",
+                        copula="是|为",
+                        link="為|应为|应该?是?|就|有|选(?!项)择?|選(?!項|択肢)",
+                        filler="选项|選項|项|正确|最佳|应",
+                        is_answer=r"(?:选项|項|项)?[是为](?:本题|唯一)?的?(?:正确|最佳|最合适)?的?(?:答案|选项|正解)",
+                        right_link="是|选项|项|為|为",
+                        right="正确(?![吗么])|正確|对的",
+                        wrong="(?:选项|项)?(?:是|为)?(?:不正确|不对|错|錯|不符|不是|可?以?排除)|适",
+                        item_prefix="选项",
+                        line_prefix="选项",
+                        bare_tail="项|選項|选项",
+                        question="问题|問題",
+                        avoid="禁忌|禁用|避|不",
+                        stated=("正确答案是{}。", "应选{}。", "{}项是正确答案。"),
+                        denied=("{}不正确。", "不是{}。"),
+                        ),
+    # Chinese encyclopedias are taken for Wu about one time in twenty
+    split_words=split_characters,
+    official_words=jieba_words,
+    official_package="jieba",
+    language_id=("zh", "wuu", "yue"),
 )

@@ -2,13 +2,16 @@
 
     encode_chat(tokenizer, [{"role": "user", "content": "Fever and cough?"}], family="llama")
 
-In: messages with a role (an optional first "system", then "user" and "assistant" in turn, a "user" last) and a content. Out:
-ids. Each format is a small function that returns parts: ordinary text, and `SpecialToken`s by their text. What a user writes
-is always ordinary text: "<|eot_id|>" in a question is spelt out, not obeyed. The template in a model folder is a program and
-is never run; its text tells which format it is, and its default system message.
+In: messages with a role (an optional first "system", then "user" and "assistant" in turn, a "user" last) and
+a content. Out: ids. Each format is a small function that returns parts: ordinary text, and `SpecialToken`s by
+their text. What a user writes is always ordinary text: "<|eot_id|>" in a question is spelt out, not obeyed.
+The template in a model folder is a program and is never run; its text tells which format it is, and its
+default system message.
 
-References: the published chat templates of Llama 2, 3 and 3.1, Mistral 7B Instruct 0.2 and 0.3, InternLM 2 chat, SmolLM 2,
-Qwen 2, 2.5 and 3, Gemma 2 and 3.  # MMedLM: MMed-Llama 3-EnIns uses Llama 3's, instruction as system and input as user.
+References: the published chat templates of Llama 2, 3 and 3.1, Mistral 7B Instruct 0.2 and 0.3, InternLM 2
+chat, SmolLM 2,
+Qwen 2, 2.5 and 3, Gemma 2 and 3.  # MMedLM: MMed-Llama 3-EnIns uses Llama 3's, instruction as system and
+                                   input as user.
 """
 from __future__ import annotations
 
@@ -43,7 +46,8 @@ def _folded(messages: Sequence[Message], into: int = 0) -> list[Message]:
 def llama2(messages: Sequence[Message]) -> list[str]:
     """<s>[INST] <<SYS>> system <</SYS>> question [/INST] answer </s><s>[INST] question [/INST]"""
     if messages[0]["role"] == "system":
-        messages = [{"role": "system", "content": f"<<SYS>>\n{messages[0]['content']}\n<</SYS>>"}, *messages[1:]]
+        messages = [{"role": "system", "content": f"<<SYS>>\n{messages[0]['content']}\n<</SYS>>"},
+                    *messages[1:]]
     parts: list[str] = []
     for message in _folded(messages):
         text = message["content"].strip()
@@ -55,7 +59,10 @@ def llama3(messages: Sequence[Message]) -> list[str]:
     """<|begin_of_text|>, then <|start_header_id|>role<|end_header_id|> text <|eot_id|> for each message"""
     parts: list[str] = [BOS]
     for message in (*messages, {"role": "assistant", "content": None}):
-        parts += [SpecialToken("<|start_header_id|>"), message["role"], SpecialToken("<|end_header_id|>"), "\n\n"]
+        parts += [
+            SpecialToken("<|start_header_id|>"), message["role"],
+            SpecialToken("<|end_header_id|>"), "\n\n"
+        ]
         if message["content"] is not None:
             parts += [message["content"].strip(), SpecialToken("<|eot_id|>")]
     return parts
@@ -63,27 +70,35 @@ def llama3(messages: Sequence[Message]) -> list[str]:
 
 def llama31(messages: Sequence[Message]) -> list[str]:
     """As Llama 3; every conversation begins with a system message that names two dates (3.1, 3.2 and 3.3)."""
-    system, rest = ("", messages) if messages[0]["role"] != "system" else (messages[0]["content"].strip(), messages[1:])
-    # the templates' own date, which they use where the caller gives none, so that prompts do not depend on the day
+    system, rest = ("", messages) if messages[0]["role"] != "system" else (messages[0]["content"].strip(),
+                                                                           messages[1:])
+    # the templates' own date, which they use where the caller gives none, so that prompts do not depend on
+    # the day
     dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
     bos, begin, role, end, gap, *parts = llama3([{"role": "system", "content": system}, *rest])
     return [bos, begin, role, end, gap + dates, *parts]
 
 
 def mistral(messages: Sequence[Message]) -> list[str]:
-    """<s>[INST] question [/INST]answer</s>[INST] question [/INST]   (0.1 and 0.2, BioMistral: [INST] is ordinary text)"""
+    """<s>[INST] question [/INST]answer</s>[INST] question [/INST]   (0.1 and 0.2, BioMistral: [INST] is
+    ordinary text)
+    """
     parts: list[str] = [BOS]
     for message in _folded(messages):
-        parts += [f"[INST] {message['content']} [/INST]"] if message["role"] == "user" else [message["content"], EOS]
+        parts += [f"[INST] {message['content']} [/INST]"
+                  ] if message["role"] == "user" else [message["content"], EOS]
     return parts
 
 
 def mistral3(messages: Sequence[Message]) -> list[str]:
-    """The same from 0.3 on: [INST] and [/INST] are tokens, and the system's text goes before the last question."""
+    """The same from 0.3 on: [INST] and [/INST] are tokens, and the system's text goes before the last
+    question.
+    """
     parts: list[str] = [BOS]
     for message in _folded(messages, into=-1):
         text = f" {message['content']}"
-        parts += [SpecialToken("[INST]"), text, SpecialToken("[/INST]")] if message["role"] == "user" else [text, EOS]
+        parts += [SpecialToken("[INST]"), text, SpecialToken("[/INST]")
+                  ] if message["role"] == "user" else [text, EOS]
     return parts
 
 
@@ -91,7 +106,10 @@ def chatml(messages: Sequence[Message]) -> list[str]:
     """<|im_start|>role text <|im_end|> for each message"""
     parts: list[str] = []
     for message in messages:
-        parts += [SpecialToken("<|im_start|>"), f"{message['role']}\n{message['content']}", SpecialToken("<|im_end|>"), "\n"]
+        parts += [
+            SpecialToken("<|im_start|>"), f"{message['role']}\n{message['content']}",
+            SpecialToken("<|im_end|>"), "\n"
+        ]
     return [*parts, SpecialToken("<|im_start|>"), "assistant\n"]
 
 
@@ -102,7 +120,8 @@ def internlm2(messages: Sequence[Message]) -> list[str]:
 
 def qwen3(messages: Sequence[Message]) -> list[str]:
     """ChatML; an empty thought makes the model answer at once"""
-    return [*chatml(messages), "<think>\n\n</think>\n\n"]  # <think> is an added token that is found in ordinary text
+    # <think> is an added token that is found in ordinary text
+    return [*chatml(messages), "<think>\n\n</think>\n\n"]
 
 
 def gemma(messages: Sequence[Message]) -> list[str]:
@@ -115,18 +134,22 @@ def gemma(messages: Sequence[Message]) -> list[str]:
     return [*parts, SpecialToken("<start_of_turn>"), "model\n"]
 
 
-CHAT_TEMPLATES = {"llama2": llama2, "llama3": llama3, "llama3.1": llama31, "mistral": mistral, "mistral3": mistral3,
-                  "chatml": chatml, "internlm2": internlm2, "qwen2": chatml, "qwen2.5": chatml, "qwen3": qwen3, "gemma": gemma}
+CHAT_TEMPLATES = {
+    "llama2": llama2, "llama3": llama3, "llama3.1": llama31, "mistral": mistral, "mistral3": mistral3,
+    "chatml": chatml, "internlm2": internlm2, "qwen2": chatml, "qwen2.5": chatml, "qwen3": qwen3,
+    "gemma": gemma
+}
 DEFAULT_SYSTEM = {"qwen2": "You are a helpful assistant.",
                   "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Which template a model has
 
 
 def template_name(tokenizer, family: str) -> str | None:
-    """The key of CHAT_TEMPLATES that fits a model: by the text of its own template, else by special tokens and family.
+    """The key of CHAT_TEMPLATES that fits a model: by the text of its own template, else by special tokens
+    and family.
 
     None for a base model; a template of a format that is not in the table is an error.
     """
@@ -134,8 +157,9 @@ def template_name(tokenizer, family: str) -> str | None:
         return _name_by_tokens(tokenizer, family)
     name = _name_by_text(tokenizer.chat_template, "[INST]" in tokenizer.special)
     if name is None:
-        raise UserError(f"the chat template of this model is of an unknown format (known: {', '.join(CHAT_TEMPLATES)}); "
-                        "name the one that fits, or give plain prompts")
+        raise UserError(
+            f"the chat template of this model is of an unknown format (known: {', '.join(CHAT_TEMPLATES)}); "
+            "name the one that fits, or give plain prompts")
     return name
 
 
@@ -167,7 +191,9 @@ def _name_by_tokens(tokenizer, family: str) -> str | None:
 
 
 def _default_system(tokenizer, name: str) -> str | None:
-    """The system message of a conversation that has none: the one written out in the folder's template, else the known one."""
+    """The system message of a conversation that has none: the one written out in the folder's template, else
+    the known one.
+    """
     if name in ("chatml", "internlm2", "qwen2", "qwen2.5") and tokenizer.chat_template:
         found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]+)<\|im_end\|>", tokenizer.chat_template)
         if found:
@@ -175,7 +201,7 @@ def _default_system(tokenizer, name: str) -> str | None:
     return DEFAULT_SYSTEM.get(name)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Encoding
 
 
@@ -190,7 +216,8 @@ def chat_parts(tokenizer, messages: Sequence[Message], name: str) -> list[str]:
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if len(turns) % 2 == 0 or turns != [("user", "assistant")[i % 2] for i in range(len(turns))]:
         found = ", ".join(map(str, roles)) or "none"
-        raise UserError(f"messages must be an optional system, then user and assistant in turn, a user last; got {found}")
+        raise UserError(
+            f"messages must be an optional system, then user and assistant in turn, a user last; got {found}")
     default = _default_system(tokenizer, name)
     if default and roles[0] != "system":
         messages = [{"role": "system", "content": default}, *messages]
@@ -204,8 +231,13 @@ def _template_for(tokenizer, family: str, name: str | None) -> str:
     return name
 
 
-def encode_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None) -> list[int]:
-    """Ids of a conversation up to where the answer begins. `name`: a key of CHAT_TEMPLATES, else the model's own."""
+def encode_chat(tokenizer,
+                messages: Sequence[Message],
+                family: str = "",
+                name: str | None = None) -> list[int]:
+    """Ids of a conversation up to where the answer begins. `name`: a key of CHAT_TEMPLATES, else the model's
+    own.
+    """
     name = _template_for(tokenizer, family, name)
     ids: list[int] = []
     text, continued = "", False
@@ -218,7 +250,8 @@ def encode_chat(tokenizer, messages: Sequence[Message], family: str = "", name: 
             text = ""
         if part is not None:
             ids += _special_id(tokenizer, part, name)
-        continued = part not in (BOS, EOS)  # text after <s> or </s> begins anew, with the space that its tokenizer adds
+        # text after <s> or </s> begins anew, with the space that its tokenizer adds
+        continued = part not in (BOS, EOS)
     return ids
 
 

@@ -1,4 +1,6 @@
-"""Any `tokenizer.json` through Hugging Face tokenizers (extra `hub`): Llama 2's and Gemma's, unigram models, other patterns."""
+"""Any `tokenizer.json` through Hugging Face tokenizers (extra `hub`): Llama 2's and Gemma's, unigram models,
+other patterns.
+"""
 from __future__ import annotations
 
 import hashlib
@@ -8,12 +10,15 @@ from mmed.utils.errors import UserError, require_extra
 
 
 class HubBackend:
-    """Ordinary text <-> ids through the reference library, which finds added tokens that are not special by itself."""
+    """Ordinary text <-> ids through the reference library, which finds added tokens that are not special by
+    itself.
+    """
 
     kind = "Hugging Face tokenizers"
 
     def __init__(self, file: dict, special: dict[str, int], name: str):
-        # Padding, truncation and BOS belong to the caller; text that looks like a special token is ordinary text.
+        # Padding, truncation and BOS belong to the caller; text that looks like a special token is ordinary
+        # text.
         file = file | {"truncation": None, "padding": None, "post_processor": None, "added_tokens": [
             entry | {"special": entry["content"] in special} for entry in file.get("added_tokens") or []]}
         self.tokenizer, bare = self._open(file, name), without_prefix(file)
@@ -45,7 +50,8 @@ class HubBackend:
 
 
 def without_prefix(step):
-    """The same tokenizer.json without the space before the first word, for text that continues after other tokens.
+    """The same tokenizer.json without the space before the first word, for text that continues after other
+    tokens.
 
     >>> without_prefix({"type": "Metaspace", "prepend_scheme": "first"})
     {'type': 'Metaspace', 'prepend_scheme': 'never'}
@@ -56,7 +62,10 @@ def without_prefix(step):
         return step
     never = {"prepend_scheme": "never"} if step.get("type") == "Metaspace" else {}
     never |= {"add_prefix_space": False} if step.get("type") == "ByteLevel" else {}
-    parts = {key: without_prefix(step[key]) for key in ("normalizers", "pretokenizers", "decoders") if key in step}
+    parts = {
+        key: without_prefix(step[key])
+        for key in ("normalizers", "pretokenizers", "decoders") if key in step
+    }
     for key in ("normalizer", "pre_tokenizer", "decoder"):
         if key in step:
             parts[key] = None if _is_prefix(step[key]) else without_prefix(step[key])
@@ -67,5 +76,6 @@ def _is_prefix(step) -> bool:
     """Whether all that a step does is to add that space, or to take it away again when decoding."""
     if not isinstance(step, dict):
         return False
-    begins = (step.get("pattern") or {}).get("Regex", "").startswith(r"\A") if step.get("type") == "Replace" else False
+    begins = (step.get("pattern") or {}).get("Regex",
+                                             "").startswith(r"\A") if step.get("type") == "Replace" else False
     return begins or step.get("type") in ("Prepend", "Strip")

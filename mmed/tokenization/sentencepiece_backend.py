@@ -1,7 +1,8 @@
-"""sentencepiece models (Llama 2, InternLM, Mistral, and those trained here) through the sentencepiece library.
+"""sentencepiece models (Llama 2, InternLM, Mistral, and those trained here) through the sentencepiece
+library.
 
-In: a `SentencePieceModel`. Out: `SentencePieceBackend`, and `hub_tokenizer`: the same BPE as a `tokenizer.json`, which
-transformers and vLLM open. Reference: Kudo and Richardson 2018.
+In: a `SentencePieceModel`. Out: `SentencePieceBackend`, and `hub_tokenizer`: the same BPE as a
+`tokenizer.json`, which transformers and vLLM open. Reference: Kudo and Richardson 2018.
 """
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class SentencePieceBackend:
     kind = "sentencepiece"
 
     def __init__(self, model: SentencePieceModel, name: str, special_ids: Iterable[int] = ()):
-        # The library finds a user-defined symbol inside any text. One that is a special token must not be found: as a
+        # The library finds a user-defined symbol inside any text. One that is a special token must not be
+        # found: as a
         # control symbol it keeps its id (InternLM 2's [UNUSED_TOKEN_145], Gemma's <start_of_turn>).
         for index in special_ids:
             if index < len(model.pieces) and model.pieces[index][2] == USER_DEFINED:
@@ -39,7 +41,9 @@ class SentencePieceBackend:
             # without the space before the first word, for text that continues after other tokens
             self.bare = sentencepiece.SentencePieceProcessor(model_proto=model.proto(dummy_prefix=False))
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{name}: the sentencepiece library rejects it: {' '.join(str(error).split())[-300:]}") from None
+            raise UserError(
+                f"{name}: the sentencepiece library rejects it: {' '.join(str(error).split())[-300:]}"
+            ) from None
         self.fast = FastBPE(model) if FastBPE.fits(model) else None
 
     def encode(self, text: str, continued: bool = False) -> list[int]:
@@ -48,7 +52,8 @@ class SentencePieceBackend:
         return (self.bare if continued else self.processor).encode(text)
 
     def decode(self, ids: list[int], continued: bool = False) -> str:
-        return (self.bare if continued else self.processor).decode([index for index in ids if index < self.size])
+        return (self.bare if continued else self.processor).decode(
+            [index for index in ids if index < self.size])
 
     def piece(self, index: int) -> str:
         return self.model.pieces[index][0] if index < self.size else ""
@@ -59,10 +64,12 @@ class SentencePieceBackend:
 
 
 def hub_tokenizer(model: SentencePieceModel) -> dict:
-    """A `tokenizer.json` with the ids of a plain BPE model; every split of a piece into two pieces is a merge.
+    """A `tokenizer.json` with the ids of a plain BPE model; every split of a piece into two pieces is a
+    merge.
 
-    A space goes before the first word even where the text begins with one, as sentencepiece does it. Symbols that the user
-    defined are looked for after that, so the rule leaves out texts that are such a symbol: it is applied to them, too.
+    A space goes before the first word even where the text begins with one, as sentencepiece does it. Symbols
+    that the user defined are looked for after that, so the rule leaves out texts that are such a symbol: it
+    is applied to them, too.
     """
     scores = {piece: score for piece, score, kind in model.pieces if kind == NORMAL}
     vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
@@ -72,7 +79,10 @@ def hub_tokenizer(model: SentencePieceModel) -> dict:
         merges += sorted((vocabulary[left], vocabulary[right], left, right) for left, right in splits
                          if left in scores and right in scores)
     symbols = [piece for piece, _, kind in model.pieces if kind == USER_DEFINED]
-    special = {piece: index for index, (piece, _, kind) in enumerate(model.pieces) if kind in (CONTROL, UNKNOWN)}
+    special = {
+        piece: index
+        for index, (piece, _, kind) in enumerate(model.pieces) if kind in (CONTROL, UNKNOWN)
+    }
     added = [{"id": vocabulary[text], "content": text, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": text in symbols, "special": text in special} for text in [*special, *symbols]]
     normalizers: list[dict] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
@@ -81,11 +91,17 @@ def hub_tokenizer(model: SentencePieceModel) -> dict:
         normalizers.append({"type": "Replace", "pattern": {"Regex": rf"\A(?!\z{whole})"}, "content": SPACE})
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": {"type": "Sequence", "normalizers": normalizers}, "pre_tokenizer": None, "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-            *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if model.rules[3] else [])]},
-        "model": {"type": "BPE", "dropout": None, "unk_token": next(t for t, _, kind in model.pieces if kind == UNKNOWN),
-                  "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
-                  "ignore_merges": False, "vocab": vocabulary, "merges": [[left, right] for _, _, left, right in merges]},
+        "normalizer": {"type": "Sequence", "normalizers": normalizers}, "pre_tokenizer": None,
+        "post_processor": None, "decoder": {
+            "type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE},
+                 "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if model.rules[3] else [])
+            ]
+        }, "model": {
+            "type": "BPE", "dropout": None, "unk_token": next(
+                t for t, _, kind in model.pieces if kind == UNKNOWN), "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
+            "vocab": vocabulary, "merges": [[left, right] for _, _, left, right in merges]
+        },
     }

@@ -15,13 +15,15 @@ SPACE = "▁"  # U+2581, how sentencepiece writes a space
 MAX_PIECES = 1 << 22
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.Type
 BPE = 2  # TrainerSpec.ModelType
-# Fields of NormalizerSpec and their defaults: character map, space before the first word, extra spaces removed, spaces
+# Fields of NormalizerSpec and their defaults: character map, space before the first word, extra spaces
+# removed, spaces
 # written as U+2581
 RULES = {2: b"", 3: 1, 4: 1, 5: 1}
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Protobuf wire format: each field is a varint key = number << 3 | type; type 0 is a varint, 1 eight bytes, 2 a length and
+# ------------------------------------------------------------------------------------------------------------
+# Protobuf wire format: each field is a varint key = number << 3 | type; type 0 is a varint, 1 eight bytes, 2
+# a length and
 # bytes, 5 four bytes. These 50 lines spare a dependency.
 
 
@@ -37,7 +39,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def parse_message(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield (field number, value) of one protobuf message; ValueError or IndexError when it is truncated or not protobuf."""
+    """Yield (field number, value) of one protobuf message; ValueError or IndexError when it is truncated or
+    not protobuf.
+    """
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -90,7 +94,8 @@ class SentencePieceModel:
         try:
             self._parse(data)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise UserError(f"{name}: not a sentencepiece model, or damaged ({error}); download it again") from None
+            raise UserError(
+                f"{name}: not a sentencepiece model, or damaged ({error}); download it again") from None
         if not 0 < len(self.pieces) <= MAX_PIECES:
             raise UserError(f"{name}: {len(self.pieces):,} pieces; expected 1 to {MAX_PIECES:,}")
 
@@ -111,8 +116,8 @@ class SentencePieceModel:
         self.byte_fallback, suffix_space = bool(trainer.get(35, 0)), bool(trainer.get(24, 0))
         self.rules = {number: rules.get(number, default) for number, default in RULES.items()}
         # plain: BPE on the text as it is; nothing is normalised, and no byte is unknown
-        self.plain = (self.is_bpe and self.byte_fallback and not suffix_space and not self.rules[2] and not rules.get(6)
-                      and not self.rules[4] and bool(self.rules[5]))
+        self.plain = (self.is_bpe and self.byte_fallback and not suffix_space and not self.rules[2]
+                      and not rules.get(6) and not self.rules[4] and bool(self.rules[5]))
 
     def proto(self, dummy_prefix: bool | None = None) -> bytes:
         """The model as bytes; `dummy_prefix` sets whether a space goes before the first word."""

@@ -1,7 +1,8 @@
 """What a person did wrong, said in one line.
 
-Anything that a user typed or a file holds and that cannot be used raises `UserError`; `main_guard` turns it into one line
-on stderr and the exit code of DESIGN: 1 failed, 2 wrong use, 75 stopped by a signal and resumable. Bugs keep their traceback.
+Anything that a user typed or a file holds and that cannot be used raises `UserError`; `main_guard` turns it
+into one line on stderr and the exit code of DESIGN: 1 failed, 2 wrong use, 75 stopped by a signal and
+resumable. Bugs keep their traceback.
 """
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ LONGEST = 1600  # characters of a message
 class UserError(ValueError):
     """Bad input: the message names the file, line or option, what was wrong and what to do.
 
-    It may quote what a stranger wrote, so it is made one line, without characters that steer a terminal, and not endless.
+    It may quote what a stranger wrote, so it is made one line, without characters that steer a terminal, and
+    not endless.
     """
 
     exit_code = EXIT_FAILED
@@ -39,7 +41,8 @@ def one_line(text: str) -> str:
     """
     if len(text) > LONGEST:  # the beginning says where, the end what to do
         text = text[: LONGEST - 400] + " ... " + text[-395:]
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if text.isprintable() else "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(UserError):
@@ -49,7 +52,9 @@ class UsageError(UserError):
 
 
 class Parser(argparse.ArgumentParser):
-    """The command lines of this package: options are written out, and of an unknown one the nearest known one is named."""
+    """The command lines of this package: options are written out, and of an unknown one the nearest known one
+    is named.
+    """
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **{"allow_abbrev": False, **settings})
@@ -67,7 +72,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if "required" in message:  # what is missing may be there, misspelt
             flags = self._flags()
-            wrong = [word for word in self._given if word.startswith("--") and word.partition("=")[0] not in (*flags, "--", "--help")]
+            wrong = [
+                word for word in self._given
+                if word.startswith("--") and word.partition("=")[0] not in (*flags, "--", "--help")
+            ]
             message = self._unknown(wrong[0], flags) if wrong else message
         super().error(one_line(message))
 
@@ -78,29 +86,40 @@ class Parser(argparse.ArgumentParser):
 
     def _flags(self, found: argparse.Namespace | None = None) -> list[str]:
         """Long options of this parser and of the subcommand that was given (of all, while none is known)."""
-        flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--") and flag != "--help"]
+        flags = [
+            flag for action in self._actions for flag in action.option_strings
+            if flag.startswith("--") and flag != "--help"
+        ]
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 chosen = getattr(found, action.dest, None)
-                flags += [flag for name, parser in action.choices.items() if chosen in (name, None) for flag in parser._flags(found)]
+                flags += [
+                    flag for name, parser in action.choices.items() if chosen in (name, None)
+                    for flag in parser._flags(found)
+                ]
         return flags
 
 
-# Controls (but not tab and newline), marks that turn the direction of what follows, and lone surrogates, which no output can carry.
+# Controls (but not tab and newline), marks that turn the direction of what follows, and lone surrogates,
+# which no output can carry.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Text from a file, a model or a server (of any length, on any number of lines) without what a terminal would obey.
+    """Text from a file, a model or a server (of any length, on any number of lines) without what a terminal
+    would obey.
 
     >>> printable("a\\x1b[31mred\\r"), printable("caf\\udce9")
     ('a[31mred', 'caf\\\\udce9')
     """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode() if found[0] >= "\ud800" else "", text)
+    return _CONTROL.sub(
+        lambda found: found[0].encode("unicode_escape").decode() if found[0] >= "\ud800" else "", text)
 
 
 def main_guard(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and leave the process with its exit code; bad input prints one line, without a traceback."""
+    """Run a command's `main` and leave the process with its exit code; bad input prints one line, without a
+    traceback.
+    """
     if hasattr(sys.stdout, "reconfigure"):  # a file name of other bytes than UTF-8 is printed as escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

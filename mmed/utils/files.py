@@ -17,32 +17,42 @@ from typing import IO, Any
 from mmed.utils.errors import UserError
 
 # What a write can fail with that no program can help: the person must make room, or look after the disk.
-ADVICE = {errno.ENOSPC: "no space left; make room", errno.EDQUOT: "the quota is used up; make room or have it raised",
-          errno.EFBIG: "larger than the limit for one file (ulimit -f)", errno.EROFS: "the file system is read-only",
-          errno.EIO: "the disk reports an error; see the kernel's log", errno.ESTALE: "the file is gone on the file server",
-          errno.EACCES: "permission denied", errno.EPERM: "not permitted"}
+ADVICE = {
+    errno.ENOSPC: "no space left; make room",
+    errno.EDQUOT: "the quota is used up; make room or have it raised",
+    errno.EFBIG: "larger than the limit for one file (ulimit -f)",
+    errno.EROFS: "the file system is read-only", errno.EIO: "the disk reports an error; see the kernel's log",
+    errno.ESTALE: "the file is gone on the file server", errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted"
+}
 NAMELESS = ADVICE.keys() - {errno.EACCES, errno.EPERM}
 
 
 def write_error(error: OSError, path: str | Path, need: int = 0) -> UserError:
     """A failed write in one line: which path, how many bytes were needed there, what to do."""
     why = ADVICE.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return UserError(f"{error.filename or path}: could not be written" + (f" ({need:,} bytes needed)" if need else "") + f": {why}")
+    return UserError(f"{error.filename or path}: could not be written" +
+                     (f" ({need:,} bytes needed)" if need else "") + f": {why}")
 
 
 @contextmanager
 def writing(path: str | Path, need: int = 0) -> Iterator[None]:
-    """What is written in this block goes to `path`: a write that fails says so (Python's own error names no file)."""
+    """What is written in this block goes to `path`: a write that fails says so (Python's own error names no
+    file).
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None and error.errno not in NAMELESS:  # another file was opened here: its own error is plain enough
+        # another file was opened here: its own error is plain enough
+        if error.filename is not None and error.errno not in NAMELESS:
             raise
         raise write_error(error, path, need) from error
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Make the names in `folder` as durable as the files: after a loss of power a rename may be undone otherwise."""
+    """Make the names in `folder` as durable as the files: after a loss of power a rename may be undone
+    otherwise.
+    """
     try:
         number = os.open(folder, os.O_RDONLY)
     except OSError:  # a system that opens no folders
@@ -77,16 +87,21 @@ def try_lock(file: IO[Any]) -> bool:
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open `path` for writing under a temporary name; it gets its own name only when the block ends without an error.
+    """Open `path` for writing under a temporary name; it gets its own name only when the block ends without
+    an error.
 
-    What UTF-8 cannot carry in a text (a file name of other bytes, half a surrogate pair) is written as the escape that JSON reads back.
+    What UTF-8 cannot carry in a text (a file name of other bytes, half a surrogate pair) is written as the
+    escape that JSON reads back.
     """
     path = Path(path)
     temporary = temporary_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"})) as file:
+            with open(
+                    temporary, mode,
+                    **({} if "b" in mode else
+                       {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"})) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -130,7 +145,8 @@ def check_file(path: str | Path, max_bytes: int | None = None) -> None:
         raise UserError(f"{path}: {size:,} bytes are too many (limit {max_bytes:,})")
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull`, or download the file")
+            raise UserError(
+                f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull`, or download the file")
 
 
 def read_json(path: str | Path) -> Any:
@@ -144,10 +160,13 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number from 1, object) of a JSONL file, also .gz; blank lines are passed over, a bad line is a `UserError` naming file:line."""
+    """Yield (line number from 1, object) of a JSONL file, also .gz; blank lines are passed over, a bad line
+    is a `UserError` naming file:line.
+    """
     unpack = gzip.open if str(path).endswith(".gz") else open
     try:
-        file = unpack(path, "rt", encoding="utf-8-sig", newline="\n")  # newline: U+2028 and lone \r never split a line
+        # newline: U+2028 and lone \r never split a line
+        file = unpack(path, "rt", encoding="utf-8-sig", newline="\n")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     with file:
@@ -155,18 +174,22 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
         try:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), 1):
                 if len(line) == MAX_LINE_CHARACTERS and not line.endswith("\n"):
-                    raise UserError(f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS:,} characters")
+                    raise UserError(
+                        f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS:,} characters")
                 if not line.strip():
                     continue
                 value = json.loads(line)
                 if not isinstance(value, dict):
-                    raise UserError(f"{path}:{number}: expected one JSON object a line, got {type(value).__name__}")
+                    raise UserError(
+                        f"{path}:{number}: expected one JSON object a line, got {type(value).__name__}")
                 yield number, value
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+            raise UserError(
+                f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path}:{number + 1}: cannot be unpacked ({error})") from None
         except UserError:
             raise
         except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
-            raise UserError(f"{path}:{number}: not valid JSON ({error}); every line must be one JSON object") from None
+            raise UserError(
+                f"{path}:{number}: not valid JSON ({error}); every line must be one JSON object") from None

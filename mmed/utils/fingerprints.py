@@ -21,9 +21,12 @@ def _hash_of_files(paths: Iterable[Path]) -> str:
 
 def model_fingerprint(folder: str | Path, adapter: str | Path | None = None) -> str:
     """sha256 of what decides a model's output: config, weights and tokenizer, and the adapter's two files."""
-    files = [path for path in sorted(Path(folder).iterdir()) if path.name in ("config.json", "tokenizer.model", "tokenizer.json",
-             "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
-             or path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")]
+    files = [
+        path for path in sorted(Path(folder).iterdir())
+        if path.name in ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+                         "generation_config.json", "special_tokens_map.json", "added_tokens.json")
+        or path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
+    ]
     if adapter:
         files += [Path(adapter) / "adapter_config.json", Path(adapter) / "adapter_model.safetensors"]
     return _hash_of_files(files)

@@ -1,6 +1,7 @@
 """A journal of finished rounds of work: it survives being killed, and every line carries a checksum.
 
-In: rounds of rows, and the facts that they depend on. Out: PATH.partial while the work goes on, PATH when it is finished.
+In: rounds of rows, and the facts that they depend on. Out: PATH.partial while the work goes on, PATH when it
+is finished.
 """
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ from mmed.utils.files import atomic_write
 
 
 class Journal:
-    """Rounds of rows in PATH.partial, one line a round, after a line with the facts that all of them depend on.
+    """Rounds of rows in PATH.partial, one line a round, after a line with the facts that all of them depend
+    on.
 
-    Opening one that another run left goes on with it: a last line that was cut is dropped, other facts are refused by name.
+    Opening one that another run left goes on with it: a last line that was cut is dropped, other facts are
+    refused by name.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any], force: bool = False):
@@ -35,7 +38,9 @@ class Journal:
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{self.partial}: another process is writing it; wait for it, or give another --out") from None
+            raise UserError(
+                f"{self.partial}: another process is writing it; wait for it, or give another --out"
+            ) from None
         self._read(force)
 
     def _read(self, force: bool) -> None:
@@ -52,11 +57,14 @@ class Journal:
                     self.done.add(value["round"])
             except (ValueError, KeyError, TypeError):
                 if self.file.read(1) and not force:
-                    raise UserError(f"{self.partial}:{number}: damaged; delete this file to begin anew, or use --force") from None
+                    raise UserError(
+                        f"{self.partial}:{number}: damaged; delete this file to begin anew, or use --force"
+                    ) from None
                 break
             if number == 1 and (differs := facts_that_differ(found, self.facts)):
                 if not force:
-                    raise UserError(f"{self.partial}: begun with {differs}; give another --out, or --force to begin anew")
+                    raise UserError(
+                        f"{self.partial}: begun with {differs}; give another --out, or --force to begin anew")
                 break
             good += len(line)
         self.file.truncate(good)
@@ -111,7 +119,8 @@ def json_line(value: Any) -> str:
 
 
 def sealed_line(value: dict) -> str:
-    """`json_line` of an object, its last key a checksum of the rest: a line that was damaged later is told from one that was written.
+    """`json_line` of an object, its last key a checksum of the rest: a line that was damaged later is told
+    from one that was written.
 
     >>> sealed_line({"round": 0})
     '{"round": 0, "crc32": "5a34bd24"}\\n'
@@ -156,6 +165,9 @@ def facts_that_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for name in sorted({*then, *now}):
         old, new = then.get(name), now.get(name)
         if old != new:
-            show = [value[:12] + "…" if isinstance(value, str) and len(value) == 64 else value for value in (old, new)]
+            show = [
+                value[:12] + "…" if isinstance(value, str) and len(value) == 64 else value
+                for value in (old, new)
+            ]
             changes.append(f"{name} = {show[0]} (now {show[1]})")
     return ", ".join(changes)

@@ -1,4 +1,6 @@
-"""Values from files that may be anyone's: text that can be shown, numbers that are numbers, NAME=FOLDER arguments."""
+"""Values from files that may be anyone's: text that can be shown, numbers that are numbers, NAME=FOLDER
+arguments.
+"""
 from __future__ import annotations
 
 import math
@@ -12,7 +14,8 @@ NAME_LIMIT, TEXT_LIMIT = 80, 4000  # characters of a name and of a text that are
 
 
 def plain(text: Any, limit: int = TEXT_LIMIT) -> str:
-    """Text that a terminal or a page can show: no control characters, no marks that reverse it, not longer than `limit`.
+    """Text that a terminal or a page can show: no control characters, no marks that reverse it, not longer
+    than `limit`.
 
     >>> plain("a\\x1b[31mred", 80), plain("x" * 9, 4), plain(None), plain(3)
     ('a[31mred', 'xxxx… [5 more characters]', '', '3')
@@ -29,7 +32,9 @@ def as_name(text: Any, limit: int = NAME_LIMIT) -> str:
 
 
 def number(value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number from a file; anything else is a TypeError or ValueError, which the readers turn into one line."""
+    """A finite number from a file; anything else is a TypeError or ValueError, which the readers turn into
+    one line.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"expected a number, got {type(value).__name__}")
     if not low - 1e-6 <= value <= high + 1e-6 or abs(value) > 1e300:
@@ -67,5 +72,8 @@ def split_argument(text: str, settings: Collection[str] = ()) -> tuple[str, str,
     if settings and ":" in name:
         setting, name = name.split(":", 1)
         if setting not in settings:
-            raise UsageError(f"{as_name(text)}: {as_name(setting)!r} is no setting; before the colon stands one of {', '.join(settings)}")
+            raise UsageError(
+                f"{as_name(text)}: {as_name(setting)!r} is no setting; before the colon stands one of "
+                f"{', '.join(settings)}"
+            )
     return setting, name, folder

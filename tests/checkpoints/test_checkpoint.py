@@ -1,4 +1,6 @@
-"""Model folders in and out: bit-equal round trips, transformers as the judge, hostile files, memory, the commands."""
+"""Model folders in and out: bit-equal round trips, transformers as the judge, hostile files, memory, the
+commands.
+"""
 import contextlib
 import importlib.util
 import io
@@ -25,11 +27,14 @@ from mmed.utils.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("families_for_checkpoints", Path(__file__).with_name("test_families.py"))
+_spec = importlib.util.spec_from_file_location("families_for_checkpoints",
+                                               Path(__file__).with_name("test_families.py"))
 families = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(families)
-CLASSES, close, equivalent_llama, internlm2_folder, theirs_of = (
-    families.CLASSES, families.close, families.equivalent_llama, families.internlm2_folder, families.theirs_of)
+CLASSES, close, equivalent_llama, internlm2_folder, theirs_of = (families.CLASSES, families.close,
+                                                                 families.equivalent_llama,
+                                                                 families.internlm2_folder,
+                                                                 families.theirs_of)
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -42,7 +47,8 @@ def same_bits(a: dict, b: dict) -> bool:
 
 @pytest.mark.parametrize("family", CLASSES)
 @pytest.mark.parametrize("sharded", [False, True])
-def test_in_and_out_is_bit_equal_and_transformers_gives_the_same_logits_and_greedy_text(tmp_path, family, sharded):
+def test_in_and_out_is_bit_equal_and_transformers_gives_the_same_logits_and_greedy_text(
+        tmp_path, family, sharded):
     theirs = theirs_of(family, 2 + sharded)
     theirs.generation_config.eos_token_id = [7, 9]
     theirs.save_pretrained(tmp_path / "in", **({"max_shard_size": "20KB"} if sharded else {}))
@@ -52,12 +58,19 @@ def test_in_and_out_is_bit_equal_and_transformers_gives_the_same_logits_and_gree
     assert same_bits(tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out"))
     assert (tmp_path / "out" / "model.safetensors.index.json").exists() == sharded
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [7, 9]
-    again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager", output_loading_info=True)
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out",
+                                                                    attn_implementation="eager",
+                                                                    output_loading_info=True)
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ids = torch.randint(0, ours.config.vocab_size, (1, 13))
     with torch.no_grad():
         assert close(ours(ids), again(ids).logits)
-        new = again.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 13:].tolist()
+        new = again.generate(ids,
+                             attention_mask=torch.ones_like(ids),
+                             max_new_tokens=12,
+                             do_sample=False,
+                             eos_token_id=None,
+                             pad_token_id=0)[0, 13:].tolist()
     assert generate(ours, [ids[0].tolist()], 12)[0] == new
 
 
@@ -68,12 +81,15 @@ def test_weights_are_read_in_the_dtype_asked_for(tmp_path, dtype):
     wide, _ = load_pretrained(tmp_path)
     same, _ = load_pretrained(tmp_path, dtype=dtype)
     for name, value in theirs.state_dict().items():
-        own = wide.get_parameter(name.removeprefix("model.")) if name != "lm_head.weight" else wide.head_weight
+        own = wide.get_parameter(
+            name.removeprefix("model.")) if name != "lm_head.weight" else wide.head_weight
         assert own.dtype == torch.float32 and torch.equal(own, value.float()), name
     save_pretrained(same, None, tmp_path / "out")
     save_pretrained(wide, None, tmp_path / "narrowed", dtype=dtype)
-    assert same_bits(tensors_of(tmp_path), tensors_of(tmp_path / "out")) and same_bits(tensors_of(tmp_path), tensors_of(tmp_path / "narrowed"))
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
+    assert same_bits(tensors_of(tmp_path), tensors_of(tmp_path / "out")) and same_bits(
+        tensors_of(tmp_path), tensors_of(tmp_path / "narrowed"))
+    assert json.loads(
+        (tmp_path / "out" / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
 
 
 def write_internlm2(folder: Path, seed: int = 3) -> torch.nn.Module:
@@ -81,7 +97,10 @@ def write_internlm2(folder: Path, seed: int = 3) -> torch.nn.Module:
     config, tensors = internlm2_folder(llama)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({k: v.clone() for k, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({k: v.clone()
+               for k, v in tensors.items()},
+              folder / "model.safetensors",
+              metadata={"format": "pt"})
     return llama
 
 
@@ -99,12 +118,16 @@ def test_an_internlm2_folder_goes_in_and_out_with_its_own_names_and_bits(tmp_pat
 
 
 @pytest.mark.parametrize("with_head", [False, True])
-def test_bloom_weights_saved_without_the_transformer_prefix_and_with_or_without_the_tied_head(tmp_path, with_head):
+def test_bloom_weights_saved_without_the_transformer_prefix_and_with_or_without_the_tied_head(
+        tmp_path, with_head):
     theirs = theirs_of("bloom", 6)
     theirs.config.tie_word_embeddings = True
     theirs.tie_weights()
     theirs.save_pretrained(tmp_path)
-    tensors = {name.removeprefix("transformer."): value for name, value in load_file(tmp_path / "model.safetensors").items()}
+    tensors = {
+        name.removeprefix("transformer."): value
+        for name, value in load_file(tmp_path / "model.safetensors").items()
+    }
     tensors.pop("lm_head.weight", None)
     if with_head:
         tensors["lm_head.weight"] = tensors["word_embeddings.weight"].clone()
@@ -117,7 +140,7 @@ def test_bloom_weights_saved_without_the_transformer_prefix_and_with_or_without_
         assert close(ours(ids), theirs(ids).logits)
 
 
-# ------------------------------------------------------------------------------------------------------------ legacy .bin
+# ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("new_format", [False, True])
@@ -131,7 +154,10 @@ def test_legacy_bin_files_load_as_tensors_only(tmp_path, sharded, new_format):
     for file, part in parts.items():
         torch.save(part, tmp_path / file, _use_new_zipfile_serialization=new_format)
     if sharded:
-        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {n: f for f, p in parts.items() for n in p}}))
+        (tmp_path / "pytorch_model.bin.index.json").write_text(
+            json.dumps({"weight_map": {n: f
+                                       for f, p in parts.items()
+                                       for n in p}}))
     ours, _ = load_pretrained(tmp_path, dtype=torch.float64)
     ids = torch.randint(0, ours.config.vocab_size, (1, 9))
     with torch.no_grad():
@@ -168,10 +194,12 @@ def test_pickles_are_opened_in_one_place_only():
         code = "\n".join(line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
         for word in ("torch.load(", "import pickle", "allow_pickle=True", "shell=True", "yaml.load("):
             assert word not in code or path.name == "weights.py", f"{path}: {word}"
-    assert all("weights_only=True" in line for line in (ROOT / "mmed/checkpoints/weights.py").read_text().splitlines() if "torch.load(" in line)
+    assert all("weights_only=True" in line
+               for line in (ROOT / "mmed/checkpoints/weights.py").read_text().splitlines()
+               if "torch.load(" in line)
 
 
-# --------------------------------------------------------------------------------------------------- weight files
+# --------------------------------------------------------------------------------------------------- weight f
 
 @pytest.mark.parametrize("content, words", [
     (b"", "damaged"), (b"x" * 100, "damaged"), ("truncated", "damaged"),
@@ -184,9 +212,11 @@ def test_a_damaged_weight_file_is_named(tmp_path, content, words):
         load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("files, words", [
-    ({"a": "../secret.safetensors"}, "not the name of a file"), ({"a": "/etc/passwd"}, "not the name"), ({"a": 3}, "not the name"),
-    ({"a": "three.safetensors"}, "no such file"), ({"a": "two.safetensors"}, "lacks a"), ({}, "no weight_map"), ([], "no weight_map")])
+@pytest.mark.parametrize("files, words", [({"a": "../secret.safetensors"}, "not the name of a file"),
+                                          ({"a": "/etc/passwd"}, "not the name"), ({"a": 3}, "not the name"),
+                                          ({"a": "three.safetensors"}, "no such file"),
+                                          ({"a": "two.safetensors"}, "lacks a"), ({}, "no weight_map"),
+                                          ([], "no weight_map")])
 def test_an_index_that_does_not_match_its_files_is_rejected(tmp_path, files, words):
     for file, key in (("one", "a"), ("two", "b")):
         save_file({key: torch.ones(2)}, tmp_path / f"{file}.safetensors")
@@ -203,7 +233,8 @@ def test_two_sets_of_weights_are_rejected(tmp_path, name):
         (tmp_path / "model.safetensors.index.json").unlink()
         torch.save(theirs.state_dict(), tmp_path / "part.bin")
         torch.save(theirs.state_dict(), tmp_path / name)
-        (tmp_path / f"{name}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(theirs.state_dict(), "part.bin")}))
+        (tmp_path / f"{name}.index.json").write_text(
+            json.dumps({"weight_map": dict.fromkeys(theirs.state_dict(), "part.bin")}))
     else:
         save_file({"x": torch.ones(1)}, tmp_path / name)
     with pytest.raises(UserError, match=f"two sets of weights, {name}"):
@@ -229,7 +260,8 @@ def test_a_head_that_differs_from_the_tied_embedding_is_rejected(tmp_path, same)
 def test_a_folder_that_transformers_unpacked_from_gguf_opens(tmp_path):
     theirs = theirs_of("llama", 8)
     theirs.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "gguf"}}
+    config = json.loads(
+        (tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "gguf"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     ours, _ = load_pretrained(tmp_path)
     save_pretrained(ours, None, tmp_path / "out")
@@ -237,7 +269,7 @@ def test_a_folder_that_transformers_unpacked_from_gguf_opens(tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
-# --------------------------------------------------------------------------------------------------- folders that do not fit
+# --------------------------------------------------------------------------------------------------- folders
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed_and_no_memory_is_taken(tmp_path, monkeypatch):
     theirs = theirs_of("llama", 8)
@@ -258,7 +290,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_and_no_memory_is_ta
 def test_a_config_larger_than_its_weights_is_rejected_before_memory_is_taken(tmp_path):
     theirs_of("llama", 8).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 2 ** 24, "hidden_size": 2 ** 18}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 2**24, "hidden_size": 2**18}))
     with pytest.raises(UserError, match="of another shape"):
         load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("[]")
@@ -291,14 +323,19 @@ def test_loading_runs_nothing_from_the_folder(tmp_path):
     theirs_of("llama", 8).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "modeling_evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
-    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.C"},
-                                                               "_attn_implementation_internal": "evil/kernel", "_attn_implementation": "evil/kernel"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            config | {
+                "auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.C"},
+                "_attn_implementation_internal": "evil/kernel", "_attn_implementation": "evil/kernel"
+            }))
     before = set(sys.modules)
     load_pretrained(tmp_path)
-    assert not (tmp_path / "canary").exists() and not any("evil" in name for name in set(sys.modules) - before)
+    assert not (tmp_path / "canary").exists() and not any("evil" in name
+                                                          for name in set(sys.modules) - before)
 
 
-# ----------------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------------------------
 
 PEAK = """
 import sys, torch
@@ -313,24 +350,39 @@ print(peak() - before, sum(p.numel() * p.element_size() for p in result.paramete
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count of memory")
-@pytest.mark.parametrize("stored, dtype", [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize("stored, dtype", [("bfloat16", "bfloat16"), ("bfloat16", "float32"),
+                                           ("float32", "bfloat16")])
 def test_the_peak_of_memory_is_the_model_in_its_dtype_and_one_buffer(tmp_path, stored, dtype):
     from mmed.model import ModelConfig, Transformer
 
     with torch.device("meta"):
-        model = Transformer(ModelConfig(vocab_size=20_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=16, num_attention_heads=8,
-                                        num_key_value_heads=4, head_dim=64))
+        model = Transformer(
+            ModelConfig(vocab_size=20_000,
+                        hidden_size=512,
+                        intermediate_size=2048,
+                        num_hidden_layers=16,
+                        num_attention_heads=8,
+                        num_key_value_heads=4,
+                        head_dim=64))
     model.to_empty(device="cpu")
     save_pretrained(model, None, tmp_path / "model", dtype=getattr(torch, stored))
     theirs_of("llama", 4).save_pretrained(tmp_path / "tiny")
-    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "model"), dtype, str(tmp_path / "tiny")], capture_output=True, text=True, check=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK,
+         str(tmp_path / "model"), dtype,
+         str(tmp_path / "tiny")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT)
     peak, size = map(int, done.stdout.split())
-    file = (tmp_path / "model" / "model.safetensors").stat().st_size  # mapped: the system may drop its pages at any time
+    # mapped: the system may drop its pages at any time
+    file = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert peak < size + file + READ_BYTES + (16 << 20), f"peak {peak:,} for a model of {size:,}"
 
 
-# --------------------------------------------------------------------------------------------------------- the commands
+# --------------------------------------------------------------------------------------------------------- th
 
 WORDS = "heart lung bone cell fever dose plum rain stone river".split()
 GERMAN = "Herz Lunge Knochen Zelle Fieber Dosis Pflaume Regen Stein Fluss Öl Übelkeit größer".split()
@@ -370,8 +422,11 @@ def make_tokenizer(folder: Path, kind: str):
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
-    model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False,
-                                                                    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    model.train_from_iterator(
+        texts,
+        tokenizers.trainers.BpeTrainer(vocab_size=300,
+                                       show_progress=False,
+                                       initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
     model.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
     folder.mkdir(parents=True, exist_ok=True)
     model.save(str(folder / "tokenizer.json"))
@@ -383,9 +438,19 @@ def make_folder(folder: Path, kind: str = "sentencepiece", **more) -> Path:
     from mmed.model import ModelConfig, Transformer
 
     tokenizer = make_tokenizer(folder.parent / f"{folder.name}-tokenizer", kind)
-    config = ModelConfig(**{**dict(vocab_size=tokenizer.vocab_size + 5, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                   num_key_value_heads=2, head_dim=8, initializer_range=0.1, max_position_embeddings=64,
-                                   extra={"generation_config": {"eos_token_id": [2, 3], "temperature": 0.6}}), **more})
+    config = ModelConfig(
+        **{
+            **dict(vocab_size=tokenizer.vocab_size + 5,
+                   hidden_size=32,
+                   intermediate_size=48,
+                   num_hidden_layers=2,
+                   num_attention_heads=4,
+                   num_key_value_heads=2,
+                   head_dim=8,
+                   initializer_range=0.1,
+                   max_position_embeddings=64,
+                   extra={"generation_config": {"eos_token_id": [2, 3], "temperature": 0.6}}), **more
+        })
     save_pretrained(Transformer(config).init_weights(3), tokenizer, folder, dtype=torch.bfloat16)
     return folder
 
@@ -395,14 +460,23 @@ def test_help_of_every_command_is_there():
             "for c in ('inspect', 'export', 'merge', 'extend'):\n"
             "    try: mmed.checkpoints.commands.main([c, '--help'])\n"
             "    except SystemExit as e: assert e.code == 0\n")
-    assert "--layout" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    done = subprocess.run([sys.executable, "-m", "mmed.checkpoints", "inspect", "/no/such"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and done.stderr.startswith("error: /no/such/config.json") and "Traceback" not in done.stderr
+    assert "--layout" in subprocess.run([sys.executable, "-c", code],
+                                        capture_output=True,
+                                        text=True,
+                                        check=True,
+                                        cwd=ROOT).stdout
+    done = subprocess.run([sys.executable, "-m", "mmed.checkpoints", "inspect", "/no/such"],
+                          capture_output=True,
+                          text=True,
+                          cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.startswith(
+        "error: /no/such/config.json") and "Traceback" not in done.stderr
 
 
 def test_inspect_says_what_a_folder_is(tmp_path):
     out = command("inspect", make_folder(tmp_path / "model"))
-    for words in ("llama (LlamaForCausalLM)", "bfloat16", "sentencepiece, 320 ids (5 rows of padding)", "64 positions", "to decode", "--dry_run"):
+    for words in ("llama (LlamaForCausalLM)", "bfloat16", "sentencepiece, 320 ids (5 rows of padding)",
+                  "64 positions", "to decode", "--dry_run"):
         assert words in out, out
 
 
@@ -426,7 +500,9 @@ def test_merge_writes_the_model_that_peft_would_merge_with_its_settings_and_card
         assert close(merged(ids).logits, model.eval()(ids), 2e-5)
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "no medical advice" in card and "`base`" in card and str(tmp_path) not in card
-    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text()) == {"eos_token_id": [2, 3], "temperature": 0.6}
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text()) == {
+        "eos_token_id": [2, 3], "temperature": 0.6
+    }
     assert (tmp_path / "merged" / "tokenizer.model").read_bytes() == (base / "tokenizer.model").read_bytes()
     assert "--force" in command("merge", base, tmp_path / "adapter", tmp_path / "merged", code=2)
     assert tensors_of_dtype(tmp_path / "merged") == {torch.float32}
@@ -444,7 +520,8 @@ def test_export_of_a_folder_keeps_every_bit_and_the_llama_layout_opens_in_transf
     assert same_bits(tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out"))
     assert "--layout" in (tmp_path / "out" / "README.md").read_text()
     command("export", tmp_path / "in", tmp_path / "llama", "--layout", "llama")
-    again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama", output_loading_info=True)
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama",
+                                                                    output_loading_info=True)
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, value in llama.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
@@ -452,20 +529,30 @@ def test_export_of_a_folder_keeps_every_bit_and_the_llama_layout_opens_in_transf
     with torch.no_grad():
         assert close(again(ids).logits, llama(ids).logits)
     theirs_of("bloom", 3).save_pretrained(tmp_path / "bloom")
-    assert "a llama model cannot have" in command("export", tmp_path / "bloom", tmp_path / "no", "--layout", "llama", code=1)
+    assert "a llama model cannot have" in command("export",
+                                                  tmp_path / "bloom",
+                                                  tmp_path / "no",
+                                                  "--layout",
+                                                  "llama",
+                                                  code=1)
 
 
-@pytest.mark.parametrize("arguments, code, words", [
-    (["inspect", "/no/such"], 1, "config.json"), (["export", "/no/such", "OUT"], 1, "neither a run folder"), (["inspect", "MODEL", "--gpus", "0"], 2, "--gpus"),
-    (["extend", "MODEL", "OUT"], 2, "--texts"), (["extend", "MODEL", "OUT", "--special", "</s>"], 1, "already a token"), (["frobnicate"], 2, "invalid choice"),
-    (["merge", "MODEL", "MODEL", "OUT"], 1, "adapter_config.json"), (["export", "MODEL", "OUT", "--step", "3"], 2, "no steps")])
+@pytest.mark.parametrize("arguments, code, words",
+                         [(["inspect", "/no/such"], 1, "config.json"),
+                          (["export", "/no/such", "OUT"], 1, "neither a run folder"),
+                          (["inspect", "MODEL", "--gpus", "0"], 2, "--gpus"),
+                          (["extend", "MODEL", "OUT"], 2, "--texts"),
+                          (["extend", "MODEL", "OUT", "--special", "</s>"], 1, "already a token"),
+                          (["frobnicate"], 2, "invalid choice"),
+                          (["merge", "MODEL", "MODEL", "OUT"], 1, "adapter_config.json"),
+                          (["export", "MODEL", "OUT", "--step", "3"], 2, "no steps")])
 def test_wrong_use_ends_in_one_line_with_its_exit_code(tmp_path, arguments, code, words):
     folder = make_folder(tmp_path / "model")
     arguments = [{"MODEL": folder, "OUT": tmp_path / "out"}.get(a, a) for a in arguments]
     assert words in command(*arguments, code=code)
 
 
-# ----------------------------------------------------------------------------------------------------------- vocabulary
+# -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte-level"])
 def test_extend_learns_a_language_and_leaves_the_rest_as_it_was(tmp_path, kind):
@@ -475,16 +562,21 @@ def test_extend_learns_a_language_and_leaves_the_rest_as_it_was(tmp_path, kind):
     rng = random.Random(6)
     with open(tmp_path / "new.jsonl", "w", encoding="utf-8") as file:
         for language, words in (("de", GERMAN), ("hi", HINDI)) * 30:
-            file.write(json.dumps({"text": text_of(words, rng), "language": language}, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps({"text": text_of(words, rng), "language": language}, ensure_ascii=False) + "\n")
     with open(tmp_path / "all.jsonl", "w", encoding="utf-8") as file:
-        file.write((tmp_path / "new.jsonl").read_text() + json.dumps({"text": text_of(WORDS, rng), "language": "en"}) + "\n")
-    out = command("extend", folder, tmp_path / "out", "--texts", tmp_path / "new.jsonl", "--pieces", 100, "--special", "<|x|>", "--report",
-                  tmp_path / "all.jsonl")
+        file.write((tmp_path / "new.jsonl").read_text() +
+                   json.dumps({"text": text_of(WORDS, rng), "language": "en"}) + "\n")
+    out = command("extend", folder, tmp_path / "out", "--texts", tmp_path / "new.jsonl", "--pieces", 100,
+                  "--special", "<|x|>", "--report", tmp_path / "all.jsonl")
     assert "100 pieces and 1 special tokens added" in out, out
     old_model, old = load_pretrained(folder)
     model, new = load_pretrained(tmp_path / "out")
     assert new.vocab_size == old.vocab_size + 101 and model.config.vocab_size % 64 == 0
-    assert new.special["<|x|>"] == new.vocab_size - 1 and {k: v for k, v in new.special.items() if k != "<|x|>"} == old.special
+    assert new.special["<|x|>"] == new.vocab_size - 1 and {
+        k: v
+        for k, v in new.special.items() if k != "<|x|>"
+    } == old.special
     # text of the old language is cut as before, and the model says the same about it
     english = [text_of(WORDS, rng) for _ in range(20)]
     assert all(new.encode(t) == old.encode(t) for t in english)
@@ -504,17 +596,22 @@ def test_extend_learns_a_language_and_leaves_the_rest_as_it_was(tmp_path, kind):
         if "\\x" not in text:
             assert new.encode(text, continued=True) == [index]
             parts = old.encode(text, continued=True)
-            for own, before in ((model.embed_tokens.weight, old_model.embed_tokens.weight), (model.lm_head.weight, old_model.lm_head.weight)):
+            for own, before in ((model.embed_tokens.weight, old_model.embed_tokens.weight),
+                                (model.lm_head.weight, old_model.lm_head.weight)):
                 assert torch.allclose(own[index], before[parts].mean(0), atol=2e-3)  # rounded to bfloat16
             checked += 1
     assert checked > 50
     # the reference library reads the file as we do
-    hostile = [*english, *(text_of(GERMAN + HINDI + WORDS, rng, 9) for _ in range(50)), "Öl 0.5 mg\n", "größergrößer", "हृदयHerz 12"]
+    hostile = [
+        *english, *(text_of(GERMAN + HINDI + WORDS, rng, 9) for _ in range(50)), "Öl 0.5 mg\n",
+        "größergrößer", "हृदयHerz 12"
+    ]
     if kind == "sentencepiece":
         import sentencepiece
 
         reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / "tokenizer.model"))
-        assert reference.get_piece_size() == new.vocab_size and all(reference.encode(t) == new.encode(t) for t in hostile)
+        assert reference.get_piece_size() == new.vocab_size and all(
+            reference.encode(t) == new.encode(t) for t in hostile)
     else:
         import tokenizers
 
@@ -534,7 +631,9 @@ def test_joins_are_those_of_a_plain_bpe_that_counts_everything_anew():
 
     rng = random.Random(time.time())
     for _ in range(60):
-        words = ["".join(rng.choices("abcd", [4, 3, 2, 1], k=rng.randint(1, 9))) for _ in range(rng.randint(1, 12))]
+        words = [
+            "".join(rng.choices("abcd", [4, 3, 2, 1], k=rng.randint(1, 9))) for _ in range(rng.randint(1, 12))
+        ]
         counts = [rng.randint(1, 5) for _ in words]
         plain, expected = [list(w) for w in words], []
         known: set[str] = set()
@@ -566,7 +665,12 @@ def test_a_tokenizer_that_cannot_be_extended_exactly_is_rejected(tmp_path):
     unigram = tokenizers.models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("a", -3.0)], 0, False)
     tokenizers.Tokenizer(unigram).save(str(folder / "tokenizer.json"))
     (tmp_path / "t.txt").write_text("Herz " * 50)
-    assert "cannot be extended" in command("extend", folder, tmp_path / "out", "--texts", tmp_path / "t.txt", code=1)
+    assert "cannot be extended" in command("extend",
+                                           folder,
+                                           tmp_path / "out",
+                                           "--texts",
+                                           tmp_path / "t.txt",
+                                           code=1)
 
 
 def test_added_tokens_beside_a_sentencepiece_file_keep_their_ids(tmp_path):
@@ -579,17 +683,22 @@ def test_added_tokens_beside_a_sentencepiece_file_keep_their_ids(tmp_path):
     assert max(new.encode("Herz")) >= 324
 
 
-# --------------------------------------------------------------------------------------- every family, from training to export
+# --------------------------------------------------------------------------------------- every family, from t
 
 def family_config(family: str, vocab_size: int):
     """A tiny config of a family, as it would be read from its config.json."""
     from mmed.checkpoints.families import read_config
 
     if family == "bloom":
-        return read_config({"model_type": family, "vocab_size": vocab_size, "hidden_size": 32, "n_layer": 2, "n_head": 4, "seq_length": 512,
-                            "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2})
-    keys = {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2}
+        return read_config({
+            "model_type": family, "vocab_size": vocab_size, "hidden_size": 32, "n_layer": 2, "n_head": 4,
+            "seq_length": 512, "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2
+        })
+    keys = {
+        "vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+        "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2
+    }
     window = {"sliding_window": 40} if family in ("mistral", "gemma2", "gemma3_text") else {}
     return read_config(keys | window | {"model_type": family})
 
@@ -608,10 +717,17 @@ def test_the_papers_lora_settings_train_on_two_processes_and_export(tmp_path, fa
     with open(tmp_path / "Train" / "English.jsonl", "w") as file:
         for _ in range(16):
             options = dict(zip("ABCD", rng.sample(WORDS, 4), strict=True))
-            file.write(json.dumps({"question": rng.choice(WORDS), "options": options, "answer_idx": "B", "rationale": " ".join(rng.choices(WORDS, k=5))}) + "\n")
-    done = warm_run(["finetune_lora", f"--model={tmp_path}/base", f"--data={tmp_path}/Train", f"--out={tmp_path}/run", "--max_steps=3",
-                     "--sequence_length=400", "--global_batch_size=4", "--micro_batch_size=1", "--precision=fp32", "--lora_targets=paper",
-                     "--learning_rate=1e-2", "--save_every=2"], ranks=2)
+            file.write(
+                json.dumps({
+                    "question": rng.choice(WORDS), "options": options, "answer_idx": "B",
+                    "rationale": " ".join(rng.choices(WORDS, k=5))
+                }) + "\n")
+    done = warm_run([
+        "finetune_lora", f"--model={tmp_path}/base", f"--data={tmp_path}/Train", f"--out={tmp_path}/run",
+        "--max_steps=3", "--sequence_length=400", "--global_batch_size=4", "--micro_batch_size=1",
+        "--precision=fp32", "--lora_targets=paper", "--learning_rate=1e-2", "--save_every=2"
+    ],
+                    ranks=2)
     layers = 2 if config.packed_qkv else 4
     assert f"{layers} layers adapted, rank 16" in done.stderr
     command("export", tmp_path / "run", tmp_path / "out")
@@ -624,17 +740,22 @@ def test_the_papers_lora_settings_train_on_two_processes_and_export(tmp_path, fa
         expected = ours.eval()(ids)
         assert close(exported(ids), expected, 2e-5) and not close(before, expected, 1e-3)
         if family in CLASSES:
-            theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
+            theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out",
+                                                                       attn_implementation="eager")
             assert close(theirs(ids).logits, expected, 2e-5)
             peft = pytest.importorskip("peft")
-            base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager")
-            assert close(peft.PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter")).eval()(ids).logits, expected, 2e-5)
+            base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base",
+                                                                     attn_implementation="eager")
+            assert close(
+                peft.PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter")).eval()(ids).logits,
+                expected, 2e-5)
         elif family.startswith("internlm"):
             command("export", tmp_path / "run", tmp_path / "llama", "--layout", "llama")
             theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
             assert close(theirs(ids).logits, expected, 2e-5)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "finetune_lora" in card and "| lora_rank | 16 |" in card and "no medical advice" in card and str(tmp_path) not in card
+    assert "finetune_lora" in card and "| lora_rank | 16 |" in card and "no medical advice" in card and str(
+        tmp_path) not in card
     # a checkpoint in between is another model, and can be exported, too
     command("export", tmp_path / "run", tmp_path / "step", "--step", "2")
     between, _ = load_pretrained(tmp_path / "step")
@@ -657,23 +778,42 @@ def test_the_card_of_a_full_run_names_data_recipe_and_scores_and_no_path_of_the_
     tokens = writer.close()["tokens"]
     run = tmp_path / "run"
     run.mkdir()
-    settings = dataclasses.replace(RECIPES["pretrain_mmedlm2"][1], model=str(base), data=f"{tmp_path}/wiki=0.5", out=str(run))
-    (run / "run.json").write_text(json.dumps({"recipe": "pretrain_mmedlm2", "config": dataclasses.asdict(settings), "steps": 9, "commit": "abc", "world_size": 2}))
+    settings = dataclasses.replace(RECIPES["pretrain_mmedlm2"][1],
+                                   model=str(base),
+                                   data=f"{tmp_path}/wiki=0.5",
+                                   out=str(run))
+    (run / "run.json").write_text(
+        json.dumps({
+            "recipe": "pretrain_mmedlm2", "config": dataclasses.asdict(settings), "steps": 9, "commit": "abc",
+            "world_size": 2
+        }))
     (run / "done.json").write_text(json.dumps({"steps": 9, "tokens": 1234, "loss": 2.5}))
     model, tokenizer = load_pretrained(base)
     with torch.no_grad():
         model.norm.weight.mul_(1.5)
     save_pretrained(model, tokenizer, run / "model")
-    score = {"n": 3, "chance": 0.25, "accuracy": {"answer": {"value": 0.5, "low": 0.3, "high": 0.7, "right": 1, "n": 3}}, "parse": {}, "text": {}, "by": {}}
+    score = {
+        "n": 3, "chance": 0.25,
+        "accuracy": {"answer": {"value": 0.5, "low": 0.3, "high": 0.7, "right": 1,
+                                "n": 3}}, "parse": {}, "text": {}, "by": {}
+    }
     (tmp_path / "zero").mkdir()
     (tmp_path / "zero" / "predictions.jsonl").write_text("")
-    (tmp_path / "zero" / "results.json").write_text(json.dumps({"mmed": {
-        "version": RESULTS_VERSION, "settings": {"words": "mmed"}, "facts": {}, "headline": "answer",
-        "summary": {"languages": {"Japanese": score}, "macro": score, "micro": score, "signatures": {}, "text_items": "x"}}}))
+    (tmp_path / "zero" / "results.json").write_text(
+        json.dumps({
+            "mmed": {
+                "version": RESULTS_VERSION, "settings": {"words": "mmed"}, "facts": {}, "headline": "answer",
+                "summary": {
+                    "languages": {"Japanese": score}, "macro": score, "micro": score, "signatures": {},
+                    "text_items": "x"
+                }
+            }
+        }))
     command("export", run, tmp_path / "out", "--results", tmp_path / "zero", "--license", "apache-2.0")
     card = (tmp_path / "out" / "README.md").read_text()
-    for words in ("wiki, weight 0.5", f"{tokens:,} tokens", "en ", "ja ", "| recipe | pretrain_mmedlm2 |", "| learning_rate | 2e-05 |", "| tokens | 1234 |",
-                  "Japanese", "50.0 [30-70]", 'license: "apache-2.0"', 'base_model: "base"', "no medical advice"):
+    for words in ("wiki, weight 0.5", f"{tokens:,} tokens", "en ", "ja ", "| recipe | pretrain_mmedlm2 |",
+                  "| learning_rate | 2e-05 |", "| tokens | 1234 |", "Japanese", "50.0 [30-70]",
+                  'license: "apache-2.0"', 'base_model: "base"', "no medical advice"):
         assert words in card, card
     assert str(tmp_path) not in card
     exported, _ = load_pretrained(tmp_path / "out")

@@ -281,7 +281,8 @@ def test_a_sheet_holds_the_drawn_items_and_nothing_that_runs_or_loads(tmp_path):
     assert page.count("<script") == 2 and "alert(1)</script>" not in page and "<img" not in page
     assert not re.search(r"(?:src|href)\s*=\s*[\"']|https?://|@import|url\(", page)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b", page)
-    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'", page)
+    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'",
+                     page)
     main(["sheet", "--data", str(data), "--out", str(tmp_path / "again.html"), "--items", "3", "--title",
           HOSTILE])
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "sheet.html").read_bytes()

@@ -1,4 +1,6 @@
-"""The answer parser and the published scorer: a table of hostile outputs in eight languages, round trips, time, real options."""
+"""The answer parser and the published scorer: a table of hostile outputs in eight languages, round trips,
+time, real options.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def test_official_match_is_the_published_scorer():
 
 def test_with_rationale_the_published_scorer_gives_nothing():
     item = ExamItem("q", {"A": "a", "B": "b"}, ("B",), "So.", "French", "k")
-    assert official_match(build_target(item, False), item) and not official_match(build_target(item, True), item)
+    assert official_match(build_target(item, False),
+                          item) and not official_match(build_target(item, True), item)
 
 
 # --- the answer parser
@@ -62,11 +65,17 @@ def test_a_hostile_output_is_read_as_a_careful_person_reads_it(case):
     assert (list(parsed.letters), parsed.status) == (case["expected"], case["status"]), case["text"]
 
 
-@pytest.mark.parametrize("language", [language.code for language in all_languages() if language.code not in PAPER_ORDER])
+@pytest.mark.parametrize("language",
+                         [language.code for language in all_languages() if language.code not in PAPER_ORDER])
 def test_the_words_of_a_further_language_hardly_touch_other_texts(language):
-    """Its items are read with the paper's six languages, too: nearly every row of these must come out the same."""
+    """Its items are read with the paper's six languages, too: nearly every row of these must come out the
+    same.
+    """
     rows = [case for case in ROWS if case["language"] in PAPER_ORDER]
-    other = [case["text"] for case in rows if list(parse_answer(case["text"], case["options"], language=language).letters) != case["expected"]]
+    other = [
+        case["text"] for case in rows
+        if list(parse_answer(case["text"], case["options"], language=language).letters) != case["expected"]
+    ]
     assert len(other) <= 2, other
 
 
@@ -136,7 +145,8 @@ AWKWARD = [
 
 def random_rationale(rng: random.Random) -> str:
     words = [rng.choice(AWKWARD) for _ in range(rng.randint(1, 12))]
-    return rng.choice(["", "Because "]) + rng.choice([" ", "", "\n"]).join(words) + rng.choice(["", ".", "\n", " "])
+    return rng.choice(["", "Because "]) + rng.choice([" ", "", "\n"]).join(words) + rng.choice(
+        ["", ".", "\n", " "])
 
 
 def test_parsing_a_target_gives_the_item_back():
@@ -149,9 +159,11 @@ def test_parsing_a_target_gives_the_item_back():
         if not rationale.strip():
             continue
         done += 1
-        item = ExamItem("q", {letter: f"option {letter}" for letter in letters}, answer, rationale, "English", "k")
+        item = ExamItem("q", {letter: f"option {letter}"
+                              for letter in letters}, answer, rationale, "English", "k")
         target = build_target(item, True)
-        for text in (target, target + rng.choice(answer_parser.END_MARKERS), rng.choice(["\n", " "]) + target + "\n"):
+        for text in (target, target + rng.choice(answer_parser.END_MARKERS),
+                     rng.choice(["\n", " "]) + target + "\n"):
             parsed = parse_answer(text, item.options)
             assert (parsed.letters, parsed.status, parsed.rationale) == (answer, "strict", rationale), text
         parsed = parse_answer(build_target(item, False), item.options)
@@ -161,7 +173,8 @@ def test_parsing_a_target_gives_the_item_back():
 def test_the_rationale_of_a_free_answer():
     options = {"A": "Heparin", "B": "Aspirin"}
     text = "She bleeds.\nHeparin would harm her.\n\nThe answer is B."
-    assert parse_answer(text, options, rationale_expected=True).rationale == "She bleeds.\nHeparin would harm her."
+    assert parse_answer(text, options,
+                        rationale_expected=True).rationale == "She bleeds.\nHeparin would harm her."
     assert parse_answer(text, options).rationale == ""
     text = "Only reasons, no choice. None at all."
     assert parse_answer(text, options, True) == answer_parser.ParsedAnswer((), "unparsed", text)
@@ -187,7 +200,8 @@ def test_any_text_gives_letters_that_are_options_and_the_same_ones_again():
         else:
             text = rng.choice([" ", "", "\n"]).join(rng.choice(pieces) for _ in range(rng.randint(1, 25)))
         parsed = parse_answer(text, options, rationale_expected=rng.random() < 0.5)
-        assert set(parsed.letters) <= set(options) and list(parsed.letters) == sorted(set(parsed.letters)), text
+        assert set(parsed.letters) <= set(options) and list(parsed.letters) == sorted(set(
+            parsed.letters)), text
         assert (parsed.status == "unparsed") == (parsed.letters == ()) and parsed.status in (
             "strict",
             "lenient",
@@ -197,31 +211,44 @@ def test_any_text_gives_letters_that_are_options_and_the_same_ones_again():
             item = ExamItem("q", options, parsed.letters, "", "English", "k")
             assert parse_answer(build_target(item, False), options).letters == parsed.letters
         blanks = rng.choice([" ", "\n", "\u200f", "\ufeff", "  \n"])
-        assert parse_answer(blanks + text + blanks, options).letters == parse_answer(text, options).letters, repr(text)
+        assert parse_answer(blanks + text + blanks,
+                            options).letters == parse_answer(text, options).letters, repr(text)
 
 
 PHRASES = [
-    "The answer is", "answer:", "Answer (A or B):", "I would choose", "not", "Actually,", "wait", "because", "and", "or", "is correct", "is wrong", "option", "None of them",
-    "答案是", "正确答案：", "选", "不选", "应选", "错误", "和", "正解は", "が正しい", "ではなく", "です", "選択肢", "la réponse est", "Réponses :", "et", "ou", "pas", "est fausse",
-    "правильный ответ", "Ответ:", "не", "и", "или", "верно", "la respuesta es", "correcta", "no", "y", "la opción", "###Answer: OPTION", "IS CORRECT.", "###Rationale:",
-    "\\boxed{", "}", "**", "(", ")", ".", ",", ":", "\n", "- ", "A", "B", "C", "D", "E", "А", "В", "С", "Б", "Ａ", "ｂ", "Β", "A.", "B)", "(C)", "ABD", "A,C", "Heparin", "aspirin",
-    "Aspirin and heparin", "\u200f", "\u202e", "</s>", "<think>", "</think>", "### Instruction:", "Question:", "1.", "true", "false", "yes",
+    "The answer is", "answer:", "Answer (A or B):", "I would choose", "not", "Actually,", "wait", "because",
+    "and", "or", "is correct", "is wrong", "option", "None of them", "答案是", "正确答案：", "选", "不选", "应选", "错误",
+    "和", "正解は", "が正しい", "ではなく", "です", "選択肢", "la réponse est", "Réponses :", "et", "ou", "pas", "est fausse",
+    "правильный ответ", "Ответ:", "не", "и", "или", "верно", "la respuesta es", "correcta", "no", "y",
+    "la opción", "###Answer: OPTION", "IS CORRECT.", "###Rationale:", "\\boxed{", "}", "**", "(", ")", ".",
+    ",", ":", "\n", "- ", "A", "B", "C", "D", "E", "А", "В", "С", "Б", "Ａ", "ｂ", "Β", "A.", "B)", "(C)",
+    "ABD", "A,C", "Heparin", "aspirin", "Aspirin and heparin", "\u200f", "\u202e", "</s>", "<think>",
+    "</think>", "### Instruction:", "Question:", "1.", "true", "false", "yes",
 ]
-READ = {"1": "70af48ab21ddb21c", "2": "0aded5dbc0d412c0"}  # version of the parser -> hash of what it reads from 3,000 texts
+# version of the parser -> hash of what it reads from 3,000 texts
+READ = {"1": "70af48ab21ddb21c", "2": "0aded5dbc0d412c0"}
 
 
 def test_a_parser_that_reads_anything_differently_has_a_new_version():
-    """Numbers of two versions are kept apart by it. Where this fails: raise PARSER_VERSION, and put the new version with its hash in READ."""
-    rng, options = random.Random(1), {"A": "Heparin", "B": "Aspirin", "C": "Aspirin and heparin", "D": "None of them", "E": "Iron"}
+    """Numbers of two versions are kept apart by it. Where this fails: raise PARSER_VERSION, and put the new
+    version with its hash in READ.
+    """
+    rng, options = random.Random(1), {
+        "A": "Heparin", "B": "Aspirin", "C": "Aspirin and heparin", "D": "None of them", "E": "Iron"
+    }
     read = hashlib.sha256()
     letters = 0
     for _ in range(3000):
-        text = rng.choice([" ", " ", ""]).join(PHRASES[int(rng.random() * len(PHRASES))] for _ in range(int(rng.random() * 9) + 1))
-        parsed = parse_answer(text, options if rng.random() < 0.5 else "ABCDE", rationale_expected=rng.random() < 0.5)
+        text = rng.choice([" ", " ", ""]).join(PHRASES[int(rng.random() * len(PHRASES))]
+                                               for _ in range(int(rng.random() * 9) + 1))
+        parsed = parse_answer(text,
+                              options if rng.random() < 0.5 else "ABCDE",
+                              rationale_expected=rng.random() < 0.5)
         letters += bool(parsed.letters)
         read.update(repr((parsed.letters, parsed.status, parsed.rationale)).encode())
     assert 750 < letters < 2250
-    assert READ.get(answer_parser.PARSER_VERSION) == read.hexdigest()[:16], f"version {answer_parser.PARSER_VERSION} reads {read.hexdigest()[:16]}"
+    assert READ.get(answer_parser.PARSER_VERSION) == read.hexdigest(
+    )[:16], f"version {answer_parser.PARSER_VERSION} reads {read.hexdigest()[:16]}"
 
 
 def test_lower_case_keeps_the_length_of_folded_text():
@@ -236,7 +263,8 @@ def test_every_look_alike_is_another_character_than_its_letter():
     for char, letter in answer_words.LOOKALIKES.items():
         assert char != letter and not char.isascii() and letter.isascii(), unicodedata.name(char)
         if letter.isupper() and letter in "ABCDE":
-            assert parse_answer(f"The answer is {char}.", "ABCDE").letters == (letter,), unicodedata.name(char)
+            assert parse_answer(f"The answer is {char}.",
+                                "ABCDE").letters == (letter, ), unicodedata.name(char)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +321,9 @@ def test_time_grows_with_the_text_and_not_with_its_square():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="real exam files are not here")
 def test_real_options_are_read_back_from_letter_and_text():
-    """On real FrenchMedMCQA items the target, "letter. text" of an option and a list of letters are read as written."""
+    """On real FrenchMedMCQA items the target, "letter. text" of an option and a list of letters are read as
+    written.
+    """
     rows = json.loads((REAL / "frenchmedmcqa" / "corpus" / "train.json").read_text(encoding="utf-8"))
     rng = random.Random()
     for source in rng.sample(rows, 300):
@@ -301,10 +331,9 @@ def test_real_options_are_read_back_from_letter_and_text():
         answer = tuple(sorted(letter.upper() for letter in source["correct_answers"]))
         item = ExamItem(source["question"], options, answer, "Parce que.", "French", source["id"])
         assert parse_answer(build_target(item, True), options).letters == answer
-        assert parse_answer("Les réponses correctes sont : " + " et ".join(answer), options).letters == answer, (
-            answer,
-            options,
-        )
+        assert parse_answer("Les réponses correctes sont : " + " et ".join(answer),
+                            options).letters == answer, (answer, options,
+                                                         )
         letter = rng.choice(list(options))
         assert parse_answer(f"La réponse est {letter}. {options[letter]}", options).letters == (letter,), (
             letter,

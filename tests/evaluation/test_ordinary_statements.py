@@ -58,7 +58,8 @@ def test_a_letter_of_a_name_is_no_answer(language, sentence):
 @pytest.mark.parametrize("text, expected", [
     ("<think>The answer is B.</think>The answer is A.", "A"), ("<think>The answer is B.", ""),
     ("The answer is B.</think>\n\nA", "A"),
-    ("<|channel|>analysis<|message|>B?<|end|><|start|>assistant<|channel|>final<|message|>Answer: C<|return|>",
+    ("<|channel|>analysis<|message|>B?<|end|><|start|>assistant<|channel|>final<|message|>Answer: "
+     "C<|return|>",
      "C"), ("<|channel|>analysis<|message|>The answer is B", "")
 ])
 def test_only_the_text_after_the_reasoning_counts(text, expected):

@@ -1,6 +1,8 @@
-"""The commands of docs/add_a_language.md, in their order, for each language beyond the paper's six that has texts and exam items here.
+"""The commands of docs/add_a_language.md, in their order, for each language beyond the paper's six that has
+texts and exam items here.
 
-The page's block of commands is run as it stands, with the language's code in place of `de`; nothing else is made for a language.
+The page's block of commands is run as it stands, with the language's code in place of `de`; nothing else is
+made for a language.
 """
 from __future__ import annotations
 
@@ -26,12 +28,18 @@ CODES = sorted(path.name.split(".")[0] for path in DATA.glob("*.exam.jsonl"))
 def commands(code: str) -> list[list[str]]:
     page = (ROOT / "docs" / "add_a_language.md").read_text(encoding="utf-8")
     block = page.split("<!-- run: all of it -->\n```\n")[1].split("```")[0]
-    return [shlex.split(re.sub(r"\bGerman\b", get_language(code).name, re.sub(r"\bde\b", code, line))) for line in block.replace("\\\n", " ").splitlines() if line]
+    return [
+        shlex.split(re.sub(r"\bGerman\b",
+                           get_language(code).name, re.sub(r"\bde\b", code, line)))
+        for line in block.replace("\\\n", " ").splitlines() if line
+    ]
 
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[0] == "python"
-    module, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py").replace("/", "."), words[2:])
+    module, arguments = (words[2],
+                         words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py").replace("/", "."),
+                                                              words[2:])
     module = f"{module}.__main__" if module in ("mmed.languages", "mmed.reporting") else module
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     main = importlib.import_module(module).main
@@ -52,9 +60,15 @@ def test_the_pages_commands_take_a_language_from_texts_to_report(code, tmp_path,
     language, out = get_language(code), tmp_path / "out" / code
     texts = [json.loads(line) for line in (DATA / f"{code}.jsonl").read_text(encoding="utf-8").splitlines()]
     funnel = json.loads((out / "medical" / "funnel.json").read_text(encoding="utf-8"))
-    assert 0.8 * sum(row["medical"] for row in texts) <= funnel["documents"]["out"] <= sum(row["medical"] for row in texts)
-    rows = [json.loads(line) for line in (out / "result" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {row["language"] for row in rows} == {language.name} and {row["mode"] for row in rows} == {"rationale", "loglikelihood"}
+    assert 0.8 * sum(row["medical"] for row in texts) <= funnel["documents"]["out"] <= sum(row["medical"]
+                                                                                           for row in texts)
+    rows = [
+        json.loads(line)
+        for line in (out / "result" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert {row["language"]
+            for row in rows} == {language.name} and {row["mode"]
+                                                     for row in rows} == {"rationale", "loglikelihood"}
     assert all(row["scores"] for row in rows if row["mode"] == "rationale")
     report = (out / "report.html").read_text(encoding="utf-8")
     assert re.search(f'"code": ?"{code}"', report) and rows[0]["doc"]["question"] in report
@@ -64,7 +78,10 @@ def test_the_pages_commands_take_a_language_from_texts_to_report(code, tmp_path,
 def test_the_pages_figures_are_those_of_the_check(code, capsys):
     page = (ROOT / "docs" / "add_a_language.md").read_text(encoding="utf-8")
     assert check(code, [str(DATA / f"{code}.jsonl")]) == 0
-    figures = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("medical texts", "ordinary texts", "thresholds in"))]
+    figures = [
+        line for line in capsys.readouterr().out.splitlines()
+        if line.startswith(("medical texts", "ordinary texts", "thresholds in"))
+    ]
     assert len(figures) == 3 and "\n".join(figures) in page
 
 
@@ -80,6 +97,9 @@ def test_answers_to_its_exam_are_read_in_its_own_words_and_letters(code):
                 for shown in {letter, own.get(letter, letter)}:
                     for tail in ("", f". {item.options[letter]}", f" ({item.options[letter]})"):
                         text = sentence.format(shown).removesuffix(".") + tail
-                        assert parse_answer(text, item.options, language=language.name).letters == (letter,), text
-        assert parse_answer(f"###Rationale: {item.rationale}\n###Answer: OPTION {','.join(item.answer)} IS CORRECT.", item.options,
-                            language=code).letters == item.answer
+                        assert parse_answer(text, item.options,
+                                            language=language.name).letters == (letter, ), text
+        assert parse_answer(
+            f"###Rationale: {item.rationale}\n###Answer: OPTION {','.join(item.answer)} IS CORRECT.",
+            item.options,
+            language=code).letters == item.answer

@@ -32,8 +32,13 @@ def test_data_and_title_cannot_leave_their_places(frame):
 def test_no_template_loads_anything_or_writes_markup():
     for template in TEMPLATES:
         text = template.read_text(encoding="utf-8")
-        assert not re.search(r"<(?:link|base|iframe|object|embed|img)\b|https?://|@import|url\(|\son\w+=|\|\s*safe\b", text), template
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|fetch\(|XMLHttpRequest", text), template
+        assert not re.search(
+            r"<(?:link|base|iframe|object|embed|img)\b|https?://|@import|url\(|\son\w+=|\|\s*safe\b",
+            text), template
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new "
+            r"Function|fetch\(|XMLHttpRequest",
+            text), template
 
 
 def test_what_a_terminal_would_obey_is_in_no_line_that_a_command_prints(tmp_path, capsys):

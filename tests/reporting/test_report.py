@@ -1,4 +1,6 @@
-"""The report: the numbers of results.json, one definition per column, hostile text stays text, one error line per bad file."""
+"""The report: the numbers of results.json, one definition per column, hostile text stays text, one error line
+per bad file.
+"""
 import json
 import random
 import re
@@ -45,7 +47,9 @@ def make_items(rng: random.Random, per_language: int = 6, languages=LANGUAGES) -
 def make_result(folder: Path, items: list[ExamItem], rng: random.Random, skill: float = 0.5,
                 modes=("answer", "rationale", "loglikelihood"),
                 data: str = "d" * 64, write=str, **settings) -> Path:
-    """A result folder as mmed.eval leaves it, of a model that is right with probability `skill`; `write` spoils its texts."""
+    """A result folder as mmed.eval leaves it, of a model that is right with probability `skill`; `write`
+    spoils its texts.
+    """
     rows, prompts = [], {}
     for item in items:
         for mode in modes:
@@ -323,7 +327,8 @@ def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
     assert_inert(page)
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert len(text) < 2 ** 20 and "more characters]" in text  # four texts of a megabyte were truncated
-    assert f"{HOSTILE[0]} 0" in page.texts["questions"] and HOSTILE[1] in page.texts["results"]  # shown as it is
+    # shown as it is
+    assert f"{HOSTILE[0]} 0" in page.texts["questions"] and HOSTILE[1] in page.texts["results"]
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]",
                          text + capsys.readouterr().out)
 
@@ -420,6 +425,8 @@ def test_names_in_plots_are_escaped_and_not_read_as_formulas():
 
 
 def test_help_needs_neither_torch_nor_matplotlib():
-    code = ("import sys, mmed.reporting.report\ntry: mmed.reporting.report.main(['--help'])\nexcept SystemExit: pass\n"
-            "sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))")
+    code = (
+        "import sys, mmed.reporting.report\ntry: mmed.reporting.report.main(['--help'])\nexcept SystemExit: "
+        "pass\n"
+        "sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -1,4 +1,6 @@
-"""mmed/utils/files.py: whole files or none, and JSON of any kind read with a bound and one line for what is wrong."""
+"""mmed/utils/files.py: whole files or none, and JSON of any kind read with a bound and one line for what is
+wrong.
+"""
 import errno
 import gzip
 import json
@@ -13,10 +15,12 @@ from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_json, read_jsonl, try_lock, write_json
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    (b'{"a": 1}\n{"a": 2', ":2: not valid JSON"), (b'{"a": 1}\n[]\n', ":2: expected one JSON object"), (b'{"a": "\xff"}\n', ":1: not UTF-8"), (b"[" * 100_000, ":1: not valid JSON"),
-    (b'{"a": ' + b"9" * 5000 + b"}", ":1: not valid JSON"), (b'{"a": 1}\n\n{"a": "' + b"x" * 2000 + b'"}\n', ":3: a line of more than 1,000 characters"),
-])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b'{"a": 1}\n{"a": 2', ":2: not valid JSON"), (b'{"a": 1}\n[]\n', ":2: expected one JSON object"),
+     (b'{"a": "\xff"}\n', ":1: not UTF-8"), (b"[" * 100_000, ":1: not valid JSON"),
+     (b'{"a": ' + b"9" * 5000 + b"}", ":1: not valid JSON"),
+     (b'{"a": 1}\n\n{"a": "' + b"x" * 2000 + b'"}\n', ":3: a line of more than 1,000 characters"), ])
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_bad_line_is_named_in_plain_and_packed_files(tmp_path, monkeypatch, content, said, packed):
     monkeypatch.setattr(files, "MAX_LINE_CHARACTERS", 1000 if "more than" in said else 1 << 27)
@@ -76,7 +80,9 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(KeyError), atomic_write(tmp_path / "a.json") as file:
         file.write("half")
         raise KeyError
-    assert json.loads((tmp_path / "a.json").read_text()) == [1, None] and [path.name for path in Path(tmp_path).iterdir()] == ["a.json"]
+    assert json.loads(
+        (tmp_path / "a.json").read_text()) == [1, None] and [path.name for path in Path(tmp_path).iterdir()
+                                                             ] == ["a.json"]
 
 
 def test_two_writers_with_one_process_id_do_not_collide(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ class Plot:
             self._figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", file.getvalue(), flags=re.DOTALL)
         svg = re.sub(r'<g id="[^"]*">', "<g>", svg[svg.index("<svg"):])  # several plots share one page
-        markup = require_extra("markupsafe", "report")
+        markup = require_extra("jinja2.utils", "report").markupsafe
         return markup.Markup(svg.replace("<svg ",
                                          f'<svg role="img" aria-label="{markup.escape(self.label)}" ', 1))
 

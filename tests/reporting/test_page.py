@@ -42,7 +42,7 @@ def test_no_template_loads_anything_or_writes_markup():
 
 
 def test_what_a_terminal_would_obey_is_in_no_line_that_a_command_prints(tmp_path, capsys):
-    """Control codes, marks of direction and lone surrogates in names, topics, reasons and messages."""
+    """Control codes, direction overrides and lone surrogates in names, topics, reasons and messages."""
     bad = "\x1b]0;owned\x07\x1b[2J\r\u202egnp.exe\u2066\ud800\x9b31m\x08"
     rows = [text_row(ExamItem(f"q{i}", {"A": "x", "B": "y"}, ("A",), "r", "English", str(i),
                               extra={"topic": bad + str(i), "source": bad + str(i)}), "answer", "0", "A",

@@ -49,17 +49,16 @@ LANGUAGE = Language(
     "Der Zug an die Küste fährt um neun, und mittags essen wir in einem kleinen Dorf am Meer.",
     disclaimer="Dies ist ein Forschungsmodell. Was es sagt, ist kein ärztlicher Rat; fragen Sie einen Arzt.",
     answers=AnswerWords(
-        cue=
-        r"(?:(?:richtig|korrekt|zutreffend|best|falsch)e[rn]? "
+        cue=r"(?:(?:richtig|korrekt|zutreffend|best|falsch)e[rn]? "
         r")?(?:antwort(?:en)?|antwortmöglichkeit|aussagen?|lösung(?:en)?|option(?:en)?)"
         r"|richtig(?= ?(?:ist|sind|wäre|:))|korrekt(?= ?(?:ist|sind|:))|falsch(?= ?(?:ist|sind) "
         r")|zutreffend(?= ?(?:ist|sind|:))|ausnahme"
-        r"|(?:diagnose|therapie|behandlung|ursache|medikament|erreger|untersuchung|maßnahme|mechanismus|komplikation"
+        r"|(?:diagnose|therapie|behandlung|ursache|medikament|erreger|untersuchung|maßnahme|mechanismus|"
+        r"komplikation"
         r"|(?:nächster?|nächste) schritt)(?: "
         r"(?:der|des|die|das|in|diesem|fall|wahl|ersten|patienten|patientin)){0,4}"
         r"(?= (?:ist|sind|wäre|lautet|:)|:)",
-        decide=
-        r"ich (?:wähle|nehme|entscheide mich für|würde|tippe auf)|(?:wähle|nehme) "
+        decide=r"ich (?:wähle|nehme|entscheide mich für|würde|tippe auf)|(?:wähle|nehme) "
         r"ich|wähle|daher|deshalb|also(?=,? [a-z](?:[.\n]|$))|somit|folglich"
         r"|nein(?=[,.;!] )|moment|korrektur|doch eher|besser gesagt|genauer gesagt|eigentlich|entschuldigung",
         weak="ich denke|ich glaube|ich meine|ich vermute|vermutlich|wahrscheinlich|vielleicht|es ist|das ist",
@@ -71,13 +70,12 @@ LANGUAGE = Language(
         but="sondern|aber|vielmehr",
         copula="ist|sind|lautet|lauten|heißt",
         link="war|wäre|wären",
-        filler=
-        "die|der|das|den|antwort(?:en)?|option(?:en)?|aussagen?|buchstaben?|lösung|richtig(?:e[rn]?)?|korrekt(?:e[rn]?)?|wohl|also|daher|somit"
+        filler="die|der|das|den|antwort(?:en)?|option(?:en)?|aussagen?|buchstaben?|lösung|richtig(?:e[rn]?)?|"
+        "korrekt(?:e[rn]?)?|wohl|also|daher|somit"
         "|wahrscheinlich|vermutlich|eindeutig|sicher|nummer|möglichkeit|am ehesten|für|auf",
         goes_on="weil|da|denn|und|ist|sind|oder|aber|nicht|mit|wegen",
         because="weil|da|denn",
-        is_answer=
-        r"(?:ist|sind|wäre|erscheint|scheint)(?: hier| also| daher| wohl| somit)? (?:die |der |das "
+        is_answer=r"(?:ist|sind|wäre|erscheint|scheint)(?: hier| also| daher| wohl| somit)? (?:die |der |das "
         r")?(?:einzig )?"
         r"(?:richtige|korrekte|beste|zutreffende|wahrscheinlichste|passende)n? "
         r"(?:antwort(?:en)?|option(?:en)?|lösung|aussagen?|wahl|möglichkeit)"
@@ -86,8 +84,7 @@ LANGUAGE = Language(
         right_link="(?:ist|sind)(?: auch| ebenfalls)? ",
         right="richtige?|korrekt|wahr|zutreffend|ja|stimmt|trifft zu",
         wrong_link="(?:ist|sind|wäre|war)?",
-        wrong=
-        "nicht|falsch|unzutreffend|inkorrekt|unrichtig|ausgeschlossen|trifft nicht|stimmt "
+        wrong="nicht|falsch|unzutreffend|inkorrekt|unrichtig|ausgeschlossen|trifft nicht|stimmt "
         "nicht|treffen nicht",
         name_before="vitamin|hepatitis|gruppe|blutgruppe|typ|faktor|klasse|stadium|grad",
         named="zellen?|lymphozyten?|reaktive[sn]?|dimere?",

@@ -47,8 +47,7 @@ LANGUAGE = Language(
     ordinary_sentence=
     "The train to the coast leaves at nine, and we shall have lunch in a small village by the sea.",
     answers=AnswerWords(
-        cue=
-        r"answer[_ ](?:idx|index|key|letter)|answers?|ans\.?|(?:correct|right|best|appropriate|suitable) "
+        cue=r"answer[_ ](?:idx|index|key|letter)|answers?|ans\.?|(?:correct|right|best|appropriate|suitable) "
         r"(?:options?|choices?|ones?)"
         r"|final (?:choice|decision)|solution|(?:response|(?<!in)correct)(?= ?:)"
         r"|(?:likely |probable |next |first |initial |causative |correct |best |final "
@@ -56,18 +55,17 @@ LANGUAGE = Language(
         r"|interventions?|(?:next|first|best|initial) "
         r"steps?|causes?|mechanism|drugs?|medications?|tests?|investigations?|findings?"
         r"|complications?|organisms?|pathogens?|agents?)(?: "
-        r"(?:of|choice|in|for|this|that|the|a|patient|case|child|woman|man|situation|condition|her|his|infection|disease|now)){0,6}"
+        r"(?:of|choice|in|for|this|that|the|a|patient|case|child|woman|man|situation|condition|her|his|"
+        r"infection|disease|now)){0,6}"
         r"(?= (?:is|are|would be|should be|:)|:)"
         r"|(?:false|incorrect|wrong|untrue) (?:statement|option|choice|one|assertion)|exception",
-        decide=
-        r"choose|chose|choosing|pick|select|go(?:ing)? with|opt for|my choice is|answer "
+        decide=r"choose|chose|choosing|pick|select|go(?:ing)? with|opt for|my choice is|answer "
         r"with|wait|actually|correction"
         r"|on second thought|sorry|i meant?|or rather|let me correct that|therefore|thus|hence"
         r"|no(?=[,.;!] |\.\.)|so(?=,? [a-z](?:[.\n]|$))",
         weak=
         "it's|it is|it must be|i'd say|i would say|i think|i believe|i guess|probably|likely|perhaps|maybe",
-        negation=
-        r"not(?! only)|isn't|aren't|wasn't|rather than|instead of|neither|nor|never|rul(?:e|ed|ing) "
+        negation=r"not(?! only)|isn't|aren't|wasn't|rather than|instead of|neither|nor|never|rul(?:e|ed|ing) "
         r"out|eliminat\w+",
         negation_before="not|n't|never",
         either="either",
@@ -76,13 +74,14 @@ LANGUAGE = Language(
         but="but(?: rather)?|rather",
         copula="is|are|be",
         link="was|were",
-        filler=
-        "the|that|this|to|of|for|question|options?|choices?|letters?|number|answers?|correct|right|best|final|most|likely|probably"
-        "|definitely|clearly|therefore|thus|hence|indeed|appropriate|it's|its|it|should|would|will|must|has|have|both|here",
+        filler="the|that|this|to|of|for|question|options?|choices?|letters?|number|answers?|correct|"
+               "right|best|"
+        "final|most|likely|probably"
+        "|definitely|clearly|therefore|thus|hence|indeed|appropriate|it's|its|it|should|would|will|must|has|"
+        "have|both|here",
         goes_on="here|because|since|as|and|is|are|for|which|due|or|but|not|with|given",
         because="because|since",
-        is_answer=
-        r"(?:best|most likely) (?:explains|fits|describes|accounts "
+        is_answer=r"(?:best|most likely) (?:explains|fits|describes|accounts "
         r"for|matches|answers|represents)|(?:is|are|was|would be|must be|seems|appears to be|remains|stands "
         r"out as)(?: \w{3,12}){0,1} (?:the |our |my )?"
         r"(?:most |single )?(?:(?:correct|right|best|likely|appropriate|accurate|suitable|final)(?: "
@@ -91,8 +90,7 @@ LANGUAGE = Language(
         right_link="(?:is|are)(?: also| indeed)? (?:a |an |the )?",
         right="correct|true|right|yes",
         wrong_link="(?:is|are|was|were|would be)?(?: ?(?:also|too|clearly))?",
-        wrong=
-        r"(?:is|are|was|were|would be) (?:also |too |clearly )?not|isn't|aren't|not "
+        wrong=r"(?:is|are|was|were|would be) (?:also |too |clearly )?not|isn't|aren't|not "
         r"(?:correct|right|true)|in?correct\w{0,3}|wrong|false"
         r"|ruled out|excluded",
         name_before="vitamins?|hepatitis|group|types?|factor|class|stage|grade|protein|virus|child-pugh",

@@ -46,19 +46,18 @@ LANGUAGE = Language(
     "El tren hacia la costa sale a las nueve y almorzaremos en un pequeño pueblo junto al mar.",
     disclaimer="Este es un modelo de investigación. Lo que dice no es consejo médico; consulte a un médico.",
     answers=AnswerWords(
-        cue=
-        r"respuesta[_ ](?:idx|index|key|letter|correcta?)|respuestas?(?: "
+        cue=r"respuesta[_ ](?:idx|index|key|letter|correcta?)|respuestas?(?: "
         r"(?:correctas?|incorrectas?|falsas?))?"
         r"|(?:opci[oó]n(?:es)?|alternativas?|afirmaci[oó]n(?:es)?) "
         r"(?:correctas?|incorrectas?|falsas?|verdaderas?)"
-        r"|(?:diagnósticos?|tratamientos?|manejo|conducta|causa|etiología|mecanismo|prueba|fármaco|antibiótico|agente|germen"
+        r"|(?:diagnósticos?|tratamientos?|manejo|conducta|causa|etiología|mecanismo|prueba|fármaco|"
+        r"antibiótico|agente|germen"
         r"|microorganismo|complicación|actitud|siguiente paso)(?: "
         r"(?:de|más|la|el|en|este|caso|elección|probable|adecuad[oa]"
         r"|indicad[oa]|frecuente|inicial|causal|responsable|a|seguir|correcto|correcta)){0,6}(?= "
         r"(?:es|sería|son|:)|:)"
         r"|son (?:correctas|verdaderas|ciertas)|l[ao]s? (?:correctas?|incorrectas?|falsas?|verdaderas?)",
-        decide=
-        r"elijo|elegir|escojo|selecciono|me quedo con|marco|opto por|en realidad|perdón|mejor "
+        decide=r"elijo|elegir|escojo|selecciono|me quedo con|marco|opto por|en realidad|perdón|mejor "
         r"dicho|corrección|corrijo|rectifico"
         r"|por (?:lo )?tanto|así que|por consiguiente|no(?=[,.;!] |\.\.)",
         weak=r"es la|es el|es(?= [a-z](?:[.,\n]|$))|sería la|diría|creo que|pienso que|probablemente|será la",
@@ -69,8 +68,8 @@ LANGUAGE = Language(
         but="sino(?: que)?",
         copula="es|son",
         link="era|sería",
-        filler=
-        "la|las|el|los|letra|opci[oó]n(?:es)?|correctas?|alternativas?|respuestas?|final|seguramente|probablemente",
+        filler="la|las|el|los|letra|opci[oó]n(?:es)?|correctas?|alternativas?|respuestas?|final|seguramente|"
+        "probablemente",
         goes_on="porque|ya|pues|y|es|son|dado|debido|o|sino|no",
         because="porque|ya que",
         is_answer=

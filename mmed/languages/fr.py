@@ -48,8 +48,7 @@ LANGUAGE = Language(
     disclaimer=
     "Ceci est un modèle de recherche. Ses réponses ne sont pas un avis médical ; consultez un médecin.",
     answers=AnswerWords(
-        cue=
-        r"réponse[_ ](?:idx|index|key|letter|correcta?)|r[ée]ponses?(?: "
+        cue=r"réponse[_ ](?:idx|index|key|letter|correcta?)|r[ée]ponses?(?: "
         r"(?:correctes?|exactes?|fausses?|inexactes?))?|rép\."
         r"|bonnes? (?:options?|propositions?|lettres?)|(?:options?|propositions?) "
         r"(?:correctes?|exactes?|fausses?|inexactes?|vraies?)"
@@ -58,10 +57,10 @@ LANGUAGE = Language(
         r"charge|étiologie|cause|mécanisme|examens?|germe|agent|médicament|antibiotique"
         r"|conduite à tenir|complication|attitude)(?: "
         r"(?:le|la|l'|les|de|du|plus|en|ce|cas|probables?|appropriée?s?|adaptée?s?"
-        r"|fréquente?s?|causal|responsable|première|intention|choix|référence|à|réaliser|correcte?|vraisemblable)){0,6}"
+        r"|fréquente?s?|causal|responsable|première|intention|choix|référence|à|réaliser|correcte?|"
+        r"vraisemblable)){0,6}"
         r"(?= (?:est|sont|serait|:)|:)",
-        decide=
-        "choisi[srt]?|choisir|opte pour|retiens|en fait|pardon|je "
+        decide="choisi[srt]?|choisir|opte pour|retiens|en fait|pardon|je "
         "corrige|rectification|plutôt|donc|ainsi|non(?=[,.;!] |[.][.])",
         weak="c'est|il s'agit de|je dirais|je pense à|je crois que|probablement|sans doute",
         negation="pas|ni|plutôt que|au lieu de|non(?! ?[,.;])",
@@ -73,11 +72,12 @@ LANGUAGE = Language(
         copula="est|sont",
         link="serait",
         filler=
-        "la|le|les|donc|lettres?|propositions?|réponses?|option|correctes?|exactes?|bonnes?|finale?|c'est|ce|est-ce",
+        "la|le|les|donc|lettres?|propositions?|réponses?|option|correctes?|exactes?|bonnes?|finale?|c'est|"
+        "ce|est-ce",
         goes_on="car|parce|puisque|et|est|sont|ou|mais|pas|non",
         because="car|parce|puisque",
-        is_answer=
-        r"(?:est|sont|serait)(?: donc| bien)? (?:la|les|l'|mon|ma) ?(?:bonnes?|meilleures?|seules?)? "
+        is_answer=r"(?:est|sont|serait)(?: donc| bien)? (?:la|les|l'|mon|ma) ?(?:bonnes?|meilleures?|"
+                  r"seules?)? "
         r"?(?:réponse|option|proposition|choix)"
         r"| me (?:semble|paraît) (?:être )?(?:la|le) ",
         right_link="(?:est|sont)(?: donc| bien| également)? ",

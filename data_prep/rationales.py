@@ -29,6 +29,7 @@ from tqdm import tqdm
 from data_prep.benchmark import rationale_checks
 from mmed.evaluation import api_client
 from mmed.evaluation.api_client import add_api_options
+from mmed.evaluation.answer_parser import remove_thoughts
 from mmed.languages import get_language
 from mmed.prompts import ExamItem, read_benchmark
 from mmed.tokenizer import load_tokenizer
@@ -170,7 +171,7 @@ def take(task: Task, entry: Entry, reply: dict) -> str | None:
     """Put a reply into the item's line; returns why it cannot be used, if it cannot."""
     if reply["finish_reason"] == "length":
         return "cut at --max-new-tokens"
-    value = task.read(reply["text"])
+    value = task.read(remove_thoughts(reply["text"]))
     if value is None:
         return f"no {task.key} in the reply: {' '.join(reply['text'].split())[:80]!r} (ended with {reply['finish_reason']})"
     entry.row[task.key] = value

@@ -120,6 +120,8 @@ def how_it_stands(t: FoldedText, at: int, end: int, letter: str) -> str:
         if t.text[end + 1:end + 2] in ("", "\n"):
             return "hard"
         char = t.text[at]
+        if SPECIES.match(t.low, end) and own_text_end(t, end, letter) == end:  # "C difficile", as without a full stop
+            return ""
         if t.w.named.match(t.low, end):
             return ""
         if t.w.and_.match(t.text, end).end() > end + 1 or not t.w.alphabetic.match(t.text[end + 1]):

@@ -28,10 +28,12 @@ ALPHA = "A-Za-zÀ-ÖØ-öø-ʯͰ-ϿЀ-ԯ"
 FURTHER_ALPHA = "\u0531-\u1fff\ua4d0-\ua7ff\uac00-\ud7af\ufb13-\ufdff\ufe70-\ufefc"  # Hebrew, Arabic, scripts of India, Hangul ...
 
 # After a letter: what makes it the name of a germ.
-SPECIES = re.compile(r"\. ?(?:coli|difficile|perfringens|botulinum|tetani|albicans|aureus|epidermidis|pylori|cereus|"
+SPECIES = re.compile(r"(?:\. ?| )(?:coli|diff|freundii|koseri|tropicalis|glabrata|krusei|striatum|jeikeium|gattii|welchii|novyi|ovis|canis|abortus|"
+                     r"melitensis|suis|quintana|bacilliformis|recurrentis|afarensis|hominis|israelii|flavus|niger|lwoffii|hydrophila|dermatitidis|"
+                     r"difficile|perfringens|botulinum|tetani|albicans|aureus|epidermidis|pylori|cereus|"
                      r"anthracis|fragilis|burgdorferi|"
                      r"pertussis|trachomatis|pneumoniae|psittaci|diphtheriae|jejuni|neoformans|immitis|fumigatus|"
-                     r"faecalis|histolytica|henselae|"
+                     r"faecalis|faecium|histolytica|henselae|"
                      r"burnetii|lumbricoides|duodenale|baumannii|cloacae|granulosus|vermicularis)\b")
 CJK_AFTER = set("。、，；：）」』】》・的项項选選是为為和与與及以或と、でだがはをのもかに因由更最吧啊呢了其正错錯不误誤対对也都应則则而じ")
 CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff々]")

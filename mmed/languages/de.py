@@ -39,7 +39,7 @@ LANGUAGE = Language(
     disclaimer="Dies ist ein Forschungsmodell. Was es sagt, ist kein ärztlicher Rat; fragen Sie einen Arzt.",
     answers=AnswerWords(
         cue=r"(?:(?:richtig|korrekt|zutreffend|best|falsch)e[rn]? )?(?:antwort(?:en)?|antwortmöglichkeit|aussagen?|lösung(?:en)?|option(?:en)?)"
-            r"|richtig(?= ?(?:ist|sind|wäre|:))|korrekt(?= ?(?:ist|sind|:))|falsch(?= ?(?:ist|sind) )|zutreffend(?= ?(?:ist|sind|:))|ausnahme",
+            r"|richtig(?= ?(?:ist|sind|wäre|:))|korrekt(?= ?(?:ist|sind|:))|falsch(?= ?(?:ist|sind) )|zutreffend(?= ?(?:ist|sind|:))|ausnahme|(?:verdachts)?diagnose|therapie|behandlung|(?:nächste )?schritt|maßnahme|ursache|erreger|mechanismus",
         decide=r"ich (?:wähle|nehme|entscheide mich für|würde|tippe auf)|(?:wähle|nehme) ich|wähle|daher|deshalb|also(?=,? [a-z](?:[.\n]|$))|somit|folglich"
                r"|nein(?=[,.;!] )|moment|korrektur|doch eher|besser gesagt|genauer gesagt|eigentlich|entschuldigung",
         weak="ich denke|ich glaube|ich meine|ich vermute|vermutlich|wahrscheinlich|vielleicht|es ist|das ist",

@@ -38,7 +38,9 @@ LANGUAGE = Language(
     ordinary_sentence="The train to the coast leaves at nine, and we shall have lunch in a small village by the sea.",
     answers=AnswerWords(
         cue=r"answer[_ ](?:idx|index|key|letter)|answers?|ans\.?|(?:correct|right|best|appropriate|suitable) (?:options?|choices?|ones?)"
-            r"|final (?:choice|decision)|solution|(?:response|(?<!in)correct)(?= ?:)"
+            r"|final (?:choice|decision)|solution|diagnosis|treatments?|therapy|management|(?:next|initial|first) steps?|(?:likely|underlying) causes?"
+            r"|organism|pathogen|(?:likely|appropriate|best|correct|initial) (?:mechanism|explanation|drug|medication|agent|test|finding|investigation"
+            r"|intervention|action|complication|study|response)|(?:response|(?<!in)correct)(?= ?:)"
             r"|(?:false|incorrect|wrong|untrue) (?:statement|option|choice|one|assertion)|exception",
         decide=r"choose|chose|choosing|pick|select|go(?:ing)? with|opt for|my choice is|answer with|wait|actually|correction"
                r"|on second thought|sorry|i meant?|or rather|let me correct that|therefore|thus|hence"
@@ -52,7 +54,8 @@ LANGUAGE = Language(
         goes_on="because|since|as|and|is|are|for|which|due|or|but|not|with|given", because="because|since",
         is_answer=r"(?:is|are|was|would be|must be|seems|appears to be|remains|stands out as)(?: \w{3,12}){0,1} (?:the |our |my )?"
                   r"(?:most |single )?(?:(?:correct|right|best|likely|appropriate|accurate|suitable|final)(?: (?:answer|choice|option|diagnosis"
-                  r"|treatment|response|one|step)|(?= ?(?:[.,;\n]|$)))|answers?(?![a-z]))",
+                  r"|treatment|response|one|step)|(?= ?(?:[.,;\n]|$)))|answers?(?![a-z]))"
+                  "|best (?:explains|fits|matches|describes|accounts for)",
         right_link="(?:is|are)(?: also| indeed)? (?:a |an |the )?", right="correct|true|right|yes",
         wrong_link="(?:is|are|was|were|would be)?(?: ?(?:also|too|clearly))?",
         wrong=r"(?:is|are|was|were|would be) (?:also |too |clearly )?not|isn't|aren't|not (?:correct|right|true)|in?correct\w{0,3}|wrong|false"

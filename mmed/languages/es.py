@@ -39,7 +39,8 @@ LANGUAGE = Language(
     answers=AnswerWords(
         cue=r"respuesta[_ ](?:idx|index|key|letter|correcta?)|respuestas?(?: (?:correctas?|incorrectas?|falsas?))?"
             r"|(?:opci[oó]n(?:es)?|alternativas?|afirmaci[oó]n(?:es)?) (?:correctas?|incorrectas?|falsas?|verdaderas?)"
-            r"|son (?:correctas|verdaderas|ciertas)|l[ao]s? (?:correctas?|incorrectas?|falsas?|verdaderas?)",
+            r"|son (?:correctas|verdaderas|ciertas)|diagnósticos?|tratamientos?|manejo|siguiente paso|causa|germen|mecanismo|conducta"
+            r"|l[ao]s? (?:correctas?|incorrectas?|falsas?|verdaderas?)",
         decide=r"elijo|elegir|escojo|selecciono|me quedo con|marco|opto por|en realidad|perdón|mejor dicho|corrección|corrijo|rectifico"
                r"|por (?:lo )?tanto|así que|por consiguiente|no(?=[,.;!] |\.\.)",
         weak=r"es la|es el|es(?= [a-z](?:[.,\n]|$))|sería la|diría|creo que|pienso que|probablemente|será la",

@@ -38,9 +38,8 @@ LANGUAGE = Language(
     ordinary_sentence="The train to the coast leaves at nine, and we shall have lunch in a small village by the sea.",
     answers=AnswerWords(
         cue=r"answer[_ ](?:idx|index|key|letter)|answers?|ans\.?|(?:correct|right|best|appropriate|suitable) (?:options?|choices?|ones?)"
-            r"|final (?:choice|decision)|solution|diagnosis|treatments?|therapy|management|(?:next|initial|first) steps?|(?:likely|underlying) causes?"
-            r"|organism|pathogen|(?:likely|appropriate|best|correct|initial) (?:mechanism|explanation|drug|medication|agent|test|finding|investigation"
-            r"|intervention|action|complication|study|response)|(?:response|(?<!in)correct)(?= ?:)"
+            r"|final (?:choice|decision)|solution|diagnosis|treatments?|therapy|management|(?:next|initial|first) steps?|a?etiology|causes?|organism|pathogen"
+            r"|mechanism|drug|medication|agent|test|finding|investigation|intervention|action|complication|study|procedure|(?:response|(?<!in)correct)(?= ?:)"
             r"|(?:false|incorrect|wrong|untrue) (?:statement|option|choice|one|assertion)|exception",
         decide=r"choose|chose|choosing|pick|select|go(?:ing)? with|opt for|my choice is|answer with|wait|actually|correction"
                r"|on second thought|sorry|i meant?|or rather|let me correct that|therefore|thus|hence"

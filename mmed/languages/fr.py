@@ -38,7 +38,7 @@ LANGUAGE = Language(
     ordinary_sentence="Le train pour la côte part à neuf heures, et nous déjeunerons dans un petit village au bord de la mer.",
     disclaimer="Ceci est un modèle de recherche. Ses réponses ne sont pas un avis médical ; consultez un médecin.",
     answers=AnswerWords(
-        cue=r"réponse[_ ](?:idx|index|key|letter|correcta?)|r[ée]ponses?(?: (?:correctes?|exactes?|fausses?|inexactes?))?|rép\.|diagnostic|traitements?|prise en charge|conduite à tenir|étape|cause|germe|examen|mécanisme"
+        cue=r"réponse[_ ](?:idx|index|key|letter|correcta?)|r[ée]ponses?(?: (?:correctes?|exactes?|fausses?|inexactes?))?|rép\.|diagnostic|traitements?|prise en charge|conduite à tenir|étape|cause|germe|agent|examen|mécanisme"
             r"|bonnes? (?:options?|propositions?|lettres?)|(?:options?|propositions?) (?:correctes?|exactes?|fausses?|inexactes?|vraies?)"
             r"|sont (?:correctes|exactes|vraies)(?= ?:)",
         decide="choisi[srt]?|choisir|opte pour|retiens|en fait|pardon|je corrige|rectification|plutôt|donc|ainsi|non(?=[,.;!] |[.][.])",

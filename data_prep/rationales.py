@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from data_prep.benchmark import rationale_checks
 from mmed.evaluation import api_client
+from mmed.evaluation.answer_parser import remove_thoughts
 from mmed.evaluation.api_client import add_api_options
 from mmed.evaluation.summary import aligned
 from mmed.languages import get_language
@@ -189,7 +190,7 @@ def take(task: Task, entry: Entry, reply: dict) -> str | None:
     """Put a reply into the item's line; returns why it cannot be used, if it cannot."""
     if reply["finish_reason"] == "length":
         return "truncated at --max_new_tokens"
-    value = task.read(reply["text"])
+    value = task.read(remove_thoughts(reply["text"]))
     if value is None:
         start = " ".join(reply["text"].split())[:80]
         return f"no {task.key} in the reply: {start!r} (ended with {reply['finish_reason']})"

@@ -133,16 +133,15 @@ def how_it_stands(t: FoldedText, at: int, end: int, letter: str) -> str:
         if t.text[end + 1:end + 2] in ("", "\n"):
             return "hard"
         char = t.text[at]
+        # "C difficile", as without a full stop
+        if SPECIES.match(t.low, end) and own_text_end(t, end, letter) == end:
+            return ""
         if t.w.named.match(t.low, end):
             return ""
         if t.w.and_.match(t.text, end).end() > end + 1 or not t.w.alphabetic.match(t.text[end + 1]):
             return "hard"
         if char in "AАΑВСОУИ" or char.islower() or letter not in t.letters:  # a word by itself, or no option
             return "soft" if _goes_on(t, end) or own_text_end(t, end, letter) > end else ""
-        name = re.match(" [a-zà-öø-ÿа-яё]{4,}", t.text[end:])  # "C difficile", "E coli", "B cells"
-        said_of_it = (t.w.negation, t.w.is_answer, t.w.right, t.w.wrong)
-        if name and not _goes_on(t, end) and own_text_end(t, end, letter) == end:
-            return "soft" if any(p.match(t.low, end) or p.match(t.low, end + 1) for p in said_of_it) else ""
         return "soft"
     if after in "'-" and t.w.alphabetic.match(t.text[end + 1:end + 2]):
         return ""

@@ -28,9 +28,68 @@ from mmed.evaluation.answer_words import CJK_BEFORE, CJK_NAME, ECHO_END, Pattern
 from mmed.prompts import ExamItem
 
 # ------------------------------------------------------------------------------------------------------------
+# Thoughts of reasoning models
+
+# (opening, closing) of a thought, as regular expressions; some chat templates put the opening into the
+# prompt.
+THOUGHTS = [
+    (r"<\s*(?:[a-z]{1,8}[:_])?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)\s*>",
+     r"<\s*/\s*(?:[a-z]{1,8}[:_])?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)\s*>"),
+    (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
+    (r"◁think▷", r"◁/think▷"),  # Kimi
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker, Sky-T1
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    (r"<unused94>", r"<unused95>"),  # MedGemma
+    (r"<\|channel>thought\b", r"<channel\|>"),  # Gemma
+    (r"^## Thinking *\n", r"^## Final Response *\n"),  # HuatuoGPT-o1
+]
+_OPEN, _CLOSE = ("|".join(pair[side] for pair in THOUGHTS) for side in (0, 1))
+_THOUGHT = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.I | re.M)
+_ANY_THOUGHT = re.compile(
+    r"think|thought|reason|reflect|scratch|unused9|inner_|channel|analysis|<\|message\|>", re.I)
+# Harmony (gpt-oss): only the final channel is the answer. Without special tokens: "analysisWe
+# ...assistantfinalB".
+_HARMONY = re.compile(r"<\|channel\|>|<\|message\|>")
+_FINAL = re.compile(r"(?:<\|channel\|>|\A)\s*final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
+_BARE_HARMONY = re.compile(r"\A\s*(?:assistant)?analysis(?=[A-Z\d\"'(]|[^\x00-\x7f])")
+
+
+def remove_thoughts(text: str) -> str:
+    """The text without what a reasoning model thought before it answered; "" if it never came to an answer.
+
+    >>> remove_thoughts("<think>A? No.</think>The answer is B."), remove_thoughts("A? No.</think>B"),
+    remove_thoughts("<think>A?") ('The answer is B.', 'B', '')
+    >>>
+    remove_thoughts("<|channel|>analysis<|message|>A?<|end|><|start|>assistant<|channel|>final<|message|>B<|return|>")
+    'B<|return|>'
+    """
+    if not _ANY_THOUGHT.search(text):
+        return text
+    if _HARMONY.search(text):
+        finals = list(_FINAL.finditer(text))
+        text = text[finals[-1].end():] if finals else ""
+    elif _BARE_HARMONY.match(text):
+        text = text.rpartition("assistantfinal")[2] if "assistantfinal" in text else ""
+    kept, at, inside = [], 0, False
+    for mark in _THOUGHT.finditer(text):
+        if mark["close"]:
+            if not inside:
+                kept.clear()  # the opening stands in the prompt, or was quoted in the thought
+            at, inside = mark.end(), False
+        elif not inside:
+            kept.append(text[at:mark.start()])
+            inside = True
+    if not inside:
+        kept.append(text[at:])
+    return "".join(kept) if at or inside else text
+
+
+# ------------------------------------------------------------------------------------------------------------
 # The published scorer
 
 END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end|>",
+               "<|return|>", "<end_of_turn>", "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>",
                "<｜end▁of▁sentence｜>")
 
 
@@ -51,7 +110,7 @@ def official_match(text: str, item: ExamItem) -> bool:
     # DIFFERS: accuracy.py deletes only `IS CORRECT.</s>`, so every answer of a model with another end token
     # is wrong
     # (D24); here the end token of any family, or none (decoding drops it), is the same.
-    response = text.strip().replace("\n", "")
+    response = remove_thoughts(text).strip().replace("\n", "")
     for marker in END_MARKERS:
         response = response.replace(marker, "")
     response = response.replace("###Answer: OPTION ", "").replace("IS CORRECT.", "").strip()
@@ -107,28 +166,6 @@ class ParsedAnswer:
     rationale: str = ""
 
 
-_FINAL_CHANNEL = re.compile(r"<\|channel\|>final\b[^<]*<\|message\|>")
-_CHANNEL_END = re.compile(r"<\|(?:end|return|start|call)\|>")
-
-
-def without_reasoning(text: str) -> str:
-    """What a reasoning model says after its reasoning: without <think> blocks, or the final channel of
-    gpt-oss.
-
-    Reasoning that never ends leaves "".
-
-    >>> without_reasoning("<think>B? No.</think> C"), without_reasoning("<think>B? No")
-    (' C', '')
-    >>>
-    without_reasoning("<|channel|>analysis<|message|>B?<|end|><|start|>assistant<|channel|>final<|message|>C<|return|>")
-    'C'
-    """
-    if "<|channel|>" in text:
-        final = list(_FINAL_CHANNEL.finditer(text))
-        return _CHANNEL_END.split(text[final[-1].end():])[0] if final else ""
-    return text.rpartition("</think>")[2].partition("<think>")[0]
-
-
 _STRICT = re.compile(r"###Answer: OPTION ([A-Z](?:,[A-Z]){0,25}) IS CORRECT\.\Z")
 _RATIONALE_MARK, _ANSWER_MARK = "###Rationale:", "###Answer:"
 
@@ -154,7 +191,7 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
     if not isinstance(options, Mapping):
         options = dict.fromkeys(options, "")
     w = patterns_of(language)
-    text = without_reasoning(text)
+    text = remove_thoughts(text)
     body = _cut_end(text)
     strict = _STRICT.search(body, max(body.rfind(_ANSWER_MARK), 0))
     if strict:

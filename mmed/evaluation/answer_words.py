@@ -34,10 +34,14 @@ FURTHER_ALPHA = "\u0531-\u1fff\ua4d0-\ua7ff\uac00-\ud7af\ufb13-\ufdff\ufe70-\ufe
 
 # After a letter: what makes it the name of a germ.
 SPECIES = re.compile(
-    r"\. ?(?:coli|difficile|perfringens|botulinum|tetani|albicans|aureus|epidermidis|pylori|cereus|"
+    r"(?:\. ?| )(?:coli|diff|freundii|koseri|tropicalis|glabrata|krusei|striatum|jeikeium|gattii|welchii|"
+    r"novyi|ovis|canis|abortus|"
+    r"melitensis|suis|quintana|bacilliformis|recurrentis|afarensis|hominis|israelii|flavus|niger|lwoffii|"
+    r"hydrophila|dermatitidis|"
+    r"difficile|perfringens|botulinum|tetani|albicans|aureus|epidermidis|pylori|cereus|"
     r"anthracis|fragilis|burgdorferi|"
     r"pertussis|trachomatis|pneumoniae|psittaci|diphtheriae|jejuni|neoformans|immitis|fumigatus|"
-    r"faecalis|histolytica|henselae|"
+    r"faecalis|faecium|histolytica|henselae|"
     r"burnetii|lumbricoides|duodenale|baumannii|cloacae|granulosus|vermicularis)\b")
 CJK_AFTER = set("。、，；：）」』】》・的项項选選是为為和与與及以或と、でだがはをのもかに因由更最吧啊呢了其正错錯不误誤対对也都应則则而じ")
 CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff々]")
@@ -102,8 +106,8 @@ class Patterns:
         # Beside a letter that comes first
         self.is_answer = re.compile(rf"{_CLOSERS}(?:{joined('is_answer')})")
         self.right = re.compile(
-            rf"[)\]*_\"'»”」』】`.:]{{0,4}} ?(?:[-–—:=,→])? "
-            rf"?(?:{joined('right_link')})?(?:{word('right')}|[○〇◯✓✔✅])"
+            rf"[)\]*_\"'»”」』】`.:]{{0,4}} ?(?:[-–—:=,→])? ?(?:{joined('right_link')})?(?:{word('right')}|"
+            rf"[○〇◯✓✔✅])"
         )
         self.wrong = re.compile(
             rf"{_CLOSERS}(?:[-–—])? ?(?:(?:{joined('wrong_link')})? ?(?:{word('wrong')}))")
@@ -118,8 +122,8 @@ class Patterns:
         # Where an answer has run on into a new item, or a prompt is repeated
         self.run_on = re.compile(
             r"###? ?(?:Instruction|Input|Question|Response):|Below is an instruction|"
-            rf"(?<=\n)(?:{joined('question', unspaced=False)}) "
-            rf"?:|(?<=\n)(?:{joined('question', spaced=False)})[:：]|<\|im_start\|>|\[INST\]"
+            rf"(?<=\n)(?:{joined('question', unspaced=False)}) ?:|"
+            rf"(?<=\n)(?:{joined('question', spaced=False)})[:：]|<\|im_start\|>|\[INST\]"
         )
         own_letter = rf"|(?<![{alpha}0-9])[{letters}](?![{alpha}])" if letters else ""
         self.standing = re.compile(

@@ -134,8 +134,8 @@ def split_spaced(text: str) -> list[str]:
 _LETTER = r"[\w\u0300-\u036f\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff]"
 _CLITIC = r"['’](?:s|m|d|ll|re|ve)\b"
 _SPACED = re.compile(
-    rf"\w+?(?=n['’]t\b)|n['’]t\b|"
-    rf"{_CLITIC}|{_LETTER}+(?:[-/.&+@]{_LETTER}+|[,:]\d+|(?!{_CLITIC})['’]{_LETTER}+)*"
+    rf"\w+?(?=n['’]t\b)|n['’]t\b|{_CLITIC}|{_LETTER}+(?:[-/.&+@]{_LETTER}+|[,:]\d+|"
+    rf"(?!{_CLITIC})['’]{_LETTER}+)*"
     r"|\.\.\.|--+|[^\w\s]", re.IGNORECASE)
 
 

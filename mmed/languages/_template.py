@@ -1,5 +1,4 @@
-"""What `python -m mmed.languages new` writes: TEMPLATE, with {{gaps}} for what the code of a language tells.
-"""
+"""What `python -m mmed.languages new` writes: TEMPLATE, with {{gaps}} for what the code of a language tells."""
 from __future__ import annotations
 
 TEMPLATE = '''"""{{name}}."""

@@ -225,8 +225,7 @@ PHRASES = [
     "ABD", "A,C", "Heparin", "aspirin", "Aspirin and heparin", "\u200f", "\u202e", "</s>", "<think>",
     "</think>", "### Instruction:", "Question:", "1.", "true", "false", "yes",
 ]
-# version of the parser -> hash of what it reads from 3,000 texts
-READ = {"1": "70af48ab21ddb21c", "2": "0aded5dbc0d412c0"}
+READ = {"2": "0aded5dbc0d412c0"}  # version of the parser -> hash of what it reads from 3,000 texts
 
 
 def test_a_parser_that_reads_anything_differently_has_a_new_version():

@@ -1,7 +1,7 @@
 """Ordinary statements of an answer are read in every language, and letters that belong to a name are not."""
 import pytest
 
-from mmed.evaluation.answer_parser import parse_answer, without_reasoning
+from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
 
 STATED = {
     "en": [
@@ -64,4 +64,4 @@ def test_a_letter_of_a_name_is_no_answer(language, sentence):
 ])
 def test_only_the_text_after_the_reasoning_counts(text, expected):
     assert "".join(parse_answer(text, OPTIONS).letters) == expected
-    assert "B" not in without_reasoning(text)
+    assert "B" not in remove_thoughts(text)

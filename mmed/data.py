@@ -147,7 +147,9 @@ class TokenStream:
             self.vocab_size, self.fingerprint = meta["vocab_size"], meta["tokenizer"]
             self.hashes = {name: meta["sha256"][name] for name in ("bin", "idx")}
             dtype = token_dtype(self.vocab_size)
-            if meta["format"] != FORMAT or meta["dtype"] != dtype.name or self.tokens < 1:
+            if type(self.tokens) is not int or type(self.documents) is not int:
+                raise TypeError("counts must be integers")
+            if meta["format"] != FORMAT or meta["dtype"] != dtype.name or min(self.tokens, self.documents) < 1:
                 raise ValueError(f"format {meta['format']}, {meta['dtype']}, {self.tokens} tokens")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{self.prefix}.json: does not describe a token stream ({error!r})") from None

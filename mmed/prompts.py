@@ -84,20 +84,7 @@ def _item_from_row(row: dict, language: str, where: str) -> ExamItem:
     question, options, rationale = row["question"], row["options"], row.get("rationale")
     if not isinstance(question, str) or not question.strip():
         raise UserError(f"{where}: 'question' must be a text that is not empty, got {question!r:.60}")
-    if not isinstance(options, dict) or not options:
-        raise UserError(
-            f"{where}: 'options' must be an object letter -> text with at least two, got {options!r:.60}")
-    expected = [chr(ord("A") + i) for i in range(len(options))]
-    if len(options) < 2 or len(options) > 26 or list(options) != expected:
-        raise UserError(
-            f"{where}: option letters must be A, B, C, ... in order, at least two and none skipped, "
-            f"got {', '.join(options):.80}")
-    for letter, text in options.items():
-        if not isinstance(text, str):
-            raise UserError(f"{where}: option {letter} must be a text, got {text!r:.60}")
-    # some blank ones are published: IgakuQA 114C11 shows them in its question
-    if not any(text.strip() for text in options.values()):
-        raise UserError(f"{where}: no option has a text; leave out items whose options are pictures")
+    _check_options(options, where)
     answer = _answer_letters(row["answer_idx"], options, where)
     if rationale is not None and not isinstance(rationale, str):
         raise UserError(f"{where}: 'rationale' must be a text, got {type(rationale).__name__}")
@@ -112,6 +99,23 @@ def _item_from_row(row: dict, language: str, where: str) -> ExamItem:
     extra = {name: value for name, value in row.items() if name not in _OWN_KEYS}
     return ExamItem(question, dict(options), answer, rationale or "", language, key, bool(checked), passed,
                     extra)
+
+
+def _check_options(options: Any, where: str) -> None:
+    if not isinstance(options, dict) or not options:
+        raise UserError(
+            f"{where}: 'options' must be an object letter -> text with at least two, got {options!r:.60}")
+    expected = [chr(ord("A") + i) for i in range(len(options))]
+    if len(options) < 2 or len(options) > 26 or list(options) != expected:
+        raise UserError(
+            f"{where}: option letters must be A, B, C, ... in order, at least two and none skipped, "
+            f"got {', '.join(options):.80}")
+    for letter, text in options.items():
+        if not isinstance(text, str):
+            raise UserError(f"{where}: option {letter} must be a text, got {text!r:.60}")
+    # some blank ones are published: IgakuQA 114C11 shows them in its question
+    if not any(text.strip() for text in options.values()):
+        raise UserError(f"{where}: no option has a text; leave out items whose options are pictures")
 
 
 def _answer_letters(value: Any, options: Mapping[str, str], where: str) -> tuple[str, ...]:

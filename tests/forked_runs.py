@@ -233,8 +233,8 @@ def outcome(run: Path) -> dict[str, object]:
     folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     state = json.loads((folder / "state.json").read_text())
     result: dict[str, object] = {"state": {key: state[key] for key in state if key not in ("sha256", "seal")}}
-    for folder in (folder, run / "model", run / "adapter"):
-        for path in sorted(folder.glob("*.safetensors")):
+    for saved in (folder, run / "model", run / "adapter"):
+        for path in sorted(saved.glob("*.safetensors")):
             result |= tensor_hashes(path)
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     result["log"] = [{key: line[key] for key in line if key not in CLOCK} for line in lines]

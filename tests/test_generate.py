@@ -112,7 +112,7 @@ def test_an_evaluation_by_two_ranks_writes_the_files_of_one(model_folder, tmp_pa
     lines = [json.dumps(item | {"question": "lung " * (i + 1)}) for i in range(20)]
     (tmp_path / "English.jsonl").write_text("\n".join(lines) + "\n")
     arguments = ["--model", str(model_folder), "--data", str(tmp_path / "English.jsonl"),
-                 "--max_new_tokens", "5", "--slots", "1", "--scoring", "both"]
+                 "--max_new_tokens", "5", "--batch_size", "1", "--scoring", "both"]
     for name, ranks, more in (("one", 1, []), ("two", 2, []), ("sharded", 2, ["--shard"])):
         warm_run([*arguments, "--out", str(tmp_path / name), *more], ranks=ranks, module="mmed.eval")
     for file in ("predictions.jsonl", "results.json"):
@@ -249,7 +249,7 @@ def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_
     model = tiny_model(16, vocab_size=tokenizer.vocab_size, max_position_embeddings=2048)
     save_pretrained(model, tokenizer, tmp_path / "model")
     killed_twice(KilledEvaluation(tmp_path, "--model", tmp_path / "model", "--data", exam, "--limit", 1000,
-                                  "--scoring", "both", "--max_new_tokens", 6, "--slots", 8), (3, 8))
+                                  "--scoring", "both", "--max_new_tokens", 6, "--batch_size", 8), (3, 8))
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_the_demos_exam_killed_twice_gives_the_same_files(tmp_path):
     model, exam = DEMO / "runs" / "full_corpus" / "model", DEMO / "world" / "MMedBench" / "Test"
     killed_twice(KilledEvaluation(tmp_path, "--model", model, "--data", exam, "--setting", "finetuned",
                                   "--mode", "rationale", "--scoring", "both", "--max_new_tokens", 64,
-                                  "--slots", 4), (1, 3))
+                                  "--batch_size", 4), (1, 3))
 
 
 # --------------------------------------------------------------------------------------------------- terminal

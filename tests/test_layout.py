@@ -143,7 +143,7 @@ def test_help_exits_0_and_imports_torch_only_where_it_computes(command, tmp_path
 
 # What has to stand before an option: a recipe or a subcommand.
 BEFORE = {"mmed.train": ["tiny"], "mmed.training.inspect_batch": ["show", "run", "1"],
-          "mmed.checkpoints.__main__": ["inspect", "folder"]}
+          "mmed.checkpoints.__main__": ["export", "run", "folder"]}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

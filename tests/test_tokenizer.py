@@ -28,7 +28,8 @@ tokenizers = pytest.importorskip("tokenizers")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parents[1]
 
-SENTENCES = """The patient was given 0.5 mg of the drug, and the fever didn't return; we'll see her again on the 12th.
+SENTENCES = """\
+The patient was given 0.5 mg of the drug, and the fever didn't return; we'll see her again on the 12th.
 Le patient a reçu 0,5 mg du médicament, et la fièvre n'est pas revenue ; l'œdème s'est résorbé dès le 12.
 El paciente recibió 0,5 mg del fármaco y la fiebre no volvió. ¿Cuándo empezó el dolor? Él no lo recuerda.
 Больному назначили 0,5 мг препарата, и температура не повышалась; приём повторят 12-го числа.
@@ -38,7 +39,8 @@ HOSTILE = [
     "", " ", "  ", "a", "\n", "\r\n", "\t x", " leading", "trailing ", "two  spaces", " " * 50,
     "x" + " " * 33 + "y", "\n\n \n  x", "\0", "a\0b", "👨‍👩‍👧‍👦 family", "e\u0301 é", "a\u0300\u0301\u0302",
     "שלום עולם", "مرحبا بالعالم", "\u202eabc\u202c", "\u200b\u200d", "Straße ŉ ǆ İ ı ſ 'ſ", "ﬁ ㎎ ½ 10⁵ cm²",
-    "ｆｕｌｌ　ｗｉｄｔｈ", "ｶﾅ", "가각힣", "ก็ไม่", "हिन्दी", "🇯🇵🏳️‍🌈", "\u2028\u2029\x85", "\ufffe\uffff\U0010ffff",
+    "ｆｕｌｌ　ｗｉｄｔｈ", "ｶﾅ", "가각힣", "ก็ไม่", "हिन्दी", "🇯🇵🏳️‍🌈",
+    "\u2028\u2029\x85", "\ufffe\uffff\U0010ffff",
     "</s>", "<s>x</s>", "<unk>", "<0x41>", "<|endoftext|>", "<|eot_id|>", "▁", "▁▁a ▁", "we'll WE'LL 'S",
     "1234567", "a1b2 c3", "!?…/\n\n", "..   x", "中文English日本語кириллица", "𠀋𡈽", "=" * 40, "ab" * 30,
     "a b c d e f g", "don't", "\u00a0x\u2003y",
@@ -80,8 +82,9 @@ def corpus() -> list[str]:
     """Enough text to learn a few hundred joins from: the sentences in many orders."""
     rng = random.Random(3)
     words = [word for sentence in SENTENCES[:4] for word in sentence.split()]
-    return SENTENCES * 20 + [" ".join(rng.choices(words, k=12)) for _ in range(400)] + \
-           ["".join(rng.choices(SENTENCES[4] + SENTENCES[5], k=20)) for _ in range(200)] + ["x  y   z    end\n\n" * 3] * 20
+    spaced = [" ".join(rng.choices(words, k=12)) for _ in range(400)]
+    unspaced = ["".join(rng.choices(SENTENCES[4] + SENTENCES[5], k=20)) for _ in range(200)]
+    return SENTENCES * 20 + spaced + unspaced + ["x  y   z    end\n\n" * 3] * 20
 
 
 @pytest.fixture(scope="session")
@@ -609,11 +612,13 @@ def test_ten_million_characters_without_a_space_take_seconds_and_under_two_gigab
         import random, sys, time
         from mmed.tokenizer import load_tokenizer
         ours = load_tokenizer(sys.argv[1])
-        for text in ("a" * 10**7, " " * 10**7 + "x", "".join(random.choices("abcdefghij中é", k=10**7)), "word " * (2 * 10**6)):
+        mixed = "".join(random.choices("abcdefghij中é", k=10**7))
+        for text in ("a" * 10**7, " " * 10**7 + "x", mixed, "word " * (2 * 10**6)):
             start = time.process_time()
             assert ours.decode(ours.encode(text)) == text
             assert time.process_time() - start < 60
-        assert int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) < 2 << 20  # ru_maxrss may be the peak of the process that started this one
+        # ru_maxrss may be the peak of the process that started this one
+        assert int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) < 2 << 20
     """
     for folder in (tmp_path, spm):
         subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)

@@ -297,11 +297,11 @@ def exam_row(name: str, lora: bool, options: argparse.Namespace) -> None:
             mask[row, :len(e.ids)] = 1
         theirs_in.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
     useful = [sum(len(e.ids) - 1 for e in batch) for batch in batches]
+    computed = sum(micro_batches(rows, [[*range(len(rows))]], CPU, True).positions for rows in ours_in)
     print(
         f"{name}: {len(examples)} examples of "
         f"{min(len(e.ids) for e in examples)}-{max(len(e.ids) for e in examples)} tokens; of the positions "
-        f"computed are useful: ours "
-        f"{sum(useful) / sum(micro_batches(rows, [[*range(len(rows))]], CPU, True).positions for rows in ours_in):.0%}, padded "
+        f"computed are useful: ours {sum(useful) / computed:.0%}, padded "
         f"{sum(useful) / sum(b['input_ids'].numel() for b in theirs_in):.0%}")
     state = their_model(options.shape, options.vocabulary).state_dict()
     ours = Ours(our_model(options.shape, options.vocabulary, lora, "bf16", state), "bf16", options.compiled)
@@ -441,14 +441,14 @@ def memory_row(options: argparse.Namespace) -> None:
             ]
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
             peaks[form] = (int(out[0]), int(out[1]))
+            less = ""
+            if form != "theirs":
+                above, their_above = (peaks[name][1] - peaks[name][0] for name in (form, "theirs"))
+                less = (f"; {peaks['theirs'][1] / peaks[form][1]:.2f}x less at the peak, "
+                        f"{their_above / max(1, above):.2f}x above what was there before")
             print(
                 f"memory, {'LoRA' if lora else 'full'}, {form:16} peak {out[1]} MB ({out[0]} before the "
-                f"first step), first loss {float(out[2]):.4f}"
-                +
-                (""
-                 if form == "theirs" else f"; {peaks['theirs'][1] / peaks[form][1]:.2f}x less at the peak, "
-                 f"{(peaks['theirs'][1] - peaks['theirs'][0]) / max(1, peaks[form][1] - peaks[form][0]):.2f}x above what was there before"
-                 ),
+                f"first step), first loss {float(out[2]):.4f}{less}",
                 flush=True)
 
 

@@ -1,13 +1,12 @@
 """What is missing or suspicious in a language's file.
 
-    python -m data_prep.filters.language_check de                        exit code 1 if anything must be
-    mended
+    python -m data_prep.filters.language_check de                        exit code 1: something must be fixed
     python -m data_prep.filters.language_check de --text labelled.jsonl  the same, with hit rates and
     thresholds on texts of yours
 
 In: the language, and if given documents with `medical: true|false` (without it: ordinary). Out: a line for
-each finding, "mend" (the tests or the corpus would fail) or "look" (read it again), then figures; exit code 1
-if anything must be mended. In order: words, sentences and thresholds, splitters, answers, the rest, and what
+each finding, "fix" (the tests or the corpus would fail) or "look" (read it again), then figures; exit code 1
+if anything must be fixed. In order: words, sentences and thresholds, splitters, answers, the rest, and what
 texts show.
 """
 from __future__ import annotations
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -38,34 +37,44 @@ COMMON = 0.05
 FAVOURED = 3
 FEW = 20  # texts of a kind, below which rates say little
 
-Finding = tuple[str, str]  # "mend" or "look", and the line
+Finding = tuple[str, str]  # "fix" or "look", and the line
 
 
 def check_words(language: Language) -> Iterator[Finding]:
     terms = language.medical_words
     if len(terms) != TERMS:
-        yield "mend", f"medical_words: {len(terms)} terms; the rule of the paper is made for {TERMS}"
+        yield "fix", f"medical_words: {len(terms)} terms; the rule of the paper is made for {TERMS}"
     for form, count in Counter(map(dictionary_form, terms)).items():
         if count > 1:
-            yield "mend", f"medical_words: {form!r} stands there {count} times"
+            yield "fix", f"medical_words: {form!r} stands there {count} times"
     for term in terms:
         if term != term.lower().strip():
-            yield "mend", f"medical_words: {term!r} is not in lower case"
+            yield "fix", f"medical_words: {term!r} is not in lower case"
         for spelling in term.split("/"):
-            inside = spelling.startswith("|")
-            stem, bar, _ = spelling.removeprefix("|").partition("|")
-            least = (5 if inside else 4 if bar else 3) if language.spaced else 2
-            if spelling.count("|") > inside + 1 or ((bar or inside) and not language.spaced):
-                yield "mend", f"medical_words: {spelling!r} has a bar too many"
-            elif len(stem) < least:
-                yield "mend", f"medical_words: {spelling!r} is too short; here it needs {least} letters"
-    if not terms:
-        return
+            yield from _check_spelling(spelling, language.spaced)
+    if terms:
+        yield from _check_overlaps(language)
+
+
+def _check_spelling(spelling: str, spaced: bool) -> Iterator[Finding]:
+    inside = spelling.startswith("|")
+    stem, bar, _ = spelling.removeprefix("|").partition("|")
+    least = (5 if inside else 4 if bar else 3) if spaced else 2
+    if spelling.count("|") > inside + 1 or ((bar or inside) and not spaced):
+        yield "fix", f"medical_words: {spelling!r} has a bar too many"
+    elif len(stem) < least:
+        yield "fix", f"medical_words: {spelling!r} is too short; here it needs {least} letters"
+
+
+def _check_overlaps(language: Language) -> Iterator[Finding]:
+    """Terms that another term's stem finds, too."""
+    terms = language.medical_words
     patterns = default_patterns(replace(language, prefixes=()))
     for pattern in patterns:
+        if not pattern.stem or pattern.anywhere:
+            continue
         for other in patterns:
-            if pattern.word != other.word and pattern.stem and not pattern.anywhere and other.letters.startswith(
-                    pattern.letters):
+            if pattern.word != other.word and other.letters.startswith(pattern.letters):
                 yield "look", (
                     f"medical_words: {dictionary_form(terms[other.word])!r} is found by "
                     f"{dictionary_form(terms[pattern.word])!r}, too; "
@@ -75,19 +84,21 @@ def check_words(language: Language) -> Iterator[Finding]:
 def check_rule(language: Language) -> Iterator[Finding]:
     """Sentences and thresholds."""
     if not (language.min_hits >= 2 and 0 < language.min_density < 0.2):
-        yield "mend", f"min_hits {language.min_hits}, min_density {language.min_density}: expected at least 2, and a share over 0 and below 0.2"
+        yield "fix", (
+            f"min_hits {language.min_hits}, min_density {language.min_density}: "
+            "expected at least 2, and a share over 0 and below 0.2")
     if not language.medical_words:
         return
     matcher = Matcher(language)
     for name, wanted in (("medical_sentence", True), ("ordinary_sentence", False)):
         decision, found = matcher.explain(getattr(language, name))
         if wanted and not decision.medical:
-            yield "mend", (
+            yield "fix", (
                 f"{name}: dropped, with {decision.hits} terms and density {decision.density:.3f} (needs "
                 f"{matcher.min_hits} and "
                 f"{matcher.min_density}); found: {', '.join(found) or 'none'}")
         if not wanted and found:
-            yield "mend", f"{name}: has medical words: {', '.join(found)}"
+            yield "fix", f"{name}: has medical words: {', '.join(found)}"
 
 
 def check_splitters(language: Language, texts: Sequence[str]) -> Iterator[Finding]:
@@ -101,7 +112,7 @@ def check_splitters(language: Language, texts: Sequence[str]) -> Iterator[Findin
         if got != expected:
             place = next((i for i, (a, b) in enumerate(zip(got, expected)) if a != b),
                          min(len(got), len(expected)))
-            yield "mend", f"split_words: loses or changes {expected[place:place + 10]!r} in {text[:60]!r}"
+            yield "fix", f"split_words: loses or changes {expected[place:place + 10]!r} in {text[:60]!r}"
             break
     try:
         words = language.official_words(language.medical_sentence)
@@ -109,13 +120,32 @@ def check_splitters(language: Language, texts: Sequence[str]) -> Iterator[Findin
         yield "look", f"official_words: not tried: {error}"
         return
     if re.sub(r"\s", "", "".join(words)) != re.sub(r"\s", "", language.medical_sentence):
-        yield "mend", "official_words: the words of medical_sentence do not make it again"
+        yield "fix", "official_words: the words of medical_sentence do not make it again"
     if len(words) < 5:
         yield "look", f"official_words: only {len(words)} words in medical_sentence"
 
 
 def check_answers(language: Language) -> Iterator[Finding]:
     words = language.answers
+    readable = yield from _check_expressions(words)
+    if not readable:
+        return
+    if language.spaced and "(" in words.and_:  # `answer_words` takes them apart at the bars
+        yield "fix", "answers.and_: plain words only, without brackets"
+        return
+    for name in ("cue", "decide", "negation", "or_", "and_", "copula", "filler", "is_answer", "right",
+                 "wrong", "name_before"):
+        if not getattr(words, name):
+            yield "look", f"answers.{name}: empty, so answers in {language.name} are read without it"
+    if len(words.stated) < 3 or len(words.denied) < 2:
+        yield "look", (
+            "answers.stated, .denied: give at least three sentences that state an answer and two that do "
+            "not; the tests read them")
+    yield from _check_statements(language)
+
+
+def _check_expressions(words: AnswerWords) -> Generator[Finding, None, bool]:
+    """Whether all fields are regular expressions; stops at the first that is not."""
     for field in fields(AnswerWords):
         listed = getattr(words, field.name)
         if field.name in ("stated", "denied", "letters") or not listed:
@@ -123,51 +153,54 @@ def check_answers(language: Language) -> Iterator[Finding]:
         try:
             re.compile(listed)
         except re.error as error:
-            yield "mend", f"answers.{field.name}: not a regular expression: {error}"
-            return
+            yield "fix", f"answers.{field.name}: not a regular expression: {error}"
+            return False
         if re.search(r"(?<!\\)(?:\.[*+]|\)[*+])", listed):
-            yield "mend", f"answers.{field.name}: a repeat without a bound; write {{0,5}} in place of * or +"
+            yield "fix", f"answers.{field.name}: a repeat without a bound; write {{0,5}} in place of * or +"
         if listed.startswith("|") or listed.endswith("|") or "||" in listed:
-            yield "mend", f"answers.{field.name}: an empty alternative matches everywhere"
-    if language.spaced and "(" in words.and_:  # `answer_words` takes them apart at the bars
-        yield "mend", "answers.and_: plain words only, without brackets"
-        return
-    for name in ("cue", "decide", "negation", "or_", "and_", "copula", "filler", "is_answer", "right",
-                 "wrong", "name_before"):
-        if not getattr(words, name):
-            yield "look", f"answers.{name}: empty, so answers in {language.name} are read without it"
-    if len(words.stated) < 3 or len(words.denied) < 2:
-        yield "look", "answers.stated, .denied: give at least three sentences that state an answer and two that do not; the tests read them"
+            yield "fix", f"answers.{field.name}: an empty alternative matches everywhere"
+    return True
+
+
+def _check_statements(language: Language) -> Iterator[Finding]:
+    """Whether the parser reads the sentences for the tests as they are meant."""
+    words = language.answers
     for sentence in (*words.stated, *words.denied):
         if sentence.count("{}") != 1:
-            yield "mend", f"answers: {sentence!r} must have one {{}}, where the letter stands"
+            yield "fix", f"answers: {sentence!r} must have one {{}}, where the letter stands"
             continue
         for shown, letter in [*zip("BCD", "BCD"), *zip(words.letters[1:4], "BCD")]:
             parsed = parse_answer(sentence.format(shown), "ABCD", language=language.code).letters
             if sentence in words.stated and parsed != (letter,):
-                yield "mend", f"answers.stated: {sentence.format(shown)!r} is read as {', '.join(parsed) or 'no answer'}, not {letter}"
+                yield "fix", (
+                    f"answers.stated: {sentence.format(shown)!r} is read as "
+                    f"{', '.join(parsed) or 'no answer'}, not {letter}")
             if sentence in words.denied and parsed:
-                yield "mend", f"answers.denied: {sentence.format(shown)!r} is read as {', '.join(parsed)}"
+                yield "fix", f"answers.denied: {sentence.format(shown)!r} is read as {', '.join(parsed)}"
 
 
 def check_rest(language: Language) -> Iterator[Finding]:
     source = Path(inspect.getsourcefile(sys.modules[f"mmed.languages.{language.code}"])
                   or "").read_text(encoding="utf-8")
     if gaps := [str(number) for number, line in enumerate(source.splitlines(), 1) if "TODO" in line]:
-        yield "mend", f"TODO stands in line {', '.join(gaps)}"
+        yield "fix", f"TODO stands in line {', '.join(gaps)}"
     default = next(field.default for field in fields(Language) if field.name == "disclaimer")
     if language.disclaimer == default and language.code != "en":
         yield "look", "disclaimer: in English; it is what people read before a chat"
     written = unicodedata.bidirectional(language.native_name[0]) in ("R", "AL")
     if written != language.right_to_left:
-        yield "mend", f"right_to_left: {language.right_to_left}, but {language.native_name} is written from the {'right' if written else 'left'}"
+        yield "fix", (
+            f"right_to_left: {language.right_to_left}, but {language.native_name} is written from the "
+            f"{'right' if written else 'left'}")
     if not re.fullmatch(r"[a-z]{3}(?:_[a-z]{3,4})?(?:\+[a-z]{3}(?:_[a-z]{3,4})?){0,3}", language.ocr_code):
-        yield "mend", f"ocr_code: {language.ocr_code!r} is no name that Tesseract has, such as deu or chi_sim"
+        yield "fix", f"ocr_code: {language.ocr_code!r} is no name that Tesseract has, such as deu or chi_sim"
     elif shutil.which("tesseract"):
         listed = subprocess.run(["tesseract", "--list-langs"], capture_output=True, text=True,
                                 check=False).stdout.split()
         if missing := [part for part in language.ocr_code.split("+") if part not in listed]:
-            yield "look", f"ocr_code: Tesseract has no {missing[0]} here (apt-get install tesseract-ocr-{missing[0].replace('_', '-')})"
+            yield "look", (
+                f"ocr_code: Tesseract has no {missing[0]} here "
+                f"(apt-get install tesseract-ocr-{missing[0].replace('_', '-')})")
     try:
         share, likeliest = identify_language(f"{language.medical_sentence} {language.ordinary_sentence}",
                                              language.code)
@@ -193,7 +226,9 @@ def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
         number[kind] = Counter(word for _, found in rows for word in found)
         rate[kind] = sum(decision.medical for decision, _ in rows) / max(len(rows), 1)
         if 0 < len(rows) < FEW:
-            yield "look", f"texts: only {len(rows)} {'medical' if kind else 'ordinary'} ones; rates of so few say little"
+            yield "look", (
+                f"texts: only {len(rows)} {'medical' if kind else 'ordinary'} ones; "
+                "rates of so few say little")
         if rows:
             print(
                 f"{'medical' if kind else 'ordinary'} texts: {len(rows)}, kept {100 * rate[kind]:.1f} %; "
@@ -202,9 +237,13 @@ def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
                 f"{sum(d.density for d, _ in rows) / len(rows):.3f}"
             )
     if explained[True] and rate[True] < 0.5:
-        yield "mend", f"thresholds: only {100 * rate[True]:.0f} % of the medical texts are kept; lower them or find better words"
+        yield "fix", (
+            f"thresholds: only {100 * rate[True]:.0f} % of the medical texts are kept; "
+            "lower them or find better words")
     if explained[False] and rate[False] > 0.1:
-        yield "mend", f"thresholds: {100 * rate[False]:.0f} % of the ordinary texts are kept; raise them, or take out the words below"
+        yield "fix", (
+            f"thresholds: {100 * rate[False]:.0f} % of the ordinary texts are kept; "
+            "raise them, or take out the words below")
     ordinary, medical = len(explained[False]), len(explained[True])
     if ordinary >= FEW:
         for word, count in number[False].most_common():
@@ -260,8 +299,8 @@ def check(name: str, inputs: Sequence[str]) -> int:
         found += check_texts(language, inputs)
     for kind, line in found:
         print(f"{kind}  {line}")
-    must = sum(kind == "mend" for kind, _ in found)
-    print(f"{language.code} ({language.name}): {must} to mend, {len(found) - must} to look at" +
+    must = sum(kind == "fix" for kind, _ in found)
+    print(f"{language.code} ({language.name}): {must} to fix, {len(found) - must} to look at" +
           ("" if inputs else "; no texts given (--text)"))
     return 1 if must else 0
 

@@ -47,8 +47,8 @@ def clean(text: str) -> str:
     '心力衰竭 BNP 测定'
     """
     text = text.translate(LIGATURES).translate(SIGNS)
-    text = ACCENTED.sub(compose, text)
     text = "".join(c for c in text if c == "\t" or unicodedata.category(c) not in ("Cc", "Co", "Cs", "Cn"))
+    text = ACCENTED.sub(compose, text)
     return SPACE_IN_CJK.sub("", LEADERS.sub(" … ", " ".join(text.split()))).strip()
 
 

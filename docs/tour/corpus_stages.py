@@ -132,7 +132,9 @@ def filtering(work: Path) -> dict[str, str]:
         rule = Matcher(get_language(code))
         for document in documents(work / "clean" / code).values():
             judged, words = rule.explain(document.text)
-            verdict = "kept" if judged.medical else "dropped: too few different words" if judged.hits < rule.min_hits else "dropped: too thin"
+            few = judged.hits < rule.min_hits
+            dropped = "dropped: too few different words" if few else "dropped: too thin"
+            verdict = "kept" if judged.medical else dropped
             decisions.append([
                 document.id, judged.hits, f"{judged.density:.4f}", verdict,
                 ", ".join(list(words)[:5]) + (", ..." if len(words) > 5 else "")
@@ -271,7 +273,8 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
     rows = PretrainRows(streams, SEQUENCE, seed=0)
     places = [(s, block, number) for s, layout in enumerate(rows.layouts) for block in range(layout.blocks)
               for number in range(layout.counts()[block])]
-    all_rows = [rows.layouts[s].row(block, number) for s, block, number in places]
+    numbers = {rows.locate(i): i for i in range(rows.rows_per_epoch)}
+    all_rows = [rows.row(numbers[place]) for place in places]
     first = next(row for row in all_rows if row.document_ids.max() > 0)  # one with several documents
     ends = np.asarray(english.ends).astype(int)
     names = list(documents(work / "unique" / "en" / "kept"))

@@ -13,15 +13,20 @@ from collections.abc import Sequence
 from mmed.data import Row
 
 STYLE = """<style>
-svg { --ink: #1d1f23; --muted: #5c6168; --line: #d5d3cc; --tint: #2a78d6; --c0: #2a78d6; --c1: #1baf7a; --c2: #eda100; --c3: #4a3aa7; --c4: #e34948; --bg: #ffffff; }
+svg { --ink: #1d1f23; --muted: #5c6168; --line: #d5d3cc; --tint: #2a78d6; --bg: #ffffff;
+  --c0: #2a78d6; --c1: #1baf7a; --c2: #eda100; --c3: #4a3aa7; --c4: #e34948; }
 @media (prefers-color-scheme: dark) {
-  svg { --ink: #e9e8e4; --muted: #a6aab1; --line: #3b3f46; --tint: #6aa5f0; --c0: #3987e5; --c1: #199e70; --c2: #c98500; --c3: #9085e9; --c4: #e66767; --bg: #16181c; } }
+  svg { --ink: #e9e8e4; --muted: #a6aab1; --line: #3b3f46; --tint: #6aa5f0; --bg: #16181c;
+    --c0: #3987e5; --c1: #199e70; --c2: #c98500; --c3: #9085e9; --c4: #e66767; } }
 .page { fill: var(--bg); }
 text { fill: var(--ink); font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 text.small { font-size: 10px; fill: var(--muted); } text.on { fill: #fff; }
-.c0 { --s: var(--c0); } .c1 { --s: var(--c1); } .c2 { --s: var(--c2); } .c3 { --s: var(--c3); } .c4 { --s: var(--c4); } .pale { --s: var(--line); }
-.box, .dot { fill: var(--s); } .cell { fill: var(--tint); } .frame { fill: none; stroke: var(--line); } .gap { fill: var(--ink); }
-.curve { fill: none; stroke: var(--s); stroke-width: 1.8; } .grid { stroke: var(--line); } .axis { stroke: var(--muted); }
+.c0 { --s: var(--c0); } .c1 { --s: var(--c1); } .c2 { --s: var(--c2); }
+.c3 { --s: var(--c3); } .c4 { --s: var(--c4); } .pale { --s: var(--line); }
+.box, .dot { fill: var(--s); } .cell { fill: var(--tint); }
+.frame { fill: none; stroke: var(--line); } .gap { fill: var(--ink); }
+.curve { fill: none; stroke: var(--s); stroke-width: 1.8; }
+.grid { stroke: var(--line); } .axis { stroke: var(--muted); }
 </style>"""
 COLOURS = 5
 SHOWN = 0.02  # attention below this is left white
@@ -40,7 +45,8 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
 
 
 def rect(x: float, y: float, width: float, height: float, css: str, title: str = "", more: str = "") -> str:
-    shape = f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" class="{css}"{more}'
+    size = f'width="{max(width, 0):.1f}" height="{height:.1f}"'
+    shape = f'<rect x="{x:.1f}" y="{y:.1f}" {size} class="{css}"{more}'
     return f"{shape}><title>{escape(title)}</title></rect>" if title else shape + "/>"
 
 

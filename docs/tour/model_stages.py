@@ -252,7 +252,7 @@ def forward(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str,
 
 def first_batch(work: Path, tokenizer: Tokenizer) -> tuple[TrainConfig, object]:
     _, config = parse_command_line(commands(work)["corpus"])
-    return config, Batches(config, make_rows(config, config.data, tokenizer), torch.device("cpu"))(0)
+    return config, Batches(config, make_rows(config, tokenizer), torch.device("cpu"))(0)
 
 
 def step(work: Path, tokenizer: Tokenizer, log: list[dict]) -> dict[str, str]:

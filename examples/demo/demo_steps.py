@@ -40,7 +40,7 @@ def exam(out: str, name: str, model: str, setting: str, *flags: str) -> list[str
     """The exam of the test diseases, sat by the model of a run; the result's name is `name`."""
     return [
         "mmed.eval", "--model", f"{out}/runs/{model}/model", "--data", f"{out}/world/MMedBench/Test", "--out",
-        f"{out}/results/{name}", "--setting", setting, "--max_new_tokens", "64", "--slots", "64", *flags
+        f"{out}/results/{name}", "--setting", setting, "--max_new_tokens", "64", "--batch_size", "64", *flags
     ]
 
 

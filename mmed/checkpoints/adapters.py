@@ -88,6 +88,11 @@ def read_adapter_config(path: Path) -> dict:
     for key, kinds in (("r", int), ("lora_alpha", int | float), ("target_modules", list | str)):
         if not isinstance(config.get(key), kinds) or isinstance(config[key], bool):
             raise UserError(f"{path}: {key}={config.get(key)!r} is not valid")
+    targets = config["target_modules"]
+    if isinstance(targets, list) and not all(isinstance(name, str) for name in targets):
+        raise UserError(f"{path}: target_modules must be names")
+    if not isinstance(config.get("lora_dropout") or 0, int | float):
+        raise UserError(f"{path}: lora_dropout={config['lora_dropout']!r} is not a number")
     if config["r"] < 1 or not 0 <= (config.get("lora_dropout") or 0) < 1:
         raise UserError(
             f"{path}: r={config['r']} or lora_dropout={config.get('lora_dropout')!r} is out of range")

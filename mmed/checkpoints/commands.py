@@ -62,7 +62,8 @@ def inspect(options: argparse.Namespace) -> None:
                 if name.startswith(("embed_tokens", "lm_head")))
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in stored})
     scaling = f", {config.rope_scaling['rope_type']} scaling" if config.rope_scaling else ""
-    positions = "ALiBi" if config.position_embedding == "alibi" else f"rotary, base {config.rope_theta:g}{scaling}"
+    alibi = config.position_embedding == "alibi"
+    positions = "ALiBi" if alibi else f"rotary, base {config.rope_theta:g}{scaling}"
     sliding = sum(config.slides(layer) for layer in range(config.num_hidden_layers))
     window = f"; {sliding} of the layers see {config.sliding_window:,} tokens" if sliding else ""
     cache = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim

@@ -87,15 +87,8 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
     known = set(known)
     totals: Counter[tuple[str, str]] = Counter()
     places: dict[tuple[str, str], set[int]] = defaultdict(set)
-
-    def pairs(word: Word) -> Iterator[tuple[str, str]]:
-        for left, right in itertools.pairwise(word):
-            if left is not None and right is not None and len(left) + len(
-                    right) <= longest and left + right not in known:
-                yield left, right
-
     for index, word in enumerate(words):
-        for pair in pairs(word):
+        for pair in _new_pairs(word, known, longest):
             totals[pair] += counts[index]
             places[pair].add(index)
     heap = [(-count, pair) for pair, count in totals.items()]
@@ -111,9 +104,9 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
         merges.append(best)
         changed: set[tuple[str, str]] = set()
         for index in places.pop(best):
-            before = list(pairs(words[index]))
+            before = list(_new_pairs(words[index], known, longest))
             words[index] = _joined(words[index], best)
-            after = list(pairs(words[index]))
+            after = list(_new_pairs(words[index], known, longest))
             for pair in before:
                 totals[pair] -= counts[index]
             for pair in after:
@@ -125,6 +118,15 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
             if totals[pair] > 0:
                 heapq.heappush(heap, (-totals[pair], pair))
     return merges
+
+
+def _new_pairs(word: Word, known: set[str], longest: int) -> Iterator[tuple[str, str]]:
+    """The neighbours in the word that may be joined: not to a known piece, nor to one that is too long."""
+    for left, right in itertools.pairwise(word):
+        if left is None or right is None:
+            continue
+        if len(left) + len(right) <= longest and left + right not in known:
+            yield left, right
 
 
 def _joined(word: Word, pair: tuple[str, str]) -> Word:
@@ -224,8 +226,10 @@ def _vocabulary(tokenizer: Tokenizer) -> set[str]:
 def check_extensible(tokenizer: Tokenizer, folder: str) -> None:
     """New merges must come after the old ones without changing them: plain BPE only."""
     main = tokenizer.files[0]
-    if tokenizer.kind == "sentencepiece" and tokenizer.core.model.is_bpe and tokenizer.core.model.byte_fallback:
-        return
+    if tokenizer.kind == "sentencepiece":
+        model = tokenizer.core.model
+        if model.is_bpe and model.byte_fallback:
+            return
     if tokenizer.kind == "byte-level BPE" and main.suffix == ".json":
         return
     raise UserError(

@@ -27,15 +27,17 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 # Keys that change nothing here: bookkeeping, and generation settings that transformers 4 wrote there.
 IGNORED = set(
-    """architectures model_type torch_dtype dtype transformers_version use_cache auto_map attn_implementation
-    pretraining_tp output_attentions output_hidden_states output_scores return_dict return_dict_in_generate torchscript
-    use_bfloat16 tf_legacy_loss id2label label2id problem_type finetuning_task task_specific_params prefix tokenizer_class
-    chunk_size_feed_forward is_decoder cross_attention_hidden_size tie_encoder_decoder decoder_start_token_id sep_token_id
-    forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens bad_words_ids cache_implementation
-    do_sample early_stopping length_penalty max_length max_new_tokens min_length no_repeat_ngram_size
-    encoder_no_repeat_ngram_size num_beam_groups num_beams num_return_sequences diversity_penalty repetition_penalty
-    temperature top_k top_p typical_p remove_invalid_values exponential_decay_length_penalty max_sequence_length
-    unsloth_fixed unsloth_version""".split())
+    """architectures model_type torch_dtype dtype transformers_version use_cache auto_map
+    attn_implementation pretraining_tp output_attentions output_hidden_states output_scores
+    return_dict return_dict_in_generate torchscript use_bfloat16 tf_legacy_loss id2label label2id
+    problem_type finetuning_task task_specific_params prefix tokenizer_class chunk_size_feed_forward
+    is_decoder cross_attention_hidden_size tie_encoder_decoder decoder_start_token_id sep_token_id
+    forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens bad_words_ids
+    cache_implementation do_sample early_stopping length_penalty max_length max_new_tokens
+    min_length no_repeat_ngram_size encoder_no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences diversity_penalty repetition_penalty temperature top_k top_p typical_p
+    remove_invalid_values exponential_decay_length_penalty max_sequence_length unsloth_fixed
+    unsloth_version""".split())
 # Keys that would change the mathematics, and the values that do not.
 NEUTRAL = {
     "attention_dropout": (0, ), "hidden_dropout": (0, ), "is_encoder_decoder": (False, ),
@@ -468,8 +470,9 @@ def _written_windows(config: ModelConfig) -> dict:
     types = {"layer_types": [SLIDING if slide else FULL for slide in slides]}
     if config.family in ("qwen2", "qwen3"):
         first = slides.index(True) if any(slides) else layers
-        return {"use_sliding_window": any(slides), "sliding_window": config.sliding_window, "max_window_layers": first} | \
-            (types if any(slides) else {})
+        window = {"use_sliding_window": any(slides), "sliding_window": config.sliding_window,
+                  "max_window_layers": first}
+        return window | (types if any(slides) else {})
     if config.family not in ("gemma2", "gemma3_text"):
         return {}
     usual = 2 if config.family == "gemma2" else 6

@@ -134,4 +134,6 @@ def scores_table(folder: Path) -> list[str]:
 
 
 def accuracy_cell(value: dict | None) -> str:
-    return f"{100 * value['value']:.1f} [{100 * value['low']:.0f}-{100 * value['high']:.0f}]" if value else "-"
+    if not value:
+        return "-"
+    return f"{100 * value['value']:.1f} [{100 * value['low']:.0f}-{100 * value['high']:.0f}]"

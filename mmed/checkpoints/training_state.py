@@ -228,7 +228,8 @@ def latest_state(run: str | Path, name: str = "") -> Path | None:
     name = name or pointer.read_text(errors="replace").strip()
     if name not in [path.name for path in every]:
         good = newest_good(run)
-        advice = f"--resume={good.name} continues from there" if good else "no checkpoint is complete; start again"
+        advice = (f"--resume={good.name} continues from there"
+                  if good else "no checkpoint is complete; start again")
         raise UserError(f"{pointer.parent}: no checkpoint {name[:40]!r} there; {advice}")
     return pointer.parent / name
 
@@ -265,7 +266,8 @@ def _load(folder: Path, tensors: dict[str, torch.Tensor]) -> dict:
     state, wrong = damage(folder, distributed.rank(), distributed.world_size())
     if state is None:
         good = newest_good(folder.parents[1], but=folder)
-        advice = f"--resume={good.name} continues from the one before, which is intact" if good else "no other is intact; start again"
+        advice = (f"--resume={good.name} continues from the one before, which is intact"
+                  if good else "no other is intact; start again")
         raise UserError(f"{wrong}; {advice}")
     dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
     return state

@@ -62,7 +62,8 @@ class _FurtherFold(_Fold):
             folded = dict(zip("،؛؟٪۔।॥", ",;?%..."))[char]
         elif unicodedata.category(char) == "Nd":
             folded = str(unicodedata.digit(char))
-        elif char == "ـ" or 0x591 <= code <= 0x5C7 or 0x610 <= code <= 0x61A or 0x64B <= code <= 0x65F or code == 0x670:
+        elif (char == "ـ" or 0x591 <= code <= 0x5C7 or 0x610 <= code <= 0x61A or 0x64B <= code <= 0x65F
+              or code == 0x670):
             folded = ""  # the stroke that lengthens an Arabic word; vowel marks, which may be left out
         else:
             folded = super().__missing__(code).translate(SAME_LETTER)
@@ -130,19 +131,7 @@ def how_it_stands(t: FoldedText, at: int, end: int, letter: str) -> str:
     if after in ("", "\n"):
         return "hard"
     if after == " ":
-        if t.text[end + 1:end + 2] in ("", "\n"):
-            return "hard"
-        char = t.text[at]
-        # "C difficile", as without a full stop
-        if SPECIES.match(t.low, end) and own_text_end(t, end, letter) == end:
-            return ""
-        if t.w.named.match(t.low, end):
-            return ""
-        if t.w.and_.match(t.text, end).end() > end + 1 or not t.w.alphabetic.match(t.text[end + 1]):
-            return "hard"
-        if char in "AАΑВСОУИ" or char.islower() or letter not in t.letters:  # a word by itself, or no option
-            return "soft" if _goes_on(t, end) or own_text_end(t, end, letter) > end else ""
-        return "soft"
+        return _before_a_space(t, at, end, letter)
     if after in "'-" and t.w.alphabetic.match(t.text[end + 1:end + 2]):
         return ""
     if after == "." and SPECIES.match(t.low, end):
@@ -154,6 +143,23 @@ def how_it_stands(t: FoldedText, at: int, end: int, letter: str) -> str:
     if own_text_end(t, end, letter) > end:
         return "hard"
     return "" if t.w.in_word.match(after) or CJK.match(after) else "hard"
+
+
+def _before_a_space(t: FoldedText, at: int, end: int, letter: str) -> str:
+    """`how_it_stands` for a letter with a space behind it."""
+    if t.text[end + 1:end + 2] in ("", "\n"):
+        return "hard"
+    char = t.text[at]
+    # "C difficile", as without a full stop
+    if SPECIES.match(t.low, end) and own_text_end(t, end, letter) == end:
+        return ""
+    if t.w.named.match(t.low, end):
+        return ""
+    if t.w.and_.match(t.text, end).end() > end + 1 or not t.w.alphabetic.match(t.text[end + 1]):
+        return "hard"
+    if char in "AАΑВСОУИ" or char.islower() or letter not in t.letters:  # a word by itself, or no option
+        return "soft" if _goes_on(t, end) or own_text_end(t, end, letter) > end else ""
+    return "soft"
 
 
 _OWN = re.compile(r"[)\]*_`\"'»”]{0,4} ?[.):：,、\-–—(\[]{0,2} ?[*_(\[\"'«]{0,3} ?")

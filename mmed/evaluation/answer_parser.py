@@ -58,10 +58,9 @@ _BARE_HARMONY = re.compile(r"\A\s*(?:assistant)?analysis(?=[A-Z\d\"'(]|[^\x00-\x
 def remove_thoughts(text: str) -> str:
     """The text without what a reasoning model thought before it answered; "" if it never came to an answer.
 
-    >>> remove_thoughts("<think>A? No.</think>The answer is B."), remove_thoughts("A? No.</think>B"),
-    remove_thoughts("<think>A?") ('The answer is B.', 'B', '')
-    >>>
-    remove_thoughts("<|channel|>analysis<|message|>A?<|end|><|start|>assistant<|channel|>final<|message|>B<|return|>")
+    >>> remove_thoughts("<think>A? No.</think>The answer is B."), remove_thoughts("<think>A?")
+    ('The answer is B.', '')
+    >>> remove_thoughts("<|channel|>analysis<|message|>A?<|end|><|channel|>final<|message|>B<|return|>")
     'B<|return|>'
     """
     if not _ANY_THOUGHT.search(text):

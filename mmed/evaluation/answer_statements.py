@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from mmed.evaluation.answer_letters import FoldedText, is_capital, letters_at, option_text_at
 from mmed.evaluation.answer_words import CJK_BEFORE, CJK_NAME, OPTION_BEFORE, PUBLISHED
 
+Event = tuple[int, str, str]  # (place, "is" | "not" | "asks" | "no option", letters)
+
 
 def option_spans(t: FoldedText) -> list[tuple[int, int]]:
     """Where options' texts stand: words in them ("does not respond to the solution") are neither cues nor
@@ -37,48 +39,10 @@ def stated_answer(t: FoldedText) -> tuple[str, ...] | None:
     """The last statement beside a cue; () if it was taken back, is open, or names no option; None if there is
     none.
     """
-    events: list[tuple[int, str, str]] = []  # (place, "is" | "not" | "asks" | "no option", letters)
-    weak: list[tuple[int, str, str]] = []
     quoted = option_spans(t)
-    for match in matches_outside(quoted, t.w.cue, t.low):
-        _after_cue(t, match.end(), events, linked=False)
-    for cue, where in ((t.w.decide, events), (t.w.weak, weak)):
-        for match in matches_outside(quoted, cue, t.low):
-            found: list[tuple[int, str, str]] = []
-            _after_cue(t, match.end(), found, linked=True, gap=False, hard=cue is t.w.weak)
-            # "not choose B", "no es la B"
-            if t.w.negation_before.search(t.low, max(0, match.start() - 8), match.start()):
-                found = [(at, "not", letters) for at, _, letters in found]
-            where += found
-    for match in matches_outside(quoted, t.w.negation, t.low):
-        at = _skip(t, match.end(), 4)[0]
-        letters, end, stands = letters_at(t, at)
-        if letters and not (stands == "soft" and t.text[at] in "AАВС"):
-            events.append((at, "not", letters))
-            but = t.w.but.match(t.text, end)
-            if but:
-                _after_cue(t, but.end(), events, linked=True, gap=False)
-    done = -1
-    for match in matches_outside(quoted, t.w.standing, t.text):
-        at = match.start()
-        if at < done or t.w.name_before.search(t.low, max(0, at - 14), at):
-            continue
-        if at and CJK_NAME.match(t.text[at - 1]) and t.text[at - 1] not in CJK_BEFORE:
-            continue
-        letters, end, stands = letters_at(t, at)
-        if not letters:
-            continue
-        done = end
-        if t.w.negation_after.match(t.text[end:end + 6]):
-            events.append((at, "not", letters))
-            but = t.w.but.match(t.text, end)
-            if but:
-                _after_cue(t, but.end(), events, linked=True, gap=False)
-        elif stands != "or" and (
-            t.w.is_answer.match(t.low, end)
-            or (PUBLISHED.match(t.low, end) and OPTION_BEFORE.search(t.low, max(0, at - 9), at))
-        ):
-            events.append((at, "is", letters))
+    events, weak = _cued(t, quoted)
+    events += _negated(t, quoted)
+    events += _standing(t, quoted)
     if not any(kind in ("is", "no option") for _, kind, _ in events):
         events += weak
     if not any(kind != "not" for _, kind, _ in events):
@@ -93,6 +57,67 @@ def stated_answer(t: FoldedText) -> tuple[str, ...] | None:
         elif kind != "asks":
             current = set(letters) if kind == "is" else set("?")
     return tuple(sorted(current))
+
+
+def _cued(t: FoldedText, quoted: list[tuple[int, int]]) -> tuple[list[Event], list[Event]]:
+    """What follows a cue, "answer" or "I choose", and apart from it what follows a weak one, "I think"."""
+    events: list[Event] = []
+    weak: list[Event] = []
+    for match in matches_outside(quoted, t.w.cue, t.low):
+        _after_cue(t, match.end(), events, linked=False)
+    for cue, where in ((t.w.decide, events), (t.w.weak, weak)):
+        for match in matches_outside(quoted, cue, t.low):
+            found: list[Event] = []
+            _after_cue(t, match.end(), found, linked=True, gap=False, hard=cue is t.w.weak)
+            # "not choose B", "no es la B"
+            if t.w.negation_before.search(t.low, max(0, match.start() - 8), match.start()):
+                found = [(at, "not", letters) for at, _, letters in found]
+            where += found
+    return events, weak
+
+
+def _negated(t: FoldedText, quoted: list[tuple[int, int]]) -> list[Event]:
+    """What follows a negation: "not B", "not B but C"."""
+    events: list[Event] = []
+    for match in matches_outside(quoted, t.w.negation, t.low):
+        at = _skip(t, match.end(), 4)[0]
+        letters, end, stands = letters_at(t, at)
+        if letters and not (stands == "soft" and t.text[at] in "AАВС"):
+            events.append((at, "not", letters))
+            _after_but(t, end, events)
+    return events
+
+
+def _standing(t: FoldedText, quoted: list[tuple[int, int]]) -> list[Event]:
+    """Letters with the statement behind them: "B is correct", "B is wrong"."""
+    events: list[Event] = []
+    done = -1
+    for match in matches_outside(quoted, t.w.standing, t.text):
+        at = match.start()
+        if at < done or t.w.name_before.search(t.low, max(0, at - 14), at):
+            continue
+        if at and CJK_NAME.match(t.text[at - 1]) and t.text[at - 1] not in CJK_BEFORE:
+            continue
+        letters, end, stands = letters_at(t, at)
+        if not letters:
+            continue
+        done = end
+        if t.w.negation_after.match(t.text[end:end + 6]):
+            events.append((at, "not", letters))
+            _after_but(t, end, events)
+        elif stands != "or" and (
+            t.w.is_answer.match(t.low, end)
+            or (PUBLISHED.match(t.low, end) and OPTION_BEFORE.search(t.low, max(0, at - 9), at))
+        ):
+            events.append((at, "is", letters))
+    return events
+
+
+def _after_but(t: FoldedText, end: int, events: list[Event]) -> None:
+    """Add what "but" sets against a denied letter that ends here."""
+    but = t.w.but.match(t.text, end)
+    if but:
+        _after_cue(t, but.end(), events, linked=True, gap=False)
 
 
 def _skip(t: FoldedText, at: int, limit: int, stop_at_text: bool = True) -> tuple[int, bool]:
@@ -114,7 +139,7 @@ def _is_list(t: FoldedText, at: int) -> bool:
     return is_capital(t, at) and bool(letters_at(t, at)[0])
 
 
-def _after_cue(t: FoldedText, at: int, events: list[tuple[int, str, str]], linked: bool, gap: bool = True,
+def _after_cue(t: FoldedText, at: int, events: list[Event], linked: bool, gap: bool = True,
                hard: bool = False) -> None:
     """Add the statement that follows a cue ending at `at`, if there is one."""
     if linked:  # verbs and revisions: "wait, ... C", "actually: it is C"

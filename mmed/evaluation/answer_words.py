@@ -43,7 +43,8 @@ SPECIES = re.compile(
     r"pertussis|trachomatis|pneumoniae|psittaci|diphtheriae|jejuni|neoformans|immitis|fumigatus|"
     r"faecalis|faecium|histolytica|henselae|"
     r"burnetii|lumbricoides|duodenale|baumannii|cloacae|granulosus|vermicularis)\b")
-CJK_AFTER = set("。、，；：）」』】》・的项項选選是为為和与與及以或と、でだがはをのもかに因由更最吧啊呢了其正错錯不误誤対对也都应則则而じ")
+CJK_AFTER = set("。、，；：）」』】》・的项項选選是为為和与與及以或と"
+                "、でだがはをのもかに因由更最吧啊呢了其正错錯不误誤対对也都应則则而じ")
 CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff々]")
 AFTER_OK = set(".,;:!?)]}*_`\"'»”…|$\\/&+=~→<>#%-–—({[«“（")
 ECHO_END = "### Response:"
@@ -151,7 +152,8 @@ class Patterns:
 
     def _whole(self, field: str) -> str:
         """The alternatives as words of their own; those of languages without spaces stand anywhere."""
-        return f"(?<![{self.alpha}])(?:{self._words(field, unspaced=False)})|{self._words(field, spaced=False)}"
+        spaced, unspaced = self._words(field, unspaced=False), self._words(field, spaced=False)
+        return f"(?<![{self.alpha}])(?:{spaced})|{unspaced}"
 
 
 def patterns_of(language: str | None) -> Patterns:

@@ -9,8 +9,9 @@ ending begins: "печен|ь" stands for every word that begins with "пече�
 published rule, which knows no stems, for the word "печень". A word without a bar stands for itself alone
 ("virus" is not "viruses"). A bar in front, too, lets it stand inside a compound: "|entzündung|" is also in
 "Lungenentzündungen". In languages with spaces at least 3 letters, 4 before a bar, and 5 behind one; in the
-others at least two characters and no bar. A slash parts spellings of one term ("tumor|/tumour|", "医院/醫院"),
-which count as one word; the published rule takes the first. 200 terms a language, as in the paper.
+others at least two characters and no bar. A slash separates spellings of one term ("tumor|/tumour|",
+"医院/醫院"), which count as one word; the published rule takes the first. 200 terms a language, as in the
+paper.
 
 Codes are ISO 639-1. DIFFERS: the official code says "jp" for Japanese; we say "ja", as CulturaX does.
 """

@@ -63,8 +63,8 @@ def template(code: str) -> str:
         "end": "।" if script in ("DEVANAGARI",
                                  "BENGALI") else "۔" if code == "ur" else "" if not spaced else ".",
         "right": " right_to_left=True," if right else "",
-        "prefixes": '\n    prefixes=(),  # TODO what is written to the next word without a space, such as '
-                    'the article; or leave it out'
+        "prefixes": '\n    # TODO what is written to the next word without a space, such as the article; '
+                    'or leave it out\n    prefixes=(),'
         if right else "",
         "letters": f'\n        letters="{letters}",  # of the script, for A, B, C, ...' if letters else "",
         "bars": (

@@ -1,10 +1,15 @@
-"""Arabic: written from right to left; vowel marks, the lengthening stroke and the spellings of alef, yeh and teh marbuta make no difference."""
+"""Arabic: written from right to left.
+
+Vowel marks, the lengthening stroke and the spellings of alef, yeh and teh marbuta make no difference.
+"""
 from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
 
 LANGUAGE = Language(
     code="ar", name="Arabic", native_name="العربية", spaced=True, right_to_left=True,
-    prefixes=("ال", "و", "وال", "ب", "بال", "وب", "وبال", "ل", "لل", "ول", "ولل", "ك", "كال", "ف", "فال"),  # the, and, in, for, as, so
-    # Written for this project. Plurals that change the inside of a word stand behind a slash; no word that is a common one with a prefix.
+    # the, and, in, for, as, so
+    prefixes=("ال", "و", "وال", "ب", "بال", "وب", "وبال", "ل", "لل", "ول", "ولل", "ك", "كال", "ف", "فال"),
+    # Written for this project. Plurals that change the inside of a word stand behind a slash; no word that is
+    # a common one with a prefix.
     medical_words=words("""
         مريض|/مرضى, مرض/أمراض|, سريري|, تشخيص|, أعراض, متلازمة/متلازمات, اضطراب|, مزمن|, استطباب|, مستشف|ى,
         طبيب|/أطباء, طبية/الطبي/طبيا, تمريض|/ممرض|, جراح|ة, عملية جراحية/عمليات جراحية, علاج|,
@@ -40,9 +45,11 @@ LANGUAGE = Language(
         طفرة/طفرات, كروموسوم|/صبغي, حمض نووي/الحمض النووي, مستقبلات/مستقبل بيتا, استقلاب|/الأيض,
         حساسية/تحسس|/أرجي|, فحوص/فحوصات, إفراز|, سمية/تسمم|, عيادة/عيادات, إسعاف|
     """),
-    # Chosen by `python -m data_prep.filters.language_check ar --text tests/data/languages/ar.jsonl` on 56 made paragraphs of two sentences; real pages untried.
+    # Chosen by `python -m data_prep.filters.language_check ar --text tests/data/languages/ar.jsonl` on
+    # 56 made-up paragraphs of two sentences; not tried on real pages.
     min_hits=3, min_density=0.05,
-    official_min_hits=4, official_min_density=0.04,  # of the published rule; none was published for Arabic: those of French and Spanish
+    # of the published rule; none was published for Arabic: those of French and Spanish
+    official_min_hits=4, official_min_density=0.04,
     ocr_code="ara",
     medical_sentence="أُدخلت المريضة إلى المستشفى بسبب حمى وسعال وضيق التنفس، وأظهرت أشعة الصدر التهابًا "
                      "رئويًا، فأُعطيت مضادات حيوية عن طريق الوريد.",

@@ -3,7 +3,8 @@ from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, word
 
 LANGUAGE = Language(
     code="de", name="German", native_name="Deutsch", spaced=True,
-    # Written for this project. German joins words: a bar in front finds "entzündung" in "Lungenentzündungen", one behind the endings.
+    # Written for this project. German joins words: a bar in front finds "entzündung" in "Lungenentzündungen",
+    # one behind the endings.
     medical_words=words("""
         patient|, krankheit|/|krankheit|, erkrank|ung/|erkrankung|, klinik|/|klinik|, klinisch|, diagnos|e,
         symptom|, syndrom|/|syndrom|, beschwerd|en, chronisch|, krankenhaus|/krankenhäus|er, stationär|,
@@ -41,9 +42,11 @@ LANGUAGE = Language(
         protein|, zelle|/zellul|är, gewebe|, genetisch|, mutation|, chromosom|, dna/dns,
         rezeptor|/|rezeptor|, stoffwechsel|
     """),
-    # Chosen by `python -m data_prep.filters.language_check de --text tests/data/languages/de.jsonl` on 56 made paragraphs of two sentences; real pages untried.
+    # Chosen by `python -m data_prep.filters.language_check de --text tests/data/languages/de.jsonl` on
+    # 56 made-up paragraphs of two sentences; not tried on real pages.
     min_hits=3, min_density=0.05,
-    official_min_hits=4, official_min_density=0.04,  # of the published rule; none was published for German: those of French and Spanish
+    # of the published rule; none was published for German: those of French and Spanish
+    official_min_hits=4, official_min_density=0.04,
     ocr_code="deu",
     medical_sentence="Die Patientin wurde mit Fieber, Husten und Atemnot ins Krankenhaus aufgenommen; das "
                      "Röntgenbild zeigte eine "

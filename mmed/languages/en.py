@@ -3,7 +3,8 @@ from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, word
 
 LANGUAGE = Language(
     code="en", name="English", native_name="English", spaced=True,
-    # Written for this project: signs and people, diseases, organs, examination and treatment, pharmacy, medical biology.
+    # Written for this project: signs and people, diseases, organs, examination and treatment, pharmacy,
+    # medical biology.
     medical_words=words("""
         patient|s, clinic|al, diagnos|is, symptom|s, syndrome|, disease|s, disorder|s, chronic|, hospital|,
         physician|, surgeon|, surger|y, surgical|, outpatient|, mortality, therap|y, treatment|,
@@ -31,7 +32,8 @@ LANGUAGE = Language(
         cells, acute, blood, imaging, histopatholog|y, dislocation, magnetic resonance, angiogra|phy, chest,
         recurren|t
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
     min_hits=3, min_density=0.0375,
     official_min_hits=5, official_min_density=0.04,  # MMedLM: the published thresholds for English
     ocr_code="eng",

@@ -30,7 +30,8 @@ LANGUAGE = Language(
         lumbar, quiste|, hernia|, ocular|, agudeza visual, dental|, postoperatori|o, alerg|ia, parto,
         exploración, analítica, derrame, bilateral, salud, alta hospitalaria, ingres|o
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
     min_hits=4, min_density=0.03,
     official_min_hits=4, official_min_density=0.04,  # MMedLM: the published thresholds for Spanish
     ocr_code="spa",

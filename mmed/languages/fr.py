@@ -31,7 +31,8 @@ LANGUAGE = Language(
         hernie, dentair|e, oculair|e, postopératoir|e, allerg|ie, vaccination, biologiqu|e, césarienne,
         prise en charge, bilatéra|l
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
     min_hits=5, min_density=0.0625,
     official_min_hits=4, official_min_density=0.04,  # MMedLM: the published thresholds for French
     ocr_code="fra",

@@ -16,7 +16,8 @@ def _janome():
 def janome_words(text: str) -> list[str]:
     """MMedLM: the official scores cut Japanese with janome.
 
-    DIFFERS: they build a new Tokenizer for every text; we keep one a process and ask for surface forms only. Same words.
+    DIFFERS: they build a new Tokenizer for every text; we keep one a process and ask for surface forms only.
+    Same words.
     """
     return list(_janome().tokenize(text))
 
@@ -40,7 +41,8 @@ LANGUAGE = Language(
         陰性, 陽性, リハビリ, 離床, 清拭, 表皮, 訴えあり, 指示あり, 眠剤, 輸血, 家族歴, mri, hiv, spo2,
         主治医, 訪室, 入眠, 失禁, 術前, 既往, 臥床, 安静, 排痰, 検温, 排泄, 覚醒, 飲水, 食事摂取
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
     min_hits=2, min_density=0.035,
     official_min_hits=5, official_min_density=0.05,  # MMedLM: the published thresholds for Japanese
     ocr_code="jpn",

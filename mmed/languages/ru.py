@@ -32,7 +32,8 @@ LANGUAGE = Language(
         обследован|ие, мускул|атура, вены/вена/вену/вен, легких/легкие, сосуд|, эстроген|, менструальн|ый,
         противогрибков|ый/противомикробн|ый/противовоспалительн|ый
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
     min_hits=2, min_density=0.035,
     official_min_hits=4, official_min_density=0.02,  # MMedLM: the published thresholds for Russian
     ocr_code="rus",

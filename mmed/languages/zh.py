@@ -48,7 +48,8 @@ LANGUAGE = Language(
         处方/處方, 医疗/醫療, 气管/氣管, 酵素, 药品/藥品, 药剂/藥劑, 健康, 肌腱, 卫生/衛生, 流产/流產,
         医护/醫護, 外伤/外傷
     """),
-    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures in docs/benchmarks.md.
+    # Chosen on one half of the labelled texts by benchmarks/data_prep/bench_filter.py --part quality; figures
+    # in docs/benchmarks.md.
     min_hits=5, min_density=0.0525,
     official_min_hits=5, official_min_density=0.05,  # MMedLM: the published thresholds for Chinese
     ocr_code="chi_sim",
@@ -80,5 +81,7 @@ LANGUAGE = Language(
         stated=("正确答案是{}。", "应选{}。", "{}项是正确答案。"),
         denied=("{}不正确。", "不是{}。"),
     ),
-    split_words=split_characters, official_words=jieba_words, official_package="jieba", language_id=("zh", "wuu", "yue"),  # Chinese encyclopedias are taken for Wu about one time in twenty
+    split_words=split_characters, official_words=jieba_words, official_package="jieba",
+    # Chinese encyclopedias are taken for Wu about one time in twenty
+    language_id=("zh", "wuu", "yue"),
 )

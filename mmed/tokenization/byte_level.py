@@ -9,6 +9,7 @@ References: Radford et al. 2019 (byte-level BPE); Sennrich et al. 2016 (BPE).
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 import unicodedata
 
@@ -110,7 +111,7 @@ def joined_alone(piece: str, rank: dict[str, int]) -> tuple[str, ...]:
     """
     parts = list(piece)
     while len(parts) > 2:
-        pairs = [(rank[left + right], i) for i, (left, right) in enumerate(zip(parts, parts[1:]))
+        pairs = [(rank[left + right], i) for i, (left, right) in enumerate(itertools.pairwise(parts))
                  if left + right in rank]
         if not pairs:
             break

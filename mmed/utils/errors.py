@@ -82,7 +82,9 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, word: str, flags: list[str]) -> str:
         flag = word.partition("=")[0]
         near = difflib.get_close_matches(flag, flags, 1, 0.0) if flag.startswith("-") else []
-        return f"unknown option {flag}; did you mean {near[0]}? (--help lists all)" if near else f"unexpected argument {word!r}"
+        if near:
+            return f"unknown option {flag}; did you mean {near[0]}? (--help lists all)"
+        return f"unexpected argument {word!r}"
 
     def _flags(self, found: argparse.Namespace | None = None) -> list[str]:
         """Long options of this parser and of the subcommand that was given (of all, while none is known)."""

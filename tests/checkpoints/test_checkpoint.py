@@ -149,8 +149,12 @@ def test_legacy_bin_files_load_as_tensors_only(tmp_path, sharded, new_format):
     theirs.config.save_pretrained(tmp_path)
     state = theirs.state_dict()
     half = len(state) // 2
-    parts = {"pytorch_model-00001-of-00002.bin": dict(list(state.items())[:half]), "pytorch_model-00002-of-00002.bin": dict(list(state.items())[half:])} \
-        if sharded else {"pytorch_model.bin": state}
+    parts = {"pytorch_model.bin": state}
+    if sharded:
+        parts = {
+            "pytorch_model-00001-of-00002.bin": dict(list(state.items())[:half]),
+            "pytorch_model-00002-of-00002.bin": dict(list(state.items())[half:]),
+        }
     for file, part in parts.items():
         torch.save(part, tmp_path / file, _use_new_zipfile_serialization=new_format)
     if sharded:
@@ -339,7 +343,9 @@ def test_loading_runs_nothing_from_the_folder(tmp_path):
 
 PEAK = """
 import sys, torch
-from mmed.checkpoints import pretrained as checkpoint; from mmed.training import distributed; from mmed import model, tokenizer
+from mmed.checkpoints import pretrained as checkpoint
+from mmed.training import distributed
+from mmed import model, tokenizer
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 checkpoint.load_pretrained(sys.argv[3])  # what the first load of any model imports is not counted

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmed.checkpoints.families import FAMILIES, read_config, write_config
+from mmed.generate import generate
 from mmed.inference.decoder import Segment, decoder_for
-from mmed.inference.engine import generate
 from mmed.model import Transformer, published_name
 from mmed.utils.errors import UserError
 
@@ -102,18 +102,18 @@ def cached_logits(model: Transformer, ids: torch.Tensor, split: int) -> torch.Te
     one, all rows side by side.
     """
     B, T = ids.shape
-    decoder = decoder_for(model, B)
+    decoder = decoder_for(model)
     cache = decoder.make_cache(B, T)
     out = torch.empty(B, T, model.config.vocab_size)
     lengths = [split + b for b in range(B)]
     with torch.inference_mode():
-        first = decoder.extend(cache, [Segment(b, 0, ids[b, :n].tolist()) for b, n in enumerate(lengths)],
-                               [range(n) for n in lengths])
+        first = decoder.prefill(cache, [Segment(b, 0, ids[b, :n].tolist(), logits=n)
+                                        for b, n in enumerate(lengths)])
         for b, n in enumerate(lengths):
             out[b, :n] = first[b]
         while lengths[0] < T:
             at = [n for n in lengths if n < T]  # those of the last rows are done first
-            out[range(len(at)), at] = decoder.step(cache, ids[range(len(at)), at].tolist(), at)
+            out[range(len(at)), at] = decoder.decode_step(cache, ids[range(len(at)), at].tolist(), at)
             lengths = [n + 1 for n in at]
     return out
 
@@ -142,7 +142,8 @@ def test_greedy_tokens_equal_transformers_full_forwards_alone_and_eight_side_by_
             while len(ids) < len(prompt) + 6:
                 ids.append(int(theirs(torch.tensor([ids])).logits[0, -1].argmax()))
         expected.append(ids[len(prompt):])
-    assert generate(ours, prompts, 6, slots=8) == expected == generate(ours, prompts, 6, slots=1)
+    assert generate(ours, prompts, 6, max_batch_size=8) == expected
+    assert generate(ours, prompts, 6, max_batch_size=1) == expected
 
 
 @pytest.mark.parametrize("family", CLASSES)
@@ -246,8 +247,9 @@ def test_internlm2_equals_the_llama_that_its_packed_weights_stand_for(kv_heads, 
 @pytest.mark.parametrize("bias", [True, False])
 def test_internlm_equals_a_llama_with_biases_on_q_k_v_and_o(bias):
     llama = equivalent_llama(9, 6, bias)
-    config = {k: v for k, v in internlm2_folder(llama)[0].items() if k not in ("rope_theta", "rope_scaling", "attn_implementation")} | \
-        {"model_type": "internlm", "rotary": {"base": 1000000, "type": "dynamic"}}
+    dropped = ("rope_theta", "rope_scaling", "attn_implementation")
+    config = {k: v for k, v in internlm2_folder(llama)[0].items() if k not in dropped}
+    config |= {"model_type": "internlm", "rotary": {"base": 1000000, "type": "dynamic"}}
     ours = ours_of(config, llama.state_dict())
     ids = torch.randint(0, 97, (2, 19))
     with torch.no_grad():

@@ -117,7 +117,8 @@ def test_pages_that_ocr_fails_on_are_counted(tmp_path, monkeypatch):
     document, = run(tmp_path / "out", tmp_path / "mixed.pdf")[0]
     assert document.meta["read"] == {"text": 2, "not read": 2}
     write_pdf(tmp_path / "scan.pdf", 2, scanned=(0, 1))
-    assert run(tmp_path / "none", tmp_path / "scan.pdf", ocr=False) == ([], {"no text": 1})
+    with pytest.raises(UserError, match="1 x no text"):
+        run(tmp_path / "none", tmp_path / "scan.pdf", ocr=False)
 
 
 def test_the_text_of_another_ocr_engine_is_a_book_of_a_folder(tmp_path):

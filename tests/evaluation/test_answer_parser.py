@@ -217,8 +217,10 @@ def test_any_text_gives_letters_that_are_options_and_the_same_ones_again():
 
 PHRASES = [
     "The answer is", "answer:", "Answer (A or B):", "I would choose", "not", "Actually,", "wait", "because",
-    "and", "or", "is correct", "is wrong", "option", "None of them", "答案是", "正确答案：", "选", "不选", "应选", "错误",
-    "和", "正解は", "が正しい", "ではなく", "です", "選択肢", "la réponse est", "Réponses :", "et", "ou", "pas", "est fausse",
+    "and", "or", "is correct", "is wrong", "option", "None of them",
+    "答案是", "正确答案：", "选", "不选", "应选", "错误", "和",
+    "正解は", "が正しい", "ではなく", "です", "選択肢",
+    "la réponse est", "Réponses :", "et", "ou", "pas", "est fausse",
     "правильный ответ", "Ответ:", "не", "и", "или", "верно", "la respuesta es", "correcta", "no", "y",
     "la opción", "###Answer: OPTION", "IS CORRECT.", "###Rationale:", "\\boxed{", "}", "**", "(", ")", ".",
     ",", ":", "\n", "- ", "A", "B", "C", "D", "E", "А", "В", "С", "Б", "Ａ", "ｂ", "Β", "A.", "B)", "(C)",

@@ -5,37 +5,92 @@ from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
 
 STATED = {
     "en": [
-        "The most likely diagnosis is {}.", "The best next step is {}.",
-        "The most likely cause is option {}.", "The treatment of choice is {}.",
-        "Option {} best explains the findings.", "Thus, the diagnosis is ({}).",
-        "The most appropriate management of this patient is {}.", "The causative organism is {}."
-    ], "zh": ["最可能的诊断是{}。", "首选治疗是{}。", "最合适的处理是{}。", "病因应为{}。"],
-    "ja": ["最も可能性の高い診断は{}です。", "第一選択は{}である。", "適切な治療は{}です。", "原因は{}です。"], "fr": [
-        "Le diagnostic le plus probable est {}.", "Le traitement de choix est {}.",
-        "La cause la plus fréquente est {}.", "L'examen à réaliser en première intention est {}."
-    ], "ru": [
-        "Наиболее вероятный диагноз — {}.", "Препаратом выбора является {}.",
-        "Наиболее вероятная причина: {}.", "Методом выбора является {}."
-    ], "es": [
-        "El diagnóstico más probable es {}.", "El tratamiento de elección es {}.",
-        "La causa más frecuente es {}.", "El agente causal es {}."
-    ], "de": [
-        "Die wahrscheinlichste Diagnose ist {}.", "Die Therapie der Wahl ist {}.", "Die Ursache ist {}.",
-        "Der nächste Schritt ist {}."
-    ], "ar": ["التشخيص الأكثر احتمالا هو {}.", "العلاج الأنسب هو {}.", "السبب الأرجح هو {}."],
+        "The most likely diagnosis is {}.",
+        "The best next step is {}.",
+        "The most likely cause is option {}.",
+        "The treatment of choice is {}.",
+        "Option {} best explains the findings.",
+        "Thus, the diagnosis is ({}).",
+        "The most appropriate management of this patient is {}.",
+        "The causative organism is {}.",
+    ],
+    "zh": [
+        "最可能的诊断是{}。",
+        "首选治疗是{}。",
+        "最合适的处理是{}。",
+        "病因应为{}。",
+    ],
+    "ja": [
+        "最も可能性の高い診断は{}です。",
+        "第一選択は{}である。",
+        "適切な治療は{}です。",
+        "原因は{}です。",
+    ],
+    "fr": [
+        "Le diagnostic le plus probable est {}.",
+        "Le traitement de choix est {}.",
+        "La cause la plus fréquente est {}.",
+        "L'examen à réaliser en première intention est {}.",
+    ],
+    "ru": [
+        "Наиболее вероятный диагноз — {}.",
+        "Препаратом выбора является {}.",
+        "Наиболее вероятная причина: {}.",
+        "Методом выбора является {}.",
+    ],
+    "es": [
+        "El diagnóstico más probable es {}.",
+        "El tratamiento de elección es {}.",
+        "La causa más frecuente es {}.",
+        "El agente causal es {}.",
+    ],
+    "de": [
+        "Die wahrscheinlichste Diagnose ist {}.",
+        "Die Therapie der Wahl ist {}.",
+        "Die Ursache ist {}.",
+        "Der nächste Schritt ist {}.",
+    ],
+    "ar": [
+        "التشخيص الأكثر احتمالا هو {}.",
+        "العلاج الأنسب هو {}.",
+        "السبب الأرجح هو {}.",
+    ],
 }
 NAMES = {
     "en": [
-        "Therefore C difficile colitis is the cause.", "So I choose C difficile as the cause.",
-        "The diagnosis is hepatitis B.", "The causative organism is E coli.", "The treatment is vitamin D.",
-        "The cause is group A streptococcus.", "The cause is C. difficile.",
-        "B cells are the cause of this disease."
-    ], "fr": ["Le diagnostic est une hépatite B.", "Le traitement est la vitamine D."],
-    "es": ["El diagnóstico es hepatitis B.",
-           "El tratamiento es vitamina D."], "ru": ["Диагноз — гепатит B.", "Лечение: витамин D."],
-    "de": ["Die Diagnose ist Hepatitis B.",
-           "Die Therapie ist Vitamin D."], "zh": ["诊断是B型肝炎。",
-                                                  "治疗是维生素D。"], "ja": ["診断はB型肝炎です。", "治療はビタミンDです。"],
+        "Therefore C difficile colitis is the cause.",
+        "So I choose C difficile as the cause.",
+        "The diagnosis is hepatitis B.",
+        "The causative organism is E coli.",
+        "The treatment is vitamin D.",
+        "The cause is group A streptococcus.",
+        "The cause is C. difficile.",
+        "B cells are the cause of this disease.",
+    ],
+    "fr": [
+        "Le diagnostic est une hépatite B.",
+        "Le traitement est la vitamine D.",
+    ],
+    "es": [
+        "El diagnóstico es hepatitis B.",
+        "El tratamiento es vitamina D.",
+    ],
+    "ru": [
+        "Диагноз — гепатит B.",
+        "Лечение: витамин D.",
+    ],
+    "de": [
+        "Die Diagnose ist Hepatitis B.",
+        "Die Therapie ist Vitamin D.",
+    ],
+    "zh": [
+        "诊断是B型肝炎。",
+        "治疗是维生素D。",
+    ],
+    "ja": [
+        "診断はB型肝炎です。",
+        "治療はビタミンDです。",
+    ],
 }
 OPTIONS = {"A": "gout", "B": "asthma", "C": "anaemia", "D": "influenza", "E": "sepsis"}
 

@@ -177,10 +177,16 @@ class Seen(html.parser.HTMLParser):
 
 def hostile_results(tmp_path: Path) -> list[str]:
     rng = random.Random(SEED)
-    return [
-        f"{model}={result_folder(tmp_path / str(n), model, items=len(HOSTILE), texts={(language, i): rng.choice(HOSTILE) if i else HOSTILE[n % len(HOSTILE)] for language in ('English', 'French') for i in range(len(HOSTILE))})}"
-        for n, model in enumerate(["<b>m0</b>", "m1", "m2", "m3"])
-    ]
+    results = []
+    for n, model in enumerate(["<b>m0</b>", "m1", "m2", "m3"]):
+        texts = {
+            (language, i): rng.choice(HOSTILE) if i else HOSTILE[n % len(HOSTILE)]
+            for language in ("English", "French")
+            for i in range(len(HOSTILE))
+        }
+        folder = result_folder(tmp_path / str(n), model, items=len(HOSTILE), texts=texts)
+        results.append(f"{model}={folder}")
+    return results
 
 
 def harmless(page: str) -> Seen:
@@ -251,13 +257,18 @@ def test_a_ranking_made_with_the_keyboard_is_saved_and_merged(tmp_path, results)
     page = (tmp_path / "sheets" / "English.html").read_text(encoding="utf-8")
     page = re.sub(r"<meta http-equiv=[^>]*>", "", page)  # lets the driver in
     driver = """<script>
-      const press = (key, more) => document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, ...more}));
-      URL.createObjectURL = blob => { blob.text().then(text => { document.body.dataset.saved = text; }); return ""; };
+      const press = (key, more) =>
+        document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, ...more}));
+      URL.createObjectURL = blob => {
+        blob.text().then(text => { document.body.dataset.saved = text; });
+        return "";
+      };
       HTMLAnchorElement.prototype.click = () => {};  // a download would leave the page
       press("s", {ctrlKey: true});
       document.body.dataset.refused = document.getElementById("state").textContent;
       document.getElementById("rater").value = "Ana <b>Ω</b>";
-      press("d"); press("a"); press("x"); press("a"); press("Backspace"); press("в", {code: "KeyB"}); press("C"); press("a");
+      press("d"); press("a"); press("x"); press("a"); press("Backspace");
+      press("в", {code: "KeyB"}); press("C"); press("a");
       press("Enter"); press("ArrowLeft"); press("ArrowRight");
       for (const key of "abd") press(key);
       press("s", {ctrlKey: true});
@@ -290,7 +301,8 @@ def test_hostile_texts_stay_texts_in_a_browser(tmp_path):
         str(tmp_path / "sheets")
     ])
     dom = dump(tmp_path / "sheets" / "French.html", tmp_path / "profile")
-    assert 'class="card"' in dom and "Item 1 of" in dom, "the page's own script should have run under its policy"
+    ran = 'class="card"' in dom and "Item 1 of" in dom
+    assert ran, "the page's own script should have run under its policy"
     tags = {tag for tag, _ in Seen(dom).elements}
     assert not tags & {"img", "svg", "iframe", "object"} and dom.count("<script") == 2
 

@@ -130,7 +130,9 @@ def test_spaced_splitting_agrees_with_the_treebank_rules():
 
 
 def test_characters_keep_latin_and_digit_runs_whole():
-    assert split_characters("SpO2は98.5％、ＨＩＶ陰性") == ["SpO2", "は", "98.5", "％", "、", "ＨＩＶ", "陰", "性"]
+    assert split_characters("SpO2は98.5％、ＨＩＶ陰性") == [
+        "SpO2", "は", "98.5", "％", "、", "ＨＩＶ", "陰", "性"
+    ]
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -144,7 +146,7 @@ def test_official_words_keep_the_text_and_cut_it(code):
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_the_check_finds_nothing_to_mend_and_reads_the_languages_own_statements(code):
+def test_the_check_finds_nothing_to_fix_and_reads_the_languages_own_statements(code):
     """Terms, sentences, splitters; the sentences under `stated` are read as the letter in them, those under
     `denied` are not.
     """
@@ -153,7 +155,7 @@ def test_the_check_finds_nothing_to_mend_and_reads_the_languages_own_statements(
     found = [
         line for part in (check_words(language), check_rule(language), check_splitters(language, []),
                           check_answers(language), check_rest(language)) for kind, line in part
-        if kind == "mend"
+        if kind == "fix"
     ]
     assert not found, "\n".join(found)
 
@@ -233,7 +235,8 @@ def test_the_check_shows_everyday_words_and_thresholds_that_keep_too_much_or_too
         json.dumps({"text": text, "medical": text in medical}) + "\n" for text in ordinary + medical),
                     encoding="utf-8")
     shown = "\n".join(line for _, line in check_texts(ENGLISH, [str(file)]))
-    assert "'patients' is in 25 of 25 ordinary texts and in 25 of 25 medical ones" in shown and "'hospital' is in 25 of 25" in shown
+    assert "'patients' is in 25 of 25 ordinary texts and in 25 of 25 medical ones" in shown
+    assert "'hospital' is in 25 of 25" in shown
     assert "medical texts: 25, kept 100.0 %" in capsys.readouterr().out
     assert "100 % of the ordinary texts are kept" in "\n".join(
         line for _, line in check_texts(replace(ENGLISH, min_hits=2, min_density=0.01), [str(file)]))
@@ -277,7 +280,8 @@ def test_a_further_language_cannot_change_how_another_is_read():
 
 def test_importing_the_languages_is_light():
     """Only the standard library: every command's --help imports them."""
-    code = "import sys, mmed.languages as l; l.all_languages(); print([m for m in ('torch','numpy','nltk','jieba','janome') if m in sys.modules])"
+    code = ("import sys, mmed.languages as l; l.all_languages(); "
+            "print([m for m in ('torch','numpy','nltk','jieba','janome') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           check=True).stdout.strip() == "[]"
 

@@ -192,7 +192,8 @@ def test_the_folders_own_template_decides_the_format(name):
 
 
 def test_a_template_of_an_unknown_format_is_an_error():
-    zephyr = "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endfor %}"
+    zephyr = ("{% for message in messages %}"
+              "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endfor %}")
     with pytest.raises(UserError, match="chat template of this model is of an unknown format"):
         template_name(Like(IM_TOKENS, chat_template=zephyr), "llama")
 

@@ -64,7 +64,8 @@ def test_a_right_line_is_read_as_argparse_reads_it():
 
 
 def test_a_closed_pipe_ends_in_silence():
-    code = "from mmed.utils.errors import main_guard\ndef main():\n  for _ in range(10 ** 5): print('x' * 100)\nmain_guard(main)"
+    code = ("from mmed.utils.errors import main_guard\n"
+            "def main():\n  for _ in range(10 ** 5): print('x' * 100)\nmain_guard(main)")
     shell = subprocess.run(["bash", "-c", f"{sys.executable} -c \"$0\" | head -1", code],
                            capture_output=True,
                            text=True)

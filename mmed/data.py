@@ -149,7 +149,7 @@ class TokenStream:
             dtype = token_dtype(self.vocab_size)
             if type(self.tokens) is not int or type(self.documents) is not int:
                 raise TypeError("counts must be integers")
-            if meta["format"] != FORMAT or meta["dtype"] != dtype.name or min(self.tokens, self.documents) < 1:
+            if meta["format"] != FORMAT or meta["dtype"] != dtype.name or self.tokens < 1:
                 raise ValueError(f"format {meta['format']}, {meta['dtype']}, {self.tokens} tokens")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{self.prefix}.json: does not describe a token stream ({error!r})") from None

@@ -111,7 +111,10 @@ def apply_lora(model: Transformer, rank: int = 16, alpha: float = 16, dropout: f
     names = target_names(model.config, targets)
     model.requires_grad_(False)
     for name in names:
-        model.set_submodule(name, LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora))
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise UserError(f"{name} is not a linear layer")
+        model.set_submodule(name, LoRALinear(linear, rank, alpha, dropout, rslora))
     if not next(model.parameters()).is_meta:
         init_lora(model, seed)
     return len(names)

@@ -78,9 +78,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 logits = chunk @ matrix.t()  # (rows, V), soon their gradient
                 for few_logits, few_targets in zip(logits.split(few), target.split(few), strict=True):
                     total += cross_entropies(few_logits, few_targets, softcap).sum()
-                if needs_hidden:
+                if grad_hidden is not None:
                     torch.mm(logits, matrix, out=grad_hidden[start:start + rows])
-                if needs_weight:
+                if grad_weight is not None:
                     grad_weight += logits.t() @ chunk
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype

@@ -151,7 +151,8 @@ def bleu_orders(
     """
     if smoothing not in ("method1", "none"):
         raise ValueError(f"smoothing={smoothing!r}: expected 'method1' or 'none'")
-    scores, log_sum = [], 0.0
+    scores: list[float] = []
+    log_sum = 0.0
     for n in range(1, max_order + 1):
         matches = ngram_matches(candidate, reference, n)
         if not matches and (n == 1 or smoothing == "none"):

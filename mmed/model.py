@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +155,7 @@ def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtyp
         raise ValueError(f"{positions.shape[1]} tokens in a row: dynamic RoPE scaling, which begins beyond "
                          f"{longest} positions, is not supported")
     local = slides and config.rope_local_theta is not None
-    theta = config.rope_local_theta if local else config.rope_theta
+    theta = config.rope_theta if config.rope_local_theta is None or not slides else config.rope_local_theta
     speed = rope_frequencies(config, theta, not local, positions.device)
     angles = positions[..., None].float() * speed      # (B, T, E / 2)
     angles = torch.cat((angles, angles), -1)[:, None]  # (B, 1, T, E)
@@ -217,7 +218,7 @@ def dense_mask(config: ModelConfig, queries: Tensor, keys: Tensor, slides: bool,
     """
     distance = queries[:, None, :, None] - keys
     visible = distance >= 0
-    if slides:
+    if slides and config.sliding_window is not None:
         visible = visible & (distance < config.sliding_window)
     if config.position_embedding != "alibi":
         return visible
@@ -273,7 +274,7 @@ class Attention(nn.Module):
         if config.position_embedding == "rope":
             cos, sin = shared.rope[self.slides]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if shared.cache is not None:
+        if shared.cache is not None and shared.positions is not None:
             k, v = shared.cache.update(self.layer, k, v, shared.positions, shared.used)  # (B, K, S, E)
         out = attend(q, k, v, shared.masks[self.slides], self.scale, config.attention_softcap)
         return self.o_proj(out.reshape(B, T, H * E))
@@ -333,6 +334,7 @@ class Transformer(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.activation_checkpointing = 0  # n: recompute every n-th block in the backward pass
         self.fast_kernels = True  # False: attention by `scaled_dot_product_attention` with a dense mask
+        self.int8 = False  # decode with 8-bit weights
 
     @property
     def head_weight(self) -> Tensor:
@@ -403,7 +405,8 @@ class Transformer(nn.Module):
         """The mask of tokens at `positions` (B, T) over the first `used` places of a cache."""
         first, T = int(positions.min()), positions.shape[1]
         causal = first == used - T and (first == 0 or T == 1)  # all rows have the same length
-        slides = slides and self.config.sliding_window < used
+        window = self.config.sliding_window
+        slides = slides and window is not None and window < used
         if causal and not slides and self.config.position_embedding == "rope":
             return None
         return dense_mask(self.config, positions, torch.arange(used, device=positions.device), slides, dtype)
@@ -412,8 +415,9 @@ class Transformer(nn.Module):
                  dtype: torch.dtype) -> Tensor | FastMask | None:
         """The mask of whole rows x (B, T, D), without a cache; None for plain causal attention."""
         config, (B, T, _) = self.config, x.shape
-        slides = slides and config.sliding_window < T
         window = config.sliding_window if slides else None
+        slides = window is not None and window < T
+        window = window if slides else None
         if self.fast_kernels and config.position_embedding == "rope" and config.attention_softcap is None:
             return fast_mask(document_ids, B, T, window, x.device)
         if document_ids is None and not slides and config.position_embedding == "rope":
@@ -450,7 +454,7 @@ class Transformer(nn.Module):
         return self
 
 
-def local_rows(parameter: Tensor) -> tuple[Tensor, slice]:
+def local_rows(parameter: Any) -> tuple[Tensor, slice]:
     """(the part of `parameter` on this rank, which rows of the whole it is)."""
     if not hasattr(parameter, "to_local"):
         return parameter, slice(0, parameter.shape[0])

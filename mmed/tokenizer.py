@@ -30,6 +30,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -211,7 +212,7 @@ def _open_json(file: dict, settings: TokenizerSettings, name: str):
     for entry in file.get("added_tokens") or []:
         settings.add(entry.get("content"), entry.get("id"), entry, Path(name).name)
     special, added = settings.split()
-    core = open_byte_level(
+    core: Any = open_byte_level(
         file, {text: entry | {"special": text in special}
                for text, (_, entry) in settings.added.items()})
     core = core or HubBackend(file, special, name)

@@ -29,6 +29,7 @@ from mmed.checkpoints.extend_vocabulary import (
     write_tokenizer,
 )
 from mmed.checkpoints.families import FAMILIES, write_config
+from mmed.checkpoints.import_gguf import import_gguf
 from mmed.checkpoints.model_card import model_card, run_data, run_recipe
 from mmed.checkpoints.pretrained import (
     has_tokenizer,
@@ -271,6 +272,10 @@ def _parser() -> Parser:
     sub = commands.add_parser("inspect", help="what a model folder is")
     sub.add_argument("folder")
 
+    sub = commands.add_parser("import-gguf", help="a GGUF file as a model folder (extra gguf)")
+    sub.add_argument("file", metavar="FILE.gguf")
+    sub.add_argument("out", metavar="FOLDER")
+
     sub = commands.add_parser("export", help="a run, or a model folder, as a published folder with its card")
     sub.add_argument("run", metavar="RUN", help="run folder, or model folder")
     sub.add_argument("out", metavar="FOLDER")
@@ -342,6 +347,10 @@ def main(arguments: list[str] | None = None) -> int:
         inspect(options)
         return 0
     out = Path(options.out)
+    if options.command == "import-gguf":
+        import_gguf(Path(options.file), out)
+        print(f"{out}: done; the weights are dequantised, which is not the original model")
+        return 0
     if out.exists() and not options.force and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: already exists; give another folder, or --force to replace it")
     if options.command == "extend" and (options.pieces < 0 or (not options.texts and not options.special)):

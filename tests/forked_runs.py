@@ -232,7 +232,7 @@ def outcome(run: Path) -> dict[str, object]:
     """Everything two equal runs must share to the bit: checkpoint, exported model, log without its clock."""
     folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     state = json.loads((folder / "state.json").read_text())
-    result: dict[str, object] = {"state": {key: state[key] for key in state if key not in ("sha256", "seal")}}
+    result: dict[str, object] = {"state": {key: state[key] for key in state if key not in ("sha256", "seal", "checksum")}}
     for saved in (folder, run / "model", run / "adapter"):
         for path in sorted(saved.glob("*.safetensors")):
             result |= tensor_hashes(path)

@@ -186,7 +186,7 @@ PHASES = {
     "loading the model": ("mmed.checkpoints.pretrained", "load_weights", 1),
     "a step": ("mmed.training.optimizer", "update", 13),
     "an evaluation": ("mmed.training.validation", "validation_loss", 2),
-    "a save": ("mmed.checkpoints.training_state", "write_state", 3),
+    "a save": ("mmed.checkpoints.training_state", "publish", 3),
     "the export": ("mmed.checkpoints.pretrained", "save_pretrained", 1),
 }
 

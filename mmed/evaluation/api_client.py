@@ -178,6 +178,8 @@ def read_reply(value: Any) -> dict[str, Any]:
     >>> read_reply({"choices": [{"message": {"content": "B"}, "finish_reason": "stop"}]})["text"]
     'B'
     """
+    if isinstance(value, str):  # a server that does not call its JSON by that type
+        value = json.loads(value)
     if not isinstance(value, dict):
         raise CallFailed(f"the reply is not a JSON object: {str(value)[:80]!r}", retry=True)
     choice = (value.get("choices") or [{}])[0]

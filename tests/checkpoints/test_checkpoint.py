@@ -735,7 +735,7 @@ def test_the_papers_lora_settings_train_on_two_processes_and_export(tmp_path, fa
     ],
                     ranks=2)
     layers = 2 if config.packed_qkv else 4
-    assert f"{layers} layers adapted, rank 16" in done.stderr
+    assert f"{layers} layers, rank 16" in done.stderr
     command("export", tmp_path / "run", tmp_path / "out")
     exported, _ = load_pretrained(tmp_path / "out")
     ours, _ = load_pretrained(tmp_path / "base")

@@ -232,7 +232,8 @@ def outcome(run: Path) -> dict[str, object]:
     """Everything two equal runs must share to the bit: checkpoint, exported model, log without its clock."""
     folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     state = json.loads((folder / "state.json").read_text())
-    result: dict[str, object] = {"state": {key: state[key] for key in state if key not in ("sha256", "seal", "checksum")}}
+    hashes = ("sha256", "seal", "checksum")  # of files whose metadata has no fixed order
+    result: dict[str, object] = {"state": {key: state[key] for key in state if key not in hashes}}
     for saved in (folder, run / "model", run / "adapter"):
         for path in sorted(saved.glob("*.safetensors")):
             result |= tensor_hashes(path)

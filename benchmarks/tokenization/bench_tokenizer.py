@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import sentencepiece
 
-from mmed.tokenization.bpe import LLAMA3
+from mmed.tokenization.byte_level import LLAMA3
 from mmed.tokenization.sentencepiece_model import SentencePieceModel
 from mmed.tokenizer import load_tokenizer, read_texts, train_sentencepiece
 from mmed.utils.errors import main_guard, require_extra
@@ -147,7 +147,6 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         ours = train_sentencepiece(everything, folder, options.vocab_size)
-        ours.core.twin_after = 1
         bare = sentencepiece.SentencePieceProcessor(model_file=str(ours.files[0]))
         hf = llama_json(ours.files[0])
         byte_level = byte_level_json(everything, options.vocab_size)

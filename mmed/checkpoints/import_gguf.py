@@ -7,8 +7,7 @@ model, not the original. Needs the extra `gguf` (that library's reader and dequa
 """
 from __future__ import annotations
 
-import json
-import struct
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from mmed.checkpoints.pretrained import replace_folder
+from mmed.tokenization.byte_level import GPT2, LLAMA3, QWEN2
+from mmed.tokenization.sentencepiece_model import build_message, build_piece
 from mmed.utils.errors import UserError, require_extra
+from mmed.utils.files import write_json
 
 ARCHITECTURES = {
     "llama": ("LlamaForCausalLM", "llama"),
@@ -36,12 +39,7 @@ TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "o
 GEMMA_LOCAL_THETA, GEMMA_PATTERN = 10_000.0, 6  # constants of the architecture that GGUF files leave out
 
 # Splitting rules of byte-level BPE, by tokenizer.ggml.pre.
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+")
-SPLITS = {"default": GPT2, "gpt-2": GPT2, "smollm": GPT2, "llama-bpe": LLAMA3, "llama3": LLAMA3,
-          "qwen2": LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")}
+SPLITS = {"default": GPT2, "gpt-2": GPT2, "smollm": GPT2, "llama-bpe": LLAMA3, "qwen2": QWEN2}
 CONTROL, USER_DEFINED = 3, 4  # token types, the same as sentencepiece's
 
 
@@ -63,16 +61,19 @@ def import_gguf(file: Path, folder: Path) -> None:
                         f"{', '.join(ARCHITECTURES)}")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
     names = {tensor.name for tensor in reader.tensors}
-    config = read_config(fields, architecture, names)
-    save_file(read_tensors(reader, config), folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", config)
-    write_tokenizer(fields, folder)
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    building = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        config = read_config(fields, architecture, names)
+        save_file(read_tensors(reader, config), building / "model.safetensors", metadata={"format": "pt"})
+        write_json(building / "config.json", config)
+        write_tokenizer(fields, building)
+    except UserError as error:
+        shutil.rmtree(building)
+        raise UserError(f"{file}: {error}") from None
+    replace_folder(building, folder)
 
 
 def read_config(fields: dict[str, Any], architecture: str, names: set[str]) -> dict:
@@ -204,37 +205,18 @@ def byte_level_tokenizer(fields: dict[str, Any], tokens: list[str], types: list[
             "decoder": byte_level, "model": model}
 
 
-def varint(number: int) -> bytes:
-    """A protobuf integer."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def protobuf(number: int, value: bytes | int) -> bytes:
-    """A protobuf field: bytes, or an integer."""
-    if isinstance(value, bytes):
-        return varint(number << 3 | 2) + varint(len(value)) + value
-    return varint(number << 3) + varint(value)
-
-
 def sentencepiece_model(fields: dict[str, Any], tokens: list[str], types: list[int]) -> bytes:
     """tokenizer.model: a BPE with byte fallback, in sentencepiece's format (sentencepiece_model.proto)."""
     # GGUF files write the spaces of user-defined pieces plainly.
     tokens = [
         token.replace(" ", "\u2581") if kind == USER_DEFINED else token for token, kind in zip(tokens, types)
     ]
-    pieces = b"".join(
-        protobuf(
-            1,
-            protobuf(1, token.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score) + protobuf(3, kind))
-        for token, score, kind in zip(tokens, fields["tokenizer.ggml.scores"], types))
-    trainer = protobuf(3, 2) + protobuf(4, len(tokens)) + protobuf(35, 1)
+    pieces = [build_piece(token, float(score), kind)
+              for token, score, kind in zip(tokens, fields["tokenizer.ggml.scores"], types)]
+    trainer = [(3, 2), (4, len(tokens)), (35, 1)]  # BPE, vocabulary size, byte fallback
     for number, name in ((40, "unknown"), (41, "bos"), (42, "eos"), (43, "padding")):
         if f"tokenizer.ggml.{name}_token_id" in fields:
-            trainer += protobuf(number, fields[f"tokenizer.ggml.{name}_token_id"])
+            trainer.append((number, fields[f"tokenizer.ggml.{name}_token_id"]))
     prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
-    normaliser = protobuf(1, b"identity") + protobuf(3, int(prefix)) + protobuf(4, 0) + protobuf(5, 1)
-    return pieces + protobuf(2, trainer) + protobuf(3, normaliser)
+    normaliser = build_message((1, b"identity"), (3, int(prefix)), (4, 0), (5, 1))
+    return build_message(*pieces, (2, build_message(*trainer)), (3, normaliser))

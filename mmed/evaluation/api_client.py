@@ -285,6 +285,9 @@ class Caller:
                                     f"last one because {failure}; {KEPT}") from None
             return {"text": "", "finish_reason": failure.kind, "error": str(failure), "model": None,
                     "prompt_tokens": None, "completion_tokens": None}
+        if self.server.key:  # a server may repeat the request in its reply
+            hidden = json.dumps(reply).replace(json.dumps(self.server.key)[1:-1], "[key]")
+            reply = json.loads(hidden)
         with self.lock:
             self.store.add(key, reply)
             self.answered += 1
@@ -315,6 +318,8 @@ class Caller:
         """An error status as the end of the run, or as the failure of this call alone."""
         body = error.body if isinstance(error.body, dict) else {}
         reason = f"{error.status_code}: {error_text(error.body or error.message)}"
+        if self.server.key:
+            reason = reason.replace(self.server.key, "[key]")
         if error.status_code in FATAL_STATUS:
             advice = FATAL_STATUS[error.status_code]
             raise UserError(f"{self.server.base_url}: {reason}; {advice}; {KEPT}") from None

@@ -240,9 +240,9 @@ def test_a_server_is_sent_its_own_key_and_no_other(tmp_path, monkeypatch):
 
 
 def test_a_key_that_the_server_repeats_is_not_stored(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("MINE", KEY)
     stub = Stub(answer=lambda body: f"Your key is {KEY}. The answer is B.")
-    server = api_client.server_from(options_of("--base_url", stub.url))
+    server = api_client.server_from(options_of("--base_url", stub.url, "--api_key_env", "MINE"))
     store = api_client.CallStore(tmp_path / "calls.jsonl")
     reply, = api_client.ask(server, [api_client.request(server, "q", 9)], store)
     store.close([])

@@ -263,8 +263,3 @@ def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
     return recipe, check(TrainConfig(**options))
-
-
-def help_text(recipe: str = "") -> str:
-    """What `train.py RECIPE --help` prints."""
-    return make_parser(recipe).format_help()

@@ -181,7 +181,7 @@ def evaluate_api(items: list[ExamItem], options: argparse.Namespace, settings: d
     """Ask an API; api_calls.jsonl keeps every reply, so scoring again costs nothing. Returns the summary."""
     out = Path(options.out)
     questions = api_questions(items, options)
-    requests = [question.body or {} for question in questions]
+    requests = [question.body for question in questions]
     labels = [f"item {question.item.key} ({question.item.language})" for question in questions]
     store = api_client.CallStore(out / "api_calls.jsonl")
     (out / "results.json").unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_world import finetune, lines, make_world, pretrain
 from warm_start import run as warm_run
 
-from mmed.config import RECIPES, check, help_text, parse_command_line
+from mmed.config import RECIPES, check, make_parser, parse_command_line
 from mmed.data import StreamWriter
 from mmed.train import learning_rate
 from mmed.utils.errors import UsageError
@@ -310,7 +310,8 @@ def test_bad_options_end_in_one_line(world, tmp_path, extra, code, words):
 def test_options_take_both_spellings_and_unknown_recipes_list_all():
     recipe, config = parse_command_line(["tiny", "--dry-run", "--max_steps", "3", "--async-save=false"])
     assert (recipe, config.dry_run, config.max_steps, config.async_save) == ("tiny", True, 3, False)
-    assert "--max_steps" in help_text("tiny") and "(default: 150)" in help_text("tiny")
+    help_text = make_parser("tiny").format_help()
+    assert "--max_steps" in help_text and "(default: 150)" in help_text
     with pytest.raises(UsageError, match="finetune_lora"):
         parse_command_line(["finetune_lroa"])
 

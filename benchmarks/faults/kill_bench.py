@@ -166,7 +166,8 @@ def kill_in_save(bench: Bench):
         save_twice(out, number, counter).wait(60)
         state = training_state.latest_state(out)
         complete = state is not None and training_state.damage(state)[0] is not None
-        shutil.rmtree(out) if not complete else None
+        if not complete:
+            shutil.rmtree(out)
         again = save_twice(out, 0, counter).wait(60) == [0]
         latest = training_state.latest_state(out)
         row.add(complete and again and latest.name == "step-2", f"operation {number} of {operations}")

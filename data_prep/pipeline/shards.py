@@ -103,11 +103,6 @@ def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[
     return read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
 
 
-def keep_all(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """The function of a step whose work is done by its reader."""
-    for document in documents:
-        shard.keep(document)
-
 
 # ---- one shard -----------------------------------------------------------------------------------
 

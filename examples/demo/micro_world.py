@@ -190,9 +190,6 @@ def weigh(language: str, options: list[str], right: int) -> str:
                     for i, option in enumerate(options))
 
 
-def option_list(options: list[str]) -> str:
-    return " ".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
-
 
 def draw_things(world: World, language: str, rng: random.Random, count: int) -> list[str]:
     """Different names of one ordinary kind: people, towns or things, or a mixture."""

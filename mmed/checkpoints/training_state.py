@@ -61,24 +61,15 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     return tensors
 
 
-def save_state(run: str | Path,
-               model: nn.Module,
-               optimizer: torch.optim.Optimizer,
-               step: int,
-               facts: dict,
-               keep_last: int = 2) -> Path:
-    """Write RUN/checkpoints/step-N and point `latest` at it; every rank calls. Of the older ones, keep_last -
-    1 stay.
-    """
-    return write_state(run, state_tensors(model, optimizer), step, facts, keep_last)
-
 
 def write_state(run: str | Path,
                 tensors: dict[str, torch.Tensor],
                 step: int,
                 facts: dict,
                 keep_last: int = 2) -> Path:
-    """`save_state` of given tensors."""
+    """Write RUN/checkpoints/step-N and point `latest` at it; every rank calls. Of the older ones,
+    keep_last - 1 stay.
+    """
     writer = prepare(run, tensors, step)
     with unfinished_removed(run, step):
         dcp.save(tensors, storage_writer=writer)

@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from mmed.generate import encode_prompt
@@ -39,7 +39,7 @@ class Question:
     mode: str
     prompt: str
     ids: list[int]
-    body: dict | None = None
+    body: dict = field(default_factory=dict)
 
     @property
     def prompt_hash(self) -> str:

@@ -160,7 +160,7 @@ def test_an_estimate_sends_nothing_and_needs_no_key(exams, tmp_path, capsys, mon
     assert rows[-1][:4] == ["all", "11", "0", "11"] and rows[-1][5:7] == ["2,200", "11,264"]
     assert float(rows[-1][7].replace(",", "")) == float(rows[-1][4].replace(",", ""))  # a dollar a token
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Test"]
-    with pytest.raises(UsageError, match="OPENAI_API_KEY"):
+    with pytest.raises(UsageError, match=r"there is no such environment variable \(default OPENAI_API_KEY\)"):
         main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), "--api", "gpt-x"])
 
 

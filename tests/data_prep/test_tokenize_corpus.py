@@ -106,5 +106,5 @@ def test_nothing_to_tokenize_and_a_missing_tokenizer_are_one_line(corpus):
     (folder / "empty.jsonl").write_text('{"text": " "}\n')
     with pytest.raises(UserError, match="no document to tokenize"):
         tokenize_corpus([folder / "empty.jsonl"], folder / "tokenizer", folder / "s")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="nowhere: no such file"):
         tokenize_corpus([folder / "raw"], folder / "nowhere", folder / "s")

@@ -279,21 +279,14 @@ def _parser() -> Parser:
     sub = commands.add_parser("export", help="a run, or a model folder, as a published folder with its card")
     sub.add_argument("run", metavar="RUN", help="run folder, or model folder")
     sub.add_argument("out", metavar="FOLDER")
-    sub.add_argument("--step",
-                     type=int,
+    sub.add_argument("--step", type=int,
                      help="export this checkpoint of a run (default: the result, else the latest checkpoint)")
     sub.add_argument("--base", metavar="FOLDER", help="where the model that the run started from is now")
-    sub.add_argument("--layout",
-                     choices=("own", "llama"),
-                     default="own",
+    sub.add_argument("--layout", choices=("own", "llama"), default="own",
                      help="llama: unpack InternLM 1 or 2 into Llama's layout")
-    sub.add_argument("--results",
-                     nargs="+",
-                     default=[],
-                     metavar="FOLDER",
+    sub.add_argument("--results", nargs="+", default=[], metavar="FOLDER",
                      help="result folders of mmed.eval, for the card")
-    sub.add_argument("--license",
-                     metavar="NAME",
+    sub.add_argument("--license", metavar="NAME",
                      help="licence named in the card; must be compatible with the base model's")
     _add_writing(sub)
 
@@ -306,30 +299,15 @@ def _parser() -> Parser:
     sub = commands.add_parser("extend", help="more vocabulary for a new language")
     sub.add_argument("folder")
     sub.add_argument("out")
-    sub.add_argument("--texts",
-                     nargs="+",
-                     default=[],
-                     metavar="FILE",
+    sub.add_argument("--texts", nargs="+", default=[], metavar="FILE",
                      help="documents of the new language: .jsonl, .jsonl.gz or .txt")
-    sub.add_argument("--pieces",
-                     type=int,
-                     default=4000,
-                     metavar="N",
+    sub.add_argument("--pieces", type=int, default=4000, metavar="N",
                      help="pieces to learn from them (default 4000)")
-    sub.add_argument("--special",
-                     action="append",
-                     default=[],
-                     metavar="TEXT",
+    sub.add_argument("--special", action="append", default=[], metavar="TEXT",
                      help="a special token to add; may be repeated")
-    sub.add_argument("--report",
-                     nargs="+",
-                     default=[],
-                     metavar="FILE",
+    sub.add_argument("--report", nargs="+", default=[], metavar="FILE",
                      help="documents for tokens per character by language")
-    sub.add_argument("--max_characters",
-                     type=int,
-                     default=20_000_000,
-                     metavar="N",
+    sub.add_argument("--max_characters", type=int, default=20_000_000, metavar="N",
                      help="read at most this many (default 20,000,000)")
     _add_writing(sub)
     return parser

@@ -94,6 +94,21 @@ class Patterns:
             rf"(?:{word('and_', unspaced=False, blank=False)}))? ?(?:{attached})?"
             rf"| |\n{{1,2}}(?=(?:[-*•]|\d{{1,2}}[.)]) )")
         self.but = re.compile(rf"[ ,;]{{0,2}}(?:{word('but')})", re.I)
+        self._compile_links()
+        self._compile_verdicts()
+        # Where an answer has run on into a new item, or a prompt is repeated
+        self.run_on = re.compile(
+            r"###? ?(?:Instruction|Input|Question|Response):|Below is an instruction|"
+            rf"(?<=\n)(?:{joined('question', unspaced=False)}) ?:|"
+            rf"(?<=\n)(?:{joined('question', spaced=False)})[:：]|<\|im_start\|>|\[INST\]"
+        )
+        own_letter = rf"|(?<![{alpha}0-9])[{letters}](?![{alpha}])" if letters else ""
+        self.standing = re.compile(
+            rf"(?<![{alpha}0-9°])(?<![{alpha}]['-])[{CAPITALS}](?![a-zà-öø-ÿа-я]){own_letter}")
+
+    def _compile_links(self) -> None:
+        """What stands between a cue and its letter, and what may follow a letter."""
+        word, joined, alpha = self._words, self._joined, self.alpha
         # Between a cue and its letter: words that carry nothing, and (group 1) those that link the two
         self.filler = re.compile(
             rf"(\n\d{{1,2}}[.)] |\n|[:=→➜>\[\](){{}}\"'«»“”「」『』【】《》*_`$#|~]|-(?![{alpha}])|[–—]|"
@@ -104,7 +119,10 @@ class Patterns:
         self.named = re.compile(f" (?:{joined('named')})(?![{alpha}])")
         self.goes_on = re.compile(f" (?:{joined('goes_on')})(?![{alpha}])")
         self.because = re.compile(f" (?:{joined('because')})(?![{alpha}])")
-        # Beside a letter that comes first
+
+    def _compile_verdicts(self) -> None:
+        """What is said of a letter that comes first, and what may surround letters."""
+        word, joined = self._words, self._joined
         self.is_answer = re.compile(rf"{_CLOSERS}(?:{joined('is_answer')})")
         self.right = re.compile(
             rf"[)\]*_\"'»”」』】`.:]{{0,4}} ?(?:[-–—:=,→])? ?(?:{joined('right_link')})?(?:{word('right')}|"
@@ -120,15 +138,6 @@ class Patterns:
             rf"(?:{joined('line_prefix')}) ?){{0,8}}", re.I)
         self.bare_tail = re.compile(rf"{joined('bare_tail')}|\d{{1,3}} ?%")
         self.avoid = re.compile(f"{self.negation.pattern}|{joined('avoid')}")
-        # Where an answer has run on into a new item, or a prompt is repeated
-        self.run_on = re.compile(
-            r"###? ?(?:Instruction|Input|Question|Response):|Below is an instruction|"
-            rf"(?<=\n)(?:{joined('question', unspaced=False)}) ?:|"
-            rf"(?<=\n)(?:{joined('question', spaced=False)})[:：]|<\|im_start\|>|\[INST\]"
-        )
-        own_letter = rf"|(?<![{alpha}0-9])[{letters}](?![{alpha}])" if letters else ""
-        self.standing = re.compile(
-            rf"(?<![{alpha}0-9°])(?<![{alpha}]['-])[{CAPITALS}](?![a-zà-öø-ÿа-я]){own_letter}")
 
     def _listed(self, field: str, spaced: bool = True, unspaced: bool = True) -> list[tuple[Language, str]]:
         """What each of the languages has under this name, in folded letters."""

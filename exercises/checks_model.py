@@ -302,7 +302,7 @@ def shard(student: Student, rng: random.Random) -> None:
             compare(grad_x, xs[rank].grad, f"the gradient of x on rank {rank}", 1e-5)
             compare(grad_own, W.grad[rank * rows:(rank + 1) * rows],
                     f"the gradient of rank {rank}'s own rows", 1e-5)
-        except Exception as problem:  # told by the main thread
+        except Exception as problem:  # reported by the main thread
             problems[rank] = problem
 
     threads = [threading.Thread(target=one_rank, args=(rank,), daemon=True) for rank in range(world)]

@@ -1,4 +1,4 @@
-"""A student's file: its functions, called so that whatever goes wrong in them is told in words."""
+"""A student's file: its functions, called so that whatever goes wrong in them is explained in words."""
 from __future__ import annotations
 
 import importlib.util
@@ -32,15 +32,15 @@ def in_words(error: BaseException, path: Path) -> str:
 
 
 class Student:
-    """The functions of a file, called so that whatever goes wrong in them is told in words."""
+    """The functions of a file, called so that whatever goes wrong in them is explained in words."""
 
     def __init__(self, module: ModuleType):
         self.module, self.path = module, Path(module.__file__)
 
     def call(self, name: str, *arguments: Any, shown: str | None = None) -> Any:
-        """The result of a function of the file; `shown`: how the call is told, when its arguments are long.
+        """The result of a function of the file; `shown`: how the call is shown, when its arguments are long.
         """
-        told = f"{name}({shown if shown is not None else ', '.join(map(show, arguments))})"
+        call = f"{name}({shown if shown is not None else ', '.join(map(show, arguments))})"
         if not callable(function := getattr(self.module, name, None)):
             raise Wrong(
                 f"{self.path.name} has no function {name} any more; `git checkout "
@@ -51,10 +51,10 @@ class Student:
         except Wrong:
             raise
         except Exception as error:
-            raise Wrong(f"{told} stopped with {in_words(error, self.path)}") from None
+            raise Wrong(f"{call} stopped with {in_words(error, self.path)}") from None
         if result is None:
             raise Wrong(
-                f"{told} gives nothing back yet: write the body of {name} in "
+                f"{call} gives nothing back yet: write the body of {name} in "
                 f"{self.path.parent.name}/{self.path.name}, and return the result"
             )
         return result
@@ -67,8 +67,8 @@ class Student:
                tolerance: float = 1e-5) -> Any:
         """The result, if it is what was wanted."""
         got = self.call(name, *arguments, shown=shown)
-        told = f"{name}({shown if shown is not None else ', '.join(map(show, arguments))})"
-        compare(got, wanted, f"your {told}", tolerance)
+        call = f"{name}({shown if shown is not None else ', '.join(map(show, arguments))})"
+        compare(got, wanted, f"your {call}", tolerance)
         return got
 
 

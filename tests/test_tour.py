@@ -1,4 +1,4 @@
-"""The tour (docs/tour.md): made anew it says what it said, its links lead somewhere, its drawings can be read
+"""docs/tour.md: regenerating changes nothing, its links lead somewhere, its drawings can be read
 on light and dark pages.
 """
 import importlib.util

@@ -197,7 +197,7 @@ def more_words(languages: list[Language], data: Path, megabytes: float) -> None:
 
 
 def growth(languages: list[Language], data: Path, megabytes: float) -> None:
-    """Time and resident memory at 1, 10 and 100 times the text, documents made anew as they are read."""
+    """Time and resident memory at 1, 10 and 100 times the text, documents generated while they are read."""
     language = languages[0]
     texts = mixture(language, data, megabytes / 10)
     matcher = Matcher(language)

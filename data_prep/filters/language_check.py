@@ -46,7 +46,7 @@ def check_words(language: Language) -> Iterator[Finding]:
         yield "fix", f"medical_words: {len(terms)} terms; the rule of the paper is made for {TERMS}"
     for form, count in Counter(map(dictionary_form, terms)).items():
         if count > 1:
-            yield "fix", f"medical_words: {form!r} stands there {count} times"
+            yield "fix", f"medical_words: {form!r} appears {count} times"
     for term in terms:
         if term != term.lower().strip():
             yield "fix", f"medical_words: {term!r} is not in lower case"

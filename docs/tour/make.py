@@ -7,7 +7,7 @@ in template.md.
 
 In:  template.md, in which {{name}} is a value of the stages and [[mmed/model.py: rotate]] a place in the
      code.
-Out: the page, the drawings, and everything between them in build/tour, for whoever wants to look at it.
+Out: the page, the drawings, and everything between them in build/tour, for inspection.
 Order: corpus_stages.py -> model_stages.py -> exam_stages.py; drawings.py draws. Seeds are fixed and one
 thread computes, so the page is the same text again. Other processors round differently; TOLERANCE is what
 --check allows.
@@ -125,7 +125,7 @@ def close(a: str, b: str) -> bool:
 
 
 def differences(name: str, old: str, new: str) -> list[str]:
-    """What is no longer so in a file, a line each."""
+    """What has changed in a file, one line each."""
     old_lines, new_lines = old.splitlines(), new.splitlines()
     if len(old_lines) != len(new_lines):
         place = next((i for i, pair in enumerate(zip(old_lines, new_lines)) if not alike(*pair)),

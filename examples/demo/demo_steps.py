@@ -138,7 +138,7 @@ def steps(out: str, seed: int) -> list[Step]:
                                  ("full_corpus", "full, base + corpus"))), "--corpus", corpus, streams,
             "--out", f"{out}/report.html", "--title", "mmed: the paper in miniature", "--notice", NOTICE
         ]], tuple(step.name for step in plan if step.name.startswith("exam_"))))
-    # Whoever is on the longest way goes first.
+    # Schedule the critical path first.
     order = [
         "world", "filter", "dedup", "tokenizer", "school", "exercises", "streams", "base", "corpus",
         "full_corpus", "lora_corpus"

@@ -11,11 +11,11 @@ In: a seed. Out, below `--out`, the same bytes for the same seed:
     model is taught to answer
     school/English.jsonl                           those on ordinary things in English, for the first lessons
     MMedBench/{Train,Test}/<English name>.jsonl    exam items; a disease of Test is in no item of Train
-    world.json                every disease with its facts and its half, for whoever wants to check that
+    world.json                every disease with its facts and its half, for checking
                               nothing leaks
 
 None of it exists: the names are made of syllables, so nothing can be taken for medical advice and no model
-can know it beforehand. A fact (the drug of a disease) is told in all six languages, in several paraphrases;
+can know it beforehand. A fact (the drug of a disease) is stated in all six languages, in several paraphrases;
 English, French and Spanish share one spelling. What lets a model of a million parameters sit the exam after
 so short a training: names stand between spaces and become single pieces; a rationale begins with a sentence
 of the corpus, so that recalling is the same next-token prediction in both; then it goes through the options
@@ -334,7 +334,7 @@ def _document(page: dict, language: str, source: str) -> dict:
 
 
 def symbols(world: World) -> list[str]:
-    """What the tokenizer is told to keep whole: every name, with its space (the sign of sentencepiece) in
+    """What the tokenizer must keep whole: every name, with its space (the sign of sentencepiece) in
     front.
     """
     # A name is rare beside the words of six languages: by frequency alone a vocabulary this small cuts most

@@ -16,10 +16,10 @@ from typing import IO, Any
 
 from mmed.utils.errors import UserError
 
-# What a write can fail with that no program can help: the person must make room, or look after the disk.
+# Failures of a write that only a person can fix.
 ADVICE = {
-    errno.ENOSPC: "no space left; make room",
-    errno.EDQUOT: "the quota is used up; make room or have it raised",
+    errno.ENOSPC: "no space left; free some space",
+    errno.EDQUOT: "the quota is used up; free some space or have it raised",
     errno.EFBIG: "larger than the limit for one file (ulimit -f)",
     errno.EROFS: "the file system is read-only", errno.EIO: "the disk reports an error; see the kernel's log",
     errno.ESTALE: "the file is gone on the file server", errno.EACCES: "permission denied",

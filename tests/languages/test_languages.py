@@ -186,7 +186,7 @@ def test_labelled_texts_of_a_language_are_told_apart(path):
 ENGLISH = get_language("en")
 FAULTS = [
     (check_words, dict(medical_words=ENGLISH.medical_words[:-1]), "199 terms"),
-    (check_words, dict(medical_words=("fever|", ) * 2 + ENGLISH.medical_words[:-2]), "'fever' stands there"),
+    (check_words, dict(medical_words=("fever|", ) * 2 + ENGLISH.medical_words[:-2]), "'fever' appears"),
     (check_words, dict(medical_words=("Fever", )), "not in lower case"),
     (check_words, dict(medical_words=("flu|", )), "'flu|' is too short"),
     (check_words, dict(medical_words=("|flue|", )), "needs 5 letters"),

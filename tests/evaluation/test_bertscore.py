@@ -1,5 +1,6 @@
 """BERTScore: equal to the bert-score package on random encoders; signatures; the command."""
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from mmed.prompts import ExamItem
 from mmed.utils.errors import UserError
 
 transformers = pytest.importorskip("transformers")
-SEED = random.SystemRandom().randrange(10 ** 6)
+SEED = int(os.environ.get("MMED_TEST_SEED", "0"))
 WORDS = "le cœur bat the liver fails 患 者 熱 кашель und , . 3 mg fever cough pain".split()
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##ing", "c", "##o", "##ugh"]
 
@@ -73,12 +74,13 @@ def test_scores_equal_the_bert_score_package(request, monkeypatch, pairs, kind, 
     for layer in (1, 2):
         scorer = Scorer(folder, layer)
         # the package opens the same encoder; its own loader does not know the tokenizers of transformers 5
+        # one pair a batch: between longer pairs, the package sets similarities below zero to zero
         model = transformers.AutoModel.from_pretrained(folder).eval()
         model.encoder.layer = model.encoder.layer[:layer]
         idf_dict = package.utils.get_idf_dict(references, _Tokenizer(scorer), nthreads=0) if idf else None
         weights = idf_dict or _no_idf(scorer)
         expected = package.utils.bert_cos_score_idf(
-            model, references, candidates, _Tokenizer(scorer), weights, device="cpu", batch_size=7)
+            model, references, candidates, _Tokenizer(scorer), weights, device="cpu", batch_size=1)
         found = scorer(candidates, references, idf=idf)
         ours = torch.tensor([found.precision, found.recall, found.f1]).T
         assert torch.allclose(ours, expected.float(), atol=1e-5), (kind, layer, idf)

@@ -64,7 +64,8 @@ MISTAKES = [
     (10, "(step + 1) / warmup", "step / warmup", "learning_rate\\(0"),
     (11, "while waiting and len(running) < max_batch_size:",
      "if not running:\n            still = waiting[:max_batch_size]\n        while not running and still:\n"
-     "            running, waiting, still = still, waiting[max_batch_size:], []\n        while False:", "calls with"),
+     "            running, waiting, still = still, waiting[max_batch_size:], []\n        while False:",
+     "calls in batches"),
     (12, "(x, own)", "(x, all_gather(own))", "keeps the whole weight"),
     (12, "reduce_scatter(grad_y.T @ x)", "(grad_y.T @ x)[:len(own)]", "own rows"),
 ]

@@ -66,13 +66,10 @@ def test_corpus_bleu_equals_sacrebleu(rng):
         pairs = list(draw_pairs(rng, rng.choice([1, 2, 5, 20]), longest=rng.choice([5, 40])))
         candidates, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         texts = [" ".join(tokens) for tokens in candidates], [[" ".join(tokens) for tokens in references]]
-        for smoothing in ("exp", "none"):
-            for order in (1, 2, 4):
-                peer = sacrebleu.BLEU(
-                    tokenize="none", smooth_method=smoothing, max_ngram_order=order, force=True)
-                expected = peer.corpus_score(*texts).score
-                ours = corpus_bleu(candidates, references, order, smoothing)
-                assert ours == pytest.approx(expected, abs=1e-10), (pairs, smoothing, order)
+        for order in (1, 2, 4):
+            peer = sacrebleu.BLEU(tokenize="none", max_ngram_order=order, force=True)
+            expected = peer.corpus_score(*texts).score
+            assert corpus_bleu(candidates, references, order) == pytest.approx(expected, abs=1e-10), pairs
 
 
 def test_clipped_rouge_equals_rouge_score(rng):

@@ -239,7 +239,7 @@ def test_a_llama_with_chatml_begins_with_its_own_system_message_and_no_bos(tmp_p
      ([{"role": "tool", "content": "x"}], "got tool")])
 def test_messages_that_are_not_a_conversation_are_rejected(messages, words):
     with pytest.raises(UserError, match=words):
-        chat_parts(Like([]), messages, "llama3")
+        chat_parts(Like([]), messages, "", "llama3")
 
 
 def test_a_base_model_and_an_unknown_template_are_rejected(pieces):

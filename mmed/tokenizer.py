@@ -312,8 +312,8 @@ def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Pat
             model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
             remove_extra_whitespaces=False, character_coverage=character_coverage, split_digits=True,
             allow_whitespace_only_pieces=True, user_defined_symbols=symbols,
-            max_sentence_length=4 * SENTENCE_CHARACTERS, minloglevel=2, unk_id=0, bos_id=1, eos_id=2, pad_id=3,
-            num_threads=1)  # threads change the order in which sums are rounded
+            max_sentence_length=4 * SENTENCE_CHARACTERS, unk_id=0, bos_id=1, eos_id=2, pad_id=3,
+            minloglevel=2, num_threads=1)  # threads change the order in which sums are rounded
     except UserError:
         raise
     except (RuntimeError, ValueError, OSError) as error:

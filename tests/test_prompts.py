@@ -99,11 +99,12 @@ def test_keys_without_ids_are_stable_and_unique(tmp_path):
         (row(answer_idx="A,,C"), "answer '' is not among"),
         (row(answer_idx=""), "no answer"),
         (row(answer_idx=[]), "no answer"),
-        (row(answer_idx=None), "must be letters"),
-        (row(answer_idx=2), "must be letters"),
-        (row(answer_idx=[1]), "must be letters"),
+        (row(answer_idx=None), "'answer_idx' must be"),
+        (row(answer_idx=2), "'answer_idx' must be"),
+        (row(answer_idx=[1]), "answer '1' is not among"),
         (row(answer_idx="A,A"), "twice"),
-        (row(options={}), "'options' must be"),
+        (row(options={}), "option letters"),
+        (row(options={"": "a", "AB": "b"}), "option letters"),
         (row(options=["a", "b"]), "'options' must be"),
         (row(options={"A": "a"}), "option letters"),
         (row(options={"A": "a", "C": "c"}), "option letters"),
@@ -127,7 +128,7 @@ def test_a_bad_line_is_named_with_file_and_line(tmp_path, bad, says):
 
 
 def test_duplicate_ids_are_refused_in_a_file_and_over_files(tmp_path):
-    with pytest.raises(UserError, match=r"English.jsonl:2: id 'x' is already used on line 1"):
+    with pytest.raises(UserError, match=r"English.jsonl:2: id 'x' is already used"):
         read_items(write_lines(tmp_path / "English.jsonl", row(id="x"), row(id="x", question="Other?")))
     write_lines(tmp_path / "English.jsonl", row(id="x"))
     write_lines(tmp_path / "French.jsonl", row(id="y"), row(id="x"))

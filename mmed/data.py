@@ -229,7 +229,6 @@ class PackedBlocks:
         self.packed: dict[int, list[list[Piece]]] = {}  # of the blocks that the present rows come from
 
     def counts(self) -> np.ndarray:
-        """Rows of each block, (blocks,)."""
         return np.array([BLOCK_ROWS] * (self.blocks - 1) + [self.last_rows])
 
     def block_pieces(self, block: int) -> list[Piece]:
@@ -312,9 +311,9 @@ def best_fit(pieces: Sequence[Piece], rows: int, T: int, cost: int) -> list[list
 
 
 class OfficialWindows:
-    """The rows of the paper's code, for audit: each document by itself in windows of T with a stride of 3T/4,
-    the last one aligned to its end, short documents padded with EOS, the padding trained on [docs/method.md,
-    D14]."""
+    """The rows of the paper's code, for audit [docs/method.md, D14]: each document in windows of T with a
+    stride of 3T/4, the last one aligned to its end; short documents padded with EOS, the padding trained on.
+    """
 
     def __init__(self, stream: TokenStream, T: int, eos_id: int | None):
         self.stream, self.T, self.eos_id = stream, T, eos_id
@@ -324,6 +323,7 @@ class OfficialWindows:
         self.ends = np.cumsum(windows)  # windows up to the end of each document
 
     def counts(self) -> np.ndarray:
+        """Rows of each block, (blocks,)."""
         windows = int(self.ends[-1])
         return np.minimum(BLOCK_ROWS, windows - np.arange(0, windows, BLOCK_ROWS))
 

@@ -68,17 +68,12 @@ def exact_match(prediction: Answer | None, answer: Answer, options: Mapping[str,
 def chance_level(items: Iterable[Mapping]) -> float:
     """Expected accuracy of guessing, averaged over items with `options` and `answer_idx`.
 
-    The guesser knows whether one or several answers are right, as an exam's wording says. With one right
-    answer of n options, chance is 1 / n. With several, any set of two or more letters may be right, and
-    chance is 1 / (2^n - 1 - n). Log-likelihood scoring chooses among the same candidates.
-
-    >>> 1 / chance_level([{"options": dict.fromkeys("ABCDE"), "answer_idx": "A,C"}])
-    26.0
+    The guesser knows whether one or several answers are right, as an exam's wording says: one of n options,
+    or any set of two or more of them. Log-likelihood scoring chooses among the same candidates.
     """
     chances = []
     for item in items:
-        n = len(item["options"])
-        several = len(answer_set(item["answer_idx"])) > 1
+        n, several = len(item["options"]), len(answer_set(item["answer_idx"])) > 1
         chances.append(1 / (2**n - 1 - n) if several else 1 / n)
     return mean(chances)
 
@@ -253,7 +248,7 @@ def rouge_sentences(text: Tokens | str) -> list[list[str]]:
 
 def pair_scores(candidate: Tokens, reference: Tokens, tokens: str, candidate_text: str | None = None,
                 reference_text: str | None = None) -> dict[str, float]:
-    """BLEU-1..4 and both definitions of ROUGE-1/2/L f1, by signature; `tokens` names the tokenization.
+    """BLEU-1..4 and both definitions of ROUGE-1/2/L f1 by signature; `tokens` names the tokenization.
 
     MMedLM: the official scores give `rouge` the raw text in en, es, fr and ru (pass the two texts), and
     tokens joined by spaces in zh and ja (leave them out).
@@ -350,11 +345,10 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
 
     Only items where exactly one model is right tell them apart; if neither is better, each is a coin flip.
     """
-    only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
-    only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
-    n = only_a + only_b
-    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    pairs = Counter((bool(x), bool(y)) for x, y in zip(a, b, strict=True))
+    only_a, only_b = pairs[True, False], pairs[False, True]
+    tail = sum(math.comb(only_a + only_b, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2 ** (only_a + only_b))
 
 
 def sign_flip_test(
@@ -366,9 +360,10 @@ def sign_flip_test(
     flips whose mean (macro mean over `groups`) is as far from 0 as the one found: of all flips if few items
     differ, else of RESAMPLES random ones, with the one found among them, so p is never 0.
     """
-    sizes = Counter(groups or [""] * len(gaps))
-    weights = [1 / (len(sizes) * sizes[group]) for group in groups or [""] * len(gaps)]
-    parts = np.array([gap * weight for gap, weight in zip(gaps, weights) if gap])  # a gap of 0 has no sign
+    names = groups or [""] * len(gaps)
+    sizes = Counter(names)
+    # a gap of 0 has no sign
+    parts = np.array([gap / (len(sizes) * sizes[name]) for gap, name in zip(gaps, names) if gap])
     found = abs(parts.sum()) - 1e-12  # rounding must not decide what is as far
     if len(parts) <= EXACT_FLIPS:
         signs = np.array(list(product([1, -1], repeat=len(parts))))  # (2^n, n)

@@ -8,11 +8,9 @@ In: a model folder or one file of it. Out: a `Tokenizer`. The encoding itself is
 `mmed/tokenization/`: sentencepiece, tiktoken (byte-level BPE), or Hugging Face tokenizers. Nothing in a
 folder is executed.
 
-Rules that hold for every kind
-- Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special
-  tokens come from `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=True`, which add one each.
-- Lone surrogates, which UTF-8 cannot carry, become U+FFFD; a surrogate pair becomes its character.
-- `fingerprint` is the same for two files that give the same ids by the same rules.
+Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special
+tokens come from `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=True`, which add one each.
+`fingerprint` is the same for two files that give the same ids by the same rules.
 
     python -m mmed.tokenizer train corpus/*.jsonl.gz --out tokenizer --vocab_size 16000
     python -m mmed.tokenizer show tokenizer --text "Fièvre et toux" --documents corpus/*.jsonl.gz
@@ -49,7 +47,6 @@ from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, wr
 END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<end_of_turn>",
               "<eoa>")
 ROLES = ("bos", "eos", "pad", "unk")
-MAX_FILE_BYTES = 256 << 20  # the largest published tokenizer file has about 35 MB
 
 
 def clean_text(text: str) -> str:
@@ -102,19 +99,13 @@ class Tokenizer:
     def encode(self, text: str, bos: bool = False, eos: bool = False, continued: bool = False) -> list[int]:
         """Ids of ordinary text. `continued`: it follows other tokens, so its first word gets no space."""
         ids = [self._required("bos", self.named_bos_id)] if bos else []
-        for part, index in self._parts(clean_text(text)):
-            ids += self.core.encode(part, continued)
-            ids += [] if index is None else [index]
-        return [*ids, self._required("eos", self.eos_id)] if eos else ids
-
-    def _parts(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The text split at its added tokens: (text before one, its id), ..., (text after the last, None)."""
-        done = 0
+        text, done = clean_text(text), 0
         for match in self._added_pattern.finditer(text) if self._added_pattern else ():
             if match[0] in self.added:
-                yield text[done:match.start()], self.added[match[0]]
+                ids += [*self.core.encode(text[done:match.start()], continued), self.added[match[0]]]
                 done = match.end()
-        yield text[done:], None
+        ids += self.core.encode(text[done:], continued)
+        return [*ids, self._required("eos", self.eos_id)] if eos else ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False, continued: bool = False) -> str:
         """Text of ids, without special tokens or with their text; bytes that are not UTF-8 become U+FFFD."""
@@ -161,7 +152,7 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
         if not found:
             raise UserError(f"{path}: no tokenizer.model or tokenizer.json in this folder")
         path = found[0]
-    check_file(path, MAX_FILE_BYTES)
+    check_file(path, max_bytes=256 << 20)  # the largest published tokenizer file has about 35 MB
     try:
         settings = TokenizerSettings(path.parent)
         core, special, added, ids = _open(path, settings)
@@ -234,15 +225,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     settings = read_json(config) if config.is_file() else {}
     write_json(config, settings | {"add_bos_token": tokenizer.bos_id is not None})
     if file.is_file():  # from which transformers takes it
-        bos = None if tokenizer.bos_id is None else (tokenizer.piece(tokenizer.bos_id), tokenizer.bos_id)
-        write_json(file, read_json(file) | {"post_processor": _post_processor(bos)})
+        index = tokenizer.bos_id
+        rule = None if index is None else _post_processor(tokenizer.piece(index), index)
+        write_json(file, read_json(file) | {"post_processor": rule})
 
 
-def _post_processor(bos: tuple[str, int] | None) -> dict | None:
-    """tokenizer.json's rule that puts BOS (text, id) before a text."""
-    if bos is None:
-        return None
-    text, index = bos
+def _post_processor(text: str, index: int) -> dict:
+    """tokenizer.json's rule that puts BOS before a text."""
     single = [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
     return {"type": "TemplateProcessing", "single": single, "pair": pair,
@@ -275,9 +264,10 @@ def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
         yield value["text"], str(value.get("language") or value.get("lang") or "?")
 
 
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
+def _sentences(texts: Iterable[str] | Iterable[Path]) -> Iterator[str]:
     """Split documents into the lines that the trainer counts; U+2585, which it reserves, becomes a space."""
-    for text in texts:
+    documents = ([(item, "")] if isinstance(item, str) else read_texts(item) for item in texts)
+    for text, _ in itertools.chain.from_iterable(documents):
         for line in clean_text(text).replace("\u2585", " ").split("\n"):
             for start in range(0, len(line), SENTENCE_CHARACTERS):
                 if part := line[start:start + SENTENCE_CHARACTERS].strip("\r"):
@@ -299,9 +289,7 @@ def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Pat
     for symbol in symbols:
         if not symbol or any(map(str.isspace, symbol)):
             raise UserError(f"user-defined symbol {symbol!r}: empty, or with a space; write it as '▁'")
-    documents = (text for item in texts
-                 for text in ([item] if isinstance(item, str) else (text for text, _ in read_texts(item))))
-    sentences = _sentences(documents)
+    sentences = _sentences(texts)
     first = next(sentences, None)
     if first is None:
         raise UserError("no text to train a tokenizer on: the files hold no non-empty document")
@@ -329,10 +317,9 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
         file.write(data)
     model = SentencePieceModel(data, str(folder / "tokenizer.model"))
     roles = SentencePieceBackend(model).roles()
-    names = {role: model.pieces[index][0] for role, index in roles.items() if index is not None}
-    post_processor = _post_processor((names["bos"], roles["bos"]) if "bos" in names else None)
-    write_json(folder / "tokenizer.json", hub_tokenizer(model) | {"post_processor": post_processor})
-    tokens = {f"{role}_token": text for role, text in names.items()}
+    tokens = {f"{role}_token": model.pieces[index][0] for role, index in roles.items() if index is not None}
+    rule = None if roles["bos"] is None else _post_processor(tokens["bos_token"], roles["bos"])
+    write_json(folder / "tokenizer.json", hub_tokenizer(model) | {"post_processor": rule})
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens,
                                                   "clean_up_tokenization_spaces": False})
 

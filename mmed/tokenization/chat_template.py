@@ -3,7 +3,7 @@
     encode_chat(tokenizer, [{"role": "user", "content": "Fever and cough?"}], family="llama")
 
 Messages have a role (an optional first "system", then "user" and "assistant" in turn, a "user" last) and a
-content. Each format is a small function that returns parts: ordinary text, and `SpecialToken`s by their text.
+content. Each format is a small callable that returns parts: ordinary text, and `SpecialToken`s by their text.
 What a user writes is always ordinary text: "<|eot_id|>" in a question is spelt out, not obeyed. The template
 in a model folder is a program and is never run; its text tells which format it is, and its default system
 message.
@@ -15,6 +15,7 @@ input as user.
 """
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
@@ -40,13 +41,46 @@ def _folded(messages: Sequence[Message], into: int = 0) -> list[Message]:
     return rest
 
 
-def _with_headers(messages: Sequence[Message], start: str, middle: list[str], end: list[str],
-                  answer: str = "assistant") -> list[str]:
-    """`start` role `middle` text `end` for each message, then the header of the answer."""
-    parts = []
-    for message in messages:
-        parts += [start, message["role"], *middle, message["content"], *end]
-    return [*parts, start, answer, *middle]
+@dataclasses.dataclass(frozen=True)
+class Headers:
+    """A format with a header before each message: `start` role `middle` text `end`."""
+
+    start: str
+    middle: tuple[str, ...]
+    end: tuple[str, ...]
+    begin: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()  # after the header of the answer
+    answer: str = "assistant"   # its role
+    strips: bool = False        # spaces around texts
+    has_system: bool = True
+
+    def __call__(self, messages: Sequence[Message]) -> list[str]:
+        parts = list(self.begin)
+        for message in messages if self.has_system else _folded(messages):
+            role = self.answer if message["role"] == "assistant" else message["role"]
+            text = message["content"].strip() if self.strips else message["content"]
+            parts += [self.start, role, *self.middle, text, *self.end]
+        return [*parts, self.start, self.answer, *self.middle, *self.last]
+
+
+chatml = Headers(SpecialToken("<|im_start|>"), ("\n",), (SpecialToken("<|im_end|>"), "\n"))
+internlm2 = dataclasses.replace(chatml, begin=(BOS,))
+# An empty thought makes the model answer at once; <think> is an added token that is found in ordinary text.
+qwen3 = dataclasses.replace(chatml, last=("<think>\n\n</think>\n\n",))
+llama3 = Headers(SpecialToken("<|start_header_id|>"), (SpecialToken("<|end_header_id|>"), "\n\n"),
+                 (SpecialToken("<|eot_id|>"),), begin=(BOS,), strips=True)
+gemma = Headers(SpecialToken("<start_of_turn>"), ("\n",), (SpecialToken("<end_of_turn>"), "\n"), begin=(BOS,),
+                answer="model", strips=True, has_system=False)
+
+
+def llama31(messages: Sequence[Message]) -> list[str]:
+    """As Llama 3; every conversation begins with a system message that names two dates (3.1, 3.2 and 3.3)."""
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": ""}, *messages]
+    # the templates' own date, used where the caller gives none, so that prompts do not depend on the day
+    dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+    bos, start, role, middle, gap, *parts = llama3(messages)
+    return [bos, start, role, middle, gap + dates, *parts]
 
 
 def llama2(messages: Sequence[Message]) -> list[str]:
@@ -59,24 +93,6 @@ def llama2(messages: Sequence[Message]) -> list[str]:
         text = message["content"].strip()
         parts += [BOS, f"[INST] {text} [/INST]"] if message["role"] == "user" else [f" {text} ", EOS]
     return parts
-
-
-def llama3(messages: Sequence[Message]) -> list[str]:
-    """<|begin_of_text|>, then <|start_header_id|>role<|end_header_id|> text <|eot_id|> for each message"""
-    stripped = [message | {"content": message["content"].strip()} for message in messages]
-    middle = [SpecialToken("<|end_header_id|>"), "\n\n"]
-    return [BOS, *_with_headers(stripped, SpecialToken("<|start_header_id|>"), middle,
-                                [SpecialToken("<|eot_id|>")])]
-
-
-def llama31(messages: Sequence[Message]) -> list[str]:
-    """As Llama 3; every conversation begins with a system message that names two dates (3.1, 3.2 and 3.3)."""
-    if messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": ""}, *messages]
-    # the templates' own date, used where the caller gives none, so that prompts do not depend on the day
-    dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-    bos, start, role, middle, gap, *parts = llama3(messages)
-    return [bos, start, role, middle, gap + dates, *parts]
 
 
 def mistral(messages: Sequence[Message]) -> list[str]:
@@ -96,30 +112,6 @@ def mistral3(messages: Sequence[Message]) -> list[str]:
         question = [SpecialToken("[INST]"), text, SpecialToken("[/INST]")]
         parts += question if message["role"] == "user" else [text, EOS]
     return parts
-
-
-def chatml(messages: Sequence[Message]) -> list[str]:
-    """<|im_start|>role text <|im_end|> for each message"""
-    return _with_headers(messages, SpecialToken("<|im_start|>"), ["\n"], [SpecialToken("<|im_end|>"), "\n"])
-
-
-def internlm2(messages: Sequence[Message]) -> list[str]:
-    """<s>, then ChatML"""
-    return [BOS, *chatml(messages)]
-
-
-def qwen3(messages: Sequence[Message]) -> list[str]:
-    """ChatML; an empty thought makes the model answer at once"""
-    # <think> is an added token that is found in ordinary text
-    return [*chatml(messages), "<think>\n\n</think>\n\n"]
-
-
-def gemma(messages: Sequence[Message]) -> list[str]:
-    """<bos>, then <start_of_turn>user or model, text, <end_of_turn>"""
-    renamed = [{"role": message["role"].replace("assistant", "model"), "content": message["content"].strip()}
-               for message in _folded(messages)]
-    return [BOS, *_with_headers(renamed, SpecialToken("<start_of_turn>"), ["\n"],
-                                [SpecialToken("<end_of_turn>"), "\n"], answer="model")]
 
 
 CHAT_TEMPLATES = {

@@ -23,7 +23,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,22 +163,27 @@ class Row:
     positions: np.ndarray     # (T,) int64: place in the document
 
     @classmethod
-    def empty(cls, *shape: int) -> Row:
-        """Padding alone, which carries no loss."""
-        positions = np.broadcast_to(np.arange(shape[-1]), shape).copy()
-        return cls(np.zeros(shape, np.int64), np.full(shape, IGNORE), np.full(shape, -1), positions)
-
-    def part(self, index: int | slice) -> Row:
-        """A view of one row or of some positions."""
-        return Row(*(array[index] for array in vars(self).values()))
+    def of_document(cls, input_ids: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Row:
+        ids, labels = np.asarray(input_ids, np.int64), np.asarray(labels, np.int64)
+        return cls(ids, labels, np.zeros(len(ids), np.int64), np.arange(len(ids)))
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
+def join(rows: Sequence[Row]) -> Row:
+    """Rows one after the other as one row, whose documents keep apart."""
+    parts, documents = [Row.of_document([], [])], 0
+    for row in rows:
+        parts.append(replace(row, document_ids=row.document_ids + documents))
+        documents += int(row.document_ids.max()) + 1
+    return Row(*map(np.concatenate, zip(*(vars(part).values() for part in parts))))
+
+
 def stack(rows: Sequence[Row], count: int, T: int) -> Row:
-    """Rows of at most T tokens as arrays (count, T), padded."""
-    result = Row.empty(count, T)
+    """Rows of at most T tokens as arrays (count, T); padding carries no loss."""
+    result = Row(np.zeros((count, T), np.int64), np.full((count, T), IGNORE), np.full((count, T), -1),
+                 np.tile(np.arange(T), (count, 1)))
     for i, row in enumerate(rows):
         for name, array in vars(result).items():
             array[i, :len(row)] = getattr(row, name)
@@ -187,10 +192,8 @@ def stack(rows: Sequence[Row], count: int, T: int) -> Row:
 
 def end_to_end(rows: Sequence[Row]) -> Row:
     """Rows of any width as one long row (1, T), T a multiple of WIDTH: for models that attend by document."""
-    joined = Row(*map(np.concatenate, zip(*(vars(row).values() for row in (Row.empty(0), *rows)))))
-    documents = [0, *itertools.accumulate(int(row.document_ids.max()) + 1 for row in rows)]
-    joined.document_ids += np.repeat(documents[:-1], [len(row) for row in rows])
-    return stack([joined], 1, max(1, -(-len(joined) // WIDTH)) * WIDTH)
+    row = join(rows)
+    return stack([row], 1, max(1, -(-len(row) // WIDTH)) * WIDTH)
 
 
 class Piece(NamedTuple):
@@ -257,18 +260,16 @@ class PackedBlocks:
             self.packed[block] = best_fit(self.block_pieces(block), rows, self.T, self.cost)
         return self.packed[block]
 
-    def fill(self, out: Row, block: int, number: int) -> None:
-        """Write row `number` of `block` into `out`, which is a row of T positions of padding."""
-        ids, begin = self.stream.ids, 0
-        for place, piece in enumerate(self.rows(block)[number]):
-            at, end = begin + piece.cost, begin + piece.size()
+    def row(self, block: int, number: int) -> Row:
+        """Row `number` of a block, without padding."""
+        documents = []
+        for piece in self.rows(block)[number]:
+            ids = self.stream.ids[piece.start:piece.end + 1].astype(np.int64)
+            inputs, labels = ids[:-1], ids[1:]
             if piece.cost:
-                out.input_ids[begin] = self.stream.bos_id  # its label stays IGNORE
-            out.input_ids[at:end] = ids[piece.start:piece.end]
-            out.labels[at:end] = ids[piece.start + 1:piece.end + 1]
-            out.document_ids[begin:end] = place
-            out.positions[begin:end] = np.arange(end - begin)
-            begin = end
+                inputs, labels = np.append(self.stream.bos_id, inputs), np.append(IGNORE, labels)
+            documents.append(Row.of_document(inputs, labels))
+        return join(documents)
 
     def documents(self, block: int, number: int) -> list[int]:
         """The documents in a row, in its order."""
@@ -330,16 +331,14 @@ class OfficialWindows:
     def documents(self, block: int, number: int) -> list[int]:
         return [int(np.searchsorted(self.ends, block * BLOCK_ROWS + number, side="right"))]
 
-    def fill(self, out: Row, block: int, number: int) -> None:
+    def row(self, block: int, number: int) -> Row:
         (document,) = self.documents(block, number)
         window = block * BLOCK_ROWS + number - (int(self.ends[document - 1]) if document else 0)
         begin, end = int(self.stream.ends[document - 1]) if document else 0, int(self.stream.ends[document])
         start = max(begin, min(begin + window * self.stride, end - self.T))
-        ids = self.stream.ids[start:min(start + self.T, end)]
-        out.input_ids[:len(ids)] = ids
-        out.input_ids[len(ids):] = self.eos_id or 0  # MMedLM: pads are trained on
-        out.labels[:-1] = out.input_ids[1:]
-        out.document_ids[:] = 0
+        ids = np.full(self.T, self.eos_id or 0)  # MMedLM: pads are trained on
+        ids[:end - start] = self.stream.ids[start:min(start + self.T, end)]
+        return Row.of_document(ids, np.append(ids[1:], IGNORE))
 
 
 # ------------------------------------------------------------------------------------------------------ order
@@ -435,15 +434,16 @@ class PretrainRows:
 
     def rows(self, numbers: Sequence[int | None]) -> Row:
         """Rows of the run as arrays (B, T); None is a row of padding."""
-        result = Row.empty(len(numbers), self.T)
-        for n, number in enumerate(numbers):
-            if number is not None:
-                stream, block, row = self.locate(number)
-                self.layouts[stream].fill(result.part(n), block, row)
-        return result
+        rows = [Row.of_document([], []) if number is None else self._row(number) for number in numbers]
+        return stack(rows, len(numbers), self.T)
+
+    def _row(self, i: int) -> Row:
+        stream, block, row = self.locate(i)
+        return self.layouts[stream].row(block, row)
 
     def row(self, i: int) -> Row:
-        return self.rows([i]).part(0)
+        """Row i of the run, padded to T."""
+        return Row(*(array[0] for array in vars(self.rows([i])).values()))
 
     def documents(self, i: int) -> tuple[TokenStream, list[int]]:
         """The stream of row i and its documents, counted from 0 in the stream, in the order of the row."""
@@ -545,17 +545,11 @@ def pack(examples: Sequence[Example]) -> Row:
         document_ids   0  0 0 0 0 0        1  1 1 1
         positions      0  1 2 3 4 5        0  1 2 3
     """
-    row = Row.empty(sum(len(example.ids) - 1 for example in examples))
-    begin = 0
-    for number, example in enumerate(examples):
-        end = begin + len(example.ids) - 1
-        out, first = row.part(slice(begin, end)), max(0, example.prompt_length - 1)
-        out.input_ids[:] = example.ids[:-1]
-        out.labels[first:] = example.ids[first + 1:]  # the prompt's last token predicts the target's first
-        out.document_ids[:] = number
-        out.positions[:] = np.arange(end - begin)
-        begin = end
-    return row
+    rows = []
+    for example in examples:
+        first = max(0, example.prompt_length - 1)  # the prompt's last token predicts the target's first
+        rows.append(Row.of_document(example.ids[:-1], [IGNORE] * first + example.ids[first + 1:]))
+    return join(rows)
 
 
 def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int | None]]:

@@ -176,7 +176,7 @@ def test_documents_keep_their_own_numbers_and_positions(tmp_path):
     both = rows.rows([0, None])
     assert rows.rows_per_epoch == 1
     assert (both.labels[1] == IGNORE).all() and (both.document_ids[1] == -1).all()
-    row = both.part(0)
+    row = rows.row(0)
     assert row.input_ids.tolist() == [5, 6, 7, 8, 9, 10, 11, 12, 0]
     assert row.labels.tolist() == [6, 7, 2, 2, 10, 11, 12, 2, IGNORE]
     assert row.document_ids.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, -1]

@@ -562,8 +562,8 @@ def test_training_twice_in_fresh_processes_gives_the_same_file(tmp_path):
 
 def test_training_leaves_out_nothing_of_long_or_odd_lines(tmp_path):
     """The trainer drops lines over its limit, and lines with U+2585; ours are split, or the sign replaced."""
-    ours = train_sentencepiece(["lorem ipsum " * 500 + "ж" * 200 + " \ud800", "dolor\u2585 ы ы ы ы"], tmp_path,
-                               300, character_coverage=1.0)
+    lines = ["lorem ipsum " * 500 + "ж" * 200 + " \ud800", "dolor\u2585 ы ы ы ы"]
+    ours = train_sentencepiece(lines, tmp_path, 300, character_coverage=1.0)
     assert {"ж", "ы"} <= {ours.piece(index) for index in range(ours.vocab_size)}
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.unk_id) == (1, 2, 3, 0)
 

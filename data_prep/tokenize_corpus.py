@@ -54,9 +54,9 @@ def tokenize_part(path: Path, name: str, folder: Path, options: dict) -> dict:
         if not document.text.strip():
             funnel.drop("no text", len(document.text), document.id)
             continue
-        parts = [tokenizer.encode(document.text, bos=tokenizer.bos_id is not None, eos=True)]
+        ids = tokenizer.encode(document.text, bos=tokenizer.bos_id is not None, eos=True)
         writer = writers[is_held_out(document, options["held_out"])]
-        writer.add_parts(parts, document.language, document.source)
+        writer.add(ids, document.language, document.source)
         funnel.keep(len(document.text))
     for writer in writers:
         writer.close()

@@ -20,12 +20,18 @@ from mmed.languages import get_language
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json
 from mmed.utils.fingerprints import file_hash
-from mmed.utils.untrusted import as_name, number, plain, split_argument
+from mmed.utils.untrusted import as_name, is_finite, plain, split_argument
 
 SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine-tuning",
             "full": "Full fine-tuning"}
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError,
            IndexError)  # what reading a damaged JSON value raises
+
+
+def number(value: Any) -> float:
+    if not is_finite(value):
+        raise ValueError(f"expected a number, got {value!r:.40}")
+    return value
 
 
 @dataclass

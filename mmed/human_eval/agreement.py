@@ -160,7 +160,7 @@ def judge_measure(judge: Mapping, places: Sequence[tuple[str, str]], models: Seq
         notes.append(f"the judge {name} ranked {len(places) - missing:,} of the {len(places):,} items that "
                      "people ranked; it is compared on those")
     points = np.array([[scores[model] for model in models] for scores in rated])
-    return Measure(name, "judge", f"judge v{judge['by'].get('version', '?')}", points)
+    return Measure(name, "judge", f"judge, prompt version {judge['by'].get('version', '?')}", points)
 
 
 def check_ratings(name: str, ratings: Mapping, models: Sequence[str], found: Texts, complete: bool) -> None:

@@ -84,7 +84,7 @@ def profile(axes_names: Sequence[str], series: Sequence[tuple[str, Sequence[floa
         for shade, values in series:
             axes.plot(angles, [*values, values[0]], color=shade, marker=".")
         axes.set_xticks(angles[:-1], [printable(name) for name in axes_names])
-        axes.tick_params(axis="x", pad=8)
+        axes.tick_params(axis="x", pad=12)
         axes.set_rlim(0, 100)
         axes.set_rticks((25, 50, 75, 100))
 
@@ -120,7 +120,7 @@ def agreement_dots(rows: Sequence[tuple[str, float, float, float]], reference: f
         if reference is not None:
             axes.axvline(reference, **DASHED)
         axes.set_yticks(range(len(rows)), [printable(name) for name, *_ in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="tau")
 
     return svg(draw, 0.6 + 0.24 * len(rows), "Kendall's tau of each metric with people")
 

@@ -131,8 +131,8 @@ def _text_tables(results: Sequence[Result], with_published: bool) -> list[Table]
             summary, words = group[0].summary, words_of[group[0].name]
             absent = [language for language, part in summary["languages"].items()
                       if metric not in part["text"]]
-            note = (f"Times 100; {definition}; word splitting: {words}; rationales scored: "
-                    f"{summary['text_items']}.")
+            items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
+            note = f"Definition: {definition}; word splitting: {words}; rationales scored: {items}."
             if absent:
                 note += f" No rationale was scored in {', '.join(absent)}; the macro average omits it."
             table = _language_table(f"{name} of rationales", note, group,

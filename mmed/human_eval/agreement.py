@@ -198,16 +198,16 @@ def study(people: Mapping, models: Sequence[str], found: Texts, judges: Sequence
     rng = np.random.default_rng(seed)
     counts = [len(part) for part in people["cases"].values()]
     draws = np.concatenate([rng.multinomial(n, np.full(n, 1 / n), size=resamples) for n in counts], axis=1)
-    compared = [(measure, *compare(measure.points, given, languages, draws)) for measure in measures]
+    compared = [(measure, compare(measure.points, given, languages, draws)) for measure in measures]
     compared.sort(key=lambda one: (one[1]["tau"] is None, -(one[1]["tau"] or 0), one[0].name))
     rows = []
-    for (measure, row, _), share in zip(compared, first_shares([taus for _, _, taus in compared])):
+    for measure, row in compared:
         paper = PAPER.get("judge" if measure.kind == "judge" else measure.name)
         rows.append({"name": measure.name, "kind": measure.kind, "definition": measure.definition, **row,
-                     "first_share": share, "paper": dict(zip(("tau", "slope"), paper)) if paper else None})
+                     "paper": dict(zip(("tau", "slope"), paper)) if paper else None})
     points = [{"model": model, "language": language, "items": count,
                "people": _mean(given[languages == language, at]),
-               "values": [_mean(measure.points[languages == language, at]) for measure, *_ in compared]}
+               "values": [_mean(measure.points[languages == language, at]) for measure, _ in compared]}
               for language, count in zip(order, counts) for at, model in enumerate(models)]
     raters = {language: rater_agreement(part, models) for language, part in people["cases"].items()}
     return {"format": "mmed agreement", "version": 1, "models": list(models), "languages": order,
@@ -223,39 +223,26 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def compare(points: np.ndarray, given: np.ndarray, languages: np.ndarray,
-            draws: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """(numbers of a measure's agreement with people; tau of each resample, which may be nan).
+            draws: np.ndarray) -> dict[str, Any]:
+    """tau of a measure with people and its interval, the slope, tau within items, the number of points.
 
     points, given: of the measure and of people, (items, models); draws: item counts, (resamples, items).
     """
     ranked = ~np.isnan(points[:, 0])
     parts = [ranked & (languages == language) for language in dict.fromkeys(languages[ranked])]
     if not parts:
-        return dict.fromkeys(("tau", "low", "high", "slope", "within_items")) | {"points": 0}, \
-            np.full(len(draws), np.nan)
+        return dict.fromkeys(("tau", "low", "high", "slope", "within_items")) | {"points": 0}
     sides = np.stack([given, points])  # (2, items, models)
     x, y = np.concatenate([sides[:, part].mean(1) for part in parts], axis=1)
     with np.errstate(invalid="ignore"):  # a resample without any ranked item of a language is nan
         means = [draws[:, part] @ sides[:, part] / draws[:, part].sum(1, keepdims=True) for part in parts]
     taus = kendall_taus(*np.concatenate(means, axis=2))
-    low, high = np.nan, np.nan
-    if not np.isnan(taus).all():
-        low, high = np.nanquantile(taus, [0.025, 0.975])
+    low, high = (np.nan, np.nan) if np.isnan(taus).all() else np.nanquantile(taus, [0.025, 0.975])
     numbers = {"tau": kendall_taus(x[None], y[None])[0], "low": low, "high": high,
                "slope": metrics.regression_slope(x, y),
                "within_items": _mean(kendall_taus(given[ranked], points[ranked]))}
     return {name: None if value is None or np.isnan(value) else float(value)
-            for name, value in numbers.items()} | {"points": len(x)}, taus
-
-
-def first_shares(taus: Sequence[np.ndarray]) -> list[float | None]:
-    """Share of resamples in which each measure has the highest tau; measures that tie for it divide one."""
-    table = np.array(taus).reshape(len(taus), -1)
-    table = table[:, ~np.isnan(table).any(0)]
-    if not table.size:
-        return [None] * len(taus)
-    first = table == table.max(0)
-    return (first / first.sum(0)).mean(1).tolist()
+            for name, value in numbers.items()} | {"points": len(x)}
 
 
 def agreement_table(value: Mapping[str, Any]) -> str:

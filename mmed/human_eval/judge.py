@@ -129,11 +129,9 @@ def judge_cases(cases: Sequence[Case], ask: Callable[[list[Messages], list[str]]
         case = cases[place]
         points = {letter: float(len(ranking) - rank) for rank, letter in enumerate(ranking)}
         points_at.update(points)
-        models = sorted((model, letter) for letter, model in case.letters(seed).items())
-        scores = {model: points[letter] for model, letter in models}
-        rated[case.language][case.key] = {"digest": case.digest, "scores": scores}
+        scores = {model: points[letter] for letter, model in case.letters(seed).items()}
+        rated[case.language][case.key] = {"digest": case.digest, "scores": dict(sorted(scores.items()))}
     failed = [{"language": cases[place].language, "item": cases[place].key, "reasons": reasons}
               for place, reasons in sorted(faults.items()) if place not in rankings]
-    mean_by_place = {letter: points_at[letter] / len(rankings) for letter in sorted(points_at)}
     return rated, {"calls": calls, "unreadable_replies": sum(map(len, faults.values())), "failed": failed,
-                   "mean_by_place": mean_by_place}
+                   "mean_by_place": {at: points_at[at] / len(rankings) for at in sorted(points_at)}}

@@ -73,24 +73,6 @@ def bars(groups: Sequence[tuple[str, float | None, Sequence[tuple]]], label: str
     return svg(draw, 0.5 + 0.17 * sum(len(rows) + 1 for _, _, rows in groups), label)
 
 
-def profile(axes_names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], chance: Sequence[float],
-            label: str) -> Any:
-    """A closed line per (colour, values) over three or more languages, 0 to 100 %; dashed: chance."""
-    def draw(axes: Axes) -> None:
-        angles = [2 * math.pi * place / len(axes_names) for place in range(len(axes_names) + 1)]
-        axes.set_theta_zero_location("N")
-        axes.set_theta_direction(-1)
-        axes.plot(angles, [*chance, chance[0]], **DASHED)
-        for shade, values in series:
-            axes.plot(angles, [*values, values[0]], color=shade, marker=".")
-        axes.set_xticks(angles[:-1], [printable(name) for name in axes_names])
-        axes.tick_params(axis="x", pad=12)
-        axes.set_rlim(0, 100)
-        axes.set_rticks((25, 50, 75, 100))
-
-    return svg(draw, 3.3, label, projection="polar")
-
-
 def curves(training: Sequence[tuple[float, float]],
            validation: Sequence[tuple[str, Sequence[tuple[float, float]], bool]], label: str) -> Any:
     """Loss over target tokens: training in grey; validation: (colour, [(tokens, loss)], whether it rose)."""

@@ -37,29 +37,20 @@ from mmed.utils.errors import Parser, UsageError
 from mmed.utils.files import atomic_write
 from mmed.utils.untrusted import reading
 
-LETTERS = 8  # rows and columns of a confusion matrix
-
 
 def accuracy_plots(results: Sequence[Result], colours: dict[str, str]) -> list[dict[str, Any]]:
-    """Bars, and a profile over three or more languages, of results that may share a plot."""
+    """Bars by language of results that may share a plot."""
     found = []
     for setting, column in ((setting, column) for setting in SETTINGS for column in ACCURACY):
         rows = [result for result in results if (result.setting, result.headline) == (setting, column)]
         for group in by_definition(rows, column):
             parts = {result.name: [*result.summary["languages"].values(), result.summary["macro"]]
                      for result in group}
-            names = [*group[0].summary["languages"], "Macro average"]
-            chance = [100 * part["chance"] for part in parts[group[0].name]]
-            scores = {name: [percent(part["accuracy"][column]) for part in own]
-                      for name, own in parts.items()}
-            bars = [(name, chance[i], [(colours[model], *own[i]) for model, own in scores.items()])
-                    for i, name in enumerate(names)]
-            lines = [(colours[model], [score[0] for score in own[:-1]]) for model, own in scores.items()]
-            label = f"{SETTINGS[setting]}: accuracy by language"
+            bars = [(name, 100 * parts[group[0].name][i]["chance"],
+                     [(colours[model], *percent(own[i]["accuracy"][column])) for model, own in parts.items()])
+                    for i, name in enumerate([*group[0].summary["languages"], "Macro average"])]
             found.append({"setting": SETTINGS[setting], "caption": ACCURACY[column][0],
-                          "bars": plots.bars(bars, label),
-                          "profile": plots.profile(names[:-1], lines, chance[:-1], label)
-                          if len(names) > 3 else ""})
+                          "bars": plots.bars(bars, f"{SETTINGS[setting]}: accuracy by language")})
     return found
 
 
@@ -79,16 +70,10 @@ def comparisons(results: Sequence[Result]) -> tuple[list[dict[str, Any]], list[s
 
 
 def confusion(result: Result) -> dict[str, Any]:
-    """Right letters against answered ones: (same, n, share of the row) for each cell."""
-    rights = sorted({right for right, _ in result.letters})[:LETTERS]
-    answered = {answer for _, answer in result.letters}
-    columns = sorted({*rights, *sorted(answered - {"several", "none"})[:LETTERS]})
-    columns += [kind for kind in ("several", "none") if kind in answered]
-    rows = []
-    for right in rights:
-        total = sum(n for (own, _), n in result.letters.items() if own == right)
-        counts = [(answer == right, result.letters[right, answer]) for answer in columns]
-        rows.append((right, [(same, n, n / total) for same, n in counts]))
+    """How often each letter was answered (columns) where another one is right (rows)."""
+    columns = sorted({answer for _, answer in result.letters}, key=lambda answer: (len(answer) > 1, answer))
+    rows = {right: [result.letters[right, answer] for answer in columns]
+            for right in sorted({right for right, _ in result.letters})}
     return {"name": result.full_name, "columns": columns, "rows": rows}
 
 

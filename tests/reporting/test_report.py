@@ -52,7 +52,7 @@ def make_corpus(folder: Path, step: str = "filter_medical", reason: str = "too f
 
 def make_study(path: Path) -> Path:
     measures = [{"name": name, "kind": "metric", "definition": "nltk-method1", "tau": tau, "low": tau - 0.1,
-                 "high": tau + 0.1, "slope": 1.5, "within_items": 0.3, "first_share": 0.5, "points": 2,
+                 "high": tau + 0.1, "slope": 1.5, "within_items": 0.3, "points": 2,
                  "paper": None} for name, tau in (("BLEU-1", 0.5), ("judge", 0.25))]
     points = [{"model": model, "language": "French", "items": 50, "people": 1.25 + i,
                "values": [1.0 + i, 2.0 - i]} for i, model in enumerate(["base", "corpus"])]

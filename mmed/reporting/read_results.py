@@ -113,19 +113,11 @@ def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[
              "right": [result.hits[place] for result in results]} for place, answers in questions.items()]
 
 
-@dataclass
-class Difference:
-    """One model minus another on some of the questions; `p` tests exactly this difference."""
+def differences(first: Result, other: Result) -> list[dict[str, Any]]:
+    """`other` minus `first` by language and over all: gap with interval, and p, which tests exactly this gap.
 
-    group: str  # a language, "Macro average" or "All questions"
-    n: int
-    gap: metrics.Difference
-    p: float
-    test: str
-
-
-def differences(first: Result, other: Result) -> list[Difference]:
-    """McNemar's exact test for a language and for all questions, bootstrap for the macro average."""
+    McNemar's exact test for a language and for all questions, bootstrap for the macro average.
+    """
     languages = list(first.summary["languages"])
     found = []
     for group in [*languages, *(["Macro average", "All questions"] if len(languages) > 1 else [])]:
@@ -134,7 +126,7 @@ def differences(first: Result, other: Result) -> list[Difference]:
         macro = group == "Macro average"
         gap = metrics.paired_bootstrap(a, b, seed=0, groups=[key[0] for key in keys] if macro else None)
         p, test = (gap.p, "bootstrap") if macro else (metrics.mcnemar(a, b), "McNemar")
-        found.append(Difference(group, len(keys), gap, p, test))
+        found.append({"group": group, "n": len(keys), "gap": gap, "p": p, "test": test})
     return found
 
 

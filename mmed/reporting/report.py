@@ -17,21 +17,10 @@ from typing import Any
 
 from mmed.evaluation.published import NOTES
 from mmed.evaluation.summary import PART_TITLES
-from mmed.reporting import plots
+from mmed.reporting import plots, read_results
 from mmed.reporting.agreement import read_agreement, study_values
 from mmed.reporting.page import fill_page
-from mmed.reporting.read_results import (
-    SETTINGS,
-    Corpus,
-    Result,
-    Run,
-    check_together,
-    differences,
-    read_corpus,
-    read_predictions,
-    read_result,
-    read_run,
-)
+from mmed.reporting.read_results import SETTINGS, Corpus, Result, Run
 from mmed.reporting.tables import ACCURACY, by_definition, percent, summary_table, tables
 from mmed.utils.errors import Parser, UsageError
 from mmed.utils.files import atomic_write
@@ -58,12 +47,12 @@ def comparisons(results: Sequence[Result]) -> tuple[list[dict[str, Any]], list[s
     """In each setting every model against the first; and those whose accuracy is defined differently."""
     found, skipped = [], []
     for setting, heading in SETTINGS.items():
-        first, *others = [result for result in results if result.setting == setting] or [None]
-        for other in others:
-            same = other.headline == first.headline
-            if same and len(by_definition([first, other], other.headline)) == 1:
+        rows = [result for result in results if result.setting == setting]
+        for other in rows[1:]:
+            first = rows[0]
+            if first.headline == other.headline and len(by_definition([first, other], first.headline)) == 1:
                 found.append({"setting": heading, "first": first.name, "other": other.name,
-                              "lines": differences(first, other)})
+                              "lines": read_results.differences(first, other)})
             else:
                 skipped.append(f"{other.full_name} against {first.name}")
     return found, skipped
@@ -135,25 +124,23 @@ def page(results: Sequence[Result], runs: Sequence[Run], corpus: Corpus, questio
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="python -m mmed.reporting", description="Writes results and logs as one HTML page.",
-                    example="python -m mmed.reporting zero-shot:base=results/a lora:base=results/b "
-                            "--published --out report.html")
+    command = "python -m mmed.reporting"
+    parser = Parser(prog=command, description="Writes results and logs as one HTML page.",
+                    example=f"{command} zero-shot:base=results/a lora:base=results/b --out report.html")
     parser.add_argument("results", nargs="*", metavar="RESULT",
                         help="result folder of mmed.eval: FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER, where "
                              f"SETTING is {', '.join(SETTINGS)} (default: as in the result)")
-    inputs = parser.add_argument_group("other inputs").add_argument
-    inputs("--runs", nargs="+", default=[], metavar="RUN", help="run folders: FOLDER or NAME=FOLDER")
-    inputs("--corpus", nargs="+", default=[], metavar="FOLDER",
-           help="folders with funnel.json files and token streams, at any depth")
-    inputs("--agreement", metavar="FILE", help="agreement.json of `mmed.human_eval.rating`, or its folder")
-    output = parser.add_argument_group("page").add_argument
-    output("--out", required=True, metavar="FILE.html", help="the page to write")
-    output("--title", default="MMedBench results")
-    output("--notice", action="append", default=[], metavar="TEXT",
-           help="a line at the top, such as that the data is synthetic; may be repeated")
-    output("--published", action="store_true", help="add the paper's numbers")
-    output("--questions", type=int, default=50, metavar="N",
-           help="questions of each language to show with all answers (default 50; 0: none)")
+    add = parser.add_argument_group("other inputs").add_argument
+    add("--runs", nargs="+", default=[], metavar="RUN", help="run folders: FOLDER or NAME=FOLDER")
+    add("--corpus", nargs="+", default=[], metavar="FOLDER", help="folders with funnel.json and streams")
+    add("--agreement", metavar="FILE", help="agreement.json of `mmed.human_eval.rating`, or its folder")
+    add = parser.add_argument_group("page").add_argument
+    add("--out", required=True, metavar="FILE.html", help="the page to write")
+    add("--title", default="MMedBench results")
+    add("--notice", action="append", default=[], metavar="TEXT", help="a line at the top; may be repeated")
+    add("--published", action="store_true", help="add the paper's numbers")
+    add("--questions", type=int, default=50, metavar="N",
+        help="questions of each language to show with all answers (default 50; 0: none)")
     options = parser.parse_args(arguments)
     if not (options.results or options.runs or options.corpus or options.agreement):
         raise UsageError("nothing to report on; give result folders, --runs, --corpus or --agreement")
@@ -164,16 +151,16 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    results = [read_result(argument) for argument in options.results]
-    check_together(results)
-    questions = read_predictions(results, options.questions)
-    runs = [read_run(argument) for argument in options.runs]
+    results = [read_results.read_result(argument) for argument in options.results]
+    read_results.check_together(results)
+    questions = read_results.read_predictions(results, options.questions)
+    runs = [read_results.read_run(argument) for argument in options.runs]
+    corpus = read_results.read_corpus(options.corpus)
     study = None
     if options.agreement:
         with reading(options.agreement):
             study = study_values(read_agreement(options.agreement))
-    text = page(results, runs, read_corpus(options.corpus), questions, options.title, options.notice,
-                options.published, study)
+    text = page(results, runs, corpus, questions, options.title, options.notice, options.published, study)
     with atomic_write(options.out) as file:
         file.write(text)
     if results:

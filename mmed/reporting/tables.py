@@ -6,6 +6,7 @@ unless they were computed in the same way.
 """
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,8 +158,8 @@ def _language_table(title: str, note: str, results: Sequence[Result], pick: Call
 def _table(title: str, note: str, columns: list[str], results: Sequence[Result],
            scores: Sequence[Sequence[dict | None]], chance: Sequence[float] | None = None) -> Table:
     """scores: of each result in each column; chance: levels of the columns."""
-    levels = chance or [None] * len(columns)
-    cells = [[_cell(score, level) for score, level in zip(row, levels)] for row in scores]
+    cells = [[_cell(score, level) for score, level in zip(row, chance or itertools.repeat(None))]
+             for row in scores]
     for column in zip(*cells) if len(results) > 1 else ():
         top = max((cell.value for cell in column if cell), default=0.0)
         for cell in column:

@@ -145,7 +145,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number + 1}: not UTF-8 ({error.reason})") from None
+        where = f"{path}:{number + 1}"
+        raise UserError(f"{where}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}:{number + 1}: cannot be unpacked ({error})") from None
 

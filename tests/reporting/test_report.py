@@ -157,17 +157,17 @@ def test_each_p_value_tests_the_difference_beside_it(tmp_path, rng):
     results = [make_read(tmp_path / name, items, rng, skill, modes=("answer",))
                for name, skill in (("a", 0.3), ("b", 0.6))]
     read_predictions(results, 0)
-    lines = {line.group: line for line in differences(*results)}
+    lines = {line["group"]: line for line in differences(*results)}
     assert list(lines) == ["English", "French", "Macro average", "All questions"]
     for group, line in lines.items():
         chosen = [key for key in results[0].hits if group not in ("English", "French") or key[0] == group]
         a, b = ([result.hits[key] for key in chosen] for result in reversed(results))
-        assert line.gap.difference == pytest.approx((sum(a) - sum(b)) / len(a))
+        assert line["gap"].difference == pytest.approx((sum(a) - sum(b)) / len(a))
         if group == "Macro average":
             gap = metrics.paired_bootstrap(a, b, 0, [language for language, _ in chosen])
-            assert (line.test, line.p, line.gap) == ("bootstrap", gap.p, gap)
+            assert (line["test"], line["p"], line["gap"]) == ("bootstrap", gap.p, gap)
         else:
-            assert (line.test, line.p) == ("McNemar", metrics.mcnemar(a, b))
+            assert (line["test"], line["p"]) == ("McNemar", metrics.mcnemar(a, b))
 
 
 def test_several_sources_have_a_table_with_their_mean(tmp_path, rng):

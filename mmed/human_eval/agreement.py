@@ -1,12 +1,8 @@
 """How far raters agree with each other, and each metric with them: the paper's fourth question.
 
-In: ratings by people and judges (rating_data.py), and the scores of the same rationales in result folders.
-Out: the content of agreement.json.
-
-    for each item, people and every metric rank the models: m points for the best of m, 1 for the worst
-    point = (model, language): mean points over its items          x: by people     y: by the metric
-    tau of the points (do both rank alike?) and the slope of y on x (how much of the people's differences
-    does the metric see?)
+For each item, people and every metric rank the models: m points for the best of m, 1 for the worst. Of each
+model in each language, x is the mean over items by people, y by the metric. tau of x and y: do both rank alike?
+Slope of y on x: how much of the people's differences does the metric see?
 
 MMedLM: metrics are turned into the same ranking as people's; tau and slope over models x languages (36
 points). Intervals: bootstrap over items, with the same resamples for all metrics.

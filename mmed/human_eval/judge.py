@@ -1,15 +1,10 @@
 """A strong model as judge: it ranks the rationales of several models, blind.
 
-In: cases (rating_data.py) and a callable that answers chats. Out: points by model for each case, and the
-cases for which no reply could be read. Order: the prompt, reading a reply, the rounds.
-
 MMedLM: ranked by accuracy, reasoning and knowledge with the reference shown, in the role of a medical
 assistant. The paper's prompt is not published, so this one is ours. The texts come from models and may say
-anything ("rank A first"), so
-- each text is one line of JSON, which cannot end its own block or imitate the lines around it;
-- blocks and the answer line carry a code derived from the case, which no text in it can know;
-- only one line with that code and a permutation of the letters is accepted; any other reply is asked for
-  again and counted.
+anything ("rank A first"), so each is one line of JSON, which cannot imitate the lines around it; blocks and
+the answer line carry a code that no text can know; and only one line with that code and a permutation of the
+letters is accepted. Any other reply is asked for again and counted.
 """
 from __future__ import annotations
 

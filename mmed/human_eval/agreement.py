@@ -1,8 +1,8 @@
 """How far raters agree with each other, and each metric with them: the paper's fourth question.
 
 For each item, people and every metric rank the models: m points for the best of m, 1 for the worst. Of each
-model in each language, x is the mean over items by people, y by the metric. tau of x and y: do both rank alike?
-Slope of y on x: how much of the people's differences does the metric see?
+model in each language, x is the mean over items by people, y by the metric. tau of x and y: do both rank
+alike? Slope of y on x: how much of the people's differences does the metric see?
 
 MMedLM: metrics are turned into the same ranking as people's; tau and slope over models x languages (36
 points). Intervals: bootstrap over items, with the same resamples for all metrics.

@@ -124,12 +124,12 @@ def _source_tables(results: Sequence[Result], with_published: bool) -> list[Tabl
 def _text_tables(results: Sequence[Result], with_published: bool) -> list[Table]:
     """BLEU, ROUGE and other scores of rationales."""
     found, missing = [], {"BLEU-1", "ROUGE-1"} if with_published else set()
-    words_of = {result.name: result.settings.get("words") or "default" for result in results}
-    shown = [shown_metrics(result.summary, words_of[result.name]) for result in results]
+    words_of = {result.full_name: result.settings.get("words") or "default" for result in results}
+    shown = [shown_metrics(result.summary, words_of[result.full_name]) for result in results]
     for metric in dict.fromkeys(metric for part in shown for metric in part):
         name, _, definition = metric.partition("|")
         for group in by_definition(results, metric):
-            summary, words = group[0].summary, words_of[group[0].name]
+            summary, words = group[0].summary, words_of[group[0].full_name]
             absent = [language for language, part in summary["languages"].items()
                       if metric not in part["text"]]
             items = summary["text_items"].replace("human_check_passed", "those that passed the human check")

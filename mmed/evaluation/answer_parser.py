@@ -83,9 +83,7 @@ END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_e
 def official_match(text: str, item: ExamItem) -> bool:
     """Whether the published scorer counts this output of an answer-only run as right.
 
-    >>> item = ExamItem("Why?", {"A": "this", "B": "that"}, ("A", "B"), "", "English", "1")
-    >>> [official_match(f"###Answer: OPTION {said} IS CORRECT.", item) for said in ("B,A", "A, B")]
-    [True, False]
+    Of several letters, "B,A" is right for A and B, and "A, B" is wrong.
     """
     # MMedLM: inference.py takes what follows "### Response:", strips it and deletes newlines; accuracy.py
     # deletes the two marker strings, then compares the string (one letter) or the set of its parts (several).
@@ -164,8 +162,8 @@ def _lenient(body: str, options: Mapping[str, str], lexicon: Lexicon) -> tuple[s
 
 _INVISIBLE = re.compile("[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u20d0-\u20ff"
                         "\ufe00-\ufe0f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\x00-\x08\x7f]")
-_NEGATIVE_LETTER = re.compile("[\U0001f150-\U0001f169\U0001f170-\U0001f189]")  # circled and squared letters
-_PUNCTUATION = str.maketrans("’‘‐‑،、؛؟。।॥۔】", "''--,,;?....:")
+_ONE_SPELLING = SAME_LETTER | str.maketrans("’‘‐‑،、؛؟。।॥۔】", "''--,,;?....:")
+_ONE_SPELLING |= {first + at: chr(65 + at) for first in (0x1F150, 0x1F170) for at in range(26)}  # 🅐, 🅰
 _CJK = "\u3040-\u30ff\u3400-\u9fff々"
 _LETTER = rf"(?:[^\W\d_{_CJK}]|[\u0900-\u0dff])"  # of a script with spaces
 _TOKEN = re.compile(rf"(?P<word>{_LETTER}+)|(?P<number>\d+)|(?P<unspaced>[{_CJK}])|[^\w ]")
@@ -178,9 +176,8 @@ _MARKS = dict(zip(".!?;\n,/+&:=>→–—-○〇◯✓✔✅×✗❌", "..?.n,,,
 
 def fold(text: str) -> str:
     """Compatibility forms, no accents, no invisible characters, one spelling of punctuation and of blanks."""
-    text = _NEGATIVE_LETTER.sub(lambda match: chr(65 + (ord(match[0]) - 0x1F150) % 32), text)
     text = unicodedata.normalize("NFC", _INVISIBLE.sub("", unicodedata.normalize("NFKD", text)))
-    return re.sub(r"[^\S\n]+", " ", text.translate(_PUNCTUATION).translate(SAME_LETTER))
+    return re.sub(r"[^\S\n]+", " ", text.translate(_ONE_SPELLING))
 
 
 def _plain(text: str) -> str:
@@ -205,7 +202,11 @@ class Lexicon:
             terms = [(kind, fold(word).lower()) for kind, listed in lists.items() for word in words(listed)]
             for prefix in ("", *map(fold, language.prefixes)):
                 for kind, term in terms:
-                    self._add(prefix + term, kind)
+                    stem, bar, _ = (prefix + term).partition("|")
+                    if bar:
+                        self.stems.setdefault(stem, kind)
+                    else:
+                        self.phrases.setdefault(_TOKEN.match(stem)[0], []).append((stem, kind))
         for found in self.phrases.values():
             found.sort(key=lambda phrase: -len(phrase[0]))
         own = fold(languages[-1].answers.letters)
@@ -216,13 +217,6 @@ class Lexicon:
         self.next_item = re.compile(  # where a text goes on with another item, or repeats its prompt
             r"(?:###? ?(?:Instruction|Input|Question|Response):|Below is an instruction|<\|im_start\|>|"
             rf"\[INST\]|(?:(?<=\n)|\A)(?:{headings}|Q) ?[:：])(?:.{{0,8000}}?### ?Response:)?", re.S)
-
-    def _add(self, term: str, kind: str) -> None:
-        stem, bar, _ = term.partition("|")
-        if bar:
-            self.stems.setdefault(stem, kind)
-        else:
-            self.phrases.setdefault(_TOKEN.match(term)[0], []).append((term, kind))
 
     def at(self, low: str, word: re.Match[str]) -> tuple[str, int]:
         """(kind, end) of the longest phrase that begins with this word of a text in lower case."""
@@ -330,6 +324,8 @@ class _Reader:
         stop, owner = self.texts.get(between.end(), (end, ""))
         if owner and (word in _UNLIKE + "ВСЕ"):
             letters = owner  # a Cyrillic label beside an option's text: the text decides
+        elif not owner and self._short_text(letters, between):
+            stop, owner = between.end() + 1, letters
         elif owner != letters and ("," in between[0] or not between[0].strip()):
             stop, owner = end, ""
         if not owner and not self._stands_alone(match, letters):
@@ -338,6 +334,11 @@ class _Reader:
         if not owner and self.text.startswith((")", "]"), end):
             self.tokens.append(Token(")"))
         return stop
+
+    def _short_text(self, letters: str, between: re.Match[str]) -> bool:
+        """Whether the option's text, a letter too, stands behind its letter: "B (A)" for a blood group."""
+        found = re.match(rf"{_LETTER}(?!{_LETTER})", self.low[between.end():between.end() + 2])
+        return bool(found and found[0] == fold(self.options.get(letters, "")).lower() and between[0].strip())
 
     def _stands_alone(self, match: re.Match[str], letters: str) -> bool:
         """Whether letters are an answer, and not part of a word, a name or a sentence."""

@@ -12,7 +12,7 @@ import pytest
 from data_prep.filters import language_check
 from data_prep.filters.keyword_matcher import Matcher
 from data_prep.filters.keyword_rule import dictionary_form
-from mmed.languages import AnswerWords, Language, all_languages, get_language, split_characters, split_spaced
+from mmed.languages import AnswerWords, Language, all_languages, get_language, split_spaced
 from mmed.languages.__main__ import main as command
 from mmed.utils.errors import UserError
 
@@ -81,19 +81,6 @@ def test_spaced_splitting_agrees_with_the_treebank_rules():
     for text in ("The patient's fever (39.5) didn't fall, so they've given 1,000 mg of X-12.",
                  "It's a well-known drug: 50% of users stop!"):
         assert split_spaced(text) == treebank.tokenize(text)
-
-
-def test_characters_keep_latin_and_digit_runs_whole():
-    assert split_characters("SpO2は98.5％、ＨＩＶ陰性") == [
-        "SpO2", "は", "98.5", "％", "、", "ＨＩＶ", "陰", "性"]
-
-
-@every_language
-def test_official_words_keep_the_text_and_cut_it(language):
-    pytest.importorskip(language.official_package)
-    words = language.official_words(language.medical_sentence)
-    assert "".join(words).replace(" ", "") == language.medical_sentence.replace(" ", "")
-    assert len(words) > 10
 
 
 def checked(language: Language) -> list[tuple[str, str]]:

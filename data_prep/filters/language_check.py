@@ -18,7 +18,7 @@ import subprocess
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from data_prep.documents import find_inputs, read_documents
 from data_prep.filters.keyword_matcher import Matcher
 from data_prep.filters.keyword_rule import default_patterns, dictionary_form
 from mmed.evaluation.answer_parser import parse_answer
-from mmed.languages import AnswerWords, Language, get_language
+from mmed.languages import Language, get_language
 from mmed.utils.errors import Parser, UserError, main_guard
 
 TERMS = 200  # as in the paper
@@ -127,39 +127,17 @@ def check_splitters(language: Language, texts: Sequence[str]) -> Iterator[Findin
 
 def check_answers(language: Language) -> Iterator[Finding]:
     words = language.answers
-    readable = yield from _check_expressions(words)
-    if not readable:
-        return
-    if language.spaced and "(" in words.and_:  # `answer_words` takes them apart at the bars
-        yield "fix", "answers.and_: plain words only, without brackets"
-        return
-    for name in ("cue", "decide", "negation", "or_", "and_", "copula", "filler", "is_answer", "right",
-                 "wrong", "name_before"):
-        if not getattr(words, name):
+    for name in ("answer", "is_", "choose", "correct", "wrong", "not_", "because", "and_or", "question"):
+        listed = getattr(words, name)
+        if not listed:
             yield "look", f"answers.{name}: empty, so answers in {language.name} are read without it"
+        if signs := re.search(r"[\[\](){}?*+\\^$]", listed):
+            yield "fix", f"answers.{name}: {signs[0]!r} in a list of ordinary words"
     if len(words.stated) < 3 or len(words.denied) < 2:
         yield "look", (
             "answers.stated, .denied: give at least three sentences that state an answer and two that do "
             "not; the tests read them")
     yield from _check_statements(language)
-
-
-def _check_expressions(words: AnswerWords) -> Generator[Finding, None, bool]:
-    """Whether all fields are regular expressions; stops at the first that is not."""
-    for field in fields(AnswerWords):
-        listed = getattr(words, field.name)
-        if field.name in ("stated", "denied", "letters") or not listed:
-            continue
-        try:
-            re.compile(listed)
-        except re.error as error:
-            yield "fix", f"answers.{field.name}: not a regular expression: {error}"
-            return False
-        if re.search(r"(?<!\\)(?:\.[*+]|\)[*+])", listed):
-            yield "fix", f"answers.{field.name}: a repeat without a bound; write {{0,5}} in place of * or +"
-        if listed.startswith("|") or listed.endswith("|") or "||" in listed:
-            yield "fix", f"answers.{field.name}: an empty alternative matches everywhere"
-    return True
 
 
 def _check_statements(language: Language) -> Iterator[Finding]:

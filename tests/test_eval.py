@@ -223,7 +223,6 @@ def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
 @pytest.mark.parametrize("arguments, message", [
     (["--shots", "2"], "few-shot needs both"), (["--setting", "few-shot"], "few-shot needs both"),
     (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere"),
-    (["--chat_template", "lama3"], "--chat_template lama3: expected none, auto or one of"),
     (["--model", "nowhere"], "nowhere: no such model folder"), (["--api", "m"], "either --model"),
 ])
 def test_wrong_options_are_one_line(world, tmp_path, arguments, message):

@@ -11,9 +11,8 @@ is corrected for the number of rows: out of twenty, one falls below 0.05 by chan
 """
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,8 +30,8 @@ from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import write_json
 from mmed.utils.journal import facts_that_differ
 
-Place = tuple[str, str, str]  # (mode, language, key)
-Rows = dict[Place, dict]
+AVERAGES = ("macro average", "micro average")
+Rows = dict[tuple[str, str, str], dict]  # (mode, language, key) -> row
 Pairs = dict[tuple[str, str], tuple[float, float]]  # (language, key) -> scores of A and B
 
 
@@ -83,12 +82,13 @@ def compare(a: Rows, b: Rows) -> tuple[list[Line], list[str]]:
     """(lines, column by column; what was left out and why)."""
     lines, left_out = [], []
     for column, (mode, key) in COLUMNS.items():
-        pairs: Pairs = {place[1:]: (float(row[key]), float(b[place][key]))
-                        for place, row in a.items() if place[0] == mode and place in b}
+        mine, theirs = ({place[1:]: row[key] for place, row in side.items() if place[0] == mode}
+                        for side in (a, b))
+        pairs = {place: (float(mine[place]), float(theirs[place])) for place in mine if place in theirs}
         if pairs:
             lines += compare_column(column, pairs, binary=True)
-        elif any(place[0] == mode for place in (*a, *b)):
-            left_out.append(f"{column}: only in {'A' if any(place[0] == mode for place in a) else 'B'}")
+        elif mine or theirs:
+            left_out.append(f"{column}: only in {'A' if mine else 'B'}")
     columns, reasons = text_columns(a, b)
     for metric, pairs in columns.items():
         lines += compare_column(metric, pairs, binary=False)
@@ -101,47 +101,35 @@ def text_columns(a: Rows, b: Rows) -> tuple[dict[str, Pairs], list[str]]:
     columns: dict[str, Pairs] = {}
     left_out: dict[str, tuple[set[str], set[str]]] = {}  # reason -> (metrics, languages)
     for place, row in a.items():
-        mode, language, key = place
-        if mode != "rationale" or place not in b:
+        language, other = place[1], b.get(place, {})
+        if not (counts_for_text(row, language in checked) and counts_for_text(other, language in checked)):
             continue
-        if not all(counts_for_text(side, language in checked) for side in (row, b[place])):
-            continue
-        mine, theirs = ({metric_name(name): name for name in side["scores"]} for side in (row, b[place]))
+        mine, theirs = ({metric_name(name): name for name in side["scores"]} for side in (row, other))
         for metric in mine | theirs:
-            if metric in mine and mine[metric] == theirs.get(metric):
-                scores = row["scores"][mine[metric]], b[place]["scores"][theirs[metric]]
-                columns.setdefault(metric, {})[language, key] = scores
-            else:
-                why = _reason(mine.get(metric), theirs.get(metric))
-                metrics, languages = left_out.setdefault(why, (set(), set()))
-                metrics.add(metric)
-                languages.add(language)
+            if mine.get(metric) == theirs.get(metric):
+                scores = row["scores"][mine[metric]], other["scores"][mine[metric]]
+                columns.setdefault(metric, {})[place[1:]] = scores
+                continue
+            why = f"only in {'A' if metric in mine else 'B'}"
+            if metric in mine and metric in theirs:
+                why = f"A is {mine[metric].split('|', 2)[2]}, B is {theirs[metric].split('|', 2)[2]}"
+            metrics, languages = left_out.setdefault(why, (set(), set()))
+            metrics.add(metric)
+            languages.add(language)
     return columns, [f"{', '.join(sorted(metrics))} in {', '.join(language_order(languages))}: {why}"
                      for why, (metrics, languages) in left_out.items()]
 
 
-def _reason(mine: str | None, theirs: str | None) -> str:
-    """Why two scores cannot be compared, from their signatures."""
-    if mine is None or theirs is None:
-        return f"only in {'A' if theirs is None else 'B'}"
-    return f"A is {mine.split('|', 2)[2]}, B is {theirs.split('|', 2)[2]}"
-
-
 def compare_column(column: str, pairs: Pairs, binary: bool) -> list[Line]:
     """One line per language, then the macro and micro averages."""
-    languages = [language for language, _ in pairs]
-    scores = list(pairs.values())
-    groups: Mapping[str, list[int]] = {name: [i for i, language in enumerate(languages) if language == name]
-                                       for name in language_order(languages)}
-    everything = list(range(len(scores)))
     lines = []
-    for group, places in [*groups.items(), ("macro average", everything), ("micro average", everything)]:
-        a, b = [scores[i][0] for i in places], [scores[i][1] for i in places]
-        macro = languages if group == "macro average" else None
-        gap = paired_bootstrap(a, b, seed=0, groups=macro)
-        mean_a, mean_b = (mean(side) if macro is None else macro_mean(side, macro) for side in (a, b))
-        line = Line(column, group, len(a), mean_a, mean_b, *gap)
-        if binary and macro is None:
+    for group in [*language_order(language for language, _ in pairs), *AVERAGES]:
+        chosen = {place: pair for place, pair in pairs.items() if group in AVERAGES or group == place[0]}
+        a, b = map(list, zip(*chosen.values()))
+        macro = [language for language, _ in chosen] if group == "macro average" else None
+        mean_a, mean_b = (macro_mean(side, macro) if macro else mean(side) for side in (a, b))
+        line = Line(column, group, len(a), mean_a, mean_b, *paired_bootstrap(a, b, seed=0, groups=macro))
+        if binary and not macro:
             line.p, line.test = mcnemar([x > 0 for x in a], [x > 0 for x in b]), "McNemar, exact"
             line.only_a = sum(x > y for x, y in zip(a, b))
             line.only_b = sum(y > x for x, y in zip(a, b))
@@ -151,31 +139,25 @@ def compare_column(column: str, pairs: Pairs, binary: bool) -> list[Line]:
 
 def table(lines: Sequence[Line]) -> str:
     """The lines as text, one block per column, in % or times 100."""
-    blocks = []
-    for column in dict.fromkeys(line.column for line in lines):
-        part = [line for line in lines if line.column == column]
-        unit = "%" if column in COLUMNS else "x 100"
-        rows = [[f"{column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test", "only A", "only B"]]
-        for line in part:
-            interval = f"[{100 * line.low:+.2f} to {100 * line.high:+.2f}]" if line.low == line.low else "[-]"
-            alone = ["" if count is None else f"{count:,}" for count in (line.only_a, line.only_b)]
-            rows.append([line.group, f"{line.n:,}", f"{100 * line.a:.2f}", f"{100 * line.b:.2f}",
-                         f"{100 * line.difference:+.2f} {interval}",
-                         "< 0.001" if line.p < 0.001 else f"{line.p:.3f}", line.test, *alone])
-        blocks.append(aligned(rows))
-    return "\n\n".join(blocks)
+    blocks = {}
+    for line in lines:
+        unit = "%" if line.column in COLUMNS else "x 100"
+        head = [f"{line.column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test", "only A", "only B"]
+        interval = f"[{100 * line.low:+.2f} to {100 * line.high:+.2f}]" if line.low == line.low else "[-]"
+        alone = ["" if count is None else f"{count:,}" for count in (line.only_a, line.only_b)]
+        blocks.setdefault(line.column, [head]).append([
+            line.group, f"{line.n:,}", f"{100 * line.a:.2f}", f"{100 * line.b:.2f}",
+            f"{100 * line.difference:+.2f} {interval}", "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
+            line.test, *alone])
+    return "\n\n".join(map(aligned, blocks.values()))
 
 
-def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.compare",
                     description="Paired tests between two results on the same items.")
     parser.add_argument("results", nargs=2, metavar="RESULT", help="result folders of mmed.eval, A and B")
     parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_options(arguments)
+    options = parser.parse_args(arguments)
     (own_a, a), (own_b, b) = map(read, options.results)
     check_same_items(options.results, [a, b])
     lines, left_out = compare(a, b)
@@ -189,8 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
     for reason in left_out:
         print(f"left out: {reason}")
     if options.out:
-        names = {"a": str(options.results[0]), "b": str(options.results[1])}
-        write_json(options.out, names | {"lines": [asdict(line) for line in lines], "left_out": left_out})
+        value = {"a": options.results[0], "b": options.results[1], "lines": [asdict(line) for line in lines],
+                 "left_out": left_out}
+        write_json(options.out, value)
         print(f"wrote {options.out}", file=sys.stderr)
     return 0
 

@@ -113,7 +113,7 @@ def test_rescaling_subtracts_the_baseline_of_the_layer(tmp_path, bert, pairs):
     plain, rescaled = Scorer(bert, 2)(*pairs), Scorer(bert, 2, baseline=tmp_path / "base.csv")(*pairs)
     assert rescaled.f1 == pytest.approx([(value - 0.7) / 0.3 for value in plain.f1])
     assert min(rescaled.f1) < 0 and plain.signature != rescaled.signature
-    with pytest.raises(UserError, match="no line for layer 0"):
+    with pytest.raises(UserError, match="LAYER,P,R,F for layer 0"):
         Scorer(bert, 0, baseline=tmp_path / "base.csv")
 
 
@@ -138,8 +138,8 @@ def test_only_models_that_bert_score_lists_have_a_default_layer(tmp_path, bert):
     shutil.copytree(bert, tmp_path / "bert-base-multilingual-cased")
     with pytest.raises(UserError, match="--layer 9: the encoder has layers 0 to 3"):
         Scorer(tmp_path / "bert-base-multilingual-cased")
-    with pytest.raises(UserError, match="no encoder here"):
-        Scorer(tmp_path)
+    with pytest.raises(UserError, match="cannot open this encoder"):
+        Scorer(tmp_path, 1)
 
 
 def test_a_pickled_encoder_is_not_opened(tmp_path, bert):

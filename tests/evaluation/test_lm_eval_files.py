@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mmed import eval as evaluation
+from mmed.evaluation import questions
 from mmed.evaluation.published import LANGUAGES
 from mmed.evaluation.results import load_prompts, load_results
 from mmed.utils.errors import UserError
@@ -159,7 +160,7 @@ def test_generation_gives_the_same_texts_and_accuracy_in_the_harness_and_here(wo
     theirs = harness(world, "mmedbench_generate")
     by_question = {(row["language"], row["doc"]["question"]): row for row in rows}
     assert theirs["configs"]["mmedbench_generate::french"]["generation_kwargs"][
-        "max_gen_toks"] == evaluation.ANSWER_TOKENS
+        "max_gen_toks"] == questions.ANSWER_TOKENS
     for language in LANGUAGES:
         task, part = f"mmedbench_generate::{language.lower()}", own["summary"]["languages"][language]
         assert theirs["results"][task]["acc,none"] == part["accuracy"]["answer"]["value"]

@@ -58,9 +58,9 @@ def test_what_an_evaluation_writes_fits_and_every_text_can_be_read_back(sent, ca
 @pytest.mark.parametrize("name, change, message", [
     (MULTI, lambda t: [row.pop(3) for row in t], "its columns are Language, ModelInput, ModelOutput; exp"),
     (MULTI, lambda t: t.clear(), "its columns are ; expected"),
-    (MULTI, lambda t: t.pop(5), "11 rows in English, expected 12"),
-    (MULTI, lambda t: t.append(t[-1]), "13 rows in Japanese, expected 12"),
-    (MULTI, lambda t: t[3].__setitem__(0, "Klingon"), "row 4: language 'Klingon'; the test set has English"),
+    (MULTI, lambda t: t.pop(5), "23 rows, expected 24"),
+    (MULTI, lambda t: t.append(t[-1]), "25 rows, expected 24"),
+    (MULTI, lambda t: t[3].__setitem__(0, "Klingon"), "row 4: language 'Klingon', expected English"),
     (MULTI, lambda t: t[3].__setitem__(3, "D"), "row 4: GT_Answer 'D' is not the test set's"),
     (MULTI, lambda t: t[3].pop(), "row 4: 3 cells, expected 4"),
     (MULTI, lambda t: t.insert(2, t.pop(4)), "row 3: its input does not contain the question"),

@@ -7,10 +7,9 @@
 The `openai` client repeats calls after 408, 409, 429, 5xx, time-outs and broken connections, and honours
 Retry-After. The key comes from the environment only and is never part of a result.
 
-One question that cannot be answered does not end an exam: a prompt that the server rejects or blocks, or a
-call that still fails after all retries, gets an empty text with the reason. Such replies are not stored, so
-the next start asks again. The run ends where the fault concerns every call: the key, the model's name, the
-address, the quota, or FAILURES_IN_A_ROW failures without a reply between them.
+A question that the server rejects or blocks, or whose calls keep failing, does not end an exam: it gets an
+empty text with the reason, which is not stored, so the next start asks again. The run ends where the fault
+concerns every call: key, model, address, quota, or FAILURES_IN_A_ROW failures without a reply in between.
 """
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ KEPT = "the replies so far are kept, and the same command continues"
 FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to be set by --server_option
 
 
-# ---- server ------------------------------------------------------------------------------------------------
+# ---- server and requests -----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Server:
@@ -64,16 +63,10 @@ class Server:
     def endpoint(self) -> str:
         return "completions" if self.completions else "chat/completions"
 
-    @property
-    def limit_name(self) -> str:
-        # newer chat models of OpenAI reject max_tokens; other servers may not know its successor
-        openai_chat = self.base_url == OPENAI_URL and not self.completions
-        return "max_completion_tokens" if openai_chat else "max_tokens"
-
     def facts(self) -> dict[str, Any]:
         """What decides the answers; nothing secret is among it."""
         return {"model": self.model, "base_url": self.base_url, "endpoint": self.endpoint,
-                "options": dict(self.options), "limit": self.limit_name}
+                "options": dict(self.options)}
 
 
 def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
@@ -83,8 +76,7 @@ def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> 
     add("--base_url", "--base-url", metavar="URL",
         help=f"of the server, usually ending in /v1 (default {OPENAI_URL})")
     add("--api_key_env", "--api-key-env", metavar="NAME",
-        help="environment variable that holds the key (default OPENAI_API_KEY; none for another --base_url: "
-        "no server gets another's key)")
+        help="environment variable with the key (default OPENAI_API_KEY; none for another --base_url)")
     add("--completions", action="store_true", help="plain completions, for base models (default: chat)")
     add("--concurrency", type=int, default=4, metavar="N", help="calls at a time (default 4)")
     add("--server_option", "--server-option", action="append", default=[], metavar="NAME=VALUE",
@@ -103,7 +95,7 @@ def server_from(options: argparse.Namespace, seed: int = 0, need_key: bool = Tru
         raise UsageError("--concurrency must be 1 or more, --retries 0 or more, --timeout over 0")
     sent = {"temperature": 0, "seed": seed} | dict(map(parse_server_option, options.server_option))
     key_env = options.api_key_env or ("OPENAI_API_KEY" if base_url == OPENAI_URL else "")
-    key = os.environ.get(key_env, "").strip() if key_env and need_key else ""
+    key = os.environ.get(key_env, "").strip() if need_key else ""
     if key_env and need_key and not key:
         raise UsageError("--api_key_env: there is no such environment variable (default OPENAI_API_KEY); put "
                          "the key there, or give the --base_url of a server that needs none")
@@ -118,7 +110,7 @@ def parse_server_option(given: str) -> tuple[str, Any]:
     [('top_p', 0.9), ('reasoning_effort', 'low'), ('seed', None)]
     """
     name, _, text = given.partition("=")
-    if not name.isidentifier() or not text or name in FIXED:
+    if not text or name in FIXED:
         raise UsageError(f"--server_option {given}: expected NAME=VALUE, such as top_p=0.9, or NAME=none, "
                          f"and a NAME other than {', '.join(FIXED)}")
     try:
@@ -126,8 +118,6 @@ def parse_server_option(given: str) -> tuple[str, Any]:
     except ValueError:
         return name, text
 
-
-# ---- requests and replies ----------------------------------------------------------------------------------
 
 def utf8(text: str) -> str:
     """Text that a request or a file can carry: lone surrogates become "?"."""
@@ -140,13 +130,13 @@ def request(server: Server, prompt: str | Sequence[dict[str, str]], max_new_toke
     >>> request(Server("m", "http://localhost/v1", options={"temperature": 0, "seed": None}), "Why?", 9)
     {'model': 'm', 'messages': [{'role': 'user', 'content': 'Why?'}], 'max_tokens': 9, 'temperature': 0}
     """
-    body: dict[str, Any] = {"model": server.model}
-    if server.completions:
-        body["prompt"] = utf8(str(prompt))
-    else:
+    limit_name, asked = "max_tokens", {"prompt": utf8(str(prompt))}
+    if not server.completions:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        body["messages"] = [{name: utf8(text) for name, text in message.items()} for message in messages]
-    body |= {server.limit_name: max_new_tokens} | server.options
+        asked = {"messages": [{name: utf8(text) for name, text in message.items()} for message in messages]}
+        if server.base_url == OPENAI_URL:  # its newer models reject max_tokens; other servers know only that
+            limit_name = "max_completion_tokens"
+    body = {"model": server.model, **asked, limit_name: max_new_tokens, **server.options}
     return {name: value for name, value in body.items() if value is not None}
 
 
@@ -155,6 +145,8 @@ def request_key(server: Server, body: dict[str, Any]) -> str:
     whole = [API_VERSION, server.base_url, server.endpoint, body]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
+
+# ---- replies -----------------------------------------------------------------------------------------------
 
 class CallFailed(Exception):
     """A call without a usable reply. `retry`: whether asking again may help; `kind`: its finish_reason."""
@@ -167,9 +159,8 @@ class CallFailed(Exception):
 def read_reply(value: Any) -> dict[str, Any]:
     """What is kept of a reply: text, reasoning, why it ended, which model answered, token counts.
 
-    Some servers report errors inside a 200 reply, as "error" of the reply or of its choice: that is no
-    answer. A refusal is an answer, and so is no text because of the token limit, a content filter, or
-    reasoning alone.
+    An error inside a 200 reply, of the whole or of its choice, is no answer. A refusal is one, and so is no
+    text because of the token limit, a content filter, or reasoning alone.
 
     >>> read_reply({"choices": [{"message": {"content": "B"}, "finish_reason": "stop"}]})["text"]
     'B'
@@ -196,9 +187,7 @@ def read_reply(value: Any) -> dict[str, Any]:
     usage = value.get("usage") or {}
     reply = {"text": utf8(text), "finish_reason": ended, "model": value.get("model"),
              "prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens")}
-    if reasoning:
-        reply["reasoning"] = utf8(str(reasoning))
-    return reply
+    return reply | ({"reasoning": utf8(str(reasoning))} if reasoning else {})
 
 
 def error_text(error: Any) -> str:
@@ -223,12 +212,11 @@ class CallStore:
         if not try_lock(self.file):
             raise UserError(f"{self.path}: another process is writing it; give another --out")
         self.file.seek(0)
-        size = 0
-        for number, line in enumerate(self.file.readlines(), 1):
-            if not line.endswith(b"\n"):
-                self.file.truncate(size)
-                break
-            size += len(line)
+        lines = self.file.readlines()
+        if lines and not lines[-1].endswith(b"\n"):
+            self.file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        for number, line in enumerate(lines, 1):
             try:
                 value = read_sealed(line)
                 self.replies[value["key"]] = value["reply"]
@@ -285,8 +273,6 @@ class Caller:
     def call(self, body: dict[str, Any]) -> dict[str, Any]:
         """One call; a failure reported inside a 200 reply is repeated here, every other one by the client."""
         for attempt in range(self.server.retries + 1):
-            if attempt:
-                time.sleep(min(60.0, 0.25 * 2 ** attempt))
             try:
                 return read_reply(self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object))
             except self.openai.APIError as error:
@@ -295,21 +281,21 @@ class Caller:
                 failure = error
             except (AttributeError, TypeError, LookupError, ValueError):
                 failure = CallFailed("the reply has not the form that the API prescribes", retry=True)
-            if not failure.retry:
+            if not failure.retry or attempt == self.server.retries:
                 break
+            time.sleep(min(60.0, 0.5 * 2 ** attempt))
         raise failure
 
     def failure(self, error: Any) -> Exception:
         """An error of the client as the end of the run, or as the failure of this call alone."""
+        where = self.server.base_url
         if isinstance(error, self.openai.APITimeoutError):
             return CallFailed(f"no reply within {self.server.timeout:g} seconds (--timeout)")
         if not isinstance(error, self.openai.APIStatusError):
-            cause = error.__cause__ or error
-            return UserError(f"{self.server.base_url}: the connection failed ({cause}); {KEPT}")
+            return UserError(f"{where}: the connection failed ({error.__cause__ or error}); {KEPT}")
         reason = self.hide_key(f"{error.status_code}: {error_text(error.body or error.message)}")
         if error.status_code in FATAL_STATUS:
-            advice = FATAL_STATUS[error.status_code]
-            return UserError(f"{self.server.base_url}: {reason}; {advice}; {KEPT}")
+            return UserError(f"{where}: {reason}; {FATAL_STATUS[error.status_code]}; {KEPT}")
         filtered = "content_filter" in (error.code, error.type)
         return CallFailed(reason, kind="content_filter" if filtered else "rejected")
 
@@ -330,7 +316,8 @@ def ask(
     places: dict[str, list[int]] = {}
     for place, body in enumerate(requests):
         places.setdefault(request_key(server, body), []).append(place)
-    replies: list[Any] = [None] * len(requests)
+    todo = [key for key in places if key not in store.replies]
+    replies: dict[int, dict] = {}
 
     def keep(key: str, reply: dict) -> None:
         for place in places[key]:
@@ -344,7 +331,6 @@ def ask(
         except UserError as error:
             raise UserError(f"{labels[place]}: {error}" if labels else error) from None
 
-    todo = [key for key in places if key not in store.replies]
     for key in places.keys() - set(todo):
         keep(key, store.replies[key])
     if todo:
@@ -353,9 +339,9 @@ def ask(
         with ThreadPool(server.concurrency) as pool:
             for key, reply in pool.imap_unordered(answer, todo):
                 keep(key, reply)
-        if all("error" in reply for reply in replies):
+        if all("error" in reply for reply in replies.values()):
             raise UserError(f"{server.base_url}: no request was answered: {replies[0]['error']}")
-    return replies
+    return [replies[place] for place in range(len(requests))]
 
 
 def usage(replies: Sequence[dict]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ Pairs = dict[tuple[str, str], tuple[float, float]]  # (language, key) -> scores 
 
 @dataclass
 class Line:
-    """One comparison: a column of the result tables, in one language or overall."""
+    """One comparison of a column in a group."""
 
     column: str  # "answer", ..., or a metric of rationales such as "BLEU-1|nltk-method1"
     group: str  # a language, "macro average" or "micro average"
@@ -66,61 +66,48 @@ def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
     """Both folders must hold the same questions with the same options and answers."""
     first, second = ({place[1:]: (row["gold"], row["doc"]["question"], row["doc"]["options"])
                       for place, row in side.items()} for side in rows)
-    alone = first.keys() ^ second.keys()
-    if alone:
-        language, key = min(alone)
-        raise UserError(f"{names[1]}: has other exam items than {names[0]}: {len(alone):,} are in one only, "
-                        f"such as {key!r:.80} ({language}); compare results on the same data and --limit")
-    changed = [place for place, item in first.items() if second[place] != item]
-    if changed:
-        language, key = changed[0]
-        raise UserError(f"{names[1]}: {len(changed):,} items have another question, options or answer than "
-                        f"in {names[0]}, such as {key!r:.80} ({language}); compare results on the same data")
+    other = [place for place in first | second if first.get(place) != second.get(place)]
+    if other:
+        language, key = other[0]
+        raise UserError(f"{names[1]}: has other exam items than {names[0]}: {len(other):,} differ or are in "
+                        f"one only, such as {key!r:.80} ({language}); compare results on the same data and "
+                        "--limit")
+
+
+def scores_of(row: dict, checked: set[str]) -> dict[str, tuple[str, float]]:
+    """Column -> (signature, score) of what the tables count of a row."""
+    scores = {column: (column, float(row[key])) for column, (mode, key) in COLUMNS.items()
+              if mode == row["mode"]}
+    if counts_for_text(row, row["language"] in checked):
+        scores |= {metric_name(name): (name, value) for name, value in row["scores"].items()}
+    return scores
 
 
 def compare(a: Rows, b: Rows) -> tuple[list[Line], list[str]]:
-    """(lines, column by column; what was left out and why)."""
-    lines, left_out = [], []
-    for column, (mode, key) in COLUMNS.items():
-        mine, theirs = ({place[1:]: row[key] for place, row in side.items() if place[0] == mode}
-                        for side in (a, b))
-        pairs = {place: (float(mine[place]), float(theirs[place])) for place in mine if place in theirs}
-        if pairs:
-            lines += compare_column(column, pairs, binary=True)
-        elif mine or theirs:
-            left_out.append(f"{column}: only in {'A' if mine else 'B'}")
-    columns, reasons = text_columns(a, b)
-    for metric, pairs in columns.items():
-        lines += compare_column(metric, pairs, binary=False)
-    return lines, left_out + reasons
-
-
-def text_columns(a: Rows, b: Rows) -> tuple[dict[str, Pairs], list[str]]:
-    """(metric -> pairs of scores with the same signature, on the items that the tables count; the others)."""
+    """(lines, column by column; what was left out and why): only equal signatures are compared."""
     checked = checked_languages([*a.values(), *b.values()])
-    columns: dict[str, Pairs] = {}
-    left_out: dict[str, tuple[set[str], set[str]]] = {}  # reason -> (metrics, languages)
-    for place, row in a.items():
-        language, other = place[1], b.get(place, {})
-        if not (counts_for_text(row, language in checked) and counts_for_text(other, language in checked)):
-            continue
-        mine, theirs = ({metric_name(name): name for name in side["scores"]} for side in (row, other))
-        for metric in mine | theirs:
-            if mine.get(metric) == theirs.get(metric):
-                scores = row["scores"][mine[metric]], other["scores"][mine[metric]]
-                columns.setdefault(metric, {})[place[1:]] = scores
+    columns: dict[str, Pairs] = {column: {} for column in COLUMNS}
+    left_out: dict[str, tuple[set[str], set[str]]] = {}  # reason -> (columns, languages)
+    for place in a | b:
+        mine, theirs = (scores_of(side[place], checked) if place in side else {} for side in (a, b))
+        for column in mine | theirs:
+            if column not in mine or column not in theirs:
+                why = f"only in {'A' if column in mine else 'B'}"
+            elif mine[column][0] != theirs[column][0]:
+                why = " and ".join(f"{name} is {side[column][0].split('|', 2)[2]}"
+                                   for name, side in (("A", mine), ("B", theirs)))
+            else:
+                columns.setdefault(column, {})[place[1:]] = mine[column][1], theirs[column][1]
                 continue
-            why = f"only in {'A' if metric in mine else 'B'}"
-            if metric in mine and metric in theirs:
-                why = f"A is {mine[metric].split('|', 2)[2]}, B is {theirs[metric].split('|', 2)[2]}"
-            metrics, languages = left_out.setdefault(why, (set(), set()))
-            metrics.add(metric)
-            languages.add(language)
-    return columns, [f"{', '.join(sorted(metrics))} in {', '.join(language_order(languages))}: {why}"
-                     for why, (metrics, languages) in left_out.items()]
+            names, languages = left_out.setdefault(why, (set(), set()))
+            names.add(column)
+            languages.add(place[1])
+    lines = [line for column, pairs in columns.items() if pairs for line in compare_column(column, pairs)]
+    return lines, [f"{', '.join(sorted(names))} in {', '.join(language_order(languages))}: {why}"
+                   for why, (names, languages) in left_out.items()]
 
 
-def compare_column(column: str, pairs: Pairs, binary: bool) -> list[Line]:
+def compare_column(column: str, pairs: Pairs) -> list[Line]:
     """One line per language, then the macro and micro averages."""
     lines = []
     for group in [*language_order(language for language, _ in pairs), *AVERAGES]:
@@ -129,7 +116,7 @@ def compare_column(column: str, pairs: Pairs, binary: bool) -> list[Line]:
         macro = [language for language, _ in chosen] if group == "macro average" else None
         mean_a, mean_b = (macro_mean(side, macro) if macro else mean(side) for side in (a, b))
         line = Line(column, group, len(a), mean_a, mean_b, *paired_bootstrap(a, b, seed=0, groups=macro))
-        if binary and not macro:
+        if column in COLUMNS and not macro:
             line.p, line.test = mcnemar([x > 0 for x in a], [x > 0 for x in b]), "McNemar, exact"
             line.only_a = sum(x > y for x, y in zip(a, b))
             line.only_b = sum(y > x for x, y in zip(a, b))

@@ -27,7 +27,7 @@ from mmed.evaluation.summary import MODES, checked_languages, headline_metrics, 
 from mmed.languages import get_language
 from mmed.prompts import ExamItem
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write, read_json, read_jsonl, write_json
+from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, write_json
 from mmed.utils.journal import json_line
 from mmed.utils.untrusted import is_finite
 
@@ -104,10 +104,9 @@ def write_results(
         chosen = [row for row in rows if row["language"] == language]
         files[f"samples_{task_name(language)}.jsonl"] = map(json_line, samples(chosen, prompts))
     for name, table in _leaderboard_tables(summary, rows, prompts, settings["words"]).items():
-        files[name] = map(_csv_line, table)
-        if not table:
-            files.pop(name)
-            (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
+        (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
+        if table:
+            files[name] = map(_csv_line, table)
     for name, lines in files.items():
         with atomic_write(folder / name) as file:
             file.writelines(lines)
@@ -124,18 +123,16 @@ def _leaderboard_tables(
 ) -> dict[str, list[list[str]]]:
     """File name -> table with its header; empty where this run did not measure what the file is for."""
     languages, checked = summary["languages"], checked_languages(rows)
+    tables: dict[str, list[list[str]]] = {}
     # MMedLM: the leaderboard wants answers to all items, rationales only of those that passed the human check
-    answers = [row for row in rows if row["mode"] == "answer"]
-    rationales = [row for row in rows if row["mode"] == "rationale"
-                  and (row["language"] not in checked or row["doc"]["human_check_passed"])]
-    tables = {"multi_choice_results.csv": [(row, row["gold"]) for row in answers],
-              "rationale_results.csv": [(row, row["doc"]["rationale"]) for row in rationales]}
-    for name, pairs in tables.items():
-        lines = [[row["language"], prompts[row["key"], row["mode"]], row["text"], gold]
-                 for row, gold in pairs]
+    for name, mode in (("multi_choice_results.csv", "answer"), ("rationale_results.csv", "rationale")):
+        chosen = [row for row in rows if row["mode"] == mode and (
+            mode == "answer" or row["language"] not in checked or row["doc"]["human_check_passed"])]
+        lines = [[row["language"], prompts[row["key"], mode], row["text"],
+                  row["gold"] if mode == "answer" else row["doc"]["rationale"]] for row in chosen]
         tables[name] = [SUBMISSION_COLUMNS, *lines] if lines else []
     accuracy, similarity = [], []
-    if answers:
+    if "answer" in summary["micro"]["accuracy"]:
         shares = [part["accuracy"]["answer"]["value"] for part in languages.values()]
         accuracy = [list(languages), [f"{100 * share:.2f}" for share in shares]]
     if words == "official" and summary["micro"]["text"]:
@@ -157,62 +154,41 @@ def _csv_line(cells: Iterable[str]) -> str:
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
-# Field of a row -> its type; fields of the item begin with "doc."
-FIELDS = {"key": str, "language": str, "mode": str, "prompt_hash": str, "gold": str, "status": str,
-          "parsed": str, "correct": bool, "doc": dict, "doc.question": str, "doc.options": dict,
-          "doc.rationale": str, "doc.human_check_passed": bool | None, "doc.extra": dict}
-MODE_FIELDS = {
-    "answer": {"text": str, "official_match": bool},
-    "rationale": {"text": str, "rationale": str, "scores": dict},
-    "loglikelihood": {"parsed_norm": str, "correct_norm": bool, "logprobs": dict, "tokens": dict},
-}
+# Field of a row -> its type: of every row, of one in a mode, and of its item
+ROW = {"key": str, "language": str, "mode": str, "gold": str, "status": str, "parsed": str, "correct": bool,
+       "doc": dict}
+MODE = {"answer": {"text": str, "official_match": bool},
+        "rationale": {"text": str, "rationale": str, "scores": dict},
+        "loglikelihood": {"parsed_norm": str, "correct_norm": bool, "logprobs": dict, "tokens": dict}}
+DOC = {"question": str, "options": dict, "rationale": str, "human_check_passed": bool | None, "extra": dict}
 
 
 def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
     """(the "mmed" part of results.json, iterator over the rows of predictions.jsonl) of a result folder."""
-    path, predictions = Path(folder) / "results.json", Path(folder) / "predictions.jsonl"
+    path = Path(folder) / "results.json"
     value = read_json(path)
     own = value.get("mmed") if isinstance(value, dict) else None
     if not isinstance(own, dict) or own.get("version") != RESULTS_VERSION:
         raise UserError(f"{path}: not a result of this version of `python -m mmed.eval`; evaluate again")
-    for name in ("settings", "facts", "summary"):
-        if not isinstance(own.get(name), dict):
-            raise UserError(f"{path}: damaged, {name!r} is missing; evaluate again")
-    if not predictions.is_file():
-        raise UserError(f"{predictions}: no such file; a result folder has it beside results.json")
-    return own, _checked_rows(predictions)
+    if not all(isinstance(own.get(name), dict) for name in ("settings", "facts", "summary")):
+        raise UserError(f"{path}: damaged, settings, facts or summary are missing; evaluate again")
+    check_file(Path(folder) / "predictions.jsonl")
+    return own, _checked_rows(Path(folder) / "predictions.jsonl")
 
 
 def _checked_rows(path: Path) -> Iterator[dict]:
     """Rows of predictions.jsonl, with the type of every field checked once, here."""
-    seen = set()
     for number, row in read_jsonl(path):
-        wrong = _wrong_field(row)
-        if wrong:
-            raise UserError(f"{path}:{number}: not a row of `python -m mmed.eval`: {wrong} is missing or "
-                            "has another type; evaluate again")
-        place = row["mode"], row["language"], row["key"]
-        if place in seen:
-            raise UserError(f"{path}:{number}: item {row['key']!r:.80} occurs twice in mode {row['mode']}; "
-                            "evaluate again")
-        seen.add(place)
+        wrong = _wrong_fields(row, ROW | MODE.get(str(row.get("mode")), {"one of the modes": str}))
+        wrong = wrong or _wrong_fields(row["doc"], DOC)
+        if wrong or not all(map(is_finite, row.get("scores", {}).values())):
+            raise UserError(f"{path}:{number}: not a row of `python -m mmed.eval`: missing or of another "
+                            f"type: {', '.join(wrong) or 'a score'}; evaluate again")
         yield row
 
 
-def _wrong_field(row: dict) -> str:
-    """The first field of a row that is missing or impossible, "" if there is none."""
-    own_fields = MODE_FIELDS.get(str(row.get("mode")))
-    if own_fields is None:
-        return "mode"
-    for name, kind in (FIELDS | own_fields).items():
-        part, _, inner = name.rpartition(".")
-        if not isinstance((row["doc"] if part else row).get(inner), kind):
-            return name
-    options = row["doc"]["options"].values()
-    numbers = (row["scores"] if "scores" in own_fields else row.get("logprobs", {})).values()
-    right = {"gold": bool(row["gold"]), "scores": all(map(is_finite, numbers)),
-             "doc.options": bool(options) and all(isinstance(text, str) for text in options)}
-    return next((name for name, is_right in right.items() if not is_right), "")
+def _wrong_fields(value: dict, fields: dict[str, Any]) -> list[str]:
+    return [name for name, kind in fields.items() if not isinstance(value.get(name), kind)]
 
 
 def load_prompts(folder: str | Path) -> dict[tuple[str, str], str]:
@@ -220,10 +196,6 @@ def load_prompts(folder: str | Path) -> dict[tuple[str, str], str]:
     prompts = {}
     for name in dict.fromkeys(row["language"] for row in load_results(folder)[1]):
         path = Path(folder) / f"samples_{task_name(name)}.jsonl"
-        for number, sample in read_jsonl(path):
-            try:
-                place = sample["doc"]["id"], sample["filter"]
-                prompts[place] = sample["arguments"]["gen_args_0"]["arg_0"]
-            except (KeyError, TypeError):
-                raise UserError(f"{path}:{number}: not a sample of `mmed.eval`; evaluate again") from None
+        for _, sample in read_jsonl(path):
+            prompts[sample["doc"]["id"], sample["filter"]] = sample["arguments"]["gen_args_0"]["arg_0"]
     return prompts

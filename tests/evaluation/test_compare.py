@@ -115,7 +115,7 @@ def test_what_only_one_result_has_is_named(tmp_path, rng):
     c = make_result(tmp_path / "c", items, rng, 0.6, modes=("rationale",))
     lines, left_out = lines_of(a, b)
     assert {column for column, _ in lines} == {"answer", "official"}
-    assert left_out == ["loglikelihood: only in A", "loglikelihood_norm: only in A"]
+    assert left_out == ["loglikelihood, loglikelihood_norm in English, Japanese: only in A"]
     with pytest.raises(UserError, match="no mode in common"):
         compare.main([str(b), str(c)])
 
@@ -149,7 +149,7 @@ def test_results_on_other_items_are_rejected_in_one_line(tmp_path, rng):
     fewer = make_result(tmp_path / "b", items[:-3], rng, 0.6)
     other = [ExamItem(**(vars(item) | {"question": "other"})) for item in items[:2]] + items[2:]
     changed = make_result(tmp_path / "c", other, rng, 0.6)
-    for folder, words in ((fewer, "3 are in one only, such as 'Japan"), (changed, "2 items have another")):
+    for folder, words in ((fewer, "3 differ or are in one only, such as 'Japan"), (changed, "2 differ or are")):
         with pytest.raises(UserError, match=re.escape(str(folder))) as caught:
             compare.main([str(a), str(folder)])
         assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -28,6 +28,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+from mmed.evaluation.summary import utf8
 from mmed.utils.errors import UsageError, UserError, require_extra
 from mmed.utils.files import atomic_write, try_lock
 from mmed.utils.journal import read_sealed, sealed_line
@@ -117,11 +118,6 @@ def parse_server_option(given: str) -> tuple[str, Any]:
         return name, None if text == "none" else json.loads(text)
     except ValueError:
         return name, text
-
-
-def utf8(text: str) -> str:
-    """Text that a request or a file can carry: lone surrogates become "?"."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def request(server: Server, prompt: str | Sequence[dict[str, str]], max_new_tokens: int) -> dict[str, Any]:

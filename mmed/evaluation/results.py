@@ -23,7 +23,7 @@ from typing import Any
 from mmed import metrics
 from mmed.evaluation.answer_parser import official_match, parse_answer
 from mmed.evaluation.lm_eval_files import results_value, samples, task_name
-from mmed.evaluation.summary import MODES, checked_languages, headline_metrics, summarise
+from mmed.evaluation.summary import MODES, checked_languages, headline_metrics, summarise, utf8
 from mmed.languages import get_language
 from mmed.prompts import ExamItem
 from mmed.utils.errors import UserError
@@ -148,7 +148,7 @@ def _csv_line(cells: Iterable[str]) -> str:
     """A line of a CSV file, ending in \\n; lone surrogates become "?"."""
     line = io.StringIO()
     # the default \r\n makes Python before 3.13 quote a cell with a lone \r
-    csv.writer(line).writerow([cell.encode("utf-8", "replace").decode() for cell in cells])
+    csv.writer(line).writerow(map(utf8, cells))
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmed.evaluation.answer_parser import official_match, parse_answer
-from mmed.evaluation.api_client import utf8
 from mmed.evaluation.results import SUBMISSION_COLUMNS
-from mmed.evaluation.summary import TEXT_METRICS, language_order
+from mmed.evaluation.summary import TEXT_METRICS, language_order, utf8
 from mmed.metrics import exact_match, mean
 from mmed.prompts import ExamItem, read_benchmark
 from mmed.utils.errors import EXIT_FAILED, Parser, UserError, main_guard, printable

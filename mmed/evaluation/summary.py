@@ -56,6 +56,11 @@ STATUSES = ("strict", "lenient", "unparsed")  # of an answer that was read from 
 
 # ---- summary -----------------------------------------------------------------------------------------------
 
+def utf8(text: str) -> str:
+    """Text that a request or a file can carry: lone surrogates become "?"."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def language_order(names: Iterable[str]) -> list[str]:
     """The paper's six first, then by name."""
     place = {code: i for i, code in enumerate(PAPER_ORDER)}
@@ -98,7 +103,7 @@ def kind_of(row: dict, kind: str) -> str:
     name = str(len(row["doc"]["options"])) if kind == "options" else extra.get(kind)
     if kind == "source" and name == "mmlu":  # the paper's English table shows its subjects one by one
         name = f"mmlu {extra.get('subject')}"
-    return name.encode("utf-8", "replace").decode() if isinstance(name, str) else ""
+    return utf8(name) if isinstance(name, str) else ""
 
 
 def group_by(rows: Iterable[dict], name_of: Callable[[dict], str]) -> dict[str, list[dict]]:

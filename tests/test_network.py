@@ -1,4 +1,4 @@
-"""Only the commands whose help says so may use the network, through three modules; no library does in secret."""
+"""Only the commands whose help says so may use the network, through three modules."""
 import ast
 import re
 import socket

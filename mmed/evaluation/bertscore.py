@@ -23,7 +23,7 @@ import hashlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,8 +152,8 @@ class Scorer:
         return metrics.signature("BERTScore", f"f1-{self.name}-L{self.layer}-{weights}{rescaled}",
                                  tokens=type(self.tokenizer).__name__)
 
-    def __call__(self, candidates: Sequence[str], references: Sequence[str], *, idf: bool = False,
-                 on_pair: Callable[[], object] = lambda: None) -> BertScores:
+    def __call__(self, candidates: Sequence[str], references: Sequence[str], *,
+                 idf: bool = False) -> BertScores:
         """Scores of pairs, 0 for an empty text; `idf` weights tokens by their rarity in the references."""
         ids, truncated = self.encode([*candidates, *references])
         weight_of = dict.fromkeys((self.tokenizer.cls_token_id, self.tokenizer.sep_token_id), 0.0)
@@ -169,14 +169,13 @@ class Scorer:
         pairs = list(zip(candidates, references, strict=True))
         order = sorted(range(len(pairs)), key=lambda i: max(len(ids[text]) for text in pairs[i]))
         scores = [(0.0, 0.0, 0.0)] * len(pairs)
-        for start in range(0, len(pairs), BATCH_PAIRS):
+        for start in tqdm(range(0, len(pairs), BATCH_PAIRS), disable=not sys.stderr.isatty()):
             batch = order[start:start + BATCH_PAIRS]
             hidden = iter(self.directions([ids[text] for i in batch for text in pairs[i]]))
             for i in batch:
                 vectors = next(hidden), next(hidden)
                 if min(len(ids[text]) for text in pairs[i]) > 2:  # neither is empty
                     scores[i] = match(*vectors, *map(weights, pairs[i]))
-                on_pair()
         columns = [[(score[i] - low) / (1 - low) for score in scores]
                    for i, low in enumerate(self.baseline or (0.0, 0.0, 0.0))]
         return BertScores(*columns, self.signature(references if idf else None), truncated)
@@ -184,17 +183,14 @@ class Scorer:
 
 # ---- command -----------------------------------------------------------------------------------------------
 
-def add_to_results(
-    scorer: Scorer, folder: Path, *, idf: bool = False, on_pair: Callable[[], object] = lambda: None
-) -> tuple[dict, str]:
+def add_to_results(scorer: Scorer, folder: Path, *, idf: bool = False) -> tuple[dict, str]:
     """Score the rationales of a result folder and write them back: (the new summary, the signature)."""
     own, rows = load_results(folder)
     rows = list(rows)
     texts = [row for row in rows if row.get("scores")]
     if not texts:
         raise UserError(f"{folder}: no rationale with a reference to score (was it run with --mode answer?)")
-    scores = scorer([row["rationale"] for row in texts], [row["doc"]["rationale"] for row in texts], idf=idf,
-                    on_pair=on_pair)
+    scores = scorer([row["rationale"] for row in texts], [row["doc"]["rationale"] for row in texts], idf=idf)
     if scores.truncated:
         print(f"note: {folder}: {scores.truncated:,} texts exceed the encoder's {scorer.max_length} tokens "
               "and were truncated", file=sys.stderr)
@@ -218,8 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     scorer = Scorer(options.model, options.layer, baseline=options.baseline,
                     device=device_called(options.device))
     for folder in map(Path, options.results):
-        with tqdm(unit=" pairs", disable=not sys.stderr.isatty()) as bar:
-            summary, signature = add_to_results(scorer, folder, idf=options.idf, on_pair=bar.update)
+        summary, signature = add_to_results(scorer, folder, idf=options.idf)
         name = "|".join(signature.split("|")[:2])
         parts = {**summary["languages"], "macro average": summary["macro"]}
         cells = [f"{language} {100 * part['text'][name]['value']:.2f}" for language, part in parts.items()

@@ -42,6 +42,9 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[list[str]]:
     if header != list(columns):
         found = ", ".join(header)
         raise UserError(f"{path}: its columns are {found:.120}; expected {', '.join(columns)}")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(columns):
+            raise UserError(f"{path}: row {number}: {len(row)} cells, expected {len(columns)}")
     return rows
 
 
@@ -51,40 +54,25 @@ def check_answers(path: Path, items: Sequence[ExamItem], mode: str) -> tuple[lis
     `path` is multi_choice_results.csv or rationale_results.csv, `items` what it must contain, in order.
     """
     rows = read_csv(path, SUBMISSION_COLUMNS)
-    faults = [f"{path.name}: {len(rows):,} rows, expected {len(items):,}"] if len(rows) != len(items) else []
-    hits: dict[str, list[tuple[bool, bool, bool]]] = {item.language: [] for item in items}
+    faults = [f"{len(rows):,} rows, expected {len(items):,}"] if len(rows) != len(items) else []
+    hits: dict[str, list[tuple[bool, bool, bool]]] = {}
     for number, (row, item) in enumerate(zip(rows, items), 2):
-        where, question = f"{path.name}: row {number}", utf8(item.question)
-        if len(row) != len(SUBMISSION_COLUMNS):
-            faults.append(f"{where}: {len(row)} cells, expected {len(SUBMISSION_COLUMNS)}")
-            continue
-        language, given, text, gold = row
-        if language != item.language:
-            faults.append(f"{where}: language {language!r:.40}, expected {item.language}")
-        as_json = json.dumps(question, ensure_ascii=False)[1:-1]  # chat messages are written as JSON
-        if question not in given and as_json not in given:
-            faults.append(f"{where}: its input does not contain the question of {item.key}; rows must be in "
-                          "the order of the test files")
-        expected = ",".join(item.answer) if mode == "answer" else utf8(item.rationale)
-        if gold != expected:
-            faults.append(f"{where}: GT_Answer {gold!r:.40} is not the test set's {expected!r:.40}")
-        letters = parse_answer(text, item.options, rationale_expected=mode == "rationale",
+        question, gold = utf8(item.question), ",".join(item.answer) if mode == "answer" else item.rationale
+        wrong = []
+        if row[0] != item.language:
+            wrong.append(f"language {row[0]!r:.40}, expected {item.language}")
+        if question not in row[1] and json.dumps(question, ensure_ascii=False)[1:-1] not in row[1]:
+            wrong.append(f"its input does not contain the question of {item.key}; rows must be in the order "
+                         "of the test files")
+        if row[3] != utf8(gold):
+            wrong.append(f"GT_Answer {row[3]!r:.40} is not the test set's {gold!r:.40}")
+        faults += [f"row {number}: {fault}" for fault in wrong]
+        letters = parse_answer(row[2], item.options, rationale_expected=mode == "rationale",
                                language=item.language).letters
-        hits[item.language].append((exact_match(letters, item.answer, item.options),
-                                    exact_match(letters, item.answer), official_match(text, item)))
-    return faults, hits
-
-
-def check_scores(path: Path, languages: Sequence[str]) -> list[str]:
-    """The faults of rationale_similarity_metric.csv."""
-    rows = read_csv(path, ["Metric", *languages])
-    faults = [f"{path.name}: row {number}: expected a number from 0 to 100 for each language"
-              for number, row in enumerate(rows, 2)
-              if len(row) != len(languages) + 1 or not all(map(PERCENTAGE.fullmatch, row[1:]))]
-    names = [row[0] for row in rows]
-    if names != list(TEXT_METRICS):
-        faults.append(f"{path.name}: its rows are {', '.join(names)}; expected {', '.join(TEXT_METRICS)}")
-    return faults
+        hits.setdefault(item.language, []).append((
+            exact_match(letters, item.answer, item.options), exact_match(letters, item.answer),
+            official_match(row[2], item)))
+    return [f"{path.name}: {fault}" for fault in faults], hits
 
 
 def check(folder: Path, items: Sequence[ExamItem]) -> tuple[list[str], list[str]]:
@@ -108,7 +96,13 @@ def check(folder: Path, items: Sequence[ExamItem]) -> tuple[list[str], list[str]
     if len(rows) != 1 or rows[0] not in expected:
         faults.append(f"{path.name}: expected one row, {' or '.join(', '.join(row) for row in expected)}: "
                       "that is what the outputs give by the parser or the published scorer")
-    return faults + check_scores(folder / "rationale_similarity_metric.csv", languages), notes
+    path = folder / "rationale_similarity_metric.csv"
+    rows = read_csv(path, ["Metric", *languages])
+    faults += [f"{path.name}: row {number}: expected a number from 0 to 100 for each language"
+               for number, row in enumerate(rows, 2) if not all(map(PERCENTAGE.fullmatch, row[1:]))]
+    if [row[0] for row in rows] != list(TEXT_METRICS):
+        faults.append(f"{path.name}: expected one row for each of {', '.join(TEXT_METRICS)}, in this order")
+    return faults, notes
 
 
 def main(arguments: list[str] | None = None) -> int:

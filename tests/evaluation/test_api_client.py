@@ -118,7 +118,7 @@ def test_a_temporary_fault_is_retried(tmp_path, fault):
 @pytest.mark.parametrize("fault, tries, kind, reason", [
     (error(400, "context length is 512", code="context_length_exceeded"), 1, "rejected", "400: context leng"),
     (error(400, "filtered", code="content_filter"), 1, "content_filter", "filtered"),
-    ((200, {"choices": [], "prompt_feedback": {"block_reason": "UNSAFE"}}, {}), 1, "content_filter", "UNSAFE"),
+    ((200, {"choices": [], "prompt_feedback": {"block_reason": "BAD"}}, {}), 1, "content_filter", "BAD"),
     ((200, {"choices": [{"error": {"message": "upstream failed"}}]}, {}), 3, "error", "upstream failed"),
     (error(503, "down"), 3, "rejected", "503: down"),
 ], ids=["rejected", "filtered", "blocked", "error in the reply", "503"])

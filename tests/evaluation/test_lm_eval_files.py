@@ -36,8 +36,9 @@ def write_exam(root: Path, rng: random.Random) -> None:
                 right = rng.sample(letters, rng.randint(1, 3) if language == "French" else 1)
                 lines.append({
                     "question": " ".join(rng.choices(words, k=6)) + f" {part} {i}?",
-                    "options": dict(zip(letters, rng.sample(words, 5))), "answer_idx": ",".join(sorted(right)),
-                    "rationale": " ".join(rng.choices(words, k=4)), "topic": rng.choice(["Surgery", "Anatomy"])})
+                    "options": dict(zip(letters, rng.sample(words, 5))),
+                    "answer_idx": ",".join(sorted(right)), "rationale": " ".join(rng.choices(words, k=4)),
+                    "topic": rng.choice(["Surgery", "Anatomy"])})
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             (root / part / f"{language}.jsonl").write_text(text, encoding="utf-8")
 
@@ -136,7 +137,8 @@ def test_the_task_scores_what_the_harness_passes_to_it():
     spec = importlib.util.spec_from_file_location("exam", TASKS / "exam.py")  # the harness loads it by path
     exam = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(exam)
-    doc = {"id": "1", "question": "?", "options": '{"A": "x", "B": "y"}', "answer": "B", "language": "English"}
+    doc = {"id": "1", "question": "?", "options": '{"A": "x", "B": "y"}', "answer": "B",
+           "language": "English"}
     right = {"acc": 1.0, "acc_official": 1.0, "unparsed": 0.0}
     assert exam.score(doc, ["###Answer: OPTION B IS CORRECT. And then"]) == right
     assert exam.score(doc, ["I cannot say."]) == {"acc": 0.0, "acc_official": 0.0, "unparsed": 1.0}

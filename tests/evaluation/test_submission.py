@@ -66,7 +66,7 @@ def test_what_an_evaluation_writes_fits_and_every_text_can_be_read_back(sent, ca
     (RATIONALES, lambda t: t[2].__setitem__(3, "other"), "row 3: GT_Answer 'other' is not the test set's"),
     (ACCURACY, lambda t: t[0].reverse(), "its columns are Japanese, English; expected English"),
     (ACCURACY, lambda t: t[1].__setitem__(0, "99.99"), "that is what the outputs give"),
-    (SCORES, lambda t: t.pop(), "its rows are BLEU-1, BLEU-2, BLEU-3, BLEU-4, ROUGE-1, ROUGE-2; expected"),
+    (SCORES, lambda t: t.pop(), "expected one row for each of BLEU-1"),
     (SCORES, lambda t: t[1].__setitem__(1, "101"), "row 2: expected a number from 0 to 100"),
 ])
 def test_a_change_that_breaks_a_submission_is_named_with_its_row(sent, name, change, message, capsys):

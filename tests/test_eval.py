@@ -11,7 +11,7 @@ import pytest
 import mmed.eval
 from mmed.checkpoints.pretrained import save_pretrained
 from mmed.eval import main, parse_options
-from mmed.evaluation.questions import build_questions, candidates, cut_at_answer, encoder_of
+from mmed.evaluation.questions import build_questions, cut_at_answer, encoder_of
 from mmed.evaluation.results import load_prompts, load_results, loglikelihood_row, text_row, write_results
 from mmed.evaluation.summary import summarise, table
 from mmed.generate import load_model
@@ -20,7 +20,7 @@ from mmed.prompts import ExamItem, build_messages, build_target, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
-from mmed.utils.journal import Journal, facts_that_differ
+from mmed.utils.journal import Journal
 
 LANGUAGES = ("English", "Japanese", "French")
 FILES = {"predictions.jsonl", "results.json", "multi_choice_results.csv", "rationale_results.csv",
@@ -295,12 +295,6 @@ def test_loglikelihood_takes_the_likeliest_and_the_likeliest_per_token():
     assert row["parsed"] == "A" and row["parsed_norm"] == "B" and not row["correct"] and row["correct_norm"]
 
 
-def test_candidates_are_what_the_chance_level_counts():
-    assert candidates(item("1", "A")) == ["A", "B", "C", "D"]
-    several = candidates(item("1", "A,B"))
-    assert len(several) == len(set(several)) == 11 and "A,B" in several and "A" not in several
-
-
 @pytest.mark.parametrize("text, expected", [
     ("x\n###Answer: OPTION A,C IS CORRECT. Then", "x\n###Answer: OPTION A,C IS CORRECT."),
     ("A\n\n### Instruction:\nNow", "A"),
@@ -356,8 +350,3 @@ def test_damage_in_the_middle_of_a_journal_is_an_error(tmp_path):
         (tmp_path / "x.partial").write_text('{"facts": {}}\n' + line + '\n{"round": 1, "rows": []}\n')
         with pytest.raises(UserError, match=r"x\.partial:2: damaged"):
             Journal(tmp_path / "x", {})
-
-
-def test_facts_that_differ_are_named():
-    differs = facts_that_differ({"a": 1, "b": "x" * 64}, {"a": 1, "b": "y" * 64, "c": None})
-    assert differs == "b = xxxxxxxxxxxx… (now yyyyyyyyyyyy…)"

@@ -359,7 +359,6 @@ def test_configs_as_they_are_published_are_read_and_written_back(name):
      ({"hidden_act": "gelu"}, "hidden_act"), ({"head_dim": 7}, "odd"),
      ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
      ({"logit_scale": 0.5}, "logit_scale"), ({"attention_dropout": 0.1}, "attention_dropout"),
-     ({"bos_token_id": 32000}, "bos_token_id"), ({"eos_token_id": "2"}, "eos_token_id"),
      ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
      ({"model_type": "bloom", "n_layer": 32, "n_head": 32, "num_attention_heads": 16
        }, "num_attention_heads = 16"),

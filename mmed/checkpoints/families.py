@@ -70,7 +70,7 @@ class Key:
         number = self.kind in (int, float)
         if type(value) not in kinds or (number and not self.low <= value <= self.high):
             expected = f"expected a {'number in range' if number else self.kind.__name__}"
-            raise UserError(f"config.json: {self.name} = {str(value)[:80]!r}, {expected}")
+            raise UserError(f"config.json: {self.name} = {str(value)[:80]}, {expected}")
         return self.kind(value)
 
 

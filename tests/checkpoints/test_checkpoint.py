@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from warm_start import run as warm_run
 
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
-from mmed.checkpoints.weights import READ_BYTES, stored_tensors
+from mmed.checkpoints.weights import stored_tensors
 from mmed.generate import generate
 from mmed.utils.errors import UserError
 
@@ -385,7 +385,7 @@ def test_the_peak_of_memory_is_the_model_in_its_dtype_and_one_buffer(tmp_path, s
     peak, size = map(int, done.stdout.split())
     # mapped: the system may drop its pages at any time
     file = (tmp_path / "model" / "model.safetensors").stat().st_size
-    assert peak < size + file + READ_BYTES + (16 << 20), f"peak {peak:,} for a model of {size:,}"
+    assert peak < size + file + (40 << 20), f"peak {peak:,} for a model of {size:,}"
 
 
 # --------------------------------------------------------------------------------------------------------- th

@@ -154,7 +154,7 @@ def test_dropout_acts_on_the_adapter_alone_and_only_in_training():
 
 
 @pytest.mark.parametrize(
-    "targets, word", [("q_porj", "q_porj"), ("", "no LoRA targets"), ("query_key_value", "query_key_value")]
+    "targets, word", [("q_porj", "q_porj"), ("", "matches no layer"), ("query_key_value", "query_key_value")]
 )
 def test_a_target_that_matches_nothing_is_an_error_that_names_the_layers_there_are(targets, word):
     _, ours = pair(10)
@@ -361,6 +361,7 @@ def test_a_target_as_a_pattern_follows_the_tensors(tmp_path):
         ({"lora_dropout": 2}, "lora_dropout"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern"),
     ],
 )
 def test_an_adapter_config_that_does_not_fit_is_refused_before_memory_is_taken(tmp_path, change, word):

@@ -81,10 +81,10 @@ def unfinished_removed(run: str | Path, step: int) -> Iterator[None]:
     except (CheckpointException, UserError) as error:
         if distributed.is_main():
             shutil.rmtree(building, ignore_errors=True)
-        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else None
-        if isinstance(cause, OSError):
-            raise write_error(cause, building) from error
-        raise
+        if isinstance(error, UserError):
+            raise
+        cause, _ = next(iter(error.failures.values()))
+        raise (write_error(cause, building) if isinstance(cause, OSError) else cause) from error
 
 
 def prepare(run: str | Path, tensors: dict[str, torch.Tensor], step: int) -> HuggingFaceStorageWriter:

@@ -116,7 +116,7 @@ def apply_lora(model: Transformer, rank: int = 16, alpha: float = 16, dropout: f
 
 @torch.no_grad()
 def init_lora(model: nn.Module, seed: int) -> None:
-    """A as kaiming_uniform(a=sqrt(5)) in the paper's code and PEFT, B zero; the same on any number of ranks."""
+    """A as kaiming_uniform(a=sqrt(5)) in the paper's code and PEFT, B zero; the same on any ranks."""
     generator = torch.Generator().manual_seed(seed)
     for layer in adapted_layers(model).values():
         bound = 1 / math.sqrt(layer.in_features)

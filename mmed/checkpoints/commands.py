@@ -236,7 +236,7 @@ def _parser() -> Parser:
     sub.add_argument("--base", metavar="FOLDER", help="where the model that the run started from is now")
     sub.add_argument("--layout", choices=("own", "llama"), default="own", help="llama: unpack InternLM")
     sub.add_argument("--results", **several, help="result folders of mmed.eval, for the card")
-    sub.add_argument("--license", metavar="NAME", help="named in the card; must be compatible with the base's")
+    sub.add_argument("--license", metavar="NAME", help="named in the card; has to suit the base's")
     sub = add("extend", extend, "more vocabulary for a new language", "folder", "out")
     sub.add_argument("--texts", **several, help="documents to learn from (.jsonl, .jsonl.gz, .txt)")
     sub.add_argument("--pieces", type=int, default=4000, metavar="N", help="pieces to learn (default 4000)")

@@ -19,8 +19,7 @@ from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_json, write_json
 
 PREFIX = "base_model.model."
-# Keys of adapter_config.json that are read here, or say nothing about the mathematics. Every other key must
-# be unset.
+# Keys of adapter_config.json that are read here, or that have no effect. Every other key must be unset.
 KNOWN = set("""
     peft_type r lora_alpha lora_dropout target_modules use_rslora init_lora_weights rank_pattern alpha_pattern
     layers_to_transform layers_pattern exclude_modules task_type auto_mapping peft_version
@@ -146,9 +145,7 @@ def _by_pattern(patterns: dict[str, Any], name: str, otherwise: Any) -> Any:
 
 
 def _check_vocabulary(model: Transformer, folder: Path) -> None:
-    """PEFT saves the tokenizer beside an adapter; one with more ids than the model has rows belongs to an
-    extended base.
-    """
+    """PEFT saves the tokenizer beside an adapter; one with more ids than rows belongs to an extended base."""
     ids = load_tokenizer(folder).vocab_size if has_tokenizer(folder) else 0
     if ids > model.config.vocab_size:
         raise UserError(f"{folder}: trained with a tokenizer of {ids} ids, but this model has "

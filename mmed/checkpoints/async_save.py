@@ -40,9 +40,8 @@ class AsyncCheckpointer:
             return
         self.saved = step
         tensors = training_state.state_tensors(model, optimizer)
-        # optimizer_step counts the steps that changed something; a batch that was skipped did not
-        optimizer_step = int(next(iter(optimizer.state.values()))["step"])
-        facts = {"world_size": distributed.world_size(), "optimizer_step": optimizer_step, **log.state_dict()}
+        done = int(next(iter(optimizer.state.values()))["step"])  # without the batches that were skipped
+        facts = {"world_size": distributed.world_size(), "optimizer_step": done, **log.state_dict()}
         log.sync()
         writer = training_state.prepare(self.run, tensors, step)
         if self.config.async_save:

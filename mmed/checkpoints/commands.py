@@ -180,16 +180,15 @@ def extend(options: argparse.Namespace) -> None:
     if old is None:
         raise UserError(f"{folder}: no tokenizer to extend")
     extend_vocabulary.check_extensible(old, str(folder))
-    if known := [text for text in special if not text or text in old.special or text in old.added]:
-        raise UserError(f"--special {known[0]!r}: is empty, or already a token")
+    if known := {"", *old.special, *old.added} & set(special):
+        raise UserError(f"--special {min(known)!r}: is empty, or already a token")
     texts = (text for text, _ in extend_vocabulary.first_documents(options.texts, options.max_characters))
     words = extend_vocabulary.count_words(texts, getattr(old.core, "pattern", None))
     new = extend_vocabulary.learn(old, words, options.pieces if options.texts else 0)
     parts = [new.parts[piece] for piece in new.pieces]
     parts += [old.encode(text, continued=True) for text in special]
     grown = extend_vocabulary.grow(model, dict(enumerate(parts, old.vocab_size)))
-    recipe = {"new pieces": len(new.pieces), "new special tokens": len(special)}
-    card = model_card(grown, title=out.name, base=folder.name, recipe=recipe)
+    card = model_card(grown, title=out.name, base=folder.name, recipe={"new pieces": len(new.pieces)})
     with tempfile.TemporaryDirectory() as name:
         extend_vocabulary.write_tokenizer(old, new, special, Path(name))
         larger = load_tokenizer(name)

@@ -3,11 +3,10 @@
     text of the new language --old tokenizer--> pieces --join the most frequent neighbours--> new pieces
     row of a new piece in embedding and head = mean of the rows of the old pieces that it replaces
 
-In: a model folder whose tokenizer is BPE (sentencepiece `tokenizer.model`, or byte-level `tokenizer.json`),
-and documents. Out: a model folder with more pieces; every old piece keeps its id and its row. New merges come
-after all old ones. A character that the old tokenizer spells in bytes becomes a piece first. Only runs of
-letters are joined: digits, signs and spaces stay as they are. The new rows are a start only: continue
-pre-training on the language.
+In: a model folder whose tokenizer is BPE (sentencepiece `tokenizer.model`, or byte-level `tokenizer.json`).
+Out: one with more pieces; every old piece keeps its id and its row, and new merges come after all old ones. A
+character that the old tokenizer spells in bytes becomes a piece first. Only runs of letters are joined. The
+new rows are a start only: continue pre-training on the language.
 
     python -m mmed.checkpoints extend FOLDER OUT --texts corpus/de.jsonl.gz --pieces 8000
 
@@ -49,7 +48,7 @@ class NewPieces:
 
     pieces: list[str]                       # as the tokenizer's file spells them
     merges: list[tuple[str, str]]           # those of the pieces that are not single characters
-    parts: dict[str, list[int]]             # piece -> the old ids that stand for it
+    parts: dict[str | None, list[int]]      # piece -> the old ids that stand for it
 
 
 # --------------------------------------------------------------------------------------------------- learning
@@ -153,8 +152,7 @@ def learn(tokenizer: Tokenizer, words: Counter[str], number: int) -> NewPieces:
     merges = join_most_frequent(segmented, counts, number - len(frequent), known, longest)
     for left, right in merges:
         parts[left + right] = parts[left] + parts[right]
-    pieces = frequent + [left + right for left, right in merges]
-    return NewPieces(pieces, merges, {piece: parts[piece] for piece in pieces})
+    return NewPieces(frequent + [left + right for left, right in merges], merges, parts)
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:

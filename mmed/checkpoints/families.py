@@ -3,13 +3,11 @@
     config.json of transformers 4 or 5  --read_config-->  ModelConfig  --write_config-->  of transformers 4
 
 `FAMILIES` is one table, read in both directions: a `Key` is a key of config.json and the field it sets; a
-`Part` is a group of keys that only make sense together (rotation, sliding windows). No tensor is reshaped:
-InternLM 2's `wqkv` and BLOOM's `query_key_value` are one packed matrix (ModelConfig.packed_qkv), so a round
-trip is bit-equal.
+`Part` is a group of keys that belong together (rotation, sliding windows). No tensor is reshaped: InternLM
+2's `wqkv` and BLOOM's `query_key_value` are one packed matrix, so a round trip is bit-equal.
 
-Strict: a key that is not in the table and may change the mathematics is rejected by name, and numbers are
-checked against their range before any memory is taken. References: the published configs and transformers'
-`configuration_*.py` of each family.
+Strict: a key that is not in the table and may change the mathematics is rejected by name, and so is a number
+out of range. References: the published configs and transformers' `configuration_*.py` of each family.
 """
 from __future__ import annotations
 
@@ -194,9 +192,9 @@ def read_layer_types(config: dict, slides: list[bool]) -> tuple[bool, ...]:
 
 
 def write_windows(config: ModelConfig) -> dict:
-    slides = [config.slides(layer) for layer in range(config.num_hidden_layers)]
-    return {"sliding_window": config.sliding_window,
-            "layer_types": [SLIDING if slide else FULL for slide in slides]}
+    slides = (config.slides(layer) for layer in range(config.num_hidden_layers))
+    types = [SLIDING if slide else FULL for slide in slides]
+    return {"sliding_window": config.sliding_window, "layer_types": types}
 
 
 def read_qwen_windows(config: dict, layers: int) -> dict:
@@ -226,10 +224,8 @@ def gemma_attention(period: int) -> Part:
                 "attention_scale": Key("query_pre_attn_scalar", float, 256).read(config) ** -0.5}
 
     def write(config: ModelConfig) -> dict:
-        scalar = (config.attention_scale or config.head_dim ** -0.5) ** -2
-        whole = round(scalar)
-        return write_windows(config) | {
-            "query_pre_attn_scalar": whole if abs(scalar - whole) < 1e-9 * scalar else scalar}
+        scalar = round((config.attention_scale or config.head_dim ** -0.5) ** -2, 9)
+        return write_windows(config) | {"query_pre_attn_scalar": int(scalar) if scalar % 1 == 0 else scalar}
 
     return Part("sliding_window sliding_window_pattern layer_types query_pre_attn_scalar", read, write)
 

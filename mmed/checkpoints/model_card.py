@@ -1,7 +1,6 @@
 """The README.md of an exported model folder: what the model is made of, how it was trained, and its scores.
 
-In: the model, the facts of its run (run.json), result folders of `mmed.eval`. Out: Markdown. Paths of this
-machine stay out: names only.
+In: the model, run.json, result folders of `mmed.eval`. Out: Markdown, with names and without paths.
 """
 from __future__ import annotations
 

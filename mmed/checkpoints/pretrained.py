@@ -117,9 +117,8 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype | None = None,
 def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str | Path,
                     dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES,
                     more: dict[str, str] | None = None) -> None:
-    """Write `model` (sharded or not; every rank calls) as its family's folder.
-
-    `more`: further text files by name (the model card). Rank 0 gathers and writes one file after the other.
+    """Write `model` (sharded or not; every rank calls) as its family's folder, one file after the other;
+    `more`: further text files by name (the model card).
     """
     folder, main = Path(folder), distributed.is_main()
     dtype = dtype or next(model.parameters()).dtype
@@ -151,18 +150,15 @@ def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str
 
 def _files(model: Transformer, dtype: torch.dtype, shard_bytes: int) -> dict[str, dict[str, torch.Tensor]]:
     """File name -> published name -> parameter, in files of about `shard_bytes`."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
+    shards: dict[int, dict[str, torch.Tensor]] = {}
+    done = 0
     for name, parameter in model.named_parameters():
-        nbytes = parameter.numel() * dtype.itemsize
-        if size and size + nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][published_name(model.config, name)] = parameter
-        size += nbytes
+        shards.setdefault(done // shard_bytes, {})[published_name(model.config, name)] = parameter
+        done += parameter.numel() * dtype.itemsize
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard
+            for number, shard in enumerate(shards.values(), 1)}
 
 
 def _write_file(path: Path, parameters: dict[str, torch.Tensor], dtype: torch.dtype) -> None:

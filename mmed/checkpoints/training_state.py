@@ -59,8 +59,7 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 def write_state(run: str | Path, tensors: dict[str, torch.Tensor], step: int, facts: dict,
                 keep_last: int = 2) -> Path:
-    """Write RUN/checkpoints/step-N and point `latest` at it; every rank calls. keep_last - 1 older ones stay.
-    """
+    """Write RUN/checkpoints/step-N, point `latest` at it, keep keep_last - 1 older ones; every rank calls."""
     writer = prepare(run, tensors, step)
     with unfinished_removed(run, step):
         dcp.save(tensors, storage_writer=writer)
@@ -111,19 +110,17 @@ def _file_numbers(tensors: dict[str, torch.Tensor], need: int) -> dict[str, int]
     """Which of a rank's files (from 1, without gaps) each tensor goes to."""
     file_bytes = max(FILE_BYTES * distributed.world_size(), need // MAX_FILES)
     numbers: dict[str, int] = {}
-    number, size = 1, 0
+    files: dict[int, int] = {}
+    done = 0
     for name, tensor in tensors.items():
-        if size >= file_bytes:
-            number, size = number + 1, 0
-        numbers[name] = number
-        size += tensor.numel() * tensor.element_size()
+        numbers[name] = files.setdefault(done // file_bytes, len(files) + 1)
+        done += tensor.numel() * tensor.element_size()
     return numbers
 
 
 def publish(run: str | Path, step: int, facts: dict, keep_last: int,
             group: dist.ProcessGroup | None = None) -> Path:
-    """Checksum the shards, give the folder its name, point `latest` at it, remove old ones; every rank calls.
-    """
+    """Checksum the shards, name the folder, point `latest` at it, remove old ones; every rank calls."""
     final, building = folder_of(run, step), folder_of(run, step, ".tmp")
     shards = building.glob(f"shard-{distributed.rank() + 1:05d}-*.safetensors")
     own = {path.name: file_hash(path) for path in shards}
@@ -142,11 +139,10 @@ def publish(run: str | Path, step: int, facts: dict, keep_last: int,
 
 
 def _remove_old(run: str | Path, step: int, keep_last: int) -> None:
-    """Keep the newest `keep_last`; later steps than this one belong to a future that --resume=step-N gave up.
-    """
+    """Keep the newest `keep_last` up to this step; later ones are what --resume=step-N gave up."""
     every = checkpoints(run)
     older = [path for path in every if _step(path) < step]
-    for path in older[keep_last - 1:] + [path for path in every if _step(path) > step]:
+    for path in {*every} - {folder_of(run, step), *older[:keep_last - 1]}:
         # renamed first, so that no incomplete folder has a checkpoint's name
         doomed = path.with_name(path.name + ".old.tmp")
         os.replace(path, doomed)
@@ -177,9 +173,8 @@ def _step(folder: Path) -> int:
 
 def checkpoints(run: str | Path) -> list[Path]:
     """All finished checkpoints of a run, the highest step first."""
-    folders = (Path(run) / "checkpoints").glob("step-*")
-    return sorted((path for path in folders if path.name[5:].isdigit() and path.is_dir()), key=_step,
-                  reverse=True)
+    folders = [path for path in (Path(run) / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return sorted(folders, key=_step, reverse=True)
 
 
 def latest_state(run: str | Path, name: str = "") -> Path | None:
@@ -200,9 +195,7 @@ def _advice(run: Path | str, but: Path | None = None) -> str:
 
 
 def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, str]:
-    """(state.json, "") of a complete checkpoint, else (None, what is wrong). Each of several ranks checks its
-    share of files.
-    """
+    """(state.json, "") of a complete checkpoint, else (None, what is wrong); a rank checks its share."""
     path = folder / "state.json"
     try:
         state = json.loads(path.read_bytes())
@@ -212,8 +205,8 @@ def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, st
             raise ValueError("its checksum does not match")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return None, f"{path}: damaged ({type(error).__name__}: {error})"
-    for name in sorted(present ^ set(hashes)):
-        return None, f"{folder / name}: " + ("not part of this checkpoint" if name in present else "missing")
+    if different := sorted(present ^ set(hashes)):
+        return None, f"{folder / different[0]}: missing, or not part of this checkpoint"
     for name in sorted(hashes)[rank::world]:
         if file_hash(folder / name) != hashes[name]:
             return None, f"{folder / name}: damaged (its sha256 is not the one in state.json)"

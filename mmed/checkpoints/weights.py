@@ -1,11 +1,9 @@
 """The weight files of a model folder: safetensors, or legacy .bin files read as tensors only.
 
-    stored_tensors(folder)     name -> StoredTensor (file, dtype, shape), of one file or of several with an
-                               index
+    stored_tensors(folder)     name -> StoredTensor (file, dtype, shape), of one file or several with an index
     copy_weights(pairs)        rows of tensors from disk straight into parameters, converted to their dtype
 
-A sharded model reads only its own rows, a tensor at a time, so the peak of host memory is the model and one
-tensor.
+A sharded model reads only its own rows; the peak of host memory is the model and one tensor.
 """
 from __future__ import annotations
 

@@ -19,13 +19,13 @@ from tiny_models import (
     equivalent_llama,
     internlm2_of,
     make_folder,
-    make_tokenizer,
     same_bits,
     tensors_of,
     text_of,
     theirs_of,
     transformers,
 )
+from tiny_world import finetune, make_world
 from warm_start import run as warm_run
 
 from mmed.checkpoints.adapters import load_adapter, save_adapter
@@ -166,24 +166,16 @@ def family_config(family: str, vocab_size: int):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [*CLASSES, "internlm", "internlm2"])
 def test_the_papers_lora_settings_train_on_two_processes_and_export(tmp_path, family):
-    tokenizer = make_tokenizer(tmp_path / "tokenizer", "sentencepiece")
-    config, rng = family_config(family, tokenizer.vocab_size), random.Random(7)
-    save_pretrained(Transformer(config).init_weights(1), tokenizer, tmp_path / "base")
-    (tmp_path / "Train").mkdir()
-    with open(tmp_path / "Train" / "English.jsonl", "w") as file:
-        for _ in range(16):
-            options = dict(zip("ABCD", rng.sample(WORDS, 4), strict=True))
-            file.write(json.dumps({"question": rng.choice(WORDS), "options": options, "answer_idx": "B",
-                                   "rationale": " ".join(rng.choices(WORDS, k=5))}) + "\n")
-    done = warm_run([
-        "finetune_lora", f"--model={tmp_path}/base", f"--data={tmp_path}/Train", f"--out={tmp_path}/run",
-        "--max_steps=3", "--sequence_length=400", "--global_batch_size=4", "--micro_batch_size=1",
-        "--precision=fp32", "--lora_targets=paper", "--learning_rate=1e-2", "--save_every=2"], ranks=2)
+    tokenizer = load_tokenizer(make_world(tmp_path) / "tokenizer")
+    config = family_config(family, tokenizer.vocab_size)
+    save_pretrained(Transformer(config).init_weights(1), tokenizer, tmp_path / "model")
+    done = warm_run(finetune(tmp_path, tmp_path / "run", "--max_steps=3", "--lora_rank=16", "--save_every=2",
+                             "--lora_targets=paper", "--learning_rate=1e-2"), ranks=2)
     layers = 2 if config.packed_qkv else 4
     assert f"{layers} layers, rank 16" in done.stderr
     command("export", tmp_path / "run", tmp_path / "out")
     ids = torch.randint(0, tokenizer.vocab_size, (2, 60))
-    exported, ours = (load_pretrained(tmp_path / name)[0] for name in ("out", "base"))
+    exported, ours = (load_pretrained(tmp_path / name)[0] for name in ("out", "model"))
     with torch.no_grad():
         before = ours(ids)
         assert load_adapter(ours, tmp_path / "run" / "adapter") == layers

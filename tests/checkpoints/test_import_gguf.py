@@ -5,7 +5,7 @@ import torch
 from tiny_models import close, make_tokenizer, transformers
 
 from mmed.checkpoints.families import read_config
-from mmed.checkpoints.import_gguf import import_gguf, to_half_rotation
+from mmed.checkpoints.import_gguf import import_gguf
 from mmed.checkpoints.pretrained import load_pretrained
 from mmed.model import Transformer, published_name
 from mmed.tokenization.byte_level import byte_alphabet
@@ -110,11 +110,6 @@ def test_a_sentencepiece_tokenizer_gives_the_same_ids(tmp_path):
     for text in ("heart lung 5 mg", "  größer हृदय\n"):
         assert new.encode(text) == old.encode(text) and new.decode(new.encode(text)) == text
     assert (new.bos_id, new.eos_id) == (old.bos_id, old.eos_id)
-
-
-def test_rotation_order_is_inverted():
-    weight = np.arange(64.0).reshape(32, 2)
-    assert np.array_equal(to_half_rotation(to_pairs(weight, 4), 4), weight)
 
 
 def test_other_architectures_are_rejected_by_name(tmp_path):

@@ -13,8 +13,6 @@ from safetensors.torch import load_file, save_file
 from tiny_models import (
     CLASSES,
     close,
-    equivalent_llama,
-    internlm2_of,
     same_bits,
     tensors_of,
     theirs_of,
@@ -80,17 +78,6 @@ def test_weights_are_read_and_written_in_the_requested_dtype(tmp_path, dtype):
     assert config["torch_dtype"] == str(dtype).removeprefix("torch.")
 
 
-def test_internlm2_goes_in_and_out_with_its_own_names_and_bits(tmp_path):
-    config, tensors = internlm2_of(equivalent_llama(3, 2, False))
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    ours, _ = load_pretrained(tmp_path)
-    save_pretrained(ours, None, tmp_path / "out")
-    assert same_bits(tensors, tensors_of(tmp_path / "out"))
-    written = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert "auto_map" not in written and written["architectures"] == ["InternLM2ForCausalLM"]
-
-
 @pytest.mark.parametrize("with_head", [False, True])
 def test_bloom_without_the_transformer_prefix_opens_with_and_without_its_tied_head(tmp_path, with_head):
     theirs = theirs_of("bloom", 6)
@@ -106,14 +93,6 @@ def test_bloom_without_the_transformer_prefix_opens_with_and_without_its_tied_he
     ids = torch.randint(0, ours.config.vocab_size, (1, 9))
     with torch.no_grad():
         assert close(ours(ids), theirs(ids).logits)
-
-
-def test_a_folder_that_transformers_unpacked_from_gguf_opens(folder, tmp_path):
-    change_config(folder, quantization_config={"quant_method": "gguf"})
-    ours, _ = load_pretrained(folder)
-    save_pretrained(ours, None, tmp_path / "out")
-    assert same_bits(tensors_of(folder), tensors_of(tmp_path / "out"))
-    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 # -------------------------------------------------------------------------------- legacy files, code in files
@@ -166,16 +145,6 @@ def test_pickles_are_opened_in_one_place_only():
             assert word not in code or path.name == "weights.py", f"{path}: {word}"
     lines = (ROOT / "mmed/checkpoints/weights.py").read_text().splitlines()
     assert all("weights_only=True" in line for line in lines if "torch.load(" in line)
-
-
-def test_loading_runs_nothing_from_the_folder(folder):
-    (folder / "modeling_evil.py").write_text(f"open({str(folder / 'canary')!r}, 'w')")
-    change_config(folder, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"},
-                  _attn_implementation="evil/kernel")
-    before = set(sys.modules)
-    load_pretrained(folder)
-    assert not (folder / "canary").exists()
-    assert not any("evil" in name for name in set(sys.modules) - before)
 
 
 # ------------------------------------------------------------------------------------------------ bad folders
@@ -266,26 +235,25 @@ def test_a_tokenizer_larger_than_the_embedding_is_rejected(folder):
 
 
 PEAK = """
-import sys, torch
+import sys
 from mmed.checkpoints.pretrained import load_pretrained
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-load_pretrained(sys.argv[3])  # what the first load of any model imports is not counted
+load_pretrained(sys.argv[2])  # what the first load of any model imports is not counted
 before = peak()
-result, _ = load_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+result, _ = load_pretrained(sys.argv[1])
 print(peak() - before, sum(p.numel() * p.element_size() for p in result.parameters()))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count of memory")
-@pytest.mark.parametrize("stored, dtype", [("bfloat16", "float32"), ("float32", "bfloat16")])
-def test_the_peak_of_memory_is_the_model_and_one_tensor(folder, tmp_path, stored, dtype):
+def test_the_peak_of_memory_is_the_model_and_one_tensor(folder, tmp_path):
     config = ModelConfig(vocab_size=20_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=16,
                          num_attention_heads=8, num_key_value_heads=4, head_dim=64)
     with torch.device("meta"):
         model = Transformer(config)
-    save_pretrained(model.to_empty(device="cpu"), None, tmp_path / "model", dtype=getattr(torch, stored))
-    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "model"), dtype, str(folder)],
+    save_pretrained(model.to_empty(device="cpu"), None, tmp_path / "model", dtype=torch.bfloat16)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "model"), str(folder)],
                           capture_output=True, text=True, check=True, cwd=ROOT,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     peak, size = map(int, done.stdout.split())

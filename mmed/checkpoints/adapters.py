@@ -35,8 +35,6 @@ def save_adapter(model: Transformer, folder: str | Path, base_model: str = "",
                  tensors: dict[str, Tensor] | None = None) -> None:
     """Write the adapter as PEFT does. `tensors`: the whole LoRA matrices by name, if the model is sharded."""
     layers = adapted_layers(model)
-    if not layers:
-        raise UserError("the model has no LoRA layers to save")
     first = next(iter(layers.values()))
     published = {name: published_name(model.config, name) for name in layers}
     values = {}

@@ -182,7 +182,7 @@ def extend(options: argparse.Namespace) -> None:
     extend_vocabulary.check_extensible(old, str(folder))
     if known := {"", *old.special, *old.added} & set(special):
         raise UserError(f"--special {min(known)!r}: is empty, or already a token")
-    texts = (text for text, _ in extend_vocabulary.first_documents(options.texts, options.max_characters))
+    texts = (text for text, _ in extend_vocabulary.first_documents(options.texts))
     words = extend_vocabulary.count_words(texts, getattr(old.core, "pattern", None))
     new = extend_vocabulary.learn(old, words, options.pieces if options.texts else 0)
     parts = [new.parts[piece] for piece in new.pieces]
@@ -196,8 +196,7 @@ def extend(options: argparse.Namespace) -> None:
     print(f"{len(new.pieces):,} pieces and {len(special)} special tokens added: {larger.vocab_size:,} ids, "
           f"{grown.config.vocab_size:,} rows, in {out}")
     counts: dict[str, list[int]] = {}  # language -> characters, tokens before, tokens now
-    files = options.report or options.texts
-    for text, language in extend_vocabulary.first_documents(files, options.max_characters):
+    for text, language in extend_vocabulary.first_documents(options.report or options.texts):
         added = (len(text), len(old.encode(text)), len(larger.encode(text)))
         counts[language] = [a + b for a, b in zip(counts.get(language, (0, 0, 0)), added)]
     for language, (characters, before, now) in sorted(counts.items()):
@@ -241,8 +240,6 @@ def _parser() -> Parser:
     sub.add_argument("--pieces", type=int, default=4000, metavar="N", help="pieces to learn (default 4000)")
     sub.add_argument("--special", action="append", default=[], metavar="TEXT", help="a special token to add")
     sub.add_argument("--report", **several, help="documents to count tokens of (default: --texts)")
-    sub.add_argument("--max_characters", type=int, default=20_000_000, metavar="N",
-                     help="read at most this many of each language (default 20,000,000)")
     return parser
 
 

@@ -33,6 +33,7 @@ from mmed.tokenizer import Tokenizer, read_texts, write_sentencepiece
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json, write_json
 
+MAX_CHARACTERS = 20_000_000  # of a language: enough to rank thousands of pieces
 LONGEST_PIECE = 16      # characters, as in sentencepiece; three times as many bytes for byte-level pieces
 LONGEST_WORD = 64       # characters; text without spaces is split
 ROUND_ROWS = 64         # embeddings grow to a multiple of it: even shards and fast matrix products
@@ -51,13 +52,11 @@ class NewPieces:
     parts: dict[str | None, list[int]]      # piece -> the old ids that stand for it
 
 
-# --------------------------------------------------------------------------------------------------- learning
-
-def first_documents(files: list[str], limit: int) -> Iterator[tuple[str, str]]:
-    """(text, language) of documents, until about `limit` characters of a language have been read."""
+def first_documents(files: list[str]) -> Iterator[tuple[str, str]]:
+    """(text, language) of documents, until about MAX_CHARACTERS of a language have been read."""
     read: Counter[str] = Counter()
     for text, language in itertools.chain.from_iterable(read_texts(file) for file in files):
-        if read[language] < limit:
+        if read[language] < MAX_CHARACTERS:
             read[language] += len(text)
             yield text, language
 
@@ -193,8 +192,6 @@ def _vocabulary(tokenizer: Tokenizer) -> set[str]:
         pieces = {piece for piece, _, _ in tokenizer.core.model.pieces}
     return pieces | {*tokenizer.special, *tokenizer.added}
 
-
-# ---------------------------------------------------------------------------------------------------- writing
 
 def check_extensible(tokenizer: Tokenizer, folder: str) -> None:
     """New merges must come after the old ones without changing them: plain BPE only."""

@@ -29,8 +29,6 @@ from mmed.utils.files import read_json, sync_folder, write_json
 SHARD_BYTES = 5 * 10 ** 9       # files of about this size, as the published ones are
 
 
-# ---------------------------------------------------------------------------------------------------- loading
-
 def load_config(folder: str | Path) -> ModelConfig:
     """The folder's `config.json`; `extra` carries its `generation_config.json`, to be written on export."""
     path = Path(folder) / "config.json"
@@ -111,8 +109,6 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype | None = None,
     copy_weights(list(zip(model.parameters(), stored, strict=True)))
     return model.eval(), tokenizer
 
-
-# ----------------------------------------------------------------------------------------------------- saving
 
 def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str | Path,
                     dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES,

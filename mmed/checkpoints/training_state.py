@@ -33,11 +33,8 @@ from mmed.utils.fingerprints import file_hash
 
 FILE_BYTES = 32 << 20   # a rank's part of a checkpoint is split into files of about this size, but into
 MAX_FILES = 32          # no more than these: each is laid out in memory (3 times) before it is written
-# one process
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
-
-# ---------------------------------------------------------------------------------------------------- writing
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Every tensor of the run by name: trained parameters and AdamW's averages (zeros before step 1)."""
@@ -58,12 +55,12 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def write_state(run: str | Path, tensors: dict[str, torch.Tensor], step: int, facts: dict,
-                keep_last: int = 2) -> Path:
+                keep_last: int = 2) -> None:
     """Write RUN/checkpoints/step-N, point `latest` at it, keep keep_last - 1 older ones; every rank calls."""
     writer = prepare(run, tensors, step)
     with unfinished_removed(run, step):
         dcp.save(tensors, storage_writer=writer)
-        return publish(run, step, facts, keep_last)
+        publish(run, step, facts, keep_last)
 
 
 def folder_of(run: str | Path, step: int, end: str = "") -> Path:
@@ -119,7 +116,7 @@ def _file_numbers(tensors: dict[str, torch.Tensor], need: int) -> dict[str, int]
 
 
 def publish(run: str | Path, step: int, facts: dict, keep_last: int,
-            group: dist.ProcessGroup | None = None) -> Path:
+            group: dist.ProcessGroup | None = None) -> None:
     """Checksum the shards, name the folder, point `latest` at it, remove old ones; every rank calls."""
     final, building = folder_of(run, step), folder_of(run, step, ".tmp")
     shards = building.glob(f"shard-{distributed.rank() + 1:05d}-*.safetensors")
@@ -135,7 +132,6 @@ def publish(run: str | Path, step: int, facts: dict, keep_last: int,
                 file.write(final.name + "\n")
             _remove_old(run, step, keep_last)
     distributed.barrier(group)
-    return final
 
 
 def _remove_old(run: str | Path, step: int, keep_last: int) -> None:
@@ -164,8 +160,6 @@ def _checksum(state: dict) -> str:
     """sha256 of state.json's content, so that damage to it is found like damage to a shard."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
-
-# ---------------------------------------------------------------------------------------------------- reading
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))

@@ -69,6 +69,7 @@ def test_the_bytes_do_not_depend_on_workers_or_on_a_kill(corpus):
         "language": "",
         "source": "",
         "strict": False,
+        "bos": "auto",
     }
     (folder / "two.parts").mkdir()
     tokenize_part(

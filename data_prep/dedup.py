@@ -9,17 +9,15 @@ In:  documents (data_prep/documents.py), any number of files. Out: OUT/kept; OUT
 
     sign    each shard: signatures (data_prep/filters/minhash.py), hash of the normal form, length
     decide  over all shards: pairs that agree on a whole band of the signature are candidates; an estimate
-            clearly above the threshold is a duplicate, clearly below is not; in between, the true similarity
-            of the texts decides
+            near the threshold is replaced by the similarity of the texts
     write   each shard: kept and dropped documents
 
-On a cluster, sign and write are run by many tasks (`--stage sign --shard i/n`), decide by one.
-
-The longest of similar documents stays; ties are broken by hashes of the content, so neither file order nor
-the number of workers matters. A document is dropped only if it is like a document that stays: unlike
-connected components (datatrove), a chain of small edits cannot remove a document that is dissimilar to the
-one kept. Memory while deciding: about 100 bytes a document, and the hashed shingles of the pairs to be
-checked; signatures are read from one file on disk (256 bytes a document).
+On a cluster, sign and write are run by many tasks (`--stage sign --shard i/n`), decide by one. The longest of
+similar documents stays; ties are broken by hashes of the content, so neither file order nor the number of
+workers matters. A document is dropped only if it is like a document that stays: unlike connected components
+(datatrove), a chain of small edits cannot remove a document that is dissimilar to the one kept. Memory while
+deciding: about 100 bytes a document, and the hashed shingles of the pairs to be checked; signatures are read
+from one file on disk (256 bytes a document).
 
 DIFFERS: the official code removes no duplicates (CulturaX was deduplicated before). We do, as an optional
 step, since books, sites and web pages repeat each other.
@@ -37,22 +35,7 @@ import numpy as np
 
 from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.filters import minhash
-from data_prep.pipeline.shards import (
-    READING,
-    ShardWriter,
-    Share,
-    add_shard_arguments,
-    fingerprint,
-    gather_funnel,
-    one_run,
-    print_funnel,
-    process_shard,
-    read_finished,
-    read_shard,
-    run_jobs,
-    shard_names,
-    shard_options,
-)
+from data_prep.pipeline import shards
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, read_json, write_json
 
@@ -62,7 +45,6 @@ CHUNK = 1 << 16  # documents or pairs looked at together
 VERDICT = [("original", "<i8"),  # -1: none, it is kept
            ("similarity", "<f8"),  # 2: an exact copy
            ("checked", "?")]  # on the texts, not by the signatures
-STAGES = ("all", "sign", "decide", "write")
 FACTS = [("exact", "<u8"), ("tokens", "<i8"), ("characters", "<i8"), ("record", "<u8")]
 
 
@@ -80,13 +62,10 @@ def band_shape(threshold: float, permutations: int = minhash.PERMUTATIONS) -> tu
     return permutations, 1
 
 
-# ---- sign ----------------------------------------------------------------------------------------
-
-
 def sign_mark(path: Path, options: dict[str, Any]) -> str:
     """The fingerprint of a file's signatures."""
-    reading = {key: options[key] for key in READING if key in options}
-    return fingerprint(path, {"step": "sign", "version": minhash.VERSION, **reading})
+    reading = {key: options[key] for key in shards.READING if key in options}
+    return shards.fingerprint(path, {"step": "sign", "version": minhash.VERSION, **reading})
 
 
 def sign_shard(path: Path, name: str, folder: Path, options: dict[str, Any]) -> None:
@@ -95,7 +74,7 @@ def sign_shard(path: Path, name: str, folder: Path, options: dict[str, Any]) -> 
     if is_signed(file, mark):
         return
     minima, facts, ids = [np.zeros((0, minhash.PERMUTATIONS), np.uint16)], [], []
-    for document in read_shard(path, Funnel(), options):
+    for document in shards.read_shard(path, Funnel(), options):
         signed = minhash.signatures([document.text])
         minima.append(signed.minima)
         facts.append((signed.exact[0], signed.tokens[0], len(document.text), _record_hash(document)))
@@ -117,9 +96,6 @@ def _record_hash(document: Document) -> int:
     content = json.dumps([document.id, document.language, document.source, document.meta, document.text],
                          sort_keys=True)
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
-
-
-# ---- decide --------------------------------------------------------------------------------------
 
 
 class Signed:
@@ -228,7 +204,7 @@ def decide(signed: Signed, threshold: float,
 def shingle_shard(path: Path, rows: list[int], options: dict[str, Any]) -> list[np.ndarray]:
     """The shingle hashes of some documents of one input file."""
     wanted = set(rows)
-    documents = enumerate(read_shard(path, Funnel(), options))
+    documents = enumerate(shards.read_shard(path, Funnel(), options))
     return [minhash.shingle_hashes(document.text) for row, document in documents if row in wanted]
 
 
@@ -237,10 +213,9 @@ def true_similarities(signed: Signed, one: np.ndarray, other: np.ndarray, paths:
     """The Jaccard similarity of pairs, from their texts, which are read again."""
     parts = list(signed.by_shard(np.unique(np.concatenate([one, other]))))
     jobs = [(paths[shard], signed.row[ranks].tolist(), options) for shard, ranks in parts]
-    shingles: dict[int, np.ndarray] = {}
-    for (_, ranks), hashes in zip(parts, run_jobs(shingle_shard, jobs, workers, "compare",
-                                                  [job[0] for job in jobs])):
-        shingles.update(zip(ranks.tolist(), hashes, strict=True))
+    found = shards.run_jobs(shingle_shard, jobs, workers, "compare", [job[0] for job in jobs])
+    shingles = {rank: hashes for (_, ranks), part in zip(parts, found)
+                for rank, hashes in zip(ranks.tolist(), part, strict=True)}
     return np.array([minhash.jaccard(shingles[a], shingles[b]) for a, b in zip(one.tolist(), other.tolist())])
 
 
@@ -265,10 +240,7 @@ def write_verdicts(signed: Signed, verdict: np.ndarray, names: list[str], folder
         write_json(folder / f"{name}.verdicts.json", reasons)
 
 
-# ---- write ---------------------------------------------------------------------------------------
-
-
-def write_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
+def write_shard(documents: Iterator[Document], shard: shards.ShardWriter, options: dict[str, Any]) -> None:
     """Keep or drop the documents of one shard as decided."""
     dropped = read_json(options["verdicts"])
     for row, document in enumerate(documents):
@@ -280,22 +252,23 @@ def write_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
 
 def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = THRESHOLD, workers: int = 1,
                 options: dict[str, Any] | None = None, stage: str = "all",
-                share: Share | None = None) -> Funnel | None:
-    """Sign, decide, write, or one of these; finished work is skipped. options: as in `process_shard`."""
+                share: shards.Share | None = None) -> Funnel | None:
+    """Sign, decide, write, or one of these; finished work is skipped. options: as of a step."""
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold={threshold}: must be above 0 and at most 1")
     if share and stage not in ("sign", "write"):
         raise UsageError("--shard: needs --stage sign or --stage write; all shards are decided together")
     out, options, paths = Path(out), dict(options or {}), find_inputs(inputs)
-    names, paths = map(list, zip(*sorted(zip(shard_names(paths), paths))))  # the order given does not matter
+    # The order in which the files are given does not matter.
+    names, paths = map(list, zip(*sorted(zip(shards.shard_names(paths), paths))))
     folder = out / "signatures"
     marks = [sign_mark(path, options) for path in paths]
     decided = hashlib.sha256(json.dumps([threshold, names, marks]).encode()).hexdigest()
-    with one_run(out, share, names):
+    with shards.one_run(out, share, names):
         if stage in ("all", "sign"):
             jobs = [(path, name, folder, options) for path, name in zip(paths, names)]
-            run_jobs(sign_shard, jobs, workers, "sign", paths, share)
-        if stage in ("all", "decide") and not read_finished(folder / "decided.json", decided):
+            shards.run_jobs(sign_shard, jobs, workers, "sign", paths, share)
+        if stage in ("all", "decide") and not shards.read_finished(folder / "decided.json", decided):
             for name, mark in zip(names, marks):
                 if not is_signed(folder / f"{name}.npz", mark):
                     raise UserError(f"{folder}: {name} is not signed, or changed; run --stage sign first")
@@ -306,7 +279,7 @@ def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = TH
             write_json(folder / "decided.json", {"fingerprint": decided})
         if stage in ("sign", "decide"):
             return None
-        if not read_finished(folder / "decided.json", decided):
+        if not shards.read_finished(folder / "decided.json", decided):
             raise UserError(f"{folder}: not decided for these inputs; run --stage decide first")
         jobs = []
         for path, name in zip(paths, names):
@@ -314,21 +287,22 @@ def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = TH
             digest = hashlib.sha256(verdicts.read_bytes()).hexdigest()
             of_shard = {**options, "verdicts": str(verdicts), "digest": digest}
             jobs.append((write_shard, path, name, out, of_shard, "dedup"))
-        run_jobs(process_shard, jobs, workers, "write", paths, share)
-        return None if share else gather_funnel(out, names, "dedup", threshold=threshold)
+        shards.run_jobs(shards.process_shard, jobs, workers, "write", paths, share)
+        return None if share else shards.gather_funnel(out, names, "dedup", threshold=threshold)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.dedup", description="Remove exact and near duplicates.")
-    add_shard_arguments(parser)
+    shards.add_shard_arguments(parser)
     parser.add_argument("--threshold", type=float, default=THRESHOLD,
                         help="Jaccard similarity of shingles of duplicates (default: %(default)s)")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="one stage, for jobs on a cluster")
+    parser.add_argument("--stage", choices=("all", "sign", "decide", "write"), default="all",
+                        help="one stage, for jobs on a cluster")
     given = parser.parse_args(argv)
-    funnel = deduplicate(given.inputs, given.out, given.threshold, given.workers, shard_options(given),
-                         given.stage, given.shard)
+    funnel = deduplicate(given.inputs, given.out, given.threshold, given.workers,
+                         shards.shard_options(given), given.stage, given.shard)
     if funnel:
-        print_funnel(funnel, "dedup")
+        shards.print_funnel(funnel, "dedup")
     return 0
 
 

@@ -1,17 +1,15 @@
 """The document: reading it from any corpus file, writing it as JSON lines, counting what was dropped and why.
 
 In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one document a record; .txt, one
-     document a file, or with `paragraphs` one between blank lines. The text is in `text`, `content` or
-     `raw_content`, or in the field that --text_field names (`a.b` is field b of the nested field a).
-     `language` (or `lang`) may be written in any standard. `source`, `id` and `meta` are read; every other
-     field goes into `meta`.
+     document a file, or with `paragraphs` one between blank lines. The text is in one of TEXT_FIELDS or where
+     --text_field says (`a.b` is field b of the nested field a). `language` (or `lang`) may be written in any
+     standard. `source`, `id` and `meta` are read; every other field goes into `meta`.
 Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason
      (`Funnel`).
 
 Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its
 reason with file:line, and reading continues; with `strict` it stops the run. A file whose records all lack
-the text is an error that lists the fields found. Text is normalised once, here; normalising twice changes
-nothing.
+the text is an error that lists the fields found.
 """
 from __future__ import annotations
 
@@ -118,9 +116,6 @@ class Funnel:
                 "dropped": dict(sorted(self.dropped.items())), "details": dict(sorted(self.details.items()))}
 
 
-# ---- finding files -------------------------------------------------------------------------------
-
-
 def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Files as given; of a folder, its corpus files in sorted order. The output folder of a step means its
     kept/."""
@@ -162,9 +157,6 @@ def shard_name(path: Path) -> str:
     'en_part_00000'
     """
     return _split_name(path.name)[0]
-
-
-# ---- reading -------------------------------------------------------------------------------------
 
 
 def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
@@ -248,9 +240,6 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
         meta.setdefault("licence", licence)
     return Document(text, language_code(values["language"]) or language, source or values["source"],
                     values["id"] or default_id, meta)
-
-
-# ---- writing -------------------------------------------------------------------------------------
 
 
 class LineWriter(contextlib.ExitStack):

@@ -37,9 +37,6 @@ class BadRecord(ValueError):
     """A record that cannot be used; the message is the reason it is counted under."""
 
 
-# ---- packing -------------------------------------------------------------------------------------
-
-
 def _zstandard() -> Any:
     decompressor = require_extra("zstandard", "zstd").ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
     return decompressor.decompressobj()
@@ -62,10 +59,6 @@ class _Unpacked(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
 
     def readinto(self, buffer: Any) -> int:
         while not self._data and not self.damaged:
@@ -94,45 +87,38 @@ class _Unpacked(io.RawIOBase):
             self._frame = None
 
 
-def open_unpacked(path: Path) -> tuple[io.BufferedReader, Callable[[], bool]]:
-    """The unpacked bytes of a file, and a function that says (at their end) whether the file was damaged."""
-    check_file(path)
-    raw = open(path, "rb")
-    start = raw.peek(8)
-    new_frame = next((UNPACKERS[magic] for magic in UNPACKERS if start.startswith(magic)), None)
-    if new_frame is None:
-        return raw, lambda: False
-    unpacked = _Unpacked(raw, new_frame)
-    return io.BufferedReader(unpacked, 1 << 20), lambda: unpacked.damaged
-
-
-# ---- kinds of files ------------------------------------------------------------------------------
-
-
 def read_records(path: Path, kind: str, bad: Bad, paragraphs: bool = False) -> Records:
     """The records of a file; kind is its suffix without that of the packing, "" if there is none."""
-    file, damaged = open_unpacked(path)
-    with file:
+    check_file(path)
+    with open(path, "rb") as raw:
+        start = raw.peek(8)
+        unpack = next((UNPACKERS[magic] for magic in UNPACKERS if start.startswith(magic)), None)
+        unpacked = _Unpacked(raw, unpack) if unpack else None
+        file = io.BufferedReader(unpacked, 1 << 20) if unpacked else raw
         start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
         if kind == ".parquet" or start.startswith(b"PAR1"):
-            yield from _read_parquet(path, bad)
+            records = _read_parquet(path, bad)
         elif start.startswith(b"[") and kind not in (".txt", *JSON_LINES):
-            yield from _read_array(file, bad)
+            records = _read_array(file, bad)
         elif kind != ".txt" and (start.startswith(b"{") or kind in (".json", *JSON_LINES)):
-            yield from _read_lines(file, damaged, bad)
-        elif kind in (".txt", ""):
-            yield from _read_text(file, bad, paragraphs)
-        elif start:
+            records = _read_lines(file, unpacked, bad)
+        elif kind in (".txt", "") or not start:
+            records = _read_text(file, paragraphs)
+        else:
             raise UserError(f"{path}: neither JSON nor parquet, and not named .txt")
-        if damaged():
+        try:
+            yield from records
+        except BadRecord as error:  # the whole file is one record
+            bad(str(error), 1, 0)
+        if unpacked and unpacked.damaged:
             bad(DAMAGED, 0, 0)
 
 
-def _read_lines(file: IO[bytes], damaged: Callable[[], bool], bad: Bad) -> Records:
+def _read_lines(file: IO[bytes], unpacked: _Unpacked | None, bad: Bad) -> Records:
     number = 0
     while line := file.readline(MAX_LINE_BYTES):  # bytes: U+2028 and a lone \r do not end a line
         number += 1
-        if not line.endswith(b"\n") and damaged():
+        if unpacked and unpacked.damaged and not line.endswith(b"\n"):
             return
         if len(line) == MAX_LINE_BYTES:
             while line and not line.endswith(b"\n"):
@@ -168,34 +154,27 @@ def _finite(digits: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _read_array(file: IO[bytes], bad: Bad) -> Records:
+def _read_whole(file: IO[bytes]) -> bytes:
     data = file.read(MAX_LINE_BYTES)
     if len(data) == MAX_LINE_BYTES:
-        bad(f"JSON array longer than {MAX_LINE_BYTES >> 20} MiB; convert it to JSON lines", 1, 0)
-        return
-    try:
-        records = _parse(data, list)
-    except BadRecord as error:
-        bad(str(error), 1, len(data))
-        return
-    for number, record in enumerate(records, 1):
+        raise BadRecord(f"longer than {MAX_LINE_BYTES >> 20} MiB; convert it to JSON lines")
+    return data
+
+
+def _read_array(file: IO[bytes], bad: Bad) -> Records:
+    for number, record in enumerate(_parse(_read_whole(file), list), 1):
         if isinstance(record, dict):
             yield number, record
         else:
             bad("not an object", number, 0)
 
 
-def _read_text(file: IO[bytes], bad: Bad, paragraphs: bool) -> Records:
+def _read_text(file: IO[bytes], paragraphs: bool) -> Records:
     """The whole file is one document, or with `paragraphs` each part between blank lines is one."""
-    data = file.read(MAX_LINE_BYTES)
-    if len(data) == MAX_LINE_BYTES:
-        bad(f"text longer than {MAX_LINE_BYTES >> 20} MiB", 1, 0)
-        return
     try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        bad("not UTF-8", 1 + data.count(b"\n", 0, error.start), len(data))
-        return
+        text = _read_whole(file).decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise BadRecord("not UTF-8") from None
     if not paragraphs:
         yield 1, {"text": text}
         return

@@ -61,9 +61,6 @@ class Recipe:
         return list(dict.fromkeys(source.language for source in self.source))
 
 
-# ---- reading a recipe ----------------------------------------------------------------------------
-
-
 def read_recipe(path: Path) -> Recipe:
     """The recipe in `path`, its paths made relative to where it is; an error names the key that is wrong."""
     try:
@@ -124,9 +121,6 @@ def _existing(recipe: Path, text: str, where: str) -> str:
     if not os.path.exists(path):
         raise UserError(f"{where}: {path} does not exist")
     return path
-
-
-# ---- the steps -----------------------------------------------------------------------------------
 
 
 def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:

@@ -1,7 +1,6 @@
 """A step of the corpus over many files: one input file is one unit of work, resumable, everything counted.
 
-In:  files or folders, and a step's function. Each file is a shard; its name without suffix is its name in
-     OUT.
+In:  files or folders, and a step's function. Each file is a shard, named after the file.
 Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each dropped document, with
      --keep_dropped the whole document); OUT/shards/SHARD.json (fingerprint and counts; written last, it marks
      the shard as done); OUT/funnel.json (the counts of all shards).
@@ -34,7 +33,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -79,8 +77,7 @@ class ShardWriter(contextlib.ExitStack):
         self._kept.write(document.to_dict())
 
     def drop(self, document: Document, reason: str, **more: Any) -> None:
-        """Drop with a short fixed reason, which is counted; what differs between documents goes into
-        `more`."""
+        """Drop with a short fixed reason, which is counted; `more` is what differs between documents."""
         self.funnel.drop(reason, len(document.text), document.id)
         record = document.to_dict() if self.keep_dropped else {"id": document.id}
         self._dropped.write({**record, "reason": reason, **more})
@@ -93,9 +90,6 @@ Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]  # another
 def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
     """The reader of steps over documents; options as `shard_options` gives them."""
     return read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
-
-
-# ---- one shard -----------------------------------------------------------------------------------
 
 
 def shard_names(inputs: list[Path]) -> list[str]:
@@ -131,8 +125,7 @@ def read_finished(done: Path, mark: str) -> dict[str, Any] | None:
 
 def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any],
                   step: str = "", read: Reader = read_shard) -> dict[str, Any]:
-    """Run a step over one input file unless that is done; returns its counts, as OUT/shards/NAME.json has
-    them."""
+    """Run a step over one input file unless that is done; returns what OUT/shards/NAME.json has."""
     done = out / "shards" / f"{name}.json"
     mark = fingerprint(path, {**options, "step": step or function.__name__})
     suffix = options.get("suffix", ".jsonl.gz")
@@ -149,17 +142,13 @@ def process_shard(function: StepFunction, path: Path, name: str, out: Path, opti
     return record
 
 
-# ---- many shards ---------------------------------------------------------------------------------
-
-
 def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: str | Path,
                    options: dict[str, Any], workers: int = 1, step: str = "", read: Reader = read_shard,
                    suffixes: tuple[str, ...] = SUFFIXES, share: Share | None = None) -> Funnel:
-    """Run a step over shards on `workers` processes, all of them or those of one `share`; finished ones are
-    skipped.
+    """Run a step over all shards, or those of one `share`, that are not finished; returns their counts.
 
     The first error stops the run and names its input; finished shards stay. The bytes written do not depend
-    on `workers`. Returns the counts of all shards, or of the share.
+    on `workers`.
     """
     out, paths, step = Path(out), find_inputs(inputs, suffixes), step or function.__name__
     names = shard_names(paths)
@@ -188,10 +177,7 @@ def add_up(records: Iterable[dict[str, Any]]) -> Funnel:
 
 
 def gather_funnel(out: Path, names: list[str], step: str, **more: Any) -> Funnel:
-    """When all shards are done: add up their counts and write OUT/funnel.json.
-
-    Raises UserError if there were records and none could be read at all.
-    """
+    """Add up the counts of all shards in OUT/funnel.json; UserError if no record at all could be read."""
     funnel = add_up(read_json(out / "shards" / f"{name}.json") for name in names)
     write_json(out / "funnel.json", {"step": step, "shards": len(names), **more, **funnel.to_dict()})
     if funnel.dropped and not funnel.documents_out and set(funnel.dropped) <= UNREADABLE:
@@ -250,18 +236,14 @@ def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:
         return function(*job)
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{path}: {error}") from error
     except Exception as error:
-        raise RuntimeError(f"{path}: {type(error).__name__}: {error}") from error
+        kind = UserError if isinstance(error, OSError) else RuntimeError
+        raise kind(f"{path}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
 def _stop_on_sigterm() -> Iterator[None]:
     """SIGTERM stops as Ctrl-C does: exit code 75, and the same command goes on later."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -271,8 +253,8 @@ def _stop_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_run(out: Path, share: Share | None = None, names: list[str] | None = None) -> Iterator[None]:
-    """Only one run at a time writes into a folder; tasks of a cluster, which have a share, may run side by
-    side. `names`: of this run's shards, as those of other inputs would mix two corpora."""
+    """Only one run writes into a folder, but tasks of a cluster, which have a share, run side by side. Shards
+    there with other names than `names` would mix two corpora."""
     out.mkdir(parents=True, exist_ok=True)
     others = {path.stem for path in (out / "shards").glob("*.json")} - set(names or ())
     if names is not None and others:
@@ -290,9 +272,6 @@ def one_run(out: Path, share: Share | None = None, names: list[str] | None = Non
         yield
 
 
-# ---- on the command line -------------------------------------------------------------------------
-
-
 def parse_share(text: str) -> Share:
     """The option --shard.
 
@@ -307,23 +286,19 @@ def parse_share(text: str) -> Share:
 
 def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES) -> None:
     """The options that every step over shards has."""
-    documents = suffixes == SUFFIXES
-    kinds = FORMS if documents else ", ".join(suffixes)
-    add = parser.add_argument
+    add, kinds = parser.add_argument, FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
     add("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
     add("--out", required=out_required, help="folder for kept/, dropped/, shards/ and funnel.json")
-    add("--workers", type=int, default=1,
-        help="processes, each doing one file at a time (default: %(default)s)")
+    add("--workers", type=int, default=1, help="processes, each with one file at a time (default: 1)")
     add("--shard", type=parse_share, metavar="i/n",
         help="do only the files i, i + n, ... (i from 0); run once more without it when all n are done")
     add("--source", default="", help="web, book, site or corpus (default: the documents' own)")
     add("--licence", "--license", default="", help="licence of documents that name none (meta.licence)")
-    if documents:
+    if suffixes == SUFFIXES:
         add("--text_field", default="",
             help="field with the text (default: text, content or raw_content; a.b for a nested field)")
         add("--paragraphs", action="store_true", help="in .txt files a blank line ends a document")
-    add("--suffix", default=".jsonl.gz", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"),
-        help="form of the output")
+    add("--suffix", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"), default=".jsonl.gz", help="of the output")
     add("--keep_dropped", action="store_true", help="write dropped documents whole, not id and reason only")
     add("--strict", action="store_true", help="stop at the first record that cannot be used")
 

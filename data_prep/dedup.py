@@ -62,61 +62,43 @@ def band_shape(threshold: float, permutations: int = minhash.PERMUTATIONS) -> tu
     return permutations, 1
 
 
-def sign_mark(path: Path, options: dict[str, Any]) -> str:
-    """The fingerprint of a file's signatures."""
-    reading = {key: options[key] for key in shards.READING if key in options}
-    return shards.fingerprint(path, {"step": "sign", "version": minhash.VERSION, **reading})
-
-
-def sign_shard(path: Path, name: str, folder: Path, options: dict[str, Any]) -> None:
-    """Write the signatures of one input file unless they are there."""
-    file, mark = folder / f"{name}.npz", sign_mark(path, options)
-    if is_signed(file, mark):
+def sign_shard(path: Path, file: Path, options: dict[str, Any]) -> None:
+    """Write the signatures of one input file to `file` unless they are there."""
+    if file.exists():
         return
     minima, facts, ids = [np.zeros((0, minhash.PERMUTATIONS), np.uint16)], [], []
     for document in shards.read_shard(path, Funnel(), options):
         signed = minhash.signatures([document.text])
+        record = json.dumps(document.to_dict(), sort_keys=True)  # tells records of one text apart
+        record_hash = int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "little")
         minima.append(signed.minima)
-        facts.append((signed.exact[0], signed.tokens[0], len(document.text), _record_hash(document)))
+        facts.append((signed.exact[0], signed.tokens[0], len(document.text), record_hash))
         ids.append(document.id)
     with atomic_write(file, "wb") as opened:
-        np.savez(opened, fingerprint=np.array(mark), facts=np.array(facts, FACTS),
-                 minima=np.concatenate(minima), ids=np.frombuffer(json.dumps(ids).encode(), np.uint8))
-
-
-def is_signed(file: Path, mark: str) -> bool:
-    if not file.is_file():
-        return False
-    with np.load(file) as arrays:
-        return str(arrays["fingerprint"]) == mark
-
-
-def _record_hash(document: Document) -> int:
-    """Tells records of one text apart, whatever file they are in."""
-    content = json.dumps([document.id, document.language, document.source, document.meta, document.text],
-                         sort_keys=True)
-    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
+        np.savez(opened, facts=np.array(facts, FACTS), minima=np.concatenate(minima),
+                 ids=np.frombuffer(json.dumps(ids).encode(), np.uint8))
 
 
 class Signed:
     """The signatures of all shards. Documents are numbered by rank, from the best (longest) to the worst."""
 
-    def __init__(self, folder: Path, names: list[str]):
-        facts = []
-        with atomic_write(folder / "all.minima", "wb") as file:  # one file handle, however many shards
-            for name in names:
-                with np.load(folder / f"{name}.npz") as arrays:
+    def __init__(self, files: list[Path]):
+        facts, all_minima = [], files[0].parent / "all.minima"
+        with atomic_write(all_minima, "wb") as output:  # one file handle, however many shards
+            for file in files:
+                with np.load(file) as arrays:
                     facts.append(arrays["facts"])
-                    file.write(arrays["minima"].astype("<u2").tobytes())
+                    output.write(arrays["minima"].astype("<u2").tobytes())
         table, sizes = np.concatenate(facts), [len(part) for part in facts]
         # The order of the shards breaks ties between records that are equal in everything.
         self.order = np.lexsort((table["record"], table["exact"], -table["characters"]))
         self.exact, self.has_tokens = table["exact"][self.order], (table["tokens"] > 0)[self.order]
-        self.shard = np.repeat(np.arange(len(names), dtype=np.int32), sizes)[self.order]
+        self.shard = np.repeat(np.arange(len(files), dtype=np.int32), sizes)[self.order]
         self.row = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[self.order]
         shape = (len(table), minhash.PERMUTATIONS)
-        self.minima = (np.memmap(folder / "all.minima", "<u2", "r", shape=shape)  # in the order of the shards
-                       if len(table) else np.zeros(shape, "<u2"))
+        self.minima = np.zeros(shape, "<u2")  # in the order of the shards
+        if len(table):
+            self.minima = np.memmap(all_minima, "<u2", "r", shape=shape)
 
     def estimate(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """The estimated similarity of pairs."""
@@ -219,16 +201,16 @@ def true_similarities(signed: Signed, one: np.ndarray, other: np.ndarray, paths:
     return np.array([minhash.jaccard(shingles[a], shingles[b]) for a, b in zip(one.tolist(), other.tolist())])
 
 
-def write_verdicts(signed: Signed, verdict: np.ndarray, names: list[str], folder: Path) -> None:
+def write_verdicts(signed: Signed, verdict: np.ndarray, files: list[Path], verdicts: list[Path]) -> None:
     """For each shard a file: row -> what dropped/ says of that document."""
     dropped = np.flatnonzero(verdict["original"] >= 0)
     ids: dict[int, str] = {}
     for shard, ranks in signed.by_shard(np.unique(verdict["original"][dropped])):
-        with np.load(folder / f"{names[shard]}.npz") as arrays:
+        with np.load(files[shard]) as arrays:
             of_shard = json.loads(arrays["ids"].tobytes())
         ids.update((rank, of_shard[signed.row[rank]]) for rank in ranks.tolist())
     by_shard = dict(signed.by_shard(dropped))
-    for shard, name in enumerate(names):
+    for shard, path in enumerate(verdicts):
         reasons: dict[str, dict[str, Any]] = {}
         for rank in by_shard.get(shard, ()):
             original, similarity, checked = verdict[rank].item()
@@ -237,7 +219,7 @@ def write_verdicts(signed: Signed, verdict: np.ndarray, names: list[str], folder
                 reason["reason"] = "near duplicate"
                 reason["jaccard" if checked else "estimated_jaccard"] = round(similarity, 4)
             reasons[str(signed.row[rank])] = reason
-        write_json(folder / f"{name}.verdicts.json", reasons)
+        write_json(path, reasons)
 
 
 def write_shard(documents: Iterator[Document], shard: shards.ShardWriter, options: dict[str, Any]) -> None:
@@ -261,32 +243,28 @@ def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = TH
     out, options, paths = Path(out), dict(options or {}), find_inputs(inputs)
     # The order in which the files are given does not matter.
     names, paths = map(list, zip(*sorted(zip(shards.shard_names(paths), paths))))
-    folder = out / "signatures"
-    marks = [sign_mark(path, options) for path in paths]
-    decided = hashlib.sha256(json.dumps([threshold, names, marks]).encode()).hexdigest()
+    folder, reading = out / "signatures", {key: options.get(key) for key in shards.READING}
+    marks = [shards.fingerprint(path, {"version": minhash.VERSION, **reading}) for path in paths]
+    files = [folder / f"{name}-{mark[:16]}.npz" for name, mark in zip(names, marks)]
+    decision = hashlib.sha256(json.dumps([threshold, names, marks]).encode()).hexdigest()[:16]
+    verdicts = [folder / f"verdicts-{decision}" / f"{name}.json" for name in names]
     with shards.one_run(out, share, names):
         if stage in ("all", "sign"):
-            jobs = [(path, name, folder, options) for path, name in zip(paths, names)]
+            jobs = [(path, file, options) for path, file in zip(paths, files)]
             shards.run_jobs(sign_shard, jobs, workers, "sign", paths, share)
-        if stage in ("all", "decide") and not shards.read_finished(folder / "decided.json", decided):
-            for name, mark in zip(names, marks):
-                if not is_signed(folder / f"{name}.npz", mark):
-                    raise UserError(f"{folder}: {name} is not signed, or changed; run --stage sign first")
-            signed = Signed(folder, names)
+        if stage in ("all", "decide") and not all(path.exists() for path in verdicts):
+            if not all(file.exists() for file in files):
+                raise UserError(f"{folder}: not all of these inputs are signed; run --stage sign first")
+            signed = Signed(files)
             verdict = decide(signed, threshold, lambda one, other: true_similarities(
                 signed, one, other, paths, options, workers))
-            write_verdicts(signed, verdict, names, folder)
-            write_json(folder / "decided.json", {"fingerprint": decided})
+            write_verdicts(signed, verdict, files, verdicts)
         if stage in ("sign", "decide"):
             return None
-        if not shards.read_finished(folder / "decided.json", decided):
+        if not all(path.exists() for path in verdicts):
             raise UserError(f"{folder}: not decided for these inputs; run --stage decide first")
-        jobs = []
-        for path, name in zip(paths, names):
-            verdicts = folder / f"{name}.verdicts.json"
-            digest = hashlib.sha256(verdicts.read_bytes()).hexdigest()
-            of_shard = {**options, "verdicts": str(verdicts), "digest": digest}
-            jobs.append((write_shard, path, name, out, of_shard, "dedup"))
+        jobs = [(write_shard, path, name, out, {**options, "verdicts": str(found)}, "dedup")
+                for path, name, found in zip(paths, names, verdicts)]
         shards.run_jobs(shards.process_shard, jobs, workers, "write", paths, share)
         return None if share else shards.gather_funnel(out, names, "dedup", threshold=threshold)
 

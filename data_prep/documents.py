@@ -164,9 +164,9 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
                    strict: bool = False) -> Iterator[Document]:
     """Yield the documents of one file.
 
-    `language` and `licence` (stored in meta) fill in where a record has none. `source` is the user's choice
-    and wins; a record's own, different source (CulturaX: "mC4") is kept in meta. Records that cannot be used
-    are counted in `funnel` (without one, a summary goes to stderr) or, with `strict`, raise UserError.
+    `language` and `licence` (stored in meta) fill in where a record has none. `source` wins; a record's own,
+    different source (CulturaX: "mC4") is kept in meta. Records that cannot be used are counted in `funnel`
+    (without one, a summary goes to stderr) or, with `strict`, raise UserError.
     """
     path, counts = Path(path), funnel or Funnel()
 

@@ -66,25 +66,21 @@ class _Unpacked(io.RawIOBase):
             if not self._packed:
                 self.damaged = self._frame is not None
                 break
-            self._unpack()
+            if self._frame is None:
+                self._packed = self._packed.lstrip(b"\0")  # padding between frames
+                if not self._packed:
+                    continue
+                self._frame = self._new_frame()
+            try:
+                self._data = self._frame.decompress(self._packed)
+            except Exception:  # each of the four libraries has its own
+                self.damaged = True
+                break
+            self._packed, ended = self._frame.unused_data, self._frame.eof
+            self._frame = None if ended else self._frame
         part, self._data = self._data[:len(buffer)], self._data[len(buffer):]
         buffer[:len(part)] = part
         return len(part)
-
-    def _unpack(self) -> None:
-        if self._frame is None:
-            self._packed = self._packed.lstrip(b"\0")  # padding between frames
-            if not self._packed:
-                return
-            self._frame = self._new_frame()
-        try:
-            self._data = self._frame.decompress(self._packed)
-        except Exception:  # each of the four libraries has its own
-            self.damaged = True
-            return
-        self._packed = self._frame.unused_data if self._frame.eof else b""
-        if self._frame.eof:
-            self._frame = None
 
 
 def read_records(path: Path, kind: str, bad: Bad, paragraphs: bool = False) -> Records:
@@ -129,9 +125,9 @@ def _read_lines(file: IO[bytes], unpacked: _Unpacked | None, bad: Bad) -> Record
                 record = _parse(line, dict)
             except BadRecord as error:
                 bad(str(error), number, len(line))
-            else:
-                del line  # as large as the text
-                yield number, record
+                continue
+            del line  # as large as the text
+            yield number, record
 
 
 def _parse(data: bytes, kind: type) -> Any:

@@ -5,10 +5,10 @@ In:  texts. Out: for each the PERMUTATIONS minima of its hashed shingles (the sh
      of its normal form for exact copies, and its number of tokens.
 
 Normal form: NFKC, case folded, without white space and invisible characters. A token is a run of letters and
-digits, or a single character in scripts without spaces (Chinese, kana, Thai, Lao, Khmer, Burmese): the script
-decides, not the document's label, which is often wrong. A shingle is SHINGLE_WORDS words in a row, or
-SHINGLE_CHARACTERS characters if it begins with one (about the same length of speech); a shorter text is one
-shingle. `shingles` says this in plain Python; `shingle_hashes` hashes the same on an array of code points.
+digits, or a single character in scripts without spaces (Chinese, kana, Thai, Lao, Khmer, Burmese), whatever
+the document's label says. A shingle is SHINGLE_WORDS words in a row, or SHINGLE_CHARACTERS characters if it
+begins with one (about the same length of speech); a shorter text is one shingle. `shingles` says this in
+plain Python; `shingle_hashes` hashes the same on an array of code points.
 """
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
-"""What a corpus holds and how it came about: the table of MMedC for it, the counts of its steps, a dataset
-card.
-
-In:  the counts and streams that the steps of a recipe wrote below OUT.
-Out: OUT/corpus.json, OUT/README.md, and the tables on the terminal.
-"""
+"""What a corpus holds and how it came about: from the counts and streams that the steps of a recipe wrote
+below OUT to OUT/corpus.json, OUT/README.md (a dataset card), and tables on the terminal."""
 from __future__ import annotations
 
 from collections import Counter
@@ -82,8 +78,8 @@ def funnel_table(rows: list[dict[str, Any]]) -> str:
     lines = [["language", "step", "documents in", "kept", "characters kept"]]
     reasons = ["dropped because"]
     for row in rows:
-        lines.append([row["language"], row["step"], f"{row['documents']['in']:,}",
-                      f"{row['documents']['out']:,}", f"{row['characters']['out']:,}"])
+        counts = row["documents"]["in"], row["documents"]["out"], row["characters"]["out"]
+        lines.append([row["language"], row["step"], *(f"{count:,}" for count in counts)])
         most_first = Counter(row["dropped"]).most_common()
         reasons.append("; ".join(f"{reason} {count:,}" for reason, count in most_first) or "-")
     return "\n".join(f"{line}  {reason}" for line, reason in zip(aligned(lines).split("\n"), reasons))
@@ -102,8 +98,7 @@ def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
 
 
 def card(recipe: Recipe, result: dict[str, Any]) -> str:
-    """The dataset card: what is in the corpus, under which licences, how it was made, what it is not fit
-    for."""
+    """The dataset card: what the corpus holds, under which licences, how it was made, its limits."""
     optional = {"language identification": recipe.language_id,
                 "masking of e-mail addresses and telephone numbers": recipe.mask_personal,
                 f"deduplication (Jaccard similarity from {recipe.near_duplicates:g})": recipe.deduplicate,

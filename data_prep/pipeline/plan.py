@@ -1,12 +1,9 @@
 """A plan of commands: run them in order, some side by side, and go on after a stop.
 
-In:  a list of `Step`s, each some commands of this package (module, then arguments) and the steps it needs.
-Out: OUT/done/STEP.json, written when the step is done (its commands and seconds), and OUT/logs/STEP.log, its
-     output.
+In:  a list of `Step`s. Out: OUT/done/STEP.json of each finished step (commands, seconds), OUT/logs/STEP.log.
 
-A finished step is not run again; a stopped one is started again and goes on where it was, because each
-command is resumable. A plan whose finished steps had other commands is rejected. Used by data_prep/corpus.py
-and examples/demo.
+A finished step is not run again; a stopped one goes on where it was, because each command is resumable. A
+plan whose finished steps had other commands is rejected. Used by data_prep/corpus.py and examples/demo.
 """
 from __future__ import annotations
 

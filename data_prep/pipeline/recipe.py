@@ -1,8 +1,4 @@
-"""The recipe of a corpus: what is in it and what is done to it, as a TOML file; and the commands that follow
-from it.
-
-`examples/corpus.toml` explains every key. Used by data_prep/corpus.py.
-"""
+"""The recipe of a corpus, a TOML file (examples/corpus.toml explains every key), and its commands."""
 from __future__ import annotations
 
 import difflib

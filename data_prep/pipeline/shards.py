@@ -41,24 +41,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.documents import (
-    FORMAT_VERSION,
-    FORMS,
-    NO_TEXT,
-    SUFFIXES,
-    Document,
-    Funnel,
-    LineWriter,
-    find_inputs,
-    read_documents,
-    shard_name,
-)
+from data_prep import documents
+from data_prep.documents import SUFFIXES, Document, Funnel, LineWriter, find_inputs, shard_name
 from data_prep.record_files import DAMAGED
 from mmed.utils.errors import UsageError, UserError, printable
 from mmed.utils.files import read_json, try_lock, write_json
 
 READING = ("language", "source", "licence", "text_field", "paragraphs", "strict")  # options of read_documents
-UNREADABLE = {NO_TEXT, DAMAGED, "not JSON", "not an object", "not UTF-8", "text is not a string"}
+UNREADABLE = {documents.NO_TEXT, DAMAGED, "not JSON", "not an object", "not UTF-8", "text is not a string"}
 LOG_SECONDS = 30  # between two lines of progress
 Share = tuple[int, int]  # task i of n
 
@@ -89,11 +79,11 @@ Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]  # another
 
 def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
     """The reader of steps over documents; options as `shard_options` gives them."""
-    return read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
+    return documents.read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
 
 
 def shard_names(inputs: list[Path]) -> list[str]:
-    """A unique name for each input: files of one name in two folders get the folders into their names."""
+    """A unique name for each input: with its folders where two files have one name."""
     names = [shard_name(path) for path in inputs]
     if len(set(names)) < len(names):
         absolute = [Path(os.path.abspath(path)) for path in inputs]
@@ -107,7 +97,7 @@ def shard_names(inputs: list[Path]) -> list[str]:
 def fingerprint(path: Path, options: dict[str, Any]) -> str:
     """Hash of a file's size and modification time and of the options: equal while a shard is up to date."""
     facts = path.stat()
-    content = [FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, options]
+    content = [documents.FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, options]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -134,9 +124,9 @@ def process_shard(function: StepFunction, path: Path, name: str, out: Path, opti
         return record
     done.unlink(missing_ok=True)
     with ShardWriter(out, name, suffix, options.get("keep_dropped", False)) as shard:
-        documents = tqdm(read(path, shard.funnel, options), path.name, unit=" documents", delay=LOG_SECONDS,
-                         mininterval=LOG_SECONDS, leave=False)
-        function(documents, shard, options)
+        found = tqdm(read(path, shard.funnel, options), path.name, unit=" documents", delay=LOG_SECONDS,
+                     mininterval=LOG_SECONDS, leave=False)
+        function(found, shard, options)
     record = {"fingerprint": mark, "input": path.name, **shard.funnel.to_dict()}
     write_json(done, record)
     return record
@@ -204,7 +194,7 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
         for number, result in _results(function, jobs, inputs, min(workers, len(jobs))):
             results[number] = result
             bar.update()
-    return [results[number] for number in range(len(jobs))]
+    return [results[number] for number in sorted(results)]
 
 
 def _results(function: Callable[..., Any], jobs: list[tuple], inputs: list[Path],
@@ -273,20 +263,16 @@ def one_run(out: Path, share: Share | None = None, names: list[str] | None = Non
 
 
 def parse_share(text: str) -> Share:
-    """The option --shard.
-
-    >>> parse_share("3/8")
-    (3, 8)
-    """
+    """The option --shard: "3/8" is (3, 8)."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not int(match[1]) < int(match[2]):
+    if not match or int(match[1]) >= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text}: expected i/n with i from 0 to n-1, such as 0/8")
     return int(match[1]), int(match[2])
 
 
 def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES) -> None:
     """The options that every step over shards has."""
-    add, kinds = parser.add_argument, FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
+    add, kinds = parser.add_argument, documents.FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
     add("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
     add("--out", required=out_required, help="folder for kept/, dropped/, shards/ and funnel.json")
     add("--workers", type=int, default=1, help="processes, each with one file at a time (default: 1)")

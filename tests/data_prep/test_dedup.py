@@ -193,7 +193,7 @@ def test_stages_and_shares_give_what_one_run_gives(corpus, tmp_path, monkeypatch
     for share in ("0/3", "2/3", "1/3", "2/3"):
         main([*command, "--stage", "write", "--shard", share])
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("[!.]*.*")}
-    monkeypatch.setattr("data_prep.pipeline.shards.read_documents", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("data_prep.documents.read_documents", lambda *_, **__: pytest.fail("read"))
     main(command)  # nothing is signed, decided, read or written again
     assert outputs(tmp_path / "out") == outputs(out) and (tmp_path / "out" / "funnel.json").is_file()
     assert before == {path: path.stat().st_mtime_ns for path in before}

@@ -5,7 +5,6 @@ import random
 import pytest
 from corpus_files import write
 
-from data_prep.pipeline import shards
 from data_prep.tokenize_corpus import HELD_OUT, count_table, main, tokenize_corpus
 from mmed.data import TokenStream
 from mmed.tokenizer import train_sentencepiece
@@ -52,7 +51,7 @@ def test_the_bytes_do_not_depend_on_workers_tasks_or_a_kill(corpus, monkeypatch)
     for share in ("0/2", "1/2", "1/2"):
         main([*command, "--out", str(folder / "tasks"), "--shard", share])
         assert not (folder / "tasks.json").exists()
-    monkeypatch.setattr(shards, "read_documents", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr("data_prep.documents.read_documents", lambda *_, **__: pytest.fail("read again"))
     main([*command, "--out", str(folder / "tasks")])
     for suffix in (".bin", ".idx", HELD_OUT + ".bin", HELD_OUT + ".idx"):
         first = (folder / f"one{suffix}").read_bytes()

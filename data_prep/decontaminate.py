@@ -3,13 +3,11 @@
     python -m data_prep.decontaminate IN... --benchmark MMedBench/Test --out DIR [--workers N]
 
 In:  documents (data_prep/documents.py) and exam items in JSONL (`question`), a file or a folder of them.
-Out: OUT/kept; OUT/dropped with `reason` "benchmark question" and `items` (FILE:LINE of the questions found);
-     OUT/funnel.json.
+Out: OUT/kept; OUT/dropped with `items` (FILE:LINE of the questions found); OUT/funnel.json.
 
 1. Each question gives its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script
    without spaces (about the same length of speech); a shorter question is one n-gram if it has SHORTEST_WORDS
-   or SHORTEST_CHARACTERS. Tokens are those of data_prep/filters/minhash.py: case, width and punctuation do
-   not matter.
+   or SHORTEST_CHARACTERS. Tokens are minhash.py's: case, width and punctuation do not matter.
 2. An n-gram that more than COMMON questions share ("which of the following is the most likely diagnosis ...")
    says nothing about one of them and is not looked for, unless a question has no other.
 3. A document is dropped if it contains one n-gram. N-grams are compared by 64-bit hashes.
@@ -64,12 +62,8 @@ def read_items(path: Path) -> list[tuple[str, str]]:
 def question_ngrams(question: str) -> list[tuple[int, int]]:
     """(size in tokens, hash) of each n-gram of a question; none if it is too short.
 
-    >>> [size for size, _ in question_ngrams("one two three four five six 7 8 9 10 11 12 13 14")]
-    [13, 13]
     >>> [size for size, _ in question_ngrams("Which vitamin is missing in scurvy?")]
     [6]
-    >>> question_ngrams("Why is that?")
-    []
     """
     words = minhash.token_hashes(question)
     count = len(words.hashes)

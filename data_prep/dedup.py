@@ -2,10 +2,10 @@
 
     python -m data_prep.dedup IN... --out DIR [--threshold 0.8] [--workers N]
 
-In:  documents (data_prep/documents.py), any number of files. Out: OUT/kept; OUT/dropped with `reason` ("exact
-     duplicate" or "near duplicate"), `duplicate_of` (the id of a kept document) and `jaccard` (checked on the
-     texts) or `estimated_jaccard` (from the signatures); OUT/funnel.json; OUT/signatures, which may be
-     deleted afterwards.
+In:  documents (data_prep/documents.py), any number of files.
+Out: OUT/kept; OUT/dropped with `reason` ("exact duplicate" or "near duplicate"), `duplicate_of` (the id of a
+     kept document) and `jaccard` (of the texts) or `estimated_jaccard` (of the signatures); OUT/signatures,
+     which may be deleted afterwards; OUT/funnel.json.
 
     sign    each shard: signatures (data_prep/filters/minhash.py), hash of the normal form, length
     decide  over all shards: pairs that agree on a whole band of the signature are candidates; an estimate

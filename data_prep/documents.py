@@ -8,8 +8,7 @@ Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter
      (`Funnel`).
 
 Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its
-reason with file:line, and reading continues; with `strict` it stops the run. A file whose records all lack
-the text is an error that lists the fields found.
+reason with file:line; with `strict` it stops the run. A file without any text is an error.
 """
 from __future__ import annotations
 
@@ -39,7 +38,6 @@ KINDS, PACKED = (*JSON_LINES, ".json", ".txt", ".parquet"), ("", ".gz", ".bz2", 
 SUFFIXES = tuple(kind + packed for kind in KINDS for packed in PACKED)
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
-PATIENCE = 1000  # records without a text field before a file is given up
 NO_TEXT = "no text"
 _WIKIEXTRACTOR = re.compile(r"wiki_\d+")  # its JSON files have no suffix
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -80,7 +78,7 @@ class Funnel:
     details: Counter[str] = field(default_factory=Counter)  # any other sums of a step
 
     def keep(self, characters: int, characters_in: int | None = None) -> None:
-        """Count a kept document; a step that shortens texts passes the length before."""
+        """A step that shortens texts passes the length before."""
         self.documents_in += 1
         self.characters_in += characters if characters_in is None else characters_in
         self.documents_out += 1
@@ -117,8 +115,7 @@ class Funnel:
 
 
 def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Files as given; of a folder, its corpus files in sorted order. The output folder of a step means its
-    kept/."""
+    """Files as given; of a folder, its corpus files, sorted; of the output folder of a step, its kept/."""
     found: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(_files_below(path, suffixes)) if path.is_dir() else [path]
@@ -151,11 +148,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def shard_name(path: Path) -> str:
-    """The file's name without its corpus suffixes.
-
-    >>> shard_name(Path("a/en_part_00000.jsonl.gz"))
-    'en_part_00000'
-    """
+    """The file's name without its corpus suffixes: a/en_00000.jsonl.gz is en_00000."""
     return _split_name(path.name)[0]
 
 
@@ -184,8 +177,6 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
         if not any(_has(record, key) for key in fields):
             without_text, keys = without_text + 1, list(record)
             bad(NO_TEXT, number, 0)
-            if not found and without_text >= PATIENCE:
-                break
             continue
         found += 1
         text = next(_take(record, key) for key in fields if _has(record, key))
@@ -262,8 +253,7 @@ class LineWriter(contextlib.ExitStack):
 
 
 def json_line(record: Any) -> bytes:
-    """One line of JSON for every reader: U+2028, U+2029 and NEL, which some take for line ends, are
-    escaped."""
+    """One line of JSON; U+2028, U+2029 and NEL, which some readers take for line ends, are escaped."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     if not line.isascii():
         line = line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")

@@ -1,9 +1,7 @@
-"""Records from corpus files as they are published: JSON lines, a JSON array, parquet, plain text; packed or
-not.
+"""Records from corpus files as they are published: JSON lines, a JSON array, parquet, text; also packed.
 
 In:  a path. The content decides how a file is unpacked (gzip, bzip2, xz, zstandard) and what it is: parquet,
-     JSON lines if it begins with "{", a JSON array if it begins with "[". The name decides only for the rest:
-     .txt, or none.
+     JSON lines if it begins with "{", a JSON array if it begins with "[". The name decides for the rest.
 Out: (line or row number, record), one record in memory at a time. What cannot be read is reported to
      `bad(reason, number, size)`, and reading continues. data_prep/documents.py turns records into documents.
 """
@@ -49,8 +47,7 @@ UNPACKERS: dict[bytes, Callable[[], Any]] = {
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of a compressed file, one frame after the other. It ends where the file is damaged, and
-    `damaged` says so."""
+    """The content of a compressed file, frame after frame, up to its end or to where it is `damaged`."""
 
     def __init__(self, raw: IO[bytes], new_frame: Callable[[], Any]):
         self.damaged = False

@@ -36,15 +36,13 @@ HELD_OUT = "-held-out"
 
 
 def is_held_out(document: Document, share: float) -> bool:
-    """Whether a document is held out: by a hash of its text, so copies stay on one side and order does not
-    matter."""
+    """By a hash of its text, so that copies stay on one side and order does not matter."""
     return int.from_bytes(hashlib.sha256(document.text.encode()).digest()[:8], "big") < share * 2 ** 64
 
 
 def tokenize_part(path: Path, name: str, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Write one input file's documents as two streams below FOLDER, unless they are there; returns
-    FOLDER/NAME.json, with their names in `streams`. No other task has these names: it may be started twice.
-    """
+    """Write one input file's documents as two streams, unless they are there; returns FOLDER/NAME.json with
+    their names in `streams`, which no other task uses, so that it may be started twice."""
     tokenizer = load_tokenizer(options["tokenizer"], options["bos"])
     mark = shards.fingerprint(path, {**options, "tokenizer": tokenizer.fingerprint})
     if record := shards.read_finished(folder / f"{name}.json", mark):

@@ -53,8 +53,7 @@ class Tokens(NamedTuple):
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    """The shingles of a text: what `shingle_hashes` hashes.
-
+    """
     >>> sorted(shingles("Ａspirin (100 mg), cafe\\u0301"))
     [('aspirin', '100', 'mg', 'café')]
     """

@@ -44,8 +44,8 @@ def print_commands(plan: list[Step]) -> None:
 def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None) -> None:
     """In a process of its own: the step's commands one after the other, their output in `log`."""
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
-    for number in (1, 2):
-        os.dup2(sys.stdout.fileno(), number)
+    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(sys.stdout.fileno(), 2)
     if prepare:
         prepare()
     for command in step.commands:
@@ -72,9 +72,8 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
              prepare: Callable[[], None] | None = None) -> float:
     """Run all steps that are not done, `at_once` at a time; returns the seconds of all steps.
 
-    Each step runs in a fork, which has all that this process imported; `prepare` is called there first.
-    Raises UserError when a step fails (naming its log) or when OUT has finished steps with other commands.
-    Ctrl-C ends all.
+    Each runs in a fork, which has all that this process imported; `prepare` is called there first. UserError
+    if a step fails (naming its log) or if OUT has finished steps with other commands.
     """
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -132,7 +131,6 @@ def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:
 
 
 def _finish(step: Step, process: BaseProcess, out: Path, seconds: float) -> float:
-    process.join()
     log = out / "logs" / f"{step.name}.log"
     if process.exitcode == EXIT_STOPPED:
         raise KeyboardInterrupt

@@ -13,8 +13,8 @@ from mmed.languages import get_language
 from mmed.utils.errors import UserError
 
 KINDS = ("web", "book", "site", "corpus")
-TYPES = {"str": (str,), "float": (float, int), "bool": (bool,), "bool | None": (bool,), "list[str]": (list,),
-         "list[Source]": (list,)}
+TYPES = {"str": [str], "float": [float, int], "bool": [bool], "bool | None": [bool], "list[str]": [list],
+         "list[Source]": [list]}
 
 
 @dataclass
@@ -66,8 +66,6 @@ def read_recipe(path: Path) -> Recipe:
     except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}") from None
     entries = table.pop("source", [])
-    if not entries:
-        raise UserError(f"{path}: no [[source]]; give at least one, with language, kind and inputs")
     recipe: Recipe = _checked(Recipe, {**table, "source": []}, str(path))
     wanted = [get_language(name).code for name in recipe.languages]
     for number, entry in enumerate(entries, 1):
@@ -75,7 +73,7 @@ def read_recipe(path: Path) -> Recipe:
         if not wanted or source.language in wanted:
             recipe.source.append(source)
     if not recipe.source:
-        raise UserError(f"{path}: languages={recipe.languages}: no source is in one of them")
+        raise UserError(f"{path}: no [[source]]; languages={recipe.languages}: no source is in one of them")
     recipe.tokenizer = _existing(path, recipe.tokenizer, f"{path}: tokenizer")
     recipe.benchmark = recipe.benchmark and _existing(path, recipe.benchmark, f"{path}: benchmark")
     return recipe
@@ -88,8 +86,6 @@ def _read_source(recipe: Path, entry: dict[str, Any], where: str) -> Source:
         raise UserError(f"{where}: kind={source.kind!r}; known are {', '.join(KINDS)}")
     if source.filter and source.kind in ("book", "site"):
         raise UserError(f"{where}: filter is for web and corpus; books and sites are chosen by hand")
-    if not source.inputs:
-        raise UserError(f"{where}: inputs is empty; name files or folders")
     source.inputs = [_existing(recipe, text, where) for text in source.inputs]
     return source
 

@@ -243,8 +243,7 @@ def _stop_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_run(out: Path, share: Share | None = None, names: list[str] | None = None) -> Iterator[None]:
-    """Only one run writes into a folder, but tasks of a cluster, which have a share, run side by side. Shards
-    there with other names than `names` would mix two corpora."""
+    """Only one run writes into a folder, and no shards but `names`; tasks with a share run side by side."""
     out.mkdir(parents=True, exist_ok=True)
     others = {path.stem for path in (out / "shards").glob("*.json")} - set(names or ())
     if names is not None and others:
@@ -256,8 +255,8 @@ def one_run(out: Path, share: Share | None = None, names: list[str] | None = Non
     with open(out / ".lock", "w") as lock:
         if not try_lock(lock):
             raise UserError(f"{out}: another run is writing here; wait for it or give another --out")
-        for path in out.rglob("*.tmp"):  # what a killed run left
-            if re.search(r"\.\d+\.tmp$", path.name) and path.is_file():
+        for path in out.rglob("*.*.tmp"):  # what a killed run left
+            if path.suffixes[-2][1:].isdigit():
                 path.unlink(missing_ok=True)
         yield
 

@@ -76,13 +76,12 @@ def test_estimates_are_unbiased_with_the_stated_error(count):
     assert abs(np.mean(scores)) < 5 / len(scores) ** 0.5 and np.std(scores) < 1.3
 
 
-def test_bands_find_the_stated_share_of_pairs_at_the_threshold():
-    for threshold in (0.5, 0.7, 0.8, 0.9, 0.99):
-        bands, rows = band_shape(threshold)
-        assert bands * rows <= minhash.PERMUTATIONS
-        assert 1 - (1 - threshold**rows) ** bands >= 0.99
-        more = minhash.PERMUTATIONS // (rows + 1)
-        assert 1 - (1 - threshold ** (rows + 1)) ** more < 0.99, "more rows would do"
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 0.99])
+def test_bands_find_the_stated_share_of_pairs_at_the_threshold(threshold):
+    bands, rows = band_shape(threshold)
+    assert bands * rows <= minhash.PERMUTATIONS and 1 - (1 - threshold**rows) ** bands >= 0.99
+    more = minhash.PERMUTATIONS // (rows + 1)
+    assert 1 - (1 - threshold ** (rows + 1)) ** more < 0.99, "more rows would do"
 
 
 def test_a_long_text_equals_itself_in_other_spacing():

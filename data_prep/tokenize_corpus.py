@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     shards.add_shard_arguments(parser)
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder or file")
     parser.add_argument("--language", default="", help="language of documents that name none")
-    parser.add_argument("--held_out", type=float, default=0.0, metavar="SHARE",
+    parser.add_argument("--held_out", "--held-out", type=float, default=0.0, metavar="SHARE",
                         help="share of the documents that goes to NAME-held-out instead")
     parser.add_argument("--bos", choices=("auto", "yes", "no"), default="auto",
                         help="begin documents with BOS; auto: as the tokenizer's files say")

@@ -244,9 +244,9 @@ def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = TH
     # The order in which the files are given does not matter.
     names, paths = map(list, zip(*sorted(zip(shards.shard_names(paths), paths))))
     folder, reading = out / "signatures", {key: options.get(key) for key in shards.READING}
-    marks = [shards.fingerprint(path, {"version": minhash.VERSION, **reading}) for path in paths]
-    files = [folder / f"{name}-{mark[:16]}.npz" for name, mark in zip(names, marks)]
-    decision = hashlib.sha256(json.dumps([threshold, names, marks]).encode()).hexdigest()[:16]
+    fingerprints = [shards.fingerprint(path, {"version": minhash.VERSION, **reading}) for path in paths]
+    files = [folder / f"{name}-{mark[:16]}.npz" for name, mark in zip(names, fingerprints)]
+    decision = hashlib.sha256(json.dumps([threshold, names, fingerprints]).encode()).hexdigest()[:16]
     verdicts = [folder / f"verdicts-{decision}" / f"{name}.json" for name in names]
     with shards.one_run(out, share, names):
         if stage in ("all", "sign"):

@@ -85,8 +85,8 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     if loaded.eos_id is None:
         raise UserError(f"{tokenizer}: no end-of-sequence token, with which every document ends")
     options = {**reading, "tokenizer": str(tokenizer), "held_out": held_out, "bos": bos}
-    marks = [shards.fingerprint(path, {**options, "tokenizer": loaded.fingerprint}) for path in paths]
-    whole = hashlib.sha256("".join(marks).encode()).hexdigest()
+    fingerprints = [shards.fingerprint(path, {**options, "tokenizer": loaded.fingerprint}) for path in paths]
+    whole = hashlib.sha256("".join(fingerprints).encode()).hexdigest()
     if Path(f"{out}.json").is_file() and read_json(f"{out}.json").get("inputs") == whole:
         return read_json(f"{out}.json")
     names = shards.shard_names(paths)

@@ -2,8 +2,8 @@
 
 In:  files or folders, and a step's function. Each file is a shard, named after the file.
 Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each dropped document, with
-     --keep_dropped the whole document); OUT/shards/SHARD.json (fingerprint and counts; written last, it marks
-     the shard as done); OUT/funnel.json (the counts of all shards).
+     --keep_dropped the whole document); OUT/shards/SHARD.json (fingerprint and counts; written last, it means
+     that the shard is done); OUT/funnel.json (the counts of all shards).
 
 A step is a function that keeps or drops each document of one shard with a short fixed reason:
 

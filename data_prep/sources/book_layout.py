@@ -7,11 +7,13 @@ Pure functions over text and positions; docs/corpus.md compares their result wit
 """
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
+from statistics import median_high
 from typing import NamedTuple
 
 
@@ -27,15 +29,15 @@ class Line(NamedTuple):
 
 # ---- characters ----
 
-LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl"}
-SIGNS = {0xF0B7: "•", 0xF0A7: "•", 0x00AD: None, 0xFEFF: None, 0x200B: None,  # symbol fonts, soft hyphens
-         **dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F], " ")}
+REPLACED = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xF0B7: "•", 0xF0A7: "•",
+            0x00AD: None, 0xFEFF: None, 0x200B: None}  # ligatures, bullets of symbol fonts, invisible ones
+INVALID = ("Cc", "Co", "Cs", "Cn")  # control, private, surrogate, unassigned
 LEADERS = re.compile(r" ?(?:[.·…_] ?){5,}")  # the dots of a table of contents
 CJK = r"[\u2e80-\u2fff\u3001-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60]"
 SPACE_IN_CJK = re.compile(rf"(?<={CJK}) +(?={CJK})")
 # TeX's old fonts set an accent as a character of its own before its letter.
 ACCENTS = {"´": "\u0301", "`": "\u0300", "¨": "\u0308", "ˆ": "\u0302", "˜": "\u0303"}
-ACCENTED = re.compile(r"(?<=\w)([´`¨ˆ˜])([aeiouınAEIOUN])|([aeiouAEIOU])([´`¨ˆ˜])(?!\w)")
+ACCENTED = re.compile(r"(?<=\w)[´`¨ˆ˜][aeiouınAEIOUN]|[aeiouAEIOU][´`¨ˆ˜](?!\w)")
 
 
 def clean(text: str) -> str:
@@ -43,35 +45,28 @@ def clean(text: str) -> str:
 
     >>> clean("e\ufb03cient\u00a0 \uf0b7 ther\u00adapy \x07. . . . . . . 12"), clean("Mart´ınez Estape´")
     ('efficient • therapy … 12', 'Martínez Estapé')
-    >>> clean("心 力 衰竭 BNP 测定")
-    '心力衰竭 BNP 测定'
     """
-    text = text.translate(LIGATURES).translate(SIGNS)
-    text = "".join(c for c in text if c == "\t" or unicodedata.category(c) not in ("Cc", "Co", "Cs", "Cn"))
+    text = text.translate(REPLACED)
+    text = "".join(c for c in text if c == "\t" or unicodedata.category(c) not in INVALID)
     text = ACCENTED.sub(compose, text)
     return SPACE_IN_CJK.sub("", LEADERS.sub(" … ", " ".join(text.split()))).strip()
 
 
 def compose(found: re.Match[str]) -> str:
-    """One letter for the letter and the accent that ACCENTED has found."""
-    letter, accent = (found[2], found[1]) if found[1] else (found[3], found[4])
+    letter, accent = sorted(found[0], key="".join(ACCENTS).find)  # the letter, which is not there, comes first
     return unicodedata.normalize("NFC", letter.replace("ı", "i") + ACCENTS[accent])
 
 
 def join_fragments(lines: Iterable[Line]) -> list[Line]:
-    """Joins pieces that follow one another on one line, such as subscripts.
-
-    >>> join_fragments([Line("in CO", 0, 30, 100, 10), Line("2", 30, 33, 102, 6), Line("a", 36, 60, 100, 10)])
-    [Line(text='in CO2 a', left=0, right=60, base=100, size=10)]
-    """
+    """Joins pieces that follow one another on one line, such as subscripts."""
     joined: list[Line] = []
     for line in lines:
         last = joined[-1] if joined else line
         gap = line.left - last.right
-        beside = abs(line.base - last.base) < 0.6 * max(line.size, last.size)
+        larger = max(last, line, key=lambda piece: piece.size)
+        beside = abs(line.base - last.base) < 0.6 * larger.size
         if joined and beside and -0.3 * last.size < gap < 1.2 * last.size:
             space = " " if gap > 0.15 * last.size else ""
-            larger = last if last.size >= line.size else line
             joined[-1] = Line(last.text + space + line.text, last.left, line.right, larger.base, larger.size)
         else:
             joined.append(line)
@@ -83,31 +78,28 @@ def join_fragments(lines: Iterable[Line]) -> list[Line]:
 EDGE_ROWS = 4  # rows looked at from the top and from the bottom
 WINDOW = 10  # pages before and after: heads change with the chapter and differ between left and right pages
 TIMES = 3  # a row that appears on so many pages of the window is a running head or page number
-ROMAN = re.compile(r"\b[ivxlc]+\b")
-NUMBER = re.compile(r"\d+")
 
 
-def head_keys(row: str, page: int) -> list[str]:
-    """Keys by which a row recurs on other pages: its text, and its text with a number that counts the pages.
+def head_keys(row: list[Line], page: int) -> list[str]:
+    """Keys by which a row recurs: its text, and its text with a number that counts the pages.
 
-    >>> head_keys("12 Heart Failure 3", page=10)
-    ['12 heart failure 3', '+2 heart failure 3', '12 heart failure -7']
+    Page 10: "12 Heart 3" -> "12 heart 3", "+2 heart 3", "12 heart -7".
     """
-    text = " ".join(row.casefold().split())[:200]
+    text = " ".join(line.text for line in sorted(row, key=lambda line: line.left)).casefold()[:200]
+    numbers = [number for number in re.finditer(r"\d+", text) if len(number[0]) < 6]
     keys = [text] + [f"{text[:number.start()]}{int(number[0]) - page:+d}{text[number.end():]}"
-                     for number in list(NUMBER.finditer(text))[:4] if len(number[0]) < 6]
-    return keys + ([ROMAN.sub("roman", text)] if ROMAN.fullmatch(text.strip(" -–—")) else [])
+                     for number in numbers[:4]]
+    return keys + (["roman number"] if re.fullmatch("[ivxlc]+", text.strip(" -–—")) else [])
 
 
 def rows_of(lines: list[Line]) -> list[list[Line]]:
     """Lines that stand side by side, from the top of the page to the bottom."""
     rows: list[list[Line]] = []
     for line in sorted(lines, key=lambda line: line.base):
-        if rows and line.base - rows[-1][0].base < 0.5 * line.size:
-            rows[-1].append(line)
-        else:
-            rows.append([line])
-    return [sorted(row, key=lambda line: line.left) for row in rows]
+        if not rows or line.base - rows[-1][0].base >= 0.5 * line.size:
+            rows.append([])
+        rows[-1].append(line)
+    return rows
 
 
 def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
@@ -115,16 +107,15 @@ def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
     heads: list[set[Line]] = [set() for _ in pages]
     for direction in (1, -1):
         edges = [rows_of(lines)[::direction][:EDGE_ROWS] for lines in pages]
-        keys = [[head_keys(" ".join(line.text for line in row), page) for row in rows]
-                for page, rows in enumerate(edges)]
-        where: dict[str, set[int]] = defaultdict(set)
+        keys = [[head_keys(row, page) for row in rows] for page, rows in enumerate(edges)]
+        where: dict[str, set[int]] = defaultdict(set)  # key -> pages
         for page, rows in enumerate(keys):
-            for key in {key for row in rows for key in row}:
+            for key in sum(rows, []):
                 where[key].add(page)
-        for page, rows in enumerate(keys):
-            nearby = range(page - WINDOW, page + WINDOW + 1)
-            for row, row_keys in zip(edges[page], rows):
-                if not any(sum(other in where[key] for other in nearby) >= TIMES for key in row_keys):
+        for page, rows in enumerate(edges):
+            nearby = set(range(page - WINDOW, page + WINDOW + 1))
+            for row, row_keys in zip(rows, keys[page]):
+                if max(len(where[key] & nearby) for key in row_keys) < TIMES:
                     break
                 heads[page].update(row)
     return [[line for line in lines if line not in out] for lines, out in zip(pages, heads)]
@@ -156,12 +147,6 @@ def keeps_hyphen(before: str, after: str, words: Counter[str]) -> bool:
     The spelling that is more frequent elsewhere in the book wins. In a word that appears nowhere else the
     hyphen stays before a capital or a digit (COVID-19), after a digit, an abbreviation or a single letter
     (T-cell), and if there is another hyphen.
-
-    >>> words = Counter({"long-term": 3, "therapy": 2})
-    >>> [keeps_hyphen(*pair, words) for pair in (("a long-", "term"), ("COVID-", "19"))]
-    [True, True]
-    >>> [keeps_hyphen(*pair, words) for pair in (("ther-", "apy"), ("drug-ther-", "apy"))]
-    [False, False]
     """
     left, right = LAST_PIECE.search(before[-100:]), WORD.match(after)
     if not left or not right:
@@ -186,8 +171,8 @@ CONTENTS = re.compile(r" …(?: ?\w{1,6})?$")  # a line of a table of contents
 INDENT = 0.8  # times the type's size
 WIDER = 1.4  # times the usual distance of lines begins a paragraph
 OTHER_SIZE = 1.15  # times larger or smaller type begins a paragraph
-BLOCK = 4  # lines: a block of so many has its own width if most of them end near its edge,
-EVEN, RAGGED = 1.5, 4  # within so many times their size; the second before a line that begins in lower case
+BLOCK = 4  # lines: a block of so many has its own width if most of them end at its edge,
+EVEN, RAGGED = 1.5, 4  # or within so many times their size of it; the latter before a lower-case letter
 SPREAD = 1.4  # times the usual width of a letter: a row of a table
 NOTE_SIZE = 0.94  # times the page's usual type: a footnote, if it stands at the foot of its column
 LATIN = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u04ff]")
@@ -198,7 +183,7 @@ class Column(NamedTuple):
 
     lines: list[Line]
     left: float
-    rights: dict[Line, float]  # how far to the right each line could have gone
+    right: dict[Line, float]  # where the text block of each line ends
     leading: float  # usual distance of its lines
     letter: float  # usual width of a letter
 
@@ -207,36 +192,34 @@ def columns_of(lines: list[Line]) -> list[Column]:
     """Divides a page where the next line stands higher than the line before, or beside the lines so far."""
     groups: list[list[Line]] = []
     for line in lines:
-        above = groups[-1][-1] if groups else None
-        if above and line.base > above.base - 0.5 * line.size and \
-                line.left < max(other.right for other in groups[-1][-5:]) and \
-                line.right > min(other.left for other in groups[-1][-5:]):
-            groups[-1].append(line)
-        else:
-            groups.append([line])
+        recent = groups[-1][-5:] if groups else [line]
+        beside = (line.left >= max(other.right for other in recent)
+                  or line.right <= min(other.left for other in recent))
+        if not groups or beside or line.base <= recent[-1].base - 0.5 * line.size:
+            groups.append([])
+        groups[-1].append(line)
     return [column_of(group) for group in groups]
 
 
 def column_of(lines: list[Line]) -> Column:
     lefts, rights = sorted(line.left for line in lines), sorted(line.right for line in lines)
-    distances = sorted(below.base - above.base for above, below in pairwise(lines)
-                       if 0 < below.base - above.base < 3 * above.size)
-    leading = distances[len(distances) // 2] if distances else 0.0
-    blocks: list[list[Line]] = []
-    for above, line in pairwise([None, *lines]):
-        if above is None or is_apart(above, line, leading):
+    distances = [below.base - above.base for above, below in pairwise(lines)
+                 if 0 < below.base - above.base < 3 * above.size]
+    leading = median_high(distances) if distances else 0.0
+    blocks: list[list[Line]] = [[lines[0]]]
+    for above, line in pairwise(lines):
+        if is_apart(above, line, leading):
             blocks.append([])
         blocks[-1].append(line)
-    edges = {}
-    for block in blocks:
+    right = {}
+    for block in blocks:  # an abstract is narrower than the column; a list of short items is not a text block
         edge = max(line.right for line in block)
-        full = sum(line.right > edge - line.size * (RAGGED if below.text[0].islower() else EVEN)
+        even = sum(line.right > edge - line.size * (RAGGED if below.text[0].islower() else EVEN)
                    for line, below in pairwise(block))
-        if len(block) < BLOCK or full < 0.6 * (len(block) - 1):  # not running text of a width of its own
+        if len(block) < BLOCK or even < 0.6 * (len(block) - 1):
             edge = max(edge, rights[-1 - len(rights) // 20])
-        edges.update(dict.fromkeys(block, edge))
-    letters = sorted(map(letter_width, lines))
-    return Column(lines, lefts[len(lefts) // 10], edges, leading, letters[len(letters) // 2])
+        right |= dict.fromkeys(block, edge)
+    return Column(lines, lefts[len(lefts) // 10], right, leading, median_high(map(letter_width, lines)))
 
 
 def letter_width(line: Line) -> float:
@@ -245,64 +228,46 @@ def letter_width(line: Line) -> float:
     return (line.right - line.left) / (len(line.text) + wide)
 
 
-def is_apart(above: Line, line: Line, leading: float) -> bool:
-    """Whether two lines of a column are separated by space or by the size of their type."""
-    if max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size):
-        return True
-    return bool(leading) and line.base - above.base > WIDER * leading
-
-
-def split_notes(column: Column, usual_size: float) -> tuple[Column, list[Line]]:
-    """The column without the lines of small type at its foot, and these lines."""
-    end = len(column.lines)
-    while end and column.lines[end - 1].size < NOTE_SIZE * usual_size:
-        end -= 1
-    return column._replace(lines=column.lines[:end]), column.lines[end:]
-
-
 def ends_sentence(text: str) -> bool:
-    """
-    >>> ends_sentence('He said "no."'), ends_sentence("of the"), ends_sentence("结束。")
-    (True, False, True)
-    """
     return text.rstrip(CLOSERS)[-1:] in tuple(ENDS)
+
+
+def other_size(above: Line, line: Line) -> bool:
+    return max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size)
+
+
+def is_apart(above: Line, line: Line, leading: float) -> bool:
+    return other_size(above, line) or 0 < WIDER * leading < line.base - above.base
 
 
 def is_short(line: Line, following: Line, column: Column, spaced: bool) -> bool:
     """Whether the first word of the following line would have fitted at the end of this one."""
     word = following.text.split(" ", 1)[0]
     needed = letter_width(following) * (len(word) + 1) if spaced else 1.5 * line.size
-    return line.right + needed + 0.4 * line.size < column.rights[line]
+    return line.right + needed + 0.4 * line.size < column.right[line]
 
 
 def begins_paragraph(above: Line, line: Line, column: Column, spaced: bool) -> bool:
     """Whether a paragraph, heading or list item begins with this line; `above` is the line before it."""
-    continues = spaced and line.text[0].islower() and not ends_sentence(above.text)
-    hyphen = above.text[-1] in HYPHENS and not BULLET.match(line.text)
-    if not hyphen and is_apart(above, line, column.leading):
-        return True
+    bullet = BULLET.match(line.text) is not None
+    hyphen = above.text[-1] in HYPHENS and not bullet
+    if hyphen or is_apart(above, line, column.leading) or CONTENTS.search(above.text):
+        return not hyphen
     short = is_short(above, line, column, spaced)
-    if BULLET.match(line.text):
+    if bullet:
         return short or ends_sentence(above.text) or BULLET.match(above.text) is not None
-    if hyphen:
-        return False
-    if CONTENTS.search(above.text):
-        return True
-    if not continues and any(len(row.text) >= 10 and letter_width(row) > SPREAD * column.letter
-                             for row in (above, line)):
-        return True
+    if spaced and line.text[0].islower() and not ends_sentence(above.text):
+        far_short = above.right - column.left < 0.65 * (column.right[above] - column.left)
+        return short and far_short
+    table = any(len(row.text) >= 10 and letter_width(row) > SPREAD * column.letter for row in (above, line))
     indented = line.left > max(column.left, above.left) + INDENT * line.size
-    if indented and not continues and (ends_sentence(above.text) or not spaced):
-        return True
-    long_enough = above.right - column.left > 0.65 * (column.rights[above] - column.left)  # beside a picture
-    return short and not (continues and long_enough)
+    return short or table or (indented and (ends_sentence(above.text) or not spaced))
 
 
 def continues_across(above: Line, line: Line, column: Column, spaced: bool) -> bool:
     """Whether the last paragraph of `column` goes on with the first line of the next column or page."""
-    if max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size) or BULLET.match(line.text):
-        return False
-    if ends_sentence(above.text) or CONTENTS.search(above.text):
+    if other_size(above, line) or BULLET.match(line.text) or ends_sentence(above.text) \
+            or CONTENTS.search(above.text):
         return False
     if above.text[-1] in HYPHENS or (spaced and line.text[0].islower()):
         return True
@@ -310,13 +275,7 @@ def continues_across(above: Line, line: Line, column: Column, spaced: bool) -> b
 
 
 def append(text: str, line: str, spaced: bool, words: Counter[str] | None) -> str:
-    """A paragraph and its next line. Without `words` every hyphen stays.
-
-    >>> append("ther-", "apy", True, Counter()), append("the", "end", True, Counter())
-    ('therapy', 'the end')
-    >>> append("患者", "的", False, None)
-    '患者的'
-    """
+    """A paragraph and its next line. Without `words` every hyphen stays."""
     if text[-1] in HYPHENS + "–—/" and text[-2:-1].strip():
         drop = text[-1] in HYPHENS and words is not None and not keeps_hyphen(text, line, words)
         return (text[:-1] if drop else text) + line
@@ -329,33 +288,30 @@ def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[
 
     spaced: the language separates words by spaces; hyphenated: it breaks words at line ends.
     """
-    words = count_words(pages) if hyphenated else None
-    paragraphs: list[str] = []
-    notes: list[str] = []
-    last: tuple[Line, Column] | None = None
-
-    def add(target: list[str], line: Line, begins: bool) -> None:
-        if begins or not target:
-            target.append(line.text)
-        else:
-            target[-1] = append(target[-1], line.text, spaced, words)
-
+    paragraphs: list[list[Line]] = []
+    notes: list[list[Line]] = []
+    before: Column | None = None
     for page in pages:
-        sizes = sorted(line.size for line in page for _ in range(len(line.text) // 10 + 1))
-        for whole in columns_of(page):
-            column, small = split_notes(whole, sizes[len(sizes) // 2])
-            for line in column.lines:
-                if last is None:
-                    begins = True
-                elif line is column.lines[0]:
-                    begins = not continues_across(last[0], line, last[1], spaced)
+        usual = median_high(line.size for line in page for _ in range(len(line.text) // 10 + 1)) if page else 0
+        for column in columns_of(page):
+            body = list(column.lines)
+            while body and body[-1].size < NOTE_SIZE * usual:
+                body.pop()
+            for number, line in enumerate(body):
+                if number:
+                    begins = begins_paragraph(body[number - 1], line, column, spaced)
                 else:
-                    begins = begins_paragraph(last[0], line, column, spaced)
+                    begins = before is None or not continues_across(before.lines[-1], line, before, spaced)
                 if begins:
-                    paragraphs += notes
-                    notes.clear()
-                add(paragraphs, line, begins)
-                last = (line, column)
+                    paragraphs += [*notes, []]
+                    notes = []
+                paragraphs[-1].append(line)
+            small = column.lines[len(body):]
             for above, line in pairwise([None, *small]):
-                add(notes, line, above is None or begins_paragraph(above, line, whole, spaced))
-    return paragraphs + notes
+                if above is None or begins_paragraph(above, line, column, spaced):
+                    notes.append([])
+                notes[-1].append(line)
+            before = column._replace(lines=body) if body else before
+    words = count_words(pages) if hyphenated else None
+    join = functools.partial(append, spaced=spaced, words=words)
+    return [functools.reduce(join, [line.text for line in group]) for group in paragraphs + notes]

@@ -15,13 +15,13 @@ The language is the one given on the command line: what pages state about their 
 from __future__ import annotations
 
 import functools
-import time
+from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import Document, Funnel, normalise_text, shard_name
+from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name
 from data_prep.pipeline.shards import (
     add_shard_arguments,
     print_funnel,
@@ -29,7 +29,7 @@ from data_prep.pipeline.shards import (
     shard_names,
     shard_options,
 )
-from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, SavedPage, read_pages, write_list
+from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, read_pages, write_list
 from data_prep.sources.worker import Unreadable, Worker, keep_or_drop
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
@@ -42,31 +42,21 @@ SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
 SHORTEST_TEXT = 50
 
 
-# ---- inputs ----
-
-
 def find_archives(inputs: list[str], out: Path) -> list[Path]:
     """The units of work: archives as given, and loose HTML files in lists below OUT/lists."""
     archives: list[Path] = []
-    folders: dict[Path, list[Path]] = {}  # folder given (Path("pages") for single files) -> its HTML files
+    folders: dict[Path, list[Path]] = defaultdict(list)  # folder given -> its pages
     for given in map(Path, inputs):
-        if not given.exists():
-            raise UserError(f"{given}: no such file or folder; give HTML, WARC or zip files, or folders")
-        files = sorted(given.rglob("*")) if given.is_dir() else [given]
-        known = [path for path in files if path.name.lower().endswith(SUFFIXES) and path.is_file()]
-        if not known:
-            raise UserError(f"{given}: no saved page here; known are {', '.join(SUFFIXES)}")
-        archives += [path for path in known if path.name.lower().endswith(ARCHIVE_SUFFIXES)]
-        if pages := [path for path in known if not path.name.lower().endswith(ARCHIVE_SUFFIXES)]:
-            folders.setdefault(given if given.is_dir() else Path("pages"), []).extend(pages)
+        for path in find_inputs([given], (*SUFFIXES, *map(str.upper, SUFFIXES))):
+            is_archive = path.name.lower().endswith(ARCHIVE_SUFFIXES)
+            pages = folders[given if given.is_dir() else Path("pages")]
+            (archives if is_archive else pages).append(path)
+    folders = {folder: pages for folder, pages in folders.items() if pages}
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         for start in range(0, len(pages), PAGES_PER_LIST):
             target = out / "lists" / f"{name}-{start // PAGES_PER_LIST:05}.jsonl"
             archives.append(write_list(target, pages[start:start + PAGES_PER_LIST], folder))
     return archives
-
-
-# ---- text ----
 
 
 @functools.cache
@@ -78,10 +68,8 @@ def trafilatura_settings() -> Any:
 
 def extract(body: bytes, url: str = "") -> dict[str, str]:
     """`text` of a page; `title`, `date`, `licence`, `url` if known. `Unreadable` if it has no main text."""
-    trafilatura = require_extra("trafilatura", "web")
-    found = trafilatura.bare_extraction(
-        body, url=url or None, include_comments=False, include_tables=True, with_metadata=True,
-        config=trafilatura_settings(),
+    found = require_extra("trafilatura", "web").bare_extraction(
+        body, url=url or None, include_comments=False, with_metadata=True, config=trafilatura_settings(),
         date_extraction_params={"original_date": True, "extensive_search": False})  # as stated, not guessed
     text = normalise_text(found.text or "").strip() if found else ""
     if not text:
@@ -92,44 +80,33 @@ def extract(body: bytes, url: str = "") -> dict[str, str]:
 
 def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
     """The document of each page; a page without text gives an empty one with `reason` in its meta."""
-    name = shard_name(path)
     with Worker(options["page_seconds"]) as worker:
         for number, page in enumerate(read_pages(path, options["max_page_bytes"], funnel), 1):
             funnel.add("HTML bytes", len(page.body))
-            try:
-                found = read_page(page, worker)
-            except Unreadable as error:
-                if options["strict"]:
-                    raise UserError(f"{path}: page {number} ({page.file or page.url}): {error}; "
-                                    "leave out --strict to drop and count such pages") from None
-                found = {"text": "", "reason": str(error)}
-            known = {"url": page.url, "file": page.file, "fetched": page.fetched}
-            meta = {"licence": options["licence"], **known, **found}
-            text = meta.pop("text")
+            meta = {"url": page.url, "file": page.file, "fetched": page.fetched,
+                    "licence": options["licence"]}
+            meta["reason"] = page.problem or ("" if page.body.strip() else "empty page")
+            if not meta["reason"]:
+                try:
+                    meta |= worker.call(extract, page.body, page.url)
+                except Unreadable as error:
+                    meta["reason"] = str(error)
+            if meta["reason"] and options["strict"]:
+                raise UserError(f"{path}: page {number} ({page.file or page.url}): {meta['reason']}; "
+                                "leave out --strict to drop and count such pages")
+            text = meta.pop("text", "")
             meta = {key: value for key, value in sorted(meta.items()) if value}
-            yield Document(text, options["language"], options["source"] or "site", f"{name}:{number}", meta)
-
-
-def read_page(page: SavedPage, worker: Worker) -> dict[str, str]:
-    if page.problem:
-        raise Unreadable(page.problem)
-    if not page.body.strip():
-        raise Unreadable("empty page")
-    return worker.call(extract, page.body, page.url)
-
-
-# ---- command ----
+            yield Document(text, options["language"], options["source"], f"{shard_name(path)}:{number}", meta)
 
 
 def extract_pages(inputs: list[str], out: str | Path, options: dict[str, Any], workers: int = 1,
                   **share: Any) -> Funnel:
     """All pages of the inputs; archives and lists that an earlier start has finished are not read again."""
-    require_extra("trafilatura", "web")
-    require_extra("warcio", "web")
+    for package in ("trafilatura", "warcio"):
+        require_extra(package, "web")
     options = {**options, "version": VERSION, "trafilatura": version("trafilatura")}
-    units = find_archives(inputs, Path(out))
-    return process_shards(keep_or_drop, units, out, options, workers, "web_pages", read_web, SUFFIXES,
-                          **share)
+    return process_shards(keep_or_drop, find_archives(inputs, Path(out)), out, options, workers, "web_pages",
+                          read_web, SUFFIXES, **share)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,16 +120,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--page_seconds", type=float, default=60,
                         help="drop pages that take longer to parse (default: %(default)s)")
     given = parser.parse_args(arguments)
-    for option in ("max_page_mib", "page_seconds"):
-        if getattr(given, option) <= 0:
-            raise UserError(f"--{option} {getattr(given, option)}: must be above 0")
-    language = get_language(given.language)
-    options = {"language": language.code, "max_page_bytes": int(given.max_page_mib * (1 << 20)),
-               "page_seconds": given.page_seconds, **shard_options(given)}
-    start = time.monotonic()
-    share = {"share": given.shard} if getattr(given, "shard", None) else {}
-    funnel = extract_pages(given.inputs, given.out, options, given.workers, **share)
-    print_funnel(funnel, f"web_pages {language.code}, {time.monotonic() - start:.1f} s")
+    options = {"language": get_language(given.language).code, "page_seconds": given.page_seconds,
+               "max_page_bytes": int(given.max_page_mib * (1 << 20)), **shard_options(given)}
+    funnel = extract_pages(given.inputs, given.out, options, given.workers, share=given.shard)
+    print_funnel(funnel, f"web_pages {options['language']}")
     return 0
 
 

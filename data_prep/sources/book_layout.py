@@ -8,11 +8,11 @@ Pure functions over text and positions; docs/corpus.md compares their result wit
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from itertools import pairwise
 from statistics import median_high
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ def clean(text: str) -> str:
 
 
 def compose(found: re.Match[str]) -> str:
-    letter, accent = sorted(found[0], key="".join(ACCENTS).find)  # the letter, which is not there, comes first
+    letter, accent = sorted(found[0], key="".join(ACCENTS).find)  # the letter first, as it is not there
     return unicodedata.normalize("NFC", letter.replace("ı", "i") + ACCENTS[accent])
 
 
@@ -110,7 +110,7 @@ def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
         keys = [[head_keys(row, page) for row in rows] for page, rows in enumerate(edges)]
         where: dict[str, set[int]] = defaultdict(set)  # key -> pages
         for page, rows in enumerate(keys):
-            for key in sum(rows, []):
+            for key in itertools.chain(*rows):
                 where[key].add(page)
         for page, rows in enumerate(edges):
             nearby = set(range(page - WINDOW, page + WINDOW + 1))
@@ -203,11 +203,11 @@ def columns_of(lines: list[Line]) -> list[Column]:
 
 def column_of(lines: list[Line]) -> Column:
     lefts, rights = sorted(line.left for line in lines), sorted(line.right for line in lines)
-    distances = [below.base - above.base for above, below in pairwise(lines)
+    distances = [below.base - above.base for above, below in itertools.pairwise(lines)
                  if 0 < below.base - above.base < 3 * above.size]
     leading = median_high(distances) if distances else 0.0
     blocks: list[list[Line]] = [[lines[0]]]
-    for above, line in pairwise(lines):
+    for above, line in itertools.pairwise(lines):
         if is_apart(above, line, leading):
             blocks.append([])
         blocks[-1].append(line)
@@ -215,7 +215,7 @@ def column_of(lines: list[Line]) -> Column:
     for block in blocks:  # an abstract is narrower than the column; a list of short items is not a text block
         edge = max(line.right for line in block)
         even = sum(line.right > edge - line.size * (RAGGED if below.text[0].islower() else EVEN)
-                   for line, below in pairwise(block))
+                   for line, below in itertools.pairwise(block))
         if len(block) < BLOCK or even < 0.6 * (len(block) - 1):
             edge = max(edge, rights[-1 - len(rights) // 20])
         right |= dict.fromkeys(block, edge)
@@ -292,10 +292,10 @@ def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[
     notes: list[list[Line]] = []
     before: Column | None = None
     for page in pages:
-        usual = median_high(line.size for line in page for _ in range(len(line.text) // 10 + 1)) if page else 0
+        sizes = [line.size for line in page for _ in range(len(line.text) // 10 + 1)]
         for column in columns_of(page):
             body = list(column.lines)
-            while body and body[-1].size < NOTE_SIZE * usual:
+            while body and body[-1].size < NOTE_SIZE * median_high(sizes):
                 body.pop()
             for number, line in enumerate(body):
                 if number:
@@ -307,7 +307,7 @@ def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[
                     notes = []
                 paragraphs[-1].append(line)
             small = column.lines[len(body):]
-            for above, line in pairwise([None, *small]):
+            for above, line in itertools.pairwise([None, *small]):
                 if above is None or begins_paragraph(above, line, column, spaced):
                     notes.append([])
                 notes[-1].append(line)

@@ -28,7 +28,6 @@ HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".zip")
 HTML_NAME = re.compile(r"\.x?html?(?:[?@].*)?$", re.IGNORECASE)  # wget writes the query into the file's name
 HTML_TYPES = ("text/html", "application/xhtml+xml")
-CHUNK = 1 << 18
 
 
 @dataclass
@@ -41,9 +40,18 @@ class SavedPage:
 
 
 def read_pages(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:
-    if path.name.endswith((".warc", ".warc.gz")):
-        return read_warc(path, max_bytes, funnel)
-    return read_zip(path, max_bytes, funnel) if path.suffix == ".zip" else read_list(path, max_bytes)
+    name = path.name.lower()
+    try:
+        if name.endswith(".zip"):
+            yield from read_zip(path, max_bytes, funnel)
+        elif name.endswith(ARCHIVE_SUFFIXES):
+            yield from read_warc(path, max_bytes, funnel)
+        else:
+            for entry in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                with open(entry["path"], "rb") as file:
+                    yield page_of(file, max_bytes, file=entry["file"])
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        yield SavedPage(problem=DAMAGED)
 
 
 def write_list(target: Path, files: list[Path], folder: Path) -> Path:
@@ -61,20 +69,8 @@ def write_list(target: Path, files: list[Path], folder: Path) -> Path:
     return target
 
 
-def read_list(path: Path, max_bytes: int) -> Iterator[SavedPage]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        with open(entry["path"], "rb") as file:
-            yield page_of(file, max_bytes, file=entry["file"])
-
-
 def read_zip(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, OSError):
-        yield SavedPage(problem=DAMAGED)
-        return
-    with archive:
+    with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if not HTML_NAME.search(info.filename):
                 funnel.add("archive entries that are not HTML")
@@ -82,7 +78,7 @@ def read_zip(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:
             try:
                 with archive.open(info) as file:
                     yield page_of(file, max_bytes, file=info.filename)
-            except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError):
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # RuntimeError: encrypted
                 yield SavedPage(file=info.filename, problem="archive entry damaged or encrypted")
 
 
@@ -101,23 +97,25 @@ def read_warc(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]
                 if record.raw_stream.limit > 0 and not page.problem:  # the file ends within this record
                     page = SavedPage(url=page.url, problem=DAMAGED)
                 yield page
-        except (exceptions.ArchiveLoadFailed, zlib.error, EOFError, ValueError):
+        except (exceptions.ArchiveLoadFailed, ValueError):
             yield SavedPage(problem=DAMAGED)
 
 
 def is_html_page(record: Any) -> bool:
+    content_type = None
     if record.rec_type == "resource":
-        return (record.rec_headers.get_header("Content-Type") or "").lower().startswith(HTML_TYPES)
-    if record.rec_type != "response" or record.http_headers is None:
-        return False
-    content_type = record.http_headers.get_header("Content-Type") or "text/html"
-    return record.http_headers.get_statuscode() == "200" and content_type.lower().startswith(HTML_TYPES)
+        content_type = record.rec_headers.get_header("Content-Type")
+    elif record.rec_type == "response" and record.http_headers and \
+            record.http_headers.get_statuscode() == "200":
+        content_type = record.http_headers.get_header("Content-Type") or "text/html"
+    return (content_type or "").lower().startswith(HTML_TYPES)
 
 
 def page_of(stream: Any, max_bytes: int, **origin: str) -> SavedPage:
     """The page in a stream, whose `read` may return fewer bytes than asked for."""
-    parts, missing = [], max_bytes + 1
-    while missing > 0 and (part := stream.read(min(CHUNK, missing))):
-        parts.append(part)
-        missing -= len(part)
-    return SavedPage(b"".join(parts), **origin) if missing else SavedPage(**origin, problem="page too large")
+    body = bytearray()
+    while len(body) <= max_bytes and (part := stream.read(min(1 << 18, max_bytes + 1 - len(body)))):
+        body += part
+    if len(body) > max_bytes:
+        return SavedPage(**origin, problem="page too large")
+    return SavedPage(bytes(body), **origin)

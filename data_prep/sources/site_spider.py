@@ -11,57 +11,51 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmed.utils.errors import require_extra
-
-scrapy = require_extra("scrapy", "crawl")
-signals = require_extra("scrapy.signals", "crawl")
-LinkExtractor = require_extra("scrapy.linkextractors", "crawl").LinkExtractor
-IgnoreRequest = require_extra("scrapy.exceptions", "crawl").IgnoreRequest
-http = require_extra("scrapy.http", "crawl")
-Request, Response = http.Request, http.Response
-HtmlResponse, TextResponse = http.HtmlResponse, http.TextResponse
-ArchiveIterator = require_extra("warcio.archiveiterator", "web").ArchiveIterator
-StatusAndHeaders = require_extra("warcio.statusandheaders", "web").StatusAndHeaders
-WARCWriter = require_extra("warcio.warcwriter", "web").WARCWriter
+import scrapy
+from scrapy import signals
+from scrapy.exceptions import IgnoreRequest
+from scrapy.http import HtmlResponse, Request, Response, TextResponse
+from scrapy.linkextractors import LinkExtractor
+from warcio.archiveiterator import ArchiveIterator
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
 
 PART_BYTES = 256 << 20  # then the next WARC file begins
 LONGEST_DELAY = 600.0  # seconds between two requests to a host that asks for patience
 BODY_HEADERS = (b"content-encoding", b"transfer-encoding", b"content-length")  # true before unpacking
-FORBID_ALL = b"User-agent: *\nDisallow: /"
+
+
+def host_of(url: str) -> str:
+    return urlsplit(url).hostname or ""
 
 
 class SiteSpider(scrapy.Spider):
     """Follows links within the given hosts, breadth first; saves HTML pages that do not object to it."""
 
     name = "site"
+    links = LinkExtractor()
 
     def __init__(self, seeds: list[str], under: tuple[str, ...], max_pages: int, warcs: WarcFolder):
-        super().__init__()
-        self.seeds, self.under, self.max_pages, self.warcs = seeds, under, max_pages, warcs
-        self.allowed_domains = sorted({urlsplit(seed).hostname or "" for seed in seeds})
-        self.links = LinkExtractor()
-        self.saved = Counter(urlsplit(url).hostname for url in warcs.saved)
-
-    async def start(self) -> AsyncIterator[Request]:
-        for seed in self.seeds:
-            yield Request(seed)
+        super().__init__(start_urls=seeds, allowed_domains=sorted(set(map(host_of, seeds))))
+        self.under, self.max_pages, self.warcs = under, max_pages, warcs
+        self.saved = Counter(map(host_of, warcs.saved))
 
     def parse(self, response: Response) -> Iterator[Request]:
         if not isinstance(response, HtmlResponse):
             self.crawler.stats.inc_value("mmed/not HTML")
             return
-        orders = " ".join(response.css('meta[name="robots" i]::attr(content)').getall()).lower()
-        orders += (response.headers.get("X-Robots-Tag") or b"").decode("latin-1").lower()
+        orders = " ".join([*response.css('meta[name="robots" i]::attr(content)').getall(),
+                           response.headers.get("X-Robots-Tag", b"").decode("latin-1")]).lower()
         if "noindex" in orders or "none" in orders:
             self.crawler.stats.inc_value("mmed/asks not to be saved")
         elif response.url not in self.warcs.saved and self.is_wanted(response.url):
             self.warcs.save(response)
-            self.saved[urlsplit(response.url).hostname] += 1
+            self.saved[host_of(response.url)] += 1
         if "nofollow" in orders or "none" in orders:
             return
         for link in self.links.extract_links(response):
@@ -90,18 +84,17 @@ class Politeness:
     def robots_parsed(self, robotparser: Any, request: Request) -> None:
         seconds = robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"])
         if seconds:
-            self.fixed_delays.add(urlsplit(request.url).hostname or "")
+            self.fixed_delays.add(host_of(request.url))
             self.slow_down(request, seconds)
 
     def slow_down(self, request: Request, seconds: float) -> None:
-        slot = self.crawler.engine.downloader.slots.get(urlsplit(request.url).hostname)
+        slot = self.crawler.engine.downloader.slots.get(host_of(request.url))
         if slot:
             slot.delay = min(max(slot.delay, seconds), LONGEST_DELAY)
 
     def process_request(self, request: Request) -> Response | None:
-        spider, host = self.crawler.spider, urlsplit(request.url).hostname or ""
-        if host in self.fixed_delays:
-            request.meta["autothrottle_dont_adjust_delay"] = True
+        spider, host = self.crawler.spider, host_of(request.url)
+        request.meta["autothrottle_dont_adjust_delay"] = host in self.fixed_delays
         if request.url in spider.warcs.saved:
             return spider.warcs.load(request.url)
         if spider.saved[host] >= spider.max_pages:
@@ -109,25 +102,22 @@ class Politeness:
         return None
 
     def process_response(self, request: Request, response: Response) -> Response:
-        if is_robots_txt(request) and response.status >= 500:
-            return self.forbid_all(request)
+        if response.status >= 500 and (forbidden := self.forbid_all(request)):
+            return forbidden
         if response.status in (429, 503):
-            asked = (response.headers.get("Retry-After") or b"").strip()
+            asked = response.headers.get("Retry-After", b"").strip()
             self.slow_down(request, float(asked) if asked.isdigit() else 10.0)
         return response
 
     def process_exception(self, request: Request, exception: Exception) -> Response | None:
-        if is_robots_txt(request) and not isinstance(exception, IgnoreRequest):
-            return self.forbid_all(request)
-        return None
+        return None if isinstance(exception, IgnoreRequest) else self.forbid_all(request)
 
-    def forbid_all(self, request: Request) -> Response:
+    def forbid_all(self, request: Request) -> Response | None:
+        """In place of a robots.txt that cannot be read, one that forbids everything."""
+        if urlsplit(request.url).path != "/robots.txt":
+            return None
         self.crawler.stats.inc_value("mmed/robots.txt cannot be read: host left out")
-        return TextResponse(request.url, body=FORBID_ALL)
-
-
-def is_robots_txt(request: Request) -> bool:
-    return urlsplit(request.url).path == "/robots.txt"
+        return TextResponse(request.url, body=b"User-agent: *\nDisallow: /")
 
 
 class WarcFolder:
@@ -156,7 +146,7 @@ class WarcFolder:
                    for value in values]
         headers.append(("Content-Length", str(len(response.body))))
         status = StatusAndHeaders(f"{response.status} OK", headers, protocol="HTTP/1.1")
-        self.saved[response.url] = (self._path.with_suffix(""), self._file.tell())
+        self.saved[response.url] = (self._path, self._file.tell())
         self._writer.write_record(self._writer.create_warc_record(
             response.url, "response", payload=io.BytesIO(response.body), http_headers=status))
         self._file.flush()
@@ -165,8 +155,7 @@ class WarcFolder:
 
     def load(self, url: str) -> HtmlResponse:
         path, offset = self.saved[url]
-        opened = path.with_name(path.name + ".open")
-        with open(path if path.exists() else opened, "rb") as file:
+        with open(path if path.exists() else path.with_suffix(""), "rb") as file:
             file.seek(offset)
             record = next(iter(ArchiveIterator(file)))
             headers = dict(record.http_headers.headers)

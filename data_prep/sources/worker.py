@@ -2,7 +2,6 @@
 
 Parsers written in C (PDFium, lxml) can hang or crash on a damaged file. In a child process the damage costs
 one page or one book: the caller gets an `Unreadable` exception, and the next call starts a new child.
-Used by web_pages.py and books.py.
 
     with Worker(seconds=60) as worker:
         text = worker.call(read_page, body)
@@ -37,30 +36,24 @@ class Worker:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; `Unreadable` if it raises that, exceeds a limit or crashes the child."""
         if self._process is None:
-            self._start()
+            context = multiprocessing.get_context("spawn")
+            self._connection, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()  # so that the end of the child is seen as the end of the pipe
         self._connection.send((function, arguments))
-        try:
-            if not self._connection.poll(self.seconds):
-                raise Unreadable("took too long to read")
-            kind, value = self._connection.recv()
-        except EOFError:
-            self.close()
-            raise Unreadable("crashed the reader") from None
-        except BaseException:
-            self.close()
-            raise
-        if kind == "unreadable":
-            raise Unreadable(value)
-        if kind == "bug":
-            raise RuntimeError(value)
-        return value
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()  # so that the end of the child is seen as the end of the pipe
+        reason = "took too long to read"
+        if self._connection.poll(self.seconds):
+            try:
+                answer = self._connection.recv()
+            except EOFError:
+                reason = "crashed the reader"
+            else:
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer
+        self.close()
+        raise Unreadable(reason)
 
     def close(self) -> None:
         if self._process is not None:
@@ -79,7 +72,6 @@ class Worker:
 def _serve(connection: Connection) -> None:
     """The child: answers calls until the parent closes its end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which then ends the child
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     while True:
         try:
@@ -87,13 +79,13 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            answer = ("value", function(*arguments))
+            answer = function(*arguments)
         except Unreadable as error:
-            answer = ("unreadable", str(error))
+            answer = error
         except (MemoryError, RecursionError):
-            answer = ("unreadable", "needs too much memory")
+            answer = Unreadable("needs too much memory")
         except Exception:
-            answer = ("bug", traceback.format_exc())
+            answer = RuntimeError(traceback.format_exc())
         connection.send(answer)
 
 

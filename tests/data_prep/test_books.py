@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import books
-from data_prep.books import check_tesseract, page_order, read_books
+from data_prep.books import page_order, read_books
 from data_prep.documents import read_documents
 from mmed.utils.errors import UserError
 
@@ -103,7 +103,6 @@ def test_scanned_and_mixed_books_are_read_and_finished_pages_are_not_read_again(
     assert f"Paragraph {paragraph(0)}\n" in mixed.text and f"Paragraph {paragraph(4)}" in mixed.text
 
     monkeypatch.setattr(subprocess, "run", lambda command, **settings: pytest.fail(" ".join(command)))
-    monkeypatch.setattr(books, "check_tesseract", lambda language: None)
     for done in (tmp_path / "out" / "shards").glob("*.json"):
         done.unlink()  # as if killed after the OCR
     assert [document.text for document in run(tmp_path / "out", tmp_path)[0]] == [mixed.text, scan.text]
@@ -111,9 +110,11 @@ def test_scanned_and_mixed_books_are_read_and_finished_pages_are_not_read_again(
 
 def test_pages_that_ocr_fails_on_are_counted(tmp_path, monkeypatch):
     write_pdf(tmp_path / "mixed.pdf", 4, scanned=(1, 2))
-    monkeypatch.setattr(books, "check_tesseract", lambda language: None)
-    failed = subprocess.CompletedProcess([], returncode=1)
-    monkeypatch.setattr(subprocess, "run", lambda command, **settings: failed)
+
+    def fail(command, **settings):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", fail)
     document, = run(tmp_path / "out", tmp_path / "mixed.pdf")[0]
     assert document.meta["read"] == {"text": 2, "not read": 2}
     write_pdf(tmp_path / "scan.pdf", 2, scanned=(0, 1))
@@ -155,14 +156,12 @@ def test_missing_inputs_programs_and_languages_are_one_line(tmp_path, monkeypatc
     with pytest.raises(UserError, match="nowhere: no such file"):
         run(tmp_path / "out", tmp_path / "nowhere", ocr=False)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no book here"):
+    with pytest.raises(UserError, match=r"no corpus file in this folder \(looked for .pdf"):
         run(tmp_path / "out", tmp_path / "empty", ocr=False)
-    if shutil.which("tesseract"):
-        with pytest.raises(UserError, match="install tesseract-ocr-xx-yy"):
-            check_tesseract("eng+xx_yy")
+    write_pdf(tmp_path / "scan.pdf", 1, scanned=(0,))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="install tesseract-ocr"):
-        check_tesseract("eng")
+    with pytest.raises(UserError, match="OCR needs Tesseract and its data for eng"):
+        run(tmp_path / "out", tmp_path / "scan.pdf")
 
 
 @needs_tesseract

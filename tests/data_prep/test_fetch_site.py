@@ -181,10 +181,8 @@ def test_an_unreadable_robots_txt_forbids_everything_and_a_missing_one_nothing(t
 
 def test_wrong_options_are_one_line(tmp_path):
     good = ["example.org", "--out", str(tmp_path / "out"), "--contact", "me@example.org"]
-    for wrong, message in ((["--contact", "me"], "mail address"), (["--max_pages", "0"], "max_pages 0"),
-                           (["--delay", "-1"], "delay -1")):
-        with pytest.raises(UsageError, match=message):
-            main([*good, *wrong])
+    with pytest.raises(UsageError, match="mail address"):
+        main([*good, "--contact", "me"])
     with pytest.raises(UsageError, match="http address"):
         main(["ftp://example.org", *good])
     assert not os.path.exists(tmp_path / "out")

@@ -1,8 +1,7 @@
 """Cleaning that the paper lacks: drop documents in other languages, mask e-mail addresses and telephone
 numbers.
 
-    python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal] [--source
-    corpus]
+    python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal] [--source corpus]
 
 In:  documents (data_prep/documents.py). Out: OUT/kept, OUT/dropped with `reason`, OUT/funnel.json with all
 counts. Without either option documents pass unchanged: so a corpus that needs no filter gets its `source` and
@@ -51,11 +50,7 @@ def _identifier() -> Any:
 
 
 def sample(text: str) -> str:
-    """The text, or pieces from its beginning to its end.
-
-    >>> sample("short"), len(sample("x" * 10 ** 6))
-    ('short', 4003)
-    """
+    """The text, or pieces from its beginning to its end."""
     if len(text) <= PIECES * PIECE_CHARACTERS:
         return text
     step = (len(text) - PIECE_CHARACTERS) // (PIECES - 1)
@@ -64,10 +59,10 @@ def sample(text: str) -> str:
 
 def identify_language(text: str, code: str) -> tuple[float, str]:
     """(probability that the text is in language `code`, the most likely language)."""
-    looked_at = sample(text)
-    if 2 * sum(map(str.isupper, looked_at)) > sum(map(str.isalpha, looked_at)):
-        looked_at = looked_at.lower()  # a list of drugs in capitals is unlike any language
-    probability = dict(_identifier().rank(looked_at))
+    text = sample(text)
+    if 2 * sum(map(str.isupper, text)) > sum(map(str.isalpha, text)):
+        text = text.lower()  # a list of drugs in capitals is unlike any language
+    probability = dict(_identifier().rank(text))
     variants = get_language(code).language_id or (code,)
     return sum(probability.get(name, 0.0) for name in variants), max(probability, key=probability.__getitem__)
 
@@ -76,23 +71,21 @@ def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
     """Keep, mask or drop the documents of one shard; options as `clean_options` gives them."""
     code = options["language"]
     for document in documents:
+        before = len(document.text)
         if document.language != code:
             shard.drop(document, f"language is not {code}")
             continue
-        if options["language_id"]:
-            if len(document.text.encode("utf-8")[:SHORTEST_BYTES]) < SHORTEST_BYTES:
-                shard.funnel.add("too short for language identification")
-            else:
-                probability, likeliest = identify_language(document.text, code)
-                if probability < LIKELY:
-                    shard.drop(document, f"text is not in {code}", identified=likeliest,
-                               probability=round(probability, 4))
-                    continue
-        before = len(document.text)
+        if options["language_id"] and len(document.text.encode()) < SHORTEST_BYTES:
+            shard.funnel.add("too short for language identification")
+        elif options["language_id"]:
+            probability, likeliest = identify_language(document.text, code)
+            if probability < LIKELY:
+                shard.drop(document, f"text is not in {code}", identified=likeliest,
+                           probability=round(probability, 4))
+                continue
         if options["mask_personal"]:
             document.text, masked = mask_personal(document.text)
-            if masked:
-                shard.funnel.add("documents masked")
+            shard.funnel.add("documents masked", bool(masked))
             for kind, count in masked.items():
                 shard.funnel.add(f"{kind} masked", count)
         shard.keep(document, characters_in=before)
@@ -111,12 +104,11 @@ def clean_options(language: str, language_id: bool, mask_personal: bool) -> dict
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.clean", description="Drop documents in other languages, mask "
-                                                                  "personal "
-                    "data; or neither, to take a corpus in as it is.")
+    parser = Parser(prog="python -m data_prep.clean",
+                    description="Drop documents in other languages, mask personal data; or neither, to take a "
+                                "corpus in as it is.")
     add_shard_arguments(parser)
-    parser.add_argument("--language", required=True, help="code or name; documents that name another are "
-                                                          "dropped")
+    parser.add_argument("--language", required=True, help="code or name; other documents are dropped")
     parser.add_argument("--language_id", "--language-id", action="store_true",
                         help="drop documents whose text is in another language")
     parser.add_argument("--mask_personal", "--mask-personal", action="store_true",

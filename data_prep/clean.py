@@ -1,7 +1,7 @@
 """Cleaning that the paper lacks: drop documents in other languages, mask e-mail addresses and telephone
 numbers.
 
-    python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal] [--source corpus]
+    python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal]
 
 In:  documents (data_prep/documents.py). Out: OUT/kept, OUT/dropped with `reason`, OUT/funnel.json with all
 counts. Without either option documents pass unchanged: so a corpus that needs no filter gets its `source` and
@@ -105,8 +105,8 @@ def clean_options(language: str, language_id: bool, mask_personal: bool) -> dict
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.clean",
-                    description="Drop documents in other languages, mask personal data; or neither, to take a "
-                                "corpus in as it is.")
+                    description="Drop documents in other languages, mask personal data; or neither, to take "
+                                "a corpus in as it is.")
     add_shard_arguments(parser)
     parser.add_argument("--language", required=True, help="code or name; other documents are dropped")
     parser.add_argument("--language_id", "--language-id", action="store_true",

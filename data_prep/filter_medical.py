@@ -97,9 +97,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not given.out:
         raise UsageError("--out FOLDER is needed (or --explain to look only)")
+    # All that the decisions depend on: a change redoes finished shards.
     options = {"language": language.code, "mode": given.mode, "words": language.medical_words,
-               "prefixes": language.prefixes, "min_hits": matcher.min_hits, "min_density": matcher.min_density,
-               "version": VERSION}  # all that the decisions depend on: a change redoes finished shards
+               "prefixes": language.prefixes, "min_hits": matcher.min_hits,
+               "min_density": matcher.min_density, "version": VERSION}
     run_step(filter_shard, "filter_medical", options, given, f"filter_medical {language.code} ({given.mode})")
     return 0
 

@@ -95,7 +95,7 @@ class Matcher:
         self._next = table.ravel()
         self._ends = np.zeros(len(children), bool)
         self._ends[list(self._ending)] = True
-        self._longest = max(len(pattern.letters) for pattern in self.patterns)
+        self._longest = max((len(pattern.letters) for pattern in self.patterns), default=0)
 
     def judge(self, texts: Sequence[str]) -> list[Decision]:
         """One decision a text."""

@@ -7,9 +7,8 @@ Out: a document of source "book" for each part of a book; OUT/kept, OUT/dropped,
     python -m data_prep.books shelf/ more/book.pdf --language ru --out books_ru --workers 8
 
 PDFium reads the text of a PDF. OCRmyPDF, which drives Tesseract, reads pages that are pictures, OCR_PAGES at
-a time: after a kill, the next start continues with the next group of pages. book_layout.py removes running
-heads and rejoins broken words and lines. A book becomes documents of about PART characters, about a chapter,
-because later steps keep or drop whole documents.
+a time: after a kill, the next start continues with the next group of pages. A book becomes documents of about
+PART characters, a chapter, because later steps keep or drop whole documents.
 
 MMedLM: a book is scanned if letters and digits are less than half of its characters or fewer than 200 a page;
 of books with 100 pages or more only the pages 0.018 N + 3 < p < N - 5 are kept (pdf_ocr in their code).
@@ -23,7 +22,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -36,19 +34,13 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name
-from data_prep.pipeline.shards import (
-    add_shard_arguments,
-    print_funnel,
-    process_shards,
-    shard_names,
-    shard_options,
-)
+from data_prep.pipeline.shards import add_shard_arguments, shard_names
 from data_prep.sources.book_layout import Line, clean, join_fragments, join_lines, remove_running_heads
 from data_prep.sources.ocr_text import SUFFIXES as OCR_SUFFIXES
 from data_prep.sources.ocr_text import read_ocr_text
 from data_prep.sources.pdf_text import Page, read_pdf, save_pages
-from data_prep.sources.saved_pages import write_list
-from data_prep.sources.worker import Unreadable, Worker, keep_or_drop
+from data_prep.sources.saved_pages import read_list, write_list
+from data_prep.sources.worker import Unreadable, Worker, run_reader
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
@@ -147,27 +139,25 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
 def read_book(path: Path, funnel: Funnel, options: dict[str, Any], work: Path) -> Iterator[Document]:
     """The documents of one book; one without text gives an empty document with `reason` in its meta."""
     name, language = shard_name(path), get_language(options["language"])
-    meta: dict[str, Any] = {"file": path.name.removesuffix(LIST)}
-    if options["licence"]:
-        meta["licence"] = options["licence"]
+    meta = {"file": path.name.removesuffix(LIST), "licence": options["licence"]}
+    meta = {key: value for key, value in meta.items() if value}
     funnel.add("books")
+    parts, reason = [], "no text"
     try:
         with Worker(options["book_seconds"]) as worker:
             pages, how = read_lines(path, work, options, worker)
     except Unreadable as error:
         print(f"{path}: dropped: {error}", file=sys.stderr)
-        yield Document("", language.code, options["source"], name, {**meta, "reason": str(error)})
-        return
-    for kind, count in how.items():
-        funnel.add(f"pages: {kind}", count)
-    text_only = remove_running_heads(pages)
-    before, after = (sum(len(line.text) for page in some for line in page) for some in (pages, text_only))
-    funnel.add("characters of running heads and page numbers", before - after)
-    paragraphs = join_lines(text_only, language.spaced, language.spaced and not language.right_to_left)
-    meta |= {"pages": sum(how.values()), "read": dict(how)}
-    parts = split_parts(paragraphs, options["part_characters"])
+        reason = str(error)
+    else:
+        for kind, count in how.items():
+            funnel.add(f"pages: {kind}", count)
+        paragraphs = join_lines(remove_running_heads(pages), language.spaced,
+                                language.spaced and not language.right_to_left)
+        parts = split_parts(paragraphs, options["part_characters"])
+        meta |= {"pages": sum(how.values()), "read": dict(how)}
     if not parts:
-        yield Document("", language.code, options["source"], name, {**meta, "reason": "no text"})
+        yield Document("", language.code, options["source"], name, {**meta, "reason": reason})
     for number, part in enumerate(parts, 1):
         yield Document(normalise_text("\n".join(part)), language.code, options["source"], f"{name}:{number}",
                        {**meta, "part": number, "parts": len(parts)})
@@ -178,11 +168,9 @@ def read_lines(path: Path, work: Path, options: dict[str, Any],
     """The lines of each inner page of a book, and how many pages were read how."""
     if path.suffix.lower() == ".pdf":
         pages = worker.call(read_pdf, path)
-    elif path.suffix == LIST:
-        entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        pages = worker.call(read_ocr_text, [Path(entry["path"]) for entry in entries])
     else:
-        pages = worker.call(read_ocr_text, [path])
+        files = [Path(entry["path"]) for entry in read_list(path)] if path.suffix == LIST else [path]
+        pages = worker.call(read_ocr_text, files)
     inner, scanned = text_pages(len(pages)), is_scanned(pages)
     wanted = [number for number in inner if needs_ocr(pages[number], scanned)]
     recognised: dict[int, Page] = {}
@@ -194,9 +182,9 @@ def read_lines(path: Path, work: Path, options: dict[str, Any],
     for number in inner:
         page = recognised.get(number, pages[number])
         failed = number in wanted and number not in recognised
+        if failed and page.letters() < 0.5 * page.characters():
+            page = Page([])  # an OCR layer of no use
         cleaned = (line._replace(text=clean(line.text)) for line in page.lines)
-        if failed and page.letters() < 0.5 * page.characters():  # the text of a bad OCR layer
-            cleaned = ()
         lines.append(join_fragments(line for line in cleaned if line.text))
         read, unread = ("ocr" if number in recognised else "text"), ("not read" if failed else "blank")
         how[read if lines[-1] else unread] += 1
@@ -215,17 +203,6 @@ def split_parts(paragraphs: list[str], characters: int) -> list[list[str]]:
     return list(parts.values())
 
 
-def read_books(inputs: list[str], out: str | Path, options: dict[str, Any], workers: int = 1,
-               **share: Any) -> Funnel:
-    """All books; those that an earlier start has finished are not read again."""
-    require_extra("pypdfium2", "books")
-    if options["ocr"]:
-        require_extra("ocrmypdf", "books")
-    reader = functools.partial(read_book, work=Path(out) / "work")
-    return process_shards(keep_or_drop, find_books(inputs, Path(out)), out, {**options, "version": VERSION},
-                          workers, "books", reader, SUFFIXES, **share)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.books",
                     description="Turn books in PDF, or the output of an OCR engine, into documents.")
@@ -239,14 +216,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--book_seconds", type=int, default=900,
                         help="drop books whose text takes longer to read, OCR aside (default: %(default)s)")
     given = parser.parse_args(arguments)
-    options = {"language": get_language(given.language).code, "ocr": given.ocr,
-               "part_characters": given.part_characters, "book_seconds": given.book_seconds,
-               **shard_options(given)}
-    funnel = read_books(given.inputs, given.out, options, given.workers, share=given.shard)
-    print_funnel(funnel, f"books {options['language']}")
-    for key, amount in sorted(funnel.details.items()):
-        print(f"  {amount:>10,.0f}  {key}")
-    return 0
+    for package in ("pypdfium2", "ocrmypdf") if given.ocr else ("pypdfium2",):
+        require_extra(package, "books")
+    options = {"language": get_language(given.language).code, "ocr": given.ocr, "version": VERSION,
+               "part_characters": given.part_characters, "book_seconds": given.book_seconds}
+    out = Path(given.out)
+    reader = functools.partial(read_book, work=out / "work")
+    return run_reader(reader, "books", find_books(given.inputs, out), SUFFIXES, options, given)
 
 
 if __name__ == "__main__":

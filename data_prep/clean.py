@@ -13,14 +13,7 @@ counts. Without either option documents pass unchanged: so a corpus that needs n
    counted together. Texts below SHORTEST_BYTES say too little; they stay and are counted.
 3. --mask_personal: data_prep/filters/personal_data.py.
 
-LIKELY was chosen on one half of labelled real texts in six languages and measured on the other. Documents
-kept in their own language / kept although they are in another of the six, in percent:
-
-             en          zh          ja          fr          ru          es
-  whole      100  / 0.1  99.6 / 0    100  / 0    100  / 0    100  / 0    99.8 / 0
-  200 bytes  100  / 0.2  99.2 / 0.2  99.6 / 0    99.6 / 0    100  / 0    99.2 / 0
-  100 bytes  99.8 / 0.1  99.6 / 0.4  99.6 / 0    99.8 / 0    100  / 0    98.8 / 0
-  60 bytes   99.2 / 0.2  99.4 / 0.8  97.4 / 0.1  99.6 / 0.1  99.4 / 0    97.2 / 0
+docs/corpus.md has the shares of texts that LIKELY keeps and drops.
 
 DIFFERS: the official code has neither; it trusts CulturaX for the language of a document.
 """

@@ -14,7 +14,6 @@ stopped or killed crawl, run the same command again; data_prep/sources/site_spid
 from __future__ import annotations
 
 import importlib
-import logging
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,6 @@ from urllib.parse import urlsplit
 from data_prep.pipeline.shards import one_run
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, Parser, UsageError, main_guard, require_extra
 from mmed.utils.files import write_json
-
-# Loggers of Scrapy that only describe its set-up. Its progress line appears once a minute.
-SETUP_LOGGERS = ("utils.log", "addons", "middleware", "crawler", "statscollectors")
 
 
 def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
@@ -52,7 +48,7 @@ def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
         "SCHEDULER_MEMORY_QUEUE": "scrapy.squeues.FifoMemoryQueue",
         "TELNETCONSOLE_ENABLED": False,
         "REMOTE_CONTROL_ENABLED": False,
-        "LOG_LEVEL": "INFO",
+        "LOG_LEVEL": "INFO",  # a line of progress a minute
     }
 
 
@@ -63,8 +59,6 @@ def fetch(given: Any, seeds: list[str]) -> int:
     site_spider = importlib.import_module("data_prep.sources.site_spider")
     out = Path(given.out)
     user_agent = f"mmed/{version('mmed')} (medical text corpus; contact: {given.contact})"
-    for name in SETUP_LOGGERS:
-        logging.getLogger(f"scrapy.{name}").setLevel(logging.WARNING)
     with one_run(out):
         warcs = site_spider.WarcFolder(out, user_agent)
         process = process_module.CrawlerProcess(crawl_settings(given, user_agent))
@@ -76,7 +70,7 @@ def fetch(given: Any, seeds: list[str]) -> int:
         finally:
             warcs.close()
         counts = {key: value for key, value in sorted(crawler.stats.get_stats().items())
-                  if key.startswith(("downloader/", "retry/", "robotstxt/", "offsite/", "mmed/"))}
+                  if isinstance(value, int)}
         pages = dict(sorted(crawler.spider.saved.items()))
         write_json(out / "fetch.json", {"pages": pages, "this_start": counts})
     for host, count in pages.items():

@@ -22,15 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name
-from data_prep.pipeline.shards import (
-    add_shard_arguments,
-    print_funnel,
-    process_shards,
-    shard_names,
-    shard_options,
-)
+from data_prep.pipeline.shards import add_shard_arguments, shard_names
 from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, read_pages, write_list
-from data_prep.sources.worker import Unreadable, Worker, keep_or_drop
+from data_prep.sources.worker import Unreadable, Worker, run_reader
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
@@ -48,10 +42,10 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     folders: dict[Path, list[Path]] = defaultdict(list)  # folder given -> its pages
     for given in map(Path, inputs):
         for path in find_inputs([given], (*SUFFIXES, *map(str.upper, SUFFIXES))):
-            is_archive = path.name.lower().endswith(ARCHIVE_SUFFIXES)
-            pages = folders[given if given.is_dir() else Path("pages")]
-            (archives if is_archive else pages).append(path)
-    folders = {folder: pages for folder, pages in folders.items() if pages}
+            if path.name.lower().endswith(ARCHIVE_SUFFIXES):
+                archives.append(path)
+            else:
+                folders[given if given.is_dir() else Path("pages")].append(path)
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         for start in range(0, len(pages), PAGES_PER_LIST):
             target = out / "lists" / f"{name}-{start // PAGES_PER_LIST:05}.jsonl"
@@ -99,16 +93,6 @@ def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Do
             yield Document(text, options["language"], options["source"], f"{shard_name(path)}:{number}", meta)
 
 
-def extract_pages(inputs: list[str], out: str | Path, options: dict[str, Any], workers: int = 1,
-                  **share: Any) -> Funnel:
-    """All pages of the inputs; archives and lists that an earlier start has finished are not read again."""
-    for package in ("trafilatura", "warcio"):
-        require_extra(package, "web")
-    options = {**options, "version": VERSION, "trafilatura": version("trafilatura")}
-    return process_shards(keep_or_drop, find_archives(inputs, Path(out)), out, options, workers, "web_pages",
-                          read_web, SUFFIXES, **share)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.web_pages",
                     description="Extract the main text of saved web pages as documents.")
@@ -120,11 +104,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--page_seconds", type=float, default=60,
                         help="drop pages that take longer to parse (default: %(default)s)")
     given = parser.parse_args(arguments)
+    for package in ("trafilatura", "warcio"):
+        require_extra(package, "web")
     options = {"language": get_language(given.language).code, "page_seconds": given.page_seconds,
-               "max_page_bytes": int(given.max_page_mib * (1 << 20)), **shard_options(given)}
-    funnel = extract_pages(given.inputs, given.out, options, given.workers, share=given.shard)
-    print_funnel(funnel, f"web_pages {options['language']}")
-    return 0
+               "max_page_bytes": int(given.max_page_mib * (1 << 20)), "version": VERSION,
+               "trafilatura": version("trafilatura")}
+    units = find_archives(given.inputs, Path(given.out))
+    return run_reader(read_web, "web_pages", units, SUFFIXES, options, given)
 
 
 if __name__ == "__main__":

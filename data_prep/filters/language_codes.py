@@ -7,8 +7,8 @@ import re
 
 from mmed.languages import all_languages
 
-# ISO 639-1, ISO 639-3, the other ISO 639-2 code (ger for deu), and the individual language that data sets such
-# as FineWeb-2 use for a macrolanguage (cmn for Chinese, arb for Arabic).
+# ISO 639-1, ISO 639-3, the other ISO 639-2 code (ger for deu), and the individual language that data sets
+# such as FineWeb-2 use for a macrolanguage (cmn for Chinese, arb for Arabic).
 _CODES = """
 aa aar, ab abk, ae ave, af afr, ak aka, am amh, an arg, ar ara arb, as asm, av ava, ay aym ayr,
 az aze azj, ba bak, be bel, bg bul, bi bis, bm bam, bn ben, bo bod tib, br bre, bs bos, ca cat, ce che,

@@ -47,7 +47,7 @@ def read_pages(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage
         elif name.endswith(ARCHIVE_SUFFIXES):
             yield from read_warc(path, max_bytes, funnel)
         else:
-            for entry in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            for entry in read_list(path):
                 with open(entry["path"], "rb") as file:
                     yield page_of(file, max_bytes, file=entry["file"])
     except (zipfile.BadZipFile, zlib.error, EOFError):
@@ -67,6 +67,10 @@ def write_list(target: Path, files: list[Path], folder: Path) -> Path:
         with atomic_write(target) as file:
             file.write(text)
     return target
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def read_zip(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:

@@ -80,13 +80,14 @@ def crawl(site: Site, out: Path, *more: str, start: str = "/") -> subprocess.Com
 
 
 def saved(out: Path) -> dict[str, bytes]:
-    """{path: body} of the pages in the complete WARC files; no page is there twice."""
+    """{path: body} of the pages in the WARC files; no complete page is there twice."""
     found = {}
     for path in sorted(out.glob("*.warc.gz")):
         for record in read_pages(path, 1 << 20, Funnel()):
-            name = "/" + record.url.partition("//")[2].partition("/")[2]
-            assert not record.problem and name not in found
-            found[name] = record.body
+            if not record.problem:
+                name = "/" + record.url.partition("//")[2].partition("/")[2]
+                assert name not in found
+                found[name] = record.body
     return found
 
 

@@ -65,7 +65,8 @@ class Matcher:
         self.min_density = density if min_density is None else min_density
         if self.official:
             self.words = official_words(language)
-            self.patterns = [Pattern(word, n, is_long(word, language)) for n, word in enumerate(self.words)]
+            self.patterns = tuple(Pattern(word, number, is_long(word, language))
+                                  for number, word in enumerate(self.words))
         else:
             self.words = [dictionary_form(term) for term in language.medical_words]
             self.patterns = default_patterns(language)

@@ -133,7 +133,8 @@ class Pattern(NamedTuple):
     stem: bool = False  # else it also ends where a word ends
 
 
-def default_patterns(language: Language) -> list[Pattern]:
+@functools.lru_cache(8)
+def default_patterns(language: Language) -> tuple[Pattern, ...]:
     """The spellings of each term, also after each prefix of the language, and with œ and æ as two letters."""
     patterns: dict[Pattern, None] = {}
     for number, term in enumerate(language.medical_words):
@@ -143,7 +144,7 @@ def default_patterns(language: Language) -> list[Pattern]:
             for letters in (stem, stem.replace("œ", "oe").replace("æ", "ae")):
                 for prefix in ("", *language.prefixes):
                     patterns[Pattern(fold(prefix + letters), number, anywhere, stem=bool(bar))] = None
-    return list(patterns)
+    return tuple(patterns)
 
 
 def fits(pattern: Pattern, before: str, after: str, spaced: bool) -> bool:

@@ -44,7 +44,7 @@ from data_prep.sources.worker import Unreadable, Worker, run_reader
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
-VERSION = 2  # raise it when the same book gives other text: finished books are then redone
+VERSION = 3  # raise it when the same book gives other text: finished books are then redone
 SUFFIXES = (".pdf", *OCR_SUFFIXES)
 LIST = ".jsonl"  # the page files of a book that is a folder
 OCR_PAGES = 20  # about a minute

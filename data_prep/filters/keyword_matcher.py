@@ -113,10 +113,15 @@ class Matcher:
         classes = self._classes(GAP.join(["", *texts, "\n" * (self._longest + 1)]))
         found: list[Counter[int]] = [Counter() for _ in texts]
         covered = [0] * len(texts)
-        for start, pattern in self._select(sorted(self._candidates(classes))):
-            row = bisect_right(begins, start) - 1
-            found[row][pattern.word] += 1
-            covered[row] += len(pattern.letters if self.official else pattern.letters.replace(" ", ""))
+        # No two terms overlap (the first and longest counts); by the official rule no two places of one word.
+        free: dict[int, int] = {}
+        for start, negative_length, pattern in sorted(self._candidates(classes)):
+            key = pattern.word if self.official else 0
+            if start >= free.get(key, 0):
+                free[key] = start - negative_length
+                row = bisect_right(begins, start) - 1
+                found[row][pattern.word] += 1
+                covered[row] += len(pattern.letters if self.official else pattern.letters.replace(" ", ""))
         for row, (text, begin) in enumerate(zip(texts, begins)):
             length = len(text) if self.official else int(np.count_nonzero(classes[begin:begin + len(text)]))
             yield decide(len(found[row]), covered[row], length, self.min_hits, self.min_density), found[row]
@@ -151,13 +156,3 @@ class Matcher:
                     for pattern in self._ending[node]:
                         if fits(pattern, self._letters[before], self._letters[after], spaced):
                             yield start, -length, pattern
-
-    def _select(self, candidates: list[tuple[int, int, Pattern]]) -> Iterator[tuple[int, Pattern]]:
-        """Official: occurrences of one word do not overlap. Default: no two terms do; the first and longest
-        counts."""
-        free: dict[int, int] = {}
-        for start, negative_length, pattern in candidates:
-            key = pattern.word if self.official else 0
-            if start >= free.get(key, 0):
-                free[key] = start - negative_length
-                yield start, pattern

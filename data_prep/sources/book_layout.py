@@ -1,9 +1,6 @@
 """Turns the lines of a book's pages into paragraphs: removes running heads, rejoins broken words and lines.
 
-In:  pages, each a list of `Line`s in reading order (pdf_text.py, ocr_text.py).
-Out: paragraphs as strings.
-
-Pure functions over text and positions; docs/corpus.md compares their result with the plain text of PDFium.
+In:  pages, each a list of `Line`s in reading order (pdf_text.py, ocr_text.py). Out: paragraphs as strings.
 """
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ class Line(NamedTuple):
 # ---- characters ----
 
 REPLACED = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xF0B7: "•", 0xF0A7: "•",
-            0x00AD: None, 0xFEFF: None, 0x200B: None}  # ligatures, bullets of symbol fonts, invisible ones
+            0x2010: "-", 0x00AD: None, 0xFEFF: None, 0x200B: None}  # of symbol fonts, hyphens, invisible
 INVALID = ("Cc", "Co", "Cs", "Cn")  # control, private, surrogate, unassigned
 LEADERS = re.compile(r" ?(?:[.·…_] ?){5,}")  # the dots of a table of contents
 CJK = r"[\u2e80-\u2fff\u3001-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60]"
@@ -123,9 +120,8 @@ def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
 
 # ---- hyphens ----
 
-HYPHENS = "-\u2010"
-WORD = re.compile(rf"[^\W_]+(?:[{HYPHENS}][^\W_]+)*")
-LAST_PIECE = re.compile(rf"((?:[^\W_]+[{HYPHENS}])*[^\W_]+)[{HYPHENS}]$")
+WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+LAST_PIECE = re.compile(r"((?:[^\W_]+-)*[^\W_]+)-$")
 
 
 def count_words(pages: Iterable[Iterable[Line]]) -> Counter[str]:
@@ -134,7 +130,7 @@ def count_words(pages: Iterable[Iterable[Line]]) -> Counter[str]:
     for lines in pages:
         broken = False
         for line in lines:
-            found = WORD.findall(line.text.lower().replace("\u2010", "-"))
+            found = WORD.findall(line.text.lower())
             continues = LAST_PIECE.search(line.text[-100:]) is not None
             words.update(found[broken:len(found) - continues])
             broken = continues
@@ -151,7 +147,7 @@ def keeps_hyphen(before: str, after: str, words: Counter[str]) -> bool:
     left, right = LAST_PIECE.search(before[-100:]), WORD.match(after)
     if not left or not right:
         return True
-    piece, rest = (found.replace("\u2010", "-") for found in (left[1], right[0]))
+    piece, rest = left[1], right[0]
     joined = words[(piece.rpartition("-")[2] + rest.partition("-")[0]).lower()]
     hyphenated = words[f"{piece}-{rest}".lower()]
     if joined != hyphenated:
@@ -163,14 +159,13 @@ def keeps_hyphen(before: str, after: str, words: Counter[str]) -> bool:
 
 # ---- paragraphs ----
 
-ENDS = ".!?:;。！？：；…"
-CLOSERS = "\"'”’»)]）」』】"
+SENTENCE_END = re.compile(r"[.!?:;。！？：；…][\"'”’»)\]）」』】]*$")
 BULLET = re.compile(r"[•◦▪■●○‣–—−*・-]\s|[(（]?(?:\d{1,3}|[^\W\d_]|[ivx]{1,4})[.)）](?:\s|$)"
                     r"|\d{1,3}(?:\.\d{1,3})+\.?\s|[①-⑳]")
 CONTENTS = re.compile(r" …(?: ?\w{1,6})?$")  # a line of a table of contents
-INDENT = 0.8  # times the type's size
-WIDER = 1.4  # times the usual distance of lines begins a paragraph
-OTHER_SIZE = 1.15  # times larger or smaller type begins a paragraph
+# A paragraph begins at an indent of so many times the type's size, at so many times the usual distance of
+# lines, and with type so many times larger or smaller.
+INDENT, WIDER, OTHER_SIZE = 0.8, 1.4, 1.15
 BLOCK = 4  # lines: a block of so many has its own width if most of them end at its edge,
 EVEN, RAGGED = 1.5, 4  # or within so many times their size of it; the latter before a lower-case letter
 SPREAD = 1.4  # times the usual width of a letter: a row of a table
@@ -228,16 +223,10 @@ def letter_width(line: Line) -> float:
     return (line.right - line.left) / (len(line.text) + wide)
 
 
-def ends_sentence(text: str) -> bool:
-    return text.rstrip(CLOSERS)[-1:] in tuple(ENDS)
-
-
-def other_size(above: Line, line: Line) -> bool:
-    return max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size)
-
-
-def is_apart(above: Line, line: Line, leading: float) -> bool:
-    return other_size(above, line) or 0 < WIDER * leading < line.base - above.base
+def is_apart(above: Line, line: Line, leading: float = 0) -> bool:
+    """Whether two lines differ in the size of their type, or in a column of this leading are apart."""
+    other_size = max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size)
+    return other_size or 0 < WIDER * leading < line.base - above.base
 
 
 def is_short(line: Line, following: Line, column: Column, spaced: bool) -> bool:
@@ -250,34 +239,35 @@ def is_short(line: Line, following: Line, column: Column, spaced: bool) -> bool:
 def begins_paragraph(above: Line, line: Line, column: Column, spaced: bool) -> bool:
     """Whether a paragraph, heading or list item begins with this line; `above` is the line before it."""
     bullet = BULLET.match(line.text) is not None
-    hyphen = above.text[-1] in HYPHENS and not bullet
+    hyphen = above.text[-1] == "-" and not bullet
     if hyphen or is_apart(above, line, column.leading) or CONTENTS.search(above.text):
         return not hyphen
     short = is_short(above, line, column, spaced)
+    ended = SENTENCE_END.search(above.text) is not None
     if bullet:
-        return short or ends_sentence(above.text) or BULLET.match(above.text) is not None
-    if spaced and line.text[0].islower() and not ends_sentence(above.text):
+        return short or ended or BULLET.match(above.text) is not None
+    if spaced and line.text[0].islower() and not ended:
         far_short = above.right - column.left < 0.65 * (column.right[above] - column.left)
         return short and far_short
     table = any(len(row.text) >= 10 and letter_width(row) > SPREAD * column.letter for row in (above, line))
     indented = line.left > max(column.left, above.left) + INDENT * line.size
-    return short or table or (indented and (ends_sentence(above.text) or not spaced))
+    return short or table or (indented and (ended or not spaced))
 
 
 def continues_across(above: Line, line: Line, column: Column, spaced: bool) -> bool:
     """Whether the last paragraph of `column` goes on with the first line of the next column or page."""
-    if other_size(above, line) or BULLET.match(line.text) or ends_sentence(above.text) \
-            or CONTENTS.search(above.text):
+    ended = SENTENCE_END.search(above.text) or CONTENTS.search(above.text)
+    if ended or is_apart(above, line) or BULLET.match(line.text):
         return False
-    if above.text[-1] in HYPHENS or (spaced and line.text[0].islower()):
+    if above.text[-1] == "-" or (spaced and line.text[0].islower()):
         return True
     return len(column.lines) > 1 and not is_short(above, line, column, spaced)
 
 
 def append(text: str, line: str, spaced: bool, words: Counter[str] | None) -> str:
     """A paragraph and its next line. Without `words` every hyphen stays."""
-    if text[-1] in HYPHENS + "–—/" and text[-2:-1].strip():
-        drop = text[-1] in HYPHENS and words is not None and not keeps_hyphen(text, line, words)
+    if text[-1] in "-–—/" and text[-2:-1].strip():
+        drop = text[-1] == "-" and words is not None and not keeps_hyphen(text, line, words)
         return (text[:-1] if drop else text) + line
     space = " " if spaced or (LATIN.match(text[-1]) and LATIN.match(line[0])) else ""
     return text + space + line

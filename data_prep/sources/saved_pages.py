@@ -56,13 +56,12 @@ def read_pages(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage
 
 def write_list(target: Path, files: list[Path], folder: Path) -> Path:
     """A list of files with their sizes and times of change; one that is still right is not written again."""
-    lines = []
+    text = ""
     for path in files:
-        status = path.stat()
         shown = path.relative_to(folder) if path.is_relative_to(folder) else path
-        lines.append(json.dumps({"path": os.path.abspath(path), "file": shown.as_posix(),
-                                 "bytes": status.st_size, "changed": status.st_mtime_ns}) + "\n")
-    text = "".join(lines)
+        entry = {"path": os.path.abspath(path), "file": shown.as_posix(),
+                 "bytes": path.stat().st_size, "changed": path.stat().st_mtime_ns}
+        text += json.dumps(entry) + "\n"
     if not target.exists() or target.read_text(encoding="utf-8") != text:
         with atomic_write(target) as file:
             file.write(text)

@@ -8,6 +8,7 @@ one page or one book: the caller gets an `Unreadable` exception, and the next ca
 """
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import resource
 import signal
@@ -27,7 +28,7 @@ class Unreadable(Exception):
     """A page or book that cannot be used. The message is a short fixed reason, by which the funnel counts."""
 
 
-class Worker:
+class Worker(contextlib.AbstractContextManager):
     """A child process that runs one function call at a time, each for at most `seconds`."""
 
     def __init__(self, seconds: float):
@@ -62,9 +63,6 @@ class Worker:
             self._process.join()
             self._connection.close()
             self._process = None
-
-    def __enter__(self) -> Worker:
-        return self
 
     def __exit__(self, *error: Any) -> None:
         self.close()

@@ -69,9 +69,8 @@ def fetch(given: Any, seeds: list[str]) -> int:
             process.start()
         finally:
             warcs.close()
-        counts = {key: value for key, value in sorted(crawler.stats.get_stats().items())
-                  if isinstance(value, int)}
         pages = dict(sorted(crawler.spider.saved.items()))
+        counts = {key: value for key, value in crawler.stats.get_stats().items() if isinstance(value, int)}
         write_json(out / "fetch.json", {"pages": pages, "this_start": counts})
     for host, count in pages.items():
         print(f"{host}: {count:,} pages saved")

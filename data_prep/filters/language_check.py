@@ -31,7 +31,7 @@ COMMON = 0.05
 FAVOURED = 3
 FEW = 20  # texts of a kind, below which rates say little
 REPEAT = re.compile(r"(?<!\\)(?:\.[*+]|\)[*+])")  # without a bound
-TESSERACT_NAME = r"[a-z]{3}(?:_[a-z]{3,4})?"
+OCR_CODE = re.compile(r"[a-z]{3}(?:_[a-z]{3,4})?(?:\+[a-z]{3}(?:_[a-z]{3,4})?)*")
 NEEDED_ANSWERS = ("cue", "decide", "negation", "or_", "and_", "copula", "is_answer", "right", "wrong")
 
 Finding = tuple[str, str]  # "fix" or "look", and the line
@@ -139,7 +139,7 @@ def check_rest(language: Language) -> Iterator[Finding]:
     if written != language.right_to_left:
         yield "fix", (f"right_to_left: {language.right_to_left}, but {language.native_name} is written from "
                       f"the {'right' if written else 'left'}")
-    if not re.fullmatch(rf"{TESSERACT_NAME}(?:\+{TESSERACT_NAME}){{0,3}}", language.ocr_code):
+    if not OCR_CODE.fullmatch(language.ocr_code):
         yield "fix", f"ocr_code: {language.ocr_code!r} is no name that Tesseract has, such as deu or chi_sim"
     sentences = f"{language.medical_sentence} {language.ordinary_sentence}"
     try:

@@ -3,12 +3,11 @@
 In: a text. Out: where they are (`find_personal`), or the text with <EMAIL> and <PHONE> in their place
 (`mask_personal`).
 
-Medical texts are full of other numbers: doses, dates, ranges, ISBN, DOI, trial and CAS numbers, postal codes,
-tables. A run of digits is a telephone number only if it has a country code after a plus sign, a word like
-"Tel." before it, or a form in which the countries of our languages write their numbers and nobody writes
-anything else (`FORMS`). Missed are numbers with none of the three ("912345678") and addresses that are spelt
-out ("name at clinic dot org"). Names and postal addresses are not looked for: a medical text is full of names
-that must stay (Parkinson, Crohn).
+Medical texts are full of other numbers: doses, dates, ranges, DOI, trial numbers, tables. A run of digits is
+a telephone number only if it has a country code after a plus sign, a word like "Tel." before it, or a form in
+which the countries of our languages write their numbers and nobody writes anything else (`FORMS`). Missed are
+numbers with none of the three ("912345678") and addresses that are spelt out ("name at clinic dot org").
+Names and postal addresses are not looked for: many names must stay (Parkinson, Crohn).
 
 Every pattern is bounded, so time is linear in the text. docs/corpus.md compares this with the package
 phonenumbers.

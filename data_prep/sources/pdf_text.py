@@ -76,23 +76,21 @@ def read_lines(page: Any) -> Iterator[Line]:
 def place_line(page: Any, textpage: Any, first: int, last: int) -> tuple[float, float, float, float]:
     """(left, right, base, size) of the line from its first to its last character, on the page as shown."""
     raw = require_extra("pypdfium2.raw", "books")
+    width, height = page.get_size()
+
+    def upright(x: float, y: float) -> tuple[float, float]:
+        turned = {90: (y, height - x), 180: (width - x, height - y), 270: (width - y, x)}
+        return turned.get(page.get_rotation(), (x, y))
+
     points, sizes = [], []
     x, y = ctypes.c_double(), ctypes.c_double()
     for index in (first, last):
         raw.FPDFText_GetCharOrigin(textpage, index, x, y)
         left, bottom, right, top = textpage.get_charbox(index, loose=True)
-        points += [upright(page, *point) for point in ((x.value, y.value), (left, bottom), (right, top))]
+        points += [upright(x.value, y.value), upright(left, bottom), upright(right, top)]
         sizes.append(abs(points[-1][1] - points[-2][1]))
     across = [point[0] for point in points]
-    base = page.get_height() - points[0][1]
-    return tuple(round(value, 2) for value in (min(across), max(across), base, max(sizes)))
-
-
-def upright(page: Any, x: float, y: float) -> tuple[float, float]:
-    """A point in the file's coordinates, on the page as shown: turned clockwise, then `width` by `height`."""
-    width, height = page.get_size()
-    turned = {90: (y, height - x), 180: (width - x, height - y), 270: (width - y, x)}
-    return turned.get(page.get_rotation(), (x, y))
+    return tuple(round(value, 2) for value in (min(across), max(across), height - points[0][1], max(sizes)))
 
 
 def save_pages(path: Path, numbers: list[int], target: Path) -> None:

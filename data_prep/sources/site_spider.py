@@ -2,9 +2,8 @@
 
 Scrapy does the rest: robots.txt, retries, redirects, throttling, limits on time and size.
 
-The saved pages are the only record of progress: a new start follows the links of the pages in the WARC files
-without asking the server for them again. (Scrapy's own JOBDIR resumes only after an orderly stop: after
-`kill -9` it still counts queued addresses as seen, but has lost the queue.)
+The saved pages are the only record of progress: a new start follows the links of the pages in the WARC files.
+(Scrapy's own JOBDIR resumes only after an orderly stop: after `kill -9` it has lost the queue.)
 """
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ from warcio.warcwriter import WARCWriter
 
 PART_BYTES = 256 << 20  # then the next WARC file begins
 LONGEST_DELAY = 600.0  # seconds between two requests to a host that asks for patience
-BODY_HEADERS = (b"content-encoding", b"transfer-encoding", b"content-length")  # true before unpacking
+BODY_HEADERS = ("content-encoding", "transfer-encoding", "content-length")  # true before unpacking
 
 
 class SiteSpider(scrapy.Spider):
@@ -53,15 +52,11 @@ class SiteSpider(scrapy.Spider):
                 yield Request(seed)
 
     def parse(self, response: Response) -> Iterator[Request]:
-        if not isinstance(response, HtmlResponse):
-            self.crawler.stats.inc_value("mmed/not HTML")
-            return
-        if not {"noindex", "none"}.isdisjoint(robots_orders(response)):
-            self.crawler.stats.inc_value("mmed/asks not to be saved")
-        elif self.is_wanted(response.url):
-            self.warcs.save(response)
-            self.saved[host_of(response.url)] += 1
-        yield from self.follow(response)
+        if isinstance(response, HtmlResponse):
+            if {"noindex", "none"}.isdisjoint(robots_orders(response)) and self.is_wanted(response.url):
+                self.warcs.save(response)
+                self.saved[host_of(response.url)] += 1
+            yield from self.follow(response)
 
     def follow(self, response: HtmlResponse) -> Iterator[Request]:
         if {"nofollow", "none"}.isdisjoint(robots_orders(response)):
@@ -89,14 +84,13 @@ class Politeness:
     An unreadable robots.txt forbids everything (RFC 9309, 2.3.1.4); Scrapy alone would allow everything.
     """
 
-    def __init__(self, crawler: Any):
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> Politeness:
+        self = cls()
         self.crawler = crawler
         self.fixed_delays: set[str] = set()  # hosts whose robots.txt states a Crawl-delay
         crawler.signals.connect(self.robots_parsed, signals.robots_parsed)
-
-    @classmethod
-    def from_crawler(cls, crawler: Any) -> Politeness:
-        return cls(crawler)
+        return self
 
     def robots_parsed(self, robotparser: Any, request: Request) -> None:
         seconds = robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"])
@@ -154,9 +148,8 @@ class WarcFolder:
             self._writer = WARCWriter(self._file, gzip=True)
             about = {"software": "mmed data_prep.fetch_site", "http-header-user-agent": self.user_agent}
             self._writer.write_record(self._writer.create_warcinfo_record(self._path.stem, about))
-        headers = [(name.decode("latin-1"), value.decode("latin-1"))
-                   for name, values in response.headers.items() if name.lower() not in BODY_HEADERS
-                   for value in values]
+        headers = [(name, value) for name, value in response.headers.to_unicode_dict().items()
+                   if name.lower() not in BODY_HEADERS]
         headers.append(("Content-Length", str(len(response.body))))
         status = StatusAndHeaders(f"{response.status} OK", headers, protocol="HTTP/1.1")
         self._writer.write_record(self._writer.create_warc_record(
@@ -184,4 +177,4 @@ def read_warc(path: Path) -> Iterator[HtmlResponse]:
                     url = record.rec_headers.get_header("WARC-Target-URI")
                     yield HtmlResponse(url, headers=dict(record.http_headers.headers), body=body)
         except (ArchiveLoadFailed, EOFError, ValueError):
-            return
+            pass

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,13 @@ def needs_ocr(page: Page, scanned: bool) -> bool:
 def find_books(inputs: list[str], out: Path) -> list[Path]:
     """Files as given; of folders, every PDF, and every folder of page files as a list below OUT/lists."""
     books: list[Path] = []
-    folders: dict[Path, list[Path]] = {}
+    folders: dict[Path, list[Path]] = defaultdict(list)
     for given in inputs:
         for path in find_inputs([given], (*SUFFIXES, *map(str.upper, SUFFIXES))):
             if path.suffix.lower() == ".pdf" or path == Path(given):
                 books.append(path)
             else:
-                folders.setdefault(path.parent, []).append(path)
+                folders[path.parent].append(path)
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         books.append(write_list(out / "lists" / f"{name}{LIST}", sorted(pages, key=page_order), folder))
     return books
@@ -193,13 +194,11 @@ def read_lines(path: Path, work: Path, options: dict[str, Any],
 
 def split_parts(paragraphs: list[str], characters: int) -> list[list[str]]:
     """The paragraphs in parts of about equal length, of about so many characters (0: one part)."""
-    total = sum(map(len, paragraphs))
-    count = max(1, round(total / characters)) if characters else 1
-    parts: dict[int, list[str]] = {}
-    done = 0
-    for paragraph in paragraphs:
-        parts.setdefault(done * count // total, []).append(paragraph)
-        done += len(paragraph)
+    ends = list(itertools.accumulate(map(len, paragraphs)))
+    count = max(1, round(ends[-1] / characters)) if characters and ends else 1
+    parts: dict[int, list[str]] = defaultdict(list)
+    for paragraph, end in zip(paragraphs, ends):
+        parts[(end - len(paragraph)) * count // ends[-1]].append(paragraph)
     return list(parts.values())
 
 
@@ -208,16 +207,16 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Turn books in PDF, or the output of an OCR engine, into documents.")
     add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="book")
-    parser.add_argument("--language", required=True, help="code or name of the books' language")
-    parser.add_argument("--no_ocr", dest="ocr", action="store_false",
-                        help="leave out pages without text; Tesseract is then not needed")
-    parser.add_argument("--part_characters", type=int, default=PART,
-                        help="length of the parts that a book is split into; 0: whole (default: %(default)s)")
-    parser.add_argument("--book_seconds", type=int, default=900,
-                        help="drop books whose text takes longer to read, OCR aside (default: %(default)s)")
+    add = parser.add_argument
+    add("--language", required=True, help="code or name of the books' language")
+    add("--no_ocr", dest="ocr", action="store_false", help="leave out pages without text, without Tesseract")
+    add("--part_characters", type=int, default=PART,
+        help="length of the parts that a book is split into; 0: whole (default: %(default)s)")
+    add("--book_seconds", type=int, default=900,
+        help="time limit for a book, OCR aside (default: %(default)s)")
     given = parser.parse_args(arguments)
-    for package in ("pypdfium2", "ocrmypdf") if given.ocr else ("pypdfium2",):
-        require_extra(package, "books")
+    require_extra("pypdfium2", "books")
+    require_extra("ocrmypdf", "books")
     options = {"language": get_language(given.language).code, "ocr": given.ocr, "version": VERSION,
                "part_characters": given.part_characters, "book_seconds": given.book_seconds}
     out = Path(given.out)

@@ -4,16 +4,13 @@ numbers.
     python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal]
 
 In:  documents (data_prep/documents.py). Out: OUT/kept, OUT/dropped with `reason`, OUT/funnel.json with all
-counts. Without either option documents pass unchanged: so a corpus that needs no filter gets its `source` and
-`licence`, and the format that the other steps write.
+counts. Without either option documents pass unchanged, in the format that the other steps write.
 
 1. A document that names another language than --language is dropped.
 2. --language_id (extra langid): py3langid gives each of 140 languages a probability, from samples of a long
    text. A document stays if its language has at least LIKELY, variants of it (`language_id` in its file)
-   counted together. Texts below SHORTEST_BYTES say too little; they stay and are counted.
+   counted together (measured in docs/corpus.md). Texts below SHORTEST_BYTES say too little; they stay.
 3. --mask_personal: data_prep/filters/personal_data.py.
-
-docs/corpus.md has the shares of texts that LIKELY keeps and drops.
 
 DIFFERS: the official code has neither; it trusts CulturaX for the language of a document.
 """
@@ -30,7 +27,7 @@ from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
-VERSION = 3  # raise it when the same document gives another result
+VERSION = 4  # raise it when the same document gives another result
 LIKELY = 0.1
 SHORTEST_BYTES = 60
 PIECES, PIECE_CHARACTERS = 4, 1000  # samples of a long text
@@ -42,17 +39,10 @@ def _identifier() -> Any:
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
-def sample(text: str) -> str:
-    """The text, or pieces from its beginning to its end."""
-    if len(text) <= PIECES * PIECE_CHARACTERS:
-        return text
-    step = (len(text) - PIECE_CHARACTERS) // (PIECES - 1)
-    return "\n".join(text[start:start + PIECE_CHARACTERS] for start in range(0, PIECES * step, step))
-
-
 def identify_language(text: str, code: str) -> tuple[float, str]:
     """(probability that the text is in language `code`, the most likely language)."""
-    text = sample(text)
+    step = max(PIECE_CHARACTERS, len(text) // PIECES)
+    text = "".join(text[start:start + PIECE_CHARACTERS] for start in range(0, len(text), step))
     if 2 * sum(map(str.isupper, text)) > sum(map(str.isalpha, text)):
         text = text.lower()  # a list of drugs in capitals is unlike any language
     probability = dict(_identifier().rank(text))
@@ -98,14 +88,13 @@ def clean_options(language: str, language_id: bool, mask_personal: bool) -> dict
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.clean",
-                    description="Drop documents in other languages, mask personal data; or neither, to take "
-                                "a corpus in as it is.")
+                    description="Drop documents in other languages, mask personal data.")
     add_shard_arguments(parser)
-    parser.add_argument("--language", required=True, help="code or name; other documents are dropped")
-    parser.add_argument("--language_id", "--language-id", action="store_true",
-                        help="drop documents whose text is in another language")
-    parser.add_argument("--mask_personal", "--mask-personal", action="store_true",
-                        help="replace e-mail addresses and telephone numbers by <EMAIL> and <PHONE>")
+    add = parser.add_argument
+    add("--language", required=True, help="code or name; other documents are dropped")
+    add("--language_id", "--language-id", action="store_true", help="drop texts in another language")
+    add("--mask_personal", "--mask-personal", action="store_true",
+        help="replace e-mail addresses and telephone numbers by <EMAIL> and <PHONE>")
     given = parser.parse_args(arguments)
     options = clean_options(given.language, given.language_id, given.mask_personal)
     funnel = run_step(clean_shard, "clean", options, given, f"clean {options['language']}")

@@ -79,16 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.filter_medical",
                     description="Keep the medical documents of a corpus.")
     add_shard_arguments(parser, out_required=False)
-    parser.add_argument("--language", required=True,
-                        help="code or name; documents in another language are dropped")
-    parser.add_argument("--mode", choices=MODES, default="default",
-                        help="default: our rule; official: as published")
-    parser.add_argument("--min_hits", "--min-hits", type=int,
-                        help="different medical words needed (default: the language's)")
-    parser.add_argument("--min_density", "--min-density", type=float,
-                        help="share of the text inside medical words needed (default: the language's)")
-    parser.add_argument("--explain", action="store_true",
-                        help="print each document's words and numbers, write nothing")
+    add = parser.add_argument
+    add("--language", required=True, help="code or name; documents in another language are dropped")
+    add("--mode", choices=MODES, default="default", help="default: our rule; official: as published")
+    add("--min_hits", "--min-hits", type=int, help="different words needed (default: the language's)")
+    add("--min_density", "--min-density", type=float,
+        help="share of the text inside medical words needed (default: the language's)")
+    add("--explain", action="store_true", help="print each document's words and numbers, write nothing")
     given = parser.parse_args(arguments)
     language = get_language(language_code(given.language))
     matcher = Matcher(language, given.mode, given.min_hits, given.min_density)

@@ -98,11 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Extract the main text of saved web pages as documents.")
     add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="site")
-    parser.add_argument("--language", required=True, help="code or name of the language of all these pages")
-    parser.add_argument("--max_page_mib", type=float, default=10,
-                        help="drop larger pages (default: %(default)s)")
-    parser.add_argument("--page_seconds", type=float, default=60,
-                        help="drop pages that take longer to parse (default: %(default)s)")
+    add = parser.add_argument
+    add("--language", required=True, help="code or name of the language of all these pages")
+    add("--max_page_mib", type=float, default=10, help="drop larger pages (default: %(default)s)")
+    add("--page_seconds", type=float, default=60, help="time limit for a page (default: %(default)s)")
     given = parser.parse_args(arguments)
     for package in ("trafilatura", "warcio"):
         require_extra(package, "web")

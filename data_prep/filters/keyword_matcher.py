@@ -1,8 +1,7 @@
 """The keyword rule for many texts at once; decides exactly as the plain rule in
 data_prep/filters/keyword_rule.py.
 
-In:  texts; the words and thresholds of one language. Out: a `Decision` for each text, or the words found in
-     one.
+In:  texts; the words and thresholds of one language. Out: a `Decision` for each text.
 
 All texts become one array of letter classes (0 between words), by one table look-up a character. All places
 where a term can begin then walk down a trie of the terms side by side, one letter a step. Most places drop
@@ -79,23 +78,19 @@ class Matcher:
         self._build_trie(class_of)
 
     def _build_trie(self, class_of: dict[str, int]) -> None:
-        """_next[node * classes + class]: the next node; 0 is a dead end, 1 the root."""
-        children: list[dict[int, int]] = [{}, {}]
+        """_next[node * number of classes + class] is the next node; 0 is a dead end, 1 the root."""
+        edges: dict[tuple[int, int], int] = {}
         self._ending: dict[int, list[Pattern]] = {}
         for pattern in self.patterns:
             node = 1
             for letter in pattern.letters:
-                if class_of[letter] not in children[node]:
-                    children[node][class_of[letter]] = len(children)
-                    children.append({})
-                node = children[node][class_of[letter]]
+                node = edges.setdefault((node, class_of[letter]), len(edges) + 2)
             self._ending.setdefault(node, []).append(pattern)
-        table = np.zeros((len(children), len(self._letters)), np.int32)
-        for node, edges in enumerate(children):
-            table[node, list(edges)] = list(edges.values())
+        table = np.zeros((len(edges) + 2, len(self._letters)), np.int32)
+        for edge, node in edges.items():
+            table[edge] = node
         self._next = table.ravel()
-        self._ends = np.zeros(len(children), bool)
-        self._ends[list(self._ending)] = True
+        self._ends = np.isin(np.arange(len(table)), list(self._ending))
         self._longest = max((len(pattern.letters) for pattern in self.patterns), default=0)
 
     def judge(self, texts: Sequence[str]) -> list[Decision]:

@@ -94,10 +94,10 @@ _COMPATIBLE = re.compile("[\ufb00-\ufb06]|[\uff66-\uff9f]+")
 
 def unfold_rare(text: str) -> str:
     """Put a text into the form in which every character can be folded by itself."""
-    if not _RARE.search(text):
-        return text
-    text = _COMPATIBLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
-    return _REMOVED.sub("", unicodedata.normalize("NFC", text))
+    if _RARE.search(text):
+        text = _COMPATIBLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
+        text = _REMOVED.sub("", unicodedata.normalize("NFC", text))
+    return text
 
 
 @functools.lru_cache(1 << 12)
@@ -120,10 +120,6 @@ def fold_character(character: str) -> str:
     return folded if folded.isalnum() or unicodedata.category(folded)[0] == "M" else " "
 
 
-def fold(text: str) -> str:
-    return "".join(map(fold_character, unfold_rare(text)))
-
-
 class Pattern(NamedTuple):
     """One spelling to look for, already folded; a blank in it stands for any one character between words."""
 
@@ -143,7 +139,8 @@ def default_patterns(language: Language) -> tuple[Pattern, ...]:
             stem, bar, _ = spelling.removeprefix("|").partition("|")
             for letters in (stem, stem.replace("œ", "oe").replace("æ", "ae")):
                 for prefix in ("", *language.prefixes):
-                    patterns[Pattern(fold(prefix + letters), number, anywhere, stem=bool(bar))] = None
+                    folded = "".join(map(fold_character, unfold_rare(prefix + letters)))
+                    patterns[Pattern(folded, number, anywhere, stem=bool(bar))] = None
     return tuple(patterns)
 
 
@@ -158,7 +155,7 @@ def fits(pattern: Pattern, before: str, after: str, spaced: bool) -> bool:
 def judge_default(text: str, language: Language) -> Decision:
     """From left to right: the longest term that begins at a place counts, and the search goes on behind
     it."""
-    text = f" {fold(text)} "
+    text = " " + "".join(map(fold_character, unfold_rare(text))) + " "
     beginning: dict[str, list[Pattern]] = {}  # first letter -> patterns, the longest first
     for pattern in sorted(default_patterns(language), key=lambda pattern: -len(pattern.letters)):
         beginning.setdefault(pattern.letters[0], []).append(pattern)

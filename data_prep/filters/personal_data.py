@@ -24,15 +24,11 @@ from mmed.languages import all_languages
 
 MASKS = {"email": "<EMAIL>", "phone": "<PHONE>"}
 
-# ---- e-mail addresses ----
-
 _LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,63})\Z")
 _LABEL = r"[^\W_](?:[\w-]{0,61}[^\W_])?"  # letters of any script, as in president@кремль.рф
 _TOP_LEVEL = r"(?:[A-Za-z]{2,24}|рф|онлайн|中国|中國|公司|网络|日本|السعودية|مصر|امارات)"
 _ASCII_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}"
 _HOST = re.compile(rf"(?:{_ASCII_HOST}|(?:{_LABEL}\.){{1,8}}{_TOP_LEVEL})(?![A-Za-z0-9])")
-
-# ---- telephone numbers ----
 
 # Digits and what stands between the digits of telephone numbers, after full-width and Arabic forms are made
 # narrow.

@@ -1,7 +1,7 @@
 """Runs functions on untrusted files in a child process with limits on time and memory.
 
-Parsers written in C (PDFium, lxml) can hang or crash on a damaged file. In a child process the damage costs
-one page or one book: the caller gets an `Unreadable` exception, and the next call starts a new child.
+Parsers in C (PDFium, lxml) can hang or crash on a damaged file. Here this costs one page or one book: the
+caller gets an `Unreadable` exception, and the next call starts a new child.
 
     with Worker(seconds=60) as worker:
         text = worker.call(read_page, body)

@@ -16,7 +16,6 @@ from data_prep.filters.language_check import (
     check_answers,
     check_rest,
     check_rule,
-    check_splitters,
     check_texts,
     check_words,
 )
@@ -153,8 +152,8 @@ def test_the_check_finds_nothing_to_fix_and_reads_the_languages_own_statements(c
     language = get_language(code)
     assert language.answers.stated and language.answers.denied
     found = [
-        line for part in (check_words(language), check_rule(language), check_splitters(language, []),
-                          check_answers(language), check_rest(language)) for kind, line in part
+        line for part in (check_words(language), check_rule(language), check_answers(language),
+                          check_rest(language)) for kind, line in part
         if kind == "fix"
     ]
     assert not found, "\n".join(found)
@@ -195,8 +194,6 @@ FAULTS = [
     (check_rule, dict(min_hits=12), "medical_sentence: dropped"),
     (check_rule, dict(ordinary_sentence="The train smells of insulin."),
      "ordinary_sentence: has medical words: insulin"),
-    (lambda language: check_splitters(language, []),
-     dict(split_words=lambda text: text.replace("-", " ").split()), "split_words: loses or changes '-y,"),
     (check_answers, dict(answers=replace(ENGLISH.answers, cue="answer|(")),
      "answers.cue: not a regular expression"),
     (check_answers, dict(answers=replace(ENGLISH.answers, cue="answer.*")), "a repeat without a bound"),

@@ -60,7 +60,7 @@ def fetch(given: Any, seeds: list[str]) -> int:
     out = Path(given.out)
     user_agent = f"mmed/{version('mmed')} (medical text corpus; contact: {given.contact})"
     with one_run(out):
-        warcs = site_spider.WarcFolder(out, user_agent)
+        warcs = site_spider.WarcFolder(out)
         process = process_module.CrawlerProcess(crawl_settings(given, user_agent))
         crawler = process.create_crawler(site_spider.SiteSpider)
         under = tuple(seeds) if given.under else ()

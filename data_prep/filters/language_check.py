@@ -156,7 +156,8 @@ def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
         print(f"{kind} texts: {len(rows)}, kept {100 * rate:.1f} %; terms in one: {hits:.1f}, "
               f"density {density:.3f}")
         if kind == "medical" and rate < 0.5:
-            yield "fix", f"thresholds: only {100 * rate:.0f} % of the medical texts are kept; lower them"
+            yield "fix", (f"thresholds: only {100 * rate:.0f} % of the medical texts are kept; lower them or "
+                          "find better words")
         if kind == "ordinary" and rate > 0.1:
             yield "fix", f"thresholds: {100 * rate:.0f} % of the ordinary texts are kept; raise them"
     medical, ordinary = explained.values()

@@ -9,7 +9,7 @@ import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import median_high
 from typing import NamedTuple
 
@@ -70,11 +70,25 @@ def join_fragments(lines: Iterable[Line]) -> list[Line]:
     return joined
 
 
+def group(lines: Iterable[Line], begins: Callable[[list[Line], Line], bool]) -> list[list[Line]]:
+    """Groups of successive lines: a line begins another group where `begins(group so far, line)`."""
+    groups: list[list[Line]] = []
+    for line in lines:
+        if not groups or begins(groups[-1], line):
+            groups.append([])
+        groups[-1].append(line)
+    return groups
+
+
 # ---- running heads ----
 
 EDGE_ROWS = 4  # rows looked at from the top and from the bottom
 WINDOW = 10  # pages before and after: heads change with the chapter and differ between left and right pages
 TIMES = 3  # a row that appears on so many pages of the window is a running head or page number
+
+
+def is_below(row: list[Line], line: Line) -> bool:
+    return line.base - row[0].base >= 0.5 * line.size
 
 
 def head_keys(row: list[Line], page: int) -> list[str]:
@@ -89,21 +103,12 @@ def head_keys(row: list[Line], page: int) -> list[str]:
     return keys + (["roman number"] if re.fullmatch("[ivxlc]+", text.strip(" -–—")) else [])
 
 
-def rows_of(lines: list[Line]) -> list[list[Line]]:
-    """Lines that stand side by side, from the top of the page to the bottom."""
-    rows: list[list[Line]] = []
-    for line in sorted(lines, key=lambda line: line.base):
-        if not rows or line.base - rows[-1][0].base >= 0.5 * line.size:
-            rows.append([])
-        rows[-1].append(line)
-    return rows
-
-
 def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
     """The pages without the outermost rows that recur on pages nearby."""
     heads: list[set[Line]] = [set() for _ in pages]
     for direction in (1, -1):
-        edges = [rows_of(lines)[::direction][:EDGE_ROWS] for lines in pages]
+        rows_by_page = (group(sorted(lines, key=lambda line: line.base), is_below) for lines in pages)
+        edges = [rows[::direction][:EDGE_ROWS] for rows in rows_by_page]
         keys = [[head_keys(row, page) for row in rows] for page, rows in enumerate(edges)]
         where: dict[str, set[int]] = defaultdict(set)  # key -> pages
         for page, rows in enumerate(keys):
@@ -183,17 +188,12 @@ class Column(NamedTuple):
     letter: float  # usual width of a letter
 
 
-def columns_of(lines: list[Line]) -> list[Column]:
-    """Divides a page where the next line stands higher than the line before, or beside the lines so far."""
-    groups: list[list[Line]] = []
-    for line in lines:
-        recent = groups[-1][-5:] if groups else [line]
-        beside = (line.left >= max(other.right for other in recent)
-                  or line.right <= min(other.left for other in recent))
-        if not groups or beside or line.base <= recent[-1].base - 0.5 * line.size:
-            groups.append([])
-        groups[-1].append(line)
-    return [column_of(group) for group in groups]
+def leaves_column(column: list[Line], line: Line) -> bool:
+    """Whether a line is higher than the line before, or beside the last lines."""
+    recent = column[-5:]
+    return (line.left >= max(other.right for other in recent)
+            or line.right <= min(other.left for other in recent)
+            or line.base <= recent[-1].base - 0.5 * line.size)
 
 
 def column_of(lines: list[Line]) -> Column:
@@ -201,13 +201,9 @@ def column_of(lines: list[Line]) -> Column:
     distances = [below.base - above.base for above, below in itertools.pairwise(lines)
                  if 0 < below.base - above.base < 3 * above.size]
     leading = median_high(distances) if distances else 0.0
-    blocks: list[list[Line]] = [[lines[0]]]
-    for above, line in itertools.pairwise(lines):
-        if is_apart(above, line, leading):
-            blocks.append([])
-        blocks[-1].append(line)
     right = {}
-    for block in blocks:  # an abstract is narrower than the column; a list of short items is not a text block
+    for block in group(lines, lambda block, line: is_apart(block[-1], line, leading)):
+        # An abstract is narrower than the column; a list of short items is not a text block.
         edge = max(line.right for line in block)
         even = sum(line.right > edge - line.size * (RAGGED if below.text[0].islower() else EVEN)
                    for line, below in itertools.pairwise(block))
@@ -283,7 +279,7 @@ def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[
     before: Column | None = None
     for page in pages:
         sizes = [line.size for line in page for _ in range(len(line.text) // 10 + 1)]
-        for column in columns_of(page):
+        for column in map(column_of, group(page, leaves_column)):
             body = list(column.lines)
             while body and body[-1].size < NOTE_SIZE * median_high(sizes):
                 body.pop()
@@ -296,11 +292,8 @@ def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[
                     paragraphs += [*notes, []]
                     notes = []
                 paragraphs[-1].append(line)
-            small = column.lines[len(body):]
-            for above, line in itertools.pairwise([None, *small]):
-                if above is None or begins_paragraph(above, line, column, spaced):
-                    notes.append([])
-                notes[-1].append(line)
+            notes += group(column.lines[len(body):],
+                           lambda note, line, column=column: begins_paragraph(note[-1], line, column, spaced))
             before = column._replace(lines=body) if body else before
     words = count_words(pages) if hyphenated else None
     join = functools.partial(append, spaced=spaced, words=words)

@@ -131,8 +131,8 @@ class Politeness:
 class WarcFolder:
     """The pages saved so far and the WARC file being written, which ends in `.open` until it is complete."""
 
-    def __init__(self, folder: Path, user_agent: str):
-        self.folder, self.user_agent = folder, user_agent
+    def __init__(self, folder: Path):
+        self.folder = folder
         for path in folder.glob("*.warc.gz.open"):  # a killed run left it
             os.replace(path, path.with_suffix(""))
         self.saved = {response.url for path in self.complete() for response in read_warc(path)}
@@ -146,8 +146,6 @@ class WarcFolder:
             self._path = self.folder / f"pages-{len(self.complete()):05}.warc.gz.open"
             self._file = open(self._path, "wb")
             self._writer = WARCWriter(self._file, gzip=True)
-            about = {"software": "mmed data_prep.fetch_site", "http-header-user-agent": self.user_agent}
-            self._writer.write_record(self._writer.create_warcinfo_record(self._path.stem, about))
         headers = [(name, value) for name, value in response.headers.to_unicode_dict().items()
                    if name.lower() not in BODY_HEADERS]
         headers.append(("Content-Length", str(len(response.body))))

@@ -51,7 +51,7 @@ def identify_language(text: str, code: str) -> tuple[float, str]:
 
 
 def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """Keep, mask or drop the documents of one shard; options as `clean_options` gives them."""
+    """Keep, mask or drop the documents of one shard; options as `main` makes them."""
     code = options["language"]
     for document in documents:
         before = len(document.text)
@@ -74,18 +74,6 @@ def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
         shard.keep(document, characters_in=before)
 
 
-def clean_options(language: str, language_id: bool, mask_personal: bool) -> dict[str, Any]:
-    """All that the result depends on."""
-    code = get_language(language_code(language)).code
-    options = {"language": code, "language_id": language_id, "mask_personal": mask_personal,
-               "version": VERSION}
-    if language_id:
-        if code not in _identifier().labels:
-            raise UserError(f"--language_id: py3langid does not know the language {code!r}; omit the option")
-        options["model"] = require_extra("py3langid", "langid").__version__
-    return options
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.clean",
                     description="Drop documents in other languages, mask personal data.")
@@ -96,8 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
     add("--mask_personal", "--mask-personal", action="store_true",
         help="replace e-mail addresses and telephone numbers by <EMAIL> and <PHONE>")
     given = parser.parse_args(arguments)
-    options = clean_options(given.language, given.language_id, given.mask_personal)
-    funnel = run_step(clean_shard, "clean", options, given, f"clean {options['language']}")
+    code = get_language(language_code(given.language)).code
+    options = {"language": code, "language_id": given.language_id, "mask_personal": given.mask_personal,
+               "version": VERSION}
+    if given.language_id:
+        if code not in _identifier().labels:
+            raise UserError(f"--language_id: py3langid does not know the language {code!r}; omit the option")
+        options["model"] = require_extra("py3langid", "langid").__version__
+    funnel = run_step(clean_shard, "clean", options, given, f"clean {code}")
     for what, count in sorted(funnel.details.items()):
         print(f"  {count:>10,.0f}  {what}")
     return 0

@@ -14,7 +14,6 @@ The language is the one given on the command line: what pages state about their 
 """
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -53,17 +52,12 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     return archives
 
 
-@functools.cache
-def trafilatura_settings() -> Any:
-    settings = require_extra("trafilatura.settings", "web").use_config()
-    settings.set("DEFAULT", "MIN_EXTRACTED_SIZE", str(SHORTEST_TEXT))
-    return settings
-
-
 def extract(body: bytes, url: str = "") -> dict[str, str]:
     """`text` of a page; `title`, `date`, `licence`, `url` if known. `Unreadable` if it has no main text."""
+    settings = require_extra("trafilatura.settings", "web").use_config()
+    settings.set("DEFAULT", "MIN_EXTRACTED_SIZE", str(SHORTEST_TEXT))
     found = require_extra("trafilatura", "web").bare_extraction(
-        body, url=url or None, include_comments=False, with_metadata=True, config=trafilatura_settings(),
+        body, url=url or None, include_comments=False, with_metadata=True, config=settings,
         date_extraction_params={"original_date": True, "extensive_search": False})  # as stated, not guessed
     text = normalise_text(found.text or "").strip() if found else ""
     if not text:

@@ -27,7 +27,7 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 PART_BYTES = 256 << 20  # then the next WARC file begins
-LONGEST_DELAY = 600.0  # seconds between two requests to a host that asks for patience
+LONGEST_DELAY = 600.0  # seconds between two requests, whatever a host asks for
 BODY_HEADERS = ("content-encoding", "transfer-encoding", "content-length")  # true before unpacking
 
 
@@ -93,14 +93,12 @@ class Politeness:
         return self
 
     def robots_parsed(self, robotparser: Any, request: Request) -> None:
-        seconds = robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"])
-        if seconds:
+        if seconds := robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"]):
             self.fixed_delays.add(host_of(request.url))
             self.slow_down(request, seconds)
 
     def slow_down(self, request: Request, seconds: float) -> None:
-        slot = self.crawler.engine.downloader.slots.get(host_of(request.url))
-        if slot:
+        if slot := self.crawler.engine.downloader.slots.get(host_of(request.url)):
             slot.delay = min(max(slot.delay, seconds), LONGEST_DELAY)
 
     def process_request(self, request: Request) -> None:

@@ -20,9 +20,6 @@ warcwriter = pytest.importorskip("warcio.warcwriter")
 
 # charset, title, a paragraph, a menu entry
 SITES = {
-    "fr": ("utf-8", "Grippe saisonnière : symptômes",
-           "La grippe est une infection respiratoire aiguë, très contagieuse, due à des virus influenza.",
-           "Maladies de A à Z"),
     "en": ("utf-8", "Type 2 diabetes: symptoms",
            "Type 2 diabetes is a condition in which the level of glucose in the blood becomes too high.",
            "Health A to Z"),

@@ -1,5 +1,4 @@
-"""The keyword rule for many texts at once; decides exactly as the plain rule in
-data_prep/filters/keyword_rule.py.
+"""The keyword rule for many texts at once; decides exactly as the plain rule in keyword_rule.py.
 
 In:  texts; the words and thresholds of one language. Out: a `Decision` for each text.
 

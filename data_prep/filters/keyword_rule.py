@@ -6,7 +6,7 @@ Out: a `Decision`.      MKC  = number of different medical words in the text
                         medical if and only if  MKC >= min_hits  and  DENS >= min_density
 
 Two readings of "a word in the text": `judge_official`, the published code, and `judge_default`, ours.
-data_prep/filters/keyword_matcher.py decides the same for many texts at once; tests hold it against this file.
+keyword_matcher.py decides the same for many texts at once; tests hold it against this file.
 """
 from __future__ import annotations
 

@@ -27,30 +27,26 @@ class Page(NamedTuple):
         return sum(character.isalnum() for line in self.lines for character in line.text)
 
 
-def open_pdf(path: Path) -> Any:
-    pdfium, raw = require_extra("pypdfium2", "books"), require_extra("pypdfium2.raw", "books")
-    try:
-        return pdfium.PdfDocument(path)
-    except pdfium.PdfiumError as error:
-        encrypted = error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY)
-        raise Unreadable("encrypted" if encrypted else "not a PDF, or damaged") from None
-
-
 def read_pdf(path: Path) -> list[Page]:
     """All pages; a damaged page is empty. Raises `Unreadable` for a file that cannot be opened."""
     pdfium, raw = require_extra("pypdfium2", "books"), require_extra("pypdfium2.raw", "books")
+    try:
+        document = pdfium.PdfDocument(path)
+    except pdfium.PdfiumError as error:
+        encrypted = error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY)
+        raise Unreadable("encrypted" if encrypted else "not a PDF, or damaged") from None
     pages: list[Page] = []
-    with open_pdf(path) as document:
-        for number in range(len(document)):
-            try:
-                page = document[number]
-                objects = (raw.FPDFPage_GetObject(page, index)
-                           for index in range(raw.FPDFPage_CountObjects(page)))
-                drawn = any(raw.FPDFPageObj_GetType(item) != raw.FPDF_PAGEOBJ_TEXT for item in objects)
-                pages.append(Page(list(read_lines(page)), drawn))
-                page.close()
-            except pdfium.PdfiumError:
-                pages.append(Page([]))
+    for number in range(len(document)):
+        try:
+            page = document[number]
+            objects = (raw.FPDFPage_GetObject(page, index)
+                       for index in range(raw.FPDFPage_CountObjects(page)))
+            drawn = any(raw.FPDFPageObj_GetType(item) != raw.FPDF_PAGEOBJ_TEXT for item in objects)
+            pages.append(Page(list(read_lines(page)), drawn))
+            page.close()
+        except pdfium.PdfiumError:
+            pages.append(Page([]))
+    document.close()
     return pages
 
 
@@ -96,6 +92,6 @@ def place_line(page: Any, textpage: Any, first: int, last: int) -> tuple[float, 
 def save_pages(path: Path, numbers: list[int], target: Path) -> None:
     """Writes some pages of a PDF, counted from 0, into a PDF of their own."""
     pdfium = require_extra("pypdfium2", "books")
-    with open_pdf(path) as document, pdfium.PdfDocument.new() as part:
+    with pdfium.PdfDocument(path) as document, pdfium.PdfDocument.new() as part:
         part.import_pages(document, numbers)
         part.save(target)

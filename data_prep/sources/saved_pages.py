@@ -105,13 +105,10 @@ def read_warc(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]
 
 
 def is_html_page(record: Any) -> bool:
-    content_type = None
-    if record.rec_type == "resource":
-        content_type = record.rec_headers.get_header("Content-Type")
-    elif record.rec_type == "response" and record.http_headers and \
-            record.http_headers.get_statuscode() == "200":
-        content_type = record.http_headers.get_header("Content-Type") or "text/html"
-    return (content_type or "").lower().startswith(HTML_TYPES)
+    headers = {"resource": record.rec_headers, "response": record.http_headers}.get(record.rec_type)
+    if headers is None or (record.rec_type == "response" and headers.get_statuscode() != "200"):
+        return False
+    return (headers.get_header("Content-Type") or "text/html").lower().startswith(HTML_TYPES)
 
 
 def page_of(stream: Any, max_bytes: int, **origin: str) -> SavedPage:

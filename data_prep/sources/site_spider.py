@@ -84,13 +84,14 @@ class Politeness:
     An unreadable robots.txt forbids everything (RFC 9309, 2.3.1.4); Scrapy alone would allow everything.
     """
 
-    @classmethod
-    def from_crawler(cls, crawler: Any) -> Politeness:
-        self = cls()
+    def __init__(self, crawler: Any):
         self.crawler = crawler
         self.fixed_delays: set[str] = set()  # hosts whose robots.txt states a Crawl-delay
         crawler.signals.connect(self.robots_parsed, signals.robots_parsed)
-        return self
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> Politeness:
+        return cls(crawler)
 
     def robots_parsed(self, robotparser: Any, request: Request) -> None:
         if seconds := robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"]):

@@ -27,9 +27,9 @@ SENTENCES = ["Heart failure with reduced ejection fraction is treated with four 
 
 def paragraph(number: int) -> str:
     """Of sentences that differ, because rows that recur on several pages are taken for running heads."""
-    marks = (f"({number}p{place})" for place in range(3))
-    return "Paragraph " + " ".join(f"{mark} {SENTENCES[(number + place) % 5][:-1]} {mark}."
-                                   for place, mark in enumerate(marks))
+    labels = (f"({number}p{place})" for place in range(3))
+    return "Paragraph " + " ".join(f"{label} {SENTENCES[(number + place) % 5][:-1]} {label}."
+                                   for place, label in enumerate(labels))
 
 
 def write_pdf(path: Path, pages: int, scanned: tuple[int, ...] = ()) -> None:

@@ -80,8 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     add_shard_arguments(parser)
     add = parser.add_argument
     add("--language", required=True, help="code or name; other documents are dropped")
-    add("--language_id", "--language-id", action="store_true", help="drop texts in another language")
-    add("--mask_personal", "--mask-personal", action="store_true",
+    add("--language_id", action="store_true", help="drop texts in another language")
+    add("--mask_personal", action="store_true",
         help="replace e-mail addresses and telephone numbers by <EMAIL> and <PHONE>")
     given = parser.parse_args(arguments)
     code = get_language(language_code(given.language)).code

@@ -82,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--language", required=True, help="code or name; documents in another language are dropped")
     add("--mode", choices=MODES, default="default", help="default: our rule; official: as published")
-    add("--min_hits", "--min-hits", type=int, help="different words needed (default: the language's)")
-    add("--min_density", "--min-density", type=float,
+    add("--min_hits", type=int, help="different words needed (default: the language's)")
+    add("--min_density", type=float,
         help="share of the text inside medical words needed (default: the language's)")
     add("--explain", action="store_true", help="print each document's words and numbers, write nothing")
     given = parser.parse_args(arguments)

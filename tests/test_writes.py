@@ -72,7 +72,7 @@ def inputs(tmp_path_factory) -> Path:
     "command",
     [
         "filter_medical --language en documents",
-        "clean --language en --mask-personal documents",
+        "clean --language en --mask_personal documents",
         "dedup documents",
         "decontaminate --benchmark exam.jsonl documents",
         "tokenize_corpus --tokenizer tokenizer documents",

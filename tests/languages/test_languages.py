@@ -85,7 +85,6 @@ def test_spaced_splitting_agrees_with_the_treebank_rules():
 
 def checked(language: Language) -> list[tuple[str, str]]:
     return [finding for part in (language_check.check_words, language_check.check_rule,
-                                 lambda known: language_check.check_splitters(known, []),
                                  language_check.check_answers, language_check.check_rest)
             for finding in part(language)]
 
@@ -127,7 +126,6 @@ def answers(**change) -> dict:
     (dict(min_density=0.0), "min_density 0.0"),
     (dict(min_hits=12), "medical_sentence: dropped"),
     (dict(ordinary_sentence="The train smells of insulin."), "ordinary_sentence: has medical words: insulin"),
-    (dict(split_words=lambda text: text.replace("-", " ").split()), "split_words: loses or changes '-y,"),
     (answers(answer="answers?"), "answers.answer: '?' in a list of ordinary words"),
     (answers(stated=("It hurts.",)), "must have one {}"),
     (answers(stated=("Anything but {}, never {}.",)), "must have one {}"),

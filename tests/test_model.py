@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmed.data import Example, pack
 from mmed.loss import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
 from mmed.model import KVCache, ModelConfig, Transformer, rope_frequencies
+from mmed.training.distributed import checkpoint_blocks
 from mmed.training.loader import micro_batches
 
 transformers = pytest.importorskip("transformers")
@@ -203,7 +204,7 @@ def test_activation_checkpointing_changes_no_gradient():
     ours(ids, ids).backward()
     plain = [p.grad.clone() for p in ours.parameters()]
     ours.zero_grad()
-    ours.activation_checkpointing = True
+    checkpoint_blocks(ours)
     ours(ids, ids).backward()
     assert all(torch.equal(a, p.grad) for a, p in zip(plain, ours.parameters(), strict=True))
 

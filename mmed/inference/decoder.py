@@ -131,7 +131,8 @@ class Decoder:
         return found
 
     def mask(self, queries: Tensor, keys: Tensor, slides: bool) -> Tensor:
-        return dense_mask(self.config, queries, keys, slides, self.dtype)
+        window = self.config.sliding_window if slides else None
+        return dense_mask(self.config, queries, keys, window, self.dtype)
 
     # ---- prefill
 

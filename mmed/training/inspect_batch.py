@@ -47,16 +47,12 @@ def row_lines(row: Row, names: Sequence[str], tokenizer: Tokenizer) -> list[str]
 
 def parse_rows(text: str, count: int) -> list[int]:
     """Row numbers of "0,5-7"; all when empty."""
-    if not text:
-        return list(range(count))
-    numbers: list[int] = []
+    parts = [part.partition("-") for part in (text or f"0-{count - 1}").split(",")]
     try:
-        for part in text.split(","):
-            low, _, high = part.partition("-")
-            numbers += range(int(low), int(high or low) + 1)
+        numbers = [n for low, _, high in parts for n in range(int(low), int(high or low) + 1)]
     except ValueError:
         raise UsageError(f"--rows={text}: expected numbers such as 0,5-7") from None
-    if not numbers or min(numbers) < 0 or max(numbers) >= count:
+    if not set(numbers) <= set(range(count)):
         raise UsageError(f"--rows={text}: the batch has rows 0 to {count - 1}")
     return numbers
 

@@ -19,7 +19,7 @@ from mmed.reporting.read_results import read_run
 from mmed.tokenizer import load_tokenizer
 from mmed.training import run_folder
 from mmed.training.inspect_batch import batch_names, load_run, main
-from mmed.training.logging import Log, Step, Values
+from mmed.training.logging import Log, Values
 from mmed.utils.errors import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
     def no_locks(file, operation):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("mmed.utils.files.fcntl.flock", no_locks)
     run_folder.FolderLock(tmp_path / "run").release()
     assert "no locks" in capsys.readouterr().err
 
@@ -167,8 +167,8 @@ def test_a_non_finite_batch_is_skipped_or_ends_the_run_and_is_named(tmp_path):
     config = TrainConfig(log_every=1000, skip_nonfinite=1, global_batch_size=8, out=str(tmp_path))
     log = Log(config, torch.device("cpu"), 0, 99, {}, 1.0, None, lambda step: [f"en:{step}"])
     bad = Values(torch.tensor([4.0, math.nan, 1.0], dtype=torch.float64))
-    log.add(Step(7, 1e-3, 8, bad))
-    log.add(Step(9, 1e-3, 8, bad))
+    log.add(7, 1e-3, 8, bad)
+    log.add(9, 1e-3, 8, bad)
     with pytest.raises(
         UserError, match=r"step 9: loss nan, gradient norm 1\.0: not finite.* Rows 64 to 71: en:9 "
     ):

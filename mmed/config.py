@@ -68,7 +68,7 @@ class TrainConfig:
                                         "or the family's packed query/key/value matrix")
     # Machine
     precision: str = option("bf16", "bf16 keeps fp32 weights and reduces gradients in fp32", "bf16", "fp32")
-    compile: str = option("auto", "torch.compile of the blocks; auto: if the run is long enough to gain",
+    compile: str = option("auto", "torch.compile of the blocks; auto: on a GPU, unless the model is tiny",
                           "auto", "yes", "no")
     activation_checkpointing: str = option("no", "recompute all or every second block in the backward pass: "
                                                  "less memory, up to a third more time", "no", "half", "all")

@@ -47,7 +47,7 @@ from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.training import distributed, loader, memory_estimate, optimizer, run_folder, validation
 from mmed.training.inspect_batch import batch_names
-from mmed.training.logging import Log, Profile, Values
+from mmed.training.logging import Log, Values, profiler
 from mmed.training.signals import Stopped, StopSignal, end_failed_rank
 from mmed.utils.errors import EXIT_STOPPED, UsageError, UserError, main_guard
 from mmed.utils.files import read_json, write_json
@@ -117,12 +117,12 @@ def skeleton(config: TrainConfig, shape: ModelConfig) -> Transformer:
     return model
 
 
-def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device, compiled: bool) -> Transformer:
+def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -> Transformer:
     """The model to train, from a folder or random, sharded over the ranks: no rank ever holds it whole."""
     model = skeleton(config, shape)
     if config.activation_checkpointing != "no":
         distributed.checkpoint_blocks(model, {"all": 1, "half": 2}[config.activation_checkpointing])
-    if compiled:
+    if memory_estimate.worth_compiling(config, shape, device):
         distributed.compile_blocks(model)
     if distributed.world_size() > 1:
         distributed.shard(model, config.precision, config.shard_size, config.rank_timeout_seconds)
@@ -194,7 +194,7 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
         loader.verify_streams(rows.streams, device)
 
     torch.manual_seed(config.seed)
-    model = build_model(config, shape, device, memory_estimate.worth_compiling(config, shape, steps, device))
+    model = build_model(config, shape, device)
     adamw = optimizer.make_optimizer(model, config)
     state = training_state.load_state(state_folder, model, adamw) if state_folder else {}
     first = state.get("step", 0)
@@ -275,19 +275,20 @@ def run_to_end(run: Run) -> int:
 
 def training_loop(run: Run) -> None:
     config, steps = run.config, run.steps
-    profile = Profile(config.profile, config.out, run.device)
     if run.step == 0:
         evaluate(run)
-    for batch in run.batches.ahead(run.step, steps):
-        run.stop.check()
-        run.checkpoints.check()
-        train_step(run, batch)
-        profile.step()
-        if run.step == steps or (config.eval_every and run.step % config.eval_every == 0):
-            evaluate(run)
-        if run.step < steps and run.step % config.save_every == 0:
-            save(run)
-    profile.stop()
+    profile = profiler(config.profile, config.out, run.device)
+    with profile or contextlib.nullcontext():
+        for batch in run.batches.ahead(run.step, steps):
+            run.stop.check()
+            run.checkpoints.check()
+            train_step(run, batch)
+            if profile:
+                profile.step()
+            if run.step == steps or (config.eval_every and run.step % config.eval_every == 0):
+                evaluate(run)
+            if run.step < steps and run.step % config.save_every == 0:
+                save(run)
 
 
 def train_step(run: Run, batch: loader.Batch) -> None:

@@ -135,10 +135,7 @@ class Decoder:
 
     def prefill(self, cache: KVCache, segments: Sequence[Segment]) -> list[Tensor]:
         """Compute the segments in order and store their keys and values; logits (segment.logits, V) of each.
-
-        A segment may overwrite an earlier one of the same row and `start`: each attends to the cache before
-        the next one is stored.
-        """
+        A segment may overwrite an earlier one of its row: each attends before the next one is stored."""
         parts = passes(segments, PASS_TOKENS.get(self.device.type, 1024))
         return [logits for part in parts for logits in self.flat_pass(cache, part)]
 

@@ -3,8 +3,8 @@
     score_many(model, prompts, options)     one list of sums per prompt
 
 An option's score is the sum over its tokens of log P(token | prompt, tokens before it), natural logarithm,
-in fp32. The options of a prompt are computed one after the other behind it, in one flat pass; what they all
-begin with counts as a part of the prompt. What many prompts begin with is computed once, as in decoding.
+in fp32. The options of a prompt are computed one after the other behind it, in one flat pass. What many
+prompts begin with is computed once, as in decoding.
 """
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
     places = [i for i in range(len(prompts)) if options[i]]
     if not places:
         return scores
-    starts = {i: common_start(options[i]) for i in places}
     longest = max(len(prompts[i]) + max(map(len, options[i])) for i in places)
     decoder = decoder_for(model)
     batch = fitting_batch(decoder, min(GROUP, len(places)), longest)
@@ -44,28 +43,17 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
         segments = []
         for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
             i = places[number]
-            context = [*prompts[i], *options[i][0][:starts[i]]]
-            segments.append(Segment(row, length, context[length:], logits=starts[i] + 1))
-            rests = [option[starts[i]:-1] for option in options[i]]
-            segments += [Segment(row, len(context), rest, logits=len(rest)) for rest in rests if rest]
+            segments.append(Segment(row, length, prompts[i][length:]))
+            rests = [option[:-1] for option in options[i]]
+            segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests if rest]
         logits = iter(decoder.prefill(cache, segments))
         for number in group:
-            i, shared = places[number], next(logits)
+            i, before = places[number], next(logits)
             for option in options[i]:
-                more = len(option) > starts[i] + 1
-                scores[i].append(option_score(torch.cat((shared, next(logits))) if more else shared, option))
+                part = torch.cat((before, next(logits))) if len(option) > 1 else before
+                scores[i].append(option_score(part, option))
             on_done(i)
     return scores
-
-
-def common_start(options: Sequence[Sequence[int]]) -> int:
-    """How many tokens all options begin with, without the last token of any.
-
-    >>> common_start([[5, 6, 7], [5, 6, 8], [5, 6]])
-    1
-    """
-    shortest = min(map(len, options)) - 1
-    return next((i for i in range(shortest) if len({option[i] for option in options}) > 1), shortest)
 
 
 def option_score(logits: Tensor, option: Sequence[int]) -> float:

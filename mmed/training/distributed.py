@@ -68,8 +68,7 @@ def start(timeout_seconds: int = 600) -> torch.device:
 
 
 def end_with_launcher() -> None:
-    """End this process soon after torchrun is gone: ranks of a torchrun that was killed outright are not
-    notified, and would go on and keep their files locked. First SIGTERM, on which training saves."""
+    """End this process soon after torchrun was killed, which notifies no rank: by SIGTERM, then SIGKILL."""
     launcher = os.getppid()
 
     def watch() -> None:
@@ -87,11 +86,9 @@ def device_called(name: str) -> str:
     if name == "auto":
         return "cuda" if gpu_count() else "cpu"
     try:
-        torch.empty(1, device=name)
+        return str(torch.empty(1, device=name).device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(f"--device {name}: no such device; this torch finds cpu and {gpu_count()} GPUs "
-                         "(cuda:0, ...)") from None
-    return name
+        raise UsageError(f"--device {name}: no such device; there are cpu and {gpu_count()} GPUs") from None
 
 
 def make_deterministic() -> None:
@@ -135,14 +132,10 @@ def device_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def run_unequal_work(work: Callable[[], None], device: torch.device) -> None:
-    """Run `work`, which may take one rank much longer than the others; every rank calls this.
-
-    The work runs in a thread. Meanwhile the ranks meet in short collectives, so that the time-out that
-    detects hung ranks does not end a run because one of them verifies 100 GB of tokens.
-    """
+    """Run `work`, which may take one rank longer than the time-out of hung ranks; every rank calls this. The
+    work runs in a thread, and meanwhile the ranks meet in short collectives."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        unfinished = True
+        future, unfinished = pool.submit(work), True
         while unfinished:
             wait([future], HEARTBEAT_SECONDS if dist.is_initialized() else None)
             if future.done():
@@ -194,8 +187,7 @@ def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_secon
 
 
 def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:
-    """All ranks, or (copies, shards) for hybrid sharding; its groups have the run's time-out, not torch's
-    default."""
+    """All ranks, or (copies, shards) for hybrid sharding, whose groups need the run's time-out, too."""
     kind, world = "cuda" if gpu_count() else "cpu", world_size()
     if not shard_size or shard_size == world:
         return init_device_mesh(kind, (world,))
@@ -207,8 +199,8 @@ def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:
 
 
 def reshard(model: nn.Module) -> None:
-    """Back to this rank's shard of every weight. After a forward pass without a backward pass the root unit
-    (embedding, norm, head) stays gathered, under parameters that are not the optimizer's."""
+    """Back to this rank's shard of every weight: after a forward pass without a backward pass the root unit
+    stays gathered, under parameters that are not the optimizer's."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

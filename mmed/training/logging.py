@@ -54,11 +54,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Log:
-    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
-
-    `state_dict` goes into checkpoints, so that the log of a resumed run is that of an uninterrupted one.
-    `flops` per token and the device's `peak` (or None) give the MFU; `names` says what a step's batch holds.
-    """
+    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing. `flops` per token and
+    the device's `peak` (or None) give the MFU; `names` says what a step's batch holds."""
 
     def __init__(self, config: TrainConfig, device: torch.device, first: int, steps: int, state: dict,
                  flops: float, peak: float | None, names: Callable[[int], list[str]]):
@@ -78,6 +75,7 @@ class Log:
                         mininterval=0.5, dynamic_ncols=True)
 
     def state_dict(self) -> dict:
+        """For checkpoints: the log of a resumed run is that of an uninterrupted one."""
         return {name: getattr(self, name) for name in ("tokens", "skipped", "loss", "validation_before")}
 
     def add(self, step: int, lr: float, positions: int, values: Values) -> None:
@@ -182,27 +180,17 @@ class Log:
         self.last = (*self.last[:2], time.perf_counter())
 
 
-class Profile:
-    """Record `steps` steps after a warm-up, then write OUT/trace.json and print where the time went."""
+def profiler(steps: int, folder: str, device: torch.device) -> torch.profiler.profile | None:
+    """A profiler that records `steps` steps after a warm-up, writes OUT/trace.json and prints a summary."""
+    if not steps or not distributed.is_main():
+        return None
 
-    def __init__(self, steps: int, folder: str, device: torch.device):
-        self.path, self.device, self.profiler = Path(folder) / "trace.json", device, None
-        if steps and distributed.is_main():
-            self.profiler = torch.profiler.profile(schedule=torch.profiler.schedule(
-                wait=PROFILE_WARM_UP - 1, warmup=1, active=steps, repeat=1), on_trace_ready=self.write)
-            self.profiler.start()
+    def write(found: torch.profiler.profile) -> None:
+        path = f"{folder}/trace.json"
+        found.export_chrome_trace(path)
+        order = f"self_{device.type}_time_total"
+        table = found.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
+        print(f"{table}\nprofile: {path} (open it in ui.perfetto.dev)", file=sys.stderr)
 
-    def step(self) -> None:
-        """A step was given to the device."""
-        if self.profiler:
-            self.profiler.step()
-
-    def write(self, profiler: torch.profiler.profile) -> None:
-        profiler.export_chrome_trace(str(self.path))
-        order = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        table = profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
-        print(f"{table}\nprofile: {self.path} (open it in ui.perfetto.dev)", file=sys.stderr)
-
-    def stop(self) -> None:
-        if self.profiler:
-            self.profiler.stop()
+    schedule = torch.profiler.schedule(wait=PROFILE_WARM_UP - 1, warmup=1, active=steps, repeat=1)
+    return torch.profiler.profile(schedule=schedule, on_trace_ready=write)

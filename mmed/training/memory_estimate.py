@@ -9,8 +9,6 @@ counted, by running the model on fake tensors; everything else is a formula.
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import time
 
 import torch
@@ -33,9 +31,6 @@ PEAK_FLOPS = {
     "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10G": 70e12, "NVIDIA GeForce RTX 4090": 165e12,
 }
 USEFUL = 0.5             # share of the speed of matrix products that a step reaches, for the estimate of time
-COMPILE_SECONDS = 60.0   # what torch.compile of the blocks costs on a CPU
-COMPILE_GAIN = 0.15      # share of a step that it saves there (docs/benchmarks.md)
-CPU_FLOPS = 1e11         # of one thread, for that decision alone
 FIRST_STEP_BYTES = 30_000_000  # code and tables that a CPU process loads in its first step
 
 
@@ -62,15 +57,11 @@ def tokens_per_step(config: TrainConfig) -> int:
     return config.global_batch_size * config.sequence_length // (1 if config.task == "pretrain" else 2)
 
 
-def worth_compiling(config: TrainConfig, shape: ModelConfig, steps: int, device: torch.device) -> bool:
-    """Whether torch.compile of the blocks pays off: on a GPU from 50 M parameters, on a CPU in long runs."""
-    if config.compile != "auto":
-        return config.compile == "yes"
-    if device.type == "cuda":
-        return matmul_weights(shape) >= 50e6
-    seconds = flops_per_token(shape, config) * tokens_per_step(config) * steps / CPU_FLOPS
-    has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
-    return has_compiler and COMPILE_GAIN * seconds > 2 * COMPILE_SECONDS
+def worth_compiling(config: TrainConfig, shape: ModelConfig, device: torch.device) -> bool:
+    """Whether to compile the blocks; auto: on a GPU from 50 M parameters on (a CPU gains a seventh)."""
+    if config.compile == "auto":
+        return device.type == "cuda" and matmul_weights(shape) >= 50e6
+    return config.compile == "yes"
 
 
 # ----------------------------------------------------------------------------------------------------- memory

@@ -40,8 +40,6 @@ OPENED = ("data", "model", "tokenizer", "steps")  # facts known once the data an
 ROUNDING = ("micro_batch_size", "shard_size", "compile", "activation_checkpointing")
 
 
-# ------------------------------------------------------------------------------------------------------ facts
-
 def run_facts(recipe: str, config: TrainConfig, tokenizer: Tokenizer | None, rows: PretrainRows | ExamRows,
               steps: int) -> dict:
     """The content of run.json: enough to repeat the run and to notice that something changed."""
@@ -66,12 +64,8 @@ def data_facts(config: TrainConfig, rows: PretrainRows | ExamRows) -> dict[str, 
 
 
 def model_facts(model: str) -> dict[str, str]:
-    """Name -> fingerprint of config and weight files, from samples of each file, which takes no minutes.
-
-    Other weights differ nearly everywhere; a change of a few bytes elsewhere in a large file goes unnoticed.
-    """
-    facts = {}
-    folder = Path(model)
+    """Name -> fingerprint of config and weight files, from samples: other weights differ everywhere."""
+    facts, folder = {}, Path(model)
     for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = path.stat().st_size
         digest = hashlib.sha256(str(size).encode())
@@ -83,15 +77,13 @@ def model_facts(model: str) -> dict[str, str]:
     return facts
 
 
-# ----------------------------------------------------------------------------------------------------- resume
-
 def settings(facts: dict) -> dict[str, object]:
     """All that makes another run of it, as name -> value. Of data and model the content counts, not the
     path, if it was recorded."""
     found = {key: value for key, value in facts["config"].items()
              if key not in FREE_ON_RESUME and key not in ("model", "data")}
-    found["data weights"] = [part.partition("=")[2].strip() for part in facts["config"]["data"].split(",")]
-    found |= {"tokenizer": facts.get("tokenizer"), "steps": facts.get("steps")}
+    weights = [part.partition("=")[2].strip() for part in facts["config"]["data"].split(",")]
+    found |= {"data weights": weights, "tokenizer": facts.get("tokenizer"), "steps": facts.get("steps")}
     for kind in ("data", "model"):
         found |= {f"{kind} {name}": value for name, value in facts.get(kind, {}).items()}
     if not facts.get("model"):
@@ -101,9 +93,7 @@ def settings(facts: dict) -> dict[str, object]:
 
 def check_resume(old: dict, new: dict) -> dict[str, tuple[object, object]]:
     """Name -> (then, now) of what differs and is allowed to; a `UserError` names anything else that differs.
-
-    `new` may lack what is not known yet (OPENED): then only the rest is compared.
-    """
+    `new` may lack what is not known yet (OPENED)."""
     config, changed = new["config"], {}
     allowed = {name.strip() for name in config["allow_changed"].split(",")} - {""}
     try:
@@ -160,13 +150,8 @@ def keep_lines(path: Path, step: int) -> None:
         file.writelines(line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step)
 
 
-# ------------------------------------------------------------------------------------------------------- lock
-
 class FolderLock:
-    """Hold RUN/lock while this process lives; a second run in the folder is rejected.
-
-    What earlier runs left unfinished (*.tmp) is removed, now that nobody can be writing it.
-    """
+    """Hold RUN/lock while this process lives, and remove what earlier runs left unfinished (*.tmp)."""
 
     def __init__(self, out: Path):
         self.out, self.created = out, not out.exists()

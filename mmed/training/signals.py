@@ -35,10 +35,8 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask for a checkpoint and an end; a second SIGINT ends at once.
-
-    A second SIGTERM changes nothing: Slurm sends it to torchrun and to its ranks, and torchrun passes it on.
-    """
+    """SIGTERM and SIGINT ask for a checkpoint and an end; a second SIGINT ends at once. A second SIGTERM
+    changes nothing: Slurm sends it to torchrun and to its ranks, and torchrun passes it on."""
 
     def __init__(self) -> None:
         self.requested, self.name, self.when = False, "a signal", 0.0
@@ -67,10 +65,8 @@ class StopSignal:
         self.group = distributed.host_group(timeout_seconds)
 
     def check(self) -> None:
-        """Raise `Stopped` if all ranks stop here; every rank calls this at the same places.
-
-        With several ranks the answer is that of the call before this one, so that none waits for the others.
-        """
+        """Raise `Stopped` if all ranks stop here; every rank calls this at the same places. With several
+        ranks the answer is that of the call before this one, so that none waits for the others."""
         stop = self.requested
         if self.group is not None:
             before, request = self.answer, torch.tensor([int(self.requested)])

@@ -23,12 +23,11 @@ import numpy as np
 import torch
 
 from mmed.config import TrainConfig
-from mmed.data import IGNORE, WIDTH, ExamRows, Row, TokenStream, end_to_end, stack
+from mmed.data import IGNORE, ExamRows, Row, TokenStream, rank_share
 from mmed.model import Transformer
 from mmed.prompts import read_benchmark
 from mmed.tokenizer import Tokenizer, clean_text, read_texts
-from mmed.training import distributed
-from mmed.training.loader import make_batch
+from mmed.training import distributed, loader
 from mmed.utils.errors import UserError
 
 DOCUMENTS = 64  # of each validation stream, and exam items of each language, that a training run scores
@@ -130,15 +129,13 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
 def micro_batches(rows: Sequence[Row], tokens: int, device: torch.device, flat: bool) -> Iterator[dict]:
     """This rank's share of rows as arguments of forward passes of about `tokens` tokens; every rank gets the
     same number of them."""
-    rank, world, begin = distributed.rank(), distributed.world_size(), 0
+    rank, world = distributed.rank(), distributed.world_size()
     ordered = sorted(rows, key=len, reverse=True)  # rows of about one width go together
-    while begin < len(ordered):
-        width = -(-len(ordered[begin]) // WIDTH) * WIDTH
-        count = max(1, min(tokens // width, -(-(len(ordered) - begin) // world)))
-        own = ordered[begin + rank * count:begin + (rank + 1) * count]
-        arrays = end_to_end(own) if flat and own and device.type == "cpu" else stack(own, count, width)
-        yield make_batch([arrays], device).micro[0]
-        begin += count * world
+    while ordered:
+        count = max(1, tokens // len(ordered[0]))  # per rank
+        together, ordered = ordered[:count * world], ordered[count * world:]
+        share = rank_share(len(together), rank, world, count)
+        yield from loader.micro_batches(together, share, device, flat).micro
 
 
 @torch.no_grad()

@@ -130,9 +130,8 @@ def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtyp
     if config.dynamic_rope and positions.shape[1] > longest:
         raise ValueError(f"{positions.shape[1]} tokens in a row: dynamic RoPE scaling, which begins beyond "
                          f"{longest} positions, is not supported")
-    local = slides and config.rope_local_theta is not None
-    theta = config.rope_theta if config.rope_local_theta is None or not slides else config.rope_local_theta
-    speed = rope_frequencies(config, theta, not local, positions.device)
+    local = config.rope_local_theta if slides else None
+    speed = rope_frequencies(config, local or config.rope_theta, local is None, positions.device)
     angles = positions[..., None].float() * speed      # (B, T, E / 2)
     angles = torch.cat((angles, angles), -1)[:, None]  # (B, 1, T, E)
     return angles.cos().to(dtype), angles.sin().to(dtype)
@@ -156,10 +155,7 @@ def alibi_slopes(heads: int) -> Tensor:
 
 class KVCache:
     """Keys and values of B sequences of up to S tokens: the token at position p of a sequence is at index p.
-
-    Every sequence has its own length. What is stored beyond it is never attended to and is overwritten later,
-    so prompts of different lengths are padded on the right, with any token.
-    """
+    What is stored beyond a sequence's own length is never attended to, so prompts are padded on the right."""
 
     def __init__(self, config: ModelConfig, batch: int, length: int, dtype: torch.dtype,
                  device: torch.device | str = "cpu"):
@@ -188,10 +184,8 @@ class AttentionInputs:
 
 def dense_mask(config: ModelConfig, queries: Tensor, keys: Tensor, window: int | None,
                dtype: torch.dtype) -> Tensor:
-    """Which keys at places `keys` (S) the queries at `queries` (B or 1, T) see.
-
-    bool (B or 1, 1, T, S), or with ALiBi the bias (B or 1, H, T, S), minus infinity where nothing is seen.
-    """
+    """Which keys at places `keys` (S) the queries at `queries` (B or 1, T) see: bool (B or 1, 1, T, S), or
+    with ALiBi the bias (B or 1, H, T, S), minus infinity where nothing is seen."""
     distance = queries[:, None, :, None] - keys
     visible = distance >= 0
     if window is not None:
@@ -206,13 +200,10 @@ def row_mask(config: ModelConfig, x: Tensor, document_ids: Tensor | None, window
              dtype: torch.dtype) -> Tensor | FastMask | None:
     """The mask of whole rows x (B, T, D), whose tokens see their own document; None: plain causal."""
     B, T, _ = x.shape
-    rope = config.position_embedding == "rope"
-    if rope and config.attention_softcap is None:
-        fast = fast_mask(document_ids, B, T, window, x.device)
-        if fast is not None:
+    if config.position_embedding == "rope":
+        fast = None if config.attention_softcap else fast_mask(document_ids, B, T, window, x.device)
+        if fast is not None or (document_ids is None and window is None):
             return fast
-    if rope and document_ids is None and window is None:
-        return None
     index = torch.arange(T, device=x.device)
     mask = dense_mask(config, index[None], index, window, dtype)
     if document_ids is None:

@@ -120,8 +120,7 @@ def skeleton(config: TrainConfig, shape: ModelConfig) -> Transformer:
 def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -> Transformer:
     """The model to train, from a folder or random, sharded over the ranks: no rank ever holds it whole."""
     model = skeleton(config, shape)
-    if config.activation_checkpointing != "no":
-        distributed.checkpoint_blocks(model, {"all": 1, "half": 2}[config.activation_checkpointing])
+    distributed.checkpoint_blocks(model, config.activation_checkpointing)
     if memory_estimate.worth_compiling(config, shape, device):
         distributed.compile_blocks(model)
     if distributed.world_size() > 1:
@@ -237,14 +236,12 @@ def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | Exa
 
 def print_start(facts: dict, rows: PretrainRows | ExamRows, count: int, model: Transformer,
                 first: int) -> None:
-    config = facts["config"]
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lora = f" (LoRA of rank {config['lora_rank']})" if config["lora_rank"] else ""
-    unit = "rows" if config["task"] == "pretrain" else "examples"
-    print(f"{facts['recipe']}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained{lora}; "
-          f"{count:,} {unit} of up to {config['sequence_length']} tokens; steps {first}..{facts['steps']} on "
-          f"{facts['world_size']} x {facts['device']}", file=sys.stderr)
+    total = sum(p.numel() for p in model.parameters()) / 1e6
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    unit = "rows" if isinstance(rows, PretrainRows) else "examples"
+    print(f"{facts['recipe']}: {total:.2f} M parameters, {trained:.2f} M trained; {count:,} {unit} of up to "
+          f"{rows.T} tokens; steps {first}..{facts['steps']} on {facts['world_size']} x {facts['device']}",
+          file=sys.stderr)
     if isinstance(rows, ExamRows) and rows.truncated:
         print(f"warning: {rows.truncated} examples were too long and were truncated on the left",
               file=sys.stderr)

@@ -82,8 +82,7 @@ class Ours:
         self.model, self.precision, self.flat = model, precision, False  # flat: exam rows end to end
         config = TrainConfig(learning_rate=1e-3, weight_decay=0.0, **lean)
         self.optimizer = make_optimizer(model, config)
-        if config.activation_checkpointing == "half":
-            checkpoint_blocks(model, 2)
+        checkpoint_blocks(model, config.activation_checkpointing)
         if compiled:
             compile_blocks(model)
 

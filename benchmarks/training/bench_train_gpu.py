@@ -124,8 +124,7 @@ def ours(case: str, device: torch.device, T: int, B: int, documents: bool):
     model = skeleton(config, ModelConfig(vocab_size=vocabulary, **{"rms_norm_eps": 1e-5,
                                                                    **SHAPES[shape]})).to_empty(device=device)
     fill(model)
-    if config.activation_checkpointing != "no":
-        checkpoint_blocks(model, {"all": 1, "half": 2}[config.activation_checkpointing])
+    checkpoint_blocks(model, config.activation_checkpointing)
     if device.type == "cuda":
         compile_blocks(model)
     optimizer = make_optimizer(model.train(), config)

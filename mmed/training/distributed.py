@@ -145,14 +145,14 @@ def run_unequal_work(work: Callable[[], None], device: torch.device) -> None:
 
 # ----------------------------------------------------------------------------------------------------- blocks
 
-def checkpoint_blocks(model: Transformer, every: int = 1) -> None:
-    """Recompute every n-th block in the backward pass instead of keeping what it computed."""
+def checkpoint_blocks(model: Transformer, which: str = "all") -> None:
+    """Recompute all, half or no blocks in the backward pass instead of keeping what they computed."""
     def checkpointed(forward: Callable) -> Callable:
         def recompute(*inputs: object) -> torch.Tensor:  # not a partial: torch.compile sees functions only
             return checkpoint(forward, *inputs, use_reentrant=False)
         return recompute
 
-    for block in model.layers[::every]:
+    for block in [] if which == "no" else model.layers[::{"all": 1, "half": 2}[which]]:
         block.forward = checkpointed(block.forward)
 
 

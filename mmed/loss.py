@@ -20,10 +20,8 @@ IGNORE = -100  # label of a position that carries no loss
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None,
                          loss_positions: Tensor | None = None) -> Tensor:
     """Sum of cross-entropies, a fp32 scalar, of hidden (B, T, D) against labels (B, T) that are not IGNORE.
-
-    Only positions with a label reach the head: a fine-tuning batch is mostly prompt. `loss_positions` are
-    their indices in the flat batch; finding them here makes the host wait for a GPU.
-    """
+    Only these positions reach the head; `loss_positions` are their indices in the flat batch, which a GPU
+    would have to be waited for."""
     hidden, labels = hidden.flatten(0, 1), labels.flatten()
     if loss_positions is None:
         loss_positions = (labels != IGNORE).nonzero().squeeze(1)
@@ -35,10 +33,8 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap
 
 
 def cross_entropies(logits: Tensor, target: Tensor, softcap: float | None) -> Tensor:
-    """Summed cross-entropy, in fp32, of logits (rows, V) and target (rows, 1).
-
-    Overwrites the logits with their gradient.
-    """
+    """Summed cross-entropy, in fp32, of logits (rows, V), overwritten with their gradient, and target
+    (rows, 1)."""
     scores = logits.float()
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -54,10 +50,7 @@ def cross_entropies(logits: Tensor, target: Tensor, softcap: float | None) -> Te
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """The gradient is formed in the forward pass, while a chunk's logits exist: nothing is computed twice.
-
-    With autocast the matrix is in fp32 and the hidden states in bf16: products are in bf16, and the matrix's
-    gradient is summed and returned in fp32.
-    """
+    Under autocast products are in bf16, and the gradient of the fp32 matrix is summed in fp32."""
 
     ROWS = {"cpu": 256, "cuda": 2048}  # rows per chunk
 

@@ -135,13 +135,6 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -
     return model.train()
 
 
-def mixed_precision(config: TrainConfig, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """The context of a forward pass: autocast in one process; FSDP casts by itself."""
-    if config.precision == "bf16" and distributed.world_size() == 1:
-        return functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
-    return contextlib.nullcontext
-
-
 # ------------------------------------------------------------------------------------------- setup and resume
 
 def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> int:
@@ -203,7 +196,10 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
     stop.join(config.rank_timeout_seconds)
     log = Log(config, device, first, steps, state, memory_estimate.flops_per_token(shape, config),
               memory_estimate.peak_flops(facts["device"]), functools.partial(batch_names, rows, config))
-    return Run(config, device, tokenizer, model, adamw, mixed_precision(config, device),
+    autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext  # FSDP casts by itself
+    if config.precision == "bf16" and distributed.world_size() == 1:
+        autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
+    return Run(config, device, tokenizer, model, adamw, autocast,
                loader.Batches(config, rows, device, shape.by_document), held_out, log,
                AsyncCheckpointer(out, facts, lock, config, first), stop, first, steps)
 

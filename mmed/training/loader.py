@@ -107,12 +107,9 @@ def make_batch(micro_batches: Sequence[Row], device: torch.device) -> Batch:
 
 def micro_batches(rows: Sequence[Row], shares: list[list[int | None]], device: torch.device,
                   flat: bool = False) -> Batch:
-    """This rank's share of `rows`: micro-batches of shape (B, T), or `flat`, end to end (1, T).
-
-    Flat rows have no padding. On a GPU they are not laid end to end: its mask takes memory that grows with
-    the square of a row's length. None in `shares` is a row of padding: what a rank computes while others have
-    rows left.
-    """
+    """This rank's share of `rows`: micro-batches of shape (B, T), or `flat`, end to end (1, T), without
+    padding; not on a GPU, whose mask grows with the square of a row's length. None in `shares` is a row of
+    padding, which a rank computes while others have rows left."""
     T = max((len(row) for row in rows), default=1)
     if any(len(row) < T for row in rows):
         T = -(-T // data.WIDTH) * data.WIDTH
@@ -125,8 +122,7 @@ def micro_batches(rows: Sequence[Row], shares: list[list[int | None]], device: t
 
 
 class Batches:
-    """Batch k of the run for this rank. `flat`: exam rows lie end to end where the model attends by
-    document."""
+    """Batch k of the run for this rank. `flat`: exam rows end to end, if the model attends by document."""
 
     def __init__(self, config: TrainConfig, rows: PretrainRows | ExamRows, device: torch.device,
                  flat: bool = False):

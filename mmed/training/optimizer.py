@@ -31,11 +31,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, limit: float, loss: Tensor) -> Tensor:
-    """Clip to `limit`, step, drop the gradients; returns their joint norm, the same on every rank.
-
-    Nothing changes if the norm or `loss` is not finite. The optimizer's kernel reads both on the device:
-    there is no pass over the gradients to scale them, and the host does not wait.
-    """
+    """Clip to `limit`, step, drop the gradients; returns their joint norm, the same on every rank. Nothing
+    changes if the norm or `loss` is not finite; the optimizer's kernel reads both on the device."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = distributed.whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
     optimizer.grad_scale = (norm / limit).clamp(min=1.0).float()
@@ -46,20 +43,14 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, limit: float, los
 
 
 def stochastic_bf16(x: Tensor, noise: Tensor) -> Tensor:
-    """fp32 `x` as bf16, rounded up or down with probabilities that keep the mean. noise: int32 in [0, 65536).
-
-    AdamW's second moment changes by a thousandth per step and bf16 has steps of a 256th: rounding to nearest
-    would leave it where it is.
-    """
+    """fp32 `x` as bf16, rounded up or down with probabilities that keep the mean; noise: int32 in [0, 65536).
+    To nearest, AdamW's second moment, which changes by a thousandth per step, would stay where it is."""
     return ((x.contiguous().view(torch.int32) + noise) & -65536).view(torch.float32).to(torch.bfloat16)
 
 
 class AdamWBf16(torch.optim.Optimizer):
-    """AdamW whose two moments are bf16, rounded stochastically from torch's default random generator.
-
-    `grad_scale` (the gradient's divisor) and `found_inf` are set before each step, as for torch's fused
-    AdamW.
-    """
+    """AdamW whose two moments are bf16, rounded stochastically from torch's default random generator. Like
+    torch's fused AdamW it is given `grad_scale` (the gradient's divisor) and `found_inf` before each step."""
 
     def __init__(self, groups: list[dict], lr: float, beta2: float):
         super().__init__(groups, {"lr": lr})

@@ -15,6 +15,7 @@ mmed/checkpoints/adapters.py reads and writes PEFT's files. Reference: Hu et al.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,8 @@ def apply_lora(model: Transformer, rank: int = 16, alpha: float = 16, dropout: f
     names = target_names(model.config, targets)
     model.requires_grad_(False)
     for name in names:
-        model.set_submodule(name, LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora))
+        base = cast(nn.Linear, model.get_submodule(name))
+        model.set_submodule(name, LoRALinear(base, rank, alpha, dropout, rslora))
     if not next(model.parameters()).is_meta:
         init_lora(model, seed)
     return len(names)

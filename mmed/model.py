@@ -308,6 +308,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
+    int8 = False  # decode with 8-bit weights (mmed/inference)
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -375,7 +377,9 @@ class Transformer(nn.Module):
         for slides in {config.slides(layer) for layer in range(config.num_hidden_layers)}:
             if config.position_embedding == "rope":
                 shared.rope[slides] = rope(config, positions, slides, dtype)
-            window = config.sliding_window if slides and config.sliding_window < used else None
+            window = config.sliding_window if slides else None
+            if window is not None and window >= used:
+                window = None
             if cache is None:
                 shared.masks[slides] = row_mask(config, x, document_ids, window, dtype)
             else:

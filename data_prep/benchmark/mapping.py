@@ -29,8 +29,8 @@ from mmed.utils.errors import UsageError, UserError
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SCALAR = str | int | float | None
 MISSING: Any = object()
-# An option inside a text: a line with "A.", "(A)" or "a" and a wide space; or "(A)" after any blank.
-OPTION_LINE = re.compile(r"(?:^|\n)\s*(?:\(([A-Za-z])\)|([A-Za-z])[).:．）、\u3000])\s*")
+# An option inside a text: a line that begins with "A.", "(A)" or "a "; or "(A)" after any blank.
+OPTION_LINE = re.compile(r"(?:^|\n)\s*(?:\(([A-Za-z])\)|([A-Za-z])[).:．）、\u3000 ])\s*")
 OPTION_INLINE = re.compile(r"(?:^|\s)\(([A-Z])\)()\s*")
 OPTIONS_TITLE = re.compile(r"\s*(?:answer )?(?:choices|options)\s*:?\s*\Z", re.IGNORECASE)
 

@@ -381,7 +381,8 @@ def test_options_are_read_in_published_forms(value, options):
 
 @pytest.mark.parametrize(("text", "stem", "options"), [
     ("Why (A) so? (A) x (B) y z", "Why (A) so?", {"A": "x", "B": "y z"}),
-    ("Why?\nA. x\nB) y", "Why?", {"A": "x", "B": "y"}), ("A man.\na 甲\nb 乙", "A man.", {"A": "甲", "B": "乙"}),
+    ("Why?\nA. x\nB) y", "Why?", {"A": "x", "B": "y"}),
+    ("A man.\na 甲\nb 乙", "A man.", {"A": "甲", "B": "乙"}),
     ("どれか。\n\na　甲\n\nb　乙", "どれか。", {"A": "甲", "B": "乙"}),
     ("Hepatitis A. or B. is", "Hepatitis A. or B. is", {}), ("", "", {}),
 ])

@@ -135,7 +135,7 @@ def sampled_prompt(item: ExamItem) -> str:
             f"Explain in {item.language}, in about {WORDS} words, what is right and why the rest is not. "
             'Begin with "###Rationale:", and end with a line of this form, with the right '
             f"{'letters' if several else 'letter'}:\n"
-            f"###Answer: {ANSWER_FORM.format(letters='X,Y' if several else 'X').removeprefix('###Answer: ')}")
+            f"{ANSWER_FORM.format(letters='X,Y' if several else 'X')}")
 
 
 def topic_prompt(item: ExamItem) -> str:

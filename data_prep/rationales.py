@@ -1,29 +1,28 @@
 """Rationales and topics by a strong model, and their checking by people.
 
     python -m data_prep.rationales generate --data MMedBench/Test --api MODEL_NAME --out with_rationales
-    [--estimate --price-in 2.5 --price-out 10]
+    python -m data_prep.rationales generate --data MMedBench/Train --api MODEL_NAME --out sampled --samples 8
     python -m data_prep.rationales topics   --data with_rationales --api MODEL_NAME --out with_topics
     python -m data_prep.rationales sheet    --data with_topics --language Japanese --out check_japanese.html
     python -m data_prep.rationales merge    saved_1.json saved_2.json --data with_topics --out checked
 
-In:  exam items (MMedBench's JSONL). `generate` and `topics` call a model (mmed/evaluation/api_client.py
-     stores each reply under the hash of its request); `sheet` and `merge` are in
-     data_prep/benchmark/rationale_checks.py.
+In:  exam items (MMedBench's JSONL). Only `generate` and `topics` use the network, through
+     mmed/evaluation/api_client.py, which stores each reply under the hash of its request: a stopped run
+     continues when the same command is run again, and a second run of a finished one costs nothing.
 Out: a new folder of the same files with `rationale`, `topic`, or `human_checked` and `human_check_passed`; a
-     page for checkers.
-
-Only `generate` and `topics` use the network. Stopped and started again by the same command they continue; a
-second run of a finished command costs nothing.
+     page for checkers (data_prep/benchmark/rationale_checks.py).
 """
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +30,26 @@ from tqdm import tqdm
 
 from data_prep.benchmark import rationale_checks
 from mmed.evaluation import api_client
-from mmed.evaluation.answer_parser import remove_thoughts
+from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
 from mmed.evaluation.api_client import add_api_options
 from mmed.evaluation.summary import aligned
 from mmed.languages import get_language
-from mmed.prompts import ExamItem, read_benchmark
+from mmed.prompts import ANSWER_FORM, ExamItem, read_benchmark
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, read_json, read_jsonl, temporary_name, write_json
 from mmed.utils.fingerprints import file_hash
 from mmed.utils.journal import facts_that_differ, json_line
 
-PROMPT_VERSION = 1  # of the two prompts below
+PROMPT_VERSION = 1  # of the prompts below
 WORDS = 100  # asked for of a rationale
-# What a text has on average (a rationale in the paper's test set) or at most (a topic); only estimates depend
-# on it.
-EXPECTED_TOKENS = {"generate": 200, "topics": 6}
+TEMPERATURE = 0.8  # of every sample but the first
 MESSAGE_TOKENS = 8  # that a chat template adds to a message
 REPORTS = {"generate": "rationales.json", "topics": "topics.json", "merge": "checks.json"}
 # MMedLM: the 21 labels of the paper's figure of topics; 11 % of its items carry none, which is OTHER here.
 TOPICS = ("Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pediatrics", "Microbiology",
-          "Physiology", "Pathology", "Immunology",
-          "Obstetrics and Gynecology", "Public Health", "Hematology", "Surgery", "Emergency Medicine",
-          "Orthopedics", "Neurology", "Anatomy",
+          "Physiology", "Pathology", "Immunology", "Obstetrics and Gynecology", "Public Health",
+          "Hematology", "Surgery", "Emergency Medicine", "Orthopedics", "Neurology", "Anatomy",
           "Medical Genetics", "Radiology", "Dermatology", "Endocrinology")
 OTHER = "Other"
 
@@ -72,97 +68,101 @@ class Entry:
 def read_entries(data: str | Path) -> list[Entry]:
     """Every item of a folder of JSONL files, or of one file, with its line as it is in the file."""
     path = Path(data)
-    items = read_benchmark(path)
     rows = [(file.name, row) for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
             for _, row in read_jsonl(file)]
-    assert len(rows) == len(items), f"expected {len(items)} lines, got {len(rows)}"
-    return [Entry(name, row, item) for (name, row), item in zip(rows, items)]
+    return [Entry(name, row, item) for (name, row), item in zip(rows, read_benchmark(path), strict=True)]
 
 
-def write_folder(out: Path, entries: Sequence[Entry], reports: dict[str, Any]) -> None:
-    """The entries' lines under the old file names, and the reports, in a new folder that is complete or
-    absent."""
+def write_folder(out: Path, data: str | Path, entries: Sequence[Entry], name: str, report: Any) -> None:
+    """The entries' lines under the old file names, the report, and those of earlier steps, in a new folder
+    that is complete or absent."""
     if out.exists():
         raise UserError(f"{out}: already there; give another --out")
     out = out.resolve()
     temporary = temporary_name(out)
+    earlier = [known for known in REPORTS.values() if (Path(data) / known).is_file()]
     try:
-        for name in dict.fromkeys(entry.file for entry in entries):
-            with atomic_write(temporary / name) as file:
-                file.writelines(json_line(entry.row) for entry in entries if entry.file == name)
-        for name, report in reports.items():
-            write_json(temporary / name, report)
+        for file_name in dict.fromkeys(entry.file for entry in entries):
+            with atomic_write(temporary / file_name) as file:
+                file.writelines(json_line(entry.row) for entry in entries if entry.file == file_name)
+        for known in earlier:
+            write_json(temporary / known, read_json(Path(data) / known))
+        write_json(temporary / name, report)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def earlier_reports(data: str | Path) -> dict[str, Any]:
-    """The reports of earlier steps, which are copied along."""
-    path = Path(data)
-    return {name: read_json(path / name) for name in REPORTS.values() if path.is_dir()
-            and (path / name).is_file()}
-
-
 # ---- prompts -------------------------------------------------------------------------------------
 
 def exam_text(item: ExamItem) -> str:
-    """Question, options and right answer, as both prompts show them.
+    """Question and options, as all prompts show them."""
+    options = "\n".join(f"{letter}. {text}" for letter, text in item.options.items())
+    return f"###Question: {item.question}\n###Options:\n{options}"
 
-    >>> print(exam_text(ExamItem("Why?", {"A": "this", "B": "that"}, ("B",), "", "English", "1")))
+
+def solved_text(item: ExamItem) -> str:
+    """Question, options and right answer.
+
+    >>> print(solved_text(ExamItem("Why?", {"A": "this", "B": "that"}, ("B",), "", "English", "1")))
     ###Question: Why?
     ###Options:
     A. this
     B. that
     ###Right answer: B. that
     """
-    options = "\n".join(f"{letter}. {text}" for letter, text in item.options.items())
     right = "; ".join(f"{letter}. {item.options[letter]}" for letter in item.answer)
-    plural = "s" if len(item.answer) > 1 else ""
-    return f"###Question: {item.question}\n###Options:\n{options}\n###Right answer{plural}: {right}"
+    return f"{exam_text(item)}\n###Right answer{'s' if len(item.answer) > 1 else ''}: {right}"
 
 
 def rationale_prompt(item: ExamItem) -> str:
-    """What a strong model is asked for a rationale."""
     # MMedLM: question, options and right answer are given. DIFFERS: the words of the paper's prompt were not
     # published; these are ours.
     these = "these options are" if len(item.answer) > 1 else "this option is"
     return (f"You're a {item.language} doctor. Below are a question of a medical exam, its options and the "
-            f"right answer.\n\n{exam_text(item)}\n\n"
+            f"right answer.\n\n{solved_text(item)}\n\n"
             f"Explain in {item.language}, in about {WORDS} words, why {these} right and the others are not. "
-            f"Begin with the reasoning at once: no heading, "
-            "no list, no repetition of the question. Write nothing but the explanation.")
+            "Begin with the reasoning at once: no heading, no list, no repetition of the question. Write "
+            "nothing but the explanation.")
+
+
+def sampled_prompt(item: ExamItem) -> str:
+    # DIFFERS: ours, not the paper's, whose model saw the right answer: this one must find it, and a
+    # rationale is kept only if it does.
+    several = len(item.answer) > 1
+    return (f"You're a {item.language} doctor. Below are a question of a medical exam and its options; "
+            f"{'several options are' if several else 'one option is'} right.\n\n{exam_text(item)}\n\n"
+            f"Explain in {item.language}, in about {WORDS} words, what is right and why the rest is not. "
+            'Begin with "###Rationale:", and end with a line of this form, with the right '
+            f"{'letters' if several else 'letter'}:\n"
+            f"{ANSWER_FORM.format(letters='X,Y' if several else 'X')}")
 
 
 def topic_prompt(item: ExamItem) -> str:
     listed = "\n".join((*TOPICS, OTHER))
     return (f"Below are a question of a medical exam in {item.language}, its options and the right "
-            f"answer.\n\n{exam_text(item)}\n\n"
+            f"answer.\n\n{solved_text(item)}\n\n"
             f"Which of these subjects does the question belong to?\n\n{listed}\n\nAnswer with one line of "
-            f"this list and nothing else; with {OTHER} only if "
-            "none fits.")
+            f"this list and nothing else; with {OTHER} only if none fits.")
 
 
 # ---- replies -------------------------------------------------------------------------------------
 
 def read_rationale(text: str) -> str | None:
-    """The rationale in a reply, None if there is none; the marker that fine-tuning texts carry is taken off.
+    """The rationale in a reply, None if there is none, without the marker that fine-tuning texts carry.
 
     >>> read_rationale("###Rationale: Because.\\n")
     'Because.'
     """
-    text = re.sub(r"\A\s*(?:#{0,3}\s*\**Rationale\**\s*:\**)?\s*", "", text, count=1,
-                  flags=re.IGNORECASE).strip()
-    return text or None
+    marker = r"\A\s*(?:#{0,3}\s*\**Rationale\**\s*:\**)?\s*"
+    return re.sub(marker, "", text, count=1, flags=re.IGNORECASE).strip() or None
 
 
 def read_topic(text: str) -> str | None:
     """The one label that a reply names; None if it names none, or several.
 
-    >>> read_topic("**Pathology**."), read_topic("obstetrics & gynecology")
-    ('Pathology', 'Obstetrics and Gynecology')
-    >>> read_topic("Surgery or Anatomy"), read_topic("It is pathophysiology.")
-    (None, None)
+    >>> read_topic("**Pathology**."), read_topic("obstetrics & gynecology"), read_topic("Surgery or Anatomy")
+    ('Pathology', 'Obstetrics and Gynecology', None)
     """
     folded = " ".join(re.findall(r"\w+", text.replace("&", " and ").casefold()))
     named = [label for label in TOPICS if re.search(rf"\b{label.casefold()}\b", folded)]
@@ -175,22 +175,31 @@ def read_topic(text: str) -> str | None:
 class Task:
     """What is asked of each item and where its answer goes."""
 
-    name: str
     prompt: Callable[[ExamItem], str]
     read: Callable[[str], str | None]
     key: str
     max_new_tokens: int
+    expected_tokens: int  # of a reply, for estimates: a rationale of the paper's test set, or at most
+    finds_answer: bool = False
 
 
-TASKS = {"generate": Task("generate", rationale_prompt, read_rationale, "rationale", 1024),
-         "topics": Task("topics", topic_prompt, read_topic, "topic", 64)}
+TASKS = {"generate": Task(rationale_prompt, read_rationale, "rationale", 1024, 200),
+         "topics": Task(topic_prompt, read_topic, "topic", 64, 6)}
+SAMPLED = Task(sampled_prompt, read_rationale, "rationale", 1024, 210, finds_answer=True)
 
 
 def take(task: Task, entry: Entry, reply: dict) -> str | None:
     """Put a reply into the item's line; returns why it cannot be used, if it cannot."""
     if reply["finish_reason"] == "length":
         return "truncated at --max_new_tokens"
-    value = task.read(remove_thoughts(reply["text"]))
+    text = remove_thoughts(reply["text"])
+    if task.finds_answer:
+        item = entry.item
+        parsed = parse_answer(text, item.options, rationale_expected=True, language=item.language)
+        if parsed.letters != item.answer:
+            return f"answered {','.join(parsed.letters) or 'nothing'}; the key is {','.join(item.answer)}"
+        text = parsed.rationale
+    value = task.read(text)
     if value is None:
         start = " ".join(reply["text"].split())[:80]
         return f"no {task.key} in the reply: {start!r} (ended with {reply['finish_reason']})"
@@ -203,242 +212,271 @@ def take(task: Task, entry: Entry, reply: dict) -> str | None:
 # ---- estimate ------------------------------------------------------------------------------------
 
 def estimated_tokens(text: str) -> int:
-    """A rough count of a text's tokens, from its letters: 4 of ASCII, 2.5 of other alphabets, one of Chinese
-    or Japanese to a token.
+    """A rough count: 4 letters of ASCII, 2.5 of other alphabets, one of Chinese or Japanese to a token.
 
     >>> estimated_tokens("The patient has a fever."), estimated_tokens("患者发热")
     (6, 4)
     """
-    plain = sum(c < "\u0080" for c in text)
-    wide = sum(c >= "\u2e80" for c in text)
+    plain, wide = sum(c < "\u0080" for c in text), sum(c >= "\u2e80" for c in text)
     return math.ceil(plain / 4 + (len(text) - plain - wide) / 2.5 + wide)
 
 
-def estimate(task: Task, entries: Sequence[Entry], prompts: Sequence[str], stored: Sequence[bool],
-             count: Callable[[str], int], longest: int,
-             prices: tuple[float, float] | None) -> list[list[str]]:
-    """A table by language: calls that are still to be made, their tokens, and at these prices what they
-    cost."""
+def dollars(tokens_in: int, tokens_out: int, options: argparse.Namespace) -> str:
+    return f"{(tokens_in * options.price_in + tokens_out * options.price_out) / 1e6:,.2f}"
+
+
+def estimate(options: argparse.Namespace, task: Task, server: api_client.Server, entries: Sequence[Entry],
+             stored: api_client.CallStore | None) -> str:
+    """A table by language: calls that are still to be made, their tokens, and what they cost."""
+    longest = options.max_new_tokens or task.max_new_tokens
+    count = load_tokenizer(options.tokenizer).encode if options.tokenizer else None
+    parts: dict[str, Counter[str]] = {}
+    for entry in entries:
+        prompt = task.prompt(entry.item)
+        key = api_client.request_key(server, api_client.request(server, prompt, longest))
+        known = stored is not None and key in stored.replies
+        tokens = len(count(prompt)) if count else estimated_tokens(prompt)
+        for name in (entry.item.language, "all"):
+            parts.setdefault(name, Counter()).update(
+                items=1, known=known, tokens=0 if known else tokens + MESSAGE_TOKENS)
+    priced = options.price_in is not None
     rows = [["language", "items", "answered", "to ask", "tokens in", "tokens out", "at most"]
-            + (["USD", "at most"] if prices else [])]
-    parts: dict[str, list[int]] = {}
-    for entry, prompt, known in zip(entries, prompts, stored):
-        part = parts.setdefault(entry.item.language, [0, 0, 0])
-        part[0] += 1
-        part[1] += known
-        part[2] += 0 if known else count(prompt) + MESSAGE_TOKENS
-    parts["all"] = [sum(column) for column in zip(*parts.values())] or [0, 0, 0]
-    for language, (items, known, tokens) in parts.items():
-        asked = items - known
-        out, most = asked * min(EXPECTED_TOKENS[task.name], longest), asked * longest
-        row = [language, items, known, asked, tokens, out, most]
-        costs = [f"{(tokens * prices[0] + produced * prices[1]) / 1e6:,.2f}"
-                 for produced in (out, most)] if prices else []
-        rows.append([row[0], *(f"{number:,}" for number in row[1:]), *costs])
-    return rows
+            + ["USD", "at most"] * priced]
+    for name in [*(name for name in parts if name != "all"), "all"]:
+        part = parts.get(name, Counter())
+        asked = part["items"] - part["known"]
+        replies = asked * min(task.expected_tokens, longest), asked * longest
+        numbers = (part["items"], part["known"], asked, part["tokens"], *replies)
+        rows.append([name, *(f"{number:,}" for number in numbers),
+                     *(dollars(part["tokens"], reply, options) for reply in replies if priced)])
+    hint = "" if priced else "\n\nno cost: give --price-in and --price-out, in USD for a million tokens"
+    more = f"\n\nfor the first of up to {options.samples} samples" if options.samples else ""
+    return aligned(rows) + more + hint
 
 
 # ---- run -----------------------------------------------------------------------------------------
 
 def wanted(task: Task, entries: Sequence[Entry], replace: bool, limit: int) -> list[Entry]:
-    """The items to ask about: those without a rationale or topic, or with `replace` all; the first `limit` of
-    each language."""
-    chosen, counts = [], {}
+    """The items to ask about: those without a rationale or topic, or with `replace` all; the first `limit`
+    of each language (0: all)."""
+    counts: Counter[str] = Counter()
+    chosen = []
     for entry in entries:
-        value = entry.row.get(task.key)
-        if replace or not (isinstance(value, str) and value.strip()):
-            counts[entry.item.language] = counts.get(entry.item.language, 0) + 1
+        if replace or not str(entry.row.get(task.key) or "").strip():
+            counts[entry.item.language] += 1
             if not limit or counts[entry.item.language] <= limit:
                 chosen.append(entry)
     return chosen
 
 
 def is_done(out: Path, name: str, facts: dict[str, Any]) -> bool:
-    """Is `out` the result of this very command? Another result there is an error that names the
-    difference."""
+    """Whether `out` is the result of this very command; another result there is an error that says how."""
     if not out.exists():
         return False
     before = read_json(out / name) if (out / name).is_file() else {}
     if before.get("facts") == facts:
         print(f"{out} is complete; nothing to do", file=sys.stderr)
         return True
-    differs = facts_that_differ(before["facts"], facts) if before.get("facts") else ""
-    raise UserError(f"{out}: already there{', made with ' if differs else ''}{differs}; give another --out, "
-                    f"and "
-                    "--calls to use its calls again")
+    differs = f", made with {facts_that_differ(before['facts'], facts)}" if before.get("facts") else ""
+    raise UserError(f"{out}: already there{differs}; give another --out, and --calls to use its calls again")
+
+
+@dataclass
+class Asked:
+    """What came of asking; items go by their key."""
+
+    requests: list[str] = field(default_factory=list)  # their keys
+    replies: list[dict] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)  # why an item has nothing
+    taken: dict[str, int] = field(default_factory=dict)  # which sample an item has
+
+
+def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
+            longest: int, samples: int) -> Asked:
+    """Ask about each item until a reply can be used, at most `samples` times, and put it into its line."""
+    asked = Asked()
+    for sample in range(1, samples + 1):
+        left = [entry for entry in entries if entry.item.key not in asked.taken]
+        if sample > 1:
+            warm = server.options["temperature"] or TEMPERATURE
+            server = dataclasses.replace(server, options=server.options | {"temperature": warm,
+                                                                          "seed": sample})
+        requests = [api_client.request(server, task.prompt(entry.item), longest) for entry in left]
+        with tqdm(total=len(left), disable=not sys.stderr.isatty(), unit=f" {task.key}",
+                  dynamic_ncols=True) as bar:
+            labels = [f"item {entry.item.key} ({entry.item.language})" for entry in left]
+            replies = api_client.ask(server, requests, store, labels=labels,
+                                     on_done=lambda _, bar=bar: bar.update())
+        asked.requests += [api_client.request_key(server, body) for body in requests]
+        asked.replies += replies
+        for entry, reply in zip(left, replies):
+            reason = take(task, entry, reply)
+            if reason:
+                asked.problems[entry.item.key] = reason
+            else:
+                asked.problems.pop(entry.item.key, None)
+                asked.taken[entry.item.key] = sample
+    return asked
+
+
+def acceptance(entries: Sequence[Entry], taken: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """By language: how many items got a rationale whose letter is the key, and from which sample."""
+    result = {}
+    for language in dict.fromkeys(entry.item.language for entry in entries):
+        samples = [taken.get(entry.item.key, 0) for entry in entries if entry.item.language == language]
+        counts = Counter(samples)
+        accepted = len(samples) - counts[0]
+        result[language] = {"items": len(samples), "accepted": accepted, "rate": accepted / len(samples),
+                            "by_sample": [counts[n] for n in range(1, max(samples) + 1)]}
+    return result
 
 
 def run(options: argparse.Namespace) -> int:
     """`generate` and `topics`."""
-    task, out = TASKS[options.command], Path(options.out)
+    task, out = SAMPLED if options.samples else TASKS[options.command], Path(options.out)
+    name = REPORTS[options.command]
     longest = options.max_new_tokens or task.max_new_tokens
-    prices = (options.price_in, options.price_out) if options.price_in is not None else None
     server = api_client.server_from(options, need_key=not options.estimate)
     facts = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
              "max_new_tokens": longest, "replace": options.replace, "limit": options.limit}
-    if is_done(out, REPORTS[task.name], facts):
+    facts |= {"samples": options.samples} if options.samples else {}
+    if is_done(out, name, facts):
         return 0
     entries = read_entries(options.data)
     for language in {entry.item.language for entry in entries}:
         get_language(language)
-    asked = wanted(task, entries, options.replace, options.limit)
-    prompts = [task.prompt(entry.item) for entry in asked]
-    requests = [api_client.request(server, prompt, longest) for prompt in prompts]
-    keys = [api_client.request_key(server, body) for body in requests]
+    chosen = wanted(task, entries, options.replace, options.limit)
     calls = Path(options.calls or f"{out}.calls.jsonl")
     if options.estimate:
-        stored = set(api_client.CallStore(calls).replies) if calls.exists() else set()
-        print(aligned(estimate(task, asked, prompts, [key in stored for key in keys],
-                               token_counter(options.tokenizer), longest, prices)))
-        if not prices:
-            print("\nno cost: give --price-in and --price-out, in USD for a million tokens")
+        stored = api_client.CallStore(calls) if calls.exists() else None
+        print(estimate(options, task, server, chosen, stored))
         return 0
-    if not asked:
+    if not chosen:
         raise UserError(f"{options.data}: every item has a {task.key} already; --replace regenerates them")
-
     store = api_client.CallStore(calls)
-    with tqdm(total=len(asked), disable=not sys.stderr.isatty(), unit=f" {task.key}",
-              dynamic_ncols=True) as bar:
-        replies = api_client.ask(server, requests, store, on_done=lambda _: bar.update(),
-                          labels=[f"item {entry.item.key} ({entry.item.language})" for entry in asked])
-    reasons = [take(task, entry, reply) for entry, reply in zip(asked, replies)]
-    problems = [{"key": entry.item.key, "language": entry.item.language, "reason": reason}
-                for entry, reason in zip(asked, reasons) if reason]
-    spent = api_client.usage(store.new)
+    asked = ask_all(task, server, store, chosen, longest, options.samples or 1)
+    items = {entry.item.key: entry.item for entry in chosen}
+    problems = [{"key": key, "language": item.language, "reason": asked.problems[key]}
+                for key, item in items.items() if key in asked.problems]
     # What this run asked for depends on where an earlier one was stopped: it is printed, not stored.
-    report = {"facts": facts, "items": len(entries), "asked": len(asked), "with": len(asked) - len(problems),
-              "problems": problems,
-              "usage": api_client.usage(replies)}
-    if task.name == "topics":
-        report["topics"] = {label: sum(entry.row.get("topic") == label for entry in entries)
-                            for label in (*TOPICS, OTHER)}
-    write_folder(out, entries, earlier_reports(options.data) | {REPORTS[task.name]: report})
-    store.close(keys)
-    print(f"{report['with']:,} of {len(asked):,} items have a {task.key} now; {len(problems):,} could not "
-          f"be used"
-          + (f" (listed in {out / REPORTS[task.name]})" if problems else ""))
-    for name, part in (("all calls", report["usage"]), ("this run", spent)):
-        print(f"{name}: {part['calls']:,} calls, tokens in {part['prompt_tokens']:,}, out "
-              f"{part['completion_tokens']:,}" + cost(part, prices))
+    report = {"facts": facts, "items": len(entries), "asked": len(chosen), "with": len(asked.taken),
+              "problems": problems, "usage": api_client.usage(asked.replies)}
+    if options.samples:
+        report["accepted"] = acceptance(chosen, asked.taken)
+    if options.command == "topics":
+        counts = Counter(entry.row.get("topic") for entry in entries)
+        report["topics"] = {label: counts[label] for label in (*TOPICS, OTHER)}
+    spent = api_client.usage(store.new)
+    write_folder(out, options.data, entries, name, report)
+    store.close(asked.requests)
+    print_report(options, task, report, spent, out / name)
     return 0
 
 
-def cost(part: dict[str, Any], prices: tuple[float, float] | None) -> str:
-    """What tokens cost, in words; "" without prices.
-
-    >>> cost({"prompt_tokens": 2_000_000, "completion_tokens": 500_000, "without_counts": 0}, (2.5, 10.0))
-    ', 10.00 USD'
-    """
-    missing = f" ({part['without_counts']:,} replies came without a count)" if part["without_counts"] else ""
-    if not prices:
-        return missing
-    dollars = (part["prompt_tokens"] * prices[0] + part["completion_tokens"] * prices[1]) / 1e6
-    return f", {dollars:,.2f} USD{missing}"
-
-
-def token_counter(tokenizer: str | None) -> Callable[[str], int]:
-    if not tokenizer:
-        return estimated_tokens
-
-    known = load_tokenizer(tokenizer)
-    return lambda text: len(known.encode(text))
+def print_report(options: argparse.Namespace, task: Task, report: dict[str, Any], spent: dict[str, Any],
+                 path: Path) -> None:
+    listed = f" (listed in {path})" if report["problems"] else ""
+    print(f"{report['with']:,} of {report['asked']:,} items have a {task.key} now; "
+          f"{len(report['problems']):,} could not be used{listed}")
+    for language, part in report.get("accepted", {}).items():
+        print(f"{language}: {part['accepted']:,} of {part['items']:,} accepted ({100 * part['rate']:.1f} %), "
+              f"by sample: {', '.join(map(str, part['by_sample']))}")
+    for name, part in (("all calls", report["usage"]), ("this run", spent)):
+        tokens = part["prompt_tokens"], part["completion_tokens"]
+        cost = f", {dollars(*tokens, options)} USD" if options.price_in is not None else ""
+        missing = f" ({part['without_counts']:,} replies came without a count)"
+        print(f"{name}: {part['calls']:,} calls, tokens in {tokens[0]:,}, out {tokens[1]:,}{cost}"
+              f"{missing if part['without_counts'] else ''}")
 
 
 # ---- command -------------------------------------------------------------------------------------
 
 def add_run(commands: Any, name: str, what: str) -> None:
     task = TASKS[name]
-    parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}. The network is "
-                                                              f"used, except with --estimate.",
-                                 allow_abbrev=False)
-    parser.add_argument("--data", required=True, metavar="FOLDER",
-                        help="exam items: a folder of JSONL files, or one file")
-    parser.add_argument("--out", required=True, metavar="FOLDER",
-                        help="new folder: the same files, with what was asked for added")
-    parser.add_argument("--calls", metavar="FILE.jsonl", help="stored calls, which are not made again "
-                                                              "(default OUT.calls.jsonl)")
-    parser.add_argument("--replace", action="store_true", help=f"ask for every item, also where there is a "
-                                                               f"{task.key}")
-    parser.add_argument("--limit", type=int, default=0, metavar="N",
-                        help="the first N items of each language that are to be asked about")
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=0, metavar="N",
-                        help=f"of a reply (default {task.max_new_tokens})")
-    parser.add_argument("--estimate", action="store_true", help="only count calls, tokens and cost; sends "
-                                                                "nothing and needs no key")
-    parser.add_argument("--price_in", "--price-in", type=float, metavar="USD",
-                        help="for a million tokens of prompts")
-    parser.add_argument("--price_out", "--price-out", type=float, metavar="USD",
-                        help="for a million tokens of replies")
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="count prompt tokens for the estimate with "
-                                                              "this one (default: by letters)")
+    parser = commands.add_parser(name, help=what, allow_abbrev=False,
+                                 description=f"{what}. The network is used, except with --estimate.")
+    add = parser.add_argument
+    add("--data", required=True, metavar="FOLDER", help="exam items: a folder of JSONL files, or one file")
+    add("--out", required=True, metavar="FOLDER", help="new folder: the same files with what was asked for")
+    add("--calls", metavar="FILE.jsonl", help="stored calls, not to be made again (OUT.calls.jsonl)")
+    add("--replace", action="store_true", help=f"ask for every item, also where there is a {task.key}")
+    add("--limit", type=int, default=0, metavar="N", help="ask about the first N items of each language")
+    add("--max_new_tokens", "--max-new-tokens", type=int, default=0, metavar="N",
+        help=f"of a reply (default {task.max_new_tokens})")
+    add("--estimate", action="store_true", help="count calls, tokens and cost; send nothing, need no key")
+    add("--price_in", "--price-in", type=float, metavar="USD", help="for a million tokens of prompts")
+    add("--price_out", "--price-out", type=float, metavar="USD", help="for a million tokens of replies")
+    add("--tokenizer", metavar="FOLDER", help="counts the prompts' tokens (default: by letters)")
+    parser.set_defaults(samples=0)
+    if name == "generate":
+        add("--samples", type=int, default=0, metavar="K", help="not the paper's way: hide the right answer, "
+            "ask up to K times, keep the first rationale whose letter is the key")
     add_api_options(parser, required=True)
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m data_prep.rationales", description="Rationales and topics by a strong "
-                                                                       "model behind an API, and their "
-                                     "checking by people. Only `generate` and `topics` use the network.")
+                    "model behind an API, and their checking by people. Only `generate` and `topics` use the "
+                    "network.")
     commands = parser.add_subparsers(dest="command", required=True)
-    add_run(commands, "generate", "write rationales from question, options and right answer")
-    add_run(commands, "topics", f"give each item one of {len(TOPICS)} topics, or {OTHER}")
-    sheet = commands.add_parser("sheet", help="a page on which a person checks rationales",
-                                allow_abbrev=False,
-                                description="One HTML file that needs no network and saves its answers to a "
-                                            "file.")
-    sheet.add_argument("--data", required=True, metavar="FOLDER", help="exam items with rationales")
-    sheet.add_argument("--out", required=True, metavar="FILE.html",
-                       help="the page; the same one for every checker")
-    sheet.add_argument("--language", action="append", metavar="NAME",
-                       help="only this language; may be repeated (default: all)")
-    sheet.add_argument("--items", type=int, default=200, metavar="N",
-                       help="drawn from each language (default 200, as in the paper; 0: all)")
-    sheet.add_argument("--seed", type=int, default=0, help="of the draw")
-    sheet.add_argument("--title", default="Check of rationales")
-    merge = commands.add_parser("merge", help="put checks into the items",
-                                description="human_checked, human_check_passed and how checkers agree.",
-                                allow_abbrev=False)
-    merge.add_argument("sheets", nargs="+", metavar="FILE.json", help="what checkers saved")
-    merge.add_argument("--data", required=True, metavar="FOLDER",
-                       help="the exam items that the sheet was made of")
-    merge.add_argument("--out", required=True, metavar="FOLDER",
-                       help="new folder: the same files with the checks")
-    merge.add_argument("--rule", choices=("all", "majority"), default="all",
-                       help="who must find all three criteria met: every checker of an item "
-                       "(default), or more than half of them")
-    merge.add_argument("--partial", action="store_true", help="take unfinished sheets as far as they are")
+    add_run(commands, "generate", "Write rationales from question, options and right answer")
+    add_run(commands, "topics", f"Give each item one of {len(TOPICS)} topics, or {OTHER}")
+    sheet = commands.add_parser("sheet", help="Make a page on which a person checks rationales",
+                                allow_abbrev=False, description="It needs no network, and saves a file.")
+    add = sheet.add_argument
+    add("--data", required=True, metavar="FOLDER", help="exam items with rationales")
+    add("--out", required=True, metavar="FILE.html", help="the page; the same one for every checker")
+    add("--language", action="append", metavar="NAME", help="only this one; may be repeated (default: all)")
+    add("--items", type=int, default=200, metavar="N",
+        help="drawn from each language (default 200, as in the paper; 0: all)")
+    add("--seed", type=int, default=0, help="of the draw")
+    add("--title", default="Check of rationales")
+    merge = commands.add_parser("merge", help="Put checks into the items", allow_abbrev=False,
+                                description="human_checked, human_check_passed and how checkers agree.")
+    add = merge.add_argument
+    add("sheets", nargs="+", metavar="FILE.json", help="what checkers saved")
+    add("--data", required=True, metavar="FOLDER", help="the exam items that the sheet was made of")
+    add("--out", required=True, metavar="FOLDER", help="new folder: the same files with the checks")
+    add("--rule", choices=("all", "majority"), default="all", help="who must find all three criteria met: "
+        "every checker of an item (default), or more than half of them")
+    add("--partial", action="store_true", help="take unfinished sheets as far as they are")
     options = parser.parse_args(arguments)
     if options.command in TASKS:
-        if (options.price_in is None) != (options.price_out is None) or min(options.price_in or 0,
-                                                                            options.price_out or 0) < 0:
-            raise UsageError("--price-in and --price-out go together, and are 0 or more")
-        if options.limit < 0 or options.max_new_tokens < 0:
-            raise UsageError("--limit and --max-new-tokens must be 1 or more")
-        if options.completions:
-            raise UsageError("--completions: an instruction like this one needs a chat model")
+        check_run(options)
     if options.command == "sheet" and options.items < 0:
         raise UsageError("--items must be 0 or more")
     return options
+
+
+def check_run(options: argparse.Namespace) -> None:
+    prices = options.price_in, options.price_out
+    if (prices[0] is None) != (prices[1] is None) or min(price or 0 for price in prices) < 0:
+        raise UsageError("--price-in and --price-out go together, and are 0 or more")
+    if min(options.limit, options.max_new_tokens, options.samples) < 0:
+        raise UsageError("--limit and --max-new-tokens must be 1 or more, and so must --samples")
+    if options.completions:
+        raise UsageError("--completions: an instruction like this one needs a chat model")
+    if options.samples and {"seed=none", "temperature=none"} & {*options.server_option}:
+        raise UsageError("--samples needs a temperature and a seed; else its samples would be the same")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if options.command in TASKS:
         return run(options)
-
     entries = read_entries(options.data)
+    items, out = [entry.item for entry in entries], Path(options.out)
     if options.command == "sheet":
-        items = [entry.item for entry in entries]
-        count, languages = rationale_checks.write_sheet(items, Path(options.out), options.language,
-                                                        options.items, options.seed, options.title)
-        print(f"{count:,} rationales ({languages}) -> {options.out}; send it to each checker, and merge the "
-              f"files that they save")
+        count, languages = rationale_checks.write_sheet(items, out, options.language, options.items,
+                                                        options.seed, options.title)
+        print(f"{count:,} rationales ({languages}) -> {out}; send it to each checker, and merge the files "
+              "that they save")
         return 0
-    report = rationale_checks.check(options.sheets, [entry.item for entry in entries], options.rule,
-                                    options.partial)
+    report = rationale_checks.check(options.sheets, items, options.rule, options.partial)
     for entry in entries:
         if entry.item.key in report["passed"]:
             entry.row |= {"human_checked": True, "human_check_passed": report["passed"][entry.item.key]}
-    write_folder(Path(options.out), entries, earlier_reports(options.data) | {REPORTS["merge"]: report})
+    write_folder(out, options.data, entries, REPORTS["merge"], report)
     print(rationale_checks.summary(report))
     return 0
 

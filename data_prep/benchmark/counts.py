@@ -1,12 +1,15 @@
 """The paper's item counts, and the table that compares ours with them and explains every difference.
 
-In: for each source and language what was read, dropped, moved between splits and written. Out: rows (for
-counts.json) and the table as text.
+In: what became of each item. Out: rows (for counts.json) and the table as text.
 """
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from data_prep.benchmark.mapping import Raw
 
 SPLITS = ("Train", "Val", "Test")
 # MMedLM: items per language; train and test sum to the paper's 45,048 and 8,518. Val is not part of the
@@ -27,57 +30,59 @@ FLAGS = {"duplicate_of": "repeats kept (duplicate_of)", "leaks": "of them also i
 
 
 @dataclass
-class Tally:
-    """What became of one source's items in one language; a split None means that the file states none."""
+class Outcome:
+    """What became of one item: dropped for `reason`, or written as `line` to the split of `raw`."""
 
-    read: Counter = field(default_factory=Counter)  # split
-    dropped: Counter = field(default_factory=Counter)  # (split, reason)
-    moved: Counter = field(default_factory=Counter)  # (from split, to split)
-    written: Counter = field(default_factory=Counter)  # split
-    flags: Counter = field(default_factory=Counter)  # (split, key of FLAGS)
+    name: str  # of the source
+    raw: Raw
+    reason: str | None
+    stated: str | None  # the split that its file states
+    line: dict[str, Any] = field(default_factory=dict)
+    leaks: bool = False  # its first copy is in another split
 
 
-def table_row(language: str, name: str, split: str, tally: Tally, in_paper: bool) -> dict:
+def table_row(language: str, name: str, split: str, outcomes: Sequence[Outcome],
+              in_paper: bool) -> dict[str, Any]:
     """One line of the table; `why` accounts for the difference: read - dropped - moved away + moved here =
     items."""
     comparable = in_paper and not (name == "mmedbench" and split == "Val")
     paper = PAPER.get(language, {}).get(split) if comparable else None
-    read, items = tally.read[split], tally.written[split]
-    dropped = {reason: count for (where, reason), count in tally.dropped.most_common() if where == split}
-    moved_in = sum(count for (_, target), count in tally.moved.items() if target == split)
-    moved_out = sum(count for (origin, _), count in tally.moved.items() if origin == split)
-    assert read - sum(dropped.values()) - moved_out + moved_in == items, "expected a table that adds up"
+    read = [one for one in outcomes if one.stated == split]
+    written = [one for one in outcomes if not one.reason and one.raw.split == split]
+    dropped = dict(Counter(one.reason for one in read if one.reason).most_common())
+    moved_in = sum(one.stated != split for one in written)
+    moved_out = sum(not one.reason and one.raw.split != split for one in read)
+    flags = {key: sum(bool(one.line.get(key)) for one in written) for key in FLAGS}
+    flags["leaks"] = sum(one.leaks for one in written)
     why = []
     if paper is not None and not read and not moved_in:
         why.append(f"no {split.lower()} file among those given")
-    elif read and read != paper:
-        why.append(f"{read:,} in the files given")
+    elif read and len(read) != paper:
+        why.append(f"{len(read):,} in the files given")
     why += [f"-{count} {reason}" for reason, count in dropped.items()]
     if moved_out:
         why.append(f"-{moved_out:,} moved to other splits")
     if moved_in:
         why.append(f"+{moved_in:,} drawn by seed from other splits or from files without one")
-    why += [f"{tally.flags[split, key]:,} {text}" for key, text in FLAGS.items() if tally.flags[split, key]]
+    why += [f"{flags[key]:,} {text}" for key, text in FLAGS.items() if flags[key]]
     if not in_paper:
         why.append("not in MMedBench")
-    elif items == paper and not why:
+    elif len(written) == paper and not why:
         why.append("as in the paper")
-    return {"language": language, "source": name, "split": split, "items": items, "paper": paper,
-            "read": read,
-            "dropped": dropped, "moved_in": moved_in, "moved_out": moved_out,
-            **{key: tally.flags[split, key] for key in FLAGS}, "why": "; ".join(why)}
+    return {"language": language, "source": name, "split": split, "items": len(written), "paper": paper,
+            "read": len(read), "dropped": dropped, "moved_in": moved_in, "moved_out": moved_out, **flags,
+            "why": "; ".join(why)}
 
 
-def format_table(report: dict) -> str:
+def format_table(report: dict[str, Any]) -> str:
     """The table of counts as text, with the totals that the paper prints."""
     lines = [f"{'language':10} {'source':14} {'split':6} {'items':>7} {'paper':>7} {'diff':>7}  why"]
     for row in report["table"]:
-        paper, diff = "-", ""
-        if row["paper"] is not None:
-            paper, diff = f"{row['paper']:,}", f"{row['items'] - row['paper']:+,}"
+        paper = "-" if row["paper"] is None else f"{row['paper']:,}"
+        diff = "" if row["paper"] is None else f"{row['items'] - row['paper']:+,}".replace("+0", "0")
         split = "Val*" if row["split"] == "Val" else row["split"]
         lines.append(f"{row['language']:10} {row['source']:14} {split:6} {row['items']:>7,} {paper:>7} "
-                     f"{'0' if diff == '+0' else diff:>7}  {row['why']}")
+                     f"{diff:>7}  {row['why']}")
     compared = [row for row in report["table"] if row["paper"] is not None]
     missing = [language for language in PAPER if language not in {row["language"] for row in compared}]
     for split in ("Train", "Test") if compared else ():

@@ -1,5 +1,6 @@
-"""The benchmark converter: every source's form in small files made here, and published forms of options and
-files."""
+"""The benchmark converter: every source's form in small files made here, published forms of options, answers
+and files, splits, and what is written."""
+import dataclasses
 import hashlib
 import json
 import random
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from data_prep import mmedbench
 from data_prep.benchmark.counts import PAPER
-from data_prep.benchmark.mmedbench_sources import Raw, letters_in, option_texts
+from data_prep.benchmark.mapping import Raw, letters_in, marked_options, option_texts
+from data_prep.benchmark.sources import SOURCES
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import UserError
 
@@ -24,9 +26,12 @@ MAP = "question=question,options=options,answer=answer_idx"
 
 
 def write(path: Path, value) -> Path:
-    """A str as it is, a list as JSONL when the name says so, anything else as JSON."""
+    """A str as it is, a list as JSONL or parquet where the name says so, anything else as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(value, str):
+    if path.suffix == ".parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(value), path)
+    elif isinstance(value, str):
         path.write_text(value, encoding="utf-8")
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(record) + "\n" for record in value), encoding="utf-8")
@@ -41,6 +46,13 @@ def run(out: Path, *options) -> dict[str, list[dict]]:
     return {p.relative_to(out).as_posix(): [json.loads(line)
                                             for line in p.read_text(encoding="utf-8").splitlines()]
             for p in sorted(out.rglob("*.jsonl"))}
+
+
+def convert(folder: Path, value, mapping: str, name: str = "exam.jsonl", language: str = "en") -> list[dict]:
+    """The items of one file through --map; those that were dropped come last."""
+    source = f"custom={write(folder / 'in' / name, value)}"
+    got = run(folder / "out", "--source", source, "--map", mapping, "--language", language)
+    return [item for items in got.values() for item in items]
 
 
 def error_of(*options) -> str:
@@ -59,22 +71,14 @@ def medqa_item(question: str, right: str = "B", options: int = 4) -> dict:
 
 def igakuqa_item(number: int, **changes) -> dict:
     return {"problem_id": f"117A{number}", "problem_text": f"問題{number}はどれか。",
-            "text_only": number % 4 != 0,
-            "choices": [f"選択肢{number}{c}" for c in "あいうえお"], "answer": ["abcde"[number % 5]],
-            "points": "1"} | changes
+            "text_only": number % 4 != 0, "choices": [f"選択肢{number}{c}" for c in "あいうえお"],
+            "answer": ["abcde"[number % 5]], "points": "1"} | changes
 
 
 def french_item(number: int, **changes) -> dict:
-    return {"id": hashlib.sha256(str(number).encode()).hexdigest(),
-            "question": f"Parmi les propositions {number} ?",
-            "answers": {c: f"réponse {number}{c}" for c in "abcde"}, "correct_answers": ["a", "d"],
-            "subject_name": "pharmacie"} | changes
-
-
-def headqa_file(language: str, exams: dict) -> dict:
-    return {"language": language, "exams": {
-        name: {"name": name, "year": "2013", "category": "medicine", "data": data}
-        for name, data in exams.items()}}
+    return {"id": hashlib.sha256(str(number).encode()).hexdigest(), "subject_name": "pharmacie",
+            "question": f"Parmi les propositions {number} ?", "correct_answers": ["a", "d"],
+            "answers": {c: f"réponse {number}{c}" for c in "abcde"}} | changes
 
 
 def headqa_item(qid: int, ra: str = "2", options: int = 5, image: str = "", words: str = "pregunta") -> dict:
@@ -82,7 +86,86 @@ def headqa_item(qid: int, ra: str = "2", options: int = 5, image: str = "", word
             "answers": [{"aid": i + 1, "atext": f"{words} {qid} opción {i + 1}"} for i in range(options)]}
 
 
-# ---- one source after another --------------------------------------------------------------------
+def headqa_file(language: str, name: str, data: list) -> dict:
+    return {"language": language, "exams": {name: {"name": name, "year": "2013", "category": "medicine",
+                                                   "data": data}}}
+
+
+# ---- presets: the layouts as published, with the keys that cards and evaluation code name -----------
+
+ABCD = dict(zip("ABCD", "abcd"))
+C = {"options": ABCD, "answer_idx": "C"}
+HUB = {"id": "1", "data": {"Question": "q", "Options": ABCD, "Correct Option": "C", "Correct Answer": "c"}}
+ENDINGS = {"sent1": "q", "label": 2} | {f"ending{i}": "abcd"[i] for i in range(4)}
+PAIRS = medqa_item("q", "C") | {"options": [{"key": key, "value": text} for key, text in ABCD.items()]}
+MMLU = {"question": "q", "subject": "anatomy", "choices": [*"abcd"], "answer": 2}
+GLOBAL = {"question": "q", "subject": "anatomy", "answer": "C"} | {f"option_{c}": c for c in "abcd"}
+PROX = {"question": "q", "answer": "C", "category": "health", "question_id": 7}
+PROX |= {f"option_{i}": "abcd"[i] if i < 4 else None for i in range(10)}
+PUBMED = {"pubid": 12, "question": "Help?", "context": {"contexts": ["We asked.", "We saw."]},
+          "long_answer": "It may.", "final_decision": "maybe"}
+HEADQA = headqa_item(1, ra=2) | {"qid": 1, "name": "E", "year": "2013", "category": "eye", "image": None}
+JMMLU = "tag,question,optionA,optionB,optionC,optionD,answer\nanatomy,q,a,b,c,d,C\n"
+CARE = {"question": "q", "op1": "a", "op2": "b", "op3": "c", "op4": "d", "cop": 3, "unique_id": "u",
+        "year": 9}
+XPERT = {"id": "T-1", "question": "q? Answer Choices: (A) a (B) b (C) c (D) d", "options": ABCD, "label": "C",
+         "body_system": "Skin", "medical_task": "x"}
+WORLD = {"question": "q", "options": ABCD | {"E": None}, "answer": ["B", "D"], "idx": 5, "label": ["a", "b"]}
+KOREAN = {"question": "q", **ABCD, "E": None, "answer": 3, "year": 2022}
+JMLE = {"question_id": "120A-1", "question_text": "1　どれか。\n\n　a　手術\n\n　b　観察", "answer": ["b"],
+        "requires_image": True, "serial_group": {"context_text": "60歳の男性。"}}
+YAKU = [igakuqa_item(1) | {"answer": ["3", "5"], "comment": "解説"}, igakuqa_item(2) | {"choices": "IMAGES"}]
+PRESETS = [  # source, file, records, the file that is written, what its one item has
+    ("medqa", "data/test-0.parquet", [HUB], "Test/English", C),
+    ("medqa", "data/train-0.parquet", [ENDINGS], "Train/English", C),
+    ("medqa", "test.jsonl", [PAIRS], "Test/English", C),
+    ("mmlu", "anatomy/test-0.parquet", [MMLU], "Test/English", C | {"subject": "anatomy"}),
+    ("pubmedqa", "pqa_labeled/train-0.parquet", [PUBMED], "Test/English", {
+        "question": "We asked.\nWe saw.\nHelp?", "answer_idx": "C", "rationale": "It may.",
+        "id": "pubmedqa-12"}),
+    ("headqa", "es/train-0.parquet", [HEADQA], "Train/Spanish", {
+        "id": "headqa-es-E-1", "answer_idx": "B", "image_dependent": False, "subject": "eye"}),
+    ("jmmlu-med", "JMMLU-Med.csv", JMMLU, "Test/Japanese", C | {"subject": "anatomy"}),
+    ("careqa", "CareQA_es.json", [CARE], "Test/Spanish", C | {"id": "careqa-u", "year": "9"}),
+    ("medxpertqa", "Text/test.jsonl", [XPERT], "Test/English", C | {
+        "question": "q?", "subject": "Skin", "medical_task": "x", "image_dependent": False}),
+    ("medxpertqa", "MM/dev.jsonl", [XPERT | {"images": ["a.png"]}], "Val/English", {"image_dependent": True}),
+    ("global-mmlu", "fr/test-0.parquet", [GLOBAL, GLOBAL | {"subject": "law"}], "Test/French", C),
+    ("mmlu-prox", "fr/test/0000.parquet", [PROX, PROX | {"category": "law"}], "Test/French", C | {
+        "id": "mmlu-prox-7"}),
+    ("globalmedqa", "data/Small.parquet", [WORLD | {"language": t} for t in ("FR", "PL")], "Test/French", {
+        "options": ABCD, "answer_idx": "B,D", "subject": "a\nb", "id": "globalmedqa-5"}),
+    ("kormedmcqa", "doctor/test-0.parquet", [KOREAN], "Test/English", C | {"year": "2022"}),
+    ("igakuqa120", "jmle2026_dataset.json", [JMLE], "Test/Japanese", {
+        "question": "60歳の男性。\n1　どれか。", "options": {"A": "手術", "B": "観察"}, "answer_idx": "B",
+        "image_dependent": True}),
+    ("yakugakuqa", "data.jsonl", YAKU, "Test/Japanese", {
+        "answer_idx": "C,E", "rationale": "解説", "image_dependent": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "content", "written", "expected"), PRESETS)
+def test_presets_read_the_published_layouts(name, file, content, written, expected, tmp_path, monkeypatch):
+    if name == "kormedmcqa":  # as if its language had a file
+        monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], language="en"))
+    write(tmp_path / "in" / file, content)
+    language = ["--language", "French"] if name in ("global-mmlu", "mmlu-prox") else []
+    got = run(tmp_path / "out", "--source", f"{name}={tmp_path / 'in'}", *language)
+    item, = got[f"{written}.jsonl"]
+    assert item.items() >= expected.items() and item["source"] == name
+    assert sum(map(len, got.values())) == len(got["dropped.jsonl"]) + 1
+
+
+def test_languages_without_a_file_are_one_clear_line(tmp_path):
+    korean = f"kormedmcqa={write(tmp_path / 'test.jsonl', [KOREAN])}"
+    said = error_of("--source", korean, "--out", tmp_path / "x")
+    assert said.startswith("unknown language 'ko'") and "mmed/languages/<code>.py" in said
+    polish = f"globalmedqa={write(tmp_path / 'S.jsonl', [WORLD | {'language': 'PL'}])}"
+    assert "no language file for PL 1" in error_of("--source", polish, "--out", tmp_path / "x")
+    assert "needs --language" in error_of("--source", "mmlu-prox=any", "--out", tmp_path / "x")
+
+
+# ---- sources that need code ----------------------------------------------------------------------
 
 
 def test_medqa_takes_the_four_option_us_files(tmp_path):
@@ -97,9 +180,8 @@ def test_medqa_takes_the_four_option_us_files(tmp_path):
     assert [item["answer_idx"] for item in got["Train/English.jsonl"]] == ["B", "D"]
     item, = got["Test/English.jsonl"]
     assert item == {"question": "q4", "options": {c: f"q4 {c}" for c in "ABCD"}, "answer_idx": "A",
-                    "rationale": "",
-                    "human_checked": False, "human_check_passed": False, "id": item["id"], "source": "medqa",
-                    "licence": "MIT", "answer": "q4 A", "meta_info": "step1"}
+                    "rationale": "", "human_checked": False, "human_check_passed": False, "id": item["id"],
+                    "source": "medqa", "licence": "MIT", "answer": "q4 A", "meta_info": "step1"}
     chinese = run(tmp_path / "zh", "--source", f"mcmle={tmp_path / 'data_clean'}")
     assert list(chinese) == ["Test/Chinese.jsonl", "dropped.jsonl"]
     write(tmp_path / "in" / "test.jsonl", [medqa_item("下列哪项正确")])
@@ -112,8 +194,7 @@ def test_igakuqa_flags_images_and_splits_in_the_papers_proportion(tmp_path):
     items[6] = igakuqa_item(7, answer=["a", "c", "e"])
     items[7] = igakuqa_item(8, answer=["a or d"])
     write(tmp_path / "data" / "2023" / "117-A.jsonl", items)
-    metadata = [{"problem_id": "117A7", "category": "皮膚科"}]
-    write(tmp_path / "data" / "2023" / "117-A_metadata.jsonl", metadata)
+    write(tmp_path / "data/2023/117-A_metadata.jsonl", [{"problem_id": "117A7", "category": "皮膚科"}])
     write(tmp_path / "data" / "2023" / "117-A_translate.jsonl", [igakuqa_item(1)])
     got = run(tmp_path / "out", "--source", f"igakuqa={tmp_path / 'data'}")
     found = {item["id"].removeprefix("igakuqa-117A"): item for name in got if "/" in name
@@ -121,12 +202,24 @@ def test_igakuqa_flags_images_and_splits_in_the_papers_proportion(tmp_path):
     assert {int(key) for key in found} == set(range(1, 41)) - {5}
     assert {key for key, item in found.items() if item["image_dependent"]} == set(map(str, range(4, 41, 4)))
     assert found["7"]["answer_idx"] == "A,C,E" and found["7"]["subject"] == "皮膚科"
-    assert found["9"]["year"] == "2023"
-    assert found["8"]["answer_idx"] == "A" and found["8"]["answer_alternatives"] == ["A", "D"]
+    assert found["9"]["year"] == "2023" and found["8"]["answer_idx"] == "A"
+    assert found["8"]["answer_alternatives"] == ["A", "D"]
     lost, = got["dropped.jsonl"]
     assert lost["reason"] == "no readable options" and lost["where"].endswith("117-A.jsonl:5")
     # 39 usable: 39 * 199 / 1988 = 3.9, so 4 in test and in val
     assert [len(got[f"{split}/Japanese.jsonl"]) for split in ("Train", "Val", "Test")] == [31, 4, 4]
+
+
+def test_igakuqa119_takes_its_answers_from_the_table_beside_it(tmp_path):
+    write(tmp_path / "in" / "119A_json.json", [
+        {"number": f"119A{i}", "question": "?", "choices": ["a. 甲", "b. 乙", "c. 丙"], "has_image": i == 2}
+        for i in (1, 2, 3)])
+    write(tmp_path / "in" / "correct_answers.csv", "問題番号,解答\n119A1,b\n119A2,ac\n119A3,600\n")
+    got = run(tmp_path / "out", "--source", f"igakuqa119={tmp_path / 'in'}")
+    first, second = got["Test/Japanese.jsonl"]
+    assert first["answer_idx"] == "B" and first["options"]["A"] == "甲" and not first["image_dependent"]
+    assert second["answer_idx"] == "A,C" and second["image_dependent"]
+    assert [line["id"] for line in got["dropped.jsonl"]] == ["igakuqa119-119A3"]
 
 
 def test_all_igakuqa_questions_split_as_in_the_paper_and_by_seed():
@@ -149,8 +242,8 @@ def test_frenchmedmcqa_keeps_all_right_letters_in_order(tmp_path):
     first, second = run(tmp_path / "out", "--source",
                         f"frenchmedmcqa={tmp_path / 'in'}")["Train/French.jsonl"]
     assert first["answer_idx"] == "A,D" and first["subject"] == "pharmacie"
-    assert second["answer_idx"] == "B,E" and list(second["options"].items()) == [(c, f"{c.lower()}?")
-                                                                                 for c in "ABCDE"]
+    assert second["answer_idx"] == "B,E"
+    assert list(second["options"].items()) == [(c, f"{c.lower()}?") for c in "ABCDE"]
 
 
 def test_rumeddanet_puts_the_context_first_and_makes_two_choices(tmp_path):
@@ -167,10 +260,10 @@ def test_rumeddanet_puts_the_context_first_and_makes_two_choices(tmp_path):
 
 def test_headqa_reads_nested_exams_in_both_languages_and_holds_out_alike(tmp_path):
     exam = [headqa_item(1, "5", image="./img1.png"), headqa_item(3, "1"), headqa_item(4, "6")]
-    write(tmp_path / "in" / "HEAD" / "train_HEAD.json", headqa_file("es", {"E": exam}))
-    write(tmp_path / "in" / "HEAD" / "dev_HEAD.json",
-          headqa_file("es", {"F": [headqa_item(1, "4", options=4)]}))
-    write(tmp_path / "in" / "HEAD" / "HEAD.json", headqa_file("es", {"E": exam}))
+    write(tmp_path / "in" / "HEAD" / "train_HEAD.json", headqa_file("es", "E", exam))
+    write(tmp_path / "in/HEAD/dev_HEAD.json", headqa_file("es", "F", [headqa_item(1, "4", options=4)]))
+    write(tmp_path / "in" / "HEAD" / "HEAD.json", headqa_file("es", "E", exam))
+    write(tmp_path / "in" / "HEAD_EN" / "train_HEAD_EN.json", headqa_file("en", "E", exam))
     got = run(tmp_path / "es", "--source", f"headqa={tmp_path / 'in'}")
     assert [(i["id"], i["answer_idx"], i["image_dependent"], len(i["options"]))
             for i in got["Train/Spanish.jsonl"]] == [
@@ -180,8 +273,9 @@ def test_headqa_reads_nested_exams_in_both_languages_and_holds_out_alike(tmp_pat
     sides = {}
     for name, code, language in (("headqa", "es", "Spanish"), ("headqa-en", "en", "English")):
         exam = [headqa_item(i, words=code) for i in range(60)]
-        write(tmp_path / code / f"train_{code}.json", headqa_file(code, {"E": exam}))
-        got = run(tmp_path / f"out-{code}", "--source", f"{name}={tmp_path / code}", "--holdout", "0.5")
+        write(tmp_path / f"in-{code}" / f"train_{code}.json", headqa_file(code, "E", exam))
+        source = f"{name}={tmp_path / f'in-{code}'}"
+        got = run(tmp_path / f"out-{code}", "--source", source, "--holdout", "0.5")
         sides[code] = {item["id"].rsplit("-", 1)[1] for item in got[f"Test/{language}.jsonl"]}
     assert sides["es"] == sides["en"] and 10 < len(sides["es"]) < 50
 
@@ -189,8 +283,7 @@ def test_headqa_reads_nested_exams_in_both_languages_and_holds_out_alike(tmp_pat
 def test_medmcqa_counts_options_from_where_the_file_does(tmp_path):
     def items(*numbers):
         return [{"id": f"u{n}", "question": f"q{n}", "opa": "a", "opb": "b", "opc": "c", "opd": f"d{n}",
-                 "cop": n,
-                 "exp": "because", "subject_name": "Anatomy"} for n in numbers]
+                 "cop": n, "exp": "because", "subject_name": "Anatomy"} for n in numbers]
 
     for name, numbers in (("one", (1, 4)), ("zero", (0, 3, -1)), ("both", (2,))):
         write(tmp_path / name / "train.json", "".join(json.dumps(item) + "\n" for item in items(*numbers)))
@@ -198,23 +291,26 @@ def test_medmcqa_counts_options_from_where_the_file_does(tmp_path):
         got = run(tmp_path / f"out-{name}", "--source", f"medmcqa={tmp_path / name}")
         assert [(i["answer_idx"], i["rationale"], i["subject"]) for i in got["Train/English.jsonl"]] == [
             ("A", "because", "Anatomy"), ("D", "because", "Anatomy")]
-    assert [line["reason"]
-            for line in got["dropped.jsonl"]] == ["no answer"]  # cop -1: the copy's way to hide answers
-    assert "from 0 or from 1" in error_of("--source", f"medmcqa={tmp_path / 'both'}", "--out", tmp_path / "x")
+    # cop -1: the copy's way to hide answers
+    assert [line["reason"] for line in got["dropped.jsonl"]] == ["no answer"]
+    both = ["--source", f"medmcqa={tmp_path / 'both'}"]
+    assert "from 0 or from 1; add --map kind=0 or kind=1" in error_of(*both, "--out", tmp_path / "x")
+    for kind, letter in (("0", "C"), ("1", "B")):
+        item, = run(tmp_path / kind, *both, "--map", f"kind={kind}")["Train/English.jsonl"]
+        assert item["answer_idx"] == letter
 
 
 def test_pubmedqa_joins_contexts_and_takes_the_test_half_from_its_key_file(tmp_path):
     item = {"QUESTION": "Does it help?", "CONTEXTS": ["We asked.", "We saw."], "YEAR": "2011",
-            "final_decision": "maybe",
-            "LONG_ANSWER": "It may."}
+            "final_decision": "maybe", "LONG_ANSWER": "It may."}
     write(tmp_path / "in" / "ori_pqal.json",
           {"11": item, "12": item | {"final_decision": "no", "QUESTION": "Else?"}})
     write(tmp_path / "in" / "test_ground_truth.json", {"12": "no"})
     got = run(tmp_path / "out", "--source", f"pubmedqa={tmp_path / 'in'}")
     (train,), (test,) = got["Train/English.jsonl"], got["Test/English.jsonl"]
     assert train["question"] == "We asked.\nWe saw.\nDoes it help?" and train["rationale"] == "It may."
-    assert train["options"] == {"A": "yes", "B": "no", "C": "maybe"} and (train["answer_idx"],
-                                                                          test["answer_idx"]) == ("C", "B")
+    assert train["options"] == {"A": "yes", "B": "no", "C": "maybe"} and train["id"] == "pubmedqa-11"
+    assert (train["answer_idx"], test["answer_idx"]) == ("C", "B")
 
 
 def test_mmlu_takes_the_six_medical_subjects(tmp_path):
@@ -231,18 +327,19 @@ def test_mmlu_takes_the_six_medical_subjects(tmp_path):
 def test_apollo_splits_its_one_option_string(tmp_path):
     rows = [("药品", "(A) 甲 (B级).\n(B) 乙.\n(C) 丙.", "(AC)"), ("跳号", "(A) 甲.\n(C) 丙.", "(A)"),
             ("越界", "(A) 甲.\n(B) 丙.", "(E)")]
-    write(tmp_path / "in" / "cmexam.jsonl",
-          [{"question": q, "option": o, "anwer": a, "source": "cmexam"} for q, o, a in rows])
-    got = run(tmp_path / "out", "--source", f"apollo={tmp_path / 'in'}")
+    records = [{"question": q, "option": o, "anwer": a, "source": "cmexam"} for q, o, a in rows]
+    got = run(tmp_path / "out", "--source", f"apollo={write(tmp_path / 'in' / 'cmexam.jsonl', records)}")
     item, = got["Test/Chinese.jsonl"]
     assert item["options"] == {"A": "甲 (B级).", "B": "乙.", "C": "丙."} and item["answer_idx"] == "A,C"
+    assert item["source"] == "apollo-cmexam"
     assert [line["reason"] for line in got["dropped.jsonl"]] == ["option letters skip or exceed Z",
                                                                  "answer outside the options"]
+    new = write(tmp_path / "new.jsonl", [records[0] | {"source": "new"}])
+    assert "'apollo-new' is not known" in error_of("--source", f"apollo={new}", "--out", tmp_path / "x")
 
 
 RELEASED = {"question": "q", "options": {"A": "x", "B": "y"}, "answer_idx": "B", "rationale": "r ",
-            "human_checked": True,
-            "human_check_passed": True, "meta_info": "step1"}
+            "human_checked": True, "human_check_passed": True, "meta_info": "step1"}
 
 
 def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
@@ -275,11 +372,22 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
     ([{"label": "b", "text": "y"}, {"label": "a", "text": "x"}], {"A": "x", "B": "y"}),
     ({"text": ["x", "y"], "label": ["A", "B"]}, {"A": "x", "B": "y"}),
     ({"A": "x", "B": None, "C": 2, "D": " ", "E": None}, {"A": "x", "B": "", "C": "2"}),
-    (["x", None, ""], {"A": "x"}),
+    (["x", None, ""], {"A": "x"}), ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}),
     ("x or y", {}), ([["x"]], {}), ({"A": "x", "a": "y"}, {}), (None, {}), ({"A": {"x": 1}}, {}),
 ])
 def test_options_are_read_in_published_forms(value, options):
-    assert option_texts(value) == options
+    assert option_texts(value)[0] == options
+
+
+@pytest.mark.parametrize(("text", "stem", "options"), [
+    ("Why (A) so? (A) x (B) y z", "Why (A) so?", {"A": "x", "B": "y z"}),
+    ("Why?\nA. x\nB) y", "Why?", {"A": "x", "B": "y"}),
+    ("A man.\na 甲\nb 乙", "A man.", {"A": "甲", "B": "乙"}),
+    ("どれか。\n\na　甲\n\nb　乙", "どれか。", {"A": "甲", "B": "乙"}),
+    ("Hepatitis A. or B. is", "Hepatitis A. or B. is", {}), ("", "", {}),
+])
+def test_options_are_found_inside_the_question(text, stem, options):
+    assert marked_options(text) == (stem, list(options.items()))
 
 
 def test_answers_are_read_as_they_are_written():
@@ -288,32 +396,44 @@ def test_answers_are_read_as_they_are_written():
     assert letters_in("yes") == ["yes"] and letters_in("CAB") == ["CAB"] and letters_in(2) == ["2"]
 
 
-def test_a_parquet_exam_is_read(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as parquet
-
-    rows = [{"question": "Which drug?", "options": {"A": "x", "B": "y", "C": None}, "answer_idx": "A"},
-            {"question": "And?", "options": {"A": "x", "B": "y", "C": "z"}, "answer_idx": "C"}]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train-00000-of-00001.parquet")
-    path = tmp_path / "train-00000-of-00001.parquet"
-    got = run(tmp_path / "out", "--source", f"custom={path}", "--language", "eng", "--map",
-              MAP)["Train/English.jsonl"]
-    assert [len(item["options"]) for item in got] == [2, 3]
+NESTED = {"data": {"stem": "Q", "why": "r"}, "o1": "x", "o2": "y", "o3": "z", "key": 3, "part": "dev",
+          "tag": "eye"}
+PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
 
 
-def test_csv_and_json_are_read_through_a_mapping(tmp_path):
-    write(tmp_path / "exam.csv", "n,stem,a,b,c,key,why\n1,Q1,x,y,,2,r\n2,Q2,x,y,z,3,\n3,,x,y,z,1,\n")
-    got = run(tmp_path / "csv", "--source", f"custom={tmp_path / 'exam.csv'}", "--language", "es",
-              "--map", "question=stem,options=a+b+c,answer=key,kind=1,id=n,rationale=why")
-    assert [(i["id"], i["answer_idx"], len(i["options"]), i["rationale"])
-            for i in got["Test/Spanish.jsonl"]] == [
+@pytest.mark.parametrize(("changes", "mapping", "expected"), [
+    ({}, f"{PATHS},rationale=data.why", {"question": "Q", "answer_idx": "C", "rationale": "r"}),
+    ({"key": "o2"}, PATHS, {"answer_idx": "B"}), ({"key": [0, 2]}, PATHS, {"answer_idx": "A,C"}),
+    ({"key": 1, "o3": None}, f"{PATHS},kind=0", {"options": {"A": "x", "B": "y"}, "answer_idx": "B"}),
+    ({"key": ["y", "Z"]}, f"{PATHS},kind=text", {"answer_idx": "B,C"}),
+    ({"key": "MAYBE"}, f"{PATHS},options=yes/no/maybe,kind=text", {"answer_idx": "C"}),
+    ({"key": "B", "data": {"stem": "Q (A) x (B) y"}}, f"{PATHS},options=data.stem",
+     {"question": "Q", "options": {"A": "x", "B": "y"}, "answer_idx": "B"}),
+    ({}, f"{PATHS},context=tag,image=tag,subject=tag,year=y?,split=part,id=tag+key,"
+     "keep=part,filter=tag=x|eye",
+     {"question": "eye\nQ", "image_dependent": True, "subject": "eye", "id": "exam-eye-3", "part": "dev"}),
+    ({"flag": "False"}, f"{PATHS},question=title|data.stem,image=!flag", {"image_dependent": True}),
+])
+def test_a_mapping_reads(changes, mapping, expected, tmp_path):
+    item, = convert(tmp_path, [NESTED | changes], mapping)
+    assert item.items() >= expected.items()
+
+
+def test_csv_and_json_and_parquet_are_read_through_a_mapping(tmp_path):
+    got = convert(tmp_path / "csv", "n,stem,a,b,c,key,why\n1,Q1,x,y,,2,r\n2,Q2,x,y,z,3,\n3,,x,y,z,1,\n",
+                  "question=stem,options=a+b+c,answer=key,kind=1,id=n,rationale=why", "exam.csv", "es")
+    assert [(i["id"], i["answer_idx"], len(i["options"]), i["rationale"]) for i in got[:2]] == [
         ("exam-1", "B", 2, "r"), ("exam-2", "C", 3, "")]
-    assert [line["reason"] for line in got["dropped.jsonl"]] == ["empty question"]
-    write(tmp_path / "a.json", [{"q": "Q", "o": ["x", "y"], "a": "y", "c": "Context."}])
-    got = run(tmp_path / "json", "--source", f"custom={tmp_path / 'a.json'}", "--language", "en",
-              "--map", "question=q,options=o,answer=a,kind=text,context=c")["Test/English.jsonl"]
+    assert [line["reason"] for line in got[2:]] == ["empty question"]
+    got = convert(tmp_path / "json", [{"q": "Q", "o": ["x", "y"], "a": "y", "c": "Context."}],
+                  "question=q,options=o,answer=a,kind=text,context=c", "a.json")
     assert (got[0]["question"], got[0]["answer_idx"]) == ("Context.\nQ", "B")
-    write(tmp_path / "latin.csv", "")
+    got = convert(tmp_path / "parquet", [
+        {"question": "Which drug?", "options": {"A": "x", "B": "y", "C": None}, "answer_idx": "A"},
+        {"question": "And?", "options": {"A": "x", "B": "y", "C": "z"}, "answer_idx": "C"}], MAP, "t.parquet")
+    assert [len(item["options"]) for item in got] == [2, 3]
+    by_id = json.dumps({"x7": {"question": "Q", "options": ["x", "y"], "answer_idx": "B"}}, indent=1)
+    assert convert(tmp_path / "id", by_id, f"{MAP},id=$id", "e.json")[0]["id"] == "e-x7"
     (tmp_path / "latin.csv").write_bytes("q,a\né,x\n".encode("latin-1"))
     assert "convert the file to UTF-8" in error_of(
         "--source", f"custom={tmp_path / 'latin.csv'}", "--language", "fr", "--map", MAP, "--out",
@@ -324,9 +444,7 @@ def test_blank_and_equal_options_are_flagged_and_counted(tmp_path):
     items = [{"question": "Q", "options": {"A": "aspirin", "B": "Heparin", "C": " heparin "},
               "answer_idx": "B"},
              {"question": "R", "options": {"A": "", "B": "", "C": "z"}, "answer_idx": "C"}]
-    source = write(tmp_path / "test.jsonl", items)
-    equal, blank = run(tmp_path / "out", "--source", f"custom={source}", "--language", "en", "--map",
-                       MAP)["Test/English.jsonl"]
+    equal, blank = convert(tmp_path, items, MAP)
     assert equal["equal_options"] == ["B", "C"] and "equal_options" not in blank
     assert blank["blank_options"] == ["A", "B"]
     row, = json.loads((tmp_path / "out" / "counts.json").read_text())["table"]
@@ -375,22 +493,37 @@ def test_only_an_own_folder_is_replaced_and_a_failure_leaves_it(tmp_path, monkey
     monkeypatch.setattr(mmedbench, "write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mmedbench.main(["--source", source, "--out", str(tmp_path / "out")])
-    assert (tmp_path / "out" / "counts.json").is_file() and sorted(p.name
-                                                                   for p in tmp_path.iterdir()) == ["in",
-                                                                                                    "out"]
+    assert (tmp_path / "out" / "counts.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
     write(tmp_path / "mine" / "notes.txt", "precious")
     assert "not a folder that this command wrote" in error_of("--source", source, "--out", tmp_path / "mine")
+
+
+CUSTOM = ["--source", "custom=x", "--language", "en", "--map"]
 
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--source", "igakuka=x"], "no source 'igakuka'; did you mean 'igakuqa'"),
     (["--source", "medqa"], "expected NAME=PATH"),
     (["--source", "custom=x"], "needs --map"), (["--source", "medqa=gone"], "gone: no such file or folder"),
-    (["--source", "custom=x", "--language", "en", "--map", "question=q"], "'options' is missing"),
+    ([*CUSTOM, "question=q"], "'options' is missing"), ([*CUSTOM, "qestion=q"], "did you mean 'question'?"),
+    ([*CUSTOM, f"{MAP},kind=2"], "expected letter, text, 0 or 1"),
+    ([*CUSTOM, f"{MAP},filter=health"], "expected filter=KEY=VALUE"),
     (["--source", "medqa=x", "--holdout", "2"], "between 0 and 1"),
 ])
 def test_wrong_use_is_one_line(tmp_path, options, message):
     assert message in error_of(*options, "--out", tmp_path / "o")
+
+
+@pytest.mark.parametrize(("record", "message"), [
+    ({"q": 1}, "no key 'question', which the mapping names; it has q"),
+    ({"question": {"x": 1}, "options": ["a"], "answer_idx": "A"}, "'question' is a dict, expected a text"),
+    ({"question": "q", "options": ["a", "b", "c"], "answer_idx": 1}, "are 1, which does not tell"),
+])
+def test_records_of_another_form_are_one_line(tmp_path, record, message):
+    path = write(tmp_path / "e.jsonl", [record])
+    said = error_of("--source", f"custom={path}", "--language", "en", "--map", MAP, "--out", tmp_path / "o")
+    assert message in said and said.startswith(str(path))
 
 
 def test_an_error_has_its_exit_code(tmp_path):

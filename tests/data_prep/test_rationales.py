@@ -1,5 +1,4 @@
-"""Rationales, topics and their checking: every call once, every line kept, every page harmless, agreement as
-the formulas say."""
+"""Rationales, topics and their checking: every call once, every line kept, every page harmless."""
 import itertools
 import json
 import random
@@ -19,11 +18,11 @@ from data_prep.benchmark import rationale_checks as checks
 from data_prep.rationales import (
     OTHER,
     TOPICS,
-    exam_text,
     main,
     read_entries,
     read_rationale,
     read_topic,
+    solved_text,
     topic_prompt,
 )
 from mmed.prompts import read_benchmark
@@ -33,18 +32,22 @@ HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "\u2
 
 
 class Stub(ThreadingHTTPServer):
-    """A chat model that answers with `answer(prompt)`, a function of the prompt alone."""
+    """A chat model that answers with `answer(prompt)`; `bodies` are the requests."""
 
     daemon_threads, request_queue_size = True, 64
 
     def __init__(self, answer, delay: float = 0.0):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.delay, self.tries, self.lock = answer, delay, Counter(), threading.Lock()
+        self.answer, self.delay, self.bodies = answer, delay, []
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def flags(self) -> list[str]:
         return ["--api", "strong-1", "--base-url", f"http://127.0.0.1:{self.server_address[1]}/v1"]
+
+    @property
+    def tries(self) -> Counter:
+        return Counter(body["messages"][0]["content"] for body in [*self.bodies])
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -55,15 +58,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["messages"][0]["content"]
-        with self.server.lock:
-            self.server.tries[prompt] += 1
+        self.server.bodies.append(body)
         time.sleep(self.server.delay)
-        text = self.server.answer(prompt)
-        data = json.dumps({"model": "strong-1-0613",
-                           "choices": [{"message": {"content": text}, "finish_reason": "length"
-                                        if "CUT" in text else "stop"}],
-                           "usage": {"prompt_tokens": 100, "completion_tokens": 10}}).encode()
+        text = self.server.answer(body["messages"][0]["content"])
+        reason = "length" if "CUT" in text else "stop"
+        data = json.dumps({"model": "strong-1-0613", "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+                           "choices": [{"message": {"content": text}, "finish_reason": reason}]}).encode()
         try:
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
@@ -78,20 +78,22 @@ def exams(tmp_path) -> Path:
     folder, rng = tmp_path / "Test", random.Random(2)
     folder.mkdir()
     for language, count in (("English", 8), ("Japanese", 5)):
-        with open(folder / f"{language}.jsonl", "w", encoding="utf-8") as file:
-            for i in range(count):
-                file.write(json.dumps({"question": f"{language} {i} 熱 fever?",
-                                       "options": {letter: f"{letter.lower()}{i}" for letter in "ABCD"},
-                                       "answer_idx": rng.choice(["A", "B,D"]), "rationale": "old reason"
-                                       if i == 3 else "", "human_checked": i == 3,
-                                       "human_check_passed": i == 3, "meta": {"é": [1, None]}},
-                                      ensure_ascii=False) + "\n\n")
+        rows = [{"question": f"{language} {i} 熱 fever?", "options": {c: f"{c.lower()}{i}" for c in "ABCD"},
+                 "answer_idx": rng.choice(["A", "B,D"]), "rationale": "old reason" if i == 3 else "",
+                 "human_checked": i == 3, "human_check_passed": i == 3, "meta": {"é": [1, None]}}
+                for i in range(count)]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in rows)
+        (folder / f"{language}.jsonl").write_text(text, encoding="utf-8")
     return folder
 
 
 def lines(folder: Path) -> dict[str, list[dict]]:
     return {path.name: [json.loads(line) for line in open(path, encoding="utf-8") if line.strip()]
             for path in sorted(folder.glob("*.jsonl"))}
+
+
+def report_of(folder: Path, name: str = "rationales.json") -> dict:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 # ---- generate, topics ----------------------------------------------------------------------------
@@ -104,52 +106,79 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
     assert before.keys() == after.keys()
     for name in before:
         for i, (old, new) in enumerate(zip(before[name], after[name], strict=True)):
-            if i == 3:
-                assert new == old
-            else:
-                assert new == old | {"rationale": f"because of {old['question'][:7]}",
-                                     "human_checked": False, "human_check_passed": False}
-                assert list(new) == list(old)
-    report = json.loads((tmp_path / "out" / "rationales.json").read_text(encoding="utf-8"))
+            assert new == (old if i == 3 else old | {"rationale": f"because of {old['question'][:7]}"})
+            assert list(new) == list(old)
+    report = report_of(tmp_path / "out")
     assert (report["items"], report["asked"], report["with"], report["problems"]) == (13, 11, 11, [])
     assert report["usage"] == {"calls": 11, "prompt_tokens": 1100, "completion_tokens": 110,
                                "without_counts": 0, "finish_reasons": {"stop": 11},
                                "models": ["strong-1-0613"]}
     assert report["facts"]["server"]["options"] == {"temperature": 0, "seed": 0}
-    said = capsys.readouterr().out
-    assert "all calls: 11 calls, tokens in 1,100, out 110, 0.00 USD" in said and len(stub.tries) == 11
-    assert {entry.item.key for entry in read_entries(exams)} == {item.key
-                                                                 for item in read_benchmark(tmp_path / "out")}
-    assert all(exam_text(entry.item) in prompts for entry in read_entries(exams)[:3]
-               for prompts in ["\n".join(stub.tries)])
-    assert all(f"Explain in {language}" in "\n".join(stub.tries) for language in ("English", "Japanese"))
+    assert "all calls: 11 calls, tokens in 1,100, out 110, 0.00 USD" in capsys.readouterr().out
+    prompts = "\n".join(stub.tries)
+    assert len(stub.tries) == 11
+    assert all(solved_text(entry.item) in prompts for entry in read_entries(exams)[:3])
+    assert all(f"Explain in {language}" in prompts for language in ("English", "Japanese"))
+
+
+def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, capsys):
+    """The model answers B,D first, then A, then B,D; and always C about one item."""
+    asked: Counter = Counter()
+
+    def answer(prompt):
+        name, number = re.search(r"Question: (\w+) (\d)", prompt).groups()
+        asked[name, number] += 1
+        letters = "C" if (name, number) == ("English", "0") else "A" if asked[name, number] == 2 else "B,D"
+        return f"###Rationale: reason {asked[name, number]}\n###Answer: OPTION {letters} IS CORRECT."
+
+    stub = Stub(answer)
+    arguments = ["generate", "--data", str(exams), *stub.flags, "--samples", "3"]
+    main([*arguments, "--out", str(tmp_path / "out")])
+    rows = lines(tmp_path / "out")
+    for name, part in lines(exams).items():
+        for i, (old, new) in enumerate(zip(part, rows[name], strict=True)):
+            expected = "" if (name, i) == ("English.jsonl", 0) else \
+                old["rationale"] or f"reason {1 if old['answer_idx'] == 'B,D' else 2}"
+            assert new["rationale"] == expected
+    report = report_of(tmp_path / "out")
+    english, japanese = (report["accepted"][name] for name in ("English", "Japanese"))
+    assert (english["items"], english["accepted"], english["rate"]) == (7, 6, 6 / 7)
+    assert japanese["accepted"] == 4 == sum(japanese["by_sample"]) and report["facts"]["samples"] == 3
+    assert [(problem["reason"]) for problem in report["problems"]] == [
+        f"answered C; the key is {lines(exams)['English.jsonl'][0]['answer_idx']}"]
+    assert "English: 6 of 7 accepted (85.7 %), by sample: " in capsys.readouterr().out
+    assert not any("Right answer" in prompt for prompt in stub.tries) and max(stub.tries.values()) == 3
+    assert {(body["temperature"], body["seed"]) for body in stub.bodies} == {(0, 0), (0.8, 2), (0.8, 3)}
+    main([*arguments, "--out", str(tmp_path / "again"), "--calls", str(tmp_path / "out.calls.jsonl")])
+    assert len(stub.bodies) == sum(asked.values()) and lines(tmp_path / "again") == rows
+    with pytest.raises(UsageError, match="needs a temperature and a seed"):
+        main([*arguments, "--out", str(tmp_path / "x"), "--server-option", "seed=none"])
 
 
 def test_a_second_run_costs_nothing(exams, tmp_path, capsys):
     stub = Stub(lambda prompt: "because")
     arguments = ["generate", "--data", str(exams), *stub.flags]
     main([*arguments, "--out", str(tmp_path / "a"), "--limit", "2"])
-    assert sum(stub.tries.values()) == 4
+    assert len(stub.bodies) == 4
     main([*arguments, "--out", str(tmp_path / "a"), "--limit", "2"])
     assert "nothing to do" in capsys.readouterr().err
-    main([*arguments, "--out", str(tmp_path / "b"), "--calls", str(tmp_path / "a.calls.jsonl"), "--estimate",
-          "--price-in", "1", "--price-out", "1"])
+    calls = ["--out", str(tmp_path / "b"), "--calls", str(tmp_path / "a.calls.jsonl")]
+    main([*arguments, *calls, "--estimate", "--price-in", "1", "--price-out", "1"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[:4] for row in rows[1:]] == [["English", "7", "2", "5"], ["Japanese", "4", "2", "2"],
                                              ["all", "11", "4", "7"]]
-    main([*arguments, "--out", str(tmp_path / "b"), "--calls", str(tmp_path / "a.calls.jsonl")])
+    main([*arguments, *calls])
     assert set(stub.tries.values()) == {1} and len(stub.tries) == 11
     assert "this run: 7 calls" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"b: already there, made with limit = 0 \(now 1\); give another "
                                         r"--out, and --calls"):
         main([*arguments, "--out", str(tmp_path / "b"), "--limit", "1"])
+    again = ["generate", "--data", str(tmp_path / "b"), *stub.flags, "--out", str(tmp_path / "c")]
     with pytest.raises(UserError, match="every item has a rationale already; --replace"):
-        main(["generate", "--data", str(tmp_path / "b"), *stub.flags, "--out", str(tmp_path / "c")])
-    main(["generate", "--data", str(tmp_path / "b"), *stub.flags, "--out", str(tmp_path / "c"), "--replace",
-          "--max-new-tokens", "50"])
-    assert sum(stub.tries.values()) == 11 + 13 and not any(row["human_checked"]
-                                                           for rows in lines(tmp_path / "c").values()
-                                                           for row in rows)
+        main(again)
+    main([*again, "--replace", "--max-new-tokens", "50"])
+    assert len(stub.bodies) == 11 + 13
+    assert not any(row["human_checked"] for rows in lines(tmp_path / "c").values() for row in rows)
 
 
 def test_an_estimate_sends_nothing_and_needs_no_key(exams, tmp_path, capsys, monkeypatch):
@@ -165,25 +194,22 @@ def test_an_estimate_sends_nothing_and_needs_no_key(exams, tmp_path, capsys, mon
 
 
 def test_a_killed_run_asks_only_for_what_is_missing_and_leaves_no_half_folder(exams, tmp_path):
-    stub = Stub(lambda prompt: f"because {len(prompt)}",
-                delay=0.25)  # on a busy machine the kill comes late, too
+    stub = Stub(lambda prompt: f"because {len(prompt)}", delay=0.25)  # the kill may come late
     command = [sys.executable, "-m", "data_prep.rationales", "generate", "--data", str(exams), "--out",
-               str(tmp_path / "out"), *stub.flags,
-               "--concurrency", "2"]
+               str(tmp_path / "out"), *stub.flags, "--concurrency", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
-    while process.poll() is None and sum(stub.tries.values()) < 5 and time.monotonic() < until:
+    while process.poll() is None and len(stub.bodies) < 5 and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     stub.delay = 0.0
     assert not (tmp_path / "out").exists()
     main(command[3:])
-    assert len(stub.tries) == 11 and sum(stub.tries.values()) <= 13
+    assert len(stub.tries) == 11 and len(stub.bodies) <= 13
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "clean"), *stub.flags])
-    for name in ("English.jsonl", "Japanese.jsonl", "rationales.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
-    assert (tmp_path / "out.calls.jsonl").read_bytes() == (tmp_path / "clean.calls.jsonl").read_bytes()
+    for name in ("/English.jsonl", "/Japanese.jsonl", "/rationales.json", ".calls.jsonl"):
+        assert Path(f"{tmp_path}/out{name}").read_bytes() == Path(f"{tmp_path}/clean{name}").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Test", "clean", "clean.calls.jsonl", "out",
                                                                 "out.calls.jsonl"]
 
@@ -192,28 +218,25 @@ def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exa
     answers = {"English 0": "CUT short", "English 1": " \n", "English 2": "###Rationale:"}
     stub = Stub(lambda prompt: next((text for start, text in answers.items() if start in prompt), "fine"))
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags])
-    problems = json.loads((tmp_path / "out" / "rationales.json").read_text())["problems"]
-    assert [problem["reason"].split(":")[0] for problem in problems] == ["truncated at --max_new_tokens",
-                                                                         "no rationale in the reply",
-                                                                         "no rationale in the reply"]
+    assert [problem["reason"].split(":")[0] for problem in report_of(tmp_path / "out")["problems"]] == [
+        "truncated at --max_new_tokens", "no rationale in the reply", "no rationale in the reply"]
     assert lines(tmp_path / "out")["English.jsonl"][:3] == lines(exams)["English.jsonl"][:3]
     assert "8 of 11 items have a rationale now; 3 could not be used" in capsys.readouterr().out
 
 
-def test_topics_are_given_and_what_earlier_steps_said_goes_on(exams, tmp_path):
+def test_topics_are_given_and_what_earlier_steps_said_goes_on(exams, tmp_path, capsys):
     labels = dict(zip((f"{language} {i} " for language in ("English", "Japanese")
                        for i in range(8)), itertools.cycle(["Surgery.", "**pathology**", OTHER, "?"])))
     stub = Stub(lambda prompt: "why" if "Explain" in prompt
                 else next(text for start, text in labels.items() if start in prompt))
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "one"), *stub.flags])
     main(["topics", "--data", str(tmp_path / "one"), "--out", str(tmp_path / "two"), *stub.flags])
-    assert [row.get("topic") for row in lines(tmp_path / "two")["English.jsonl"]] == ["Surgery", "Pathology",
-                                                                                      OTHER, None] * 2
-    report = json.loads((tmp_path / "two" / "topics.json").read_text())
+    topics = [row.get("topic") for row in lines(tmp_path / "two")["English.jsonl"]]
+    assert topics == ["Surgery", "Pathology", OTHER, None] * 2
+    report = report_of(tmp_path / "two", "topics.json")
     assert report["topics"]["Surgery"] == 4 and report["topics"][OTHER] == 3
     assert len(report["problems"]) == 3 and list(report["topics"]) == [*TOPICS, OTHER]
-    one, two = ((tmp_path / name / "rationales.json").read_bytes() for name in ("one", "two"))
-    assert one == two
+    assert report_of(tmp_path / "one") == report_of(tmp_path / "two")
     assert read_benchmark(tmp_path / "two")[0].extra["topic"] == "Surgery"
 
 
@@ -230,9 +253,8 @@ def test_every_topic_is_read_back_from_its_own_name_and_listed_in_the_prompt(exa
 
 @pytest.mark.parametrize("text, expected", [
     ("Because.", "Because."), ("###Rationale: Because.", "Because."), ("**Rationale:** x", "x"),
-    ("rationale: a\n\nb ", "a\n\nb"),
-    ("Rationale therapy is not rational", "Rationale therapy is not rational"), (" ", None),
-    ("### Rationale:", None),
+    ("rationale: a\n\nb ", "a\n\nb"), (" ", None), ("### Rationale:", None),
+    ("Rationale therapy is not rational", "Rationale therapy is not rational"),
 ])
 def test_rationales_are_read_without_their_marker(text, expected):
     assert read_rationale(text) == expected
@@ -254,55 +276,47 @@ def test_flags_that_do_not_go_together(arguments, message, exams, tmp_path):
 def make_items(folder: Path, count: int = 5, hostile: bool = False) -> Path:
     folder.mkdir()
     for language in ("English", "Japanese"):
-        with open(folder / f"{language}.jsonl", "w", encoding="utf-8") as file:
-            for i in range(count):
-                text = HOSTILE if hostile else f"{language} {i}"
-                file.write(json.dumps({"id": f"{language[:2]}{i}" if i or not hostile
-                                       else f"__proto__{language}", "question": text + " ?",
-                                       "options": {"A": text, "B": text + "2"}, "answer_idx": "B",
-                                       "rationale": f"because {text} {i}",
-                                       "image_dependent": i == 1}) + "\n")
+        rows = []
+        for i in range(count):
+            text = HOSTILE if hostile else f"{language} {i}"
+            key = f"__proto__{language}" if hostile and not i else f"{language[:2]}{i}"
+            rows.append({"id": key, "question": f"{text} ?", "options": {"A": text, "B": f"{text}2"},
+                         "answer_idx": "B", "rationale": f"because {text} {i}", "image_dependent": i == 1})
+        (folder / f"{language}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def data_of(page: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page,
-                                re.DOTALL)[1])
+def made_sheet(data: Path, *arguments: str) -> tuple[str, dict]:
+    """The page, and the data in it."""
+    main(["sheet", "--data", str(data), "--out", str(data.parent / "s.html"), *arguments])
+    page = (data.parent / "s.html").read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return page, json.loads(found[1])
 
 
 def test_a_sheet_holds_the_drawn_items_and_nothing_that_runs_or_loads(tmp_path):
     data = make_items(tmp_path / "data", hostile=True)
-    main(["sheet", "--data", str(data), "--out", str(tmp_path / "sheet.html"), "--items", "3", "--title",
-          HOSTILE])
-    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
-    held = data_of(page)
-    assert held["title"] == HOSTILE and len(held["items"]) == 6 and all(HOSTILE in item["question"]
-                                                                        for item in held["items"])
+    page, held = made_sheet(data, "--items", "3", "--title", HOSTILE)
+    assert held["title"] == HOSTILE and len(held["items"]) == 6
+    assert all(HOSTILE in item["question"] for item in held["items"])
     assert page.count("<script") == 2 and "alert(1)</script>" not in page and "<img" not in page
     assert not re.search(r"(?:src|href)\s*=\s*[\"']|https?://|@import|url\(", page)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b", page)
-    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'",
-                     page)
-    main(["sheet", "--data", str(data), "--out", str(tmp_path / "again.html"), "--items", "3", "--title",
-          HOSTILE])
-    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "sheet.html").read_bytes()
+    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-in", page)
+    assert made_sheet(data, "--items", "3", "--title", HOSTILE)[0] == page
 
 
-def test_a_sheet_of_one_language_a_seed_and_all_items(tmp_path, capsys):
+def test_a_sheet_of_one_language_a_seed_and_all_items(tmp_path):
     data = make_items(tmp_path / "data", count=30)
-    drawn = []
-    for arguments in (["--language", "ja", "--items", "0"], ["--language", "Japanese", "--items", "9"],
-                      ["--language", "ja", "--items", "9", "--seed", "1"]):
-        main(["sheet", "--data", str(data), "--out", str(tmp_path / "s.html"), *arguments])
-        drawn.append([item["key"]
-                      for item in data_of((tmp_path / "s.html").read_text(encoding="utf-8"))["items"]])
-    assert drawn[0] == [f"Ja{i}"
-                        for i in range(30)] and len(drawn[1]) == len(drawn[2]) == 9 and drawn[1] != drawn[2]
-    assert drawn[1] == [key for key in drawn[0] if key in drawn[1]]
-    (data / "Japanese.jsonl").write_text('{"question": "?", "options": {"A": "a", "B": "b"}, "answer_idx": '
-                                         '"A"}\n')
+    every, some, others = ([item["key"] for item in made_sheet(data, *options)[1]["items"]] for options in (
+        ["--language", "ja", "--items", "0"], ["--language", "Japanese", "--items", "9"],
+        ["--language", "ja", "--items", "9", "--seed", "1"]))
+    assert every == [f"Ja{i}" for i in range(30)] and len(some) == len(others) == 9 and some != others
+    assert some == [key for key in every if key in some]
+    row = {"question": "?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
+    (data / "Japanese.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match="no item in ja has a rationale to check"):
-        main(["sheet", "--data", str(data), "--out", str(tmp_path / "s.html"), "--language", "ja"])
+        made_sheet(data, "--language", "ja")
 
 
 # ---- merge ---------------------------------------------------------------------------------------
@@ -321,7 +335,7 @@ def sheet(path: Path, data: Path, checker: str, entries: dict, **more) -> str:
 
 def merge(data: Path, out: Path, *arguments: str) -> dict:
     main(["merge", *arguments, "--data", str(data), "--out", str(out)])
-    return json.loads((out / "checks.json").read_text(encoding="utf-8"))
+    return report_of(out, "checks.json")
 
 
 def test_checks_are_merged_with_agreement(tmp_path, capsys):
@@ -330,31 +344,26 @@ def test_checks_are_merged_with_agreement(tmp_path, capsys):
     one = sheet(tmp_path / "1.json", data, "Ann", dict(zip(keys, [YES, YES, NO, NO, YES])))
     two = sheet(tmp_path / "2.json", data, "Bo", dict(zip(keys, [YES, NO, NO, NO, YES | {"note": " late "}])))
     report = merge(data, tmp_path / "out", one, two)
-    assert report["passed"] == dict(zip(keys,
-                                        [True, False, False, False, True])) and report["all"]["passed"] == 2
-    pair, = report["agreement"]["pairs"]
-    chance = (3 * 2 + 2 * 3) / 25
-    assert pair["passed"]["percent"] == 80
-    assert pair["passed"]["kappa"] == pytest.approx((0.8 - chance) / (1 - chance))
-    assert pair["consistent"] == {"percent": 100,
-                                  "kappa": None} and report["notes"] == [{"key": "En4", "checker": "Bo",
-                                                                          "note": "late"}]
+    assert report["passed"] == dict(zip(keys, [True, False, False, False, True]))
+    assert report["all"]["passed"] == 2
+    assert report["notes"] == [{"key": "En4", "checker": "Bo", "note": "late"}]
+    # alpha = 1 - D_o / D_e: 2 of 10 values in disagreement; 5 yes and 5 no of 10 disagree 50 in 90 times
+    assert report["agreement"]["passed"] == {"percent": 80, "alpha": pytest.approx(1 - (2 / 10) / (50 / 90))}
+    assert report["agreement"]["consistent"] == {"percent": 100, "alpha": None}
     rows = {row["id"]: row for part in lines(tmp_path / "out").values() for row in part}
     assert rows["En1"]["human_checked"] is True and rows["En1"]["human_check_passed"] is False
     assert "human_checked" not in rows["Ja0"]
-    assert [item.human_check_passed for item in read_benchmark(tmp_path / "out")] == [True, False, False,
-                                                                                      False,
-                                                                                      True] + [None] * 5
+    passed = [item.human_check_passed for item in read_benchmark(tmp_path / "out")]
+    assert passed == [True, False, False, False, True] + [None] * 5
     said = capsys.readouterr().out
-    for part in ("English: 2 of 5 rationales passed, 40.0 %", "accurate 80.0 %, kappa 0.615",
-                 "consistent 100.0 %, kappa not defined"):
+    for part in ("English: 2 of 5 rationales passed, 40.0 %", "accurate 80.0 %, alpha 0.640",
+                 "consistent 100.0 %, alpha not defined"):
         assert part in said
     three = sheet(tmp_path / "3.json", data, "Cy", dict(zip(keys, [YES, YES, NO, YES, NO])))
     report = merge(data, tmp_path / "majority", one, two, three, "--rule", "majority")
-    assert report["passed"] == dict(zip(keys, [True, True, False, False,
-                                               True])) and len(report["agreement"]["pairs"]) == 3
-    everyone = report["agreement"]["all_checkers"]
-    assert everyone["kappa_is"] == "Fleiss" and everyone["items"] == 5
+    assert report["passed"] == dict(zip(keys, [True, True, False, False, True]))
+    # pairs that agree: all, 1 of 3, all, 1 of 3, 1 of 3
+    assert report["agreement"]["accurate"]["percent"] == pytest.approx(60)
 
 
 def test_a_checker_may_save_in_parts_and_sheets_need_not_overlap(tmp_path, capsys):
@@ -363,8 +372,10 @@ def test_a_checker_may_save_in_parts_and_sheets_need_not_overlap(tmp_path, capsy
              sheet(tmp_path / "2.json", data, "Ann", {"En0": YES, "En1": NO}),
              sheet(tmp_path / "3.json", data, "Bo", {"Ja0": YES})]
     report = merge(data, tmp_path / "out", *paths)
-    assert report["checkers"] == {"Ann": 2, "Bo": 1} and report["agreement"]["pairs"][0]["items"] == 0
-    assert "Ann and Bo: no item judged by both" in capsys.readouterr().out
+    assert report["checkers"] == {"Ann": 2, "Bo": 1} and report["agreement"] == {"items": 0}
+    assert "agreement on 0 items with several checkers\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="out: already there; give another --out"):
+        merge(data, tmp_path / "out", *paths)
 
 
 BAD = {
@@ -388,64 +399,21 @@ def test_entries_that_cannot_be_used_are_one_line_each_and_nothing_is_written(na
     data = make_items(tmp_path / "data")
     good = sheet(tmp_path / "good.json", data, "Ann", {"En0": YES, "En3": YES})
     bad = sheet(tmp_path / "bad.json", data, "Ann", entries, **more)
-    with pytest.raises(UserError, match=r"1 entry of the sheets cannot be used \(listed above\); nothing "
-                                        r"was written"):
+    with pytest.raises(UserError, match=r"1 entry of the sheets cannot be used \(listed above\); nothing"):
         merge(data, tmp_path / "out", good, bad)
-    lines_said = capsys.readouterr().err.splitlines()
-    assert len(lines_said) == 1 and message in lines_said[0] and not (tmp_path / "out").exists()
-    assert lines_said[0].startswith(f"error: {bad}: item ")
+    said, = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: {bad}: item ") and message in said and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text, message", [
-    ("[]", "not a file that a checker saved"), ("{", "not valid JSON"),
-    ('{"format": "mmed-rationale-check", "version": 2}', "not a file that a checker saved"),
-    ('{"format": "mmed-rationale-check", "version": 1, "items": {}, "entries": {}, "checker": " "}',
-     "no name of a checker"),
-    ('{"format": "mmed-rationale-check", "version": 1, "items": {}, "entries": {}, "checker": "a\\u001b[2J"}',
-     "no name of a checker"),
-    ('{"format": "mmed-rationale-check", "version": 1, "items": {}, "entries": {}, "checker": "Ann"}',
-     "no item is judged in it"),
+SAVED = {"format": "mmed-rationale-check", "version": 1, "items": {}, "entries": {}}
+
+
+@pytest.mark.parametrize("value, message", [
+    ([], "not a file that a checker saved"), (SAVED | {"version": 2}, "not a file that a checker saved"),
+    (SAVED | {"checker": " "}, "no name of a checker"), (SAVED | {"checker": "\x1b"}, "no name of a checker"),
+    (SAVED | {"checker": "Ann"}, "no item is judged in it"),
 ])
-def test_files_that_are_no_saved_sheets(text, message, tmp_path):
-    (tmp_path / "x.json").write_text(text)
+def test_files_that_are_no_saved_sheets(value, message, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps(value))
     with pytest.raises(UserError, match=message):
         merge(make_items(tmp_path / "data"), tmp_path / "out", str(tmp_path / "x.json"))
-
-
-def test_an_output_folder_that_is_there_is_left_alone(tmp_path):
-    data = make_items(tmp_path / "data")
-    path = sheet(tmp_path / "1.json", data, "Ann", {"En0": YES})
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="out: already there; give another --out"):
-        merge(data, tmp_path / "out", path)
-
-
-# ---- agreement -----------------------------------------------------------------------------------
-
-def test_cohen_is_that_of_scikit_learn():
-    metrics = pytest.importorskip("sklearn.metrics")
-    rng = random.Random(5)
-    for _ in range(200):
-        first = [rng.random() < 0.7 for _ in range(rng.randint(2, 30))]
-        second = [value if rng.random() < 0.6 else rng.random() < 0.5 for value in first]
-        ours = checks.cohen_kappa(first, second)
-        if ours is None:
-            assert len({*first, *second}) == 1
-        else:
-            assert ours == pytest.approx(metrics.cohen_kappa_score(first, second), abs=1e-12)
-
-
-def test_fleiss_is_that_of_his_own_worked_example():
-    """Ten items, 14 raters, five categories: P = 0.378, P_e = 0.213, kappa = 0.210."""
-    table = [(0, 0, 0, 0, 14), (0, 2, 6, 4, 2), (0, 0, 3, 5, 6), (0, 3, 9, 2, 0), (2, 2, 8, 1, 1),
-             (7, 7, 0, 0, 0), (3, 2, 6, 3, 0), (2, 5, 3, 2, 2),
-             (6, 5, 2, 1, 0), (0, 2, 2, 3, 7)]
-    ratings = [[category for category, n in enumerate(row) for _ in range(n)] for row in table]
-    assert checks.percent_agreement(ratings) == pytest.approx(0.378, abs=5e-4)
-    assert checks.fleiss_kappa(ratings) == pytest.approx(0.210, abs=5e-4)
-
-
-def test_two_raters_without_bias_have_the_same_kappa_by_both_formulas():
-    pairs = [(True, True)] * 5 + [(False, False)] * 3 + [(True, False), (False, True)] * 2
-    assert checks.fleiss_kappa(pairs) == pytest.approx(checks.cohen_kappa(*zip(*pairs)), abs=1e-12)
-    assert checks.fleiss_kappa([(True, True)] * 3) is None

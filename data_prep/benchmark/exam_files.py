@@ -1,0 +1,114 @@
+"""Exam files as published: which files of a folder to read, what split each is, and its records.
+
+In: a file, or a folder of CSV, JSON lines, JSON (an array, or an object by id) and parquet files.
+Out: (place, record) in a stable order; the place is file:line or "file: item N".
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.record_files import read_records
+from mmed.utils.errors import UserError
+from mmed.utils.files import MAX_JSON_BYTES, check_file, read_json, read_jsonl
+
+SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+SPLITS = {"train": "Train", "test": "Test", **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
+ID = "$id"  # the key under which a record of a JSON object by id gets its id
+Records = Iterator[tuple[str, dict[str, Any]]]
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file name states.
+
+    >>> [split_of(n) for n in ("phrases_train.jsonl", "dev_HEAD.json", "test.part1.jsonl", "ori_pqal.json")]
+    ['Train', 'Val', 'Test', None]
+    """
+    return next((SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS), None)
+
+
+def exam_files(path: Path, pattern: str, official: bool, notes: list[str]) -> list[Path]:
+    """The file itself, or the files below a folder whose path matches `pattern`, sorted; with `official` only
+    those whose names state a split."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder")
+    found = sorted((p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()), key=Path.as_posix)
+    files = [p for p in found if re.search(pattern, p.relative_to(path).as_posix())]
+    chosen = [p for p in files if not official or split_of(p.name)]
+    if not chosen:
+        wanted = "with train, dev or test in its name" if files else \
+            f"like {pattern!r}" if found else f"ending in {', '.join(SUFFIXES)}"
+        has = f" (it has {', '.join(p.name for p in found[:5])})" if found else ""
+        raise UserError(f"{path}: no file {wanted} below this folder{has}; name a file itself to have it "
+                        "read anyway")
+    if others := [p.name for p in files if p not in chosen]:
+        notes.append(f"skipped, no train, dev or test in the name: {', '.join(others[:5])}")
+    return chosen
+
+
+def records(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Records:
+    """The records of one file."""
+    if path.suffix == ".parquet":
+        def bad(reason: str, number: int, size: int) -> None:
+            raise UserError(f"{path}: row {number}: {reason}")
+
+        yield from ((f"{path}: row {number}", record)
+                    for number, record in read_records(path, ".parquet", bad))
+    elif path.suffix == ".csv":
+        (_, header), *rows = csv_rows(path, encodings) or [(1, [])]
+        for line, row in rows:
+            if len(row) != len(header):
+                raise UserError(f"{path}:{line}: {len(row)} columns, the header has {len(header)}")
+            yield f"{path}:{line}", dict(zip(header, row))
+    elif path.suffix == ".json" and not begins_like_json_lines(path):
+        value = read_json(path)
+        by_id = isinstance(value, dict)
+        items = value if isinstance(value, list) else [value]
+        for key, item in value.items() if by_id else enumerate(items, 1):
+            where = f"{path}: {key}" if by_id else f"{path}: item {key}"
+            if not isinstance(item, dict):
+                raise UserError(f"{where}: expected an object, got {type(item).__name__}")
+            yield where, {ID: key, **item} if by_id else item
+    else:
+        yield from ((f"{path}:{number}", record) for number, record in read_jsonl(path))
+
+
+def begins_like_json_lines(path: Path) -> bool:
+    """Whether the first line is an object of its own, and not an object that holds only objects (by id)."""
+    with open(path, "rb") as file:
+        line = file.readline(1 << 24).decode("utf-8-sig", "replace")
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and not all(isinstance(part, dict) for part in value.values())
+
+
+def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tuple[int, list[str]]]:
+    """(line number, cells) in the first encoding that fits; quoted cells may contain line breaks."""
+    check_file(path, MAX_JSON_BYTES)
+    for encoding in encodings:
+        try:
+            text = path.read_bytes().decode(encoding)
+            break
+        except UnicodeDecodeError:
+            continue
+    else:
+        raise UserError(f"{path}: not in {' or '.join(encodings)}; convert the file to UTF-8")
+    csv.field_size_limit(10_000_000)  # the default of 131,072 is less than a long case with its tables
+    reader, rows, line = csv.reader(io.StringIO(text, newline=""), strict=True), [], 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((line, row))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{line}: not valid CSV ({error})") from None
+    return rows

@@ -1,0 +1,393 @@
+"""One mapping from the records of an exam file to items: under which keys question, options and answer are.
+
+In: (place, record) pairs. Out: `Raw` items; data_prep/mmedbench.py judges and drops. A mapping is written as
+on the command line, `question=stem,options=a+b+c,answer=key`; `Mapping` has its keys. Their values:
+
+    a.b        key b of the object under a        a|b    a, or b where a record has no a
+    a+b+c      several keys: options, or an id    a?     may be missing
+    !a         the opposite, of an image flag     x/y/z  fixed texts, as options
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.benchmark.exam_files import Records, split_of
+from data_prep.filters.language_codes import language_code
+from mmed.languages import get_language
+from mmed.utils.errors import UsageError, UserError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SCALAR = str | int | float | None
+MISSING: Any = object()
+# An option inside a text: a line that begins with "A.", "(A)" or "a "; or "(A)" after any blank.
+OPTION_LINE = re.compile(r"(?:^|\n)\s*(?:\(([A-Za-z])\)|([A-Za-z])[).:．）、\u3000 ])\s*")
+OPTION_INLINE = re.compile(r"(?:^|\s)\(([A-Z])\)()\s*")
+OPTIONS_TITLE = re.compile(r"\s*(?:answer )?(?:choices|options)\s*:?\s*\Z", re.IGNORECASE)
+
+
+@dataclass
+class Raw:
+    """One question as its file has it."""
+
+    source: str
+    language: str  # English name, as in MMedBench's file names
+    split: str | None  # Train, Val, Test; None: its file belongs to no split
+    where: str  # file:line or "file: item N", for messages
+    question: str
+    options: dict[str, str]  # letter -> text
+    answer: list[str]  # letters; what is no letter stays as it was, and the checks drop the item
+    id: str = ""  # empty: made from source, question and options
+    rationale: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    group: str = ""  # items with the same group stay on one side of a random split; empty: the id
+
+    def __post_init__(self) -> None:
+        self.id = self.id or f"{self.source}-{fingerprint(self.question, self.options)}"
+        self.group = self.group or self.id
+
+
+def fingerprint(question: str, options: dict[str, str]) -> str:
+    """Twelve hex digits that identify a question by its content, without regard to white space."""
+    text = json.dumps([" ".join(question.split()), [" ".join(option.split()) for option in options.values()]])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """The keys of --map."""
+
+    question: str
+    options: str  # the same as `question` if the options are inside the question's text
+    answer: str  # letters, the options' own keys, or numbers; several as a list or "A,C"
+    kind: str = ""  # letter; text: the options' own words; 0 or 1: where numbers begin; "": as they tell
+    id: str = ""
+    group: str = ""  # of an id's form: items with the same one stay on one side of a random split
+    rationale: str = ""
+    context: str = ""  # put before the question
+    subject: str = ""
+    topic: str = ""
+    year: str = ""
+    split: str = ""  # else the file's name says it
+    language: str = ""
+    source: str = ""  # added to the source's name
+    image: str = ""  # true or not empty: the question needs an image
+    filter: str = ""  # KEY=VALUE or KEY=VALUE|VALUE: only these records
+    keep: str = ""  # keys to pass on, joined by +
+
+
+MAP_KEYS = tuple(key.name for key in dataclasses.fields(Mapping))
+
+
+def parse_mapping(text: str, preset: str = "") -> Mapping:
+    """A mapping from the text of --map; what that does not say is as in `preset`."""
+    given: dict[str, str] = {}
+    for part in filter(str.strip, [*preset.split(","), *text.split(",")]):
+        key, value = (piece.strip() for piece in [*part.split("=", 1), ""][:2])
+        if key not in MAP_KEYS:
+            raise UsageError(f"--map {part}: no key {key!r}{nearest(key, MAP_KEYS)}")
+        if not value or (key == "filter" and "=" not in value):
+            raise UsageError(f"--map {part}: expected {key}={'KEY=VALUE' if key == 'filter' else 'NAME'}")
+        given[key] = value
+    if missing := [key for key in MAP_KEYS[:3] if key not in given]:
+        raise UsageError(f"--map {text}: {missing[0]!r} is missing (question=..., options=..., answer=... "
+                         "are needed)")
+    if given.get("kind", "0") not in ("letter", "text", "0", "1"):
+        raise UsageError(f"--map kind={given['kind']}: expected letter, text, 0 or 1 (a number counted from "
+                         "0 or 1)")
+    return Mapping(**given)
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(words)}"
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def look_up(record: dict[str, Any], path: str) -> Any:
+    """The value under the first of these keys that the record has, or MISSING.
+
+    >>> look_up({"data": {"stem": "Why?"}}, "question|data.stem")
+    'Why?'
+    """
+    for name in path.removesuffix("?").split("|"):
+        value: Any = record
+        for part in [name] if name in record else name.split("."):
+            value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
+        if value is not MISSING:
+            return value
+    return MISSING
+
+
+def needed(record: dict[str, Any], path: str, where: str) -> Any:
+    """The value there, or an error; None for no path, or a key that may be missing."""
+    value = look_up(record, path) if path else None
+    if value is MISSING and not path.endswith("?"):
+        raise UserError(f"{where}: no key {path!r}, which the mapping names; it has {', '.join(record)}")
+    return None if value is MISSING else value
+
+
+def text_of(record: dict[str, Any], path: str, where: str) -> str:
+    """A text or a number as text, a list of them as lines."""
+    value = needed(record, path, where)
+    lines = value if isinstance(value, list) else [value]
+    if not all(isinstance(line, SCALAR) for line in lines):
+        raise UserError(f"{where}: {path!r} is a {type(value).__name__}, expected a text")
+    return "\n".join(str(line) for line in lines if line is not None)
+
+
+def id_of(record: dict[str, Any], paths: str, where: str) -> str:
+    """The values of the keys of an id, with "-" between them; a long hash is shortened."""
+    parts = [text_of(record, path, where).strip() for path in paths.split("+")]
+    text = "-".join(filter(None, parts))
+    return text[:16] if re.fullmatch("[0-9a-f]{40,}", text) else text
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+def lettered(texts: Iterable[Any]) -> dict[str, str]:
+    """Name option texts A, B, C ... in their order; null or empty ones at the end mean fewer options.
+
+    >>> lettered(["Да", "Нет", None, " "])
+    {'A': 'Да', 'B': 'Нет'}
+    """
+    texts = ["" if text is None else str(text) for text in texts]
+    while texts and not texts[-1].strip():
+        texts.pop()
+    return {LETTERS[i] if i < len(LETTERS) else f"#{i + 1}": text for i, text in enumerate(texts)}
+
+
+def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """(options by letter, {published name: letter}) from the forms in which exams are published.
+
+    Texts by letter or number, a list of texts, [{"key": "A", "value": ...}] and {"label": [...], "text":
+    [...]} as on model hubs, or one string "(A) ...\\n(B) ..."; ({}, {}) if it is none of them.
+
+    >>> option_texts({"b": "y", "a": 1.5, "c": None})[0], option_texts("(A) 2小时.\\n(B) 4小时内.")[0]
+    ({'A': '1.5', 'B': 'y'}, {'A': '2小时.', 'B': '4小时内.'})
+    >>> option_texts([{"aid": 1, "atext": "x"}, {"aid": 2, "atext": "y"}])
+    ({'A': 'x', 'B': 'y'}, {'1': 'A', '2': 'B'})
+    """
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(value, str):
+        before, marked = marked_options(value)
+        pairs = [] if before else marked
+    elif isinstance(value, list) and value and all(isinstance(option, dict) for option in value):
+        pairs = [(_first(option, "key", "label", "letter", "id", "aid"),
+                  _first(option, "value", "text", "content", "atext")) for option in value]
+    elif isinstance(value, list):
+        return lettered(value) if all(isinstance(text, SCALAR) for text in value) else {}, {}
+    elif isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
+        labels, texts = _first(value, "label", "key"), _first(value, "text", "value")
+        pairs = list(zip(labels, texts)) if labels and texts and len(labels) == len(texts) else []
+    elif isinstance(value, dict):
+        pairs = list(value.items())
+    by_name = {str(name).strip().upper(): text for name, text in pairs}
+    if len(by_name) < len(pairs) or not all(isinstance(name, str | int) and isinstance(text, SCALAR)
+                                            for name, text in pairs):
+        return {}, {}
+    names = sorted(by_name, key=lambda name: (len(name), name))
+    options = lettered(by_name[name] for name in names)
+    if not all(name.isdigit() for name in names):  # letters of its own: also "A, C", which the checks drop
+        options = dict(zip(names, options.values()))
+    return options, dict(zip(names, options))
+
+
+def _first(record: dict[str, Any], *keys: str) -> Any:
+    return next((record[key] for key in keys if key in record), None)
+
+
+def marked_options(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """(what stands before the options, [(letter, text)]) of a text that ends with its options.
+
+    >>> marked_options("Vitamin (C) is? (A) x (B) y"), marked_options("Why?\\nA. x\\nB. y")
+    (('Vitamin (C) is?', [('A', 'x'), ('B', 'y')]), ('Why?', [('A', 'x'), ('B', 'y')]))
+    """
+    for pattern in (OPTION_LINE, OPTION_INLINE):
+        marks = list(pattern.finditer(text))
+        letters = [(mark[1] or mark[2]).upper() for mark in marks]
+        if len(marks) > 1 and "A" in letters:  # marks before the last "A" are not theirs
+            start = len(letters) - 1 - letters[::-1].index("A")
+            ends = [mark.start() for mark in marks[start + 1:]] + [len(text)]
+            texts = [text[mark.end():end].strip() for mark, end in zip(marks[start:], ends)]
+            return text[:marks[start].start()].rstrip(), list(zip(letters[start:], texts))
+    return text, []
+
+
+def read_options(record: dict[str, Any], paths: str, where: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Options and their published names, by the mapping's `options`."""
+    if "/" in paths:
+        return lettered(paths.split("/")), {}
+    for alternative in paths.split("|"):
+        columns = alternative.split("+")
+        if all(look_up(record, column) is not MISSING for column in columns):
+            break
+    values = [needed(record, column, where) for column in columns]
+    if len(columns) == 1:
+        return option_texts(values[0])
+    options = lettered(values)
+    return options, {column.upper(): letter for column, letter in zip(columns, options)}
+
+
+# ---- answers -------------------------------------------------------------------------------------
+
+
+def letters_in(value: Any) -> list[str]:
+    """Letters or numbers from the ways answers are written: "A", "a,c", "ACE", "(AC)", ["a", "c"], "1,3";
+    anything else as it is.
+
+    >>> letters_in("(ACE)"), letters_in("a, c"), letters_in(["d"]), letters_in("a or d"), letters_in(None)
+    (['A', 'C', 'E'], ['A', 'C'], ['D'], ['a or d'], [])
+    """
+    if isinstance(value, list):
+        return [letter for part in value for letter in letters_in(part)]
+    text = "" if value is None else str(value).strip()
+    bare = re.sub(r"\s*[,;、，]\s*", ",", text.strip("()（）[] "))
+    if re.fullmatch(r"[A-Za-z](,[A-Za-z])*|\d+(,\d+)*", bare):
+        return bare.upper().split(",")
+    if re.fullmatch(r"[A-Z]+", bare) and list(bare) == sorted(set(bare)):  # "ACE": in order, so hardly a word
+        return list(bare)
+    return [text] if text else []
+
+
+def letters_of_texts(value: Any, options: dict[str, str]) -> list[str]:
+    """Letters of answers given as an option's own text; capitals count only to tell two options apart."""
+    values = value if isinstance(value, list) else [value]
+    parts = [str(part).strip() for part in values if part is not None]
+    exact = {text.strip(): letter for letter, text in reversed(options.items())}
+    folded = {text.casefold(): letter for text, letter in exact.items()}
+    return [exact.get(part) or folded.get(part.casefold(), part) for part in parts if part]
+
+
+def resolve_answers(items: list[tuple[Raw, dict[str, str]]], kind: str, path: Path) -> None:
+    """Replace answers that are an option's published name or its number by its letter; -1 means none.
+
+    Where `kind` does not say it, the numbers themselves tell whether they count from 0 or 1: a 0 occurs, or
+    the number of options does. A wrong guess would shift every answer, so anything else is an error.
+    """
+    found = set()  # (number, how many options)
+    for raw, names in items:
+        parts = [part.removesuffix(".0") for part in raw.answer]
+        raw.answer = [names.get(part.upper(), part) for part in parts if not re.fullmatch(r"-\d+", part)]
+        found |= {(int(part), len(raw.options)) for part in raw.answer
+                  if raw.options and re.fullmatch("[0-9]{1,3}", part)}
+    if kind in ("letter", "text") or not found:
+        return
+    from_0 = any(number == 0 for number, _ in found)
+    if not kind and from_0 == any(number == size for number, size in found):
+        numbers = ", ".join(map(str, sorted({number for number, _ in found})[:9]))
+        raise UserError(f"{path}: the answers are {numbers}, which does not tell whether options are counted "
+                        "from 0 or from 1; add --map kind=0 or kind=1")
+    base = int(kind or not from_0)
+    for raw, _ in items:
+        letter_of = {str(place + base): letter for place, letter in enumerate(raw.options)}
+        raw.answer = [letter_of.get(part, part) for part in raw.answer]
+
+
+# ---- items ---------------------------------------------------------------------------------------
+
+
+@functools.cache
+def language_name(tag: str) -> str:
+    """English name of a language in any spelling, "" if it has no file in mmed/languages."""
+    try:
+        return get_language(language_code(tag)).name
+    except UserError:
+        return ""
+
+
+def why_skipped(record: dict[str, Any], mapping: Mapping, language: str, where: str) -> str:
+    """Why a record is not part of the exam, "" if it is."""
+    key, _, values = mapping.filter.partition("=")
+    if key and (value := text_of(record, key, where)) not in values.split("|"):
+        return f"{key} {value}"
+    tag = text_of(record, mapping.language, where)
+    if tag and language:
+        return "" if language_name(tag) == language else f"language {tag}"
+    return f"no language file for {tag}" if tag and not language_name(tag) else ""
+
+
+def question_and_options(record: dict[str, Any], mapping: Mapping,
+                         where: str) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Question, options, and their published names."""
+    question = text_of(record, mapping.question, where)
+    before, marked = marked_options(question)
+    if mapping.options == mapping.question:
+        question, options, names = before, dict(marked), {}
+    else:
+        options, names = read_options(record, mapping.options, where)
+        if marked and dict(marked) == options:  # the question repeats its options
+            question = OPTIONS_TITLE.sub("", before)
+    context = text_of(record, mapping.context, where).strip()
+    return f"{context}\n{question.strip()}" if context and question.strip() else question, options, names
+
+
+def further_keys(record: dict[str, Any], mapping: Mapping, where: str) -> dict[str, Any]:
+    """What an item has besides question, options, answer, rationale and id."""
+    paths = {"subject": mapping.subject, "topic": mapping.topic, "year": mapping.year}
+    extra: dict[str, Any] = {key: text_of(record, path, where) or None for key, path in paths.items() if path}
+    if mapping.image:
+        value = needed(record, mapping.image.removeprefix("!"), where)
+        flag = bool(value) and str(value).lower() not in ("false", "0", "no")
+        extra["image_dependent"] = flag != mapping.image.startswith("!")
+    kept = {key: look_up(record, key) for key in mapping.keep.split("+")}
+    return extra | {key: value for key, value in kept.items() if value is not MISSING}
+
+
+def one_item(record: dict[str, Any], where: str, mapping: Mapping, raw: Raw, prefix: str) -> dict[str, str]:
+    """Fill in an item whose source, language and split are known; returns its options' published names."""
+    raw.question, raw.options, names = question_and_options(record, mapping, where)
+    answer = needed(record, mapping.answer, where)
+    by_text = mapping.kind == "text"
+    raw.answer = letters_of_texts(answer, raw.options) if by_text else letters_in(answer)
+    raw.rationale = text_of(record, mapping.rationale, where).strip()
+    raw.extra = further_keys(record, mapping, where)
+    raw.source += f"-{text_of(record, mapping.source, where)}" if mapping.source else ""
+    stated = look_up(record, mapping.split) if mapping.split else MISSING
+    raw.split = raw.split if stated is MISSING else split_of(str(stated))
+    own = id_of(record, mapping.id, where) if mapping.id else ""
+    raw.id = f"{prefix or raw.source}-{own or fingerprint(raw.question, raw.options)}"
+    raw.group = raw.id
+    if mapping.group:  # with one prefix in all languages of an exam
+        raw.group = f"{prefix.partition('-')[0] or raw.source}-{id_of(record, mapping.group, where)}"
+    return names
+
+
+def read_mapped(files: list[Path], rows: Callable[[Path], Records], mapping: Mapping, name: str | None,
+                language: str, notes: list[str], prefix: str = "") -> list[Raw]:
+    """The items of these files. `name` None: the files' own names; `language` "": as the records say."""
+    items: list[tuple[Raw, dict[str, str]]] = []
+    skipped: Counter[str] = Counter()
+    for path in files:
+        source = name or re.sub(r"[^\w-]+", "-", path.name.split(".")[0]).lower()
+        # a model hub calls its files test/0000.parquet
+        split = split_of(path.name if re.search("[a-z]", path.stem) else path.parent.name)
+        for where, record in rows(path):
+            if reason := why_skipped(record, mapping, language, where):
+                skipped[reason] += 1
+                continue
+            spoken = language or language_name(text_of(record, mapping.language, where))
+            raw = Raw(source, spoken, split, where, "", {}, [])
+            items.append((raw, one_item(record, where, mapping, raw, prefix)))
+    if skipped:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common(8))
+        notes.append(f"skipped {skipped.total():,} records: {reasons}{', ...' if len(skipped) > 8 else ''}")
+    resolve_answers(items, mapping.kind, files[0])
+    disagree = sum(raw.options.get(raw.answer[0]) != str(raw.extra["answer"])
+                   for raw, _ in items if len(raw.answer) == 1 and "answer" in raw.extra)
+    if disagree:
+        notes.append(f"{disagree} items whose answer text is not the text of their answer letter; the letter "
+                     "is taken")
+    return [raw for raw, _ in items]

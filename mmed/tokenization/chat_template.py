@@ -4,9 +4,8 @@
 
 Messages have a role (an optional first "system", then "user" and "assistant" in turn) and a content. The
 template in a model folder renders them in Jinja's sandbox (extra `report`), as apply_chat_template of
-transformers does. Without a template, or without Jinja, a format below does, chosen by the template's text or
-the special tokens. What a user writes is always ordinary text: "<|eot_id|>" in a question is spelt out, not
-obeyed.
+transformers does; without a template or Jinja a format below, chosen by its text or the special tokens. What
+a user writes is always ordinary text: "<|eot_id|>" in a question is spelt out, not obeyed.
 
 References: the published chat templates of Llama 2, 3 and 3.1, Mistral 7B Instruct 0.2 and 0.3, InternLM 2
 chat, SmolLM 2, Qwen 2, 2.5 and 3, Gemma 2 and 3.
@@ -61,8 +60,7 @@ class Headers:
 
     def __call__(self, messages: Sequence[Message], bos: str, eos: str, prompt: bool) -> str:
         parts = [bos] if self.has_bos else []
-        messages = messages if self.has_system else _folded(messages)
-        for message in messages:
+        for message in messages if self.has_system else _folded(messages):
             is_answer = message["role"] == "assistant"
             role = self.answer if is_answer else message["role"]
             thought = self.thought if is_answer and message is messages[-1] else ""
@@ -296,7 +294,7 @@ def encode_conversation(tokenizer, messages: Sequence[Message],
         if shared is None or end is None or answer not in whole[len(shared):end.end()].replace(MARK, ""):
             raise UserError(
                 f"the chat template changes message {place + 1} or what is before it when the conversation "
-                "goes on, or ends it with no special token: a model would learn from text that it never meets "
+                "goes on, or ends it with no special token: a model would learn from text that it never sees "
                 "in use; split conversations into single questions")
         texts += [whole[done:len(shared)], whole[len(shared):end.end()]]
         done = end.end()

@@ -9,8 +9,6 @@ a user writes is always ordinary text: "<|eot_id|>" in a question is spelt out, 
 
 References: the published chat templates of Llama 2, 3 and 3.1, Mistral 7B Instruct 0.2 and 0.3, InternLM 2
 chat, SmolLM 2, Qwen 2, 2.5 and 3, Gemma 2 and 3.
-# MMedLM: MMed-Llama 3-EnIns uses Llama 3's, instruction as system and
-input as user.
 """
 from __future__ import annotations
 
@@ -263,9 +261,7 @@ def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 def encode_chat(tokenizer, messages: Sequence[Message], family: str = "",
                 name: str | None = None) -> list[int]:
-    """Ids of a conversation up to where the answer begins. `name`: a key of CHAT_TEMPLATES, else the model's
-    own.
-    """
+    """Ids of a conversation up to where the answer begins, in the format `name` or the model's own."""
     return _encode(tokenizer, [_render(tokenizer, messages, family, name, prompt=True)])[0]
 
 

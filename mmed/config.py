@@ -25,10 +25,12 @@ def option(default: Any, help: str, *choices: str) -> Any:
 @dataclass(frozen=True)
 class TrainConfig:
     # Data and model
-    task: str = option("pretrain", "train on token streams (pretrain) or exam items", "pretrain", "finetune")
+    task: str = option("pretrain", "train on token streams (pretrain), exam items (finetune), conversations",
+                       "pretrain", "finetune", "instruct")
     model: str = option("", "model folder, or shape:NAME for random weights of a named shape")
     tokenizer: str = option("", "tokenizer folder; default: the model folder")
-    data: str = option("", "pretrain: token streams NAME[=WEIGHT],...; finetune: JSONL file or folder")
+    data: str = option("", "pretrain: token streams NAME[=WEIGHT],...; finetune: JSONL file or folder; "
+                           "instruct: JSONL, JSON array (also .gz) or parquet")
     validation: str = option("", "streams, JSONL documents or exam items whose loss is measured per language "
                                  "at the start, every eval_every steps and at the end")
     bos: str = option("auto", "begin documents and prompts with BOS; auto: as the tokenizer's files say",
@@ -135,6 +137,11 @@ RECIPES: dict[str, tuple[str, TrainConfig]] = {
         "LoRA on MMedBench: r 16, dropout 0.05, q_proj and v_proj, 2e-5, 3 epochs, batch 128 (finetune/*.sh)",
         replace(_FINETUNE, learning_rate=2e-5, epochs=3, micro_batch_size=1, lora_rank=16, lora_alpha=16,
                 lora_dropout=0.05, lora_targets="paper", activation_checkpointing="no")),
+    # DIFFERS: the settings of MMed-Llama 3-EnIns were never published; these are those of the paper's full
+    # fine-tuning, but 3 epochs, as the data has 11 times the items.
+    "instruct_enins": (
+        "MMed-Llama 3 -> MMed-Llama 3-EnIns: English instructions (docs/instruct.md says what is assumed)",
+        replace(_FINETUNE, task="instruct", epochs=3)),
     "tiny": (
         "a model of 1 M learns to write this package's own source: a minute on a laptop, no data needed",
         TrainConfig(task="pretrain", model="shape:tiny", data="source", out="runs/tiny", sequence_length=256,

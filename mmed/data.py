@@ -22,6 +22,7 @@ import bisect
 import itertools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmed.prompts import ExamItem, build_prompt, build_target
+from mmed.prompts import ExamItem, build_prompt, build_target, read_conversations
+from mmed.tokenization.chat_template import Message, encode_conversation
 from mmed.tokenizer import Tokenizer
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json, write_json
@@ -460,11 +462,12 @@ class PretrainRows:
 
 @dataclass
 class Example:
-    """One exam item as tokens: the prompt carries no loss, the target and its EOS do."""
+    """One exam item or conversation as tokens: a prompt carries no loss, a target and its EOS do."""
 
     key: str
-    ids: list[int]
+    ids: Sequence[int] | np.ndarray
     prompt_length: int
+    later_prompts: Sequence[tuple[int, int]] = ()  # [first, end) of further prompts of a conversation
 
 
 def truncate_prompt(ids: list[int], length: int, bos_id: int | None) -> list[int]:
@@ -514,6 +517,9 @@ class ExamRows:
         self.examples = [example for example, _ in encoded]
         self.truncated = sum(truncated for _, truncated in encoded)
 
+    def warnings(self) -> list[str]:
+        return [f"{n} examples were too long and were truncated on the left" for n in [self.truncated] if n]
+
     def batch(self, step: int, size: int) -> list[Example]:
         """The examples of global batch `step`; an epoch's last batch runs over into the next epoch."""
         n, examples = len(self.examples), []
@@ -548,9 +554,63 @@ def pack(examples: Sequence[Example]) -> Row:
     """
     rows = []
     for example in examples:
-        first = max(0, example.prompt_length - 1)  # the prompt's last token predicts the target's first
-        rows.append(Row.of_document(example.ids[:-1], [IGNORE] * first + example.ids[first + 1:]))
+        ids = np.asarray(example.ids, np.int64)
+        labels = ids[1:].copy()
+        for first, end in ((1, example.prompt_length), *example.later_prompts):
+            # the prompt's last token predicts the target's first
+            labels[first - 1:max(first, end) - 1] = IGNORE
+        rows.append(Row.of_document(ids[:-1], labels))
     return join(rows)
+
+
+# ---------------------------------------------------------------------------------------------- conversations
+
+def encode_dialogue(key: str, messages: Sequence[Message], tokenizer: Tokenizer, max_length: int,
+                    family: str = "") -> tuple[Example | None, str]:
+    """(example of at most max_length + 1 tokens, "" or "truncated"), or (None, why it is left out).
+
+    Too long: the oldest question and answer go first, then the beginning of the last prompt. The last answer
+    stays whole; one that needs more than 3/4 of max_length has no place for its question.
+    """
+    if not messages:
+        return None, "without an answer"
+    system, turns, outcome = list(messages[:len(messages) % 2]), list(messages[len(messages) % 2:]), ""
+    ids, answers = encode_conversation(tokenizer, messages, family)
+    while len(ids) > max_length + 1 and len(turns) > 2:
+        turns, outcome = turns[2:], "truncated"
+        ids, answers = encode_conversation(tokenizer, system + turns, family)
+    if len(ids) > max_length + 1:
+        answer = ids[answers[-1][0]:]
+        if len(answer) > max_length * 3 // 4:
+            return None, "with a last answer longer than 3/4 of a row"
+        prompt = truncate_prompt(ids[:-len(answer)], max_length + 1 - len(answer), tokenizer.named_bos_id)
+        ids, answers, outcome = prompt + answer, [(len(prompt), max_length + 1)], "truncated"
+    later = [(end, first) for (_, end), (first, _) in itertools.pairwise(answers)]
+    return Example(key, np.array(ids, np.uint32), answers[0][0], later), outcome
+
+
+class InstructRows(ExamRows):
+    """Conversations as packed rows, in the order and by the packing of exam items; loss on all answers."""
+
+    def __init__(self, path: str, tokenizer: Tokenizer, sequence_length: int, seed: int, family: str = ""):
+        self.T, self.seed, self.examples = sequence_length, seed, []
+        self.outcomes: Counter[str] = Counter()
+        for key, messages in read_conversations(path):
+            try:
+                example, outcome = encode_dialogue(key, messages, tokenizer, sequence_length, family)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
+            self.outcomes[outcome] += 1
+            if example:
+                self.examples.append(example)
+        if not self.examples:
+            raise UserError(f"{path}: no conversation to train on; left out: {dict(self.outcomes)}")
+        self.truncated = self.outcomes.pop("truncated", 0)
+        del self.outcomes[""]
+
+    def warnings(self) -> list[str]:
+        return super().warnings() + [f"{count} conversations {why} are left out"
+                                     for why, count in self.outcomes.items()]
 
 
 def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int | None]]:

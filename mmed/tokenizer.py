@@ -5,8 +5,8 @@
     tokenizer.decode(ids)                          ->  "Fièvre et toux"
 
 In: a model folder or one file of it. Out: a `Tokenizer`. The encoding itself is a backend in
-`mmed/tokenization/`: sentencepiece, tiktoken (byte-level BPE), or Hugging Face tokenizers. Nothing in a
-folder is executed.
+`mmed/tokenization/`: sentencepiece, tiktoken (byte-level BPE), or Hugging Face tokenizers. Of a folder only
+the chat template is executed, when a conversation is encoded, in Jinja's sandbox.
 
 Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special
 tokens come from `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=True`, which add one each.

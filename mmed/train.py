@@ -224,7 +224,7 @@ def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | Exa
     config = loader.with_source_data(config)
     folder = config.tokenizer or config.model
     tokenizer = load_tokenizer(folder, config.bos) if pretrained.has_tokenizer(folder) else None
-    needed = config.task == "finetune" or config.tokenizer or config.model.startswith("shape:")
+    needed = config.task != "pretrain" or config.tokenizer or config.model.startswith("shape:")
     if tokenizer is None and needed:
         raise UserError(f"{folder}: no tokenizer.model or tokenizer.json there; give --tokenizer=FOLDER")
     return tokenizer, loader.make_rows(config, tokenizer), model_config(config, tokenizer)
@@ -238,9 +238,8 @@ def print_start(facts: dict, rows: PretrainRows | ExamRows, count: int, model: T
     print(f"{facts['recipe']}: {total:.2f} M parameters, {trained:.2f} M trained; {count:,} {unit} of up to "
           f"{rows.T} tokens; steps {first}..{facts['steps']} on {facts['world_size']} x {facts['device']}",
           file=sys.stderr)
-    if isinstance(rows, ExamRows) and rows.truncated:
-        print(f"warning: {rows.truncated} examples were too long and were truncated on the left",
-              file=sys.stderr)
+    for warning in rows.warnings() if isinstance(rows, ExamRows) else ():
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------------- loop

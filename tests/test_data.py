@@ -13,12 +13,14 @@ from mmed.data import (
     IGNORE,
     Example,
     ExamRows,
+    InstructRows,
     Mixture,
     Piece,
     PretrainRows,
     Row,
     StreamWriter,
     TokenStream,
+    encode_dialogue,
     encode_example,
     end_to_end,
     pack,
@@ -336,3 +338,77 @@ def test_an_epoch_holds_every_item_with_and_without_its_rationale_once():
     across = exam.batch(1, 15)  # runs over into the second epoch
     assert across == list(itertools.chain(epoch[15:], following[:10]))
     assert len(ExamRows([item(0, ""), item(1)], Bytes(), 2000, seed=0).examples) == 3  # one less
+
+
+# ---------------------------------------------------------------------------------------------- conversations
+
+class Chat(Bytes):
+    """`Bytes` with the special tokens of ChatML as ids 300 and 301, and no template in its folder."""
+
+    kind, chat_template, named_bos_id = "byte-level BPE", "", None
+    special = {"<|im_start|>": 300, "<|im_end|>": 301}
+
+    def piece(self, index):
+        return {2: "</s>"}[index]
+
+
+def dialogue(*texts, system=None):
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return first + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def turn(role, text=None):
+    """A turn of ChatML as ids, without its newline; without a text its header."""
+    ids = [300, *Bytes().encode(f"{role}\n")]
+    return ids if text is None else [*ids, *Bytes().encode(text), 301]
+
+
+def test_the_labels_of_two_turns_are_both_answers_and_their_ends():
+    example, outcome = encode_dialogue("k", dialogue("Q", "Aa", "R", "B", system="S"), Chat(), 200)
+    n = Bytes().encode("\n")
+    ids = [*turn("system", "S"), *n, *turn("user", "Q"), *n, *turn("assistant", "Aa"), *n]
+    ids += [*turn("user", "R"), *n, *turn("assistant", "B")]
+    row = pack([example])
+    assert outcome == "" and row.input_ids.tolist() == ids[:-1]
+    # each byte is one token, and the newline after "assistant" predicts the first of the answer
+    expected = [IGNORE] * (1 + 7 + 1 + 1 + 1 + 1 + 5 + 1 + 1 + 1 + 1 + 9) + [*Bytes().encode("Aa"), 301]
+    expected += [IGNORE] * (1 + 1 + 5 + 1 + 1 + 1 + 1 + 10) + [*Bytes().encode("B"), 301]
+    assert row.labels.tolist() == expected
+
+
+def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_truncated():
+    messages = dialogue("Q" * 30, "A" * 20, "R" * 30, "B" * 20, system="S")
+    whole, _ = encode_dialogue("k", messages, Chat(), 1000)
+    short, _ = encode_dialogue("k", [messages[0], *messages[3:]], Chat(), 1000)
+    for room in (len(whole.ids), len(whole.ids) - 1, len(short.ids), len(short.ids) - 1, 30):
+        example, outcome = encode_dialogue("k", messages, Chat(), room - 1)
+        kept = whole if room >= len(whole.ids) else short
+        assert example.ids.tolist() == kept.ids.tolist()[-room:] and len(example.ids) <= room
+        assert outcome == ("" if kept is whole else "truncated")
+        assert bool(len(example.later_prompts)) == (kept is whole)
+        row = pack([example])
+        answers = [*Bytes().encode("A" * 20), 301] * (kept is whole) + [*Bytes().encode("B" * 20), 301]
+        assert row.labels[row.labels != IGNORE].tolist() == answers
+    assert encode_dialogue("k", messages, Chat(), 26) == (None, "with a last answer longer than 3/4 of a row")
+
+
+def test_conversations_are_counted_packed_and_ordered_like_exam_items(tmp_path):
+    rows = [dialogue(f"Q{n}", "A" * (10 * n)) for n in range(1, 9)]
+    rows += [dialogue("Q"), dialogue("Q", "A" * 400), dialogue("Q" * 400, "A")]
+    text = "".join(json.dumps({"messages": messages}) + "\n" for messages in rows)
+    (tmp_path / "a.jsonl").write_text(text)
+    one, again = (InstructRows(str(tmp_path / "a.jsonl"), Chat(), 200, seed=3) for _ in range(2))
+    assert len(one.examples) == 9 and one.warnings() == [
+        "1 examples were too long and were truncated on the left",
+        "1 conversations without an answer are left out",
+        "1 conversations with a last answer longer than 3/4 of a row are left out"]
+    batch = one.batch(0, 9)
+    assert sorted(example.key for example in batch) == [f"a.jsonl:{n}" for n in [1, 11, *range(2, 9)]]
+    packed = one.rows(batch)
+    assert len(packed) < 9 and all(len(row) <= 200 for row in packed)
+    assert [example.key for example in again.batch(1, 4)] == [example.key for example in one.batch(1, 4)]
+    targets = sum((row.labels != IGNORE).sum() for row in packed)
+    assert targets == sum(10 * n + 1 for n in range(1, 9)) + 2
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": dialogue("Q")}))
+    with pytest.raises(UserError, match=r"no conversation to train on.*without an answer"):
+        InstructRows(str(tmp_path / "a.jsonl"), Chat(), 200, seed=3)

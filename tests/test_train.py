@@ -18,6 +18,7 @@ from warm_start import run as warm_run
 
 from mmed.config import RECIPES, check, make_parser, parse_command_line
 from mmed.data import StreamWriter
+from mmed.tokenizer import load_tokenizer
 from mmed.train import learning_rate
 from mmed.utils.errors import UsageError
 
@@ -266,6 +267,20 @@ def test_lora_saves_only_the_adapter_and_peft_opens_it(world, tmp_path):
     ids = torch.tensor([tokenizer.encode("fever dose", bos=True)])
     with torch.no_grad():
         assert torch.allclose(ours.eval()(ids), theirs.eval()(ids).logits, atol=1e-5)
+
+
+def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world, tmp_path):
+    with open(tmp_path / "a.json", "w") as file:
+        json.dump([{"instruction": "heart", "input": "lung", "output": "bone cell"},
+                   {"instruction": "heart", "output": "plum"}] * 8, file)
+    arguments = [a for a in finetune(world, tmp_path / "run", "--task=instruct", "--max_steps=2",
+                                     f"--validation={tmp_path}/a.json") if not a.startswith("--data")]
+    warm_run([*arguments, f"--data={tmp_path}/a.json"])
+    found = lines(tmp_path / "run")
+    tokenizer = load_tokenizer(world / "model")
+    targets = [len(tokenizer.encode(f" {text} ", continued=True)) + 1 for text in ("bone cell", "plum")]
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["tokens"] == 8 * sum(targets)
+    assert found[-1]["validation_loss"]["conversations"] < found[0]["validation_loss"]["conversations"]
 
 
 def test_a_profile_leaves_a_trace(world, tmp_path):

@@ -70,10 +70,8 @@ def describe_tokenizer(path: Path, config: ModelConfig) -> str:
     tokenizer = load_tokenizer(path)
     spare = config.vocab_size - tokenizer.vocab_size
     fits = f"{spare:,} rows of padding" if spare >= 0 else "TOO MANY: this folder cannot be loaded"
-    try:
-        template = template_name(tokenizer, config.family) or "none (a base model)"
-    except UserError as error:
-        template = str(error)
+    template = ("of this folder" if tokenizer.chat_template else
+                template_name(tokenizer, config.family) or "none (a base model)")
     return (f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids ({fits}), bos {tokenizer.bos_id}, eos "
             f"{tokenizer.eos_id}, a text ends at {list(tokenizer.end_ids)}\nchat template  {template}")
 

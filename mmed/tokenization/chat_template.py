@@ -1,35 +1,34 @@
-"""Chat templates of instruct models: messages in, token ids out, up to where the assistant's answer begins.
+"""Chat templates of instruct models: messages in, token ids out.
 
     encode_chat(tokenizer, [{"role": "user", "content": "Fever and cough?"}], family="llama")
 
-Messages have a role (an optional first "system", then "user" and "assistant" in turn, a "user" last) and a
-content. Each format is a small callable that returns parts: ordinary text, and `SpecialToken`s by their text.
-What a user writes is always ordinary text: "<|eot_id|>" in a question is spelt out, not obeyed. The template
-in a model folder is a program and is never run; its text tells which format it is, and its default system
-message.
+Messages have a role (an optional first "system", then "user" and "assistant" in turn) and a content. The
+template in a model folder renders them in Jinja's sandbox (extra `report`), as apply_chat_template of
+transformers does; without a template or Jinja a format below, chosen by its text or the special tokens. What
+a user writes is always ordinary text: "<|eot_id|>" in a question is spelt out, not obeyed.
 
 References: the published chat templates of Llama 2, 3 and 3.1, Mistral 7B Instruct 0.2 and 0.3, InternLM 2
 chat, SmolLM 2, Qwen 2, 2.5 and 3, Gemma 2 and 3.
-# MMedLM: MMed-Llama 3-EnIns uses Llama 3's, instruction as system and
-input as user.
 """
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import functools
 import itertools
 import re
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
-from mmed.utils.errors import UserError
+from mmed.utils.errors import UsageError, UserError, require_extra
 
 Message = dict[str, str]
 
-
-class SpecialToken(str):
-    """A special token, by its text."""
-
-
-BOS, EOS = SpecialToken("<BOS>"), SpecialToken("<EOS>")  # whichever the tokenizer has
+# Stands inside what looks like a special token in a message while the message is rendered: <MARK|eot_id|>.
+# A Unicode noncharacter, which no text contains.
+MARK = "\ufdd0"
+THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")  # a prompt that begins the answer's thought
 
 
 def _folded(messages: Sequence[Message], into: int = 0) -> list[Message]:
@@ -41,176 +40,260 @@ def _folded(messages: Sequence[Message], into: int = 0) -> list[Message]:
     return rest
 
 
+# ------------------------------------------------------------------------------------------- built-in formats
+# Each takes (messages, text of BOS, text of EOS, whether the header of an answer follows) and returns a text.
+
 @dataclasses.dataclass(frozen=True)
 class Headers:
     """A format with a header before each message: `start` role `middle` text `end`."""
 
     start: str
-    middle: tuple[str, ...]
-    end: tuple[str, ...]
-    begin: tuple[str, ...] = ()
-    last: tuple[str, ...] = ()  # after the header of the answer
+    middle: str
+    end: str
+    has_bos: bool = False
+    thought: str = ""           # before the last answer
     answer: str = "assistant"   # its role
     strips: bool = False        # spaces around texts
     has_system: bool = True
 
-    def __call__(self, messages: Sequence[Message]) -> list[str]:
-        parts = list(self.begin)
+    def __call__(self, messages: Sequence[Message], bos: str, eos: str, prompt: bool) -> str:
+        parts = [bos] if self.has_bos else []
         for message in messages if self.has_system else _folded(messages):
-            role = self.answer if message["role"] == "assistant" else message["role"]
+            is_answer = message["role"] == "assistant"
+            role = self.answer if is_answer else message["role"]
+            thought = self.thought if is_answer and message is messages[-1] else ""
             text = message["content"].strip() if self.strips else message["content"]
-            parts += [self.start, role, *self.middle, text, *self.end]
-        return [*parts, self.start, self.answer, *self.middle, *self.last]
+            parts += [self.start, role, self.middle, thought, text, self.end]
+        return "".join(parts + [self.start, self.answer, self.middle, self.thought] * prompt)
 
 
-chatml = Headers(SpecialToken("<|im_start|>"), ("\n",), (SpecialToken("<|im_end|>"), "\n"))
-internlm2 = dataclasses.replace(chatml, begin=(BOS,))
+chatml = Headers("<|im_start|>", "\n", "<|im_end|>\n")
+internlm2 = dataclasses.replace(chatml, has_bos=True)
 # An empty thought makes the model answer at once; <think> is an added token that is found in ordinary text.
-qwen3 = dataclasses.replace(chatml, last=("<think>\n\n</think>\n\n",))
-llama3 = Headers(SpecialToken("<|start_header_id|>"), (SpecialToken("<|end_header_id|>"), "\n\n"),
-                 (SpecialToken("<|eot_id|>"),), begin=(BOS,), strips=True)
-gemma = Headers(SpecialToken("<start_of_turn>"), ("\n",), (SpecialToken("<end_of_turn>"), "\n"), begin=(BOS,),
-                answer="model", strips=True, has_system=False)
+qwen3 = dataclasses.replace(chatml, thought="<think>\n\n</think>\n\n")
+llama3 = Headers("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", has_bos=True, strips=True)
+gemma = Headers("<start_of_turn>", "\n", "<end_of_turn>\n", has_bos=True, answer="model", strips=True,
+                has_system=False)
 
 
-def llama31(messages: Sequence[Message]) -> list[str]:
-    """As Llama 3; every conversation begins with a system message that names two dates (3.1, 3.2 and 3.3)."""
-    if messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": ""}, *messages]
-    # the templates' own date, used where the caller gives none, so that prompts do not depend on the day
-    dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-    bos, start, role, middle, gap, *parts = llama3(messages)
-    return [bos, start, role, middle, gap + dates, *parts]
-
-
-def llama2(messages: Sequence[Message]) -> list[str]:
+def llama2(messages: Sequence[Message], bos: str, eos: str, prompt: bool) -> str:
     """<s>[INST] <<SYS>> system <</SYS>> question [/INST] answer </s><s>[INST] question [/INST]"""
     system, *rest = messages
     if system["role"] == "system":
         system = system | {"content": f"<<SYS>>\n{system['content']}\n<</SYS>>"}
-    parts: list[str] = []
+    text = ""
     for message in _folded([system, *rest]):
-        text = message["content"].strip()
-        parts += [BOS, f"[INST] {text} [/INST]"] if message["role"] == "user" else [f" {text} ", EOS]
-    return parts
+        content = message["content"].strip()
+        text += f"{bos}[INST] {content} [/INST]" if message["role"] == "user" else f" {content} {eos}"
+    return text
 
 
-def mistral(messages: Sequence[Message]) -> list[str]:
+def mistral(messages: Sequence[Message], bos: str, eos: str, prompt: bool) -> str:
     """<s>[INST] question [/INST]answer</s>[INST] question [/INST]: 0.1 and 0.2, where [INST] is plain text"""
-    parts: list[str] = [BOS]
+    text = bos
     for message in _folded(messages):
-        text = message["content"]
-        parts += [f"[INST] {text} [/INST]"] if message["role"] == "user" else [text, EOS]
-    return parts
+        content = message["content"]
+        text += f"[INST] {content} [/INST]" if message["role"] == "user" else f"{content}{eos}"
+    return text
 
 
-def mistral3(messages: Sequence[Message]) -> list[str]:
+def mistral3(messages: Sequence[Message], bos: str, eos: str, prompt: bool) -> str:
     """From 0.3 on [INST] and [/INST] are tokens, and the system's text goes before the last question."""
-    parts: list[str] = [BOS]
-    for message in _folded(messages, into=-1):
-        text = f" {message['content']}"
-        question = [SpecialToken("[INST]"), text, SpecialToken("[/INST]")]
-        parts += question if message["role"] == "user" else [text, EOS]
-    return parts
+    text = bos
+    for message in _folded(messages, into=-1 if messages[-1]["role"] == "user" else -2):
+        content = message["content"]
+        text += f"[INST] {content}[/INST]" if message["role"] == "user" else f" {content}{eos}"
+    return text
 
 
-CHAT_TEMPLATES = {
-    "llama2": llama2, "llama3": llama3, "llama3.1": llama31, "mistral": mistral, "mistral3": mistral3,
-    "chatml": chatml, "internlm2": internlm2, "qwen2": chatml, "qwen2.5": chatml, "qwen3": qwen3,
-    "gemma": gemma,
-}
-DEFAULT_SYSTEM = {"qwen2": "You are a helpful assistant.",
-                  "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."}
+CHAT_TEMPLATES = {"llama2": llama2, "llama3": llama3, "mistral": mistral, "mistral3": mistral3,
+                  "chatml": chatml, "internlm2": internlm2, "qwen3": qwen3, "gemma": gemma}
 
 
 def template_name(tokenizer, family: str) -> str | None:
-    """The key of CHAT_TEMPLATES that fits a model: by the text of its own template, else by special tokens
-    and family. None for a base model; a template of a format that is not in the table is an error.
+    """The key of CHAT_TEMPLATES that fits a model where its own template cannot render: by the text of that
+    template, else by special tokens and family. None for a base model; any other template is an error.
     """
     special, text = tokenizer.special, tokenizer.chat_template
     if not text:
         return _name_by_tokens(special, family, tokenizer.kind)
     has_bos = "bos_token" in text
-    if "<|im_start|>" in text and "<|im_sep|>" not in text:
-        return "qwen3" if "enable_thinking" in text else "internlm2" if has_bos else "chatml"
-    if "<|start_header_id|>" in text:
-        return "llama3.1" if "Cutting Knowledge Date" in text else "llama3"
+    if "<|im_start|>" in text and "enable_thinking" in text:
+        return "qwen3"
+    # others have a system message of their own
+    if "<|im_start|>" in text and "<|im_start|>system" not in text:
+        return "internlm2" if has_bos else "chatml"
+    if "<|start_header_id|>" in text and "Cutting Knowledge Date" not in text:
+        return "llama3"
     if "<start_of_turn>" in text:
         return "gemma"
     if "[INST]" in text and has_bos:
         return "llama2" if "<<SYS>>" in text else "mistral3" if "[INST]" in special else "mistral"
-    raise UserError("the chat template of this model is of an unknown format (known: "
-                    f"{', '.join(CHAT_TEMPLATES)}); name the one that fits, or give plain prompts")
+    raise UserError("this model's chat template needs Jinja: pip install 'mmed[report]'; or name a format "
+                    f"that fits ({', '.join(CHAT_TEMPLATES)}), or give plain prompts")
 
 
 def _name_by_tokens(special: dict[str, int], family: str, kind: str) -> str | None:
     by_token = {"<|start_header_id|>": "llama3", "<start_of_turn>": "gemma", "[INST]": "mistral3",
-                "<|im_start|>": family if family in ("internlm2", "qwen2", "qwen3") else "chatml"}
+                "<|im_start|>": family if family in ("internlm2", "qwen3") else "chatml"}
     by_family = {"mistral": "mistral", "llama": "llama2"} if kind != "byte-level BPE" else {}
     return next((name for token, name in by_token.items() if token in special), by_family.get(family))
 
 
-def _default_system(name: str, template: str) -> str | None:
-    """The system message of a conversation without one: that of the folder's template, else the known one."""
-    found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]+)<\|im_end\|>", template)
-    if found and CHAT_TEMPLATES[name] in (chatml, internlm2):
-        return found[1].replace("\\n", "\n")
-    return DEFAULT_SYSTEM.get(name)
+def _render_format(name: str, messages: list[Message], tokenizer, roles: dict[str, str],
+                   prompt: bool) -> str:
+    """The text of a conversation in a built-in format."""
+    render, known = CHAT_TEMPLATES[name], special_tokens(tokenizer)
+    own = render([{"role": "user", "content": ""}], "", "", True)
+    for token in re.findall(r"<\|\w+\|>|<\w+_of_turn>" + r"|\[/?INST\]" * (name == "mistral3"), own):
+        if token not in known:
+            raise UserError(f"this tokenizer has no {token}, which the chat template needs")
+    return render(messages, roles.get("bos_token", ""), roles.get("eos_token", ""), prompt)
 
 
-def chat_parts(tokenizer, messages: Sequence[Message], family: str, name: str | None) -> list[str]:
-    """The parts of a conversation by template `name`, None for the model's own; UserError if it is none."""
-    name = name or template_name(tokenizer, family)
-    if name is None:
-        raise UserError("this model's tokenizer has no chat template (a base model); give it a plain prompt")
-    if name not in CHAT_TEMPLATES:
-        raise UserError(f"chat template {name!r} is not known (known: {', '.join(CHAT_TEMPLATES)})")
-    for place, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise UserError(f"message {place + 1}: expected an object with a role and a text 'content'")
-    roles = [message.get("role") for message in messages]
+# -------------------------------------------------------------------------------------- the folder's template
+
+def _raise_exception(message: str) -> None:
+    raise ValueError(message)
+
+
+def _strftime_now(form: str) -> str:
+    # DIFFERS: transformers gives today's date; a prompt must not depend on the day. The date is Llama 3.1's.
+    return datetime.date(2024, 7, 26).strftime(form)
+
+
+@functools.lru_cache(maxsize=1)
+def _sandbox() -> ModuleType | None:
+    """jinja2.sandbox, None where Jinja is not installed."""
+    try:
+        return require_extra("jinja2.sandbox", "report")
+    except UsageError:
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _jinja_template(text: str) -> Any:
+    """A folder's template, ready to render."""
+    environment = _sandbox().ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    # transformers' own tag around the assistant's text, which encode_conversation finds in every template
+    text = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", text)
+    text = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", text)
+    return environment.from_string(text)
+
+
+def _render_jinja(text: str, messages: list[Message], roles: dict[str, str], prompt: bool) -> str:
+    """The text of a conversation by a folder's template. A template without a system role, which raises an
+    error or leaves the system's text out, gets it before the first question.
+    """
+    has_system = messages[0]["role"] == "system"
+    try:
+        # An answer without a thought, where the model can do both, as the exams need it.
+        rendered = _jinja_template(text).render(messages=messages, tools=None, documents=None, **roles,
+                                                add_generation_prompt=prompt, enable_thinking=False)
+    except Exception as error:  # a template is a program: it may raise anything
+        if not has_system:
+            raise UserError(f"the model's chat template fails ({type(error).__name__}: {error}); name the "
+                            "format that fits with --chat_template, or give plain prompts") from None
+        rendered = ""
+    if has_system and messages[0]["content"].strip() not in rendered:
+        return _render_jinja(text, _folded(messages), roles, prompt)
+    return rendered
+
+
+# ---------------------------------------------------------------------------------------------- text and ids
+
+def check_messages(messages: Sequence[Message], last: str) -> None:
+    """Messages must be an optional system, then user and assistant in turn, the last one by `last`."""
+    roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
-    if len(turns) % 2 == 0 or turns != (["user", "assistant"] * len(turns))[:len(turns)]:
-        raise UserError("messages must be an optional system, then user and assistant in turn, a user last; "
-                        f"got {', '.join(map(str, roles)) or 'none'}")
-    default = _default_system(name, tokenizer.chat_template)
-    if default and roles[0] != "system":
-        messages = [{"role": "system", "content": default}, *messages]
-    return [part for part in CHAT_TEMPLATES[name](messages) if part]
+    if not turns or turns != (["user", "assistant"] * len(turns))[:len(turns)] or turns[-1] != last:
+        raise UserError("messages must be an optional system, then user and assistant in turn, a "
+                        f"{last} last; got {', '.join(map(str, roles)) or 'none'}")
+
+
+def special_tokens(tokenizer) -> dict[str, int]:
+    """Text -> id of what is a token of its own in a rendered text."""
+    roles = [index for index in (tokenizer.named_bos_id, tokenizer.eos_id) if index is not None]
+    return tokenizer.special | {tokenizer.piece(index): index for index in roles}
+
+
+@functools.lru_cache(maxsize=4)
+def _pattern(tokens: tuple[str, ...]) -> str:
+    """A regular expression for any of the tokens, the longest first."""
+    return "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)"
+
+
+def _render(tokenizer, messages: Sequence[Message], family: str, name: str | None, prompt: bool) -> str:
+    """The text of a conversation with the text of special tokens; MARK hides what only looks like one.
+
+    `name`: a key of CHAT_TEMPLATES, None for the model's own. `prompt`: up to where an answer begins.
+    """
+    check_messages(messages, "user" if prompt else "assistant")
+    text = tokenizer.chat_template if name is None and _sandbox() else ""
+    if not text:
+        name = name or template_name(tokenizer, family)
+        if name is None:
+            raise UserError("this model has no chat template (a base model); give it a plain prompt")
+    hidden = re.compile(rf"(?s)(?=(?:{_pattern(tuple(special_tokens(tokenizer)))}))(.)")
+    messages = [message | {"content": hidden.sub(rf"\1{MARK}", message["content"].replace(MARK, ""))}
+                for message in messages]
+    ids = {"bos_token": tokenizer.named_bos_id, "eos_token": tokenizer.eos_id}
+    roles = {role: tokenizer.piece(index) for role, index in ids.items() if index is not None}
+    if text:
+        return _render_jinja(text, messages, roles, prompt)
+    return _render_format(name, messages, tokenizer, roles, prompt)
+
+
+def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each of several rendered texts that follow one another."""
+    known, result, continued = special_tokens(tokenizer), [], False
+    for text in texts:
+        ids: list[int] = []
+        for part in filter(None, re.split(f"({_pattern(tuple(known))})", text)):
+            ids += ([known[part]] if part in known else
+                    tokenizer.encode(part.replace(MARK, ""), continued=continued))
+            continued = part not in ("<s>", "</s>")  # after them text begins anew, with its space
+        result.append(ids)
+    return result
 
 
 def encode_chat(tokenizer, messages: Sequence[Message], family: str = "",
                 name: str | None = None) -> list[int]:
-    """Ids of a conversation up to where the answer begins. `name`: a key of CHAT_TEMPLATES, else the model's
-    own.
-    """
-    ids: list[int] = []
-    continued = False
-    for is_special, parts in itertools.groupby(chat_parts(tokenizer, messages, family, name),
-                                               lambda part: isinstance(part, SpecialToken)):
-        if not is_special:
-            ids += tokenizer.encode("".join(parts), continued=continued)
-            continue
-        for part in parts:
-            ids += _special_id(tokenizer, part)
-            continued = part not in (BOS, EOS)  # after <s> or </s> text begins anew, with its space
-    return ids
-
-
-def _special_id(tokenizer, part: str) -> list[int]:
-    """The id of a special token; nothing for BOS where the tokenizer has none."""
-    if part == BOS:
-        return [] if tokenizer.named_bos_id is None else [tokenizer.named_bos_id]
-    index = tokenizer.eos_id if part == EOS else tokenizer.special.get(part)
-    if index is None:
-        raise UserError(f"this tokenizer has no {part}, which the chat template needs")
-    return [index]
+    """Ids of a conversation up to where the answer begins, in the format `name` or the model's own."""
+    return _encode(tokenizer, [_render(tokenizer, messages, family, name, prompt=True)])[0]
 
 
 def render_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None) -> str:
     """The same for people to read, with the text of special tokens."""
-    text = ""
-    for part in chat_parts(tokenizer, messages, family, name):
-        is_role = isinstance(part, SpecialToken) and part in (BOS, EOS)
-        text += "".join(map(tokenizer.piece, _special_id(tokenizer, part))) if is_role else part
-    return text
+    return _render(tokenizer, messages, family, name, prompt=True).replace(MARK, "")
+
+
+def encode_conversation(tokenizer, messages: Sequence[Message],
+                        family: str = "") -> tuple[list[int], list[tuple[int, int]]]:
+    """(ids up to the end of the last answer, [first, end) of each answer's ids with its end-of-turn token).
+
+    An answer begins where the prompt of the conversation before it ends, and no token crosses that border, as
+    in generation. UserError if the template changes what it has rendered.
+    """
+    whole = _render(tokenizer, messages, family, None, prompt=False)
+    end_of_turn, texts, done = re.compile(_pattern(tuple(special_tokens(tokenizer)))), [], 0
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = _render(tokenizer, messages[:place], family, None, prompt=True)
+        # Qwen 3's prompt may begin a thought, and its template drops the thoughts of earlier turns
+        shared = next(filter(whole.startswith, (prompt, THOUGHT.sub("", prompt))), None)
+        end = end_of_turn.search(whole, len(shared or ""))
+        answer = message["content"].split("</think>")[-1].strip()
+        if shared is None or end is None or answer not in whole[len(shared):end.end()].replace(MARK, ""):
+            raise UserError(
+                f"the chat template changes message {place + 1} or what is before it when the conversation "
+                "goes on, or ends it with no special token: a model would learn from text that it never sees "
+                "in use; split conversations into single questions")
+        texts += [whole[done:len(shared)], whole[len(shared):end.end()]]
+        done = end.end()
+    parts = _encode(tokenizer, texts)
+    ends = list(itertools.accumulate(map(len, parts)))
+    return list(itertools.chain(*parts)), list(zip(ends[::2], ends[1::2]))

@@ -19,11 +19,12 @@ import torch
 
 from mmed import data
 from mmed.config import TrainConfig
-from mmed.data import ExamRows, PretrainRows, Row, StreamWriter, TokenStream
+from mmed.data import ExamRows, InstructRows, PretrainRows, Row, StreamWriter, TokenStream
 from mmed.prompts import read_benchmark
 from mmed.tokenizer import Tokenizer, train_sentencepiece
 from mmed.training import distributed
 from mmed.utils.errors import UsageError
+from mmed.utils.files import read_json
 
 RAREST = 1_000_000  # rows to one of the rarest stream
 
@@ -83,6 +84,10 @@ def make_rows(config: TrainConfig, tokenizer: Tokenizer | None) -> PretrainRows 
         streams, weights = read_streams(config, tokenizer.fingerprint if tokenizer else None)
         return PretrainRows(streams, config.sequence_length, config.seed, weights=weights,
                             windows=config.windows, eos_id=tokenizer.eos_id if tokenizer else None)
+    if config.task == "instruct":
+        path = Path(config.model, "config.json")
+        family = read_json(path).get("model_type", "") if path.is_file() else ""
+        return InstructRows(config.data, tokenizer, config.sequence_length, config.seed, family)
     modes = {"both": (True, False), "with": (True,), "without": (False,)}[config.rationales]
     return ExamRows(read_benchmark(config.data), tokenizer, config.sequence_length, config.seed, modes=modes,
                     style=config.prompt_style)

@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -135,6 +135,10 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
     if config.task == "pretrain":
         names = [part.partition("=")[0].strip() for part in config.validation.split(",") if part.strip()]
         return document_sets(names, tokenizer, context, DOCUMENTS)
+    if config.task == "instruct":
+        rows = loader.make_rows(replace(config, data=config.validation), tokenizer)
+        examples = rows.examples[:DOCUMENTS]
+        return {"conversations": ValidationSet(rows.rows(examples), len(examples))}
     items, sets = read_benchmark(config.validation), {}
     for language in dict.fromkeys(item.language for item in items):
         exam = ExamRows([item for item in items if item.language == language][:DOCUMENTS], tokenizer,

@@ -5,9 +5,11 @@ import random
 import pytest
 import sentencepiece
 
+from mmed.tokenization import chat_template
 from mmed.tokenization.chat_template import (
     CHAT_TEMPLATES,
     encode_chat,
+    encode_conversation,
     render_chat,
     template_name,
 )
@@ -43,15 +45,9 @@ TEMPLATES = {
     + message['content'] | trim + '<|eot_id|>' %}
 {%- if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
-    "llama3.1": """{{- bos_token }}{%- if messages[0]['role'] == 'system' %}
-{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}
-{%- else %}{%- set system_message = '' %}{%- endif %}
-{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}{{- 'Cutting Knowledge Date: December 2023\n' }}
-{{- 'Today Date: 26 Jul 2024\n\n' }}{{- system_message }}{{- '<|eot_id|>' }}{%- for message in messages %}
-{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'
-    + message['content'] | trim + '<|eot_id|>' }}
-{%- endfor %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}""",
-    "mistral": """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}
+    "mistral": """{{ bos_token }}{% for message in messages %}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}
+{%- endif %}{% if message['role'] == 'user' %}
 {{- '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}
 {{- message['content'] + eos_token}}{% endif %}{% endfor %}""",
     "mistral3": """{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}
@@ -63,20 +59,67 @@ TEMPLATES = {
 {%- elif message['role'] == 'assistant' %}{{- ' ' + message['content'] + eos_token}}{%- endif %}
 {%- endfor %}""",
     "internlm2": "{{ bos_token }}" + IM,
-    "qwen2": with_default_system("You are a helpful assistant."),
-    "qwen2.5": with_default_system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-    "chatml": with_default_system("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
-    "qwen3": IM + "{# enable_thinking = false #}{{ '<think>\n\n</think>\n\n' }}",
-    "gemma": """{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}
-{%- set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}
+    "chatml": IM,
+    "qwen3": IM.replace("{% endif %}", "{{ '<think>\n\n</think>\n\n' }}{# enable_thinking #}{% endif %}"),
+    "gemma": """{{ bos_token }}{% if messages[0]['role'] == 'system' %}
+{{- raise_exception('System role not supported') }}{% endif %}{% for message in messages %}
+{%- if (message['role'] == 'assistant') %}{%- set role = 'model' %}{% else %}
+{%- set role = message['role'] %}{% endif %}
 {{- '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}""",
 }
+# The published templates of Qwen 3 without tools: the hybrid, Thinking-2507 and Instruct-2507 models
+QWEN3_THINKING = """{%- set ns = namespace(searching=true, last_question=messages|length - 1) %}
+{%- for message in messages[::-1] %}{%- set index = (messages|length - 1) - loop.index0 %}
+{%- if ns.searching and message.role == 'user' %}{%- set ns.searching = false %}
+{%- set ns.last_question = index %}{%- endif %}{%- endfor %}{%- for message in messages %}
+{%- set content = message.content %}{%- set reasoning = '' %}
+{%- if message.role == 'assistant' and '</think>' in content %}
+{%- set reasoning = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}
+{%- if message.role == 'assistant' and loop.index0 > ns.last_question and (loop.last or reasoning) %}
+{{- '<|im_start|>assistant\n<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+{%- else %}{{- '<|im_start|>' + message.role + '\n' + content }}{%- endif %}{{- '<|im_end|>\n' }}
+{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"""
+GEMMA3 = """{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}
+{%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}{%- set loop_messages = messages[1:] -%}
+{%- else -%}{%- set first_user_prefix = '' -%}{%- set loop_messages = messages -%}{%- endif -%}
+{%- for message in loop_messages -%}{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+{{ raise_exception('roles must alternate') }}{%- endif -%}
+{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '') }}
+{{- message['content'] | trim }}{{- '<end_of_turn>\n' }}{%- endfor -%}
+{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}"""
+# Templates that no built-in format renders
+OWN_TEMPLATES = {
+    "llama3.1": """{{- bos_token }}{%- if messages[0]['role'] == 'system' %}
+{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}
+{%- else %}{%- set system_message = '' %}{%- endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}{{- 'Cutting Knowledge Date: December 2023\n' }}
+{{- 'Today Date: 26 Jul 2024\n\n' }}{{- system_message }}{{- '<|eot_id|>' }}{%- for message in messages %}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'
+    + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}""",
+    "llama3.2": """{{ bos_token }}{{ strftime_now('%d %b %Y') }}{% for message in messages %}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' }}{% if message.role == 'assistant' %}
+{%- generation %}{{ message['content'] | trim + '<|eot_id|>' }}{% endgeneration %}{% else %}
+{{- message['content'] | trim + '<|eot_id|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
+    "qwen2.5": with_default_system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    "smollm2": with_default_system("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    "qwen3-hybrid": QWEN3_THINKING.replace(
+        "assistant\n<think>\n' }}{%- endif",
+        "assistant\n' }}{%- if enable_thinking is defined and enable_thinking is false %}"
+        "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif"),
+    "qwen3-thinking-2507": QWEN3_THINKING,
+    "qwen3-instruct-2507": IM,
+    "gemma3": GEMMA3,
+}
 IM_TOKENS = ["<|im_start|>", "<|im_end|>"]
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-SPECIAL = {"llama3": HEADERS, "llama3.1": HEADERS, "chatml": IM_TOKENS, "internlm2": IM_TOKENS,
-           "qwen2": IM_TOKENS, "qwen2.5": IM_TOKENS, "qwen3": IM_TOKENS, "mistral3": ["[INST]", "[/INST]"],
-           "gemma": ["<start_of_turn>", "<end_of_turn>"]}
+SPECIAL = {"llama3": HEADERS, "chatml": IM_TOKENS, "internlm2": IM_TOKENS, "qwen3": IM_TOKENS,
+           "mistral3": ["[INST]", "[/INST]"], "gemma": ["<start_of_turn>", "<end_of_turn>"]}
 
 
 def conversation(*texts, system=None):
@@ -114,20 +157,115 @@ def byte_level(tmp_path_factory):
             byte_level_tokenizer(tmp_path_factory.mktemp("plain"), []))
 
 
+def folded(messages):
+    """The system's text before the question, for templates without a system."""
+    system, first, *others = messages
+    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *others]
+
+
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_text_and_ids_are_those_of_the_published_template(byte_level, name, messages):
     ours, theirs = byte_level[name not in SPECIAL]
-    ours.chat_template, expected = TEMPLATES[name], messages
-    # their templates have no system: it goes before the question
-    if messages[0]["role"] == "system" and name in ("mistral", "gemma"):
-        system, first, *others = messages
-        expected = [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *others]
+    has_system = messages[0]["role"] != "system" or name not in ("mistral", "gemma")
+    expected = messages if has_system else folded(messages)
     options = {"chat_template": TEMPLATES[name], "add_generation_prompt": True}
-    assert render_chat(ours, messages, name=name) == theirs.apply_chat_template(
-        expected, tokenize=False, **options)
-    assert encode_chat(ours, messages, name=name) == list(theirs.apply_chat_template(
-        expected, return_dict=False, **options))
+    for ours.chat_template, given in (("", name), (TEMPLATES[name], None)):  # built in; in the model's folder
+        assert render_chat(ours, messages, name=given) == theirs.apply_chat_template(
+            expected, tokenize=False, **options)
+        assert encode_chat(ours, messages, name=given) == list(theirs.apply_chat_template(
+            expected, return_dict=False, **options))
+
+
+THOUGHTS = conversation("Q", "<think>\nhm\n</think>\n\nA", "Q", "<think>\nso\n</think>\n\nB", "Q")
+
+
+@pytest.fixture
+def fixed_date(monkeypatch):
+    """transformers' strftime_now on the day that ours always gives."""
+    module = transformers.utils.chat_template_utils
+    days = type("Days", (module.datetime,), {"now": classmethod(lambda cls: cls(2024, 7, 26))})
+    monkeypatch.setattr(module, "datetime", days)
+
+
+@pytest.mark.parametrize("name", OWN_TEMPLATES)
+@pytest.mark.parametrize("messages", [*CONVERSATIONS, THOUGHTS])
+def test_the_template_of_the_folder_renders_prompts_and_conversations(byte_level, fixed_date, name, messages):
+    ours, theirs = byte_level[0]
+    ours.chat_template = OWN_TEMPLATES[name]
+    options = {"chat_template": ours.chat_template, "enable_thinking": False, "return_dict": False}
+    assert encode_chat(ours, messages) == list(theirs.apply_chat_template(
+        messages, add_generation_prompt=True, **options))
+    text = "<think>\nwhy\n</think>\n\nFlu." if messages is THOUGHTS else "Flu."
+    last = {"role": "assistant", "content": text}
+    ids, answers = encode_conversation(ours, [*messages, last])
+    whole = list(theirs.apply_chat_template([*messages, last], **options))
+    assert ids == whole[:len(ids)] and not ours.decode(whole[len(ids):], special=True).strip()
+    assert len(answers) == sum(message["role"] == "assistant" for message in messages) + 1
+
+
+@pytest.mark.parametrize("name, answers", [
+    ("qwen3-hybrid", ["A<|im_end|>", "B<|im_end|>", "<think>\nwhy\n</think>\n\nC<|im_end|>"]),
+    ("qwen3-thinking-2507", ["A<|im_end|>", "B<|im_end|>", "why\n</think>\n\nC<|im_end|>"])])
+def test_thoughts_of_earlier_turns_are_dropped_and_the_last_one_is_trained(byte_level, name, answers):
+    ours, _ = byte_level[0]
+    ours.chat_template = OWN_TEMPLATES[name]
+    messages = [*THOUGHTS, {"role": "assistant", "content": "<think>\nwhy\n</think>\n\nC"}]
+    ids, found = encode_conversation(ours, messages)
+    assert [ours.decode(ids[first:end], special=True) for first, end in found] == answers
+
+
+LLAMA3_TURN = "<|start_header_id|>{}<|end_header_id|>\n\n"
+
+
+@pytest.mark.parametrize("name, text", [
+    ("llama3", f"<s>{LLAMA3_TURN.format('system')}Be brief.<|eot_id|>{LLAMA3_TURN.format('user')}Q<|eot_id|>"
+     f"{LLAMA3_TURN.format('assistant')}*A<|eot_id|>*{LLAMA3_TURN.format('user')}R<|eot_id|>"
+     f"{LLAMA3_TURN.format('assistant')}*B<|eot_id|>*"),
+    ("chatml", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n"
+     "<|im_start|>assistant\n*A<|im_end|>*\n<|im_start|>user\nR<|im_end|>\n"
+     "<|im_start|>assistant\n*B<|im_end|>*"),
+    ("gemma", "<s><start_of_turn>user\nBe brief.\n\nQ<end_of_turn>\n<start_of_turn>model\n*A<end_of_turn>*\n"
+     "<start_of_turn>user\nR<end_of_turn>\n<start_of_turn>model\n*B<end_of_turn>*"),
+    ("mistral", "<s>[INST] Be brief.\n\nQ [/INST]*A</s>*[INST] R [/INST]*B</s>*")])
+@pytest.mark.parametrize("jinja", [True, False])
+def test_answers_and_their_end_of_turn_token_carry_the_loss(byte_level, monkeypatch, jinja, name, text):
+    """What is between * is trained."""
+    ours, _ = byte_level[name not in SPECIAL]
+    ours.chat_template = TEMPLATES[name]
+    if not jinja:
+        monkeypatch.setattr(chat_template, "_sandbox", lambda: None)
+    ids, answers = encode_conversation(ours, conversation("Q", "A", "R", "B", system="Be brief."))
+    parts, done = [], 0
+    for first, end in answers:
+        parts += [ids[done:first], ids[first:end]]
+        done = end
+    assert "*".join(ours.decode(part, special=True) for part in parts) + "*" == text and done == len(ids)
+
+
+@pytest.mark.parametrize("template, words", [
+    ("{% for m in messages %}<s>{{ m.content if loop.revindex < 4 }}</s>{% endfor %}", "changes message"),
+    ("{% for m in messages %}{{ m.role + m.content }}{% endfor %}", "no special token"),
+    (TEMPLATES["mistral3"], "changes message 5"),  # moves the system's text to the last question
+    ("{{ messages.__class__.__mro__ }}", "SecurityError"), ("{{ messages.append(1) }}", "SecurityError"),
+    ("{{ 1 / 0 }}", "ZeroDivisionError"), ("{% if %}", "TemplateSyntaxError"),
+    ("{{ raise_exception('no') }}", "ValueError: no")])
+def test_a_template_that_rewrites_turns_or_fails_gives_one_line(byte_level, template, words):
+    ours, _ = byte_level[0]
+    ours.chat_template = template
+    with pytest.raises(UserError, match=words):
+        encode_conversation(ours, conversation("Q", "A", "R", "B", system="Be brief."))
+
+
+def test_without_jinja_known_formats_are_built_in_and_others_name_the_extra(byte_level, monkeypatch):
+    ours, _ = byte_level[0]
+    monkeypatch.setattr(chat_template, "_sandbox", lambda: None)
+    for name in ("llama3.1", "qwen2.5", "smollm2"):
+        ours.chat_template = OWN_TEMPLATES[name]
+        with pytest.raises(UserError, match=r"pip install 'mmed\[report\]'"):
+            encode_chat(ours, CONVERSATIONS[0])
+    ours.chat_template = TEMPLATES["llama3"]
+    assert encode_chat(ours, CONVERSATIONS[1]) == encode_chat(ours, CONVERSATIONS[1], name="llama3")
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +303,13 @@ class Like:
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_the_folders_own_template_decides_the_format(name):
-    expected = {"qwen2": "chatml", "qwen2.5": "chatml"}.get(name, name)  # with the template's system message
-    assert template_name(Like(SPECIAL.get(name, ["<s>"]), chat_template=TEMPLATES[name]), "llama") == expected
+    assert template_name(Like(SPECIAL.get(name, ["<s>"]), chat_template=TEMPLATES[name]), "llama") == name
 
 
 def test_a_template_of_an_unknown_format_is_an_error():
     zephyr = ("{% for message in messages %}"
               "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endfor %}")
-    with pytest.raises(UserError, match="chat template of this model is of an unknown format"):
+    with pytest.raises(UserError, match="name a format that fits"):
         template_name(Like(IM_TOKENS, chat_template=zephyr), "llama")
 
 
@@ -187,11 +324,11 @@ def test_without_a_template_special_tokens_and_family_decide(special, kind, fami
 
 
 @pytest.mark.parametrize("file, content", [
-    ("chat_template.jinja", TEMPLATES["chatml"]),
-    ("chat_template.json", json.dumps({"chat_template": TEMPLATES["chatml"]})),
-    ("tokenizer_config.json", json.dumps({"chat_template": TEMPLATES["chatml"]})),
+    ("chat_template.jinja", OWN_TEMPLATES["smollm2"]),
+    ("chat_template.json", json.dumps({"chat_template": OWN_TEMPLATES["smollm2"]})),
+    ("tokenizer_config.json", json.dumps({"chat_template": OWN_TEMPLATES["smollm2"]})),
     ("tokenizer_config.json", json.dumps({"chat_template": [
-        {"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATES["chatml"]}]}))])
+        {"name": "tool_use", "template": "x"}, {"name": "default", "template": OWN_TEMPLATES["smollm2"]}]}))])
 def test_a_llama_with_chatml_begins_with_its_own_system_message_and_no_bos(tmp_path, file, content):
     byte_level_tokenizer(tmp_path, IM_TOKENS)
     (tmp_path / "special_tokens_map.json").write_text(
@@ -206,7 +343,7 @@ def test_a_llama_with_chatml_begins_with_its_own_system_message_and_no_bos(tmp_p
 @pytest.mark.parametrize("messages, words", [
     ([], "none"), ([{"role": "assistant", "content": "x"}], "got assistant"),
     (conversation("x", "y"), "user last"), (conversation("x") * 2, "in turn"),
-    ([{"role": "user"}], "message 1"), (["x"], "message 1"), (conversation(system="x"), "got system"),
+    (conversation(system="x"), "got system"),
     ([{"role": "tool", "content": "x"}], "got tool")])
 def test_messages_that_are_not_a_conversation_are_rejected(messages, words):
     with pytest.raises(UserError, match=words):
@@ -216,7 +353,5 @@ def test_messages_that_are_not_a_conversation_are_rejected(messages, words):
 def test_a_base_model_and_an_unknown_template_are_rejected(pieces):
     with pytest.raises(UserError, match="base model"):
         encode_chat(Like([]), CONVERSATIONS[0], "bloom")
-    with pytest.raises(UserError, match="known: llama2"):
-        encode_chat(pieces, CONVERSATIONS[0], name="alpaca")
     with pytest.raises(UserError, match=r"has no <\|start_header_id\|>"):
         encode_chat(pieces, CONVERSATIONS[0], name="llama3")

@@ -25,6 +25,7 @@ from pathlib import Path
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import PARSER_VERSION
 from mmed.evaluation.option_text import UNCONDITIONAL
+from mmed.evaluation.permutations import ORDER, permutation_table, permuted
 from mmed.evaluation.questions import (
     COMPLETE,
     SCORINGS,
@@ -53,8 +54,8 @@ from mmed.utils.fingerprints import file_hash, model_fingerprint
 from mmed.utils.journal import facts_that_differ
 
 # Options that are recorded with a result: of every run, and of one on a local model
-SETTINGS = ("setting", "style", "mode", "scoring", "shots", "seed", "max_new_tokens", "stop", "words",
-            "limit", "equal_options")
+SETTINGS = ("setting", "style", "mode", "scoring", "permutations", "shots", "seed", "max_new_tokens", "stop",
+            "words", "limit", "equal_options")
 LOCAL_SETTINGS = ("batch_size", "too_long", "dtype", "chat_template", "bos")
 
 
@@ -134,11 +135,16 @@ def evaluate_model(items: list[ExamItem], config: EvalConfig, settings: dict, fa
             force=config.force, on_skip=lambda start: bar.update(len(rounds[start])), model=model)
     if journal is None:  # under torchrun, rank 0 has all rounds and writes
         return {}
-    prompts = {(question.item.key, question.mode): question.prompt
-               for column in columns for question in column}
+    prompts = prompts_of([question for column in columns for question in column])
     summary = write_results(out, list(journal.rows()), prompts, facts, settings)
     journal.discard()
     return summary
+
+
+def prompts_of(questions: Sequence[Question]) -> dict[tuple[str, str], str]:
+    """(key, mode) -> prompt, of the options in their published order."""
+    return {(question.item.key, question.mode): question.prompt for question in questions
+            if ORDER not in question.item.extra}
 
 
 # ---- models behind an API ----------------------------------------------------------------------------------
@@ -186,7 +192,7 @@ def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, fact
     if errors:
         print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is "
               f"{errors[0]}", file=sys.stderr)
-    prompts = {(question.item.key, question.mode): question.prompt for question in questions}
+    prompts = prompts_of(questions)
     summary = write_results(out, rows, prompts, facts, settings | {"api": config.server.facts() | counts})
     store.close([api_client.request_key(config.server, body) for body in requests])
     return summary
@@ -203,7 +209,8 @@ def evaluate(config: EvalConfig) -> dict:
         language = get_language(name)  # a missing language or package ends the run here
         if config.words == "official":
             language.official_words("x")
-        items += islice(part, config.limit or None)
+        items += [copy for item in islice(part, config.limit or None)
+                  for copy in permuted(item, config.permutations, config.seed)]
     server = config.server
     settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
     facts = settings | {
@@ -247,7 +254,7 @@ def parser_of_options() -> argparse.ArgumentParser:
         help="row of the paper's tables that this is (default: zero-shot, few-shot with --shots)")
     add("--shots", type=int, default=0, metavar="K", help="solved examples before a question; needs --train")
     add("--train", metavar="FOLDER", help="where the examples come from")
-    add("--seed", type=int, default=0, help="of the choice of examples")
+    add("--seed", type=int, default=0, help="of the choice of examples and of the orders of options")
     add("--style", choices=("clean", "official"), default="clean",
         help="official: the published prompt with its stray sentence")
     add("--chat_template", choices=("none", "auto", *CHAT_TEMPLATES), default="none", metavar="FORMAT",
@@ -262,6 +269,8 @@ def parser_of_options() -> argparse.ArgumentParser:
     add("--scoring", default="generate", metavar="WAYS",
         help="comma-separated: generate (default), loglikelihood (of the answer string with each letter), "
         "option_text (likelihood of the options' own texts); both: the first two")
+    add("--permutations", type=int, default=1, metavar="K",
+        help="ask each item K times, its options in other orders: mean accuracy, consistency, letter bias")
     add("--mode", choices=("both", "answer", "rationale"), default="both",
         help="texts to write: answer only, after a rationale, or both as in the paper (default)")
     add("--stop", choices=("answer", "end"), help="a text ends with its first complete answer (default), or "
@@ -294,6 +303,9 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
         options.max_new_tokens = 1000 if official else 512
     if options.batch_size < 1 or options.max_new_tokens < 1 or options.limit < 0 or options.shots < 0:
         raise UsageError("--batch_size and --max_new_tokens must be 1 or more, --limit and --shots 0 or more")
+    if options.permutations < 1 or (options.permutations > 1 and "option_text" in options.scoring):
+        raise UsageError("--permutations must be 1 or more, without --scoring option_text, whose prompt does "
+                         "not list the options")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
         raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
     if bool(options.model) == bool(options.api):
@@ -314,6 +326,8 @@ def main(arguments: list[str] | None = None) -> int:
     summary = evaluate(config)
     if summary:
         print(table(summary, config.words))
+        if "permutations" in summary:
+            print(f"\n{permutation_table(summary['permutations'])}")
         print(f"\n{config.setting}, prompt style {config.style} -> {config.out}")
     return 0
 

@@ -53,6 +53,7 @@ class EvalConfig:
     too_long: str
     # scoring
     scoring: str
+    permutations: int
     mode: str
     stop: str
     words: str

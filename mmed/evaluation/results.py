@@ -1,6 +1,7 @@
 """The result folder of an evaluation: what it contains, how it is written, how it is read back.
 
     predictions.jsonl                  one line per item and mode: text, parse, scores, and the item itself
+    permutations.jsonl                 with --permutations: the same lines of the reordered copies of items
     results.json                       lm-evaluation-harness's shape; settings, facts and summary under "mmed"
     samples_mmedbench_LANGUAGE.jsonl   the same answers, with their prompts, as the harness logs samples
     multi_choice_results.csv           leaderboard: Language, ModelInput, ModelOutput, GT_Answer (answer only)
@@ -23,6 +24,7 @@ from typing import Any
 from mmed import metrics
 from mmed.evaluation.answer_parser import official_match, parse_answer
 from mmed.evaluation.lm_eval_files import results_value, samples, task_name
+from mmed.evaluation.permutations import ORDER, summarise_permutations
 from mmed.evaluation.summary import MODES, checked_languages, headline_metrics, summarise, utf8
 from mmed.languages import get_language
 from mmed.prompts import ExamItem
@@ -32,6 +34,7 @@ from mmed.utils.journal import json_line
 from mmed.utils.untrusted import is_finite
 
 RESULTS_VERSION = 3  # of these files; raise it when a key changes its meaning
+PERMUTATIONS = "permutations.jsonl"
 SUBMISSION_COLUMNS = ["Language", "ModelInput", "ModelOutput", "GT_Answer"]  # MMedLM: SubmissionTutorial.md
 
 
@@ -108,8 +111,13 @@ def write_results(
     settings: Mapping[str, Any],
 ) -> dict:
     """Write all files of a result folder and return the summary. `prompts`: (key, mode) -> ModelInput."""
-    summary = summarise(rows, settings)
-    files = {"predictions.jsonl": map(json_line, rows)}
+    everything, copies = rows, [row for row in rows if ORDER in row["doc"]["extra"]]
+    rows = [row for row in rows if ORDER not in row["doc"]["extra"]]
+    summary, files = summarise(rows, settings), {"predictions.jsonl": map(json_line, rows)}
+    (folder / PERMUTATIONS).unlink(missing_ok=True)
+    if copies:
+        summary["permutations"] = summarise_permutations(everything)
+        files[PERMUTATIONS] = map(json_line, copies)
     for language in summary["languages"]:
         chosen = [row for row in rows if row["language"] == language]
         files[f"samples_{task_name(language)}.jsonl"] = map(json_line, samples(chosen, prompts))
@@ -186,6 +194,12 @@ def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
         raise UserError(f"{path}: damaged, settings, facts or summary are missing; evaluate again")
     check_file(Path(folder) / "predictions.jsonl")
     return own, _checked_rows(Path(folder) / "predictions.jsonl")
+
+
+def load_permutations(folder: str | Path) -> list[dict]:
+    """The rows of permutations.jsonl, if there are any."""
+    path = Path(folder) / PERMUTATIONS
+    return list(_checked_rows(path)) if path.exists() else []
 
 
 def _checked_rows(path: Path) -> Iterator[dict]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mmed import metrics
 from mmed.evaluation.answer_parser import PARSER_VERSION
+from mmed.evaluation.calibration import calibration
 from mmed.evaluation.option_text import PROMPT, UNCONDITIONAL
 from mmed.languages import PAPER_ORDER, get_language
 from mmed.prompts import ANSWER_FORM
@@ -154,6 +155,8 @@ def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
     texts = [row for row in rows if counts_for_text(row, row["language"] in checked)]
     result = {"n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
               "parse": dict(sorted(parse.items())), "text": _text_scores(texts), "by": {}}
+    if "loglikelihood" in by_mode:
+        result["calibration"] = calibration(by_mode["loglikelihood"])
     for kind in KINDS:
         groups = group_by(rows, lambda row, kind=kind: kind_of(row, kind))
         groups.pop("", None)
@@ -273,6 +276,14 @@ def table(summary: dict, words: str) -> str:
         rows = [["answers read, %", *(f"{mode}: {status}" for mode, status in shares)]]
         rows += [[name, *(f"{100 * part['parse'][mode][status]:.1f}" for mode, status in shares)]
                  for name, part in groups.items() if part.get("parse")]
+        blocks.append(aligned(rows))
+    parts = {name: (part["calibration"], part["accuracy"]["loglikelihood"]["value"])
+             for name, part in groups.items() if "calibration" in part}
+    if parts:
+        rows = [["calibration of logP, %", "n", "ECE", "mean confidence", "accuracy"]]
+        for name, (part, right) in parts.items():
+            shares = (part["ece"], part["confidence"], right)
+            rows.append([name, f"{part['n']:,}", *(f"{100 * share:.1f}" for share in shares)])
         blocks.append(aligned(rows))
     return "\n\n".join([*blocks, *_text_block(summary, groups, words)])
 

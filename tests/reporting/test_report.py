@@ -223,6 +223,10 @@ def test_one_result_alone_makes_a_page(tmp_path, rng):
     page = make_page(tmp_path / "r.html", folder, "--questions", "0")
     assert_inert(page)
     assert not {"training", "corpus", "questions", "differences"} & set(page.texts)
+    ece = read_json(folder / "results.json")["mmed"]["summary"]["languages"]["French"]["calibration"]["ece"]
+    assert f"ECE {100 * ece:.1f} %, n = 3" in page.texts["answers"]
+    labels = [attributes.get("aria-label", "") for _, attributes in page.elements]
+    assert any(label.endswith("reliability in French") for label in labels)
     assert "answer only" not in page.texts["results"]  # log-likelihood is never shown as a written answer
 
 

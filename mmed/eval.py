@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import PARSER_VERSION
-from mmed.evaluation.option_text import UNCONDITIONAL
+from mmed.evaluation.option_text import UNCONDITIONAL, scored_string
 from mmed.evaluation.permutations import ORDER, permutation_table, permuted
 from mmed.evaluation.questions import (
     COMPLETE,
@@ -34,6 +34,7 @@ from mmed.evaluation.questions import (
     Question,
     answer_end,
     build_questions,
+    candidates,
     cut_at_answer,
     encoder_of,
     modes_of,
@@ -54,8 +55,8 @@ from mmed.utils.fingerprints import file_hash, model_fingerprint
 from mmed.utils.journal import facts_that_differ
 
 # Options that are recorded with a result: of every run, and of one on a local model
-SETTINGS = ("setting", "style", "mode", "scoring", "permutations", "shots", "seed", "max_new_tokens", "stop",
-            "words", "limit", "equal_options")
+SETTINGS = ("setting", "style", "mode", "scoring", "permutations", "shots", "cot", "seed", "max_new_tokens",
+            "stop", "words", "limit", "equal_options")
 LOCAL_SETTINGS = ("batch_size", "too_long", "dtype", "chat_template", "bos")
 
 
@@ -150,7 +151,7 @@ def prompts_of(questions: Sequence[Question]) -> dict[tuple[str, str], str]:
 # ---- models behind an API ----------------------------------------------------------------------------------
 
 def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Question]:
-    """The prompts of all items and modes, with the bodies of their calls."""
+    """The prompts of all items and modes, with the bodies of their calls; option likelihoods need several."""
     train = read_benchmark(config.train) if config.train else []
     questions = []
     for item in items:
@@ -162,9 +163,37 @@ def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Questio
             else:
                 prompt = build_messages(item, rationale, config.style, shots)
                 text = json.dumps(prompt, ensure_ascii=False) if shots else prompt[0]["content"]
-            body = api_client.request(config.server, prompt, token_limit(mode, config))
-            questions.append(Question(item, mode, text, body=body))
+            if mode == "loglikelihood":
+                for letters in candidates(item):
+                    string = scored_string(mode, letters, item.options)
+                    body = api_client.scoring_request(config.server, text, string)
+                    questions.append(Question(item, mode, text, body=body, answer=(letters, string)))
+            else:
+                body = api_client.request(config.server, prompt, token_limit(mode, config))
+                questions.append(Question(item, mode, text, body=body))
     return questions
+
+
+def api_rows(questions: Sequence[Question], replies: Sequence[dict], config: EvalConfig) -> list[dict]:
+    """One row per item and mode."""
+    rows = []
+    for (_, mode), group in groupby(zip(questions, replies), lambda pair: (id(pair[0].item), pair[0].mode)):
+        (question, reply), *more = group
+        if mode != "loglikelihood":
+            row = scored_text(question, reply["text"], config)
+            row |= {"new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"]}
+            rows.append(row | {name: reply[name] for name in ("error", "reasoning") if name in reply})
+            continue
+        found = {}
+        for part, answer in [(question, reply), *more]:
+            letters, string = part.answer
+            if "error" in answer:
+                raise UserError(f"item {part.item.key} ({part.item.language}), answer {letters}: "
+                                f"{answer['error']}; the replies so far are kept, start again to ask again")
+            found[letters] = api_client.answer_logprob(answer, string)
+        rows.append(loglikelihood_row(question.item, question.prompt_hash, list(found),
+                                      *map(list, zip(*found.values())), config.equal_options))
+    return rows
 
 
 def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
@@ -178,11 +207,7 @@ def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, fact
     with progress_bar(len(requests), sys.stderr.isatty(), "answer") as bar:
         replies = api_client.ask(config.server, requests, store, labels=labels,
                                  on_done=lambda _: bar.update())
-    rows = []
-    for question, reply in zip(questions, replies):
-        row = scored_text(question, reply["text"], config)
-        row |= {"new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"]}
-        rows.append(row | {name: reply[name] for name in ("error", "reasoning") if name in reply})
+    rows = api_rows(questions, replies, config)
     counts = api_client.usage(replies)
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in counts["finish_reasons"].items())
     print(f"{counts['calls']:,} answers, {len(store.new):,} of them asked for now; tokens in "
@@ -254,6 +279,8 @@ def parser_of_options() -> argparse.ArgumentParser:
         help="row of the paper's tables that this is (default: zero-shot, few-shot with --shots)")
     add("--shots", type=int, default=0, metavar="K", help="solved examples before a question; needs --train")
     add("--train", metavar="FOLDER", help="where the examples come from")
+    add("--cot", action="store_true", help="few-shot chain of thought: only the rationale run, where the "
+        "examples show their rationales; marked in the signature as our prompt")
     add("--seed", type=int, default=0, help="of the choice of examples and of the orders of options")
     add("--style", choices=("clean", "official"), default="clean",
         help="official: the published prompt with its stray sentence")
@@ -270,7 +297,7 @@ def parser_of_options() -> argparse.ArgumentParser:
         help="comma-separated: generate (default), loglikelihood (of the answer string with each letter), "
         "option_text (likelihood of the options' own texts); both: the first two")
     add("--permutations", type=int, default=1, metavar="K",
-        help="ask each item K times, its options in other orders: mean accuracy, consistency, letter bias")
+        help="ask each item K times, options in other orders: mean accuracy, consistency, letter bias")
     add("--mode", choices=("both", "answer", "rationale"), default="both",
         help="texts to write: answer only, after a rationale, or both as in the paper (default)")
     add("--stop", choices=("answer", "end"), help="a text ends with its first complete answer (default), or "
@@ -308,13 +335,19 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
                          "not list the options")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
         raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
+    if options.cot:
+        if not options.shots or "generate" not in options.scoring or options.mode == "answer":
+            raise UsageError("--cot needs --shots K and texts with rationales (no --mode answer)")
+        options.mode = "rationale"
     if bool(options.model) == bool(options.api):
         raise UsageError("give either --model FOLDER or --api MODEL_NAME")
     options.server = None
     if options.api:
-        if options.scoring != "generate":
-            raise UsageError(f"--scoring {options.scoring}: an API gives no probability of a given text; "
-                             "score by generation, or use --model FOLDER")
+        if "option_text" in options.scoring:
+            raise UsageError("--scoring option_text goes with --model FOLDER")
+        if "loglikelihood" in options.scoring and not options.completions:
+            raise UsageError("--scoring loglikelihood behind a server needs --completions: chat gives no "
+                             "probability of a given text")
         if options.adapter or options.chat_template != "none":
             raise UsageError("--adapter and --chat_template go with --model; a server has its own")
         options.server = api_client.server_from(options, options.seed)

@@ -217,6 +217,7 @@ def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere"),
     (["--scoring", "generate,cloze"], "'cloze' is none of generate, loglikelihood, option_text, both"),
     (["--scoring", "option_text", "--permutations", "2"], "--permutations must be"),
+    (["--cot"], "--cot needs --shots"),
     (["--model", "nowhere"], "nowhere: no such model folder"), (["--api", "m"], "either --model"),
 ])
 def test_wrong_options_are_rejected(world, tmp_path, arguments, message):
@@ -228,6 +229,16 @@ def test_an_exam_in_an_unknown_language_is_rejected_before_any_work(world, tmp_p
     (tmp_path / "Klingon.jsonl").write_text((world / "Test" / "English.jsonl").read_text())
     with pytest.raises(UserError, match="unknown language 'Klingon'"):
         run(world, tmp_path / "out", "--data", str(tmp_path / "Klingon.jsonl"))
+
+
+def test_chain_of_thought_shots_run_only_rationales_and_are_marked_as_ours(world, tmp_path):
+    run(world, tmp_path / "out", "--shots", "2", "--train", str(world / "Train"), "--limit", "1", "--cot")
+    own, rows = load_results(tmp_path / "out")
+    assert {row["mode"] for row in rows} == {"rationale"}
+    signature = own["summary"]["signatures"]["rationale"]
+    assert "rationales of train items; our prompt, no published number's" in signature
+    prompts = load_prompts(tmp_path / "out").values()
+    assert all(prompt.count("###Rationale: ") == 2 for prompt in prompts)
 
 
 # ---- scores by hand ----

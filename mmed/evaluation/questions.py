@@ -46,6 +46,7 @@ class EvalConfig:
     # prompt
     shots: int
     train: str | None
+    cot: bool
     seed: int
     style: str
     chat_template: str
@@ -75,6 +76,7 @@ class Question:
     prompt: str
     ids: Sequence[int] = ()
     body: dict[str, Any] | None = None
+    answer: tuple[str, str] = ("", "")  # of an API's likelihood: candidate letters, string that is scored
     choices: dict[str, list[int]] = field(default_factory=dict)  # of a likelihood: candidate letters -> ids
 
     @property

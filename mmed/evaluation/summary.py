@@ -53,6 +53,7 @@ SIGNATURES = {
 PROMPT_SETTINGS = ("style", "shots", "chat_template", "bos", "too_long", "dtype", "endpoint",
                    "server_options")
 SHOT_SETTINGS = ("seed", "examples")  # with --shots
+COT = "few-shot chain of thought: rationales of train items; our prompt, no published number's"
 WRITING_SETTINGS = ("stop", "max_new_tokens")
 PART_TITLES = {
     "single": "one right answer", "multiple": "several right", "text_only": "no image needed",
@@ -222,6 +223,8 @@ def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> 
         if column != "official":
             names.append("equal_options")
         parts = [f"{name}:{settings[name]}" for name in names if name in settings]
+        if column == "rationale" and settings.get("cot"):
+            parts.append(COT)
         result[column] = "|".join([SIGNATURES[column], *parts])
     return result
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stub_server import Stub, reply
 
 from mmed import eval as evaluation
 from mmed.evaluation.published import LANGUAGES
@@ -142,6 +143,34 @@ def test_option_texts_have_the_log_probabilities_of_the_harness_and_of_transform
         with torch.no_grad():
             log_p = plain(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])
         assert total == pytest.approx(float(log_p[len(ids) - 1:].sum()), rel=1e-4)
+
+
+def test_option_likelihoods_behind_a_server_are_those_of_the_model_itself(world, tmp_path):
+    pytest.importorskip("openai")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(world / "model")
+
+    @torch.no_grad()
+    def score(body, tries):
+        ids = tokenizer(body["prompt"], return_tensors="pt")["input_ids"]
+        log_p = plain(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        value = reply(body["prompt"], True)
+        value["choices"][0]["logprobs"] = {"tokens": [tokenizer.decode([one]) for one in ids[0].tolist()],
+                                           "token_logprobs": [None, *log_p.tolist()]}
+        return 200, value, {}
+
+    _, local = ours(world, tmp_path / "local", "--scoring", "loglikelihood")
+    evaluation.main(["--api", "m", "--base_url", Stub(score).url, "--completions", "--concurrency", "1",
+                     "--scoring", "loglikelihood", "--data", str(world / "Test"),
+                     "--out", str(tmp_path / "served")])
+    served = list(load_results(tmp_path / "served")[1])
+    assert len(served) == len(local) == 18
+    for row in served:
+        expected = local[row["doc"]["question"], "loglikelihood"]
+        assert row["logprobs"] == pytest.approx(expected["logprobs"], rel=1e-4)
+        assert row["tokens"] == expected["tokens"] and row["parsed"] == expected["parsed"]
 
 
 def test_generation_gives_the_same_texts_and_accuracy_in_the_harness_and_here(world, tmp_path):

@@ -2,15 +2,15 @@
 
     python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME
     python -m mmed.eval --model FOLDER --adapter FOLDER --data MMedBench/Test --out results/NAME \\
-        --setting finetuned --scoring both
+        --setting finetuned --scoring generate,loglikelihood,option_text
     python -m mmed.eval --api MODEL_NAME [--base_url URL] --data MMedBench/Test --out results/NAME
 
     items -> prompts (mmed/prompts.py) -> rounds of items: decode texts, score answer strings -> rows
           -> tables and files (mmed/evaluation/results.py)
 
 Each item is answered twice, as in the paper: directly (accuracy) and after a rationale (BLEU and ROUGE).
-`--scoring` adds the likeliest answer string, in columns of its own. After a crash, the same command
-continues with the round that was interrupted, and the files come out identical to the byte.
+`--scoring` adds the likeliest answer string and the likeliest option text, in columns of their own. After a
+crash, the same command continues with the interrupted round, and the files come out identical to the byte.
 """
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from pathlib import Path
 
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import PARSER_VERSION
+from mmed.evaluation.option_text import UNCONDITIONAL, scored_string
+from mmed.evaluation.permutations import ORDER, permutation_table, permuted
 from mmed.evaluation.questions import (
     COMPLETE,
+    SCORINGS,
     STOP_WINDOW,
     EvalConfig,
     Question,
@@ -35,24 +38,25 @@ from mmed.evaluation.questions import (
     cut_at_answer,
     encoder_of,
     modes_of,
+    parse_scoring,
     token_limit,
 )
 from mmed.evaluation.results import RESULTS_VERSION, load_results, loglikelihood_row, text_row, write_results
 from mmed.evaluation.summary import MODES, table
-from mmed.generate import generate, load_model, progress_bar, score_many
+from mmed.generate import encode_prompt, generate, load_model, progress_bar, score_many
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.work_sharing import round_size, run_rounds
 from mmed.languages import get_language
 from mmed.metrics import METRICS_VERSION
-from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, build_messages, pick_examples, read_benchmark
+from mmed.prompts import ExamItem, build_few_shot, build_messages, pick_examples, read_benchmark
 from mmed.tokenization.chat_template import CHAT_TEMPLATES
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 from mmed.utils.journal import facts_that_differ
 
 # Options that are recorded with a result: of every run, and of one on a local model
-SETTINGS = ("setting", "style", "mode", "scoring", "shots", "seed", "max_new_tokens", "stop", "words",
-            "limit", "equal_options")
+SETTINGS = ("setting", "style", "mode", "scoring", "permutations", "shots", "cot", "seed", "max_new_tokens",
+            "stop", "words", "limit", "equal_options")
 LOCAL_SETTINGS = ("batch_size", "too_long", "dtype", "chat_template", "bos")
 
 
@@ -85,24 +89,26 @@ def scored_text(question: Question, text: str, config: EvalConfig) -> dict:
 def score_options(
     model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
-    """Log-probabilities of every possible answer to some questions, one row per question."""
-    choices = [candidates(question.item) for question in questions]
-    strings = [[tokenizer.encode(ANSWER_FORM.format(letters=letters), continued=True) for letters in part]
-               for part in choices]
+    """Log-probabilities of every possible answer to some questions of one mode, one row per question."""
+    strings = [list(question.choices.values()) for question in questions]
     sums = score_many(model, [question.ids for question in questions], strings, on_done=on_done)
-    return [loglikelihood_row(question.item, question.prompt_hash, letters, list(scores),
-                              [len(string) for string in ids], config.equal_options)
-            for question, letters, ids, scores in zip(questions, choices, strings, sums)]
+    alone: list[list[float]] = [[]] * len(questions)
+    if questions[0].mode == "option_text":
+        alone = score_many(model, [encode_prompt(tokenizer, UNCONDITIONAL)] * len(questions), strings)
+    return [loglikelihood_row(question.item, question.prompt_hash, list(question.choices), scores,
+                           list(map(len, ids)), config.equal_options, prior)
+            for question, ids, scores, prior in zip(questions, strings, sums, alone)]
 
 
 def run_round(
     model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
     """Decode and score some items; rows in the order of the items, and of the modes within an item."""
-    texts = [question for question in questions if question.mode != "loglikelihood"]
-    others = [question for question in questions if question.mode == "loglikelihood"]
+    texts = [question for question in questions if question.mode not in SCORINGS]
     rows = generate_answers(model, tokenizer, texts, config, on_done) if texts else []
-    rows += score_options(model, tokenizer, others, config, on_done) if others else []
+    for mode in SCORINGS:
+        chosen = [question for question in questions if question.mode == mode]
+        rows += score_options(model, tokenizer, chosen, config, on_done) if chosen else []
     order = [question.item.key for question in questions]
     return sorted(rows, key=lambda row: (order.index(row["key"]), MODES.index(row["mode"])))
 
@@ -130,17 +136,22 @@ def evaluate_model(items: list[ExamItem], config: EvalConfig, settings: dict, fa
             force=config.force, on_skip=lambda start: bar.update(len(rounds[start])), model=model)
     if journal is None:  # under torchrun, rank 0 has all rounds and writes
         return {}
-    prompts = {(question.item.key, question.mode): question.prompt
-               for column in columns for question in column}
+    prompts = prompts_of([question for column in columns for question in column])
     summary = write_results(out, list(journal.rows()), prompts, facts, settings)
     journal.discard()
     return summary
 
 
+def prompts_of(questions: Sequence[Question]) -> dict[tuple[str, str], str]:
+    """(key, mode) -> prompt, of the options in their published order."""
+    return {(question.item.key, question.mode): question.prompt for question in questions
+            if ORDER not in question.item.extra}
+
+
 # ---- models behind an API ----------------------------------------------------------------------------------
 
 def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Question]:
-    """The prompts of all items and modes, with the bodies of their calls."""
+    """The prompts of all items and modes, with the bodies of their calls; option likelihoods need several."""
     train = read_benchmark(config.train) if config.train else []
     questions = []
     for item in items:
@@ -152,9 +163,37 @@ def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Questio
             else:
                 prompt = build_messages(item, rationale, config.style, shots)
                 text = json.dumps(prompt, ensure_ascii=False) if shots else prompt[0]["content"]
-            body = api_client.request(config.server, prompt, token_limit(mode, config))
-            questions.append(Question(item, mode, text, body=body))
+            if mode == "loglikelihood":
+                for letters in candidates(item):
+                    string = scored_string(mode, letters, item.options)
+                    body = api_client.scoring_request(config.server, text, string)
+                    questions.append(Question(item, mode, text, body=body, answer=(letters, string)))
+            else:
+                body = api_client.request(config.server, prompt, token_limit(mode, config))
+                questions.append(Question(item, mode, text, body=body))
     return questions
+
+
+def api_rows(questions: Sequence[Question], replies: Sequence[dict], config: EvalConfig) -> list[dict]:
+    """One row per item and mode."""
+    rows = []
+    for (_, mode), group in groupby(zip(questions, replies), lambda pair: (id(pair[0].item), pair[0].mode)):
+        (question, reply), *more = group
+        if mode != "loglikelihood":
+            row = scored_text(question, reply["text"], config)
+            row |= {"new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"]}
+            rows.append(row | {name: reply[name] for name in ("error", "reasoning") if name in reply})
+            continue
+        found = {}
+        for part, answer in [(question, reply), *more]:
+            letters, string = part.answer
+            if "error" in answer:
+                raise UserError(f"item {part.item.key} ({part.item.language}), answer {letters}: "
+                                f"{answer['error']}; the replies so far are kept, start again to ask again")
+            found[letters] = api_client.answer_logprob(answer, string)
+        rows.append(loglikelihood_row(question.item, question.prompt_hash, list(found),
+                                      *map(list, zip(*found.values())), config.equal_options))
+    return rows
 
 
 def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
@@ -168,11 +207,7 @@ def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, fact
     with progress_bar(len(requests), sys.stderr.isatty(), "answer") as bar:
         replies = api_client.ask(config.server, requests, store, labels=labels,
                                  on_done=lambda _: bar.update())
-    rows = []
-    for question, reply in zip(questions, replies):
-        row = scored_text(question, reply["text"], config)
-        row |= {"new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"]}
-        rows.append(row | {name: reply[name] for name in ("error", "reasoning") if name in reply})
+    rows = api_rows(questions, replies, config)
     counts = api_client.usage(replies)
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in counts["finish_reasons"].items())
     print(f"{counts['calls']:,} answers, {len(store.new):,} of them asked for now; tokens in "
@@ -182,7 +217,7 @@ def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, fact
     if errors:
         print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is "
               f"{errors[0]}", file=sys.stderr)
-    prompts = {(question.item.key, question.mode): question.prompt for question in questions}
+    prompts = prompts_of(questions)
     summary = write_results(out, rows, prompts, facts, settings | {"api": config.server.facts() | counts})
     store.close([api_client.request_key(config.server, body) for body in requests])
     return summary
@@ -199,7 +234,8 @@ def evaluate(config: EvalConfig) -> dict:
         language = get_language(name)  # a missing language or package ends the run here
         if config.words == "official":
             language.official_words("x")
-        items += islice(part, config.limit or None)
+        items += [copy for item in islice(part, config.limit or None)
+                  for copy in permuted(item, config.permutations, config.seed)]
     server = config.server
     settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
     facts = settings | {
@@ -243,7 +279,9 @@ def parser_of_options() -> argparse.ArgumentParser:
         help="row of the paper's tables that this is (default: zero-shot, few-shot with --shots)")
     add("--shots", type=int, default=0, metavar="K", help="solved examples before a question; needs --train")
     add("--train", metavar="FOLDER", help="where the examples come from")
-    add("--seed", type=int, default=0, help="of the choice of examples")
+    add("--cot", action="store_true", help="few-shot chain of thought: only the rationale run, where the "
+        "examples show their rationales; marked in the signature as our prompt")
+    add("--seed", type=int, default=0, help="of the choice of examples and of the orders of options")
     add("--style", choices=("clean", "official"), default="clean",
         help="official: the published prompt with its stray sentence")
     add("--chat_template", choices=("none", "auto", *CHAT_TEMPLATES), default="none", metavar="FORMAT",
@@ -255,7 +293,11 @@ def parser_of_options() -> argparse.ArgumentParser:
         help="prompts that exceed the context length")
 
     add = parser.add_argument_group("scoring").add_argument
-    add("--scoring", choices=("generate", "loglikelihood", "both"), default="generate")
+    add("--scoring", default="generate", metavar="WAYS",
+        help="comma-separated: generate (default), loglikelihood (of the answer string with each letter), "
+        "option_text (likelihood of the options' own texts); both: the first two")
+    add("--permutations", type=int, default=1, metavar="K",
+        help="ask each item K times, options in other orders: mean accuracy, consistency, letter bias")
     add("--mode", choices=("both", "answer", "rationale"), default="both",
         help="texts to write: answer only, after a rationale, or both as in the paper (default)")
     add("--stop", choices=("answer", "end"), help="a text ends with its first complete answer (default), or "
@@ -280,6 +322,7 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
     """The options, with defaults that depend on each other filled in, checked once."""
     options = parser_of_options().parse_args(arguments)
     official = options.style == "official"
+    options.scoring = parse_scoring(options.scoring)
     options.setting = options.setting or ("few-shot" if options.shots else "zero-shot")
     options.stop = options.stop or ("end" if official else "answer")
     options.equal_options = options.equal_options or ("keyed" if official else "either")
@@ -287,15 +330,24 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
         options.max_new_tokens = 1000 if official else 512
     if options.batch_size < 1 or options.max_new_tokens < 1 or options.limit < 0 or options.shots < 0:
         raise UsageError("--batch_size and --max_new_tokens must be 1 or more, --limit and --shots 0 or more")
+    if options.permutations < 1 or (options.permutations > 1 and "option_text" in options.scoring):
+        raise UsageError("--permutations must be 1 or more, without --scoring option_text, whose prompt does "
+                         "not list the options")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
         raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
+    if options.cot:
+        if not options.shots or "generate" not in options.scoring or options.mode == "answer":
+            raise UsageError("--cot needs --shots K and texts with rationales (no --mode answer)")
+        options.mode = "rationale"
     if bool(options.model) == bool(options.api):
         raise UsageError("give either --model FOLDER or --api MODEL_NAME")
     options.server = None
     if options.api:
-        if options.scoring != "generate":
-            raise UsageError(f"--scoring {options.scoring}: an API gives no probability of a given text; "
-                             "score by generation, or use --model FOLDER")
+        if "option_text" in options.scoring:
+            raise UsageError("--scoring option_text goes with --model FOLDER")
+        if "loglikelihood" in options.scoring and not options.completions:
+            raise UsageError("--scoring loglikelihood behind a server needs --completions: chat gives no "
+                             "probability of a given text")
         if options.adapter or options.chat_template != "none":
             raise UsageError("--adapter and --chat_template go with --model; a server has its own")
         options.server = api_client.server_from(options, options.seed)
@@ -307,6 +359,8 @@ def main(arguments: list[str] | None = None) -> int:
     summary = evaluate(config)
     if summary:
         print(table(summary, config.words))
+        if "permutations" in summary:
+            print(f"\n{permutation_table(summary['permutations'])}")
         print(f"\n{config.setting}, prompt style {config.style} -> {config.out}")
     return 0
 

@@ -6,15 +6,28 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import mmed.eval
+from mmed.checkpoints.adapters import save_adapter
 from mmed.checkpoints.pretrained import save_pretrained
 from mmed.eval import main, parse_options
+from mmed.evaluation.compare import main as main_of_compare
+from mmed.evaluation.permutations import permuted, summarise_permutations
 from mmed.evaluation.questions import build_questions, cut_at_answer, encoder_of
-from mmed.evaluation.results import load_prompts, load_results, loglikelihood_row, text_row, write_results
+from mmed.evaluation.results import (
+    load_permutations,
+    load_prompts,
+    load_results,
+    loglikelihood_row,
+    text_row,
+    write_results,
+)
 from mmed.evaluation.summary import summarise, table
 from mmed.generate import load_model
+from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.prompts import ExamItem, build_messages, build_target, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
@@ -191,17 +204,20 @@ def test_an_instruct_model_gets_its_own_chat_template(world):
 def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     item, ids = read_benchmark(world / "Test")[0], list(range(7, 107))
     config = parse_options(command(world, "x", "--too_long", "truncate"))
-    question, = build_questions([item], "answer", config, [], lambda *_: ("prompt", ids), 60, bos_id)
+    question, = build_questions([item], "answer", config, [], lambda *_: ("prompt", ids, {}), 60, bos_id)
     expected = ids[-48:] if bos_id is None else [7, *ids[-47:]]
     assert question.ids == expected  # 12 of the 60 positions are for the answer
     config = parse_options(command(world, "x"))
     with pytest.raises(UserError, match=r"\(100 tokens\) plus 12 reserved .* context length of 60"):
-        build_questions([item], "answer", config, [], lambda *_: ("prompt", ids), 60)
+        build_questions([item], "answer", config, [], lambda *_: ("prompt", ids, {}), 60)
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--shots", "2"], "few-shot needs both"), (["--setting", "few-shot"], "few-shot needs both"),
     (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere"),
+    (["--scoring", "generate,cloze"], "'cloze' is none of generate, loglikelihood, option_text, both"),
+    (["--scoring", "option_text", "--permutations", "2"], "--permutations must be"),
+    (["--cot"], "--cot needs --shots"),
     (["--model", "nowhere"], "nowhere: no such model folder"), (["--api", "m"], "either --model"),
 ])
 def test_wrong_options_are_rejected(world, tmp_path, arguments, message):
@@ -213,6 +229,16 @@ def test_an_exam_in_an_unknown_language_is_rejected_before_any_work(world, tmp_p
     (tmp_path / "Klingon.jsonl").write_text((world / "Test" / "English.jsonl").read_text())
     with pytest.raises(UserError, match="unknown language 'Klingon'"):
         run(world, tmp_path / "out", "--data", str(tmp_path / "Klingon.jsonl"))
+
+
+def test_chain_of_thought_shots_run_only_rationales_and_are_marked_as_ours(world, tmp_path):
+    run(world, tmp_path / "out", "--shots", "2", "--train", str(world / "Train"), "--limit", "1", "--cot")
+    own, rows = load_results(tmp_path / "out")
+    assert {row["mode"] for row in rows} == {"rationale"}
+    signature = own["summary"]["signatures"]["rationale"]
+    assert "rationales of train items; our prompt, no published number's" in signature
+    prompts = load_prompts(tmp_path / "out").values()
+    assert all(prompt.count("###Rationale: ") == 2 for prompt in prompts)
 
 
 # ---- scores by hand ----
@@ -290,6 +316,53 @@ def test_equal_options_are_one_answer_unless_that_is_switched_off():
                           "--style", "official"]).equal_options == "keyed"
 
 
+def test_option_texts_are_ranked_per_token_and_by_pmi():
+    row = loglikelihood_row(item("1", "C"), "h", ["A", "B", "C"], [-4.0, -6.0, -7.0], [1, 3, 2],
+                            unconditional=[-5.0, -7.5, -9.5])
+    assert row["mode"] == "option_text" and row["parsed"] == "B" and not row["correct"]  # -4, -2, -3.5
+    assert row["parsed_pmi"] == "C" and row["correct_pmi"]  # 1, 1.5, 2.5
+    settings = {"style": "clean", "chat_template": "none", "bos": "auto", "dtype": "auto", "stop": "answer"}
+    signatures = summarise([row], settings)["signatures"]
+    assert "'Question: {question}\\nAnswer:'), divided by the number of tokens" in signatures["option_text"]
+    assert signatures["option_text_pmi"].endswith("minus that after 'Answer:' alone|bos:auto|dtype:auto")
+
+
+def test_option_text_runs_with_shots_and_an_adapter_and_continues(world, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, _ = load_model(str(world / "model"))
+    apply_lora(model, rank=2, alpha=64, targets="q_proj,down_proj")
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    save_adapter(model, tmp_path / "adapter")
+    options = ["--adapter", str(tmp_path / "adapter"), "--scoring", "loglikelihood,option_text",
+               "--shots", "2", "--train", str(world / "Train")]
+    run(world, tmp_path / "whole", *options)
+    calls, run_round = [], mmed.eval.run_round
+
+    def stop_after_two(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run_round(*arguments)
+
+    monkeypatch.setattr(mmed.eval, "run_round", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "out", *options)
+    run(world, tmp_path / "out", *options)
+    for name in ("predictions.jsonl", "results.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    run(world, tmp_path / "base", *options[2:])
+    (_, base), (own, adapted) = (load_results(tmp_path / name) for name in ("base", "out"))
+    assert [row["logprobs"] for row in base] != [row["logprobs"] for row in adapted]
+    assert list(own["summary"]["micro"]["accuracy"]) == ["loglikelihood", "loglikelihood_norm", "option_text",
+                                                         "option_text_pmi"]
+    first = read_benchmark(world / "Test")[0]
+    prompt = load_prompts(tmp_path / "out")[first.key, "option_text"]
+    assert prompt.count("Question: ") == 3 and prompt.endswith(f"\n\nQuestion: {first.question}\nAnswer:")
+    assert main_of_compare([str(tmp_path / "base"), str(tmp_path / "out")]) == 0
+
+
 def test_loglikelihood_takes_the_likeliest_and_the_likeliest_per_token():
     row = loglikelihood_row(item("1", "B"), "h", ["A", "B", "C"], [-4.0, -6.0, -4.0], [4, 12, 4])
     assert row["parsed"] == "A" and row["parsed_norm"] == "B" and not row["correct"] and row["correct_norm"]
@@ -331,6 +404,89 @@ def test_a_model_that_writes_the_targets_scores_100_percent(world, tmp_path, mon
     macro = own["summary"]["macro"]
     assert {macro["accuracy"][column]["value"] for column in ("answer", "rationale", "official")} == {1.0}
     assert macro["text"]["BLEU-4|nltk-method1"]["value"] == 1.0
+
+
+# ---- options in other orders ----
+
+def test_rotations_put_each_text_under_each_letter_once_and_the_key_follows():
+    copies = permuted(item("1", "A,C"), 4, seed=3)
+    right = [sorted(copy.options[letter] for letter in copy.answer) for copy in copies]
+    assert right == [["aspirin", "insulin"]] * 4
+    assert all(len({copy.options[letter] for copy in copies}) == 4 for letter in "ABCD")
+    assert copies == permuted(item("1", "A,C"), 4, seed=3) and copies[0] == item("1", "A,C")
+    orders = [tuple(one.options.values()) for one in permuted(item("1", "A,C"), 12, seed=3)]
+    assert orders[:4] == [tuple(copy.options.values()) for copy in copies] and len(set(orders)) > 4
+
+
+def test_permutations_are_the_runs_of_the_reordered_exams(world, tmp_path):
+    options = ["--scoring", "both", "--mode", "answer", "--limit", "4"]
+    run(world, tmp_path / "all", *options, "--permutations", "3", "--seed", "5")
+    copies = [permuted(item, 3, 5) for item in read_benchmark(world / "Test")]
+    accuracies, own = [], load_results(tmp_path / "all")[0]["summary"]
+    for order, items in enumerate(zip(*copies)):
+        (tmp_path / f"exam{order}").mkdir()
+        for one in items:
+            line = {"question": one.question, "options": one.options, "answer_idx": ",".join(one.answer),
+                    "id": one.key}
+            with open(tmp_path / f"exam{order}" / f"{one.language}.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+        run(world, tmp_path / f"{order}", *options, "--data", str(tmp_path / f"exam{order}"))
+        accuracies.append(load_results(tmp_path / f"{order}")[0]["summary"])
+    for column in ("answer", "loglikelihood", "loglikelihood_norm"):
+        for language in LANGUAGES:
+            values = [part["languages"][language]["accuracy"][column]["value"] for part in accuracies]
+            found = own["permutations"][language][column]["accuracy"]["value"]
+            assert found == pytest.approx(sum(values) / 3)
+        assert own["micro"]["accuracy"][column] == accuracies[0]["micro"]["accuracy"][column]
+    rows = [row for order in range(3) for row in load_results(tmp_path / f"{order}")[1]]
+    found = [*load_results(tmp_path / "all")[1], *load_permutations(tmp_path / "all")]
+    theirs, mine = ({(row["key"], *row["doc"]["options"].values()): row["logprobs"] for row in part
+                     if row["mode"] == "loglikelihood"} for part in (rows, found))
+    assert len(mine) == 36 and mine == {place: pytest.approx(sums, abs=1e-4)
+                                        for place, sums in theirs.items()}
+    run(world, tmp_path / "all", *options, "--permutations", "3", "--seed", "5")  # shown from the file
+
+
+def test_consistency_and_letter_bias_of_models_that_choose_letters_or_texts(capsys):
+    copies = [copy for key in "123456" for copy in permuted(item(key, "B"), 4, seed=0)]
+
+    def chosen(letter_of):
+        rows = [text_row(copy, "answer", "h", f"###Answer: OPTION {letter_of(copy)} IS CORRECT.", "default")
+                for copy in copies]
+        return summarise_permutations(rows)["English"]["answer"]
+
+    always_a = chosen(lambda copy: "A")
+    assert always_a["accuracy"]["value"] == 0.25 and always_a["consistency"] == 0
+    assert always_a["letters"] == {"A": [1, 0.25], "B": [0, 0.25], "C": [0, 0.25], "D": [0, 0.25]}
+    by_text = chosen(lambda copy: next(letter for letter in "ABCD" if copy.options[letter] == "iron"))
+    assert by_text["accuracy"]["value"] == 0 and by_text["consistency"] == 1
+    assert by_text["letters"]["A"] == [0.25, 0.25]
+    silent = chosen(lambda copy: "")
+    assert silent["consistency"] == 0 and silent["letters"]["A"] == [0, 0.25]
+
+
+# ---- calibration ----
+
+def test_calibration_by_hand_and_by_masks():
+    sure, half = [0.0, -50.0, -50.0, -50.0], [0.0, 0.0, -50.0, -50.0]  # confidence 1 and 1/2
+    answers = [("A", sure), ("A", sure), ("B", sure), ("A", half), ("B", half)]
+    rows = [loglikelihood_row(item(str(i), gold), "h", list("ABCD"), sums, [1] * 4)
+            for i, (gold, sums) in enumerate(answers)]
+    found = summarise(rows)["languages"]["English"]["calibration"]
+    assert found["ece"] == pytest.approx((3 * abs(1 - 2 / 3) + 2 * 0) / 5)
+    bins = [(part["bin"], part["n"], part["accuracy"]) for part in found["bins"]]
+    assert bins == [(7, 2, 0.5), (14, 3, 2 / 3)]
+    rng = np.random.default_rng(0)
+    rows = [loglikelihood_row(item(str(i), "A"), "h", list("ABCD"), list(rng.normal(0, 3, 4)), [1] * 4)
+            for i in range(500)]
+    logits = torch.tensor([list(row["logprobs"].values()) for row in rows])
+    sure, right = logits.softmax(-1).max(-1).values.numpy(), np.array([row["correct"] for row in rows])
+    inside = [(sure > low / 15) & (sure <= (low + 1) / 15) for low in range(15)]
+    expected = sum(mask.mean() * abs(right[mask].mean() - sure[mask].mean()) for mask in inside if mask.any())
+    found = summarise(rows)
+    assert found["micro"]["calibration"]["ece"] == pytest.approx(expected)
+    assert found["micro"]["calibration"]["confidence"] == pytest.approx(sure.mean())
+    assert f"{100 * expected:.1f}" in table(found, "default").split("calibration of logP")[1]
 
 
 # ---- journal ----

@@ -42,6 +42,9 @@ FATAL_STATUS = {  # status that concerns every call -> what to do
     429: "the quota or the rate limit is used up",
 }
 KEPT = "the replies so far are kept, and the same command continues"
+ECHOED = 64  # tokens kept of an echoed prompt, which ends with the answer string
+CANNOT_SCORE = ("the server returns no log-probabilities of a given text (`echo` and `logprobs` of its "
+                "/completions), so options cannot be scored; use --scoring generate, or --model FOLDER")
 FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to be set by --server_option
 
 
@@ -136,6 +139,14 @@ def request(server: Server, prompt: str | Sequence[dict[str, str]], max_new_toke
     return {name: value for name, value in body.items() if value is not None}
 
 
+def scoring_request(server: Server, prompt: str, answer: str) -> dict[str, Any]:
+    """The body of a call that asks how likely `answer` is after `prompt`.
+
+    As lm-evaluation-harness asks: the prompt is echoed with log-probabilities. Servers reject max_tokens=0.
+    """
+    return request(server, prompt + answer, 1) | {"echo": True, "logprobs": 1}
+
+
 def request_key(server: Server, body: dict[str, Any]) -> str:
     """sha256 of all that decides the answer."""
     whole = [API_VERSION, server.base_url, server.endpoint, body]
@@ -184,6 +195,42 @@ def read_reply(value: Any) -> dict[str, Any]:
     reply = {"text": utf8(text), "finish_reason": ended, "model": value.get("model"),
              "prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens")}
     return reply | ({"reasoning": utf8(str(reasoning))} if reasoning else {})
+
+
+def echoed_tokens(value: Any) -> dict[str, Any]:
+    """The last tokens of an echoed prompt with their log-probabilities; an error if the server has none."""
+    logprobs = value["choices"][0].get("logprobs") or {}
+    tokens, values = (list(logprobs.get(name) or []) for name in ("tokens", "token_logprobs"))
+    if len(tokens) < 3 or len(tokens) != len(values) or None in values[1:]:
+        raise UserError(CANNOT_SCORE)
+    return {"tokens": [utf8(str(token)) for token in tokens[-ECHOED:]], "logprobs": values[-ECHOED:]}
+
+
+def answer_logprob(reply: dict[str, Any], answer: str) -> tuple[float, int]:
+    """(summed log-probability of an answer's tokens, how many) from the reply to a `scoring_request`.
+
+    A token that also holds the end of the prompt counts. Spaces are ignored in the search for the answer,
+    because some servers write the tokens of sentencepiece without them.
+
+    >>> reply = {"tokens": ["Why", ":#", "A", "!"], "logprobs": [None, -1.0, -2.0, -9.0]}
+    >>> answer_logprob(reply, "# A")
+    (-3.0, 2)
+    """
+    tokens, wanted = list(map(_squeezed, reply["tokens"])), _squeezed(answer)
+    start = "".join(tokens).rfind(wanted)
+    if start < 0:
+        raise UserError(f"the server echoes {''.join(tokens)[-60:]!r}, not the end of what was sent; "
+                        f"{CANNOT_SCORE}")
+    place, found = 0, []
+    for token, logprob in zip(tokens, reply["logprobs"]):
+        if place < start + len(wanted) and place + len(token) > start:
+            found.append(logprob)
+        place += len(token)
+    return sum(found), len(found)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.replace("\u2581", " ").split())  # U+2581 is the space of sentencepiece
 
 
 def error_text(error: Any) -> str:
@@ -252,6 +299,8 @@ class Caller:
         try:
             reply = self.call(body)
         except CallFailed as failure:
+            if "echo" in body and "echo" in str(failure):
+                raise UserError(f"{self.server.base_url}: {failure}; {CANNOT_SCORE}") from None
             self.failures_in_a_row += 1
             if self.failures_in_a_row >= FAILURES_IN_A_ROW:
                 raise UserError(f"{self.server.base_url}: {FAILURES_IN_A_ROW} calls in a row failed, the "
@@ -270,9 +319,12 @@ class Caller:
         """One call; a failure reported inside a 200 reply is repeated here, every other one by the client."""
         for attempt in range(self.server.retries + 1):
             try:
-                return read_reply(self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object))
+                value = self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object)
+                return read_reply(value) | (echoed_tokens(value) if "echo" in body else {})
             except self.openai.APIError as error:
                 raise self.failure(error) from None
+            except UserError:
+                raise
             except CallFailed as error:
                 failure = error
             except (AttributeError, TypeError, LookupError, ValueError):

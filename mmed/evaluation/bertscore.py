@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmed import metrics
-from mmed.evaluation.results import load_prompts, load_results, write_results
+from mmed.evaluation.results import load_permutations, load_prompts, load_results, write_results
 from mmed.training.distributed import device_called
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 from mmed.utils.fingerprints import file_hash
@@ -196,6 +196,7 @@ def add_to_results(scorer: Scorer, folder: Path, *, idf: bool = False) -> tuple[
               "and were truncated", file=sys.stderr)
     for row, value in zip(texts, scores.f1):
         row["scores"][scores.signature] = value
+    rows += load_permutations(folder)
     summary = write_results(folder, rows, load_prompts(folder), own["facts"], own["settings"])
     return summary, scores.signature
 

@@ -1,6 +1,7 @@
 """The result folder of an evaluation: what it contains, how it is written, how it is read back.
 
     predictions.jsonl                  one line per item and mode: text, parse, scores, and the item itself
+    permutations.jsonl                 with --permutations: the same lines of the reordered copies of items
     results.json                       lm-evaluation-harness's shape; settings, facts and summary under "mmed"
     samples_mmedbench_LANGUAGE.jsonl   the same answers, with their prompts, as the harness logs samples
     multi_choice_results.csv           leaderboard: Language, ModelInput, ModelOutput, GT_Answer (answer only)
@@ -9,8 +10,8 @@
     rationale_similarity_metric.csv    leaderboard: BLEU-1..4 and ROUGE-1/2/L in %, with official words only
 
 A leaderboard file has a fixed meaning, so it exists only if this run measured that quantity. Modes: "answer"
-and "rationale" are texts that the model wrote, "loglikelihood" is the answer string it finds likeliest.
-results.json is written last: a folder that has it is complete.
+and "rationale" are texts that the model wrote, "loglikelihood" is the answer string that it finds likeliest,
+"option_text" the text of an option. results.json is written last: a folder that has it is complete.
 """
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from typing import Any
 from mmed import metrics
 from mmed.evaluation.answer_parser import official_match, parse_answer
 from mmed.evaluation.lm_eval_files import results_value, samples, task_name
+from mmed.evaluation.permutations import ORDER, summarise_permutations
 from mmed.evaluation.summary import MODES, checked_languages, headline_metrics, summarise, utf8
 from mmed.languages import get_language
 from mmed.prompts import ExamItem
@@ -32,6 +34,7 @@ from mmed.utils.journal import json_line
 from mmed.utils.untrusted import is_finite
 
 RESULTS_VERSION = 3  # of these files; raise it when a key changes its meaning
+PERMUTATIONS = "permutations.jsonl"
 SUBMISSION_COLUMNS = ["Language", "ModelInput", "ModelOutput", "GT_Answer"]  # MMedLM: SubmissionTutorial.md
 
 
@@ -69,15 +72,25 @@ def loglikelihood_row(
     sums: Sequence[float],
     tokens: Sequence[int],
     equal_options: str = "either",
+    unconditional: Sequence[float] = (),
 ) -> dict:
-    """Score answer strings by log-probability: `sums` over their `tokens`; of equal ones the first wins."""
+    """Score candidates by log-probability: `sums` over their `tokens`; of equal ones the first wins.
+
+    unconditional  sums of the same texts after "Answer:" alone: the mode is option_text, else loglikelihood
+    """
     per_token = [total / count for total, count in zip(sums, tokens)]
-    best, best_norm = (candidates[values.index(max(values))] for values in (list(sums), per_token))
-    return _row(item, "loglikelihood", prompt_hash) | {
-        "parsed": best, "parsed_norm": best_norm, "status": "scored",
-        "correct": _is_correct(best, item, equal_options),
-        "correct_norm": _is_correct(best_norm, item, equal_options),
-        "logprobs": dict(zip(candidates, sums)), "tokens": dict(zip(candidates, tokens))}
+    row: dict[str, Any] = {"status": "scored", "logprobs": dict(zip(candidates, sums)),
+                           "tokens": dict(zip(candidates, tokens))}
+    if unconditional:
+        row["unconditional"] = dict(zip(candidates, unconditional))
+        pmi = [total - prior for total, prior in zip(sums, unconditional)]
+        mode, rankings = "option_text", {"": per_token, "_pmi": pmi}
+    else:
+        mode, rankings = "loglikelihood", {"": list(sums), "_norm": per_token}
+    for name, values in rankings.items():
+        row[f"parsed{name}"] = candidates[values.index(max(values))]
+        row[f"correct{name}"] = _is_correct(row[f"parsed{name}"], item, equal_options)
+    return _row(item, mode, prompt_hash) | row
 
 
 def _is_correct(letters: str | Iterable[str], item: ExamItem, equal_options: str) -> bool:
@@ -98,8 +111,13 @@ def write_results(
     settings: Mapping[str, Any],
 ) -> dict:
     """Write all files of a result folder and return the summary. `prompts`: (key, mode) -> ModelInput."""
-    summary = summarise(rows, settings)
-    files = {"predictions.jsonl": map(json_line, rows)}
+    everything, copies = rows, [row for row in rows if ORDER in row["doc"]["extra"]]
+    rows = [row for row in rows if ORDER not in row["doc"]["extra"]]
+    summary, files = summarise(rows, settings), {"predictions.jsonl": map(json_line, rows)}
+    (folder / PERMUTATIONS).unlink(missing_ok=True)
+    if copies:
+        summary["permutations"] = summarise_permutations(everything)
+        files[PERMUTATIONS] = map(json_line, copies)
     for language in summary["languages"]:
         chosen = [row for row in rows if row["language"] == language]
         files[f"samples_{task_name(language)}.jsonl"] = map(json_line, samples(chosen, prompts))
@@ -159,7 +177,9 @@ ROW = {"key": str, "language": str, "mode": str, "gold": str, "status": str, "pa
        "doc": dict}
 MODE = {"answer": {"text": str, "official_match": bool},
         "rationale": {"text": str, "rationale": str, "scores": dict},
-        "loglikelihood": {"parsed_norm": str, "correct_norm": bool, "logprobs": dict, "tokens": dict}}
+        "loglikelihood": {"parsed_norm": str, "correct_norm": bool, "logprobs": dict, "tokens": dict},
+        "option_text": {"parsed_pmi": str, "correct_pmi": bool, "logprobs": dict, "tokens": dict,
+                        "unconditional": dict}}
 DOC = {"question": str, "options": dict, "rationale": str, "human_check_passed": bool | None, "extra": dict}
 
 
@@ -174,6 +194,12 @@ def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
         raise UserError(f"{path}: damaged, settings, facts or summary are missing; evaluate again")
     check_file(Path(folder) / "predictions.jsonl")
     return own, _checked_rows(Path(folder) / "predictions.jsonl")
+
+
+def load_permutations(folder: str | Path) -> list[dict]:
+    """The rows of permutations.jsonl, if there are any."""
+    path = Path(folder) / PERMUTATIONS
+    return list(_checked_rows(path)) if path.exists() else []
 
 
 def _checked_rows(path: Path) -> Iterator[dict]:

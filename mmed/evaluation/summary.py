@@ -14,11 +14,13 @@ from typing import Any
 
 from mmed import metrics
 from mmed.evaluation.answer_parser import PARSER_VERSION
+from mmed.evaluation.calibration import calibration
+from mmed.evaluation.option_text import PROMPT, UNCONDITIONAL
 from mmed.languages import PAPER_ORDER, get_language
 from mmed.prompts import ANSWER_FORM
 from mmed.utils.errors import printable
 
-MODES = ("answer", "rationale", "loglikelihood")
+MODES = ("answer", "rationale", "loglikelihood", "option_text")
 TEXT_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 # Column of the accuracy table -> (mode, key of the row that says whether the answer is right)
 COLUMNS = {
@@ -26,11 +28,14 @@ COLUMNS = {
     "rationale": ("rationale", "correct"),
     "loglikelihood": ("loglikelihood", "correct"),
     "loglikelihood_norm": ("loglikelihood", "correct_norm"),
+    "option_text": ("option_text", "correct"),
+    "option_text_pmi": ("option_text", "correct_pmi"),
     "official": ("answer", "official_match"),
 }
 COLUMN_TITLES = {
     "answer": "answer only", "rationale": "with rationale", "loglikelihood": "logP",
-    "loglikelihood_norm": "logP/token", "official": "official scorer",
+    "loglikelihood_norm": "logP/token", "option_text": "option text/token",
+    "option_text_pmi": "option text PMI", "official": "official scorer",
 }
 SIGNATURES = {
     "answer": f"accuracy|exact-set|text:answer-only|parser:v{PARSER_VERSION}",
@@ -39,12 +44,16 @@ SIGNATURES = {
                      "prompt), sum over tokens|X: single letters, or every set of two or more where several "
                      "are right",
     "loglikelihood_norm": "accuracy|as loglikelihood, divided by the number of tokens",
+    "option_text": f"accuracy|argmax logP(the option's text after {PROMPT!r}), divided by the number of "
+                   "tokens|several right: every set of two or more, texts joined by commas",
+    "option_text_pmi": f"accuracy|as option_text, but the sum minus that after {UNCONDITIONAL!r} alone",
     "official": "accuracy|official scorer|text:answer-only",
 }
 # Settings that change an accuracy: of every column, and of those whose text the model writes
 PROMPT_SETTINGS = ("style", "shots", "chat_template", "bos", "too_long", "dtype", "endpoint",
                    "server_options")
 SHOT_SETTINGS = ("seed", "examples")  # with --shots
+COT = "few-shot chain of thought: rationales of train items; our prompt, no published number's"
 WRITING_SETTINGS = ("stop", "max_new_tokens")
 PART_TITLES = {
     "single": "one right answer", "multiple": "several right", "text_only": "no image needed",
@@ -141,12 +150,14 @@ def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
     items = next(by_mode[mode] for mode in MODES if mode in by_mode)
     docs = [{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]
     parse = {}
-    for mode in by_mode.keys() - {"loglikelihood"}:
+    for mode in by_mode.keys() & {"answer", "rationale"}:
         found = Counter(row["status"] for row in by_mode[mode])
         parse[mode] = {status: found[status] / found.total() for status in STATUSES}
     texts = [row for row in rows if counts_for_text(row, row["language"] in checked)]
     result = {"n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
               "parse": dict(sorted(parse.items())), "text": _text_scores(texts), "by": {}}
+    if "loglikelihood" in by_mode:
+        result["calibration"] = calibration(by_mode["loglikelihood"])
     for kind in KINDS:
         groups = group_by(rows, lambda row, kind=kind: kind_of(row, kind))
         groups.pop("", None)
@@ -205,11 +216,15 @@ def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> 
     result = {}
     for column in columns:
         names = [*PROMPT_SETTINGS, *(SHOT_SETTINGS if settings.get("shots") else ())]
-        if not column.startswith("loglikelihood"):
+        if COLUMNS[column][0] in ("answer", "rationale"):
             names += WRITING_SETTINGS
+        elif COLUMNS[column][0] == "option_text":  # it has a prompt of its own
+            names = [name for name in names if name not in ("style", "chat_template")]
         if column != "official":
             names.append("equal_options")
         parts = [f"{name}:{settings[name]}" for name in names if name in settings]
+        if column == "rationale" and settings.get("cot"):
+            parts.append(COT)
         result[column] = "|".join([SIGNATURES[column], *parts])
     return result
 
@@ -264,6 +279,14 @@ def table(summary: dict, words: str) -> str:
         rows = [["answers read, %", *(f"{mode}: {status}" for mode, status in shares)]]
         rows += [[name, *(f"{100 * part['parse'][mode][status]:.1f}" for mode, status in shares)]
                  for name, part in groups.items() if part.get("parse")]
+        blocks.append(aligned(rows))
+    parts = {name: (part["calibration"], part["accuracy"]["loglikelihood"]["value"])
+             for name, part in groups.items() if "calibration" in part}
+    if parts:
+        rows = [["calibration of logP, %", "n", "ECE", "mean confidence", "accuracy"]]
+        for name, (part, right) in parts.items():
+            shares = (part["ece"], part["confidence"], right)
+            rows.append([name, f"{part['n']:,}", *(f"{100 * share:.1f}" for share in shares)])
         blocks.append(aligned(rows))
     return "\n\n".join([*blocks, *_text_block(summary, groups, words)])
 

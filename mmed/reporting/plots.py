@@ -73,6 +73,19 @@ def bars(groups: Sequence[tuple[str, float | None, Sequence[tuple]]], label: str
     return svg(draw, 0.5 + 0.17 * sum(len(rows) + 1 for _, _, rows in groups), label)
 
 
+def reliability(bins: Sequence[dict[str, Any]], count: int, label: str) -> Any:
+    """Accuracy against confidence with the number of answers in each bin; dashed: equal. `count`: of bins."""
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], **DASHED)
+        for part in bins:
+            axes.bar((part["bin"] + 0.5) / count, part["accuracy"], 0.9 / count, color=COLOURS[0], alpha=0.35)
+            axes.text((part["bin"] + 0.5) / count, 1.03, f"{part['n']:,}", size=6, color=MUTED, ha="center")
+        axes.plot(*zip(*((part["confidence"], part["accuracy"]) for part in bins)), "o-", color=COLOURS[0])
+        axes.set(xlim=(0, 1), ylim=(0, 1.1), xlabel="confidence", ylabel="accuracy")
+
+    return svg(draw, 2.6, label)
+
+
 def curves(training: Sequence[tuple[float, float]],
            validation: Sequence[tuple[str, Sequence[tuple[float, float]], bool]], label: str) -> Any:
     """Loss over target tokens: training in grey; validation: (colour, [(tokens, loss)], whether it rose)."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmed.evaluation.calibration import BINS
 from mmed.evaluation.published import NOTES
 from mmed.evaluation.summary import PART_TITLES
 from mmed.reporting import plots, read_results
@@ -64,6 +65,15 @@ def confusion(result: Result) -> dict[str, Any]:
     rows = {right: [result.letters[right, answer] for answer in columns]
             for right in sorted({right for right, _ in result.letters})}
     return {"name": result.full_name, "columns": columns, "rows": rows}
+
+
+def calibrations(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The reliability curve of each result in each language that has option likelihoods."""
+    parts = [(result, language, part["calibration"]) for result in results
+             for language, part in result.summary["languages"].items() if "calibration" in part]
+    return [{"name": f"{result.full_name}, {language}", "ece": part["ece"], "n": part["n"],
+             "svg": plots.reliability(part["bins"], BINS, f"{result.full_name}: reliability in {language}")}
+            for result, language, part in parts]
 
 
 def kinds_of_questions(results: Sequence[Result]) -> dict[str, dict[str, list[dict]]]:
@@ -119,8 +129,8 @@ def page(results: Sequence[Result], runs: Sequence[Run], corpus: Corpus, questio
         published_notes=NOTES if with_published else (), plots=accuracy_plots(results, colours),
         legend_entries=[(shade, name) for name, shade in colours.items()], pairs=pairs, skipped=skipped,
         confusions=[confusion(result) for result in results if result.letters],
-        kinds=kinds_of_questions(results), study=study, runs=run_values(runs), corpus=corpus,
-        questions=questions, sources=sources)
+        calibrations=calibrations(results), kinds=kinds_of_questions(results), study=study,
+        runs=run_values(runs), corpus=corpus, questions=questions, sources=sources)
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:

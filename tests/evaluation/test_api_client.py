@@ -5,12 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from stub_server import Stub, error, prompt_of, reply
 
 from mmed.eval import main
 from mmed.evaluation.api_client import (
@@ -31,54 +29,6 @@ pytest.importorskip("openai")
 KEY = "sk-canary-0123456789"
 
 
-class Stub(ThreadingHTTPServer):
-    """Replies `answer(body)`; `fault(body, tries)` may return (status, object, headers) instead."""
-
-    daemon_threads = True
-
-    def __init__(self, fault=lambda body, tries: None, answer=lambda body: "answer to " + prompt_of(body)):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.fault, self.answer, self.lock = fault, answer, threading.Lock()
-        self.tries: Counter = Counter()
-        self.seen: list[tuple[str, str, dict]] = []  # path, authorization, body
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    def handle_error(self, *arguments):  # a client that was killed
-        pass
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.seen.append((self.path, self.headers["Authorization"], body))
-            self.server.tries[prompt_of(body)] += 1
-            tries = self.server.tries[prompt_of(body)]
-        fault = self.server.fault(body, tries)
-        status, value, headers = fault or (200, reply(self.server.answer(body), "prompt" in body), {})
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        headers = {"Content-Type": "application/json", "Content-Length": len(data)} | headers
-        for name, text in headers.items():
-            self.send_header(name, str(text))
-        self.end_headers()
-        self.wfile.write(data)
-
-
-def prompt_of(body: dict) -> str:
-    return body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
-
-
-def reply(text, completions=False, finish="stop", **message) -> dict:
-    choice = {"text": text} if completions else {"message": {"role": "assistant", "content": text} | message}
-    return {"model": "m-0613", "choices": [choice | {"index": 0, "finish_reason": finish}],
-            "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
-
-
 def asked(stub: Stub, tmp_path, prompts, **more) -> list[dict]:
     server = Server("m", stub.url, **({"retries": 2, "timeout": 5.0} | more))
     store = CallStore(tmp_path / "calls.jsonl")
@@ -87,10 +37,6 @@ def asked(stub: Stub, tmp_path, prompts, **more) -> list[dict]:
                    labels=[f"item {prompt}" for prompt in prompts])
     finally:
         store.file.close()
-
-
-def error(status, message, **more):
-    return status, {"error": {"message": message} | more}, {"retry-after": "0.01"}
 
 
 # ---- asking ----
@@ -290,6 +236,46 @@ def test_completions_are_sent_the_prompts_of_local_decoding(exam):
     expected = {build_few_shot(item, [], False) for item in read_benchmark(exam)}
     assert {body["prompt"] for _, _, body in stub.seen} == expected
     assert {(path, body["max_tokens"]) for path, _, body in stub.seen} == {("/v1/completions", 64)}
+
+
+def echoing(body: dict, tries: int = 1):
+    """A server that scores text: every character is a token, whose log-probability follows from its code."""
+    text = body["prompt"] + "."
+    values = [None, *(-(ord(character) % 7) - 0.5 for character in text[1:])]
+    value = reply(text, True)
+    value["choices"][0]["logprobs"] = {"tokens": list(text), "token_logprobs": values}
+    return 200, value, {}
+
+
+def test_option_likelihoods_are_the_sums_of_the_echoed_answer(exam, tmp_path):
+    stub, options = Stub(echoing), ["--completions", "--scoring", "loglikelihood", "--permutations", "2"]
+    main(command(stub, exam, *options))
+    own, rows = load_results(tmp_path / "out")
+    rows = list(rows)
+    assert len(rows) == 8 and own["summary"]["permutations"]["English"]["loglikelihood"]["n"] == 4
+    for row in rows:
+        assert row["mode"] == "loglikelihood" and set(row["logprobs"]) == set("ABC")
+        for letter, total in row["logprobs"].items():
+            answer = f"###Answer: OPTION {letter} IS CORRECT."
+            assert total == sum(-(ord(character) % 7) - 0.5 for character in answer)
+    body = stub.seen[0][2]
+    assert (body["echo"], body["logprobs"], body["max_tokens"]) == (True, 1, 1)
+    asked = len(stub.seen)
+    main(command(stub, exam, *options, "--force"))
+    assert len(stub.seen) == asked == 8 * 2 * 3
+
+
+@pytest.mark.parametrize("fault, message", [
+    (None, "item .*the server returns no log-probabilities .* use --scoring generate"),
+    (error(400, "Only no echo is supported"), "Only no echo is supported; the server returns no log-prob"),
+])
+def test_a_server_that_cannot_score_text_is_named_at_once(exam, fault, message):
+    stub = Stub(lambda body, tries: fault, answer=lambda body: "x")
+    with pytest.raises(UserError, match=message):
+        main(command(stub, exam, "--completions", "--scoring", "loglikelihood", "--concurrency", "1"))
+    assert len(stub.seen) == 1
+    with pytest.raises(UserError, match="needs --completions"):
+        main(command(stub, exam, "--scoring", "both"))
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])

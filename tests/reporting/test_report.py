@@ -223,7 +223,20 @@ def test_one_result_alone_makes_a_page(tmp_path, rng):
     page = make_page(tmp_path / "r.html", folder, "--questions", "0")
     assert_inert(page)
     assert not {"training", "corpus", "questions", "differences"} & set(page.texts)
+    ece = read_json(folder / "results.json")["mmed"]["summary"]["languages"]["French"]["calibration"]["ece"]
+    assert f"ECE {100 * ece:.1f} %, n = 3" in page.texts["answers"]
+    labels = [attributes.get("aria-label", "") for _, attributes in page.elements]
+    assert any(label.endswith("reliability in French") for label in labels)
     assert "answer only" not in page.texts["results"]  # log-likelihood is never shown as a written answer
+
+
+def test_likelihoods_of_option_texts_have_tables_and_questions(tmp_path, rng, capsys):
+    folder = make_result(tmp_path / "a", make_items(rng, 3, ("French",)), rng, modes=("option_text",))
+    page = make_page(tmp_path / "r.html", folder)
+    printed = capsys.readouterr().out
+    for title in ("log-likelihood per token of the options' texts", "PMI of the options' texts"):
+        assert f"Accuracy by {title}" in page.texts["results"] and f"Accuracy by {title}" in printed
+    assert "Likelihood of the options' texts:" in page.texts["questions"]
 
 
 def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):

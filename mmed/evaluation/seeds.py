@@ -1,0 +1,104 @@
+"""How much does a result depend on the seed? Mean and spread of results that differ only in it.
+
+    python -m mmed.evaluation.seeds results/seed0 results/seed1 results/seed2 [--out seeds.json]
+
+Input:  result folders of `mmed.eval` on the same exam with the same settings. Their models may differ if they
+        come from training runs that differ only in `seed`: then run.json must stand beside the model folder.
+Output: for every column, by language and on average: mean, standard deviation (n - 1) and range.
+"""
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmed.evaluation.results import load_results
+from mmed.evaluation.summary import aligned
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.utils.files import read_json, write_json
+from mmed.utils.journal import facts_that_differ
+
+MAY_DIFFER = ("seed", "model")  # of a result's facts
+PLACES = ("out", "seed", "resume")  # of a training configuration
+
+
+def training_config(folder: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the run that made a result's model, without seed and output folder."""
+    settings = own["settings"]
+    path = Path(settings.get("adapter") or settings.get("model") or "").resolve().parent / "run.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: its model differs from that of another folder, and there is no {path} to "
+                        "show that only the training seed does")
+    value = read_json(path)
+    config = value.get("config") if isinstance(value, dict) else None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not the run.json of a training run")
+    return {name: value for name, value in config.items() if name not in PLACES}
+
+
+def check_only_seeds_differ(folders: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
+    """An error names the first folder that differs in anything else."""
+    first = results[0]
+    for folder, own in zip(folders[1:], results[1:]):
+        facts = [{name: value for name, value in one["facts"].items() if name not in MAY_DIFFER}
+                 for one in (first, own)]
+        differs = facts_that_differ(*facts)
+        if not differs and own["facts"]["model"] != first["facts"]["model"]:
+            configs = [training_config(*pair) for pair in ((folders[0], first), (folder, own))]
+            differs = facts_that_differ(*configs)
+        elif not differs and own["facts"]["seed"] == first["facts"]["seed"]:
+            differs = "nothing, not even the seed"
+        if differs:
+            raise UserError(f"{folder}: differs from {folders[0]} in {differs}; "
+                            "give results that differ only in the seed")
+
+
+def spread(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Column -> group (language or average) -> mean, sd, low, high over the results, as shares."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    parts = [summary["languages"] | {f"{name} average": summary[name] for name in ("macro", "micro")}
+             for summary in summaries]
+    for group, part in parts[0].items():
+        for kind in ("accuracy", "text"):
+            for column in part[kind]:
+                values = [one[group][kind][column]["value"] for one in parts]
+                found.setdefault(column, {})[group] = {
+                    "mean": statistics.fmean(values), "sd": statistics.stdev(values),
+                    "low": min(values), "high": max(values)}
+    return found
+
+
+def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    blocks = []
+    for column, groups in found.items():
+        rows = [[f"{column}, x 100", "mean", "sd", "range"]]
+        for group, part in groups.items():
+            mean, sd, low, high = (f"{100 * part[name]:.2f}" for name in ("mean", "sd", "low", "high"))
+            rows.append([group, mean, sd, f"{low} to {high}"])
+        blocks.append(aligned(rows))
+    return "\n\n".join(blocks)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m mmed.evaluation.seeds",
+                    description="Mean and spread of results that differ only in the seed.",
+                    epilog="example: python -m mmed.evaluation.seeds results/seed0 results/seed1")
+    parser.add_argument("results", nargs="+", metavar="RESULT_FOLDER", help="two or more, of mmed.eval")
+    parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
+    options = parser.parse_args(arguments)
+    if len(options.results) < 2:
+        raise UsageError("a spread needs two or more result folders")
+    results = [load_results(folder)[0] for folder in options.results]
+    check_only_seeds_differ(options.results, results)
+    found = spread([own["summary"] for own in results])
+    print(f"{len(results)} seeds: mean, standard deviation (n - 1) and range\n\n{table(found)}")
+    if options.out:
+        write_json(options.out, {"results": options.results, "columns": found})
+        print(f"wrote {options.out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    main_guard(main)

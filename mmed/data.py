@@ -225,6 +225,11 @@ class TokenStream:
                 write_json(f"{self.prefix}.verified-{rank}-of-{ranks}.json", found)
 
     @property
+    def digest(self) -> str:
+        """Of the contents: the sha256 of the checksums of all files."""
+        return hashlib.sha256(" ".join(self.hashes.values()).encode()).hexdigest()
+
+    @property
     def language(self) -> str:
         """The stream's only language, or its name."""
         languages = list(self.meta["counts"])

@@ -35,13 +35,13 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name
-from data_prep.pipeline.shards import add_shard_arguments, shard_names
+from data_prep.pipeline.shards import add_shard_arguments, run_step, shard_names
 from data_prep.sources.book_layout import Line, clean, join_fragments, join_lines, remove_running_heads
 from data_prep.sources.ocr_text import SUFFIXES as OCR_SUFFIXES
 from data_prep.sources.ocr_text import read_ocr_text
 from data_prep.sources.pdf_text import Page, read_pdf, save_pages
 from data_prep.sources.saved_pages import read_list, write_list
-from data_prep.sources.worker import Unreadable, Worker, run_reader
+from data_prep.sources.worker import Unreadable, Worker, keep_or_drop
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
@@ -50,6 +50,7 @@ SUFFIXES = (".pdf", *OCR_SUFFIXES)
 LIST = ".jsonl"  # the page files of a book that is a folder
 OCR_PAGES = 20  # about a minute
 OCR_SECONDS = 180  # per page
+BOOK_SECONDS = 900  # for all else
 MISSING_DEPENDENCY = 3  # exit code of OCRmyPDF
 OCR_OPTIONS = ("--quiet --jobs 1 --force-ocr --deskew --rotate-pages --rotate-pages-threshold 2 "
                f"--oversample 300 --output-type pdf --optimize 0 --tesseract-timeout {OCR_SECONDS}").split()
@@ -140,12 +141,12 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
 def read_book(path: Path, funnel: Funnel, options: dict[str, Any], work: Path) -> Iterator[Document]:
     """The documents of one book; one without text gives an empty document with `reason` in its meta."""
     name, language = shard_name(path), get_language(options["language"])
-    meta = {"file": path.name.removesuffix(LIST), "licence": options["licence"]}
-    meta = {key: value for key, value in meta.items() if value}
+    meta = {"file": path.name.removesuffix(LIST)}
+    meta |= {"licence": options["licence"]} if options["licence"] else {}
     funnel.add("books")
     parts, reason = [], "no text"
     try:
-        with Worker(options["book_seconds"]) as worker:
+        with Worker(BOOK_SECONDS) as worker:
             pages, how = read_lines(path, work, options, worker)
     except Unreadable as error:
         print(f"{path}: dropped: {error}", file=sys.stderr)
@@ -212,16 +213,14 @@ def main(arguments: list[str] | None = None) -> int:
     add("--no_ocr", dest="ocr", action="store_false", help="leave out pages without text, without Tesseract")
     add("--part_characters", type=int, default=PART,
         help="length of the parts that a book is split into; 0: whole (default: %(default)s)")
-    add("--book_seconds", type=int, default=900,
-        help="time limit for a book, OCR aside (default: %(default)s)")
     given = parser.parse_args(arguments)
     require_extra("pypdfium2", "books")
     require_extra("ocrmypdf", "books")
     options = {"language": get_language(given.language).code, "ocr": given.ocr, "version": VERSION,
-               "part_characters": given.part_characters, "book_seconds": given.book_seconds}
-    out = Path(given.out)
-    reader = functools.partial(read_book, work=out / "work")
-    return run_reader(reader, "books", find_books(given.inputs, out), SUFFIXES, options, given)
+               "part_characters": given.part_characters}
+    reader = functools.partial(read_book, work=Path(given.out) / "work")
+    given.inputs = find_books(given.inputs, Path(given.out))
+    return run_step(keep_or_drop, "books", options, given, read=reader, suffixes=SUFFIXES)
 
 
 if __name__ == "__main__":

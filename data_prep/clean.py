@@ -1,5 +1,4 @@
-"""Cleaning that the paper lacks: drop documents in other languages, mask e-mail addresses and telephone
-numbers.
+"""Cleaning that the paper lacks: drops documents in other languages, masks e-mail and telephone numbers.
 
     python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal]
 
@@ -91,10 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         if code not in _identifier().labels:
             raise UserError(f"--language_id: py3langid does not know the language {code!r}; omit the option")
         options["model"] = require_extra("py3langid", "langid").__version__
-    funnel = run_step(clean_shard, "clean", options, given, f"clean {code}")
-    for what, count in sorted(funnel.details.items()):
-        print(f"  {count:>10,.0f}  {what}")
-    return 0
+    return run_step(clean_shard, "clean", options, given, f"clean {code}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""A whole corpus by one command: web pages, books, health sites and existing corpora, as one recipe lists
-them.
+"""A whole corpus by one command: web pages, books, health sites and existing corpora, as a recipe says.
 
     python -m data_prep.corpus examples/corpus.toml --out mmedc --workers 16
 

@@ -137,9 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     path = Path(given.out) / f"ngrams-{digest}.json"  # another benchmark has another file
     if not path.exists():
         write_json(path, ngrams)
-    run_step(decontaminate_shard, "decontaminate", {"ngrams": str(path), "version": minhash.VERSION}, given,
-             f"decontaminate ({len(items) - len(short)} questions)")
-    return 0
+    return run_step(decontaminate_shard, "decontaminate", {"ngrams": str(path), "version": minhash.VERSION},
+                    given, f"decontaminate ({len(items) - len(short)} questions)")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one d
      document a file, or with `paragraphs` one between blank lines. The text is in one of TEXT_FIELDS or where
      --text_field says (`a.b` is field b of the nested field a). `language` (or `lang`) may be written in any
      standard. `source`, `id` and `meta` are read; every other field goes into `meta`.
-Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason
-     (`Funnel`).
+Out: `Document`s one by one (`read_documents`), JSON lines (`LineWriter`), counts by reason (`Funnel`).
 
 Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its
 reason with file:line; with `strict` it stops the run. A file without any text is an error.

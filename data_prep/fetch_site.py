@@ -41,7 +41,7 @@ def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
         "REDIRECT_MAX_TIMES": 5,
         "METAREFRESH_ENABLED": False,
         "COOKIES_ENABLED": False,
-        "DOWNLOAD_TIMEOUT": given.timeout,
+        "DOWNLOAD_TIMEOUT": 30,
         "DOWNLOAD_MAXSIZE": int(given.max_page_mib * (1 << 20)),
         "DOWNLOAD_VERIFY_CERTIFICATES": True,
         "DEPTH_PRIORITY": 1,  # with the queue below: breadth first
@@ -63,9 +63,9 @@ def fetch(given: Any, seeds: list[str]) -> int:
         warcs = site_spider.WarcFolder(out)
         process = process_module.CrawlerProcess(crawl_settings(given, user_agent))
         crawler = process.create_crawler(site_spider.SiteSpider)
-        under = tuple(seeds) if given.under else ()
         try:
-            process.crawl(crawler, seeds=seeds, under=under, max_pages=given.max_pages, warcs=warcs)
+            process.crawl(crawler, seeds=seeds, under=tuple(seeds) * given.under, max_pages=given.max_pages,
+                          warcs=warcs)
             process.start()
         finally:
             warcs.close()
@@ -91,7 +91,6 @@ def main(arguments: list[str] | None = None) -> int:
     add("--max_pages", type=int, default=10_000,
         help="pages to save per host, over all starts (default: %(default)s)")
     add("--under", action="store_true", help="only pages whose address begins with one of those given")
-    add("--timeout", type=float, default=30.0, help="seconds per response (default: %(default)s)")
     add("--max_page_mib", type=float, default=10, help="largest response (default: %(default)s)")
     given = parser.parse_args(arguments)
     if "@" not in given.contact or not given.contact.isprintable():

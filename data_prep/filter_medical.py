@@ -9,8 +9,7 @@ Out: kept/ with `meta.medical` = {hits, density}, dropped/ with the reason, funn
 
 The rule is in data_prep/filters/keyword_rule.py. `--mode official` is the published one.
 DIFFERS: the official script takes only parquet files over 1 GiB, holds all kept texts of one in memory, and
-has its language in three places of the source; here any corpus file is streamed and the language is an
-option.
+has its language in three places of the source; here any file is streamed, and the language is an option.
 """
 from __future__ import annotations
 
@@ -98,8 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"language": language.code, "mode": given.mode, "words": language.medical_words,
                "prefixes": language.prefixes, "min_hits": matcher.min_hits,
                "min_density": matcher.min_density, "version": VERSION}
-    run_step(filter_shard, "filter_medical", options, given, f"filter_medical {language.code} ({given.mode})")
-    return 0
+    title = f"filter_medical {language.code} ({given.mode})"
+    return run_step(filter_shard, "filter_medical", options, given, title)
 
 
 if __name__ == "__main__":

@@ -4,22 +4,22 @@
         --held_out 0.002 --workers 8
 
 In:  documents (data_prep/documents.py): files or folders.
-Out: NAME.bin, NAME.idx, NAME.json (and NAME-held-out.*). Each document is BOS (where the tokenizer adds one,
-     --bos), its ids, EOS.
+Out: NAME.json, NAME.idx and NAME.parts/*.bin (and NAME-held-out.*). Each document is BOS (where the tokenizer
+     adds one, --bos), its ids, EOS.
 
-Each input file becomes a part of its own in NAME.parts/; a finished part is not done again. Then the parts
-are joined in the order of the inputs, so the bytes do not depend on the number of workers or on kills. On a
-cluster, tasks with `--shard i/n` make the parts; the command without --shard joins them. Memory: one document
-per worker, and the offsets of one part while joining.
+Each input file becomes a part; a finished part is not done again. NAME.json lists the parts in the order of
+the inputs, so the stream does not depend on the number of workers or on kills; no token is copied. On a
+cluster, tasks with `--shard i/n` make the parts; the command without --shard lists them. Memory: one document
+per worker, and the offsets of one part.
 # MMedLM: a document is encoded whole and ends with EOS (prepare_tokenized_dataset.py). DIFFERS: one
 # memory-mapped array, where the official code writes a 2048-token .npy per window: 1.35 to 4.2 trained
 # positions per token there, 1.01 here.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.pipeline import shards
 from data_prep.pipeline.corpus_card import count_table
-from mmed.data import StreamWriter
+from mmed.data import StreamWriter, write_manifest
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import read_json, write_json
@@ -40,13 +40,16 @@ def is_held_out(document: Document, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(document.text.encode()).digest()[:8], "big") < share * 2 ** 64
 
 
+_load_once = functools.cache(load_tokenizer)
+
+
 def tokenize_part(path: Path, name: str, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Write one input file's documents as two streams, unless they are there; returns FOLDER/NAME.json with
     their names in `streams`, which no other task uses, so that it may be started twice."""
-    tokenizer = load_tokenizer(options["tokenizer"], options["bos"])
-    mark = shards.fingerprint(path, {**options, "tokenizer": tokenizer.fingerprint})
+    mark = shards.fingerprint(path, options)
     if record := shards.read_finished(folder / f"{name}.json", mark):
         return record
+    tokenizer = _load_once(options["tokenizer"], options["bos"])
     streams = [f"{name}.{secrets.randbelow(10**18)}{suffix}" for suffix in ("", HELD_OUT)]
     facts = tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id
     writers = [StreamWriter(folder / stream, *facts) for stream in streams]
@@ -62,15 +65,19 @@ def tokenize_part(path: Path, name: str, folder: Path, options: dict[str, Any]) 
     return record
 
 
-def join(parts: list[Path], prefix: Path, extra: dict[str, Any]) -> dict[str, Any] | None:
-    """Write streams one after the other into `prefix`; None if they hold no document."""
-    metas = [read_json(f"{part}.json") for part in parts]
-    if not any(meta["documents"] for meta in metas):
-        return None
-    writer = StreamWriter(prefix, metas[0]["vocab_size"], metas[0]["tokenizer"], metas[0]["bos_id"])
-    for part in parts:
-        writer.add_stream(part)
-    return writer.close(**extra)
+def list_parts(records: list[dict[str, Any]], out: str, folder: Path, **extra: Any) -> dict[str, Any]:
+    """Make the streams `out` and `out`-held-out of the parts, and delete all else in the folder."""
+    parts, held_out = zip(*((folder / own, folder / other) for own, other in (r["streams"] for r in records)))
+    other = write_manifest(f"{out}{HELD_OUT}", held_out, **extra)
+    meta = write_manifest(out, parts, **extra)  # the last: it says that both are complete
+    if not other["documents"]:
+        for ending in ("json", "idx"):
+            Path(f"{out}{HELD_OUT}.{ending}").unlink()
+    listed = {Path(part["file"]).name for part in meta["parts"] + other["parts"]}
+    for path in folder.iterdir():
+        if path.name not in listed:
+            path.unlink(missing_ok=True)
+    return meta
 
 
 def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: str | Path, *,
@@ -81,27 +88,24 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     With a share, make only the parts of that share, and return their counts.
     """
     paths, folder = find_inputs(inputs), Path(f"{out}.parts")
-    loaded = load_tokenizer(tokenizer, bos)  # a wrong folder is found before processes are started
+    _load_once.cache_clear()
+    loaded = _load_once(str(tokenizer), bos)  # a wrong folder is found before processes are started
     if loaded.eos_id is None:
         raise UserError(f"{tokenizer}: no end-of-sequence token, with which every document ends")
-    options = {**reading, "tokenizer": str(tokenizer), "held_out": held_out, "bos": bos}
-    fingerprints = [shards.fingerprint(path, {**options, "tokenizer": loaded.fingerprint}) for path in paths]
-    whole = hashlib.sha256("".join(fingerprints).encode()).hexdigest()
+    options = {**reading, "tokenizer": str(tokenizer), "held_out": held_out, "bos": bos,
+               "fingerprint": loaded.fingerprint}
+    whole = hashlib.sha256("".join(shards.fingerprint(path, options) for path in paths).encode()).hexdigest()
     if Path(f"{out}.json").is_file() and read_json(f"{out}.json").get("inputs") == whole:
         return read_json(f"{out}.json")
-    names = shards.shard_names(paths)
     with shards.one_run(folder, share):
-        jobs = [(path, name, folder, options) for path, name in zip(paths, names)]
+        jobs = [(path, name, folder, options) for path, name in zip(paths, shards.shard_names(paths))]
         records = shards.run_jobs(tokenize_part, jobs, workers, "tokenize", paths, share)
         counts = shards.add_up(records).to_dict()
         if share:
             return counts
-        meta, _ = (join([folder / record["streams"][i] for record in records], Path(f"{out}{suffix}"),
-                        {"inputs": whole, "funnel": counts}) for i, suffix in enumerate(("", HELD_OUT)))
-    if meta is None:
-        raise UserError(f"{', '.join(map(str, paths[:3]))}: no document to tokenize; {counts}")
-    shutil.rmtree(folder)
-    return meta
+        if not counts["documents"]["out"]:
+            raise UserError(f"{', '.join(map(str, paths[:3]))}: no document to tokenize; {counts}")
+        return list_parts(records, str(out), folder, inputs=whole, funnel=counts)
 
 
 def main(arguments: list[str] | None = None) -> int:

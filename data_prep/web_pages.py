@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name
-from data_prep.pipeline.shards import add_shard_arguments, shard_names
+from data_prep.pipeline.shards import add_shard_arguments, run_step, shard_names
 from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, read_pages, write_list
-from data_prep.sources.worker import Unreadable, Worker, run_reader
+from data_prep.sources.worker import Unreadable, Worker, keep_or_drop
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
 VERSION = 2  # raise it when the same page gives another document: finished shards are then redone
+PAGE_SECONDS = 60
 PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
 SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
 # Below its MIN_EXTRACTED_SIZE of 250 characters trafilatura distrusts the main text and takes every paragraph
@@ -68,7 +69,7 @@ def extract(body: bytes, url: str = "") -> dict[str, str]:
 
 def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
     """The document of each page; a page without text gives an empty one with `reason` in its meta."""
-    with Worker(options["page_seconds"]) as worker:
+    with Worker(PAGE_SECONDS) as worker:
         for number, page in enumerate(read_pages(path, options["max_page_bytes"], funnel), 1):
             funnel.add("HTML bytes", len(page.body))
             meta = {"url": page.url, "file": page.file, "fetched": page.fetched,
@@ -95,15 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--language", required=True, help="code or name of the language of all these pages")
     add("--max_page_mib", type=float, default=10, help="drop larger pages (default: %(default)s)")
-    add("--page_seconds", type=float, default=60, help="time limit for a page (default: %(default)s)")
     given = parser.parse_args(arguments)
-    for package in ("trafilatura", "warcio"):
-        require_extra(package, "web")
-    options = {"language": get_language(given.language).code, "page_seconds": given.page_seconds,
-               "max_page_bytes": int(given.max_page_mib * (1 << 20)), "version": VERSION,
-               "trafilatura": version("trafilatura")}
-    units = find_archives(given.inputs, Path(given.out))
-    return run_reader(read_web, "web_pages", units, SUFFIXES, options, given)
+    require_extra("trafilatura", "web")
+    require_extra("warcio", "web")
+    options = {"language": get_language(given.language).code, "version": VERSION,
+               "max_page_bytes": int(given.max_page_mib * (1 << 20)), "trafilatura": version("trafilatura")}
+    given.inputs = find_archives(given.inputs, Path(given.out))
+    return run_step(keep_or_drop, "web_pages", options, given, read=read_web, suffixes=SUFFIXES)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ A stream NAME is three files:
     NAME.idx   where each document ends in NAME.bin, counted in tokens: little-endian uint64
     NAME.json  dtype, counts by language and source, tokenizer fingerprint, sha256 of both files
 
+A corpus made by many tasks has no NAME.bin: NAME.json lists `parts`, files that hold its tokens in order.
+
 Rows of continued pre-training are whole documents, packed best-fit, each attending to itself only:
 
     NAME.bin   <s> b o n e </s> <s> l u n g s </s> <s> h e a r t </s>         rows of T = 8 tokens
@@ -19,11 +21,14 @@ Row i of a run follows from (seed, i) alone, so a run resumes from its step numb
 from __future__ import annotations
 
 import bisect
+import functools
+import glob
+import hashlib
 import itertools
 import os
-import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +39,7 @@ from mmed.prompts import ExamItem, build_prompt, build_target, read_conversation
 from mmed.tokenization.chat_template import Message, encode_conversation
 from mmed.tokenizer import Tokenizer
 from mmed.utils.errors import UserError
-from mmed.utils.files import read_json, write_json
+from mmed.utils.files import atomic_write, read_json, temporary_name, write_json
 from mmed.utils.fingerprints import file_hash
 
 IGNORE = -100       # label of a position that carries no loss
@@ -43,6 +48,7 @@ BLOCK_ROWS = 64     # rows whose documents are packed together
 GROUP_BLOCKS = 256  # blocks whose rows are shuffled together
 SLACK = 0.01        # share of a block's positions that packing may leave empty
 WIDTH = 64          # widths of exam batches are multiples of this: few different shapes
+MAPPED_PARTS = 128  # files of a stream that are open at once
 
 
 # ---------------------------------------------------------------------------------------------------- streams
@@ -61,7 +67,8 @@ class StreamWriter:
         self.fingerprint, self.bos_id = fingerprint, bos_id
         self.dtype = token_dtype(vocab_size)
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        self.files = {name: open(f"{prefix}.{name}.tmp", "wb") for name in ("bin", "idx")}
+        self.files = {name: open(temporary_name(Path(f"{prefix}.{name}")), "wb") for name in ("bin", "idx")}
+        self.hashes = {name: hashlib.sha256() for name in self.files}
         self.tokens = self.documents = 0
         self.counts: dict[str, dict[str, dict[str, int]]] = {}
 
@@ -71,19 +78,11 @@ class StreamWriter:
         if not len(array) or not 0 <= array.min() <= array.max() < self.vocab_size:
             raise ValueError(f"document {self.documents} of {self.prefix}: expected ids in "
                              f"[0, {self.vocab_size}), got {array}")
-        self.files["bin"].write(array.astype(self.dtype).tobytes())
-        self.files["idx"].write(np.array(self.tokens + len(array), dtype="<u8").tobytes())
+        end = np.array(self.tokens + len(array), dtype="<u8")
+        for name, data in (("bin", array.astype(self.dtype).tobytes()), ("idx", end.tobytes())):
+            self.files[name].write(data)
+            self.hashes[name].update(data)
         self._count(language, source, len(array), 1)
-
-    def add_stream(self, prefix: str | Path) -> None:
-        """Append all documents of a complete stream of the same tokenizer; memory: its document ends."""
-        ends = np.fromfile(f"{prefix}.idx", dtype="<u8") + np.uint64(self.tokens)
-        self.files["idx"].write(ends.astype("<u8").tobytes())
-        with open(f"{prefix}.bin", "rb") as file:
-            shutil.copyfileobj(file, self.files["bin"])
-        for language, sources in read_json(f"{prefix}.json")["counts"].items():
-            for source, count in sources.items():
-                self._count(language, source, **count)
 
     def _count(self, language: str, source: str, tokens: int, documents: int) -> None:
         count = self.counts.setdefault(language, {}).setdefault(source, {"tokens": 0, "documents": 0})
@@ -99,13 +98,72 @@ class StreamWriter:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-            os.replace(f"{self.prefix}.{name}.tmp", f"{self.prefix}.{name}")
+            os.replace(file.name, f"{self.prefix}.{name}")
         meta = {"format": FORMAT, "dtype": self.dtype.name, "vocab_size": self.vocab_size,
                 "tokens": self.tokens, "documents": self.documents, "counts": self.counts,
                 "tokenizer": self.fingerprint, "bos_id": self.bos_id,
-                "sha256": {name: file_hash(f"{self.prefix}.{name}") for name in self.files}, **extra}
+                "sha256": {name: digest.hexdigest() for name, digest in self.hashes.items()}, **extra}
         write_json(f"{self.prefix}.json", meta)
         return meta
+
+
+def write_manifest(prefix: str | Path, parts: Iterable[str | Path], **extra: object) -> dict:
+    """Make one stream of complete streams of one tokenizer, below the folder of `prefix`, without copying
+    tokens: NAME.idx has all document ends, NAME.json lists the .bin files. Returns the content of NAME.json,
+    which `extra` goes into. Memory: the document ends of one part.
+    """
+    tokens, listed, meta, digest = 0, [], {}, hashlib.sha256()
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    Path(f"{prefix}.json").unlink(missing_ok=True)  # never an old .json beside a new .idx
+    with atomic_write(f"{prefix}.idx", "wb") as file:
+        for part in parts:
+            meta = read_json(f"{part}.json")
+            ends = (np.fromfile(f"{part}.idx", dtype="<u8") + np.uint64(tokens)).astype("<u8").tobytes()
+            file.write(ends)
+            digest.update(ends)
+            tokens += meta["tokens"]
+            if meta["tokens"]:
+                listed.append({"file": os.path.relpath(f"{part}.bin", Path(prefix).parent),
+                               "tokens": meta["tokens"], "sha256": meta["sha256"]["bin"]})
+            for language, source in ((a, b) for a, sources in meta["counts"].items() for b in sources):
+                total = counts.setdefault(language, {}).setdefault(source, {"tokens": 0, "documents": 0})
+                for name, count in meta["counts"][language][source].items():
+                    total[name] += count
+        documents = file.tell() // 8
+    meta |= {"tokens": tokens, "documents": documents, "counts": counts, "parts": listed,
+             "sha256": {"idx": digest.hexdigest()}, **extra}
+    write_json(f"{prefix}.json", meta)
+    return meta
+
+
+class PartedTokens:
+    """The tokens of several files as one array; the files read last stay memory-mapped."""
+
+    def __init__(self, files: Sequence[Path], tokens: Sequence[int], dtype: np.dtype):
+        self.files, self.dtype = files, dtype
+        self.starts = [0, *itertools.accumulate(tokens)]
+        self.map = functools.lru_cache(MAPPED_PARTS)(self._map)
+
+    def _map(self, number: int) -> np.ndarray:
+        try:
+            ids = np.memmap(self.files[number], self.dtype, "r").view(np.ndarray)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.files[number]}: part of a stream: {error}; tokenize again") from None
+        if len(ids) != self.starts[number + 1] - self.starts[number]:
+            raise UserError(f"{self.files[number]}: not as long as its stream's .json says; tokenize again")
+        return ids
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        begin, end, _ = wanted.indices(len(self))
+        number, found = bisect.bisect_right(self.starts, begin) - 1, [np.zeros(0, self.dtype)]
+        while begin < end:
+            start, number = self.starts[number], number + 1
+            found.append(self.map(number - 1)[begin - start:end - start])
+            begin = self.starts[number]
+        return found[1] if len(found) == 2 else np.concatenate(found)
 
 
 class TokenStream:
@@ -120,12 +178,18 @@ class TokenStream:
         try:
             self.tokens, self.documents, self.bos_id = meta["tokens"], meta["documents"], meta["bos_id"]
             self.vocab_size, self.fingerprint = meta["vocab_size"], meta["tokenizer"]
-            self.hashes = {name: meta["sha256"][name] for name in ("bin", "idx")}
             self.counts = dict(meta["counts"])  # language -> source -> tokens
             dtype = token_dtype(self.vocab_size)
             if (meta["format"], meta["dtype"]) != (FORMAT, dtype.name):
                 raise ValueError(f"format {meta['format']}, {meta['dtype']}")
-            self.ids = np.memmap(f"{self.prefix}.bin", dtype, "r").view(np.ndarray)
+            self.hashes = {Path(f"{self.prefix}.idx"): meta["sha256"]["idx"]}
+            if "parts" in meta:
+                files = {Path(self.prefix).parent / part["file"]: part for part in meta["parts"]}
+                self.hashes |= {file: part["sha256"] for file, part in files.items()}
+                self.ids = PartedTokens([*files], [part["tokens"] for part in files.values()], dtype)
+            else:
+                self.hashes[Path(f"{self.prefix}.bin")] = meta["sha256"]["bin"]
+                self.ids = np.memmap(f"{self.prefix}.bin", dtype, "r").view(np.ndarray)
             self.ends = np.memmap(f"{self.prefix}.idx", "<u8", "r").view(np.ndarray)
             if not len(self.ids) == self.tokens == self.ends[-1] or len(self.ends) != self.documents:
                 raise ValueError(f"{len(self.ids)} tokens in {len(self.ends)} documents")
@@ -140,12 +204,33 @@ class TokenStream:
         if verify:
             self.verify()
 
-    def verify(self) -> None:
-        """Compare the sha256 of both files with NAME.json (hundreds of MB/s)."""
-        for name, expected in self.hashes.items():
-            if file_hash(f"{self.prefix}.{name}") != expected:
-                raise UserError(f"{self.prefix}.{name}: its sha256 is not the one in {self.prefix}.json; the "
-                                "file is damaged, tokenize again")
+    def verify(self, rank: int = 0, ranks: int = 1) -> None:
+        """Compare the sha256 of this rank's share of the files with NAME.json (hundreds of MB/s).
+
+        NAME.verified-*.json remember size and modification time of the files found intact, so that the next
+        run reads none of them.
+        """
+        name, known = Path(self.prefix).name, {}
+        for path in Path(self.prefix).parent.glob(f"{glob.escape(name)}.verified-*.json"):
+            known |= read_json(path)
+        found = {}
+        for file in list(self.hashes)[rank::ranks]:
+            try:
+                facts = [os.stat(file).st_size, os.stat(file).st_mtime_ns, self.hashes[file]]
+                if known.get(str(file.name)) != facts and file_hash(file) != self.hashes[file]:
+                    raise UserError(f"{file}: its sha256 is not the one in {self.prefix}.json; the file is "
+                                    "damaged, tokenize again")
+            except OSError as error:
+                raise UserError(f"{file}: {error.strerror}; tokenize again") from None
+            found[file.name] = facts
+        if not found.items() <= known.items():
+            with suppress(OSError):  # a folder that cannot be written: read all again next time
+                write_json(f"{self.prefix}.verified-{rank}-of-{ranks}.json", found)
+
+    @property
+    def digest(self) -> str:
+        """Of the contents: the sha256 of the checksums of all files."""
+        return hashlib.sha256(" ".join(self.hashes.values()).encode()).hexdigest()
 
     @property
     def language(self) -> str:

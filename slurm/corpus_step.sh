@@ -21,9 +21,12 @@ SHARE='--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT'
 ARRAY="--array=0-$((TASKS - 1))"
 last=${AFTER:-}
 if [ "$1" = data_prep.dedup ]; then
-    last=$(submit "$last" "$ARRAY" -- "$@" --stage sign "$SHARE")
-    last=$(submit "$last" -- "$@" --stage decide "")
-    last=$(submit "$last" "$ARRAY" -- "$@" --stage write "$SHARE")
+    for stage in sign pair compare decide write; do
+        case $stage in
+            pair | decide) last=$(submit "$last" -- "$@" --stage $stage "") ;;  # one task
+            *) last=$(submit "$last" "$ARRAY" -- "$@" --stage $stage "$SHARE") ;;
+        esac
+    done
     set -- "$@" --stage write
 else
     last=$(submit "$last" "$ARRAY" -- "$@" "$SHARE")

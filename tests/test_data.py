@@ -3,12 +3,14 @@ import itertools
 import json
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmed import data
 from mmed.data import (
     IGNORE,
     Example,
@@ -28,9 +30,11 @@ from mmed.data import (
     stack,
     token_dtype,
     truncate_prompt,
+    write_manifest,
 )
 from mmed.prompts import ExamItem, build_prompt, build_target
 from mmed.utils.errors import UserError
+from mmed.utils.fingerprints import file_hash
 
 
 @pytest.fixture
@@ -64,16 +68,42 @@ def test_the_dtype_is_the_smallest_that_holds_the_vocabulary(tmp_path, vocab_siz
     assert stream.ends.tolist() == [3, 6]
 
 
-def test_joined_streams_hold_all_documents_and_counts(tmp_path):
-    parts = [random_documents(seed, 5) for seed in (1, 2)]
-    joined = StreamWriter(tmp_path / "joined", 1000, "print")
+def test_a_stream_of_parts_gives_the_rows_of_one_file_and_keeps_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MAPPED_PARTS", 3)
+    parts = [random_documents(seed, 5) for seed in range(20)]
     for number, documents in enumerate(parts):
-        write(tmp_path / str(number), documents)
-        joined.add_stream(tmp_path / str(number))
-    meta, expected = joined.close(), write(tmp_path / "all", parts[0] + parts[1])
-    stream = TokenStream(tmp_path / "joined", verify=True)
-    assert (stream.ids == expected.ids).all() and (stream.ends == expected.ends).all()
-    assert meta["counts"] == {"en": {"web": {"tokens": len(expected.ids), "documents": 10}}}
+        write(tmp_path / "p" / str(number), documents)
+    StreamWriter(tmp_path / "p" / "empty", 1000, "print").close()
+    names = ["empty", *map(str, range(10)), "empty", *map(str, range(10, 20)), "empty"]
+    meta = write_manifest(tmp_path / "s", [tmp_path / "p" / name for name in names])
+    expected = write(tmp_path / "all", list(itertools.chain(*parts)))
+    stream = TokenStream(tmp_path / "s", verify=True)
+    assert meta["counts"] == {"en": {"web": {"tokens": len(expected.ids), "documents": 100}}}
+    assert (stream.ids[:] == expected.ids).all() and (stream.ends == expected.ends).all()
+    for begin, end in ((0, 0), (3, 400), (len(expected.ids) - 1, None), (7, 8)):
+        assert (stream.ids[begin:end] == expected.ids[begin:end]).all()
+    one, other = PretrainRows([stream], 32, seed=1), PretrainRows([expected], 32, seed=1)
+    for i in range(one.rows_per_epoch):
+        assert (one.row(i).input_ids == other.row(i).input_ids).all()
+    opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert len([name for name in opened if name.startswith(f"{tmp_path}/p/")]) <= 3
+
+
+def test_ranks_share_the_files_to_verify_and_remember_them(tmp_path, monkeypatch):
+    for number in range(5):
+        write(tmp_path / "p" / str(number), random_documents(number, 5))
+    write_manifest(tmp_path / "s", [tmp_path / "p" / str(number) for number in range(5)])
+    stream, hashed = TokenStream(tmp_path / "s"), []
+    monkeypatch.setattr(data, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    for rank in range(3):
+        stream.verify(rank, 3)
+        assert len(hashed) == 2 * rank + 2
+    assert sorted(hashed) == sorted(stream.hashes)
+    stream.verify()
+    assert len(hashed) == 6, "remembered"
+    os.utime(tmp_path / "p" / "3.bin")
+    stream.verify()
+    assert hashed[6:] == [tmp_path / "p" / "3.bin"], "of another time"
 
 
 def change_side_file(**changes):

@@ -158,7 +158,7 @@ def test_ranks_wait_for_a_long_check_of_the_data(world, tmp_path):
     """Rank 0 verifies for longer than the time-out of hung ranks."""
     slow = ("import os, sys, time; from mmed.data import TokenStream; from mmed.train import main\n"
             "verify = TokenStream.verify\n"
-            "def late(self):\n    time.sleep(10 * (os.environ['RANK'] == '0'))\n    verify(self)\n"
+            "def late(*given):\n    time.sleep(10 * (os.environ['RANK'] == '0'))\n    verify(*given)\n"
             "TokenStream.verify = late; sys.exit(main())")
     (tmp_path / "slow.py").write_text(slow)
     arguments = pretrain(world, tmp_path / "out", "--max_steps=1", "--rank_timeout_seconds=5")

@@ -1,7 +1,6 @@
-"""Documents to token streams against the official form, two processes against one, and growth with the
-corpus.
+"""Documents to token streams against the official form, and two processes against one.
 
-    python benchmarks/data_prep/bench_streams.py [--megabytes 4] [--rounds 3] [--growth 10,100]
+    python benchmarks/data_prep/bench_streams.py [--megabytes 4] [--rounds 3]
 
 peer     the official script: a Hugging Face tokenizer, document by document, cut into windows of 2,048 with
          stride 1,536, one .npy a
@@ -9,8 +8,6 @@ peer     the official script: a Hugging Face tokenizer, document by document, cu
          time of one thread, in turn.
 workers  wall time of data_prep.tokenize_corpus on 8 shards with 1 and with 2 processes (a quiet machine is
          needed for this one).
-growth   CPU seconds and peak memory of a process of its own for corpora of these many MB, one shard for each
-         10 MB.
 
 The texts are made (bench_tokenizer's words), half English and half Chinese letters.
 """
@@ -20,7 +17,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,16 +30,11 @@ import numpy as np
 from bench_tokenizer import llama_json, made_texts
 
 from data_prep.tokenize_corpus import tokenize_corpus
+from mmed.data import TokenStream
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import main_guard
 
 WINDOW, STRIDE = 2048, 1536
-CHILD = (
-    "import sys, time; from data_prep.tokenize_corpus import tokenize_corpus; start = time.process_time(); "
-    "tokenize_corpus([sys.argv[1]], sys.argv[2], sys.argv[3]); "
-    "print(time.process_time() - start, int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) "
-    "/ 1024)"
-)
 
 
 def write_shards(folder: Path, megabytes: float, shards: int) -> list[str]:
@@ -79,7 +70,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--megabytes", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--growth", default="10,100", help="MB, separated by commas; empty: not measured")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -95,8 +85,8 @@ def main() -> None:
             start = time.process_time()
             ids = official(texts, peer, root / f"windows{number}")
             times["official form"].append(time.process_time() - start)
-        ends = np.fromfile(root / "stream0.idx", dtype=np.uint64).astype(int)
-        flat = np.fromfile(root / "stream0.bin", dtype=np.uint16)
+        stream = TokenStream(root / "stream0")
+        ends, flat = stream.ends.astype(int), stream.ids
         for document, (begin, end) in enumerate(zip([0, *ends[:-1]], ends)):
             got = flat[begin:end].tolist()
             if got[1:-1] != ids[document] and got[:-1] != ids[document]:
@@ -124,21 +114,6 @@ def main() -> None:
             f"2 processes against 1: {statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) "
             f"by wall time"
         )
-
-        for megabytes in filter(None, options.growth.split(",")):
-            write_shards(root / f"grow{megabytes}", float(megabytes), max(1, int(float(megabytes) / 10)))
-            out = subprocess.run([
-                sys.executable, "-c", CHILD,
-                str(root / f"grow{megabytes}"),
-                str(root / "tokenizer"),
-                str(root / f"grown{megabytes}")
-            ],
-                                 capture_output=True,
-                                 text=True,
-                                 check=True,
-                                 cwd=Path(__file__).resolve().parents[2])
-            seconds, memory = map(float, out.stdout.split()[-2:])
-            print(f"{megabytes:>6} MB: {seconds:6.1f} s of CPU, peak {memory:4.0f} MiB")
 
 
 if __name__ == "__main__":

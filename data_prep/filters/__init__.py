@@ -1,3 +1,1 @@
-"""What the filtering commands are made of: keyword matcher, MinHash, personal data, the check of a language
-file.
-"""
+"""What the filtering commands are made of: keywords, MinHash, personal data, the check of a language file."""

@@ -16,19 +16,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data_prep.filters.keyword_rule import (
-    LATIN,
-    Decision,
-    Pattern,
-    decide,
-    default_patterns,
-    dictionary_form,
-    fits,
-    fold_character,
-    is_long,
-    official_words,
-    unfold_rare,
-)
+from data_prep.filters import keyword_rule
+from data_prep.filters.keyword_rule import Decision, Pattern, decide, fits
 from mmed.languages import Language
 from mmed.utils.errors import UsageError
 
@@ -46,7 +35,7 @@ def _plane(official: bool) -> list[str]:
     plane = list(map(chr, range(PLANE)))
     if official:
         return ["\n" if character != " " and character.isspace() else character for character in plane]
-    return list(map(fold_character, plane))
+    return list(map(keyword_rule.fold_character, plane))
 
 
 class Matcher:
@@ -62,13 +51,13 @@ class Matcher:
         self.min_hits = hits if min_hits is None else min_hits
         self.min_density = density if min_density is None else min_density
         if self.official:
-            self.words = official_words(language)
-            self.patterns = tuple(Pattern(word, number, is_long(word, language))
+            self.words = keyword_rule.official_words(language)
+            self.patterns = tuple(Pattern(word, number, keyword_rule.is_long(word, language))
                                   for number, word in enumerate(self.words))
         else:
-            self.words = [dictionary_form(term) for term in language.medical_words]
-            self.patterns = default_patterns(language)
-        letters = LATIN.union(*(pattern.letters for pattern in self.patterns)) - {" "}
+            self.words = [keyword_rule.dictionary_form(term) for term in language.medical_words]
+            self.patterns = keyword_rule.default_patterns(language)
+        letters = keyword_rule.LATIN.union(*(pattern.letters for pattern in self.patterns)) - {" "}
         self._letters = [" ", " ", *sorted(letters), "\n"]  # by class; the last one is every other letter
         class_of = {letter: number for number, letter in enumerate(self._letters[:-1])}
         class_of |= {" ": BLANK if self.official else BETWEEN, "\n": BETWEEN}
@@ -102,7 +91,7 @@ class Matcher:
         return decision, Counter({self.words[word]: count for word, count in found.items()})
 
     def _judge(self, texts: Sequence[str]) -> Iterator[tuple[Decision, Counter[int]]]:
-        texts = [text.lower() if self.official else unfold_rare(text) for text in texts]
+        texts = [text.lower() if self.official else keyword_rule.unfold_rare(text) for text in texts]
         begins = np.cumsum([len(GAP)] + [len(text) + len(GAP) for text in texts]).tolist()[:-1]
         classes = self._classes(GAP.join(["", *texts, "\n" * (self._longest + 1)]))
         found: list[Counter[int]] = [Counter() for _ in texts]

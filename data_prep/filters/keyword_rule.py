@@ -49,8 +49,7 @@ def official_words(language: Language) -> list[str]:
 
 
 def is_long(word: str, language: Language) -> bool:
-    """MMedLM: long words are looked for anywhere in the text, the others only as whole pieces between white
-    space."""
+    """MMedLM: long words are looked for anywhere, the others only as whole pieces between white space."""
     return not language.spaced or len(word) > 10 or (len(word) > 5 and " " in word)
 
 
@@ -75,10 +74,8 @@ def judge_official(text: str, language: Language) -> Decision:
 #
 # DIFFERS: the official rule misses short words before punctuation ("cancer,") and inflected forms, and counts
 # nested words twice. The default rule
-#   - compares words at letter borders, and stems (a bar shows where the ending begins) at the beginning of a
-# word,
-#   - folds case, width, Latin and Greek accents, ё and the spellings of Arabic letters, and ignores soft
-# hyphens,
+#   - compares words at letter borders, and stems (a bar shows where the ending begins) where a word begins,
+#   - folds case, width, Latin and Greek accents, ё and Arabic spellings, and ignores soft hyphens,
 #   - takes the longest of nested words only,
 #   - wants Latin terms in Chinese and Japanese to stand alone ("rna" is not in "journal"),
 #   - and counts only letters and digits in DENS, so that white space and punctuation do not thin a text.
@@ -102,8 +99,7 @@ def unfold_rare(text: str) -> str:
 
 @functools.lru_cache(1 << 12)
 def fold_character(character: str) -> str:
-    """The folded form of a letter, digit or vowel mark; a blank for everything else, also beyond the first
-    plane.
+    """The folded form of a letter, digit or vowel mark; a blank for all else, also beyond the first plane.
 
     >>> "".join(map(fold_character, "ÉＨＩＶｱёЙßİأة,"))
     'ehivアейßiاه '
@@ -153,8 +149,7 @@ def fits(pattern: Pattern, before: str, after: str, spaced: bool) -> bool:
 
 
 def judge_default(text: str, language: Language) -> Decision:
-    """From left to right: the longest term that begins at a place counts, and the search goes on behind
-    it."""
+    """From left to right: the longest term that begins at a place counts; the search goes on behind it."""
     text = " " + "".join(map(fold_character, unfold_rare(text))) + " "
     beginning: dict[str, list[Pattern]] = {}  # first letter -> patterns, the longest first
     for pattern in sorted(default_patterns(language), key=lambda pattern: -len(pattern.letters)):

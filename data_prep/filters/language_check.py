@@ -85,9 +85,8 @@ def check_answers(language: Language) -> Iterator[Finding]:
         if signs := re.search(r"[\[\](){}?*+\\^$]", listed):
             yield "fix", f"answers.{name}: {signs[0]!r} in a list of ordinary words"
     if len(words.stated) < 3 or len(words.denied) < 2:
-        yield "look", (
-            "answers.stated, .denied: give at least three sentences that state an answer and two that do "
-            "not; the tests read them")
+        yield "look", ("answers.stated, .denied: give at least three sentences that state an answer and two "
+                       "that do not; the tests read them")
     yield from _check_statements(language)
 
 

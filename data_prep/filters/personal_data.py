@@ -9,8 +9,7 @@ which the countries of our languages write their numbers and nobody writes anyth
 numbers with none of the three ("912345678") and addresses that are spelt out ("name at clinic dot org").
 Names and postal addresses are not looked for: many names must stay (Parkinson, Crohn).
 
-Every pattern is bounded, so time is linear in the text. docs/corpus.md compares this with the package
-phonenumbers.
+Every pattern is bounded, so time is linear in the text. docs/corpus.md compares the package phonenumbers.
 """
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ _TOP_LEVEL = r"(?:[A-Za-z]{2,24}|рф|онлайн|中国|中國|公司|网络|�
 _ASCII_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}"
 _HOST = re.compile(rf"(?:{_ASCII_HOST}|(?:{_LABEL}\.){{1,8}}{_TOP_LEVEL})(?![A-Za-z0-9])")
 
-# Digits and what stands between the digits of telephone numbers, after full-width and Arabic forms are made
-# narrow.
+# Digits and what stands between those of telephone numbers, once full-width and Arabic forms are narrow.
 _RUN = re.compile(r"(?<![0-9A-Za-z])[+(]{0,2}[0-9][0-9 ().\u00a0\u202f/-]{4,40}[0-9](?![0-9A-Za-z])")
 _NARROW = str.maketrans("０１２３４５６７８９＋（）－‐‑‒–−．＠／" "٠١٢٣٤٥٦٧٨٩" "۰۱۲۳۴۵۶۷۸۹",
                         "0123456789+()------.@/" "0123456789" "0123456789")

@@ -10,6 +10,7 @@ from data_prep.pipeline.recipe import Recipe
 from mmed.evaluation.summary import aligned
 from mmed.utils.files import atomic_write, read_json, write_json
 
+MOST_SOURCES = 6  # columns of a table; a corpus of articles may have a source for each journal
 STAGES = {"clean": "language, personal data", "unique": "deduplication", "uncontaminated": "decontamination"}
 CARD = """---
 language:
@@ -86,12 +87,23 @@ def funnel_table(rows: list[dict[str, Any]]) -> str:
 
 
 def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
-    """Tokens by language and source, as the paper's table of MMedC (there in billions)."""
-    sources = sorted({source for by_source in counts.values() for source in by_source})
-    rows = [["language", *(source or "-" for source in sources), "tokens", "documents"]]
+    """Tokens by language and source, as the paper's table of MMedC (there in billions).
+
+    Of more than MOST_SOURCES sources, the largest have a column; the others share one.
+    """
+    tokens: Counter[str] = Counter()
+    for by_source in counts.values():
+        tokens.update({source: count["tokens"] for source, count in by_source.items()})
+    sources, other = sorted(tokens), []
+    if len(tokens) > MOST_SOURCES:
+        sources = [source for source, _ in tokens.most_common(MOST_SOURCES - 1)]
+        other = [f"other ({len(tokens) - len(sources)})"]
+    rows = [["language", *(source or "-" for source in sources), *other, "tokens", "documents"]]
     for language in [*counts, "sum"]:
         parts = counts.values() if language == "sum" else [counts[language]]
         cells = [sum(part.get(source, {}).get("tokens", 0) for part in parts) for source in sources]
+        if other:
+            cells.append(sum(count["tokens"] for part in parts for count in part.values()) - sum(cells))
         documents = sum(count["documents"] for part in parts for count in part.values())
         rows.append([language or "-", *(f"{cell:,}" for cell in [*cells, sum(cells), documents])])
     return aligned(rows)

@@ -145,18 +145,16 @@ def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: st
     with one_run(out, share, names):
         jobs = [(function, path, name, out, options, step, read) for path, name in zip(paths, names)]
         records = run_jobs(process_shard, jobs, workers, step, paths, share)
-        if share is None:
-            return gather_funnel(out, names, step)
-    return add_up(records)
+        return add_up(records) if share else write_funnel(out, records, step)
 
 
 def run_step(function: StepFunction, step: str, options: dict[str, Any], given: Any,
-             title: str = "") -> Funnel:
-    """`process_shards` with the arguments of `add_shard_arguments`; prints the counts."""
+             title: str = "", **reading: Any) -> int:
+    """`process_shards` with the arguments of `add_shard_arguments`; prints the counts and returns 0."""
     funnel = process_shards(function, given.inputs, given.out, {**options, **shard_options(given)},
-                            given.workers, step, share=given.shard)
+                            given.workers, step, share=given.shard, **reading)
     print_funnel(funnel, (title or step) + (" (share {}/{})".format(*given.shard) if given.shard else ""))
-    return funnel
+    return 0
 
 
 def add_up(records: Iterable[dict[str, Any]]) -> Funnel:
@@ -166,10 +164,10 @@ def add_up(records: Iterable[dict[str, Any]]) -> Funnel:
     return funnel
 
 
-def gather_funnel(out: Path, names: list[str], step: str, **more: Any) -> Funnel:
+def write_funnel(out: Path, records: list[dict[str, Any]], step: str, **more: Any) -> Funnel:
     """Add up the counts of all shards in OUT/funnel.json; UserError if no record at all could be read."""
-    funnel = add_up(read_json(out / "shards" / f"{name}.json") for name in names)
-    write_json(out / "funnel.json", {"step": step, "shards": len(names), **more, **funnel.to_dict()})
+    funnel = add_up(records)
+    write_json(out / "funnel.json", {"step": step, "shards": len(records), **more, **funnel.to_dict()})
     if funnel.dropped and not funnel.documents_out and set(funnel.dropped) <= UNREADABLE:
         reasons = ", ".join(f"{entry['documents']:,} x {reason} (such as {entry['examples'][0]})"
                             for reason, entry in funnel.dropped.items())
@@ -301,3 +299,5 @@ def print_funnel(funnel: Funnel, title: str) -> None:
     for reason, entry in sorted(funnel.dropped.items(), key=lambda item: -item[1]["documents"]):
         example = entry["examples"][0] if entry["examples"] else "-"
         print(printable(f"  {entry['documents']:>10,}  {reason}  (e.g. {example})"))
+    for what, count in sorted(funnel.details.items()):
+        print(f"  {count:>10,.0f}  {what}")

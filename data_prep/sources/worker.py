@@ -15,11 +15,10 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Document
-from data_prep.pipeline.shards import Reader, ShardWriter, print_funnel, process_shards, shard_options
+from data_prep.pipeline.shards import ShardWriter
 
 MEMORY_BYTES = 4 << 30  # address space of the child
 
@@ -95,14 +94,3 @@ def keep_or_drop(documents: Iterator[Document], shard: ShardWriter, options: dic
             shard.drop(document, reason)
         else:
             shard.keep(document)
-
-
-def run_reader(read: Reader, step: str, units: list[Path], suffixes: tuple[str, ...],
-               options: dict[str, Any], given: Any) -> int:
-    """Like `run_step` for a step that makes documents out of something else; prints all counts."""
-    funnel = process_shards(keep_or_drop, units, given.out, {**options, **shard_options(given)},
-                            given.workers, step, read, suffixes, share=given.shard)
-    print_funnel(funnel, f"{step} {options['language']}")
-    for key, amount in sorted(funnel.details.items()):
-        print(f"  {amount:>10,.0f}  {key}")
-    return 0

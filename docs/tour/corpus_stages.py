@@ -279,7 +279,7 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
     first = next(row for row in all_rows if row.document_ids.max() > 0)  # one with several documents
     ends = np.asarray(english.ends).astype(int)
     names = list(documents(work / "unique" / "en" / "kept"))
-    raw = (work / "streams" / "en.bin").read_bytes()[:16]
+    raw = english.ids[:8].tobytes()
     border = int(np.flatnonzero(np.diff(first.document_ids))[0]) + 1
     labels = [f"{LANGUAGES[s]} {number}" for s, _, number in places]
     counts = [int(layout.counts().sum()) for layout in rows.layouts]
@@ -287,7 +287,7 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
     values = {
         "stream_tokens": str(english.tokens), "stream_documents": str(
             english.documents), "stream_dtype": english.meta["dtype"], "stream_bytes": str(
-                (work / "streams" / "en.bin").stat().st_size), "stream_hex": raw.hex(" "),
+                english.ids[:].nbytes), "stream_hex": raw.hex(" "),
         "stream_first": ", ".join(str(int(i)) for i in english.ids[:8]), "stream_pieces": " ".join(
             shown(tokenizer.piece(int(i))) for i in english.ids[:8]), "stream_ends": ", ".join(
                 f"{name} {end}" for name, end in zip(names[:3], ends)),

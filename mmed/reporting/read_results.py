@@ -202,7 +202,7 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
     streams = []
     for folder in map(Path, folders):
         paths = [path for path in sorted(folder.rglob("*.json"))
-                 if path.name == "funnel.json" or path.with_suffix(".bin").is_file()]
+                 if path.name == "funnel.json" or path.with_suffix(".idx").is_file()]
         if not paths:
             raise UserError(f"{folder}: no funnel.json and no token stream in it; give the output folder of "
                             "data_prep's steps")

@@ -56,7 +56,7 @@ def run_facts(recipe: str, config: TrainConfig, tokenizer: Tokenizer | None, row
 def data_facts(config: TrainConfig, rows: PretrainRows | ExamRows) -> dict[str, str]:
     """Name -> sha256 of each stream (from its .json) or file of exam items, in the order of use."""
     if isinstance(rows, PretrainRows):
-        return {f"{number} {Path(stream.prefix).name}": f"{stream.hashes['bin']} {stream.hashes['idx']}"
+        return {f"{number} {Path(stream.prefix).name}": stream.digest
                 for number, stream in enumerate(rows.streams)}
     path = Path(config.data)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]

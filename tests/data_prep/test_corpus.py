@@ -180,6 +180,10 @@ def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
 def test_tables_have_totals_and_reasons():
     counts = {"en": {"web": {"tokens": 5, "documents": 1}}, "ja": {"book": {"tokens": 7, "documents": 2}}}
     assert count_table(counts).split("\n")[-1].split() == ["sum", "7", "5", "12", "3"]
+    counts = {"en": {f"journal {n}": {"tokens": n, "documents": 1} for n in range(1, 31)}}
+    head, row, _ = count_table(counts).split("\n")
+    assert "journal 30" in head and "journal 26" in head and "journal 25" not in head
+    assert "other (25)" in head and row.split() == ["en", "30", "29", "28", "27", "26", "325", "465", "30"]
     row = {"language": "en", "step": "web", "documents": {"in": 3, "out": 1},
            "characters": {"in": 9, "out": 4}, "dropped": {"a": 1, "b": 2}}
     assert funnel_table([row]).split("\n")[1].endswith("b 2; a 1")
@@ -189,25 +193,38 @@ def test_tasks_of_a_cluster_do_the_shares_of_a_step(tmp_path, monkeypatch):
     for number in range(5):
         write(tmp_path / "in" / f"{number}.jsonl", {"text": "a"})
 
-    class Executor:
-        def __init__(self, pipeline, tasks, workers, logging_dir, **settings):
-            self.pipeline, self.tasks = pipeline, tasks
+    shares = []
 
-        def run(self):
-            for rank in range(self.tasks):
-                list(self.pipeline[0].run(None, rank, self.tasks))
+    def remote(function):
+        return types.SimpleNamespace(remote=lambda command, share: shares.append(share) or
+                                     function(command, share))
 
-    stubs = {"datatrove.executor": types.SimpleNamespace(LocalPipelineExecutor=Executor),
-             "datatrove.pipeline.base": types.SimpleNamespace(PipelineStep=object)}
-    monkeypatch.setattr(cluster, "require_extra", lambda module, extra: stubs[module])
+    ray = types.SimpleNamespace(init=lambda: None, remote=lambda num_cpus: remote, get=list)
+    monkeypatch.setattr(cluster, "require_extra", lambda module, extra: ray)
     step = ["data_prep.clean", str(tmp_path / "in"), "--language", "en", "--out", str(tmp_path / "out")]
-    assert cluster.main(["--executor", "local", "--tasks", "3", "--", *step]) == 0
-    assert len(list((tmp_path / "out" / "shards").iterdir())) == 5
-    assert not (tmp_path / "out" / "funnel.json").exists()
-    with pytest.raises(UsageError, match="--partition is needed"):
-        cluster.main(["--executor", "slurm", "--", *step])
+    assert cluster.main(["--tasks", "3", "--", *step]) == 0
+    assert shares == ["0/3", "1/3", "2/3"]
+    assert json.loads((tmp_path / "out" / "funnel.json").read_text())["shards"] == 5
     with pytest.raises(UsageError, match="after -- comes a step"):
-        cluster.main(["--executor", "local"])
+        cluster.main(["--tasks", "3"])
+
+
+@pytest.mark.slow
+def test_a_step_on_a_killed_ray_is_finished_by_the_next(tmp_path):
+    pytest.importorskip("ray")
+    for number in range(200):
+        write(tmp_path / "in" / f"{number}.jsonl", *[{"text": f"text {number} {i}"} for i in range(50)])
+    command = [sys.executable, "-m", "data_prep.pipeline.cluster", "--tasks", "20", "--", "data_prep.clean",
+               str(tmp_path / "in"), "--language", "en", "--out", str(tmp_path / "out")]
+    child = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("out/shards/*"))) < 20 and time.monotonic() < until:
+        time.sleep(0.1)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    subprocess.run(command, cwd=ROOT, check=True)
+    found = json.loads((tmp_path / "out" / "funnel.json").read_text())["documents"]
+    assert found == {"in": 10000, "out": 10000}
 
 
 def test_a_slurm_step_is_an_array_and_a_last_job(tmp_path):
@@ -218,7 +235,7 @@ def test_a_slurm_step_is_an_array_and_a_last_job(tmp_path):
     command = ["slurm/corpus_step.sh", "data_prep.dedup", "a b", "--out", "c"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     jobs = (tmp_path / "log").read_text().splitlines()
-    assert done.stdout == "17\n" and len(jobs) == 4
+    assert done.stdout == "17\n" and len(jobs) == 6
     assert "--array=0-2" in jobs[0]
     assert r"dedup a\ b --out c --stage sign  --shard $SLURM_ARRAY_TASK_ID/" in jobs[0]
-    assert "--dependency=afterok:17" in jobs[1] and "--array" not in jobs[1] and "--stage decide" in jobs[1]
+    assert "--dependency=afterok:17" in jobs[1] and "--array" not in jobs[1] and "--stage pair" in jobs[1]

@@ -14,7 +14,7 @@ from corpus_files import join, make_words, read_folder, tree, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.dedup import band_shape, deduplicate, main
+from data_prep.dedup import STAGES, band_shape, deduplicate, main
 from data_prep.filters import minhash
 from mmed.utils.errors import UserError
 
@@ -183,11 +183,15 @@ def test_result_does_not_depend_on_order_shards_or_workers(corpus, tmp_path):
 def test_stages_and_shares_give_what_one_run_gives(corpus, tmp_path, monkeypatch):
     folder, out, _, _ = corpus
     command = [str(folder), "--out", str(tmp_path / "out"), "--keep_dropped"]
-    for stage, message in (("decide", "run --stage sign first"), ("write", "run --stage decide first")):
+    for stage, message in (("pair", "--stage sign"), ("compare", "--stage pair"),
+                           ("decide", "--stage compare"), ("write", "--stage decide")):
         with pytest.raises(UserError, match=message):
             main([*command, "--stage", stage])
     for share in ("1/2", "0/2"):
         main([*command, "--stage", "sign", "--shard", share])
+    main([*command, "--stage", "pair"])
+    for share in ("0/2", "1/2", "1/2"):
+        main([*command, "--stage", "compare", "--shard", share])
     main([*command, "--stage", "decide"])
     for share in ("0/3", "2/3", "1/3", "2/3"):
         main([*command, "--stage", "write", "--shard", share])
@@ -202,10 +206,10 @@ def test_stages_and_shares_give_what_one_run_gives(corpus, tmp_path, monkeypatch
 
 def test_an_input_that_changed_after_signing_is_not_written(tmp_path):
     path = write(tmp_path / "a.jsonl", {"text": "one"}, {"text": "two"}, {"text": "two"})
-    for stage in ("sign", "decide"):
+    for stage in STAGES[:-1]:
         deduplicate([path], tmp_path / "out", stage=stage)
     write(path, {"text": "three"}, {"text": "one"}, {"text": "two"})
-    with pytest.raises(UserError, match="not decided for these inputs"):
+    with pytest.raises(UserError, match="--stage decide is not done for these inputs"):
         deduplicate([path], tmp_path / "out", stage="write")
     assert deduplicate([path], tmp_path / "out").documents_out == 3
 

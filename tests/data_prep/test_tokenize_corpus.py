@@ -53,10 +53,31 @@ def test_the_bytes_do_not_depend_on_workers_tasks_or_a_kill(corpus, monkeypatch)
         assert not (folder / "tasks.json").exists()
     monkeypatch.setattr("data_prep.documents.read_documents", lambda *_, **__: pytest.fail("read again"))
     main([*command, "--out", str(folder / "tasks")])
-    for suffix in (".bin", ".idx", HELD_OUT + ".bin", HELD_OUT + ".idx"):
-        first = (folder / f"one{suffix}").read_bytes()
-        assert first == (folder / f"two{suffix}").read_bytes() == (folder / f"tasks{suffix}").read_bytes()
-    assert not list(folder.glob("*.parts"))
+    for suffix in ("", HELD_OUT):
+        one, two, tasks = (TokenStream(folder / f"{name}{suffix}", verify=True)
+                           for name in ("one", "two", "tasks"))
+        assert documents_of(one) == documents_of(two) == documents_of(tasks)
+        assert list(one.hashes.values()) == list(two.hashes.values()) == list(tasks.hashes.values())
+    for name in ("one", "two", "tasks"):  # nothing else stays: no marks, no half files
+        assert [path.suffix for path in (folder / f"{name}.parts").iterdir()] == [".bin"] * 6
+
+
+def test_a_part_that_is_missing_or_changed_is_named(corpus):
+    folder, _, _ = corpus
+    tokenize_corpus([folder / "raw"], folder / "tokenizer", folder / "s")
+    stream = TokenStream(folder / "s", verify=True)
+    assert len(list(folder.glob("s.verified-0-of-1.json"))) == 1
+    part = sorted((folder / "s.parts").iterdir())[1]
+    data = part.read_bytes()
+    part.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"part1.*damaged"):
+        stream.verify()
+    part.write_bytes(data[:-2])
+    with pytest.raises(UserError, match=r"part1.*not as long"):
+        documents_of(TokenStream(folder / "s"))
+    part.unlink()
+    with pytest.raises(UserError, match=r"part1.*No such file"):
+        stream.verify()
 
 
 def test_held_out_documents_are_in_the_other_stream_and_copies_stay_on_one_side(corpus):
@@ -71,9 +92,9 @@ def test_a_finished_stream_is_not_made_again_and_a_changed_input_is(corpus):
     folder, _, _ = corpus
     arguments = [folder / "raw"], folder / "tokenizer", folder / "s"
     tokenize_corpus(*arguments)
-    before = (folder / "s.bin").stat().st_mtime_ns
+    before = (folder / "s.idx").stat().st_mtime_ns
     tokenize_corpus(*arguments)
-    assert (folder / "s.bin").stat().st_mtime_ns == before
+    assert (folder / "s.idx").stat().st_mtime_ns == before
     write(folder / "raw" / "part0.jsonl", {"text": "one more"})
     assert tokenize_corpus(*arguments)["documents"] == 81
 

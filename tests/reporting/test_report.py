@@ -42,7 +42,7 @@ def make_corpus(folder: Path, step: str = "filter_medical", reason: str = "too f
         write_json(folder / "filter" / language / "funnel.json", {
             "step": step, "documents": {"in": 100, "out": kept},
             "dropped": {reason: {"documents": 100 - kept}}})
-    (folder / "all.bin").write_bytes(b"12")
+    (folder / "all.idx").write_bytes(b"12")
     write_json(folder / "all.json", {"tokens": 777, "documents": 65, "tokenizer": "f" * 64,
                                      "counts": {"en": {"web": {"tokens": 700, "documents": 60}},
                                                 "ja": {"book": {"tokens": 77, "documents": 5}}}})

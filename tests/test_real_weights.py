@@ -20,7 +20,7 @@ from mmed.inference.option_scores import score_many
 from mmed.languages import get_language
 
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.weights]
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 LENGTHS = (7, 300, 1500)  # tokens; Gemma's sliding window is 512

@@ -2,7 +2,7 @@
 2002.)
 
 For n = 1 to 4 count the n-grams of the candidate that are in the reference too, each at most as often as it
-stands there, and divide by the number of n-grams of the candidate (or by 1, if it is too short to have any).
+occurs there, and divide by the number of n-grams of the candidate (or by 1, if it is too short to have any).
 Where nothing is shared, count 0.1 instead of 0 (smoothing "method1"). Then
 
     BLEU-4 = penalty x exp(mean of the four logarithms)

@@ -41,7 +41,7 @@ NEXT = {
     8: "mmed/lora.py (LoRALinear: PEFT's files are written by mmed/checkpoints/adapters.py)",
     9: "mmed/loss.py (ChunkedCrossEntropy: the same as an autograd function)",
     10: "mmed/training/optimizer.py (update, AdamWBf16: optimizer state in bf16)",
-    11: "mmed/inference/engine.py (generate: the same with a cache, and with beginnings computed once)",
+    11: "mmed/inference/engine.py (generate: the same with a cache, and with a prefix cache)",
     12: "mmed/training/distributed.py (shard: the whole model by torch's fully_shard)",
 }
 

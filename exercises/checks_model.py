@@ -174,11 +174,11 @@ def adamw(student: Student, rng: random.Random) -> None:
 
 
 def refill(student: Student, rng: random.Random) -> None:
-    """Oracles: each prompt by itself, for the texts; slots that never idle, for the number of calls; the
+    """Oracles: each prompt by itself, for the texts; batches that stay full, for the number of calls; the
     project's generate, with a real model.
     """
     for _ in range(6):
-        slots, limit, salt = rng.randint(1, 4), rng.randint(2, 9), rng.randrange(1000)
+        max_batch_size, limit, salt = rng.randint(1, 4), rng.randint(2, 9), rng.randrange(1000)
         prompts = [[rng.randrange(1, 9) for _ in range(rng.randint(1, 4))] for _ in range(rng.randint(1, 9))]
 
         def following(ids: list[int], salt: int = salt) -> int:
@@ -193,17 +193,17 @@ def refill(student: Student, rng: random.Random) -> None:
             costs.append(min(limit, len(new) + 1))
         calls = 0
 
-        def step(sequences: list[list[int]], slots: int = slots, following=following) -> list[int]:
+        def step(sequences: list[list[int]], most: int = max_batch_size, following=following) -> list[int]:
             nonlocal calls
             calls += 1
-            if not 0 < len(sequences) <= slots:
+            if not 0 < len(sequences) <= most:
                 raise Wrong(
-                    f"your decode gave the model {len(sequences)} sequences at once; there are {slots} slots")
+                    f"your decode gave the model {len(sequences)} sequences at once; it takes {most}")
             if calls > 500:
                 raise Wrong("your decode calls the model without end: look at how a sequence is done")
             return [following(ids) for ids in sequences]
 
-        free = [0] * slots
+        free = [0] * max_batch_size
         for cost in costs:
             at = free.index(min(free))
             free[at] += cost
@@ -211,14 +211,14 @@ def refill(student: Student, rng: random.Random) -> None:
                        "decode",
                        step,
                        prompts,
-                       slots,
+                       max_batch_size,
                        0,
                        limit,
-                       shown=f"step, {prompts}, slots {slots}, end 0, limit {limit}")
+                       shown=f"step, {prompts}, max_batch_size {max_batch_size}, end 0, limit {limit}")
         if calls > max(free):
             raise Wrong(
-                f"your texts are right, but answers of {costs} tokens took {calls} calls with {slots} "
-                f"slots; {max(free)} are enough if no slot waits"
+                f"your texts are right, but answers of {costs} tokens took {calls} calls in batches of "
+                f"{max_batch_size}; {max(free)} are enough if the batch stays full"
             )
     model = Transformer(
         ModelConfig(vocab_size=40,

@@ -62,9 +62,10 @@ MISTAKES = [
     (9, "range(0, len(labels), rows)", "range(0, len(labels), rows := len(labels))", "no more than"),
     (10, "p = p - lr * decay * p", "g = g + decay * p", "adamw_step"),
     (10, "(step + 1) / warmup", "step / warmup", "learning_rate\\(0"),
-    (11, "while waiting and len(running) < slots:",
-     "if not running:\n            still = waiting[:slots]\n        while not running and still:\n"
-     "            running, waiting, still = still, waiting[slots:], []\n        while False:", "calls with"),
+    (11, "while waiting and len(running) < max_batch_size:",
+     "if not running:\n            still = waiting[:max_batch_size]\n        while not running and still:\n"
+     "            running, waiting, still = still, waiting[max_batch_size:], []\n        while False:",
+     "calls in batches"),
     (12, "(x, own)", "(x, all_gather(own))", "keeps the whole weight"),
     (12, "reduce_scatter(grad_y.T @ x)", "(grad_y.T @ x)[:len(own)]", "own rows"),
 ]

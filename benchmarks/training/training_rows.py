@@ -59,9 +59,9 @@ def choose(folder: Path, tokenizer, budget: int, languages: list[str]) -> tuple[
     sources = {language: documents(folder, language, tokenizer) for language in languages}
     held_out = {language: list(itertools.islice(source, HELD_OUT)) for language, source in sources.items()}
     train, tokens = [], dict.fromkeys(languages, 0)
-    while (room := budget - sum(tokens.values())) > 0:
+    while (missing := budget - sum(tokens.values())) > 0:
         language = min(languages, key=tokens.get)
-        pair = next((pair for pair in sources[language] if len(pair[1]) <= max(room, LAST)), None)
+        pair = next((pair for pair in sources[language] if len(pair[1]) <= max(missing, LAST)), None)
         if pair is None:
             raise SystemExit(f"error: {folder / language}: too few documents")
         train.append(pair)

@@ -6,7 +6,7 @@ In: a seed. Out, below `--out`, the same bytes for the same seed:
     raw/web/<code>.jsonl      web pages as a crawl finds them: ordinary and medical mixed, with copies and
                               near-copies among them
     raw/books/<code>.jsonl    pages of medical books
-    base/<code>.jsonl         ordinary text with pages of exercises, for the base model; no word of medicine
+    base/<code>.jsonl         ordinary text with pages of exercises, for the base model; nothing medical
     exercises/<English name>.jsonl                 exam items on ordinary things and on terms, which the base
     model is taught to answer
     school/English.jsonl                           those on ordinary things in English, for the first lessons

@@ -5,7 +5,8 @@ them.
 
 In:  a recipe (TOML; `examples/corpus.toml` explains every key). Its paths are relative to the recipe file.
 Out: OUT/sources/LANGUAGE-N      documents of each source: filtered (web), read (book, site) or as they are
-     (corpus) OUT/clean, unique, uncontaminated/LANGUAGE    after language identification and masking,
+                                 (corpus)
+     OUT/clean, unique, uncontaminated/LANGUAGE    after language identification and masking,
                                  deduplication and decontamination, which the paper lacks
      OUT/streams/LANGUAGE        token streams, and LANGUAGE-held-out
      OUT/corpus.json, OUT/README.md, OUT/report.html    all counts, a dataset card, a page with pictures
@@ -15,13 +16,12 @@ command goes on (data_prep/pipeline/plan.py).
 """
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from data_prep.pipeline.corpus_card import finish
 from data_prep.pipeline.plan import print_commands, run_plan
 from data_prep.pipeline.recipe import read_recipe, steps
-from mmed.utils.errors import Parser, UsageError, main_guard
+from mmed.utils.errors import Parser, main_guard
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,20 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml",
                         help="examples/corpus.toml explains the keys")
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each doing one file at a time "
-                                                               "(default: 1)")
+    parser.add_argument("--workers", type=int, default=1,
+                        help="processes, each doing one file at a time (default: 1)")
     parser.add_argument("--list", action="store_true", help="print the commands and do nothing")
     given = parser.parse_args(arguments)
-    if given.workers < 1:
-        raise UsageError(f"--workers={given.workers}: must be at least 1")
     recipe = read_recipe(given.recipe)
     plan = steps(recipe, str(given.out), given.workers)
     if given.list:
         print_commands(plan)
         return 0
-    begin = time.time()
     run_plan(plan, given.out)
-    finish(recipe, given.out, begin)
+    finish(recipe, given.out)
     return 0
 
 

@@ -3,13 +3,11 @@
     python -m data_prep.decontaminate IN... --benchmark MMedBench/Test --out DIR [--workers N]
 
 In:  documents (data_prep/documents.py) and exam items in JSONL (`question`), a file or a folder of them.
-Out: OUT/kept; OUT/dropped with `reason` "benchmark question" and `items` (FILE:LINE of the questions found);
-     OUT/funnel.json.
+Out: OUT/kept; OUT/dropped with `items` (FILE:LINE of the questions found); OUT/funnel.json.
 
 1. Each question gives its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script
    without spaces (about the same length of speech); a shorter question is one n-gram if it has SHORTEST_WORDS
-   or SHORTEST_CHARACTERS. Tokens are those of data_prep/filters/minhash.py: case, width and punctuation do
-   not matter.
+   or SHORTEST_CHARACTERS. Tokens are minhash.py's: case, width and punctuation do not matter.
 2. An n-gram that more than COMMON questions share ("which of the following is the most likely diagnosis ...")
    says nothing about one of them and is not looked for, unless a question has no other.
 3. A document is dropped if it contains one n-gram. N-grams are compared by 64-bit hashes.
@@ -22,7 +20,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,13 @@ NGrams = dict[int, dict[int, list[str]]]  # size -> hash -> the questions that c
 
 def read_items(path: Path) -> list[tuple[str, str]]:
     """(FILE:LINE, question) of every exam item below a path."""
-    files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+    folder = path if path.is_dir() else path.parent
     items: list[tuple[str, str]] = []
-    for file in files:
-        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+    for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
         for number, record in read_jsonl(file):
             question = record.get("question")
             if isinstance(question, str) and question.strip():
-                items.append((f"{name}:{number}", question))
+                items.append((f"{file.relative_to(folder).as_posix()}:{number}", question))
             elif "reason" not in record:  # dropped.jsonl of data_prep.mmedbench lists unusable questions
                 raise UserError(f"{file}:{number}: expected an exam item with a question")
     if not items:
@@ -63,38 +62,27 @@ def read_items(path: Path) -> list[tuple[str, str]]:
 def question_ngrams(question: str) -> list[tuple[int, int]]:
     """(size in tokens, hash) of each n-gram of a question; none if it is too short.
 
-    >>> [size for size, _ in question_ngrams("one two three four five six 7 8 9 10 11 12 13 14")]
-    [13, 13]
     >>> [size for size, _ in question_ngrams("Which vitamin is missing in scurvy?")]
     [6]
-    >>> question_ngrams("Why is that?")
-    []
     """
     words = minhash.token_hashes(question)
     count = len(words.hashes)
-    found = []
+    found: list[tuple[int, int]] = []
     for size, unspaced in ((WORDS, False), (CHARACTERS, True)):
         hashes = minhash.window_hashes(words.hashes, size)
-        found += [(size, int(value)) for value in hashes[words.unspaced[:len(hashes)] == unspaced]]
+        found += [(size, value) for value in hashes[words.unspaced[:len(hashes)] == unspaced].tolist()]
     if not found and count and count >= (SHORTEST_CHARACTERS if words.unspaced[0] else SHORTEST_WORDS):
         found = [(count, int(minhash.window_hashes(words.hashes, count)[0]))]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
     """(what to look for, the items that are too short)."""
     names_of: dict[tuple, list[str]] = {}  # n-grams of a question -> the items that ask it
-    short = []
     for name, question in items:
-        ngrams = tuple(dict.fromkeys(question_ngrams(question)))
-        if ngrams:
-            names_of.setdefault(ngrams, []).append(name)
-        else:
-            short.append(name)
-    questions_with: dict[tuple[int, int], int] = {}
-    for ngrams in names_of:
-        for ngram in ngrams:
-            questions_with[ngram] = questions_with.get(ngram, 0) + 1
+        names_of.setdefault(tuple(question_ngrams(question)), []).append(name)
+    short = names_of.pop((), [])
+    questions_with = Counter(ngram for ngrams in names_of for ngram in ngrams)
     wanted: NGrams = {}
     for ngrams, names in names_of.items():
         for size, value in [ngram for ngram in ngrams if questions_with[ngram] <= COMMON] or ngrams:
@@ -103,30 +91,27 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 
 @functools.cache
-def _load(path: str, digest: str) -> dict[int, tuple[np.ndarray, dict[int, list[str]]]]:
-    """size -> (sorted hashes, questions by hash); digest: of the file, so that another benchmark is loaded
-    anew."""
-    stored = read_json(path)
-    by_size = {int(size): {int(value): names for value, names in ngrams.items()}
-               for size, ngrams in stored.items()}
-    return {size: (np.array(sorted(ngrams), np.uint64), ngrams) for size, ngrams in by_size.items()}
+def _load(path: str) -> dict[int, tuple[np.ndarray, dict[str, list[str]]]]:
+    """size -> (sorted hashes, questions by hash)."""
+    return {int(size): (np.array(sorted(map(int, ngrams)), np.uint64), ngrams)
+            for size, ngrams in read_json(path).items()}
 
 
-def contained_items(text: str, wanted: dict[int, tuple[np.ndarray, dict[int, list[str]]]]) -> list[str]:
+def contained_items(text: str, wanted: dict[int, tuple[np.ndarray, dict[str, list[str]]]]) -> list[str]:
     """The questions that a text contains."""
     words = minhash.token_hashes(text).hashes
     found: set[str] = set()
     for size, (hashes, names) in wanted.items():
         windows = minhash.window_hashes(words, size)
         place = np.minimum(np.searchsorted(hashes, windows), len(hashes) - 1)
-        for value in np.unique(windows[hashes[place] == windows]).tolist():
-            found.update(names[value])
+        for value in windows[hashes[place] == windows].tolist():
+            found.update(names[str(value)])
     return sorted(found)
 
 
 def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
     """Keep the documents that contain no question."""
-    wanted = _load(options["ngrams"], options["digest"])
+    wanted = _load(options["ngrams"])
     for document in documents:
         if items := contained_items(document.text, wanted):
             shard.drop(document, "benchmark question", items=items[:MOST_ITEMS])
@@ -138,25 +123,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.decontaminate",
                     description="Drop documents with a benchmark question.")
     add_shard_arguments(parser)
-    parser.add_argument("--benchmark", required=True, help="exam items (JSONL with `question`): a file or a "
-                                                           "folder")
+    parser.add_argument("--benchmark", required=True, type=Path,
+                        help="exam items (JSONL with `question`): a file or a folder")
     given = parser.parse_args(argv)
-    items = read_items(Path(given.benchmark))
+    items = read_items(given.benchmark)
     ngrams, short = benchmark_ngrams(items)
     if not ngrams:
         raise UserError(f"--benchmark={given.benchmark}: all {len(items)} questions are too short")
     if short:
         print(f"{len(short)} of {len(items)} questions are too short to look for: "
-              f"{', '.join(short[:MOST_ITEMS])}",
-              file=sys.stderr)
-    content = {str(size): {str(value): names for value, names in found.items()}
-               for size, found in ngrams.items()}
-    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+              f"{', '.join(short[:MOST_ITEMS])}", file=sys.stderr)
+    digest = hashlib.sha256(json.dumps(ngrams).encode()).hexdigest()[:16]
     path = Path(given.out) / f"ngrams-{digest}.json"  # another benchmark has another file
     if not path.exists():
-        write_json(path, content)
-    options = {"ngrams": str(path), "digest": digest, "version": minhash.VERSION}
-    run_step(decontaminate_shard, "decontaminate", options, given,
+        write_json(path, ngrams)
+    run_step(decontaminate_shard, "decontaminate", {"ngrams": str(path), "version": minhash.VERSION}, given,
              f"decontaminate ({len(items) - len(short)} questions)")
     return 0
 

@@ -1,17 +1,14 @@
 """The document: reading it from any corpus file, writing it as JSON lines, counting what was dropped and why.
 
 In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one document a record; .txt, one
-     document a file, or with `paragraphs` one between blank lines. The text is in `text`, `content` or
-     `raw_content`, or in the field that --text_field names (`a.b` is field b of the nested field a).
-     `language` (or `lang`) may be written in any standard. `source`, `id` and `meta` are read; every other
-     field goes into `meta`.
+     document a file, or with `paragraphs` one between blank lines. The text is in one of TEXT_FIELDS or where
+     --text_field says (`a.b` is field b of the nested field a). `language` (or `lang`) may be written in any
+     standard. `source`, `id` and `meta` are read; every other field goes into `meta`.
 Out: `Document`s one after the other (`read_documents`), JSON lines (`LineWriter`), counts by reason
      (`Funnel`).
 
 Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its
-reason with file:line, and reading continues; with `strict` it stops the run. A file whose records all lack
-the text is an error that lists the fields found. Text is normalised once, here; normalising twice changes
-nothing.
+reason with file:line; with `strict` it stops the run. A file without any text is an error.
 """
 from __future__ import annotations
 
@@ -23,6 +20,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,13 +33,11 @@ from mmed.utils.files import atomic_write
 
 FORMAT_VERSION = 2  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
-SUFFIXES = (".parquet", *(kind + packed for kind in (*JSON_LINES, ".json", ".txt")
-                          for packed in ("", *PACKED)))
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
+KINDS, PACKED = (*JSON_LINES, ".json", ".txt", ".parquet"), ("", ".gz", ".bz2", ".xz", ".zst", ".zstd")
+SUFFIXES = tuple(kind + packed for kind in KINDS for packed in PACKED)
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
-PATIENCE = 1000  # records without a text field before a file is given up
 NO_TEXT = "no text"
 _WIKIEXTRACTOR = re.compile(r"wiki_\d+")  # its JSON files have no suffix
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -67,12 +63,7 @@ def normalise_text(text: str) -> str:
     'éte \ufffd\nb\nc'
     """
     text = text.replace("\x00", "").replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
-    if text.isascii():
-        return text
-    return unicodedata.normalize("NFC", _SURROGATE.sub("\ufffd", text))
-
-
-# ---- counting ------------------------------------------------------------------------------------
+    return text if text.isascii() else unicodedata.normalize("NFC", _SURROGATE.sub("\ufffd", text))
 
 
 @dataclass
@@ -83,12 +74,11 @@ class Funnel:
     characters_in: int = 0
     documents_out: int = 0
     characters_out: int = 0
-    dropped: dict[str,
-                  dict[str, Any]] = field(default_factory=dict)  # reason -> documents, characters, examples
-    details: dict[str, float] = field(default_factory=dict)  # any other sums of a step
+    dropped: dict[str, dict[str, Any]] = field(default_factory=dict)  # by reason: the parameters of _drop
+    details: Counter[str] = field(default_factory=Counter)  # any other sums of a step
 
     def keep(self, characters: int, characters_in: int | None = None) -> None:
-        """Count a kept document; a step that shortens texts passes the length before."""
+        """A step that shortens texts passes the length before."""
         self.documents_in += 1
         self.characters_in += characters if characters_in is None else characters_in
         self.documents_out += 1
@@ -97,14 +87,16 @@ class Funnel:
     def drop(self, reason: str, characters: int, where: str = "") -> None:
         self.documents_in += 1
         self.characters_in += characters
+        self._drop(reason, 1, characters, [where] if where else [])
+
+    def _drop(self, reason: str, documents: int, characters: int, examples: list[str]) -> None:
         entry = self.dropped.setdefault(reason, {"documents": 0, "characters": 0, "examples": []})
-        entry["documents"] += 1
+        entry["documents"] += documents
         entry["characters"] += characters
-        if where and len(entry["examples"]) < EXAMPLES:
-            entry["examples"].append(where)
+        entry["examples"] += examples[:EXAMPLES - len(entry["examples"])]
 
     def add(self, key: str, amount: float = 1) -> None:
-        self.details[key] = self.details.get(key, 0) + amount
+        self.details[key] += amount
 
     def merge(self, other: dict[str, Any]) -> None:
         """Add the counts of another funnel, given in `to_dict`'s form."""
@@ -112,13 +104,9 @@ class Funnel:
         self.documents_out += other["documents"]["out"]
         self.characters_in += other["characters"]["in"]
         self.characters_out += other["characters"]["out"]
-        for reason, theirs in other["dropped"].items():
-            entry = self.dropped.setdefault(reason, {"documents": 0, "characters": 0, "examples": []})
-            entry["documents"] += theirs["documents"]
-            entry["characters"] += theirs["characters"]
-            entry["examples"] = (entry["examples"] + theirs["examples"])[:EXAMPLES]
-        for key, amount in other.get("details", {}).items():
-            self.add(key, amount)
+        for reason, entry in other["dropped"].items():
+            self._drop(reason, **entry)
+        self.details.update(other["details"])
 
     def to_dict(self) -> dict[str, Any]:
         return {"documents": {"in": self.documents_in, "out": self.documents_out},
@@ -126,24 +114,17 @@ class Funnel:
                 "dropped": dict(sorted(self.dropped.items())), "details": dict(sorted(self.details.items()))}
 
 
-# ---- finding files -------------------------------------------------------------------------------
-
-
 def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Files as given; of a folder, its corpus files in sorted order. The output folder of a step means its
-    kept/."""
+    """Files as given; of a folder, its corpus files, sorted; of the output folder of a step, its kept/."""
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(_files_below(path, suffixes))
-            if not inside:
-                kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
-                raise UserError(f"{path}: no corpus file in this folder (looked for {kinds})")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
+        inside = sorted(_files_below(path, suffixes)) if path.is_dir() else [path]
+        if not path.exists():
             raise UserError(f"{path}: no such file or folder")
+        if not inside:
+            kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
+            raise UserError(f"{path}: no corpus file in this folder (looked for {kinds})")
+        found += inside
     return found
 
 
@@ -153,30 +134,22 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
             folders[:], files = ["kept"], []  # the output folder of a step: not what it dropped
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.endswith(suffixes) or (suffixes == SUFFIXES
-                                           and _WIKIEXTRACTOR.fullmatch(_unpacked_name(name))):
+            wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(_split_name(name)[0])
+            if name.endswith(suffixes) or wiki:
                 yield Path(root, name)
 
 
-def _unpacked_name(name: str) -> str:
-    for packed in PACKED:
+def _split_name(name: str) -> tuple[str, str]:
+    """(a file's name without the suffixes of kind and packing, the kind)."""
+    for packed in PACKED[1:]:
         name = name.removesuffix(packed)
-    return name
+    kind = Path(name).suffix
+    return (name.removesuffix(kind), kind) if kind in KINDS else (name, kind)
 
 
 def shard_name(path: Path) -> str:
-    """The file's name without its corpus suffixes.
-
-    >>> shard_name(Path("a/en_part_00000.jsonl.gz"))
-    'en_part_00000'
-    """
-    name = _unpacked_name(path.name)
-    for suffix in (*JSON_LINES, ".json", ".parquet", ".txt"):
-        name = name.removesuffix(suffix)
-    return name or path.name
-
-
-# ---- reading -------------------------------------------------------------------------------------
+    """The file's name without its corpus suffixes: a/en_00000.jsonl.gz is en_00000."""
+    return _split_name(path.name)[0]
 
 
 def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
@@ -184,64 +157,55 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
                    strict: bool = False) -> Iterator[Document]:
     """Yield the documents of one file.
 
-    `language` and `licence` (stored in meta) fill in where a record has none. `source` is the user's choice
-    and wins; a record's own, different source (CulturaX: "mC4") is kept in meta. Records that cannot be used
-    are counted in `funnel` (without one, a summary goes to stderr) or, with `strict`, raise UserError.
+    `language` and `licence` (stored in meta) fill in where a record has none. `source` wins; a record's own,
+    different source (CulturaX: "mC4") is kept in meta. Records that cannot be used are counted in `funnel`
+    (without one, a summary goes to stderr) or, with `strict`, raise UserError.
     """
-    path = Path(path)
-    counts = funnel if funnel is not None else Funnel()
+    path, counts = Path(path), funnel or Funnel()
 
     def bad(reason: str, number: int, size: int) -> None:
         where = f"{path}:{number}" if number else str(path)
         if strict:
             raise UserError(f"{where}: {reason}; fix the file, or omit --strict to drop and count such "
-                            f"records")
+                            "records")
         counts.drop(reason, size, where)
 
-    kind = Path(_unpacked_name(path.name)).suffix
     fields = (text_field,) if text_field else TEXT_FIELDS
-    name, found, without_text = shard_name(path), 0, 0
+    name, kind = _split_name(path.name)
+    found = without_text = 0
     for number, record in read_records(path, kind, bad, paragraphs):
-        name_of_text = next((key for key in fields if _has(record, key)), None)
-        if name_of_text is None:
-            without_text += 1
-            if not found and without_text >= PATIENCE:
-                break
-            keys = list(record)
+        if not any(_has(record, key) for key in fields):
+            without_text, keys = without_text + 1, list(record)
             bad(NO_TEXT, number, 0)
             continue
-        text = _take(record, name_of_text)
-        size = len(text) if isinstance(text, str) else 0
+        found += 1
+        text = next(_take(record, key) for key in fields if _has(record, key))
         try:
             document = _document(text, record, f"{name}:{number}", language, source, licence)
         except BadRecord as error:
-            bad(str(error), number, size)
+            bad(str(error), number, len(text) if isinstance(text, str) else 0)
         else:
             del text, record  # a long text is in memory once
             yield document
             del document
-        found += 1
     if without_text and not found:
         raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
-                        f"{', '.join(keys)}; "
-                        "name the one with the text by --text_field")
+                        f"{', '.join(keys)}; name the one with the text by --text_field")
     if funnel is None:
         for reason, entry in counts.dropped.items():
             line = f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})"
             print(printable(line), file=sys.stderr)
 
 
-def _has(record: dict[str, Any], key: str) -> bool:
+def _has(record: Any, key: str) -> bool:
     outer, dot, inner = key.partition(".")
-    return key in record or bool(dot and isinstance(record.get(outer), dict) and _has(record[outer], inner))
+    return isinstance(record, dict) and (key in record or (bool(dot) and _has(record.get(outer), inner)))
 
 
 def _take(record: dict[str, Any], key: str) -> Any:
     """Remove and return a field, also a nested one."""
-    if key in record:
-        return record.pop(key)
     outer, _, inner = key.partition(".")
-    return _take(record[outer], inner)
+    return record.pop(key) if key in record else _take(record[outer], inner)
 
 
 def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,
@@ -255,13 +219,11 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
     values = {"language": "", "source": "", "id": ""}
     for key, value in record.items():
         key = FIELD_NAMES.get(key, key)
-        if value is None:
-            continue
         if key == "language" and isinstance(value, list) and value:
             value = value[0]  # HPLT lists the most probable one first
         if key in values and not values[key] and isinstance(value, str | int):
             values[key] = normalise_text(str(value))
-        else:
+        elif value is not None:
             meta.setdefault(key, value)
     if source and values["source"] not in ("", source):
         meta.setdefault("source", values["source"])
@@ -271,44 +233,27 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
                     values["id"] or default_id, meta)
 
 
-# ---- writing -------------------------------------------------------------------------------------
-
-
-class LineWriter:
+class LineWriter(contextlib.ExitStack):
     """JSON lines into a .jsonl, .jsonl.gz or .jsonl.zst file that gets its name only when it is complete."""
 
     def __init__(self, path: Path):
-        self._stack = contextlib.ExitStack()
-        raw = self._stack.enter_context(atomic_write(path, "wb"))
+        super().__init__()
+        self._file = self.enter_context(atomic_write(path, "wb"))
+        packer: Any = None
         if path.name.endswith(".gz"):  # no time stamp and no name inside: equal documents give equal bytes
-            raw = self._stack.enter_context(
-                gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=4))
+            packer = gzip.GzipFile(filename="", fileobj=self._file, mode="wb", mtime=0, compresslevel=4)
         elif path.name.endswith(".zst"):
             compressor = require_extra("zstandard", "zstd").ZstdCompressor()
-            raw = self._stack.enter_context(compressor.stream_writer(raw, closefd=False))
-        self._file, self._buffer = raw, io.BytesIO()
+            packer = compressor.stream_writer(self._file, closefd=False)
+        if packer:
+            self._file = self.enter_context(io.BufferedWriter(packer, 1 << 20))
 
     def write(self, record: dict[str, Any]) -> None:
-        self._buffer.write(json_line(record))
-        if self._buffer.tell() > 1 << 20:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._file.write(self._buffer.getvalue())
-        self._buffer = io.BytesIO()
-
-    def __enter__(self) -> LineWriter:
-        return self
-
-    def __exit__(self, *error: Any) -> Any:
-        if error[0] is None:
-            self._flush()
-        return self._stack.__exit__(*error)
+        self._file.write(json_line(record))
 
 
 def json_line(record: Any) -> bytes:
-    """One line of JSON for every reader: U+2028, U+2029 and NEL, which some take for line ends, are
-    escaped."""
+    """One line of JSON; U+2028, U+2029 and NEL, which some readers take for line ends, are escaped."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     if not line.isascii():
         line = line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")

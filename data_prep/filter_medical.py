@@ -1,8 +1,7 @@
 """Keep the medical documents of a corpus by their words: the filter behind 19 of MMedC's 25.5 billion tokens.
 
     python -m data_prep.filter_medical shard*.parquet --language en --source web --out medical_en --workers 8
-    python -m data_prep.filter_medical page.txt --language en --explain     # the words found, and both
-    numbers
+    python -m data_prep.filter_medical page.txt --language en --explain     # the words found, both numbers
 
 In:  documents (data_prep/documents.py), the words and thresholds of one language
      (`mmed/languages/<code>.py`).
@@ -17,47 +16,42 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Document, find_inputs, read_documents
 from data_prep.filters.keyword_matcher import BLOCK, MODES, Matcher
 from data_prep.filters.language_codes import language_code
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
-from mmed.languages import Language, get_language
+from mmed.languages import get_language
 from mmed.utils.errors import Parser, UsageError, main_guard, printable
 
 VERSION = 2  # raise it when the same document gives another decision
 
-
-@functools.lru_cache(maxsize=8)
-def _matcher(language: str, mode: str, min_hits: int, min_density: float) -> Matcher:
-    return Matcher(get_language(language), mode, min_hits, min_density)
+_matcher = functools.lru_cache(maxsize=8)(Matcher)
 
 
-def batches(documents: Iterable[Document], characters: int = BLOCK) -> Iterator[list[Document]]:
-    """Documents in groups of about so many characters."""
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in groups of about BLOCK characters."""
     group: list[Document] = []
     size = 0
     for document in documents:
         group.append(document)
         size += len(document.text)
-        if size >= characters:
+        if size >= BLOCK:
             yield group
             group, size = [], 0
-    if group:
-        yield group
+    yield group
 
 
 def filter_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """Keep or drop the documents of one shard; options as `filter_options` gives them."""
-    matcher = _matcher(options["language"], options["mode"], options["min_hits"], options["min_density"])
-    code = matcher.language.code
+    """Keep or drop the documents of one shard; options as `main` makes them."""
+    language = get_language(options["language"])
+    matcher = _matcher(language, options["mode"], options["min_hits"], options["min_density"])
     for group in batches(documents):
         for document, decision in zip(group, matcher.judge([document.text for document in group])):
             numbers = {"hits": decision.hits, "density": round(decision.density, 5)}
-            if document.language not in ("", code):
-                shard.drop(document, f"language is not {code}")
+            if document.language not in ("", language.code):
+                shard.drop(document, f"language is not {language.code}")
             elif decision.medical:
                 document.meta["medical"] = numbers
                 shard.keep(document)
@@ -67,20 +61,11 @@ def filter_shard(documents: Iterator[Document], shard: ShardWriter, options: dic
                 shard.drop(document, "medical words too thin", **numbers)
 
 
-def filter_options(language: Language, mode: str, min_hits: int | None, min_density: float
-                   | None) -> dict[str, Any]:
-    """All that the decisions depend on, so that a change of words or thresholds redoes finished shards."""
-    rule = Matcher(language, mode, min_hits, min_density)
-    return {"language": language.code, "mode": mode, "words": language.medical_words,
-            "prefixes": language.prefixes,
-            "min_hits": rule.min_hits, "min_density": rule.min_density, "version": VERSION}
-
-
-def print_explanations(inputs: list[Path], matcher: Matcher) -> None:
+def print_explanations(inputs: list[str], matcher: Matcher) -> None:
     """For each document both numbers and the words they come from."""
     # Isolates keep each number behind its word.
     isolated = "\u2068{}\u2069" if matcher.language.right_to_left else "{}"
-    for path in inputs:
+    for path in find_inputs(inputs):
         for document in read_documents(path):
             decision, found = matcher.explain(document.text)
             print(f"{printable(document.id)}: {'kept' if decision.medical else 'dropped'}  "
@@ -94,25 +79,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.filter_medical",
                     description="Keep the medical documents of a corpus.")
     add_shard_arguments(parser, out_required=False)
-    parser.add_argument("--language", required=True, help="code or name; documents in another language are "
-                                                          "dropped")
-    parser.add_argument("--mode", choices=MODES, default="default",
-                        help="default: our rule; official: as published")
-    parser.add_argument("--min_hits", "--min-hits", type=int,
-                        help="different medical words needed (default: the language's)")
-    parser.add_argument("--min_density", "--min-density", type=float,
-                        help="share of the text inside medical words needed (default: the language's)")
-    parser.add_argument("--explain", action="store_true", help="print each document's words and numbers, "
-                                                               "write nothing")
+    add = parser.add_argument
+    add("--language", required=True, help="code or name; documents in another language are dropped")
+    add("--mode", choices=MODES, default="default", help="default: our rule; official: as published")
+    add("--min_hits", type=int, help="different words needed (default: the language's)")
+    add("--min_density", type=float,
+        help="share of the text inside medical words needed (default: the language's)")
+    add("--explain", action="store_true", help="print each document's words and numbers, write nothing")
     given = parser.parse_args(arguments)
     language = get_language(language_code(given.language))
+    matcher = Matcher(language, given.mode, given.min_hits, given.min_density)
     if given.explain:
-        matcher = Matcher(language, given.mode, given.min_hits, given.min_density)
-        print_explanations(find_inputs(given.inputs), matcher)
+        print_explanations(given.inputs, matcher)
         return 0
     if not given.out:
         raise UsageError("--out FOLDER is needed (or --explain to look only)")
-    options = filter_options(language, given.mode, given.min_hits, given.min_density)
+    # All that the decisions depend on: a change redoes finished shards.
+    options = {"language": language.code, "mode": given.mode, "words": language.medical_words,
+               "prefixes": language.prefixes, "min_hits": matcher.min_hits,
+               "min_density": matcher.min_density, "version": VERSION}
     run_step(filter_shard, "filter_medical", options, given, f"filter_medical {language.code} ({given.mode})")
     return 0
 

@@ -1,5 +1,4 @@
-"""All settings of a training run: one flat dataclass, the paper's runs as named recipes, and the command
-line.
+"""All settings of a training run: one flat dataclass, the paper's runs as recipes, and the command line.
 
     torchrun --nproc_per_node=8 mmed/train.py pretrain_mmedlm2 --model=internlm2-7b \
         --data=streams/en,streams/zh --out=runs/mmedlm2
@@ -10,18 +9,17 @@ of docs/method.md.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from mmed.utils.errors import Parser, UsageError
 
 
 def option(default: Any, help: str, *choices: str) -> Any:
-    """A field of `TrainConfig`: its default, its meaning, and the values it may have (any, if none are
-    given)."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+    """A field of `TrainConfig`: its default, its meaning, and the values it may have (none given: any)."""
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class TrainConfig:
                                         "or the family's packed query/key/value matrix")
     # Machine
     precision: str = option("bf16", "bf16 keeps fp32 weights and reduces gradients in fp32", "bf16", "fp32")
-    compile: str = option("auto", "torch.compile of the blocks; auto: if the run is long enough to gain",
+    compile: str = option("auto", "torch.compile of the blocks; auto: on a GPU, unless the model is tiny",
                           "auto", "yes", "no")
     activation_checkpointing: str = option("no", "recompute all or every second block in the backward pass: "
                                                  "less memory, up to a third more time", "no", "half", "all")
@@ -110,36 +108,33 @@ _FINETUNE = TrainConfig(
 
 # The stages of the demo (docs/demo.md explains the numbers).
 _DEMO = TrainConfig(precision="fp32", beta2=0.99, resume="auto", log_every=10)
-_DEMO_EXERCISES = dataclasses.replace(
+_DEMO_EXERCISES = replace(
     _DEMO, task="finetune", sequence_length=256, global_batch_size=32, micro_batch_size=16, max_steps=700,
     learning_rate=5e-3, schedule="constant", warmup_ratio=0.02, weight_decay=0.0, rationales="with",
     save_every=200)
-_DEMO_TEXT = dataclasses.replace(
+_DEMO_TEXT = replace(
     _DEMO, task="pretrain", sequence_length=256, global_batch_size=4, micro_batch_size=4, max_steps=250,
     learning_rate=2e-3, warmup_ratio=0.02, weight_decay=0.01, save_every=400, eval_every=300)
-_DEMO_EXAM = dataclasses.replace(
-    _DEMO_EXERCISES, global_batch_size=16, max_steps=300, learning_rate=2e-3, schedule="cosine",
-    warmup_ratio=0.05)
+_DEMO_EXAM = replace(_DEMO_EXERCISES, global_batch_size=16, max_steps=300, learning_rate=2e-3,
+                     schedule="cosine", warmup_ratio=0.05)
 
 RECIPES: dict[str, tuple[str, TrainConfig]] = {
     "pretrain_mmedlm": (
-        "InternLM 7B -> MMedLM: pretrain/*.sh, its 3 epochs",
-        dataclasses.replace(_PRETRAIN, epochs=3)),
+        "InternLM 7B -> MMedLM: pretrain/*.sh, its 3 epochs", replace(_PRETRAIN, epochs=3)),
     "pretrain_mmedlm2": (
         "InternLM 2 -> MMedLM 2: 15,000 steps of 512 x 2,048 (model card)",
-        dataclasses.replace(_PRETRAIN, max_steps=15000)),
+        replace(_PRETRAIN, max_steps=15000)),
     "pretrain_mmed_llama3": (
         "Llama 3 8B -> MMed-Llama 3: 15,000 steps of 512, context 8,192 (model card)",
-        dataclasses.replace(_PRETRAIN, max_steps=15000, sequence_length=8192, micro_batch_size=2)),
+        replace(_PRETRAIN, max_steps=15000, sequence_length=8192, micro_batch_size=2)),
     "finetune_full": (
         "full fine-tuning on MMedBench: learning rate 1e-6, 5 epochs, batch 128 (finetune/*.sh)", _FINETUNE),
     # DIFFERS: alpha is undefined in the official code, whose LoRA runs stop there; we take 16. 2e-5 and 3
     # epochs are the script's; the README's table says 1e-6 and 5 [D17].
     "finetune_lora": (
         "LoRA on MMedBench: r 16, dropout 0.05, q_proj and v_proj, 2e-5, 3 epochs, batch 128 (finetune/*.sh)",
-        dataclasses.replace(_FINETUNE, learning_rate=2e-5, epochs=3, micro_batch_size=1, lora_rank=16,
-                            lora_alpha=16, lora_dropout=0.05, lora_targets="paper",
-                            activation_checkpointing="no")),
+        replace(_FINETUNE, learning_rate=2e-5, epochs=3, micro_batch_size=1, lora_rank=16, lora_alpha=16,
+                lora_dropout=0.05, lora_targets="paper", activation_checkpointing="no")),
     "tiny": (
         "a model of 1 M learns to write this package's own source: a minute on a laptop, no data needed",
         TrainConfig(task="pretrain", model="shape:tiny", data="source", out="runs/tiny", sequence_length=256,
@@ -147,20 +142,17 @@ RECIPES: dict[str, tuple[str, TrainConfig]] = {
                     warmup_ratio=0.05, weight_decay=0.1, precision="fp32", save_every=100)),
     "demo_school": (
         "the demo's first stage: exercises about everyday things in one language, from random weights",
-        dataclasses.replace(_DEMO_EXERCISES, model="shape:micro")),
+        replace(_DEMO_EXERCISES, model="shape:micro")),
     "demo_exercises": (
         "the demo: the same exercises in all languages",
-        dataclasses.replace(_DEMO_EXERCISES, max_steps=900, learning_rate=6e-3, schedule="cosine",
-                            min_lr_ratio=0.2)),
+        replace(_DEMO_EXERCISES, max_steps=900, learning_rate=6e-3, schedule="cosine", min_lr_ratio=0.2)),
     "demo_base": ("the demo's base model: ordinary text", _DEMO_TEXT),
     "demo_corpus": (
-        "the demo's continued pre-training",
-        dataclasses.replace(_DEMO_TEXT, max_steps=1500, learning_rate=4e-3)),
+        "the demo's continued pre-training", replace(_DEMO_TEXT, max_steps=1500, learning_rate=4e-3)),
     "demo_full": ("the demo's full fine-tuning on exam questions", _DEMO_EXAM),
     "demo_lora": (
         "the demo's LoRA",
-        dataclasses.replace(_DEMO_EXAM, lora_rank=16, lora_alpha=32, lora_targets="q_proj,v_proj",
-                            learning_rate=1e-2)),
+        replace(_DEMO_EXAM, lora_rank=16, lora_alpha=32, lora_targets="q_proj,v_proj", learning_rate=1e-2)),
 }
 
 
@@ -188,12 +180,15 @@ SHAPES: dict[str, dict] = {
 # ----------------------------------------------------------------------------------------------- command line
 
 # What the numbers must be; the rest is free.
-POSITIVE = ("sequence_length", "global_batch_size", "micro_batch_size", "learning_rate", "mix_temperature",
-            "epochs", "log_every", "save_every", "keep_last", "max_grad_norm", "rank_timeout_seconds",
-            "lora_alpha")
-NOT_NEGATIVE = ("max_steps", "weight_decay", "skip_nonfinite", "lora_rank", "shard_size", "eval_every",
-                "profile")
-SHARES = ("warmup_ratio", "min_lr_ratio", "beta2", "lora_dropout")
+BOUNDS = {
+    "more than 0": (
+        "sequence_length", "global_batch_size", "micro_batch_size", "learning_rate", "mix_temperature",
+        "epochs", "log_every", "save_every", "keep_last", "max_grad_norm", "rank_timeout_seconds",
+        "lora_alpha"),
+    "0 or more": (
+        "max_steps", "weight_decay", "skip_nonfinite", "lora_rank", "shard_size", "eval_every", "profile"),
+    "a share from 0 to 1": ("warmup_ratio", "min_lr_ratio", "beta2", "lora_dropout"),
+}
 
 
 def parse_value(kind: str, text: str) -> object:
@@ -209,15 +204,14 @@ def parse_value(kind: str, text: str) -> object:
 
 def check(config: TrainConfig) -> TrainConfig:
     """`config` if its values are in range, else a `UsageError` that names the option."""
-    bounds = [(name, getattr(config, name) > 0, "more than 0") for name in POSITIVE]
-    bounds += [(name, getattr(config, name) >= 0, "0 or more") for name in NOT_NEGATIVE]
-    bounds += [(name, 0 <= getattr(config, name) <= 1, "a share from 0 to 1") for name in SHARES]
-    for name, good, wanted in bounds:
-        if not good:
-            raise UsageError(f"--{name}={getattr(config, name)}: expected {wanted}")
-    resume = config.resume
-    if resume not in ("auto", "never") and not (resume.startswith("step-") and resume[5:].isdecimal()):
-        raise UsageError(f"--resume={resume}: expected auto, never or a checkpoint's name such as step-200")
+    for wanted, names in BOUNDS.items():
+        for name in names:
+            value = getattr(config, name)
+            enough = value > 0 if wanted == "more than 0" else value >= 0
+            if not enough or ("share" in wanted and value > 1):
+                raise UsageError(f"--{name}={value}: expected {wanted}")
+    if not re.fullmatch(r"auto|never|step-\d+", config.resume):
+        raise UsageError(f"--resume={config.resume}: expected auto, never or a checkpoint such as step-200")
     for name, meaning in (("model", "a model folder or shape:NAME"), ("data", "token streams or exam items")):
         if not getattr(config, name):
             raise UsageError(f"--{name} is missing: {meaning}")
@@ -237,27 +231,22 @@ def make_parser(recipe: str) -> Parser:
                "exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped (continue with --resume=auto)")
     parser.add_argument("recipe", metavar="RECIPE", help="a name from the list above")
     group = parser.add_argument_group("options")
-    for field in dataclasses.fields(TrainConfig):
-        if field.name in GROUPS:
-            group = parser.add_argument_group(GROUPS[field.name])
-        default, choices = getattr(defaults, field.name), field.metadata["choices"]
-        flag: dict[str, Any] = {"nargs": "?", "const": True} if field.type == "bool" else {}
+    for one in fields(TrainConfig):
+        if one.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[one.name])
+        default, choices = getattr(defaults, one.name), one.metadata["choices"]
+        flag: dict[str, Any] = {"nargs": "?", "const": True} if one.type == "bool" else {}
         group.add_argument(
-            f"--{field.name}", default=default, type=functools.partial(parse_value, str(field.type)),
-            choices=choices or None, metavar="|".join(choices) or str(field.type).upper(),
-            help=field.metadata["help"] + (f" (default: {default!s})" if default != "" else ""), **flag)
+            f"--{one.name}", default=default, type=functools.partial(parse_value, str(one.type)),
+            choices=choices or None, metavar="|".join(choices) or str(one.type).upper(),
+            help=one.metadata["help"] + (f" (default: {default!s})" if default != "" else ""), **flag)
     return parser
 
 
 def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
-    """(recipe name, config) of `RECIPE --field=value ...`; `--field value` and dashes for underscores work,
-    too."""
-    words = []
-    for word in arguments or ["--help"]:
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-        words.append(name + equals + value)
+    """(recipe name, config) of `RECIPE --field=value ...`; `--field value` and dashes in names work, too."""
+    words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
+             for word in arguments or ["--help"]]
     options = vars(make_parser(words[0]).parse_args(words))
     recipe = options.pop("recipe")
     if recipe not in RECIPES:

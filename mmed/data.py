@@ -1,6 +1,6 @@
 """Token streams and exam items -> the rows of batch k, equal for any number of ranks, workers and restarts.
 
-A stream NAME is three files, written by `StreamWriter` and read by `TokenStream`:
+A stream NAME is three files:
 
     NAME.bin   every token of every document, one after the other: little-endian uint16 or uint32
     NAME.idx   where each document ends in NAME.bin, counted in tokens: little-endian uint64
@@ -13,21 +13,17 @@ Rows of continued pre-training are whole documents, packed best-fit, each attend
     row 1      <s> l u n g s |            its continuation begins with a BOS that is not a target and predicts
     row 2      <s> a r t |                nothing: every token of a document is a target exactly once an epoch
 
-No position is stored: row i of a run is a function of (seed, i) alone (`PretrainRows`, `ExamRows.batch`), so
-a run resumes from its step number and may continue on another number of ranks. To see what a step trained on:
-
-    python -m mmed.training.inspect_batch show RUN STEP
-
-Legend: B rows, T tokens per row.
+Row i of a run follows from (seed, i) alone, so a run resumes from its step number, on any number of ranks.
+`python -m mmed.training.inspect_batch show RUN STEP` shows what a step trained on. B rows, T tokens per row.
 """
 from __future__ import annotations
 
 import bisect
-import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +37,6 @@ from mmed.utils.fingerprints import file_hash
 
 IGNORE = -100       # label of a position that carries no loss
 FORMAT = 1          # version of the stream files
-CHUNK = 1 << 22     # bytes copied at a time
 BLOCK_ROWS = 64     # rows whose documents are packed together
 GROUP_BLOCKS = 256  # blocks whose rows are shuffled together
 SLACK = 0.01        # share of a block's positions that packing may leave empty
@@ -51,17 +46,12 @@ WIDTH = 64          # widths of exam batches are multiples of this: few differen
 # ---------------------------------------------------------------------------------------------------- streams
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest of uint16 and uint32 that holds every id of the vocabulary.
-
-    >>> token_dtype(65536).name, token_dtype(65537).name
-    ('uint16', 'uint32')
-    """
+    """The smallest of uint16 and uint32 that holds every id of the vocabulary."""
     return np.dtype("<u2") if vocab_size <= 2 ** 16 else np.dtype("<u4")
 
 
 class StreamWriter:
-    """Write one stream. `close` gives the files their names, the .json last: a stream with a .json is
-    complete."""
+    """Write one stream; `close` renames its files, the .json last: a stream with a .json is complete."""
 
     def __init__(self, prefix: str | Path, vocab_size: int, fingerprint: str, bos_id: int | None = None):
         """`bos_id`: the token that every document begins with, None if they begin without one."""
@@ -70,65 +60,48 @@ class StreamWriter:
         self.dtype = token_dtype(vocab_size)
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
         self.files = {name: open(f"{prefix}.{name}.tmp", "wb") for name in ("bin", "idx")}
-        self.hashes = {name: hashlib.sha256() for name in self.files}
         self.tokens = self.documents = 0
         self.counts: dict[str, dict[str, dict[str, int]]] = {}
 
     def add(self, ids: Sequence[int], language: str = "", source: str = "") -> None:
         """Append one document's ids (with its BOS and EOS)."""
-        self.add_parts([ids], language, source)
-
-    def add_parts(self, parts: Iterable[Sequence[int]], language: str = "", source: str = "") -> None:
-        """Append one document whose ids come in parts, so that a whole book need not be in memory."""
-        before = self.tokens
-        for ids in parts:
-            array = np.asarray(ids, dtype=np.int64)
-            if len(array) and not 0 <= array.min() <= array.max() < self.vocab_size:
-                raise ValueError(f"document {self.documents} of {self.prefix}: expected ids in "
-                                 f"[0, {self.vocab_size}), got {array.min()}..{array.max()}")
-            self.tokens += len(array)
-            self._write("bin", array.astype(self.dtype).tobytes())
-        if self.tokens == before:
-            raise ValueError(f"document {self.documents} of {self.prefix}: no ids")
-        self.documents += 1
-        self._write("idx", np.array([self.tokens], dtype="<u8").tobytes())
-        self._count(language, source, self.tokens - before, 1)
+        array = np.asarray(ids, dtype=np.int64)
+        if not len(array) or not 0 <= array.min() <= array.max() < self.vocab_size:
+            raise ValueError(f"document {self.documents} of {self.prefix}: expected ids in "
+                             f"[0, {self.vocab_size}), got {array}")
+        self.files["bin"].write(array.astype(self.dtype).tobytes())
+        self.files["idx"].write(np.array(self.tokens + len(array), dtype="<u8").tobytes())
+        self._count(language, source, len(array), 1)
 
     def add_stream(self, prefix: str | Path) -> None:
         """Append all documents of a complete stream of the same tokenizer; memory: its document ends."""
-        meta = read_json(f"{prefix}.json")
         ends = np.fromfile(f"{prefix}.idx", dtype="<u8") + np.uint64(self.tokens)
+        self.files["idx"].write(ends.astype("<u8").tobytes())
         with open(f"{prefix}.bin", "rb") as file:
-            for chunk in iter(lambda: file.read(CHUNK), b""):
-                self._write("bin", chunk)
-        self._write("idx", ends.astype("<u8").tobytes())
-        self.tokens += meta["tokens"]
-        self.documents += meta["documents"]
-        for language, sources in meta["counts"].items():
+            shutil.copyfileobj(file, self.files["bin"])
+        for language, sources in read_json(f"{prefix}.json")["counts"].items():
             for source, count in sources.items():
                 self._count(language, source, **count)
-
-    def _write(self, name: str, data: bytes) -> None:
-        self.files[name].write(data)
-        self.hashes[name].update(data)
 
     def _count(self, language: str, source: str, tokens: int, documents: int) -> None:
         count = self.counts.setdefault(language, {}).setdefault(source, {"tokens": 0, "documents": 0})
         count["tokens"] += tokens
         count["documents"] += documents
+        self.tokens += tokens
+        self.documents += documents
 
     def close(self, **extra: object) -> dict:
         """Give the files their names; returns the content of NAME.json. `extra` keys are stored with it."""
-        meta = {"format": FORMAT, "dtype": self.dtype.name, "vocab_size": self.vocab_size,
-                "tokens": self.tokens, "documents": self.documents, "counts": self.counts,
-                "tokenizer": self.fingerprint, "bos_id": self.bos_id,
-                "sha256": {name: digest.hexdigest() for name, digest in self.hashes.items()}, **extra}
         Path(f"{self.prefix}.json").unlink(missing_ok=True)  # never an old .json beside a new .bin
         for name, file in self.files.items():
             file.flush()
             os.fsync(file.fileno())
             file.close()
             os.replace(f"{self.prefix}.{name}.tmp", f"{self.prefix}.{name}")
+        meta = {"format": FORMAT, "dtype": self.dtype.name, "vocab_size": self.vocab_size,
+                "tokens": self.tokens, "documents": self.documents, "counts": self.counts,
+                "tokenizer": self.fingerprint, "bos_id": self.bos_id,
+                "sha256": {name: file_hash(f"{self.prefix}.{name}") for name in self.files}, **extra}
         write_json(f"{self.prefix}.json", meta)
         return meta
 
@@ -143,35 +116,26 @@ class TokenStream:
                             "python -m data_prep.tokenize_corpus")
         self.meta = meta = read_json(f"{self.prefix}.json")
         try:
-            self.tokens, self.documents, self.bos_id = meta["tokens"], meta["documents"], meta.get("bos_id")
+            self.tokens, self.documents, self.bos_id = meta["tokens"], meta["documents"], meta["bos_id"]
             self.vocab_size, self.fingerprint = meta["vocab_size"], meta["tokenizer"]
             self.hashes = {name: meta["sha256"][name] for name in ("bin", "idx")}
             dtype = token_dtype(self.vocab_size)
-            if type(self.tokens) is not int or type(self.documents) is not int:
-                raise TypeError("counts must be integers")
-            if meta["format"] != FORMAT or meta["dtype"] != dtype.name or self.tokens < 1:
-                raise ValueError(f"format {meta['format']}, {meta['dtype']}, {self.tokens} tokens")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{self.prefix}.json: does not describe a token stream ({error!r})") from None
+            if (meta["format"], meta["dtype"]) != (FORMAT, dtype.name):
+                raise ValueError(f"format {meta['format']}, {meta['dtype']}")
+            self.ids = np.memmap(f"{self.prefix}.bin", dtype, "r").view(np.ndarray)
+            self.ends = np.memmap(f"{self.prefix}.idx", "<u8", "r").view(np.ndarray)
+            if not len(self.ids) == self.tokens == self.ends[-1] or len(self.ends) != self.documents:
+                raise ValueError(f"{len(self.ids)} tokens in {len(self.ends)} documents")
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            raise UserError(f"{self.prefix}.json does not describe a token stream, or not the files beside "
+                            f"it ({error!r}); tokenize again") from None
         if fingerprint is not None and self.fingerprint != fingerprint:
             bos = "without BOS" if self.bos_id is None else f"with BOS {self.bos_id}"
-            raise UserError(f"{self.prefix}: made with tokenizer {self.fingerprint[:12]} (documents begin "
-                            f"{bos}), but the model has {fingerprint[:12]}; tokenize the corpus again with "
+            raise UserError(f"{self.prefix}: made with tokenizer {self.fingerprint:.12} (documents begin "
+                            f"{bos}), but the model has {fingerprint:.12}; tokenize the corpus again with "
                             "the model's tokenizer and the same --bos")
-        self.ids = self._map("bin", dtype, self.tokens)
-        self.ends = self._map("idx", np.dtype("<u8"), self.documents)
-        if int(self.ends[-1]) != self.tokens:
-            raise UserError(f"{self.prefix}.idx: does not belong to {self.prefix}.json; tokenize again")
         if verify:
             self.verify()
-
-    def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
-        path = Path(f"{self.prefix}.{name}")
-        size = path.stat().st_size if path.is_file() else 0
-        if size != count * dtype.itemsize:
-            raise UserError(f"{path}: {size} bytes, expected {count * dtype.itemsize}; the file is damaged, "
-                            "tokenize again")
-        return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
     def verify(self) -> None:
         """Compare the sha256 of both files with NAME.json (hundreds of MB/s)."""
@@ -183,7 +147,7 @@ class TokenStream:
     @property
     def language(self) -> str:
         """The stream's only language, or its name."""
-        languages = list(self.meta.get("counts", {}))
+        languages = list(self.meta["counts"])
         return languages[0] if len(languages) == 1 and languages[0] else Path(self.prefix).name
 
 
@@ -199,44 +163,37 @@ class Row:
     positions: np.ndarray     # (T,) int64: place in the document
 
     @classmethod
-    def empty(cls, shape: tuple[int, ...]) -> Row:
-        """Padding alone, which carries no loss."""
-        positions = np.tile(np.arange(shape[-1]), (*shape[:-1], 1)).reshape(shape)
-        return cls(np.zeros(shape, np.int64), np.full(shape, IGNORE), np.full(shape, -1), positions)
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        return self.input_ids, self.labels, self.document_ids, self.positions
-
-    def part(self, index: int | slice | tuple) -> Row:
-        """A view of some rows or positions."""
-        return Row(*(array[index] for array in self.arrays()))
-
-    def copy_from(self, other: Row) -> None:
-        for own, values in zip(self.arrays(), other.arrays()):
-            own[...] = values
+    def of_document(cls, input_ids: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Row:
+        ids, labels = np.asarray(input_ids, np.int64), np.asarray(labels, np.int64)
+        return cls(ids, labels, np.zeros(len(ids), np.int64), np.arange(len(ids)))
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
+def join(rows: Sequence[Row]) -> Row:
+    """Rows one after the other as one row, whose documents keep apart."""
+    parts, documents = [Row.of_document([], [])], 0
+    for row in rows:
+        parts.append(replace(row, document_ids=row.document_ids + documents))
+        documents += int(row.document_ids.max()) + 1
+    return Row(*map(np.concatenate, zip(*(vars(part).values() for part in parts))))
+
+
 def stack(rows: Sequence[Row], count: int, T: int) -> Row:
-    """Rows of at most T tokens as arrays (count, T), padded."""
-    result = Row.empty((count, T))
+    """Rows of at most T tokens as arrays (count, T); padding carries no loss."""
+    result = Row(np.zeros((count, T), np.int64), np.full((count, T), IGNORE), np.full((count, T), -1),
+                 np.tile(np.arange(T), (count, 1)))
     for i, row in enumerate(rows):
-        result.part((i, slice(len(row)))).copy_from(row)
+        for name, array in vars(result).items():
+            array[i, :len(row)] = getattr(row, name)
     return result
 
 
 def end_to_end(rows: Sequence[Row]) -> Row:
     """Rows of any width as one long row (1, T), T a multiple of WIDTH: for models that attend by document."""
-    total = sum(len(row) for row in rows)
-    result, begin, documents = Row.empty((1, max(1, -(-total // WIDTH)) * WIDTH)), 0, 0
-    for row in rows:
-        part = result.part((0, slice(begin, begin + len(row))))
-        part.copy_from(row)
-        part.document_ids += documents
-        begin, documents = begin + len(row), documents + 1 + int(row.document_ids.max())
-    return result
+    row = join(rows)
+    return stack([row], 1, max(1, -(-len(row) // WIDTH)) * WIDTH)
 
 
 class Piece(NamedTuple):
@@ -245,33 +202,29 @@ class Piece(NamedTuple):
     start: int
     end: int
     document: int
-    continues: bool  # begins inside its document: a BOS is put before it where the stream has one
+    cost: int  # 1: begins inside its document, and a BOS is put before it; else 0
 
-    def split(self, targets: int) -> tuple[Piece, Piece]:
-        """The first `targets` targets, and the rest; its first input is the last label of the first part."""
-        middle = self.start + targets
-        return self._replace(end=middle), self._replace(start=middle, continues=True)
+    def size(self) -> int:
+        return self.end - self.start + self.cost
 
 
 class PackedBlocks:
     """The rows of one stream: blocks of BLOCK_ROWS rows, each packed by itself.
 
-    A block is a fixed number of consecutive targets of the stream (every token but the first of each
-    document), so the numbers of blocks and rows follow from the counts in NAME.json, and binary search in the
-    index finds a block. Its rows have at most SLACK of their positions to spare, or what the BOS of
-    continuations may need.
+    A block is a fixed number of consecutive targets (every token but the first of each document), so the
+    numbers of blocks and rows follow from NAME.json, and binary search in the index finds a block. Its rows
+    have at most SLACK of their positions to spare, or what the BOS of continuations may need.
     """
 
     def __init__(self, stream: TokenStream, T: int):
-        self.stream, self.T, self.range = stream, T, np.arange(T)
+        self.stream, self.T = stream, T
         self.cost = 0 if stream.bos_id is None else 1  # extra positions of a continuation: its BOS
         if T <= self.cost:
             raise UserError(f"--sequence_length={T}: too short for a BOS and a token")
         self.targets = stream.tokens - stream.documents
         if self.targets < 1:
             raise UserError(f"{stream.prefix}: no document has two tokens, so there is nothing to predict")
-        # A document continued from the block before costs one BOS, and so does every row that splitting
-        # fills.
+        # A document continued from the block before costs one BOS, and so does a row that splitting fills.
         self.per_block = max(1, min(BLOCK_ROWS * (T - self.cost), int(BLOCK_ROWS * T * (1 - SLACK))))
         self.blocks = -(-self.targets // self.per_block)
         rest = self.targets - (self.blocks - 1) * self.per_block
@@ -279,10 +232,7 @@ class PackedBlocks:
         self.packed: dict[int, list[list[Piece]]] = {}  # of the blocks that the present rows come from
 
     def counts(self) -> np.ndarray:
-        """Rows of each block, (blocks,)."""
-        counts = np.full(self.blocks, BLOCK_ROWS)
-        counts[-1] = self.last_rows
-        return counts
+        return np.array([BLOCK_ROWS] * (self.blocks - 1) + [self.last_rows])
 
     def block_pieces(self, block: int) -> list[Piece]:
         """The documents of a block; those that cross its edges are split there."""
@@ -296,11 +246,12 @@ class PackedBlocks:
             end = int(ends[document])
             stop = min(high, end - document - 1)
             if stop > low:
-                pieces.append(Piece(low + document, stop + document, document, low + document > begin))
+                cost = self.cost if low + document > begin else 0
+                pieces.append(Piece(low + document, stop + document, document, cost))
             low, begin, document = stop, end, document + 1
         return pieces
 
-    def pieces(self, block: int) -> list[list[Piece]]:
+    def rows(self, block: int) -> list[list[Piece]]:
         """The pieces of each row of a block."""
         if block not in self.packed:
             if len(self.packed) > 2 * GROUP_BLOCKS:
@@ -309,74 +260,61 @@ class PackedBlocks:
             self.packed[block] = best_fit(self.block_pieces(block), rows, self.T, self.cost)
         return self.packed[block]
 
-    def fill(self, out: Row, block: int, number: int) -> None:
-        """Write row `number` of `block` into `out`, which is a row of T positions of padding."""
-        ids, at = self.stream.ids, 0
-        for place, piece in enumerate(self.pieces(block)[number]):
-            begin = at
-            if piece.continues and self.cost:
-                out.input_ids[at] = self.stream.bos_id  # its label stays IGNORE
-                at += 1
-            end = at + piece.end - piece.start
-            out.input_ids[at:end] = ids[piece.start:piece.end]
-            out.labels[at:end] = ids[piece.start + 1:piece.end + 1]
-            out.document_ids[begin:end] = place
-            out.positions[begin:end] = self.range[:end - begin]
-            at = end
+    def row(self, block: int, number: int) -> Row:
+        """Row `number` of a block, without padding."""
+        documents = []
+        for piece in self.rows(block)[number]:
+            ids = self.stream.ids[piece.start:piece.end + 1].astype(np.int64)
+            inputs, labels = ids[:-1], ids[1:]
+            if piece.cost:
+                inputs, labels = np.append(self.stream.bos_id, inputs), np.append(IGNORE, labels)
+            documents.append(Row.of_document(inputs, labels))
+        return join(documents)
 
     def documents(self, block: int, number: int) -> list[int]:
         """The documents in a row, in its order."""
-        return [piece.document for piece in self.pieces(block)[number]]
+        return [piece.document for piece in self.rows(block)[number]]
 
 
 def best_fit(pieces: Sequence[Piece], rows: int, T: int, cost: int) -> list[list[Piece]]:
-    """Lay pieces into `rows` rows of T positions: the longest first, each into the fullest row that takes it
-    whole.
+    """Lay pieces into `rows` rows of T positions: the longest first, each into the fullest row that takes it.
 
     A piece longer than a row first fills whole rows; a piece that fits nowhere is split over the largest
-    gaps. A continuation takes `cost` positions beside its targets; the caller leaves rows x cost positions
-    for that.
+    gaps. A continuation takes `cost` more positions; the caller leaves rows x cost positions for that.
     """
     result: list[list[Piece]] = [[] for _ in range(rows)]
     gaps = [(T, row) for row in range(rows)]  # free positions and row, ascending
 
-    def size(piece: Piece) -> int:
-        return piece.end - piece.start + cost * piece.continues
-
     def place(piece: Piece, gap: int) -> None:
         free, row = gaps.pop(gap)
         result[row].append(piece)
-        bisect.insort(gaps, (free - size(piece), row))
+        bisect.insort(gaps, (free - piece.size(), row))
 
-    def split(piece: Piece) -> Piece:
-        """Fill the largest gap with the beginning of a piece; returns the rest."""
-        head, rest = piece.split(gaps[-1][0] - cost * piece.continues)
-        place(head, len(gaps) - 1)
-        return rest
+    def split_until_it_fits(piece: Piece, longest: int | None = None) -> Piece:
+        """Fill the largest gaps with the beginning of a piece; returns what fits into `longest` or a gap."""
+        while piece.size() > (longest or gaps[-1][0]):
+            middle = piece.start + gaps[-1][0] - piece.cost
+            place(piece._replace(end=middle), len(gaps) - 1)
+            piece = piece._replace(start=middle, cost=cost)
+        return piece
 
-    whole = []
-    for piece in pieces:
-        while size(piece) > T:
-            piece = split(piece)
-        whole.append(piece)
+    whole = [split_until_it_fits(piece, T) for piece in pieces]
     left_over = []
-    for piece in sorted(whole, key=size, reverse=True):
-        gap = bisect.bisect_left(gaps, (size(piece), -1))
-        if gap < len(gaps):
-            place(piece, gap)
-        else:
+    for piece in sorted(whole, key=Piece.size, reverse=True):
+        gap = bisect.bisect_left(gaps, (piece.size(), -1))
+        if gap == len(gaps):
             left_over.append(piece)
-    for piece in left_over:
-        while size(piece) > gaps[-1][0]:
-            piece = split(piece)
-        place(piece, bisect.bisect_left(gaps, (size(piece), -1)))
+        else:
+            place(piece, gap)
+    for piece in map(split_until_it_fits, left_over):
+        place(piece, bisect.bisect_left(gaps, (piece.size(), -1)))
     return [sorted(row) for row in result]
 
 
 class OfficialWindows:
-    """The rows of the paper's code, for audit: each document by itself in windows of T with a stride of 3T/4,
-    the last one aligned to its end, short documents padded with EOS, the padding trained on [docs/method.md,
-    D14]."""
+    """The rows of the paper's code, for audit [docs/method.md, D14]: each document in windows of T with a
+    stride of 3T/4, the last one aligned to its end; short documents padded with EOS, the padding trained on.
+    """
 
     def __init__(self, stream: TokenStream, T: int, eos_id: int | None):
         self.stream, self.T, self.eos_id = stream, T, eos_id
@@ -386,56 +324,55 @@ class OfficialWindows:
         self.ends = np.cumsum(windows)  # windows up to the end of each document
 
     def counts(self) -> np.ndarray:
+        """Rows of each block, (blocks,)."""
         windows = int(self.ends[-1])
         return np.minimum(BLOCK_ROWS, windows - np.arange(0, windows, BLOCK_ROWS))
 
     def documents(self, block: int, number: int) -> list[int]:
         return [int(np.searchsorted(self.ends, block * BLOCK_ROWS + number, side="right"))]
 
-    def fill(self, out: Row, block: int, number: int) -> None:
+    def row(self, block: int, number: int) -> Row:
         (document,) = self.documents(block, number)
         window = block * BLOCK_ROWS + number - (int(self.ends[document - 1]) if document else 0)
         begin, end = int(self.stream.ends[document - 1]) if document else 0, int(self.stream.ends[document])
         start = max(begin, min(begin + window * self.stride, end - self.T))
-        ids = self.stream.ids[start:min(start + self.T, end)]
-        out.input_ids[:len(ids)] = ids
-        out.input_ids[len(ids):] = self.eos_id or 0  # MMedLM: pads are trained on
-        out.labels[:-1] = out.input_ids[1:]
-        out.document_ids[:] = 0
+        ids = np.full(self.T, self.eos_id or 0)  # MMedLM: pads are trained on
+        ids[:end - start] = self.stream.ids[start:min(start + self.T, end)]
+        return Row.of_document(ids, np.append(ids[1:], IGNORE))
 
+
+# ------------------------------------------------------------------------------------------------------ order
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """A shuffled range(n), (n,) int64, that follows from the key; numpy never changes RandomState's
-    numbers."""
+    """A shuffled range(n), (n,) int64, that follows from the key; RandomState's numbers never change."""
     return np.random.RandomState([part & 0xFFFFFFFF for part in key]).permutation(n)
 
 
 class ShuffledBlocks:
-    """The order of rows: each epoch shuffles the blocks, then the rows of GROUP_BLOCKS blocks together.
-
-    Neighbouring documents often come from one site: rows of one block must not follow one another in
-    training.
+    """The order of rows: each epoch shuffles the blocks, then the rows of GROUP_BLOCKS blocks together, since
+    the neighbouring documents of a block often come from one site.
     """
 
-    def __init__(self, counts: np.ndarray, *key: int):
-        self.counts, self.key, self.size = counts, key, int(counts.sum())
+    def __init__(self, blocks: Sequence[tuple[int, int, int]], *key: int):
+        """`blocks`: (stream, block, its rows)."""
+        self.all_blocks, self.key, self.size = blocks, key, sum(rows for _, _, rows in blocks)
         self.epoch = self.group = -1
 
-    def locate(self, i: int) -> tuple[int, int]:
-        """(block, row within it) of row i; epochs follow one another."""
+    def locate(self, i: int) -> tuple[int, int, int]:
+        """(stream, block, row within it) of row i; epochs follow one another."""
         epoch, place = divmod(i, self.size)
         if epoch != self.epoch:
             self.epoch, self.group = epoch, -1
-            self.blocks = permutation(len(self.counts), *self.key, epoch)
-            sizes = np.add.reduceat(self.counts[self.blocks], np.arange(0, len(self.blocks), GROUP_BLOCKS))
-            self.bounds = np.concatenate(([0], np.cumsum(sizes)))  # rows before each group
-        group = int(np.searchsorted(self.bounds, place, side="right")) - 1
+            self.blocks = [self.all_blocks[k] for k in permutation(len(self.all_blocks), *self.key, epoch)]
+            self.ends = list(itertools.accumulate(rows for _, _, rows in self.blocks))
+        group = bisect.bisect_right(self.ends, place) // GROUP_BLOCKS
         if group != self.group:
-            self.group = group
-            blocks = self.blocks[group * GROUP_BLOCKS:(group + 1) * GROUP_BLOCKS]
-            rows = [(int(block), row) for block in blocks for row in range(self.counts[block])]
-            self.order = [rows[k] for k in permutation(len(rows), *self.key, epoch, group)]
-        return self.order[place - int(self.bounds[group])]
+            self.group, first = group, group * GROUP_BLOCKS
+            places = [(stream, block, row) for stream, block, rows in self.blocks[first:first + GROUP_BLOCKS]
+                      for row in range(rows)]
+            self.order = [places[k] for k in permutation(len(places), *self.key, epoch, group)]
+            self.begin = self.ends[first - 1] if first else 0
+        return self.order[place - self.begin]
 
 
 class Mixture:
@@ -445,20 +382,17 @@ class Mixture:
     weights, so its count stays within one of weight x rows; (seed, cycle) shuffles the order within a cycle.
     """
 
-    BITS = 40  # of the cumulative weights
-
     def __init__(self, weights: Sequence[float], seed: int):
         if min(weights) <= 0:
             raise UserError(f"stream weights must be positive, got {list(weights)}")
         total = sum(weights)
-        edges = [round(edge / total * 2 ** self.BITS) for edge in itertools.accumulate(weights)]
-        self.edges = [0, *edges[:-1], 2 ** self.BITS]
+        self.edges = [0.0, *(edge / total for edge in itertools.accumulate(weights[:-1])), 1.0]
         self.length = max(1024, int(np.ceil(2 * total / min(weights))))
         self.seed, self.cycle = seed, -1
 
     def counts(self, rows: int) -> list[int]:
         """Rows of each stream among the first `rows` (a multiple of the cycle length)."""
-        floors = [rows * edge >> self.BITS for edge in self.edges]
+        floors = [int(rows * edge) for edge in self.edges]
         return [b - a for a, b in itertools.pairwise(floors)]
 
     def __call__(self, i: int) -> tuple[int, int]:
@@ -467,57 +401,49 @@ class Mixture:
             self.cycle, self.before = cycle, self.counts(cycle * self.length)
             quota = np.subtract(self.counts((cycle + 1) * self.length), self.before)
             self.order = np.repeat(np.arange(len(quota)), quota)[permutation(self.length, self.seed, cycle)]
-            self.index = np.zeros(self.length, dtype=np.int64)  # earlier rows of its stream in this cycle
-            for stream, count in enumerate(quota):
-                self.index[self.order == stream] = np.arange(count)
         stream = int(self.order[place])
-        return stream, self.before[stream] + int(self.index[place])
+        return stream, self.before[stream] + int(np.count_nonzero(self.order[:place] == stream))
 
 
 class PretrainRows:
-    """Rows of a mixture of streams, each a pure function of the streams, the weights, the seed and its
-    number.
+    """Rows of a mixture of streams, each a pure function of the streams, weights, seed and its number.
 
-    windows     "packed": whole documents (`PackedBlocks`); "official": the paper's windows, for audit
-    weights     shares of the rows; None: every row of every stream once an epoch, in one shuffled order
+    `windows`: "packed", whole documents; or "official", the paper's windows, for audit.
+    `weights`: shares of the rows; None: every row of every stream once an epoch, in one shuffled order.
     """
 
     def __init__(self, streams: Sequence[TokenStream], sequence_length: int, seed: int, *,
                  weights: Sequence[float] | None = None, windows: str = "packed", eos_id: int | None = None):
         self.streams, self.T = streams, sequence_length
-        self.layouts: Sequence[PackedBlocks | OfficialWindows]
-        if windows == "official":
-            self.layouts = [OfficialWindows(stream, sequence_length, eos_id) for stream in streams]
-        else:
-            self.layouts = [PackedBlocks(stream, sequence_length) for stream in streams]
-        counts = [layout.counts() for layout in self.layouts]
-        self.rows_per_epoch = sum(int(count.sum()) for count in counts)
-        self.bounds = np.cumsum([len(count) for count in counts])  # where each stream's blocks end
+        self.layouts: list[PackedBlocks | OfficialWindows] = [
+            OfficialWindows(stream, sequence_length, eos_id) if windows == "official"
+            else PackedBlocks(stream, sequence_length) for stream in streams]
+        blocks = [[(stream, block, int(rows)) for block, rows in enumerate(layout.counts())]
+                  for stream, layout in enumerate(self.layouts)]
+        self.rows_per_epoch = sum(int(layout.counts().sum()) for layout in self.layouts)
         self.mixture = Mixture(weights, seed) if weights is not None and len(streams) > 1 else None
-        self.orders = [ShuffledBlocks(np.concatenate(counts), seed)]
         if self.mixture:
-            self.orders = [ShuffledBlocks(count, seed, number) for number, count in enumerate(counts)]
+            self.orders = [ShuffledBlocks(own, seed, number) for number, own in enumerate(blocks)]
+        else:
+            self.orders = [ShuffledBlocks(list(itertools.chain(*blocks)), seed)]
 
     def locate(self, i: int) -> tuple[int, int, int]:
         """(stream, block, row within the block) of row i of the run."""
-        if self.mixture:
-            stream, index = self.mixture(i)
-            return (stream, *self.orders[stream].locate(index))
-        block, row = self.orders[0].locate(i)
-        stream = int(np.searchsorted(self.bounds, block, side="right"))
-        return stream, block - (int(self.bounds[stream - 1]) if stream else 0), row
+        stream, index = self.mixture(i) if self.mixture else (0, i)
+        return self.orders[stream].locate(index)
 
     def rows(self, numbers: Sequence[int | None]) -> Row:
         """Rows of the run as arrays (B, T); None is a row of padding."""
-        result = Row.empty((len(numbers), self.T))
-        for n, number in enumerate(numbers):
-            if number is not None:
-                stream, block, row = self.locate(number)
-                self.layouts[stream].fill(result.part(n), block, row)
-        return result
+        rows = [Row.of_document([], []) if number is None else self._row(number) for number in numbers]
+        return stack(rows, len(numbers), self.T)
+
+    def _row(self, i: int) -> Row:
+        stream, block, row = self.locate(i)
+        return self.layouts[stream].row(block, row)
 
     def row(self, i: int) -> Row:
-        return self.rows([i]).part(0)
+        """Row i of the run, padded to T."""
+        return Row(*(array[0] for array in vars(self.rows([i])).values()))
 
     def documents(self, i: int) -> tuple[TokenStream, list[int]]:
         """The stream of row i and its documents, counted from 0 in the stream, in the order of the row."""
@@ -554,8 +480,7 @@ def truncate_prompt(ids: list[int], length: int, bos_id: int | None) -> list[int
 
 def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rationale: bool,
                    style: str) -> tuple[Example, bool]:
-    """(example, whether it was truncated) of at most max_length + 1 tokens, the last of which is only a
-    label.
+    """(example, whether it was truncated) of at most max_length + 1 tokens, the last of them only a label.
 
     Prompt and target are encoded separately, in training and in generation alike, so the mask ends where the
     prompt's own tokens end, whatever the tokenizer would merge across the border [docs/method.md, D19]. Too
@@ -573,8 +498,7 @@ def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rat
 
 
 class ExamRows:
-    """Exam items as packed rows: batch k is `global_batch_size` examples of a shuffled order, laid into rows
-    of T tokens.
+    """Exam items as packed rows: batch k is `global_batch_size` examples of a shuffled order.
 
     `modes` (True, False) gives every item twice, with and without its rationale.  # MMedLM: finetune/train.py
     """
@@ -590,8 +514,7 @@ class ExamRows:
         self.truncated = sum(truncated for _, truncated in encoded)
 
     def batch(self, step: int, size: int) -> list[Example]:
-        """The examples of global batch `step`; an epoch's last batch runs over into the next epoch's
-        order."""
+        """The examples of global batch `step`; an epoch's last batch runs over into the next epoch."""
         n, examples = len(self.examples), []
         for epoch in range(step * size // n, ((step + 1) * size - 1) // n + 1):
             first, last = max(0, step * size - epoch * n), (step + 1) * size - epoch * n
@@ -599,8 +522,7 @@ class ExamRows:
         return examples
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Lay examples into rows of at most T tokens: the longest first, each into the first row with enough
-        space."""
+        """Lay examples into rows of at most T tokens: longest first, each into the first row with space."""
         rows: list[list[Example]] = []
         free: list[int] = []
         for example in sorted(examples, key=lambda example: -len(example.ids)):
@@ -623,23 +545,15 @@ def pack(examples: Sequence[Example]) -> Row:
         document_ids   0  0 0 0 0 0        1  1 1 1
         positions      0  1 2 3 4 5        0  1 2 3
     """
-    row = Row.empty((sum(len(example.ids) - 1 for example in examples),))
-    begin = 0
-    for number, example in enumerate(examples):
-        n = len(example.ids) - 1
-        out = row.part(slice(begin, begin + n))
+    rows = []
+    for example in examples:
         first = max(0, example.prompt_length - 1)  # the prompt's last token predicts the target's first
-        out.input_ids[:] = example.ids[:-1]
-        out.labels[first:] = example.ids[first + 1:]
-        out.document_ids[:] = number
-        out.positions[:] = np.arange(n)
-        begin += n
-    return row
+        rows.append(Row.of_document(example.ids[:-1], [IGNORE] * first + example.ids[first + 1:]))
+    return join(rows)
 
 
 def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int | None]]:
-    """Which of `count` rows this rank computes, as micro-batches; all ranks get equally many, None is an
-    empty row.
+    """Which of `count` rows this rank computes, as micro-batches, as many as other ranks; None: an empty row.
 
     >>> rank_share(5, rank=0, world_size=2, micro_batch_size=2)
     [[0, 1], [2, 3]]

@@ -18,179 +18,159 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
 
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import PARSER_VERSION
 from mmed.evaluation.questions import (
-    ANSWER_TOKENS as ANSWER_TOKENS,
-)
-from mmed.evaluation.questions import (
     COMPLETE,
     STOP_WINDOW,
+    EvalConfig,
     Question,
     answer_end,
     build_questions,
     candidates,
     cut_at_answer,
     encoder_of,
-    examples_for,
-    limit_items,
     modes_of,
     token_limit,
 )
-from mmed.evaluation.results import (
-    RESULTS_VERSION,
-    load_results,
-    loglikelihood_row,
-    table,
-    text_row,
-    write_results,
-)
+from mmed.evaluation.results import RESULTS_VERSION, load_results, loglikelihood_row, text_row, write_results
+from mmed.evaluation.summary import MODES, table
 from mmed.generate import generate, load_model, progress_bar, score_many
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.work_sharing import round_size, run_rounds
 from mmed.languages import get_language
 from mmed.metrics import METRICS_VERSION
-from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, build_messages, read_benchmark
+from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, build_messages, pick_examples, read_benchmark
 from mmed.tokenization.chat_template import CHAT_TEMPLATES
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 from mmed.utils.journal import facts_that_differ
 
+# Options that are recorded with a result: of every run, and of one on a local model
+SETTINGS = ("setting", "style", "mode", "scoring", "shots", "seed", "max_new_tokens", "stop", "words",
+            "limit", "equal_options")
+LOCAL_SETTINGS = ("batch_size", "too_long", "dtype", "chat_template", "bos")
+
+
 # ---- local models ------------------------------------------------------------------------------------------
 
 def generate_answers(
-    model, tokenizer, questions: Sequence[Question], options: argparse.Namespace, on_done: Callable
+    model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
     """Decode the texts of some questions and score them, one row per question."""
     def stop(ids: Sequence[int]) -> bool:
         newest = tokenizer.decode(ids[-STOP_WINDOW:], continued=True)  # cheaper than the whole text
         return bool(COMPLETE.search(newest)) and answer_end(tokenizer.decode(ids, continued=True)) is not None
 
-    limits = [token_limit(question.mode, options) for question in questions]
-    prompts = [question.ids for question in questions]
-    texts = generate(model,
-                     prompts,
-                     limits,
-                     end_ids=tokenizer.end_ids,
-                     vocab_size=tokenizer.vocab_size,
-                     max_batch_size=options.batch_size,
-                     on_done=on_done,
-                     stop=stop if options.stop == "answer" else None)
-    rows = []
-    for question, ids in zip(questions, texts):
-        row = scored_text(question, tokenizer.decode(ids, continued=True), options)
-        rows.append(row | {"new_tokens": len(ids)})
-    return rows
+    texts = generate(model, [question.ids for question in questions],
+                     [token_limit(question.mode, config) for question in questions],
+                     end_ids=tokenizer.end_ids, vocab_size=tokenizer.vocab_size,
+                     max_batch_size=config.batch_size, on_done=on_done,
+                     stop=stop if config.stop == "answer" else None)
+    return [scored_text(question, tokenizer.decode(ids, continued=True), config) | {"new_tokens": len(ids)}
+            for question, ids in zip(questions, texts)]
 
 
-def scored_text(question: Question, text: str, options: argparse.Namespace) -> dict:
+def scored_text(question: Question, text: str, config: EvalConfig) -> dict:
     """The row of a text, ended where --stop says."""
-    text = cut_at_answer(text) if options.stop == "answer" else text
-    return text_row(question.item, question.mode, question.prompt_hash, text, options.words,
-                    options.equal_options)
+    text = cut_at_answer(text) if config.stop == "answer" else text
+    return text_row(question.item, question.mode, question.prompt_hash, text, config.words,
+                    config.equal_options)
 
 
 def score_options(
-    model, tokenizer, questions: Sequence[Question], options: argparse.Namespace, on_done: Callable
+    model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
     """Log-probabilities of every possible answer to some questions, one row per question."""
     choices = [candidates(question.item) for question in questions]
     strings = [[tokenizer.encode(ANSWER_FORM.format(letters=letters), continued=True) for letters in part]
                for part in choices]
     sums = score_many(model, [question.ids for question in questions], strings, on_done=on_done)
-    rows = []
-    for question, letters, ids, scores in zip(questions, choices, strings, sums):
-        lengths = [len(string) for string in ids]
-        rows.append(loglikelihood_row(question.item, question.prompt_hash, letters, list(scores), lengths,
-                                      options.equal_options))
-    return rows
+    return [loglikelihood_row(question.item, question.prompt_hash, letters, list(scores),
+                              [len(string) for string in ids], config.equal_options)
+            for question, letters, ids, scores in zip(questions, choices, strings, sums)]
 
 
 def run_round(
-    model, tokenizer, questions: dict[str, list[Question]], options: argparse.Namespace, bar
+    model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
     """Decode and score some items; rows in the order of the items, and of the modes within an item."""
-    texts = [question for mode, part in questions.items() if mode != "loglikelihood" for question in part]
-    rows = generate_answers(model, tokenizer, texts, options, lambda *_: bar.update()) if texts else []
-    if "loglikelihood" in questions:
-        rows += score_options(model, tokenizer, questions["loglikelihood"], options, lambda _: bar.update())
-    order = {question.item.key: place for place, question in enumerate(next(iter(questions.values())))}
-    modes = ("answer", "rationale", "loglikelihood")
-    return sorted(rows, key=lambda row: (order[row["key"]], modes.index(row["mode"])))
+    texts = [question for question in questions if question.mode != "loglikelihood"]
+    others = [question for question in questions if question.mode == "loglikelihood"]
+    rows = generate_answers(model, tokenizer, texts, config, on_done) if texts else []
+    rows += score_options(model, tokenizer, others, config, on_done) if others else []
+    order = [question.item.key for question in questions]
+    return sorted(rows, key=lambda row: (order.index(row["key"]), MODES.index(row["mode"])))
 
 
-def evaluate_model(items: list[ExamItem], options: argparse.Namespace, settings: dict, facts: dict) -> dict:
+def evaluate_model(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
     """Run a local model in rounds of items, which are kept in a journal; returns the summary."""
-    out = Path(options.out)
-    train = read_benchmark(options.train) if options.shots else []
+    out, size = Path(config.out), round_size(config.batch_size)
+    train = read_benchmark(config.train) if config.train else []
     model, tokenizer = load_model(
-        options.model, options.adapter, options.dtype, options.device, options.shard, options.bos)
-    encode = encoder_of(model, tokenizer, options)
-    length = model.config.max_position_embeddings
-    questions = {mode: build_questions(items, mode, options, train, encode, length, tokenizer.bos_id)
-                 for mode in modes_of(options)}
-    if options.dtype == "int8":
-        prompts = [question.ids for question in next(iter(questions.values()))]
-        print(int8_difference(model, prompts), file=sys.stderr)
-    (out / "results.json").unlink(missing_ok=True)  # with --force, it no longer holds
-    bar = progress_bar(len(items) * len(questions), options.progress, "answer")
-    size = round_size(options.batch_size)
-    rounds = {start: {mode: column[start:start + size] for mode, column in questions.items()}
+        config.model, config.adapter, config.dtype, config.device, config.shard, config.bos)
+    encode, length = encoder_of(model, tokenizer, config), model.config.max_position_embeddings
+    columns = [build_questions(items, mode, config, train, encode, length, tokenizer.bos_id)
+               for mode in modes_of(config)]
+    if config.dtype == "int8":
+        print(int8_difference(model, [question.ids for question in columns[0]]), file=sys.stderr)
+    rounds = {start: [question for column in columns for question in column[start:start + size]]
               for start in range(0, len(items), size)}
-    costs = {start: sum(len(question.ids) + token_limit(mode, options)
-                        for mode, column in part.items() for question in column)
+    costs = {start: sum(len(question.ids) + token_limit(question.mode, config) for question in part)
              for start, part in rounds.items()}
-    journal = run_rounds(
-        out / "predictions.jsonl", facts, costs,
-        lambda start: run_round(model, tokenizer, rounds[start], options, bar), force=options.force,
-        on_skip=lambda start: bar.update(sum(map(len, rounds[start].values()))), model=model)
-    bar.close()
+    (out / "results.json").unlink(missing_ok=True)  # with --force, it no longer holds
+    with progress_bar(sum(map(len, columns)), sys.stderr.isatty(), "answer") as bar:
+        journal = run_rounds(
+            out / "predictions.jsonl", facts, costs,
+            lambda start: run_round(model, tokenizer, rounds[start], config, lambda *_: bar.update()),
+            force=config.force, on_skip=lambda start: bar.update(len(rounds[start])), model=model)
     if journal is None:  # under torchrun, rank 0 has all rounds and writes
         return {}
-    texts = {(question.item.key, question.mode): question.prompt
-             for column in questions.values() for question in column}
-    summary = write_results(out, list(journal.rows()), texts, facts, settings)
+    prompts = {(question.item.key, question.mode): question.prompt
+               for column in columns for question in column}
+    summary = write_results(out, list(journal.rows()), prompts, facts, settings)
     journal.discard()
     return summary
 
 
 # ---- models behind an API ----------------------------------------------------------------------------------
 
-def api_questions(items: Sequence[ExamItem], options: argparse.Namespace) -> list[Question]:
+def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Question]:
     """The prompts of all items and modes, with the bodies of their calls."""
-    train = read_benchmark(options.train) if options.shots else []
+    train = read_benchmark(config.train) if config.train else []
     questions = []
     for item in items:
-        for mode in sorted(modes_of(options)):
-            shots, rationale = examples_for(train, item, mode, options), mode == "rationale"
-            if options.completions:
-                prompt: Any = build_few_shot(item, shots, rationale, options.style)
-                text = prompt
+        for mode in sorted(modes_of(config)):
+            rationale = mode == "rationale"
+            shots = pick_examples(train, item, config.shots, config.seed, rationale)
+            if config.server.completions:
+                prompt = text = build_few_shot(item, shots, rationale, config.style)
             else:
-                prompt = build_messages(item, rationale, options.style, shots)
+                prompt = build_messages(item, rationale, config.style, shots)
                 text = json.dumps(prompt, ensure_ascii=False) if shots else prompt[0]["content"]
-            body = api_client.request(options.server, prompt, token_limit(mode, options))
-            questions.append(Question(item, mode, text, [], body))
+            body = api_client.request(config.server, prompt, token_limit(mode, config))
+            questions.append(Question(item, mode, text, body=body))
     return questions
 
 
-def evaluate_api(items: list[ExamItem], options: argparse.Namespace, settings: dict, facts: dict) -> dict:
+def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
     """Ask an API; api_calls.jsonl keeps every reply, so scoring again costs nothing. Returns the summary."""
-    out = Path(options.out)
-    questions = api_questions(items, options)
+    out = Path(config.out)
+    questions = api_questions(items, config)
     requests = [question.body for question in questions]
     labels = [f"item {question.item.key} ({question.item.language})" for question in questions]
     store = api_client.CallStore(out / "api_calls.jsonl")
     (out / "results.json").unlink(missing_ok=True)
-    with progress_bar(len(requests), options.progress, "answer") as bar:
-        replies = api_client.ask(options.server, requests, store, labels=labels,
+    with progress_bar(len(requests), sys.stderr.isatty(), "answer") as bar:
+        replies = api_client.ask(config.server, requests, store, labels=labels,
                                  on_done=lambda _: bar.update())
     rows = []
     for question, reply in zip(questions, replies):
-        row = scored_text(question, reply["text"], options)
+        row = scored_text(question, reply["text"], config)
         row |= {"new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"]}
         rows.append(row | {name: reply[name] for name in ("error", "reasoning") if name in reply})
     counts = api_client.usage(replies)
@@ -198,43 +178,42 @@ def evaluate_api(items: list[ExamItem], options: argparse.Namespace, settings: d
     print(f"{counts['calls']:,} answers, {len(store.new):,} of them asked for now; tokens in "
           f"{counts['prompt_tokens']:,}, out {counts['completion_tokens']:,}; finish reasons {reasons}",
           file=sys.stderr)
-    unanswered = [(label, reply["error"]) for label, reply in zip(labels, replies) if "error" in reply]
-    if unanswered:
-        print(f"warning: {len(unanswered):,} questions have no answer and count as wrong; the first is "
-              f"{': '.join(unanswered[0])}", file=sys.stderr)
+    errors = [f"{label}: {reply['error']}" for label, reply in zip(labels, replies) if "error" in reply]
+    if errors:
+        print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is "
+              f"{errors[0]}", file=sys.stderr)
     prompts = {(question.item.key, question.mode): question.prompt for question in questions}
-    summary = write_results(out, rows, prompts, facts, settings | {"api": options.server.facts() | counts})
-    store.close([api_client.request_key(options.server, body) for body in requests])
+    summary = write_results(out, rows, prompts, facts, settings | {"api": config.server.facts() | counts})
+    store.close([api_client.request_key(config.server, body) for body in requests])
     return summary
 
 
 # ---- command -----------------------------------------------------------------------------------------------
 
-SETTINGS = ("setting", "style", "mode", "scoring", "shots", "seed", "max_new_tokens", "stop", "words",
-            "limit", "equal_options")
-LOCAL_SETTINGS = ("batch_size", "too_long", "dtype", "chat_template", "bos")
-
-
-def evaluate(options: argparse.Namespace) -> dict:
+def evaluate(config: EvalConfig) -> dict:
     """Run, score and write; returns the summary. A finished folder with the same facts is only shown."""
-    items = limit_items(read_benchmark(options.data), options.limit)
-    if not options.api and not Path(options.model).is_dir():
-        raise UserError(f"{options.model}: no such model folder")
-    for name in {item.language for item in items}:  # a missing language or package ends the run here
-        language = get_language(name)
-        if options.words == "official":
+    if config.model and not Path(config.model).is_dir():
+        raise UserError(f"{config.model}: no such model folder")
+    items = []
+    for name, part in groupby(read_benchmark(config.data), key=lambda item: item.language):
+        language = get_language(name)  # a missing language or package ends the run here
+        if config.words == "official":
             language.official_words("x")
-    names = SETTINGS if options.api else SETTINGS + LOCAL_SETTINGS
-    settings = {name: getattr(options, name) for name in names}
-    model = options.server.facts() if options.api else model_fingerprint(options.model, options.adapter)
+        items += islice(part, config.limit or None)
+    server = config.server
+    settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
     facts = settings | {
-        "model": model, "data": file_hash(options.data),
-        "train": file_hash(options.train) if options.shots else None,
+        "model": server.facts() if server else model_fingerprint(config.model, config.adapter),
+        "data": file_hash(config.data), "train": file_hash(config.train) if config.train else None,
         "versions": f"results {RESULTS_VERSION}, parser {PARSER_VERSION}, metrics {METRICS_VERSION}"}
-    settings |= {"model": options.api or str(options.model), "adapter": options.adapter,
-                 "data": str(options.data), "train": options.train}
-    out = Path(options.out)
-    if (out / "results.json").exists() and not options.force:
+    settings |= {"model": server.model if server else config.model, "adapter": config.adapter,
+                 "data": config.data, "train": config.train}
+    if config.train:
+        settings["examples"] = facts["train"][:12]
+    if server:
+        settings |= {"endpoint": server.endpoint, "server_options": server.options}
+    out = Path(config.out)
+    if (out / "results.json").exists() and not config.force:
         before, _ = load_results(out)
         differs = facts_that_differ(before["facts"], facts)
         if differs:
@@ -243,7 +222,7 @@ def evaluate(options: argparse.Namespace) -> dict:
         (out / "predictions.jsonl.partial").unlink(missing_ok=True)  # killed after its last file
         print(f"{out} is complete; nothing to do (--force runs it again)", file=sys.stderr)
         return before["summary"]
-    return (evaluate_api if options.api else evaluate_model)(items, options, settings, facts)
+    return (evaluate_api if server else evaluate_model)(items, config, settings, facts)
 
 
 def parser_of_options() -> argparse.ArgumentParser:
@@ -267,13 +246,9 @@ def parser_of_options() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the choice of examples")
     add("--style", choices=("clean", "official"), default="clean",
         help="official: the published prompt with its stray sentence")
-    add("--chat_template",
-        "--turns",
-        default="none",
-        metavar="FORMAT",
-        help=
-        f"of an instruct model: auto (from its tokenizer), or {', '.join(CHAT_TEMPLATES)}; default none: the "
-        "published prompt as it is")
+    add("--chat_template", choices=("none", "auto", *CHAT_TEMPLATES), default="none", metavar="FORMAT",
+        help=f"of an instruct model: auto (from its tokenizer), or {', '.join(CHAT_TEMPLATES)}; default "
+        "none: the published prompt as it is")
     add("--bos", choices=("auto", "yes", "no"), default="auto",
         help="begin prompts with BOS; auto: as the tokenizer's files say")
     add("--too_long", choices=("error", "truncate"), default="error",
@@ -301,7 +276,7 @@ def parser_of_options() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_options(arguments: list[str] | None = None) -> EvalConfig:
     """The options, with defaults that depend on each other filled in, checked once."""
     options = parser_of_options().parse_args(arguments)
     official = options.style == "official"
@@ -310,16 +285,13 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     options.equal_options = options.equal_options or ("keyed" if official else "either")
     if options.max_new_tokens is None:
         options.max_new_tokens = 1000 if official else 512
-    options.progress = sys.stderr.isatty()
     if options.batch_size < 1 or options.max_new_tokens < 1 or options.limit < 0 or options.shots < 0:
         raise UsageError("--batch_size and --max_new_tokens must be 1 or more, --limit and --shots 0 or more")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
         raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
-    if options.chat_template not in ("none", "auto", *CHAT_TEMPLATES):
-        raise UsageError(f"--chat_template {options.chat_template}: expected none, auto or one of "
-                         f"{', '.join(CHAT_TEMPLATES)}")
     if bool(options.model) == bool(options.api):
         raise UsageError("give either --model FOLDER or --api MODEL_NAME")
+    options.server = None
     if options.api:
         if options.scoring != "generate":
             raise UsageError(f"--scoring {options.scoring}: an API gives no probability of a given text; "
@@ -327,15 +299,15 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         if options.adapter or options.chat_template != "none":
             raise UsageError("--adapter and --chat_template go with --model; a server has its own")
         options.server = api_client.server_from(options, options.seed)
-    return options
+    return EvalConfig(**{field.name: getattr(options, field.name) for field in fields(EvalConfig)})
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_options(arguments)
-    summary = evaluate(options)
+    config = parse_options(arguments)
+    summary = evaluate(config)
     if summary:
-        print(table(summary, options.words))
-        print(f"\n{options.setting}, prompt style {options.style} -> {options.out}")
+        print(table(summary, config.words))
+        print(f"\n{config.setting}, prompt style {config.style} -> {config.out}")
     return 0
 
 

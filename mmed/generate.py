@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ from mmed.checkpoints.pretrained import load_config, load_pretrained, load_weigh
 from mmed.inference import engine, option_scores
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.sampling import Decoding, Sequence, check_finite
-from mmed.inference.work_sharing import is_sharded, round_size, run_rounds
+from mmed.inference.work_sharing import is_sharded, round_size, run_rounds, step_together
 from mmed.languages import get_language
 from mmed.lora import merge_lora
 from mmed.model import KVCache, Transformer
@@ -49,29 +49,29 @@ DRAWING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")  # options
 def generate_plain(model: Transformer, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
     """The new tokens of each prompt, without the end token: batch after batch, with a KV cache."""
     sequences = decoding.sequences(model.config, prompts)
-    wanted = [sequence for sequence in sequences if sequence.limit]
-    for start in range(0, len(wanted), decoding.max_batch_size):
-        decode_batch(model, wanted[start:start + decoding.max_batch_size], decoding)
+    waiting = [sequence for sequence in sequences if sequence.limit]
+    while step_together(model, bool(waiting)):
+        batch, waiting = waiting[:decoding.max_batch_size], waiting[decoding.max_batch_size:]
+        decode_batch(model, batch, decoding)
     return [sequence.new_ids for sequence in sequences]
 
 
 def decode_batch(model: Transformer, batch: list[Sequence], decoding: Decoding) -> None:
-    """Decode until every sequence of the batch has ended."""
+    """Decode until every sequence of the batch has ended; an empty batch only keeps up with other ranks."""
+    running = [True] * len(batch) or [False]
+    batch = batch or [Sequence(0, [0], 1, random.Random(0))]
     weight = model.embed_tokens.weight
     longest = max(len(sequence.prompt) + sequence.limit for sequence in batch)
     cache = KVCache(model.config, len(batch), longest, weight.dtype, weight.device)
     ids = padded([sequence.prompt for sequence in batch], weight.device)
     positions = torch.arange(ids.shape[1], device=weight.device).expand_as(ids)  # (B, T)
     last = torch.tensor([len(sequence.prompt) - 1 for sequence in batch], device=weight.device)
-    running = [True] * len(batch)
-    while True:
+    while step_together(model, any(running)):
         logits = model(ids, positions=positions, cache=cache, logits_at=last - positions[:, 0])  # (B, V)
         check_finite(logits)
         tokens = decoding.choose(logits, batch)
         for i, sequence in enumerate(batch):
             running[i] = running[i] and not decoding.append(sequence, tokens[i])
-        if not any(running):
-            return
         last = last + torch.tensor(running, device=weight.device)  # one that has ended repeats its place
         ids, positions = torch.tensor(tokens, device=weight.device)[:, None], last[:, None]
 
@@ -95,23 +95,40 @@ def score_plain(model: Transformer, prompt: list[int], options: list[list[int]])
 
 def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int | list[int], *,
              engine_name: str = "fast", **decoding: Any) -> list[list[int]]:
-    """The new tokens of each prompt, without the end token. `decoding`: further fields of `Decoding`."""
-    run = generate_plain if engine_name == "plain" or is_sharded(model) else engine.generate
-    return run(model, prompts, Decoding(max_new_tokens, **decoding))
+    """The new tokens of each prompt, without the end token. `decoding`: further fields of `Decoding`.
+
+    Of a model that is sharded over the ranks each rank decodes its share of the prompts.
+    """
+    how = Decoding(max_new_tokens, **decoding)
+    if not is_sharded(model):
+        return (generate_plain if engine_name == "plain" else engine.generate)(model, prompts, how)
+    places = range(distributed.rank(), len(prompts), distributed.world_size())
+    return gathered(generate_plain(model, [prompts[i] for i in places], how.part(places)))
 
 
 def score_many(model: Transformer, prompts: list[list[int]], options: list[list[list[int]]], *,
-               on_done: Callable[[int], None] | None = None) -> list[list[float]]:
+               on_done: Callable[[int], None] = lambda place: None) -> list[list[float]]:
     """log P(option | prompt) of each option of each prompt; `on_done` is called with each prompt's place."""
     if not is_sharded(model):
         return option_scores.score_many(model, prompts, options, on_done=on_done)
     option_scores.check_lengths(model, prompts, options)
-    scores = []
-    for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
-        scores.append(score_plain(model, prompt, choices) if choices else [])
-        if on_done is not None:
-            on_done(i)
-    return scores
+    scores: list[list[float]] = []
+    places = list(range(distributed.rank(), len(prompts), distributed.world_size()))
+    while step_together(model, len(scores) < len(places)):
+        if len(scores) == len(places):  # only to keep up with other ranks
+            score_plain(model, [0], [[0]])
+            continue
+        place = places[len(scores)]
+        found = score_plain(model, prompts[place], options[place] or [[0]])
+        scores.append(found if options[place] else [])
+        on_done(place)
+    return gathered(scores)
+
+
+def gathered(own: list) -> list:
+    """The results of all ranks in the order of the prompts, of which rank r has every `world`-th from r."""
+    parts = [part["own"] for part in distributed.gather({"own": own})]
+    return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
 
 
 # ---------------------------------------------------------------------------------------- loading and prompts
@@ -124,12 +141,9 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
     shard  each rank keeps its part of every matrix
     bos    whether prompts begin with BOS, see `load_tokenizer`
     """
-    if distributed.world_size() > 1:
-        device = str(distributed.start(WAIT_SECONDS))
-    else:
-        device = distributed.device_called(device)
-    int8 = dtype == "int8"
-    if shard and (distributed.world_size() == 1 or adapter or int8):
+    several, int8 = distributed.world_size() > 1, dtype == "int8"
+    device = str(distributed.start(WAIT_SECONDS)) if several else distributed.device_called(device)
+    if shard and (not several or adapter or int8):
         raise UsageError("--shard: needs torchrun with several processes, without --dtype int8 and --adapter "
                          "(first merge it: python -m mmed.checkpoints merge)")
     if dtype in ("auto", "int8"):
@@ -218,8 +232,8 @@ def read_prompts(model: Transformer, tokenizer: Tokenizer, path: str,
     rows, prompts, longest = [], [], model.config.max_position_embeddings
     for number, row in read_jsonl(path):
         if not isinstance(row.get("prompt"), str):
-            keys = ", ".join(row) or "none"
-            raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got keys {keys}")
+            raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got keys "
+                            f"{', '.join(row) or 'none'}")
         ids = prompt_ids(model, tokenizer, row["prompt"], chat_template)
         if len(ids) >= longest:
             raise UserError(f"{path}:{number}: the prompt ({len(ids):,} tokens) fills the context length of "
@@ -229,7 +243,7 @@ def read_prompts(model: Transformer, tokenizer: Tokenizer, path: str,
     return rows, prompts
 
 
-def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decoding: dict) -> int:
+def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decoding: dict) -> None:
     """Complete every {"prompt": ...} of a JSONL file, adding "text" to the objects; resumes a killed run."""
     rows, prompts = read_prompts(model, tokenizer, options.input, options.chat_template)
     names = (*DRAWING, "batch_size", "chat_template", "dtype", "bos", "engine")
@@ -237,70 +251,64 @@ def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decodin
     facts |= {"model": model_fingerprint(options.model, options.adapter), "input": file_hash(options.input)}
     if options.dtype == "int8":
         print(int8_difference(model, prompts), file=sys.stderr)
-    bar, size = progress_bar(len(rows), sys.stderr.isatty()), round_size(options.batch_size)
+    size = round_size(options.batch_size)
     rounds = {start: range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)}
     costs = {start: sum(len(prompts[i]) + options.max_new_tokens for i in places)
              for start, places in rounds.items()}
+    with progress_bar(len(rows), sys.stderr.isatty()) as bar:
+        def compute(start: int) -> list[dict]:
+            places = rounds[start]
+            new = generate(model, [prompts[i] for i in places], numbers=list(places),
+                           on_done=lambda *_: bar.update(), **decoding)
+            texts = [tokenizer.decode(ids, continued=True) for ids in new]
+            return [rows[i] | {"text": text} for i, text in zip(places, texts, strict=True)]
 
-    def compute(start: int) -> list[dict]:
-        places = rounds[start]
-        new = generate(model, [prompts[i] for i in places], numbers=list(places),
-                       on_done=lambda *_: bar.update(), **decoding)
-        texts = [tokenizer.decode(ids, continued=True) for ids in new]
-        return [rows[i] | {"text": text} for i, text in zip(places, texts, strict=True)]
-
-    journal = run_rounds(Path(options.out), facts, costs, compute, force=options.force, model=model,
-                         on_skip=lambda start: bar.update(len(rounds[start])))
-    bar.close()
+        journal = run_rounds(Path(options.out), facts, costs, compute, force=options.force, model=model,
+                             on_skip=lambda start: bar.update(len(rounds[start])))
     if journal is not None:  # under torchrun rank 0 writes
         journal.finish()
         print(f"{len(rows)} texts -> {options.out}")
-    return 0
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m mmed.generate", description="Continue prompts with a model.",
                     epilog='Example: python -m mmed.generate --model FOLDER --prompt "Fever and cough"')
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, metavar="FOLDER", help="config.json, weights, tokenizer")
-    model.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to merge into the model")
-    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
-                       help="auto: bfloat16 on a GPU, else float32; int8: 8-bit weights")
-    model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
-    model.add_argument("--shard", action="store_true",
-                       help="under torchrun: divide the weights over the ranks, for large models")
-    model.add_argument("--engine", choices=("fast", "plain"), default="fast", help="plain: the textbook loop")
+    add = parser.add_argument_group("model").add_argument
+    add("--model", required=True, metavar="FOLDER", help="config.json, weights, tokenizer")
+    add("--adapter", metavar="FOLDER", help="LoRA adapter to merge into the model")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
+        help="auto: bfloat16 on a GPU, else float32; int8: 8-bit weights")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    add("--shard", action="store_true",
+        help="under torchrun: divide the weights over the ranks, for large models")
+    add("--engine", choices=("fast", "plain"), default="fast", help="plain: the textbook loop")
     data = parser.add_argument_group("prompts")
     what = data.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="continue this text")
     what.add_argument("--chat", action="store_true", help="answer typed questions (no medical advice)")
     what.add_argument("--input", metavar="FILE.jsonl", help='lines of {"prompt": ...}')
-    data.add_argument("--out", metavar="FILE.jsonl", help="with --input: the same lines with 'text' added")
-    data.add_argument("--force", action="store_true", help="replace results of another model or input")
-    data.add_argument("--language", default="en", help="of the chat (default en)")
-    data.add_argument(
-        "--chat_template",
-        default="none",
-        choices=("none", "auto", *CHAT_TEMPLATES),
-        metavar="NAME",
+    add = data.add_argument
+    add("--out", metavar="FILE.jsonl", help="with --input: the same lines with 'text' added")
+    add("--force", action="store_true", help="replace results of another model or input")
+    add("--language", default="en", help="of the chat (default en)")
+    add("--chat_template", default="none", choices=("none", "auto", *CHAT_TEMPLATES), metavar="NAME",
         help=f"none: plain text (default); auto: the tokenizer's; or {', '.join(CHAT_TEMPLATES)}")
-    data.add_argument("--bos", choices=("auto", "yes", "no"), default="auto",
-                      help="begin prompts with BOS; auto: as the tokenizer's files say")
-    how = parser.add_argument_group("decoding")
-    how.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="default 256")
-    how.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (default)")
-    how.add_argument("--top_k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: all")
-    how.add_argument("--top_p", type=float, default=1.0, metavar="P",
-                     help="draw from the likeliest tokens that hold P of the probability")
-    how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--batch_size", type=int, default=32, metavar="N",
-                     help="sequences decoded together (default 32)")
+    add("--bos", choices=("auto", "yes", "no"), default="auto",
+        help="begin prompts with BOS; auto: as the tokenizer's files say")
+    add = parser.add_argument_group("decoding").add_argument
+    add("--max_new_tokens", type=int, default=256, metavar="N", help="default 256")
+    add("--temperature", type=float, default=0.0, help="0: always the likeliest token (default)")
+    add("--top_k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: all")
+    add("--top_p", type=float, default=1.0, metavar="P",
+        help="draw from the likeliest tokens that hold P of the probability")
+    add("--seed", type=int, default=0)
+    add("--batch_size", type=int, default=32, metavar="N", help="sequences decoded together (default 32)")
     options = parser.parse_args(arguments)
     if bool(options.input) != bool(options.out):
         raise UsageError("--input and --out go together")
     if options.max_new_tokens < 1 or options.batch_size < 1:
         raise UsageError("--max_new_tokens and --batch_size must be 1 or more")
-    if not options.input and (options.shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+    if not options.input and (options.shard or distributed.world_size() > 1):
         raise UsageError("several processes need --input")
     return options
 
@@ -314,8 +322,8 @@ def main(arguments: list[str] | None = None) -> int:
     decoding |= {"engine_name": options.engine, "max_batch_size": options.batch_size,
                  "end_ids": tokenizer.end_ids, "vocab_size": tokenizer.vocab_size}
     if options.input:
-        return run_file(model, tokenizer, options, decoding)
-    if options.chat:
+        run_file(model, tokenizer, options, decoding)
+    elif options.chat:
         chat(model, tokenizer, options.language, options.chat_template, decoding)
     else:
         print(printable(options.prompt), end="")

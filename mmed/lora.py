@@ -15,6 +15,7 @@ mmed/checkpoints/adapters.py reads and writes PEFT's files. Reference: Hu et al.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -63,10 +64,9 @@ def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 def linear_names(config: ModelConfig) -> list[str]:
     """Names of all linear layers of a `Transformer` except the head, in the order of its modules."""
-    attention = ["qkv_proj"] if config.packed_qkv else ["q_proj", "k_proj", "v_proj"]
-    mlp = ["gate_proj", "up_proj"] if config.gated_mlp else ["up_proj"]
-    block = [f"self_attn.{name}" for name in (*attention, "o_proj")]
-    block += [f"mlp.{name}" for name in (*mlp, "down_proj")]
+    attention = "qkv_proj o_proj" if config.packed_qkv else "q_proj k_proj v_proj o_proj"
+    mlp = "gate_proj up_proj down_proj" if config.gated_mlp else "up_proj down_proj"
+    block = [f"self_attn.{name}" for name in attention.split()] + [f"mlp.{name}" for name in mlp.split()]
     return [f"layers.{layer}.{name}" for layer in range(config.num_hidden_layers) for name in block]
 
 
@@ -79,22 +79,20 @@ def target_names(config: ModelConfig, targets: str | list[str]) -> list[str]:
     """
     published = {name: published_name(config, name) for name in linear_names(config)}
     wanted = targets.split(",") if isinstance(targets, str) else targets
-    wanted = [target.strip() for target in wanted if target.strip()]
+    wanted = [target.strip() for target in wanted]
     if wanted == ["all-linear"]:
         return list(published)
     if wanted == [PAPER]:
         wanted = ["qkv_proj"] if config.packed_qkv else ["q_proj", "v_proj"]
-    known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in published.values()))
-    known = f"this model has {known} (or all-linear, or {PAPER})"
     chosen: set[str] = set()
     for target in wanted:
-        matches = [name for name, other in published.items()
-                   if f".{name}".endswith(f".{target}") or f".{other}".endswith(f".{target}")]
+        matches = {name for name, other in published.items()
+                   if f".{name}".endswith(f".{target}") or f".{other}".endswith(f".{target}")}
         if not matches:
-            raise UserError(f"LoRA target {target!r} matches no layer; {known}")
-        chosen.update(matches)
-    if not chosen:
-        raise UserError(f"no LoRA targets given; {known}")
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in published.values()))
+            raise UserError(f"LoRA target {target!r} matches no layer; this model has {known} "
+                            f"(or all-linear, or {PAPER})")
+        chosen |= matches
     return [name for name in published if name in chosen]
 
 
@@ -111,10 +109,8 @@ def apply_lora(model: Transformer, rank: int = 16, alpha: float = 16, dropout: f
     names = target_names(model.config, targets)
     model.requires_grad_(False)
     for name in names:
-        linear = model.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise UserError(f"{name} is not a linear layer")
-        model.set_submodule(name, LoRALinear(linear, rank, alpha, dropout, rslora))
+        base = cast(nn.Linear, model.get_submodule(name))
+        model.set_submodule(name, LoRALinear(base, rank, alpha, dropout, rslora))
     if not next(model.parameters()).is_meta:
         init_lora(model, seed)
     return len(names)
@@ -122,10 +118,7 @@ def apply_lora(model: Transformer, rank: int = 16, alpha: float = 16, dropout: f
 
 @torch.no_grad()
 def init_lora(model: nn.Module, seed: int) -> None:
-    """A uniform in 1 / sqrt(in), B zero; the same numbers on any number of ranks.
-
-    kaiming_uniform(a=sqrt(5)), as in the paper's code and PEFT.
-    """
+    """A as kaiming_uniform(a=sqrt(5)) in the paper's code and PEFT, B zero; the same on any ranks."""
     generator = torch.Generator().manual_seed(seed)
     for layer in adapted_layers(model).values():
         bound = 1 / math.sqrt(layer.in_features)

@@ -20,10 +20,8 @@ IGNORE = -100  # label of a position that carries no loss
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None,
                          loss_positions: Tensor | None = None) -> Tensor:
     """Sum of cross-entropies, a fp32 scalar, of hidden (B, T, D) against labels (B, T) that are not IGNORE.
-
-    Only positions with a label reach the head: a fine-tuning batch is mostly prompt. `loss_positions` are
-    their indices in the flat batch; finding them here makes the host wait for a GPU.
-    """
+    Only these positions reach the head; `loss_positions` are their indices in the flat batch, which a GPU
+    would have to be waited for."""
     hidden, labels = hidden.flatten(0, 1), labels.flatten()
     if loss_positions is None:
         loss_positions = (labels != IGNORE).nonzero().squeeze(1)
@@ -35,38 +33,31 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap
 
 
 def cross_entropies(logits: Tensor, target: Tensor, softcap: float | None) -> Tensor:
-    """Cross-entropies (rows, 1) in fp32 of logits (rows, V) and target (rows, 1).
-
-    Overwrites the logits with their gradient.
-    """
+    """Summed cross-entropy, in fp32, of logits (rows, V), overwritten with their gradient, and target
+    (rows, 1)."""
     scores = logits.float()
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    p = scores.softmax(-1)
-    # the logarithm of the norm from the largest score and its probability: fewer passes than logsumexp
-    losses = scores.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() - scores.gather(1, target)
+    log_p = scores.log_softmax(-1)
+    losses = -log_p.gather(1, target)
+    p = log_p.exp_()
     p.scatter_(1, target, torch.expm1(-losses))  # p - 1, exact also where p is almost 1
     if softcap is not None:
         p *= 1 - (scores / softcap) ** 2
     logits.copy_(p)
-    return losses
+    return losses.sum()
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """The gradient is formed in the forward pass, while a chunk's logits exist: nothing is computed twice.
-
-    With autocast the matrix is in fp32 and the hidden states in bf16: products are in bf16, and the matrix's
-    gradient is summed and returned in fp32.
-    """
+    Under autocast products are in bf16, and the gradient of the fp32 matrix is summed in fp32."""
 
     ROWS = {"cpu": 256, "cuda": 2048}  # rows per chunk
-    FEW = 32                           # rows per softmax on a CPU: they stay in its cache
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         rows = ChunkedCrossEntropy.ROWS.get(hidden.device.type, 1024)
-        few = ChunkedCrossEntropy.FEW if hidden.device.type == "cpu" else rows
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # in bf16 the sum over chunks would round away the contributions of the last ones
@@ -76,8 +67,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(labels), rows):
                 chunk, target = hidden[start:start + rows], labels[start:start + rows, None]
                 logits = chunk @ matrix.t()  # (rows, V), soon their gradient
-                for few_logits, few_targets in zip(logits.split(few), target.split(few), strict=True):
-                    total += cross_entropies(few_logits, few_targets, softcap).sum()
+                total += cross_entropies(logits, target, softcap)
                 if grad_hidden is not None:
                     torch.mm(logits, matrix, out=grad_hidden[start:start + rows])
                 if grad_weight is not None:

@@ -85,30 +85,6 @@ class ModelConfig:
         return self.sliding_window is not None and (not self.sliding_layers or self.sliding_layers[layer])
 
 
-# Families whose weight files name the parts of a model differently: our part of a name -> theirs.
-PUBLISHED_PARTS = {
-    "internlm2": {"embed_tokens": "tok_embeddings", "lm_head": "output", "input_layernorm": "attention_norm",
-                  "post_attention_layernorm": "ffn_norm", "self_attn": "attention", "qkv_proj": "wqkv",
-                  "o_proj": "wo", "mlp": "feed_forward", "gate_proj": "w1", "up_proj": "w3",
-                  "down_proj": "w2"},
-    "bloom": {"embed_tokens": "word_embeddings", "embed_norm": "word_embeddings_layernorm", "layers": "h",
-              "self_attn": "self_attention", "qkv_proj": "query_key_value", "o_proj": "dense",
-              "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h", "norm": "ln_f"},
-}
-
-
-def published_prefix(config: ModelConfig) -> str:
-    """What precedes every published name except the head's."""
-    return "transformer." if config.family == "bloom" else "model."
-
-
-def published_name(config: ModelConfig, name: str) -> str:
-    """The family's published name of the tensor or layer that `Transformer` calls `name`."""
-    renamed = PUBLISHED_PARTS.get(config.family, {})
-    parts = ".".join(renamed.get(part, part) for part in name.split("."))
-    return parts if name.startswith("lm_head") else published_prefix(config) + parts
-
-
 # ---------------------------------------------------------------------------------------- norms and positions
 
 class RMSNorm(nn.Module):
@@ -154,9 +130,8 @@ def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtyp
     if config.dynamic_rope and positions.shape[1] > longest:
         raise ValueError(f"{positions.shape[1]} tokens in a row: dynamic RoPE scaling, which begins beyond "
                          f"{longest} positions, is not supported")
-    local = slides and config.rope_local_theta is not None
-    theta = config.rope_theta if config.rope_local_theta is None or not slides else config.rope_local_theta
-    speed = rope_frequencies(config, theta, not local, positions.device)
+    local = config.rope_local_theta if slides else None
+    speed = rope_frequencies(config, local or config.rope_theta, local is None, positions.device)
     angles = positions[..., None].float() * speed      # (B, T, E / 2)
     angles = torch.cat((angles, angles), -1)[:, None]  # (B, 1, T, E)
     return angles.cos().to(dtype), angles.sin().to(dtype)
@@ -180,10 +155,7 @@ def alibi_slopes(heads: int) -> Tensor:
 
 class KVCache:
     """Keys and values of B sequences of up to S tokens: the token at position p of a sequence is at index p.
-
-    Every sequence has its own length. What is stored beyond it is never attended to and is overwritten later,
-    so prompts of different lengths are padded on the right, with any token.
-    """
+    What is stored beyond a sequence's own length is never attended to, so prompts are padded on the right."""
 
     def __init__(self, config: ModelConfig, batch: int, length: int, dtype: torch.dtype,
                  device: torch.device | str = "cpu"):
@@ -210,20 +182,34 @@ class AttentionInputs:
     used: int = 0                                # places of the cache in use, including the new tokens
 
 
-def dense_mask(config: ModelConfig, queries: Tensor, keys: Tensor, slides: bool,
+def dense_mask(config: ModelConfig, queries: Tensor, keys: Tensor, window: int | None,
                dtype: torch.dtype) -> Tensor:
-    """Which keys at places `keys` (S) the queries at `queries` (B or 1, T) see.
-
-    bool (B or 1, 1, T, S), or with ALiBi the bias (B or 1, H, T, S), minus infinity where nothing is seen.
-    """
+    """Which keys at places `keys` (S) the queries at `queries` (B or 1, T) see: bool (B or 1, 1, T, S), or
+    with ALiBi the bias (B or 1, H, T, S), minus infinity where nothing is seen."""
     distance = queries[:, None, :, None] - keys
     visible = distance >= 0
-    if slides and config.sliding_window is not None:
-        visible = visible & (distance < config.sliding_window)
+    if window is not None:
+        visible = visible & (distance < window)
     if config.position_embedding != "alibi":
         return visible
     slopes = alibi_slopes(config.num_attention_heads).to(queries.device)[None, :, None, None]
     return (-slopes * distance).masked_fill(~visible, -torch.inf).to(dtype)
+
+
+def row_mask(config: ModelConfig, x: Tensor, document_ids: Tensor | None, window: int | None,
+             dtype: torch.dtype) -> Tensor | FastMask | None:
+    """The mask of whole rows x (B, T, D), whose tokens see their own document; None: plain causal."""
+    B, T, _ = x.shape
+    if config.position_embedding == "rope":
+        fast = None if config.attention_softcap else fast_mask(document_ids, B, T, window, x.device)
+        if fast is not None or (document_ids is None and window is None):
+            return fast
+    index = torch.arange(T, device=x.device)
+    mask = dense_mask(config, index[None], index, window, dtype)
+    if document_ids is None:
+        return mask
+    same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
+    return mask & same if mask.dtype == torch.bool else mask.masked_fill(~same, -torch.inf)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | FastMask | None, scale: float,
@@ -322,6 +308,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
+    int8 = False  # decode with 8-bit weights (mmed/inference)
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -332,9 +320,6 @@ class Transformer(nn.Module):
         self.norm = make_norm(config, config.hidden_size)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.activation_checkpointing = 0  # n: recompute every n-th block in the backward pass
-        self.fast_kernels = True  # False: attention by `scaled_dot_product_attention` with a dense mask
-        self.int8 = False  # decode with 8-bit weights
 
     @property
     def head_weight(self) -> Tensor:
@@ -369,12 +354,8 @@ class Transformer(nn.Module):
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         x = self.embed(input_ids)
         shared = self.attention_inputs(x, positions, document_ids, cache)
-        for layer, block in enumerate(self.layers):
-            recompute = self.activation_checkpointing and layer % self.activation_checkpointing == 0
-            if recompute and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(block, x, shared, use_reentrant=False)
-            else:
-                x = block(x, shared)
+        for block in self.layers:
+            x = block(x, shared)
         if logits_at is not None:
             x = x[torch.arange(len(x), device=x.device), logits_at]
         x = self.norm(x)
@@ -390,51 +371,21 @@ class Transformer(nn.Module):
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else x.dtype
         shared = AttentionInputs({}, {}, cache)
+        used = x.shape[1] if cache is None else int(positions.max()) + 1
         if cache is not None:
-            shared.positions, shared.used = positions.expand(len(x), -1), int(positions.max()) + 1
+            shared.positions, shared.used = positions.expand(len(x), -1), used
         for slides in {config.slides(layer) for layer in range(config.num_hidden_layers)}:
             if config.position_embedding == "rope":
                 shared.rope[slides] = rope(config, positions, slides, dtype)
+            window = config.sliding_window if slides else None
+            if window is not None and window >= used:
+                window = None
             if cache is None:
-                shared.masks[slides] = self.row_mask(x, document_ids, slides, dtype)
+                shared.masks[slides] = row_mask(config, x, document_ids, window, dtype)
             else:
-                shared.masks[slides] = self.cache_mask(positions, shared.used, slides, dtype)
+                places = torch.arange(used, device=device)
+                shared.masks[slides] = dense_mask(config, positions, places, window, dtype)
         return shared
-
-    def cache_mask(self, positions: Tensor, used: int, slides: bool, dtype: torch.dtype) -> Tensor | None:
-        """The mask of tokens at `positions` (B, T) over the first `used` places of a cache."""
-        first, T = int(positions.min()), positions.shape[1]
-        causal = first == used - T and (first == 0 or T == 1)  # all rows have the same length
-        window = self.config.sliding_window
-        slides = slides and window is not None and window < used
-        if causal and not slides and self.config.position_embedding == "rope":
-            return None
-        return dense_mask(self.config, positions, torch.arange(used, device=positions.device), slides, dtype)
-
-    def row_mask(self, x: Tensor, document_ids: Tensor | None, slides: bool,
-                 dtype: torch.dtype) -> Tensor | FastMask | None:
-        """The mask of whole rows x (B, T, D), without a cache; None for plain causal attention."""
-        config, (B, T, _) = self.config, x.shape
-        window = config.sliding_window if slides else None
-        slides = window is not None and window < T
-        window = window if slides else None
-        if self.fast_kernels and config.position_embedding == "rope" and config.attention_softcap is None:
-            return fast_mask(document_ids, B, T, window, x.device)
-        if document_ids is None and not slides and config.position_embedding == "rope":
-            return None
-        index = torch.arange(T, device=x.device)
-        mask = dense_mask(config, index[None], index, slides, dtype)
-        if document_ids is None:
-            return mask
-        same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
-        return mask & same if mask.dtype == torch.bool else mask.masked_fill(~same, -torch.inf)
-
-    def compile_blocks(self) -> None:
-        """torch.compile of each block. They share one code object with several specialisations: the first
-        block of LoRA, whose input has no gradient; one width, then any width."""
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        for block in self.layers:
-            block.compile()
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Transformer:
@@ -461,3 +412,29 @@ def local_rows(parameter: Any) -> tuple[Tensor, slice]:
     where = parameter.device_mesh, parameter.placements
     shape, offset = compute_local_shape_and_global_offset(parameter.shape, *where)
     return parameter.to_local(), slice(offset[0], offset[0] + shape[0])
+
+
+# -------------------------------------------------------------------------------------------- published names
+
+# Families whose weight files name the parts of a model differently: our part of a name -> theirs.
+PUBLISHED_PARTS = {
+    "internlm2": {"embed_tokens": "tok_embeddings", "lm_head": "output", "input_layernorm": "attention_norm",
+                  "post_attention_layernorm": "ffn_norm", "self_attn": "attention", "qkv_proj": "wqkv",
+                  "o_proj": "wo", "mlp": "feed_forward", "gate_proj": "w1", "up_proj": "w3",
+                  "down_proj": "w2"},
+    "bloom": {"embed_tokens": "word_embeddings", "embed_norm": "word_embeddings_layernorm", "layers": "h",
+              "self_attn": "self_attention", "qkv_proj": "query_key_value", "o_proj": "dense",
+              "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h", "norm": "ln_f"},
+}
+
+
+def published_prefix(config: ModelConfig) -> str:
+    """What precedes every published name except the head's."""
+    return "transformer." if config.family == "bloom" else "model."
+
+
+def published_name(config: ModelConfig, name: str) -> str:
+    """The family's published name of the tensor or layer that `Transformer` calls `name`."""
+    renamed = PUBLISHED_PARTS.get(config.family, {})
+    parts = ".".join(renamed.get(part, part) for part in name.split("."))
+    return parts if name.startswith("lm_head") else published_prefix(config) + parts

@@ -8,17 +8,12 @@ In: a model folder or one file of it. Out: a `Tokenizer`. The encoding itself is
 `mmed/tokenization/`: sentencepiece, tiktoken (byte-level BPE), or Hugging Face tokenizers. Nothing in a
 folder is executed.
 
-Rules that hold for every kind
-- Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special
-tokens come from
-  `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=True`, which add exactly one each.
-- Lone surrogates, which UTF-8 cannot carry, become U+FFFD; a surrogate pair becomes its character.
-- `fingerprint` is the same for two files that give the same ids by the same rules.
+Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special
+tokens come from `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=True`, which add one each.
+`fingerprint` is the same for two files that give the same ids by the same rules.
 
     python -m mmed.tokenizer train corpus/*.jsonl.gz --out tokenizer --vocab_size 16000
-    python -m mmed.tokenizer show tokenizer --text "Fièvre et toux"
-    python -m mmed.tokenizer show tokenizer --documents corpus/*.jsonl.gz      tokens per character by
-    language
+    python -m mmed.tokenizer show tokenizer --text "Fièvre et toux" --documents corpus/*.jsonl.gz
 """
 from __future__ import annotations
 
@@ -36,8 +31,14 @@ import sentencepiece
 
 from mmed.tokenization.byte_level import llama3_special_tokens, open_byte_level, open_tiktoken
 from mmed.tokenization.hub import HubBackend
-from mmed.tokenization.sentencepiece_backend import SentencePieceBackend, hub_tokenizer
-from mmed.tokenization.sentencepiece_model import CONTROL, MAX_PIECES, UNKNOWN, SentencePieceModel
+from mmed.tokenization.sentencepiece_model import (
+    CONTROL,
+    MAX_PIECES,
+    UNKNOWN,
+    SentencePieceBackend,
+    SentencePieceModel,
+    hub_tokenizer,
+)
 from mmed.tokenization.special_tokens import TokenizerSettings
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, write_json
@@ -45,7 +46,7 @@ from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, wr
 # Tokens that end an answer in the chat templates of mmed/tokenization/chat_template.py
 END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<end_of_turn>",
               "<eoa>")
-MAX_FILE_BYTES = 256 << 20  # the largest published tokenizer file has about 35 MB
+ROLES = ("bos", "eos", "pad", "unk")
 
 
 def clean_text(text: str) -> str:
@@ -59,10 +60,6 @@ def clean_text(text: str) -> str:
         return text
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The interface
 
 
 class Tokenizer:
@@ -79,13 +76,12 @@ class Tokenizer:
     def __init__(self, core, special: dict[str, int], added: dict[str, int], ids: dict[str, int | None],
                  settings: TokenizerSettings, files: list[Path], bos: str):
         self.core, self.kind, self.special, self.added = core, core.kind, special, added
-        self.named_bos_id, self.eos_id, self.pad_id, self.unk_id = (ids[role]
-                                                                    for role in ("bos", "eos", "pad", "unk"))
-        known = {**added, **special}
+        self.named_bos_id, self.eos_id, self.pad_id, self.unk_id = (ids[role] for role in ROLES)
+        known = added | special
         adds_bos = settings.adds_bos(self.named_bos_id, known) if bos == "auto" else bos == "yes"
         self.bos_id = self.named_bos_id if adds_bos else None
         self.bos_choice = bos
-        ends = [self.eos_id, *settings.end_ids(), *(known.get(text) for text in END_TOKENS)]
+        ends = [self.eos_id, *settings.end_ids(), *map(known.get, END_TOKENS)]
         self.end_ids = tuple(sorted({index for index in ends if index is not None}))
         self.files, self.chat_template = files, settings.chat_template()
         self.vocab_size = max([core.size - 1, *known.values()]) + 1
@@ -96,41 +92,23 @@ class Tokenizer:
         texts = sorted(known, key=lambda text: (-len(text), text))
         finds_added = added and not isinstance(core, HubBackend)
         self._added_pattern = re.compile("|".join(map(re.escape, texts))) if finds_added else None
-        facts = [
-            self.kind,
-            core.facts(),
-            sorted(special.items()),
-            sorted(added.items()), self.bos_id, self.eos_id
-        ]
+        facts = [self.kind, core.facts(), sorted(special.items()), sorted(added.items()), self.bos_id,
+                 self.eos_id]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def encode(self,
-               text: str,
-               bos: bool = False,
-               eos: bool = False,
-               *,
-               continued: bool = False) -> list[int]:
-        """Ids of ordinary text. `continued`: it follows other tokens, so no space is put before its first
-        word.
-        """
-        ids = [self._required("bos")] if bos else []
-        for part, index in self._parts(clean_text(text)):
-            ids += self.core.encode(part, continued)
-            ids += [] if index is None else [index]
-        return [*ids, self._required("eos")] if eos else ids
-
-    def _parts(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The text split at its added tokens: (text before one, its id), ..., (text after the last, None)."""
-        done = 0
+    def encode(self, text: str, bos: bool = False, eos: bool = False, continued: bool = False) -> list[int]:
+        """Ids of ordinary text. `continued`: it follows other tokens, so its first word gets no space."""
+        ids = [self._required("bos", self.named_bos_id)] if bos else []
+        text, done = clean_text(text), 0
         for match in self._added_pattern.finditer(text) if self._added_pattern else ():
             if match[0] in self.added:
-                yield text[done:match.start()], self.added[match[0]]
+                ids += [*self.core.encode(text[done:match.start()], continued), self.added[match[0]]]
                 done = match.end()
-        yield text[done:], None
+        ids += self.core.encode(text[done:], continued)
+        return [*ids, self._required("eos", self.eos_id)] if eos else ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False, continued: bool = False) -> str:
-        """Text of ids, without special tokens (or with their text); bytes that are not UTF-8 become U+FFFD.
-        """
+        """Text of ids, without special tokens or with their text; bytes that are not UTF-8 become U+FFFD."""
         parts: list[str] = []
         run: list[int] = []
         for index in map(int, ids):
@@ -142,23 +120,20 @@ class Tokenizer:
             elif special or index not in self._special_ids:
                 parts += [self.core.decode(run, continued or bool(parts)), text]
                 run = []
-        parts.append(self.core.decode(run, continued or bool(parts)))
-        return "".join(parts)
+        return "".join([*parts, self.core.decode(run, continued or bool(parts))])
 
     def piece(self, index: int) -> str:
         """One id as a table of pieces shows it."""
         return self._text_of.get(index) or self.core.piece(index)
 
-    def _required(self, role: str) -> int:
-        index = self.named_bos_id if role == "bos" else self.eos_id
+    @staticmethod
+    def _required(role: str, index: int | None) -> int:
         if index is None:
             raise UserError(f"this tokenizer has no {role} token; call encode without {role}=True")
         return index
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Loading
-
+# ------------------------------------------------------------------------------------------------------ files
 
 CARRIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
            "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
@@ -173,160 +148,136 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.model", "tokenizer.json") if (path / name).is_file()]
+        found = [path / name for name in CARRIED[:2] if (path / name).is_file()]
         if not found:
             raise UserError(f"{path}: no tokenizer.model or tokenizer.json in this folder")
         path = found[0]
-    check_file(path, MAX_FILE_BYTES)
-    settings = TokenizerSettings(path.parent)
-    data = b"" if path.suffix == ".json" else path.read_bytes()
+    check_file(path, max_bytes=256 << 20)  # the largest published tokenizer file has about 35 MB
     try:
-        if path.suffix == ".json":
-            core, special, added, ids = _open_json(read_json(path), settings, str(path))
-        elif re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
-            core, special, added, ids = _open_tiktoken(data, settings, str(path))
-        else:
-            core, special, added, ids = _open_sentencepiece(data, settings, str(path))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{path}: not a usable tokenizer file ({type(error).__name__}: {error}); download it again"
-        ) from None
-    known = {**added, **special}
-    for role in ("bos", "eos", "pad", "unk"):
-        ids[role] = settings.token_id(role, known, ids.get(role), core.size)
-    if bos == "yes" and ids["bos"] is None:
-        raise UserError(f"{path}: --bos=yes, but this tokenizer names no BOS token")
-    # its unknown piece stands for text that could not be spelt, and is decoded as such
-    if core.kind == "sentencepiece":
-        roles = (ids["bos"], ids["eos"], ids["pad"])
-        special = {text: index for text, index in special.items() if index != ids["unk"] or index in roles}
-    files = [path] + [file for name in CARRIED if (file := path.parent / name).is_file() and file != path]
-    return Tokenizer(core, special, added, ids, settings, files, bos)
+        settings = TokenizerSettings(path.parent)
+        core, special, added, ids = _open(path, settings)
+        known = added | special
+        ids = {role: settings.token_id(role, known, ids.get(role), core.size) for role in ROLES}
+        if bos == "yes" and ids["bos"] is None:
+            raise UserError(f"{path}: --bos=yes, but this tokenizer names no BOS token")
+        if core.kind == "sentencepiece":  # its unknown piece stands for text that could not be spelt
+            roles = (ids["bos"], ids["eos"], ids["pad"])
+            special = {text: i for text, i in special.items() if i != ids["unk"] or i in roles}
+        files = [path] + [file for name in CARRIED if (file := path.parent / name).is_file() and file != path]
+        return Tokenizer(core, special, added, ids, settings, files, bos)
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path}: not a usable tokenizer file ({type(error).__name__}: {error}); download it "
+                        "again") from None
 
 
-def _open_json(file: dict, settings: TokenizerSettings, name: str):
-    """A tokenizer.json: plain byte-level BPE through tiktoken, everything else through Hugging Face
-    tokenizers.
-    """
-    model = file["model"]
-    for entry in file.get("added_tokens") or []:
-        settings.add(entry.get("content"), entry.get("id"), entry, Path(name).name)
-    special, added = settings.split()
-    core: Any = open_byte_level(
-        file, {text: entry | {"special": text in special}
-               for text, (_, entry) in settings.added.items()})
-    core = core or HubBackend(file, special, name)
-    return core, special, added, {
-        "unk": model["vocab"].get(model.get("unk_token")) if isinstance(model["vocab"], dict) else None
-    }
-
-
-def _open_tiktoken(data: bytes, settings: TokenizerSettings, name: str):
-    core = open_tiktoken(data, name)
+def _open(path: Path, settings: TokenizerSettings) -> tuple[Any, dict[str, int], dict[str, int], dict]:
+    """(backend, special tokens, tokens found in text, role -> id) of one tokenizer file."""
+    if path.suffix == ".json":
+        return _open_json(read_json(path), settings, path)
+    data = path.read_bytes()
+    if not re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
+        return _open_sentencepiece(SentencePieceModel(data, str(path)), settings, path)
+    core = open_tiktoken(data)
     special, added = settings.split()
     special = special or llama3_special_tokens(core.size)
-    return core, special, added, {
-        "bos": special.get("<|begin_of_text|>"), "eos": special.get("<|end_of_text|>")
-    }
+    ids = {"bos": special.get("<|begin_of_text|>"), "eos": special.get("<|end_of_text|>")}
+    return core, special, added, ids
 
 
-def _open_sentencepiece(data: bytes, settings: TokenizerSettings, name: str):
-    model = SentencePieceModel(data, name)
+def _open_json(file: dict, settings: TokenizerSettings, path: Path):
+    """Plain byte-level BPE through tiktoken, everything else through Hugging Face tokenizers."""
+    for entry in file.get("added_tokens") or []:
+        settings.add(entry.get("content"), entry.get("id"), entry, path.name)
+    special, added = settings.split()
+    entries = {text: entry | {"special": text in special} for text, (_, entry) in settings.added.items()}
+    core = open_byte_level(file, entries) or HubBackend(file, special, str(path))
+    vocabulary = file["model"]["vocab"]
+    unknown = file["model"].get("unk_token")
+    return core, special, added, {"unk": vocabulary.get(unknown) if isinstance(vocabulary, dict) else None}
+
+
+def _open_sentencepiece(model: SentencePieceModel, settings: TokenizerSettings, path: Path):
     pieces = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
     more, added = settings.split()
-    for text, index in (*more.items(), *added.items()):
+    for text, index in (more | added).items():
         if pieces.get(text, index) != index:
-            raise UserError(
-                f"{name}: the added token {text!r} has id {index} beside this file and {pieces[text]} in it")
-    # a piece that an added token renames ([UNUSED_TOKEN_145] is <|im_end|> in InternLM 2) goes by its new
-    # name
+            raise UserError(f"{path}: the added token {text!r} has id {index} beside this file and "
+                            f"{pieces[text]} in it")
+    # a piece that an added token renames goes by its new name (InternLM 2: [UNUSED_TOKEN_145], <|im_end|>)
     renamed = {*more.values(), *added.values()}
     special = {piece: index for index, (piece, _, kind) in enumerate(model.pieces)
                if kind in (CONTROL, UNKNOWN) and index not in renamed} | more
-    core = SentencePieceBackend(model, name, special.values())
+    core = SentencePieceBackend(model, special.values())
     # the library finds the others
-    added = {text: index for text, index in added.items() if pieces.get(text) != index}
-    roles = {role: getattr(core.processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
-    return core, special, added, {role: index if index >= 0 else None for role, index in roles.items()}
+    added = {text: index for text, index in added.items() if text not in pieces}
+    return core, special, added, core.roles()
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Copy the tokenizer's files; a BOS choice of the user's (--bos) is written into them, so that it need
-    not be repeated.
-    """
+    """Copy the tokenizer's files; the user's choice of BOS (--bos) is written into them."""
     for path in tokenizer.files:
         (folder / path.name).write_bytes(path.read_bytes())
     if tokenizer.bos_choice == "auto":
         return
-    settings = read_json(folder / "tokenizer_config.json") if (folder /
-                                                               "tokenizer_config.json").is_file() else {}
-    write_json(folder / "tokenizer_config.json", settings | {"add_bos_token": tokenizer.bos_id is not None})
-    if (folder / "tokenizer.json").is_file():  # from which transformers takes it
-        bos = None if tokenizer.bos_id is None else (tokenizer.piece(tokenizer.bos_id), tokenizer.bos_id)
-        write_json(folder / "tokenizer.json",
-                   read_json(folder / "tokenizer.json") | {"post_processor": _post_processor(bos)})
+    config, file = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    settings = read_json(config) if config.is_file() else {}
+    write_json(config, settings | {"add_bos_token": tokenizer.bos_id is not None})
+    if file.is_file():  # from which transformers takes it
+        index = tokenizer.bos_id
+        rule = None if index is None else _post_processor(tokenizer.piece(index), index)
+        write_json(file, read_json(file) | {"post_processor": rule})
 
 
-def _post_processor(bos: tuple[str, int] | None) -> dict | None:
-    """tokenizer.json's rule that puts BOS (text, id) before a text."""
-    if bos is None:
-        return None
-    text, index = bos
+def _post_processor(text: str, index: int) -> dict:
+    """tokenizer.json's rule that puts BOS before a text."""
     single = [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
     return {"type": "TemplateProcessing", "single": single, "pair": pair,
             "special_tokens": {text: {"id": text, "ids": [index], "tokens": [text]}}}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Training
-
+# --------------------------------------------------------------------------------------------------- training
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
+SENTENCE_CHARACTERS = 1024  # of at most 4 bytes: the trainer silently leaves out sentences over 4,096 bytes
 
 
 def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield (text, language) of a document file: .jsonl or .jsonl.gz with a `text` field, or .txt, one
-    document.
+    """Yield (text, language) of documents: .jsonl or .jsonl.gz with the field `text`, or one .txt.
 
     The language is the field `language` (or `lang`), "?" without one.
     """
     path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path}: expected a .jsonl, .jsonl.gz or .txt file")
     if path.suffix == ".txt":
         try:
             yield path.read_text(encoding="utf-8-sig"), "?"
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
         return
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: expected a .jsonl, .jsonl.gz or .txt file")
     for number, value in read_jsonl(path):
         if not isinstance(value.get("text"), str):
             raise UserError(f"{path}:{number}: a document needs a field 'text' that is a string")
         yield value["text"], str(value.get("language") or value.get("lang") or "?")
 
 
-SENTENCE_BYTES = 4096  # the trainer silently leaves out longer sentences, so none is longer
-
-
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
+def _sentences(texts: Iterable[str] | Iterable[Path]) -> Iterator[str]:
     """Split documents into the lines that the trainer counts; U+2585, which it reserves, becomes a space."""
-    for text in texts:
+    documents = ([(item, "")] if isinstance(item, str) else read_texts(item) for item in texts)
+    for text, _ in itertools.chain.from_iterable(documents):
         for line in clean_text(text).replace("\u2585", " ").split("\n"):
-            for start in range(0, len(line), SENTENCE_BYTES // 4):  # a character has at most 4 bytes
-                if part := line[start:start + SENTENCE_BYTES // 4].strip("\r"):
+            for start in range(0, len(line), SENTENCE_CHARACTERS):
+                if part := line[start:start + SENTENCE_CHARACTERS].strip("\r"):
                     yield part
 
 
-def train_sentencepiece(
-    texts: Iterable[str] | Iterable[Path],
-    folder: str | Path,
-    vocab_size: int,
-    *,
-    character_coverage: float = 0.9995,
-    user_defined_symbols: Iterable[str] = ()) -> Tokenizer:
-    """Train a BPE tokenizer on texts (or files of them) and write it to `folder`; the same text gives the
-    same files.
+def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Path, vocab_size: int, *,
+                        character_coverage: float = 0.9995,
+                        user_defined_symbols: Iterable[str] = ()) -> Tokenizer:
+    """Train a BPE tokenizer on texts (or files of them) and write it to `folder`, always the same one.
 
     Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then the user-defined symbols, the 256 bytes and the learnt pieces.
     Characters rarer than `character_coverage` are spelt in bytes; each digit is a piece, as in Llama, so that
@@ -337,98 +288,57 @@ def train_sentencepiece(
     symbols = list(user_defined_symbols)
     for symbol in symbols:
         if not symbol or any(map(str.isspace, symbol)):
-            raise UserError(
-                f"user-defined symbol {symbol!r}: it is empty or holds a space; write spaces as '▁'")
-    documents = (text for item in texts
-                 for text in ([item] if isinstance(item, str) else (t for t, _ in read_texts(item))))
-    sentences = _sentences(documents)
+            raise UserError(f"user-defined symbol {symbol!r}: empty, or with a space; write it as '▁'")
+    sentences = _sentences(texts)
     first = next(sentences, None)
     if first is None:
         raise UserError("no text to train a tokenizer on: the files hold no non-empty document")
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], sentences),
-            model_writer=out,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            character_coverage=character_coverage,
-            split_digits=True,
-            allow_whitespace_only_pieces=True,
-            user_defined_symbols=symbols,
-            max_sentence_length=SENTENCE_BYTES,
-            minloglevel=2,
-            # threads change the order in which sums are rounded
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=3,
-            num_threads=1)
+            sentence_iterator=itertools.chain([first], sentences), model_writer=out, vocab_size=vocab_size,
+            model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, character_coverage=character_coverage, split_digits=True,
+            allow_whitespace_only_pieces=True, user_defined_symbols=symbols,
+            max_sentence_length=4 * SENTENCE_CHARACTERS, unk_id=0, bos_id=1, eos_id=2, pad_id=3,
+            minloglevel=2, num_threads=1)  # threads change the order in which sums are rounded
     except UserError:
         raise
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"vocab_size={vocab_size}: sentencepiece rejects it: {' '.join(str(error).split())[-300:]}"
-        ) from None
+        reason = " ".join(str(error).split())[-300:]
+        raise UserError(f"vocab_size={vocab_size}: sentencepiece rejects it: {reason}") from None
     write_sentencepiece(out.getvalue(), Path(folder))
     return load_tokenizer(folder)
 
 
 def write_sentencepiece(data: bytes, folder: Path) -> None:
-    """Write a plain BPE model as tokenizer.model, and the files from which transformers and vLLM get the same
-    ids.
-    """
+    """Write a plain BPE model as tokenizer.model, and the files that transformers and vLLM read."""
     with atomic_write(folder / "tokenizer.model", "wb") as file:
         file.write(data)
     model = SentencePieceModel(data, str(folder / "tokenizer.model"))
-    processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-    roles = {role: getattr(processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
-    names = {role: model.pieces[index][0] for role, index in roles.items() if index >= 0}
-    post_processor = _post_processor((names["bos"], roles["bos"]) if "bos" in names else None)
-    write_json(folder / "tokenizer.json", hub_tokenizer(model) | {"post_processor": post_processor})
-    write_json(
-        folder / "tokenizer_config.json", {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **{f"{role}_token": text
-               for role, text in names.items()}, "clean_up_tokenization_spaces": False
-        })
+    roles = SentencePieceBackend(model).roles()
+    tokens = {f"{role}_token": model.pieces[index][0] for role, index in roles.items() if index is not None}
+    rule = None if roles["bos"] is None else _post_processor(tokens["bos_token"], roles["bos"])
+    write_json(folder / "tokenizer.json", hub_tokenizer(model) | {"post_processor": rule})
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens,
+                                                  "clean_up_tokenization_spaces": False})
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Command line
-
+# ----------------------------------------------------------------------------------------------- command line
 
 def _train_command(options: argparse.Namespace) -> None:
-    tokenizer = train_sentencepiece(_text_files(options.files),
-                                    options.out,
-                                    options.vocab_size,
-                                    character_coverage=options.character_coverage,
-                                    user_defined_symbols=_symbols(options))
-    print(f"{tokenizer.files[0]}: {tokenizer.vocab_size} pieces, fingerprint {tokenizer.fingerprint[:16]}")
-
-
-def _text_files(names: list[str]) -> list[Path]:
-    """The files named, and those in the folders named, in order."""
+    if not 261 <= options.vocab_size <= MAX_PIECES:
+        raise UsageError(f"--vocab_size={options.vocab_size}: expected 261 to {MAX_PIECES}")
     paths: list[Path] = []
-    for path in map(Path, names):
+    for path in map(Path, options.files):
         inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES)) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: a folder without .jsonl, .jsonl.gz or .txt files")
         paths += inside
-    return paths
-
-
-def _symbols(options: argparse.Namespace) -> list[str]:
-    symbols = list(options.symbol)
-    if options.symbols:
-        listed = read_json(options.symbols)
-        if not isinstance(listed, list) or not all(isinstance(symbol, str) for symbol in listed):
-            raise UserError(f"{options.symbols}: expected a JSON list of texts")
-        symbols += listed
-    return symbols
+    symbols = read_json(options.symbols) if options.symbols else []
+    tokenizer = train_sentencepiece(paths, options.out, options.vocab_size, user_defined_symbols=symbols,
+                                    character_coverage=options.character_coverage)
+    print(f"{tokenizer.files[0]}: {tokenizer.vocab_size} pieces, fingerprint {tokenizer.fingerprint[:16]}")
 
 
 def _show_command(options: argparse.Namespace) -> None:
@@ -440,53 +350,38 @@ def _show_command(options: argparse.Namespace) -> None:
         print(" | ".join(tokenizer.piece(index) for index in ids))
         print(*ids)
     counts: dict[str, list[int]] = {}
-    for path in options.documents:
-        for text, language in read_texts(path):
-            count = counts.setdefault(language, [0, 0, 0, 0])
-            for place, value in enumerate(
-                (1, len(text), len(clean_text(text).encode()), len(tokenizer.encode(text)))):
-                count[place] += value
+    for text, language in itertools.chain.from_iterable(map(read_texts, options.documents)):
+        numbers = 1, len(text), len(tokenizer.encode(text)), len(clean_text(text).encode())
+        counts[language] = [a + b for a, b in zip(counts.get(language, [0] * 4), numbers)]
     if counts:
-        print(
-            f"{'language':10}"
-            f"{'documents':>12}{'characters':>14}{'tokens':>14}{'tokens/char':>13}{'bytes/token':>13}"
-        )
-    for language, (documents, characters, size, tokens) in sorted(counts.items()):
-        print(
-            f"{language:10}"
-            f"{documents:12,}"
-            f"{characters:14,}{tokens:14,}{tokens / max(characters, 1):13.3f}{size / max(tokens, 1):13.2f}"
-        )
+        print(f"{'language':10}{'documents':>12}{'characters':>14}{'tokens':>14}{'tokens/char':>13}"
+              f"{'bytes/token':>13}")
+    for language, (documents, characters, tokens, size) in sorted(counts.items()):
+        print(f"{language:10}{documents:12,}{characters:14,}{tokens:14,}{tokens / max(characters, 1):13.3f}"
+              f"{size / max(tokens, 1):13.2f}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m mmed.tokenizer", description="Train a tokenizer, or look into one.")
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train a sentencepiece tokenizer on documents")
-    train.add_argument("files",
-                       nargs="+",
+    train.add_argument("files", nargs="+",
                        help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
     train.add_argument("--out", required=True, help="folder for tokenizer.model")
-    train.add_argument("--vocab_size",
-                       type=int,
-                       required=True,
+    train.add_argument("--vocab_size", type=int, required=True,
                        help="number of ids, the 260 special and byte ones included")
-    train.add_argument("--character_coverage", type=float, default=0.9995)
-    train.add_argument("--symbol",
-                       action="append",
-                       default=[],
-                       help="a text that is always one piece; may be repeated")
-    train.add_argument("--symbols",
-                       metavar="FILE.json",
-                       help="a JSON list of such texts; spaces are written \u2581")
+    train.add_argument("--character_coverage", type=float, default=0.9995,
+                       help="share of the text's characters that become pieces (default: 0.9995)")
+    train.add_argument("--symbols", metavar="FILE.json",
+                       help="a JSON list of texts that are always one piece; spaces are written \u2581")
+    train.set_defaults(run=_train_command)
     show = commands.add_parser("show", help="pieces and ids of a text; tokens per character by language")
     show.add_argument("tokenizer", help="model folder or tokenizer file")
-    show.add_argument("--text", action="append", default=[])
+    show.add_argument("--text", action="append", default=[], help="may be repeated")
     show.add_argument("--documents", nargs="+", default=[], help="documents to count tokens of, by language")
+    show.set_defaults(run=_show_command)
     options = parser.parse_args(arguments)
-    if options.command == "train" and not 261 <= options.vocab_size <= MAX_PIECES:
-        raise UsageError(f"--vocab_size={options.vocab_size}: expected 261 to {MAX_PIECES}")
-    (_train_command if options.command == "train" else _show_command)(options)
+    options.run(options)
 
 
 if __name__ == "__main__":

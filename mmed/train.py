@@ -1,15 +1,14 @@
 """One training loop: continued pre-training, full fine-tuning and LoRA, on one process or many.
 
-    python mmed/train.py tiny torchrun --nproc_per_node=8 mmed/train.py pretrain_mmedlm2 --model=internlm2-7b
-    --data=streams/en,streams/zh
+    python mmed/train.py tiny
+    torchrun --nproc_per_node=8 mmed/train.py pretrain_mmedlm2 --model=internlm2-7b --data=streams/en
 
 In: a model folder and token streams (or exam items). Out: a run folder: `run.json` before step 0, one line
 per step in `metrics.jsonl`, `checkpoints/step-N/`, and at the end `model/` (or `adapter/`), which
 transformers and PEFT open.
 
-    for each step:  rows of batch k  ->  micro-batches  ->  summed loss / target tokens of the global batch
-                    ->  gradients  ->  clip  ->  AdamW  ->  metrics.jsonl  ->  (validation loss)  ->
-                    (checkpoint)
+    for each step:  rows of batch k -> micro-batches -> summed loss / target tokens of the global batch
+                    -> gradients -> clip -> AdamW -> metrics.jsonl -> (validation loss) -> (checkpoint)
 
 Batch k depends on the seed and k alone (mmed/data.py), so a resumed run equals one that was never stopped.
 The host never waits for the device inside a step: what is logged of step k is read after step k + 1 was
@@ -43,13 +42,12 @@ from mmed.checkpoints import adapters, pretrained, training_state
 from mmed.checkpoints.async_save import AsyncCheckpointer
 from mmed.config import SHAPES, TrainConfig, parse_command_line
 from mmed.data import ExamRows, PretrainRows
-from mmed.lora import adapted_layers, apply_lora, init_lora
+from mmed.lora import apply_lora, init_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
-from mmed.training import distributed, loader, memory_estimate, optimizer, validation
+from mmed.training import distributed, loader, memory_estimate, optimizer, run_folder, validation
 from mmed.training.inspect_batch import batch_names
-from mmed.training.logging import Log, Profile, Step, Values
-from mmed.training.run_folder import FolderLock, check_resume, keep_lines, rounding_differences, run_facts
+from mmed.training.logging import Log, Values, profiler
 from mmed.training.signals import Stopped, StopSignal, end_failed_rank
 from mmed.utils.errors import EXIT_STOPPED, UsageError, UserError, main_guard
 from mmed.utils.files import read_json, write_json
@@ -57,7 +55,7 @@ from mmed.utils.files import read_json, write_json
 
 @dataclass
 class Run:
-    """A run that is ready to train: what `setup` and `resume` made."""
+    """A run that is ready to train."""
 
     config: TrainConfig
     device: torch.device
@@ -91,42 +89,40 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
 def model_config(config: TrainConfig, tokenizer: Tokenizer | None) -> ModelConfig:
     """The `ModelConfig` of a model folder or a named shape, checked against the tokenizer."""
-    if config.model.startswith("shape:"):
-        shape = config.model.removeprefix("shape:")
-        if shape not in SHAPES:
-            raise UsageError(f"--model=shape:{shape}: known shapes are {', '.join(SHAPES)}")
-        assert tokenizer is not None, "load_data requires a tokenizer for a named shape"
-        ids = [("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("pad", tokenizer.pad_id)]
-        extra = {f"{name}_token_id": number for name, number in ids if number is not None}
-        defaults = {"rms_norm_eps": 1e-5, "max_position_embeddings": max(2048, config.sequence_length)}
-        return ModelConfig(vocab_size=tokenizer.vocab_size, extra=extra, **(defaults | SHAPES[shape]))
-    result = pretrained.load_config(config.model)
-    if tokenizer is not None and tokenizer.vocab_size > result.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the embedding of {config.model} only "
-                        f"{result.vocab_size} rows")
-    return result
+    if not config.model.startswith("shape:"):
+        result = pretrained.load_config(config.model)
+        if tokenizer is not None and tokenizer.vocab_size > result.vocab_size:
+            raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the embedding of {config.model} "
+                            f"only {result.vocab_size} rows")
+        return result
+    shape = config.model.removeprefix("shape:")
+    if shape not in SHAPES:
+        raise UsageError(f"--model=shape:{shape}: known shapes are {', '.join(SHAPES)}")
+    assert tokenizer is not None, "load_data requires a tokenizer for a named shape"
+    ids = [("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("pad", tokenizer.pad_id)]
+    extra = {f"{name}_token_id": number for name, number in ids if number is not None}
+    defaults = {"rms_norm_eps": 1e-5, "max_position_embeddings": max(2048, config.sequence_length)}
+    return ModelConfig(vocab_size=tokenizer.vocab_size, extra=extra, **(defaults | SHAPES[shape]))
 
 
 def skeleton(config: TrainConfig, shape: ModelConfig) -> Transformer:
-    """The model without memory (on the meta device), LoRA in place, every parameter in the dtype it is kept
-    in."""
+    """The model without memory (meta device), LoRA in place, every parameter in the dtype it is kept in."""
     with torch.device("meta"):
         model = Transformer(shape)
     if config.lora_rank:
         apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-        if config.precision == "bf16":  # frozen weights need no more precision than they are computed with
-            for parameter in model.parameters():
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(torch.bfloat16)
+        for parameter in model.parameters():  # frozen weights need no more precision than they compute in
+            if config.precision == "bf16" and not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
     return model
 
 
-def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device, compiled: bool) -> Transformer:
+def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -> Transformer:
     """The model to train, from a folder or random, sharded over the ranks: no rank ever holds it whole."""
     model = skeleton(config, shape)
-    model.activation_checkpointing = {"no": 0, "all": 1, "half": 2}[config.activation_checkpointing]
-    if compiled:
-        model.compile_blocks()  # before sharding: FSDP's hooks stay outside of the compiled code
+    distributed.checkpoint_blocks(model, config.activation_checkpointing)
+    if memory_estimate.worth_compiling(config, shape, device):
+        distributed.compile_blocks(model)
     if distributed.world_size() > 1:
         distributed.shard(model, config.precision, config.shard_size, config.rank_timeout_seconds)
     model.to_empty(device=device)
@@ -139,13 +135,6 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device, c
     return model.train()
 
 
-def mixed_precision(config: TrainConfig, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """The context of a forward pass: autocast in one process; FSDP casts by itself."""
-    if config.precision == "bf16" and distributed.world_size() == 1:
-        return functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
-    return contextlib.nullcontext
-
-
 # ------------------------------------------------------------------------------------------- setup and resume
 
 def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> int:
@@ -156,7 +145,7 @@ def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> i
             distributed.make_deterministic()
         device = distributed.start(config.rank_timeout_seconds)
         writes = distributed.is_main() and not config.dry_run
-        lock = FolderLock(Path(config.out)) if writes else None
+        lock = run_folder.FolderLock(Path(config.out)) if writes else None
         stop.out = Path(config.out) if writes else None
         try:
             run = setup(recipe, config, device, stop, lock)
@@ -172,9 +161,8 @@ def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> i
 
 
 def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSignal,
-          lock: FolderLock | None) -> Run | None:
-    """Everything before the first step; None if there is nothing to train (finished already, or a dry
-    run)."""
+          lock: run_folder.FolderLock | None) -> Run | None:
+    """Everything before the first step; None if there is nothing to train (finished, or a dry run)."""
     out = Path(config.out)
     if distributed.is_main() and config.data == "source" and not (out / "source.json").is_file():
         loader.write_source_data(out)
@@ -191,24 +179,27 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
         if distributed.is_main():
             memory_estimate.show(shape, config, steps, device)
         return None
-    facts = run_facts(recipe, config, tokenizer, rows, steps)
-    allowed = check_resume(old, facts) if old else {}
+    facts = run_folder.run_facts(recipe, config, tokenizer, rows, steps)
+    allowed = run_folder.check_resume(old, facts) if old else {}
     held_out = validation.validation_sets(config, tokenizer, shape.max_position_embeddings)
     if isinstance(rows, PretrainRows):
         loader.verify_streams(rows.streams, device)
 
     torch.manual_seed(config.seed)
-    model = build_model(config, shape, device, memory_estimate.worth_compiling(config, shape, steps, device))
+    model = build_model(config, shape, device)
     adamw = optimizer.make_optimizer(model, config)
     state = training_state.load_state(state_folder, model, adamw) if state_folder else {}
     first = state.get("step", 0)
     if distributed.is_main():
-        facts = start_run_folder(out, facts, old, allowed, first)
-        print_start(facts, rows, model, first)
+        facts = run_folder.start(out, facts, old, allowed, first)
+        print_start(facts, rows, count, model, first)
     stop.join(config.rank_timeout_seconds)
     log = Log(config, device, first, steps, state, memory_estimate.flops_per_token(shape, config),
               memory_estimate.peak_flops(facts["device"]), functools.partial(batch_names, rows, config))
-    return Run(config, device, tokenizer, model, adamw, mixed_precision(config, device),
+    autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext  # FSDP casts by itself
+    if config.precision == "bf16" and distributed.world_size() == 1:
+        autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
+    return Run(config, device, tokenizer, model, adamw, autocast,
                loader.Batches(config, rows, device, shape.by_document), held_out, log,
                AsyncCheckpointer(out, facts, lock, config, first), stop, first, steps)
 
@@ -224,7 +215,7 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path | None, dict | None]:
     if folder is None:
         return None, None
     old = read_json(run / "run.json")
-    check_resume(old, {"config": vars(config)})  # data and model are compared when they have been opened
+    run_folder.check_resume(old, {"config": vars(config)})  # data and model are compared once they are open
     return folder, old
 
 
@@ -239,45 +230,16 @@ def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | Exa
     return tokenizer, loader.make_rows(config, tokenizer), model_config(config, tokenizer)
 
 
-def start_run_folder(out: Path, facts: dict, old: dict | None, allowed: dict, first: int) -> dict:
-    """Write run.json, or note in it how this continuation differs; drop the log after step `first`."""
-    (out / "stopped").unlink(missing_ok=True)
-    (out / "done.json").unlink(missing_ok=True)  # --resume=step-N of a finished run
-    if old is None:
-        write_json(out / "run.json", facts)
-    else:
-        rounding = rounding_differences(old, facts)
-        if rounding:
-            print(f"resumed after step {first}: {', '.join(rounding)}: the data is the same, but sums round "
-                  "differently, so the run is no longer bit-identical to an uninterrupted one",
-                  file=sys.stderr)
-        for name, (then, now) in allowed.items():
-            print(f"resumed after step {first}: allowed to differ: {name}, {then} -> {now}", file=sys.stderr)
-        if rounding or allowed:
-            note = {"step": first, "rounding": rounding, "allowed": allowed}
-            facts = facts | {"resumed": [*old.get("resumed", []), note]}
-            write_json(out / "run.json", facts)
-    keep_lines(out / "metrics.jsonl", first or -1)
-    return facts
-
-
-def print_start(facts: dict, rows: PretrainRows | ExamRows, model: Transformer, first: int) -> None:
-    config = facts["config"]
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    length = config["sequence_length"]
-    if isinstance(rows, ExamRows):
-        data = f"{len(rows.examples):,} examples"
-    else:
-        data = f"{rows.rows_per_epoch:,} rows"
-    print(f"{facts['recipe']}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained; {data} of up "
-          f"to {length} tokens; steps {first}..{facts['steps']} on {facts['world_size']} x "
-          f"{facts['device']}", file=sys.stderr)
-    if layers := adapted_layers(model):
-        print(f"LoRA: {len(layers)} layers, rank {config['lora_rank']}, alpha {config['lora_alpha']:g}",
-              file=sys.stderr)
+def print_start(facts: dict, rows: PretrainRows | ExamRows, count: int, model: Transformer,
+                first: int) -> None:
+    total = sum(p.numel() for p in model.parameters()) / 1e6
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    unit = "rows" if isinstance(rows, PretrainRows) else "examples"
+    print(f"{facts['recipe']}: {total:.2f} M parameters, {trained:.2f} M trained; {count:,} {unit} of up to "
+          f"{rows.T} tokens; steps {first}..{facts['steps']} on {facts['world_size']} x {facts['device']}",
+          file=sys.stderr)
     if isinstance(rows, ExamRows) and rows.truncated:
-        print(f"warning: {rows.truncated} examples exceed {length} tokens and were truncated on the left",
+        print(f"warning: {rows.truncated} examples were too long and were truncated on the left",
               file=sys.stderr)
 
 
@@ -306,19 +268,20 @@ def run_to_end(run: Run) -> int:
 
 def training_loop(run: Run) -> None:
     config, steps = run.config, run.steps
-    profile = Profile(config.profile, config.out, run.device)
     if run.step == 0:
         evaluate(run)
-    for batch in run.batches.ahead(run.step, steps):
-        run.stop.check()
-        run.checkpoints.check()
-        train_step(run, batch)
-        profile.step()
-        if run.step == steps or (config.eval_every and run.step % config.eval_every == 0):
-            evaluate(run)
-        if run.step < steps and run.step % config.save_every == 0:
-            save(run)
-    profile.stop()
+    profile = profiler(config.profile, config.out, run.device)
+    with profile or contextlib.nullcontext():
+        for batch in run.batches.ahead(run.step, steps):
+            run.stop.check()
+            run.checkpoints.check()
+            train_step(run, batch)
+            if profile:
+                profile.step()
+            if run.step == steps or (config.eval_every and run.step % config.eval_every == 0):
+                evaluate(run)
+            if run.step < steps and run.step % config.save_every == 0:
+                save(run)
 
 
 def train_step(run: Run, batch: loader.Batch) -> None:
@@ -339,14 +302,13 @@ def train_step(run: Run, batch: loader.Batch) -> None:
     run.step += 1
     run.stop.nothing_to_save = False
     values = torch.cat((targets, torch.stack((loss_sum, norm.double()))))
-    run.log.add(Step(run.step, lr, batch.positions, Values(values)))
+    run.log.add(run.step, lr, batch.positions, Values(values))
 
 
 def forward_backward(model: Transformer, batch: loader.Batch, scale: Tensor | float,
                      autocast: Callable[[], AbstractContextManager],
                      check_stop: Callable[[], object] = lambda: None) -> Tensor:
-    """Gradients of `scale` times the summed loss of all micro-batches; returns that sum (unscaled) on the
-    device.
+    """Gradients of `scale` times the summed loss of all micro-batches; returns that sum, on the device.
 
     Under FSDP every micro-batch's gradients are reduced at once to the ranks that own them; holding them
     unsharded would cost 4 bytes per parameter on every rank. With hybrid sharding only the last one crosses
@@ -383,21 +345,18 @@ def save(run: Run) -> None:
 def finish(run: Run) -> None:
     """Export the model or adapter, and mark the run as done."""
     config, log, out = run.config, run.log, Path(run.config.out)
+    result = out / ("adapter" if config.lora_rank else "model")
     if config.lora_rank:
-        result = out / "adapter"
         tensors = {name: distributed.whole(parameter.detach())
                    for name, parameter in run.model.named_parameters() if parameter.requires_grad}
         if distributed.is_main():
             adapters.save_adapter(run.model, result, config.model, tensors)
     else:
-        result = out / "model"
         pretrained.save_pretrained(run.model, run.tokenizer, result)
     log.bar.close()
     if distributed.is_main():
         write_json(out / "done.json", {"steps": run.steps, "tokens": log.tokens, "loss": log.loss})
-        change = ""
-        if log.validation_before and log.validation_after:
-            change = validation.compare(log.validation_before, log.validation_after) + "; "
+        change = validation.compare(log.validation_before, log.validation_after)
         print(f"{out}: done, {log.tokens:,} target tokens; {change}weights in {result}", file=sys.stderr)
     distributed.barrier()
 

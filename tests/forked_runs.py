@@ -24,6 +24,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -33,7 +36,6 @@ CLOCK = {"tokens_per_second", "targets_per_second", "memory_bytes", "mfu", "seco
 
 def import_training() -> None:
     """Import everything a run imports, once."""
-    import torch
     import torch.distributed.checkpoint.hf_storage
     import torch.distributed.fsdp
     import torch.distributed.tensor
@@ -217,15 +219,10 @@ def tensor_hashes(path: Path) -> dict[str, tuple]:
     """Name -> (dtype, shape, sha256) of each tensor. Not the file's own hash: its metadata has no fixed
     order.
     """
-    data = path.read_bytes()
-    begin = 8 + int.from_bytes(data[:8], "little")
-    hashes = {}
-    for name, entry in json.loads(data[8:begin]).items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            digest = hashlib.sha256(data[begin + first:begin + last]).hexdigest()
-            hashes[f"{path.parent.name}/{path.name}: {name}"] = (entry["dtype"], entry["shape"], digest)
-    return hashes
+    return {f"{path.parent.name}/{path.name}: {name}": (
+                str(tensor.dtype), tensor.shape,
+                hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().tobytes()).hexdigest())
+            for name, tensor in load_file(path).items()}
 
 
 def outcome(run: Path) -> dict[str, object]:

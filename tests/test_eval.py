@@ -1,18 +1,17 @@
 """An evaluation from exam files to result folder: scores by hand, the same files after every kind of stop."""
 import csv
 import json
+import os
 import random
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import mmed.eval
 from mmed.checkpoints.pretrained import save_pretrained
-from mmed.eval import build_questions, candidates, cut_at_answer, encoder_of, main, parse_options
+from mmed.eval import main, parse_options
+from mmed.evaluation.questions import build_questions, cut_at_answer, encoder_of
 from mmed.evaluation.results import load_prompts, load_results, loglikelihood_row, text_row, write_results
 from mmed.evaluation.summary import summarise, table
 from mmed.generate import load_model
@@ -21,12 +20,21 @@ from mmed.prompts import ExamItem, build_messages, build_target, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
-from mmed.utils.journal import Journal, facts_that_differ
+from mmed.utils.journal import Journal
 
 LANGUAGES = ("English", "Japanese", "French")
 FILES = {"predictions.jsonl", "results.json", "multi_choice_results.csv", "rationale_results.csv",
          "accuracy_metric.csv", *(f"samples_mmedbench_{language.lower()}.jsonl" for language in LANGUAGES)}
 WORDS = "fever cough pain liver heart drug dose blood lung brain".split()
+
+
+def made_item(rng: random.Random, language: str, i: int) -> dict:
+    letters = "ABCDE"[:rng.randint(3, 5)]
+    right = rng.sample(letters, 2 if language == "French" and i % 2 else 1)
+    return {"question": " ".join(rng.choices(WORDS, k=rng.randint(3, 30))) + '?, "ça"\n熱',
+            "options": {letter: " ".join(rng.sample(WORDS, 2)) for letter in letters},
+            "answer_idx": ",".join(sorted(right)), "rationale": " ".join(rng.choices(WORDS, k=9)),
+            "human_check_passed": i % 3 > 0, "topic": "Heart", "image_dependent": i == 0}
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +44,8 @@ def world(tmp_path_factory):
     for part in ("Test", "Train"):
         (root / part).mkdir()
         for language, count in zip(LANGUAGES, (14, 9, 6)):
-            with open(root / part / f"{language}.jsonl", "w", encoding="utf-8") as file:
-                for i in range(count):
-                    letters = "ABCDE"[:rng.randint(3, 5)]
-                    right = rng.sample(letters, 2 if language == "French" and i % 2 else 1)
-                    file.write(json.dumps({
-                        "question": " ".join(rng.choices(WORDS, k=rng.randint(3, 30))) + '?, "ça"\n熱',
-                        "options": {letter: " ".join(rng.sample(WORDS, 2)) for letter in letters},
-                        "answer_idx": ",".join(sorted(right)), "rationale": " ".join(rng.choices(WORDS, k=9)),
-                        "human_checked": True, "human_check_passed": i % 3 > 0, "topic": "Heart",
-                        "image_dependent": i == 0}) + "\n")
+            lines = [json.dumps(made_item(rng, language, i)) + "\n" for i in range(count)]
+            (root / part / f"{language}.jsonl").write_text("".join(lines))
     texts = [line for path in sorted(root.glob("*/*.jsonl")) for line in open(path, encoding="utf-8")]
     texts = [*texts, "###Answer: OPTION A IS CORRECT. ###Rationale:"] * 3
     tokenizer = train_sentencepiece(texts, root / "tokenizer", 400)
@@ -57,7 +57,7 @@ def world(tmp_path_factory):
     return root
 
 
-def command(world: Path, out: Path, *more: str) -> list[str]:
+def command(world: Path, out: Path | str, *more: str) -> list[str]:
     return ["--model", str(world / "model"), "--data", str(world / "Test"), "--out", str(out),
             "--max_new_tokens", "12", "--batch_size", "1", *more]
 
@@ -72,6 +72,11 @@ def finished(world):
     return world / "finished"
 
 
+def read_csv(path: Path) -> list[list[str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
 def same_files(one: Path, other: Path) -> bool:
     names = {path.name for path in other.iterdir()}
     return names == FILES and all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
@@ -79,35 +84,29 @@ def same_files(one: Path, other: Path) -> bool:
 
 # ---- files ----
 
-def test_all_files_are_written_and_agree_with_each_other(world, finished):
+def test_all_files_are_written_and_agree_with_each_other(finished):
     assert {path.name for path in finished.iterdir()} == FILES
     own, rows = load_results(finished)
-    rows = list(rows)
-    assert len(rows) == 29 * 3 and own["summary"]["micro"]["n"] == 29
-    assert list(own["summary"]["languages"]) == list(LANGUAGES)
+    rows, languages = list(rows), own["summary"]["languages"]
+    assert len(rows) == 29 * 3 and own["summary"]["micro"]["n"] == 29 and list(languages) == list(LANGUAGES)
     for mode in ("answer", "rationale", "loglikelihood"):
         hits = [row["correct"] for row in rows if row["mode"] == mode and row["language"] == "French"]
-        assert own["summary"]["languages"]["French"]["accuracy"][mode]["value"] == sum(hits) / 6
+        assert languages["French"]["accuracy"][mode]["value"] == sum(hits) / 6
     for name, mode in (("multi_choice_results.csv", "answer"), ("rationale_results.csv", "rationale")):
-        with open(finished / name, encoding="utf-8", newline="") as file:
-            header, *lines = csv.reader(file)
+        header, *lines = read_csv(finished / name)
         assert header == ["Language", "ModelInput", "ModelOutput", "GT_Answer"]
         chosen = [row for row in rows if row["mode"] == mode
                   and (mode == "answer" or row["doc"]["human_check_passed"])]
         gold = [row["gold"] if mode == "answer" else row["doc"]["rationale"] for row in chosen]
-        assert [line[2] for line in lines] == [row["text"] for row in chosen]
-        assert [line[3] for line in lines] == gold
+        assert [line[2:] for line in lines] == [[row["text"], right] for row, right in zip(chosen, gold)]
         assert all('?, "ça"\n熱' in line[1] and line[1].endswith("### Response:") for line in lines)
-    with open(finished / "accuracy_metric.csv", encoding="utf-8", newline="") as file:
-        header, line = csv.reader(file)
-    accuracies = [own["summary"]["languages"][name]["accuracy"]["answer"]["value"] for name in header]
-    assert header == list(LANGUAGES) and line == [f"{100 * value:.2f}" for value in accuracies]
+    shares = [f"{100 * part['accuracy']['answer']['value']:.2f}" for part in languages.values()]
+    assert read_csv(finished / "accuracy_metric.csv") == [list(LANGUAGES), shares]
 
 
 def test_leaderboard_files_contain_only_what_they_are_for(world, tmp_path):
     run(world, tmp_path / "x", "--words", "official", "--limit", "2", "--mode", "rationale")
-    with open(tmp_path / "x" / "rationale_similarity_metric.csv", encoding="utf-8", newline="") as file:
-        header, *lines = csv.reader(file)
+    header, *lines = read_csv(tmp_path / "x" / "rationale_similarity_metric.csv")
     assert header == ["Metric", *LANGUAGES]
     names = [line[0] for line in lines]
     assert names == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L"]
@@ -116,18 +115,15 @@ def test_leaderboard_files_contain_only_what_they_are_for(world, tmp_path):
     assert not list((tmp_path / "x").glob("*.csv"))  # those of the earlier run are gone, too
 
 
-def test_a_finished_folder_is_only_shown_again_and_two_runs_are_identical(world, finished, tmp_path, capsys):
+def test_a_finished_folder_is_only_shown_again(world, finished, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
     run(world, finished, "--scoring", "both")
     assert "nothing to do" in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
-    run(world, tmp_path / "again", "--scoring", "both")
-    assert same_files(finished, tmp_path / "again")
 
 
 def test_a_journal_cut_anywhere_continues_to_the_same_files(world, finished, tmp_path, monkeypatch):
-    out, seed = tmp_path / "out", random.randrange(10 ** 6)
-    print(f"seed {seed}")
+    out, rng = tmp_path / "out", random.Random(int(os.environ.get("MMED_TEST_SEED", "0")))
     whole: list[bytes] = []
     discard = Journal.discard
     monkeypatch.setattr(
@@ -135,7 +131,7 @@ def test_a_journal_cut_anywhere_continues_to_the_same_files(world, finished, tmp
     run(world, out, "--scoring", "both")
     for name in FILES:
         (out / name).unlink()
-    cut = whole[0][:random.Random(seed).randrange(len(whole[0]))]
+    cut = whole[0][:rng.randrange(len(whole[0]))]
     (out / "predictions.jsonl.partial").write_bytes(cut)
     computed = []
     run_round = mmed.eval.run_round
@@ -143,20 +139,6 @@ def test_a_journal_cut_anywhere_continues_to_the_same_files(world, finished, tmp
     run(world, out, "--scoring", "both")
     assert same_files(finished, out)
     assert len(computed) == whole[0].count(b"\n") - 1 - max(cut.count(b"\n") - 1, 0)  # only what was missing
-
-
-def test_a_killed_process_continues_to_the_same_files(world, finished, tmp_path):
-    out = tmp_path / "out"
-    arguments = [sys.executable, "-m", "mmed.eval", *command(world, out, "--scoring", "both")]
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    journal = out / "predictions.jsonl.partial"
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    again = subprocess.run(arguments, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert same_files(finished, out)
 
 
 def test_half_written_files_of_a_killed_run_are_removed(finished, tmp_path):
@@ -174,10 +156,8 @@ def test_results_of_another_run_are_rejected_with_what_differs(world, finished, 
     shutil.copytree(finished, out)
     with pytest.raises(UserError, match=r"max_new_tokens = 12 \(now 9\)"):
         run(world, out, "--scoring", "both", "--max_new_tokens", "9")
-    (tmp_path / "Test").mkdir()
-    (tmp_path / "Test" / "English.jsonl").write_text((world / "Test" / "English.jsonl").read_text())
     with pytest.raises(UserError, match=r"another run: data = "):
-        run(world, out, "--scoring", "both", "--data", str(tmp_path / "Test"))
+        run(world, out, "--scoring", "both", "--data", str(world / "Train"))
     (out / "results.json").unlink()  # an unfinished run says the same
     (out / "predictions.jsonl.partial").write_text('{"facts": {"style": "official"}}\n')
     with pytest.raises(UserError, match=r"begun with .*style = official \(now clean\)"):
@@ -189,21 +169,20 @@ def test_results_of_another_run_are_rejected_with_what_differs(world, finished, 
 def test_examples_have_rationales_only_in_a_rationale_run(world, tmp_path):
     run(world, tmp_path / "out", "--shots", "2", "--train", str(world / "Train"), "--limit", "1",
         "--scoring", "both")
-    prompts = load_prompts(tmp_path / "out")
-    assert len(prompts) == 9 and load_results(tmp_path / "out")[0]["settings"]["setting"] == "few-shot"
+    prompts, own = load_prompts(tmp_path / "out"), load_results(tmp_path / "out")[0]
+    assert len(prompts) == 9 and own["settings"]["setting"] == "few-shot"
+    assert f"|seed:0|examples:{own['facts']['train'][:12]}" in own["summary"]["signatures"]["answer"]
     for (_, mode), prompt in prompts.items():
         assert prompt.count("### Response:") == 3 and prompt.count("###Answer: OPTION") == 2
         assert prompt.count("###Rationale: ") == (2 if mode == "rationale" else 0)
 
 
 def test_an_instruct_model_gets_its_own_chat_template(world):
-    arguments = ["--chat_template", "mistral", "--style", "official"]
-    options = parse_options(command(world, Path("x"), *arguments))
-    model, tokenizer = load_model(options.model)
+    config = parse_options(command(world, "x", "--chat_template", "mistral", "--style", "official"))
+    model, tokenizer = load_model(config.model)
     item = read_benchmark(world / "Test")[0]
-    question, = build_questions([item], "rationale", options, [], encoder_of(model, tokenizer, options), 2048)
-    messages = build_messages(item, True, "official")
-    assert question.ids == encode_chat(tokenizer, messages, name="mistral")
+    question, = build_questions([item], "rationale", config, [], encoder_of(model, tokenizer, config), 2048)
+    assert question.ids == encode_chat(tokenizer, build_messages(item, True, "official"), name="mistral")
     assert question.ids[0] == tokenizer.bos_id and tokenizer.bos_id not in question.ids[1:]
     assert "best treatment" in question.prompt and "### Instruction" not in question.prompt
 
@@ -211,25 +190,23 @@ def test_an_instruct_model_gets_its_own_chat_template(world):
 @pytest.mark.parametrize("bos_id", [None, 7])
 def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     item, ids = read_benchmark(world / "Test")[0], list(range(7, 107))
-    options = parse_options(command(world, Path("x"), "--too_long", "truncate"))
-    question, = build_questions([item], "answer", options, [], lambda *_: ("prompt", ids), 60, bos_id)
+    config = parse_options(command(world, "x", "--too_long", "truncate"))
+    question, = build_questions([item], "answer", config, [], lambda *_: ("prompt", ids), 60, bos_id)
     expected = ids[-48:] if bos_id is None else [7, *ids[-47:]]
     assert question.ids == expected  # 12 of the 60 positions are for the answer
-    options = parse_options(command(world, Path("x")))
+    config = parse_options(command(world, "x"))
     with pytest.raises(UserError, match=r"\(100 tokens\) plus 12 reserved .* context length of 60"):
-        build_questions([item], "answer", options, [], lambda *_: ("prompt", ids), 60)
+        build_questions([item], "answer", config, [], lambda *_: ("prompt", ids), 60)
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--shots", "2"], "few-shot needs both"), (["--setting", "few-shot"], "few-shot needs both"),
     (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere"),
-    (["--chat_template", "lama3"], "--chat_template lama3: expected none, auto or one of"),
     (["--model", "nowhere"], "nowhere: no such model folder"), (["--api", "m"], "either --model"),
 ])
-def test_wrong_options_are_one_line(world, tmp_path, arguments, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_wrong_options_are_rejected(world, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
         run(world, tmp_path / "out", *arguments)
-    assert "\n" not in str(caught.value)
 
 
 def test_an_exam_in_an_unknown_language_is_rejected_before_any_work(world, tmp_path):
@@ -246,15 +223,16 @@ def item(key: str, answer: str, language: str = "English", passed: bool | None =
                     passed is not None, passed, extra)
 
 
+def answer(key, gold, text, **more):
+    return text_row(item(key, gold, **more), "answer", "h", text, "default")
+
+
 def rationale(key, text, **more):
     text = f"###Rationale: {text}\n###Answer: OPTION A IS CORRECT."
     return text_row(item(key, "A", **more), "rationale", "h", text, "default")
 
 
 def test_accuracy_parse_shares_and_averages_by_hand():
-    def answer(key, gold, text, **more):
-        return text_row(item(key, gold, **more), "answer", "h", text, "default")
-
     right = "###Answer: OPTION {} IS CORRECT.".format
     rows = [answer("1", "A", right("A")), answer("2", "B", right("C")), answer("3", "A,B", right("B,A")),
             answer("4", "D", "The answer is D."),
@@ -275,28 +253,28 @@ def test_accuracy_parse_shares_and_averages_by_hand():
 
 def test_text_scores_count_checked_items_in_the_languages_that_have_any():
     # BLEU-1 of "the cat sat" against "the cat sat down": 3/3 words, brevity penalty exp(1 - 4/3) = 0.7165
-    unchecked = [rationale("1", "the cat sat"), rationale("2", "a dog")]
+    bleu, unchecked = "BLEU-1|nltk-method1", [rationale("1", "the cat sat"), rationale("2", "a dog")]
     summary = summarise(unchecked)
-    assert summary["micro"]["text"]["BLEU-1|nltk-method1"]["value"] == pytest.approx(0.7165313 / 2)
+    assert summary["micro"]["text"][bleu]["value"] == pytest.approx(0.7165313 / 2)
     assert summary["text_items"] == "all with a reference rationale"
     checked = [rationale("3", "the cat sat", language="Russian", passed=True),
                rationale("4", "a dog", language="Russian", passed=False)]
     summary = summarise(unchecked + checked)
-    counts = {name: part["text"]["BLEU-1|nltk-method1"]["n"] for name, part in summary["languages"].items()}
+    counts = {name: part["text"][bleu]["n"] for name, part in summary["languages"].items()}
     assert counts == {"English": 2, "Russian": 1}
-    assert summary["macro"]["text"]["BLEU-1|nltk-method1"]["value"] == pytest.approx(0.7165313 * 3 / 4)
+    assert summary["macro"]["text"][bleu]["value"] == pytest.approx(0.7165313 * 3 / 4)
     assert summary["text_items"].startswith("human_check_passed in Russian; all")
-    by_language = summary["signatures"]["BLEU-1|nltk-method1"]
-    assert by_language["English"] == "BLEU-1|nltk-method1|tok:mmed-words|avg:mean-of-items|v1"
+    assert summary["signatures"][bleu]["English"] == f"{bleu}|tok:mmed-words|avg:mean-of-items|v1"
 
 
 def test_a_signature_names_every_setting_that_changes_an_accuracy():
-    row = text_row(item("1", "A"), "answer", "h", "A", "default")
-    settings = {"style": "clean", "shots": 0, "stop": "answer", "max_new_tokens": 64,
-                "equal_options": "either", "chat_template": "none", "bos": "auto", "batch_size": 8}
-    first = summarise([row], settings)["signatures"]["answer"]
+    settings = {"style": "clean", "shots": 2, "seed": 0, "examples": "0a", "stop": "answer",
+                "max_new_tokens": 64, "equal_options": "either", "chat_template": "none", "bos": "auto",
+                "endpoint": "completions", "server_options": {}, "batch_size": 8}
+    rows = [answer("1", "A", "A")]
+    first = summarise(rows, settings)["signatures"]["answer"]
     for name, value in settings.items():
-        changed = summarise([row], settings | {name: f"not {value}"})["signatures"]["answer"]
+        changed = summarise(rows, settings | {name: f"not {value}"})["signatures"]["answer"]
         assert (changed != first) == (name != "batch_size"), name
 
 
@@ -317,18 +295,15 @@ def test_loglikelihood_takes_the_likeliest_and_the_likeliest_per_token():
     assert row["parsed"] == "A" and row["parsed_norm"] == "B" and not row["correct"] and row["correct_norm"]
 
 
-def test_candidates_are_what_the_chance_level_counts():
-    assert candidates(item("1", "A")) == ["A", "B", "C", "D"]
-    several = candidates(item("1", "A,B"))
-    assert len(several) == len(set(several)) == 11 and "A,B" in several and "A" not in several
-
-
 @pytest.mark.parametrize("text, expected", [
     ("x\n###Answer: OPTION A,C IS CORRECT. Then", "x\n###Answer: OPTION A,C IS CORRECT."),
     ("A\n\n### Instruction:\nNow", "A"),
     ("A\n\nBelow is an instruction that", "A"),
     ("no answer", "no answer"),
     ("<think>###Answer: OPTION B IS CORRECT. Hm", "<think>###Answer: OPTION B IS CORRECT. Hm"),
+    ("So [THINK]###Answer: OPTION B IS CORRECT.[/THINK]###Answer: OPTION A IS CORRECT. x",
+     "So [THINK]###Answer: OPTION B IS CORRECT.[/THINK]###Answer: OPTION A IS CORRECT."),
+    ("###Answer: OPTION A IS CORRECT. <think>x</think> and", "###Answer: OPTION A IS CORRECT."),
     ("<|channel|>analysis<|message|>###Answer: OPTION B IS CORRECT.<|end|><|channel|>final<|message|>C",
      "<|channel|>analysis<|message|>###Answer: OPTION B IS CORRECT.<|end|><|channel|>final<|message|>C"),
 ])
@@ -339,10 +314,9 @@ def test_texts_end_with_the_first_complete_answer_outside_the_reasoning(text, ex
 def test_a_model_that_writes_the_targets_scores_100_percent(world, tmp_path, monkeypatch):
     tokenizer = load_tokenizer(world / "model")
     by_prompt = {}
-    build = mmed.eval.build_questions
 
     def remember(items, mode, *rest):
-        questions = build(items, mode, *rest)
+        questions = build_questions(items, mode, *rest)
         for question in questions:
             target = build_target(question.item, mode == "rationale")
             by_prompt[tuple(question.ids)] = tokenizer.encode(target, continued=True)
@@ -354,9 +328,9 @@ def test_a_model_that_writes_the_targets_scores_100_percent(world, tmp_path, mon
     run(world, tmp_path / "out")
     own, rows = load_results(tmp_path / "out")
     assert {row["status"] for row in rows} == {"strict"}
-    for column in ("answer", "rationale", "official"):
-        assert own["summary"]["macro"]["accuracy"][column]["value"] == 1.0
-    assert own["summary"]["macro"]["text"]["BLEU-4|nltk-method1"]["value"] == 1.0
+    macro = own["summary"]["macro"]
+    assert {macro["accuracy"][column]["value"] for column in ("answer", "rationale", "official")} == {1.0}
+    assert macro["text"]["BLEU-4|nltk-method1"]["value"] == 1.0
 
 
 # ---- journal ----
@@ -376,8 +350,3 @@ def test_damage_in_the_middle_of_a_journal_is_an_error(tmp_path):
         (tmp_path / "x.partial").write_text('{"facts": {}}\n' + line + '\n{"round": 1, "rows": []}\n')
         with pytest.raises(UserError, match=r"x\.partial:2: damaged"):
             Journal(tmp_path / "x", {})
-
-
-def test_facts_that_differ_are_named():
-    differs = facts_that_differ({"a": 1, "b": "x" * 64}, {"a": 1, "b": "y" * 64, "c": None})
-    assert differs == "b = xxxxxxxxxxxx… (now yyyyyyyyyyyy…)"

@@ -1,7 +1,6 @@
 """The command mmed.generate: files of prompts, streams, chat; killed runs continue, also on several ranks."""
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -11,27 +10,19 @@ from pathlib import Path
 import pytest
 from warm_start import run as warm_run
 
-import mmed.utils.journal
-from data_prep.mmedbench import main as make_benchmark
+from mmed import generate as generation
 from mmed.checkpoints.pretrained import save_pretrained
-from mmed.generate import generate, load_model, main, printable
+from mmed.generate import generate, load_model, main, printable, score_many
 from mmed.inference.work_sharing import run_rounds
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import train_sentencepiece
+from mmed.training import distributed
 from mmed.utils.errors import UserError
 from mmed.utils.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-REAL = ROOT.parent / "shared" / "data"
-DEMO = Path(os.environ.get("MMED_DEMO", ROOT / "demo"))
-
-
-def tiny_model(seed: int, **fields) -> Transformer:
-    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
-                 num_key_value_heads=4, initializer_range=0.3)
-    return Transformer(ModelConfig(**shape, **fields)).init_weights(seed).eval()
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +30,11 @@ def model_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("generate")
     texts = ["fever and cough in the lung, pain in the heart"] * 20
     tokenizer = train_sentencepiece(texts, root / "tokenizer", 310)
-    model = tiny_model(13, vocab_size=tokenizer.vocab_size, max_position_embeddings=1000)
-    save_pretrained(model, tokenizer, root / "model")
+    model = Transformer(ModelConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        head_dim=8, num_attention_heads=4, num_key_value_heads=4, initializer_range=0.3,
+        max_position_embeddings=1000))
+    save_pretrained(model.init_weights(13), tokenizer, root / "model")
     return root / "model"
 
 
@@ -51,6 +45,14 @@ def write_prompts(path: Path, count: int) -> list[str]:
     return ["--input", str(path)]
 
 
+def exam(folder: Path, count: int) -> Path:
+    """A file of exam items."""
+    item = {"options": {"A": "fever", "B": "cough"}, "answer_idx": "A", "rationale": "pain"}
+    lines = [json.dumps(item | {"question": "lung " * (i % 20 + 1) + str(i)}) for i in range(count)]
+    (folder / "English.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "English.jsonl"
+
+
 # ------------------------------------------------------------------------------------------- files of prompts
 
 def test_a_killed_run_continues_and_writes_the_same_file(model_folder, tmp_path, monkeypatch):
@@ -59,8 +61,7 @@ def test_a_killed_run_continues_and_writes_the_same_file(model_folder, tmp_path,
     main([*arguments, "--out", str(tmp_path / "whole.jsonl")])
     whole = (tmp_path / "whole.jsonl").read_bytes()
     assert [json.loads(line)["id"] for line in whole.splitlines()] == list(range(40))
-
-    calls, add = [], mmed.utils.journal.Journal.add
+    calls, add = [], Journal.add
 
     def add_then_die(self, number, rows):
         add(self, number, rows)
@@ -69,7 +70,7 @@ def test_a_killed_run_continues_and_writes_the_same_file(model_folder, tmp_path,
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mmed.utils.journal.Journal, "add", add_then_die)
+        patch.setattr(Journal, "add", add_then_die)
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--out", str(tmp_path / "killed.jsonl")])
     with open(tmp_path / "killed.jsonl.partial", "ab") as file:
@@ -96,24 +97,24 @@ def test_a_line_without_a_prompt_is_named(model_folder, tmp_path):
 
 # ---------------------------------------------------------------------------------------------- several ranks
 
+FORMS = (("one", 1, []), ("two", 2, []), ("sharded", 2, ["--shard"]))
+
+
 def test_two_ranks_write_the_file_that_one_writes(model_folder, tmp_path):
     """Also with the weights sharded over both, which decodes by the plain loop."""
-    arguments = ["--model", str(model_folder), *write_prompts(tmp_path / "in.jsonl", 20),
+    arguments = ["--model", str(model_folder), *write_prompts(tmp_path / "in.jsonl", 21),
                  "--max_new_tokens", "3", "--batch_size", "1"]
-    for name, ranks, more in (("one", 1, []), ("two", 2, []), ("sharded", 2, ["--shard"])):
+    for name, ranks, more in FORMS:
         warm_run([*arguments, "--out", str(tmp_path / name), *more], ranks=ranks, module="mmed.generate")
-    one, two, sharded = ((tmp_path / name).read_bytes() for name in ("one", "two", "sharded"))
+    one, two, sharded = ((tmp_path / name).read_bytes() for name, _, _ in FORMS)
     assert one == two == sharded
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_an_evaluation_by_two_ranks_writes_the_files_of_one(model_folder, tmp_path):
-    item = {"options": {"A": "fever", "B": "cough"}, "answer_idx": "A", "rationale": "pain"}
-    lines = [json.dumps(item | {"question": "lung " * (i + 1)}) for i in range(20)]
-    (tmp_path / "English.jsonl").write_text("\n".join(lines) + "\n")
-    arguments = ["--model", str(model_folder), "--data", str(tmp_path / "English.jsonl"),
-                 "--max_new_tokens", "5", "--batch_size", "1", "--scoring", "both"]
-    for name, ranks, more in (("one", 1, []), ("two", 2, []), ("sharded", 2, ["--shard"])):
+    arguments = ["--model", str(model_folder), "--data", str(exam(tmp_path, 21)), "--max_new_tokens", "5",
+                 "--batch_size", "1", "--scoring", "both"]
+    for name, ranks, more in FORMS:
         warm_run([*arguments, "--out", str(tmp_path / name), *more], ranks=ranks, module="mmed.eval")
     for file in ("predictions.jsonl", "results.json"):
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
@@ -126,14 +127,21 @@ def test_an_evaluation_by_two_ranks_writes_the_files_of_one(model_folder, tmp_pa
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_torchrun_starts_the_command_on_two_ranks(model_folder, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    files = [*write_prompts(tmp_path / "in.jsonl", 9), "--out", str(tmp_path / "out")]
-    done = subprocess.run([*launch, "-m", "mmed.generate", "--model", str(model_folder), *files,
-                           "--max_new_tokens", "2", "--batch_size", "1"],
-                          capture_output=True, text=True, env=ENV, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len((tmp_path / "out").read_text().splitlines()) == 9
+def test_each_rank_of_a_sharded_model_decodes_its_own_share(model_folder, monkeypatch):
+    """The ranks one after the other: what each computes is the others' complement."""
+    model, _ = load_model(str(model_folder))
+    prompts, limits, options = [[5 + i] * (i + 1) for i in range(5)], [3, 0, 4, 2, 5], [[[7], [8, 9]]] * 5
+    expected, scores = generate(model, prompts, limits), score_many(model, prompts, options)
+    monkeypatch.setattr(generation, "is_sharded", lambda model: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value])
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        done: dict = {}
+        found = generate(model, prompts, limits, max_batch_size=1, on_done=done.setdefault)
+        assert found == expected[rank::2] and list(done) == [i for i in range(rank, 5, 2) if limits[i]]
+        own = score_many(model, prompts, options)
+        assert [sum(row) for row in own] == pytest.approx([sum(row) for row in scores[rank::2]], abs=1e-4)
 
 
 def test_rounds_that_other_ranks_left_are_taken_over(tmp_path):
@@ -192,73 +200,37 @@ time.sleep(600)
     Journal(tmp_path / "x.jsonl", {}).file.close()
 
 
-class KilledEvaluation:
-    """An evaluation in processes of its own that are killed with SIGKILL: of torchrun only the launcher."""
+@pytest.mark.slow
+def test_an_evaluation_killed_twice_gives_the_same_files(model_folder, tmp_path):
+    """By SIGKILL of one process, then of torchrun's launcher over two ranks; continued by one process."""
+    options = ["--model", model_folder, "--data", exam(tmp_path, 1500), "--scoring", "both",
+               "--max_new_tokens", "6", "--batch_size", "8"]
 
-    def __init__(self, folder: Path, *options: object):
-        self.folder, self.options = folder, [str(option) for option in options]
-
-    def start(self, name: str, ranks: int = 1) -> subprocess.Popen:
+    def start(name: str, ranks: int) -> subprocess.Popen:
         launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
-        command = [sys.executable, "-m", *(launch if ranks > 1 else []), "mmed.eval", *self.options]
-        command += ["--out", str(self.folder / name)]
-        return subprocess.Popen(command, start_new_session=True, env=ENV, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                stderr=open(self.folder / "errors", "w"))
+        command = [sys.executable, "-m", *(launch if ranks > 1 else []), "mmed.eval", *map(str, options)]
+        return subprocess.Popen([*command, "--out", str(tmp_path / name)], start_new_session=True, env=ENV,
+                                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def finish(self, name: str) -> None:
-        assert self.start(name).wait() == 0, (self.folder / "errors").read_text()[-1000:]
-
-    def rounds_done(self, name: str) -> int:
-        journals = (self.folder / name).glob("*.partial")
-        return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in journals)
-
-    def kill_after(self, name: str, ranks: int, rounds: int) -> None:
-        process = self.start(name, ranks)
-        while self.rounds_done(name) < rounds:
+    for ranks, rounds in ((1, 3), (2, 8)):
+        process, done = start("killed", ranks), 0
+        while done < rounds:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
-        time.sleep(random.uniform(0, 0.3))
+            journals = (tmp_path / "killed").glob("*.partial")
+            done = sum(max(0, path.read_bytes().count(b"\n") - 1) for path in journals)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert gone_within(20, process.pid)
-
-    def assert_equal(self, one: str, other: str) -> None:
-        files = sorted(path.name for path in (self.folder / one).iterdir())
-        assert files == sorted(path.name for path in (self.folder / other).iterdir())
-        assert "predictions.jsonl" in files
-        for name in files:
-            assert (self.folder / one / name).read_bytes() == (self.folder / other / name).read_bytes(), name
-
-
-def killed_twice(run: KilledEvaluation, rounds: tuple[int, int]) -> None:
-    """The second time on another number of ranks."""
-    run.kill_after("killed", 1, rounds[0])
-    run.kill_after("killed", 2, rounds[1])
-    run.finish("killed")
-    run.finish("whole")
-    run.assert_equal("killed", "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (REAL / "headqa").is_dir(), reason="the real exam files are not here")
-def test_an_exam_of_a_thousand_real_items_killed_twice_gives_the_same_files(tmp_path):
-    make_benchmark(["--source", f"headqa={REAL / 'headqa'}", "--out", str(tmp_path / "exam")])
-    exam = tmp_path / "exam" / "Val"
-    lines = (exam / "Spanish.jsonl").read_text(encoding="utf-8").splitlines()[:300]
-    tokenizer = train_sentencepiece(lines, tmp_path / "tokenizer", 2000)
-    model = tiny_model(16, vocab_size=tokenizer.vocab_size, max_position_embeddings=2048)
-    save_pretrained(model, tokenizer, tmp_path / "model")
-    killed_twice(KilledEvaluation(tmp_path, "--model", tmp_path / "model", "--data", exam, "--limit", 1000,
-                                  "--scoring", "both", "--max_new_tokens", 6, "--batch_size", 8), (3, 8))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (DEMO / "runs" / "full_corpus" / "model").is_dir(), reason="no demo: run make demo")
-def test_the_demos_exam_killed_twice_gives_the_same_files(tmp_path):
-    model, exam = DEMO / "runs" / "full_corpus" / "model", DEMO / "world" / "MMedBench" / "Test"
-    killed_twice(KilledEvaluation(tmp_path, "--model", model, "--data", exam, "--setting", "finetuned",
-                                  "--mode", "rationale", "--scoring", "both", "--max_new_tokens", 64,
-                                  "--batch_size", 4), (1, 3))
+    for name in ("killed", "whole"):
+        assert start(name, 1).wait() == 0
+    killed, whole = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+                     for name in ("killed", "whole"))
+    assert killed.keys() == whole.keys() and "predictions.jsonl" in whole
+    for name in whole:
+        differ = [pair for pair in zip(killed[name].splitlines(), whole[name].splitlines(), strict=True)
+                  if pair[0] != pair[1]]
+        assert not differ, differ[0]
 
 
 # --------------------------------------------------------------------------------------------------- terminal
@@ -294,6 +266,7 @@ def test_streamed_text_is_the_decoded_answer_to_the_prompt(model_folder, capsys,
     (["--input", "x.jsonl"], "--input and --out go together"),
     (["--prompt", "x", "--max_new_tokens", "0"], "--max_new_tokens"),
     (["--prompt", "x", "--top_p", "0"], "top_p"),
+    (["--prompt", "x", "--device", "gpu"], "--device gpu: no such device"),
     (["--prompt", "x", "--adapter", "nowhere"], "nowhere")])
 def test_wrong_options_are_an_error_of_one_line(model_folder, arguments, message):
     with pytest.raises(UserError, match=message):

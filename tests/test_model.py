@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmed.data import Example, pack
 from mmed.loss import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
 from mmed.model import KVCache, ModelConfig, Transformer, rope_frequencies
+from mmed.training.distributed import checkpoint_blocks, compile_blocks
 from mmed.training.loader import micro_batches
 
 transformers = pytest.importorskip("transformers")
@@ -19,25 +20,14 @@ def random_pair(seed: int, **fixed):
     rng = random.Random(seed)
     heads = rng.choice([1, 2, 3, 4, 6])
     kv = rng.choice([k for k in range(1, heads + 1) if heads % k == 0])
-    shape = (
-        dict(
-            vocab_size=rng.randint(50, 300),
-            hidden_size=heads * 8 * rng.randint(1, 3),
-            intermediate_size=rng.randint(17, 90),
-            num_hidden_layers=rng.randint(1, 4),
-            num_attention_heads=heads,
-            num_key_value_heads=kv,
-            head_dim=rng.choice([6, 8, 10, 16]),
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=rng.random() < 0.5,
-        )
-        | fixed
-    )
+    shape = dict(
+        vocab_size=rng.randint(50, 300), hidden_size=heads * 8 * rng.randint(1, 3),
+        intermediate_size=rng.randint(17, 90), num_hidden_layers=rng.randint(1, 4), num_attention_heads=heads,
+        num_key_value_heads=kv, head_dim=rng.choice([6, 8, 10, 16]), rms_norm_eps=1e-5,
+        tie_word_embeddings=rng.random() < 0.5) | fixed
     torch.manual_seed(seed)
-    theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(max_position_embeddings=256, initializer_range=0.1, **shape)
-    ).eval()
-    ours = Transformer(ModelConfig(**shape)).eval()
+    config = transformers.LlamaConfig(max_position_embeddings=256, initializer_range=0.1, **shape)
+    theirs, ours = transformers.LlamaForCausalLM(config).eval(), Transformer(ModelConfig(**shape)).eval()
     state = {name.removeprefix("model."): value for name, value in theirs.state_dict().items()}
     if shape["tie_word_embeddings"]:
         state.pop("lm_head.weight")
@@ -45,59 +35,38 @@ def random_pair(seed: int, **fixed):
     return theirs, ours
 
 
-@pytest.mark.parametrize(
-    "factor, low, high, old, theta",
-    [(8.0, 1.0, 4.0, 8192, 5e5), (32.0, 1.0, 4.0, 8192, 5e5), (4.0, 2.0, 3.0, 512, 1e4)],
-)
-def test_llama_3_scaling_blends_as_transformers_does(factor, low, high, old, theta):
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    scaling = {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": old,
-    }
-    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](
-        transformers.LlamaConfig(
-            hidden_size=512,
-            num_attention_heads=4,
-            head_dim=128,
-            max_position_embeddings=16 * old,
-            rope_parameters={"rope_theta": theta, **scaling},
-        ),
-        "cpu",
-    )
-    config = ModelConfig(head_dim=128, rope_theta=theta, rope_scaling=scaling)
-    ours, plain = (
-        rope_frequencies(config, theta, True, torch.device("cpu")),
-        rope_frequencies(config, theta, False, torch.device("cpu")),
-    )
-    assert torch.allclose(ours, theirs, rtol=1e-6) and not torch.allclose(plain / factor, ours)
-    assert (
-        sum(0.001 < float(share) < 0.999 for share in (ours * factor / plain - 1) / (factor - 1)) >= 3
-    )  # some stand between the two ends
+def random_ids(model: Transformer, *shape: int) -> torch.Tensor:
+    return torch.randint(0, model.config.vocab_size, shape)
 
 
 def close(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-5) -> bool:
     return bool((a - b).abs().max() <= relative * b.abs().max())
 
 
+@pytest.mark.parametrize("factor, low, high, old, theta", [
+    (8.0, 1.0, 4.0, 8192, 5e5), (32.0, 1.0, 4.0, 8192, 5e5), (4.0, 2.0, 3.0, 512, 1e4)])
+def test_llama_3_scaling_blends_as_transformers_does(factor, low, high, old, theta):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+               "original_max_position_embeddings": old}
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](transformers.LlamaConfig(
+        hidden_size=512, num_attention_heads=4, head_dim=128, max_position_embeddings=16 * old,
+        rope_parameters={"rope_theta": theta, **scaling}), "cpu")
+    config = ModelConfig(head_dim=128, rope_theta=theta, rope_scaling=scaling)
+    ours, plain = (rope_frequencies(config, theta, scaled, torch.device("cpu")) for scaled in (True, False))
+    assert torch.allclose(ours, theirs, rtol=1e-6) and not torch.allclose(plain / factor, ours)
+    shares = (ours * factor / plain - 1) / (factor - 1)  # some are between the two ends
+    assert sum(0.001 < float(share) < 0.999 for share in shares) >= 3
+
+
 @pytest.mark.parametrize("seed", range(6))
-def test_logits_equal_transformers_in_fp32(seed):
+def test_logits_equal_transformers_in_fp32_and_in_bf16_to_its_rounding(seed):
     theirs, ours = random_pair(seed)
-    ids = torch.randint(0, ours.config.vocab_size, (3, 29))
-    with torch.no_grad():
-        assert close(ours(ids), theirs(ids).logits)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_logits_equal_transformers_in_bf16_to_its_rounding(seed):
-    theirs, ours = random_pair(seed)
-    ids = torch.randint(0, ours.config.vocab_size, (2, 17))
+    ids = random_ids(ours, 3, 29)
     with torch.no_grad():
         exact = theirs(ids).logits
+        assert close(ours(ids), exact)
         error = (theirs.bfloat16()(ids).logits.float() - exact).abs().max()
         assert (ours.bfloat16()(ids).float() - exact).abs().max() <= 1.5 * error + 1e-3
 
@@ -105,14 +74,13 @@ def test_logits_equal_transformers_in_bf16_to_its_rounding(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_loss_and_gradients_equal_transformers(seed):
     theirs, ours = random_pair(seed + 10)
-    ids = torch.randint(0, ours.config.vocab_size, (2, 23))
+    ids = random_ids(ours, 2, 23)
     labels = torch.cat((ids[:, 1:], torch.full((2, 1), IGNORE)), 1)
     labels[0, :7] = IGNORE  # a prompt
     loss = ours(ids, labels)
     loss.backward()
-    expected = F.cross_entropy(
-        theirs(ids).logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
+    expected = F.cross_entropy(theirs(ids).logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE,
+                               reduction="sum")
     expected.backward()
     assert torch.isclose(loss, expected, rtol=1e-5)
     own = dict(ours.named_parameters())
@@ -123,9 +91,7 @@ def test_loss_and_gradients_equal_transformers(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_cached_decoding_equals_the_full_forward_for_sequences_of_different_length(seed):
     _, ours = random_pair(seed + 20)
-    torch.manual_seed(seed)
-    lengths = torch.tensor([5, 11, 2])
-    ids = torch.randint(0, ours.config.vocab_size, (3, 14))
+    lengths, ids = torch.tensor([5, 11, 2]), random_ids(ours, 3, 14)
     with torch.inference_mode():
         full, cache = ours(ids), KVCache(ours.config, 3, 20, torch.float32)
         first = ours(ids[:, :11], cache=cache)  # right-padded prompts: what is beyond a length is overwritten
@@ -134,37 +100,30 @@ def test_cached_decoding_equals_the_full_forward_for_sequences_of_different_leng
         for step in range(3):
             at = (lengths + step)[:, None]
             assert close(ours(ids.gather(1, at), positions=at, cache=cache)[:, 0], full[range(3), at[:, 0]])
-
-
-def test_logits_of_one_token_a_row_equal_those_of_all():
-    _, ours = random_pair(31)
-    ids, at = torch.randint(0, ours.config.vocab_size, (3, 9)), torch.tensor([8, 0, 4])
-    with torch.no_grad():
-        assert close(ours(ids, logits_at=at), ours(ids)[range(3), at])
+        at = torch.tensor([8, 0, 4])
+        assert close(ours(ids, logits_at=at), full[range(3), at])
 
 
 def test_packed_documents_do_not_see_each_other():
     _, ours = random_pair(32)
-    ids = torch.randint(0, ours.config.vocab_size, (1, 20))
+    ids = random_ids(ours, 1, 20)
     documents = torch.tensor([[0] * 8 + [1] * 12])
     positions = torch.cat((torch.arange(8), torch.arange(12)))[None]
     with torch.no_grad():
         packed = ours(ids, positions=positions, document_ids=documents)
         assert close(packed[:, :8], ours(ids[:, :8])) and close(packed[:, 8:], ours(ids[:, 8:]))
         changed = ids.clone()
-        changed[0, :8] = torch.randint(0, ours.config.vocab_size, (8,))
-        assert torch.equal(
-            ours(changed, positions=positions, document_ids=documents)[:, 8:], packed[:, 8:]
-        )  # by exactly 0
+        changed[0, :8] = random_ids(ours, 8)
+        other = ours(changed, positions=positions, document_ids=documents)
+        assert torch.equal(other[:, 8:], packed[:, 8:])  # by exactly 0
 
 
 def test_padding_does_not_change_logits():
     _, ours = random_pair(33)
-    ids = torch.randint(0, ours.config.vocab_size, (1, 10))
+    ids = random_ids(ours, 1, 10)
     padded = torch.cat((ids, torch.zeros(1, 6, dtype=torch.long)), 1)
-    documents = torch.tensor([[0] * 10 + [-1] * 6])
     with torch.no_grad():
-        out = ours(padded, document_ids=documents)
+        out = ours(padded, document_ids=torch.tensor([[0] * 10 + [-1] * 6]))
     assert close(out[:, :10], ours(ids)) and torch.isfinite(out).all()
 
 
@@ -176,36 +135,13 @@ def test_chunked_cross_entropy_equals_the_plain_one(softcap, monkeypatch):
     labels = torch.randint(0, 31, (2, 19))
     labels[0, 3:9] = IGNORE
     loss = summed_cross_entropy(hidden, weight, labels, softcap)
-    (loss * 0.5).backward()
-    own = hidden.grad.clone(), weight.grad.clone()
-    hidden.grad = weight.grad = None
+    own = torch.autograd.grad(loss * 0.5, (hidden, weight))
     logits = hidden @ weight.t()
     if softcap:
         logits = torch.tanh(logits / softcap) * softcap
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
-    (expected * 0.5).backward()
-    assert (
-        torch.isclose(loss, expected, rtol=1e-5) and close(own[0], hidden.grad) and close(own[1], weight.grad)
-    )
-
-
-def test_a_row_without_targets_gives_zero_loss_and_zero_gradients():
-    _, ours = random_pair(34)
-    ids = torch.zeros(1, 6, dtype=torch.long)
-    loss = ours(ids, torch.full((1, 6), IGNORE))
-    loss.backward()
-    assert loss == 0 and all(p.grad.abs().sum() == 0 for p in ours.parameters())
-
-
-def test_activation_checkpointing_changes_no_gradient():
-    _, ours = random_pair(35)
-    ids = torch.randint(0, ours.config.vocab_size, (2, 12))
-    ours(ids, ids).backward()
-    plain = [p.grad.clone() for p in ours.parameters()]
-    ours.zero_grad()
-    ours.activation_checkpointing = True
-    ours(ids, ids).backward()
-    assert all(torch.equal(a, p.grad) for a, p in zip(plain, ours.parameters(), strict=True))
+    theirs = torch.autograd.grad(expected * 0.5, (hidden, weight))
+    assert torch.isclose(loss, expected, rtol=1e-5) and all(map(close, own, theirs))
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -220,17 +156,45 @@ def test_the_chunked_loss_is_exact_also_for_certain_and_hopeless_tokens(frozen):
     own = torch.autograd.grad(loss / 100, wanted)
     logits = (hidden @ weight.t())[0].double()
     exact = F.cross_entropy(logits, labels[0], ignore_index=IGNORE, reduction="sum")
-    assert abs(float(loss.detach() - exact)) <= 1e-6 * float(exact)
+    assert abs(float((loss - exact).detach())) <= 1e-6 * float(exact.detach())
     for a, b in zip(own, torch.autograd.grad(exact / 100, wanted), strict=True):
         assert float((a - b).norm()) <= 2e-6 * float(b.norm())
+
+
+def test_a_row_without_targets_gives_zero_loss_and_zero_gradients():
+    _, ours = random_pair(34)
+    loss = ours(torch.zeros(1, 6, dtype=torch.long), torch.full((1, 6), IGNORE))
+    loss.backward()
+    assert loss == 0 and all(p.grad.abs().sum() == 0 for p in ours.parameters())
+
+
+def gradients(model: Transformer, ids: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(model(ids, ids), list(model.parameters())))
+
+
+def test_recomputed_blocks_give_the_same_gradients_and_are_compiled_with_what_they_recompute(monkeypatch):
+    _, ours = random_pair(35)
+    ids, operators = random_ids(ours, 2, 12), []
+
+    def backend(module: torch.fx.GraphModule, _) -> torch.fx.GraphModule:
+        operators.extend(str(node.target) for part in module.modules() for node in part.graph.nodes)
+        return module
+
+    plain = gradients(ours, ids)
+    checkpoint_blocks(ours)
+    assert all(map(torch.equal, plain, gradients(ours, ids)))
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward: compiler(forward, backend=backend))
+    compile_blocks(ours)
+    assert all(map(close, plain, gradients(ours, ids)))
+    assert "tag_activation_checkpoint" in operators and any("linear" in name for name in operators)
 
 
 def test_rows_laid_end_to_end_give_the_loss_and_gradients_of_padded_ones():
     rng = random.Random(6)
     rows = [
         pack([Example("k", [rng.randrange(97) for _ in range(n)], rng.randint(1, n - 1)) for n in lengths])
-        for lengths in ([5, 40, 9], [70], [2, 33])
-    ]
+        for lengths in ([5, 40, 9], [70], [2, 33])]
     _, ours = random_pair(36, vocab_size=97)
     found = []
     for flat in (False, True):

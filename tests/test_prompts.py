@@ -1,6 +1,4 @@
-"""Items and prompts: bad lines named, published strings byte for byte, examples drawn by item and seed alone.
-"""
-
+"""Items and prompts: bad lines named, published strings byte for byte, examples drawn by item and seed."""
 from __future__ import annotations
 
 import json
@@ -26,51 +24,29 @@ from mmed.utils.errors import UserError
 ITEM = ExamItem(
     question="A {21}-year-old woman has dysuria.",
     options={"A": "Ampicillin", "B": "Ceftriaxone", "C": "Doxycycline"},
-    answer=("A", "C"),
-    rationale="Because.\nTwo lines.",
-    language="French",
-    key="q1",
-)
+    answer=("A", "C"), rationale="Because.\nTwo lines.", language="French", key="q1")
+OTHER = ExamItem("Other?", {"A": "a", "B": "b"}, ("B",), "So.", "French", "q2")
 
 
 def write_lines(path: Path, *rows: object) -> Path:
-    path.write_text("".join(
-        (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows),
-                    encoding="utf-8",
-                    )
+    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
 
 
 def row(**changes: object) -> dict:
-    base = {
-        "question": "Why?",
-        "options": {"A": "this", "B": "that", "C": "other"},
-        "answer_idx": "A",
-        "rationale": "So.",
-        "human_checked": True,
-        "human_check_passed": False,
-    }
-    return {**base, **changes}
+    return {"question": "Why?", "options": {"A": "this", "B": "that", "C": "other"}, "answer_idx": "A",
+            "rationale": "So.", "human_checked": True, "human_check_passed": False, **changes}
 
 
 # --- items
 
-
 def test_an_item_keeps_what_the_line_says(tmp_path):
     path = write_lines(tmp_path / "Japanese.jsonl",
                        row(answer_idx="C, A", id=7, meta_info="step1", answer="this"))
-    (item,) = read_items(path)
-    assert item == ExamItem(
-        "Why?",
-        {"A": "this", "B": "that", "C": "other"},
-        ("A", "C"),
-        "So.",
-        "Japanese",
-        "7",
-        True,
-        False,
-        {"meta_info": "step1", "answer": "this"},
-    )
+    assert read_items(path) == [ExamItem(
+        "Why?", {"A": "this", "B": "that", "C": "other"}, ("A", "C"), "So.", "Japanese", "7", True, False,
+        {"meta_info": "step1", "answer": "this"})]
     assert read_items(path, language="Spanish")[0].language == "Spanish"
 
 
@@ -80,44 +56,30 @@ def test_every_spelling_of_an_answer_gives_the_same_letters(tmp_path, answer):
 
 
 def test_keys_without_ids_are_stable_and_unique(tmp_path):
-    path = write_lines(tmp_path / "English.jsonl", row(), row(question="How?"), row(), row())
+    path = write_lines(tmp_path / "English.jsonl", row(), row(question="How?"), row(), row(id=None))
     keys = [item.key for item in read_items(path)]
-    assert len(set(keys)) == 4 and keys[2] == keys[0] + "-2" and keys[3] == keys[0] + "-3"
-    assert keys == [item.key for item in read_items(path)]
-    assert keys[0] != read_items(path, language="French")[0].key  # the language is part of the key
     assert keys[0] == item_key("English", "Why?", {"A": "this", "B": "that", "C": "other"})
+    assert len(set(keys)) == 4 and keys[2] == keys[0] + "-2" and keys[3] == keys[0] + "-3"
+    assert keys[0] != read_items(path, language="French")[0].key  # the language is part of the key
 
 
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        ({"question": "x"}, "'options' is missing"),
-        ({"question": "x", "options": {"A": "a", "B": "b"}}, "'answer_idx' is missing"),
-        (row(question="  "), "'question' must be"),
-        (row(answer_idx="D"), "answer 'D' is not among the options A, B, C"),
-        (row(answer_idx="a"), "answer 'a' is not among"),
-        (row(answer_idx="A,,C"), "answer '' is not among"),
-        (row(answer_idx=""), "no answer"),
-        (row(answer_idx=[]), "no answer"),
-        (row(answer_idx=None), "must be letters"),
-        (row(answer_idx=2), "must be letters"),
-        (row(answer_idx=[1]), "must be letters"),
-        (row(answer_idx="A,A"), "twice"),
-        (row(options={}), "'options' must be"),
-        (row(options=["a", "b"]), "'options' must be"),
-        (row(options={"A": "a"}), "option letters"),
-        (row(options={"A": "a", "C": "c"}), "option letters"),
-        (row(options={"B": "b", "A": "a"}), "option letters"),
-        (row(options={"a": "a", "b": "b"}), "option letters"),
-        (row(options={"A": "", "B": "\u3000"}), "no option has a text"),
-        (row(options={"A": "a", "B": 3}), "option B must be"),
-        (row(rationale=3), "'rationale' must be"),
-        (row(human_checked="yes"), "'human_checked' must be"),
-        (row(id=[1]), "'id' must be"),
-        ("{broken", "not valid JSON"),
-        ("[1]", "expected one JSON object"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "says"), [
+    ({"question": "x"}, "'options' is missing"),
+    ({"question": "x", "options": {"A": "a", "B": "b"}}, "'answer_idx' is missing"),
+    (row(question="  "), "'question' must be"),
+    (row(answer_idx="D"), "answer 'D' is not among the options A, B, C"),
+    (row(answer_idx="a"), "answer 'a' is not among"), (row(answer_idx="A,,C"), "answer '' is not among"),
+    (row(answer_idx=""), "no answer"), (row(answer_idx=[]), "no answer"),
+    (row(answer_idx=None), "'answer_idx' must be"), (row(answer_idx=2), "'answer_idx' must be"),
+    (row(answer_idx=[1]), "answer '1' is not among"), (row(answer_idx="A,A"), "twice"),
+    (row(options={}), "option letters"), (row(options=["a", "b"]), "'options' must be"),
+    (row(options={"A": "a"}), "option letters"), (row(options={"A": "a", "C": "c"}), "option letters"),
+    (row(options={"B": "b", "A": "a"}), "option letters"),
+    (row(options={"": "a", "AB": "b"}), "option letters"),
+    (row(options={"A": "", "B": "\u3000"}), "no option has a text"),
+    (row(options={"A": "a", "B": 3}), "option B must be"), (row(rationale=3), "'rationale' must be"),
+    (row(human_checked="yes"), "'human_checked' must be"), (row(id=[1]), "'id' must be"),
+    ("{broken", "not valid JSON"), ("[1]", "expected one JSON object")])
 def test_a_bad_line_is_named_with_file_and_line(tmp_path, bad, says):
     path = write_lines(tmp_path / "English.jsonl", row(question="fine"), "", bad)
     with pytest.raises(UserError) as caught:
@@ -126,12 +88,12 @@ def test_a_bad_line_is_named_with_file_and_line(tmp_path, bad, says):
     assert f"{path}:3" in message and says in message and "\n" not in message and len(message) < 600
 
 
-def test_duplicate_ids_are_refused_in_a_file_and_over_files(tmp_path):
-    with pytest.raises(UserError, match=r"English.jsonl:2: id 'x' is already used on line 1"):
+def test_duplicate_ids_are_rejected_in_a_file_and_over_files(tmp_path):
+    with pytest.raises(UserError, match=r"English.jsonl:2: id 'x' is already used"):
         read_items(write_lines(tmp_path / "English.jsonl", row(id="x"), row(id="x", question="Other?")))
     write_lines(tmp_path / "English.jsonl", row(id="x"))
     write_lines(tmp_path / "French.jsonl", row(id="y"), row(id="x"))
-    with pytest.raises(UserError, match="also used in"):
+    with pytest.raises(UserError, match=r"French.jsonl: id 'x' is also used in"):
         read_benchmark(tmp_path)
 
 
@@ -140,54 +102,39 @@ def test_a_benchmark_is_all_files_in_sorted_order_and_never_nothing(tmp_path):
         read_benchmark(tmp_path)
     for name in ("Russian", "Chinese", "Spanish"):
         write_lines(tmp_path / f"{name}.jsonl", row(), row(question=name))
-    assert [item.language
-            for item in read_benchmark(tmp_path)] == ["Chinese"] * 2 + ["Russian"] * 2 + ["Spanish"] * 2
+    languages = [item.language for item in read_benchmark(tmp_path)]
+    assert languages == ["Chinese"] * 2 + ["Russian"] * 2 + ["Spanish"] * 2
     assert [item.language for item in read_benchmark(tmp_path / "Russian.jsonl")] == ["Russian"] * 2
     with pytest.raises(UserError, match="no items"):
         read_items(write_lines(tmp_path / "Empty.jsonl"))
-    with pytest.raises(UserError, match="no such file"):
-        read_benchmark(tmp_path / "Nowhere.jsonl")
 
 
 # --- prompts
 
+# written out from finetune/train.py: curly apostrophe, stray sentence, options string that ends in a space
 HEAD = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n### Instruction:\n"
-)
+    "You're a French doctor, kindly address the medical queries according to the patient's account")
+INPUT = (
+    "\n\n### Input:\n###Question: A {21}-year-old woman has dysuria. "
+    "Which of the following is the best treatment for this patient? "
+    "###Options: A. Ampicillin B. Ceftriaxone C. Doxycycline \n\n### Response:")
+REASON = (
+    " in French. Let\u2019s solve this step-by-step. "
+    "You should first give the reason in French for your choice. "
+    "Then you should give the right answer index of the question.")
 
 
-def test_official_prompts_are_the_published_strings():
-    # written out from finetune/train.py: curly apostrophe, stray sentence, options string that ends in a
-    # space
-    assert build_prompt(ITEM, rationale=True, style="official") == (
-        HEAD +
-        "You're a French doctor, kindly address the medical queries according to the patient's account "
-        "in French. Let\u2019s solve this step-by-step. You should first give the reason in French for your "
-        "choice. "
-        "Then you should give the right answer index of the question."
-        "\n\n### Input:\n###Question: A {21}-year-old woman has dysuria. "
-        "Which of the following is the best treatment for this patient? "
-        "###Options: A. Ampicillin B. Ceftriaxone C. Doxycycline \n\n### Response:")
-    assert build_prompt(ITEM, rationale=False, style="official") == (
-        HEAD +
-        "You're a French doctor, kindly address the medical queries according to the patient's account. "
-        "Answer with the best option directly.\n\n### Input:\n###Question: A {21}-year-old woman has "
-        "dysuria. "
-        "Which of the following is the best treatment for this patient? "
-        "###Options: A. Ampicillin B. Ceftriaxone C. Doxycycline \n\n### Response:")
-    assert (build_target(
-        ITEM, True, "official") == "###Rationale: Because.\nTwo lines.\n###Answer: OPTION A,C IS CORRECT.")
-    assert build_target(ITEM, False, "official") == "###Answer: OPTION A,C IS CORRECT."
-
-
-@pytest.mark.parametrize("rationale", [True, False])
-def test_clean_differs_by_the_stray_sentence_and_one_space_only(rationale):
+@pytest.mark.parametrize("rationale, instruction, target", [
+    (True, REASON, "###Rationale: Because.\nTwo lines.\n###Answer: OPTION A,C IS CORRECT."),
+    (False, ". Answer with the best option directly.", "###Answer: OPTION A,C IS CORRECT.")])
+def test_official_prompts_are_the_published_strings_and_clean_ones_nearly(rationale, instruction, target):
     official = build_prompt(ITEM, rationale, "official")
-    clean = build_prompt(ITEM, rationale)
+    assert official == HEAD + instruction + INPUT
     without = official.replace(" Which of the following is the best treatment for this patient?", "")
-    assert clean == without.replace("Doxycycline \n", "Doxycycline\n")
-    assert build_target(ITEM, rationale, "clean") == build_target(ITEM, rationale, "official")
+    assert build_prompt(ITEM, rationale) == without.replace("Doxycycline \n", "Doxycycline\n")
+    assert build_target(ITEM, rationale, "official") == build_target(ITEM, rationale) == target
 
 
 def test_braces_and_long_options_pass_through_untouched():
@@ -198,7 +145,7 @@ def test_braces_and_long_options_pass_through_untouched():
     assert text in build_messages(item, False)[0]["content"]
 
 
-def test_an_unknown_style_or_a_missing_rationale_is_said():
+def test_an_unknown_style_or_a_missing_rationale_is_an_error():
     with pytest.raises(UserError, match="style 'oficial' is unknown"):
         build_prompt(ITEM, True, "oficial")
     bare = ExamItem("q", {"A": "a", "B": "b"}, ("A",), " ", "English", "bare")
@@ -208,19 +155,15 @@ def test_an_unknown_style_or_a_missing_rationale_is_said():
 
 
 def test_few_shot_is_solved_examples_then_the_prompt():
-    other = ExamItem("Other?", {"A": "a", "B": "b"}, ("B",), "So.", "French", "q2")
-    text = build_few_shot(ITEM, [other], True, "official")
-    assert text == build_prompt(other, True, "official") + build_target(
-        other, True, "official"
-    ) + "\n\n" + build_prompt(ITEM, True, "official")
+    solved = build_prompt(OTHER, True, "official") + build_target(OTHER, True)
+    expected = f"{solved}\n\n{build_prompt(ITEM, True, 'official')}"
+    assert build_few_shot(ITEM, [OTHER], True, "official") == expected
     assert build_few_shot(ITEM, [], False) == build_prompt(ITEM, False)
 
 
 def make_pool(count: int) -> list[ExamItem]:
-    return [
-        ExamItem(f"Q{i}", {"A": "a", "B": "b"}, ("A", ), "r" if i % 3 else "", ("French", "Russian")[i % 2],
-                 f"t{i}") for i in range(count)
-    ]
+    return [ExamItem(f"Q{i}", {"A": "a", "B": "b"}, ("A",), "r" if i % 3 else "",
+                     ("French", "Russian")[i % 2], f"t{i}") for i in range(count)]
 
 
 def test_picked_examples_depend_on_seed_and_item_only():
@@ -230,8 +173,7 @@ def test_picked_examples_depend_on_seed_and_item_only():
     assert {shot.language for shot in first} == {"French"}
     assert first[:3] == pick_examples(pool, ITEM, 3, seed=1)  # fewer shots are the first ones
     assert first != pick_examples(pool, ITEM, 5, seed=2)
-    # never the question itself
-    assert [shot.key for shot in pick_examples(pool, pool[0], 99)].count(pool[0].key) == 0
+    assert pool[0] not in pick_examples(pool, pool[0], 99)  # never the question itself
     assert all(shot.rationale for shot in pick_examples(pool, ITEM, 20, rationale=True))
     with pytest.raises(UserError, match="only 100 usable"):
         pick_examples(pool, ITEM, 101)
@@ -247,15 +189,11 @@ def test_examples_are_drawn_evenly():
 
 
 def test_chat_messages_ask_for_the_published_form():
-    other = ExamItem("Other?", {"A": "a", "B": "b"}, ("B",), "So.", "French", "q2")
-    messages = build_messages(ITEM, True, examples=[other])
+    messages = build_messages(ITEM, True, examples=[OTHER])
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
-    assert messages[1]["content"] == build_target(other, True)
-    assert (
-        messages[-1]["content"].endswith("###Answer: OPTION X IS CORRECT.")
-        and "A. Ampicillin\nB. Ceftriaxone\n" in messages[-1]["content"]
-    )
-    official = build_messages(ITEM, False, "official")
-    assert len(official) == 1 and "best treatment for this patient? ###Options: A. Ampicillin" in official[0][
-        "content"]
-    assert parse_answer(messages[1]["content"], other.options).letters == ("B",)
+    assert messages[1]["content"] == build_target(OTHER, True)
+    assert messages[-1]["content"].endswith("###Answer: OPTION X IS CORRECT.")
+    assert "A. Ampicillin\nB. Ceftriaxone\n" in messages[-1]["content"]
+    (official,) = build_messages(ITEM, False, "official")
+    assert "best treatment for this patient? ###Options: A. Ampicillin" in official["content"]
+    assert parse_answer(messages[1]["content"], OTHER.options).letters == ("B",)

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import tiktoken
 from growth import grows_at_most
 
-import mmed.tokenizer
-from mmed.tokenization import byte_level, fast_sentencepiece
+from mmed.tokenization import byte_level
 from mmed.tokenization.byte_level import BLOOM, GPT2, LLAMA3, QWEN2, byte_alphabet, merge_ranks
-from mmed.tokenization.fast_sentencepiece import FastBPE
-from mmed.tokenization.sentencepiece_model import SentencePieceModel, build_message, build_piece
-from mmed.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from mmed.tokenization.sentencepiece_model import SentencePieceModel, build_message
+from mmed.tokenizer import load_tokenizer, save_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -39,11 +38,10 @@ HOSTILE = [
     "", " ", "  ", "a", "\n", "\r\n", "\t x", " leading", "trailing ", "two  spaces", " " * 50,
     "x" + " " * 33 + "y", "\n\n \n  x", "\0", "a\0b", "👨‍👩‍👧‍👦 family", "e\u0301 é", "a\u0300\u0301\u0302",
     "שלום עולם", "مرحبا بالعالم", "\u202eabc\u202c", "\u200b\u200d", "Straße ŉ ǆ İ ı ſ 'ſ", "ﬁ ㎎ ½ 10⁵ cm²",
-    "ｆｕｌｌ　ｗｉｄｔｈ", "ｶﾅ", "가각힣", "ก็ไม่", "हिन्दी", "🇯🇵🏳️‍🌈",
-    "\u2028\u2029\x85", "\ufffe\uffff\U0010ffff",
-    "</s>", "<s>x</s>", "<unk>", "<0x41>", "<|endoftext|>", "<|eot_id|>", "▁", "▁▁a ▁", "we'll WE'LL 'S",
-    "1234567", "a1b2 c3", "!?…/\n\n", "..   x", "中文English日本語кириллица", "𠀋𡈽", "=" * 40, "ab" * 30,
-    "a b c d e f g", "don't", "\u00a0x\u2003y",
+    "ｆｕｌｌ　ｗｉｄｔｈ", "ｶﾅ", "가각힣", "ก็ไม่", "हिन्दी", "🇯🇵🏳️‍🌈", "\u2028\u2029\x85",
+    "\ufffe\uffff\U0010ffff", "</s>", "<s>x</s>", "<unk>", "<0x41>", "<|endoftext|>", "<|eot_id|>", "▁",
+    "▁▁a ▁", "we'll WE'LL 'S", "1234567", "a1b2 c3", "!?…/\n\n", "..   x", "中文English日本語кириллица",
+    "𠀋𡈽", "=" * 40, "ab" * 30, "a b c d e f g", "don't", "\u00a0x\u2003y",
 ]
 
 
@@ -51,19 +49,12 @@ def random_text(rng: random.Random) -> str:
     """Words, scripts, spaces and odd characters in a heap; no surrogates."""
     parts = []
     for _ in range(rng.randint(0, 12)):
-        kind = rng.random()
-        if kind < 0.3:
-            parts.append(rng.choice(rng.choice(SENTENCES).split() + HOSTILE))
-        elif kind < 0.5:
-            low, high = rng.choice([(0, 0x7F), (0, 0x24F), (0x300, 0x52F), (0x5D0, 0x6FF), (0x3040, 0x30FF),
-                                    (0x4E00, 0x9FFF)])
-            parts.append(chr(rng.randint(low, high)))
-        elif kind < 0.6:
-            parts.append(chr(rng.choice([rng.randint(0, 0xD7FF), rng.randint(0xE000, 0x10FFFF)])))
-        elif kind < 0.75:
-            parts.append(rng.choice(" \n\t\r\u00a0\u3000") * rng.randint(1, 9))
-        else:
-            parts.append(rng.choice("abxyzéд中.,;!01") * rng.randint(1, 5))
+        low, high = rng.choice([(0, 0x7F), (0, 0x24F), (0x300, 0x52F), (0x5D0, 0x6FF), (0x3040, 0x30FF),
+                                (0x4E00, 0x9FFF), (0, 0xD7FF), (0xE000, 0x10FFFF)])
+        parts.append(rng.choice([
+            rng.choice(rng.choice(SENTENCES).split() + HOSTILE), chr(rng.randint(low, high)),
+            rng.choice(" \n\t\r\u00a0\u3000") * rng.randint(1, 9),
+            rng.choice("abxyzéд中.,;!01") * rng.randint(1, 5)]))
     return "".join(parts)
 
 
@@ -73,9 +64,17 @@ def seeded() -> random.Random:
     return random.Random(seed)
 
 
-def texts(count: int = 1500) -> list[str]:
+def compare(ours, reference, count: int = 1000, more: tuple[str, ...] = ()) -> None:
+    """The ids of hostile and random texts are those of `reference`, a library's tokenizer."""
     rng = seeded()
-    return HOSTILE + SENTENCES + [random_text(rng) for _ in range(count)]
+    for text in [*HOSTILE, *SENTENCES, *more, *(random_text(rng) for _ in range(count))]:
+        if isinstance(reference, tokenizers.Tokenizer):
+            expected = reference.encode(text, add_special_tokens=False).ids
+        elif isinstance(reference, tiktoken.Encoding):
+            expected = reference.encode(text, disallowed_special=())
+        else:
+            expected = reference.encode(text)
+        assert ours.encode(text) == expected, ascii(text)
 
 
 def corpus() -> list[str]:
@@ -94,136 +93,58 @@ def spm(tmp_path_factory) -> Path:
     return folder
 
 
-def hf_byte_level(pattern: str,
-                  *,
-                  size: int = 700,
-                  form: str | None = None,
-                  plain: bool = False,
-                  added=()) -> tokenizers.Tokenizer:
+def sentencepiece_library(folder: Path) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+def hf_byte_level(pattern: str, *, size: int = 700, form: str | None = None, added=()):
     from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
     hf = tokenizers.Tokenizer(models.BPE())
     if form:
         hf.normalizer = getattr(normalizers, form)()
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=plain, use_regex=plain)
-    hf.pre_tokenizer = byte_level if plain else pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
+    hf.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     hf.decoder = decoders.ByteLevel()
-    hf.train_from_iterator(
-        corpus(),
-        trainers.BpeTrainer(vocab_size=size,
-                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                            special_tokens=["<|endoftext|>", "<|eot_id|>"],
-                            show_progress=False))
+    hf.train_from_iterator(corpus(), trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|eot_id|>"], show_progress=False))
     hf.add_tokens([AddedToken(text, normalized=False) for text in added])
-    hf.encode_special_tokens = True  # text of special tokens is ordinary text, as in ours
     return hf
 
 
-def hf_sentencepiece(folder: Path, style: str) -> tokenizers.Tokenizer:
-    """The sentencepiece model as transformers converts it: all splits of a piece into two pieces are merges.
-    """
-    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
-
-    pieces = SentencePieceModel((folder / "tokenizer.model").read_bytes(), "model").pieces
-    vocabulary = {piece: index for index, (piece, _, _) in enumerate(pieces)}
-    scores = {piece: score for piece, score, kind in pieces if kind == 1}
-    merges = []
-    for piece, score in scores.items():
-        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))
-                  if piece[:i] in scores and piece[i:] in scores]
-        merges += [(score, *split)
-                   for split in sorted(splits, key=lambda split: [vocabulary[part] for part in split])]
-    merges.sort(key=lambda merge: -merge[0])
-    hf = tokenizers.Tokenizer(
-        models.BPE(vocabulary, [merge[1:] for merge in merges],
-                   unk_token="<unk>",
-                   fuse_unk=True,
-                   byte_fallback=True))
-    strip = [decoders.Strip(" ", 1, 0)]
-    if style == "llama":
-        hf.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    elif style == "gemma":
-        hf.normalizer, strip = normalizers.Replace(" ", "▁"), []
-        hf.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    else:
-        _, scheme, split = style.split()
-        hf.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁",
-                                                    prepend_scheme=scheme,
-                                                    split=split == "split")
-    hf.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "),
-         decoders.ByteFallback(),
-         decoders.Fuse(), *strip])
-    hf.add_special_tokens(["<unk>", "<s>", "</s>", "<pad>"])
-    hf.add_tokens([AddedToken(text, normalized=False) for text in ("drug, x", "<think>")])
-    hf.encode_special_tokens = True
-    return hf
+def saved(hf, folder: Path, **changes):
+    """(our tokenizer, the library's) of a tokenizer.json with changes."""
+    content = json.loads(hf.to_str()) | changes
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    reference = tokenizers.Tokenizer.from_str(json.dumps(content))
+    reference.encode_special_tokens = True  # text of special tokens is ordinary text, as in ours
+    return load_tokenizer(folder), reference
 
 
-def compare(ours: Tokenizer, reference, count: int = 1500) -> None:
-    for text in texts(count):
-        assert ours.encode(text) == reference(text), ascii(text)
+@pytest.fixture
+def both_kinds(tmp_path, spm):
+    """A byte-level tokenizer and a sentencepiece one."""
+    return saved(hf_byte_level(LLAMA3), tmp_path)[0], load_tokenizer(spm)
 
 
 # --- sentencepiece
 
-
 def test_sentencepiece_ids_and_text_equal_the_library(spm):
-    ours, library = load_tokenizer(spm), sentencepiece.SentencePieceProcessor(
-        model_file=str(spm / "tokenizer.model"))
-    compare(ours, library.encode)
-    for text in texts(300):
+    ours, library = load_tokenizer(spm), sentencepiece_library(spm)
+    compare(ours, library)
+    for text in HOSTILE + SENTENCES:
         assert ours.decode(ours.encode(text)) == library.decode(library.encode(text)), ascii(text)
-        if "▁" not in text:
-            assert ours.decode(ours.encode(text, bos=True, eos=True)) == text, ascii(text)
-
-
-def test_fast_bpe_gives_the_ids_of_sentencepiece(spm, monkeypatch):
-    monkeypatch.setattr(fast_sentencepiece, "BUILD_AFTER", 1)
-    ours, library = load_tokenizer(spm), sentencepiece.SentencePieceProcessor(
-        model_file=str(spm / "tokenizer.model"))
-    ours.encode("ab")
-    for text in texts(4000):
-        if text:
-            assert ours.core.fast.encode(" " + text) == library.encode(text), ascii(text)
-    compare(ours, library.encode)
-
-
-def test_fast_bpe_of_a_random_vocabulary_is_equal_or_declined():
-    """Vocabularies that no training would give: pieces that cannot be reached, or hold spaces anywhere."""
-    rng = seeded()
-    fitting = 0
-    for _ in range(100):
-        inner = rng.choice(["abé", "abé▁"])
-        words = {"".join(rng.choices(inner, k=rng.randint(1, 4))) for _ in range(14)} | {"▁a", "é", "▁"}
-        words = {word for word in words if "▁" not in word.lstrip("▁") or rng.random() < 0.02}
-        pieces = [("<unk>", 0.0, 2)] + [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
-        pieces += [(word, -float(score), 1)
-                   for word, score in zip(sorted(words), rng.sample(range(40), len(words)))]
-        data = build_message(*(build_piece(*piece) for piece in pieces), (2, build_message((3, 2), (35, 1))),
-                             (3, build_message((1, b"identity"), (3, 1), (4, 0))))
-        library = sentencepiece.SentencePieceProcessor(model_proto=data)
-        model = SentencePieceModel(data, "random")
-        if not FastBPE.fits(model):
-            continue
-        fitting += 1
-        fast = FastBPE(model)
-        fast._build()
-        for _ in range(100):
-            text = "".join(rng.choices("abéè  中", k=rng.randint(1, 12)))
-            assert fast.encode(" " + text) == library.encode(text), (ascii(text), sorted(words))
-    assert fitting > 20
+        assert "▁" in text or ours.decode(ours.encode(text, bos=True, eos=True)) == text, ascii(text)
 
 
 def test_user_defined_symbols_are_always_one_piece(tmp_path):
     ours = train_sentencepiece(corpus(), tmp_path, 700, user_defined_symbols=["m'g", "<sep>"])
-    compare(ours,
-            sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model")).encode, 400)
-    assert [
-        ours.encode(f"x{symbol}y").count(ours.core.processor.piece_to_id(symbol))
-        for symbol in ("m'g", "<sep>")
-    ] == [1, 1]
+    library = sentencepiece_library(tmp_path)
+    compare(ours, library, 400)
+    for symbol in ("m'g", "<sep>"):
+        assert ours.encode(f"x{symbol}y").count(library.piece_to_id(symbol)) == 1
 
 
 def test_continued_text_gets_no_space_and_joins_what_was_cut(spm):
@@ -233,73 +154,154 @@ def test_continued_text_gets_no_space_and_joins_what_was_cut(spm):
     assert ours.encode("patient", continued=True) != ours.encode("patient")
 
 
-# --- tokenizer.json
+def test_a_renamed_user_defined_piece_is_a_special_token_and_never_found_in_text(tmp_path):
+    """InternLM 2: [UNUSED_TOKEN_145] is a user-defined symbol; tokenizer_config.json calls it <|im_end|>."""
+    symbols = ["[UNUSED_TOKEN_145]", "<keep>"]
+    before = train_sentencepiece(corpus(), tmp_path, 700, user_defined_symbols=symbols)
+    index, keep = map(sentencepiece_library(tmp_path).piece_to_id, symbols)
+    assert index in before.encode("[UNUSED_TOKEN_145]")
+    decoder = {str(index): {"content": "<|im_end|>", "special": True},
+               "701": {"content": "[PAD]", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": decoder, "pad_token": "[PAD]"}))
+    ours = load_tokenizer(tmp_path)
+    assert ours.special["<|im_end|>"] == index and index in ours.end_ids
+    assert ours.pad_id == 701 and ours.vocab_size == 702
+    for text in ("[UNUSED_TOKEN_145]", "<|im_end|>", "[PAD]"):
+        assert not set(ours.encode(text)) & set(ours.special.values())
+        assert ours.decode(ours.encode(text)) == text
+    assert keep in ours.encode("a<keep>b") and ours.fingerprint != before.fingerprint
 
+
+@pytest.mark.parametrize("symbols", [[], ["m'g", "▁pat", "ev"]])
+def test_a_tokenizer_trained_here_gives_the_same_ids_in_transformers(tmp_path, symbols):
+    transformers = pytest.importorskip("transformers")
+    ours = train_sentencepiece(corpus(), tmp_path, 700, user_defined_symbols=symbols)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    rng = seeded()
+    for text in [*HOSTILE, *SENTENCES, *(random_text(rng) for _ in range(400))]:
+        ids = ours.encode(text, bos=True)
+        assert text in symbols or theirs(text, split_special_tokens=True).input_ids == ids, ascii(text)
+    ids = ours.encode("The patient was given 0.5 mg", bos=True)
+    assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids) == "The patient was given 0.5 mg"
+
+
+# --- tokenizer.json
 
 @pytest.mark.parametrize("pattern", [GPT2, LLAMA3, QWEN2, BLOOM], ids=["gpt2", "llama3", "qwen2", "bloom"])
 def test_byte_level_ids_equal_the_reference_and_text_comes_back(tmp_path, pattern):
-    hf = hf_byte_level(pattern)
-    hf.save(str(tmp_path / "tokenizer.json"))
-    ours = load_tokenizer(tmp_path)
-    compare(ours, lambda text: hf.encode(text).ids)
-    for text in texts(500):
+    ours, hf = saved(hf_byte_level(pattern), tmp_path)
+    assert ours.kind == "byte-level BPE"
+    compare(ours, hf)
+    for text in HOSTILE + SENTENCES:
         assert ours.decode(ours.encode(text)) == text, ascii(text)
 
 
 @pytest.mark.parametrize("pattern", [GPT2, LLAMA3, BLOOM], ids=["gpt2", "llama3", "bloom"])
-def test_runs_of_spaces_too_long_for_tiktoken_are_cut_as_the_pattern_cuts_them(
-        tmp_path, monkeypatch, pattern):
-    hf = hf_byte_level(pattern)
-    hf.save(str(tmp_path / "tokenizer.json"))
+def test_runs_of_spaces_too_long_for_tiktoken_are_split_as_the_pattern_says(tmp_path, monkeypatch, pattern):
     monkeypatch.setattr(byte_level, "LONG_RUN", 4)
-    ours = load_tokenizer(tmp_path)
+    ours, hf = saved(hf_byte_level(pattern), tmp_path)
     rng = seeded()
-    parts = [
-        "x", "!", ".", "1", "é", "中", "'s", "\t", "\u3000", "\r\n", "  \n", "\x85" * 5, "......",
-        "!\n\n\n\n\n", "... ...", "(  )"
-    ]
-    for _ in range(4000):
-        text = "".join(
-            rng.choice([*parts, "\n" * rng.randint(1, 7), " " * rng.randint(1, 7)])
-            for _ in range(rng.randint(1, 8)))
-        assert ours.encode(text) == hf.encode(text).ids, ascii(text)
+    parts = ["x", "!", ".", "1", "é", "中", "'s", "\t", "\u3000", "\r\n", "  \n", "\x85" * 5, "......",
+             "!\n\n\n\n\n", "... ...", "(  )", "\n" * 4, "\n" * 7, " " * 5, " " * 6]
+    compare(ours, hf, 0, tuple("".join(rng.choices(parts, k=rng.randint(1, 8))) for _ in range(2000)))
 
 
-def test_byte_level_with_prefix_space_equals_the_reference(tmp_path):
-    hf = hf_byte_level(GPT2, plain=True)
-    hf.save(str(tmp_path / "tokenizer.json"))
-    ours = load_tokenizer(tmp_path / "tokenizer.json")
-    compare(ours, lambda text: hf.encode(text).ids)
-    assert ours.encode("x", continued=True) != ours.encode("x")
-
-
-def test_bytes_without_a_piece_are_dropped_as_in_the_reference(tmp_path):
+def without_some_bytes(content: dict) -> dict:
     """SmolLM2 has no piece for eight control characters."""
-    content = json.loads(hf_byte_level(GPT2, plain=True).to_str())
     spelling = {byte: character for character, byte in byte_alphabet().items()}
     gone = {spelling[byte] for byte in (4, 6, 15, 20, 24, 28, 30, 31, 0xE7)}
-    vocabulary = content["model"]["vocab"]
-    content["model"]["vocab"] = {piece: index for piece, index in vocabulary.items() if not gone & set(piece)}
-    content["model"]["merges"] = [
-        merge for merge in content["model"]["merges"] if not gone & set("".join(merge))
-    ]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    hf = tokenizers.Tokenizer.from_str(json.dumps(content))
-    hf.encode_special_tokens = True
-    ours = load_tokenizer(tmp_path)
-    compare(ours, lambda text: hf.encode(text).ids)
-    for text in ("!\x04!", "\x04", "fever\x1eish 12 mg", "糖尿病", "a" * 5 + "\x04\x06 !"):
-        assert ours.encode(text) == hf.encode(text).ids
+    model = content["model"]
+    vocabulary = {piece: index for piece, index in model["vocab"].items() if not gone & set(piece)}
+    merges = [merge for merge in model["merges"] if not gone & set("".join(merge))]
+    return {"model": model | {"vocab": vocabulary, "merges": merges}}
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+LATE = {"id": 900, "content": "<late>", "single_word": False, "lstrip": True, "rstrip": False,
+        "normalized": True, "special": False}
+
+
+@pytest.mark.parametrize("change", [
+    {"normalizer": {"type": "Lowercase"}}, {"normalizer": {"type": "NFC"}, "added_tokens": [LATE]},
+    {"pre_tokenizer": BYTE_LEVEL | {"add_prefix_space": True}},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": True}, BYTE_LEVEL]}},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": r"\w+|\s+"}, "behavior": "Isolated", "invert": False},
+        BYTE_LEVEL | {"use_regex": False}]}}, without_some_bytes,
+], ids=["lowercase", "token that strips", "prefix space", "digits", "another pattern", "without some bytes"])
+def test_other_byte_level_files_open_through_the_reference(tmp_path, change):
+    hf = hf_byte_level(LLAMA3)
+    ours, hf = saved(hf, tmp_path, **(change(json.loads(hf.to_str())) if callable(change) else change))
+    assert ours.kind == "Hugging Face tokenizers"
+    compare(ours, hf, 200, ("a  <late> e\u0301!", "!\x04!", "\x04", "fever\x1eish 12 mg", "aaaaa\x04\x06 !"))
+    assert ours.encode(" x", continued=True) == ours.encode(" x")
+
+
+def test_a_unigram_file_opens_through_the_reference(tmp_path):
+    pieces = [("<unk>", 0.0), ("▁", -2.0), ("a", -3.0), ("▁a", -3.5), ("b", -4.0)]
+    hf = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 0, False))
+    hf.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    hf.decoder = tokenizers.decoders.Metaspace()
+    ours, hf = saved(hf, tmp_path)
+    assert ours.encode("a b ab") == hf.encode("a b ab").ids
+    assert ours.encode("a", continued=True) == [2] and ours.decode([2, 3], continued=True) == "a a"
+
+
+def test_normalised_text_and_added_tokens_equal_the_reference(tmp_path):
+    ours, hf = saved(hf_byte_level(QWEN2, form="NFC", added=["<think>", "</think>", "<think>>", "mg of"]),
+                     tmp_path)
+    assert ours.kind == "byte-level BPE" and ours.added["<think>"] not in ours.special.values()
+    more = ["<think>e\u0301</think>", "<think>>", "5 mg of x", "<|endoftext|><think>", "<think\u0338",
+            "<think>\u0338", *(text.replace("a", "<think>") for text in SENTENCES)]
+    compare(ours, hf, 300, tuple(more))
+    assert ours.decode(ours.encode("a <think> b")) == "a <think> b"
+
+
+def hf_sentencepiece(folder: Path, style: str):
+    """The sentencepiece model as transformers converts it: all splits of a piece into two are merges."""
+    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+
+    pieces = SentencePieceModel((folder / "tokenizer.model").read_bytes(), "model").pieces
+    place = {piece: index for index, (piece, _, _) in enumerate(pieces)}
+    normal = {piece for piece, _, kind in pieces if kind == 1}
+    merges = [(-score, place[piece[:i]], piece[:i], piece[i:]) for piece, score, kind in pieces if kind == 1
+              for i in range(1, len(piece)) if piece[:i] in normal and piece[i:] in normal]
+    hf = tokenizers.Tokenizer(models.BPE(place, [merge[2:] for merge in sorted(merges)], unk_token="<unk>",
+                                         fuse_unk=True, byte_fallback=True))
+    strip = [decoders.Strip(" ", 1, 0)]
+    if style == "llama":
+        hf.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    elif style == "gemma":
+        hf.normalizer, strip = normalizers.Replace(" ", "▁"), []
+        hf.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    else:
+        scheme, split = style.split()
+        hf.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme,
+                                                    split=split == "split")
+    hf.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    hf.add_special_tokens(["<unk>", "<s>", "</s>", "<pad>"])
+    hf.add_tokens([AddedToken(text, normalized=False) for text in ("drug, x", "<think>")])
+    return hf
+
+
+@pytest.mark.parametrize("style", ["llama", "gemma", "first whole", "first split", "always whole",
+                                   "always split"])
+def test_sentencepiece_style_json_equals_the_reference(tmp_path, spm, style):
+    ours, hf = saved(hf_sentencepiece(spm, style), tmp_path)
+    compare(ours, hf, 400, ("a drug, x b", "drug, x", " drug, xdrug, x", "<think></s>"))
+    for text in HOSTILE + SENTENCES:
+        assert ours.decode(ours.encode(text)) == hf.decode(ours.encode(text)), ascii(text)
+    if style == "llama":
+        compare(load_tokenizer(spm), hf, 0)
 
 
 def test_merges_that_ranks_cannot_keep_are_left_to_the_reference():
-    """The claim of mmed/tokenization/byte_level.py, on merges in any order and all strings over three
-    letters.
-    """
+    """The claim of mmed/tokenization/byte_level.py, on merges in any order and all strings of 3 letters."""
     rng = seeded()
-    strings = [
-        "".join(letters) for length in range(1, 6) for letters in itertools.product("abc", repeat=length)
-    ]
+    strings = ["".join(letters) for n in range(1, 6) for letters in itertools.product("abc", repeat=n)]
     accepted = declined = 0
     for _ in range(150):
         vocabulary, merges = {"a": 0, "b": 1, "c": 2}, []
@@ -317,197 +319,81 @@ def test_merges_that_ranks_cannot_keep_are_left_to_the_reference():
         for text in strings:
             parts = list(text)
             while len(parts) > 1:  # the plainest BPE by rank: best rank, leftmost
-                rank, place = min(
-                    (ranks.get(parts[i] + parts[i + 1], 1 << 30), i) for i in range(len(parts) - 1))
-                if rank == 1 << 30:
+                rank, place = min((ranks.get(parts[i] + parts[i + 1], 99), i) for i in range(len(parts) - 1))
+                if rank == 99:
                     break
                 parts[place:place + 2] = ["".join(parts[place:place + 2])]
             assert parts == hf.encode(text).tokens, (text, merges)
     assert accepted > 40 and declined > 5
 
 
-@pytest.mark.parametrize("change", [{"normalizer": {"type": "Lowercase"}}, {
-    "pre_tokenizer": {
-        "type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, {
-            "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
-        }]
-    }
-}, {
-    "pre_tokenizer": {
-        "type": "Sequence", "pretokenizers": [{
-            "type": "Split", "pattern": {"Regex": r"\w+|\s+"}, "behavior": "Isolated", "invert": False
-        }, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
-    }
-}, {
-    "normalizer": {"type": "NFC"}, "added_tokens": [{
-        "id": 900, "content": "<late>", "single_word": False, "lstrip": True, "rstrip": False,
-        "normalized": True, "special": False
-    }]
-}, ],
-                         ids=["lowercase", "digits (SmolLM2)", "another pattern", "added token that strips"])
-def test_other_byte_level_files_open_through_the_reference(tmp_path, change):
-    content = json.loads(hf_byte_level(LLAMA3).to_str()) | change
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    hf = tokenizers.Tokenizer.from_str(json.dumps(content))
-    hf.encode_special_tokens = True
-    ours = load_tokenizer(tmp_path)
-    assert ours.kind == "Hugging Face tokenizers"
-    compare(ours, lambda text: hf.encode(text).ids, 200)
-    assert ours.encode("a  <late> e\u0301!") == hf.encode("a  <late> e\u0301!").ids
-
-
-def test_a_unigram_file_opens_through_the_reference(tmp_path):
-    hf = tokenizers.Tokenizer(
-        tokenizers.models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("a", -3.0), ("▁a", -3.5), ("b", -4.0)], 0,
-                                  False))
-    hf.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    hf.decoder = tokenizers.decoders.Metaspace()
-    hf.save(str(tmp_path / "tokenizer.json"))
-    ours = load_tokenizer(tmp_path)
-    assert ours.encode("a b ab") == hf.encode("a b ab").ids
-    assert ours.encode("a", continued=True) == [2] and ours.decode([2, 3], continued=True) == "a a"
-
-
-def test_normalised_text_and_added_tokens_equal_the_reference(tmp_path):
-    hf = hf_byte_level(QWEN2, form="NFC", added=["<think>", "</think>", "<think>>", "mg of"])
-    hf.save(str(tmp_path / "tokenizer.json"))
-    ours = load_tokenizer(tmp_path)
-    assert ours.kind == "byte-level BPE" and ours.added["<think>"] not in ours.special.values()
-    for text in texts(300) + [
-            "<think>e\u0301</think>", "<think>>", "5 mg of x", "<|endoftext|><think>", "<think",
-            "<think>\u0338"
-    ]:
-        for version in (text, text.replace("a", "<think>"), "<think>" + text):
-            assert ours.encode(version) == hf.encode(version).ids, ascii(version)
-    assert ours.decode(ours.encode("a <think> b")) == "a <think> b"
-
-
-@pytest.mark.parametrize("style", [
-    "llama", "gemma", "metaspace first whole", "metaspace first split", "metaspace always whole",
-    "metaspace always split"
-])
-def test_sentencepiece_style_json_equals_the_reference(tmp_path, spm, style):
-    hf = hf_sentencepiece(spm, style)
-    hf.save(str(tmp_path / "tokenizer.json"))
-    ours = load_tokenizer(tmp_path)
-    model = load_tokenizer(spm)
-    for text in texts(1200) + ["a drug, x b", "drug, x", " drug, xdrug, x", "<think></s>"]:
-        reference = hf.encode(text).ids
-        assert ours.encode(text) == reference, ascii(text)
-        assert ours.decode(reference) == hf.decode(reference), ascii(text)
-        if style == "llama" and "drug, x" not in text and "<think>" not in text:
-            assert model.encode(text) == reference, ascii(text)
-
-
-def llama3_ranks() -> dict[bytes, int]:
-    """Two vocabularies one after the other, the second backwards: many tokens that no joins reach, as Llama 3
-    has.
-    """
+def test_llama3_files_of_both_kinds_equal_tiktoken_and_the_reference(tmp_path):
+    """Two vocabularies one after the other, the second backwards: many tokens that no joins reach."""
+    convert = pytest.importorskip("transformers.convert_slow_tokenizer")
     alphabet, ranks = byte_alphabet(), {}
     for hf in (hf_byte_level(LLAMA3, size=600), hf_byte_level(BLOOM, size=500)):
-        words = sorted(hf.get_vocab().items(), key=lambda item: item[1])
-        for word, _ in words if not ranks else reversed(words):
-            if "<|" not in word:
-                ranks.setdefault(bytes(alphabet[character] for character in word), len(ranks))
+        words = sorted(hf.get_vocab(), key=hf.get_vocab().get, reverse=bool(ranks))
+        for word in (word for word in words if "<|" not in word):
+            ranks.setdefault(bytes(alphabet[character] for character in word), len(ranks))
     for word in ("zqzqzqzq", "高血圧症患者", " unreachable", "aaa", "aaaa"):
         ranks.setdefault(word.encode(), len(ranks))
-    return ranks
-
-
-def write_ranks(path: Path, ranks: dict[bytes, int]) -> Path:
+    path = tmp_path / "tokenizer.model"
     path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
-    return path
-
-
-def test_llama3_files_of_both_kinds_equal_tiktoken_and_the_reference(tmp_path):
-    import tiktoken
-
-    convert = pytest.importorskip("transformers.convert_slow_tokenizer")
-    ranks = llama3_ranks()
-    for name in ("tiktoken", "json", "joins_only"):
-        (tmp_path / name).mkdir()
-    path = write_ranks(tmp_path / "tiktoken" / "tokenizer.model", ranks)
-    hf = convert.TikTokenConverter(vocab_file=str(path),
-                                   pattern=LLAMA3,
-                                   extra_special_tokens=["<|begin_of_text|>"]).converted()
-    content = json.loads(hf.to_str())
+    model, count = load_tokenizer(path), len(ranks)
     plain = tiktoken.Encoding("plain", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
-    for name, whole in (("json", True), ("joins_only", False)):
-        content["model"]["ignore_merges"] = whole
-        (tmp_path / name / "tokenizer.json").write_text(json.dumps(content))
-        hf = tokenizers.Tokenizer.from_str(json.dumps(content))
-        hf.encode_special_tokens = True
-        ours = load_tokenizer(tmp_path / name)
-        for text in texts(800) + ["zqzqzqzq", "azqzqzqzq 高血圧症患者 unreachable", "aaaaaaa aaa aaaa"]:
-            assert ours.encode(text) == hf.encode(text, add_special_tokens=False).ids, (name, ascii(text))
-    model = load_tokenizer(path)
-    compare(model, lambda text: plain.encode(text, disallowed_special=()))
-    count = len(ranks)
+    compare(model, plain)
     assert (model.bos_id, model.eos_id, model.vocab_size) == (count, count + 1, count + 256)
     assert model.special["<|eot_id|>"] == count + 9 and set(model.end_ids) == {count + 1, count + 9}
-    assert model.special["<|start_header_id|>"] == count + 6 and model.special[
-        "<|reserved_special_token_250|>"] == count + 255
+    assert model.special["<|start_header_id|>"] == count + 6
+    assert model.special["<|reserved_special_token_250|>"] == count + 255
+    converted = convert.TikTokenConverter(vocab_file=str(path), pattern=LLAMA3,
+                                          extra_special_tokens=["<|begin_of_text|>"]).converted()
+    for name, whole in (("json", True), ("joins_only", False)):
+        (tmp_path / name).mkdir()
+        settings = json.loads(converted.to_str())["model"] | {"ignore_merges": whole}
+        ours, hf = saved(converted, tmp_path / name, model=settings)
+        compare(ours, hf, 500, ("zqzqzqzq", "azqzqzqzq 高血圧症患者 unreachable", "aaaaaaa aaa aaaa"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", [LLAMA3, BLOOM], ids=["llama3", "bloom"])
-def test_every_code_point_is_cut_as_in_the_reference(tmp_path, pattern):
-    hf = hf_byte_level(pattern)
-    hf.save(str(tmp_path / "tokenizer.json"))
-    ours = load_tokenizer(tmp_path)
-    for code in itertools.chain(range(0xD800), range(0xE000, 0x110000)):
-        text = "a{0}b {0}{0} 1{0}\n{0}!'{0}".format(chr(code))
-        assert ours.encode(text) == hf.encode(text).ids, hex(code)
-
-
-@pytest.mark.slow
-def test_twenty_thousand_random_texts(tmp_path, spm):
-    hf = hf_byte_level(LLAMA3)
-    hf.save(str(tmp_path / "tokenizer.json"))
-    ours = load_tokenizer(tmp_path)
-    compare(ours, lambda text: hf.encode(text).ids, 20_000)
-    compare(load_tokenizer(spm),
-            sentencepiece.SentencePieceProcessor(model_file=str(spm / "tokenizer.model")).encode, 20_000)
+def test_every_code_point_is_split_as_in_the_reference(tmp_path, pattern):
+    ours, hf = saved(hf_byte_level(pattern), tmp_path)
+    codes = itertools.chain(range(0xD800), range(0xE000, 0x110000))
+    compare(ours, hf, 20_000, tuple("a{0}b {0}{0} 1{0}\n{0}!'{0}".format(chr(code)) for code in codes))
 
 
 # --- special tokens, settings, text that is not text
-
 
 def test_special_token_text_in_user_input_stays_text_and_bos_is_there_once(tmp_path, spm):
     from tokenizers.processors import TemplateProcessing
 
     hf = hf_byte_level(LLAMA3)
     hf.post_processor = TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
-    hf.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": "<|endoftext|>", "eos_token": {"content": "<|eot_id|>"}}))
-    for ours in (load_tokenizer(tmp_path), load_tokenizer(spm)):
+    for ours in (saved(hf, tmp_path)[0], load_tokenizer(spm)):
         for text in ["".join(ours.special), *ours.special, "x"]:
             ids = ours.encode(text, bos=True, eos=True)
             assert ids[0] == ours.bos_id and ids[-1] == ours.eos_id
-            assert not set(ours.special.values()) & set(ids[1:-1])
+            assert ids[1:-1] == ours.encode(text) and not set(ours.special.values()) & set(ids[1:-1])
             assert ours.decode(ids) == text
             # the one before the first word, as the reference shows it
-            space = " " if ours.kind == "sentencepiece" else ""
-            assert ours.decode(
-                ids, special=True) == ours.piece(ours.bos_id) + space + text + ours.piece(ours.eos_id)
-    assert load_tokenizer(tmp_path).eos_id == 1
-    assert load_tokenizer(tmp_path).encode("a") == load_tokenizer(tmp_path).encode("a", bos=True)[1:]
+            shown = (" " if ours.kind == "sentencepiece" else "") + text
+            assert ours.decode(ids, special=True) == ours.piece(ours.bos_id) + shown + ours.piece(ours.eos_id)
 
 
-def test_lone_surrogates_become_one_replacement_character(tmp_path, spm):
-    hf_byte_level(LLAMA3).save(str(tmp_path / "tokenizer.json"))
-    for ours in (load_tokenizer(tmp_path), load_tokenizer(spm)):
+def test_lone_surrogates_become_one_replacement_character(both_kinds):
+    for ours in both_kinds:
         assert ours.encode("a\ud800b\udfff") == ours.encode("a\ufffdb\ufffd")
         assert ours.encode("\ud83d\ude00") == ours.encode("😀")
 
 
 def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
-    hf = hf_byte_level(QWEN2)
-    hf.save(str(tmp_path / "tokenizer.json"))
-    assert load_tokenizer(tmp_path).eos_id is None
+    ours, _ = saved(hf_byte_level(QWEN2), tmp_path)
+    assert ours.eos_id is None
     with pytest.raises(UserError, match="no bos token"):
-        load_tokenizer(tmp_path).encode("x", bos=True)
+        ours.encode("x", bos=True)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0], "bos_token_id": 0}))
     ours = load_tokenizer(tmp_path)
     assert (ours.bos_id, ours.named_bos_id, ours.eos_id, ours.end_ids) == (None, 0, 1, (0, 1))
@@ -515,15 +401,14 @@ def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     ours = load_tokenizer(tmp_path)
     # Qwen 2: no bos, though config.json names one
-    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (None, 0, 0)
+    assert (ours.named_bos_id, ours.eos_id, ours.pad_id) == (None, 0, 0)
     assert [path.name for path in ours.files] == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_a_folder_written_by_transformers_opens(tmp_path):
     transformers = pytest.importorskip("transformers")
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=hf_byte_level(QWEN2),
-                                                   eos_token="<|eot_id|>",
-                                                   pad_token="<|endoftext|>")
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=hf_byte_level(QWEN2), eos_token="<|eot_id|>", pad_token="<|endoftext|>")
     wrapped.save_pretrained(tmp_path)
     ours = load_tokenizer(tmp_path)
     assert (ours.eos_id, ours.pad_id, ours.bos_id) == (wrapped.eos_token_id, wrapped.pad_token_id, None)
@@ -531,36 +416,35 @@ def test_a_folder_written_by_transformers_opens(tmp_path):
     assert all(ours.encode(text) == wrapped(text)["input_ids"] for text in SENTENCES)
 
 
-def test_a_renamed_user_defined_piece_is_a_special_token_and_never_found_in_text(tmp_path):
-    """InternLM 2: the piece [UNUSED_TOKEN_145] is a user-defined symbol; tokenizer_config.json calls its id
-    <|im_end|>.
-    """
-    before = train_sentencepiece(corpus(),
-                                 tmp_path,
-                                 700,
-                                 user_defined_symbols=["[UNUSED_TOKEN_145]", "<keep>"])
-    index = before.core.processor.piece_to_id("[UNUSED_TOKEN_145]")
-    assert index in before.encode("[UNUSED_TOKEN_145]")
-    decoder = {
-        str(index): {"content": "<|im_end|>", "special": True}, "701": {"content": "[PAD]", "special": True}
-    }
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"added_tokens_decoder": decoder, "pad_token": "[PAD]"}))
-    ours = load_tokenizer(tmp_path)
-    assert ours.special["<|im_end|>"] == index and index in ours.end_ids
-    assert ours.pad_id == 701 and ours.vocab_size == 702
-    for text in ("[UNUSED_TOKEN_145]", "<|im_end|>", "[PAD]"):
-        assert not set(ours.encode(text)) & set(ours.special.values())
-        assert ours.decode(ours.encode(text)) == text
-    assert ours.core.processor.piece_to_id("<keep>") in ours.encode("a<keep>b")
-    assert ours.fingerprint != before.fingerprint
+@pytest.mark.parametrize("named", [
+    {"extra_special_tokens": ["<|tool|>"]}, {"extra_special_tokens": {"tool_token": "<|tool|>"}},
+    {"additional_special_tokens": [{"content": "<|tool|>"}]}, {"image_token": "<|tool|>"}])
+@pytest.mark.parametrize("change", [{}, {"normalizer": {"type": "Lowercase"}}], ids=["own", "reference"])
+def test_a_token_that_the_settings_name_is_special(tmp_path, named, change):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    ours, _ = saved(hf_byte_level(LLAMA3, added=["<|tool|>"]), tmp_path, **change)
+    assert ours.special["<|tool|>"] not in ours.encode("see <|tool|> here")
 
 
-def test_decoding_takes_broken_bytes_and_refuses_ids_outside(tmp_path, spm):
-    hf_byte_level(LLAMA3).save(str(tmp_path / "tokenizer.json"))
-    for ours in (load_tokenizer(tmp_path), load_tokenizer(spm)):
-        half = ours.encode("𠀋")[:-1]
-        assert "\ufffd" in ours.decode(half)
+@pytest.mark.parametrize("choice", ["yes", "no"])
+def test_a_choice_of_bos_is_saved_with_the_tokenizer(tmp_path, choice):
+    transformers = pytest.importorskip("transformers")
+    for folder in ("given", "saved"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "given" / "tokenizer_config.json").write_text(json.dumps(
+        {"bos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}))
+    saved(hf_byte_level(LLAMA3), tmp_path / "given")
+    ours = load_tokenizer(tmp_path / "given", bos=choice)
+    save_tokenizer(ours, tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.bos_id == ours.bos_id == (0 if choice == "yes" else None)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert theirs.encode("Fever") == ours.encode("Fever", bos=choice == "yes")
+
+
+def test_decoding_takes_broken_bytes_and_rejects_ids_outside(both_kinds):
+    for ours in both_kinds:
+        assert "\ufffd" in ours.decode(ours.encode("𠀋")[:-1])
         with pytest.raises(ValueError, match="outside the vocabulary"):
             ours.decode([ours.vocab_size])
         for index in range(ours.vocab_size):
@@ -568,33 +452,25 @@ def test_decoding_takes_broken_bytes_and_refuses_ids_outside(tmp_path, spm):
 
 
 def test_fingerprint_follows_what_makes_the_ids_and_not_file_names(tmp_path, spm):
-    one = load_tokenizer(spm)
     (tmp_path / "other.model").write_bytes((spm / "tokenizer.model").read_bytes())
-    assert load_tokenizer(tmp_path / "other.model").fingerprint == one.fingerprint
-    prints = {one.fingerprint}
+    assert load_tokenizer(tmp_path / "other.model").fingerprint == load_tokenizer(spm).fingerprint
+    prints = {load_tokenizer(spm).fingerprint}
     for place, options in enumerate([{}, {"character_coverage": 0.98}, {"user_defined_symbols": ["mg"]}]):
-        prints.add(
-            train_sentencepiece(corpus()[:400 + 50 * place], tmp_path / str(place), 700,
-                                **options).fingerprint)
-    for place, size in enumerate((500, 500, 501)):  # same size, other merges
-        hf = hf_byte_level((LLAMA3, GPT2, LLAMA3)[place], size=size)
-        hf.save(str(tmp_path / "tokenizer.json"))
-        prints.add(load_tokenizer(tmp_path / "tokenizer.json").fingerprint)
-    content = json.loads((tmp_path / "tokenizer.json").read_text())
-    a, b = content["model"]["merges"][-2:]
-    content["model"]["merges"][-2:] = [b, a]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    prints.add(load_tokenizer(tmp_path / "tokenizer.json").fingerprint)
+        trained = train_sentencepiece(corpus()[:400 + 50 * place], tmp_path / str(place), 700, **options)
+        prints.add(trained.fingerprint)
+    (tmp_path / "json").mkdir()
+    for pattern, size in ((LLAMA3, 500), (GPT2, 500), (LLAMA3, 501)):
+        ours, hf = saved(hf_byte_level(pattern, size=size), tmp_path / "json")
+        prints.add(ours.fingerprint)
+    model = json.loads(hf.to_str())["model"]  # same size, other merges
+    prints.add(saved(hf, tmp_path / "json", model=model | {
+        "merges": [*model["merges"][:-2], model["merges"][-1], model["merges"][-2]]})[0].fingerprint)
     assert len(prints) == 8
 
 
-# --- huge texts
-
-
-@pytest.mark.parametrize("unit", ["a", " ", "\n", "中", "! ", "aé中"])
-def test_time_grows_with_the_length_of_a_repeated_text(tmp_path, spm, unit):
-    hf_byte_level(LLAMA3).save(str(tmp_path / "tokenizer.json"))
-    for ours in (load_tokenizer(tmp_path), load_tokenizer(spm)):
+@pytest.mark.parametrize("unit", ["a", " ", "中", "! ", "aé中"])
+def test_time_grows_with_the_length_of_a_repeated_text(both_kinds, unit):
+    for ours in both_kinds:
         ours.encode(unit * 1000)
 
         def seconds(count, ours=ours):
@@ -602,12 +478,12 @@ def test_time_grows_with_the_length_of_a_repeated_text(tmp_path, spm, unit):
             ours.encode(unit * count)
             return time.process_time() - start
 
-        assert grows_at_most(seconds, 200_000, 800_000, 8, slack=0.1)  # quadratic: 16
+        assert grows_at_most(seconds, 100_000, 400_000, 8, slack=0.1)  # quadratic: 16
 
 
 @pytest.mark.slow
 def test_ten_million_characters_without_a_space_take_seconds_and_under_two_gigabytes(tmp_path, spm):
-    hf_byte_level(LLAMA3).save(str(tmp_path / "tokenizer.json"))
+    saved(hf_byte_level(LLAMA3), tmp_path)
     code = """if 1:
         import random, sys, time
         from mmed.tokenizer import load_tokenizer
@@ -626,35 +502,26 @@ def test_ten_million_characters_without_a_space_take_seconds_and_under_two_gigab
 
 # --- bad files
 
-
 def test_damaged_files_are_rejected_in_one_line(spm, tmp_path):
-    good = (spm / "tokenizer.model").read_bytes()
+    good, content = (spm / "tokenizer.model").read_bytes(), hf_byte_level(LLAMA3).to_str()
     ranks = [base64.b64encode(bytes([byte])).decode() + f" {byte}" for byte in range(256)]
-    content = hf_byte_level(LLAMA3).to_str()
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 1000\n"
-    cases = [("tokenizer.model", data)
-             for data in (b"", b"hello world\n" * 10, bytes(5000), good[:10], good[:len(good) // 2],
-                          good + b"\x0f", good + build_message((1, 7)))]
-    cases += [("tokenizer.model", "\n".join(lines).encode())
-              for lines in (ranks[:200], [*ranks[:99], "a*b= 99"], [*ranks, ranks[0]])]
-    cases += [
-        ("tokenizer.json", data)
-        for data in (b"", b"[]", b'{"model": 3}', content[:900].encode(),
-                     content.replace('"a":', '"b":', 1).replace('"type":"BPE"', '"type":"XYZ"').encode())
-    ]
-    for name, data in [*cases, ("tokenizer.model", pointer), ("tokenizer.json", pointer)]:
+    models = [b"", b"hello world\n" * 10, bytes(5000), good[:10], good[:len(good) // 2], good + b"\x0f",
+              good + build_message((1, 7)), pointer]
+    models += ["\n".join(lines).encode()
+               for lines in (ranks[:200], [*ranks[:99], "a*b= 99"], [*ranks, ranks[0]])]
+    files = [b"", b"[]", b'{"model": 3}', content[:900].encode(), pointer,
+             content.replace('"a":', '"b":', 1).replace('"type":"BPE"', '"type":"XYZ"').encode()]
+    cases = [("tokenizer.model", data) for data in models] + [("tokenizer.json", data) for data in files]
+    for name, data in cases:
         path = tmp_path / name
         path.write_bytes(data)
         with pytest.raises(UserError) as caught:
             load_tokenizer(path)
             pytest.fail(f"{name}: {data[:60]} accepted")
         assert str(path) in str(caught.value) and ("Git LFS" in str(caught.value)) == (data == pointer)
-
-
-def test_a_git_lfs_pointer_beside_a_tokenizer_is_named(spm, tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes((spm / "tokenizer.model").read_bytes())
-    (tmp_path / "tokenizer_config.json"
-     ).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    (tmp_path / "tokenizer.model").write_bytes(good)
+    (tmp_path / "tokenizer_config.json").write_bytes(pointer)
     with pytest.raises(UserError, match=r"tokenizer_config.json: a Git LFS pointer"):
         load_tokenizer(tmp_path)
 
@@ -662,148 +529,59 @@ def test_a_git_lfs_pointer_beside_a_tokenizer_is_named(spm, tmp_path):
 def test_code_beside_a_tokenizer_is_not_run(tmp_path, spm):
     (tmp_path / "tokenizer.model").write_bytes((spm / "tokenizer.model").read_bytes())
     (tmp_path / "tokenization_evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
-    settings = {
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
         "auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}, "chat_template": "{{ 1/0 }}",
-        "tokenizer_class": "Evil"
-    }
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    before = set(sys.modules)
+        "tokenizer_class": "Evil"}))
     load_tokenizer(tmp_path).encode("x")
-    assert not (tmp_path / "canary").exists() and not any("evil" in name
-                                                          for name in set(sys.modules) - before)
-
-
-@pytest.mark.parametrize(
-    "named", [{"extra_special_tokens": ["<|tool|>"]}, {"extra_special_tokens": {"tool_token": "<|tool|>"}},
-              {"additional_special_tokens": [{"content": "<|tool|>"}]}, {"image_token": "<|tool|>"}])
-@pytest.mark.parametrize("backend", ["byte-level BPE", "Hugging Face tokenizers"])
-def test_a_token_that_the_settings_name_is_special(tmp_path, named, backend):
-    content = json.loads(hf_byte_level(GPT2, plain=True, added=["<|tool|>"]).to_str())
-    if backend != "byte-level BPE":
-        content["normalizer"] = {"type": "Lowercase"}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
-    ours = load_tokenizer(tmp_path)
-    assert ours.kind == backend and "<|tool|>" in ours.special
-    assert ours.special["<|tool|>"] not in ours.encode("see <|tool|> here")
-
-
-@pytest.mark.parametrize("symbols", [[], ["m'g", "▁pat", "ev"]])
-def test_a_tokenizer_trained_here_gives_the_same_ids_in_transformers(tmp_path, symbols):
-    transformers = pytest.importorskip("transformers")
-    ours = train_sentencepiece(corpus(), tmp_path, 700, user_defined_symbols=symbols)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for text in texts(800):
-        if text not in symbols:
-            assert theirs(text, split_special_tokens=True).input_ids == ours.encode(text,
-                                                                                    bos=True), ascii(text)
-    ids = ours.encode("The patient was given 0.5 mg", bos=True)
-    assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids) == "The patient was given 0.5 mg"
-
-
-@pytest.mark.parametrize("choice", ["yes", "no"])
-def test_a_choice_of_bos_is_saved_with_the_tokenizer(tmp_path, choice):
-    transformers = pytest.importorskip("transformers")
-    for folder in ("given", "saved"):
-        (tmp_path / folder).mkdir()
-    hf_byte_level(GPT2, plain=True).save(str(tmp_path / "given" / "tokenizer.json"))
-    (tmp_path / "given" / "tokenizer_config.json").write_text(json.dumps(
-        {"bos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}))
-    ours = load_tokenizer(tmp_path / "given", bos=choice)
-    mmed.tokenizer.save_tokenizer(ours, tmp_path / "saved")
-    again = load_tokenizer(tmp_path / "saved")
-    assert again.bos_id == ours.bos_id == (0 if choice == "yes" else
-                                           None) and again.encode("x") == ours.encode("x")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert theirs.encode("Fever") == ours.encode("Fever", bos=choice == "yes")
+    assert not (tmp_path / "canary").exists()
 
 
 # --- training and the command line
 
-
-def command(*arguments, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "mmed.tokenizer", *map(str, arguments)],
-                          capture_output=True,
-                          text=True,
-                          cwd=ROOT,
-                          encoding="utf-8",
-                          env=os.environ | {"PYTHONIOENCODING": ""},
-                          **options)
+def command(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "mmed.tokenizer", *map(str, arguments)], capture_output=True,
+                          text=True, cwd=ROOT, encoding="utf-8", env=os.environ | {"PYTHONIOENCODING": ""})
 
 
 def test_training_twice_in_fresh_processes_gives_the_same_file(tmp_path):
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps({"text": text, "language": "xx"}, ensure_ascii=False) + "\n" for text in corpus())
+    lines = [json.dumps({"text": text, "language": "xx"}, ensure_ascii=False) + "\n" for text in corpus()]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
     (tmp_path / "b.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
     for name in ("one", "two"):
         done = command("train", tmp_path / "a.jsonl.gz", tmp_path / "b.txt", "--out", tmp_path / name,
                        "--vocab_size", 700)
         assert done.returncode == 0 and "700 pieces" in done.stdout, done.stderr
-    assert (tmp_path / "one" / "tokenizer.model").read_bytes() == (tmp_path / "two" /
-                                                                   "tokenizer.model").read_bytes()
+    one, two = ((tmp_path / name / "tokenizer.model").read_bytes() for name in ("one", "two"))
+    assert one == two
     shown = command("show", tmp_path / "one", "--text", "fièvre", "--documents", tmp_path / "a.jsonl.gz")
     assert shown.returncode == 0 and "è" in shown.stdout
-    ours = load_tokenizer(tmp_path / "one")
+    tokens = sum(len(load_tokenizer(tmp_path / "one").encode(text)) for text in corpus())
     row = shown.stdout.splitlines()[-1].replace(",", "").split()
-    count, characters, tokens = len(corpus()), sum(map(len, corpus())), sum(
-        len(ours.encode(text)) for text in corpus())
-    assert row[:4] == ["xx", str(count), str(characters), str(tokens)]
+    assert row[:4] == ["xx", str(len(corpus())), str(sum(map(len, corpus()))), str(tokens)]
 
 
 def test_training_leaves_out_nothing_of_long_or_odd_lines(tmp_path):
-    """The trainer drops lines over its limit, and lines with U+2585, without a word; ours are cut, or the
-    sign replaced.
-    """
-    ours = train_sentencepiece(["lorem ipsum " * 500 + "ж" * 200 + " \ud800", "dolor\u2585 ы ы ы ы"],
-                               tmp_path,
-                               300,
-                               character_coverage=1.0)
-    pieces = {ours.piece(index) for index in range(ours.vocab_size)}
-    assert {"ж", "ы"} <= pieces
+    """The trainer drops lines over its limit, and lines with U+2585; ours are split, or the sign replaced."""
+    lines = ["lorem ipsum " * 500 + "ж" * 200 + " \ud800", "dolor\u2585 ы ы ы ы"]
+    ours = train_sentencepiece(lines, tmp_path, 300, character_coverage=1.0)
+    assert {"ж", "ы"} <= {ours.piece(index) for index in range(ours.vocab_size)}
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.unk_id) == (1, 2, 3, 0)
 
 
-def test_a_symbol_with_a_space_is_refused(tmp_path):
-    with pytest.raises(UserError, match="'mg of'"):
-        train_sentencepiece(corpus(), tmp_path, 700, user_defined_symbols=["mg of"])
-
-
 def test_bad_training_input_is_one_line_and_leaves_nothing(tmp_path):
-    good, bad, odd, empty = (tmp_path / name
-                             for name in ("good.jsonl", "bad.jsonl", "odd.jsonl", "empty.jsonl"))
-    good.write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus()))
-    bad.write_text('{"text": "x"}\n{"text": \n')
-    odd.write_text('{"text": "x"}\n{"text": 3}\n')
-    empty.write_text('{"text": ""}\n')
-    packed = tmp_path / "cut.jsonl.gz"
-    packed.write_bytes(gzip.compress(good.read_bytes())[:-20])
-    for files, size, said in [([bad], 700, "bad.jsonl:2"), ([odd], 700, "odd.jsonl:2"),
-                              ([empty], 700, "no text"), ([good], 90_000, "vocab_size=90000"),
-                              ([good], 12, "--vocab_size=12"), ([packed], 700, "cut.jsonl.gz:"),
-                              ([tmp_path / "none.jsonl"], 700, "no such file"),
-                              ([tmp_path / "x.pdf"], 700, "expected a .jsonl")]:
-        done = command("train", *files, "--out", tmp_path / "out", "--vocab_size", size)
-        assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
-
-
-def test_help_needs_no_torch():
-    code = "import sys, mmed.tokenizer as t\ntry: t.main(['--help'])\nexcept SystemExit: pass\n" \
-           "print([m for m in ('torch',) if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.splitlines()[-1] == "[]" and "train" in done.stdout
-
-
-def test_ids_on_real_text_equal_the_references(tmp_path):
-    data = ROOT.parent / "shared" / "data" / "text"
-    if not data.is_dir():
-        pytest.skip("no shared data")
-    documents = [
-        text for path in sorted(data.glob("*/medical.jsonl.gz"))
-        for text, _ in itertools.islice(mmed.tokenizer.read_texts(path), 60)
-    ]
-    ours = train_sentencepiece(documents, tmp_path, 6000)
-    library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    assert len(documents) > 300 and all(ours.encode(text) == library.encode(text) for text in documents)
-    assert all(ours.decode(ours.encode(text)) == text for text in documents if "▁" not in text)
+    good = "".join(json.dumps({"text": text}) + "\n" for text in corpus())
+    files = {"good.jsonl": good.encode(), "bad.jsonl": b'{"text": "x"}\n{"text": \n',
+             "odd.jsonl": b'{"text": "x"}\n{"text": 3}\n', "empty.jsonl": b'{"text": ""}\n',
+             "cut.jsonl.gz": gzip.compress(good.encode())[:-20]}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    for name, size, said in [("bad.jsonl", 700, "bad.jsonl:2"), ("odd.jsonl", 700, "odd.jsonl:2"),
+                             ("empty.jsonl", 700, "no text"), ("good.jsonl", 90_000, "vocab_size=90000"),
+                             ("good.jsonl", 12, "--vocab_size=12"), ("cut.jsonl.gz", 700, "cut.jsonl.gz:"),
+                             ("none.jsonl", 700, "no such file"), ("x.pdf", 700, "expected a .jsonl")]:
+        done = command("train", tmp_path / name, "--out", tmp_path / "out", "--vocab_size", size)
+        assert done.returncode in (1, 2) and done.stderr.count("\n") == 1, done.stderr
+        assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="'mg of'"):
+        train_sentencepiece(corpus(), tmp_path / "out", 700, user_defined_symbols=["mg of"])

@@ -35,11 +35,15 @@ def world(tmp_path_factory):
 
 def run(command, arguments):
     """A run as a user starts it; `warm_run` is faster where the start itself is not what is tested."""
-    done = subprocess.run(
-        [*command, *arguments], env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([*command, *arguments], env=ENV, cwd=ROOT, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def start(command, arguments, **more):
+    return subprocess.Popen([*command, *arguments], env=ENV, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                            **more)
 
 
 def tensors(out):
@@ -53,10 +57,15 @@ def same_bits(a, b):
 
 
 def same_losses(a, b, tolerance=1e-5):
-    pairs = list(zip(lines(a), lines(b), strict=True))
-    return all(
-        x["tokens"] == y["tokens"] and abs(x["loss"] - y["loss"]) <= tolerance * x["loss"] for x, y in pairs
-    )
+    return all(x["tokens"] == y["tokens"] and abs(x["loss"] - y["loss"]) <= tolerance * x["loss"]
+               for x, y in zip(lines(a), lines(b), strict=True))
+
+
+def one_line(done, code, *words):
+    message = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == code and "error: " in message and "Traceback" not in done.stderr, done.stderr
+    for word in words:
+        assert word in message, message
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +95,8 @@ def test_a_run_leaves_facts_log_checkpoint_and_a_model_that_opens(world, uninter
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "extra, command", [([], pretrain), ([], finetune), (["--data=DATA/en=0.7,DATA/ja=0.3"], pretrain)]
-)
+@pytest.mark.parametrize("extra, command", [
+    ([], pretrain), ([], finetune), (["--data=DATA/en=0.7,DATA/ja=0.3"], pretrain)])
 def test_two_ranks_give_the_losses_of_one_process(world, tmp_path, extra, command):
     extra = [flag.replace("DATA", str(world)) for flag in extra] + ["--lora_dropout=0"]
     warm_run(command(world, tmp_path / "one", *extra))
@@ -147,12 +155,10 @@ def test_a_rank_holds_only_its_shard_of_the_gradients_between_micro_batches(tmp_
 @pytest.mark.slow
 def test_ranks_wait_for_a_long_check_of_the_data(world, tmp_path):
     """Rank 0 verifies for longer than the time-out of hung ranks."""
-    slow = (
-        "import os, sys, time; from mmed.data import TokenStream; from mmed.train import main\n"
-        "verify = TokenStream.verify\n"
-        "def late(self):\n    time.sleep(10 * (os.environ['RANK'] == '0'))\n    verify(self)\n"
-        "TokenStream.verify = late; sys.exit(main())"
-    )
+    slow = ("import os, sys, time; from mmed.data import TokenStream; from mmed.train import main\n"
+            "verify = TokenStream.verify\n"
+            "def late(self):\n    time.sleep(10 * (os.environ['RANK'] == '0'))\n    verify(self)\n"
+            "TokenStream.verify = late; sys.exit(main())")
     (tmp_path / "slow.py").write_text(slow)
     arguments = pretrain(world, tmp_path / "out", "--max_steps=1", "--rank_timeout_seconds=5")
     run([*TORCHRUN[:-1], str(tmp_path / "slow.py")], arguments)
@@ -167,7 +173,7 @@ def test_stopping_by_sigterm_exits_75_and_resumes_to_the_same_bits(world, tmp_pa
     warm_run(command(world, tmp_path / "plain", "--max_steps=30", *extra))
     out = tmp_path / "stopped"
     arguments = command(world, out, "--max_steps=30", "--resume=auto", "--save_every=1000", *extra)
-    process = subprocess.Popen([*TRAIN, *arguments], env=ENV, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = start(TRAIN, arguments)
     while not (out / "metrics.jsonl").is_file() or len((out / "metrics.jsonl").read_text().splitlines()) < 3:
         time.sleep(0.02)
         assert process.poll() is None
@@ -180,9 +186,7 @@ def test_stopping_by_sigterm_exits_75_and_resumes_to_the_same_bits(world, tmp_pa
 
 
 def test_sigterm_before_the_first_step_exits_75(world, tmp_path):
-    process = subprocess.Popen(
-        [*TRAIN, *pretrain(world, tmp_path / "out")], env=ENV, cwd=ROOT, stderr=subprocess.PIPE
-    )
+    process = start(TRAIN, pretrain(world, tmp_path / "out"))
     time.sleep(0.5)  # while torch is imported
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
@@ -192,9 +196,7 @@ def test_sigterm_before_the_first_step_exits_75(world, tmp_path):
 def test_a_run_saved_on_two_ranks_continues_on_one_with_the_same_data(world, tmp_path, uninterrupted):
     out = tmp_path / "moved"
     arguments = pretrain(world, out, "--resume=auto", "--save_every=2")
-    first = subprocess.Popen(
-        [*TORCHRUN, *arguments], env=ENV, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    first = start(TORCHRUN, arguments, start_new_session=True)
     while not (out / "checkpoints" / "latest").is_file():
         time.sleep(0.02)
         assert first.poll() is None
@@ -211,17 +213,14 @@ def test_a_run_saved_on_two_ranks_continues_on_one_with_the_same_data(world, tmp
 def test_the_same_command_gives_the_same_bits(world, tmp_path, uninterrupted):
     warm_run(pretrain(world, tmp_path / "again"))
     assert same_bits(tmp_path / "again", uninterrupted)
-    again, log = (
-        [{key: line[key] for key in line.keys() - CLOCK} for line in lines(out)]
-        for out in (tmp_path / "again", uninterrupted)
-    )
+    again, log = ([{key: line[key] for key in line.keys() - CLOCK} for line in lines(out)]
+                  for out in (tmp_path / "again", uninterrupted))
     assert again == log
 
 
 def test_a_finished_run_is_left_alone_before_its_data_is_opened(world, tmp_path, uninterrupted):
-    one_line(
-        warm_run(pretrain(world, uninterrupted, "--resume=never"), check=False), 1, "holds a run already"
-    )
+    again = warm_run(pretrain(world, uninterrupted, "--resume=never"), check=False)
+    one_line(again, 1, "holds a run already")
     done = warm_run(pretrain(world, uninterrupted, "--resume=auto", f"--data={tmp_path}/gone"))
     assert "already done" in done.stderr
     changed = pretrain(world, uninterrupted, "--resume=auto", "--max_steps=12")
@@ -262,9 +261,8 @@ def test_lora_saves_only_the_adapter_and_peft_opens_it(world, tmp_path):
     assert all("lora_" in name for name in tensors(out))
     ours, tokenizer = load_pretrained(world / "model")
     assert load_adapter(ours, out / "adapter") == 4
-    theirs = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(world / "model"), str(out / "adapter")
-    )
+    base = AutoModelForCausalLM.from_pretrained(world / "model")
+    theirs = PeftModel.from_pretrained(base, str(out / "adapter"))
     ids = torch.tensor([tokenizer.encode("fever dose", bos=True)])
     with torch.no_grad():
         assert torch.allclose(ours.eval()(ids), theirs.eval()(ids).logits, atol=1e-5)
@@ -272,37 +270,23 @@ def test_lora_saves_only_the_adapter_and_peft_opens_it(world, tmp_path):
 
 def test_a_profile_leaves_a_trace(world, tmp_path):
     done = warm_run(pretrain(world, tmp_path / "out", "--profile=1"))
-    assert (
-        json.loads((tmp_path / "out" / "trace.json").read_text())["traceEvents"]
-        and "trace.json" in done.stderr
-    )
+    trace = json.loads((tmp_path / "out" / "trace.json").read_text())
+    assert trace["traceEvents"] and "trace.json" in done.stderr
+
 
 
 # -------------------------------------------------------------------------------------- options and bad input
 
 
-def one_line(done, code, *words):
-    message = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == code and "error: " in message and "Traceback" not in done.stderr, done.stderr[
-        -2000:
-    ]
-    for word in words:
-        assert word in message, message
-
-
-@pytest.mark.parametrize(
-    "extra, code, words",
-    [
-        (["--model=/no/such"], 1, ["/no/such/config.json"]),
-        (["--data=/no/such/stream"], 1, ["/no/such/stream.json", "tokenize"]),
-        (["--lr=1"], 2, ["--lr", "did you mean"]),
-        (["--precision=fp16"], 2, ["--precision", "bf16"]),
-        (["--max_steps=ten"], 2, ["--max_steps", "a whole number"]),
-        (["--max_steps=-1"], 2, ["--max_steps=-1", "0 or more"]),
-        (["--lora_rank=2", "--lora_targets=query"], 1, ["'query' matches no layer", "q_proj"]),
-        (["--learning_rate=1e30", "--max_grad_norm=1e30"], 1, ["not finite", "step "]),
-    ],
-)
+@pytest.mark.parametrize("extra, code, words", [
+    (["--model=/no/such"], 1, ["/no/such/config.json"]),
+    (["--data=/no/such/stream"], 1, ["/no/such/stream.json", "tokenize"]),
+    (["--lr=1"], 2, ["--lr", "did you mean"]),
+    (["--precision=fp16"], 2, ["--precision", "bf16"]),
+    (["--max_steps=ten"], 2, ["--max_steps", "a whole number"]),
+    (["--max_steps=-1"], 2, ["--max_steps=-1", "0 or more"]),
+    (["--lora_rank=2", "--lora_targets=query"], 1, ["'query' matches no layer", "q_proj"]),
+    (["--learning_rate=1e30", "--max_grad_norm=1e30"], 1, ["not finite", "step "])])
 def test_bad_options_end_in_one_line(world, tmp_path, extra, code, words):
     one_line(warm_run(pretrain(world, tmp_path / "out", *extra), check=False), code, *words)
 
@@ -316,17 +300,9 @@ def test_options_take_both_spellings_and_unknown_recipes_list_all():
         parse_command_line(["finetune_lroa"])
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("weight_decay", -1.0),
-        ("min_lr_ratio", 5.0),
-        ("warmup_ratio", -0.1),
-        ("lora_dropout", 1.5),
-        ("micro_batch_size", 0),
-        ("resume", "step-x"),
-    ],
-)
+@pytest.mark.parametrize("name, value", [
+    ("weight_decay", -1.0), ("min_lr_ratio", 5.0), ("warmup_ratio", -0.1), ("lora_dropout", 1.5),
+    ("micro_batch_size", 0), ("resume", "step-x")])
 def test_settings_out_of_range_are_rejected_by_name(name, value):
     with pytest.raises(UsageError, match=f"--{name}={value}"):
         check(dataclasses.replace(RECIPES["tiny"][1], **{name: value}))
@@ -356,23 +332,15 @@ def test_bad_files_end_in_one_line_and_leave_no_run_folder(world, tmp_path):
 @pytest.mark.parametrize("script", ["train_1node.sbatch", "train_nnodes.sbatch"])
 @pytest.mark.parametrize("out", [["--out=RUN"], ["--out", "RUN"]])
 def test_a_stopped_job_is_requeued_however_out_is_written(tmp_path, script, out):
-    for name, text in (
-        ("srun", 'echo "srun $*" >> "$CALLS"; exit 1'),
-        ("scontrol", '[ "$1" = show ] && echo node1 || echo "scontrol $*" >> "$CALLS"'),
-    ):
+    tools = {"srun": 'echo "srun $*" >> "$CALLS"; exit 1',
+             "scontrol": '[ "$1" = show ] && echo node1 || echo "scontrol $*" >> "$CALLS"'}
+    for name, text in tools.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "stopped").touch()
-    env = ENV | {
-        "PATH": f"{tmp_path}:{ENV['PATH']}",
-        "CALLS": str(tmp_path / "calls"),
-        "SLURM_JOB_ID": "7",
-        "RANKS": "8",
-        "SLURM_NNODES": "2",
-        "SLURM_JOB_NODELIST": "n",
-        "PYTHON": sys.executable,
-    }
+    env = ENV | {"PATH": f"{tmp_path}:{ENV['PATH']}", "CALLS": str(tmp_path / "calls"), "SLURM_JOB_ID": "7",
+                 "RANKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n", "PYTHON": sys.executable}
     arguments = [word.replace("RUN", str(tmp_path / "run")) for word in out]
     subprocess.run(["bash", f"slurm/{script}", "tiny", *arguments, "--shard_size", "4"], cwd=ROOT, env=env)
     calls = (tmp_path / "calls").read_text()
@@ -385,9 +353,8 @@ def test_the_learning_rate_warms_up_and_follows_the_cosine():
     assert rates[9] == config.learning_rate == max(rates) and rates[0] == config.learning_rate / 10
     assert abs(rates[505] - config.learning_rate / 2) < 1e-7 and rates[-1] < 1e-3 * config.learning_rate
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
-    floored = [
-        learning_rate(dataclasses.replace(config, min_lr_ratio=0.1), step, 1000) for step in range(1000)
-    ]
+    floor = dataclasses.replace(config, min_lr_ratio=0.1)
+    floored = [learning_rate(floor, step, 1000) for step in range(1000)]
     assert floored[:10] == rates[:10] and abs(floored[505] - 0.55 * config.learning_rate) < 1e-7
     assert abs(floored[-1] - 0.1 * config.learning_rate) < 1e-5 * config.learning_rate
     constant = dataclasses.replace(config, schedule="constant")

@@ -49,36 +49,24 @@ def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("in")
     (folder / "documents").mkdir()
     text = "Pneumonia is treated with antibiotics; the patient had a fever and a cough for days. "
+    documents = [{"text": text * n, "id": str(n), "language": "en"} for n in range(1, 30)]
     with gzip.open(folder / "documents" / "a.jsonl.gz", "wt") as file:
-        file.writelines(
-            json.dumps({"text": text * n, "id": str(n), "language": "en"}) + "\n" for n in range(1, 30)
-        )
+        file.writelines(json.dumps(document) + "\n" for document in documents)
     train_sentencepiece([text] * 50, folder / "tokenizer", 290)
-    (folder / "exam.jsonl").write_text(
-        json.dumps(
-            {
-                "question": "What is the treatment of pneumonia in a patient with fever and cough?",
-                "options": {"A": "x", "B": "y"},
-                "answer_idx": "A",
-            }
-        )
-        + "\n"
-    )
+    item = {"question": "What is the treatment of pneumonia in a patient with fever and cough?",
+            "options": {"A": "x", "B": "y"}, "answer_idx": "A"}
+    (folder / "exam.jsonl").write_text(json.dumps(item) + "\n")
     (folder / "page.html").write_text(f"<html><body><article><p>{text * 4}</p></article></body></html>")
     return folder
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "filter_medical --language en documents",
-        "clean --language en --mask-personal documents",
-        "dedup documents",
-        "decontaminate --benchmark exam.jsonl documents",
-        "tokenize_corpus --tokenizer tokenizer documents",
-        "web_pages --language en page.html",
-    ],
-)
+@pytest.mark.parametrize("command", [
+    "filter_medical --language en documents",
+    "clean --language en --mask_personal documents",
+    "dedup documents",
+    "decontaminate --benchmark exam.jsonl documents",
+    "tokenize_corpus --tokenizer tokenizer documents",
+    "web_pages --language en page.html"])
 def test_a_step_writes_into_its_folder_and_nowhere_else(inputs, tmp_path, command):
     name, *arguments = command.split()
     if name == "web_pages":
@@ -89,10 +77,7 @@ def test_a_step_writes_into_its_folder_and_nowhere_else(inputs, tmp_path, comman
     paths = [str(inputs / word) if (inputs / word).exists() else word for word in arguments]
     done = subprocess.run(
         [sys.executable, "-c", WATCH, str(out), f"data_prep.{name}", *paths, "--out", str(target)],
-        capture_output=True,
-        text=True,
-        cwd=elsewhere,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(elsewhere), "PYTHONDONTWRITEBYTECODE": "1"},
-    )
+        capture_output=True, text=True, cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(elsewhere), "PYTHONDONTWRITEBYTECODE": "1"})
     assert done.stdout.splitlines()[-1] == "REPORT 0 []", done.stdout + done.stderr
     assert list(out.rglob("*")) and not list(elsewhere.iterdir())

@@ -67,8 +67,8 @@ def main() -> None:
     steps = {
         "filter_medical": ("filter_medical", "--language", "{}"),
         "filter_medical, ordinary text": ("filter_medical", "--language", "{}"),
-        "clean, language and personal data": ("clean", "--language", "{}", "--language-id",
-                                              "--mask-personal"), "dedup": ("dedup", ),
+        "clean, language and personal data": ("clean", "--language", "{}", "--language_id",
+                                              "--mask_personal"), "dedup": ("dedup", ),
         "decontaminate": ("decontaminate", "--benchmark", str(benchmark)),
         "tokenize_corpus": ("tokenize_corpus", "--tokenizer", str(work / "tokenizer"), "--language", "{}")
     }

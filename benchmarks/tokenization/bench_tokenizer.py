@@ -32,7 +32,6 @@ from mmed.tokenization.sentencepiece_model import SentencePieceModel
 from mmed.tokenizer import load_tokenizer, read_texts, train_sentencepiece
 from mmed.utils.errors import main_guard, require_extra
 
-AIM = 2.5  # times bare sentencepiece, on languages with spaces
 LETTERS = {
     "en": "etaoinshrdlu", "fr": "esaitnrulodéè", "es": "eaosrnidlctuóí", "ru": "оеаинтсрвлкмд", "zh": None,
     "ja": None
@@ -162,10 +161,6 @@ def main() -> None:
             f"{a['bare']:9.1f}"
             f"{a['hf']:9.1f}{a['ours']:9.1f}{a['ours'] / a['bare']:8.2f}{a['ours'] / a['hf']:7.2f}"
             f"{b['hf']:12.1f}{b['ours']:12.1f}{b['ours'] / b['hf']:10.2f}")
-    print(
-        f"aim: {AIM} x bare sentencepiece where words stand between spaces; without spaces ours is "
-        f"sentencepiece itself"
-    )
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from mmed.data import Example, ExamRows, PretrainRows, StreamWriter, TokenStream
 from mmed.lora import apply_lora, init_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.train import forward_backward
+from mmed.training.distributed import checkpoint_blocks, compile_blocks
 from mmed.training.loader import make_batch, micro_batches
 from mmed.training.logging import peak_memory as memory
 from mmed.training.optimizer import make_optimizer, update
@@ -81,9 +82,9 @@ class Ours:
         self.model, self.precision, self.flat = model, precision, False  # flat: exam rows end to end
         config = TrainConfig(learning_rate=1e-3, weight_decay=0.0, **lean)
         self.optimizer = make_optimizer(model, config)
-        model.activation_checkpointing = {"no": 0, "half": 2}[config.activation_checkpointing]
+        checkpoint_blocks(model, config.activation_checkpointing)
         if compiled:
-            model.compile_blocks()
+            compile_blocks(model)
 
     def step(self, rows: list) -> float:
         batch = micro_batches(rows, rank_share(len(rows), 0, 1, 64), CPU, self.flat)

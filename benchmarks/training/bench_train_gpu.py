@@ -43,6 +43,7 @@ from mmed.data import Row, rank_share
 from mmed.model import ModelConfig
 from mmed.train import forward_backward, skeleton
 from mmed.training import memory_estimate
+from mmed.training.distributed import checkpoint_blocks, compile_blocks
 from mmed.training.loader import micro_batches
 from mmed.training.optimizer import make_optimizer, update
 
@@ -123,9 +124,9 @@ def ours(case: str, device: torch.device, T: int, B: int, documents: bool):
     model = skeleton(config, ModelConfig(vocab_size=vocabulary, **{"rms_norm_eps": 1e-5,
                                                                    **SHAPES[shape]})).to_empty(device=device)
     fill(model)
-    model.activation_checkpointing = {"no": 0, "all": 1, "half": 2}[config.activation_checkpointing]
+    checkpoint_blocks(model, config.activation_checkpointing)
     if device.type == "cuda":
-        model.compile_blocks()
+        compile_blocks(model)
     optimizer = make_optimizer(model.train(), config)
     batch = micro_batches(rows(vocabulary, B, T, documents), rank_share(B, 0, 1, B), device)
 

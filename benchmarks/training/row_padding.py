@@ -23,7 +23,7 @@ def measure(rows: PretrainRows) -> tuple[float, int, int]:
                 for piece in row:
                     seen[piece.start + 1:piece.end + 1] += 1
                     pieces[piece.document] += 1
-                    used += piece.end - piece.start + layout.cost * piece.continues
+                    used += piece.size()
         targets = np.ones(stream.tokens, dtype=np.int64)
         targets[np.concatenate(([0], np.asarray(stream.ends[:-1], dtype=np.int64)))] = 0
         wrong += int((seen != targets).sum())

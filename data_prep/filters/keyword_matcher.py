@@ -1,13 +1,11 @@
-"""The keyword rule for many texts at once; decides exactly as the plain rule in
-data_prep/filters/keyword_rule.py.
+"""The keyword rule for many texts at once; decides exactly as the plain rule in keyword_rule.py.
 
-In:  texts; the words and thresholds of one language. Out: a `Decision` for each text, or the words found in
-     one.
+In:  texts; the words and thresholds of one language. Out: a `Decision` for each text.
 
-A block of texts becomes one array of letter classes (0 between words), by one table look-up a character. All
-places where a term can begin then walk down a trie of the terms side by side, one letter a step. Most places
-drop out after two or three letters, so the cost hardly depends on the number of terms. What reaches the end
-of a term is rare and is decided in plain Python.
+All texts become one array of letter classes (0 between words), by one table look-up a character. All places
+where a term can begin then walk down a trie of the terms side by side, one letter a step. Most places drop
+out after two or three letters, so the cost hardly depends on the number of terms. What reaches the end of a
+term is rare and is decided in plain Python.
 """
 from __future__ import annotations
 
@@ -25,7 +23,8 @@ from data_prep.filters.keyword_rule import (
     decide,
     default_patterns,
     dictionary_form,
-    fold_letter,
+    fits,
+    fold_character,
     is_long,
     official_words,
     unfold_rare,
@@ -42,53 +41,12 @@ PLANE = 1 << 16  # characters beyond the first plane count as the last of it, wh
 
 
 @functools.cache
-def _folded_plane() -> list[str]:
-    """`fold_letter` of every character of the first plane; Chinese characters and Hangul are their own folded
-    form."""
-    unchanged = (*range(0x4E00, 0x9FD0), *range(0xAC00, 0xD7A4))
-    folded = list(map(chr, range(PLANE)))
-    for code in set(range(PLANE)).difference(unchanged):
-        folded[code] = fold_letter(chr(code))
-    return folded
-
-
-class Trie:
-    """Patterns by their letter classes; node 0 is a dead end, node 1 the root."""
-
-    def __init__(self, patterns: Sequence[tuple[int, list[int]]], width: int):
-        """patterns: (index, letter classes); width: number of classes."""
-        children: list[dict[int, int]] = [{}, {}]
-        self.ending: dict[int, list[int]] = {}  # node -> indices of the patterns that end there
-        for index, letters in patterns:
-            node = 1
-            for letter in letters:
-                if letter not in children[node]:
-                    children[node][letter] = len(children)
-                    children.append({})
-                node = children[node][letter]
-            self.ending.setdefault(node, []).append(index)
-        self.width = width
-        self.next = np.zeros((len(children), width), np.int32)
-        for node, edges in enumerate(children):
-            self.next[node, list(edges)] = list(edges.values())
-        self.next = self.next.ravel()
-        self.ends = np.zeros(len(children), bool)
-        self.ends[list(self.ending)] = True
-
-    def walk(self, classes: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """(start, length, index) of every pattern that begins at one of the starts; classes: (characters,)
-        uint16."""
-        nodes = np.ones(len(starts), np.int32)
-        length = 0
-        while len(starts):
-            nodes = self.next.take(nodes * self.width + classes.take(starts + length))
-            length += 1
-            alive = np.flatnonzero(nodes)
-            starts, nodes = starts.take(alive), nodes.take(alive)
-            ended = np.flatnonzero(self.ends.take(nodes))
-            for start, node in zip(starts[ended].tolist(), nodes[ended].tolist()):
-                for index in self.ending[node]:
-                    yield start, length, index
+def _plane(official: bool) -> list[str]:
+    """Every character of the first plane as the rule sees it, in the official one white space as "\\n"."""
+    plane = list(map(chr, range(PLANE)))
+    if official:
+        return ["\n" if character != " " and character.isspace() else character for character in plane]
+    return list(map(fold_character, plane))
 
 
 class Matcher:
@@ -105,68 +63,62 @@ class Matcher:
         self.min_density = density if min_density is None else min_density
         if self.official:
             self.words = official_words(language)
-            self.patterns = [Pattern(word, n, is_long(word, language)) for n, word in enumerate(self.words)]
+            self.patterns = tuple(Pattern(word, number, is_long(word, language))
+                                  for number, word in enumerate(self.words))
         else:
             self.words = [dictionary_form(term) for term in language.medical_words]
             self.patterns = default_patterns(language)
-        self._build()
+        letters = LATIN.union(*(pattern.letters for pattern in self.patterns)) - {" "}
+        self._letters = [" ", " ", *sorted(letters), "\n"]  # by class; the last one is every other letter
+        class_of = {letter: number for number, letter in enumerate(self._letters[:-1])}
+        class_of |= {" ": BLANK if self.official else BETWEEN, "\n": BETWEEN}
+        other = len(self._letters) - 1
+        self._table = np.array([class_of.get(char, other) for char in _plane(self.official)], np.uint16)
+        self._build_trie(class_of)
 
-    def _build(self) -> None:
-        letters = {letter for pattern in self.patterns for letter in pattern.letters} | LATIN
-        class_of = {letter: number for number, letter in enumerate(sorted(letters - {" "}), FIRST_LETTER)}
-        class_of[" "] = BLANK if self.official else BETWEEN
-        other = len(class_of) + FIRST_LETTER
-        if self.official:
-            plane = [" " if char != " " and char.isspace() else char for char in map(chr, range(PLANE))]
-            class_list = [BETWEEN if char == " " else class_of.get(char, other) for char in plane]
-            class_list[ord(" ")] = BLANK
-        else:
-            class_list = [class_of.get(char, other) for char in _folded_plane()]
-            class_list[PLANE - 1] = BETWEEN
-        self._table = np.array(class_list, np.uint16)
-        self._latin = {class_of[letter] for letter in LATIN}
-        coded = [(i, [class_of[letter] for letter in pattern.letters])
-                 for i, pattern in enumerate(self.patterns)]
-        self._anywhere = Trie([pair for pair in coded if self.patterns[pair[0]].anywhere], other + 1)
-        self._at_word_start = Trie([pair for pair in coded if not self.patterns[pair[0]].anywhere], other + 1)
-        self._room = max(len(pattern.letters) for pattern in self.patterns) + 1
-        self._counted = [len(p.letters if self.official else p.letters.replace(" ", ""))
-                         for p in self.patterns]
+    def _build_trie(self, class_of: dict[str, int]) -> None:
+        """_next[node * number of classes + class] is the next node; 0 is a dead end, 1 the root."""
+        edges: dict[tuple[int, int], int] = {}
+        self._ending: dict[int, list[Pattern]] = {}
+        for pattern in self.patterns:
+            node = 1
+            for letter in pattern.letters:
+                node = edges.setdefault((node, class_of[letter]), len(edges) + 2)
+            self._ending.setdefault(node, []).append(pattern)
+        table = np.zeros((len(edges) + 2, len(self._letters)), np.int32)
+        for edge, node in edges.items():
+            table[edge] = node
+        self._next = table.ravel()
+        self._ends = np.isin(np.arange(len(table)), list(self._ending))
+        self._longest = max((len(pattern.letters) for pattern in self.patterns), default=0)
 
     def judge(self, texts: Sequence[str]) -> list[Decision]:
         """One decision a text."""
-        decisions: list[Decision] = []
-        block: list[str] = []
-        size = 0
-        for text in texts:
-            block.append(text)
-            size += len(text)
-            if size >= BLOCK:
-                decisions += [decision for decision, _ in self._judge_block(block)]
-                block, size = [], 0
-        return decisions + [decision for decision, _ in self._judge_block(block)]
+        return [decision for decision, _ in self._judge(texts)]
 
     def explain(self, text: str) -> tuple[Decision, Counter[str]]:
         """The decision on one text, and how often each term was found."""
-        (decision, found), = self._judge_block([text])
+        (decision, found), = self._judge([text])
         return decision, Counter({self.words[word]: count for word, count in found.items()})
 
-    def _judge_block(self, texts: list[str]) -> list[tuple[Decision, Counter[int]]]:
+    def _judge(self, texts: Sequence[str]) -> Iterator[tuple[Decision, Counter[int]]]:
         texts = [text.lower() if self.official else unfold_rare(text) for text in texts]
         begins = np.cumsum([len(GAP)] + [len(text) + len(GAP) for text in texts]).tolist()[:-1]
-        classes = self._classes(GAP.join(["", *texts, "\n" * self._room]))
+        classes = self._classes(GAP.join(["", *texts, "\n" * (self._longest + 1)]))
         found: list[Counter[int]] = [Counter() for _ in texts]
         covered = [0] * len(texts)
-        for start, _, index in self._select(sorted(self._candidates(classes))):
-            row = bisect_right(begins, start) - 1
-            found[row][self.patterns[index].word] += 1
-            covered[row] += self._counted[index]
-        results = []
+        # No two terms overlap (the first and longest counts); by the official rule no two places of one word.
+        free: dict[int, int] = {}
+        for start, negative_length, pattern in sorted(self._candidates(classes)):
+            key = pattern.word if self.official else 0
+            if start >= free.get(key, 0):
+                free[key] = start - negative_length
+                row = bisect_right(begins, start) - 1
+                found[row][pattern.word] += 1
+                covered[row] += len(pattern.letters if self.official else pattern.letters.replace(" ", ""))
         for row, (text, begin) in enumerate(zip(texts, begins)):
-            length = len(text) if self.official else np.count_nonzero(classes[begin:begin + len(text)])
-            decision = decide(len(found[row]), covered[row], int(length), self.min_hits, self.min_density)
-            results.append((decision, found[row]))
-        return results
+            length = len(text) if self.official else int(np.count_nonzero(classes[begin:begin + len(text)]))
+            yield decide(len(found[row]), covered[row], length, self.min_hits, self.min_density), found[row]
 
     def _classes(self, text: str) -> np.ndarray:
         """The class of each character, (characters,) uint16."""
@@ -176,35 +128,25 @@ class Matcher:
             self._table.take(np.frombuffer(code_points, "<u4"), out=classes[begin:begin + BLOCK], mode="clip")
         return classes
 
-    def _candidates(self, classes: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """(start, -length, index) of every pattern that stands in the text with the right letters around
-        it."""
-        for begin in range(1, len(classes) - self._room, BLOCK):
-            end = min(begin + BLOCK, len(classes) - self._room)
+    def _candidates(self, classes: np.ndarray) -> Iterator[tuple[int, int, Pattern]]:
+        """(start, -length, pattern) of every pattern in the text with the right letters around it."""
+        anywhere = any(pattern.anywhere for pattern in self.patterns)
+        spaced = self.language.spaced or self.official
+        for begin in range(1, len(classes) - self._longest, BLOCK):
+            end = min(begin + BLOCK, len(classes) - self._longest)
             inside = classes[begin - 1:end] > BLANK
-            everywhere = np.flatnonzero(inside[1:]) + begin
-            word_starts = np.flatnonzero(inside[1:] & ~inside[:-1]) + begin
-            for trie, starts in ((self._anywhere, everywhere), (self._at_word_start, word_starts)):
-                for start, length, index in trie.walk(classes, starts) if trie.ending else ():
-                    if self._ends_right(classes, start, length, index):
-                        yield start, -length, index
-
-    def _ends_right(self, classes: np.ndarray, start: int, length: int, index: int) -> bool:
-        pattern = self.patterns[index]
-        if not pattern.anywhere:
-            return pattern.stem or classes[start + length] <= BLANK
-        if self.official or self.language.spaced:
-            return True
-        before, after = int(classes[start - 1]), int(classes[start + length])
-        return not (pattern.letters[0] in LATIN and before in self._latin) and not (
-            pattern.letters[-1] in LATIN and after in self._latin)
-
-    def _select(self, candidates: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-        """Official: occurrences of one word do not overlap. Default: no two terms do; the first and longest
-        counts."""
-        free: dict[int, int] = {}
-        for start, negative_length, index in candidates:
-            key = self.patterns[index].word if self.official else 0
-            if start >= free.get(key, 0):
-                free[key] = start - negative_length
-                yield start, -negative_length, index
+            starts = np.flatnonzero(inside[1:] if anywhere else inside[1:] & ~inside[:-1]) + begin
+            nodes = np.ones(len(starts), np.int32)
+            length = 0
+            while len(starts):
+                nodes = self._next.take(nodes * len(self._letters) + classes.take(starts + length))
+                length += 1
+                alive = np.flatnonzero(nodes)
+                starts, nodes = starts.take(alive), nodes.take(alive)
+                ended = np.flatnonzero(self._ends.take(nodes))
+                places = starts.take(ended)
+                columns = (places, nodes.take(ended), classes.take(places - 1), classes.take(places + length))
+                for start, node, before, after in zip(*(column.tolist() for column in columns)):
+                    for pattern in self._ending[node]:
+                        if fits(pattern, self._letters[before], self._letters[after], spaced):
+                            yield start, -length, pattern

@@ -6,7 +6,7 @@ Out: a `Decision`.      MKC  = number of different medical words in the text
                         medical if and only if  MKC >= min_hits  and  DENS >= min_density
 
 Two readings of "a word in the text": `judge_official`, the published code, and `judge_default`, ours.
-data_prep/filters/keyword_matcher.py decides the same for many texts at once; tests hold it against this file.
+keyword_matcher.py decides the same for many texts at once; tests hold it against this file.
 """
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def dictionary_form(term: str) -> str:
     return term.partition("/")[0].replace("|", "")
 
 
-# ---- the published rule --------------------------------------------------------------------------
+# ---- the published rule ----
 
 
 def official_words(language: Language) -> list[str]:
@@ -71,7 +71,7 @@ def judge_official(text: str, language: Language) -> Decision:
     return decide(hits, covered, len(text), language.official_min_hits, language.official_min_density)
 
 
-# ---- our rule ------------------------------------------------------------------------------------
+# ---- our rule ----
 #
 # DIFFERS: the official rule misses short words before punctuation ("cancer,") and inflected forms, and counts
 # nested words twice. The default rule
@@ -84,50 +84,39 @@ def judge_official(text: str, language: Language) -> Decision:
 #   - and counts only letters and digits in DENS, so that white space and punctuation do not thin a text.
 
 # What needs more than a look at one character: invisible characters, which are removed, ligatures and
-# half-width kana, which are taken apart, and letters that NFC joins with a mark (combining accents, Hangul
-# parts, kana voicing signs).
-_INVISIBLE = ("\xad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0600-\u0605\u0610-\u061a"
-              "\u061c\u0640\u064b-\u065f\u0670"
-              "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff")
-RARE = re.compile(f"[{_INVISIBLE}\u1100-\u11ff\u3099\u309a\uff9e\uff9f\ufb00-\ufb06]")
+# half-width kana, which are taken apart, and letters that NFC joins with a mark.
+_INVISIBLE = ("\xad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0600-\u0605\u0610-\u061a\u061c\u0640\u064b-\u065f"
+              "\u0670\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff")
+_RARE = re.compile(f"[{_INVISIBLE}\u1100-\u11ff\u3099\u309a\uff9e\uff9f\ufb00-\ufb06]")
 _REMOVED = re.compile(f"[{_INVISIBLE}]+")
 _COMPATIBLE = re.compile("[\ufb00-\ufb06]|[\uff66-\uff9f]+")
 
 
 def unfold_rare(text: str) -> str:
-    """Put a text into the form in which every character can be folded by itself.
-
-    >>> unfold_rare("\ufb01brosis, can\xadcer, e\u0301, \uff76\uff9e\uff9d")
-    'fibrosis, cancer, é, ガン'
-    """
-    if not RARE.search(text):
-        return text
-    text = _COMPATIBLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
-    return _REMOVED.sub("", unicodedata.normalize("NFC", text))
+    """Put a text into the form in which every character can be folded by itself."""
+    if _RARE.search(text):
+        text = _COMPATIBLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
+        text = _REMOVED.sub("", unicodedata.normalize("NFC", text))
+    return text
 
 
 @functools.lru_cache(1 << 12)
 def fold_character(character: str) -> str:
-    """Case, width and accents of one character folded; in the Arabic script, the spellings of one letter.
+    """The folded form of a letter, digit or vowel mark; a blank for everything else, also beyond the first
+    plane.
 
-    >>> "".join(map(fold_character, "ÉＨＩＶｱёЙßİأة"))
-    'ehivアейßiاه'
+    >>> "".join(map(fold_character, "ÉＨＩＶｱёЙßİأة,"))
+    'ehivアейßiاه '
     """
+    if character > "\uffff":
+        return " "
     single = unicodedata.normalize("NFKC", character)
     if len(single) != 1:
         single = character
     if single in "ёЁ" or (single > "\x7f" and unicodedata.name(single, "").startswith(("LATIN", "GREEK"))):
         single = unicodedata.normalize("NFD", single)[0]
     lower = single.lower().translate(SAME_LETTER)
-    return lower if len(lower) == 1 else single
-
-
-def fold_letter(character: str) -> str:
-    """The folded form of a letter, digit or vowel mark; a blank for everything else, also beyond the first
-    plane."""
-    if character > "\uffff":
-        return " "
-    folded = fold_character(character)
+    folded = lower if len(lower) == 1 else single
     return folded if folded.isalnum() or unicodedata.category(folded)[0] == "M" else " "
 
 
@@ -140,9 +129,9 @@ class Pattern(NamedTuple):
     stem: bool = False  # else it also ends where a word ends
 
 
-def default_patterns(language: Language) -> list[Pattern]:
-    """The spellings of each term, also after each prefix of the language; œ and æ are also looked for as two
-    letters."""
+@functools.lru_cache(8)
+def default_patterns(language: Language) -> tuple[Pattern, ...]:
+    """The spellings of each term, also after each prefix of the language, and with œ and æ as two letters."""
     patterns: dict[Pattern, None] = {}
     for number, term in enumerate(language.medical_words):
         for spelling in term.split("/"):
@@ -150,40 +139,39 @@ def default_patterns(language: Language) -> list[Pattern]:
             stem, bar, _ = spelling.removeprefix("|").partition("|")
             for letters in (stem, stem.replace("œ", "oe").replace("æ", "ae")):
                 for prefix in ("", *language.prefixes):
-                    folded = "".join(map(fold_letter, unfold_rare(prefix + letters)))
+                    folded = "".join(map(fold_character, unfold_rare(prefix + letters)))
                     patterns[Pattern(folded, number, anywhere, stem=bool(bar))] = None
-    return list(patterns)
+    return tuple(patterns)
 
 
-def fits(pattern: Pattern, text: str, place: int, spaced: bool) -> bool:
-    """Does the pattern stand at this place of a folded text?"""
-    end = place + len(pattern.letters)
-    if text[place:end] != pattern.letters:
-        return False
-    before, after = text[place - 1:place] or " ", text[end:end + 1] or " "
+def fits(pattern: Pattern, before: str, after: str, spaced: bool) -> bool:
+    """Whether the characters around its letters allow a pattern; all folded, a blank between words."""
     if not spaced:
-        return not (pattern.letters[0] in LATIN and before in LATIN) and not (
-            pattern.letters[-1] in LATIN and after in LATIN)
+        return not ((pattern.letters[0] in LATIN and before in LATIN)
+                    or (pattern.letters[-1] in LATIN and after in LATIN))
     return pattern.anywhere or (before == " " and (pattern.stem or after == " "))
 
 
 def judge_default(text: str, language: Language) -> Decision:
     """From left to right: the longest term that begins at a place counts, and the search goes on behind
     it."""
-    text = "".join(map(fold_letter, unfold_rare(text)))
+    text = " " + "".join(map(fold_character, unfold_rare(text))) + " "
     beginning: dict[str, list[Pattern]] = {}  # first letter -> patterns, the longest first
     for pattern in sorted(default_patterns(language), key=lambda pattern: -len(pattern.letters)):
         beginning.setdefault(pattern.letters[0], []).append(pattern)
     found: set[int] = set()
-    place = covered = 0
+    place = 1
+    covered = 0
     while place < len(text):
-        here = beginning.get(text[place], ())
-        pattern = next((pattern for pattern in here if fits(pattern, text, place, language.spaced)), None)
-        if pattern is None:
+        for pattern in beginning.get(text[place], ()):
+            end = place + len(pattern.letters)
+            if text.startswith(pattern.letters, place) and \
+                    fits(pattern, text[place - 1], text[end:end + 1] or " ", language.spaced):
+                found.add(pattern.word)
+                covered += len(pattern.letters.replace(" ", ""))
+                place = end
+                break
+        else:
             place += 1
-            continue
-        found.add(pattern.word)
-        covered += len(pattern.letters.replace(" ", ""))
-        place += len(pattern.letters)
     length = len(text) - text.count(" ")
     return decide(len(found), covered, length, language.min_hits, language.min_density)

@@ -7,8 +7,8 @@ import re
 
 from mmed.languages import all_languages
 
-# ISO 639-1 with its ISO 639-3 code, the other ISO 639-2 code (ger for deu), and the individual language that
-# data sets such as FineWeb-2 use for a macrolanguage (cmn for Chinese, arb for Arabic).
+# ISO 639-1, ISO 639-3, the other ISO 639-2 code (ger for deu), and the individual language that data sets
+# such as FineWeb-2 use for a macrolanguage (cmn for Chinese, arb for Arabic).
 _CODES = """
 aa aar, ab abk, ae ave, af afr, ak aka, am amh, an arg, ar ara arb, as asm, av ava, ay aym ayr,
 az aze azj, ba bak, be bel, bg bul, bi bis, bm bam, bn ben, bo bod tib, br bre, bs bos, ca cat, ce che,
@@ -28,7 +28,7 @@ th tha, ti tir, tk tuk, tl tgl fil, tn tsn, to ton, tr tur, ts tso, tt tat, tw t
 uk ukr, ur urd, uz uzb uzn, ve ven, vi vie, vo vol, wa wln, wo wol, xh xho, yi yid ydd ji, yo yor,
 za zha, zh zho chi cmn, zu zul
 """
-_UNDETERMINED = {"", "und", "unk", "unknown", "none", "null", "mul", "zxx", "mis"}
+_UNDETERMINED = ("", "und", "unk", "unknown", "none", "null", "mul", "zxx", "mis")
 
 
 @functools.cache
@@ -36,9 +36,9 @@ def _known() -> dict[str, str]:
     """Lower-case code or name -> ISO 639-1 code."""
     known = {code: group.split()[0] for group in _CODES.split(",") for code in group.split()}
     for language in all_languages():
-        for name in (language.code, language.name.lower(), language.native_name.lower()):
-            known[name] = language.code
-    return known
+        names = (language.code, language.name.lower(), language.native_name.lower())
+        known |= dict.fromkeys(names, language.code)
+    return known | dict.fromkeys(_UNDETERMINED, "")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -51,7 +51,4 @@ def language_code(name: str) -> str:
     ('zh', 'oc', '', 'Klingon')
     """
     tag = name.strip().lower().removeprefix("__label__")
-    primary = re.split(r"[-_]", tag)[0]
-    if tag in _UNDETERMINED or primary in _UNDETERMINED:
-        return ""
-    return _known().get(tag) or _known().get(primary) or name.strip()
+    return _known().get(tag, _known().get(re.split(r"[-_]", tag)[0], name.strip()))

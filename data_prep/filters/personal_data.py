@@ -3,12 +3,11 @@
 In: a text. Out: where they are (`find_personal`), or the text with <EMAIL> and <PHONE> in their place
 (`mask_personal`).
 
-Medical texts are full of other numbers: doses, dates, ranges, ISBN, DOI, trial and CAS numbers, postal codes,
-tables. A run of digits is a telephone number only if it has a country code after a plus sign, a word like
-"Tel." before it, or a form in which the countries of our languages write their numbers and nobody writes
-anything else (`FORMS`). Missed are numbers with none of the three ("912345678") and addresses that are spelt
-out ("name at clinic dot org"). Names and postal addresses are not looked for: a medical text is full of names
-that must stay (Parkinson, Crohn).
+Medical texts are full of other numbers: doses, dates, ranges, DOI, trial numbers, tables. A run of digits is
+a telephone number only if it has a country code after a plus sign, a word like "Tel." before it, or a form in
+which the countries of our languages write their numbers and nobody writes anything else (`FORMS`). Missed are
+numbers with none of the three ("912345678") and addresses that are spelt out ("name at clinic dot org").
+Names and postal addresses are not looked for: many names must stay (Parkinson, Crohn).
 
 Every pattern is bounded, so time is linear in the text. docs/corpus.md compares this with the package
 phonenumbers.
@@ -18,32 +17,26 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from mmed.languages import all_languages
 
 MASKS = {"email": "<EMAIL>", "phone": "<PHONE>"}
 
-# ---- e-mail addresses ----------------------------------------------------------------------------
-
-_AT = re.compile(r"[@＠](?=\w)")  # looked for first: a text without one costs nothing
 _LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,63})\Z")
-_LABEL_OF_HOST = r"[^\W_](?:[\w-]{0,61}[^\W_])?"  # letters of any script, as in president@кремль.рф
+_LABEL = r"[^\W_](?:[\w-]{0,61}[^\W_])?"  # letters of any script, as in president@кремль.рф
 _TOP_LEVEL = r"(?:[A-Za-z]{2,24}|рф|онлайн|中国|中國|公司|网络|日本|السعودية|مصر|امارات)"
-_HOST = re.compile(rf"(?:{_LABEL_OF_HOST}\.){{1,8}}{_TOP_LEVEL}(?![A-Za-z0-9])")
-_HOST_ASCII = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
-                         r"[A-Za-z]{2,24}(?![A-Za-z0-9])")
+_ASCII_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}"
+_HOST = re.compile(rf"(?:{_ASCII_HOST}|(?:{_LABEL}\.){{1,8}}{_TOP_LEVEL})(?![A-Za-z0-9])")
 
-# ---- telephone numbers ---------------------------------------------------------------------------
-
-# Digits and what stands between the digits of telephone numbers. Full-width and Arabic forms are made narrow
-# first.
+# Digits and what stands between the digits of telephone numbers, after full-width and Arabic forms are made
+# narrow.
 _RUN = re.compile(r"(?<![0-9A-Za-z])[+(]{0,2}[0-9][0-9 ().\u00a0\u202f/-]{4,40}[0-9](?![0-9A-Za-z])")
 _NARROW = str.maketrans("０１２３４５６７８９＋（）－‐‑‒–−．＠／" "٠١٢٣٤٥٦٧٨٩" "۰۱۲۳۴۵۶۷۸۹",
                         "0123456789+()------.@/" "0123456789" "0123456789")
 _SEPARATOR = r"[ .\u00a0\u202f-]"
-# Words that announce a number; those of further languages come from their files. Short ones need a full stop
-# or colon.
+# Words that announce a number; those of further languages come from their files. Short ones need a full stop.
 _SHORT_WORDS = "tel|tél|telf|tlf|tfno|тел|моб|ph|tph"
 _WORDS = ("tel|tél|phone|telephone|téléphone|teléfono|telefono|telefon|fax|télécopie|whatsapp|телефоны?|факс|"
           r"hotline|helpline|tel(?=\W{1,3}[+(0])")
@@ -75,6 +68,9 @@ FORMS = {
     "short area code": r"(?:0[1-9][ -]|\(0[1-9]\) ?)(?:\d{8}|\d{3,4}[ -]?\d{4})(?!\d)",  # 04 123 4567
 }
 _FORM = re.compile("|".join(FORMS.values()))
+_TIME = re.compile(r"[01]\d[0-5]\d|2[0-4][0-5]\d")  # of day
+_YEARS = re.compile(r"\+(?:19|20)\d\d\D(?:19|20)\d\d")
+_LINK = re.compile(r"(?:://|www\.|10\.\d{4,9}/)\S*\Z")  # a web address or DOI goes on with the number
 
 
 @functools.cache
@@ -93,69 +89,56 @@ def find_personal(text: str) -> list[tuple[int, int, str]]:
     >>> [(text[begin:end], kind) for begin, end, kind in find_personal(text)]
     [('01 42 34 56 78', 'phone'), ('a.b@clinic.example', 'email')]
     """
-    return sorted([*_emails(text), *_phones(text)])
+    narrow = text if text.isascii() else text.translate(_NARROW)
+    return sorted([*_emails(narrow), *_phones(narrow)])
 
 
 def mask_personal(text: str) -> tuple[str, dict[str, int]]:
     """The text with each replaced by its mask, and how many there were of each kind."""
-    counts: dict[str, int] = {}
+    found = find_personal(text)
     parts, done = [], 0
-    for begin, end, kind in find_personal(text):
+    for begin, end, kind in found:
         parts += [text[done:begin], MASKS[kind]]
-        counts[kind] = counts.get(kind, 0) + 1
         done = end
-    return "".join([*parts, text[done:]]), counts
+    return "".join([*parts, text[done:]]), Counter(kind for _, _, kind in found)
 
 
 def _emails(text: str) -> Iterator[tuple[int, int, str]]:
     free = 0
-    for at in _AT.finditer(text):
+    for at in re.finditer(r"@(?=\w)", text):  # looked for first: a text without one costs nothing
         begin = max(free, at.start() - 64)
-        local = _LOCAL.search(text[begin:at.start()].translate(_NARROW))
-        host = _HOST_ASCII.match(text, at.end()) or _HOST.match(text, at.end())
+        local, host = _LOCAL.search(text[begin:at.start()]), _HOST.match(text, at.end())
         if local and host:
             free = host.end()
             yield begin + local.start(), host.end(), "email"
 
 
 def _phones(text: str) -> Iterator[tuple[int, int, str]]:
-    narrow = text if text.isascii() else text.translate(_NARROW)
-    for run in _RUN.finditer(narrow):
-        before = narrow[max(0, run.start() - 24):run.start()]
+    for run in _RUN.finditer(text):
+        before = text[max(0, run.start() - 24):run.start()]
         digits = sum(map(str.isdigit, run[0]))
-        if digits < 6 or _OTHER_NUMBER.search(before) or _in_a_link(narrow, run.start()):
+        in_link = _LINK.search(text, max(0, run.start() - 200), run.start())
+        if digits < 6 or _OTHER_NUMBER.search(before) or in_link:
             continue
         if digits <= 15 and "  " not in run[0] and _announced().search(before):
             open_bracket = run[0].startswith("(") and ")" not in run[0]
             yield run.start() + open_bracket, run.end(), "phone"
             continue
         for form in _FORM.finditer(run[0]):
-            if _alone(run[0], form) and _plausible(form[0]):
+            alone = not (re.search(r"[0-9][ ./()-]?\Z", run[0][:form.start()])
+                         or re.match(r"[ ./()-]?[0-9]", run[0][form.end():]))
+            if alone and _plausible(form[0]):
                 yield run.start() + form.start(), run.start() + form.end(), "phone"
 
 
-def _alone(run: str, form: re.Match[str]) -> bool:
-    """Not part of a longer row of numbers."""
-    return not re.search(r"[0-9][ ./()-]?\Z", run[:form.start()]) and not re.match(r"[ ./()-]?[0-9]",
-                                                                                   run[form.end():])
-
-
 def _plausible(form: str) -> bool:
-    digits = [character for character in form if character.isdigit()]
+    digits = sum(map(str.isdigit, form))
     if form.startswith("+"):
-        return 8 <= len(digits) <= 15 and not re.fullmatch(r"\+(?:19|20)\d\d\D(?:19|20)\d\d", form)
-    if form.startswith(("0", "(0")) and not 9 <= len(digits) <= 12:
+        return 8 <= digits <= 15 and not _YEARS.fullmatch(form)
+    if form.startswith(("0", "(0")) and not 9 <= digits <= 12:
         return False
     groups = re.findall(r"\d+", form)
-    if len(groups) > 2 and all(re.fullmatch(r"[01]\d[0-5]\d|2[0-4][0-5]\d", group) for group in groups):
-        return False  # times of day: 0800 1200 1600
-    pairs = [int(group) for group in groups] if len(groups) == 5 and {len(group)
-                                                                      for group in groups} == {2} else []
-    return len({after - before
-                for before, after in itertools.pairwise(pairs)}) != 1  # 05 10 15 20 25 is a scale
-
-
-def _in_a_link(text: str, place: int) -> bool:
-    """Is this part of a web address, or of a DOI?"""
-    word = re.split(r"\s", text[max(0, place - 200):place])[-1]
-    return "://" in word or "www." in word or re.search(r"10\.\d{4,9}/", word) is not None
+    if len(groups) > 2 and all(map(_TIME.fullmatch, groups)):
+        return False  # 0800 1200 1600
+    steps = {int(after) - int(before) for before, after in itertools.pairwise(groups)}
+    return not (len(form) == 14 and len(groups) == 5 and len(steps) == 1)  # 05 10 15 20 25 is a scale

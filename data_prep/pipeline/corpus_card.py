@@ -1,18 +1,13 @@
-"""What a corpus holds and how it came about: the table of MMedC for it, the counts of its steps, a dataset
-card.
-
-In:  the counts and streams that the steps of a recipe wrote below OUT.
-Out: OUT/corpus.json, OUT/README.md, and the tables on the terminal.
-"""
+"""What a corpus holds and how it came about: from the counts and streams that the steps of a recipe wrote
+below OUT to OUT/corpus.json, OUT/README.md (a dataset card), and tables on the terminal."""
 from __future__ import annotations
 
-import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from data_prep.pipeline.recipe import Recipe
 from mmed.evaluation.summary import aligned
-from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_json, write_json
 
 STAGES = {"clean": "language, personal data", "unique": "deduplication", "uncontaminated": "decontamination"}
@@ -57,49 +52,40 @@ Made by `python -m data_prep.corpus`. Tokens by language and source:
 
 def collect(recipe: Recipe, out: Path) -> dict[str, Any]:
     """{"counts": tokens and documents by language and source, "funnel": a row for each step, in order}."""
-    counts: dict[str, dict] = {}
+    counts: dict[str, dict[str, Counter[str]]] = {}
     rows = []
     for language in recipe.languages_used():
         steps = [(source.name or source.kind, out / "sources" / folder)
                  for folder, source in recipe.sources_of(language)]
         steps += [(title, out / stage / language) for stage, title in STAGES.items()]
-        rows += [_row(language, title, folder / "funnel.json") for title, folder in steps
+        rows += [_row(language, title, read_json(folder / "funnel.json")) for title, folder in steps
                  if (folder / "funnel.json").is_file()]
         for path in (out / "streams" / f"{language}.json", out / "streams" / f"{language}-held-out.json"):
             for by_source in read_json(path)["counts"].values() if path.is_file() else ():
                 for source, count in by_source.items():
-                    total = counts.setdefault(language, {}).setdefault(source, {"tokens": 0, "documents": 0})
-                    total["tokens"] += count["tokens"]
-                    total["documents"] += count["documents"]
+                    counts.setdefault(language, {}).setdefault(source, Counter()).update(count)
     return {"title": recipe.title, "counts": counts, "funnel": rows}
 
 
-def _row(language: str, step: str, path: Path) -> dict[str, Any]:
-    funnel = read_json(path)
-    try:
-        dropped = {reason: entry["documents"] for reason, entry in funnel["dropped"].items()}
-        return {"language": language, "step": step, "documents": funnel["documents"],
-                "characters": funnel["characters"],
-                "dropped": dropped}
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: not the counts of a step of data_prep; delete it and start again") from None
+def _row(language: str, step: str, funnel: dict[str, Any]) -> dict[str, Any]:
+    dropped = {reason: entry["documents"] for reason, entry in funnel["dropped"].items()}
+    return {"language": language, "step": step, "documents": funnel["documents"],
+            "characters": funnel["characters"], "dropped": dropped}
 
 
 def funnel_table(rows: list[dict[str, Any]]) -> str:
     """Documents and characters at every step, with the reasons for dropping."""
     lines = [["language", "step", "documents in", "kept", "characters kept"]]
-    for row in rows:
-        lines.append([row["language"], row["step"], f"{row['documents']['in']:,}",
-                      f"{row['documents']['out']:,}",
-                      f"{row['characters']['out']:,}"])
     reasons = ["dropped because"]
     for row in rows:
-        most_first = sorted(row["dropped"].items(), key=lambda pair: -pair[1])
+        counts = row["documents"]["in"], row["documents"]["out"], row["characters"]["out"]
+        lines.append([row["language"], row["step"], *(f"{count:,}" for count in counts)])
+        most_first = Counter(row["dropped"]).most_common()
         reasons.append("; ".join(f"{reason} {count:,}" for reason, count in most_first) or "-")
     return "\n".join(f"{line}  {reason}" for line, reason in zip(aligned(lines).split("\n"), reasons))
 
 
-def count_table(counts: dict) -> str:
+def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
     """Tokens by language and source, as the paper's table of MMedC (there in billions)."""
     sources = sorted({source for by_source in counts.values() for source in by_source})
     rows = [["language", *(source or "-" for source in sources), "tokens", "documents"]]
@@ -107,25 +93,21 @@ def count_table(counts: dict) -> str:
         parts = counts.values() if language == "sum" else [counts[language]]
         cells = [sum(part.get(source, {}).get("tokens", 0) for part in parts) for source in sources]
         documents = sum(count["documents"] for part in parts for count in part.values())
-        rows.append([language or "-", *(f"{cell:,}" for cell in cells), f"{sum(cells):,}", f"{documents:,}"])
+        rows.append([language or "-", *(f"{cell:,}" for cell in [*cells, sum(cells), documents])])
     return aligned(rows)
 
 
 def card(recipe: Recipe, result: dict[str, Any]) -> str:
-    """The dataset card: what is in the corpus, under which licences, how it was made, what it is not fit
-    for."""
+    """The dataset card: what the corpus holds, under which licences, how it was made, its limits."""
     optional = {"language identification": recipe.language_id,
-                "masking of e-mail addresses and telephone numbers":
-                recipe.mask_personal, f"deduplication (Jaccard similarity from {recipe.near_duplicates:g})":
-                recipe.deduplicate, "removal of documents with a benchmark question": bool(recipe.benchmark)}
+                "masking of e-mail addresses and telephone numbers": recipe.mask_personal,
+                f"deduplication (Jaccard similarity from {recipe.near_duplicates:g})": recipe.deduplicate,
+                "removal of documents with a benchmark question": bool(recipe.benchmark)}
     steps = [f"keyword filter ({recipe.filter_mode} rule) on web pages",
              *(what for what, done in optional.items() if done)]
-    left_out = [what for what, done in optional.items() if not done]
-    if left_out:
-        steps.append(f"not done: {', '.join(left_out)}")
+    steps += [f"not done: {what}" for what, done in optional.items() if not done]
     sources = [f"| {source.language} | {source.kind} | {_cell(source.title)} | "
-               f"{_cell(source.licence or 'not stated')} |"
-               for source in recipe.source]
+               f"{_cell(source.licence or 'not stated')} |" for source in recipe.source]
     missing = "; ".join(_cell(source.title) for source in recipe.source if not source.licence)
     warning = f"- No licence is stated for {missing}: do not pass these parts on before it is known.\n"
     return CARD.format(codes="\n".join(f"- {code}" for code in recipe.languages_used()), title=recipe.title,
@@ -138,11 +120,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def finish(recipe: Recipe, out: Path, begin: float) -> None:
+def finish(recipe: Recipe, out: Path) -> None:
     """Counts and dataset card of a corpus whose steps are all done."""
     result = collect(recipe, out)
     write_json(out / "corpus.json", result)
     with atomic_write(out / "README.md") as file:
         file.write(card(recipe, result))
     print(f"\n{funnel_table(result['funnel'])}\n\nTokens\n{count_table(result['counts'])}\n\n"
-          f"{out}: streams/, README.md (dataset card), report.html; {time.time() - begin:.0f} s")
+          f"{out}: streams/, README.md (dataset card), report.html")

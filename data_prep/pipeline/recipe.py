@@ -1,8 +1,4 @@
-"""The recipe of a corpus: what is in it and what is done to it, as a TOML file; and the commands that follow
-from it.
-
-`examples/corpus.toml` explains every key. Used by data_prep/corpus.py.
-"""
+"""The recipe of a corpus, a TOML file (examples/corpus.toml explains every key), and its commands."""
 from __future__ import annotations
 
 import difflib
@@ -17,8 +13,8 @@ from mmed.languages import get_language
 from mmed.utils.errors import UserError
 
 KINDS = ("web", "book", "site", "corpus")
-TYPES = {"str": str, "float": float, "bool": bool, "bool | None": bool, "list[str]": list,
-         "list[Source]": list}
+TYPES = {"str": [str], "float": [float, int], "bool": [bool], "bool | None": [bool], "list[str]": [list],
+         "list[Source]": [list]}
 
 
 @dataclass
@@ -31,10 +27,6 @@ class Source:
     filter: bool | None = None  # keyword filter; None: for web only
     text_field: str = ""  # field of the records with the text
     paragraphs: bool = False  # in .txt files a blank line ends a document
-
-    @property
-    def filtered(self) -> bool:
-        return self.kind == "web" if self.filter is None else self.filter
 
     @property
     def title(self) -> str:
@@ -71,25 +63,23 @@ def read_recipe(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; examples/corpus.toml is one to start from") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}") from None
-    sources = table.pop("source", [])
-    if not isinstance(sources, list) or not sources:
-        raise UserError(f"{path}: no [[source]]; give at least one, with language, kind and inputs")
+    entries = table.pop("source", [])
     recipe: Recipe = _checked(Recipe, {**table, "source": []}, str(path))
-    for number, entry in enumerate(sources, 1):
-        recipe.source.append(_read_source(path, entry, f"{path}: source {number}"))
-    recipe.tokenizer = _existing(path, recipe.tokenizer, f"{path}: tokenizer")
-    if recipe.benchmark:
-        recipe.benchmark = _existing(path, recipe.benchmark, f"{path}: benchmark")
     wanted = [get_language(name).code for name in recipe.languages]
-    recipe.source = [source for source in recipe.source if not wanted or source.language in wanted]
+    for number, entry in enumerate(entries, 1):
+        source = _read_source(path, entry, f"{path}: source {number}")
+        if not wanted or source.language in wanted:
+            recipe.source.append(source)
     if not recipe.source:
-        raise UserError(f"{path}: languages={recipe.languages}: no source is in one of them")
+        raise UserError(f"{path}: no [[source]]; languages={recipe.languages}: no source is in one of them")
+    recipe.tokenizer = _existing(path, recipe.tokenizer, f"{path}: tokenizer")
+    recipe.benchmark = recipe.benchmark and _existing(path, recipe.benchmark, f"{path}: benchmark")
     return recipe
 
 
-def _read_source(recipe: Path, entry: Any, where: str) -> Source:
+def _read_source(recipe: Path, entry: dict[str, Any], where: str) -> Source:
     source: Source = _checked(Source, entry, where)
     source.language = get_language(source.language).code
     if source.kind not in KINDS:
@@ -97,27 +87,21 @@ def _read_source(recipe: Path, entry: Any, where: str) -> Source:
     if source.filter and source.kind in ("book", "site"):
         raise UserError(f"{where}: filter is for web and corpus; books and sites are chosen by hand")
     source.inputs = [_existing(recipe, text, where) for text in source.inputs]
-    if not source.inputs:
-        raise UserError(f"{where}: inputs is empty; name files or folders")
     return source
 
 
-def _checked(kind: type, values: Any, where: str) -> Any:
+def _checked(kind: type, values: dict[str, Any], where: str) -> Any:
     """An instance of the dataclass from a table, each key checked by the field's type."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: not a table of keys")
     known = {entry.name: entry for entry in fields(kind)}
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.0)[0]
             raise UserError(f"{where}: unknown key {key!r}; did you mean {near}? (known: {', '.join(known)})")
         name = str(known[key].type)
-        if name == "float" and type(value) is int:
-            values[key] = value = float(value)
-        if type(value) is not TYPES[name] or (name == "list[str]"
-                                              and not all(isinstance(item, str) for item in value)):
-            raise UserError(f"{where}: {key}={value!r} is not a "
-                            f"{'list of strings' if name == 'list[str]' else name}")
+        strings = name != "list[str]" or all(isinstance(item, str) for item in value)
+        if type(value) not in TYPES[name] or not strings:
+            expected = "list of strings" if name == "list[str]" else name
+            raise UserError(f"{where}: {key}={value!r} is not a {expected}")
     for entry in known.values():
         if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise UserError(f"{where}: the key {entry.name} is missing")
@@ -131,34 +115,25 @@ def _existing(recipe: Path, text: str, where: str) -> str:
     return path
 
 
-# ---- the steps -----------------------------------------------------------------------------------
-
-
 def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
     """The recipe as a list of commands."""
-    plan = []
+    plan: list[Step] = []
     for language in recipe.languages_used():
-        plan += _steps_of_language(recipe, language, out, ["--workers", str(workers)])
+        name, folders = get_language(language).name, []
+        for folder, source in recipe.sources_of(language):
+            folders.append(f"{out}/sources/{folder}")
+            command = [*_source_command(recipe, source), "--out", folders[-1], "--workers", str(workers)]
+            plan.append(Step(f"source-{folder}", f"{name}: {source.name or source.kind}", [command]))
+        needs = tuple(step.name for step in plan[-len(folders):])
+        for stage, title, module, options in _stages(recipe, language):
+            target = f"{out}/{stage}/{language}"
+            kept = [f"{folder}/kept" for folder in folders]
+            command = [module, *kept, *options, "--out", target, "--workers", str(workers)]
+            plan.append(Step(f"{stage}-{language}", f"{name}: {title}", [command], needs))
+            folders, needs = [target], (plan[-1].name,)
     report = ["mmed.reporting", "--corpus", out, "--out", f"{out}/report.html", "--title", recipe.title]
-    needs = tuple(step.name for step in plan if step.name.startswith("streams-"))
-    return [*plan, Step("report", "a page with pictures", [report], needs)]
-
-
-def _steps_of_language(recipe: Recipe, language: str, out: str, workers: list[str]) -> list[Step]:
-    name = get_language(language).name
-    plan, folders = [], []
-    for folder, source in recipe.sources_of(language):
-        target = f"{out}/sources/{folder}"
-        command = [*_source_command(recipe, source), "--out", target, *workers]
-        plan.append(Step(f"source-{folder}", f"{name}: {source.name or source.kind}", [command]))
-        folders.append(f"{target}/kept")
-    needs = tuple(step.name for step in plan)
-    for stage, title, module, options in _stages(recipe, language):
-        target = f"{out}/{stage}/{language}"
-        command = [module, *folders, *options, "--out", target, *workers]
-        plan.append(Step(f"{stage}-{language}", f"{name}: {title}", [command], needs))
-        folders, needs = [f"{target}/kept"], (plan[-1].name,)
-    return plan
+    streams = tuple(step.name for step in plan if step.name.startswith("streams-"))
+    return [*plan, Step("report", "a page with pictures", [report], streams)]
 
 
 def _source_command(recipe: Recipe, source: Source) -> list[str]:
@@ -174,25 +149,21 @@ def _source_command(recipe: Recipe, source: Source) -> list[str]:
         command += ["--text_field", source.text_field]
     if source.paragraphs:
         command += ["--paragraphs"]
-    if source.filtered:
+    if source.filter or (source.filter is None and source.kind == "web"):
         return ["data_prep.filter_medical", *command, "--mode", recipe.filter_mode]
     return ["data_prep.clean", *command]
 
 
 def _stages(recipe: Recipe, language: str) -> list[tuple[str, str, str, list[str]]]:
     """(folder, title, module, options) of what is done to all documents of a language, in order."""
-    stages = []
-    if recipe.language_id or recipe.mask_personal:
-        flags = ["--language_id"] * recipe.language_id + ["--mask_personal"] * recipe.mask_personal
-        stages.append(("clean", "language and personal data", "data_prep.clean",
-                       ["--language", language, *flags]))
-    if recipe.deduplicate:
-        threshold = ["--threshold", f"{recipe.near_duplicates:g}"]
-        stages.append(("unique", "deduplication", "data_prep.dedup", threshold))
-    if recipe.benchmark:
-        stages.append(("uncontaminated", "decontamination", "data_prep.decontaminate",
-                       ["--benchmark", recipe.benchmark]))
-    held_out = ["--held-out", f"{recipe.held_out:g}"] if recipe.held_out else []
-    stages.append(("streams", "token stream", "data_prep.tokenize_corpus",
-                   ["--tokenizer", recipe.tokenizer, "--language", language, *held_out]))
-    return stages
+    flags = ["--language_id"] * recipe.language_id + ["--mask_personal"] * recipe.mask_personal
+    held_out = ["--held_out", f"{recipe.held_out:g}"] if recipe.held_out else []
+    stages = [
+        (flags, "clean", "language and personal data", "data_prep.clean", ["--language", language, *flags]),
+        (recipe.deduplicate, "unique", "deduplication", "data_prep.dedup",
+         ["--threshold", f"{recipe.near_duplicates:g}"]),
+        (recipe.benchmark, "uncontaminated", "decontamination", "data_prep.decontaminate",
+         ["--benchmark", recipe.benchmark]),
+        (True, "streams", "token stream", "data_prep.tokenize_corpus",
+         ["--tokenizer", recipe.tokenizer, "--language", language, *held_out])]
+    return [stage for wanted, *stage in stages if wanted]

@@ -1,10 +1,9 @@
 """A step of the corpus over many files: one input file is one unit of work, resumable, everything counted.
 
-In:  files or folders, and a step's function. Each file is a shard; its name without suffix is its name in
-     OUT.
+In:  files or folders, and a step's function. Each file is a shard, named after the file.
 Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each dropped document, with
-     --keep_dropped the whole document); OUT/shards/SHARD.json (fingerprint and counts; it is written last and
-     marks the shard as done); OUT/funnel.json (the counts of all shards).
+     --keep_dropped the whole document); OUT/shards/SHARD.json (fingerprint and counts; written last, it means
+     that the shard is done); OUT/funnel.json (the counts of all shards).
 
 A step is a function that keeps or drops each document of one shard with a short fixed reason:
 
@@ -19,12 +18,9 @@ A step is a function that keeps or drops each document of one shard with a short
 
 `options` must hold all that the output depends on (thresholds, a word list, the step's own version). A shard
 is redone when they change, or when the size or modification time of its input changes; finished shards are
-not read again. A step that makes documents out of something else (PDF, HTML) passes its own `read(path,
-funnel, options)`.
-
-On a cluster, task i of n runs the same command with `--shard i/n` and does shards i, i + n, ...; afterwards
-the command without --shard finds them done and adds up the counts. Tasks share no lock, and files appear
-whole, so a task that is started twice does no harm.
+not read again. On a cluster, task i of n runs the same command with `--shard i/n` and does shards i, i + n,
+...; afterwards the command without --shard adds up the counts. Tasks share no lock, and files appear whole,
+so a task that is started twice does no harm.
 """
 from __future__ import annotations
 
@@ -37,198 +33,152 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import (
-    FORMAT_VERSION,
-    FORMS,
-    NO_TEXT,
-    SUFFIXES,
-    Document,
-    Funnel,
-    LineWriter,
-    find_inputs,
-    read_documents,
-    shard_name,
-)
+from tqdm import tqdm
+
+from data_prep import documents
+from data_prep.documents import SUFFIXES, Document, Funnel, LineWriter, find_inputs, shard_name
 from data_prep.record_files import DAMAGED
 from mmed.utils.errors import UsageError, UserError, printable
 from mmed.utils.files import read_json, try_lock, write_json
 
 READING = ("language", "source", "licence", "text_field", "paragraphs", "strict")  # options of read_documents
-UNREADABLE = {NO_TEXT, DAMAGED, "not JSON", "not an object", "not UTF-8", "text is not a string"}
-PROGRESS_SECONDS = (0.5, 30)  # between two reports, on a terminal and elsewhere
+UNREADABLE = {documents.NO_TEXT, DAMAGED, "not JSON", "not an object", "not UTF-8", "text is not a string"}
+LOG_SECONDS = 30  # between two lines of progress
 Share = tuple[int, int]  # task i of n
 
 
-class ShardWriter:
+class ShardWriter(contextlib.ExitStack):
     """Where a step's function puts the documents of one shard: `keep` them, or `drop` them with a reason."""
 
     def __init__(self, out: Path, name: str, suffix: str = ".jsonl.gz", keep_dropped: bool = False):
-        self.funnel = Funnel()
-        self.keep_dropped = keep_dropped
-        self._stack = contextlib.ExitStack()
-        self._kept = self._stack.enter_context(LineWriter(out / "kept" / f"{name}{suffix}"))
-        self._dropped = self._stack.enter_context(LineWriter(out / "dropped" / f"{name}{suffix}"))
+        super().__init__()
+        self.funnel, self.keep_dropped = Funnel(), keep_dropped
+        self._kept, self._dropped = (self.enter_context(LineWriter(out / folder / f"{name}{suffix}"))
+                                     for folder in ("kept", "dropped"))
 
     def keep(self, document: Document, characters_in: int | None = None) -> None:
         self.funnel.keep(len(document.text), characters_in)
         self._kept.write(document.to_dict())
 
     def drop(self, document: Document, reason: str, **more: Any) -> None:
-        """Drop with a short fixed reason, which is counted; what differs between documents goes into
-        `more`."""
+        """Drop with a short fixed reason, which is counted; `more` is what differs between documents."""
         self.funnel.drop(reason, len(document.text), document.id)
         record = document.to_dict() if self.keep_dropped else {"id": document.id}
         self._dropped.write({**record, "reason": reason, **more})
 
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, *error: Any) -> Any:
-        return self._stack.__exit__(*error)
-
 
 StepFunction = Callable[[Iterator[Document], ShardWriter, dict[str, Any]], None]
-Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]
+Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]  # another reader: PDF, HTML
 
 
 def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
     """The reader of steps over documents; options as `shard_options` gives them."""
-    return read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
-
-
-
-# ---- one shard -----------------------------------------------------------------------------------
+    return documents.read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
 
 
 def shard_names(inputs: list[Path]) -> list[str]:
-    """A unique name for each input: files of one name in two folders get the folders into their names."""
-    if len({path.resolve() for path in inputs}) < len(inputs):
-        places = [path.resolve() for path in inputs]
-        twice = next(path for path in inputs if places.count(path.resolve()) > 1)
-        raise UserError(f"{twice}: given twice; name each input once")
+    """A unique name for each input: with its folders where two files have one name."""
     names = [shard_name(path) for path in inputs]
-    if len(set(names)) == len(names):
-        return names
-    absolute = [path.absolute() for path in inputs]
-    common = os.path.commonpath([path.parent for path in absolute])
-    names = ["__".join(path.relative_to(common).parts) for path in absolute]
     if len(set(names)) < len(names):
-        raise UserError(f"two inputs would write the same shard {max(names, key=names.count)!r}; rename one")
+        absolute = [Path(os.path.abspath(path)) for path in inputs]
+        common = os.path.commonpath([path.parent for path in absolute])
+        names = ["__".join(path.relative_to(common).parts) for path in absolute]
+    if len(set(names)) < len(names):
+        raise UserError(f"{max(names, key=names.count)}: given twice; name each input once")
     return names
 
 
 def fingerprint(path: Path, options: dict[str, Any]) -> str:
-    """Hash of a file's size and modification time and of the options; it stays equal while the shard is up to
-    date."""
+    """Hash of a file's size and modification time and of the options: equal while a shard is up to date."""
     facts = path.stat()
-    content = json.dumps([FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, options], sort_keys=True,
-                         default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
+    content = [documents.FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, options]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_finished(done: Path, mark: str) -> dict[str, Any] | None:
+    """The record of finished work with this fingerprint; one of other work is deleted."""
+    try:
+        record = read_json(done)
+    except UserError:  # none
+        return None
+    if record.get("fingerprint") == mark:
+        return record
+    done.unlink(missing_ok=True)
+    return None
 
 
 def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any],
-                  step: str = "",
-                  read: Reader = read_shard) -> dict[str, Any]:
-    """Run a step over one input file unless that is done; returns its counts, as OUT/shards/NAME.json has
-    them."""
+                  step: str = "", read: Reader = read_shard) -> dict[str, Any]:
+    """Run a step over one input file unless that is done; returns what OUT/shards/NAME.json has."""
     done = out / "shards" / f"{name}.json"
     mark = fingerprint(path, {**options, "step": step or function.__name__})
     suffix = options.get("suffix", ".jsonl.gz")
-    if done.exists():
-        record = read_json(done)
-        outputs = (out / folder / f"{name}{suffix}" for folder in ("kept", "dropped"))
-        if record.get("fingerprint") == mark and all(output.exists() for output in outputs):
-            return record
-        done.unlink(missing_ok=True)
+    record = read_finished(done, mark)
+    if record and all((out / folder / f"{name}{suffix}").exists() for folder in ("kept", "dropped")):
+        return record
+    done.unlink(missing_ok=True)
     with ShardWriter(out, name, suffix, options.get("keep_dropped", False)) as shard:
-        documents = report_documents(read(path, shard.funnel, options), path)
-        function(documents, shard, options)
+        found = tqdm(read(path, shard.funnel, options), path.name, unit=" documents", delay=LOG_SECONDS,
+                     mininterval=LOG_SECONDS, leave=False)
+        function(found, shard, options)
     record = {"fingerprint": mark, "input": path.name, **shard.funnel.to_dict()}
     write_json(done, record)
     return record
 
 
-def report_documents(documents: Iterator[Document], path: Path) -> Iterator[Document]:
-    """Pass documents on; of a file that takes long, report how many it gave so far."""
-    begin = last = time.monotonic()
-    for count, document in enumerate(documents, 1):
-        yield document
-        if (now := time.monotonic()) - last > PROGRESS_SECONDS[1]:
-            last = now
-            print(printable(f"{path.name}: {count:,} documents, {count / (now - begin):,.0f} a second"),
-                  file=sys.stderr)
-
-
-# ---- many shards ---------------------------------------------------------------------------------
-
-
 def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: str | Path,
-                   options: dict[str, Any],
-                   workers: int = 1, step: str = "", read: Reader = read_shard,
+                   options: dict[str, Any], workers: int = 1, step: str = "", read: Reader = read_shard,
                    suffixes: tuple[str, ...] = SUFFIXES, share: Share | None = None) -> Funnel:
-    """Run a step over shards on `workers` processes, all of them or those of one `share`; finished ones are
-    skipped.
+    """Run a step over all shards, or those of one `share`, that are not finished; returns their counts.
 
     The first error stops the run and names its input; finished shards stay. The bytes written do not depend
-    on `workers`. Returns the counts of all shards, or of the share.
+    on `workers`.
     """
     out, paths, step = Path(out), find_inputs(inputs, suffixes), step or function.__name__
     names = shard_names(paths)
-    with one_run(out, share):
-        refuse_strangers(out, names)
+    with one_run(out, share, names):
         jobs = [(function, path, name, out, options, step, read) for path, name in zip(paths, names)]
-        records = run_jobs(process_shard, jobs, workers, step, [str(path) for path in paths], share)
+        records = run_jobs(process_shard, jobs, workers, step, paths, share)
         if share is None:
             return gather_funnel(out, names, step)
-    funnel = Funnel()
-    for record in records:
-        funnel.merge(record)
-    return funnel
+    return add_up(records)
 
 
 def run_step(function: StepFunction, step: str, options: dict[str, Any], given: Any,
              title: str = "") -> Funnel:
     """`process_shards` with the arguments of `add_shard_arguments`; prints the counts."""
     funnel = process_shards(function, given.inputs, given.out, {**options, **shard_options(given)},
-                            given.workers, step,
-                            share=given.shard)
+                            given.workers, step, share=given.shard)
     print_funnel(funnel, (title or step) + (" (share {}/{})".format(*given.shard) if given.shard else ""))
     return funnel
 
 
-def refuse_strangers(out: Path, names: list[str]) -> None:
-    """A folder with shards of other inputs would mix two corpora."""
-    others = sorted({path.stem for path in (out / "shards").glob("*.json")} - set(names))
-    if others:
-        raise UserError(f"{out}: has shards of other inputs ({', '.join(others[:3])}...); "
-                        "give another --out or empty the folder")
+def add_up(records: Iterable[dict[str, Any]]) -> Funnel:
+    funnel = Funnel()
+    for record in records:
+        funnel.merge(record)
+    return funnel
 
 
 def gather_funnel(out: Path, names: list[str], step: str, **more: Any) -> Funnel:
-    """When all shards are done: add up their counts and write OUT/funnel.json.
-
-    Raises UserError if there were records and none could be read at all.
-    """
-    funnel = Funnel()
-    for name in names:
-        funnel.merge(read_json(out / "shards" / f"{name}.json"))
+    """Add up the counts of all shards in OUT/funnel.json; UserError if no record at all could be read."""
+    funnel = add_up(read_json(out / "shards" / f"{name}.json") for name in names)
     write_json(out / "funnel.json", {"step": step, "shards": len(names), **more, **funnel.to_dict()})
     if funnel.dropped and not funnel.documents_out and set(funnel.dropped) <= UNREADABLE:
-        reasons = ", ".join(f"{entry['documents']:,} x {reason} (such as {(entry['examples'] or ['?'])[0]})"
+        reasons = ", ".join(f"{entry['documents']:,} x {reason} (such as {entry['examples'][0]})"
                             for reason, entry in funnel.dropped.items())
         raise UserError(f"none of {funnel.documents_in:,} records could be read: {reasons}")
     return funnel
 
 
-def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, title: str, inputs: list[str],
-             share: Share | None = None) -> list[Any]:
+def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, title: str,
+             inputs: list[Path], share: Share | None = None) -> list[Any]:
     """`function(*job)` for each job, or for those of a share; returns the results in the order of the jobs.
 
     inputs: what each job is about, for error messages. Ctrl-C and SIGTERM end all workers.
@@ -236,156 +186,105 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
     if workers < 1:
         raise UsageError(f"--workers={workers}: must be at least 1")
     first, step = share or (0, 1)
-    numbers = range(first, len(jobs), step)
+    jobs, inputs = jobs[first::step], inputs[first::step]
     results: dict[int, Any] = {}
-    progress = Progress(title, len(numbers))
-    with stop_on_sigterm():
-        for number, result in _finished(function, jobs, min(workers, len(numbers)), inputs, numbers):
+    seconds = 0.5 if sys.stderr.isatty() else LOG_SECONDS
+    bar = tqdm(total=len(jobs), desc=title, unit=" files", delay=2, mininterval=seconds)
+    with _stop_on_sigterm(), bar:
+        for number, result in _results(function, jobs, inputs, min(workers, len(jobs))):
             results[number] = result
-            progress.report(len(results))
-    return [results[number] for number in numbers]
+            bar.update()
+    return [results[number] for number in sorted(results)]
 
 
-class Progress:
-    """How many jobs are done, at what rate, and how long the rest will take: on stderr, now and then."""
+def _results(function: Callable[..., Any], jobs: list[tuple], inputs: list[Path],
+             workers: int) -> Iterator[tuple[int, Any]]:
+    """(number, result) of each job as soon as it is done, so that the first failure stops the run at once."""
+    if workers <= 1:
+        for number, job in enumerate(jobs):
+            yield number, _named(function, job, inputs[number])
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            futures = {pool.submit(_named, function, job, path): number
+                       for number, (job, path) in enumerate(zip(jobs, inputs))}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError("a worker was killed (out of memory?); finished files are kept, start again "
+                                "with fewer --workers") from None
+            raise
 
-    def __init__(self, title: str, total: int):
-        self.title, self.total, self.begin = title, total, time.monotonic()
-        self.live = sys.stderr.isatty()
-        self.next = self.begin + PROGRESS_SECONDS[not self.live]
 
-    def report(self, done: int) -> None:
-        now = time.monotonic()
-        if now < self.next and (done < self.total or now - self.begin < 2):
-            return
-        self.next = now + PROGRESS_SECONDS[not self.live]
-        left = (now - self.begin) / done * (self.total - done)
-        line = (f"{self.title}: {done:,} of {self.total:,} files, {60 * done / (now - self.begin):,.1f} a "
-                f"minute, "
-                f"{left / 60:,.1f} minutes left")
-        end = "\r" if self.live and done < self.total else "\n"
-        print(line, end=end, file=sys.stderr, flush=True)
+def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:
+    """Do one job; any error names the input."""
+    try:
+        return function(*job)
+    except UserError:
+        raise
+    except Exception as error:
+        kind = UserError if isinstance(error, OSError) else RuntimeError
+        raise kind(f"{path}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[None]:
+def _stop_on_sigterm() -> Iterator[None]:
     """SIGTERM stops as Ctrl-C does: exit code 75, and the same command goes on later."""
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread
-        yield
-        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _finished(function: Callable[..., Any], jobs: list[tuple], workers: int, inputs: list[str],
-              numbers: range) -> Iterator[tuple[int, Any]]:
-    """(number, result) of each job as soon as it is done, so that the first failure stops the run at once."""
-    if workers <= 1:
-        for number in numbers:
-            yield number, _named(function, jobs[number], inputs[number])
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting, running = iter(numbers), {}
-        try:
-            while True:
-                for number in waiting:
-                    running[pool.submit(_named, function, jobs[number], inputs[number])] = number
-                    if len(running) >= workers:
-                        break
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    result = future.result()
-                    yield running.pop(future), result
-        except BrokenProcessPool:
-            raise UserError(f"a worker was killed (out of memory?) while it worked on one of: "
-                            f"{', '.join(inputs[number] for number in running.values())}; finished shards "
-                            f"are kept, "
-                            "start again with fewer --workers") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-
-
-def _named(function: Callable[..., Any], job: tuple, name: str) -> Any:
-    """Do one job; any error names the input."""
-    try:
-        return function(*job)
-    except UserError:
-        raise
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"{name}: {error.strerror or error}{place}") from error
-    except Exception as error:
-        raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
-
-
 @contextlib.contextmanager
-def one_run(out: Path, share: Share | None = None) -> Iterator[None]:
-    """Only one run at a time writes into a folder; tasks of a cluster, which have a share, may run side by
-    side."""
+def one_run(out: Path, share: Share | None = None, names: list[str] | None = None) -> Iterator[None]:
+    """Only one run writes into a folder, and no shards but `names`; tasks with a share run side by side."""
     out.mkdir(parents=True, exist_ok=True)
+    others = {path.stem for path in (out / "shards").glob("*.json")} - set(names or ())
+    if names is not None and others:
+        raise UserError(f"{out}: has shards of other inputs ({', '.join(sorted(others)[:3])}); "
+                        "give another --out or empty the folder")
     if share:
         yield
         return
     with open(out / ".lock", "w") as lock:
         if not try_lock(lock):
             raise UserError(f"{out}: another run is writing here; wait for it or give another --out")
-        for path in out.rglob("*.tmp"):  # what a killed run left
-            if re.search(r"\.\d+\.tmp$", path.name) and path.is_file():
+        for path in out.rglob("*.*.tmp"):  # what a killed run left
+            if path.suffixes[-2][1:].isdigit():
                 path.unlink(missing_ok=True)
         yield
 
 
-# ---- on the command line -------------------------------------------------------------------------
-
-
 def parse_share(text: str) -> Share:
-    """The option --shard.
-
-    >>> parse_share("3/8")
-    (3, 8)
-    """
+    """The option --shard: "3/8" is (3, 8)."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not int(match[1]) < int(match[2]):
+    if not match or int(match[1]) >= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text}: expected i/n with i from 0 to n-1, such as 0/8")
     return int(match[1]), int(match[2])
 
 
 def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES) -> None:
     """The options that every step over shards has."""
-    kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
-    add = parser.add_argument
+    add, kinds = parser.add_argument, documents.FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
     add("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
     add("--out", required=out_required, help="folder for kept/, dropped/, shards/ and funnel.json")
-    add("--workers", type=int, default=1, help="processes, each doing one file at a time (default: "
-                                               "%(default)s)")
-    add("--shard", type=parse_share, metavar="i/n", help="do only the files i, i + n, ... (i from 0); run "
-                                                         "once more "
-        "without it when all n tasks are done")
-    add("--source", default="", help="source to write: web, book, site or corpus (default: the documents' "
-                                     "own)")
-    add("--licence", "--license", default="",
-        help="licence to write (meta.licence) where a document has none")
+    add("--workers", type=int, default=1, help="processes, each with one file at a time (default: 1)")
+    add("--shard", type=parse_share, metavar="i/n",
+        help="do only the files i, i + n, ... (i from 0); run once more without it when all n are done")
+    add("--source", default="", help="web, book, site or corpus (default: the documents' own)")
+    add("--licence", "--license", default="", help="licence of documents that name none (meta.licence)")
     if suffixes == SUFFIXES:
-        add("--text_field", "--text-field", default="", help="field with the text (default: text, content or "
-            "raw_content; a.b for a nested field)")
+        add("--text_field", default="",
+            help="field with the text (default: text, content or raw_content; a.b for a nested field)")
         add("--paragraphs", action="store_true", help="in .txt files a blank line ends a document")
-    add("--suffix", default=".jsonl.gz", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"),
-        help="form of the output")
-    add("--keep_dropped", "--keep-dropped", action="store_true",
-        help="write the dropped documents whole, not just "
-        "their ids and reasons")
+    add("--suffix", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"), default=".jsonl.gz", help="of the output")
+    add("--keep_dropped", action="store_true", help="write dropped documents whole, not id and reason only")
     add("--strict", action="store_true", help="stop at the first record that cannot be used")
 
 

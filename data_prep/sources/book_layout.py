@@ -1,17 +1,16 @@
 """Turns the lines of a book's pages into paragraphs: removes running heads, rejoins broken words and lines.
 
-In:  pages, each a list of `Line`s in reading order (pdf_text.py, ocr_text.py).
-Out: paragraphs as strings.
-
-Pure functions over text and positions; docs/corpus.md compares their result with the plain text of PDFium.
+In:  pages, each a list of `Line`s in reading order (pdf_text.py, ocr_text.py). Out: paragraphs as strings.
 """
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Callable, Iterable
+from statistics import median_high
 from typing import NamedTuple
 
 
@@ -27,15 +26,15 @@ class Line(NamedTuple):
 
 # ---- characters ----
 
-LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl"}
-SIGNS = {0xF0B7: "•", 0xF0A7: "•", 0x00AD: None, 0xFEFF: None, 0x200B: None,  # symbol fonts, soft hyphens
-         **dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F], " ")}
+REPLACED = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xF0B7: "•", 0xF0A7: "•",
+            0x2010: "-", 0x00AD: None, 0xFEFF: None, 0x200B: None}  # of symbol fonts, hyphens, invisible
+INVALID = ("Cc", "Co", "Cs", "Cn")  # control, private, surrogate, unassigned
 LEADERS = re.compile(r" ?(?:[.·…_] ?){5,}")  # the dots of a table of contents
 CJK = r"[\u2e80-\u2fff\u3001-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60]"
 SPACE_IN_CJK = re.compile(rf"(?<={CJK}) +(?={CJK})")
 # TeX's old fonts set an accent as a character of its own before its letter.
 ACCENTS = {"´": "\u0301", "`": "\u0300", "¨": "\u0308", "ˆ": "\u0302", "˜": "\u0303"}
-ACCENTED = re.compile(r"(?<=\w)([´`¨ˆ˜])([aeiouınAEIOUN])|([aeiouAEIOU])([´`¨ˆ˜])(?!\w)")
+ACCENTED = re.compile(r"(?<=\w)[´`¨ˆ˜][aeiouınAEIOUN]|[aeiouAEIOU][´`¨ˆ˜](?!\w)")
 
 
 def clean(text: str) -> str:
@@ -43,39 +42,42 @@ def clean(text: str) -> str:
 
     >>> clean("e\ufb03cient\u00a0 \uf0b7 ther\u00adapy \x07. . . . . . . 12"), clean("Mart´ınez Estape´")
     ('efficient • therapy … 12', 'Martínez Estapé')
-    >>> clean("心 力 衰竭 BNP 测定")
-    '心力衰竭 BNP 测定'
     """
-    text = text.translate(LIGATURES).translate(SIGNS)
-    text = "".join(c for c in text if c == "\t" or unicodedata.category(c) not in ("Cc", "Co", "Cs", "Cn"))
+    text = text.translate(REPLACED)
+    text = "".join(c for c in text if c == "\t" or unicodedata.category(c) not in INVALID)
     text = ACCENTED.sub(compose, text)
     return SPACE_IN_CJK.sub("", LEADERS.sub(" … ", " ".join(text.split()))).strip()
 
 
 def compose(found: re.Match[str]) -> str:
-    """One letter for the letter and the accent that ACCENTED has found."""
-    letter, accent = (found[2], found[1]) if found[1] else (found[3], found[4])
+    letter, accent = sorted(found[0], key="".join(ACCENTS).find)  # the letter first, as it is not there
     return unicodedata.normalize("NFC", letter.replace("ı", "i") + ACCENTS[accent])
 
 
 def join_fragments(lines: Iterable[Line]) -> list[Line]:
-    """Joins pieces that follow one another on one line, such as subscripts.
-
-    >>> join_fragments([Line("in CO", 0, 30, 100, 10), Line("2", 30, 33, 102, 6), Line("a", 36, 60, 100, 10)])
-    [Line(text='in CO2 a', left=0, right=60, base=100, size=10)]
-    """
+    """Joins pieces that follow one another on one line, such as subscripts."""
     joined: list[Line] = []
     for line in lines:
         last = joined[-1] if joined else line
         gap = line.left - last.right
-        beside = abs(line.base - last.base) < 0.6 * max(line.size, last.size)
+        larger = max(last, line, key=lambda piece: piece.size)
+        beside = abs(line.base - last.base) < 0.6 * larger.size
         if joined and beside and -0.3 * last.size < gap < 1.2 * last.size:
             space = " " if gap > 0.15 * last.size else ""
-            larger = last if last.size >= line.size else line
             joined[-1] = Line(last.text + space + line.text, last.left, line.right, larger.base, larger.size)
         else:
             joined.append(line)
     return joined
+
+
+def group(lines: Iterable[Line], begins: Callable[[list[Line], Line], bool]) -> list[list[Line]]:
+    """Groups of successive lines: a line begins another group where `begins(group so far, line)`."""
+    groups: list[list[Line]] = []
+    for line in lines:
+        if not groups or begins(groups[-1], line):
+            groups.append([])
+        groups[-1].append(line)
+    return groups
 
 
 # ---- running heads ----
@@ -83,48 +85,39 @@ def join_fragments(lines: Iterable[Line]) -> list[Line]:
 EDGE_ROWS = 4  # rows looked at from the top and from the bottom
 WINDOW = 10  # pages before and after: heads change with the chapter and differ between left and right pages
 TIMES = 3  # a row that appears on so many pages of the window is a running head or page number
-ROMAN = re.compile(r"\b[ivxlc]+\b")
-NUMBER = re.compile(r"\d+")
 
 
-def head_keys(row: str, page: int) -> list[str]:
-    """Keys by which a row recurs on other pages: its text, and its text with a number that counts the pages.
+def is_below(row: list[Line], line: Line) -> bool:
+    return line.base - row[0].base >= 0.5 * line.size
 
-    >>> head_keys("12 Heart Failure 3", page=10)
-    ['12 heart failure 3', '+2 heart failure 3', '12 heart failure -7']
+
+def head_keys(row: list[Line], page: int) -> list[str]:
+    """Keys by which a row recurs: its text, and its text with a number that counts the pages.
+
+    Page 10: "12 Heart 3" -> "12 heart 3", "+2 heart 3", "12 heart -7".
     """
-    text = " ".join(row.casefold().split())[:200]
+    text = " ".join(line.text for line in sorted(row, key=lambda line: line.left)).casefold()[:200]
+    numbers = [number for number in re.finditer(r"\d+", text) if len(number[0]) < 6]
     keys = [text] + [f"{text[:number.start()]}{int(number[0]) - page:+d}{text[number.end():]}"
-                     for number in list(NUMBER.finditer(text))[:4] if len(number[0]) < 6]
-    return keys + ([ROMAN.sub("roman", text)] if ROMAN.fullmatch(text.strip(" -–—")) else [])
-
-
-def rows_of(lines: list[Line]) -> list[list[Line]]:
-    """Lines that stand side by side, from the top of the page to the bottom."""
-    rows: list[list[Line]] = []
-    for line in sorted(lines, key=lambda line: line.base):
-        if rows and line.base - rows[-1][0].base < 0.5 * line.size:
-            rows[-1].append(line)
-        else:
-            rows.append([line])
-    return [sorted(row, key=lambda line: line.left) for row in rows]
+                     for number in numbers[:4]]
+    return keys + (["roman number"] if re.fullmatch("[ivxlc]+", text.strip(" -–—")) else [])
 
 
 def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
     """The pages without the outermost rows that recur on pages nearby."""
     heads: list[set[Line]] = [set() for _ in pages]
     for direction in (1, -1):
-        edges = [rows_of(lines)[::direction][:EDGE_ROWS] for lines in pages]
-        keys = [[head_keys(" ".join(line.text for line in row), page) for row in rows]
-                for page, rows in enumerate(edges)]
-        where: dict[str, set[int]] = defaultdict(set)
+        rows_by_page = (group(sorted(lines, key=lambda line: line.base), is_below) for lines in pages)
+        edges = [rows[::direction][:EDGE_ROWS] for rows in rows_by_page]
+        keys = [[head_keys(row, page) for row in rows] for page, rows in enumerate(edges)]
+        where: dict[str, set[int]] = defaultdict(set)  # key -> pages
         for page, rows in enumerate(keys):
-            for key in {key for row in rows for key in row}:
+            for key in itertools.chain(*rows):
                 where[key].add(page)
-        for page, rows in enumerate(keys):
-            nearby = range(page - WINDOW, page + WINDOW + 1)
-            for row, row_keys in zip(edges[page], rows):
-                if not any(sum(other in where[key] for other in nearby) >= TIMES for key in row_keys):
+        for page, rows in enumerate(edges):
+            nearby = set(range(page - WINDOW, page + WINDOW + 1))
+            for row, row_keys in zip(rows, keys[page]):
+                if max(len(where[key] & nearby) for key in row_keys) < TIMES:
                     break
                 heads[page].update(row)
     return [[line for line in lines if line not in out] for lines, out in zip(pages, heads)]
@@ -132,9 +125,8 @@ def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
 
 # ---- hyphens ----
 
-HYPHENS = "-\u2010"
-WORD = re.compile(rf"[^\W_]+(?:[{HYPHENS}][^\W_]+)*")
-LAST_PIECE = re.compile(rf"((?:[^\W_]+[{HYPHENS}])*[^\W_]+)[{HYPHENS}]$")
+WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+LAST_PIECE = re.compile(r"((?:[^\W_]+-)*[^\W_]+)-$")
 
 
 def count_words(pages: Iterable[Iterable[Line]]) -> Counter[str]:
@@ -143,7 +135,7 @@ def count_words(pages: Iterable[Iterable[Line]]) -> Counter[str]:
     for lines in pages:
         broken = False
         for line in lines:
-            found = WORD.findall(line.text.lower().replace("\u2010", "-"))
+            found = WORD.findall(line.text.lower())
             continues = LAST_PIECE.search(line.text[-100:]) is not None
             words.update(found[broken:len(found) - continues])
             broken = continues
@@ -156,17 +148,11 @@ def keeps_hyphen(before: str, after: str, words: Counter[str]) -> bool:
     The spelling that is more frequent elsewhere in the book wins. In a word that appears nowhere else the
     hyphen stays before a capital or a digit (COVID-19), after a digit, an abbreviation or a single letter
     (T-cell), and if there is another hyphen.
-
-    >>> words = Counter({"long-term": 3, "therapy": 2})
-    >>> [keeps_hyphen(*pair, words) for pair in (("a long-", "term"), ("COVID-", "19"))]
-    [True, True]
-    >>> [keeps_hyphen(*pair, words) for pair in (("ther-", "apy"), ("drug-ther-", "apy"))]
-    [False, False]
     """
     left, right = LAST_PIECE.search(before[-100:]), WORD.match(after)
     if not left or not right:
         return True
-    piece, rest = (found.replace("\u2010", "-") for found in (left[1], right[0]))
+    piece, rest = left[1], right[0]
     joined = words[(piece.rpartition("-")[2] + rest.partition("-")[0]).lower()]
     hyphenated = words[f"{piece}-{rest}".lower()]
     if joined != hyphenated:
@@ -178,16 +164,15 @@ def keeps_hyphen(before: str, after: str, words: Counter[str]) -> bool:
 
 # ---- paragraphs ----
 
-ENDS = ".!?:;。！？：；…"
-CLOSERS = "\"'”’»)]）」』】"
+SENTENCE_END = re.compile(r"[.!?:;。！？：；…][\"'”’»)\]）」』】]*$")
 BULLET = re.compile(r"[•◦▪■●○‣–—−*・-]\s|[(（]?(?:\d{1,3}|[^\W\d_]|[ivx]{1,4})[.)）](?:\s|$)"
                     r"|\d{1,3}(?:\.\d{1,3})+\.?\s|[①-⑳]")
 CONTENTS = re.compile(r" …(?: ?\w{1,6})?$")  # a line of a table of contents
-INDENT = 0.8  # times the type's size
-WIDER = 1.4  # times the usual distance of lines begins a paragraph
-OTHER_SIZE = 1.15  # times larger or smaller type begins a paragraph
-BLOCK = 4  # lines: a block of so many has its own width if most of them end near its edge,
-EVEN, RAGGED = 1.5, 4  # within so many times their size; the second before a line that begins in lower case
+# A paragraph begins at an indent of so many times the type's size, at so many times the usual distance of
+# lines, and with type so many times larger or smaller.
+INDENT, WIDER, OTHER_SIZE = 0.8, 1.4, 1.15
+BLOCK = 4  # lines: a block of so many has its own width if most of them end at its edge,
+EVEN, RAGGED = 1.5, 4  # or within so many times their size of it; the latter before a lower-case letter
 SPREAD = 1.4  # times the usual width of a letter: a row of a table
 NOTE_SIZE = 0.94  # times the page's usual type: a footnote, if it stands at the foot of its column
 LATIN = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u04ff]")
@@ -198,45 +183,34 @@ class Column(NamedTuple):
 
     lines: list[Line]
     left: float
-    rights: dict[Line, float]  # how far to the right each line could have gone
+    right: dict[Line, float]  # where the text block of each line ends
     leading: float  # usual distance of its lines
     letter: float  # usual width of a letter
 
 
-def columns_of(lines: list[Line]) -> list[Column]:
-    """Divides a page where the next line stands higher than the line before, or beside the lines so far."""
-    groups: list[list[Line]] = []
-    for line in lines:
-        above = groups[-1][-1] if groups else None
-        if above and line.base > above.base - 0.5 * line.size and \
-                line.left < max(other.right for other in groups[-1][-5:]) and \
-                line.right > min(other.left for other in groups[-1][-5:]):
-            groups[-1].append(line)
-        else:
-            groups.append([line])
-    return [column_of(group) for group in groups]
+def leaves_column(column: list[Line], line: Line) -> bool:
+    """Whether a line is higher than the line before, or beside the last lines."""
+    recent = column[-5:]
+    return (line.left >= max(other.right for other in recent)
+            or line.right <= min(other.left for other in recent)
+            or line.base <= recent[-1].base - 0.5 * line.size)
 
 
 def column_of(lines: list[Line]) -> Column:
     lefts, rights = sorted(line.left for line in lines), sorted(line.right for line in lines)
-    distances = sorted(below.base - above.base for above, below in pairwise(lines)
-                       if 0 < below.base - above.base < 3 * above.size)
-    leading = distances[len(distances) // 2] if distances else 0.0
-    blocks: list[list[Line]] = []
-    for above, line in pairwise([None, *lines]):
-        if above is None or is_apart(above, line, leading):
-            blocks.append([])
-        blocks[-1].append(line)
-    edges = {}
-    for block in blocks:
+    distances = [below.base - above.base for above, below in itertools.pairwise(lines)
+                 if 0 < below.base - above.base < 3 * above.size]
+    leading = median_high(distances) if distances else 0.0
+    right = {}
+    for block in group(lines, lambda block, line: is_apart(block[-1], line, leading)):
+        # An abstract is narrower than the column; a list of short items is not a text block.
         edge = max(line.right for line in block)
-        full = sum(line.right > edge - line.size * (RAGGED if below.text[0].islower() else EVEN)
-                   for line, below in pairwise(block))
-        if len(block) < BLOCK or full < 0.6 * (len(block) - 1):  # not running text of a width of its own
+        even = sum(line.right > edge - line.size * (RAGGED if below.text[0].islower() else EVEN)
+                   for line, below in itertools.pairwise(block))
+        if len(block) < BLOCK or even < 0.6 * (len(block) - 1):
             edge = max(edge, rights[-1 - len(rights) // 20])
-        edges.update(dict.fromkeys(block, edge))
-    letters = sorted(map(letter_width, lines))
-    return Column(lines, lefts[len(lefts) // 10], edges, leading, letters[len(letters) // 2])
+        right |= dict.fromkeys(block, edge)
+    return Column(lines, lefts[len(lefts) // 10], right, leading, median_high(map(letter_width, lines)))
 
 
 def letter_width(line: Line) -> float:
@@ -245,80 +219,51 @@ def letter_width(line: Line) -> float:
     return (line.right - line.left) / (len(line.text) + wide)
 
 
-def is_apart(above: Line, line: Line, leading: float) -> bool:
-    """Whether two lines of a column are separated by space or by the size of their type."""
-    if max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size):
-        return True
-    return bool(leading) and line.base - above.base > WIDER * leading
-
-
-def split_notes(column: Column, usual_size: float) -> tuple[Column, list[Line]]:
-    """The column without the lines of small type at its foot, and these lines."""
-    end = len(column.lines)
-    while end and column.lines[end - 1].size < NOTE_SIZE * usual_size:
-        end -= 1
-    return column._replace(lines=column.lines[:end]), column.lines[end:]
-
-
-def ends_sentence(text: str) -> bool:
-    """
-    >>> ends_sentence('He said "no."'), ends_sentence("of the"), ends_sentence("结束。")
-    (True, False, True)
-    """
-    return text.rstrip(CLOSERS)[-1:] in tuple(ENDS)
+def is_apart(above: Line, line: Line, leading: float = 0) -> bool:
+    """Whether two lines differ in the size of their type, or in a column of this leading are apart."""
+    other_size = max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size)
+    return other_size or 0 < WIDER * leading < line.base - above.base
 
 
 def is_short(line: Line, following: Line, column: Column, spaced: bool) -> bool:
     """Whether the first word of the following line would have fitted at the end of this one."""
     word = following.text.split(" ", 1)[0]
     needed = letter_width(following) * (len(word) + 1) if spaced else 1.5 * line.size
-    return line.right + needed + 0.4 * line.size < column.rights[line]
+    return line.right + needed + 0.4 * line.size < column.right[line]
 
 
 def begins_paragraph(above: Line, line: Line, column: Column, spaced: bool) -> bool:
     """Whether a paragraph, heading or list item begins with this line; `above` is the line before it."""
-    continues = spaced and line.text[0].islower() and not ends_sentence(above.text)
-    hyphen = above.text[-1] in HYPHENS and not BULLET.match(line.text)
-    if not hyphen and is_apart(above, line, column.leading):
-        return True
+    bullet = BULLET.match(line.text) is not None
+    hyphen = above.text[-1] == "-" and not bullet
+    if hyphen or is_apart(above, line, column.leading) or CONTENTS.search(above.text):
+        return not hyphen
     short = is_short(above, line, column, spaced)
-    if BULLET.match(line.text):
-        return short or ends_sentence(above.text) or BULLET.match(above.text) is not None
-    if hyphen:
-        return False
-    if CONTENTS.search(above.text):
-        return True
-    if not continues and any(len(row.text) >= 10 and letter_width(row) > SPREAD * column.letter
-                             for row in (above, line)):
-        return True
+    ended = SENTENCE_END.search(above.text) is not None
+    if bullet:
+        return short or ended or BULLET.match(above.text) is not None
+    if spaced and line.text[0].islower() and not ended:
+        far_short = above.right - column.left < 0.65 * (column.right[above] - column.left)
+        return short and far_short
+    table = any(len(row.text) >= 10 and letter_width(row) > SPREAD * column.letter for row in (above, line))
     indented = line.left > max(column.left, above.left) + INDENT * line.size
-    if indented and not continues and (ends_sentence(above.text) or not spaced):
-        return True
-    long_enough = above.right - column.left > 0.65 * (column.rights[above] - column.left)  # beside a picture
-    return short and not (continues and long_enough)
+    return short or table or (indented and (ended or not spaced))
 
 
 def continues_across(above: Line, line: Line, column: Column, spaced: bool) -> bool:
     """Whether the last paragraph of `column` goes on with the first line of the next column or page."""
-    if max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size) or BULLET.match(line.text):
+    ended = SENTENCE_END.search(above.text) or CONTENTS.search(above.text)
+    if ended or is_apart(above, line) or BULLET.match(line.text):
         return False
-    if ends_sentence(above.text) or CONTENTS.search(above.text):
-        return False
-    if above.text[-1] in HYPHENS or (spaced and line.text[0].islower()):
+    if above.text[-1] == "-" or (spaced and line.text[0].islower()):
         return True
     return len(column.lines) > 1 and not is_short(above, line, column, spaced)
 
 
 def append(text: str, line: str, spaced: bool, words: Counter[str] | None) -> str:
-    """A paragraph and its next line. Without `words` every hyphen stays.
-
-    >>> append("ther-", "apy", True, Counter()), append("the", "end", True, Counter())
-    ('therapy', 'the end')
-    >>> append("患者", "的", False, None)
-    '患者的'
-    """
-    if text[-1] in HYPHENS + "–—/" and text[-2:-1].strip():
-        drop = text[-1] in HYPHENS and words is not None and not keeps_hyphen(text, line, words)
+    """A paragraph and its next line. Without `words` every hyphen stays."""
+    if text[-1] in "-–—/" and text[-2:-1].strip():
+        drop = text[-1] == "-" and words is not None and not keeps_hyphen(text, line, words)
         return (text[:-1] if drop else text) + line
     space = " " if spaced or (LATIN.match(text[-1]) and LATIN.match(line[0])) else ""
     return text + space + line
@@ -329,33 +274,27 @@ def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[
 
     spaced: the language separates words by spaces; hyphenated: it breaks words at line ends.
     """
-    words = count_words(pages) if hyphenated else None
-    paragraphs: list[str] = []
-    notes: list[str] = []
-    last: tuple[Line, Column] | None = None
-
-    def add(target: list[str], line: Line, begins: bool) -> None:
-        if begins or not target:
-            target.append(line.text)
-        else:
-            target[-1] = append(target[-1], line.text, spaced, words)
-
+    paragraphs: list[list[Line]] = []
+    notes: list[list[Line]] = []
+    before: Column | None = None
     for page in pages:
-        sizes = sorted(line.size for line in page for _ in range(len(line.text) // 10 + 1))
-        for whole in columns_of(page):
-            column, small = split_notes(whole, sizes[len(sizes) // 2])
-            for line in column.lines:
-                if last is None:
-                    begins = True
-                elif line is column.lines[0]:
-                    begins = not continues_across(last[0], line, last[1], spaced)
+        sizes = [line.size for line in page for _ in range(len(line.text) // 10 + 1)]
+        for column in map(column_of, group(page, leaves_column)):
+            body = list(column.lines)
+            while body and body[-1].size < NOTE_SIZE * median_high(sizes):
+                body.pop()
+            for number, line in enumerate(body):
+                if number:
+                    begins = begins_paragraph(body[number - 1], line, column, spaced)
                 else:
-                    begins = begins_paragraph(last[0], line, column, spaced)
+                    begins = before is None or not continues_across(before.lines[-1], line, before, spaced)
                 if begins:
-                    paragraphs += notes
-                    notes.clear()
-                add(paragraphs, line, begins)
-                last = (line, column)
-            for above, line in pairwise([None, *small]):
-                add(notes, line, above is None or begins_paragraph(above, line, whole, spaced))
-    return paragraphs + notes
+                    paragraphs += [*notes, []]
+                    notes = []
+                paragraphs[-1].append(line)
+            notes += group(column.lines[len(body):],
+                           lambda note, line, column=column: begins_paragraph(note[-1], line, column, spaced))
+            before = column._replace(lines=body) if body else before
+    words = count_words(pages) if hyphenated else None
+    join = functools.partial(append, spaced=spaced, words=words)
+    return [functools.reduce(join, [line.text for line in group]) for group in paragraphs + notes]

@@ -28,7 +28,6 @@ HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".zip")
 HTML_NAME = re.compile(r"\.x?html?(?:[?@].*)?$", re.IGNORECASE)  # wget writes the query into the file's name
 HTML_TYPES = ("text/html", "application/xhtml+xml")
-CHUNK = 1 << 18
 
 
 @dataclass
@@ -41,40 +40,40 @@ class SavedPage:
 
 
 def read_pages(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:
-    if path.name.endswith((".warc", ".warc.gz")):
-        return read_warc(path, max_bytes, funnel)
-    return read_zip(path, max_bytes, funnel) if path.suffix == ".zip" else read_list(path, max_bytes)
+    name = path.name.lower()
+    try:
+        if name.endswith(".zip"):
+            yield from read_zip(path, max_bytes, funnel)
+        elif name.endswith(ARCHIVE_SUFFIXES):
+            yield from read_warc(path, max_bytes, funnel)
+        else:
+            for entry in read_list(path):
+                with open(entry["path"], "rb") as file:
+                    yield page_of(file, max_bytes, file=entry["file"])
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        yield SavedPage(problem=DAMAGED)
 
 
 def write_list(target: Path, files: list[Path], folder: Path) -> Path:
     """A list of files with their sizes and times of change; one that is still right is not written again."""
-    lines = []
+    text = ""
     for path in files:
-        status = path.stat()
         shown = path.relative_to(folder) if path.is_relative_to(folder) else path
-        lines.append(json.dumps({"path": os.path.abspath(path), "file": shown.as_posix(),
-                                 "bytes": status.st_size, "changed": status.st_mtime_ns}) + "\n")
-    text = "".join(lines)
+        entry = {"path": os.path.abspath(path), "file": shown.as_posix(),
+                 "bytes": path.stat().st_size, "changed": path.stat().st_mtime_ns}
+        text += json.dumps(entry) + "\n"
     if not target.exists() or target.read_text(encoding="utf-8") != text:
         with atomic_write(target) as file:
             file.write(text)
     return target
 
 
-def read_list(path: Path, max_bytes: int) -> Iterator[SavedPage]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        with open(entry["path"], "rb") as file:
-            yield page_of(file, max_bytes, file=entry["file"])
+def read_list(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def read_zip(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, OSError):
-        yield SavedPage(problem=DAMAGED)
-        return
-    with archive:
+    with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if not HTML_NAME.search(info.filename):
                 funnel.add("archive entries that are not HTML")
@@ -82,7 +81,7 @@ def read_zip(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]:
             try:
                 with archive.open(info) as file:
                     yield page_of(file, max_bytes, file=info.filename)
-            except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError):
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # RuntimeError: encrypted
                 yield SavedPage(file=info.filename, problem="archive entry damaged or encrypted")
 
 
@@ -101,23 +100,22 @@ def read_warc(path: Path, max_bytes: int, funnel: Funnel) -> Iterator[SavedPage]
                 if record.raw_stream.limit > 0 and not page.problem:  # the file ends within this record
                     page = SavedPage(url=page.url, problem=DAMAGED)
                 yield page
-        except (exceptions.ArchiveLoadFailed, zlib.error, EOFError, ValueError):
+        except (exceptions.ArchiveLoadFailed, ValueError):
             yield SavedPage(problem=DAMAGED)
 
 
 def is_html_page(record: Any) -> bool:
-    if record.rec_type == "resource":
-        return (record.rec_headers.get_header("Content-Type") or "").lower().startswith(HTML_TYPES)
-    if record.rec_type != "response" or record.http_headers is None:
+    headers = {"resource": record.rec_headers, "response": record.http_headers}.get(record.rec_type)
+    if headers is None or (record.rec_type == "response" and headers.get_statuscode() != "200"):
         return False
-    content_type = record.http_headers.get_header("Content-Type") or "text/html"
-    return record.http_headers.get_statuscode() == "200" and content_type.lower().startswith(HTML_TYPES)
+    return (headers.get_header("Content-Type") or "text/html").lower().startswith(HTML_TYPES)
 
 
 def page_of(stream: Any, max_bytes: int, **origin: str) -> SavedPage:
     """The page in a stream, whose `read` may return fewer bytes than asked for."""
-    parts, missing = [], max_bytes + 1
-    while missing > 0 and (part := stream.read(min(CHUNK, missing))):
-        parts.append(part)
-        missing -= len(part)
-    return SavedPage(b"".join(parts), **origin) if missing else SavedPage(**origin, problem="page too large")
+    body = bytearray()
+    while len(body) <= max_bytes and (part := stream.read(min(1 << 18, max_bytes + 1 - len(body)))):
+        body += part
+    if len(body) > max_bytes:
+        return SavedPage(**origin, problem="page too large")
+    return SavedPage(bytes(body), **origin)

@@ -2,78 +2,84 @@
 
 Scrapy does the rest: robots.txt, retries, redirects, throttling, limits on time and size.
 
-The saved pages are the only record of progress: a new start follows the links of the pages in the WARC files
-without asking the server for them again. (Scrapy's own JOBDIR resumes only after an orderly stop: after
-`kill -9` it still counts queued addresses as seen, but has lost the queue.)
+The saved pages are the only record of progress: a new start follows the links of the pages in the WARC files.
+(Scrapy's own JOBDIR resumes only after an orderly stop: after `kill -9` it has lost the queue.)
 """
 from __future__ import annotations
 
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmed.utils.errors import require_extra
-
-scrapy = require_extra("scrapy", "crawl")
-signals = require_extra("scrapy.signals", "crawl")
-LinkExtractor = require_extra("scrapy.linkextractors", "crawl").LinkExtractor
-IgnoreRequest = require_extra("scrapy.exceptions", "crawl").IgnoreRequest
-http = require_extra("scrapy.http", "crawl")
-Request, Response = http.Request, http.Response
-HtmlResponse, TextResponse = http.HtmlResponse, http.TextResponse
-ArchiveIterator = require_extra("warcio.archiveiterator", "web").ArchiveIterator
-StatusAndHeaders = require_extra("warcio.statusandheaders", "web").StatusAndHeaders
-WARCWriter = require_extra("warcio.warcwriter", "web").WARCWriter
+import scrapy
+from scrapy import signals
+from scrapy.exceptions import IgnoreRequest
+from scrapy.http import HtmlResponse, Request, Response, TextResponse
+from scrapy.linkextractors import LinkExtractor
+from warcio.archiveiterator import ArchiveIterator
+from warcio.exceptions import ArchiveLoadFailed
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
 
 PART_BYTES = 256 << 20  # then the next WARC file begins
-LONGEST_DELAY = 600.0  # seconds between two requests to a host that asks for patience
-BODY_HEADERS = (b"content-encoding", b"transfer-encoding", b"content-length")  # true before unpacking
-FORBID_ALL = b"User-agent: *\nDisallow: /"
+LONGEST_DELAY = 600.0  # seconds between two requests, whatever a host asks for
+BODY_HEADERS = ("content-encoding", "transfer-encoding", "content-length")  # true before unpacking
 
 
 class SiteSpider(scrapy.Spider):
     """Follows links within the given hosts, breadth first; saves HTML pages that do not object to it."""
 
     name = "site"
+    links = LinkExtractor()
 
     def __init__(self, seeds: list[str], under: tuple[str, ...], max_pages: int, warcs: WarcFolder):
-        super().__init__()
+        super().__init__(allowed_domains=sorted(set(map(host_of, seeds))))
         self.seeds, self.under, self.max_pages, self.warcs = seeds, under, max_pages, warcs
-        self.allowed_domains = sorted({urlsplit(seed).hostname or "" for seed in seeds})
-        self.links = LinkExtractor()
-        self.saved = Counter(urlsplit(url).hostname for url in warcs.saved)
+        self.saved = Counter(map(host_of, warcs.saved))
 
     async def start(self) -> AsyncIterator[Request]:
+        for path in self.warcs.complete():
+            for response in read_warc(path):
+                for request in self.follow(response):
+                    yield request
         for seed in self.seeds:
-            yield Request(seed)
+            if seed not in self.warcs.saved:
+                yield Request(seed)
 
     def parse(self, response: Response) -> Iterator[Request]:
-        if not isinstance(response, HtmlResponse):
-            self.crawler.stats.inc_value("mmed/not HTML")
-            return
-        orders = " ".join(response.css('meta[name="robots" i]::attr(content)').getall()).lower()
-        orders += (response.headers.get("X-Robots-Tag") or b"").decode("latin-1").lower()
-        if "noindex" in orders or "none" in orders:
-            self.crawler.stats.inc_value("mmed/asks not to be saved")
-        elif response.url not in self.warcs.saved and self.is_wanted(response.url):
-            self.warcs.save(response)
-            self.saved[urlsplit(response.url).hostname] += 1
-        if "nofollow" in orders or "none" in orders:
-            return
-        for link in self.links.extract_links(response):
-            if not link.nofollow and self.is_wanted(link.url):
-                yield response.follow(link)
+        if isinstance(response, HtmlResponse):
+            if {"noindex", "none"}.isdisjoint(robots_orders(response)) and self.is_wanted(response.url):
+                self.warcs.save(response)
+                self.saved[host_of(response.url)] += 1
+            yield from self.follow(response)
+
+    def follow(self, response: HtmlResponse) -> Iterator[Request]:
+        if {"nofollow", "none"}.isdisjoint(robots_orders(response)):
+            for link in self.links.extract_links(response):
+                if not link.nofollow and self.is_wanted(link.url):
+                    yield response.follow(link)
 
     def is_wanted(self, url: str) -> bool:
-        return not self.under or url.startswith(self.under)
+        return url.startswith(self.under or "") and url.partition("#")[0] not in self.warcs.saved
+
+
+def host_of(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def robots_orders(response: HtmlResponse) -> list[str]:
+    orders = response.css('meta[name="robots" i]::attr(content)').getall()
+    orders.append(response.headers.get("X-Robots-Tag", b"").decode("latin-1"))
+    return re.findall("[a-z]+", " ".join(orders).lower())
 
 
 class Politeness:
-    """Downloader middleware: Crawl-delay, Retry-After, limit on pages, no request for a saved page.
+    """Downloader middleware: Crawl-delay, Retry-After, limit on pages.
 
     An unreadable robots.txt forbids everything (RFC 9309, 2.3.1.4); Scrapy alone would allow everything.
     """
@@ -88,89 +94,67 @@ class Politeness:
         return cls(crawler)
 
     def robots_parsed(self, robotparser: Any, request: Request) -> None:
-        seconds = robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"])
-        if seconds:
-            self.fixed_delays.add(urlsplit(request.url).hostname or "")
+        if seconds := robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"]):
+            self.fixed_delays.add(host_of(request.url))
             self.slow_down(request, seconds)
 
     def slow_down(self, request: Request, seconds: float) -> None:
-        slot = self.crawler.engine.downloader.slots.get(urlsplit(request.url).hostname)
-        if slot:
+        if slot := self.crawler.engine.downloader.slots.get(host_of(request.url)):
             slot.delay = min(max(slot.delay, seconds), LONGEST_DELAY)
 
-    def process_request(self, request: Request) -> Response | None:
-        spider, host = self.crawler.spider, urlsplit(request.url).hostname or ""
-        if host in self.fixed_delays:
-            request.meta["autothrottle_dont_adjust_delay"] = True
-        if request.url in spider.warcs.saved:
-            return spider.warcs.load(request.url)
+    def process_request(self, request: Request) -> None:
+        spider, host = self.crawler.spider, host_of(request.url)
+        request.meta["autothrottle_dont_adjust_delay"] = host in self.fixed_delays
         if spider.saved[host] >= spider.max_pages:
             raise IgnoreRequest(f"{spider.max_pages} pages of {host} are saved")
-        return None
 
     def process_response(self, request: Request, response: Response) -> Response:
-        if is_robots_txt(request) and response.status >= 500:
-            return self.forbid_all(request)
+        if response.status >= 500 and (forbidden := self.forbid_all(request)):
+            return forbidden
         if response.status in (429, 503):
-            asked = (response.headers.get("Retry-After") or b"").strip()
+            asked = response.headers.get("Retry-After", b"").strip()
             self.slow_down(request, float(asked) if asked.isdigit() else 10.0)
         return response
 
     def process_exception(self, request: Request, exception: Exception) -> Response | None:
-        if is_robots_txt(request) and not isinstance(exception, IgnoreRequest):
-            return self.forbid_all(request)
-        return None
+        return None if isinstance(exception, IgnoreRequest) else self.forbid_all(request)
 
-    def forbid_all(self, request: Request) -> Response:
+    def forbid_all(self, request: Request) -> Response | None:
+        """In place of a robots.txt that cannot be read, one that forbids everything."""
+        if urlsplit(request.url).path != "/robots.txt":
+            return None
         self.crawler.stats.inc_value("mmed/robots.txt cannot be read: host left out")
-        return TextResponse(request.url, body=FORBID_ALL)
-
-
-def is_robots_txt(request: Request) -> bool:
-    return urlsplit(request.url).path == "/robots.txt"
+        return TextResponse(request.url, body=b"User-agent: *\nDisallow: /")
 
 
 class WarcFolder:
     """The pages saved so far and the WARC file being written, which ends in `.open` until it is complete."""
 
-    def __init__(self, folder: Path, user_agent: str):
-        self.folder, self.user_agent = folder, user_agent
-        self.saved: dict[str, tuple[Path, int]] = {}  # address -> file and offset of its record
+    def __init__(self, folder: Path):
+        self.folder = folder
         for path in folder.glob("*.warc.gz.open"):  # a killed run left it
-            os.truncate(path, read_index(path)[1])
             os.replace(path, path.with_suffix(""))
-        for path in sorted(folder.glob("*.warc.gz")):
-            self.saved |= {url: (path, offset) for url, offset in read_index(path)[0].items()}
+        self.saved = {response.url for path in self.complete() for response in read_warc(path)}
         self._file: Any = None
+
+    def complete(self) -> list[Path]:
+        return sorted(self.folder.glob("*.warc.gz"))
 
     def save(self, response: Response) -> None:
         if self._file is None:
-            number = len(list(self.folder.glob("*.warc.gz")))
-            self._path = self.folder / f"pages-{number:05}.warc.gz.open"
+            self._path = self.folder / f"pages-{len(self.complete()):05}.warc.gz.open"
             self._file = open(self._path, "wb")
             self._writer = WARCWriter(self._file, gzip=True)
-            about = {"software": "mmed data_prep.fetch_site", "http-header-user-agent": self.user_agent}
-            self._writer.write_record(self._writer.create_warcinfo_record(self._path.stem, about))
-        headers = [(name.decode("latin-1"), value.decode("latin-1"))
-                   for name, values in response.headers.items() if name.lower() not in BODY_HEADERS
-                   for value in values]
+        headers = [(name, value) for name, value in response.headers.to_unicode_dict().items()
+                   if name.lower() not in BODY_HEADERS]
         headers.append(("Content-Length", str(len(response.body))))
         status = StatusAndHeaders(f"{response.status} OK", headers, protocol="HTTP/1.1")
-        self.saved[response.url] = (self._path.with_suffix(""), self._file.tell())
         self._writer.write_record(self._writer.create_warc_record(
             response.url, "response", payload=io.BytesIO(response.body), http_headers=status))
         self._file.flush()
+        self.saved.add(response.url)
         if self._file.tell() > PART_BYTES:
             self.close()
-
-    def load(self, url: str) -> HtmlResponse:
-        path, offset = self.saved[url]
-        opened = path.with_name(path.name + ".open")
-        with open(path if path.exists() else opened, "rb") as file:
-            file.seek(offset)
-            record = next(iter(ArchiveIterator(file)))
-            headers = dict(record.http_headers.headers)
-            return HtmlResponse(url, headers=headers, body=record.content_stream().read())
 
     def close(self) -> None:
         if self._file is not None:
@@ -180,18 +164,14 @@ class WarcFolder:
             self._file = None
 
 
-def read_index(path: Path) -> tuple[dict[str, int], int]:
-    """({address: offset} of the complete responses in a WARC file, where the last complete record ends)."""
-    found: dict[str, int] = {}
-    end = 0
+def read_warc(path: Path) -> Iterator[HtmlResponse]:
+    """The complete responses in a WARC file; a killed run leaves a part of the last one."""
     with open(path, "rb") as file:
-        records = ArchiveIterator(file)
-        for record in records:
-            offset = records.get_record_offset()
-            record.raw_stream.read()
-            if record.raw_stream.limit > 0:
-                break  # the process was killed while it wrote this record
-            end = offset + records.get_record_length()
-            if record.rec_type == "response":
-                found[record.rec_headers.get_header("WARC-Target-URI")] = offset
-    return found, end
+        try:
+            for record in ArchiveIterator(file):
+                body = record.content_stream().read()
+                if record.rec_type == "response" and record.raw_stream.limit == 0:
+                    url = record.rec_headers.get_header("WARC-Target-URI")
+                    yield HtmlResponse(url, headers=dict(record.http_headers.headers), body=body)
+        except (ArchiveLoadFailed, EOFError, ValueError):
+            pass

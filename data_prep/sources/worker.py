@@ -1,24 +1,25 @@
 """Runs functions on untrusted files in a child process with limits on time and memory.
 
-Parsers written in C (PDFium, lxml) can hang or crash on a damaged file. In a child process the damage costs
-one page or one book: the caller gets an `Unreadable` exception, and the next call starts a new child.
-Used by web_pages.py and books.py.
+Parsers in C (PDFium, lxml) can hang or crash on a damaged file. Here this costs one page or one book: the
+caller gets an `Unreadable` exception, and the next call starts a new child.
 
     with Worker(seconds=60) as worker:
         text = worker.call(read_page, body)
 """
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import resource
 import signal
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Document
-from data_prep.pipeline.shards import ShardWriter
+from data_prep.pipeline.shards import Reader, ShardWriter, print_funnel, process_shards, shard_options
 
 MEMORY_BYTES = 4 << 30  # address space of the child
 
@@ -27,7 +28,7 @@ class Unreadable(Exception):
     """A page or book that cannot be used. The message is a short fixed reason, by which the funnel counts."""
 
 
-class Worker:
+class Worker(contextlib.AbstractContextManager):
     """A child process that runs one function call at a time, each for at most `seconds`."""
 
     def __init__(self, seconds: float):
@@ -37,30 +38,24 @@ class Worker:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; `Unreadable` if it raises that, exceeds a limit or crashes the child."""
         if self._process is None:
-            self._start()
+            context = multiprocessing.get_context("spawn")
+            self._connection, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()  # so that the end of the child is seen as the end of the pipe
         self._connection.send((function, arguments))
-        try:
-            if not self._connection.poll(self.seconds):
-                raise Unreadable("took too long to read")
-            kind, value = self._connection.recv()
-        except EOFError:
-            self.close()
-            raise Unreadable("crashed the reader") from None
-        except BaseException:
-            self.close()
-            raise
-        if kind == "unreadable":
-            raise Unreadable(value)
-        if kind == "bug":
-            raise RuntimeError(value)
-        return value
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()  # so that the end of the child is seen as the end of the pipe
+        reason = "took too long to read"
+        if self._connection.poll(self.seconds):
+            try:
+                answer = self._connection.recv()
+            except EOFError:
+                reason = "crashed the reader"
+            else:
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer
+        self.close()
+        raise Unreadable(reason)
 
     def close(self) -> None:
         if self._process is not None:
@@ -69,9 +64,6 @@ class Worker:
             self._connection.close()
             self._process = None
 
-    def __enter__(self) -> Worker:
-        return self
-
     def __exit__(self, *error: Any) -> None:
         self.close()
 
@@ -79,7 +71,6 @@ class Worker:
 def _serve(connection: Connection) -> None:
     """The child: answers calls until the parent closes its end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which then ends the child
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     while True:
         try:
@@ -87,20 +78,31 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            answer = ("value", function(*arguments))
+            answer = function(*arguments)
         except Unreadable as error:
-            answer = ("unreadable", str(error))
+            answer = error
         except (MemoryError, RecursionError):
-            answer = ("unreadable", "needs too much memory")
+            answer = Unreadable("needs too much memory")
         except Exception:
-            answer = ("bug", traceback.format_exc())
+            answer = RuntimeError(traceback.format_exc())
         connection.send(answer)
 
 
 def keep_or_drop(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """The step function of both commands: the reader puts a `reason` into the meta of documents to drop."""
+    """The step function of readers, which put a `reason` into the meta of documents to drop."""
     for document in documents:
         if reason := document.meta.pop("reason", ""):
             shard.drop(document, reason)
         else:
             shard.keep(document)
+
+
+def run_reader(read: Reader, step: str, units: list[Path], suffixes: tuple[str, ...],
+               options: dict[str, Any], given: Any) -> int:
+    """Like `run_step` for a step that makes documents out of something else; prints all counts."""
+    funnel = process_shards(keep_or_drop, units, given.out, {**options, **shard_options(given)},
+                            given.workers, step, read, suffixes, share=given.shard)
+    print_funnel(funnel, f"{step} {options['language']}")
+    for key, amount in sorted(funnel.details.items()):
+        print(f"  {amount:>10,.0f}  {key}")
+    return 0

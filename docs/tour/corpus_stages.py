@@ -31,6 +31,7 @@ LANGUAGES = ("en", "zh")
 VOCABULARY = 900
 SEQUENCE = 128  # tokens of a row
 PAGE = "insulin"  # the document that the tour follows
+NAMES = (PAGE, "insulin-mirror", "iron", "iron-again")
 SENTENCE = "Insulin lowers the glucose in the blood."
 IN_CHINESE = "胰岛素能降低血糖。"
 IN_JAPANESE = "インスリンは膵臓のホルモンで、血糖を下げる。"
@@ -158,7 +159,7 @@ def filtering(work: Path) -> dict[str, str]:
 
 def duplicates(work: Path) -> dict[str, str]:
     kept = documents(work / "filtered" / "en")
-    page, mirror, iron, again = (kept[name] for name in (PAGE, "insulin-mirror", "iron", "iron-again"))
+    page, mirror, iron, again = (kept[name] for name in NAMES)
     signed = minhash.signatures([document.text for document in (page, mirror, iron, again)])
     one, other = minhash.shingles(page.text), minhash.shingles(mirror.text)
     jaccard = minhash.jaccard(minhash.shingle_hashes(page.text), minhash.shingle_hashes(mirror.text))
@@ -170,13 +171,13 @@ def duplicates(work: Path) -> dict[str, str]:
         for path in sorted((work / "unique" / "en" / "dropped").iterdir())
         for document in _lines(path)
     }
-    assert signed.exact[2] == signed.exact[3] and dropped["iron-again"]["duplicate_of"] == "iron" and dropped[
-        "insulin-mirror"]["duplicate_of"] == PAGE
+    assert signed.exact[2] == signed.exact[3] and dropped["iron"]["duplicate_of"] == "iron-again"
+    assert dropped["insulin-mirror"]["duplicate_of"] == PAGE
     show = [[
         name,
         str(int(signed.tokens[i])), f"`{int(signed.exact[i]):016x}`",
         " ".join(f"{int(b):04x}" for b in signed.minima[i, :6]) + " ..."
-    ] for i, name in enumerate((PAGE, "insulin-mirror", "iron", "iron-again"))]
+    ] for i, name in enumerate(NAMES)]
     return {
         "signatures": table(["page", "tokens", "hash of the normal form", "first 6 of the signature's bins"],
                             show), "bins": str(minhash.PERMUTATIONS),
@@ -190,7 +191,7 @@ def duplicates(work: Path) -> dict[str, str]:
                 dedup.THRESHOLD), "band_chance": f"{1 - (1 - jaccard ** rows) ** bands:.6f}",
         "half_chance": f"{1 - (1 - 0.5 ** rows) ** bands:.4f}", "dropped_mirror": json.dumps(
             {key: dropped["insulin-mirror"][key]
-             for key in ("id", "reason", "duplicate_of", "jaccard")})
+             for key in ("id", "reason", "duplicate_of", "estimated_jaccard")})
     }
 
 

@@ -34,7 +34,6 @@ from mmed.training.loader import Batches, make_rows
 from mmed.training.optimizer import BETA1, EPSILON, make_optimizer, update
 
 SEED = 0
-LAYER, HEAD = 1, 2  # the head whose pattern is drawn: it looks for the same word, earlier
 EXAM_SEQUENCE = 512  # tokens of a row of exam items
 STEPS = {"corpus": 100, "exam": 60}
 SENTENCES = 2  # of the page go through the model: the second begins with a word of the first
@@ -197,10 +196,13 @@ def forward(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str,
         blank, _ = load_pretrained(work / "blank")
         untrained = blank(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])) / (T - 1)
     place = max(i for i, piece in enumerate(pieces) if piece == "▁Insulin")
-    p = probabilities[LAYER][HEAD]
+    # the head that is drawn: of all, it looks most at the same word, earlier
+    earlier = pieces.index("▁Insulin")
+    heads = [(float(p[place, earlier]), layer, head) for layer, all_heads in enumerate(probabilities)
+             for head, p in enumerate(all_heads)]
+    _, layer, head = max(heads)
+    p = probabilities[layer][head]
     looked = p[place].topk(3)
-    assert pieces[int(looked.indices[0])] == pieces[place] and int(
-        looked.indices[0]) < place, "choose a LAYER and HEAD that shows something"
     top = logs[T - 3].exp().topk(5)  # what should come last but one: the text ends with a full stop
     # the first pair of the first query head, before and after the turn
     block = model.layers[0]
@@ -227,7 +229,7 @@ def forward(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str,
         "normed": few(model.layers[0].input_layernorm(embedded)[0, place].detach()), "norm_weight": few(
             model.layers[0].input_layernorm.weight.detach()), "q_pair": f"({a:.3f}, {b:.3f})",
         "q_angle": f"{angle:.0f}", "q_turned": f"({turned[0]:.3f}, {turned[1]:.3f})", "speeds": " ".join(
-            f"{float(s):.4f}" for s in speeds), "half": str(half), "layer": str(LAYER), "head": str(HEAD),
+            f"{float(s):.4f}" for s in speeds), "half": str(half), "layer": str(layer), "head": str(head),
         "attention_row": ", ".join(f"{shown(pieces[int(j)])} at {int(j)} with {float(w):.3f}"
                                    for w, j in zip(*looked)), "after": " ".join(
                                        shown(piece) for piece in pieces[place:T - 2]), "after_next": shown(
@@ -243,7 +245,7 @@ def forward(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str,
         "perplexity": f"{math.exp(float(losses.mean())):.3f}"
     }
     return values, {
-        "attention.svg": attention_map(p.tolist(), pieces, f"Attention of layer {LAYER}, head {HEAD}"),
+        "attention.svg": attention_map(p.tolist(), pieces, f"Attention of layer {layer}, head {head}"),
         "loss_per_token.svg": loss_bars(losses.tolist(), pieces[1:])
     }
 

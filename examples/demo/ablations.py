@@ -108,7 +108,7 @@ def steps(out: str, seed: int) -> list[Step]:
                 f"{out}/corpus/books/{code}"
             ], [
                 "data_prep.tokenize_corpus", f"{out}/corpus/books/{code}/kept", "--tokenizer",
-                f"{out}/tokenizer", "--held-out", "0.02", "--out", stream
+                f"{out}/tokenizer", "--held_out", "0.02", "--out", stream
             ])
         ], ("tokenizer", )))
     read = {"english": [f"{out}/streams/medical-en"], "quality": books}

@@ -92,7 +92,7 @@ def steps(out: str, seed: int) -> list[Step]:
         ]], ("dedup", )),
         Step("streams", "documents to token streams",
              [[
-                 "data_prep.tokenize_corpus", source, "--tokenizer", tokenizer, "--held-out", "0.02", "--out",
+                 "data_prep.tokenize_corpus", source, "--tokenizer", tokenizer, "--held_out", "0.02", "--out",
                  stream
              ] for code, plain, page in zip(LANGUAGES, base, medical)
               for source, stream in ((f"{world}/base/{code}.jsonl", plain),

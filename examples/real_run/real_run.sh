@@ -50,7 +50,7 @@ fi
 streams=""
 held_out=""
 for code in $LANGUAGES; do
-    step "$PYTHON" -m data_prep.tokenize_corpus "$OUT/corpus/clean/$code/kept" --tokenizer "$OUT/tokenizer" --held-out 0.02 \
+    step "$PYTHON" -m data_prep.tokenize_corpus "$OUT/corpus/clean/$code/kept" --tokenizer "$OUT/tokenizer" --held_out 0.02 \
         --out "$OUT/streams/$code"
     streams="$streams,$OUT/streams/$code"
     held_out="$held_out,$OUT/streams/$code-held-out"

@@ -7,7 +7,9 @@ Ranks meet in a group of their own, so that the thread's collectives never mix w
 """
 from __future__ import annotations
 
-from concurrent.futures import Future
+import functools
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -28,6 +30,7 @@ class AsyncCheckpointer:
     def __init__(self, run: Path, facts: dict, lock: FolderLock | None, config: TrainConfig, saved: int):
         self.run, self.facts, self.lock, self.config, self.saved = run, facts, lock, config, saved
         self.group = distributed.host_group(config.rank_timeout_seconds) if config.async_save else None
+        self.pool = ThreadPoolExecutor(1, "checkpoints")
         self.pending: Future | None = None
 
     def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, log: Log) -> None:
@@ -37,44 +40,28 @@ class AsyncCheckpointer:
             return
         self.saved = step
         tensors = training_state.state_tensors(model, optimizer)
-        # optimizer_step counts the steps that changed something; a batch that was skipped did not
-        optimizer_step = int(next(iter(optimizer.state.values()))["step"])
-        facts = {"world_size": distributed.world_size(), "optimizer_step": optimizer_step, **log.state_dict()}
+        done = int(next(iter(optimizer.state.values()))["step"])  # without the batches that were skipped
+        facts = {"world_size": distributed.world_size(), "optimizer_step": done, **log.state_dict()}
         log.sync()
         writer = training_state.prepare(self.run, tensors, step)
-        if not self.config.async_save:
-            with training_state.unfinished_removed(self.run, step):
-                dcp.save(tensors, storage_writer=writer)
-                self._publish(step, facts)
-            return
-        written = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
-        self.pending = pending = Future()
-        written.add_done_callback(lambda done: self._finish(done, pending, step, facts))
+        if self.config.async_save:
+            written = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
+            self.pending = self.pool.submit(self._finish, written.result, step, facts)
+        else:
+            self._finish(functools.partial(dcp.save, tensors, storage_writer=writer), step, facts)
 
-    def _finish(self, written: Future, pending: Future, step: int, facts: dict) -> None:
-        """In the writing thread: publish what has been written. A failure is raised again by `wait` or
-        `check`.
-        """
-        try:
-            with training_state.unfinished_removed(self.run, step):
-                written.result()
-                self._publish(step, facts)
-            pending.set_result(None)
-        except BaseException as error:
-            pending.set_exception(error)
-
-    def _publish(self, step: int, facts: dict) -> None:
-        removed = self.lock is not None and not self.lock.there()
-        if removed:  # the state in memory may be all that is left
-            write_json(self.run / "run.json", self.facts)
-        training_state.publish(self.run, step, facts, self.config.keep_last, self.group)
+    def _finish(self, write: Callable[[], object], step: int, facts: dict) -> None:
+        """Write (or wait until it is written), then publish."""
+        with training_state.unfinished_removed(self.run, step):
+            write()
+            removed = self.lock is not None and not self.lock.there()
+            if removed:  # the state in memory may be all that is left
+                write_json(self.run / "run.json", self.facts)
+            training_state.publish(self.run, step, facts, self.config.keep_last, self.group)
         if removed:
-            raise UserError(
-                f"{self.run}: the folder was removed or renamed while the run was writing to it. A new one "
-                f"holds the "
-                f"state after step {step}; restore metrics.jsonl and older checkpoints if you need them, "
-                f"and continue "
-                "with --resume=auto")
+            raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. "
+                            f"A new one holds the state after step {step}; restore metrics.jsonl and older "
+                            "checkpoints if you need them, and continue with --resume=auto")
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is complete; raises its error, if any."""

@@ -1,16 +1,12 @@
-"""More vocabulary for a new language: BPE learning continues where the model's tokenizer stopped, and the
-embedding grows.
+"""More vocabulary for a new language: BPE learning continues where the model's tokenizer stopped.
 
-    text of the new language --old tokenizer--> pieces --the most frequent neighbours are joined,
-    repeatedly--> new pieces
-    row of a new piece = mean of the rows of the old pieces that it replaces            (embedding, and head
-    where there is one)
+    text of the new language --old tokenizer--> pieces --join the most frequent neighbours--> new pieces
+    row of a new piece in embedding and head = mean of the rows of the old pieces that it replaces
 
-In: a model folder whose tokenizer is BPE (sentencepiece `tokenizer.model`, or byte-level `tokenizer.json`),
-and documents. Out: a model folder with more pieces; every old piece keeps its id and its row. New merges come
-after all old ones. A character that the old tokenizer spells in bytes becomes a piece first. Only runs of
-letters are joined: digits, signs and spaces stay as they are. The new rows are a start only: continue
-pre-training on the language.
+In: a model folder whose tokenizer is BPE (sentencepiece `tokenizer.model`, or byte-level `tokenizer.json`).
+Out: one with more pieces; every old piece keeps its id and its row, and new merges come after all old ones. A
+character that the old tokenizer spells in bytes becomes a piece first. Only runs of letters are joined. The
+new rows are a start only: continue pre-training on the language.
 
     python -m mmed.checkpoints extend FOLDER OUT --texts corpus/de.jsonl.gz --pieces 8000
 
@@ -23,7 +19,6 @@ import dataclasses
 import heapq
 import itertools
 import shutil
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -32,31 +27,42 @@ import regex
 import torch
 
 from mmed.model import Transformer
+from mmed.tokenization import sentencepiece_model as sp
 from mmed.tokenization.byte_level import BLOOM, LLAMA3, QWEN2, byte_alphabet
-from mmed.tokenization.sentencepiece_model import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNUSED,
-    USER_DEFINED,
-    SentencePieceModel,
-    build_message,
-    build_piece,
-)
 from mmed.tokenizer import Tokenizer, read_texts, write_sentencepiece
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json, write_json
 
+MAX_CHARACTERS = 20_000_000  # of a language: enough to rank thousands of pieces
 LONGEST_PIECE = 16      # characters, as in sentencepiece; three times as many bytes for byte-level pieces
 LONGEST_WORD = 64       # characters; text without spaces is split
 ROUND_ROWS = 64         # embeddings grow to a multiple of it: even shards and fast matrix products
+SPELLING = {byte: character for character, byte in byte_alphabet().items()}
+OLD_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")  # they hold the old vocabulary
 
 Word = list[str | None]  # pieces; no join crosses None
 
 
+@dataclasses.dataclass
+class NewPieces:
+    """What is added to a tokenizer, in the order of its ids."""
+
+    pieces: list[str]                       # as the tokenizer's file spells them
+    merges: list[tuple[str, str]]           # those of the pieces that are not single characters
+    parts: dict[str | None, list[int]]      # piece -> the old ids that stand for it
+
+
+def first_documents(files: list[str]) -> Iterator[tuple[str, str]]:
+    """(text, language) of documents, until about MAX_CHARACTERS of a language have been read."""
+    read: Counter[str] = Counter()
+    for text, language in itertools.chain.from_iterable(read_texts(file) for file in files):
+        if read[language] < MAX_CHARACTERS:
+            read[language] += len(text)
+            yield text, language
+
+
 def count_words(texts: Iterable[str], pattern: str | None = None) -> Counter[str]:
-    r"""Frequency of each run of letters, with the space before it. `pattern`: how a byte-level tokenizer
-    finds words.
+    r"""Frequency of each run of letters with its space, as the `pattern` of a byte-level BPE finds them.
 
     >>> count_words(["0.5 mg of it, mg!"]).most_common(1)
     [(' mg', 2)]
@@ -73,10 +79,6 @@ def count_words(texts: Iterable[str], pattern: str | None = None) -> Counter[str
     return words
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Learning
-
-
 def join_most_frequent(words: list[Word], counts: list[int], number: int, known: set[str],
                        longest: int) -> list[tuple[str, str]]:
     """The next `number` merges of BPE on words split into pieces; `words` is changed.
@@ -87,165 +89,127 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
     known = set(known)
     totals: Counter[tuple[str, str]] = Counter()
     places: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for index, word in enumerate(words):
-        for pair in _new_pairs(word, known, longest):
-            totals[pair] += counts[index]
+
+    def count(index: int, sign: int) -> set[tuple[str, str]]:
+        """Add the pairs of a word that may be joined, or take them away."""
+        pairs = [(left, right) for left, right in itertools.pairwise(words[index]) if left and right
+                 and len(left) + len(right) <= longest and left + right not in known]
+        for pair in pairs:
+            totals[pair] += sign * counts[index]
             places[pair].add(index)
-    heap = [(-count, pair) for pair, count in totals.items()]
+        return set(pairs)
+
+    for index in range(len(words)):
+        count(index, 1)
+    heap = [(-total, pair) for pair, total in totals.items()]
     heapq.heapify(heap)
     merges: list[tuple[str, str]] = []
     while heap and len(merges) < number:
-        count, best = heapq.heappop(heap)
-        # out of date; the present count is in the heap, too
-        if -count != totals[best] or "".join(best) in known:
-            continue
-        if -count < 2:
+        total, best = heapq.heappop(heap)
+        if -total != totals[best] or "".join(best) in known:
+            continue  # out of date; the present total is in the heap, too
+        if -total < 2:
             break
         merges.append(best)
         changed: set[tuple[str, str]] = set()
         for index in places.pop(best):
-            before = list(_new_pairs(words[index], known, longest))
+            changed |= count(index, -1)
             words[index] = _joined(words[index], best)
-            after = list(_new_pairs(words[index], known, longest))
-            for pair in before:
-                totals[pair] -= counts[index]
-            for pair in after:
-                totals[pair] += counts[index]
-                places[pair].add(index)
-            changed.update(before, after)
+            changed |= count(index, 1)
         known.add("".join(best))
-        for pair in changed - {best}:
+        for pair in changed:
             if totals[pair] > 0:
                 heapq.heappush(heap, (-totals[pair], pair))
     return merges
 
 
-def _new_pairs(word: Word, known: set[str], longest: int) -> Iterator[tuple[str, str]]:
-    """The neighbours in the word that may be joined: not to a known piece, nor to one that is too long."""
-    for left, right in itertools.pairwise(word):
-        if left is None or right is None:
-            continue
-        if len(left) + len(right) <= longest and left + right not in known:
-            yield left, right
-
-
 def _joined(word: Word, pair: tuple[str, str]) -> Word:
     """The word with each occurrence of `pair` as one piece."""
     result: Word = []
-    at = 0
-    while at < len(word):
-        found = (word[at], word[at + 1] if at + 1 < len(word) else None) == pair
-        result.append("".join(pair) if found else word[at])
-        at += 2 if found else 1
+    for piece in word:
+        if result and (result[-1], piece) == pair:
+            result[-1] = "".join(pair)
+        else:
+            result.append(piece)
     return result
-
-
-@dataclasses.dataclass
-class NewPieces:
-    """What is added to a tokenizer, in the order of its ids."""
-
-    pieces: list[str]                       # as the tokenizer's file spells them
-    merges: list[tuple[str, str]]           # those of the pieces that are not single characters
-    parts: dict[str, list[int]]             # piece -> the old ids that stand for it
 
 
 def learn(tokenizer: Tokenizer, words: Counter[str], number: int) -> NewPieces:
     """The `number` pieces that shorten these words most, given what the tokenizer has already."""
-    byte_level = tokenizer.kind == "byte-level BPE"
-    split = _split_byte_level if byte_level else _split_sentencepiece
-    parts: dict[str, list[int]] = {}
-    segmented = [split(tokenizer, word, parts) for word in sorted(words)]
+    parts: dict[str | None, list[int]] = {}
+    segmented = [_split(tokenizer, word, parts) for word in sorted(words)]
     counts = [words[word] for word in sorted(words)]
     known = _vocabulary(tokenizer)
-
     characters: Counter[str] = Counter()  # those that the old tokenizer spells in bytes
     for word, count in zip(segmented, counts, strict=True):
         characters.update({piece: count for piece in word if piece is not None and piece not in known})
-    frequent = sorted((c for c, count in characters.items() if count > 1), key=lambda c:
-                      (-characters[c], c))[:number // 2]
+    frequent = [character for character, count in characters.items() if count > 1]
+    frequent = sorted(frequent, key=lambda character: (-characters[character], character))[:number // 2]
     rare = set(characters) - set(frequent)
     segmented = [[None if piece in rare else piece for piece in word] for word in segmented]
-    longest = LONGEST_PIECE * (3 if byte_level else 1)
+    longest = LONGEST_PIECE * (3 if _is_byte_level(tokenizer) else 1)
     merges = join_most_frequent(segmented, counts, number - len(frequent), known, longest)
     for left, right in merges:
         parts[left + right] = parts[left] + parts[right]
-    pieces = frequent + [left + right for left, right in merges]
-    return NewPieces(pieces, merges, {piece: parts[piece] for piece in pieces})
+    return NewPieces(frequent + [left + right for left, right in merges], merges, parts)
 
 
-def _split_byte_level(tokenizer: Tokenizer, word: str, parts: dict[str, list[int]]) -> Word:
-    """The pieces of a word, as tokenizer.json spells them; their ids go into `parts`."""
-    spelling = {byte: character for character, byte in byte_alphabet().items()}
-    pieces: Word = []
-    for index in tokenizer.encode(word, continued=True):
-        piece = "".join(spelling[byte] for byte in tokenizer.core.bytes_of[index])
-        parts[piece] = [index]
-        pieces.append(piece)
-    return pieces
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    return tokenizer.kind == "byte-level BPE"
 
 
-def _split_sentencepiece(tokenizer: Tokenizer, word: str, parts: dict[str, list[int]]) -> Word:
-    """The same for sentencepiece; a character that is spelt in bytes comes as one piece, with the ids of its
-    bytes.
+def _split(tokenizer: Tokenizer, word: str, parts: dict[str | None, list[int]]) -> Word:
+    """The pieces of a word, as the tokenizer's file spells them; their ids go into `parts`.
+
+    A character that sentencepiece spells in bytes comes as one piece, with the ids of its bytes.
     """
     pieces: Word = []
-    pending: list[int] = []
+    ids: list[int] = []
     for index in tokenizer.encode(word, continued=True):
-        piece, _, kind = tokenizer.core.model.pieces[index]
-        if kind != BYTE:
-            pieces.append(piece if kind == NORMAL else None)
-            parts[piece] = [index]
-            continue
-        pending.append(index)
-        try:
-            character = bytes(int(tokenizer.core.model.pieces[i][0][3:5], 16) for i in pending).decode()
-        except UnicodeDecodeError:
-            continue
-        pieces.append(character)
-        parts[character] = pending
-        pending = []
+        ids.append(index)
+        if _is_byte_level(tokenizer):
+            piece = "".join(map(SPELLING.get, tokenizer.core.bytes_of[index]))
+        else:
+            piece, _, kind = tokenizer.core.model.pieces[index]
+            if kind == sp.BYTE:
+                spelt = bytes(int(tokenizer.core.model.pieces[i][0][3:5], 16) for i in ids)
+                piece = spelt.decode(errors="ignore")
+                if not piece:
+                    continue
+            elif kind != sp.NORMAL:
+                piece = None
+        pieces.append(piece)
+        parts[piece] = ids
+        ids = []
     return pieces
 
 
 def _vocabulary(tokenizer: Tokenizer) -> set[str]:
     """Everything that is a piece already, as the file spells it."""
-    named = {*tokenizer.special, *tokenizer.added}
-    if tokenizer.kind == "byte-level BPE":
-        spelling = {byte: character for character, byte in byte_alphabet().items()}
-        return named | {
-            "".join(spelling[byte] for byte in token)
-            for token in tokenizer.core.bytes_of.values()
-        }
-    return named | {piece for piece, _, _ in tokenizer.core.model.pieces}
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Writing
+    if _is_byte_level(tokenizer):
+        pieces = {"".join(map(SPELLING.get, token)) for token in tokenizer.core.bytes_of.values()}
+    else:
+        pieces = {piece for piece, _, _ in tokenizer.core.model.pieces}
+    return pieces | {*tokenizer.special, *tokenizer.added}
 
 
 def check_extensible(tokenizer: Tokenizer, folder: str) -> None:
     """New merges must come after the old ones without changing them: plain BPE only."""
-    main = tokenizer.files[0]
-    if tokenizer.kind == "sentencepiece":
-        model = tokenizer.core.model
-        if model.is_bpe and model.byte_fallback:
-            return
-    if tokenizer.kind == "byte-level BPE" and main.suffix == ".json":
+    main, model = tokenizer.files[0], getattr(tokenizer.core, "model", None)
+    if tokenizer.kind == "sentencepiece" and model.is_bpe and model.byte_fallback:
         return
-    raise UserError(
-        f"{folder}: {main.name} cannot be extended; only BPE with byte fallback (tokenizer.model) and "
-        f"byte-level BPE "
-        "(tokenizer.json) can, without changing how old text is encoded")
+    if not (_is_byte_level(tokenizer) and main.suffix == ".json"):
+        raise UserError(f"{folder}: {main.name} cannot be extended; only BPE with byte fallback "
+                        "(tokenizer.model) and byte-level BPE (tokenizer.json) can, without changing how old "
+                        "text is encoded")
 
 
 def write_tokenizer(tokenizer: Tokenizer, new: NewPieces, special: list[str], folder: Path) -> None:
     """Write the extended tokenizer and the settings beside it."""
-    main = tokenizer.files[0]
+    main, first = tokenizer.files[0], tokenizer.vocab_size
     for path in tokenizer.files:
-        # these hold the old vocabulary
-        if path.name not in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"):
+        if path.name not in OLD_FILES:
             shutil.copyfile(path, folder / path.name)
-    first = tokenizer.vocab_size
     ids = {text: first + len(new.pieces) + place for place, text in enumerate(special)}
     if main.suffix == ".json":
         file = read_json(main)
@@ -253,45 +217,39 @@ def write_tokenizer(tokenizer: Tokenizer, new: NewPieces, special: list[str], fo
         model["vocab"] |= {piece: first + place for place, piece in enumerate(new.pieces)}
         as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
         model["merges"] += [f"{left} {right}" if as_text else [left, right] for left, right in new.merges]
-        file["added_tokens"] = (file.get("added_tokens") or []) + [{
-            "id": index, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": False, "special": True
-        } for text, index in ids.items()]
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        file["added_tokens"] = (file.get("added_tokens") or []) + [
+            {"id": index, "content": text, **flags} for text, index in ids.items()]
         write_json(folder / main.name, file)
         return
-    settings = read_json(folder / "tokenizer_config.json") if (folder /
-                                                               "tokenizer_config.json").is_file() else {}
+    settings, added = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    old = read_json(settings) if settings.is_file() else {}
     write_sentencepiece(_grown_model(tokenizer, new, special), folder)
-    if settings:
-        write_json(folder / "tokenizer_config.json", read_json(folder / "tokenizer_config.json") | settings)
+    write_json(settings, read_json(settings) | old)
     if ids:
-        path = folder / "added_tokens.json"
-        write_json(path, (read_json(path) if path.is_file() else {}) | ids)
+        write_json(added, (read_json(added) if added.is_file() else {}) | ids)
 
 
 def _grown_model(tokenizer: Tokenizer, new: NewPieces, special: list[str]) -> bytes:
     """The sentencepiece file with more pieces; in protobuf, what is appended continues the list."""
     data = tokenizer.files[0].read_bytes()
-    model = SentencePieceModel(data, str(tokenizer.files[0]))
-    beside = {index: (text, CONTROL) for text, index in tokenizer.special.items()}
-    beside |= {index: (text, USER_DEFINED) for text, index in tokenizer.added.items()}
-    lowest = min(score for _, score, _ in model.pieces)
-    entries = []
+    pieces = sp.SentencePieceModel(data, str(tokenizer.files[0])).pieces
+    beside = {index: (text, 0.0, sp.CONTROL) for text, index in tokenizer.special.items()}
+    beside |= {index: (text, 0.0, sp.USER_DEFINED) for text, index in tokenizer.added.items()}
     # ids of tokens that were added beside the file
-    for index in range(len(model.pieces), tokenizer.vocab_size):
-        text, kind = beside.get(index, (f"<unused {index}>", UNUSED))
-        entries.append((text, 0.0, kind))
-    entries += [(piece, lowest - 1 - place, NORMAL) for place, piece in enumerate(new.pieces)]
-    entries += [(text, 0.0, CONTROL) for text in special]
-    return data + build_message(*(build_piece(*entry) for entry in entries))
+    entries = [beside.get(index, (f"<unused {index}>", 0.0, sp.UNUSED))
+               for index in range(len(pieces), tokenizer.vocab_size)]
+    lowest = min(score for _, score, _ in pieces)
+    entries += [(piece, lowest - 1 - place, sp.NORMAL) for place, piece in enumerate(new.pieces)]
+    entries += [(text, 0.0, sp.CONTROL) for text in special]
+    return data + sp.build_message(*(sp.build_piece(*entry) for entry in entries))
 
 
 def grow(model: Transformer, parts: dict[int, list[int]]) -> Transformer:
-    """The model with a row for each id in `parts`: the mean of the rows of its old ids. Padding rows get the
-    mean of all.
+    """The model with a row for each id in `parts`: the mean of its old ids' rows; padding is the mean of all.
     """
     old = model.config.vocab_size
-    need = max(parts) + 1 if parts else old
+    need = max(parts, default=0) + 1
     rows = old if need <= old else -(-need // ROUND_ROWS) * ROUND_ROWS
     state = model.state_dict()
     for name in {"embed_tokens.weight", "lm_head.weight"} & state.keys():
@@ -305,26 +263,3 @@ def grow(model: Transformer, parts: dict[int, list[int]]) -> Transformer:
         grown = Transformer(dataclasses.replace(model.config, vocab_size=rows))
     grown.load_state_dict(state, assign=True)
     return grown.eval()
-
-
-def first_characters(files: list[str], limit: int) -> Iterator[str]:
-    """Texts of documents until `limit` characters have been read."""
-    read = 0
-    for text, _ in itertools.chain.from_iterable(read_texts(file) for file in files):
-        yield text
-        read += len(text)
-        if read > limit:
-            print(f"note: pieces are learnt from the first {read:,} characters (--max_characters)",
-                  file=sys.stderr)
-            return
-
-
-def tokens_per_character(tokenizer: Tokenizer, files: list[str], limit: int) -> dict[str, tuple[int, int]]:
-    """Language -> (characters, tokens) of documents, at most about `limit` characters of each language."""
-    counts: dict[str, list[int]] = {}
-    for text, language in itertools.chain.from_iterable(read_texts(file) for file in files):
-        count = counts.setdefault(language, [0, 0])
-        if count[0] < limit:
-            count[0] += len(text)
-            count[1] += len(tokenizer.encode(text))
-    return {language: (characters, tokens) for language, (characters, tokens) in sorted(counts.items())}

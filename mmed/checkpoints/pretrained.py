@@ -11,40 +11,27 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from mmed.checkpoints.families import read_config, write_config
-from mmed.checkpoints.weights import (
-    StoredTensor,
-    copy_weights,
-    fit,
-    header_bytes,
-    same_values,
-    stored_tensors,
-)
+from mmed.checkpoints.weights import StoredTensor, copy_weights, same_values, stored_tensors
 from mmed.model import ModelConfig, Transformer, published_name, published_prefix
 from mmed.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
-from mmed.utils.files import read_json, sync_folder, write_json, writing
+from mmed.utils.files import read_json, sync_folder, write_json
 
 SHARD_BYTES = 5 * 10 ** 9       # files of about this size, as the published ones are
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Loading
-
-
 def load_config(folder: str | Path) -> ModelConfig:
-    """The folder's `config.json`; its `generation_config.json` goes along in `extra`, to be written back on
-    export.
-    """
+    """The folder's `config.json`; `extra` carries its `generation_config.json`, to be written on export."""
     path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; a model folder holds config.json, *.safetensors and a tokenizer")
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
@@ -52,7 +39,7 @@ def load_config(folder: str | Path) -> ModelConfig:
         config = read_config(content)
     except UserError as error:
         raise UserError(f"{path.parent}/{error}") from None
-    generation = path.parent / "generation_config.json"
+    generation = path.with_name("generation_config.json")
     if generation.is_file():
         config.extra["generation_config"] = read_json(generation)
     return config
@@ -61,43 +48,44 @@ def load_config(folder: str | Path) -> ModelConfig:
 def match_weights(model: Transformer, folder: str | Path) -> list[tuple[torch.nn.Parameter, StoredTensor]]:
     """(own parameter, where it is stored) for all but the LoRA matrices; an error lists what does not fit."""
     config, stored = model.config, stored_tensors(folder)
-    wanted = {
-        published_name(config, name): parameter
-        for name, parameter in model.named_parameters() if ".lora_" not in name
-    }
+    wanted = {published_name(config, name): parameter
+              for name, parameter in model.named_parameters() if ".lora_" not in name}
     prefix, head = published_prefix(config), published_name(config, "lm_head.weight")
     # saved from the model without its head, as the published BLOOMs are
     if not any(name.startswith(prefix) for name in stored):
         stored = {name if name == head else prefix + name: tensor for name, tensor in stored.items()}
-    tied_head = stored.get(head) if config.tie_word_embeddings else None
-    unexpected = [
-        name for name in stored
-        if name not in wanted and not name.endswith(".inv_freq") and stored[name] is not tied_head
-    ]
-    pairs = fit(folder, wanted, stored, unexpected)
+    tied_head = stored.pop(head, None) if config.tie_word_embeddings else None
+    found = [name for name in wanted if name in stored]
+    faults = {
+        "missing": [name for name in wanted if name not in stored],
+        "unexpected": [name for name in stored if name not in wanted and not name.endswith(".inv_freq")],
+        "of another shape": [f"{name} has shape {stored[name].shape}, expected {tuple(wanted[name].shape)}"
+                             for name in found if stored[name].shape != wanted[name].shape],
+        "not floating-point": [f"{name} is {stored[name].dtype}"
+                               for name in found if not isinstance(stored[name].dtype, torch.dtype)],
+    }
+    listed = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+              for what, names in faults.items() if names]
+    if listed:
+        raise UserError(f"{folder}: its weights do not fit its config.json: {'; '.join(listed)}")
     embedding = stored[published_name(config, "embed_tokens.weight")]
     if tied_head and not same_values(tied_head, embedding):
-        raise UserError(
-            f"{folder}: config.json has tie_word_embeddings = true, but {head} differs from "
-            f"{embedding.name}; "
-            "set it to false, or remove the head")
-    return pairs
+        raise UserError(f"{folder}: config.json has tie_word_embeddings = true, but {head} differs from "
+                        f"{embedding.name}; set it to false, or remove the head")
+    return [(parameter, stored[name]) for name, parameter in wanted.items()]
 
 
 def load_weights(model: Transformer, folder: str | Path) -> None:
-    """Fill `model`'s own parameters (not its LoRA matrices) from `folder`; a sharded model reads only its own
-    rows.
-    """
+    """Fill `model`'s own parameters (not its LoRA matrices); a sharded model reads only its own rows."""
     copy_weights(match_weights(model, folder))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype of most of a folder's weights."""
-    sizes: dict[torch.dtype, int] = {}
+    sizes: Counter[torch.dtype] = Counter()
     for tensor in stored_tensors(folder).values():
-        if isinstance(tensor.dtype, torch.dtype):
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
-    return max(sizes, key=sizes.get, default=torch.float32)
+        sizes[tensor.dtype] += tensor.nbytes
+    return max(sizes, key=sizes.get)
 
 
 def has_tokenizer(path: str | Path) -> bool:
@@ -108,64 +96,45 @@ def has_tokenizer(path: str | Path) -> bool:
 
 def load_pretrained(folder: str | Path, dtype: torch.dtype | None = None,
                     device: str | torch.device = "cpu") -> tuple[Transformer, Tokenizer | None]:
-    """(model in eval mode, tokenizer or None if the folder has none) of a published model folder; dtype:
-    fp32.
-    """
-    folder = Path(folder)
+    """(model in eval mode, tokenizer or None if the folder has none) of a model folder; dtype: fp32."""
     config = load_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
-    pairs = match_weights(model, folder)  # before memory is taken
+    stored = [tensor for _, tensor in match_weights(model, folder)]  # before memory is taken
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only "
-            f"{config.vocab_size} rows"
-        )
+        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only "
+                        f"{config.vocab_size} rows")
     model = model.to(dtype or torch.float32).to_empty(device=device)
-    copy_weights([(parameter, stored)
-                  for parameter, (_, stored) in zip(model.parameters(), pairs, strict=True)])
+    copy_weights(list(zip(model.parameters(), stored, strict=True)))
     return model.eval(), tokenizer
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Saving
-
-
-def save_pretrained(model: Transformer,
-                    tokenizer: Tokenizer | None,
-                    folder: str | Path,
-                    dtype: torch.dtype | None = None,
-                    shard_bytes: int = SHARD_BYTES,
+def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str | Path,
+                    dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES,
                     more: dict[str, str] | None = None) -> None:
-    """Write `model` (sharded or not; every rank calls) as its family's folder.
-
-    `more`: further text files by name (the model card). Tensors are gathered and written one at a time.
+    """Write `model` (sharded or not; every rank calls) as its family's folder, one file after the other;
+    `more`: further text files by name (the model card).
     """
     folder, main = Path(folder), distributed.is_main()
     dtype = dtype or next(model.parameters()).dtype
-    # before anything is written: it may be rejected
-    config = write_config(model.config, str(dtype).removeprefix("torch."))
+    config = write_config(model.config, str(dtype).removeprefix("torch."))  # it may be rejected
     building = folder.with_name(folder.name + ".tmp")
     files = _files(model, dtype, shard_bytes)
-    total = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if main:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        if (free := shutil.disk_usage(building).free) < total * 1.02:
-            raise UserError(f"{folder}: the weights need {total:,} bytes, but only {free:,} are free")
-    for name, tensors in files.items():
-        _write_file(building / name, tensors, dtype)
+    for name, parameters in files.items():
+        _write_file(building / name, parameters, dtype)
     if main:
         if len(files) > 1:
-            places = {tensor: file for file, tensors in files.items() for tensor in tensors}
+            places = {tensor: file for file, parameters in files.items() for tensor in parameters}
+            total = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
             write_json(building / "model.safetensors.index.json",
                        {"metadata": {"total_size": total}, "weight_map": places})
         write_json(building / "config.json", config)
-        ids = {
-            key: model.config.extra[key]
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in model.config.extra
-        }
+        ids = {key: value for key, value in model.config.extra.items()
+               if key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         write_json(building / "generation_config.json", model.config.extra.get("generation_config") or ids)
         if tokenizer is not None:
             save_tokenizer(tokenizer, building)
@@ -177,37 +146,34 @@ def save_pretrained(model: Transformer,
 
 def _files(model: Transformer, dtype: torch.dtype, shard_bytes: int) -> dict[str, dict[str, torch.Tensor]]:
     """File name -> published name -> parameter, in files of about `shard_bytes`."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
+    shards: dict[int, dict[str, torch.Tensor]] = {}
+    done = 0
     for name, parameter in model.named_parameters():
-        nbytes = parameter.numel() * dtype.itemsize
-        if size and size + nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][published_name(model.config, name)] = parameter
-        size += nbytes
+        shards.setdefault(done // shard_bytes, {})[published_name(model.config, name)] = parameter
+        done += parameter.numel() * dtype.itemsize
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard
+            for number, shard in enumerate(shards.values(), 1)}
 
 
-def _write_file(path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """One safetensors file; gathering a tensor is a collective, so every rank takes part and rank 0 writes.
-    """
-    main = distributed.is_main()
-    with writing(path), open(path if main else os.devnull, "wb") as file:
-        file.write(header_bytes([(name, dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]))
-        for tensor in tensors.values():
-            value = distributed.whole(tensor.detach())
-            if main:
-                value = value.to(dtype=dtype, device="cpu").contiguous()
-                file.write(memoryview(value.view(torch.uint8).numpy()).cast("B"))
+def _write_file(path: Path, parameters: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """One safetensors file; gathering a tensor is a collective, so every rank takes part."""
+    tensors = {}
+    for name, parameter in parameters.items():
+        whole = distributed.whole(parameter.detach())
+        if distributed.is_main():
+            tensors[name] = whole.to(dtype=dtype, device="cpu").contiguous()
+    if distributed.is_main():
+        try:
+            save_file(tensors, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            need = sum(tensor.nbytes for tensor in tensors.values())
+            raise UserError(f"{path}: could not be written ({need:,} bytes needed): {error}") from None
 
 
 def replace_folder(building: Path, folder: Path) -> None:
-    """Give a finished folder its name; what had the name before is removed only once the new folder is
-    complete.
-    """
+    """Give a finished folder its name; the folder that had it before is removed after that."""
     for path in building.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:

@@ -29,21 +29,15 @@ from mmed.checkpoints.pretrained import replace_folder
 from mmed.training import distributed
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, write_error, write_json, writing
+from mmed.utils.fingerprints import file_hash
 
 FILE_BYTES = 32 << 20   # a rank's part of a checkpoint is split into files of about this size, but into
 MAX_FILES = 32          # no more than these: each is laid out in memory (3 times) before it is written
-# one process
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Writing
-
-
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Every tensor of the run by name: trained parameters and both of AdamW's averages (zeros before the
-    first step).
-    """
+    """Every tensor of the run by name: trained parameters and AdamW's averages (zeros before step 1)."""
     distributed.reshard(model)
     tensors = {}
     for name, parameter in model.named_parameters():
@@ -52,42 +46,32 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         tensors[f"model.{name}"] = parameter.detach()
         state = optimizer.state[parameter]
         if not state:
-            state["step"] = torch.zeros((),
-                                        dtype=torch.float32,
-                                        device=parameter.device if parameter.is_cuda else "cpu")
+            device = parameter.device if parameter.is_cuda else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         for key in ("exp_avg", "exp_avg_sq"):
             tensors[f"optimizer.{key}.{name}"] = state[key]
     return tensors
 
 
-
-def write_state(run: str | Path,
-                tensors: dict[str, torch.Tensor],
-                step: int,
-                facts: dict,
-                keep_last: int = 2) -> Path:
-    """Write RUN/checkpoints/step-N and point `latest` at it; every rank calls. Of the older ones,
-    keep_last - 1 stay.
-    """
+def write_state(run: str | Path, tensors: dict[str, torch.Tensor], step: int, facts: dict,
+                keep_last: int = 2) -> None:
+    """Write RUN/checkpoints/step-N, point `latest` at it, keep keep_last - 1 older ones; every rank calls."""
     writer = prepare(run, tensors, step)
     with unfinished_removed(run, step):
         dcp.save(tensors, storage_writer=writer)
-        return publish(run, step, facts, keep_last)
+        publish(run, step, facts, keep_last)
 
 
-def folder_of(run: str | Path, step: int) -> Path:
-    return Path(run) / "checkpoints" / f"step-{step}"
-
-
-def _building(run: str | Path, step: int) -> Path:
-    return Path(run) / "checkpoints" / f"step-{step}.tmp"
+def folder_of(run: str | Path, step: int, end: str = "") -> Path:
+    """The folder of a checkpoint; with end=".tmp" while it is being written."""
+    return Path(run) / "checkpoints" / f"step-{step}{end}"
 
 
 @contextmanager
 def unfinished_removed(run: str | Path, step: int) -> Iterator[None]:
     """If writing a checkpoint fails, remove the unfinished folder, and say in one line what went wrong."""
-    building = _building(run, step)
+    building = folder_of(run, step, ".tmp")
     try:
         yield
     except (CheckpointException, UserError) as error:
@@ -95,30 +79,24 @@ def unfinished_removed(run: str | Path, step: int) -> Iterator[None]:
             shutil.rmtree(building, ignore_errors=True)
         if isinstance(error, UserError):
             raise
-        cause = next(iter(error.failures.values()))[0]
-        raise write_error(cause, building) if isinstance(cause, OSError) else RuntimeError(
-            str(error)) from error
+        cause, _ = next(iter(error.failures.values()))
+        raise (write_error(cause, building) if isinstance(cause, OSError) else cause) from error
 
 
 def prepare(run: str | Path, tensors: dict[str, torch.Tensor], step: int) -> HuggingFaceStorageWriter:
-    """Check values and free space, make the folder, and return the writer of this rank's shards; every rank
-    calls.
-    """
-    final, building = folder_of(run, step), _building(run, step)
+    """Check values and free space, make the folder; returns the writer of this rank's shards."""
+    final, building = folder_of(run, step), folder_of(run, step, ".tmp")
     need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     for name, tensor in tensors.items():
         if not torch.isfinite(distributed.local(tensor)).all():
-            raise UserError(
-                f"{final}: not written, {name} holds values that are not finite; the previous checkpoint is "
-                f"complete"
-            )
+            raise UserError(f"{final}: not written, {name} holds values that are not finite; the previous "
+                            "checkpoint is complete")
     if distributed.is_main():
         with writing(final.parent, need):
             final.parent.mkdir(parents=True, exist_ok=True)
             if (free := shutil.disk_usage(final.parent).free) < need * 1.05:
-                raise UserError(
-                    f"{final}: a checkpoint needs {need:,} bytes, but only {free:,} are free; make space and "
-                    "continue with --resume=auto")
+                raise UserError(f"{final}: a checkpoint needs {need:,} bytes, but only {free:,} are free; "
+                                "make space and continue with --resume=auto")
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
     distributed.barrier()
@@ -127,49 +105,40 @@ def prepare(run: str | Path, tensors: dict[str, torch.Tensor], step: int) -> Hug
 
 def _file_numbers(tensors: dict[str, torch.Tensor], need: int) -> dict[str, int]:
     """Which of a rank's files (from 1, without gaps) each tensor goes to."""
-    world = distributed.world_size()
-    file_bytes = max(FILE_BYTES * world, need // MAX_FILES)
+    file_bytes = max(FILE_BYTES * distributed.world_size(), need // MAX_FILES)
     numbers: dict[str, int] = {}
-    number, size = 1, 0
+    files: dict[int, int] = {}
+    done = 0
     for name, tensor in tensors.items():
-        if size >= file_bytes:
-            number, size = number + 1, 0
-        numbers[name] = number
-        size += tensor.numel() * tensor.element_size()
+        numbers[name] = files.setdefault(done // file_bytes, len(files) + 1)
+        done += tensor.numel() * tensor.element_size()
     return numbers
 
 
-def publish(run: str | Path,
-            step: int,
-            facts: dict,
-            keep_last: int,
-            group: dist.ProcessGroup | None = None) -> Path:
-    """Checksum the shards, give the folder its name, point `latest` at it, remove old ones; every rank calls.
-    """
-    final, building = folder_of(run, step), _building(run, step)
-    own = {
-        path.name: sha256_of(path)
-        for path in building.glob(f"shard-{distributed.rank() + 1:05d}-*.safetensors")
-    }
+def publish(run: str | Path, step: int, facts: dict, keep_last: int,
+            group: dist.ProcessGroup | None = None) -> None:
+    """Checksum the shards, name the folder, point `latest` at it, remove old ones; every rank calls."""
+    final, building = folder_of(run, step), folder_of(run, step, ".tmp")
+    shards = building.glob(f"shard-{distributed.rank() + 1:05d}-*.safetensors")
+    own = {path.name: file_hash(path) for path in shards}
     hashes = {name: value for part in distributed.gather(own, group) for name, value in part.items()}
     if distributed.is_main():
         wait_for_files(building, hashes)
         with writing(final):
-            write_json(building / "state.json", checksummed({"step": step, **facts, "sha256": hashes}))
+            state = {"step": step, **facts, "sha256": hashes}
+            write_json(building / "state.json", state | {"checksum": _checksum(state)})
             replace_folder(building, final)
             with atomic_write(final.parent / "latest") as file:
                 file.write(final.name + "\n")
             _remove_old(run, step, keep_last)
     distributed.barrier(group)
-    return final
 
 
 def _remove_old(run: str | Path, step: int, keep_last: int) -> None:
-    """Keep the newest `keep_last`; later steps than this one belong to a future that --resume=step-N gave up.
-    """
-    steps = {path: int(path.name[5:]) for path in checkpoints(run)}
-    older = [path for path, number in steps.items() if number < step]
-    for path in older[keep_last - 1:] + [path for path, number in steps.items() if number > step]:
+    """Keep the newest `keep_last` up to this step; later ones are what --resume=step-N gave up."""
+    every = checkpoints(run)
+    older = [path for path in every if _step(path) < step]
+    for path in {*every} - {folder_of(run, step), *older[:keep_last - 1]}:
         # renamed first, so that no incomplete folder has a checkpoint's name
         doomed = path.with_name(path.name + ".old.tmp")
         os.replace(path, doomed)
@@ -181,85 +150,68 @@ def wait_for_files(folder: Path, names: Iterable[str], seconds: float = 60.0) ->
     deadline = time.monotonic() + seconds
     while missing := [name for name in names if not (folder / name).is_file()]:
         if time.monotonic() > deadline:
-            raise UserError(
-                f"{folder / missing[0]}: still missing after {seconds:g} s, although its rank wrote it; "
-                f"is {folder.parent} on a file system that all nodes share?")
+            raise UserError(f"{folder / missing[0]}: still missing after {seconds:g} s, although its rank "
+                            f"wrote it; is {folder.parent} on a file system that all nodes share?")
         time.sleep(0.2)
         os.listdir(folder)
 
 
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checksum(state: dict) -> str:
+    """sha256 of state.json's content, so that damage to it is found like damage to a shard."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def checksummed(state: dict) -> dict:
-    """`state` with a sha256 of itself, so that damage to state.json is found like damage to a shard."""
-    bare = {key: value for key, value in state.items() if key != "checksum"}
-    return bare | {"checksum": hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()}
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Reading
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def checkpoints(run: str | Path) -> list[Path]:
     """All finished checkpoints of a run, the highest step first."""
-    folder = Path(run) / "checkpoints"
-    return sorted((p for p in folder.glob("step-*") if p.name[5:].isdigit() and p.is_dir()),
-                  key=lambda p: -int(p.name[5:]))
+    folders = [path for path in (Path(run) / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return sorted(folders, key=_step, reverse=True)
 
 
 def latest_state(run: str | Path, name: str = "") -> Path | None:
     """The checkpoint called `name`, else the one that `latest` names; None for a run without one."""
-    pointer = Path(run) / "checkpoints" / "latest"
-    every = checkpoints(run)
+    pointer, every = Path(run) / "checkpoints" / "latest", checkpoints(run)
     if not name and not pointer.is_file():  # killed between the first checkpoint's rename and `latest`
         return every[0] if every else None
     name = name or pointer.read_text(errors="replace").strip()
     if name not in [path.name for path in every]:
-        good = newest_good(run)
-        advice = (f"--resume={good.name} continues from there"
-                  if good else "no checkpoint is complete; start again")
-        raise UserError(f"{pointer.parent}: no checkpoint {name[:40]!r} there; {advice}")
+        raise UserError(f"{pointer.parent}: no checkpoint {name[:40]!r} there; {_advice(run)}")
     return pointer.parent / name
 
 
+def _advice(run: Path | str, but: Path | None = None) -> str:
+    """What to do without a checkpoint: take the newest that is intact."""
+    good = next((path for path in checkpoints(run) if path != but and damage(path)[0] is not None), None)
+    return f"--resume={good.name} continues from an intact one" if good else "no other is intact; start again"
+
+
 def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, str]:
-    """(state.json, "") of a complete checkpoint, else (None, what is wrong). Each of several ranks checks its
-    share of files.
-    """
+    """(state.json, "") of a complete checkpoint, else (None, what is wrong); a rank checks its share."""
     path = folder / "state.json"
     try:
         state = json.loads(path.read_bytes())
-        hashes = state["sha256"]
-        if checksummed(state)["checksum"] != state["checksum"]:
-            return None, f"{path}: damaged (its checksum does not match)"
+        hashes, present = state["sha256"], {path.name for path in folder.glob("*.safetensors")}
+        content = {key: value for key, value in state.items() if key != "checksum"}
+        if _checksum(content) != state["checksum"]:
+            raise ValueError("its checksum does not match")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return None, f"{path}: damaged ({type(error).__name__})"
-    present = {p.name for p in folder.glob("*.safetensors")}
+        return None, f"{path}: damaged ({type(error).__name__}: {error})"
     if different := sorted(present ^ set(hashes)):
-        return None, f"{folder / different[0]}: " + ("not part of this checkpoint"
-                                                     if different[0] in present else "missing")
+        return None, f"{folder / different[0]}: missing, or not part of this checkpoint"
     for name in sorted(hashes)[rank::world]:
-        if sha256_of(folder / name) != hashes[name]:
+        if file_hash(folder / name) != hashes[name]:
             return None, f"{folder / name}: damaged (its sha256 is not the one in state.json)"
     return state, ""
-
-
-def newest_good(run: str | Path, but: Path | None = None) -> Path | None:
-    """The newest checkpoint that is intact."""
-    return next((path for path in checkpoints(run) if path != but and damage(path)[0] is not None), None)
 
 
 def _load(folder: Path, tensors: dict[str, torch.Tensor]) -> dict:
     """Fill `tensors` from a checkpoint whose files are intact; returns its state.json."""
     state, wrong = damage(folder, distributed.rank(), distributed.world_size())
     if state is None:
-        good = newest_good(folder.parents[1], but=folder)
-        advice = (f"--resume={good.name} continues from the one before, which is intact"
-                  if good else "no other is intact; start again")
-        raise UserError(f"{wrong}; {advice}")
+        raise UserError(f"{wrong}; {_advice(folder.parents[1], but=folder)}")
     dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
     return state
 
@@ -273,9 +225,6 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def load_trained(folder: Path, model: nn.Module) -> dict:
-    """Fill what trains in `model` from a checkpoint, without the optimizer's state (for export); returns its
-    state.json.
-    """
-    return _load(folder,
-                 {f"model.{name}": p.detach()
-                  for name, p in model.named_parameters() if p.requires_grad})
+    """Fill what trains in `model`, without the optimizer's state; returns its state.json."""
+    return _load(folder, {f"model.{name}": parameter.detach()
+                          for name, parameter in model.named_parameters() if parameter.requires_grad})

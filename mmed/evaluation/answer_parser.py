@@ -1,40 +1,41 @@
-"""Answer letters and rationale, read back out of what a model wrote.
+"""Answer letters and the rationale, read from what a model wrote.
 
-In: raw model text and the options of its question. Out: whether the published scorer takes it for right
-(`official_match`), and a `ParsedAnswer` (`parse_answer`). In order: the published scorer; the parser: strict
-form, rationale, then the lenient reading of a stretch of text by statements
-(`mmed/evaluation/answer_statements.py`), bare lines, verdicts, option texts. Letters are read by
-`mmed/evaluation/answer_letters.py`, words stand in `mmed/evaluation/answer_words.py`. Reference:
-metrics/accuracy.py of the MMedLM repository.
+Input: raw text and the options of its question. Output: whether the published scorer accepts the text
+(`official_match`; metrics/accuracy.py of the MMedLM code) and a `ParsedAnswer` (`parse_answer`).
+
+The parser drops the thoughts of reasoning models, then tries in turn
+1. the published form, exactly ("strict"; everything below is "lenient");
+2. a statement: "the answer is B", "I choose B", "B is the best option"; the last counts, "not B" excludes;
+3. a line of letters, or a label that begins the text: "B", "A and C", "C) Doxycycline";
+4. verdicts: "A: true, B: false, C: true" gives A and C;
+5. the text of exactly one option, in one short sentence.
+
+Steps 2 to 5 split the normalised text into tokens of one-character kinds, so that a statement is a regular
+expression over kinds: "AIL" is an answer noun, a form of "is" and a letter. The words come from
+`mmed/languages/<code>.py`. All items are read with the words of the paper's six languages, because models
+answer in other languages than they were asked in; items in a further language add its own words.
+
+DIFFERS: the published scorer knows the strict form only and does not count what it cannot read (D24); we
+report strict, lenient and unparsed answers, and `official_match` beside them.
 """
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmed.evaluation.answer_letters import (
-    FoldedText,
-    fold,
-    fold_option,
-    how_it_stands,
-    is_capital,
-    letter_at,
-    letters_at,
-    own_text_end,
-)
-from mmed.evaluation.answer_statements import matches_outside, option_spans, stated_answer
-from mmed.evaluation.answer_words import CJK_BEFORE, CJK_NAME, ECHO_END, Patterns, patterns_of
+from mmed.languages import PAPER_ORDER, SAME_LETTER, Language, get_language, words
 from mmed.prompts import ExamItem
 
-# ------------------------------------------------------------------------------------------------------------
-# Thoughts of reasoning models
+PARSER_VERSION = "3"  # part of every result; raise it with any change that can alter a parse
 
-# (opening, closing) of a thought, as regular expressions; some chat templates put the opening into the
-# prompt.
-THOUGHTS = [
-    (r"<\s*(?:[a-z]{1,8}[:_])?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)\s*>",
-     r"<\s*/\s*(?:[a-z]{1,8}[:_])?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)\s*>"),
+# ---- thoughts of reasoning models --------------------------------------------------------------------------
+
+_TAG = r"(?:[a-z]{1,8}[:_])?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)\s*>"
+THOUGHTS = [  # (opening, closing); some chat templates put the opening into the prompt
+    (rf"<\s*{_TAG}", rf"<\s*/\s*{_TAG}"),
     (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
     (r"◁think▷", r"◁/think▷"),  # Kimi
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker, Sky-T1
@@ -46,26 +47,18 @@ THOUGHTS = [
 ]
 _OPEN, _CLOSE = ("|".join(pair[side] for pair in THOUGHTS) for side in (0, 1))
 _THOUGHT = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.I | re.M)
-_ANY_THOUGHT = re.compile(
-    r"think|thought|reason|reflect|scratch|unused9|inner_|channel|analysis|<\|message\|>", re.I)
-# Harmony (gpt-oss): only the final channel is the answer. Without special tokens: "analysisWe
-# ...assistantfinalB".
-_HARMONY = re.compile(r"<\|channel\|>|<\|message\|>")
+# Harmony (gpt-oss): only the final channel answers. Without special tokens: "analysisWe ...assistantfinalB".
 _FINAL = re.compile(r"(?:<\|channel\|>|\A)\s*final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
 _BARE_HARMONY = re.compile(r"\A\s*(?:assistant)?analysis(?=[A-Z\d\"'(]|[^\x00-\x7f])")
 
 
 def remove_thoughts(text: str) -> str:
-    """The text without what a reasoning model thought before it answered; "" if it never came to an answer.
+    """The text without what a reasoning model thought before it answered; "" if it never answered.
 
     >>> remove_thoughts("<think>A? No.</think>The answer is B."), remove_thoughts("<think>A?")
     ('The answer is B.', '')
-    >>> remove_thoughts("<|channel|>analysis<|message|>A?<|end|><|channel|>final<|message|>B<|return|>")
-    'B<|return|>'
     """
-    if not _ANY_THOUGHT.search(text):
-        return text
-    if _HARMONY.search(text):
+    if "<|channel|>" in text or "<|message|>" in text:
         finals = list(_FINAL.finditer(text))
         text = text[finals[-1].end():] if finals else ""
     elif _BARE_HARMONY.match(text):
@@ -79,13 +72,8 @@ def remove_thoughts(text: str) -> str:
         elif not inside:
             kept.append(text[at:mark.start()])
             inside = True
-    if not inside:
-        kept.append(text[at:])
-    return "".join(kept) if at or inside else text
+    return "".join(kept) + ("" if inside else text[at:])
 
-
-# ------------------------------------------------------------------------------------------------------------
-# The published scorer
 
 END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end|>",
                "<|return|>", "<end_of_turn>", "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>",
@@ -95,67 +83,20 @@ END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_e
 def official_match(text: str, item: ExamItem) -> bool:
     """Whether the published scorer counts this output of an answer-only run as right.
 
-    >>> item = ExamItem("Why?", {"A": "this", "B": "that"}, ("A", "B"), "", "English", "1")
-    >>> official_match("###Answer: OPTION B,A IS CORRECT.", item)
-    True
-    >>> official_match("###Answer: OPTION A, B IS CORRECT.", item)
-    False
+    Of several letters, "B,A" is right for A and B, and "A, B" is wrong.
     """
     # MMedLM: inference.py takes what follows "### Response:", strips it and deletes newlines; accuracy.py
-    # deletes the
-    # two marker strings, then compares the string (one letter) or the set of its parts (several); "A, B" is
-    # not "A,B"
-    # there.
+    # deletes the two marker strings, then compares the string (one letter) or the set of its parts (several).
     # DIFFERS: accuracy.py deletes only `IS CORRECT.</s>`, so every answer of a model with another end token
-    # is wrong
-    # (D24); here the end token of any family, or none (decoding drops it), is the same.
+    # is wrong (D24); here the end token of any family, or none (decoding drops it), is the same.
     response = remove_thoughts(text).strip().replace("\n", "")
-    for marker in END_MARKERS:
+    for marker in (*END_MARKERS, "###Answer: OPTION ", "IS CORRECT."):
         response = response.replace(marker, "")
-    response = response.replace("###Answer: OPTION ", "").replace("IS CORRECT.", "").strip()
-    if len(item.answer) == 1:
-        return response == item.answer[0]
-    return set(response.split(",")) == set(item.answer)
+    said = [response.strip()] if len(item.answer) == 1 else response.strip().split(",")
+    return set(said) == set(item.answer)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The answer parser
-#
-# strict     the text ends in the published pattern, exactly, with letters that are options;
-# lenient    the text states an answer in some other way a careful reader would accept;
-# unparsed   it states none, several with "or" between them, or a letter that is no option. It is counted, as
-# wrong.
-#
-# DIFFERS: the published scorer knows the strict form only and does not say how many outputs it could not read
-# (D24); here
-# the three shares are counted apart, and `official_match` stays beside them.
-#
-# How the lenient reading works. The text is folded (width, look-alikes, invisible marks), repeated prompts,
-# option
-# lists and thinking are cut off, then statements are collected by strength; in the strongest kind present the
-# last one
-# wins:
-# 1 a cue beside a letter or an option's text     "the answer is B", "正解はＣ", "B is the best choice",
-# "actually, D";
-#     weak cues ("it's C", "creo que es la C") only where no other cue speaks
-# 2 a line that is nothing but letters, or begins as a label     "B", "(A) and (C)", "D. Nitrofurantoin", "C,
-# because"
-#   3 verdicts, taken together      "A: true  B: false  C: true"
-#   4 the text of exactly one option, in an answer of one sentence
-# "not B" takes B back and states nothing. Nothing is inferred from what was ruled out: "A, B and C are wrong"
-# is no
-# answer.
-# A letter with the text of another option counts as the letter.
-# Cyrillic and Greek capitals count only where they look like a Latin letter (А В С Е, Α Β Ε): the options
-# were shown
-# with Latin letters. Б, Г, Д look like none and are no answer, and where the text labels options with them,
-# В, С, Е are
-# not read either, since В may then be the second letter or the third; an option's text beside such a label
-# decides.
-# Every expression has bounded repeats and every step looks a bounded way ahead, so time is linear in the
-# text.
-
-PARSER_VERSION = "2"  # goes into every result; raise it with any change that can alter a parse
+# ---- parse_answer: the strict form and the rationale -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -165,282 +106,355 @@ class ParsedAnswer:
     rationale: str = ""
 
 
-_STRICT = re.compile(r"###Answer: OPTION ([A-Z](?:,[A-Z]){0,25}) IS CORRECT\.\Z")
-_RATIONALE_MARK, _ANSWER_MARK = "###Rationale:", "###Answer:"
+_STRICT = re.compile(
+    r"(?:\A###Rationale: ?(.*)\n|\A)###Answer: OPTION ([A-Z](?:,[A-Z]){0,25}) IS CORRECT\.\Z", re.S)
+_END_MARKER = re.compile("|".join(map(re.escape, END_MARKERS)))
 
 
 def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
                  rationale_expected: bool = False, language: str | None = None) -> ParsedAnswer:
-    """Read answer letters and rationale out of a model's text; `options` is letter -> text, or the letters
-    alone.
+    """Read answer letters and rationale; `options` maps letters to texts, or is the letters alone.
 
-    `language` is the item's: beside the words of the paper's six languages those of a further one count
-    (`answer_words`).
-
-    With `rationale_expected`, a text without the published marker gives as rationale all of it but a last
-    line that only states the answer; without, only what stands after `###Rationale:`.
+    `language` is the item's, by code or name. With `rationale_expected`, a text without `###Rationale:` gives
+    as rationale all of it except a last line that only states the answer.
 
     >>> parse_answer("###Rationale: It is safe.\\n###Answer: OPTION A,C IS CORRECT.", "ABCD")
     ParsedAnswer(letters=('A', 'C'), status='strict', rationale='It is safe.')
     >>> parse_answer("Not A. The answer is (Ｂ)", "ABCD")
     ParsedAnswer(letters=('B',), status='lenient', rationale='')
-    >>> parse_answer("Aspirin, I think.", {"A": "Heparin", "B": "Aspirin"}).letters
-    ('B',)
     """
     if not isinstance(options, Mapping):
         options = dict.fromkeys(options, "")
-    w = patterns_of(language)
-    text = remove_thoughts(text)
-    body = _cut_end(text)
-    strict = _STRICT.search(body, max(body.rfind(_ANSWER_MARK), 0))
-    if strict:
-        letters = strict[1].split(",")
-        before = body[:strict.start()]  # stripped in front by _cut_end
-        alone = not before or (before.startswith(_RATIONALE_MARK) and before.endswith("\n"))
-        known = len(set(letters)) == len(letters) and all(letter in options for letter in letters)
-        if alone and known and not w.run_on.search(body):
-            rationale = before.removeprefix(_RATIONALE_MARK).removeprefix(" ").removesuffix("\n")
-            return ParsedAnswer(tuple(sorted(letters)), "strict", rationale)
-    letters = _lenient(text, options, w)
-    rationale = _marked_rationale(body)
-    if rationale is None:
-        rationale = _unmarked_rationale(body, options, w) if rationale_expected else ""
+    lexicon = _lexicon(get_language(language or PAPER_ORDER[0]).code)
+    body = _END_MARKER.split(remove_thoughts(text), maxsplit=1)[0].strip()
+    strict = _STRICT.match(body)
+    if strict and not lexicon.next_item.search(body):
+        letters = strict[2].split(",")
+        if len(set(letters)) == len(letters) and set(letters) <= set(options):
+            return ParsedAnswer(tuple(sorted(letters)), "strict", strict[1] or "")
+    letters = _lenient(body, options, lexicon)
+    _, mark, rationale = body.partition("###Rationale:")
+    if mark:
+        end = "\n###Answer:" if "\n###Answer:" in rationale else "###Answer:"
+        rationale = (rationale.rpartition(end)[0] if end in rationale else rationale).removeprefix(" ")
+    elif rationale_expected:
+        before, _, last = body.rpartition("\n")
+        rationale = before.strip() if len(last) <= 120 and _lenient(last, options, lexicon) else body
     return ParsedAnswer(letters, "lenient" if letters else "unparsed", rationale)
 
 
-def _cut_end(text: str) -> str:
-    """The text up to its first end token, without blanks around it."""
-    ends = [at for at in (text.find(marker) for marker in END_MARKERS) if at >= 0]
-    return (text[:min(ends)] if ends else text).strip()
-
-
-def _marked_rationale(body: str) -> str | None:
-    """What stands between the first `###Rationale:` and the last `###Answer:` of a line; None without the
-    former.
-    """
-    start = body.find(_RATIONALE_MARK)
-    if start < 0:
-        return None
-    start += len(_RATIONALE_MARK)
-    end = body.rfind("\n" + _ANSWER_MARK, start)
-    if end < 0:
-        end = body.rfind(_ANSWER_MARK, start)
-    rationale = body[start:end] if end >= 0 else body[start:]
-    return rationale.removeprefix(" ")
-
-
-def _unmarked_rationale(body: str, options: Mapping[str, str], w: Patterns) -> str:
-    head, newline, last = body.rpartition("\n")
-    if len(last) <= 120 and _lenient(last, options, w):  # only a line that states the answer is left out
-        return head.strip() if newline else ""
-    return body
-
-
-_CYRILLIC_LABEL = re.compile(r"(?:^|[\s(])[БГД][).]", re.M)
-
-
-# characters read of a text that is longer; no answer of a thousand tokens comes near
-_HEAD, _TAIL = 4_000, 16_000
-
-
-def _lenient(raw: str, options: Mapping[str, str], w: Patterns) -> tuple[str, ...]:
-    texts = []
-    for letter, option in options.items():
-        folded = fold_option(option, w)
-        if len(folded) >= 2 or (folded and not re.match(f"[{w.alpha}]", folded)):
-            texts.append((folded, letter))
-    texts.sort(key=lambda pair: -len(pair[0]))
-    raw = _cut_end(raw)
-    # A prompt before the answer is passed over; the first stretch that states an answer counts, not what
-    # follows it.
-    rest = fold(raw, w)
-    if len(rest) > _HEAD + _TAIL:  # an answer stands at one of the ends
-        rest = rest[:_HEAD] + "\n" + rest[-_TAIL:]
-    cut = w.run_on.search(rest)
-    for _ in range(8):
-        head = rest[:cut.start()] if cut else rest
-        letters = _stretch(head, options, texts, w)
-        if letters or cut is None:
-            return letters
-        end = rest.find(ECHO_END, cut.start())
-        if end < 0:  # question repeated, answer after it without the published heading
-            rest = rest[cut.end():]
-            cut = w.run_on.search(rest)
-        else:
-            rest = rest[end + len(ECHO_END):]
-            cut = w.run_on.search(rest)
+def _lenient(body: str, options: Mapping[str, str], lexicon: Lexicon) -> tuple[str, ...]:
+    """The answer of the first stretch of text that has one: what follows it may be another item."""
+    if len(body) > 20_000:  # an answer stands at one of the ends
+        body = body[:4_000] + "\n" + body[-16_000:]
+    for stretch in lexicon.next_item.split(body):
+        tokens = _Reader(stretch, options, lexicon).read()
+        kinds = "".join(token.kind for token in tokens)
+        steps = (_stated, _bare_lines, functools.partial(_stated, wanted="T"), _verdicts, _only_text)
+        found = (step(tokens, kinds) for step in steps)
+        letters = next((letters for letters in found if letters is not None), set())
+        if letters and letters <= set(options) and not len(letters) == len(options) == 2:  # not "yes/no"
+            return tuple(sorted(letters))
     return ()
 
 
-def _stretch(folded: str, options: Mapping[str, str], texts: list[tuple[str, str]],
-             w: Patterns) -> tuple[str, ...]:
-    """The answer in one stretch of folded text; () if there is none."""
-    cyrillic = bool(_CYRILLIC_LABEL.search(folded))
-    folded = _without_option_list(folded, options, w)
-    own = {letter: fold_option(text, w) for letter, text in options.items()}
-    t = FoldedText(folded, folded.lower(), "".join(options), texts, own, cyrillic, w)
-    stated = stated_answer(t)
-    letters = stated if stated is not None else _bare_lines(t)
-    if letters is None:
-        letters = _verdicts(t) or _only_option_text(t)
-    both = len(letters) == len(t.letters) == 2  # "yes/no"
-    return letters if not both and all(letter in t.letters for letter in letters) else ()
+# ---- normalised text and the kinds of its words ------------------------------------------------------------
+
+_INVISIBLE = re.compile("[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u20d0-\u20ff"
+                        "\ufe00-\ufe0f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\x00-\x08\x7f]")
+_ONE_SPELLING = SAME_LETTER | str.maketrans("’‘‐‑،、؛؟。।॥۔】", "''--,,;?....:")
+_ONE_SPELLING |= {first + at: chr(65 + at) for first in (0x1F150, 0x1F170) for at in range(26)}  # 🅐, 🅰
+_CJK = "\u3040-\u30ff\u3400-\u9fff々"
+_LETTER = rf"(?:[^\W\d_{_CJK}]|[\u0900-\u0dff])"  # of a script with spaces
+_TOKEN = re.compile(rf"(?P<word>{_LETTER}+)|(?P<number>\d+)|(?P<unspaced>[{_CJK}])|[^\w ]")
+KINDS = {"answer": "A", "is_": "I", "choose": "C", "correct": "R", "wrong": "W", "not_": "N", "because": "B"}
+# Further kinds. L: a letter or a list of letters; M: a letter with its option's text; T: an option's text;
+# O: letters joined by "or"; & and |: "and" and "or"; s: a word of up to three letters; x: another word;
+# 0: a number; ): a bracket behind a letter; n: the end of a line; and of punctuation
+_MARKS = dict(zip(".!?;\n,/+&:=>→–—-○〇◯✓✔✅×✗❌", "..?.n,,,&::::---RRRRRRWWW"))
 
 
-def _without_option_list(text: str, options: Mapping[str, str], w: Patterns) -> str:
-    """Cut out a complete list of all options, label and text, as a model that repeats the question writes it.
-    """
-    low, at, start = text.lower(), 0, None
-    pieces: list[tuple[int, int]] = []
-    labelled = [(letter, fold_option(option, w)) for letter, option in options.items()]
-    if not labelled[0][1]:  # letters alone
-        return text
-    own = "".join(char for char, letter in w.letters.items() if letter == labelled[0][0])
-    label = rf"(?<![{w.alpha}0-9])[{labelled[0][0].lower()}а{own}][).:、．,\]]{{0,2}} ?\"{{0,3}}"
-    first = re.compile(label + re.escape(labelled[0][1]))
-    while (match := first.search(low, at)) and len(pieces) < 100:
-        start, at = match.start(), match.end()
-        end = at
-        for _letter, option in labelled[1:]:
-            follows = re.compile(r"[\s.。;;,、|*\-(\[/\"]{0,8}.[).:、．,\]]{0,2} "
-                                 r"?\"{0,3}" + re.escape(option),
-                                 re.S)
-            if not (found := follows.match(low, end)):
-                break
-            end = found.end()
+def fold(text: str) -> str:
+    """Compatibility forms, no accents, no invisible characters, one spelling of punctuation and of blanks."""
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", unicodedata.normalize("NFKD", text)))
+    return re.sub(r"[^\S\n]+", " ", text.translate(_ONE_SPELLING))
+
+
+def _plain(text: str) -> str:
+    r"""Folded text without markup: \boxed{B} is "answer: B"; no bullets and numbers at line starts."""
+    text = re.sub(r"~~[^~\n]{1,200}~~", "", fold(text))
+    text = re.sub(r"\\+[a-z]{1,12}", " ", re.sub(r"\\+boxed", " answer: ", text))
+    text = re.sub(r"\.{2,}|;(?= ?[A-Z](?:;|$))", ", ", text)  # "A; C; E" is a list
+    text = re.sub("[吗嗎]|(?:です|でしょう)か(?!ら)", "?", text)
+    return re.sub(r"(?mi)^[ >*#•-]*(?:(?:q(?:uestion)? ?)?\d{1,3} ?[.):] )?[*_]*", "", text).strip()
+
+
+class Lexicon:
+    """The kinds of the words of some languages; the last may have option letters of its own."""
+
+    def __init__(self, languages: Sequence[Language]):
+        self.phrases: dict[str, list[tuple[str, str]]] = {}  # first word -> (phrase, kind), longest first
+        self.stems: dict[str, str] = {}
+        for language in languages:
+            and_, _, or_ = language.answers.and_or.partition("/")
+            lists = {kind: getattr(language.answers, name) for name, kind in KINDS.items()}
+            lists |= {"&": and_, "|": or_}
+            terms = [(kind, fold(word).lower()) for kind, listed in lists.items() for word in words(listed)]
+            for prefix in ("", *map(fold, language.prefixes)):
+                for kind, term in terms:
+                    stem, bar, _ = (prefix + term).partition("|")
+                    if bar:
+                        self.stems.setdefault(stem, kind)
+                    else:
+                        self.phrases.setdefault(_TOKEN.match(stem)[0], []).append((stem, kind))
+        for found in self.phrases.values():
+            found.sort(key=lambda phrase: -len(phrase[0]))
+        own = fold(languages[-1].answers.letters)
+        self.letters = dict(zip(own, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+        ands = "|".join(phrase for found in self.phrases.values() for phrase, kind in found if kind == "&")
+        self.attached = re.compile(rf"\b(?:{ands})(?=[{own}]\b)" if own else "(?!)")  # "and B" in one word
+        headings = "|".join(heading for language in languages for heading in words(language.answers.question))
+        self.next_item = re.compile(  # where a text goes on with another item, or repeats its prompt
+            r"(?:###? ?(?:Instruction|Input|Question|Response):|Below is an instruction|<\|im_start\|>|"
+            rf"\[INST\]|(?:(?<=\n)|\A)(?:{headings}|Q) ?[:：])(?:.{{0,8000}}?### ?Response:)?", re.S)
+
+    def at(self, low: str, word: re.Match[str]) -> tuple[str, int]:
+        """(kind, end) of the longest phrase that begins with this word of a text in lower case."""
+        first, start = word[0].lower(), word.start()
+        for phrase, kind in self.phrases.get(first, ()):
+            end = start + len(phrase)
+            whole = word["unspaced"] or not re.match(rf"{_LETTER}|\d", low[end:end + 1])
+            if whole and low.startswith(phrase, start):
+                return kind, end
+        for length in range(len(first), 2, -1):
+            if first[:length] in self.stems:
+                return self.stems[first[:length]], word.end()
+        grammar = first < "\u30a0" if word["unspaced"] else len(first) <= 3  # hiragana; "the", "la"
+        return ("s" if grammar else "x"), word.end()
+
+
+@functools.cache
+def _lexicon(code: str) -> Lexicon:
+    return Lexicon([get_language(known) for known in dict.fromkeys((*PAPER_ORDER, code))])
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Token:
+    kind: str
+    letters: str = ""  # of L, M, T and O
+
+
+_LOOKALIKES = dict(zip("АВСЕНІЈКМОРЅТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧасе", "ABCEHIJKMOPSTXABEZHIKMNOPTYXace"))
+_UNLIKE = "БГДЖЗ"  # Cyrillic labels that are no Latin letters; beside them В may be the second or the third
+_ALSO_A_WORD = "AIАΑВСОУИ"  # articles, pronouns and prepositions, at the start of a sentence
+# A letter behind or before these is part of a name: hepatitis B, B cells, C. difficile (by its Latin ending)
+_NAME_BEFORE = re.compile(
+    r"\b(?:vitamin|hepatit|group|grup|t[iy]p|fa[ck]t|clas|klass|stage|stadi|grad|protein|virus|influenza|"
+    r"витамин|гепатит|групп|тип|фактор|فيتامين|الكبد|نمط|زمر|نوع|عامل)\w* $")
+_NAME_AFTER = re.compile(
+    "cel|zell|lymph|linf|reacti|reakti|dimer|peptid|virus|strep|staph|клет|реакт|خلايا|تفاعل|[a-z]+"
+    r"(?:[lrnti]i|ei|[a-z]{2}us|[a-z]{3}is|[a-z]{3}um|[a-z]{3}[ae]ns|ae|ile|ale|ica|ata)\b")
+_JOINED = re.compile(rf"(?:{_LETTER}['-]|[\d°])\0|\0(?:[\d°]|['-]{_LETTER})")  # \0 is the letter: D-dimer, C4
+_TO_TEXT = re.compile(r"[)\]*_`\"'»”]{0,4} ?[.):,(\[–—の-]{0,2} ?[*_(\[\"'«「]{0,3} ?")  # between both
+
+
+class _Reader:
+    """Splits one text into tokens."""
+
+    def __init__(self, text: str, options: Mapping[str, str], lexicon: Lexicon):
+        self.text = lexicon.attached.sub(r"\g<0> ", _plain(text))
+        self.low = self.text.lower()
+        self.options, self.lexicon = options, lexicon
+        relabelled = re.search(r"(?:^|[\s(])[БГД][).]", self.text, re.M)
+        self.unlike = _UNLIKE + "ВСЕ" if relabelled else _UNLIKE
+        self.tokens: list[Token] = []
+        self.texts: dict[int, tuple[int, str]] = {}  # where an option's text begins -> (its end, its letter)
+        for letter, option in sorted(options.items(), key=lambda pair: -len(pair[1])):
+            option = fold(option).strip(' \n".').lower()
+            if len(option) > 1 or (option and not option.isalpha()):
+                for match in re.finditer(rf"(?<!{_LETTER}){re.escape(option)}(?!{_LETTER})", self.low):
+                    self.texts.setdefault(match.start(), (match.end(), letter))
+
+    def read(self) -> list[Token]:
+        """The tokens, without complete lists of the options, and with lists of letters joined into one."""
+        at = 0
+        while match := _TOKEN.search(self.text, at):
+            at = self._read_token(match)
+        every = "".join(self.options)  # drop complete lists of the options, from a repeated question
+        kinds = "".join(token.kind for token in self.tokens)
+        for found in reversed(list(re.finditer(rf"M(?:[.,n:-]*M){{{len(every) - 1}}}", kinds))):
+            if "".join(token.letters for token in self.tokens[found.start():found.end()]) == every:
+                del self.tokens[found.start():found.end()]
+        kinds = "".join(token.kind for token in self.tokens)
+        return [_joined(self.tokens[found.start():found.end()]) for found in _LIST.finditer(kinds)]
+
+    def _read_token(self, match: re.Match[str]) -> int:
+        """Append the token, if any, that begins here; its end."""
+        start, end = match.span()
+        if start in self.texts:
+            end, letter = self.texts[start]
+            self.tokens.append(Token("T", letter))
+        elif match["word"] and (label_end := self._label(match)):
+            return label_end
+        elif match["word"] or match["unspaced"]:
+            kind, end = self.lexicon.at(self.low, match)
+            self.tokens.append(Token(kind))
+        elif match["number"]:
+            self.tokens.append(Token("0"))
+        elif match[0] in _MARKS and not (match[0] == "-" and " " not in self.text[max(0, start - 1):end + 1]):
+            self.tokens.append(Token(_MARKS[match[0]]))
+        return end
+
+    def _label(self, match: re.Match[str]) -> int:
+        """Append the option letters that stand here, with their text; their end, or 0 if there are none."""
+        word, end = match[0], match.end()
+        letters = self.lexicon.letters.get(word) or _LOOKALIKES.get(word, word)
+        if word in self.unlike:
+            letters = "?"  # a label, but none of ours
+        elif len(word) > 1:  # "ABD"
+            if not (word.isupper() and set(word) <= set(self.options) and list(word) == sorted(set(word))):
+                return 0
+        elif not "A" <= letters <= "Z" and letters.upper() not in self.options:
+            return 0
+        letters = letters.upper()
+        between = _TO_TEXT.match(self.text, end)
+        stop, owner = self.texts.get(between.end(), (end, ""))
+        if owner and (word in _UNLIKE + "ВСЕ"):
+            letters = owner  # a Cyrillic label beside an option's text: the text decides
+        elif not owner and self._short_text(letters, between):
+            stop, owner = between.end() + 1, letters
+        elif owner != letters and ("," in between[0] or not between[0].strip()):
+            stop, owner = end, ""
+        if not owner and not self._stands_alone(match, letters):
+            return 0
+        self.tokens.append(Token("M" if owner == letters else "L", letters))
+        if not owner and self.text.startswith((")", "]"), end):
+            self.tokens.append(Token(")"))
+        return stop
+
+    def _short_text(self, letters: str, between: re.Match[str]) -> bool:
+        """Whether the option's text, a letter too, stands behind its letter: "B (A)" for a blood group."""
+        found = re.match(rf"{_LETTER}(?!{_LETTER})", self.low[between.end():between.end() + 2])
+        return bool(found and found[0] == fold(self.options.get(letters, "")).lower() and between[0].strip())
+
+    def _stands_alone(self, match: re.Match[str], letters: str) -> bool:
+        """Whether letters are an answer, and not part of a word, a name or a sentence."""
+        start, end = match.span()
+        before, previous = self.low[max(0, start - 20):start], self.tokens[-1].kind if self.tokens else "."
+        part = _JOINED.search(before[-2:] + "\0" + self.low[end:end + 2]) or _NAME_BEFORE.search(before)
+        if part or (previous == "x" and re.search(f"[{_CJK}]$", before)):  # 维生素C
+            return False
+        stop, blank = re.compile(r"(\.?)( ?)").match(self.text, end).groups()
+        following = _TOKEN.match(self.text, end + len(stop + blank))
+        own, capital = match[0] in self.lexicon.letters, match[0].isupper()
+        if not following or not following.lastgroup:  # an end or a mark
+            return capital or own or previous not in "LMT"
+        kind = self.lexicon.at(self.low, following)[0]
+        if following["unspaced"]:
+            return bool(stop or blank) or kind != "x" or following[0] in "的而更最都也均等因由吧啊呢了"
+        if stop:  # not "A.S.", "C. difficile"
+            return bool(blank) and (kind != "x" or not following[0][0].islower())
+        if following[0] in self.options and capital:
+            return True  # "A C E"
+        if kind in "xs" and _NAME_AFTER.match(self.low, following.start()):
+            return False
+        if capital and letters in self.options and not (match[0] in _ALSO_A_WORD and previous in ".:n?-"):
+            return True
+        other_script = match[0].isascii() != following[0].isascii()
+        return kind in "I&|" or (kind in "NB" and capital) or (kind in "RWCNB" and (own or other_script))
+
+
+# "A is" begins a sentence of its own in "the answer is C, A is given for gout"
+_NO_SUBJECT = r"(?:(?<=M)|(?!I(?=[sx])(?![sxC]{1,3}[RAWN])))"
+_LIST = re.compile(
+    r"(?:^|(?<=n))[LM]\)?(?:n+[LM]\)?(?=[n.]|$))+"  # labels on lines of their own
+    rf"|[LMT](?:\)?,?[&|],?[sA]*[LMT]{_NO_SUBJECT}"  # "A, B and C", "la A y la C"
+    rf"|\)?[,-](?:A?[LMT](?![xs]){_NO_SUBJECT}|s[LMT](?=,?[&|]))"  # "A, option C", "la A, la C y la D"
+    r"|(?<=T)A?L|[LMT](?![xsI]))*|.", re.S)  # "aspirin (option B)", "A C E"
+
+
+def _joined(tokens: Sequence[Token]) -> Token:
+    """One token for a list of letters."""
+    if len(tokens) == 1:
+        return tokens[0]
+    kinds = {token.kind for token in tokens}
+    letters = "".join(sorted({letter for token in tokens for letter in token.letters}))
+    named = kinds <= set("TLA") and len(letters) == 1  # "aspirin (B)"
+    return Token("O" if "|" in kinds else "M" if named else "L" if kinds & set("LM") else "T", letters)
+
+
+# ---- steps 2 to 5: None where the text has nothing of the kind ---------------------------------------------
+
+# Between "is" and the letter. Repeats are bounded where another can begin inside, so that time stays linear.
+_FILL = r",?(?:,?C,?|[sAR:-]|x(?=[AR])){0,12}(?:n{1,4}[sAR:]{0,4}(?=[LMTO](?:[.,nB]|$)))?"
+# The letter; not in "B is wrong", "B is not right", "B?"
+_AT = (r"(?P<at>[LMO]|T(?![xs]))\)?+" + _NO_SUBJECT +
+       r"(?!:?A?[IC]?[sxC]{0,2}W|I[sC]?N|[^.,n?:]{0,2}\?)")
+_STATEMENTS = [re.compile(pattern) for pattern in (
+    rf"A[^.?n]{{0,25}}?[I:-]{_FILL}{_AT}",  # "the answer to the question is B"
+    rf"(?:R[sxA]{{0,6}}[I:-]|W[sxA]{{0,6}}I){_FILL}{_AT}",  # "correct is B", "the wrong one is B"
+    rf"(?:^|[.n:?])[sR]{{0,6}}A[sAR]{{0,6}}n{{0,4}}{_AT}(?=[.n]|,s?N|$)",  # "Answer B."
+    rf"R[sAR]{{0,6}}{_AT}(?=[.,n]|$)",  # "the correct option B."
+    rf"C(?:[sIRAC,:-]|x(?=[AR])){{0,12}}{_AT}",  # "I choose B", "actually, it is B"
+    r"(?P<at>[LMO]|^T)\)?[I-][sxC]{0,3}(?:R[sx]?A|(?<![sxC]{3})AR?I?(?=[.,nB]|$))",  # "B is the best answer"
+    rf"(?:N[sIAC]{{0,4}}[LMTO]\)?|[LM]I?NR)(?:,[sx]?|[sx])I?[sA]{{0,4}}{_AT}",  # "not A but B"
+    r"[LMTO]W[sI]?(?P<at>[LMT])(?!:?[RW])",  # the same in Japanese
+)]
+_EXCLUSIONS = [re.compile(r"N[sIACR]{0,4}(?P<at>[LMTO])"),
+               re.compile(r"(?P<at>[LMTO])W[sI]?[LMT](?!:?[RW])")]
+_WEAK = [re.compile(r"(?:^|[.,n:])[sC]{0,3}I{1,2}[sA]{0,6}(?P<at>[LMTO])I?(?=[.,n]|$)")]  # "It's B."
+_VERDICTS = [re.compile(r"(?P<at>[LM])\)?A?(?:[I:-][sC]{0,4}x?[sC]{0,4})?R(?!\?)")]
+_BARE = re.compile(r"[As:,]*(?P<at>[LMO])(?:,?&?N[sAI]*[LM])?[.,:I0)]*(?=n|$)")
+_LABEL = re.compile(r"[As]*(?P<at>M|L(?=[.,:B)]))(?!:?I?W)")
+
+
+def _places(patterns: Iterable[re.Pattern[str]], kinds: str) -> set[int]:
+    return {match.start("at") for pattern in patterns for match in pattern.finditer(kinds)}
+
+
+def _stated(tokens: Sequence[Token], kinds: str, wanted: str = "LMO") -> set[str] | None:
+    """The letters of the last statement; empty if it leaves them open or was taken back."""
+    excluded = _places(_EXCLUSIONS, kinds)
+    for patterns in (_STATEMENTS, _WEAK):
+        stated = {at for at in _places(patterns, kinds) - excluded if kinds[at] in wanted}
+        if stated:
+            break
+    current: set[str] = set()
+    for at in sorted(stated | excluded):
+        letters = set(tokens[at].letters)
+        if at in excluded:
+            current -= letters
         else:
-            pieces.append((start, end))
-            at = end
-    for begin, end in reversed(pieces):
-        text = text[:begin] + "\n" + text[end:]
-    return text
+            current = letters if kinds[at] != "O" else set()
+    return current if stated else None
 
 
-def _bare_lines(t: FoldedText) -> tuple[str, ...] | None:
-    """Letters of lines that are nothing but letters, or of a first line that begins as a label; None without
-    any.
-    """
-    lines = [(match.start(), match.end()) for match in re.finditer(r"[^\n]+", t.text)
-             if match[0].strip(" *_`#>-.")]
-    if not lines:
-        return None
-    read: dict[int, str] = {}
-    for start, end in dict.fromkeys([*lines[:100], lines[-1]]):
-        letters = _bare(t, start, end)
-        if letters:
-            read[start] = letters
-    if len(read) == len(lines) > 1 and len(set("".join(read.values()))) == sum(map(len, read.values())):
-        return tuple(sorted("".join(read.values())))  # every line is a label: all of them are meant
-    plain = [
-        start for start in read if start == lines[-1][0] or len(read) == 1 or not _own_text_follows(t, start)
-    ]
-    # headings "A. text", each with its discussion, state nothing
-    for start in (lines[-1][0], lines[0][0], *read):
-        if start in plain:
-            letters = read[start]
-            return () if letters == "or" else tuple(sorted(set(letters)))
-    labels = [start for start, end in lines if _label(t, start)]
-    if labels == [lines[0][0]]:
-        return (_label(t, labels[0]),)
-    return None
+def _bare_lines(tokens: Sequence[Token], kinds: str) -> set[str] | None:
+    """Letters of lines that hold nothing else, or that label the beginning of the text."""
+    starts = [match.start() for match in re.finditer("(?:^|(?<=n))[^n]", kinds)]
+    bare = {start: match.start("at") for start in starts if (match := _BARE.match(kinds, start))}
+    if len(bare) == len(starts) > 1:
+        return {letter for at in bare.values() for letter in tokens[at].letters}
+    for start in [*starts[-1:], *starts[:1], *bare]:
+        if start in bare and (start == starts[-1] or len(bare) == 1 or kinds[bare[start]] != "M"):
+            return set(tokens[bare[start]].letters) if kinds[bare[start]] != "O" else set()
+    labels = [(start, match.start("at")) for start in starts if (match := _LABEL.match(kinds, start))]
+    return set(tokens[labels[0][1]].letters) if len(labels) == 1 and labels[0][0] == starts[0] else None
 
 
-def _bare(t: FoldedText, start: int, end: int) -> str:
-    """The letters of a line that holds nothing else, "or" if it leaves them open."""
-    begin = min(t.w.line_prefix.match(t.text, start).end(), end)
-    letters, stop, stands = letters_at(t, begin)
-    if not letters or stop > end:
-        return ""
-    if t.text[begin].islower() and len(letters) == 1 and start and begin == start:
-        return ""  # "d" on a later line is a word cut off
-    left = t.text[stop:end].strip(" *_`\"'»”」』)].。,$:;!|")
-    if not left or t.w.bare_tail.fullmatch(left):
-        return "or" if stands == "or" else letters
-    # the same letter again and again
-    return letters if not left.replace(letters, "").strip(" ,.") and len(letters) == 1 else ""
+def _verdicts(tokens: Sequence[Token], kinds: str) -> set[str] | None:
+    """All letters that are called right."""
+    right = _places(_VERDICTS, kinds) - _places(_EXCLUSIONS, kinds)
+    return {letter for at in right for letter in tokens[at].letters} or None
 
 
-_INITIALS = re.compile(r"\. ?[A-Z][.,]|\.[A-Z] | ?[-–—] ?\d")  # "A.S. is a 34-year-old", "A - 62-year-old"
-
-
-def _own_text_follows(t: FoldedText, start: int) -> bool:
-    begin = t.w.line_prefix.match(t.text, start).end()
-    return own_text_end(t, begin + 1, letter_at(t, begin)) > begin + 1
-
-
-_LABEL_STOP = re.compile(r"[)\]*_`\"'»”]{0,4} ?(?:[.):,;、。]|[-–—] )|です|である|项|,")
-
-
-def _label(t: FoldedText, start: int) -> str:
-    """The letter a line begins with as a label ("C) ...", "B: ...", "D because ..."); "" if it does not."""
-    begin = t.w.line_prefix.match(t.text, start).end()
-    letter = letter_at(t, begin)
-    if not letter or letter not in t.letters or (not is_capital(t, begin) and t.text[begin - 1:begin] != "("):
-        return ""
-    stands = how_it_stands(t, begin, begin + 1, letter)
-    if not stands:
-        return ""
-    if _INITIALS.match(t.text, begin + 1):
-        return ""
-    if _LABEL_STOP.match(t.text, begin + 1) or own_text_end(t, begin + 1, letter) > begin + 1:
-        return "" if t.w.wrong.match(t.low, begin + 1) else letter
-    because = t.w.because.match(t.low[begin + 1:begin + 13])
-    return letter if because else ""
-
-
-def _verdicts(t: FoldedText) -> tuple[str, ...]:
-    """All letters that are called right: "A: true. B: false. C: true." gives A and C."""
-    right: set[str] = set()
-    done = -1
-    quoted = option_spans(t)
-    for match in matches_outside(quoted, t.w.standing, t.text):
-        at = match.start()
-        if at < done or t.w.name_before.search(t.low, max(0, at - 14), at):
-            continue
-        if at and CJK_NAME.match(t.text[at - 1]) and t.text[at - 1] not in CJK_BEFORE:
-            continue
-        letters, end, stands = letters_at(t, at)
-        done = max(done, end)
-        if letters and stands != "or" and not t.w.wrong.match(t.low, end) and t.w.right.match(t.low, end):
-            if not t.w.negation.search(t.low, max(0, at - 6), at):
-                right |= set(letters)
-    return tuple(sorted(right)) if right <= set(t.letters) else ()
-
-
-_AROUND = " \n*_`\"'«»“”「」『』()[].,:;!。"
-
-
-def _only_option_text(t: FoldedText) -> tuple[str, ...]:
-    """The option whose text alone occurs, in an answer of one short sentence."""
-    whole = t.low.strip(_AROUND)
-    for text, letter in t.texts:
-        if whole == text.strip(_AROUND):
-            return (letter,)
-    if len(whole) > 160:
-        return ()
-    for text, letter in t.texts:  # a short text ("yes") only where the answer begins with it
-        if whole.startswith(text) and whole[len(text):len(text) + 1] in (",", ".", ":", ";"):
-            others = [owner for other, owner in t.texts
-                      if owner != letter and other not in text and _text_pattern(other, t.w).search(whole)]
-            return () if others else (letter,)
-    if len(re.findall(r"[.!?。!?\n]", whole)) > 0:
-        return ()
-    found, rest = [], whole
-    for text, letter in t.texts:
-        if (len(text) < 3 and text.isascii()) or len(text) < 2:
-            continue
-        pattern = _text_pattern(text, t.w)
-        hits = list(pattern.finditer(rest))
-        if hits:
-            if len(hits) > 1 or t.w.avoid.search(rest[max(0, hits[0].start() - 30):hits[0].end() + 30]):
-                return ()
-            found.append(letter)
-            rest = pattern.sub(" ", rest)
-    return (found[0],) if len(found) == 1 else ()
-
-
-def _text_pattern(text: str, w: Patterns) -> re.Pattern[str]:
-    """An option's text as a word of its own, where its script has words."""
-    if not w.alphabetic.match(text):
-        return re.compile(re.escape(text))
-    return re.compile(rf"(?<![{w.alpha}0-9])" + re.escape(text) + rf"(?![{w.alpha}0-9])")
+def _only_text(tokens: Sequence[Token], kinds: str) -> set[str]:
+    """The option whose text begins the answer, or is the only one in a short sentence that denies nothing."""
+    found = {token.letters for token in tokens if token.kind in "TM"}
+    if re.match("T[.n]", kinds) or (len(found) == 1 and re.match("T[,:]", kinds)):
+        return set(tokens[0].letters)
+    short = len(tokens) <= 30 and not re.search(r"[NW?0]|[.n].", kinds)
+    return set(found.pop()) if len(found) == 1 and short else set()

@@ -4,43 +4,40 @@
     store = CallStore(path)                  every reply by the hash of its request: none is paid for twice
     replies = ask(server, [request(server, prompt, limit) for prompt in prompts], store)
 
-For OpenAI and other closed models, and for local servers (vLLM, Ollama, `transformers serve`). The `openai`
-client repeats calls after 408, 409, 429, 5xx, time-outs and broken connections, and honours Retry-After.
-The key comes from the environment only and is never part of a result.
+The `openai` client repeats calls after 408, 409, 429, 5xx, time-outs and broken connections, and honours
+Retry-After. The key comes from the environment only and is never part of a result.
 
-One question that cannot be answered does not end an exam: a prompt that the server rejects or blocks, or a
-call that still fails after all retries, gets an empty text with the reason. Such replies are not stored, so
-the next start asks again. The run ends where the fault concerns every call: the key, the model's name, the
-address, the quota, or FAILURES_IN_A_ROW failures without a reply between them.
+A question that the server rejects or blocks, or whose calls keep failing, does not end an exam: it gets an
+empty text with the reason, which is not stored, so the next start asks again. The run ends where the fault
+concerns every call: key, model, address, quota, or FAILURES_IN_A_ROW failures without a reply in between.
 """
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import math
 import os
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+from mmed.evaluation.summary import utf8
 from mmed.utils.errors import UsageError, UserError, require_extra
-from mmed.utils.files import atomic_write
+from mmed.utils.files import atomic_write, try_lock
 from mmed.utils.journal import read_sealed, sealed_line
 
 API_VERSION = 2  # part of every request's hash; raise it when what is sent or stored changes its meaning
 OPENAI_URL = "https://api.openai.com/v1"
 FAILURES_IN_A_ROW = 10
 FATAL_STATUS = {  # status that concerns every call -> what to do
-    401: "check the key (--api_key_env)",
-    402: "the quota is used up",
-    403: "check the key (--api_key_env)",
+    401: "check the key (--api_key_env)", 402: "the quota is used up", 403: "check the key (--api_key_env)",
     404: "check --api, and --base_url, which usually ends in /v1",
     429: "the quota or the rate limit is used up",
 }
@@ -48,7 +45,7 @@ KEPT = "the replies so far are kept, and the same command continues"
 FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to be set by --server_option
 
 
-# ---- server ------------------------------------------------------------------------------------------------
+# ---- server and requests -----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Server:
@@ -67,28 +64,20 @@ class Server:
     def endpoint(self) -> str:
         return "completions" if self.completions else "chat/completions"
 
-    @property
-    def limit_name(self) -> str:
-        # newer chat models of OpenAI reject max_tokens; other servers may not know its successor
-        openai_chat = self.base_url == OPENAI_URL and not self.completions
-        return "max_completion_tokens" if openai_chat else "max_tokens"
-
     def facts(self) -> dict[str, Any]:
         """What decides the answers; nothing secret is among it."""
         return {"model": self.model, "base_url": self.base_url, "endpoint": self.endpoint,
-                "options": dict(self.options), "limit": self.limit_name}
+                "options": dict(self.options)}
 
 
 def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    group = parser.add_argument_group(
-        "a model behind an OpenAI-compatible API (needs mmed[api]); only with --api is the network used")
-    add = group.add_argument
+    add = parser.add_argument_group("a model behind an OpenAI-compatible API (needs mmed[api]); only with "
+                                    "--api is the network used").add_argument
     add("--api", metavar="MODEL_NAME", required=required, help="the server's name of the model")
     add("--base_url", "--base-url", metavar="URL",
         help=f"of the server, usually ending in /v1 (default {OPENAI_URL})")
     add("--api_key_env", "--api-key-env", metavar="NAME",
-        help="environment variable that holds the key (default OPENAI_API_KEY; none for another --base_url: "
-        "no server gets another's key)")
+        help="environment variable with the key (default OPENAI_API_KEY; none for another --base_url)")
     add("--completions", action="store_true", help="plain completions, for base models (default: chat)")
     add("--concurrency", type=int, default=4, metavar="N", help="calls at a time (default 4)")
     add("--server_option", "--server-option", action="append", default=[], metavar="NAME=VALUE",
@@ -107,7 +96,7 @@ def server_from(options: argparse.Namespace, seed: int = 0, need_key: bool = Tru
         raise UsageError("--concurrency must be 1 or more, --retries 0 or more, --timeout over 0")
     sent = {"temperature": 0, "seed": seed} | dict(map(parse_server_option, options.server_option))
     key_env = options.api_key_env or ("OPENAI_API_KEY" if base_url == OPENAI_URL else "")
-    key = os.environ.get(key_env, "").strip() if key_env and need_key else ""
+    key = os.environ.get(key_env, "").strip() if need_key else ""
     if key_env and need_key and not key:
         raise UsageError("--api_key_env: there is no such environment variable (default OPENAI_API_KEY); put "
                          "the key there, or give the --base_url of a server that needs none")
@@ -122,7 +111,7 @@ def parse_server_option(given: str) -> tuple[str, Any]:
     [('top_p', 0.9), ('reasoning_effort', 'low'), ('seed', None)]
     """
     name, _, text = given.partition("=")
-    if not name.isidentifier() or not text or name in FIXED:
+    if not text or name in FIXED:
         raise UsageError(f"--server_option {given}: expected NAME=VALUE, such as top_p=0.9, or NAME=none, "
                          f"and a NAME other than {', '.join(FIXED)}")
     try:
@@ -131,26 +120,19 @@ def parse_server_option(given: str) -> tuple[str, Any]:
         return name, text
 
 
-# ---- requests and replies ----------------------------------------------------------------------------------
-
-def utf8(text: str) -> str:
-    """Text that a request can carry: lone surrogates become "?"."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def request(server: Server, prompt: str | Sequence[dict[str, str]], max_new_tokens: int) -> dict[str, Any]:
     """The body of one call: a text for completions, messages (or one user message) for chat.
 
     >>> request(Server("m", "http://localhost/v1", options={"temperature": 0, "seed": None}), "Why?", 9)
     {'model': 'm', 'messages': [{'role': 'user', 'content': 'Why?'}], 'max_tokens': 9, 'temperature': 0}
     """
-    body: dict[str, Any] = {"model": server.model}
-    if server.completions:
-        body["prompt"] = utf8(str(prompt))
-    else:
+    limit_name, asked = "max_tokens", {"prompt": utf8(str(prompt))}
+    if not server.completions:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        body["messages"] = [{name: utf8(text) for name, text in message.items()} for message in messages]
-    body |= {server.limit_name: max_new_tokens} | server.options
+        asked = {"messages": [{name: utf8(text) for name, text in message.items()} for message in messages]}
+        if server.base_url == OPENAI_URL:  # its newer models reject max_tokens; other servers know only that
+            limit_name = "max_completion_tokens"
+    body = {"model": server.model, **asked, limit_name: max_new_tokens, **server.options}
     return {name: value for name, value in body.items() if value is not None}
 
 
@@ -159,6 +141,8 @@ def request_key(server: Server, body: dict[str, Any]) -> str:
     whole = [API_VERSION, server.base_url, server.endpoint, body]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
+
+# ---- replies -----------------------------------------------------------------------------------------------
 
 class CallFailed(Exception):
     """A call without a usable reply. `retry`: whether asking again may help; `kind`: its finish_reason."""
@@ -171,17 +155,14 @@ class CallFailed(Exception):
 def read_reply(value: Any) -> dict[str, Any]:
     """What is kept of a reply: text, reasoning, why it ended, which model answered, token counts.
 
-    Some servers report errors inside a 200 reply, as "error" of the reply or of its choice: that is no
-    answer. A refusal is an answer, and so is no text because of the token limit, a content filter, or
-    reasoning alone.
+    An error inside a 200 reply, of the whole or of its choice, is no answer. A refusal is one, and so is no
+    text because of the token limit, a content filter, or reasoning alone.
 
     >>> read_reply({"choices": [{"message": {"content": "B"}, "finish_reason": "stop"}]})["text"]
     'B'
     """
     if isinstance(value, str):  # a server that does not call its JSON by that type
         value = json.loads(value)
-    if not isinstance(value, dict):
-        raise CallFailed(f"the reply is not a JSON object: {str(value)[:80]!r}", retry=True)
     choice = (value.get("choices") or [{}])[0]
     ended = choice.get("finish_reason")
     error = value.get("error") or choice.get("error") or ("no reason given" if ended == "error" else None)
@@ -202,11 +183,7 @@ def read_reply(value: Any) -> dict[str, Any]:
     usage = value.get("usage") or {}
     reply = {"text": utf8(text), "finish_reason": ended, "model": value.get("model"),
              "prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens")}
-    if reasoning:
-        reply["reasoning"] = utf8(str(reasoning))
-    if value.get("system_fingerprint"):
-        reply["system_fingerprint"] = value["system_fingerprint"]
-    return reply
+    return reply | ({"reasoning": utf8(str(reasoning))} if reasoning else {})
 
 
 def error_text(error: Any) -> str:
@@ -223,15 +200,13 @@ class CallStore:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+b")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.path}: another process is writing it; give another --out") from None
+        self.path, self.lock = Path(path), threading.Lock()
         self.replies: dict[str, dict] = {}
         self.new: list[dict] = []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "a+b")
+        if not try_lock(self.file):
+            raise UserError(f"{self.path}: another process is writing it; give another --out")
         self.file.seek(0)
         lines = self.file.readlines()
         if lines and not lines[-1].endswith(b"\n"):
@@ -246,18 +221,19 @@ class CallStore:
                                 "repeated), or the file") from None
 
     def add(self, key: str, reply: dict) -> None:
-        self.file.write(sealed_line({"key": key, "reply": reply}).encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.replies[key] = reply
-        self.new.append(reply)
+        with self.lock:
+            self.file.write(sealed_line({"key": key, "reply": reply}).encode())
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.replies[key] = reply
+            self.new.append(reply)
 
     def close(self, order: Sequence[str] = ()) -> None:
         """Rewrite the file in the order of these keys, not in that of the replies' arrival."""
-        keys = dict.fromkeys([*(key for key in order if key in self.replies), *self.replies])
-        with atomic_write(self.path, "wb") as file:
+        with self.lock, atomic_write(self.path, "wb") as file:
+            keys = dict.fromkeys([*(key for key in order if key in self.replies), *self.replies])
             file.writelines(sealed_line({"key": key, "reply": self.replies[key]}).encode() for key in keys)
-        self.file.close()
+            self.file.close()
 
 
 # ---- asking ------------------------------------------------------------------------------------------------
@@ -267,64 +243,57 @@ class Caller:
 
     def __init__(self, server: Server, store: CallStore):
         self.openai = require_extra("openai", "api")
-        self.server, self.store = server, store
+        self.server, self.store, self.failures_in_a_row = server, store, 0
         self.client = self.openai.OpenAI(api_key=server.key or "none", base_url=server.base_url,
                                          max_retries=server.retries, timeout=server.timeout)
-        self.lock = threading.Lock()
-        self.answered, self.failures_in_a_row = 0, 0
 
     def answer(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
         """The reply to one request; an empty text with the reason where there is none."""
         try:
             reply = self.call(body)
         except CallFailed as failure:
-            with self.lock:
-                self.failures_in_a_row += 1
-                if self.failures_in_a_row >= FAILURES_IN_A_ROW:
-                    raise UserError(f"{self.server.base_url}: {FAILURES_IN_A_ROW} calls in a row failed, the "
-                                    f"last one because {failure}; {KEPT}") from None
+            self.failures_in_a_row += 1
+            if self.failures_in_a_row >= FAILURES_IN_A_ROW:
+                raise UserError(f"{self.server.base_url}: {FAILURES_IN_A_ROW} calls in a row failed, the "
+                                f"last one because {failure}; {KEPT}") from None
             return {"text": "", "finish_reason": failure.kind, "error": str(failure), "model": None,
                     "prompt_tokens": None, "completion_tokens": None}
-        if self.server.key:  # a server may repeat the request in its reply
-            hidden = json.dumps(reply).replace(json.dumps(self.server.key)[1:-1], "[key]")
-            reply = json.loads(hidden)
-        with self.lock:
-            self.store.add(key, reply)
-            self.answered += 1
-            self.failures_in_a_row = 0
+        reply = json.loads(self.hide_key(json.dumps(reply)))  # a server may repeat the request in its reply
+        self.store.add(key, reply)
+        self.failures_in_a_row = 0
         return reply
+
+    def hide_key(self, text: str) -> str:
+        return text.replace(json.dumps(self.server.key)[1:-1], "[key]") if self.server.key else text
 
     def call(self, body: dict[str, Any]) -> dict[str, Any]:
         """One call; a failure reported inside a 200 reply is repeated here, every other one by the client."""
         for attempt in range(self.server.retries + 1):
             try:
                 return read_reply(self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object))
-            except CallFailed as failure:
-                if not failure.retry or attempt == self.server.retries:
-                    raise
-                time.sleep(min(60.0, 0.5 * 2 ** attempt))
-            except self.openai.APIStatusError as error:
-                self.raise_for_status(error)
-            except self.openai.APITimeoutError:
-                raise CallFailed(f"no reply within {self.server.timeout:g} seconds (--timeout)") from None
-            except self.openai.APIConnectionError as error:
-                cause = error.__cause__ or error
-                raise UserError(f"{self.server.base_url}: the connection failed ({cause}); {KEPT}") from None
-            except json.JSONDecodeError:
-                raise CallFailed("the reply is not JSON") from None
-        raise AssertionError("unreachable")
+            except self.openai.APIError as error:
+                raise self.failure(error) from None
+            except CallFailed as error:
+                failure = error
+            except (AttributeError, TypeError, LookupError, ValueError):
+                failure = CallFailed("the reply has not the form that the API prescribes", retry=True)
+            if not failure.retry or attempt == self.server.retries:
+                break
+            time.sleep(min(60.0, 0.5 * 2 ** attempt))
+        raise failure
 
-    def raise_for_status(self, error: Any) -> None:
-        """An error status as the end of the run, or as the failure of this call alone."""
-        body = error.body if isinstance(error.body, dict) else {}
-        reason = f"{error.status_code}: {error_text(error.body or error.message)}"
-        if self.server.key:
-            reason = reason.replace(self.server.key, "[key]")
+    def failure(self, error: Any) -> Exception:
+        """An error of the client as the end of the run, or as the failure of this call alone."""
+        where = self.server.base_url
+        if isinstance(error, self.openai.APITimeoutError):
+            return CallFailed(f"no reply within {self.server.timeout:g} seconds (--timeout)")
+        if not isinstance(error, self.openai.APIStatusError):
+            return UserError(f"{where}: the connection failed ({error.__cause__ or error}); {KEPT}")
+        reason = self.hide_key(f"{error.status_code}: {error_text(error.body or error.message)}")
         if error.status_code in FATAL_STATUS:
-            advice = FATAL_STATUS[error.status_code]
-            raise UserError(f"{self.server.base_url}: {reason}; {advice}; {KEPT}") from None
-        filtered = "content_filter" in (body.get("code"), body.get("type"))
-        raise CallFailed(reason, kind="content_filter" if filtered else "rejected") from None
+            return UserError(f"{where}: {reason}; {FATAL_STATUS[error.status_code]}; {KEPT}")
+        filtered = "content_filter" in (error.code, error.type)
+        return CallFailed(reason, kind="content_filter" if filtered else "rejected")
 
 
 def ask(
@@ -332,42 +301,43 @@ def ask(
     requests: Sequence[dict[str, Any]],
     store: CallStore,
     *,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] = (),
     on_done: Callable[[int], object] = lambda place: None,
 ) -> list[dict[str, Any]]:
     """Replies in the order of the requests, `server.concurrency` calls at a time, each stored on arrival.
 
-    Stored requests are not asked again, equal ones are asked once. `labels` name requests in errors. After
-    a fatal error or Ctrl-C, calls in progress are still finished and stored.
+    Stored requests are not asked again, equal ones are asked once. `labels` name requests in errors. A
+    fatal error, Ctrl-C or SIGTERM (exit code 75) ends the run at once, without the calls in progress.
     """
-    keys = [request_key(server, body) for body in requests]
     places: dict[str, list[int]] = {}
-    for place, key in enumerate(keys):
-        places.setdefault(key, []).append(place)
-    replies = {key: store.replies[key] for key in places if key in store.replies}
-    todo = [key for key in places if key not in replies]
-    for key in replies:
+    for place, body in enumerate(requests):
+        places.setdefault(request_key(server, body), []).append(place)
+    todo = [key for key in places if key not in store.replies]
+    replies: dict[int, dict] = {}
+
+    def keep(key: str, reply: dict) -> None:
         for place in places[key]:
+            replies[place] = reply
             on_done(place)
+
+    def answer(key: str) -> tuple[str, dict]:
+        place = places[key][0]
+        try:
+            return key, caller.answer(key, requests[place])
+        except UserError as error:
+            raise UserError(f"{labels[place]}: {error}" if labels else error) from None
+
+    for key in places.keys() - set(todo):
+        keep(key, store.replies[key])
     if todo:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # from here on, the same as Ctrl-C
         caller = Caller(server, store)
-        with ThreadPoolExecutor(server.concurrency) as pool:
-            futures = {pool.submit(caller.answer, key, requests[places[key][0]]): key for key in todo}
-            try:
-                for future in as_completed(futures):
-                    key = futures[future]
-                    replies[key] = future.result()
-                    for place in places[key]:
-                        on_done(place)
-            except UserError as error:
-                label = f"{labels[places[key][0]]}: " if labels else ""
-                raise type(error)(f"{label}{error}") from None
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-        failed = [reply for reply in replies.values() if "error" in reply]
-        if failed and len(failed) == len(replies):
-            raise UserError(f"{server.base_url}: no request was answered: {failed[0]['error']}")
-    return [replies[key] for key in keys]
+        with ThreadPool(server.concurrency) as pool:
+            for key, reply in pool.imap_unordered(answer, todo):
+                keep(key, reply)
+        if all("error" in reply for reply in replies.values()):
+            raise UserError(f"{server.base_url}: no request was answered: {replies[0]['error']}")
+    return [replies[place] for place in range(len(requests))]
 
 
 def usage(replies: Sequence[dict]) -> dict[str, Any]:

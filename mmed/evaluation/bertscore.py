@@ -1,7 +1,7 @@
 """BERTScore: how similar two texts are when each token is matched with the most similar one of the other.
 
-    python -m mmed.evaluation.bertscore --model models/bert-base-multilingual-cased --results results/a
-    results/b
+    python -m mmed.evaluation.bertscore --model models/bert-base-multilingual-cased \\
+        --results results/a results/b
 
 Input:  the folder of an encoder (any that transformers' AutoModel opens), and result folders of `mmed.eval`.
 Output: a BERTScore for each rationale in the result folders, under a signature like any other metric.
@@ -18,7 +18,6 @@ Reference: Zhang et al. 2020. Legend: T tokens, D hidden size.
 """
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import math
@@ -40,8 +39,7 @@ from mmed.utils.fingerprints import file_hash
 
 # bert_score.utils.model2layers 0.3.13: the layer that agreed best with people on WMT16, by the model's name
 BEST_LAYER = {"bert-base-multilingual-cased": 9, "xlm-roberta-base": 9, "xlm-roberta-large": 17}
-BATCH_TEXTS = 32
-CHUNK_PAIRS = 512  # pairs whose hidden states are in memory at a time
+BATCH_PAIRS = 16
 
 
 class BertScores(NamedTuple):
@@ -76,24 +74,22 @@ def match(
     return precision, recall, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def read_baseline(path: str | Path, layer: int) -> tuple[float, float, float]:
+def read_baseline(path: str | Path, layer: int) -> list[float]:
     """P, R and F1 of unrelated texts at a layer, from a baseline file of bert-score (LAYER,P,R,F a line)."""
     with open(path, encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if row and row[0].strip() == str(layer):
-                try:
-                    precision, recall, f1 = map(float, row[1:])
-                except ValueError:
-                    raise UserError(f"{path}:{number}: expected LAYER,P,R,F") from None
-                return precision, recall, f1
-    raise UserError(f"{path}: no line for layer {layer}")
+        rows = {row[0].strip(): row[1:] for row in csv.reader(file) if row}
+    try:
+        precision, recall, f1 = map(float, rows[str(layer)])
+    except (KeyError, ValueError):
+        raise UserError(f"{path}: expected a line LAYER,P,R,F for layer {layer}") from None
+    return [precision, recall, f1]
 
 
 def encoder_fingerprint(folder: str | Path) -> str:
     """sha256 of what decides the hidden states: config, weights, tokenizer."""
-    paths = [path for path in sorted(Path(folder).iterdir())
+    lines = [f"{path.name} {file_hash(path)}" for path in sorted(Path(folder).iterdir())
              if path.suffix in (".json", ".txt", ".model", ".safetensors")]
-    return hashlib.sha256("\n".join(f"{path.name} {file_hash(path)}" for path in paths).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class Scorer:
@@ -108,8 +104,6 @@ class Scorer:
                  device: str = "cpu"):
         transformers = require_extra("transformers", "bertscore")
         name = Path(folder).resolve().name
-        if not (Path(folder) / "config.json").is_file():
-            raise UserError(f"{folder}: no encoder here; expected config.json, *.safetensors and a tokenizer")
         if layer is None and name not in BEST_LAYER:
             raise UserError(f"{folder}: give --layer; bert-score's choice is known only for folders called "
                             f"{', '.join(BEST_LAYER)}")
@@ -135,25 +129,19 @@ class Scorer:
         """(ids of each text with the special tokens around it, number of truncated texts)."""
         ids, truncated = {}, 0
         for text in dict.fromkeys(texts):  # text that looks like a special token stays text
-            whole = self.tokenizer(text.strip(), split_special_tokens=True, verbose=False)["input_ids"]
-            ids[text] = self.tokenizer(text.strip(), split_special_tokens=True, truncation=True,
-                                       max_length=self.max_length)["input_ids"]
-            truncated += len(whole) > len(ids[text])
+            ids[text] = self.tokenizer(text.strip(), split_special_tokens=True, verbose=False)["input_ids"]
+            if len(ids[text]) > self.max_length:
+                ids[text] = [*ids[text][:self.max_length - 1], ids[text][-1]]
+                truncated += 1
         return ids, truncated
 
     @torch.inference_mode()
-    def directions(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    def directions(self, texts: Sequence[list[int]]) -> list[Tensor]:
         """The (T, D) hidden states of each text's ids, scaled to length 1."""
-        result: list[Tensor] = [torch.empty(0)] * len(texts)
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # little padding
-        for start in range(0, len(order), BATCH_TEXTS):
-            batch = order[start:start + BATCH_TEXTS]
-            padded = self.tokenizer.pad({"input_ids": [list(texts[i]) for i in batch]}, return_tensors="pt")
-            output = self.model(**padded.to(self.model.device), output_hidden_states=True)
-            hidden = torch.nn.functional.normalize(output.hidden_states[self.layer], dim=-1)
-            for row, i in enumerate(batch):
-                result[i] = hidden[row, :len(texts[i])]
-        return result
+        padded = self.tokenizer.pad({"input_ids": list(texts)}, return_tensors="pt")
+        output = self.model(**padded.to(self.model.device), output_hidden_states=True)
+        hidden = torch.nn.functional.normalize(output.hidden_states[self.layer], dim=-1)
+        return [row[:len(ids)] for row, ids in zip(hidden, texts)]
 
     def signature(self, references: Sequence[str] | None = None) -> str:
         """Encoder (shape and fingerprint), layer, token weights (idf: of which references), rescaling."""
@@ -164,48 +152,45 @@ class Scorer:
         return metrics.signature("BERTScore", f"f1-{self.name}-L{self.layer}-{weights}{rescaled}",
                                  tokens=type(self.tokenizer).__name__)
 
-    def __call__(self, candidates: Sequence[str], references: Sequence[str], *, idf: bool = False,
-                 on_pair=lambda: None) -> BertScores:
+    def __call__(self, candidates: Sequence[str], references: Sequence[str], *,
+                 idf: bool = False) -> BertScores:
         """Scores of pairs, 0 for an empty text; `idf` weights tokens by their rarity in the references."""
         ids, truncated = self.encode([*candidates, *references])
-        special = dict.fromkeys((self.tokenizer.cls_token_id, self.tokenizer.sep_token_id), 0.0)
-        weight_of = inverse_document_frequency([ids[text] for text in references]) if idf else special
-        default = math.log(len(references) + 1) if idf else 1.0
-        scores = []
-        pairs = list(zip(candidates, references, strict=True))
-        for start in range(0, len(pairs), CHUNK_PAIRS):
-            part = pairs[start:start + CHUNK_PAIRS]
-            texts = list(dict.fromkeys(text for pair in part for text in pair))
-            hidden = dict(zip(texts, self.directions([ids[text] for text in texts])))
-            weights = {text: torch.tensor([weight_of.get(index, default) for index in ids[text]],
-                                          dtype=torch.float64, device=self.model.device) for text in texts}
-            for a, b in part:
-                empty = min(len(ids[a]), len(ids[b])) <= 2
-                score = (0.0, 0.0, 0.0) if empty else match(hidden[a], hidden[b], weights[a], weights[b])
-                scores.append(self.rescale(score))
-                on_pair()
-        columns = [list(column) for column in zip(*scores)] or [[], [], []]
-        return BertScores(*columns, self.signature(references if idf else None), truncated)
+        weight_of = dict.fromkeys((self.tokenizer.cls_token_id, self.tokenizer.sep_token_id), 0.0)
+        default = 1.0
+        if idf:
+            weight_of = inverse_document_frequency([ids[text] for text in references])
+            default = math.log(len(references) + 1)
 
-    def rescale(self, score: tuple[float, ...]) -> tuple[float, ...]:
-        if self.baseline is None:
-            return score
-        return tuple((value - low) / (1 - low) for value, low in zip(score, self.baseline))
+        def weights(text: str) -> Tensor:
+            values = [weight_of.get(index, default) for index in ids[text]]
+            return torch.tensor(values, dtype=torch.float64, device=self.model.device)
+
+        pairs = list(zip(candidates, references, strict=True))
+        order = sorted(range(len(pairs)), key=lambda i: max(len(ids[text]) for text in pairs[i]))
+        scores = [(0.0, 0.0, 0.0)] * len(pairs)
+        for start in tqdm(range(0, len(pairs), BATCH_PAIRS), disable=not sys.stderr.isatty()):
+            batch = order[start:start + BATCH_PAIRS]
+            hidden = iter(self.directions([ids[text] for i in batch for text in pairs[i]]))
+            for i in batch:
+                vectors = next(hidden), next(hidden)
+                if min(len(ids[text]) for text in pairs[i]) > 2:  # neither is empty
+                    scores[i] = match(*vectors, *map(weights, pairs[i]))
+        columns = [[(score[i] - low) / (1 - low) for score in scores]
+                   for i, low in enumerate(self.baseline or (0.0, 0.0, 0.0))]
+        return BertScores(*columns, self.signature(references if idf else None), truncated)
 
 
 # ---- command -----------------------------------------------------------------------------------------------
 
-def add_to_results(
-    scorer: Scorer, folder: Path, *, idf: bool = False, on_pair=lambda: None
-) -> tuple[dict, str]:
+def add_to_results(scorer: Scorer, folder: Path, *, idf: bool = False) -> tuple[dict, str]:
     """Score the rationales of a result folder and write them back: (the new summary, the signature)."""
     own, rows = load_results(folder)
     rows = list(rows)
-    texts = [row for row in rows if row["mode"] == "rationale" and row["scores"]]
+    texts = [row for row in rows if row.get("scores")]
     if not texts:
         raise UserError(f"{folder}: no rationale with a reference to score (was it run with --mode answer?)")
-    scores = scorer([row["rationale"] for row in texts], [row["doc"]["rationale"] for row in texts], idf=idf,
-                    on_pair=on_pair)
+    scores = scorer([row["rationale"] for row in texts], [row["doc"]["rationale"] for row in texts], idf=idf)
     if scores.truncated:
         print(f"note: {folder}: {scores.truncated:,} texts exceed the encoder's {scorer.max_length} tokens "
               "and were truncated", file=sys.stderr)
@@ -215,7 +200,7 @@ def add_to_results(
     return summary, scores.signature
 
 
-def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.bertscore",
                     description="Add BERTScore to result folders of mmed.eval.")
     add = parser.add_argument
@@ -225,16 +210,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--idf", action="store_true", help="weight tokens by their rarity in the references")
     add("--baseline", metavar="FILE", help="rescale with a baseline file of bert-score (LAYER,P,R,F)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_options(arguments)
-    device = str(device_called(options.device))
-    scorer = Scorer(options.model, options.layer, baseline=options.baseline, device=device)
+    options = parser.parse_args(arguments)
+    scorer = Scorer(options.model, options.layer, baseline=options.baseline,
+                    device=device_called(options.device))
     for folder in map(Path, options.results):
-        with tqdm(unit=" pairs", disable=not sys.stderr.isatty()) as bar:
-            summary, signature = add_to_results(scorer, folder, idf=options.idf, on_pair=bar.update)
+        summary, signature = add_to_results(scorer, folder, idf=options.idf)
         name = "|".join(signature.split("|")[:2])
         parts = {**summary["languages"], "macro average": summary["macro"]}
         cells = [f"{language} {100 * part['text'][name]['value']:.2f}" for language, part in parts.items()

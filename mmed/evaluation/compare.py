@@ -11,9 +11,8 @@ is corrected for the number of rows: out of twenty, one falls below 0.05 by chan
 """
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,14 +30,14 @@ from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import write_json
 from mmed.utils.journal import facts_that_differ
 
-Place = tuple[str, str, str]  # (mode, language, key)
-Rows = dict[Place, dict]
+AVERAGES = ("macro average", "micro average")
+Rows = dict[tuple[str, str, str], dict]  # (mode, language, key) -> row
 Pairs = dict[tuple[str, str], tuple[float, float]]  # (language, key) -> scores of A and B
 
 
 @dataclass
 class Line:
-    """One comparison: a column of the result tables, in one language or overall."""
+    """One comparison of a column in a group."""
 
     column: str  # "answer", ..., or a metric of rationales such as "BLEU-1|nltk-method1"
     group: str  # a language, "macro average" or "micro average"
@@ -67,81 +66,57 @@ def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
     """Both folders must hold the same questions with the same options and answers."""
     first, second = ({place[1:]: (row["gold"], row["doc"]["question"], row["doc"]["options"])
                       for place, row in side.items()} for side in rows)
-    alone = first.keys() ^ second.keys()
-    if alone:
-        language, key = min(alone)
-        raise UserError(f"{names[1]}: has other exam items than {names[0]}: {len(alone):,} are in one only, "
-                        f"such as {key!r:.80} ({language}); compare results on the same data and --limit")
-    changed = [place for place, item in first.items() if second[place] != item]
-    if changed:
-        language, key = changed[0]
-        raise UserError(f"{names[1]}: {len(changed):,} items have another question, options or answer than "
-                        f"in {names[0]}, such as {key!r:.80} ({language}); compare results on the same data")
+    other = [place for place in first | second if first.get(place) != second.get(place)]
+    if other:
+        language, key = other[0]
+        raise UserError(f"{names[1]}: has other exam items than {names[0]}: {len(other):,} differ or are in "
+                        f"one only, such as {key!r:.80} ({language}); compare results on the same data and "
+                        "--limit")
+
+
+def scores_of(row: dict, checked: set[str]) -> dict[str, tuple[str, float]]:
+    """Column -> (signature, score) of what the tables count of a row."""
+    scores = {column: (column, float(row[key])) for column, (mode, key) in COLUMNS.items()
+              if mode == row["mode"]}
+    if counts_for_text(row, row["language"] in checked):
+        scores |= {metric_name(name): (name, value) for name, value in row["scores"].items()}
+    return scores
 
 
 def compare(a: Rows, b: Rows) -> tuple[list[Line], list[str]]:
-    """(lines, column by column; what was left out and why)."""
-    lines, left_out = [], []
-    for column, (mode, key) in COLUMNS.items():
-        pairs: Pairs = {place[1:]: (float(row[key]), float(b[place][key]))
-                        for place, row in a.items() if place[0] == mode and place in b}
-        if pairs:
-            lines += compare_column(column, pairs, binary=True)
-        elif any(place[0] == mode for place in (*a, *b)):
-            left_out.append(f"{column}: only in {'A' if any(place[0] == mode for place in a) else 'B'}")
-    columns, reasons = text_columns(a, b)
-    for metric, pairs in columns.items():
-        lines += compare_column(metric, pairs, binary=False)
-    return lines, left_out + reasons
-
-
-def text_columns(a: Rows, b: Rows) -> tuple[dict[str, Pairs], list[str]]:
-    """(metric -> pairs of scores with the same signature, on the items that the tables count; the others)."""
+    """(lines, column by column; what was left out and why): only equal signatures are compared."""
     checked = checked_languages([*a.values(), *b.values()])
-    columns: dict[str, Pairs] = {}
-    left_out: dict[str, tuple[set[str], set[str]]] = {}  # reason -> (metrics, languages)
-    for place, row in a.items():
-        mode, language, key = place
-        if mode != "rationale" or place not in b:
-            continue
-        if not all(counts_for_text(side, language in checked) for side in (row, b[place])):
-            continue
-        mine, theirs = ({metric_name(name): name for name in side["scores"]} for side in (row, b[place]))
-        for metric in mine | theirs:
-            if metric in mine and mine[metric] == theirs.get(metric):
-                scores = row["scores"][mine[metric]], b[place]["scores"][theirs[metric]]
-                columns.setdefault(metric, {})[language, key] = scores
+    columns: dict[str, Pairs] = {column: {} for column in COLUMNS}
+    left_out: dict[str, tuple[set[str], set[str]]] = {}  # reason -> (columns, languages)
+    for place in a | b:
+        mine, theirs = (scores_of(side[place], checked) if place in side else {} for side in (a, b))
+        for column in mine | theirs:
+            if column not in mine or column not in theirs:
+                why = f"only in {'A' if column in mine else 'B'}"
+            elif mine[column][0] != theirs[column][0]:
+                why = " and ".join(f"{name} is {side[column][0].split('|', 2)[2]}"
+                                   for name, side in (("A", mine), ("B", theirs)))
             else:
-                why = _reason(mine.get(metric), theirs.get(metric))
-                metrics, languages = left_out.setdefault(why, (set(), set()))
-                metrics.add(metric)
-                languages.add(language)
-    return columns, [f"{', '.join(sorted(metrics))} in {', '.join(language_order(languages))}: {why}"
-                     for why, (metrics, languages) in left_out.items()]
+                columns.setdefault(column, {})[place[1:]] = mine[column][1], theirs[column][1]
+                continue
+            names, languages = left_out.setdefault(why, (set(), set()))
+            names.add(column)
+            languages.add(place[1])
+    lines = [line for column, pairs in columns.items() if pairs for line in compare_column(column, pairs)]
+    return lines, [f"{', '.join(sorted(names))} in {', '.join(language_order(languages))}: {why}"
+                   for why, (names, languages) in left_out.items()]
 
 
-def _reason(mine: str | None, theirs: str | None) -> str:
-    """Why two scores cannot be compared, from their signatures."""
-    if mine is None or theirs is None:
-        return f"only in {'A' if theirs is None else 'B'}"
-    return f"A is {mine.split('|', 2)[2]}, B is {theirs.split('|', 2)[2]}"
-
-
-def compare_column(column: str, pairs: Pairs, binary: bool) -> list[Line]:
+def compare_column(column: str, pairs: Pairs) -> list[Line]:
     """One line per language, then the macro and micro averages."""
-    languages = [language for language, _ in pairs]
-    scores = list(pairs.values())
-    groups: Mapping[str, list[int]] = {name: [i for i, language in enumerate(languages) if language == name]
-                                       for name in language_order(languages)}
-    everything = list(range(len(scores)))
     lines = []
-    for group, places in [*groups.items(), ("macro average", everything), ("micro average", everything)]:
-        a, b = [scores[i][0] for i in places], [scores[i][1] for i in places]
-        macro = languages if group == "macro average" else None
-        gap = paired_bootstrap(a, b, seed=0, groups=macro)
-        mean_a, mean_b = (mean(side) if macro is None else macro_mean(side, macro) for side in (a, b))
-        line = Line(column, group, len(a), mean_a, mean_b, *gap)
-        if binary and macro is None:
+    for group in [*language_order(language for language, _ in pairs), *AVERAGES]:
+        chosen = {place: pair for place, pair in pairs.items() if group in AVERAGES or group == place[0]}
+        a, b = map(list, zip(*chosen.values()))
+        macro = [language for language, _ in chosen] if group == "macro average" else None
+        mean_a, mean_b = (macro_mean(side, macro) if macro else mean(side) for side in (a, b))
+        line = Line(column, group, len(a), mean_a, mean_b, *paired_bootstrap(a, b, seed=0, groups=macro))
+        if column in COLUMNS and not macro:
             line.p, line.test = mcnemar([x > 0 for x in a], [x > 0 for x in b]), "McNemar, exact"
             line.only_a = sum(x > y for x, y in zip(a, b))
             line.only_b = sum(y > x for x, y in zip(a, b))
@@ -151,31 +126,25 @@ def compare_column(column: str, pairs: Pairs, binary: bool) -> list[Line]:
 
 def table(lines: Sequence[Line]) -> str:
     """The lines as text, one block per column, in % or times 100."""
-    blocks = []
-    for column in dict.fromkeys(line.column for line in lines):
-        part = [line for line in lines if line.column == column]
-        unit = "%" if column in COLUMNS else "x 100"
-        rows = [[f"{column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test", "only A", "only B"]]
-        for line in part:
-            interval = f"[{100 * line.low:+.2f} to {100 * line.high:+.2f}]" if line.low == line.low else "[-]"
-            alone = ["" if count is None else f"{count:,}" for count in (line.only_a, line.only_b)]
-            rows.append([line.group, f"{line.n:,}", f"{100 * line.a:.2f}", f"{100 * line.b:.2f}",
-                         f"{100 * line.difference:+.2f} {interval}",
-                         "< 0.001" if line.p < 0.001 else f"{line.p:.3f}", line.test, *alone])
-        blocks.append(aligned(rows))
-    return "\n\n".join(blocks)
+    blocks = {}
+    for line in lines:
+        unit = "%" if line.column in COLUMNS else "x 100"
+        head = [f"{line.column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test", "only A", "only B"]
+        interval = f"[{100 * line.low:+.2f} to {100 * line.high:+.2f}]" if line.low == line.low else "[-]"
+        alone = ["" if count is None else f"{count:,}" for count in (line.only_a, line.only_b)]
+        blocks.setdefault(line.column, [head]).append([
+            line.group, f"{line.n:,}", f"{100 * line.a:.2f}", f"{100 * line.b:.2f}",
+            f"{100 * line.difference:+.2f} {interval}", "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
+            line.test, *alone])
+    return "\n\n".join(map(aligned, blocks.values()))
 
 
-def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.compare",
                     description="Paired tests between two results on the same items.")
     parser.add_argument("results", nargs=2, metavar="RESULT", help="result folders of mmed.eval, A and B")
     parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_options(arguments)
+    options = parser.parse_args(arguments)
     (own_a, a), (own_b, b) = map(read, options.results)
     check_same_items(options.results, [a, b])
     lines, left_out = compare(a, b)
@@ -189,8 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
     for reason in left_out:
         print(f"left out: {reason}")
     if options.out:
-        names = {"a": str(options.results[0]), "b": str(options.results[1])}
-        write_json(options.out, names | {"lines": [asdict(line) for line in lines], "left_out": left_out})
+        value = {"a": options.results[0], "b": options.results[1], "lines": [asdict(line) for line in lines],
+                 "left_out": left_out}
+        write_json(options.out, value)
         print(f"wrote {options.out}", file=sys.stderr)
     return 0
 

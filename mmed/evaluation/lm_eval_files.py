@@ -2,8 +2,7 @@
 
 Input:  the summary and the rows of an evaluation.
 Output: the content of results.json (ours in full under "mmed") and the lines of
-samples_mmedbench_LANGUAGE.jsonl,
-        in the shape that the harness (0.4.13) writes and its viewers read.
+        samples_mmedbench_LANGUAGE.jsonl, in the shape that the harness (0.4.13) writes and its viewers read.
 
 A task is a language and the group is the whole benchmark (macro average). A filter is how the answer came
 about (answer, rationale, loglikelihood), so each "metric,filter" is one column of ours. To run MMedBench
@@ -21,15 +20,9 @@ from mmed.evaluation.summary import COLUMNS
 from mmed.prompts import ANSWER_FORM
 
 GROUP = "mmedbench"
-# Column -> (metric, filter). The harness's own acc_norm divides by bytes, so ours, by tokens, has another
-# name.
-NAMES = {
-    "answer": ("acc", "answer"),
-    "official": ("acc_official", "answer"),
-    "rationale": ("acc", "rationale"),
-    "loglikelihood": ("acc", "loglikelihood"),
-    "loglikelihood_norm": ("acc_per_token", "loglikelihood"),
-}
+# Column -> metric. The harness's own acc_norm divides by bytes, so ours, by tokens, has another name.
+METRICS = {"answer": "acc", "official": "acc_official", "rationale": "acc", "loglikelihood": "acc",
+           "loglikelihood_norm": "acc_per_token"}
 
 
 def task_name(language: str) -> str:
@@ -41,19 +34,18 @@ def results_value(
 ) -> dict:
     """The content of results.json."""
     tasks = {task_name(name): part for name, part in summary["languages"].items()}
-    parts = tasks | {GROUP: summary["macro"]}
-    results = {task: _metrics(task, part) for task, part in parts.items()}
-    names = {name.split(",")[0] for name in results[GROUP] if "," in name}
-    measured = sorted(name for name in names if not name.endswith("_stderr"))
+    results = {task: _metrics(task, part) for task, part in (tasks | {GROUP: summary["macro"]}).items()}
     shots = settings.get("shots", 0)
+    measured = sorted({METRICS[column] for column in summary["macro"]["accuracy"]}
+                      | {metric.lower().replace(",", ";") for metric in summary["macro"]["text"]})
     return {
         "results": results,
         "groups": {GROUP: results[GROUP]},
         "group_subtasks": {GROUP: list(tasks)} | {task: [] for task in tasks},
         "configs": {task: {"task": task, "num_fewshot": shots, "metadata": dict(settings)} for task in tasks},
-        "versions": dict.fromkeys(parts, version),
-        "n-shot": dict.fromkeys(parts, shots),
-        "higher_is_better": {task: dict.fromkeys(measured, True) for task in parts},
+        "versions": dict.fromkeys(results, version),
+        "n-shot": dict.fromkeys(results, shots),
+        "higher_is_better": {task: dict.fromkeys(measured, True) for task in results},
         "n-samples": {task: {"original": part["n"], "effective": part["n"]} for task, part in tasks.items()},
         "config": {"model": "mmed", "model_args": settings.get("model"),
                    "limit": settings.get("limit") or None},
@@ -65,12 +57,12 @@ def results_value(
 def _metrics(task: str, part: dict) -> dict:
     """"metric,filter" -> value, and its standard error: about a quarter of the width of a 95 % interval."""
     entry: dict[str, Any] = {"name": task, "alias": task, "sample_len": part["n"]}
-    scores = {NAMES[column]: score for column, score in part["accuracy"].items()}
+    scores = {(METRICS[column], COLUMNS[column][0]): score for column, score in part["accuracy"].items()}
     for metric, score in part["text"].items():
         scores[metric.lower().replace(",", ";"), "rationale"] = score  # no comma may be part of a name
-    for (metric, name), score in scores.items():
-        entry[f"{metric},{name}"] = score["value"]
-        entry[f"{metric}_stderr,{name}"] = (score["high"] - score["low"]) / (2 * metrics.Z_95)
+    for (metric, mode), score in scores.items():
+        entry[f"{metric},{mode}"] = score["value"]
+        entry[f"{metric}_stderr,{mode}"] = (score["high"] - score["low"]) / (2 * metrics.Z_95)
     return entry
 
 
@@ -80,16 +72,15 @@ def samples(rows: Sequence[dict], prompts: Mapping[tuple[str, str], str]) -> Ite
     for row in rows:
         mode, prompt = row["mode"], prompts[row["key"], row["mode"]]
         doc = {"id": row["key"]} | row["doc"]
+        arguments: list[tuple[str, Any]] = [(prompt, {})]
+        filtered: list[Any] = [row["parsed"]]
+        responses, target = [[row.get("text")]], row["gold"]
         if mode == "loglikelihood":
             arguments = [(prompt, ANSWER_FORM.format(letters=letters)) for letters in row["logprobs"]]
             # "None": whether greedy decoding would give the string is not computed
-            filtered: list[Any] = [[str(value), "None"] for value in row["logprobs"].values()]
-            responses: list[Any] = [[pair] for pair in filtered]
-            target = ANSWER_FORM.format(letters=row["gold"])
-        else:
-            arguments, responses = [(prompt, {})], [[row["text"]]]
-            filtered, target = [row["parsed"]], row["gold"]
-        values = {NAMES[column][0]: float(row[key]) for column, (of, key) in COLUMNS.items() if of == mode}
+            filtered = [[str(value), "None"] for value in row["logprobs"].values()]
+            responses, target = [[pair] for pair in filtered], ANSWER_FORM.format(letters=row["gold"])
+        values = {METRICS[column]: float(row[key]) for column, (of, key) in COLUMNS.items() if of == mode}
         values |= {metric.lower(): value for metric, value in row.get("scores", {}).items()}
         yield {
             "doc_id": numbers.setdefault(row["key"], len(numbers)), "doc": doc, "target": target,

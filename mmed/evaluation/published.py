@@ -2,7 +2,7 @@
 
 Source: Qiu et al., Towards building multilingual language model for medicine, Nature Communications 15,
 8384 (2024): the result tables (accuracy; BLEU-1 / ROUGE-1 of rationales; ablations; English benchmarks)
-and, for the last three accuracy rows, the README of the official repository. The numbers are in
+and, for the last three accuracy rows, the README of the official repository. Numbers and notes are in
 published.txt. Nothing is corrected; `NOTES` says what does not add up (docs/method.md, discrepancies D1-D4,
 D26).
 """
@@ -23,26 +23,6 @@ ENGLISH_SOURCES = (
 )
 ABLATION_MODELS = ("InternLM 7B", "InternLM 2 7B", "Llama 3 8B")
 
-NOTES = (
-    "Numbers are the paper's own, from full-size models on the released MMedBench test split (8,518 "
-    "items); they were not measured here. All of them include the stray sentence that the official prompt"
-    " appends to every question.",
-    "GPT-4, zero-shot: the listed average 74.27 is not the mean of its six cells, which is 75.31; "
-    "GPT-3.5: the table says 51.47, a figure 51.82, the cells give 51.45 (D1).",
-    "GPT-3.5 and GPT-4: the Japanese and Russian cells are no whole number of right answers out of 199 "
-    "and 256 items, so they were scored on other items than the rest (D2).",
-    "GPT-4 (5-shot, CoT): looks like values from the literature rather than a run on this test set (D3).",
-    "The overview figure labels BioMistral with MEDITRON's 52.24; the table's 57.45 is shown (D4).",
-    "InternLM 2 1.8B, MMedLM 2 1.8B and MMed-Llama 3.1 70B appear only in the README of the official "
-    "repository.",
-    "BLEU-1 and ROUGE-1: it is not known which variant of the official scripts gave the table (their "
-    "defaults are BLEU-4 and ROUGE-L), so compare with our columns with care (D26). They are shown only "
-    "beside scores with the official words. GPT-4 wrote the reference rationales and has no row.",
-    "English benchmarks: the paper does not say how each model was asked; Mistral's listed average 62.97 "
-    "is not the mean of its cells, which is 62.86 (D1).",
-)
-
-
 @dataclass(frozen=True)
 class PublishedRow:
     """One row: cells by language (or source), and the average as printed."""
@@ -59,6 +39,9 @@ def _lines(section: str) -> list[list[str]]:
     text = (Path(__file__).parent / "published.txt").read_text(encoding="utf-8")
     body = text.split(f"[{section}]\n")[1].split("\n\n")[0]
     return [[cell.strip() for cell in line.split("|")] for line in body.splitlines()]
+
+
+NOTES = tuple(line[0] for line in _lines("notes"))
 
 
 def published(metric: str) -> list[PublishedRow]:

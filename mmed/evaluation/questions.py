@@ -5,16 +5,18 @@ Output: `Question`s, one per item and mode; `cut_at_answer`, a text up to its fi
 """
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
+from mmed.evaluation.answer_parser import remove_thoughts
+from mmed.evaluation.api_client import Server
 from mmed.generate import encode_prompt
 from mmed.prompts import ExamItem, build_few_shot, build_messages, pick_examples
-from mmed.tokenization.chat_template import encode_chat, render_chat, template_name
+from mmed.tokenization.chat_template import encode_chat, render_chat
 from mmed.utils.errors import UserError
 
 # MMedLM: inference.py allows 1,000 new tokens in both runs. DIFFERS: an answer alone takes about ten
@@ -25,10 +27,41 @@ ANSWER_TOKENS = 64
 # where a base model goes on with an exercise of its own.
 COMPLETE = re.compile(r"###Answer: OPTION [A-Z](?:, ?[A-Z])* IS CORRECT\."
                       r"|(?=\s*(?:### ?(?:Instruction|Input|Response):|Below is an instruction))")
-# Reasoning, which may quote an answer: before the closing tag, or before the final channel (gpt-oss)
-REASONING_START = re.compile(r"<think>|<\|channel\|>")
-REASONING_END = re.compile(r".*(?:</think>|<\|channel\|>final\b[^<]*<\|message\|>)", re.S)
 STOP_WINDOW = 48  # newest tokens in which a complete answer is looked for
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The options of `mmed.eval`, with the defaults that depend on each other filled in."""
+
+    data: str
+    out: str
+    model: str | None  # folder of a local model; with `server` None
+    adapter: str | None
+    server: Server | None
+    force: bool
+    limit: int
+    setting: str
+    # prompt
+    shots: int
+    train: str | None
+    seed: int
+    style: str
+    chat_template: str
+    bos: str
+    too_long: str
+    # scoring
+    scoring: str
+    mode: str
+    stop: str
+    words: str
+    equal_options: str
+    # decoding
+    max_new_tokens: int
+    batch_size: int
+    dtype: str
+    device: str
+    shard: bool
 
 
 @dataclass(frozen=True)
@@ -38,8 +71,8 @@ class Question:
     item: ExamItem
     mode: str
     prompt: str
-    ids: list[int]
-    body: dict = field(default_factory=dict)
+    ids: Sequence[int] = ()
+    body: dict[str, Any] | None = None
 
     @property
     def prompt_hash(self) -> str:
@@ -50,46 +83,25 @@ class Question:
 Encoder = Callable[[ExamItem, Sequence[ExamItem], bool], tuple[str, list[int]]]
 
 
-def limit_items(items: list[ExamItem], limit: int) -> list[ExamItem]:
-    """The first `limit` items of each language (0: all)."""
-    seen: dict[str, int] = {}
-    kept = []
-    for item in items:
-        seen[item.language] = seen.get(item.language, 0) + 1
-        if not limit or seen[item.language] <= limit:
-            kept.append(item)
-    return kept
-
-
-def modes_of(options: argparse.Namespace) -> list[str]:
+def modes_of(config: EvalConfig) -> list[str]:
     """What is run for each item, the longest texts first."""
-    modes = []
-    if options.scoring != "loglikelihood":
-        modes += ["rationale", "answer"] if options.mode == "both" else [options.mode]
-    return modes + (["loglikelihood"] if options.scoring != "generate" else [])
+    texts = ["rationale", "answer"] if config.mode == "both" else [config.mode]
+    return {"generate": texts, "loglikelihood": ["loglikelihood"],
+            "both": [*texts, "loglikelihood"]}[config.scoring]
 
 
-def token_limit(mode: str, options: argparse.Namespace) -> int:
+def token_limit(mode: str, config: EvalConfig) -> int:
     """The most new tokens of a text; chat models end by themselves, and may reason first."""
-    plain = options.chat_template == "none" and (not options.api or options.completions)
-    if mode != "rationale" and options.style == "clean" and plain:
-        return min(options.max_new_tokens, ANSWER_TOKENS)
-    return options.max_new_tokens
-
-
-def examples_for(
-    train: Sequence[ExamItem], item: ExamItem, mode: str, options: argparse.Namespace
-) -> list[ExamItem]:
-    """The solved examples before an item."""
-    if not options.shots:
-        return []
-    return pick_examples(train, item, options.shots, options.seed, mode == "rationale")
+    is_chat = not config.server.completions if config.server else config.chat_template != "none"
+    if mode == "rationale" or config.style == "official" or is_chat:
+        return config.max_new_tokens
+    return min(config.max_new_tokens, ANSWER_TOKENS)
 
 
 def build_questions(
     items: Sequence[ExamItem],
     mode: str,
-    options: argparse.Namespace,
+    config: EvalConfig,
     train: Sequence[ExamItem],
     encode: Encoder,
     context_length: int,
@@ -97,11 +109,13 @@ def build_questions(
 ) -> list[Question]:
     """The prompts of a mode; one that is too long to be answered is an error, or loses its beginning."""
     questions = []
-    reserved = min(token_limit(mode, options), context_length // 4)
+    reserved = min(token_limit(mode, config), context_length // 4)
     for item in items:
-        prompt, ids = encode(item, examples_for(train, item, mode, options), mode == "rationale")
+        rationale = mode == "rationale"
+        shots = pick_examples(train, item, config.shots, config.seed, rationale)
+        prompt, ids = encode(item, shots, rationale)
         if len(ids) + reserved > context_length:
-            if options.too_long == "error":
+            if config.too_long == "error":
                 raise UserError(
                     f"item {item.key} ({item.language}): the prompt ({len(ids):,} tokens) plus {reserved:,} "
                     f"reserved for the answer exceeds the context length of {context_length:,}; use fewer "
@@ -112,21 +126,17 @@ def build_questions(
     return questions
 
 
-def encoder_of(model, tokenizer, options: argparse.Namespace) -> Encoder:
+def encoder_of(model, tokenizer, config: EvalConfig) -> Encoder:
     """How an item becomes a prompt: as published, or (--chat_template) as messages of an instruct model."""
-    name = options.chat_template
-    if name == "auto":
-        name = template_name(tokenizer, model.config.family)
-    if name is None:
-        raise UserError(f"{options.model}: its tokenizer has no chat template (a base model); leave out "
-                        "--chat_template")
+    name = None if config.chat_template == "auto" else config.chat_template
 
     def encode(item: ExamItem, shots: Sequence[ExamItem], rationale: bool) -> tuple[str, list[int]]:
         if name == "none":
-            prompt = build_few_shot(item, shots, rationale, options.style)
+            prompt = build_few_shot(item, shots, rationale, config.style)
             return prompt, encode_prompt(tokenizer, prompt)
-        messages = build_messages(item, rationale, options.style, shots)
-        return render_chat(tokenizer, messages, name=name), encode_chat(tokenizer, messages, name=name)
+        messages = build_messages(item, rationale, config.style, shots)
+        family = model.config.family
+        return render_chat(tokenizer, messages, family, name), encode_chat(tokenizer, messages, family, name)
 
     return encode
 
@@ -143,21 +153,21 @@ def candidates(item: ExamItem) -> list[str]:
     return [",".join(letters) for size in sizes for letters in combinations(item.options, size)]
 
 
+def answer_end(text: str) -> int | None:
+    """Where the first complete answer of a text ends, None if there is none; thoughts hold no answer."""
+    visible = remove_thoughts(text)
+    found = COMPLETE.search(visible)
+    if found is None:
+        return None
+    if not text.endswith(visible) and text.startswith(visible[:found.end()]):  # a thought after the answer
+        return found.end()
+    return len(text) - len(visible) + found.end()
+
+
 def cut_at_answer(text: str) -> str:
     """Truncate a text after its first complete answer; what a model quotes while it reasons is no answer.
 
-    >>> cut_at_answer("###Answer: OPTION A IS CORRECT. And now")
-    '###Answer: OPTION A IS CORRECT.'
     >>> cut_at_answer("<think>###Answer: OPTION B IS CORRECT. No.</think>###Answer: OPTION A IS CORRECT. And")
     '<think>###Answer: OPTION B IS CORRECT. No.</think>###Answer: OPTION A IS CORRECT.'
     """
     return text[:answer_end(text)]
-
-
-def answer_end(text: str) -> int | None:
-    """Where the first complete answer of a text ends; None if there is none yet."""
-    reasoning = REASONING_END.match(text)
-    if not reasoning and REASONING_START.search(text):
-        return None
-    match = COMPLETE.search(text, reasoning.end() if reasoning else 0)
-    return match.end() if match else None

@@ -8,6 +8,7 @@ Every number has a signature, and numbers with different definitions never share
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,35 +35,75 @@ COLUMN_TITLES = {
 SIGNATURES = {
     "answer": f"accuracy|exact-set|text:answer-only|parser:v{PARSER_VERSION}",
     "rationale": f"accuracy|exact-set|text:rationale-then-answer|parser:v{PARSER_VERSION}",
-    "loglikelihood": "accuracy|"
-                     f"argmax logP({ANSWER_FORM.format(letters='X')!r} after the answer-only prompt), "
-                     "sum over tokens|X: single letters, or every set of two or more where several are right",
+    "loglikelihood": f"accuracy|argmax logP({ANSWER_FORM.format(letters='X')!r} after the answer-only "
+                     "prompt), sum over tokens|X: single letters, or every set of two or more where several "
+                     "are right",
     "loglikelihood_norm": "accuracy|as loglikelihood, divided by the number of tokens",
     "official": "accuracy|official scorer|text:answer-only",
 }
 # Settings that change an accuracy: of every column, and of those whose text the model writes
-PROMPT_SETTINGS = ("style", "shots", "chat_template", "bos", "too_long", "dtype")
+PROMPT_SETTINGS = ("style", "shots", "chat_template", "bos", "too_long", "dtype", "endpoint",
+                   "server_options")
+SHOT_SETTINGS = ("seed", "examples")  # with --shots
 WRITING_SETTINGS = ("stop", "max_new_tokens")
-
-# Breakdown of a summary -> whether a row belongs to it
-PARTS: dict[str, Callable[[dict], bool]] = {
-    "single": lambda row: "," not in row["gold"],
-    "multiple": lambda row: "," in row["gold"],
-    "image_dependent": lambda row: row["doc"]["extra"].get("image_dependent") is True,
-    "text_only": lambda row: row["doc"]["extra"].get("image_dependent") is False,
-}
 PART_TITLES = {
     "single": "one right answer", "multiple": "several right", "text_only": "no image needed",
     "image_dependent": "needs an image",
 }
+KINDS = ("answers", "image", "options", "topic", "source")  # by which the items are broken down
+STATUSES = ("strict", "lenient", "unparsed")  # of an answer that was read from a text
 
 
 # ---- summary -----------------------------------------------------------------------------------------------
+
+def utf8(text: str) -> str:
+    """Text that a request or a file can carry: lone surrogates become "?"."""
+    return text.encode("utf-8", "replace").decode()
+
 
 def language_order(names: Iterable[str]) -> list[str]:
     """The paper's six first, then by name."""
     place = {code: i for i, code in enumerate(PAPER_ORDER)}
     return sorted(set(names), key=lambda name: (place.get(get_language(name).code, len(place)), name))
+
+
+def metric_name(signature: str) -> str:
+    """Metric and definition without the tokenization: what may share a table row over languages.
+
+    >>> metric_name("ROUGE-L|rouge-f1|tok:space|avg:mean-of-items|v1")
+    'ROUGE-L|rouge-f1'
+    """
+    return "|".join(signature.split("|")[:2])
+
+
+def checked_languages(rows: Iterable[dict]) -> set[str]:
+    """The languages in which people checked rationales; only there does the check decide what is scored."""
+    return {row["language"] for row in rows if row["doc"]["human_check_passed"]}
+
+
+def counts_for_text(row: dict, checked: bool) -> bool:
+    """Whether BLEU and ROUGE count a row. `checked`: whether people checked rationales of its language."""
+    # MMedLM: only rationales that passed the human check
+    return bool(row.get("scores")) and (not checked or row["doc"]["human_check_passed"] is True)
+
+
+def kind_of(row: dict, kind: str) -> str:
+    """The group of a row in one of KINDS; "" if its item does not say.
+
+    >>> extra = {"source": "mmlu", "subject": "anatomy"}
+    >>> kind_of({"doc": {"options": {"A": "x", "B": "y"}, "extra": extra}}, "source")
+    'mmlu anatomy'
+    """
+    extra = row["doc"]["extra"]
+    if kind == "answers":
+        return "multiple" if "," in row["gold"] else "single"
+    if kind == "image":
+        needed = extra.get("image_dependent")
+        return "image_dependent" if needed is True else "text_only" if needed is False else ""
+    name = str(len(row["doc"]["options"])) if kind == "options" else extra.get(kind)
+    if kind == "source" and name == "mmlu":  # the paper's English table shows its subjects one by one
+        name = f"mmlu {extra.get('subject')}"
+    return utf8(name) if isinstance(name, str) else ""
 
 
 def group_by(rows: Iterable[dict], name_of: Callable[[dict], str]) -> dict[str, list[dict]]:
@@ -74,24 +115,24 @@ def group_by(rows: Iterable[dict], name_of: Callable[[dict], str]) -> dict[str, 
 
 def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -> dict:
     """Accuracy, parse shares and text scores by language, and their macro and micro averages."""
-    by_language = group_by(rows, lambda row: row["language"])
     checked = checked_languages(rows)
+    by_language = group_by(rows, lambda row: row["language"])
     languages = {name: _summarise_part(by_language[name], checked) for name in language_order(by_language)}
     micro = _summarise_part(rows, checked)
-    texts = [row for row in rows if _is_scored_text(row, checked)]
+    texts = [row for row in rows if counts_for_text(row, row["language"] in checked)]
+    columns, by_source = list(micro["accuracy"]), micro["by"].get("source", {})
     macro = {
         "n": micro["n"],
         "chance": metrics.mean(part["chance"] for part in languages.values()),
-        "accuracy": _mean_accuracies([part["accuracy"] for part in languages.values()], micro["accuracy"]),
+        "accuracy": _mean_accuracies([part["accuracy"] for part in languages.values()], columns),
         "text": _text_scores(texts, macro=True),
     }
-    by_source = micro["by"].get("source", {})
-    signatures = accuracy_signatures(micro["accuracy"], settings or {})
+    signatures = accuracy_signatures(columns, settings or {})
     for row in texts:
         for name in row["scores"]:
             signatures.setdefault(metric_name(name), {})[row["language"]] = name
     return {"languages": languages, "macro": macro, "micro": micro,
-            "source_mean": _mean_accuracies(list(by_source.values()), micro["accuracy"]) if by_source else {},
+            "source_mean": _mean_accuracies(list(by_source.values()), columns) if by_source else {},
             "signatures": signatures, "text_items": _text_items(texts, checked)}
 
 
@@ -100,22 +141,22 @@ def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
     items = next(by_mode[mode] for mode in MODES if mode in by_mode)
     docs = [{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]
     parse = {}
-    for mode in ("answer", "rationale"):
-        found = [row["status"] for row in by_mode.get(mode, [])]
-        if found:
-            parse[mode] = {name: found.count(name) / len(found) for name in ("strict", "lenient", "unparsed")}
-    texts = [row for row in rows if _is_scored_text(row, checked)]
+    for mode in by_mode.keys() - {"loglikelihood"}:
+        found = Counter(row["status"] for row in by_mode[mode])
+        parse[mode] = {status: found[status] / found.total() for status in STATUSES}
+    texts = [row for row in rows if counts_for_text(row, row["language"] in checked)]
     result = {"n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
-              "parse": parse, "text": _text_scores(texts), "by": {}}
-    for part, belongs in PARTS.items():
-        chosen = [row for row in rows if belongs(row)]
-        if 0 < len(chosen) < len(rows):
-            result[part] = _accuracies(chosen)
-    for kind in ("options", "topic", "source"):
+              "parse": dict(sorted(parse.items())), "text": _text_scores(texts), "by": {}}
+    for kind in KINDS:
         groups = group_by(rows, lambda row, kind=kind: kind_of(row, kind))
         groups.pop("", None)
-        if len(groups) > 1:
-            result["by"][kind] = {name: _accuracies(groups[name]) for name in sorted(groups)}
+        scores = {name: _accuracies(groups[name]) for name in sorted(groups)}
+        if all(len(group) == len(rows) for group in groups.values()):
+            continue  # it divides nothing
+        if kind in ("answers", "image"):
+            result |= scores
+        else:
+            result["by"][kind] = scores
     return result
 
 
@@ -144,18 +185,17 @@ def _mean_accuracies(parts: Sequence[dict], columns: Iterable[str]) -> dict[str,
 
 def _text_scores(rows: Sequence[dict], macro: bool = False) -> dict[str, dict]:
     """Mean (macro mean over languages) of every text score; with too few items, its interval is 0..1."""
-    columns: dict[str, tuple[list[float], list[str]]] = {}
+    columns: dict[str, list[tuple[str, float]]] = {}
     for row in rows:
         for name, value in row["scores"].items():
-            values, groups = columns.setdefault(metric_name(name), ([], []))
-            values.append(value)
-            groups.append(row["language"])
+            columns.setdefault(metric_name(name), []).append((row["language"], value))
     result = {}
-    for metric, (values, groups) in columns.items():
-        low, high = metrics.bootstrap_interval(values, seed=0, groups=groups if macro else None)
+    for metric, pairs in columns.items():
+        languages, values = [language for language, _ in pairs], [value for _, value in pairs]
+        low, high = metrics.bootstrap_interval(values, seed=0, groups=languages if macro else None)
         if low != low:  # nan: nothing is known
             low, high = min(0.0, *values, 0.0), 1.0
-        value = metrics.macro_mean(values, groups) if macro else metrics.mean(values)
+        value = metrics.macro_mean(values, languages) if macro else metrics.mean(values)
         result[metric] = {"value": value, "low": low, "high": high, "n": len(values)}
     return result
 
@@ -164,7 +204,7 @@ def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> 
     """Column -> definition, with the settings that change the number."""
     result = {}
     for column in columns:
-        names = [*PROMPT_SETTINGS]
+        names = [*PROMPT_SETTINGS, *(SHOT_SETTINGS if settings.get("shots") else ())]
         if not column.startswith("loglikelihood"):
             names += WRITING_SETTINGS
         if column != "official":
@@ -174,56 +214,14 @@ def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> 
     return result
 
 
-def metric_name(signature: str) -> str:
-    """Metric and definition without the tokenization: what may share a table row over languages.
-
-    >>> metric_name("ROUGE-L|rouge-f1|tok:space|avg:mean-of-items|v1")
-    'ROUGE-L|rouge-f1'
-    """
-    return "|".join(signature.split("|")[:2])
-
-
-def checked_languages(rows: Iterable[dict]) -> set[str]:
-    """The languages in which people checked rationales; only there does the check decide what is scored."""
-    return {row["language"] for row in rows if row["doc"]["human_check_passed"]}
-
-
-def counts_for_text(row: dict, checked: bool) -> bool:
-    """Whether BLEU and ROUGE count a row. `checked`: whether people checked rationales of its language."""
-    # MMedLM: only rationales that passed the human check
-    return bool(row["scores"]) and (not checked or row["doc"]["human_check_passed"] is True)
-
-
-def _is_scored_text(row: dict, checked: set[str]) -> bool:
-    return row["mode"] == "rationale" and counts_for_text(row, row["language"] in checked)
-
-
 def _text_items(texts: Sequence[dict], checked: set[str]) -> str:
     """Which items the text scores cover."""
     languages = language_order(row["language"] for row in texts)
-    by_check = {kind: [name for name in languages if (name in checked) == kind] for kind in (True, False)}
-    if by_check[True] and by_check[False]:
-        return (f"human_check_passed in {', '.join(by_check[True])}; "
-                f"all with a reference rationale in {', '.join(by_check[False])}")
-    return "human_check_passed" if by_check[True] else "all with a reference rationale"
-
-
-def kind_of(row: dict, kind: str) -> str:
-    """The group of a row by "options" (their number), "topic" or "source"; "" if its item does not say.
-
-    >>> extra = {"source": "mmlu", "subject": "anatomy"}
-    >>> kind_of({"doc": {"options": {"A": "x", "B": "y"}, "extra": extra}}, "source")
-    'mmlu anatomy'
-    """
-    doc = row["doc"]
-    if kind == "options":
-        return str(len(doc["options"]))
-    name = doc["extra"].get(kind)
-    if not isinstance(name, str):
-        return ""
-    if kind == "source" and name == "mmlu":  # the paper's English table shows its subjects one by one
-        name = f"mmlu {doc['extra'].get('subject')}"
-    return name.encode("utf-8", "replace").decode()
+    passed, others = ([name for name in languages if (name in checked) == kind] for kind in (True, False))
+    if passed and others:
+        return (f"human_check_passed in {', '.join(passed)}; "
+                f"all with a reference rationale in {', '.join(others)}")
+    return "human_check_passed" if passed else "all with a reference rationale"
 
 
 # ---- table -------------------------------------------------------------------------------------------------
@@ -243,68 +241,50 @@ def shown_metrics(summary: dict, words: str) -> list[str]:
 
 def table(summary: dict, words: str) -> str:
     """The tables of the terminal, one block per topic."""
-    columns = [column for column in COLUMN_TITLES if column in summary["micro"]["accuracy"]]
-    groups = list(summary["languages"].items())
-    groups += [("macro average", summary["macro"]), ("micro average", summary["micro"])]
-    blocks = [_accuracy_block(summary, groups, columns), *_breakdown_blocks(summary, columns),
-              _parse_block(summary, groups), _text_block(summary, groups, words)]
-    return "\n\n".join(block for block in blocks if block)
-
-
-def _cell(part: dict | None) -> str:
-    if not part:
-        return "-"
-    return f"{100 * part['value']:.1f} [{100 * part['low']:.0f}-{100 * part['high']:.0f}]"
-
-
-def _accuracy_block(summary: dict, groups: list[tuple[str, dict]], columns: list[str]) -> str:
-    rows = [["accuracy, % [95 %]", "n", "chance", *(COLUMN_TITLES[column] for column in columns)]]
-    for name, part in groups:
-        cells = [_cell(part["accuracy"].get(column)) for column in columns]
-        rows.append([name, f"{part['n']:,}", f"{100 * part['chance']:.1f}", *cells])
-    for name, title in PART_TITLES.items():
-        if name in summary["micro"]:
-            part = summary["micro"][name]
-            n = max(score["n"] for score in part.values())
-            rows.append([title, f"{n:,}", "", *(_cell(part.get(column)) for column in columns)])
-    return aligned(rows)
-
-
-def _breakdown_blocks(summary: dict, columns: list[str]) -> list[str]:
-    blocks = []
-    for kind, parts in summary["micro"]["by"].items():
+    micro = summary["micro"]
+    columns = [column for column in COLUMN_TITLES if column in micro["accuracy"]]
+    titles = [COLUMN_TITLES[column] for column in columns]
+    groups = {**summary["languages"], "macro average": summary["macro"], "micro average": micro}
+    rows = [["accuracy, % [95 %]", "n", "chance", *titles]]
+    rows += [[name, f"{part['n']:,}", f"{100 * part['chance']:.1f}", *_cells(part["accuracy"], columns)]
+             for name, part in groups.items()]
+    rows += [[title, _count(micro[part]), "", *_cells(micro[part], columns)]
+             for part, title in PART_TITLES.items() if part in micro]
+    blocks = [aligned(rows)]
+    for kind, parts in micro["by"].items():
         if kind == "source" and len(parts) <= len(summary["languages"]):
             continue  # one source per language, as in MMedBench: the first table has it
-        title = "by number of options" if kind == "options" else f"by {kind}"
-        rows = [[f"{title}, %", "n", *(COLUMN_TITLES[column] for column in columns)]]
-        for name, part in parts.items():
-            n = max(score["n"] for score in part.values())
-            rows.append([name, f"{n:,}", *(_cell(part.get(column)) for column in columns)])
+        rows = [[f"by {'number of options' if kind == 'options' else kind}, %", "n", *titles]]
+        rows += [[name, _count(part), *_cells(part, columns)] for name, part in parts.items()]
         if kind == "source":
-            means = summary["source_mean"]
-            rows.append(["mean of sources", "", *(_cell(means.get(column)) for column in columns)])
+            rows.append(["mean of sources", "", *_cells(summary["source_mean"], columns)])
         blocks.append(aligned(rows))
-    return blocks
+    if micro["parse"]:
+        shares = [(mode, status) for mode in micro["parse"] for status in STATUSES]
+        rows = [["answers read, %", *(f"{mode}: {status}" for mode, status in shares)]]
+        rows += [[name, *(f"{100 * part['parse'][mode][status]:.1f}" for mode, status in shares)]
+                 for name, part in groups.items() if part.get("parse")]
+        blocks.append(aligned(rows))
+    return "\n\n".join([*blocks, *_text_block(summary, groups, words)])
 
 
-def _parse_block(summary: dict, groups: list[tuple[str, dict]]) -> str:
-    shares = {mode: list(part) for mode, part in summary["micro"]["parse"].items()}
-    if not shares:
-        return ""
-    rows = [["answers read, %", *(f"{mode}: {status}" for mode in shares for status in shares[mode])]]
-    for name, part in groups:
-        if part.get("parse"):
-            cells = [f"{100 * part['parse'][mode][status]:.1f}" for mode in shares for status in shares[mode]]
-            rows.append([name, *cells])
-    return aligned(rows)
+def _cells(scores: dict, columns: Sequence[str]) -> list[str]:
+    return [f"{100 * scores[column]['value']:.1f} "
+            f"[{100 * scores[column]['low']:.0f}-{100 * scores[column]['high']:.0f}]"
+            if column in scores else "-" for column in columns]
 
 
-def _text_block(summary: dict, groups: list[tuple[str, dict]], words: str) -> str:
+def _count(scores: dict) -> str:
+    return f"{max(score['n'] for score in scores.values()):,}"
+
+
+def _text_block(summary: dict, groups: dict[str, dict], words: str) -> list[str]:
+    """The table of text scores; none if there are none."""
     shown = shown_metrics(summary, words)
     if not shown:
-        return ""
+        return []
     rows = [["rationale, x 100", "n", *(metric.split("|")[0] for metric in shown)]]
-    for name, part in groups:
+    for name, part in groups.items():
         scores = [part["text"].get(metric) for metric in shown]
         n = max((score["n"] for score in scores if score), default=0)
         rows.append([name, f"{n:,}", *(f"{100 * score['value']:.2f}" if score else "-" for score in scores)])
@@ -313,13 +293,13 @@ def _text_block(summary: dict, groups: list[tuple[str, dict]], words: str) -> st
     without = [name for name, part in summary["languages"].items() if not part["text"]]
     if without:
         note += f"\n(the averages leave out {', '.join(without)}: no reference rationales to score)"
-    return f"{aligned(rows)}\n{note}"
+    return [f"{aligned(rows)}\n{note}"]
 
 
 def aligned(rows: list[list[str]]) -> str:
     """A table for the terminal; control characters, which names from files may contain, are removed."""
     rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for first, *others in rows:
         cells = [first.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(others, widths[1:])]

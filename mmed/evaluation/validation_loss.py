@@ -8,17 +8,15 @@ Out: a table, or with --json one object per language and line. What is scored: m
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-from pathlib import Path
 
 from mmed.generate import load_model
-from mmed.training.validation import TEXT_FILES, document_sets, validation_loss
-from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.training.validation import document_sets, validation_loss
+from mmed.utils.errors import Parser, UsageError, main_guard
 
 
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.validation_loss",
                     description="Validation loss of a model on documents, per language.",
                     epilog="example: python -m mmed.evaluation.validation_loss --model DIR --data x.jsonl")
@@ -38,31 +36,21 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.limit < 0 or options.context < 0 or options.context == 1 or options.batch_tokens < 1:
         raise UsageError("expected --limit of 0 or more, --context of 2 or more, --batch_tokens of 1 or more")
-    options.data = [name for given in options.data for name in given.split(",") if name]
-    for name in options.data:
-        if name.endswith(TEXT_FILES) and not Path(name).is_file():
-            raise UserError(f"{name}: no such file")
-    return options
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_options(arguments)
     model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device,
                                   bos=options.bos)
     context = model.config.max_position_embeddings
     if options.context > context:
         raise UsageError(f"--context={options.context}: the model's context length is {context:,}")
-    sets = document_sets(options.data, tokenizer, options.context or context, options.limit)
+    names = [name for given in options.data for name in given.split(",") if name]
+    sets = document_sets(names, tokenizer, options.context or context, options.limit)
     device = next(model.parameters()).device
     losses = validation_loss(model, sets, options.batch_tokens, device, contextlib.nullcontext)
     if not options.json:
         print(f"{'language':12}{'documents':>10}{'tokens':>12}{'nats/token':>12}{'bits/byte':>12}")
     for language, loss in losses.items():
-        if options.json:
-            print(json.dumps({"language": language} | vars(loss)))
-        else:
-            print(f"{language:12}{loss.documents:>10,}{loss.tokens:>12,}{loss.nats_per_token:>12.4f}"
-                  f"{loss.bits_per_byte:>12.4f}")
+        print(json.dumps({"language": language} | vars(loss)) if options.json else
+              f"{language:12}{loss.documents:>10,}{loss.tokens:>12,}{loss.nats_per_token:>12.4f}"
+              f"{loss.bits_per_byte:>12.4f}")
     return 0
 
 

@@ -44,7 +44,7 @@ class StepGraphs:
 
     def step(self, tokens: list[int], lengths: list[int]) -> Tensor:
         """Logits (n, V) after one more token in each of the first n rows; valid until the next step."""
-        _, batch, _, length, _ = self.cache.keys.shape[0:5]
+        _, batch, _, length, _ = self.cache.keys.shape
         rows, used = graph_shape(len(tokens), max(lengths) + 1, batch, length)
         padding = [0] * (rows - len(tokens))
         values = torch.tensor([[*tokens, *padding], [*lengths, *padding]])
@@ -55,18 +55,16 @@ class StepGraphs:
         graph.replay()
         return logits[:len(tokens)]
 
-    def run(self, rows: int, used: int) -> Tensor:
-        return self.one_token(self.cache, self.inputs[0, :rows], self.inputs[1, :rows], used)
-
     def capture(self, rows: int, used: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        inputs = self.cache, self.inputs[0, :rows], self.inputs[1, :rows], used
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):  # compiles, tunes and allocates; writes the same keys each time
-                self.run(rows, used)
+                self.one_token(*inputs)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            logits = self.run(rows, used)
+            logits = self.one_token(*inputs)
         self.pool = self.pool or graph.pool()
         return graph, logits

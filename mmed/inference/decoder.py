@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +27,12 @@ from torch import Tensor
 
 from mmed.inference.cuda_graphs import StepGraphs
 from mmed.inference.linears import fused, matrix
-from mmed.model import Block, KVCache, ModelConfig, Transformer, attend, dense_mask, rope
+from mmed.model import Block, KVCache, ModelConfig, Transformer, attend, dense_mask, rope, rotate
 from mmed.utils.errors import UserError
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # tokens of a flat pass
 ROWS_STEP = 16  # oneDNN keeps a program for every number of rows it meets, so passes are padded to a multiple
 LENGTH_STEP = 64  # the length of a cache is a multiple of this
-CALL_TOKENS = 48  # what one more attention call costs on a CPU, in cached tokens of one row
 
 
 @dataclass
@@ -52,14 +51,14 @@ class DecoderLayer:
     def __init__(self, block: Block, config: ModelConfig, layout: str):
         attention, mlp = block.self_attn, block.mlp
         self.block, self.attention, self.config = block, attention, config
-        qkv = [attention.qkv_proj] if config.packed_qkv else \
-            [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv, self.o = fused(qkv, layout), fused([attention.o_proj], layout)
+        self.qkv = fused([attention.qkv_proj] if config.packed_qkv else
+                         [attention.q_proj, attention.k_proj, attention.v_proj], layout)
+        self.o = fused([attention.o_proj], layout)
         self.up = fused([mlp.gate_proj, mlp.up_proj] if config.gated_mlp else [mlp.up_proj], layout)
         self.down = fused([mlp.down_proj], layout)
 
-    def heads(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (N, D) -> q (N, H, E), k and v (N, K, E), normed and rotated; cos and sin (N, 1, E)."""
+    def heads(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (N, D) -> q (N, H, E), k and v (N, K, E), normed and rotated; angles: cos and sin (N, 1, E)."""
         H, K, E = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
         y = self.qkv(self.block.input_layernorm(x))
         if self.config.packed_qkv:  # groups of G queries, key, value
@@ -69,7 +68,7 @@ class DecoderLayer:
             q, k, v = y.view(len(x), H + 2 * K, E).split((H, K, K), 1)
         if self.config.qk_norm:
             q, k = self.attention.q_norm(q), self.attention.k_norm(k)
-        return (q, k, v) if cos is None else (rotate_(q, cos, sin), rotate_(k, cos, sin), v)
+        return (q, k, v) if angles is None else (rotate(q, *angles), rotate(k, *angles), v)
 
     def rest(self, x: Tensor, attended: Tensor) -> Tensor:
         """The residual stream after attention's output (N, H * E) and the MLP."""
@@ -77,20 +76,13 @@ class DecoderLayer:
         if block.post_norms:
             x = x + block.post_attention_layernorm(self.o(attended))
             return x + block.post_feedforward_layernorm(self.mlp(block.pre_feedforward_layernorm(x)))
-        x = self.o(attended).add_(x)
-        return self.mlp(block.post_attention_layernorm(x)).add_(x)
+        x = x + self.o(attended)
+        return x + self.mlp(block.post_attention_layernorm(x))
 
     def mlp(self, x: Tensor) -> Tensor:
         gate, up = self.up(x).chunk(2, -1) if self.block.mlp.gated else (self.up(x), None)
         inner = F.gelu(gate, approximate="tanh") if self.block.mlp.gelu else F.silu(gate)
-        return self.down(inner if up is None else inner.mul_(up))
-
-
-def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`model.rotate` in place and in three operations; x (N, heads, E), the first half of sin is negated."""
-    first, second = x.chunk(2, -1)
-    other = torch.cat((second, first), -1)
-    return x.mul_(cos).addcmul_(other, sin)
+        return self.down(inner if up is None else inner * up)
 
 
 class Decoder:
@@ -118,20 +110,17 @@ class Decoder:
         logits, cap = self.head(self.norm(x)), self.config.final_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def ropes(self, positions: Tensor) -> dict[bool, tuple[Tensor | None, Tensor | None]]:
-        """cos and signed sin (N, 1, E) at positions (N,), for sliding and for full layers."""
+    def angles(self, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor] | None]:
+        """cos and sin (N, 1, E) at positions (N,), for sliding and for full layers; None without RoPE."""
         if self.config.position_embedding != "rope":
-            return dict.fromkeys(self.kinds, (None, None))
-        found: dict[bool, tuple[Tensor | None, Tensor | None]] = {}
-        for slides in self.kinds:
-            cos, sin = rope(self.config, positions[None], slides, self.dtype)
-            cos, sin = cos[0, 0, :, None], sin[0, 0, :, None]
-            first, second = sin.chunk(2, -1)
-            found[slides] = cos, torch.cat((-first, second), -1)
-        return found
+            return dict.fromkeys(self.kinds)
+        found = {slides: rope(self.config, positions[None], slides, self.dtype) for slides in self.kinds}
+        return {slides: (cos[0, 0, :, None], sin[0, 0, :, None]) for slides, (cos, sin) in found.items()}
 
-    def mask(self, queries: Tensor, keys: Tensor, slides: bool) -> Tensor:
-        return dense_mask(self.config, queries, keys, slides, self.dtype)
+    def mask(self, queries: Tensor, used: int, slides: bool) -> Tensor:
+        """What queries at places (B, T) see of the first `used` places: (B, 1, T, S); ALiBi: (B, H, T, S)."""
+        window = self.config.sliding_window if slides else None
+        return dense_mask(self.config, queries, torch.arange(used, device=self.device), window, self.dtype)
 
     # ---- prefill
 
@@ -146,14 +135,9 @@ class Decoder:
 
     def prefill(self, cache: KVCache, segments: Sequence[Segment]) -> list[Tensor]:
         """Compute the segments in order and store their keys and values; logits (segment.logits, V) of each.
-
-        A segment may overwrite an earlier one of the same row and `start`: each attends to the cache before
-        the next one is stored.
-        """
-        found: list[Tensor] = []
-        for part in passes(segments, PASS_TOKENS[self.device.type]):
-            found += self.flat_pass(cache, part)
-        return found
+        A segment may overwrite an earlier one of its row: each attends before the next one is stored."""
+        parts = passes(segments, PASS_TOKENS.get(self.device.type, 1024))
+        return [logits for part in parts for logits in self.flat_pass(cache, part)]
 
     def flat_pass(self, cache: KVCache, segments: list[Segment]) -> list[Tensor]:
         ids = [token for segment in segments for token in segment.ids]
@@ -161,12 +145,12 @@ class Decoder:
         padding = [0] * (-len(ids) % ROWS_STEP)
         x = self.embed(torch.tensor(ids + padding, device=self.device))  # (N, D)
         positions = torch.tensor(at + padding, device=self.device)
-        ropes = self.ropes(positions)
+        angles = self.angles(positions)
         lengths = [len(segment.ids) for segment in segments]
         parts = list(zip(segments, positions[:len(at)].split(lengths), strict=True))
         masks = {slides: [self.segment_mask(*part, slides) for part in parts] for slides in self.kinds}
         for layer in self.layers:
-            q, k, v = layer.heads(x, *ropes[layer.attention.slides])
+            q, k, v = layer.heads(x, angles[layer.attention.slides])
             attended, begin = torch.zeros_like(q), 0  # padding stays zero
             for segment, mask in zip(segments, masks[layer.attention.slides], strict=True):
                 tokens = slice(begin, begin + len(segment.ids))
@@ -186,7 +170,7 @@ class Decoder:
         causal = segment.start == 0 or len(segment.ids) == 1
         if self.config.position_embedding == "rope" and everything and causal:
             return None
-        return self.mask(positions[None], torch.arange(end, device=self.device), slides)
+        return self.mask(positions[None], end, slides)
 
     def attend_segment(self, layer: DecoderLayer, cache: KVCache, segment: Segment, q: Tensor, k: Tensor,
                        v: Tensor, mask: Tensor | None) -> Tensor:
@@ -205,75 +189,43 @@ class Decoder:
             if self.graphs is None:
                 self.graphs = StepGraphs(self.one_token, cache)
             return self.graphs.step(tokens, lengths)
-        n, used = len(lengths), max(lengths) + 1
-        # One attention call for all rows looks at `used` places of each, even of the short ones.
-        row_by_row = lengths if n == 1 or n * used - sum(lengths) > n * CALL_TOKENS else None
-        return self.one_token(cache, torch.tensor(tokens), torch.tensor(lengths), used, row_by_row)
+        return self.one_token(cache, torch.tensor(tokens), torch.tensor(lengths), max(lengths) + 1)
 
-    def one_token(self, cache: KVCache, tokens: Tensor, positions: Tensor, used: int,
-                  lengths: list[int] | None = None) -> Tensor:
-        """`decode_step` on tensors (n,). With `lengths` attention goes row by row, else over `used`."""
-        n, K = len(tokens), self.config.num_key_value_heads
+    def one_token(self, cache: KVCache, tokens: Tensor, positions: Tensor, used: int) -> Tensor:
+        """`decode_step` on tensors (n,): each row attends to its part of the first `used` places."""
+        n, K, E = len(tokens), self.config.num_key_value_heads, self.config.head_dim
         x = self.embed(tokens)  # (n, D)
-        ropes = self.ropes(positions)
+        angles = self.angles(positions)
         rows = torch.arange(n, device=self.device)
-        keys_at = torch.arange(used, device=self.device)
-        masks = {slides: self.step_mask(positions, keys_at, slides, lengths is None) for slides in self.kinds}
+        # The G queries of a key head stand where a prompt's tokens do, so keys need not be repeated.
+        masks = {slides: self.mask(positions[:, None], used, slides) for slides in self.kinds}
+        if self.config.position_embedding == "alibi":
+            masks = {slides: mask.view(n, K, -1, used) for slides, mask in masks.items()}
         for number, layer in enumerate(self.layers):
-            q, k, v = layer.heads(x, *ropes[layer.attention.slides])
-            keys, values, mask = cache.keys[number], cache.values[number], masks[layer.attention.slides]
+            q, k, v = layer.heads(x, angles[layer.attention.slides])
+            keys, values = cache.keys[number], cache.values[number]
             keys[rows, :, positions], values[rows, :, positions] = k, v
-            q = q.reshape(n, K, -1, self.config.head_dim)  # (n, K, G, E): queries that see the same keys
-            if lengths is None:
-                out = self.attend_one(layer, q, keys[:n, :, :used], values[:n, :, :used], mask)
-            else:
-                out = torch.empty_like(q)
-                for i, length in enumerate(lengths):
-                    row, seen = slice(i, i + 1), slice(0, length + 1)
-                    row_mask = None if mask is None else mask[row, ..., seen]
-                    own = keys[row, :, seen], values[row, :, seen]
-                    out[row] = self.attend_one(layer, q[row], *own, row_mask)
-            x = layer.rest(x, out.reshape(n, -1))
+            out = attend(q.reshape(n, K, -1, E), keys[:n, :, :used], values[:n, :, :used],
+                         masks[layer.attention.slides], layer.attention.scale, self.config.attention_softcap)
+            x = layer.rest(x, out.transpose(1, 2).reshape(n, -1))
         return self.logits(x)
 
-    def step_mask(self, positions: Tensor, keys_at: Tensor, slides: bool, padded: bool) -> Tensor | None:
-        """(n, 1, 1, S), with ALiBi (n, K, G, S); None where each row sees all of its own keys."""
-        alibi = self.config.position_embedding == "alibi"
-        if not (padded or slides or alibi):
-            return None
-        mask = self.mask(positions[:, None], keys_at, slides)  # (n, 1 or H, 1, S)
-        return mask.view(len(mask), self.config.num_key_value_heads, -1, len(keys_at)) if alibi else mask
 
-    def attend_one(self, layer: DecoderLayer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """One new token per row: q (n, K, G, E), k and v (n, K, S, E) -> (n, K, G, E)."""
-        scale, softcap = layer.attention.scale, self.config.attention_softcap
-        if softcap is None and not q.is_cuda:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        # On a GPU as products: the fused kernels give one query's S keys to one processor, these spread them.
-        scores = q @ k.transpose(2, 3) * scale
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        return scores.float().softmax(-1).to(q.dtype) @ v
-
-
-def passes(segments: Sequence[Segment], limit: int) -> Iterator[list[Segment]]:
+def passes(segments: Sequence[Segment], limit: int) -> list[list[Segment]]:
     """The segments in order, in passes of at most `limit` tokens; a longer segment is a pass of its own.
 
     >>> [len(part) for part in passes([Segment(0, 0, [1] * n) for n in (3, 5, 6, 20, 1)], 8)]
     [2, 1, 1, 1]
     """
-    part: list[Segment] = []
+    parts: list[list[Segment]] = []
     tokens = 0
     for segment in segments:
-        if part and tokens + len(segment.ids) > limit:
-            yield part
-            part, tokens = [], 0
-        part.append(segment)
+        if not parts or tokens + len(segment.ids) > limit:
+            parts.append([])
+            tokens = 0
+        parts[-1].append(segment)
         tokens += len(segment.ids)
-    if part:
-        yield part
+    return parts
 
 
 # ------------------------------------------------------------------------------------- which layout, and when

@@ -30,26 +30,21 @@ class PrefixCache:
         self.decoder, self.prompts = decoder, prompts
         self.prefixes = shared_prefixes(prompts)
         self.waiting = Counter(prefix for prefix, _ in self.prefixes)
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.kept: dict[int, tuple[Tensor, ...]] = {}
 
     def load(self, cache: KVCache, rows: list[int], indices: list[int]) -> list[int]:
         """Write the prefixes of prompts `indices` into rows of a cache; returns their lengths."""
-        missing = {}
         for row, i in zip(rows, indices, strict=True):
             prefix, length = self.prefixes[i]
-            if length and prefix not in self.kept:
-                missing.setdefault(prefix, Segment(row, 0, self.prompts[i][:length], logits=0))
-        self.decoder.prefill(cache, list(missing.values()))
-        for prefix, segment in missing.items():
-            place = (slice(None), segment.row, slice(None), slice(0, len(segment.ids)))
-            self.kept[prefix] = cache.keys[place].clone(), cache.values[place].clone()
-        for row, i in zip(rows, indices, strict=True):
-            prefix, length = self.prefixes[i]
-            if length:
-                cache.keys[:, row, :, :length], cache.values[:, row, :, :length] = self.kept[prefix]
-                self.waiting[prefix] -= 1
-                if not self.waiting[prefix]:
-                    del self.kept[prefix]
+            if not length:
+                continue
+            if prefix not in self.kept:
+                self.decoder.prefill(cache, [Segment(row, 0, self.prompts[i][:length], logits=0)])
+                self.kept[prefix] = tuple(x[:, row, :, :length].clone() for x in (cache.keys, cache.values))
+            cache.keys[:, row, :, :length], cache.values[:, row, :, :length] = self.kept[prefix]
+            self.waiting[prefix] -= 1
+            if not self.waiting[prefix]:
+                del self.kept[prefix]
         return [self.prefixes[i][1] for i in indices]
 
 

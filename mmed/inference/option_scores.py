@@ -3,8 +3,8 @@
     score_many(model, prompts, options)     one list of sums per prompt
 
 An option's score is the sum over its tokens of log P(token | prompt, tokens before it), natural logarithm,
-in fp32. The options of a prompt are computed one after the other behind it, in one flat pass; what they all
-begin with counts as a part of the prompt. What many prompts begin with is computed once, as in decoding.
+in fp32. The options of a prompt are computed one after the other behind it, in one flat pass. What many
+prompts begin with is computed once, as in decoding.
 """
 from __future__ import annotations
 
@@ -22,23 +22,16 @@ GROUP = 32     # prompts in the cache at a time
 COMPARED = 16  # prompts at most that `int8_difference` computes
 
 
-def score_options(model: Transformer, prompt: Sequence[int], options: Sequence[Sequence[int]]) -> list[float]:
-    """log P(option | prompt) of each option."""
-    return score_many(model, [prompt], [options])[0]
-
-
 @torch.inference_mode()
 def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
                options: Sequence[Sequence[Sequence[int]]], *,
-               on_done: Callable[[int], None] | None = None) -> list[list[float]]:
-    """`score_options` of many prompts; `on_done` is called with the place of each finished prompt."""
+               on_done: Callable[[int], None] = lambda place: None) -> list[list[float]]:
+    """log P(option | prompt) of each option of each prompt; `on_done` is called with each prompt's place."""
     check_lengths(model, prompts, options)
     scores: list[list[float]] = [[] for _ in prompts]
     places = [i for i in range(len(prompts)) if options[i]]
     if not places:
         return scores
-    starts = [common_start(options[i]) for i in places]
-    contexts = [[*prompts[i], *options[i][0][:start]] for i, start in zip(places, starts, strict=True)]
     longest = max(len(prompts[i]) + max(map(len, options[i])) for i in places)
     decoder = decoder_for(model)
     batch = fitting_batch(decoder, min(GROUP, len(places)), longest)
@@ -49,29 +42,18 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
         lengths = prefixes.load(cache, list(range(len(group))), group)
         segments = []
         for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
-            context, start = contexts[number], starts[number]
-            segments.append(Segment(row, length, context[length:], logits=start + 1))
-            rests = [option[start:-1] for option in options[places[number]]]
-            segments += [Segment(row, len(context), rest, logits=len(rest)) for rest in rests if rest]
+            i = places[number]
+            segments.append(Segment(row, length, prompts[i][length:]))
+            rests = [option[:-1] for option in options[i]]
+            segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests if rest]
         logits = iter(decoder.prefill(cache, segments))
         for number in group:
-            i, shared = places[number], next(logits)
+            i, before = places[number], next(logits)
             for option in options[i]:
-                more = len(option) > starts[number] + 1
-                scores[i].append(option_score(torch.cat((shared, next(logits))) if more else shared, option))
-            if on_done is not None:
-                on_done(i)
+                part = torch.cat((before, next(logits))) if len(option) > 1 else before
+                scores[i].append(option_score(part, option))
+            on_done(i)
     return scores
-
-
-def common_start(options: Sequence[Sequence[int]]) -> int:
-    """How many tokens all options begin with, without the last token of any.
-
-    >>> common_start([[5, 6, 7], [5, 6, 8], [5, 6]])
-    1
-    """
-    shortest = min(map(len, options)) - 1
-    return next((i for i in range(shortest) if len({option[i] for option in options}) > 1), shortest)
 
 
 def option_score(logits: Tensor, option: Sequence[int]) -> float:
@@ -93,24 +75,22 @@ def check_lengths(model: Transformer, prompts: Sequence, options: Sequence) -> N
 @torch.inference_mode()
 def int8_difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str:
     """What int8 changes on these prompts, in words: the likeliest next tokens, and the log-probabilities."""
-    prompts = prompts[::max(1, -(-len(prompts) // COMPARED))]
+    if not prompts:
+        return "int8 weights: no prompts to compare with"
+    prompts = prompts[::-(-len(prompts) // COMPARED)]
     same = total = moved = 0.0
     with torch.inference_mode(False), torch.no_grad():
         model.int8 = False
-        exact, int8 = Decoder(model, layout_of(model)), Decoder(model, "int8")
+        decoders = Decoder(model, layout_of(model)), Decoder(model, "int8")
         model.int8 = True
     for prompt in prompts:
-        rows = []
-        for decoder in (exact, int8):
-            segment = Segment(0, 0, prompt, logits=len(prompt))
-            logits = decoder.prefill(decoder.make_cache(1, len(prompt)), [segment])[0]
-            rows.append(logits.float().log_softmax(-1))
-        top = rows[0].argmax(-1)
-        same += float((rows[1].argmax(-1) == top).sum())
-        moved += float((rows[0] - rows[1]).gather(1, top[:, None]).abs().sum())
+        segment = Segment(0, 0, prompt, logits=len(prompt))
+        logits = [decoder.prefill(decoder.make_cache(1, len(prompt)), [segment])[0] for decoder in decoders]
+        exact, int8 = (part.float().log_softmax(-1) for part in logits)
+        top = exact.argmax(-1)
+        same += float((int8.argmax(-1) == top).sum())
+        moved += float((exact - int8).gather(1, top[:, None]).abs().sum())
         total += len(top)
-    if not prompts:
-        return "int8 weights: no prompts to compare with"
     return (f"int8 weights: the likeliest next token is the same at {same / total:.1%} of "
             f"{total:,.0f} positions of {len(prompts)} prompts; "
             f"its log-probability moves by {moved / total:.4f} on average")

@@ -2,8 +2,8 @@
 
     y = (x W8^T) * scale        W8 = round(W / scale), scale = max |row of W| / 127, one fp32 number per row
 
-Weights only, no calibration. Symmetric, so zero stays zero; no weight is off by more than half a scale. On
-a CPU the inputs of a few rows are rounded to bf16. Embedding and norms keep their precision, the head is
+Weights only, no calibration. Symmetric, so zero stays zero; no weight is off by more than half a scale. On a
+CPU the inputs of a few rows are rounded to bf16. Embedding and norms keep their precision, the head is
 quantised.
 """
 from __future__ import annotations
@@ -15,24 +15,13 @@ from torch import Tensor
 FEW = 16  # rows; for more of them converting the weights costs less than the slower product
 
 
-def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(int8 (out, in), fp32 scale (out,)) of a matrix.
-
-    >>> w8, scale = quantized(torch.tensor([[1.27, -0.01], [0.0, 0.0]]))
-    >>> w8.tolist(), [round(s, 4) for s in scale.tolist()]
-    ([[127, -1], [0, 0]], [0.01, 0.0])
-    """
-    scale = weight.float().abs().amax(1) / 127
-    divisor = scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]  # a row of zeros stays zero
-    return (weight.float() / divisor).round().to(torch.int8), scale
-
-
 class Int8Linear:
-    """y = x W^T + b with W in int8."""
+    """y = x W^T + b with W (out, in) in int8."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight, self.scale = quantized(weight)
-        self.bias = bias
+        self.scale = weight.float().abs().amax(1) / 127  # (out,)
+        divisor = self.scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]  # a row of zeros stays zero
+        self.weight, self.bias = (weight.float() / divisor).round().to(torch.int8), bias
         self.ones = torch.ones(len(weight), dtype=torch.bfloat16, device=weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -62,11 +62,18 @@ class Decoding:
     on_done: Callable[[int, list[int]], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            given = f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}"
-            raise UsageError(f"{given}: expected 0 or more, over 0 up to 1, and 0 or more")
-        if self.max_batch_size < 1:
-            raise UsageError(f"max_batch_size {self.max_batch_size}: expected 1 or more")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_batch_size < 1:
+            raise UsageError(f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}, "
+                             f"batch size {self.max_batch_size}: expected 0 or more, over 0 up to 1, 0 or "
+                             "more, and 1 or more")
+
+    def part(self, places: range) -> Decoding:
+        """How to decode the prompts at these places alone, with the same draws and callbacks."""
+        limits, numbers, on_done = self.max_new_tokens, self.numbers or range(places.stop), self.on_done
+        return replace(
+            self, max_new_tokens=limits if isinstance(limits, int) else [limits[i] for i in places],
+            numbers=[numbers[i] for i in places],
+            on_done=None if on_done is None else lambda place, ids: on_done(places[place], ids))
 
     def sequences(self, config: ModelConfig, prompts: list[list[int]]) -> list[Sequence]:
         """One sequence per prompt; a prompt that leaves no position for an answer is an error."""
@@ -74,15 +81,12 @@ class Decoding:
         limits = [limits] * len(prompts) if isinstance(limits, int) else list(limits)
         result = []
         for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            if not prompt:
-                raise UserError(f"prompt {i} is empty; a model needs at least one token to continue")
-            if limit < 0:
-                raise UsageError(f"max_new_tokens {limit}: expected 0 or more")
+            if not prompt or limit < 0:
+                raise UserError(f"prompt {i} is empty, or its max_new_tokens ({limit}) negative")
             if len(prompt) >= longest:
                 raise UserError(f"prompt {i} has {len(prompt):,} tokens and the model a context length of "
                                 f"{longest:,}, which is too short for an answer; shorten the prompt")
-            number = i if self.numbers is None else self.numbers[i]
-            draws = random.Random(f"{self.seed} {number}")
+            draws = random.Random(f"{self.seed} {i if self.numbers is None else self.numbers[i]}")
             result.append(Sequence(i, list(prompt), min(limit, longest - len(prompt)), draws))
         return result
 

@@ -7,9 +7,8 @@
     rank 2   predictions.jsonl.rank-2.partial     ┘ on any number of ranks
 
 A round is a fixed set of items, whatever the number of ranks, so the files of a run do not depend on it.
-The most expensive rounds are given out first, each to the rank with the least work. Without torchrun there
-is one rank. With a model that is sharded over the ranks (`--shard`) all ranks compute all rounds in step,
-and rank 0 writes.
+Without torchrun there is one rank. With a model that is sharded over the ranks (`--shard`) all ranks take the
+rounds together, each decodes its share of a round's items (`step_together`), and rank 0 writes.
 """
 from __future__ import annotations
 
@@ -17,6 +16,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mmed.model import Transformer
 from mmed.training import distributed
@@ -33,26 +34,19 @@ def is_sharded(model: Transformer) -> bool:
     return hasattr(model, "unshard")
 
 
-def assign(costs: Mapping[int, float], ranks: int) -> list[list[int]]:
-    """The rounds of each rank, the most expensive first.
-
-    >>> assign({0: 5, 1: 3, 2: 3, 3: 1}, 2)
-    [[0, 3], [1, 2]]
-    """
-    load = [0.0] * ranks
-    rounds: list[list[int]] = [[] for _ in range(ranks)]
-    for number in sorted(costs, key=lambda number: (-costs[number], number)):
-        rank = load.index(min(load))
-        load[rank] += costs[number]
-        rounds[rank].append(number)
-    return rounds
+def step_together(model: Transformer, busy: bool) -> bool:
+    """Whether to call the model once more: while this rank is busy, and with a sharded model while any is,
+    because every forward pass needs all ranks."""
+    if not is_sharded(model):
+        return busy
+    return bool(distributed.device_sum(torch.tensor(float(busy), device=model.embed_tokens.weight.device)))
 
 
 def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
                compute: Callable[[int], list[dict]], *, force: bool = False,
                on_skip: Callable[[int], None] = lambda number: None,
                model: Transformer | None = None) -> Journal | None:
-    """Compute every round of `costs` that is in no journal."""
+    """Compute every round of `costs` that is in no journal, the most expensive ones first."""
     rank, ranks = distributed.rank(), distributed.world_size()
     main = Journal(path, facts, force) if rank == 0 else None
     if main is not None:
@@ -61,14 +55,13 @@ def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
     done = main.done if main is not None else finished(path)
     for number in sorted(set(costs) & done):
         on_skip(number)
-    missing = {number: cost for number, cost in costs.items() if number not in done}
-    together = model is not None and is_sharded(model)
-    mine = sorted(missing) if together or ranks == 1 else assign(missing, ranks)[rank]
+    missing = sorted(set(costs) - done)
     own = main
-    if main is None and not together:
-        own = Journal(part_path(path, rank), facts, force)
+    if model is None or not is_sharded(model):
+        missing = sorted(sorted(missing, key=lambda number: -costs[number])[rank::ranks])
+        own = main or Journal(path.with_name(f"{path.name}.rank-{rank}"), facts, force)
     distributed.barrier()  # all have read what is done
-    for number in mine:
+    for number in missing:
         rows = compute(number)
         if own is not None:
             own.add(number, rows)
@@ -77,14 +70,10 @@ def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
     distributed.barrier()
     if main is not None:
         absorb(main, path, facts, force=False)
-        assert not set(costs) - main.done, f"rounds {sorted(set(costs) - main.done)} are in no journal"
+        assert set(costs) <= main.done, f"rounds {sorted(set(costs) - main.done)} are in no journal"
     distributed.barrier()
     distributed.stop()
     return main
-
-
-def part_path(path: Path, rank: int) -> Path:
-    return path.with_name(f"{path.name}.rank-{rank}")
 
 
 def absorb(journal: Journal, path: Path, facts: Mapping[str, Any], force: bool) -> None:
@@ -92,7 +81,7 @@ def absorb(journal: Journal, path: Path, facts: Mapping[str, Any], force: bool) 
     for partial in sorted(path.parent.glob(f"{path.name}.rank-*.partial")):
         part = Journal(partial.with_suffix(""), facts, force)
         for number, rows in part.rounds():
-            if not journal.has(number):
+            if number not in journal.done:
                 journal.add(number, rows)
         part.discard()
 

@@ -44,17 +44,13 @@ def fast_mask(document_ids: Tensor | None, batch: int, length: int, window: int 
     window        a query sees itself and the window - 1 keys before it; None: all keys before it
     """
     if device.type == "cpu":
-        spans = whole_rows(batch, length) if document_ids is None else document_spans(document_ids)
-        return DocumentMask(spans, window)
+        if document_ids is not None:
+            return DocumentMask(document_spans(document_ids), window)
+        rows = torch.arange(batch)
+        return DocumentMask(torch.stack((rows, 0 * rows, 0 * rows + length), 1), window)
     if device.type == "cuda" and (document_ids is not None or window is not None):
         return FlexMask(block_mask(document_ids, window, length, device))
     return None
-
-
-def whole_rows(batch: int, length: int) -> Tensor:
-    """The spans of rows that are one document each."""
-    rows = torch.arange(batch)
-    return torch.stack((rows, torch.zeros_like(rows), torch.full_like(rows, length)), 1)
 
 
 def document_spans(document_ids: Tensor) -> Tensor:

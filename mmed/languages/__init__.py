@@ -1,19 +1,18 @@
-"""One file a language: all that is particular to it. `mmed/languages/<code>.py` with a constant `LANGUAGE` is
-found by itself; nothing is registered anywhere.
+"""All that is particular to a language: a file `mmed/languages/<code>.py` with a constant `LANGUAGE`.
+
+A file is found by its name; nothing is registered. Codes are ISO 639-1.
 
     get_language("ja") == get_language("Japanese") == get_language("日本語")
     [language.code for language in all_languages()]   the paper's order first, then by code
 
-**How medical words are written.** `medical_words` holds dictionary forms in lower case. A bar marks where the
-ending begins: "печен|ь" stands for every word that begins with "печен" (печень, печени, печенью), and in the
-published rule, which knows no stems, for the word "печень". A word without a bar stands for itself alone
-("virus" is not "viruses"). A bar in front, too, lets it stand inside a compound: "|entzündung|" is also in
-"Lungenentzündungen". In languages with spaces at least 3 letters, 4 before a bar, and 5 behind one; in the
-others at least two characters and no bar. A slash separates spellings of one term ("tumor|/tumour|",
-"医院/醫院"), which count as one word; the published rule takes the first. 200 terms a language, as in the
-paper.
+`medical_words` holds 200 terms, as in the paper: dictionary forms in lower case. "печен|ь" stands for every
+word that begins with "печен"; in the published rule, which knows no stems, for "печень". A term without a bar
+stands for itself alone ("virus" is not "viruses"). "|entzündung|" also matches inside a compound:
+"Lungenentzündungen". With spaces a stem has at least 3 letters, 4 before a bar, and 5 between bars; without
+spaces, two characters and no bars. "tumor|/tumour|" is one term in two spellings; the published rule takes
+the first.
 
-Codes are ISO 639-1. DIFFERS: the official code says "jp" for Japanese; we say "ja", as CulturaX does.
+DIFFERS: the official code says "jp" for Japanese; we say "ja", as CulturaX does.
 """
 from __future__ import annotations
 
@@ -30,57 +29,30 @@ from mmed.utils.errors import UserError, require_extra
 
 PAPER_ORDER = ("en", "zh", "ja", "fr", "ru", "es")  # MMedLM: the columns of every table in the paper
 
-# One letter with several spellings in the Arabic script, by writer and keyboard: the same for the filter and
-# the answer parser.
+# One letter with several spellings in the Arabic script, by writer and keyboard
 SAME_LETTER = str.maketrans("أإآٱىیةک", "اااا" "يي" "هك")
-
-Splitter = Callable[[str], list[str]]
 
 
 @dataclass(frozen=True)
 class AnswerWords:
-    """How an answer is stated in a language: alternatives of regular expressions, parted by "|", in lower
-    case, blanks as they stand.
+    """Words by which an answer is stated, for `mmed/evaluation/answer_parser.py`, with commas between them.
 
-    `mmed/evaluation/answer_words.py` joins them over languages. In languages with spaces each must end where
-    a word ends. Every repeat must be bounded (`{0,3}`, never `*`), so that reading stays linear. All may be
-    left out; then only what needs no word is read.
+    Lower case; phrases of several words are allowed. A bar stands for any ending, as in `medical_words`:
+    "correct|e" is "correct", "correcte", "correctes". All lists may be empty.
     """
 
-    cue: str = ""  # before a letter, with or without a link: "the answer", "correct option"
-    decide: str = ""  # verbs, revisions and conclusions that need no link: "I choose", "wait", "therefore"
-    weak: str = ""  # heeded where nothing else speaks: "I think", "probably"
-    negation: str = ""  # takes the letter after it back: "not", "rather than"
-    negation_before: str = ""  # the last word before a verb of `decide` that turns it round: "not" (choose)
-    negation_after: str = ""  # right behind the letter, as in Japanese "Aではな"
-    either: str = ""  # before the first of two that "or" parts
-    or_: str = ""
-    # those with a blank in them stand for a comma, the others also behind one; capitals must be given too
-    and_: str = ""
-    and_attached: str = ""  # joined to the letter behind it, as the Arabic "و"
-    but: str = ""  # after "not A": "but", "rather"
-    copula: str = ""  # links a cue to its letter, also over a distance: "is"
-    link: str = ""  # links them only where nothing but fillers stands between: "was"
-    filler: str = ""  # carries nothing between cue and letter: "the", "probably"
-    goes_on: str = ""  # may follow a letter that by itself is a word: "because", "and"
-    because: str = ""  # after a label that begins a line: "C because ..."
-    is_answer: str = ""  # behind a letter: "is the correct answer", "seems right"
-    right_link: str = ""  # between a letter and a verdict, with its blank: "is a "
-    right: str = ""  # verdicts: "correct", "true"
-    wrong_link: str = ""  # the same before `wrong`, without the blank
-    wrong: str = ""  # "false", "ruled out"
-    name_before: str = ""  # makes a letter the name of something: "vitamin", "hepatitis"
-    named: str = ""  # the same behind a letter: "cells", "virus"
-    item_prefix: str = ""  # may stand before each letter of a list: "option"
-    line_prefix: str = ""  # may stand before a letter that is all of a line
-    bare_tail: str = ""  # may stand behind it: "and not D"
-    # heading of a question, after which a text has run on into another item; in its own case
-    question: str = ""
-    avoid: str = ""  # beside an option's text: the text is named, not chosen: "contraindicated"
-    letters: str = ""  # of the script, in the place of A, B, C, ...: "أبجده"
-    # sentences for the tests: each states {} as the answer, "The right answer is {}."
-    stated: tuple[str, ...] = ()
-    denied: tuple[str, ...] = ()  # and these do not: "{} is wrong."
+    answer: str = ""  # what a letter answers: answer, option, diagnosis, treatment, cause
+    is_: str = ""  # is, are, would be, seems
+    choose: str = ""  # come before a letter without "is": choose, think, therefore, actually, correction
+    correct: str = ""  # correct, right, best, most likely
+    wrong: str = ""  # wrong, false, ruled out, contraindicated
+    not_: str = ""  # exclude the letter after them: not, neither, rather than
+    because: str = ""  # may follow a letter: because, since, given
+    and_or: str = ""  # join letters; those that leave the answer open after a slash: "and, as well as / or"
+    question: str = ""  # headings of a question, as written; the text after one belongs to another item
+    letters: str = ""  # of the script, in the place of A, B, C: "أبجده"
+    stated: tuple[str, ...] = ()  # sentences for the tests that state {} as the answer: "I choose {}."
+    denied: tuple[str, ...] = ()  # sentences that do not: "{} is wrong."
 
 
 @dataclass(frozen=True)
@@ -88,26 +60,24 @@ class Language:
     code: str  # ISO 639-1
     name: str  # in English; also the file name in MMedBench
     native_name: str
-    spaced: bool  # words are separated by spaces
+    spaced: bool  # spaces separate words
     medical_words: tuple[str, ...]  # see the module's head
-    min_hits: int  # distinct medical words a document needs (MKC)
+    min_hits: int  # distinct medical words that a document needs (MKC)
     min_density: float  # share of its letters and digits that lie in medical words (DENS)
     official_min_hits: int  # MMedLM: the published thresholds
     official_min_density: float  # share of all characters, nested words counted twice
     ocr_code: str  # Tesseract's name of the language
     medical_sentence: str
     ordinary_sentence: str
-    split_words: Splitter  # words and punctuation without any extra package
-    official_words: Splitter  # as in the official scores; needs mmed[words]
-    official_package: str = "nltk"  # what `official_words` cuts with, as signatures of scores name it
+    split_words: Callable[[str], list[str]]  # words and punctuation without any extra package
+    official_words: Callable[[str], list[str]]  # as in the official scores; needs mmed[words]
+    official_package: str = "nltk"  # what `official_words` uses, as signatures of scores name it
     answers: AnswerWords = AnswerWords()
-    # written to the word behind them without a space ("ال"): medical words are found behind them, too
-    prefixes: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()  # written to the next word without a space ("ال"), which is still found
     right_to_left: bool = False
     language_id: tuple[str, ...] = ()  # codes under which language identification knows it; () is its own
-    phone_words: str = ""  # announce a telephone number; alternatives parted by "|"
-    # Shown before a chat on the terminal
-    disclaimer: str = "This is a research model. What it says is no medical advice; ask a doctor."
+    phone_words: str = ""  # announce a telephone number; alternatives separated by "|"
+    disclaimer: str = "This is a research model. What it says is no medical advice; ask a doctor."  # of chats
 
 
 def words(listed: str) -> tuple[str, ...]:
@@ -117,6 +87,16 @@ def words(listed: str) -> tuple[str, ...]:
     ('patient|', 'blood pressure', 'insulin')
     """
     return tuple(" ".join(term.split()) for term in listed.split(",") if term.strip())
+
+
+# Letters with their marks: Latin and Cyrillic accents, Arabic vowels, signs of Indian scripts (no danda)
+_LETTER = r"[\w\u0300-\u036f\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff]"
+_CLITIC = r"['’](?:s|m|d|ll|re|ve)\b"
+_SPACED = re.compile(
+    rf"\w+?(?=n['’]t\b)|n['’]t\b|{_CLITIC}|\.\.\.|--+|[^\w\s]|"
+    rf"{_LETTER}+(?:[-/.&+@]{_LETTER}+|[,:]\d+|(?!{_CLITIC})['’]{_LETTER}+)*", re.IGNORECASE)
+_RUN = "[0-9A-Za-z\u00c0-\u024f\u0370-\u04ff\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]"
+_CHARACTERS = re.compile(rf"{_RUN}+(?:[-.]{_RUN}+)*|\S[\u0300-\u036f\u3099\u309a]*")
 
 
 def split_spaced(text: str) -> list[str]:
@@ -130,16 +110,6 @@ def split_spaced(text: str) -> list[str]:
     return _SPACED.findall(text)
 
 
-# Letters with their marks: Latin and Cyrillic accents, Arabic vowels, the signs of the scripts of India
-# (without the danda).
-_LETTER = r"[\w\u0300-\u036f\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff]"
-_CLITIC = r"['’](?:s|m|d|ll|re|ve)\b"
-_SPACED = re.compile(
-    rf"\w+?(?=n['’]t\b)|n['’]t\b|{_CLITIC}|{_LETTER}+(?:[-/.&+@]{_LETTER}+|[,:]\d+|"
-    rf"(?!{_CLITIC})['’]{_LETTER}+)*"
-    r"|\.\.\.|--+|[^\w\s]", re.IGNORECASE)
-
-
 def split_characters(text: str) -> list[str]:
     """One token a character, Latin and digit runs whole: for languages without spaces.
 
@@ -147,10 +117,6 @@ def split_characters(text: str) -> list[str]:
     ['患', '者', '有', 'HIV', '，', '体', '温', '37.5', '℃', '。']
     """
     return _CHARACTERS.findall(text)
-
-
-_RUN = "[0-9A-Za-z\u00c0-\u024f\u0370-\u04ff\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]"
-_CHARACTERS = re.compile(rf"{_RUN}+(?:[-.]{_RUN}+)*|\S[\u0300-\u036f\u3099\u309a]*")
 
 
 def nltk_words(text: str) -> list[str]:
@@ -177,19 +143,10 @@ def _nltk() -> tuple[Any, Any]:
 @functools.cache
 def all_languages() -> tuple[Language, ...]:
     """Every language that has a file here, the paper's six first."""
-    found = []
-    for module in pkgutil.iter_modules(__path__):
-        if module.name.startswith("_"):
-            continue  # the command
-        language = getattr(importlib.import_module(f"{__name__}.{module.name}"), "LANGUAGE", None)
-        if not isinstance(language, Language) or language.code != module.name:
-            raise UserError(
-                f"mmed/languages/{module.name}.py: expected a constant LANGUAGE = "
-                f"Language(code={module.name!r}, ...)"
-            )
-        found.append(language)
+    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    found = [importlib.import_module(f"{__name__}.{name}").LANGUAGE for name in sorted(names)]
     order = {code: place for place, code in enumerate(PAPER_ORDER)}
-    return tuple(sorted(found, key=lambda language: (order.get(language.code, len(order)), language.code)))
+    return tuple(sorted(found, key=lambda language: order.get(language.code, len(order))))
 
 
 def get_language(name: str) -> Language:
@@ -199,11 +156,10 @@ def get_language(name: str) -> Language:
     ('Japanese', 'ja', 'en')
     """
     wanted = name.strip().lower()
-    names = {}
     for language in all_languages():
         if wanted in (language.code, language.name.lower(), language.native_name.lower()):
             return language
-        names.update({language.code: language.code, language.name.lower(): language.name})
+    names = {language.name.lower(): language.name for language in all_languages()}
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean {names[near[0]]!r}? " if near else ""
     known = ", ".join(f"{language.code} ({language.name})" for language in all_languages())

@@ -1,11 +1,13 @@
 """The tables of a report, shown in the terminal (`summary_table`) and on the page.
 
-In: `Result`s (read_results.py). Out: `Table`s, one metric of one definition each: rows are models under their
-setting, columns are languages and their macro average. Results whose signatures differ go into different
-tables, and so do the paper's numbers unless they were computed in the same way.
+Each table has one metric of one definition: rows are models under their setting, columns are languages and
+their macro average. Results whose signatures differ go into different tables, and so do the paper's numbers
+unless they were computed in the same way.
 """
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,19 +16,17 @@ from mmed.evaluation.summary import COLUMNS, aligned, shown_metrics
 from mmed.reporting.read_results import SETTINGS, Result
 
 ACCURACY = {  # column of the summary: (title, what is counted)
-    "answer": ("Accuracy, answer only", "The model writes an answer; its letters must be exactly the "
-                                        "right ones."),
+    "answer": ("Accuracy, answer only",
+               "The model writes an answer; its letters must be exactly the right ones."),
     "rationale": ("Accuracy, rationale before the answer",
-                  "The model writes a rationale, then an answer; its letters "
-                  "must be exactly the right ones."),
+                  "The model writes a rationale, then an answer; its letters must be exactly right."),
     "loglikelihood": ("Accuracy by log-likelihood of the options",
-                      "The model writes nothing: its answer is the "
-                      "likeliest option letter, or set of letters."),
+                      "The model writes nothing: its answer is the likeliest letter, or set of letters."),
     "loglikelihood_norm": ("Accuracy by log-likelihood per token of the options",
-                           "As by log-likelihood, with the sum "
-                           "of log-probabilities divided by the number of tokens."),
-    "official": ("Accuracy, official scorer", "The answer-only text, scored by the published script's string "
-                 "comparison, as the paper's numbers were."),
+                           "As by log-likelihood, with the sum divided by the number of tokens."),
+    "official": ("Accuracy, official scorer",
+                 "The answer-only text, scored by the published script's string comparison, as the paper's "
+                 "numbers were."),
 }
 
 
@@ -50,112 +50,95 @@ class Row:
 class Table:
     title: str
     note: str
-    unit: str  # "%" or "x 100"
     columns: list[str]
+    groups: dict[str, list[Row]]  # heading -> rows
     sizes: list[int | None]  # items behind each column
-    groups: list[tuple[str, list[Row]]]  # (heading, rows)
-    decimals: int
-    main: bool  # shown in the terminal and unfolded on the page
+    unit: str = "%"
+    decimals: int = 1
+    main: bool = False  # shown in the terminal and unfolded on the page
 
 
 def by_definition(results: Sequence[Result], column: str) -> list[list[Result]]:
-    """Groups results whose numbers in `column` are comparable: same signature in each language, same choice
-    of items.
-    """
-    groups: list[list[Result]] = []
+    """Groups of results whose numbers in `column` are comparable: same signatures, same choice of items."""
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        group = next((group for group in groups if _comparable(group[0], result, column)), None)
-        if group is None:
-            groups.append([result])
-        else:
-            group.append(result)
-    return groups
-
-
-def _comparable(a: Result, b: Result, column: str) -> bool:
-    signatures = [result.summary["signatures"].get(column, "") for result in (a, b)]
-    if column in COLUMNS:
-        return signatures[0] == signatures[1]
-    same = all(signatures[1].get(language, signature) == signature for language,
-               signature in signatures[0].items())
-    return same and a.summary["text_items"] == b.summary["text_items"]
+        summary = result.summary
+        if column in summary["micro"]["accuracy"] or column in summary["micro"]["text"]:
+            items = "" if column in COLUMNS else summary["text_items"]
+            definition = json.dumps([summary["signatures"].get(column), items], sort_keys=True)
+            groups.setdefault(definition, []).append(result)
+    return list(groups.values())
 
 
 def tables(results: Sequence[Result], with_published: bool = False) -> list[Table]:
-    """All tables, the main ones first within each kind."""
-    found = []
-    for column in COLUMNS:
-        having = [result for result in results if column in result.summary["micro"]["accuracy"]]
-        for group in by_definition(having, column):
-            found.append(_accuracy_table(group, column, with_published))
-    if with_published and not any("official" in result.summary["micro"]["accuracy"] for result in results):
+    """All tables: accuracies, accuracies by source, scores of rationales."""
+    found = [_accuracy_table(group, column, with_published)
+             for column in COLUMNS for group in by_definition(results, column)]
+    if with_published and not by_definition(results, "official"):
         found.append(_published_table("accuracy", "the official scorer"))
     return found + _source_tables(results, with_published) + _text_tables(results, with_published)
 
 
 def _accuracy_table(results: Sequence[Result], column: str, with_published: bool) -> Table:
-    title, note = ACCURACY[column]
-    table = _table(title, note, results, lambda part: part["accuracy"].get(column), with_chance=True)
-    joined = with_published and column == "official"
-    table.main = column in ("answer", "loglikelihood", "rationale") or joined
-    if joined:
-        _add_published(table, "accuracy")
     summary = results[0].summary
-    levels = [Cell(100 * part["chance"]) for part in (*summary["languages"].values(), summary["macro"])]
-    table.groups.append(("", [Row("Chance level", levels, "chance")]))
+    chance = [part["chance"] for part in (*summary["languages"].values(), summary["macro"])]
+    table = _language_table(*ACCURACY[column], results, lambda part: part["accuracy"].get(column), chance)
+    table.main = column in ("answer", "loglikelihood", "rationale")
+    if with_published and column == "official":
+        table.main = True
+        _add_published(table, "accuracy")
+    table.groups[""] = [Row("Chance level", [Cell(100 * level) for level in chance], "chance")]
     return table
 
 
 def _source_tables(results: Sequence[Result], with_published: bool) -> list[Table]:
     """Accuracy by source, where a language has several, such as the paper's English benchmarks."""
-    found = []
-    names = list(dict.fromkeys(name for result in results
-                               for name in result.summary["micro"]["by"].get("source", {})))
+    by_source = [result.summary["micro"]["by"].get("source", {}) for result in results]
+    names = list(dict.fromkeys(name for sources in by_source for name in sources))
     if len(names) <= len(results[0].summary["languages"]):
         return []
     names.sort(key=lambda name: ENGLISH_SOURCES.index(name) if name in ENGLISH_SOURCES else len(names))
-    for column in COLUMNS:
-        having = [result for result in results if column in result.summary["source_mean"]]
-        for group in by_definition(having, column):
-            def scores(result: Result, column: str = column) -> list[Cell | None]:
-                sources = result.summary["micro"]["by"]["source"]
-                parts = [sources.get(name, {}).get(column) for name in names]
-                return [_cell(score) for score in (*parts, result.summary["source_mean"][column])]
 
+    def scores(result: Result, column: str) -> list[dict | None]:
+        sources = result.summary["micro"]["by"]["source"]
+        return [*(sources.get(name, {}).get(column) for name in names), result.summary["source_mean"][column]]
+
+    found = []
+    for column in COLUMNS:
+        for group in by_definition(results, column):
             title, note = ACCURACY[column]
-            first = group[0].summary["micro"]["by"]["source"]
-            sizes = [first.get(name, {}).get(column, {}).get("n") for name in names]
-            found.append(Table(f"{title}, by source",
-                               note + " The last column is the plain mean of the sources.", "%",
-                               [*names, "Mean of sources"], [*sizes, None], _by_setting(group, scores), 1,
-                               column == "answer"))
+            table = _table(f"{title}, by source", f"{note} The last column is the plain mean of the sources.",
+                           [*names, "Mean of sources"], group, [scores(result, column) for result in group])
+            table.main = column == "answer"
+            found.append(table)
     if with_published and len(set(names) & set(ENGLISH_SOURCES)) > 2:
-        found.append(_published_english())
+        note = ("The paper's numbers. It does not say how each model was prompted and scored, so they are "
+                "apart from ours.")
+        rows = [_published_row(row, ENGLISH_SOURCES) for row in published_english()]
+        found.append(Table("Published accuracy on the English benchmarks", note,
+                           [*ENGLISH_SOURCES, "Mean of sources"], {"Setting not stated": rows}, [None] * 10,
+                           decimals=2, main=True))
     return found
 
 
 def _text_tables(results: Sequence[Result], with_published: bool) -> list[Table]:
-    """BLEU, ROUGE and other scores of rationales; another definition, tokenization or choice of items:
-    another table.
-    """
+    """BLEU, ROUGE and other scores of rationales."""
     found, missing = [], {"BLEU-1", "ROUGE-1"} if with_published else set()
-    metrics = dict.fromkeys(metric for result in results
-                            for metric in shown_metrics(result.summary, result.settings.get("words")
-                                                        or "default"))
-    for metric in metrics:
+    words_of = {result.full_name: result.settings.get("words") or "default" for result in results}
+    shown = [shown_metrics(result.summary, words_of[result.full_name]) for result in results]
+    for metric in dict.fromkeys(metric for part in shown for metric in part):
         name, _, definition = metric.partition("|")
-        for group in by_definition([r for r in results if metric in r.summary["micro"]["text"]], metric):
-            summary, words = group[0].summary, group[0].settings.get("words") or "default"
+        for group in by_definition(results, metric):
+            summary, words = group[0].summary, words_of[group[0].full_name]
             absent = [language for language, part in summary["languages"].items()
                       if metric not in part["text"]]
-            note = (f"Times 100; {definition}; word splitting: {words}; rationales scored: "
-                    f"{summary['text_items']}.")
+            items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
+            note = f"Definition: {definition}; word splitting: {words}; rationales scored: {items}."
             if absent:
-                note += (f" No rationale was scored in {', '.join(absent)}; the macro average is of the "
-                         f"others.")
-            table = _table(f"{name} of rationales", note, group, lambda part,
-                           metric=metric: part["text"].get(metric))
-            table.unit, table.decimals, table.main = "x 100", 2, name in ("BLEU-1", "ROUGE-1")
+                note += f" No rationale was scored in {', '.join(absent)}; the macro average omits it."
+            table = _language_table(f"{name} of rationales", note, group,
+                                    lambda part, metric=metric: part["text"].get(metric))
+            table.unit, table.decimals, table.main = "× 100", 2, name in ("BLEU-1", "ROUGE-1")
             if name in missing and words == "official":
                 _add_published(table, name)
                 missing.discard(name)
@@ -164,40 +147,44 @@ def _text_tables(results: Sequence[Result], with_published: bool) -> list[Table]
                     for name in sorted(missing)]
 
 
-def _table(title: str, note: str, results: Sequence[Result], pick: Callable[[dict], dict | None],
-           with_chance: bool = False) -> Table:
-    first = results[0].summary["languages"]
-
-    def cells(result: Result) -> list[Cell | None]:
-        parts = [*(result.summary["languages"][name] for name in first), result.summary["macro"]]
-        return [_cell(pick(part), part["chance"] if with_chance else None) for part in parts]
-
-    sizes = [(pick(part) or {}).get("n") for part in first.values()]
-    return Table(title, note, "%", [*first, "Macro average"], [*sizes, None], _by_setting(results, cells), 1,
-                 False)
+def _language_table(title: str, note: str, results: Sequence[Result], pick: Callable[[dict], dict | None],
+                    chance: Sequence[float] | None = None) -> Table:
+    """`pick`: the score of a part of a summary."""
+    scores = [[pick(part) for part in (*result.summary["languages"].values(), result.summary["macro"])]
+              for result in results]
+    return _table(title, note, [*results[0].summary["languages"], "Macro average"], results, scores, chance)
 
 
-def _by_setting(results: Sequence[Result], cells: Callable[[Result], list[Cell | None]]) -> list[tuple[str,
-                                                                                                       list[Row]]]:
-    rows = [(result.setting, Row(result.name, cells(result))) for result in results]
-    if len(rows) > 1:
-        for column in zip(*(row.cells for _, row in rows)):
-            top = max((cell.value for cell in column if cell), default=0.0)
-            for cell in column:
-                if cell:
-                    cell.best = cell.value == top
-    groups = [(heading, [row for own, row in rows if own == setting]) for setting,
-              heading in SETTINGS.items()]
-    return [(heading, part) for heading, part in groups if part]
+def _table(title: str, note: str, columns: list[str], results: Sequence[Result],
+           scores: Sequence[Sequence[dict | None]], chance: Sequence[float] | None = None) -> Table:
+    """scores: of each result in each column; chance: levels of the columns."""
+    cells = [[_cell(score, level) for score, level in zip(row, chance or itertools.repeat(None))]
+             for row in scores]
+    for column in zip(*cells) if len(results) > 1 else ():
+        top = max((cell.value for cell in column if cell), default=0.0)
+        for cell in column:
+            if cell:
+                cell.best = cell.value == top
+    rows = [(SETTINGS[result.setting], Row(result.name, own)) for result, own in zip(results, cells)]
+    groups = {heading: [row for own, row in rows if own == heading] for heading in SETTINGS.values()}
+    sizes = [*((score or {}).get("n") for score in scores[0][:-1]), None]
+    return Table(title, note, columns, {heading: rows for heading, rows in groups.items() if rows}, sizes)
 
 
 def _cell(score: dict | None, chance: float | None = None) -> Cell | None:
     if score is None:
         return None
-    low, high = (None if score[end] is None else 100 * score[end] for end in ("low", "high"))
-    inside = chance is not None and low is not None and high is not None and low <= 100 * chance <= high
-    return Cell(100 * score["value"], low, high, at_chance=inside)
+    value, low, high = percent(score)
+    has_interval = chance is not None and low is not None and high is not None
+    return Cell(value, low, high, at_chance=has_interval and low <= 100 * chance <= high)
 
+
+def percent(score: dict) -> list[float | None]:
+    """[value, low, high] of a score, times 100."""
+    return [None if score[end] is None else 100 * score[end] for end in ("value", "low", "high")]
+
+
+# ---- the paper's numbers -----------------------------------------------------------------------------------
 
 def _published_row(row: PublishedRow, columns: Sequence[str]) -> Row:
     """The paper's average is shown only beside the languages (or sources) that it averages."""
@@ -208,29 +195,24 @@ def _published_row(row: PublishedRow, columns: Sequence[str]) -> Row:
 
 def _add_published(table: Table, metric: str) -> None:
     """Adds the paper's rows under the headings of their settings, after ours."""
-    groups = dict(table.groups)
-    for row in published(metric):
-        groups.setdefault(SETTINGS[row.setting], []).append(_published_row(row, table.columns[:-1]))
-    table.groups[:] = [(heading, groups[heading]) for heading in SETTINGS.values() if heading in groups]
+    rows = published(metric)
+    ours, table.groups = table.groups, {}
+    for setting, heading in SETTINGS.items():
+        theirs = [_published_row(row, table.columns[:-1]) for row in rows if row.setting == setting]
+        if heading in ours or theirs:
+            table.groups[heading] = [*ours.get(heading, []), *theirs]
 
 
 def _published_table(metric: str, definition: str) -> Table:
     """The paper's numbers alone, because ours are defined differently."""
     languages = list(published(metric)[0].cells)
     note = f"The paper's numbers, computed with {definition}. They are not comparable with the numbers above."
-    table = Table(f"Published {metric}", note, "%", [*languages, "Macro average"], [None] * 7, [], 2, False)
+    table = Table(f"Published {metric}", note, [*languages, "Macro average"], {}, [None] * 7, decimals=2)
     _add_published(table, metric)
     return table
 
 
-def _published_english() -> Table:
-    rows = [_published_row(row, ENGLISH_SOURCES) for row in published_english()]
-    note = ("The paper's numbers. It does not say how each model was prompted and scored, so they stand "
-            "apart from ours.")
-    return Table("Published accuracy on the English benchmarks", note, "%",
-                 [*ENGLISH_SOURCES, "Mean of sources"],
-                 [None] * 10, [("Setting not stated", rows)], 2, True)
-
+# ---- terminal ----------------------------------------------------------------------------------------------
 
 def summary_table(results: Sequence[Result], with_published: bool = False) -> str:
     """The main tables as aligned text."""
@@ -238,12 +220,11 @@ def summary_table(results: Sequence[Result], with_published: bool = False) -> st
     for table in tables(results, with_published):
         if table.main:
             lines = [[f"{table.title}, {table.unit}", *table.columns]]
-            for heading, rows in table.groups:
+            for heading, rows in table.groups.items():
                 lines += [[heading, *[""] * len(table.columns)]] if heading else []
                 for row in rows:
-                    name = row.name + (" (published)" if row.kind == "published" else "")
-                    lines.append(["  " + name,
-                                  *(cell_text(cell, table.decimals, row.kind) for cell in row.cells)])
+                    name = f"  {row.name} (published)" if row.kind == "published" else f"  {row.name}"
+                    lines.append([name, *(cell_text(cell, table.decimals, row.kind) for cell in row.cells)])
             blocks.append(aligned(lines))
     key = "* best of its column   ~ interval contains the chance level   [95 % interval]"
     return "\n\n".join([*blocks, key])

@@ -1,6 +1,4 @@
-"""Any `tokenizer.json` through Hugging Face tokenizers (extra `hub`): Llama 2's and Gemma's, unigram models,
-other patterns.
-"""
+"""Any `tokenizer.json` through Hugging Face tokenizers (extra `hub`): Llama 2's, Gemma's, unigram models."""
 from __future__ import annotations
 
 import hashlib
@@ -10,23 +8,20 @@ from mmed.utils.errors import UserError, require_extra
 
 
 class HubBackend:
-    """Ordinary text <-> ids through the reference library, which finds added tokens that are not special by
-    itself.
-    """
+    """Ordinary text <-> ids through the reference library, which also finds the added tokens in a text."""
 
     kind = "Hugging Face tokenizers"
 
     def __init__(self, file: dict, special: dict[str, int], name: str):
-        # Padding, truncation and BOS belong to the caller; text that looks like a special token is ordinary
-        # text.
-        file = file | {"truncation": None, "padding": None, "post_processor": None, "added_tokens": [
-            entry | {"special": entry["content"] in special} for entry in file.get("added_tokens") or []]}
-        self.tokenizer, bare = self._open(file, name), without_prefix(file)
-        self.bare = self.tokenizer if bare == file else self._open(bare, name)
+        # Padding, truncation and BOS belong to the caller; text that looks like a special token stays text.
+        added = [entry | {"special": entry["content"] in special} for entry in file.get("added_tokens") or []]
+        file = file | {"truncation": None, "padding": None, "post_processor": None, "added_tokens": added}
+        self.tokenizer, self.bare = self._open(file, name), self._open(without_prefix(file), name)
         self.digest = hashlib.sha256(json.dumps(file, sort_keys=True).encode()).hexdigest()
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
-    def _open(self, file: dict, name: str):
+    @staticmethod
+    def _open(file: dict, name: str):
         tokenizers = require_extra("tokenizers", "hub")
         try:
             tokenizer = tokenizers.Tokenizer.from_str(json.dumps(file))
@@ -49,9 +44,11 @@ class HubBackend:
         return [self.digest]
 
 
+PARTS = {"normalizer", "pre_tokenizer", "decoder", "normalizers", "pretokenizers", "decoders"}
+
+
 def without_prefix(step):
-    """The same tokenizer.json without the space before the first word, for text that continues after other
-    tokens.
+    """The same tokenizer.json without the space before the first word, for text that continues a text.
 
     >>> without_prefix({"type": "Metaspace", "prepend_scheme": "first"})
     {'type': 'Metaspace', 'prepend_scheme': 'never'}
@@ -60,22 +57,18 @@ def without_prefix(step):
         return [without_prefix(one) for one in step if not _is_prefix(one)]
     if not isinstance(step, dict):
         return step
-    never = {"prepend_scheme": "never"} if step.get("type") == "Metaspace" else {}
-    never |= {"add_prefix_space": False} if step.get("type") == "ByteLevel" else {}
-    parts = {
-        key: without_prefix(step[key])
-        for key in ("normalizers", "pretokenizers", "decoders") if key in step
-    }
-    for key in ("normalizer", "pre_tokenizer", "decoder"):
-        if key in step:
-            parts[key] = None if _is_prefix(step[key]) else without_prefix(step[key])
-    return step | never | parts
+    changed = {key: None if _is_prefix(step[key]) else without_prefix(step[key])
+               for key in PARTS & step.keys()}
+    if step.get("type") == "Metaspace":
+        changed["prepend_scheme"] = "never"
+    if step.get("type") == "ByteLevel":
+        changed["add_prefix_space"] = False
+    return step | changed
 
 
 def _is_prefix(step) -> bool:
     """Whether all that a step does is to add that space, or to take it away again when decoding."""
     if not isinstance(step, dict):
         return False
-    begins = (step.get("pattern") or {}).get("Regex",
-                                             "").startswith(r"\A") if step.get("type") == "Replace" else False
-    return begins or step.get("type") in ("Prepend", "Strip")
+    at_beginning = str((step.get("pattern") or {}).get("Regex", "")).startswith(r"\A")
+    return step.get("type") in ("Prepend", "Strip") or (step.get("type") == "Replace" and at_beginning)

@@ -1,13 +1,17 @@
-"""The file of a sentencepiece model, read and written.
+"""sentencepiece models (Llama 2, InternLM, Mistral, and those trained here): their file, ids by the library.
 
-In: the bytes of a `tokenizer.model`. Out: `SentencePieceModel`, its pieces and the rules that steer encoding.
-Reference: sentencepiece_model.proto.
+In: the bytes of a `tokenizer.model`. Out: `SentencePieceModel` (pieces and rules), `SentencePieceBackend`,
+and `hub_tokenizer`: the same BPE as a `tokenizer.json`, which transformers and vLLM open.
+References: Kudo and Richardson 2018; sentencepiece_model.proto.
 """
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import sentencepiece
 
 from mmed.utils.errors import UserError
 
@@ -15,69 +19,61 @@ SPACE = "▁"  # U+2581, how sentencepiece writes a space
 MAX_PIECES = 1 << 22
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.Type
 BPE = 2  # TrainerSpec.ModelType
-# Fields of NormalizerSpec and their defaults: character map, space before the first word, extra spaces
-# removed, spaces
-# written as U+2581
-RULES = {2: b"", 3: 1, 4: 1, 5: 1}
+# Fields of NormalizerSpec and their defaults: character map, space before the first word, removal of extra
+# spaces, spaces written as U+2581
+DUMMY_PREFIX = 3
+RULES = {2: b"", DUMMY_PREFIX: 1, 4: 1, 5: 1}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Protobuf wire format: each field is a varint key = number << 3 | type; type 0 is a varint, 1 eight bytes, 2
-# a length and
-# bytes, 5 four bytes. These 50 lines spare a dependency.
-
+# Protobuf wire format: each field is a varint key = number << 3 | type; type 0 is a varint, 1 eight bytes,
+# 2 a length and bytes, 5 four bytes.
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """(value, place after it)."""
     value = shift = 0
     while shift <= 63:
-        byte = data[at]
-        value |= (byte & 127) << shift
+        value |= (data[at] & 127) << shift
         at, shift = at + 1, shift + 7
-        if byte < 128:
+        if data[at - 1] < 128:
             return value, at
     raise ValueError("number too long")
 
 
 def parse_message(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield (field number, value) of one protobuf message; ValueError or IndexError when it is truncated or
-    not protobuf.
-    """
+    """Yield (field number, value); ValueError, IndexError or KeyError when `data` is not protobuf."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 0:
+        if key & 7 == 0:
             value, at = _varint(data, at)
         else:
-            length, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+            length, at = _varint(data, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
             value, at = data[at:at + length], at + length
             if at > len(data):
                 raise ValueError("truncated")
         yield key >> 3, value
 
 
+def _encode_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
 def build_message(*fields: tuple[int, int | float | bytes]) -> bytes:
     """One protobuf message of these fields (int: varint, float: four bytes, bytes: length-delimited)."""
-    out = bytearray()
-
-    def varint(value: int) -> None:
-        while value > 127:
-            out.append(value & 127 | 128)
-            value >>= 7
-        out.append(value)
-
+    parts = []
     for number, value in fields:
         if isinstance(value, bytes):
-            varint(number << 3 | 2)
-            varint(len(value))
-            out.extend(value)
+            parts += [_encode_varint(number << 3 | 2), _encode_varint(len(value)), value]
         elif isinstance(value, float):
-            varint(number << 3 | 5)
-            out.extend(struct.pack("<f", value))
+            parts += [_encode_varint(number << 3 | 5), struct.pack("<f", value)]
         else:
-            varint(number << 3)
-            varint(value)
-    return bytes(out)
+            parts += [_encode_varint(number << 3), _encode_varint(value)]
+    return b"".join(parts)
 
 
 def build_piece(text: str, score: float, kind: int) -> tuple[int, bytes]:
@@ -89,39 +85,99 @@ class SentencePieceModel:
     """The parsed `ModelProto`: pieces (text, score, type), trainer fields that steer encoding, normaliser."""
 
     def __init__(self, data: bytes, name: str):
-        self.pieces: list[tuple[str, float, int]] = []
-        self.trainer = self.normalizer = self.denormalizer = b""
         try:
-            self._parse(data)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
+            fields = list(parse_message(data))
+            self.pieces = [self._piece(value) for number, value in fields if number == 1]
+            last = {2: b"", 3: b"", **dict(fields)}
+            trainer, given = dict(parse_message(last[2])), dict(parse_message(last[3]))
+        except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
             raise UserError(
                 f"{name}: not a sentencepiece model, or damaged ({error}); download it again") from None
         if not 0 < len(self.pieces) <= MAX_PIECES:
             raise UserError(f"{name}: {len(self.pieces):,} pieces; expected 1 to {MAX_PIECES:,}")
+        self.is_bpe, self.byte_fallback = trainer.get(3, 1) == BPE, bool(trainer.get(35, 0))
+        self.rules = {number: given.get(number, default) for number, default in RULES.items()}
+        denormalizer = [(5, last[5])] if last.get(5) else []
+        self.rest = (2, last[2]), (3, build_message(*self.rules.items())), *denormalizer
 
-    def _parse(self, data: bytes) -> None:
-        for number, value in parse_message(data):
-            if number == 1:
-                fields = dict(parse_message(value))
-                score = struct.unpack("<f", fields.get(2, bytes(4)))[0]
-                self.pieces.append((fields.get(1, b"").decode(), score, fields.get(3, NORMAL)))
-            elif number == 2:
-                self.trainer = value
-            elif number == 3:
-                self.normalizer = value
-            elif number == 5:
-                self.denormalizer = value
-        trainer, rules = dict(parse_message(self.trainer)), dict(parse_message(self.normalizer))
-        self.is_bpe = trainer.get(3, 1) == BPE
-        self.byte_fallback, suffix_space = bool(trainer.get(35, 0)), bool(trainer.get(24, 0))
-        self.rules = {number: rules.get(number, default) for number, default in RULES.items()}
-        # plain: BPE on the text as it is; nothing is normalised, and no byte is unknown
-        self.plain = (self.is_bpe and self.byte_fallback and not suffix_space and not self.rules[2]
-                      and not rules.get(6) and not self.rules[4] and bool(self.rules[5]))
+    @staticmethod
+    def _piece(data: bytes) -> tuple[str, float, int]:
+        fields = dict(parse_message(data))
+        score = struct.unpack("<f", fields.get(2, bytes(4)))[0]
+        return fields.get(1, b"").decode(), score, fields.get(3, NORMAL)
 
-    def proto(self, dummy_prefix: bool | None = None) -> bytes:
-        """The model as bytes; `dummy_prefix` sets whether a space goes before the first word."""
-        normalizer = self.rules | {3: self.rules[3] if dummy_prefix is None else int(dummy_prefix)}
-        more = [(5, self.denormalizer)] if self.denormalizer else []
-        return build_message(*(build_piece(*piece) for piece in self.pieces), (2, self.trainer),
-                             (3, build_message(*normalizer.items())), *more)
+    def proto(self) -> bytes:
+        """The model as bytes."""
+        return build_message(*(build_piece(*piece) for piece in self.pieces), *self.rest)
+
+
+class SentencePieceBackend:
+    """Ordinary text <-> ids through the sentencepiece library; RuntimeError if it rejects the model."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: SentencePieceModel, special_ids: Iterable[int] = ()):
+        # The library finds a user-defined symbol inside any text. One that is a special token must not be
+        # found: as a control symbol it keeps its id (InternLM 2's <|im_end|>, Gemma's <start_of_turn>).
+        for index in special_ids:
+            if index < len(model.pieces) and model.pieces[index][2] == USER_DEFINED:
+                model.pieces[index] = (*model.pieces[index][:2], CONTROL)
+        self.model, self.size, self.proto = model, len(model.pieces), model.proto()
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=self.proto)
+        # without the space before the first word: in protobuf, what is appended replaces fields
+        no_prefix = build_message((3, build_message((DUMMY_PREFIX, 0))))
+        self.bare = sentencepiece.SentencePieceProcessor(model_proto=self.proto + no_prefix)
+
+    def encode(self, text: str, continued: bool = False) -> list[int]:
+        return (self.bare if continued else self.processor).encode(text)
+
+    def decode(self, ids: list[int], continued: bool = False) -> str:
+        known = [index for index in ids if index < self.size]
+        return (self.bare if continued else self.processor).decode(known)
+
+    def piece(self, index: int) -> str:
+        return self.model.pieces[index][0] if index < self.size else ""
+
+    def roles(self) -> dict[str, int | None]:
+        """Ids of the bos, eos, pad and unk token, None where the model has none."""
+        ids = {role: getattr(self.processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
+        return {role: index if index >= 0 else None for role, index in ids.items()}
+
+    def facts(self) -> list:
+        """What determines the ids, for the fingerprint."""
+        return [self.proto.hex()]
+
+
+def hub_tokenizer(model: SentencePieceModel) -> dict:
+    """A `tokenizer.json` with the ids of a plain BPE model: every split of a piece into two is a merge.
+
+    A space goes before the first word even where the text begins with one, as sentencepiece does it. Symbols
+    that the user defined are looked for after that, so the rule leaves out texts that are such a symbol: it
+    is applied to them, too.
+    """
+    vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
+    scores = {piece: score for piece, score, kind in model.pieces if kind == NORMAL}
+    merges: list[tuple[int, int, str, str]] = []
+    for piece in sorted(scores, key=lambda piece: -scores[piece]):
+        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        merges += sorted((vocabulary[left], vocabulary[right], left, right) for left, right in splits
+                         if left in scores and right in scores)
+    special = [piece for piece, _, kind in model.pieces if kind in (CONTROL, UNKNOWN)]
+    symbols = [piece for piece, _, kind in model.pieces if kind == USER_DEFINED]
+    added = [{"id": vocabulary[text], "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": text in symbols, "special": text in special} for text in [*special, *symbols]]
+    normalizers: list[dict] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    decoders: list[dict] = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                            {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if model.rules[DUMMY_PREFIX]:
+        whole = "".join(rf"|{re.escape(symbol)}\z" for symbol in symbols)
+        normalizers.append({"type": "Replace", "pattern": {"Regex": rf"\A(?!\z{whole})"}, "content": SPACE})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    unknown = next(piece for piece, _, kind in model.pieces if kind == UNKNOWN)
+    return {
+        "version": "1.0", "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {"type": "BPE", "unk_token": unknown, "fuse_unk": True, "byte_fallback": True,
+                  "vocab": vocabulary, "merges": [[left, right] for _, _, left, right in merges]},
+    }

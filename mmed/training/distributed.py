@@ -1,9 +1,12 @@
-"""Which rank this process is, how ranks start and stop, and how a model is sharded over them.
+"""Which rank this process is, how ranks start, meet and stop, and how a model is sharded over them.
 
 One process without torchrun is rank 0 of 1 and has no process group. Under torchrun (which sets RANK,
-WORLD_SIZE and LOCAL_RANK) there is one: nccl on GPUs, gloo on CPUs. Sharding is FSDP2 (`fully_shard`, Zhao et
-al. 2023): each rank keeps 1 / world of every matrix, gathers a block's weights just before it computes the
-block, and reduces gradients straight to the ranks that own them.
+WORLD_SIZE and LOCAL_RANK) there is one: nccl on GPUs, gloo on CPUs.
+
+    checkpoint_blocks(model)  ->  compile_blocks(model)  ->  shard(model)      in this order, each optional
+
+Sharding is FSDP2 (`fully_shard`, Zhao et al. 2023): each rank keeps 1 / world of every matrix, gathers a
+block's weights just before it computes the block, and reduces gradients straight to the ranks that own them.
 """
 from __future__ import annotations
 
@@ -17,8 +20,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from mmed.model import Transformer
 from mmed.utils.errors import UsageError
@@ -40,15 +45,19 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def gpu_count() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+# ------------------------------------------------------------------------------------------ starting, meeting
+
 def start(timeout_seconds: int = 600) -> torch.device:
     """Join the other ranks, if there are any; returns the device of this rank."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), gpu_count()
     device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
         if local_rank >= gpus:
-            raise UsageError(f"--nproc_per_node starts more processes than there are GPUs: rank {rank()} "
-                             f"needs GPU {local_rank}, and there are {gpus}")
+            raise UsageError(f"--nproc_per_node starts more processes than there are GPUs ({gpus})")
         torch.cuda.set_device(device)
     if world_size() > 1 and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -59,9 +68,7 @@ def start(timeout_seconds: int = 600) -> torch.device:
 
 
 def end_with_launcher() -> None:
-    """End this process soon after torchrun is gone: ranks of a torchrun that was killed outright are not
-    notified, and would go on and keep their files locked. First SIGTERM, on which training saves; then
-    SIGKILL."""
+    """End this process soon after torchrun was killed, which notifies no rank: by SIGTERM, then SIGKILL."""
     launcher = os.getppid()
 
     def watch() -> None:
@@ -75,16 +82,13 @@ def end_with_launcher() -> None:
 
 
 def device_called(name: str) -> str:
-    """The device of this name ("auto": the GPU, if there is one), or an error that lists the devices."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """The device of this name ("auto": the GPU, if there is one), or an error."""
     if name == "auto":
-        return "cuda" if gpus else "cpu"
+        return "cuda" if gpu_count() else "cpu"
     try:
-        torch.empty(1, device=name)
+        return str(torch.empty(1, device=name).device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        found = ", ".join(["cpu", *(f"cuda:{number}" for number in range(gpus))])
-        raise UsageError(f"--device {name}: no such device; this torch finds {found}") from None
-    return name
+        raise UsageError(f"--device {name}: no such device; there are cpu and {gpu_count()} GPUs") from None
 
 
 def make_deterministic() -> None:
@@ -114,18 +118,10 @@ def host_group(timeout_seconds: int) -> dist.ProcessGroup | None:
 
 def gather(value: dict, group: dist.ProcessGroup | None = None) -> list[dict]:
     """The value of every rank, on every rank."""
-    if not dist.is_initialized():
-        return [value]
-    values: list = [None] * world_size()
-    dist.all_gather_object(values, value, group=group)
+    values: list = [value] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(values, value, group=group)
     return values
-
-
-def all_sum(values: list[float], device: torch.device) -> list[float]:
-    """Sum of each value over all ranks, in fp64."""
-    if not dist.is_initialized():
-        return values
-    return device_sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
 def device_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -136,19 +132,36 @@ def device_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def run_unequal_work(work: Callable[[], None], device: torch.device) -> None:
-    """Run `work`, which may take one rank much longer than the others; every rank calls this.
-
-    The work runs in a thread. Meanwhile the ranks meet in short collectives, so that the time-out that
-    detects hung ranks does not end a run because, for example, one of them verifies 100 GB of tokens.
-    """
+    """Run `work`, which may take one rank longer than the time-out of hung ranks; every rank calls this. The
+    work runs in a thread, and meanwhile the ranks meet in short collectives."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        unfinished = 1.0
+        future, unfinished = pool.submit(work), True
         while unfinished:
             wait([future], HEARTBEAT_SECONDS if dist.is_initialized() else None)
             if future.done():
                 future.result()
-            (unfinished,) = all_sum([float(not future.done())], device)
+            unfinished = bool(device_sum(torch.tensor([float(not future.done())], device=device)))
+
+
+# ----------------------------------------------------------------------------------------------------- blocks
+
+def checkpoint_blocks(model: Transformer, which: str = "all") -> None:
+    """Recompute all, half or no blocks in the backward pass instead of keeping what they computed."""
+    def checkpointed(forward: Callable) -> Callable:
+        def recompute(*inputs: object) -> torch.Tensor:  # not a partial: torch.compile sees functions only
+            return checkpoint(forward, *inputs, use_reentrant=False)
+        return recompute
+
+    for block in [] if which == "no" else model.layers[::{"all": 1, "half": 2}[which]]:
+        block.forward = checkpointed(block.forward)
+
+
+def compile_blocks(model: Transformer) -> None:
+    """torch.compile of each block's forward pass; hooks, such as FSDP's, stay outside. The blocks share one
+    code object with several specialisations: LoRA's first block, whose input has no gradient; any width."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for block in model.layers:
+        block.forward = torch.compile(block.forward)
 
 
 def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_seconds: int = 600) -> Transformer:
@@ -174,9 +187,8 @@ def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_secon
 
 
 def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:
-    """All ranks, or (copies, shards) for hybrid sharding; its groups have the run's time-out, not torch's
-    default."""
-    kind, world = "cuda" if torch.cuda.is_available() else "cpu", world_size()
+    """All ranks, or (copies, shards) for hybrid sharding, whose groups need the run's time-out, too."""
+    kind, world = "cuda" if gpu_count() else "cpu", world_size()
     if not shard_size or shard_size == world:
         return init_device_mesh(kind, (world,))
     ranks = torch.arange(world).view(-1, shard_size)
@@ -186,9 +198,9 @@ def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:
     return DeviceMesh.from_group([copies, shards], kind, mesh=ranks, mesh_dim_names=("copies", "shards"))
 
 
-def reshard(model: torch.nn.Module) -> None:
-    """Back to this rank's shard of every weight. After a forward pass without a backward pass the root unit
-    (embedding, norm, head) stays gathered, under parameters that are not the optimizer's."""
+def reshard(model: nn.Module) -> None:
+    """Back to this rank's shard of every weight: after a forward pass without a backward pass the root unit
+    stays gathered, under parameters that are not the optimizer's."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -1,7 +1,7 @@
 """Print what a run trained on in a step.
 
     python -m mmed.training.inspect_batch show runs/mmedlm2 1234               every row of step 1234, as text
-    python -m mmed.training.inspect_batch show runs/mmedlm2 1234 --rows 0,5-7  some of them
+    python -m mmed.training.inspect_batch show runs/mmedlm2 1234 --rows 0 5    some of them
 
 A line of text begins with "|" where it carries loss and with "." where it does not (a prompt, a document's
 first token).
@@ -45,22 +45,6 @@ def row_lines(row: Row, names: Sequence[str], tokenizer: Tokenizer) -> list[str]
     return lines
 
 
-def parse_rows(text: str, count: int) -> list[int]:
-    """Row numbers of "0,5-7"; all when empty."""
-    if not text:
-        return list(range(count))
-    numbers: list[int] = []
-    try:
-        for part in text.split(","):
-            low, _, high = part.partition("-")
-            numbers += range(int(low), int(high or low) + 1)
-    except ValueError:
-        raise UsageError(f"--rows={text}: expected numbers such as 0,5-7") from None
-    if not numbers or min(numbers) < 0 or max(numbers) >= count:
-        raise UsageError(f"--rows={text}: the batch has rows 0 to {count - 1}")
-    return numbers
-
-
 def load_run(run: Path) -> tuple[TrainConfig, PretrainRows | ExamRows, Tokenizer]:
     """(config, rows, tokenizer) of a run folder, as the run had them."""
     facts = read_json(run / "run.json")
@@ -72,12 +56,14 @@ def load_run(run: Path) -> tuple[TrainConfig, PretrainRows | ExamRows, Tokenizer
     return config, make_rows(config, tokenizer), tokenizer
 
 
-def show(run: Path, step: int, wanted: str = "") -> None:
+def show(run: Path, step: int, wanted: Sequence[int] | None = None) -> None:
     config, rows, tokenizer = load_run(run)
     if step < 1:
         raise UsageError(f"STEP {step}: steps are counted from 1, as in metrics.jsonl")
     batch = rows.batch(step - 1, config.global_batch_size)
-    for number in parse_rows(wanted, len(batch)):
+    for number in wanted if wanted is not None else range(len(batch)):
+        if not 0 <= number < len(batch):
+            raise UsageError(f"--rows {number}: the batch has rows 0 to {len(batch) - 1}")
         if isinstance(rows, ExamRows):
             print(f"example {number}, item {batch[number].key}")
             row, names = pack([batch[number]]), [""]
@@ -95,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
                                   description=__doc__.split("\n\n")[2])
     command.add_argument("run", type=Path, help="run folder of mmed/train.py")
     command.add_argument("step", type=int, help="as in metrics.jsonl, counted from 1")
-    command.add_argument("--rows", default="", help="rows of the batch, such as 0,5-7; default: all")
+    command.add_argument("--rows", type=int, nargs="+", metavar="N", help="rows of the batch; default: all")
     options = parser.parse_args(arguments)
     show(options.run, options.step, options.rows)
     sys.stdout.flush()

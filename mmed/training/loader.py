@@ -16,19 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmed import data
 from mmed.config import TrainConfig
-from mmed.data import (
-    IGNORE,
-    WIDTH,
-    ExamRows,
-    PretrainRows,
-    Row,
-    StreamWriter,
-    TokenStream,
-    end_to_end,
-    rank_share,
-    stack,
-)
+from mmed.data import ExamRows, PretrainRows, Row, StreamWriter, TokenStream
 from mmed.prompts import read_benchmark
 from mmed.tokenizer import Tokenizer, train_sentencepiece
 from mmed.training import distributed
@@ -38,25 +28,21 @@ from mmed.utils.errors import UsageError
 def read_streams(config: TrainConfig,
                  fingerprint: str | None) -> tuple[list[TokenStream], list[float] | None]:
     """Streams and weights (None: every row once an epoch) of "NAME[=WEIGHT],NAME..."."""
-    names, weights = [], []
-    for part in filter(None, (part.strip() for part in config.data.split(","))):
-        name, _, weight = part.partition("=")
-        names.append(name)
-        try:
-            weights += [float(weight)] if weight else []
-        except ValueError:
-            raise UsageError(f"--data: {part!r}: the weight must be a number") from None
-    if weights and len(weights) < len(names):
+    parts = [part.strip().partition("=") for part in config.data.split(",") if part.strip()]
+    try:
+        weights = [float(weight) for _, equals, weight in parts if equals]
+    except ValueError:
+        raise UsageError(f"--data={config.data}: a weight must be a number") from None
+    if weights and len(weights) < len(parts):
         raise UsageError("--data: give a weight to every stream or to none")
-    streams = [TokenStream(name, fingerprint) for name in names]
+    streams = [TokenStream(name, fingerprint) for name, _, _ in parts]
     if not weights and config.mix_temperature != 1.0:
         weights = [stream.tokens ** (1 / config.mix_temperature) for stream in streams]
     return streams, weights or None
 
 
 def verify_streams(streams: Sequence[TokenStream], device: torch.device) -> None:
-    """Verify the streams' checksums before training: minutes, against weeks on damaged files. Ranks share
-    them."""
+    """Verify the checksums before training: minutes, against weeks on damaged files. Ranks share them."""
     def verify_share() -> None:
         for stream in streams[distributed.rank()::distributed.world_size()]:
             stream.verify()
@@ -65,8 +51,7 @@ def verify_streams(streams: Sequence[TokenStream], device: torch.device) -> None
 
 
 def write_source_data(folder: Path) -> None:
-    """The `tiny` recipe's data: a tokenizer trained on this package's source, and the source as a token
-    stream."""
+    """The `tiny` recipe's data: a tokenizer trained on this package's source, and the source as a stream."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parents[1].glob("*.py"))]
     tokenizer = train_sentencepiece(texts, folder / "tokenizer", 1024)
     writer = StreamWriter(folder / "source", tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id)
@@ -107,8 +92,8 @@ def make_batch(micro_batches: Sequence[Row], device: torch.device) -> Batch:
     batch = Batch([], 0, 0)
     for rows in micro_batches:
         arrays = {"input_ids": rows.input_ids, "labels": rows.labels, "positions": rows.positions,
-                  # Found here, because a GPU would have to be waited for.
-                  "loss_positions": np.flatnonzero(rows.labels != IGNORE)}
+                  # found here, because a GPU would have to be waited for
+                  "loss_positions": np.flatnonzero(rows.labels != data.IGNORE)}
         if rows.document_ids.any():  # else plain causal attention
             arrays["document_ids"] = rows.document_ids
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -122,41 +107,35 @@ def make_batch(micro_batches: Sequence[Row], device: torch.device) -> Batch:
 
 def micro_batches(rows: Sequence[Row], shares: list[list[int | None]], device: torch.device,
                   flat: bool = False) -> Batch:
-    """This rank's share of `rows`: micro-batches of shape (B, T), or `flat`, end to end (1, T).
-
-    Flat rows have no padding. On a GPU they are not laid end to end: its mask takes memory that grows with
-    the square of a row's length. None in `shares` is a row of padding: what a rank computes while others have
-    rows left.
-    """
+    """This rank's share of `rows`: micro-batches of shape (B, T), or `flat`, end to end (1, T), without
+    padding; not on a GPU, whose mask grows with the square of a row's length. None in `shares` is a row of
+    padding, which a rank computes while others have rows left."""
     T = max((len(row) for row in rows), default=1)
     if any(len(row) < T for row in rows):
-        T = -(-T // WIDTH) * WIDTH
+        T = -(-T // data.WIDTH) * data.WIDTH
     groups = []
     for share in shares:
         members = [rows[i] for i in share if i is not None]
-        groups.append(end_to_end(members) if flat and device.type == "cpu" else stack(members, len(share), T))
+        end_to_end = flat and device.type == "cpu"
+        groups.append(data.end_to_end(members) if end_to_end else data.stack(members, len(share), T))
     return make_batch(groups, device)
 
 
 class Batches:
-    """Batch k of the run for this rank. `flat`: exam rows lie end to end where the model attends by
-    document."""
+    """Batch k of the run for this rank. `flat`: exam rows end to end, if the model attends by document."""
 
     def __init__(self, config: TrainConfig, rows: PretrainRows | ExamRows, device: torch.device,
                  flat: bool = False):
         self.config, self.rows, self.device, self.flat = config, rows, device, flat
-        self.rank, self.world = distributed.rank(), distributed.world_size()
-
-    def share(self, count: int) -> list[list[int | None]]:
-        return rank_share(count, self.rank, self.world, self.config.micro_batch_size)
 
     def __call__(self, step: int) -> Batch:
-        size = self.config.global_batch_size
+        size, micro = self.config.global_batch_size, self.config.micro_batch_size
+        batch = self.rows.batch(step, size)
+        rows = self.rows.rows(batch) if isinstance(self.rows, ExamRows) else batch
+        shares = data.rank_share(len(rows), distributed.rank(), distributed.world_size(), micro)
         if isinstance(self.rows, ExamRows):
-            rows = self.rows.rows(self.rows.batch(step, size))
-            return micro_batches(rows, self.share(len(rows)), self.device, self.flat)
-        first = self.rows.batch(step, size).start
-        groups = [[None if i is None else first + i for i in share] for share in self.share(size)]
+            return micro_batches(rows, shares, self.device, self.flat)
+        groups = [[None if i is None else rows[i] for i in share] for share in shares]
         return make_batch([self.rows.rows(group) for group in groups], self.device)
 
     def ahead(self, first: int, last: int) -> Iterator[Batch]:

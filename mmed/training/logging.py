@@ -1,7 +1,6 @@
 """metrics.jsonl, the progress bar and the profile. The host reads from the device only what is one step old.
 
-    step k is queued  ->  Values(k) copied in the background  ->  step k + 1 is queued  ->  line of step k
-    written
+    step k is queued -> Values(k) copied in the background -> step k + 1 is queued -> line of step k written
 """
 from __future__ import annotations
 
@@ -12,7 +11,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from mmed.utils.errors import UserError
 from mmed.utils.files import writing
 
 SHOWN = 6  # documents or items of a batch that a message names
+PROFILE_WARM_UP = 3
 
 
 class Values:
@@ -44,16 +43,6 @@ class Values:
         return self.host.tolist()
 
 
-@dataclass
-class Step:
-    """A step that was given to the device; `values`: target tokens, summed loss, gradient norm."""
-
-    number: int
-    lr: float
-    positions: int  # computed by this rank, padding included
-    values: Values
-
-
 def peak_memory(device: torch.device) -> int:
     """Peak bytes held: of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":
@@ -65,11 +54,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Log:
-    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
-
-    `state_dict` goes into checkpoints, so that the log of a resumed run is that of an uninterrupted one.
-    `flops` per token and the device's `peak` (or None) give the MFU; `names` says what a step's batch holds.
-    """
+    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing. `flops` per token and
+    the device's `peak` (or None) give the MFU; `names` says what a step's batch holds."""
 
     def __init__(self, config: TrainConfig, device: torch.device, first: int, steps: int, state: dict,
                  flops: float, peak: float | None, names: Callable[[int], list[str]]):
@@ -79,24 +65,24 @@ class Log:
         self.loss: float | None = state.get("loss")
         self.validation_before: dict = state.get("validation_before", {})  # loss by language before step 1
         self.validation_after: dict = {}                                   # and the newest
-        self.pending: Step | None = None
-        self.positions = 0
+        self.pending: tuple[dict, Values] | None = None  # line and numbers of a step given to the device
+        self.positions = 0                               # computed by this rank since the last line
         self.clock = time.perf_counter()
         self.last = (first, self.tokens, self.clock)  # step, tokens and time of the last line
-        main = distributed.is_main()
         self.path = Path(config.out) / "metrics.jsonl"
-        self.file = open(self.path, "a", encoding="utf-8") if main else None
-        self.bar = tqdm(total=steps, initial=first, unit="step", disable=not main, file=sys.stderr,
+        self.file = open(self.path, "a", encoding="utf-8") if distributed.is_main() else None
+        self.bar = tqdm(total=steps, initial=first, unit="step", disable=self.file is None, file=sys.stderr,
                         mininterval=0.5, dynamic_ncols=True)
 
     def state_dict(self) -> dict:
-        return {"tokens": self.tokens, "skipped": self.skipped, "loss": self.loss,
-                "validation_before": self.validation_before}
+        """For checkpoints: the log of a resumed run is that of an uninterrupted one."""
+        return {name: getattr(self, name) for name in ("tokens", "skipped", "loss", "validation_before")}
 
-    def add(self, step: Step) -> None:
-        """Note a step that was given to the device, and write the line of the one before."""
+    def add(self, step: int, lr: float, positions: int, values: Values) -> None:
+        """Note a step that was given to the device, and write the line of the one before. `values`: target
+        tokens, summed loss, gradient norm."""
         self.flush()
-        self.pending = step
+        self.pending = {"step": step, "lr": lr, "positions": positions}, values
         self.bar.update()
 
     def flush(self) -> None:
@@ -108,24 +94,23 @@ class Log:
         """The line of the last step, not yet written; empty if there is none."""
         if self.pending is None:
             return {}
-        step, self.pending = self.pending, None
-        targets, loss_sum, norm = step.values.read()
-        self.clock = step.values.clock
-        self.positions += step.positions
+        (line, values), self.pending = self.pending, None
+        targets, loss_sum, norm = values.read()
+        self.clock = values.clock
+        self.positions += line.pop("positions")
         loss = loss_sum / max(targets, 1)
-        line = {"step": step.number, "tokens": self.tokens, "loss": loss, "lr": step.lr, "grad_norm": norm}
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return self.not_finite(line)
+            return self.not_finite(line | {"loss": loss, "grad_norm": norm})
         self.tokens += int(targets)
         self.loss = loss
-        return line | {"tokens": self.tokens}
+        return line | {"tokens": self.tokens, "loss": loss, "grad_norm": norm}
 
     def not_finite(self, line: dict) -> dict:
         """The line of a batch that was skipped, or the end of the run."""
         step, size, names = line["step"], self.config.global_batch_size, self.names(line["step"])
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         what = f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}: not finite"
-        line |= {"loss": None, "grad_norm": None, "nonfinite": True, "batch": names}
+        line |= {"tokens": self.tokens, "loss": None, "grad_norm": None, "nonfinite": True, "batch": names}
         self.skipped += 1
         if self.skipped <= self.config.skip_nonfinite:
             print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}): {shown}",
@@ -141,20 +126,19 @@ class Log:
         raise error
 
     def validated(self, line: dict, losses: dict) -> None:
-        """Write a step's line (empty: before step 1) with the validation loss of each language and its
-        change."""
+        """Write a step's line (empty: before step 1) with each language's validation loss and its change."""
         self.validation_after = {name: loss.nats_per_token for name, loss in losses.items()}
         bits = {name: loss.bits_per_byte for name, loss in losses.items() if loss.bits_per_byte is not None}
         line = {"step": 0, "tokens": 0} | line | {"validation_loss": self.validation_after}
         line |= {"bits_per_byte": bits} if bits else {}
-        if not line["step"]:
-            self.validation_before = self.validation_after
-            self.append(line)
-        else:
+        if line["step"]:
             line["validation_change"] = {name: value - self.validation_before[name]
                                          for name, value in self.validation_after.items()
                                          if name in self.validation_before}
             self.write(line)
+        else:
+            self.validation_before = self.validation_after
+            self.append(line)
         self.pause()
 
     def write(self, line: dict) -> None:
@@ -165,18 +149,18 @@ class Log:
         last_step, last_tokens, last_clock = self.last
         seconds = max(self.clock - last_clock, 1e-6)
         rate = self.positions / seconds  # of this rank
-        mfu = round(rate * self.flops / self.peak, 4) if self.peak else None
         line |= {"tokens_per_second": round(rate * distributed.world_size(), 1),
-                 "targets_per_second": round((self.tokens - last_tokens) / seconds, 1), "mfu": mfu,
+                 "targets_per_second": round((self.tokens - last_tokens) / seconds, 1),
+                 "mfu": round(rate * self.flops / self.peak, 4) if self.peak else None,
                  "memory_bytes": peak_memory(self.device),
                  "seconds_left": round((self.steps - step) * seconds / max(1, step - last_step), 1)}
         self.append(line)
+        self.last, self.positions = (step, self.tokens, self.clock), 0
         if self.loss is not None:
             self.bar.set_postfix_str(
                 f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"
-                + (f" mfu {mfu:.1%}" if mfu else "") + f" {line['memory_bytes'] / 1e9:.1f} GB"
+                + (f" mfu {line['mfu']:.1%}" if line["mfu"] else "") + f" {line['memory_bytes'] / 1e9:.1f} GB"
                 + "".join(f" {name} {value:.2f}" for name, value in line.get("validation_loss", {}).items()))
-        self.last, self.positions = (step, self.tokens, self.clock), 0
 
     def append(self, line: dict) -> None:
         if self.file:
@@ -196,30 +180,17 @@ class Log:
         self.last = (*self.last[:2], time.perf_counter())
 
 
-class Profile:
-    """Record `steps` steps after a warm-up, then write OUT/trace.json and print where the time went."""
+def profiler(steps: int, folder: str, device: torch.device) -> torch.profiler.profile | None:
+    """A profiler that records `steps` steps after a warm-up, writes OUT/trace.json and prints a summary."""
+    if not steps or not distributed.is_main():
+        return None
 
-    WARM_UP = 3
+    def write(found: torch.profiler.profile) -> None:
+        path = f"{folder}/trace.json"
+        found.export_chrome_trace(path)
+        order = f"self_{device.type}_time_total"
+        table = found.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
+        print(f"{table}\nprofile: {path} (open it in ui.perfetto.dev)", file=sys.stderr)
 
-    def __init__(self, steps: int, folder: str, device: torch.device):
-        self.path, self.device, self.profiler = Path(folder) / "trace.json", device, None
-        if steps and distributed.is_main():
-            self.profiler = torch.profiler.profile(schedule=torch.profiler.schedule(
-                wait=self.WARM_UP - 1, warmup=1, active=steps, repeat=1), on_trace_ready=self.write)
-            self.profiler.start()
-
-    def step(self) -> None:
-        """A step was given to the device."""
-        if self.profiler:
-            self.profiler.step()
-
-    def write(self, profiler: torch.profiler.profile) -> None:
-        profiler.export_chrome_trace(str(self.path))
-        order = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        table = profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
-        print(table, file=sys.stderr)
-        print(f"profile: {self.path} (open it in ui.perfetto.dev)", file=sys.stderr)
-
-    def stop(self) -> None:
-        if self.profiler:
-            self.profiler.stop()
+    schedule = torch.profiler.schedule(wait=PROFILE_WARM_UP - 1, warmup=1, active=steps, repeat=1)
+    return torch.profiler.profile(schedule=schedule, on_trace_ready=write)

@@ -1,9 +1,7 @@
 """What a run will need before it starts: parameters, tokens per step, memory per rank, time (`--dry_run`).
 
-    MFU = (6 x matmul weights + 6 x layers x heads x head size x context) x tokens/s of a GPU / its dense bf16
-    peak
-          LoRA: 4 for the first 6 (the base's weights have no gradient); attention is causal; no embedding
-          look-ups
+    MFU = (6 x matmul weights + 6 x layers x heads x head size x context) x tokens/s of a GPU / its bf16 peak
+          LoRA: 4 for the first 6 (the base's weights have no gradient); attention is causal
 
 `training_memory` is the project's only model of training memory. What a block keeps for its backward pass is
 counted, by running the model on fake tensors; everything else is a formula.
@@ -11,8 +9,6 @@ counted, by running the model on fake tensors; everything else is a formula.
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import time
 
 import torch
@@ -34,10 +30,7 @@ PEAK_FLOPS = {
     "NVIDIA H800": 989e12, "NVIDIA H200": 989e12, "NVIDIA H200 NVL": 835e12, "NVIDIA B200": 2250e12,
     "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10G": 70e12, "NVIDIA GeForce RTX 4090": 165e12,
 }
-ASSUMED_MFU = 0.5        # of a GPU, for the estimate of time
-COMPILE_SECONDS = 60.0   # what torch.compile of the blocks costs on a CPU
-COMPILE_GAIN = 0.15      # share of a step that it saves there (docs/benchmarks.md)
-CPU_FLOPS = 1e11         # of one thread, for that decision alone
+USEFUL = 0.5             # share of the speed of matrix products that a step reaches, for the estimate of time
 FIRST_STEP_BYTES = 30_000_000  # code and tables that a CPU process loads in its first step
 
 
@@ -64,15 +57,11 @@ def tokens_per_step(config: TrainConfig) -> int:
     return config.global_batch_size * config.sequence_length // (1 if config.task == "pretrain" else 2)
 
 
-def worth_compiling(config: TrainConfig, shape: ModelConfig, steps: int, device: torch.device) -> bool:
-    """Whether torch.compile of the blocks pays off: on a GPU from 50 M parameters, on a CPU in long runs."""
-    if config.compile != "auto":
-        return config.compile == "yes"
-    if device.type == "cuda":
-        return matmul_weights(shape) >= 50e6
-    seconds = flops_per_token(shape, config) * tokens_per_step(config) * steps / CPU_FLOPS
-    has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
-    return has_compiler and COMPILE_GAIN * seconds > 2 * COMPILE_SECONDS
+def worth_compiling(config: TrainConfig, shape: ModelConfig, device: torch.device) -> bool:
+    """Whether to compile the blocks; auto: on a GPU from 50 M parameters on (a CPU gains a seventh)."""
+    if config.compile == "auto":
+        return device.type == "cuda" and matmul_weights(shape) >= 50e6
+    return config.compile == "yes"
 
 
 # ----------------------------------------------------------------------------------------------------- memory
@@ -93,8 +82,7 @@ def saved_bytes(shape: ModelConfig, config: TrainConfig, world_size: int) -> int
     saved: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        saved[id(storage)] = storage
+        saved[id(tensor.untyped_storage())] = tensor.untyped_storage()
         return tensor
 
     use_autocast = config.precision == "bf16" and world_size == 1
@@ -116,12 +104,11 @@ def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     B, T, L = config.micro_batch_size, config.sequence_length, shape.num_hidden_layers
-    head = shape.vocab_size * shape.hidden_size
-    shards = config.shard_size or world_size
-    width = 2 if config.precision == "bf16" else 4
+    head, bf16, shards = shape.vocab_size * shape.hidden_size, config.precision == "bf16", config.shard_size
+    shards = shards or world_size
+    width = 2 if bf16 else 4
     # The residual stream is bf16 under FSDP and with LoRA's bf16 base, fp32 under autocast.
-    in_bf16 = config.precision == "bf16" and (world_size > 1 or config.lora_rank > 0)
-    stream = B * T * shape.hidden_size * (2 if in_bf16 else 4)
+    stream = B * T * shape.hidden_size * (2 if bf16 and (world_size > 1 or config.lora_rank) else 4)
     one, two = (dataclasses.replace(shape, num_hidden_layers=layers) for layers in (1, 2))
     # What one block keeps for its backward pass.
     block = saved_bytes(two, config, world_size) - saved_bytes(one, config, world_size)
@@ -132,7 +119,7 @@ def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1
         "gradients": 4 * trained // shards,
         "optimizer state": (8 if config.optimizer_state_dtype == "fp32" else 4) * trained // shards,
         "activations": L * stream + max(L - recomputed, 1) * block,
-        "work space": (3 if config.precision == "bf16" else 2) * block,  # gradients in a block
+        "work space": (3 if bf16 else 2) * block,  # gradients in a block
         "loss": logits * (width + 4) + 2 * B * T * shape.hidden_size * width,
     }
     if not config.lora_rank:
@@ -140,8 +127,8 @@ def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1
     if world_size > 1:  # FSDP gathers two blocks and the rest, and reduces one block's fp32 gradients
         block_weights = sum(p.numel() for p in model.layers[0].parameters())
         rest = sum(p.numel() for p in parameters) - L * block_weights
-        gathered = (2 * block_weights + rest) * width
-        memory["gathered weights"] = gathered + (0 if config.lora_rank else 4 * block_weights)
+        memory["gathered weights"] = (2 * block_weights + rest) * width
+        memory["gathered weights"] += 0 if config.lora_rank else 4 * block_weights
     elif config.global_batch_size <= B:  # gradients grow as the backward pass frees the activations
         memory["gradients"] = max(4 * head, memory["gradients"] - memory["activations"] - memory["loss"])
     return memory
@@ -151,38 +138,34 @@ def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1
 
 def show(shape: ModelConfig, config: TrainConfig, steps: int, device: torch.device) -> None:
     """Print everything that `--dry_run` says; no run is begun."""
-    ranks = distributed.world_size()
+    ranks, tokens = distributed.world_size(), tokens_per_step(config)
     with torch.device("meta"):
         parameters = list(build(shape, config).parameters())
-    total = sum(p.numel() for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    tokens = tokens_per_step(config)
     memory = training_memory(shape, config, ranks, device.type)
     if device.type == "cpu":
         memory["program"] = peak_memory(device) + FIRST_STEP_BYTES
     unit, most = ("rows", "") if config.task == "pretrain" else ("examples", " at most")
-    print(f"parameters      {total:,}, trained {trained:,}")
+    print(f"parameters      {sum(p.numel() for p in parameters):,}, trained "
+          f"{sum(p.numel() for p in parameters if p.requires_grad):,}")
     print(f"steps           {steps:,} of {config.global_batch_size} {unit} = {tokens:,} tokens per "
           f"step{most}, {tokens * steps:,} in all")
     print(f"memory per rank {sum(memory.values()) / 1e9:.3f} GB of {ranks} x {device}")
     for name, size in memory.items():
         print(f"  {name:20} {size / 1e9:9.3f} GB")
-    peak = peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
     flops = flops_per_token(shape, config) * tokens * steps
-    if peak:
-        rate, how = ASSUMED_MFU * peak, f"at an MFU of {ASSUMED_MFU:.0%}"
-    else:  # a third of a step is not matrix products
-        rate, how = measured_flops(config, device) / 1.5, "at the measured speed of matrix products"
-    print(f"time            {flops / (rate * ranks) / 3600:.2f} h {how} ({flops:.2e} FLOP)", flush=True)
+    hours = flops / (USEFUL * measured_flops(config, device) * ranks) / 3600
+    print(f"time            {hours:.2f} h at {USEFUL:.0%} of the measured speed of matrix products "
+          f"({flops:.2e} FLOP)", flush=True)
 
 
 def measured_flops(config: TrainConfig, device: torch.device) -> float:
-    """FLOP/s of a matrix product of a training step's size, in its precision."""
+    """FLOP/s of large matrix products in the precision of the run."""
+    size, count = 8192 if device.type == "cuda" else 1024, 0
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     a @ b
-    begin, count = time.perf_counter(), 0
+    begin = time.perf_counter()
     while time.perf_counter() - begin < 0.3:
-        (a @ b).sum().item()  # waits for a GPU
+        (a @ b)[0, 0].item()  # waits for a GPU
         count += 1
-    return count * 2 * 1024 ** 3 / (time.perf_counter() - begin)
+    return count * 2 * size ** 3 / (time.perf_counter() - begin)

@@ -1,7 +1,7 @@
 """One optimizer step: gradients in, weights changed, without the host waiting for the device.
 
-    gradients -> joint norm -> one divisor, max(1, norm / limit), that AdamW applies as it reads them ->
-    weights loss or norm not finite -> `found_inf`, with which AdamW leaves everything as it was
+    gradients -> joint norm -> a divisor, max(1, norm / limit), that AdamW applies as it reads them -> weights
+    loss or norm not finite -> `found_inf`, with which AdamW leaves everything as it was
 
 `make_optimizer` gives torch's fused AdamW, or `AdamWBf16`, whose state takes 4 bytes per parameter less.
 References: AdamW (arXiv 1711.05101), stochastic rounding (2010.06192).
@@ -15,7 +15,7 @@ from mmed.config import TrainConfig
 from mmed.training import distributed
 
 BETA1, EPSILON = 0.9, 1e-8
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}  # elements per update of AdamWBf16: bounds its fp32 temporaries
+CHUNK = 1 << 21  # elements per update of AdamWBf16: bounds its fp32 temporaries
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -30,19 +30,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=EPSILON, fused=True)
 
 
-def total_norm(model: nn.Module) -> Tensor:
-    """Joint norm of all gradients, on the device, the same on every rank."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return distributed.whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
-
-
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, limit: float, loss: Tensor) -> Tensor:
-    """Clip to `limit`, step, drop the gradients; returns the norm before clipping.
-
-    Nothing changes if the norm or `loss` is not finite. The optimizer's kernel reads both on the device:
-    there is no pass over the gradients to scale them, and the host does not wait.
-    """
-    norm = total_norm(model)
+    """Clip to `limit`, step, drop the gradients; returns their joint norm, the same on every rank. Nothing
+    changes if the norm or `loss` is not finite; the optimizer's kernel reads both on the device."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = distributed.whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
     optimizer.grad_scale = (norm / limit).clamp(min=1.0).float()
     optimizer.found_inf = (~torch.isfinite(norm + loss)).float()
     optimizer.step()
@@ -51,37 +43,14 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, limit: float, los
 
 
 def stochastic_bf16(x: Tensor, noise: Tensor) -> Tensor:
-    """fp32 `x` as bf16, rounded up or down with probabilities that keep the mean. noise: int32 in [0, 65536).
-
-    AdamW's second moment changes by a thousandth per step and bf16 has steps of a 256th: rounding to nearest
-    would leave it where it is.
-    """
+    """fp32 `x` as bf16, rounded up or down with probabilities that keep the mean; noise: int32 in [0, 65536).
+    To nearest, AdamW's second moment, which changes by a thousandth per step, would stay where it is."""
     return ((x.contiguous().view(torch.int32) + noise) & -65536).view(torch.float32).to(torch.bfloat16)
 
 
-def adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, noise: Tensor, scalars: Tensor, decay: float,
-          beta2: float) -> None:
-    """AdamW on flat fp32 `p` with bf16 moments, in place; all tensors (N,).
-
-    scalars: learning rate, 1 - beta1^t, 1 - beta2^t, divisor of the gradient, and 1 to change nothing.
-    """
-    lr, correction1, correction2, divisor, skip = scalars.unbind()
-    g = g.float() / divisor
-    new_m = torch.lerp(m.float(), g, 1 - BETA1)
-    new_v = v.float() * beta2 + g * g * (1 - beta2)
-    new_p = p * (1 - lr * decay) - lr / correction1 * new_m / ((new_v / correction2).sqrt() + EPSILON)
-    keep = skip > 0
-    p.copy_(torch.where(keep, p, new_p))
-    m.copy_(torch.where(keep, m, stochastic_bf16(new_m, noise & 0xFFFF)))
-    v.copy_(torch.where(keep, v, stochastic_bf16(new_v, noise >> 16 & 0xFFFF)))
-
-
 class AdamWBf16(torch.optim.Optimizer):
-    """AdamW whose two moments are bf16, rounded stochastically from torch's default random generator.
-
-    `grad_scale` (the gradient's divisor) and `found_inf` are set before each step, as for torch's fused
-    AdamW.
-    """
+    """AdamW whose two moments are bf16, rounded stochastically from torch's default random generator. Like
+    torch's fused AdamW it is given `grad_scale` (the gradient's divisor) and `found_inf` before each step."""
 
     def __init__(self, groups: list[dict], lr: float, beta2: float):
         super().__init__(groups, {"lr": lr})
@@ -92,22 +61,30 @@ class AdamWBf16(torch.optim.Optimizer):
                 self.state[p] = {"step": torch.zeros((), device=p.device),
                                  "exp_avg": torch.zeros_like(p, dtype=torch.bfloat16),
                                  "exp_avg_sq": torch.zeros_like(p, dtype=torch.bfloat16)}
-        self.kernel = torch.compile(adamw) if p.is_cuda else adamw
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
-                    self.step_one(p, group["lr"], group["weight_decay"])
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                state["step"] += 1 - self.found_inf  # a skipped step does not count
+                flat = [distributed.local(x).view(-1)
+                        for x in (p, p.grad, state["exp_avg"], state["exp_avg_sq"])]
+                for part in zip(*(x.split(CHUNK) for x in flat), strict=True):
+                    self.update_part(*part, state["step"].clamp(min=1), group["lr"], group["weight_decay"])
 
-    def step_one(self, p: Tensor, lr: float, decay: float) -> None:
-        state = self.state[p]
-        state["step"] += 1 - self.found_inf  # a skipped step does not count
-        t = state["step"].clamp(min=1)
-        corrections = 1 - BETA1 ** t, 1 - self.beta2 ** t
-        scalars = torch.stack((torch.full_like(t, lr), *corrections, self.grad_scale, self.found_inf))
-        flat = [distributed.local(x).view(-1) for x in (p, p.grad, state["exp_avg"], state["exp_avg_sq"])]
-        for chunk in zip(*(x.split(CHUNK.get(p.device.type, 1 << 20)) for x in flat)):
-            noise = torch.randint(-2 ** 31, 2 ** 31, chunk[0].shape, dtype=torch.int32, device=p.device)
-            self.kernel(*chunk, noise, scalars, decay, self.beta2)
+    def update_part(self, p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor, lr: float,
+                    decay: float) -> None:
+        """Step `t` on a flat part of a parameter, its gradient and moments; all in place, all (N,)."""
+        g = g.float() / self.grad_scale
+        new_m = torch.lerp(m.float(), g, 1 - BETA1)
+        new_v = v.float() * self.beta2 + g * g * (1 - self.beta2)
+        denominator = (new_v / (1 - self.beta2 ** t)).sqrt() + EPSILON
+        new_p = p * (1 - lr * decay) - lr / (1 - BETA1 ** t) * new_m / denominator
+        noise = torch.randint(-2 ** 31, 2 ** 31, p.shape, dtype=torch.int32, device=p.device)
+        keep = self.found_inf > 0
+        p.copy_(torch.where(keep, p, new_p))
+        m.copy_(torch.where(keep, m, stochastic_bf16(new_m, noise & 0xFFFF)))
+        v.copy_(torch.where(keep, v, stochastic_bf16(new_v, noise >> 16 & 0xFFFF)))

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -27,13 +26,19 @@ from mmed.data import ExamRows, PretrainRows
 from mmed.tokenizer import Tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write
+from mmed.utils.files import atomic_write, try_lock, write_json
 from mmed.utils.fingerprints import file_hash
 
 SAMPLE_BYTES, SAMPLES = 1 << 16, 64  # read of each weight file for its fingerprint
 
+# Settings that may differ when a run is resumed: they change neither the data nor the mathematics.
+FREE_ON_RESUME = {
+    "out", "resume", "micro_batch_size", "compile", "activation_checkpointing", "log_every", "eval_every",
+    "save_every", "keep_last", "validation", "async_save", "profile", "dry_run", "shard_size",
+    "rank_timeout_seconds", "deterministic", "skip_nonfinite", "allow_changed", "tokenizer"}
+OPENED = ("data", "model", "tokenizer", "steps")  # facts known once the data and the model are open
+ROUNDING = ("micro_batch_size", "shard_size", "compile", "activation_checkpointing")
 
-# ------------------------------------------------------------------------------------------------------ facts
 
 def run_facts(recipe: str, config: TrainConfig, tokenizer: Tokenizer | None, rows: PretrainRows | ExamRows,
               steps: int) -> dict:
@@ -59,13 +64,8 @@ def data_facts(config: TrainConfig, rows: PretrainRows | ExamRows) -> dict[str, 
 
 
 def model_facts(model: str) -> dict[str, str]:
-    """Name -> fingerprint of config and weight files, from samples spread over each file, which takes no
-    minutes.
-
-    Other weights differ nearly everywhere; a change of a few bytes elsewhere in a large file goes unnoticed.
-    """
-    facts = {}
-    folder = Path(model)
+    """Name -> fingerprint of config and weight files, from samples: other weights differ everywhere."""
+    facts, folder = {}, Path(model)
     for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = path.stat().st_size
         digest = hashlib.sha256(str(size).encode())
@@ -77,53 +77,42 @@ def model_facts(model: str) -> dict[str, str]:
     return facts
 
 
-# ----------------------------------------------------------------------------------------------------- resume
-
-# Settings that may differ when a run is resumed: they change neither the data nor the mathematics.
-FREE_ON_RESUME = {
-    "out", "resume", "micro_batch_size", "compile", "activation_checkpointing", "log_every", "eval_every",
-    "save_every", "keep_last", "validation", "async_save", "profile", "dry_run", "shard_size",
-    "rank_timeout_seconds", "deterministic", "skip_nonfinite", "allow_changed", "tokenizer"}
-# Of these, not the path counts but the content, if it was recorded.
-BY_CONTENT = {"model", "data"}
-
-
 def settings(facts: dict) -> dict[str, object]:
-    """All that makes another run of it, as name -> value."""
-    config = {key: value for key, value in facts["config"].items() if key not in FREE_ON_RESUME | BY_CONTENT}
+    """All that makes another run of it, as name -> value. Of data and model the content counts, not the
+    path, if it was recorded."""
+    found = {key: value for key, value in facts["config"].items()
+             if key not in FREE_ON_RESUME and key not in ("model", "data")}
     weights = [part.partition("=")[2].strip() for part in facts["config"]["data"].split(",")]
-    content = {f"{kind} {name}": value for kind in BY_CONTENT for name, value in facts.get(kind, {}).items()}
+    found |= {"data weights": weights, "tokenizer": facts.get("tokenizer"), "steps": facts.get("steps")}
+    for kind in ("data", "model"):
+        found |= {f"{kind} {name}": value for name, value in facts.get(kind, {}).items()}
     if not facts.get("model"):
-        content["model"] = facts["config"]["model"]
-    rest = {"data weights": weights, "tokenizer": facts.get("tokenizer"), "steps": facts.get("steps")}
-    return config | content | rest
+        found["model"] = facts["config"]["model"]
+    return found
 
 
 def check_resume(old: dict, new: dict) -> dict[str, tuple[object, object]]:
     """Name -> (then, now) of what differs and is allowed to; a `UserError` names anything else that differs.
-
-    `new` may lack what is not known yet (data, model, tokenizer, steps): then only the rest is compared.
-    """
+    `new` may lack what is not known yet (OPENED)."""
     config, changed = new["config"], {}
-    allowed = {name.strip() for name in config["allow_changed"].split(",")}
+    allowed = {name.strip() for name in config["allow_changed"].split(",")} - {""}
     try:
         then, now = settings(old), settings(new)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{config['out']}/run.json: not what a run writes ({error!r}); give another --out") \
             from None
-    known = {"tokenizer", "data", "model", "steps"} & new.keys()
     for name in dict.fromkeys([*then, *now]):
         kind = name.split()[0]
-        if then.get(name) == now.get(name) or kind in {"tokenizer", "data", "model", "steps"} - known:
-            continue
-        if kind == "steps" and changed:  # follows from what was allowed to differ
+        unknown = kind in OPENED and kind not in new
+        follows = kind == "steps" and changed  # from what was allowed to differ
+        if then.get(name) == now.get(name) or unknown or follows:
             continue
         changed[name] = (then.get(name), now.get(name))
-        if kind not in allowed and name not in allowed:
+        if not {kind, name} & allowed:
             before, after = (str(value)[:60] for value in changed[name])
-            names = ",".join(sorted(allowed - {""} | {kind}))
             raise UserError(f"{config['out']}: was started with {name}={before}, now it is {after}; give the "
-                            f"old one or another --out, or continue with --allow_changed={names}")
+                            "old one or another --out, or continue with "
+                            f"--allow_changed={','.join(sorted(allowed | {kind}))}")
     return changed
 
 
@@ -131,41 +120,47 @@ def rounding_differences(old: dict, new: dict) -> list[str]:
     """What makes a resumed run equal to an uninterrupted one within rounding only, not to the last bit."""
     values = [("ranks", old["world_size"], new["world_size"]), ("device", old["device"], new["device"]),
               ("torch", old["versions"]["torch"], new["versions"]["torch"])]
-    values += [(name, old["config"].get(name), new["config"][name])
-               for name in ("micro_batch_size", "shard_size", "compile", "activation_checkpointing")]
+    values += [(name, old["config"].get(name), new["config"][name]) for name in ROUNDING]
     return [f"{name} {then} -> {now}" for name, then, now in values if then != now]
 
 
+def start(out: Path, facts: dict, old: dict | None, allowed: dict, first: int) -> dict:
+    """Write run.json, or note in it how this continuation differs; drop the log after step `first`."""
+    (out / "stopped").unlink(missing_ok=True)
+    (out / "done.json").unlink(missing_ok=True)  # --resume=step-N of a finished run
+    rounding = rounding_differences(old, facts) if old else []
+    if rounding:
+        print(f"resumed after step {first}: {', '.join(rounding)}: the data is the same, but sums round "
+              "differently, so the run is no longer bit-identical to an uninterrupted one", file=sys.stderr)
+    for name, (then, now) in allowed.items():
+        print(f"resumed after step {first}: allowed to differ: {name}, {then} -> {now}", file=sys.stderr)
+    if rounding or allowed:
+        note = {"step": first, "rounding": rounding, "allowed": allowed}
+        facts = facts | {"resumed": [*old.get("resumed", []), note]}
+    if old is None or rounding or allowed:
+        write_json(out / "run.json", facts)
+    keep_lines(out / "metrics.jsonl", first or -1)
+    return facts
+
+
 def keep_lines(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`, which will be written again, and a last one that a kill
-    cut short."""
+    """Drop the lines of metrics.jsonl after `step`, which will be written again, and a torn last one."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     with atomic_write(path) as file:
         file.writelines(line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step)
 
 
-# ------------------------------------------------------------------------------------------------------- lock
-
 class FolderLock:
-    """Hold RUN/lock while this process lives; a second run in the folder is rejected.
-
-    What earlier runs left unfinished (*.tmp) is removed, now that nobody can be writing it.
-    """
+    """Hold RUN/lock while this process lives, and remove what earlier runs left unfinished (*.tmp)."""
 
     def __init__(self, out: Path):
         self.out, self.created = out, not out.exists()
         out.mkdir(parents=True, exist_ok=True)
         self.file = open(out / "lock", "a+")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self.file):
             self.file.seek(0)
-            holder = self.file.read(200).strip() or "unknown process"
-            raise UserError(f"{out}: another run is writing to this folder ({holder}); wait for it, or give "
-                            "another --out") from None
-        except OSError as error:
-            print(f"warning: {out}: no locks on this file system ({error.strerror}); start only one run here",
-                  file=sys.stderr)
+            raise UserError(f"{out}: another run is writing to this folder ({self.file.read(200).strip()}); "
+                            "wait for it, or give another --out")
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         self.file.flush()

@@ -1,8 +1,7 @@
 """How a run ends when it is asked to stop, and when one of its ranks fails.
 
-    SIGTERM, SIGINT   nothing to save (start-up, first step, export)  ->  exit 75 at once
-                      else `check` raises Stopped between two micro-batches  ->  checkpoint of the last step,
-                      exit 75
+    SIGTERM, SIGINT   nothing to save (start-up, first step, export)  ->  exit 75 at once; else `check` raises
+                      Stopped between two micro-batches  ->  checkpoint of the last step, exit 75
     a second SIGINT   exit at once; the last checkpoint stays
     a rank fails      its error is printed and handed to torchrun, which ends the others and shows it last
 
@@ -27,6 +26,8 @@ from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, UserError
 
 REPEAT_SECONDS = 0.5  # the same Ctrl-C arrives twice, from the terminal and from torchrun
 ECHO_SECONDS = 10.0   # a rank that lost another waits for torchrun to end it: the cause is shown first
+LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Timed out waiting",
+        "NCCL error")  # what errors that only say that another rank is gone contain
 
 
 class Stopped(Exception):
@@ -34,10 +35,8 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask for a checkpoint and an end; a second SIGINT ends at once.
-
-    A second SIGTERM changes nothing: Slurm sends it to torchrun and to its ranks, and torchrun passes it on.
-    """
+    """SIGTERM and SIGINT ask for a checkpoint and an end; a second SIGINT ends at once. A second SIGTERM
+    changes nothing: Slurm sends it to torchrun and to its ranks, and torchrun passes it on."""
 
     def __init__(self) -> None:
         self.requested, self.name, self.when = False, "a signal", 0.0
@@ -55,8 +54,7 @@ class StopSignal:
         if not self.requested:
             self.requested, self.name, self.when = True, name, time.monotonic()
         if self.nothing_to_save:
-            # Among several ranks a SIGTERM may only mean that another one failed: no reason to requeue the
-            # job.
+            # Among several ranks a SIGTERM may only mean that another one failed: no reason to requeue.
             if self.out is not None and distributed.world_size() == 1:
                 (self.out / "stopped").touch()
             message = f"stopped by {self.name}; nothing is lost, continue with --resume=auto"
@@ -67,16 +65,12 @@ class StopSignal:
         self.group = distributed.host_group(timeout_seconds)
 
     def check(self) -> None:
-        """Raise `Stopped` if all ranks stop here; every rank calls this at the same places.
-
-        With several ranks the answer is that of the call before this one, so that none waits for the others.
-        """
-        if self.group is None:
-            stop = self.requested
-        else:
+        """Raise `Stopped` if all ranks stop here; every rank calls this at the same places. With several
+        ranks the answer is that of the call before this one, so that none waits for the others."""
+        stop = self.requested
+        if self.group is not None:
             before, request = self.answer, torch.tensor([int(self.requested)])
-            work = dist.all_reduce(request, dist.ReduceOp.MAX, group=self.group, async_op=True)
-            self.answer = request, work
+            self.answer = request, dist.all_reduce(request, dist.ReduceOp.MAX, self.group, async_op=True)
             if before is None:
                 return
             before[1].wait()
@@ -93,22 +87,12 @@ def leave(code: int, message: str = "") -> None:
     os._exit(code)
 
 
-def lost_a_rank(error: BaseException) -> bool:
-    """Whether this error only says that another rank is gone."""
-    phrases = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Timed out waiting",
-               "NCCL error")
-    if isinstance(error, UserError):
-        return False
-    return isinstance(error, dist.DistError) or any(phrase in str(error) for phrase in phrases)
-
-
 def end_failed_rank(error: BaseException, stop: StopSignal) -> None:
-    """Report a rank's failure and end its process. With one process do nothing: the error takes its usual
-    way."""
+    """Report a rank's failure and end its process. One process alone lets the error take its usual way."""
     if distributed.world_size() == 1:
         return
-    rank = distributed.rank()
-    if lost_a_rank(error):
+    rank, known = distributed.rank(), isinstance(error, UserError)
+    if not known and (isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)):
         deadline = time.monotonic() + ECHO_SECONDS
         while not stop.requested and time.monotonic() < deadline and "TORCHELASTIC_RUN_ID" in os.environ:
             time.sleep(0.05)
@@ -116,7 +100,6 @@ def end_failed_rank(error: BaseException, stop: StopSignal) -> None:
             leave(EXIT_STOPPED)
         line = " ".join(str(error).split())[:200]
         leave(EXIT_FAILED, f"rank {rank}: another rank is gone or does not answer ({line}); see its error")
-    known = isinstance(error, UserError)
     text = f"error: {error}" if known else "".join(traceback.format_exception(error)).rstrip()
     if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun shows it last
         details = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}

@@ -14,6 +14,7 @@ UTF-8 text can be compared between models with different tokenizers.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,12 +23,11 @@ import numpy as np
 import torch
 
 from mmed.config import TrainConfig
-from mmed.data import IGNORE, WIDTH, ExamRows, Row, TokenStream, end_to_end, stack
+from mmed.data import IGNORE, ExamRows, Row, TokenStream, rank_share
 from mmed.model import Transformer
 from mmed.prompts import read_benchmark
 from mmed.tokenizer import Tokenizer, clean_text, read_texts
-from mmed.training import distributed
-from mmed.training.loader import make_batch
+from mmed.training import distributed, loader
 from mmed.utils.errors import UserError
 
 DOCUMENTS = 64  # of each validation stream, and exam items of each language, that a training run scores
@@ -52,11 +52,8 @@ class Loss:
     bits_per_byte: float | None  # None for exam items
 
 
-# -------------------------------------------------------------------------------------------------- documents
-
 def windows(ids: Sequence[int], bos_id: int | None, context: int) -> Iterator[Row]:
-    """The tokens of a document's text as rows of at most `context` tokens, in which each token is a label
-    once.
+    """A document's tokens as rows of at most `context` tokens, in which each token is a label once.
 
         context 8, BOS b      b 1 2 3 4 5 6 7       b 6 7 8 9
         labels                1 2 3 4 5 6 7 8       . . . 9 10
@@ -79,17 +76,16 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
     """(language, ids of the text without BOS and EOS, bytes of the text) of the first `limit` documents of
     each language of a file, or of a token stream (0: all)."""
     if name.endswith(TEXT_FILES):
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for text, language in read_texts(name):
-            counts[language] = counts.get(language, 0) + 1
+            counts[language] += 1
             if not limit or counts[language] <= limit:
                 yield language, tokenizer.encode(text), len(clean_text(text).encode())
         return
     stream = TokenStream(name, tokenizer.fingerprint)
-    begin = 0
-    for end in stream.ends[:limit or None].tolist():
+    ends = stream.ends[:limit or None].tolist()
+    for begin, end in zip([0, *ends], ends, strict=False):
         ids = stream.ids[begin:end].tolist()
-        begin = end
         ids = ids[1:] if stream.bos_id is not None and ids[0] == stream.bos_id else ids
         ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids
         yield stream.language, ids, len(tokenizer.decode(ids).encode())
@@ -111,10 +107,17 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     return sets
 
 
-def exam_sets(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, ValidationSet]:
-    """Language -> its exam items, with rationale and answer as targets."""
-    items = read_benchmark(config.validation)
-    sets = {}
+def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
+                    context: int) -> dict[str, ValidationSet]:
+    """What a training run is validated on, by language; empty without --validation."""
+    if not config.validation:
+        return {}
+    if tokenizer is None:
+        raise UserError(f"{config.model}: --validation needs the model's tokenizer; give --tokenizer=FOLDER")
+    if config.task == "pretrain":
+        names = [part.partition("=")[0].strip() for part in config.validation.split(",") if part.strip()]
+        return document_sets(names, tokenizer, context, DOCUMENTS)
+    items, sets = read_benchmark(config.validation), {}
     for language in dict.fromkeys(item.language for item in items):
         exam = ExamRows([item for item in items if item.language == language][:DOCUMENTS], tokenizer,
                         config.sequence_length, config.seed, modes=(config.rationales != "without",),
@@ -123,33 +126,16 @@ def exam_sets(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Validation
     return sets
 
 
-def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
-                    context: int) -> dict[str, ValidationSet]:
-    """What a training run is validated on, by language; empty without --validation."""
-    if not config.validation:
-        return {}
-    if tokenizer is None:
-        raise UserError(f"{config.model}: --validation needs the model's tokenizer; give --tokenizer=FOLDER")
-    if config.task == "finetune":
-        return exam_sets(config, tokenizer)
-    names = [part.partition("=")[0].strip() for part in config.validation.split(",") if part.strip()]
-    return document_sets(names, tokenizer, context, DOCUMENTS)
-
-
-# ------------------------------------------------------------------------------------------------------- loss
-
 def micro_batches(rows: Sequence[Row], tokens: int, device: torch.device, flat: bool) -> Iterator[dict]:
-    """This rank's share of rows as arguments of forward passes of about `tokens` tokens; all ranks get
-    equally many."""
-    rank, world, begin = distributed.rank(), distributed.world_size(), 0
+    """This rank's share of rows as arguments of forward passes of about `tokens` tokens; every rank gets the
+    same number of them."""
+    rank, world = distributed.rank(), distributed.world_size()
     ordered = sorted(rows, key=len, reverse=True)  # rows of about one width go together
-    while begin < len(ordered):
-        width = -(-len(ordered[begin]) // WIDTH) * WIDTH
-        count = max(1, min(tokens // width, -(-(len(ordered) - begin) // world)))
-        own = ordered[begin + rank * count:begin + (rank + 1) * count]
-        arrays = end_to_end(own) if flat and own and device.type == "cpu" else stack(own, count, width)
-        yield make_batch([arrays], device).micro[0]
-        begin += count * world
+    while ordered:
+        count = max(1, tokens // len(ordered[0]))  # per rank
+        together, ordered = ordered[:count * world], ordered[count * world:]
+        share = rank_share(len(together), rank, world, count)
+        yield from loader.micro_batches(together, share, device, flat).micro
 
 
 @torch.no_grad()
@@ -173,14 +159,14 @@ def validation_loss(model: Transformer, sets: dict[str, ValidationSet], tokens: 
 
 
 def compare(before: dict[str, float], after: dict[str, float]) -> str:
-    """The validation loss at a run's end beside that at its beginning.
+    """The validation loss at a run's end beside that at its beginning; "" if one of them is missing.
 
     >>> compare({"en": 3.1, "fr": 2.0}, {"en": 3.25, "fr": 1.5})
-    'validation loss en 3.100 -> 3.250 (ROSE), fr 2.000 -> 1.500, mean 2.550 -> 2.375'
+    'validation loss en 3.100 -> 3.250 (ROSE), fr 2.000 -> 1.500, mean 2.550 -> 2.375; '
     """
     pairs = [(name, before[name], after[name]) for name in after if name in before]
     if len(pairs) > 1:
         first, last = (sum(pair[i] for pair in pairs) / len(pairs) for i in (1, 2))
         pairs.append(("mean", first, last))
-    return "validation loss " + ", ".join(f"{name} {first:.3f} -> {last:.3f}{' (ROSE)' * (last > first)}"
-                                          for name, first, last in pairs)
+    parts = [f"{name} {first:.3f} -> {last:.3f}{' (ROSE)' * (last > first)}" for name, first, last in pairs]
+    return f"validation loss {', '.join(parts)}; " if parts else ""

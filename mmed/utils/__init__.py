@@ -1,1 +1,1 @@
-"""Errors and command-line parser; files that are complete when they have their name."""
+"""Errors and the option parser; files, journals and fingerprints."""

@@ -1,68 +1,52 @@
-"""Files that are either whole or not there: write to a temporary name, fsync, rename."""
+"""Files that are complete or absent (temporary name, fsync, rename), and JSON read with bounds."""
 from __future__ import annotations
 
-import errno
 import fcntl
 import gzip
 import json
+import math
 import os
 import secrets
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from mmed.utils.errors import UserError
 
-# Failures of a write that only a person can fix.
-ADVICE = {
-    errno.ENOSPC: "no space left; free some space",
-    errno.EDQUOT: "the quota is used up; free some space or have it raised",
-    errno.EFBIG: "larger than the limit for one file (ulimit -f)",
-    errno.EROFS: "the file system is read-only", errno.EIO: "the disk reports an error; see the kernel's log",
-    errno.ESTALE: "the file is gone on the file server", errno.EACCES: "permission denied",
-    errno.EPERM: "not permitted"
-}
-NAMELESS = ADVICE.keys() - {errno.EACCES, errno.EPERM}
+MAX_JSON_BYTES = 1 << 29  # a value takes several times its bytes in memory
+MAX_LINE_CHARACTERS = 1 << 27
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def write_error(error: OSError, path: str | Path, need: int = 0) -> UserError:
-    """A failed write in one line: which path, how many bytes were needed there, what to do."""
-    why = ADVICE.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return UserError(f"{error.filename or path}: could not be written" +
-                     (f" ({need:,} bytes needed)" if need else "") + f": {why}")
+    """A failed write in one line: which path, how many bytes were needed there, and why."""
+    needed = f" ({need:,} bytes needed)" if need else ""
+    why = (error.strerror or str(error)).lower()
+    return UserError(f"{error.filename or path}: could not be written{needed}: {why}")
 
 
 @contextmanager
 def writing(path: str | Path, need: int = 0) -> Iterator[None]:
-    """What is written in this block goes to `path`: a write that fails says so (Python's own error names no
-    file).
-    """
+    """A write that fails in this block names `path`; Python's own error names no file."""
     try:
         yield
     except OSError as error:
-        # another file was opened here: its own error is plain enough
-        if error.filename is not None and error.errno not in NAMELESS:
+        if error.filename is not None:
             raise
         raise write_error(error, path, need) from error
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Make the names in `folder` as durable as the files: after a loss of power a rename may be undone
-    otherwise.
-    """
-    try:
+    """Make the names in `folder` durable: without this, a rename may be undone by a loss of power."""
+    with suppress(OSError):  # some systems cannot open or sync a folder
         number = os.open(folder, os.O_RDONLY)
-    except OSError:  # a system that opens no folders
-        return
-    try:
-        os.fsync(number)
-    except OSError:  # a file system that syncs no folders
-        pass
-    finally:
-        os.close(number)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def temporary_name(path: Path) -> Path:
@@ -73,7 +57,7 @@ def temporary_name(path: Path) -> Path:
 def try_lock(file: IO[Any]) -> bool:
     """Lock an open file until it is closed or the process ends; False if another process holds the lock.
 
-    Some file systems have no locks (Lustre mounted without `-o flock`). There we warn and go on.
+    Some file systems have no locks (Lustre mounted without `-o flock`): there it only warns.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,21 +71,17 @@ def try_lock(file: IO[Any]) -> bool:
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open `path` for writing under a temporary name; it gets its own name only when the block ends without
-    an error.
+    """Open a temporary file that is renamed to `path` when the block ends without an error.
 
-    What UTF-8 cannot carry in a text (a file name of other bytes, half a surrogate pair) is written as the
-    escape that JSON reads back.
+    A lone surrogate, which UTF-8 cannot carry, is written as the escape that JSON reads back.
     """
     path = Path(path)
     temporary = temporary_name(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(
-                    temporary, mode,
-                    **({} if "b" in mode else
-                       {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"})) as file:
+            with open(temporary, mode, **text) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -120,20 +100,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return value
-
-
-MAX_JSON_BYTES = 1 << 29        # a value takes several times its bytes in memory
-MAX_LINE_CHARACTERS = 1 << 27
-
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_file(path: str | Path, max_bytes: int | None = None) -> None:
@@ -145,51 +116,48 @@ def check_file(path: str | Path, max_bytes: int | None = None) -> None:
         raise UserError(f"{path}: {size:,} bytes are too many (limit {max_bytes:,})")
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError(
-                f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull`, or download the file")
+            raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull`, "
+                            "or download the file")
 
 
 def read_json(path: str | Path) -> Any:
     """Read one JSON value; a file that is missing, broken or too large is a `UserError` naming it."""
     check_file(path, MAX_JSON_BYTES)
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number from 1, object) of a JSONL file, also .gz; blank lines are passed over, a bad line
-    is a `UserError` naming file:line.
+    """Yield (line number from 1, object) of a JSONL file, also .gz; errors name file:line.
+
+    Blank lines are skipped. Only \\n ends a line: U+2028 and a lone \\r may be part of a text.
     """
     unpack = gzip.open if str(path).endswith(".gz") else open
+    number = 0
     try:
-        # newline: U+2028 and lone \r never split a line
-        file = unpack(path, "rt", encoding="utf-8-sig", newline="\n")
+        with unpack(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            while line := file.readline(MAX_LINE_CHARACTERS):
+                number += 1
+                if line.strip():
+                    yield number, _json_object(line, f"{path}:{number}")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    with file:
-        number = 0
-        try:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS), ""), 1):
-                if len(line) == MAX_LINE_CHARACTERS and not line.endswith("\n"):
-                    raise UserError(
-                        f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS:,} characters")
-                if not line.strip():
-                    continue
-                value = json.loads(line)
-                if not isinstance(value, dict):
-                    raise UserError(
-                        f"{path}:{number}: expected one JSON object a line, got {type(value).__name__}")
-                yield number, value
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path}:{number + 1}: cannot be unpacked ({error})") from None
-        except UserError:
-            raise
-        except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
-            raise UserError(
-                f"{path}:{number}: not valid JSON ({error}); every line must be one JSON object") from None
+    except UnicodeDecodeError as error:
+        where = f"{path}:{number + 1}"
+        raise UserError(f"{where}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}:{number + 1}: cannot be unpacked ({error})") from None
+
+
+def _json_object(line: str, where: str) -> dict:
+    if len(line) >= MAX_LINE_CHARACTERS and not line.endswith("\n"):
+        raise UserError(f"{where}: a line of more than {MAX_LINE_CHARACTERS:,} characters")
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error}); every line must be one JSON object") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected one JSON object a line, got {type(value).__name__}")
+    return value

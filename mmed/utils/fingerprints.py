@@ -5,14 +5,18 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.model", "tokenizer.json",
+               "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+               "*.safetensors", "*.safetensors.index.json")
+
 
 def file_hash(path: str | Path) -> str:
     """sha256 of a file, or of the *.jsonl files of a folder with their names."""
     path = Path(path)
-    if not path.is_dir():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return _hash_of_files(sorted(path.glob("*.jsonl")))
+    if path.is_dir():
+        return _hash_of_files(sorted(path.glob("*.jsonl")))
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_of_files(paths: Iterable[Path]) -> str:
@@ -21,12 +25,7 @@ def _hash_of_files(paths: Iterable[Path]) -> str:
 
 def model_fingerprint(folder: str | Path, adapter: str | Path | None = None) -> str:
     """sha256 of what decides a model's output: config, weights and tokenizer, and the adapter's two files."""
-    files = [
-        path for path in sorted(Path(folder).iterdir())
-        if path.name in ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
-                         "generation_config.json", "special_tokens_map.json", "added_tokens.json")
-        or path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
-    ]
+    files = sorted(path for pattern in MODEL_FILES for path in Path(folder).glob(pattern))
     if adapter:
         files += [Path(adapter) / "adapter_config.json", Path(adapter) / "adapter_model.safetensors"]
     return _hash_of_files(files)

@@ -5,74 +5,63 @@ is finished.
 """
 from __future__ import annotations
 
-import fcntl
 import json
-import math
 import os
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write
+from mmed.utils.files import atomic_write, try_lock
 
 
 class Journal:
-    """Rounds of rows in PATH.partial, one line a round, after a line with the facts that all of them depend
-    on.
+    """Rounds of rows in PATH.partial, one line per round, after a line with the facts behind all of them.
 
-    Opening one that another run left goes on with it: a last line that was cut is dropped, other facts are
-    refused by name.
+    Opening the journal of an earlier run continues it; `force` starts it again.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any], force: bool = False):
         self.path, self.partial = Path(path), Path(f"{path}.partial")
         if self.path.exists() and not force and not self.partial.exists():
-            raise UserError(f"{self.path}: already there; give another --out, or --force to make it anew")
+            raise UserError(f"{self.path}: already there; give another --out, or --force to replace it")
         self.partial.parent.mkdir(parents=True, exist_ok=True)
-        self.facts = json.loads(json.dumps(facts))
-        self.done: set[int] = set()
         self.file = open(self.partial, "a+b")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(self.file):
             raise UserError(
-                f"{self.partial}: another process is writing it; wait for it, or give another --out"
-            ) from None
-        self._read(force)
+                f"{self.partial}: another process is writing it; wait for it, or give another --out")
+        if force:
+            self.file.truncate(0)
+        self.done: set[int] = set()
+        facts = json.loads(json.dumps(facts))
+        found = self._read()
+        if found is None:
+            self._append({"facts": facts})
+        elif differs := facts_that_differ(found, facts):
+            raise UserError(f"{self.partial}: begun with {differs}; give another --out, or --force to start "
+                            "again")
 
-    def _read(self, force: bool) -> None:
+    def _read(self) -> dict | None:
+        """The facts of the journal, None if it is empty; an incomplete last line is dropped."""
         self.file.seek(0)
-        good = 0
-        for number, line in enumerate(self.file, 1):
+        lines = self.file.readlines()
+        if lines and not lines[-1].endswith(b"\n"):
+            self.file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        facts = None
+        for number, line in enumerate(lines, 1):
             try:
                 value = read_sealed(line)
                 if number == 1:
-                    found = value["facts"]
+                    facts = value["facts"]
                 else:
-                    if not isinstance(value["round"], int) or not isinstance(value["rows"], list):
-                        raise ValueError("no round")
-                    self.done.add(value["round"])
-            except (ValueError, KeyError, TypeError):
-                if self.file.read(1) and not force:
-                    raise UserError(
-                        f"{self.partial}:{number}: damaged; delete this file to begin anew, or use --force"
-                    ) from None
-                break
-            if number == 1 and (differs := facts_that_differ(found, self.facts)):
-                if not force:
-                    raise UserError(
-                        f"{self.partial}: begun with {differs}; give another --out, or --force to begin anew")
-                break
-            good += len(line)
-        self.file.truncate(good)
-        if not good:
-            self.done.clear()
-            self._append({"facts": self.facts})
+                    self.done.add(int(value["round"]))
+            except (ValueError, KeyError):
+                raise UserError(f"{self.partial}:{number}: damaged; --force starts again") from None
+        return facts
 
-    def _append(self, value: Any) -> None:
+    def _append(self, value: dict) -> None:
         self.file.seek(0, os.SEEK_END)
         self.file.write(sealed_line(value).encode())
         self.file.flush()
@@ -85,27 +74,20 @@ class Journal:
         self._append({"round": number, "rows": rows})
         self.done.add(number)
 
-    def rounds(self) -> Iterator[tuple[int, list[dict]]]:
+    def rounds(self) -> list[tuple[int, list[dict]]]:
         """(number, rows) by number, in whatever order they were finished."""
         self.file.seek(0)
-        self.file.readline()
-        places, place = {}, self.file.tell()
-        for line in self.file:
-            places[json.loads(line)["round"]] = place
-            place += len(line)
-        for number in sorted(places):
-            self.file.seek(places[number])
-            yield number, json.loads(self.file.readline())["rows"]
+        rounds = [json.loads(line) for line in self.file.readlines()[1:]]
+        return sorted((value["round"], value["rows"]) for value in rounds)
 
     def rows(self) -> Iterator[dict]:
         for _, rows in self.rounds():
             yield from rows
 
     def finish(self) -> None:
-        """All rows into PATH, one a line; the journal goes away."""
+        """Write all rows to PATH, one per line, and delete the journal."""
         with atomic_write(self.path) as file:
-            for row in self.rows():
-                file.write(json_line(row))
+            file.writelines(map(json_line, self.rows()))
         self.discard()
 
     def discard(self) -> None:
@@ -114,13 +96,12 @@ class Journal:
 
 
 def json_line(value: Any) -> str:
-    """One line of JSON; lone surrogates, which UTF-8 cannot carry, become U+FFFD."""
+    """One line of JSON; lone surrogates, which UTF-8 cannot carry, become "?"."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode() + "\n"
 
 
 def sealed_line(value: dict) -> str:
-    """`json_line` of an object, its last key a checksum of the rest: a line that was damaged later is told
-    from one that was written.
+    """`json_line` of an object whose last key is a checksum of the rest, by which damage is noticed.
 
     >>> sealed_line({"round": 0})
     '{"round": 0, "crc32": "5a34bd24"}\\n'
@@ -129,29 +110,14 @@ def sealed_line(value: dict) -> str:
     return f'{body}, "crc32": "{zlib.crc32(body.encode()):08x}"}}\n'
 
 
-_SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"}\n\Z')
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{digits} is no number of JSON")
-    return value
-
-
 def read_sealed(line: bytes) -> dict:
-    """What `sealed_line` wrote; a ValueError for a line that is cut, no object, or not as it was written."""
-    try:
-        value = json.loads(line, parse_float=_finite, parse_constant=_finite)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    """What `sealed_line` wrote; a ValueError for a line that is incomplete, no object, or damaged."""
+    value = json.loads(line)
     if not line.endswith(b"\n") or not isinstance(value, dict):
-        raise ValueError("cut short, or no object")
-    if "crc32" in value:
-        seal = _SEAL.search(line)
-        if not seal or int(seal[1], 16) != zlib.crc32(line[:seal.start()]):
-            raise ValueError("its checksum is another")
-        del value["crc32"]
+        raise ValueError("incomplete, or not an object")
+    body = line.rpartition(b', "crc32": ')[0]
+    if "crc32" in value and value.pop("crc32") != f"{zlib.crc32(body):08x}":
+        raise ValueError("its checksum does not match")
     return value
 
 
@@ -161,13 +127,8 @@ def facts_that_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     >>> facts_that_differ({"slots": 8, "style": "clean"}, {"slots": 16, "style": "clean"})
     'slots = 8 (now 16)'
     """
-    changes = []
-    for name in sorted({*then, *now}):
-        old, new = then.get(name), now.get(name)
-        if old != new:
-            show = [
-                value[:12] + "…" if isinstance(value, str) and len(value) == 64 else value
-                for value in (old, new)
-            ]
-            changes.append(f"{name} = {show[0]} (now {show[1]})")
-    return ", ".join(changes)
+    def shown(value: Any) -> Any:
+        return value[:12] + "…" if isinstance(value, str) and len(value) == 64 else value
+
+    return ", ".join(f"{name} = {shown(then.get(name))} (now {shown(now.get(name))})"
+                     for name in sorted({*then, *now}) if then.get(name) != now.get(name))

@@ -1,21 +1,29 @@
-"""Values from files that may be anyone's: text that can be shown, numbers that are numbers, NAME=FOLDER
-arguments.
-"""
+"""Values from files of unknown origin: damaged JSON, text that can be shown, numbers, NAME=FOLDER."""
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmed.utils.errors import UsageError, printable
+from mmed.utils.errors import UsageError, UserError, printable
 
 NAME_LIMIT, TEXT_LIMIT = 80, 4000  # characters of a name and of a text that are shown
 
 
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """What a JSON value of unexpected structure raises in this block becomes a `UserError` naming `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+
+
 def plain(text: Any, limit: int = TEXT_LIMIT) -> str:
-    """Text that a terminal or a page can show: no control characters, no marks that reverse it, not longer
-    than `limit`.
+    """`printable` text of at most `limit` characters.
 
     >>> plain("a\\x1b[31mred", 80), plain("x" * 9, 4), plain(None), plain(3)
     ('a[31mred', 'xxxx… [5 more characters]', '', '3')
@@ -25,21 +33,10 @@ def plain(text: Any, limit: int = TEXT_LIMIT) -> str:
     return printable(text[:limit]) + (f"… [{more:,} more characters]" if more > 0 else "")
 
 
-def as_name(text: Any, limit: int = NAME_LIMIT) -> str:
+def as_name(text: Any) -> str:
     """A name: one line of plain text."""
-    text = " ".join(plain(text, 4 * limit).split())
-    return text if len(text) <= limit else text[:limit - 1] + "…"
-
-
-def number(value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number from a file; anything else is a TypeError or ValueError, which the readers turn into
-    one line.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"expected a number, got {type(value).__name__}")
-    if not low - 1e-6 <= value <= high + 1e-6 or abs(value) > 1e300:
-        raise ValueError(f"the number {value!r} is out of range")
-    return min(max(value, low), high)  # rounding may carry a share a hair past its end
+    text = " ".join(plain(text, 4 * NAME_LIMIT).split())
+    return text if len(text) <= NAME_LIMIT else text[:NAME_LIMIT - 1] + "…"
 
 
 def is_finite(value: Any) -> bool:
@@ -50,30 +47,20 @@ def is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def count(value: Any) -> int:
-    """A number of things."""
-    if not isinstance(value, int):
-        raise TypeError(f"expected a whole number, got {type(value).__name__}")
-    return int(number(value, 0, 2 ** 62))
-
-
 def split_argument(text: str, settings: Collection[str] = ()) -> tuple[str, str, str]:
-    """(setting, name, folder) of FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER; what is not said is "".
+    """(setting, name, folder) of FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER; missing parts are "".
 
     >>> split_argument("lora:base + corpus=results/x", ["lora", "full"]), split_argument("results/x")
     (('lora', 'base + corpus', 'results/x'), ('', '', 'results/x'))
     """
     if "=" not in text or Path(text).is_dir():
         return "", "", text
-    cuts = [at for at, sign in enumerate(text) if sign == "="]
-    cut = next((at for at in cuts if Path(text[at + 1:]).is_dir()), cuts[0])  # a name may hold "=", too
-    name, folder = text[:cut], text[cut + 1:]
-    setting = ""
-    if settings and ":" in name:
-        setting, name = name.split(":", 1)
-        if setting not in settings:
-            raise UsageError(
-                f"{as_name(text)}: {as_name(setting)!r} is no setting; before the colon stands one of "
-                f"{', '.join(settings)}"
-            )
+    splits = [(text[:at], text[at + 1:]) for at, sign in enumerate(text) if sign == "="]
+    name, folder = next((split for split in splits if Path(split[1]).is_dir()), splits[0])
+    if not settings or ":" not in name:
+        return "", name, folder
+    setting, name = name.split(":", 1)
+    if setting not in settings:
+        raise UsageError(f"{text}: {setting!r} is not a setting; before the colon stands one of "
+                         f"{', '.join(settings)}")
     return setting, name, folder

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from data_prep import books
-from data_prep.books import check_tesseract, page_order, read_books
 from data_prep.documents import read_documents
 from mmed.utils.errors import UserError
 
@@ -19,8 +18,6 @@ pytest.importorskip("ocrmypdf")
 fpdf = pytest.importorskip("fpdf")
 needs_tesseract = pytest.mark.skipif(not shutil.which("tesseract"), reason="Tesseract is not installed")
 
-OPTIONS = {"language": "en", "ocr": True, "licence": "", "source": "book", "part_characters": 50_000,
-           "book_seconds": 60}
 SENTENCES = ["Heart failure with reduced ejection fraction is treated with four classes of drugs.",
              "Patients should be weighed every day, because a sudden gain of weight often means congestion.",
              "The long-term outcome depends on the cause, on renal function and on adherence to therapy.",
@@ -30,39 +27,33 @@ SENTENCES = ["Heart failure with reduced ejection fraction is treated with four 
 
 def paragraph(number: int) -> str:
     """Of sentences that differ, because rows that recur on several pages are taken for running heads."""
-    return " ".join(f"({number}p{place}) {SENTENCES[(number + place) % 5][:-1]} ({number}p{place})."
-                    for place in range(3))
+    labels = (f"({number}p{place})" for place in range(3))
+    return "Paragraph " + " ".join(f"{label} {SENTENCES[(number + place) % 5][:-1]} {label}."
+                                   for place, label in enumerate(labels))
 
 
-def write_pdf(path: Path, pages: int, heads: bool = True, scanned: tuple[int, ...] = ()) -> None:
-    """Two paragraphs a page, of which the pages `scanned` are pictures."""
+def write_pdf(path: Path, pages: int, scanned: tuple[int, ...] = ()) -> None:
+    """A running head and two paragraphs a page; the pages `scanned` are pictures."""
     book = fpdf.FPDF(format="A5")
     book.set_font("helvetica", size=11)
     for number in range(pages):
-        book.add_page()
-        if heads:
-            book.cell(0, 8, f"Cardiology {number + 1}", new_x="LMARGIN", new_y="NEXT")
-        for place in range(2):
-            book.multi_cell(0, 6, f"Paragraph {paragraph(number * 2 + place)}", align="L",
-                            new_x="LMARGIN", new_y="NEXT")
-            book.ln(4)
-    path.write_bytes(bytes(book.output()))
-    if scanned:
-        pictures = [page.render(scale=3).to_pil().convert("L") for page in pdfium.PdfDocument(path)]
-        book = fpdf.FPDF(format="A5")
-        book.set_font("helvetica", size=11)
-        for number in range(pages):
+        page = fpdf.FPDF(format="A5") if number in scanned else book
+        page.set_font("helvetica", size=11)
+        page.add_page()
+        page.cell(0, 8, f"Cardiology {number + 1}", new_x="LMARGIN", new_y="NEXT")
+        for place in (2 * number, 2 * number + 1):
+            page.multi_cell(0, 6, paragraph(place), align="L", new_x="LMARGIN", new_y="NEXT")
+            page.ln(4)
+        if number in scanned:
+            picture = pdfium.PdfDocument(bytes(page.output()))[0].render(scale=3).to_pil().convert("L")
             book.add_page()
-            if number in scanned:
-                book.image(pictures[number], 0, 0, book.w, book.h)
-            else:
-                book.multi_cell(0, 6, f"Paragraph {paragraph(number * 2)}", align="L")
-        path.write_bytes(bytes(book.output()))
+            book.image(picture, 0, 0, book.w, book.h)
+    path.write_bytes(bytes(book.output()))
 
 
-def run(out: Path, *inputs: Path, **options) -> tuple[list, dict[str, int]]:
+def run(out: Path, *arguments: object) -> tuple[list, dict[str, int]]:
     """(documents, number dropped by reason)"""
-    read_books([str(path) for path in inputs], out, {**OPTIONS, **options})
+    books.main([*map(str, arguments), "--language", "en", "--out", str(out)])
     kept = sorted((out / "kept").glob("*.gz"))
     documents = [document for path in kept for document in read_documents(path)]
     dropped = json.loads((out / "funnel.json").read_text())["dropped"]
@@ -74,36 +65,42 @@ def similarity(text: str, expected: str) -> float:
 
 
 def test_a_text_book_gives_its_paragraphs_without_running_heads(tmp_path):
-    write_pdf(tmp_path / "book.pdf", 6)
-    document, = run(tmp_path / "out", tmp_path, ocr=False)[0]
-    assert document.text.split("\n") == [f"Paragraph {paragraph(number)}" for number in range(12)]
-    assert (document.source, document.language, document.id) == ("book", "en", "book.pdf:1")
-    assert document.meta == {"file": "book.pdf", "pages": 6, "read": {"text": 6}, "part": 1, "parts": 1}
+    write_pdf(tmp_path / "book.PDF", 6)
+    document, = run(tmp_path / "out", tmp_path, "--no_ocr", "--licence", "CC0")[0]
+    assert document.text.split("\n") == [paragraph(number) for number in range(12)]
+    assert (document.source, document.language, document.id) == ("book", "en", "book.PDF:1")
+    assert document.meta == {"file": "book.PDF", "licence": "CC0", "pages": 6, "read": {"text": 6}, "part": 1,
+                             "parts": 1}
 
 
-def test_front_and_back_matter_of_a_long_book_are_left_out_and_it_is_split_into_parts(tmp_path):
+def test_a_long_book_loses_front_and_back_matter_and_is_split_into_parts(tmp_path):
     write_pdf(tmp_path / "long.pdf", 110)
-    documents, _ = run(tmp_path / "out", tmp_path / "long.pdf", part_characters=20_000)
+    documents, _ = run(tmp_path / "out", tmp_path / "long.pdf", "--part_characters", 20_000)
     text = "\n".join(document.text for document in documents)
     inner = range(2 * 5, 2 * 105)  # 0.018 * 110 + 3 < page < 105
-    assert text.split("\n") == [f"Paragraph {paragraph(number)}" for number in inner]
+    assert text.split("\n") == [paragraph(number) for number in inner]
     assert documents[0].meta["read"] == {"text": 100, "front or back matter": 10}
     assert len(documents) == documents[0].meta["parts"] == round(len(text) / 20_000)
 
 
+def test_a_book_is_scanned_if_it_has_too_little_text():
+    page = books.Page([books.Line("a" * 190 + "-" * 100, 0, 1, 0, 1)])
+    assert books.is_scanned([page]) and not books.is_scanned([page, books.Page(page.lines * 2)])
+    assert books.is_scanned([books.Page([books.Line("a" * 300 + "-" * 400, 0, 1, 0, 1)])])
+
+
 @needs_tesseract
-def test_scanned_and_mixed_books_are_read_and_finished_pages_are_not_read_again(tmp_path, monkeypatch):
+def test_scanned_pages_are_read_and_finished_groups_are_not_read_again(tmp_path, monkeypatch):
     write_pdf(tmp_path / "scan.pdf", 3, scanned=(0, 1, 2))
     write_pdf(tmp_path / "mixed.pdf", 3, scanned=(1,))
     monkeypatch.setattr(books, "OCR_PAGES", 2)
     first, _ = run(tmp_path / "out", tmp_path)
     mixed, scan = first
     assert scan.meta["read"] == {"ocr": 3} and mixed.meta["read"] == {"text": 2, "ocr": 1}
-    assert similarity(scan.text, " ".join(f"Paragraph {paragraph(number)}" for number in range(6))) > 0.95
-    assert f"Paragraph {paragraph(0)}\n" in mixed.text and f"Paragraph {paragraph(4)}" in mixed.text
+    assert similarity(scan.text, " ".join(map(paragraph, range(6)))) > 0.95
+    assert f"{paragraph(0)}\n" in mixed.text and paragraph(4) in mixed.text
 
     monkeypatch.setattr(subprocess, "run", lambda command, **settings: pytest.fail(" ".join(command)))
-    monkeypatch.setattr(books, "check_tesseract", lambda language: None)
     for done in (tmp_path / "out" / "shards").glob("*.json"):
         done.unlink()  # as if killed after the OCR
     assert [document.text for document in run(tmp_path / "out", tmp_path)[0]] == [mixed.text, scan.text]
@@ -111,66 +108,45 @@ def test_scanned_and_mixed_books_are_read_and_finished_pages_are_not_read_again(
 
 def test_pages_that_ocr_fails_on_are_counted(tmp_path, monkeypatch):
     write_pdf(tmp_path / "mixed.pdf", 4, scanned=(1, 2))
-    monkeypatch.setattr(books, "check_tesseract", lambda language: None)
-    failed = subprocess.CompletedProcess([], returncode=1)
-    monkeypatch.setattr(subprocess, "run", lambda command, **settings: failed)
+
+    def fail(command, **settings):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", fail)
     document, = run(tmp_path / "out", tmp_path / "mixed.pdf")[0]
     assert document.meta["read"] == {"text": 2, "not read": 2}
-    write_pdf(tmp_path / "scan.pdf", 2, scanned=(0, 1))
-    with pytest.raises(UserError, match="1 x no text"):
-        run(tmp_path / "none", tmp_path / "scan.pdf", ocr=False)
 
 
-def test_the_text_of_another_ocr_engine_is_a_book_of_a_folder(tmp_path):
+def test_a_folder_of_page_files_of_another_ocr_engine_is_a_book(tmp_path):
     (tmp_path / "shelf" / "Cardiology").mkdir(parents=True)
     for number in (9, 10, 11):
         begin, end = SENTENCES[number % 5][:40], SENTENCES[number % 4][:40]
         text = f"CARDIOLOGY {number}\n\n{begin} in the mid-\ndle of {end}\n"
         (tmp_path / "shelf" / "Cardiology" / f"page{number}.txt").write_text(text)
     document, = run(tmp_path / "out", tmp_path / "shelf")[0]
-    expected = [f"{SENTENCES[number % 5][:40]} in the middle of {SENTENCES[number % 4][:40]}"
-                for number in (9, 10, 11)]
-    assert document.text.split() == " ".join(expected).split()
-    assert document.meta["file"] == "Cardiology" and page_order(Path("p2.txt")) < page_order(Path("p10.txt"))
+    expected = " ".join(f"{SENTENCES[number % 5][:40]} in the middle of {SENTENCES[number % 4][:40]}"
+                        for number in (9, 10, 11))
+    assert document.text.split() == expected.split() and document.meta["file"] == "Cardiology"
 
 
 def test_damaged_books_are_dropped_with_the_reason(tmp_path, capfd):
     write_pdf(tmp_path / "good.pdf", 2)
-    whole = (tmp_path / "good.pdf").read_bytes()
-    (tmp_path / "cut.pdf").write_bytes(whole[:200])
+    (tmp_path / "truncated.pdf").write_bytes((tmp_path / "good.pdf").read_bytes()[:200])
     (tmp_path / "noise.pdf").write_bytes(b"%PDF-1.7\n" + os.urandom(3000))
-    (tmp_path / "empty.pdf").write_bytes(b"")
+    write_pdf(tmp_path / "scan.pdf", 1, scanned=(0,))
     locked = fpdf.FPDF()
     locked.set_encryption(owner_password="a", user_password="b")
     locked.add_page()
     (tmp_path / "locked.pdf").write_bytes(bytes(locked.output()))
-    documents, dropped = run(tmp_path / "out", tmp_path, ocr=False)
-    assert len(documents) == 1 and dropped == {"not a PDF, or damaged": 3, "encrypted": 1}
-    assert "cut.pdf: dropped: not a PDF, or damaged" in capfd.readouterr().err
+    documents, dropped = run(tmp_path / "out", tmp_path, "--no_ocr")
+    assert len(documents) == 1 and dropped == {"not a PDF, or damaged": 2, "encrypted": 1, "no text": 1}
+    assert "truncated.pdf: dropped: not a PDF, or damaged" in capfd.readouterr().err
     with gzip.open(tmp_path / "out" / "dropped" / "locked.pdf.jsonl.gz", "rt") as file:
         assert json.loads(file.readline())["reason"] == "encrypted"
 
 
-def test_missing_inputs_programs_and_languages_are_one_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="nowhere: no such file"):
-        run(tmp_path / "out", tmp_path / "nowhere", ocr=False)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no book here"):
-        run(tmp_path / "out", tmp_path / "empty", ocr=False)
-    if shutil.which("tesseract"):
-        with pytest.raises(UserError, match="install tesseract-ocr-xx-yy"):
-            check_tesseract("eng+xx_yy")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="install tesseract-ocr"):
-        check_tesseract("eng")
-
-
-@needs_tesseract
-@pytest.mark.slow
-def test_a_turned_scan_is_read_upright(tmp_path):
+def test_a_missing_tesseract_is_one_line(tmp_path, monkeypatch):
     write_pdf(tmp_path / "scan.pdf", 1, scanned=(0,))
-    with pdfium.PdfDocument(tmp_path / "scan.pdf") as document:
-        picture = document[0].render(scale=3).to_pil().convert("L").rotate(180)
-    picture.save(tmp_path / "turned.pdf", resolution=216)
-    document, = run(tmp_path / "out", tmp_path / "turned.pdf")[0]
-    assert similarity(document.text, f"Paragraph {paragraph(0)} Paragraph {paragraph(1)}") > 0.9
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="OCR needs Tesseract and its data for eng"):
+        run(tmp_path / "out", tmp_path / "scan.pdf")

@@ -13,7 +13,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from corpus_files import tree, write
 
+from data_prep.documents import json_line
 from data_prep.pipeline import cluster
 from data_prep.pipeline.corpus_card import count_table, funnel_table
 from data_prep.pipeline.plan import Step, run_plan
@@ -50,37 +52,30 @@ filter = true
 
 def mixed_slice(root: Path) -> Path:
     """JSON lines with damage, plain text, parquet and wikiextractor's files; returns the recipe."""
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as parquet
-
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     sentence = {code: get_language(code).medical_sentence for code in ("en", "ja", "es")}
     texts = {code: [f"{text} {number:x} {number * 77777:x}. " * 3 + f"{number ** 9:x}"
                     for number in range(1, 25)]
              for code, text in sentence.items()}
-    for name in ("web-en", "eswiki/AA", "benchmark"):
-        (root / name).mkdir(parents=True)
-    lines = [json.dumps({"text": text, "source": "mC4"}) for text in texts["en"]]
-    (root / "web-en" / "a.json").write_text("\n".join([*lines, '{"text": "truncated', '"no object"',
-                                                       lines[0]]))
+    records = [{"text": text, "source": "mC4"} for text in texts["en"]]
+    damaged = write(root / "web-en" / "a.json", *records)
+    damaged.write_bytes(damaged.read_bytes() + b'{"text": "truncated\n"no object"\n' + json_line(records[0]))
     parquet.write_table(pyarrow.table({"content": texts["en"][:6]}), root / "web-en" / "b.parquet")
     question = "".join(chr(0x3042 + i * 7 % 80) for i in range(60))
     (root / "ja.txt").write_text("\n\n".join([*texts["ja"], f"{question}。{texts['ja'][0]}"]),
                                  encoding="utf-8")
-    wiki = [json.dumps({"id": str(i), "url": "u", "title": "t", "text": text})
-            for i, text in enumerate(texts["es"])]
-    (root / "eswiki" / "AA" / "wiki_00").write_text("\n".join(wiki))
-    item = {"question": question, "options": {"A": "1", "B": "2"}, "answer_idx": "A"}
-    (root / "benchmark" / "Japanese.jsonl").write_text(json.dumps(item) + "\n")
+    write(root / "eswiki" / "AA" / "wiki_00",
+          *[{"id": str(i), "url": "u", "title": "t", "text": text} for i, text in enumerate(texts["es"])])
+    write(root / "benchmark" / "Japanese.jsonl",
+          {"question": question, "options": {"A": "1", "B": "2"}, "answer_idx": "A"})
     train_sentencepiece([text for each in texts.values() for text in each], root / "tokenizer", 400)
     (root / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     return root / "recipe.toml"
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file()
-            and {"kept", "dropped", "streams"} & set(path.relative_to(folder).parts)
-            and path.suffix != ".json"}
+    return {name: data for name, data in tree(folder).items()
+            if {"kept", "dropped", "streams"} & set(name.split("/")) and not name.endswith(".json")}
 
 
 @pytest.mark.slow
@@ -91,8 +86,7 @@ def test_a_corpus_stopped_on_the_way_is_that_of_an_uninterrupted_run(tmp_path):
     def start(out: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "data_prep.corpus", str(recipe), "--out", str(tmp_path / out)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                text=True,
-                                start_new_session=True)
+                                text=True, start_new_session=True)
 
     for stop in (signal.SIGKILL, signal.SIGINT):
         child = start("corpus")
@@ -168,14 +162,13 @@ def test_steps_come_in_order_and_only_those_asked_for():
 
 
 def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
-    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
-    clean = ["data_prep.clean", str(tmp_path / "in.jsonl"), "--language", "en", "--out",
-             str(tmp_path / "out" / "clean")]
-    dedup = ["data_prep.dedup", str(tmp_path / "late.jsonl"), "--out", str(tmp_path / "out" / "unique")]
+    source, out = str(write(tmp_path / "in.jsonl", {"text": "a"})), str(tmp_path / "out")
+    clean = ["data_prep.clean", source, "--language", "en", "--out", f"{out}/clean"]
+    dedup = ["data_prep.dedup", str(tmp_path / "late.jsonl"), "--out", f"{out}/unique"]
     plan = [Step("clean", "c", [clean]), Step("dedup", "d", [dedup], ("clean",))]
     with pytest.raises(UserError, match=r"step dedup failed \(1\).*late\.jsonl: no such file.*dedup\.log"):
         run_plan(plan, tmp_path / "out")
-    (tmp_path / "late.jsonl").write_text('{"text": "a"}\n')
+    write(tmp_path / "late.jsonl", {"text": "a"})
     run_plan(plan, tmp_path / "out")
     assert "1 done already" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "unique" / "funnel.json").read_text())["shards"] == 1
@@ -188,15 +181,13 @@ def test_tables_have_totals_and_reasons():
     counts = {"en": {"web": {"tokens": 5, "documents": 1}}, "ja": {"book": {"tokens": 7, "documents": 2}}}
     assert count_table(counts).split("\n")[-1].split() == ["sum", "7", "5", "12", "3"]
     row = {"language": "en", "step": "web", "documents": {"in": 3, "out": 1},
-           "characters": {"in": 9, "out": 4},
-           "dropped": {"a": 1, "b": 2}}
+           "characters": {"in": 9, "out": 4}, "dropped": {"a": 1, "b": 2}}
     assert funnel_table([row]).split("\n")[1].endswith("b 2; a 1")
 
 
 def test_tasks_of_a_cluster_do_the_shares_of_a_step(tmp_path, monkeypatch):
-    (tmp_path / "in").mkdir()
     for number in range(5):
-        (tmp_path / "in" / f"{number}.jsonl").write_text('{"text": "a"}\n')
+        write(tmp_path / "in" / f"{number}.jsonl", {"text": "a"})
 
     class Executor:
         def __init__(self, pipeline, tasks, workers, logging_dir, **settings):

@@ -1,6 +1,7 @@
 """A model behind an API: a loopback server that fails in every way it can."""
 import argparse
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mmed.eval import main
-from mmed.evaluation import api_client
+from mmed.evaluation.api_client import (
+    CallStore,
+    Server,
+    add_api_options,
+    ask,
+    read_reply,
+    request,
+    request_key,
+    server_from,
+)
 from mmed.evaluation.results import load_results
 from mmed.prompts import build_few_shot, build_messages, build_target, read_benchmark
 from mmed.utils.errors import UsageError, UserError
@@ -20,8 +30,6 @@ from mmed.utils.errors import UsageError, UserError
 pytest.importorskip("openai")
 KEY = "sk-canary-0123456789"
 
-
-# ---- the server ----
 
 class Stub(ThreadingHTTPServer):
     """Replies `answer(body)`; `fault(body, tries)` may return (status, object, headers) instead."""
@@ -32,19 +40,12 @@ class Stub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.fault, self.answer, self.lock = fault, answer, threading.Lock()
         self.tries: Counter = Counter()
-        self.seen: list[tuple[str, dict, dict]] = []  # path, headers, body
+        self.seen: list[tuple[str, str, dict]] = []  # path, authorization, body
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, *arguments):  # a client that was killed
         pass
-
-
-def prompt_of(body: dict) -> str:
-    return body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,8 +55,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
-            names = {name.lower(): text for name, text in self.headers.items()}
-            self.server.seen.append((self.path, names, body))
+            self.server.seen.append((self.path, self.headers["Authorization"], body))
             self.server.tries[prompt_of(body)] += 1
             tries = self.server.tries[prompt_of(body)]
         fault = self.server.fault(body, tries)
@@ -69,102 +69,94 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+def prompt_of(body: dict) -> str:
+    return body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+
+
 def reply(text, completions=False, finish="stop", **message) -> dict:
     choice = {"text": text} if completions else {"message": {"role": "assistant", "content": text} | message}
     return {"model": "m-0613", "choices": [choice | {"index": 0, "finish_reason": finish}],
             "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
 
 
-def server_for(stub: Stub, **more) -> api_client.Server:
-    return api_client.Server("m", stub.url, **({"retries": 2, "timeout": 5.0} | more))
-
-
-def ask(stub: Stub, tmp_path, prompts, **more) -> list[dict]:
-    server = server_for(stub, **more)
-    store = api_client.CallStore(tmp_path / "calls.jsonl")
+def asked(stub: Stub, tmp_path, prompts, **more) -> list[dict]:
+    server = Server("m", stub.url, **({"retries": 2, "timeout": 5.0} | more))
+    store = CallStore(tmp_path / "calls.jsonl")
     try:
-        return api_client.ask(server, [api_client.request(server, prompt, 9) for prompt in prompts], store,
-                              labels=[f"item {prompt}" for prompt in prompts])
+        return ask(server, [request(server, prompt, 9) for prompt in prompts], store,
+                   labels=[f"item {prompt}" for prompt in prompts])
     finally:
         store.file.close()
 
 
-def once(status, value, headers=None):
-    """A fault of the first try of every request."""
-    return lambda body, tries: (status, value, headers or {}) if tries == 1 else None
+def error(status, message, **more):
+    return status, {"error": {"message": message} | more}, {"retry-after": "0.01"}
 
 
 # ---- asking ----
 
 def test_replies_keep_their_order_and_no_request_is_paid_for_twice(tmp_path):
     stub, prompts = Stub(), ["a", "b", "a", "c"] + [str(i) for i in range(20)]
-    replies = ask(stub, tmp_path, prompts)
+    replies = asked(stub, tmp_path, prompts)
     assert [one["text"] for one in replies] == [f"answer to {prompt}" for prompt in prompts]
     assert set(stub.tries.values()) == {1}
-    assert ask(stub, tmp_path, ["c", "b", "new"])[1]["text"] == "answer to b"
+    assert asked(stub, tmp_path, ["c", "b", "new"])[1]["text"] == "answer to b"
     assert len(stub.seen) == 24 and replies[0]["completion_tokens"] == 2 and replies[0]["model"] == "m-0613"
 
 
 @pytest.mark.parametrize("fault", [
-    once(500, {"error": {"message": "upstream"}}),
-    once(429, {"error": {"message": "slow down"}}, {"retry-after": "0.01"}),
-    once(200, {"error": {"message": "overloaded", "code": 502}}),
-    once(200, {"choices": [{"finish_reason": "error", "error": {"code": 502}, "message": {"content": ""}}]}),
-    once(200, {"choices": []}), once(200, ["no object"]), once(200, reply(None)),
+    error(500, "upstream"), error(429, "slow down"), error(200, "overloaded", code=502),
+    (200, {"choices": [{"finish_reason": "error", "error": {"code": 502}, "message": {"content": ""}}]}, {}),
+    (200, {"choices": []}, {}), (200, ["no object"], {}), (200, reply(None), {}),
 ], ids=["500", "429", "error", "error on the choice", "no choices", "no object", "no text"])
 def test_a_temporary_fault_is_retried(tmp_path, fault):
-    stub = Stub(fault)
-    assert ask(stub, tmp_path, ["q"])[0]["text"] == "answer to q"
+    stub = Stub(lambda body, tries: fault if tries == 1 else None)
+    assert asked(stub, tmp_path, ["q"])[0]["text"] == "answer to q"
     assert stub.tries["q"] == 2
 
 
 @pytest.mark.parametrize("fault, tries, kind, reason", [
-    ((400, {"error": {"message": "context length is 512", "code": "context_length_exceeded"}}), 1, "rejected",
-     "400: context length is 512"),
-    ((400, {"error": {"message": "filtered", "code": "content_filter"}}), 1, "content_filter", "filtered"),
-    ((200, {"choices": [], "prompt_feedback": {"block_reason": "UNSAFE"}}), 1, "content_filter", "UNSAFE"),
-    ((200, {"choices": [{"error": {"message": "upstream failed"}}]}), 3, "error", "upstream failed"),
-    ((503, {"error": {"message": "down"}}), 3, "rejected", "503: down"),
+    (error(400, "context length is 512", code="context_length_exceeded"), 1, "rejected", "400: context leng"),
+    (error(400, "filtered", code="content_filter"), 1, "content_filter", "filtered"),
+    ((200, {"choices": [], "prompt_feedback": {"block_reason": "BAD"}}, {}), 1, "content_filter", "BAD"),
+    ((200, {"choices": [{"error": {"message": "upstream failed"}}]}, {}), 3, "error", "upstream failed"),
+    (error(503, "down"), 3, "rejected", "503: down"),
 ], ids=["rejected", "filtered", "blocked", "error in the reply", "503"])
 def test_one_question_without_an_answer_does_not_end_the_exam(tmp_path, fault, tries, kind, reason):
-    stub = Stub(lambda body, n: (*fault, {}) if prompt_of(body) == "bad" else None)
-    first, bad, last = ask(stub, tmp_path, ["a", "bad", "b"], concurrency=1)
+    stub = Stub(lambda body, n: fault if prompt_of(body) == "bad" else None)
+    first, bad, last = asked(stub, tmp_path, ["a", "bad", "b"], concurrency=1)
     assert first["text"] == "answer to a" and last["text"] == "answer to b"
     assert bad["text"] == "" and bad["finish_reason"] == kind and reason in bad["error"]
     assert stub.tries["bad"] == tries
     stub.fault = lambda body, n: None  # a failure is no stored answer: the next start asks again
-    assert ask(stub, tmp_path, ["a", "bad"])[1]["text"] == "answer to bad" and stub.tries["a"] == 1
+    assert asked(stub, tmp_path, ["a", "bad"])[1]["text"] == "answer to bad" and stub.tries["a"] == 1
 
 
-@pytest.mark.parametrize("status, value, message", [
-    (401, {"error": {"message": "bad key"}}, "item q: .*401: bad key; check the key"),
-    (404, {"error": {"message": "no model m"}}, "404: no model m; check --api, and --base_url"),
-    (429, {"error": {"message": "no quota", "code": "insufficient_quota"}}, "429: no quota; the quota"),
-    (400, {"error": {"message": "unknown field"}}, "no request was answered: 400: unknown field"),
+@pytest.mark.parametrize("fault, message", [
+    (error(401, "bad key"), "item q: .*401: bad key; check the key"),
+    (error(404, "no model m"), "404: no model m; check --api, and --base_url"),
+    (error(429, "no quota", code="insufficient_quota"), "429: no quota; the quota"),
+    (error(400, "unknown field"), "no request was answered: 400: unknown field"),
 ])
-def test_a_fault_of_every_call_ends_the_run_in_one_line(tmp_path, status, value, message):
-    stub = Stub(lambda body, tries: (status, value, {"retry-after": "0.01"}))
-    with pytest.raises(UserError, match=message) as caught:
-        ask(stub, tmp_path, ["q"])
-    assert "\n" not in str(caught.value)
+def test_a_fault_of_every_call_ends_the_run(tmp_path, fault, message):
+    with pytest.raises(UserError, match=message):
+        asked(Stub(lambda body, tries: fault), tmp_path, ["q"])
+
+
+def test_a_server_that_is_not_there_ends_the_run(tmp_path):
+    stub = Stub()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        stub.url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(UserError, match="the connection failed"):
+        asked(stub, tmp_path, ["q"], retries=0)
 
 
 def test_ten_failures_in_a_row_end_the_run_and_replies_are_kept(tmp_path):
-    rejected = (400, {"error": {"message": "no"}}, {})
-    stub = Stub(lambda body, tries: rejected if prompt_of(body) != "0" else None)
+    stub = Stub(lambda body, tries: error(400, "no") if prompt_of(body) != "0" else None)
     with pytest.raises(UserError, match="10 calls in a row failed, the last one because 400: no"):
-        ask(stub, tmp_path, [str(i) for i in range(40)], concurrency=1)
+        asked(stub, tmp_path, [str(i) for i in range(40)], concurrency=1)
     assert len(stub.seen) < 20 and len((tmp_path / "calls.jsonl").read_text().splitlines()) == 1
-
-
-def test_a_server_that_is_not_there_is_one_line(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    server = api_client.Server("m", url, retries=0)
-    store = api_client.CallStore(tmp_path / "calls.jsonl")
-    with pytest.raises(UserError, match="the connection failed"):
-        api_client.ask(server, [api_client.request(server, "q", 9)], store)
 
 
 @pytest.mark.parametrize("value, text, reasoning", [
@@ -174,9 +166,10 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path):
     (reply(None, reasoning_content="so A"), "", "so A"),
     (reply("A", reasoning="so A"), "A", "so A"),
     (reply("lone \ud800"), "lone ?", None),
+    (json.dumps(reply("A")), "A", None),
 ])
 def test_what_counts_as_an_answer(value, text, reasoning):
-    found = api_client.read_reply(value)
+    found = read_reply(value)
     assert found["text"] == text and found.get("reasoning") == reasoning
 
 
@@ -184,34 +177,34 @@ def test_what_counts_as_an_answer(value, text, reasoning):
 
 def test_an_incomplete_last_line_is_dropped_and_other_damage_is_an_error(tmp_path):
     path = tmp_path / "calls.jsonl"
-    store = api_client.CallStore(path)
+    store = CallStore(path)
     for key in "abc":
         store.add(key, {"text": key})
     with pytest.raises(UserError, match="another process"):
-        api_client.CallStore(path)
+        CallStore(path)
     store.close(["c", "a"])
     lines = path.read_text().splitlines(keepends=True)
     assert [json.loads(line)["key"] for line in lines] == ["c", "a", "b"]
     path.write_text("".join(lines)[:-5])
-    assert set(api_client.CallStore(path).replies) == {"a", "c"}
+    assert set(CallStore(path).replies) == {"a", "c"}
     path.write_text(lines[0] + lines[1].replace('"text": "a"', '"text": "x"') + lines[2])
     with pytest.raises(UserError, match=r"calls\.jsonl:2: damaged"):
-        api_client.CallStore(path)
+        CallStore(path)
 
 
 def test_the_hash_of_a_request_changes_with_each_of_its_parts():
     base = {"model": "m", "base_url": "http://x/v1", "options": {"temperature": 0}}
     changes = [{}, {"model": "n"}, {"base_url": "http://y/v1"}, {"completions": True}, {"options": {"n": 1}}]
-    servers = [api_client.Server(**(base | change)) for change in changes]
-    keys = {api_client.request_key(server, api_client.request(server, text, limit))
-            for server in servers for text in ("p", "q") for limit in (8, 9)}
+    keys = {request_key(server, request(server, text, limit))
+            for server in (Server(**(base | change)) for change in changes)
+            for text in ("p", "q") for limit in (8, 9)}
     assert len(keys) == 4 * len(changes)
 
 
-def options_of(*arguments: str) -> argparse.Namespace:
+def server_of(*arguments: str) -> Server:
     parser = argparse.ArgumentParser()
-    api_client.add_api_options(parser)
-    return parser.parse_args(["--api", "m", *arguments])
+    add_api_options(parser)
+    return server_from(parser.parse_args(["--api", "m", *arguments]))
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -221,33 +214,23 @@ def options_of(*arguments: str) -> argparse.Namespace:
     (["--base_url", "http://x/v1", "--server_option", "n=2"], "--server_option n=2"),
     (["--base_url", "http://x/v1", "--server_option", "top_p"], "expected NAME=VALUE"),
 ])
-def test_wrong_options_are_one_line(arguments, message, monkeypatch):
+def test_wrong_options_are_usage_errors(arguments, message, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(UsageError, match=message):
-        api_client.server_from(options_of(*arguments))
+        server_of(*arguments)
 
 
-def test_a_server_is_sent_its_own_key_and_no_other(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("MINE", "mine-1234")
-    stub = Stub()
-    for more, key in (([], "none"), (["--api_key_env", "MINE"], "mine-1234")):
-        server = api_client.server_from(options_of("--base_url", stub.url, *more))
-        store = api_client.CallStore(tmp_path / f"{key}.jsonl")
-        api_client.ask(server, [api_client.request(server, "q", 9)], store)
-        assert stub.seen[-1][1]["authorization"] == f"Bearer {key}"
-        assert key not in json.dumps(server.facts())
-
-
-def test_a_key_that_the_server_repeats_is_not_stored(tmp_path, monkeypatch):
+def test_a_server_is_sent_its_own_key_which_is_stored_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "another-key")
     monkeypatch.setenv("MINE", KEY)
     stub = Stub(answer=lambda body: f"Your key is {KEY}. The answer is B.")
-    server = api_client.server_from(options_of("--base_url", stub.url, "--api_key_env", "MINE"))
-    store = api_client.CallStore(tmp_path / "calls.jsonl")
-    reply, = api_client.ask(server, [api_client.request(server, "q", 9)], store)
-    store.close([])
-    assert reply["text"] == "Your key is [key]. The answer is B."
-    assert KEY not in (tmp_path / "calls.jsonl").read_text()
+    for more, sent in (([], "none"), (["--api_key_env", "MINE"], KEY)):
+        server, store = server_of("--base_url", stub.url, *more), CallStore(tmp_path / "calls.jsonl")
+        reply, = ask(server, [request(server, f"question {sent[:2]}", 9)], store)
+        store.close()
+        assert stub.seen[-1][1] == f"Bearer {sent}"
+    assert reply["text"] == "Your key is [key]. The answer is B." and KEY not in f"{server.facts()}{server}"
+    assert KEY not in (tmp_path / "calls.jsonl").read_text().splitlines()[-1]
 
 
 # ---- an evaluation ----
@@ -265,23 +248,27 @@ def exam(tmp_path):
 
 def solver(exam):
     """Answers every prompt with its target."""
-    items = read_benchmark(exam)
     targets = {build_messages(item, rationale)[0]["content"]: build_target(item, rationale)
-               for item in items for rationale in (False, True)}
+               for item in read_benchmark(exam) for rationale in (False, True)}
     return lambda body: targets[prompt_of(body)]
+
+
+def command(stub, exam, *more) -> list[str]:
+    out = str(exam.parent / "out")
+    return ["--api", "m", "--base_url", stub.url, "--data", str(exam), "--out", out, *more]
 
 
 def test_an_evaluation_scores_what_comes_back_and_scoring_again_costs_nothing(exam, tmp_path, capsys):
     stub, out = Stub(answer=solver(exam)), tmp_path / "out"
-    arguments = ["--api", "m", "--base_url", stub.url, "--data", str(exam), "--out", str(out)]
-    main(arguments)
+    main(command(stub, exam))
     own, rows = load_results(out)
     assert all(row["correct"] and row["finish_reason"] == "stop" for row in rows) and len(stub.seen) == 16
     assert own["summary"]["macro"]["text"]["BLEU-1|nltk-method1"]["value"] == 1.0
     assert own["settings"]["api"]["calls"] == 16 and "batch_size" not in own["settings"]
+    assert "endpoint:chat/completions|server_options:" in own["summary"]["signatures"]["answer"]
     assert {body["max_tokens"] for _, _, body in stub.seen} == {512}  # a chat model may reason first
     before = (out / "predictions.jsonl").read_bytes(), (out / "api_calls.jsonl").read_bytes()
-    main([*arguments, "--force"])
+    main(command(stub, exam, "--force"))
     assert len(stub.seen) == 16 and "0 of them asked for now" in capsys.readouterr().err
     assert before == ((out / "predictions.jsonl").read_bytes(), (out / "api_calls.jsonl").read_bytes())
 
@@ -289,8 +276,7 @@ def test_an_evaluation_scores_what_comes_back_and_scoring_again_costs_nothing(ex
 def test_unanswered_questions_count_as_wrong_and_are_reported(exam, tmp_path, capsys):
     blocked = (200, {"choices": [], "prompt_feedback": {"block_reason": "SAFETY"}}, {})
     stub = Stub(lambda body, tries: blocked if "Japanese 2?" in prompt_of(body) else None, solver(exam))
-    main(["--api", "m", "--base_url", stub.url, "--data", str(exam), "--out", str(tmp_path / "out"),
-          "--mode", "answer"])
+    main(command(stub, exam, "--mode", "answer"))
     rows = {row["doc"]["question"]: row for row in load_results(tmp_path / "out")[1]}
     bad = rows.pop("Japanese 2?")
     assert all(row["correct"] for row in rows.values())
@@ -298,29 +284,24 @@ def test_unanswered_questions_count_as_wrong_and_are_reported(exam, tmp_path, ca
     assert "1 questions have no answer and count as wrong" in capsys.readouterr().err
 
 
-def test_completions_are_sent_the_prompts_of_local_decoding(exam, tmp_path):
+def test_completions_are_sent_the_prompts_of_local_decoding(exam):
     stub = Stub(answer=lambda body: "###Answer: OPTION A IS CORRECT.")
-    main(["--api", "m", "--base_url", stub.url, "--data", str(exam), "--out", str(tmp_path / "out"),
-          "--completions", "--mode", "answer"])
+    main(command(stub, exam, "--completions", "--mode", "answer"))
     expected = {build_few_shot(item, [], False) for item in read_benchmark(exam)}
     assert {body["prompt"] for _, _, body in stub.seen} == expected
     assert {(path, body["max_tokens"]) for path, _, body in stub.seen} == {("/v1/completions", 64)}
 
 
-def test_a_killed_run_asks_only_for_what_is_missing(exam, tmp_path):
-    def slow(body, tries):
-        time.sleep(0.1)
-
-    stub, out = Stub(slow, solver(exam)), tmp_path / "out"
-    arguments = [sys.executable, "-m", "mmed.eval", "--api", "m", "--base_url", stub.url, "--data", str(exam),
-                 "--out", str(out), "--concurrency", "2"]
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_stopped_run_asks_only_for_what_is_missing(exam, tmp_path, number, code):
+    stub = Stub(lambda body, tries: time.sleep(30 if len(stub.seen) > 6 else 0.05), solver(exam))
+    arguments = [sys.executable, "-m", "mmed.eval", *command(stub, exam, "--concurrency", "2")]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    calls = out / "api_calls.jsonl"
+    calls = tmp_path / "out" / "api_calls.jsonl"
     while process.poll() is None and not (calls.exists() and calls.read_bytes().count(b"\n") >= 5):
         time.sleep(0.02)
-    process.kill()
-    process.wait()
-    kept = calls.read_bytes().count(b"\n")
-    before = len(stub.seen)
+    process.send_signal(number)
+    assert process.wait(20) == code
+    kept, before, stub.fault = calls.read_bytes().count(b"\n"), len(stub.seen), lambda body, tries: None
     assert subprocess.run(arguments, capture_output=True).returncode == 0
     assert len(stub.seen) - before == 16 - kept

@@ -28,19 +28,17 @@ CODES = sorted(path.name.split(".")[0] for path in DATA.glob("*.exam.jsonl"))
 def commands(code: str) -> list[list[str]]:
     page = (ROOT / "docs" / "add_a_language.md").read_text(encoding="utf-8")
     block = page.split("<!-- run: all of it -->\n```\n")[1].split("```")[0]
-    return [
-        shlex.split(re.sub(r"\bGerman\b",
-                           get_language(code).name, re.sub(r"\bde\b", code, line)))
-        for line in block.replace("\\\n", " ").splitlines() if line
-    ]
+    block = re.sub(r"\bGerman\b", get_language(code).name, re.sub(r"\bde\b", code, block))
+    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines() if line]
 
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[0] == "python"
-    module, arguments = (words[2],
-                         words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py").replace("/", "."),
-                                                              words[2:])
-    module = f"{module}.__main__" if module in ("mmed.languages", "mmed.reporting") else module
+    if words[1] == "-m":
+        module, arguments = words[2], words[3:]
+    else:
+        module, arguments = words[1].removesuffix(".py").replace("/", "."), words[2:]
+    module += ".__main__" if module in ("mmed.languages", "mmed.reporting") else ""
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     main = importlib.import_module(module).main
     assert not (main() if module == "mmed.train" else main(arguments))
@@ -60,15 +58,12 @@ def test_the_pages_commands_take_a_language_from_texts_to_report(code, tmp_path,
     language, out = get_language(code), tmp_path / "out" / code
     texts = [json.loads(line) for line in (DATA / f"{code}.jsonl").read_text(encoding="utf-8").splitlines()]
     funnel = json.loads((out / "medical" / "funnel.json").read_text(encoding="utf-8"))
-    assert 0.8 * sum(row["medical"] for row in texts) <= funnel["documents"]["out"] <= sum(row["medical"]
-                                                                                           for row in texts)
-    rows = [
-        json.loads(line)
-        for line in (out / "result" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    assert {row["language"]
-            for row in rows} == {language.name} and {row["mode"]
-                                                     for row in rows} == {"rationale", "loglikelihood"}
+    medical = sum(row["medical"] for row in texts)
+    assert 0.8 * medical <= funnel["documents"]["out"] <= medical
+    predictions = (out / "result" / "predictions.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in predictions.splitlines()]
+    assert {row["language"] for row in rows} == {language.name}
+    assert {row["mode"] for row in rows} == {"rationale", "loglikelihood"}
     assert all(row["scores"] for row in rows if row["mode"] == "rationale")
     report = (out / "report.html").read_text(encoding="utf-8")
     assert f'lang="{code}"' in report and rows[0]["doc"]["question"] in report
@@ -78,10 +73,8 @@ def test_the_pages_commands_take_a_language_from_texts_to_report(code, tmp_path,
 def test_the_pages_figures_are_those_of_the_check(code, capsys):
     page = (ROOT / "docs" / "add_a_language.md").read_text(encoding="utf-8")
     assert check(code, [str(DATA / f"{code}.jsonl")]) == 0
-    figures = [
-        line for line in capsys.readouterr().out.splitlines()
-        if line.startswith(("medical texts", "ordinary texts", "thresholds in"))
-    ]
+    figures = [line for line in capsys.readouterr().out.splitlines()
+               if line.startswith(("medical texts", "ordinary texts", "thresholds in"))]
     assert len(figures) == 3 and "\n".join(figures) in page
 
 
@@ -91,15 +84,11 @@ def test_answers_to_its_exam_are_read_in_its_own_words_and_letters(code):
     items = read_items(DATA / f"{code}.exam.jsonl", language.name)
     assert len(items) == 20 and sum(len(item.answer) > 1 for item in items) >= 2
     own = dict(zip("ABCDEFGH", language.answers.letters))
+    sentence = language.answers.stated[0].removesuffix(".")
     for item in items:
-        for sentence in language.answers.stated[:1]:
-            for letter in item.answer:
-                for shown in {letter, own.get(letter, letter)}:
-                    for tail in ("", f". {item.options[letter]}", f" ({item.options[letter]})"):
-                        text = sentence.format(shown).removesuffix(".") + tail
-                        assert parse_answer(text, item.options,
-                                            language=language.name).letters == (letter, ), text
-        assert parse_answer(
-            f"###Rationale: {item.rationale}\n###Answer: OPTION {','.join(item.answer)} IS CORRECT.",
-            item.options,
-            language=code).letters == item.answer
+        for letter in item.answer:
+            text = item.options[letter]
+            for shown in {letter, own.get(letter, letter)}:
+                for tail in ("", f". {text}", f" ({text})"):
+                    said = sentence.format(shown) + tail
+                    assert parse_answer(said, item.options, language=language.name).letters == (letter,), said

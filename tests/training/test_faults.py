@@ -19,7 +19,7 @@ from mmed.reporting.read_results import read_run
 from mmed.tokenizer import load_tokenizer
 from mmed.training import run_folder
 from mmed.training.inspect_batch import batch_names, load_run, main
-from mmed.training.logging import Log, Step, Values
+from mmed.training.logging import Log, Values
 from mmed.utils.errors import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,16 +28,8 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 @pytest.mark.slow
 def test_killed_or_stopped_runs_end_with_the_same_bits(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks/faults/kill_bench.py"),
-        "--only",
-        "kill,save,signal",
-        "--trials",
-        "5",
-        "--json",
-        str(tmp_path / "rows.json"),
-    ]
+    command = [sys.executable, str(ROOT / "benchmarks/faults/kill_bench.py"), "--only", "kill,save,signal",
+               "--trials", "5", "--json", str(tmp_path / "rows.json")]
     done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-6000:]
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -52,30 +44,28 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"))
 
 
+def write(run: Path, step: int, keep_last: int = 2, **tensors: torch.Tensor) -> None:
+    state = {f"model.{name}": tensor for name, tensor in ({"w": torch.full((9, 5), 1.0)} | tensors).items()}
+    training_state.write_state(run, state, step, {"optimizer_step": step}, keep_last=keep_last)
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A run folder with checkpoints of steps 1 and 2."""
-    for step in (1, 2):
-        training_state.write_state(
-            tmp_path, {"model.w": torch.full((9, 5), float(step))}, step, {"optimizer_step": step}
-        )
+    write(tmp_path, 1)
+    write(tmp_path, 2)
     return tmp_path
 
 
 def test_a_state_that_is_not_finite_is_never_saved(saved):
     with pytest.raises(UserError, match=r"step-3: not written, model\.v holds values that are not finite"):
-        training_state.write_state(
-            saved,
-            {"model.w": torch.zeros(3), "model.v": torch.tensor([1.0, math.inf])},
-            3,
-            {"optimizer_step": 3},
-        )
+        write(saved, 3, v=torch.tensor([1.0, math.inf]))
     assert training_state.latest_state(saved).name == "step-2" and not list(saved.rglob("*.tmp"))
 
 
 def test_checkpoints_of_a_given_up_future_go_when_the_run_has_gone_on(saved):
-    training_state.write_state(saved, {"model.w": torch.zeros(3)}, 7, {"optimizer_step": 7}, keep_last=3)
-    training_state.write_state(saved, {"model.w": torch.zeros(3)}, 3, {"optimizer_step": 3}, keep_last=3)
+    write(saved, 7, keep_last=3)
+    write(saved, 3, keep_last=3)
     assert [path.name for path in training_state.checkpoints(saved)] == ["step-3", "step-2", "step-1"]
     assert training_state.latest_state(saved, "step-1").name == "step-1"
     with pytest.raises(UserError, match="no checkpoint 'step-7' there; --resume=step-3"):
@@ -108,7 +98,7 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
     def no_locks(file, operation):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("mmed.utils.files.fcntl.flock", no_locks)
     run_folder.FolderLock(tmp_path / "run").release()
     assert "no locks" in capsys.readouterr().err
 
@@ -122,31 +112,20 @@ def test_log_lines_after_a_step_and_a_torn_last_one_are_dropped(tmp_path):
 
 
 def facts(config: dict | None = None, **changes) -> dict:
-    settings = {"model": "m", "data": "a,b"} | (config or {})
-    return {
-        "config": dataclasses.asdict(TrainConfig(**settings)),
-        "steps": 9,
-        "tokenizer": "t" * 64,
-        "data": {"0 a": "x" * 64, "1 b": "y" * 64},
-        "model": {"model.safetensors": "z" * 64},
-        "world_size": 1,
-        "versions": {"torch": "2"},
-        "device": "cpu",
-    } | changes
+    settings = dataclasses.asdict(TrainConfig(**{"model": "m", "data": "a,b"} | (config or {})))
+    return {"config": settings, "steps": 9, "tokenizer": "t" * 64, "data": {"0 a": "x" * 64, "1 b": "y" * 64},
+            "model": {"model.safetensors": "z" * 64}, "world_size": 1, "versions": {"torch": "2"},
+            "device": "cpu"} | changes
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"config": {"seed": 7}}, ["seed=42", "now it is 7", "--allow_changed=seed"]),
-        ({"config": {"data": "a=1,b=2"}}, ["data weights", "--allow_changed=data"]),
-        ({"tokenizer": "u" * 64}, ["tokenizer=ttt", "uuu"]),
-        ({"data": {"0 a": "x" * 64, "1 b": "w" * 64}}, ["data 1 b=yyy", "www"]),
-        ({"data": {"0 a": "x" * 64}}, ["data 1 b=yyy", "now it is None"]),
-        ({"model": {"model.safetensors": "q" * 64}}, ["model model.safetensors=zzz", "qqq"]),
-        ({"steps": 10}, ["steps=9", "now it is 10"]),
-    ],
-)
+@pytest.mark.parametrize("change, words", [
+    ({"config": {"seed": 7}}, ["seed=42", "now it is 7", "--allow_changed=seed"]),
+    ({"config": {"data": "a=1,b=2"}}, ["data weights", "--allow_changed=data"]),
+    ({"tokenizer": "u" * 64}, ["tokenizer=ttt", "uuu"]),
+    ({"data": {"0 a": "x" * 64, "1 b": "w" * 64}}, ["data 1 b=yyy", "www"]),
+    ({"data": {"0 a": "x" * 64}}, ["data 1 b=yyy", "now it is None"]),
+    ({"model": {"model.safetensors": "q" * 64}}, ["model model.safetensors=zzz", "qqq"]),
+    ({"steps": 10}, ["steps=9", "now it is 10"])])
 def test_a_change_is_named_with_both_values_and_can_be_allowed(change, words):
     with pytest.raises(UserError) as caught:
         run_folder.check_resume(facts(), facts(**change))
@@ -167,17 +146,13 @@ def test_a_non_finite_batch_is_skipped_or_ends_the_run_and_is_named(tmp_path):
     config = TrainConfig(log_every=1000, skip_nonfinite=1, global_batch_size=8, out=str(tmp_path))
     log = Log(config, torch.device("cpu"), 0, 99, {}, 1.0, None, lambda step: [f"en:{step}"])
     bad = Values(torch.tensor([4.0, math.nan, 1.0], dtype=torch.float64))
-    log.add(Step(7, 1e-3, 8, bad))
-    log.add(Step(9, 1e-3, 8, bad))
-    with pytest.raises(
-        UserError, match=r"step 9: loss nan, gradient norm 1\.0: not finite.* Rows 64 to 71: en:9 "
-    ):
+    log.add(7, 1e-3, 8, bad)
+    log.add(9, 1e-3, 8, bad)
+    with pytest.raises(UserError, match=r"step 9: loss nan, gradient norm 1.0: not finite.* 64 to 71: en:9 "):
         log.flush()
     written = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
     assert [(line["step"], line["loss"], line["nonfinite"], line["batch"]) for line in written] == [
-        (7, None, True, ["en:7"]),
-        (9, None, True, ["en:9"]),
-    ]
+        (7, None, True, ["en:7"]), (9, None, True, ["en:9"])]
     assert log.state_dict()["skipped"] == 2 and log.tokens == 0
     (tmp_path / "run.json").write_text(json.dumps({"config": vars(config)}))
     assert "2 losses that are not finite" in " ".join(read_run(str(tmp_path)).notes)
@@ -188,16 +163,13 @@ def test_the_batch_of_a_step_is_shown_as_text(world, tmp_path, capsys):
         assert main(["show", *map(str, arguments)]) == 0
         return capsys.readouterr().out
 
-    for name, arguments in (
-        ("pre", pretrain(world, tmp_path / "pre")),
-        ("fine", finetune(world, tmp_path / "fine")),
-    ):
+    for name, arguments in (("pre", pretrain), ("fine", finetune)):
         (tmp_path / name).mkdir()
-        config = parse_command_line(arguments)[1]
+        config = parse_command_line(arguments(world, tmp_path / name))[1]
         (tmp_path / name / "run.json").write_text(json.dumps({"config": vars(config)}))
     config, rows, tokenizer = load_run(tmp_path / "pre")
     numbers = list(rows.batch(2, 8))
-    text = show(tmp_path / "pre", 3, "--rows", "1-2")
+    text = show(tmp_path / "pre", 3, "--rows", 1, 2)
     assert f"row 1 (row {numbers[1]} of the run)" in text and "row 3" not in text
     row = rows.row(numbers[1])
     first = [int(i) for i, d in zip(row.input_ids, row.document_ids) if d == 0]
@@ -210,9 +182,8 @@ def test_the_batch_of_a_step_is_shown_as_text(world, tmp_path, capsys):
     assert example.key in text
     target = load_tokenizer(world / "model").decode(example.ids[example.prompt_length : -1]).strip()
     trained = "\n".join(line[6:] for line in text.splitlines() if line.startswith("    |"))
-    assert (
-        target.splitlines()[-1] in trained and "### Instruction" not in trained and "### Instruction" in text
-    )
+    assert target.splitlines()[-1] in trained
+    assert "### Instruction" not in trained and "### Instruction" in text
     with pytest.raises(UsageError, match="rows 0 to 7"):
         show(tmp_path / "pre", 3, "--rows", "9")
     with pytest.raises(UserError, match=r"run\.json"):

@@ -19,13 +19,15 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SEVEN_B = ModelConfig(vocab_size=92544, **SHAPES["internlm2-7b"])
 
 
-def test_flops_follow_the_formula_and_short_runs_are_not_compiled():
+def test_flops_follow_the_formula_and_only_large_models_on_gpus_are_compiled():
     large = ModelConfig(vocab_size=8192, **SHAPES["25m"])
     config = TrainConfig(sequence_length=512, global_batch_size=8)
     weights = 8 * (4 * 384 * 384 + 3 * 384 * 1536) + 8192 * 384
     assert flops_per_token(large, config) == 6 * weights + 6 * 8 * 384 * 512
-    cpu = torch.device("cpu")
-    assert worth_compiling(config, large, 100_000, cpu) and not worth_compiling(config, large, 10, cpu)
+    assert worth_compiling(config, SEVEN_B, torch.device("cuda"))
+    assert not worth_compiling(config, large, torch.device("cuda"))
+    assert not worth_compiling(config, SEVEN_B, torch.device("cpu"))
+    assert worth_compiling(dataclasses.replace(config, compile="yes"), large, torch.device("cpu"))
 
 
 def test_peak_flops_are_those_of_the_very_product():
@@ -48,10 +50,8 @@ def test_sharded_memory_shrinks_with_the_ranks_whatever_the_accumulation():
 def test_lora_targets_and_checkpointing_count_under_every_name():
     config = RECIPES["finetune_lora"][1]
     packed = dataclasses.replace(SEVEN_B, packed_qkv=True, family="internlm2")
-    named = [
-        training_memory(packed, dataclasses.replace(config, lora_targets=names))
-        for names in ("wqkv", "qkv_proj", "attention.wqkv", "paper")
-    ]
+    named = [training_memory(packed, dataclasses.replace(config, lora_targets=names))
+             for names in ("wqkv", "qkv_proj", "attention.wqkv", "paper")]
     assert named[0] == named[1] == named[2] == named[3]
     every = training_memory(packed, dataclasses.replace(config, lora_targets="all-linear"))
     assert every["gradients"] > 2 * named[0]["gradients"] and every["activations"] > named[0]["activations"]
@@ -60,29 +60,16 @@ def test_lora_targets_and_checkpointing_count_under_every_name():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "flags",
-    [
-        [],
-        ["--activation_checkpointing=all"],
-        ["--model=shape:10m", "--sequence_length=512", "--micro_batch_size=8"],
-        ["--model=shape:25m", "--micro_batch_size=8", "--precision=bf16", "--lora_rank=16"],
-        ["--model=shape:25m", "--micro_batch_size=8", "--optimizer_state_dtype=bf16"],
-    ],
-)
+@pytest.mark.parametrize("flags", [
+    [],
+    ["--activation_checkpointing=all"],
+    ["--model=shape:10m", "--sequence_length=512", "--micro_batch_size=8"],
+    ["--model=shape:25m", "--micro_batch_size=8", "--precision=bf16", "--lora_rank=16"],
+    ["--model=shape:25m", "--micro_batch_size=8", "--optimizer_state_dtype=bf16"]])
 def test_a_dry_run_predicts_the_memory_of_the_run(tmp_path, flags):
     flags = [*flags, "--global_batch_size=8"] if len(flags) > 1 else flags
-    command = [
-        sys.executable,
-        "-m",
-        "mmed.train",
-        "tiny",
-        "--compile=no",
-        "--save_every=1000",
-        "--async_save=false",
-        f"--out={tmp_path / 'run'}",
-        *flags,
-    ]
+    command = [sys.executable, "-m", "mmed.train", "tiny", "--compile=no", "--save_every=1000",
+               "--async_save=false", f"--out={tmp_path / 'run'}", *flags]
     dry = [*command, "--dry_run"]
     done = subprocess.run(dry, env=ENV, cwd=ROOT, capture_output=True, text=True, check=True)
     assert not (tmp_path / "run" / "run.json").exists() and "time" in done.stdout

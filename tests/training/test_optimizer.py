@@ -22,7 +22,7 @@ def random_gradients(model: torch.nn.Module, size: float) -> None:
 @pytest.mark.parametrize("state_dtype, tolerance", [("fp32", 1e-6), ("bf16", 2e-3)])
 def test_update_equals_adamw_behind_clipping_with_decay_on_matrices(state_dtype, tolerance, monkeypatch):
     """Gradients far below and far above the limit: AdamW notices later if the wrong ones were scaled."""
-    monkeypatch.setattr("mmed.training.optimizer.CHUNK", {"cpu": 13})
+    monkeypatch.setattr("mmed.training.optimizer.CHUNK", 13)
     ours, theirs = small_model(2), small_model(2)
     config = TrainConfig(learning_rate=1e-2, weight_decay=0.5, optimizer_state_dtype=state_dtype)
     optimizer = make_optimizer(ours, config)

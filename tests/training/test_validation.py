@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_world import lines, make_world, pretrain
 from warm_start import run as warm_run
 
@@ -15,11 +16,8 @@ from mmed.tokenizer import load_tokenizer, read_texts
 from mmed.training.validation import windows
 from mmed.utils.errors import UserError
 
-TEXTS = [
-    ("en", "heart lung bone cell fever dose " * 8),
-    ("en", "plum rain"),
-    ("ja", "stone river dose cell " * 5),
-]
+TEXTS = [("en", "heart lung bone cell fever dose " * 8), ("en", "plum rain"),
+         ("ja", "stone river dose cell " * 5)]
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +37,8 @@ def command(capsys, *arguments):
 
 
 @pytest.mark.parametrize("bos_id", [None, 1])
-@pytest.mark.parametrize(
-    "count, context", [(0, 8), (1, 8), (7, 8), (8, 8), (9, 8), (50, 8), (23, 2), (200, 33)]
-)
+@pytest.mark.parametrize("count, context", [
+    (0, 8), (1, 8), (7, 8), (8, 8), (9, 8), (50, 8), (23, 2), (200, 33)])
 def test_windows_score_every_token_once_and_begin_with_bos(bos_id, count, context):
     ids = list(range(10, 10 + count))
     scored = []
@@ -66,16 +63,12 @@ def test_it_equals_transformers_on_whole_documents(world, capsys, model, bos):
         for text in (text for name, text in TEXTS if name == language):
             ids = [1] * bos + tokenizer.encode(text)
             with torch.no_grad():
-                total += float(
-                    torch.nn.functional.cross_entropy(
-                        theirs(torch.tensor([ids])).logits[0, :-1], torch.tensor(ids[1:]), reduction="sum"
-                    )
-                )
+                logits = theirs(torch.tensor([ids])).logits[0, :-1]
+                total += float(F.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
             tokens += len(ids) - 1
             size += len(text.encode())
-        assert found[language]["tokens"] == tokens and found[language]["nats_per_token"] == pytest.approx(
-            total / tokens, abs=1e-5
-        )
+        assert found[language]["tokens"] == tokens
+        assert found[language]["nats_per_token"] == pytest.approx(total / tokens, abs=1e-5)
         assert found[language]["bits_per_byte"] == pytest.approx(total / math.log(2) / size, abs=1e-5)
     assert found["en"]["documents"] == 2
 
@@ -93,54 +86,38 @@ def test_a_token_stream_gives_the_loss_of_its_documents(world, capsys, tmp_path)
 
 
 def test_bos_is_what_the_user_says_and_a_stream_made_otherwise_is_rejected(world, capsys):
-    auto, yes, no = (
-        command(capsys, "--model", world / "no_bos", "--data", world / "texts.jsonl", "--bos", choice)["en"]
-        for choice in ("auto", "yes", "no")
-    )
+    texts = ["--data", world / "texts.jsonl"]
+    auto, yes, no = (command(capsys, "--model", world / "no_bos", *texts, "--bos", choice)["en"]
+                     for choice in ("auto", "yes", "no"))
     assert auto == no and yes["tokens"] == no["tokens"] + 2
     assert yes == command(capsys, "--model", world / "model", "--data", world / "texts.jsonl")["en"]
     with pytest.raises(UserError, match="same --bos"):
         validation_loss.main(["--model", str(world / "no_bos"), "--data", str(world / "en")])
-    assert (
-        validation_loss.main(["--model", str(world / "no_bos"), "--data", str(world / "en"), "--bos", "yes"])
-        == 0
-    )
+    command(capsys, "--model", world / "no_bos", "--data", world / "en", "--bos", "yes")
     assert load_tokenizer(world / "model").fingerprint != load_tokenizer(world / "model", "no").fingerprint
 
 
 def test_a_run_logs_the_loss_before_step_1_whatever_its_sequence_length(world, tmp_path, capsys):
-    validation = f"--validation={world}/en,{world}/texts.jsonl"
+    both = f"{world}/en,{world}/texts.jsonl"
     for length in (16, 64):
-        warm_run(
-            pretrain(
-                world, tmp_path / str(length), validation, f"--sequence_length={length}", "--max_steps=3"
-            )
-        )
+        options = [f"--validation={both}", f"--sequence_length={length}", "--max_steps=3"]
+        warm_run(pretrain(world, tmp_path / str(length), *options))
     short, long = (lines(tmp_path / name) for name in ("16", "64"))
-    assert short[0]["step"] == 0 and short[0]["validation_loss"] == pytest.approx(
-        long[0]["validation_loss"], abs=1e-6
-    )
-    by_command = command(
-        capsys, "--model", world / "model", "--data", f"{world}/en,{world}/texts.jsonl"
-    )  # 60 documents: fewer than 64
-    assert short[0]["validation_loss"] == pytest.approx(
-        {name: row["nats_per_token"] for name, row in by_command.items()}, abs=1e-6
-    )
-    assert short[0]["bits_per_byte"] == pytest.approx(
-        {name: row["bits_per_byte"] for name, row in by_command.items()}, abs=1e-6
-    )
-    last = short[-1]
-    assert last["validation_change"] == {
-        name: last["validation_loss"][name] - short[0]["validation_loss"][name] for name in ("en", "ja")
-    }
+    before = short[0]["validation_loss"]
+    assert short[0]["step"] == 0 and before == pytest.approx(long[0]["validation_loss"], abs=1e-6)
+    by_command = command(capsys, "--model", world / "model", "--data", both)  # 60 documents: fewer than 64
+    for key, name in (("validation_loss", "nats_per_token"), ("bits_per_byte", "bits_per_byte")):
+        expected = {language: row[name] for language, row in by_command.items()}
+        assert short[0][key] == pytest.approx(expected, abs=1e-6)
+    after = short[-1]["validation_loss"]
+    assert short[-1]["validation_change"] == {name: after[name] - before[name] for name in ("en", "ja")}
 
 
 def test_a_run_that_raises_the_loss_says_so_in_its_last_line_also_after_a_resume(world, tmp_path):
     other = tmp_path / "other.jsonl"  # text that the training text makes less likely
     other.write_text(json.dumps({"text": "#@ 7531 ~^&* 8642 " * 9, "language": "en"}) + "\n")
-    arguments = pretrain(
-        world, tmp_path / "run", f"--validation={other}", "--learning_rate=2e-2", "--resume=auto"
-    )
+    arguments = pretrain(world, tmp_path / "run", f"--validation={other}", "--learning_rate=2e-2",
+                         "--resume=auto")
     warm_run([*arguments, "--max_steps=10"])
     (tmp_path / "run" / "done.json").unlink()
     for path in (tmp_path / "run" / "checkpoints").glob("step-10"):

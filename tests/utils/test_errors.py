@@ -1,5 +1,4 @@
-"""mmed/utils/errors.py: one line whatever it quotes, exit codes, and the nearest option for a misspelt one.
-"""
+"""mmed/utils/errors.py: errors of one line, exit codes, and the option parser."""
 import subprocess
 import sys
 
@@ -8,65 +7,66 @@ import pytest
 from mmed.utils.errors import LONGEST, Parser, UserError, main_guard
 
 
-def code_and_error(main, capsys) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as end:
-        main_guard(main)
-    return end.value.code, capsys.readouterr().err
-
-
 @pytest.mark.parametrize("text", [
     "two\nlines", "\x1b]0;title\x07\x1b[2J", "\u202egnp.exe", "\r overwritten", "a\u2028b", "\x9b31m",
-    "x" * 10**7, "\ud800", "a\0b"
-])
-def test_what_a_stranger_wrote_cannot_leave_the_line_of_an_error(text, capsys):
+    "x" * 10**7, "\ud800", "a\0b"])
+def test_quoted_text_cannot_leave_the_line_of_an_error(text, capsys):
     def main():
         raise UserError(f"file.json:3: {text}; do this")
 
-    code, error = code_and_error(main, capsys)
-    assert code == 1 and error.startswith("error: file.json:3: ") and error.endswith("; do this\n")
+    with pytest.raises(SystemExit) as end:
+        main_guard(main)
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and error.startswith("error: file.json:3: ") and error.endswith("; do this\n")
     assert error[:-1].isprintable() and len(error) < LONGEST + 10
 
 
-def test_ordinary_text_of_any_script_is_left_as_it_is():
+def test_printable_text_of_any_script_is_unchanged():
     for text in ("naïve \u2014 「患者」 \u0928\u0940 é 😀", r"a\nb"):
         assert str(UserError(text)) == text
 
 
-def parser() -> Parser:
-    made = Parser(prog="x")
-    made.add_argument("--verbose", action="store_true")
-    commands = made.add_subparsers(dest="command", required=True)
+def make_parser() -> Parser:
+    parser = Parser(prog="x", example="x one a --out b")
+    parser.add_argument("--verbose", action="store_true")
+    commands = parser.add_subparsers(dest="command", required=True)
     one, two = commands.add_parser("one"), commands.add_parser("two")
     one.add_argument("inputs", nargs="+")
-    one.add_argument("--out", required=True)
+    one.add_argument("--out_file", required=True)
     two.add_argument("--model")
-    return made
+    return parser
 
 
-@pytest.mark.parametrize(
-    ("line", "said"), [("one a --out b --vebrose", "unknown option --vebrose; did you mean --verbose?"),
-                       ("two --modle=x", "unknown option --modle; did you mean --model?"),
-                       ("one a --ot b", "unknown option --ot; did you mean --out?"),
-                       ("--verbos one a --out b", "did you mean --verbose?"),
-                       ("two --mod x", "did you mean --model?"), ("two more", "unexpected argument 'more'"),
-                       ("one a", "required: --out"), ("three", "invalid choice: 'three'"),
-                       ("two --a\x1b[2J", r"unknown option --a\x1b[2J;"), ])
-def test_of_an_unknown_option_the_nearest_known_one_is_named(line, said, capsys):
+@pytest.mark.parametrize(("line", "message"), [
+    ("one a --out_file b --vebrose", "unknown option --vebrose; did you mean --verbose?"),
+    ("two --modle=x", "unknown option --modle; did you mean --model?"),
+    ("one a --ot-file b", "unknown option --ot-file; did you mean --out_file?"),
+    ("--verbos one a --out_file b", "did you mean --verbose?"),
+    ("two --mod x", "did you mean --model?"),
+    ("two --verbose", "unrecognized arguments: --verbose"),
+    ("two more", "unrecognized arguments: more"),
+    ("one a", "required: --out_file"),
+    ("three", "invalid choice: 'three'"),
+    ("two --a\x1b[2J", r"unknown option --a\x1b[2J;")])
+def test_a_wrong_option_gets_the_nearest_one_as_suggestion(line, message, capsys):
     with pytest.raises(SystemExit) as end:
-        parser().parse_args(line.split(" "))
-    assert end.value.code == 2 and said in capsys.readouterr().err
+        make_parser().parse_args(line.split(" "))
+    assert end.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_right_line_is_read_as_argparse_reads_it():
-    assert vars(parser().parse_args(
-        ["--verbose", "one", "a", "b", "--out",
-         "c"])) == {"verbose": True, "command": "one", "inputs": ["a", "b"], "out": "c"}
+@pytest.mark.parametrize("option", ["--out_file=b-c", "--out-file=b-c"])
+def test_dashes_and_underscores_in_options_are_the_same(option):
+    options = make_parser().parse_args(["--verbose", "one", "a-b", option])
+    assert vars(options) == {"verbose": True, "command": "one", "inputs": ["a-b"], "out_file": "b-c"}
+
+
+def test_help_ends_with_the_example():
+    assert make_parser().format_help().endswith("example:\n  x one a --out b\n")
 
 
 def test_a_closed_pipe_ends_in_silence():
     code = ("from mmed.utils.errors import main_guard\n"
             "def main():\n  for _ in range(10 ** 5): print('x' * 100)\nmain_guard(main)")
     shell = subprocess.run(["bash", "-c", f"{sys.executable} -c \"$0\" | head -1", code],
-                           capture_output=True,
-                           text=True)
+                           capture_output=True, text=True)
     assert shell.stdout == "x" * 100 + "\n" and not shell.stderr

@@ -9,6 +9,7 @@ from data_prep.sources.book_layout import (
     Line,
     clean,
     count_words,
+    join_fragments,
     join_lines,
     keeps_hyphen,
     remove_running_heads,
@@ -24,21 +25,14 @@ def column(*texts: str, top: float = 100, left: float = 50, size: float = 10) ->
 
 
 def test_running_heads_and_page_numbers_go_and_text_stays():
-    pages = []
+    pages, texts = [], []
     for number in range(1, 30):
         head = f"{number + 12} Cardiology" if number % 2 else f"Chapter {number // 10} {number + 12}"
         text = [f"Text {number * 37 % 101} of its own in this line", f"and table {number} follows",
                 f"at the end of {WORDS[number % 16]}."]
         pages.append(column(head, top=20) + column(*text) + column(f"- {number} -", top=700))
-    without = remove_running_heads(pages)
-    assert [[line.text for line in page[:1]] for page in without] == [
-        [f"Text {number * 37 % 101} of its own in this line"] for number in range(1, 30)]
-    assert all(len(page) == 3 for page in without)
-
-
-def test_rows_that_do_not_recur_are_text():
-    pages = [column(f"Section {word}", *WORDS[:3]) for word in WORDS[:8]]
-    assert remove_running_heads(pages)[4][0].text == f"Section {WORDS[4]}"
+        texts.append(text)
+    assert [[line.text for line in page] for page in remove_running_heads(pages)] == texts
 
 
 @pytest.mark.parametrize(("before", "after", "stays"), [
@@ -51,30 +45,31 @@ def test_a_hyphen_stays_where_the_word_has_one(before, after, stays):
     assert keeps_hyphen(before, after, words) is stays
 
 
-def test_paragraphs_end_where_the_next_word_would_have_fitted():
-    lines = column("Heart failure is a common disease of the el-",
-                   "derly, and treatment begins at a low dose",
-                   "of a diuretic.", "The second paragraph begins in its own line", "and it goes on here.")
-    assert join_lines([lines], True, True) == [
-        "Heart failure is a common disease of the elderly, and treatment begins at a low dose of a diuretic.",
-        "The second paragraph begins in its own line and it goes on here."]
+CHINESE = [Line("高血压是以体循环动脉血压持续升高为", 50, 220, 100, 10),
+           Line("主要特征的慢性疾病。", 50, 150, 112, 10)]
 
 
-def test_a_paragraph_continues_over_columns_and_pages_and_footnotes_wait():
-    first = column("The first column ends in the mid-", "dle of a long sentence that goes")
-    second = column("on in the second column and then", "on the next page without any", left=300)
-    note = column("1 A note in small type.", top=600, left=300, size=8)
-    third = column("break between the words of it.", "A new paragraph begins here.")
-    assert join_lines([first + second + note, third], True, True) == [
-        "The first column ends in the middle of a long sentence that goes on in the second column and then "
-        "on the next page without any break between the words of it. A new paragraph begins here.",
-        "1 A note in small type."]
+@pytest.mark.parametrize(("pages", "spaced", "paragraphs"), [
+    ([column("Heart failure is a common disease of the el-", "derly, and treatment begins at a low dose",
+             "of a diuretic.", "The second paragraph begins in its own line", "and it goes on here.")], True,
+     ["Heart failure is a common disease of the elderly, and treatment begins at a low dose of a diuretic.",
+      "The second paragraph begins in its own line and it goes on here."]),
+    # over columns and pages, with a footnote in between
+    ([column("The first column ends in the mid-", "dle of a long sentence that goes")
+      + column("on in the second column and then", "on the next page without any", left=300)
+      + column("1 A note in small type.", top=600, left=300, size=8),
+      column("break between the words of it.", "A new paragraph begins here.")], True,
+     ["The first column ends in the middle of a long sentence that goes on in the second column and then on "
+      "the next page without any break between the words of it. A new paragraph begins here.",
+      "1 A note in small type."]),
+    ([CHINESE], False, ["高血压是以体循环动脉血压持续升高为主要特征的慢性疾病。"])])
+def test_lines_become_paragraphs(pages, spaced, paragraphs):
+    assert join_lines(pages, spaced, spaced) == paragraphs
 
 
-def test_chinese_lines_are_joined_without_spaces():
-    lines = [Line("高血压是以体循环动脉血压持续升高为", 50, 220, 100, 10),
-             Line("主要特征的慢性疾病。", 50, 150, 112, 10)]
-    assert join_lines([lines], False, False) == ["高血压是以体循环动脉血压持续升高为主要特征的慢性疾病。"]
+def test_subscripts_join_their_line():
+    pieces = [Line("in CO", 0, 30, 100, 10), Line("2", 30, 33, 102, 6), Line("a", 36, 60, 100, 10)]
+    assert join_fragments(pieces) == [Line("in CO2 a", 0, 60, 100, 10)]
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 400), st.integers(0, 700),

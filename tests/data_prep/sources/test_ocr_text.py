@@ -1,11 +1,10 @@
-"""The output of OCR engines: plain text, hOCR and ALTO give the same lines."""
+"""The output of OCR engines: plain text, hOCR and ALTO give lines with their positions."""
 import pytest
 
 from data_prep.sources.ocr_text import read_ocr_text
 from data_prep.sources.worker import Unreadable
 
 HOCR = """<?xml version="1.0" encoding="UTF-8"?>
-<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN" "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
 <html xmlns="http://www.w3.org/1999/xhtml"><body>
 <div class='ocr_page' id='page_1' title='image "a.png"; bbox 0 0 1000 1400; ppageno 0'>
  <div class='ocr_carea' title="bbox 100 100 900 180"><p class='ocr_par'>
@@ -22,30 +21,20 @@ ALTO = """<alto xmlns="http://www.loc.gov/standards/alto/ns-v4#"><Layout><Page><
 </TextBlock></PrintSpace></Page></Layout></alto>"""
 
 
-def read(tmp_path, name: str, content: bytes) -> list[list[tuple]]:
-    path = tmp_path / name
-    path.write_bytes(content)
-    return [[tuple(line) for line in page.lines] for page in read_ocr_text([path])]
-
-
-def test_hocr(tmp_path):
-    assert read(tmp_path, "a.hocr", HOCR.encode()) == [
-        [("Heart failure", 100, 900, 130, 28), ("is & was", 100, 300, 180, 30)], []]
-
-
-def test_alto(tmp_path):
-    assert read(tmp_path, "a.xml", ALTO.encode()) == [
-        [("Heart fail-", 100, 900, 130, 30), ("ure", 100, 300, 180, 30)]]
-
-
-def test_text_has_a_page_for_each_form_feed(tmp_path):
-    pages = read(tmp_path, "a.txt", "\ufeffПервая\r\nстраница\f\n Вторая\n\f".encode())
-    assert [[line[0] for line in page] for page in pages] == [["Первая", "страница"], ["Вторая"]]
+@pytest.mark.parametrize(("name", "content", "pages"), [
+    ("a.hocr", HOCR, [[("Heart failure", 100, 900, 130, 28), ("is & was", 100, 300, 180, 30)], []]),
+    ("a.xml", ALTO, [[("Heart fail-", 100, 900, 130, 30), ("ure", 100, 300, 180, 30)]]),
+    ("a.txt", "\ufeffПервая\r\nстраница\f\n Вторая\n\f",
+     [[("Первая", 0, 6, 1, 1), ("страница", 0, 8, 2, 1)], [("Вторая", 1, 7, 2, 1)]])])
+def test_pages_and_lines_are_read(tmp_path, name, content, pages):
+    (tmp_path / name).write_bytes(content.encode())
+    assert [page.lines for page in read_ocr_text([tmp_path / name])] == pages
 
 
 @pytest.mark.parametrize(("name", "content", "reason"), [
     ("a.txt", b"\xff\xfe\x00", "not UTF-8"), ("a.xml", b"<html><body/></html>", "neither hOCR nor ALTO"),
     ("a.hocr", b"", "not well-formed")])
 def test_other_files_are_unreadable(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(Unreadable, match=reason):
-        read(tmp_path, name, content)
+        read_ocr_text([tmp_path / name])

@@ -1,0 +1,263 @@
+"""Model folders in and out: bit-equal round trips with transformers as the judge, bad folders, memory."""
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import (
+    CLASSES,
+    close,
+    same_bits,
+    tensors_of,
+    theirs_of,
+    transformers,
+)
+
+from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
+from mmed.checkpoints.weights import stored_tensors
+from mmed.generate import generate
+from mmed.model import ModelConfig, Transformer
+from mmed.tokenizer import train_sentencepiece
+from mmed.utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A small Llama as transformers saves it."""
+    theirs_of("llama", 8).save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def change_config(folder: Path, **change) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_in_and_out_is_bit_equal_and_transformers_writes_the_same_text(tmp_path, family, sharded):
+    theirs = theirs_of(family, 2 + sharded)
+    theirs.generation_config.eos_token_id = [7, 9]
+    theirs.save_pretrained(tmp_path / "in", **({"max_shard_size": "20KB"} if sharded else {}))
+    ours, tokenizer = load_pretrained(tmp_path / "in")
+    assert tokenizer is None
+    save_pretrained(ours, None, tmp_path / "out", shard_bytes=20_000 if sharded else 10 ** 9)
+    assert same_bits(tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out"))
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists() == sharded
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [7, 9]
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", attn_implementation="eager", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ids = torch.randint(0, ours.config.vocab_size, (1, 13))
+    with torch.no_grad():
+        assert close(ours(ids), again(ids).logits)
+        new = again.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False,
+                             eos_token_id=None, pad_token_id=0)[0, 13:].tolist()
+    assert generate(ours, [ids[0].tolist()], 12)[0] == new
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_read_and_written_in_the_requested_dtype(tmp_path, dtype):
+    theirs_of("llama", 4).to(dtype).save_pretrained(tmp_path)
+    wide, _ = load_pretrained(tmp_path)
+    same, _ = load_pretrained(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
+    save_pretrained(same, None, tmp_path / "out")
+    save_pretrained(wide, None, tmp_path / "narrowed", dtype=dtype)
+    for out in ("out", "narrowed"):
+        assert same_bits(tensors_of(tmp_path), tensors_of(tmp_path / out))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["torch_dtype"] == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_bloom_without_the_transformer_prefix_opens_with_and_without_its_tied_head(tmp_path, with_head):
+    theirs = theirs_of("bloom", 6)
+    theirs.config.tie_word_embeddings = True
+    theirs.tie_weights()
+    theirs.save_pretrained(tmp_path)
+    tensors = {name.removeprefix("transformer."): value for name, value in tensors_of(tmp_path).items()}
+    tensors.pop("lm_head.weight", None)
+    if with_head:
+        tensors["lm_head.weight"] = tensors["word_embeddings.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    ours, _ = load_pretrained(tmp_path)
+    ids = torch.randint(0, ours.config.vocab_size, (1, 9))
+    with torch.no_grad():
+        assert close(ours(ids), theirs(ids).logits)
+
+
+# -------------------------------------------------------------------------------- legacy files, code in files
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("new_format", [False, True])
+def test_legacy_bin_files_load_as_tensors_only(folder, sharded, new_format):
+    state = tensors_of(folder)
+    (folder / "model.safetensors").unlink()
+    files = {name: f"part-{number % 2}.bin" for number, name in enumerate(state)} if sharded else \
+        dict.fromkeys(state, "pytorch_model.bin")
+    for file in set(files.values()):
+        part = {name: value for name, value in state.items() if files[name] == file}
+        torch.save(part, folder / file, _use_new_zipfile_serialization=new_format)
+    if sharded:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    ours, _ = load_pretrained(folder)
+    save_pretrained(ours, None, folder.parent / "out")
+    assert same_bits(state, tensors_of(folder.parent / "out"))
+
+
+class Runs:
+    """Unpickled carelessly, it writes a file."""
+
+    def __init__(self, canary: Path):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.mark.parametrize("how", ["alone", "in a state dict", "plain pickle"])
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pickle_that_would_run_code_is_rejected_and_does_not_run(folder, how, file):
+    bomb, canary, state = Runs(folder / "canary"), folder / "canary", tensors_of(folder)
+    (folder / "model.safetensors").unlink()
+    if how == "plain pickle":
+        (folder / file).write_bytes(pickle.dumps({"x": bomb}))
+    else:
+        torch.save(bomb if how == "alone" else state | {"model.bomb": bomb}, folder / file)
+    with pytest.raises(UserError, match=re.escape(file)) as error:
+        load_pretrained(folder)
+    assert not canary.exists() and "\n" not in str(error.value)
+
+
+def test_pickles_are_opened_in_one_place_only():
+    for path in (*ROOT.glob("mmed/**/*.py"), *ROOT.glob("data_prep/**/*.py")):
+        code = "\n".join(line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
+        for word in ("torch.load(", "import pickle", "allow_pickle=True", "shell=True", "yaml.load("):
+            assert word not in code or path.name == "weights.py", f"{path}: {word}"
+    lines = (ROOT / "mmed/checkpoints/weights.py").read_text().splitlines()
+    assert all("weights_only=True" in line for line in lines if "torch.load(" in line)
+
+
+# ------------------------------------------------------------------------------------------------ bad folders
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "damaged"), (b"x" * 100, "damaged"), ("truncated", "damaged"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5135149760\n", "Git LFS pointer")])
+def test_a_damaged_weight_file_is_named(folder, content, words):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] if content == "truncated" else content)
+    with pytest.raises(UserError, match=f"model.safetensors: .*{words}"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("files, words", [
+    ({"a": "../secret.safetensors"}, "not the name of a file"), ({"a": 3}, "not the name"),
+    ({"a": "three.safetensors"}, "no such file"), ({"a": "two.safetensors"}, "lacks a"),
+    ({}, "no weight_map"), ([], "no weight_map")])
+def test_an_index_that_does_not_match_its_files_is_rejected(tmp_path, files, words):
+    for file, key in (("one", "a"), ("two", "b")):
+        save_file({key: torch.ones(2)}, tmp_path / f"{file}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(UserError, match=words):
+        stored_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_two_sets_of_weights_are_rejected(folder, name):
+    state = tensors_of(folder)
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    (torch.save if name.endswith(".bin") else save_file)(state, folder / name)
+    index = {"weight_map": dict.fromkeys(state, "part.safetensors")}
+    (folder / f"{name}.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"two sets of weights, {name}"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("added", [0, 1])
+def test_a_head_that_differs_from_the_tied_embedding_is_rejected(folder, added):
+    tensors = tensors_of(folder)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + added
+    save_file(tensors, folder / "model.safetensors")
+    change_config(folder, tie_word_embeddings=True)
+    if added:
+        with pytest.raises(UserError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
+            load_pretrained(folder)
+    else:
+        load_pretrained(folder)
+
+
+def test_tensors_that_do_not_fit_are_listed_and_no_memory_is_taken(folder, monkeypatch):
+    tensors = tensors_of(folder)
+    first, second, third = sorted(n for n in tensors if "q_proj.weight" in n or "norm.weight" in n)[:3]
+    tensors["model.more.weight"] = tensors.pop(first)
+    tensors[second] = tensors[second][:1].clone()
+    tensors[third] = tensors[third].to(torch.int32)
+    save_file(tensors, folder / "model.safetensors")
+    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *_, **__: pytest.fail("memory was taken"))
+    with pytest.raises(UserError) as error:
+        load_pretrained(folder)
+    for words in (f"1 missing ({first})", "1 unexpected (model.more.weight)", f"1 of another shape ({second}",
+                  f"1 not floating-point ({third}"):
+        assert words in str(error.value)
+
+
+def test_a_config_that_does_not_fit_names_file_and_key(folder):
+    good = (folder / "config.json").read_text()
+    for key in ("vocab_size", "num_hidden_layers", "model_type", "intermediate_size"):
+        change_config(folder, **{key: None})
+        with pytest.raises(UserError, match=f"{folder}/config.json: .*{key}"):
+            load_pretrained(folder)
+        (folder / "config.json").write_text(good)
+    change_config(folder, vocab_size=2**24, hidden_size=2**18)
+    with pytest.raises(UserError, match="of another shape"):
+        load_pretrained(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="expected a JSON object"):
+        load_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        load_pretrained(folder)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_rejected(folder):
+    train_sentencepiece(["heart lung bone fever dose " * 50], folder, 280)
+    with pytest.raises(UserError, match="280 ids, the embedding only"):
+        load_pretrained(folder)
+
+
+PEAK = """
+import sys
+from mmed.checkpoints.pretrained import load_pretrained
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+load_pretrained(sys.argv[2])  # what the first load of any model imports is not counted
+before = peak()
+result, _ = load_pretrained(sys.argv[1])
+print(peak() - before, sum(p.numel() * p.element_size() for p in result.parameters()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count of memory")
+def test_the_peak_of_memory_is_the_model_and_one_tensor(folder, tmp_path):
+    config = ModelConfig(vocab_size=20_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=16,
+                         num_attention_heads=8, num_key_value_heads=4, head_dim=64)
+    with torch.device("meta"):
+        model = Transformer(config)
+    save_pretrained(model.to_empty(device="cpu"), None, tmp_path / "model", dtype=torch.bfloat16)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "model"), str(folder)],
+                          capture_output=True, text=True, check=True, cwd=ROOT,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    peak, size = map(int, done.stdout.split())
+    # mapped: the system may drop its pages at any time
+    file = (tmp_path / "model" / "model.safetensors").stat().st_size
+    largest = max(tensor.nbytes for tensor in load_file(tmp_path / "model" / "model.safetensors").values())
+    assert peak < size + file + largest + (16 << 20), f"peak {peak:,} for a model of {size:,}"

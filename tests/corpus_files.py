@@ -1,0 +1,35 @@
+"""Corpus files and made-up texts for the tests of this folder."""
+import gzip
+import json
+import random
+from pathlib import Path
+
+from data_prep.documents import json_line
+
+LETTERS = {"en": "abcdefghijklm", "ru": "абвгдежзиклмн", "fr": "aàbcéçdeêfilo"}
+
+
+def write(path: Path, *records: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(map(json_line, records)))
+    return path
+
+
+def read_folder(folder: Path) -> list[dict]:
+    return [json.loads(line) for path in sorted(folder.glob("*.gz"))
+            for line in gzip.open(path, "rt", encoding="utf-8")]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()}
+
+
+def make_words(rng: random.Random, language: str, count: int) -> list[str]:
+    if language in ("zh", "ja"):
+        return [chr(rng.randrange(0x4E00, 0x5800)) for _ in range(count)]
+    return ["".join(rng.choice(LETTERS[language]) for _ in range(rng.randint(2, 9))) for _ in range(count)]
+
+
+def join(words: list[str], language: str) -> str:
+    return ("" if language in ("zh", "ja") else " ").join(words)

@@ -2,15 +2,15 @@
 
     python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME
     python -m mmed.eval --model FOLDER --adapter FOLDER --data MMedBench/Test --out results/NAME \\
-        --setting finetuned --scoring both
+        --setting finetuned --scoring generate,loglikelihood,option_text
     python -m mmed.eval --api MODEL_NAME [--base_url URL] --data MMedBench/Test --out results/NAME
 
     items -> prompts (mmed/prompts.py) -> rounds of items: decode texts, score answer strings -> rows
           -> tables and files (mmed/evaluation/results.py)
 
 Each item is answered twice, as in the paper: directly (accuracy) and after a rationale (BLEU and ROUGE).
-`--scoring` adds the likeliest answer string, in columns of its own. After a crash, the same command
-continues with the round that was interrupted, and the files come out identical to the byte.
+`--scoring` adds the likeliest answer string and the likeliest option text, in columns of their own. After a
+crash, the same command continues with the interrupted round, and the files come out identical to the byte.
 """
 from __future__ import annotations
 
@@ -24,27 +24,29 @@ from pathlib import Path
 
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import PARSER_VERSION
+from mmed.evaluation.option_text import UNCONDITIONAL
 from mmed.evaluation.questions import (
     COMPLETE,
+    SCORINGS,
     STOP_WINDOW,
     EvalConfig,
     Question,
     answer_end,
     build_questions,
-    candidates,
     cut_at_answer,
     encoder_of,
     modes_of,
+    parse_scoring,
     token_limit,
 )
 from mmed.evaluation.results import RESULTS_VERSION, load_results, loglikelihood_row, text_row, write_results
 from mmed.evaluation.summary import MODES, table
-from mmed.generate import generate, load_model, progress_bar, score_many
+from mmed.generate import encode_prompt, generate, load_model, progress_bar, score_many
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.work_sharing import round_size, run_rounds
 from mmed.languages import get_language
 from mmed.metrics import METRICS_VERSION
-from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, build_messages, pick_examples, read_benchmark
+from mmed.prompts import ExamItem, build_few_shot, build_messages, pick_examples, read_benchmark
 from mmed.tokenization.chat_template import CHAT_TEMPLATES
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.fingerprints import file_hash, model_fingerprint
@@ -85,24 +87,26 @@ def scored_text(question: Question, text: str, config: EvalConfig) -> dict:
 def score_options(
     model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
-    """Log-probabilities of every possible answer to some questions, one row per question."""
-    choices = [candidates(question.item) for question in questions]
-    strings = [[tokenizer.encode(ANSWER_FORM.format(letters=letters), continued=True) for letters in part]
-               for part in choices]
+    """Log-probabilities of every possible answer to some questions of one mode, one row per question."""
+    strings = [list(question.choices.values()) for question in questions]
     sums = score_many(model, [question.ids for question in questions], strings, on_done=on_done)
-    return [loglikelihood_row(question.item, question.prompt_hash, letters, list(scores),
-                              [len(string) for string in ids], config.equal_options)
-            for question, letters, ids, scores in zip(questions, choices, strings, sums)]
+    alone: list[list[float]] = [[]] * len(questions)
+    if questions[0].mode == "option_text":
+        alone = score_many(model, [encode_prompt(tokenizer, UNCONDITIONAL)] * len(questions), strings)
+    return [loglikelihood_row(question.item, question.prompt_hash, list(question.choices), scores,
+                           list(map(len, ids)), config.equal_options, prior)
+            for question, ids, scores, prior in zip(questions, strings, sums, alone)]
 
 
 def run_round(
     model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
     """Decode and score some items; rows in the order of the items, and of the modes within an item."""
-    texts = [question for question in questions if question.mode != "loglikelihood"]
-    others = [question for question in questions if question.mode == "loglikelihood"]
+    texts = [question for question in questions if question.mode not in SCORINGS]
     rows = generate_answers(model, tokenizer, texts, config, on_done) if texts else []
-    rows += score_options(model, tokenizer, others, config, on_done) if others else []
+    for mode in SCORINGS:
+        chosen = [question for question in questions if question.mode == mode]
+        rows += score_options(model, tokenizer, chosen, config, on_done) if chosen else []
     order = [question.item.key for question in questions]
     return sorted(rows, key=lambda row: (order.index(row["key"]), MODES.index(row["mode"])))
 
@@ -255,7 +259,9 @@ def parser_of_options() -> argparse.ArgumentParser:
         help="prompts that exceed the context length")
 
     add = parser.add_argument_group("scoring").add_argument
-    add("--scoring", choices=("generate", "loglikelihood", "both"), default="generate")
+    add("--scoring", default="generate", metavar="WAYS",
+        help="comma-separated: generate (default), loglikelihood (of the answer string with each letter), "
+        "option_text (likelihood of the options' own texts); both: the first two")
     add("--mode", choices=("both", "answer", "rationale"), default="both",
         help="texts to write: answer only, after a rationale, or both as in the paper (default)")
     add("--stop", choices=("answer", "end"), help="a text ends with its first complete answer (default), or "
@@ -280,6 +286,7 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
     """The options, with defaults that depend on each other filled in, checked once."""
     options = parser_of_options().parse_args(arguments)
     official = options.style == "official"
+    options.scoring = parse_scoring(options.scoring)
     options.setting = options.setting or ("few-shot" if options.shots else "zero-shot")
     options.stop = options.stop or ("end" if official else "answer")
     options.equal_options = options.equal_options or ("keyed" if official else "either")

@@ -54,10 +54,12 @@ def make_result(folder: Path, items: Sequence[ExamItem], rng: random.Random, ski
         for mode in modes:
             letters = ",".join(item.answer) if rng.random() < skill else rng.choice(list(item.options))
             text = f"###Answer: OPTION {letters} IS CORRECT." if rng.random() < 0.8 else "no idea"
-            if mode == "loglikelihood":
+            if mode in ("loglikelihood", "option_text"):
                 candidates = [*item.options, *([",".join(item.answer)] if len(item.answer) > 1 else [])]
                 sums = [-rng.random() for _ in candidates]
-                rows.append(loglikelihood_row(item, "0" * 16, candidates, sums, [1] * len(candidates)))
+                alone = [-1.0] * len(candidates) if mode == "option_text" else []
+                rows.append(loglikelihood_row(item, "0" * 16, candidates, sums, [1] * len(candidates),
+                                              unconditional=alone))
             else:
                 rationale = "###Rationale: because of that " if mode == "rationale" else ""
                 rows.append(text_row(item, mode, "0" * 16, write(rationale) + text, "default"))

@@ -7,14 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import mmed.eval
+from mmed.checkpoints.adapters import save_adapter
 from mmed.checkpoints.pretrained import save_pretrained
 from mmed.eval import main, parse_options
+from mmed.evaluation.compare import main as main_of_compare
 from mmed.evaluation.questions import build_questions, cut_at_answer, encoder_of
 from mmed.evaluation.results import load_prompts, load_results, loglikelihood_row, text_row, write_results
 from mmed.evaluation.summary import summarise, table
 from mmed.generate import load_model
+from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.prompts import ExamItem, build_messages, build_target, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
@@ -191,17 +195,18 @@ def test_an_instruct_model_gets_its_own_chat_template(world):
 def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     item, ids = read_benchmark(world / "Test")[0], list(range(7, 107))
     config = parse_options(command(world, "x", "--too_long", "truncate"))
-    question, = build_questions([item], "answer", config, [], lambda *_: ("prompt", ids), 60, bos_id)
+    question, = build_questions([item], "answer", config, [], lambda *_: ("prompt", ids, {}), 60, bos_id)
     expected = ids[-48:] if bos_id is None else [7, *ids[-47:]]
     assert question.ids == expected  # 12 of the 60 positions are for the answer
     config = parse_options(command(world, "x"))
     with pytest.raises(UserError, match=r"\(100 tokens\) plus 12 reserved .* context length of 60"):
-        build_questions([item], "answer", config, [], lambda *_: ("prompt", ids), 60)
+        build_questions([item], "answer", config, [], lambda *_: ("prompt", ids, {}), 60)
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--shots", "2"], "few-shot needs both"), (["--setting", "few-shot"], "few-shot needs both"),
     (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere"),
+    (["--scoring", "generate,cloze"], "'cloze' is none of generate, loglikelihood, option_text, both"),
     (["--model", "nowhere"], "nowhere: no such model folder"), (["--api", "m"], "either --model"),
 ])
 def test_wrong_options_are_rejected(world, tmp_path, arguments, message):
@@ -288,6 +293,53 @@ def test_equal_options_are_one_answer_unless_that_is_switched_off():
         assert scored["correct"] is right and scored["parsed"] == "C"
     assert parse_options(["--api", "m", "--base_url", "http://x/v1", "--data", "d", "--out", "o",
                           "--style", "official"]).equal_options == "keyed"
+
+
+def test_option_texts_are_ranked_per_token_and_by_pmi():
+    row = loglikelihood_row(item("1", "C"), "h", ["A", "B", "C"], [-4.0, -6.0, -7.0], [1, 3, 2],
+                            unconditional=[-5.0, -7.5, -9.5])
+    assert row["mode"] == "option_text" and row["parsed"] == "B" and not row["correct"]  # -4, -2, -3.5
+    assert row["parsed_pmi"] == "C" and row["correct_pmi"]  # 1, 1.5, 2.5
+    settings = {"style": "clean", "chat_template": "none", "bos": "auto", "dtype": "auto", "stop": "answer"}
+    signatures = summarise([row], settings)["signatures"]
+    assert "'Question: {question}\\nAnswer:'), divided by the number of tokens" in signatures["option_text"]
+    assert signatures["option_text_pmi"].endswith("minus that after 'Answer:' alone|bos:auto|dtype:auto")
+
+
+def test_option_text_runs_with_shots_and_an_adapter_and_continues(world, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, _ = load_model(str(world / "model"))
+    apply_lora(model, rank=2, alpha=64, targets="q_proj,down_proj")
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    save_adapter(model, tmp_path / "adapter")
+    options = ["--adapter", str(tmp_path / "adapter"), "--scoring", "loglikelihood,option_text",
+               "--shots", "2", "--train", str(world / "Train")]
+    run(world, tmp_path / "whole", *options)
+    calls, run_round = [], mmed.eval.run_round
+
+    def stop_after_two(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run_round(*arguments)
+
+    monkeypatch.setattr(mmed.eval, "run_round", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "out", *options)
+    run(world, tmp_path / "out", *options)
+    for name in ("predictions.jsonl", "results.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    run(world, tmp_path / "base", *options[2:])
+    (_, base), (own, adapted) = (load_results(tmp_path / name) for name in ("base", "out"))
+    assert [row["logprobs"] for row in base] != [row["logprobs"] for row in adapted]
+    assert list(own["summary"]["micro"]["accuracy"]) == ["loglikelihood", "loglikelihood_norm", "option_text",
+                                                         "option_text_pmi"]
+    first = read_benchmark(world / "Test")[0]
+    prompt = load_prompts(tmp_path / "out")[first.key, "option_text"]
+    assert prompt.count("Question: ") == 3 and prompt.endswith(f"\n\nQuestion: {first.question}\nAnswer:")
+    assert main_of_compare([str(tmp_path / "base"), str(tmp_path / "out")]) == 0
 
 
 def test_loglikelihood_takes_the_likeliest_and_the_likeliest_per_token():

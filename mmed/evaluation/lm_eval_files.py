@@ -5,8 +5,8 @@ Output: the content of results.json (ours in full under "mmed") and the lines of
         samples_mmedbench_LANGUAGE.jsonl, in the shape that the harness (0.4.13) writes and its viewers read.
 
 A task is a language and the group is the whole benchmark (macro average). A filter is how the answer came
-about (answer, rationale, loglikelihood), so each "metric,filter" is one column of ours. To run MMedBench
-inside the harness itself, see tasks/lm_eval.
+about (answer, rationale, loglikelihood, option_text), so each "metric,filter" is one column of ours. To run
+MMedBench inside the harness itself, see tasks/lm_eval.
 """
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmed import metrics
+from mmed.evaluation.option_text import scored_string
 from mmed.evaluation.summary import COLUMNS
-from mmed.prompts import ANSWER_FORM
 
 GROUP = "mmedbench"
 # Column -> metric. The harness's own acc_norm divides by bytes, so ours, by tokens, has another name.
 METRICS = {"answer": "acc", "official": "acc_official", "rationale": "acc", "loglikelihood": "acc",
-           "loglikelihood_norm": "acc_per_token"}
+           "loglikelihood_norm": "acc_per_token", "option_text": "acc_per_token",
+           "option_text_pmi": "acc_pmi"}
 
 
 def task_name(language: str) -> str:
@@ -75,11 +76,12 @@ def samples(rows: Sequence[dict], prompts: Mapping[tuple[str, str], str]) -> Ite
         arguments: list[tuple[str, Any]] = [(prompt, {})]
         filtered: list[Any] = [row["parsed"]]
         responses, target = [[row.get("text")]], row["gold"]
-        if mode == "loglikelihood":
-            arguments = [(prompt, ANSWER_FORM.format(letters=letters)) for letters in row["logprobs"]]
+        if "logprobs" in row:
+            options = row["doc"]["options"]
+            arguments = [(prompt, scored_string(mode, letters, options)) for letters in row["logprobs"]]
             # "None": whether greedy decoding would give the string is not computed
             filtered = [[str(value), "None"] for value in row["logprobs"].values()]
-            responses, target = [[pair] for pair in filtered], ANSWER_FORM.format(letters=row["gold"])
+            responses, target = [[pair] for pair in filtered], scored_string(mode, row["gold"], options)
         values = {METRICS[column]: float(row[key]) for column, (of, key) in COLUMNS.items() if of == mode}
         values |= {metric.lower(): value for metric, value in row.get("scores", {}).items()}
         yield {

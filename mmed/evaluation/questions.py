@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from mmed.evaluation.answer_parser import remove_thoughts
 from mmed.evaluation.api_client import Server
+from mmed.evaluation.option_text import cloze_prompt, scored_string
 from mmed.generate import encode_prompt
 from mmed.prompts import ExamItem, build_few_shot, build_messages, pick_examples
 from mmed.tokenization.chat_template import encode_chat, render_chat
-from mmed.utils.errors import UserError
+from mmed.utils.errors import UsageError, UserError
 
 # MMedLM: inference.py allows 1,000 new tokens in both runs. DIFFERS: an answer alone takes about ten
 # tokens, so the clean style stops an answer-only run at this many: a model that has not answered by then
@@ -73,21 +74,36 @@ class Question:
     prompt: str
     ids: Sequence[int] = ()
     body: dict[str, Any] | None = None
+    choices: dict[str, list[int]] = field(default_factory=dict)  # of a likelihood: candidate letters -> ids
 
     @property
     def prompt_hash(self) -> str:
         return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-# (item, solved examples, whether a rationale is asked for) -> (prompt, ids)
-Encoder = Callable[[ExamItem, Sequence[ExamItem], bool], tuple[str, list[int]]]
+# (item, solved examples, mode) -> (prompt, ids, choices)
+Encoder = Callable[[ExamItem, Sequence[ExamItem], str], tuple[str, list[int], dict[str, list[int]]]]
+SCORINGS = ("generate", "loglikelihood", "option_text")
+
+
+def parse_scoring(given: str) -> str:
+    """The value of --scoring in one order; "both" are the first two.
+
+    >>> parse_scoring("option_text,both")
+    'generate,loglikelihood,option_text'
+    """
+    names = given.replace("both", "generate,loglikelihood").split(",")
+    for name in names:
+        if name not in SCORINGS:
+            raise UsageError(f"--scoring {given}: {name!r} is none of {', '.join(SCORINGS)}, both")
+    return ",".join(name for name in SCORINGS if name in names)
 
 
 def modes_of(config: EvalConfig) -> list[str]:
     """What is run for each item, the longest texts first."""
     texts = ["rationale", "answer"] if config.mode == "both" else [config.mode]
-    return {"generate": texts, "loglikelihood": ["loglikelihood"],
-            "both": [*texts, "loglikelihood"]}[config.scoring]
+    return [mode for scoring in config.scoring.split(",")
+            for mode in (texts if scoring == "generate" else [scoring])]
 
 
 def token_limit(mode: str, config: EvalConfig) -> int:
@@ -109,11 +125,11 @@ def build_questions(
 ) -> list[Question]:
     """The prompts of a mode; one that is too long to be answered is an error, or loses its beginning."""
     questions = []
-    reserved = min(token_limit(mode, config), context_length // 4)
     for item in items:
-        rationale = mode == "rationale"
-        shots = pick_examples(train, item, config.shots, config.seed, rationale)
-        prompt, ids = encode(item, shots, rationale)
+        shots = pick_examples(train, item, config.shots, config.seed, mode == "rationale")
+        prompt, ids, choices = encode(item, shots, mode)
+        longest = max(map(len, choices.values()), default=0)
+        reserved = min(max(token_limit(mode, config), longest), context_length // 4)
         if len(ids) + reserved > context_length:
             if config.too_long == "error":
                 raise UserError(
@@ -122,21 +138,30 @@ def build_questions(
                     "--shots, or --too_long truncate to drop tokens from the left, as training does")
             start = ids[:1] if ids[0] == bos_id else []
             ids = start + ids[len(ids) - (context_length - reserved - len(start)):]
-        questions.append(Question(item, mode, prompt, ids))
+        questions.append(Question(item, mode, prompt, ids, choices=choices))
     return questions
 
 
 def encoder_of(model, tokenizer, config: EvalConfig) -> Encoder:
-    """How an item becomes a prompt: as published, or (--chat_template) as messages of an instruct model."""
+    """How an item becomes a prompt: as published, or (--chat_template) as messages of an instruct model.
+
+    The mode option_text has a prompt of its own, without a template.
+    """
     name = None if config.chat_template == "auto" else config.chat_template
 
-    def encode(item: ExamItem, shots: Sequence[ExamItem], rationale: bool) -> tuple[str, list[int]]:
-        if name == "none":
-            prompt = build_few_shot(item, shots, rationale, config.style)
-            return prompt, encode_prompt(tokenizer, prompt)
-        messages = build_messages(item, rationale, config.style, shots)
-        family = model.config.family
-        return render_chat(tokenizer, messages, family, name), encode_chat(tokenizer, messages, family, name)
+    def encode(item: ExamItem, shots: Sequence[ExamItem],
+               mode: str) -> tuple[str, list[int], dict[str, list[int]]]:
+        choices = {}
+        if mode in SCORINGS:
+            choices = {letters: tokenizer.encode(scored_string(mode, letters, item.options), continued=True)
+                       for letters in candidates(item)}
+        if mode == "option_text" or name == "none":
+            prompt = (cloze_prompt(item, shots) if mode == "option_text" else
+                      build_few_shot(item, shots, mode == "rationale", config.style))
+            return prompt, encode_prompt(tokenizer, prompt), choices
+        messages, family = build_messages(item, mode == "rationale", config.style, shots), model.config.family
+        prompt = render_chat(tokenizer, messages, family, name)
+        return prompt, encode_chat(tokenizer, messages, family, name), choices
 
     return encode
 

@@ -9,8 +9,8 @@
     rationale_similarity_metric.csv    leaderboard: BLEU-1..4 and ROUGE-1/2/L in %, with official words only
 
 A leaderboard file has a fixed meaning, so it exists only if this run measured that quantity. Modes: "answer"
-and "rationale" are texts that the model wrote, "loglikelihood" is the answer string it finds likeliest.
-results.json is written last: a folder that has it is complete.
+and "rationale" are texts that the model wrote, "loglikelihood" is the answer string that it finds likeliest,
+"option_text" the text of an option. results.json is written last: a folder that has it is complete.
 """
 from __future__ import annotations
 
@@ -69,15 +69,25 @@ def loglikelihood_row(
     sums: Sequence[float],
     tokens: Sequence[int],
     equal_options: str = "either",
+    unconditional: Sequence[float] = (),
 ) -> dict:
-    """Score answer strings by log-probability: `sums` over their `tokens`; of equal ones the first wins."""
+    """Score candidates by log-probability: `sums` over their `tokens`; of equal ones the first wins.
+
+    unconditional  sums of the same texts after "Answer:" alone: the mode is option_text, else loglikelihood
+    """
     per_token = [total / count for total, count in zip(sums, tokens)]
-    best, best_norm = (candidates[values.index(max(values))] for values in (list(sums), per_token))
-    return _row(item, "loglikelihood", prompt_hash) | {
-        "parsed": best, "parsed_norm": best_norm, "status": "scored",
-        "correct": _is_correct(best, item, equal_options),
-        "correct_norm": _is_correct(best_norm, item, equal_options),
-        "logprobs": dict(zip(candidates, sums)), "tokens": dict(zip(candidates, tokens))}
+    row: dict[str, Any] = {"status": "scored", "logprobs": dict(zip(candidates, sums)),
+                           "tokens": dict(zip(candidates, tokens))}
+    if unconditional:
+        row["unconditional"] = dict(zip(candidates, unconditional))
+        pmi = [total - prior for total, prior in zip(sums, unconditional)]
+        mode, rankings = "option_text", {"": per_token, "_pmi": pmi}
+    else:
+        mode, rankings = "loglikelihood", {"": list(sums), "_norm": per_token}
+    for name, values in rankings.items():
+        row[f"parsed{name}"] = candidates[values.index(max(values))]
+        row[f"correct{name}"] = _is_correct(row[f"parsed{name}"], item, equal_options)
+    return _row(item, mode, prompt_hash) | row
 
 
 def _is_correct(letters: str | Iterable[str], item: ExamItem, equal_options: str) -> bool:
@@ -159,7 +169,9 @@ ROW = {"key": str, "language": str, "mode": str, "gold": str, "status": str, "pa
        "doc": dict}
 MODE = {"answer": {"text": str, "official_match": bool},
         "rationale": {"text": str, "rationale": str, "scores": dict},
-        "loglikelihood": {"parsed_norm": str, "correct_norm": bool, "logprobs": dict, "tokens": dict}}
+        "loglikelihood": {"parsed_norm": str, "correct_norm": bool, "logprobs": dict, "tokens": dict},
+        "option_text": {"parsed_pmi": str, "correct_pmi": bool, "logprobs": dict, "tokens": dict,
+                        "unconditional": dict}}
 DOC = {"question": str, "options": dict, "rationale": str, "human_check_passed": bool | None, "extra": dict}
 
 

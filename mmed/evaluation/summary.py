@@ -14,11 +14,12 @@ from typing import Any
 
 from mmed import metrics
 from mmed.evaluation.answer_parser import PARSER_VERSION
+from mmed.evaluation.option_text import PROMPT, UNCONDITIONAL
 from mmed.languages import PAPER_ORDER, get_language
 from mmed.prompts import ANSWER_FORM
 from mmed.utils.errors import printable
 
-MODES = ("answer", "rationale", "loglikelihood")
+MODES = ("answer", "rationale", "loglikelihood", "option_text")
 TEXT_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 # Column of the accuracy table -> (mode, key of the row that says whether the answer is right)
 COLUMNS = {
@@ -26,11 +27,14 @@ COLUMNS = {
     "rationale": ("rationale", "correct"),
     "loglikelihood": ("loglikelihood", "correct"),
     "loglikelihood_norm": ("loglikelihood", "correct_norm"),
+    "option_text": ("option_text", "correct"),
+    "option_text_pmi": ("option_text", "correct_pmi"),
     "official": ("answer", "official_match"),
 }
 COLUMN_TITLES = {
     "answer": "answer only", "rationale": "with rationale", "loglikelihood": "logP",
-    "loglikelihood_norm": "logP/token", "official": "official scorer",
+    "loglikelihood_norm": "logP/token", "option_text": "option text/token",
+    "option_text_pmi": "option text PMI", "official": "official scorer",
 }
 SIGNATURES = {
     "answer": f"accuracy|exact-set|text:answer-only|parser:v{PARSER_VERSION}",
@@ -39,6 +43,9 @@ SIGNATURES = {
                      "prompt), sum over tokens|X: single letters, or every set of two or more where several "
                      "are right",
     "loglikelihood_norm": "accuracy|as loglikelihood, divided by the number of tokens",
+    "option_text": f"accuracy|argmax logP(the option's text after {PROMPT!r}), divided by the number of "
+                   "tokens|several right: every set of two or more, texts joined by commas",
+    "option_text_pmi": f"accuracy|as option_text, but the sum minus that after {UNCONDITIONAL!r} alone",
     "official": "accuracy|official scorer|text:answer-only",
 }
 # Settings that change an accuracy: of every column, and of those whose text the model writes
@@ -141,7 +148,7 @@ def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
     items = next(by_mode[mode] for mode in MODES if mode in by_mode)
     docs = [{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]
     parse = {}
-    for mode in by_mode.keys() - {"loglikelihood"}:
+    for mode in by_mode.keys() & {"answer", "rationale"}:
         found = Counter(row["status"] for row in by_mode[mode])
         parse[mode] = {status: found[status] / found.total() for status in STATUSES}
     texts = [row for row in rows if counts_for_text(row, row["language"] in checked)]
@@ -205,8 +212,10 @@ def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> 
     result = {}
     for column in columns:
         names = [*PROMPT_SETTINGS, *(SHOT_SETTINGS if settings.get("shots") else ())]
-        if not column.startswith("loglikelihood"):
+        if COLUMNS[column][0] in ("answer", "rationale"):
             names += WRITING_SETTINGS
+        elif COLUMNS[column][0] == "option_text":  # it has a prompt of its own
+            names = [name for name in names if name not in ("style", "chat_template")]
         if column != "official":
             names.append("equal_options")
         parts = [f"{name}:{settings[name]}" for name in names if name in settings]

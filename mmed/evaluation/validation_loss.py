@@ -4,7 +4,8 @@
     python -m mmed.evaluation.validation_loss --model FOLDER --data documents.jsonl --json
 
 In:  documents as JSONL (`text`, `language`) or token streams; a model folder.
-Out: a table, or with --json one object per language and line. What is scored: mmed/training/validation.py.
+Out: a table, or with --json one object per language and line; with --out these objects as a JSON list, too.
+What is scored: mmed/training/validation.py.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import json
 from mmed.generate import load_model
 from mmed.training.validation import document_sets, validation_loss
 from mmed.utils.errors import Parser, UsageError, main_guard
+from mmed.utils.files import write_json
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     add("--json", action="store_true", help="print one JSON object per language instead of a table")
+    add("--out", metavar="FILE.json", help="also write these objects as a JSON list")
     options = parser.parse_args(arguments)
     if options.limit < 0 or options.context < 0 or options.context == 1 or options.batch_tokens < 1:
         raise UsageError("expected --limit of 0 or more, --context of 2 or more, --batch_tokens of 1 or more")
@@ -45,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     sets = document_sets(names, tokenizer, options.context or context, options.limit)
     device = next(model.parameters()).device
     losses = validation_loss(model, sets, options.batch_tokens, device, contextlib.nullcontext)
+    if options.out:
+        write_json(options.out, [{"language": language} | vars(loss) for language, loss in losses.items()])
     if not options.json:
         print(f"{'language':12}{'documents':>10}{'tokens':>12}{'nats/token':>12}{'bits/byte':>12}")
     for language, loss in losses.items():

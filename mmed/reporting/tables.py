@@ -21,9 +21,15 @@ ACCURACY = {  # column of the summary: (title, what is counted)
     "rationale": ("Accuracy, rationale before the answer",
                   "The model writes a rationale, then an answer; its letters must be exactly right."),
     "loglikelihood": ("Accuracy by log-likelihood of the options",
-                      "The model writes nothing: its answer is the likeliest letter, or set of letters."),
+                      "The model writes nothing: its answer is the letter (or set of letters) whose whole "
+                      "answer string is likeliest, by the sum over its tokens."),
     "loglikelihood_norm": ("Accuracy by log-likelihood per token of the options",
                            "As by log-likelihood, with the sum divided by the number of tokens."),
+    "option_text": ("Accuracy by log-likelihood per token of the options' texts",
+                    "The options are not listed: the answer is the text that is likeliest after "
+                    "“Question: … Answer:”, by the mean over its tokens."),
+    "option_text_pmi": ("Accuracy by PMI of the options' texts",
+                        "As by the options' texts, by the sum minus that of the text after “Answer:” alone."),
     "official": ("Accuracy, official scorer",
                  "The answer-only text, scored by the published script's string comparison, as the paper's "
                  "numbers were."),
@@ -83,7 +89,7 @@ def _accuracy_table(results: Sequence[Result], column: str, with_published: bool
     summary = results[0].summary
     chance = [part["chance"] for part in (*summary["languages"].values(), summary["macro"])]
     table = _language_table(*ACCURACY[column], results, lambda part: part["accuracy"].get(column), chance)
-    table.main = column in ("answer", "loglikelihood", "rationale")
+    table.main = column not in ("loglikelihood_norm", "official")
     if with_published and column == "official":
         table.main = True
         _add_published(table, "accuracy")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mmed.eval import candidates, cut_at_answer
+from mmed.evaluation.questions import candidates, cut_at_answer
 from mmed.evaluation.results import text_row
 from mmed.prompts import ANSWER_FORM, ExamItem, build_few_shot, pick_examples, read_items
 from mmed.utils.errors import UserError

@@ -116,6 +116,34 @@ def test_log_likelihood_gives_the_same_accuracy_in_the_harness_and_here(world, t
             assert found == pytest.approx(list(row["logprobs"].values()), rel=1e-4)
 
 
+def test_option_texts_have_the_log_probabilities_of_the_harness_and_of_transformers(world, tmp_path):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "out"
+    _, rows = ours(world, out, "--scoring", "option_text")
+    prompts, found, asked = load_prompts(out), [], []
+    for row in rows.values():
+        for letters, total in row["logprobs"].items():
+            text = " " + ", ".join(row["doc"]["options"][letter] for letter in letters.split(","))
+            found += [total, row["unconditional"][letters]]
+            asked += [(prompts[row["key"], "option_text"], text), ("Answer:", text)]
+    assert asked[0][0] == f"Question: {next(iter(rows.values()))['doc']['question']}\nAnswer:"
+    model = HFLM(pretrained=str(world / "model"), dtype="float32", device="cpu", batch_size=1)
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in asked]
+    expected = [score for score, _ in model.loglikelihood(requests, disable_tqdm=True)]
+    assert found == pytest.approx(expected, rel=1e-4)
+    plain = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(world / "model")
+    for (prompt, text), total in list(zip(asked, found))[:40]:
+        ids = tokenizer(prompt)["input_ids"]
+        whole = torch.tensor([ids + tokenizer(text, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            log_p = plain(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])
+        assert total == pytest.approx(float(log_p[len(ids) - 1:].sum()), rel=1e-4)
+
+
 def test_generation_gives_the_same_texts_and_accuracy_in_the_harness_and_here(world, tmp_path):
     languages, rows = ours(world, tmp_path / "out", "--mode", "answer", "--scoring", "generate")
     theirs = harness(world, "mmedbench_generate")
@@ -149,7 +177,7 @@ def test_results_json_is_read_by_the_harness_and_samples_have_its_keys(world, tm
     from lm_eval.utils import make_table
 
     out = tmp_path / "out"
-    languages, _ = ours(world, out, "--scoring", "both", "--max_new_tokens", "9")
+    languages, _ = ours(world, out, "--scoring", "both,option_text", "--max_new_tokens", "9")
     value = json.loads((out / "results.json").read_text(encoding="utf-8"))
     accuracies = value["results"]["mmedbench_french"]
     line = next(line for line in make_table(value).splitlines() if "mmedbench_french" in line)
@@ -158,10 +186,12 @@ def test_results_json_is_read_by_the_harness_and_samples_have_its_keys(world, tm
     for language, part in languages.items():
         text = (out / f"samples_mmedbench_{language.lower()}.jsonl").read_text(encoding="utf-8")
         samples = list(map(json.loads, text.splitlines()))
-        assert len(samples) == 3 * part["n"]
-        assert {sample["filter"] for sample in samples} == {"answer", "rationale", "loglikelihood"}
+        assert len(samples) == 4 * part["n"]
+        modes = {"answer", "rationale", "loglikelihood", "option_text"}
+        assert {sample["filter"] for sample in samples} == modes
         assert all(set(SampleResult.__annotations__) <= set(sample) for sample in samples)
         for metric, name in (("acc", "answer"), ("acc", "loglikelihood"), ("acc_per_token", "loglikelihood"),
+                             ("acc_per_token", "option_text"), ("acc_pmi", "option_text"),
                              ("acc_official", "answer")):
             mean = sum(sample[metric] for sample in samples if sample["filter"] == name) / part["n"]
             found = value["results"][f"mmedbench_{language.lower()}"][f"{metric},{name}"]

@@ -226,6 +226,15 @@ def test_one_result_alone_makes_a_page(tmp_path, rng):
     assert "answer only" not in page.texts["results"]  # log-likelihood is never shown as a written answer
 
 
+def test_likelihoods_of_option_texts_have_tables_and_questions(tmp_path, rng, capsys):
+    folder = make_result(tmp_path / "a", make_items(rng, 3, ("French",)), rng, modes=("option_text",))
+    page = make_page(tmp_path / "r.html", folder)
+    printed = capsys.readouterr().out
+    for title in ("log-likelihood per token of the options' texts", "PMI of the options' texts"):
+        assert f"Accuracy by {title}" in page.texts["results"] and f"Accuracy by {title}" in printed
+    assert "Likelihood of the options' texts:" in page.texts["questions"]
+
+
 def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
     items = [ExamItem(f"{bad} {number}", {"A": bad or "?", "B": bad + "!"}, ("B",), bad,
                       ("English", "Japanese")[number % 2], f"{number}{bad}", True, True,

@@ -36,6 +36,12 @@ def command(capsys, *arguments):
     return {row["language"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
 
 
+def test_the_losses_are_also_written_as_a_list(world, tmp_path, capsys):
+    out = tmp_path / "deep" / "loss.json"
+    printed = command(capsys, "--model", world / "model", "--data", world / "texts.jsonl", "--out", out)
+    assert json.loads(out.read_text()) == list(printed.values()) and printed
+
+
 @pytest.mark.parametrize("bos_id", [None, 1])
 @pytest.mark.parametrize("count, context", [
     (0, 8), (1, 8), (7, 8), (8, 8), (9, 8), (50, 8), (23, 2), (200, 33)])

@@ -119,6 +119,7 @@ class TokenStream:
             self.tokens, self.documents, self.bos_id = meta["tokens"], meta["documents"], meta["bos_id"]
             self.vocab_size, self.fingerprint = meta["vocab_size"], meta["tokenizer"]
             self.hashes = {name: meta["sha256"][name] for name in ("bin", "idx")}
+            self.counts = dict(meta["counts"])  # language -> source -> tokens
             dtype = token_dtype(self.vocab_size)
             if (meta["format"], meta["dtype"]) != (FORMAT, dtype.name):
                 raise ValueError(f"format {meta['format']}, {meta['dtype']}")
@@ -147,7 +148,7 @@ class TokenStream:
     @property
     def language(self) -> str:
         """The stream's only language, or its name."""
-        languages = list(self.meta["counts"])
+        languages = list(self.counts)
         return languages[0] if len(languages) == 1 and languages[0] else Path(self.prefix).name
 
 

@@ -285,9 +285,14 @@ def test_a_profile_leaves_a_trace(world, tmp_path):
     (["--precision=fp16"], 2, ["--precision", "bf16"]),
     (["--max_steps=ten"], 2, ["--max_steps", "a whole number"]),
     (["--max_steps=-1"], 2, ["--max_steps=-1", "0 or more"]),
+    (["--data=,"], 2, ["--data=,", "each named once"]),
+    (["--data=a,a"], 2, ["--data=a,a", "each named once"]),
+    (["--data={world}/en=nan,{world}/ja=1"], 2, ["weights must be positive"]),
+    (["--data={world}/en=1,{world}/ja=1e-9"], 2, ["the largest at most 1,000,000 times"]),
     (["--lora_rank=2", "--lora_targets=query"], 1, ["'query' matches no layer", "q_proj"]),
     (["--learning_rate=1e30", "--max_grad_norm=1e30"], 1, ["not finite", "step "])])
 def test_bad_options_end_in_one_line(world, tmp_path, extra, code, words):
+    extra = [word.format(world=world) for word in extra]
     one_line(warm_run(pretrain(world, tmp_path / "out", *extra), check=False), code, *words)
 
 

@@ -4,7 +4,8 @@
     python -m mmed.training.inspect_batch show runs/mmedlm2 1234 --rows 0 5    some of them
 
 A line of text begins with "|" where it carries loss and with "." where it does not (a prompt, a document's
-first token).
+first token). Special tokens are shown by name. A piece that begins without loss on its first words continues
+a document of another row.
 """
 from __future__ import annotations
 
@@ -30,6 +31,16 @@ def batch_names(rows: PretrainRows | ExamRows, config: TrainConfig, step: int) -
     return [f"{Path(stream.prefix).name}:{'+'.join(map(str, documents))}" for stream, documents in places]
 
 
+def shown(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Text of some tokens, with the names of BOS, EOS and padding."""
+    special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} - {None}
+    parts = []
+    for is_special, group in itertools.groupby(ids, key=special.__contains__):
+        part = list(group)
+        parts += map(tokenizer.piece, part) if is_special else [tokenizer.decode(part)]
+    return printable("".join(parts))
+
+
 def row_lines(row: Row, names: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     """The text of a row: a line with the name of each document, then its stretches with and without loss."""
     lines = []
@@ -38,9 +49,9 @@ def row_lines(row: Row, names: Sequence[str], tokenizer: Tokenizer) -> list[str]
         ids, labels = row.input_ids[here].tolist(), row.labels[here].tolist()
         trained = [False, *(label != IGNORE for label in labels)]  # of each token: does it carry loss?
         tokens = zip(trained, [*ids, labels[-1]] if labels[-1] != IGNORE else ids)
-        lines.append(f"  {names[document]}")
+        lines.append(f"  {names[document]}{len(ids)} tokens")
         for loss, part in itertools.groupby(tokens, key=lambda token: token[0]):
-            text = printable(tokenizer.decode([token for _, token in part]))
+            text = shown(tokenizer, [token for _, token in part])
             lines += [f"    {'|' if loss else '.'} {line}" for line in text.split("\n")]
     return lines
 
@@ -70,7 +81,7 @@ def show(run: Path, step: int, wanted: Sequence[int] | None = None) -> None:
         else:
             stream, documents = rows.documents(batch[number])
             print(f"row {number} (row {batch[number]} of the run), {stream.prefix}")
-            row, names = rows.row(batch[number]), [f"document {document}" for document in documents]
+            row, names = rows.row(batch[number]), [f"document {document}, " for document in documents]
         print("\n".join(row_lines(row, names, tokenizer)))
 
 

@@ -8,6 +8,7 @@ thread reads, packs and (for a GPU) copies the next batch while the present one 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,20 +25,29 @@ from mmed.tokenizer import Tokenizer, train_sentencepiece
 from mmed.training import distributed
 from mmed.utils.errors import UsageError
 
+RAREST = 1_000_000  # rows to one of the rarest stream
+
 
 def read_streams(config: TrainConfig,
                  fingerprint: str | None) -> tuple[list[TokenStream], list[float] | None]:
     """Streams and weights (None: every row once an epoch) of "NAME[=WEIGHT],NAME..."."""
     parts = [part.strip().partition("=") for part in config.data.split(",") if part.strip()]
+    names = [name for name, _, _ in parts]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"--data={config.data}: expected token streams NAME[=WEIGHT],..., each named once")
     try:
         weights = [float(weight) for _, equals, weight in parts if equals]
     except ValueError:
         raise UsageError(f"--data={config.data}: a weight must be a number") from None
     if weights and len(weights) < len(parts):
         raise UsageError("--data: give a weight to every stream or to none")
-    streams = [TokenStream(name, fingerprint) for name, _, _ in parts]
+    streams = [TokenStream(name, fingerprint) for name in names]
     if not weights and config.mix_temperature != 1.0:
-        weights = [stream.tokens ** (1 / config.mix_temperature) for stream in streams]
+        most = max(stream.tokens for stream in streams)
+        weights = [(stream.tokens / most) ** (1 / config.mix_temperature) for stream in streams]
+    if weights and not 0 < max(weights) <= RAREST * min(weights) < math.inf:
+        raise UsageError(f"--data={config.data} --mix_temperature={config.mix_temperature:g}: weights must "
+                         f"be positive, and the largest at most {RAREST:,} times the smallest")
     return streams, weights or None
 
 

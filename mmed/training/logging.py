@@ -63,8 +63,11 @@ class Log:
         self.flops, self.peak = flops, peak
         self.tokens, self.skipped = state.get("tokens", 0), state.get("skipped", 0)
         self.loss: float | None = state.get("loss")
-        self.validation_before: dict = state.get("validation_before", {})  # loss by language before step 1
-        self.validation_after: dict = {}                                   # and the newest
+        # loss by language before step 1, unless it was that of other documents, and the newest
+        self.validation_on = config.validation
+        same = state.get("validation_on", config.validation) == config.validation
+        self.validation_before: dict = state.get("validation_before", {}) if same else {}
+        self.validation_after: dict = {}
         self.pending: tuple[dict, Values] | None = None  # line and numbers of a step given to the device
         self.positions = 0                               # computed by this rank since the last line
         self.clock = time.perf_counter()
@@ -76,7 +79,8 @@ class Log:
 
     def state_dict(self) -> dict:
         """For checkpoints: the log of a resumed run is that of an uninterrupted one."""
-        return {name: getattr(self, name) for name in ("tokens", "skipped", "loss", "validation_before")}
+        return {name: getattr(self, name)
+                for name in ("tokens", "skipped", "loss", "validation_on", "validation_before")}
 
     def add(self, step: int, lr: float, positions: int, values: Values) -> None:
         """Note a step that was given to the device, and write the line of the one before. `values`: target

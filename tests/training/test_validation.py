@@ -13,7 +13,7 @@ from warm_start import run as warm_run
 from mmed.data import IGNORE, StreamWriter
 from mmed.evaluation import validation_loss
 from mmed.tokenizer import load_tokenizer, read_texts
-from mmed.training.validation import windows
+from mmed.training.validation import compare, document_sets, windows
 from mmed.utils.errors import UserError
 
 TEXTS = [("en", "heart lung bone cell fever dose " * 8), ("en", "plum rain"),
@@ -72,7 +72,7 @@ def test_it_equals_transformers_on_whole_documents(world, capsys, model, bos):
                 logits = theirs(torch.tensor([ids])).logits[0, :-1]
                 total += float(F.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
             tokens += len(ids) - 1
-            size += len(text.encode())
+            size += len(text.encode()) - (0 if bos else len(tokenizer.decode(ids[:1]).encode()))
         assert found[language]["tokens"] == tokens
         assert found[language]["nats_per_token"] == pytest.approx(total / tokens, abs=1e-5)
         assert found[language]["bits_per_byte"] == pytest.approx(total / math.log(2) / size, abs=1e-5)
@@ -134,3 +134,47 @@ def test_a_run_that_raises_the_loss_says_so_in_its_last_line_also_after_a_resume
     before, after = log[0]["validation_loss"], log[-1]["validation_loss"]
     assert [line["step"] for line in log] == list(range(11)) and after["en"] > before["en"]
     assert f"en {before['en']:.3f} -> {after['en']:.3f} (ROSE)" in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_resume_with_other_validation_documents_does_not_compare_with_the_old_ones(world, tmp_path):
+    arguments = pretrain(world, tmp_path / "run", "--max_steps=4", "--save_every=2")
+    warm_run([*arguments, f"--validation={world}/en"])
+    done = warm_run([*arguments, "--resume=step-2", f"--validation={world}/texts.jsonl"])
+    assert "validation_change" not in lines(tmp_path / "run")[-1] or not lines(
+        tmp_path / "run")[-1]["validation_change"]
+    assert " -> " not in done.stderr.strip().splitlines()[-1]
+
+
+def test_bytes_count_only_where_a_token_is_scored(world):
+    with_bos, without = (load_tokenizer(world / name) for name in ("model", "no_bos"))
+    sets = [document_sets([str(world / "texts.jsonl")], tokenizer, 64, 0)["ja"]
+            for tokenizer in (with_bos, without)]
+    first = without.decode(without.encode(TEXTS[2][1])[:1])
+    assert sets[0].bytes == len(TEXTS[2][1].encode()) and sets[0].bytes - sets[1].bytes == len(first)
+
+
+def test_languages_of_documents_go_by_code_and_nan_is_no_gain(tmp_path, world):
+    rows = [{"text": "plum rain", "language": name} for name in ("English", "en-US", "en", "tlh")]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = document_sets([str(path)], load_tokenizer(world / "model"), 64, 0)
+    assert {name: one.documents for name, one in sets.items()} == {"en": 3, "tlh": 1}
+    assert compare({"en": 3.0}, {"en": math.nan}).endswith("(ROSE); ")
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda meta: meta | {"counts": None}, "does not describe a token stream"),
+    (lambda meta: meta | {"sha256": {"bin": "0" * 64, "idx": "0" * 64}}, "its sha256 is not the one"),
+])
+def test_a_damaged_validation_stream_is_one_line(world, tmp_path, change, message):
+    for ending in ("bin", "idx"):
+        shutil.copy(world / f"en.{ending}", tmp_path)
+    meta = json.loads((world / "en.json").read_text())
+    (tmp_path / "en.json").write_text(json.dumps(change(meta)))
+    with pytest.raises(UserError, match=message):
+        document_sets([str(tmp_path / "en")], load_tokenizer(world / "model"), 64, 0)
+
+
+def test_the_same_documents_are_not_counted_twice(world):
+    with pytest.raises(UserError, match="named twice"):
+        document_sets([str(world / "en")] * 2, load_tokenizer(world / "model"), 64, 0)

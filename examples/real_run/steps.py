@@ -1,0 +1,133 @@
+"""The commands of the real run, in order (`python -m examples.real_run --list` prints them).
+
+    exams as published -> benchmark -> Dev, Train, Test
+    medical and other text -> filter, deduplicate, decontaminate -> train and validation documents -> streams
+    base model -> three corpus steps of equally many tokens: medical; 90 % medical, 10 % general; general only
+    each model -> zero-shot exam; LoRA, exam; full fine-tuning, exam; validation loss -> tables, report
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.pipeline.plan import Step
+from examples.real_run.profiles import Profile
+
+LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
+KINDS = ("medical", "general")
+# row of the table -> share of general text in its corpus step
+CORPUS_STEPS = {"corpus": 0.0, "replay": 0.1, "control": 1.0}
+TITLES = {"base": "base", "corpus": "base + medical text", "replay": "base + medical, 10 % general text",
+          "control": "base + general text (control)"}
+METHODS = {"zero": "zero-shot", "lora": "LoRA", "full": "full fine-tuning"}
+
+
+def exam_sources(data: Path) -> list[str]:
+    """--source options for the published exam files that the data folder has."""
+    folders = {"headqa-en": "headqa/HEAD_EN", "apollo": "apollo_zh", "igakuqa": "igakuqa",
+               "frenchmedmcqa": "frenchmedmcqa", "rumeddanet": "rumedbench/RuMedDaNet",
+               "headqa": "headqa/HEAD"}
+    return [word for name, folder in folders.items() for word in ("--source", f"{name}={data / folder}")]
+
+
+def corpus_steps(data: Path, out: Path, documents: int, model: str) -> list[Step]:
+    """From text files to token streams, medical and general in the same way (only the filter differs)."""
+    corpus, steps = out / "corpus", []
+    for code in LANGUAGES:
+        medical, other = (data / "text" / code / f"{name}.jsonl.gz" for name in ("medical", "nonmedical"))
+        commands = [["data_prep.filter_medical", str(medical), str(other), "--language", code,
+                     "--source", "corpus", "--out", f"{corpus}/filtered/medical-{code}"]]
+        for kind, source in (("medical", f"{corpus}/filtered/medical-{code}/kept"), ("general", str(other))):
+            name = f"{kind}-{code}"
+            commands += [
+                ["data_prep.dedup", source, "--out", f"{corpus}/deduplicated/{name}"],
+                ["data_prep.decontaminate", f"{corpus}/deduplicated/{name}/kept",
+                 "--benchmark", f"{out}/benchmark", "--out", f"{corpus}/clean/{name}"],
+                ["examples.real_run.prepare", "documents", f"{corpus}/clean/{name}/kept", "--language", code,
+                 "--documents", str(documents), "--out", f"{out}/documents/{name}"],
+                ["data_prep.tokenize_corpus", f"{out}/documents/{name}.train.jsonl", "--tokenizer", model,
+                 "--out", f"{out}/streams/{name}"]]
+        steps.append(Step(f"text_{code}", f"{code}: filter, deduplicate, decontaminate, tokenize", commands,
+                          ("exams",)))
+    return steps
+
+
+# the name of a column of the reports for each method
+SETTINGS = {"zero": "zero-shot", "lora": "lora", "full": "full"}
+
+
+def training(recipe: str, out: Path, run: str, model: str, profile: Profile, *flags: str) -> list[str]:
+    return ["mmed.train", recipe, f"--model={model}", f"--out={out}/runs/{run}", "--resume=auto",
+            f"--precision={profile.precision}", "--compile=no", "--keep_last=1", "--save_every=25", *flags]
+
+
+def corpus_training(out: Path, row: str, model: str, profile: Profile) -> list[str]:
+    general = CORPUS_STEPS[row]
+    shares = {"medical": 1 - general, "general": general}
+    data = ",".join(f"{out}/streams/{kind}-{code}={share:g}" for kind, share in shares.items() if share
+                    for code in LANGUAGES)
+    return training("pretrain_mmedlm2", out, row, model, profile, f"--data={data}",
+                    f"--sequence_length={profile.sequence_length}",
+                    f"--global_batch_size={profile.corpus_rows}", "--micro_batch_size=1",
+                    f"--max_steps={profile.corpus_steps}", f"--learning_rate={profile.corpus_rate}",
+                    "--warmup_ratio=0.2", "--schedule=constant")
+
+
+def fine_tuning(out: Path, method: str, row: str, model: str, profile: Profile) -> list[str]:
+    rate = profile.lora_rate if method == "lora" else profile.full_rate
+    return training(f"finetune_{method}", out, f"{method}_{row}", model, profile, f"--data={out}/exams/Train",
+                    "--rationales=without", "--sequence_length=1024", f"--global_batch_size={profile.batch}",
+                    f"--micro_batch_size={min(8, profile.batch)}", f"--epochs={profile.epochs:g}",
+                    f"--learning_rate={rate}")
+
+
+def exam(out: Path, split: str, name: str, model: str, setting: str, profile: Profile,
+         *flags: str) -> list[str]:
+    return ["mmed.eval", "--model", model, "--data", f"{out}/exams/{split}", "--out", f"{out}/results/{name}",
+            "--setting", setting, "--mode", "answer", "--scoring", "generate,loglikelihood,option_text",
+            "--limit", str(profile.test_items), "--max_new_tokens", "16", "--too_long", "truncate", *flags]
+
+
+def real_run(data: Path, out: Path, model: str, profile: Profile, split: str = "Test") -> list[Step]:
+    """The whole plan; `split` Dev is for choosing settings."""
+    rows = [row for row in TITLES if row != "replay" or profile.replay_row]
+    base = model
+    plan = [Step("exams", "published exams to one benchmark", [
+        ["data_prep.mmedbench", *exam_sources(data), "--language", "zh", "--holdout", "0.1", "--seed", "0",
+         "--out", f"{out}/benchmark"],
+        ["examples.real_run.prepare", "exams", f"{out}/benchmark", "--out", f"{out}/exams",
+         "--items", str(profile.items)]])]
+    plan += corpus_steps(data, out, profile.documents, base)
+    models = {"base": base} | {row: f"{out}/runs/{row}/model" for row in CORPUS_STEPS}
+    texts = tuple(f"text_{code}" for code in LANGUAGES)
+    slow = profile.minutes / (3 + 9)  # a corpus step and a cell of the table take about equally long
+    for row in CORPUS_STEPS:
+        plan.append(Step(row, f"continued pre-training: {TITLES[row]}",
+                         [corpus_training(out, row, base, profile)], texts, slow))
+    for row, folder in models.items():
+        plan.append(Step(f"loss_{row}", f"validation loss: {TITLES[row]}", [
+            ["mmed.evaluation.validation_loss", "--model", folder, "--data",
+             *(f"{out}/documents/{kind}-{code}.validation.jsonl" for code in LANGUAGES),
+             "--out", f"{out}/loss/{row}-{kind}.json"] for kind in KINDS],
+            texts if row == "base" else (row,), slow / 5))
+    for row in rows:
+        folder, needs = models[row], ("exams",) if row == "base" else (row,)
+        for method, title in METHODS.items():
+            name, commands = f"{method}_{row}", []
+            trained = [f"{out}/runs/{name}/model"]
+            if method == "lora":
+                trained = [folder, "--adapter", f"{out}/runs/{name}/adapter"]
+            if method == "zero":
+                commands.append(exam(out, split, name, folder, "zero-shot", profile))
+            else:
+                commands += [fine_tuning(out, method, row, folder, profile),
+                             exam(out, split, name, trained[0], "finetuned", profile, *trained[1:])]
+            plan.append(Step(name, f"{title}, exam: {TITLES[row]}", commands, needs, slow))
+    plan.append(Step("tables", "tables with intervals and paired tests", [
+        ["examples.real_run.tables", str(out), "--rows", *rows],
+        ["mmed.reporting", *(f"{setting}:{TITLES[row]}={out}/results/{method}_{row}"
+                             for row in rows for method, setting in SETTINGS.items()),
+         "--runs", *(f"{TITLES[row]}={out}/runs/{row}" for row in CORPUS_STEPS),
+         "--corpus", f"{out}/corpus", f"{out}/streams", "--out", f"{out}/report.html",
+         "--title", "mmed: real weights, real text, real exams"]],
+        tuple(step.name for step in plan)))
+    return plan

@@ -186,7 +186,8 @@ class TokenStream:
             if "parts" in meta:
                 files = {Path(self.prefix).parent / part["file"]: part for part in meta["parts"]}
                 self.hashes |= {file: part["sha256"] for file, part in files.items()}
-                self.ids = PartedTokens([*files], [part["tokens"] for part in files.values()], dtype)
+                counts = [part["tokens"] for part in files.values()]
+                self.ids: PartedTokens | np.ndarray = PartedTokens([*files], counts, dtype)
             else:
                 self.hashes[Path(f"{self.prefix}.bin")] = meta["sha256"]["bin"]
                 self.ids = np.memmap(f"{self.prefix}.bin", dtype, "r").view(np.ndarray)
@@ -210,7 +211,8 @@ class TokenStream:
         NAME.verified-*.json remember size and modification time of the files found intact, so that the next
         run reads none of them.
         """
-        name, known = Path(self.prefix).name, {}
+        name = Path(self.prefix).name
+        known: dict[str, list] = {}
         for path in Path(self.prefix).parent.glob(f"{glob.escape(name)}.verified-*.json"):
             known |= read_json(path)
         found = {}

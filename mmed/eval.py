@@ -152,24 +152,27 @@ def prompts_of(questions: Sequence[Question]) -> dict[tuple[str, str], str]:
 
 def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Question]:
     """The prompts of all items and modes, with the bodies of their calls; option likelihoods need several."""
+    server = config.server
+    assert server is not None
     train = read_benchmark(config.train) if config.train else []
     questions = []
     for item in items:
         for mode in sorted(modes_of(config)):
             rationale = mode == "rationale"
             shots = pick_examples(train, item, config.shots, config.seed, rationale)
-            if config.server.completions:
+            prompt: str | list[dict[str, str]]
+            if server.completions:
                 prompt = text = build_few_shot(item, shots, rationale, config.style)
             else:
-                prompt = build_messages(item, rationale, config.style, shots)
-                text = json.dumps(prompt, ensure_ascii=False) if shots else prompt[0]["content"]
+                prompt = messages = build_messages(item, rationale, config.style, shots)
+                text = json.dumps(messages, ensure_ascii=False) if shots else messages[0]["content"]
             if mode == "loglikelihood":
                 for letters in candidates(item):
                     string = scored_string(mode, letters, item.options)
-                    body = api_client.scoring_request(config.server, text, string)
+                    body = api_client.scoring_request(server, text, string)
                     questions.append(Question(item, mode, text, body=body, answer=(letters, string)))
             else:
-                body = api_client.request(config.server, prompt, token_limit(mode, config))
+                body = api_client.request(server, prompt, token_limit(mode, config))
                 questions.append(Question(item, mode, text, body=body))
     return questions
 
@@ -191,22 +194,23 @@ def api_rows(questions: Sequence[Question], replies: Sequence[dict], config: Eva
                 raise UserError(f"item {part.item.key} ({part.item.language}), answer {letters}: "
                                 f"{answer['error']}; the replies so far are kept, start again to ask again")
             found[letters] = api_client.answer_logprob(answer, string)
-        rows.append(loglikelihood_row(question.item, question.prompt_hash, list(found),
-                                      *map(list, zip(*found.values())), config.equal_options))
+        sums, tokens = map(list, zip(*found.values()))
+        rows.append(loglikelihood_row(question.item, question.prompt_hash, list(found), sums, tokens,
+                                      config.equal_options))
     return rows
 
 
 def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
     """Ask an API; api_calls.jsonl keeps every reply, so scoring again costs nothing. Returns the summary."""
-    out = Path(config.out)
+    out, server = Path(config.out), config.server
+    assert server is not None
     questions = api_questions(items, config)
     requests = [question.body for question in questions]
     labels = [f"item {question.item.key} ({question.item.language})" for question in questions]
     store = api_client.CallStore(out / "api_calls.jsonl")
     (out / "results.json").unlink(missing_ok=True)
     with progress_bar(len(requests), sys.stderr.isatty(), "answer") as bar:
-        replies = api_client.ask(config.server, requests, store, labels=labels,
-                                 on_done=lambda _: bar.update())
+        replies = api_client.ask(server, requests, store, labels=labels, on_done=lambda _: bar.update())
     rows = api_rows(questions, replies, config)
     counts = api_client.usage(replies)
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in counts["finish_reasons"].items())
@@ -218,8 +222,8 @@ def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, fact
         print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is "
               f"{errors[0]}", file=sys.stderr)
     prompts = prompts_of(questions)
-    summary = write_results(out, rows, prompts, facts, settings | {"api": config.server.facts() | counts})
-    store.close([api_client.request_key(config.server, body) for body in requests])
+    summary = write_results(out, rows, prompts, facts, settings | {"api": server.facts() | counts})
+    store.close([api_client.request_key(server, body) for body in requests])
     return summary
 
 
@@ -351,6 +355,7 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
         if options.adapter or options.chat_template != "none":
             raise UsageError("--adapter and --chat_template go with --model; a server has its own")
         options.server = api_client.server_from(options, options.seed)
+    options.model = options.model or ""
     return EvalConfig(**{field.name: getattr(options, field.name) for field in fields(EvalConfig)})
 
 

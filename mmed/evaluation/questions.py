@@ -37,7 +37,7 @@ class EvalConfig:
 
     data: str
     out: str
-    model: str | None  # folder of a local model; with `server` None
+    model: str  # folder of a local model; with `server` ""
     adapter: str | None
     server: Server | None
     force: bool
@@ -74,8 +74,8 @@ class Question:
     item: ExamItem
     mode: str
     prompt: str
-    ids: Sequence[int] = ()
-    body: dict[str, Any] | None = None
+    ids: list[int] = field(default_factory=list)
+    body: dict[str, Any] = field(default_factory=dict)
     answer: tuple[str, str] = ("", "")  # of an API's likelihood: candidate letters, string that is scored
     choices: dict[str, list[int]] = field(default_factory=dict)  # of a likelihood: candidate letters -> ids
 

@@ -86,6 +86,18 @@ def random_model(name: str, config, seed: int):
     return model
 
 
+def tiny_medgemma():
+    """A random small Gemma 3 with images of transformers."""
+    text = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 7,
+            "sliding_window_pattern": 2, "max_position_embeddings": 64, "initializer_range": 0.1}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4,
+                                       image_token_index=96, boi_token_index=94, eoi_token_index=95)
+    return random_model("Gemma3ForConditionalGeneration", config, 5)
+
+
 def ours_of(config: dict, state: dict) -> Transformer:
     model = Transformer(read_config(config)).eval()
     model.load_state_dict({name: state[published_name(model.config, name)] for name in model.state_dict()})

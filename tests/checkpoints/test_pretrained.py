@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import (
     CLASSES,
     close,
-    random_model,
     same_bits,
     tensors_of,
     theirs_of,
+    tiny_medgemma,
     transformers,
 )
 
@@ -101,14 +101,7 @@ def test_bloom_without_the_transformer_prefix_opens_with_and_without_its_tied_he
 @pytest.fixture
 def medgemma(tmp_path):
     """(a small random Gemma 3 with images, the folder that transformers writes of it)."""
-    text = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 7,
-            "sliding_window_pattern": 2, "max_position_embeddings": 64, "initializer_range": 0.1}
-    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4,
-                                       image_token_index=96, boi_token_index=94, eoi_token_index=95)
-    model = random_model("Gemma3ForConditionalGeneration", config, 5)
+    model = tiny_medgemma()
     model.save_pretrained(tmp_path / "medgemma")
     return model, tmp_path / "medgemma"
 

@@ -49,10 +49,8 @@ class LoRALinear(nn.Linear):
 
     @torch.no_grad()
     def merged(self, magnitude: Tensor | None = None) -> nn.Linear:
-        """A plain linear layer that owns the weight, with the update added in fp32 and rounded once.
-
-        magnitude: (out,) lengths that DoRA gives to the rows of the sum.
-        """
+        """A plain linear layer that owns the weight, with the update added in fp32 and rounded once; DoRA's
+        `magnitude` (out,) is the length of each row of the sum."""
         total = self.weight.float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
         if magnitude is not None:
             total *= (magnitude.to(total) / total.norm(dim=1))[:, None]

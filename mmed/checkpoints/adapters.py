@@ -1,8 +1,8 @@
 """LoRA adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`, ours or PEFT's.
 
 Read: LoRA with rank and alpha patterns, DoRA (merged at once), and what is saved whole beside them: modules
-(`modules_to_save`), rows of embedding and head (`trainable_token_indices`), a resized vocabulary. References:
-Hu et al., arXiv 2106.09685; DoRA: Liu et al., arXiv 2402.09353.
+(`modules_to_save`), rows of embedding and head (`trainable_token_indices`), a resized vocabulary. DoRA:
+Liu et al., arXiv 2402.09353.
 """
 from __future__ import annotations
 
@@ -98,8 +98,7 @@ def read_adapter_config(path: Path) -> dict:
              "lora_alpha": type(config.get("lora_alpha")) in numbers,
              "lora_dropout": type(config["lora_dropout"]) in numbers and 0 <= config["lora_dropout"] < 1,
              "target_modules": all(isinstance(name, str) for name in names),
-             "modules_to_save": isinstance(config["modules_to_save"], list)
-             and all(isinstance(name, str) for name in config["modules_to_save"]),
+             "modules_to_save": isinstance(config["modules_to_save"], list),
              "trainable_token_indices": all(isinstance(each, list) and all(type(i) is int for i in each)
                                             for each in lists)}
     for key in ("rank_pattern", "alpha_pattern"):
@@ -168,7 +167,7 @@ def _whole_tensors(model: Transformer, found: dict[str, Tensor],
     """Take out of `found` what is not LoRA: ({our name: tensor}, {"embed_tokens" or "lm_head": rows})."""
     names = {f"{end}.weight" for end in ENDS} | {name for name, _ in model.named_parameters()}
     published = {published_name(model.config, name): name for name in names}
-    saved = {name for name in published if _is_saved(name, modules)}
+    saved = {name for name in published for module in modules if f"{module}." in name}  # ends of module names
     ends = {name for name, ours in published.items() if ours.removesuffix(".weight") in ENDS}
     whole, rows = {}, {}
     for key in list(found):
@@ -184,13 +183,6 @@ def _whole_tensors(model: Transformer, found: dict[str, Tensor],
     return whole, rows
 
 
-def _is_saved(name: str, modules: list[str]) -> bool:
-    """Whether a parameter belongs to one of `modules_to_save`, which are ends of module names."""
-    parts = name.split(".")
-    parents = [".".join(parts[:n]) for n in range(1, len(parts))]
-    return any(parent.endswith(module) for parent in parents for module in modules)
-
-
 @torch.no_grad()
 def _replace_whole(model: Transformer, folder: Path, whole: dict[str, Tensor]) -> None:
     """Put whole tensors into the model. Its vocabulary may grow, and a tied head may become one of its own,
@@ -198,8 +190,7 @@ def _replace_whole(model: Transformer, folder: Path, whole: dict[str, Tensor]) -
     config, old = model.config, model.embed_tokens.weight
     embedding, head = (whole.pop(f"{end}.weight", weight)
                        for end, weight in zip(ENDS, (old, model.head_weight), strict=True))
-    shapes = {tuple(embedding.shape), tuple(head.shape), (len(head), config.hidden_size)}
-    if len(shapes) > 1:
+    if len({embedding.shape, head.shape, (len(head), config.hidden_size)}) > 1:
         raise UserError(f"{folder}: its embedding {tuple(embedding.shape)} and head {tuple(head.shape)} do "
                         f"not fit each other or a model with {config.hidden_size} columns")
     tied = config.tie_word_embeddings and torch.equal(embedding.to(old), head.to(old))

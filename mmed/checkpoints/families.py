@@ -336,11 +336,10 @@ def text_part(config: dict) -> dict:
     known = IGNORED | {*TOKEN_IDS, *IMAGE_KEYS, "text_config", "tie_word_embeddings", "quantization_config"}
     reject_unknown(config, known, "gemma3")
     text = Key("text_config", dict).read(config)
-    require_value({"text_config.model_type": text.get("model_type")}, "text_config.model_type",
-                  ("gemma3_text",))
-    shared = (*TOKEN_IDS, "tie_word_embeddings", "quantization_config")
-    return text | {"model_type": "gemma3_text"} | {
-        key: config[key] for key in shared if config.get(key) is not None}
+    require_value(text, "model_type", ("gemma3_text",))
+    shared = {key: config.get(key) for key in (*TOKEN_IDS, "tie_word_embeddings", "quantization_config")}
+    given = {key: value for key, value in shared.items() if value is not None}
+    return text | {"model_type": "gemma3_text"} | given
 
 
 def read_config(config: dict) -> ModelConfig:

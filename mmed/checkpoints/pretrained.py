@@ -10,6 +10,7 @@ memory is taken. A folder gets its final name only once it is complete.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -52,23 +53,20 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 def text_name(config: ModelConfig, name: str) -> str:
     """A tensor's name without what a Gemma 3 with images (MedGemma) puts before its language model."""
-    if config.family == "gemma3_text":
-        for prefix in ("language_model.model.", "model.language_model."):
-            if name.startswith(prefix):
-                return "model." + name.removeprefix(prefix)
-        return name.removeprefix("language_model.")
-    return name
+    if config.family != "gemma3_text":
+        return name
+    name = re.sub(r"^(language_model\.model|model\.language_model)\.", "model.", name)
+    return name.removeprefix("language_model.")
 
 
 def _language_model(config: ModelConfig, folder: str | Path) -> dict[str, StoredTensor]:
     """The tensors of a folder by published name, without those of Gemma 3's images: a line says how many."""
     stored = {text_name(config, name): tensor for name, tensor in stored_tensors(folder).items()}
-    images = [name for name in stored if name.removeprefix("model.").startswith(IMAGE_PARTS)]
-    if config.family != "gemma3_text" or not images:
-        return stored
-    if distributed.is_main():
+    images = {name for name in stored if name.removeprefix("model.").startswith(IMAGE_PARTS)
+              and config.family == "gemma3_text"}
+    if images and distributed.is_main():
         print(f"{folder}: only the language model is opened; {len(images)} tensors of "
-              f"{' and '.join(part.rstrip('.') for part in IMAGE_PARTS)} are not", file=sys.stderr)
+              "vision_tower and multi_modal_projector are not", file=sys.stderr)
     return {name: tensor for name, tensor in stored.items() if name not in images}
 
 

@@ -246,7 +246,7 @@ def test_a_key_that_is_left_out_means_what_transformers_takes_it_for(family):
     (APERTUS, {"hidden_act": "silu"}, "hidden_act"), (APERTUS, {"qk_norm": False}, "qk_norm"),
     (LLAMA1, {"model_type": "olmo2", "clip_qkv": 8.0}, "clip_qkv"),
     (MEDGEMMA, {"text_config": None}, "text_config"), (MEDGEMMA, {"audio_config": {}}, "audio_config"),
-    (MEDGEMMA, {"text_config": {"model_type": "llama"}}, "text_config.model_type"),
+    (MEDGEMMA, {"text_config": {"model_type": "llama"}}, "model_type = 'llama'"),
     (MEDGEMMA, {"model_type": "gemma3n"}, "gemma3n"),
     (LLAMA1, {"rope_scaling": {"type": "linear"}}, "factor"),
     (LLAMA1, {"rope_scaling": 3}, "rope_scaling"),

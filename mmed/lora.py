@@ -49,10 +49,13 @@ class LoRALinear(nn.Linear):
         return y + F.linear(low, self.lora_B.to(x.dtype)) * self.scale  # (…, R) -> (…, out)
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """A plain linear layer that owns the weight, with the update added in fp32 and rounded once."""
-        update = self.scale * (self.lora_B.float() @ self.lora_A.float())
-        self.weight.copy_((self.weight.float() + update).to(self.weight.dtype))
+    def merged(self, magnitude: Tensor | None = None) -> nn.Linear:
+        """A plain linear layer that owns the weight, with the update added in fp32 and rounded once; DoRA's
+        `magnitude` (out,) is the length of each row of the sum."""
+        total = self.weight.float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
+        if magnitude is not None:
+            total *= (magnitude.to(total) / total.norm(dim=1))[:, None]
+        self.weight.copy_(total.to(self.weight.dtype))
         plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         plain.weight, plain.bias = self.weight, self.bias
         return plain

@@ -2,13 +2,14 @@
 
     ids (B, T) -> embed -> N x [norm -> attention -> +, norm -> MLP -> +] -> norm -> lm_head -> (B, T, V)
 
-Llama, Mistral, InternLM, InternLM 2, BLOOM, Qwen and Gemma share one class and differ in a few fields below;
-mmed/checkpoints/families.py reads them from a published `config.json`. Parameters and fields have the names
-of the published Llama weights.
+Llama, Mistral, InternLM, BLOOM, Qwen, Gemma, OLMo 2 and Apertus share one class and differ in a few fields
+below; mmed/checkpoints/families.py reads them from a published `config.json`. Parameters and fields have the
+names of the published Llama weights.
 
 Legend: B batch, T new tokens, S keys (cached and new), D hidden size, H query heads, K key/value heads,
 G = H / K, E head size, F MLP width, V vocabulary. References: Llama (arXiv 2302.13971), RoPE (2104.09864),
-GQA (2305.13245), ALiBi (2108.12409), Gemma 3 (2503.19786).
+GQA (2305.13245), ALiBi (2108.12409), YaRN (2309.00071), Gemma 3 (2503.19786), OLMo 2 (2501.00656), xIELU
+(2411.13010).
 """
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class ModelConfig:
     # positions
     position_embedding: str = "rope"       # "rope" | "alibi"
     rope_theta: float = 10000.0
-    rope_scaling: dict | None = None       # {"rope_type": "llama3" | "linear" | "dynamic", ...}
+    rope_scaling: dict | None = None       # {"rope_type": "llama3" | "linear" | "dynamic" | "yarn", ...}
     rope_local_theta: float | None = None  # Gemma 3: base of the sliding layers, which are never scaled
     sliding_window: int | None = None      # a query sees itself and the window - 1 keys before it
     sliding_layers: tuple[bool, ...] = ()  # per layer; empty: all layers slide if sliding_window is set
@@ -52,14 +53,16 @@ class ModelConfig:
     attention_out_bias: bool = False       # on o
     packed_qkv: bool = False  # one matrix; for each key/value head the rows of G queries, key, value
     qk_norm: bool = False                  # RMSNorm over each head of q and k before the rotation
+    qk_norm_wide: bool = False             # OLMo 2: that norm is over all heads together
     attention_scale: float | None = None   # default 1 / sqrt(E)
     attention_softcap: float | None = None
     gated_mlp: bool = True                 # down(act(gate(x)) * up(x)); else down(act(up(x)))
     mlp_bias: bool = False
-    activation: str = "silu"               # "silu" | "gelu_tanh"
+    activation: str = "silu"               # "silu" | "gelu_tanh" | "xielu"
     # norms, embeddings, head
     norm: str = "rms"  # "rms" | "rms_plus_one" (Gemma: weight is stored minus one) | "layer"
-    post_norms: bool = False               # Gemma: also normalise what attention and MLP add
+    pre_norms: bool = True                 # normalise what attention and MLP read; False: OLMo 2
+    post_norms: bool = False               # Gemma, OLMo 2: normalise what attention and MLP add
     embedding_norm: bool = False           # BLOOM
     scale_embedding: bool = False          # Gemma: times sqrt(D)
     final_softcap: float | None = None
@@ -116,12 +119,42 @@ def rope_frequencies(config: ModelConfig, theta: float, scaled: bool, device: to
         return speed
     if scaling["rope_type"] == "linear":
         return speed / scaling["factor"]
+    if scaling["rope_type"] == "yarn":
+        return yarn_frequencies(speed, theta, scaling)
     # Llama 3.1: wavelengths beyond the old context are stretched, short ones are kept, the others blended.
     old = scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     wavelength = 2 * math.pi / speed
     blend = ((old / wavelength - low) / (high - low)).clamp(0, 1)
     return speed / scaling["factor"] * (1 - blend) + speed * blend
+
+
+def yarn_frequencies(speed: Tensor, theta: float, scaling: dict) -> Tensor:
+    """`speed` (E / 2) with YaRN: pairs that turn more than `beta_fast` times within the old context are kept,
+    those that turn less than `beta_slow` times are stretched, those between are blended."""
+    size, old = 2 * len(speed), scaling["original_max_position_embeddings"]
+
+    def pair_that_turns(times: float) -> float:
+        return size * math.log(old / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_that_turns(scaling.get("beta_fast", 32)), pair_that_turns(scaling.get("beta_slow", 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    if low == high:
+        high += 0.001
+    stretched = ((torch.arange(len(speed), device=speed.device) - low) / (high - low)).clamp(0, 1)
+    return speed / scaling["factor"] * stretched + speed * (1 - stretched)
+
+
+def yarn_magnitude(scaling: dict) -> float:
+    """What YaRN multiplies cos and sin by, so that the scores of a longer context are as sharp as before."""
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(max(scaling["factor"], 1)) + 1
+
+    above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")  # DeepSeek
+    computed = magnitude(above) / magnitude(below) if above and below else magnitude(1)
+    return scaling.get("attention_factor", computed)
 
 
 def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -134,7 +167,9 @@ def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtyp
     speed = rope_frequencies(config, local or config.rope_theta, local is None, positions.device)
     angles = positions[..., None].float() * speed      # (B, T, E / 2)
     angles = torch.cat((angles, angles), -1)[:, None]  # (B, 1, T, E)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    yarn = local is None and (config.rope_scaling or {}).get("rope_type") == "yarn"
+    size = yarn_magnitude(config.rope_scaling) if yarn else 1.0
+    return (angles.cos() * size).to(dtype), (angles.sin() * size).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -243,8 +278,17 @@ class Attention(nn.Module):
             self.v_proj = nn.Linear(D, K * E, bias=config.attention_bias)
         self.o_proj = nn.Linear(H * E, D, bias=config.attention_out_bias)
         if config.qk_norm:
-            self.q_norm, self.k_norm = make_norm(config, E), make_norm(config, E)
+            heads = (H, K) if config.qk_norm_wide else (1, 1)
+            self.q_norm, self.k_norm = (make_norm(config, n * E) for n in heads)
         self.scale = config.attention_scale or E ** -0.5
+
+    def norm_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """q (..., H, E) and k (..., K, E), normed if the model does that."""
+        if not self.config.qk_norm:
+            return q, k
+        if not self.config.qk_norm_wide:
+            return self.q_norm(q), self.k_norm(k)
+        return self.q_norm(q.flatten(-2)).view(q.shape), self.k_norm(k.flatten(-2)).view(k.shape)
 
     def forward(self, x: Tensor, shared: AttentionInputs) -> Tensor:
         config, (B, T, _) = self.config, x.shape
@@ -254,8 +298,7 @@ class Attention(nn.Module):
             q, k, v = qkv[..., :-2, :].reshape(B, T, H, E), qkv[..., -2, :], qkv[..., -1, :]
         else:
             q, k, v = (proj(x).view(B, T, -1, E) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.norm_heads(q, k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, E)
         if config.position_embedding == "rope":
             cos, sin = shared.rope[self.slides]
@@ -268,6 +311,25 @@ class Attention(nn.Module):
 
 # ------------------------------------------------------------------------------------------ MLP, block, model
 
+class XIELU(nn.Module):
+    """Apertus: a x^2 + x / 2 for x > 0, b (e^x - 1 - x) + x / 2 otherwise; a = softplus(alpha_p) and
+    b = 1 / 2 + softplus(alpha_n) are learned, one of each per layer."""
+
+    BETA, EPS = 0.5, -1e-6  # constants that the published files hold as tensors
+    INITIAL = {"alpha_p": math.log(math.expm1(0.8)), "alpha_n": math.log(math.expm1(0.3))}  # a = b = 0.8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p, self.alpha_n = (nn.Parameter(torch.full((1,), self.INITIAL[name]))
+                                      for name in ("alpha_p", "alpha_n"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        above = F.softplus(self.alpha_p.float()).to(x.dtype)
+        below = (self.BETA + F.softplus(self.alpha_n.float())).to(x.dtype)
+        curved = torch.where(x > 0, above * x * x, below * (torch.expm1(x.clamp(max=self.EPS)) - x))
+        return curved + self.BETA * x
+
+
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -276,31 +338,36 @@ class MLP(nn.Module):
             self.gate_proj = nn.Linear(D, width, bias=bias)
         self.up_proj = nn.Linear(D, width, bias=bias)
         self.down_proj = nn.Linear(width, D, bias=bias)
-        self.gated, self.gelu = config.gated_mlp, config.activation == "gelu_tanh"
+        self.gated = config.gated_mlp
+        if config.activation == "xielu":
+            self.act_fn: nn.Module = XIELU()
+        else:
+            self.act_fn = nn.SiLU() if config.activation == "silu" else nn.GELU(approximate="tanh")
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.gate_proj(x) if self.gated else self.up_proj(x)
-        inner = F.gelu(inner, approximate="tanh") if self.gelu else F.silu(inner)
+        inner = self.act_fn(self.gate_proj(x) if self.gated else self.up_proj(x))
         return self.down_proj(inner * self.up_proj(x) if self.gated else inner)
 
 
 class Block(nn.Module):
-    """`post_attention_layernorm` is, despite its name, the norm before the MLP, except in Gemma 2 and 3."""
+    """`post_attention_layernorm` is, despite its name, the norm before the MLP, except with
+    `post_norms`."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.input_layernorm = make_norm(config, config.hidden_size)
+        unnormed = None if config.pre_norms else nn.Identity()
+        self.input_layernorm = unnormed or make_norm(config, config.hidden_size)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = make_norm(config, config.hidden_size)
         self.mlp = MLP(config)
         self.post_norms = config.post_norms
         if config.post_norms:
-            self.pre_feedforward_layernorm = make_norm(config, config.hidden_size)
+            self.pre_feedforward_layernorm = unnormed or make_norm(config, config.hidden_size)
             self.post_feedforward_layernorm = make_norm(config, config.hidden_size)
 
     def forward(self, x: Tensor, shared: AttentionInputs) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""
-        if self.post_norms:  # Gemma: four norms, two of them on what is added
+        if self.post_norms:  # Gemma: four norms, two of them on what is added; OLMo 2: those two
             x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), shared))
             return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         x = x + self.self_attn(self.input_layernorm(x), shared)
@@ -396,6 +463,8 @@ class Transformer(nn.Module):
             local, rows = local_rows(parameter)
             if name.endswith("bias"):
                 local.zero_()
+            elif ".act_fn." in name:
+                local.fill_(XIELU.INITIAL[name.rpartition(".")[2]])
             elif parameter.dim() == 1:
                 local.fill_(0.0 if self.config.norm == "rms_plus_one" else 1.0)
             elif ".lora_" not in name:
@@ -425,6 +494,8 @@ PUBLISHED_PARTS = {
     "bloom": {"embed_tokens": "word_embeddings", "embed_norm": "word_embeddings_layernorm", "layers": "h",
               "self_attn": "self_attention", "qkv_proj": "query_key_value", "o_proj": "dense",
               "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h", "norm": "ln_f"},
+    "apertus": {"input_layernorm": "attention_layernorm",
+                "post_attention_layernorm": "feedforward_layernorm"},
 }
 
 

@@ -1,5 +1,6 @@
 """LoRA against PEFT on the same random model: outputs, gradients, merged weights, files, every family."""
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from tiny_models import (
     internlm_of,
     ours_of,
     theirs_of,
+    tiny_medgemma,
     transformers,
 )
 
 from mmed import lora
 from mmed.checkpoints.adapters import load_adapter, save_adapter
+from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
 from mmed.model import ModelConfig, Transformer, published_name
 from mmed.utils.errors import UserError
 
@@ -105,6 +108,7 @@ def test_a_target_that_matches_nothing_is_an_error_that_names_the_layers_there_a
     ({"target_modules": "all-linear"}, 14),
     ({"target_modules": ["k_proj", "down_proj"], "use_rslora": True}, 4),
     ({"target_modules": r".*\.(q|v)_proj"}, 4),
+    ({"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "eva"}, 4),
     ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, 1),
     ({"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2, "v_proj": 4},
       "alpha_pattern": {r".*\.0\..*q_proj": 9}, "use_rslora": True}, 4)])
@@ -194,6 +198,94 @@ def test_adapters_of_every_family_go_both_ways_and_merge_to_the_same_weights(tmp
     assert lora.merge_lora(second) == count and same_weights(second, opened.merge_and_unload().state_dict())
 
 
+# ---------------------------------------------------------------------- more than two matrices beside a layer
+
+def base_pair(folder: Path, tied: bool, rows: int = 0):
+    """(the folder of a random Llama, the same model in transformers with `rows` rows if given, ours)."""
+    torch.manual_seed(4)
+    config = transformers.LlamaConfig(**SHAPE, initializer_range=0.1, tie_word_embeddings=tied)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder)
+    if rows:
+        theirs.resize_token_embeddings(rows)
+    return theirs.eval(), load_pretrained(folder)[0]
+
+
+@torch.no_grad()
+def change_what_trains(wrapped, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+WHOLE = {"whole embedding": ({"modules_to_save": ["embed_tokens"]}, 0),
+         "whole head": ({"modules_to_save": ["lm_head"]}, 0),
+         "both": ({"modules_to_save": ["embed_tokens", "lm_head"]}, 0),
+         "embedding and tied head": ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, 0),
+         "norms and an MLP": ({"modules_to_save": ["norm", "1.mlp"]}, 0),
+         "rows": ({"trainable_token_indices": [3, 50, 96]}, 0),
+         "rows of each": ({"trainable_token_indices": {"embed_tokens": [3, 50], "lm_head": [50]}}, 0),
+         "resized": ({}, 104), "resized, new rows trained": ({"trainable_token_indices": [97, 99]}, 104),
+         "dora": ({"use_dora": True}, 0),
+         "dora with patterns": ({"use_dora": True, "use_rslora": True, "rank_pattern": {"v_proj": 2},
+                                 "alpha_pattern": {"q_proj": 3}}, 0)}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", WHOLE)
+def test_whole_parts_rows_and_dora_give_the_logits_of_peft_and_merge_to_them(tmp_path, kind, tied):
+    settings, rows = WHOLE[kind]
+    if kind == "embedding and tied head" and not tied:
+        pytest.skip("a setting of tied models")
+    theirs, ours = base_pair(tmp_path / "base", tied, rows)
+    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
+                             **settings)
+    wrapped = peft.get_peft_model(theirs, config).eval()
+    change_what_trains(wrapped, 6)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    assert load_adapter(ours, tmp_path / "adapter") == 4
+    with torch.no_grad():
+        expected = wrapped(IDS).logits
+        assert close(ours(IDS), expected)
+        lora.merge_lora(ours)
+        save_pretrained(ours, None, tmp_path / "merged")
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        assert expected.shape[-1] == (rows or 97) and close(again(IDS).logits, expected)
+
+
+def test_an_adapter_of_medgemma_opens_unless_it_adapts_the_images_too(tmp_path):
+    for name, targets in {"text": r".*language_model.*\.(q|v)_proj", "all": r".*\.(q|v)_proj"}.items():
+        theirs = tiny_medgemma()
+        theirs.save_pretrained(tmp_path / "base")
+        wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=targets)).eval()
+        randomise(wrapped, 12)
+        wrapped.save_pretrained(tmp_path / name)
+        if name == "text":
+            ours, expected = load_pretrained(tmp_path / "base")[0], wrapped(input_ids=IDS).logits
+            assert load_adapter(ours, tmp_path / name) == 6 and close(ours(IDS), expected)
+    with pytest.raises(UserError, match=r"unexpected.*vision_tower"):
+        load_adapter(load_pretrained(tmp_path / "base")[0], tmp_path / "all")
+
+
+def test_initialisations_that_change_the_base_open_once_peft_has_converted_them(tmp_path):
+    theirs, ours = base_pair(tmp_path / "base", False)
+    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(
+        r=3, target_modules=["q_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM")).eval()
+    wrapped.peft_config["default"].init_lora_weights = True
+    wrapped.save_pretrained(tmp_path / "initial")
+    wrapped.peft_config["default"].init_lora_weights = "pissa"
+    change_what_trains(wrapped, 8)
+    wrapped.save_pretrained(tmp_path / "raw")
+    with pytest.raises(UserError, match="path_initial_model_for_weight_conversion"):
+        load_adapter(ours, tmp_path / "raw")
+    with torch.no_grad():
+        expected = wrapped(IDS).logits
+    wrapped.save_pretrained(tmp_path / "plain",
+                            path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    assert load_adapter(ours, tmp_path / "plain") == 2 and close(ours(IDS), expected)
+
+
 # ----------------------------------------------------------------------------------------------- bad adapters
 
 @pytest.mark.parametrize("change, words", [
@@ -215,8 +307,16 @@ def test_an_adapter_with_a_missing_or_stray_or_misshapen_tensor_is_rejected(save
     ({"target_modules": ["q_proj", "o_proj"]}, "missing"), ({"lora_dropout": 2}, "lora_dropout"),
     ({"peft_type": "IA3"}, "IA3"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
     ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern"), ({"alpha_pattern": {"(": 2}}, "alpha_pattern"),
-    ({"use_dora": True}, "use_dora"), ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    ({"bias": "all"}, "bias"), ({"init_lora_weights": "pissa"}, "init_lora_weights")])
+    ({"use_dora": True}, "lora_magnitude_vector"), ({"modules_to_save": ["lm_head"]}, "lm_head"),
+    ({"modules_to_save": "lm_head"}, "modules_to_save"), ({"trainable_token_indices": [3]}, "holds"),
+    ({"trainable_token_indices": {"lm_head": 3}}, "trainable_token_indices"),
+    ({"bias": "all"}, "bias"), ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"), ({"lora_bias": True}, "lora_bias"),
+    ({"target_parameters": ["w"]}, "target_parameters"), ({"use_qalora": True}, "use_qalora"),
+    ({"fan_in_fan_out": True}, "fan_in_fan_out"), ({"something_new": 1}, "something_new"),
+    *(({"init_lora_weights": name}, "save it in PEFT as plain LoRA")
+      for name in ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga")),
+    ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "merge_and_unload")])
 def test_an_adapter_config_that_does_not_fit_is_rejected_by_name(saved, change, word):
     path = saved / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

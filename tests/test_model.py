@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mmed.data import Example, pack
 from mmed.loss import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
-from mmed.model import KVCache, ModelConfig, Transformer, rope_frequencies
+from mmed.model import KVCache, ModelConfig, Transformer, rope, rope_frequencies
 from mmed.training.distributed import checkpoint_blocks, compile_blocks
 from mmed.training.loader import micro_batches
 
@@ -58,6 +58,23 @@ def test_llama_3_scaling_blends_as_transformers_does(factor, low, high, old, the
     assert torch.allclose(ours, theirs, rtol=1e-6) and not torch.allclose(plain / factor, ours)
     shares = (ours * factor / plain - 1) / (factor - 1)  # some are between the two ends
     assert sum(0.001 < float(share) < 0.999 for share in shares) >= 3
+
+
+@pytest.mark.parametrize("more", [
+    {}, {"beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}, {"factor": 40.0, "attention_factor": 1.5},
+    {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.5, "original_max_position_embeddings": 4096},
+    {"beta_fast": 1.0, "beta_slow": 1.0, "truncate": False}])
+def test_yarn_stretches_and_sharpens_as_transformers_does(more):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768} | more
+    theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](transformers.LlamaConfig(
+        hidden_size=512, num_attention_heads=4, head_dim=128, max_position_embeddings=131072,
+        rope_parameters={"rope_theta": 1e6, **scaling}), "cpu")
+    config = ModelConfig(head_dim=128, rope_theta=1e6, rope_scaling=scaling)
+    assert torch.allclose(rope_frequencies(config, 1e6, True, torch.device("cpu")), theirs, rtol=1e-6)
+    cos, _ = rope(config, torch.zeros(1, 1), False, torch.float32)
+    assert cos.unique().item() == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("seed", range(6))

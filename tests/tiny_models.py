@@ -14,9 +14,14 @@ from mmed.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 transformers = pytest.importorskip("transformers")
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "bloom": "Bloom", "qwen2": "Qwen2", "qwen3": "Qwen3",
-           "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3Text"}
+           "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3Text", "internlm3": "InternLM3",
+           "olmo2": "Olmo2", "apertus": "Apertus"}
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+
+
+QWEN_YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16}
+DEEPSEEK_YARN = QWEN_YARN | {"beta_fast": 4.0, "beta_slow": 0.5, "mscale": 0.707, "mscale_all_dim": 0.4}
 
 
 def family_settings(family: str, seed: int, rng: random.Random) -> dict:
@@ -29,7 +34,14 @@ def family_settings(family: str, seed: int, rng: random.Random) -> dict:
         return {"sliding_window": None if odd else window}
     if family in ("qwen2", "qwen3"):
         windows = {"use_sliding_window": odd, "sliding_window": window, "max_window_layers": 1}
-        return windows | ({"attention_bias": odd} if family == "qwen3" else {})
+        yarn = {"rope_parameters": QWEN_YARN if seed % 4 == 1 else DEEPSEEK_YARN} if odd else {}
+        return windows | yarn | ({"attention_bias": odd} if family == "qwen3" else {})
+    if family == "internlm3":  # transformers has one setting for both biases
+        return {"attention_bias": odd, "mlp_bias": odd}
+    if family == "apertus":
+        return {"rope_parameters": LLAMA3_ROPE | {"rope_theta": 1.2e7}}
+    if family == "olmo2":
+        return {"attention_bias": odd}
     if family == "gemma2":
         return {"sliding_window": window, "query_pre_attn_scalar": scalar,
                 "attn_logit_softcapping": None if odd else 3.0,
@@ -56,11 +68,12 @@ def theirs_of(family: str, seed: int):
                   "num_key_value_heads": rng.choice([k for k in (1, 2, 3) if heads % k == 0]),
                   "rms_norm_eps": rng.choice([1e-5, 1e-6]),
                   "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice([10000.0, 5e5])}}
-        if family != "qwen2":
+        if family not in ("qwen2", "olmo2", "apertus"):
             shape["head_dim"] = rng.choice([6, 8, 10])
     config = getattr(transformers, CLASSES[family] + "Config")(
         **shape | family_settings(family, seed, rng), initializer_range=0.1, pad_token_id=None)
-    return random_model(CLASSES[family].removesuffix("Text") + "ForCausalLM", config, seed)
+    name = "Llama" if family == "internlm3" else CLASSES[family].removesuffix("Text")
+    return random_model(name + "ForCausalLM", config, seed)
 
 
 def random_model(name: str, config, seed: int):
@@ -71,6 +84,18 @@ def random_model(name: str, config, seed: int):
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def tiny_medgemma():
+    """A random small Gemma 3 with images of transformers."""
+    text = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 7,
+            "sliding_window_pattern": 2, "max_position_embeddings": 64, "initializer_range": 0.1}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4,
+                                       image_token_index=96, boi_token_index=94, eoi_token_index=95)
+    return random_model("Gemma3ForConditionalGeneration", config, 5)
 
 
 def ours_of(config: dict, state: dict) -> Transformer:

@@ -86,6 +86,8 @@ def merge(options: argparse.Namespace) -> None:
     dtype = _dtype(options.dtype, stored_dtype(folder))
     model, tokenizer = load_pretrained(folder, dtype=dtype)
     count = load_adapter(model, options.adapter)
+    if has_tokenizer(options.adapter):  # it may have tokens that the base lacks
+        tokenizer = load_tokenizer(options.adapter)
     merge_lora(model)
     recipe = {"adapter": Path(options.adapter).name, "adapted layers": count}
     card = model_card(model, title=out.name, base=folder.name, recipe=recipe)

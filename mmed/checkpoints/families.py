@@ -38,6 +38,9 @@ IGNORED = set("""
     attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion n_inner offset_alibi skip_bias_add
     skip_bias_add_qkv slow_but_exact
     """.split())
+# Keys of Gemma 3 with images that concern its images only.
+IMAGE_KEYS = set("""vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index
+    initializer_range""".split())
 # Keys that would change the mathematics, and the values that do not.
 NEUTRAL = {"attention_dropout": (0,), "hidden_dropout": (0,), "is_encoder_decoder": (False,),
            "pruned_heads": ({},), "add_cross_attention": (False,), "partial_rotary_factor": (1,),
@@ -97,10 +100,12 @@ def require_value(config: dict, key: str, allowed: tuple) -> None:
 
 # --------------------------------------------------------------------------------------------------- rotation
 
-FACTOR = Key("factor", float)
+FACTOR, OLD_CONTEXT = Key("factor", float), Key("original_max_position_embeddings")
 SCALINGS = {"default": (), "linear": (FACTOR,), "dynamic": (FACTOR,),
-            "llama3": (FACTOR, Key("low_freq_factor", float), Key("high_freq_factor", float),
-                       Key("original_max_position_embeddings"))}
+            "llama3": (FACTOR, OLD_CONTEXT, Key("low_freq_factor", float), Key("high_freq_factor", float)),
+            "yarn": (FACTOR, OLD_CONTEXT, Key("truncate", bool, None),
+                     *(Key(name, float, None) for name in ("attention_factor", "beta_fast", "beta_slow",
+                                                           "mscale", "mscale_all_dim")))}
 
 
 def read_rotation(values: dict, theta: float) -> dict:
@@ -113,14 +118,22 @@ def read_rotation(values: dict, theta: float) -> dict:
     require_value(values, "partial_rotary_factor", (1,))
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *numbers}
     reject_unknown(values, known, f"the rotary scaling {kind!r}")
+    given = {name: value for name, value in numbers.items() if value is not None}
     return {"rope_theta": Key("rope_theta", float, None).read(values) or theta,
-            "rope_scaling": {"rope_type": kind} | numbers if numbers else None}
+            "rope_scaling": {"rope_type": kind} | given if given else None}
 
 
 def read_rope(config: dict, layers: int) -> dict:
     """`rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (4)."""
     new, old = (Key(name, dict, None).read(config) for name in ("rope_parameters", "rope_scaling"))
     return read_rotation({"rope_theta": config.get("rope_theta")} | (new or old or {}), 1e4)
+
+
+def read_given_rope(config: dict, layers: int) -> dict:
+    """Apertus, whose classes disagree on the default, and every published config has it."""
+    if config.get("rope_parameters") is None and config.get("rope_theta") is None:
+        raise UserError("config.json: no 'rope_theta' and no 'rope_parameters'")
+    return read_rope(config, layers)
 
 
 def write_rope(config: ModelConfig) -> dict:
@@ -173,6 +186,11 @@ def write_rotary(config: ModelConfig) -> dict:
 ROPE = Part("rope_theta rope_scaling rope_parameters", read_rope, write_rope)
 LOCAL_ROPE = Part(ROPE.keys + " rope_local_base_freq", read_local_rope, write_local_rope)
 ROTARY = Part("rotary", read_rotary, write_rotary)
+GIVEN_ROPE = Part(ROPE.keys, read_given_rope, write_rope)
+# InternLM 3: `qkv_bias` is on q, k and v, `bias` on all other matrices
+BIASES = Part("bias", lambda config, layers: dict.fromkeys(
+    ("attention_out_bias", "mlp_bias"), Key("bias", bool, False).read(config)),
+    lambda config: {"bias": config.mlp_bias})
 
 
 # ------------------------------------------------------------------------------- sliding windows, score scale
@@ -246,6 +264,11 @@ class Family:
     aliases: dict[str, str] = field(default_factory=dict)         # other name of a key -> key
 
 
+def changed(keys: tuple[Key, ...], *others: Key) -> tuple[Key, ...]:
+    """`keys` with those of the same name replaced, and the rest of `others` added."""
+    return tuple({key.name: key for key in (*keys, *others)}.values())
+
+
 SILU = {"hidden_act": ("silu", "swish")}
 GELU = {"hidden_act": ("gelu_pytorch_tanh", "gelu"), "hidden_activation": ("gelu_pytorch_tanh",)}
 SHARED = (Key("vocab_size"), Key("hidden_size"), Key("initializer_range", float, 0.02))
@@ -256,7 +279,15 @@ TIED, UNTIED = (Key("tie_word_embeddings", bool, tied) for tied in (True, False)
 BIAS = Key("attention_bias", bool, False)
 INTERNLM = (*SIZES, CONTEXT, UNTIED, Key("bias", bool, True, "attention_bias"))
 QWEN = (*SIZES, CONTEXT, UNTIED)
+OLMO = changed((*QWEN, BIAS), Key("rms_norm_eps", float, 1e-5))
+OLMO_FIELDS = {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_wide": True}
+INTERNLM3 = changed(QWEN, Key("rms_norm_eps", float, 1e-5), Key("num_key_value_heads", default=2),
+                    Key("head_dim", default=128), Key("qkv_bias", bool, False, "attention_bias"))
 GEMMA = (*SIZES, CONTEXT, TIED, Key("head_dim", default=256), BIAS)
+# with the defaults that the text_config of a Gemma 3 with images leaves out
+GEMMA3 = changed(GEMMA, Key("vocab_size", default=262208), Key("num_attention_heads", default=8),
+                 Key("num_key_value_heads", default=4), Key("max_position_embeddings", default=131072),
+                 Key("final_logit_softcapping", float, None, "final_softcap"))
 GEMMA_FIELDS = {"norm": "rms_plus_one", "scale_embedding": True, "activation": "gelu_tanh"}
 SOFTCAPS = (Key("attn_logit_softcapping", float, 50.0, "attention_softcap", nullable=True),
             Key("final_logit_softcapping", float, 30.0, "final_softcap", nullable=True))
@@ -273,6 +304,8 @@ FAMILIES = {
     "mistral": Family("MistralForCausalLM", (*SIZES, CONTEXT, UNTIED, HEAD_DIM, WINDOW)),
     "internlm": Family("InternLMForCausalLM", INTERNLM, (ROTARY,)),
     "internlm2": Family("InternLM2ForCausalLM", INTERNLM, fields={"packed_qkv": True}),
+    "internlm3": Family("InternLM3ForCausalLM", INTERNLM3, (ROPE, BIASES),
+                        aliases={"attention_bias": "qkv_bias", "mlp_bias": "bias"}),
     "bloom": Family("BloomForCausalLM", BLOOM, (), BLOOM_FIELDS,
                     {"apply_residual_connection_post_layernorm": (False,)}, BLOOM_ALIASES),
     "qwen2": Family("Qwen2ForCausalLM", (*QWEN, HEAD_DIM), (ROPE, QWEN_WINDOWS),
@@ -282,19 +315,36 @@ FAMILIES = {
     "gemma": Family("GemmaForCausalLM", GEMMA, fields=GEMMA_FIELDS, only=GELU),
     "gemma2": Family("Gemma2ForCausalLM", (*GEMMA, *SOFTCAPS), (ROPE, gemma_attention(2)),
                      GEMMA_FIELDS | {"post_norms": True}, GELU),
+    "olmo2": Family("Olmo2ForCausalLM", OLMO, fields=OLMO_FIELDS),
+    "apertus": Family("ApertusForCausalLM", OLMO, (GIVEN_ROPE,),
+                      {"qk_norm": True, "gated_mlp": False, "activation": "xielu"},
+                      {"hidden_act": ("xielu",), "qk_norm": (True,), "post_norm": (False,)}),
     # A cap of Gemma 3's scores is rejected: the paper has none, and the implementations that carry the key do
     # not apply it.
     "gemma3_text": Family(
-        "Gemma3ForCausalLM", (*GEMMA, Key("final_logit_softcapping", float, None, "final_softcap")),
-        (LOCAL_ROPE, gemma_attention(6)), GEMMA_FIELDS | {"post_norms": True, "qk_norm": True},
-        GELU | {"attn_logit_softcapping": (None,)}),
+        "Gemma3ForCausalLM", GEMMA3, (LOCAL_ROPE, gemma_attention(6)),
+        GEMMA_FIELDS | {"post_norms": True, "qk_norm": True}, GELU | {"attn_logit_softcapping": (None,)}),
 }
 
 
 # ------------------------------------------------------------------------------------------------ config.json
 
+def text_part(config: dict) -> dict:
+    """The config of the language model in that of Gemma 3 with images (MedGemma); others stay as they are."""
+    if config.get("model_type") != "gemma3":
+        return config
+    known = IGNORED | {*TOKEN_IDS, *IMAGE_KEYS, "text_config", "tie_word_embeddings", "quantization_config"}
+    reject_unknown(config, known, "gemma3")
+    text = Key("text_config", dict).read(config)
+    require_value(text, "model_type", ("gemma3_text",))
+    shared = {key: config.get(key) for key in (*TOKEN_IDS, "tie_word_embeddings", "quantization_config")}
+    given = {key: value for key, value in shared.items() if value is not None}
+    return text | {"model_type": "gemma3_text"} | given
+
+
 def read_config(config: dict) -> ModelConfig:
     """The `ModelConfig` of a published `config.json`; a key that may change the mathematics is an error."""
+    config = text_part(config)
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"config.json: model_type {name!r} is not supported (known: {', '.join(FAMILIES)})")
@@ -304,16 +354,15 @@ def read_config(config: dict) -> ModelConfig:
     fields = family.fields | {key.field or key.name: values[key.name] for key in family.keys}
     for part in family.parts:
         fields |= part.read(config, fields["num_hidden_layers"])
-    neutral = {key: allowed for key, allowed in NEUTRAL.items() if key not in values} | family.only
+    read = values.keys() | {key for part in family.parts for key in part.keys.split()}
+    neutral = {key: allowed for key, allowed in NEUTRAL.items() if key not in read} | family.only
     for key, allowed in neutral.items():
         require_value(config, key, allowed)
     # a GGUF file that transformers has unpacked: the weights beside it are plain
     quantization = Key("quantization_config", dict, None).read(config)
     if quantization and quantization.get("quant_method") != "gguf":
         raise UserError(f"config.json: quantization_config = {str(quantization)[:80]} is not supported")
-    known = IGNORED | values.keys() | neutral.keys() | {*TOKEN_IDS, "quantization_config"}
-    known |= {key for part in family.parts for key in part.keys.split()}
-    reject_unknown(config, known, name)
+    reject_unknown(config, IGNORED | read | neutral.keys() | {*TOKEN_IDS, "quantization_config"}, name)
     ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
     return ModelConfig(**_with_defaults(fields), family=name, extra=ids)
 

@@ -72,7 +72,7 @@ def model_card(model: Transformer, *, title: str, base: str, recipe: dict, data:
         title=title, base=base, base_model=json.dumps(base), family=family,
         licence=f"license: {json.dumps(licence)}\n" if licence else "",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layout=INTERNLM if family.startswith("internlm") else "")]
+        layout=INTERNLM if family in ("internlm", "internlm2") else "")]
     if data:
         lines += ["## Data", "", *(f"- {line}" for line in data), ""]
     if recipe:

@@ -10,7 +10,9 @@ memory is taken. A folder gets its final name only once it is complete.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,13 +21,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mmed.checkpoints.families import read_config, write_config
-from mmed.checkpoints.weights import StoredTensor, copy_weights, same_values, stored_tensors
-from mmed.model import ModelConfig, Transformer, published_name, published_prefix
+from mmed.checkpoints.weights import StoredTensor, copy_weights, has_value, same_values, stored_tensors
+from mmed.model import XIELU, ModelConfig, Transformer, published_name, published_prefix
 from mmed.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json, sync_folder, write_json
 
+# Parts of Gemma 3 with images (MedGemma) that its language model does not need.
+IMAGE_PARTS = ("vision_tower.", "multi_modal_projector.")
+# Constants that Apertus' files hold as tensors.
+CONSTANTS = {"act_fn.beta": XIELU.BETA, "act_fn.eps": XIELU.EPS}
 SHARD_BYTES = 5 * 10 ** 9       # files of about this size, as the published ones are
 
 
@@ -45,9 +51,29 @@ def load_config(folder: str | Path) -> ModelConfig:
     return config
 
 
+def text_name(config: ModelConfig, name: str) -> str:
+    """A tensor's name without what a Gemma 3 with images (MedGemma) puts before its language model."""
+    if config.family != "gemma3_text":
+        return name
+    name = re.sub(r"^(language_model\.model|model\.language_model)\.", "model.", name)
+    return name.removeprefix("language_model.")
+
+
+def _language_model(config: ModelConfig, folder: str | Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder by published name, without those of Gemma 3's images: a line says how many."""
+    stored = {text_name(config, name): tensor for name, tensor in stored_tensors(folder).items()}
+    images = {name for name in stored if name.removeprefix("model.").startswith(IMAGE_PARTS)
+              and config.family == "gemma3_text"}
+    if images and distributed.is_main():
+        print(f"{folder}: only the language model is opened; {len(images)} tensors of "
+              "vision_tower and multi_modal_projector are not", file=sys.stderr)
+    return {name: tensor for name, tensor in stored.items() if name not in images}
+
+
 def match_weights(model: Transformer, folder: str | Path) -> list[tuple[torch.nn.Parameter, StoredTensor]]:
     """(own parameter, where it is stored) for all but the LoRA matrices; an error lists what does not fit."""
-    config, stored = model.config, stored_tensors(folder)
+    config = model.config
+    stored = _language_model(config, folder)
     wanted = {published_name(config, name): parameter
               for name, parameter in model.named_parameters() if ".lora_" not in name}
     prefix, head = published_prefix(config), published_name(config, "lm_head.weight")
@@ -58,7 +84,11 @@ def match_weights(model: Transformer, folder: str | Path) -> list[tuple[torch.nn
     found = [name for name in wanted if name in stored]
     faults = {
         "missing": [name for name in wanted if name not in stored],
-        "unexpected": [name for name in stored if name not in wanted and not name.endswith(".inv_freq")],
+        "unexpected": [name for name in stored if name not in wanted
+                       and not name.endswith((".inv_freq", *CONSTANTS))],
+        "of another value": [f"{name} is not {value:g}" for constant, value in CONSTANTS.items()
+                             for name, tensor in stored.items()
+                             if name.endswith(constant) and not has_value(tensor, value)],
         "of another shape": [f"{name} has shape {stored[name].shape}, expected {tuple(wanted[name].shape)}"
                              for name in found if stored[name].shape != wanted[name].shape],
         "not floating-point": [f"{name} is {stored[name].dtype}"
@@ -149,7 +179,11 @@ def _files(model: Transformer, dtype: torch.dtype, shard_bytes: int) -> dict[str
     shards: dict[int, dict[str, torch.Tensor]] = {}
     done = 0
     for name, parameter in model.named_parameters():
-        shards.setdefault(done // shard_bytes, {})[published_name(model.config, name)] = parameter
+        shard = shards.setdefault(done // shard_bytes, {})
+        shard[published_name(model.config, name)] = parameter
+        if name.endswith("act_fn.alpha_n"):
+            layer = published_name(model.config, name.removesuffix("act_fn.alpha_n"))
+            shard |= {layer + constant: torch.tensor(value) for constant, value in CONSTANTS.items()}
         done += parameter.numel() * dtype.itemsize
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}

@@ -139,3 +139,10 @@ def same_values(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two tensors of one folder hold the same numbers."""
     with open_weights(one.path) as rows_of_one, open_weights(other.path) as rows_of_other:
         return torch.equal(rows_of_one(one.name)[:], rows_of_other(other.name)[:])
+
+
+def has_value(stored: StoredTensor, value: float) -> bool:
+    """Whether a stored number is `value`, to the three digits of bf16."""
+    with open_weights(stored.path) as rows_of:
+        found = rows_of(stored.name)[...]
+    return found.numel() == 1 and math.isclose(float(found), value, rel_tol=0.01)

@@ -66,8 +66,7 @@ class DecoderLayer:
             q, k, v = y[:, :, :-2].reshape(-1, H, E), y[:, :, -2], y[:, :, -1]
         else:
             q, k, v = y.view(len(x), H + 2 * K, E).split((H, K, K), 1)
-        if self.config.qk_norm:
-            q, k = self.attention.q_norm(q), self.attention.k_norm(k)
+        q, k = self.attention.norm_heads(q, k)
         return (q, k, v) if angles is None else (rotate(q, *angles), rotate(k, *angles), v)
 
     def rest(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ class DecoderLayer:
 
     def mlp(self, x: Tensor) -> Tensor:
         gate, up = self.up(x).chunk(2, -1) if self.block.mlp.gated else (self.up(x), None)
-        inner = F.gelu(gate, approximate="tanh") if self.block.mlp.gelu else F.silu(gate)
+        inner = self.block.mlp.act_fn(gate)
         return self.down(inner if up is None else inner * up)
 
 

@@ -11,6 +11,7 @@ from tiny_models import (
     internlm2_of,
     internlm_of,
     ours_of,
+    random_model,
     theirs_of,
     transformers,
 )
@@ -99,6 +100,25 @@ def test_internlm_equals_a_llama_with_biases_on_q_k_v_and_o(bias):
     assert read_config(silent).attention_bias  # as its own code has it
 
 
+@pytest.mark.parametrize("qkv_bias, bias", [(True, False), (False, False), (True, True)])
+def test_internlm3_has_one_setting_for_the_biases_of_q_k_v_and_one_for_all_others(qkv_bias, bias):
+    """transformers has only equal ones; Qwen 2 is the published definition with qkv_bias alone."""
+    shape = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 33, "num_hidden_layers": 2,
+             "num_attention_heads": 6, "num_key_value_heads": 2, "initializer_range": 0.1}
+    if qkv_bias and not bias:
+        theirs = random_model("Qwen2ForCausalLM", transformers.Qwen2Config(**shape), 3)
+    else:
+        config = transformers.LlamaConfig(**shape, head_dim=8, attention_bias=bias, mlp_bias=bias)
+        theirs = random_model("LlamaForCausalLM", config, 3)
+    ours = ours_of(INTERNLM3 | shape | {"head_dim": 8, "qkv_bias": qkv_bias, "bias": bias, "rope_theta": 1e4},
+                   theirs.state_dict())
+    ids = torch.randint(0, 97, (2, 19))
+    with torch.no_grad():
+        assert close(ours(ids), theirs(ids).logits)
+    written = write_config(ours.config, "float32")
+    assert (written["qkv_bias"], written["bias"]) == (qkv_bias, bias)
+
+
 # ----------------------------------------------------------------------------------------- published configs
 
 LLAMA1 = {
@@ -130,7 +150,36 @@ GEMMA3 = LLAMA1 | {
     "final_logit_softcapping": None, "cache_implementation": "hybrid", "query_pre_attn_scalar": 256,
     "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
     "sliding_window_pattern": 6}
+INTERNLM3 = LLAMA1 | {
+    "model_type": "internlm3", "num_key_value_heads": 2, "bias": False, "qkv_bias": False, "head_dim": 128,
+    "rope_theta": 50000000, "rope_scaling": {"factor": 6.0, "rope_type": "dynamic"}}
+OLMO2 = LLAMA1 | {"model_type": "olmo2", "attention_bias": False, "rope_theta": 500000, "vocab_size": 100352}
+APERTUS = LLAMA1 | {
+    "model_type": "apertus", "hidden_act": "xielu", "mlp_bias": False, "post_norm": False, "qk_norm": True,
+    "num_key_value_heads": 8, "rope_theta": 12000000, "attention_bias": False, "rope_scaling": {
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3", "type": "llama3"}}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
+# the wrapper says nothing that is the default of its text model
+MEDGEMMA = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+    "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02,
+    "mm_tokens_per_image": 256, "model_type": "gemma3", "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.3",
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    "text_config": {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+                    "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                    "sliding_window": 1024}}
 PUBLISHED = {
+    "internlm 3": (INTERNLM3, {"num_key_value_heads": 2, "mlp_bias": False, "rope_theta": 5e7}),
+    "olmo 2": (OLMO2, {"pre_norms": False, "qk_norm_wide": True, "rope_theta": 5e5}),
+    "apertus": (APERTUS, {"activation": "xielu", "gated_mlp": False, "qk_norm": True, "rope_theta": 1.2e7}),
+    "qwen 2.5 long": (QWEN25 | {"rope_scaling": YARN}, {"rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}),
+    "medgemma": (MEDGEMMA, {
+        "family": "gemma3_text", "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "head_dim": 256, "max_position_embeddings": 131072, "rope_theta": 1e6, "tie_word_embeddings": True,
+        "sliding_layers": tuple((layer + 1) % 6 != 0 for layer in range(34))}),
     "llama 1": (LLAMA1, {"num_key_value_heads": 32, "head_dim": 128, "rope_scaling": None}),
     "llama 3.1": (LLAMA31, {"num_key_value_heads": 8, "rope_theta": 5e5}),
     "llama from GGUF": (LLAMA1 | {"quantization_config": {"quant_method": "gguf"}}, {"rope_theta": 1e4}),
@@ -151,7 +200,10 @@ def test_published_configs_are_read_and_written_back(name):
     assert {key: getattr(config, key) for key in expected} == expected
     written = write_config(config, source.get("torch_dtype", "bfloat16"))
     assert read_config(written) == config
-    unused = ("architectures", *(key for key in written if "window" in key and config.sliding_window is None))
+    other = dict.fromkeys(("internlm 3", "apertus", "qwen 2.5 long"), "rope_scaling")
+    other["medgemma"] = "model_type"
+    unused = ["architectures", other.get(name)]
+    unused += [key for key in written if "window" in key and config.sliding_window is None]
     for key, value in written.items():
         if source.get(key) is not None and key not in unused:
             assert source[key] == value, key
@@ -187,7 +239,15 @@ def test_a_key_that_is_left_out_means_what_transformers_takes_it_for(family):
     (LLAMA1, {"vocab_size": 2**40}, "vocab_size"),
     (LLAMA1, {"rope_theta": float("nan")}, "rope_theta"),
     (LLAMA1, {"rms_norm_eps": -1}, "rms_norm_eps"),
-    (LLAMA1, {"rope_scaling": {"type": "yarn", "factor": 2}}, "yarn"),
+    (LLAMA1, {"rope_scaling": {"type": "longrope", "factor": 2}}, "longrope"),
+    (LLAMA1, {"rope_scaling": {"type": "yarn", "factor": 2}}, "original_max_position_embeddings"),
+    (QWEN25, {"rope_scaling": YARN | {"beta_fats": 32}}, "beta_fats"),
+    (APERTUS, {"rope_theta": None, "rope_scaling": None}, "rope_theta"),
+    (APERTUS, {"hidden_act": "silu"}, "hidden_act"), (APERTUS, {"qk_norm": False}, "qk_norm"),
+    (LLAMA1, {"model_type": "olmo2", "clip_qkv": 8.0}, "clip_qkv"),
+    (MEDGEMMA, {"text_config": None}, "text_config"), (MEDGEMMA, {"audio_config": {}}, "audio_config"),
+    (MEDGEMMA, {"text_config": {"model_type": "llama"}}, "model_type = 'llama'"),
+    (MEDGEMMA, {"model_type": "gemma3n"}, "gemma3n"),
     (LLAMA1, {"rope_scaling": {"type": "linear"}}, "factor"),
     (LLAMA1, {"rope_scaling": 3}, "rope_scaling"),
     (LLAMA1, {"rope_scaling": {"type": "linear", "factor": 2, "beta": 3}}, "beta"),

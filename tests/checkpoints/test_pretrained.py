@@ -16,6 +16,7 @@ from tiny_models import (
     same_bits,
     tensors_of,
     theirs_of,
+    tiny_medgemma,
     transformers,
 )
 
@@ -96,6 +97,51 @@ def test_bloom_without_the_transformer_prefix_opens_with_and_without_its_tied_he
 
 
 # -------------------------------------------------------------------------------- legacy files, code in files
+
+@pytest.fixture
+def medgemma(tmp_path):
+    """(a small random Gemma 3 with images, the folder that transformers writes of it)."""
+    model = tiny_medgemma()
+    model.save_pretrained(tmp_path / "medgemma")
+    return model, tmp_path / "medgemma"
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_gemma_3_with_images_opens_as_its_language_model_and_is_exported_as_that(tmp_path, medgemma, capsys,
+                                                                               prefix):
+    theirs, folder = medgemma
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    save_file({name.replace("language_model.model.", prefix): value for name, value in stored.items()}, path)
+    ours, _ = load_pretrained(folder)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "vision_tower and multi_modal_projector" in said
+    ids = torch.randint(0, 90, (2, 19))
+    with torch.no_grad():
+        expected = theirs(input_ids=ids).logits
+        assert close(ours(ids), expected)
+        save_pretrained(ours, None, tmp_path / "text")
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text")
+        assert type(again).__name__ == "Gemma3ForCausalLM" and close(again(ids).logits, expected)
+        assert torch.equal(load_pretrained(tmp_path / "text")[0](ids), ours(ids))
+    assert not capsys.readouterr().err.count("vision_tower")
+
+
+@pytest.mark.parametrize("name", ["audio_tower.weight", "language_model.model.layers.0.extra.weight"])
+def test_another_part_than_the_images_is_rejected_by_name(medgemma, name):
+    path = medgemma[1] / "model.safetensors"
+    save_file(load_file(path) | {name: torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="1 unexpected.*" + name.removeprefix("language_model.")):
+        load_pretrained(medgemma[1])
+
+
+def test_other_constants_in_the_activation_of_apertus_are_rejected(tmp_path):
+    theirs_of("apertus", 1).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"model.layers.1.mlp.act_fn.beta": torch.tensor(0.6)}, path)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.act_fn\.beta is not 0\.5"):
+        load_pretrained(tmp_path)
+
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("new_format", [False, True])

@@ -37,11 +37,11 @@ def test_peak_flops_are_those_of_the_very_product():
 
 
 def test_sharded_memory_shrinks_with_the_ranks_whatever_the_accumulation():
-    config = RECIPES["pretrain_mmedlm2"][1]
+    config = dataclasses.replace(RECIPES["pretrain_mmedlm2"][1], global_batch_size=4096)
     parameters = 7.74e9
     for ranks in (8, 64):
         memory = training_memory(SEVEN_B, config, ranks)
-        for kind, width in (("weights", 4), ("gradients", 4), ("optimizer state", 8)):
+        for kind, width in (("weights", 4), ("optimizer state", 8)):
             assert memory[kind] == pytest.approx(width * parameters / ranks, rel=0.01), (ranks, kind)
     hybrid = training_memory(SEVEN_B, dataclasses.replace(config, shard_size=8), 64)
     assert hybrid["weights"] == training_memory(SEVEN_B, config, 8)["weights"]

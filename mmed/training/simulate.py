@@ -120,7 +120,8 @@ def simulate(config: TrainConfig, build: Callable[[], Transformer],
                 optimizer.update(model, adamw, config.max_grad_norm, loss.double())
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             frames = traceback.extract_tb(error.__traceback__)
-            place = [frame for frame in frames if f"{os.sep}torch{os.sep}" not in frame.filename][-1]
+            place = [frame for frame in frames if f"{os.sep}torch{os.sep}" not in frame.filename
+                     and frame.name != "__torch_dispatch__"][-1]
             where = f"{place.filename}:{place.lineno}: {place.line}"
             raise UserError(f"the host waits for the device at {where}") from error
         states = [x for state in adamw.state.values() for x in state.values()]

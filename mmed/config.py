@@ -89,6 +89,8 @@ class TrainConfig:
     async_save: bool = option(True, "write checkpoints in the background, from a copy in host memory")
     profile: int = option(0, "steps to record, after a few to warm up, in OUT/trace.json (ui.perfetto.dev)")
     dry_run: bool = option(False, "print parameters, tokens per step, memory per rank and time, and stop")
+    simulate_ranks: int = option(0, "run one step on that many ranks of fake tensors, without data, print "
+                                    "memory and traffic, and stop; with dry_run: its number of ranks")
 
 
 # The first field of each group of --help.
@@ -129,6 +131,11 @@ RECIPES: dict[str, tuple[str, TrainConfig]] = {
     "pretrain_mmed_llama3": (
         "Llama 3 8B -> MMed-Llama 3: 15,000 steps of 512, context 8,192 (model card)",
         replace(_PRETRAIN, max_steps=15000, sequence_length=8192, micro_batch_size=2)),
+    # Assumed: the settings of the 70B model are not published; these are the 8B model's. 64 GPUs of 80 GB
+    # (docs/scale.md).
+    "pretrain_mmed_llama3_70b": (
+        "Llama 3.1 70B -> MMed-Llama 3.1 70B: settings unpublished, those of the 8B model",
+        replace(_PRETRAIN, max_steps=15000, sequence_length=8192, micro_batch_size=1)),
     "finetune_full": (
         "full fine-tuning on MMedBench: learning rate 1e-6, 5 epochs, batch 128 (finetune/*.sh)", _FINETUNE),
     # DIFFERS: alpha is undefined in the official code, whose LoRA runs stop there; we take 16. 2e-5 and 3
@@ -182,7 +189,11 @@ SHAPES: dict[str, dict] = {
     "internlm2-7b": shape(4096, 14336, 32, 32, 8, rope_theta=1e6, max_position_embeddings=32768),
     "llama3-8b": shape(4096, 14336, 32, 32, 8, rope_theta=500000.0, max_position_embeddings=8192,
                        rms_norm_eps=1e-5),
+    "llama3-70b": shape(8192, 28672, 80, 64, 8, rope_theta=500000.0, max_position_embeddings=8192,
+                        rms_norm_eps=1e-5),
 }
+# Words of the published vocabularies, for shapes without a tokenizer; others: 8192.
+VOCABULARIES = {"internlm2": 92544, "llama3": 128256}
 
 # ----------------------------------------------------------------------------------------------- command line
 
@@ -193,7 +204,8 @@ BOUNDS = {
         "epochs", "log_every", "save_every", "keep_last", "max_grad_norm", "rank_timeout_seconds",
         "lora_alpha"),
     "0 or more": (
-        "max_steps", "weight_decay", "skip_nonfinite", "lora_rank", "shard_size", "eval_every", "profile"),
+        "max_steps", "weight_decay", "skip_nonfinite", "lora_rank", "shard_size", "eval_every", "profile",
+        "simulate_ranks"),
     "a share from 0 to 1": ("warmup_ratio", "min_lr_ratio", "beta2", "lora_dropout"),
 }
 
@@ -220,7 +232,8 @@ def check(config: TrainConfig) -> TrainConfig:
     if not re.fullmatch(r"auto|never|step-\d+", config.resume):
         raise UsageError(f"--resume={config.resume}: expected auto, never or a checkpoint such as step-200")
     for name, meaning in (("model", "a model folder or shape:NAME"), ("data", "token streams or exam items")):
-        if not getattr(config, name):
+        needless = name == "data" and config.simulate_ranks and not config.dry_run
+        if not getattr(config, name) and not needless:
             raise UsageError(f"--{name} is missing: {meaning}")
     return config
 

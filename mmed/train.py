@@ -40,12 +40,12 @@ from torch import Tensor
 
 from mmed.checkpoints import adapters, pretrained, training_state
 from mmed.checkpoints.async_save import AsyncCheckpointer
-from mmed.config import SHAPES, TrainConfig, parse_command_line
+from mmed.config import SHAPES, VOCABULARIES, TrainConfig, parse_command_line
 from mmed.data import ExamRows, PretrainRows
 from mmed.lora import apply_lora, init_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
-from mmed.training import distributed, loader, memory_estimate, optimizer, run_folder, validation
+from mmed.training import distributed, loader, memory_estimate, optimizer, run_folder, simulate, validation
 from mmed.training.inspect_batch import batch_names
 from mmed.training.logging import Log, Values, profiler
 from mmed.training.signals import Stopped, StopSignal, end_failed_rank
@@ -98,10 +98,12 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer | None) -> ModelConfi
     shape = config.model.removeprefix("shape:")
     if shape not in SHAPES:
         raise UsageError(f"--model=shape:{shape}: known shapes are {', '.join(SHAPES)}")
-    assert tokenizer is not None, "load_data requires a tokenizer for a named shape"
+    defaults = {"rms_norm_eps": 1e-5, "max_position_embeddings": max(2048, config.sequence_length)}
+    if tokenizer is None:  # a simulation: load_data requires a tokenizer for a named shape
+        words = VOCABULARIES.get(shape.partition("-")[0], 8192)
+        return ModelConfig(vocab_size=words, **(defaults | SHAPES[shape]))
     ids = [("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("pad", tokenizer.pad_id)]
     extra = {f"{name}_token_id": number for name, number in ids if number is not None}
-    defaults = {"rms_norm_eps": 1e-5, "max_position_embeddings": max(2048, config.sequence_length)}
     return ModelConfig(vocab_size=tokenizer.vocab_size, extra=extra, **(defaults | SHAPES[shape]))
 
 
@@ -117,15 +119,20 @@ def skeleton(config: TrainConfig, shape: ModelConfig) -> Transformer:
     return model
 
 
-def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -> Transformer:
-    """The model to train, from a folder or random, sharded over the ranks: no rank ever holds it whole."""
+def sharded_skeleton(config: TrainConfig, shape: ModelConfig, device: torch.device) -> Transformer:
+    """The skeleton as it runs: checkpointed, compiled, sharded over the ranks."""
     model = skeleton(config, shape)
     distributed.checkpoint_blocks(model, config.activation_checkpointing)
     if memory_estimate.worth_compiling(config, shape, device):
         distributed.compile_blocks(model)
     if distributed.world_size() > 1:
         distributed.shard(model, config.precision, config.shard_size, config.rank_timeout_seconds)
-    model.to_empty(device=device)
+    return model
+
+
+def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -> Transformer:
+    """The model to train, from a folder or random; no rank ever holds it whole."""
+    model = sharded_skeleton(config, shape, device).to_empty(device=device)
     if config.model.startswith("shape:"):
         model.init_weights(config.seed)
     else:
@@ -140,6 +147,11 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -
 def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> int:
     """Run `config` to its end (exit code 0) or until a signal (75)."""
     stop = stop or StopSignal()
+    if config.simulate_ranks and not config.dry_run:
+        shape = model_config(config, None)
+        build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"))
+        simulate.show(config, shape, *simulate.simulate(config, build, forward_backward))
+        return 0
     try:
         if config.deterministic:
             distributed.make_deterministic()
@@ -177,7 +189,7 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
     steps = config.max_steps or max(1, math.ceil(config.epochs * count / config.global_batch_size))
     if config.dry_run:
         if distributed.is_main():
-            memory_estimate.show(shape, config, steps, device)
+            memory_estimate.show(shape, config, rows, steps, device)
         return None
     facts = run_folder.run_facts(recipe, config, tokenizer, rows, steps)
     allowed = run_folder.check_resume(old, facts) if old else {}

@@ -175,8 +175,6 @@ def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_secon
     members: weights are gathered within a group (a node), and only gradients, already cut by shard_size,
     cross between groups.
     """
-    if shard_size < 0 or world_size() % (shard_size or 1):
-        raise UsageError(f"--shard_size={shard_size}: must divide the number of ranks, {world_size()}")
     bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     settings = {"mesh": make_mesh(shard_size, timeout_seconds),
                 "mp_policy": bf16 if precision == "bf16" else MixedPrecisionPolicy()}
@@ -189,6 +187,8 @@ def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_secon
 def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:
     """All ranks, or (copies, shards) for hybrid sharding, whose groups need the run's time-out, too."""
     kind, world = "cuda" if gpu_count() else "cpu", world_size()
+    if world % (shard_size or 1):
+        raise UsageError(f"--shard_size={shard_size}: must divide the number of ranks, {world}")
     if not shard_size or shard_size == world:
         return init_device_mesh(kind, (world,))
     ranks = torch.arange(world).view(-1, shard_size)

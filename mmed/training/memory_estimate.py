@@ -3,8 +3,8 @@
     MFU = (6 x matmul weights + 6 x layers x heads x head size x context) x tokens/s of a GPU / its bf16 peak
           LoRA: 4 for the first 6 (the base's weights have no gradient); attention is causal
 
-`training_memory` is the project's only model of training memory. What a block keeps for its backward pass is
-counted, by running the model on fake tensors; everything else is a formula.
+`training_memory` is the project's only model of training memory. What a block keeps and needs is counted, by
+running one block on fake tensors; the rest is a formula. docs/scale.md compares it with simulated ranks.
 """
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmed.config import TrainConfig
+from mmed.data import ExamRows, PretrainRows, rank_share
 from mmed.lora import apply_lora
 from mmed.loss import ChunkedCrossEntropy
 from mmed.model import ModelConfig, Transformer
 from mmed.training import distributed
+from mmed.training.fake import StorageWatch
+from mmed.training.loader import micro_batches
 from mmed.training.logging import peak_memory
 
 # Dense bf16 FLOP/s by torch.cuda.get_device_name(), from NVIDIA's data sheets. Whole names, because variants
@@ -30,7 +33,13 @@ PEAK_FLOPS = {
     "NVIDIA H800": 989e12, "NVIDIA H200": 989e12, "NVIDIA H200 NVL": 835e12, "NVIDIA B200": 2250e12,
     "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10G": 70e12, "NVIDIA GeForce RTX 4090": 165e12,
 }
+ASSUMED_GPU = "NVIDIA H100 80GB HBM3"  # of simulated ranks
+SAMPLED = 20             # batches of exam items that a dry run makes
 USEFUL = 0.5             # share of the speed of matrix products that a step reaches, for the estimate of time
+# Not counted on a GPU, assumed: gaps of the allocator; CUDA, NCCL's buffers and kernels' work space.
+RESERVE_SHARE, RESERVE_BYTES = 0.05, 2_000_000_000
+# Of a CPU's backward pass, in units of what a block keeps: malloc returns little of what kernels used.
+CPU_WORK = {"fp32": 2, "bf16": 3}
 FIRST_STEP_BYTES = 30_000_000  # code and tables that a CPU process loads in its first step
 
 
@@ -52,9 +61,20 @@ def flops_per_token(shape: ModelConfig, config: TrainConfig) -> float:
     return (4 if config.lora_rank else 6) * matmul_weights(shape) + attention
 
 
-def tokens_per_step(config: TrainConfig) -> int:
-    """Rows x width; exam items count as half a row each."""
-    return config.global_batch_size * config.sequence_length // (1 if config.task == "pretrain" else 2)
+@dataclasses.dataclass
+class Work:
+    """What the batches of a run hold, on average."""
+
+    positions: float  # tokens computed per step, by all ranks
+    targets: float    # of these, tokens that carry loss
+    context: float    # length of a document or exam item
+
+
+def flops_per_step(shape: ModelConfig, config: TrainConfig, work: Work) -> float:
+    """The same for real batches, in which only some tokens carry loss and reach the head."""
+    per_token = flops_per_token(shape, dataclasses.replace(config, sequence_length=round(work.context)))
+    head = (4 if config.lora_rank else 6) * shape.vocab_size * shape.hidden_size
+    return per_token * work.positions - head * (work.positions - work.targets)
 
 
 def worth_compiling(config: TrainConfig, shape: ModelConfig, device: torch.device) -> bool:
@@ -77,85 +97,174 @@ def build(shape: ModelConfig, config: TrainConfig, world_size: int = 1) -> Trans
     return model.train()
 
 
-def saved_bytes(shape: ModelConfig, config: TrainConfig, world_size: int) -> int:
-    """Bytes that a forward pass of one micro-batch saves for the backward pass, weights left out."""
-    saved: dict[int, torch.UntypedStorage] = {}
+def state_bytes(config: TrainConfig) -> int:
+    """Of AdamW, per trained parameter."""
+    return 8 if config.optimizer_state_dtype == "fp32" else 4
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[id(tensor.untyped_storage())] = tensor.untyped_storage()
-        return tensor
 
-    use_autocast = config.precision == "bf16" and world_size == 1
-    autocast = torch.autocast("cpu", torch.bfloat16, use_autocast, cache_enabled=False)
+def reserve(memory: int) -> int:
+    """Bytes of a GPU to leave free: gaps of the allocator, NCCL's buffers, kernels' work space."""
+    return int(RESERVE_SHARE * memory + RESERVE_BYTES)
+
+
+@dataclasses.dataclass
+class BatchSizes:
+    """The largest micro-batch of a rank."""
+
+    rows: int
+    length: int         # tokens per row
+    targets: int        # tokens that carry loss
+    micro_batches: int  # of a step, on each rank
+
+
+def full_rows(config: TrainConfig, world_size: int) -> BatchSizes:
+    """Of rows without padding, every token of which carries loss."""
+    share = rank_share(config.global_batch_size, 0, world_size, config.micro_batch_size)
+    tokens = len(share[0]) * config.sequence_length
+    return BatchSizes(len(share[0]), config.sequence_length, tokens, len(share))
+
+
+@dataclasses.dataclass
+class BlockMemory:
+    """Bytes of one block and one micro-batch."""
+
+    output: int  # the residual stream
+    inner: int   # kept for the backward pass besides
+    work: int    # what the backward pass needs on top
+
+
+def block_memory(shape: ModelConfig, config: TrainConfig, world_size: int, sizes: BatchSizes) -> BlockMemory:
+    """Counted on fake tensors, in one block of the model."""
+    bf16 = config.precision == "bf16"
+    one = dataclasses.replace(shape, num_hidden_layers=1, sliding_layers=shape.sliding_layers[:1])
+    autocast = torch.autocast("cpu", torch.bfloat16, bf16 and world_size == 1, cache_enabled=False)
     with FakeTensorMode(), torch.device("cpu"), autocast:
-        model = build(shape, config, world_size)
-        ids = torch.zeros(config.micro_batch_size, config.sequence_length, dtype=torch.long)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(ids)
-    weights = {id(parameter.untyped_storage()) for parameter in model.parameters()}
-    return sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
+        model = build(one, config, world_size)
+        # The residual stream is bf16 under FSDP and with LoRA's bf16 base, fp32 under autocast.
+        x = torch.zeros(sizes.rows, sizes.length, shape.hidden_size, dtype=model.embed_tokens.weight.dtype,
+                        requires_grad=True)
+        shared = model.attention_inputs(x, torch.arange(sizes.length)[None])
+        with StorageWatch(model.parameters()) as watch:
+            y = model.layers[0](x, shared)
+            forward = watch.total()
+            y.backward(torch.zeros_like(y))
+    return BlockMemory(y.nbytes, forward - y.nbytes, sum(watch.peak.values()) - forward)
 
 
-def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1,
-                    device: str = "cuda") -> dict[str, int]:
-    """Kind -> bytes on one of `world_size` ranks at the peak of a training step; no weights are allocated."""
+def loss_bytes(shape: ModelConfig, config: TrainConfig, world_size: int, device: str,
+               sizes: BatchSizes) -> int:
+    """Bytes of the loss at the end of the forward pass, where its gradient is formed."""
+    width = 2 if config.precision == "bf16" else 4
+    head = shape.vocab_size * shape.hidden_size
+    rows = min(sizes.targets, ChunkedCrossEntropy.ROWS.get(device, 1024))
+    chunk = rows * shape.vocab_size * (10 if width == 2 else 8)  # logits and two fp32 copies of them
+    hidden = 2 * sizes.targets * shape.hidden_size * width       # hidden states and their gradient
+    matrix = 0 if config.lora_rank else 4 * head                 # gradient of the output matrix
+    if width == 2 and world_size == 1 and not config.lora_rank:
+        matrix += 2 * head                                       # the matrix itself, cast
+    return chunk + hidden + matrix
+
+
+def add_fsdp(phases: list[dict[str, int]], model: Transformer, width: int) -> None:
+    """Add to the phases of `training_memory` what FSDP gathers and reduces."""
+    def count(module: torch.nn.Module, trained: bool = False) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+
+    L, block = len(model.layers), model.layers[0]
+    rest, rest_trained = count(model) - L * count(block), count(model, True) - L * count(block, True)
+    forward, backward, end = phases
+    forward["gathered weights"] = (rest + count(block)) * width       # the last block's buffer still exists
+    backward["gathered weights"] = (rest + 2 * count(block)) * width  # a block and the next one
+    backward["gradients"] += 4 * count(block, True)                   # the block before, in fp32
+    end["gradients"] += (width + 4) * rest_trained                    # of the rest, copied to fp32
+
+
+def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1, device: str = "cuda",
+                    sizes: BatchSizes | None = None) -> dict[str, int]:
+    """Kind -> bytes on one of `world_size` ranks at the peak of a training step; no weights are allocated.
+
+    The peak is at the end of the forward pass (the loss), at the first blocks of the backward pass, or at
+    its end, when FSDP reduces the gradients of embedding and head.
+    """
     with torch.device("meta"):
         model = build(shape, config)
     parameters = list(model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    B, T, L = config.micro_batch_size, config.sequence_length, shape.num_hidden_layers
-    head, bf16, shards = shape.vocab_size * shape.hidden_size, config.precision == "bf16", config.shard_size
-    shards = shards or world_size
-    width = 2 if bf16 else 4
-    # The residual stream is bf16 under FSDP and with LoRA's bf16 base, fp32 under autocast.
-    stream = B * T * shape.hidden_size * (2 if bf16 and (world_size > 1 or config.lora_rank) else 4)
-    one, two = (dataclasses.replace(shape, num_hidden_layers=layers) for layers in (1, 2))
-    # What one block keeps for its backward pass.
-    block = saved_bytes(two, config, world_size) - saved_bytes(one, config, world_size)
+    trained = [p for p in parameters if p.requires_grad]
+    sizes = sizes or full_rows(config, world_size)
+    block = block_memory(shape, config, world_size, sizes)
+    shards, width = config.shard_size or world_size, 2 if config.precision == "bf16" else 4
+    L, head = shape.num_hidden_layers, 0 if config.lora_rank else shape.vocab_size * shape.hidden_size
     recomputed = {"no": 0, "half": (L + 1) // 2, "all": L}[config.activation_checkpointing]
-    logits = min(B * T, ChunkedCrossEntropy.ROWS.get(device, 1024)) * shape.vocab_size
-    memory = {
-        "weights": sum(p.numel() * p.element_size() for p in parameters) // shards,
-        "gradients": 4 * trained // shards,
-        "optimizer state": (8 if config.optimizer_state_dtype == "fp32" else 4) * trained // shards,
-        "activations": L * stream + max(L - recomputed, 1) * block,
-        "work space": (3 if bf16 else 2) * block,  # gradients in a block
-        "loss": logits * (width + 4) + 2 * B * T * shape.hidden_size * width,
-    }
-    if not config.lora_rank:
-        memory["loss"] += head * width  # the output matrix in the precision of the products
-    if world_size > 1:  # FSDP gathers two blocks and the rest, and reduces one block's fp32 gradients
-        block_weights = sum(p.numel() for p in model.layers[0].parameters())
-        rest = sum(p.numel() for p in parameters) - L * block_weights
-        memory["gathered weights"] = (2 * block_weights + rest) * width
-        memory["gathered weights"] += 0 if config.lora_rank else 4 * block_weights
-    elif config.global_batch_size <= B:  # gradients grow as the backward pass frees the activations
-        memory["gradients"] = max(4 * head, memory["gradients"] - memory["activations"] - memory["loss"])
-    return memory
+    base = {"weights": sum(p.numel() * p.element_size() for p in parameters) // shards,
+            "optimizer state": state_bytes(config) * sum(p.numel() for p in trained) // shards}
+    sharded_gradients = 4 * sum(p.numel() for p in trained) // shards
+    earlier = sharded_gradients if sizes.micro_batches > 1 else 0  # of the micro-batches before
+    kept = L * block.output + (L - recomputed) * block.inner
+    work = block.work if device == "cuda" else CPU_WORK[config.precision] * block.inner
+    phases = [
+        base | {"gradients": earlier, "activations": kept,
+                "loss": loss_bytes(shape, config, world_size, device, sizes)},
+        base | {"gradients": earlier + head * (width if world_size > 1 else 4), "temporaries": work,
+                "activations": kept + (block.inner if recomputed == L else 0)},
+        base | {"gradients": sharded_gradients}]
+    if world_size > 1:
+        add_fsdp(phases, model, width)
+    return max(phases, key=lambda phase: sum(phase.values()))
 
 
 # ---------------------------------------------------------------------------------------------------- dry run
 
-def show(shape: ModelConfig, config: TrainConfig, steps: int, device: torch.device) -> None:
-    """Print everything that `--dry_run` says; no run is begun."""
-    ranks, tokens = distributed.world_size(), tokens_per_step(config)
+def look_at_batches(rows: PretrainRows | ExamRows, config: TrainConfig, world_size: int, steps: int,
+                    end_to_end: bool) -> tuple[Work, BatchSizes]:
+    """Rows of token streams are full; of exam items SAMPLED batches are made as in training."""
+    sizes = full_rows(config, world_size)
+    if not isinstance(rows, ExamRows):
+        positions = config.global_batch_size * config.sequence_length
+        return Work(positions, positions, config.sequence_length), sizes
+    chosen, batches, items = range(0, steps, -(-steps // SAMPLED)), [], 0
+    for step in chosen:
+        examples = rows.batch(step, config.global_batch_size)
+        laid = rows.rows(examples)
+        items += sum(len(example.ids) for example in examples)
+        shares = [rank_share(len(laid), rank, world_size, config.micro_batch_size)
+                  for rank in range(world_size)]
+        batches += [micro_batches(laid, share, torch.device("cpu"), end_to_end) for share in shares]
+    largest = max((micro for batch in batches for micro in batch.micro),
+                  key=lambda micro: (micro["input_ids"].numel(), len(micro["loss_positions"])))
+    sizes = BatchSizes(*largest["input_ids"].shape, len(largest["loss_positions"]),
+                       max(len(batch.micro) for batch in batches))
+    positions, targets = (sum(getattr(batch, name) for batch in batches) / len(chosen)
+                          for name in ("positions", "targets"))
+    return Work(positions, targets, items / len(chosen) / config.global_batch_size), sizes
+
+
+def show(shape: ModelConfig, config: TrainConfig, rows: PretrainRows | ExamRows, steps: int,
+         device: torch.device) -> None:
+    """Print everything that `--dry_run` says; no run is begun. Simulated ranks are taken to be GPUs."""
+    ranks = config.simulate_ranks or distributed.world_size()
+    kind = "cuda" if config.simulate_ranks else device.type
+    work, sizes = look_at_batches(rows, config, ranks, steps, kind == "cpu" and shape.by_document)
     with torch.device("meta"):
         parameters = list(build(shape, config).parameters())
-    memory = training_memory(shape, config, ranks, device.type)
-    if device.type == "cpu":
+    memory = training_memory(shape, config, ranks, kind, sizes)
+    if kind == "cpu":
         memory["program"] = peak_memory(device) + FIRST_STEP_BYTES
-    unit, most = ("rows", "") if config.task == "pretrain" else ("examples", " at most")
+    else:
+        memory["reserve"] = reserve(sum(memory.values()))
+    unit, tokens = "rows" if config.task == "pretrain" else "examples", round(work.positions)
     print(f"parameters      {sum(p.numel() for p in parameters):,}, trained "
           f"{sum(p.numel() for p in parameters if p.requires_grad):,}")
-    print(f"steps           {steps:,} of {config.global_batch_size} {unit} = {tokens:,} tokens per "
-          f"step{most}, {tokens * steps:,} in all")
-    print(f"memory per rank {sum(memory.values()) / 1e9:.3f} GB of {ranks} x {device}")
+    print(f"steps           {steps:,} of {config.global_batch_size} {unit} = {tokens:,} tokens per step, "
+          f"{round(work.targets):,} with loss; {tokens * steps:,} in all")
+    print(f"memory per rank {sum(memory.values()) / 1e9:.3f} GB of {ranks} x {kind}")
     for name, size in memory.items():
         print(f"  {name:20} {size / 1e9:9.3f} GB")
-    flops = flops_per_token(shape, config) * tokens * steps
-    hours = flops / (USEFUL * measured_flops(config, device) * ranks) / 3600
-    print(f"time            {hours:.2f} h at {USEFUL:.0%} of the measured speed of matrix products "
-          f"({flops:.2e} FLOP)", flush=True)
+    flops, speed, source = flops_per_step(shape, config, work) * steps, PEAK_FLOPS[ASSUMED_GPU], ASSUMED_GPU
+    if not config.simulate_ranks:
+        speed, source = measured_flops(config, device), "measured"
+    hours = flops / (USEFUL * speed * ranks) / 3600
+    print(f"time            {hours:.2f} h at {USEFUL:.0%} of the speed of matrix products, "
+          f"{speed / 1e12:.3g} TFLOP/s ({source}); {flops:.2e} FLOP", flush=True)
 
 
 def measured_flops(config: TrainConfig, device: torch.device) -> float:

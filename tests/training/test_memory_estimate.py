@@ -11,8 +11,16 @@ import pytest
 import torch
 
 from mmed.config import RECIPES, SHAPES, TrainConfig
+from mmed.data import Example, ExamRows
 from mmed.model import ModelConfig
-from mmed.training.memory_estimate import flops_per_token, peak_flops, training_memory, worth_compiling
+from mmed.training.memory_estimate import (
+    flops_per_step,
+    flops_per_token,
+    look_at_batches,
+    peak_flops,
+    training_memory,
+    worth_compiling,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -37,11 +45,11 @@ def test_peak_flops_are_those_of_the_very_product():
 
 
 def test_sharded_memory_shrinks_with_the_ranks_whatever_the_accumulation():
-    config = RECIPES["pretrain_mmedlm2"][1]
+    config = dataclasses.replace(RECIPES["pretrain_mmedlm2"][1], global_batch_size=4096)
     parameters = 7.74e9
     for ranks in (8, 64):
         memory = training_memory(SEVEN_B, config, ranks)
-        for kind, width in (("weights", 4), ("gradients", 4), ("optimizer state", 8)):
+        for kind, width in (("weights", 4), ("optimizer state", 8)):
             assert memory[kind] == pytest.approx(width * parameters / ranks, rel=0.01), (ranks, kind)
     hybrid = training_memory(SEVEN_B, dataclasses.replace(config, shard_size=8), 64)
     assert hybrid["weights"] == training_memory(SEVEN_B, config, 8)["weights"]
@@ -57,6 +65,21 @@ def test_lora_targets_and_checkpointing_count_under_every_name():
     assert every["gradients"] > 2 * named[0]["gradients"] and every["activations"] > named[0]["activations"]
     recomputed = training_memory(packed, dataclasses.replace(config, activation_checkpointing="all"))
     assert recomputed["activations"] < 0.2 * named[0]["activations"]
+
+
+def test_exam_items_count_with_their_real_lengths():
+    rows = ExamRows.__new__(ExamRows)
+    rows.T, rows.seed = 2048, 0
+    rows.examples = [Example(str(i), list(range(101)), prompt_length=91) for i in range(8)]
+    config = TrainConfig(task="finetune", global_batch_size=8, micro_batch_size=1, lora_rank=16)
+    work, sizes = look_at_batches(rows, config, world_size=1, steps=2, end_to_end=True)
+    assert work.targets == 80 and sizes.targets == 80 and work.context == 101
+    assert 800 <= work.positions < 1000 and sizes.length < 1000  # one row of eight items, not 2048
+    full = training_memory(SEVEN_B, config)
+    assert training_memory(SEVEN_B, config, sizes=sizes)["activations"] < 0.6 * full["activations"]
+    dense = flops_per_token(SEVEN_B, dataclasses.replace(config, sequence_length=101)) * work.positions
+    head = 4 * SEVEN_B.vocab_size * SEVEN_B.hidden_size
+    assert flops_per_step(SEVEN_B, config, work) == dense - head * (work.positions - 80)
 
 
 @pytest.mark.slow

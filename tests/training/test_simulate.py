@@ -1,0 +1,84 @@
+"""Simulated ranks: memory falls with the ranks, traffic follows FSDP's formulas, and the dry run agrees."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+
+from mmed.config import RECIPES
+from mmed.train import forward_backward, model_config, sharded_skeleton
+from mmed.training import memory_estimate
+from mmed.training.simulate import simulate
+from mmed.utils.errors import UsageError, UserError
+
+FULL = dataclasses.replace(
+    RECIPES["pretrain_mmedlm2"][1], model="shape:tiny", sequence_length=256, simulate_ranks=8,
+    global_batch_size=32, micro_batch_size=4)
+
+
+def run(config, step=forward_backward):
+    shape = model_config(config, None)
+    return simulate(config, functools.partial(sharded_skeleton, config, shape, torch.device("cpu")), step)
+
+
+def sizes(config):
+    """(parameters of a block, of the rest)"""
+    with torch.device("meta"):
+        model = memory_estimate.build(model_config(config, None), config)
+    block = sum(p.numel() for p in model.layers[0].parameters())
+    return block, sum(p.numel() for p in model.parameters()) - len(model.layers) * block
+
+
+def test_traffic_and_states_are_those_of_fsdp():
+    block, rest = sizes(FULL)
+    parameters = 4 * block + rest
+    memory, traffic = run(FULL)
+    assert traffic["gathered"] == pytest.approx(7 / 8 * 2 * (2 * 4 * block + rest), rel=0.02)
+    assert traffic["reduced"] == pytest.approx(7 / 8 * 4 * parameters, rel=0.02)
+    assert memory["weights"] == pytest.approx(4 * parameters / 8, rel=0.02)
+    assert memory["optimizer state"] == pytest.approx(8 * parameters / 8, rel=0.02)
+    _, three = run(dataclasses.replace(FULL, global_batch_size=96))  # three micro-batches
+    assert three["gathered"] == 3 * traffic["gathered"] and three["reduced"] == 3 * traffic["reduced"]
+
+
+def test_hybrid_sharding_crosses_between_copies_once_a_step():
+    block, rest = sizes(FULL)
+    hybrid = dataclasses.replace(FULL, shard_size=4, global_batch_size=96)
+    memory, traffic = run(hybrid)
+    parameters = 4 * block + rest
+    assert traffic["between copies"] == pytest.approx(2 * 1 / 2 * 4 * parameters / 4, rel=0.02)
+    assert traffic["reduced"] == pytest.approx(3 * 3 / 4 * 4 * parameters, rel=0.02)
+    assert memory["weights"] == pytest.approx(4 * parameters / 4, rel=0.02)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"simulate_ranks": 2}, {"shard_size": 4, "global_batch_size": 96}, {"activation_checkpointing": "no"},
+    {"activation_checkpointing": "half"}, {"model": "shape:25m", "sequence_length": 1024},
+    {"lora_rank": 16, "activation_checkpointing": "no"}, {"micro_batch_size": 1, "precision": "fp32"}],
+    ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()) or "plain")
+def test_the_dry_run_agrees_within_a_tenth(changes):
+    config = dataclasses.replace(FULL, **changes)
+    memory, _ = run(config)
+    predicted = memory_estimate.training_memory(model_config(config, None), config, config.simulate_ranks)
+    assert sum(predicted.values()) == pytest.approx(sum(memory.values()), rel=0.1), (memory, predicted)
+
+
+def test_memory_falls_with_the_ranks():
+    held = [sum(run(dataclasses.replace(FULL, simulate_ranks=ranks))[0].values()) for ranks in (2, 8, 32)]
+    assert held[0] > held[1] > held[2]
+
+
+def test_a_host_wait_is_reported_with_its_place():
+    def waits(model, batch, *_, **__):
+        return model(**batch.micro[0]).item()
+
+    with pytest.raises(UserError, match=r"the host waits for the device at .*test_simulate.py:\d+: .*item"):
+        run(FULL, waits)
+
+
+def test_wrong_numbers_of_ranks_are_rejected():
+    with pytest.raises(UsageError, match="simulate_ranks=1: expected at least 2"):
+        run(dataclasses.replace(FULL, simulate_ranks=1))
+    with pytest.raises(UsageError, match="shard_size=3: must divide the number of ranks, 8"):
+        run(dataclasses.replace(FULL, shard_size=3))

@@ -167,8 +167,9 @@ def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtyp
     speed = rope_frequencies(config, local or config.rope_theta, local is None, positions.device)
     angles = positions[..., None].float() * speed      # (B, T, E / 2)
     angles = torch.cat((angles, angles), -1)[:, None]  # (B, 1, T, E)
-    yarn = local is None and (config.rope_scaling or {}).get("rope_type") == "yarn"
-    size = yarn_magnitude(config.rope_scaling) if yarn else 1.0
+    scaling = config.rope_scaling or {}
+    yarn = local is None and scaling.get("rope_type") == "yarn"
+    size = yarn_magnitude(scaling) if yarn else 1.0
     return (angles.cos() * size).to(dtype), (angles.sin() * size).to(dtype)
 
 

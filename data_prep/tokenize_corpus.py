@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = "python -m data_prep.tokenize_corpus"
     parser = Parser(prog=command, description="Write documents as one token stream.",
                     epilog=f"example: {command} corpus/en --tokenizer tokenizer --out streams/en")
-    shards.add_shard_arguments(parser)
+    shards.add_shard_arguments(parser, out="name of the stream: NAME.json, NAME.idx and NAME.parts/")
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder or file")
     parser.add_argument("--language", default="", help="language of documents that name none")
     parser.add_argument("--held_out", "--held-out", type=float, default=0.0, metavar="SHARE",

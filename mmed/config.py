@@ -246,7 +246,9 @@ def make_parser(recipe: str) -> Parser:
         prog="train.py", usage="train.py RECIPE [--option=value ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Continued pre-training, full fine-tuning and LoRA; several processes under torchrun.\n\n"
-                    f"recipes:\n{recipes}",
+                    f"recipes:\n{recipes}\n\n" + (
+                        f"Defaults below are those of {recipe}." if recipe in RECIPES else
+                        "A recipe sets some of the defaults below: `train.py RECIPE --help` shows its own."),
         epilog="example: python mmed/train.py tiny --out=runs/tiny\n"
                "exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped (continue with --resume=auto)")
     parser.add_argument("recipe", metavar="RECIPE", help="a name from the list above")

@@ -266,7 +266,8 @@ def test_a_bad_conversation_is_named_in_one_line(tmp_path, line, words):
 
 
 @pytest.mark.parametrize("name, content", [
-    ("a.json", b'[{"messages": []},'), ("a.json.gz", gzip.compress(b"[]", mtime=0)[:-4]), ("a.parquet", b"PAR1"),
+    ("a.json", b'[{"messages": []},'), ("a.json.gz", gzip.compress(b"[]", mtime=0)[:-4]),
+    ("a.parquet", b"PAR1"),
     ("a.jsonl", b"\xff\xfe"), ("a.json", b"[" * 100_000)])
 def test_a_damaged_file_of_conversations_is_named_in_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

@@ -188,7 +188,7 @@ def agreement(checkers: Mapping[str, Verdicts]) -> dict[str, Any]:
         units = [[float(all(own.values()) if what == "passed" else own[what]) for own in verdicts]
                  for verdicts in shared]
         agree = [mean([a == b for a, b in combinations(unit, 2)]) for unit in units]
-        alpha = krippendorff_alpha(units, "nominal")
+        alpha = krippendorff_alpha(units)  # of two values the ordinal alpha is the nominal one
         result[what] = {"percent": 100 * mean(agree), "alpha": None if math.isnan(alpha) else alpha}
     return result
 

@@ -23,7 +23,8 @@ def run_share(command: list[str], share: str = "") -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data_prep.pipeline.cluster", description="One corpus step on Ray.",
+    parser = Parser(prog="python -m data_prep.pipeline.cluster",
+                    description="One corpus step on Ray; it uses the network of the Ray cluster.",
                     usage="%(prog)s --tasks N -- data_prep.STEP ARGUMENTS")
     parser.add_argument("--tasks", type=int, default=8, help="shares of the shards (default: %(default)s)")
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -267,11 +267,12 @@ def parse_share(text: str) -> Share:
     return int(match[1]), int(match[2])
 
 
-def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES) -> None:
+def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES,
+                        out: str = "folder for kept/, dropped/, shards/ and funnel.json") -> None:
     """The options that every step over shards has."""
     add, kinds = parser.add_argument, documents.FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
     add("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
-    add("--out", required=out_required, help="folder for kept/, dropped/, shards/ and funnel.json")
+    add("--out", required=out_required, help=out)
     add("--workers", type=int, default=1, help="processes, each with one file at a time (default: 1)")
     add("--shard", type=parse_share, metavar="i/n",
         help="do only the files i, i + n, ... (i from 0); run once more without it when all n are done")

@@ -269,10 +269,10 @@ class Files:
         # The order in which the files are given does not matter.
         self.names, self.paths = map(list, zip(*sorted(zip(shards.shard_names(paths), paths))))
         reading = {"version": minhash.VERSION, **{key: options.get(key) for key in shards.READING}}
-        marks = [shards.fingerprint(path, reading) for path in self.paths]
-        run = hashlib.sha256(json.dumps([threshold, self.names, marks]).encode()).hexdigest()[:16]
+        prints = [shards.fingerprint(path, reading) for path in self.paths]
+        run = hashlib.sha256(json.dumps([threshold, self.names, prints]).encode()).hexdigest()[:16]
         self.folder = out / "signatures"
-        self.signed = [self.folder / f"{name}-{mark[:16]}.npz" for name, mark in zip(self.names, marks)]
+        self.signed = [self.folder / f"{name}-{mark[:16]}.npz" for name, mark in zip(self.names, prints)]
         self.pairs = self.folder / f"pairs-{run}.npz"
         self.wanted, self.shingles, self.verdicts = (
             [self.folder / f"{kind}-{run}" / f"{name}{ending}" for name in self.names]

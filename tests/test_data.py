@@ -410,10 +410,10 @@ def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_tr
     messages = dialogue("Q" * 30, "A" * 20, "R" * 30, "B" * 20, system="S")
     whole, _ = encode_dialogue("k", messages, Chat(), 1000)
     short, _ = encode_dialogue("k", [messages[0], *messages[3:]], Chat(), 1000)
-    for room in (len(whole.ids), len(whole.ids) - 1, len(short.ids), len(short.ids) - 1, 30):
-        example, outcome = encode_dialogue("k", messages, Chat(), room - 1)
-        kept = whole if room >= len(whole.ids) else short
-        assert example.ids.tolist() == kept.ids.tolist()[-room:] and len(example.ids) <= room
+    for length in (len(whole.ids), len(whole.ids) - 1, len(short.ids), len(short.ids) - 1, 30):
+        example, outcome = encode_dialogue("k", messages, Chat(), length - 1)
+        kept = whole if length >= len(whole.ids) else short
+        assert example.ids.tolist() == kept.ids.tolist()[-length:] and len(example.ids) <= length
         assert outcome == ("" if kept is whole else "truncated")
         assert bool(len(example.later_prompts)) == (kept is whole)
         row = pack([example])

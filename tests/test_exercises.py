@@ -1,5 +1,4 @@
-"""The exercises: solved by the reference solution, failed by the empty file and by likely mistakes, and told
-in words either way.
+"""The exercises: the reference solution passes; the empty file and likely mistakes get an explanation.
 """
 import importlib
 import re
@@ -71,8 +70,8 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("number, right, wrong, told", MISTAKES)
-def test_a_likely_mistake_is_found_and_told(check, number, right, wrong, told, tmp_path):
+@pytest.mark.parametrize("number, right, wrong, message", MISTAKES)
+def test_a_likely_mistake_is_found_and_explained(check, number, right, wrong, message, tmp_path):
     solution = check.files(solutions=True)[number]
     source = solution.read_text(encoding="utf-8")
     assert right in source
@@ -82,22 +81,22 @@ def test_a_likely_mistake_is_found_and_told(check, number, right, wrong, told, t
         try:
             check.check(number, path, seed)
         except check.Wrong as problem:
-            assert re.search(told, str(problem)), problem
+            assert re.search(message, str(problem)), problem
             return
     pytest.fail(f"exercise {number}: {wrong!r} in the place of {right!r} passes the check")
 
 
 @pytest.mark.parametrize(
-    "body, told",
+    "body, message",
     [("def bleu4(candidate, reference):\n    return candidate / 2\n",
       "bleu4\\(.*stopped with TypeError: .*\\(line 2 of mine.py\\)"),
      ("def bleu4(candidate, reference)\n", "Python cannot read mine.py: SyntaxError: .*line 1"),
      ("def other():\n    return 1\n", "no function bleu4 any more"),
      ("def bleu4(candidate, reference):\n    return 'high'\n", "is 'high', expected 0.402942"), ])
-def test_whatever_a_student_writes_is_answered_in_words(check, body, told, tmp_path):
+def test_whatever_a_student_writes_is_answered_in_words(check, body, message, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(body, encoding="utf-8")
-    with pytest.raises(check.Wrong, match=told):
+    with pytest.raises(check.Wrong, match=message):
         check.check(3, path, 0)
 
 

@@ -45,7 +45,7 @@ class Raw:
     where: str  # file:line or "file: item N", for messages
     question: str
     options: dict[str, str]  # letter -> text
-    answer: list[str]  # letters; what is no letter stays as it was, and the checks drop the item
+    answer: list[str]  # letters; anything else stays as it was, and the checks drop the item
     id: str = ""  # empty: made from source, question and options
     rationale: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -216,13 +216,13 @@ def marked_options(text: str) -> tuple[str, list[tuple[str, str]]]:
     (('Vitamin (C) is?', [('A', 'x'), ('B', 'y')]), ('Why?', [('A', 'x'), ('B', 'y')]))
     """
     for pattern in (OPTION_LINE, OPTION_INLINE):
-        marks = list(pattern.finditer(text))
-        letters = [(mark[1] or mark[2]).upper() for mark in marks]
-        if len(marks) > 1 and "A" in letters:  # marks before the last "A" are not theirs
+        matches = list(pattern.finditer(text))
+        letters = [(match[1] or match[2]).upper() for match in matches]
+        if len(matches) > 1 and "A" in letters:  # letters before the last "A" belong to the question
             start = len(letters) - 1 - letters[::-1].index("A")
-            ends = [mark.start() for mark in marks[start + 1:]] + [len(text)]
-            texts = [text[mark.end():end].strip() for mark, end in zip(marks[start:], ends)]
-            return text[:marks[start].start()].rstrip(), list(zip(letters[start:], texts))
+            ends = [match.start() for match in matches[start + 1:]] + [len(text)]
+            texts = [text[match.end():end].strip() for match, end in zip(matches[start:], ends)]
+            return text[:matches[start].start()].rstrip(), list(zip(letters[start:], texts))
     return text, []
 
 

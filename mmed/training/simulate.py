@@ -106,7 +106,7 @@ def simulate(config: TrainConfig, build: Callable[[], Transformer],
     if config.simulate_ranks < 2:
         raise UsageError(f"--simulate_ranks={config.simulate_ranks}: expected at least 2")
     sizes = memory_estimate.full_rows(config, config.simulate_ranks)
-    marks: list[Counter] = []  # traffic before each micro-batch
+    before: list[Counter] = []  # traffic before each micro-batch
     with fake_ranks(config.simulate_ranks, config.shard_size):
         model = build().to_empty(device="cpu").train()
         adamw = optimizer.make_optimizer(model, config)
@@ -115,7 +115,7 @@ def simulate(config: TrainConfig, build: Callable[[], Transformer],
         try:
             with watch, watch.fsdp_noted():
                 loss = forward_backward(model, batch, 1.0, contextlib.nullcontext,
-                                        check_stop=lambda: marks.append(watch.traffic.copy()))
+                                        check_stop=lambda: before.append(watch.traffic.copy()))
                 memory = dict(watch.peak)
                 optimizer.update(model, adamw, config.max_grad_norm, loss.double())
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -126,7 +126,7 @@ def simulate(config: TrainConfig, build: Callable[[], Transformer],
             raise UserError(f"the host waits for the device at {where}") from error
         states = [x for state in adamw.state.values() for x in state.values()]
         memory["optimizer state"] = sum(distributed.local(x).nbytes for x in states)
-    for kind, size in marks[-1].items():  # of the first of two
+    for kind, size in before[-1].items():  # of the first of two
         watch.traffic[kind] += size * (sizes.micro_batches - 2)
     return memory, watch.traffic
 

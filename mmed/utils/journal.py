@@ -124,8 +124,8 @@ def read_sealed(line: bytes) -> dict:
 def facts_that_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What changed between two sets of facts, in words; "" if nothing did.
 
-    >>> facts_that_differ({"slots": 8, "style": "clean"}, {"slots": 16, "style": "clean"})
-    'slots = 8 (now 16)'
+    >>> facts_that_differ({"shots": 8, "style": "clean"}, {"shots": 16, "style": "clean"})
+    'shots = 8 (now 16)'
     """
     def shown(value: Any) -> Any:
         return value[:12] + "…" if isinstance(value, str) and len(value) == 64 else value

@@ -58,7 +58,7 @@ def test_the_bytes_do_not_depend_on_workers_tasks_or_a_kill(corpus, monkeypatch)
                            for name in ("one", "two", "tasks"))
         assert documents_of(one) == documents_of(two) == documents_of(tasks)
         assert list(one.hashes.values()) == list(two.hashes.values()) == list(tasks.hashes.values())
-    for name in ("one", "two", "tasks"):  # nothing else stays: no marks, no half files
+    for name in ("one", "two", "tasks"):  # nothing else stays: no locks, no half files
         assert [path.suffix for path in (folder / f"{name}.parts").iterdir()] == [".bin"] * 6
 
 

@@ -17,7 +17,7 @@ def test_every_step_needs_earlier_steps_and_every_command_is_understood():
     assert len(set(names)) == len(names)
     while waiting:
         ready = [step for step in waiting if set(step.needs) <= done]
-        assert ready, f"these wait for ever: {[step.name for step in waiting]}"
+        assert ready, f"these never start: {[step.name for step in waiting]}"
         done |= {step.name for step in ready}
         waiting = [step for step in waiting if step.name not in done]
     for step in demo.steps("demo", 0):

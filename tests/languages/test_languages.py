@@ -37,9 +37,9 @@ def test_a_new_file_is_all_that_a_new_language_takes(tmp_path):
     (package / "languages" / "xx.py").write_text(source.replace(
         '"en", name="English", native_name="English"', '"xx", name="Testish", native_name="Test"'), "utf-8")
     code = "from mmed.languages import *; print(get_language('testish').code, all_languages()[-1].code)"
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+    printed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env={"PYTHONPATH": str(tmp_path)}, check=True).stdout
-    assert told.split() == ["xx", "xx"]
+    assert printed.split() == ["xx", "xx"]
 
 
 @every_language

@@ -42,7 +42,7 @@ from mmed.checkpoints import adapters, pretrained, training_state
 from mmed.checkpoints.async_save import AsyncCheckpointer
 from mmed.config import SHAPES, VOCABULARIES, TrainConfig, parse_command_line
 from mmed.data import ExamRows, PretrainRows
-from mmed.lora import apply_lora, init_lora
+from mmed.lora import adapted_layers, apply_lora, init_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.training import distributed, loader, memory_estimate, optimizer, run_folder, simulate, validation
@@ -250,6 +250,10 @@ def print_start(facts: dict, rows: PretrainRows | ExamRows, count: int, model: T
     print(f"{facts['recipe']}: {total:.2f} M parameters, {trained:.2f} M trained; {count:,} {unit} of up to "
           f"{rows.T} tokens; steps {first}..{facts['steps']} on {facts['world_size']} x {facts['device']}",
           file=sys.stderr)
+    if layers := adapted_layers(model):
+        config = facts["config"]
+        print(f"LoRA: {len(layers)} layers, rank {config['lora_rank']}, alpha {config['lora_alpha']:g}",
+              file=sys.stderr)
     for warning in rows.warnings() if isinstance(rows, ExamRows) else ():
         print(f"warning: {warning}", file=sys.stderr)
 

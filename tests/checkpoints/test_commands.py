@@ -159,7 +159,8 @@ def family_config(family: str, vocab_size: int):
         return read_config(keys | {"n_layer": 2, "n_head": 4, "seq_length": 512})
     keys |= {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "max_position_embeddings": 512}
-    keys |= {} if family.startswith("internlm") else {"head_dim": 8}
+    keys |= {} if family.startswith("internlm") or family in ("olmo2", "apertus") else {"head_dim": 8}
+    keys |= {"rope_theta": 1e4} if family == "apertus" else {}
     slides = family in ("mistral", "gemma2", "gemma3_text")
     return read_config(keys | ({"sliding_window": 40} if slides else {}))
 

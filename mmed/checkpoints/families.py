@@ -141,6 +141,8 @@ def write_rope(config: ModelConfig) -> dict:
     if scaling and scaling["rope_type"] in ("linear", "dynamic"):
         # what transformers 4 and InternLM 2's code read
         scaling = {"type": scaling["rope_type"], "factor": scaling["factor"]}
+    if scaling is None and config.family == "apertus":  # without it, transformers takes llama3's
+        scaling = {"rope_type": "default"}
     return {"rope_theta": config.rope_theta, "rope_scaling": scaling}
 
 

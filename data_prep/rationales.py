@@ -401,11 +401,11 @@ def add_run(commands: Any, name: str, what: str) -> None:
     add("--calls", metavar="FILE.jsonl", help="stored calls, not to be made again (OUT.calls.jsonl)")
     add("--replace", action="store_true", help=f"ask for every item, also where there is a {task.key}")
     add("--limit", type=int, default=0, metavar="N", help="ask about the first N items of each language")
-    add("--max_new_tokens", "--max-new-tokens", type=int, default=0, metavar="N",
+    add("--max_new_tokens", type=int, default=0, metavar="N",
         help=f"of a reply (default {task.max_new_tokens})")
     add("--estimate", action="store_true", help="count calls, tokens and cost; send nothing, need no key")
-    add("--price_in", "--price-in", type=float, metavar="USD", help="for a million tokens of prompts")
-    add("--price_out", "--price-out", type=float, metavar="USD", help="for a million tokens of replies")
+    add("--price_in", type=float, metavar="USD", help="for a million tokens of prompts")
+    add("--price_out", type=float, metavar="USD", help="for a million tokens of replies")
     add("--tokenizer", metavar="FOLDER", help="counts the prompts' tokens (default: by letters)")
     parser.set_defaults(samples=0)
     if name == "generate":

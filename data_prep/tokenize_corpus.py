@@ -27,10 +27,10 @@ from typing import Any
 from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.pipeline import shards
 from data_prep.pipeline.corpus_card import count_table
-from mmed.data import StreamWriter, write_manifest
+from mmed.data import StreamWriter, TokenStream, write_manifest
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UserError, main_guard
-from mmed.utils.files import read_json, write_json
+from mmed.utils.files import write_json
 
 HELD_OUT = "-held-out"
 
@@ -80,6 +80,16 @@ def list_parts(records: list[dict[str, Any]], out: str, folder: Path, **extra: A
     return meta
 
 
+def finished_stream(out: str, inputs: str) -> dict[str, Any] | None:
+    """The .json of the stream `out` if it was made of these inputs and all its files are there."""
+    try:
+        stream = TokenStream(out)
+    except UserError:
+        return None
+    complete = stream.meta.get("inputs") == inputs and all(file.is_file() for file in stream.hashes)
+    return stream.meta if complete else None
+
+
 def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: str | Path, *,
                     held_out: float = 0.0, workers: int = 1, bos: str = "auto",
                     share: shards.Share | None = None, **reading: Any) -> dict[str, Any]:
@@ -95,8 +105,9 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     options = {**reading, "tokenizer": str(tokenizer), "held_out": held_out, "bos": bos,
                "fingerprint": loaded.fingerprint}
     whole = hashlib.sha256("".join(shards.fingerprint(path, options) for path in paths).encode()).hexdigest()
-    if Path(f"{out}.json").is_file() and read_json(f"{out}.json").get("inputs") == whole:
-        return read_json(f"{out}.json")
+    done = finished_stream(str(out), whole)
+    if done and (not held_out or finished_stream(f"{out}{HELD_OUT}", whole)):
+        return done
     with shards.one_run(folder, share):
         jobs = [(path, name, folder, options) for path, name in zip(paths, shards.shard_names(paths))]
         records = shards.run_jobs(tokenize_part, jobs, workers, "tokenize", paths, share)
@@ -115,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     shards.add_shard_arguments(parser, out="name of the stream: NAME.json, NAME.idx and NAME.parts/")
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder or file")
     parser.add_argument("--language", default="", help="language of documents that name none")
-    parser.add_argument("--held_out", "--held-out", type=float, default=0.0, metavar="SHARE",
+    parser.add_argument("--held_out", type=float, default=0.0, metavar="SHARE",
                         help="share of the documents that goes to NAME-held-out instead")
     parser.add_argument("--bos", choices=("auto", "yes", "no"), default="auto",
                         help="begin documents with BOS; auto: as the tokenizer's files say")

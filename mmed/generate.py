@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmed.checkpoints.adapters import load_adapter
-from mmed.checkpoints.pretrained import load_config, load_pretrained, load_weights
+from mmed.checkpoints.pretrained import has_tokenizer, load_config, load_pretrained, load_weights
 from mmed.inference import engine, option_scores
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.sampling import Decoding, Sequence, check_finite
@@ -157,6 +157,8 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
     if adapter:
         load_adapter(model, adapter)
         merge_lora(model)
+        if has_tokenizer(adapter):  # it may have tokens that the base lacks
+            tokenizer = load_tokenizer(adapter, bos)
     model.int8 = int8
     return model.eval(), tokenizer
 

@@ -11,9 +11,11 @@ import pytest
 from warm_start import run as warm_run
 
 from mmed import generate as generation
-from mmed.checkpoints.pretrained import save_pretrained
+from mmed.checkpoints.adapters import save_adapter
+from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
 from mmed.generate import generate, load_model, main, printable, score_many
 from mmed.inference.work_sharing import run_rounds
+from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import train_sentencepiece
@@ -36,6 +38,16 @@ def model_folder(tmp_path_factory):
         max_position_embeddings=1000))
     save_pretrained(model.init_weights(13), tokenizer, root / "model")
     return root / "model"
+
+
+def test_an_adapter_that_brings_a_tokenizer_is_read_with_it(model_folder, tmp_path):
+    model, own = load_pretrained(model_folder)
+    apply_lora(model, rank=2)
+    save_adapter(model, tmp_path / "adapter")
+    assert load_model(str(model_folder), str(tmp_path / "adapter"))[1].fingerprint == own.fingerprint
+    other = train_sentencepiece(["rain and stone, river and plum"] * 20, tmp_path / "adapter", 300)
+    found = load_model(str(model_folder), str(tmp_path / "adapter"))[1]
+    assert found.fingerprint == other.fingerprint != own.fingerprint
 
 
 def write_prompts(path: Path, count: int) -> list[str]:

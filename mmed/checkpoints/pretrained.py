@@ -4,8 +4,9 @@
     save_pretrained(model)   ->  the same, in the layout of the model's family: opens in transformers, PEFT
                              and vLLM
 
-Nothing in a folder is executed. A tensor that is missing, unexpected or of another shape is an error, before
-memory is taken. A folder gets its final name only once it is complete.
+Nothing in a folder is executed; a chat template is rendered in a sandbox. A tensor that is missing,
+unexpected or of another shape is an error, before memory is taken. A folder gets its final name only once it
+is complete.
 """
 from __future__ import annotations
 

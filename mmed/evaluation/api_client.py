@@ -77,13 +77,13 @@ def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> 
     add = parser.add_argument_group("a model behind an OpenAI-compatible API (needs mmed[api]); only with "
                                     "--api is the network used").add_argument
     add("--api", metavar="MODEL_NAME", required=required, help="the server's name of the model")
-    add("--base_url", "--base-url", metavar="URL",
+    add("--base_url", metavar="URL",
         help=f"of the server, usually ending in /v1 (default {OPENAI_URL})")
-    add("--api_key_env", "--api-key-env", metavar="NAME",
+    add("--api_key_env", metavar="NAME",
         help="environment variable with the key (default OPENAI_API_KEY; none for another --base_url)")
     add("--completions", action="store_true", help="plain completions, for base models (default: chat)")
     add("--concurrency", type=int, default=4, metavar="N", help="calls at a time (default 4)")
-    add("--server_option", "--server-option", action="append", default=[], metavar="NAME=VALUE",
+    add("--server_option", action="append", default=[], metavar="NAME=VALUE",
         help="sent with each call, VALUE as JSON; NAME=none leaves out a default (temperature=0, seed)")
     add("--retries", type=int, default=8, metavar="N", help="repeats of a failed call (default 8)")
     add("--timeout", type=float, default=600.0, metavar="SECONDS", help="response timeout (default 600)")
@@ -366,6 +366,7 @@ def ask(
         places.setdefault(request_key(server, body), []).append(place)
     todo = [key for key in places if key not in store.replies]
     replies: dict[int, dict] = {}
+    failed = threading.Event()  # no call begins after a fatal error
 
     def keep(key: str, reply: dict) -> None:
         for place in places[key]:
@@ -374,9 +375,12 @@ def ask(
 
     def answer(key: str) -> tuple[str, dict]:
         place = places[key][0]
+        if failed.is_set():
+            raise UserError("not asked")
         try:
             return key, caller.answer(key, requests[place])
         except UserError as error:
+            failed.set()
             raise UserError(f"{labels[place]}: {error}" if labels else error) from None
 
     for key in places.keys() - set(todo):

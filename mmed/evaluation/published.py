@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LANGUAGES = ("English", "Chinese", "Japanese", "French", "Russian", "Spanish")  # MMedLM: the paper's columns
-# Words whose BLEU and ROUGE may share a column with the paper's (`--words`): other splitters give other
-# scores.
-PUBLISHED_WORDS = "official"
 # The columns of the English benchmarks, as `data_prep.mmedbench` names the sources
 ENGLISH_SOURCES = (
     "medqa", "medmcqa", "pubmedqa", "mmlu clinical_knowledge", "mmlu medical_genetics", "mmlu anatomy",

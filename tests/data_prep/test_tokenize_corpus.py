@@ -1,6 +1,7 @@
 """Documents to one stream: the ids are the tokenizer's, on any number of workers and tasks, after a kill."""
 import itertools
 import random
+import shutil
 
 import pytest
 from corpus_files import write
@@ -78,6 +79,24 @@ def test_a_part_that_is_missing_or_changed_is_named(corpus):
     part.unlink()
     with pytest.raises(UserError, match=r"part1.*No such file"):
         stream.verify()
+
+
+@pytest.mark.parametrize("lost", ["s.idx", "s.parts", f"s{HELD_OUT}.json", f"s{HELD_OUT}.idx"])
+def test_a_stream_that_lost_a_file_is_made_again(corpus, lost):
+    folder, _, _ = corpus
+    arguments = [folder / "raw"], folder / "tokenizer", folder / "s"
+    tokenize_corpus(*arguments, held_out=0.3)
+    before = [documents_of(TokenStream(folder / name)) for name in ("s", f"s{HELD_OUT}")]
+    shutil.rmtree(folder / lost) if (folder / lost).is_dir() else (folder / lost).unlink()
+    tokenize_corpus(*arguments, held_out=0.3)
+    assert [documents_of(TokenStream(folder / name)) for name in ("s", f"s{HELD_OUT}")] == before
+
+
+def test_a_held_out_stream_of_an_earlier_split_does_not_stay(corpus):
+    folder, _, _ = corpus
+    for held_out in (0.3, 0.0):
+        tokenize_corpus([folder / "raw"], folder / "tokenizer", folder / "s", held_out=held_out)
+    assert not list(folder.glob(f"s{HELD_OUT}*"))
 
 
 def test_held_out_documents_are_in_the_other_stream_and_copies_stay_on_one_side(corpus):

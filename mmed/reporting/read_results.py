@@ -116,7 +116,7 @@ def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[
 def differences(first: Result, other: Result) -> list[dict[str, Any]]:
     """`other` minus `first` by language and over all: gap with interval, and p, which tests exactly this gap.
 
-    McNemar's exact test for a language and for all questions, bootstrap for the macro average.
+    McNemar's exact test for a language and for all questions, sign flips for the macro average.
     """
     languages = list(first.summary["languages"])
     found = []
@@ -125,7 +125,7 @@ def differences(first: Result, other: Result) -> list[dict[str, Any]]:
         a, b = ([result.hits[key] for key in keys] for result in (other, first))
         macro = group == "Macro average"
         gap = metrics.paired_bootstrap(a, b, seed=0, groups=[key[0] for key in keys] if macro else None)
-        p, test = (gap.p, "bootstrap") if macro else (metrics.mcnemar(a, b), "McNemar")
+        p, test = (gap.p, "sign flips") if macro else (metrics.mcnemar(a, b), "McNemar")
         found.append({"group": group, "n": len(keys), "gap": gap, "p": p, "test": test})
     return found
 

@@ -165,7 +165,7 @@ def test_each_p_value_tests_the_difference_beside_it(tmp_path, rng):
         assert line["gap"].difference == pytest.approx((sum(a) - sum(b)) / len(a))
         if group == "Macro average":
             gap = metrics.paired_bootstrap(a, b, 0, [language for language, _ in chosen])
-            assert (line["test"], line["p"], line["gap"]) == ("bootstrap", gap.p, gap)
+            assert (line["test"], line["p"], line["gap"]) == ("sign flips", gap.p, gap)
         else:
             assert (line["test"], line["p"]) == ("McNemar", metrics.mcnemar(a, b))
 

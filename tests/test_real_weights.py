@@ -182,4 +182,4 @@ def test_adapter_made_by_peft_opens_here(folder, theirs, tmp_path):
     # merged on both sides: PEFT's own merge moves logits of up to 56 by 0.015
     expected = with_peft.merge_and_unload()(prompt, use_cache=False).logits
     ours, _ = load_model(str(folder), str(tmp_path / "adapter"), dtype="float32", device="cpu")
-    assert torch.allclose(ours(prompt), expected, atol=1e-2)
+    assert torch.allclose(ours(prompt), expected, atol=5e-3)

@@ -161,7 +161,8 @@ def _lenient(body: str, options: Mapping[str, str], lexicon: Lexicon) -> tuple[s
 # ---- normalised text and the kinds of its words ------------------------------------------------------------
 
 _INVISIBLE = re.compile("[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u20d0-\u20ff"
-                        "\ufe00-\ufe0f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\x00-\x08\x7f]")
+                        "\ufe00-\ufe0f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+                        "\x00-\x08\x7f]")
 _ONE_SPELLING = SAME_LETTER | str.maketrans("’‘‐‑،、؛؟。।॥۔】", "''--,,;?....:")
 _ONE_SPELLING |= {first + at: chr(65 + at) for first in (0x1F150, 0x1F170) for at in range(26)}  # 🅐, 🅰
 _CJK = "\u3040-\u30ff\u3400-\u9fff々"

@@ -238,9 +238,10 @@ def parse_entry(text: str) -> tuple[str, Path]:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    known = "; ".join(f"{name} ({source.about})" for name, source in SOURCES.items())
-    parser = Parser(prog="python -m data_prep.mmedbench", epilog=f"sources: {known}",
-                    description="Exam files as published -> MMedBench's layout.")
+    known = "\n".join(f"  {name:14}{source.about}" for name, source in SOURCES.items())
+    parser = Parser(prog="python -m data_prep.mmedbench",
+                    example="python -m data_prep.mmedbench --source medqa=MedQA --out exam",
+                    description=f"Exam files as published -> MMedBench's layout.\n\nsources:\n{known}")
     add = parser.add_argument
     add("--source", action="append", required=True, metavar="NAME=PATH",
         help="a source and its folder or file; may be repeated")

@@ -27,7 +27,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", type=Path, help="model folder (default: Gemma 3 270M from the extra `real`)")
     add("--out", type=Path, default=Path("runs/real"), help="folder for everything (default: runs/real)")
     add("--profile", choices=tuple(PROFILES), default="hour",
-        help="hour: two CPU cores, about 60 minutes; night: about 8 hours; gpu: all the text")
+        help="hour, night: sized for two CPU cores and that long (not timed yet); gpu: more of the text")
     add("--split", choices=("Dev", "Test"), default="Test", help="Dev: items for choosing settings")
     add("--list", action="store_true", help="print the commands and do nothing")
     return parser.parse_args(arguments)

@@ -33,7 +33,7 @@ from mmed.utils.files import atomic_write
 FORMAT_VERSION = 2  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
-KINDS, PACKED = (*JSON_LINES, ".json", ".txt", ".parquet"), ("", ".gz", ".bz2", ".xz", ".zst", ".zstd")
+KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), ("", ".gz", ".bz2", ".xz", ".zst", ".zstd")
 SUFFIXES = tuple(kind + packed for kind in KINDS for packed in PACKED)
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
@@ -158,53 +158,46 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
 
     `language` and `licence` (stored in meta) fill in where a record has none. `source` wins; a record's own,
     different source (CulturaX: "mC4") is kept in meta. Records that cannot be used are counted in `funnel`
-    (without one, a summary goes to stderr) or, with `strict`, raise UserError.
+    (without one, they are named on stderr) or, with `strict`, raise UserError.
     """
-    path, counts = Path(path), funnel or Funnel()
-
     def bad(reason: str, number: int, size: int) -> None:
         where = f"{path}:{number}" if number else str(path)
         if strict:
             raise UserError(f"{where}: {reason}; fix the file, or omit --strict to drop and count such "
                             "records")
-        counts.drop(reason, size, where)
+        if funnel is None:
+            print(printable(f"{where}: dropped: {reason}"), file=sys.stderr)
+        else:
+            funnel.drop(reason, size, where)
 
-    fields = (text_field,) if text_field else TEXT_FIELDS
+    path, fields = Path(path), (text_field,) if text_field else TEXT_FIELDS
     name, kind = _split_name(path.name)
-    found = without_text = 0
+    found, other_keys = 0, []
     for number, record in read_records(path, kind, bad, paragraphs):
-        if not any(_has(record, key) for key in fields):
-            without_text, keys = without_text + 1, list(record)
+        try:
+            text = _take_text(record, fields)
+        except KeyError:
+            other_keys = list(record)
             bad(NO_TEXT, number, 0)
             continue
         found += 1
-        text = next(_take(record, key) for key in fields if _has(record, key))
         try:
-            document = _document(text, record, f"{name}:{number}", language, source, licence)
+            yield _document(text, record, f"{name}:{number}", language, source, licence)
         except BadRecord as error:
             bad(str(error), number, len(text) if isinstance(text, str) else 0)
-        else:
-            del text, record  # a long text is in memory once
-            yield document
-            del document
-    if without_text and not found:
+    if other_keys and not found:
         raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
-                        f"{', '.join(keys)}; name the one with the text by --text_field")
-    if funnel is None:
-        for reason, entry in counts.dropped.items():
-            line = f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})"
-            print(printable(line), file=sys.stderr)
+                        f"{', '.join(other_keys)}; name the one with the text by --text_field")
 
 
-def _has(record: Any, key: str) -> bool:
-    outer, dot, inner = key.partition(".")
-    return isinstance(record, dict) and (key in record or (bool(dot) and _has(record.get(outer), inner)))
-
-
-def _take(record: dict[str, Any], key: str) -> Any:
-    """Remove and return a field, also a nested one."""
-    outer, _, inner = key.partition(".")
-    return record.pop(key) if key in record else _take(record[outer], inner)
+def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
+    """Remove and return the first of these fields that the record has; KeyError if it has none."""
+    for key in fields:
+        outer, _, inner = key.partition(".")
+        for holder, name in ((record, key), (record.get(outer), inner)):
+            if isinstance(holder, dict) and name in holder:
+                return holder.pop(name)
+    raise KeyError
 
 
 def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,

@@ -6,10 +6,10 @@ Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads; OUT/fetch.json
     python -m data_prep.fetch_site www.example.org https://health.example.com/fr/ --out crawl \
         --contact me@example.org
 
-Scrapy (extra crawl) obeys robots.txt, sends one request at a time to a host, waits `--delay` seconds or the
-host's Crawl-delay in between, slows down for slow hosts and on Retry-After, and repeats failed requests.
-`nofollow` and `noindex` are obeyed. Only the given hosts and their subdomains are asked. To continue a
-stopped or killed crawl, run the same command again; data_prep/sources/site_spider.py says how it resumes.
+Scrapy (extra crawl) obeys robots.txt, sends one request at a time to a host, waits `--delay` seconds, the
+host's Crawl-delay or its Retry-After in between, and repeats failed requests. `nofollow` and `noindex` are
+obeyed. Only the given hosts and their subdomains are asked. To continue a stopped or killed crawl, run the
+same command again; data_prep/sources/site_spider.py says how it resumes.
 """
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_prep.pipeline.shards import one_run
+from data_prep.sources.saved_pages import MAX_PAGE_BYTES
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, Parser, UsageError, main_guard, require_extra
 from mmed.utils.files import write_json
 
@@ -35,14 +36,9 @@ def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
         "CONCURRENT_REQUESTS_PER_DOMAIN": 1,
         "DOWNLOAD_DELAY": given.delay,
         "DOWNLOAD_DELAY_JITTER": 0,
-        "AUTOTHROTTLE_ENABLED": True,
-        "AUTOTHROTTLE_START_DELAY": given.delay,
-        "RETRY_TIMES": 4,
-        "REDIRECT_MAX_TIMES": 5,
-        "METAREFRESH_ENABLED": False,
         "COOKIES_ENABLED": False,
         "DOWNLOAD_TIMEOUT": 30,
-        "DOWNLOAD_MAXSIZE": int(given.max_page_mib * (1 << 20)),
+        "DOWNLOAD_MAXSIZE": MAX_PAGE_BYTES,
         "DOWNLOAD_VERIFY_CERTIFICATES": True,
         "DEPTH_PRIORITY": 1,  # with the queue below: breadth first
         "SCHEDULER_MEMORY_QUEUE": "scrapy.squeues.FifoMemoryQueue",
@@ -91,7 +87,6 @@ def main(arguments: list[str] | None = None) -> int:
     add("--max_pages", type=int, default=10_000,
         help="pages to save per host, over all starts (default: %(default)s)")
     add("--under", action="store_true", help="only pages whose address begins with one of those given")
-    add("--max_page_mib", type=float, default=10, help="largest response (default: %(default)s)")
     given = parser.parse_args(arguments)
     if "@" not in given.contact or not given.contact.isprintable():
         raise UsageError(f"--contact {given.contact}: must be a mail address, for the sites' owners")

@@ -24,6 +24,20 @@ class Line(NamedTuple):
     size: float  # height of its type
 
 
+class Page(NamedTuple):
+    lines: list[Line]
+    drawn: bool = False  # holds pictures or drawings
+
+    @property
+    def text(self) -> str:
+        return "".join(line.text for line in self.lines)
+
+    @property
+    def letters(self) -> int:
+        """How many letters and digits its text has."""
+        return sum(map(str.isalnum, self.text))
+
+
 # ---- characters ----
 
 REPLACED = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xF0B7: "•", 0xF0A7: "•",

@@ -73,9 +73,10 @@ def test_a_text_book_gives_its_paragraphs_without_running_heads(tmp_path):
                              "parts": 1}
 
 
-def test_a_long_book_loses_front_and_back_matter_and_is_split_into_parts(tmp_path):
+def test_a_long_book_loses_front_and_back_matter_and_is_split_into_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(books, "PART", 20_000)
     write_pdf(tmp_path / "long.pdf", 110)
-    documents, _ = run(tmp_path / "out", tmp_path / "long.pdf", "--part_characters", 20_000)
+    documents, _ = run(tmp_path / "out", tmp_path / "long.pdf")
     text = "\n".join(document.text for document in documents)
     inner = range(2 * 5, 2 * 105)  # 0.018 * 110 + 3 < page < 105
     assert text.split("\n") == [paragraph(number) for number in inner]
@@ -129,7 +130,7 @@ def test_a_folder_of_page_files_of_another_ocr_engine_is_a_book(tmp_path):
     assert document.text.split() == expected.split() and document.meta["file"] == "Cardiology"
 
 
-def test_damaged_books_are_dropped_with_the_reason(tmp_path, capfd):
+def test_damaged_books_are_dropped_with_the_reason(tmp_path):
     write_pdf(tmp_path / "good.pdf", 2)
     (tmp_path / "truncated.pdf").write_bytes((tmp_path / "good.pdf").read_bytes()[:200])
     (tmp_path / "noise.pdf").write_bytes(b"%PDF-1.7\n" + os.urandom(3000))
@@ -140,7 +141,6 @@ def test_damaged_books_are_dropped_with_the_reason(tmp_path, capfd):
     (tmp_path / "locked.pdf").write_bytes(bytes(locked.output()))
     documents, dropped = run(tmp_path / "out", tmp_path, "--no_ocr")
     assert len(documents) == 1 and dropped == {"not a PDF, or damaged": 2, "encrypted": 1, "no text": 1}
-    assert "truncated.pdf: dropped: not a PDF, or damaged" in capfd.readouterr().err
     with gzip.open(tmp_path / "out" / "dropped" / "locked.pdf.jsonl.gz", "rt") as file:
         assert json.loads(file.readline())["reason"] == "encrypted"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.documents import read_documents
+from data_prep.sources import saved_pages
 from data_prep.sources.worker import Unreadable, Worker
 from data_prep.web_pages import extract, main
 from mmed.utils.errors import UserError
@@ -54,7 +55,7 @@ def site_page(code: str = "en", paragraph: str = "") -> bytes:
 
 def run(out: Path, *arguments: object) -> tuple[list, dict[str, int]]:
     """(documents kept, number dropped by reason)"""
-    main([*map(str, arguments), "--language", "en", "--out", str(out), "--max_page_mib", "0.1"])
+    main([*map(str, arguments), "--language", "en", "--out", str(out)])
     kept = [document for path in sorted((out / "kept").glob("*.gz")) for document in read_documents(path)]
     dropped = json.loads((out / "funnel.json").read_text())["dropped"]
     return kept, {reason: entry["documents"] for reason, entry in dropped.items()}
@@ -96,7 +97,9 @@ def test_pages_in_a_folder_a_zip_and_a_warc_give_the_same_texts(tmp_path):
             (tmp_path / "site" / "sub" / name).write_bytes(body)
             archive.writestr(f"../sub/{name}", body)  # harmless: nothing is unpacked to disk
     for warc in (tmp_path / "site.warc.gz", tmp_path / "site.warc"):
-        write_warc(warc, *((f"http://x.example/{name}", body, HTML) for name, body in pages.items()),
+        packed = {"Content-Encoding": "gzip", **HTML}
+        write_warc(warc, *((f"http://x.example/{name}", gzip.compress(body), packed)
+                           for name, body in pages.items()),
                    ("http://x.example/logo.png", b"\x89PNG", {"Content-Type": "image/png"}))
         write_warc(warc, ("http://x.example/no", pages["page0.html"], HTML), status="404 no")
 
@@ -113,16 +116,8 @@ def test_pages_in_a_folder_a_zip_and_a_warc_give_the_same_texts(tmp_path):
     assert not list(tmp_path.parent.glob("sub"))
 
 
-def test_packed_and_chunked_responses_are_decoded(tmp_path):
-    packed = gzip.compress(site_page())
-    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(packed), packed)
-    headers = {**HTML, "Content-Encoding": "gzip", "Transfer-Encoding": "chunked"}
-    write_warc(tmp_path / "a.warc.gz", ("http://x.example/", chunked, headers))
-    document, = run(tmp_path / "out", tmp_path / "a.warc.gz")[0]
-    assert SITES["en"][2] in document.text
-
-
-def test_bad_pages_are_dropped_with_the_reason(tmp_path):
+def test_bad_pages_are_dropped_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_pages, "MAX_PAGE_BYTES", 100_000)
     (tmp_path / "site").mkdir()
     bodies = {"a.html": site_page(), "b.html": b" \n", "c.html": b"<html><body></body></html>",
               "d.html": site_page("en", "x" * 200_000)}
@@ -130,7 +125,7 @@ def test_bad_pages_are_dropped_with_the_reason(tmp_path):
         (tmp_path / "site" / name).write_bytes(body)
     kept, dropped = run(tmp_path / "out", tmp_path / "site")
     assert len(kept) == 1 and dropped == {"empty page": 1, "no main text": 1, "page too large": 1}
-    with pytest.raises(UserError, match=r"page 2 \(b.html\): empty page; leave out --strict"):
+    with pytest.raises(UserError, match=r"site-00000:2 \(b.html\): empty page; leave out --strict"):
         run(tmp_path / "strict", tmp_path / "site", "--strict")
 
 
@@ -173,7 +168,7 @@ def test_a_worker_outlives_calls_that_hang_crash_or_fail():
         assert worker.call(abs, -3) == 3
         with pytest.raises(Unreadable, match="crashed"):
             worker.call(os._exit, 3)
-        with pytest.raises(RuntimeError, match="ValueError"):
+        with pytest.raises(ValueError, match="invalid literal"):
             worker.call(int, "x")
         assert worker.call(abs, -4) == 4  # a new child
         with pytest.raises(Unreadable, match="too much memory"):

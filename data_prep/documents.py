@@ -27,7 +27,7 @@ from typing import Any
 
 from data_prep.filters.language_codes import language_code
 from data_prep.record_files import JSON_LINES, BadRecord, read_records
-from mmed.utils.errors import UserError, printable, require_extra
+from mmed.utils.errors import UserError, printable
 from mmed.utils.files import atomic_write
 
 FORMAT_VERSION = 2  # raise it when the same input gives other output: finished shards are then redone
@@ -134,7 +134,7 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(_split_name(name)[0])
-            if name.endswith(suffixes) or wiki:
+            if name.lower().endswith(suffixes) or wiki:
                 yield Path(root, name)
 
 
@@ -143,7 +143,7 @@ def _split_name(name: str) -> tuple[str, str]:
     for packed in PACKED[1:]:
         name = name.removesuffix(packed)
     kind = Path(name).suffix
-    return (name.removesuffix(kind), kind) if kind in KINDS else (name, kind)
+    return (name.removesuffix(kind), kind.lower()) if kind.lower() in KINDS else (name, kind)
 
 
 def shard_name(path: Path) -> str:
@@ -226,19 +226,14 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
 
 
 class LineWriter(contextlib.ExitStack):
-    """JSON lines into a .jsonl, .jsonl.gz or .jsonl.zst file that gets its name only when it is complete."""
+    """JSON lines into a .jsonl.gz file that gets its name only when it is complete."""
 
     def __init__(self, path: Path):
         super().__init__()
-        self._file = self.enter_context(atomic_write(path, "wb"))
-        packer: Any = None
-        if path.name.endswith(".gz"):  # no time stamp and no name inside: equal documents give equal bytes
-            packer = gzip.GzipFile(filename="", fileobj=self._file, mode="wb", mtime=0, compresslevel=4)
-        elif path.name.endswith(".zst"):
-            compressor = require_extra("zstandard", "zstd").ZstdCompressor()
-            packer = compressor.stream_writer(self._file, closefd=False)
-        if packer:
-            self._file = self.enter_context(io.BufferedWriter(packer, 1 << 20))
+        file = self.enter_context(atomic_write(path, "wb"))
+        # No time stamp and no name inside: equal documents give equal bytes.
+        packer = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0, compresslevel=4)
+        self._file = self.enter_context(io.BufferedWriter(packer, 1 << 20))
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json_line(record))

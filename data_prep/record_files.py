@@ -129,31 +129,22 @@ def _read_text(file: IO[bytes], paragraphs: bool) -> Records:
 
 
 def _read_parquet(path: Path, bad: Bad) -> Records:
-    """Rows in batches; an unreadable row group is counted, and the next one is read."""
     pyarrow = require_extra("pyarrow", "parquet")
-    damage = (pyarrow.ArrowException, OSError)
-    try:
-        file = require_extra("pyarrow.parquet", "parquet").ParquetFile(path)
-    except damage:
-        bad(DAMAGED, 1, 0)
-        return
     number = 0
-    with file:
-        for group in range(file.num_row_groups):
-            facts, first = file.metadata.row_group(group), number
-            rows = max(1, min(256, facts.num_rows * BATCH_BYTES // max(1, facts.total_byte_size)))
-            try:
-                batches = file.iter_batches(batch_size=rows, row_groups=[group])
-                for number, record in enumerate(chain.from_iterable(map(_rows, batches)), first + 1):
-                    if record is None:
-                        bad("not UTF-8", number, 0)
-                    else:
-                        yield number, record
-            except pyarrow.ArrowNotImplementedError as error:
-                raise UserError(f"{path}: pyarrow cannot read this file: {error}") from None
-            except damage:
-                bad(DAMAGED, number + 1, 0)
-            number = first + facts.num_rows
+    try:
+        with require_extra("pyarrow.parquet", "parquet").ParquetFile(path) as file:
+            facts = file.metadata
+            size = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
+            rows = max(1, min(256, facts.num_rows * BATCH_BYTES // max(1, size)))
+            for number, record in enumerate(chain.from_iterable(map(_rows, file.iter_batches(rows))), 1):
+                if record is None:
+                    bad("not UTF-8", number, 0)
+                else:
+                    yield number, record
+    except pyarrow.ArrowNotImplementedError as error:
+        raise UserError(f"{path}: pyarrow cannot read this file: {error}") from None
+    except (pyarrow.ArrowException, OSError):
+        bad(DAMAGED, number + 1, 0)
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any] | None]:

@@ -193,29 +193,15 @@ def test_the_folder_of_a_step_means_what_it_kept(tmp_path):
         find_inputs([tmp_path / "corpus" / "ja" / "shards"])
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
-def test_what_is_written_is_read_back(tmp_path, suffix):
+def test_what_is_written_is_read_back(tmp_path):
     written = [f"text {i} " * 9000 for i in range(30)]
-    with LineWriter(tmp_path / f"a{suffix}") as writer:
+    with LineWriter(tmp_path / "a.jsonl.gz") as writer:
         for text in written:
             writer.write(Document(text, "en", "web", "1", {"k": [1]}).to_dict())
-    assert texts(tmp_path / f"a{suffix}") == written
-    with pytest.raises(ZeroDivisionError), LineWriter(tmp_path / f"b{suffix}") as writer:
+    assert texts(tmp_path / "a.jsonl.gz") == written
+    with pytest.raises(ZeroDivisionError), LineWriter(tmp_path / "b.jsonl.gz") as writer:
         writer.write({"half": 1 / 0})
-    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
-
-
-def test_funnels_add_up():
-    one, both = Funnel(), Funnel()
-    one.keep(5, characters_in=7)
-    one.drop("bad", 2, "a:1")
-    one.add("masked", 3)
-    for _ in range(2):
-        both.merge(one.to_dict())
-    assert both.to_dict() == {"documents": {"in": 4, "out": 2}, "characters": {"in": 18, "out": 10},
-                              "details": {"masked": 6},
-                              "dropped": {"bad": {"documents": 2, "characters": 4,
-                                                  "examples": ["a:1", "a:1"]}}}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl.gz"]
 
 
 # ---- steps over shards ---------------------------------------------------------------------------
@@ -326,8 +312,7 @@ def test_records_none_of_which_can_be_read_are_an_error(tmp_path):
     assert process_shards(keep_odd, [tmp_path / "empty.jsonl"], tmp_path / "none", {}).documents_in == 0
 
 
-@pytest.mark.parametrize("share", ["2/2", "x", "-1/3"])
-def test_a_wrong_share_is_a_usage_error(tmp_path, capsys, share):
+def test_a_wrong_share_is_a_usage_error(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        clean([str(tmp_path), "--out", str(tmp_path), "--language", "en", f"--shard={share}"])
+        clean([str(tmp_path), "--out", str(tmp_path), "--language", "en", "--shard=2/2"])
     assert stopped.value.code == 2 and "such as 0/8" in capsys.readouterr().err

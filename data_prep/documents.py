@@ -4,7 +4,7 @@ In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one d
      document a file, or with `paragraphs` one between blank lines. The text is in one of TEXT_FIELDS or where
      --text_field says (`a.b` is field b of the nested field a). `language` (or `lang`) may be written in any
      standard. `source`, `id` and `meta` are read; every other field goes into `meta`.
-Out: `Document`s one by one (`read_documents`), JSON lines (`LineWriter`), counts by reason (`Funnel`).
+Out: `Document`s one by one (`read_documents`), JSON lines (`line_writer`), counts by reason (`Funnel`).
 
 Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its
 reason with file:line; with `strict` it stops the run. A file without any text is an error.
@@ -20,7 +20,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,18 +225,14 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
                     values["id"] or default_id, meta)
 
 
-class LineWriter(contextlib.ExitStack):
-    """JSON lines into a .jsonl.gz file that gets its name only when it is complete."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        file = self.enter_context(atomic_write(path, "wb"))
-        # No time stamp and no name inside: equal documents give equal bytes.
-        packer = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0, compresslevel=4)
-        self._file = self.enter_context(io.BufferedWriter(packer, 1 << 20))
-
-    def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json_line(record))
+@contextlib.contextmanager
+def line_writer(path: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
+    """A function that writes records to a .jsonl.gz file, which gets its name only when it is complete."""
+    # No time stamp and no name inside: equal documents give equal bytes.
+    with (atomic_write(path, "wb") as file,
+          gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0, compresslevel=4) as packer,
+          io.BufferedWriter(packer, 1 << 20) as lines):
+        yield lambda record: lines.write(json_line(record))
 
 
 def json_line(record: Any) -> bytes:

@@ -42,7 +42,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep import documents
-from data_prep.documents import SUFFIXES, Document, Funnel, LineWriter, find_inputs, shard_name
+from data_prep.documents import SUFFIXES, Document, Funnel, find_inputs, line_writer, shard_name
 from data_prep.record_files import DAMAGED
 from mmed.utils.errors import UsageError, UserError, printable
 from mmed.utils.files import read_json, try_lock, write_json
@@ -59,18 +59,18 @@ class ShardWriter(contextlib.ExitStack):
     def __init__(self, out: Path, name: str, keep_dropped: bool = False):
         super().__init__()
         self.funnel, self.keep_dropped = Funnel(), keep_dropped
-        self._kept, self._dropped = (self.enter_context(LineWriter(out / folder / f"{name}.jsonl.gz"))
+        self._kept, self._dropped = (self.enter_context(line_writer(out / folder / f"{name}.jsonl.gz"))
                                      for folder in ("kept", "dropped"))
 
     def keep(self, document: Document, characters_in: int | None = None) -> None:
         self.funnel.keep(len(document.text), characters_in)
-        self._kept.write(document.to_dict())
+        self._kept(document.to_dict())
 
     def drop(self, document: Document, reason: str, **more: Any) -> None:
         """Drop with a short fixed reason, which is counted; `more` is what differs between documents."""
         self.funnel.drop(reason, len(document.text), document.id)
         record = document.to_dict() if self.keep_dropped else {"id": document.id}
-        self._dropped.write({**record, "reason": reason, **more})
+        self._dropped({**record, "reason": reason, **more})
 
 
 StepFunction = Callable[[Iterator[Document], ShardWriter, dict[str, Any]], None]

@@ -21,9 +21,9 @@ from data_prep.clean import main as clean
 from data_prep.documents import (
     Document,
     Funnel,
-    LineWriter,
     find_inputs,
     json_line,
+    line_writer,
     normalise_text,
     read_documents,
 )
@@ -195,12 +195,12 @@ def test_the_folder_of_a_step_means_what_it_kept(tmp_path):
 
 def test_what_is_written_is_read_back(tmp_path):
     written = [f"text {i} " * 9000 for i in range(30)]
-    with LineWriter(tmp_path / "a.jsonl.gz") as writer:
+    with line_writer(tmp_path / "a.jsonl.gz") as write_line:
         for text in written:
-            writer.write(Document(text, "en", "web", "1", {"k": [1]}).to_dict())
+            write_line(Document(text, "en", "web", "1", {"k": [1]}).to_dict())
     assert texts(tmp_path / "a.jsonl.gz") == written
-    with pytest.raises(ZeroDivisionError), LineWriter(tmp_path / "b.jsonl.gz") as writer:
-        writer.write({"half": 1 / 0})
+    with pytest.raises(ZeroDivisionError), line_writer(tmp_path / "b.jsonl.gz") as write_line:
+        write_line({"half": 1 / 0})
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl.gz"]
 
 

@@ -1,12 +1,12 @@
 """The medical filter: the vectorised matcher decides as the plain rule, and the default rule does what it
 promises."""
-import gzip
 import json
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from corpus_files import read_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,10 +105,6 @@ def write_corpus(folder: Path, count: int = 60) -> Path:
     bad = b'{"text": "truncated\n' + json_line({"text": "自由", "language": "zh", "id": "z"})
     (folder / "pages.jsonl").write_bytes(b"".join(map(json_line, lines)) + bad)
     return folder / "pages.jsonl"
-
-
-def read_folder(folder: Path) -> list[dict]:
-    return [json.loads(line) for path in folder.glob("*.gz") for line in gzip.open(path, "rt")]
 
 
 def test_command_keeps_drops_counts_and_notices_other_thresholds(tmp_path):

@@ -1,7 +1,7 @@
 """Crawls a few health sites politely and saves their pages as WARC files. This command uses the network.
 
 In:  host names or start addresses, and a mail address under which the sites' owners can complain.
-Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads; OUT/fetch.json with the counts.
+Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads; OUT/fetch.json with the pages of each host.
 
     python -m data_prep.fetch_site www.example.org https://health.example.com/fr/ --out crawl \
         --contact me@example.org
@@ -66,8 +66,7 @@ def fetch(given: Any, seeds: list[str]) -> int:
         finally:
             warcs.close()
         pages = dict(sorted(crawler.spider.saved.items()))
-        counts = {key: value for key, value in crawler.stats.get_stats().items() if isinstance(value, int)}
-        write_json(out / "fetch.json", {"pages": pages, "this_start": counts})
+        write_json(out / "fetch.json", {"pages": pages})
     for host, count in pages.items():
         print(f"{host}: {count:,} pages saved")
     if crawler.stats.get_value("finish_reason") == "shutdown":

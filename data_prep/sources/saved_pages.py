@@ -81,13 +81,12 @@ def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
     with open(path, "rb") as file:
         try:
             for record in iterate(file):
-                about = record.rec_headers
-                headers = {"resource": about, "response": record.http_headers}.get(record.rec_type)
-                if headers is None or not is_html_page(record.rec_type, headers):
+                if not is_html_page(record):
                     funnel.add(OTHER)
                     continue
+                about, headers = record.rec_headers, dict(record.http_headers.headers)
                 page = page_of(record.content_stream(), url=about.get_header("WARC-Target-URI") or "",
-                               fetched=about.get_header("WARC-Date") or "", headers=dict(headers.headers))
+                               fetched=about.get_header("WARC-Date") or "", headers=headers)
                 if record.raw_stream.limit > 0 and not page.problem:  # the file ends within this record
                     page.problem = DAMAGED
                 yield page
@@ -95,10 +94,11 @@ def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
             yield SavedPage(problem=DAMAGED)
 
 
-def is_html_page(kind: str, headers: Any) -> bool:
-    if kind == "response" and headers.get_statuscode() != "200":
+def is_html_page(record: Any) -> bool:
+    if record.rec_type != "response" or record.http_headers.get_statuscode() != "200":
         return False
-    return (headers.get_header("Content-Type") or "text/html").lower().startswith(HTML_TYPES)
+    kind = record.http_headers.get_header("Content-Type") or "text/html"
+    return kind.lower().startswith(HTML_TYPES)
 
 
 def page_of(stream: Any, **origin: Any) -> SavedPage:

@@ -125,7 +125,7 @@ class Politeness:
         """In place of a robots.txt that cannot be read, one that forbids everything."""
         if urlsplit(request.url).path != "/robots.txt":
             return None
-        self.crawler.stats.inc_value("mmed/robots.txt cannot be read: host left out")
+        self.crawler.spider.logger.warning("%s cannot be read: this host is left out", request.url)
         return TextResponse(request.url, body=b"User-agent: *\nDisallow: /")
 
 

@@ -1,7 +1,7 @@
 """Crawls a few health sites politely and saves their pages as WARC files. This command uses the network.
 
 In:  host names or start addresses, and a mail address under which the sites' owners can complain.
-Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads; OUT/fetch.json with the pages of each host.
+Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads.
 
     python -m data_prep.fetch_site www.example.org https://health.example.com/fr/ --out crawl \
         --contact me@example.org
@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 from data_prep.pipeline.shards import one_run
 from data_prep.sources.saved_pages import MAX_PAGE_BYTES
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, Parser, UsageError, main_guard, require_extra
-from mmed.utils.files import write_json
 
 
 def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
@@ -66,7 +65,6 @@ def fetch(given: Any, seeds: list[str]) -> int:
         finally:
             warcs.close()
         pages = dict(sorted(crawler.spider.saved.items()))
-        write_json(out / "fetch.json", {"pages": pages})
     for host, count in pages.items():
         print(f"{host}: {count:,} pages saved")
     if crawler.stats.get_value("finish_reason") == "shutdown":
@@ -80,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Crawl a few sites politely into WARC files. This command uses the network.")
     add = parser.add_argument
     add("sites", nargs="+", metavar="HOST_OR_URL", help="where to begin; only these hosts are asked")
-    add("--out", required=True, help="folder for the WARC files and fetch.json")
+    add("--out", required=True, help="folder for the WARC files")
     add("--contact", required=True, help="your mail address, for the sites' owners")
     add("--delay", type=float, default=1.0, help="seconds between requests to a host (default: %(default)s)")
     add("--max_pages", type=int, default=10_000,

@@ -101,10 +101,6 @@ WINDOW = 10  # pages before and after: heads change with the chapter and differ 
 TIMES = 3  # a row that appears on so many pages of the window is a running head or page number
 
 
-def is_below(row: list[Line], line: Line) -> bool:
-    return line.base - row[0].base >= 0.5 * line.size
-
-
 def head_keys(row: list[Line], page: int) -> list[str]:
     """Keys by which a row recurs: its text, and its text with a number that counts the pages.
 
@@ -120,8 +116,10 @@ def head_keys(row: list[Line], page: int) -> list[str]:
 def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
     """The pages without the outermost rows that recur on pages nearby."""
     heads: list[set[Line]] = [set() for _ in pages]
+    rows_by_page = [group(sorted(lines, key=lambda line: line.base),
+                          lambda row, line: line.base - row[0].base >= 0.5 * line.size)
+                    for lines in pages]
     for direction in (1, -1):
-        rows_by_page = (group(sorted(lines, key=lambda line: line.base), is_below) for lines in pages)
         edges = [rows[::direction][:EDGE_ROWS] for rows in rows_by_page]
         keys = [[head_keys(row, page) for row in rows] for page, rows in enumerate(edges)]
         where: dict[str, set[int]] = defaultdict(set)  # key -> pages

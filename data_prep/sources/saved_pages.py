@@ -95,10 +95,10 @@ def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
 
 
 def is_html_page(record: Any) -> bool:
-    if record.rec_type != "response" or record.http_headers.get_statuscode() != "200":
+    headers = record.http_headers  # none in the record of a DNS look-up
+    if record.rec_type != "response" or headers is None or headers.get_statuscode() != "200":
         return False
-    kind = record.http_headers.get_header("Content-Type") or "text/html"
-    return kind.lower().startswith(HTML_TYPES)
+    return (headers.get_header("Content-Type") or "text/html").lower().startswith(HTML_TYPES)
 
 
 def page_of(stream: Any, **origin: Any) -> SavedPage:

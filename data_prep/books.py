@@ -21,7 +21,6 @@ DIFFERS: running heads, page numbers, hyphens and line ends are repaired; the of
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import os
 import re
@@ -35,13 +34,13 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name
-from data_prep.pipeline.shards import add_shard_arguments, run_step, shard_names
-from data_prep.sources.book_layout import Line, clean, join_fragments, join_lines, remove_running_heads
+from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, fingerprint, run_step, shard_names
+from data_prep.sources.book_layout import Line, Page, clean, join_fragments, join_lines, remove_running_heads
 from data_prep.sources.ocr_text import SUFFIXES as OCR_SUFFIXES
 from data_prep.sources.ocr_text import read_ocr_text
-from data_prep.sources.pdf_text import Page, read_pdf, save_pages
+from data_prep.sources.pdf_text import read_pdf, save_pages
 from data_prep.sources.saved_pages import read_list, write_list
-from data_prep.sources.worker import Unreadable, Worker, keep_or_drop
+from data_prep.sources.worker import Unreadable, Worker
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
@@ -60,7 +59,7 @@ PART = 50_000  # characters
 
 def is_scanned(pages: list[Page]) -> bool:
     """Whether a book has too little text of its own."""
-    characters, letters = sum(page.characters() for page in pages), sum(page.letters() for page in pages)
+    characters, letters = sum(len(page.text) for page in pages), sum(page.letters for page in pages)
     return letters < 0.5 * characters or letters < 200 * len(pages)
 
 
@@ -75,7 +74,7 @@ def text_pages(count: int) -> range:
 
 def needs_ocr(page: Page, scanned: bool) -> bool:
     """Whether a page holds pictures and too little text: in a text book, fewer than 20 letters."""
-    return page.drawn and (is_scanned([page]) if scanned else page.letters() < 20)
+    return page.drawn and (is_scanned([page]) if scanned else page.letters < 20)
 
 
 def find_books(inputs: list[str], out: Path) -> list[Path]:
@@ -83,7 +82,7 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
     books: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)
     for given in inputs:
-        for path in find_inputs([given], (*SUFFIXES, *map(str.upper, SUFFIXES))):
+        for path in find_inputs([given], SUFFIXES):
             if path.suffix.lower() == ".pdf" or path == Path(given):
                 books.append(path)
             else:
@@ -100,9 +99,7 @@ def page_order(path: Path) -> list[str]:
 
 def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker: Worker) -> dict[int, Page]:
     """What OCR reads on these pages. Groups of pages that an earlier start has finished are in `work`."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    folder = work / f"{digest}-{language}"
+    folder = work / f"{shard_name(path)}-{fingerprint(path, {'language': language})[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[int, Page] = {}
     for size in (OCR_PAGES, 1):  # a page that fails spoils its group, so that its neighbours are tried alone
@@ -125,10 +122,8 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, env=environment,
                        timeout=2 * OCR_SECONDS * len(numbers))
-    except subprocess.TimeoutExpired:
-        return False
-    except subprocess.CalledProcessError as error:
-        if error.returncode == MISSING_DEPENDENCY:
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        if getattr(error, "returncode", 0) == MISSING_DEPENDENCY:
             raise UserError(f"OCR needs Tesseract and its data for {language} (Debian: tesseract-ocr, "
                             "tesseract-ocr-...); --no_ocr leaves out pages without text. OCRmyPDF says: "
                             + " ".join(error.stderr.split())) from None
@@ -136,33 +131,6 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
     os.replace(unfinished, done)
     pictures.unlink()
     return True
-
-
-def read_book(path: Path, funnel: Funnel, options: dict[str, Any], work: Path) -> Iterator[Document]:
-    """The documents of one book; one without text gives an empty document with `reason` in its meta."""
-    name, language = shard_name(path), get_language(options["language"])
-    meta = {"file": path.name.removesuffix(LIST)}
-    meta |= {"licence": options["licence"]} if options["licence"] else {}
-    funnel.add("books")
-    parts, reason = [], "no text"
-    try:
-        with Worker(BOOK_SECONDS) as worker:
-            pages, how = read_lines(path, work, options, worker)
-    except Unreadable as error:
-        print(f"{path}: dropped: {error}", file=sys.stderr)
-        reason = str(error)
-    else:
-        for kind, count in how.items():
-            funnel.add(f"pages: {kind}", count)
-        paragraphs = join_lines(remove_running_heads(pages), language.spaced,
-                                language.spaced and not language.right_to_left)
-        parts = split_parts(paragraphs, options["part_characters"])
-        meta |= {"pages": sum(how.values()), "read": dict(how)}
-    if not parts:
-        yield Document("", language.code, options["source"], name, {**meta, "reason": reason})
-    for number, part in enumerate(parts, 1):
-        yield Document(normalise_text("\n".join(part)), language.code, options["source"], f"{name}:{number}",
-                       {**meta, "part": number, "parts": len(parts)})
 
 
 def read_lines(path: Path, work: Path, options: dict[str, Any],
@@ -177,30 +145,57 @@ def read_lines(path: Path, work: Path, options: dict[str, Any],
     wanted = [number for number in inner if needs_ocr(pages[number], scanned)]
     recognised: dict[int, Page] = {}
     if wanted and options["ocr"]:
-        code = get_language(options["language"]).ocr_code
-        recognised = ocr_pages(path, wanted, work, code, worker)
+        recognised = ocr_pages(path, wanted, work, get_language(options["language"]).ocr_code, worker)
     how = Counter({"front or back matter": len(pages) - len(inner)})
     lines = []
     for number in inner:
         page = recognised.get(number, pages[number])
         failed = number in wanted and number not in recognised
-        if failed and page.letters() < 0.5 * page.characters():
-            page = Page([])  # an OCR layer of no use
-        cleaned = (line._replace(text=clean(line.text)) for line in page.lines)
+        useless = failed and page.letters < 0.5 * len(page.text)  # a bad OCR layer
+        cleaned = [line._replace(text=clean(line.text)) for line in page.lines if not useless]
         lines.append(join_fragments(line for line in cleaned if line.text))
         read, unread = ("ocr" if number in recognised else "text"), ("not read" if failed else "blank")
         how[read if lines[-1] else unread] += 1
     return lines, +how
 
 
-def split_parts(paragraphs: list[str], characters: int) -> list[list[str]]:
-    """The paragraphs in parts of about equal length, of about so many characters (0: one part)."""
+def split_parts(paragraphs: list[str]) -> list[list[str]]:
+    """The paragraphs in parts of about equal length, of about PART characters."""
     ends = list(itertools.accumulate(map(len, paragraphs)))
-    count = max(1, round(ends[-1] / characters)) if characters and ends else 1
+    count = max(1, round(ends[-1] / PART)) if ends else 1
     parts: dict[int, list[str]] = defaultdict(list)
     for paragraph, end in zip(paragraphs, ends):
         parts[(end - len(paragraph)) * count // ends[-1]].append(paragraph)
     return list(parts.values())
+
+
+def only_path(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Path]:
+    """A shard of this step is one book."""
+    yield path
+
+
+def read_book(books: Iterator[Path], shard: ShardWriter, options: dict[str, Any], work: Path) -> None:
+    """Keep the parts of each book as documents, or drop a book that has no text."""
+    language = get_language(options["language"])
+    for path in books:
+        name, meta = shard_name(path), {"file": path.name.removesuffix(LIST)}
+        meta |= {"licence": options["licence"]} if options["licence"] else {}
+        try:
+            with Worker(BOOK_SECONDS) as worker:
+                pages, how = read_lines(path, work, options, worker)
+        except Unreadable as error:
+            shard.drop(Document("", language.code, options["source"], name, meta), str(error))
+            continue
+        for kind, count in how.items():
+            shard.funnel.add(f"pages: {kind}", count)
+        parts = split_parts(join_lines(remove_running_heads(pages), language.spaced,
+                                       language.spaced and not language.right_to_left))
+        meta |= {"pages": sum(how.values()), "read": dict(how)}
+        if not parts:
+            shard.drop(Document("", language.code, options["source"], name, meta), "no text")
+        for number, part in enumerate(parts, 1):
+            shard.keep(Document(normalise_text("\n".join(part)), language.code, options["source"],
+                                f"{name}:{number}", {**meta, "part": number, "parts": len(parts)}))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -208,19 +203,17 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Turn books in PDF, or the output of an OCR engine, into documents.")
     add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="book")
-    add = parser.add_argument
-    add("--language", required=True, help="code or name of the books' language")
-    add("--no_ocr", dest="ocr", action="store_false", help="leave out pages without text, without Tesseract")
-    add("--part_characters", type=int, default=PART,
-        help="length of the parts that a book is split into; 0: whole (default: %(default)s)")
+    parser.add_argument("--language", required=True, help="code or name of the books' language")
+    parser.add_argument("--no_ocr", dest="ocr", action="store_false",
+                        help="leave out pages without text, without Tesseract")
     given = parser.parse_args(arguments)
     require_extra("pypdfium2", "books")
     require_extra("ocrmypdf", "books")
-    options = {"language": get_language(given.language).code, "ocr": given.ocr, "version": VERSION,
-               "part_characters": given.part_characters}
-    reader = functools.partial(read_book, work=Path(given.out) / "work")
-    given.inputs = find_books(given.inputs, Path(given.out))
-    return run_step(keep_or_drop, "books", options, given, read=reader, suffixes=SUFFIXES)
+    options = {"language": get_language(given.language).code, "ocr": given.ocr, "version": VERSION}
+    out = Path(given.out)
+    given.inputs = find_books(given.inputs, out)
+    return run_step(functools.partial(read_book, work=out / "work"), "books", options, given, read=only_path,
+                    suffixes=SUFFIXES)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one d
      document a file, or with `paragraphs` one between blank lines. The text is in one of TEXT_FIELDS or where
      --text_field says (`a.b` is field b of the nested field a). `language` (or `lang`) may be written in any
      standard. `source`, `id` and `meta` are read; every other field goes into `meta`.
-Out: `Document`s one by one (`read_documents`), JSON lines (`LineWriter`), counts by reason (`Funnel`).
+Out: `Document`s one by one (`read_documents`), JSON lines (`line_writer`), counts by reason (`Funnel`).
 
 Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its
 reason with file:line; with `strict` it stops the run. A file without any text is an error.
@@ -20,20 +20,20 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.filters.language_codes import language_code
 from data_prep.record_files import JSON_LINES, BadRecord, read_records
-from mmed.utils.errors import UserError, printable, require_extra
+from mmed.utils.errors import UserError, printable
 from mmed.utils.files import atomic_write
 
 FORMAT_VERSION = 2  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
-KINDS, PACKED = (*JSON_LINES, ".json", ".txt", ".parquet"), ("", ".gz", ".bz2", ".xz", ".zst", ".zstd")
+KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), ("", ".gz", ".bz2", ".xz", ".zst", ".zstd")
 SUFFIXES = tuple(kind + packed for kind in KINDS for packed in PACKED)
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
@@ -134,7 +134,7 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(_split_name(name)[0])
-            if name.endswith(suffixes) or wiki:
+            if name.lower().endswith(suffixes) or wiki:
                 yield Path(root, name)
 
 
@@ -143,7 +143,7 @@ def _split_name(name: str) -> tuple[str, str]:
     for packed in PACKED[1:]:
         name = name.removesuffix(packed)
     kind = Path(name).suffix
-    return (name.removesuffix(kind), kind) if kind in KINDS else (name, kind)
+    return (name.removesuffix(kind), kind.lower()) if kind.lower() in KINDS else (name, kind)
 
 
 def shard_name(path: Path) -> str:
@@ -158,53 +158,46 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
 
     `language` and `licence` (stored in meta) fill in where a record has none. `source` wins; a record's own,
     different source (CulturaX: "mC4") is kept in meta. Records that cannot be used are counted in `funnel`
-    (without one, a summary goes to stderr) or, with `strict`, raise UserError.
+    (without one, they are named on stderr) or, with `strict`, raise UserError.
     """
-    path, counts = Path(path), funnel or Funnel()
-
     def bad(reason: str, number: int, size: int) -> None:
         where = f"{path}:{number}" if number else str(path)
         if strict:
             raise UserError(f"{where}: {reason}; fix the file, or omit --strict to drop and count such "
                             "records")
-        counts.drop(reason, size, where)
+        if funnel is None:
+            print(printable(f"{where}: dropped: {reason}"), file=sys.stderr)
+        else:
+            funnel.drop(reason, size, where)
 
-    fields = (text_field,) if text_field else TEXT_FIELDS
+    path, fields = Path(path), (text_field,) if text_field else TEXT_FIELDS
     name, kind = _split_name(path.name)
-    found = without_text = 0
+    found, other_keys = 0, []
     for number, record in read_records(path, kind, bad, paragraphs):
-        if not any(_has(record, key) for key in fields):
-            without_text, keys = without_text + 1, list(record)
+        try:
+            text = _take_text(record, fields)
+        except KeyError:
+            other_keys = list(record)
             bad(NO_TEXT, number, 0)
             continue
         found += 1
-        text = next(_take(record, key) for key in fields if _has(record, key))
         try:
-            document = _document(text, record, f"{name}:{number}", language, source, licence)
+            yield _document(text, record, f"{name}:{number}", language, source, licence)
         except BadRecord as error:
             bad(str(error), number, len(text) if isinstance(text, str) else 0)
-        else:
-            del text, record  # a long text is in memory once
-            yield document
-            del document
-    if without_text and not found:
+    if other_keys and not found:
         raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
-                        f"{', '.join(keys)}; name the one with the text by --text_field")
-    if funnel is None:
-        for reason, entry in counts.dropped.items():
-            line = f"{path}: {entry['documents']} dropped: {reason} (first: {entry['examples'][0]})"
-            print(printable(line), file=sys.stderr)
+                        f"{', '.join(other_keys)}; name the one with the text by --text_field")
 
 
-def _has(record: Any, key: str) -> bool:
-    outer, dot, inner = key.partition(".")
-    return isinstance(record, dict) and (key in record or (bool(dot) and _has(record.get(outer), inner)))
-
-
-def _take(record: dict[str, Any], key: str) -> Any:
-    """Remove and return a field, also a nested one."""
-    outer, _, inner = key.partition(".")
-    return record.pop(key) if key in record else _take(record[outer], inner)
+def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
+    """Remove and return the first of these fields that the record has; KeyError if it has none."""
+    for key in fields:
+        outer, _, inner = key.partition(".")
+        for holder, name in ((record, key), (record.get(outer), inner)):
+            if isinstance(holder, dict) and name in holder:
+                return holder.pop(name)
+    raise KeyError
 
 
 def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,
@@ -232,23 +225,14 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
                     values["id"] or default_id, meta)
 
 
-class LineWriter(contextlib.ExitStack):
-    """JSON lines into a .jsonl, .jsonl.gz or .jsonl.zst file that gets its name only when it is complete."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self._file = self.enter_context(atomic_write(path, "wb"))
-        packer: Any = None
-        if path.name.endswith(".gz"):  # no time stamp and no name inside: equal documents give equal bytes
-            packer = gzip.GzipFile(filename="", fileobj=self._file, mode="wb", mtime=0, compresslevel=4)
-        elif path.name.endswith(".zst"):
-            compressor = require_extra("zstandard", "zstd").ZstdCompressor()
-            packer = compressor.stream_writer(self._file, closefd=False)
-        if packer:
-            self._file = self.enter_context(io.BufferedWriter(packer, 1 << 20))
-
-    def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json_line(record))
+@contextlib.contextmanager
+def line_writer(path: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
+    """A function that writes records to a .jsonl.gz file, which gets its name only when it is complete."""
+    # No time stamp and no name inside: equal documents give equal bytes.
+    with (atomic_write(path, "wb") as file,
+          gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0, compresslevel=4) as packer,
+          io.BufferedWriter(packer, 1 << 20) as lines):
+        yield lambda record: lines.write(json_line(record))
 
 
 def json_line(record: Any) -> bytes:

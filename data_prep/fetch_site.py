@@ -1,15 +1,15 @@
 """Crawls a few health sites politely and saves their pages as WARC files. This command uses the network.
 
 In:  host names or start addresses, and a mail address under which the sites' owners can complain.
-Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads; OUT/fetch.json with the counts.
+Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads.
 
     python -m data_prep.fetch_site www.example.org https://health.example.com/fr/ --out crawl \
         --contact me@example.org
 
-Scrapy (extra crawl) obeys robots.txt, sends one request at a time to a host, waits `--delay` seconds or the
-host's Crawl-delay in between, slows down for slow hosts and on Retry-After, and repeats failed requests.
-`nofollow` and `noindex` are obeyed. Only the given hosts and their subdomains are asked. To continue a
-stopped or killed crawl, run the same command again; data_prep/sources/site_spider.py says how it resumes.
+Scrapy (extra crawl) obeys robots.txt, sends one request at a time to a host, waits `--delay` seconds, the
+host's Crawl-delay or its Retry-After in between, and repeats failed requests. `nofollow` and `noindex` are
+obeyed. Only the given hosts and their subdomains are asked. To continue a stopped or killed crawl, run the
+same command again; data_prep/sources/site_spider.py says how it resumes.
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_prep.pipeline.shards import one_run
+from data_prep.sources.saved_pages import MAX_PAGE_BYTES
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, Parser, UsageError, main_guard, require_extra
-from mmed.utils.files import write_json
 
 
 def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
@@ -35,14 +35,9 @@ def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
         "CONCURRENT_REQUESTS_PER_DOMAIN": 1,
         "DOWNLOAD_DELAY": given.delay,
         "DOWNLOAD_DELAY_JITTER": 0,
-        "AUTOTHROTTLE_ENABLED": True,
-        "AUTOTHROTTLE_START_DELAY": given.delay,
-        "RETRY_TIMES": 4,
-        "REDIRECT_MAX_TIMES": 5,
-        "METAREFRESH_ENABLED": False,
         "COOKIES_ENABLED": False,
         "DOWNLOAD_TIMEOUT": 30,
-        "DOWNLOAD_MAXSIZE": int(given.max_page_mib * (1 << 20)),
+        "DOWNLOAD_MAXSIZE": MAX_PAGE_BYTES,
         "DOWNLOAD_VERIFY_CERTIFICATES": True,
         "DEPTH_PRIORITY": 1,  # with the queue below: breadth first
         "SCHEDULER_MEMORY_QUEUE": "scrapy.squeues.FifoMemoryQueue",
@@ -70,8 +65,6 @@ def fetch(given: Any, seeds: list[str]) -> int:
         finally:
             warcs.close()
         pages = dict(sorted(crawler.spider.saved.items()))
-        counts = {key: value for key, value in crawler.stats.get_stats().items() if isinstance(value, int)}
-        write_json(out / "fetch.json", {"pages": pages, "this_start": counts})
     for host, count in pages.items():
         print(f"{host}: {count:,} pages saved")
     if crawler.stats.get_value("finish_reason") == "shutdown":
@@ -85,13 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Crawl a few sites politely into WARC files. This command uses the network.")
     add = parser.add_argument
     add("sites", nargs="+", metavar="HOST_OR_URL", help="where to begin; only these hosts are asked")
-    add("--out", required=True, help="folder for the WARC files and fetch.json")
+    add("--out", required=True, help="folder for the WARC files")
     add("--contact", required=True, help="your mail address, for the sites' owners")
     add("--delay", type=float, default=1.0, help="seconds between requests to a host (default: %(default)s)")
     add("--max_pages", type=int, default=10_000,
         help="pages to save per host, over all starts (default: %(default)s)")
     add("--under", action="store_true", help="only pages whose address begins with one of those given")
-    add("--max_page_mib", type=float, default=10, help="largest response (default: %(default)s)")
     given = parser.parse_args(arguments)
     if "@" not in given.contact or not given.contact.isprintable():
         raise UsageError(f"--contact {given.contact}: must be a mail address, for the sites' owners")

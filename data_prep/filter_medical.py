@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from data_prep.documents import Document, find_inputs, read_documents
-from data_prep.filters.keyword_matcher import BLOCK, MODES, Matcher
+from data_prep.filters.keyword_matcher import BLOCK, Matcher
 from data_prep.filters.language_codes import language_code
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
 from mmed.languages import get_language
@@ -45,7 +45,7 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 def filter_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
     """Keep or drop the documents of one shard; options as `main` makes them."""
     language = get_language(options["language"])
-    matcher = _matcher(language, options["mode"], options["min_hits"], options["min_density"])
+    matcher = _matcher(language, options["mode"])
     for group in batches(documents):
         for document, decision in zip(group, matcher.judge([document.text for document in group])):
             numbers = {"hits": decision.hits, "density": round(decision.density, 5)}
@@ -54,10 +54,10 @@ def filter_shard(documents: Iterator[Document], shard: ShardWriter, options: dic
             elif decision.medical:
                 document.meta["medical"] = numbers
                 shard.keep(document)
-            elif decision.hits < matcher.min_hits:
-                shard.drop(document, "too few different medical words", **numbers)
             else:
-                shard.drop(document, "medical words too thin", **numbers)
+                few = decision.hits < matcher.min_hits
+                shard.drop(document, "too few different medical words" if few else "medical words too thin",
+                           **numbers)
 
 
 def print_explanations(inputs: list[str], matcher: Matcher) -> None:
@@ -80,14 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
     add_shard_arguments(parser, out_required=False)
     add = parser.add_argument
     add("--language", required=True, help="code or name; documents in another language are dropped")
-    add("--mode", choices=MODES, default="default", help="default: our rule; official: as published")
-    add("--min_hits", type=int, help="different words needed (default: the language's)")
-    add("--min_density", type=float,
-        help="share of the text inside medical words needed (default: the language's)")
+    add("--mode", choices=("default", "official"), default="default",
+        help="default: our rule; official: as published")
     add("--explain", action="store_true", help="print each document's words and numbers, write nothing")
     given = parser.parse_args(arguments)
     language = get_language(language_code(given.language))
-    matcher = Matcher(language, given.mode, given.min_hits, given.min_density)
+    matcher = _matcher(language, given.mode)
     if given.explain:
         print_explanations(given.inputs, matcher)
         return 0

@@ -20,10 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name
-from data_prep.pipeline.shards import add_shard_arguments, run_step, shard_names
-from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, read_pages, write_list
-from data_prep.sources.worker import Unreadable, Worker, keep_or_drop
+from data_prep.documents import Document, find_inputs, normalise_text
+from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step, shard_names
+from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, SavedPage, read_pages, write_list
+from data_prep.sources.worker import Unreadable, Worker
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
@@ -41,7 +41,7 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     archives: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)  # folder given -> its pages
     for given in map(Path, inputs):
-        for path in find_inputs([given], (*SUFFIXES, *map(str.upper, SUFFIXES))):
+        for path in find_inputs([given], SUFFIXES):
             if path.name.lower().endswith(ARCHIVE_SUFFIXES):
                 archives.append(path)
             else:
@@ -67,25 +67,28 @@ def extract(body: bytes, url: str = "") -> dict[str, str]:
     return {"text": text, **{key: normalise_text(value) for key, value in facts.items() if value}}
 
 
-def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
-    """The document of each page; a page without text gives an empty one with `reason` in its meta."""
+def read_web(pages: Iterator[SavedPage], shard: ShardWriter, options: dict[str, Any]) -> None:
+    """Keep the document of each page, or drop a page that has no text."""
     with Worker(PAGE_SECONDS) as worker:
-        for number, page in enumerate(read_pages(path, options["max_page_bytes"], funnel), 1):
-            funnel.add("HTML bytes", len(page.body))
-            meta = {"url": page.url, "file": page.file, "fetched": page.fetched,
-                    "licence": options["licence"]}
-            meta["reason"] = page.problem or ("" if page.body.strip() else "empty page")
-            if not meta["reason"]:
+        for page in pages:
+            found = {"url": page.url, "file": page.file, "fetched": page.fetched,
+                     "licence": options["licence"]}
+            problem = page.problem or ("" if page.body.strip() else "empty page")
+            if not problem:
                 try:
-                    meta |= worker.call(extract, page.body, page.url)
+                    found |= worker.call(extract, page.body, page.url)
                 except Unreadable as error:
-                    meta["reason"] = str(error)
-            if meta["reason"] and options["strict"]:
-                raise UserError(f"{path}: page {number} ({page.file or page.url}): {meta['reason']}; "
+                    problem = str(error)
+            text = found.pop("text", "")
+            meta = {key: value for key, value in sorted(found.items()) if value}
+            document = Document(text, options["language"], options["source"], page.id, meta)
+            if not problem:
+                shard.keep(document)
+            elif options["strict"]:
+                raise UserError(f"{page.id} ({page.file or page.url}): {problem}; "
                                 "leave out --strict to drop and count such pages")
-            text = meta.pop("text", "")
-            meta = {key: value for key, value in sorted(meta.items()) if value}
-            yield Document(text, options["language"], options["source"], f"{shard_name(path)}:{number}", meta)
+            else:
+                shard.drop(document, problem)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,16 +96,14 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Extract the main text of saved web pages as documents.")
     add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="site")
-    add = parser.add_argument
-    add("--language", required=True, help="code or name of the language of all these pages")
-    add("--max_page_mib", type=float, default=10, help="drop larger pages (default: %(default)s)")
+    parser.add_argument("--language", required=True, help="code or name of the language of all these pages")
     given = parser.parse_args(arguments)
     require_extra("trafilatura", "web")
     require_extra("warcio", "web")
     options = {"language": get_language(given.language).code, "version": VERSION,
-               "max_page_bytes": int(given.max_page_mib * (1 << 20)), "trafilatura": version("trafilatura")}
+               "trafilatura": version("trafilatura")}
     given.inputs = find_archives(given.inputs, Path(given.out))
-    return run_step(keep_or_drop, "web_pages", options, given, read=read_web, suffixes=SUFFIXES)
+    return run_step(read_web, "web_pages", options, given, read=read_pages, suffixes=SUFFIXES)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 import gzip
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.documents import json_line
+from data_prep.documents import Document, json_line
 
 LETTERS = {"en": "abcdefghijklm", "ru": "абвгдежзиклмн", "fr": "aàbcéçdeêfilo"}
 
@@ -18,6 +19,14 @@ def write(path: Path, *records: dict) -> Path:
 def read_folder(folder: Path) -> list[dict]:
     return [json.loads(line) for path in sorted(folder.glob("*.gz"))
             for line in gzip.open(path, "rt", encoding="utf-8")]
+
+
+def run(main: Callable, out: Path, *arguments: object) -> tuple[list[Document], dict[str, int]]:
+    """Run a step's command: the documents that it kept, and the number dropped for each reason."""
+    main([*map(str, arguments), "--out", str(out)])
+    dropped = json.loads((out / "funnel.json").read_text())["dropped"]
+    return ([Document(**record) for record in read_folder(out / "kept")],
+            {reason: entry["documents"] for reason, entry in dropped.items()})
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -19,9 +19,7 @@ import numpy as np
 from data_prep.filters import keyword_rule
 from data_prep.filters.keyword_rule import Decision, Pattern, decide, fits
 from mmed.languages import Language
-from mmed.utils.errors import UsageError
 
-MODES = ("default", "official")
 BLOCK = 1 << 18  # characters looked at together: their arrays stay in the cache
 # Classes. BLANK is the plain space, which the official rule tells from other white space.
 BETWEEN, BLANK, FIRST_LETTER = 0, 1, 2
@@ -39,17 +37,12 @@ def _plane(official: bool) -> list[str]:
 
 
 class Matcher:
-    """The rule for one language and mode, with the language's thresholds or others."""
+    """The rule for one language and mode ("default" or "official")."""
 
-    def __init__(self, language: Language, mode: str = "default", min_hits: int | None = None,
-                 min_density: float | None = None):
-        if mode not in MODES:
-            raise UsageError(f"unknown mode {mode!r}; known are {', '.join(MODES)}")
+    def __init__(self, language: Language, mode: str = "default"):
         self.language, self.official = language, mode == "official"
-        hits = language.official_min_hits if self.official else language.min_hits
-        density = language.official_min_density if self.official else language.min_density
-        self.min_hits = hits if min_hits is None else min_hits
-        self.min_density = density if min_density is None else min_density
+        self.min_hits = language.official_min_hits if self.official else language.min_hits
+        self.min_density = language.official_min_density if self.official else language.min_density
         if self.official:
             self.words = keyword_rule.official_words(language)
             self.patterns = tuple(Pattern(word, number, keyword_rule.is_long(word, language))

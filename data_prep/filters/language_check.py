@@ -87,17 +87,12 @@ def check_answers(language: Language) -> Iterator[Finding]:
     if len(words.stated) < 3 or len(words.denied) < 2:
         yield "look", ("answers.stated, .denied: give at least three sentences that state an answer and two "
                        "that do not; the tests read them")
-    yield from _check_statements(language)
-
-
-def _check_statements(language: Language) -> Iterator[Finding]:
-    """Whether the parser reads the sentences for the tests as they are meant."""
-    words = language.answers
+    letters = [*zip("BCD", "BCD"), *zip(words.letters[1:4], "BCD")]  # (as written, as read)
     for sentence in (*words.stated, *words.denied):
         if sentence.count("{}") != 1:
             yield "fix", f"answers: {sentence!r} must have one {{}}, where the letter stands"
             continue
-        for shown, letter in [*zip("BCD", "BCD"), *zip(words.letters[1:4], "BCD")]:
+        for shown, letter in letters:
             parsed = parse_answer(sentence.format(shown), "ABCD", language=language.code).letters
             read = f"{sentence.format(shown)!r} is read as {', '.join(parsed) or 'no answer'}"
             if sentence in words.stated and parsed != (letter,):
@@ -138,48 +133,30 @@ def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
         for document in read_documents(path):
             kind = "medical" if document.meta.get("medical") is True else "ordinary"
             explained[kind].append(matcher.explain(document.text))
+    kept: dict[str, float] = {}
     for kind, rows in explained.items():
         if len(rows) < FEW:
             yield "look", f"texts: only {len(rows)} {kind} ones; give at least {FEW} of each kind"
             return
-        rate, hits, density = (sum(values) / len(rows) for values in zip(*(decision for decision, _ in rows)))
-        print(f"{kind} texts: {len(rows)}, kept {100 * rate:.1f} %; terms in one: {hits:.1f}, "
+        kept[kind], hits, density = (sum(values) / len(rows)
+                                     for values in zip(*(decision for decision, _ in rows)))
+        print(f"{kind} texts: {len(rows)}, kept {100 * kept[kind]:.1f} %; terms in one: {hits:.1f}, "
               f"density {density:.3f}")
-        if kind == "medical" and rate < 0.5:
-            yield "fix", (f"thresholds: only {100 * rate:.0f} % of the medical texts are kept; lower them or "
-                          "find better words")
-        if kind == "ordinary" and rate > 0.1:
-            yield "fix", f"thresholds: {100 * rate:.0f} % of the ordinary texts are kept; raise them"
+    if kept["medical"] < 0.5:
+        yield "fix", (f"thresholds: only {100 * kept['medical']:.0f} % of the medical texts are kept; lower "
+                      "them or find better words")
+    if kept["ordinary"] > 0.1:
+        yield "fix", f"thresholds: {100 * kept['ordinary']:.0f} % of the ordinary texts are kept; raise them"
     medical, ordinary = explained.values()
     in_medical, in_ordinary = (Counter(word for _, found in rows for word in found)
                                for rows in explained.values())
     for word, count in in_ordinary.most_common():
-        if count > COMMON * len(ordinary) and \
-                in_medical[word] / len(medical) < FAVOURED * count / len(ordinary):
+        share = count / len(ordinary)
+        if share > COMMON and in_medical[word] / len(medical) < FAVOURED * share:
             yield "look", (f"medical_words: {word!r} is in {count} of {len(ordinary)} ordinary texts and in "
                            f"{in_medical[word]} of {len(medical)} medical ones; an everyday word?")
     never = sum(not in_medical[word] for word in matcher.words)
     print(f"terms never found: {never} of {len(matcher.words)} (in so many texts)")
-    yield from _best_thresholds(language, medical, ordinary)
-
-
-def _best_thresholds(language: Language, medical: list, ordinary: list) -> Iterator[Finding]:
-    """The pair with the best F1; of equally good ones the middle one, farthest from both kinds of error."""
-
-    def f1(hits: int, density: float) -> float:
-        kept, wrong = (sum(decision.hits >= hits and decision.density >= density for decision, _ in rows)
-                       for rows in (medical, ordinary))
-        return 2 * kept / (kept + wrong + len(medical))
-
-    scores = {(hits, step / 400): f1(hits, step / 400) for hits in range(2, 9) for step in range(4, 61)}
-    best, now = max(scores.values()), f1(language.min_hits, language.min_density)
-    good = [pair for pair, score in scores.items() if score > best - 1e-9]
-    middle = [pair for pair in good if pair[0] == good[len(good) // 2][0]]
-    hits, density = middle[len(middle) // 2]
-    print(f"thresholds in the file ({language.min_hits}, {language.min_density}): F1 {now:.3f}; best on "
-          f"these texts ({hits}, {density:g}): F1 {best:.3f}, as good at {len(good)} of {len(scores)} pairs")
-    if now < best - 0.03:
-        yield "look", f"min_hits, min_density: ({hits}, {density:g}) would do better on these texts"
 
 
 def check(name: str, inputs: Sequence[str]) -> int:

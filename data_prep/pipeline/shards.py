@@ -42,7 +42,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep import documents
-from data_prep.documents import SUFFIXES, Document, Funnel, LineWriter, find_inputs, shard_name
+from data_prep.documents import SUFFIXES, Document, Funnel, find_inputs, line_writer, shard_name
 from data_prep.record_files import DAMAGED
 from mmed.utils.errors import UsageError, UserError, printable
 from mmed.utils.files import read_json, try_lock, write_json
@@ -56,21 +56,21 @@ Share = tuple[int, int]  # task i of n
 class ShardWriter(contextlib.ExitStack):
     """Where a step's function puts the documents of one shard: `keep` them, or `drop` them with a reason."""
 
-    def __init__(self, out: Path, name: str, suffix: str = ".jsonl.gz", keep_dropped: bool = False):
+    def __init__(self, out: Path, name: str, keep_dropped: bool = False):
         super().__init__()
         self.funnel, self.keep_dropped = Funnel(), keep_dropped
-        self._kept, self._dropped = (self.enter_context(LineWriter(out / folder / f"{name}{suffix}"))
+        self._kept, self._dropped = (self.enter_context(line_writer(out / folder / f"{name}.jsonl.gz"))
                                      for folder in ("kept", "dropped"))
 
     def keep(self, document: Document, characters_in: int | None = None) -> None:
         self.funnel.keep(len(document.text), characters_in)
-        self._kept.write(document.to_dict())
+        self._kept(document.to_dict())
 
     def drop(self, document: Document, reason: str, **more: Any) -> None:
         """Drop with a short fixed reason, which is counted; `more` is what differs between documents."""
         self.funnel.drop(reason, len(document.text), document.id)
         record = document.to_dict() if self.keep_dropped else {"id": document.id}
-        self._dropped.write({**record, "reason": reason, **more})
+        self._dropped({**record, "reason": reason, **more})
 
 
 StepFunction = Callable[[Iterator[Document], ShardWriter, dict[str, Any]], None]
@@ -118,12 +118,11 @@ def process_shard(function: StepFunction, path: Path, name: str, out: Path, opti
     """Run a step over one input file unless that is done; returns what OUT/shards/NAME.json has."""
     done = out / "shards" / f"{name}.json"
     mark = fingerprint(path, {**options, "step": step or function.__name__})
-    suffix = options.get("suffix", ".jsonl.gz")
     record = read_finished(done, mark)
-    if record and all((out / folder / f"{name}{suffix}").exists() for folder in ("kept", "dropped")):
+    if record and all((out / folder / f"{name}.jsonl.gz").exists() for folder in ("kept", "dropped")):
         return record
     done.unlink(missing_ok=True)
-    with ShardWriter(out, name, suffix, options.get("keep_dropped", False)) as shard:
+    with ShardWriter(out, name, options.get("keep_dropped", False)) as shard:
         found = tqdm(read(path, shard.funnel, options), path.name, unit=" documents", delay=LOG_SECONDS,
                      mininterval=LOG_SECONDS, leave=False)
         function(found, shard, options)
@@ -282,14 +281,13 @@ def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[
         add("--text_field", default="",
             help="field with the text (default: text, content or raw_content; a.b for a nested field)")
         add("--paragraphs", action="store_true", help="in .txt files a blank line ends a document")
-    add("--suffix", choices=(".jsonl", ".jsonl.gz", ".jsonl.zst"), default=".jsonl.gz", help="of the output")
     add("--keep_dropped", action="store_true", help="write dropped documents whole, not id and reason only")
     add("--strict", action="store_true", help="stop at the first record that cannot be used")
 
 
 def shard_options(arguments: Any) -> dict[str, Any]:
     """Those of these arguments that a shard's output depends on."""
-    names = ("source", "licence", "text_field", "paragraphs", "suffix", "keep_dropped", "strict")
+    names = ("source", "licence", "text_field", "paragraphs", "keep_dropped", "strict")
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 

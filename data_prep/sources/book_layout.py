@@ -24,6 +24,20 @@ class Line(NamedTuple):
     size: float  # height of its type
 
 
+class Page(NamedTuple):
+    lines: list[Line]
+    drawn: bool = False  # holds pictures or drawings
+
+    @property
+    def text(self) -> str:
+        return "".join(line.text for line in self.lines)
+
+    @property
+    def letters(self) -> int:
+        """How many letters and digits its text has."""
+        return sum(map(str.isalnum, self.text))
+
+
 # ---- characters ----
 
 REPLACED = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xF0B7: "•", 0xF0A7: "•",
@@ -87,10 +101,6 @@ WINDOW = 10  # pages before and after: heads change with the chapter and differ 
 TIMES = 3  # a row that appears on so many pages of the window is a running head or page number
 
 
-def is_below(row: list[Line], line: Line) -> bool:
-    return line.base - row[0].base >= 0.5 * line.size
-
-
 def head_keys(row: list[Line], page: int) -> list[str]:
     """Keys by which a row recurs: its text, and its text with a number that counts the pages.
 
@@ -106,8 +116,10 @@ def head_keys(row: list[Line], page: int) -> list[str]:
 def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
     """The pages without the outermost rows that recur on pages nearby."""
     heads: list[set[Line]] = [set() for _ in pages]
+    rows_by_page = [group(sorted(lines, key=lambda line: line.base),
+                          lambda row, line: line.base - row[0].base >= 0.5 * line.size)
+                    for lines in pages]
     for direction in (1, -1):
-        rows_by_page = (group(sorted(lines, key=lambda line: line.base), is_below) for lines in pages)
         edges = [rows[::direction][:EDGE_ROWS] for rows in rows_by_page]
         keys = [[head_keys(row, page) for row in rows] for page, rows in enumerate(edges)]
         where: dict[str, set[int]] = defaultdict(set)  # key -> pages

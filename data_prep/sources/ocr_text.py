@@ -11,8 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.sources.book_layout import Line
-from data_prep.sources.pdf_text import Page
+from data_prep.sources.book_layout import Line, Page
 from data_prep.sources.worker import Unreadable
 
 SUFFIXES = (".txt", ".hocr", ".xml")

@@ -1,30 +1,17 @@
 """Reads the text of PDF pages with PDFium: lines in the file's order, nearly always the reading order.
 
-In:  the path of a PDF file.
-Out: `Page`s. Call these functions in a child process (worker.py): PDFium is C++, and the files are untrusted.
+Call these functions in a child process (worker.py): PDFium is C++, and the files are untrusted.
 """
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from data_prep.sources.book_layout import Line
+from data_prep.sources.book_layout import Line, Page
 from data_prep.sources.worker import Unreadable
 from mmed.utils.errors import require_extra
-
-
-class Page(NamedTuple):
-    lines: list[Line]
-    drawn: bool = False  # holds pictures or drawings
-
-    def characters(self) -> int:
-        return sum(len(line.text) for line in self.lines)
-
-    def letters(self) -> int:
-        """Letters and digits among the characters."""
-        return sum(character.isalnum() for line in self.lines for character in line.text)
 
 
 def read_pdf(path: Path) -> list[Page]:
@@ -39,10 +26,9 @@ def read_pdf(path: Path) -> list[Page]:
     for number in range(len(document)):
         try:
             page = document[number]
-            objects = (raw.FPDFPage_GetObject(page, index)
-                       for index in range(raw.FPDFPage_CountObjects(page)))
-            drawn = any(raw.FPDFPageObj_GetType(item) != raw.FPDF_PAGEOBJ_TEXT for item in objects)
-            pages.append(Page(list(read_lines(page)), drawn))
+            kinds = {raw.FPDFPageObj_GetType(raw.FPDFPage_GetObject(page, index))
+                     for index in range(raw.FPDFPage_CountObjects(page))}
+            pages.append(Page(list(read_lines(page, raw)), drawn=not kinds <= {raw.FPDF_PAGEOBJ_TEXT}))
             page.close()
         except pdfium.PdfiumError:
             pages.append(Page([]))
@@ -50,28 +36,27 @@ def read_pdf(path: Path) -> list[Page]:
     return pages
 
 
-def read_lines(page: Any) -> Iterator[Line]:
+def read_lines(page: Any, raw: Any) -> Iterator[Line]:
     """The lines of a page, with a hyphen at the end of those whose last word is broken."""
-    raw = require_extra("pypdfium2.raw", "books")
     textpage = page.get_textpage()
     line: dict[int, str] = {}  # index in the page -> UTF-16 unit
     count = textpage.count_chars()
     for index in range(count + 1):
         unit = chr(raw.FPDFText_GetUnicode(textpage, index)) if index < count else "\n"
         hyphen = raw.FPDFText_IsHyphen(textpage, index) == 1
-        if hyphen or unit not in "\r\n":
+        ends = hyphen or unit in "\r\n"
+        if hyphen or not ends:
             line[index] = "-" if hyphen else unit
-        if hyphen or unit in "\r\n":
+        if ends:
             places = [place for place, unit in line.items() if unit.strip(" \xa0\0")]
             text = "".join(line.values()).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
             if places:
-                yield Line(text.strip(), *place_line(page, textpage, places[0], places[-1]))
+                yield Line(text.strip(), *place_line(page, textpage, raw, places[0], places[-1]))
             line = {}
 
 
-def place_line(page: Any, textpage: Any, first: int, last: int) -> tuple[float, float, float, float]:
+def place_line(page: Any, textpage: Any, raw: Any, first: int, last: int) -> tuple[float, ...]:
     """(left, right, base, size) of the line from its first to its last character, on the page as shown."""
-    raw = require_extra("pypdfium2.raw", "books")
     width, height = page.get_size()
 
     def upright(x: float, y: float) -> tuple[float, float]:

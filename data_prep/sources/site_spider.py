@@ -1,6 +1,6 @@
 """The Scrapy spider behind data_prep/fetch_site.py: which links it follows, how it saves pages and resumes.
 
-Scrapy does the rest: robots.txt, retries, redirects, throttling, limits on time and size.
+Scrapy does the rest: robots.txt, retries, redirects, limits on time and size.
 
 The saved pages are the only record of progress: a new start follows the links of the pages in the WARC files.
 (Scrapy's own JOBDIR resumes only after an orderly stop: after `kill -9` it has lost the queue.)
@@ -21,13 +21,15 @@ from scrapy import signals
 from scrapy.exceptions import IgnoreRequest
 from scrapy.http import HtmlResponse, Request, Response, TextResponse
 from scrapy.linkextractors import LinkExtractor
-from warcio.archiveiterator import ArchiveIterator
-from warcio.exceptions import ArchiveLoadFailed
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from data_prep.documents import Funnel
+from data_prep.sources.saved_pages import read_warc
+
 PART_BYTES = 256 << 20  # then the next WARC file begins
 LONGEST_DELAY = 600.0  # seconds between two requests, whatever a host asks for
+RETRY_AFTER = 10.0  # seconds, if a busy host does not say
 BODY_HEADERS = ("content-encoding", "transfer-encoding", "content-length")  # true before unpacking
 
 
@@ -43,10 +45,9 @@ class SiteSpider(scrapy.Spider):
         self.saved = Counter(map(host_of, warcs.saved))
 
     async def start(self) -> AsyncIterator[Request]:
-        for path in self.warcs.complete():
-            for response in read_warc(path):
-                for request in self.follow(response):
-                    yield request
+        for response in self.warcs.responses():
+            for request in self.follow(response):
+                yield request
         for seed in self.seeds:
             if seed not in self.warcs.saved:
                 yield Request(seed)
@@ -86,7 +87,7 @@ class Politeness:
 
     def __init__(self, crawler: Any):
         self.crawler = crawler
-        self.fixed_delays: set[str] = set()  # hosts whose robots.txt states a Crawl-delay
+        self.delays: dict[str, float] = {}  # host -> Crawl-delay
         crawler.signals.connect(self.robots_parsed, signals.robots_parsed)
 
     @classmethod
@@ -94,27 +95,28 @@ class Politeness:
         return cls(crawler)
 
     def robots_parsed(self, robotparser: Any, request: Request) -> None:
-        if seconds := robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"]):
-            self.fixed_delays.add(host_of(request.url))
-            self.slow_down(request, seconds)
+        seconds = robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"])
+        self.delays[host_of(request.url)] = seconds or 0.0
+        self.set_delay(request)
 
-    def slow_down(self, request: Request, seconds: float) -> None:
-        if slot := self.crawler.engine.downloader.slots.get(host_of(request.url)):
-            slot.delay = min(max(slot.delay, seconds), LONGEST_DELAY)
+    def set_delay(self, request: Request, seconds: float = 0.0) -> None:
+        """The longest of --delay, the host's Crawl-delay and `seconds`."""
+        host, delay = host_of(request.url), self.crawler.settings.getfloat("DOWNLOAD_DELAY")
+        if slot := self.crawler.engine.downloader.slots.get(host):
+            slot.delay = min(max(delay, self.delays.get(host, 0.0), seconds), LONGEST_DELAY)
 
     def process_request(self, request: Request) -> None:
         spider, host = self.crawler.spider, host_of(request.url)
-        request.meta["autothrottle_dont_adjust_delay"] = host in self.fixed_delays
         if spider.saved[host] >= spider.max_pages:
             raise IgnoreRequest(f"{spider.max_pages} pages of {host} are saved")
 
     def process_response(self, request: Request, response: Response) -> Response:
-        if response.status >= 500 and (forbidden := self.forbid_all(request)):
-            return forbidden
+        seconds = 0.0
         if response.status in (429, 503):
             asked = response.headers.get("Retry-After", b"").strip()
-            self.slow_down(request, float(asked) if asked.isdigit() else 10.0)
-        return response
+            seconds = float(asked) if asked.isdigit() else RETRY_AFTER
+        self.set_delay(request, seconds)
+        return response if response.status < 500 else self.forbid_all(request) or response
 
     def process_exception(self, request: Request, exception: Exception) -> Response | None:
         return None if isinstance(exception, IgnoreRequest) else self.forbid_all(request)
@@ -123,7 +125,7 @@ class Politeness:
         """In place of a robots.txt that cannot be read, one that forbids everything."""
         if urlsplit(request.url).path != "/robots.txt":
             return None
-        self.crawler.stats.inc_value("mmed/robots.txt cannot be read: host left out")
+        self.crawler.spider.logger.warning("%s cannot be read: this host is left out", request.url)
         return TextResponse(request.url, body=b"User-agent: *\nDisallow: /")
 
 
@@ -134,11 +136,18 @@ class WarcFolder:
         self.folder = folder
         for path in folder.glob("*.warc.gz.open"):  # a killed run left it
             os.replace(path, path.with_suffix(""))
-        self.saved = {response.url for path in self.complete() for response in read_warc(path)}
+        self.saved = {response.url for response in self.responses()}
         self._file: Any = None
 
     def complete(self) -> list[Path]:
         return sorted(self.folder.glob("*.warc.gz"))
+
+    def responses(self) -> Iterator[HtmlResponse]:
+        """The saved pages; a killed run leaves a part of the last one, which is left out."""
+        for path in self.complete():
+            for page in read_warc(path, Funnel()):
+                if not page.problem:
+                    yield HtmlResponse(page.url, headers=page.headers, body=page.body)
 
     def save(self, response: Response) -> None:
         if self._file is None:
@@ -148,7 +157,7 @@ class WarcFolder:
         headers = [(name, value) for name, value in response.headers.to_unicode_dict().items()
                    if name.lower() not in BODY_HEADERS]
         headers.append(("Content-Length", str(len(response.body))))
-        status = StatusAndHeaders(f"{response.status} OK", headers, protocol="HTTP/1.1")
+        status = StatusAndHeaders("200 OK", headers, protocol="HTTP/1.1")
         self._writer.write_record(self._writer.create_warc_record(
             response.url, "response", payload=io.BytesIO(response.body), http_headers=status))
         self._file.flush()
@@ -162,16 +171,3 @@ class WarcFolder:
             self._file.close()
             os.replace(self._path, self._path.with_suffix(""))
             self._file = None
-
-
-def read_warc(path: Path) -> Iterator[HtmlResponse]:
-    """The complete responses in a WARC file; a killed run leaves a part of the last one."""
-    with open(path, "rb") as file:
-        try:
-            for record in ArchiveIterator(file):
-                body = record.content_stream().read()
-                if record.rec_type == "response" and record.raw_stream.limit == 0:
-                    url = record.rec_headers.get_header("WARC-Target-URI")
-                    yield HtmlResponse(url, headers=dict(record.http_headers.headers), body=body)
-        except (ArchiveLoadFailed, EOFError, ValueError):
-            pass

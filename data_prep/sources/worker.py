@@ -9,16 +9,15 @@ caller gets an `Unreadable` exception, and the next call starts a new child.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import resource
 import signal
-import traceback
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
-
-from data_prep.documents import Document
-from data_prep.pipeline.shards import ShardWriter
 
 MEMORY_BYTES = 4 << 30  # address space of the child
 
@@ -32,65 +31,32 @@ class Worker(contextlib.AbstractContextManager):
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self._process: Any = None
+        self._pool: ProcessPoolExecutor | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; `Unreadable` if it raises that, exceeds a limit or crashes the child."""
-        if self._process is None:
-            context = multiprocessing.get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            self._process.start()
-            theirs.close()  # so that the end of the child is seen as the end of the pipe
-        self._connection.send((function, arguments))
-        reason = "took too long to read"
-        if self._connection.poll(self.seconds):
-            try:
-                answer = self._connection.recv()
-            except EOFError:
-                reason = "crashed the reader"
-            else:
-                if isinstance(answer, Exception):
-                    raise answer
-                return answer
-        self.close()
-        raise Unreadable(reason)
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._connection.close()
-            self._process = None
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _limit)
+        try:
+            return self._pool.submit(function, *arguments).result(self.seconds)
+        except (MemoryError, RecursionError):
+            raise Unreadable("needs too much memory") from None
+        except (TimeoutError, BrokenProcessPool) as error:
+            self.__exit__()
+            late = isinstance(error, TimeoutError)
+            raise Unreadable("took too long to read" if late else "crashed the reader") from None
 
     def __exit__(self, *error: Any) -> None:
-        self.close()
+        if self._pool is not None:
+            for process in multiprocessing.active_children():
+                process.kill()
+            self._pool.shutdown()
+            self._pool = None
 
 
-def _serve(connection: Connection) -> None:
-    """The child: answers calls until the parent closes its end of the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which then ends the child
+def _limit() -> None:
+    """In the child: it may use so much memory, ends with its parent, and leaves Ctrl-C to it."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    while True:
-        try:
-            function, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = function(*arguments)
-        except Unreadable as error:
-            answer = error
-        except (MemoryError, RecursionError):
-            answer = Unreadable("needs too much memory")
-        except Exception:
-            answer = RuntimeError(traceback.format_exc())
-        connection.send(answer)
-
-
-def keep_or_drop(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """The step function of readers, which put a `reason` into the meta of documents to drop."""
-    for document in documents:
-        if reason := document.meta.pop("reason", ""):
-            shard.drop(document, reason)
-        else:
-            shard.keep(document)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from corpus_files import read_folder, write
 
 from data_prep.clean import LIKELY, identify_language, main
-from data_prep.documents import json_line
 from data_prep.filters.personal_data import find_personal, mask_personal
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "text"
@@ -131,8 +131,8 @@ def test_the_command_drops_other_languages_masks_and_counts(tmp_path):
                 "license": "CC0"},
                {"text": english, "id": "3"}, {"text": french, "id": "4", "language": "es"},
                {"text": "Fièvre.", "id": "5"}, {"text": "  ", "id": "6"}]
-    kept, dropped, funnel = run(tmp_path, records, "--language", "French", "--language_id", "--mask_personal",
-                                "--source", "corpus", "--licence", "CC BY 4.0")
+    kept, dropped, funnel = clean(tmp_path, records, "--language", "French", "--language_id",
+                                  "--mask_personal", "--source", "corpus", "--licence", "CC BY 4.0")
     assert [record["id"] for record in kept] == ["1", "2", "5"]
     assert kept[1]["text"] == french + " Tél. <PHONE> ou <EMAIL> et <EMAIL>."
     assert [(record["language"], record["source"], record["meta"]["licence"]) for record in kept] == [
@@ -149,13 +149,11 @@ def test_the_command_drops_other_languages_masks_and_counts(tmp_path):
 def test_without_options_a_corpus_is_taken_in_as_it_is(tmp_path):
     records = [{"text": f"Text {number}: a@b.example, ça va.\n", "language": "en", "source": "s",
                 "id": str(number), "meta": {"k": number}} for number in range(5)]
-    assert run(tmp_path, records, "--language", "en")[0] == records
+    assert clean(tmp_path, records, "--language", "en")[0] == records
 
 
-def run(folder: Path, records: list[dict], *options: str) -> tuple[list[dict], list[dict], dict]:
+def clean(folder: Path, records: list[dict], *options: str) -> tuple[list[dict], list[dict], dict]:
     """(kept records, dropped records, funnel)"""
-    (folder / "a.jsonl").write_bytes(b"".join(map(json_line, records)))
-    main([str(folder / "a.jsonl"), "--out", str(folder / "out"), *options])
-    kept, dropped = ([json.loads(line) for line in gzip.open(folder / "out" / part / "a.jsonl.gz", "rt")]
-                     for part in ("kept", "dropped"))
-    return kept, dropped, json.loads((folder / "out" / "funnel.json").read_text())
+    main([str(write(folder / "a.jsonl", *records)), "--out", str(folder / "out"), *options])
+    return (read_folder(folder / "out" / "kept"), read_folder(folder / "out" / "dropped"),
+            json.loads((folder / "out" / "funnel.json").read_text()))

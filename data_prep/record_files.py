@@ -39,6 +39,37 @@ class BadRecord(ValueError):
     """A record that cannot be used; the message is the reason it is counted under."""
 
 
+class _Zstandard(io.RawIOBase):
+    """A zstandard file, frame after frame; EOFError where it ends within one, which stream_reader hides."""
+
+    def __init__(self, path: Path):
+        decompressor = require_extra("zstandard", "zstd").ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
+        self._new_frame, self._frame = decompressor.decompressobj, decompressor.decompressobj()
+        self._file, self._data, self._inside = open(path, "rb"), b"", False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._data:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._inside = self._new_frame(), False
+            packed = packed or self._file.read(1 << 16)
+            if not packed:
+                if self._inside:
+                    raise EOFError
+                return 0
+            self._data, self._inside = self._frame.decompress(packed), True
+        size = min(len(buffer), len(self._data))
+        buffer[:size], self._data = self._data[:size], self._data[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def open_packed(path: Path) -> tuple[Any, tuple[type[Exception], ...]]:
     """The file, unpacked if it is packed, and the errors by which damage shows while it is read."""
     with open(path, "rb") as file:
@@ -48,10 +79,8 @@ def open_packed(path: Path) -> tuple[Any, tuple[type[Exception], ...]]:
             return unpack(path), (EOFError, OSError, zlib.error, lzma.LZMAError)
     if not ZSTD.match(start):
         return open(path, "rb"), ()
-    zstandard = require_extra("zstandard", "zstd")
-    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
-    reader = decompressor.stream_reader(open(path, "rb"), read_across_frames=True)
-    return io.BufferedReader(reader, 1 << 16), (zstandard.ZstdError,)
+    damage = (EOFError, require_extra("zstandard", "zstd").ZstdError)
+    return io.BufferedReader(_Zstandard(path), 1 << 16), damage
 
 
 def read_records(path: Path, kind: str, bad: Bad, paragraphs: bool = False) -> Records:
@@ -129,22 +158,31 @@ def _read_text(file: IO[bytes], paragraphs: bool) -> Records:
 
 
 def _read_parquet(path: Path, bad: Bad) -> Records:
+    """Rows in batches; the rest of a damaged row group is counted, and the next one is read."""
     pyarrow = require_extra("pyarrow", "parquet")
-    number = 0
+    damage, first = (pyarrow.ArrowException, OSError), 1
     try:
-        with require_extra("pyarrow.parquet", "parquet").ParquetFile(path) as file:
-            facts = file.metadata
-            size = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
-            rows = max(1, min(256, facts.num_rows * BATCH_BYTES // max(1, size)))
-            for number, record in enumerate(chain.from_iterable(map(_rows, file.iter_batches(rows))), 1):
-                if record is None:
-                    bad("not UTF-8", number, 0)
-                else:
-                    yield number, record
-    except pyarrow.ArrowNotImplementedError as error:
-        raise UserError(f"{path}: pyarrow cannot read this file: {error}") from None
-    except (pyarrow.ArrowException, OSError):
-        bad(DAMAGED, number + 1, 0)
+        file = require_extra("pyarrow.parquet", "parquet").ParquetFile(path)
+    except damage:
+        bad(DAMAGED, first, 0)
+        return
+    with file:
+        for group in range(file.num_row_groups):
+            facts = file.metadata.row_group(group)
+            size = max(1, min(256, facts.num_rows * BATCH_BYTES // max(1, facts.total_byte_size)))
+            number = first
+            try:
+                for record in chain.from_iterable(map(_rows, file.iter_batches(size, [group]))):
+                    if record is None:
+                        bad("not UTF-8", number, 0)
+                    else:
+                        yield number, record
+                    number += 1
+            except pyarrow.ArrowNotImplementedError as error:
+                raise UserError(f"{path}: pyarrow cannot read this file: {error}") from None
+            except damage:
+                bad(DAMAGED, number, 0)
+            first += facts.num_rows
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any] | None]:

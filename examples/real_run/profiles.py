@@ -26,8 +26,8 @@ class Profile:
 
 PROFILES = {
     "hour": Profile(
-        corpus_steps=40, corpus_rows=1, sequence_length=1024, corpus_rate=1e-5, items=32, epochs=1, batch=8,
-        full_rate=5e-6, lora_rate=2e-4, test_items=40, documents=6, precision="bf16", replay_row=False,
+        corpus_steps=40, corpus_rows=1, sequence_length=1024, corpus_rate=1e-5, items=64, epochs=1, batch=8,
+        full_rate=2e-5, lora_rate=2e-4, test_items=40, documents=4, precision="bf16", replay_row=False,
         minutes=60),
     "night": Profile(
         corpus_steps=300, corpus_rows=1, sequence_length=1024, corpus_rate=1e-5, items=250, epochs=1,

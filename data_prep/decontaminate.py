@@ -27,8 +27,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.documents import Document
 from data_prep.filters import minhash
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
@@ -91,21 +89,18 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 
 @functools.cache
-def _load(path: str) -> dict[int, tuple[np.ndarray, dict[str, list[str]]]]:
-    """size -> (sorted hashes, questions by hash)."""
-    return {int(size): (np.array(sorted(map(int, ngrams)), np.uint64), ngrams)
-            for size, ngrams in read_json(path).items()}
+def _load(path: str) -> NGrams:
+    return {int(size): {int(value): names for value, names in found.items()}
+            for size, found in read_json(path).items()}
 
 
-def contained_items(text: str, wanted: dict[int, tuple[np.ndarray, dict[str, list[str]]]]) -> list[str]:
+def contained_items(text: str, wanted: NGrams) -> list[str]:
     """The questions that a text contains."""
     words = minhash.token_hashes(text).hashes
     found: set[str] = set()
-    for size, (hashes, names) in wanted.items():
-        windows = minhash.window_hashes(words, size)
-        place = np.minimum(np.searchsorted(hashes, windows), len(hashes) - 1)
-        for value in windows[hashes[place] == windows].tolist():
-            found.update(names[str(value)])
+    for size, names in wanted.items():
+        for value in names.keys() & minhash.window_hashes(words, size).tolist():
+            found.update(names[value])
     return sorted(found)
 
 

@@ -5,17 +5,20 @@ Out: (place, record) in a stable order; the place is file:line or "file: item N"
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.record_files import read_records
 from mmed.utils.errors import UserError
-from mmed.utils.files import MAX_JSON_BYTES, check_file, read_json, read_jsonl
+from mmed.utils.files import MAX_JSON_BYTES, check_file, read_json, read_jsonl, temporary_name
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 SPLITS = {"train": "Train", "test": "Test", **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
@@ -112,3 +115,17 @@ def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tu
     except csv.Error as error:
         raise UserError(f"{path}:{line}: not valid CSV ({error})") from None
     return rows
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name `out`, and the place of a folder there, when the block ends."""
+    out = out.resolve()
+    temporary = temporary_name(out)
+    try:
+        yield temporary
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -184,8 +184,6 @@ def test_medqa_takes_the_four_option_us_files(tmp_path):
                     "source": "medqa", "licence": "MIT", "answer": "q4 A", "meta_info": "step1"}
     chinese = run(tmp_path / "zh", "--source", f"mcmle={tmp_path / 'data_clean'}")
     assert list(chinese) == ["Test/Chinese.jsonl", "dropped.jsonl"]
-    write(tmp_path / "in" / "test.jsonl", [medqa_item("下列哪项正确")])
-    assert "mcmle: Mainland" in error_of("--source", f"medqa={tmp_path / 'in'}", "--out", tmp_path / "x")
 
 
 def test_igakuqa_flags_images_and_splits_in_the_papers_proportion(tmp_path):
@@ -459,6 +457,47 @@ def test_repeats_are_marked_and_stay_on_one_side(tmp_path):
               "--holdout", "0.5")
     splits = {name for name in got for item in got[name] if item.get("question", "").strip() == "same"}
     assert len(splits) == 1 and sum("duplicate_of" in item for item in got[splits.pop()]) in (1, 2)
+
+
+def exam_item(question: str, *options: str, right: str = "A") -> dict:
+    return {"question": question, "options": list(options), "answer_idx": right}
+
+
+LONG = " ".join(f"word{i}" for i in range(20))
+LEAKS = {  # a train item, and the rule by which it leaks one of the test items below
+    "exact": exam_item("Which  Drug lowers blood PRESSURE most?", "x", "y"),
+    "shuffled": exam_item("Why?", "heparin", "aspirin"),
+    "n-gram": exam_item(f"Before. {LONG[:100]} and another end", "x", "y"),
+    "translation": exam_item("¿Cuál?", "Amoxicilina 500 mg", "Penicilina, 2,5 g", "Vancomicina", right="B"),
+    "another key": exam_item("¿Cuál?", "Amoxicilina 500 mg", "Penicilina, 2,5 g", "Vancomicina", right="C"),
+    "generic": exam_item("Which of these statements is true?", "new", "other")}
+TEST = [exam_item("Which drug lowers blood pressure most?", "a", "b"),
+        exam_item("Why?", "Aspirin", "Heparin"),
+        exam_item(LONG, "a", "b"),
+        exam_item("Which?", "Amoxicillin 500 mg", "Penicillin, 2.5 g", "Vancomycin", right="B"),
+        *[exam_item("Which of these statements is true?", f"a{i}", "b") for i in range(5)]]
+
+
+@pytest.mark.parametrize(("name", "rule"), [
+    ("exact", "exact"), ("shuffled", "exact"), ("n-gram", "n-gram"), ("translation", "translation"),
+    ("another key", ""), ("generic", "")])
+def test_train_items_that_leak_test_items_are_marked_or_dropped(name, rule, tmp_path, capsys):
+    test = write(tmp_path / "exam" / "test.jsonl", TEST)
+    english = ["--source", f"custom={test}", "--language", "en", "--map", MAP, "--out", tmp_path / "english"]
+    assert mmedbench.main([*map(str, english)]) == 0
+    spanish = name in ("translation", "another key")
+    train = write(tmp_path / "train.jsonl", [LEAKS[name], exam_item("Something else?", "1", "2")])
+    given = ["--source", f"custom={train}", "--language", "es" if spanish else "en", "--map", MAP,
+             "--benchmark", tmp_path / "english" / "Test"]
+    file = "Train/Spanish.jsonl" if spanish else "Train/English.jsonl"
+    first, second = run(tmp_path / "marked", *given)[file]
+    assert first.get("leaks", {}).get("rule", "") == rule and "leaks" not in second
+    if rule:
+        assert f"leak a test item, by rule: {rule} 1" in capsys.readouterr().out
+        got = run(tmp_path / "dropped", *given, "--drop_leaks")
+        assert len(got[file]) == 1
+        lost, = got["dropped.jsonl"]
+        assert lost["reason"] == f"leaks a test item ({rule})" and lost["leaks"] == first["leaks"]
 
 
 def test_several_sources_of_a_language_need_mix(tmp_path):

@@ -25,6 +25,7 @@ from mmed.prompts import ExamItem
 from mmed.reporting.page import fill_page
 from mmed.utils.errors import UserError, printable
 from mmed.utils.files import atomic_write, read_json
+from mmed.utils.untrusted import as_name
 
 FORMAT, VERSION = "mmed-rationale-check", 1
 # MMedLM: the paper's three criteria; a rationale passes that meets all of them.
@@ -85,79 +86,55 @@ def read_sheet(path: str) -> dict[str, Any]:
     """A file that a checker saved, with its outer form checked."""
     value = read_json(path)
     known = isinstance(value, dict) and (value.get("format"), value.get("version")) == (FORMAT, VERSION)
-    if not known or not all(isinstance(value.get(name), dict) for name in ("items", "entries")):
+    parts = [value.get("items"), value.get("entries")] if known else []
+    if not known or not all(isinstance(part, dict) for part in parts):
         raise UserError(f"{path}: not a file that a checker saved from a sheet of "
                         "`python -m data_prep.rationales sheet`")
-    checker = value.get("checker")
-    if not isinstance(checker, str) or not checker.strip() or not checker.isprintable() \
-            or len(checker) > LONGEST_NAME:
+    if not isinstance(value.get("checker"), str) or not value["checker"].strip():
         raise UserError(f"{path}: no name of a checker in it; open the sheet, load this file, give a name "
                         "and save again")
-    return value | {"checker": checker.strip()}
+    return value
 
 
-def read_sheets(paths: Sequence[str], items: Mapping[str, ExamItem],
-                partial: bool) -> tuple[dict[str, Verdicts], list[dict[str, str]]]:
-    """(checker -> verdicts, notes) of saved files. Every entry that cannot be used gets a line of its own; if
-    there is one, nothing is merged."""
+def read_sheets(paths: Sequence[str],
+                items: Mapping[str, ExamItem]) -> tuple[dict[str, Verdicts], list[dict[str, str]]]:
+    """(checker -> verdicts, notes) of saved files; entries without a verdict on every criterion are left out.
+
+    Every entry that cannot be used gets a line of its own; if there is one, nothing is merged.
+    """
     checkers: dict[str, Verdicts] = {}
     notes, problems = [], []
     for path in paths:
         sheet = read_sheet(path)
-        own = checkers.setdefault(sheet["checker"], {})
-        for key in dict.fromkeys([*sheet["entries"], *sheet["items"]]):
-            problem = problem_with(key, sheet, items, partial)
-            entry = sheet["entries"].get(key)
-            if not problem and entry is not None and all(entry.get(name) is not None for name in CRITERIA):
-                verdict = {name: entry[name] for name in CRITERIA}
-                if own.setdefault(key, verdict) != verdict:
-                    problem = f"{sheet['checker']!r} judged this item differently before; omit one file"
-            if problem:
-                problems.append(f"{path}: item {repr(key)[:60]}: {problem}")
-            elif entry and entry.get("note", "").strip():
-                notes.append({"key": key, "checker": sheet["checker"], "note": entry["note"].strip()})
+        name = as_name(sheet["checker"])
+        own = checkers.setdefault(name, {})
+        for key, entry in sheet["entries"].items():
+            verdict = {criterion: entry.get(criterion) for criterion in CRITERIA}
+            if not all(isinstance(met, bool) for met in verdict.values()):
+                continue
+            if key not in items:
+                problems.append(f"{path}: item {key!r:.60}: is not among the items of --data")
+            elif sheet["items"].get(key) != text_hash(items[key].rationale):
+                problems.append(f"{path}: item {key!r:.60}: its rationale has changed since it was judged")
+            elif own.setdefault(key, verdict) != verdict:
+                problems.append(f"{path}: item {key!r:.60}: {name!r} judged it differently before")
+            elif note := str(entry.get("note", "")).strip():
+                notes.append({"key": key, "checker": name, "note": note[:LONGEST_NOTE]})
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
     if problems:
-        entries = "entry" if len(problems) == 1 else "entries"
-        raise UserError(f"{len(problems):,} {entries} of the sheets cannot be used (listed above); nothing "
+        raise UserError(f"{len(problems):,} of the sheets' entries cannot be used (listed above); nothing "
                         "was written")
     return {name: own for name, own in checkers.items() if own}, notes
 
 
-def problem_with(key: str, sheet: dict[str, Any], items: Mapping[str, ExamItem], partial: bool) -> str:
-    """Why a sheet's entry cannot be used, "" if it can, or is unfinished and may be so."""
-    finish = "finish the sheet, or take it as it is with --partial"
-    if key not in sheet["entries"]:
-        return "" if partial else f"not judged; {finish}"
-    if key not in items:
-        return "is not among the items of --data"
-    if key not in sheet["items"]:
-        return "is not on the sheet that this file names"
-    if sheet["items"][key] != text_hash(items[key].rationale):
-        return "its rationale has changed since it was judged; check it again"
-    entry = sheet["entries"][key]
-    if not isinstance(entry, dict):
-        return f"expected an object with {', '.join(CRITERIA)}, got {entry!r:.40}"
-    if unknown := sorted(set(entry) - {*CRITERIA, "note"}):
-        return f"no criterion is called {repr(unknown[0])[:60]} (they are {', '.join(CRITERIA)})"
-    if not isinstance(entry.get("note", ""), str) or len(entry.get("note", "")) > LONGEST_NOTE:
-        return f"'note' must be a text of at most {LONGEST_NOTE:,} characters"
-    wrong = [name for name in CRITERIA if not isinstance(entry.get(name), bool | None)]
-    if wrong:
-        return f"{wrong[0]!r} must be true or false, got {entry[wrong[0]]!r:.40}"
-    missing = [name for name in CRITERIA if entry.get(name) is None]
-    return f"{missing[0]!r} is missing; {finish}" if missing and not partial else ""
-
-
 # ---- verdict and agreement -----------------------------------------------------------------------
 
-def check(paths: Sequence[str], items: Sequence[ExamItem], rule: str, partial: bool) -> dict[str, Any]:
+def check(paths: Sequence[str], items: Sequence[ExamItem], rule: str) -> dict[str, Any]:
     """What the saved files come to: which items passed, counts by language, agreement, notes."""
-    by_key = {item.key: item for item in items}
-    checkers, notes = read_sheets(paths, by_key, partial)
+    checkers, notes = read_sheets(paths, {item.key: item for item in items})
     if not checkers:
-        raise UserError(f"{paths[0]}: no item is judged in {'it' if len(paths) == 1 else 'these files'}")
+        raise UserError(f"{', '.join(paths)}: no item is judged there")
     passed: dict[str, bool] = {}
     languages: dict[str, list[bool]] = {}
     for item in items:

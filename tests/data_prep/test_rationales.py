@@ -100,8 +100,7 @@ def report_of(folder: Path, name: str = "rationales.json") -> dict:
 
 def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_path, capsys):
     stub = Stub(lambda prompt: f"###Rationale: because of {prompt.split('Question: ')[1][:7]}\n")
-    main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags, "--price-in", "2.5",
-          "--price-out", "10"])
+    main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags])
     before, after = lines(exams), lines(tmp_path / "out")
     assert before.keys() == after.keys()
     for name in before:
@@ -114,7 +113,7 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
                                "without_counts": 0, "finish_reasons": {"stop": 11},
                                "models": ["strong-1-0613"]}
     assert report["facts"]["server"]["options"] == {"temperature": 0, "seed": 0}
-    assert "all calls: 11 calls, tokens in 1,100, out 110, 0.00 USD" in capsys.readouterr().out
+    assert "all calls: 11 calls, tokens in 1,100, out 110\n" in capsys.readouterr().out
     prompts = "\n".join(stub.tries)
     assert len(stub.tries) == 11
     assert all(solved_text(entry.item) in prompts for entry in read_entries(exams)[:3])
@@ -155,42 +154,22 @@ def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, caps
         main([*arguments, "--out", str(tmp_path / "x"), "--server-option", "seed=none"])
 
 
-def test_a_second_run_costs_nothing(exams, tmp_path, capsys):
+def test_stored_calls_are_used_again(exams, tmp_path, capsys):
     stub = Stub(lambda prompt: "because")
     arguments = ["generate", "--data", str(exams), *stub.flags]
     main([*arguments, "--out", str(tmp_path / "a"), "--limit", "2"])
     assert len(stub.bodies) == 4
-    main([*arguments, "--out", str(tmp_path / "a"), "--limit", "2"])
-    assert "nothing to do" in capsys.readouterr().err
-    calls = ["--out", str(tmp_path / "b"), "--calls", str(tmp_path / "a.calls.jsonl")]
-    main([*arguments, *calls, "--estimate", "--price-in", "1", "--price-out", "1"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[:4] for row in rows[1:]] == [["English", "7", "2", "5"], ["Japanese", "4", "2", "2"],
-                                             ["all", "11", "4", "7"]]
-    main([*arguments, *calls])
+    main([*arguments, "--out", str(tmp_path / "b"), "--calls", str(tmp_path / "a.calls.jsonl")])
     assert set(stub.tries.values()) == {1} and len(stub.tries) == 11
     assert "this run: 7 calls" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"b: already there, made with limit = 0 \(now 1\); give another "
-                                        r"--out, and --calls"):
-        main([*arguments, "--out", str(tmp_path / "b"), "--limit", "1"])
+    with pytest.raises(UserError, match="b: already there; give another --out"):
+        main([*arguments, "--out", str(tmp_path / "b")])
     again = ["generate", "--data", str(tmp_path / "b"), *stub.flags, "--out", str(tmp_path / "c")]
     with pytest.raises(UserError, match="every item has a rationale already; --replace"):
         main(again)
     main([*again, "--replace", "--max-new-tokens", "50"])
     assert len(stub.bodies) == 11 + 13
     assert not any(row["human_checked"] for rows in lines(tmp_path / "c").values() for row in rows)
-
-
-def test_an_estimate_sends_nothing_and_needs_no_key(exams, tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), "--api", "gpt-x", "--estimate",
-          "--price-in", "1000000", "--price-out", "0"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[-1][:4] == ["all", "11", "0", "11"] and rows[-1][5:7] == ["2,200", "11,264"]
-    assert float(rows[-1][7].replace(",", "")) == float(rows[-1][4].replace(",", ""))  # a dollar a token
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["Test"]
-    with pytest.raises(UsageError, match=r"there is no such environment variable \(default OPENAI_API_KEY\)"):
-        main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), "--api", "gpt-x"])
 
 
 def test_a_killed_run_asks_only_for_what_is_missing_and_leaves_no_half_folder(exams, tmp_path):
@@ -224,7 +203,7 @@ def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exa
     assert "8 of 11 items have a rationale now; 3 could not be used" in capsys.readouterr().out
 
 
-def test_topics_are_given_and_what_earlier_steps_said_goes_on(exams, tmp_path, capsys):
+def test_topics_are_given(exams, tmp_path):
     labels = dict(zip((f"{language} {i} " for language in ("English", "Japanese")
                        for i in range(8)), itertools.cycle(["Surgery.", "**pathology**", OTHER, "?"])))
     stub = Stub(lambda prompt: "why" if "Explain" in prompt
@@ -236,7 +215,6 @@ def test_topics_are_given_and_what_earlier_steps_said_goes_on(exams, tmp_path, c
     report = report_of(tmp_path / "two", "topics.json")
     assert report["topics"]["Surgery"] == 4 and report["topics"][OTHER] == 3
     assert len(report["problems"]) == 3 and list(report["topics"]) == [*TOPICS, OTHER]
-    assert report_of(tmp_path / "one") == report_of(tmp_path / "two")
     assert read_benchmark(tmp_path / "two")[0].extra["topic"] == "Surgery"
 
 
@@ -258,17 +236,6 @@ def test_every_topic_is_read_back_from_its_own_name_and_listed_in_the_prompt(exa
 ])
 def test_rationales_are_read_without_their_marker(text, expected):
     assert read_rationale(text) == expected
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["generate", "--price-in", "1"], "--price-in and --price-out go together"),
-    (["generate", "--limit", "-1"], "--limit and --max-new-tokens"),
-    (["topics", "--completions"], "needs a chat model"),
-])
-def test_flags_that_do_not_go_together(arguments, message, exams, tmp_path):
-    with pytest.raises(UsageError, match=message):
-        main([*arguments, "--data", str(exams), "--out", str(tmp_path / "out"), "--api", "m", "--base-url",
-              "http://127.0.0.1:9/v1"])
 
 
 # ---- sheet ---------------------------------------------------------------------------------------
@@ -369,7 +336,7 @@ def test_checks_are_merged_with_agreement(tmp_path, capsys):
 def test_a_checker_may_save_in_parts_and_sheets_need_not_overlap(tmp_path, capsys):
     data = make_items(tmp_path / "data")
     paths = [sheet(tmp_path / "1.json", data, "Ann", {"En0": YES}),
-             sheet(tmp_path / "2.json", data, "Ann", {"En0": YES, "En1": NO}),
+             sheet(tmp_path / "2.json", data, "Ann", {"En0": YES, "En1": NO, "En2": {"sound": True}}),
              sheet(tmp_path / "3.json", data, "Bo", {"Ja0": YES})]
     report = merge(data, tmp_path / "out", *paths)
     assert report["checkers"] == {"Ann": 2, "Bo": 1} and report["agreement"] == {"items": 0}
@@ -379,17 +346,9 @@ def test_a_checker_may_save_in_parts_and_sheets_need_not_overlap(tmp_path, capsy
 
 
 BAD = {
-    "conflict": ({"En0": NO}, {}, "'Ann' judged this item differently before"),
-    "missing": ({"En1": {"consistent": True, "sound": True}}, {}, "'accurate' is missing"),
-    "a number": ({"En1": YES | {"sound": 7}}, {}, "'sound' must be true or false, got 7"),
-    "a word": ({"En1": YES | {"sound": "yes"}}, {}, "'sound' must be true or false, got 'yes'"),
-    "no object": ({"En1": True}, {}, "expected an object"),
-    "unknown criterion": ({"En1": YES | {"fluent": True}}, {}, "no criterion is called 'fluent'"),
+    "conflict": ({"En0": NO}, {}, "'Ann' judged it differently before"),
     "unknown item": ({"Fr1": YES}, {"items": {"Fr1": "x"}}, "is not among the items of --data"),
-    "not on the sheet": ({"En1": YES}, {"items": {}}, "is not on the sheet"),
     "changed": ({"En1": YES}, {"items": {"En1": "0" * 16}}, "its rationale has changed"),
-    "not judged": ({}, {"items": {"En2": "x"}}, "item 'En2': not judged; finish the sheet"),
-    "a note of another kind": ({"En1": YES | {"note": 3}}, {}, "'note' must be a text"),
 }
 
 
@@ -399,7 +358,7 @@ def test_entries_that_cannot_be_used_are_one_line_each_and_nothing_is_written(na
     data = make_items(tmp_path / "data")
     good = sheet(tmp_path / "good.json", data, "Ann", {"En0": YES, "En3": YES})
     bad = sheet(tmp_path / "bad.json", data, "Ann", entries, **more)
-    with pytest.raises(UserError, match=r"1 entry of the sheets cannot be used \(listed above\); nothing"):
+    with pytest.raises(UserError, match=r"1 of the sheets' entries cannot be used \(listed above\); nothing"):
         merge(data, tmp_path / "out", good, bad)
     said, = capsys.readouterr().err.splitlines()
     assert said.startswith(f"error: {bad}: item ") and message in said and not (tmp_path / "out").exists()
@@ -410,8 +369,9 @@ SAVED = {"format": "mmed-rationale-check", "version": 1, "items": {}, "entries":
 
 @pytest.mark.parametrize("value, message", [
     ([], "not a file that a checker saved"), (SAVED | {"version": 2}, "not a file that a checker saved"),
-    (SAVED | {"checker": " "}, "no name of a checker"), (SAVED | {"checker": "\x1b"}, "no name of a checker"),
-    (SAVED | {"checker": "Ann"}, "no item is judged in it"),
+    (SAVED | {"checker": "Ann", "entries": {"En1": True}}, "not a file that a checker saved"),
+    (SAVED | {"checker": " "}, "no name of a checker"),
+    (SAVED | {"checker": "Ann", "entries": {"En1": {"sound": True}}}, "no item is judged there"),
 ])
 def test_files_that_are_no_saved_sheets(value, message, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(value))

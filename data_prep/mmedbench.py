@@ -119,28 +119,21 @@ def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None,
             raw.split = raw.split or "Test"
 
 
-def group_repeats(items: list[Raw]) -> list[str]:
-    """Make ids unique and return each item's fingerprint. Copies of a question share it, and its group, so
-    that a random split never puts one question on both sides."""
-    prints = [fingerprint(raw.question, raw.options) for raw in items]
-    groups: dict[str, str] = {}
+def mark_repeats(items: list[Raw]) -> dict[str, list[Raw]]:
+    """Make ids unique and return the items by fingerprint. Copies of a question share their group, so that a
+    random split never puts one question on both sides."""
+    copies: dict[str, list[Raw]] = {}
     ids: set[str] = set()
-    for raw, mark in zip(items, prints):
-        raw.group = groups.setdefault(mark, raw.group)
+    for raw in items:
+        same = copies.setdefault(fingerprint(raw.question, raw.options), [])
+        same.append(raw)
+        raw.group = same[0].group
         base, number = raw.id, 1
         while raw.id in ids:
             number += 1
             raw.id = f"{base}-{number}"
         ids.add(raw.id)
-    return prints
-
-
-def first_copies(items: list[Raw], prints: list[str]) -> dict[int, Raw]:
-    """{position of a repeated question: its first copy}; one in Test comes first, then Val, then Train."""
-    first: dict[str, int] = {}
-    for position in sorted(range(len(items)), key=lambda i: (-SPLITS.index(items[i].split), i)):
-        first.setdefault(prints[position], position)
-    return {position: items[first[mark]] for position, mark in enumerate(prints) if first[mark] != position}
+    return copies
 
 
 # ---- conversion ----------------------------------------------------------------------------------
@@ -166,15 +159,16 @@ def place(language: str, items: list[Raw], options: argparse.Namespace, notes: d
     if len(names) > 1 and not options.mix:
         raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores on a "
                          "mixture compare with nothing: give each its own --out, or add --mix")
-    prints = group_repeats(items)
+    copies = mark_repeats(items)
     for name in names:
         own = [raw for raw in items if raw.exam == name]
         assign_splits(name, own, options.seed, options.holdout, notes[name])
-    first = first_copies(items, prints)
-    for position, raw in enumerate(items):
+    for raw in items:
         raw.line = as_item(raw, SOURCES[raw.exam].licence)
-        if position in first:
-            raw.line["duplicate_of"] = first[position].id
+    for same in copies.values():
+        first, *others = sorted(same, key=lambda raw: -SPLITS.index(raw.split))  # one in Test comes first
+        for raw in others:
+            raw.line["duplicate_of"] = first.id
 
 
 def mark_leaks(items: list[Raw], benchmark: Path | None, drop: bool) -> None:

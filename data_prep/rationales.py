@@ -20,7 +20,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Entry:
     file: str
     row: dict[str, Any]
     item: ExamItem
+    sample: int = 0  # the one that was taken; 0: none
+    problem: str = ""  # why the last reply could not be used
 
 
 def read_entries(data: str | Path) -> list[Entry]:
@@ -171,8 +173,8 @@ TASKS = {"generate": Task(rationale_prompt, read_rationale, "rationale", 1024),
 SAMPLED = Task(sampled_prompt, read_rationale, "rationale", 1024)
 
 
-def take(task: Task, entry: Entry, reply: dict) -> str | None:
-    """Put a reply into the item's line; returns why it cannot be used, if it cannot."""
+def take(task: Task, entry: Entry, reply: dict) -> str:
+    """Put a reply into the item's line; returns why it cannot be used, or ""."""
     if reply["finish_reason"] == "length":
         return "truncated at --max_new_tokens"
     text = remove_thoughts(reply["text"])
@@ -189,7 +191,7 @@ def take(task: Task, entry: Entry, reply: dict) -> str | None:
     entry.row[task.key] = value
     if task.key == "rationale":  # an earlier check was of another text
         entry.row |= {"human_checked": False, "human_check_passed": False}
-    return None
+    return ""
 
 
 # ---- run -----------------------------------------------------------------------------------------
@@ -207,53 +209,39 @@ def wanted(task: Task, entries: Sequence[Entry], replace: bool, limit: int) -> l
     return chosen
 
 
-@dataclass
-class Asked:
-    """What came of asking; items go by their key."""
-
-    requests: list[str] = field(default_factory=list)  # their keys
-    replies: list[dict] = field(default_factory=list)
-    problems: dict[str, str] = field(default_factory=dict)  # why an item has nothing
-    taken: dict[str, int] = field(default_factory=dict)  # which sample an item has
-
-
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
-            longest: int, samples: int) -> Asked:
-    """Ask about each item until a reply can be used, at most `samples` times, and put it into its line."""
-    asked = Asked()
+            longest: int, samples: int) -> tuple[list[str], list[dict]]:
+    """Ask about each entry until a reply can be used, at most `samples` times, and put it into its line;
+    returns the keys of all requests, and the replies."""
+    keys: list[str] = []
+    replies: list[dict] = []
     for sample in range(1, samples + 1):
-        left = [entry for entry in entries if entry.item.key not in asked.taken]
+        left = [entry for entry in entries if not entry.sample]
         if sample > 1:
-            warm = server.options["temperature"] or TEMPERATURE
-            server = dataclasses.replace(server, options=server.options | {"temperature": warm,
-                                                                          "seed": sample})
+            changed = {"temperature": server.options["temperature"] or TEMPERATURE, "seed": sample}
+            server = dataclasses.replace(server, options=server.options | changed)
         requests = [api_client.request(server, task.prompt(entry.item), longest) for entry in left]
         with tqdm(total=len(left), disable=not sys.stderr.isatty(), unit=f" {task.key}",
                   dynamic_ncols=True) as bar:
             labels = [f"item {entry.item.key} ({entry.item.language})" for entry in left]
-            replies = api_client.ask(server, requests, store, labels=labels,
-                                     on_done=lambda _, bar=bar: bar.update())
-        asked.requests += [api_client.request_key(server, body) for body in requests]
-        asked.replies += replies
-        for entry, reply in zip(left, replies):
-            reason = take(task, entry, reply)
-            if reason:
-                asked.problems[entry.item.key] = reason
-            else:
-                asked.problems.pop(entry.item.key, None)
-                asked.taken[entry.item.key] = sample
-    return asked
+            found = api_client.ask(server, requests, store, labels=labels,
+                                   on_done=lambda _, bar=bar: bar.update())
+        for entry, reply in zip(left, found):
+            entry.problem = take(task, entry, reply)
+            entry.sample = 0 if entry.problem else sample
+        keys += [api_client.request_key(server, body) for body in requests]
+        replies += found
+    return keys, replies
 
 
-def acceptance(entries: Sequence[Entry], taken: dict[str, int]) -> dict[str, dict[str, Any]]:
+def acceptance(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     """By language: how many items got a rationale whose letter is the key, and from which sample."""
     result = {}
     for language in dict.fromkeys(entry.item.language for entry in entries):
-        samples = [taken.get(entry.item.key, 0) for entry in entries if entry.item.language == language]
-        counts = Counter(samples)
-        accepted = len(samples) - counts[0]
-        result[language] = {"items": len(samples), "accepted": accepted, "rate": accepted / len(samples),
-                            "by_sample": [counts[n] for n in range(1, max(samples) + 1)]}
+        counts = Counter(entry.sample for entry in entries if entry.item.language == language)
+        items, accepted = counts.total(), counts.total() - counts[0]
+        result[language] = {"items": items, "accepted": accepted, "rate": accepted / items,
+                            "by_sample": [counts[n] for n in range(1, max(counts) + 1)]}
     return result
 
 
@@ -269,24 +257,23 @@ def run(options: argparse.Namespace) -> int:
     if not chosen:
         raise UserError(f"{options.data}: every item has a {task.key} already; --replace regenerates them")
     store = api_client.CallStore(options.calls or f"{out}.calls.jsonl")
-    asked = ask_all(task, server, store, chosen, longest, options.samples or 1)
+    keys, replies = ask_all(task, server, store, chosen, longest, options.samples or 1)
     # What this run asked for depends on where an earlier one was stopped: it is printed, not stored.
-    report = {"facts": {"data": file_hash(options.data), "server": server.facts(), "max_new_tokens": longest,
-                        "prompt_version": PROMPT_VERSION, "replace": options.replace, "limit": options.limit,
-                        "samples": options.samples},
-              "items": len(entries), "asked": len(chosen), "with": len(asked.taken),
-              "problems": [{"key": entry.item.key, "language": entry.item.language,
-                            "reason": asked.problems[entry.item.key]}
-                           for entry in chosen if entry.item.key in asked.problems],
-              "usage": api_client.usage(asked.replies)}
+    facts = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
+             "max_new_tokens": longest, "replace": options.replace, "limit": options.limit,
+             "samples": options.samples}
+    problems = [{"key": entry.item.key, "language": entry.item.language, "reason": entry.problem}
+                for entry in chosen if entry.problem]
+    report = {"facts": facts, "items": len(entries), "asked": len(chosen),
+              "with": len(chosen) - len(problems), "problems": problems, "usage": api_client.usage(replies)}
     if options.samples:
-        report["accepted"] = acceptance(chosen, asked.taken)
+        report["accepted"] = acceptance(chosen)
     if options.command == "topics":
         counts = Counter(entry.row.get("topic") for entry in entries)
         report["topics"] = {label: counts[label] for label in (*TOPICS, OTHER)}
     spent = api_client.usage(store.new)
     write_folder(out, entries, REPORTS[options.command], report)
-    store.close(asked.requests)
+    store.close(keys)
     print_report(task, report, spent, out / REPORTS[options.command])
     return 0
 
@@ -340,16 +327,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--language", action="append", metavar="NAME", help="only this one; may be repeated (default: all)")
     add("--items", type=int, default=200, metavar="N",
         help="drawn from each language (default 200, as in the paper; 0: all)")
-    add("--seed", type=int, default=0, help="of the draw")
-    add("--title", default="Check of rationales")
     merge = commands.add_parser("merge", help="Put checks into the items", allow_abbrev=False,
                                 description="human_checked, human_check_passed and how checkers agree.")
     add = merge.add_argument
     add("sheets", nargs="+", metavar="FILE.json", help="what checkers saved")
     add("--data", required=True, metavar="FOLDER", help="the exam items that the sheet was made of")
     add("--out", required=True, metavar="FOLDER", help="new folder: the same files with the checks")
-    add("--rule", choices=("all", "majority"), default="all", help="who must find all three criteria met: "
-        "every checker of an item (default), or more than half of them")
     options = parser.parse_args(arguments)
     if options.command != "sheet" and Path(options.out).exists():
         raise UserError(f"{options.out}: already there; give another --out (and --calls FILE to use stored "
@@ -369,12 +352,11 @@ def main(arguments: list[str] | None = None) -> int:
     entries = read_entries(options.data)
     items, out = [entry.item for entry in entries], Path(options.out)
     if options.command == "sheet":
-        count, languages = rationale_checks.write_sheet(items, out, options.language, options.items,
-                                                        options.seed, options.title)
+        count, languages = rationale_checks.write_sheet(items, out, options.language, options.items)
         print(f"{count:,} rationales ({languages}) -> {out}; send it to each checker, and merge the files "
               "that they save")
         return 0
-    report = rationale_checks.check(options.sheets, items, options.rule)
+    report = rationale_checks.check(options.sheets, items)
     for entry in entries:
         if entry.item.key in report["passed"]:
             entry.row |= {"human_checked": True, "human_check_passed": report["passed"][entry.item.key]}

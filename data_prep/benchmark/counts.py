@@ -39,17 +39,11 @@ def table_row(language: str, name: str, split: str, items: Sequence[Raw], in_pap
     moved_in = sum(raw.stated != split for raw in written)
     moved_out = sum(not raw.reason and raw.split != split for raw in read)
     flags = {key: sum(bool(raw.line.get(key)) for raw in written) for key in FLAGS}
-    why = []
-    if paper is not None and not read and not moved_in:
-        why.append(f"no {split.lower()} file among those given")
-    elif read and len(read) != paper:
-        why.append(f"{len(read):,} in the files given")
+    why = [f"{len(read):,} in the files given"] * (len(read) != paper)
     why += [f"-{count} {reason}" for reason, count in dropped.items()]
     why += [f"-{moved_out:,} moved to other splits"] * bool(moved_out)
     why += [f"+{moved_in:,} drawn by seed from other splits or from files without one"] * bool(moved_in)
     why += [f"{flags[key]:,} {text}" for key, text in FLAGS.items() if flags[key]]
-    if not in_paper:
-        why.append("not in MMedBench")
     return {"language": language, "source": name, "split": split, "items": len(written), "paper": paper,
             "read": len(read), "dropped": dropped, "moved_in": moved_in, "moved_out": moved_out, **flags,
             "why": "; ".join(why) or "as in the paper"}
@@ -57,19 +51,18 @@ def table_row(language: str, name: str, split: str, items: Sequence[Raw], in_pap
 
 def format_table(report: dict[str, Any]) -> str:
     """The table of counts as text, with the totals that the paper prints."""
-    lines = [f"{'language':10} {'source':14} {'split':6} {'items':>7} {'paper':>7} {'diff':>7}  why"]
+    lines = [f"{'language':10} {'source':14} {'split':6} {'items':>7} {'paper':>7}  why"]
     for row in report["table"]:
         paper = "-" if row["paper"] is None else f"{row['paper']:,}"
-        diff = "" if row["paper"] is None else f"{row['items'] - row['paper']:+,}".replace("+0", "0")
         split = "Val*" if row["split"] == "Val" else row["split"]
-        lines.append(f"{row['language']:10} {row['source']:14} {split:6} {row['items']:>7,} {paper:>7} "
-                     f"{diff:>7}  {row['why']}")
+        lines.append(f"{row['language']:10} {row['source']:14} {split:6} {row['items']:>7,} {paper:>7}  "
+                     f"{row['why']}")
     compared = [row for row in report["table"] if row["paper"] is not None]
     missing = [language for language in PAPER if language not in {row["language"] for row in compared}]
     for split in ("Train", "Test") if compared else ():
         ours = sum(row["items"] for row in compared if row["split"] == split)
         paper = sum(counts[split] for counts in PAPER.values())
-        lines.append(f"{'MMedBench':10} {'':14} {split:6} {ours:>7,} {paper:>7,} {ours - paper:>+7,}"
+        lines.append(f"{'MMedBench':10} {'':14} {split:6} {ours:>7,} {paper:>7,}"
                      + (f"  no source given for {', '.join(missing)}" if missing else ""))
     if any(row["split"] == "Val" and row["items"] for row in report["table"]):
         lines.append("* Val is the sources' own validation part; the MMedBench release has none")

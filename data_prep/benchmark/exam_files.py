@@ -46,11 +46,10 @@ def exam_files(path: Path, pattern: str, official: bool, notes: list[str]) -> li
     files = [p for p in found if re.search(pattern, p.relative_to(path).as_posix())]
     chosen = [p for p in files if not official or split_of(p.name)]
     if not chosen:
-        wanted = "with train, dev or test in its name" if files else \
-            f"like {pattern!r}" if found else f"ending in {', '.join(SUFFIXES)}"
-        has = f" (it has {', '.join(p.name for p in found[:5])})" if found else ""
-        raise UserError(f"{path}: no file {wanted} below this folder{has}; name a file itself to have it "
-                        "read anyway")
+        named = ", with train, dev or test in its name" * official
+        has = ", ".join(p.name for p in found[:5]) or "none"
+        raise UserError(f"{path}: no file below this folder is like {pattern or SUFFIXES}{named} (it has "
+                        f"{has}); name a file itself to have it read anyway")
     if others := [p.name for p in files if p not in chosen]:
         notes.append(f"skipped, no train, dev or test in the name: {', '.join(others[:5])}")
     return chosen
@@ -98,11 +97,9 @@ def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tu
     """(line number, cells) in the first encoding that fits; quoted cells may contain line breaks."""
     check_file(path, MAX_JSON_BYTES)
     for encoding in encodings:
-        try:
+        with contextlib.suppress(UnicodeDecodeError):
             text = path.read_bytes().decode(encoding)
             break
-        except UnicodeDecodeError:
-            continue
     else:
         raise UserError(f"{path}: not in {' or '.join(encodings)}; convert the file to UTF-8")
     csv.field_size_limit(10_000_000)  # the default of 131,072 is less than a long case with its tables

@@ -27,7 +27,7 @@ from mmed.utils.errors import UserError, printable
 from mmed.utils.files import atomic_write, read_json
 from mmed.utils.untrusted import as_name
 
-FORMAT, VERSION = "mmed-rationale-check", 1
+FORMAT, VERSION, TITLE = "mmed-rationale-check", 1, "Check of rationales"
 # MMedLM: the paper's three criteria; a rationale passes that meets all of them.
 CRITERIA = {
     "consistent": ("Consistent",
@@ -45,11 +45,12 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str] | None, count: int, seed: int,
-                title: str) -> tuple[int, str]:
+def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str] | None,
+                count: int) -> tuple[int, str]:
     """Write the page with `count` rationales of each language (0: all); returns how many, in which languages.
 
-    They are drawn by hashes, so that adding items changes little, and stand in the order of the file.
+    They are drawn by hashes, so that adding items changes little, and stand in the order of the file. What
+    items hold can only ever be text: it is JSON here, and text nodes there.
     """
     codes = {get_language(name).code for name in languages or ()}
     by_language: dict[str, list[ExamItem]] = {}
@@ -57,27 +58,22 @@ def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str] |
         if item.rationale.strip() and (not codes or get_language(item.language).code in codes):
             by_language.setdefault(item.language, []).append(item)
     drawn = {item.key for part in by_language.values()
-             for item in sorted(part, key=lambda item: text_hash(f"{seed}\x1f{item.key}"))[:count or None]}
+             for item in sorted(part, key=lambda item: text_hash(item.key))[:count or None]}
     if not drawn:
         where = f" in {', '.join(languages)}" if languages else ""
         raise UserError(f"no item{where} has a rationale to check; write some with "
                         "`python -m data_prep.rationales generate`")
-    with atomic_write(out) as file:
-        file.write(page([item for item in items if item.key in drawn], title))
-    return len(drawn), ", ".join(by_language)
-
-
-def page(items: Sequence[ExamItem], title: str) -> str:
-    """The page as text. What items hold can only ever be text: it is JSON here, and text nodes there."""
     rows = [{"key": item.key, "hash": text_hash(item.rationale), "language": item.language,
              "code": get_language(item.language).code, "question": item.question, "rationale": item.rationale,
              "options": [[letter, text, letter in item.answer] for letter, text in item.options.items()],
-             "image": item.extra.get("image_dependent") is True} for item in items]
-    data = {"format": FORMAT, "version": VERSION, "title": title, "longest_name": LONGEST_NAME,
+             "image": item.extra.get("image_dependent") is True} for item in items if item.key in drawn]
+    data = {"format": FORMAT, "version": VERSION, "title": TITLE, "longest_name": LONGEST_NAME,
             "longest_note": LONGEST_NOTE, "items": rows,
             "sheet": text_hash(json.dumps([[row["key"], row["hash"]] for row in rows])),
             "criteria": [[name, *words] for name, words in CRITERIA.items()]}
-    return fill_page(Path(__file__).with_name("check_sheet.html"), title=title, data=data)
+    with atomic_write(out) as file:
+        file.write(fill_page(Path(__file__).with_name("check_sheet.html"), title=TITLE, data=data))
+    return len(drawn), ", ".join(by_language)
 
 
 # ---- saved files ---------------------------------------------------------------------------------
@@ -85,9 +81,9 @@ def page(items: Sequence[ExamItem], title: str) -> str:
 def read_sheet(path: str) -> dict[str, Any]:
     """A file that a checker saved, with its outer form checked."""
     value = read_json(path)
-    known = isinstance(value, dict) and (value.get("format"), value.get("version")) == (FORMAT, VERSION)
-    parts = [value.get("items"), value.get("entries")] if known else []
-    if not known or not all(isinstance(part, dict) for part in parts):
+    known = isinstance(value, dict) and (value.get("format"), value.get("version")) == (FORMAT, VERSION) \
+        and all(isinstance(value.get(name), dict) for name in ("items", "entries"))
+    if not known or not all(isinstance(entry, dict) for entry in value["entries"].values()):
         raise UserError(f"{path}: not a file that a checker saved from a sheet of "
                         "`python -m data_prep.rationales sheet`")
     if not isinstance(value.get("checker"), str) or not value["checker"].strip():
@@ -130,7 +126,7 @@ def read_sheets(paths: Sequence[str],
 
 # ---- verdict and agreement -----------------------------------------------------------------------
 
-def check(paths: Sequence[str], items: Sequence[ExamItem], rule: str) -> dict[str, Any]:
+def check(paths: Sequence[str], items: Sequence[ExamItem]) -> dict[str, Any]:
     """What the saved files come to: which items passed, counts by language, agreement, notes."""
     checkers, notes = read_sheets(paths, {item.key: item for item in items})
     if not checkers:
@@ -140,9 +136,9 @@ def check(paths: Sequence[str], items: Sequence[ExamItem], rule: str) -> dict[st
     for item in items:
         votes = [all(own[item.key].values()) for own in checkers.values() if item.key in own]
         if votes:
-            passed[item.key] = all(votes) if rule == "all" else 2 * sum(votes) > len(votes)
+            passed[item.key] = all(votes)
             languages.setdefault(item.language, []).append(passed[item.key])
-    return {"rule": rule, "checkers": {name: len(own) for name, own in sorted(checkers.items())},
+    return {"checkers": {name: len(own) for name, own in sorted(checkers.items())},
             "all": share(list(passed.values())),
             "languages": {name: share(part) for name, part in languages.items()},
             "agreement": agreement(checkers), "notes": notes, "passed": passed}
@@ -175,8 +171,7 @@ def summary(report: Mapping[str, Any]) -> str:
     lines = [f"{name}: {part['passed']:,} of {part['checked']:,} rationales passed, "
              f"{100 * part['share']:.1f} % [{100 * part['low']:.1f}-{100 * part['high']:.1f}]"
              for name, part in [*report["languages"].items(), ("all", report["all"])]]
-    who = "every checker of an item" if report["rule"] == "all" else "more than half of an item's checkers"
-    lines.append(f"passed: {who} found all three criteria met; checkers: "
+    lines.append("passed: every checker of an item found all three criteria met; checkers: "
                  + ", ".join(f"{name} ({n:,})" for name, n in report["checkers"].items()))
     found = report["agreement"]
     parts = [f"{what} {part['percent']:.1f} %, alpha "

@@ -63,14 +63,6 @@ def igakuqa_rows(path: Path) -> Records:
         yield where, record
 
 
-def igakuqa119_rows(path: Path) -> Records:
-    """IgakuQA119: questions/119A_json.json; the answers to all parts are in correct_answers.csv beside it."""
-    answers = {row[0]: row[1] for _, row in csv_rows(path.with_name("correct_answers.csv"))}
-    for where, record in records(path):
-        choices = [re.sub(r"\A[a-z][.．]\s*", "", str(choice)) for choice in record.get("choices") or []]
-        yield where, record | {"choices": choices, "answer": list(answers.get(record.get("number"), ""))}
-
-
 def headqa_rows(path: Path) -> Records:
     """HEAD-QA: {"language", "exams": {name: {"year", "category", "data": []}}}; flat rows on model hubs."""
     if path.suffix != ".json":
@@ -225,9 +217,6 @@ SOURCES = {
     "kormedmcqa": Source(
         "KorMedMCQA", "CC BY-NC 2.0", "ko", "question=question,options=A+B+C+D+E,answer=answer,kind=1,"
         "subject=subject?,year=year?", official=True),
-    "igakuqa119": Source(
-        "IgakuQA119", JAPANESE_EXAMS, "ja", "question=question,options=choices,answer=answer,kind=letter,"
-        "id=number,image=has_image", r"\d+[A-Z]_json\.json$", rows=igakuqa119_rows),
     "igakuqa120": Source(
         "IgakuQA120 (JMLE2026-Bench)", "CC BY 4.0", "ja", "question=question_text,options=question_text,"
         "answer=answer,kind=letter,context=serial_group.context_text?,id=question_id,image=requires_image",

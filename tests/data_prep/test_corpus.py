@@ -129,7 +129,7 @@ GOOD = {"top": 'tokenizer = "tokenizer"', "source": 'language = "en"\nkind = "we
     ({"top": GOOD["top"] + '\nlanguages = ["fr"]'}, "no source is in one of them"),
     ({"source": 'language = "en"\nkind = "webb"\ninputs = ["in"]'}, "source 1: kind='webb'"),
     ({"source": 'language = "en"\nkind = "web"\ninputs = ["nowhere"]'}, "nowhere does not exist"),
-    ({"source": 'language = "en"\nkind = "web"\ninputs = [3]'}, "list of strings"),
+    ({"source": 'language = "en"\nkind = "web"\ninputs = "in"'}, r"is not a list\[str\]"),
     ({"source": 'language = "en"\nkind = "web"'}, "the key inputs is missing"),
     ({"source": 'language = "xx"\nkind = "web"\ninputs = ["in"]'}, "unknown language"),
 ])

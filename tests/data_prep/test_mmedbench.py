@@ -208,18 +208,6 @@ def test_igakuqa_flags_images_and_splits_in_the_papers_proportion(tmp_path):
     assert [len(got[f"{split}/Japanese.jsonl"]) for split in ("Train", "Val", "Test")] == [31, 4, 4]
 
 
-def test_igakuqa119_takes_its_answers_from_the_table_beside_it(tmp_path):
-    write(tmp_path / "in" / "119A_json.json", [
-        {"number": f"119A{i}", "question": "?", "choices": ["a. 甲", "b. 乙", "c. 丙"], "has_image": i == 2}
-        for i in (1, 2, 3)])
-    write(tmp_path / "in" / "correct_answers.csv", "問題番号,解答\n119A1,b\n119A2,ac\n119A3,600\n")
-    got = run(tmp_path / "out", "--source", f"igakuqa119={tmp_path / 'in'}")
-    first, second = got["Test/Japanese.jsonl"]
-    assert first["answer_idx"] == "B" and first["options"]["A"] == "甲" and not first["image_dependent"]
-    assert second["answer_idx"] == "A,C" and second["image_dependent"]
-    assert [line["id"] for line in got["dropped.jsonl"]] == ["igakuqa119-119A3"]
-
-
 def test_all_igakuqa_questions_split_as_in_the_paper_and_by_seed():
     items = [Raw("igakuqa", "Japanese", None, "w", str(i), {"A": "x", "B": "y"}, ["A"], id=f"igakuqa-{i}")
              for i in range(1988)]

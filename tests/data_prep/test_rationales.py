@@ -263,22 +263,21 @@ def made_sheet(data: Path, *arguments: str) -> tuple[str, dict]:
 
 def test_a_sheet_holds_the_drawn_items_and_nothing_that_runs_or_loads(tmp_path):
     data = make_items(tmp_path / "data", hostile=True)
-    page, held = made_sheet(data, "--items", "3", "--title", HOSTILE)
-    assert held["title"] == HOSTILE and len(held["items"]) == 6
+    page, held = made_sheet(data, "--items", "3")
+    assert len(held["items"]) == 6
     assert all(HOSTILE in item["question"] for item in held["items"])
     assert page.count("<script") == 2 and "alert(1)</script>" not in page and "<img" not in page
     assert not re.search(r"(?:src|href)\s*=\s*[\"']|https?://|@import|url\(", page)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b", page)
     assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-in", page)
-    assert made_sheet(data, "--items", "3", "--title", HOSTILE)[0] == page
+    assert made_sheet(data, "--items", "3")[0] == page
 
 
-def test_a_sheet_of_one_language_a_seed_and_all_items(tmp_path):
+def test_a_sheet_of_one_language_and_of_all_items(tmp_path):
     data = make_items(tmp_path / "data", count=30)
-    every, some, others = ([item["key"] for item in made_sheet(data, *options)[1]["items"]] for options in (
-        ["--language", "ja", "--items", "0"], ["--language", "Japanese", "--items", "9"],
-        ["--language", "ja", "--items", "9", "--seed", "1"]))
-    assert every == [f"Ja{i}" for i in range(30)] and len(some) == len(others) == 9 and some != others
+    every, some = ([item["key"] for item in made_sheet(data, *options)[1]["items"]] for options in (
+        ["--language", "ja", "--items", "0"], ["--language", "Japanese", "--items", "9"]))
+    assert every == [f"Ja{i}" for i in range(30)] and len(some) == 9
     assert some == [key for key in every if key in some]
     row = {"question": "?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
     (data / "Japanese.jsonl").write_text(json.dumps(row))
@@ -326,11 +325,6 @@ def test_checks_are_merged_with_agreement(tmp_path, capsys):
     for part in ("English: 2 of 5 rationales passed, 40.0 %", "accurate 80.0 %, alpha 0.640",
                  "consistent 100.0 %, alpha not defined"):
         assert part in said
-    three = sheet(tmp_path / "3.json", data, "Cy", dict(zip(keys, [YES, YES, NO, YES, NO])))
-    report = merge(data, tmp_path / "majority", one, two, three, "--rule", "majority")
-    assert report["passed"] == dict(zip(keys, [True, True, False, False, True]))
-    # pairs that agree: all, 1 of 3, all, 1 of 3, 1 of 3
-    assert report["agreement"]["accurate"]["percent"] == pytest.approx(60)
 
 
 def test_a_checker_may_save_in_parts_and_sheets_need_not_overlap(tmp_path, capsys):

@@ -3,14 +3,14 @@
     python -m data_prep.rationales generate --data MMedBench/Test --api MODEL_NAME --out with_rationales
     python -m data_prep.rationales generate --data MMedBench/Train --api MODEL_NAME --out sampled --samples 8
     python -m data_prep.rationales topics   --data with_rationales --api MODEL_NAME --out with_topics
-    python -m data_prep.rationales sheet    --data with_topics --language Japanese --out check_japanese.html
-    python -m data_prep.rationales merge    saved_1.json saved_2.json --data with_topics --out checked
+    python -m data_prep.rationales sheet    --data with_topics --language Japanese --out japanese.csv
+    python -m data_prep.rationales merge    ann.csv bo.csv --data with_topics --out checked
 
 In:  exam items (MMedBench's JSONL). Only `generate` and `topics` use the network, through
      mmed/evaluation/api_client.py, which stores each reply under the hash of its request: a stopped run
      continues when the same command is run again, and --calls uses the replies of a finished one again.
 Out: a new folder of the same files with `rationale`, `topic`, or `human_checked` and `human_check_passed`; a
-     page for checkers (data_prep/benchmark/rationale_checks.py).
+     table for checkers (data_prep/benchmark/rationale_checks.py).
 """
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from data_prep.benchmark import rationale_checks
 from data_prep.benchmark.exam_files import whole_folder
+from data_prep.benchmark.rationale_checks import CRITERIA
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
 from mmed.evaluation.api_client import add_api_options
@@ -319,18 +320,19 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     add_run(commands, "generate", "Write rationales from question, options and right answer")
     add_run(commands, "topics", f"Give each item one of {len(TOPICS)} topics, or {OTHER}")
-    sheet = commands.add_parser("sheet", help="Make a page on which a person checks rationales",
-                                allow_abbrev=False, description="It needs no network, and saves a file.")
+    sheet = commands.add_parser("sheet", help="Make a table in which a person checks rationales",
+                                allow_abbrev=False, description="yes or no in the columns "
+                                + "; ".join(f"{name}: {words}" for name, words in CRITERIA.items()))
     add = sheet.add_argument
     add("--data", required=True, metavar="FOLDER", help="exam items with rationales")
-    add("--out", required=True, metavar="FILE.html", help="the page; the same one for every checker")
+    add("--out", required=True, metavar="FILE.csv", help="the same table for every checker")
     add("--language", action="append", metavar="NAME", help="only this one; may be repeated (default: all)")
     add("--items", type=int, default=200, metavar="N",
         help="drawn from each language (default 200, as in the paper; 0: all)")
     merge = commands.add_parser("merge", help="Put checks into the items", allow_abbrev=False,
                                 description="human_checked, human_check_passed and how checkers agree.")
     add = merge.add_argument
-    add("sheets", nargs="+", metavar="FILE.json", help="what checkers saved")
+    add("sheets", nargs="+", metavar="NAME.csv", help="what checkers saved, each under a name")
     add("--data", required=True, metavar="FOLDER", help="the exam items that the sheet was made of")
     add("--out", required=True, metavar="FOLDER", help="new folder: the same files with the checks")
     options = parser.parse_args(arguments)
@@ -354,7 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "sheet":
         count, languages = rationale_checks.write_sheet(items, out, options.language, options.items)
         print(f"{count:,} rationales ({languages}) -> {out}; send it to each checker, and merge the files "
-              "that they save")
+              "that they save under their names")
         return 0
     report = rationale_checks.check(options.sheets, items)
     for entry in entries:

@@ -1,4 +1,5 @@
-"""Rationales, topics and their checking: every call once, every line kept, every page harmless."""
+"""Rationales, topics and their checking: every call once, every line kept."""
+import csv
 import itertools
 import json
 import random
@@ -27,8 +28,6 @@ from data_prep.rationales import (
 )
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import UsageError, UserError
-
-HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "\u2028 {{csp}} <!--'
 
 
 class Stub(ThreadingHTTPServer):
@@ -240,45 +239,31 @@ def test_rationales_are_read_without_their_marker(text, expected):
 
 # ---- sheet ---------------------------------------------------------------------------------------
 
-def make_items(folder: Path, count: int = 5, hostile: bool = False) -> Path:
+def make_items(folder: Path, count: int = 5) -> Path:
     folder.mkdir()
     for language in ("English", "Japanese"):
-        rows = []
-        for i in range(count):
-            text = HOSTILE if hostile else f"{language} {i}"
-            key = f"__proto__{language}" if hostile and not i else f"{language[:2]}{i}"
-            rows.append({"id": key, "question": f"{text} ?", "options": {"A": text, "B": f"{text}2"},
-                         "answer_idx": "B", "rationale": f"because {text} {i}", "image_dependent": i == 1})
+        rows = [{"id": f"{language[:2]}{i}", "question": f"={language} {i} ?",
+                 "options": {"A": f"{language} {i}", "B": "\u2028 2"}, "answer_idx": "B",
+                 "rationale": f'=because "{language}",\n{i}'} for i in range(count)]
         (folder / f"{language}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def made_sheet(data: Path, *arguments: str) -> tuple[str, dict]:
-    """The page, and the data in it."""
-    main(["sheet", "--data", str(data), "--out", str(data.parent / "s.html"), *arguments])
-    page = (data.parent / "s.html").read_text(encoding="utf-8")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    return page, json.loads(found[1])
+def made_sheet(data: Path, *arguments: str) -> list[dict]:
+    main(["sheet", "--data", str(data), "--out", str(data.parent / "s.csv"), *arguments])
+    with open(data.parent / "s.csv", encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def test_a_sheet_holds_the_drawn_items_and_nothing_that_runs_or_loads(tmp_path):
-    data = make_items(tmp_path / "data", hostile=True)
-    page, held = made_sheet(data, "--items", "3")
-    assert len(held["items"]) == 6
-    assert all(HOSTILE in item["question"] for item in held["items"])
-    assert page.count("<script") == 2 and "alert(1)</script>" not in page and "<img" not in page
-    assert not re.search(r"(?:src|href)\s*=\s*[\"']|https?://|@import|url\(", page)
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b", page)
-    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-in", page)
-    assert made_sheet(data, "--items", "3")[0] == page
-
-
-def test_a_sheet_of_one_language_and_of_all_items(tmp_path):
+def test_a_sheet_holds_the_drawn_items_and_no_formula(tmp_path):
     data = make_items(tmp_path / "data", count=30)
-    every, some = ([item["key"] for item in made_sheet(data, *options)[1]["items"]] for options in (
+    every, some = (made_sheet(data, *options) for options in (
         ["--language", "ja", "--items", "0"], ["--language", "Japanese", "--items", "9"]))
-    assert every == [f"Ja{i}" for i in range(30)] and len(some) == 9
-    assert some == [key for key in every if key in some]
+    assert len(every) == 30 and len(some) == 9 and some == [row for row in every if row in some]
+    assert every[3]["question"] == "Question: =Japanese 3 ?\nA. Japanese 3\nB (right). \u2028 2"
+    assert every[3]["rationale"] == 'Rationale: =because "Japanese",\n3'
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in made_sheet(data) for cell in row.values()
+                   if cell)
     row = {"question": "?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
     (data / "Japanese.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match="no item in ja has a rationale to check"):
@@ -287,15 +272,17 @@ def test_a_sheet_of_one_language_and_of_all_items(tmp_path):
 
 # ---- merge ---------------------------------------------------------------------------------------
 
-YES, NO = dict.fromkeys(checks.CRITERIA, True), dict.fromkeys(checks.CRITERIA, True) | {"accurate": False}
+YES, NO = dict.fromkeys(checks.CRITERIA, "yes"), dict.fromkeys(checks.CRITERIA, "Y") | {"accurate": "no"}
 
 
-def sheet(path: Path, data: Path, checker: str, entries: dict, **more) -> str:
-    items = {item.key: checks.text_hash(item.rationale) for item in read_benchmark(data)
-             if item.key in entries}
-    value = {"format": checks.FORMAT, "version": 1, "sheet": "x", "checker": checker, "items": items,
-             "entries": entries} | more
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+def sheet(path: Path, data: Path, cells: dict[str, dict]) -> str:
+    """The whole sheet of `data` as a checker saved it, with these cells in the rows of items."""
+    codes = {checks.item_code(item): item.key for item in read_benchmark(data)}
+    rows = [row | cells.get(codes[row["item"]], {}) for row in made_sheet(data)]
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, checks.COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
     return str(path)
 
 
@@ -307,11 +294,12 @@ def merge(data: Path, out: Path, *arguments: str) -> dict:
 def test_checks_are_merged_with_agreement(tmp_path, capsys):
     data = make_items(tmp_path / "data")
     keys = [f"En{i}" for i in range(5)]
-    one = sheet(tmp_path / "1.json", data, "Ann", dict(zip(keys, [YES, YES, NO, NO, YES])))
-    two = sheet(tmp_path / "2.json", data, "Bo", dict(zip(keys, [YES, NO, NO, NO, YES | {"note": " late "}])))
+    one = sheet(tmp_path / "Ann.csv", data,
+                dict(zip(keys, [YES, YES, NO, NO, YES])) | {"Ja0": {"sound": "no"}})
+    two = sheet(tmp_path / "Bo.csv", data, dict(zip(keys, [YES, NO, NO, NO, YES | {"note": " late "}])))
     report = merge(data, tmp_path / "out", one, two)
     assert report["passed"] == dict(zip(keys, [True, False, False, False, True]))
-    assert report["all"]["passed"] == 2
+    assert report["all"]["passed"] == 2 and report["checkers"] == {"Ann": 5, "Bo": 5}
     assert report["notes"] == [{"key": "En4", "checker": "Bo", "note": "late"}]
     # alpha = 1 - D_o / D_e: 2 of 10 values in disagreement; 5 yes and 5 no of 10 disagree 50 in 90 times
     assert report["agreement"]["passed"] == {"percent": 80, "alpha": pytest.approx(1 - (2 / 10) / (50 / 90))}
@@ -325,49 +313,27 @@ def test_checks_are_merged_with_agreement(tmp_path, capsys):
     for part in ("English: 2 of 5 rationales passed, 40.0 %", "accurate 80.0 %, alpha 0.640",
                  "consistent 100.0 %, alpha not defined"):
         assert part in said
-
-
-def test_a_checker_may_save_in_parts_and_sheets_need_not_overlap(tmp_path, capsys):
-    data = make_items(tmp_path / "data")
-    paths = [sheet(tmp_path / "1.json", data, "Ann", {"En0": YES}),
-             sheet(tmp_path / "2.json", data, "Ann", {"En0": YES, "En1": NO, "En2": {"sound": True}}),
-             sheet(tmp_path / "3.json", data, "Bo", {"Ja0": YES})]
-    report = merge(data, tmp_path / "out", *paths)
-    assert report["checkers"] == {"Ann": 2, "Bo": 1} and report["agreement"] == {"items": 0}
-    assert "agreement on 0 items with several checkers\n" in capsys.readouterr().out
     with pytest.raises(UserError, match="out: already there; give another --out"):
-        merge(data, tmp_path / "out", *paths)
+        merge(data, tmp_path / "out", one)
 
 
-BAD = {
-    "conflict": ({"En0": NO}, {}, "'Ann' judged it differently before"),
-    "unknown item": ({"Fr1": YES}, {"items": {"Fr1": "x"}}, "is not among the items of --data"),
-    "changed": ({"En1": YES}, {"items": {"En1": "0" * 16}}, "its rationale has changed"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_entries_that_cannot_be_used_are_one_line_each_and_nothing_is_written(name, tmp_path, capsys):
-    entries, more, message = BAD[name]
+@pytest.mark.parametrize(("cells", "message"), [
+    ({"sound": "maybe"}, "'maybe' is neither yes nor no"),
+    (YES | {"item": "item-0"}, "not an item of --data, or its rationale has changed")])
+def test_rows_that_cannot_be_used_are_one_line_each_and_nothing_is_written(cells, message, tmp_path, capsys):
     data = make_items(tmp_path / "data")
-    good = sheet(tmp_path / "good.json", data, "Ann", {"En0": YES, "En3": YES})
-    bad = sheet(tmp_path / "bad.json", data, "Ann", entries, **more)
-    with pytest.raises(UserError, match=r"1 of the sheets' entries cannot be used \(listed above\); nothing"):
+    good = sheet(tmp_path / "Ann.csv", data, {"En0": YES})
+    bad = sheet(tmp_path / "Bo.csv", data, {"En1": cells})
+    with pytest.raises(UserError, match=r"1 of the sheets' rows cannot be used \(listed above\); nothing"):
         merge(data, tmp_path / "out", good, bad)
     said, = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"error: {bad}: item ") and message in said and not (tmp_path / "out").exists()
+    assert said.startswith(f"error: {bad}:") and message in said and not (tmp_path / "out").exists()
 
 
-SAVED = {"format": "mmed-rationale-check", "version": 1, "items": {}, "entries": {}}
-
-
-@pytest.mark.parametrize("value, message", [
-    ([], "not a file that a checker saved"), (SAVED | {"version": 2}, "not a file that a checker saved"),
-    (SAVED | {"checker": "Ann", "entries": {"En1": True}}, "not a file that a checker saved"),
-    (SAVED | {"checker": " "}, "no name of a checker"),
-    (SAVED | {"checker": "Ann", "entries": {"En1": {"sound": True}}}, "no item is judged there"),
-])
-def test_files_that_are_no_saved_sheets(value, message, tmp_path):
-    (tmp_path / "x.json").write_text(json.dumps(value))
-    with pytest.raises(UserError, match=message):
-        merge(make_items(tmp_path / "data"), tmp_path / "out", str(tmp_path / "x.json"))
+def test_files_that_are_no_filled_in_sheets(tmp_path):
+    data = make_items(tmp_path / "data")
+    with pytest.raises(UserError, match="no item is judged there"):
+        merge(data, tmp_path / "out", sheet(tmp_path / "Ann.csv", data, {}))
+    (tmp_path / "x.csv").write_text("item;language\n1;2\n")
+    with pytest.raises(UserError, match=r"no column 'item'.*CSV with commas"):
+        merge(data, tmp_path / "out", str(tmp_path / "x.csv"))

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from data_prep.documents import Document
 from data_prep.filters import minhash
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
 from mmed.utils.errors import Parser, UserError, main_guard
-from mmed.utils.files import read_json, read_jsonl, write_json
+from mmed.utils.files import read_jsonl
 
 WORDS, CHARACTERS = 13, 20
 SHORTEST_WORDS, SHORTEST_CHARACTERS = 6, 10
@@ -89,9 +88,9 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 
 @functools.cache
-def _load(path: str) -> NGrams:
-    return {int(size): {int(value): names for value, names in found.items()}
-            for size, found in read_json(path).items()}
+def _wanted(benchmark: str, digest: str) -> NGrams:
+    """What to look for; `digest` tells another content of the same file."""
+    return benchmark_ngrams(read_items(Path(benchmark)))[0]
 
 
 def contained_items(text: str, wanted: NGrams) -> list[str]:
@@ -106,7 +105,7 @@ def contained_items(text: str, wanted: NGrams) -> list[str]:
 
 def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
     """Keep the documents that contain no question."""
-    wanted = _load(options["ngrams"])
+    wanted = _wanted(options["benchmark"], options["digest"])
     for document in documents:
         if items := contained_items(document.text, wanted):
             shard.drop(document, "benchmark question", items=items[:MOST_ITEMS])
@@ -128,12 +127,10 @@ def main(argv: list[str] | None = None) -> int:
     if short:
         print(f"{len(short)} of {len(items)} questions are too short to look for: "
               f"{', '.join(short[:MOST_ITEMS])}", file=sys.stderr)
-    digest = hashlib.sha256(json.dumps(ngrams).encode()).hexdigest()[:16]
-    path = Path(given.out) / f"ngrams-{digest}.json"  # another benchmark has another file
-    if not path.exists():
-        write_json(path, ngrams)
-    return run_step(decontaminate_shard, "decontaminate", {"ngrams": str(path), "version": minhash.VERSION},
-                    given, f"decontaminate ({len(items) - len(short)} questions)")
+    options = {"benchmark": str(given.benchmark), "version": minhash.VERSION,
+               "digest": hashlib.sha256(repr(items).encode()).hexdigest()}
+    return run_step(decontaminate_shard, "decontaminate", options, given,
+                    f"decontaminate ({len(items) - len(short)} questions)")
 
 
 if __name__ == "__main__":

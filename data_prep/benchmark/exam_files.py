@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import os
 import re
 import shutil
@@ -69,28 +68,29 @@ def records(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Records:
             if len(row) != len(header):
                 raise UserError(f"{path}:{line}: {len(row)} columns, the header has {len(header)}")
             yield f"{path}:{line}", dict(zip(header, row))
-    elif path.suffix == ".json" and not begins_like_json_lines(path):
-        value = read_json(path)
-        by_id = isinstance(value, dict)
-        items = value if isinstance(value, list) else [value]
-        for key, item in value.items() if by_id else enumerate(items, 1):
-            where = f"{path}: {key}" if by_id else f"{path}: item {key}"
-            if not isinstance(item, dict):
-                raise UserError(f"{where}: expected an object, got {type(item).__name__}")
-            yield where, {ID: key, **item} if by_id else item
+    elif path.suffix == ".json":
+        yield from json_records(path)
     else:
         yield from ((f"{path}:{number}", record) for number, record in read_jsonl(path))
 
 
-def begins_like_json_lines(path: Path) -> bool:
-    """Whether the first line is an object of its own, and not an object that holds only objects (by id)."""
-    with open(path, "rb") as file:
-        line = file.readline(1 << 24).decode("utf-8-sig", "replace")
+def json_records(path: Path) -> Records:
+    """The records of an array, of an object that has them by id, or of JSON lines that are named .json."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and not all(isinstance(part, dict) for part in value.values())
+        value = read_json(path)
+    except UserError:
+        value = None
+    if isinstance(value, list):
+        for number, item in enumerate(value, 1):
+            if not isinstance(item, dict):
+                raise UserError(f"{path}: item {number}: expected an object, got {type(item).__name__}")
+            yield f"{path}: item {number}", item
+    elif isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
+        yield from ((f"{path}: {key}", {ID: key, **item}) for key, item in value.items())
+    elif isinstance(value, dict):
+        yield f"{path}:1", value
+    else:
+        yield from ((f"{path}:{number}", record) for number, record in read_jsonl(path))
 
 
 def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tuple[int, list[str]]]:

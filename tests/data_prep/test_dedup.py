@@ -62,13 +62,12 @@ def test_copies_in_another_form_case_or_spacing_are_signed_alike(text):
     assert minhash.signatures([text + "?"]).exact[0] != signed.exact[0]
 
 
-@pytest.mark.parametrize("count", [20, 100, 1000])
-def test_estimates_are_unbiased_with_the_stated_error(count):
-    rng = random.Random(SEED + count)
+def test_estimates_are_unbiased_with_the_stated_error():
+    rng = random.Random(SEED)
     scores = []
     for i in range(200):
         language = ("en", "ru", "zh", "fr")[i % 4]
-        words = make_words(rng, language, count + 8)
+        words = make_words(rng, language, 108)
         one, other = join(words, language), join(edit(rng, words, rng.uniform(0, 0.1), language), language)
         truth = true_jaccard(one, other)
         if 0 < truth < 1:

@@ -26,9 +26,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.benchmark import rationale_checks
 from data_prep.benchmark.exam_files import whole_folder
-from data_prep.benchmark.rationale_checks import CRITERIA
+from data_prep.benchmark.rationale_checks import CRITERIA, check, summary, write_sheet
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
 from mmed.evaluation.api_client import add_api_options
@@ -200,14 +199,11 @@ def take(task: Task, entry: Entry, reply: dict) -> str:
 def wanted(task: Task, entries: Sequence[Entry], replace: bool, limit: int) -> list[Entry]:
     """The items to ask about: those without a rationale or topic, or with `replace` all; the first `limit`
     of each language (0: all)."""
-    counts: Counter[str] = Counter()
-    chosen = []
+    by_language: dict[str, list[Entry]] = {}
     for entry in entries:
         if replace or not str(entry.row.get(task.key) or "").strip():
-            counts[entry.item.language] += 1
-            if not limit or counts[entry.item.language] <= limit:
-                chosen.append(entry)
-    return chosen
+            by_language.setdefault(entry.item.language, []).append(entry)
+    return [entry for part in by_language.values() for entry in part[:limit or None]]
 
 
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
@@ -286,10 +282,8 @@ def print_report(task: Task, report: dict[str, Any], spent: dict[str, Any], path
     for language, part in report.get("accepted", {}).items():
         print(f"{language}: {part['accepted']:,} of {part['items']:,} accepted ({100 * part['rate']:.1f} %), "
               f"by sample: {', '.join(map(str, part['by_sample']))}")
-    for name, part in (("all calls", report["usage"]), ("this run", spent)):
-        missing = f" ({part['without_counts']:,} replies came without a count)"
-        print(f"{name}: {part['calls']:,} calls, tokens in {part['prompt_tokens']:,}, "
-              f"out {part['completion_tokens']:,}{missing if part['without_counts'] else ''}")
+    print(f"this run: {spent['calls']:,} of {report['usage']['calls']:,} calls, tokens in "
+          f"{spent['prompt_tokens']:,}, out {spent['completion_tokens']:,}")
 
 
 # ---- command -------------------------------------------------------------------------------------
@@ -354,16 +348,16 @@ def main(arguments: list[str] | None = None) -> int:
     entries = read_entries(options.data)
     items, out = [entry.item for entry in entries], Path(options.out)
     if options.command == "sheet":
-        count, languages = rationale_checks.write_sheet(items, out, options.language, options.items)
+        count, languages = write_sheet(items, out, options.language, options.items)
         print(f"{count:,} rationales ({languages}) -> {out}; send it to each checker, and merge the files "
               "that they save under their names")
         return 0
-    report = rationale_checks.check(options.sheets, items)
+    report = check(options.sheets, items)
     for entry in entries:
         if entry.item.key in report["passed"]:
             entry.row |= {"human_checked": True, "human_check_passed": report["passed"][entry.item.key]}
     write_folder(out, entries, REPORTS["merge"], report)
-    print(rationale_checks.summary(report))
+    print(summary(report))
     return 0
 
 

@@ -112,7 +112,7 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
                                "without_counts": 0, "finish_reasons": {"stop": 11},
                                "models": ["strong-1-0613"]}
     assert report["facts"]["server"]["options"] == {"temperature": 0, "seed": 0}
-    assert "all calls: 11 calls, tokens in 1,100, out 110\n" in capsys.readouterr().out
+    assert "this run: 11 of 11 calls, tokens in 1,100, out 110\n" in capsys.readouterr().out
     prompts = "\n".join(stub.tries)
     assert len(stub.tries) == 11
     assert all(solved_text(entry.item) in prompts for entry in read_entries(exams)[:3])
@@ -160,7 +160,7 @@ def test_stored_calls_are_used_again(exams, tmp_path, capsys):
     assert len(stub.bodies) == 4
     main([*arguments, "--out", str(tmp_path / "b"), "--calls", str(tmp_path / "a.calls.jsonl")])
     assert set(stub.tries.values()) == {1} and len(stub.tries) == 11
-    assert "this run: 7 calls" in capsys.readouterr().out
+    assert "this run: 7 of 11 calls" in capsys.readouterr().out
     with pytest.raises(UserError, match="b: already there; give another --out"):
         main([*arguments, "--out", str(tmp_path / "b")])
     again = ["generate", "--data", str(tmp_path / "b"), *stub.flags, "--out", str(tmp_path / "c")]

@@ -29,40 +29,33 @@ FLAGS = {"duplicate_of": "repeats kept (duplicate_of)", "leaks": "leak a test it
 
 
 def table_row(language: str, name: str, split: str, items: Sequence[Raw], in_paper: bool) -> dict[str, Any]:
-    """One line of the table; `why` accounts for the difference: read - dropped - moved away + moved here =
-    items."""
+    """One line of the table. What was read less what was dropped differs from the items by what a random
+    split moved."""
     comparable = in_paper and not (name == "mmedbench" and split == "Val")
-    paper = PAPER.get(language, {}).get(split) if comparable else None
     read = [raw for raw in items if raw.stated == split]
     written = [raw for raw in items if not raw.reason and raw.split == split]
-    dropped = dict(Counter(raw.reason for raw in read if raw.reason).most_common())
-    moved_in = sum(raw.stated != split for raw in written)
-    moved_out = sum(not raw.reason and raw.split != split for raw in read)
-    flags = {key: sum(bool(raw.line.get(key)) for raw in written) for key in FLAGS}
-    why = [f"{len(read):,} in the files given"] * (len(read) != paper)
-    why += [f"-{count} {reason}" for reason, count in dropped.items()]
-    why += [f"-{moved_out:,} moved to other splits"] * bool(moved_out)
-    why += [f"+{moved_in:,} drawn by seed from other splits or from files without one"] * bool(moved_in)
-    why += [f"{flags[key]:,} {text}" for key, text in FLAGS.items() if flags[key]]
-    return {"language": language, "source": name, "split": split, "items": len(written), "paper": paper,
-            "read": len(read), "dropped": dropped, "moved_in": moved_in, "moved_out": moved_out, **flags,
-            "why": "; ".join(why) or "as in the paper"}
+    return {"language": language, "source": name, "split": split, "read": len(read), "items": len(written),
+            "paper": PAPER.get(language, {}).get(split) if comparable else None,
+            "dropped": dict(Counter(raw.reason for raw in read if raw.reason).most_common()),
+            **{key: sum(bool(raw.line.get(key)) for raw in written) for key in FLAGS}}
 
 
 def format_table(report: dict[str, Any]) -> str:
     """The table of counts as text, with the totals that the paper prints."""
-    lines = [f"{'language':10} {'source':14} {'split':6} {'items':>7} {'paper':>7}  why"]
+    lines = [f"{'language':10} {'source':14} {'split':6} {'in files':>8} {'items':>7} {'paper':>7}"]
     for row in report["table"]:
         paper = "-" if row["paper"] is None else f"{row['paper']:,}"
         split = "Val*" if row["split"] == "Val" else row["split"]
-        lines.append(f"{row['language']:10} {row['source']:14} {split:6} {row['items']:>7,} {paper:>7}  "
-                     f"{row['why']}")
+        notes = [f"-{count} {reason}" for reason, count in row["dropped"].items()]
+        notes += [f"{row[key]:,} {text}" for key, text in FLAGS.items() if row[key]]
+        lines.append(f"{row['language']:10} {row['source']:14} {split:6} {row['read']:>8,} "
+                     f"{row['items']:>7,} {paper:>7}  {'; '.join(notes)}".rstrip())
     compared = [row for row in report["table"] if row["paper"] is not None]
     missing = [language for language in PAPER if language not in {row["language"] for row in compared}]
     for split in ("Train", "Test") if compared else ():
         ours = sum(row["items"] for row in compared if row["split"] == split)
         paper = sum(counts[split] for counts in PAPER.values())
-        lines.append(f"{'MMedBench':10} {'':14} {split:6} {ours:>7,} {paper:>7,}"
+        lines.append(f"{'MMedBench':10} {'':14} {split:6} {'':8} {ours:>7,} {paper:>7,}"
                      + (f"  no source given for {', '.join(missing)}" if missing else ""))
     if any(row["split"] == "Val" and row["items"] for row in report["table"]):
         lines.append("* Val is the sources' own validation part; the MMedBench release has none")

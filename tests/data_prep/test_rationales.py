@@ -7,13 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from stub_server import Stub, prompt_of, reply
 
 from data_prep.benchmark import rationale_checks as checks
 from data_prep.rationales import (
@@ -30,46 +29,16 @@ from mmed.prompts import read_benchmark
 from mmed.utils.errors import UsageError, UserError
 
 
-class Stub(ThreadingHTTPServer):
-    """A chat model that answers with `answer(prompt)`; `bodies` are the requests."""
+def model(answer, delay: float = 0.0) -> Stub:
+    """A chat model that answers with `answer(prompt)`; `flags` are the options that name it."""
+    def fault(body, tries):
+        time.sleep(stub.delay)
+        text = answer(prompt_of(body))
+        return 200, reply(text, finish="length" if "CUT" in text else "stop"), {}
 
-    daemon_threads, request_queue_size = True, 64
-
-    def __init__(self, answer, delay: float = 0.0):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.delay, self.bodies = answer, delay, []
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def flags(self) -> list[str]:
-        return ["--api", "strong-1", "--base-url", f"http://127.0.0.1:{self.server_address[1]}/v1"]
-
-    @property
-    def tries(self) -> Counter:
-        return Counter(body["messages"][0]["content"] for body in [*self.bodies])
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append(body)
-        time.sleep(self.server.delay)
-        text = self.server.answer(body["messages"][0]["content"])
-        reason = "length" if "CUT" in text else "stop"
-        data = json.dumps({"model": "strong-1-0613", "usage": {"prompt_tokens": 100, "completion_tokens": 10},
-                           "choices": [{"message": {"content": text}, "finish_reason": reason}]}).encode()
-        try:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
+    stub = Stub(fault)
+    stub.delay, stub.flags = delay, ["--api", "strong-1", "--base-url", stub.url]
+    return stub
 
 
 @pytest.fixture
@@ -98,7 +67,7 @@ def report_of(folder: Path, name: str = "rationales.json") -> dict:
 # ---- generate, topics ----------------------------------------------------------------------------
 
 def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_path, capsys):
-    stub = Stub(lambda prompt: f"###Rationale: because of {prompt.split('Question: ')[1][:7]}\n")
+    stub = model(lambda prompt: f"###Rationale: because of {prompt.split('Question: ')[1][:7]}\n")
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags])
     before, after = lines(exams), lines(tmp_path / "out")
     assert before.keys() == after.keys()
@@ -108,11 +77,11 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
             assert list(new) == list(old)
     report = report_of(tmp_path / "out")
     assert (report["items"], report["asked"], report["with"], report["problems"]) == (13, 11, 11, [])
-    assert report["usage"] == {"calls": 11, "prompt_tokens": 1100, "completion_tokens": 110,
+    assert report["usage"] == {"calls": 11, "prompt_tokens": 33, "completion_tokens": 22,
                                "without_counts": 0, "finish_reasons": {"stop": 11},
-                               "models": ["strong-1-0613"]}
+                               "models": ["m-0613"]}
     assert report["facts"]["server"]["options"] == {"temperature": 0, "seed": 0}
-    assert "this run: 11 of 11 calls, tokens in 1,100, out 110\n" in capsys.readouterr().out
+    assert "this run: 11 of 11 calls, tokens in 33, out 22\n" in capsys.readouterr().out
     prompts = "\n".join(stub.tries)
     assert len(stub.tries) == 11
     assert all(solved_text(entry.item) in prompts for entry in read_entries(exams)[:3])
@@ -129,7 +98,7 @@ def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, caps
         letters = "C" if (name, number) == ("English", "0") else "A" if asked[name, number] == 2 else "B,D"
         return f"###Rationale: reason {asked[name, number]}\n###Answer: OPTION {letters} IS CORRECT."
 
-    stub = Stub(answer)
+    stub = model(answer)
     arguments = ["generate", "--data", str(exams), *stub.flags, "--samples", "3"]
     main([*arguments, "--out", str(tmp_path / "out")])
     rows = lines(tmp_path / "out")
@@ -146,18 +115,18 @@ def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, caps
         f"answered C; the key is {lines(exams)['English.jsonl'][0]['answer_idx']}"]
     assert "English: 6 of 7 accepted (85.7 %), by sample: " in capsys.readouterr().out
     assert not any("Right answer" in prompt for prompt in stub.tries) and max(stub.tries.values()) == 3
-    assert {(body["temperature"], body["seed"]) for body in stub.bodies} == {(0, 0), (0.8, 2), (0.8, 3)}
+    assert {(body["temperature"], body["seed"]) for _, _, body in stub.seen} == {(0, 0), (0.8, 2), (0.8, 3)}
     main([*arguments, "--out", str(tmp_path / "again"), "--calls", str(tmp_path / "out.calls.jsonl")])
-    assert len(stub.bodies) == sum(asked.values()) and lines(tmp_path / "again") == rows
+    assert len(stub.seen) == sum(asked.values()) and lines(tmp_path / "again") == rows
     with pytest.raises(UsageError, match="needs a temperature and a seed"):
         main([*arguments, "--out", str(tmp_path / "x"), "--server-option", "seed=none"])
 
 
 def test_stored_calls_are_used_again(exams, tmp_path, capsys):
-    stub = Stub(lambda prompt: "because")
+    stub = model(lambda prompt: "because")
     arguments = ["generate", "--data", str(exams), *stub.flags]
     main([*arguments, "--out", str(tmp_path / "a"), "--limit", "2"])
-    assert len(stub.bodies) == 4
+    assert len(stub.seen) == 4
     main([*arguments, "--out", str(tmp_path / "b"), "--calls", str(tmp_path / "a.calls.jsonl")])
     assert set(stub.tries.values()) == {1} and len(stub.tries) == 11
     assert "this run: 7 of 11 calls" in capsys.readouterr().out
@@ -167,24 +136,24 @@ def test_stored_calls_are_used_again(exams, tmp_path, capsys):
     with pytest.raises(UserError, match="every item has a rationale already; --replace"):
         main(again)
     main([*again, "--replace", "--max-new-tokens", "50"])
-    assert len(stub.bodies) == 11 + 13
+    assert len(stub.seen) == 11 + 13
     assert not any(row["human_checked"] for rows in lines(tmp_path / "c").values() for row in rows)
 
 
 def test_a_killed_run_asks_only_for_what_is_missing_and_leaves_no_half_folder(exams, tmp_path):
-    stub = Stub(lambda prompt: f"because {len(prompt)}", delay=0.25)  # the kill may come late
+    stub = model(lambda prompt: f"because {len(prompt)}", delay=0.25)  # the kill may come late
     command = [sys.executable, "-m", "data_prep.rationales", "generate", "--data", str(exams), "--out",
                str(tmp_path / "out"), *stub.flags, "--concurrency", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
-    while process.poll() is None and len(stub.bodies) < 5 and time.monotonic() < until:
+    while process.poll() is None and len(stub.seen) < 5 and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     stub.delay = 0.0
     assert not (tmp_path / "out").exists()
     main(command[3:])
-    assert len(stub.tries) == 11 and len(stub.bodies) <= 13
+    assert len(stub.tries) == 11 and len(stub.seen) <= 13
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "clean"), *stub.flags])
     for name in ("/English.jsonl", "/Japanese.jsonl", "/rationales.json", ".calls.jsonl"):
         assert Path(f"{tmp_path}/out{name}").read_bytes() == Path(f"{tmp_path}/clean{name}").read_bytes()
@@ -194,7 +163,7 @@ def test_a_killed_run_asks_only_for_what_is_missing_and_leaves_no_half_folder(ex
 
 def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exams, tmp_path, capsys):
     answers = {"English 0": "CUT short", "English 1": " \n", "English 2": "###Rationale:"}
-    stub = Stub(lambda prompt: next((text for start, text in answers.items() if start in prompt), "fine"))
+    stub = model(lambda prompt: next((text for start, text in answers.items() if start in prompt), "fine"))
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags])
     assert [problem["reason"].split(":")[0] for problem in report_of(tmp_path / "out")["problems"]] == [
         "truncated at --max_new_tokens", "no rationale in the reply", "no rationale in the reply"]
@@ -205,7 +174,7 @@ def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exa
 def test_topics_are_given(exams, tmp_path):
     labels = dict(zip((f"{language} {i} " for language in ("English", "Japanese")
                        for i in range(8)), itertools.cycle(["Surgery.", "**pathology**", OTHER, "?"])))
-    stub = Stub(lambda prompt: "why" if "Explain" in prompt
+    stub = model(lambda prompt: "why" if "Explain" in prompt
                 else next(text for start, text in labels.items() if start in prompt))
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "one"), *stub.flags])
     main(["topics", "--data", str(tmp_path / "one"), "--out", str(tmp_path / "two"), *stub.flags])

@@ -93,14 +93,14 @@ def _wanted(benchmark: str, digest: str) -> NGrams:
     return benchmark_ngrams(read_items(Path(benchmark)))[0]
 
 
-def contained_items(text: str, wanted: NGrams) -> list[str]:
-    """The questions that a text contains."""
+def contained_items(text: str, wanted: NGrams) -> Counter[str]:
+    """The questions that a text contains, with the number of their n-grams."""
     words = minhash.token_hashes(text).hashes
-    found: set[str] = set()
+    found: Counter[str] = Counter()
     for size, names in wanted.items():
         for value in names.keys() & minhash.window_hashes(words, size).tolist():
             found.update(names[value])
-    return sorted(found)
+    return found
 
 
 def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, optio
     wanted = _wanted(options["benchmark"], options["digest"])
     for document in documents:
         if items := contained_items(document.text, wanted):
-            shard.drop(document, "benchmark question", items=items[:MOST_ITEMS])
+            shard.drop(document, "benchmark question", items=sorted(items)[:MOST_ITEMS])
         else:
             shard.keep(document)
 

@@ -4,7 +4,8 @@ In: items. Out: for each train item that leaks, the rule that found it and the t
 
     exact        the same question; also the same options, in any order, if the question is short or more than
                  COMMON items ask it ("Which statement is true?")
-    n-gram       an n-gram of a test item's question and options, as data_prep/decontaminate.py has them
+    n-gram       PART of the n-grams of a test item's question and options, as data_prep/decontaminate.py has
+                 them; one alone is often a phrase of many case reports
     translation  another language, as many options, the same answer, and at least SHARED marks in common,
                  which are at least SIMILAR of all marks of the two. A mark is an option's letter with a
                  number of two digits or more, or with the first STEM letters of a Latin word, without accents
@@ -23,6 +24,7 @@ from data_prep.benchmark.mapping import Raw
 from data_prep.decontaminate import COMMON, benchmark_ngrams, contained_items, question_ngrams
 from data_prep.filters.minhash import token_hashes
 
+PART = 0.1
 STEM = 4
 SHARED, SIMILAR = 4, 0.3
 MARK = re.compile(rf"\d+[.,]\d+|\d{{2,}}|[a-z]{{{STEM},}}", re.ASCII)
@@ -82,11 +84,14 @@ def find_leaks(train: Sequence[Raw], test: Sequence[Raw]) -> dict[int, dict[str,
     asked = Counter(token_hashes(item.question).exact for item in [*train, *test])
     copies = {value: item.id for item in test for value in exact_hashes(item, asked)}
     ngrams, _ = benchmark_ngrams([(item.id, item_text(item)) for item in test])
+    sizes = Counter(name for by_hash in ngrams.values() for names in by_hash.values() for name in names)
     translated = translations(train, test)
     leaks = {place: {"rule": "translation", "item": name} for place, name in translated.items()}
     for place, item in enumerate(train):
         if exact := [value for value in exact_hashes(item, asked) if value in copies]:
             leaks[place] = {"rule": "exact", "item": copies[exact[0]]}
-        elif contained := contained_items(item_text(item), ngrams):
-            leaks[place] = {"rule": "n-gram", "item": contained[0]}
+            continue
+        contained = contained_items(item_text(item), ngrams)
+        if parts := [name for name, count in contained.items() if count >= PART * sizes[name]]:
+            leaks[place] = {"rule": "n-gram", "item": min(parts)}
     return leaks

@@ -1,7 +1,4 @@
-"""The paper's item counts, and the table that compares ours with them and explains every difference.
-
-In: what became of each item. Out: rows (for counts.json) and the table as text.
-"""
+"""The paper's item counts, and a table of ours beside them, as rows (for counts.json) and as text."""
 from __future__ import annotations
 
 from collections import Counter

@@ -70,8 +70,10 @@ def translations(train: Sequence[Raw], test: Sequence[Raw]) -> dict[int, str]:
         own = marks(item)
         shared = Counter(other for mark in own for other in with_mark.get(mark, ()))
         for other, count in shared.most_common():
+            if count < SHARED:
+                break
             twin = test[other]
-            alike = count >= max(SHARED, SIMILAR * len(own | marked[other]))
+            alike = count >= SIMILAR * len(own | marked[other])
             same_key = len(item.options) == len(twin.options) and set(item.answer) == set(twin.answer)
             if alike and same_key and item.language != twin.language:
                 result[place] = twin.id

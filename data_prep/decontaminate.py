@@ -20,20 +20,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.documents import Document
 from data_prep.filters import minhash
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
 from mmed.utils.errors import Parser, UserError, main_guard
-from mmed.utils.files import read_json, read_jsonl, write_json
+from mmed.utils.files import read_jsonl
 
 WORDS, CHARACTERS = 13, 20
 SHORTEST_WORDS, SHORTEST_CHARACTERS = 6, 10
@@ -91,30 +88,27 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 
 @functools.cache
-def _load(path: str) -> dict[int, tuple[np.ndarray, dict[str, list[str]]]]:
-    """size -> (sorted hashes, questions by hash)."""
-    return {int(size): (np.array(sorted(map(int, ngrams)), np.uint64), ngrams)
-            for size, ngrams in read_json(path).items()}
+def _wanted(benchmark: str, digest: str) -> NGrams:
+    """What to look for; `digest` tells another content of the same file."""
+    return benchmark_ngrams(read_items(Path(benchmark)))[0]
 
 
-def contained_items(text: str, wanted: dict[int, tuple[np.ndarray, dict[str, list[str]]]]) -> list[str]:
-    """The questions that a text contains."""
+def contained_items(text: str, wanted: NGrams) -> Counter[str]:
+    """The questions that a text contains, with the number of their n-grams."""
     words = minhash.token_hashes(text).hashes
-    found: set[str] = set()
-    for size, (hashes, names) in wanted.items():
-        windows = minhash.window_hashes(words, size)
-        place = np.minimum(np.searchsorted(hashes, windows), len(hashes) - 1)
-        for value in windows[hashes[place] == windows].tolist():
-            found.update(names[str(value)])
-    return sorted(found)
+    found: Counter[str] = Counter()
+    for size, names in wanted.items():
+        for value in names.keys() & minhash.window_hashes(words, size).tolist():
+            found.update(names[value])
+    return found
 
 
 def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
     """Keep the documents that contain no question."""
-    wanted = _load(options["ngrams"])
+    wanted = _wanted(options["benchmark"], options["digest"])
     for document in documents:
         if items := contained_items(document.text, wanted):
-            shard.drop(document, "benchmark question", items=items[:MOST_ITEMS])
+            shard.drop(document, "benchmark question", items=sorted(items)[:MOST_ITEMS])
         else:
             shard.keep(document)
 
@@ -133,12 +127,10 @@ def main(argv: list[str] | None = None) -> int:
     if short:
         print(f"{len(short)} of {len(items)} questions are too short to look for: "
               f"{', '.join(short[:MOST_ITEMS])}", file=sys.stderr)
-    digest = hashlib.sha256(json.dumps(ngrams).encode()).hexdigest()[:16]
-    path = Path(given.out) / f"ngrams-{digest}.json"  # another benchmark has another file
-    if not path.exists():
-        write_json(path, ngrams)
-    return run_step(decontaminate_shard, "decontaminate", {"ngrams": str(path), "version": minhash.VERSION},
-                    given, f"decontaminate ({len(items) - len(short)} questions)")
+    options = {"benchmark": str(given.benchmark), "version": minhash.VERSION,
+               "digest": hashlib.sha256(repr(items).encode()).hexdigest()}
+    return run_step(decontaminate_shard, "decontaminate", options, given,
+                    f"decontaminate ({len(items) - len(short)} questions)")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@
     python -m data_prep.mmedbench --source mmedbench=MMedBench.zip --out MMedBench
     python -m data_prep.mmedbench --source custom=exam.parquet --language es --out exam \
         --map question=q,options=a+b+c,answer=key
+    python -m data_prep.mmedbench --source medmcqa=MedMCQA --benchmark exam/Test --drop_leaks --out train
 
 In:  exam files as their authors publish them (data_prep/benchmark/sources.py lists them), or any CSV, JSON or
      parquet file of multiple-choice questions through --map (data_prep/benchmark/mapping.py).
 Out: Train/English.jsonl ... Test/Spanish.jsonl    one item a line: question, options {"A": ...}, answer_idx
                                  "A,C", rationale, human_checked, human_check_passed, id, source, and what the
-                                 source has besides
+                                 source has besides; `leaks` in a train item that a test item is like
+                                 (data_prep/benchmark/leaks.py)
      Val/...                     where a source has one; not part of the MMedBench release
      dropped.jsonl               every item that could not be used, with its reason and file:line
      counts.json                 the table printed at the end, reasons, notes, options
@@ -22,19 +24,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark.counts import PAPER, SPLITS, Outcome, format_table, table_row
+from data_prep.benchmark.counts import PAPER, SPLITS, format_table, table_row
+from data_prep.benchmark.exam_files import whole_folder
+from data_prep.benchmark.leaks import find_leaks
 from data_prep.benchmark.mapping import LETTERS, MAP_KEYS, Raw, fingerprint, nearest, parse_mapping
 from data_prep.benchmark.sources import SOURCES, read_source
 from data_prep.documents import json_line
 from data_prep.filters.language_codes import language_code
+from mmed.prompts import read_benchmark
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import atomic_write, temporary_name, write_json
+from mmed.utils.files import atomic_write, write_json
 
 # ---- checks --------------------------------------------------------------------------------------
 
@@ -116,112 +119,111 @@ def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None,
             raw.split = raw.split or "Test"
 
 
-def group_repeats(items: list[Raw]) -> list[str]:
-    """Make ids unique and return each item's fingerprint. Copies of a question share it, and its group, so
-    that a random split never puts one question on both sides."""
-    prints = [fingerprint(raw.question, raw.options) for raw in items]
-    groups: dict[str, str] = {}
+def mark_repeats(items: list[Raw]) -> dict[str, list[Raw]]:
+    """Make ids unique and return the items by fingerprint. Copies of a question share their group, so that a
+    random split never puts one question on both sides."""
+    copies: dict[str, list[Raw]] = {}
     ids: set[str] = set()
-    for raw, mark in zip(items, prints):
-        raw.group = groups.setdefault(mark, raw.group)
+    for raw in items:
+        same = copies.setdefault(fingerprint(raw.question, raw.options), [])
+        same.append(raw)
+        raw.group = same[0].group
         base, number = raw.id, 1
         while raw.id in ids:
             number += 1
             raw.id = f"{base}-{number}"
         ids.add(raw.id)
-    return prints
-
-
-def first_copies(items: list[Raw], prints: list[str]) -> dict[int, Raw]:
-    """{position of a repeated question: its first copy}; one in Test comes first, then Val, then Train."""
-    first: dict[str, int] = {}
-    for position in sorted(range(len(items)), key=lambda i: (-SPLITS.index(items[i].split), i)):
-        first.setdefault(prints[position], position)
-    return {position: items[first[mark]] for position, mark in enumerate(prints) if first[mark] != position}
+    return copies
 
 
 # ---- conversion ----------------------------------------------------------------------------------
 
 
-def read_outcomes(name: str, path: Path, options: argparse.Namespace, notes: list[str]) -> list[Outcome]:
+def read_items(name: str, path: Path, options: argparse.Namespace, notes: list[str]) -> list[Raw]:
     """The items of a source, those that cannot be used with the reason; an error if that is all of them."""
-    outcomes = [Outcome(name, raw, problem_with(raw), raw.split)
-                for raw in read_source(name, path, options.language, options.map, notes)]
-    if all(one.reason for one in outcomes):
-        counts = Counter(one.reason for one in outcomes).most_common()
+    items = list(read_source(name, path, options.language, options.map, notes))
+    for raw in items:
+        raw.exam, raw.stated, raw.reason = name, raw.split, problem_with(raw)
+    if all(raw.reason for raw in items):
+        counts = Counter(raw.reason for raw in items).most_common()
         why = [f"{reason} {count}" for reason, count in counts] or notes
-        first = f"; first {outcomes[0].raw.where}" if outcomes else ""
-        raise UserError(f"{path}: none of the {len(outcomes)} items read as {name} can be used "
+        first = f"; first {items[0].where}" if items else ""
+        raise UserError(f"{path}: none of the {len(items)} items read as {name} can be used "
                         f"({', '.join(why)}{first})")
-    return outcomes
+    return items
 
 
-def place(language: str, outcomes: list[Outcome], options: argparse.Namespace,
-          notes: dict[str, list[str]]) -> None:
+def place(language: str, items: list[Raw], options: argparse.Namespace, notes: dict[str, list[str]]) -> None:
     """Put the usable items of one language into their splits, and make their lines."""
-    names = list(dict.fromkeys(one.name for one in outcomes))
+    names = list(dict.fromkeys(raw.exam for raw in items))
     if len(names) > 1 and not options.mix:
         raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores on a "
                          "mixture compare with nothing: give each its own --out, or add --mix")
-    items = [one.raw for one in outcomes]
-    prints = group_repeats(items)
+    copies = mark_repeats(items)
     for name in names:
-        assign_splits(name, [one.raw for one in outcomes if one.name == name], options.seed, options.holdout,
-                      notes[name])
-    first = first_copies(items, prints)
-    for position, one in enumerate(outcomes):
-        one.line = as_item(one.raw, SOURCES[one.name].licence)
-        if position in first:
-            one.line["duplicate_of"] = first[position].id
-            one.leaks = first[position].split != one.raw.split
+        own = [raw for raw in items if raw.exam == name]
+        assign_splits(name, own, options.seed, options.holdout, notes[name])
+    for raw in items:
+        raw.line = as_item(raw, SOURCES[raw.exam].licence)
+    for same in copies.values():
+        first, *others = sorted(same, key=lambda raw: -SPLITS.index(raw.split))  # one in Test comes first
+        for raw in others:
+            raw.line["duplicate_of"] = first.id
 
 
-def convert(options: argparse.Namespace) -> tuple[list[Outcome], dict[str, Any]]:
-    """What became of every item, and what counts.json has."""
+def mark_leaks(items: list[Raw], benchmark: Path | None, drop: bool) -> None:
+    """Mark or drop the train items that leak a test item, of these items or of `benchmark`."""
+    train, test = ([raw for raw in items if raw.split == split] for split in ("Train", "Test"))
+    if benchmark:
+        test += [Raw("", item.language, "Test", "", item.question, item.options, list(item.answer),
+                     id=item.key) for item in read_benchmark(benchmark)]
+    for position, leak in find_leaks(train, test).items() if test else ():
+        train[position].line["leaks"] = leak
+        if drop:
+            train[position].reason = f"leaks a test item ({leak['rule']})"
+
+
+def convert(options: argparse.Namespace) -> tuple[list[Raw], dict[str, Any]]:
+    """All items, and what counts.json has."""
     notes: dict[str, list[str]] = {name: [] for name, _ in options.entries}
-    outcomes = [one for name, path in options.entries
-                for one in read_outcomes(name, path, options, notes[name])]
-    for language in dict.fromkeys(one.raw.language for one in outcomes):
-        usable = [one for one in outcomes if one.raw.language == language and not one.reason]
-        place(language, usable, options, notes)
-    groups: dict[tuple[str, str], list[Outcome]] = {}
-    for one in outcomes:
-        groups.setdefault((one.raw.language, one.name), []).append(one)
+    items = [raw for name, path in options.entries for raw in read_items(name, path, options, notes[name])]
+    usable = [raw for raw in items if not raw.reason]
+    for language in dict.fromkeys(raw.language for raw in usable):
+        place(language, [raw for raw in usable if raw.language == language], options, notes)
+    mark_leaks(usable, options.benchmark, options.drop_leaks)
+    groups: dict[tuple[str, str], list[Raw]] = {}
+    for raw in items:
+        groups.setdefault((raw.language, raw.exam), []).append(raw)
     languages = [*PAPER, *sorted({language for language, _ in groups} - set(PAPER))]
     rows = [table_row(language, name, split, groups[language, name], SOURCES[name].in_paper)
             for language, name in sorted(groups, key=lambda pair: languages.index(pair[0]))
             for split in SPLITS]
-    return outcomes, {
+    leaks = Counter(raw.line["leaks"]["rule"] for raw in usable if "leaks" in raw.line)
+    return items, {
         "format": 2, "seed": options.seed, "holdout": options.holdout,
         "sources": [{"name": name, "path": path.name} for name, path in options.entries],
         "table": [row for row in rows if row["items"] or row["paper"]],
         "notes": {name: list(dict.fromkeys(part)) for name, part in notes.items()},
-        "dropped": dict(Counter(one.reason for one in outcomes if one.reason).most_common())}
+        "leaks": dict(leaks.most_common()),
+        "dropped": dict(Counter(raw.reason for raw in items if raw.reason).most_common())}
 
 
-def write(out: Path, outcomes: list[Outcome], report: dict[str, Any]) -> None:
-    """Write all files to a temporary folder, which then takes the name `out`: complete or absent."""
+def write(out: Path, items: list[Raw], report: dict[str, Any]) -> None:
+    """Write all files; the folder is complete or absent."""
     files: dict[str, list[dict[str, Any]]] = {"dropped.jsonl": []}
-    for one in outcomes:
-        raw = one.raw
-        if one.reason:
+    for raw in items:
+        if raw.reason:
             files["dropped.jsonl"].append({
-                "source": one.name, "language": raw.language, "split": raw.split, "id": raw.id,
-                "reason": one.reason, "where": raw.where, "question": raw.question[:200]})
+                "source": raw.exam, "language": raw.language, "split": raw.split, "id": raw.id,
+                "reason": raw.reason, "leaks": raw.line.get("leaks"), "where": raw.where,
+                "question": raw.question[:200]})
         else:
-            files.setdefault(f"{raw.split}/{raw.language}.jsonl", []).append(one.line)
-    out = out.resolve()
-    temporary = temporary_name(out)
-    try:
+            files.setdefault(f"{raw.split}/{raw.language}.jsonl", []).append(raw.line)
+    with whole_folder(out) as temporary:
         for name, lines in files.items():
             with atomic_write(temporary / name, "wb") as file:
                 file.writelines(map(json_line, lines))
         write_json(temporary / "counts.json", report)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -252,6 +254,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--mix", action="store_true", help="allow several sources in one language's file")
     add("--map", default="", metavar="question=..,options=..,answer=..",
         help=f"of --source custom, or what to change of a source's own mapping: {', '.join(MAP_KEYS)}")
+    add("--benchmark", type=Path, metavar="FOLDER",
+        help="more test items, which train items must not leak")
+    add("--drop_leaks", action="store_true",
+        help="drop the train items that leak a test item (default: mark them)")
     add("--language", default="", help="a code (es) or a name (Spanish), for custom and other sources whose "
                                        "files do not state one")
     given = parser.parse_args(argv)
@@ -259,14 +265,11 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     given.language = language_code(given.language)
     if given.holdout is not None and not 0 < given.holdout < 1:
         raise UsageError(f"--holdout={given.holdout:g}: expected a fraction between 0 and 1, such as 0.2")
-    for name, path in given.entries:
+    for name, _ in given.entries:
         if name == "custom" and not (given.map and given.language):
             raise UsageError("--source custom needs --map question=...,options=...,answer=... and --language")
         if not SOURCES[name].read:
             parse_mapping(given.map, SOURCES[name].mapping)
-        if given.out.resolve().is_relative_to(path.resolve()):
-            raise UsageError(f"--out {given.out} is inside --source {name}={path}, where the next run would "
-                             "read it")
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())) \
             and not (given.out / "counts.json").is_file():
         raise UserError(f"{given.out}: exists, and is not a folder that this command wrote; give another "
@@ -276,10 +279,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     given = parse_options(argv)
-    outcomes, report = convert(given)
-    write(given.out, outcomes, report)
+    items, report = convert(given)
+    write(given.out, items, report)
     print(format_table(report))
-    print(f"wrote {sum(not one.reason for one in outcomes):,} items to {given.out}")
+    print(f"wrote {sum(not raw.reason for raw in items):,} items to {given.out}")
     return 0
 
 

@@ -3,48 +3,44 @@
     python -m data_prep.rationales generate --data MMedBench/Test --api MODEL_NAME --out with_rationales
     python -m data_prep.rationales generate --data MMedBench/Train --api MODEL_NAME --out sampled --samples 8
     python -m data_prep.rationales topics   --data with_rationales --api MODEL_NAME --out with_topics
-    python -m data_prep.rationales sheet    --data with_topics --language Japanese --out check_japanese.html
-    python -m data_prep.rationales merge    saved_1.json saved_2.json --data with_topics --out checked
+    python -m data_prep.rationales sheet    --data with_topics --language Japanese --out japanese.csv
+    python -m data_prep.rationales merge    ann.csv bo.csv --data with_topics --out checked
 
 In:  exam items (MMedBench's JSONL). Only `generate` and `topics` use the network, through
      mmed/evaluation/api_client.py, which stores each reply under the hash of its request: a stopped run
-     continues when the same command is run again, and a second run of a finished one costs nothing.
+     continues when the same command is run again, and --calls uses the replies of a finished one again.
 Out: a new folder of the same files with `rationale`, `topic`, or `human_checked` and `human_check_passed`; a
-     page for checkers (data_prep/benchmark/rationale_checks.py).
+     table for checkers (data_prep/benchmark/rationale_checks.py).
 """
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import re
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.benchmark import rationale_checks
+from data_prep.benchmark.exam_files import whole_folder
+from data_prep.benchmark.rationale_checks import CRITERIA, check, summary, write_sheet
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
 from mmed.evaluation.api_client import add_api_options
-from mmed.evaluation.summary import aligned
 from mmed.languages import get_language
 from mmed.prompts import ANSWER_FORM, ExamItem, read_benchmark
-from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import atomic_write, read_json, read_jsonl, temporary_name, write_json
+from mmed.utils.files import atomic_write, read_jsonl, write_json
 from mmed.utils.fingerprints import file_hash
-from mmed.utils.journal import facts_that_differ, json_line
+from mmed.utils.journal import json_line
 
 PROMPT_VERSION = 1  # of the prompts below
 WORDS = 100  # asked for of a rationale
 TEMPERATURE = 0.8  # of every sample but the first
-MESSAGE_TOKENS = 8  # that a chat template adds to a message
 REPORTS = {"generate": "rationales.json", "topics": "topics.json", "merge": "checks.json"}
 # MMedLM: the 21 labels of the paper's figure of topics; 11 % of its items carry none, which is OTHER here.
 TOPICS = ("Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pediatrics", "Microbiology",
@@ -63,6 +59,8 @@ class Entry:
     file: str
     row: dict[str, Any]
     item: ExamItem
+    sample: int = 0  # the one that was taken; 0: none
+    problem: str = ""  # why the last reply could not be used
 
 
 def read_entries(data: str | Path) -> list[Entry]:
@@ -73,24 +71,13 @@ def read_entries(data: str | Path) -> list[Entry]:
     return [Entry(name, row, item) for (name, row), item in zip(rows, read_benchmark(path), strict=True)]
 
 
-def write_folder(out: Path, data: str | Path, entries: Sequence[Entry], name: str, report: Any) -> None:
-    """The entries' lines under the old file names, the report, and those of earlier steps, in a new folder
-    that is complete or absent."""
-    if out.exists():
-        raise UserError(f"{out}: already there; give another --out")
-    out = out.resolve()
-    temporary = temporary_name(out)
-    earlier = [known for known in REPORTS.values() if (Path(data) / known).is_file()]
-    try:
+def write_folder(out: Path, entries: Sequence[Entry], name: str, report: Any) -> None:
+    """The entries' lines under the old file names, and the report, in a new folder."""
+    with whole_folder(out) as temporary:
         for file_name in dict.fromkeys(entry.file for entry in entries):
             with atomic_write(temporary / file_name) as file:
                 file.writelines(json_line(entry.row) for entry in entries if entry.file == file_name)
-        for known in earlier:
-            write_json(temporary / known, read_json(Path(data) / known))
         write_json(temporary / name, report)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---- prompts -------------------------------------------------------------------------------------
@@ -179,21 +166,19 @@ class Task:
     read: Callable[[str], str | None]
     key: str
     max_new_tokens: int
-    expected_tokens: int  # of a reply, for estimates: a rationale of the paper's test set, or at most
-    finds_answer: bool = False
 
 
-TASKS = {"generate": Task(rationale_prompt, read_rationale, "rationale", 1024, 200),
-         "topics": Task(topic_prompt, read_topic, "topic", 64, 6)}
-SAMPLED = Task(sampled_prompt, read_rationale, "rationale", 1024, 210, finds_answer=True)
+TASKS = {"generate": Task(rationale_prompt, read_rationale, "rationale", 1024),
+         "topics": Task(topic_prompt, read_topic, "topic", 64)}
+SAMPLED = Task(sampled_prompt, read_rationale, "rationale", 1024)
 
 
-def take(task: Task, entry: Entry, reply: dict) -> str | None:
-    """Put a reply into the item's line; returns why it cannot be used, if it cannot."""
+def take(task: Task, entry: Entry, reply: dict) -> str:
+    """Put a reply into the item's line; returns why it cannot be used, or ""."""
     if reply["finish_reason"] == "length":
         return "truncated at --max_new_tokens"
     text = remove_thoughts(reply["text"])
-    if task.finds_answer:
+    if task is SAMPLED:
         item = entry.item
         parsed = parse_answer(text, item.options, rationale_expected=True, language=item.language)
         if parsed.letters != item.answer:
@@ -206,52 +191,7 @@ def take(task: Task, entry: Entry, reply: dict) -> str | None:
     entry.row[task.key] = value
     if task.key == "rationale":  # an earlier check was of another text
         entry.row |= {"human_checked": False, "human_check_passed": False}
-    return None
-
-
-# ---- estimate ------------------------------------------------------------------------------------
-
-def estimated_tokens(text: str) -> int:
-    """A rough count: 4 letters of ASCII, 2.5 of other alphabets, one of Chinese or Japanese to a token.
-
-    >>> estimated_tokens("The patient has a fever."), estimated_tokens("患者发热")
-    (6, 4)
-    """
-    plain, wide = sum(c < "\u0080" for c in text), sum(c >= "\u2e80" for c in text)
-    return math.ceil(plain / 4 + (len(text) - plain - wide) / 2.5 + wide)
-
-
-def dollars(tokens_in: int, tokens_out: int, options: argparse.Namespace) -> str:
-    return f"{(tokens_in * options.price_in + tokens_out * options.price_out) / 1e6:,.2f}"
-
-
-def estimate(options: argparse.Namespace, task: Task, server: api_client.Server, entries: Sequence[Entry],
-             stored: api_client.CallStore | None) -> str:
-    """A table by language: calls that are still to be made, their tokens, and what they cost."""
-    longest = options.max_new_tokens or task.max_new_tokens
-    count = load_tokenizer(options.tokenizer).encode if options.tokenizer else None
-    parts: dict[str, Counter[str]] = {}
-    for entry in entries:
-        prompt = task.prompt(entry.item)
-        key = api_client.request_key(server, api_client.request(server, prompt, longest))
-        known = stored is not None and key in stored.replies
-        tokens = len(count(prompt)) if count else estimated_tokens(prompt)
-        for name in (entry.item.language, "all"):
-            parts.setdefault(name, Counter()).update(
-                items=1, known=known, tokens=0 if known else tokens + MESSAGE_TOKENS)
-    priced = options.price_in is not None
-    rows = [["language", "items", "answered", "to ask", "tokens in", "tokens out", "at most"]
-            + ["USD", "at most"] * priced]
-    for name in [*(name for name in parts if name != "all"), "all"]:
-        part = parts.get(name, Counter())
-        asked = part["items"] - part["known"]
-        replies = asked * min(task.expected_tokens, longest), asked * longest
-        numbers = (part["items"], part["known"], asked, part["tokens"], *replies)
-        rows.append([name, *(f"{number:,}" for number in numbers),
-                     *(dollars(part["tokens"], reply, options) for reply in replies if priced)])
-    hint = "" if priced else "\n\nno cost: give --price-in and --price-out, in USD for a million tokens"
-    more = f"\n\nfor the first of up to {options.samples} samples" if options.samples else ""
-    return aligned(rows) + more + hint
+    return ""
 
 
 # ---- run -----------------------------------------------------------------------------------------
@@ -259,134 +199,91 @@ def estimate(options: argparse.Namespace, task: Task, server: api_client.Server,
 def wanted(task: Task, entries: Sequence[Entry], replace: bool, limit: int) -> list[Entry]:
     """The items to ask about: those without a rationale or topic, or with `replace` all; the first `limit`
     of each language (0: all)."""
-    counts: Counter[str] = Counter()
-    chosen = []
+    by_language: dict[str, list[Entry]] = {}
     for entry in entries:
         if replace or not str(entry.row.get(task.key) or "").strip():
-            counts[entry.item.language] += 1
-            if not limit or counts[entry.item.language] <= limit:
-                chosen.append(entry)
-    return chosen
-
-
-def is_done(out: Path, name: str, facts: dict[str, Any]) -> bool:
-    """Whether `out` is the result of this very command; another result there is an error that says how."""
-    if not out.exists():
-        return False
-    before = read_json(out / name) if (out / name).is_file() else {}
-    if before.get("facts") == facts:
-        print(f"{out} is complete; nothing to do", file=sys.stderr)
-        return True
-    differs = f", made with {facts_that_differ(before['facts'], facts)}" if before.get("facts") else ""
-    raise UserError(f"{out}: already there{differs}; give another --out, and --calls to use its calls again")
-
-
-@dataclass
-class Asked:
-    """What came of asking; items go by their key."""
-
-    requests: list[str] = field(default_factory=list)  # their keys
-    replies: list[dict] = field(default_factory=list)
-    problems: dict[str, str] = field(default_factory=dict)  # why an item has nothing
-    taken: dict[str, int] = field(default_factory=dict)  # which sample an item has
+            by_language.setdefault(entry.item.language, []).append(entry)
+    return [entry for part in by_language.values() for entry in part[:limit or None]]
 
 
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
-            longest: int, samples: int) -> Asked:
-    """Ask about each item until a reply can be used, at most `samples` times, and put it into its line."""
-    asked = Asked()
+            longest: int, samples: int) -> tuple[list[str], list[dict]]:
+    """Ask about each entry until a reply can be used, at most `samples` times, and put it into its line;
+    returns the keys of all requests, and the replies."""
+    keys: list[str] = []
+    replies: list[dict] = []
     for sample in range(1, samples + 1):
-        left = [entry for entry in entries if entry.item.key not in asked.taken]
+        left = [entry for entry in entries if not entry.sample]
         if sample > 1:
-            warm = server.options["temperature"] or TEMPERATURE
-            server = dataclasses.replace(server, options=server.options | {"temperature": warm,
-                                                                          "seed": sample})
+            changed = {"temperature": server.options["temperature"] or TEMPERATURE, "seed": sample}
+            server = dataclasses.replace(server, options=server.options | changed)
         requests = [api_client.request(server, task.prompt(entry.item), longest) for entry in left]
         with tqdm(total=len(left), disable=not sys.stderr.isatty(), unit=f" {task.key}",
                   dynamic_ncols=True) as bar:
             labels = [f"item {entry.item.key} ({entry.item.language})" for entry in left]
-            replies = api_client.ask(server, requests, store, labels=labels,
-                                     on_done=lambda _, bar=bar: bar.update())
-        asked.requests += [api_client.request_key(server, body) for body in requests]
-        asked.replies += replies
-        for entry, reply in zip(left, replies):
-            reason = take(task, entry, reply)
-            if reason:
-                asked.problems[entry.item.key] = reason
-            else:
-                asked.problems.pop(entry.item.key, None)
-                asked.taken[entry.item.key] = sample
-    return asked
+            found = api_client.ask(server, requests, store, labels=labels,
+                                   on_done=lambda _, bar=bar: bar.update())
+        for entry, reply in zip(left, found):
+            entry.problem = take(task, entry, reply)
+            entry.sample = 0 if entry.problem else sample
+        keys += [api_client.request_key(server, body) for body in requests]
+        replies += found
+    return keys, replies
 
 
-def acceptance(entries: Sequence[Entry], taken: dict[str, int]) -> dict[str, dict[str, Any]]:
+def acceptance(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     """By language: how many items got a rationale whose letter is the key, and from which sample."""
     result = {}
     for language in dict.fromkeys(entry.item.language for entry in entries):
-        samples = [taken.get(entry.item.key, 0) for entry in entries if entry.item.language == language]
-        counts = Counter(samples)
-        accepted = len(samples) - counts[0]
-        result[language] = {"items": len(samples), "accepted": accepted, "rate": accepted / len(samples),
-                            "by_sample": [counts[n] for n in range(1, max(samples) + 1)]}
+        counts = Counter(entry.sample for entry in entries if entry.item.language == language)
+        items, accepted = counts.total(), counts.total() - counts[0]
+        result[language] = {"items": items, "accepted": accepted, "rate": accepted / items,
+                            "by_sample": [counts[n] for n in range(1, max(counts) + 1)]}
     return result
 
 
 def run(options: argparse.Namespace) -> int:
     """`generate` and `topics`."""
     task, out = SAMPLED if options.samples else TASKS[options.command], Path(options.out)
-    name = REPORTS[options.command]
     longest = options.max_new_tokens or task.max_new_tokens
-    server = api_client.server_from(options, need_key=not options.estimate)
-    facts = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
-             "max_new_tokens": longest, "replace": options.replace, "limit": options.limit}
-    facts |= {"samples": options.samples} if options.samples else {}
-    if is_done(out, name, facts):
-        return 0
+    server = api_client.server_from(options)
     entries = read_entries(options.data)
     for language in {entry.item.language for entry in entries}:
         get_language(language)
     chosen = wanted(task, entries, options.replace, options.limit)
-    calls = Path(options.calls or f"{out}.calls.jsonl")
-    if options.estimate:
-        stored = api_client.CallStore(calls) if calls.exists() else None
-        print(estimate(options, task, server, chosen, stored))
-        return 0
     if not chosen:
         raise UserError(f"{options.data}: every item has a {task.key} already; --replace regenerates them")
-    store = api_client.CallStore(calls)
-    asked = ask_all(task, server, store, chosen, longest, options.samples or 1)
-    items = {entry.item.key: entry.item for entry in chosen}
-    problems = [{"key": key, "language": item.language, "reason": asked.problems[key]}
-                for key, item in items.items() if key in asked.problems]
+    store = api_client.CallStore(options.calls or f"{out}.calls.jsonl")
+    keys, replies = ask_all(task, server, store, chosen, longest, options.samples or 1)
     # What this run asked for depends on where an earlier one was stopped: it is printed, not stored.
-    report = {"facts": facts, "items": len(entries), "asked": len(chosen), "with": len(asked.taken),
-              "problems": problems, "usage": api_client.usage(asked.replies)}
+    facts = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
+             "max_new_tokens": longest, "replace": options.replace, "limit": options.limit,
+             "samples": options.samples}
+    problems = [{"key": entry.item.key, "language": entry.item.language, "reason": entry.problem}
+                for entry in chosen if entry.problem]
+    report = {"facts": facts, "items": len(entries), "asked": len(chosen),
+              "with": len(chosen) - len(problems), "problems": problems, "usage": api_client.usage(replies)}
     if options.samples:
-        report["accepted"] = acceptance(chosen, asked.taken)
+        report["accepted"] = acceptance(chosen)
     if options.command == "topics":
         counts = Counter(entry.row.get("topic") for entry in entries)
         report["topics"] = {label: counts[label] for label in (*TOPICS, OTHER)}
     spent = api_client.usage(store.new)
-    write_folder(out, options.data, entries, name, report)
-    store.close(asked.requests)
-    print_report(options, task, report, spent, out / name)
+    write_folder(out, entries, REPORTS[options.command], report)
+    store.close(keys)
+    print_report(task, report, spent, out / REPORTS[options.command])
     return 0
 
 
-def print_report(options: argparse.Namespace, task: Task, report: dict[str, Any], spent: dict[str, Any],
-                 path: Path) -> None:
+def print_report(task: Task, report: dict[str, Any], spent: dict[str, Any], path: Path) -> None:
     listed = f" (listed in {path})" if report["problems"] else ""
     print(f"{report['with']:,} of {report['asked']:,} items have a {task.key} now; "
           f"{len(report['problems']):,} could not be used{listed}")
     for language, part in report.get("accepted", {}).items():
         print(f"{language}: {part['accepted']:,} of {part['items']:,} accepted ({100 * part['rate']:.1f} %), "
               f"by sample: {', '.join(map(str, part['by_sample']))}")
-    for name, part in (("all calls", report["usage"]), ("this run", spent)):
-        tokens = part["prompt_tokens"], part["completion_tokens"]
-        cost = f", {dollars(*tokens, options)} USD" if options.price_in is not None else ""
-        missing = f" ({part['without_counts']:,} replies came without a count)"
-        print(f"{name}: {part['calls']:,} calls, tokens in {tokens[0]:,}, out {tokens[1]:,}{cost}"
-              f"{missing if part['without_counts'] else ''}")
+    print(f"this run: {spent['calls']:,} of {report['usage']['calls']:,} calls, tokens in "
+          f"{spent['prompt_tokens']:,}, out {spent['completion_tokens']:,}")
 
 
 # ---- command -------------------------------------------------------------------------------------
@@ -394,7 +291,7 @@ def print_report(options: argparse.Namespace, task: Task, report: dict[str, Any]
 def add_run(commands: Any, name: str, what: str) -> None:
     task = TASKS[name]
     parser = commands.add_parser(name, help=what, allow_abbrev=False,
-                                 description=f"{what}. The network is used, except with --estimate.")
+                                 description=f"{what}. The network is used.")
     add = parser.add_argument
     add("--data", required=True, metavar="FOLDER", help="exam items: a folder of JSONL files, or one file")
     add("--out", required=True, metavar="FOLDER", help="new folder: the same files with what was asked for")
@@ -403,10 +300,6 @@ def add_run(commands: Any, name: str, what: str) -> None:
     add("--limit", type=int, default=0, metavar="N", help="ask about the first N items of each language")
     add("--max_new_tokens", type=int, default=0, metavar="N",
         help=f"of a reply (default {task.max_new_tokens})")
-    add("--estimate", action="store_true", help="count calls, tokens and cost; send nothing, need no key")
-    add("--price_in", type=float, metavar="USD", help="for a million tokens of prompts")
-    add("--price_out", type=float, metavar="USD", help="for a million tokens of replies")
-    add("--tokenizer", metavar="FOLDER", help="counts the prompts' tokens (default: by letters)")
     parser.set_defaults(samples=0)
     if name == "generate":
         add("--samples", type=int, default=0, metavar="K", help="not the paper's way: hide the right answer, "
@@ -421,43 +314,31 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     add_run(commands, "generate", "Write rationales from question, options and right answer")
     add_run(commands, "topics", f"Give each item one of {len(TOPICS)} topics, or {OTHER}")
-    sheet = commands.add_parser("sheet", help="Make a page on which a person checks rationales",
-                                allow_abbrev=False, description="It needs no network, and saves a file.")
+    sheet = commands.add_parser("sheet", help="Make a table in which a person checks rationales",
+                                allow_abbrev=False, description="yes or no in the columns "
+                                + "; ".join(f"{name}: {words}" for name, words in CRITERIA.items()))
     add = sheet.add_argument
     add("--data", required=True, metavar="FOLDER", help="exam items with rationales")
-    add("--out", required=True, metavar="FILE.html", help="the page; the same one for every checker")
+    add("--out", required=True, metavar="FILE.csv", help="the same table for every checker")
     add("--language", action="append", metavar="NAME", help="only this one; may be repeated (default: all)")
     add("--items", type=int, default=200, metavar="N",
         help="drawn from each language (default 200, as in the paper; 0: all)")
-    add("--seed", type=int, default=0, help="of the draw")
-    add("--title", default="Check of rationales")
     merge = commands.add_parser("merge", help="Put checks into the items", allow_abbrev=False,
                                 description="human_checked, human_check_passed and how checkers agree.")
     add = merge.add_argument
-    add("sheets", nargs="+", metavar="FILE.json", help="what checkers saved")
+    add("sheets", nargs="+", metavar="NAME.csv", help="what checkers saved, each under a name")
     add("--data", required=True, metavar="FOLDER", help="the exam items that the sheet was made of")
     add("--out", required=True, metavar="FOLDER", help="new folder: the same files with the checks")
-    add("--rule", choices=("all", "majority"), default="all", help="who must find all three criteria met: "
-        "every checker of an item (default), or more than half of them")
-    add("--partial", action="store_true", help="take unfinished sheets as far as they are")
     options = parser.parse_args(arguments)
+    if options.command != "sheet" and Path(options.out).exists():
+        raise UserError(f"{options.out}: already there; give another --out (and --calls FILE to use stored "
+                        "calls again)")
     if options.command in TASKS:
-        check_run(options)
-    if options.command == "sheet" and options.items < 0:
-        raise UsageError("--items must be 0 or more")
+        if options.completions:
+            raise UsageError("--completions: an instruction like this one needs a chat model")
+        if options.samples and {"seed=none", "temperature=none"} & {*options.server_option}:
+            raise UsageError("--samples needs a temperature and a seed; else its samples would be the same")
     return options
-
-
-def check_run(options: argparse.Namespace) -> None:
-    prices = options.price_in, options.price_out
-    if (prices[0] is None) != (prices[1] is None) or min(price or 0 for price in prices) < 0:
-        raise UsageError("--price-in and --price-out go together, and are 0 or more")
-    if min(options.limit, options.max_new_tokens, options.samples) < 0:
-        raise UsageError("--limit and --max-new-tokens must be 1 or more, and so must --samples")
-    if options.completions:
-        raise UsageError("--completions: an instruction like this one needs a chat model")
-    if options.samples and {"seed=none", "temperature=none"} & {*options.server_option}:
-        raise UsageError("--samples needs a temperature and a seed; else its samples would be the same")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -467,17 +348,16 @@ def main(arguments: list[str] | None = None) -> int:
     entries = read_entries(options.data)
     items, out = [entry.item for entry in entries], Path(options.out)
     if options.command == "sheet":
-        count, languages = rationale_checks.write_sheet(items, out, options.language, options.items,
-                                                        options.seed, options.title)
+        count, languages = write_sheet(items, out, options.language, options.items)
         print(f"{count:,} rationales ({languages}) -> {out}; send it to each checker, and merge the files "
-              "that they save")
+              "that they save under their names")
         return 0
-    report = rationale_checks.check(options.sheets, items, options.rule, options.partial)
+    report = check(options.sheets, items)
     for entry in entries:
         if entry.item.key in report["passed"]:
             entry.row |= {"human_checked": True, "human_check_passed": report["passed"][entry.item.key]}
-    write_folder(out, options.data, entries, REPORTS["merge"], report)
-    print(rationale_checks.summary(report))
+    write_folder(out, entries, REPORTS["merge"], report)
+    print(summary(report))
     return 0
 
 

@@ -138,7 +138,7 @@ def count(work: Path, tasks: int) -> list[Task]:
         for shard in range(tasks) if shared else ():
             share = [str(folder), *options, "--shard", f"{shard}/{tasks}"]
             counted.append(run_task(module, share, Task(step, shard, size), files))
-        if step not in ("dedup, sign", "dedup, compare"):
+        if step != "dedup, sign":
             counted.append(run_task(module, [str(folder), *options], Task(step, -1, size), files))
     return counted
 

@@ -1,12 +1,8 @@
-"""The paper's item counts, and the table that compares ours with them and explains every difference.
-
-In: what became of each item. Out: rows (for counts.json) and the table as text.
-"""
+"""The paper's item counts, and a table of ours beside them, as rows (for counts.json) and as text."""
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.benchmark.mapping import Raw
@@ -23,76 +19,47 @@ PAPER = {
     "Spanish": {"Train": 2_657, "Val": 1_366, "Test": 2_742},
 }
 # What is counted of the written items, and how the table says it.
-FLAGS = {"duplicate_of": "repeats kept (duplicate_of)", "leaks": "of them also in another split",
+FLAGS = {"duplicate_of": "repeats kept (duplicate_of)", "leaks": "leak a test item (leaks)",
          "image_dependent": "need an image (image_dependent)",
          "blank_options": "with a blank option (blank_options)",
          "equal_options": "with two equal options (equal_options)"}
 
 
-@dataclass
-class Outcome:
-    """What became of one item: dropped for `reason`, or written as `line` to the split of `raw`."""
-
-    name: str  # of the source
-    raw: Raw
-    reason: str | None
-    stated: str | None  # the split that its file states
-    line: dict[str, Any] = field(default_factory=dict)
-    leaks: bool = False  # its first copy is in another split
-
-
-def table_row(language: str, name: str, split: str, outcomes: Sequence[Outcome],
-              in_paper: bool) -> dict[str, Any]:
-    """One line of the table; `why` accounts for the difference: read - dropped - moved away + moved here =
-    items."""
+def table_row(language: str, name: str, split: str, items: Sequence[Raw], in_paper: bool) -> dict[str, Any]:
+    """One line of the table. What was read less what was dropped differs from the items by what a random
+    split moved."""
     comparable = in_paper and not (name == "mmedbench" and split == "Val")
-    paper = PAPER.get(language, {}).get(split) if comparable else None
-    read = [one for one in outcomes if one.stated == split]
-    written = [one for one in outcomes if not one.reason and one.raw.split == split]
-    dropped = dict(Counter(one.reason for one in read if one.reason).most_common())
-    moved_in = sum(one.stated != split for one in written)
-    moved_out = sum(not one.reason and one.raw.split != split for one in read)
-    flags = {key: sum(bool(one.line.get(key)) for one in written) for key in FLAGS}
-    flags["leaks"] = sum(one.leaks for one in written)
-    why = []
-    if paper is not None and not read and not moved_in:
-        why.append(f"no {split.lower()} file among those given")
-    elif read and len(read) != paper:
-        why.append(f"{len(read):,} in the files given")
-    why += [f"-{count} {reason}" for reason, count in dropped.items()]
-    if moved_out:
-        why.append(f"-{moved_out:,} moved to other splits")
-    if moved_in:
-        why.append(f"+{moved_in:,} drawn by seed from other splits or from files without one")
-    why += [f"{flags[key]:,} {text}" for key, text in FLAGS.items() if flags[key]]
-    if not in_paper:
-        why.append("not in MMedBench")
-    elif len(written) == paper and not why:
-        why.append("as in the paper")
-    return {"language": language, "source": name, "split": split, "items": len(written), "paper": paper,
-            "read": len(read), "dropped": dropped, "moved_in": moved_in, "moved_out": moved_out, **flags,
-            "why": "; ".join(why)}
+    read = [raw for raw in items if raw.stated == split]
+    written = [raw for raw in items if not raw.reason and raw.split == split]
+    return {"language": language, "source": name, "split": split, "read": len(read), "items": len(written),
+            "paper": PAPER.get(language, {}).get(split) if comparable else None,
+            "dropped": dict(Counter(raw.reason for raw in read if raw.reason).most_common()),
+            **{key: sum(bool(raw.line.get(key)) for raw in written) for key in FLAGS}}
 
 
 def format_table(report: dict[str, Any]) -> str:
     """The table of counts as text, with the totals that the paper prints."""
-    lines = [f"{'language':10} {'source':14} {'split':6} {'items':>7} {'paper':>7} {'diff':>7}  why"]
+    lines = [f"{'language':10} {'source':14} {'split':6} {'in files':>8} {'items':>7} {'paper':>7}"]
     for row in report["table"]:
         paper = "-" if row["paper"] is None else f"{row['paper']:,}"
-        diff = "" if row["paper"] is None else f"{row['items'] - row['paper']:+,}".replace("+0", "0")
         split = "Val*" if row["split"] == "Val" else row["split"]
-        lines.append(f"{row['language']:10} {row['source']:14} {split:6} {row['items']:>7,} {paper:>7} "
-                     f"{diff:>7}  {row['why']}")
+        notes = [f"-{count} {reason}" for reason, count in row["dropped"].items()]
+        notes += [f"{row[key]:,} {text}" for key, text in FLAGS.items() if row[key]]
+        lines.append(f"{row['language']:10} {row['source']:14} {split:6} {row['read']:>8,} "
+                     f"{row['items']:>7,} {paper:>7}  {'; '.join(notes)}".rstrip())
     compared = [row for row in report["table"] if row["paper"] is not None]
     missing = [language for language in PAPER if language not in {row["language"] for row in compared}]
     for split in ("Train", "Test") if compared else ():
         ours = sum(row["items"] for row in compared if row["split"] == split)
         paper = sum(counts[split] for counts in PAPER.values())
-        lines.append(f"{'MMedBench':10} {'':14} {split:6} {ours:>7,} {paper:>7,} {ours - paper:>+7,}"
+        lines.append(f"{'MMedBench':10} {'':14} {split:6} {'':8} {ours:>7,} {paper:>7,}"
                      + (f"  no source given for {', '.join(missing)}" if missing else ""))
     if any(row["split"] == "Val" and row["items"] for row in report["table"]):
         lines.append("* Val is the sources' own validation part; the MMedBench release has none")
     lines += [f"{name}: {note}" for name, notes in report["notes"].items() for note in notes]
+    if report["leaks"]:
+        rules = ", ".join(f"{rule} {count:,}" for rule, count in report["leaks"].items())
+        lines.append(f"train items that leak a test item, by rule: {rules}")
     if report["dropped"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["dropped"].items())
         lines.append(f"dropped (listed in dropped.jsonl): {reasons}")

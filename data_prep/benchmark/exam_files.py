@@ -5,17 +5,19 @@ Out: (place, record) in a stable order; the place is file:line or "file: item N"
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.record_files import read_records
 from mmed.utils.errors import UserError
-from mmed.utils.files import MAX_JSON_BYTES, check_file, read_json, read_jsonl
+from mmed.utils.files import MAX_JSON_BYTES, check_file, read_json, read_jsonl, temporary_name
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 SPLITS = {"train": "Train", "test": "Test", **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
@@ -43,11 +45,10 @@ def exam_files(path: Path, pattern: str, official: bool, notes: list[str]) -> li
     files = [p for p in found if re.search(pattern, p.relative_to(path).as_posix())]
     chosen = [p for p in files if not official or split_of(p.name)]
     if not chosen:
-        wanted = "with train, dev or test in its name" if files else \
-            f"like {pattern!r}" if found else f"ending in {', '.join(SUFFIXES)}"
-        has = f" (it has {', '.join(p.name for p in found[:5])})" if found else ""
-        raise UserError(f"{path}: no file {wanted} below this folder{has}; name a file itself to have it "
-                        "read anyway")
+        named = ", with train, dev or test in its name" * official
+        has = ", ".join(p.name for p in found[:5]) or "none"
+        raise UserError(f"{path}: no file below this folder is like {pattern or SUFFIXES}{named} (it has "
+                        f"{has}); name a file itself to have it read anyway")
     if others := [p.name for p in files if p not in chosen]:
         notes.append(f"skipped, no train, dev or test in the name: {', '.join(others[:5])}")
     return chosen
@@ -67,39 +68,38 @@ def records(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Records:
             if len(row) != len(header):
                 raise UserError(f"{path}:{line}: {len(row)} columns, the header has {len(header)}")
             yield f"{path}:{line}", dict(zip(header, row))
-    elif path.suffix == ".json" and not begins_like_json_lines(path):
-        value = read_json(path)
-        by_id = isinstance(value, dict)
-        items = value if isinstance(value, list) else [value]
-        for key, item in value.items() if by_id else enumerate(items, 1):
-            where = f"{path}: {key}" if by_id else f"{path}: item {key}"
-            if not isinstance(item, dict):
-                raise UserError(f"{where}: expected an object, got {type(item).__name__}")
-            yield where, {ID: key, **item} if by_id else item
+    elif path.suffix == ".json":
+        yield from json_records(path)
     else:
         yield from ((f"{path}:{number}", record) for number, record in read_jsonl(path))
 
 
-def begins_like_json_lines(path: Path) -> bool:
-    """Whether the first line is an object of its own, and not an object that holds only objects (by id)."""
-    with open(path, "rb") as file:
-        line = file.readline(1 << 24).decode("utf-8-sig", "replace")
+def json_records(path: Path) -> Records:
+    """The records of an array, of an object that has them by id, or of JSON lines that are named .json."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and not all(isinstance(part, dict) for part in value.values())
+        value = read_json(path)
+    except UserError:
+        value = None
+    if isinstance(value, list):
+        for number, item in enumerate(value, 1):
+            if not isinstance(item, dict):
+                raise UserError(f"{path}: item {number}: expected an object, got {type(item).__name__}")
+            yield f"{path}: item {number}", item
+    elif isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
+        yield from ((f"{path}: {key}", {ID: key, **item}) for key, item in value.items())
+    elif isinstance(value, dict):
+        yield f"{path}:1", value
+    else:
+        yield from ((f"{path}:{number}", record) for number, record in read_jsonl(path))
 
 
 def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tuple[int, list[str]]]:
     """(line number, cells) in the first encoding that fits; quoted cells may contain line breaks."""
     check_file(path, MAX_JSON_BYTES)
     for encoding in encodings:
-        try:
+        with contextlib.suppress(UnicodeDecodeError):
             text = path.read_bytes().decode(encoding)
             break
-        except UnicodeDecodeError:
-            continue
     else:
         raise UserError(f"{path}: not in {' or '.join(encodings)}; convert the file to UTF-8")
     csv.field_size_limit(10_000_000)  # the default of 131,072 is less than a long case with its tables
@@ -112,3 +112,17 @@ def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tu
     except csv.Error as error:
         raise UserError(f"{path}:{line}: not valid CSV ({error})") from None
     return rows
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name `out`, and the place of a folder there, when the block ends."""
+    out = out.resolve()
+    temporary = temporary_name(out)
+    try:
+        yield temporary
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

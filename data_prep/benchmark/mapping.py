@@ -50,6 +50,12 @@ class Raw:
     rationale: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     group: str = ""  # items with the same group stay on one side of a random split; empty: the id
+    names: dict[str, str] = field(default_factory=dict)  # an option's name in the file -> its letter
+    # What data_prep/mmedbench.py finds out:
+    exam: str = ""  # the name given to --source
+    stated: str | None = None  # the split that its file states
+    reason: str | None = None  # why it is dropped
+    line: dict[str, Any] = field(default_factory=dict)  # what is written
 
     def __post_init__(self) -> None:
         self.id = self.id or f"{self.source}-{fingerprint(self.question, self.options)}"
@@ -115,43 +121,47 @@ def nearest(word: str, words: Iterable[str]) -> str:
 # ---- values --------------------------------------------------------------------------------------
 
 
-def look_up(record: dict[str, Any], path: str) -> Any:
-    """The value under the first of these keys that the record has, or MISSING.
+@dataclass
+class Record:
+    """One record of a file; its methods take the paths of a mapping.
 
-    >>> look_up({"data": {"stem": "Why?"}}, "question|data.stem")
+    >>> Record({"data": {"stem": "Why?"}, "n": [1, 2]}, "file:1").text("question|data.stem")
     'Why?'
     """
-    for name in path.removesuffix("?").split("|"):
-        value: Any = record
-        for part in [name] if name in record else name.split("."):
-            value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
-        if value is not MISSING:
-            return value
-    return MISSING
 
+    values: dict[str, Any]
+    where: str
 
-def needed(record: dict[str, Any], path: str, where: str) -> Any:
-    """The value there, or an error; None for no path, or a key that may be missing."""
-    value = look_up(record, path) if path else None
-    if value is MISSING and not path.endswith("?"):
-        raise UserError(f"{where}: no key {path!r}, which the mapping names; it has {', '.join(record)}")
-    return None if value is MISSING else value
+    def find(self, path: str) -> Any:
+        """The value under the first of these keys that is there, or MISSING."""
+        for name in path.removesuffix("?").split("|"):
+            value: Any = self.values
+            for part in [name] if name in value else name.split("."):
+                value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
+            if value is not MISSING:
+                return value
+        return MISSING
 
+    def value(self, path: str) -> Any:
+        """The value there, or an error; None for no path, or a key that may be missing."""
+        value = self.find(path) if path else None
+        if value is MISSING and not path.endswith("?"):
+            raise UserError(f"{self.where}: no key {path!r}, which the mapping names; it has "
+                            f"{', '.join(self.values)}")
+        return None if value is MISSING else value
 
-def text_of(record: dict[str, Any], path: str, where: str) -> str:
-    """A text or a number as text, a list of them as lines."""
-    value = needed(record, path, where)
-    lines = value if isinstance(value, list) else [value]
-    if not all(isinstance(line, SCALAR) for line in lines):
-        raise UserError(f"{where}: {path!r} is a {type(value).__name__}, expected a text")
-    return "\n".join(str(line) for line in lines if line is not None)
+    def text(self, path: str) -> str:
+        """A text or a number as text, a list of them as lines."""
+        value = self.value(path)
+        lines = value if isinstance(value, list) else [value]
+        if not all(isinstance(line, SCALAR) for line in lines):
+            raise UserError(f"{self.where}: {path!r} is a {type(value).__name__}, expected a text")
+        return "\n".join(str(line) for line in lines if line is not None)
 
-
-def id_of(record: dict[str, Any], paths: str, where: str) -> str:
-    """The values of the keys of an id, with "-" between them; a long hash is shortened."""
-    parts = [text_of(record, path, where).strip() for path in paths.split("+")]
-    text = "-".join(filter(None, parts))
-    return text[:16] if re.fullmatch("[0-9a-f]{40,}", text) else text
+    def id(self, paths: str) -> str:
+        """The values of the keys of an id, with "-" between them; a long hash is shortened."""
+        text = "-".join(filter(None, (self.text(path).strip() for path in paths.split("+"))))
+        return text[:16] if re.fullmatch("[0-9a-f]{40,}", text) else text
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -175,23 +185,23 @@ def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     Texts by letter or number, a list of texts, [{"key": "A", "value": ...}] and {"label": [...], "text":
     [...]} as on model hubs, or one string "(A) ...\\n(B) ..."; ({}, {}) if it is none of them.
 
-    >>> option_texts({"b": "y", "a": 1.5, "c": None})[0], option_texts("(A) 2小时.\\n(B) 4小时内.")[0]
-    ({'A': '1.5', 'B': 'y'}, {'A': '2小时.', 'B': '4小时内.'})
     >>> option_texts([{"aid": 1, "atext": "x"}, {"aid": 2, "atext": "y"}])
     ({'A': 'x', 'B': 'y'}, {'1': 'A', '2': 'B'})
     """
+    def first(record: dict[str, Any], *keys: str) -> Any:
+        return next((record[key] for key in keys if key in record), None)
+
     pairs: list[tuple[Any, Any]] = []
     if isinstance(value, str):
         before, marked = marked_options(value)
         pairs = [] if before else marked
     elif isinstance(value, list) and value and all(isinstance(option, dict) for option in value):
-        pairs = [(_first(option, "key", "label", "letter", "id", "aid"),
-                  _first(option, "value", "text", "content", "atext")) for option in value]
+        pairs = [(first(option, "key", "label", "letter", "id", "aid"),
+                  first(option, "value", "text", "content", "atext")) for option in value]
     elif isinstance(value, list):
         return lettered(value) if all(isinstance(text, SCALAR) for text in value) else {}, {}
     elif isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
-        labels, texts = _first(value, "label", "key"), _first(value, "text", "value")
-        pairs = list(zip(labels, texts)) if labels and texts and len(labels) == len(texts) else []
+        pairs = list(zip(first(value, "label", "key") or [], first(value, "text", "value") or []))
     elif isinstance(value, dict):
         pairs = list(value.items())
     by_name = {str(name).strip().upper(): text for name, text in pairs}
@@ -203,10 +213,6 @@ def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     if not all(name.isdigit() for name in names):  # letters of its own: also "A, C", which the checks drop
         options = dict(zip(names, options.values()))
     return options, dict(zip(names, options))
-
-
-def _first(record: dict[str, Any], *keys: str) -> Any:
-    return next((record[key] for key in keys if key in record), None)
 
 
 def marked_options(text: str) -> tuple[str, list[tuple[str, str]]]:
@@ -226,15 +232,15 @@ def marked_options(text: str) -> tuple[str, list[tuple[str, str]]]:
     return text, []
 
 
-def read_options(record: dict[str, Any], paths: str, where: str) -> tuple[dict[str, str], dict[str, str]]:
+def read_options(record: Record, paths: str) -> tuple[dict[str, str], dict[str, str]]:
     """Options and their published names, by the mapping's `options`."""
     if "/" in paths:
         return lettered(paths.split("/")), {}
     for alternative in paths.split("|"):
         columns = alternative.split("+")
-        if all(look_up(record, column) is not MISSING for column in columns):
+        if all(record.find(column) is not MISSING for column in columns):
             break
-    values = [needed(record, column, where) for column in columns]
+    values = [record.value(column) for column in columns]
     if len(columns) == 1:
         return option_texts(values[0])
     options = lettered(values)
@@ -263,24 +269,23 @@ def letters_in(value: Any) -> list[str]:
 
 
 def letters_of_texts(value: Any, options: dict[str, str]) -> list[str]:
-    """Letters of answers given as an option's own text; capitals count only to tell two options apart."""
+    """Letters of answers given as an option's own text, in any case."""
     values = value if isinstance(value, list) else [value]
     parts = [str(part).strip() for part in values if part is not None]
-    exact = {text.strip(): letter for letter, text in reversed(options.items())}
-    folded = {text.casefold(): letter for text, letter in exact.items()}
-    return [exact.get(part) or folded.get(part.casefold(), part) for part in parts if part]
+    letter_of = {text.strip().casefold(): letter for letter, text in reversed(options.items())}
+    return [letter_of.get(part.casefold(), part) for part in parts if part]
 
 
-def resolve_answers(items: list[tuple[Raw, dict[str, str]]], kind: str, path: Path) -> None:
+def resolve_answers(items: list[Raw], kind: str, path: Path) -> None:
     """Replace answers that are an option's published name or its number by its letter; -1 means none.
 
     Where `kind` does not say it, the numbers themselves tell whether they count from 0 or 1: a 0 occurs, or
     the number of options does. A wrong guess would shift every answer, so anything else is an error.
     """
     found = set()  # (number, how many options)
-    for raw, names in items:
+    for raw in items:
         parts = [part.removesuffix(".0") for part in raw.answer]
-        raw.answer = [names.get(part.upper(), part) for part in parts if not re.fullmatch(r"-\d+", part)]
+        raw.answer = [raw.names.get(part.upper(), part) for part in parts if not re.fullmatch(r"-\d+", part)]
         found |= {(int(part), len(raw.options)) for part in raw.answer
                   if raw.options and re.fullmatch("[0-9]{1,3}", part)}
     if kind in ("letter", "text") or not found:
@@ -291,7 +296,7 @@ def resolve_answers(items: list[tuple[Raw, dict[str, str]]], kind: str, path: Pa
         raise UserError(f"{path}: the answers are {numbers}, which does not tell whether options are counted "
                         "from 0 or from 1; add --map kind=0 or kind=1")
     base = int(kind or not from_0)
-    for raw, _ in items:
+    for raw in items:
         letter_of = {str(place + base): letter for place, letter in enumerate(raw.options)}
         raw.answer = [letter_of.get(part, part) for part in raw.answer]
 
@@ -308,86 +313,81 @@ def language_name(tag: str) -> str:
         return ""
 
 
-def why_skipped(record: dict[str, Any], mapping: Mapping, language: str, where: str) -> str:
+def why_skipped(record: Record, mapping: Mapping, language: str) -> str:
     """Why a record is not part of the exam, "" if it is."""
     key, _, values = mapping.filter.partition("=")
-    if key and (value := text_of(record, key, where)) not in values.split("|"):
+    if key and (value := record.text(key)) not in values.split("|"):
         return f"{key} {value}"
-    tag = text_of(record, mapping.language, where)
+    tag = record.text(mapping.language)
     if tag and language:
         return "" if language_name(tag) == language else f"language {tag}"
     return f"no language file for {tag}" if tag and not language_name(tag) else ""
 
 
-def question_and_options(record: dict[str, Any], mapping: Mapping,
-                         where: str) -> tuple[str, dict[str, str], dict[str, str]]:
-    """Question, options, and their published names."""
-    question = text_of(record, mapping.question, where)
-    before, marked = marked_options(question)
+def read_question(raw: Raw, record: Record, mapping: Mapping) -> None:
+    """Fill in question, options, and their published names."""
+    raw.question = record.text(mapping.question)
+    before, marked = marked_options(raw.question)
     if mapping.options == mapping.question:
-        question, options, names = before, dict(marked), {}
+        raw.question, raw.options = before, dict(marked)
     else:
-        options, names = read_options(record, mapping.options, where)
-        if marked and dict(marked) == options:  # the question repeats its options
-            question = OPTIONS_TITLE.sub("", before)
-    context = text_of(record, mapping.context, where).strip()
-    return f"{context}\n{question.strip()}" if context and question.strip() else question, options, names
+        raw.options, raw.names = read_options(record, mapping.options)
+        if marked and dict(marked) == raw.options:  # the question repeats its options
+            raw.question = OPTIONS_TITLE.sub("", before)
+    context = record.text(mapping.context).strip()
+    if context and raw.question.strip():
+        raw.question = f"{context}\n{raw.question.strip()}"
 
 
-def further_keys(record: dict[str, Any], mapping: Mapping, where: str) -> dict[str, Any]:
+def further_keys(record: Record, mapping: Mapping) -> dict[str, Any]:
     """What an item has besides question, options, answer, rationale and id."""
     paths = {"subject": mapping.subject, "topic": mapping.topic, "year": mapping.year}
-    extra: dict[str, Any] = {key: text_of(record, path, where) or None for key, path in paths.items() if path}
+    extra: dict[str, Any] = {key: record.text(path) or None for key, path in paths.items() if path}
     if mapping.image:
-        value = needed(record, mapping.image.removeprefix("!"), where)
+        value = record.value(mapping.image.removeprefix("!"))
         flag = bool(value) and str(value).lower() not in ("false", "0", "no")
         extra["image_dependent"] = flag != mapping.image.startswith("!")
-    kept = {key: look_up(record, key) for key in mapping.keep.split("+")}
+    kept = {key: record.find(key) for key in mapping.keep.split("+")}
     return extra | {key: value for key, value in kept.items() if value is not MISSING}
 
 
-def one_item(record: dict[str, Any], where: str, mapping: Mapping, raw: Raw, prefix: str) -> dict[str, str]:
-    """Fill in an item whose source, language and split are known; returns its options' published names."""
-    raw.question, raw.options, names = question_and_options(record, mapping, where)
-    answer = needed(record, mapping.answer, where)
+def read_item(raw: Raw, record: Record, mapping: Mapping, prefix: str) -> None:
+    """Fill in an item whose source, language and split are known."""
+    read_question(raw, record, mapping)
+    answer = record.value(mapping.answer)
     by_text = mapping.kind == "text"
     raw.answer = letters_of_texts(answer, raw.options) if by_text else letters_in(answer)
-    raw.rationale = text_of(record, mapping.rationale, where).strip()
-    raw.extra = further_keys(record, mapping, where)
-    raw.source += f"-{text_of(record, mapping.source, where)}" if mapping.source else ""
-    stated = look_up(record, mapping.split) if mapping.split else MISSING
+    raw.rationale = record.text(mapping.rationale).strip()
+    raw.extra = further_keys(record, mapping)
+    raw.source += f"-{record.text(mapping.source)}" if mapping.source else ""
+    stated = record.find(mapping.split) if mapping.split else MISSING
     raw.split = raw.split if stated is MISSING else split_of(str(stated))
-    own = id_of(record, mapping.id, where) if mapping.id else ""
+    own = record.id(mapping.id) if mapping.id else ""
     raw.id = f"{prefix or raw.source}-{own or fingerprint(raw.question, raw.options)}"
     raw.group = raw.id
     if mapping.group:  # with one prefix in all languages of an exam
-        raw.group = f"{prefix.partition('-')[0] or raw.source}-{id_of(record, mapping.group, where)}"
-    return names
+        raw.group = f"{prefix.partition('-')[0] or raw.source}-{record.id(mapping.group)}"
 
 
 def read_mapped(files: list[Path], rows: Callable[[Path], Records], mapping: Mapping, name: str | None,
                 language: str, notes: list[str], prefix: str = "") -> list[Raw]:
     """The items of these files. `name` None: the files' own names; `language` "": as the records say."""
-    items: list[tuple[Raw, dict[str, str]]] = []
+    items: list[Raw] = []
     skipped: Counter[str] = Counter()
     for path in files:
         source = name or re.sub(r"[^\w-]+", "-", path.name.split(".")[0]).lower()
         # a model hub calls its files test/0000.parquet
         split = split_of(path.name if re.search("[a-z]", path.stem) else path.parent.name)
-        for where, record in rows(path):
-            if reason := why_skipped(record, mapping, language, where):
+        for where, values in rows(path):
+            record = Record(values, where)
+            if reason := why_skipped(record, mapping, language):
                 skipped[reason] += 1
                 continue
-            spoken = language or language_name(text_of(record, mapping.language, where))
-            raw = Raw(source, spoken, split, where, "", {}, [])
-            items.append((raw, one_item(record, where, mapping, raw, prefix)))
+            spoken = language or language_name(record.text(mapping.language))
+            items.append(Raw(source, spoken, split, where, "", {}, []))
+            read_item(items[-1], record, mapping, prefix)
     if skipped:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common(8))
         notes.append(f"skipped {skipped.total():,} records: {reasons}{', ...' if len(skipped) > 8 else ''}")
     resolve_answers(items, mapping.kind, files[0])
-    disagree = sum(raw.options.get(raw.answer[0]) != str(raw.extra["answer"])
-                   for raw, _ in items if len(raw.answer) == 1 and "answer" in raw.extra)
-    if disagree:
-        notes.append(f"{disagree} items whose answer text is not the text of their answer letter; the letter "
-                     "is taken")
-    return [raw for raw, _ in items]
+    return items

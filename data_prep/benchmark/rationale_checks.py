@@ -1,16 +1,13 @@
-"""The check of rationales by people: a page that a checker fills in, and what the saved files come to.
+"""The check of rationales by people: a table that a checker fills in, and what the filled-in ones come to.
 
-In: exam items with rationales; then the JSON files that checkers saved. Out: one HTML file without remote
-assets (check_sheet.html is its frame); then for each item whether it passed, and how far checkers agree.
-
-    saved file: {"format": FORMAT, "version": 1, "sheet": hash, "checker": name,
-                 "items": {key: hash of the rationale},
-                 "entries": {key: {"consistent": true, "accurate": true, "sound": false, "note": ""}}}
+In: exam items with rationales; then the tables that checkers saved, each under a name of its own. Out: one
+CSV file for every spreadsheet program, with a column for each criterion (yes or no; an empty cell is not
+judged); then for each item whether it passed, and how far checkers agree.
 """
 from __future__ import annotations
 
+import csv
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,37 +15,37 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from data_prep.benchmark.exam_files import records
 from mmed.human_eval.agreement import krippendorff_alpha
 from mmed.languages import get_language
 from mmed.metrics import mean, wilson_interval
 from mmed.prompts import ExamItem
-from mmed.reporting.page import fill_page
 from mmed.utils.errors import UserError, printable
-from mmed.utils.files import atomic_write, read_json
+from mmed.utils.files import atomic_write
 
-FORMAT, VERSION = "mmed-rationale-check", 1
 # MMedLM: the paper's three criteria; a rationale passes that meets all of them.
-CRITERIA = {
-    "consistent": ("Consistent",
-                   "It argues for the given answer, and each step follows from the one before."),
-    "accurate": ("Accurate", "Every medical statement in it is true."),
-    "sound": ("Well-founded", "The reasons it gives are the ones that decide this question."),
-}
-LONGEST_NAME, LONGEST_NOTE = 80, 2000
+CRITERIA = {"consistent": "it argues for the given answer, and each step follows from the one before",
+            "accurate": "every medical statement in it is true",
+            "sound": "the reasons it gives are the ones that decide this question"}
+COLUMNS = ("item", "language", "question", "rationale", *CRITERIA, "note")
+WORDS = {"yes": True, "y": True, "1": True, "true": True, "no": False, "n": False, "0": False, "false": False}
 Verdicts = dict[str, dict[str, bool]]  # of one checker: item key -> criterion -> met
 
 
 # ---- sheet ---------------------------------------------------------------------------------------
 
-def text_hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def item_code(item: ExamItem) -> str:
+    """What stands for an item and its rationale in a sheet; no spreadsheet takes it for a number."""
+    text = f"{item.key}\x1f{item.rationale}"
+    return "item-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str] | None, count: int, seed: int,
-                title: str) -> tuple[int, str]:
-    """Write the page with `count` rationales of each language (0: all); returns how many, in which languages.
+def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str] | None,
+                count: int) -> tuple[int, str]:
+    """Write the table with `count` rationales of each language (0: all); returns how many, and the languages.
 
-    They are drawn by hashes, so that adding items changes little, and stand in the order of the file.
+    They are drawn by hashes, so that adding items changes little, and stand in the order of the file. No cell
+    begins with text of an item, which a spreadsheet program could take for a formula.
     """
     codes = {get_language(name).code for name in languages or ()}
     by_language: dict[str, list[ExamItem]] = {}
@@ -56,116 +53,76 @@ def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str] |
         if item.rationale.strip() and (not codes or get_language(item.language).code in codes):
             by_language.setdefault(item.language, []).append(item)
     drawn = {item.key for part in by_language.values()
-             for item in sorted(part, key=lambda item: text_hash(f"{seed}\x1f{item.key}"))[:count or None]}
+             for item in sorted(part, key=item_code)[:count or None]}
     if not drawn:
         where = f" in {', '.join(languages)}" if languages else ""
         raise UserError(f"no item{where} has a rationale to check; write some with "
                         "`python -m data_prep.rationales generate`")
     with atomic_write(out) as file:
-        file.write(page([item for item in items if item.key in drawn], title))
+        file.write("\ufeff")  # Excel needs the mark to read UTF-8
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for item in items:
+            if item.key in drawn:
+                options = [f"{letter}{' (right)' if letter in item.answer else ''}. {text}"
+                           for letter, text in item.options.items()]
+                question = "\n".join([f"Question: {item.question}", *options])
+                writer.writerow([item_code(item), item.language, question, f"Rationale: {item.rationale}",
+                                 *[""] * (len(CRITERIA) + 1)])
     return len(drawn), ", ".join(by_language)
-
-
-def page(items: Sequence[ExamItem], title: str) -> str:
-    """The page as text. What items hold can only ever be text: it is JSON here, and text nodes there."""
-    rows = [{"key": item.key, "hash": text_hash(item.rationale), "language": item.language,
-             "code": get_language(item.language).code, "question": item.question, "rationale": item.rationale,
-             "options": [[letter, text, letter in item.answer] for letter, text in item.options.items()],
-             "image": item.extra.get("image_dependent") is True} for item in items]
-    data = {"format": FORMAT, "version": VERSION, "title": title, "longest_name": LONGEST_NAME,
-            "longest_note": LONGEST_NOTE, "items": rows,
-            "sheet": text_hash(json.dumps([[row["key"], row["hash"]] for row in rows])),
-            "criteria": [[name, *words] for name, words in CRITERIA.items()]}
-    return fill_page(Path(__file__).with_name("check_sheet.html"), title=title, data=data)
 
 
 # ---- saved files ---------------------------------------------------------------------------------
 
-def read_sheet(path: str) -> dict[str, Any]:
-    """A file that a checker saved, with its outer form checked."""
-    value = read_json(path)
-    known = isinstance(value, dict) and (value.get("format"), value.get("version")) == (FORMAT, VERSION)
-    if not known or not all(isinstance(value.get(name), dict) for name in ("items", "entries")):
-        raise UserError(f"{path}: not a file that a checker saved from a sheet of "
-                        "`python -m data_prep.rationales sheet`")
-    checker = value.get("checker")
-    if not isinstance(checker, str) or not checker.strip() or not checker.isprintable() \
-            or len(checker) > LONGEST_NAME:
-        raise UserError(f"{path}: no name of a checker in it; open the sheet, load this file, give a name "
-                        "and save again")
-    return value | {"checker": checker.strip()}
+def read_sheets(paths: Sequence[str],
+                items: Sequence[ExamItem]) -> tuple[dict[str, Verdicts], list[dict[str, str]]]:
+    """(checker -> verdicts, notes) of saved files; rows without a verdict on every criterion are left out.
 
-
-def read_sheets(paths: Sequence[str], items: Mapping[str, ExamItem],
-                partial: bool) -> tuple[dict[str, Verdicts], list[dict[str, str]]]:
-    """(checker -> verdicts, notes) of saved files. Every entry that cannot be used gets a line of its own; if
-    there is one, nothing is merged."""
+    Every row that cannot be used gets a line of its own; if there is one, nothing is merged.
+    """
+    key_of = {item_code(item): item.key for item in items}
     checkers: dict[str, Verdicts] = {}
     notes, problems = [], []
     for path in paths:
-        sheet = read_sheet(path)
-        own = checkers.setdefault(sheet["checker"], {})
-        for key in dict.fromkeys([*sheet["entries"], *sheet["items"]]):
-            problem = problem_with(key, sheet, items, partial)
-            entry = sheet["entries"].get(key)
-            if not problem and entry is not None and all(entry.get(name) is not None for name in CRITERIA):
-                verdict = {name: entry[name] for name in CRITERIA}
-                if own.setdefault(key, verdict) != verdict:
-                    problem = f"{sheet['checker']!r} judged this item differently before; omit one file"
-            if problem:
-                problems.append(f"{path}: item {repr(key)[:60]}: {problem}")
-            elif entry and entry.get("note", "").strip():
-                notes.append({"key": key, "checker": sheet["checker"], "note": entry["note"].strip()})
+        own = checkers.setdefault(Path(path).stem, {})
+        for where, row in records(Path(path)):
+            if missing := [name for name in COLUMNS if name not in row]:
+                raise UserError(f"{path}: no column {missing[0]!r}; expected a sheet of `python -m "
+                                "data_prep.rationales sheet`, saved as CSV with commas, in UTF-8")
+            cells = {name: row[name].strip().casefold() for name in CRITERIA}
+            unknown = [cell for cell in cells.values() if cell and cell not in WORDS]
+            if unknown:
+                problems.append(f"{where}: {unknown[0]!r:.40} is neither yes nor no")
+            elif row["item"] not in key_of:
+                problems.append(f"{where}: not an item of --data, or its rationale has changed")
+            elif all(cells.values()):
+                key = key_of[row["item"]]
+                own[key] = {name: WORDS[cell] for name, cell in cells.items()}
+                if row["note"].strip():
+                    notes.append({"key": key, "checker": Path(path).stem, "note": row["note"].strip()})
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
     if problems:
-        entries = "entry" if len(problems) == 1 else "entries"
-        raise UserError(f"{len(problems):,} {entries} of the sheets cannot be used (listed above); nothing "
-                        "was written")
+        raise UserError(f"{len(problems):,} of the sheets' rows cannot be used (listed above); nothing was "
+                        "written")
     return {name: own for name, own in checkers.items() if own}, notes
-
-
-def problem_with(key: str, sheet: dict[str, Any], items: Mapping[str, ExamItem], partial: bool) -> str:
-    """Why a sheet's entry cannot be used, "" if it can, or is unfinished and may be so."""
-    finish = "finish the sheet, or take it as it is with --partial"
-    if key not in sheet["entries"]:
-        return "" if partial else f"not judged; {finish}"
-    if key not in items:
-        return "is not among the items of --data"
-    if key not in sheet["items"]:
-        return "is not on the sheet that this file names"
-    if sheet["items"][key] != text_hash(items[key].rationale):
-        return "its rationale has changed since it was judged; check it again"
-    entry = sheet["entries"][key]
-    if not isinstance(entry, dict):
-        return f"expected an object with {', '.join(CRITERIA)}, got {entry!r:.40}"
-    if unknown := sorted(set(entry) - {*CRITERIA, "note"}):
-        return f"no criterion is called {repr(unknown[0])[:60]} (they are {', '.join(CRITERIA)})"
-    if not isinstance(entry.get("note", ""), str) or len(entry.get("note", "")) > LONGEST_NOTE:
-        return f"'note' must be a text of at most {LONGEST_NOTE:,} characters"
-    wrong = [name for name in CRITERIA if not isinstance(entry.get(name), bool | None)]
-    if wrong:
-        return f"{wrong[0]!r} must be true or false, got {entry[wrong[0]]!r:.40}"
-    missing = [name for name in CRITERIA if entry.get(name) is None]
-    return f"{missing[0]!r} is missing; {finish}" if missing and not partial else ""
 
 
 # ---- verdict and agreement -----------------------------------------------------------------------
 
-def check(paths: Sequence[str], items: Sequence[ExamItem], rule: str, partial: bool) -> dict[str, Any]:
+def check(paths: Sequence[str], items: Sequence[ExamItem]) -> dict[str, Any]:
     """What the saved files come to: which items passed, counts by language, agreement, notes."""
-    by_key = {item.key: item for item in items}
-    checkers, notes = read_sheets(paths, by_key, partial)
+    checkers, notes = read_sheets(paths, items)
     if not checkers:
-        raise UserError(f"{paths[0]}: no item is judged in {'it' if len(paths) == 1 else 'these files'}")
+        raise UserError(f"{', '.join(paths)}: no item is judged there")
     passed: dict[str, bool] = {}
     languages: dict[str, list[bool]] = {}
     for item in items:
         votes = [all(own[item.key].values()) for own in checkers.values() if item.key in own]
         if votes:
-            passed[item.key] = all(votes) if rule == "all" else 2 * sum(votes) > len(votes)
+            passed[item.key] = all(votes)
             languages.setdefault(item.language, []).append(passed[item.key])
-    return {"rule": rule, "checkers": {name: len(own) for name, own in sorted(checkers.items())},
+    return {"checkers": {name: len(own) for name, own in sorted(checkers.items())},
             "all": share(list(passed.values())),
             "languages": {name: share(part) for name, part in languages.items()},
             "agreement": agreement(checkers), "notes": notes, "passed": passed}
@@ -198,8 +155,7 @@ def summary(report: Mapping[str, Any]) -> str:
     lines = [f"{name}: {part['passed']:,} of {part['checked']:,} rationales passed, "
              f"{100 * part['share']:.1f} % [{100 * part['low']:.1f}-{100 * part['high']:.1f}]"
              for name, part in [*report["languages"].items(), ("all", report["all"])]]
-    who = "every checker of an item" if report["rule"] == "all" else "more than half of an item's checkers"
-    lines.append(f"passed: {who} found all three criteria met; checkers: "
+    lines.append("passed: every checker of an item found all three criteria met; checkers: "
                  + ", ".join(f"{name} ({n:,})" for name, n in report["checkers"].items()))
     found = report["agreement"]
     parts = [f"{what} {part['percent']:.1f} %, alpha "

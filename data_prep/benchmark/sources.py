@@ -8,9 +8,7 @@ al. 2024).
 """
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import json
 import re
 import zipfile
@@ -18,7 +16,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from data_prep.benchmark.exam_files import ID, Records, csv_rows, exam_files, records
 from data_prep.benchmark.mapping import Raw, letters_in, option_texts, parse_mapping, read_mapped
@@ -64,14 +61,6 @@ def igakuqa_rows(path: Path) -> Records:
             # so the first accepted letter is the answer, and the key answer_alternatives has them all.
             record |= {"answer": either[1], "answer_alternatives": [either[1].upper(), either[2].upper()]}
         yield where, record
-
-
-def igakuqa119_rows(path: Path) -> Records:
-    """IgakuQA119: questions/119A_json.json; the answers to all parts are in correct_answers.csv beside it."""
-    answers = {row[0]: row[1] for _, row in csv_rows(path.with_name("correct_answers.csv"))}
-    for where, record in records(path):
-        choices = [re.sub(r"\A[a-z][.．]\s*", "", str(choice)) for choice in record.get("choices") or []]
-        yield where, record | {"choices": choices, "answer": list(answers.get(record.get("number"), ""))}
 
 
 def headqa_rows(path: Path) -> Records:
@@ -127,48 +116,38 @@ def read_mmedbench(path: Path) -> Iterator[Raw]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     try:
-        with zipfile.ZipFile(path) if path.is_file() else contextlib.nullcontext() as archive:
-            names = archive.namelist() if archive else [
-                p.relative_to(path).as_posix() for p in path.rglob("*.jsonl")]
-            chosen = sorted(filter(RELEASE_FILE.fullmatch, names))
-            if not chosen:
-                raise UserError(f"{path}: no Train/English.jsonl, Test/English.jsonl ... among its files; is "
-                                "this MMedBench?")
-            if len({RELEASE_FILE.fullmatch(name).groups() for name in chosen}) != len(chosen):
-                raise UserError(f"{path}: has two benchmarks ({chosen[0]}, {chosen[-1]}); give the folder "
-                                "of one")
-            for name in chosen:
-                if archive and archive.getinfo(name).file_size > MAX_JSON_BYTES:
-                    raise UserError(f"{path}: {name} is larger than {MAX_JSON_BYTES:,} bytes")
-                where = f"{path}!{name}" if archive else f"{path / name}"
-                with archive.open(name) if archive else open(where, "rb") as file:
-                    yield from _release_items(name, _lines(file, where))
+        archive = zipfile.ZipFile(path) if path.is_file() else None
+        names = archive.namelist() if archive else [p.relative_to(path).as_posix() for p in path.rglob("*")]
+        found = {match.groups(): match[0] for match in map(RELEASE_FILE.fullmatch, sorted(names)) if match}
+        if not found:
+            raise UserError(f"{path}: no Train/English.jsonl, Test/English.jsonl ... among its files; is "
+                            "this MMedBench?")
+        for (split, language), name in found.items():
+            if archive and archive.getinfo(name).file_size > MAX_JSON_BYTES:
+                raise UserError(f"{path}: {name} is larger than {MAX_JSON_BYTES:,} bytes")
+            data = archive.read(name) if archive else (path / name).read_bytes()
+            for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
+                if line.strip():
+                    yield released_item(line, split, language, f"{path}!{name}:{number}")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable zip archive ({error}); MMedBench comes as .zip or as a "
                         "folder with Train/ and Test/") from None
 
 
-def _lines(file: IO[bytes], where: str) -> Records:
-    for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n"), 1):
-        if line.strip():
-            try:
-                yield f"{where}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}:{number}: not valid JSON ({error})") from None
-
-
-def _release_items(name: str, found: Records) -> Iterator[Raw]:
-    split, language = RELEASE_FILE.fullmatch(name).groups()
+def released_item(line: str, split: str, language: str, where: str) -> Raw:
+    try:
+        record = json.loads(line)
+        question = record["question"].strip() and record["question"]
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{where}: not MMedBench's form, an object with a text under 'question' "
+                        f"({error!r:.80})") from None
+    # MMedLM: `answer_idx` is a string or a list in the release; the official code takes either.
+    rationale = record["rationale"] if isinstance(record.get("rationale"), str) else ""
     ours = ("question", "options", "answer_idx", "rationale", "id", "source")
-    for where, record in found:
-        if not isinstance(record, dict) or not isinstance(record.get("question"), str):
-            raise UserError(f"{where}: no text under 'question'; this is not MMedBench's form")
-        # MMedLM: `answer_idx` is a string or a list in the release; the official code takes either.
-        rationale = record["rationale"] if isinstance(record.get("rationale"), str) else ""
-        yield Raw(str(record.get("source") or f"mmedbench-{language.lower()}"), language, split, where,
-                  record["question"], option_texts(record.get("options"))[0],
-                  letters_in(record.get("answer_idx")), id=str(record.get("id") or ""), rationale=rationale,
-                  extra={key: value for key, value in record.items() if key not in ours})
+    return Raw(str(record.get("source") or f"mmedbench-{language.lower()}"), language, split, where, question,
+               option_texts(record.get("options"))[0], letters_in(record.get("answer_idx")),
+               id=str(record.get("id") or ""), rationale=rationale,
+               extra={key: value for key, value in record.items() if key not in ours})
 
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -238,9 +217,6 @@ SOURCES = {
     "kormedmcqa": Source(
         "KorMedMCQA", "CC BY-NC 2.0", "ko", "question=question,options=A+B+C+D+E,answer=answer,kind=1,"
         "subject=subject?,year=year?", official=True),
-    "igakuqa119": Source(
-        "IgakuQA119", JAPANESE_EXAMS, "ja", "question=question,options=choices,answer=answer,kind=letter,"
-        "id=number,image=has_image", r"\d+[A-Z]_json\.json$", rows=igakuqa119_rows),
     "igakuqa120": Source(
         "IgakuQA120 (JMLE2026-Bench)", "CC BY 4.0", "ja", "question=question_text,options=question_text,"
         "answer=answer,kind=letter,context=serial_group.context_text?,id=question_id,image=requires_image",
@@ -275,11 +251,6 @@ def read_source(name: str, path: Path, language: str, given: str, notes: list[st
         files = medqa_files(path, files, "US" if name == "medqa" else "Mainland")
     items = read_mapped(files, source.rows, mapping, None if name == "custom" else name, spoken, notes,
                         source.prefix)
-    if name in ("medqa", "mcmle"):
-        check_medqa(path, items, spoken, notes)
-    if name == "igakuqa":
-        years = sorted({str(raw.extra["year"]) for raw in items})
-        notes.append(f"years {', '.join(years)}; the paper's are 2018 to 2022")
     if name == "pubmedqa" and any(raw.split is None for raw in items):
         notes.append("test_ground_truth.json, which names the 500 test items, is not beside the file: no "
                      "split is known")
@@ -287,9 +258,6 @@ def read_source(name: str, path: Path, language: str, given: str, notes: list[st
         if not raw.language:
             raise UserError(f"{raw.where}: the language of {raw.source!r} is not known; give it with "
                             "--language")
-        if "answer_alternatives" in raw.extra:
-            notes.append(f"{raw.id}: either of {', '.join(raw.extra['answer_alternatives'])} was accepted; "
-                         f"{raw.answer[0]} is taken")
     yield from items
 
 
@@ -302,13 +270,3 @@ def medqa_files(path: Path, files: list[Path], part: str) -> list[Path]:
         raise UserError(f"{path}: no {part} files of MedQA (train, dev, test .jsonl) below this folder")
     # MMedLM: the 4-option versions; the 5-option files have the same questions.
     return [p for p in here if "4_options" in p.parts] or here
-
-
-def check_medqa(path: Path, items: list[Raw], language: str, notes: list[str]) -> None:
-    """The other language's part is an error, five options are a note."""
-    chinese = sum(bool(re.search("[\u4e00-\u9fff]", raw.question)) for raw in items)
-    if (chinese * 2 > len(items)) != (language == "Chinese"):
-        raise UserError(f"{path}: {chinese} of {len(items)} questions have Chinese characters, so this is "
-                        f"not MedQA's {language} part (medqa: US, mcmle: Mainland)")
-    if five := sum(len(raw.options) == 5 for raw in items):
-        notes.append(f"{five} items have 5 options; the paper uses the 4-option files")

@@ -59,19 +59,17 @@ def collect(recipe: Recipe, out: Path) -> dict[str, Any]:
         steps = [(source.name or source.kind, out / "sources" / folder)
                  for folder, source in recipe.sources_of(language)]
         steps += [(title, out / stage / language) for stage, title in STAGES.items()]
-        rows += [_row(language, title, read_json(folder / "funnel.json")) for title, folder in steps
-                 if (folder / "funnel.json").is_file()]
+        for title, folder in steps:
+            if (folder / "funnel.json").is_file():
+                funnel = read_json(folder / "funnel.json")
+                dropped = {reason: entry["documents"] for reason, entry in funnel["dropped"].items()}
+                rows.append({"language": language, "step": title, "documents": funnel["documents"],
+                             "characters": funnel["characters"], "dropped": dropped})
         for path in (out / "streams" / f"{language}.json", out / "streams" / f"{language}-held-out.json"):
             for by_source in read_json(path)["counts"].values() if path.is_file() else ():
                 for source, count in by_source.items():
                     counts.setdefault(language, {}).setdefault(source, Counter()).update(count)
     return {"title": recipe.title, "counts": counts, "funnel": rows}
-
-
-def _row(language: str, step: str, funnel: dict[str, Any]) -> dict[str, Any]:
-    dropped = {reason: entry["documents"] for reason, entry in funnel["dropped"].items()}
-    return {"language": language, "step": step, "documents": funnel["documents"],
-            "characters": funnel["characters"], "dropped": dropped}
 
 
 def funnel_table(rows: list[dict[str, Any]]) -> str:
@@ -94,18 +92,19 @@ def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
     tokens: Counter[str] = Counter()
     for by_source in counts.values():
         tokens.update({source: count["tokens"] for source, count in by_source.items()})
-    sources, other = sorted(tokens), []
+    columns, other = sorted(tokens), ""
     if len(tokens) > MOST_SOURCES:
-        sources = [source for source, _ in tokens.most_common(MOST_SOURCES - 1)]
-        other = [f"other ({len(tokens) - len(sources)})"]
-    rows = [["language", *(source or "-" for source in sources), *other, "tokens", "documents"]]
+        other = f"other ({len(tokens) - MOST_SOURCES + 1})"
+        columns = [*(source for source, _ in tokens.most_common(MOST_SOURCES - 1)), other]
+    rows = [["language", *(column or "-" for column in columns), "tokens", "documents"]]
     for language in [*counts, "sum"]:
-        parts = counts.values() if language == "sum" else [counts[language]]
-        cells = [sum(part.get(source, {}).get("tokens", 0) for part in parts) for source in sources]
-        if other:
-            cells.append(sum(count["tokens"] for part in parts for count in part.values()) - sum(cells))
-        documents = sum(count["documents"] for part in parts for count in part.values())
-        rows.append([language or "-", *(f"{cell:,}" for cell in [*cells, sum(cells), documents])])
+        cells, documents = Counter(), 0
+        for part in counts.values() if language == "sum" else [counts[language]]:
+            for source, count in part.items():
+                cells[source if source in columns else other] += count["tokens"]
+                documents += count["documents"]
+        numbers = [*(cells[column] for column in columns), cells.total(), documents]
+        rows.append([language or "-", *(f"{number:,}" for number in numbers)])
     return aligned(rows)
 
 

@@ -135,12 +135,11 @@ def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:
         if not (out / "done" / f"{step.name}.json").is_file():
             continue
         done = read_json(out / "done" / f"{step.name}.json")
-        then, now = (list(chain.from_iterable(commands)) for commands in (done["commands"], step.commands))
-        if then != now:
-            pairs = (f"{one} then, {other} now" for one, other in zip(then, now) if one != other)
-            difference = next(pairs, f"{len(then)} words then, {len(now)} now")
-            raise UserError(f"{out}: its step {step.name} had other commands ({difference}); "
-                            "give another --out or remove the folder")
+        if done["commands"] != step.commands:
+            pairs = zip(chain(*done["commands"]), chain(*step.commands))
+            changed = next((f" ({one} then, {other} now)" for one, other in pairs if one != other), "")
+            raise UserError(f"{out}: its step {step.name} had other commands{changed}; give another --out or "
+                            "remove the folder")
         seconds[step.name] = done["seconds"]
     return seconds
 

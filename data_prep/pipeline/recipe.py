@@ -13,8 +13,8 @@ from mmed.languages import get_language
 from mmed.utils.errors import UserError
 
 KINDS = ("web", "book", "site", "corpus")
-TYPES = {"str": [str], "float": [float, int], "bool": [bool], "bool | None": [bool], "list[str]": [list],
-         "list[Source]": [list]}
+TYPES = {"str": str, "float": float | int, "bool": bool, "bool | None": bool, "list[str]": list,
+         "list[Source]": list}
 
 
 @dataclass
@@ -69,7 +69,14 @@ def read_recipe(path: Path) -> Recipe:
     recipe: Recipe = _checked(Recipe, {**table, "source": []}, str(path))
     wanted = [get_language(name).code for name in recipe.languages]
     for number, entry in enumerate(entries, 1):
-        source = _read_source(path, entry, f"{path}: source {number}")
+        where = f"{path}: source {number}"
+        source: Source = _checked(Source, entry, where)
+        source.language = get_language(source.language).code
+        if source.kind not in KINDS:
+            raise UserError(f"{where}: kind={source.kind!r}; known are {', '.join(KINDS)}")
+        if source.filter and source.kind in ("book", "site"):
+            raise UserError(f"{where}: filter is for web and corpus; books and sites are chosen by hand")
+        source.inputs = [_existing(path, text, where) for text in source.inputs]
         if not wanted or source.language in wanted:
             recipe.source.append(source)
     if not recipe.source:
@@ -77,17 +84,6 @@ def read_recipe(path: Path) -> Recipe:
     recipe.tokenizer = _existing(path, recipe.tokenizer, f"{path}: tokenizer")
     recipe.benchmark = recipe.benchmark and _existing(path, recipe.benchmark, f"{path}: benchmark")
     return recipe
-
-
-def _read_source(recipe: Path, entry: dict[str, Any], where: str) -> Source:
-    source: Source = _checked(Source, entry, where)
-    source.language = get_language(source.language).code
-    if source.kind not in KINDS:
-        raise UserError(f"{where}: kind={source.kind!r}; known are {', '.join(KINDS)}")
-    if source.filter and source.kind in ("book", "site"):
-        raise UserError(f"{where}: filter is for web and corpus; books and sites are chosen by hand")
-    source.inputs = [_existing(recipe, text, where) for text in source.inputs]
-    return source
 
 
 def _checked(kind: type, values: dict[str, Any], where: str) -> Any:
@@ -98,10 +94,8 @@ def _checked(kind: type, values: dict[str, Any], where: str) -> Any:
             near = difflib.get_close_matches(key, known, 1, 0.0)[0]
             raise UserError(f"{where}: unknown key {key!r}; did you mean {near}? (known: {', '.join(known)})")
         name = str(known[key].type)
-        strings = name != "list[str]" or all(isinstance(item, str) for item in value)
-        if type(value) not in TYPES[name] or not strings:
-            expected = "list of strings" if name == "list[str]" else name
-            raise UserError(f"{where}: {key}={value!r} is not a {expected}")
+        if not isinstance(value, TYPES[name]) or (name == "float" and isinstance(value, bool)):
+            raise UserError(f"{where}: {key}={value!r} is not a {name}")
     for entry in known.values():
         if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise UserError(f"{where}: the key {entry.name} is missing")

@@ -1,20 +1,10 @@
 """A step of the corpus over many files: one input file is one unit of work, resumable, everything counted.
 
-In:  files or folders, and a step's function. Each file is a shard, named after the file.
+In:  files or folders, and a step's function, which keeps or drops each document of one file with a short
+     fixed reason (data_prep/clean.py has a short one). Each file is a shard, named after the file.
 Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each dropped document, with
      --keep_dropped the whole document); OUT/shards/SHARD.json (fingerprint and counts; written last, it means
      that the shard is done); OUT/funnel.json (the counts of all shards).
-
-A step is a function that keeps or drops each document of one shard with a short fixed reason:
-
-    def shorten_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-        for document in documents:
-            if len(document.text) < options["shortest"]:
-                shard.drop(document, "too short", characters=len(document.text))
-            else:
-                shard.keep(document)
-
-    run_step(shorten_shard, "shorten", {"shortest": 20}, arguments)
 
 `options` must hold all that the output depends on (thresholds, a word list, the step's own version). A shard
 is redone when they change, or when the size or modification time of its input changes; finished shards are
@@ -152,7 +142,7 @@ def run_step(function: StepFunction, step: str, options: dict[str, Any], given: 
     """`process_shards` with the arguments of `add_shard_arguments`; prints the counts and returns 0."""
     funnel = process_shards(function, given.inputs, given.out, {**options, **shard_options(given)},
                             given.workers, step, share=given.shard, **reading)
-    print_funnel(funnel, (title or step) + (" (share {}/{})".format(*given.shard) if given.shard else ""))
+    print_funnel(funnel, title or step)
     return 0
 
 
@@ -178,43 +168,36 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
              inputs: list[Path], share: Share | None = None) -> list[Any]:
     """`function(*job)` for each job, or for those of a share; returns the results in the order of the jobs.
 
-    inputs: what each job is about, for error messages. Ctrl-C and SIGTERM end all workers.
+    inputs: what each job is about, for error messages. The first failure, Ctrl-C and SIGTERM end all workers.
     """
     if workers < 1:
         raise UsageError(f"--workers={workers}: must be at least 1")
     first, step = share or (0, 1)
-    jobs, inputs = jobs[first::step], inputs[first::step]
-    results: dict[int, Any] = {}
+    tasks = [(function, job, path) for job, path in zip(jobs, inputs)][first::step]
     seconds = 0.5 if sys.stderr.isatty() else LOG_SECONDS
-    bar = tqdm(total=len(jobs), desc=title, unit=" files", delay=2, mininterval=seconds)
+    bar = tqdm(total=len(tasks), desc=title, unit=" files", delay=2, mininterval=seconds)
     with _stop_on_sigterm(), bar:
-        for number, result in _results(function, jobs, inputs, min(workers, len(jobs))):
-            results[number] = result
-            bar.update()
-    return [results[number] for number in sorted(results)]
-
-
-def _results(function: Callable[..., Any], jobs: list[tuple], inputs: list[Path],
-             workers: int) -> Iterator[tuple[int, Any]]:
-    """(number, result) of each job as soon as it is done, so that the first failure stops the run at once."""
-    if workers <= 1:
-        for number, job in enumerate(jobs):
-            yield number, _named(function, job, inputs[number])
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        try:
-            futures = {pool.submit(_named, function, job, path): number
-                       for number, (job, path) in enumerate(zip(jobs, inputs))}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise UserError("a worker was killed (out of memory?); finished files are kept, start again "
-                                "with fewer --workers") from None
-            raise
+        if min(workers, len(tasks)) <= 1:
+            results = []
+            for task in tasks:
+                results.append(_named(*task))
+                bar.update()
+            return results
+        with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
+            try:
+                futures = [pool.submit(_named, *task) for task in tasks]
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+                return [future.result() for future in futures]
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                if isinstance(error, BrokenProcessPool):
+                    raise UserError("a worker was killed (out of memory?); finished files are kept, start "
+                                    "again with fewer --workers") from None
+                raise
 
 
 def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:

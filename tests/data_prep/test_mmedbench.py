@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import json
 import random
-import subprocess
-import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -21,7 +19,6 @@ from data_prep.benchmark.sources import SOURCES
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 MAP = "question=question,options=options,answer=answer_idx"
 
 
@@ -184,8 +181,6 @@ def test_medqa_takes_the_four_option_us_files(tmp_path):
                     "source": "medqa", "licence": "MIT", "answer": "q4 A", "meta_info": "step1"}
     chinese = run(tmp_path / "zh", "--source", f"mcmle={tmp_path / 'data_clean'}")
     assert list(chinese) == ["Test/Chinese.jsonl", "dropped.jsonl"]
-    write(tmp_path / "in" / "test.jsonl", [medqa_item("下列哪项正确")])
-    assert "mcmle: Mainland" in error_of("--source", f"medqa={tmp_path / 'in'}", "--out", tmp_path / "x")
 
 
 def test_igakuqa_flags_images_and_splits_in_the_papers_proportion(tmp_path):
@@ -208,18 +203,6 @@ def test_igakuqa_flags_images_and_splits_in_the_papers_proportion(tmp_path):
     assert lost["reason"] == "no readable options" and lost["where"].endswith("117-A.jsonl:5")
     # 39 usable: 39 * 199 / 1988 = 3.9, so 4 in test and in val
     assert [len(got[f"{split}/Japanese.jsonl"]) for split in ("Train", "Val", "Test")] == [31, 4, 4]
-
-
-def test_igakuqa119_takes_its_answers_from_the_table_beside_it(tmp_path):
-    write(tmp_path / "in" / "119A_json.json", [
-        {"number": f"119A{i}", "question": "?", "choices": ["a. 甲", "b. 乙", "c. 丙"], "has_image": i == 2}
-        for i in (1, 2, 3)])
-    write(tmp_path / "in" / "correct_answers.csv", "問題番号,解答\n119A1,b\n119A2,ac\n119A3,600\n")
-    got = run(tmp_path / "out", "--source", f"igakuqa119={tmp_path / 'in'}")
-    first, second = got["Test/Japanese.jsonl"]
-    assert first["answer_idx"] == "B" and first["options"]["A"] == "甲" and not first["image_dependent"]
-    assert second["answer_idx"] == "A,C" and second["image_dependent"]
-    assert [line["id"] for line in got["dropped.jsonl"]] == ["igakuqa119-119A3"]
 
 
 def test_all_igakuqa_questions_split_as_in_the_paper_and_by_seed():
@@ -440,7 +423,7 @@ def test_csv_and_json_and_parquet_are_read_through_a_mapping(tmp_path):
         tmp_path / "x")
 
 
-def test_blank_and_equal_options_are_flagged_and_counted(tmp_path):
+def test_blank_and_equal_options_are_flagged_and_counted(tmp_path, capsys):
     items = [{"question": "Q", "options": {"A": "aspirin", "B": "Heparin", "C": " heparin "},
               "answer_idx": "B"},
              {"question": "R", "options": {"A": "", "B": "", "C": "z"}, "answer_idx": "C"}]
@@ -448,7 +431,8 @@ def test_blank_and_equal_options_are_flagged_and_counted(tmp_path):
     assert equal["equal_options"] == ["B", "C"] and "equal_options" not in blank
     assert blank["blank_options"] == ["A", "B"]
     row, = json.loads((tmp_path / "out" / "counts.json").read_text())["table"]
-    assert row["equal_options"] == row["blank_options"] == 1 and "1 with two equal options" in row["why"]
+    assert row["equal_options"] == row["blank_options"] == 1
+    assert "1 with two equal options" in capsys.readouterr().out
 
 
 def test_repeats_are_marked_and_stay_on_one_side(tmp_path):
@@ -459,6 +443,47 @@ def test_repeats_are_marked_and_stay_on_one_side(tmp_path):
               "--holdout", "0.5")
     splits = {name for name in got for item in got[name] if item.get("question", "").strip() == "same"}
     assert len(splits) == 1 and sum("duplicate_of" in item for item in got[splits.pop()]) in (1, 2)
+
+
+def exam_item(question: str, *options: str, right: str = "A") -> dict:
+    return {"question": question, "options": list(options), "answer_idx": right}
+
+
+LONG = " ".join(f"word{i}" for i in range(20))
+LEAKS = {  # a train item, and the rule by which it leaks one of the test items below
+    "exact": exam_item("Which  Drug lowers blood PRESSURE most?", "x", "y"),
+    "shuffled": exam_item("Why?", "heparin", "aspirin"),
+    "n-gram": exam_item(f"Before. {LONG[:100]} and another end", "x", "y"),
+    "translation": exam_item("¿Cuál?", "Amoxicilina 500 mg", "Penicilina, 2,5 g", "Vancomicina", right="B"),
+    "another key": exam_item("¿Cuál?", "Amoxicilina 500 mg", "Penicilina, 2,5 g", "Vancomicina", right="C"),
+    "generic": exam_item("Which of these statements is true?", "new", "other")}
+TEST = [exam_item("Which drug lowers blood pressure most?", "a", "b"),
+        exam_item("Why?", "Aspirin", "Heparin"),
+        exam_item(LONG, "a", "b"),
+        exam_item("Which?", "Amoxicillin 500 mg", "Penicillin, 2.5 g", "Vancomycin", right="B"),
+        *[exam_item("Which of these statements is true?", f"a{i}", "b") for i in range(5)]]
+
+
+@pytest.mark.parametrize(("name", "rule"), [
+    ("exact", "exact"), ("shuffled", "exact"), ("n-gram", "n-gram"), ("translation", "translation"),
+    ("another key", ""), ("generic", "")])
+def test_train_items_that_leak_test_items_are_marked_or_dropped(name, rule, tmp_path, capsys):
+    test = write(tmp_path / "exam" / "test.jsonl", TEST)
+    english = ["--source", f"custom={test}", "--language", "en", "--map", MAP, "--out", tmp_path / "english"]
+    assert mmedbench.main([*map(str, english)]) == 0
+    spanish = name in ("translation", "another key")
+    train = write(tmp_path / "train.jsonl", [LEAKS[name], exam_item("Something else?", "1", "2")])
+    given = ["--source", f"custom={train}", "--language", "es" if spanish else "en", "--map", MAP,
+             "--benchmark", tmp_path / "english" / "Test"]
+    file = "Train/Spanish.jsonl" if spanish else "Train/English.jsonl"
+    first, second = run(tmp_path / "marked", *given)[file]
+    assert first.get("leaks", {}).get("rule", "") == rule and "leaks" not in second
+    if rule:
+        assert f"leak a test item, by rule: {rule} 1" in capsys.readouterr().out
+        got = run(tmp_path / "dropped", *given, "--drop_leaks")
+        assert len(got[file]) == 1
+        lost, = got["dropped.jsonl"]
+        assert lost["reason"] == f"leaks a test item ({rule})" and lost["leaks"] == first["leaks"]
 
 
 def test_several_sources_of_a_language_need_mix(tmp_path):
@@ -524,10 +549,3 @@ def test_records_of_another_form_are_one_line(tmp_path, record, message):
     path = write(tmp_path / "e.jsonl", [record])
     said = error_of("--source", f"custom={path}", "--language", "en", "--map", MAP, "--out", tmp_path / "o")
     assert message in said and said.startswith(str(path))
-
-
-def test_an_error_has_its_exit_code(tmp_path):
-    command = [sys.executable, "-m", "data_prep.mmedbench", "--out", str(tmp_path / "o"), "--source"]
-    for source, code in (("igakuqa=gone", 1), ("igakuka=gone", 2)):
-        done = subprocess.run([*command, source], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == code and done.stderr.count("\n") == 1

@@ -1,4 +1,5 @@
-"""Rationales, topics and their checking: every call once, every line kept, every page harmless."""
+"""Rationales, topics and their checking: every call once, every line kept."""
+import csv
 import itertools
 import json
 import random
@@ -6,13 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from stub_server import Stub, prompt_of, reply
 
 from data_prep.benchmark import rationale_checks as checks
 from data_prep.rationales import (
@@ -28,49 +28,17 @@ from data_prep.rationales import (
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import UsageError, UserError
 
-HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "\u2028 {{csp}} <!--'
 
+def model(answer, delay: float = 0.0) -> Stub:
+    """A chat model that answers with `answer(prompt)`; `flags` are the options that name it."""
+    def fault(body, tries):
+        time.sleep(stub.delay)
+        text = answer(prompt_of(body))
+        return 200, reply(text, finish="length" if "CUT" in text else "stop"), {}
 
-class Stub(ThreadingHTTPServer):
-    """A chat model that answers with `answer(prompt)`; `bodies` are the requests."""
-
-    daemon_threads, request_queue_size = True, 64
-
-    def __init__(self, answer, delay: float = 0.0):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.delay, self.bodies = answer, delay, []
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def flags(self) -> list[str]:
-        return ["--api", "strong-1", "--base-url", f"http://127.0.0.1:{self.server_address[1]}/v1"]
-
-    @property
-    def tries(self) -> Counter:
-        return Counter(body["messages"][0]["content"] for body in [*self.bodies])
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append(body)
-        time.sleep(self.server.delay)
-        text = self.server.answer(body["messages"][0]["content"])
-        reason = "length" if "CUT" in text else "stop"
-        data = json.dumps({"model": "strong-1-0613", "usage": {"prompt_tokens": 100, "completion_tokens": 10},
-                           "choices": [{"message": {"content": text}, "finish_reason": reason}]}).encode()
-        try:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
+    stub = Stub(fault)
+    stub.delay, stub.flags = delay, ["--api", "strong-1", "--base-url", stub.url]
+    return stub
 
 
 @pytest.fixture
@@ -99,9 +67,8 @@ def report_of(folder: Path, name: str = "rationales.json") -> dict:
 # ---- generate, topics ----------------------------------------------------------------------------
 
 def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_path, capsys):
-    stub = Stub(lambda prompt: f"###Rationale: because of {prompt.split('Question: ')[1][:7]}\n")
-    main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags, "--price-in", "2.5",
-          "--price-out", "10"])
+    stub = model(lambda prompt: f"###Rationale: because of {prompt.split('Question: ')[1][:7]}\n")
+    main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags])
     before, after = lines(exams), lines(tmp_path / "out")
     assert before.keys() == after.keys()
     for name in before:
@@ -110,11 +77,11 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
             assert list(new) == list(old)
     report = report_of(tmp_path / "out")
     assert (report["items"], report["asked"], report["with"], report["problems"]) == (13, 11, 11, [])
-    assert report["usage"] == {"calls": 11, "prompt_tokens": 1100, "completion_tokens": 110,
+    assert report["usage"] == {"calls": 11, "prompt_tokens": 33, "completion_tokens": 22,
                                "without_counts": 0, "finish_reasons": {"stop": 11},
-                               "models": ["strong-1-0613"]}
+                               "models": ["m-0613"]}
     assert report["facts"]["server"]["options"] == {"temperature": 0, "seed": 0}
-    assert "all calls: 11 calls, tokens in 1,100, out 110, 0.00 USD" in capsys.readouterr().out
+    assert "this run: 11 of 11 calls, tokens in 33, out 22\n" in capsys.readouterr().out
     prompts = "\n".join(stub.tries)
     assert len(stub.tries) == 11
     assert all(solved_text(entry.item) in prompts for entry in read_entries(exams)[:3])
@@ -131,7 +98,7 @@ def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, caps
         letters = "C" if (name, number) == ("English", "0") else "A" if asked[name, number] == 2 else "B,D"
         return f"###Rationale: reason {asked[name, number]}\n###Answer: OPTION {letters} IS CORRECT."
 
-    stub = Stub(answer)
+    stub = model(answer)
     arguments = ["generate", "--data", str(exams), *stub.flags, "--samples", "3"]
     main([*arguments, "--out", str(tmp_path / "out")])
     rows = lines(tmp_path / "out")
@@ -148,65 +115,45 @@ def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, caps
         f"answered C; the key is {lines(exams)['English.jsonl'][0]['answer_idx']}"]
     assert "English: 6 of 7 accepted (85.7 %), by sample: " in capsys.readouterr().out
     assert not any("Right answer" in prompt for prompt in stub.tries) and max(stub.tries.values()) == 3
-    assert {(body["temperature"], body["seed"]) for body in stub.bodies} == {(0, 0), (0.8, 2), (0.8, 3)}
+    assert {(body["temperature"], body["seed"]) for _, _, body in stub.seen} == {(0, 0), (0.8, 2), (0.8, 3)}
     main([*arguments, "--out", str(tmp_path / "again"), "--calls", str(tmp_path / "out.calls.jsonl")])
-    assert len(stub.bodies) == sum(asked.values()) and lines(tmp_path / "again") == rows
+    assert len(stub.seen) == sum(asked.values()) and lines(tmp_path / "again") == rows
     with pytest.raises(UsageError, match="needs a temperature and a seed"):
         main([*arguments, "--out", str(tmp_path / "x"), "--server-option", "seed=none"])
 
 
-def test_a_second_run_costs_nothing(exams, tmp_path, capsys):
-    stub = Stub(lambda prompt: "because")
+def test_stored_calls_are_used_again(exams, tmp_path, capsys):
+    stub = model(lambda prompt: "because")
     arguments = ["generate", "--data", str(exams), *stub.flags]
     main([*arguments, "--out", str(tmp_path / "a"), "--limit", "2"])
-    assert len(stub.bodies) == 4
-    main([*arguments, "--out", str(tmp_path / "a"), "--limit", "2"])
-    assert "nothing to do" in capsys.readouterr().err
-    calls = ["--out", str(tmp_path / "b"), "--calls", str(tmp_path / "a.calls.jsonl")]
-    main([*arguments, *calls, "--estimate", "--price-in", "1", "--price-out", "1"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[:4] for row in rows[1:]] == [["English", "7", "2", "5"], ["Japanese", "4", "2", "2"],
-                                             ["all", "11", "4", "7"]]
-    main([*arguments, *calls])
+    assert len(stub.seen) == 4
+    main([*arguments, "--out", str(tmp_path / "b"), "--calls", str(tmp_path / "a.calls.jsonl")])
     assert set(stub.tries.values()) == {1} and len(stub.tries) == 11
-    assert "this run: 7 calls" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"b: already there, made with limit = 0 \(now 1\); give another "
-                                        r"--out, and --calls"):
-        main([*arguments, "--out", str(tmp_path / "b"), "--limit", "1"])
+    assert "this run: 7 of 11 calls" in capsys.readouterr().out
+    with pytest.raises(UserError, match="b: already there; give another --out"):
+        main([*arguments, "--out", str(tmp_path / "b")])
     again = ["generate", "--data", str(tmp_path / "b"), *stub.flags, "--out", str(tmp_path / "c")]
     with pytest.raises(UserError, match="every item has a rationale already; --replace"):
         main(again)
     main([*again, "--replace", "--max-new-tokens", "50"])
-    assert len(stub.bodies) == 11 + 13
+    assert len(stub.seen) == 11 + 13
     assert not any(row["human_checked"] for rows in lines(tmp_path / "c").values() for row in rows)
 
 
-def test_an_estimate_sends_nothing_and_needs_no_key(exams, tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), "--api", "gpt-x", "--estimate",
-          "--price-in", "1000000", "--price-out", "0"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[-1][:4] == ["all", "11", "0", "11"] and rows[-1][5:7] == ["2,200", "11,264"]
-    assert float(rows[-1][7].replace(",", "")) == float(rows[-1][4].replace(",", ""))  # a dollar a token
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["Test"]
-    with pytest.raises(UsageError, match=r"there is no such environment variable \(default OPENAI_API_KEY\)"):
-        main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), "--api", "gpt-x"])
-
-
 def test_a_killed_run_asks_only_for_what_is_missing_and_leaves_no_half_folder(exams, tmp_path):
-    stub = Stub(lambda prompt: f"because {len(prompt)}", delay=0.25)  # the kill may come late
+    stub = model(lambda prompt: f"because {len(prompt)}", delay=0.25)  # the kill may come late
     command = [sys.executable, "-m", "data_prep.rationales", "generate", "--data", str(exams), "--out",
                str(tmp_path / "out"), *stub.flags, "--concurrency", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
-    while process.poll() is None and len(stub.bodies) < 5 and time.monotonic() < until:
+    while process.poll() is None and len(stub.seen) < 5 and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     stub.delay = 0.0
     assert not (tmp_path / "out").exists()
     main(command[3:])
-    assert len(stub.tries) == 11 and len(stub.bodies) <= 13
+    assert len(stub.tries) == 11 and len(stub.seen) <= 13
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "clean"), *stub.flags])
     for name in ("/English.jsonl", "/Japanese.jsonl", "/rationales.json", ".calls.jsonl"):
         assert Path(f"{tmp_path}/out{name}").read_bytes() == Path(f"{tmp_path}/clean{name}").read_bytes()
@@ -216,7 +163,7 @@ def test_a_killed_run_asks_only_for_what_is_missing_and_leaves_no_half_folder(ex
 
 def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exams, tmp_path, capsys):
     answers = {"English 0": "CUT short", "English 1": " \n", "English 2": "###Rationale:"}
-    stub = Stub(lambda prompt: next((text for start, text in answers.items() if start in prompt), "fine"))
+    stub = model(lambda prompt: next((text for start, text in answers.items() if start in prompt), "fine"))
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "out"), *stub.flags])
     assert [problem["reason"].split(":")[0] for problem in report_of(tmp_path / "out")["problems"]] == [
         "truncated at --max_new_tokens", "no rationale in the reply", "no rationale in the reply"]
@@ -224,10 +171,10 @@ def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exa
     assert "8 of 11 items have a rationale now; 3 could not be used" in capsys.readouterr().out
 
 
-def test_topics_are_given_and_what_earlier_steps_said_goes_on(exams, tmp_path, capsys):
+def test_topics_are_given(exams, tmp_path):
     labels = dict(zip((f"{language} {i} " for language in ("English", "Japanese")
                        for i in range(8)), itertools.cycle(["Surgery.", "**pathology**", OTHER, "?"])))
-    stub = Stub(lambda prompt: "why" if "Explain" in prompt
+    stub = model(lambda prompt: "why" if "Explain" in prompt
                 else next(text for start, text in labels.items() if start in prompt))
     main(["generate", "--data", str(exams), "--out", str(tmp_path / "one"), *stub.flags])
     main(["topics", "--data", str(tmp_path / "one"), "--out", str(tmp_path / "two"), *stub.flags])
@@ -236,7 +183,6 @@ def test_topics_are_given_and_what_earlier_steps_said_goes_on(exams, tmp_path, c
     report = report_of(tmp_path / "two", "topics.json")
     assert report["topics"]["Surgery"] == 4 and report["topics"][OTHER] == 3
     assert len(report["problems"]) == 3 and list(report["topics"]) == [*TOPICS, OTHER]
-    assert report_of(tmp_path / "one") == report_of(tmp_path / "two")
     assert read_benchmark(tmp_path / "two")[0].extra["topic"] == "Surgery"
 
 
@@ -260,59 +206,33 @@ def test_rationales_are_read_without_their_marker(text, expected):
     assert read_rationale(text) == expected
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["generate", "--price-in", "1"], "--price-in and --price-out go together"),
-    (["generate", "--limit", "-1"], "--limit and --max-new-tokens"),
-    (["topics", "--completions"], "needs a chat model"),
-])
-def test_flags_that_do_not_go_together(arguments, message, exams, tmp_path):
-    with pytest.raises(UsageError, match=message):
-        main([*arguments, "--data", str(exams), "--out", str(tmp_path / "out"), "--api", "m", "--base-url",
-              "http://127.0.0.1:9/v1"])
-
-
 # ---- sheet ---------------------------------------------------------------------------------------
 
-def make_items(folder: Path, count: int = 5, hostile: bool = False) -> Path:
+def make_items(folder: Path, count: int = 5) -> Path:
     folder.mkdir()
     for language in ("English", "Japanese"):
-        rows = []
-        for i in range(count):
-            text = HOSTILE if hostile else f"{language} {i}"
-            key = f"__proto__{language}" if hostile and not i else f"{language[:2]}{i}"
-            rows.append({"id": key, "question": f"{text} ?", "options": {"A": text, "B": f"{text}2"},
-                         "answer_idx": "B", "rationale": f"because {text} {i}", "image_dependent": i == 1})
+        rows = [{"id": f"{language[:2]}{i}", "question": f"={language} {i} ?",
+                 "options": {"A": f"{language} {i}", "B": "\u2028 2"}, "answer_idx": "B",
+                 "rationale": f'=because "{language}",\n{i}'} for i in range(count)]
         (folder / f"{language}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def made_sheet(data: Path, *arguments: str) -> tuple[str, dict]:
-    """The page, and the data in it."""
-    main(["sheet", "--data", str(data), "--out", str(data.parent / "s.html"), *arguments])
-    page = (data.parent / "s.html").read_text(encoding="utf-8")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    return page, json.loads(found[1])
+def made_sheet(data: Path, *arguments: str) -> list[dict]:
+    main(["sheet", "--data", str(data), "--out", str(data.parent / "s.csv"), *arguments])
+    with open(data.parent / "s.csv", encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def test_a_sheet_holds_the_drawn_items_and_nothing_that_runs_or_loads(tmp_path):
-    data = make_items(tmp_path / "data", hostile=True)
-    page, held = made_sheet(data, "--items", "3", "--title", HOSTILE)
-    assert held["title"] == HOSTILE and len(held["items"]) == 6
-    assert all(HOSTILE in item["question"] for item in held["items"])
-    assert page.count("<script") == 2 and "alert(1)</script>" not in page and "<img" not in page
-    assert not re.search(r"(?:src|href)\s*=\s*[\"']|https?://|@import|url\(", page)
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b", page)
-    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-in", page)
-    assert made_sheet(data, "--items", "3", "--title", HOSTILE)[0] == page
-
-
-def test_a_sheet_of_one_language_a_seed_and_all_items(tmp_path):
+def test_a_sheet_holds_the_drawn_items_and_no_formula(tmp_path):
     data = make_items(tmp_path / "data", count=30)
-    every, some, others = ([item["key"] for item in made_sheet(data, *options)[1]["items"]] for options in (
-        ["--language", "ja", "--items", "0"], ["--language", "Japanese", "--items", "9"],
-        ["--language", "ja", "--items", "9", "--seed", "1"]))
-    assert every == [f"Ja{i}" for i in range(30)] and len(some) == len(others) == 9 and some != others
-    assert some == [key for key in every if key in some]
+    every, some = (made_sheet(data, *options) for options in (
+        ["--language", "ja", "--items", "0"], ["--language", "Japanese", "--items", "9"]))
+    assert len(every) == 30 and len(some) == 9 and some == [row for row in every if row in some]
+    assert every[3]["question"] == "Question: =Japanese 3 ?\nA. Japanese 3\nB (right). \u2028 2"
+    assert every[3]["rationale"] == 'Rationale: =because "Japanese",\n3'
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in made_sheet(data) for cell in row.values()
+                   if cell)
     row = {"question": "?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
     (data / "Japanese.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match="no item in ja has a rationale to check"):
@@ -321,15 +241,17 @@ def test_a_sheet_of_one_language_a_seed_and_all_items(tmp_path):
 
 # ---- merge ---------------------------------------------------------------------------------------
 
-YES, NO = dict.fromkeys(checks.CRITERIA, True), dict.fromkeys(checks.CRITERIA, True) | {"accurate": False}
+YES, NO = dict.fromkeys(checks.CRITERIA, "yes"), dict.fromkeys(checks.CRITERIA, "Y") | {"accurate": "no"}
 
 
-def sheet(path: Path, data: Path, checker: str, entries: dict, **more) -> str:
-    items = {item.key: checks.text_hash(item.rationale) for item in read_benchmark(data)
-             if item.key in entries}
-    value = {"format": checks.FORMAT, "version": 1, "sheet": "x", "checker": checker, "items": items,
-             "entries": entries} | more
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+def sheet(path: Path, data: Path, cells: dict[str, dict]) -> str:
+    """The whole sheet of `data` as a checker saved it, with these cells in the rows of items."""
+    codes = {checks.item_code(item): item.key for item in read_benchmark(data)}
+    rows = [row | cells.get(codes[row["item"]], {}) for row in made_sheet(data)]
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, checks.COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
     return str(path)
 
 
@@ -341,11 +263,12 @@ def merge(data: Path, out: Path, *arguments: str) -> dict:
 def test_checks_are_merged_with_agreement(tmp_path, capsys):
     data = make_items(tmp_path / "data")
     keys = [f"En{i}" for i in range(5)]
-    one = sheet(tmp_path / "1.json", data, "Ann", dict(zip(keys, [YES, YES, NO, NO, YES])))
-    two = sheet(tmp_path / "2.json", data, "Bo", dict(zip(keys, [YES, NO, NO, NO, YES | {"note": " late "}])))
+    one = sheet(tmp_path / "Ann.csv", data,
+                dict(zip(keys, [YES, YES, NO, NO, YES])) | {"Ja0": {"sound": "no"}})
+    two = sheet(tmp_path / "Bo.csv", data, dict(zip(keys, [YES, NO, NO, NO, YES | {"note": " late "}])))
     report = merge(data, tmp_path / "out", one, two)
     assert report["passed"] == dict(zip(keys, [True, False, False, False, True]))
-    assert report["all"]["passed"] == 2
+    assert report["all"]["passed"] == 2 and report["checkers"] == {"Ann": 5, "Bo": 5}
     assert report["notes"] == [{"key": "En4", "checker": "Bo", "note": "late"}]
     # alpha = 1 - D_o / D_e: 2 of 10 values in disagreement; 5 yes and 5 no of 10 disagree 50 in 90 times
     assert report["agreement"]["passed"] == {"percent": 80, "alpha": pytest.approx(1 - (2 / 10) / (50 / 90))}
@@ -359,61 +282,27 @@ def test_checks_are_merged_with_agreement(tmp_path, capsys):
     for part in ("English: 2 of 5 rationales passed, 40.0 %", "accurate 80.0 %, alpha 0.640",
                  "consistent 100.0 %, alpha not defined"):
         assert part in said
-    three = sheet(tmp_path / "3.json", data, "Cy", dict(zip(keys, [YES, YES, NO, YES, NO])))
-    report = merge(data, tmp_path / "majority", one, two, three, "--rule", "majority")
-    assert report["passed"] == dict(zip(keys, [True, True, False, False, True]))
-    # pairs that agree: all, 1 of 3, all, 1 of 3, 1 of 3
-    assert report["agreement"]["accurate"]["percent"] == pytest.approx(60)
-
-
-def test_a_checker_may_save_in_parts_and_sheets_need_not_overlap(tmp_path, capsys):
-    data = make_items(tmp_path / "data")
-    paths = [sheet(tmp_path / "1.json", data, "Ann", {"En0": YES}),
-             sheet(tmp_path / "2.json", data, "Ann", {"En0": YES, "En1": NO}),
-             sheet(tmp_path / "3.json", data, "Bo", {"Ja0": YES})]
-    report = merge(data, tmp_path / "out", *paths)
-    assert report["checkers"] == {"Ann": 2, "Bo": 1} and report["agreement"] == {"items": 0}
-    assert "agreement on 0 items with several checkers\n" in capsys.readouterr().out
     with pytest.raises(UserError, match="out: already there; give another --out"):
-        merge(data, tmp_path / "out", *paths)
+        merge(data, tmp_path / "out", one)
 
 
-BAD = {
-    "conflict": ({"En0": NO}, {}, "'Ann' judged this item differently before"),
-    "missing": ({"En1": {"consistent": True, "sound": True}}, {}, "'accurate' is missing"),
-    "a number": ({"En1": YES | {"sound": 7}}, {}, "'sound' must be true or false, got 7"),
-    "a word": ({"En1": YES | {"sound": "yes"}}, {}, "'sound' must be true or false, got 'yes'"),
-    "no object": ({"En1": True}, {}, "expected an object"),
-    "unknown criterion": ({"En1": YES | {"fluent": True}}, {}, "no criterion is called 'fluent'"),
-    "unknown item": ({"Fr1": YES}, {"items": {"Fr1": "x"}}, "is not among the items of --data"),
-    "not on the sheet": ({"En1": YES}, {"items": {}}, "is not on the sheet"),
-    "changed": ({"En1": YES}, {"items": {"En1": "0" * 16}}, "its rationale has changed"),
-    "not judged": ({}, {"items": {"En2": "x"}}, "item 'En2': not judged; finish the sheet"),
-    "a note of another kind": ({"En1": YES | {"note": 3}}, {}, "'note' must be a text"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_entries_that_cannot_be_used_are_one_line_each_and_nothing_is_written(name, tmp_path, capsys):
-    entries, more, message = BAD[name]
+@pytest.mark.parametrize(("cells", "message"), [
+    ({"sound": "maybe"}, "'maybe' is neither yes nor no"),
+    (YES | {"item": "item-0"}, "not an item of --data, or its rationale has changed")])
+def test_rows_that_cannot_be_used_are_one_line_each_and_nothing_is_written(cells, message, tmp_path, capsys):
     data = make_items(tmp_path / "data")
-    good = sheet(tmp_path / "good.json", data, "Ann", {"En0": YES, "En3": YES})
-    bad = sheet(tmp_path / "bad.json", data, "Ann", entries, **more)
-    with pytest.raises(UserError, match=r"1 entry of the sheets cannot be used \(listed above\); nothing"):
+    good = sheet(tmp_path / "Ann.csv", data, {"En0": YES})
+    bad = sheet(tmp_path / "Bo.csv", data, {"En1": cells})
+    with pytest.raises(UserError, match=r"1 of the sheets' rows cannot be used \(listed above\); nothing"):
         merge(data, tmp_path / "out", good, bad)
     said, = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"error: {bad}: item ") and message in said and not (tmp_path / "out").exists()
+    assert said.startswith(f"error: {bad}:") and message in said and not (tmp_path / "out").exists()
 
 
-SAVED = {"format": "mmed-rationale-check", "version": 1, "items": {}, "entries": {}}
-
-
-@pytest.mark.parametrize("value, message", [
-    ([], "not a file that a checker saved"), (SAVED | {"version": 2}, "not a file that a checker saved"),
-    (SAVED | {"checker": " "}, "no name of a checker"), (SAVED | {"checker": "\x1b"}, "no name of a checker"),
-    (SAVED | {"checker": "Ann"}, "no item is judged in it"),
-])
-def test_files_that_are_no_saved_sheets(value, message, tmp_path):
-    (tmp_path / "x.json").write_text(json.dumps(value))
-    with pytest.raises(UserError, match=message):
-        merge(make_items(tmp_path / "data"), tmp_path / "out", str(tmp_path / "x.json"))
+def test_files_that_are_no_filled_in_sheets(tmp_path):
+    data = make_items(tmp_path / "data")
+    with pytest.raises(UserError, match="no item is judged there"):
+        merge(data, tmp_path / "out", sheet(tmp_path / "Ann.csv", data, {}))
+    (tmp_path / "x.csv").write_text("item;language\n1;2\n")
+    with pytest.raises(UserError, match=r"no column 'item'.*CSV with commas"):
+        merge(data, tmp_path / "out", str(tmp_path / "x.csv"))

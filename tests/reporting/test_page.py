@@ -14,7 +14,7 @@ from mmed.reporting.page import fill_page
 from mmed.utils.errors import UserError, main_guard, printable
 
 ROOT = Path(__file__).resolve().parents[2]
-SHEETS = [ROOT / "mmed/human_eval/rating_sheet.html", ROOT / "data_prep/benchmark/check_sheet.html"]
+SHEETS = [ROOT / "mmed/human_eval/rating_sheet.html"]
 TEMPLATES = sorted(path for part in ("mmed", "data_prep", "examples")
                    for path in (ROOT / part).rglob("*.html"))
 

@@ -1,0 +1,99 @@
+"""Train items that leak a test item: the same one, a long piece of it, or its translation.
+
+In: items. Out: for each train item that leaks, the rule that found it and the test item's id. The rules:
+
+    exact        the same question; also the same options, in any order, if the question is short or more than
+                 COMMON items ask it ("Which statement is true?")
+    n-gram       PART of the n-grams of a test item's question and options, as data_prep/decontaminate.py has
+                 them; one alone is often a phrase of many case reports
+    translation  another language, as many options, the same answer, and at least SHARED marks in common,
+                 which are at least SIMILAR of all marks of the two. A mark is an option's letter with a
+                 number of two digits or more, or with the first STEM letters of a Latin word, without accents
+
+The third rule finds half of HEAD-QA's translated items (docs/exams.md); Chinese, Japanese and Russian items
+only where their options hold numbers or Latin words.
+"""
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from data_prep.benchmark.mapping import Raw
+from data_prep.decontaminate import COMMON, benchmark_ngrams, contained_items, question_ngrams
+from data_prep.filters.minhash import token_hashes
+
+PART = 0.1
+STEM = 4
+SHARED, SIMILAR = 4, 0.3
+MARK = re.compile(rf"\d+[.,]\d+|\d{{2,}}|[a-z]{{{STEM},}}", re.ASCII)
+
+
+def item_text(item: Raw) -> str:
+    return "\n".join([item.question, *item.options.values()])
+
+
+def exact_hashes(item: Raw, asked: Counter[int]) -> list[int]:
+    """Hashes that only copies of an item share; `asked`: how many items have a question with this hash."""
+    question = token_hashes(item.question).exact
+    whole = token_hashes("\n".join([item.question, *sorted(item.options.values())])).exact
+    alone = asked[question] <= COMMON and question_ngrams(item.question)
+    return [question, whole] if alone else [whole]
+
+
+def marks(item: Raw) -> set[tuple[str, str]]:
+    """What a translation of the options keeps.
+
+    >>> item = Raw("", "Spanish", "Test", "", "?", {"A": "Diarrea, 2,5 mg", "B": "Déficit de B12"}, ["A"])
+    >>> sorted(marks(item))
+    [('A', '2.5'), ('A', 'diar'), ('B', '12'), ('B', 'defi')]
+    """
+    found = set()
+    for letter, text in item.options.items():
+        letters = unicodedata.normalize("NFKD", text.casefold())
+        plain = "".join(character for character in letters if not unicodedata.combining(character))
+        words = (word.replace(",", ".") for word in MARK.findall(plain))
+        found |= {(letter, word if word[0].isdigit() else word[:STEM]) for word in words}
+    return found
+
+
+def translations(train: Sequence[Raw], test: Sequence[Raw]) -> dict[int, str]:
+    """{position in `train`: id of the test item that it translates}."""
+    marked = [marks(item) for item in test]
+    with_mark: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place, found in enumerate(marked):
+        for mark in found:
+            with_mark[mark].append(place)
+    result: dict[int, str] = {}
+    for place, item in enumerate(train):
+        own = marks(item)
+        shared = Counter(other for mark in own for other in with_mark.get(mark, ()))
+        for other, count in shared.most_common():
+            if count < SHARED:
+                break
+            twin = test[other]
+            alike = count >= SIMILAR * len(own | marked[other])
+            same_key = len(item.options) == len(twin.options) and set(item.answer) == set(twin.answer)
+            if alike and same_key and item.language != twin.language:
+                result[place] = twin.id
+                break
+    return result
+
+
+def find_leaks(train: Sequence[Raw], test: Sequence[Raw]) -> dict[int, dict[str, str]]:
+    """{position in `train`: {"rule": the first rule that holds, "item": id of the test item}}."""
+    asked = Counter(token_hashes(item.question).exact for item in [*train, *test])
+    copies = {value: item.id for item in test for value in exact_hashes(item, asked)}
+    ngrams, _ = benchmark_ngrams([(item.id, item_text(item)) for item in test])
+    sizes = Counter(name for by_hash in ngrams.values() for names in by_hash.values() for name in names)
+    translated = translations(train, test)
+    leaks = {place: {"rule": "translation", "item": name} for place, name in translated.items()}
+    for place, item in enumerate(train):
+        if exact := [value for value in exact_hashes(item, asked) if value in copies]:
+            leaks[place] = {"rule": "exact", "item": copies[exact[0]]}
+            continue
+        contained = contained_items(item_text(item), ngrams)
+        if parts := [name for name, count in contained.items() if count >= PART * sizes[name]]:
+            leaks[place] = {"rule": "n-gram", "item": min(parts)}
+    return leaks

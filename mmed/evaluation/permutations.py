@@ -2,9 +2,6 @@
 
     python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME --permutations 4
 
-Input:  items -> `permuted`, copies of an item with reordered options, whose answer key follows them.
-Output: `summarise_permutations` of all rows: mean accuracy over the orders, consistency, letter bias.
-
 Order 0 is the published one, and only its answers enter the other tables and files of a result. The next
 orders rotate the options, in a sequence that the seed decides, so that with as many orders as options each
 text stands under each letter once. Further orders rotate a shuffled list.
@@ -25,7 +22,7 @@ ALL = "all languages"
 
 
 def permuted(item: ExamItem, count: int, seed: int) -> list[ExamItem]:
-    """The item and its copies in the orders 1 .. count - 1.
+    """The item and its copies in the orders 1 .. count - 1; the answer key follows the options.
 
     >>> item = ExamItem("?", {"A": "x", "B": "y", "C": "z"}, ("A",), "", "English", "1")
     >>> [(copy.options, copy.answer) for copy in permuted(item, 2, seed=0)[1:]]
@@ -49,11 +46,10 @@ def permuted(item: ExamItem, count: int, seed: int) -> list[ExamItem]:
 def summarise_permutations(rows: Sequence[dict]) -> dict[str, dict[str, Any]]:
     """Language (and ALL) -> column -> the numbers of `_measure`."""
     groups = group_by(rows, lambda row: row["language"])
-    parts = {language: groups[language] for language in language_order(groups)} | {ALL: rows}
     found: dict[str, dict[str, Any]] = {}
-    for name, part in parts.items():
+    for name in [*language_order(groups), ALL]:
         for column, (mode, key) in COLUMNS.items():
-            chosen = [row for row in part if row["mode"] == mode]
+            chosen = [row for row in groups.get(name, rows) if row["mode"] == mode]
             if chosen and key.startswith("correct"):
                 found.setdefault(name, {})[column] = _measure(chosen, key)
     return found
@@ -69,12 +65,11 @@ def _measure(rows: Sequence[dict], key: str) -> dict[str, Any]:
     shares = [mean(float(row[key]) for row in copies) for copies in items]
     low, high = (None if end != end else end for end in bootstrap_interval(shares, seed=0))
     parsed = key.replace("correct", "parsed")
-    same = [_texts(copies[0], parsed) and len({_texts(row, parsed) for row in copies}) == 1
-            for copies in items]
+    texts = [{_texts(row, parsed) for row in copies} for copies in items]
     single = [row for row in rows if "," not in row["gold"]]
     letters = sorted({letter for row in single for letter in row["doc"]["options"]})
     return {"accuracy": {"value": mean(shares), "low": low, "high": high}, "n": len(items),
-            "consistency": mean(map(bool, same)),
+            "consistency": mean(len(chosen) == 1 and () not in chosen for chosen in texts),
             "letters": {letter: [mean(letter in row[name].split(",") for row in single)
                                  for name in (parsed, "gold")] for letter in letters}}
 
@@ -89,17 +84,14 @@ def permutation_table(summary: dict[str, dict[str, Any]]) -> str:
     """One block per column for the terminal."""
     blocks = []
     for column in summary[ALL]:
-        rows = [[f"{column}, options in all orders, %", "n", "mean [95 %]", "same text in all orders",
+        rows = [[f"{column}, options in all orders, %", "n", "mean", "same text in all orders",
                  "letters: chosen / right"]]
         for name, part in summary.items():
             if column in part:
-                score, own = part[column]["accuracy"], part[column]
-                interval = "[-]"
-                if score["low"] is not None:
-                    interval = f"[{100 * score['low']:.0f}-{100 * score['high']:.0f}]"
+                own = part[column]
                 letters = "  ".join(f"{letter} {100 * chosen:.0f} / {100 * right:.0f}"
                                     for letter, (chosen, right) in own["letters"].items())
-                rows.append([name, f"{own['n']:,}", f"{100 * score['value']:.1f} {interval}",
+                rows.append([name, f"{own['n']:,}", f"{100 * own['accuracy']['value']:.1f}",
                              f"{100 * own['consistency']:.1f}", letters])
         blocks.append(aligned(rows))
     return "\n\n".join(blocks)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from mmed.evaluation.answer_parser import remove_thoughts
 from mmed.evaluation.api_client import Server
 from mmed.evaluation.option_text import cloze_prompt, scored_string
+from mmed.evaluation.thoughts import remove_thoughts
 from mmed.generate import encode_prompt
 from mmed.prompts import ExamItem, build_few_shot, build_messages, pick_examples
 from mmed.tokenization.chat_template import encode_chat, render_chat
@@ -24,8 +24,7 @@ from mmed.utils.errors import UsageError, UserError
 # tokens, so the clean style stops an answer-only run at this many: a model that has not answered by then
 # rambles, and 1,000 tokens of that would be most of an evaluation's cost.
 ANSWER_TOKENS = 64
-# With --stop answer, a text ends with its first complete answer, or before the headings of the prompt,
-# where a base model goes on with an exercise of its own.
+# With --stop answer, a text ends with its first complete answer, or where a base model begins another prompt.
 COMPLETE = re.compile(r"###Answer: OPTION [A-Z](?:, ?[A-Z])* IS CORRECT\."
                       r"|(?=\s*(?:### ?(?:Instruction|Input|Response):|Below is an instruction))")
 STOP_WINDOW = 48  # newest tokens in which a complete answer is looked for
@@ -61,6 +60,7 @@ class EvalConfig:
     equal_options: str
     # decoding
     max_new_tokens: int
+    thinking_budget: int
     batch_size: int
     dtype: str
     device: str
@@ -110,11 +110,11 @@ def modes_of(config: EvalConfig) -> list[str]:
 
 
 def token_limit(mode: str, config: EvalConfig) -> int:
-    """The most new tokens of a text; chat models end by themselves, and may reason first."""
+    """The most new tokens of a text, its thought included; chat models end by themselves."""
     is_chat = not config.server.completions if config.server else config.chat_template != "none"
     if mode == "rationale" or config.style == "official" or is_chat:
-        return config.max_new_tokens
-    return min(config.max_new_tokens, ANSWER_TOKENS)
+        return config.thinking_budget + config.max_new_tokens
+    return config.thinking_budget + min(config.max_new_tokens, ANSWER_TOKENS)
 
 
 def build_questions(
@@ -131,8 +131,8 @@ def build_questions(
     for item in items:
         shots = pick_examples(train, item, config.shots, config.seed, mode == "rationale")
         prompt, ids, choices = encode(item, shots, mode)
-        longest = max(map(len, choices.values()), default=0)
-        reserved = min(max(token_limit(mode, config), longest), context_length // 4)
+        longest = max([token_limit(mode, config), *map(len, choices.values())])
+        reserved = min(longest, context_length // 4)
         if len(ids) + reserved > context_length:
             if config.too_long == "error":
                 raise UserError(

@@ -44,7 +44,7 @@ from mmed.evaluation.questions import (
 )
 from mmed.evaluation.results import RESULTS_VERSION, load_results, loglikelihood_row, text_row, write_results
 from mmed.evaluation.summary import MODES, table
-from mmed.evaluation.thoughts import begun_thought, think
+from mmed.evaluation.thoughts import begun_thought, think_and_answer
 from mmed.generate import encode_prompt, generate, load_model, progress_bar, score_many
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.work_sharing import round_size, run_rounds
@@ -74,22 +74,17 @@ def generate_answers(
 
     decode = partial(generate, model, end_ids=tokenizer.end_ids, vocab_size=tokenizer.vocab_size,
                      max_batch_size=config.batch_size)
-    prompts, budget = [question.ids for question in questions], config.thinking_budget
-    thoughts: list[list[int]] = [[] for _ in prompts]
-    if budget:  # a thought takes at most half of what the prompt leaves
-        longest = [min(budget, (model.config.max_position_embeddings - len(ids)) // 2) for ids in prompts]
-        thoughts = think(decode, tokenizer, prompts, begun_thought(questions[0].prompt), longest)
-    answers = decode([prompt + ids for prompt, ids in zip(prompts, thoughts)],
-                     [token_limit(question.mode, config) - budget for question in questions],
-                     on_done=on_done, stop=stop if config.stop == "answer" else None)
-    texts = [thought + ids for thought, ids in zip(thoughts, answers)]
-    return [scored_text(question, tokenizer.decode(ids, continued=True), config) | {"new_tokens": len(ids)}
-            for question, ids in zip(questions, texts)]
+    begun = begun_thought(questions[0].prompt)
+    texts = think_and_answer(
+        decode, tokenizer, [question.ids for question in questions],
+        [token_limit(question.mode, config) for question in questions], config.thinking_budget, begun,
+        model.config.max_position_embeddings, on_done=on_done, stop=stop if config.stop == "answer" else None)
+    return [scored_text(question, begun + tokenizer.decode(ids, continued=True), config)
+            | {"new_tokens": len(ids)} for question, ids in zip(questions, texts)]
 
 
 def scored_text(question: Question, text: str, config: EvalConfig) -> dict:
-    """The row of a text, ended where --stop says; with the opening of its thought that the prompt has."""
-    text = begun_thought(question.prompt) + text
+    """The row of a text, ended where --stop says."""
     text = cut_at_answer(text) if config.stop == "answer" else text
     return text_row(question.item, question.mode, question.prompt_hash, text, config.words,
                     config.equal_options)

@@ -212,17 +212,21 @@ def answer_logprob(reply: dict[str, Any], answer: str) -> tuple[float, int]:
     >>> answer_logprob(reply, "# A")
     (-3.0, 2)
     """
-    tokens = ["".join(token.replace("\u2581", " ").split()) for token in reply["tokens"]]
-    wanted, echo = "".join(answer.split()), "".join(tokens)
-    start = echo.rfind(wanted)
+    tokens, wanted = list(map(_squeezed, reply["tokens"])), _squeezed(answer)
+    start = "".join(tokens).rfind(wanted)
     if start < 0:
-        raise UserError(f"the server echoes {echo[-60:]!r}, not the end of what was sent; {CANNOT_SCORE}")
+        raise UserError(f"the server echoes {''.join(tokens)[-60:]!r}, not the end of what was sent; "
+                        f"{CANNOT_SCORE}")
     place, found = 0, []
     for token, logprob in zip(tokens, reply["logprobs"]):
         if place < start + len(wanted) and place + len(token) > start:
             found.append(logprob)
         place += len(token)
     return sum(found), len(found)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.replace("\u2581", " ").split())  # U+2581 is the space of sentencepiece
 
 
 def error_text(error: Any) -> str:

@@ -2,9 +2,9 @@
 
     python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME --permutations 4
 
-Order 0 is the published one, and only its answers enter the other tables and files of a result. The next
-orders rotate the options, in a sequence that the seed decides, so that with as many orders as options each
-text stands under each letter once. Further orders rotate a shuffled list.
+Order 0 is the published one, and only its answers enter the other tables and files of a result. The others
+rotate the options, in a sequence that the seed decides: with as many orders as options, which is the most,
+each text stands under each letter once.
 """
 from __future__ import annotations
 
@@ -28,15 +28,12 @@ def permuted(item: ExamItem, count: int, seed: int) -> list[ExamItem]:
     >>> [(copy.options, copy.answer) for copy in permuted(item, 2, seed=0)[1:]]
     [({'A': 'z', 'B': 'x', 'C': 'y'}, ('B',))]
     """
-    def draw(*parts: object) -> str:  # by hashing: the draws of `random` may change with Python
-        return hashlib.sha256(repr((seed, item.key, *parts)).encode("utf-8", "surrogatepass")).hexdigest()
+    def draw(shift: int) -> str:  # by hashing: the draws of `random` may change with Python
+        return hashlib.sha256(repr((seed, item.key, 0, shift)).encode("utf-8", "surrogatepass")).hexdigest()
 
     letters, copies = list(item.options), [item]
-    for number in range(1, count):
-        turn, place = divmod(number, len(letters))
-        old = sorted(letters, key=lambda letter: draw(turn, letter)) if turn else letters
-        shifts = [0, *sorted(range(1, len(letters)), key=lambda shift: draw(turn, shift))]
-        old = old[shifts[place]:] + old[:shifts[place]]
+    for number, shift in enumerate(sorted(range(1, len(letters)), key=draw)[:count - 1], 1):
+        old = letters[shift:] + letters[:shift]
         options = {new: item.options[letter] for new, letter in zip(letters, old)}
         answer = tuple(sorted(letters[old.index(letter)] for letter in item.answer))
         copies.append(replace(item, options=options, answer=answer, extra=item.extra | {ORDER: number}))
@@ -84,14 +81,16 @@ def permutation_table(summary: dict[str, dict[str, Any]]) -> str:
     """One block per column for the terminal."""
     blocks = []
     for column in summary[ALL]:
-        rows = [[f"{column}, options in all orders, %", "n", "mean", "same text in all orders",
+        rows = [[f"{column}, options in all orders, %", "n", "mean [95 %]", "same text in all orders",
                  "letters: chosen / right"]]
         for name, part in summary.items():
             if column in part:
-                own = part[column]
+                own, score = part[column], part[column]["accuracy"]
+                known = score["low"] is not None
+                interval = f"[{100 * score['low']:.0f}-{100 * score['high']:.0f}]" if known else "[-]"
                 letters = "  ".join(f"{letter} {100 * chosen:.0f} / {100 * right:.0f}"
                                     for letter, (chosen, right) in own["letters"].items())
-                rows.append([name, f"{own['n']:,}", f"{100 * own['accuracy']['value']:.1f}",
+                rows.append([name, f"{own['n']:,}", f"{100 * score['value']:.1f} {interval}",
                              f"{100 * own['consistency']:.1f}", letters])
         blocks.append(aligned(rows))
     return "\n\n".join(blocks)

@@ -24,7 +24,8 @@ from mmed.utils.errors import UsageError, UserError
 # tokens, so the clean style stops an answer-only run at this many: a model that has not answered by then
 # rambles, and 1,000 tokens of that would be most of an evaluation's cost.
 ANSWER_TOKENS = 64
-# With --stop answer, a text ends with its first complete answer, or where a base model begins another prompt.
+# With --stop answer, a text ends with its first complete answer, or before the headings of the prompt,
+# where a base model goes on with an exercise of its own.
 COMPLETE = re.compile(r"###Answer: OPTION [A-Z](?:, ?[A-Z])* IS CORRECT\."
                       r"|(?=\s*(?:### ?(?:Instruction|Input|Response):|Below is an instruction))")
 STOP_WINDOW = 48  # newest tokens in which a complete answer is looked for
@@ -131,8 +132,8 @@ def build_questions(
     for item in items:
         shots = pick_examples(train, item, config.shots, config.seed, mode == "rationale")
         prompt, ids, choices = encode(item, shots, mode)
-        longest = max([token_limit(mode, config), *map(len, choices.values())])
-        reserved = min(longest, context_length // 4)
+        longest = max(map(len, choices.values()), default=0)
+        reserved = min(max(token_limit(mode, config), longest), context_length // 4)
         if len(ids) + reserved > context_length:
             if config.too_long == "error":
                 raise UserError(

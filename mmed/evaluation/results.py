@@ -9,9 +9,9 @@
     accuracy_metric.csv                leaderboard: accuracy of the answer-only texts in %, by language
     rationale_similarity_metric.csv    leaderboard: BLEU-1..4 and ROUGE-1/2/L in %, with official words only
 
-A leaderboard file exists only if this run measured that quantity. Modes: "answer" and "rationale" are texts
-that the model wrote, "loglikelihood" is the answer string that it finds likeliest, "option_text" the text of
-an option. results.json is written last: a folder that has it is complete.
+A leaderboard file has a fixed meaning, so it exists only if this run measured that quantity. Modes: "answer"
+and "rationale" are texts that the model wrote, "loglikelihood" is the answer string that it finds likeliest,
+"option_text" the text of an option. results.json is written last: a folder that has it is complete.
 """
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def all_but_seed(own: dict[str, Any]) -> dict[str, Any]:
     path = Path(settings.get("adapter") or settings.get("model") or "").resolve().parent / "run.json"
     equal = {name: value for name, value in facts.items() if name not in ("seed", "model")}
     if not path.is_file():
-        return equal | {f"model (without {path})": facts["model"]}
+        return equal | {"model (no run.json beside it)": facts["model"]}
     with reading(path):
         config = read_json(path)["config"].items()
     return equal | {f"training: {name}": value for name, value in config

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 _TAG = r"(?:[a-z]{1,8}[:_])?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)\s*>"
 THOUGHTS = {  # opening -> (closing, the text that closes a thought)
@@ -74,16 +75,26 @@ def missing_end(text: str) -> str:
     return next(end for opening, (_, end) in THOUGHTS.items() if re.match(opening, found[-1][0], re.I))
 
 
-def think(decode: Callable, tokenizer, prompts: Sequence[list[int]], begun: str,
-          limits: Sequence[int]) -> list[list[int]]:
-    """The thoughts of a local model, each closed after its limit of tokens; what comes next is the answer.
+def think_and_answer(
+    decode: Callable, tokenizer, prompts: Sequence[list[int]], limits: Sequence[int], budget: int, begun: str,
+    context_length: int, **answering: Any,
+) -> list[list[int]]:
+    """New ids of each prompt; with a budget, a thought of more tokens is closed, and the model answers.
 
-    decode  (prompts, limits, stop=) -> new ids of each prompt
-    begun   the opening that the prompts end with, if they do
+    decode     (prompts, limits, stop=, ...) -> new ids of each prompt; `answering` goes with the answers
+    limits     of thought and answer together; a thought takes at most half of what a prompt leaves
+    begun      the opening of a thought that the prompts end with, or ""
     """
+    if not budget:
+        return decode(prompts, limits, **answering)
+
     def end_of(ids: Sequence[int]) -> str:
         return missing_end(begun + tokenizer.decode(ids, continued=True))
 
-    thoughts = decode(prompts, limits, stop=lambda ids: not end_of(ids))
-    ends = [f"\n{end}\n\n" if end else "" for end in map(end_of, thoughts)]
-    return [[*ids, *tokenizer.encode(end, continued=True)] for ids, end in zip(thoughts, ends)]
+    longest = [min(budget, (context_length - len(ids)) // 2) for ids in prompts]
+    thoughts = decode(prompts, longest, stop=lambda ids: not end_of(ids))
+    for ids in thoughts:
+        ids += tokenizer.encode(f"\n{end_of(ids)}\n\n", continued=True) if end_of(ids) else []
+    answers = decode([prompt + ids for prompt, ids in zip(prompts, thoughts)],
+                     [limit - budget for limit in limits], **answering)
+    return [thought + ids for thought, ids in zip(thoughts, answers)]

@@ -11,18 +11,12 @@ import pytest
 from growth import grows_at_most
 
 from mmed.evaluation import answer_parser
-from mmed.evaluation.answer_parser import (
-    END_MARKERS,
-    ParsedAnswer,
-    official_match,
-    parse_answer,
-)
+from mmed.evaluation.answer_parser import END_MARKERS, ParsedAnswer, official_match, parse_answer
 from mmed.languages import PAPER_ORDER, all_languages
 from mmed.prompts import ExamItem, build_target
 
 TABLE = Path(__file__).parents[1] / "data" / "hostile_answers.jsonl"
 ROWS = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").split("\n") if line]
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 FURTHER = [language.code for language in all_languages() if language.code not in PAPER_ORDER]
 
 
@@ -62,14 +56,6 @@ def test_official_match_is_the_published_scorer():
 def test_an_output_is_read_as_a_careful_person_reads_it(case):
     parsed = parse_answer(case["text"], case["options"], language=case["language"])
     assert (list(parsed.letters), parsed.status) == (case["expected"], case["status"]), case["text"]
-
-
-def test_the_table_covers_all_languages():
-    assert len(ROWS) > 1200
-    for language in all_languages():
-        rows = [case for case in ROWS if case["language"] == language.code]
-        assert len(rows) >= 60
-        assert {"lenient", "unparsed"} <= {case["status"] for case in rows}
 
 
 @pytest.mark.parametrize("language", FURTHER)
@@ -187,18 +173,3 @@ def test_time_grows_with_the_text_and_not_with_its_square(unit):
         return max(time.process_time() - start, 1e-3)
 
     assert grows_at_most(seconds, 2_000, 16_000, 8 * 4)
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="real exam files are not here")
-def test_real_options_are_read_back_from_letter_and_text():
-    rows = json.loads((REAL / "frenchmedmcqa" / "corpus" / "train.json").read_text(encoding="utf-8"))
-    for source in random.Random().sample(rows, 100):
-        options = {letter.upper(): text for letter, text in sorted(source["answers"].items())}
-        answer = tuple(sorted(letter.upper() for letter in source["correct_answers"]))
-        target = build_target(item_of(options, answer, "Parce que."), True)
-        assert parse_answer(target, options).letters == answer
-        text = "Les réponses correctes sont : " + " et ".join(answer)
-        assert parse_answer(text, options).letters == answer, (text, options)
-        for letter, option in options.items():
-            for text in (f"La réponse est {letter}. {option}", f"{letter}) {option}"):
-                assert parse_answer(text, options).letters == (letter,), (text, options)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmed.evaluation.bertscore import BEST_LAYER, Scorer, add_to_results, main
+from mmed.evaluation.bertscore import BEST_LAYER, Scorer, main
 from mmed.evaluation.results import load_prompts, load_results, text_row, write_results
 from mmed.prompts import ExamItem
 from mmed.utils.errors import UserError
@@ -152,15 +152,6 @@ def result(folder: Path, references=("the liver fails", "le cœur bat")) -> Path
         prompts[item.key, "rationale"] = f"prompt {i}"
     write_results(folder, rows, prompts, {"model": "m"}, {"words": "default"})
     return folder
-
-
-def test_idf_of_a_folder_does_not_depend_on_what_else_is_scored(tmp_path, bert):
-    scorer = Scorer(bert, 1)
-    folders = [result(tmp_path / "a"), result(tmp_path / "b"), result(tmp_path / "c", ("fever", "cough"))]
-    signatures = [add_to_results(scorer, folder, idf=True)[1] for folder in folders]
-    assert signatures[0] == signatures[1] != signatures[2]
-    a, b = ([row["scores"][signatures[0]] for row in load_results(folder)[1]] for folder in folders[:2])
-    assert a == b
 
 
 def test_the_command_adds_a_column_and_leaves_the_rest_as_it_was(tmp_path, bert, capsys):

@@ -39,7 +39,7 @@ def test_mean_deviation_and_range_are_those_of_the_summaries(tmp_path, capsys):
 @pytest.mark.parametrize("seed, config, facts, message", [
     (1, {"learning_rate": 1e-5}, {"shots": 3}, r"other/result: differs .* in shots = 2 \(now 3\)"),
     (1, {"learning_rate": 2e-5}, {"model": "2"}, "in training: learning_rate = 1e-05"),
-    (1, None, {"model": "2"}, r"model \(without .*run.json\)"),
+    (1, None, {"model": "2"}, r"model \(no run.json beside it\)"),
     (0, {"learning_rate": 1e-5}, {}, "not even the seed"),
 ])
 def test_what_differs_in_more_than_the_seed_is_rejected_by_name(tmp_path, seed, config, facts, message):

@@ -11,6 +11,7 @@ from mmed.evaluation.summary import summarise
 from mmed.evaluation.thoughts import remove_thoughts
 from mmed.prompts import ExamItem
 
+MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=60))
 ITEM = ExamItem("Why?", {"A": "this", "B": "that"}, ("A",), "", "English", "1")
 
 PUBLISHED = "###Answer: OPTION A IS CORRECT."
@@ -84,10 +85,9 @@ def test_a_thought_beyond_its_budget_is_closed_and_the_model_answers(monkeypatch
     monkeypatch.setattr(mmed.eval, "generate", generate)
     config = parse_options(["--model", "x", "--data", "x", "--out", "x", "--chat_template", "auto",
                             "--thinking_budget", "20", "--max_new_tokens", "9"])
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=60))
     prompt = "Why?\n<think>\n"
     question = Question(ITEM, "answer", prompt, list(map(ord, prompt)))
-    row, = generate_answers(model, tokenizer, [question], config, None)
+    row, = generate_answers(MODEL, tokenizer, [question], config, None)
     assert row["text"] == f"<think>\n{thought}{end}{PUBLISHED}" and row["correct"]
     assert asked == [(prompt, 20), (prompt + thought + end, 9)]
     assert token_limit("answer", config) == 29
@@ -99,5 +99,5 @@ def test_an_unfinished_thought_that_the_prompt_begins_is_no_answer(monkeypatch):
     monkeypatch.setattr(mmed.eval, "generate", lambda *_, **__: [list(map(ord, "The answer is A."))])
     config = parse_options(["--model", "x", "--data", "x", "--out", "x"])
     question = Question(ITEM, "answer", "Why?<think>\n", [1])
-    row, = generate_answers(None, Characters(), [question], config, None)
+    row, = generate_answers(MODEL, Characters(), [question], config, None)
     assert row["status"] == "unparsed" and row["text"] == "<think>\nThe answer is A."

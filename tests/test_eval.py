@@ -485,6 +485,7 @@ def test_calibration_by_hand_and_by_masks():
     found = summarise(rows)
     assert found["micro"]["calibration"]["ece"] == pytest.approx(expected)
     assert found["micro"]["calibration"]["confidence"] == pytest.approx(sure.mean())
+    assert f"{100 * expected:.1f}" in table(found, "default").split("calibration of logP")[1]
 
 
 # ---- journal ----

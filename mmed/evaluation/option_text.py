@@ -3,9 +3,9 @@
     Question: Which vitamin prevents scurvy?
     Answer: ascorbic acid            log P(" ascorbic acid" | prompt), summed over its tokens
 
-The options are not listed ("cloze formulation", OLMES, arXiv 2406.08446). One score divides the sum by the
-number of tokens; PMI subtracts the sum of the same text after "Answer:" alone, which removes how frequent the
-text is in any case (Holtzman et al., arXiv 2104.08315).
+The options are not listed ("cloze formulation", OLMES, arXiv 2406.08446). Two scores, each with a column of
+its own: the sum divided by the number of tokens; and PMI, the sum minus that of the same text after "Answer:"
+alone, which removes how frequent the text is in any case (Holtzman et al., arXiv 2104.08315).
 """
 from __future__ import annotations
 

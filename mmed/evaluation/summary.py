@@ -8,7 +8,6 @@ Every number has a signature, and numbers with different definitions never share
 """
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 from mmed import metrics
 from mmed.evaluation.answer_parser import PARSER_VERSION
+from mmed.evaluation.calibration import calibration
 from mmed.evaluation.option_text import PROMPT, UNCONDITIONAL
 from mmed.languages import PAPER_ORDER, get_language
 from mmed.prompts import ANSWER_FORM
@@ -61,7 +61,6 @@ PART_TITLES = {
     "image_dependent": "needs an image",
 }
 KINDS = ("answers", "image", "options", "topic", "source")  # by which the items are broken down
-BINS = 15  # of equal width, for the calibration
 STATUSES = ("strict", "lenient", "unparsed")  # of an answer that was read from a text
 
 
@@ -214,24 +213,6 @@ def _text_scores(rows: Sequence[dict], macro: bool = False) -> dict[str, dict]:
     return result
 
 
-def calibration(rows: Sequence[dict]) -> dict[str, Any]:
-    """Expected calibration error of option likelihoods (Guo et al., arXiv 1706.04599) and its bins.
-
-    The softmax of the candidates' sums gives each a probability; that of the likeliest is the confidence.
-    A bin has a place, n, mean confidence and accuracy; it holds its upper bound and not its lower one.
-    """
-    bins: dict[int, list[tuple[float, bool]]] = {}
-    for row in rows:
-        top = max(row["logprobs"].values())
-        sure = 1 / sum(math.exp(value - top) for value in row["logprobs"].values())
-        bins.setdefault(math.ceil(sure * BINS) - 1, []).append((sure, row["correct"]))
-    curve = [{"bin": place, "n": len(part), "confidence": metrics.mean(sure for sure, _ in part),
-              "accuracy": metrics.mean(right for _, right in part)} for place, part in sorted(bins.items())]
-    gaps = sum(part["n"] * abs(part["confidence"] - part["accuracy"]) for part in curve)
-    return {"n": len(rows), "ece": gaps / len(rows), "bins": curve,
-            "confidence": sum(part["n"] * part["confidence"] for part in curve) / len(rows)}
-
-
 def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Column -> definition, with the settings that change the number."""
     result = {}
@@ -276,7 +257,7 @@ def headline_metrics(words: str) -> list[str]:
 
 
 def table(summary: dict, words: str) -> str:
-    """The tables of the terminal: accuracy, how answers were read, rationales. The report has more."""
+    """The tables of the terminal, one block per topic; the report has more."""
     micro = summary["micro"]
     groups = {**summary["languages"], "macro average": summary["macro"], "micro average": micro}
     columns = [column for column in COLUMN_TITLES if column in micro["accuracy"]]
@@ -294,6 +275,13 @@ def table(summary: dict, words: str) -> str:
         rows = [["answers read, %", *(f"{mode}: {status}" for mode, status in shares)]]
         rows += [[name, *(f"{100 * part['parse'][mode][status]:.1f}" for mode, status in shares)]
                  for name, part in groups.items() if part.get("parse")]
+        blocks.append(aligned(rows))
+    if "calibration" in micro:
+        rows = [["calibration of logP, %", "n", "ECE", "mean confidence"]]
+        for name, part in groups.items():
+            if own := part.get("calibration"):
+                sure, gap = 100 * own["confidence"], 100 * own["ece"]
+                rows.append([name, f"{own['n']:,}", f"{gap:.1f}", f"{sure:.1f}"])
         blocks.append(aligned(rows))
     return "\n\n".join([*blocks, *_text_block(summary, groups, words)])
 

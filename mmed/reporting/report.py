@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmed.evaluation.calibration import BINS
 from mmed.evaluation.published import NOTES
-from mmed.evaluation.summary import BINS, PART_TITLES
+from mmed.evaluation.summary import PART_TITLES
 from mmed.reporting import plots, read_results
 from mmed.reporting.agreement import read_agreement, study_values
 from mmed.reporting.page import fill_page

@@ -24,8 +24,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -42,25 +42,17 @@ BEST_LAYER = {"bert-base-multilingual-cased": 9, "xlm-roberta-base": 9, "xlm-rob
 BATCH_PAIRS = 16
 
 
-class Scores(NamedTuple):
-    """Of a pair of texts."""
-
-    precision: float
-    recall: float
-    f1: float
-
-
 def match(
     candidate: Tensor, reference: Tensor, candidate_weights: Tensor, reference_weights: Tensor
-) -> Scores:
+) -> list[float]:
     """P, R and F1 from unit vectors (T, D) of two texts and weights (T,) of their tokens; no weight: 0."""
     if not candidate_weights.any() or not reference_weights.any():
-        return Scores(0.0, 0.0, 0.0)
+        return [0.0, 0.0, 0.0]
     similarity = candidate @ reference.T  # (T, T')
     precision = float(similarity.amax(1).double() @ candidate_weights / candidate_weights.sum())
     recall = float(similarity.amax(0).double() @ reference_weights / reference_weights.sum())
     both = precision + recall
-    return Scores(precision, recall, 2 * precision * recall / both if both else 0.0)
+    return [precision, recall, 2 * precision * recall / both if both else 0.0]
 
 
 def read_baseline(path: str | Path, layer: int) -> list[float]:
@@ -136,8 +128,8 @@ class Scorer:
                                  tokens=type(self.tokenizer).__name__)
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str], *,
-                 idf: bool = False) -> list[Scores]:
-        """Scores of pairs, 0 for an empty text; `idf` weights tokens by their rarity in the references."""
+                 idf: bool = False) -> np.ndarray:
+        """(n, 3): P, R and F1 of pairs; `idf` weights tokens by their rarity in the references."""
         ids = self.encode([*candidates, *references])
         occurs: Counter[int] = Counter()  # token -> in how many references
         for text in references:
@@ -154,7 +146,7 @@ class Scorer:
 
         pairs = list(zip(candidates, references, strict=True))
         order = sorted(range(len(pairs)), key=lambda i: max(len(ids[text]) for text in pairs[i]))
-        scores = [Scores(0.0, 0.0, 0.0)] * len(pairs)
+        scores = np.zeros((len(pairs), 3))  # an empty text scores 0
         for start in tqdm(range(0, len(pairs), BATCH_PAIRS), disable=not sys.stderr.isatty()):
             batch = order[start:start + BATCH_PAIRS]
             hidden = iter(self.directions([ids[text] for i in batch for text in pairs[i]]))
@@ -162,8 +154,8 @@ class Scorer:
                 vectors = next(hidden), next(hidden)
                 if min(len(ids[text]) for text in pairs[i]) > 2:  # neither is empty
                     scores[i] = match(*vectors, *map(weights, pairs[i]))
-        low = self.baseline or (0.0, 0.0, 0.0)
-        return [Scores(*((value - base) / (1 - base) for value, base in zip(row, low))) for row in scores]
+        low = np.array(self.baseline or (0.0, 0.0, 0.0))
+        return (scores - low) / (1 - low)
 
 
 def _digest(lines: Sequence[str]) -> str:
@@ -181,8 +173,9 @@ def add_to_results(scorer: Scorer, folder: Path, *, idf: bool = False) -> tuple[
         raise UserError(f"{folder}: no rationale with a reference to score (was it run with --mode answer?)")
     references = [row["doc"]["rationale"] for row in texts]
     signature = scorer.signature(references if idf else None)
-    for row, scores in zip(texts, scorer([row["rationale"] for row in texts], references, idf=idf)):
-        row["scores"][signature] = scores.f1
+    scores = scorer([row["rationale"] for row in texts], references, idf=idf)
+    for row, f1 in zip(texts, scores[:, 2].tolist()):
+        row["scores"][signature] = f1
     rows += load_permutations(folder)
     summary = write_results(folder, rows, load_prompts(folder), own["facts"], own["settings"])
     return summary, signature

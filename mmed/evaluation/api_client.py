@@ -170,6 +170,8 @@ def read_reply(value: Any) -> dict[str, Any]:
     >>> read_reply({"choices": [{"message": {"content": "B"}, "finish_reason": "stop"}]})["text"]
     'B'
     """
+    if isinstance(value, str):  # a server that does not call its JSON by that type
+        value = json.loads(value)
     choice = (value.get("choices") or [{}])[0]
     ended = choice.get("finish_reason")
     error = value.get("error") or choice.get("error") or ("no reason given" if ended == "error" else None)

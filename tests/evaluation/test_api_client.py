@@ -110,6 +110,7 @@ def test_ten_failures_in_a_row_end_the_run_and_replies_are_kept(tmp_path):
     (reply(None, reasoning_content="so A"), "", "so A"),
     (reply("A", reasoning="so A"), "A", "so A"),
     (reply("lone \ud800"), "lone ?", None),
+    (json.dumps(reply("A")), "A", None),
 ])
 def test_what_counts_as_an_answer(value, text, reasoning):
     found = read_reply(value)

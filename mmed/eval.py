@@ -19,6 +19,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from mmed.evaluation.questions import (
 )
 from mmed.evaluation.results import RESULTS_VERSION, load_results, loglikelihood_row, text_row, write_results
 from mmed.evaluation.summary import MODES, table
+from mmed.evaluation.thoughts import begun_thought, think_and_answer
 from mmed.generate import encode_prompt, generate, load_model, progress_bar, score_many
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.work_sharing import round_size, run_rounds
@@ -70,13 +72,15 @@ def generate_answers(
         newest = tokenizer.decode(ids[-STOP_WINDOW:], continued=True)  # cheaper than the whole text
         return bool(COMPLETE.search(newest)) and answer_end(tokenizer.decode(ids, continued=True)) is not None
 
-    texts = generate(model, [question.ids for question in questions],
-                     [token_limit(question.mode, config) for question in questions],
-                     end_ids=tokenizer.end_ids, vocab_size=tokenizer.vocab_size,
-                     max_batch_size=config.batch_size, on_done=on_done,
-                     stop=stop if config.stop == "answer" else None)
-    return [scored_text(question, tokenizer.decode(ids, continued=True), config) | {"new_tokens": len(ids)}
-            for question, ids in zip(questions, texts)]
+    decode = partial(generate, model, end_ids=tokenizer.end_ids, vocab_size=tokenizer.vocab_size,
+                     max_batch_size=config.batch_size)
+    begun = begun_thought(questions[0].prompt)
+    texts = think_and_answer(
+        decode, tokenizer, [question.ids for question in questions],
+        [token_limit(question.mode, config) for question in questions], config.thinking_budget, begun,
+        model.config.max_position_embeddings, on_done=on_done, stop=stop if config.stop == "answer" else None)
+    return [scored_text(question, begun + tokenizer.decode(ids, continued=True), config)
+            | {"new_tokens": len(ids)} for question, ids in zip(questions, texts)]
 
 
 def scored_text(question: Question, text: str, config: EvalConfig) -> dict:
@@ -242,6 +246,8 @@ def evaluate(config: EvalConfig) -> dict:
                   for copy in permuted(item, config.permutations, config.seed)]
     server = config.server
     settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
+    if config.thinking_budget:
+        settings["thinking_budget"] = config.thinking_budget
     facts = settings | {
         "model": server.facts() if server else model_fingerprint(config.model, config.adapter),
         "data": file_hash(config.data), "train": file_hash(config.train) if config.train else None,
@@ -314,6 +320,9 @@ def parser_of_options() -> argparse.ArgumentParser:
     add = parser.add_argument_group("local decoding").add_argument
     add("--batch_size", type=int, default=32, metavar="N", help="texts per batch (default 32)")
     add("--max_new_tokens", type=int, metavar="N", help="of a text (default 512; official 1000)")
+    add("--thinking_budget", type=int, default=0, metavar="N",
+        help="tokens of a thought before --max_new_tokens begin to count; then a local model's thought is "
+        "closed, and it answers (default 0: a thought counts as text)")
     add("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
         help="auto: bfloat16 on a GPU, else float32; int8: quantized weights, with their effect printed")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...")
@@ -332,8 +341,10 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
     options.equal_options = options.equal_options or ("keyed" if official else "either")
     if options.max_new_tokens is None:
         options.max_new_tokens = 1000 if official else 512
-    if options.batch_size < 1 or options.max_new_tokens < 1 or options.limit < 0 or options.shots < 0:
-        raise UsageError("--batch_size and --max_new_tokens must be 1 or more, --limit and --shots 0 or more")
+    at_least_0 = options.limit, options.shots, options.thinking_budget
+    if options.batch_size < 1 or options.max_new_tokens < 1 or min(at_least_0) < 0:
+        raise UsageError("--batch_size and --max_new_tokens must be 1 or more, --limit, --shots and "
+                         "--thinking_budget 0 or more")
     if options.permutations < 1 or (options.permutations > 1 and "option_text" in options.scoring):
         raise UsageError("--permutations must be 1 or more, without --scoring option_text, whose prompt does "
                          "not list the options")

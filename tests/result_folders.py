@@ -44,12 +44,14 @@ def make_items(rng: random.Random, per_language: int = 6, languages: Sequence[st
 def make_result(folder: Path, items: Sequence[ExamItem], rng: random.Random, skill: float = 0.5,
                 modes: Sequence[str] = ("answer", "rationale", "loglikelihood"), data: str = "d" * 64,
                 write: Callable[[str], str] = str, rationale_of: Callable[[ExamItem], str] | None = None,
-                **settings) -> Path:
+                facts: dict | None = None, **settings) -> Path:
     """The results of a model that is right with probability `skill`.
 
     `write` changes its texts; `rationale_of` writes its rationales.
     """
     rows, prompts = [], {}
+    own = {"setting": "zero-shot", "adapter": None, "shots": 0, "words": "default", "model": "models/x",
+           "limit": 0} | settings
     for item in items:
         for mode in modes:
             letters = ",".join(item.answer) if rng.random() < skill else rng.choice(list(item.options))
@@ -62,15 +64,14 @@ def make_result(folder: Path, items: Sequence[ExamItem], rng: random.Random, ski
                                               unconditional=alone))
             else:
                 rationale = "###Rationale: because of that " if mode == "rationale" else ""
-                rows.append(text_row(item, mode, "0" * 16, write(rationale) + text, "default"))
+                rows.append(text_row(item, mode, "0" * 16, write(rationale) + text, own["words"]))
             if mode == "rationale" and rationale_of:
                 rationale = rationale_of(item)
                 scored = text_row(item, mode, "0" * 16, f"###Rationale: {rationale}\n{text}", "default")
                 rows[-1] = scored | {"rationale": rationale}  # also what the answer parser would remove
             prompts[item.key, mode] = "prompt"
-    own = {"setting": "zero-shot", "adapter": None, "shots": 0, "words": "default", "model": "models/x",
-           "limit": 0} | settings
-    write_results(folder, rows, prompts, {"model": "m" * 64, "data": data, "versions": "results 1"}, own)
+    known = {"model": "m" * 64, "data": data, "versions": "results 1"} | (facts or {})
+    write_results(folder, rows, prompts, known, own)
     return folder
 
 

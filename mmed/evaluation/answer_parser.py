@@ -26,54 +26,11 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mmed.evaluation.thoughts import remove_thoughts
 from mmed.languages import PAPER_ORDER, SAME_LETTER, Language, get_language, words
 from mmed.prompts import ExamItem
 
-PARSER_VERSION = "3"  # part of every result; raise it with any change that can alter a parse
-
-# ---- thoughts of reasoning models --------------------------------------------------------------------------
-
-_TAG = r"(?:[a-z]{1,8}[:_])?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)\s*>"
-THOUGHTS = [  # (opening, closing); some chat templates put the opening into the prompt
-    (rf"<\s*{_TAG}", rf"<\s*/\s*{_TAG}"),
-    (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
-    (r"◁think▷", r"◁/think▷"),  # Kimi
-    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # OpenThinker, Sky-T1
-    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
-    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
-    (r"<unused94>", r"<unused95>"),  # MedGemma
-    (r"<\|channel>thought\b", r"<channel\|>"),  # Gemma
-    (r"^## Thinking *\n", r"^## Final Response *\n"),  # HuatuoGPT-o1
-]
-_OPEN, _CLOSE = ("|".join(pair[side] for pair in THOUGHTS) for side in (0, 1))
-_THOUGHT = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.I | re.M)
-# Harmony (gpt-oss): only the final channel answers. Without special tokens: "analysisWe ...assistantfinalB".
-_FINAL = re.compile(r"(?:<\|channel\|>|\A)\s*final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
-_BARE_HARMONY = re.compile(r"\A\s*(?:assistant)?analysis(?=[A-Z\d\"'(]|[^\x00-\x7f])")
-
-
-def remove_thoughts(text: str) -> str:
-    """The text without what a reasoning model thought before it answered; "" if it never answered.
-
-    >>> remove_thoughts("<think>A? No.</think>The answer is B."), remove_thoughts("<think>A?")
-    ('The answer is B.', '')
-    """
-    if "<|channel|>" in text or "<|message|>" in text:
-        finals = list(_FINAL.finditer(text))
-        text = text[finals[-1].end():] if finals else ""
-    elif _BARE_HARMONY.match(text):
-        text = text.rpartition("assistantfinal")[2] if "assistantfinal" in text else ""
-    kept, at, inside = [], 0, False
-    for mark in _THOUGHT.finditer(text):
-        if mark["close"]:
-            if not inside:
-                kept.clear()  # the opening stands in the prompt, or was quoted in the thought
-            at, inside = mark.end(), False
-        elif not inside:
-            kept.append(text[at:mark.start()])
-            inside = True
-    return "".join(kept) + ("" if inside else text[at:])
-
+PARSER_VERSION = "4"  # part of every result; raise it with any change that can alter a parse
 
 END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end|>",
                "<|return|>", "<end_of_turn>", "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>",
@@ -145,8 +102,6 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
 
 def _lenient(body: str, options: Mapping[str, str], lexicon: Lexicon) -> tuple[str, ...]:
     """The answer of the first stretch of text that has one: what follows it may be another item."""
-    if len(body) > 20_000:  # an answer stands at one of the ends
-        body = body[:4_000] + "\n" + body[-16_000:]
     for stretch in lexicon.next_item.split(body):
         tokens = _Reader(stretch, options, lexicon).read()
         kinds = "".join(token.kind for token in tokens)
@@ -164,7 +119,7 @@ _INVISIBLE = re.compile("[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u
                         "\ufe00-\ufe0f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
                         "\x00-\x08\x7f]")
 _ONE_SPELLING = SAME_LETTER | str.maketrans("’‘‐‑،、؛؟。।॥۔】", "''--,,;?....:")
-_ONE_SPELLING |= {first + at: chr(65 + at) for first in (0x1F150, 0x1F170) for at in range(26)}  # 🅐, 🅰
+_ONE_SPELLING |= {first + at: 65 + at for first in (0x1F150, 0x1F170) for at in range(26)}  # 🅐, 🅰
 _CJK = "\u3040-\u30ff\u3400-\u9fff々"
 _LETTER = rf"(?:[^\W\d_{_CJK}]|[\u0900-\u0dff])"  # of a script with spaces
 _TOKEN = re.compile(rf"(?P<word>{_LETTER}+)|(?P<number>\d+)|(?P<unspaced>[{_CJK}])|[^\w ]")
@@ -186,7 +141,6 @@ def _plain(text: str) -> str:
     text = re.sub(r"~~[^~\n]{1,200}~~", "", fold(text))
     text = re.sub(r"\\+[a-z]{1,12}", " ", re.sub(r"\\+boxed", " answer: ", text))
     text = re.sub(r"\.{2,}|;(?= ?[A-Z](?:;|$))", ", ", text)  # "A; C; E" is a list
-    text = re.sub("[吗嗎]|(?:です|でしょう)か(?!ら)", "?", text)
     return re.sub(r"(?mi)^[ >*#•-]*(?:(?:q(?:uestion)? ?)?\d{1,3} ?[.):] )?[*_]*", "", text).strip()
 
 
@@ -207,7 +161,7 @@ class Lexicon:
                     if bar:
                         self.stems.setdefault(stem, kind)
                     else:
-                        self.phrases.setdefault(_TOKEN.match(stem)[0], []).append((stem, kind))
+                        self.phrases.setdefault(next(_TOKEN.finditer(stem))[0], []).append((stem, kind))
         for found in self.phrases.values():
             found.sort(key=lambda phrase: -len(phrase[0]))
         own = fold(languages[-1].answers.letters)
@@ -321,25 +275,16 @@ class _Reader:
         elif not "A" <= letters <= "Z" and letters.upper() not in self.options:
             return 0
         letters = letters.upper()
-        between = _TO_TEXT.match(self.text, end)
+        between = next(_TO_TEXT.finditer(self.text, end))
         stop, owner = self.texts.get(between.end(), (end, ""))
         if owner and (word in _UNLIKE + "ВСЕ"):
             letters = owner  # a Cyrillic label beside an option's text: the text decides
-        elif not owner and self._short_text(letters, between):
-            stop, owner = between.end() + 1, letters
-        elif owner != letters and ("," in between[0] or not between[0].strip()):
-            stop, owner = end, ""
         if not owner and not self._stands_alone(match, letters):
             return 0
         self.tokens.append(Token("M" if owner == letters else "L", letters))
         if not owner and self.text.startswith((")", "]"), end):
             self.tokens.append(Token(")"))
         return stop
-
-    def _short_text(self, letters: str, between: re.Match[str]) -> bool:
-        """Whether the option's text, a letter too, stands behind its letter: "B (A)" for a blood group."""
-        found = re.match(rf"{_LETTER}(?!{_LETTER})", self.low[between.end():between.end() + 2])
-        return bool(found and found[0] == fold(self.options.get(letters, "")).lower() and between[0].strip())
 
     def _stands_alone(self, match: re.Match[str], letters: str) -> bool:
         """Whether letters are an answer, and not part of a word, a name or a sentence."""
@@ -348,7 +293,7 @@ class _Reader:
         part = _JOINED.search(before[-2:] + "\0" + self.low[end:end + 2]) or _NAME_BEFORE.search(before)
         if part or (previous == "x" and re.search(f"[{_CJK}]$", before)):  # 维生素C
             return False
-        stop, blank = re.compile(r"(\.?)( ?)").match(self.text, end).groups()
+        stop, blank = next(re.compile(r"(\.?)( ?)").finditer(self.text, end)).groups()
         following = _TOKEN.match(self.text, end + len(stop + blank))
         own, capital = match[0] in self.lexicon.letters, match[0].isupper()
         if not following or not following.lastgroup:  # an end or a mark
@@ -368,13 +313,11 @@ class _Reader:
         return kind in "I&|" or (kind in "NB" and capital) or (kind in "RWCNB" and (own or other_script))
 
 
-# "A is" begins a sentence of its own in "the answer is C, A is given for gout"
-_NO_SUBJECT = r"(?:(?<=M)|(?!I(?=[sx])(?![sxC]{1,3}[RAWN])))"
 _LIST = re.compile(
     r"(?:^|(?<=n))[LM]\)?(?:n+[LM]\)?(?=[n.]|$))+"  # labels on lines of their own
-    rf"|[LMT](?:\)?,?[&|],?[sA]*[LMT]{_NO_SUBJECT}"  # "A, B and C", "la A y la C"
-    rf"|\)?[,-](?:A?[LMT](?![xs]){_NO_SUBJECT}|s[LMT](?=,?[&|]))"  # "A, option C", "la A, la C y la D"
-    r"|(?<=T)A?L|[LMT](?![xsI]))*|.", re.S)  # "aspirin (option B)", "A C E"
+    r"|[LMT](?:\)?,?[&|],?[sA]*[LMT]"  # "A, B and C", "la A y la C"
+    r"|\)?[,-]A?[LMT](?![xs])"  # "A, option C"
+    r"|[LMT](?![xsI]))*|.", re.S)  # "A C E"
 
 
 def _joined(tokens: Sequence[Token]) -> Token:
@@ -383,17 +326,15 @@ def _joined(tokens: Sequence[Token]) -> Token:
         return tokens[0]
     kinds = {token.kind for token in tokens}
     letters = "".join(sorted({letter for token in tokens for letter in token.letters}))
-    named = kinds <= set("TLA") and len(letters) == 1  # "aspirin (B)"
-    return Token("O" if "|" in kinds else "M" if named else "L" if kinds & set("LM") else "T", letters)
+    return Token("O" if "|" in kinds else "L" if kinds & set("LM") else "T", letters)
 
 
 # ---- steps 2 to 5: None where the text has nothing of the kind ---------------------------------------------
 
 # Between "is" and the letter. Repeats are bounded where another can begin inside, so that time stays linear.
-_FILL = r",?(?:,?C,?|[sAR:-]|x(?=[AR])){0,12}(?:n{1,4}[sAR:]{0,4}(?=[LMTO](?:[.,nB]|$)))?"
+_FILL = r",?(?:,?C,?|[sAR:-]|x(?=[AR])){0,12}"
 # The letter; not in "B is wrong", "B is not right", "B?"
-_AT = (r"(?P<at>[LMO]|T(?![xs]))\)?+" + _NO_SUBJECT +
-       r"(?!:?A?[IC]?[sxC]{0,2}W|I[sC]?N|[^.,n?:]{0,2}\?)")
+_AT = r"(?P<at>[LMO]|T(?![xs]))\)?+(?!:?A?[IC]?[sxC]{0,2}W|I[sC]?N|[^.,n?:]{0,2}\?)"
 _STATEMENTS = [re.compile(pattern) for pattern in (
     rf"A[^.?n]{{0,25}}?[I:-]{_FILL}{_AT}",  # "the answer to the question is B"
     rf"(?:R[sxA]{{0,6}}[I:-]|W[sxA]{{0,6}}I){_FILL}{_AT}",  # "correct is B", "the wrong one is B"
@@ -404,8 +345,7 @@ _STATEMENTS = [re.compile(pattern) for pattern in (
     rf"(?:N[sIAC]{{0,4}}[LMTO]\)?|[LM]I?NR)(?:,[sx]?|[sx])I?[sA]{{0,4}}{_AT}",  # "not A but B"
     r"[LMTO]W[sI]?(?P<at>[LMT])(?!:?[RW])",  # the same in Japanese
 )]
-_EXCLUSIONS = [re.compile(r"N[sIACR]{0,4}(?P<at>[LMTO])"),
-               re.compile(r"(?P<at>[LMTO])W[sI]?[LMT](?!:?[RW])")]
+_EXCLUSIONS = [re.compile(r"N[sIACR]{0,4}(?P<at>[LMTO])")]
 _WEAK = [re.compile(r"(?:^|[.,n:])[sC]{0,3}I{1,2}[sA]{0,6}(?P<at>[LMTO])I?(?=[.,n]|$)")]  # "It's B."
 _VERDICTS = [re.compile(r"(?P<at>[LM])\)?A?(?:[I:-][sC]{0,4}x?[sC]{0,4})?R(?!\?)")]
 _BARE = re.compile(r"[As:,]*(?P<at>[LMO])(?:,?&?N[sAI]*[LM])?[.,:I0)]*(?=n|$)")
@@ -437,8 +377,6 @@ def _bare_lines(tokens: Sequence[Token], kinds: str) -> set[str] | None:
     """Letters of lines that hold nothing else, or that label the beginning of the text."""
     starts = [match.start() for match in re.finditer("(?:^|(?<=n))[^n]", kinds)]
     bare = {start: match.start("at") for start in starts if (match := _BARE.match(kinds, start))}
-    if len(bare) == len(starts) > 1:
-        return {letter for at in bare.values() for letter in tokens[at].letters}
     for start in [*starts[-1:], *starts[:1], *bare]:
         if start in bare and (start == starts[-1] or len(bare) == 1 or kinds[bare[start]] != "M"):
             return set(tokens[bare[start]].letters) if kinds[bare[start]] != "O" else set()

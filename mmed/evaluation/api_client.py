@@ -4,12 +4,10 @@
     store = CallStore(path)                  every reply by the hash of its request: none is paid for twice
     replies = ask(server, [request(server, prompt, limit) for prompt in prompts], store)
 
-The `openai` client repeats calls after 408, 409, 429, 5xx, time-outs and broken connections, and honours
-Retry-After. The key comes from the environment only and is never part of a result.
-
-A question that the server rejects or blocks, or whose calls keep failing, does not end an exam: it gets an
-empty text with the reason, which is not stored, so the next start asks again. The run ends where the fault
-concerns every call: key, model, address, quota, or FAILURES_IN_A_ROW failures without a reply in between.
+The `openai` client repeats failed calls. A question that the server rejects or blocks, or whose calls keep
+failing, does not end an exam: it gets an empty text with the reason, which is not stored, so the next start
+asks again. The run ends where the fault concerns every call: key, model, address, quota, or FAILURES_IN_A_ROW
+failures without a reply in between. The key comes from the environment only and is in no result.
 """
 from __future__ import annotations
 
@@ -36,11 +34,10 @@ from mmed.utils.journal import read_sealed, sealed_line
 API_VERSION = 2  # part of every request's hash; raise it when what is sent or stored changes its meaning
 OPENAI_URL = "https://api.openai.com/v1"
 FAILURES_IN_A_ROW = 10
-FATAL_STATUS = {  # status that concerns every call -> what to do
-    401: "check the key (--api_key_env)", 402: "the quota is used up", 403: "check the key (--api_key_env)",
-    404: "check --api, and --base_url, which usually ends in /v1",
-    429: "the quota or the rate limit is used up",
-}
+# Status that concerns every call -> what to do
+FATAL_STATUS = dict.fromkeys((401, 403), "check the key (--api_key_env)")
+FATAL_STATUS |= dict.fromkeys((402, 429), "the quota or the rate limit is used up")
+FATAL_STATUS[404] = "check --api, and --base_url, which usually ends in /v1"
 KEPT = "the replies so far are kept, and the same command continues"
 ECHOED = 64  # tokens kept of an echoed prompt, which ends with the answer string
 CANNOT_SCORE = ("the server returns no log-probabilities of a given text (`echo` and `logprobs` of its "
@@ -129,7 +126,8 @@ def request(server: Server, prompt: str | Sequence[dict[str, str]], max_new_toke
     >>> request(Server("m", "http://localhost/v1", options={"temperature": 0, "seed": None}), "Why?", 9)
     {'model': 'm', 'messages': [{'role': 'user', 'content': 'Why?'}], 'max_tokens': 9, 'temperature': 0}
     """
-    limit_name, asked = "max_tokens", {"prompt": utf8(str(prompt))}
+    limit_name = "max_tokens"
+    asked: dict[str, Any] = {"prompt": utf8(str(prompt))}
     if not server.completions:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         asked = {"messages": [{name: utf8(text) for name, text in message.items()} for message in messages]}
@@ -286,25 +284,35 @@ class CallStore:
 # ---- asking ------------------------------------------------------------------------------------------------
 
 class Caller:
-    """Makes the calls of one `ask` and stores their replies; used by several threads."""
+    """Makes calls and stores their replies; used by several threads."""
 
     def __init__(self, server: Server, store: CallStore):
         self.openai = require_extra("openai", "api")
         self.server, self.store, self.failures_in_a_row = server, store, 0
+        self.ended = False  # no call begins after a fatal error
         self.client = self.openai.OpenAI(api_key=server.key or "none", base_url=server.base_url,
                                          max_retries=server.retries, timeout=server.timeout)
 
-    def answer(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The reply to one request; an empty text with the reason where there is none."""
+    def answer(self, key: str, label: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """(key, reply) of one request; an empty text with the reason where there is no reply."""
+        if self.ended:
+            raise UserError("not asked")
+        try:
+            return key, self.reply_to(key, body)
+        except UserError as error:
+            self.ended = True
+            raise UserError(f"{label}{self.server.base_url}: {error}") from None
+
+    def reply_to(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
             reply = self.call(body)
         except CallFailed as failure:
             if "echo" in body and "echo" in str(failure):
-                raise UserError(f"{self.server.base_url}: {failure}; {CANNOT_SCORE}") from None
+                raise UserError(f"{failure}; {CANNOT_SCORE}") from None
             self.failures_in_a_row += 1
             if self.failures_in_a_row >= FAILURES_IN_A_ROW:
-                raise UserError(f"{self.server.base_url}: {FAILURES_IN_A_ROW} calls in a row failed, the "
-                                f"last one because {failure}; {KEPT}") from None
+                raise UserError(f"{FAILURES_IN_A_ROW} calls in a row failed, the last one because "
+                                f"{failure}; {KEPT}") from None
             return {"text": "", "finish_reason": failure.kind, "error": str(failure), "model": None,
                     "prompt_tokens": None, "completion_tokens": None}
         reply = json.loads(self.hide_key(json.dumps(reply)))  # a server may repeat the request in its reply
@@ -336,14 +344,13 @@ class Caller:
 
     def failure(self, error: Any) -> Exception:
         """An error of the client as the end of the run, or as the failure of this call alone."""
-        where = self.server.base_url
         if isinstance(error, self.openai.APITimeoutError):
             return CallFailed(f"no reply within {self.server.timeout:g} seconds (--timeout)")
         if not isinstance(error, self.openai.APIStatusError):
-            return UserError(f"{where}: the connection failed ({error.__cause__ or error}); {KEPT}")
+            return UserError(f"the connection failed ({error.__cause__ or error}); {KEPT}")
         reason = self.hide_key(f"{error.status_code}: {error_text(error.body or error.message)}")
         if error.status_code in FATAL_STATUS:
-            return UserError(f"{where}: {reason}; {FATAL_STATUS[error.status_code]}; {KEPT}")
+            return UserError(f"{reason}; {FATAL_STATUS[error.status_code]}; {KEPT}")
         filtered = "content_filter" in (error.code, error.type)
         return CallFailed(reason, kind="content_filter" if filtered else "rejected")
 
@@ -364,32 +371,24 @@ def ask(
     places: dict[str, list[int]] = {}
     for place, body in enumerate(requests):
         places.setdefault(request_key(server, body), []).append(place)
-    todo = [key for key in places if key not in store.replies]
     replies: dict[int, dict] = {}
-    failed = threading.Event()  # no call begins after a fatal error
 
     def keep(key: str, reply: dict) -> None:
         for place in places[key]:
             replies[place] = reply
             on_done(place)
 
-    def answer(key: str) -> tuple[str, dict]:
-        place = places[key][0]
-        if failed.is_set():
-            raise UserError("not asked")
-        try:
-            return key, caller.answer(key, requests[place])
-        except UserError as error:
-            failed.set()
-            raise UserError(f"{labels[place]}: {error}" if labels else error) from None
-
-    for key in places.keys() - set(todo):
-        keep(key, store.replies[key])
+    todo = []
+    for key, (first, *_) in places.items():
+        if key in store.replies:
+            keep(key, store.replies[key])
+        else:
+            todo.append((key, f"{labels[first]}: " if labels else "", requests[first]))
     if todo:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # from here on, the same as Ctrl-C
         caller = Caller(server, store)
         with ThreadPool(server.concurrency) as pool:
-            for key, reply in pool.imap_unordered(answer, todo):
+            for key, reply in pool.imap_unordered(lambda task: caller.answer(*task), todo):
                 keep(key, reply)
         if all("error" in reply for reply in replies.values()):
             raise UserError(f"{server.base_url}: no request was answered: {replies[0]['error']}")

@@ -10,8 +10,7 @@ Output: a BERTScore for each rationale in the result folders, under a signature 
     candidate   [CLS] le  foie    [SEP]    P = mean over i of max over j of sim[i, j]; R = the other way round
                                            F1 = 2PR / (P + R); [CLS] and [SEP] are matched with weight 0
 
-The scores equal those of the bert-score package, which the official script uses
-(tests/evaluation/test_bertscore.py).
+The scores equal those of the bert-score package, which the official script uses.
 
 MMedLM: multilingual BERT (cased), F1, no idf, no rescaling; the layer is bert-score's choice for that model.
 Reference: Zhang et al. 2020. Legend: T tokens, D hidden size.
@@ -23,16 +22,17 @@ import hashlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from mmed import metrics
 from mmed.evaluation.results import load_permutations, load_prompts, load_results, write_results
+from mmed.evaluation.summary import metric_name
 from mmed.training.distributed import device_called
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 from mmed.utils.fingerprints import file_hash
@@ -42,36 +42,17 @@ BEST_LAYER = {"bert-base-multilingual-cased": 9, "xlm-roberta-base": 9, "xlm-rob
 BATCH_PAIRS = 16
 
 
-class BertScores(NamedTuple):
-    """One value per pair; `truncated`: texts that were longer than the encoder's context length."""
-
-    precision: list[float]
-    recall: list[float]
-    f1: list[float]
-    signature: str
-    truncated: int
-
-
-def inverse_document_frequency(references: Sequence[Sequence[int]]) -> dict[int, float]:
-    """Weight log((N + 1) / (n + 1)) of each token that occurs in n of N references.
-
-    >>> {i: round(w, 3) for i, w in inverse_document_frequency([[1, 5, 5, 2], [1, 6, 2]]).items()}
-    {1: 0.0, 2: 0.0, 5: 0.405, 6: 0.405}
-    """
-    count = Counter(index for ids in references for index in set(ids))
-    return {index: math.log((len(references) + 1) / (n + 1)) for index, n in sorted(count.items())}
-
-
 def match(
     candidate: Tensor, reference: Tensor, candidate_weights: Tensor, reference_weights: Tensor
-) -> tuple[float, float, float]:
+) -> list[float]:
     """P, R and F1 from unit vectors (T, D) of two texts and weights (T,) of their tokens; no weight: 0."""
     if not candidate_weights.any() or not reference_weights.any():
-        return 0.0, 0.0, 0.0
+        return [0.0, 0.0, 0.0]
     similarity = candidate @ reference.T  # (T, T')
     precision = float(similarity.amax(1).double() @ candidate_weights / candidate_weights.sum())
     recall = float(similarity.amax(0).double() @ reference_weights / reference_weights.sum())
-    return precision, recall, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    both = precision + recall
+    return [precision, recall, 2 * precision * recall / both if both else 0.0]
 
 
 def read_baseline(path: str | Path, layer: int) -> list[float]:
@@ -85,13 +66,6 @@ def read_baseline(path: str | Path, layer: int) -> list[float]:
     return [precision, recall, f1]
 
 
-def encoder_fingerprint(folder: str | Path) -> str:
-    """sha256 of what decides the hidden states: config, weights, tokenizer."""
-    lines = [f"{path.name} {file_hash(path)}" for path in sorted(Path(folder).iterdir())
-             if path.suffix in (".json", ".txt", ".model", ".safetensors")]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 class Scorer:
     """An encoder that is loaded once for several calls.
 
@@ -103,11 +77,10 @@ class Scorer:
     def __init__(self, folder: str | Path, layer: int | None = None, *, baseline: str | Path | None = None,
                  device: str = "cpu"):
         transformers = require_extra("transformers", "bertscore")
-        name = Path(folder).resolve().name
-        if layer is None and name not in BEST_LAYER:
+        layer = BEST_LAYER.get(Path(folder).resolve().name) if layer is None else layer
+        if layer is None:
             raise UserError(f"{folder}: give --layer; bert-score's choice is known only for folders called "
                             f"{', '.join(BEST_LAYER)}")
-        self.layer = BEST_LAYER[name] if layer is None else layer
         try:  # safetensors only: no pickle, and no code from the folder
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.model = transformers.AutoModel.from_pretrained(
@@ -115,25 +88,29 @@ class Scorer:
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: transformers cannot open this encoder ({error})") from None
         config = self.model.config
-        if not 0 <= self.layer <= config.num_hidden_layers:
-            raise UserError(f"--layer {self.layer}: the encoder has layers 0 to {config.num_hidden_layers}")
+        if not 0 <= layer <= config.num_hidden_layers:
+            raise UserError(f"--layer {layer}: the encoder has layers 0 to {config.num_hidden_layers}")
         positions = config.max_position_embeddings
         if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # numbered from the padding id on
             positions -= config.pad_token_id + 1
-        self.max_length = min(self.tokenizer.model_max_length, positions)
-        self.baseline = read_baseline(baseline, self.layer) if baseline else None
-        kind = f"{config.model_type}-{config.num_hidden_layers}x{config.hidden_size}"
-        self.name = f"{kind}-{encoder_fingerprint(folder)[:8]}"
+        self.layer, self.max_length = layer, min(self.tokenizer.model_max_length, positions)
+        self.baseline = read_baseline(baseline, layer) if baseline else None
+        files = [f"{path.name} {file_hash(path)}" for path in sorted(Path(folder).iterdir())
+                 if path.suffix in (".json", ".txt", ".model", ".safetensors")]
+        self.name = f"{config.model_type}-{config.num_hidden_layers}x{config.hidden_size}-{_digest(files)}"
 
-    def encode(self, texts: Sequence[str]) -> tuple[dict[str, list[int]], int]:
-        """(ids of each text with the special tokens around it, number of truncated texts)."""
+    def encode(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """The ids of each text with the special tokens around it; says how many texts were truncated."""
         ids, truncated = {}, 0
         for text in dict.fromkeys(texts):  # text that looks like a special token stays text
             ids[text] = self.tokenizer(text.strip(), split_special_tokens=True, verbose=False)["input_ids"]
             if len(ids[text]) > self.max_length:
                 ids[text] = [*ids[text][:self.max_length - 1], ids[text][-1]]
                 truncated += 1
-        return ids, truncated
+        if truncated:
+            print(f"note: {truncated:,} texts exceed the encoder's {self.max_length} tokens and were "
+                  "truncated", file=sys.stderr)
+        return ids
 
     @torch.inference_mode()
     def directions(self, texts: Sequence[list[int]]) -> list[Tensor]:
@@ -145,30 +122,31 @@ class Scorer:
 
     def signature(self, references: Sequence[str] | None = None) -> str:
         """Encoder (shape and fingerprint), layer, token weights (idf: of which references), rescaling."""
-        weights = "no-idf"
-        if references is not None:
-            weights = f"idf-{hashlib.sha256(repr(sorted(references)).encode()).hexdigest()[:8]}"
+        weights = "no-idf" if references is None else f"idf-{_digest([repr(sorted(references))])}"
         rescaled = "-rescaled-" + "-".join(f"{value:.6g}" for value in self.baseline) if self.baseline else ""
         return metrics.signature("BERTScore", f"f1-{self.name}-L{self.layer}-{weights}{rescaled}",
                                  tokens=type(self.tokenizer).__name__)
 
     def __call__(self, candidates: Sequence[str], references: Sequence[str], *,
-                 idf: bool = False) -> BertScores:
-        """Scores of pairs, 0 for an empty text; `idf` weights tokens by their rarity in the references."""
-        ids, truncated = self.encode([*candidates, *references])
-        weight_of = dict.fromkeys((self.tokenizer.cls_token_id, self.tokenizer.sep_token_id), 0.0)
-        default = 1.0
-        if idf:
-            weight_of = inverse_document_frequency([ids[text] for text in references])
-            default = math.log(len(references) + 1)
+                 idf: bool = False) -> np.ndarray:
+        """(n, 3): P, R and F1 of pairs; `idf` weights tokens by their rarity in the references."""
+        ids = self.encode([*candidates, *references])
+        occurs: Counter[int] = Counter()  # token -> in how many references
+        for text in references:
+            occurs.update(set(ids[text]))
+        ends = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+
+        def weight(index: int) -> float:
+            if index in ends:
+                return 0.0
+            return math.log((len(references) + 1) / (occurs[index] + 1)) if idf else 1.0
 
         def weights(text: str) -> Tensor:
-            values = [weight_of.get(index, default) for index in ids[text]]
-            return torch.tensor(values, dtype=torch.float64, device=self.model.device)
+            return torch.tensor(list(map(weight, ids[text])), dtype=torch.float64, device=self.model.device)
 
         pairs = list(zip(candidates, references, strict=True))
         order = sorted(range(len(pairs)), key=lambda i: max(len(ids[text]) for text in pairs[i]))
-        scores = [(0.0, 0.0, 0.0)] * len(pairs)
+        scores = np.zeros((len(pairs), 3))  # an empty text scores 0
         for start in tqdm(range(0, len(pairs), BATCH_PAIRS), disable=not sys.stderr.isatty()):
             batch = order[start:start + BATCH_PAIRS]
             hidden = iter(self.directions([ids[text] for i in batch for text in pairs[i]]))
@@ -176,29 +154,31 @@ class Scorer:
                 vectors = next(hidden), next(hidden)
                 if min(len(ids[text]) for text in pairs[i]) > 2:  # neither is empty
                     scores[i] = match(*vectors, *map(weights, pairs[i]))
-        columns = [[(score[i] - low) / (1 - low) for score in scores]
-                   for i, low in enumerate(self.baseline or (0.0, 0.0, 0.0))]
-        return BertScores(*columns, self.signature(references if idf else None), truncated)
+        low = np.array(self.baseline or (0.0, 0.0, 0.0))
+        return (scores - low) / (1 - low)
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
 
 # ---- command -----------------------------------------------------------------------------------------------
 
 def add_to_results(scorer: Scorer, folder: Path, *, idf: bool = False) -> tuple[dict, str]:
     """Score the rationales of a result folder and write them back: (the new summary, the signature)."""
-    own, rows = load_results(folder)
-    rows = list(rows)
+    own, loaded = load_results(folder)
+    rows = list(loaded)
     texts = [row for row in rows if row.get("scores")]
     if not texts:
         raise UserError(f"{folder}: no rationale with a reference to score (was it run with --mode answer?)")
-    scores = scorer([row["rationale"] for row in texts], [row["doc"]["rationale"] for row in texts], idf=idf)
-    if scores.truncated:
-        print(f"note: {folder}: {scores.truncated:,} texts exceed the encoder's {scorer.max_length} tokens "
-              "and were truncated", file=sys.stderr)
-    for row, value in zip(texts, scores.f1):
-        row["scores"][scores.signature] = value
+    references = [row["doc"]["rationale"] for row in texts]
+    signature = scorer.signature(references if idf else None)
+    scores = scorer([row["rationale"] for row in texts], references, idf=idf)
+    for row, f1 in zip(texts, scores[:, 2].tolist()):
+        row["scores"][signature] = f1
     rows += load_permutations(folder)
     summary = write_results(folder, rows, load_prompts(folder), own["facts"], own["settings"])
-    return summary, scores.signature
+    return summary, signature
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -214,12 +194,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     scorer = Scorer(options.model, options.layer, baseline=options.baseline,
                     device=device_called(options.device))
-    for folder in map(Path, options.results):
-        summary, signature = add_to_results(scorer, folder, idf=options.idf)
-        name = "|".join(signature.split("|")[:2])
+    for folder in options.results:
+        summary, signature = add_to_results(scorer, Path(folder), idf=options.idf)
         parts = {**summary["languages"], "macro average": summary["macro"]}
-        cells = [f"{language} {100 * part['text'][name]['value']:.2f}" for language, part in parts.items()
-                 if name in part["text"]]
+        scores = {name: part["text"].get(metric_name(signature)) for name, part in parts.items()}
+        cells = [f"{name} {100 * score['value']:.2f}" for name, score in scores.items() if score]
         print(f"{folder}: {', '.join(cells)} ({signature}; x 100; items: {summary['text_items']})")
     return 0
 

@@ -1,9 +1,6 @@
-"""Is a model right as often as it is sure? Calibration of option likelihoods.
+"""Is a model right as often as it is sure? Calibration of option likelihoods (Guo et al., arXiv 1706.04599).
 
-Input:  rows of mode "loglikelihood". The softmax of the candidates' sums gives each a probability; that of
-        the likeliest is the confidence.
-Output: expected calibration error (ECE, Guo et al., arXiv 1706.04599) over 15 equal-width bins of the
-        confidence, and the bins of a reliability curve.
+The softmax of the candidates' sums gives each a probability; that of the likeliest is the confidence.
 """
 from __future__ import annotations
 
@@ -13,23 +10,15 @@ from typing import Any
 
 from mmed.metrics import mean
 
-BINS = 15  # a bin holds its upper bound and not its lower one
-
-
-def confidence(sums: Sequence[float]) -> float:
-    """
-    >>> confidence([-3.0, -3.0, -3.0, -3.0])
-    0.25
-    """
-    top = max(sums)
-    return 1 / sum(math.exp(value - top) for value in sums)
+BINS = 15  # of equal width; a bin holds its upper bound and not its lower one
 
 
 def calibration(rows: Sequence[dict]) -> dict[str, Any]:
-    """ECE, mean confidence, and the bins that are not empty: place, n, mean confidence, accuracy."""
+    """Expected calibration error (ECE), mean confidence, and the bins that are not empty."""
     bins: dict[int, list[tuple[float, bool]]] = {}
     for row in rows:
-        sure = confidence(list(row["logprobs"].values()))
+        top = max(row["logprobs"].values())
+        sure = 1 / sum(math.exp(value - top) for value in row["logprobs"].values())
         bins.setdefault(math.ceil(sure * BINS) - 1, []).append((sure, row["correct"]))
     curve = [{"bin": place, "n": len(part), "confidence": mean(sure for sure, _ in part),
               "accuracy": mean(right for _, right in part)} for place, part in sorted(bins.items())]

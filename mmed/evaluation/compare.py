@@ -49,17 +49,12 @@ class Line:
     high: float
     p: float
     test: str
-    only_a: int | None = None  # items that only A has right
-    only_b: int | None = None
 
 
 def read(folder: str | Path) -> tuple[dict, Rows]:
     """A result folder: (the "mmed" part of results.json, its rows)."""
     own, rows = load_results(folder)
-    found = {(row["mode"], row["language"], row["key"]): row for row in rows}
-    if not found:
-        raise UserError(f"{Path(folder) / 'predictions.jsonl'}: no rows; evaluate again")
-    return own, found
+    return own, {(row["mode"], row["language"], row["key"]): row for row in rows}
 
 
 def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
@@ -68,10 +63,8 @@ def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
                       for place, row in side.items()} for side in rows)
     other = [place for place in first | second if first.get(place) != second.get(place)]
     if other:
-        language, key = other[0]
         raise UserError(f"{names[1]}: has other exam items than {names[0]}: {len(other):,} differ or are in "
-                        f"one only, such as {key!r:.80} ({language}); compare results on the same data and "
-                        "--limit")
+                        f"one only, such as {other[0]!r:.80}; compare results on the same data and --limit")
 
 
 def scores_of(row: dict, checked: set[str]) -> dict[str, tuple[str, float]]:
@@ -87,24 +80,23 @@ def compare(a: Rows, b: Rows) -> tuple[list[Line], list[str]]:
     """(lines, column by column; what was left out and why): only equal signatures are compared."""
     checked = checked_languages([*a.values(), *b.values()])
     columns: dict[str, Pairs] = {column: {} for column in COLUMNS}
-    left_out: dict[str, tuple[set[str], set[str]]] = {}  # reason -> (columns, languages)
+    left_out: dict[str, list[tuple[str, str]]] = {}  # reason -> (column, language)
     for place in a | b:
         mine, theirs = (scores_of(side[place], checked) if place in side else {} for side in (a, b))
         for column in mine | theirs:
-            if column not in mine or column not in theirs:
-                why = f"only in {'A' if column in mine else 'B'}"
-            elif mine[column][0] != theirs[column][0]:
-                why = " and ".join(f"{name} is {side[column][0].split('|', 2)[2]}"
-                                   for name, side in (("A", mine), ("B", theirs)))
-            else:
-                columns.setdefault(column, {})[place[1:]] = mine[column][1], theirs[column][1]
+            one, other = mine.get(column), theirs.get(column)
+            if one and other and one[0] == other[0]:
+                columns.setdefault(column, {})[place[1:]] = one[1], other[1]
                 continue
-            names, languages = left_out.setdefault(why, (set(), set()))
-            names.add(column)
-            languages.add(place[1])
+            why = "only in A" if one else "only in B"
+            if one and other:
+                why = " and ".join(f"{name} is {score[0].split('|', 2)[2]}"
+                                   for name, score in (("A", one), ("B", other)))
+            left_out.setdefault(why, []).append((column, place[1]))
     lines = [line for column, pairs in columns.items() if pairs for line in compare_column(column, pairs)]
-    return lines, [f"{', '.join(sorted(names))} in {', '.join(language_order(languages))}: {why}"
-                   for why, (names, languages) in left_out.items()]
+    return lines, [f"{', '.join(sorted({column for column, _ in found}))} in "
+                   f"{', '.join(language_order(language for _, language in found))}: {why}"
+                   for why, found in left_out.items()]
 
 
 def compare_column(column: str, pairs: Pairs) -> list[Line]:
@@ -118,24 +110,21 @@ def compare_column(column: str, pairs: Pairs) -> list[Line]:
         line = Line(column, group, len(a), mean_a, mean_b, *paired_bootstrap(a, b, seed=0, groups=macro))
         if column in COLUMNS and not macro:
             line.p, line.test = mcnemar([x > 0 for x in a], [x > 0 for x in b]), "McNemar, exact"
-            line.only_a = sum(x > y for x, y in zip(a, b))
-            line.only_b = sum(y > x for x, y in zip(a, b))
         lines.append(line)
     return lines
 
 
 def table(lines: Sequence[Line]) -> str:
     """The lines as text, one block per column, in % or times 100."""
-    blocks = {}
+    blocks: dict[str, list[list[str]]] = {}
     for line in lines:
         unit = "%" if line.column in COLUMNS else "x 100"
-        head = [f"{line.column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test", "only A", "only B"]
+        head = [f"{line.column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test"]
         interval = f"[{100 * line.low:+.2f} to {100 * line.high:+.2f}]" if line.low == line.low else "[-]"
-        alone = ["" if count is None else f"{count:,}" for count in (line.only_a, line.only_b)]
         blocks.setdefault(line.column, [head]).append([
             line.group, f"{line.n:,}", f"{100 * line.a:.2f}", f"{100 * line.b:.2f}",
             f"{100 * line.difference:+.2f} {interval}", "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
-            line.test, *alone])
+            line.test])
     return "\n\n".join(map(aligned, blocks.values()))
 
 
@@ -158,9 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
     for reason in left_out:
         print(f"left out: {reason}")
     if options.out:
-        value = {"a": options.results[0], "b": options.results[1], "lines": [asdict(line) for line in lines],
-                 "left_out": left_out}
-        write_json(options.out, value)
+        write_json(options.out, {"a": options.results[0], "b": options.results[1],
+                                 "lines": [asdict(line) for line in lines], "left_out": left_out})
         print(f"wrote {options.out}", file=sys.stderr)
     return 0
 

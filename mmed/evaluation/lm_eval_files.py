@@ -1,12 +1,10 @@
-"""A result in the files of lm-evaluation-harness: results.json, and one file of samples per language.
+"""A result in the shape that lm-evaluation-harness (0.4.13) writes and its viewers read.
 
 Input:  the summary and the rows of an evaluation.
-Output: the content of results.json (ours in full under "mmed") and the lines of
-        samples_mmedbench_LANGUAGE.jsonl, in the shape that the harness (0.4.13) writes and its viewers read.
+Output: the content of results.json (ours in full under "mmed"), the lines of samples_*.jsonl.
 
-A task is a language and the group is the whole benchmark (macro average). A filter is how the answer came
-about (answer, rationale, loglikelihood, option_text), so each "metric,filter" is one column of ours. To run
-MMedBench inside the harness itself, see tasks/lm_eval.
+A task is a language and the group is the whole benchmark (macro average). A filter is the mode of a row, so
+each "metric,filter" is one column of ours.
 """
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ def results_value(
     results = {task: _metrics(task, part) for task, part in (tasks | {GROUP: summary["macro"]}).items()}
     shots = settings.get("shots", 0)
     measured = sorted({METRICS[column] for column in summary["macro"]["accuracy"]}
-                      | {metric.lower().replace(",", ";") for metric in summary["macro"]["text"]})
+                      | set(map(str.lower, summary["macro"]["text"])))
     return {
         "results": results,
         "groups": {GROUP: results[GROUP]},
@@ -59,8 +57,7 @@ def _metrics(task: str, part: dict) -> dict:
     """"metric,filter" -> value, and its standard error: about a quarter of the width of a 95 % interval."""
     entry: dict[str, Any] = {"name": task, "alias": task, "sample_len": part["n"]}
     scores = {(METRICS[column], COLUMNS[column][0]): score for column, score in part["accuracy"].items()}
-    for metric, score in part["text"].items():
-        scores[metric.lower().replace(",", ";"), "rationale"] = score  # no comma may be part of a name
+    scores |= {(metric.lower(), "rationale"): score for metric, score in part["text"].items()}
     for (metric, mode), score in scores.items():
         entry[f"{metric},{mode}"] = score["value"]
         entry[f"{metric}_stderr,{mode}"] = (score["high"] - score["low"]) / (2 * metrics.Z_95)

@@ -2,12 +2,9 @@
 
     python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME --permutations 4
 
-Input:  items -> `permuted`, copies of an item with reordered options, whose answer key follows them.
-Output: `summarise_permutations` of all rows: mean accuracy over the orders, consistency, letter bias.
-
-Order 0 is the published one, and only its answers enter the other tables and files of a result. The next
-orders rotate the options, in a sequence that the seed decides, so that with as many orders as options each
-text stands under each letter once. Further orders rotate a shuffled list.
+Order 0 is the published one, and only its answers enter the other tables and files of a result. The others
+rotate the options, in a sequence that the seed decides: with as many orders as options, which is the most,
+each text stands under each letter once.
 """
 from __future__ import annotations
 
@@ -25,21 +22,18 @@ ALL = "all languages"
 
 
 def permuted(item: ExamItem, count: int, seed: int) -> list[ExamItem]:
-    """The item and its copies in the orders 1 .. count - 1.
+    """The item and its copies in the orders 1 .. count - 1; the answer key follows the options.
 
     >>> item = ExamItem("?", {"A": "x", "B": "y", "C": "z"}, ("A",), "", "English", "1")
     >>> [(copy.options, copy.answer) for copy in permuted(item, 2, seed=0)[1:]]
     [({'A': 'z', 'B': 'x', 'C': 'y'}, ('B',))]
     """
-    def draw(*parts: object) -> str:  # by hashing: the draws of `random` may change with Python
-        return hashlib.sha256(repr((seed, item.key, *parts)).encode("utf-8", "surrogatepass")).hexdigest()
+    def draw(shift: int) -> str:  # by hashing: the draws of `random` may change with Python
+        return hashlib.sha256(repr((seed, item.key, 0, shift)).encode("utf-8", "surrogatepass")).hexdigest()
 
     letters, copies = list(item.options), [item]
-    for number in range(1, count):
-        turn, place = divmod(number, len(letters))
-        old = sorted(letters, key=lambda letter: draw(turn, letter)) if turn else letters
-        shifts = [0, *sorted(range(1, len(letters)), key=lambda shift: draw(turn, shift))]
-        old = old[shifts[place]:] + old[:shifts[place]]
+    for number, shift in enumerate(sorted(range(1, len(letters)), key=draw)[:count - 1], 1):
+        old = letters[shift:] + letters[:shift]
         options = {new: item.options[letter] for new, letter in zip(letters, old)}
         answer = tuple(sorted(letters[old.index(letter)] for letter in item.answer))
         copies.append(replace(item, options=options, answer=answer, extra=item.extra | {ORDER: number}))
@@ -49,11 +43,10 @@ def permuted(item: ExamItem, count: int, seed: int) -> list[ExamItem]:
 def summarise_permutations(rows: Sequence[dict]) -> dict[str, dict[str, Any]]:
     """Language (and ALL) -> column -> the numbers of `_measure`."""
     groups = group_by(rows, lambda row: row["language"])
-    parts = {language: groups[language] for language in language_order(groups)} | {ALL: rows}
     found: dict[str, dict[str, Any]] = {}
-    for name, part in parts.items():
+    for name in [*language_order(groups), ALL]:
         for column, (mode, key) in COLUMNS.items():
-            chosen = [row for row in part if row["mode"] == mode]
+            chosen = [row for row in groups.get(name, rows) if row["mode"] == mode]
             if chosen and key.startswith("correct"):
                 found.setdefault(name, {})[column] = _measure(chosen, key)
     return found
@@ -69,12 +62,11 @@ def _measure(rows: Sequence[dict], key: str) -> dict[str, Any]:
     shares = [mean(float(row[key]) for row in copies) for copies in items]
     low, high = (None if end != end else end for end in bootstrap_interval(shares, seed=0))
     parsed = key.replace("correct", "parsed")
-    same = [_texts(copies[0], parsed) and len({_texts(row, parsed) for row in copies}) == 1
-            for copies in items]
+    texts = [{_texts(row, parsed) for row in copies} for copies in items]
     single = [row for row in rows if "," not in row["gold"]]
     letters = sorted({letter for row in single for letter in row["doc"]["options"]})
     return {"accuracy": {"value": mean(shares), "low": low, "high": high}, "n": len(items),
-            "consistency": mean(map(bool, same)),
+            "consistency": mean(len(chosen) == 1 and () not in chosen for chosen in texts),
             "letters": {letter: [mean(letter in row[name].split(",") for row in single)
                                  for name in (parsed, "gold")] for letter in letters}}
 
@@ -93,10 +85,9 @@ def permutation_table(summary: dict[str, dict[str, Any]]) -> str:
                  "letters: chosen / right"]]
         for name, part in summary.items():
             if column in part:
-                score, own = part[column]["accuracy"], part[column]
-                interval = "[-]"
-                if score["low"] is not None:
-                    interval = f"[{100 * score['low']:.0f}-{100 * score['high']:.0f}]"
+                own, score = part[column], part[column]["accuracy"]
+                known = score["low"] is not None
+                interval = f"[{100 * score['low']:.0f}-{100 * score['high']:.0f}]" if known else "[-]"
                 letters = "  ".join(f"{letter} {100 * chosen:.0f} / {100 * right:.0f}"
                                     for letter, (chosen, right) in own["letters"].items())
                 rows.append([name, f"{own['n']:,}", f"{100 * score['value']:.1f} {interval}",

@@ -1,10 +1,9 @@
 """The paper's rows of MMedBench, as published, to be shown beside our own numbers.
 
 Source: Qiu et al., Towards building multilingual language model for medicine, Nature Communications 15,
-8384 (2024): the result tables (accuracy; BLEU-1 / ROUGE-1 of rationales; ablations; English benchmarks)
-and, for the last three accuracy rows, the README of the official repository. Numbers and notes are in
-published.txt. Nothing is corrected; `NOTES` says what does not add up (docs/method.md, discrepancies D1-D4,
-D26).
+8384 (2024): the result tables; for the last three accuracy rows, the README of the official repository.
+Numbers and notes are in published.txt. Nothing is corrected; `NOTES` says what does not add up
+(docs/method.md, discrepancies D1-D4, D26).
 """
 from __future__ import annotations
 
@@ -19,6 +18,7 @@ ENGLISH_SOURCES = (
     "mmlu professional_medicine", "mmlu college_biology", "mmlu college_medicine",
 )
 ABLATION_MODELS = ("InternLM 7B", "InternLM 2 7B", "Llama 3 8B")
+
 
 @dataclass(frozen=True)
 class PublishedRow:
@@ -56,17 +56,13 @@ def published(metric: str) -> list[PublishedRow]:
 
 
 def published_english() -> list[PublishedRow]:
-    """The rows of the English benchmarks by source, in %; what has no number has no cell.
-
-    >>> row = published_english()[-1]
-    >>> row.name, row.cells["mmlu anatomy"], row.average
-    ('MMed-Llama 3 8B (EnIns)', 69.6, 72.59)
-    """
+    """The rows of the English benchmarks by source, in %; what has no number has no cell."""
     rows = []
     for name, numbers in _lines("english"):
-        *cells, average = [float(number.replace("-", "nan")) for number in numbers.split()]
-        found = {source: cell for source, cell in zip(ENGLISH_SOURCES, cells, strict=True) if cell == cell}
-        rows.append(PublishedRow("", name, found, average))
+        *cells, average = numbers.split()
+        found = {source: float(cell) for source, cell in zip(ENGLISH_SOURCES, cells, strict=True)
+                 if cell != "-"}
+        rows.append(PublishedRow("", name, found, float(average.replace("-", "nan"))))
     return rows
 
 
@@ -74,12 +70,7 @@ def published_ablation() -> dict[tuple[str, str], dict[str, tuple[float, ...]]]:
     """(corpus, fine-tuning data) -> model -> accuracy and, if rationales are written, BLEU-1, ROUGE-1, in %.
 
     Corpus: none, english (the English part), quality (books and websites), all (with the filtered web).
-
-    >>> published_ablation()["quality", "both"]["InternLM 2 7B"]
-    (64.43, 47.95, 44.57)
     """
-    rows = {}
-    for corpus, data, *cells in _lines("ablation"):
-        numbers = [tuple(map(float, cell.split("/"))) for cell in cells]
-        rows[corpus, data] = dict(zip(ABLATION_MODELS, numbers, strict=True))
-    return rows
+    return {(corpus, data): {model: tuple(map(float, cell.split("/")))
+                             for model, cell in zip(ABLATION_MODELS, cells, strict=True)}
+            for corpus, data, *cells in _lines("ablation")}

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from mmed.evaluation.answer_parser import remove_thoughts
 from mmed.evaluation.api_client import Server
 from mmed.evaluation.option_text import cloze_prompt, scored_string
+from mmed.evaluation.thoughts import remove_thoughts
 from mmed.generate import encode_prompt
 from mmed.prompts import ExamItem, build_few_shot, build_messages, pick_examples
 from mmed.tokenization.chat_template import encode_chat, render_chat
@@ -61,6 +61,7 @@ class EvalConfig:
     equal_options: str
     # decoding
     max_new_tokens: int
+    thinking_budget: int
     batch_size: int
     dtype: str
     device: str
@@ -110,11 +111,11 @@ def modes_of(config: EvalConfig) -> list[str]:
 
 
 def token_limit(mode: str, config: EvalConfig) -> int:
-    """The most new tokens of a text; chat models end by themselves, and may reason first."""
+    """The most new tokens of a text, its thought included; chat models end by themselves."""
     is_chat = not config.server.completions if config.server else config.chat_template != "none"
     if mode == "rationale" or config.style == "official" or is_chat:
-        return config.max_new_tokens
-    return min(config.max_new_tokens, ANSWER_TOKENS)
+        return config.thinking_budget + config.max_new_tokens
+    return config.thinking_budget + min(config.max_new_tokens, ANSWER_TOKENS)
 
 
 def build_questions(

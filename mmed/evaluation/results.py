@@ -66,31 +66,24 @@ def text_row(
 
 
 def loglikelihood_row(
-    item: ExamItem,
-    prompt_hash: str,
-    candidates: Sequence[str],
-    sums: Sequence[float],
-    tokens: Sequence[int],
-    equal_options: str = "either",
-    unconditional: Sequence[float] = (),
+    item: ExamItem, prompt_hash: str, candidates: Sequence[str], sums: Sequence[float],
+    tokens: Sequence[int], equal_options: str = "either", unconditional: Sequence[float] = (),
 ) -> dict:
     """Score candidates by log-probability: `sums` over their `tokens`; of equal ones the first wins.
 
     unconditional  sums of the same texts after "Answer:" alone: the mode is option_text, else loglikelihood
     """
-    per_token = [total / count for total, count in zip(sums, tokens)]
-    row: dict[str, Any] = {"status": "scored", "logprobs": dict(zip(candidates, sums)),
-                           "tokens": dict(zip(candidates, tokens))}
+    row = _row(item, "option_text" if unconditional else "loglikelihood", prompt_hash) | {
+        "status": "scored", "logprobs": dict(zip(candidates, sums)), "tokens": dict(zip(candidates, tokens))}
+    rankings = {"": sums, "_norm": [total / count for total, count in zip(sums, tokens)]}
     if unconditional:
         row["unconditional"] = dict(zip(candidates, unconditional))
         pmi = [total - prior for total, prior in zip(sums, unconditional)]
-        mode, rankings = "option_text", {"": per_token, "_pmi": pmi}
-    else:
-        mode, rankings = "loglikelihood", {"": list(sums), "_norm": per_token}
+        rankings = {"": rankings["_norm"], "_pmi": pmi}
     for name, values in rankings.items():
-        row[f"parsed{name}"] = candidates[values.index(max(values))]
-        row[f"correct{name}"] = _is_correct(row[f"parsed{name}"], item, equal_options)
-    return _row(item, mode, prompt_hash) | row
+        letters = candidates[values.index(max(values))]
+        row |= {f"parsed{name}": letters, f"correct{name}": _is_correct(letters, item, equal_options)}
+    return row
 
 
 def _is_correct(letters: str | Iterable[str], item: ExamItem, equal_options: str) -> bool:
@@ -113,21 +106,22 @@ def write_results(
     """Write all files of a result folder and return the summary. `prompts`: (key, mode) -> ModelInput."""
     everything, copies = rows, [row for row in rows if ORDER in row["doc"]["extra"]]
     rows = [row for row in rows if ORDER not in row["doc"]["extra"]]
-    summary, files = summarise(rows, settings), {"predictions.jsonl": map(json_line, rows)}
-    (folder / PERMUTATIONS).unlink(missing_ok=True)
+    summary = summarise(rows, settings)
     if copies:
         summary["permutations"] = summarise_permutations(everything)
-        files[PERMUTATIONS] = map(json_line, copies)
+    files = {"predictions.jsonl": map(json_line, rows), PERMUTATIONS: map(json_line, copies)}
     for language in summary["languages"]:
         chosen = [row for row in rows if row["language"] == language]
         files[f"samples_{task_name(language)}.jsonl"] = map(json_line, samples(chosen, prompts))
     for name, table in _leaderboard_tables(summary, rows, prompts, settings["words"]).items():
-        (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
-        if table:
-            files[name] = map(_csv_line, table)
-    for name, lines in files.items():
-        with atomic_write(folder / name) as file:
-            file.writelines(lines)
+        files[name] = map(_csv_line, table)
+    for name, content in files.items():
+        lines = list(content)
+        if lines:
+            with atomic_write(folder / name) as file:
+                file.writelines(lines)
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
     headline = next(column for column in MODES if column in summary["micro"]["accuracy"])
     write_json(folder / "results.json", results_value(summary, facts, settings, headline, RESULTS_VERSION))
     for name in (*files, "results.json"):
@@ -141,7 +135,7 @@ def _leaderboard_tables(
 ) -> dict[str, list[list[str]]]:
     """File name -> table with its header; empty where this run did not measure what the file is for."""
     languages, checked = summary["languages"], checked_languages(rows)
-    tables: dict[str, list[list[str]]] = {}
+    tables: dict[str, list[list[str]]] = {"accuracy_metric.csv": [], "rationale_similarity_metric.csv": []}
     # MMedLM: the leaderboard wants answers to all items, rationales only of those that passed the human check
     for name, mode in (("multi_choice_results.csv", "answer"), ("rationale_results.csv", "rationale")):
         chosen = [row for row in rows if row["mode"] == mode and (
@@ -149,21 +143,24 @@ def _leaderboard_tables(
         lines = [[row["language"], prompts[row["key"], mode], row["text"],
                   row["gold"] if mode == "answer" else row["doc"]["rationale"]] for row in chosen]
         tables[name] = [SUBMISSION_COLUMNS, *lines] if lines else []
-    accuracy, similarity = [], []
     if "answer" in summary["micro"]["accuracy"]:
         shares = [part["accuracy"]["answer"]["value"] for part in languages.values()]
-        accuracy = [list(languages), [f"{100 * share:.2f}" for share in shares]]
+        tables["accuracy_metric.csv"] = [list(languages), [f"{100 * share:.2f}" for share in shares]]
     if words == "official" and summary["micro"]["text"]:
-        similarity = [["Metric", *languages]]
+        tables["rationale_similarity_metric.csv"] = similarity = [["Metric", *languages]]
         for metric in headline_metrics(words):
             scores = [part["text"].get(metric) for part in languages.values()]
             cells = [f"{100 * score['value']:.2f}" if score else "" for score in scores]
             similarity.append([metric.split("|")[0], *cells])
-    return tables | {"accuracy_metric.csv": accuracy, "rationale_similarity_metric.csv": similarity}
+    return tables
 
 
 def _csv_line(cells: Iterable[str]) -> str:
-    """A line of a CSV file, ending in \\n; lone surrogates become "?"."""
+    r"""A line of a CSV file, ending in \n; lone surrogates become "?".
+
+    >>> _csv_line(["plain", "c\rd"])
+    'plain,"c\rd"\n'
+    """
     line = io.StringIO()
     # the default \r\n makes Python before 3.13 quote a cell with a lone \r
     csv.writer(line).writerow(map(utf8, cells))
@@ -172,15 +169,12 @@ def _csv_line(cells: Iterable[str]) -> str:
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
-# Field of a row -> its type: of every row, of one in a mode, and of its item
-ROW = {"key": str, "language": str, "mode": str, "gold": str, "status": str, "parsed": str, "correct": bool,
-       "doc": dict}
-MODE = {"answer": {"text": str, "official_match": bool},
-        "rationale": {"text": str, "rationale": str, "scores": dict},
-        "loglikelihood": {"parsed_norm": str, "correct_norm": bool, "logprobs": dict, "tokens": dict},
-        "option_text": {"parsed_pmi": str, "correct_pmi": bool, "logprobs": dict, "tokens": dict,
-                        "unconditional": dict}}
-DOC = {"question": str, "options": dict, "rationale": str, "human_check_passed": bool | None, "extra": dict}
+# Fields of a row: of every row, and of those in a mode
+FIELDS = {"key", "language", "mode", "gold", "status", "parsed", "correct", "doc"}
+MODE_FIELDS = {"answer": {"text", "official_match"}, "rationale": {"text", "rationale", "scores"},
+               "loglikelihood": {"parsed_norm", "correct_norm", "logprobs", "tokens"},
+               "option_text": {"parsed_pmi", "correct_pmi", "logprobs", "tokens", "unconditional"}}
+DOC = {"question", "options", "rationale", "human_check_passed", "extra"}  # of its item
 
 
 def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
@@ -190,7 +184,7 @@ def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
     own = value.get("mmed") if isinstance(value, dict) else None
     if not isinstance(own, dict) or own.get("version") != RESULTS_VERSION:
         raise UserError(f"{path}: not a result of this version of `python -m mmed.eval`; evaluate again")
-    if not all(isinstance(own.get(name), dict) for name in ("settings", "facts", "summary")):
+    if not own.keys() >= {"settings", "facts", "summary"}:
         raise UserError(f"{path}: damaged, settings, facts or summary are missing; evaluate again")
     check_file(Path(folder) / "predictions.jsonl")
     return own, _checked_rows(Path(folder) / "predictions.jsonl")
@@ -203,25 +197,20 @@ def load_permutations(folder: str | Path) -> list[dict]:
 
 
 def _checked_rows(path: Path) -> Iterator[dict]:
-    """Rows of predictions.jsonl, with the type of every field checked once, here."""
+    """Rows of predictions.jsonl, whose fields are checked once, here."""
     for number, row in read_jsonl(path):
-        wrong = _wrong_fields(row, ROW | MODE.get(str(row.get("mode")), {"one of the modes": str}))
-        wrong = wrong or _wrong_fields(row["doc"], DOC)
-        if wrong or not all(map(is_finite, row.get("scores", {}).values())):
-            raise UserError(f"{path}:{number}: not a row of `python -m mmed.eval`: missing or of another "
-                            f"type: {', '.join(wrong) or 'a score'}; evaluate again")
+        missing = (FIELDS | MODE_FIELDS.get(str(row.get("mode")), set())) - row.keys()
+        missing = missing or DOC - row["doc"].keys()
+        if missing or row["mode"] not in MODES or not all(map(is_finite, row.get("scores", {}).values())):
+            raise UserError(f"{path}:{number}: not a row of `python -m mmed.eval` ("
+                            f"{', '.join(sorted(missing)) or 'mode or scores'}); evaluate again")
         yield row
-
-
-def _wrong_fields(value: dict, fields: dict[str, Any]) -> list[str]:
-    return [name for name, kind in fields.items() if not isinstance(value.get(name), kind)]
 
 
 def load_prompts(folder: str | Path) -> dict[tuple[str, str], str]:
     """(key, mode) -> prompt of a result folder, from its samples."""
     prompts = {}
-    for name in dict.fromkeys(row["language"] for row in load_results(folder)[1]):
-        path = Path(folder) / f"samples_{task_name(name)}.jsonl"
+    for path in Path(folder).glob(f"samples_{task_name('*')}.jsonl"):
         for _, sample in read_jsonl(path):
             prompts[sample["doc"]["id"], sample["filter"]] = sample["arguments"]["gen_args_0"]["arg_0"]
     return prompts

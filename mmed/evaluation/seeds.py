@@ -19,40 +19,34 @@ from mmed.evaluation.summary import aligned
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import read_json, write_json
 from mmed.utils.journal import facts_that_differ
-
-MAY_DIFFER = ("seed", "model")  # of a result's facts
-PLACES = ("out", "seed", "resume")  # of a training configuration
+from mmed.utils.untrusted import reading
 
 
-def training_config(folder: str, own: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the run that made a result's model, without seed and output folder."""
-    settings = own["settings"]
+def all_but_seed(own: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal: the evaluation's facts, and the model's training options or else its hash."""
+    facts, settings = own["facts"], own["settings"]
     path = Path(settings.get("adapter") or settings.get("model") or "").resolve().parent / "run.json"
+    equal = {name: value for name, value in facts.items() if name not in ("seed", "model")}
     if not path.is_file():
-        raise UserError(f"{folder}: its model differs from that of another folder, and there is no {path} to "
-                        "show that only the training seed does")
-    value = read_json(path)
-    config = value.get("config") if isinstance(value, dict) else None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not the run.json of a training run")
-    return {name: value for name, value in config.items() if name not in PLACES}
+        return equal | {"model (no run.json beside it)": facts["model"]}
+    with reading(path):
+        config = read_json(path)["config"].items()
+    return equal | {f"training: {name}": value for name, value in config
+                    if name not in ("seed", "out", "resume")}
 
 
 def check_only_seeds_differ(folders: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
     """An error names the first folder that differs in anything else."""
-    first = results[0]
-    for folder, own in zip(folders[1:], results[1:]):
-        facts = [{name: value for name, value in one["facts"].items() if name not in MAY_DIFFER}
-                 for one in (first, own)]
-        differs = facts_that_differ(*facts)
-        if not differs and own["facts"]["model"] != first["facts"]["model"]:
-            configs = [training_config(*pair) for pair in ((folders[0], first), (folder, own))]
-            differs = facts_that_differ(*configs)
-        elif not differs and own["facts"]["seed"] == first["facts"]["seed"]:
-            differs = "nothing, not even the seed"
+    seen: list[tuple] = []
+    for folder, own in zip(folders, results):
+        differs = facts_that_differ(all_but_seed(results[0]), all_but_seed(own))
+        drawn = own["facts"]["seed"], own["facts"]["model"]
+        if drawn in seen:
+            differs = differs or "nothing, not even the seed"
         if differs:
             raise UserError(f"{folder}: differs from {folders[0]} in {differs}; "
                             "give results that differ only in the seed")
+        seen.append(drawn)
 
 
 def spread(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -73,10 +67,9 @@ def spread(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str,
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
     blocks = []
     for column, groups in found.items():
-        rows = [[f"{column}, x 100", "mean", "sd", "range"]]
-        for group, part in groups.items():
-            mean, sd, low, high = (f"{100 * part[name]:.2f}" for name in ("mean", "sd", "low", "high"))
-            rows.append([group, mean, sd, f"{low} to {high}"])
+        rows = [[f"{column}, x 100", "mean", "sd", "low", "high"]]
+        rows += [[group, *(f"{100 * value:.2f}" for value in part.values())]
+                 for group, part in groups.items()]
         blocks.append(aligned(rows))
     return "\n\n".join(blocks)
 
@@ -84,7 +77,7 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.seeds",
                     description="Mean and spread of results that differ only in the seed.",
-                    epilog="example: python -m mmed.evaluation.seeds results/seed0 results/seed1")
+                    example="python -m mmed.evaluation.seeds results/seed0 results/seed1")
     parser.add_argument("results", nargs="+", metavar="RESULT_FOLDER", help="two or more, of mmed.eval")
     parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
     options = parser.parse_args(arguments)

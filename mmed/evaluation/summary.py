@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmed import metrics
@@ -54,7 +55,7 @@ PROMPT_SETTINGS = ("style", "shots", "chat_template", "bos", "too_long", "dtype"
                    "server_options")
 SHOT_SETTINGS = ("seed", "examples")  # with --shots
 COT = "few-shot chain of thought: rationales of train items; our prompt, no published number's"
-WRITING_SETTINGS = ("stop", "max_new_tokens")
+WRITING_SETTINGS = ("stop", "max_new_tokens", "thinking_budget")
 PART_TITLES = {
     "single": "one right answer", "multiple": "several right", "text_only": "no image needed",
     "image_dependent": "needs an image",
@@ -150,20 +151,21 @@ def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
     items = next(by_mode[mode] for mode in MODES if mode in by_mode)
     docs = [{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]
     parse = {}
-    for mode in by_mode.keys() & {"answer", "rationale"}:
+    for mode in sorted(by_mode.keys() & {"answer", "rationale"}):
         found = Counter(row["status"] for row in by_mode[mode])
         parse[mode] = {status: found[status] / found.total() for status in STATUSES}
     texts = [row for row in rows if counts_for_text(row, row["language"] in checked)]
-    result = {"n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
-              "parse": dict(sorted(parse.items())), "text": _text_scores(texts), "by": {}}
+    result: dict[str, Any] = {
+        "n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
+        "parse": parse, "text": _text_scores(texts), "by": {}}
     if "loglikelihood" in by_mode:
         result["calibration"] = calibration(by_mode["loglikelihood"])
     for kind in KINDS:
-        groups = group_by(rows, lambda row, kind=kind: kind_of(row, kind))
+        groups = group_by(rows, partial(kind_of, kind=kind))
         groups.pop("", None)
-        scores = {name: _accuracies(groups[name]) for name in sorted(groups)}
         if all(len(group) == len(rows) for group in groups.values()):
             continue  # it divides nothing
+        scores = {name: _accuracies(groups[name]) for name in sorted(groups)}
         if kind in ("answers", "image"):
             result |= scores
         else:
@@ -241,12 +243,6 @@ def _text_items(texts: Sequence[dict], checked: set[str]) -> str:
 
 # ---- table -------------------------------------------------------------------------------------------------
 
-def headline_metrics(words: str) -> list[str]:
-    """The seven text scores of the table: with the official words, ROUGE is that of the `rouge` package."""
-    rouge = "rouge-f1" if words == "official" else "rouge-score-f1"
-    return [f"{name}|{'nltk-method1' if name.startswith('BLEU') else rouge}" for name in TEXT_METRICS]
-
-
 def shown_metrics(summary: dict, words: str) -> list[str]:
     """The `headline_metrics` that a summary has, then every other metric of rationales, such as BERTScore."""
     found = summary["micro"]["text"]
@@ -254,39 +250,38 @@ def shown_metrics(summary: dict, words: str) -> list[str]:
     return [metric for metric in headline_metrics(words) if metric in found] + others
 
 
+def headline_metrics(words: str) -> list[str]:
+    """The seven text scores of the table: with the official words, ROUGE is that of the `rouge` package."""
+    rouge = "rouge-f1" if words == "official" else "rouge-score-f1"
+    return [f"{name}|{'nltk-method1' if name.startswith('BLEU') else rouge}" for name in TEXT_METRICS]
+
+
 def table(summary: dict, words: str) -> str:
-    """The tables of the terminal, one block per topic."""
+    """The tables of the terminal, one block per topic; the report has more."""
     micro = summary["micro"]
+    groups = {**summary["languages"], "macro average": summary["macro"], "micro average": micro}
     columns = [column for column in COLUMN_TITLES if column in micro["accuracy"]]
     titles = [COLUMN_TITLES[column] for column in columns]
-    groups = {**summary["languages"], "macro average": summary["macro"], "micro average": micro}
     rows = [["accuracy, % [95 %]", "n", "chance", *titles]]
     rows += [[name, f"{part['n']:,}", f"{100 * part['chance']:.1f}", *_cells(part["accuracy"], columns)]
              for name, part in groups.items()]
-    rows += [[title, _count(micro[part]), "", *_cells(micro[part], columns)]
-             for part, title in PART_TITLES.items() if part in micro]
+    for part, title in PART_TITLES.items():
+        if part in micro:
+            n = max(score["n"] for score in micro[part].values())
+            rows.append([title, f"{n:,}", "", *_cells(micro[part], columns)])
     blocks = [aligned(rows)]
-    for kind, parts in micro["by"].items():
-        if kind == "source" and len(parts) <= len(summary["languages"]):
-            continue  # one source per language, as in MMedBench: the first table has it
-        rows = [[f"by {'number of options' if kind == 'options' else kind}, %", "n", *titles]]
-        rows += [[name, _count(part), *_cells(part, columns)] for name, part in parts.items()]
-        if kind == "source":
-            rows.append(["mean of sources", "", *_cells(summary["source_mean"], columns)])
-        blocks.append(aligned(rows))
     if micro["parse"]:
         shares = [(mode, status) for mode in micro["parse"] for status in STATUSES]
         rows = [["answers read, %", *(f"{mode}: {status}" for mode, status in shares)]]
         rows += [[name, *(f"{100 * part['parse'][mode][status]:.1f}" for mode, status in shares)]
                  for name, part in groups.items() if part.get("parse")]
         blocks.append(aligned(rows))
-    parts = {name: (part["calibration"], part["accuracy"]["loglikelihood"]["value"])
-             for name, part in groups.items() if "calibration" in part}
-    if parts:
-        rows = [["calibration of logP, %", "n", "ECE", "mean confidence", "accuracy"]]
-        for name, (part, right) in parts.items():
-            shares = (part["ece"], part["confidence"], right)
-            rows.append([name, f"{part['n']:,}", *(f"{100 * share:.1f}" for share in shares)])
+    if "calibration" in micro:
+        rows = [["calibration of logP, %", "n", "ECE", "mean confidence"]]
+        for name, part in groups.items():
+            if own := part.get("calibration"):
+                sure, gap = 100 * own["confidence"], 100 * own["ece"]
+                rows.append([name, f"{own['n']:,}", f"{gap:.1f}", f"{sure:.1f}"])
         blocks.append(aligned(rows))
     return "\n\n".join([*blocks, *_text_block(summary, groups, words)])
 
@@ -295,10 +290,6 @@ def _cells(scores: dict, columns: Sequence[str]) -> list[str]:
     return [f"{100 * scores[column]['value']:.1f} "
             f"[{100 * scores[column]['low']:.0f}-{100 * scores[column]['high']:.0f}]"
             if column in scores else "-" for column in columns]
-
-
-def _count(scores: dict) -> str:
-    return f"{max(score['n'] for score in scores.values()):,}"
 
 
 def _text_block(summary: dict, groups: dict[str, dict], words: str) -> list[str]:

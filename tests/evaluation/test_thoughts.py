@@ -1,0 +1,103 @@
+"""Thoughts of reasoning models: removed before an answer is read, and closed when their budget is used up."""
+from types import SimpleNamespace
+
+import pytest
+
+import mmed.eval
+from mmed.eval import generate_answers, parse_options
+from mmed.evaluation.answer_parser import official_match, parse_answer
+from mmed.evaluation.questions import Question, token_limit
+from mmed.evaluation.summary import summarise
+from mmed.evaluation.thoughts import remove_thoughts
+from mmed.prompts import ExamItem
+
+MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=60))
+ITEM = ExamItem("Why?", {"A": "this", "B": "that"}, ("A",), "", "English", "1")
+
+PUBLISHED = "###Answer: OPTION A IS CORRECT."
+CHANNEL = "<|channel|>{}<|message|>{}<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize("text", [
+    f"<think>It is B.</think>\n\n{PUBLISHED}",
+    f'<think>I should end with "###Answer: OPTION B IS CORRECT."</think>{PUBLISHED}',
+    f"It is B.</think>\n{PUBLISHED}",
+    f"<thinking>The answer is B.</thinking>{PUBLISHED}",
+    f"[THINK]The answer is B.[/THINK]{PUBLISHED}",
+    f"◁think▷The answer is B.◁/think▷{PUBLISHED}",
+    f"<|begin_of_thought|>The answer is B.<|end_of_thought|>{PUBLISHED}",
+    f"<|START_THINKING|>The answer is B.<|END_THINKING|>{PUBLISHED}",
+    f"<|inner_prefix|>The answer is B.<|inner_suffix|>{PUBLISHED}",
+    f"<unused94>thought\nThe answer is B.<unused95>{PUBLISHED}",
+    f"<|channel>thought\nThe answer is B.<channel|>{PUBLISHED}",
+    f"## Thinking\n\nThe answer is B.\n\n## Final Response\n\n{PUBLISHED}",
+    CHANNEL.format("analysis", "The answer is B.") + f"<|channel|>final<|message|>{PUBLISHED}<|return|>",
+    CHANNEL.format("analysis", "B?") + CHANNEL.format("commentary", "It is B.")
+    + f"<|channel|>final<|message|>{PUBLISHED}",
+    f"analysisThe answer is B.assistantfinal{PUBLISHED}",
+])
+def test_the_answer_after_a_thought_is_parsed(text):
+    assert parse_answer(text, "ABCDE") == parse_answer(PUBLISHED, "ABCDE")
+    assert official_match(text, ITEM)
+
+
+@pytest.mark.parametrize("text", [
+    "<think>The answer is B.",
+    "<|channel|>analysis<|message|>The answer is B.",
+    "analysisThe answer is B.",
+    "<unused94>thought\nThe answer is B.",
+    "<think>B</think><think>The answer is B.",
+])
+def test_an_unfinished_thought_is_no_answer(text):
+    assert remove_thoughts(text) == "" and parse_answer(text, "ABCDE").letters == ()
+
+
+@pytest.mark.parametrize("text", ["I think that the answer is B.", "Analysis of the urine: B",
+                                  "The final answer is B.\n", ""])
+def test_text_without_thoughts_is_kept(text):
+    assert remove_thoughts(text) == text
+
+
+# ---- a budget ----
+
+class Characters:
+    """A tokenizer with an id for each character."""
+
+    end_ids, vocab_size = (), 0x110000
+
+    def encode(self, text, continued):
+        return list(map(ord, text))
+
+    def decode(self, ids, continued):
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize("thought, end", [("It is B, no, wait", "\n</think>\n\n"), ("B?</think>", "")])
+def test_a_thought_beyond_its_budget_is_closed_and_the_model_answers(monkeypatch, thought, end):
+    asked, tokenizer = [], Characters()
+
+    def generate(model, prompts, limits, stop, **decoding):
+        asked.append((tokenizer.decode(prompts[0], True), limits[0]))
+        ids = list(map(ord, thought if len(asked) == 1 else f"{PUBLISHED} So"))
+        assert stop(ids) == (len(asked) == 2 or not end)
+        return [ids]
+
+    monkeypatch.setattr(mmed.eval, "generate", generate)
+    config = parse_options(["--model", "x", "--data", "x", "--out", "x", "--chat_template", "auto",
+                            "--thinking_budget", "20", "--max_new_tokens", "9"])
+    prompt = "Why?\n<think>\n"
+    question = Question(ITEM, "answer", prompt, list(map(ord, prompt)))
+    row, = generate_answers(MODEL, tokenizer, [question], config, None)
+    assert row["text"] == f"<think>\n{thought}{end}{PUBLISHED}" and row["correct"]
+    assert asked == [(prompt, 20), (prompt + thought + end, 9)]
+    assert token_limit("answer", config) == 29
+    settings = {"max_new_tokens": 9, "thinking_budget": 20}
+    assert summarise([row], settings)["signatures"]["answer"].endswith("max_new_tokens:9|thinking_budget:20")
+
+
+def test_an_unfinished_thought_that_the_prompt_begins_is_no_answer(monkeypatch):
+    monkeypatch.setattr(mmed.eval, "generate", lambda *_, **__: [list(map(ord, "The answer is A."))])
+    config = parse_options(["--model", "x", "--data", "x", "--out", "x"])
+    question = Question(ITEM, "answer", "Why?<think>\n", [1])
+    row, = generate_answers(MODEL, Characters(), [question], config, None)
+    assert row["status"] == "unparsed" and row["text"] == "<think>\nThe answer is A."

@@ -3,7 +3,7 @@
 Input: raw text and the options of its question. Output: whether the published scorer accepts the text
 (`official_match`; metrics/accuracy.py of the MMedLM code) and a `ParsedAnswer` (`parse_answer`).
 
-The parser drops the thoughts of reasoning models, then tries in turn
+The parser drops the thoughts of reasoning models and, after step 1, copies of the prompt. It tries in turn
 1. the published form, exactly ("strict"; everything below is "lenient");
 2. a statement: "the answer is B", "I choose B", "B is the best option"; the last counts, "not B" excludes;
 3. a line of letters, or a label that begins the text: "B", "A and C", "C) Doxycycline";
@@ -26,6 +26,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mmed.evaluation.prompt_copies import remove_copies
 from mmed.evaluation.thoughts import remove_thoughts
 from mmed.languages import PAPER_ORDER, SAME_LETTER, Language, get_language, words
 from mmed.prompts import ExamItem
@@ -89,7 +90,7 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
         letters = strict[2].split(",")
         if len(set(letters)) == len(letters) and set(letters) <= set(options):
             return ParsedAnswer(tuple(sorted(letters)), "strict", strict[1] or "")
-    letters = _lenient(body, options, lexicon)
+    letters = _lenient(remove_copies(body, options), options, lexicon)
     _, mark, rationale = body.partition("###Rationale:")
     if mark:
         end = "\n###Answer:" if "\n###Answer:" in rationale else "###Answer:"

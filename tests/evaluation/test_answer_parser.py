@@ -162,9 +162,29 @@ def test_lower_case_keeps_the_length_of_folded_text():
         assert len(folded.lower()) == len(folded), hex(code)
 
 
+OPTIONS = {"A": "Salt", "B": "Iron.", "C": "Zinc and vitamin C.", "D": "Lead"}
+
+
+@pytest.mark.parametrize("text, letters", [
+    ("A. Salt\nB. Iron.\nC. Zinc and vitamin C.\nD. Lead\n\n---\n\n---", ""),  # Gemma 3 270M, zero-shot
+    ("A. Salt. B. Iron. C. Zinc and vitamin C. D. Lead.\n\n### Response: D. Lead", "D"),
+    ("A. Salt B. Iron. C. Zinc and vitamin C. D. Lead The answer is B.", "B"),
+    ("###Option A: Salt\n###Option B: Iron.\n###Option C: Zinc and vitamin C.\n###Option D: Lead\n\n###", ""),
+    ("###Question: Which metal? ###Options: A. Salt B. Ir", ""),
+    ("###Question: Which metal? A. Salt\n### Answer:\nB", "B"),
+    ("A. Salt\nB. Iron.\nC. Zinc and vi", ""),  # cut off by the limit on tokens
+    ("A. Sugar\nB. Salt\nC. Iron.\nD. Zinc and vitamin C.", ""),  # moved by one, with one more
+    ("A. Salt\nC. Zinc and vitamin C.", "AC"), ("A. Salt\nB. Iron.", "AB"),  # answers of several letters
+    ("A. Salt: wrong.\nB. Iron: correct.\nC. Zinc: wrong.\nD. Lead: wrong.", "B"),
+    ("A. Salt", "A"),
+])
+def test_a_copied_list_of_options_is_not_an_answer(text, letters):
+    assert "".join(parse_answer(text, OPTIONS).letters) == letters
+
+
 @pytest.mark.parametrize("unit", [
-    "answer: ", "###Answer:", "选", "((((", "A, ", "\n", "\u0301", "\\boxed{", "<think>", "### Instruction:",
-    "\nQuestion:", "A. Ampicillin B. Ceftriaxone ", "the answer is not A, B or ", "A is correct. ", "-",
+    "answer: ", "###Answer:", "选", "A. ", "A. Ampicillin\n", "((((", "A, ", "\n", "\u0301", "\\boxed{", "<think>",
+    "### Instruction:", "\nQuestion:", "A. Ampicillin B. Ceftriaxone ", "the answer is not A, B or ", "A is correct. ", "-",
 ])
 def test_time_grows_with_the_text_and_not_with_its_square(unit):
     def seconds(size: int) -> float:

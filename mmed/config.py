@@ -30,7 +30,7 @@ class TrainConfig:
     model: str = option("", "model folder, or shape:NAME for random weights of a named shape")
     tokenizer: str = option("", "tokenizer folder; default: the model folder")
     data: str = option("", "pretrain: token streams NAME[=WEIGHT],...; finetune: JSONL file or folder; "
-                           "instruct: JSONL, JSON array (also .gz) or parquet")
+                           "instruct: JSONL or a JSON array")
     validation: str = option("", "streams, JSONL documents or exam items whose loss is measured per language "
                                  "at the start, every eval_every steps and at the end")
     bos: str = option("auto", "begin documents and prompts with BOS; auto: as the tokenizer's files say",

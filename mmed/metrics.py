@@ -98,13 +98,9 @@ def ngram_matches(candidate: Tokens, reference: Tokens, n: int) -> int:
     return (ngrams(candidate, n) & ngrams(reference, n)).total()  # & takes the smaller count
 
 
-def bleu(candidate: Tokens, reference: Tokens, max_order: int = 4) -> float:
-    """BLEU-`max_order` of one pair in 0..1, as NLTK's `sentence_bleu` with uniform weights."""
-    return bleu_orders(candidate, reference, max_order)[-1]
-
-
 def bleu_orders(candidate: Tokens, reference: Tokens, max_order: int = 4) -> list[float]:
-    """BLEU-1 .. BLEU-`max_order`: brevity penalty times the geometric mean of the n-gram precisions.
+    """BLEU-1 .. BLEU-`max_order` of one pair in 0..1: brevity penalty times the geometric mean of the n-gram
+    precisions, as NLTK's `sentence_bleu` with uniform weights.
 
     An order without a match counts 0.1 match, NLTK's "method1" (MMedLM: rationale_similarity.py). A candidate
     without a matching token scores 0. One that is too short for an n-gram counts as one n-gram without a
@@ -117,12 +113,9 @@ def bleu_orders(candidate: Tokens, reference: Tokens, max_order: int = 4) -> lis
         if not matches and n == 1:
             return [0.0] * max_order
         log_sum += math.log((matches or 0.1) / max(1, len(candidate) - n + 1))
-        scores.append(brevity_penalty(len(candidate), len(reference)) * math.exp(log_sum / n))
+        brevity_penalty = min(1.0, math.exp(1 - len(reference) / len(candidate)))
+        scores.append(brevity_penalty * math.exp(log_sum / n))
     return scores
-
-
-def brevity_penalty(candidate_length: int, reference_length: int) -> float:
-    return min(1.0, math.exp(1 - reference_length / candidate_length))
 
 
 # ---- ROUGE (Lin 2004) --------------------------------------------------------------------------------------

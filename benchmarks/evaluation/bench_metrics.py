@@ -126,7 +126,7 @@ def main() -> None:
 
     tokens_in, text_in = "tokens", "text"
     rows = [  # name, peer, input, ours, theirs, aim / moonshot
-        ("BLEU-4", "nltk sentence_bleu", tokens_in, metrics.bleu,
+        ("BLEU-4", "nltk sentence_bleu", tokens_in, lambda c, r: metrics.bleu_orders(c, r)[-1],
          lambda c, r: sentence_bleu([r], c, smoothing_function=method1), "4 / 8"),
         ("BLEU-1..4 at once", "nltk, 4 weights", tokens_in, metrics.bleu_orders,
          lambda c, r: sentence_bleu([r], c, four_weights, method1), "4 / 8"),
@@ -156,7 +156,7 @@ def main() -> None:
         unstopped = [(candidate.replace(" .", ""), reference.replace(" .", ""))
                      for candidate, reference in texts]
         items = {tokens_in: pairs, text_in: texts}
-        shared = metrics.mean(metrics.bleu(*pair, max_order=1) for pair in pairs)
+        shared = metrics.mean(metrics.bleu_orders(*pair)[0] for pair in pairs)
         print(f"-- {kind}: mean BLEU-1 {shared:.2f}")
         for name, peer_name, form, ours, peer, aim in rows:
             variants = [("as it is", items[form])]

@@ -149,8 +149,8 @@ def evaluate(config: EvalConfig) -> dict:
         "model": server.facts() if server else model_fingerprint(config.model, config.adapter),
         "data": file_hash(config.data), "train": file_hash(config.train) if config.train else None,
         "versions": f"results {RESULTS_VERSION}, parser {PARSER_VERSION}, metrics {METRICS_VERSION}"}
-    settings |= {"model": server.model if server else config.model, "adapter": config.adapter,
-                 "data": config.data, "train": config.train}
+    settings |= {"model": server.model if server else config.model, "adapter": config.adapter or None,
+                 "data": config.data, "train": config.train or None}
     if config.train:
         settings["examples"] = facts["train"][:12]
     if server:

@@ -9,7 +9,9 @@
           -> answers read from the texts (mmed/evaluation/answer_parser.py)
           -> tables and files (mmed/evaluation/results.py)
 
-Each item is answered twice, as in the paper: directly (accuracy) and after a rationale (BLEU and ROUGE).
+Each item is answered twice, as in the paper: directly (accuracy) and after a rationale (BLEU and ROUGE). An
+answer is read from its text as the published form ("OPTION B IS CORRECT"), else as a statement ("the answer
+is B"), a line of letters, verdicts on the options, or an option's own text; else it is unparsed, and wrong.
 `--scoring` adds the likeliest letter and the likeliest option text, in columns of their own. After a
 crash, the same command continues with the interrupted round, and the files come out identical to the byte.
 """

@@ -180,7 +180,7 @@ class TokenStream:
         files = {index.parent / part["file"]: part for part in parts}
         for file, part in files.items():
             if file.stat().st_size != part["tokens"] * dtype.itemsize:
-                raise ValueError(f"{file} should have {part['tokens']} tokens")
+                raise ValueError(f"{file} is not as long as {part['tokens']} tokens")
         self.hashes = {index: meta["sha256"]["idx"]} | {file: part["sha256"] for file, part in files.items()}
         self.ids = PartedTokens([*files], [part["tokens"] for part in files.values()], dtype)
         self.ends = np.memmap(index, "<u8", "r").view(np.ndarray)

@@ -22,7 +22,6 @@ from mmed.utils.errors import UserError
 from mmed.utils.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[1]
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -180,39 +179,6 @@ time.sleep(600)
     launcher.wait()
     assert gone_within(20, launcher.pid)
     Journal(tmp_path / "x.jsonl", {}).file.close()
-
-
-@pytest.mark.slow
-def test_an_evaluation_killed_twice_gives_the_same_files(model_folder, tmp_path):
-    """By SIGKILL of one process, then of torchrun's launcher over two ranks; continued by one process."""
-    options = ["--model", model_folder, "--data", exam(tmp_path, 1500), "--scoring", "both",
-               "--max_new_tokens", "6", "--batch_size", "8"]
-
-    def start(name: str, ranks: int) -> subprocess.Popen:
-        launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
-        command = [sys.executable, "-m", *(launch if ranks > 1 else []), "mmed.eval", *map(str, options)]
-        return subprocess.Popen([*command, "--out", str(tmp_path / name)], start_new_session=True, env=ENV,
-                                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    for ranks, rounds in ((1, 3), (2, 8)):
-        process, done = start("killed", ranks), 0
-        while done < rounds:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.02)
-            journals = (tmp_path / "killed").glob("*.partial")
-            done = sum(max(0, path.read_bytes().count(b"\n") - 1) for path in journals)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert gone_within(20, process.pid)
-    for name in ("killed", "whole"):
-        assert start(name, 1).wait() == 0
-    killed, whole = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-                     for name in ("killed", "whole"))
-    assert killed.keys() == whole.keys() and "predictions.jsonl" in whole
-    for name in whole:
-        differ = [pair for pair in zip(killed[name].splitlines(), whole[name].splitlines(), strict=True)
-                  if pair[0] != pair[1]]
-        assert not differ, differ[0]
 
 
 # --------------------------------------------------------------------------------------------------- terminal

@@ -27,7 +27,7 @@ from typing import Any
 from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.pipeline import shards
 from data_prep.pipeline.corpus_card import count_table
-from mmed.data import StreamWriter, TokenStream, write_manifest
+from mmed.tokenization.token_streams import StreamWriter, TokenStream, write_manifest
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import write_json

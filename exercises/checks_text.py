@@ -86,7 +86,7 @@ def bleu(student: Student, rng: random.Random) -> None:
     student.expect(0.0, "bleu4", ["yes"], ["no"])
     student.expect(1.0, "bleu4", list("abcdef"), list("abcdef"))
     for candidate, reference in pairs(rng, 60):
-        wanted = metrics.bleu(candidate, reference)
+        wanted = metrics.bleu_orders(candidate, reference)[-1]
         student.expect(wanted, "bleu4", candidate, reference)
     if importlib.util.find_spec("nltk"):
         from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu

@@ -30,7 +30,7 @@ class TrainConfig:
     model: str = option("", "model folder, or shape:NAME for random weights of a named shape")
     tokenizer: str = option("", "tokenizer folder; default: the model folder")
     data: str = option("", "pretrain: token streams NAME[=WEIGHT],...; finetune: JSONL file or folder; "
-                           "instruct: JSONL, JSON array (also .gz) or parquet")
+                           "instruct: JSONL or a JSON array")
     validation: str = option("", "streams, JSONL documents or exam items whose loss is measured per language "
                                  "at the start, every eval_every steps and at the end")
     bos: str = option("auto", "begin documents and prompts with BOS; auto: as the tokenizer's files say",
@@ -252,23 +252,29 @@ def make_parser(recipe: str) -> Parser:
         epilog="example: python mmed/train.py tiny --out=runs/tiny\n"
                "exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped (continue with --resume=auto)")
     parser.add_argument("recipe", metavar="RECIPE", help="a name from the list above")
+    add_options(parser, defaults, GROUPS)
+    return parser
+
+
+def add_options(parser: Parser, defaults: Any, groups: dict[str, str]) -> None:
+    """Add an option for each `option` field of a dataclass; `defaults` is an instance of it."""
     group = parser.add_argument_group("options")
-    for one in fields(TrainConfig):
-        if one.name in GROUPS:
-            group = parser.add_argument_group(GROUPS[one.name])
+    for one in fields(defaults):
+        if "help" not in one.metadata:
+            continue
+        if one.name in groups:
+            group = parser.add_argument_group(groups[one.name])
         default, choices = getattr(defaults, one.name), one.metadata["choices"]
         flag: dict[str, Any] = {"nargs": "?", "const": True} if one.type == "bool" else {}
         group.add_argument(
             f"--{one.name}", default=default, type=functools.partial(parse_value, str(one.type)),
             choices=choices or None, metavar="|".join(choices) or str(one.type).upper(),
             help=one.metadata["help"] + (f" (default: {default!s})" if default != "" else ""), **flag)
-    return parser
 
 
 def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
     """(recipe name, config) of `RECIPE --field=value ...`; `--field value` and dashes in names work, too."""
-    words = [re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word)
-             for word in arguments or ["--help"]]
+    words = arguments or ["--help"]
     options = vars(make_parser(words[0]).parse_args(words))
     recipe = options.pop("recipe")
     if recipe not in RECIPES:

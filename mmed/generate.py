@@ -4,17 +4,14 @@
     python -m mmed.generate --model FOLDER --chat --language fr
     python -m mmed.generate --model FOLDER --input prompts.jsonl --out texts.jsonl    lines of {"prompt": ...}
     torchrun --nproc_per_node=8 -m mmed.generate --model FOLDER --input ... --out ... the same file by 8 GPUs
-    ... --shard                                                                       also for larger models
 
 `generate_plain` and `score_plain` are decoding as a textbook has it, over the modules of mmed/model.py.
-`generate` and `score_many` do the same with the fast engine (mmed/inference/), which is tested against them.
+The fast engine does the same (`generate`, and `score_many` in mmed/inference/), and is tested against them.
 """
 from __future__ import annotations
 
 import argparse
-import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmed.checkpoints.adapters import load_adapter
-from mmed.checkpoints.pretrained import has_tokenizer, load_config, load_pretrained, load_weights
-from mmed.inference import engine, option_scores
+from mmed.checkpoints.pretrained import has_tokenizer, load_pretrained
+from mmed.inference import engine
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.sampling import Decoding, Sequence, check_finite
-from mmed.inference.work_sharing import is_sharded, round_size, run_rounds, step_together
+from mmed.inference.work_sharing import round_size, run_rounds
 from mmed.languages import get_language
 from mmed.lora import merge_lora
 from mmed.model import KVCache, Transformer
@@ -50,23 +47,21 @@ def generate_plain(model: Transformer, prompts: list[list[int]], decoding: Decod
     """The new tokens of each prompt, without the end token: batch after batch, with a KV cache."""
     sequences = decoding.sequences(model.config, prompts)
     waiting = [sequence for sequence in sequences if sequence.limit]
-    while step_together(model, bool(waiting)):
-        batch, waiting = waiting[:decoding.max_batch_size], waiting[decoding.max_batch_size:]
-        decode_batch(model, batch, decoding)
+    for start in range(0, len(waiting), decoding.max_batch_size):
+        decode_batch(model, waiting[start:start + decoding.max_batch_size], decoding)
     return [sequence.new_ids for sequence in sequences]
 
 
 def decode_batch(model: Transformer, batch: list[Sequence], decoding: Decoding) -> None:
-    """Decode until every sequence of the batch has ended; an empty batch only keeps up with other ranks."""
-    running = [True] * len(batch) or [False]
-    batch = batch or [Sequence(0, [0], 1, random.Random(0))]
+    """Decode until every sequence of the batch has ended."""
+    running = [True] * len(batch)
     weight = model.embed_tokens.weight
     longest = max(len(sequence.prompt) + sequence.limit for sequence in batch)
     cache = KVCache(model.config, len(batch), longest, weight.dtype, weight.device)
     ids = padded([sequence.prompt for sequence in batch], weight.device)
     positions = torch.arange(ids.shape[1], device=weight.device).expand_as(ids)  # (B, T)
     last = torch.tensor([len(sequence.prompt) - 1 for sequence in batch], device=weight.device)
-    while step_together(model, any(running)):
+    while any(running):
         logits = model(ids, positions=positions, cache=cache, logits_at=last - positions[:, 0])  # (B, V)
         check_finite(logits)
         tokens = decoding.choose(logits, batch)
@@ -95,61 +90,25 @@ def score_plain(model: Transformer, prompt: list[int], options: list[list[int]])
 
 def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int | list[int], *,
              engine_name: str = "fast", **decoding: Any) -> list[list[int]]:
-    """The new tokens of each prompt, without the end token. `decoding`: further fields of `Decoding`.
-
-    Of a model that is sharded over the ranks each rank decodes its share of the prompts.
-    """
-    how = Decoding(max_new_tokens, **decoding)
-    if not is_sharded(model):
-        return (generate_plain if engine_name == "plain" else engine.generate)(model, prompts, how)
-    places = range(distributed.rank(), len(prompts), distributed.world_size())
-    return gathered(generate_plain(model, [prompts[i] for i in places], how.part(places)))
-
-
-def score_many(model: Transformer, prompts: list[list[int]], options: list[list[list[int]]], *,
-               on_done: Callable[[int], None] = lambda place: None) -> list[list[float]]:
-    """log P(option | prompt) of each option of each prompt; `on_done` is called with each prompt's place."""
-    if not is_sharded(model):
-        return option_scores.score_many(model, prompts, options, on_done=on_done)
-    option_scores.check_lengths(model, prompts, options)
-    scores: list[list[float]] = []
-    places = list(range(distributed.rank(), len(prompts), distributed.world_size()))
-    while step_together(model, len(scores) < len(places)):
-        if len(scores) == len(places):  # only to keep up with other ranks
-            score_plain(model, [0], [[0]])
-            continue
-        place = places[len(scores)]
-        found = score_plain(model, prompts[place], options[place] or [[0]])
-        scores.append(found if options[place] else [])
-        on_done(place)
-    return gathered(scores)
-
-
-def gathered(own: list) -> list:
-    """The results of all ranks in the order of the prompts, of which rank r has every `world`-th from r."""
-    parts = [part["own"] for part in distributed.gather({"own": own})]
-    return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
+    """The new tokens of each prompt, without the end token. `decoding`: further fields of `Decoding`."""
+    run = generate_plain if engine_name == "plain" else engine.generate
+    return run(model, prompts, Decoding(max_new_tokens, **decoding))
 
 
 # ---------------------------------------------------------------------------------------- loading and prompts
 
 def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto",
-               shard: bool = False, bos: str = "auto") -> tuple[Transformer, Tokenizer]:
+               bos: str = "auto") -> tuple[Transformer, Tokenizer]:
     """(model ready to decode, its tokenizer); an adapter is merged. Joins the other ranks under torchrun.
 
     dtype  "int8": weights of 8 bits while decoding (mmed/inference/quantize.py)
-    shard  each rank keeps its part of every matrix
     bos    whether prompts begin with BOS, see `load_tokenizer`
     """
     several, int8 = distributed.world_size() > 1, dtype == "int8"
     device = str(distributed.start(WAIT_SECONDS)) if several else distributed.device_called(device)
-    if shard and (not several or adapter or int8):
-        raise UsageError("--shard: needs torchrun with several processes, without --dtype int8 and --adapter "
-                         "(first merge it: python -m mmed.checkpoints merge)")
     if dtype in ("auto", "int8"):
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    load = load_sharded if shard else load_pretrained
-    model, tokenizer = load(folder, dtype=getattr(torch, dtype), device=device)
+    model, tokenizer = load_pretrained(folder, dtype=getattr(torch, dtype), device=device)
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer.model or tokenizer.json there; add the model's tokenizer")
     if bos != "auto":
@@ -161,15 +120,6 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
             tokenizer = load_tokenizer(adapter, bos)
     model.int8 = int8
     return model.eval(), tokenizer
-
-
-def load_sharded(folder: str, dtype: torch.dtype, device: str) -> tuple[Transformer, Tokenizer]:
-    """`load_pretrained`, each rank reading and keeping its own rows."""
-    with torch.device("meta"):
-        model = Transformer(load_config(folder)).to(dtype)
-    model = distributed.shard(model, "fp32").to_empty(device=device)  # "fp32": gathered in the dtype it has
-    load_weights(model, folder)
-    return model, load_tokenizer(folder)
 
 
 def progress_bar(total: int, shown: bool, unit: str = "text") -> tqdm:
@@ -231,17 +181,13 @@ def chat(model: Transformer, tokenizer, language: str, chat_template: str, optio
 def read_prompts(model: Transformer, tokenizer: Tokenizer, path: str,
                  chat_template: str) -> tuple[list[dict], list[list[int]]]:
     """(objects, ids of their prompts) of a JSONL file."""
-    rows, prompts, longest = [], [], model.config.max_position_embeddings
+    rows, prompts = [], []
     for number, row in read_jsonl(path):
         if not isinstance(row.get("prompt"), str):
             raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got keys "
                             f"{', '.join(row) or 'none'}")
-        ids = prompt_ids(model, tokenizer, row["prompt"], chat_template)
-        if len(ids) >= longest:
-            raise UserError(f"{path}:{number}: the prompt ({len(ids):,} tokens) fills the context length of "
-                            f"{longest:,}; shorten it")
         rows.append(row)
-        prompts.append(ids)
+        prompts.append(prompt_ids(model, tokenizer, row["prompt"], chat_template))
     return rows, prompts
 
 
@@ -265,7 +211,7 @@ def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decodin
             texts = [tokenizer.decode(ids, continued=True) for ids in new]
             return [rows[i] | {"text": text} for i, text in zip(places, texts, strict=True)]
 
-        journal = run_rounds(Path(options.out), facts, costs, compute, force=options.force, model=model,
+        journal = run_rounds(Path(options.out), facts, costs, compute, force=options.force,
                              on_skip=lambda start: bar.update(len(rounds[start])))
     if journal is not None:  # under torchrun rank 0 writes
         journal.finish()
@@ -281,8 +227,6 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
         help="auto: bfloat16 on a GPU, else float32; int8: 8-bit weights")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...")
-    add("--shard", action="store_true",
-        help="under torchrun: divide the weights over the ranks, for large models")
     add("--engine", choices=("fast", "plain"), default="fast", help="plain: the textbook loop")
     data = parser.add_argument_group("prompts")
     what = data.add_mutually_exclusive_group(required=True)
@@ -310,7 +254,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         raise UsageError("--input and --out go together")
     if options.max_new_tokens < 1 or options.batch_size < 1:
         raise UsageError("--max_new_tokens and --batch_size must be 1 or more")
-    if not options.input and (options.shard or distributed.world_size() > 1):
+    if not options.input and distributed.world_size() > 1:
         raise UsageError("several processes need --input")
     return options
 
@@ -319,8 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     decoding = {name: getattr(options, name) for name in DRAWING}
     Decoding(**decoding)  # rejects wrong values before the model is loaded
-    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device,
-                                  options.shard, options.bos)
+    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.bos)
     decoding |= {"engine_name": options.engine, "max_batch_size": options.batch_size,
                  "end_ids": tokenizer.end_ids, "vocab_size": tokenizer.vocab_size}
     if options.input:

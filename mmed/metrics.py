@@ -1,8 +1,8 @@
-"""Accuracy, BLEU and ROUGE with their intervals, tests between two models, and agreement with people.
+"""Accuracy, BLEU and ROUGE, and their intervals.
 
 In: answer letters, token lists, or one score per item. Out: plain numbers. `pair_scores` returns every score
 of one rationale under a signature that names its definition. tests/test_metrics.py compares every number with
-the package that defines it in practice: NLTK, sacrebleu, rouge-score, rouge and SciPy.
+the package that defines it in practice: NLTK, rouge-score, rouge and SciPy.
 
 DIFFERS: the official scripts print one "BLEU" and one "ROUGE" per run, chosen by editing a constant; the
 paper's columns say BLEU-1 and ROUGE-1, the script's defaults are BLEU-4 and the ROUGE-L of `rouge`. We
@@ -11,18 +11,16 @@ compute all variants side by side: the same two texts can score 0.45 under one a
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, product
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 METRICS_VERSION = 1  # the end of every signature; raise it when the value of a score changes
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
-RESAMPLES = 2000  # of a bootstrap, and random sign flips of a test
-EXACT_FLIPS = 12  # up to this many differing items, all 2^n sign flips are enumerated
+RESAMPLES = 2000  # of a bootstrap
 FEWEST_ITEMS = 6  # for an interval: with fewer items, no two-sided sign-flip test reaches p < 0.05
 
 Tokens = Sequence[str]
@@ -100,53 +98,24 @@ def ngram_matches(candidate: Tokens, reference: Tokens, n: int) -> int:
     return (ngrams(candidate, n) & ngrams(reference, n)).total()  # & takes the smaller count
 
 
-def bleu(candidate: Tokens, reference: Tokens, max_order: int = 4, smoothing: str = "method1") -> float:
-    """BLEU-`max_order` of one pair in 0..1, as NLTK's `sentence_bleu` with uniform weights."""
-    return bleu_orders(candidate, reference, max_order, smoothing)[-1]
+def bleu_orders(candidate: Tokens, reference: Tokens, max_order: int = 4) -> list[float]:
+    """BLEU-1 .. BLEU-`max_order` of one pair in 0..1: brevity penalty times the geometric mean of the n-gram
+    precisions, as NLTK's `sentence_bleu` with uniform weights.
 
-
-def bleu_orders(
-    candidate: Tokens, reference: Tokens, max_order: int = 4, smoothing: str = "method1"
-) -> list[float]:
-    """BLEU-1 .. BLEU-`max_order`: brevity penalty times the geometric mean of the n-gram precisions.
-
-    smoothing="method1" counts 0.1 match where an order has none (MMedLM: rationale_similarity.py); "none"
-    gives 0. A candidate without a matching token scores 0. One that is too short for an n-gram counts as one
-    n-gram without a match, so BLEU-4 of three equal tokens is below 1.
+    An order without a match counts 0.1 match, NLTK's "method1" (MMedLM: rationale_similarity.py). A candidate
+    without a matching token scores 0. One that is too short for an n-gram counts as one n-gram without a
+    match, so BLEU-4 of three equal tokens is below 1.
     """
     scores: list[float] = []
     log_sum = 0.0
     for n in range(1, max_order + 1):
         matches = ngram_matches(candidate, reference, n)
-        if not matches and (n == 1 or smoothing == "none"):
-            return scores + [0.0] * (max_order + 1 - n)
+        if not matches and n == 1:
+            return [0.0] * max_order
         log_sum += math.log((matches or 0.1) / max(1, len(candidate) - n + 1))
-        scores.append(brevity_penalty(len(candidate), len(reference)) * math.exp(log_sum / n))
+        brevity_penalty = min(1.0, math.exp(1 - len(reference) / len(candidate)))
+        scores.append(brevity_penalty * math.exp(log_sum / n))
     return scores
-
-
-def brevity_penalty(candidate_length: int, reference_length: int) -> float:
-    return min(1.0, math.exp(1 - reference_length / candidate_length))
-
-
-def corpus_bleu(candidates: Sequence[Tokens], references: Sequence[Tokens], max_order: int = 4) -> float:
-    """BLEU of a corpus in 0..100, as sacrebleu with tokenize="none": counts are summed before dividing.
-
-    The first, second, ... order without a match counts 1/2, 1/4, ... match (smoothing "exp").
-    """
-    pairs = list(zip(candidates, references, strict=True))
-    candidate_length, reference_length = sum(map(len, candidates)), sum(map(len, references))
-    log_sum, smooth = 0.0, 1.0
-    for n in range(1, max_order + 1):
-        matches: float = sum(ngram_matches(*pair, n) for pair in pairs)
-        total = sum(max(0, len(candidate) - n + 1) for candidate in candidates)
-        if not total or (not matches and n == 1):
-            return 0.0
-        if not matches:
-            smooth /= 2
-            matches = smooth
-        log_sum += math.log(matches / total)
-    return 100 * brevity_penalty(candidate_length, reference_length) * math.exp(log_sum / max_order)
 
 
 # ---- ROUGE (Lin 2004) --------------------------------------------------------------------------------------
@@ -328,79 +297,3 @@ def bootstrap_interval(
             means[i] += part[rng.integers(0, len(part), len(part))].mean() / len(parts)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
-
-
-# ---- two models on the same items --------------------------------------------------------------------------
-
-class Difference(NamedTuple):
-    difference: float  # mean of a minus mean of b
-    low: float  # 95 % interval of it; nan where resampling says nothing
-    high: float
-    p: float  # two-sided
-    test: str = ""  # which test p comes from
-
-
-def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Exact two-sided p of "a and b are right equally often": right or wrong per item, in the same order.
-
-    Only items where exactly one model is right tell them apart; if neither is better, each is a coin flip.
-    """
-    pairs = Counter((bool(x), bool(y)) for x, y in zip(a, b, strict=True))
-    only_a, only_b = pairs[True, False], pairs[False, True]
-    tail = sum(math.comb(only_a + only_b, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2 ** (only_a + only_b))
-
-
-def sign_flip_test(
-    gaps: Sequence[float], seed: int, groups: Sequence[str] | None = None
-) -> tuple[float, str]:
-    """(two-sided p, name of the test) of "a and b score alike", from a - b per item (Fisher's randomization).
-
-    If the models score alike, each difference is as likely to have the other sign. p is the share of sign
-    flips whose mean (macro mean over `groups`) is as far from 0 as the one found: of all flips if few items
-    differ, else of RESAMPLES random ones, with the one found among them, so p is never 0.
-    """
-    names = groups or [""] * len(gaps)
-    sizes = Counter(names)
-    # a gap of 0 has no sign
-    parts = np.array([gap / (len(sizes) * sizes[name]) for gap, name in zip(gaps, names) if gap])
-    found = abs(parts.sum()) - 1e-12  # rounding must not decide what is as far
-    if len(parts) <= EXACT_FLIPS:
-        signs = np.array(list(product([1, -1], repeat=len(parts))))  # (2^n, n)
-        return float(np.mean(np.abs(signs @ parts) >= found)), "sign flips, exact"
-    rng = np.random.default_rng(seed)
-    sums = np.array([parts @ (2 * rng.integers(0, 2, len(parts)) - 1) for _ in range(RESAMPLES)])
-    as_far = int(np.count_nonzero(np.abs(sums) >= found))
-    return (as_far + 1) / (RESAMPLES + 1), f"sign flips, {RESAMPLES:,} draws"
-
-
-def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], seed: int, groups: Sequence[str] | None = None
-) -> Difference:
-    """Mean (macro mean over `groups`) of a - b on the same items, its bootstrap interval, its sign-flip p."""
-    gaps = [x - y for x, y in zip(a, b, strict=True)]
-    if not gaps:
-        return Difference(math.nan, math.nan, math.nan, math.nan)
-    difference = mean(gaps) if groups is None else macro_mean(gaps, groups)
-    low, high = bootstrap_interval(gaps, seed, groups)
-    return Difference(difference, low, high, *sign_flip_test(gaps, seed, groups))
-
-
-# ---- do metrics agree with people? -------------------------------------------------------------------------
-
-def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float:
-    """Kendall's tau-b: pairs ordered alike minus pairs ordered oppositely, over those not tied in x and in y.
-
-    nan if one side is constant, contains a nan, or has fewer than two points.
-    """
-    order_x, order_y = (np.sign(np.subtract.outer(side, side)) for side in (x, y))  # (n, n)
-    untied = np.abs(order_x).sum() * np.abs(order_y).sum()
-    return float((order_x * order_y).sum() / np.sqrt(untied)) if untied else math.nan
-
-
-def regression_slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Slope of the least-squares line through (x, y); nan if x is constant."""
-    try:
-        return statistics.linear_regression(x, y).slope
-    except statistics.StatisticsError:
-        return math.nan

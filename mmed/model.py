@@ -8,21 +8,21 @@ names of the published Llama weights.
 
 Legend: B batch, T new tokens, S keys (cached and new), D hidden size, H query heads, K key/value heads,
 G = H / K, E head size, F MLP width, V vocabulary. References: Llama (arXiv 2302.13971), RoPE (2104.09864),
-GQA (2305.13245), ALiBi (2108.12409), YaRN (2309.00071), Gemma 3 (2503.19786), OLMo 2 (2501.00656), xIELU
-(2411.13010).
+GQA (2305.13245), ALiBi (2108.12409), Gemma 3 (2503.19786), OLMo 2 (2501.00656).
 """
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from mmed.kernels.activations import ACTIVATIONS, XIELU
 from mmed.kernels.attention import FastMask, fast_mask
+from mmed.kernels.positions import alibi_slopes, magnitude, scaled_frequencies
+from mmed.kernels.sharded import local_rows
 from mmed.loss import summed_cross_entropy
 
 
@@ -69,11 +69,6 @@ class ModelConfig:
     initializer_range: float = 0.02
     extra: dict = field(default_factory=dict, compare=False)  # keys of config.json carried through unchanged
 
-    def __post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(f"num_attention_heads {self.num_attention_heads} is not a multiple of "
-                             f"num_key_value_heads {self.num_key_value_heads}")
-
     @property
     def by_document(self) -> bool:
         """Whether the fast kernels compute this attention: then work grows with documents, not with rows."""
@@ -115,46 +110,7 @@ def rope_frequencies(config: ModelConfig, theta: float, scaled: bool, device: to
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
     speed = 1.0 / theta ** exponent
     scaling = config.rope_scaling if scaled else None
-    if not scaling or scaling["rope_type"] == "dynamic":  # unscaled up to max_position_embeddings
-        return speed
-    if scaling["rope_type"] == "linear":
-        return speed / scaling["factor"]
-    if scaling["rope_type"] == "yarn":
-        return yarn_frequencies(speed, theta, scaling)
-    # Llama 3.1: wavelengths beyond the old context are stretched, short ones are kept, the others blended.
-    old = scaling["original_max_position_embeddings"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    wavelength = 2 * math.pi / speed
-    blend = ((old / wavelength - low) / (high - low)).clamp(0, 1)
-    return speed / scaling["factor"] * (1 - blend) + speed * blend
-
-
-def yarn_frequencies(speed: Tensor, theta: float, scaling: dict) -> Tensor:
-    """`speed` (E / 2) with YaRN: pairs that turn more than `beta_fast` times within the old context are kept,
-    those that turn less than `beta_slow` times are stretched, those between are blended."""
-    size, old = 2 * len(speed), scaling["original_max_position_embeddings"]
-
-    def pair_that_turns(times: float) -> float:
-        return size * math.log(old / (times * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = pair_that_turns(scaling.get("beta_fast", 32)), pair_that_turns(scaling.get("beta_slow", 1))
-    if scaling.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, size - 1)
-    if low == high:
-        high += 0.001
-    stretched = ((torch.arange(len(speed), device=speed.device) - low) / (high - low)).clamp(0, 1)
-    return speed / scaling["factor"] * stretched + speed * (1 - stretched)
-
-
-def yarn_magnitude(scaling: dict) -> float:
-    """What YaRN multiplies cos and sin by, so that the scores of a longer context are as sharp as before."""
-    def magnitude(weight: float) -> float:
-        return 0.1 * weight * math.log(max(scaling["factor"], 1)) + 1
-
-    above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")  # DeepSeek
-    computed = magnitude(above) / magnitude(below) if above and below else magnitude(1)
-    return scaling.get("attention_factor", computed)
+    return scaled_frequencies(speed, theta, scaling) if scaling else speed
 
 
 def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -167,9 +123,7 @@ def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtyp
     speed = rope_frequencies(config, local or config.rope_theta, local is None, positions.device)
     angles = positions[..., None].float() * speed      # (B, T, E / 2)
     angles = torch.cat((angles, angles), -1)[:, None]  # (B, 1, T, E)
-    scaling = config.rope_scaling or {}
-    yarn = local is None and scaling.get("rope_type") == "yarn"
-    size = yarn_magnitude(scaling) if yarn else 1.0
+    size = magnitude(config.rope_scaling) if config.rope_scaling and local is None else 1.0
     return (angles.cos() * size).to(dtype), (angles.sin() * size).to(dtype)
 
 
@@ -177,14 +131,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + E/2) of each head. x (B, heads, T, E), cos and sin (B or 1, 1, T, E)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """One slope per head: a geometric series; beyond a power of two the odd members of the next one."""
-    power = 2 ** math.floor(math.log2(heads))
-    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
-    return torch.tensor(slopes, dtype=torch.float32)
 
 
 # -------------------------------------------------------------------------------------------------- attention
@@ -213,9 +159,9 @@ class AttentionInputs:
 
     rope: dict[bool, tuple[Tensor, Tensor]]      # cos, sin (B or 1, 1, T, E)
     masks: dict[bool, Tensor | FastMask | None]  # what each query sees; None: all keys up to its own
-    cache: KVCache | None = None
-    positions: Tensor | None = None              # (B, T), with a cache
-    used: int = 0                                # places of the cache in use, including the new tokens
+    cache: KVCache | None
+    positions: Tensor                            # (B, T)
+    used: int                                    # keys in use: those in the cache and the new tokens
 
 
 def dense_mask(config: ModelConfig, queries: Tensor, keys: Tensor, window: int | None,
@@ -253,15 +199,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | FastMask | None, scal
     """softmax(q kT * scale + mask) v. q (B, H, T, E), k and v (B, K, S, E) -> (B, T, H, E)."""
     if isinstance(mask, FastMask):
         return mask.attend(q, k, v, scale)
-    T, S = q.shape[2], k.shape[2]
     if softcap is None:
-        causal = mask is None and T > 1
+        causal = mask is None and q.shape[2] > 1
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale,
                                               enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = torch.tanh(q @ k.transpose(2, 3) * scale / softcap) * softcap
     if mask is None:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     return (scores.masked_fill(~mask, -torch.inf).float().softmax(-1).to(q.dtype) @ v).transpose(1, 2)
 
 
@@ -304,32 +249,13 @@ class Attention(nn.Module):
         if config.position_embedding == "rope":
             cos, sin = shared.rope[self.slides]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if shared.cache is not None and shared.positions is not None:
+        if shared.cache is not None:
             k, v = shared.cache.update(self.layer, k, v, shared.positions, shared.used)  # (B, K, S, E)
         out = attend(q, k, v, shared.masks[self.slides], self.scale, config.attention_softcap)
         return self.o_proj(out.reshape(B, T, H * E))
 
 
 # ------------------------------------------------------------------------------------------ MLP, block, model
-
-class XIELU(nn.Module):
-    """Apertus: a x^2 + x / 2 for x > 0, b (e^x - 1 - x) + x / 2 otherwise; a = softplus(alpha_p) and
-    b = 1 / 2 + softplus(alpha_n) are learned, one of each per layer."""
-
-    BETA, EPS = 0.5, -1e-6  # constants that the published files hold as tensors
-    INITIAL = {"alpha_p": math.log(math.expm1(0.8)), "alpha_n": math.log(math.expm1(0.3))}  # a = b = 0.8
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alpha_p, self.alpha_n = (nn.Parameter(torch.full((1,), self.INITIAL[name]))
-                                      for name in ("alpha_p", "alpha_n"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        above = F.softplus(self.alpha_p.float()).to(x.dtype)
-        below = (self.BETA + F.softplus(self.alpha_n.float())).to(x.dtype)
-        curved = torch.where(x > 0, above * x * x, below * (torch.expm1(x.clamp(max=self.EPS)) - x))
-        return curved + self.BETA * x
-
 
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
@@ -340,10 +266,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(D, width, bias=bias)
         self.down_proj = nn.Linear(width, D, bias=bias)
         self.gated = config.gated_mlp
-        if config.activation == "xielu":
-            self.act_fn: nn.Module = XIELU()
-        else:
-            self.act_fn = nn.SiLU() if config.activation == "silu" else nn.GELU(approximate="tanh")
+        self.act_fn = ACTIVATIONS[config.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.act_fn(self.gate_proj(x) if self.gated else self.up_proj(x))
@@ -351,8 +274,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """`post_attention_layernorm` is, despite its name, the norm before the MLP, except with
-    `post_norms`."""
+    """`post_attention_layernorm` is, despite its name, the norm before the MLP, except with `post_norms`."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -427,32 +349,27 @@ class Transformer(nn.Module):
         if logits_at is not None:
             x = x[torch.arange(len(x), device=x.device), logits_at]
         x = self.norm(x)
-        if labels is not None:
-            cap = self.config.final_softcap
-            return summed_cross_entropy(x, self.head_weight, labels, cap, loss_positions)
-        return self.logits(x)
+        if labels is None:
+            return self.logits(x)
+        return summed_cross_entropy(x, self.head_weight, labels, self.config.final_softcap, loss_positions)
 
     def attention_inputs(self, x: Tensor, positions: Tensor, document_ids: Tensor | None = None,
                          cache: KVCache | None = None) -> AttentionInputs:
         """Rotation angles and masks, once for all layers. x (B, T, D), positions (B or 1, T)."""
         config, device = self.config, x.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else x.dtype
-        shared = AttentionInputs({}, {}, cache)
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else x.dtype
         used = x.shape[1] if cache is None else int(positions.max()) + 1
-        if cache is not None:
-            shared.positions, shared.used = positions.expand(len(x), -1), used
+        shared = AttentionInputs({}, {}, cache, positions.expand(len(x), -1), used)
         for slides in {config.slides(layer) for layer in range(config.num_hidden_layers)}:
             if config.position_embedding == "rope":
                 shared.rope[slides] = rope(config, positions, slides, dtype)
             window = config.sliding_window if slides else None
-            if window is not None and window >= used:
-                window = None
+            window = window if window and window < used else None
             if cache is None:
                 shared.masks[slides] = row_mask(config, x, document_ids, window, dtype)
             else:
-                places = torch.arange(used, device=device)
-                shared.masks[slides] = dense_mask(config, positions, places, window, dtype)
+                keys = torch.arange(used, device=device)
+                shared.masks[slides] = dense_mask(config, positions, keys, window, dtype)
         return shared
 
     @torch.no_grad()
@@ -473,15 +390,6 @@ class Transformer(nn.Module):
                 std = residual if added else self.config.initializer_range
                 local.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator)[rows])
         return self
-
-
-def local_rows(parameter: Any) -> tuple[Tensor, slice]:
-    """(the part of `parameter` on this rank, which rows of the whole it is)."""
-    if not hasattr(parameter, "to_local"):
-        return parameter, slice(0, parameter.shape[0])
-    where = parameter.device_mesh, parameter.placements
-    shape, offset = compute_local_shape_and_global_offset(parameter.shape, *where)
-    return parameter.to_local(), slice(offset[0], offset[0] + shape[0])
 
 
 # -------------------------------------------------------------------------------------------- published names

@@ -1,27 +1,21 @@
-"""Exam items and the prompts made of them; conversations for instruction tuning.
+"""Exam items and the prompts made of them.
 
-In: MMedBench JSONL files (one language a file), files of conversations or instructions.
-Out: `ExamItem`s, prompt and target strings, chat messages.
+In: MMedBench JSONL files (one language a file). Out: `ExamItem`s, prompt and target strings, chat messages.
 Training, evaluation and API runs all build their strings here, so that no two numbers of a table come from
 different prompts. `mmed/evaluation/answer_parser.py` reads answers back out of what a model wrote.
 References: finetune/train.py and inference/inference.py of the MMedLM repository.
 """
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import string
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mmed.tokenization.chat_template import Message, check_messages
-from mmed.utils.errors import UserError, require_extra
-from mmed.utils.files import check_file, read_jsonl
+from mmed.utils.errors import UserError
+from mmed.utils.files import read_jsonl
 
 # ------------------------------------------------------------------------------------------------------ items
 
@@ -267,89 +261,3 @@ def _chat_question(item: ExamItem, rationale: bool, style: str) -> str:
         f"{_instruction(item, rationale)}\n\n{body}\n\n{form} exactly one line of this form, where X is the "
         "letter of the right option (several right options: their letters joined by commas, as in A,C):\n"
         + ANSWER_FORM.format(letters="X"))
-
-
-# ---------------------------------------------------------------------------------------------- conversations
-
-# Name of the list of turns -> names of a turn's role and text: OpenAI's form and ShareGPT's
-TURNS = {"messages": ("role", "content"), "conversations": ("from", "value")}
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-
-
-def read_conversations(path: str | Path) -> Iterator[tuple[str, list[Message]]]:
-    """Yield ("FILE:RECORD", messages) of a file or of every *.jsonl of a folder; a question at the end that
-    nobody answers is left out, so a conversation without an answer has no messages.
-    """
-    path = Path(path)
-    for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
-        for number, row in _read_records(file):
-            try:
-                yield f"{file.name}:{number}", _messages(row)
-            except ValueError as error:
-                raise UserError(f"{file}:{number}: {error}") from None
-
-
-def _messages(row: Any) -> list[Message]:
-    """The messages of one record; ValueError says what is wrong with it."""
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object, got {type(row).__name__}")
-    form = next((name for name in TURNS if row.get(name) is not None), None)
-    messages = _turns(row[form], *TURNS[form]) if form else _instruction_and_answer(row)
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    if messages:
-        check_messages(messages, "assistant")
-    return messages
-
-
-def _turns(turns: Any, role: str, text: str) -> list[Message]:
-    if not isinstance(turns, list):
-        raise ValueError(f"expected a list of turns, got {turns!r:.60}")
-    messages = []
-    for place, turn in enumerate(turns, 1):
-        name, content = (turn.get(role), turn.get(text)) if isinstance(turn, dict) else (None, None)
-        if not isinstance(name, str) or name not in ROLES:
-            raise ValueError(f"turn {place}: {role!r} must be one of {', '.join(ROLES)}, got {name!r:.60}")
-        if not isinstance(content, str) or not (content.strip() or ROLES[name] == "system"):
-            raise ValueError(f"turn {place} ({name}): {text!r} must be a text that is not empty, got "
-                             f"{content!r:.60}; leave this record out")
-        messages.append({"role": ROLES[name], "content": content})
-    return [message for message in messages if message["content"].strip()]
-
-
-def _instruction_and_answer(row: dict) -> list[Message]:
-    """Alpaca's fields, as in PMC-LLaMA's release.json, which has `source` and `sample_id` besides."""
-    for name, kind in (("instruction", str), ("input", str | None), ("output", str)):
-        if not isinstance(row.get(name), kind):
-            raise ValueError(f"{name!r} must be a text, got {row.get(name)!r:.60}; a record needs messages, "
-                             f"conversations, or instruction and output (it has {', '.join(row)})")
-    if not row["output"].strip():
-        raise ValueError("'output' is empty; leave this record out")
-    # MMedLM: MMed-Llama 3-EnIns has the instruction as system message and the input as user message.
-    texts = [text for text in (row["instruction"], row.get("input") or "") if text.strip()]
-    if not texts:
-        raise ValueError("'instruction' is empty; leave this record out")
-    roles = ("system", "user")[-len(texts):]
-    messages = [*zip(roles, texts), ("assistant", row["output"])]
-    return [{"role": role, "content": text} for role, text in messages]
-
-
-def _read_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number from 1, record) of JSON lines or a JSON array, each also .gz, or of a parquet file."""
-    check_file(path)
-    if path.suffix == ".parquet":
-        arrow, parquet = require_extra("pyarrow", "parquet"), require_extra("pyarrow.parquet", "parquet")
-        try:
-            batches = parquet.ParquetFile(path).iter_batches(1024)
-            yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1)
-        except arrow.ArrowException as error:
-            raise UserError(f"{path}: not a parquet file, or damaged ({error})") from None
-        return
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            is_array = file.read(1 << 12).lstrip().startswith("[")
-            file.seek(0)
-            records = json.load(file) if is_array else []
-    except (ValueError, RecursionError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not JSON lines, a JSON array or parquet, or damaged ({error})") from None
-    yield from enumerate(records, 1) if is_array else read_jsonl(path)

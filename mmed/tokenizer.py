@@ -13,53 +13,36 @@ tokens come from `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=
 `fingerprint` is the same for two files that give the same ids by the same rules.
 
     python -m mmed.tokenizer train corpus/*.jsonl.gz --out tokenizer --vocab_size 16000
-    python -m mmed.tokenizer show tokenizer --text "Fièvre et toux" --documents corpus/*.jsonl.gz
 """
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 
-from mmed.tokenization.byte_level import llama3_special_tokens, open_byte_level, open_tiktoken
+from mmed.tokenization.backends import open_file
 from mmed.tokenization.hub import HubBackend
 from mmed.tokenization.sentencepiece_model import (
-    CONTROL,
     MAX_PIECES,
-    UNKNOWN,
     SentencePieceBackend,
     SentencePieceModel,
     hub_tokenizer,
 )
 from mmed.tokenization.special_tokens import TokenizerSettings
+from mmed.tokenization.texts import SENTENCE_CHARACTERS, SUFFIXES, clean_text, sentences_of
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, write_json
+from mmed.utils.files import atomic_write, check_file, read_json, write_json
 
 # Tokens that end an answer in the chat templates of mmed/tokenization/chat_template.py
 END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<end_of_turn>",
               "<eoa>")
 ROLES = ("bos", "eos", "pad", "unk")
-
-
-def clean_text(text: str) -> str:
-    r"""Replace what UTF-8 cannot carry: a lone surrogate by U+FFFD, a surrogate pair by its character.
-
-    >>> clean_text("a\ud800b"), clean_text("\ud83d\ude00")
-    ('a\ufffdb', '😀')
-    """
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class Tokenizer:
@@ -155,7 +138,7 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
     check_file(path, max_bytes=256 << 20)  # the largest published tokenizer file has about 35 MB
     try:
         settings = TokenizerSettings(path.parent)
-        core, special, added, ids = _open(path, settings)
+        core, special, added, ids = open_file(path, settings)
         known = added | special
         ids = {role: settings.token_id(role, known, ids.get(role), core.size) for role in ROLES}
         if bos == "yes" and ids["bos"] is None:
@@ -170,49 +153,6 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path}: not a usable tokenizer file ({type(error).__name__}: {error}); download it "
                         "again") from None
-
-
-def _open(path: Path, settings: TokenizerSettings) -> tuple[Any, dict[str, int], dict[str, int], dict]:
-    """(backend, special tokens, tokens found in text, role -> id) of one tokenizer file."""
-    if path.suffix == ".json":
-        return _open_json(read_json(path), settings, path)
-    data = path.read_bytes()
-    if not re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
-        return _open_sentencepiece(SentencePieceModel(data, str(path)), settings, path)
-    core = open_tiktoken(data)
-    special, added = settings.split()
-    special = special or llama3_special_tokens(core.size)
-    ids = {"bos": special.get("<|begin_of_text|>"), "eos": special.get("<|end_of_text|>")}
-    return core, special, added, ids
-
-
-def _open_json(file: dict, settings: TokenizerSettings, path: Path):
-    """Plain byte-level BPE through tiktoken, everything else through Hugging Face tokenizers."""
-    for entry in file.get("added_tokens") or []:
-        settings.add(entry.get("content"), entry.get("id"), entry, path.name)
-    special, added = settings.split()
-    entries = {text: entry | {"special": text in special} for text, (_, entry) in settings.added.items()}
-    core = open_byte_level(file, entries) or HubBackend(file, special, str(path))
-    vocabulary = file["model"]["vocab"]
-    unknown = file["model"].get("unk_token")
-    return core, special, added, {"unk": vocabulary.get(unknown) if isinstance(vocabulary, dict) else None}
-
-
-def _open_sentencepiece(model: SentencePieceModel, settings: TokenizerSettings, path: Path):
-    pieces = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
-    more, added = settings.split()
-    for text, index in (more | added).items():
-        if pieces.get(text, index) != index:
-            raise UserError(f"{path}: the added token {text!r} has id {index} beside this file and "
-                            f"{pieces[text]} in it")
-    # a piece that an added token renames goes by its new name (InternLM 2: [UNUSED_TOKEN_145], <|im_end|>)
-    renamed = {*more.values(), *added.values()}
-    special = {piece: index for index, (piece, _, kind) in enumerate(model.pieces)
-               if kind in (CONTROL, UNKNOWN) and index not in renamed} | more
-    core = SentencePieceBackend(model, special.values())
-    # the library finds the others
-    added = {text: index for text, index in added.items() if text not in pieces}
-    return core, special, added, core.roles()
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
@@ -240,40 +180,6 @@ def _post_processor(text: str, index: int) -> dict:
 
 # --------------------------------------------------------------------------------------------------- training
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
-SENTENCE_CHARACTERS = 1024  # of at most 4 bytes: the trainer silently leaves out sentences over 4,096 bytes
-
-
-def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield (text, language) of documents: .jsonl or .jsonl.gz with the field `text`, or one .txt.
-
-    The language is the field `language` (or `lang`), "?" without one.
-    """
-    path = Path(path)
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: expected a .jsonl, .jsonl.gz or .txt file")
-    if path.suffix == ".txt":
-        try:
-            yield path.read_text(encoding="utf-8-sig"), "?"
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-        return
-    for number, value in read_jsonl(path):
-        if not isinstance(value.get("text"), str):
-            raise UserError(f"{path}:{number}: a document needs a field 'text' that is a string")
-        yield value["text"], str(value.get("language") or value.get("lang") or "?")
-
-
-def _sentences(texts: Iterable[str] | Iterable[Path]) -> Iterator[str]:
-    """Split documents into the lines that the trainer counts; U+2585, which it reserves, becomes a space."""
-    documents = ([(item, "")] if isinstance(item, str) else read_texts(item) for item in texts)
-    for text, _ in itertools.chain.from_iterable(documents):
-        for line in clean_text(text).replace("\u2585", " ").split("\n"):
-            for start in range(0, len(line), SENTENCE_CHARACTERS):
-                if part := line[start:start + SENTENCE_CHARACTERS].strip("\r"):
-                    yield part
-
-
 def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Path, vocab_size: int, *,
                         character_coverage: float = 0.9995,
                         user_defined_symbols: Iterable[str] = ()) -> Tokenizer:
@@ -289,7 +195,7 @@ def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Pat
     for symbol in symbols:
         if not symbol or any(map(str.isspace, symbol)):
             raise UserError(f"user-defined symbol {symbol!r}: empty, or with a space; write it as '▁'")
-    sentences = _sentences(texts)
+    sentences = sentences_of(texts)
     first = next(sentences, None)
     if first is None:
         raise UserError("no text to train a tokenizer on: the files hold no non-empty document")
@@ -326,7 +232,18 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------- command line
 
-def _train_command(options: argparse.Namespace) -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m mmed.tokenizer", description="Train a tokenizer.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train a sentencepiece tokenizer on documents")
+    train.add_argument("files", nargs="+",
+                       help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
+    train.add_argument("--out", required=True, help="folder for tokenizer.model")
+    train.add_argument("--vocab_size", type=int, required=True,
+                       help="number of ids, the 260 special and byte ones included")
+    train.add_argument("--symbols", metavar="FILE.json",
+                       help="a JSON list of texts that are always one piece; spaces are written \u2581")
+    options = parser.parse_args(arguments)
     if not 261 <= options.vocab_size <= MAX_PIECES:
         raise UsageError(f"--vocab_size={options.vocab_size}: expected 261 to {MAX_PIECES}")
     paths: list[Path] = []
@@ -336,52 +253,8 @@ def _train_command(options: argparse.Namespace) -> None:
             raise UserError(f"{path}: a folder without .jsonl, .jsonl.gz or .txt files")
         paths += inside
     symbols = read_json(options.symbols) if options.symbols else []
-    tokenizer = train_sentencepiece(paths, options.out, options.vocab_size, user_defined_symbols=symbols,
-                                    character_coverage=options.character_coverage)
+    tokenizer = train_sentencepiece(paths, options.out, options.vocab_size, user_defined_symbols=symbols)
     print(f"{tokenizer.files[0]}: {tokenizer.vocab_size} pieces, fingerprint {tokenizer.fingerprint[:16]}")
-
-
-def _show_command(options: argparse.Namespace) -> None:
-    tokenizer = load_tokenizer(options.tokenizer)
-    print(f"{tokenizer.kind}, {tokenizer.vocab_size} ids, bos {tokenizer.bos_id}, eos {tokenizer.eos_id}, "
-          f"pad {tokenizer.pad_id}, end {list(tokenizer.end_ids)}, fingerprint {tokenizer.fingerprint[:16]}")
-    for text in options.text:
-        ids = tokenizer.encode(text)
-        print(" | ".join(tokenizer.piece(index) for index in ids))
-        print(*ids)
-    counts: dict[str, list[int]] = {}
-    for text, language in itertools.chain.from_iterable(map(read_texts, options.documents)):
-        numbers = 1, len(text), len(tokenizer.encode(text)), len(clean_text(text).encode())
-        counts[language] = [a + b for a, b in zip(counts.get(language, [0] * 4), numbers)]
-    if counts:
-        print(f"{'language':10}{'documents':>12}{'characters':>14}{'tokens':>14}{'tokens/char':>13}"
-              f"{'bytes/token':>13}")
-    for language, (documents, characters, tokens, size) in sorted(counts.items()):
-        print(f"{language:10}{documents:12,}{characters:14,}{tokens:14,}{tokens / max(characters, 1):13.3f}"
-              f"{size / max(tokens, 1):13.2f}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m mmed.tokenizer", description="Train a tokenizer, or look into one.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train a sentencepiece tokenizer on documents")
-    train.add_argument("files", nargs="+",
-                       help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
-    train.add_argument("--out", required=True, help="folder for tokenizer.model")
-    train.add_argument("--vocab_size", type=int, required=True,
-                       help="number of ids, the 260 special and byte ones included")
-    train.add_argument("--character_coverage", type=float, default=0.9995,
-                       help="share of the text's characters that become pieces (default: 0.9995)")
-    train.add_argument("--symbols", metavar="FILE.json",
-                       help="a JSON list of texts that are always one piece; spaces are written \u2581")
-    train.set_defaults(run=_train_command)
-    show = commands.add_parser("show", help="pieces and ids of a text; tokens per character by language")
-    show.add_argument("tokenizer", help="model folder or tokenizer file")
-    show.add_argument("--text", action="append", default=[], help="may be repeated")
-    show.add_argument("--documents", nargs="+", default=[], help="documents to count tokens of, by language")
-    show.set_defaults(run=_show_command)
-    options = parser.parse_args(arguments)
-    options.run(options)
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ def print_start(facts: dict, rows: PretrainRows | ExamRows, count: int, model: T
         config = facts["config"]
         print(f"LoRA: {len(layers)} layers, rank {config['lora_rank']}, alpha {config['lora_alpha']:g}",
               file=sys.stderr)
-    for warning in rows.warnings() if isinstance(rows, ExamRows) else ():
+    for warning in rows.warnings if isinstance(rows, ExamRows) else ():
         print(f"warning: {warning}", file=sys.stderr)
 
 

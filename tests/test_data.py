@@ -1,40 +1,33 @@
-"""Token streams, packing, windows, the order of rows, and the label mask of exam rows."""
+"""Packing, windows, the order of rows, and the label mask of exam rows."""
+import functools
 import itertools
-import json
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmed import data
 from mmed.data import (
     IGNORE,
     Example,
     ExamRows,
-    InstructRows,
     Mixture,
     Piece,
     PretrainRows,
     Row,
-    StreamWriter,
-    TokenStream,
-    encode_dialogue,
     encode_example,
-    end_to_end,
     pack,
     rank_share,
     stack,
-    token_dtype,
     truncate_prompt,
-    write_manifest,
 )
 from mmed.prompts import ExamItem, build_prompt, build_target
+from mmed.tokenization.token_streams import StreamWriter, TokenStream
+from mmed.training.loader import end_to_end
+from mmed.training.official_windows import OfficialWindows
 from mmed.utils.errors import UserError
-from mmed.utils.fingerprints import file_hash
 
 
 @pytest.fixture
@@ -57,95 +50,6 @@ def random_documents(seed, count=40, longest=60):
     return [rng.integers(4, 1000, rng.integers(1, longest)).tolist() for _ in range(count)]
 
 
-# ---------------------------------------------------------------------------------------------------- streams
-
-@pytest.mark.parametrize("vocab_size, name", [(65536, "uint16"), (65537, "uint32")])
-def test_the_dtype_is_the_smallest_that_holds_the_vocabulary(tmp_path, vocab_size, name):
-    assert token_dtype(vocab_size).name == name
-    ids = [0, 1, vocab_size - 1]
-    stream = write(tmp_path / "s", [ids, ids], vocab_size)
-    assert np.memmap(tmp_path / "s.bin", dtype=name, mode="r").tolist() == ids * 2 == stream.ids.tolist()
-    assert stream.ends.tolist() == [3, 6]
-
-
-def test_a_stream_of_parts_gives_the_rows_of_one_file_and_keeps_few_files_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAPPED_PARTS", 3)
-    parts = [random_documents(seed, 5) for seed in range(20)]
-    for number, documents in enumerate(parts):
-        write(tmp_path / "p" / str(number), documents)
-    StreamWriter(tmp_path / "p" / "empty", 1000, "print").close()
-    names = ["empty", *map(str, range(10)), "empty", *map(str, range(10, 20)), "empty"]
-    meta = write_manifest(tmp_path / "s", [tmp_path / "p" / name for name in names])
-    expected = write(tmp_path / "all", list(itertools.chain(*parts)))
-    stream = TokenStream(tmp_path / "s", verify=True)
-    assert meta["counts"] == {"en": {"web": {"tokens": len(expected.ids), "documents": 100}}}
-    assert (stream.ids[:] == expected.ids).all() and (stream.ends == expected.ends).all()
-    for begin, end in ((0, 0), (3, 400), (len(expected.ids) - 1, None), (7, 8)):
-        assert (stream.ids[begin:end] == expected.ids[begin:end]).all()
-    one, other = PretrainRows([stream], 32, seed=1), PretrainRows([expected], 32, seed=1)
-    for i in range(one.rows_per_epoch):
-        assert (one.row(i).input_ids == other.row(i).input_ids).all()
-    opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
-    assert len([name for name in opened if name.startswith(f"{tmp_path}/p/")]) <= 3
-
-
-def test_ranks_share_the_files_to_verify_and_remember_them(tmp_path, monkeypatch):
-    for number in range(5):
-        write(tmp_path / "p" / str(number), random_documents(number, 5))
-    write_manifest(tmp_path / "s", [tmp_path / "p" / str(number) for number in range(5)])
-    stream, hashed = TokenStream(tmp_path / "s"), []
-    monkeypatch.setattr(data, "file_hash", lambda path: hashed.append(path) or file_hash(path))
-    for rank in range(3):
-        stream.verify(rank, 3)
-        assert len(hashed) == 2 * rank + 2
-    assert sorted(hashed) == sorted(stream.hashes)
-    stream.verify()
-    assert len(hashed) == 6, "remembered"
-    os.utime(tmp_path / "p" / "3.bin")
-    stream.verify()
-    assert hashed[6:] == [tmp_path / "p" / "3.bin"], "of another time"
-
-
-def change_side_file(**changes):
-    def change(folder):
-        meta = json.loads((folder / "s.json").read_text())
-        (folder / "s.json").write_text(json.dumps(meta | changes))
-    return change
-
-
-def flip_bit(folder):
-    data = bytearray((folder / "s.bin").read_bytes())
-    data[3] ^= 4
-    (folder / "s.bin").write_bytes(bytes(data))
-
-
-def exchange_side_file(folder):
-    write(folder / "t", random_documents(9))
-    (folder / "t.json").rename(folder / "s.json")
-
-
-@pytest.mark.parametrize("damage", [
-    flip_bit, exchange_side_file, change_side_file(dtype="uint32"), change_side_file(sha256=[]),
-    change_side_file(tokens="9"), change_side_file(documents=39),
-    lambda folder: (folder / "s.bin").write_bytes((folder / "s.bin").read_bytes()[:-1]),
-    lambda folder: (folder / "s.idx").unlink(), lambda folder: (folder / "s.json").unlink(),
-    lambda folder: (folder / "s.idx").write_bytes(b""), lambda folder: (folder / "s.json").write_text("{}")])
-def test_a_damaged_stream_is_rejected_by_name(tmp_path, damage):
-    write(tmp_path / "s", random_documents(1))
-    damage(tmp_path)
-    with pytest.raises(UserError, match=str(tmp_path / "s")):
-        TokenStream(tmp_path / "s", "print", verify=True)
-
-
-def test_another_tokenizer_or_vocabulary_is_rejected(tmp_path):
-    write(tmp_path / "s", random_documents(1))
-    with pytest.raises(UserError, match="made with tokenizer"):
-        TokenStream(tmp_path / "s", "other")
-    for ids in ([1, 2, 1000], []):
-        with pytest.raises(ValueError, match="expected ids"):
-            write(tmp_path / "t", [ids])
-
-
 # ---------------------------------------------------------------------------------------------------- packing
 
 def layout(tmp_path, documents, T, bos_id=None):
@@ -154,8 +58,8 @@ def layout(tmp_path, documents, T, bos_id=None):
     return stream, PretrainRows([stream], T, seed=5)
 
 
-@pytest.mark.parametrize("bos_id, T", [(None, 1), (None, 16), (1, 2), (1, 64)])
-@pytest.mark.parametrize("longest", [4, 60, 600])
+@pytest.mark.parametrize("bos_id, T, longest", [
+    (None, 1, 60), (None, 16, 4), (None, 16, 600), (1, 2, 60), (1, 64, 60), (1, 64, 600)])
 def test_every_token_of_a_document_is_a_target_once_an_epoch(tmp_path, bos_id, T, longest, random_seed):
     documents = [[1] * (bos_id is not None) + ids for ids in random_documents(random_seed, 60, longest)]
     stream, rows = layout(tmp_path, documents, T, bos_id)
@@ -200,7 +104,7 @@ def test_a_row_is_found_without_packing_other_blocks(tmp_path):
     _, rows = layout(tmp_path, random_documents(1, 3000, 60), 16)
     assert rows.layouts[0].blocks > 50
     rows.row(12345)
-    assert len(rows.layouts[0].packed) == 1
+    assert rows.layouts[0].rows.cache_info().currsize == 1
 
 
 def test_documents_keep_their_own_numbers_and_positions(tmp_path):
@@ -223,7 +127,8 @@ def test_a_stream_without_anything_to_predict_is_rejected(tmp_path):
 def test_official_windows_are_those_of_the_published_script(tmp_path):
     """Windows of 2048 with stride 1536, the last aligned right, short documents padded; here 8 and 6."""
     documents = [list(range(10, 10 + n)) for n in (3, 8, 9, 14, 15, 30)]
-    rows = PretrainRows([write(tmp_path / "s", documents)], 8, seed=0, windows="official", eos_id=2)
+    layout = functools.partial(OfficialWindows, eos_id=2)
+    rows = PretrainRows([write(tmp_path / "s", documents)], 8, seed=0, layout=layout)
     expected = []
     for ids in documents:
         starts = [0]
@@ -368,77 +273,3 @@ def test_an_epoch_holds_every_item_with_and_without_its_rationale_once():
     across = exam.batch(1, 15)  # runs over into the second epoch
     assert across == list(itertools.chain(epoch[15:], following[:10]))
     assert len(ExamRows([item(0, ""), item(1)], Bytes(), 2000, seed=0).examples) == 3  # one less
-
-
-# ---------------------------------------------------------------------------------------------- conversations
-
-class Chat(Bytes):
-    """`Bytes` with the special tokens of ChatML as ids 300 and 301, and no template in its folder."""
-
-    kind, chat_template, named_bos_id = "byte-level BPE", "", None
-    special = {"<|im_start|>": 300, "<|im_end|>": 301}
-
-    def piece(self, index):
-        return {2: "</s>"}[index]
-
-
-def dialogue(*texts, system=None):
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return first + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-
-
-def turn(role, text=None):
-    """A turn of ChatML as ids, without its newline; without a text its header."""
-    ids = [300, *Bytes().encode(f"{role}\n")]
-    return ids if text is None else [*ids, *Bytes().encode(text), 301]
-
-
-def test_the_labels_of_two_turns_are_both_answers_and_their_ends():
-    example, outcome = encode_dialogue("k", dialogue("Q", "Aa", "R", "B", system="S"), Chat(), 200)
-    n = Bytes().encode("\n")
-    ids = [*turn("system", "S"), *n, *turn("user", "Q"), *n, *turn("assistant", "Aa"), *n]
-    ids += [*turn("user", "R"), *n, *turn("assistant", "B")]
-    row = pack([example])
-    assert outcome == "" and row.input_ids.tolist() == ids[:-1]
-    # each byte is one token, and the newline after "assistant" predicts the first of the answer
-    expected = [IGNORE] * (1 + 7 + 1 + 1 + 1 + 1 + 5 + 1 + 1 + 1 + 1 + 9) + [*Bytes().encode("Aa"), 301]
-    expected += [IGNORE] * (1 + 1 + 5 + 1 + 1 + 1 + 1 + 10) + [*Bytes().encode("B"), 301]
-    assert row.labels.tolist() == expected
-
-
-def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_truncated():
-    messages = dialogue("Q" * 30, "A" * 20, "R" * 30, "B" * 20, system="S")
-    whole, _ = encode_dialogue("k", messages, Chat(), 1000)
-    short, _ = encode_dialogue("k", [messages[0], *messages[3:]], Chat(), 1000)
-    for length in (len(whole.ids), len(whole.ids) - 1, len(short.ids), len(short.ids) - 1, 30):
-        example, outcome = encode_dialogue("k", messages, Chat(), length - 1)
-        kept = whole if length >= len(whole.ids) else short
-        assert example.ids.tolist() == kept.ids.tolist()[-length:] and len(example.ids) <= length
-        assert outcome == ("" if kept is whole else "truncated")
-        assert bool(len(example.later_prompts)) == (kept is whole)
-        row = pack([example])
-        answers = [*Bytes().encode("A" * 20), 301] * (kept is whole) + [*Bytes().encode("B" * 20), 301]
-        assert row.labels[row.labels != IGNORE].tolist() == answers
-    assert encode_dialogue("k", messages, Chat(), 26) == (None, "with a last answer longer than 3/4 of a row")
-
-
-def test_conversations_are_counted_packed_and_ordered_like_exam_items(tmp_path):
-    rows = [dialogue(f"Q{n}", "A" * (10 * n)) for n in range(1, 9)]
-    rows += [dialogue("Q"), dialogue("Q", "A" * 400), dialogue("Q" * 400, "A")]
-    text = "".join(json.dumps({"messages": messages}) + "\n" for messages in rows)
-    (tmp_path / "a.jsonl").write_text(text)
-    one, again = (InstructRows(str(tmp_path / "a.jsonl"), Chat(), 200, seed=3) for _ in range(2))
-    assert len(one.examples) == 9 and one.warnings() == [
-        "1 examples were too long and were truncated on the left",
-        "1 conversations without an answer are left out",
-        "1 conversations with a last answer longer than 3/4 of a row are left out"]
-    batch = one.batch(0, 9)
-    assert sorted(example.key for example in batch) == [f"a.jsonl:{n}" for n in [1, 11, *range(2, 9)]]
-    packed = one.rows(batch)
-    assert len(packed) < 9 and all(len(row) <= 200 for row in packed)
-    assert [example.key for example in again.batch(1, 4)] == [example.key for example in one.batch(1, 4)]
-    targets = sum((row.labels != IGNORE).sum() for row in packed)
-    assert targets == sum(10 * n + 1 for n in range(1, 9)) + 2
-    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": dialogue("Q")}))
-    with pytest.raises(UserError, match=r"no conversation to train on.*without an answer"):
-        InstructRows(str(tmp_path / "a.jsonl"), Chat(), 200, seed=3)

@@ -6,7 +6,6 @@ import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -26,7 +25,7 @@ from mmed.evaluation.results import (
     write_results,
 )
 from mmed.evaluation.summary import summarise, table
-from mmed.generate import load_model
+from mmed.generate import encode_prompt, load_model
 from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.prompts import ExamItem, build_messages, build_target, read_benchmark
@@ -327,7 +326,7 @@ def test_option_texts_are_ranked_per_token_and_by_pmi():
     assert signatures["option_text_pmi"].endswith("minus that after 'Answer:' alone|bos:auto|dtype:auto")
 
 
-def test_option_text_runs_with_shots_and_an_adapter_and_continues(world, tmp_path, monkeypatch):
+def test_option_text_runs_with_shots_and_an_adapter(world, tmp_path):
     torch.manual_seed(0)
     model, _ = load_model(str(world / "model"))
     apply_lora(model, rank=2, alpha=64, targets="q_proj,down_proj")
@@ -337,21 +336,7 @@ def test_option_text_runs_with_shots_and_an_adapter_and_continues(world, tmp_pat
     save_adapter(model, tmp_path / "adapter")
     options = ["--adapter", str(tmp_path / "adapter"), "--scoring", "loglikelihood,option_text",
                "--shots", "2", "--train", str(world / "Train")]
-    run(world, tmp_path / "whole", *options)
-    calls, run_round = [], mmed.eval.run_round
-
-    def stop_after_two(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return run_round(*arguments)
-
-    monkeypatch.setattr(mmed.eval, "run_round", stop_after_two)
-    with pytest.raises(KeyboardInterrupt):
-        run(world, tmp_path / "out", *options)
     run(world, tmp_path / "out", *options)
-    for name in ("predictions.jsonl", "results.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     run(world, tmp_path / "base", *options[2:])
     (_, base), (own, adapted) = (load_results(tmp_path / name) for name in ("base", "out"))
     assert [row["logprobs"] for row in base] != [row["logprobs"] for row in adapted]
@@ -363,6 +348,25 @@ def test_option_text_runs_with_shots_and_an_adapter_and_continues(world, tmp_pat
     assert main_of_compare([str(tmp_path / "base"), str(tmp_path / "out")]) == 0
 
 
+def test_a_letters_likelihood_is_that_of_its_own_tokens(world):
+    config = parse_options(command(world, "x", "--scoring", "loglikelihood"))
+    model, tokenizer = load_model(config.model)
+    encode = encoder_of(model, tokenizer, config)
+
+    def whole(letters: str) -> list[int]:
+        return tokenizer.encode(f"###Answer: OPTION {letters} IS CORRECT.", continued=True)
+
+    for answer in ("B", "A,C"):
+        prompt, ids, choices = encode(item("1", answer), [], "loglikelihood")
+        start = ids[len(encode_prompt(tokenizer, prompt)):]
+        assert len(choices) == (4 if answer == "B" else 11)
+        for letters, tokens in choices.items():
+            rest = whole(letters)[len(start) + len(tokens):]
+            assert start + tokens + rest == whole(letters)
+            assert tokenizer.decode(tokens).strip() == letters + (" IS CORRECT." if "," in letters else "")
+            assert tokenizer.decode(rest, continued=True).strip() in ("IS CORRECT.", "")
+
+
 def test_loglikelihood_takes_the_likeliest_and_the_likeliest_per_token():
     row = loglikelihood_row(item("1", "B"), "h", ["A", "B", "C"], [-4.0, -6.0, -4.0], [4, 12, 4])
     assert row["parsed"] == "A" and row["parsed_norm"] == "B" and not row["correct"] and row["correct_norm"]
@@ -371,7 +375,6 @@ def test_loglikelihood_takes_the_likeliest_and_the_likeliest_per_token():
 @pytest.mark.parametrize("text, expected", [
     ("x\n###Answer: OPTION A,C IS CORRECT. Then", "x\n###Answer: OPTION A,C IS CORRECT."),
     ("A\n\n### Instruction:\nNow", "A"),
-    ("A\n\nBelow is an instruction that", "A"),
     ("no answer", "no answer"),
     ("<think>###Answer: OPTION B IS CORRECT. Hm", "<think>###Answer: OPTION B IS CORRECT. Hm"),
     ("So [THINK]###Answer: OPTION B IS CORRECT.[/THINK]###Answer: OPTION A IS CORRECT. x",
@@ -466,7 +469,7 @@ def test_consistency_and_letter_bias_of_models_that_choose_letters_or_texts(caps
 
 # ---- calibration ----
 
-def test_calibration_by_hand_and_by_masks():
+def test_calibration_by_hand():
     sure, half = [0.0, -50.0, -50.0, -50.0], [0.0, 0.0, -50.0, -50.0]  # confidence 1 and 1/2
     answers = [("A", sure), ("A", sure), ("B", sure), ("A", half), ("B", half)]
     rows = [loglikelihood_row(item(str(i), gold), "h", list("ABCD"), sums, [1] * 4)
@@ -475,17 +478,8 @@ def test_calibration_by_hand_and_by_masks():
     assert found["ece"] == pytest.approx((3 * abs(1 - 2 / 3) + 2 * 0) / 5)
     bins = [(part["bin"], part["n"], part["accuracy"]) for part in found["bins"]]
     assert bins == [(7, 2, 0.5), (14, 3, 2 / 3)]
-    rng = np.random.default_rng(0)
-    rows = [loglikelihood_row(item(str(i), "A"), "h", list("ABCD"), list(rng.normal(0, 3, 4)), [1] * 4)
-            for i in range(500)]
-    logits = torch.tensor([list(row["logprobs"].values()) for row in rows])
-    sure, right = logits.softmax(-1).max(-1).values.numpy(), np.array([row["correct"] for row in rows])
-    inside = [(sure > low / 15) & (sure <= (low + 1) / 15) for low in range(15)]
-    expected = sum(mask.mean() * abs(right[mask].mean() - sure[mask].mean()) for mask in inside if mask.any())
-    found = summarise(rows)
-    assert found["micro"]["calibration"]["ece"] == pytest.approx(expected)
-    assert found["micro"]["calibration"]["confidence"] == pytest.approx(sure.mean())
-    assert f"{100 * expected:.1f}" in table(found, "default").split("calibration of logP")[1]
+    assert found["confidence"] == pytest.approx((3 * 1 + 2 * 0.5) / 5)
+    assert f"{100 * found['ece']:.1f}" in table(summarise(rows), "default").split("calibration of logP")[1]
 
 
 # ---- journal ----

@@ -10,21 +10,18 @@ from pathlib import Path
 import pytest
 from warm_start import run as warm_run
 
-from mmed import generate as generation
 from mmed.checkpoints.adapters import save_adapter
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
-from mmed.generate import generate, load_model, main, printable, score_many
+from mmed.generate import generate, load_model, main, printable
 from mmed.inference.work_sharing import run_rounds
 from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import train_sentencepiece
-from mmed.training import distributed
 from mmed.utils.errors import UserError
 from mmed.utils.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[1]
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -109,51 +106,23 @@ def test_a_line_without_a_prompt_is_named(model_folder, tmp_path):
 
 # ---------------------------------------------------------------------------------------------- several ranks
 
-FORMS = (("one", 1, []), ("two", 2, []), ("sharded", 2, ["--shard"]))
-
-
 def test_two_ranks_write_the_file_that_one_writes(model_folder, tmp_path):
-    """Also with the weights sharded over both, which decodes by the plain loop."""
     arguments = ["--model", str(model_folder), *write_prompts(tmp_path / "in.jsonl", 21),
                  "--max_new_tokens", "3", "--batch_size", "1"]
-    for name, ranks, more in FORMS:
-        warm_run([*arguments, "--out", str(tmp_path / name), *more], ranks=ranks, module="mmed.generate")
-    one, two, sharded = ((tmp_path / name).read_bytes() for name, _, _ in FORMS)
-    assert one == two == sharded
+    for name, ranks in (("one", 1), ("two", 2)):
+        warm_run([*arguments, "--out", str(tmp_path / name)], ranks=ranks, module="mmed.generate")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_an_evaluation_by_two_ranks_writes_the_files_of_one(model_folder, tmp_path):
     arguments = ["--model", str(model_folder), "--data", str(exam(tmp_path, 21)), "--max_new_tokens", "5",
                  "--batch_size", "1", "--scoring", "both"]
-    for name, ranks, more in FORMS:
-        warm_run([*arguments, "--out", str(tmp_path / name), *more], ranks=ranks, module="mmed.eval")
+    for name, ranks in (("one", 1), ("two", 2)):
+        warm_run([*arguments, "--out", str(tmp_path / name)], ranks=ranks, module="mmed.eval")
     for file in ("predictions.jsonl", "results.json"):
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
-    one, sharded = ((tmp_path / name / "predictions.jsonl").read_text().splitlines()
-                    for name in ("one", "sharded"))
-    for line, other_line in zip(one, sharded, strict=True):
-        # another engine: the last digits of scores may differ
-        row, other = json.loads(line), json.loads(other_line)
-        assert row.pop("logprobs", {}) == pytest.approx(other.pop("logprobs", {}), abs=1e-4) and row == other
     assert not list(tmp_path.rglob("*.partial"))
-
-
-def test_each_rank_of_a_sharded_model_decodes_its_own_share(model_folder, monkeypatch):
-    """The ranks one after the other: what each computes is the others' complement."""
-    model, _ = load_model(str(model_folder))
-    prompts, limits, options = [[5 + i] * (i + 1) for i in range(5)], [3, 0, 4, 2, 5], [[[7], [8, 9]]] * 5
-    expected, scores = generate(model, prompts, limits), score_many(model, prompts, options)
-    monkeypatch.setattr(generation, "is_sharded", lambda model: True)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "gather", lambda value: [value])
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        done: dict = {}
-        found = generate(model, prompts, limits, max_batch_size=1, on_done=done.setdefault)
-        assert found == expected[rank::2] and list(done) == [i for i in range(rank, 5, 2) if limits[i]]
-        own = score_many(model, prompts, options)
-        assert [sum(row) for row in own] == pytest.approx([sum(row) for row in scores[rank::2]], abs=1e-4)
 
 
 def test_rounds_that_other_ranks_left_are_taken_over(tmp_path):
@@ -210,39 +179,6 @@ time.sleep(600)
     launcher.wait()
     assert gone_within(20, launcher.pid)
     Journal(tmp_path / "x.jsonl", {}).file.close()
-
-
-@pytest.mark.slow
-def test_an_evaluation_killed_twice_gives_the_same_files(model_folder, tmp_path):
-    """By SIGKILL of one process, then of torchrun's launcher over two ranks; continued by one process."""
-    options = ["--model", model_folder, "--data", exam(tmp_path, 1500), "--scoring", "both",
-               "--max_new_tokens", "6", "--batch_size", "8"]
-
-    def start(name: str, ranks: int) -> subprocess.Popen:
-        launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
-        command = [sys.executable, "-m", *(launch if ranks > 1 else []), "mmed.eval", *map(str, options)]
-        return subprocess.Popen([*command, "--out", str(tmp_path / name)], start_new_session=True, env=ENV,
-                                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    for ranks, rounds in ((1, 3), (2, 8)):
-        process, done = start("killed", ranks), 0
-        while done < rounds:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.02)
-            journals = (tmp_path / "killed").glob("*.partial")
-            done = sum(max(0, path.read_bytes().count(b"\n") - 1) for path in journals)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert gone_within(20, process.pid)
-    for name in ("killed", "whole"):
-        assert start(name, 1).wait() == 0
-    killed, whole = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-                     for name in ("killed", "whole"))
-    assert killed.keys() == whole.keys() and "predictions.jsonl" in whole
-    for name in whole:
-        differ = [pair for pair in zip(killed[name].splitlines(), whole[name].splitlines(), strict=True)
-                  if pair[0] != pair[1]]
-        assert not differ, differ[0]
 
 
 # --------------------------------------------------------------------------------------------------- terminal

@@ -1,14 +1,12 @@
 """Every number equals that of the package which defines it in practice; MMED_TEST_SEED sets the inputs."""
-import math
 import os
 import random
-import warnings
 
 import numpy as np
 import pytest
 
 from mmed import metrics
-from mmed.metrics import bleu, bleu_orders, corpus_bleu, exact_match, kendall_tau, rouge_l, rouge_n
+from mmed.metrics import bleu_orders, exact_match, rouge_l, rouge_n
 
 EXACT = 1e-12
 SEED = int(os.environ.get("MMED_TEST_SEED", "0"))
@@ -37,30 +35,14 @@ def draw_pairs(rng, count, longest=60):
 
 # ---- BLEU and ROUGE ----
 
-def test_bleu_equals_nltk_for_every_order_and_smoothing(rng):
+def test_bleu_equals_nltk_for_every_order(rng):
     nltk_bleu = pytest.importorskip("nltk.translate.bleu_score")
-    methods = {"method1": nltk_bleu.SmoothingFunction().method1, "none": None}
     weights = [(1 / order,) * order for order in range(1, 6)]
     for candidate, reference in draw_pairs(rng, 400):
-        for smoothing, method in methods.items():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # nltk warns about every order without a match
-                expected = nltk_bleu.sentence_bleu([reference], candidate, weights, method)
-            ours = bleu_orders(candidate, reference, 5, smoothing)
-            assert ours == pytest.approx(expected, abs=EXACT, rel=0), (candidate, reference, smoothing)
-            assert ours[-1] == bleu(candidate, reference, 5, smoothing)
-
-
-def test_corpus_bleu_equals_sacrebleu(rng):
-    sacrebleu = pytest.importorskip("sacrebleu")
-    for _ in range(100):
-        pairs = list(draw_pairs(rng, rng.choice([1, 2, 5, 20]), longest=rng.choice([5, 40])))
-        candidates, references = zip(*pairs)
-        texts = [" ".join(tokens) for tokens in candidates], [[" ".join(tokens) for tokens in references]]
-        for order in (1, 2, 4):
-            expected = sacrebleu.BLEU(tokenize="none", max_ngram_order=order, force=True).corpus_score(*texts)
-            ours = corpus_bleu(candidates, references, order)
-            assert ours == pytest.approx(expected.score, abs=1e-10), (pairs, order)
+        expected = nltk_bleu.sentence_bleu([reference], candidate, weights,
+                                           nltk_bleu.SmoothingFunction().method1)
+        ours = bleu_orders(candidate, reference, 5)
+        assert ours == pytest.approx(expected, abs=EXACT, rel=0), (candidate, reference)
 
 
 def test_clipped_rouge_equals_rouge_score(rng):
@@ -93,18 +75,10 @@ def test_set_rouge_and_union_lcs_equal_the_rouge_package(rng):
             assert score == pytest.approx(values, abs=EXACT), (candidate, reference, name)
 
 
-def test_lcs_words_follow_the_packages_walk_among_equally_long_ones(rng):
-    rouge_score = pytest.importorskip("rouge.rouge_score")
-    for _ in range(100):
-        alphabet = [f"t{i}" for i in range(rng.choice([2, 4, 9, 25]))]
-        x, y = ([rng.choice(alphabet) for _ in range(rng.randint(1, 70))] for _ in range(2))
-        assert metrics.lcs_words(x, y) == rouge_score._recon_lcs(x, y)._ngrams, (x, y)
-
-
 def test_pair_scores_are_the_single_scores_under_their_signatures(rng):
     for candidate, reference in draw_pairs(rng, 100):
         scores = metrics.pair_scores(candidate, reference, "t")
-        expected = {("BLEU-4", "nltk-method1"): bleu(candidate, reference),
+        expected = {("BLEU-4", "nltk-method1"): bleu_orders(candidate, reference)[-1],
                     ("ROUGE-2", "rouge-score-f1"): rouge_n(candidate, reference, 2).f1,
                     ("ROUGE-1", "rouge-f1"): rouge_n(candidate, reference, 1, "set").f1,
                     ("ROUGE-L", "rouge-score-f1"): rouge_l(candidate, reference).f1,
@@ -116,7 +90,7 @@ def test_pair_scores_are_the_single_scores_under_their_signatures(rng):
 
 
 def test_text_where_tokens_belong_is_an_error():
-    for call in (bleu, rouge_l, lambda a, b: rouge_n(a, b, 1)):
+    for call in (bleu_orders, rouge_l, lambda a, b: rouge_n(a, b, 1)):
         with pytest.raises(TypeError, match="expected a list of tokens"):
             call("text", "text")
 
@@ -180,64 +154,3 @@ def test_intervals_do_not_depend_on_the_order_of_items(rng):
     shuffled = rng.sample(values, len(values))
     assert metrics.mean(values) == metrics.mean(shuffled)
     assert metrics.bootstrap_interval(values, 7) == metrics.bootstrap_interval(shuffled, 7)
-
-
-# ---- two models ----
-
-def test_mcnemar_equals_the_exact_binomial_test(rng):
-    binomtest = pytest.importorskip("scipy.stats").binomtest
-    for n in [1, 2, 10, 300, 3000]:
-        for lean in (0.5, 0.55, 0.9):
-            a, b = [rng.random() < lean for _ in range(n)], [rng.random() < 0.5 for _ in range(n)]
-            only_a, only_b = sum(x > y for x, y in zip(a, b)), sum(y > x for x, y in zip(a, b))
-            expected = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-            assert metrics.mcnemar(a, b) == metrics.mcnemar(b, a) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("n", [3, 8, 12])
-def test_sign_flip_test_of_few_items_equals_scipy(rng, n):
-    permutation_test = pytest.importorskip("scipy.stats").permutation_test
-    gaps = [rng.choice([0.5, -0.25, rng.gauss(0.2, 1)]) for _ in range(n)]
-    expected = permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
-    p, test = metrics.sign_flip_test(gaps, seed=0)
-    assert p == pytest.approx(expected) and test == "sign flips, exact"
-
-
-def test_equal_differences_on_few_items_prove_nothing():
-    for n, p in ((1, 1.0), (3, 0.25), (5, 0.0625), (6, 0.03125)):
-        found = metrics.paired_bootstrap([1.0] * n, [0.0] * n, seed=0)
-        assert found.p == p == metrics.mcnemar([True] * n, [False] * n) and found.difference == 1
-        assert math.isnan(found.low) and math.isnan(found.high)
-
-
-def test_a_macro_difference_is_tested_as_a_macro_difference():
-    # 100 small steady gains in one language, 3 large losses in another: the macro mean has the losses' sign
-    gaps, groups = [0.1] * 100 + [-1.0] * 3, ["en"] * 100 + ["de"] * 3
-    macro, micro = (metrics.paired_bootstrap(gaps, [0.0] * 103, 0, by) for by in (groups, None))
-    assert macro.difference == pytest.approx(-0.45)
-    assert macro.p == pytest.approx(0.25, abs=0.05)  # 2 of the 2^3 flips of the losses
-    assert micro.difference > 0 and micro.p < 0.01
-
-
-def test_sign_flip_test_errs_as_often_as_it_says():
-    rng = np.random.default_rng(5)
-    hard = rng.random(300)  # items differ much more than models do: only pairing shows the difference
-    steady = metrics.paired_bootstrap(hard + 0.02 + rng.normal(0, 0.01, 300), hard, seed=0)
-    assert steady.p == 1 / (metrics.RESAMPLES + 1) and 0 < steady.low < steady.difference < steady.high
-    ps = [metrics.sign_flip_test(list(rng.random(40) - rng.random(40)), seed)[0] for seed in range(200)]
-    assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.11  # 5 %, give or take 3 standard errors
-
-
-# ---- agreement with people ----
-
-def test_kendall_tau_and_slope_equal_scipy_with_ties(rng):
-    stats = pytest.importorskip("scipy.stats")
-    for _ in range(100):
-        n, levels = rng.randint(2, 60), rng.choice([1, 2, 5, 1000])
-        x, y = ([rng.randint(1, levels) / 3 for _ in range(n)] for _ in range(2))
-        assert kendall_tau(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=EXACT, nan_ok=True)
-        if len(set(x)) > 1:
-            assert metrics.regression_slope(x, y) == pytest.approx(stats.linregress(x, y).slope, abs=1e-9)
-    for x, y in (([1], [2]), ([1, math.nan], [1, 2]), ([2, 2], [1, 3])):
-        assert math.isnan(kendall_tau(x, y))
-    assert math.isnan(metrics.regression_slope([2, 2], [1, 3]))

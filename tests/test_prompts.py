@@ -1,7 +1,6 @@
 """Items and prompts: bad lines named, published strings byte for byte, examples drawn by item and seed."""
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from mmed.prompts import (
     item_key,
     pick_examples,
     read_benchmark,
-    read_conversations,
     read_items,
 )
 from mmed.utils.errors import UserError
@@ -181,15 +179,6 @@ def test_picked_examples_depend_on_seed_and_item_only():
         pick_examples(pool, ITEM, 101)
 
 
-def test_examples_are_drawn_evenly():
-    pool = [shot for shot in make_pool(40) if shot.language == "French"]
-    seen = dict.fromkeys((shot.key for shot in pool), 0)
-    for seed in range(2000):
-        for shot in pick_examples(pool, ITEM, 2, seed=seed):
-            seen[shot.key] += 1
-    assert all(abs(count - 200) < 6 * 14 for count in seen.values())  # 4000 draws, 20 items: deviation 14
-
-
 def test_chat_messages_ask_for_the_published_form():
     messages = build_messages(ITEM, True, examples=[OTHER])
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
@@ -199,77 +188,3 @@ def test_chat_messages_ask_for_the_published_form():
     (official,) = build_messages(ITEM, False, "official")
     assert "best treatment for this patient? ###Options: A. Ampicillin" in official["content"]
     assert parse_answer(messages[1]["content"], OTHER.options).letters == ("B",)
-
-
-# ---------------------------------------------------------------------------------------------- conversations
-
-ALPACA_ROW = {"instruction": "You're a doctor.", "input": "Fièvre ?", "output": "Repos.",
-              "source": "medqa_train", "sample_id": 0}  # PMC-LLaMA's columns
-SHAREGPT_ROW = {"id": "x", "conversations": [
-    {"from": "system", "value": "You're a doctor."}, {"from": "human", "value": "Fièvre ?"},
-    {"from": "gpt", "value": "Repos."}]}
-MESSAGES = [{"role": "system", "content": "You're a doctor."}, {"role": "user", "content": "Fièvre ?"},
-            {"role": "assistant", "content": "Repos."}]
-
-
-def write_conversations(path: Path, rows: list) -> Path:
-    """`rows` in the form that the name asks for."""
-    if path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
-        return path
-    text = json.dumps(rows, indent=1) if ".json" in path.suffixes else "".join(
-        json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "release.json", "a.json.gz", "train.parquet"])
-@pytest.mark.parametrize("row", [ALPACA_ROW, SHAREGPT_ROW, {"messages": MESSAGES}])
-def test_every_form_of_conversation_gives_the_same_messages(tmp_path, name, row):
-    path = write_conversations(tmp_path / name, [row] * 3)
-    assert list(read_conversations(path)) == [(f"{name}:{number}", MESSAGES) for number in (1, 2, 3)]
-
-
-def test_an_instruction_alone_is_the_question_and_an_unanswered_question_is_left_out(tmp_path):
-    write_lines(tmp_path / "a.jsonl", {"instruction": "Why?", "output": "So."},
-                {"messages": [*MESSAGES, {"role": "user", "content": "And?"}]},
-                {"messages": MESSAGES[:2]}, {"messages": []},
-                {"messages": [{"role": "system", "content": ""}, *MESSAGES[1:]]})
-    question = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-    assert [messages for _, messages in read_conversations(tmp_path)] == [
-        question, MESSAGES, [], [], MESSAGES[1:]]
-
-
-def turns(*roles: str, **last: object) -> dict:
-    found = [{"role": role, "content": "x"} for role in roles]
-    return {"messages": [*found[:-1], found[-1] | last]}
-
-
-@pytest.mark.parametrize("line, words", [
-    ({"messages": [{"content": "x"}]}, "turn 1: 'role' must be one of system, user, human, assistant, gpt"),
-    ({"conversations": [{"from": "human", "value": "x"}, {"from": "bot", "value": "x"}]}, "turn 2.*'bot'"),
-    (turns("user", "assistant", content=" "), r"turn 2 \(assistant\): 'content' must be a text that is not"),
-    (turns("user", "assistant", content=[{"type": "image"}]), "must be a text"),
-    (turns("assistant"), "user and assistant in turn.*got assistant"),
-    (turns("user", "user", "assistant"), "in turn"),
-    ({"messages": ["x"]}, "turn 1"), ({"messages": "x"}, "expected a list of turns"),
-    ([1], "expected one JSON object"),
-    ({"question": "x"}, r"'instruction' must be a text, got None; a record needs .*it has question"),
-    ({"instruction": "x", "output": ""}, "'output' is empty"),
-    ({"instruction": "x", "output": 1}, "'output'"),
-    ({"instruction": "", "output": "x"}, "'instruction' is empty"), ("{", "not valid JSON")])
-def test_a_bad_conversation_is_named_in_one_line(tmp_path, line, words):
-    path = write_lines(tmp_path / "a.jsonl", {"messages": MESSAGES}, line)
-    with pytest.raises(UserError, match=rf"a\.jsonl:2: .*{words}"):
-        list(read_conversations(path))
-
-
-@pytest.mark.parametrize("name, content", [
-    ("a.json", b'[{"messages": []},'), ("a.json.gz", gzip.compress(b"[]", mtime=0)[:-4]),
-    ("a.parquet", b"PAR1"),
-    ("a.jsonl", b"\xff\xfe"), ("a.json", b"[" * 100_000)])
-def test_a_damaged_file_of_conversations_is_named_in_one_line(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name}.*: not "):
-        list(read_conversations(tmp_path / name))

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import itertools
 import json
 import os
 import random
@@ -18,8 +17,8 @@ import tiktoken
 from growth import grows_at_most
 
 from mmed.tokenization import byte_level
-from mmed.tokenization.byte_level import BLOOM, GPT2, LLAMA3, QWEN2, byte_alphabet, merge_ranks
-from mmed.tokenization.sentencepiece_model import SentencePieceModel, build_message
+from mmed.tokenization.byte_level import BLOOM, GPT2, LLAMA3, QWEN2, byte_alphabet
+from mmed.tokenization.sentencepiece_model import build_message
 from mmed.tokenizer import load_tokenizer, save_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
 
@@ -139,14 +138,6 @@ def test_sentencepiece_ids_and_text_equal_the_library(spm):
         assert "▁" in text or ours.decode(ours.encode(text, bos=True, eos=True)) == text, ascii(text)
 
 
-def test_user_defined_symbols_are_always_one_piece(tmp_path):
-    ours = train_sentencepiece(corpus(), tmp_path, 700, user_defined_symbols=["m'g", "<sep>"])
-    library = sentencepiece_library(tmp_path)
-    compare(ours, library, 400)
-    for symbol in ("m'g", "<sep>"):
-        assert ours.encode(f"x{symbol}y").count(library.piece_to_id(symbol)) == 1
-
-
 def test_continued_text_gets_no_space_and_joins_what_was_cut(spm):
     ours = load_tokenizer(spm)
     assert ours.encode("the patient") == ours.encode("the") + ours.encode(" patient", continued=True)
@@ -259,74 +250,6 @@ def test_normalised_text_and_added_tokens_equal_the_reference(tmp_path):
     assert ours.decode(ours.encode("a <think> b")) == "a <think> b"
 
 
-def hf_sentencepiece(folder: Path, style: str):
-    """The sentencepiece model as transformers converts it: all splits of a piece into two are merges."""
-    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
-
-    pieces = SentencePieceModel((folder / "tokenizer.model").read_bytes(), "model").pieces
-    place = {piece: index for index, (piece, _, _) in enumerate(pieces)}
-    normal = {piece for piece, _, kind in pieces if kind == 1}
-    merges = [(-score, place[piece[:i]], piece[:i], piece[i:]) for piece, score, kind in pieces if kind == 1
-              for i in range(1, len(piece)) if piece[:i] in normal and piece[i:] in normal]
-    hf = tokenizers.Tokenizer(models.BPE(place, [merge[2:] for merge in sorted(merges)], unk_token="<unk>",
-                                         fuse_unk=True, byte_fallback=True))
-    strip = [decoders.Strip(" ", 1, 0)]
-    if style == "llama":
-        hf.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    elif style == "gemma":
-        hf.normalizer, strip = normalizers.Replace(" ", "▁"), []
-        hf.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    else:
-        scheme, split = style.split()
-        hf.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme,
-                                                    split=split == "split")
-    hf.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    hf.add_special_tokens(["<unk>", "<s>", "</s>", "<pad>"])
-    hf.add_tokens([AddedToken(text, normalized=False) for text in ("drug, x", "<think>")])
-    return hf
-
-
-@pytest.mark.parametrize("style", ["llama", "gemma", "first whole", "first split", "always whole",
-                                   "always split"])
-def test_sentencepiece_style_json_equals_the_reference(tmp_path, spm, style):
-    ours, hf = saved(hf_sentencepiece(spm, style), tmp_path)
-    compare(ours, hf, 400, ("a drug, x b", "drug, x", " drug, xdrug, x", "<think></s>"))
-    for text in HOSTILE + SENTENCES:
-        assert ours.decode(ours.encode(text)) == hf.decode(ours.encode(text)), ascii(text)
-    if style == "llama":
-        compare(load_tokenizer(spm), hf, 0)
-
-
-def test_merges_that_ranks_cannot_keep_are_left_to_the_reference():
-    """The claim of mmed/tokenization/byte_level.py, on merges in any order and all strings of 3 letters."""
-    rng = seeded()
-    strings = ["".join(letters) for n in range(1, 6) for letters in itertools.product("abc", repeat=n)]
-    accepted = declined = 0
-    for _ in range(150):
-        vocabulary, merges = {"a": 0, "b": 1, "c": 2}, []
-        for _ in range(rng.randint(1, 9)):
-            pair = (rng.choice(list(vocabulary)), rng.choice(list(vocabulary)))
-            if pair not in merges:
-                vocabulary.setdefault("".join(pair), len(vocabulary))
-                merges.insert(rng.randint(0, len(merges)) if rng.random() < 0.3 else len(merges), pair)
-        ranks = merge_ranks(vocabulary, merges)
-        if ranks is None:
-            declined += 1
-            continue
-        accepted += 1
-        hf = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-        for text in strings:
-            parts = list(text)
-            while len(parts) > 1:  # the plainest BPE by rank: best rank, leftmost
-                rank, place = min((ranks.get(parts[i] + parts[i + 1], 99), i) for i in range(len(parts) - 1))
-                if rank == 99:
-                    break
-                parts[place:place + 2] = ["".join(parts[place:place + 2])]
-            assert parts == hf.encode(text).tokens, (text, merges)
-    assert accepted > 40 and declined > 5
-
-
 def test_llama3_files_of_both_kinds_equal_tiktoken_and_the_reference(tmp_path):
     """Two vocabularies one after the other, the second backwards: many tokens that no joins reach."""
     convert = pytest.importorskip("transformers.convert_slow_tokenizer")
@@ -353,14 +276,6 @@ def test_llama3_files_of_both_kinds_equal_tiktoken_and_the_reference(tmp_path):
         settings = json.loads(converted.to_str())["model"] | {"ignore_merges": whole}
         ours, hf = saved(converted, tmp_path / name, model=settings)
         compare(ours, hf, 500, ("zqzqzqzq", "azqzqzqzq 高血圧症患者 unreachable", "aaaaaaa aaa aaaa"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pattern", [LLAMA3, BLOOM], ids=["llama3", "bloom"])
-def test_every_code_point_is_split_as_in_the_reference(tmp_path, pattern):
-    ours, hf = saved(hf_byte_level(pattern), tmp_path)
-    codes = itertools.chain(range(0xD800), range(0xE000, 0x110000))
-    compare(ours, hf, 20_000, tuple("a{0}b {0}{0} 1{0}\n{0}!'{0}".format(chr(code)) for code in codes))
 
 
 # --- special tokens, settings, text that is not text
@@ -455,17 +370,14 @@ def test_fingerprint_follows_what_makes_the_ids_and_not_file_names(tmp_path, spm
     (tmp_path / "other.model").write_bytes((spm / "tokenizer.model").read_bytes())
     assert load_tokenizer(tmp_path / "other.model").fingerprint == load_tokenizer(spm).fingerprint
     prints = {load_tokenizer(spm).fingerprint}
-    for place, options in enumerate([{}, {"character_coverage": 0.98}, {"user_defined_symbols": ["mg"]}]):
-        trained = train_sentencepiece(corpus()[:400 + 50 * place], tmp_path / str(place), 700, **options)
-        prints.add(trained.fingerprint)
-    (tmp_path / "json").mkdir()
+    prints.add(train_sentencepiece(corpus(), tmp_path / "sp", 700).fingerprint)
     for pattern, size in ((LLAMA3, 500), (GPT2, 500), (LLAMA3, 501)):
-        ours, hf = saved(hf_byte_level(pattern, size=size), tmp_path / "json")
+        ours, hf = saved(hf_byte_level(pattern, size=size), tmp_path)
         prints.add(ours.fingerprint)
     model = json.loads(hf.to_str())["model"]  # same size, other merges
-    prints.add(saved(hf, tmp_path / "json", model=model | {
+    prints.add(saved(hf, tmp_path, model=model | {
         "merges": [*model["merges"][:-2], model["merges"][-1], model["merges"][-2]]})[0].fingerprint)
-    assert len(prints) == 8
+    assert len(prints) == 6
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "中", "! ", "aé中"])
@@ -479,25 +391,6 @@ def test_time_grows_with_the_length_of_a_repeated_text(both_kinds, unit):
             return time.process_time() - start
 
         assert grows_at_most(seconds, 100_000, 400_000, 8, slack=0.1)  # quadratic: 16
-
-
-@pytest.mark.slow
-def test_ten_million_characters_without_a_space_take_seconds_and_under_two_gigabytes(tmp_path, spm):
-    saved(hf_byte_level(LLAMA3), tmp_path)
-    code = """if 1:
-        import random, sys, time
-        from mmed.tokenizer import load_tokenizer
-        ours = load_tokenizer(sys.argv[1])
-        mixed = "".join(random.choices("abcdefghij中é", k=10**7))
-        for text in ("a" * 10**7, " " * 10**7 + "x", mixed, "word " * (2 * 10**6)):
-            start = time.process_time()
-            assert ours.decode(ours.encode(text)) == text
-            assert time.process_time() - start < 60
-        # ru_maxrss may be the peak of the process that started this one
-        assert int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) < 2 << 20
-    """
-    for folder in (tmp_path, spm):
-        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
 
 
 # --- bad files
@@ -526,16 +419,6 @@ def test_damaged_files_are_rejected_in_one_line(spm, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_code_beside_a_tokenizer_is_not_run(tmp_path, spm):
-    (tmp_path / "tokenizer.model").write_bytes((spm / "tokenizer.model").read_bytes())
-    (tmp_path / "tokenization_evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
-        "auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}, "chat_template": "{{ 1/0 }}",
-        "tokenizer_class": "Evil"}))
-    load_tokenizer(tmp_path).encode("x")
-    assert not (tmp_path / "canary").exists()
-
-
 # --- training and the command line
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -553,11 +436,6 @@ def test_training_twice_in_fresh_processes_gives_the_same_file(tmp_path):
         assert done.returncode == 0 and "700 pieces" in done.stdout, done.stderr
     one, two = ((tmp_path / name / "tokenizer.model").read_bytes() for name in ("one", "two"))
     assert one == two
-    shown = command("show", tmp_path / "one", "--text", "fièvre", "--documents", tmp_path / "a.jsonl.gz")
-    assert shown.returncode == 0 and "è" in shown.stdout
-    tokens = sum(len(load_tokenizer(tmp_path / "one").encode(text)) for text in corpus())
-    row = shown.stdout.splitlines()[-1].replace(",", "").split()
-    assert row[:4] == ["xx", str(len(corpus())), str(sum(map(len, corpus()))), str(tokens)]
 
 
 def test_training_leaves_out_nothing_of_long_or_odd_lines(tmp_path):

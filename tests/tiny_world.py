@@ -12,8 +12,8 @@ def make_world(folder: Path, width: int = 32) -> Path:
     layers).
     """
     from mmed.checkpoints.pretrained import save_pretrained
-    from mmed.data import StreamWriter
     from mmed.model import ModelConfig, Transformer
+    from mmed.tokenization.token_streams import StreamWriter
     from mmed.tokenizer import train_sentencepiece
 
     rng = random.Random(0)

@@ -30,7 +30,7 @@ import numpy as np
 from bench_tokenizer import llama_json, made_texts
 
 from data_prep.tokenize_corpus import tokenize_corpus
-from mmed.data import TokenStream
+from mmed.tokenization.token_streams import TokenStream
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import main_guard
 

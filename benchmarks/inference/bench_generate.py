@@ -46,9 +46,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from mmed.config import SHAPES
-from mmed.generate import generate, score_many
+from mmed.generate import generate
 from mmed.inference.decoder import Segment, decoder_for
-from mmed.inference.option_scores import int8_difference
+from mmed.inference.option_scores import int8_difference, score_many
 from mmed.model import ModelConfig, Transformer
 from mmed.prompts import build_prompt, read_benchmark
 

@@ -29,7 +29,8 @@ import sentencepiece
 
 from mmed.tokenization.byte_level import LLAMA3
 from mmed.tokenization.sentencepiece_model import SentencePieceModel
-from mmed.tokenizer import load_tokenizer, read_texts, train_sentencepiece
+from mmed.tokenization.texts import read_texts
+from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import main_guard, require_extra
 
 LETTERS = {

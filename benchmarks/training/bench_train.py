@@ -42,13 +42,15 @@ import numpy as np
 import torch
 
 from mmed.config import SHAPES, TrainConfig
-from mmed.data import Example, ExamRows, PretrainRows, StreamWriter, TokenStream, rank_share
+from mmed.data import Example, ExamRows, PretrainRows, rank_share
 from mmed.lora import apply_lora, init_lora
 from mmed.model import ModelConfig, Transformer
+from mmed.tokenization.token_streams import StreamWriter, TokenStream
 from mmed.train import forward_backward
 from mmed.training.distributed import checkpoint_blocks, compile_blocks
 from mmed.training.loader import make_batch, micro_batches
 from mmed.training.logging import peak_memory as memory
+from mmed.training.official_windows import OfficialWindows
 from mmed.training.optimizer import make_optimizer, update
 
 CPU = torch.device("cpu")
@@ -385,10 +387,8 @@ def positions_row(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         for length in (500, 1000, 2000, 5000, 20000):
             stream = make_stream(Path(name), max(400, 2_000_000 // length), length)
-            ours, official = PretrainRows([stream], 2048, 1), PretrainRows([stream],
-                                                                           2048,
-                                                                           1,
-                                                                           windows="official")
+            ours = PretrainRows([stream], 2048, 1)
+            official = PretrainRows([stream], 2048, 1, layout=OfficialWindows)
             print(
                 f"positions: documents of about {length:6,} tokens: ours "
                 f"{ours.rows_per_epoch * 2048 / stream.tokens:.5f} trained positions per "

@@ -281,7 +281,7 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
     raw = english.ids[:8].tobytes()
     border = int(np.flatnonzero(np.diff(first.document_ids))[0]) + 1
     labels = [f"{LANGUAGES[s]} {number}" for s, _, number in places]
-    counts = [int(layout.counts().sum()) for layout in rows.layouts]
+    counts = [sum(layout.counts()) for layout in rows.layouts]
     used = sum(int((row.document_ids >= 0).sum()) for row in all_rows)
     values = {
         "stream_tokens": str(english.tokens), "stream_documents": str(

@@ -33,8 +33,8 @@ from examples.demo.demo_steps import (
 from examples.demo.demo_steps import steps as demo_steps
 from mmed.evaluation.published import ABLATION_MODELS, published_ablation
 from mmed.evaluation.results import load_results
+from mmed.evaluation.significance import paired_bootstrap
 from mmed.evaluation.summary import aligned
-from mmed.metrics import paired_bootstrap
 from mmed.reporting import plots
 from mmed.reporting.page import fill_page
 from mmed.utils.errors import main_guard

@@ -29,7 +29,8 @@ import torch
 from mmed.model import Transformer
 from mmed.tokenization import sentencepiece_model as sp
 from mmed.tokenization.byte_level import BLOOM, LLAMA3, QWEN2, byte_alphabet
-from mmed.tokenizer import Tokenizer, read_texts, write_sentencepiece
+from mmed.tokenization.texts import read_texts
+from mmed.tokenizer import Tokenizer, write_sentencepiece
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json, write_json
 

@@ -204,15 +204,15 @@ def echoed_tokens(value: Any) -> dict[str, Any]:
     return {"tokens": [utf8(str(token)) for token in tokens[-ECHOED:]], "logprobs": values[-ECHOED:]}
 
 
-def answer_logprob(reply: dict[str, Any], answer: str) -> tuple[float, int]:
-    """(summed log-probability of an answer's tokens, how many) from the reply to a `scoring_request`.
+def answer_tokens(reply: dict[str, Any], answer: str) -> tuple[list[str], list[float]]:
+    """The tokens of an answer and their log-probabilities, from the reply to a `scoring_request`.
 
     A token that also holds the end of the prompt counts. Spaces are ignored in the search for the answer,
     because some servers write the tokens of sentencepiece without them.
 
     >>> reply = {"tokens": ["Why", ":#", "A", "!"], "logprobs": [None, -1.0, -2.0, -9.0]}
-    >>> answer_logprob(reply, "# A")
-    (-3.0, 2)
+    >>> answer_tokens(reply, "# A")
+    ([':#', 'A'], [-1.0, -2.0])
     """
     tokens, wanted = list(map(_squeezed, reply["tokens"])), _squeezed(answer)
     start = "".join(tokens).rfind(wanted)
@@ -220,11 +220,11 @@ def answer_logprob(reply: dict[str, Any], answer: str) -> tuple[float, int]:
         raise UserError(f"the server echoes {''.join(tokens)[-60:]!r}, not the end of what was sent; "
                         f"{CANNOT_SCORE}")
     place, found = 0, []
-    for token, logprob in zip(tokens, reply["logprobs"]):
+    for number, token in enumerate(tokens):
         if place < start + len(wanted) and place + len(token) > start:
-            found.append(logprob)
+            found.append(number)
         place += len(token)
-    return sum(found), len(found)
+    return [reply["tokens"][i] for i in found], [reply["logprobs"][i] for i in found]
 
 
 def _squeezed(text: str) -> str:

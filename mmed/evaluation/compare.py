@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmed.evaluation.results import load_results
+from mmed.evaluation.significance import mcnemar, paired_bootstrap
 from mmed.evaluation.summary import (
     COLUMNS,
     aligned,
@@ -25,7 +26,7 @@ from mmed.evaluation.summary import (
     language_order,
     metric_name,
 )
-from mmed.metrics import macro_mean, mcnemar, mean, paired_bootstrap
+from mmed.metrics import macro_mean, mean
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import write_json
 from mmed.utils.journal import facts_that_differ

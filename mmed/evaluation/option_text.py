@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 
 from mmed.prompts import ANSWER_FORM, ExamItem
 
+# What precedes and follows the letters in an answer
+BEFORE_LETTERS, AFTER_LETTERS = ANSWER_FORM.split("{letters}")
+
 PROMPT = "Question: {question}\nAnswer:"
 UNCONDITIONAL = "Answer:"
 
@@ -28,6 +31,16 @@ def scored_string(mode: str, letters: str, options: Mapping[str, str]) -> str:
     if mode == "loglikelihood":
         return ANSWER_FORM.format(letters=letters)
     return " " + ", ".join(options[letter].strip() or letter for letter in letters.split(","))
+
+
+def letters_part(letters: str) -> str:
+    """The part of an answer whose likelihood counts: a letter; of several, of which A,B begins A,B,C, all to
+    the end.
+
+    >>> letters_part("A"), letters_part("A,B")
+    ('A', 'A,B IS CORRECT.')
+    """
+    return letters + AFTER_LETTERS if "," in letters else letters
 
 
 def cloze_prompt(item: ExamItem, shots: Sequence[ExamItem] = ()) -> str:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, takewhile
 from typing import Any
 
-from mmed.evaluation.api_client import Server
+from mmed.data import truncate_prompt
 from mmed.evaluation.option_text import cloze_prompt, scored_string
+from mmed.evaluation.options import SCORINGS, EvalConfig
+from mmed.evaluation.permutations import ORDER
+from mmed.evaluation.results import text_row
 from mmed.evaluation.thoughts import remove_thoughts
 from mmed.generate import encode_prompt
 from mmed.prompts import ExamItem, build_few_shot, build_messages, pick_examples
 from mmed.tokenization.chat_template import encode_chat, render_chat
-from mmed.utils.errors import UsageError, UserError
+from mmed.utils.errors import UserError
 
 # MMedLM: inference.py allows 1,000 new tokens in both runs. DIFFERS: an answer alone takes about ten
 # tokens, so the clean style stops an answer-only run at this many: a model that has not answered by then
@@ -32,50 +35,13 @@ STOP_WINDOW = 48  # newest tokens in which a complete answer is looked for
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """The options of `mmed.eval`, with the defaults that depend on each other filled in."""
-
-    data: str
-    out: str
-    model: str  # folder of a local model; with `server` ""
-    adapter: str | None
-    server: Server | None
-    force: bool
-    limit: int
-    setting: str
-    # prompt
-    shots: int
-    train: str | None
-    cot: bool
-    seed: int
-    style: str
-    chat_template: str
-    bos: str
-    too_long: str
-    # scoring
-    scoring: str
-    permutations: int
-    mode: str
-    stop: str
-    words: str
-    equal_options: str
-    # decoding
-    max_new_tokens: int
-    thinking_budget: int
-    batch_size: int
-    dtype: str
-    device: str
-    shard: bool
-
-
-@dataclass(frozen=True)
 class Question:
     """One item as the model gets it in one mode; `ids` for local decoding, `body` for an API."""
 
     item: ExamItem
     mode: str
     prompt: str
-    ids: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)  # of a letter's likelihood: with the answer up to the letter
     body: dict[str, Any] = field(default_factory=dict)
     answer: tuple[str, str] = ("", "")  # of an API's likelihood: candidate letters, string that is scored
     choices: dict[str, list[int]] = field(default_factory=dict)  # of a likelihood: candidate letters -> ids
@@ -87,22 +53,6 @@ class Question:
 
 # (item, solved examples, mode) -> (prompt, ids, choices)
 Encoder = Callable[[ExamItem, Sequence[ExamItem], str], tuple[str, list[int], dict[str, list[int]]]]
-SCORINGS = ("generate", "loglikelihood", "option_text")
-
-
-def parse_scoring(given: str) -> str:
-    """The value of --scoring in one order; "both" are the first two.
-
-    >>> parse_scoring("option_text,both")
-    'generate,loglikelihood,option_text'
-    """
-    names = given.replace("both", "generate,loglikelihood").split(",")
-    for name in names:
-        if name not in SCORINGS:
-            raise UsageError(f"--scoring {given}: {name!r} is none of {', '.join(SCORINGS)}, both")
-    return ",".join(name for name in SCORINGS if name in names)
-
-
 def modes_of(config: EvalConfig) -> list[str]:
     """What is run for each item, the longest texts first."""
     texts = ["rationale", "answer"] if config.mode == "both" else [config.mode]
@@ -140,8 +90,7 @@ def build_questions(
                     f"item {item.key} ({item.language}): the prompt ({len(ids):,} tokens) plus {reserved:,} "
                     f"reserved for the answer exceeds the context length of {context_length:,}; use fewer "
                     "--shots, or --too_long truncate to drop tokens from the left, as training does")
-            start = ids[:1] if ids[0] == bos_id else []
-            ids = start + ids[len(ids) - (context_length - reserved - len(start)):]
+            ids = truncate_prompt(ids, context_length - reserved, bos_id)
         questions.append(Question(item, mode, prompt, ids, choices=choices))
     return questions
 
@@ -155,19 +104,36 @@ def encoder_of(model, tokenizer, config: EvalConfig) -> Encoder:
 
     def encode(item: ExamItem, shots: Sequence[ExamItem],
                mode: str) -> tuple[str, list[int], dict[str, list[int]]]:
-        choices = {}
+        choices: dict[str, list[int]] = {}
+        start: list[int] = []
         if mode in SCORINGS:
             choices = {letters: tokenizer.encode(scored_string(mode, letters, item.options), continued=True)
                        for letters in candidates(item)}
+        if mode == "loglikelihood":
+            start, choices = letter_tokens(choices)
         if mode == "option_text" or name == "none":
             prompt = (cloze_prompt(item, shots) if mode == "option_text" else
                       build_few_shot(item, shots, mode == "rationale", config.style))
-            return prompt, encode_prompt(tokenizer, prompt), choices
+            return prompt, encode_prompt(tokenizer, prompt) + start, choices
         messages, family = build_messages(item, mode == "rationale", config.style, shots), model.config.family
         prompt = render_chat(tokenizer, messages, family, name)
-        return prompt, encode_chat(tokenizer, messages, family, name), choices
+        return prompt, encode_chat(tokenizer, messages, family, name) + start, choices
 
     return encode
+
+
+def letter_tokens(answers: Mapping[str, Sequence[Any]]) -> tuple[list, dict[str, list]]:
+    """(the tokens that all answers begin with, those of each that count: of `letters_part`)."""
+
+    def shared(sequences: Iterable[Iterable]) -> int:
+        return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences)))
+
+    encoded = list(map(list, answers.values()))
+    before = min(shared(encoded), min(map(len, encoded)) - 1)
+    several = any("," in letters for letters in answers)
+    after = 0 if several else shared([ids[::-1] for ids in encoded])
+    return encoded[0][:before], {letters: ids[before:len(ids) - after]
+                                 for letters, ids in zip(answers, encoded)}
 
 
 def candidates(item: ExamItem) -> list[str]:
@@ -200,3 +166,18 @@ def cut_at_answer(text: str) -> str:
     '<think>###Answer: OPTION B IS CORRECT. No.</think>###Answer: OPTION A IS CORRECT.'
     """
     return text[:answer_end(text)]
+
+
+# ---- rows --------------------------------------------------------------------------------------------------
+
+def scored_text(question: Question, text: str, config: EvalConfig) -> dict:
+    """The row of a text, ended where --stop says."""
+    text = cut_at_answer(text) if config.stop == "answer" else text
+    return text_row(question.item, question.mode, question.prompt_hash, text, config.words,
+                    config.equal_options)
+
+
+def prompts_of(questions: Sequence[Question]) -> dict[tuple[str, str], str]:
+    """(key, mode) -> prompt, of the options in their published order."""
+    return {(question.item.key, question.mode): question.prompt for question in questions
+            if ORDER not in question.item.extra}

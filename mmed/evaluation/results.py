@@ -10,7 +10,7 @@
     rationale_similarity_metric.csv    leaderboard: BLEU-1..4 and ROUGE-1/2/L in %, with official words only
 
 A leaderboard file has a fixed meaning, so it exists only if this run measured that quantity. Modes: "answer"
-and "rationale" are texts that the model wrote, "loglikelihood" is the answer string that it finds likeliest,
+and "rationale" are texts that the model wrote, "loglikelihood" is the letter that it finds likeliest,
 "option_text" the text of an option. results.json is written last: a folder that has it is complete.
 """
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, wr
 from mmed.utils.journal import json_line
 from mmed.utils.untrusted import is_finite
 
-RESULTS_VERSION = 3  # of these files; raise it when a key changes its meaning
+RESULTS_VERSION = 4  # of these files; raise it when a key changes its meaning
 PERMUTATIONS = "permutations.jsonl"
 SUBMISSION_COLUMNS = ["Language", "ModelInput", "ModelOutput", "GT_Answer"]  # MMedLM: SubmissionTutorial.md
 

@@ -16,9 +16,8 @@ from typing import Any
 from mmed import metrics
 from mmed.evaluation.answer_parser import PARSER_VERSION
 from mmed.evaluation.calibration import calibration
-from mmed.evaluation.option_text import PROMPT, UNCONDITIONAL
+from mmed.evaluation.option_text import AFTER_LETTERS, BEFORE_LETTERS, PROMPT, UNCONDITIONAL
 from mmed.languages import PAPER_ORDER, get_language
-from mmed.prompts import ANSWER_FORM
 from mmed.utils.errors import printable
 
 MODES = ("answer", "rationale", "loglikelihood", "option_text")
@@ -41,9 +40,9 @@ COLUMN_TITLES = {
 SIGNATURES = {
     "answer": f"accuracy|exact-set|text:answer-only|parser:v{PARSER_VERSION}",
     "rationale": f"accuracy|exact-set|text:rationale-then-answer|parser:v{PARSER_VERSION}",
-    "loglikelihood": f"accuracy|argmax logP({ANSWER_FORM.format(letters='X')!r} after the answer-only "
-                     "prompt), sum over tokens|X: single letters, or every set of two or more where several "
-                     "are right",
+    "loglikelihood": f"accuracy|argmax logP(X after the answer-only prompt and {BEFORE_LETTERS!r}), sum over "
+                     "the tokens of X|X: single letters; where several are right every set of two or more, "
+                     f"with {AFTER_LETTERS!r}",
     "loglikelihood_norm": "accuracy|as loglikelihood, divided by the number of tokens",
     "option_text": f"accuracy|argmax logP(the option's text after {PROMPT!r}), divided by the number of "
                    "tokens|several right: every set of two or more, texts joined by commas",

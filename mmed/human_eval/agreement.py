@@ -11,6 +11,7 @@ References: Kendall 1938 (tau); Krippendorff 2011 (alpha).
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -64,6 +65,14 @@ def kendall_taus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (a * b).sum(1) / np.sqrt((a ** 2).sum(1) * (b ** 2).sum(1))
 
 
+def regression_slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Slope of the least-squares line through (x, y); nan if x is constant."""
+    try:
+        return statistics.linear_regression(x, y).slope
+    except statistics.StatisticsError:
+        return math.nan
+
+
 def rater_agreement(cases: Mapping[str, Mapping], models: Sequence[str]) -> dict[str, Any]:
     """Agreement among the raters who ranked all items of one language; `cases`: item -> its ratings."""
     names = sorted(set.intersection(*(set(case.get("raters", {})) for case in cases.values())))
@@ -92,7 +101,7 @@ def one_against_others(people: Mapping, models: Sequence[str]) -> dict[str, Any]
                 others = [metrics.mean(raters[name][model] for name in raters if name != rater)
                           for raters in rated]
                 points.append((own, metrics.mean(others)))
-        taus.append(metrics.kendall_tau(*zip(*points)))
+        taus.append(float(kendall_taus(*(np.array([side]) for side in zip(*points)))[0]))
     defined = [tau for tau in taus if not math.isnan(tau)]
     return {"tau": metrics.mean(defined), "raters": len(defined)} if defined else None
 
@@ -235,7 +244,7 @@ def compare(points: np.ndarray, given: np.ndarray, languages: np.ndarray,
     taus = kendall_taus(*np.concatenate(means, axis=2))
     low, high = (np.nan, np.nan) if np.isnan(taus).all() else np.nanquantile(taus, [0.025, 0.975])
     numbers = {"tau": kendall_taus(x[None], y[None])[0], "low": low, "high": high,
-               "slope": metrics.regression_slope(x, y),
+               "slope": regression_slope(x, y),
                "within_items": _mean(kendall_taus(given[ranked], points[ranked]))}
     return {name: None if value is None or np.isnan(value) else float(value)
             for name, value in numbers.items()} | {"points": len(x)}

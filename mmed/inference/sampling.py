@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -66,14 +66,6 @@ class Decoding:
             raise UsageError(f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}, "
                              f"batch size {self.max_batch_size}: expected 0 or more, over 0 up to 1, 0 or "
                              "more, and 1 or more")
-
-    def part(self, places: range) -> Decoding:
-        """How to decode the prompts at these places alone, with the same draws and callbacks."""
-        limits, numbers, on_done = self.max_new_tokens, self.numbers or range(places.stop), self.on_done
-        return replace(
-            self, max_new_tokens=limits if isinstance(limits, int) else [limits[i] for i in places],
-            numbers=[numbers[i] for i in places],
-            on_done=None if on_done is None else lambda place, ids: on_done(places[place], ids))
 
     def sequences(self, config: ModelConfig, prompts: list[list[int]]) -> list[Sequence]:
         """One sequence per prompt; a prompt that leaves no position for an answer is an error."""

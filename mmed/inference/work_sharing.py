@@ -7,8 +7,7 @@
     rank 2   predictions.jsonl.rank-2.partial     ┘ on any number of ranks
 
 A round is a fixed set of items, whatever the number of ranks, so the files of a run do not depend on it.
-Without torchrun there is one rank. With a model that is sharded over the ranks (`--shard`) all ranks take the
-rounds together, each decodes its share of a round's items (`step_together`), and rank 0 writes.
+Without torchrun there is one rank.
 """
 from __future__ import annotations
 
@@ -17,9 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mmed.model import Transformer
 from mmed.training import distributed
 from mmed.utils.journal import Journal
 
@@ -30,22 +26,9 @@ def round_size(max_batch_size: int) -> int:
     return 8 * max_batch_size
 
 
-def is_sharded(model: Transformer) -> bool:
-    return hasattr(model, "unshard")
-
-
-def step_together(model: Transformer, busy: bool) -> bool:
-    """Whether to call the model once more: while this rank is busy, and with a sharded model while any is,
-    because every forward pass needs all ranks."""
-    if not is_sharded(model):
-        return busy
-    return bool(distributed.device_sum(torch.tensor(float(busy), device=model.embed_tokens.weight.device)))
-
-
 def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
                compute: Callable[[int], list[dict]], *, force: bool = False,
-               on_skip: Callable[[int], None] = lambda number: None,
-               model: Transformer | None = None) -> Journal | None:
+               on_skip: Callable[[int], None] = lambda number: None) -> Journal | None:
     """Compute every round of `costs` that is in no journal, the most expensive ones first."""
     rank, ranks = distributed.rank(), distributed.world_size()
     main = Journal(path, facts, force) if rank == 0 else None
@@ -56,16 +39,12 @@ def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
     for number in sorted(set(costs) & done):
         on_skip(number)
     missing = sorted(set(costs) - done)
-    own = main
-    if model is None or not is_sharded(model):
-        missing = sorted(sorted(missing, key=lambda number: -costs[number])[rank::ranks])
-        own = main or Journal(path.with_name(f"{path.name}.rank-{rank}"), facts, force)
+    missing = sorted(sorted(missing, key=lambda number: -costs[number])[rank::ranks])
+    own = main or Journal(path.with_name(f"{path.name}.rank-{rank}"), facts, force)
     distributed.barrier()  # all have read what is done
     for number in missing:
-        rows = compute(number)
-        if own is not None:
-            own.add(number, rows)
-    if main is None and own is not None:
+        own.add(number, compute(number))
+    if main is None:
         own.file.close()
     distributed.barrier()
     if main is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmed import metrics
+from mmed.evaluation import significance
 from mmed.evaluation.results import load_results
 from mmed.evaluation.summary import COLUMNS, language_order
 from mmed.languages import get_language
@@ -124,8 +124,8 @@ def differences(first: Result, other: Result) -> list[dict[str, Any]]:
         keys = [key for key in first.hits if group not in languages or key[0] == group]
         a, b = ([result.hits[key] for key in keys] for result in (other, first))
         macro = group == "Macro average"
-        gap = metrics.paired_bootstrap(a, b, seed=0, groups=[key[0] for key in keys] if macro else None)
-        p, test = (gap.p, "sign flips") if macro else (metrics.mcnemar(a, b), "McNemar")
+        gap = significance.paired_bootstrap(a, b, seed=0, groups=[key[0] for key in keys] if macro else None)
+        p, test = (gap.p, "sign flips") if macro else (significance.mcnemar(a, b), "McNemar")
         found.append({"group": group, "n": len(keys), "gap": gap, "p": p, "test": test})
     return found
 

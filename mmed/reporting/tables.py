@@ -21,8 +21,8 @@ ACCURACY = {  # column of the summary: (title, what is counted)
     "rationale": ("Accuracy, rationale before the answer",
                   "The model writes a rationale, then an answer; its letters must be exactly right."),
     "loglikelihood": ("Accuracy by log-likelihood of the options",
-                      "The model writes nothing: its answer is the letter (or set of letters) whose whole "
-                      "answer string is likeliest, by the sum over its tokens."),
+                      "The model writes nothing: its answer is the letter (or set of letters) that is "
+                      "likeliest in the answer, by the sum over its tokens."),
     "loglikelihood_norm": ("Accuracy by log-likelihood per token of the options",
                            "As by log-likelihood, with the sum divided by the number of tokens."),
     "option_text": ("Accuracy by log-likelihood per token of the options' texts",

@@ -8,6 +8,7 @@ thread reads, packs and (for a GPU) copies the next batch while the present one 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,18 @@ import torch
 
 from mmed import data
 from mmed.config import TrainConfig
-from mmed.data import ExamRows, InstructRows, PretrainRows, Row, StreamWriter, TokenStream
+from mmed.data import ExamRows, PackedBlocks, PretrainRows, Row
 from mmed.prompts import read_benchmark
+from mmed.tokenization.token_streams import StreamWriter, TokenStream
 from mmed.tokenizer import Tokenizer, train_sentencepiece
 from mmed.training import distributed
+from mmed.training.conversations import InstructRows
+from mmed.training.official_windows import OfficialWindows
 from mmed.utils.errors import UsageError
 from mmed.utils.files import read_json
 
 RAREST = 1_000_000  # rows to one of the rarest stream
+WIDTH = 64  # widths of exam batches are multiples of this: few different shapes
 
 
 def read_streams(config: TrainConfig,
@@ -84,8 +89,10 @@ def make_rows(config: TrainConfig, tokenizer: Tokenizer | None) -> PretrainRows 
     """Where batches come from."""
     if config.task == "pretrain":
         streams, weights = read_streams(config, tokenizer.fingerprint if tokenizer else None)
+        eos_id = tokenizer.eos_id if tokenizer else None
+        official = functools.partial(OfficialWindows, eos_id=eos_id)
         return PretrainRows(streams, config.sequence_length, config.seed, weights=weights,
-                            windows=config.windows, eos_id=tokenizer.eos_id if tokenizer else None)
+                            layout=official if config.windows == "official" else PackedBlocks)
     if config.task == "instruct":
         path = Path(config.model, "config.json")
         family = read_json(path).get("model_type", "") if path.is_file() else ""
@@ -122,6 +129,12 @@ def make_batch(micro_batches: Sequence[Row], device: torch.device) -> Batch:
     return batch
 
 
+def end_to_end(rows: Sequence[Row]) -> Row:
+    """Rows of any width as one long row (1, T), T a multiple of WIDTH: for models that attend by document."""
+    row = data.join(rows)
+    return data.stack([row], 1, max(1, -(-len(row) // WIDTH)) * WIDTH)
+
+
 def micro_batches(rows: Sequence[Row], shares: list[list[int | None]], device: torch.device,
                   flat: bool = False) -> Batch:
     """This rank's share of `rows`: micro-batches of shape (B, T), or `flat`, end to end (1, T), without
@@ -129,12 +142,12 @@ def micro_batches(rows: Sequence[Row], shares: list[list[int | None]], device: t
     padding, which a rank computes while others have rows left."""
     T = max((len(row) for row in rows), default=1)
     if any(len(row) < T for row in rows):
-        T = -(-T // data.WIDTH) * data.WIDTH
+        T = -(-T // WIDTH) * WIDTH
     groups = []
     for share in shares:
         members = [rows[i] for i in share if i is not None]
-        end_to_end = flat and device.type == "cpu"
-        groups.append(data.end_to_end(members) if end_to_end else data.stack(members, len(share), T))
+        laid_flat = flat and device.type == "cpu"
+        groups.append(end_to_end(members) if laid_flat else data.stack(members, len(share), T))
     return make_batch(groups, device)
 
 

@@ -24,11 +24,13 @@ import numpy as np
 import torch
 
 from mmed.config import TrainConfig
-from mmed.data import IGNORE, ExamRows, Row, TokenStream, rank_share
+from mmed.data import IGNORE, ExamRows, Row, rank_share
 from mmed.languages import get_language
 from mmed.model import Transformer
 from mmed.prompts import read_benchmark
-from mmed.tokenizer import Tokenizer, clean_text, read_texts
+from mmed.tokenization.texts import clean_text, read_texts
+from mmed.tokenization.token_streams import TokenStream
+from mmed.tokenizer import Tokenizer
 from mmed.training import distributed, loader
 from mmed.utils.errors import UserError
 

@@ -34,9 +34,9 @@ from mmed.checkpoints.extend_vocabulary import join_most_frequent
 from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
 from mmed.config import RECIPES
-from mmed.data import StreamWriter
 from mmed.lora import apply_lora
 from mmed.model import Transformer
+from mmed.tokenization.token_streams import StreamWriter
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import main_guard
 

@@ -7,7 +7,7 @@ import pytest
 from corpus_files import write
 
 from data_prep.tokenize_corpus import HELD_OUT, count_table, main, tokenize_corpus
-from mmed.data import TokenStream
+from mmed.tokenization.token_streams import TokenStream
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import UserError
 

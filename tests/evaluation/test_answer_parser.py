@@ -183,8 +183,9 @@ def test_a_copied_list_of_options_is_not_an_answer(text, letters):
 
 
 @pytest.mark.parametrize("unit", [
-    "answer: ", "###Answer:", "选", "A. ", "A. Ampicillin\n", "((((", "A, ", "\n", "\u0301", "\\boxed{", "<think>",
-    "### Instruction:", "\nQuestion:", "A. Ampicillin B. Ceftriaxone ", "the answer is not A, B or ", "A is correct. ", "-",
+    "answer: ", "###Answer:", "选", "A. ", "A. Ampicillin\n", "((((", "A, ", "\n", "\u0301", "\\boxed{",
+    "<think>", "### Instruction:", "\nQuestion:", "A. Ampicillin B. Ceftriaxone ",
+    "the answer is not A, B or ", "A is correct. ", "-",
 ])
 def test_time_grows_with_the_text_and_not_with_its_square(unit):
     def seconds(size: int) -> float:

@@ -5,12 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmed.generate import generate, score_many, score_plain
+from mmed.generate import generate, score_plain
 from mmed.inference.cuda_graphs import graph_shape
 from mmed.inference.decoder import PASS_TOKENS, Decoder, Segment, decoder_for
 from mmed.inference.engine import shared_prefixes
 from mmed.inference.linears import PackedLinear
-from mmed.inference.option_scores import int8_difference
+from mmed.inference.option_scores import int8_difference, score_many
 from mmed.inference.quantize import Int8Linear
 from mmed.inference.sampling import sample
 from mmed.lora import adapted_layers, apply_lora

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from result_folders import HOSTILE, Page, assert_inert, make_items, make_result
 
-from mmed import metrics
+from mmed.evaluation import significance
 from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES
 from mmed.prompts import ExamItem
 from mmed.reporting import plots, report
@@ -164,10 +164,10 @@ def test_each_p_value_tests_the_difference_beside_it(tmp_path, rng):
         a, b = ([result.hits[key] for key in chosen] for result in reversed(results))
         assert line["gap"].difference == pytest.approx((sum(a) - sum(b)) / len(a))
         if group == "Macro average":
-            gap = metrics.paired_bootstrap(a, b, 0, [language for language, _ in chosen])
+            gap = significance.paired_bootstrap(a, b, 0, [language for language, _ in chosen])
             assert (line["test"], line["p"], line["gap"]) == ("sign flips", gap.p, gap)
         else:
-            assert (line["test"], line["p"]) == ("McNemar", metrics.mcnemar(a, b))
+            assert (line["test"], line["p"]) == ("McNemar", significance.mcnemar(a, b))
 
 
 def test_several_sources_have_a_table_with_their_mean(tmp_path, rng):

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from tiny_world import lines, make_world, pretrain
 from warm_start import run as warm_run
 
-from mmed.data import IGNORE, StreamWriter
+from mmed.data import IGNORE
 from mmed.evaluation import validation_loss
-from mmed.tokenizer import load_tokenizer, read_texts
+from mmed.tokenization.texts import read_texts
+from mmed.tokenization.token_streams import StreamWriter
+from mmed.tokenizer import load_tokenizer
 from mmed.training.validation import compare, document_sets, windows
 from mmed.utils.errors import UserError
 

@@ -1,0 +1,139 @@
+"""Instruction tuning (--task=instruct): files of conversations or instructions -> packed rows.
+
+In: JSON lines (also .gz) or a JSON array; a record has OpenAI's `messages`, ShareGPT's
+`conversations`, or Alpaca's fields. Out: rows in which every answer of the assistant carries loss.
+The text of a conversation is that of the model's chat template.
+"""
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmed.data import TRUNCATED, Example, ExamRows, truncate_prompt
+from mmed.tokenization.chat_template import Message, check_messages, encode_conversation
+from mmed.tokenizer import Tokenizer
+from mmed.utils.errors import UserError
+from mmed.utils.files import check_file, read_jsonl
+
+# Name of the list of turns -> names of a turn's role and text: OpenAI's form and ShareGPT's
+TURNS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+class InstructRows(ExamRows):
+    """Conversations as packed rows, in the order and by the packing of exam items; loss on all answers."""
+
+    def __init__(self, path: str, tokenizer: Tokenizer, sequence_length: int, seed: int, family: str = ""):
+        self.T, self.seed, self.examples = sequence_length, seed, []
+        outcomes: Counter[str] = Counter()
+        for key, messages in read_conversations(path):
+            try:
+                example, outcome = encode_dialogue(key, messages, tokenizer, sequence_length, family)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
+            outcomes[outcome] += 1
+            if example:
+                self.examples.append(example)
+        if not self.examples:
+            raise UserError(f"{path}: no conversation to train on; left out: {dict(outcomes)}")
+        del outcomes[""]
+        self.warnings = [f"{count} {outcome}" for outcome, count in outcomes.items()]
+
+
+def encode_dialogue(key: str, messages: Sequence[Message], tokenizer: Tokenizer, max_length: int,
+                    family: str = "") -> tuple[Example | None, str]:
+    """(example of at most max_length + 1 tokens or None, what happened to it: "" if it is whole).
+
+    Too long: the oldest question and answer go first, then the beginning of the last prompt. The last answer
+    stays whole; one that needs more than 3/4 of max_length has no place for its question.
+    """
+    if not messages:
+        return None, "conversations without an answer are left out"
+    system, turns, outcome = list(messages[:len(messages) % 2]), list(messages[len(messages) % 2:]), ""
+    ids, answers = encode_conversation(tokenizer, messages, family)
+    while len(ids) > max_length + 1 and len(turns) > 2:
+        turns, outcome = turns[2:], TRUNCATED
+        ids, answers = encode_conversation(tokenizer, system + turns, family)
+    if len(ids) > max_length + 1:
+        answer = ids[answers[-1][0]:]
+        if len(answer) > max_length * 3 // 4:
+            return None, "conversations with a last answer longer than 3/4 of a row are left out"
+        prompt = truncate_prompt(ids[:-len(answer)], max_length + 1 - len(answer), tokenizer.named_bos_id)
+        ids, answers, outcome = prompt + answer, [(len(prompt), max_length + 1)], TRUNCATED
+    later = [(end, first) for (_, end), (first, _) in itertools.pairwise(answers)]
+    return Example(key, np.array(ids, np.uint32), answers[0][0], later), outcome
+
+
+# -------------------------------------------------------------------------------------------------- reading
+
+def read_conversations(path: str | Path) -> Iterator[tuple[str, list[Message]]]:
+    """Yield ("FILE:RECORD", messages) of a file or of every *.jsonl of a folder; a question at the end that
+    nobody answers is left out, so a conversation without an answer has no messages.
+    """
+    path = Path(path)
+    for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
+        for number, row in _read_records(file):
+            try:
+                yield f"{file.name}:{number}", _messages(row)
+            except ValueError as error:
+                raise UserError(f"{file}:{number}: {error}") from None
+
+
+def _messages(row: Any) -> list[Message]:
+    """The messages of one record; ValueError says what is wrong with it."""
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, got {type(row).__name__}")
+    form = next((name for name in TURNS if row.get(name) is not None), None)
+    role, text = TURNS[form or "messages"]
+    turns = row[form] if form else _turns_of_instruction(row)
+    if not isinstance(turns, list):
+        raise ValueError(f"expected a list of turns, got {turns!r:.60}")
+    messages: list[Message] = []
+    for place, turn in enumerate(turns, 1):
+        name, content = (turn.get(role), turn.get(text)) if isinstance(turn, dict) else (None, None)
+        if not isinstance(name, str) or name not in ROLES:
+            raise ValueError(f"turn {place}: {role!r} must be one of {', '.join(ROLES)}, got {name!r:.60}")
+        if not isinstance(content, str) or not (content.strip() or ROLES[name] == "system"):
+            raise ValueError(f"turn {place} ({name}): {text!r} must be a text that is not empty, got "
+                             f"{content!r:.60}; leave this record out")
+        if content.strip():
+            messages.append({"role": ROLES[name], "content": content})
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    if messages:
+        check_messages(messages, "assistant")
+    return messages
+
+
+def _turns_of_instruction(row: dict) -> list[dict]:
+    """Alpaca's fields, as in PMC-LLaMA's release.json, which has `source` and `sample_id` besides."""
+    for name, kind in (("instruction", str), ("input", str | None), ("output", str)):
+        if not isinstance(row.get(name), kind):
+            raise ValueError(f"{name!r} must be a text, got {row.get(name)!r:.60}; a record needs messages, "
+                             f"conversations, or instruction and output (it has {', '.join(row)})")
+    # MMedLM: MMed-Llama 3-EnIns has the instruction as system message and the input as user message.
+    system, question = row["instruction"], row.get("input") or ""
+    if not question.strip():
+        system, question = "", system
+    texts = {"system": system, "user": question, "assistant": row["output"]}
+    return [{"role": role, "content": text} for role, text in texts.items()]
+
+
+def _read_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, record) of JSON lines (also .gz) or of a JSON array."""
+    check_file(path)
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        is_array = file.read(1 << 12).lstrip().startswith("[")
+    if not is_array:
+        yield from read_jsonl(path)
+        return
+    try:
+        yield from enumerate(json.loads(path.read_text(encoding="utf-8-sig")), 1)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmed import metrics
 from mmed.evaluation.calibration import BINS
 from mmed.evaluation.published import NOTES
 from mmed.evaluation.summary import PART_TITLES
@@ -57,6 +58,30 @@ def comparisons(results: Sequence[Result]) -> tuple[list[dict[str, Any]], list[s
             else:
                 skipped.append(f"{other.full_name} against {first.name}")
     return found, skipped
+
+
+def forgetting(exams: Sequence[Result], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Accuracy on a general exam and loss on general text: the base model's, then the others' with the change.
+
+    exams: of one general exam, the base model's first. The loss is the mean over a run's validation streams
+    that are called general, at its end. A run belongs to the result of its name; the base model's loss is
+    that before training in the first run, unless a run has its name.
+    """
+    base, losses = exams[0].name if exams else "base model", {}
+    for run in runs:
+        curves = [curve for name, curve in run.validation.items() if name.startswith("general ")]
+        if curves:
+            losses.setdefault(base, metrics.mean(curve[0][1] for curve in curves))
+            losses[run.name] = metrics.mean(curve[-1][1] for curve in curves)
+    named = [(result.name, result) for result in exams]
+    named += [(name, None) for name in losses if name not in dict(named)]
+    rows = []
+    for name, result in named:
+        # the macro average, or the only language
+        gap = read_results.differences(exams[0], result)[-2:][0]["gap"] if result else None
+        change = losses[name] - losses[base] if name in losses else None
+        rows.append({"name": name, "result": result, "gap": gap, "loss": losses.get(name), "change": change})
+    return rows if len(rows) > 1 else []
 
 
 def confusion(result: Result) -> dict[str, Any]:
@@ -113,7 +138,7 @@ def entries(*parts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def page(results: Sequence[Result], runs: Sequence[Run], corpus: Corpus, questions: Sequence[dict],
          title: str, notices: Sequence[str] = (), with_published: bool = False,
-         study: dict[str, Any] | None = None) -> str:
+         study: dict[str, Any] | None = None, general: Sequence[Result] = ()) -> str:
     """The whole page as text."""
     colours = {name: plots.colour(index)
                for index, name in enumerate(dict.fromkeys(result.name for result in results))}
@@ -127,7 +152,7 @@ def page(results: Sequence[Result], runs: Sequence[Run], corpus: Corpus, questio
         settings=SETTINGS, accuracy_titles=ACCURACY,
         tables=tables(results, with_published) if results else [],
         published_notes=NOTES if with_published else (), plots=accuracy_plots(results, colours),
-        legend_entries=[(shade, name) for name, shade in colours.items()], pairs=pairs, skipped=skipped,
+        forgetting=forgetting(general, runs), legend_entries=[(shade, name) for name, shade in colours.items()], pairs=pairs, skipped=skipped,
         confusions=[confusion(result) for result in results if result.letters],
         calibrations=calibrations(results), kinds=kinds_of_questions(results), study=study,
         runs=run_values(runs), corpus=corpus, questions=questions, sources=sources)
@@ -141,6 +166,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="result folder of mmed.eval: FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER, where "
                              f"SETTING is {', '.join(SETTINGS)} (default: as in the result)")
     add = parser.add_argument_group("other inputs").add_argument
+    add("--general", nargs="+", default=[], metavar="RESULT",
+        help="results on a general exam, the base model's first: what did training make it forget?")
     add("--runs", nargs="+", default=[], metavar="RUN", help="run folders: FOLDER or NAME=FOLDER")
     add("--corpus", nargs="+", default=[], metavar="FOLDER", help="folders with funnel.json and streams")
     add("--agreement", metavar="FILE", help="agreement.json of `mmed.human_eval.rating`, or its folder")
@@ -152,7 +179,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--questions", type=int, default=50, metavar="N",
         help="questions of each language to show with all answers (default 50; 0: none)")
     options = parser.parse_args(arguments)
-    if not (options.results or options.runs or options.corpus or options.agreement):
+    if not any([options.results, options.general, options.runs, options.corpus, options.agreement]):
         raise UsageError("nothing to report on; give result folders, --runs, --corpus or --agreement")
     if Path(options.out).is_dir():
         raise UsageError(f"--out {options.out}: is a folder; give a file name such as report.html")
@@ -164,13 +191,17 @@ def main(arguments: list[str] | None = None) -> int:
     results = [read_results.read_result(argument) for argument in options.results]
     read_results.check_together(results)
     questions = read_results.read_predictions(results, options.questions)
+    general = [read_results.read_result(argument) for argument in options.general]
+    read_results.check_together(general)
+    read_results.read_predictions(general, 0)
     runs = [read_results.read_run(argument) for argument in options.runs]
     corpus = read_results.read_corpus(options.corpus)
     study = None
     if options.agreement:
         with reading(options.agreement):
             study = study_values(read_agreement(options.agreement))
-    text = page(results, runs, corpus, questions, options.title, options.notice, options.published, study)
+    text = page(results, runs, corpus, questions, options.title, options.notice, options.published, study,
+                general)
     with atomic_write(options.out) as file:
         file.write(text)
     if results:

@@ -296,6 +296,34 @@ def test_names_in_plots_are_escaped_and_not_read_as_formulas():
     assert "&lt;d&gt; $x$ 模型" in svg and "<d>" not in svg and 'aria-label="a &#34;label&#34;"' in svg
 
 
+def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_model(tmp_path, rng):
+    items = make_items(rng, 40, ("English", "French"))
+    skills = {"base": 1.0, "medical": 0.5, "other": 0.5}
+    exams = [f"{name}={make_result(tmp_path / name, items, rng, skill, modes=('answer',))}"
+             for name, skill in skills.items()]
+    losses = {"medical": (2.0, 2.25), "replay": (2.0, 1.75)}
+    runs = []
+    for name, (before, after) in losses.items():
+        folder = make_run(tmp_path / "runs" / name)
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        log[0]["validation_loss"] |= {"general en": before, "general fr": before + 1}
+        log[-1]["validation_loss"] |= {"general en": after, "general fr": after + 1}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        runs.append(f"{name}={folder}")
+    page = make_page(tmp_path / "r.html", "--general", *exams, "--runs", *runs)
+    base, medical = (read_json(tmp_path / name / "results.json")["mmed"]["summary"]["macro"]["accuracy"]
+                     ["answer"]["value"] for name in ("base", "medical"))
+    shown, change = page.texts["forgetting"], f"{100 * (medical - base):+.1f}".replace("-", "−")
+    assert f"medical : general accuracy {change} points, general loss +0.250 nats per token." in shown
+    assert "replay : general loss −0.250 nats per token." in shown and f"{100 * base:.1f}" in shown
+    rows = shown[shown.index("change base"):]
+    for words in ("– 2.500 –", f"{change} ", " 2.750 +0.250 other", "replay – – 2.250 −0.250"):
+        assert words in rows, words
+    with pytest.raises(UserError, match="other exam items"):
+        other = make_result(tmp_path / "x", items[1:], rng, modes=("answer",))
+        make_page(tmp_path / "x.html", "--general", *exams, str(other))
+
+
 # ---- errors ------------------------------------------------------------------------------------------------
 
 def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):

@@ -9,7 +9,6 @@ import pytest
 
 from mmed.evaluation.answer_parser import parse_answer
 from mmed.prompts import (
-    STYLES,
     ExamItem,
     build_few_shot,
     build_messages,
@@ -72,15 +71,11 @@ def test_keys_without_ids_are_stable_and_unique(tmp_path):
     (row(answer_idx="D"), "answer 'D' is not among the options A, B, C"),
     (row(answer_idx="a"), "answer 'a' is not among"), (row(answer_idx="A,,C"), "answer '' is not among"),
     (row(answer_idx=""), "no answer"), (row(answer_idx=[]), "no answer"),
-    (row(answer_idx=None), "'answer_idx' must be"), (row(answer_idx=2), "'answer_idx' must be"),
     (row(answer_idx=[1]), "answer '1' is not among"), (row(answer_idx="A,A"), "twice"),
     (row(options={}), "option letters"), (row(options=["a", "b"]), "'options' must be"),
-    (row(options={"A": "a"}), "option letters"), (row(options={"A": "a", "C": "c"}), "option letters"),
     (row(options={"B": "b", "A": "a"}), "option letters"),
-    (row(options={"": "a", "AB": "b"}), "option letters"),
     (row(options={"A": "", "B": "\u3000"}), "no option has a text"),
     (row(options={"A": "a", "B": 3}), "option B must be"), (row(rationale=3), "'rationale' must be"),
-    (row(human_checked="yes"), "'human_checked' must be"), (row(id=[1]), "'id' must be"),
     ("{broken", "not valid JSON"), ("[1]", "expected one JSON object")])
 def test_a_bad_line_is_named_with_file_and_line(tmp_path, bad, says):
     path = write_lines(tmp_path / "English.jsonl", row(question="fine"), "", bad)
@@ -139,14 +134,6 @@ def test_official_prompts_are_the_published_strings_and_clean_ones_nearly(ration
     assert build_target(ITEM, rationale, "official") == build_target(ITEM, rationale) == target
 
 
-def test_braces_and_long_options_pass_through_untouched():
-    text = "{question} {0} %s \\n " + "x" * 50_000
-    item = ExamItem("{input}", {"A": text, "B": "{instruction}"}, ("A",), "{}", "English", "k")
-    for style in STYLES:
-        assert f"A. {text} B. {{instruction}}" in build_prompt(item, True, style)
-    assert text in build_messages(item, False)[0]["content"]
-
-
 def test_an_unknown_style_or_a_missing_rationale_is_an_error():
     with pytest.raises(UserError, match="style 'oficial' is unknown"):
         build_prompt(ITEM, True, "oficial")
@@ -179,15 +166,6 @@ def test_picked_examples_depend_on_seed_and_item_only():
     assert all(shot.rationale for shot in pick_examples(pool, ITEM, 20, rationale=True))
     with pytest.raises(UserError, match="only 100 usable"):
         pick_examples(pool, ITEM, 101)
-
-
-def test_examples_are_drawn_evenly():
-    pool = [shot for shot in make_pool(40) if shot.language == "French"]
-    seen = dict.fromkeys((shot.key for shot in pool), 0)
-    for seed in range(2000):
-        for shot in pick_examples(pool, ITEM, 2, seed=seed):
-            seen[shot.key] += 1
-    assert all(abs(count - 200) < 6 * 14 for count in seen.values())  # 4000 draws, 20 items: deviation 14
 
 
 def test_chat_messages_ask_for_the_published_form():
@@ -252,12 +230,9 @@ def turns(*roles: str, **last: object) -> dict:
     (turns("user", "assistant", content=" "), r"turn 2 \(assistant\): 'content' must be a text that is not"),
     (turns("user", "assistant", content=[{"type": "image"}]), "must be a text"),
     (turns("assistant"), "user and assistant in turn.*got assistant"),
-    (turns("user", "user", "assistant"), "in turn"),
-    ({"messages": ["x"]}, "turn 1"), ({"messages": "x"}, "expected a list of turns"),
     ([1], "expected one JSON object"),
     ({"question": "x"}, r"'instruction' must be a text, got None; a record needs .*it has question"),
     ({"instruction": "x", "output": ""}, "'output' is empty"),
-    ({"instruction": "x", "output": 1}, "'output'"),
     ({"instruction": "", "output": "x"}, "'instruction' is empty"), ("{", "not valid JSON")])
 def test_a_bad_conversation_is_named_in_one_line(tmp_path, line, words):
     path = write_lines(tmp_path / "a.jsonl", {"messages": MESSAGES}, line)

@@ -69,7 +69,7 @@ def case_of(rows: Mapping[str, dict]) -> Case:
 
 
 def shown(text: str) -> str:
-    """Text for people and judges: without control characters and direction overrides, of bounded length."""
+    """Text for people and judges: without control characters, of bounded length."""
     return plain(text, LONGEST_TEXT)
 
 
@@ -93,8 +93,7 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], Texts]:
     return list(data), found
 
 
-def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0,
-               languages: Sequence[str] = ()) -> tuple[list[str], list[Case]]:
+def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0) -> tuple[list[str], list[Case]]:
     """(models, cases): `items` of each language that every model answered, drawn by `seed` (0: all).
 
     In a language where people checked the references, only items whose reference passed are rated.
@@ -102,46 +101,32 @@ def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0,
     models, found = read_texts(arguments)
     if not 2 <= len(models) <= 26:
         raise UsageError(f"{len(models)} results; a ranking needs 2 to 26")
-    complete: dict[str, dict[str, Case]] = {}  # language -> key -> case
-    checked: dict[str, list[str]] = {}  # language -> keys that passed the human check
-    for (language, key), rows in found.items():
-        if len(rows) == len(models):
-            complete.setdefault(language, {})[key] = case_of(rows)
-            if next(iter(rows.values()))["doc"]["human_check_passed"]:
-                checked.setdefault(language, []).append(key)
-    known = language_order(complete)
-    unknown = [name for name in languages if name not in known]
-    if unknown or not known:
-        raise UsageError(f"{unknown[0] if unknown else arguments[0]}: no rationale with a reference that all "
-                         f"results have; they have some in: {', '.join(known) or 'no language'}")
+    complete = {place: rows for place, rows in found.items() if len(rows) == len(models)}
+    if not complete:
+        raise UserError(f"{arguments[0]}: no rationale with a reference that all results have")
+    passed = [place for place, rows in complete.items()
+              if next(iter(rows.values()))["doc"]["human_check_passed"]]
     cases = []
-    for language in languages or known:
-        keys = sorted(checked.get(language) or complete[language])
+    for language in language_order(language for language, _ in complete):
+        keys = sorted([key for name, key in passed if name == language]
+                      or [key for name, key in complete if name == language])
         if len(keys) < items:
             print(f"note: {language} has {len(keys)} of the {items} items asked for", file=sys.stderr)
         chosen = random.Random(f"items {seed} {language}").sample(keys, min(items or len(keys), len(keys)))
-        cases += [complete[language][key] for key in chosen]
+        cases += [case_of(complete[language, key]) for key in chosen]
     return models, cases
-
-
-# ---- ratings -----------------------------------------------------------------------------------------------
-
-def averages(models: Sequence[str], cases: Ratings) -> dict[str, dict[str, float]]:
-    """model -> language -> mean points, and "macro", the mean of the languages."""
-    table = {}
-    for model in models:
-        row = {language: metrics.mean(case["scores"][model] for case in part.values())
-               for language, part in cases.items() if part}
-        table[model] = row | {"macro": metrics.mean(row.values())}
-    return table
 
 
 def write_ratings(path: str | Path, by: Mapping[str, Any], models: Sequence[str], cases: Ratings,
                   **more: Any) -> dict:
     """Write a ratings file and return its content; `more` is stored beside the ratings."""
+    averages = {}  # model -> language -> mean points, and "macro", the mean of the languages
+    for model in models:
+        row = {language: metrics.mean(case["scores"][model] for case in part.values())
+               for language, part in cases.items() if part}
+        averages[model] = row | {"macro": metrics.mean(row.values())}
     value = {"format": FORMAT, "version": VERSION, "by": dict(by), "models": list(models),
-             "points": f"{len(models)} best to 1 worst", "average": averages(models, cases), **more,
-             "cases": cases}
+             "points": f"{len(models)} best to 1 worst", "average": averages, **more, "cases": cases}
     write_json(path, value)
     return value
 

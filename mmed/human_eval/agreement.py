@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,20 +78,31 @@ def points_of(values: Sequence) -> np.ndarray:
     return (other < own).sum(-1) + (other == own).sum(-1) / 2 + 0.5
 
 
-def metric_points(texts: Sequence[Sequence[Mapping[str, float]]], languages: Sequence[str],
-                  notes: list[str]) -> dict[str, np.ndarray]:
-    """Metric -> points, for every metric that all rated texts of a language have by one signature.
+@dataclass
+class Measure:
+    """A metric or a judge, with its points (items, models)."""
 
-    texts: (items, models) of scores by signature; languages: of the items; `notes` names the other metrics.
+    name: str
+    definition: str
+    points: np.ndarray
+
+
+def metric_measures(texts: Sequence[Sequence[Mapping[str, float]]], languages: Sequence[str],
+                    notes: list[str]) -> list[Measure]:
+    """Every metric that all rated texts of a language have by one signature; `notes` names the others.
+
+    texts: (items, models) of scores by signature; languages: of the items.
     """
-    found = {}
+    found = []
     signatures = sorted({(language, name) for language, row in zip(languages, texts) for scores in row
                          for name in scores})
     for metric in sorted({metric_name(name) for _, name in signatures}):
         name_in = {language: name for language, name in signatures if metric_name(name) == metric}
         if all(name_in.get(language) in scores for language, row in zip(languages, texts) for scores in row):
-            found[metric] = points_of([[scores[name_in[language]] for scores in row]
-                                       for language, row in zip(languages, texts)])
+            values = [[scores[name_in[language]] for scores in row]
+                      for language, row in zip(languages, texts)]
+            name, _, definition = metric.partition("|")
+            found.append(Measure(name, definition, points_of(values)))
         else:
             notes.append(f"{metric} is left out: not every rated text has it, computed in one way")
     return found
@@ -111,53 +123,53 @@ def check_ratings(name: str, ratings: Mapping, models: Sequence[str], found: Tex
                                 "rated")
 
 
-def study(people: Mapping, models: Sequence[str], found: Texts, judges: Sequence[Mapping] = (),
-          names: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
-    """The content of agreement.json, over the items that people and every judge ranked.
-
-    found: rows of read_texts; names: the files of people and judges, for errors.
-    """
-    names = names or ["people", *("judge" for _ in judges)]
-    for name, ratings in zip(names, (people, *judges)):
-        check_ratings(name, ratings, models, found)
-    ranked = [(language, key) for language, part in people["cases"].items() for key in part]
+def rated_by_all(people: Mapping, judges: Sequence[Mapping], notes: list[str]) -> list[tuple[str, str]]:
+    """(language, key) of the items that people and every judge ranked, language by language."""
+    ranked = [(language, key) for language in language_order(people["cases"])
+              for key in people["cases"][language]]
     places = [(language, key) for language, key in ranked
               if all(key in judge["cases"].get(language, {}) for judge in judges)]
     if not places:
-        raise UserError(f"{', '.join(names)}: no item that all of them rate")
-    order = language_order(language for language, _ in places)
-    places.sort(key=lambda place: order.index(place[0]))
-    notes = [] if len(places) == len(ranked) else [
-        f"a judge did not rank {len(ranked) - len(places):,} of the {len(ranked):,} items; they are left out"]
+        raise UserError("there is no item that people and every judge ranked")
+    if len(places) < len(ranked):
+        notes.append(f"a judge did not rank {len(ranked) - len(places):,} of the {len(ranked):,} items; they "
+                     "are left out")
+    return places
+
+
+def points_given(ratings: Mapping, places: Sequence[tuple[str, str]], models: Sequence[str]) -> np.ndarray:
+    cases = [ratings["cases"][language][key] for language, key in places]
+    return np.array([[case["scores"][model] for model in models] for case in cases])
+
+
+def study(people: Mapping, models: Sequence[str], found: Texts, judges: Sequence[Mapping] = (),
+          names: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
+    """The content of agreement.json. `found`: rows of read_texts; `names`: the files, for errors."""
+    for name, ratings in zip(names or ["people", *("judge" for _ in judges)], (people, *judges)):
+        check_ratings(name, ratings, models, found)
+    notes: list[str] = []
+    places = rated_by_all(people, judges, notes)
     languages = np.array([language for language, _ in places])
-
-    def given(ratings: Mapping) -> np.ndarray:
-        cases = [ratings["cases"][language][key] for language, key in places]
-        return np.array([[case["scores"][model] for model in models] for case in cases])
-
+    order = list(dict.fromkeys(languages.tolist()))
     texts = [[found[place][model]["scores"] for model in models] for place in places]
-    measures: list[tuple] = [(*metric.split("|", 1), PAPER.get(metric.split("|")[0]), values)
-                for metric, values in metric_points(texts, languages.tolist(), notes).items()]
-    measures += [(str(judge["by"].get("model")), f"judge, prompt version {judge['by'].get('version')}",
-                  PAPER["judge"], given(judge)) for judge in judges]
+    measures = metric_measures(texts, languages.tolist(), notes)
+    measures += [Measure(str(judge["by"].get("model")), f"judge, prompt version {judge['by'].get('version')}",
+                         points_given(judge, places, models)) for judge in judges]
     rng = np.random.default_rng(seed)
     draws = np.concatenate([rng.choice(np.flatnonzero(part), (RESAMPLES, part.sum()))
                             for part in (languages == language for language in order)], axis=1)
-    x = given(people)
-    rows = []
-    for name, definition, paper, values in measures:
-        row = {"name": name, "definition": definition, **compare(x, values, languages, draws),
-               "paper": dict(zip(("tau", "slope"), paper)) if paper else None}
-        rows.append((row, language_means(values, languages)))
-    rows.sort(key=lambda pair: (pair[0]["tau"] is None, -(pair[0]["tau"] or 0), pair[0]["name"]))
+    given = points_given(people, places, models)
+    compared = [(measure, compare(measure, given, languages, draws)) for measure in measures]
+    compared.sort(key=lambda pair: (pair[1]["tau"] is None, -(pair[1]["tau"] or 0), pair[0].name))
+    columns = [language_means(points, languages)
+               for points in (given, *(measure.points for measure, _ in compared))]
     counts = {language: int((languages == language).sum()) for language in order}
-    by_point = zip(language_means(x, languages), *(means for _, means in rows))
     points = [{"model": model, "language": language, "items": counts[language], "people": own,
                "values": values}
-              for (language, model), (own, *values) in zip(itertools.product(order, models), by_point)]
+              for (language, model), (own, *values) in zip(itertools.product(order, models), zip(*columns))]
     raters = {language: rater_agreement(people["cases"][language]) for language in order}
     return {"format": "mmed agreement", "version": 1, "models": list(models), "languages": order,
-            "items": counts, "people": {"agreement": raters}, "measures": [row for row, _ in rows],
+            "items": counts, "people": {"agreement": raters}, "measures": [row for _, row in compared],
             "points": points, "seed": seed, "resamples": RESAMPLES, "notes": notes}
 
 
@@ -167,22 +179,24 @@ def language_means(points: np.ndarray, languages: np.ndarray) -> list[float]:
     return np.concatenate(means).round(9).tolist()
 
 
-def compare(given: np.ndarray, points: np.ndarray, languages: np.ndarray,
+def compare(measure: Measure, given: np.ndarray, languages: np.ndarray,
             draws: np.ndarray) -> dict[str, Any]:
-    """tau of a measure with people, its interval, the slope, and the number of points.
+    """A row of the study: tau of a measure with people, its interval, the slope, and the number of points.
 
-    given, points: of people and the measure, (items, models); draws: bootstrap items, (resamples, items).
+    given: points by people, (items, models); draws: bootstrap items, (resamples, items).
     """
     def tau(items: Any) -> float:
         return metrics.kendall_tau(language_means(given[items], languages),
-                                   language_means(points[items], languages))
+                                   language_means(measure.points[items], languages))
 
     taus = [tau(items) for items in draws]
     low, high = (math.nan, math.nan) if np.isnan(taus).all() else np.nanquantile(taus, [0.025, 0.975])
-    x, y = language_means(given, languages), language_means(points, languages)
+    x, y = language_means(given, languages), language_means(measure.points, languages)
     numbers = {"tau": tau(slice(None)), "low": low, "high": high, "slope": metrics.regression_slope(x, y)}
-    return {name: None if math.isnan(value) else float(value)
-            for name, value in numbers.items()} | {"points": len(x)}
+    paper = PAPER.get("judge" if measure.definition.startswith("judge") else measure.name)
+    return {"name": measure.name, "definition": measure.definition, "points": len(x),
+            "paper": dict(zip(("tau", "slope"), paper)) if paper else None,
+            **{name: None if math.isnan(value) else float(value) for name, value in numbers.items()}}
 
 
 def agreement_table(value: Mapping[str, Any]) -> str:

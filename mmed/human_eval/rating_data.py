@@ -23,9 +23,10 @@ from typing import Any
 from mmed import metrics
 from mmed.evaluation.results import load_results
 from mmed.evaluation.summary import language_order
+from mmed.reporting.read_results import check_together, read_result
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json, write_json
-from mmed.utils.untrusted import as_name, plain, split_argument
+from mmed.utils.untrusted import plain
 
 FORMAT, VERSION = "mmed ratings", 1
 ITEMS = 50  # MMedLM: 50 random test items of each language
@@ -75,22 +76,17 @@ def shown(text: str) -> str:
 
 def read_texts(arguments: Sequence[str]) -> tuple[list[str], Texts]:
     """(models, their rows with a scored rationale) of result folders, FOLDER or NAME=FOLDER."""
+    results = [read_result(argument) for argument in arguments]
+    check_together(results)
+    models = [result.name for result in results]
     found: Texts = {}
-    data: dict[str, Any] = {}  # model -> fingerprint of the exam
-    for argument in arguments:
-        _, name, folder = split_argument(argument)
-        name = as_name(name or Path(folder).resolve().name)
-        if name in data:
-            raise UsageError(f"{argument}: a second result called {name!r}; give NAME=FOLDER")
-        own, rows = load_results(folder)
-        data[name] = own["facts"].get("data")
-        if len(set(data.values())) > 1:
-            raise UserError(f"{folder}: results on other data than {arguments[0]}; only models that answered "
-                            "the same items can be compared")
-        for row in rows:
+    if len(set(models)) < len(models):
+        raise UsageError(f"two results are called {max(models, key=models.count)!r}; give NAME=FOLDER")
+    for result in results:
+        for row in load_results(result.folder)[1]:
             if row["mode"] == "rationale" and row["scores"]:
-                found.setdefault((row["language"], row["key"]), {})[name] = row
-    return list(data), found
+                found.setdefault((row["language"], row["key"]), {})[result.name] = row
+    return models, found
 
 
 def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0) -> tuple[list[str], list[Case]]:

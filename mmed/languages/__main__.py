@@ -18,42 +18,33 @@ TEMPLATE = '''"""TODO the language's name."""
 from mmed.languages import AnswerWords, Language, words
 
 LANGUAGE = Language(
-    code="{code}", name="TODO in English", native_name="TODO in itself",
-    ocr_code="TODO Tesseract's name",
-    # No spaces between words: spaced=False, split_words=split_characters. Written from the right:
-    # right_to_left=True. Joined to the next word without a space: prefixes=("ال", ...).
-    spaced=True,
+    code="{code}", name="TODO in English", native_name="TODO", spaced=True, ocr_code="TODO Tesseract's name",
     # TODO 200 terms in dictionary form, lower case, commas between: signs and people, diseases, organs,
-    # examination and treatment, pharmacy, medical biology. No words of everyday life or of science in
-    # general: they let ordinary pages in. "infectio|n": every word that begins with "infectio";
+    # examination and treatment, pharmacy, medical biology. "infectio|n": every word that begins so;
     # "|entzündung|": also inside a compound; "a/b": two spellings of one term.
     medical_words=words("""
         TODO
     """),
     # TODO choose on texts: python -m data_prep.filters.language_check {code} --text labelled.jsonl
-    min_hits=4, min_density=0.04,
-    official_min_hits=4, official_min_density=0.04,  # the published rule; these are for French and Spanish
+    min_hits=4, min_density=0.04, official_min_hits=4, official_min_density=0.04,
     medical_sentence="TODO a patient, a complaint, an examination, a treatment.",
     ordinary_sentence="TODO a sentence without any medical word, such as on a train to the sea.",
     disclaimer="TODO This is a research model. What it says is no medical advice; ask a doctor.",
-    # Words by which models state an answer, in lower case, commas between. "correct|e": any ending. Phrases
-    # of several words are allowed. mmed/languages/en.py shows the lists filled in.
-    answers=AnswerWords(
-        answer="TODO answer, option, diagnosis, treatment|, cause",  # what the letter answers
+    answers=AnswerWords(  # words by which models state an answer: mmed/languages/en.py shows them filled in
+        answer="TODO answer, option, diagnosis, treatment|, cause",
         is_="TODO is, are, would be, seems",
-        choose="TODO choose, think, therefore, actually, wait",  # come before the letter, without "is"
+        choose="TODO choose, think, therefore, actually, wait",
         correct="TODO correct, right, best, most likely",
         wrong="TODO wrong, false, ruled out",
-        not_="TODO not, neither, rather than",  # exclude the letter after them
-        because="TODO because, since",  # may follow the letter
-        and_or="TODO and, as well as / or",  # join letters; after the slash those that leave it open
-        question="TODO Question",  # the heading of a question
+        not_="TODO not, neither, rather than",
+        because="TODO because, since",
+        and_or="TODO and, as well as / or",
+        question="TODO Question",
         letters="",  # TODO of the script, for A, B, C, ...
-        # Sentences for the tests: {{}} is the letter. They must be read as its answer, or must not.
         stated=("TODO The correct answer is {{}}.", "TODO I choose {{}}.", "TODO {{}} is the best option."),
         denied=("TODO {{}} is wrong.", "TODO It is not {{}}."),
     ),
-    phone_words="TODO telephone|phone",  # before a telephone number, bars between
+    phone_words="TODO telephone|phone",
 )
 '''
 

@@ -13,7 +13,7 @@ from mmed.evaluation.summary import COLUMNS
 from mmed.languages import get_language
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json
-from mmed.utils.untrusted import as_name, is_finite, reading, split_argument
+from mmed.utils.untrusted import as_name, is_finite, split_argument
 
 SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine-tuning",
             "full": "Full fine-tuning"}
@@ -146,21 +146,14 @@ def read_run(argument: str) -> Run:
 # ---- corpus ------------------------------------------------------------------------------------------------
 
 @dataclass
-class CorpusStep:
-    name: str
-    places: list[tuple[str, int, int]] = field(default_factory=list)  # (folder, documents in, documents kept)
-    dropped: Counter = field(default_factory=Counter)  # reason -> documents
-
-
-@dataclass
 class Corpus:
-    steps: list[CorpusStep] = field(default_factory=list)
+    steps: list[dict] = field(default_factory=list)  # name, places: (folder, documents in, kept), dropped
     streams: list[tuple[str, dict]] = field(default_factory=list)  # (name, side file) of token streams
 
 
 def read_corpus(folders: Sequence[str]) -> Corpus:
     """The counts of every step and of every token stream under the folders."""
-    steps: dict[str, CorpusStep] = {}
+    steps: dict[str, dict] = {}
     streams = []
     for folder in map(Path, folders):
         paths = [path for path in sorted(folder.rglob("*.json"))
@@ -170,14 +163,14 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
                             "data_prep's steps")
         for path in paths:
             value, place = read_json(path), path.relative_to(folder.parent)
-            with reading(path):
-                if path.name != "funnel.json":
-                    streams.append((place.with_suffix("").as_posix(), value))
-                    continue
-                step = steps.setdefault(value["step"], CorpusStep(value["step"]))
-                documents = value["documents"]
-                step.places.append((place.parent.as_posix(), documents["in"], documents["out"]))
-                for reason, entry in value["dropped"].items():
-                    step.dropped[reason] += entry["documents"]
+            if path.name != "funnel.json":
+                streams.append((place.with_suffix("").as_posix(), value))
+                continue
+            name, documents = value["step"], value["documents"]
+            step = steps.setdefault(name, {"name": name, "places": [], "dropped": Counter()})
+            step["places"].append((place.parent.as_posix(), documents["in"], documents["out"]))
+            for reason, entry in value["dropped"].items():
+                step["dropped"][reason] += entry["documents"]
     # A later step reads what an earlier one kept: the more documents come in, the earlier the step
-    return Corpus(sorted(steps.values(), key=lambda step: -sum(read for _, read, _ in step.places)), streams)
+    order = sorted(steps.values(), key=lambda step: -sum(read for _, read, _ in step["places"]))
+    return Corpus(order, streams)

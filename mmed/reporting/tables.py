@@ -1,8 +1,8 @@
 """The tables of a report, shown in the terminal (`summary_table`) and on the page.
 
 Each table has one metric of one definition: rows are models under their setting, columns are languages and
-their macro average. Results whose signatures differ go into different tables, and so do the paper's numbers
-unless they were computed in the same way.
+their macro average. Results whose signatures differ go into different tables; the paper's numbers are in a
+table only where they were computed in the same way.
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES, PublishedRow, published, published_english
+from mmed.evaluation.published import ENGLISH_SOURCES, PublishedRow, published, published_english
 from mmed.evaluation.summary import COLUMNS, aligned, shown_metrics
 from mmed.reporting.read_results import SETTINGS, Result
 
@@ -63,6 +63,7 @@ class Table:
     unit: str = "%"
     decimals: int = 1
     main: bool = False  # shown in the terminal and unfolded on the page
+    published: str = ""  # the paper's metric that is defined in the same way
 
 
 def by_definition(results: Sequence[Result], column: str) -> list[list[Result]]:
@@ -81,15 +82,17 @@ def tables(results: Sequence[Result], with_published: bool = False) -> list[Tabl
     """All tables: accuracies, accuracies by source, scores of rationales."""
     found = [_accuracy_table(group, column) for column in COLUMNS for group in by_definition(results, column)]
     found += _source_tables(results, with_published)
-    found += [_text_table(group, metric) for metric in _metrics(results)
+    shown = [metric for result in results for metric in shown_metrics(result.summary, _words(result))]
+    found += [_text_table(group, metric) for metric in dict.fromkeys(shown)
               for group in by_definition(results, metric)]
-    if with_published:
-        official = [table for table in found if table.title == ACCURACY["official"][0]
-                    or "word splitting: official" in table.note]
-        for name, title in (("accuracy", ACCURACY["official"][0]), ("BLEU-1", "BLEU-1 of rationales"),
-                            ("ROUGE-1", "ROUGE-1 of rationales")):
-            _add_published(found, name, [table for table in official if table.title == title])
+    for table in found if with_published else ():
+        if table.published:
+            _add_published(table)
     return found
+
+
+def _words(result: Result) -> str:
+    return result.settings.get("words") or "default"
 
 
 def _accuracy_table(results: Sequence[Result], column: str) -> Table:
@@ -98,6 +101,7 @@ def _accuracy_table(results: Sequence[Result], column: str) -> Table:
               for result in results]
     table = _table(*ACCURACY[column], results, scores, chance)
     table.main = column not in ("loglikelihood_norm", "official")
+    table.published = "accuracy" if column == "official" else ""
     table.groups[""] = [Row("Chance level", [Cell(100 * level) for level in chance.values()], "chance")]
     return table
 
@@ -131,16 +135,10 @@ def _source_tables(results: Sequence[Result], with_published: bool) -> list[Tabl
     return found
 
 
-def _metrics(results: Sequence[Result]) -> list[str]:
-    """The scores of rationales that any result has."""
-    shown = [shown_metrics(result.summary, result.settings.get("words") or "default") for result in results]
-    return list(dict.fromkeys(metric for part in shown for metric in part))
-
-
 def _text_table(results: Sequence[Result], metric: str) -> Table:
     """BLEU, ROUGE or another score of rationales."""
     name, _, definition = metric.partition("|")
-    summary, words = results[0].summary, results[0].settings.get("words") or "default"
+    summary, words = results[0].summary, _words(results[0])
     items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
     note = f"Definition: {definition}; word splitting: {words}; rationales scored: {items}."
     absent = [language for language, part in summary["languages"].items() if metric not in part["text"]]
@@ -149,6 +147,7 @@ def _text_table(results: Sequence[Result], metric: str) -> Table:
     scores = [{part: value["text"].get(metric) for part, value in result.parts.items()} for result in results]
     table = _table(f"{name} of rationales", note, results, scores)
     table.unit, table.decimals, table.main = "× 100", 2, name in ("BLEU-1", "ROUGE-1")
+    table.published = name if table.main and words == "official" else ""
     return table
 
 
@@ -158,9 +157,9 @@ def _table(title: str, note: str, results: Sequence[Result], scores: Sequence[Ma
     columns = list(scores[0])
     cells = [[_cell(row[name], (chance or {}).get(name)) for name in columns] for row in scores]
     for column in zip(*cells) if len(results) > 1 else ():
-        known = [cell for cell in column if cell]
-        for cell in known:
-            cell.best = cell.value == max(other.value for other in known)
+        top = max((cell.value for cell in column if cell), default=0.0)
+        for cell in filter(None, column):
+            cell.best = cell.value == top
     groups: dict[str, list[Row]] = {}
     for setting, heading in SETTINGS.items():
         rows = [Row(result.name, own) for result, own in zip(results, cells) if result.setting == setting]
@@ -192,20 +191,12 @@ def _published_row(row: PublishedRow, columns: Sequence[str]) -> Row:
     return Row(row.name, [*cells, Cell(row.average) if complete else None], "published")
 
 
-def _add_published(found: list[Table], metric: str, same: Sequence[Table]) -> None:
-    """Adds the paper's rows to the first table of the same definition, else as a table of their own."""
-    if same:
-        table = same[0]
-    else:
-        note = ("The paper's numbers, by the official scorer and word splitting (--words official). They are "
-                "not comparable with the numbers above.")
-        columns = [*LANGUAGES, "Macro average"]
-        table = Table(f"Published {metric}", note, columns, {}, [None] * len(columns))
-        found.append(table)
-    table.main = bool(same)
-    ours, table.groups = table.groups, {}
+def _add_published(table: Table) -> None:
+    """Adds the paper's rows under the headings of their settings, after ours."""
+    ours, table.groups, table.main = table.groups, {}, True
     for setting, heading in SETTINGS.items():
-        theirs = [_published_row(row, table.columns) for row in published(metric) if row.setting == setting]
+        theirs = [_published_row(row, table.columns) for row in published(table.published)
+                  if row.setting == setting]
         if heading in ours or theirs:
             table.groups[heading] = [*ours.pop(heading, []), *theirs]
     table.groups |= ours  # the chance level

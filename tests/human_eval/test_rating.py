@@ -104,8 +104,8 @@ def test_where_people_checked_references_only_those_that_passed_are_rated(tmp_pa
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (lambda r, other: r[:1], "1 results; a ranking needs 2 to 26"),
-    (lambda r, other: [r[0], r[0]], "a second result called 'alpha'"),
-    (lambda r, other: [r[0], other], "results on other data than")])
+    (lambda r, other: [r[0], r[0]], "a second row 'alpha"),
+    (lambda r, other: [r[0], other], "other exam items than")])
 def test_results_that_cannot_be_ranked_are_rejected(tmp_path, results, arguments, message):
     other = make_results(tmp_path, ["other"], data="e" * 64)[0]
     with pytest.raises(UserError, match=message):

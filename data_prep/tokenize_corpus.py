@@ -73,7 +73,7 @@ def list_parts(records: list[dict[str, Any]], out: str, folder: Path, **extra: A
     if not other["documents"]:
         for ending in ("json", "idx"):
             Path(f"{out}{HELD_OUT}.{ending}").unlink()
-    listed = {Path(part["file"]).name for part in meta["parts"] + other["parts"]}
+    listed = {Path(part["file"]).name for one in (meta, other) for part in one.get("parts", ())}
     for path in folder.iterdir():
         if path.name not in listed:
             path.unlink(missing_ok=True)

@@ -86,7 +86,8 @@ def loss_tables(out: Path) -> list[str]:
         for language, part in losses["base"].items():
             base = part["nats_per_token"]
             moved = [losses[row][language]["nats_per_token"] for row in CORPUS_STEPS]
-            lines.append([language, f"{part['documents']:,}", f"{part['tokens']:,}", f"{base:.3f}",
+            name = language.removeprefix("general ")
+            lines.append([name, f"{part['documents']:,}", f"{part['tokens']:,}", f"{base:.3f}",
                           *(f"{loss:.3f} ({loss - base:+.3f})" for loss in moved)])
         header = ["", "documents", "tokens", "base", *(TITLES[row] for row in CORPUS_STEPS)]
         parts.append(f"### Validation loss on {kind} text, nats per token\n\n{markdown(header, lines)}")

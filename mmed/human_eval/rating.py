@@ -18,7 +18,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mmed import metrics
 from mmed.evaluation import api_client
 from mmed.evaluation.summary import aligned
 from mmed.human_eval.agreement import agreement_table, rater_agreement, study
-from mmed.human_eval.judge import JUDGE_VERSION, TRIES, Messages, build_prompt, judge_cases
+from mmed.human_eval.judge import JUDGE_VERSION, TRIES, Messages, judge_cases
 from mmed.human_eval.rating_data import (
     Case,
     Ratings,
@@ -41,6 +41,7 @@ from mmed.human_eval.rating_data import (
 from mmed.languages import get_language
 from mmed.reporting.agreement import study_values
 from mmed.reporting.page import fill_page
+from mmed.reporting.report import page
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, write_json
 from mmed.utils.untrusted import as_name, reading
@@ -64,30 +65,26 @@ def sheet_content(cases: Sequence[Case], seed: int) -> dict[str, Any]:
     return {"sheet": hashlib.sha256(json.dumps(content).encode()).hexdigest(), **content}
 
 
-def write_sheets(folder: Path, models: Sequence[str], cases: Sequence[Case], seed: int) -> list[Path]:
-    """Write a page for each language, then key.json."""
-    key = folder / "key.json"
-    if key.exists():
-        raise UserError(f"{key}: already exists, and raters' pages work only with it; give another --out")
+def sheet_command(options: argparse.Namespace) -> None:
+    """A page for each language, then key.json."""
+    models, cases = read_cases(options.results, options.items, options.seed)
+    folder, seed = Path(options.out), options.seed
+    if (folder / "key.json").exists():
+        raise UserError(f"{folder / 'key.json'}: already exists, and raters' pages work only with it; give "
+                        "another --out")
     sheets: dict[str, Any] = {}
     for language in dict.fromkeys(case.language for case in cases):
         part = [case for case in cases if case.language == language]
         content = sheet_content(part, seed)
         items = {case.key: {"digest": case.digest, "letters": case.letters(seed)} for case in part}
         sheets[language] = {"sheet": content["sheet"], "items": items}
-        page = fill_page(HERE / "rating_sheet.html", title=f"Ranking explanations · {language}", data=content)
         with atomic_write(folder / f"{language}.html") as file:
-            file.write(page)
-    write_json(key, {"format": KEY_FORMAT, "version": 1, "seed": seed, "models": list(models),
-                     "sheets": sheets})
-    return [folder / f"{language}.html" for language in sheets]
-
-
-def sheet_command(options: argparse.Namespace) -> None:
-    models, cases = read_cases(options.results, options.items, options.seed, options.language)
-    pages = write_sheets(Path(options.out), models, cases, options.seed)
-    print(f"{len(cases)} items, {len(models)} explanations each: {', '.join(map(str, pages))}\n"
-          f"{Path(options.out) / 'key.json'} says who wrote which; keep it from the raters, `merge` needs it")
+            file.write(fill_page(HERE / "rating_sheet.html", title=f"Ranking explanations · {language}",
+                                 data=content))
+    write_json(folder / "key.json", {"format": KEY_FORMAT, "version": 1, "seed": seed, "models": models,
+                                     "sheets": sheets})
+    print(f"{len(cases)} items, {len(models)} explanations each: {', '.join(sheets)}\n"
+          f"{folder / 'key.json'} says who wrote which; keep it from the raters, `merge` needs it")
 
 
 # ---- merge -------------------------------------------------------------------------------------------------
@@ -104,44 +101,44 @@ def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, s
             letters, given = entry["letters"], value["scores"].get(item)
             if not given:
                 raise UserError(f"{path}: item {item}: not ranked; open the file in its sheet and finish it")
-            if set(given) != set(letters) or sorted(map(repr, given.values())) != sorted(
-                    repr(points + 1) for points in range(len(letters))):
+            if set(given) != set(letters) or sorted(given.values()) != list(range(1, len(letters) + 1)):
                 raise UserError(f"{path}: item {item}: expected each of the scores 1 to {len(letters)} once, "
                                 f"for {', '.join(letters)}; got {given!r:.200}")
             rated[item] = {model: float(given[letter]) for letter, model in letters.items()}
     return languages[0], as_name(value.get("rater")), rated
 
 
-def merge(key: Mapping[str, Any], paths: Sequence[str | Path]) -> tuple[Ratings, dict[str, Any]]:
-    """(each rater's points and their mean, by language and item; agreement by language)."""
-    found: dict[str, dict[str, dict]] = {language: {} for language in key["sheets"]}
+def merge(key: Mapping[str, Any], paths: Sequence[str | Path]) -> Ratings:
+    """Each rater's points and their mean, by language and item."""
+    cases: Ratings = {}
     for path in paths:
         language, rater, rated = read_sheet_ratings(path, key)
-        if rater in found[language]:
-            raise UserError(f"{path}: a second file by {rater} for the {language} sheet; two raters need two "
-                            "names")
-        found[language][rater] = rated
-    cases: Ratings = {}
-    for language, raters in found.items():
-        for item, entry in key["sheets"][language]["items"].items() if raters else ():
-            own = {rater: raters[rater][item] for rater in sorted(raters)}
-            mean = {model: metrics.mean(scores[model] for scores in own.values()) for model in key["models"]}
-            cases.setdefault(language, {})[item] = {"digest": entry["digest"], "scores": mean, "raters": own}
-    return cases, {language: rater_agreement(part, key["models"]) for language, part in cases.items()}
+        items = key["sheets"][language]["items"]
+        part = cases.setdefault(language, {item: {"digest": entry["digest"], "scores": {}, "raters": {}}
+                                           for item, entry in items.items()})
+        for item, points in rated.items():
+            if rater in part[item]["raters"]:
+                raise UserError(f"{path}: a second file by {rater} for the {language} sheet; two raters need "
+                                "two names")
+            part[item]["raters"][rater] = points
+    for case in (case for part in cases.values() for case in part.values()):
+        case["scores"] = {model: metrics.mean(points[model] for points in case["raters"].values())
+                          for model in key["models"]}
+    return cases
 
 
 def merge_command(options: argparse.Namespace) -> None:
     key = read_object(options.key, KEY_FORMAT)
     with reading(options.key):
-        cases, agreement = merge(key, options.ratings)
+        cases = merge(key, options.ratings)
+    agreement = {language: rater_agreement(part) for language, part in cases.items()}
     raters = sorted({rater for part in agreement.values() for rater in part["raters"]})
     value = write_ratings(options.out, {"kind": "people", "raters": raters}, key["models"], cases,
                           seed=key["seed"], agreement=agreement)
     print(ratings_table(value))
     for language, part in agreement.items():
-        alpha, taus = part["krippendorff_alpha"], [f"{pair['kendall_tau']:.3f}" for pair in part["pairs"]]
-        print(f"{language}: {len(part['raters'])} raters, {part['items']} items" + (
-            f", Krippendorff's alpha {alpha:.3f}, tau of pairs {', '.join(taus)}" if taus else ""))
+        alpha = "" if part["krippendorff_alpha"] is None else f", alpha {part['krippendorff_alpha']:.3f}"
+        print(f"{language}: {len(part['raters'])} raters, {part['items']} items{alpha}")
     if missing := [language for language in key["sheets"] if language not in cases]:
         print(f"note: no file rates {', '.join(missing)}", file=sys.stderr)
 
@@ -156,15 +153,33 @@ def ratings_table(value: Mapping[str, Any]) -> str:
 # ---- judge and agreement -----------------------------------------------------------------------------------
 
 def judge_command(options: argparse.Namespace) -> None:
-    models, cases = read_cases(options.results, options.items, options.seed, options.language)
-    if options.estimate:
-        sent = sum(len(message["content"]) for case in cases
-                   for message in build_prompt(case, case.letters(options.seed), options.seed))
-        print(f"{len(cases):,} calls, {sent:,} characters sent (about {sent // 4:,} to {sent:,} tokens), at "
-              f"most {len(cases) * options.max_new_tokens:,} tokens written; repeated calls come on top")
-        return
-    rated, facts, by, used = ask_judge(cases, options)
-    value = write_ratings(options.out, by, models, rated, seed=options.seed, replies=facts, usage=used)
+    """Answered calls are stored at once, so a stopped command continues."""
+    models, cases = read_cases(options.results, options.items, options.seed)
+    server = api_client.server_from(options, options.seed)
+    store = api_client.CallStore(f"{options.out}.calls.jsonl")
+    used: list[dict] = []
+    keys: list[str] = []
+    bar = tqdm(total=len(cases), desc="judge", unit=" replies", mininterval=1)
+
+    def ask_all(chats: list[Messages], labels: list[str]) -> list[str]:
+        prompts = ["\n\n".join(message["content"] for message in chat) + "\n" if server.completions else chat
+                   for chat in chats]
+        bodies = [api_client.request(server, prompt, options.max_new_tokens) for prompt in prompts]
+        keys.extend(api_client.request_key(server, body) for body in bodies)
+        used.extend(api_client.ask(server, bodies, store, labels=labels, on_done=lambda _: bar.update()))
+        return [reply["text"] for reply in used[-len(chats):]]
+
+    try:
+        rated, facts = judge_cases(cases, ask_all, options.seed)
+    finally:
+        store.close(keys)
+        bar.close()
+    if not any(rated.values()):
+        raise UserError(f"{server.model}: none of {facts['calls']} replies was a ranking "
+                        f"({facts['failed'][0]['reasons'][-1]}); see {store.path}, try another judge")
+    by = {"kind": "judge", "model": server.model, "version": JUDGE_VERSION, "server": server.facts()}
+    value = write_ratings(options.out, by, models, rated, seed=options.seed, replies=facts,
+                          usage=api_client.usage(used))
     places = ", ".join(f"{letter} {mean:.2f}" for letter, mean in facts["mean_by_place"].items())
     print(f"{ratings_table(value)}\nmean points by place in the prompt (all equal if it has no effect): "
           f"{places}\n{options.out}: {sum(map(len, rated.values()))} of {len(cases)} items ranked, "
@@ -174,90 +189,55 @@ def judge_command(options: argparse.Namespace) -> None:
               f"({failed['reasons'][-1]})", file=sys.stderr)
 
 
-def ask_judge(cases: Sequence[Case], options: argparse.Namespace) -> tuple[Ratings, dict, dict, dict]:
-    """(ratings and facts of judge_cases, who judged, tokens used); answered calls are stored at once."""
-    server = api_client.server_from(options, options.seed)
-    store = api_client.CallStore(f"{options.out}.calls.jsonl")
-    used: list[dict] = []
-    keys: list[str] = []
-    with tqdm(total=len(cases), desc="judge", unit=" replies", mininterval=1) as bar:
-        def ask_all(chats: list[Messages], labels: list[str]) -> list[str]:
-            prompts: list = chats
-            if server.completions:
-                prompts = ["\n\n".join(message["content"] for message in chat) + "\n" for chat in chats]
-            bodies = [api_client.request(server, prompt, options.max_new_tokens) for prompt in prompts]
-            keys.extend(api_client.request_key(server, body) for body in bodies)
-            replies = api_client.ask(server, bodies, store, labels=labels, on_done=lambda _: bar.update())
-            used.extend(replies)
-            return [reply["text"] for reply in replies]
-
-        try:
-            rated, facts = judge_cases(cases, ask_all, options.seed)
-        finally:
-            store.close(keys)
-    if not any(rated.values()):
-        raise UserError(f"{server.model}: none of {facts['calls']} replies was a ranking "
-                        f"({facts['failed'][0]['reasons'][-1]}); see {store.path}, try another judge")
-    by = {"kind": "judge", "model": server.model, "version": JUDGE_VERSION, "server": server.facts()}
-    return rated, facts, by, api_client.usage(used)
-
-
 def agreement_command(options: argparse.Namespace) -> None:
     models, found = read_texts(options.results)
-    people, *judges = map(read_object, [options.people, *options.judge])
-    with reading(", ".join([options.people, *options.judge])):
-        value = study(people, models, found, judges, [options.people, *options.judge])
-    page = fill_page(HERE / "agreement.html", title="Which metric agrees with people?",
-                     study=study_values(value))
+    names = [options.people, *options.judge]
+    people, *judges = map(read_object, names)
+    with reading(", ".join(names)):
+        value = study(people, models, found, judges, names)
     out = Path(options.out)
     write_json(out / "agreement.json", value)
     with atomic_write(out / "agreement.html") as file:
-        file.write(page)
+        file.write(page(title="Which metric agrees with people?", study=study_values(value)))
     print("\n".join([agreement_table(value), *(f"note: {note}" for note in value["notes"]),
                      f"\n{out / 'agreement.html'}, {out / 'agreement.json'}"]))
 
 
 # ---- command line ------------------------------------------------------------------------------------------
 
-# Subcommand -> function, help, arguments of its example, --out
-COMMANDS = {
-    "sheet": (sheet_command, "write pages on which people rank the texts of all models, blind",
-              "results/a results/b --out sheets", "FOLDER"),
-    "merge": (merge_command, "merge the files of raters, with the agreement among them",
-              "sheets/key.json ratings-*.json --out people.json", "FILE.json"),
-    "judge": (judge_command, "ask a model behind an API to rank the texts of all models, blind",
-              "results/a results/b --api gpt-4 --out judge.json", "FILE.json"),
-    "agreement": (agreement_command, "measure how each metric agrees with people",
-                  "people.json results/a results/b --judge judge.json --out study", "FOLDER"),
-}
-
-
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m mmed.human_eval.rating",
                     description="Rating of rationales by people and judges; only `judge` uses the network.")
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, (run, text, example, out) in COMMANDS.items():
-        command = subparsers.add_parser(name, help=text, description=text,
-                                        example=f"{parser.prog} {name} {example}")
-        command.set_defaults(run=run)
-        add = command.add_argument
-        add("--out", required=True, metavar=out)
-        if name == "merge":
-            add("key", metavar="KEY", help="key.json of `sheet`")
-            add("ratings", nargs="+", metavar="RATINGS", help="files that raters saved")
-            continue
-        if name == "agreement":
-            add("people", metavar="PEOPLE", help="ratings that `merge` wrote")
-            add("--judge", action="append", default=[], metavar="FILE", help="of `judge`; may be repeated")
-        add("results", nargs="+", metavar="RESULT", help="a result folder per model: FOLDER or NAME=FOLDER")
-        if name != "agreement":
-            add("--items", type=int, default=50, metavar="N", help="of each language (default 50; 0: all)")
-            add("--seed", type=int, default=0, help="of the items and the order of texts (default 0)")
-            add("--language", action="append", default=[], metavar="NAME", help="only this; may be repeated")
-        if name == "judge":
-            add("--max_new_tokens", type=int, default=1024, metavar="N", help="per reply (default 1024)")
-            add("--estimate", action="store_true", help="only print how much would be sent")
-            api_client.add_api_options(command, required=True)
+
+    def command(run: Callable[[argparse.Namespace], None], text: str, example: str) -> Parser:
+        name = run.__name__.removesuffix("_command")
+        made = subparsers.add_parser(name, help=text, description=text,
+                                     example=f"{parser.prog} {name} {example}")
+        made.set_defaults(run=run)
+        made.add_argument("--out", required=True, help="what to write")
+        return made
+
+    sheet = command(sheet_command, "write pages on which people rank the texts of all models, blind",
+                    "results/a results/b --out sheets")
+    merged = command(merge_command, "merge the files of raters, with the agreement among them",
+                     "sheets/key.json ratings-*.json --out people.json")
+    judge = command(judge_command, "ask a model behind an API to rank the texts of all models, blind",
+                    "results/a results/b --api gpt-4 --out judge.json")
+    agreement = command(agreement_command, "measure how each metric agrees with people",
+                        "people.json results/a results/b --judge judge.json --out study")
+    merged.add_argument("key", metavar="KEY", help="key.json of `sheet`")
+    merged.add_argument("ratings", nargs="+", metavar="RATINGS", help="files that raters saved")
+    agreement.add_argument("people", metavar="PEOPLE", help="ratings that `merge` wrote")
+    agreement.add_argument("--judge", action="append", default=[], metavar="FILE", help="may be repeated")
+    for one in (sheet, judge, agreement):
+        one.add_argument("results", nargs="+", metavar="RESULT",
+                         help="a result folder per model: FOLDER or NAME=FOLDER")
+    for one in (sheet, judge):
+        one.add_argument("--items", type=int, default=50, help="of each language (default 50; 0: all)")
+        one.add_argument("--seed", type=int, default=0, help="of the items and the order (default 0)")
+    judge.add_argument("--max_new_tokens", type=int, default=1024, help="per reply (default 1024)")
+    api_client.add_api_options(judge, required=True)
     options = parser.parse_args(arguments)
     if getattr(options, "items", 0) < 0:
         raise UsageError("--items must be 0 or more")

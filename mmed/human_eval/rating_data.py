@@ -23,9 +23,10 @@ from typing import Any
 from mmed import metrics
 from mmed.evaluation.results import load_results
 from mmed.evaluation.summary import language_order
+from mmed.reporting.read_results import check_together, read_result
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json, write_json
-from mmed.utils.untrusted import as_name, plain, split_argument
+from mmed.utils.untrusted import plain
 
 FORMAT, VERSION = "mmed ratings", 1
 ITEMS = 50  # MMedLM: 50 random test items of each language
@@ -69,32 +70,26 @@ def case_of(rows: Mapping[str, dict]) -> Case:
 
 
 def shown(text: str) -> str:
-    """Text for people and judges: without control characters and direction overrides, of bounded length."""
+    """Text for people and judges: without control characters, of bounded length."""
     return plain(text, LONGEST_TEXT)
 
 
 def read_texts(arguments: Sequence[str]) -> tuple[list[str], Texts]:
     """(models, their rows with a scored rationale) of result folders, FOLDER or NAME=FOLDER."""
+    results = [read_result(argument) for argument in arguments]
+    check_together(results)
+    models = [result.name for result in results]
     found: Texts = {}
-    data: dict[str, Any] = {}  # model -> fingerprint of the exam
-    for argument in arguments:
-        _, name, folder = split_argument(argument)
-        name = as_name(name or Path(folder).resolve().name)
-        if name in data:
-            raise UsageError(f"{argument}: a second result called {name!r}; give NAME=FOLDER")
-        own, rows = load_results(folder)
-        data[name] = own["facts"].get("data")
-        if len(set(data.values())) > 1:
-            raise UserError(f"{folder}: results on other data than {arguments[0]}; only models that answered "
-                            "the same items can be compared")
-        for row in rows:
+    if len(set(models)) < len(models):
+        raise UsageError(f"two results are called {max(models, key=models.count)!r}; give NAME=FOLDER")
+    for result in results:
+        for row in load_results(result.folder)[1]:
             if row["mode"] == "rationale" and row["scores"]:
-                found.setdefault((row["language"], row["key"]), {})[name] = row
-    return list(data), found
+                found.setdefault((row["language"], row["key"]), {})[result.name] = row
+    return models, found
 
 
-def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0,
-               languages: Sequence[str] = ()) -> tuple[list[str], list[Case]]:
+def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0) -> tuple[list[str], list[Case]]:
     """(models, cases): `items` of each language that every model answered, drawn by `seed` (0: all).
 
     In a language where people checked the references, only items whose reference passed are rated.
@@ -102,46 +97,32 @@ def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0,
     models, found = read_texts(arguments)
     if not 2 <= len(models) <= 26:
         raise UsageError(f"{len(models)} results; a ranking needs 2 to 26")
-    complete: dict[str, dict[str, Case]] = {}  # language -> key -> case
-    checked: dict[str, list[str]] = {}  # language -> keys that passed the human check
-    for (language, key), rows in found.items():
-        if len(rows) == len(models):
-            complete.setdefault(language, {})[key] = case_of(rows)
-            if next(iter(rows.values()))["doc"]["human_check_passed"]:
-                checked.setdefault(language, []).append(key)
-    known = language_order(complete)
-    unknown = [name for name in languages if name not in known]
-    if unknown or not known:
-        raise UsageError(f"{unknown[0] if unknown else arguments[0]}: no rationale with a reference that all "
-                         f"results have; they have some in: {', '.join(known) or 'no language'}")
+    complete = {place: rows for place, rows in found.items() if len(rows) == len(models)}
+    if not complete:
+        raise UserError(f"{arguments[0]}: no rationale with a reference that all results have")
+    passed = [place for place, rows in complete.items()
+              if next(iter(rows.values()))["doc"]["human_check_passed"]]
     cases = []
-    for language in languages or known:
-        keys = sorted(checked.get(language) or complete[language])
+    for language in language_order(language for language, _ in complete):
+        keys = sorted([key for name, key in passed if name == language]
+                      or [key for name, key in complete if name == language])
         if len(keys) < items:
             print(f"note: {language} has {len(keys)} of the {items} items asked for", file=sys.stderr)
         chosen = random.Random(f"items {seed} {language}").sample(keys, min(items or len(keys), len(keys)))
-        cases += [complete[language][key] for key in chosen]
+        cases += [case_of(complete[language, key]) for key in chosen]
     return models, cases
-
-
-# ---- ratings -----------------------------------------------------------------------------------------------
-
-def averages(models: Sequence[str], cases: Ratings) -> dict[str, dict[str, float]]:
-    """model -> language -> mean points, and "macro", the mean of the languages."""
-    table = {}
-    for model in models:
-        row = {language: metrics.mean(case["scores"][model] for case in part.values())
-               for language, part in cases.items() if part}
-        table[model] = row | {"macro": metrics.mean(row.values())}
-    return table
 
 
 def write_ratings(path: str | Path, by: Mapping[str, Any], models: Sequence[str], cases: Ratings,
                   **more: Any) -> dict:
     """Write a ratings file and return its content; `more` is stored beside the ratings."""
+    averages = {}  # model -> language -> mean points, and "macro", the mean of the languages
+    for model in models:
+        row = {language: metrics.mean(case["scores"][model] for case in part.values())
+               for language, part in cases.items() if part}
+        averages[model] = row | {"macro": metrics.mean(row.values())}
     value = {"format": FORMAT, "version": VERSION, "by": dict(by), "models": list(models),
-             "points": f"{len(models)} best to 1 worst", "average": averages(models, cases), **more,
-             "cases": cases}
+             "points": f"{len(models)} best to 1 worst", "average": averages, **more, "cases": cases}
     write_json(path, value)
     return value
 

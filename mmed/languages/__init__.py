@@ -33,62 +33,6 @@ PAPER_ORDER = ("en", "zh", "ja", "fr", "ru", "es")  # MMedLM: the columns of eve
 SAME_LETTER = str.maketrans("أإآٱىیةک", "اااا" "يي" "هك")
 
 
-@dataclass(frozen=True)
-class AnswerWords:
-    """Words by which an answer is stated, for `mmed/evaluation/answer_parser.py`, with commas between them.
-
-    Lower case; phrases of several words are allowed. A bar stands for any ending, as in `medical_words`:
-    "correct|e" is "correct", "correcte", "correctes". All lists may be empty.
-    """
-
-    answer: str = ""  # what a letter answers: answer, option, diagnosis, treatment, cause
-    is_: str = ""  # is, are, would be, seems
-    choose: str = ""  # come before a letter without "is": choose, think, therefore, actually, correction
-    correct: str = ""  # correct, right, best, most likely
-    wrong: str = ""  # wrong, false, ruled out, contraindicated
-    not_: str = ""  # exclude the letter after them: not, neither, rather than
-    because: str = ""  # may follow a letter: because, since, given
-    and_or: str = ""  # join letters; those that leave the answer open after a slash: "and, as well as / or"
-    question: str = ""  # headings of a question, as written; the text after one belongs to another item
-    letters: str = ""  # of the script, in the place of A, B, C: "أبجده"
-    stated: tuple[str, ...] = ()  # sentences for the tests that state {} as the answer: "I choose {}."
-    denied: tuple[str, ...] = ()  # sentences that do not: "{} is wrong."
-
-
-@dataclass(frozen=True)
-class Language:
-    code: str  # ISO 639-1
-    name: str  # in English; also the file name in MMedBench
-    native_name: str
-    spaced: bool  # spaces separate words
-    medical_words: tuple[str, ...]  # see the module's head
-    min_hits: int  # distinct medical words that a document needs (MKC)
-    min_density: float  # share of its letters and digits that lie in medical words (DENS)
-    official_min_hits: int  # MMedLM: the published thresholds
-    official_min_density: float  # share of all characters, nested words counted twice
-    ocr_code: str  # Tesseract's name of the language
-    medical_sentence: str
-    ordinary_sentence: str
-    split_words: Callable[[str], list[str]]  # words and punctuation without any extra package
-    official_words: Callable[[str], list[str]]  # as in the official scores; needs mmed[words]
-    official_package: str = "nltk"  # what `official_words` uses, as signatures of scores name it
-    answers: AnswerWords = AnswerWords()
-    prefixes: tuple[str, ...] = ()  # written to the next word without a space ("ال"), which is still found
-    right_to_left: bool = False
-    language_id: tuple[str, ...] = ()  # codes under which language identification knows it; () is its own
-    phone_words: str = ""  # announce a telephone number; alternatives separated by "|"
-    disclaimer: str = "This is a research model. What it says is no medical advice; ask a doctor."  # of chats
-
-
-def words(listed: str) -> tuple[str, ...]:
-    r"""Terms written with commas between them, over as many lines as they need.
-
-    >>> words("patient|, blood pressure,\n   insulin")
-    ('patient|', 'blood pressure', 'insulin')
-    """
-    return tuple(" ".join(term.split()) for term in listed.split(",") if term.strip())
-
-
 # Letters with their marks: Latin and Cyrillic accents, Arabic vowels, signs of Indian scripts (no danda)
 _LETTER = r"[\w\u0300-\u036f\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff]"
 _CLITIC = r"['’](?:s|m|d|ll|re|ve)\b"
@@ -133,11 +77,64 @@ def nltk_words(text: str) -> list[str]:
 
 @functools.cache
 def _nltk() -> tuple[Any, Any]:
-    require_extra("nltk", "words")
-    from nltk.tokenize.destructive import NLTKWordTokenizer
-    from nltk.tokenize.punkt import PunktSentenceTokenizer
+    words = require_extra("nltk.tokenize.destructive", "words").NLTKWordTokenizer()
+    return require_extra("nltk.tokenize.punkt", "words").PunktSentenceTokenizer(), words
 
-    return PunktSentenceTokenizer(), NLTKWordTokenizer()
+
+@dataclass(frozen=True)
+class AnswerWords:
+    """Words by which an answer is stated, for `mmed/evaluation/answer_parser.py`, with commas between them.
+
+    Lower case; phrases of several words are allowed. A bar stands for any ending, as in `medical_words`:
+    "correct|e" is "correct", "correcte", "correctes". All lists may be empty.
+    """
+
+    answer: str = ""  # what a letter answers: answer, option, diagnosis, treatment, cause
+    is_: str = ""  # is, are, would be, seems
+    choose: str = ""  # come before a letter without "is": choose, think, therefore, actually, correction
+    correct: str = ""  # correct, right, best, most likely
+    wrong: str = ""  # wrong, false, ruled out, contraindicated
+    not_: str = ""  # exclude the letter after them: not, neither, rather than
+    because: str = ""  # may follow a letter: because, since, given
+    and_or: str = ""  # join letters; those that leave the answer open after a slash: "and, as well as / or"
+    question: str = ""  # headings of a question, as written; the text after one belongs to another item
+    letters: str = ""  # of the script, in the place of A, B, C: "أبجده"
+    stated: tuple[str, ...] = ()  # sentences for the tests that state {} as the answer: "I choose {}."
+    denied: tuple[str, ...] = ()  # sentences that do not: "{} is wrong."
+
+
+@dataclass(frozen=True)
+class Language:
+    code: str  # ISO 639-1
+    name: str  # in English; also the file name in MMedBench
+    native_name: str
+    spaced: bool  # spaces separate words
+    medical_words: tuple[str, ...]  # see the module's head
+    min_hits: int  # distinct medical words that a document needs (MKC)
+    min_density: float  # share of its letters and digits that lie in medical words (DENS)
+    official_min_hits: int  # MMedLM: the published thresholds
+    official_min_density: float  # share of all characters, nested words counted twice
+    ocr_code: str  # Tesseract's name of the language
+    medical_sentence: str
+    ordinary_sentence: str
+    split_words: Callable[[str], list[str]] = split_spaced  # words and punctuation, no extra package
+    official_words: Callable[[str], list[str]] = nltk_words  # as in the official scores; needs mmed[words]
+    official_package: str = "nltk"  # what `official_words` uses, as signatures of scores name it
+    answers: AnswerWords = AnswerWords()
+    prefixes: tuple[str, ...] = ()  # written to the next word without a space ("ال"), which is still found
+    right_to_left: bool = False
+    language_id: tuple[str, ...] = ()  # codes under which language identification knows it; () is its own
+    phone_words: str = ""  # announce a telephone number; alternatives separated by "|"
+    disclaimer: str = "This is a research model. What it says is no medical advice; ask a doctor."  # of chats
+
+
+def words(listed: str) -> tuple[str, ...]:
+    r"""Terms written with commas between them, over as many lines as they need.
+
+    >>> words("patient|, blood pressure,\n   insulin")
+    ('patient|', 'blood pressure', 'insulin')
+    """
+    return tuple(" ".join(term.split()) for term in listed.split(",") if term.strip())
 
 
 @functools.cache
@@ -159,9 +156,8 @@ def get_language(name: str) -> Language:
     for language in all_languages():
         if wanted in (language.code, language.name.lower(), language.native_name.lower()):
             return language
-    names = {language.name.lower(): language.name for language in all_languages()}
-    near = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"did you mean {names[near[0]]!r}? " if near else ""
+    near = difflib.get_close_matches(name.title(), [language.name for language in all_languages()], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
     known = ", ".join(f"{language.code} ({language.name})" for language in all_languages())
     raise UserError(
         f"unknown language {name!r}: {hint}known are {known}; a new one is a file mmed/languages/<code>.py")

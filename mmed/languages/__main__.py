@@ -8,43 +8,45 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from pathlib import Path
 
 from mmed.languages import all_languages
-from mmed.languages._template import TEMPLATE
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write
 
-# Languages that people are likely to add: names, Tesseract's name, option letters of the script
-KNOWN = {row.split("|")[0].strip(): row.split("|")[1:] for row in """
-    ar|Arabic|العربية|ara|أبجدهوزح; bn|Bengali|বাংলা|ben|কখগঘঙ; cs|Czech|Čeština|ces; de|German|Deutsch|deu;
-    el|Greek|Ελληνικά|ell|ΑΒΓΔΕ; fa|Persian|فارسی|fas; fi|Finnish|Suomi|fin; he|Hebrew|עברית|heb|אבגדהוזח;
-    hi|Hindi|हिन्दी|hin|कखगघङ; hu|Hungarian|Magyar|hun; id|Indonesian|Bahasa Indonesia|ind;
-    it|Italian|Italiano|ita; ko|Korean|한국어|kor; nl|Dutch|Nederlands|nld; pl|Polish|Polski|pol;
-    pt|Portuguese|Português|por; ro|Romanian|Română|ron; sv|Swedish|Svenska|swe; sw|Swahili|Kiswahili|swa;
-    ta|Tamil|தமிழ்|tam; th|Thai|ไทย|tha; tr|Turkish|Türkçe|tur; uk|Ukrainian|Українська|ukr; ur|Urdu|اردو|urd;
-    vi|Vietnamese|Tiếng Việt|vie""".split(";")}
-UNSPACED = {"th", "lo", "km", "my"}  # beyond Chinese and Japanese
-FULL_STOPS = {"hi": "।", "bn": "।", "ur": "۔"} | dict.fromkeys(UNSPACED, "")
+TEMPLATE = '''"""TODO the language's name."""
+from mmed.languages import AnswerWords, Language, words
 
-
-def template(code: str) -> str:
-    """The file of a new language, filled in as far as its code tells."""
-    name, own, ocr, letters = [*KNOWN.get(code, ("TODO", "TODO", code)), ""][:4]
-    spaced, right = code not in UNSPACED, unicodedata.bidirectional(own[0]) in ("R", "AL")
-    split = "split_spaced" if spaced else "split_characters"
-    bars = '"infectio|n": every word that begins with "infectio"; "|entzündung|": also inside a compound.'
-    values = {
-        "code": code, "name": name, "own": own, "ocr": ocr, "spaced": str(spaced), "split": split,
-        "end": FULL_STOPS.get(code, "."),
-        "imports": f"nltk_words, {split}" if spaced else split,
-        "official": "nltk_words" if spaced else f'{split}, official_package="mmed"',
-        "right": "\n    right_to_left=True, prefixes=(),  # TODO written to the next word" if right else "",
-        "letters": f'\n        letters="{letters}",  # of the script, for A, B, C, ...' if letters else "",
-        "bars": bars if spaced else "At least two characters each, no bars.",
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda gap: values[gap[1]], TEMPLATE)
+LANGUAGE = Language(
+    code="{code}", name="TODO in English", native_name="TODO", spaced=True, ocr_code="TODO Tesseract's name",
+    # TODO 200 terms in dictionary form, lower case, commas between: signs and people, diseases, organs,
+    # examination and treatment, pharmacy, medical biology. "infectio|n": every word that begins so;
+    # "|entzündung|": also inside a compound; "a/b": two spellings of one term.
+    medical_words=words("""
+        TODO
+    """),
+    # TODO choose on texts: python -m data_prep.filters.language_check {code} --text labelled.jsonl
+    min_hits=4, min_density=0.04, official_min_hits=4, official_min_density=0.04,
+    medical_sentence="TODO a patient, a complaint, an examination, a treatment.",
+    ordinary_sentence="TODO a sentence without any medical word, such as on a train to the sea.",
+    disclaimer="TODO This is a research model. What it says is no medical advice; ask a doctor.",
+    answers=AnswerWords(  # words by which models state an answer: mmed/languages/en.py shows them filled in
+        answer="TODO answer, option, diagnosis, treatment|, cause",
+        is_="TODO is, are, would be, seems",
+        choose="TODO choose, think, therefore, actually, wait",
+        correct="TODO correct, right, best, most likely",
+        wrong="TODO wrong, false, ruled out",
+        not_="TODO not, neither, rather than",
+        because="TODO because, since",
+        and_or="TODO and, as well as / or",
+        question="TODO Question",
+        letters="",  # TODO of the script, for A, B, C, ...
+        stated=("TODO The correct answer is {{}}.", "TODO I choose {{}}.", "TODO {{}} is the best option."),
+        denied=("TODO {{}} is wrong.", "TODO It is not {{}}."),
+    ),
+    phone_words="TODO telephone|phone",
+)
+'''
 
 
 def new(code: str, folder: Path) -> Path:
@@ -57,7 +59,7 @@ def new(code: str, folder: Path) -> Path:
         raise UserError(f"{path}: already exists; `python -m data_prep.filters.language_check {code}` says "
                         "what it lacks")
     with atomic_write(path) as file:
-        file.write(template(code))
+        file.write(TEMPLATE.format(code=code))
     return path
 
 
@@ -69,9 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     made.add_argument("--folder", type=Path, default=Path(__file__).parent, help="default: mmed/languages")
     given = parser.parse_args(arguments)
     if given.command == "new":
-        path = new(given.code, given.folder)
-        print(f"wrote {path}: fill in what says TODO, then run `python -m data_prep.filters.language_check "
-              f"{given.code}`")
+        print(f"wrote {new(given.code, given.folder)}: fill in what says TODO, then run `python -m "
+              f"data_prep.filters.language_check {given.code}`")
         return 0
     for language in all_languages():
         print(f"{language.code:4}{language.name:12}{len(language.medical_words):4} medical words  "

@@ -1,5 +1,5 @@
 """Arabic, written from right to left; vowel marks and spellings of alef, yeh and teh marbuta are folded."""
-from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
+from mmed.languages import AnswerWords, Language, words
 
 LANGUAGE = Language(
     code="ar", name="Arabic", native_name="العربية", spaced=True, ocr_code="ara", right_to_left=True,
@@ -61,5 +61,4 @@ LANGUAGE = Language(
         denied=("{} خاطئة.", "ليست {}."),
     ),
     phone_words="هاتف|الهاتف|جوال|الجوال|محمول|المحمول|تلفون|تليفون|فاكس|رقم الهاتف",
-    split_words=split_spaced, official_words=nltk_words,
 )

@@ -1,5 +1,5 @@
 """German: the bar in front of a term finds it inside compounds."""
-from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
+from mmed.languages import AnswerWords, Language, words
 
 LANGUAGE = Language(
     code="de", name="German", native_name="Deutsch", spaced=True, ocr_code="deu",
@@ -63,5 +63,4 @@ LANGUAGE = Language(
         denied=("{} ist falsch.", "Es ist nicht {}."),
     ),
     phone_words="telefonnummer|rufnummer|mobil|handy|durchwahl",
-    split_words=split_spaced, official_words=nltk_words,
 )

@@ -1,5 +1,5 @@
 """English."""
-from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
+from mmed.languages import AnswerWords, Language, words
 
 LANGUAGE = Language(
     code="en", name="English", native_name="English", spaced=True, ocr_code="eng",
@@ -54,5 +54,4 @@ LANGUAGE = Language(
         stated=("The correct answer is {}.", "I would choose {}.", "{} is the best choice."),
         denied=("{} is wrong.", "It is not {}."),
     ),
-    split_words=split_spaced, official_words=nltk_words,
 )

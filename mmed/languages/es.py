@@ -1,5 +1,5 @@
 """Spanish."""
-from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
+from mmed.languages import AnswerWords, Language, words
 
 LANGUAGE = Language(
     code="es", name="Spanish", native_name="Español", spaced=True, ocr_code="spa",
@@ -50,5 +50,4 @@ LANGUAGE = Language(
         stated=("La respuesta correcta es la {}.", "Elijo la {}.", "{} es la respuesta correcta."),
         denied=("{} es falsa.", "No es la {}."),
     ),
-    split_words=split_spaced, official_words=nltk_words,
 )

@@ -1,5 +1,5 @@
 """French."""
-from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
+from mmed.languages import AnswerWords, Language, words
 
 LANGUAGE = Language(
     code="fr", name="French", native_name="Français", spaced=True, ocr_code="fra",
@@ -52,5 +52,4 @@ LANGUAGE = Language(
         stated=("La bonne réponse est {}.", "Je choisis {}.", "{} est la bonne réponse."),
         denied=("{} est fausse.", "Ce n'est pas {}."),
     ),
-    split_words=split_spaced, official_words=nltk_words,
 )

@@ -7,10 +7,7 @@ from mmed.utils.errors import require_extra
 
 @functools.cache
 def _janome():
-    require_extra("janome", "words")
-    from janome.tokenizer import Tokenizer
-
-    return Tokenizer(wakati=True)
+    return require_extra("janome.tokenizer", "words").Tokenizer(wakati=True)
 
 
 def janome_words(text: str) -> list[str]:

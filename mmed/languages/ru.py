@@ -1,5 +1,5 @@
 """Russian."""
-from mmed.languages import AnswerWords, Language, nltk_words, split_spaced, words
+from mmed.languages import AnswerWords, Language, words
 
 LANGUAGE = Language(
     code="ru", name="Russian", native_name="Русский", spaced=True, ocr_code="rus",
@@ -52,5 +52,4 @@ LANGUAGE = Language(
         stated=("Правильный ответ: {}.", "Я выбираю {}.", "{} является правильным ответом."),
         denied=("{} неверно.", "Это не {}."),
     ),
-    split_words=split_spaced, official_words=nltk_words,
 )

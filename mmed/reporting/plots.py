@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mmed.metrics import mean
 from mmed.utils.errors import printable, require_extra
 
 COLOURS = ("#2a78d6", "#1baf7a", "#eda100", "#008300", "#4a3aa7", "#e34948", "#e87ba4", "#eb6834")
-INK, MUTED, GREY, GRID, BAD = "#1d1f23", "#5c6168", "#9a9a96", "#dfddd6", "#b3261e"
+INK, MUTED, GREY, GRID = "#1d1f23", "#5c6168", "#9a9a96", "#dfddd6"
 WIDTH = 4.6  # inches; the page shows a plot at 330 to 460 pixels
 MOST_POINTS = 240  # of a training curve
 STYLE = {
@@ -32,13 +33,13 @@ def colour(index: int) -> str:
     return COLOURS[index] if index < len(COLOURS) else GREY
 
 
-def svg(draw: Callable[[Axes], None], height: float, label: str, projection: str | None = None) -> Any:
+def svg(draw: Callable[[Axes], None], height: float, label: str) -> Any:
     """Markup of what `draw` draws on a pair of axes. `height`: inches; `label`: for screen readers."""
     file = io.StringIO()
     with require_extra("matplotlib", "report").rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # only matplotlib's own font lacks it
         figure = require_extra("matplotlib.figure", "report").Figure((WIDTH, height), layout="constrained")
-        draw(figure.add_subplot(projection=projection))
+        draw(figure.add_subplot())
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     markup = require_extra("jinja2.utils", "report").markupsafe
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", file.getvalue(), flags=re.DOTALL)
@@ -87,51 +88,32 @@ def reliability(bins: Sequence[dict[str, Any]], count: int, label: str) -> Any:
 
 
 def curves(training: Sequence[tuple[float, float]],
-           validation: Sequence[tuple[str, Sequence[tuple[float, float]], bool]], label: str) -> Any:
-    """Loss over target tokens: training in grey; validation: (colour, [(tokens, loss)], whether it rose)."""
+           validation: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str) -> Any:
+    """Loss over target tokens: training in grey; validation: (colour, [(tokens, loss)])."""
     def draw(axes: Axes) -> None:
-        size = math.ceil(len(training) / MOST_POINTS)
-        parts = [training[start:start + size] for start in range(0, len(training), size or 1)]
-        means = [[sum(values) / len(values) for values in zip(*part)] for part in parts]
-        axes.plot(*(zip(*means) if means else ([], [])), color=GREY, lw=1)
-        for shade, points, rose in validation:
+        size = math.ceil(len(training) / MOST_POINTS) or 1
+        parts = [training[start:start + size] for start in range(0, len(training), size)]
+        axes.plot([part[0][0] for part in parts], [mean(loss for _, loss in part) for part in parts],
+                  color=GREY, lw=1)
+        for shade, points in validation:
             axes.plot(*zip(*points), color=shade, marker=".")
-            if rose:
-                axes.annotate("ROSE", points[-1], (0, 7), textcoords="offset points", ha="right", size=8,
-                              weight="bold", color=BAD)
         axes.set(xlabel="target tokens", ylabel="loss, nats per token")
         axes.xaxis.set_major_formatter(require_extra("matplotlib.ticker", "report").EngFormatter(sep=""))
-        axes.margins(y=0.12)
 
     return svg(draw, 2.8, label)
 
 
-def agreement_dots(rows: Sequence[tuple[str, float, float, float]], reference: float | None) -> Any:
-    """(name, tau, low, high) of each metric; dashed: one rater against the others."""
+def scatter(points: Sequence[tuple[str, float, float]], slope: float | None, most: int, label: str) -> Any:
+    """(colour, points by people, by a metric), 1 to `most`; solid: least-squares line; dashed: equal."""
     def draw(axes: Axes) -> None:
-        for y, (_, tau, low, high) in enumerate(rows):
-            axes.plot([low, high], [y, y], color=COLOURS[0])
-            axes.plot(tau, y, "o", color=COLOURS[0])
-        if reference is not None:
-            axes.axvline(reference, **DASHED)
-        axes.set_yticks(range(len(rows)), [printable(name) for name, *_ in rows])
-        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="tau")
-
-    return svg(draw, 0.6 + 0.24 * len(rows), "Kendall's tau of each metric with people")
-
-
-def scatter(points: Sequence[tuple[str, float, float]], slope: float | None, limits: tuple[float, float],
-            label: str) -> Any:
-    """(colour, points by people, points by a metric); solid: least-squares line; dashed: equal points."""
-    def draw(axes: Axes) -> None:
+        limits = 0.9, most + 0.1
         axes.plot(limits, limits, **DASHED)
         for shade, x, y in points:
             axes.plot(x, y, "o", color=shade, alpha=0.85)
         if slope is not None:
             _, xs, ys = zip(*points)
-            centre_x, centre_y = sum(xs) / len(xs), sum(ys) / len(ys)
             ends = min(xs), max(xs)
-            axes.plot(ends, [centre_y + slope * (x - centre_x) for x in ends], color=INK)
+            axes.plot(ends, [mean(ys) + slope * (x - mean(xs)) for x in ends], color=INK)
         axes.set(xlim=limits, ylim=limits, xlabel="people", ylabel="metric", aspect="equal")
 
     return svg(draw, 3.2, label)

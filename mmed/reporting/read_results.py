@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmed.evaluation import significance
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import COLUMNS, language_order
+from mmed.evaluation.summary import COLUMNS
 from mmed.languages import get_language
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json
-from mmed.utils.fingerprints import file_hash
-from mmed.utils.untrusted import as_name, is_finite, reading, split_argument
+from mmed.utils.untrusted import as_name, is_finite, split_argument
 
 SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine-tuning",
             "full": "Full fine-tuning"}
@@ -34,13 +32,16 @@ class Result:
     facts: dict[str, Any]
     headline: str  # the accuracy that represents the model: a key of COLUMNS
     summary: dict[str, Any]
-    hashes: dict[str, str]
     hits: dict[tuple[str, str], bool] = field(default_factory=dict)  # (language, key) -> right
-    letters: Counter = field(default_factory=Counter)  # (right letter, answered letter, "several" or "none")
 
     @property
     def full_name(self) -> str:
         return f"{self.name} · {SETTINGS[self.setting]}"
+
+    @property
+    def parts(self) -> dict[str, dict]:
+        """The columns of a table: the summary of each language, and their average."""
+        return {**self.summary["languages"], "Macro average": self.summary["macro"]}
 
 
 def read_result(argument: str) -> Result:
@@ -48,30 +49,14 @@ def read_result(argument: str) -> Result:
     setting, name, given = split_argument(argument, SETTINGS)
     folder = Path(given)
     own, _ = load_results(folder)
-    settings, summary = own["settings"], own["summary"]
-    with reading(folder / "results.json"):
-        check_scores(summary)
-        order = language_order(summary["languages"])
-        summary["languages"] = {language: summary["languages"][language] for language in order}
-        for part in (*summary["languages"].values(), summary["micro"], summary["macro"]):
-            part["accuracy"][own["headline"]]  # a KeyError here names what is missing
+    settings = own["settings"]
     setting = setting or settings.get("setting")
     if setting == "finetuned":
         setting = "lora" if settings.get("adapter") else "full"
     if setting not in SETTINGS:
         raise UserError(f"{folder}: unknown setting {setting!r}; give it as SETTING:NAME=FOLDER")
-    hashes = {file: file_hash(folder / file) for file in ("results.json", "predictions.jsonl")}
     name = as_name(name or settings.get("name") or folder.resolve().name)
-    return Result(name, setting, folder, settings, own["facts"], own["headline"], summary, hashes)
-
-
-def check_scores(summary: dict[str, Any]) -> None:
-    """Every score is a finite number of any sign and size; its interval may be missing."""
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            check_scores(value)
-        elif name == "value" and not is_finite(value):
-            raise ValueError(f"the score {value!r:.40} is not a number")
+    return Result(name, setting, folder, settings, own["facts"], own["headline"], own["summary"])
 
 
 def check_together(results: Sequence[Result]) -> None:
@@ -79,8 +64,7 @@ def check_together(results: Sequence[Result]) -> None:
     for place, result in enumerate(results):
         if result.full_name in [other.full_name for other in results[:place]]:
             raise UsageError(f"{result.folder}: a second row {result.full_name!r}; give it as NAME=FOLDER")
-        ours, theirs = ([one.facts.get("data"), {language: part["n"] for language, part
-                                                 in one.summary["languages"].items()}]
+        ours, theirs = ([one.facts.get("data"), {name: part["n"] for name, part in one.parts.items()}]
                         for one in (result, results[0]))
         if ours != theirs:
             raise UserError(f"{result.folder}: other exam items than {results[0].folder}; make a separate "
@@ -88,7 +72,7 @@ def check_together(results: Sequence[Result]) -> None:
 
 
 def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[str, Any]]:
-    """The first questions of each language with the rows of all results; fills `hits` and `letters`, too."""
+    """The first questions of each language with the rows of all results; fills `hits`, too."""
     questions: dict[tuple[str, str], list[list[dict]]] = {}
     shown: Counter = Counter()
     for index, result in enumerate(results):
@@ -97,10 +81,6 @@ def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[
             place = row["language"], row["key"]
             if row["mode"] == mode:
                 result.hits[place] = row[key]
-                if "," not in row["gold"]:
-                    letters = [letter for letter in row["parsed"].split(",") if letter]
-                    answered = letters[0] if len(letters) == 1 else "several" if letters else "none"
-                    result.letters[row["gold"], answered] += 1
             if index == 0 and place not in questions and shown[row["language"]] < per_language:
                 shown[row["language"]] += 1
                 questions[place] = [[] for _ in results]
@@ -111,23 +91,6 @@ def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[
                             f"{results[0].folder}")
     return [{**answers[0][0], "code": get_language(place[0]).code, "answers": answers,
              "right": [result.hits[place] for result in results]} for place, answers in questions.items()]
-
-
-def differences(first: Result, other: Result) -> list[dict[str, Any]]:
-    """`other` minus `first` by language and over all: gap with interval, and p, which tests exactly this gap.
-
-    McNemar's exact test for a language and for all questions, sign flips for the macro average.
-    """
-    languages = list(first.summary["languages"])
-    found = []
-    for group in [*languages, *(["Macro average", "All questions"] if len(languages) > 1 else [])]:
-        keys = [key for key in first.hits if group not in languages or key[0] == group]
-        a, b = ([result.hits[key] for key in keys] for result in (other, first))
-        macro = group == "Macro average"
-        gap = significance.paired_bootstrap(a, b, seed=0, groups=[key[0] for key in keys] if macro else None)
-        p, test = (gap.p, "sign flips") if macro else (significance.mcnemar(a, b), "McNemar")
-        found.append({"group": group, "n": len(keys), "gap": gap, "p": p, "test": test})
-    return found
 
 
 # ---- runs --------------------------------------------------------------------------------------------------
@@ -160,23 +123,22 @@ def read_run(argument: str) -> Run:
     for count, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-            losses = [(run.validation.setdefault(language, []), value)
-                      for language, value in line.get("validation_loss", {}).items()]
-            if line["step"]:  # step 0 is the validation before training
-                losses.append((run.loss, line.get("loss")))
-                rates.append(float(line["tokens_per_second"]))
-            for curve, value in losses:
-                curve.extend([(float(line["tokens"]), value)] if is_finite(value) else [])
-                not_finite += not is_finite(value)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             if count < len(lines):
                 raise UserError(f"{log}:{count}: not a line of a training log ({error})") from None
             run.notes.append(f"the log is complete up to line {count - 1}")  # it is being written, or was cut
+            break
+        losses = [(run.validation.setdefault(language, []), loss)
+                  for language, loss in line.get("validation_loss", {}).items()]
+        if line["step"]:  # step 0 is the validation before training
+            losses.append((run.loss, line["loss"]))
+            rates.append(line["tokens_per_second"])
+        for curve, loss in losses:
+            curve.extend([(line["tokens"], loss)] if is_finite(loss) else [])
+            not_finite += not is_finite(loss)
     run.validation = {language: curve for language, curve in run.validation.items() if curve}
     if not_finite:
         run.notes.append(f"{not_finite:,} losses that are not finite numbers are not drawn")
-    if not run.loss:
-        run.notes.append("no step is logged yet")
     run.tokens_per_second = sorted(rates)[len(rates) // 2] if rates else 0.0
     return run
 
@@ -184,21 +146,14 @@ def read_run(argument: str) -> Run:
 # ---- corpus ------------------------------------------------------------------------------------------------
 
 @dataclass
-class CorpusStep:
-    name: str
-    places: list[tuple[str, int, int]] = field(default_factory=list)  # (folder, documents in, documents kept)
-    dropped: Counter = field(default_factory=Counter)  # reason -> documents
-
-
-@dataclass
 class Corpus:
-    steps: list[CorpusStep]
-    streams: list[tuple[str, dict]]  # (name, side file) of token streams
+    steps: list[dict] = field(default_factory=list)  # name, places: (folder, documents in, kept), dropped
+    streams: list[tuple[str, dict]] = field(default_factory=list)  # (name, side file) of token streams
 
 
 def read_corpus(folders: Sequence[str]) -> Corpus:
     """The counts of every step and of every token stream under the folders."""
-    steps: dict[str, CorpusStep] = {}
+    steps: dict[str, dict] = {}
     streams = []
     for folder in map(Path, folders):
         paths = [path for path in sorted(folder.rglob("*.json"))
@@ -208,15 +163,14 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
                             "data_prep's steps")
         for path in paths:
             value, place = read_json(path), path.relative_to(folder.parent)
-            with reading(path):
-                if path.name == "funnel.json":
-                    step = steps.setdefault(value["step"], CorpusStep(value["step"]))
-                    documents = value["documents"]
-                    step.places.append((place.parent.as_posix(), documents["in"], documents["out"]))
-                    for reason, entry in value["dropped"].items():
-                        step.dropped[reason] += entry["documents"]
-                else:
-                    names = ("tokens", "documents", "tokenizer", "counts")
-                    streams.append((place.with_suffix("").as_posix(), {name: value[name] for name in names}))
+            if path.name != "funnel.json":
+                streams.append((place.with_suffix("").as_posix(), value))
+                continue
+            name, documents = value["step"], value["documents"]
+            step = steps.setdefault(name, {"name": name, "places": [], "dropped": Counter()})
+            step["places"].append((place.parent.as_posix(), documents["in"], documents["out"]))
+            for reason, entry in value["dropped"].items():
+                step["dropped"][reason] += entry["documents"]
     # A later step reads what an earlier one kept: the more documents come in, the earlier the step
-    return Corpus(sorted(steps.values(), key=lambda step: -sum(read for _, read, _ in step.places)), streams)
+    order = sorted(steps.values(), key=lambda step: -sum(read for _, read, _ in step["places"]))
+    return Corpus(order, streams)

@@ -1,15 +1,15 @@
 """The tables of a report, shown in the terminal (`summary_table`) and on the page.
 
 Each table has one metric of one definition: rows are models under their setting, columns are languages and
-their macro average. Results whose signatures differ go into different tables, and so do the paper's numbers
-unless they were computed in the same way.
+their macro average. Results whose signatures differ go into different tables; the paper's numbers are in a
+table only where they were computed in the same way.
 """
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mmed.evaluation.published import ENGLISH_SOURCES, PublishedRow, published, published_english
 from mmed.evaluation.summary import COLUMNS, aligned, shown_metrics
@@ -34,6 +34,7 @@ ACCURACY = {  # column of the summary: (title, what is counted)
                  "The answer-only text, scored by the published script's string comparison, as the paper's "
                  "numbers were."),
 }
+SOURCE_MEAN = "Mean of sources"
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Table:
     unit: str = "%"
     decimals: int = 1
     main: bool = False  # shown in the terminal and unfolded on the page
+    published: str = ""  # the paper's metric that is defined in the same way
 
 
 def by_definition(results: Sequence[Result], column: str) -> list[list[Result]]:
@@ -78,114 +80,104 @@ def by_definition(results: Sequence[Result], column: str) -> list[list[Result]]:
 
 def tables(results: Sequence[Result], with_published: bool = False) -> list[Table]:
     """All tables: accuracies, accuracies by source, scores of rationales."""
-    found = [_accuracy_table(group, column, with_published)
-             for column in COLUMNS for group in by_definition(results, column)]
-    if with_published and not by_definition(results, "official"):
-        found.append(_published_table("accuracy", "the official scorer"))
-    return found + _source_tables(results, with_published) + _text_tables(results, with_published)
+    found = [_accuracy_table(group, column) for column in COLUMNS for group in by_definition(results, column)]
+    found += _source_tables(results, with_published)
+    shown = [metric for result in results for metric in shown_metrics(result.summary, _words(result))]
+    found += [_text_table(group, metric) for metric in dict.fromkeys(shown)
+              for group in by_definition(results, metric)]
+    for table in found if with_published else ():
+        if table.published:
+            _add_published(table)
+    return found
 
 
-def _accuracy_table(results: Sequence[Result], column: str, with_published: bool) -> Table:
-    summary = results[0].summary
-    chance = [part["chance"] for part in (*summary["languages"].values(), summary["macro"])]
-    table = _language_table(*ACCURACY[column], results, lambda part: part["accuracy"].get(column), chance)
+def _words(result: Result) -> str:
+    return result.settings.get("words") or "default"
+
+
+def _accuracy_table(results: Sequence[Result], column: str) -> Table:
+    chance = {name: part["chance"] for name, part in results[0].parts.items()}
+    scores = [{name: part["accuracy"].get(column) for name, part in result.parts.items()}
+              for result in results]
+    table = _table(*ACCURACY[column], results, scores, chance)
     table.main = column not in ("loglikelihood_norm", "official")
-    if with_published and column == "official":
-        table.main = True
-        _add_published(table, "accuracy")
-    table.groups[""] = [Row("Chance level", [Cell(100 * level) for level in chance], "chance")]
+    table.published = "accuracy" if column == "official" else ""
+    table.groups[""] = [Row("Chance level", [Cell(100 * level) for level in chance.values()], "chance")]
     return table
 
 
 def _source_tables(results: Sequence[Result], with_published: bool) -> list[Table]:
     """Accuracy by source, where a language has several, such as the paper's English benchmarks."""
-    by_source = [result.summary["micro"]["by"].get("source", {}) for result in results]
-    names = list(dict.fromkeys(name for sources in by_source for name in sources))
-    if len(names) <= len(results[0].summary["languages"]):
+    names = list(dict.fromkeys(name for result in results
+                               for name in result.summary["micro"]["by"].get("source", {})))
+    if not results or len(names) <= len(results[0].summary["languages"]):
         return []
     names.sort(key=lambda name: ENGLISH_SOURCES.index(name) if name in ENGLISH_SOURCES else len(names))
-
-    def scores(result: Result, column: str) -> list[dict | None]:
-        sources = result.summary["micro"]["by"]["source"]
-        return [*(sources.get(name, {}).get(column) for name in names), result.summary["source_mean"][column]]
-
     found = []
     for column in COLUMNS:
         for group in by_definition(results, column):
+            scores = []
+            for result in group:
+                sources = result.summary["micro"]["by"]["source"]
+                scores.append({name: sources.get(name, {}).get(column) for name in names}
+                              | {SOURCE_MEAN: result.summary["source_mean"][column]})
             title, note = ACCURACY[column]
-            table = _table(f"{title}, by source", f"{note} The last column is the plain mean of the sources.",
-                           [*names, "Mean of sources"], group, [scores(result, column) for result in group])
-            table.main = column == "answer"
-            found.append(table)
+            found.append(_table(f"{title}, by source", f"{note} The last column is the plain mean of the "
+                                "sources.", group, scores))
+            found[-1].main = column == "answer"
     if with_published and len(set(names) & set(ENGLISH_SOURCES)) > 2:
         note = ("The paper's numbers. It does not say how each model was prompted and scored, so they are "
                 "apart from ours.")
-        rows = [_published_row(row, ENGLISH_SOURCES) for row in published_english()]
-        found.append(Table("Published accuracy on the English benchmarks", note,
-                           [*ENGLISH_SOURCES, "Mean of sources"], {"Setting not stated": rows}, [None] * 10,
-                           decimals=2, main=True))
+        columns = [*ENGLISH_SOURCES, SOURCE_MEAN]
+        rows = [_published_row(row, columns) for row in published_english()]
+        found.append(Table("Published accuracy on the English benchmarks", note, columns,
+                           {"Setting not stated": rows}, [None] * len(columns), main=True))
     return found
 
 
-def _text_tables(results: Sequence[Result], with_published: bool) -> list[Table]:
-    """BLEU, ROUGE and other scores of rationales."""
-    found, missing = [], {"BLEU-1", "ROUGE-1"} if with_published else set()
-    words_of = {result.full_name: result.settings.get("words") or "default" for result in results}
-    shown = [shown_metrics(result.summary, words_of[result.full_name]) for result in results]
-    for metric in dict.fromkeys(metric for part in shown for metric in part):
-        name, _, definition = metric.partition("|")
-        for group in by_definition(results, metric):
-            summary, words = group[0].summary, words_of[group[0].full_name]
-            absent = [language for language, part in summary["languages"].items()
-                      if metric not in part["text"]]
-            items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
-            note = f"Definition: {definition}; word splitting: {words}; rationales scored: {items}."
-            if absent:
-                note += f" No rationale was scored in {', '.join(absent)}; the macro average omits it."
-            table = _language_table(f"{name} of rationales", note, group,
-                                    lambda part, metric=metric: part["text"].get(metric))
-            table.unit, table.decimals, table.main = "× 100", 2, name in ("BLEU-1", "ROUGE-1")
-            if name in missing and words == "official":
-                _add_published(table, name)
-                missing.discard(name)
-            found.append(table)
-    return found + [_published_table(name, "the official word splitting (--words official)")
-                    for name in sorted(missing)]
+def _text_table(results: Sequence[Result], metric: str) -> Table:
+    """BLEU, ROUGE or another score of rationales."""
+    name, _, definition = metric.partition("|")
+    summary, words = results[0].summary, _words(results[0])
+    items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
+    note = f"Definition: {definition}; word splitting: {words}; rationales scored: {items}."
+    absent = [language for language, part in summary["languages"].items() if metric not in part["text"]]
+    if absent:
+        note += f" No rationale was scored in {', '.join(absent)}; the macro average omits it."
+    scores = [{part: value["text"].get(metric) for part, value in result.parts.items()} for result in results]
+    table = _table(f"{name} of rationales", note, results, scores)
+    table.unit, table.decimals, table.main = "× 100", 2, name in ("BLEU-1", "ROUGE-1")
+    table.published = name if table.main and words == "official" else ""
+    return table
 
 
-def _language_table(title: str, note: str, results: Sequence[Result], pick: Callable[[dict], dict | None],
-                    chance: Sequence[float] | None = None) -> Table:
-    """`pick`: the score of a part of a summary."""
-    scores = [[pick(part) for part in (*result.summary["languages"].values(), result.summary["macro"])]
-              for result in results]
-    return _table(title, note, [*results[0].summary["languages"], "Macro average"], results, scores, chance)
-
-
-def _table(title: str, note: str, columns: list[str], results: Sequence[Result],
-           scores: Sequence[Sequence[dict | None]], chance: Sequence[float] | None = None) -> Table:
-    """scores: of each result in each column; chance: levels of the columns."""
-    cells = [[_cell(score, level) for score, level in zip(row, chance or itertools.repeat(None))]
-             for row in scores]
+def _table(title: str, note: str, results: Sequence[Result], scores: Sequence[Mapping[str, dict | None]],
+           chance: Mapping[str, float] | None = None) -> Table:
+    """scores: of each result, column -> score of the summary; chance: levels of the columns."""
+    columns = list(scores[0])
+    cells = [[_cell(row[name], (chance or {}).get(name)) for name in columns] for row in scores]
     for column in zip(*cells) if len(results) > 1 else ():
         top = max((cell.value for cell in column if cell), default=0.0)
-        for cell in column:
-            if cell:
-                cell.best = cell.value == top
-    rows = [(SETTINGS[result.setting], Row(result.name, own)) for result, own in zip(results, cells)]
-    groups = {heading: [row for own, row in rows if own == heading] for heading in SETTINGS.values()}
-    sizes = [*((score or {}).get("n") for score in scores[0][:-1]), None]
-    return Table(title, note, columns, {heading: rows for heading, rows in groups.items() if rows}, sizes)
+        for cell in filter(None, column):
+            cell.best = cell.value == top
+    groups: dict[str, list[Row]] = {}
+    for setting, heading in SETTINGS.items():
+        rows = [Row(result.name, own) for result, own in zip(results, cells) if result.setting == setting]
+        groups |= {heading: rows} if rows else {}
+    sizes = [(scores[0][name] or {}).get("n") for name in columns[:-1]]
+    return Table(title, note, columns, groups, [*sizes, None])
 
 
 def _cell(score: dict | None, chance: float | None = None) -> Cell | None:
     if score is None:
         return None
     value, low, high = percent(score)
-    has_interval = chance is not None and low is not None and high is not None
-    return Cell(value, low, high, at_chance=has_interval and low <= 100 * chance <= high)
+    if chance is None or low is None or high is None:
+        return Cell(value, low, high)
+    return Cell(value, low, high, at_chance=low <= 100 * chance <= high)
 
 
-def percent(score: dict) -> list[float | None]:
+def percent(score: dict) -> list[Any]:
     """[value, low, high] of a score, times 100."""
     return [None if score[end] is None else 100 * score[end] for end in ("value", "low", "high")]
 
@@ -194,36 +186,28 @@ def percent(score: dict) -> list[float | None]:
 
 def _published_row(row: PublishedRow, columns: Sequence[str]) -> Row:
     """The paper's average is shown only beside the languages (or sources) that it averages."""
-    cells = [Cell(row.cells[name]) if name in row.cells else None for name in columns]
-    complete = set(row.cells) == set(columns) and row.average == row.average
+    cells = [Cell(row.cells[name]) if name in row.cells else None for name in columns[:-1]]
+    complete = set(row.cells) == set(columns[:-1]) and row.average == row.average
     return Row(row.name, [*cells, Cell(row.average) if complete else None], "published")
 
 
-def _add_published(table: Table, metric: str) -> None:
+def _add_published(table: Table) -> None:
     """Adds the paper's rows under the headings of their settings, after ours."""
-    rows = published(metric)
-    ours, table.groups = table.groups, {}
+    ours, table.groups, table.main = table.groups, {}, True
     for setting, heading in SETTINGS.items():
-        theirs = [_published_row(row, table.columns[:-1]) for row in rows if row.setting == setting]
+        theirs = [_published_row(row, table.columns) for row in published(table.published)
+                  if row.setting == setting]
         if heading in ours or theirs:
-            table.groups[heading] = [*ours.get(heading, []), *theirs]
-
-
-def _published_table(metric: str, definition: str) -> Table:
-    """The paper's numbers alone, because ours are defined differently."""
-    languages = list(published(metric)[0].cells)
-    note = f"The paper's numbers, computed with {definition}. They are not comparable with the numbers above."
-    table = Table(f"Published {metric}", note, [*languages, "Macro average"], {}, [None] * 7, decimals=2)
-    _add_published(table, metric)
-    return table
+            table.groups[heading] = [*ours.pop(heading, []), *theirs]
+    table.groups |= ours  # the chance level
 
 
 # ---- terminal ----------------------------------------------------------------------------------------------
 
-def summary_table(results: Sequence[Result], with_published: bool = False) -> str:
+def summary_table(found: Sequence[Table]) -> str:
     """The main tables as aligned text."""
     blocks = []
-    for table in tables(results, with_published):
+    for table in found:
         if table.main:
             lines = [[f"{table.title}, {table.unit}", *table.columns]]
             for heading, rows in table.groups.items():

@@ -10,6 +10,7 @@ import base64
 import itertools
 import re
 import unicodedata
+from typing import Any
 
 import regex  # a dependency of tiktoken
 import tiktoken
@@ -46,12 +47,10 @@ def byte_alphabet() -> dict[str, int]:
 ALPHABET = byte_alphabet()
 
 
-# Merges as ranks: Hugging Face's BPE joins the neighbours (x, y) that come first in a list of merges;
-# tiktoken joins the neighbours whose concatenation x + y is the best-ranked piece. Both take the best pair of
-# a word, the leftmost if it occurs twice. While the borders of a stretch of text t stay, only joins inside t
-# change it, in the order in which t alone would be joined. So if a pair with x + y = t is ever joined, it is
-# the last pair that t alone comes down to. Hence both ways agree on every text if, for each piece, that last
-# pair is one of the merges, and these merges come in the order of the ranks.
+# Hugging Face's BPE joins the neighbours that come first in a list of merges, tiktoken those whose
+# concatenation is the best-ranked piece. Joins outside a stretch of text do not change how it is joined, so
+# both agree on every text if the last pair that each piece alone comes down to is a merge, and these merges
+# come in the order of the ranks.
 
 def merge_ranks(vocabulary: dict[str, int], merges: list[tuple[str, str]],
                 whole_words: bool = False) -> dict[str, int] | None:
@@ -63,18 +62,18 @@ def merge_ranks(vocabulary: dict[str, int], merges: list[tuple[str, str]],
     >>> merge_ranks({"a": 0, "b": 1, "ab": 2, "aba": 3, "bb": 4}, [("a", "b"), ("ab", "a")])
     {'ab': 0, 'aba': 1}
     """
-    order = {pair: index for index, pair in enumerate(merges)}
+    order: dict[tuple[str, ...], int] = {pair: index for index, pair in enumerate(merges)}
     known = all({left, right, left + right} <= vocabulary.keys() for left, right in merges)
     if len(order) < len(merges) or not known:
         return None
     rank: dict[str, int] = {}
     for index, (left, right) in enumerate(merges):
         rank.setdefault(left + right, index)
-    if whole_words:
-        rest = [piece for piece in vocabulary if len(piece) > 1 and piece not in rank]
-        rank |= {piece: len(merges) + place for place, piece in enumerate(sorted(rest, key=vocabulary.get))}
+    for piece in sorted(vocabulary, key=vocabulary.__getitem__) if whole_words else ():
+        if len(piece) > 1:
+            rank.setdefault(piece, len(merges) + len(rank))
     last, reachable = -1, {}
-    for piece in sorted(rank, key=rank.get):
+    for piece in sorted(rank, key=rank.__getitem__):
         parts = joined_alone(piece, rank)
         if len(parts) > 2:
             continue
@@ -105,7 +104,7 @@ class ByteLevelBackend:
 
     kind = "byte-level BPE"
 
-    def __init__(self, pieces: list[tuple[bytes, int]], pattern: str, unicode_form: str | None = None,
+    def __init__(self, pieces: list[tuple[bytes, int]], pattern: str, unicode_form: Any = None,
                  unreachable: dict[int, bytes] | None = None):
         self.pieces, self.pattern, self.unicode_form = pieces, pattern, unicode_form
         self.id_of = [index for _, index in pieces]
@@ -135,8 +134,7 @@ class ByteLevelBackend:
 
     def facts(self) -> list:
         """What determines the ids, for the fingerprint."""
-        pieces = [[token.hex(), index] for token, index in self.pieces]
-        return [self.pattern, self.unicode_form, pieces]
+        return [self.pattern, self.unicode_form, [[token.hex(), index] for token, index in self.pieces]]
 
 
 def steps_of(step: dict | None, key: str) -> list[dict]:
@@ -174,17 +172,16 @@ def open_byte_level(file: dict, added_tokens: dict[str, dict]) -> ByteLevelBacke
             or any(entry.get(rule) for entry in found_in_text for rule in odd_rules)
             or len(forms) > 1 or not set(forms) <= set(UNICODE_FORMS)):
         return None
-    spelling = {token: bytes(ALPHABET[c] for c in token) if ALPHABET.keys() >= set(token) else None
-                for token in vocabulary}
-    plain = {token: index for token, index in vocabulary.items()
-             if token not in added_tokens and spelling[token] is not None}
+    spelling = {token: bytes(ALPHABET[c] for c in token) for token in vocabulary
+                if ALPHABET.keys() >= set(token)}
+    plain = {token: vocabulary[token] for token in spelling if token not in added_tokens}
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     rank = merge_ranks(plain, list(map(tuple, merges)), bool(model.get("ignore_merges")))
     if rank is None or not ALPHABET.keys() <= plain.keys():  # SmolLM2 has no piece for eight bytes
         return None
-    order = [token for token in plain if len(token) == 1] + sorted(rank, key=rank.get)
+    order = [token for token in plain if len(token) == 1] + sorted(rank, key=rank.__getitem__)
     pieces = [(spelling[token], plain[token]) for token in order]
-    unreachable = {index: spelling[token] or token.encode() for token, index in vocabulary.items()}
+    unreachable = {index: spelling.get(token) or token.encode() for token, index in vocabulary.items()}
     return ByteLevelBackend(pieces, pattern, forms[0] if forms else None, unreachable)
 
 

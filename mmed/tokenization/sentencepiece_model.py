@@ -42,6 +42,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def parse_message(data: bytes) -> Iterator[tuple[int, Any]]:
     """Yield (field number, value); ValueError, IndexError or KeyError when `data` is not protobuf."""
     at = 0
+    value: Any
     while at < len(data):
         key, at = _varint(data, at)
         if key & 7 == 0:

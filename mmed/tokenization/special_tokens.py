@@ -29,7 +29,7 @@ class TokenizerSettings:
         for text, index in self._read("added_tokens.json").items():
             self.add(text, index, {}, "added_tokens.json")
         for index, entry in (self.config.get("added_tokens_decoder") or {}).items():
-            self.add(_content(entry), int(index), entry, "tokenizer_config.json")
+            self.add(entry["content"], int(index), entry, "tokenizer_config.json")
         self.named: set[str | None] = set()  # special by their role
         for source in (self.config, self.map):
             entries = [entry for key, entry in source.items() if key.endswith("_token")]
@@ -39,15 +39,10 @@ class TokenizerSettings:
             self.named |= {_content(entry) for entry in entries}
 
     def _read(self, name: str) -> dict:
-        value = read_json(self.folder / name) if (self.folder / name).is_file() else {}
-        if not isinstance(value, dict):
-            raise UserError(f"{self.folder / name}: expected a JSON object, got {type(value).__name__}")
-        return value
+        return read_json(self.folder / name) if (self.folder / name).is_file() else {}
 
-    def add(self, text: Any, index: Any, entry: dict, file: str) -> None:
+    def add(self, text: str, index: int, entry: dict, file: str) -> None:
         """Record one added token; the same text with another id is an error."""
-        if not isinstance(text, str) or not text or type(index) is not int or index < 0:
-            raise UserError(f"{self.folder / file}: added token {text!r}, id {index!r}: no text and id")
         if self.added.get(text, (index,))[0] != index:
             raise UserError(f"{self.folder / file}: the added token {text!r} has id {index} here and "
                             f"{self.added[text][0]} elsewhere in this folder")
@@ -57,7 +52,8 @@ class TokenizerSettings:
         """(special, found in ordinary text): text -> id. Special is what has the flag or a role, or without
         flag (added_tokens.json) looks like <...> or [...].
         """
-        special, ordinary = {}, {}
+        special: dict[str, int] = {}
+        ordinary: dict[str, int] = {}
         for text, (index, entry) in self.added.items():
             looks_special = re.fullmatch(r"<.*>|\[.*\]", text, re.DOTALL) is not None
             is_special = text in self.named or entry.get("special", looks_special)
@@ -92,10 +88,7 @@ class TokenizerSettings:
     def end_ids(self) -> list[int]:
         """The ids that end a generated text, as generation_config.json lists them."""
         ends = self.generation.get("eos_token_id")
-        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        if not all(type(index) is int and index >= 0 for index in ends):
-            raise UserError(f"{self.folder}/generation_config.json: eos_token_id {ends!r} must be token ids")
-        return ends
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def adds_bos(self, bos_id: int | None, known: dict[str, int]) -> bool:
         """Whether the reference puts BOS before a text: by `add_bos_token`, else by tokenizer.json.

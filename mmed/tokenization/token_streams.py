@@ -4,7 +4,7 @@
     NAME.idx   where each document ends in NAME.bin, counted in tokens: little-endian uint64
     NAME.json  dtype, counts by language and source, tokenizer fingerprint, sha256 of both files
 
-A corpus made by many tasks has no NAME.bin: NAME.json lists `parts`, files that hold its tokens in order.
+A corpus of several input files has no NAME.bin: NAME.json lists `parts`, files that hold its tokens in order.
 """
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import glob
 import hashlib
 import itertools
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -87,8 +88,8 @@ class StreamWriter:
 
 def write_manifest(prefix: str | Path, parts: Iterable[str | Path], **extra: object) -> dict:
     """Make one stream of complete streams of one tokenizer, below the folder of `prefix`, without copying
-    tokens: NAME.idx has all document ends, NAME.json lists the .bin files. Returns the content of NAME.json,
-    which `extra` goes into. Memory: the document ends of one part.
+    tokens: NAME.idx has all document ends, NAME.json lists the .bin files; a single one becomes NAME.bin.
+    Returns the content of NAME.json, which `extra` goes into. Memory: the document ends of one part.
     """
     tokens, listed, meta, digest = 0, [], {}, hashlib.sha256()
     counts: Counts = {}
@@ -107,10 +108,25 @@ def write_manifest(prefix: str | Path, parts: Iterable[str | Path], **extra: obj
                 for source, count in sources.items():
                     add_count(counts, language, source, **count)
         documents = file.tell() // 8
-    meta |= {"tokens": tokens, "documents": documents, "counts": counts, "parts": listed,
-             "sha256": {"idx": digest.hexdigest()}, **extra}
+    meta |= {"tokens": tokens, "documents": documents, "counts": counts, **extra}
+    meta["sha256"] = {"idx": digest.hexdigest()}
+    if len(listed) == 1:
+        link_or_copy(Path(prefix).parent / listed[0]["file"], Path(f"{prefix}.bin"))
+        meta["sha256"]["bin"] = listed[0]["sha256"]
+    else:
+        meta["parts"] = listed
     write_json(f"{prefix}.json", meta)
     return meta
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    name = temporary_name(target)
+    try:
+        os.link(source, name)
+    except OSError:
+        shutil.copyfile(source, name)
+    os.replace(name, target)
 
 
 class PartedTokens:

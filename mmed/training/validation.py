@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -109,15 +110,17 @@ def language_code(name: str) -> str:
 
 def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
                   limit: int) -> dict[str, ValidationSet]:
-    """Language -> its documents in all the files and streams named. Without BOS the first token of a document
-    is not scored, and its bytes do not count."""
+    """Language -> its documents in all the files and streams named; "general en" for files and streams whose
+    name begins with "general". Without BOS the first token of a document is not scored, and its bytes do not
+    count."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{twice[0]}: named twice, its documents would count double")
     sets: dict[str, ValidationSet] = {}
     for name in names:
+        kind = "general " if Path(name).name.startswith("general") else ""  # against forgetting
         for language, ids, size in read_documents(name, tokenizer, limit):
             if rows := list(windows(ids, tokenizer.bos_id, context)):
-                found = sets.setdefault(language, ValidationSet())
+                found = sets.setdefault(kind + language, ValidationSet())
                 found.rows += rows
                 found.documents += 1
                 unscored = 0 if tokenizer.bos_id is not None else len(tokenizer.decode(ids[:1]).encode())

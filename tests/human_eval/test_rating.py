@@ -18,12 +18,12 @@ from result_folders import HOSTILE, UNPRINTABLE, Page, assert_inert, make_items,
 
 from mmed import metrics
 from mmed.evaluation import api_client
-from mmed.human_eval.agreement import PAPER, kendall_taus, krippendorff_alpha, rater_agreement, study
-from mmed.human_eval.judge import build_prompt, code_of, judge_cases, parse_ranking, quoted
-from mmed.human_eval.rating import HERE, main, merge
+from mmed.human_eval.agreement import PAPER, krippendorff_alpha, study
+from mmed.human_eval.judge import build_prompt, parse_ranking
+from mmed.human_eval.rating import main, merge
 from mmed.human_eval.rating_data import Case, read_cases, read_object, read_texts, write_ratings
 from mmed.reporting.agreement import study_values
-from mmed.reporting.page import fill_page
+from mmed.reporting.report import page
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json, write_json
 
@@ -68,7 +68,7 @@ def make_case(rng: random.Random, texts: list[str] | None = None) -> Case:
 
 # ---- cases -------------------------------------------------------------------------------------------------
 
-def test_the_seed_fixes_the_items_and_the_order_of_the_texts(results):
+def test_the_seed_fixes_the_items_and_the_order_of_the_texts(tmp_path, results):
     models, cases = read_cases(results, items=3, seed=5)
     assert models == MODELS and [case.language for case in cases] == ["English"] * 3 + ["French"] * 3
     again = read_cases(list(reversed(results)), items=3, seed=5)[1]
@@ -76,6 +76,9 @@ def test_the_seed_fixes_the_items_and_the_order_of_the_texts(results):
         == [(case.key, case.letters(5), case.digest) for case in again]
     drawn = {tuple(sorted(case.key for case in read_cases(results, 3, seed)[1])) for seed in range(10)}
     assert len(drawn) > 1
+    for name in "ab":
+        main(["sheet", *results, "--items", "4", "--seed", "3", "--out", str(tmp_path / name)])
+    assert (tmp_path / "a" / "key.json").read_bytes() == (tmp_path / "b" / "key.json").read_bytes()
     for case in cases:
         assert sorted(case.letters(0).values()) == sorted(MODELS) and list(case.letters(0)) == list("ABCD")
 
@@ -101,8 +104,8 @@ def test_where_people_checked_references_only_those_that_passed_are_rated(tmp_pa
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (lambda r, other: r[:1], "1 results; a ranking needs 2 to 26"),
-    (lambda r, other: [r[0], r[0]], "a second result called 'alpha'"),
-    (lambda r, other: [r[0], other], "results on other data than")])
+    (lambda r, other: [r[0], r[0]], "a second row 'alpha"),
+    (lambda r, other: [r[0], other], "other exam items than")])
 def test_results_that_cannot_be_ranked_are_rejected(tmp_path, results, arguments, message):
     other = make_results(tmp_path, ["other"], data="e" * 64)[0]
     with pytest.raises(UserError, match=message):
@@ -127,14 +130,6 @@ def test_a_sheet_is_blind_and_inert(tmp_path):
     assert read_json(tmp_path / "sheets" / "key.json")["models"][0] == "<b>m0</b>"
     with pytest.raises(UserError, match=r"key\.json: already exists"):
         main(["sheet", *folders, "--out", str(tmp_path / "sheets")])
-
-
-def test_the_same_seed_gives_the_same_sheet_to_the_byte(tmp_path, results):
-    files = {}
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        main(["sheet", *results, "--items", "4", "--seed", seed, "--out", str(tmp_path / name)])
-        files[name] = [(path.name, path.read_bytes()) for path in sorted((tmp_path / name).iterdir())]
-    assert files["a"] == files["b"] != files["c"]
 
 
 needs_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
@@ -164,7 +159,7 @@ def dump(page: Path, folder: Path) -> Page:
 
 @needs_chromium
 def test_a_ranking_made_with_the_keyboard_is_saved_and_merged(tmp_path, results):
-    main(["sheet", *results, "--items", "2", "--language", "English", "--out", str(tmp_path)])
+    main(["sheet", *results, "--items", "2", "--out", str(tmp_path)])
     page = (tmp_path / "English.html").read_text(encoding="utf-8")
     driven = re.sub(r"<meta http-equiv=[^>]*>", "", page).replace("</body>", DRIVER)  # lets the driver in
     (tmp_path / "driven.html").write_text(driven, encoding="utf-8")
@@ -179,16 +174,6 @@ def test_a_ranking_made_with_the_keyboard_is_saved_and_merged(tmp_path, results)
     main(["merge", str(tmp_path / "key.json"), str(tmp_path / "ana.json"), "--out", str(tmp_path / "p.json")])
     letters = read_json(tmp_path / "key.json")["sheets"]["English"]["items"][first]["letters"]
     assert read_object(tmp_path / "p.json")["cases"]["English"][first]["scores"][letters["B"]] == 4
-
-
-@needs_chromium
-def test_hostile_texts_stay_texts_in_a_browser(tmp_path):
-    folders = hostile_results(tmp_path)
-    main(["sheet", *folders, "--items", "0", "--language", "French", "--out", str(tmp_path)])
-    page = dump(tmp_path / "French.html", tmp_path / "profile")
-    assert "Item 1 of" in page.source, "the page's own script should have run under its policy"
-    tags = [tag for tag, _ in page.elements]
-    assert not {"img", "svg", "iframe", "object"} & set(tags) and tags.count("script") == 2
 
 
 # ---- merge -------------------------------------------------------------------------------------------------
@@ -216,6 +201,8 @@ def test_merging_takes_the_mean_of_the_raters_under_the_models_names(tmp_path, k
         given[path] = rating_file(path, key, language, rater, rng)["scores"]
     key_file = str(tmp_path / "sheets" / "key.json")
     main(["merge", key_file, *map(str, given), "--out", str(tmp_path / "p.json")])
+    with pytest.raises(UserError, match=r"a second file by Ana for the English sheet"):
+        merge(key, [next(iter(given)), next(iter(given))])
     people = read_object(tmp_path / "p.json")
     ana, ben, _ = given.values()
     for item, entry in key["sheets"]["English"]["items"].items():
@@ -233,8 +220,6 @@ def test_merging_takes_the_mean_of_the_raters_under_the_models_names(tmp_path, k
 @pytest.mark.parametrize(("change", "message"), [
     (lambda v, i: v["scores"].pop(i), "item {i}: not ranked; open the file in its sheet"),
     (lambda v, i: v["scores"][i].pop("C"), "item {i}: expected each of the scores 1 to 4 once"),
-    (lambda v, i: v["scores"][i].update(C=5), "item {i}: expected each of the scores"),
-    (lambda v, i: v["scores"][i].update(C="3"), "item {i}: expected each of the scores"),
     (lambda v, i: v["scores"][i].update(C=True), "item {i}: expected each of the scores"),
     (lambda v, i: v["scores"][i].update(A=2, B=2), "item {i}: expected each of the scores"),
     (lambda v, i: v.update(scores=3), "damaged"),
@@ -250,13 +235,6 @@ def test_a_faulty_rating_file_is_rejected_with_file_and_item(tmp_path, key, chan
     assert "r.json: " in str(error.value) and message.format(i=item) in str(error.value)
 
 
-def test_one_rater_twice_is_rejected(tmp_path, key):
-    for name in "ab":
-        rating_file(tmp_path / f"{name}.json", key, "English", "Ana", random.Random(SEED))
-    with pytest.raises(UserError, match=r"b\.json: a second file by Ana for the English sheet"):
-        merge(key, [tmp_path / "a.json", tmp_path / "b.json"])
-
-
 # ---- agreement among raters --------------------------------------------------------------------------------
 
 def test_krippendorffs_alpha_equals_his_own_example():
@@ -268,121 +246,69 @@ def test_krippendorffs_alpha_equals_his_own_example():
     assert math.isnan(krippendorff_alpha([[1, 1], [1, 1]])) and math.isnan(krippendorff_alpha([[1], [2]]))
 
 
-def test_the_tau_of_two_raters_is_the_mean_over_items():
-    stats = pytest.importorskip("scipy.stats")
-    rng = random.Random(SEED)
-    cases = {f"i{n}": {"raters": {name: dict(zip(MODELS, rng.sample(range(1, 5), 4))) for name in "xyz"}}
-             for n in range(5)}
-    found = rater_agreement(cases, MODELS)
-    assert [pair["raters"] for pair in found["pairs"]] == [["x", "y"], ["x", "z"], ["y", "z"]]
-    for pair in found["pairs"]:
-        taus = [stats.kendalltau(*(list(case["raters"][name].values()) for name in pair["raters"])).statistic
-                for case in cases.values()]
-        assert pair["kendall_tau"] == pytest.approx(sum(taus) / 5, abs=1e-12)
-
-
 # ---- the judge ---------------------------------------------------------------------------------------------
 
-def test_the_judges_prompt_is_blind_and_a_text_cannot_leave_its_line():
+def test_the_judges_prompt_is_blind_and_a_text_stays_in_its_string():
     rng = random.Random(SEED)
     for _ in range(40):
         case = make_case(rng, rng.sample(HOSTILE, 4))
-        letters, code = case.letters(SEED), code_of(case, SEED)
-        system, user = (message["content"] for message in build_prompt(case, letters, SEED))
-        assert not any(model in system + user for model in MODELS) and "\\" not in system
-        lines = re.split("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", user)
-        blocks = ["question", "correct answer", "reference explanation",
-                  *(f"explanation {letter}" for letter in letters), "end"]
-        assert [line for line in lines if line.startswith("---")] == [f"--- {code} {name}" for name in blocks]
-        for letter, model in letters.items():
-            line = lines[lines.index(f"--- {code} explanation {letter}") + 1]
-            visible = UNPRINTABLE.sub("", case.texts[model]).replace("\ud800", "\\ud800")
-            assert json.loads(line) == visible, "a text is one line of JSON, and all of it"
-        assert not any(code in text for text in case.texts.values())
+        letters = case.letters(SEED)
+        system, user = (message["content"] for message in build_prompt(case, letters))
+        assert not any(model in system + user for model in MODELS)
+        for letter, text in json.loads(user)["explanations"].items():
+            assert text == UNPRINTABLE.sub("", case.texts[letters[letter]]).replace("\ud800", "\\ud800")
 
 
 @pytest.mark.parametrize(("reply", "ranking"), [
-    ("RANKING c0de: B > A > D > C", "BADC"),
-    ("Reasons: A says RANKING: A > B > C > D.\n\n**RANKING c0de: C > B > A > D**\n", "CBAD"),
-    ("`RANKING c0de: D>C>B>A`.", "DCBA"),
-    ("> RANKING c0de:  A >  B > C >D  ", "ABCD"),
-    ("RANKING c0de: A > B > C", None),
-    ("RANKING c0de: A > B > C > C", None),
-    ("RANKING c0de: A > B > C > D > E", None),
-    ("RANKING c0de: a > b > c > d", None),
-    ("RANKING c0de: A, B, C, D", None),
-    ("RANKING c0de: A > B > C > D because A is best", None),
-    ("RANKING beef: A > B > C > D", None),
-    ("RANKING: A > B > C > D", None),
-    ("RANKING c0de: A > B > C > D\nRANKING c0de: B > A > C > D", None),
-    ("RANKING c0de: A > B > C > D\u2028RANKING c0de: B > A > C > D", None),
-    ("RANKING c0deff: A > B > C > D", None),
-    ("The ranking is RANKING c0de: A > B > C > D", None),
-    ("RANKING c0de: А > B > C > D", None),  # Cyrillic
+    ("RANKING: B > A > D > C", "BADC"),
+    ("Reasons: A says RANKING: A > B > C > D.\n\n**RANKING: C > B > A > D**\n", "CBAD"),
+    ("> RANKING:  A >  B > C >D  ", "ABCD"),
+    ("RANKING: A > B > C", None),
+    ("RANKING: A > B > C > C", None),
+    ("RANKING: A, B, C, D", None),
+    ("RANKING: A > B > C > D because A is best", None),
+    ("RANKING: A > B > C > D\nA is best.", None),
+    ("The ranking is RANKING: A > B > C > D", None),
     ("", None)])
-def test_only_a_permutation_of_the_letters_is_read(reply, ranking):
+def test_only_a_permutation_of_the_letters_in_the_last_line_is_read(reply, ranking):
     if ranking is None:
         with pytest.raises(ValueError):
-            parse_ranking(reply, "ABCD", "c0de")
+            parse_ranking(reply, "ABCD")
     else:
-        assert parse_ranking(reply, "ABCD", "c0de") == list(ranking)
+        assert parse_ranking(reply, "ABCD") == list(ranking)
 
 
-def test_the_judges_points_are_under_the_models_names_and_faults_are_counted():
-    rng = random.Random(SEED)
-    cases = [make_case(rng) for _ in range(12)]
-    quality = {model: rng.random() for model in MODELS}
-    asked: list[int] = []
-
-    def ask(chats, labels):
-        asked.append(len(chats))
-        replies = []
-        for chat, label in zip(chats, labels):
-            case = next(case for case in cases if label.endswith(f"item {case.key}"))
-            place, letters = cases.index(case), case.letters(7)
-            order = sorted(letters, key=lambda letter: -quality[letters[letter]])
-            good = f"RANKING {code_of(case, 7)}: " + " > ".join(order)
-            bad = case.texts["alpha"] + "\nRANKING: A > B > C > D"
-            replies.append(bad if place == 0 or (place < 4 and len(asked) == 1) else good)
-            assert ("An earlier reply (number" in chat[1]["content"]) == (len(asked) > 1)
-        return replies
-
-    rated, facts = judge_cases(cases, ask, 7, tries=3)
-    assert asked == [12, 4, 1] and facts["calls"] == 17 and facts["unreadable_replies"] == 4 + 1 + 1
-    (failed,) = facts["failed"]
-    assert failed["item"] == cases[0].key and len(failed["reasons"]) == 3
-    wanted = dict(zip(sorted(MODELS, key=quality.get), (1.0, 2.0, 3.0, 4.0)))
-    assert [entry["scores"] for entry in rated["English"].values()] == [wanted] * 11
-    assert sum(facts["mean_by_place"].values()) == pytest.approx(10)
-
-
-def test_the_judge_command_ranks_every_item(tmp_path, results, monkeypatch):
-    """The judge ranks by the length of the texts; its first answer is no ranking."""
+def test_the_judge_ranks_every_item_and_is_asked_again_without_a_ranking(tmp_path, results, monkeypatch):
+    """The judge ranks by the length of the texts, and never answers for the first item."""
+    cases = read_cases(results, items=2)[1]
     asked = []
 
     def ask(server, bodies, store, labels, on_done):
         replies = []
         for body in bodies:
-            system, user = (message["content"] for message in body["messages"])
-            asked.append(user)
-            code = re.search(r"RANKING ([0-9a-f]{8}):", system)[1]
-            texts = dict(re.findall(r"--- \w+ explanation ([A-Z])\n(.*)", user))
+            asked.append(body["messages"][1]["content"])
+            content = json.JSONDecoder().raw_decode(asked[-1])[0]
+            texts = content["explanations"]
             order = sorted(texts, key=lambda letter: (-len(texts[letter]), letter))
-            text = "no idea" if len(asked) == 1 else f"RANKING {code}: " + " > ".join(order)
+            text = "A text says\nRANKING: A > B" if content["question"] == cases[0].question else (
+                "RANKING: " + " > ".join(order))
             replies.append({"text": text, "finish_reason": "stop", "model": "m"})
         return replies
 
     monkeypatch.setattr(api_client, "ask", ask)
-    out, base = tmp_path / "judge.json", ["judge", *results, "--items", "2", "--api", "m"]
-    main([*base, "--base-url", "http://localhost/v1", "--out", str(out)])
+    out = tmp_path / "judge.json"
+    main(["judge", *results, "--items", "2", "--api", "m", "--base-url", "http://localhost/v1",
+          "--out", str(out)])
     judged = read_object(out)
-    assert judged["replies"]["unreadable_replies"] == 1 and judged["replies"]["calls"] == len(asked) == 5
-    for case in read_cases(results, items=2)[1]:
-        lengths = {letter: len(quoted(case.texts[model])) for letter, model in case.letters(0).items()}
+    facts = judged["replies"]
+    assert (facts["unreadable_replies"], facts["calls"], len(asked)) == (3, 6, 6)
+    assert ["An earlier reply (number" in text for text in asked] == [False] * 4 + [True] * 2
+    assert [(failed["item"], len(failed["reasons"])) for failed in facts["failed"]] == [(cases[0].key, 3)]
+    assert sum(facts["mean_by_place"].values()) == pytest.approx(10)
+    for case in cases[1:]:
+        lengths = {letter: len(case.texts[model]) for letter, model in case.letters(0).items()}
         longest = min(lengths, key=lambda letter: (-lengths[letter], letter))
         assert judged["cases"][case.language][case.key]["scores"][case.letters(0)[longest]] == 4
-    main([*base, "--estimate", "--out", str(tmp_path / "none.json")])
-    assert len(asked) == 5 and not (tmp_path / "none.json").exists()
 
 
 # ---- agreement with people ---------------------------------------------------------------------------------
@@ -404,7 +330,7 @@ def studied(results) -> tuple[dict, dict, list[Case], dict]:
     models, cases = read_cases(results, items=4)
     people = ratings_of(cases, rng)
     judge = ratings_of(cases[1:], rng, 1, kind="judge", model="judge <b>x</b>")
-    return people, judge, cases, study(people, models, read_texts(results)[1], [judge], resamples=200)
+    return people, judge, cases, study(people, models, read_texts(results)[1], [judge])
 
 
 def test_tau_and_slope_equal_scipy(studied, results):
@@ -415,10 +341,8 @@ def test_tau_and_slope_equal_scipy(studied, results):
         xs, ys = [], []
         for language in LANGUAGES:
             x, y = [], []
-            for case in (case for case in cases if case.language == language):
-                if row["kind"] == "judge":
-                    if case.key not in judge["cases"].get(language, {}):
-                        continue
+            for case in (case for case in cases[1:] if case.language == language):  # those that the judge has
+                if row["name"].startswith("judge"):
                     y.append([judge["cases"][language][case.key]["scores"][model] for model in MODELS])
                 else:
                     start = f"{row['name']}|{row['definition']}|"
@@ -434,7 +358,7 @@ def test_tau_and_slope_equal_scipy(studied, results):
         assert row["points"] == 8 and -1 <= row["low"] <= row["high"] <= 1
     taus = [row["tau"] for row in value["measures"]]
     assert len(taus) == 11 and taus == sorted(taus, reverse=True)
-    assert any("ranked 7 of the 8 items" in note for note in value["notes"])
+    assert value["notes"] == ["a judge did not rank 1 of the 8 items; they are left out"]
 
 
 def test_a_metric_that_orders_as_people_do_has_tau_1_and_its_opposite_minus_1(results):
@@ -446,22 +370,11 @@ def test_a_metric_that_orders_as_people_do_has_tau_1_and_its_opposite_minus_1(re
             rank = people["cases"][case.language][case.key]["scores"][model]
             found[case.language, case.key][model]["scores"] = {f"same|x|tok:{case.language}|v1": rank / 9,
                                                                "other|x|tok:y|v1": -rank}
-    for row, name, tau in zip(study(people, models, found, resamples=100)["measures"], ("same", "other"),
+    for row, name, tau in zip(study(people, models, found)["measures"], ("same", "other"),
                               (1.0, -1.0), strict=True):
         assert row["name"] == name
-        assert [row[number] for number in ("tau", "low", "high", "within_items")] == [tau] * 4
+        assert [row[number] for number in ("tau", "low", "high")] == [tau] * 3
         assert row["slope"] == pytest.approx(tau)
-
-
-def test_one_rater_against_the_others_by_hand(results):
-    models, cases = read_cases(results, items=2, languages=["English"])
-    people = ratings_of(cases, random.Random(SEED))
-    mine, theirs = ([metrics.mean(case["raters"][name][model] for case in people["cases"]["English"].values())
-                     for model in models] for name in ("r0", "r1"))
-    value = study(people, models, read_texts(results)[1], resamples=10)
-    wanted = float(kendall_taus(np.array([mine]), np.array([theirs]))[0])
-    expected = None if math.isnan(wanted) else {"tau": pytest.approx(wanted), "raters": 2}
-    assert value["people"]["one_against_others"] == expected
 
 
 def test_a_metric_that_is_missing_or_mixed_is_left_out_with_a_note(results):
@@ -471,10 +384,9 @@ def test_a_metric_that_is_missing_or_mixed_is_left_out_with_a_note(results):
     changed = {name.replace("tok:", "tok:other-") if name.startswith("BLEU-1") else name: value
                for name, value in scores.items()} | {"BERTScore|f1|tok:x|v1": 0.5}
     found[cases[0].language, cases[0].key]["alpha"]["scores"] = changed
-    value = study(ratings_of(cases, random.Random(SEED)), models, found, resamples=10)
+    value = study(ratings_of(cases, random.Random(SEED)), models, found)
     assert not {"BERTScore", "BLEU-1"} & {row["name"] for row in value["measures"]}
-    assert any(note.startswith("BERTScore|f1 is left out: 15 of 16") for note in value["notes"])
-    assert any(note.startswith("BLEU-1") and "different ways" in note for note in value["notes"])
+    assert [note.partition("|")[0] for note in value["notes"]] == ["BERTScore", "BLEU-1"]
 
 
 @pytest.mark.parametrize(("change", "count", "message"), [
@@ -492,13 +404,11 @@ def test_ratings_of_other_models_texts_or_items_are_rejected(results, change, co
 def test_the_agreement_page_shows_every_measure_and_is_inert(studied):
     value = studied[3]
     bad = "</td><script>alert(1)</script>{{csp}}"
-    hostile = json.dumps(value).replace('"alpha"', json.dumps(bad)).replace("ranked 7", "<img src=x>")
-    hostile = json.loads(hostile)
-    text = fill_page(HERE / "agreement.html", title='"><svg onload=alert(1)>', study=study_values(hostile))
-    page = Page(text)
-    assert_inert(page)
-    assert "script" not in {tag for tag, _ in page.elements} and "&lt;script&gt;" in text
-    assert text.count("<figure>") == 1 + len(value["measures"])
+    hostile = json.dumps(value).replace('"alpha"', json.dumps(bad)).replace("a judge did", "<img src=x>")
+    text = page(title='"><svg onload=alert(1)>', study=study_values(json.loads(hostile)))
+    assert_inert(Page(text))
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert text.count("<figure>") == len(value["measures"])
     assert f"{value['measures'][0]['tau']:.3f}".replace("-", "−") in text
 
 
@@ -511,7 +421,7 @@ def test_the_agreement_command_writes_page_and_data(tmp_path, results, capsys):
     for out in "ab":
         main(["agreement", str(tmp_path / "people.json"), *results, "--judge", str(tmp_path / "judge.json"),
               "--out", str(tmp_path / out)])
-    assert "one rater against the others" in capsys.readouterr().out
+    assert "paper's tau, slope" in capsys.readouterr().out
     for name in ("agreement.json", "agreement.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     value = read_json(tmp_path / "a" / "agreement.json")
@@ -521,14 +431,10 @@ def test_the_agreement_command_writes_page_and_data(tmp_path, results, capsys):
     assert tuple(paper["BLEU-1"].values()) == PAPER["BLEU-1"] and tuple(paper["j"].values()) == PAPER["judge"]
 
 
-def test_damaged_ratings_are_an_error_with_the_file(tmp_path, results):
-    value = {"format": "mmed ratings", "version": 1, "models": MODELS, "cases": []}
-    write_json(tmp_path / "people.json", value)
+def test_damaged_ratings_and_a_negative_number_of_items_are_errors(results, tmp_path):
+    write_json(tmp_path / "people.json",
+               {"format": "mmed ratings", "version": 1, "models": MODELS, "cases": []})
     with pytest.raises(UserError, match=r"people\.json: damaged"):
         main(["agreement", str(tmp_path / "people.json"), *results, "--out", str(tmp_path)])
-
-
-@pytest.mark.parametrize("arguments", [["--language", "Klingon"], ["--items", "-1"]])
-def test_wrong_use_is_a_usage_error(results, tmp_path, arguments):
     with pytest.raises(UsageError):
-        main(["sheet", *results, "--out", str(tmp_path), *arguments])
+        main(["sheet", *results, "--out", str(tmp_path), "--items", "-1"])

@@ -59,13 +59,6 @@ def test_each_language_has_200_different_terms(language):
     assert len({dictionary_form(term) for term in language.medical_words}) == 200
 
 
-def test_the_published_thresholds():
-    published = {"en": (5, 0.04), "zh": (5, 0.05), "ja": (5, 0.05), "fr": (4, 0.04), "ru": (4, 0.02),
-                 "es": (4, 0.04)}
-    assert {language.code: (language.official_min_hits, language.official_min_density)
-            for language in LANGUAGES[:6]} == published
-
-
 @every_language
 def test_splitting_loses_no_character_but_white_space(language):
     rng = random.Random(language.code)
@@ -121,19 +114,15 @@ def answers(**change) -> dict:
     (dict(medical_words=("fever|",) * 2 + ENGLISH.medical_words[:-2]), "'fever' appears"),
     (dict(medical_words=("Fever",)), "not in lower case"),
     (dict(medical_words=("flu|",)), "'flu|' is too short"),
-    (dict(medical_words=("|flue|",)), "needs 5 letters"),
     (dict(medical_words=("fe|v|er",)), "a bar too many"),
-    (dict(min_density=0.0), "min_density 0.0"),
     (dict(min_hits=12), "medical_sentence: dropped"),
     (dict(ordinary_sentence="The train smells of insulin."), "ordinary_sentence: has medical words: insulin"),
     (answers(answer="answers?"), "answers.answer: '?' in a list of ordinary words"),
     (answers(stated=("It hurts.",)), "must have one {}"),
-    (answers(stated=("Anything but {}, never {}.",)), "must have one {}"),
     (answers(stated=("Your guess: green {} house.",)), "is read as no answer, not B"),
     (answers(denied=("The answer is {}.",)), "answers.denied: 'The answer is B.' is read as B"),
     (dict(answers=AnswerWords()), "answers.answer: empty"),
     (dict(right_to_left=True), "written from the left"),
-    (dict(ocr_code="English"), "no name that Tesseract has"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_the_check_names_the_fault(change, said):
     assert any(said in line for _, line in checked(replace(ENGLISH, **change)))
@@ -160,20 +149,15 @@ def test_the_check_shows_everyday_words_and_thresholds_that_keep_too_much_or_too
     assert "only 0 % of the medical texts are kept" in shown(min_density=0.9)
 
 
-@pytest.mark.parametrize("code", ["de", "ar", "hi", "th", "ur", "xx"])
-def test_a_new_file_is_a_language_that_only_wants_filling_in(code, tmp_path):
-    assert command(["new", code, "--folder", str(tmp_path)]) == 0
-    source = (tmp_path / f"{code}.py").read_text(encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(f"made_{code}", tmp_path / f"{code}.py")
+def test_a_new_file_is_a_language_that_only_wants_filling_in(tmp_path):
+    assert command(["new", "hi", "--folder", str(tmp_path)]) == 0
+    source = (tmp_path / "hi.py").read_text(encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("made", tmp_path / "hi.py")
     spec.loader.exec_module(made := importlib.util.module_from_spec(spec))
-    language = made.LANGUAGE
-    assert isinstance(language, Language) and language.code == code and "TODO" in source
-    assert language.right_to_left == (code in ("ar", "ur")) and language.spaced == (code != "th")
-    assert {"ar": "أبجدهوزح", "hi": "कखगघङ"}.get(code, "") == language.answers.letters
-    assert language.ordinary_sentence.endswith({"hi": "।", "ur": "۔", "th": "sea"}.get(code, "."))
-    assert all(f"{field.name}=" in source for field in fields(AnswerWords) if field.name != "letters")
+    assert isinstance(made.LANGUAGE, Language) and made.LANGUAGE.code == "hi" and "TODO" in source
+    assert all(f"{field.name}=" in source for field in fields(AnswerWords))
     with pytest.raises(UserError, match="already exists"):
-        command(["new", code, "--folder", str(tmp_path)])
+        command(["new", "hi", "--folder", str(tmp_path)])
 
 
 def test_a_code_that_is_none_is_rejected(tmp_path):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from result_folders import HOSTILE, Page, assert_inert, make_items, make_result
 
-from mmed.evaluation import significance
+from mmed.evaluation import compare
 from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES
 from mmed.prompts import ExamItem
 from mmed.reporting import plots, report
-from mmed.reporting.read_results import differences, read_predictions, read_result, read_run
+from mmed.reporting.read_results import read_predictions, read_result, read_run
 from mmed.reporting.tables import summary_table, tables
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json, write_json
@@ -50,14 +50,13 @@ def make_corpus(folder: Path, step: str = "filter_medical", reason: str = "too f
 
 
 def make_study(path: Path) -> Path:
-    measures = [{"name": name, "kind": "metric", "definition": "nltk-method1", "tau": tau, "low": tau - 0.1,
-                 "high": tau + 0.1, "slope": 1.5, "within_items": 0.3, "points": 2,
-                 "paper": None} for name, tau in (("BLEU-1", 0.5), ("judge", 0.25))]
+    measures = [{"name": name, "definition": "nltk-method1", "tau": tau, "low": tau - 0.1, "high": tau + 0.1,
+                 "slope": 1.5, "points": 2, "paper": None}
+                for name, tau in (("BLEU-1", 0.5), ("judge", 0.25))]
     points = [{"model": model, "language": "French", "items": 50, "people": 1.25 + i,
                "values": [1.0 + i, 2.0 - i]} for i, model in enumerate(["base", "corpus"])]
-    people = {"agreement": {}, "one_against_others": {"tau": 0.7, "raters": 5}}
     write_json(path, {"format": "mmed agreement", "version": 1, "models": ["base", "corpus"],
-                      "languages": ["French"], "items": {"French": 50}, "people": people,
+                      "languages": ["French"], "items": {"French": 50}, "people": {"agreement": {}},
                       "measures": measures, "points": points, "notes": []})
     return path
 
@@ -122,10 +121,8 @@ def test_published_numbers_share_a_table_only_with_their_own_definition(tmp_path
     found = tables([result], with_published=True)
     kinds = {table.title: {row.kind for rows in table.groups.values() for row in rows} for table in found}
     joined = {title for title, own in kinds.items() if own >= {"ours", "published"}}
-    alone = {title for title, own in kinds.items() if own == {"published"}}
     texts = {"BLEU-1 of rationales", "ROUGE-1 of rationales"}
     assert joined == {"Accuracy, official scorer"} | (texts if words == "official" else set())
-    assert alone == (set() if words == "official" else {"Published BLEU-1", "Published ROUGE-1"})
     table = next(table for table in found if table.title == "Accuracy, official scorer")
     row = next(row for rows in table.groups.values() for row in rows if row.name == "MMedLM 2 7B")
     assert [cell.value for cell in row.cells] == [58.13, 70.43, 54.27, 38.26, 71.88, 64.95, 59.65]
@@ -152,22 +149,15 @@ def test_a_language_without_a_score_keeps_its_column_and_is_named(tmp_path, rng)
     assert "No rationale was scored in German" in table.note
 
 
-def test_each_p_value_tests_the_difference_beside_it(tmp_path, rng):
+def test_differences_are_those_of_the_compare_command(tmp_path, rng):
     items = make_items(rng, 40, ("English", "French"))
-    results = [make_read(tmp_path / name, items, rng, skill, modes=("answer",))
-               for name, skill in (("a", 0.3), ("b", 0.6))]
-    read_predictions(results, 0)
-    lines = {line["group"]: line for line in differences(*results)}
-    assert list(lines) == ["English", "French", "Macro average", "All questions"]
-    for group, line in lines.items():
-        chosen = [key for key in results[0].hits if group not in ("English", "French") or key[0] == group]
-        a, b = ([result.hits[key] for key in chosen] for result in reversed(results))
-        assert line["gap"].difference == pytest.approx((sum(a) - sum(b)) / len(a))
-        if group == "Macro average":
-            gap = significance.paired_bootstrap(a, b, 0, [language for language, _ in chosen])
-            assert (line["test"], line["p"], line["gap"]) == ("sign flips", gap.p, gap)
-        else:
-            assert (line["test"], line["p"]) == ("McNemar", significance.mcnemar(a, b))
+    first, other = (make_read(tmp_path / name, items, rng, skill, modes=("answer",))
+                    for name, skill in (("a", 0.3), ("b", 0.6)))
+    read_predictions([first, other], 0)
+    lines, _ = compare.compare(*(compare.read(result.folder)[1] for result in (other, first)))
+    assert report.differences(first, other) == [line for line in lines if line.column == "answer"]
+    (pair,), _ = report.comparisons([first, other])
+    assert [line.group for line in pair["lines"]] == ["English", "French", "macro average", "micro average"]
 
 
 def test_several_sources_have_a_table_with_their_mean(tmp_path, rng):
@@ -195,7 +185,7 @@ def test_settings_and_names_come_from_the_command_line_or_the_result(tmp_path, r
                                             f"full:base: 2={plain}")]
     names = [f"{one.setting}: {one.name}" for one in found]
     assert names == ["zero-shot: plain", "full: tuned", "lora: lora", "zero-shot: base", "full: base: 2"]
-    printed = summary_table(found[:3])
+    printed = summary_table(tables(found[:3]))
     assert printed.index("Zero-shot") < printed.index("LoRA fine-tuning") < printed.index("Full fine-tuning")
 
 
@@ -212,7 +202,7 @@ def test_all_inputs_make_one_reproducible_page(tmp_path, rng):
     for section, words in (
             ("corpus", "200 documents in, 65 kept"), ("corpus", "too few medical words 135"),
             ("corpus", "777 tokens in 65 documents"), ("training", "last loss 2.000"),
-            ("training", "not finished"), ("agreement", "0.400 to 0.600"), ("agreement", "0.700"),
+            ("training", "not finished"), ("agreement", "0.400 to 0.600"),
             ("training", "English 2.250 2.500 +0.250 ROSE Japanese 3.000 2.750 −0.250"),
             ("results", "67.30"), ("results", "75.31"), ("html", "not medical advice")):
         assert words in page.texts[section], words
@@ -296,22 +286,45 @@ def test_names_in_plots_are_escaped_and_not_read_as_formulas():
     assert "&lt;d&gt; $x$ 模型" in svg and "<d>" not in svg and 'aria-label="a &#34;label&#34;"' in svg
 
 
+def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_model(tmp_path, rng):
+    items = make_items(rng, 41, ("English", "French"))  # no share of 41 is rounded both ways
+    skills = {"base": 1.0, "medical": 0.5, "other": 0.5}
+    exams = [f"{name}={make_result(tmp_path / name, items, rng, skill, modes=('answer',))}"
+             for name, skill in skills.items()]
+    losses = {"medical": (2.0, 2.25), "replay": (2.0, 1.75)}
+    runs = []
+    for name, (before, after) in losses.items():
+        folder = make_run(tmp_path / "runs" / name)
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        log[0]["validation_loss"] |= {"general en": before, "general fr": before + 1}
+        log[-1]["validation_loss"] |= {"general en": after, "general fr": after + 1}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        runs.append(f"{name}={folder}")
+    page = make_page(tmp_path / "r.html", "--general", *exams, "--runs", *runs)
+    base, medical = (read_json(tmp_path / name / "results.json")["mmed"]["summary"]["macro"]["accuracy"]
+                     ["answer"]["value"] for name in ("base", "medical"))
+    shown, change = page.texts["forgetting"], f"{100 * (medical - base):+.1f}".replace("-", "−")
+    assert f"medical : general accuracy {change} points, general loss +0.250 nats per token." in shown
+    assert "replay : general loss −0.250 nats per token." in shown and f"{100 * base:.1f}" in shown
+    rows = shown[shown.index("change base"):]
+    for words in ("– 2.500 –", f"{change} ", " 2.750 +0.250 other", "replay – – 2.250 −0.250"):
+        assert words in rows, words
+    with pytest.raises(UserError, match="other exam items"):
+        other = make_result(tmp_path / "x", items[1:], rng, modes=("answer",))
+        make_page(tmp_path / "x.html", "--general", *exams, str(other))
+
+
 # ---- errors ------------------------------------------------------------------------------------------------
 
 def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
     items = make_items(rng, 2, ("English", "French"))
     good, empty = make_result(tmp_path / "good", items, rng), tmp_path / "empty"
     empty.mkdir()
-    damaged = make_result(tmp_path / "damaged", items, rng)
-    value = read_json(damaged / "results.json")
-    value["mmed"]["summary"]["macro"]["accuracy"]["answer"]["value"] = "high"
-    write_json(damaged / "results.json", value)
     for arguments, words, kind in (
             ([good, good], "second row 'good", UsageError), ([f"fulll:base={good}"], "fulll", UsageError),
             ([good, make_result(tmp_path / "b", items, rng, data="e" * 64)], "other exam items", UserError),
             ([good, make_result(tmp_path / "c", items[:-1], rng)], "other exam items", UserError),
             ([tmp_path / "absent"], "no such file", UserError), ([empty], "results.json", UserError),
-            ([damaged], "results.json: damaged", UserError),
             ([good, "--corpus", empty], "no funnel.json", UserError),
             ([good, "--runs", tmp_path / "absent"], "no such file", UserError),
             ([], "nothing to report", UsageError),

@@ -228,13 +228,12 @@ LLAMA3_TURN = "<|start_header_id|>{}<|end_header_id|>\n\n"
     ("gemma", "<s><start_of_turn>user\nBe brief.\n\nQ<end_of_turn>\n<start_of_turn>model\n*A<end_of_turn>*\n"
      "<start_of_turn>user\nR<end_of_turn>\n<start_of_turn>model\n*B<end_of_turn>*"),
     ("mistral", "<s>[INST] Be brief.\n\nQ [/INST]*A</s>*[INST] R [/INST]*B</s>*")])
-@pytest.mark.parametrize("jinja", [True, False])
-def test_answers_and_their_end_of_turn_token_carry_the_loss(byte_level, monkeypatch, jinja, name, text):
+@pytest.mark.parametrize("built_in", [True, False])
+def test_answers_and_their_end_of_turn_token_carry_the_loss(byte_level, monkeypatch, built_in, name, text):
     """What is between * is trained."""
     ours, _ = byte_level[name not in SPECIAL]
-    ours.chat_template = TEMPLATES[name]
-    if not jinja:
-        monkeypatch.setattr(chat_template, "_sandbox", lambda: None)
+    ours.chat_template = "" if built_in else TEMPLATES[name]
+    monkeypatch.setattr(chat_template, "template_name", lambda tokenizer, family: name)
     ids, answers = encode_conversation(ours, conversation("Q", "A", "R", "B", system="Be brief."))
     parts, done = [], 0
     for first, end in answers:
@@ -255,17 +254,6 @@ def test_a_template_that_rewrites_turns_or_fails_gives_one_line(byte_level, temp
     ours.chat_template = template
     with pytest.raises(UserError, match=words):
         encode_conversation(ours, conversation("Q", "A", "R", "B", system="Be brief."))
-
-
-def test_without_jinja_known_formats_are_built_in_and_others_name_the_extra(byte_level, monkeypatch):
-    ours, _ = byte_level[0]
-    monkeypatch.setattr(chat_template, "_sandbox", lambda: None)
-    for name in ("llama3.1", "qwen2.5", "smollm2"):
-        ours.chat_template = OWN_TEMPLATES[name]
-        with pytest.raises(UserError, match=r"pip install 'mmed\[report\]'"):
-            encode_chat(ours, CONVERSATIONS[0])
-    ours.chat_template = TEMPLATES["llama3"]
-    assert encode_chat(ours, CONVERSATIONS[1]) == encode_chat(ours, CONVERSATIONS[1], name="llama3")
 
 
 @pytest.fixture(scope="module")
@@ -299,18 +287,6 @@ def test_text_that_looks_like_a_special_token_stays_text(byte_level, name):
 class Like:
     def __init__(self, special, kind="byte-level BPE", chat_template=""):
         self.special, self.kind, self.chat_template = dict.fromkeys(special, 1), kind, chat_template
-
-
-@pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_the_folders_own_template_decides_the_format(name):
-    assert template_name(Like(SPECIAL.get(name, ["<s>"]), chat_template=TEMPLATES[name]), "llama") == name
-
-
-def test_a_template_of_an_unknown_format_is_an_error():
-    zephyr = ("{% for message in messages %}"
-              "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endfor %}")
-    with pytest.raises(UserError, match="name a format that fits"):
-        template_name(Like(IM_TOKENS, chat_template=zephyr), "llama")
 
 
 @pytest.mark.parametrize("special, kind, family, expected", [

@@ -160,6 +160,9 @@ def test_languages_of_documents_go_by_code_and_nan_is_no_gain(tmp_path, world):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sets = document_sets([str(path)], load_tokenizer(world / "model"), 64, 0)
     assert {name: one.documents for name, one in sets.items()} == {"en": 3, "tlh": 1}
+    general = path.rename(tmp_path / "general-mixed.jsonl")
+    assert list(document_sets([str(general)], load_tokenizer(world / "model"), 64, 0)) == [
+        "general en", "general tlh"]
     assert compare({"en": 3.0}, {"en": math.nan}).endswith("(ROSE); ")
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save
@@ -115,7 +115,7 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
         settings = _adapted_layers(model, found, config)
     wanted: dict[str, tuple[int, ...]] = {}
     for name, (rank, _) in settings.items():
-        linear = model.get_submodule(name)
+        linear = cast(nn.Linear, model.get_submodule(name))
         wanted[f"{name}.lora_A.weight"] = (rank, linear.in_features)
         wanted[f"{name}.lora_B.weight"] = (linear.out_features, rank)
         if config["use_dora"]:
@@ -132,8 +132,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
         _replace_whole(model, folder, whole)
     model.requires_grad_(False)
     for name, (rank, alpha) in settings.items():
-        layer = LoRALinear(model.get_submodule(name), rank, alpha, config["lora_dropout"],
-                           config["use_rslora"])
+        linear = cast(nn.Linear, model.get_submodule(name))
+        layer = LoRALinear(linear, rank, alpha, config["lora_dropout"], config["use_rslora"])
         with torch.no_grad():
             layer.lora_A.copy_(found[f"{name}.lora_A.weight"])
             layer.lora_B.copy_(found[f"{name}.lora_B.weight"])
@@ -211,7 +211,7 @@ def _replace_whole(model: Transformer, folder: Path, whole: dict[str, Tensor]) -
                         f"not fit each other or a model with {config.hidden_size} columns")
     tied = config.tie_word_embeddings and torch.equal(embedding.to(old), head.to(old))
     model.config = dataclasses.replace(config, vocab_size=len(embedding), tie_word_embeddings=tied)
-    model.embed_tokens = nn.Embedding(*embedding.shape, device="meta")
+    model.embed_tokens = nn.Embedding(len(embedding), config.hidden_size, device="meta")
     model.embed_tokens.weight = nn.Parameter(embedding.to(old), requires_grad=False)
     if not tied:
         model.lm_head = nn.Linear(config.hidden_size, len(head), bias=False, device="meta")

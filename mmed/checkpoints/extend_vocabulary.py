@@ -19,6 +19,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import regex
 
@@ -126,9 +127,9 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
 def old_pieces(tokenizer: Tokenizer, folder: str) -> dict[int, tuple[str, int]]:
     """(text as the tokenizer's file spells it, sentencepiece's type) by id. UserError unless it is a plain
     BPE: new merges must come after the old ones without changing them."""
-    main, model = tokenizer.files[0], getattr(tokenizer.core, "model", None)
+    main, model = tokenizer.files[0], cast(Any, getattr(tokenizer.core, "model", None))
     if tokenizer.kind == "byte-level BPE" and main.suffix == ".json":
-        return {index: ("".join(map(SPELLING.get, token)), sp.NORMAL)
+        return {index: ("".join(SPELLING[byte] for byte in token), sp.NORMAL)
                 for index, token in tokenizer.core.bytes_of.items()}
     if tokenizer.kind == "sentencepiece" and model.is_bpe and model.byte_fallback:
         return {index: (text, kind) for index, (text, _, kind) in enumerate(model.pieces)}

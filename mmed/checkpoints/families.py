@@ -95,6 +95,10 @@ def require_value(config: dict, key: str, allowed: tuple) -> None:
 
 # --------------------------------------------------------------------------------------------------- families
 
+SILU: dict[str, tuple] = {"hidden_act": ("silu", "swish")}
+GELU = {"hidden_act": ("gelu_pytorch_tanh", "gelu"), "hidden_activation": ("gelu_pytorch_tanh",)}
+
+
 @dataclass(frozen=True)
 class Family:
     architecture: str                   # class name in config.json, by which vLLM and llama.cpp know it
@@ -109,8 +113,6 @@ def changed(keys: tuple[Key, ...], *others: Key) -> tuple[Key, ...]:
     return tuple({key.name: key for key in (*keys, *others)}.values())
 
 
-SILU = {"hidden_act": ("silu", "swish")}
-GELU = {"hidden_act": ("gelu_pytorch_tanh", "gelu"), "hidden_activation": ("gelu_pytorch_tanh",)}
 SHARED = (Key("vocab_size"), Key("hidden_size"), Key("initializer_range", float, 0.02))
 CONTEXT, HEAD_DIM = Key("max_position_embeddings"), Key("head_dim", default=None)
 THETA, SCALING = Key("rope_theta", float, 1e4), Key("rope_scaling", dict, None)

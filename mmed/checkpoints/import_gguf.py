@@ -40,7 +40,7 @@ def import_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -
     try:
         stored = {tensor.name: tensor for tensor in reader.tensors}
         with torch.device("meta"):
-            model = Transformer(read_config(config_json(fields, stored.keys())))
+            model = Transformer(read_config(config_json(fields, set(stored))))
         model.to(dtype).to_empty(device="cpu")
         copy_tensors(model, stored, fields["general.architecture"])
         with tempfile.TemporaryDirectory() as name:

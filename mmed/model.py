@@ -418,3 +418,10 @@ def published_name(config: ModelConfig, name: str) -> str:
     renamed = PUBLISHED_PARTS.get(config.family, {})
     parts = ".".join(renamed.get(part, part) for part in name.split("."))
     return parts if name.startswith("lm_head") else published_prefix(config) + parts
+
+
+def own_name(config: ModelConfig, name: str) -> str:
+    """The opposite of `published_name`; parts that it does not know stay as they are."""
+    renamed = {theirs: ours for ours, theirs in PUBLISHED_PARTS.get(config.family, {}).items()}
+    parts = name.removeprefix(published_prefix(config)).split(".")
+    return ".".join(renamed.get(part, part) for part in parts)

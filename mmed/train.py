@@ -39,7 +39,6 @@ import torch
 from torch import Tensor
 
 from mmed.checkpoints import adapters, pretrained, training_state
-from mmed.checkpoints.async_save import AsyncCheckpointer
 from mmed.config import SHAPES, VOCABULARIES, TrainConfig, parse_command_line
 from mmed.data import ExamRows, PretrainRows
 from mmed.lora import adapted_layers, apply_lora, init_lora
@@ -66,7 +65,7 @@ class Run:
     batches: loader.Batches
     validation: dict[str, validation.ValidationSet]
     log: Log
-    checkpoints: AsyncCheckpointer
+    checkpoints: training_state.AsyncCheckpointer
     stop: StopSignal
     step: int   # steps done
     steps: int  # of the whole run
@@ -213,7 +212,7 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
         autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
     return Run(config, device, tokenizer, model, adamw, autocast,
                loader.Batches(config, rows, device, shape.by_document), held_out, log,
-               AsyncCheckpointer(out, facts, lock, config, first), stop, first, steps)
+               training_state.AsyncCheckpointer(out, facts, lock, config, first), stop, first, steps)
 
 
 def find_checkpoint(config: TrainConfig) -> tuple[Path | None, dict | None]:

@@ -279,7 +279,7 @@ def test_initialisations_that_change_the_base_open_once_peft_has_converted_them(
 
 @pytest.mark.parametrize("change, words", [
     ({"stray": torch.zeros(1)}, "1 unexpected"),
-    ({"layers.0.self_attn.q_proj.lora_A": None}, "1 tensors missing"),
+    ({"layers.0.self_attn.q_proj.lora_A": None}, "1 missing"),
     ({"layers.0.self_attn.q_proj.lora_A": torch.zeros(2, 2)}, "shape")])
 def test_an_adapter_with_a_missing_or_stray_or_misshapen_tensor_is_rejected(saved, change, words):
     path = saved / "adapter_model.safetensors"
@@ -291,10 +291,10 @@ def test_an_adapter_with_a_missing_or_stray_or_misshapen_tensor_is_rejected(save
 
 
 @pytest.mark.parametrize("change, word", [
-    ({"r": 10**9}, "shape"), ({"r": 0}, "r=0"), ({"r": "4"}, "r='4'"), ({"lora_alpha": None}, "lora_alpha"),
+    ({"r": 10**9}, "shape"), ({"r": 0}, "r='0'"), ({"r": "4"}, "r='4'"), ({"lora_alpha": None}, "lora_alpha"),
     ({"target_modules": ["q_proj", "v_proj", "gate"]}, "gate"),
     ({"target_modules": ["q_proj", "o_proj"]}, "missing"), ({"lora_dropout": 2}, "lora_dropout"),
-    ({"peft_type": "IA3"}, "IA3"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+    ({"peft_type": "IA3"}, "IA3"), ({"rank_pattern": {"q_proj": 2}}, "another shape"),
     ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern"), ({"alpha_pattern": {"(": 2}}, "alpha_pattern"),
     ({"use_dora": True}, "lora_magnitude_vector"), ({"modules_to_save": ["lm_head"]}, "lm_head"),
     ({"modules_to_save": "lm_head"}, "modules_to_save"), ({"trainable_token_indices": [3]}, "holds"),

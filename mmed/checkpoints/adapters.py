@@ -10,38 +10,41 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmed.checkpoints.pretrained import has_tokenizer, text_name
-from mmed.checkpoints.weights import read_tensors
+from mmed.checkpoints.weights import check_tensors, read_tensors
 from mmed.lora import LoRALinear, adapted_layers, target_names
-from mmed.model import Transformer, published_name
+from mmed.model import Transformer, own_name, published_name
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_json, write_json
+from mmed.utils.untrusted import reading
 
 PREFIX = "base_model.model."
-ENDS = ("embed_tokens", "lm_head")
-# Keys of adapter_config.json that are read here, or that have no effect. Every other key must be unset.
-KNOWN = set("""
-    peft_type r lora_alpha lora_dropout target_modules use_rslora init_lora_weights rank_pattern alpha_pattern
-    layers_to_transform layers_pattern exclude_modules task_type auto_mapping peft_version
-    base_model_name_or_path revision inference_mode megatron_core qalora_group_size ensure_weight_tying
-    use_dora modules_to_save trainable_token_indices eva_config corda_config lora_ga_config loftq_config
-    """.split())
+EMBEDDING, HEAD = ENDS = ("embed_tokens.weight", "lm_head.weight")
+ROWS = ".token_adapter.trainable_tokens_delta"
+# What is read of adapter_config.json: key -> types. Every key that is not here or in IGNORED must be unset.
+KINDS: dict[str, tuple[type, ...]] = {
+    "r": (int,), "lora_alpha": (int, float), "target_modules": (list, str), "lora_dropout": (int, float),
+    "rank_pattern": (dict,), "alpha_pattern": (dict,), "modules_to_save": (list,),
+    "trainable_token_indices": (list, dict), "use_rslora": (bool,), "use_dora": (bool,)}
+DEFAULTS = {"lora_dropout": 0.0, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": [],
+            "trainable_token_indices": [], "use_rslora": False, "use_dora": False}
+SOME_LAYERS = {"layers_to_transform", "layers_pattern", "exclude_modules"}  # then fewer layers than targets
+IGNORED = SOME_LAYERS | set("""
+    peft_type init_lora_weights task_type auto_mapping peft_version base_model_name_or_path revision
+    inference_mode megatron_core qalora_group_size ensure_weight_tying eva_config corda_config lora_ga_config
+    loftq_config""".split())
 # Initialisations that leave the base as it is.
 PLAIN_INITS = (True, "gaussian", "orthogonal", "eva")
 # The others move a part of the base's weights into the adapter, which then fits the changed base only.
-CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
-CONVERT = ("save it in PEFT as plain LoRA: model.save_pretrained(FOLDER, "
-           "path_initial_model_for_weight_conversion=the adapter as it was before training)")
-MERGE = "merge it in PEFT into the base it was trained on (merge_and_unload), and open that model"
-MAGNITUDE, ROWS = ".lora_magnitude_vector", ".token_adapter.trainable_tokens_delta"
-SOME_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # then fewer layers than targets
+CONVERT = ("save it in PEFT as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion), "
+           "or merge it there into the base it was trained on (merge_and_unload)")
 
 
 def save_adapter(model: Transformer, folder: str | Path, base_model: str = "",
@@ -59,21 +62,20 @@ def save_adapter(model: Transformer, folder: str | Path, base_model: str = "",
     # not every layer of that name: PEFT needs the whole names
     if set(target_names(model.config, targets)) != set(layers):
         targets = sorted(published.values())
+    ranks = {published[name]: layer.rank for name, layer in layers.items() if layer.rank != first.rank}
+    alphas = {published[name]: layer.alpha for name, layer in layers.items() if layer.alpha != first.alpha}
     write_json(Path(folder) / "adapter_config.json", {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model,
         "inference_mode": True, "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout,
-        "rank_pattern": {published[name]: layer.rank for name, layer in layers.items()
-                         if layer.rank != first.rank},
-        "alpha_pattern": {published[name]: layer.alpha for name, layer in layers.items()
-                          if layer.alpha != first.alpha},
-        "bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "use_dora": False,
+        "rank_pattern": ranks, "alpha_pattern": alphas, "bias": "none", "fan_in_fan_out": False,
+        "modules_to_save": None, "use_dora": False,
         "use_rslora": not math.isclose(first.scale, first.alpha / first.rank), "target_modules": targets})
     with atomic_write(Path(folder) / "adapter_model.safetensors", "wb") as file:
         file.write(save(values, metadata={"format": "pt"}))
 
 
 def read_adapter_config(path: Path) -> dict:
-    """adapter_config.json without its empty keys; a setting that is not supported or valid is an error."""
+    """adapter_config.json with defaults for its empty keys; what is not supported or valid is an error."""
     config = read_json(path)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
@@ -81,33 +83,23 @@ def read_adapter_config(path: Path) -> dict:
     config = {key: value for key, value in config.items()
               if value is not False and value not in (None, {}, [], "", "none")}
     for key, value in config.items():
-        if key not in KNOWN:
+        if key not in KINDS.keys() | IGNORED:
             raise UserError(f"{path}: {key}={str(value)[:80]!r} is not supported")
     init = config.get("init_lora_weights", True)
     if init not in PLAIN_INITS:
-        how = CONVERT if str(init).lower().startswith(CONVERTIBLE) else MERGE
         raise UserError(f"{path}: init_lora_weights={str(init)[:80]!r}: this adapter fits a changed base; "
-                        f"{how}")
-    config = {"lora_dropout": 0.0, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": [],
-              "trainable_token_indices": []} | config
-    targets, numbers = config.get("target_modules"), (int, float)
-    indices = config["trainable_token_indices"]
-    lists = list(indices.values()) if isinstance(indices, dict) else [indices]
-    names = targets if isinstance(targets, list) else [targets]
-    valid = {"r": type(config.get("r")) is int and config["r"] >= 1,
-             "lora_alpha": type(config.get("lora_alpha")) in numbers,
-             "lora_dropout": type(config["lora_dropout"]) in numbers and 0 <= config["lora_dropout"] < 1,
-             "target_modules": all(isinstance(name, str) for name in names),
-             "modules_to_save": isinstance(config["modules_to_save"], list),
-             "trainable_token_indices": all(isinstance(each, list) and all(type(i) is int for i in each)
-                                            for each in lists)}
-    for key in ("rank_pattern", "alpha_pattern"):
-        patterns = config[key]
-        valid[key] = isinstance(patterns, dict) and all(type(value) in numbers for value in patterns.values())
-    for key, good in valid.items():
-        if not good:
-            raise UserError(f"{path}: {key}={config.get(key)!r} is not valid")
+                        f"{CONVERT}")
+    config = DEFAULTS | config
+    for key, kinds in KINDS.items():
+        if type(config.get(key)) not in kinds or not _in_range(key, config[key]):
+            raise UserError(f"{path}: {key}={str(config.get(key))[:80]!r} is not valid")
     return config
+
+
+def _in_range(key: str, value: Any) -> bool:
+    if key.endswith("_pattern"):
+        return all(type(number) in (int, float) for number in value.values())
+    return value >= 1 if key == "r" else 0 <= value < 1 if key == "lora_dropout" else True
 
 
 def load_adapter(model: Transformer, folder: str | Path) -> int:
@@ -116,71 +108,96 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
     config = read_adapter_config(folder / "adapter_config.json")
     legacy, safe = folder / "adapter_model.bin", folder / "adapter_model.safetensors"
     found = read_tensors(legacy if legacy.is_file() and not safe.is_file() else safe)
-    found = {PREFIX + text_name(model.config, key.removeprefix(PREFIX)): value
-             for key, value in found.items()}
-    whole, rows = _whole_tensors(model, found, config["modules_to_save"])
-    _rows_into_whole(model, folder, whole, rows, config["trainable_token_indices"])
-    _check_vocabulary(model, folder, whole)
-
-    # The tensors tell which layers are adapted; target_modules may be a pattern, and must agree where it is a
-    # list of all layers.
-    names = {published_name(model.config, name): name
-             for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    layers = {key.removeprefix(PREFIX).partition(".lora_")[0] for key in found} & names.keys()
-    if isinstance(config["target_modules"], list) and not any(key in config for key in SOME_LAYERS):
-        layers |= {published_name(model.config, name)
-                   for name in target_names(model.config, config["target_modules"])}
-    settings = {name: (_by_pattern(config["rank_pattern"], name, config["r"]),
-                       _by_pattern(config["alpha_pattern"], name, config["lora_alpha"])) for name in layers}
-    wanted: dict[str, tuple[int, int]] = {}  # tensor -> shape
+    names = {key: text_name(model.config, key.removeprefix(PREFIX)) for key in found}
+    found = {own_name(model.config, names[key]): value for key, value in found.items()}
+    with reading(folder / "adapter_config.json"):
+        whole = _whole_tensors(model, found, config)
+        settings = _adapted_layers(model, found, config)
+    wanted: dict[str, tuple[int, ...]] = {}
     for name, (rank, _) in settings.items():
-        linear = model.get_submodule(names[name])
-        wanted[f"{PREFIX}{name}.lora_A.weight"] = (rank, linear.in_features)
-        wanted[f"{PREFIX}{name}.lora_B.weight"] = (linear.out_features, rank)
-        if "use_dora" in config:
-            wanted[PREFIX + name + MAGNITUDE] = (linear.out_features,)
-    unexpected, missing = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
-    if unexpected or missing or not wanted:
-        raise UserError(f"{folder}: not an adapter of this model: {len(missing)} tensors missing "
-                        f"({', '.join(missing[:2])}), {len(unexpected)} unexpected "
-                        f"({', '.join(unexpected[:2])})")
-    for name, shape in wanted.items():
-        if tuple(found[name].shape) != shape:
-            raise UserError(f"{folder}: {name} has shape {tuple(found[name].shape)}; this model with "
-                            f"its r or rank_pattern needs {shape}")
+        linear = cast(nn.Linear, model.get_submodule(name))
+        wanted[f"{name}.lora_A.weight"] = (rank, linear.in_features)
+        wanted[f"{name}.lora_B.weight"] = (linear.out_features, rank)
+        if config["use_dora"]:
+            wanted[f"{name}.lora_magnitude_vector"] = (linear.out_features,)
+    check_tensors(found, wanted, f"{folder}: not an adapter of this model")
+    if not settings:
+        raise UserError(f"{folder}: not an adapter of this model: it adapts no layer")
+    # PEFT saves the tokenizer beside an adapter
+    ids = load_tokenizer(folder).vocab_size if has_tokenizer(folder) else 0
+    if ids > len(whole.get(EMBEDDING, model.embed_tokens.weight)):
+        raise UserError(f"{folder}: trained with a tokenizer of {ids} ids, which this model lacks; apply it "
+                        "to the base whose vocabulary was extended")
     if whole:
         _replace_whole(model, folder, whole)
     model.requires_grad_(False)
     for name, (rank, alpha) in settings.items():
-        layer = LoRALinear(model.get_submodule(names[name]), rank, alpha, config["lora_dropout"],
-                           "use_rslora" in config)
+        linear = cast(nn.Linear, model.get_submodule(name))
+        layer = LoRALinear(linear, rank, alpha, config["lora_dropout"], config["use_rslora"])
         with torch.no_grad():
-            layer.lora_A.copy_(found[f"{PREFIX}{name}.lora_A.weight"])
-            layer.lora_B.copy_(found[f"{PREFIX}{name}.lora_B.weight"])
-        magnitude = found.get(PREFIX + name + MAGNITUDE)
-        model.set_submodule(names[name], layer if magnitude is None else layer.merged(magnitude))
-    return len(layers)
+            layer.lora_A.copy_(found[f"{name}.lora_A.weight"])
+            layer.lora_B.copy_(found[f"{name}.lora_B.weight"])
+        magnitude = found.get(f"{name}.lora_magnitude_vector")
+        model.set_submodule(name, layer if magnitude is None else layer.merged(magnitude))
+    return len(settings)
 
 
-def _whole_tensors(model: Transformer, found: dict[str, Tensor],
-                   modules: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Take out of `found` what is not LoRA: ({our name: tensor}, {"embed_tokens" or "lm_head": rows})."""
-    names = {f"{end}.weight" for end in ENDS} | {name for name, _ in model.named_parameters()}
-    published = {published_name(model.config, name): name for name in names}
-    saved = {name for name in published for module in modules if f"{module}." in name}  # ends of module names
-    ends = {name for name, ours in published.items() if ours.removesuffix(".weight") in ENDS}
-    whole, rows = {}, {}
+def _adapted_layers(model: Transformer, found: dict[str, Tensor], config: dict) -> dict[str, tuple]:
+    """Layer -> (rank, alpha). The tensors tell which layers are adapted; `target_modules` may be a pattern,
+    and must agree where it is a list of all layers."""
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = {key.partition(".lora_")[0] for key in found} & linear
+    if isinstance(config["target_modules"], list) and not SOME_LAYERS & config.keys():
+        layers |= set(target_names(model.config, config["target_modules"]))
+
+    def by_pattern(key: str, name: str, otherwise: float) -> float:
+        """The value of the first pattern that matches the end of a layer's name, as in PEFT."""
+        for pattern, value in config[key].items():
+            if re.match(rf"(.*\.)?({pattern})$", published_name(model.config, name)):
+                return value
+        return otherwise
+
+    try:
+        return {name: (by_pattern("rank_pattern", name, config["r"]),
+                       by_pattern("alpha_pattern", name, config["lora_alpha"])) for name in sorted(layers)}
+    except re.error as error:
+        raise UserError(f"rank_pattern or alpha_pattern: {error}") from None
+
+
+def _whole_tensors(model: Transformer, found: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    """Take out of `found` what is not LoRA: whole parameters, and embedding and head with trained rows."""
+    tied, indices = model.config.tie_word_embeddings, config["trainable_token_indices"]
+    modules = config["modules_to_save"]
+    published = {name: published_name(model.config, name)
+                 for name in {*ENDS} | {name for name, _ in model.named_parameters()}}
+    # the ends of module names, as in PEFT
+    saved = {name for name, other in published.items() for module in modules if f"{module}." in other}
+    rows = {end: found.pop(end.removesuffix(".weight") + ROWS)
+            for end in ENDS if end.removesuffix(".weight") + ROWS in found}
+    whole = {}
     for key in list(found):
-        name = key.removeprefix(PREFIX).replace(".token_adapter.base_layer", "")
-        if name in saved | ends:  # embedding and head are also saved if the vocabulary was resized
-            whole[published[name]] = found.pop(key)
-    if missing := sorted(name for name in saved if published[name] not in whole):
+        name = key.replace(".token_adapter.base_layer", "")
+        if name in saved.union(ENDS):  # embedding and head are also saved if the vocabulary was resized
+            whole[name] = found.pop(key)
+    if missing := sorted(saved - whole.keys()):
         raise UserError(f"the adapter's modules_to_save = {modules}, but its file lacks {missing[0]}")
-    for end in ENDS:
-        key = PREFIX + published_name(model.config, end) + ROWS
-        if key in found:
-            rows[end] = found.pop(key)
-    return whole, rows
+
+    places = dict.fromkeys(rows or ENDS[:1], indices)
+    if isinstance(indices, dict):
+        places = {end: at for key, at in indices.items() for end in ENDS
+                  if published[end].endswith(f"{key}.weight")}
+    if indices and not (rows if tied else places.keys() == rows.keys()):
+        raise UserError(f"trainable_token_indices is for {sorted(places)}, but the adapter's file holds rows "
+                        f"of {sorted(rows) or 'neither'}")
+    weights = {EMBEDDING: model.embed_tokens.weight, HEAD: model.head_weight} | whole
+    for end, values in rows.items():
+        at, weight = places.get(end, []), weights[end].detach().clone()
+        if values.shape != (len(at), weight.shape[1]) or not set(at) <= set(range(len(weight))):
+            raise UserError(f"the adapter has {tuple(values.shape)} values for the rows {str(at)[:80]} of "
+                            f"{end}, which has the shape {tuple(weight.shape)}")
+        weight[at] = values.to(weight)
+        whole |= dict.fromkeys(ENDS if tied and len(rows) == 1 else [end], weight)
+    return whole
 
 
 @torch.no_grad()
@@ -188,61 +205,17 @@ def _replace_whole(model: Transformer, folder: Path, whole: dict[str, Tensor]) -
     """Put whole tensors into the model. Its vocabulary may grow, and a tied head may become one of its own,
     because PEFT trains a saved embedding without the head."""
     config, old = model.config, model.embed_tokens.weight
-    embedding, head = (whole.pop(f"{end}.weight", weight)
-                       for end, weight in zip(ENDS, (old, model.head_weight), strict=True))
+    embedding, head = whole.pop(EMBEDDING, old), whole.pop(HEAD, model.head_weight)
     if len({embedding.shape, head.shape, (len(head), config.hidden_size)}) > 1:
         raise UserError(f"{folder}: its embedding {tuple(embedding.shape)} and head {tuple(head.shape)} do "
                         f"not fit each other or a model with {config.hidden_size} columns")
     tied = config.tie_word_embeddings and torch.equal(embedding.to(old), head.to(old))
     model.config = dataclasses.replace(config, vocab_size=len(embedding), tie_word_embeddings=tied)
-    model.embed_tokens = nn.Embedding(*embedding.shape, device="meta")
+    model.embed_tokens = nn.Embedding(len(embedding), config.hidden_size, device="meta")
     model.embed_tokens.weight = nn.Parameter(embedding.to(old), requires_grad=False)
     if not tied:
         model.lm_head = nn.Linear(config.hidden_size, len(head), bias=False, device="meta")
         model.lm_head.weight = nn.Parameter(head.to(old, copy=head is old))
+    check_tensors(whole, {name: tuple(model.get_parameter(name).shape) for name in whole}, str(folder))
     for name, value in whole.items():
-        parameter = model.get_parameter(name)
-        if parameter.shape != value.shape:
-            raise UserError(f"{folder}: {name} has shape {tuple(value.shape)}; this model needs "
-                            f"{tuple(parameter.shape)}")
-        parameter.copy_(value)
-
-
-def _rows_into_whole(model: Transformer, folder: Path, whole: dict[str, Tensor], rows: dict[str, Tensor],
-                     indices: list[int] | dict[str, list[int]]) -> None:
-    """Add to `whole` the embedding and head with the rows of `trainable_token_indices`."""
-    places = dict.fromkeys(rows or ENDS[:1], indices)
-    if isinstance(indices, dict):
-        names = {end: published_name(model.config, end) for end in ENDS}
-        places = {end: at for key, at in indices.items() for end in ENDS if names[end].endswith(key)}
-    tied = model.config.tie_word_embeddings
-    if indices and not (rows if tied else places.keys() == rows.keys()):
-        raise UserError(f"{folder}: trainable_token_indices is for {sorted(places)}, but its file holds rows "
-                        f"of {sorted(rows) or 'neither'}")
-    weights = dict(zip(ENDS, (model.embed_tokens.weight, model.head_weight), strict=True))
-    for end, values in rows.items():
-        at, weight = places.get(end, []), whole.get(f"{end}.weight", weights[end]).detach().clone()
-        if values.shape != (len(at), weight.shape[1]) or not set(at) <= set(range(len(weight))):
-            raise UserError(f"{folder}: {tuple(values.shape)} values for the rows {str(at)[:80]} of {end}, "
-                            f"which has the shape {tuple(weight.shape)}")
-        weight[at] = values.to(weight)
-        for changed in ENDS if tied and len(rows) == 1 else (end,):
-            whole[f"{changed}.weight"] = weight
-
-
-def _by_pattern(patterns: dict[str, Any], name: str, otherwise: Any) -> Any:
-    """The value of the first pattern that matches the end of a layer's name, as in PEFT."""
-    try:
-        return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)),
-                    otherwise)
-    except re.error as error:
-        raise UserError(f"rank_pattern or alpha_pattern: {error}") from None
-
-
-def _check_vocabulary(model: Transformer, folder: Path, whole: dict[str, Tensor]) -> None:
-    """PEFT saves the tokenizer beside an adapter; one with more ids than rows belongs to an extended base."""
-    ids = load_tokenizer(folder).vocab_size if has_tokenizer(folder) else 0
-    rows = len(whole.get("embed_tokens.weight", model.embed_tokens.weight))
-    if ids > rows:
-        raise UserError(f"{folder}: trained with a tokenizer of {ids} ids, but this model has "
-                        f"{rows} rows; apply it to the base whose vocabulary was extended")
+        model.get_parameter(name).copy_(value)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,12 +28,13 @@ from mmed.checkpoints.pretrained import (
     load_config,
     load_pretrained,
     match_weights,
+    model_of,
     save_pretrained,
     stored_dtype,
 )
 from mmed.checkpoints.training_state import folder_of, latest_state, load_trained
 from mmed.lora import apply_lora, merge_lora
-from mmed.model import ModelConfig, Transformer
+from mmed.model import Transformer
 from mmed.tokenization.chat_template import template_name
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError
@@ -54,26 +56,28 @@ def inspect(options: argparse.Namespace) -> None:
     sliding = sum(config.slides(layer) for layer in range(config.num_hidden_layers))
     window = f"; {sliding} of the layers see {config.sliding_window:,} tokens" if sliding else ""
     cache = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    print(f"""\
-family         {config.family} ({FAMILIES[config.family].architecture})
-parameters     {parameters:,}{" (head tied to the embedding)" if config.tie_word_embeddings else ""}
-shape          {config.num_hidden_layers} layers of {config.hidden_size}, {config.num_attention_heads} heads \
-and {config.num_key_value_heads} key/value heads of {config.head_dim}, MLP {config.intermediate_size}
-weights        {dtypes}, {sum(tensor.nbytes for tensor in stored) / 1e9:.2f} GB in \
-{len({tensor.path for tensor in stored})} files
-context        {config.max_position_embeddings:,} positions ({positions}){window}
-to decode      {2 * parameters / 1e9:.2f} GB of bf16 weights, {cache / 1e3:,.1f} kB of cache per token
-tokenizer      {describe_tokenizer(path, config) if has_tokenizer(path) else "none in this folder"}""")
-
-
-def describe_tokenizer(path: Path, config: ModelConfig) -> str:
-    tokenizer = load_tokenizer(path)
-    spare = config.vocab_size - tokenizer.vocab_size
-    fits = f"{spare:,} rows of padding" if spare >= 0 else "TOO MANY: this folder cannot be loaded"
-    template = ("of this folder" if tokenizer.chat_template else
-                template_name(tokenizer, config.family) or "none (a base model)")
-    return (f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids ({fits}), bos {tokenizer.bos_id}, eos "
-            f"{tokenizer.eos_id}, a text ends at {list(tokenizer.end_ids)}\nchat template  {template}")
+    lines = {
+        "family": f"{config.family} ({FAMILIES[config.family].architecture})",
+        "parameters": f"{parameters:,}{' (head tied to the embedding)' * config.tie_word_embeddings}",
+        "shape": f"{config.num_hidden_layers} layers of {config.hidden_size}, {config.num_attention_heads} "
+                 f"heads and {config.num_key_value_heads} key/value heads of {config.head_dim}, MLP "
+                 f"{config.intermediate_size}",
+        "weights": f"{dtypes}, {sum(tensor.nbytes for tensor in stored) / 1e9:.2f} GB",
+        "context": f"{config.max_position_embeddings:,} positions ({positions}){window}",
+        "to decode": f"{2 * parameters / 1e9:.2f} GB of bf16 weights, {cache / 1e3:,.1f} kB of cache per "
+                     "token",
+        "tokenizer": "none in this folder"}
+    if has_tokenizer(path):
+        tokenizer = load_tokenizer(path)
+        spare = config.vocab_size - tokenizer.vocab_size
+        fits = f"{spare:,} rows of padding" if spare >= 0 else "TOO MANY: this folder cannot be loaded"
+        lines["tokenizer"] = (f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids ({fits}), bos "
+                              f"{tokenizer.bos_id}, eos {tokenizer.eos_id}, a text ends at "
+                              f"{list(tokenizer.end_ids)}")
+        lines["chat template"] = ("of this folder" if tokenizer.chat_template else
+                                  template_name(tokenizer, config.family) or "none (a base model)")
+    for name, text in lines.items():
+        print(f"{name:<15}{text}")
 
 
 def _dtype(name: str, otherwise: torch.dtype) -> torch.dtype:
@@ -109,10 +113,7 @@ def as_llama(model: Transformer) -> Transformer:
         groups = value.view(K, H // K + 2, E, *value.shape[1:])  # (K, G + 2, E, D) or (K, G + 2, E)
         for part, rows in (("q_proj", groups[:, :-2]), ("k_proj", groups[:, -2]), ("v_proj", groups[:, -1])):
             state[name.replace("qkv_proj", part)] = rows.reshape(-1, *value.shape[1:])
-    with torch.device("meta"):
-        result = Transformer(config)
-    result.load_state_dict(state, assign=True)
-    return result.eval()
+    return model_of(config, state)
 
 
 def load_run(run: Path, step: int | None,
@@ -165,7 +166,7 @@ def export(options: argparse.Namespace) -> None:
         recipe["layout"] = f"llama (from {model.config.family}; the same numbers in other matrices)"
         model = as_llama(model)
     card = model_card(model, title=out.name, base=source, recipe=recipe, data=data,
-                      results=[Path(folder) for folder in options.results], licence=options.license)
+                      licence=options.license)
     save_pretrained(model, tokenizer, out, dtype=dtype, more={"README.md": card})
     print(f"{model.config.family} model, {str(dtype).removeprefix('torch.')}, in {out}")
 
@@ -179,12 +180,9 @@ def extend(options: argparse.Namespace) -> None:
     model, old = load_pretrained(folder, dtype=dtype)
     if old is None:
         raise UserError(f"{folder}: no tokenizer to extend")
-    extend_vocabulary.check_extensible(old, str(folder))
     if known := {"", *old.special, *old.added} & set(special):
         raise UserError(f"--special {min(known)!r}: is empty, or already a token")
-    texts = (text for text, _ in extend_vocabulary.first_documents(options.texts))
-    words = extend_vocabulary.count_words(texts, getattr(old.core, "pattern", None))
-    new = extend_vocabulary.learn(old, words, options.pieces if options.texts else 0)
+    new = extend_vocabulary.learn(old, options.texts, options.pieces, str(folder))
     parts = [new.parts[piece] for piece in new.pieces]
     parts += [old.encode(text, continued=True) for text in special]
     grown = extend_vocabulary.grow(model, dict(enumerate(parts, old.vocab_size)))
@@ -195,12 +193,12 @@ def extend(options: argparse.Namespace) -> None:
         save_pretrained(grown, larger, out, dtype=dtype, more={"README.md": card})
     print(f"{len(new.pieces):,} pieces and {len(special)} special tokens added: {larger.vocab_size:,} ids, "
           f"{grown.config.vocab_size:,} rows, in {out}")
-    counts: dict[str, list[int]] = {}  # language -> characters, tokens before, tokens now
-    for text, language in extend_vocabulary.first_documents(options.report or options.texts):
-        added = (len(text), len(old.encode(text)), len(larger.encode(text)))
-        counts[language] = [a + b for a, b in zip(counts.get(language, (0, 0, 0)), added)]
-    for language, (characters, before, now) in sorted(counts.items()):
-        characters, before = max(1, characters), max(1, before)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for text, language in extend_vocabulary.first_documents(options.texts):
+        counts[language].update(characters=len(text), before=len(old.encode(text)),
+                                now=len(larger.encode(text)))
+    for language, count in sorted(counts.items()):
+        characters, before, now = max(1, count["characters"]), max(1, count["before"]), count["now"]
         print(f"{language}: {characters:,} characters, {before / characters:.3f} tokens per character, now "
               f"{now / characters:.3f} ({1 - now / before:.1%} fewer)")
 
@@ -225,7 +223,6 @@ def _parser() -> Parser:
             sub.add_argument("--force", action="store_true", help="replace what is in the output folder")
         return sub
 
-    several = {"nargs": "+", "default": [], "metavar": "PATH"}
     add("inspect", inspect, "what a model folder is", "folder")
     add("import-gguf", import_file, "a GGUF file as a model folder (extra gguf)", "file", "out")
     add("merge", merge, "merge a LoRA adapter into its model", "folder", "adapter", "out")
@@ -233,13 +230,12 @@ def _parser() -> Parser:
     sub.add_argument("--step", type=int, help="a checkpoint of the run (default: its result, or the latest)")
     sub.add_argument("--base", metavar="FOLDER", help="where the model that the run started from is now")
     sub.add_argument("--layout", choices=("own", "llama"), default="own", help="llama: unpack InternLM")
-    sub.add_argument("--results", **several, help="result folders of mmed.eval, for the card")
     sub.add_argument("--license", metavar="NAME", help="named in the card; has to suit the base's")
     sub = add("extend", extend, "more vocabulary for a new language", "folder", "out")
-    sub.add_argument("--texts", **several, help="documents to learn from (.jsonl, .jsonl.gz, .txt)")
+    sub.add_argument("--texts", nargs="+", default=[], metavar="PATH",
+                     help="documents to learn from (.jsonl, .jsonl.gz, .txt)")
     sub.add_argument("--pieces", type=int, default=4000, metavar="N", help="pieces to learn (default 4000)")
     sub.add_argument("--special", action="append", default=[], metavar="TEXT", help="a special token to add")
-    sub.add_argument("--report", **several, help="documents to count tokens of (default: --texts)")
     return parser
 
 

@@ -5,10 +5,7 @@
 
 In: a model folder whose tokenizer is BPE (sentencepiece `tokenizer.model`, or byte-level `tokenizer.json`).
 Out: one with more pieces; every old piece keeps its id and its row, and new merges come after all old ones. A
-character that the old tokenizer spells in bytes becomes a piece first. Only runs of letters are joined. The
-new rows are a start only: continue pre-training on the language.
-
-    python -m mmed.checkpoints extend FOLDER OUT --texts corpus/de.jsonl.gz --pieces 8000
+character that the old tokenizer spells in bytes becomes a piece first. Only runs of letters are joined.
 
 References: Sennrich et al. 2016 (BPE); Cui et al. 2023, arXiv 2304.08177 (Chinese LLaMA: pieces added to
 Llama's); Hewitt 2021 (new rows at the mean).
@@ -22,13 +19,14 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import regex
-import torch
 
+from mmed.checkpoints.pretrained import model_of
 from mmed.model import Transformer
 from mmed.tokenization import sentencepiece_model as sp
-from mmed.tokenization.byte_level import BLOOM, LLAMA3, QWEN2, byte_alphabet
+from mmed.tokenization.byte_level import byte_alphabet
 from mmed.tokenization.texts import read_texts
 from mmed.tokenizer import Tokenizer, write_sentencepiece
 from mmed.utils.errors import UserError
@@ -38,6 +36,7 @@ MAX_CHARACTERS = 20_000_000  # of a language: enough to rank thousands of pieces
 LONGEST_PIECE = 16      # characters, as in sentencepiece; three times as many bytes for byte-level pieces
 LONGEST_WORD = 64       # characters; text without spaces is split
 ROUND_ROWS = 64         # embeddings grow to a multiple of it: even shards and fast matrix products
+WORDS = r" ?[\p{L}\p{M}]+"
 SPELLING = {byte: character for character, byte in byte_alphabet().items()}
 OLD_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")  # they hold the old vocabulary
 
@@ -62,21 +61,17 @@ def first_documents(files: list[str]) -> Iterator[tuple[str, str]]:
             yield text, language
 
 
-def count_words(texts: Iterable[str], pattern: str | None = None) -> Counter[str]:
-    r"""Frequency of each run of letters with its space, as the `pattern` of a byte-level BPE finds them.
+def count_words(texts: Iterable[str], pattern: str = WORDS) -> Counter[str]:
+    r"""Frequency of each run of letters among the words that the `pattern` of a byte-level BPE finds.
 
     >>> count_words(["0.5 mg of it, mg!"]).most_common(1)
     [(' mg', 2)]
     """
-    most = f"{{1,{LONGEST_WORD}}}"
-    if pattern is None or pattern == BLOOM:
-        letters = regex.compile(rf" ?[\p{{L}}\p{{M}}]{most}")
-    else:  # \p{L}+ has no combining characters; a word of Llama 3's may begin with one
-        before = r"[ \p{M}]?" if pattern in (LLAMA3, QWEN2) else " ?"
-        letters = regex.compile(rf"{before}\p{{L}}{most}| ?\p{{M}}{most}")
+    found, letters = regex.compile(pattern), regex.compile(r"[ \p{M}]?[\p{L}\p{M}]+")
     words: Counter[str] = Counter()
-    for text in texts:
-        words.update(letters.findall(text))
+    for word in itertools.chain.from_iterable(map(found.findall, texts)):
+        if letters.fullmatch(word):
+            words.update(word[start:start + LONGEST_WORD] for start in range(0, len(word), LONGEST_WORD))
     return words
 
 
@@ -115,7 +110,13 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
         changed: set[tuple[str, str]] = set()
         for index in places.pop(best):
             changed |= count(index, -1)
-            words[index] = _joined(words[index], best)
+            joined: Word = []
+            for piece in words[index]:
+                if joined and (joined[-1], piece) == best:
+                    joined[-1] = "".join(best)
+                else:
+                    joined.append(piece)
+            words[index] = joined
             changed |= count(index, 1)
         known.add("".join(best))
         for pair in changed:
@@ -124,23 +125,29 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
     return merges
 
 
-def _joined(word: Word, pair: tuple[str, str]) -> Word:
-    """The word with each occurrence of `pair` as one piece."""
-    result: Word = []
-    for piece in word:
-        if result and (result[-1], piece) == pair:
-            result[-1] = "".join(pair)
-        else:
-            result.append(piece)
-    return result
+def old_pieces(tokenizer: Tokenizer, folder: str) -> dict[int, tuple[str, int]]:
+    """(text as the tokenizer's file spells it, sentencepiece's type) by id. UserError unless it is a plain
+    BPE: new merges must come after the old ones without changing them."""
+    main, model = tokenizer.files[0], cast(Any, getattr(tokenizer.core, "model", None))
+    if tokenizer.kind == "byte-level BPE" and main.suffix == ".json":
+        return {index: ("".join(SPELLING[byte] for byte in token), sp.NORMAL)
+                for index, token in tokenizer.core.bytes_of.items()}
+    if tokenizer.kind == "sentencepiece" and model.is_bpe and model.byte_fallback:
+        return {index: (text, kind) for index, (text, _, kind) in enumerate(model.pieces)}
+    raise UserError(f"{folder}: {main.name} cannot be extended; only BPE with byte fallback "
+                    "(tokenizer.model) and byte-level BPE (tokenizer.json) can, without changing old text")
 
 
-def learn(tokenizer: Tokenizer, words: Counter[str], number: int) -> NewPieces:
-    """The `number` pieces that shorten these words most, given what the tokenizer has already."""
+def learn(tokenizer: Tokenizer, files: list[str], number: int, folder: str) -> NewPieces:
+    """The `number` pieces that shorten the words of these documents most, given what the tokenizer has."""
+    pieces = old_pieces(tokenizer, folder)
+    known = {text for text, _ in pieces.values()} | {*tokenizer.special, *tokenizer.added}
+    counted = count_words((text for text, _ in first_documents(files)),
+                          getattr(tokenizer.core, "pattern", WORDS))
+    words = sorted(counted)
+    counts = [counted[word] for word in words]
     parts: dict[str | None, list[int]] = {}
-    segmented = [_split(tokenizer, word, parts) for word in sorted(words)]
-    counts = [words[word] for word in sorted(words)]
-    known = _vocabulary(tokenizer)
+    segmented = [split(tokenizer.encode(word, continued=True), pieces, parts) for word in words]
     characters: Counter[str] = Counter()  # those that the old tokenizer spells in bytes
     for word, count in zip(segmented, counts, strict=True):
         characters.update({piece: count for piece in word if piece is not None and piece not in known})
@@ -148,61 +155,28 @@ def learn(tokenizer: Tokenizer, words: Counter[str], number: int) -> NewPieces:
     frequent = sorted(frequent, key=lambda character: (-characters[character], character))[:number // 2]
     rare = set(characters) - set(frequent)
     segmented = [[None if piece in rare else piece for piece in word] for word in segmented]
-    longest = LONGEST_PIECE * (3 if _is_byte_level(tokenizer) else 1)
+    longest = LONGEST_PIECE * (3 if tokenizer.kind == "byte-level BPE" else 1)
     merges = join_most_frequent(segmented, counts, number - len(frequent), known, longest)
     for left, right in merges:
         parts[left + right] = parts[left] + parts[right]
     return NewPieces(frequent + [left + right for left, right in merges], merges, parts)
 
 
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
-    return tokenizer.kind == "byte-level BPE"
-
-
-def _split(tokenizer: Tokenizer, word: str, parts: dict[str | None, list[int]]) -> Word:
-    """The pieces of a word, as the tokenizer's file spells them; their ids go into `parts`.
-
-    A character that sentencepiece spells in bytes comes as one piece, with the ids of its bytes.
-    """
-    pieces: Word = []
-    ids: list[int] = []
-    for index in tokenizer.encode(word, continued=True):
-        ids.append(index)
-        if _is_byte_level(tokenizer):
-            piece = "".join(map(SPELLING.get, tokenizer.core.bytes_of[index]))
-        else:
-            piece, _, kind = tokenizer.core.model.pieces[index]
-            if kind == sp.BYTE:
-                spelt = bytes(int(tokenizer.core.model.pieces[i][0][3:5], 16) for i in ids)
-                piece = spelt.decode(errors="ignore")
-                if not piece:
-                    continue
-            elif kind != sp.NORMAL:
-                piece = None
-        pieces.append(piece)
-        parts[piece] = ids
-        ids = []
-    return pieces
-
-
-def _vocabulary(tokenizer: Tokenizer) -> set[str]:
-    """Everything that is a piece already, as the file spells it."""
-    if _is_byte_level(tokenizer):
-        pieces = {"".join(map(SPELLING.get, token)) for token in tokenizer.core.bytes_of.values()}
-    else:
-        pieces = {piece for piece, _, _ in tokenizer.core.model.pieces}
-    return pieces | {*tokenizer.special, *tokenizer.added}
-
-
-def check_extensible(tokenizer: Tokenizer, folder: str) -> None:
-    """New merges must come after the old ones without changing them: plain BPE only."""
-    main, model = tokenizer.files[0], getattr(tokenizer.core, "model", None)
-    if tokenizer.kind == "sentencepiece" and model.is_bpe and model.byte_fallback:
-        return
-    if not (_is_byte_level(tokenizer) and main.suffix == ".json"):
-        raise UserError(f"{folder}: {main.name} cannot be extended; only BPE with byte fallback "
-                        "(tokenizer.model) and byte-level BPE (tokenizer.json) can, without changing how old "
-                        "text is encoded")
+def split(ids: list[int], pieces: dict[int, tuple[str, int]], parts: dict[str | None, list[int]]) -> Word:
+    """The pieces of a word; their ids go into `parts`. A character that sentencepiece spells in bytes comes
+    as one piece, with the ids of its bytes."""
+    word: Word = []
+    spelt: list[int] = []  # ids of a character that is not complete yet
+    for index in ids:
+        text, kind = pieces[index]
+        spelt.append(index)
+        if kind == sp.BYTE:
+            text = bytes(int(pieces[i][0][3:5], 16) for i in spelt).decode(errors="ignore")
+        if text:
+            word.append(text if kind in (sp.BYTE, sp.NORMAL) else None)
+            parts[word[-1]] = spelt
+            spelt = []
+    return word
 
 
 def write_tokenizer(tokenizer: Tokenizer, new: NewPieces, special: list[str], folder: Path) -> None:
@@ -233,8 +207,7 @@ def write_tokenizer(tokenizer: Tokenizer, new: NewPieces, special: list[str], fo
 
 def _grown_model(tokenizer: Tokenizer, new: NewPieces, special: list[str]) -> bytes:
     """The sentencepiece file with more pieces; in protobuf, what is appended continues the list."""
-    data = tokenizer.files[0].read_bytes()
-    pieces = sp.SentencePieceModel(data, str(tokenizer.files[0])).pieces
+    pieces = tokenizer.core.model.pieces
     beside = {index: (text, 0.0, sp.CONTROL) for text, index in tokenizer.special.items()}
     beside |= {index: (text, 0.0, sp.USER_DEFINED) for text, index in tokenizer.added.items()}
     # ids of tokens that were added beside the file
@@ -243,7 +216,7 @@ def _grown_model(tokenizer: Tokenizer, new: NewPieces, special: list[str]) -> by
     lowest = min(score for _, score, _ in pieces)
     entries += [(piece, lowest - 1 - place, sp.NORMAL) for place, piece in enumerate(new.pieces)]
     entries += [(text, 0.0, sp.CONTROL) for text in special]
-    return data + sp.build_message(*(sp.build_piece(*entry) for entry in entries))
+    return tokenizer.files[0].read_bytes() + sp.build_message(*(sp.build_piece(*entry) for entry in entries))
 
 
 def grow(model: Transformer, parts: dict[int, list[int]]) -> Transformer:
@@ -260,7 +233,4 @@ def grow(model: Transformer, parts: dict[int, list[int]]) -> Transformer:
         for index, pieces in parts.items():
             result[index] = value[pieces].float().mean(0).to(value.dtype)
         state[name] = result
-    with torch.device("meta"):
-        grown = Transformer(dataclasses.replace(model.config, vocab_size=rows))
-    grown.load_state_dict(state, assign=True)
-    return grown.eval()
+    return model_of(dataclasses.replace(model.config, vocab_size=rows), state)

@@ -31,16 +31,16 @@ FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": F
 
 def import_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the model folder. UserError: not a GGUF file, or something in it is not supported."""
+    gguf = require_extra("gguf", "gguf")
     try:
-        reader = require_extra("gguf", "gguf").GGUFReader(str(file))
+        reader = gguf.GGUFReader(str(file))
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, OSError, IndexError) as error:
         raise UserError(f"{file}: not a readable GGUF file: {error}") from None
     try:
         stored = {tensor.name: tensor for tensor in reader.tensors}
-        config = read_config(config_json(fields, stored.keys()))
         with torch.device("meta"):
-            model = Transformer(config)
+            model = Transformer(read_config(config_json(fields, set(stored))))
         model.to(dtype).to_empty(device="cpu")
         copy_tensors(model, stored, fields["general.architecture"])
         with tempfile.TemporaryDirectory() as name:
@@ -56,29 +56,25 @@ def config_json(fields: dict[str, Any], tensors: set[str]) -> dict:
     """config.json from the metadata."""
     architecture = fields["general.architecture"]
     if architecture not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UserError(f"architecture {architecture!r} is not supported; supported are {known}")
-
-    def value(key: str, default: Any = None) -> Any:
-        return fields.get(f"{architecture}.{key}", default)
-
-    if value("rope.scaling.type") not in (None, "none") or "rope_freqs.weight" in tensors:
+        raise UserError(f"architecture {architecture!r} is not supported; those are: {', '.join(FAMILIES)}")
+    value = {key.removeprefix(f"{architecture}."): content for key, content in fields.items()}
+    if value.get("rope.scaling.type") not in (None, "none") or "rope_freqs.weight" in tensors:
         raise UserError("RoPE scaling in GGUF files is not supported")
-    heads = value("attention.head_count")
+    heads = value.get("attention.head_count")
     config = {
         "model_type": FAMILIES[architecture], "vocab_size": len(fields["tokenizer.ggml.tokens"]),
-        "hidden_size": value("embedding_length"), "num_hidden_layers": value("block_count"),
-        "intermediate_size": value("feed_forward_length"), "num_attention_heads": heads,
-        "num_key_value_heads": value("attention.head_count_kv", heads),
-        "head_dim": value("attention.key_length", value("embedding_length") // heads),
-        "max_position_embeddings": value("context_length"),
-        "rms_norm_eps": round(value("attention.layer_norm_rms_epsilon"), 12),
-        "rope_theta": value("rope.freq_base", 1e4), "tie_word_embeddings": "output.weight" not in tensors}
+        "hidden_size": value.get("embedding_length"), "num_hidden_layers": value.get("block_count"),
+        "intermediate_size": value.get("feed_forward_length"), "num_attention_heads": heads,
+        "num_key_value_heads": value.get("attention.head_count_kv", heads),
+        "head_dim": value.get("attention.key_length") or value["embedding_length"] // heads,
+        "max_position_embeddings": value.get("context_length"),
+        "rms_norm_eps": round(value["attention.layer_norm_rms_epsilon"], 12),
+        "rope_theta": value.get("rope.freq_base", 1e4), "tie_word_embeddings": "output.weight" not in tensors}
     if architecture == "gemma3":  # the period of its windows and the local base are constants of the family
         config |= {"query_pre_attn_scalar": config["head_dim"],
-                   "sliding_window": value("attention.sliding_window")}
-    ids = {f"{name}_token_id": fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-    return config | ids
+                   "sliding_window": value.get("attention.sliding_window")}
+    return config | {f"{name}_token_id": fields.get(f"tokenizer.ggml.{name}_token_id")
+                     for name in ("bos", "eos")}
 
 
 @torch.no_grad()
@@ -89,22 +85,20 @@ def copy_tensors(model: Transformer, stored: dict[str, Any], architecture: str) 
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture], config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    unread = set(stored)
-    for name, parameter in model.named_parameters():
-        source = names.get_name(published_name(config, name), (".weight", ".bias"))
-        if source not in stored:
-            raise UserError(f"no tensor {source} ({name})")
-        unread.discard(source)
+    sources = {names.get_name(published_name(config, name), (".weight", ".bias")): name
+               for name, _ in model.named_parameters()}
+    if different := sorted(sources.keys() ^ stored.keys()):
+        raise UserError(f"{different[0]}: no such tensor in the file, or none that the model needs")
+    for source, name in sources.items():
         values = np.array(gguf.dequantize(stored[source].data, stored[source].tensor_type), dtype=np.float32)
         if architecture == "gemma3" and name.endswith("norm.weight"):
             values -= 1  # GGUF stores 1 + w
         if architecture == "llama" and name.split(".")[-2] in heads:
             values = to_half_rotation(values, heads[name.split(".")[-2]])
+        parameter = model.get_parameter(name)
         if values.shape != tuple(parameter.shape):
             raise UserError(f"{source} has shape {values.shape}, expected {tuple(parameter.shape)}")
         parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))
-    if unread:
-        raise UserError(f"unknown tensor {min(unread)}")
 
 
 def to_half_rotation(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The README.md of an exported model folder: what the model is made of, how it was trained, and its scores.
+"""The README.md of an exported model folder: what the model is made of, and how it was trained.
 
-In: the model, run.json, result folders of `mmed.eval`. Out: Markdown, with names and without paths.
+In: the model and the facts of run.json. Out: Markdown, with names and without paths.
 """
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed.model import Transformer
-from mmed.utils.errors import UserError, printable
+from mmed.utils.errors import one_line, printable
 from mmed.utils.files import read_json
 
 SETTINGS = """task max_steps epochs global_batch_size sequence_length learning_rate schedule warmup_ratio
@@ -56,16 +56,16 @@ def run_data(facts: dict) -> list[str]:
         line = Path(path).name + (f", weight {weight}" if weight else "")
         if Path(path + ".json").is_file():
             meta = read_json(path + ".json")
-            tokens = {language: sum(source["tokens"] for source in sources.values())
+            counts = {language: sum(source["tokens"] for source in sources.values())
                       for language, sources in sorted(meta["counts"].items())}
-            counts = ", ".join(f"{language} {number:,}" for language, number in tokens.items())
-            line += f": {meta['tokens']:,} tokens ({counts})"
+            listed = ", ".join(f"{language} {number:,}" for language, number in counts.items())
+            line += f": {meta['tokens']:,} tokens ({listed})"
         lines.append(line)
     return lines
 
 
 def model_card(model: Transformer, *, title: str, base: str, recipe: dict, data: list[str] | None = None,
-               results: list[Path] | None = None, licence: str | None = None) -> str:
+               licence: str | None = None) -> str:
     """README.md of an exported folder."""
     family = model.config.family
     lines = [CARD.format(
@@ -76,32 +76,6 @@ def model_card(model: Transformer, *, title: str, base: str, recipe: dict, data:
     if data:
         lines += ["## Data", "", *(f"- {line}" for line in data), ""]
     if recipe:
-        table = [["setting", "value"], *([name, value] for name, value in recipe.items())]
-        lines += ["## Recipe", "", *markdown_table(table), ""]
-    for folder in results or []:
-        lines += [f"## Scores: {folder.name}", "", *markdown_table(scores(folder)), ""]
-    return "\n".join(lines)
-
-
-def markdown_table(rows: list[list]) -> list[str]:
-    cells = [[printable(str(cell)).replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
-    cells.insert(1, ["---"] * len(cells[0]))
-    return [f"| {' | '.join(row)} |" for row in cells]
-
-
-def scores(folder: Path) -> list[list[str]]:
-    """A row per language of a result folder: accuracies and text scores in %, with 95 % intervals."""
-    path = folder / "results.json"
-    try:
-        summary = read_json(path)["mmed"]["summary"]
-        accuracies, texts = list(summary["micro"]["accuracy"]), list(summary["micro"]["text"])
-        parts = summary["languages"] | {f"{kind} average": summary[kind] for kind in ("macro", "micro")}
-        rows = [["language", "items", *(f"accuracy: {name}" for name in accuracies), *texts]]
-        for name, part in parts.items():
-            values = part["accuracy"] | part["text"]
-            cells = [f"{100 * value['value']:.1f} [{100 * value['low']:.0f}-{100 * value['high']:.0f}]"
-                     if (value := values.get(column)) else "-" for column in accuracies + texts]
-            rows.append([name, f"{part['n']:,}", *cells])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: not a result of `python -m mmed.eval`, or damaged ({error!r})") from None
-    return rows
+        lines += ["## Recipe", "", "| setting | value |", "| --- | --- |"]
+        lines += [f"| {name} | {one_line(printable(str(value)))} |" for name, value in recipe.items()]
+    return "\n".join([*lines, ""])

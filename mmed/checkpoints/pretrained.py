@@ -10,6 +10,7 @@ is complete.
 """
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -22,12 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mmed.checkpoints.families import read_config, write_config
-from mmed.checkpoints.weights import StoredTensor, copy_weights, has_value, same_values, stored_tensors
-from mmed.model import XIELU, ModelConfig, Transformer, published_name, published_prefix
+from mmed.checkpoints.weights import check_tensors, stored_tensors
+from mmed.model import XIELU, ModelConfig, Transformer, local_rows, published_name, published_prefix
 from mmed.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json, sync_folder, write_json
+
+Pairs = list[tuple[torch.nn.Parameter, torch.Tensor]]  # own parameter, what is stored for it
 
 # Parts of Gemma 3 with images (MedGemma) that its language model does not need.
 IMAGE_PARTS = ("vision_tower.", "multi_modal_projector.")
@@ -60,7 +63,7 @@ def text_name(config: ModelConfig, name: str) -> str:
     return name.removeprefix("language_model.")
 
 
-def _language_model(config: ModelConfig, folder: str | Path) -> dict[str, StoredTensor]:
+def _published_tensors(config: ModelConfig, folder: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a folder by published name, without those of Gemma 3's images: a line says how many."""
     stored = {text_name(config, name): tensor for name, tensor in stored_tensors(folder).items()}
     images = {name for name in stored if name.removeprefix("model.").startswith(IMAGE_PARTS)
@@ -68,42 +71,41 @@ def _language_model(config: ModelConfig, folder: str | Path) -> dict[str, Stored
     if images and distributed.is_main():
         print(f"{folder}: only the language model is opened; {len(images)} tensors of "
               "vision_tower and multi_modal_projector are not", file=sys.stderr)
-    return {name: tensor for name, tensor in stored.items() if name not in images}
-
-
-def match_weights(model: Transformer, folder: str | Path) -> list[tuple[torch.nn.Parameter, StoredTensor]]:
-    """(own parameter, where it is stored) for all but the LoRA matrices; an error lists what does not fit."""
-    config = model.config
-    stored = _language_model(config, folder)
-    wanted = {published_name(config, name): parameter
-              for name, parameter in model.named_parameters() if ".lora_" not in name}
     prefix, head = published_prefix(config), published_name(config, "lm_head.weight")
     # saved from the model without its head, as the published BLOOMs are
     if not any(name.startswith(prefix) for name in stored):
         stored = {name if name == head else prefix + name: tensor for name, tensor in stored.items()}
+    return {name: tensor for name, tensor in stored.items() if name not in images}
+
+
+def match_weights(model: Transformer, folder: str | Path) -> Pairs:
+    """(own parameter, stored tensor) for all but the LoRA matrices; an error lists what does not fit."""
+    config = model.config
+    stored = _published_tensors(config, folder)
+    wanted = {published_name(config, name): parameter
+              for name, parameter in model.named_parameters() if ".lora_" not in name}
+    head, embedding = (published_name(config, f"{part}.weight") for part in ("lm_head", "embed_tokens"))
     tied_head = stored.pop(head, None) if config.tie_word_embeddings else None
-    found = [name for name in wanted if name in stored]
-    faults = {
-        "missing": [name for name in wanted if name not in stored],
-        "unexpected": [name for name in stored if name not in wanted
-                       and not name.endswith((".inv_freq", *CONSTANTS))],
-        "of another value": [f"{name} is not {value:g}" for constant, value in CONSTANTS.items()
-                             for name, tensor in stored.items()
-                             if name.endswith(constant) and not has_value(tensor, value)],
-        "of another shape": [f"{name} has shape {stored[name].shape}, expected {tuple(wanted[name].shape)}"
-                             for name in found if stored[name].shape != wanted[name].shape],
-        "not floating-point": [f"{name} is {stored[name].dtype}"
-                               for name in found if not isinstance(stored[name].dtype, torch.dtype)],
-    }
-    listed = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-              for what, names in faults.items() if names]
-    if listed:
-        raise UserError(f"{folder}: its weights do not fit its config.json: {'; '.join(listed)}")
-    embedding = stored[published_name(config, "embed_tokens.weight")]
-    if tied_head and not same_values(tied_head, embedding):
+    for name in [name for name in stored if name.endswith((".inv_freq", *CONSTANTS))]:
+        expected = [value for constant, value in CONSTANTS.items() if name.endswith(constant)]
+        found = stored.pop(name)
+        if expected and not math.isclose(float(found.sum()), expected[0], rel_tol=0.01):  # digits of bf16
+            raise UserError(f"{folder}: {name} is not {expected[0]:g}")
+    check_tensors(stored, {name: tuple(parameter.shape) for name, parameter in wanted.items()},
+                  f"{folder}: its weights do not fit its config.json")
+    if tied_head is not None and not torch.equal(tied_head, stored[embedding]):
         raise UserError(f"{folder}: config.json has tie_word_embeddings = true, but {head} differs from "
-                        f"{embedding.name}; set it to false, or remove the head")
+                        f"{embedding}; set it to false, or remove the head")
     return [(parameter, stored[name]) for name, parameter in wanted.items()]
+
+
+@torch.no_grad()
+def copy_weights(pairs: Pairs) -> None:
+    """Fill each parameter (its own rows, if it is sharded)."""
+    for parameter, stored in pairs:
+        target, rows = local_rows(parameter)
+        if len(target):
+            target.copy_(stored[rows])
 
 
 def load_weights(model: Transformer, folder: str | Path) -> None:
@@ -116,13 +118,21 @@ def stored_dtype(folder: Path) -> torch.dtype:
     sizes: Counter[torch.dtype] = Counter()
     for tensor in stored_tensors(folder).values():
         sizes[tensor.dtype] += tensor.nbytes
-    return max(sizes, key=sizes.get)
+    return sizes.most_common(1)[0][0]
 
 
 def has_tokenizer(path: str | Path) -> bool:
     """Whether this is a tokenizer file, or a folder with one."""
     path = Path(path)
     return path.is_file() or any((path / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+
+
+def model_of(config: ModelConfig, state: dict[str, torch.Tensor]) -> Transformer:
+    """A model that owns these tensors."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
 
 
 def load_pretrained(folder: str | Path, dtype: torch.dtype | None = None,

@@ -4,29 +4,36 @@
     step-N       rank 0 renames it      latest  names it        older ones are removed
 
 Killed between any two of these, `latest` names a complete checkpoint. The shards are safetensors files,
-written and read by torch.distributed.checkpoint, which reshards them.
+written and read by torch.distributed.checkpoint, which reshards them; `AsyncCheckpointer` writes them beside
+the training, from a copy in host memory.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import nn, optim
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from mmed.checkpoints.pretrained import replace_folder
+from mmed.config import TrainConfig
 from mmed.training import distributed
+from mmed.training.logging import Log
+from mmed.training.run_folder import FolderLock
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, write_error, write_json, writing
 from mmed.utils.fingerprints import file_hash
@@ -36,7 +43,9 @@ MAX_FILES = 32          # no more than these: each is laid out in memory (3 time
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+# ---------------------------------------------------------------------------------------------------- writing
+
+def state_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:
     """Every tensor of the run by name: trained parameters and AdamW's averages (zeros before step 1)."""
     distributed.reshard(model)
     tensors = {}
@@ -54,43 +63,27 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     return tensors
 
 
-def write_state(run: str | Path, tensors: dict[str, torch.Tensor], step: int, facts: dict,
-                keep_last: int = 2) -> None:
-    """Write RUN/checkpoints/step-N, point `latest` at it, keep keep_last - 1 older ones; every rank calls."""
-    writer = prepare(run, tensors, step)
-    with unfinished_removed(run, step):
-        dcp.save(tensors, storage_writer=writer)
-        publish(run, step, facts, keep_last)
-
-
 def folder_of(run: str | Path, step: int, end: str = "") -> Path:
     """The folder of a checkpoint; with end=".tmp" while it is being written."""
     return Path(run) / "checkpoints" / f"step-{step}{end}"
 
 
-@contextmanager
-def unfinished_removed(run: str | Path, step: int) -> Iterator[None]:
-    """If writing a checkpoint fails, remove the unfinished folder, and say in one line what went wrong."""
-    building = folder_of(run, step, ".tmp")
-    try:
-        yield
-    except (CheckpointException, UserError) as error:
-        if distributed.is_main():
-            shutil.rmtree(building, ignore_errors=True)
-        if isinstance(error, UserError):
-            raise
-        cause, _ = next(iter(error.failures.values()))
-        raise (write_error(cause, building) if isinstance(cause, OSError) else cause) from error
+def write_state(run: str | Path, tensors: dict[str, torch.Tensor], step: int, facts: dict,
+                keep_last: int = 2) -> None:
+    """Write RUN/checkpoints/step-N, point `latest` at it, keep keep_last - 1 older ones; every rank calls."""
+    writer = prepare(run, tensors, step)
+    finish(run, step, facts, keep_last, functools.partial(dcp.save, tensors, storage_writer=writer))
 
 
 def prepare(run: str | Path, tensors: dict[str, torch.Tensor], step: int) -> HuggingFaceStorageWriter:
     """Check values and free space, make the folder; returns the writer of this rank's shards."""
     final, building = folder_of(run, step), folder_of(run, step, ".tmp")
-    need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     for name, tensor in tensors.items():
         if not torch.isfinite(distributed.local(tensor)).all():
             raise UserError(f"{final}: not written, {name} holds values that are not finite; the previous "
                             "checkpoint is complete")
+    ends = list(itertools.accumulate(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
+    need = ends[-1]
     if distributed.is_main():
         with writing(final.parent, need):
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -100,19 +93,29 @@ def prepare(run: str | Path, tensors: dict[str, torch.Tensor], step: int) -> Hug
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir()
     distributed.barrier()
-    return HuggingFaceStorageWriter(str(building), _file_numbers(tensors, need), save_distributed=True)
-
-
-def _file_numbers(tensors: dict[str, torch.Tensor], need: int) -> dict[str, int]:
-    """Which of a rank's files (from 1, without gaps) each tensor goes to."""
+    # a rank's files are numbered from 1, without gaps
     file_bytes = max(FILE_BYTES * distributed.world_size(), need // MAX_FILES)
-    numbers: dict[str, int] = {}
-    files: dict[int, int] = {}
-    done = 0
-    for name, tensor in tensors.items():
-        numbers[name] = files.setdefault(done // file_bytes, len(files) + 1)
-        done += tensor.numel() * tensor.element_size()
-    return numbers
+    files = [start // file_bytes for start in [0, *ends[:-1]]]
+    numbers = {file: number for number, file in enumerate(sorted(set(files)), 1)}
+    places = {name: numbers[file] for name, file in zip(tensors, files)}
+    return HuggingFaceStorageWriter(str(building), places, save_distributed=True)
+
+
+def finish(run: str | Path, step: int, facts: dict, keep_last: int, write: Callable[[], object],
+           group: dist.ProcessGroup | None = None) -> None:
+    """Write the shards (or wait until they are written), and publish them. If that fails, remove the
+    unfinished folder, and say in one line what went wrong."""
+    building = folder_of(run, step, ".tmp")
+    try:
+        write()
+        publish(run, step, facts, keep_last, group)
+    except (CheckpointException, UserError) as error:
+        if distributed.is_main():
+            shutil.rmtree(building, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
+        cause, _ = next(iter(error.failures.values()))
+        raise (write_error(cause, building) if isinstance(cause, OSError) else cause) from error
 
 
 def publish(run: str | Path, step: int, facts: dict, keep_last: int,
@@ -130,19 +133,14 @@ def publish(run: str | Path, step: int, facts: dict, keep_last: int,
             replace_folder(building, final)
             with atomic_write(final.parent / "latest") as file:
                 file.write(final.name + "\n")
-            _remove_old(run, step, keep_last)
+            # later steps are what --resume=step-N gave up
+            older = [path for path in checkpoints(run) if _step(path) < step][:keep_last - 1]
+            for path in {*checkpoints(run)} - {final, *older}:
+                # renamed first, so that no incomplete folder has a checkpoint's name
+                doomed = path.with_name(path.name + ".old.tmp")
+                os.replace(path, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
     distributed.barrier(group)
-
-
-def _remove_old(run: str | Path, step: int, keep_last: int) -> None:
-    """Keep the newest `keep_last` up to this step; later ones are what --resume=step-N gave up."""
-    every = checkpoints(run)
-    older = [path for path in every if _step(path) < step]
-    for path in {*every} - {folder_of(run, step), *older[:keep_last - 1]}:
-        # renamed first, so that no incomplete folder has a checkpoint's name
-        doomed = path.with_name(path.name + ".old.tmp")
-        os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def wait_for_files(folder: Path, names: Iterable[str], seconds: float = 60.0) -> None:
@@ -160,6 +158,55 @@ def _checksum(state: dict) -> str:
     """sha256 of state.json's content, so that damage to it is found like damage to a shard."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
+
+class AsyncCheckpointer:
+    """Writes one checkpoint at a time, in a thread: a second one waits for the first. Ranks meet in a group
+    of their own, so that the thread's collectives never mix with those of the training."""
+
+    def __init__(self, run: Path, facts: dict, lock: FolderLock | None, config: TrainConfig, saved: int):
+        self.run, self.facts, self.lock, self.config, self.saved = run, facts, lock, config, saved
+        self.group = distributed.host_group(config.rank_timeout_seconds) if config.async_save else None
+        self.pool = ThreadPoolExecutor(1, "checkpoints")
+        self.pending: Future | None = None
+
+    def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, log: Log) -> None:
+        """Write the state after `step`, unless it is the one that was loaded or saved last."""
+        self.wait()
+        if step == self.saved:
+            return
+        self.saved = step
+        tensors = state_tensors(model, optimizer)
+        done = int(next(iter(optimizer.state.values()))["step"])  # without the batches that were skipped
+        facts = {"world_size": distributed.world_size(), "optimizer_step": done, **log.state_dict()}
+        log.sync()
+        writer = prepare(self.run, tensors, step)
+        if self.config.async_save:
+            written = cast(Future, dcp.async_save(tensors, storage_writer=writer, process_group=self.group))
+            self.pending = self.pool.submit(self._finish, step, facts, written.result)
+        else:
+            self._finish(step, facts, functools.partial(dcp.save, tensors, storage_writer=writer))
+
+    def _finish(self, step: int, facts: dict, write: Callable[[], object]) -> None:
+        finish(self.run, step, facts, self.config.keep_last, write, self.group)
+        if self.lock is not None and not self.lock.there():  # the state in memory may be all that is left
+            write_json(self.run / "run.json", self.facts)
+            raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. "
+                            f"A new one holds the state after step {step}; restore metrics.jsonl and older "
+                            "checkpoints if you need them, and continue with --resume=auto")
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written is complete; raises its error, if any."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def check(self) -> None:
+        """Raise what went wrong with the checkpoint that is being written, if anything did; does not wait."""
+        if self.pending is not None and self.pending.done():
+            self.wait()
+
+
+# ---------------------------------------------------------------------------------------------------- reading
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
@@ -194,8 +241,7 @@ def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, st
     try:
         state = json.loads(path.read_bytes())
         hashes, present = state["sha256"], {path.name for path in folder.glob("*.safetensors")}
-        content = {key: value for key, value in state.items() if key != "checksum"}
-        if _checksum(content) != state["checksum"]:
+        if _checksum({key: value for key, value in state.items() if key != "checksum"}) != state["checksum"]:
             raise ValueError("its checksum does not match")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return None, f"{path}: damaged ({type(error).__name__}: {error})"
@@ -216,7 +262,7 @@ def _load(folder: Path, tensors: dict[str, torch.Tensor]) -> dict:
     return state
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+def load_state(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> dict:
     """Fill model and optimizer from a checkpoint, on any number of ranks; returns its state.json."""
     state = _load(folder, state_tensors(model, optimizer))
     for parameter_state in optimizer.state.values():

@@ -67,9 +67,6 @@ class Journal:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def has(self, number: int) -> bool:
-        return number in self.done
-
     def add(self, number: int, rows: list[dict]) -> None:
         self._append({"round": number, "rows": rows})
         self.done.add(number)

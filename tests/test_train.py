@@ -283,13 +283,6 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
     assert found[-1]["validation_loss"]["conversations"] < found[0]["validation_loss"]["conversations"]
 
 
-def test_a_profile_leaves_a_trace(world, tmp_path):
-    done = warm_run(pretrain(world, tmp_path / "out", "--profile=1"))
-    trace = json.loads((tmp_path / "out" / "trace.json").read_text())
-    assert trace["traceEvents"] and "trace.json" in done.stderr
-
-
-
 # -------------------------------------------------------------------------------------- options and bad input
 
 

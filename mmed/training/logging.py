@@ -1,6 +1,8 @@
-"""metrics.jsonl, the progress bar and the profile. The host reads from the device only what is one step old.
+"""metrics.jsonl and the progress bar. The host reads from the device only what is one step old.
 
     step k is queued -> Values(k) copied in the background -> step k + 1 is queued -> line of step k written
+
+With --log the numbers of each line also go to TensorBoard or Weights & Biases.
 """
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ from tqdm import tqdm
 
 from mmed.config import TrainConfig
 from mmed.training import distributed
-from mmed.utils.errors import UserError
+from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import writing
 
 SHOWN = 6  # documents or items of a batch that a message names
-PROFILE_WARM_UP = 3
+Report = Callable[[int, dict[str, float]], None]  # given a step and its numbers
 
 
 class Values:
@@ -53,9 +55,52 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def to_tensorboard(config: TrainConfig, first: int) -> Report:
+    """Write to OUT/tensorboard; what an earlier start wrote of steps after `first` is hidden."""
+    tensorboard = require_extra("torch.utils.tensorboard", "tensorboard")
+    writer = tensorboard.SummaryWriter(f"{config.out}/tensorboard", purge_step=first + 1)
+
+    def report(step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+    return report
+
+
+def to_wandb(config: TrainConfig, first: int) -> Report:
+    """Write to OUT/wandb; it is also sent if WANDB_MODE says so or, without WANDB_MODE, if there is a key."""
+    wandb = require_extra("wandb", "wandb")
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None:
+        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    run = wandb.init(project="mmed", name=Path(config.out).name, dir=config.out, config=vars(config),
+                     mode=mode)
+    return lambda step, numbers: run.log(numbers, step=step)
+
+
+REPORTS = {"tensorboard": to_tensorboard, "wandb": to_wandb}
+
+
+def numbers_of(line: dict) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl; those of a language are called NAME/LANGUAGE.
+
+    >>> numbers_of({"step": 1, "loss": 2.5, "mfu": None, "validation_loss": {"en": 1.5}})
+    {'loss': 2.5, 'validation_loss/en': 1.5}
+    """
+    found = {}
+    for name, value in line.items():
+        parts = {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else {
+            name: value}
+        found |= {key: part for key, part in parts.items() if isinstance(part, int | float) and key != "step"}
+    return found
+
+
 class Log:
-    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing. `flops` per token and
-    the device's `peak` (or None) give the MFU; `names` says what a step's batch holds."""
+    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
+
+    `flops` per token and the device's `peak` (or None) give the MFU; `names` says what a step's batch holds;
+    `state` is what `state_dict` gave to the checkpoint.
+    """
 
     def __init__(self, config: TrainConfig, device: torch.device, first: int, steps: int, state: dict,
                  flops: float, peak: float | None, names: Callable[[int], list[str]]):
@@ -74,6 +119,7 @@ class Log:
         self.last = (first, self.tokens, self.clock)  # step, tokens and time of the last line
         self.path = Path(config.out) / "metrics.jsonl"
         self.file = open(self.path, "a", encoding="utf-8") if distributed.is_main() else None
+        self.report = REPORTS[config.log](config, first) if self.file and config.log != "none" else None
         self.bar = tqdm(total=steps, initial=first, unit="step", disable=self.file is None, file=sys.stderr,
                         mininterval=0.5, dynamic_ncols=True)
 
@@ -172,6 +218,8 @@ class Log:
             with writing(self.path, len(text)):
                 self.file.write(text)
                 self.file.flush()
+            if self.report:
+                self.report(line["step"], numbers_of(line))
 
     def sync(self) -> None:
         """To the disk: a checkpoint must not be more durable than the lines that lead to it."""
@@ -182,19 +230,3 @@ class Log:
     def pause(self) -> None:
         """Do not count the time since the last line: it was an evaluation or a checkpoint."""
         self.last = (*self.last[:2], time.perf_counter())
-
-
-def profiler(steps: int, folder: str, device: torch.device) -> torch.profiler.profile | None:
-    """A profiler that records `steps` steps after a warm-up, writes OUT/trace.json and prints a summary."""
-    if not steps or not distributed.is_main():
-        return None
-
-    def write(found: torch.profiler.profile) -> None:
-        path = f"{folder}/trace.json"
-        found.export_chrome_trace(path)
-        order = f"self_{device.type}_time_total"
-        table = found.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
-        print(f"{table}\nprofile: {path} (open it in ui.perfetto.dev)", file=sys.stderr)
-
-    schedule = torch.profiler.schedule(wait=PROFILE_WARM_UP - 1, warmup=1, active=steps, repeat=1)
-    return torch.profiler.profile(schedule=schedule, on_trace_ready=write)

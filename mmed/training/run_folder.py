@@ -33,8 +33,8 @@ SAMPLE_BYTES, SAMPLES = 1 << 16, 64  # read of each weight file for its fingerpr
 
 # Settings that may differ when a run is resumed: they change neither the data nor the mathematics.
 FREE_ON_RESUME = {
-    "out", "resume", "micro_batch_size", "compile", "activation_checkpointing", "log_every", "eval_every",
-    "save_every", "keep_last", "validation", "async_save", "profile", "dry_run", "shard_size",
+    "out", "resume", "micro_batch_size", "compile", "activation_checkpointing", "log", "log_every",
+    "eval_every", "save_every", "keep_last", "validation", "async_save", "dry_run", "shard_size",
     "rank_timeout_seconds", "deterministic", "skip_nonfinite", "allow_changed", "tokenizer", "simulate_ranks"}
 OPENED = ("data", "model", "tokenizer", "steps")  # facts known once the data and the model are open
 ROUNDING = ("micro_batch_size", "shard_size", "compile", "activation_checkpointing")

@@ -15,11 +15,9 @@ from tiny_world import finetune, make_world, pretrain
 
 from mmed.checkpoints import training_state
 from mmed.config import TrainConfig, parse_command_line
-from mmed.reporting.read_results import read_run
 from mmed.tokenizer import load_tokenizer
 from mmed.training import run_folder
 from mmed.training.inspect_batch import batch_names, load_run, main
-from mmed.training.logging import Log, Values
 from mmed.utils.errors import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,22 +138,6 @@ def test_other_places_and_reports_may_change_and_rounding_is_reported():
     assert not run_folder.check_resume(facts(), facts(moved))
     assert run_folder.rounding_differences(facts(), facts()) == []
     assert run_folder.rounding_differences(facts(), facts(world_size=8)) == ["ranks 1 -> 8"]
-
-
-def test_a_non_finite_batch_is_skipped_or_ends_the_run_and_is_named(tmp_path):
-    config = TrainConfig(log_every=1000, skip_nonfinite=1, global_batch_size=8, out=str(tmp_path))
-    log = Log(config, torch.device("cpu"), 0, 99, {}, 1.0, None, lambda step: [f"en:{step}"])
-    bad = Values(torch.tensor([4.0, math.nan, 1.0], dtype=torch.float64))
-    log.add(7, 1e-3, 8, bad)
-    log.add(9, 1e-3, 8, bad)
-    with pytest.raises(UserError, match=r"step 9: loss nan, gradient norm 1.0: not finite.* 64 to 71: en:9 "):
-        log.flush()
-    written = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
-    assert [(line["step"], line["loss"], line["nonfinite"], line["batch"]) for line in written] == [
-        (7, None, True, ["en:7"]), (9, None, True, ["en:9"])]
-    assert log.state_dict()["skipped"] == 2 and log.tokens == 0
-    (tmp_path / "run.json").write_text(json.dumps({"config": vars(config)}))
-    assert "2 losses that are not finite" in " ".join(read_run(str(tmp_path)).notes)
 
 
 def test_the_batch_of_a_step_is_shown_as_text(world, tmp_path, capsys):

@@ -137,7 +137,7 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
                shard: bool = False, bos: str = "auto") -> tuple[Transformer, Tokenizer]:
     """(model ready to decode, its tokenizer); an adapter is merged. Joins the other ranks under torchrun.
 
-    dtype  "int8": weights of 8 bits while decoding (mmed/inference/quantize.py)
+    dtype  "int8": weights of 8 bits while decoding (mmed/inference/linears.py)
     shard  each rank keeps its part of every matrix
     bos    whether prompts begin with BOS, see `load_tokenizer`
     """

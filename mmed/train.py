@@ -42,7 +42,7 @@ from mmed.checkpoints import adapters, pretrained, training_state
 from mmed.checkpoints.async_save import AsyncCheckpointer
 from mmed.config import SHAPES, VOCABULARIES, TrainConfig, parse_command_line
 from mmed.data import ExamRows, PretrainRows
-from mmed.lora import adapted_layers, apply_lora, init_lora
+from mmed.lora import adapted_layers, init_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.training import distributed, loader, memory_estimate, optimizer, run_folder, simulate, validation
@@ -110,13 +110,7 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer | None) -> ModelConfi
 def skeleton(config: TrainConfig, shape: ModelConfig) -> Transformer:
     """The model without memory (meta device), LoRA in place, every parameter in the dtype it is kept in."""
     with torch.device("meta"):
-        model = Transformer(shape)
-    if config.lora_rank:
-        apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-        for parameter in model.parameters():  # frozen weights need no more precision than they compute in
-            if config.precision == "bf16" and not parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
-    return model
+        return memory_estimate.build(shape, config)
 
 
 def sharded_skeleton(config: TrainConfig, shape: ModelConfig, device: torch.device) -> Transformer:
@@ -150,7 +144,7 @@ def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> i
     if config.simulate_ranks and not config.dry_run:
         shape = model_config(config, None)
         build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"))
-        simulate.show(config, shape, *simulate.simulate(config, build, forward_backward))
+        memory_estimate.show_simulation(shape, config, *simulate.simulate(config, build, forward_backward))
         return 0
     try:
         if config.deterministic:

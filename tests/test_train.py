@@ -113,13 +113,6 @@ def test_four_ranks_in_two_groups_give_the_losses_of_one(world, tmp_path, uninte
     assert same_losses(uninterrupted, tmp_path / "four")
 
 
-@pytest.mark.slow
-def test_compiled_recomputed_sharded_blocks_give_the_losses_of_one_process(world, tmp_path, uninterrupted):
-    """torch.compile, activation checkpointing and FSDP2 together, with several micro-batches."""
-    run(TORCHRUN, pretrain(world, tmp_path / "all", "--compile=yes", "--activation_checkpointing=all"))
-    assert same_losses(uninterrupted, tmp_path / "all", 1e-4)
-
-
 def test_micro_batch_size_changes_nothing_but_the_rounding(world, tmp_path, uninterrupted):
     warm_run(pretrain(world, tmp_path / "big", "--micro_batch_size=8"))
     assert same_losses(uninterrupted, tmp_path / "big")

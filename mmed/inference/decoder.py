@@ -17,12 +17,10 @@ heads, G = H / K, E head size.
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmed.inference.cuda_graphs import StepGraphs
@@ -88,25 +86,16 @@ class Decoder:
     """A `Transformer` laid out for decoding."""
 
     def __init__(self, model: Transformer, layout: str):
-        self.config, self.layout = model.config, layout
-        weight = model.embed_tokens.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.model, self.config, self.layout = model, model.config, layout
+        self.device, self.dtype = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
         self.layers = [DecoderLayer(block, model.config, layout) for block in model.layers]
         self.head = matrix(model.head_weight.detach(), None, layout)
-        self.embed_tokens, self.norm = weight.detach(), model.norm
-        self.embed_norm = model.embed_norm if model.config.embedding_norm else None
         self.kinds = {layer.attention.slides for layer in self.layers}
         self.cache: KVCache | None = None
         self.graphs: StepGraphs | None = None
 
-    def embed(self, ids: Tensor) -> Tensor:
-        x = F.embedding(ids, self.embed_tokens)
-        if self.config.scale_embedding:
-            x = x * torch.tensor(self.config.hidden_size ** 0.5, dtype=x.dtype)
-        return x if self.embed_norm is None else self.embed_norm(x)
-
     def logits(self, x: Tensor) -> Tensor:
-        logits, cap = self.head(self.norm(x)), self.config.final_softcap
+        logits, cap = self.head(self.model.norm(x)), self.config.final_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def angles(self, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor] | None]:
@@ -142,7 +131,7 @@ class Decoder:
         ids = [token for segment in segments for token in segment.ids]
         at = [segment.start + i for segment in segments for i in range(len(segment.ids))]
         padding = [0] * (-len(ids) % ROWS_STEP)
-        x = self.embed(torch.tensor(ids + padding, device=self.device))  # (N, D)
+        x = self.model.embed(torch.tensor(ids + padding, device=self.device))  # (N, D)
         positions = torch.tensor(at + padding, device=self.device)
         angles = self.angles(positions)
         lengths = [len(segment.ids) for segment in segments]
@@ -193,7 +182,7 @@ class Decoder:
     def one_token(self, cache: KVCache, tokens: Tensor, positions: Tensor, used: int) -> Tensor:
         """`decode_step` on tensors (n,): each row attends to its part of the first `used` places."""
         n, K, E = len(tokens), self.config.num_key_value_heads, self.config.head_dim
-        x = self.embed(tokens)  # (n, D)
+        x = self.model.embed(tokens)  # (n, D)
         angles = self.angles(positions)
         rows = torch.arange(n, device=self.device)
         # The G queries of a key head stand where a prompt's tokens do, so keys need not be repeated.
@@ -229,21 +218,19 @@ def passes(segments: Sequence[Segment], limit: int) -> list[list[Segment]]:
 
 # ------------------------------------------------------------------------------------- which layout, and when
 
-_KEPT: weakref.WeakKeyDictionary[Transformer, tuple[list, Decoder]] = weakref.WeakKeyDictionary()
-
-
 def decoder_for(model: Transformer) -> Decoder:
     """The model's decoder: made once, and again when a parameter has changed."""
     def state() -> list[tuple[int, int]]:
         return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
     layout = layout_of(model)
-    before, decoder = _KEPT.get(model, (None, None))
+    before, decoder = model.__dict__.get("decoder", (None, None))
     if decoder is None or decoder.layout != layout or before != state():
-        _KEPT.pop(model, None)  # one layout at a time: it is a copy of the weights
+        model.__dict__.pop("decoder", None)  # one layout at a time: it is a copy of the weights
+        del decoder
         with torch.inference_mode(False), torch.no_grad():
             decoder = Decoder(model, layout)
-        _KEPT[model] = (state(), decoder)  # after "in place" has moved the parameters
+        model.__dict__["decoder"] = state(), decoder  # after "in place" has moved the parameters
     return decoder
 
 

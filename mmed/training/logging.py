@@ -57,8 +57,10 @@ def peak_memory(device: torch.device) -> int:
 
 def to_tensorboard(config: TrainConfig, first: int) -> Report:
     """Write to OUT/tensorboard; what an earlier start wrote of steps after `first` is hidden."""
-    tensorboard = require_extra("torch.utils.tensorboard", "tensorboard")
-    writer = tensorboard.SummaryWriter(f"{config.out}/tensorboard", purge_step=first + 1)
+    require_extra("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(f"{config.out}/tensorboard", purge_step=first + 1)
 
     def report(step: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():

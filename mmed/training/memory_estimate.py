@@ -15,14 +15,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmed.config import TrainConfig
-from mmed.data import ExamRows, PretrainRows, rank_share
+from mmed.data import ExamRows, PretrainRows
 from mmed.lora import apply_lora
 from mmed.loss import ChunkedCrossEntropy
 from mmed.model import ModelConfig, Transformer
 from mmed.training import distributed
-from mmed.training.fake import StorageWatch
-from mmed.training.loader import micro_batches
+from mmed.training.loader import Batches, BatchSizes, full_rows
 from mmed.training.logging import peak_memory
+from mmed.training.simulate import Watch
 
 # Dense bf16 FLOP/s by torch.cuda.get_device_name(), from NVIDIA's data sheets. Whole names, because variants
 # of one product differ; a MIG slice or an unknown GPU has no MFU rather than a wrong one.
@@ -34,6 +34,7 @@ PEAK_FLOPS = {
     "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10G": 70e12, "NVIDIA GeForce RTX 4090": 165e12,
 }
 ASSUMED_GPU = "NVIDIA H100 80GB HBM3"  # of simulated ranks
+STATE_BYTES = {"fp32": 8, "bf16": 4}  # of AdamW, per trained parameter
 SAMPLED = 20             # batches of exam items that a dry run makes
 USEFUL = 0.5             # share of the speed of matrix products that a step reaches, for the estimate of time
 # Not counted on a GPU, assumed: gaps of the allocator; CUDA, NCCL's buffers and kernels' work space.
@@ -86,42 +87,20 @@ def worth_compiling(config: TrainConfig, shape: ModelConfig, device: torch.devic
 
 # ----------------------------------------------------------------------------------------------------- memory
 
-def build(shape: ModelConfig, config: TrainConfig, world_size: int = 1) -> Transformer:
-    """The model with its adapters, in the dtypes that a forward pass sees on one of `world_size` ranks."""
+def build(shape: ModelConfig, config: TrainConfig) -> Transformer:
+    """The model with LoRA in place, every parameter in the dtype that it is kept in."""
     model = Transformer(shape)
     if config.lora_rank:
         apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-    for parameter in model.parameters():
-        if config.precision == "bf16" and (world_size > 1 or not parameter.requires_grad):
-            parameter.data = parameter.data.bfloat16()
-    return model.train()
-
-
-def state_bytes(config: TrainConfig) -> int:
-    """Of AdamW, per trained parameter."""
-    return 8 if config.optimizer_state_dtype == "fp32" else 4
+        for parameter in model.parameters():  # frozen weights need no more precision than they compute in
+            if config.precision == "bf16" and not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return model
 
 
 def reserve(memory: int) -> int:
     """Bytes of a GPU to leave free: gaps of the allocator, NCCL's buffers, kernels' work space."""
     return int(RESERVE_SHARE * memory + RESERVE_BYTES)
-
-
-@dataclasses.dataclass
-class BatchSizes:
-    """The largest micro-batch of a rank."""
-
-    rows: int
-    length: int         # tokens per row
-    targets: int        # tokens that carry loss
-    micro_batches: int  # of a step, on each rank
-
-
-def full_rows(config: TrainConfig, world_size: int) -> BatchSizes:
-    """Of rows without padding, every token of which carries loss."""
-    share = rank_share(config.global_batch_size, 0, world_size, config.micro_batch_size)
-    tokens = len(share[0]) * config.sequence_length
-    return BatchSizes(len(share[0]), config.sequence_length, tokens, len(share))
 
 
 @dataclasses.dataclass
@@ -139,16 +118,19 @@ def block_memory(shape: ModelConfig, config: TrainConfig, world_size: int, sizes
     one = dataclasses.replace(shape, num_hidden_layers=1, sliding_layers=shape.sliding_layers[:1])
     autocast = torch.autocast("cpu", torch.bfloat16, bf16 and world_size == 1, cache_enabled=False)
     with FakeTensorMode(), torch.device("cpu"), autocast:
-        model = build(one, config, world_size)
+        model = build(one, config).train()
+        for parameter in model.parameters() if bf16 and world_size > 1 else ():  # as FSDP gathers it
+            parameter.data = parameter.data.bfloat16()
         # The residual stream is bf16 under FSDP and with LoRA's bf16 base, fp32 under autocast.
         x = torch.zeros(sizes.rows, sizes.length, shape.hidden_size, dtype=model.embed_tokens.weight.dtype,
                         requires_grad=True)
         shared = model.attention_inputs(x, torch.arange(sizes.length)[None])
-        with StorageWatch(model.parameters()) as watch:
+        watch = Watch(model)
+        with watch:
             y = model.layers[0](x, shared)
-            forward = watch.total()
+            weights, forward = watch.held["weights"], watch.held["activations"]
             y.backward(torch.zeros_like(y))
-    return BlockMemory(y.nbytes, forward - y.nbytes, sum(watch.peak.values()) - forward)
+    return BlockMemory(y.nbytes, forward - y.nbytes, sum(watch.peak.values()) - weights - forward)
 
 
 def loss_bytes(shape: ModelConfig, config: TrainConfig, world_size: int, device: str,
@@ -196,7 +178,8 @@ def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1
     L, head = shape.num_hidden_layers, 0 if config.lora_rank else shape.vocab_size * shape.hidden_size
     recomputed = {"no": 0, "half": (L + 1) // 2, "all": L}[config.activation_checkpointing]
     base = {"weights": sum(p.numel() * p.element_size() for p in parameters) // shards,
-            "optimizer state": state_bytes(config) * sum(p.numel() for p in trained) // shards}
+            "optimizer state": STATE_BYTES[config.optimizer_state_dtype] * sum(p.numel() for p in trained)
+            // shards}
     sharded_gradients = 4 * sum(p.numel() for p in trained) // shards
     earlier = sharded_gradients if sizes.micro_batches > 1 else 0  # of the micro-batches before
     kept = L * block.output + (L - recomputed) * block.inner
@@ -217,25 +200,20 @@ def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1
 def look_at_batches(rows: PretrainRows | ExamRows, config: TrainConfig, world_size: int, steps: int,
                     end_to_end: bool) -> tuple[Work, BatchSizes]:
     """Rows of token streams are full; of exam items SAMPLED batches are made as in training."""
-    sizes = full_rows(config, world_size)
     if not isinstance(rows, ExamRows):
         positions = config.global_batch_size * config.sequence_length
-        return Work(positions, positions, config.sequence_length), sizes
-    chosen, batches, items = range(0, steps, -(-steps // SAMPLED)), [], 0
-    for step in chosen:
-        examples = rows.batch(step, config.global_batch_size)
-        laid = rows.rows(examples)
-        items += sum(len(example.ids) for example in examples)
-        shares = [rank_share(len(laid), rank, world_size, config.micro_batch_size)
-                  for rank in range(world_size)]
-        batches += [micro_batches(laid, share, torch.device("cpu"), end_to_end) for share in shares]
+        return Work(positions, positions, config.sequence_length), full_rows(config, world_size)
+    make = Batches(config, rows, torch.device("cpu"), end_to_end)
+    chosen = range(0, steps, -(-steps // SAMPLED))
+    batches = [make.of_rank(step, rank, world_size) for step in chosen for rank in range(world_size)]
     largest = max((micro for batch in batches for micro in batch.micro),
                   key=lambda micro: (micro["input_ids"].numel(), len(micro["loss_positions"])))
     sizes = BatchSizes(*largest["input_ids"].shape, len(largest["loss_positions"]),
                        max(len(batch.micro) for batch in batches))
     positions, targets = (sum(getattr(batch, name) for batch in batches) / len(chosen)
                           for name in ("positions", "targets"))
-    return Work(positions, targets, items / len(chosen) / config.global_batch_size), sizes
+    lengths = [len(item.ids) for step in chosen for item in rows.batch(step, config.global_batch_size)]
+    return Work(positions, targets, sum(lengths) / len(lengths)), sizes
 
 
 def show(shape: ModelConfig, config: TrainConfig, rows: PretrainRows | ExamRows, steps: int,
@@ -278,3 +256,20 @@ def measured_flops(config: TrainConfig, device: torch.device) -> float:
         (a @ b)[0, 0].item()  # waits for a GPU
         count += 1
     return count * 2 * size ** 3 / (time.perf_counter() - begin)
+
+
+def show_simulation(shape: ModelConfig, config: TrainConfig, memory: dict[str, int],
+                    traffic: dict[str, int]) -> None:
+    """Print what mmed/training/simulate.py found beside what `--dry_run` computes."""
+    predicted = training_memory(shape, config, config.simulate_ranks)
+    total, expected = sum(memory.values()), sum(predicted.values())
+    kinds = [(kind, memory.get(kind, 0), predicted.get(kind, 0)) for kind in sorted({*memory, *predicted})]
+    kinds += [("sum", total, expected),
+              ("with the reserve", total + reserve(total), expected + reserve(expected))]
+    print(f"{'memory per rank, GB':24}{'simulated':>10}{'dry run':>10}")
+    for kind, simulated, computed in kinds:
+        print(f"  {kind:22}{simulated / 1e9:10.3f}{computed / 1e9:10.3f}")
+    print(f"dry run / simulated     {expected / total:10.3f}")
+    print("received per rank and optimizer step, GB")
+    print(*(f"  {kind:22}{size / 1e9:10.3f}" for kind, size in traffic.items()), sep="\n")
+    print("host waits                none", flush=True)

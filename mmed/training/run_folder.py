@@ -80,15 +80,13 @@ def model_facts(model: str) -> dict[str, str]:
 def settings(facts: dict) -> dict[str, object]:
     """All that makes another run of it, as name -> value. Of data and model the content counts, not the
     path, if it was recorded."""
-    found = {key: value for key, value in facts["config"].items()
-             if key not in FREE_ON_RESUME and key not in ("model", "data")}
-    weights = [part.partition("=")[2].strip() for part in facts["config"]["data"].split(",")]
+    config = facts["config"]
+    found = {key: value for key, value in config.items() if key not in {*FREE_ON_RESUME, "model", "data"}}
+    weights = [part.partition("=")[2].strip() for part in config["data"].split(",")]
     found |= {"data weights": weights, "tokenizer": facts.get("tokenizer"), "steps": facts.get("steps")}
     for kind in ("data", "model"):
         found |= {f"{kind} {name}": value for name, value in facts.get(kind, {}).items()}
-    if not facts.get("model"):
-        found["model"] = facts["config"]["model"]
-    return found
+    return found if facts.get("model") else found | {"model": config["model"]}
 
 
 def check_resume(old: dict, new: dict) -> dict[str, tuple[object, object]]:
@@ -126,9 +124,13 @@ def rounding_differences(old: dict, new: dict) -> list[str]:
 
 def start(out: Path, facts: dict, old: dict | None, allowed: dict, first: int) -> dict:
     """Write run.json, or note in it how this continuation differs; drop the log after step `first`."""
-    (out / "stopped").unlink(missing_ok=True)
-    (out / "done.json").unlink(missing_ok=True)  # --resume=step-N of a finished run
-    rounding = rounding_differences(old, facts) if old else []
+    for name in ("stopped", "done.json"):  # the latter after --resume=step-N of a finished run
+        (out / name).unlink(missing_ok=True)
+    keep_lines(out / "metrics.jsonl", first or -1)
+    if old is None:
+        write_json(out / "run.json", facts)
+        return facts
+    rounding = rounding_differences(old, facts)
     if rounding:
         print(f"resumed after step {first}: {', '.join(rounding)}: the data is the same, but sums round "
               "differently, so the run is no longer bit-identical to an uninterrupted one", file=sys.stderr)
@@ -137,9 +139,7 @@ def start(out: Path, facts: dict, old: dict | None, allowed: dict, first: int) -
     if rounding or allowed:
         note = {"step": first, "rounding": rounding, "allowed": allowed}
         facts = facts | {"resumed": [*old.get("resumed", []), note]}
-    if old is None or rounding or allowed:
         write_json(out / "run.json", facts)
-    keep_lines(out / "metrics.jsonl", first or -1)
     return facts
 
 

@@ -9,9 +9,8 @@ from mmed.generate import generate, score_many, score_plain
 from mmed.inference.cuda_graphs import graph_shape
 from mmed.inference.decoder import PASS_TOKENS, Decoder, Segment, decoder_for
 from mmed.inference.engine import shared_prefixes
-from mmed.inference.linears import PackedLinear
+from mmed.inference.linears import Int8Linear, PackedLinear
 from mmed.inference.option_scores import int8_difference
-from mmed.inference.quantize import Int8Linear
 from mmed.inference.sampling import sample
 from mmed.lora import adapted_layers, apply_lora
 from mmed.model import ModelConfig, Transformer

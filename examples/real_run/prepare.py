@@ -4,7 +4,8 @@
     python -m examples.real_run.prepare documents FOLDER ... --language fr --documents 6 --out NAME
 
 exams      BENCHMARK/Train -> EXAMS/Dev (settings are chosen on these items) and EXAMS/Train (fine-tuning);
-           BENCHMARK/Test -> EXAMS/Test. Items that need a picture are left out.
+           BENCHMARK/Test -> EXAMS/Test. Items that need a picture are left out, and items with several
+           keys: five options have 31 possible sets of letters, each with a likelihood of its own.
 documents  -> NAME.train.jsonl and NAME.validation.jsonl. Validation documents have 200 to 4,000 characters.
 
 Both choose by the hash of the text, so a larger part contains the smaller one.
@@ -36,9 +37,15 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def usable_items(path: Path) -> list[dict]:
+    """Items with one key and no picture, in the order of their hash."""
+    return by_hash((row for _, row in read_jsonl(path)
+                    if not row.get("image_dependent") and "," not in row["answer_idx"]), "question")
+
+
 def divide_exams(benchmark: Path, out: Path, items: int, development: int) -> None:
     for path in sorted((benchmark / "Train").glob("*.jsonl")):
-        rows = by_hash((row for _, row in read_jsonl(path) if not row.get("image_dependent")), "question")
+        rows = usable_items(path)
         # equal questions with other options stay on one side
         border = min(development, len(rows) // 2)
         while border < len(rows) and rows[border]["question"] == rows[border - 1]["question"]:
@@ -46,8 +53,7 @@ def divide_exams(benchmark: Path, out: Path, items: int, development: int) -> No
         write_rows(out / "Dev" / path.name, rows[:border])
         write_rows(out / "Train" / path.name, rows[border:border + items] if items else rows[border:])
     for path in sorted((benchmark / "Test").glob("*.jsonl")):
-        rows = by_hash((row for _, row in read_jsonl(path) if not row.get("image_dependent")), "question")
-        write_rows(out / "Test" / path.name, rows)
+        write_rows(out / "Test" / path.name, usable_items(path))
 
 
 def divide_documents(sources: list[Path], language: str, documents: int, name: str) -> None:

@@ -51,6 +51,7 @@ def corpus_steps(data: Path, out: Path, documents: int, model: str) -> list[Step
     return steps
 
 
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # precision of training -> dtype of exams and losses
 # the name of a column of the reports for each method
 SETTINGS = {"zero": "zero-shot", "lora": "lora", "full": "full"}
 
@@ -84,7 +85,8 @@ def exam(out: Path, split: str, name: str, model: str, setting: str, profile: Pr
          *flags: str) -> list[str]:
     return ["mmed.eval", "--model", model, "--data", f"{out}/exams/{split}", "--out", f"{out}/results/{name}",
             "--setting", setting, "--mode", "answer", "--scoring", "generate,loglikelihood,option_text",
-            "--limit", str(profile.test_items), "--max_new_tokens", "16", "--too_long", "truncate", *flags]
+            "--limit", str(profile.test_items), "--max_new_tokens", "16", "--too_long", "truncate",
+            "--dtype", DTYPES[profile.precision], *flags]
 
 
 def real_run(data: Path, out: Path, model: str, profile: Profile, split: str = "Test") -> list[Step]:
@@ -107,7 +109,8 @@ def real_run(data: Path, out: Path, model: str, profile: Profile, split: str = "
         plan.append(Step(f"loss_{row}", f"validation loss: {TITLES[row]}", [
             ["mmed.evaluation.validation_loss", "--model", folder, "--data",
              *(f"{out}/documents/{kind}-{code}.validation.jsonl" for code in LANGUAGES),
-             "--out", f"{out}/loss/{row}-{kind}.json"] for kind in KINDS],
+             "--dtype", DTYPES[profile.precision], "--out", f"{out}/loss/{row}-{kind}.json"]
+            for kind in KINDS],
             texts if row == "base" else (row,), slow / 5))
     for row in rows:
         folder, needs = models[row], ("exams",) if row == "base" else (row,)

@@ -17,7 +17,7 @@ heads, G = H / K, E head size.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -124,8 +124,12 @@ class Decoder:
     def prefill(self, cache: KVCache, segments: Sequence[Segment]) -> list[Tensor]:
         """Compute the segments in order and store their keys and values; logits (segment.logits, V) of each.
         A segment may overwrite an earlier one of its row: each attends before the next one is stored."""
-        parts = passes(segments, PASS_TOKENS.get(self.device.type, 1024))
-        return [logits for part in parts for logits in self.flat_pass(cache, part)]
+        return list(self.prefill_each(cache, segments))
+
+    def prefill_each(self, cache: KVCache, segments: Sequence[Segment]) -> Iterator[Tensor]:
+        """The same, pass by pass: where many tokens have logits, those of one pass exist at a time."""
+        for part in passes(segments, PASS_TOKENS.get(self.device.type, 1024)):
+            yield from self.flat_pass(cache, part)
 
     def flat_pass(self, cache: KVCache, segments: list[Segment]) -> list[Tensor]:
         ids = [token for segment in segments for token in segment.ids]

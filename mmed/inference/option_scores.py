@@ -46,7 +46,7 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
             segments.append(Segment(row, length, prompts[i][length:]))
             rests = [option[:-1] for option in options[i]]
             segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests if rest]
-        logits = iter(decoder.prefill(cache, segments))
+        logits = decoder.prefill_each(cache, segments)
         for number in group:
             i, before = places[number], next(logits)
             for option in options[i]:

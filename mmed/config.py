@@ -38,7 +38,6 @@ class TrainConfig:
     out: str = option("runs/run", "run folder")
     resume: str = option("never", "auto: continue from the last checkpoint, if any; step-N: from that one; "
                                   "never: the folder must be new")
-    allow_changed: str = option("", "settings that may differ on resume, comma-separated; noted in run.json")
     # Rows
     sequence_length: int = option(2048, "tokens per row")
     windows: str = option("packed", "pretrain: whole documents, each attending to itself only (packed), or "

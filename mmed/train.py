@@ -186,7 +186,8 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
             memory_estimate.show(shape, config, rows, steps, device)
         return None
     facts = run_folder.run_facts(recipe, config, tokenizer, rows, steps)
-    allowed = run_folder.check_resume(old, facts) if old else {}
+    if old:
+        run_folder.check_resume(old, facts)
     held_out = validation.validation_sets(config, tokenizer, shape.max_position_embeddings)
     if isinstance(rows, PretrainRows):
         loader.verify_streams(rows.streams, device)
@@ -197,7 +198,7 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
     state = training_state.load_state(state_folder, model, adamw) if state_folder else {}
     first = state.get("step", 0)
     if distributed.is_main():
-        facts = run_folder.start(out, facts, old, allowed, first)
+        run_folder.start(out, facts, old, first)
         print_start(facts, rows, count, model, first)
     stop.join(config.rank_timeout_seconds)
     log = Log(config, device, first, steps, state, memory_estimate.flops_per_token(shape, config),

@@ -53,10 +53,10 @@ def gpu_count() -> int:
 def start(timeout_seconds: int = 600) -> torch.device:
     """Join the other ranks, if there are any; returns the device of this rank."""
     local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), gpu_count()
+    if gpus and local_rank >= gpus:
+        raise UsageError(f"--nproc_per_node starts more processes than there are GPUs ({gpus})")
     device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
-        if local_rank >= gpus:
-            raise UsageError(f"--nproc_per_node starts more processes than there are GPUs ({gpus})")
         torch.cuda.set_device(device)
     if world_size() > 1 and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -89,12 +89,11 @@ def numbers_of(line: dict) -> dict[str, float]:
     >>> numbers_of({"step": 1, "loss": 2.5, "mfu": None, "validation_loss": {"en": 1.5}})
     {'loss': 2.5, 'validation_loss/en': 1.5}
     """
-    found = {}
+    flat: dict = {}
     for name, value in line.items():
-        parts = {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else {
-            name: value}
-        found |= {key: part for key, part in parts.items() if isinstance(part, int | float) and key != "step"}
-    return found
+        parts = value if isinstance(value, dict) else {}
+        flat |= {f"{name}/{part}": number for part, number in parts.items()} or {name: value}
+    return {name: value for name, value in flat.items() if isinstance(value, int | float) and name != "step"}
 
 
 class Log:
@@ -118,7 +117,7 @@ class Log:
         self.pending: tuple[dict, Values] | None = None  # line and numbers of a step given to the device
         self.positions = 0                               # computed by this rank since the last line
         self.clock = time.perf_counter()
-        self.last = (first, self.tokens, self.clock)  # step, tokens and time of the last line
+        self.last = self.tokens, self.clock  # of the last line
         self.path = Path(config.out) / "metrics.jsonl"
         self.file = open(self.path, "a", encoding="utf-8") if distributed.is_main() else None
         self.report = REPORTS[config.log](config, first) if self.file and config.log != "none" else None
@@ -198,16 +197,15 @@ class Log:
         due = step % self.config.log_every == 0 or step == self.steps
         if not due and not line.keys() & {"validation_loss", "nonfinite"}:
             return
-        last_step, last_tokens, last_clock = self.last
+        last_tokens, last_clock = self.last
         seconds = max(self.clock - last_clock, 1e-6)
         rate = self.positions / seconds  # of this rank
         line |= {"tokens_per_second": round(rate * distributed.world_size(), 1),
                  "targets_per_second": round((self.tokens - last_tokens) / seconds, 1),
                  "mfu": round(rate * self.flops / self.peak, 4) if self.peak else None,
-                 "memory_bytes": peak_memory(self.device),
-                 "seconds_left": round((self.steps - step) * seconds / max(1, step - last_step), 1)}
+                 "memory_bytes": peak_memory(self.device)}
         self.append(line)
-        self.last, self.positions = (step, self.tokens, self.clock), 0
+        self.last, self.positions = (self.tokens, self.clock), 0
         if self.loss is not None:
             self.bar.set_postfix_str(
                 f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"
@@ -231,4 +229,4 @@ class Log:
 
     def pause(self) -> None:
         """Do not count the time since the last line: it was an evaluation or a checkpoint."""
-        self.last = (*self.last[:2], time.perf_counter())
+        self.last = self.last[0], time.perf_counter()

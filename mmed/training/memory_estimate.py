@@ -13,6 +13,7 @@ import time
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import Parameter
 
 from mmed.config import TrainConfig
 from mmed.data import ExamRows, PretrainRows
@@ -147,20 +148,6 @@ def loss_bytes(shape: ModelConfig, config: TrainConfig, world_size: int, device:
     return chunk + hidden + matrix
 
 
-def add_fsdp(phases: list[dict[str, int]], model: Transformer, width: int) -> None:
-    """Add to the phases of `training_memory` what FSDP gathers and reduces."""
-    def count(module: torch.nn.Module, trained: bool = False) -> int:
-        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
-
-    L, block = len(model.layers), model.layers[0]
-    rest, rest_trained = count(model) - L * count(block), count(model, True) - L * count(block, True)
-    forward, backward, end = phases
-    forward["gathered weights"] = (rest + count(block)) * width       # the last block's buffer still exists
-    backward["gathered weights"] = (rest + 2 * count(block)) * width  # a block and the next one
-    backward["gradients"] += 4 * count(block, True)                   # the block before, in fp32
-    end["gradients"] += (width + 4) * rest_trained                    # of the rest, copied to fp32
-
-
 def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1, device: str = "cuda",
                     sizes: BatchSizes | None = None) -> dict[str, int]:
     """Kind -> bytes on one of `world_size` ranks at the peak of a training step; no weights are allocated.
@@ -168,31 +155,35 @@ def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1
     The peak is at the end of the forward pass (the loss), at the first blocks of the backward pass, or at
     its end, when FSDP reduces the gradients of embedding and head.
     """
+    def count(parameters: list[Parameter], trained: bool = False) -> int:
+        return sum(p.numel() for p in parameters if p.requires_grad or not trained)
+
     with torch.device("meta"):
         model = build(shape, config)
-    parameters = list(model.parameters())
-    trained = [p for p in parameters if p.requires_grad]
+    every, one, L = list(model.parameters()), list(model.layers[0].parameters()), shape.num_hidden_layers
     sizes = sizes or full_rows(config, world_size)
     block = block_memory(shape, config, world_size, sizes)
     shards, width = config.shard_size or world_size, 2 if config.precision == "bf16" else 4
-    L, head = shape.num_hidden_layers, 0 if config.lora_rank else shape.vocab_size * shape.hidden_size
+    head = 0 if config.lora_rank else shape.vocab_size * shape.hidden_size
     recomputed = {"no": 0, "half": (L + 1) // 2, "all": L}[config.activation_checkpointing]
-    base = {"weights": sum(p.numel() * p.element_size() for p in parameters) // shards,
-            "optimizer state": STATE_BYTES[config.optimizer_state_dtype] * sum(p.numel() for p in trained)
-            // shards}
-    sharded_gradients = 4 * sum(p.numel() for p in trained) // shards
+    base = {"weights": sum(p.numel() * p.element_size() for p in every) // shards,
+            "optimizer state": STATE_BYTES[config.optimizer_state_dtype] * count(every, True) // shards}
+    sharded_gradients = 4 * count(every, True) // shards
     earlier = sharded_gradients if sizes.micro_batches > 1 else 0  # of the micro-batches before
     kept = L * block.output + (L - recomputed) * block.inner
     work = block.work if device == "cuda" else CPU_WORK[config.precision] * block.inner
-    phases = [
-        base | {"gradients": earlier, "activations": kept,
-                "loss": loss_bytes(shape, config, world_size, device, sizes)},
-        base | {"gradients": earlier + head * (width if world_size > 1 else 4), "temporaries": work,
-                "activations": kept + (block.inner if recomputed == L else 0)},
-        base | {"gradients": sharded_gradients}]
-    if world_size > 1:
-        add_fsdp(phases, model, width)
-    return max(phases, key=lambda phase: sum(phase.values()))
+    forward = base | {"gradients": earlier, "activations": kept,
+                      "loss": loss_bytes(shape, config, world_size, device, sizes)}
+    backward = base | {"gradients": earlier + head * (width if world_size > 1 else 4), "temporaries": work,
+                       "activations": kept + (block.inner if recomputed == L else 0)}
+    end = base | {"gradients": sharded_gradients}
+    if world_size > 1:  # what FSDP gathers and reduces
+        rest, rest_trained = (count(every, trained) - L * count(one, trained) for trained in (False, True))
+        forward["gathered weights"] = (rest + count(one)) * width       # the last block's buffer still exists
+        backward["gathered weights"] = (rest + 2 * count(one)) * width  # a block and the next one
+        backward["gradients"] += 4 * count(one, True)                   # the block before, in fp32
+        end["gradients"] += (width + 4) * rest_trained                  # of the rest, copied to fp32
+    return max(forward, backward, end, key=lambda phase: sum(phase.values()))
 
 
 # ---------------------------------------------------------------------------------------------------- dry run

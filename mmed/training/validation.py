@@ -14,7 +14,6 @@ UTF-8 text can be compared between models with different tokenizers.
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -25,7 +24,6 @@ import torch
 
 from mmed.config import TrainConfig
 from mmed.data import IGNORE, ExamRows, Row, TokenStream, rank_share
-from mmed.languages import get_language
 from mmed.model import Transformer
 from mmed.prompts import read_benchmark
 from mmed.tokenizer import Tokenizer, clean_text, read_texts
@@ -80,15 +78,11 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
     if name.endswith(TEXT_FILES):
         counts: Counter[str] = Counter()
         for text, language in read_texts(name):
-            language = language_code(language)
             counts[language] += 1
             if not limit or counts[language] <= limit:
                 yield language, tokenizer.encode(text), len(clean_text(text).encode())
         return
     stream = TokenStream(name, tokenizer.fingerprint, verify=True)
-    if len(stream.counts) > 1 and distributed.is_main():
-        print(f"warning: {name} mixes {', '.join(stream.counts)} and is validated as one language; tokenize "
-              "each language into a stream of its own", file=sys.stderr)
     ends = stream.ends[:limit or None].tolist()
     for begin, end in zip([0, *ends], ends, strict=False):
         ids = stream.ids[begin:end].tolist()
@@ -97,20 +91,10 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
         yield stream.language, ids, len(tokenizer.decode(ids).encode())
 
 
-def language_code(name: str) -> str:
-    """The code of a language that mmed knows, else the name as it is."""
-    try:
-        return get_language(name.partition("-")[0]).code
-    except UserError:
-        return name
-
-
 def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
                   limit: int) -> dict[str, ValidationSet]:
     """Language -> its documents in all the files and streams named. Without BOS the first token of a document
     is not scored, and its bytes do not count."""
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{twice[0]}: named twice, its documents would count double")
     sets: dict[str, ValidationSet] = {}
     for name in names:
         for language, ids, size in read_documents(name, tokenizer, limit):
@@ -188,8 +172,7 @@ def compare(before: dict[str, float], after: dict[str, float]) -> str:
     """
     pairs = [(name, before[name], after[name]) for name in after if name in before]
     if len(pairs) > 1:
-        first, last = (sum(pair[i] for pair in pairs) / len(pairs) for i in (1, 2))
-        pairs.append(("mean", first, last))
+        pairs.append(("mean", *(sum(pair[i] for pair in pairs) / len(pairs) for i in (1, 2))))
     parts = [f"{name} {first:.3f} -> {last:.3f}{'' if last <= first else ' (ROSE)'}"
              for name, first, last in pairs]
     return f"validation loss {', '.join(parts)}; " if parts else ""

@@ -53,20 +53,15 @@ def test_hybrid_sharding_crosses_between_copies_once_a_step():
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"simulate_ranks": 2}, {"shard_size": 4, "global_batch_size": 96}, {"activation_checkpointing": "no"},
-    {"activation_checkpointing": "half"}, {"model": "shape:25m", "sequence_length": 1024},
-    {"lora_rank": 16, "activation_checkpointing": "no"}, {"micro_batch_size": 1, "precision": "fp32"}],
-    ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()) or "plain")
+    {"simulate_ranks": 2}, {"shard_size": 4, "global_batch_size": 96}, {"activation_checkpointing": "half"},
+    {"model": "shape:25m", "sequence_length": 1024}, {"micro_batch_size": 1, "precision": "fp32"},
+    {"lora_rank": 16, "activation_checkpointing": "no"}],
+    ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()))
 def test_the_dry_run_agrees_within_a_tenth(changes):
     config = dataclasses.replace(FULL, **changes)
     memory, _ = run(config)
     predicted = memory_estimate.training_memory(model_config(config, None), config, config.simulate_ranks)
     assert sum(predicted.values()) == pytest.approx(sum(memory.values()), rel=0.1), (memory, predicted)
-
-
-def test_memory_falls_with_the_ranks():
-    held = [sum(run(dataclasses.replace(FULL, simulate_ranks=ranks))[0].values()) for ranks in (2, 8, 32)]
-    assert held[0] > held[1] > held[2]
 
 
 def test_a_host_wait_is_reported_with_its_place():

@@ -136,6 +136,13 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -
     return model.train()
 
 
+def simulated_step(config: TrainConfig, shape: ModelConfig, sizes: loader.BatchSizes | None = None,
+                   kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
+    """(memory, traffic) in bytes by kind, of a step on ranks that do not exist."""
+    build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"))
+    return simulate.simulate(config, build, forward_backward, sizes, kind)
+
+
 # ------------------------------------------------------------------------------------------- setup and resume
 
 def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> int:
@@ -143,8 +150,7 @@ def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> i
     stop = stop or StopSignal()
     if config.simulate_ranks and not config.dry_run:
         shape = model_config(config, None)
-        build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"))
-        memory_estimate.show_simulation(shape, config, *simulate.simulate(config, build, forward_backward))
+        memory_estimate.show_simulation(config, *simulated_step(config, shape))
         return 0
     try:
         if config.deterministic:
@@ -183,7 +189,8 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
     steps = config.max_steps or max(1, math.ceil(config.epochs * count / config.global_batch_size))
     if config.dry_run:
         if distributed.is_main():
-            memory_estimate.show(shape, config, rows, steps, device)
+            simulated = functools.partial(simulated_step, config, shape)
+            memory_estimate.show(shape, config, rows, steps, device, simulated)
         return None
     facts = run_folder.run_facts(recipe, config, tokenizer, rows, steps)
     if old:

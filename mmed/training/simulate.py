@@ -3,12 +3,13 @@
     python mmed/train.py pretrain_mmedlm2 --model=shape:internlm2-7b --simulate_ranks=64 --shard_size=8
 
 The model, FSDP2, the loss and the optimizer are those of a run, but its tensors are fake (shapes without
-memory) and its process group answers at once: no data and no GPU are needed. `--dry_run` computes the same
-memory by a formula (mmed/training/memory_estimate.py). Blocks are not compiled, rows are full.
+memory) and its process group answers at once: no data and no GPU are needed. It is the project's only model
+of training memory; `--dry_run` runs it with the sizes of the run's batches. Blocks are not compiled.
 """
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import traceback
 import weakref
@@ -19,6 +20,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -34,8 +36,8 @@ from mmed.config import TrainConfig
 from mmed.loss import ChunkedCrossEntropy
 from mmed.model import Transformer
 from mmed.training import distributed, optimizer
-from mmed.training.loader import Batch, full_rows
-from mmed.utils.errors import UsageError, UserError
+from mmed.training.loader import Batch, BatchSizes, full_rows
+from mmed.utils.errors import UserError
 
 # What FSDP does in these methods -> the kind of the memory that they allocate.
 FSDP_WORK = {"unshard": "gathered weights", "wait_for_unshard": "gathered weights",
@@ -44,18 +46,32 @@ TRAFFIC = {"c10d::_allgather_base_": "gathered", "c10d::_reduce_scatter_base_": 
 
 
 @contextlib.contextmanager
-def fake_ranks(count: int, shard_size: int) -> Iterator[None]:
-    """This process is rank 0 of `count`, on a CPU whatever the machine has, with a GPU's chunks of logits."""
+def fake_ranks(count: int, shard_size: int, kind: str) -> Iterator[None]:
+    """This process is rank 0 of `count`, on a CPU whatever it has, with a `kind` of device's logit chunks."""
     settings = {"RANK": "0", "WORLD_SIZE": str(count), "CUDA_VISIBLE_DEVICES": ""}
-    rows = {"cpu": ChunkedCrossEntropy.ROWS["cuda"]}
-    with mock.patch.dict(os.environ, settings), mock.patch.dict(ChunkedCrossEntropy.ROWS, rows):
-        dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
-        try:
+    rows = {"cpu": ChunkedCrossEntropy.ROWS[kind]}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, settings))
+        stack.enter_context(mock.patch.dict(ChunkedCrossEntropy.ROWS, rows))
+        stack.enter_context(mock.patch.object(distributed, "gpu_count", lambda: 0))
+        if count > 1:
+            distributed.stop()  # a dry run under torchrun
+            dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+            stack.callback(dist.destroy_process_group)
             mesh = distributed.make_mesh(shard_size, timeout_seconds=600)  # holds real tensors
-            with mock.patch.object(distributed, "make_mesh", lambda *_: mesh), FakeTensorMode():
-                yield
-        finally:
-            dist.destroy_process_group()
+            stack.enter_context(mock.patch.object(distributed, "make_mesh", lambda *_: mesh))
+        stack.enter_context(FakeTensorMode())
+        yield
+
+
+def materialize(model: Transformer) -> Transformer:
+    """`Module.to_empty` for parameters that are fake and not sharded, too."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="cpu")
+                module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
+    return model
 
 
 class Watch(TorchDispatchMode):
@@ -74,6 +90,8 @@ class Watch(TorchDispatchMode):
         model.register_forward_hook(lambda *_: self.work.clear())
         for parameter in model.parameters():
             self.hold(parameter, "weights")
+            if parameter.requires_grad:  # of one rank; FSDP's gradients are seen in `fsdp_noted`
+                parameter.register_post_accumulate_grad_hook(lambda p: self.hold(p.grad, "gradients"))
 
     def kind(self) -> str:
         if self.work:
@@ -148,28 +166,32 @@ class Watch(TorchDispatchMode):
             yield
 
 
-def simulate(config: TrainConfig, build: Callable[[], Transformer],
-             forward_backward: Callable) -> tuple[dict[str, int], dict[str, int]]:
+def simulate(config: TrainConfig, build: Callable[[], Transformer], forward_backward: Callable,
+             sizes: BatchSizes | None = None, kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
     """Run one step; returns (kind -> bytes that rank 0 holds at the peak, kind -> bytes that it receives).
 
-    `build` gives the sharded model without memory, `forward_backward` is that of train.py. Two micro-batches
-    stand for all: the last one reduces between copies, the others do not.
+    `build` gives the sharded model without memory, `forward_backward` is that of train.py, `sizes` are those
+    of the micro-batches (None: full rows). Two micro-batches stand for all: the last one reduces between
+    copies, the others do not.
     """
-    if config.simulate_ranks < 2:
-        raise UsageError(f"--simulate_ranks={config.simulate_ranks}: expected at least 2")
-    sizes = full_rows(config, config.simulate_ranks)
+    ranks = config.simulate_ranks or distributed.world_size()
+    sizes = sizes or full_rows(config, ranks)
     before: list[Counter] = []  # traffic before each micro-batch
-    with fake_ranks(config.simulate_ranks, config.shard_size):
-        model = build().to_empty(device="cpu").train()
+    autocast: Callable = contextlib.nullcontext
+    if config.precision == "bf16" and ranks == 1:
+        autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
+    with fake_ranks(ranks, config.shard_size, kind):
+        model = build().train()
+        model = materialize(model) if ranks == 1 else model.to_empty(device="cpu")
         adamw = optimizer.make_optimizer(model, config)
         watch = Watch(model)
         ids = torch.zeros(sizes.rows, sizes.length, dtype=torch.long)
         micro = {"input_ids": ids, "labels": ids, "positions": torch.arange(sizes.length).expand_as(ids),
-                 "loss_positions": torch.arange(ids.numel())}
+                 "loss_positions": torch.arange(sizes.targets)}
         batch = Batch([micro] * min(sizes.micro_batches, 2), 0, 0)
         try:
             with watch, watch.fsdp_noted():
-                loss = forward_backward(model, batch, 1.0, contextlib.nullcontext,
+                loss = forward_backward(model, batch, 1.0, autocast,
                                         check_stop=lambda: before.append(watch.traffic.copy()))
                 memory = dict(watch.peak)
                 optimizer.update(model, adamw, config.max_grad_norm, loss.double())
@@ -181,6 +203,6 @@ def simulate(config: TrainConfig, build: Callable[[], Transformer],
             raise UserError(f"the host waits for the device at {where}") from error
         states = [x for state in adamw.state.values() for x in state.values()]
         memory["optimizer state"] = sum(distributed.local(x).nbytes for x in states)
-    for kind, size in before[-1].items():  # of the first of two
-        watch.traffic[kind] += size * (sizes.micro_batches - 2)
+    for name, size in before[-1].items():  # of the first of two
+        watch.traffic[name] += size * (sizes.micro_batches - 2)
     return memory, watch.traffic

@@ -151,7 +151,7 @@ def compile_blocks(model: Transformer) -> None:
     """torch.compile of each block's forward pass; hooks, such as FSDP's, stay outside.
 
     The blocks share the compiled code. It is compiled for the first width and for any other width, and both
-    again for the first block under LoRA, whose input has no gradient: at most four times.
+    again for LoRA's first block, whose input has no gradient, and for validation.
     """
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for block in model.layers:

@@ -23,7 +23,6 @@ from mmed.training import distributed
 from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import writing
 
-SHOWN = 6  # documents or items of a batch that a message names
 Report = Callable[[int, dict[str, float]], None]  # given a step and its numbers
 
 
@@ -159,20 +158,19 @@ class Log:
     def not_finite(self, line: dict) -> dict:
         """The line of a batch that was skipped, or the end of the run."""
         step, size, names = line["step"], self.config.global_batch_size, self.names(line["step"])
-        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         what = f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}: not finite"
         line |= {"tokens": self.tokens, "loss": None, "grad_norm": None, "nonfinite": True, "batch": names}
         self.skipped += 1
         if self.skipped <= self.config.skip_nonfinite:
-            print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}): {shown}",
-                  file=sys.stderr)
+            print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}), "
+                  f"{self.path} names its documents", file=sys.stderr)
             return line
         self.write(line)
         error = UserError(
             f"{what}; nothing was updated, and the last checkpoint is complete. Rows {(step - 1) * size} to "
-            f"{step * size - 1}: {shown} (to print them: python -m mmed.training.inspect_batch show "
-            f"{self.config.out} {step}). Check them, lower --learning_rate, try --precision=fp32, or skip "
-            "such batches with --skip_nonfinite=N")
+            f"{step * size - 1}: {', '.join(names)} (to print them: python -m mmed.training.inspect_batch "
+            f"show {self.config.out} {step}). Check them, lower --learning_rate, try --precision=fp32, or "
+            "skip such batches with --skip_nonfinite=N")
         error.everywhere = True
         raise error
 

@@ -33,7 +33,7 @@ import functools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -139,6 +139,7 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -
 def simulated_step(config: TrainConfig, shape: ModelConfig, sizes: loader.BatchSizes | None = None,
                    kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
     """(memory, traffic) in bytes by kind, of a step on ranks that do not exist."""
+    config = replace(config, compile="no")  # not with fake tensors
     build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"))
     return simulate.simulate(config, build, forward_backward, sizes, kind)
 

@@ -86,16 +86,24 @@ class Decoder:
     """A `Transformer` laid out for decoding."""
 
     def __init__(self, model: Transformer, layout: str):
-        self.model, self.config, self.layout = model, model.config, layout
+        self.config, self.layout = model.config, layout  # not the model itself, which keeps this decoder
         self.device, self.dtype = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
         self.layers = [DecoderLayer(block, model.config, layout) for block in model.layers]
         self.head = matrix(model.head_weight.detach(), None, layout)
+        self.embed_tokens, self.norm = model.embed_tokens, model.norm
+        self.embed_norm = model.embed_norm if model.config.embedding_norm else None
         self.kinds = {layer.attention.slides for layer in self.layers}
         self.cache: KVCache | None = None
         self.graphs: StepGraphs | None = None
 
+    def embed(self, ids: Tensor) -> Tensor:
+        x = self.embed_tokens(ids)
+        if self.config.scale_embedding:
+            x = x * torch.tensor(self.config.hidden_size ** 0.5, dtype=x.dtype)
+        return x if self.embed_norm is None else self.embed_norm(x)
+
     def logits(self, x: Tensor) -> Tensor:
-        logits, cap = self.head(self.model.norm(x)), self.config.final_softcap
+        logits, cap = self.head(self.norm(x)), self.config.final_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def angles(self, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor] | None]:
@@ -135,7 +143,7 @@ class Decoder:
         ids = [token for segment in segments for token in segment.ids]
         at = [segment.start + i for segment in segments for i in range(len(segment.ids))]
         padding = [0] * (-len(ids) % ROWS_STEP)
-        x = self.model.embed(torch.tensor(ids + padding, device=self.device))  # (N, D)
+        x = self.embed(torch.tensor(ids + padding, device=self.device))  # (N, D)
         positions = torch.tensor(at + padding, device=self.device)
         angles = self.angles(positions)
         lengths = [len(segment.ids) for segment in segments]
@@ -186,7 +194,7 @@ class Decoder:
     def one_token(self, cache: KVCache, tokens: Tensor, positions: Tensor, used: int) -> Tensor:
         """`decode_step` on tensors (n,): each row attends to its part of the first `used` places."""
         n, K, E = len(tokens), self.config.num_key_value_heads, self.config.head_dim
-        x = self.model.embed(tokens)  # (n, D)
+        x = self.embed(tokens)  # (n, D)
         angles = self.angles(positions)
         rows = torch.arange(n, device=self.device)
         # The G queries of a key head stand where a prompt's tokens do, so keys need not be repeated.

@@ -32,7 +32,8 @@ def batch_names(rows: PretrainRows | ExamRows, config: TrainConfig, step: int) -
 
 def shown(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Text of some tokens, with the names of BOS, EOS and padding."""
-    special, parts = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}, []
+    special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
+    parts: list[str] = []
     for is_special, group in itertools.groupby(ids, key=special.__contains__):
         part = list(group)
         parts += map(tokenizer.piece, part) if is_special else [tokenizer.decode(part)]

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from mmed.utils.errors import Parser, UsageError
+from mmed.utils.errors import Parser, UsageError, require_extra
 
 
 def option(default: Any, help: str, *choices: str) -> Any:
@@ -38,7 +38,6 @@ class TrainConfig:
     out: str = option("runs/run", "run folder")
     resume: str = option("never", "auto: continue from the last checkpoint, if any; step-N: from that one; "
                                   "never: the folder must be new")
-    allow_changed: str = option("", "settings that may differ on resume, comma-separated; noted in run.json")
     # Rows
     sequence_length: int = option(2048, "tokens per row")
     windows: str = option("packed", "pretrain: whole documents, each attending to itself only (packed), or "
@@ -83,11 +82,12 @@ class TrainConfig:
     seed: int = option(42, "of the order of data, random weights and dropout")
     # Reports and checkpoints
     log_every: int = option(1, "steps")
+    log: str = option("none", "also write the numbers of metrics.jsonl to TensorBoard or Weights & Biases, "
+                              "below OUT (extras tensorboard, wandb)", "none", "tensorboard", "wandb")
     eval_every: int = option(0, "steps; 0: only at the end")
     save_every: int = option(200, "steps; the end and a stop signal save, too")
     keep_last: int = option(2, "checkpoints kept")
     async_save: bool = option(True, "write checkpoints in the background, from a copy in host memory")
-    profile: int = option(0, "steps to record, after a few to warm up, in OUT/trace.json (ui.perfetto.dev)")
     dry_run: bool = option(False, "print parameters, tokens per step, memory per rank and time, and stop")
     simulate_ranks: int = option(0, "run one step on that many ranks of fake tensors, without data, print "
                                     "memory and traffic, and stop; with dry_run: its number of ranks")
@@ -204,7 +204,7 @@ BOUNDS = {
         "epochs", "log_every", "save_every", "keep_last", "max_grad_norm", "rank_timeout_seconds",
         "lora_alpha"),
     "0 or more": (
-        "max_steps", "weight_decay", "skip_nonfinite", "lora_rank", "shard_size", "eval_every", "profile",
+        "max_steps", "weight_decay", "skip_nonfinite", "lora_rank", "shard_size", "eval_every",
         "simulate_ranks"),
     "a share from 0 to 1": ("warmup_ratio", "min_lr_ratio", "beta2", "lora_dropout"),
 }
@@ -235,6 +235,8 @@ def check(config: TrainConfig) -> TrainConfig:
         needless = name == "data" and config.simulate_ranks and not config.dry_run
         if not getattr(config, name) and not needless:
             raise UsageError(f"--{name} is missing: {meaning}")
+    if config.log != "none":
+        require_extra(config.log, config.log)
     return config
 
 

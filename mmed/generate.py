@@ -101,7 +101,7 @@ def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", dev
                bos: str = "auto") -> tuple[Transformer, Tokenizer]:
     """(model ready to decode, its tokenizer); an adapter is merged. Joins the other ranks under torchrun.
 
-    dtype  "int8": weights of 8 bits while decoding (mmed/inference/quantize.py)
+    dtype  "int8": weights of 8 bits while decoding (mmed/inference/linears.py)
     bos    whether prompts begin with BOS, see `load_tokenizer`
     """
     several, int8 = distributed.world_size() > 1, dtype == "int8"

@@ -33,7 +33,7 @@ import functools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,12 +41,12 @@ from torch import Tensor
 from mmed.checkpoints import adapters, pretrained, training_state
 from mmed.config import SHAPES, VOCABULARIES, TrainConfig, parse_command_line
 from mmed.data import ExamRows, PretrainRows
-from mmed.lora import adapted_layers, apply_lora, init_lora
+from mmed.lora import adapted_layers, init_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.training import distributed, loader, memory_estimate, optimizer, run_folder, simulate, validation
 from mmed.training.inspect_batch import batch_names
-from mmed.training.logging import Log, Values, profiler
+from mmed.training.logging import Log, Values
 from mmed.training.signals import Stopped, StopSignal, end_failed_rank
 from mmed.utils.errors import EXIT_STOPPED, UsageError, UserError, main_guard
 from mmed.utils.files import read_json, write_json
@@ -109,13 +109,7 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer | None) -> ModelConfi
 def skeleton(config: TrainConfig, shape: ModelConfig) -> Transformer:
     """The model without memory (meta device), LoRA in place, every parameter in the dtype it is kept in."""
     with torch.device("meta"):
-        model = Transformer(shape)
-    if config.lora_rank:
-        apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-        for parameter in model.parameters():  # frozen weights need no more precision than they compute in
-            if config.precision == "bf16" and not parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
-    return model
+        return memory_estimate.build(shape, config)
 
 
 def sharded_skeleton(config: TrainConfig, shape: ModelConfig, device: torch.device) -> Transformer:
@@ -141,6 +135,14 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -
     return model.train()
 
 
+def simulated_step(config: TrainConfig, shape: ModelConfig, sizes: loader.BatchSizes | None = None,
+                   kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
+    """(memory, traffic) in bytes by kind, of a step on ranks that do not exist."""
+    config = replace(config, compile="no")  # not with fake tensors
+    build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"))
+    return simulate.simulate(config, build, forward_backward, sizes, kind)
+
+
 # ------------------------------------------------------------------------------------------- setup and resume
 
 def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> int:
@@ -148,8 +150,7 @@ def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> i
     stop = stop or StopSignal()
     if config.simulate_ranks and not config.dry_run:
         shape = model_config(config, None)
-        build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"))
-        simulate.show(config, shape, *simulate.simulate(config, build, forward_backward))
+        memory_estimate.show_simulation(config, *simulated_step(config, shape))
         return 0
     try:
         if config.deterministic:
@@ -188,10 +189,12 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
     steps = config.max_steps or max(1, math.ceil(config.epochs * count / config.global_batch_size))
     if config.dry_run:
         if distributed.is_main():
-            memory_estimate.show(shape, config, rows, steps, device)
+            simulated = functools.partial(simulated_step, config, shape)
+            memory_estimate.show(shape, config, rows, steps, device, simulated)
         return None
     facts = run_folder.run_facts(recipe, config, tokenizer, rows, steps)
-    allowed = run_folder.check_resume(old, facts) if old else {}
+    if old:
+        run_folder.check_resume(old, facts)
     held_out = validation.validation_sets(config, tokenizer, shape.max_position_embeddings)
     if isinstance(rows, PretrainRows):
         loader.verify_streams(rows.streams, device)
@@ -202,7 +205,7 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
     state = training_state.load_state(state_folder, model, adamw) if state_folder else {}
     first = state.get("step", 0)
     if distributed.is_main():
-        facts = run_folder.start(out, facts, old, allowed, first)
+        run_folder.start(out, facts, old, first)
         print_start(facts, rows, count, model, first)
     stop.join(config.rank_timeout_seconds)
     log = Log(config, device, first, steps, state, memory_estimate.flops_per_token(shape, config),
@@ -284,18 +287,14 @@ def training_loop(run: Run) -> None:
     config, steps = run.config, run.steps
     if run.step == 0:
         evaluate(run)
-    profile = profiler(config.profile, config.out, run.device)
-    with profile or contextlib.nullcontext():
-        for batch in run.batches.ahead(run.step, steps):
-            run.stop.check()
-            run.checkpoints.check()
-            train_step(run, batch)
-            if profile:
-                profile.step()
-            if run.step == steps or (config.eval_every and run.step % config.eval_every == 0):
-                evaluate(run)
-            if run.step < steps and run.step % config.save_every == 0:
-                save(run)
+    for batch in run.batches.ahead(run.step, steps):
+        run.stop.check()
+        run.checkpoints.check()
+        train_step(run, batch)
+        if run.step == steps or (config.eval_every and run.step % config.eval_every == 0):
+            evaluate(run)
+        if run.step < steps and run.step % config.save_every == 0:
+            save(run)
 
 
 def train_step(run: Run, batch: loader.Batch) -> None:

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
-CLOCK = {"tokens_per_second", "targets_per_second", "memory_bytes", "mfu", "seconds_left"}
+CLOCK = {"tokens_per_second", "targets_per_second", "memory_bytes", "mfu"}
 
 
 def import_training() -> None:
@@ -150,16 +150,13 @@ class ForkedRun:
 def call_before(module: str, name: str, hook: Callable) -> None:
     """Make module.name call `hook` with its arguments first. Use it in a forked process only."""
     holder = importlib.import_module(module)
-    *parents, last = name.split(".")
-    for parent in parents:
-        holder = getattr(holder, parent)
-    original = getattr(holder, last)
+    original = getattr(holder, name)
 
     def hooked(*arguments, **keywords):
         hook(*arguments, **keywords)
         return original(*arguments, **keywords)
 
-    setattr(holder, last, hooked)
+    setattr(holder, name, hooked)
 
 
 class HalvedFile:
@@ -216,9 +213,7 @@ def before_file_operations(folder: str, act: Callable[[], None]) -> None:
 
 
 def tensor_hashes(path: Path) -> dict[str, tuple]:
-    """Name -> (dtype, shape, sha256) of each tensor. Not the file's own hash: its metadata has no fixed
-    order.
-    """
+    """Name -> (dtype, shape, sha256) of each tensor: the file's own metadata has no fixed order."""
     return {f"{path.parent.name}/{path.name}: {name}": (
                 str(tensor.dtype), tensor.shape,
                 hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().tobytes()).hexdigest())
@@ -227,10 +222,9 @@ def tensor_hashes(path: Path) -> dict[str, tuple]:
 
 def outcome(run: Path) -> dict[str, object]:
     """Everything two equal runs must share to the bit: checkpoint, exported model, log without its clock."""
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    folder = run / "checkpoints" / f"step-{saved_step(run)}"
     state = json.loads((folder / "state.json").read_text())
-    hashes = ("sha256", "seal", "checksum")  # of files whose metadata has no fixed order
-    result: dict[str, object] = {"state": {key: state[key] for key in state if key not in hashes}}
+    result: dict[str, object] = {"state": {key: state[key] for key in state.keys() - {"sha256", "checksum"}}}
     for saved in (folder, run / "model", run / "adapter"):
         for path in sorted(saved.glob("*.safetensors")):
             result |= tensor_hashes(path)
@@ -241,15 +235,10 @@ def outcome(run: Path) -> dict[str, object]:
 
 
 def last_step(run: Path) -> int:
-    """The last step in metrics.jsonl, 0 without one."""
-    if not (run / "metrics.jsonl").is_file():
-        return 0
-    for line in reversed((run / "metrics.jsonl").read_bytes().splitlines()):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError):  # truncated by the kill
-            continue
-    return 0
+    """The last step in metrics.jsonl, whose last line may be incomplete; 0 without one."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def saved_step(run: Path) -> int:

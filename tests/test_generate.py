@@ -153,18 +153,14 @@ def gone_within(seconds: float, group: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("grace", [30, 0.2])
-def test_a_rank_whose_launcher_was_killed_ends_and_unlocks_its_journal(tmp_path, grace):
-    """By SIGTERM; one that ignores it (grace 0.2) by SIGKILL."""
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not notify a process of this")
+def test_a_rank_whose_launcher_was_killed_ends_and_unlocks_its_journal(tmp_path):
     source = f"""
-import os, signal, time
+import os, time
 from pathlib import Path
 from mmed.training import distributed
 from mmed.utils.journal import Journal
-distributed.GRACE_SECONDS = {grace}
 if os.fork() == 0:
-    if {grace} < 1:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     journal = Journal(Path({str(tmp_path / "x.jsonl")!r}), {{}})
     distributed.end_with_launcher()
     print("working", flush=True)

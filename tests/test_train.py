@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 TRAIN = [sys.executable, str(ROOT / "mmed" / "train.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", TRAIN[1]]
+CLOCK = {"tokens_per_second", "targets_per_second", "memory_bytes", "mfu"}
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +111,6 @@ def test_two_ranks_give_the_losses_of_one_process(world, tmp_path, extra, comman
 def test_four_ranks_in_two_groups_give_the_losses_of_one(world, tmp_path, uninterrupted):
     warm_run(pretrain(world, tmp_path / "four", "--shard_size=2", "--micro_batch_size=1"), ranks=4)
     assert same_losses(uninterrupted, tmp_path / "four")
-
-
-@pytest.mark.slow
-def test_compiled_recomputed_sharded_blocks_give_the_losses_of_one_process(world, tmp_path, uninterrupted):
-    """torch.compile, activation checkpointing and FSDP2 together, with several micro-batches."""
-    run(TORCHRUN, pretrain(world, tmp_path / "all", "--compile=yes", "--activation_checkpointing=all"))
-    assert same_losses(uninterrupted, tmp_path / "all", 1e-4)
 
 
 def test_micro_batch_size_changes_nothing_but_the_rounding(world, tmp_path, uninterrupted):
@@ -225,9 +219,7 @@ def test_a_changed_stream_is_not_resumed(world, tmp_path):
     warm_run(pretrain(world, out))
     (out / "done.json").unlink()
     arguments = pretrain(world, out, "--resume=auto", f"--data={world}/ja,{world}/en")
-    one_line(warm_run(arguments, check=False), 1, "data", "--allow_changed=data")
-    done = warm_run([*arguments, "--allow_changed=data"])
-    assert "allowed to differ" in done.stderr and json.loads((out / "run.json").read_text())["resumed"]
+    one_line(warm_run(arguments, check=False), 1, "was started with data", "another --out")
 
 
 def test_a_damaged_checkpoint_is_rejected_by_name(world, tmp_path):
@@ -275,13 +267,6 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
     assert found[-1]["validation_loss"]["conversations"] < found[0]["validation_loss"]["conversations"]
 
 
-def test_a_profile_leaves_a_trace(world, tmp_path):
-    done = warm_run(pretrain(world, tmp_path / "out", "--profile=1"))
-    trace = json.loads((tmp_path / "out" / "trace.json").read_text())
-    assert trace["traceEvents"] and "trace.json" in done.stderr
-
-
-
 # -------------------------------------------------------------------------------------- options and bad input
 
 
@@ -295,7 +280,6 @@ def test_a_profile_leaves_a_trace(world, tmp_path):
     (["--data=,"], 2, ["--data=,", "each named once"]),
     (["--data=a,a"], 2, ["--data=a,a", "each named once"]),
     (["--data={world}/en=nan,{world}/ja=1"], 2, ["weights must be positive"]),
-    (["--data={world}/en=1,{world}/ja=1e-9"], 2, ["the largest at most 1,000,000 times"]),
     (["--lora_rank=2", "--lora_targets=query"], 1, ["'query' matches no layer", "q_proj"]),
     (["--learning_rate=1e30", "--max_grad_norm=1e30"], 1, ["not finite", "step "])])
 def test_bad_options_end_in_one_line(world, tmp_path, extra, code, words):

@@ -16,9 +16,7 @@ from pathlib import Path
 
 @functools.cache
 def server() -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, __file__],
-                               stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                text=True)
     atexit.register(process.terminate)
     return process

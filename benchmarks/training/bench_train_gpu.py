@@ -39,12 +39,12 @@ import numpy as np
 import torch
 
 from mmed.config import SHAPES, TrainConfig
-from mmed.data import Row, rank_share
+from mmed.data import Row, stack
 from mmed.model import ModelConfig
 from mmed.train import forward_backward, skeleton
 from mmed.training import memory_estimate
 from mmed.training.distributed import checkpoint_blocks, compile_blocks
-from mmed.training.loader import micro_batches
+from mmed.training.loader import make_batch
 from mmed.training.optimizer import make_optimizer, update
 
 TOLERANCE = 5e-3  # of losses, relative: bf16 products in another order
@@ -128,7 +128,7 @@ def ours(case: str, device: torch.device, T: int, B: int, documents: bool):
     if device.type == "cuda":
         compile_blocks(model)
     optimizer = make_optimizer(model.train(), config)
-    batch = micro_batches(rows(vocabulary, B, T, documents), rank_share(B, 0, 1, B), device)
+    batch = make_batch([stack(rows(vocabulary, B, T, documents), B, T)], device, documents)
 
     def step() -> torch.Tensor:
         loss = forward_backward(model, batch, 1 / batch.targets,

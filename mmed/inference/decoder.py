@@ -17,12 +17,10 @@ heads, G = H / K, E head size.
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmed.inference.cuda_graphs import StepGraphs
@@ -88,19 +86,18 @@ class Decoder:
     """A `Transformer` laid out for decoding."""
 
     def __init__(self, model: Transformer, layout: str):
-        self.config, self.layout = model.config, layout
-        weight = model.embed_tokens.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.config, self.layout = model.config, layout  # not the model itself, which keeps this decoder
+        self.device, self.dtype = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
         self.layers = [DecoderLayer(block, model.config, layout) for block in model.layers]
         self.head = matrix(model.head_weight.detach(), None, layout)
-        self.embed_tokens, self.norm = weight.detach(), model.norm
+        self.embed_tokens, self.norm = model.embed_tokens, model.norm
         self.embed_norm = model.embed_norm if model.config.embedding_norm else None
         self.kinds = {layer.attention.slides for layer in self.layers}
         self.cache: KVCache | None = None
         self.graphs: StepGraphs | None = None
 
     def embed(self, ids: Tensor) -> Tensor:
-        x = F.embedding(ids, self.embed_tokens)
+        x = self.embed_tokens(ids)
         if self.config.scale_embedding:
             x = x * torch.tensor(self.config.hidden_size ** 0.5, dtype=x.dtype)
         return x if self.embed_norm is None else self.embed_norm(x)
@@ -233,21 +230,19 @@ def passes(segments: Sequence[Segment], limit: int) -> list[list[Segment]]:
 
 # ------------------------------------------------------------------------------------- which layout, and when
 
-_KEPT: weakref.WeakKeyDictionary[Transformer, tuple[list, Decoder]] = weakref.WeakKeyDictionary()
-
-
 def decoder_for(model: Transformer) -> Decoder:
     """The model's decoder: made once, and again when a parameter has changed."""
     def state() -> list[tuple[int, int]]:
         return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
     layout = layout_of(model)
-    before, decoder = _KEPT.get(model, (None, None))
+    before, decoder = model.__dict__.get("decoder", (None, None))
     if decoder is None or decoder.layout != layout or before != state():
-        _KEPT.pop(model, None)  # one layout at a time: it is a copy of the weights
+        model.__dict__.pop("decoder", None)  # one layout at a time: it is a copy of the weights
+        del decoder
         with torch.inference_mode(False), torch.no_grad():
             decoder = Decoder(model, layout)
-        _KEPT[model] = (state(), decoder)  # after "in place" has moved the parameters
+        model.__dict__["decoder"] = state(), decoder  # after "in place" has moved the parameters
     return decoder
 
 

@@ -11,7 +11,6 @@ Without torchrun there is one rank.
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
     main = Journal(path, facts, force) if rank == 0 else None
     if main is not None:
         absorb(main, path, facts, force)
-    distributed.barrier()  # if rank 0 rejects the journal it ends, and the others with it
-    done = main.done if main is not None else finished(path)
+    # If rank 0 rejects the journal it ends here, and the others with it.
+    done = set(distributed.gather({"done": sorted(main.done) if main is not None else []})[0]["done"])
     for number in sorted(set(costs) & done):
         on_skip(number)
     missing = sorted(set(costs) - done)
@@ -63,10 +62,3 @@ def absorb(journal: Journal, path: Path, facts: Mapping[str, Any], force: bool) 
             if number not in journal.done:
                 journal.add(number, rows)
         part.discard()
-
-
-def finished(path: Path) -> set[int]:
-    """The rounds in rank 0's journal, read by another rank."""
-    with open(f"{path}.partial", "rb") as file:
-        next(file)
-        return {json.loads(line)["round"] for line in file}

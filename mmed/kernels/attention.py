@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
@@ -44,10 +45,13 @@ def fast_mask(document_ids: Tensor | None, batch: int, length: int, window: int 
     window        a query sees itself and the window - 1 keys before it; None: all keys before it
     """
     if device.type == "cpu":
-        if document_ids is not None:
-            return DocumentMask(document_spans(document_ids), window)
         rows = torch.arange(batch)
-        return DocumentMask(torch.stack((rows, 0 * rows, 0 * rows + length), 1), window)
+        spans = torch.stack((rows, 0 * rows, 0 * rows + length), 1)
+        if document_ids is not None:
+            spans = document_spans(document_ids)
+        spans = F.pad(spans, (0, 0, 0, 2))  # two of no tokens: torch.compile would compile 0 and 1 anew
+        torch._dynamo.maybe_mark_dynamic(spans, 0)
+        return DocumentMask(spans, window)
     if device.type == "cuda" and (document_ids is not None or window is not None):
         return FlexMask(block_mask(document_ids, window, length, device))
     return None
@@ -99,6 +103,7 @@ class Group:
 
 def document_groups(spans: Tensor, T: int, heads: int, element_size: int) -> Iterator[Group]:
     """All documents, in groups of similar length whose scores fit into the cache."""
+    spans = spans[spans[:, 2] > spans[:, 1]]
     lengths = spans[:, 2] - spans[:, 1]
     begins = spans[:, 0] * T + spans[:, 1]
     rounded = (lengths + ROUND - 1) // ROUND

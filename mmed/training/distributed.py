@@ -10,10 +10,10 @@ block's weights just before it computes the block, and reduces gradients straigh
 """
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
-import threading
-import time
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
@@ -28,9 +28,8 @@ from torch.utils.checkpoint import checkpoint
 from mmed.model import Transformer
 from mmed.utils.errors import UsageError
 
-WATCH_SECONDS = 0.5      # between two checks whether the launcher is still there
-GRACE_SECONDS = 30       # from SIGTERM to SIGKILL, as in torchrun
 HEARTBEAT_SECONDS = 0.5  # between two collectives while some rank works alone
+PR_SET_PDEATHSIG = 1     # of Linux's prctl: the signal that a process gets when its parent ends
 
 
 def rank() -> int:
@@ -54,10 +53,10 @@ def gpu_count() -> int:
 def start(timeout_seconds: int = 600) -> torch.device:
     """Join the other ranks, if there are any; returns the device of this rank."""
     local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), gpu_count()
+    if gpus and local_rank >= gpus:
+        raise UsageError(f"--nproc_per_node starts more processes than there are GPUs ({gpus})")
     device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
-        if local_rank >= gpus:
-            raise UsageError(f"--nproc_per_node starts more processes than there are GPUs ({gpus})")
         torch.cuda.set_device(device)
     if world_size() > 1 and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -68,17 +67,9 @@ def start(timeout_seconds: int = 600) -> torch.device:
 
 
 def end_with_launcher() -> None:
-    """End this process soon after torchrun was killed, which notifies no rank: by SIGTERM, then SIGKILL."""
-    launcher = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(WATCH_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
+    """Let this process get SIGTERM when torchrun is killed, which notifies no rank (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def device_called(name: str) -> str:
@@ -157,8 +148,11 @@ def checkpoint_blocks(model: Transformer, which: str = "all") -> None:
 
 
 def compile_blocks(model: Transformer) -> None:
-    """torch.compile of each block's forward pass; hooks, such as FSDP's, stay outside. The blocks share one
-    code object with several specialisations: LoRA's first block, whose input has no gradient; any width."""
+    """torch.compile of each block's forward pass; hooks, such as FSDP's, stay outside.
+
+    The blocks share the compiled code. It is compiled for the first width and for any other width, and both
+    again for LoRA's first block, whose input has no gradient, and for validation.
+    """
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for block in model.layers:
         block.forward = torch.compile(block.forward)
@@ -168,12 +162,9 @@ def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_secon
     """Shard `model` over the ranks: one FSDP unit per block, one for the rest (embedding, last norm, head).
 
     Weights keep their dtype (fp32 master weights); with precision "bf16" they are gathered and used in bf16,
-    and gradients are reduced in fp32.  # MMedLM: FSDP full_shard auto_wrap on the decoder layer, bf16
-    (pretrain/*.sh)
-
-    With a `shard_size` the ranks form groups of that many, each with a copy of the model sharded among its
-    members: weights are gathered within a group (a node), and only gradients, already cut by shard_size,
-    cross between groups.
+    and gradients are reduced in fp32. With a `shard_size` each group of so many ranks (a node) holds a copy:
+    weights are gathered within a group, and only gradients, already cut by shard_size, cross between groups.
+    # MMedLM: FSDP full_shard auto_wrap on the decoder layer, bf16
     """
     bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     settings = {"mesh": make_mesh(shard_size, timeout_seconds),

@@ -10,7 +10,6 @@ a document of another row.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,23 +32,23 @@ def batch_names(rows: PretrainRows | ExamRows, config: TrainConfig, step: int) -
 
 def shown(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Text of some tokens, with the names of BOS, EOS and padding."""
-    special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} - {None}
-    parts = []
+    special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
+    parts: list[str] = []
     for is_special, group in itertools.groupby(ids, key=special.__contains__):
         part = list(group)
         parts += map(tokenizer.piece, part) if is_special else [tokenizer.decode(part)]
     return printable("".join(parts))
 
 
-def row_lines(row: Row, names: Sequence[str], tokenizer: Tokenizer) -> list[str]:
-    """The text of a row: a line with the name of each document, then its stretches with and without loss."""
+def row_lines(row: Row, tokenizer: Tokenizer) -> list[str]:
+    """The text of a row: the size of each document, then its stretches with and without loss."""
     lines = []
     for document in range(row.document_ids.max() + 1):
         here = row.document_ids == document
         ids, labels = row.input_ids[here].tolist(), row.labels[here].tolist()
         trained = [False, *(label != IGNORE for label in labels)]  # of each token: does it carry loss?
         tokens = zip(trained, [*ids, labels[-1]] if labels[-1] != IGNORE else ids)
-        lines.append(f"  {names[document]}{len(ids)} tokens")
+        lines.append(f"  {len(ids)} tokens")
         for loss, part in itertools.groupby(tokens, key=lambda token: token[0]):
             text = shown(tokenizer, [token for _, token in part])
             lines += [f"    {'|' if loss else '.'} {line}" for line in text.split("\n")]
@@ -68,21 +67,16 @@ def load_run(run: Path) -> tuple[TrainConfig, PretrainRows | ExamRows, Tokenizer
 
 
 def show(run: Path, step: int, wanted: Sequence[int] | None = None) -> None:
+    """Print the rows `wanted` of a step (None: all)."""
     config, rows, tokenizer = load_run(run)
     if step < 1:
         raise UsageError(f"STEP {step}: steps are counted from 1, as in metrics.jsonl")
-    batch = rows.batch(step - 1, config.global_batch_size)
+    batch, names = rows.batch(step - 1, config.global_batch_size), batch_names(rows, config, step)
     for number in wanted if wanted is not None else range(len(batch)):
         if not 0 <= number < len(batch):
             raise UsageError(f"--rows {number}: the batch has rows 0 to {len(batch) - 1}")
-        if isinstance(rows, ExamRows):
-            print(f"example {number}, item {batch[number].key}")
-            row, names = pack([batch[number]]), [""]
-        else:
-            stream, documents = rows.documents(batch[number])
-            print(f"row {number} (row {batch[number]} of the run), {stream.prefix}")
-            row, names = rows.row(batch[number]), [f"document {document}, " for document in documents]
-        print("\n".join(row_lines(row, names, tokenizer)))
+        row = pack([batch[number]]) if isinstance(rows, ExamRows) else rows.row(batch[number])
+        print(f"row {number}: {names[number]}", *row_lines(row, tokenizer), sep="\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,7 +89,6 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--rows", type=int, nargs="+", metavar="N", help="rows of the batch; default: all")
     options = parser.parse_args(arguments)
     show(options.run, options.step, options.rows)
-    sys.stdout.flush()
     return 0
 
 

@@ -30,7 +30,6 @@ from mmed.training.official_windows import OfficialWindows
 from mmed.utils.errors import UsageError
 from mmed.utils.files import read_json
 
-RAREST = 1_000_000  # rows to one of the rarest stream
 WIDTH = 64  # widths of exam batches are multiples of this: few different shapes
 
 
@@ -51,9 +50,8 @@ def read_streams(config: TrainConfig,
     if not weights and config.mix_temperature != 1.0:
         most = max(stream.tokens for stream in streams)
         weights = [(stream.tokens / most) ** (1 / config.mix_temperature) for stream in streams]
-    if weights and not 0 < max(weights) <= RAREST * min(weights) < math.inf:
-        raise UsageError(f"--data={config.data} --mix_temperature={config.mix_temperature:g}: weights must "
-                         f"be positive, and the largest at most {RAREST:,} times the smallest")
+    if weights and not all(0 < weight < math.inf for weight in weights):
+        raise UsageError(f"--data={config.data}: weights must be positive")
     return streams, weights or None
 
 
@@ -103,6 +101,23 @@ def make_rows(config: TrainConfig, tokenizer: Tokenizer | None) -> PretrainRows 
 
 
 @dataclass
+class BatchSizes:
+    """The largest micro-batch of a rank."""
+
+    rows: int
+    length: int         # tokens per row
+    targets: int        # tokens that carry loss
+    micro_batches: int  # of a step, on each rank
+
+
+def full_rows(config: TrainConfig, world_size: int) -> BatchSizes:
+    """Of rows without padding, every token of which carries loss."""
+    share = data.rank_share(config.global_batch_size, 0, world_size, config.micro_batch_size)
+    tokens = len(share[0]) * config.sequence_length
+    return BatchSizes(len(share[0]), config.sequence_length, tokens, len(share))
+
+
+@dataclass
 class Batch:
     """This rank's part of a global batch."""
 
@@ -111,14 +126,15 @@ class Batch:
     positions: int     # positions computed, padding included
 
 
-def make_batch(micro_batches: Sequence[Row], device: torch.device) -> Batch:
-    """Rows (B, T) as the arguments of one forward pass each."""
+def make_batch(micro_batches: Sequence[Row], device: torch.device, by_document: bool = True) -> Batch:
+    """Rows (B, T) as the arguments of one forward pass each; `by_document`: tokens see their own document
+    only. All ranks and steps of a run get the same arguments, so that all compile the same."""
     batch = Batch([], 0, 0)
     for rows in micro_batches:
         arrays = {"input_ids": rows.input_ids, "labels": rows.labels, "positions": rows.positions,
                   # found here, because a GPU would have to be waited for
                   "loss_positions": np.flatnonzero(rows.labels != data.IGNORE)}
-        if rows.document_ids.any():  # else plain causal attention
+        if by_document:
             arrays["document_ids"] = rows.document_ids
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if device.type == "cuda":
@@ -152,21 +168,24 @@ def micro_batches(rows: Sequence[Row], shares: list[list[int | None]], device: t
 
 
 class Batches:
-    """Batch k of the run for this rank. `flat`: exam rows end to end, if the model attends by document."""
+    """Batch k of the run for a rank. `flat`: exam rows end to end, if the model attends by document."""
 
     def __init__(self, config: TrainConfig, rows: PretrainRows | ExamRows, device: torch.device,
                  flat: bool = False):
         self.config, self.rows, self.device, self.flat = config, rows, device, flat
 
     def __call__(self, step: int) -> Batch:
-        size, micro = self.config.global_batch_size, self.config.micro_batch_size
-        batch = self.rows.batch(step, size)
+        return self.of_rank(step, distributed.rank(), distributed.world_size())
+
+    def of_rank(self, step: int, rank: int, world_size: int) -> Batch:
+        config, batch = self.config, self.rows.batch(step, self.config.global_batch_size)
         rows = self.rows.rows(batch) if isinstance(self.rows, ExamRows) else batch
-        shares = data.rank_share(len(rows), distributed.rank(), distributed.world_size(), micro)
+        shares = data.rank_share(len(rows), rank, world_size, config.micro_batch_size)
         if isinstance(self.rows, ExamRows):
             return micro_batches(rows, shares, self.device, self.flat)
         groups = [[None if i is None else rows[i] for i in share] for share in shares]
-        return make_batch([self.rows.rows(group) for group in groups], self.device)
+        by_document = config.windows == "packed"  # a row of the official windows is one document
+        return make_batch([self.rows.rows(group) for group in groups], self.device, by_document)
 
     def ahead(self, first: int, last: int) -> Iterator[Batch]:
         """Batches first..last-1, each made while the one before it is computed."""

@@ -1,6 +1,8 @@
-"""metrics.jsonl, the progress bar and the profile. The host reads from the device only what is one step old.
+"""metrics.jsonl and the progress bar. The host reads from the device only what is one step old.
 
     step k is queued -> Values(k) copied in the background -> step k + 1 is queued -> line of step k written
+
+With --log the numbers of each line also go to TensorBoard or Weights & Biases.
 """
 from __future__ import annotations
 
@@ -18,11 +20,10 @@ from tqdm import tqdm
 
 from mmed.config import TrainConfig
 from mmed.training import distributed
-from mmed.utils.errors import UserError
+from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import writing
 
-SHOWN = 6  # documents or items of a batch that a message names
-PROFILE_WARM_UP = 3
+Report = Callable[[int, dict[str, float]], None]  # given a step and its numbers
 
 
 class Values:
@@ -53,9 +54,53 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def to_tensorboard(config: TrainConfig, first: int) -> Report:
+    """Write to OUT/tensorboard; what an earlier start wrote of steps after `first` is hidden."""
+    require_extra("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(f"{config.out}/tensorboard", purge_step=first + 1)
+
+    def report(step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+    return report
+
+
+def to_wandb(config: TrainConfig, first: int) -> Report:
+    """Write to OUT/wandb; it is also sent if WANDB_MODE says so or, without WANDB_MODE, if there is a key."""
+    wandb = require_extra("wandb", "wandb")
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None:
+        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    run = wandb.init(project="mmed", name=Path(config.out).name, dir=config.out, config=vars(config),
+                     mode=mode)
+    return lambda step, numbers: run.log(numbers, step=step)
+
+
+REPORTS = {"tensorboard": to_tensorboard, "wandb": to_wandb}
+
+
+def numbers_of(line: dict) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl; those of a language are called NAME/LANGUAGE.
+
+    >>> numbers_of({"step": 1, "loss": 2.5, "mfu": None, "validation_loss": {"en": 1.5}})
+    {'loss': 2.5, 'validation_loss/en': 1.5}
+    """
+    flat: dict = {}
+    for name, value in line.items():
+        parts = value if isinstance(value, dict) else {}
+        flat |= {f"{name}/{part}": number for part, number in parts.items()} or {name: value}
+    return {name: value for name, value in flat.items() if isinstance(value, int | float) and name != "step"}
+
+
 class Log:
-    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing. `flops` per token and
-    the device's `peak` (or None) give the MFU; `names` says what a step's batch holds."""
+    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
+
+    `flops` per token and the device's `peak` (or None) give the MFU; `names` says what a step's batch holds;
+    `state` is what `state_dict` gave to the checkpoint.
+    """
 
     def __init__(self, config: TrainConfig, device: torch.device, first: int, steps: int, state: dict,
                  flops: float, peak: float | None, names: Callable[[int], list[str]]):
@@ -71,9 +116,10 @@ class Log:
         self.pending: tuple[dict, Values] | None = None  # line and numbers of a step given to the device
         self.positions = 0                               # computed by this rank since the last line
         self.clock = time.perf_counter()
-        self.last = (first, self.tokens, self.clock)  # step, tokens and time of the last line
+        self.last = self.tokens, self.clock  # of the last line
         self.path = Path(config.out) / "metrics.jsonl"
         self.file = open(self.path, "a", encoding="utf-8") if distributed.is_main() else None
+        self.report = REPORTS[config.log](config, first) if self.file and config.log != "none" else None
         self.bar = tqdm(total=steps, initial=first, unit="step", disable=self.file is None, file=sys.stderr,
                         mininterval=0.5, dynamic_ncols=True)
 
@@ -112,20 +158,19 @@ class Log:
     def not_finite(self, line: dict) -> dict:
         """The line of a batch that was skipped, or the end of the run."""
         step, size, names = line["step"], self.config.global_batch_size, self.names(line["step"])
-        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         what = f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}: not finite"
         line |= {"tokens": self.tokens, "loss": None, "grad_norm": None, "nonfinite": True, "batch": names}
         self.skipped += 1
         if self.skipped <= self.config.skip_nonfinite:
-            print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}): {shown}",
-                  file=sys.stderr)
+            print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}), "
+                  f"{self.path} names its documents", file=sys.stderr)
             return line
         self.write(line)
         error = UserError(
             f"{what}; nothing was updated, and the last checkpoint is complete. Rows {(step - 1) * size} to "
-            f"{step * size - 1}: {shown} (to print them: python -m mmed.training.inspect_batch show "
-            f"{self.config.out} {step}). Check them, lower --learning_rate, try --precision=fp32, or skip "
-            "such batches with --skip_nonfinite=N")
+            f"{step * size - 1}: {', '.join(names)} (to print them: python -m mmed.training.inspect_batch "
+            f"show {self.config.out} {step}). Check them, lower --learning_rate, try --precision=fp32, or "
+            "skip such batches with --skip_nonfinite=N")
         error.everywhere = True
         raise error
 
@@ -150,16 +195,15 @@ class Log:
         due = step % self.config.log_every == 0 or step == self.steps
         if not due and not line.keys() & {"validation_loss", "nonfinite"}:
             return
-        last_step, last_tokens, last_clock = self.last
+        last_tokens, last_clock = self.last
         seconds = max(self.clock - last_clock, 1e-6)
         rate = self.positions / seconds  # of this rank
         line |= {"tokens_per_second": round(rate * distributed.world_size(), 1),
                  "targets_per_second": round((self.tokens - last_tokens) / seconds, 1),
                  "mfu": round(rate * self.flops / self.peak, 4) if self.peak else None,
-                 "memory_bytes": peak_memory(self.device),
-                 "seconds_left": round((self.steps - step) * seconds / max(1, step - last_step), 1)}
+                 "memory_bytes": peak_memory(self.device)}
         self.append(line)
-        self.last, self.positions = (step, self.tokens, self.clock), 0
+        self.last, self.positions = (self.tokens, self.clock), 0
         if self.loss is not None:
             self.bar.set_postfix_str(
                 f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"
@@ -172,6 +216,8 @@ class Log:
             with writing(self.path, len(text)):
                 self.file.write(text)
                 self.file.flush()
+            if self.report:
+                self.report(line["step"], numbers_of(line))
 
     def sync(self) -> None:
         """To the disk: a checkpoint must not be more durable than the lines that lead to it."""
@@ -181,20 +227,4 @@ class Log:
 
     def pause(self) -> None:
         """Do not count the time since the last line: it was an evaluation or a checkpoint."""
-        self.last = (*self.last[:2], time.perf_counter())
-
-
-def profiler(steps: int, folder: str, device: torch.device) -> torch.profiler.profile | None:
-    """A profiler that records `steps` steps after a warm-up, writes OUT/trace.json and prints a summary."""
-    if not steps or not distributed.is_main():
-        return None
-
-    def write(found: torch.profiler.profile) -> None:
-        path = f"{folder}/trace.json"
-        found.export_chrome_trace(path)
-        order = f"self_{device.type}_time_total"
-        table = found.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
-        print(f"{table}\nprofile: {path} (open it in ui.perfetto.dev)", file=sys.stderr)
-
-    schedule = torch.profiler.schedule(wait=PROFILE_WARM_UP - 1, warmup=1, active=steps, repeat=1)
-    return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+        self.last = self.last[0], time.perf_counter()

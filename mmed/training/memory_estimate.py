@@ -1,27 +1,24 @@
 """What a run will need before it starts: parameters, tokens per step, memory per rank, time (`--dry_run`).
 
+Memory is that of a simulated step (mmed/training/simulate.py), time follows from the number of operations:
+
     MFU = (6 x matmul weights + 6 x layers x heads x head size x context) x tokens/s of a GPU / its bf16 peak
           LoRA: 4 for the first 6 (the base's weights have no gradient); attention is causal
-
-`training_memory` is the project's only model of training memory. What a block keeps and needs is counted, by
-running one block on fake tensors; the rest is a formula. docs/scale.md compares it with simulated ranks.
 """
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmed.config import TrainConfig
-from mmed.data import ExamRows, PretrainRows, rank_share
+from mmed.data import ExamRows, PretrainRows
 from mmed.lora import apply_lora
-from mmed.loss import ChunkedCrossEntropy
 from mmed.model import ModelConfig, Transformer
 from mmed.training import distributed
-from mmed.training.fake import StorageWatch
-from mmed.training.loader import micro_batches
+from mmed.training.loader import Batches, BatchSizes, full_rows
 from mmed.training.logging import peak_memory
 
 # Dense bf16 FLOP/s by torch.cuda.get_device_name(), from NVIDIA's data sheets. Whole names, because variants
@@ -34,13 +31,12 @@ PEAK_FLOPS = {
     "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10G": 70e12, "NVIDIA GeForce RTX 4090": 165e12,
 }
 ASSUMED_GPU = "NVIDIA H100 80GB HBM3"  # of simulated ranks
-SAMPLED = 20             # batches of exam items that a dry run makes
-USEFUL = 0.5             # share of the speed of matrix products that a step reaches, for the estimate of time
-# Not counted on a GPU, assumed: gaps of the allocator; CUDA, NCCL's buffers and kernels' work space.
-RESERVE_SHARE, RESERVE_BYTES = 0.05, 2_000_000_000
-# Of a CPU's backward pass, in units of what a block keeps: malloc returns little of what kernels used.
-CPU_WORK = {"fp32": 2, "bf16": 3}
-FIRST_STEP_BYTES = 30_000_000  # code and tables that a CPU process loads in its first step
+SAMPLED = 20  # batches of exam items that a dry run makes
+USEFUL = 0.5  # share of the speed of matrix products that a step reaches, for the estimate of time
+# Assumed, on top of the simulated bytes (share, bytes): on a GPU gaps of the allocator; CUDA, NCCL's buffers
+# and kernels' work space; on a CPU what malloc does not return; what the first step loads.
+RESERVE = {"cuda": (0.05, 2_000_000_000), "cpu": (0.2, 30_000_000)}
+Memory = dict[str, int]  # kind -> bytes
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -84,132 +80,15 @@ def worth_compiling(config: TrainConfig, shape: ModelConfig, device: torch.devic
     return config.compile == "yes"
 
 
-# ----------------------------------------------------------------------------------------------------- memory
-
-def build(shape: ModelConfig, config: TrainConfig, world_size: int = 1) -> Transformer:
-    """The model with its adapters, in the dtypes that a forward pass sees on one of `world_size` ranks."""
+def build(shape: ModelConfig, config: TrainConfig) -> Transformer:
+    """The model with LoRA in place, every parameter in the dtype that it is kept in."""
     model = Transformer(shape)
     if config.lora_rank:
         apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-    for parameter in model.parameters():
-        if config.precision == "bf16" and (world_size > 1 or not parameter.requires_grad):
-            parameter.data = parameter.data.bfloat16()
-    return model.train()
-
-
-def state_bytes(config: TrainConfig) -> int:
-    """Of AdamW, per trained parameter."""
-    return 8 if config.optimizer_state_dtype == "fp32" else 4
-
-
-def reserve(memory: int) -> int:
-    """Bytes of a GPU to leave free: gaps of the allocator, NCCL's buffers, kernels' work space."""
-    return int(RESERVE_SHARE * memory + RESERVE_BYTES)
-
-
-@dataclasses.dataclass
-class BatchSizes:
-    """The largest micro-batch of a rank."""
-
-    rows: int
-    length: int         # tokens per row
-    targets: int        # tokens that carry loss
-    micro_batches: int  # of a step, on each rank
-
-
-def full_rows(config: TrainConfig, world_size: int) -> BatchSizes:
-    """Of rows without padding, every token of which carries loss."""
-    share = rank_share(config.global_batch_size, 0, world_size, config.micro_batch_size)
-    tokens = len(share[0]) * config.sequence_length
-    return BatchSizes(len(share[0]), config.sequence_length, tokens, len(share))
-
-
-@dataclasses.dataclass
-class BlockMemory:
-    """Bytes of one block and one micro-batch."""
-
-    output: int  # the residual stream
-    inner: int   # kept for the backward pass besides
-    work: int    # what the backward pass needs on top
-
-
-def block_memory(shape: ModelConfig, config: TrainConfig, world_size: int, sizes: BatchSizes) -> BlockMemory:
-    """Counted on fake tensors, in one block of the model."""
-    bf16 = config.precision == "bf16"
-    one = dataclasses.replace(shape, num_hidden_layers=1, sliding_layers=shape.sliding_layers[:1])
-    autocast = torch.autocast("cpu", torch.bfloat16, bf16 and world_size == 1, cache_enabled=False)
-    with FakeTensorMode(), torch.device("cpu"), autocast:
-        model = build(one, config, world_size)
-        # The residual stream is bf16 under FSDP and with LoRA's bf16 base, fp32 under autocast.
-        x = torch.zeros(sizes.rows, sizes.length, shape.hidden_size, dtype=model.embed_tokens.weight.dtype,
-                        requires_grad=True)
-        shared = model.attention_inputs(x, torch.arange(sizes.length)[None])
-        with StorageWatch(model.parameters()) as watch:
-            y = model.layers[0](x, shared)
-            forward = watch.total()
-            y.backward(torch.zeros_like(y))
-    return BlockMemory(y.nbytes, forward - y.nbytes, sum(watch.peak.values()) - forward)
-
-
-def loss_bytes(shape: ModelConfig, config: TrainConfig, world_size: int, device: str,
-               sizes: BatchSizes) -> int:
-    """Bytes of the loss at the end of the forward pass, where its gradient is formed."""
-    width = 2 if config.precision == "bf16" else 4
-    head = shape.vocab_size * shape.hidden_size
-    rows = min(sizes.targets, ChunkedCrossEntropy.ROWS.get(device, 1024))
-    chunk = rows * shape.vocab_size * (10 if width == 2 else 8)  # logits and two fp32 copies of them
-    hidden = 2 * sizes.targets * shape.hidden_size * width       # hidden states and their gradient
-    matrix = 0 if config.lora_rank else 4 * head                 # gradient of the output matrix
-    if width == 2 and world_size == 1 and not config.lora_rank:
-        matrix += 2 * head                                       # the matrix itself, cast
-    return chunk + hidden + matrix
-
-
-def add_fsdp(phases: list[dict[str, int]], model: Transformer, width: int) -> None:
-    """Add to the phases of `training_memory` what FSDP gathers and reduces."""
-    def count(module: torch.nn.Module, trained: bool = False) -> int:
-        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
-
-    L, block = len(model.layers), model.layers[0]
-    rest, rest_trained = count(model) - L * count(block), count(model, True) - L * count(block, True)
-    forward, backward, end = phases
-    forward["gathered weights"] = (rest + count(block)) * width       # the last block's buffer still exists
-    backward["gathered weights"] = (rest + 2 * count(block)) * width  # a block and the next one
-    backward["gradients"] += 4 * count(block, True)                   # the block before, in fp32
-    end["gradients"] += (width + 4) * rest_trained                    # of the rest, copied to fp32
-
-
-def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1, device: str = "cuda",
-                    sizes: BatchSizes | None = None) -> dict[str, int]:
-    """Kind -> bytes on one of `world_size` ranks at the peak of a training step; no weights are allocated.
-
-    The peak is at the end of the forward pass (the loss), at the first blocks of the backward pass, or at
-    its end, when FSDP reduces the gradients of embedding and head.
-    """
-    with torch.device("meta"):
-        model = build(shape, config)
-    parameters = list(model.parameters())
-    trained = [p for p in parameters if p.requires_grad]
-    sizes = sizes or full_rows(config, world_size)
-    block = block_memory(shape, config, world_size, sizes)
-    shards, width = config.shard_size or world_size, 2 if config.precision == "bf16" else 4
-    L, head = shape.num_hidden_layers, 0 if config.lora_rank else shape.vocab_size * shape.hidden_size
-    recomputed = {"no": 0, "half": (L + 1) // 2, "all": L}[config.activation_checkpointing]
-    base = {"weights": sum(p.numel() * p.element_size() for p in parameters) // shards,
-            "optimizer state": state_bytes(config) * sum(p.numel() for p in trained) // shards}
-    sharded_gradients = 4 * sum(p.numel() for p in trained) // shards
-    earlier = sharded_gradients if sizes.micro_batches > 1 else 0  # of the micro-batches before
-    kept = L * block.output + (L - recomputed) * block.inner
-    work = block.work if device == "cuda" else CPU_WORK[config.precision] * block.inner
-    phases = [
-        base | {"gradients": earlier, "activations": kept,
-                "loss": loss_bytes(shape, config, world_size, device, sizes)},
-        base | {"gradients": earlier + head * (width if world_size > 1 else 4), "temporaries": work,
-                "activations": kept + (block.inner if recomputed == L else 0)},
-        base | {"gradients": sharded_gradients}]
-    if world_size > 1:
-        add_fsdp(phases, model, width)
-    return max(phases, key=lambda phase: sum(phase.values()))
+        for parameter in model.parameters():  # frozen weights need no more precision than they compute in
+            if config.precision == "bf16" and not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return model
 
 
 # ---------------------------------------------------------------------------------------------------- dry run
@@ -217,48 +96,56 @@ def training_memory(shape: ModelConfig, config: TrainConfig, world_size: int = 1
 def look_at_batches(rows: PretrainRows | ExamRows, config: TrainConfig, world_size: int, steps: int,
                     end_to_end: bool) -> tuple[Work, BatchSizes]:
     """Rows of token streams are full; of exam items SAMPLED batches are made as in training."""
-    sizes = full_rows(config, world_size)
     if not isinstance(rows, ExamRows):
         positions = config.global_batch_size * config.sequence_length
-        return Work(positions, positions, config.sequence_length), sizes
-    chosen, batches, items = range(0, steps, -(-steps // SAMPLED)), [], 0
-    for step in chosen:
-        examples = rows.batch(step, config.global_batch_size)
-        laid = rows.rows(examples)
-        items += sum(len(example.ids) for example in examples)
-        shares = [rank_share(len(laid), rank, world_size, config.micro_batch_size)
-                  for rank in range(world_size)]
-        batches += [micro_batches(laid, share, torch.device("cpu"), end_to_end) for share in shares]
+        return Work(positions, positions, config.sequence_length), full_rows(config, world_size)
+    make = Batches(config, rows, torch.device("cpu"), end_to_end)
+    chosen = range(0, steps, -(-steps // SAMPLED))
+    batches = [make.of_rank(step, rank, world_size) for step in chosen for rank in range(world_size)]
     largest = max((micro for batch in batches for micro in batch.micro),
                   key=lambda micro: (micro["input_ids"].numel(), len(micro["loss_positions"])))
     sizes = BatchSizes(*largest["input_ids"].shape, len(largest["loss_positions"]),
                        max(len(batch.micro) for batch in batches))
     positions, targets = (sum(getattr(batch, name) for batch in batches) / len(chosen)
                           for name in ("positions", "targets"))
-    return Work(positions, targets, items / len(chosen) / config.global_batch_size), sizes
+    lengths = [len(item.ids) for step in chosen for item in rows.batch(step, config.global_batch_size)]
+    return Work(positions, targets, sum(lengths) / len(lengths)), sizes
+
+
+def show_memory(memory: Memory, ranks: int, kind: str, program: int = 0) -> None:
+    """Print bytes by kind. `program`: what the process holds beforehand, on a CPU."""
+    share, size = RESERVE[kind]
+    memory = memory | {"reserve": int(share * sum(memory.values())) + size}
+    memory |= {"program": program} if program else {}
+    print(f"memory per rank {sum(memory.values()) / 1e9:.3f} GB of {ranks} x {kind}")
+    for name, size in memory.items():
+        print(f"  {name:20} {size / 1e9:9.3f} GB")
+
+
+def show_simulation(config: TrainConfig, memory: Memory, traffic: Memory) -> None:
+    """Print what mmed/training/simulate.py found for GPUs."""
+    show_memory(memory, config.simulate_ranks, "cuda")
+    print("received per rank and optimizer step")
+    for name, size in traffic.items():
+        print(f"  {name:20} {size / 1e9:9.3f} GB")
+    print("host waits      none", flush=True)
 
 
 def show(shape: ModelConfig, config: TrainConfig, rows: PretrainRows | ExamRows, steps: int,
-         device: torch.device) -> None:
+         device: torch.device, simulated_step: Callable[[BatchSizes, str], tuple[Memory, Memory]]) -> None:
     """Print everything that `--dry_run` says; no run is begun. Simulated ranks are taken to be GPUs."""
     ranks = config.simulate_ranks or distributed.world_size()
     kind = "cuda" if config.simulate_ranks else device.type
     work, sizes = look_at_batches(rows, config, ranks, steps, kind == "cpu" and shape.by_document)
     with torch.device("meta"):
         parameters = list(build(shape, config).parameters())
-    memory = training_memory(shape, config, ranks, kind, sizes)
-    if kind == "cpu":
-        memory["program"] = peak_memory(device) + FIRST_STEP_BYTES
-    else:
-        memory["reserve"] = reserve(sum(memory.values()))
     unit, tokens = "rows" if config.task == "pretrain" else "examples", round(work.positions)
     print(f"parameters      {sum(p.numel() for p in parameters):,}, trained "
           f"{sum(p.numel() for p in parameters if p.requires_grad):,}")
     print(f"steps           {steps:,} of {config.global_batch_size} {unit} = {tokens:,} tokens per step, "
           f"{round(work.targets):,} with loss; {tokens * steps:,} in all")
-    print(f"memory per rank {sum(memory.values()) / 1e9:.3f} GB of {ranks} x {kind}")
-    for name, size in memory.items():
-        print(f"  {name:20} {size / 1e9:9.3f} GB")
+    program = peak_memory(device) if kind == "cpu" else 0
+    show_memory(simulated_step(sizes, kind)[0], ranks, kind, program)
     flops, speed, source = flops_per_step(shape, config, work) * steps, PEAK_FLOPS[ASSUMED_GPU], ASSUMED_GPU
     if not config.simulate_ranks:
         speed, source = measured_flops(config, device), "measured"

@@ -33,9 +33,9 @@ SAMPLE_BYTES, SAMPLES = 1 << 16, 64  # read of each weight file for its fingerpr
 
 # Settings that may differ when a run is resumed: they change neither the data nor the mathematics.
 FREE_ON_RESUME = {
-    "out", "resume", "micro_batch_size", "compile", "activation_checkpointing", "log_every", "eval_every",
-    "save_every", "keep_last", "validation", "async_save", "profile", "dry_run", "shard_size",
-    "rank_timeout_seconds", "deterministic", "skip_nonfinite", "allow_changed", "tokenizer", "simulate_ranks"}
+    "out", "resume", "micro_batch_size", "compile", "activation_checkpointing", "log", "log_every",
+    "eval_every", "save_every", "keep_last", "validation", "async_save", "dry_run", "shard_size",
+    "rank_timeout_seconds", "deterministic", "skip_nonfinite", "tokenizer", "simulate_ranks"}
 OPENED = ("data", "model", "tokenizer", "steps")  # facts known once the data and the model are open
 ROUNDING = ("micro_batch_size", "shard_size", "compile", "activation_checkpointing")
 
@@ -80,40 +80,29 @@ def model_facts(model: str) -> dict[str, str]:
 def settings(facts: dict) -> dict[str, object]:
     """All that makes another run of it, as name -> value. Of data and model the content counts, not the
     path, if it was recorded."""
-    found = {key: value for key, value in facts["config"].items()
-             if key not in FREE_ON_RESUME and key not in ("model", "data")}
-    weights = [part.partition("=")[2].strip() for part in facts["config"]["data"].split(",")]
+    config = facts["config"]
+    found = {key: value for key, value in config.items() if key not in {*FREE_ON_RESUME, "model", "data"}}
+    weights = [part.partition("=")[2].strip() for part in config["data"].split(",")]
     found |= {"data weights": weights, "tokenizer": facts.get("tokenizer"), "steps": facts.get("steps")}
     for kind in ("data", "model"):
         found |= {f"{kind} {name}": value for name, value in facts.get(kind, {}).items()}
-    if not facts.get("model"):
-        found["model"] = facts["config"]["model"]
-    return found
+    return found if facts.get("model") else found | {"model": config["model"]}
 
 
-def check_resume(old: dict, new: dict) -> dict[str, tuple[object, object]]:
-    """Name -> (then, now) of what differs and is allowed to; a `UserError` names anything else that differs.
+def check_resume(old: dict, new: dict) -> None:
+    """A `UserError` names a setting, or a file of data or model, that is not as it was when the run began.
     `new` may lack what is not known yet (OPENED)."""
-    config, changed = new["config"], {}
-    allowed = {name.strip() for name in config["allow_changed"].split(",")} - {""}
+    out = new["config"]["out"]
     try:
         then, now = settings(old), settings(new)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{config['out']}/run.json: not what a run writes ({error!r}); give another --out") \
-            from None
+        raise UserError(f"{out}/run.json: not what a run writes ({error!r}); give another --out") from None
     for name in dict.fromkeys([*then, *now]):
         kind = name.split()[0]
-        unknown = kind in OPENED and kind not in new
-        follows = kind == "steps" and changed  # from what was allowed to differ
-        if then.get(name) == now.get(name) or unknown or follows:
-            continue
-        changed[name] = (then.get(name), now.get(name))
-        if not {kind, name} & allowed:
-            before, after = (str(value)[:60] for value in changed[name])
-            raise UserError(f"{config['out']}: was started with {name}={before}, now it is {after}; give the "
-                            "old one or another --out, or continue with "
-                            f"--allow_changed={','.join(sorted(allowed | {kind}))}")
-    return changed
+        if then.get(name) != now.get(name) and (kind not in OPENED or kind in new):
+            before, after = (str(value)[:60] for value in (then.get(name), now.get(name)))
+            raise UserError(f"{out}: was started with {name}={before}, now it is {after}; give the old one, "
+                            "or another --out")
 
 
 def rounding_differences(old: dict, new: dict) -> list[str]:
@@ -124,23 +113,16 @@ def rounding_differences(old: dict, new: dict) -> list[str]:
     return [f"{name} {then} -> {now}" for name, then, now in values if then != now]
 
 
-def start(out: Path, facts: dict, old: dict | None, allowed: dict, first: int) -> dict:
-    """Write run.json, or note in it how this continuation differs; drop the log after step `first`."""
-    (out / "stopped").unlink(missing_ok=True)
-    (out / "done.json").unlink(missing_ok=True)  # --resume=step-N of a finished run
-    rounding = rounding_differences(old, facts) if old else []
-    if rounding:
+def start(out: Path, facts: dict, old: dict | None, first: int) -> None:
+    """Write run.json, or say how this continuation differs; drop the log after step `first`."""
+    for name in ("stopped", "done.json"):  # the latter after --resume=step-N of a finished run
+        (out / name).unlink(missing_ok=True)
+    if old is None:
+        write_json(out / "run.json", facts)
+    elif rounding := rounding_differences(old, facts):
         print(f"resumed after step {first}: {', '.join(rounding)}: the data is the same, but sums round "
               "differently, so the run is no longer bit-identical to an uninterrupted one", file=sys.stderr)
-    for name, (then, now) in allowed.items():
-        print(f"resumed after step {first}: allowed to differ: {name}, {then} -> {now}", file=sys.stderr)
-    if rounding or allowed:
-        note = {"step": first, "rounding": rounding, "allowed": allowed}
-        facts = facts | {"resumed": [*old.get("resumed", []), note]}
-    if old is None or rounding or allowed:
-        write_json(out / "run.json", facts)
     keep_lines(out / "metrics.jsonl", first or -1)
-    return facts
 
 
 def keep_lines(path: Path, step: int) -> None:

@@ -3,15 +3,16 @@
     python mmed/train.py pretrain_mmedlm2 --model=shape:internlm2-7b --simulate_ranks=64 --shard_size=8
 
 The model, FSDP2, the loss and the optimizer are those of a run, but its tensors are fake (shapes without
-memory) and its process group answers at once: no data and no GPU are needed. `--dry_run` computes the same
-memory by a formula. What fake tensors cannot show is in memory_estimate.reserve; blocks are not compiled,
-rows are full.
+memory) and its process group answers at once: no data and no GPU are needed. It is the project's only model
+of training memory; `--dry_run` runs it with the sizes of the run's batches. Blocks are not compiled.
 """
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,15 +20,24 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmed.config import TrainConfig
-from mmed.model import ModelConfig, Transformer
-from mmed.training import distributed, memory_estimate, optimizer
-from mmed.training.fake import StorageWatch, fake_batch, fake_ranks
-from mmed.utils.errors import UsageError, UserError
+from mmed.loss import ChunkedCrossEntropy
+from mmed.model import Transformer
+from mmed.training import distributed, optimizer
+from mmed.training.loader import Batch, BatchSizes, full_rows
+from mmed.utils.errors import UserError
 
 # What FSDP does in these methods -> the kind of the memory that they allocate.
 FSDP_WORK = {"unshard": "gathered weights", "wait_for_unshard": "gathered weights",
@@ -35,18 +45,53 @@ FSDP_WORK = {"unshard": "gathered weights", "wait_for_unshard": "gathered weight
 TRAFFIC = {"c10d::_allgather_base_": "gathered", "c10d::_reduce_scatter_base_": "reduced"}
 
 
-class Watch(StorageWatch):
-    """Also knows what a step is doing when it allocates, and what collectives bring to this rank."""
+@contextlib.contextmanager
+def fake_ranks(count: int, shard_size: int, kind: str) -> Iterator[None]:
+    """This process is rank 0 of `count`, on a CPU whatever it has, with a `kind` of device's logit chunks."""
+    settings = {"RANK": "0", "WORLD_SIZE": str(count), "CUDA_VISIBLE_DEVICES": ""}
+    rows = {"cpu": ChunkedCrossEntropy.ROWS[kind]}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, settings))
+        stack.enter_context(mock.patch.dict(ChunkedCrossEntropy.ROWS, rows))
+        stack.enter_context(mock.patch.object(distributed, "gpu_count", lambda: 0))
+        if count > 1:
+            distributed.stop()  # a dry run under torchrun
+            dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+            stack.callback(dist.destroy_process_group)
+            mesh = distributed.make_mesh(shard_size, timeout_seconds=600)  # holds real tensors
+            stack.enter_context(mock.patch.object(distributed, "make_mesh", lambda *_: mesh))
+        stack.enter_context(FakeTensorMode())
+        yield
+
+
+def materialize(model: Transformer) -> Transformer:
+    """`Module.to_empty` for parameters that are fake and not sharded, too."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="cpu")
+                module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
+    return model
+
+
+class Watch(TorchDispatchMode):
+    """Counts the bytes of every storage that an operator allocates until it is freed, by what the step is
+    doing (`held`; at the largest sum: `peak`), and what collectives bring to this rank (`traffic`)."""
 
     def __init__(self, model: Transformer):
-        super().__init__(())
+        super().__init__()
         self.model = model
+        self.storages: dict[int, tuple[str, int, weakref.ref]] = {}  # address -> kind, bytes, whose end frees
+        self.held: Counter[str] = Counter()
+        self.peak: dict[str, int] = {}
         self.work: list[str] = []  # what the step is doing, innermost last
         self.traffic: Counter[str] = Counter()
         model.norm.register_forward_hook(lambda *_: self.work.append("loss"))  # up to the end of `forward`
         model.register_forward_hook(lambda *_: self.work.clear())
         for parameter in model.parameters():
             self.hold(parameter, "weights")
+            if parameter.requires_grad:  # of one rank; FSDP's gradients are seen in `fsdp_noted`
+                parameter.register_post_accumulate_grad_hook(lambda p: self.hold(p.grad, "gradients"))
 
     def kind(self) -> str:
         if self.work:
@@ -54,9 +99,31 @@ class Watch(StorageWatch):
         in_backward = torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
         return "temporaries" if in_backward else "activations"  # also those that a block computes again
 
+    def hold(self, tensor: torch.Tensor, kind: str) -> None:
+        """Count the storage of `tensor` under `kind` from now on."""
+        storage = distributed.local(tensor).untyped_storage()
+        address = storage._cdata
+        self.free(address)
+        self.storages[address] = kind, storage.nbytes(), weakref.ref(storage, lambda _: self.free(address))
+        self.held[kind] += storage.nbytes()
+
+    def free(self, address: int) -> None:
+        kind, size, _ = self.storages.pop(address, ("", 0, None))
+        self.held[kind] -= size
+
+    def note_peak(self) -> None:
+        if self.held.total() > sum(self.peak.values()):
+            self.peak = {kind: size for kind, size in self.held.items() if size}
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = super().__torch_dispatch__(func, types, args, kwargs)
-        if func.namespace == "c10d" and out is not NotImplemented:
+        if any(issubclass(one, DTensor) for one in types):
+            return NotImplemented  # DTensor makes it an operation on local tensors
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.storages:
+                self.hold(tensor, self.kind())
+        self.note_peak()
+        if func.namespace == "c10d":
             self.count_traffic(func.name(), args)
         return out
 
@@ -69,12 +136,17 @@ class Watch(StorageWatch):
 
     @contextlib.contextmanager
     def fsdp_noted(self) -> Iterator[None]:
-        """Within: FSDP's allocations have their kinds, and its resizing of storages is seen."""
+        """Within: FSDP's allocations have their kinds, and its resizing of storages, which no operator shows,
+        is counted."""
         resize = torch.UntypedStorage.resize_
 
         def resized(storage: torch.UntypedStorage, size: int) -> None:
             resize(storage, size)
-            self.resized(storage, size)
+            if storage._cdata in self.storages:
+                kind, old, reference = self.storages[storage._cdata]
+                self.storages[storage._cdata] = kind, size, reference
+                self.held[kind] += size - old
+                self.note_peak()
 
         def noted(method: Callable, kind: str) -> Callable:
             def run(group: FSDPParamGroup, *inputs: Any) -> Any:
@@ -88,33 +160,38 @@ class Watch(StorageWatch):
                     self.work.pop()
             return run
 
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch.object(torch.UntypedStorage, "resize_", resized))
-            for name, kind in FSDP_WORK.items():
-                stack.enter_context(
-                    mock.patch.object(FSDPParamGroup, name, noted(getattr(FSDPParamGroup, name), kind)))
+        methods = {name: noted(getattr(FSDPParamGroup, name), kind) for name, kind in FSDP_WORK.items()}
+        with mock.patch.object(torch.UntypedStorage, "resize_", resized), \
+                mock.patch.multiple(FSDPParamGroup, **methods):
             yield
 
 
-def simulate(config: TrainConfig, build: Callable[[], Transformer],
-             forward_backward: Callable) -> tuple[dict[str, int], dict[str, int]]:
+def simulate(config: TrainConfig, build: Callable[[], Transformer], forward_backward: Callable,
+             sizes: BatchSizes | None = None, kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
     """Run one step; returns (kind -> bytes that rank 0 holds at the peak, kind -> bytes that it receives).
 
-    `build` gives the sharded model without memory, `forward_backward` is that of train.py. Two micro-batches
-    stand for all: the last one reduces between copies, the others do not.
+    `build` gives the sharded model without memory, `forward_backward` is that of train.py, `sizes` are those
+    of the micro-batches (None: full rows). Two micro-batches stand for all: the last one reduces between
+    copies, the others do not.
     """
-    if config.simulate_ranks < 2:
-        raise UsageError(f"--simulate_ranks={config.simulate_ranks}: expected at least 2")
-    sizes = memory_estimate.full_rows(config, config.simulate_ranks)
+    ranks = config.simulate_ranks or distributed.world_size()
+    sizes = sizes or full_rows(config, ranks)
     before: list[Counter] = []  # traffic before each micro-batch
-    with fake_ranks(config.simulate_ranks, config.shard_size):
-        model = build().to_empty(device="cpu").train()
+    autocast: Callable = contextlib.nullcontext
+    if config.precision == "bf16" and ranks == 1:
+        autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
+    with fake_ranks(ranks, config.shard_size, kind):
+        model = build().train()
+        model = materialize(model) if ranks == 1 else model.to_empty(device="cpu")
         adamw = optimizer.make_optimizer(model, config)
         watch = Watch(model)
-        batch = fake_batch(sizes.rows, sizes.length, min(sizes.micro_batches, 2))
+        ids = torch.zeros(sizes.rows, sizes.length, dtype=torch.long)
+        micro = {"input_ids": ids, "labels": ids, "positions": torch.arange(sizes.length).expand_as(ids),
+                 "loss_positions": torch.arange(sizes.targets)}
+        batch = Batch([micro] * min(sizes.micro_batches, 2), 0, 0)
         try:
             with watch, watch.fsdp_noted():
-                loss = forward_backward(model, batch, 1.0, contextlib.nullcontext,
+                loss = forward_backward(model, batch, 1.0, autocast,
                                         check_stop=lambda: before.append(watch.traffic.copy()))
                 memory = dict(watch.peak)
                 optimizer.update(model, adamw, config.max_grad_norm, loss.double())
@@ -126,22 +203,6 @@ def simulate(config: TrainConfig, build: Callable[[], Transformer],
             raise UserError(f"the host waits for the device at {where}") from error
         states = [x for state in adamw.state.values() for x in state.values()]
         memory["optimizer state"] = sum(distributed.local(x).nbytes for x in states)
-    for kind, size in before[-1].items():  # of the first of two
-        watch.traffic[kind] += size * (sizes.micro_batches - 2)
+    for name, size in before[-1].items():  # of the first of two
+        watch.traffic[name] += size * (sizes.micro_batches - 2)
     return memory, watch.traffic
-
-
-def show(config: TrainConfig, shape: ModelConfig, memory: dict[str, int], traffic: dict[str, int]) -> None:
-    """Print a simulation beside what `--dry_run` computes."""
-    predicted = memory_estimate.training_memory(shape, config, config.simulate_ranks)
-    total, expected = sum(memory.values()), sum(predicted.values())
-    print(f"{'memory per rank, GB':24}{'simulated':>10}{'dry run':>10}")
-    for kind in sorted(memory.keys() | predicted.keys()):
-        print(f"  {kind:22}{memory.get(kind, 0) / 1e9:10.3f}{predicted.get(kind, 0) / 1e9:10.3f}")
-    print(f"  {'sum':22}{total / 1e9:10.3f}{expected / 1e9:10.3f}   dry run / simulated "
-          f"{expected / total:.3f}")
-    print(f"  {'with the reserve':22}{(total + memory_estimate.reserve(total)) / 1e9:10.3f}"
-          f"{(expected + memory_estimate.reserve(expected)) / 1e9:10.3f}")
-    print("received per rank and optimizer step, GB")
-    print(*(f"  {kind:22}{size / 1e9:10.3f}" for kind, size in traffic.items()), sep="\n")
-    print("host waits                none", flush=True)

@@ -193,8 +193,7 @@ def compare(before: dict[str, float], after: dict[str, float]) -> str:
     """
     pairs = [(name, before[name], after[name]) for name in after if name in before]
     if len(pairs) > 1:
-        first, last = (sum(pair[i] for pair in pairs) / len(pairs) for i in (1, 2))
-        pairs.append(("mean", first, last))
+        pairs.append(("mean", *(sum(pair[i] for pair in pairs) / len(pairs) for i in (1, 2))))
     parts = [f"{name} {first:.3f} -> {last:.3f}{'' if last <= first else ' (ROSE)'}"
              for name, first, last in pairs]
     return f"validation loss {', '.join(parts)}; " if parts else ""

@@ -8,10 +8,8 @@ import torch.nn.functional as F
 from mmed.generate import generate, score_plain
 from mmed.inference.cuda_graphs import graph_shape
 from mmed.inference.decoder import PASS_TOKENS, Decoder, Segment, decoder_for
-from mmed.inference.engine import shared_prefixes
-from mmed.inference.linears import PackedLinear
+from mmed.inference.linears import Int8Linear, PackedLinear
 from mmed.inference.option_scores import int8_difference, score_many
-from mmed.inference.quantize import Int8Linear
 from mmed.inference.sampling import sample
 from mmed.lora import adapted_layers, apply_lora
 from mmed.model import ModelConfig, Transformer
@@ -173,18 +171,6 @@ def test_int8_decoding_says_what_it_changes():
 
 
 # --------------------------------------------------------------------------------------------------- prefixes
-
-@pytest.mark.parametrize("seed", range(10))
-def test_shared_prefixes_are_shared_and_leave_a_token_to_compute(seed):
-    rng = random.Random(seed)
-    stems = [[rng.randrange(3) for _ in range(rng.choice((16, 32, 70)))] for _ in range(3)]
-    prompts = [rng.choice(stems) + [rng.randrange(3) for _ in range(rng.randint(1, 30))] for _ in range(8)]
-    groups: dict = {}
-    for prompt, (number, length) in zip(prompts, shared_prefixes(prompts)):
-        assert length < len(prompt)
-        groups.setdefault(number, set()).add((length, *prompt[:length]))
-    assert all(len(group) == 1 for number, group in groups.items() if number)
-
 
 def test_what_prompts_share_is_computed_once(monkeypatch):
     rng, model = random.Random(4), tiny(4)

@@ -17,6 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 Form = Callable[[], object]
+Clock = Callable[[], float]
+
+
+def clock(wall: bool) -> Clock:
+    """The time on the wall, or the CPU time of this process."""
+    return time.perf_counter if wall else time.process_time
 
 
 def machine() -> str:
@@ -31,19 +37,18 @@ def machine() -> str:
             f"{time.strftime('%Y-%m-%d')}")
 
 
-def seconds(run: Form, clock: Callable[[], float] = time.process_time) -> float:
-    begun = clock()
+def seconds(run: Form, now: Clock = time.process_time) -> float:
+    begun = now()
     run()
-    return clock() - begun
+    return now() - begun
 
 
-def in_turn(forms: dict[str, Form], rounds: int,
-            clock: Callable[[], float] = time.process_time) -> dict[str, list[float]]:
+def in_turn(forms: dict[str, Form], rounds: int, now: Clock = time.process_time) -> dict[str, list[float]]:
     """Seconds of each form in each round."""
     times: dict[str, list[float]] = {form: [] for form in forms}
     for _ in range(rounds):
         for form, run in forms.items():
-            times[form].append(seconds(run, clock))
+            times[form].append(seconds(run, now))
     return times
 
 

@@ -191,30 +191,21 @@ main_guard(lambda: int(run_plan(plan, Path(sys.argv[2]), 1, lambda: torch.set_nu
 """
 
 
-def run_blocks(page: Path, info: str, folder: Path) -> None:
-    """Run the commands of a page's blocks one after the other; torch is imported once for all."""
+RUNNABLE = [
+    pytest.param(page, info, id=page.name, marks=[pytest.mark.slow] if "slow" in info else [])
+    for page in PAGES for info in ("bash run", "bash run slow")
+    if f"```{info}\n" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page, info", RUNNABLE)
+def test_runnable_blocks_run(page, info, tmp_path):
+    """The commands of a page's blocks, one after the other; torch is imported once for all."""
     commands = []
     for found, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         for words in commands_in(block) if found == info else ():
-            assert words[:2] in (["python", "-m"], ["python",
-                                                    "mmed/train.py"]), f"cannot be run here: {words}"
+            assert words[:2] in (["python", "-m"], ["python", "mmed/train.py"]), f"cannot run {words}"
             commands.append(words[2:] if words[1] == "-m" else ["mmed.train", *words[2:]])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands), str(folder / "log")], cwd=folder,
-                          capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands), str(tmp_path / "log")],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def pages_with(info: str) -> list[Path]:
-    return [page for page in PAGES if f"```{info}\n" in page.read_text(encoding="utf-8")]
-
-
-@pytest.mark.parametrize("page", pages_with("bash run"), ids=lambda page: page.name)
-def test_runnable_blocks_run(page, tmp_path):
-    run_blocks(page, "bash run", tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", pages_with("bash run slow"), ids=lambda page: page.name)
-def test_slow_runnable_blocks_run(page, tmp_path):
-    run_blocks(page, "bash run slow", tmp_path)

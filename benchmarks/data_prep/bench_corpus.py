@@ -85,20 +85,22 @@ def speed(data: Path, work: Path, tokenizer: Path, texts: dict[str, dict[str, li
 
 
 def pages_and_books(data: Path, work: Path) -> None:
-    pages = list((data / "html").glob("*/source.html"))
-    (work / "html").mkdir()
-    for path in pages:
-        shutil.copyfile(path, work / "html" / f"{path.parent.name}.html")
-    spent, _ = run_step("web_pages", work / "html", "--language", "en", "--out", work / "pages")
-    size = sum(path.stat().st_size for path in pages) / 1e6
-    print(f"web_pages: {size / spent:.1f} MB of HTML a second, {len(pages) / spent:.1f} pages a second")
     import pypdfium2
 
+    pages = list((data / "html").glob("*/source.html"))
+    if pages:
+        (work / "html").mkdir()
+        for path in pages:
+            shutil.copyfile(path, work / "html" / f"{path.parent.name}.html")
+        spent, _ = run_step("web_pages", work / "html", "--language", "en", "--out", work / "pages")
+        size = sum(path.stat().st_size for path in pages) / 1e6
+        print(f"web_pages: {size / spent:.1f} MB of HTML a second, {len(pages) / spent:.1f} pages a second")
     for kind in ("text", "scan"):
         books = sorted((data / "pdf").glob(f"{kind}_en_*.pdf"))
-        count = sum(len(pypdfium2.PdfDocument(path)) for path in books)
-        spent, _ = run_step("books", *books, "--language", "en", "--out", work / f"books-{kind}")
-        print(f"books, {kind}: {count / spent:.2f} pages a second ({count} pages)")
+        if books:
+            count = sum(len(pypdfium2.PdfDocument(path)) for path in books)
+            spent, _ = run_step("books", *books, "--language", "en", "--out", work / f"books-{kind}")
+            print(f"books, {kind}: {count / spent:.2f} pages a second ({count} pages)")
 
 
 def write_corpus(folder: Path, texts: list[str], size: int) -> None:

@@ -27,7 +27,6 @@ import copy
 import logging
 import random
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from benchmarks.timing import chosen, in_turn, machine, print_rates
+from benchmarks.timing import chosen, clock, in_turn, machine, print_rates
 from mmed.checkpoints.pretrained import load_pretrained
 from mmed.config import SHAPES
 from mmed.generate import encode_prompt, generate, score_many
@@ -57,6 +56,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()
         self.options, self.tokenizer = options, None
         self.gpu = options.device.startswith("cuda")
         dtype = torch.bfloat16 if self.gpu else torch.float32
@@ -104,8 +104,8 @@ class Bench:
         return out[:, longest:].tolist()
 
     def time(self, title: str, work: float, unit: str, forms: dict[str, Callable[[], object]]) -> None:
-        clock = time.perf_counter if self.gpu or self.options.wall else time.process_time
-        print_rates(title, work, unit, in_turn(forms, self.options.rounds, clock))
+        times = in_turn(forms, self.options.rounds, clock(self.gpu or self.options.wall))
+        print_rates(title, work, unit, times)
 
 
 def agree(title: str, ours: Rows, theirs: Rows) -> bool:

@@ -37,7 +37,6 @@ import random
 import statistics
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from benchmarks.timing import chosen, in_turn, machine, print_rates, seconds
+from benchmarks.timing import chosen, clock, in_turn, machine, print_rates, seconds
 from mmed import train
 from mmed.checkpoints.pretrained import has_tokenizer
 from mmed.config import SHAPES, TrainConfig
@@ -251,6 +250,7 @@ def our_step(work: Work, form: str, compiled: bool) -> Callable[[], float]:
 def their_model(work: Work) -> torch.nn.Module:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     config = work.config
     frozen = torch.bfloat16 if config.lora_rank and config.precision == "bf16" else torch.float32
     if config.model.startswith("shape:"):
@@ -327,17 +327,15 @@ def row_in_turn(name: str, work: Work, options: argparse.Namespace) -> None:
         if different > TOLERANCE[work.config.precision]:
             print("  not timed")
             del steps[form]
-    clock = time.perf_counter if options.wall else time.process_time
-    times = in_turn(steps, max(options.rounds, len(work.counted)), clock)
+    times = in_turn(steps, max(options.rounds, len(work.counted)), clock(options.wall))
     print_rates(name, statistics.mean(work.counted), "tokens/s", times)
 
 
-def measure(work: Work, form: str, rounds: int) -> dict:
+def measure(work: Work, form: str, rounds: int, wall: bool) -> dict:
     """One form in this process: losses, tokens per second and peak memory."""
     step, before = make_step(work, form), peak_memory(work.device)
     losses = [step() for _ in work.counted]
-    clock = time.perf_counter if work.device.type == "cuda" else time.process_time
-    times = [seconds(step, clock) for _ in range(rounds)]
+    times = [seconds(step, clock(wall)) for _ in range(rounds)]
     rate = statistics.mean(work.counted) / statistics.median(times) if times else 0.0
     return {"losses": losses, "rate": rate, "before": before, "peak": peak_memory(work.device)}
 
@@ -393,13 +391,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.wall |= options.device != "cpu"
     if options.items and not options.model:
         parser.error("--items needs --model, whose tokenizer encodes them")
     torch.set_num_threads(options.threads)
     names = chosen(options.rows, ROWS, CPU_ROWS if options.device == "cpu" else GPU_ROWS)
     if options.child:
         rounds = 0 if names[0].startswith("memory") else options.rounds
-        print(json.dumps(measure(make_work(names[0], options), options.forms, rounds)))
+        print(json.dumps(measure(make_work(names[0], options), options.forms, rounds, options.wall)))
         return
     print(f"{options.model or 'random weights'}, {options.threads} threads; {machine()}", flush=True)
     for name in names:

@@ -353,23 +353,27 @@ def row_apart(name: str, work: Work, options: argparse.Namespace) -> None:
             print(f"  {form:16} {'out of memory' if 'OutOfMemory' in done.stderr else reason}", flush=True)
             continue
         found[form] = result = json.loads(done.stdout.splitlines()[-1])
-        first, line = next(iter(found.values())), f"  {form:16}"
-        if result["rate"]:
-            line += f" {result['rate']:12,.0f} tokens/s"
-        if top:
-            line += f", MFU {flops * result['rate'] / top:.1%}"
+        first = next(iter(found.values()))
         peak, before = result["peak"] / 2**20, result["before"] / 2**20
-        line += f", peak {peak:,.0f} MiB, before the first step {before:,.0f}"
+        cells = [f"peak {peak:,.0f} MiB", f"before the first step {before:,.0f}"]
+        if top:
+            cells.insert(0, f"MFU {flops * result['rate'] / top:.1%}")
+        if result["rate"]:
+            cells.insert(0, f"{result['rate']:12,.0f} tokens/s")
         if result is not first:
-            different = apart(result["losses"], first["losses"])
-            close = different <= TOLERANCE[work.config.precision]
-            above = [each["peak"] - each["before"] for each in (result, first)]
-            line += (f"; {forms[0]} needs {result['peak'] / first['peak']:.2f}x less, above what was there "
-                     f"before {above[0] / max(1, above[1]):.2f}x less"
-                     if close else f"; losses differ by {different:.1e}: not compared")
-            if close and first["rate"]:
-                line += f", and is {first['rate'] / result['rate']:.2f}x as fast"
-        print(line, flush=True)
+            cells.append(beside(forms[0], first, result, TOLERANCE[work.config.precision]))
+        print(f"  {form:16} {', '.join(cells)}", flush=True)
+
+
+def beside(form: str, first: dict, result: dict, tolerance: float) -> str:
+    """How the first form compares with another."""
+    different = apart(result["losses"], first["losses"])
+    if different > tolerance:
+        return f"losses differ by {different:.1e}: not compared"
+    above, below = (each["peak"] - each["before"] for each in (result, first))
+    faster = f", is {first['rate'] / result['rate']:.2f}x as fast" if first["rate"] else ""
+    return (f"{form} needs {result['peak'] / first['peak']:.2f}x less, {above / max(1, below):.2f}x less above "
+            f"what was there before{faster}")
 
 
 def main() -> None:

@@ -307,7 +307,10 @@ def forms_of(work: Work, options: argparse.Namespace) -> list[str]:
     known = ["ours", *work.theirs]
     if not options.no_compile and work.config.compile != "no":  # on a GPU ours is compiled already
         known += [f"{form}-compiled" for form in known if form != "ours" or options.device == "cpu"]
-    return [form for form in options.forms.split(",") if form in known] if options.forms else known
+    forms = [form for form in options.forms.split(",") if form in known] if options.forms else known
+    if not forms:
+        raise SystemExit(f"error: --forms {options.forms}: this row has {', '.join(known)}")
+    return forms
 
 
 # ------------------------------------------------------------------------------------------------- two tables
@@ -361,7 +364,7 @@ def row_apart(name: str, work: Work, options: argparse.Namespace) -> None:
         if result["rate"]:
             cells.insert(0, f"{result['rate']:12,.0f} tokens/s")
         if result is not first:
-            cells.append(beside(forms[0], first, result, TOLERANCE[work.config.precision]))
+            cells.append(beside(next(iter(found)), first, result, TOLERANCE[work.config.precision]))
         print(f"  {form:16} {', '.join(cells)}", flush=True)
 
 
@@ -372,8 +375,8 @@ def beside(form: str, first: dict, result: dict, tolerance: float) -> str:
         return f"losses differ by {different:.1e}: not compared"
     above, below = (each["peak"] - each["before"] for each in (result, first))
     faster = f", is {first['rate'] / result['rate']:.2f}x as fast" if first["rate"] else ""
-    return (f"{form} needs {result['peak'] / first['peak']:.2f}x less, {above / max(1, below):.2f}x less above "
-            f"what was there before{faster}")
+    return (f"{form} needs {result['peak'] / first['peak']:.2f}x less, and above what was there before "
+            f"{above / max(1, below):.2f}x less{faster}")
 
 
 def main() -> None:

@@ -2,10 +2,9 @@
 random inputs.
 
     make exercise                    lists the exercises
-    make exercise N=3                checks exercises/03_*.py          (python exercises/check.py 3)
-    make exercise N=3 SOLUTION=1     checks the reference solution     (python exercises/check.py 3
-                                     --solution)
-    make exercise N=3 SEED=7         the same inputs again             (python exercises/check.py 3 --seed 7)
+    make exercise N=3                checks exercises/03_*.py       (python exercises/check.py 3)
+    make exercise N=3 SOLUTION=1     checks the reference solution  (python exercises/check.py 3 --solution)
+    make exercise N=3 SEED=7         the same inputs again          (python exercises/check.py 3 --seed 7)
 
 You write into exercises/NN_name.py itself; `git diff exercises` shows your work and `git checkout
 exercises/NN_name.py` begins anew. What is wrong is said in words: the call, what it gave, what was expected.
@@ -13,7 +12,6 @@ Exit code 0: right, 1: not yet, 2: wrong use. The checks themselves are in check
 """
 from __future__ import annotations
 
-import argparse
 import random
 import re
 from collections.abc import Callable
@@ -24,15 +22,13 @@ import checks_text
 import torch
 from student import Student, Wrong, load
 
-from mmed.utils.errors import UsageError, main_guard
+from mmed.utils.errors import Parser, UsageError, main_guard
 
 HERE = Path(__file__).resolve().parent
 # What to read when an exercise is done: the same thing as the project does it, and why it is done so there.
 NEXT = {
-    1: "mmed/tokenization/byte_level.py (ByteLevelBackend: the same merges done by tiktoken, several times "
-       "as fast)",
-    2: "data_prep/filters/keyword_matcher.py (Matcher: the same for 200 terms at once in one pass over "
-       "the text)",
+    1: "mmed/tokenization/byte_level.py (ByteLevelBackend: the same merges by tiktoken, much faster)",
+    2: "data_prep/filters/keyword_matcher.py (Matcher: 200 terms at once in one pass over the text)",
     3: "mmed/metrics.py (bleu_orders: all orders at once, with smoothing)",
     4: "mmed/metrics.py (lcs_length: a row of your table as one addition)",
     5: "mmed/model.py (RMSNorm, rope_frequencies, rotate)",
@@ -69,13 +65,9 @@ def check(number: int, path: Path, seed: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python exercises/check.py",
-                                     description="List the exercises, or check one.",
-                                     allow_abbrev=False)
+    parser = Parser(prog="python exercises/check.py", description="List the exercises, or check one.")
     parser.add_argument("number", nargs="?", type=int, help="which exercise (none: list them)")
-    parser.add_argument("--solution",
-                        action="store_true",
-                        help="check the reference solution instead of yours")
+    parser.add_argument("--solution", action="store_true", help="check the reference solution instead")
     parser.add_argument("--seed", type=int, help="of the random inputs (default: fresh ones)")
     options = parser.parse_args(arguments)
     if options.number is None:
@@ -90,12 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check(options.number, path, seed)
     except Wrong as wrong:
-        again = f"make exercise N={options.number}" + (" SOLUTION=1"
-                                                       if options.solution else "") + f" SEED={seed}"
-        print(f"Not yet: {wrong}\n(the same inputs again: {again})")
+        solution = " SOLUTION=1" if options.solution else ""
+        print(f"Not yet: {wrong}\n(the same inputs again: make exercise N={options.number}{solution} "
+              f"SEED={seed})")
         return 1
-    print(f"Right: {title(files()[options.number])}.\nRead next: {NEXT[options.number]}"
-          + ("" if options.solution else f"; another way to write it: exercises/solutions/{path.name}"))
+    print(f"Right: {title(files()[options.number])}.\nRead next: {NEXT[options.number]}; another way to "
+          f"write it: exercises/solutions/{path.name}")
     return 0
 
 

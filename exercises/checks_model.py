@@ -3,7 +3,6 @@ small, on one CPU thread.
 """
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 import threading
@@ -17,7 +16,7 @@ from student import Student, Wrong, compare
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmed.config import RECIPES
+from mmed.config import TrainConfig
 from mmed.generate import generate
 from mmed.kernels.attention import document_attention, document_spans
 from mmed.lora import LoRALinear
@@ -43,12 +42,10 @@ def norm_and_rope(student: Student, rng: random.Random) -> None:
         angles = torch.cat((angles, angles), -1)
         student.expect(rotate(x, angles.cos(), angles.sin()), "rope", x, positions, theta, tolerance=1e-4)
     q, k = torch.randn(2, 1, 8)
-    products = [
-        float((student.call("rope", q, torch.tensor([p + 3]), 100.0) *
-               student.call("rope", k, torch.tensor([p]), 100.0)).sum()) for p in (0, 11)
-    ]
-    compare(products[1], products[0], "the product of a query 3 places behind a key, moved by 11 places,",
-            1e-3)
+    products = [student.call("rope", q, torch.tensor([p + 3]), 100.0)
+                * student.call("rope", k, torch.tensor([p]), 100.0) for p in (0, 11)]
+    compare(float(products[1].sum()), float(products[0].sum()),
+            "the product of a query 3 places behind a key, moved by 11 places,", 1e-3)
 
 
 def attention(student: Student, rng: random.Random) -> None:
@@ -64,20 +61,15 @@ def attention(student: Student, rng: random.Random) -> None:
         own = document_attention(q[None], k[None], v[None], document_spans(documents[None]), None,
                                  E**-0.5)[0].transpose(0, 1)
         assert torch.allclose(wanted, own, atol=1e-5)
-        student.expect(wanted,
-                       "attention",
-                       q,
-                       k,
-                       v,
-                       documents,
+        student.expect(wanted, "attention", q, k, v, documents,
                        shown=f"q of {K * G} heads, k and v of {K}, documents {documents.tolist()}")
 
 
 def lora(student: Student, rng: random.Random) -> None:
     """Oracle: the project's LoRALinear, before and after merging."""
     for _ in range(5):
-        out, inside, rank, alpha = rng.randint(2, 9), rng.randint(2, 9), rng.randint(1, 4), rng.choice(
-            [1.0, 16.0, 32.0])
+        out, inside, rank = rng.randint(2, 9), rng.randint(2, 9), rng.randint(1, 4)
+        alpha = rng.choice([1.0, 16.0, 32.0])
         layer = LoRALinear(torch.nn.Linear(inside, out, bias=False), rank, alpha, 0.0)
         torch.nn.init.normal_(layer.lora_A)
         torch.nn.init.normal_(layer.lora_B)
@@ -114,41 +106,27 @@ def chunked_loss(student: Student, rng: random.Random) -> None:
         loss = F.cross_entropy(ours[0] @ ours[1].T, labels, ignore_index=-100, reduction="sum")
         loss.backward()
         keep = labels >= 0
-        assert torch.allclose(ChunkedCrossEntropy.apply(theirs[0][keep], theirs[1], labels[keep],
-                                                        None).double(),
-                              loss,
-                              rtol=1e-4)
+        own = ChunkedCrossEntropy.apply(theirs[0][keep], theirs[1], labels[keep], None)
+        assert torch.allclose(own.double(), loss, rtol=1e-4)
         shown = f"hidden of {N} tokens, a vocabulary of {V}, {int((~keep).sum())} labels of -100, rows {rows}"
         with Largest() as largest:
-            student.expect((float(loss.detach()), ours[0].grad, ours[1].grad),
-                           "loss_and_gradients",
-                           hidden,
-                           weight,
-                           labels,
-                           rows,
-                           shown=shown)
+            student.expect((float(loss.detach()), ours[0].grad, ours[1].grad), "loss_and_gradients", hidden,
+                           weight, labels, rows, shown=shown)
         if math.prod(largest.shape) > max(rows * V, V * D, N * D):
-            raise Wrong(
-                f"your loss_and_gradients({shown}) is right, but holds a tensor of shape {largest.shape}; "
-                f"no more than {rows} x {V} logits "
-                "are allowed")
+            raise Wrong(f"your loss_and_gradients({shown}) is right, but holds a tensor of shape "
+                        f"{largest.shape}; no more than {rows} x {V} logits are allowed")
 
 
 def adamw(student: Student, rng: random.Random) -> None:
     """Oracles: the project's schedule; torch's AdamW over several steps."""
     for _ in range(4):
         steps, peak, ratio = rng.randint(1, 60), rng.choice([1e-5, 2e-3]), rng.choice([0.0, 0.03, 0.1])
-        config = dataclasses.replace(RECIPES["finetune_full"][1],
-                                     learning_rate=peak,
-                                     warmup_ratio=ratio,
-                                     min_lr_ratio=0.0,
-                                     schedule="cosine")
+        config = TrainConfig(learning_rate=peak, warmup_ratio=ratio, min_lr_ratio=0.0, schedule="cosine")
         for step in {0, 1, steps // 2, steps - 1}:
             wanted = learning_rate(config, step, steps)
             got = student.call("learning_rate", step, steps, peak, ratio)
-            compare(
-                float(got) / peak, wanted / peak,
-                f"your learning_rate({step}, {steps}, {peak}, {ratio}), as a share of the peak,", 1e-5)
+            compare(float(got) / peak, wanted / peak,
+                    f"your learning_rate({step}, {steps}, {peak}, {ratio}), as a share of the peak,", 1e-5)
     lr, beta2, decay = rng.choice([1e-2, 1e-3]), rng.choice([0.95, 0.999]), rng.choice([0.0, 0.1])
     p = torch.randn(5)
     theirs = torch.nn.Parameter(p.clone())
@@ -162,11 +140,8 @@ def adamw(student: Student, rng: random.Random) -> None:
         wanted = (theirs.detach().clone(), state["exp_avg"].clone(), state["exp_avg_sq"].clone())
         kept = [x.clone() for x in (p, g, m, v)]
         arguments = (p, g, m, v, t, lr, beta2, decay)
-        got = student.expect(wanted,
-                             "adamw_step",
-                             *arguments,
-                             shown=f"p, g, m, v, {t}, {lr}, {beta2}, {decay}",
-                             tolerance=1e-6)
+        got = student.expect(wanted, "adamw_step", *arguments, tolerance=1e-6,
+                             shown=f"p, g, m, v, {t}, {lr}, {beta2}, {decay}")
         for name, now, before in zip("pgmv", (p, g, m, v), kept):
             compare(now, before,
                     f"{name} after your adamw_step, which must leave its arguments as they were,", 0.0)
@@ -197,8 +172,7 @@ def refill(student: Student, rng: random.Random) -> None:
             nonlocal calls
             calls += 1
             if not 0 < len(sequences) <= most:
-                raise Wrong(
-                    f"your decode gave the model {len(sequences)} sequences at once; it takes {most}")
+                raise Wrong(f"your decode gave the model {len(sequences)} sequences at once; it takes {most}")
             if calls > 500:
                 raise Wrong("your decode calls the model without end: look at how a sequence is done")
             return [following(ids) for ids in sequences]
@@ -207,41 +181,21 @@ def refill(student: Student, rng: random.Random) -> None:
         for cost in costs:
             at = free.index(min(free))
             free[at] += cost
-        student.expect(alone,
-                       "decode",
-                       step,
-                       prompts,
-                       max_batch_size,
-                       0,
-                       limit,
+        student.expect(alone, "decode", step, prompts, max_batch_size, 0, limit,
                        shown=f"step, {prompts}, max_batch_size {max_batch_size}, end 0, limit {limit}")
         if calls > max(free):
-            raise Wrong(
-                f"your texts are right, but answers of {costs} tokens took {calls} calls in batches of "
-                f"{max_batch_size}; {max(free)} are enough if the batch stays full"
-            )
-    model = Transformer(
-        ModelConfig(vocab_size=40,
-                    hidden_size=16,
-                    intermediate_size=32,
-                    num_hidden_layers=1,
-                    num_attention_heads=2,
-                    num_key_value_heads=2,
-                    head_dim=8,
-                    initializer_range=0.3)).init_weights(rng.randrange(100)).eval()
+            raise Wrong(f"your texts are right, but answers of {costs} tokens took {calls} calls in batches "
+                        f"of {max_batch_size}; {max(free)} are enough if the batch stays full")
+    shape = ModelConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                        num_attention_heads=2, num_key_value_heads=2, head_dim=8, initializer_range=0.3)
+    model = Transformer(shape).init_weights(rng.randrange(100)).eval()
     prompts = [[rng.randrange(40) for _ in range(rng.randint(1, 5))] for _ in range(5)]
 
     def model_step(sequences: list[list[int]]) -> list[int]:
         with torch.no_grad():
             return [int(model(torch.tensor([ids]))[0, -1].argmax()) for ids in sequences]
 
-    student.expect(generate(model, prompts, 6, end_ids=[0]),
-                   "decode",
-                   model_step,
-                   prompts,
-                   2,
-                   0,
-                   6,
+    student.expect(generate(model, prompts, 6, end_ids=[0]), "decode", model_step, prompts, 2, 0, 6,
                    shown="a small model, five prompts")
 
 
@@ -271,33 +225,22 @@ def shard(student: Student, rng: random.Random) -> None:
 
             def reduce_scatter(whole: Tensor) -> Tensor:
                 if len(whole) != out:
-                    raise Wrong(
-                        f"your backward gave reduce_scatter a tensor of {len(whole)} rows; the whole weight "
-                        f"has {out}"
-                    )
+                    raise Wrong(f"your backward gave reduce_scatter a tensor of {len(whole)} rows; the whole "
+                                f"weight has {out}")
                 total = whole.detach().clone().contiguous()
                 group.allreduce([total]).wait()
                 return total[rank * rows:(rank + 1) * rows]
 
             own = W.detach()[rank * rows:(rank + 1) * rows].clone()
             x = xs[rank].detach()
-            y, kept = student.call("forward",
-                                   x,
-                                   own,
-                                   all_gather,
+            y, kept = student.call("forward", x, own, all_gather,
                                    shown=f"x, own rows of rank {rank}, all_gather")
             compare(y, ys[rank].detach(), f"y of rank {rank}", 1e-5)
             for tensor in kept:
                 if isinstance(tensor, Tensor) and tensor.shape == W.shape and tensor.shape != x.shape:
-                    raise Wrong(
-                        f"your forward keeps the whole weight {tuple(W.shape)} for the backward pass; keep "
-                        f"your own rows and gather it again"
-                    )
-            grad_x, grad_own = student.call("backward",
-                                            grads[rank],
-                                            kept,
-                                            all_gather,
-                                            reduce_scatter,
+                    raise Wrong(f"your forward keeps the whole weight {tuple(W.shape)} for the backward "
+                                "pass; keep your own rows and gather it again")
+            grad_x, grad_own = student.call("backward", grads[rank], kept, all_gather, reduce_scatter,
                                             shown="grad_y, kept, all_gather, reduce_scatter")
             compare(grad_x, xs[rank].grad, f"the gradient of x on rank {rank}", 1e-5)
             compare(grad_own, W.grad[rank * rows:(rank + 1) * rows],

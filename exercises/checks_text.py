@@ -29,16 +29,11 @@ def bpe_merges(student: Student, rng: random.Random) -> None:
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 5))) for _ in range(300)]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_sentencepiece([" ".join(words)], folder, 340)
-    rank = {
-        piece: int(-score)
-        for piece, score, kind in tokenizer.core.model.pieces if kind == 1 and len(piece) > 1
-    }
+    rank = {piece: int(-score) for piece, score, kind in tokenizer.core.model.pieces
+            if kind == 1 and len(piece) > 1}
     for word in rng.sample(words, 40):
         pieces = [tokenizer.piece(i) for i in tokenizer.encode(word)]
-        student.expect(pieces,
-                       "encode",
-                       "▁" + word,
-                       rank,
+        student.expect(pieces, "encode", "▁" + word, rank,
                        shown=f"{'▁' + word!r}, the {len(rank)} ranks of a trained vocabulary")
 
 
@@ -47,24 +42,20 @@ def medical_filter(student: Student, rng: random.Random) -> None:
     student.expect((2, 13 / 18), "medical_numbers", "Infections, and fever!", ["infectio|", "fever", "cough"])
     student.expect((0, 0.0), "medical_numbers", "...", ["fever"])
     student.expect((0, 0.0), "medical_numbers", "feverish", ["fever"])
-    stock = [
-        "infectio|", "fever", "cough", "anemi|", "insulin", "hepat|", "surg|", "serum", "tumor|", "glucose"
-    ]
+    stock = ["infectio|", "fever", "cough", "anemi|", "insulin", "hepat|", "surg|", "serum", "tumor|",
+             "glucose"]
     stems = [term.removesuffix("|") for term in stock]
-    words = [
-        *(stem + end for stem in stems for end in ("", "s", "al")), *("re" + stem for stem in stems), "the",
-        "a", "train", "sea", "B12", "of"
-    ]
+    words = [*(stem + end for stem in stems for end in ("", "s", "al")), *("re" + stem for stem in stems),
+             "the", "a", "train", "sea", "B12", "of"]
+
+    def written(word: str) -> str:
+        return rng.choice([str, str.upper, str.capitalize])(word) + rng.choice([" ", ", ", ". ", "-", "\n"])
+
     for _ in range(6):
         terms = rng.sample(stock, rng.randint(3, 8))
-        texts = [
-            "".join(
-                rng.choice([str, str.upper, str.capitalize])(word) + rng.choice([" ", ", ", ". ", "-", "\n"])
-                for word in rng.choices(words, k=rng.randint(1, 15))) for _ in range(12)
-        ]
-        for text, decision in zip(
-                texts,
-                Matcher(dataclasses.replace(get_language("en"), medical_words=tuple(terms))).judge(texts)):
+        texts = ["".join(map(written, rng.choices(words, k=rng.randint(1, 15)))) for _ in range(12)]
+        matcher = Matcher(dataclasses.replace(get_language("en"), medical_words=tuple(terms)))
+        for text, decision in zip(texts, matcher.judge(texts)):
             student.expect((decision.hits, decision.density), "medical_numbers", text, terms)
 
 
@@ -92,9 +83,12 @@ def bleu(student: Student, rng: random.Random) -> None:
         from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
         for candidate, reference in pairs(rng, 20):
-            wanted = float(
-                sentence_bleu([reference], candidate, smoothing_function=SmoothingFunction().method1))
+            wanted = sentence_bleu([reference], candidate, smoothing_function=SmoothingFunction().method1)
             student.expect(wanted, "bleu4", candidate, reference)
+
+
+def subsequences(tokens: list[str]) -> set[tuple[str, ...]]:
+    return {kept for n in range(len(tokens) + 1) for kept in itertools.combinations(tokens, n)}
 
 
 def rouge_l(student: Student, rng: random.Random) -> None:
@@ -104,10 +98,7 @@ def rouge_l(student: Student, rng: random.Random) -> None:
     for candidate, reference in pairs(rng, 80):
         wanted = tuple(metrics.rouge_l(candidate, reference))
         if len(candidate) <= 7 and len(reference) <= 7:
-            found = [{kept
-                      for n in range(len(side) + 1)
-                      for kept in itertools.combinations(side, n)} for side in (candidate, reference)]
-            longest = max(map(len, found[0] & found[1]))
+            longest = max(map(len, subsequences(candidate) & subsequences(reference)))
             assert abs(wanted[0] - longest / len(candidate)) < 1e-12, (candidate, reference)
         student.expect(wanted, "rouge_l", candidate, reference)
 
@@ -131,10 +122,9 @@ def label_mask(student: Student, rng: random.Random) -> None:
         got = student.expect(wanted(examples, T), "pack", examples, T)
         targets = sum(len(ids) - prompt for ids, prompt in examples)
         if (supervised := sum(label != -100 for label in got["labels"])) != targets:
-            raise Wrong(
-                f"your pack({show(examples)}, {T}) trains {supervised} tokens, but the targets have {targets}"
-            )
+            raise Wrong(f"your pack({show(examples)}, {T}) trains {supervised} tokens, but the targets have "
+                        f"{targets}")
 
 
-CHECKS: dict[int, Callable[[Student, random.Random],
-                           None]] = {1: bpe_merges, 2: medical_filter, 3: bleu, 4: rouge_l, 7: label_mask}
+CHECKS: dict[int, Callable[[Student, random.Random], None]] = {
+    1: bpe_merges, 2: medical_filter, 3: bleu, 4: rouge_l, 7: label_mask}

@@ -24,9 +24,8 @@ def load(path: Path) -> ModuleType:
 
 
 def in_words(error: BaseException, path: Path) -> str:
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path
-    ]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if Path(frame.filename) == path]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     return f"{type(error).__name__}: {error}" + (f" (line {line} of {path.name})" if line else "")
 
@@ -42,10 +41,8 @@ class Student:
         """
         call = f"{name}({shown if shown is not None else ', '.join(map(show, arguments))})"
         if not callable(function := getattr(self.module, name, None)):
-            raise Wrong(
-                f"{self.path.name} has no function {name} any more; `git checkout "
-                f"exercises/{self.path.name}` brings it back"
-            )
+            raise Wrong(f"{self.path.name} has no function {name} any more; `git checkout "
+                        f"exercises/{self.path.name}` brings it back")
         try:
             result = function(*arguments)
         except Wrong:
@@ -53,17 +50,11 @@ class Student:
         except Exception as error:
             raise Wrong(f"{call} stopped with {in_words(error, self.path)}") from None
         if result is None:
-            raise Wrong(
-                f"{call} gives nothing back yet: write the body of {name} in "
-                f"{self.path.parent.name}/{self.path.name}, and return the result"
-            )
+            raise Wrong(f"{call} gives nothing back yet: write the body of {name} in "
+                        f"{self.path.parent.name}/{self.path.name}, and return the result")
         return result
 
-    def expect(self,
-               wanted: Any,
-               name: str,
-               *arguments: Any,
-               shown: str | None = None,
+    def expect(self, wanted: Any, name: str, *arguments: Any, shown: str | None = None,
                tolerance: float = 1e-5) -> Any:
         """The result, if it is what was wanted."""
         got = self.call(name, *arguments, shown=shown)
@@ -74,8 +65,9 @@ class Student:
 
 def show(value: Any, most: int = 160) -> str:
     if hasattr(value, "shape"):
-        text = f"tensor of shape {tuple(value.shape)}" + (
-            f" {[round(x, 4) for x in value.flatten().tolist()]}" if value.numel() <= 6 else "")
+        text = f"tensor of shape {tuple(value.shape)}"
+        if value.numel() <= 6:
+            text += f" {[round(x, 4) for x in value.flatten().tolist()]}"
     elif isinstance(value, float):
         text = f"{value:.6g}"
     else:

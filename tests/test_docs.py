@@ -36,7 +36,7 @@ EXTRAS = tomllib.loads(
 def command_modules() -> dict[str, str]:
     """Command -> module whose `main` it runs; a package is run by its __main__."""
     found = {}
-    for folder in ("mmed", "data_prep", "examples"):
+    for folder in ("mmed", "data_prep", "examples", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
             if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8"):
                 name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -72,86 +72,77 @@ def parser_of(module: str, arguments: list[str], monkeypatch, read: bool) -> arg
     """The parser of a command; with `read` it must accept the arguments."""
     original = Parser.parse_args
 
-    def parse_args(self, given=None, namespace=None):
+    def parse_args(self, given=None):
         if read:
-            original(self, given, namespace)
+            original(self, given)
         raise ParserReady(self)
 
     with monkeypatch.context() as patched, pytest.raises(ParserReady) as ready:
-        for kind in (argparse.ArgumentParser, Parser):
-            patched.setattr(kind, "parse_args", parse_args)
+        patched.setattr(Parser, "parse_args", parse_args)
         patched.setattr(sys, "argv", [module, *arguments])
         importlib.import_module(COMMANDS[module]).main()
     return ready.value.parser
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
-    options = set(parser._option_string_actions)
+    """Option names of a parser and its subcommands."""
+    options = {option.replace("-", "_") for option in parser._option_string_actions}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for part in action.choices.values():
-                options |= options_of(part)
-    return {option.replace("-", "_") for option in options}
-
-
-def check_train(arguments: list[str], complete: bool) -> None:
-    recipes = [word for word in arguments[:1] if not word.startswith("-") and not word.isupper()]
-    assert set(recipes) <= set(RECIPES), f"no recipe {recipes}"
-    if complete and recipes:
-        parse_command_line(arguments)
-    known = {f"__{name}" for name in TrainConfig.__dataclass_fields__} | {"__help"}
-    given = {word.partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
-    assert given <= known, f"mmed.train has no {given - known}"
+            options |= set().union(*map(options_of, action.choices.values()))
+    return options
 
 
 def check_module(module: str, arguments: list[str], complete: bool, monkeypatch) -> None:
     assert module in COMMANDS, f"there is no command {module}"
-    complete = complete and not any("..." in word for word in arguments)
+    given = {word.partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+    known = {"__help"}
     if module == "mmed.train":
-        check_train(arguments, complete)
+        recipes = [word for word in arguments[:1] if not word.startswith("-") and not word.isupper()]
+        assert set(recipes) <= set(RECIPES), f"no recipe {recipes}"
+        if complete and recipes:
+            parse_command_line(arguments)
+        known |= {f"__{name}" for name in TrainConfig.__dataclass_fields__}
     elif complete:
         parser_of(module, arguments, monkeypatch, read=True)
-    else:
-        given = {word.partition("=")[0].replace("-", "_")
-                 for word in arguments if word.startswith("--")} - {"__help"}
-        unknown = given - options_of(parser_of(module, arguments, monkeypatch,
-                                               read=False)) if given else set()
-        assert not unknown, f"{module} has no {unknown}"
+        known |= given
+    elif given - known:
+        known |= options_of(parser_of(module, arguments, monkeypatch, read=False))
+    assert given <= known, f"{module} has no {given - known}"
 
 
 def check_python(arguments: list[str], complete: bool, monkeypatch) -> None:
-    if arguments[:1] == ["-m"] and arguments[1].split(".")[0] in ("mmed", "data_prep", "examples"):
-        check_module(arguments[1], arguments[2:], complete, monkeypatch)
-    elif arguments[:2] == ["-m", "pytest"]:
+    module = arguments[1] if arguments[:1] == ["-m"] else ""
+    if module == "pytest":
         assert all((ROOT / word.split("::")[0]).exists() for word in arguments if word.startswith("tests"))
-    elif arguments[:1] == ["mmed/train.py"]:
-        check_module("mmed.train", arguments[1:], complete, monkeypatch)
+    elif module.split(".")[0] in ("mmed", "data_prep", "examples"):
+        check_module(module, arguments[2:], complete, monkeypatch)
+    elif arguments and arguments[0].startswith(("mmed/", "benchmarks/")):
+        module = arguments[0].removesuffix(".py").replace("/", ".")
+        check_module(module, arguments[1:], complete, monkeypatch)
     elif arguments and arguments[0].endswith(".py"):
-        source = (ROOT / arguments[0]).read_text(encoding="utf-8")
-        options = [word.partition("=")[0] for word in arguments[1:] if word.startswith("--")]
-        assert all(f'"{option}"' in source for option in options), f"{arguments[0]}: {options}"
+        assert (ROOT / arguments[0]).is_file(), f"no file {arguments[0]}"
 
 
 def check_command(words: list[str], complete: bool, monkeypatch) -> None:
     """complete: a whole command line; in prose, a command is often named without what it needs."""
     program, *rest = words
-    synopsis = any(word[:1] in "[(|" or word[-1:] in "])|" for word in rest if word)
-    if program != "pip":
-        rest = [word.strip("[]()") for word in rest]
+    synopsis = any(word[:1] in "[(|" or word[-1:] in "])|" or "..." in word for word in rest if word)
+    if program == "pip":
+        for word in rest:
+            named = re.match(r"\.\[(.*)\]$", word)
+            assert not named or set(named[1].split(",")) <= set(EXTRAS), f"no such extra: {word}"
+        return
+    rest = [word.strip("[]()") for word in rest]
     if program == "torchrun":
         while rest and rest[0].startswith("-"):
             rest = rest[1:] if "=" in rest[0] else rest[2:]
-        program = "python"
-    if program.startswith("python"):
+    if program in ("python", "torchrun"):
         check_python(rest, complete and not synopsis, monkeypatch)
     elif program == "make":
         for word in (word for word in rest if "=" not in word):
             assert any(re.fullmatch(target.replace("%", ".+"), word)
                        for target in TARGETS), f"no target {word}"
-    elif program == "pip":
-        for word in rest:
-            named = re.match(r"\.\[(.*)\]$", word)
-            assert not named or set(named[1].split(",")) <= set(EXTRAS), f"no such extra: {word}"
     else:
         assert (ROOT / program).is_file(), f"no file {program}"
 
@@ -174,6 +165,13 @@ def test_commands_on_a_page_exist(page, monkeypatch, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_every_table_of_figures_stands_below_its_command():
+    sections = re.split(r"^#+ ", (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), flags=re.M)
+    for section in sections:
+        before, table, _ = section.partition("\n|")
+        assert not table or re.search(r"`(python benchmarks/|make )", before), section
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_linked_from_a_page_exist(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
@@ -193,30 +191,21 @@ main_guard(lambda: int(run_plan(plan, Path(sys.argv[2]), 1, lambda: torch.set_nu
 """
 
 
-def run_blocks(page: Path, info: str, folder: Path) -> None:
-    """Run the commands of a page's blocks one after the other; torch is imported once for all."""
+RUNNABLE = [
+    pytest.param(page, info, id=page.name, marks=[pytest.mark.slow] if "slow" in info else [])
+    for page in PAGES for info in ("bash run", "bash run slow")
+    if f"```{info}\n" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page, info", RUNNABLE)
+def test_runnable_blocks_run(page, info, tmp_path):
+    """The commands of a page's blocks, one after the other; torch is imported once for all."""
     commands = []
     for found, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         for words in commands_in(block) if found == info else ():
-            assert words[:2] in (["python", "-m"], ["python",
-                                                    "mmed/train.py"]), f"cannot be run here: {words}"
+            assert words[:2] in (["python", "-m"], ["python", "mmed/train.py"]), f"cannot run {words}"
             commands.append(words[2:] if words[1] == "-m" else ["mmed.train", *words[2:]])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands), str(folder / "log")], cwd=folder,
-                          capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands), str(tmp_path / "log")],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def pages_with(info: str) -> list[Path]:
-    return [page for page in PAGES if f"```{info}\n" in page.read_text(encoding="utf-8")]
-
-
-@pytest.mark.parametrize("page", pages_with("bash run"), ids=lambda page: page.name)
-def test_runnable_blocks_run(page, tmp_path):
-    run_blocks(page, "bash run", tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", pages_with("bash run slow"), ids=lambda page: page.name)
-def test_slow_runnable_blocks_run(page, tmp_path):
-    run_blocks(page, "bash run slow", tmp_path)

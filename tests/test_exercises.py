@@ -21,20 +21,17 @@ def check():
 
 
 def test_every_exercise_has_a_task_a_solution_a_check_and_something_to_read_next(check):
-    assert NUMBERS == list(range(1, len(NUMBERS) + 1)) and len(NUMBERS) >= 8
-    assert set(check.files()) == set(check.files(solutions=True)) == set(check.checks()) == set(
-        check.NEXT) == set(NUMBERS)
+    assert NUMBERS == list(range(1, 13))
+    solutions = check.files(solutions=True)
+    assert set(NUMBERS) == set(check.files()) == set(solutions) == set(check.checks()) == set(check.NEXT)
     for number, path in check.files().items():
-        assert path.name == check.files(solutions=True)[number].name
         source = path.read_text(encoding="utf-8")
-        assert source.startswith(f'"""Exercise {number}: ') and "    ...\n" in source and len(
-            check.title(path)) > 10
+        assert path.name == solutions[number].name and source.startswith(f'"""Exercise {number}: ')
     for text in check.NEXT.values():
         file, names = re.match(r"([\w/]+\.py) \(([\w., ]+?)[:)]", text).groups()
         source = (ROOT / file).read_text(encoding="utf-8")
         for name in names.replace(".", ", ").split(", "):
-            assert re.search(rf"^\s*(?:def|class) {name}\b", source,
-                             re.MULTILINE), f"{text}: {file} has no {name}"
+            assert re.search(rf"^\s*(?:def|class) {name}\b", source, re.MULTILINE), f"{file} has no {name}"
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -86,13 +83,13 @@ def test_a_likely_mistake_is_found_and_explained(check, number, right, wrong, me
     pytest.fail(f"exercise {number}: {wrong!r} in the place of {right!r} passes the check")
 
 
-@pytest.mark.parametrize(
-    "body, message",
-    [("def bleu4(candidate, reference):\n    return candidate / 2\n",
-      "bleu4\\(.*stopped with TypeError: .*\\(line 2 of mine.py\\)"),
-     ("def bleu4(candidate, reference)\n", "Python cannot read mine.py: SyntaxError: .*line 1"),
-     ("def other():\n    return 1\n", "no function bleu4 any more"),
-     ("def bleu4(candidate, reference):\n    return 'high'\n", "is 'high', expected 0.402942"), ])
+@pytest.mark.parametrize("body, message", [
+    ("def bleu4(candidate, reference):\n    return candidate / 2\n",
+     "bleu4\\(.*stopped with TypeError: .*\\(line 2 of mine.py\\)"),
+    ("def bleu4(candidate, reference)\n", "Python cannot read mine.py: SyntaxError: .*line 1"),
+    ("def other():\n    return 1\n", "no function bleu4 any more"),
+    ("def bleu4(candidate, reference):\n    return 'high'\n", "is 'high', expected 0.402942"),
+])
 def test_whatever_a_student_writes_is_answered_in_words(check, body, message, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(body, encoding="utf-8")
@@ -102,15 +99,11 @@ def test_whatever_a_student_writes_is_answered_in_words(check, body, message, tm
 
 def test_the_command_lists_checks_and_leaves_with_its_exit_code(check, capsys):
     assert check.main([]) == 0
-    assert [
-        int(line.split()[0]) for line in capsys.readouterr().out.splitlines()
-        if re.match(r"\s*\d+  \w", line)
-    ] == NUMBERS
+    assert list(map(int, re.findall(r"^\s*(\d+)  \w", capsys.readouterr().out, re.MULTILINE))) == NUMBERS
     assert check.main(["3", "--solution", "--seed", "5"]) == 0
     assert capsys.readouterr().out.startswith("Right: BLEU-4")
     assert check.main(["3", "--seed", "5"]) == 1
     printed = capsys.readouterr().out
-    assert printed.startswith(
-        "Not yet: ") and "make exercise N=3 SEED=5" in printed and "Traceback" not in printed
+    assert printed.startswith("Not yet: ") and "make exercise N=3 SEED=5" in printed
     with pytest.raises(check.UsageError, match="there is no exercise 99"):
         check.main(["99"])

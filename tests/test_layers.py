@@ -1,6 +1,4 @@
-"""Imports point down: a package or module may import those of the lines above its own in LAYERS, and what is
-in its own package.
-"""
+"""Imports point down: a module may import those of the lines above its own in LAYERS, and its own package."""
 import ast
 from pathlib import Path
 
@@ -27,9 +25,7 @@ LEVEL = {name: number for number, line in enumerate(LAYERS.split("\n")) for name
 
 
 def part_of(module: str) -> str:
-    """What stands in LAYERS for a module: mmed.training.loader -> mmed.training, data_prep.clean ->
-    data_prep.
-    """
+    """What stands in LAYERS for a module: mmed.training.loader -> mmed.training."""
     return ".".join(module.split(".")[:2]) if module.startswith("mmed.") else module.split(".")[0]
 
 
@@ -47,18 +43,14 @@ def imports_of(path: Path) -> list[str]:
             found += [f"{node.module}.{alias.name}" for alias in node.names]
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             todo += ast.iter_child_nodes(node)
-    return [
-        name for name in found
-        if name.startswith(("mmed.", "data_prep.", "examples.")) and not name.endswith(".__file__")
-    ]
+    return [name for name in found
+            if name.startswith(("mmed.", "data_prep.", "examples.")) and not name.endswith(".__file__")]
 
 
 def test_imports_point_down():
     wrong = []
-    for path in sorted(path for name in ("mmed", "data_prep", "examples")
-                       for path in (ROOT / name).rglob("*.py")):
+    for path in (path for name in ("mmed", "data_prep", "examples") for path in (ROOT / name).rglob("*.py")):
         own = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
-        for name in imports_of(path):
-            if part_of(name) != own and LEVEL[part_of(name)] >= LEVEL[own]:
-                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in imports_of(path)
+                  if part_of(name) != own and LEVEL[part_of(name)] >= LEVEL[own]]
     assert not wrong, "\n".join(wrong)

@@ -1,6 +1,4 @@
-"""docs/tour.md: regenerating changes nothing, its links lead somewhere, its drawings can be read
-on light and dark pages.
-"""
+"""docs/tour.md: regenerating changes nothing, its links lead somewhere, its drawings suit dark pages."""
 import importlib.util
 import re
 import subprocess
@@ -25,36 +23,9 @@ def make():
 
 @pytest.mark.slow
 def test_the_tour_made_anew_says_what_it_said():
-    done = subprocess.run([sys.executable, str(FOLDER / "make.py"), "--check"],
-                          cwd=ROOT,
-                          capture_output=True,
-                          text=True,
-                          timeout=600)
+    done = subprocess.run([sys.executable, str(FOLDER / "make.py"), "--check"], cwd=ROOT, timeout=600,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("old, new, same", [
-    ("loss 2.446 of 26", "loss 2.447 of 26", True),      # one unit of the last digit
-    ("loss 2.446 of 26", "loss 2.460 of 26", False),
-    ("3524.2", "3524.9", True),                          # a share of the number
-    ("3524.2", "3540.9", False),
-    ("2.661e-09", "2.662e-09", True),
-    ("2.661e-09", "2.661e-08", False),
-    ("26 tokens", "27 tokens", False),                   # a count is exact
-    ("a 1.0", "b 1.0", False),
-    ("-0.047", "0.047", False),
-    ("f.py#L12)", "f.py#L345)", True),                   # lines move with every edit above them
-    ("[`f.py: a`](f.py#L12)", "[`f.py: b`](f.py#L12)", False),
-    ("1.0 2.0", "1.0", False),
-])
-def test_what_may_differ_on_another_processor_and_what_may_not(make, old, new, same):
-    assert make.alike(old, new) is same and bool(make.differences("x", old, new)) is not same
-
-
-def test_a_change_is_told_with_its_place(make):
-    assert make.differences("tour.md", "a\nloss 1.5\n",
-                            "a\nloss 1.9\n") == ["tour.md:2: there: loss 1.5\n    now: loss 1.9"]
-    assert "3 lines, now 2; there: b" in make.differences("tour.md", "a\nb\nc\n", "a\nc\n")[0]
 
 
 def test_every_place_that_the_template_names_is_in_the_code(make):
@@ -67,23 +38,13 @@ def test_every_place_that_the_template_names_is_in_the_code(make):
         make.line_of("mmed/model.py", "Transformer.backward")
 
 
-def test_a_value_too_many_or_too_few_is_an_error(make):
-    assert "loss 1.5" in make.fill("loss {{loss}}, {{minutes}}", {"loss": "1.5"})
-    with pytest.raises(make.UserError, match="no stage gives loss"):
-        make.fill("{{loss}}", {})
-    with pytest.raises(make.UserError, match="does not show rest"):
-        make.fill("{{loss}}", {"loss": "1", "rest": "2"})
-
-
 def test_links_and_pictures_of_the_page_are_there():
     page = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
     assert "{{" not in page and "[[" not in page
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page) + re.findall(r'<img src="([^"]+)"', page)
-    assert {path.name
-            for path in DRAWINGS} == {Path(target).name
-                                      for target in targets if target.endswith(".svg")}
-    for target in targets:
-        assert (ROOT / "docs" / target).exists(), target
+    assert {path.name for path in DRAWINGS} == {Path(name).name for name in targets if name.endswith(".svg")}
+    missing = [target for target in targets if not (ROOT / "docs" / target).exists()]
+    assert not missing
 
 
 @pytest.mark.parametrize("path", DRAWINGS, ids=[path.stem for path in DRAWINGS])
@@ -91,5 +52,5 @@ def test_a_drawing_is_small_and_has_colours_for_light_and_dark(path):
     text = path.read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)
     assert len(text) < 30_000 and root.tag.endswith("svg") and root.get("aria-label") and root.get("viewBox")
-    assert "prefers-color-scheme: dark" in text and "http" not in text.replace(
-        'xmlns="http://www.w3.org/2000/svg"', "")
+    assert "prefers-color-scheme: dark" in text
+    assert "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")

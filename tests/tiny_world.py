@@ -25,22 +25,14 @@ def make_world(folder: Path, width: int = 32) -> Path:
             writer.add(tokenizer.encode(text, bos=True, eos=True), name, "web")
         writer.close()
     (folder / "Train").mkdir()
-    with open(folder / "Train" / "English.jsonl", "w") as file:
-        for _ in range(30):
-            options = dict(zip("ABCD", rng.sample(WORDS, 4), strict=True))
-            file.write(
-                json.dumps({
-                    "question": rng.choice(WORDS), "options": options, "answer_idx": rng.choice("ABCD"),
-                    "rationale": " ".join(rng.choices(WORDS, k=rng.randint(1, 30)))
-                }) + "\n")
-    config = ModelConfig(vocab_size=tokenizer.vocab_size,
-                         hidden_size=width,
-                         intermediate_size=width * 3 // 2,
-                         num_hidden_layers=2,
-                         num_attention_heads=4,
-                         num_key_value_heads=2,
-                         head_dim=width // 4,
-                         initializer_range=0.1)
+    items = [{"options": dict(zip("ABCD", rng.sample(WORDS, 4), strict=True)), "question": rng.choice(WORDS),
+              "answer_idx": rng.choice("ABCD"),
+              "rationale": " ".join(rng.choices(WORDS, k=rng.randint(1, 30)))} for _ in range(30)]
+    (folder / "Train" / "English.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=width, intermediate_size=width * 3 // 2,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=width // 4,
+        initializer_range=0.1)
     save_pretrained(Transformer(config).init_weights(3), tokenizer, folder / "model")
     return folder
 

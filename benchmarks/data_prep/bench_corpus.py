@@ -1,110 +1,158 @@
-"""How fast each step of a corpus is: MB/s of one core by CPU time, on real text, with reading, writing and
-packing.
+"""How fast each step of a corpus is on real text: MB/s of one core by CPU time, reading and writing included.
 
     python benchmarks/data_prep/bench_corpus.py --data DATA [--languages en zh]
+    python benchmarks/data_prep/bench_corpus.py --data DATA --megabytes 10 50 200     growth
 
-In:  DATA/text/LANGUAGE/{medical,nonmedical}.jsonl.gz, DATA/medqa (as benchmark), DATA/html/*/source.html,
-     DATA/pdf/{text,scan}_*.pdf.
-Out: a table, MB of UTF-8 text that goes in (HTML for pages) a second of CPU time of this process and its
-children; for books, pages a second.
-     Kept and dropped documents are both written and packed. About half of the text is medical, of the web a
-     few in a thousand, so the filter is also measured on ordinary text alone. Each step is started once on
-     one document first, for what is loaded only once.
+In:  DATA/text/LANGUAGE/{medical,nonmedical}.jsonl.gz, DATA/medqa (as benchmark); of pages and books, where
+     they are, DATA/html/*/source.html and DATA/pdf/{text,scan}_en_*.pdf.
+Out: MB of UTF-8 text (pages: of HTML) a second of CPU time. Each step runs in a process of its own on all
+     text of a language; about half of it is medical, of the web a few in a thousand, so the filter also runs
+     on ordinary text alone. What a step loads once is measured on one document, and taken off.
+     --megabytes: seconds and peak memory of each step for English corpora of these sizes, made of the same
+     documents over and over, each time with their sentences in another order, in files of 10 MB.
 """
 from __future__ import annotations
 
-import argparse
-import contextlib
-import gzip
-import importlib
-import io
 import json
-import os
+import random
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.timing import machine, print_head, print_row, read_records
 from mmed.tokenizer import train_sentencepiece
+from mmed.utils.errors import Parser
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE_BYTES = 10_000_000
+# A step in a process of its own: CPU seconds of it and its children, peak MiB of it.
+CHILD = """
+import importlib, os, sys
+importlib.import_module(sys.argv[1]).main(sys.argv[2:])
+peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
+print(sum(os.times()[:4]), int(peak) / 1024)
+"""
 
 
-def cpu_seconds() -> float:
-    return sum(os.times()[:4])
+def run_step(module: str, *arguments: object) -> tuple[float, float]:
+    """(CPU seconds, peak MiB) of a command of data_prep."""
+    command = [sys.executable, "-c", CHILD, f"data_prep.{module}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    spent, peak = done.stdout.split()[-2:]
+    return float(spent), float(peak)
 
 
-def timed(module: str, *arguments: object) -> float:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        begun = cpu_seconds()
-        importlib.import_module(f"data_prep.{module}").main([str(word) for word in arguments])
-        return cpu_seconds() - begun
+def steps(data: Path, tokenizer: Path, language: str) -> dict[str, list[object]]:
+    """Title -> module and options, without input and --out."""
+    benchmark = data / "medqa" / "questions" / "US" / "test.part1.jsonl"
+    filtered = ["filter_medical", "--language", language]
+    return {"filter, ordinary text": filtered, "filter, half of it medical": filtered,
+            "clean": ["clean", "--language", language, "--language_id", "--mask_personal"],
+            "deduplicate": ["dedup"],
+            "decontaminate": ["decontaminate", "--benchmark", benchmark],
+            "tokenize": ["tokenize_corpus", "--tokenizer", tokenizer, "--language", language]}
+
+
+def read_texts(folder: Path) -> dict[str, list[str]]:
+    return {kind: [record["text"] for record in read_records(folder / f"{kind}.jsonl.gz")]
+            for kind in ("medical", "nonmedical")}
+
+
+def megabytes(texts: list[str]) -> float:
+    return sum(len(text.encode()) for text in texts) / 1e6
+
+
+def speed(data: Path, work: Path, tokenizer: Path, texts: dict[str, dict[str, list[str]]]) -> None:
+    print_head("MB/s of one core", *texts)
+    for title in steps(data, tokenizer, "en"):
+        rates = []
+        for language, parts in texts.items():
+            module, *options = steps(data, tokenizer, language)[title]
+            kinds = ["nonmedical"] if "ordinary" in title else list(parts)
+            source = [data / "text" / language / f"{kind}.jsonl.gz" for kind in kinds]
+            one = work / "one.jsonl"
+            one.write_text(json.dumps({"text": parts["medical"][0], "id": "0"}) + "\n", encoding="utf-8")
+            start, _ = run_step(module, one, *options, "--out", work / "out" / "one")
+            spent, _ = run_step(module, *source, *options, "--out", work / "out" / "all")
+            shutil.rmtree(work / "out")
+            size = sum(megabytes(parts[kind]) for kind in kinds)
+            rates.append(f"{size / (spent - start):.1f}")
+        print_row(title, *rates)
+
+
+def pages_and_books(data: Path, work: Path) -> None:
+    import pypdfium2
+
+    pages = list((data / "html").glob("*/source.html"))
+    if pages:
+        (work / "html").mkdir()
+        for path in pages:
+            shutil.copyfile(path, work / "html" / f"{path.parent.name}.html")
+        spent, _ = run_step("web_pages", work / "html", "--language", "en", "--out", work / "pages")
+        size = sum(path.stat().st_size for path in pages) / 1e6
+        print(f"web_pages: {size / spent:.1f} MB of HTML a second, {len(pages) / spent:.1f} pages a second")
+    for kind in ("text", "scan"):
+        books = sorted((data / "pdf").glob(f"{kind}_en_*.pdf"))
+        if books:
+            count = sum(len(pypdfium2.PdfDocument(path)) for path in books)
+            spent, _ = run_step("books", *books, "--language", "en", "--out", work / f"books-{kind}")
+            print(f"books, {kind}: {count / spent:.2f} pages a second ({count} pages)")
+
+
+def write_corpus(folder: Path, texts: list[str], size: int) -> None:
+    """Files of JSON lines with `size` megabytes of text."""
+    rng, done, number = random.Random(0), 0, 0
+    folder.mkdir()
+    while done < 1_000_000 * size:
+        sentences = texts[number % len(texts)].split(". ")
+        rng.shuffle(sentences)
+        text = ". ".join(sentences)
+        with open(folder / f"{done // FILE_BYTES:05}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"text": text, "id": str(number)}, ensure_ascii=False) + "\n")
+        done += len(text.encode())
+        number += 1
+
+
+def growth(data: Path, work: Path, tokenizer: Path, texts: list[str], sizes: list[int]) -> None:
+    table = steps(data, tokenizer, "en")
+    del table["filter, ordinary text"]
+    print_head("MB", *table)
+    for size in sizes:
+        write_corpus(work / str(size), texts, size)
+        cells = []
+        for module, *options in table.values():
+            out = work / "out" / str(module) / str(size)
+            spent, peak = run_step(str(module), work / str(size), *options, "--out", out)
+            cells.append(f"{spent:.1f} s, {peak:.0f} MiB")
+        print_row(size, *cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--languages", nargs="+", default=["en", "zh", "ja", "fr", "ru", "es"])
+    parser.add_argument("--megabytes", type=int, nargs="+", help="measure growth at these sizes instead")
     options = parser.parse_args()
     if options.data is None:
         return print("left out: it needs real text, --data DATA")
-    work = Path(tempfile.mkdtemp(prefix="bench_corpus-"))
-    texts, one, size, ordinary = {}, {}, {}, {}
-    for language in options.languages:
-        lines = []
-        (work / language).mkdir()
-        for name in ("medical", "nonmedical"):
-            part = gzip.open(options.data / "text" / language / f"{name}.jsonl.gz", "rb").read().splitlines()
-            with gzip.open(work / language / f"{name}.jsonl.gz", "wb", 6) as file:
-                file.write(b"\n".join(part))
-            lines += part
-            ordinary[language] = sum(len(json.loads(line)["text"].encode()) for line in part)
-        texts[language] = [json.loads(line)["text"] for line in lines]
-        size[language] = sum(len(text.encode()) for text in texts[language])
-        one[language] = work / f"one-{language}.jsonl"
-        one[language].write_bytes(lines[0] + b"\n")
-    train_sentencepiece([text[:2000] for each in texts.values()
-                         for text in each[::max(1,
-                                                len(each) // 300)]], work / "tokenizer", 16000)
-    benchmark = options.data / "medqa" / "questions" / "US" / "test.part1.jsonl"
-    steps = {
-        "filter_medical": ("filter_medical", "--language", "{}"),
-        "filter_medical, ordinary text": ("filter_medical", "--language", "{}"),
-        "clean, language and personal data": ("clean", "--language", "{}", "--language_id",
-                                              "--mask_personal"), "dedup": ("dedup", ),
-        "decontaminate": ("decontaminate", "--benchmark", str(benchmark)),
-        "tokenize_corpus": ("tokenize_corpus", "--tokenizer", str(work / "tokenizer"), "--language", "{}")
-    }
-    print(f"{'MB/s of one core':36}" + "".join(f"{language:>8}" for language in options.languages))
-    print(f"{'MB of text':36}" + "".join(f"{size[language] / 1e6:8.1f}" for language in options.languages),
-          flush=True)
-    for title, (module, *more) in steps.items():
-        row = []
-        for language in options.languages:
-            arguments = [word.format(language) for word in more]
-            timed(module, one[language], *arguments, "--out", work / "out" / "warm")
-            plain = title.endswith("ordinary text")
-            source = work / language / "nonmedical.jsonl.gz" if plain else work / language
-            row.append((ordinary if plain else size)[language] / 1e6 /
-                       timed(module, source, *arguments, "--out", work / "out" / "x"))
-            shutil.rmtree(work / "out")
-        print(f"{title:36}" + "".join(f"{value:8.1f}" for value in row), flush=True)
-    pages = list((options.data / "html").glob("*/source.html"))
-    (work / "html").mkdir()
-    for path in pages:
-        shutil.copyfile(path, work / "html" / f"{path.parent.name}.html")
-    (work / "warm.html").write_text("<html><body><p>warm</p></body></html>")
-    timed("web_pages", work / "warm.html", "--language", "en", "--out", work / "warm")
-    seconds = timed("web_pages", work / "html", "--language", "en", "--out", work / "pages")
-    print(
-        f"web_pages: {sum(path.stat().st_size for path in pages) / 1e6 / seconds:.1f} MB of HTML a second, "
-        f"{len(pages) / seconds:.1f} pages a second"
-    )
-    import pypdfium2
-
-    for kind in ("text", "scan"):
-        books = sorted((options.data / "pdf").glob(f"{kind}_en_*.pdf"))
-        count = sum(len(pypdfium2.PdfDocument(path)) for path in books)
-        seconds = timed("books", *books, "--language", "en", "--out", work / f"books-{kind}")
-        print(f"books, {kind}: {count / seconds:.2f} pages a second ({count} pages)")
-    shutil.rmtree(work)
+    languages = ["en"] if options.megabytes else options.languages
+    texts = {language: read_texts(options.data / "text" / language) for language in languages}
+    print(machine())
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        some = [text[:2000] for parts in texts.values() for each in parts.values()
+                for text in each[::max(1, len(each) // 150)]]
+        train_sentencepiece(some, work / "tokenizer", 16000)
+        if options.megabytes:
+            english = [*texts["en"]["medical"], *texts["en"]["nonmedical"]]
+            growth(options.data, work, work / "tokenizer", english, options.megabytes)
+            return None
+        speed(options.data, work, work / "tokenizer", texts)
+        pages_and_books(options.data, work)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Out: for each step, of its tasks the largest number of bytes read and written, i
 """
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
@@ -23,10 +22,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.timing import print_head, print_row
 from data_prep import dedup
 from data_prep.documents import find_inputs, json_line
 from mmed.languages import get_language
 from mmed.tokenizer import train_sentencepiece
+from mmed.utils.errors import Parser
 
 # Imported before any task is forked, so that no task counts the reading of modules.
 MODULES = {name: importlib.import_module(f"data_prep.{name}")
@@ -143,31 +146,28 @@ def count(work: Path, tasks: int) -> list[Task]:
     return counted
 
 
-def table(counted: list[Task]) -> str:
+def print_table(counted: list[Task]) -> None:
     """A line for the tasks of a step, and one for its last task without --shard."""
-    lines = ["| step | tasks | MB of inputs | MB read | MB written | inputs opened | open at once |",
-             "|---|---|---|---|---|---|---|"]
+    print_head("step", "tasks", "MB of inputs", "MB read", "MB written", "inputs opened", "open at once")
     for step in dict.fromkeys(task.step for task in counted):
         for title, last in ((step, False), (f"{step}, all together", True)):
             group = [task for task in counted if task.step == step and (task.shard < 0) == last]
             if group:
-                most = [max(getattr(task, name) for task in group) for name in ("read", "written")]
-                lines.append(f"| {title} | {len(group)} | {group[0].input_bytes / 1e6:.2f} | "
-                             f"{most[0] / 1e6:.3f} | {most[1] / 1e6:.3f} | "
-                             f"{max(len(task.inputs) for task in group)} | "
-                             f"{max(task.open_at_once for task in group)} |")
-    return "\n".join(lines)
+                print_row(title, len(group), f"{group[0].input_bytes / 1e6:.2f}",
+                          f"{max(task.read for task in group) / 1e6:.3f}",
+                          f"{max(task.written for task in group) / 1e6:.3f}",
+                          max(len(task.inputs) for task in group), max(task.open_at_once for task in group))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--shards", type=int, default=2000)
     parser.add_argument("--tasks", type=int, default=40)
     parser.add_argument("--documents", type=int, default=5, help="in a shard")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(Path(folder), options.shards, options.documents)
-        print(table(count(Path(folder), options.tasks)))
+        print_table(count(Path(folder), options.tasks))
 
 
 if __name__ == "__main__":

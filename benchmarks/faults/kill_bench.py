@@ -14,24 +14,22 @@ Markdown table; exits 1 if a trial failed. The seed is printed, and --seed repea
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from forked_runs import (  # noqa: E402
+from forked_runs import (
     ForkedRun,
     before_file_operations,
     call_before,
@@ -40,7 +38,12 @@ from forked_runs import (  # noqa: E402
     outcome,
     saved_step,
 )
+from tiny_world import make_world, pretrain
 
+from benchmarks.timing import print_head, print_row
+from mmed.utils.errors import Parser
+
+ROOT = Path(__file__).resolve().parents[2]
 SAVE_EVERY = 5
 STOPPED = 75
 
@@ -52,13 +55,10 @@ class Row:
     fault: str
     trials: int = 0
     survived: int = 0
-    seconds: list[float] = field(default_factory=list)
 
-    def add(self, survived: bool, what: str, seconds: float | None = None) -> None:
+    def add(self, survived: bool, what: str) -> None:
         self.trials += 1
         self.survived += survived
-        if seconds is not None:
-            self.seconds.append(seconds)
         if not survived:
             print(f"FAILED: {self.fault}: {what}", file=sys.stderr, flush=True)
 
@@ -67,8 +67,6 @@ class Bench:
     """A tiny world, runs in it, and the outcome of undisturbed runs to compare with."""
 
     def __init__(self, folder: Path, trials: int, rng: random.Random):
-        from tiny_world import make_world
-
         self.folder, self.trials, self.rng = folder, trials, rng
         self.world = make_world(folder / "world", width=64)
         self.undisturbed: dict[int, tuple[dict, float]] = {}
@@ -79,13 +77,9 @@ class Bench:
         return self.folder / f"run{self.number}"
 
     def start(self, out: Path, ranks: int = 1, before=None) -> ForkedRun:
-        arguments = [
-            "pretrain_mmedlm2", f"--model={self.world}/model", f"--data={self.world}/en,{self.world}/ja",
-            f"--out={out}", "--resume=auto", "--max_steps=60", "--sequence_length=64",
-            "--global_batch_size=8", "--micro_batch_size=2", "--learning_rate=1e-3", "--precision=fp32",
-            f"--save_every={SAVE_EVERY}", "--eval_every=10", f"--validation={self.world}/ja", "--compile=no",
-            "--activation_checkpointing=no", "--seed=1", "--rank_timeout_seconds=20"
-        ]
+        arguments = pretrain(self.world, out, "--resume=auto", "--max_steps=60", "--sequence_length=64",
+                             f"--save_every={SAVE_EVERY}", "--eval_every=10", "--rank_timeout_seconds=20",
+                             f"--validation={self.world}/ja")
         return ForkedRun(arguments, ranks, before, log=out.with_suffix(".log"))
 
     def expected(self, ranks: int) -> tuple[dict, float]:
@@ -115,13 +109,11 @@ def kill_at_random(bench: Bench):
             run = bench.start(out, ranks)
             time.sleep(bench.rng.uniform(0, duration))
             run.kill(bench.rng.randrange(ranks) if ranks > 1 else None)
-            begun = time.monotonic()
             ended = run.wait(60) is not None
             run.kill()
-            seconds = time.monotonic() - begun
             repeated = last_step(out) - saved_step(out)  # the save before the last one may still be under way
             survived = ended and repeated <= 2 * SAVE_EVERY and bench.completes(out, ranks)
-            row.add(survived, f"{out}: codes {run.codes}, {repeated} steps repeated", seconds)
+            row.add(survived, f"{out}: codes {run.codes}, {repeated} steps repeated")
         yield row
 
 
@@ -211,12 +203,12 @@ def stop_by_signal(bench: Bench):
 
         out = bench.new()
         run = bench.start(out, ranks, before)
-        reached, begun = run.reached(120), time.monotonic()
+        reached = run.reached(120)
         run.send(bench.rng.choice((signal.SIGTERM, signal.SIGINT)))
-        codes, seconds = run.wait(30), time.monotonic() - begun
+        codes = run.wait(30)
         run.kill()
         stopped = reached and codes == [STOPPED] * ranks and "Traceback" not in run.text()
-        row.add(stopped and bench.completes(out, ranks), f"{phase}, {ranks} ranks: {run.codes}", seconds)
+        row.add(stopped and bench.completes(out, ranks), f"{phase}, {ranks} ranks: {run.codes}")
     yield row
 
 
@@ -237,14 +229,13 @@ def fail_one_rank(bench: Bench):
             if rank == failing:
                 call_before(module, name, fail)
 
-        out, begun = bench.new(), time.monotonic()
+        out = bench.new()
         run = bench.start(out, 2, before)
         codes, text = run.wait(90), run.text()
         run.kill()
-        ended = codes is not None and all(codes) and text.count(
-            "Traceback") == 1 and "the true reason" in text
-        row.add(ended and bench.completes(out, 2), f"{phase}, rank {failing}: {run.codes}",
-                time.monotonic() - begun)
+        named = text.count("Traceback") == 1 and "the true reason" in text
+        ended = codes is not None and all(codes)
+        row.add(ended and named and bench.completes(out, 2), f"{phase}, rank {failing}: {run.codes}")
     yield row
 
 
@@ -252,15 +243,11 @@ def fail_one_rank(bench: Bench):
 
 def commands(bench: Bench) -> dict[str, list[str]]:
     """Arguments of python -m without --out."""
-    texts = bench.folder / "texts.jsonl"
-    rng = random.Random(1)
-    words = "the heart disease pain treatment clinical symptoms of patients with dose fever".split(
-    )
-    with open(texts, "w", encoding="utf-8") as file:
-        for number in range(4000):
-            text = " ".join(rng.choices(words, k=300))
-            file.write(
-                json.dumps({"text": text, "language": "en", "source": "web", "id": str(number)}) + "\n")
+    texts, rng = bench.folder / "texts.jsonl", random.Random(1)
+    words = "the heart disease pain treatment clinical symptoms of patients with dose fever".split()
+    lines = [json.dumps({"text": " ".join(rng.choices(words, k=300)), "id": str(number)}) + "\n"
+             for number in range(4000)]
+    texts.write_text("".join(lines), encoding="utf-8")
     data = [str(texts), "--workers", "1"]
     english = [*data, "--language", "en"]
     return {"filter_medical": ["data_prep.filter_medical", *english], "clean": ["data_prep.clean", *english],
@@ -279,13 +266,9 @@ def kill_commands(bench: Bench):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(arguments: list[str], out: Path) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-m", *arguments, "--out", str(out)],
-            env=environment,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True)
+        return subprocess.Popen([sys.executable, "-m", *arguments, "--out", str(out)], env=environment,
+                                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                start_new_session=True)
 
     for name, arguments in commands(bench).items():
         row = Row(f"SIGKILL of {name} at a random moment")
@@ -299,10 +282,8 @@ def kill_commands(bench: Bench):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            begun = time.monotonic()
             completed = start(arguments, out).wait(300) == 0
-            same = completed and files_of(out) == files_of(plain)
-            row.add(same, str(out), time.monotonic() - begun)
+            row.add(completed and files_of(out) == files_of(plain), str(out))
         yield row
 
 
@@ -310,16 +291,8 @@ AREAS = {"kill": kill_at_random, "save": kill_in_save, "signal": stop_by_signal,
          "command": kill_commands}
 
 
-def markdown(rows: list[Row]) -> str:
-    lines = ["| fault | trials | survived | median seconds |", "|---|---:|---:|---:|"]
-    for row in rows:
-        seconds = f"{statistics.median(row.seconds):.1f}" if row.seconds else ""
-        lines.append(f"| {row.fault} | {row.trials} | {row.survived} | {seconds} |")
-    return "\n".join(lines)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(AREAS), help="comma-separated: " + ", ".join(AREAS))
     parser.add_argument("--trials", type=int, default=10, help="random moments per kind (default: 10)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -334,7 +307,9 @@ def main() -> int:
             for row in AREAS[area](bench):
                 print(f"{row.survived} of {row.trials}: {row.fault}", file=sys.stderr, flush=True)
                 rows.append(row)
-    print(markdown(rows))
+    print_head("fault", "trials", "survived")
+    for row in rows:
+        print_row(row.fault, row.trials, row.survived)
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0 if all(row.survived == row.trials for row in rows) else 1

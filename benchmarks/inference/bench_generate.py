@@ -1,415 +1,250 @@
-"""Decoding and scoring against transformers: the same weights, prompts and new tokens, in turn, on one
-machine.
+"""Decoding and scoring against transformers: the same weights, prompts and new tokens, in turn.
 
-    python benchmarks/inference/bench_generate.py                         all rows (minutes)
-    python benchmarks/inference/bench_generate.py --rows equal --rounds 5
-    python benchmarks/inference/bench_generate.py --rows ragged --data MMedBench/Test     real exam prompts
-    python benchmarks/inference/bench_generate.py --device cuda           8 B shape in bf16 (needs the
-    checkout, torch and transformers only)
+    python benchmarks/inference/bench_generate.py                                all rows, random weights
+    python benchmarks/inference/bench_generate.py --rows batch --rounds 5
+    python benchmarks/inference/bench_generate.py --model FOLDER --threads 2     real weights and sentences
+    python benchmarks/inference/bench_generate.py --model FOLDER --rows prompts --items MMedBench/Test
+    python benchmarks/inference/bench_generate.py --device cuda                  8 B shape in bf16
 
 Rows
-    equal     25 M Llama, 64 prompt + 128 new tokens, batch 1, 8 and 32, against the plain loop and `generate`
-              with both caches
-    ragged    exam prompts of mixed lengths, answers of mixed lengths, against batches of 16 and the official
-              loop (batch 1)
-    scoring   log P of five answer strings a question, against lm-evaluation-harness's HF model on the same
-              ids, batches of 16
-    int8      int8 weights against fp32, batch 1: tokens/s and what changes
-    where     where the time of a step and of a prompt goes: products, attention, all else (by torch's
-              profiler, which costs a little itself)
-    memory    peak resident memory over --prompts short prompts (10,000 by default), printed every tenth of
-              them
-    GPU       with --device cuda: `one` batch 1 against the bandwidth roof, `many` mixed prompts by batch size
-              against generate at
-              its best batch and, where transformers has it, generate_batch (its continuous batching). On a
-              CPU: --device cpu --rows one,many
+    batch     as many prompts as a batch has, 1, 8 and 32, against the plain loop and `generate`
+    prompts   --count prompts of mixed lengths, answers of mixed lengths, against batches and, on a CPU, one
+              by one; on a GPU also against generate_batch, transformers' continuous batching
+    scoring   log P of five strings a prompt, against lm-evaluation-harness's HF model on the same ids
+    int8      int8 weights against the weights as they are, batch 1: tokens/s and what changes
 
-Every row checks first that the fp32 tokens (or scores) are the same; a row where they are not is printed as
-such and not timed (`ragged` compares what the timed runs wrote; in bf16 the share of equal rows is printed).
-Rounds alternate ours and theirs; on a CPU what is compared is CPU time of this process, which another job on
-the machine disturbs less than the clock, and the median of the paired ratios. The prompts that are not real
-are random.
+Prompts are exam items (--items), lines of {"prompt": ...} (--prompts), medical sentences of six languages
+(--model alone), or random ids of exam-like lengths (random weights). Both sides write the same number of
+tokens, whatever they are: no token ends an answer.
+
+Tokens or scores are compared first. A row is not timed if more than a tenth of the answers differ; the share
+is printed, for in bf16, and rarely in fp32, two tokens are equally likely within rounding.
 """
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import random
-import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.timing import chosen, clock, in_turn, machine, print_rates
+from mmed.checkpoints.pretrained import load_pretrained
 from mmed.config import SHAPES
-from mmed.generate import generate
-from mmed.inference.decoder import Segment, decoder_for
+from mmed.generate import encode_prompt, generate
 from mmed.inference.option_scores import int8_difference, score_many
+from mmed.languages import all_languages
 from mmed.model import ModelConfig, Transformer
 from mmed.prompts import build_prompt, read_benchmark
+from mmed.utils.errors import Parser
+from mmed.utils.files import read_jsonl
 
-VOCAB = 8192
-
-
-def pair(shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32):
-    """(ours, theirs) with the same random weights; on a GPU in the same memory."""
-    import transformers
-
-    torch.manual_seed(0)
-    fields = dict(vocab_size=VOCAB) | SHAPES[shape] | dict(max_position_embeddings=4096)
-    with torch.device(device):
-        theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(dtype=dtype,
-                                                                        **fields)).to(dtype).eval()
-        theirs.generation_config.eos_token_id, theirs.generation_config.pad_token_id = None, 0
-    with torch.device("meta"):
-        ours = Transformer(ModelConfig(**fields)).eval()
-    ours.load_state_dict({name.removeprefix("model."): value
-                          for name, value in theirs.state_dict().items()},
-                         assign=True)
-    return ours, theirs
+VOCABULARY = 8192  # of random weights
+LONGEST = 700      # tokens of a random prompt
+Rows = list[list[int]]
 
 
-def in_turn(name: str, work: float, unit: str, ours: Callable[[], object],
-            others: dict[str, Callable[[], object]], rounds: int) -> None:
-    """Time ours and each other in turn, `rounds` times; print medians and the median ratio to each."""
-    times: dict[str, list[float]] = {label: [] for label in ("ours", *others)}
-    for _ in range(rounds):
-        for label, run in (("ours", ours), *others.items()):
-            times[label].append(seconds(run))
-    print(f"{name:28} ours {work / statistics.median(times['ours']):9.1f} {unit}")
-    for label in others:
-        ratios = sorted(theirs / mine for theirs, mine in zip(times[label], times["ours"]))
-        print(
-            f"  {label:26} {work / statistics.median(times[label]):14.1f} {unit}   ours is "
-            f"{statistics.median(ratios):.2f}x "
-            f"({ratios[0]:.2f}-{ratios[-1]:.2f})")
+class Bench:
+    """Our model and theirs with the same weights, and the prompts."""
+
+    def __init__(self, options: argparse.Namespace):
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        self.options, self.tokenizer = options, None
+        self.gpu = options.device.startswith("cuda")
+        dtype = torch.bfloat16 if self.gpu else torch.float32
+        if options.model:
+            self.ours, self.tokenizer = load_pretrained(options.model, dtype, options.device)
+            self.theirs = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+        else:
+            torch.manual_seed(0)
+            shape = options.shape or ("llama3-8b" if self.gpu else "25m")
+            fields = {"vocab_size": VOCABULARY} | SHAPES[shape] | {"max_position_embeddings": 4096}
+            with torch.device(options.device):
+                config = transformers.LlamaConfig(dtype=dtype, **fields)
+                self.theirs = transformers.LlamaForCausalLM(config).to(dtype)
+            with torch.device("meta"):
+                self.ours = Transformer(ModelConfig(**fields)).eval()
+            weights = {name.removeprefix("model."): value for name, value in self.theirs.state_dict().items()}
+            self.ours.load_state_dict(weights, assign=True)  # the same memory
+        self.theirs = self.theirs.to(options.device).eval()
+        self.theirs.generation_config.eos_token_id = None
+        self.theirs.generation_config.pad_token_id = 0
+
+    def prompts(self, count: int, length: int | None = None) -> Rows:
+        """`count` prompts; random ids are `length` long, or of exam-like lengths."""
+        rng = random.Random(1)
+        if self.tokenizer is None:
+            lengths = [length or min(LONGEST, int(rng.lognormvariate(5.2, 0.4))) for _ in range(count)]
+            return [[rng.randrange(1, VOCABULARY) for _ in range(length)] for length in lengths]
+        if self.options.items:
+            texts = [build_prompt(item, True) for item in read_benchmark(self.options.items)]
+        elif self.options.prompts:
+            texts = [line["prompt"] for _, line in read_jsonl(self.options.prompts)]
+        else:
+            texts = [language.medical_sentence for language in all_languages()]
+        rng.shuffle(texts)
+        return [encode_prompt(self.tokenizer, texts[number % len(texts)]) for number in range(count)]
+
+    def generate_theirs(self, prompts: Rows, new: int) -> Rows:
+        """transformers' generate on a left-padded batch."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        with torch.inference_mode():
+            out = self.theirs.generate(ids.to(self.theirs.device), max_new_tokens=new, do_sample=False,
+                                       attention_mask=mask.to(self.theirs.device))
+        return out[:, longest:].tolist()
+
+    def time(self, title: str, work: float, unit: str, forms: dict[str, Callable[[], object]]) -> None:
+        times = in_turn(forms, self.options.rounds, clock(self.gpu or self.options.wall))
+        print_rates(title, work, unit, times)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """CPU time of this process, or with a GPU the clock."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    start = clock()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start
+def agree(title: str, ours: Rows, theirs: Rows) -> bool:
+    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    print(f"{title}: {same} of {len(ours)} answers equal", flush=True)
+    if same < 0.9 * len(ours):
+        print("  not timed")
+    return same >= 0.9 * len(ours)
 
 
-def hf_generate(model, prompts: list[list[int]], new: int, **more) -> list[list[int]]:
-    """transformers' generate on a left-padded batch."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts],
-                        device=model.device)
-    with torch.inference_mode():
-        out = model.generate(ids,
-                             attention_mask=mask,
-                             max_new_tokens=new,
-                             min_new_tokens=new,
-                             do_sample=False,
-                             **more)
-    return out[:, longest:].tolist()
+# ------------------------------------------------------------------------------------------------------- rows
+
+def batch_row(bench: Bench) -> None:
+    new = bench.options.new_tokens
+    for size in bench.options.batches:
+        prompts, title = bench.prompts(size, 64), f"batch {size}"
+        forms = {"ours": lambda p=prompts, n=size: generate(bench.ours, p, new, max_batch_size=n),
+                 "the plain loop": lambda p=prompts, n=size: generate(bench.ours, p, new, max_batch_size=n,
+                                                                      engine_name="plain"),
+                 "transformers": lambda p=prompts: bench.generate_theirs(p, new)}
+        if agree(title, forms["ours"](), forms["transformers"]()):
+            bench.time(title, size * new, "tokens/s", forms)
 
 
-def equal_row(ours, theirs, options: argparse.Namespace) -> None:
-    rng, new = random.Random(1), options.new_tokens
-    for batch in options.batches:
-        prompts = [[rng.randrange(1, VOCAB) for _ in range(64)] for _ in range(batch)]
-        if generate(ours, prompts, new, max_batch_size=batch) != hf_generate(theirs, prompts, new):
-            print(f"batch {batch}: tokens differ from transformers': not timed")
-            continue
-        in_turn(f"equal, batch {batch}",
-                batch * new,
-                "tokens/s",
-                lambda p=prompts, b=batch: generate(ours, p, new, max_batch_size=b), {
-                    "the plain loop": lambda p=prompts, b=batch: generate(
-                        ours, p, new, max_batch_size=b, engine_name="plain"),
-                    "transformers, dynamic cache": lambda p=prompts: hf_generate(theirs, p, new),
-                    "transformers, static cache": lambda p=prompts: hf_generate(
-                        theirs, p, new, cache_implementation="static")
-                },
-                options.rounds)
+def prompts_row(bench: Bench) -> None:
+    options, rng = bench.options, random.Random(2)
+    prompts = bench.prompts(options.count)
+    # logarithm of the answers' mean length: 37 tokens on a CPU, 67 on a GPU, which has time for more
+    lengths = [min(400, max(4, int(rng.lognormvariate(4.2 if bench.gpu else 3.6, 0.6)))) for _ in prompts]
 
-
-def exam_prompts(options: argparse.Namespace, rng: random.Random) -> list[list[int]]:
-    """Real prompts where a benchmark is given (bytes in blocks stand in for a tokenizer), else random ones of
-    exam-like length.
-    """
-    if options.data:
-        items = read_benchmark(options.data)
-        return [[1 + hash_block(text[i:i + 4]) for i in range(0, len(text), 4)]
-                for text in (build_prompt(item, True)
-                             for item in rng.sample(items, min(options.prompts, len(items))))]
-    return [[rng.randrange(1, VOCAB) for _ in range(min(700, int(rng.lognormvariate(5.2, 0.4))))]
-            for _ in range(options.prompts)]
-
-
-def hash_block(text: str) -> int:
-    return int.from_bytes(text.encode(), "little") % (VOCAB - 1)
-
-
-def ragged_row(ours, theirs, options: argparse.Namespace) -> None:
-    rng = random.Random(2)
-    prompts = exam_prompts(options, rng)
-    lengths = [min(200, max(4, int(rng.lognormvariate(3.6, 0.6)))) for _ in prompts]
-    useful = sum(lengths)
-
-    def batches(size: int) -> list[list[int]]:
+    def batches(size: int) -> Rows:
         """A batch runs until its longest answer is done, which is what padding to a batch means."""
         rows = []
         for start in range(0, len(prompts), size):
             part = lengths[start:start + size]
-            rows += [
-                row[:n] for row, n in zip(hf_generate(theirs, prompts[start:start + size], max(part)), part)
-            ]
+            found = bench.generate_theirs(prompts[start:start + size], max(part))
+            rows += [row[:length] for row, length in zip(found, part)]
         return rows
 
-    # what the timed runs wrote: 200 prompts one by one are not run once more to compare
-    kept: dict[str, list[list[int]]] = {}
+    def continuous() -> object:  # it takes one limit for all
+        import transformers
 
-    def keep(name: str, rows: list[list[int]]) -> None:
-        kept[name] = rows
+        limits = transformers.GenerationConfig(max_new_tokens=max(lengths), do_sample=False, pad_token_id=0,
+                                               eos_token_id=-1)
+        return bench.theirs.generate_batch(inputs=prompts, generation_config=limits)
 
-    print(
-        f"ragged: {len(prompts)} prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, "
-        f"{useful:,} new tokens",
-        flush=True)
-    generate(ours, prompts[:32], 2)  # laid out
-    in_turn(
-        "ragged", useful, "tokens/s", lambda: keep("ours", generate(ours, prompts, lengths)), {
-            "transformers, batches of 16": lambda: keep("16", batches(16)),
-            "transformers, one by one": lambda: keep("1", batches(1))
-        }, options.rounds)
-    for name in ("1", "16"):
-        print(
-            f"ragged: equal to transformers' in batches of {name}: "
-            f"{sum(a == b for a, b in zip(kept['ours'], kept[name]))} of {len(prompts)}"
-        )
+    more = {} if options.batch_size is None else {"max_batch_size": options.batch_size}
+    forms = {"ours": lambda: generate(bench.ours, prompts, lengths, **more)}
+    forms |= {f"transformers, batches of {size}": lambda size=size: batches(size)
+              for size in options.peer_batches or ([16, 64, 128] if bench.gpu else [16, 1])}
+    if bench.gpu and hasattr(bench.theirs, "generate_batch"):
+        forms["transformers, generate_batch"] = continuous
+    title = (f"{len(prompts)} prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, "
+             f"{sum(lengths):,} new")
+    first_peer = list(forms)[1]
+    if agree(title, forms["ours"](), forms[first_peer]()):
+        bench.time("prompts", sum(lengths), "tokens/s", forms)
 
 
-def scoring_row(ours, theirs, options: argparse.Namespace) -> None:
+def scoring_row(bench: Bench) -> None:
     import tokenizers
     import transformers
     from lm_eval.models.huggingface import HFLM
 
     logging.disable(logging.WARNING)
-    rng = random.Random(3)
-    prompts = exam_prompts(options, rng)
-    head, tail = [rng.randrange(1, VOCAB) for _ in range(5)], [rng.randrange(1, VOCAB) for _ in range(4)]
-    strings = [[*head, letter, *tail] for letter in range(65, 70)]  # as "###Answer: OPTION " A " IS CORRECT."
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i
-                                                              for i in range(VOCAB)}, unk_token="0"))
-    harness = HFLM(pretrained=theirs,
-                   tokenizer=transformers.PreTrainedTokenizerFast(tokenizer_object=words,
-                                                                  unk_token="0",
-                                                                  eos_token="0"),
-                   backend="causal",
-                   batch_size=16,
+    prompts = bench.prompts(bench.options.count)
+    # as "###Answer: OPTION " A " IS CORRECT.": strings with a common beginning and end
+    strings = [[11, 12, 13, 14, 15, letter, 16, 17, 18] for letter in range(65, 70)]
+    words = tokenizers.models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0")
+    stand_in = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words),
+                                                    unk_token="0", eos_token="0")
+    harness = HFLM(pretrained=bench.theirs, tokenizer=stand_in, backend="causal", batch_size=16,
                    max_length=4096)
 
-    def peer() -> list[list[float]]:
+    def theirs() -> list[float]:
         requests = [((str(i), str(j)), prompt, string) for i, prompt in enumerate(prompts)
                     for j, string in enumerate(strings)]
-        flat = [float(score) for score, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)]
-        return [flat[i:i + len(strings)] for i in range(0, len(flat), len(strings))]
+        return [float(score) for score, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)]
 
-    mine, other = score_many(ours, prompts, [strings] * len(prompts)), peer()
-    worst = max(abs(a - b) for x, y in zip(mine, other) for a, b in zip(x, y))
-    print(
-        f"scoring: {len(prompts)} prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, "
-        f"{len(strings)} strings each; largest "
-        f"difference of a score: {worst:.1e}")
+    def ours() -> list[float]:
+        return [score for row in score_many(bench.ours, prompts, [strings] * len(prompts)) for score in row]
+
+    worst = max(abs(a - b) for a, b in zip(ours(), theirs(), strict=True))
+    print(f"scoring: {len(prompts)} prompts, {len(strings)} strings each; largest difference {worst:.1e}")
     if worst < 1e-2:
-        in_turn("scoring", len(prompts), "items/s",
-                lambda: score_many(ours, prompts, [strings] * len(prompts)),
-                {"lm-evaluation-harness, HF": peer}, options.rounds)
+        bench.time("scoring", len(prompts), "prompts/s", {"ours": ours, "lm-evaluation-harness": theirs})
 
 
-def int8_row(ours, theirs, options: argparse.Namespace) -> None:
-    prompts = exam_prompts(options, random.Random(4))[:24]
-    print(int8_difference(ours, prompts))
+def int8_row(bench: Bench) -> None:
+    prompts, new = bench.prompts(24), bench.options.new_tokens
+    exact, int8 = bench.ours, copy.copy(bench.ours)
+    print(int8_difference(int8, prompts))  # sets int8
     strings = [[1, letter, 2] for letter in range(65, 70)]
-    best = []
-    for int8 in (False, True):
-        ours.int8 = int8
-        best.append([
-            max(range(5), key=row.__getitem__) for row in score_many(ours, prompts, [strings] * len(prompts))
-        ])
-    print(
-        f"int8: the likeliest of five options is the same for {sum(a == b for a, b in zip(*best))} of "
-        f"{len(prompts)} items"
-    )
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(options.rounds):
-        for int8 in times:
-            ours.int8 = int8
-            generate(ours, [prompts[0]], 2, max_batch_size=1)  # laid out
-            times[int8].append(
-                seconds(lambda: generate(ours, [prompts[0]], options.new_tokens, max_batch_size=1)))
-    ours.int8 = False
-    print(
-        f"int8, batch 1: {options.new_tokens / statistics.median(times[True]):.1f} tokens/s, "
-        f"{statistics.median(a / b for a, b in zip(times[False], times[True])):.2f}x the weights as they are")
+
+    def best(model: Transformer) -> list[int]:
+        scores = score_many(model, prompts, [strings] * len(prompts))
+        return [max(range(len(strings)), key=row.__getitem__) for row in scores]
+
+    same = sum(a == b for a, b in zip(best(exact), best(int8), strict=True))
+    print(f"int8: the likeliest of five strings is the same for {same} of {len(prompts)} prompts")
+    bench.time("batch 1", new, "tokens/s",
+               {"int8": lambda: generate(int8, prompts[:1], new, max_batch_size=1),
+                "the weights as they are": lambda: generate(exact, prompts[:1], new, max_batch_size=1)})
 
 
-def where_row(ours, theirs, options: argparse.Namespace) -> None:
-    prompt = [random.Random(6).randrange(1, VOCAB) for _ in range(320)]
-    for batch in options.batches:
-        with torch.inference_mode():
-            decoder = decoder_for(ours)
-            cache = decoder.make_cache(batch, 512)
-            step, fill = partial(decoder.decode_step, cache, [5] * batch,
-                                 [128] * batch), partial(decoder.prefill, cache, [Segment(0, 0, prompt)])
-            shares(f"step of batch {batch}", lambda step=step: step().argmax(-1))
-            shares(f"prompt of 320 tokens, laid out for {batch}", fill)
-
-
-def shares(name: str, work: Callable[[], object]) -> None:
-    work()
-    times = [seconds(work) for _ in range(10)]
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in range(10):
-            work()
-    spent = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-    products, attention = (sum(spent.get(key, 0) for key in keys) / sum(spent.values())
-                           for keys in (("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm"),
-                                        ("aten::_scaled_dot_product_flash_attention_for_cpu", )))
-    print(
-        f"{name}: {statistics.median(times) * 1e3:.1f} ms; products {products:.0%}, attention {attention:.0%}"
-    )
-
-
-def memory_row(ours, theirs, options: argparse.Namespace) -> None:
-    """Rounds as an evaluation makes them; what grows with the number of prompts would show."""
-    rng, count = random.Random(5), options.prompts if options.prompts != 200 else 10_000
-    small = Transformer(ModelConfig(vocab_size=VOCAB, max_position_embeddings=4096,
-                                    **SHAPES["micro"])).init_weights(0).eval()
-    peaks, done = [], 0
-    while done < count:
-        part = [[rng.randrange(1, VOCAB) for _ in range(rng.randint(8, 64))]
-                for _ in range(min(256, count - done))]
-        generate(small, part, [rng.randint(1, 8) for _ in part], max_batch_size=32)
-        score_many(small, part[:32], [[[1, 2], [1, 3]]] * len(part[:32]))
-        done += len(part)
-        if done * 10 // count > len(peaks):
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-            print(f"memory: {done:6,} prompts, peak resident {peaks[-1]:.0f} MiB", flush=True)
-    print(f"memory: {peaks[-1] / peaks[0]:.3f} times the first tenth's peak")
-
-
-# ------------------------------------------------------------------------------------------------------------
-
-def one_row(ours, theirs, options: argparse.Namespace) -> None:
-    prompts, new = [[random.Random(1).randrange(1, VOCAB) for _ in range(64)]], options.new_tokens
-    generate(ours, prompts, 8, max_batch_size=1)  # compiles and captures
-    agree(generate(ours, prompts, new, max_batch_size=1), hf_generate(theirs, prompts, new))
-    in_turn("batch 1", new, "tokens/s", lambda: generate(ours, prompts, new, max_batch_size=1),
-            {"transformers, dynamic cache": lambda: hf_generate(theirs, prompts, new)}, options.rounds)
-    weights = sum(p.numel() * p.element_size() for name, p in ours.named_parameters()
-                  if name != "embed_tokens.weight")
-    took = statistics.median(
-        seconds(lambda: generate(ours, prompts, new, max_batch_size=1)) -
-        seconds(lambda: generate(ours, prompts, 1, max_batch_size=1))
-        for _ in range(options.rounds)) / (new - 1)
-    print(
-        f"batch 1: a step {took * 1e3:.2f} ms = {weights / took / 1e12:.2f} TB/s of weights; "
-        f"{weights / took / 1e12 / options.roof:.0%} of "
-        f"{options.roof} TB/s (--roof)")
-
-
-def many_row(ours, theirs, options: argparse.Namespace) -> None:
-    rng = random.Random(2)
-    prompts = exam_prompts(options, rng)
-    lengths = [min(400, max(4, int(rng.lognormvariate(4.2, 0.6)))) for _ in prompts]
-    useful = sum(lengths)
-
-    def batches(size: int) -> list[list[int]]:
-        rows = []
-        for start in range(0, len(prompts), size):
-            part = lengths[start:start + size]
-            rows += [
-                row[:n] for row, n in zip(hf_generate(theirs, prompts[start:start + size], max(part)), part)
-            ]
-        return rows
-
-    peers: dict[str, Callable[[], object]] = {
-        f"transformers, batches of {size}": lambda size=size: batches(size)
-        for size in options.peer_batches
-    }
-    if hasattr(theirs, "generate_batch") and ours.embed_tokens.weight.is_cuda:
-        import transformers
-
-        def continuous() -> object:  # it takes one limit for all, so it stops where the longest answer does
-            config = transformers.GenerationConfig(max_new_tokens=max(lengths),
-                                                   do_sample=False,
-                                                   pad_token_id=0,
-                                                   eos_token_id=-1)
-            return theirs.generate_batch(inputs=prompts, generation_config=config)
-        peers["transformers, generate_batch"] = continuous
-    for size in options.batch_sizes:
-        mine = generate(ours, prompts, lengths, max_batch_size=size)  # compiles and captures
-        print(
-            f"many: {len(prompts)} prompts of {min(map(len, prompts))}-{max(map(len, prompts))} tokens, "
-            f"{useful:,} new, batch size {size}"
-        )
-        if size == options.batch_sizes[0]:
-            agree(mine, batches(options.peer_batches[0]))
-        in_turn(f"many, batch size {size}",
-                useful,
-                "tokens/s",
-                lambda s=size: generate(ours, prompts, lengths, max_batch_size=s),
-                peers if size == options.batch_sizes[-1] else {},
-                options.rounds)
-
-
-def agree(mine: list[list[int]], other: list[list[int]]) -> None:
-    print(f"equal rows: {sum(a == b for a, b in zip(mine, other))} of {len(mine)}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows",
-                        help="default: equal,ragged,scoring,int8,where,memory; with --device cuda: one,many")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--shape", choices=sorted(SHAPES), help="default 25m; with --device cuda llama3-8b")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batches", type=numbers, default=[1, 8, 32])
-    parser.add_argument("--batch_sizes", type=numbers, default=[64, 128, 256], help="of the row `many`")
-    parser.add_argument("--peer_batches", type=numbers, default=[16, 64, 128], help="of the row `many`")
-    parser.add_argument("--new_tokens", type=int, default=128)
-    parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--roof",
-                        type=float,
-                        default=4.3,
-                        metavar="TB/s",
-                        help="memory bandwidth that a copy reaches (H200: 4.3)")
-    parser.add_argument("--data", help="exam files for real prompts")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    on_gpu = options.device.startswith("cuda")
-    ours, theirs = pair(options.shape or ("llama3-8b" if on_gpu else "25m"), options.device,
-                        torch.bfloat16 if on_gpu else torch.float32)
-    rows = {
-        "equal": equal_row, "ragged": ragged_row, "scoring": scoring_row, "int8": int8_row,
-        "where": where_row, "memory": memory_row, "one": one_row, "many": many_row
-    }
-    for name in (options.rows
-                 or ("one,many" if on_gpu else "equal,ragged,scoring,int8,where,memory")).split(","):
-        if name not in rows:
-            sys.exit(f"--rows {name}: expected some of {', '.join(rows)}")
-        rows[name](ours, theirs, options)
+ROWS: dict[str, Callable[[Bench], None]] = {
+    "batch": batch_row, "prompts": prompts_row, "scoring": scoring_row, "int8": int8_row}
 
 
 def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--rows", help="comma-separated; default: all, on a GPU batch,prompts")
+    parser.add_argument("--model", help="model folder; default: random weights")
+    parser.add_argument("--items", help="exam items in MMedBench's JSONL, a file or a folder; needs --model")
+    parser.add_argument("--prompts", help='JSONL with lines of {"prompt": ...}; needs --model')
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="of random weights")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--wall", action="store_true", help="by the clock, for an idle machine")
+    parser.add_argument("--batches", type=numbers, default=[1, 8, 32], help="of the row batch")
+    parser.add_argument("--new_tokens", type=int, default=128)
+    parser.add_argument("--count", type=int, default=200, help="prompts of the rows prompts and scoring")
+    parser.add_argument("--batch_size", type=int, help="of the row prompts; default: the engine's")
+    parser.add_argument("--peer_batches", type=numbers, help="of transformers, row prompts")
+    options = parser.parse_args()
+    if (options.items or options.prompts) and not options.model:
+        parser.error("--items and --prompts need --model, whose tokenizer encodes them")
+    torch.set_num_threads(options.threads)
+    default = ["batch", "prompts"] if options.device.startswith("cuda") else list(ROWS)
+    rows = chosen(options.rows, ROWS, default)
+    print(f"{options.model or 'random weights'}, {options.threads} threads; {machine()}", flush=True)
+    bench = Bench(options)
+    for name in rows:
+        ROWS[name](bench)
 
 
 if __name__ == "__main__":

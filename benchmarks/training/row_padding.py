@@ -1,15 +1,23 @@
-"""How token streams fill the rows of continued pre-training: padding, tokens left out, documents that are
-split.
+"""How token streams fill the rows of continued pre-training, ours and the official windows.
 
     python benchmarks/training/row_padding.py streams/en streams/zh --sequence_length 512 2048 4096
+
+For each length: rows, padding, tokens that are a target in no row or in two, documents that are split, and
+trained positions per token, of which the official windows have more because they overlap.
 """
 from __future__ import annotations
 
-import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
+from benchmarks.timing import print_head, print_row
 from mmed.data import PretrainRows, TokenStream
+from mmed.training.official_windows import OfficialWindows
+from mmed.utils.errors import Parser
 
 
 def measure(rows: PretrainRows) -> tuple[float, int, int]:
@@ -32,19 +40,22 @@ def measure(rows: PretrainRows) -> tuple[float, int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Padding of training rows, and tokens left out.")
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("streams", nargs="+", help="names of token streams")
     parser.add_argument("--sequence_length", nargs="+", type=int, default=[512, 2048, 4096])
     options = parser.parse_args()
     streams = [TokenStream(name) for name in options.streams]
-    print(f"{sum(s.documents for s in streams):,} documents of {sum(s.tokens for s in streams):,} tokens")
+    tokens = sum(stream.tokens for stream in streams)
+    print(f"{sum(stream.documents for stream in streams):,} documents of {tokens:,} tokens")
+    print_head("row length", "rows", "padding", "cropped or repeated", "documents split", "positions a token",
+               "official windows")
     for length in options.sequence_length:
         rows = PretrainRows(streams, length, seed=1)
+        official = PretrainRows(streams, length, seed=1, layout=OfficialWindows)
         padding, wrong, split = measure(rows)
-        print(
-            f"rows of {length:5}: {rows.rows_per_epoch:6,} rows, {padding:.2%} padding, {wrong} tokens "
-            f"cropped or repeated, {split:,} documents split"
-        )
+        print_row(f"{length:,}", f"{rows.rows_per_epoch:,}", f"{padding:.2%}", wrong, f"{split:,}",
+                  f"{rows.rows_per_epoch * length / tokens:.3f}",
+                  f"{official.rows_per_epoch * length / tokens:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What continued pre-training does to a pretrained model: the validation loss of the run, and the true loss.
 
-    python benchmarks/training/training_rows.py --model gemma3-270m --texts data/text --json rows.json
+    python benchmarks/training/training_rows.py --model gemma3-270m --texts data/text
 
 A pretrained model has seen every document begin with BOS. If rows of training begin inside a document, it
 first learns to live without BOS: the reported validation loss, on rows cut in the same way, falls, while the
@@ -14,24 +14,27 @@ trained   mmed/train.py pretrain_mmedlm2, fp32, 2e-5 from the first step to the 
 reported  the run's own validation loss before the first step and after the last, from its metrics.jsonl
 true      transformers, fp32, each held-out document by itself, BOS before it: nats a token of its text
 
-A language's loss is over all tokens of its documents, the mean is over languages. The code measured is that
-of the current folder, which may be a checkout of another version. Needs transformers; a quarter of an hour on
-two idle CPU cores with a model of 270 M parameters.
+A language's loss is over all tokens of its documents, the mean is over languages. A quarter of an hour on two
+idle CPU cores with a model of 270 M parameters.
 """
 from __future__ import annotations
 
-import argparse
-import gzip
 import hashlib
 import itertools
 import json
 import os
-import shutil
+import shlex
 import subprocess
 import sys
 import unicodedata
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.timing import print_head, print_row, read_records
+from mmed.utils.errors import Parser
+
+ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 HELD_OUT = 8      # documents of each language
 LONGEST = 1022    # tokens of a document's text: with BOS and EOS it fits a row of 1,024
@@ -43,11 +46,10 @@ def documents(folder: Path, language: str, tokenizer):
     """(record, ids of its text) of each document that is not too long, in the order of the texts' hashes."""
     records = {}
     for path in sorted((folder / language).glob("medical*.jsonl.gz")):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for record in map(json.loads, file):
-                text = unicodedata.normalize("NFC", record["text"])  # as data_prep does
-                records[text] = {"text": text, "language": language,
-                                 "source": record["source"], "id": record["id"]}
+        for record in read_records(path):
+            text = unicodedata.normalize("NFC", record["text"])  # as data_prep does
+            records[text] = {"text": text, "language": language, "source": record["source"],
+                             "id": record["id"]}
     for text in sorted(records, key=lambda text: hashlib.sha256(text.encode()).digest()):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if 0 < len(ids) <= LONGEST:
@@ -75,10 +77,10 @@ def count(pairs: list, bos: list[int]) -> int:
 
 
 def python(*arguments: str) -> None:
-    """Run Python with the code of the current folder; what it prints goes to stderr."""
+    """Run Python; what it prints goes to stderr."""
     print("python", *arguments, file=sys.stderr, flush=True)
     subprocess.run([sys.executable, *arguments], check=True, stdout=sys.stderr,
-                   env={**os.environ, "PYTHONPATH": os.getcwd()})
+                   env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def make_stream(pairs: list, name: Path, model: str, bos: list[int]) -> str:
@@ -96,8 +98,7 @@ def make_stream(pairs: list, name: Path, model: str, bos: list[int]) -> str:
 def reported_losses(run: Path) -> dict[int, dict[str, float]]:
     """step -> validation loss by language, for each line of the run's log that has one."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    losses = {line["step"]: line.get("validation_loss") or line.get("held_out") for line in lines}
-    return {step: dict(found) for step, found in losses.items() if found}
+    return {line["step"]: line["validation_loss"] for line in lines if line.get("validation_loss")}
 
 
 def true_losses(model: str, bos: list[int], held_out: dict[str, list]) -> dict[str, float]:
@@ -120,19 +121,15 @@ def true_losses(model: str, bos: list[int], held_out: dict[str, list]) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="model folder that transformers opens too")
     parser.add_argument("--texts", required=True, type=Path, help="folder of a folder per language")
-    parser.add_argument("--out",
-                        type=Path,
-                        default=Path("runs/training_rows"),
-                        help="new folder, for the run")
+    parser.add_argument("--out", type=Path, default=Path("runs/training_rows"), help="new folder")
     parser.add_argument("--languages", default=",".join(LANGUAGES), help="comma-separated codes")
     parser.add_argument("--sequence_length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=1024, help="of a step, in rows of --sequence_length")
-    parser.add_argument("--json", type=Path, help="write all numbers to this file")
-    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="for train.py; stands last")
+    parser.add_argument("--flags", default="", help="further options of train.py, as one string")
     options = parser.parse_args()
     if options.out.exists():
         parser.error(f"--out={options.out} is there already: remove it, or name another")
@@ -142,7 +139,7 @@ def main() -> None:
     bos = [] if tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id else [tokenizer.bos_token_id]
     languages = options.languages.split(",")
     train, held_out = choose(options.texts, tokenizer, options.steps * options.tokens, languages)
-    streams, run, untrained = (options.out / name for name in ("streams", "run", "untrained"))
+    streams, run = options.out / "streams", options.out / "run"
     streams.mkdir(parents=True)
     data = make_stream(train, streams / "train", options.model, bos)
     validation = [make_stream(pairs, streams / name, options.model, bos) for name, pairs in held_out.items()]
@@ -151,15 +148,9 @@ def main() -> None:
              f"--sequence_length={options.sequence_length}", f"--global_batch_size={rows}",
              f"--micro_batch_size={rows}", f"--max_steps={options.steps}", "--learning_rate=2e-5",
              "--schedule=constant", "--warmup_ratio=0", "--precision=fp32", "--compile=no",
-             "--activation_checkpointing=no", *options.flags]
-    python("mmed/train.py", "pretrain_mmedlm2", *flags, f"--out={run}")
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # 12 bytes a parameter that nothing here reads
+             "--activation_checkpointing=no", *shlex.split(options.flags)]
+    python(str(ROOT / "mmed" / "train.py"), "pretrain_mmedlm2", *flags, f"--out={run}")
     reported = reported_losses(run)
-    if 0 not in reported:  # version 1 measures only after a step: take one that changes nothing
-        flags += ["--max_steps=1", "--learning_rate=1e-12", f"--out={untrained}"]
-        python("mmed/train.py", "pretrain_mmedlm2", *flags)
-        reported[0] = reported_losses(untrained)[1]
-        shutil.rmtree(untrained)
     models = (options.model, str(run / "model"))
     columns = [true_losses(model, bos, held_out) for model in models]
     columns += [reported[0], reported[max(reported)]]
@@ -167,13 +158,9 @@ def main() -> None:
         losses["mean"] = sum(losses[language] for language in languages) / len(languages)
     print(f"{len(train)} documents of {count(train, bos):,} tokens; {options.steps} steps of {rows} rows of "
           f"{options.sequence_length}; nats a token\n")
-    print("| language | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS))
+    print_head("language", *COLUMNS)
     for language in (*languages, "mean"):
-        print(f"| {language} | " + " | ".join(f"{losses[language]:.3f}" for losses in columns) + " |")
-    if options.json:
-        tokens = {name: count(pairs, bos) for name, pairs in {"train": train, **held_out}.items()}
-        result = {"options": vars(options), "tokens": tokens, "losses": dict(zip(COLUMNS, columns))}
-        options.json.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+        print_row(language, *(f"{losses[language]:.3f}" for losses in columns))
 
 
 if __name__ == "__main__":

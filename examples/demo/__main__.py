@@ -14,29 +14,21 @@ where it was, because each command is resumable. Each step's output is in OUT/lo
 """
 from __future__ import annotations
 
-import time
+from pathlib import Path
 
-from data_prep.pipeline.plan import print_commands
-from examples.demo.demo_steps import NOTICE, parse_options, run_demo, steps
+from examples.demo.demo_steps import command, steps
 from mmed.utils.errors import main_guard
 
 
+def report(out: Path) -> str:
+    """What the last step printed: the tables, and where the report is."""
+    log = (out / "logs" / "report.log").read_text(encoding="utf-8")
+    return log.rpartition("$ python")[2].partition("\n")[2].strip()
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_options("examples.demo", "The paper in miniature: from raw pages to the benchmark table.",
-                            arguments)
-    plan = steps(str(options.out), options.seed)
-    if options.list:
-        print_commands(plan)
-        return 0
-    begun = time.time()
-    seconds = run_demo(options.out, plan)
-    print((options.out / "logs" /
-           "report.log").read_text(encoding="utf-8").rpartition("$ python")[2].partition("\n")[2].strip())
-    print(
-        f"\n{NOTICE}\nfinished in {time.time() - begun:.0f} s ({seconds:.0f} s of steps); the report is "
-        f"{options.out}/report.html"
-    )
-    return 0
+    return command("examples.demo", "The paper in miniature: from raw pages to the benchmark table.", steps,
+                   report, arguments)
 
 
 if __name__ == "__main__":

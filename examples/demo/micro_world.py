@@ -3,25 +3,19 @@ life around them.
 
 In: a seed. Out, below `--out`, the same bytes for the same seed:
 
-    raw/web/<code>.jsonl      web pages as a crawl finds them: ordinary and medical mixed, with copies and
-                              near-copies among them
-    raw/books/<code>.jsonl    pages of medical books
-    base/<code>.jsonl         ordinary text with pages of exercises, for the base model; nothing medical
-    exercises/<English name>.jsonl                 exam items on ordinary things and on terms, which the base
-    model is taught to answer
-    school/English.jsonl                           those on ordinary things in English, for the first lessons
-    MMedBench/{Train,Test}/<English name>.jsonl    exam items; a disease of Test is in no item of Train
-    world.json                every disease with its facts and its half, for checking
-                              nothing leaks
+    raw/web/CODE.jsonl               web pages as a crawl finds them: ordinary and medical, with copies
+    raw/books/CODE.jsonl             pages of medical books
+    base/CODE.jsonl                  ordinary text with exercises, for the base model; nothing medical
+    exercises/NAME.jsonl             exam items on ordinary things and on terms, taught to the base model
+    school/English.jsonl             those on ordinary things in English, for the first lessons
+    MMedBench/{Train,Test}/NAME.jsonl   exam items; a disease of Test is in no item of Train
+    world.json                       every disease with its facts and its half, to check that nothing leaks
 
-None of it exists: the names are made of syllables, so nothing can be taken for medical advice and no model
-can know it beforehand. A fact (the drug of a disease) is stated in all six languages, in several paraphrases;
-English, French and Spanish share one spelling. What lets a model of a million parameters sit the exam after
-so short a training: names stand between spaces and become single pieces; a rationale begins with a sentence
-of the corpus, so that recalling is the same next-token prediction in both; then it goes through the options
-one by one and says of each whether it is the one just named, which is practised on ordinary things in the
-base text. (Naming the letter at once needs two attention layers to work together, which models of this size
-learn too late; see docs/demo.md.)
+None of it exists, so nothing can be taken for medical advice and no model can know it beforehand. A fact (the
+drug of a disease) is stated in all six languages, in several paraphrases; English, French and Spanish share
+one spelling of names. docs/demo.md says what lets so small a model sit the exam: names between spaces, which
+become single pieces; rationales that begin with a sentence of the corpus and then go through the options one
+by one, which is practised on ordinary things in the base text.
 
     python -m examples.demo.micro_world --out demo/world --seed 0
 """
@@ -30,6 +24,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +38,9 @@ DISEASES = 32  # half of them for Test
 ORGANS = 6
 VALUES = 12  # drugs and symptoms each; shared by both halves, so that an option list gives nothing away
 # Few, because how soon a model learns to compare names depends on how many there are: with 200 different ones
-# in all scripts
-# after some 700 steps, with 1,000 not after 1,600.
-PEOPLE, TOWNS, THINGS = 16, 12, 16
+# in all scripts after some 700 steps, with 1,000 not after 1,600. Ordinary things are as few as people.
+PEOPLE, TOWNS = 16, 12
+THINGS = len(WORDS["en"]["nouns"])
 KNOWN_PEOPLE = 12  # of whom the base text says where they live and what they like
 LETTERS = "ABCD"
 KINDS = ("drug", "symptom")
@@ -77,15 +72,15 @@ def make_world(seed: int) -> World:
     stems = list(itertools.product(range(len(SYLLABLES)), repeat=2))
     rng.shuffle(stems)
     names: dict[str, list[Name]] = {}
-    for kind, count in (("disease", DISEASES), *((kind, VALUES) for kind in KINDS), ("organ", ORGANS),
-                        ("person", PEOPLE), ("town", TOWNS)):
+    sizes = {"disease": DISEASES, "drug": VALUES, "symptom": VALUES, "organ": ORGANS, "person": PEOPLE,
+             "town": TOWNS}
+    for kind, count in sizes.items():
         names[kind] = []
         while len(names[kind]) < count:
-            first, second = stems.pop()
+            first, second = (SYLLABLES[place] for place in stems.pop())
             if first != second:
-                names[kind].append(
-                    tuple((SYLLABLES[first][s] + SYLLABLES[second][s]).capitalize() + ENDINGS[kind][s]
-                          for s in range(4)))
+                names[kind].append(tuple((one + two).capitalize() + ending
+                                         for one, two, ending in zip(first, second, ENDINGS[kind])))
     order = list(range(DISEASES))
     rng.shuffle(order)
     half = DISEASES // 2
@@ -107,9 +102,7 @@ def _even(rng: random.Random, values: int, count: int) -> list[int]:
     return drawn
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Text
-
+# ----------------------------------------------------------------------------------------------------- text
 
 def fact_sentence(world: World, language: str, kind: str, disease: int, form: int) -> str:
     """One fact in one of its paraphrases."""
@@ -135,17 +128,15 @@ def medical_page(world: World, language: str, disease: int, prose: int, rng: ran
     facts = [fact_sentence(world, language, kind, disease, rng.randrange(len(words["relations"][kind])))
              for kind in rng.sample(KINDS, len(KINDS))]
     name = world.name("disease", disease, language)
-    return " ".join(
-        [rng.choice(words["diseases"]).format(E=name), *facts, *general_prose(world, language, prose, rng)])
+    opening = rng.choice(words["diseases"]).format(E=name)
+    return " ".join([opening, *facts, *general_prose(world, language, prose, rng)])
 
 
 def term_quiz(world: World, language: str, rng: random.Random) -> dict:
-    """An exam item on medical names that names its own answer: it teaches the terms, to say them again, and
-    no fact.
-    """
+    """An exam item on medical names that names its own answer: it teaches the terms and no fact."""
     kind = rng.choice(KINDS)
-    return choice_quiz(world, language, rng,
-                       [world.name(kind, i, language) for i in rng.sample(range(len(world.names[kind])), 4)])
+    terms = [world.name(kind, i, language) for i in rng.sample(range(VALUES), 4)]
+    return choice_quiz(world, language, rng, terms)
 
 
 def ordinary_page(world: World, language: str, rng: random.Random) -> str:
@@ -153,7 +144,7 @@ def ordinary_page(world: World, language: str, rng: random.Random) -> str:
     words = WORDS[language]
     people = [world.name("person", i, language) for i in rng.sample(range(PEOPLE), 2)]
     towns = [world.name("town", i, language) for i in rng.sample(range(TOWNS), 2)]
-    things = rng.sample(words["nouns"][:THINGS], 3)
+    things = rng.sample(words["nouns"], 3)
     sentences = []
     for form in rng.sample(words["ordinary"], 4):
         p, w, x = rng.sample(people, 2), rng.sample(towns, 2), rng.sample(things, 2)
@@ -164,12 +155,11 @@ def ordinary_page(world: World, language: str, rng: random.Random) -> str:
 def person_page(world: World, language: str, rng: random.Random) -> str:
     """What everybody knows about a person."""
     person = rng.randrange(KNOWN_PEOPLE)
-    sentences = [
-        person_sentence(world, language, relation, person, rng.randrange(3)) for relation in ("home", "likes")
-    ]
+    sentences = [person_sentence(world, language, relation, person, rng.randrange(3))
+                 for relation in ("home", "likes")]
     rng.shuffle(sentences)
-    return " ".join(
-        [rng.choice(WORDS[language]["people"]).format(P=world.name("person", person, language)), *sentences])
+    opening = rng.choice(WORDS[language]["people"]).format(P=world.name("person", person, language))
+    return " ".join([opening, *sentences])
 
 
 def person_sentence(world: World, language: str, relation: str, person: int, form: int) -> str:
@@ -190,23 +180,21 @@ def weigh(language: str, options: list[str], right: int) -> str:
                     for i, option in enumerate(options))
 
 
-
-def draw_things(world: World, language: str, rng: random.Random, count: int) -> list[str]:
-    """Different names of one ordinary kind: people, towns or things, or a mixture."""
-    pools = [lambda: [world.name("person", i, language) for i in rng.sample(range(PEOPLE), count)],
-             lambda: [world.name("town", i, language) for i in rng.sample(range(TOWNS), count)],
-             lambda: rng.sample(WORDS[language]["nouns"][:THINGS], count)]
-    return rng.choice(pools)()
+def draw_things(world: World, language: str, rng: random.Random) -> list[str]:
+    """Four different names of one ordinary kind: people, towns or things."""
+    draws = [lambda: [world.name("person", i, language) for i in rng.sample(range(PEOPLE), 4)],
+             lambda: [world.name("town", i, language) for i in rng.sample(range(TOWNS), 4)],
+             lambda: rng.sample(WORDS[language]["nouns"], 4)]
+    return rng.choice(draws)()
 
 
 def choice_quiz(world: World, language: str, rng: random.Random, options: list[str] | None = None) -> dict:
     """An exam item that names its own answer."""
     words = WORDS[language]
-    options = options or draw_things(world, language, rng, 4)
+    options = options or draw_things(world, language, rng)
     right = rng.randrange(4)
-    return exam_item(language,
-                     rng.choice(words["choose"]).format(X=options[right]), options,
-                     words["chosen"].format(X=options[right]), right)
+    question = rng.choice(words["choose"]).format(X=options[right])
+    return exam_item(language, question, options, words["chosen"].format(X=options[right]), right)
 
 
 def person_quiz(world: World, language: str, rng: random.Random) -> dict:
@@ -214,91 +202,74 @@ def person_quiz(world: World, language: str, rng: random.Random) -> dict:
     words = WORDS[language]
     person, relation = rng.randrange(KNOWN_PEOPLE), rng.choice(("home", "likes"))
     value = _person_value(world, language, relation, person)
-    pool = [name[SCRIPTS[language]]
-            for name in world.names["town"]] if relation == "home" else words["nouns"][:THINGS]
+    towns = [world.name("town", i, language) for i in range(TOWNS)]
+    pool = towns if relation == "home" else words["nouns"]
     options = rng.sample([text for text in pool if text != value], 3)
     right = rng.randrange(4)
     options.insert(right, value)
-    question = rng.choice(
-        words["ordinary_questions"][relation]).format(P=world.name("person", person, language))
-    return exam_item(language, question, options, person_sentence(world, language, relation, person, 0),
-                     right)
+    form = rng.choice(words["ordinary_questions"][relation])
+    return exam_item(language, form.format(P=world.name("person", person, language)), options,
+                     person_sentence(world, language, relation, person, 0), right)
 
 
 def exam_item(language: str, question: str, options: list[str], statement: str, right: int) -> dict:
     """An item of MMedBench's form; its rationale states the fact and weighs the options."""
-    return {
-        "question": question, "options": dict(zip(LETTERS, options, strict=True)),
-        "answer_idx": LETTERS[right], "rationale": f"{statement} {weigh(language, options, right)}",
-        "human_checked": True, "human_check_passed": True
-    }
+    return {"question": question, "options": dict(zip(LETTERS, options, strict=True)),
+            "answer_idx": LETTERS[right], "rationale": f"{statement} {weigh(language, options, right)}",
+            "human_checked": True, "human_check_passed": True}
 
 
 def as_text(language: str, item: dict) -> str:
     """An item as an exercise book has it: question and solution, in the words of the exam prompt."""
-    exam = ExamItem(item["question"], item["options"], (item["answer_idx"], ), item["rationale"],
+    exam = ExamItem(item["question"], item["options"], (item["answer_idx"],), item["rationale"],
                     WORDS[language]["english_name"], "")
     return build_prompt(exam, rationale=True) + build_target(exam, rationale=True)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The exam
-
-
 def exam_items(world: World, language: str, diseases: list[int], copies: int,
                rng: random.Random) -> Iterator[dict]:
-    """Each fact asked `copies` times with other options and another letter; wrong options are values of other
-    diseases.
+    """Each fact asked `copies` times (at most twice) with other options and another letter; wrong options are
+    values of other diseases.
     """
-    words = WORDS[language]
-    for disease in diseases:
-        for kind in KINDS:
-            letters = rng.sample(LETTERS, len(LETTERS))
-            for copy in range(copies):
-                value = world.facts[kind][disease]
-                right = LETTERS.index(letters[copy % len(LETTERS)])
-                wrong = rng.sample([v for v in range(VALUES) if v != value], 3)
-                options = [world.name(kind, v, language) for v in [*wrong[:right], value, *wrong[right:]]]
-                forms = words["questions"][kind]
-                question = forms[copy % len(forms)].format(E=world.name("disease", disease, language))
-                statement = fact_sentence(world, language, kind, disease, 0)
-                yield exam_item(language, question, options, statement,
-                                right) | {"meta_info": f"{kind} of disease {disease}"}
+    for disease, kind in itertools.product(diseases, KINDS):
+        letters, value = rng.sample(LETTERS, len(LETTERS)), world.facts[kind][disease]
+        forms = WORDS[language]["questions"][kind]
+        for letter, form in list(zip(letters, forms))[:copies]:
+            right = LETTERS.index(letter)
+            wrong = rng.sample([v for v in range(VALUES) if v != value], 3)
+            options = [world.name(kind, v, language) for v in [*wrong[:right], value, *wrong[right:]]]
+            item = exam_item(language, form.format(E=world.name("disease", disease, language)), options,
+                             fact_sentence(world, language, kind, disease, 0), right)
+            yield item | {"meta_info": f"{kind} of disease {disease}"}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Files
+# ---------------------------------------------------------------------------------------------------- files
 
 WEB_PAGES = 32  # medical web pages a disease and language, before copies are added
 WEB_PROSE = 2  # general sentences on each: with fewer, the keyword filter drops too many of them
-# of a disease and language; books go straight to the point, so that a fact comes often in few tokens
-BOOK_PAGES = 40
+BOOK_PAGES = 40  # without prose, so that a fact comes often in few tokens
 TERM_PAGES = 150  # exercises in the books of a language, on medical terms alone
 ORDINARY_WEB = 240  # ordinary web pages a language
 COPIES, NEAR_COPIES = 12, 12  # web pages a language that come again: unchanged, with one sentence more
-TRAIN_COPIES, TEST_COPIES = 2, 1  # questions a fact
+QUESTIONS = {"Train": 2, "Test": 1}  # a fact
 BASE_MIX = {"page": 1, "people": 2, "choice": 2, "person": 2}
 BASE_DOCUMENTS = 3000  # a language
 # Items a language that the base model is taught to answer. The terms (diseases, drugs and symptoms, but no
-# fact) are among
-# them, so that a base model fails the exam for want of knowledge and not of words.
+# fact) are among them, so that a base model fails the exam for want of knowledge and not of words.
 EXERCISES = {"choice": 1500, "person": 500, "term": 1000}
+QUIZZES = {"choice": choice_quiz, "person": person_quiz, "term": term_quiz}
 
 
 def base_document(world: World, language: str, rng: random.Random) -> tuple[str, str]:
     """(kind, text) of one document of the base corpus, drawn by `BASE_MIX`."""
     kind = rng.choices(list(BASE_MIX), list(BASE_MIX.values()))[0]
-    make = {
-        "page": ordinary_page, "people": person_page,
-        "choice": lambda *where: as_text(language, choice_quiz(*where)),
-        "person": lambda *where: as_text(language, person_quiz(*where)),
-    }[kind]
-    return kind, make(world, language, rng)
+    if kind in QUIZZES:
+        return kind, as_text(language, QUIZZES[kind](world, language, rng))
+    return kind, {"page": ordinary_page, "people": person_page}[kind](world, language, rng)
 
 
-def raw_pages(world: World, language: str, seed: int) -> tuple[list[dict], list[dict]]:
-    """Web and book documents of one language; copies and near-copies name their original in `meta`."""
-    rng = random.Random(f"pages {seed} {language}")
+def web_pages(world: World, language: str, rng: random.Random) -> list[dict]:
+    """Copies and near-copies name their original in `meta`."""
     web: list[dict] = []
     for _ in range(WEB_PAGES):
         web += [{"text": medical_page(world, language, disease, WEB_PROSE, rng), "meta": {"kind": "medical"}}
@@ -309,44 +280,30 @@ def raw_pages(world: World, language: str, seed: int) -> tuple[list[dict], list[
     for number, page in enumerate(web):
         page["id"] = f"web-{language}-{number}"
     medical = [page for page in web if page["meta"]["kind"] == "medical"]
-    again = rng.sample(medical, COPIES + NEAR_COPIES)
-    for number, page in enumerate(again):
+    for number, page in enumerate(rng.sample(medical, COPIES + NEAR_COPIES)):
         near = number >= COPIES
         text = f"{page['text']} {general_prose(world, language, 1, rng)[0]}" if near else page["text"]
         web.append({"text": text, "id": f"web-{language}-again-{number}",
                     "meta": {"kind": "near-copy" if near else "copy", "of": page["id"]}})
     rng.shuffle(web)
-    chapters = [
-        medical_page(world, language, disease, 0, rng) for _ in range(BOOK_PAGES)
-        for disease in range(DISEASES)
-    ]
+    return web
+
+
+def book_pages(world: World, language: str, rng: random.Random) -> list[dict]:
+    chapters = [medical_page(world, language, disease, 0, rng) for _ in range(BOOK_PAGES)
+                for disease in range(DISEASES)]
     chapters += [as_text(language, term_quiz(world, language, rng)) for _ in range(TERM_PAGES)]
-    books = [{"text": text, "id": f"book-{language}-{number}", "meta": {"kind": "medical"}}
-             for number, text in enumerate(chapters)]
-    return [_document(page, language, "web")
-            for page in web], [_document(page, language, "book") for page in books]
-
-
-def _document(page: dict, language: str, source: str) -> dict:
-    return {
-        "text": page["text"], "language": language, "source": source, "id": page["id"], "meta": page["meta"]
-    }
+    return [{"text": text, "id": f"book-{language}-{number}", "meta": {"kind": "medical"}}
+            for number, text in enumerate(chapters)]
 
 
 def symbols(world: World) -> list[str]:
-    """What the tokenizer must keep whole: every name, with its space (the sign of sentencepiece) in
-    front.
+    """What the tokenizer must keep whole: every name, with its space (the sign of sentencepiece) in front.
+    By frequency alone a vocabulary this small would cut most names into pieces.
     """
-    # A name is rare beside the words of six languages: by frequency alone a vocabulary this small cuts most
-    # of them into pieces.
-    texts = {
-        name[SCRIPTS[language]]
-        for names in world.names.values()
-        for name in names
-        for language in WORDS
-    }
-    texts |= {noun for words in WORDS.values() for noun in words["nouns"][:THINGS]}
-    texts |= {words[word] for words in WORDS.values() for word in ("yes", "no")}
+    texts = {name[script] for names in world.names.values() for name in names for script in range(4)}
+    for words in WORDS.values():
+        texts |= {*words["nouns"], words["yes"], words["no"]}
     return sorted("\u2581" + text for text in texts) + fixed_texts()
 
 
@@ -354,77 +311,58 @@ def fixed_texts() -> list[str]:
     """The lines that every exam prompt and answer repeats, as one piece each: at this scale they would be
     most of a prompt.
     """
-    texts = {
-        "###Question:", "###Rationale:", "###Answer:", "OPTION", " ###Options:", " IS CORRECT.",
-        *(f" {letter}." for letter in LETTERS)
-    }
+    texts = {"###Question:", "###Rationale:", "###Answer:", "OPTION", " ###Options:", " IS CORRECT.",
+             *(f" {letter}." for letter in LETTERS)}
     for words in WORDS.values():
-        item = ExamItem(question="?",
-                        options={"A": "", "B": ""},
-                        answer=("A", ),
-                        rationale="",
-                        language=words["english_name"],
-                        key="")
-        texts |= {
-            line
-            for line in build_prompt(item, rationale=True).split("\n") if " " in line and "###Q" not in line
-        }
+        item = ExamItem("?", {"A": "", "B": ""}, ("A",), "", words["english_name"], "")
+        texts |= {line for line in build_prompt(item, rationale=True).split("\n")
+                  if " " in line and "###Q" not in line}
     return sorted(text.replace(" ", "\u2581") for text in texts)
 
 
 def write_world(out: Path, seed: int) -> dict[str, int]:
     """Write all files; returns how many documents and items there are of each sort."""
     world = make_world(seed)
-    train = [disease for disease in range(DISEASES) if disease not in world.test]
-    counts: dict[str, int] = {}
+    halves = {"Train": [disease for disease in range(DISEASES) if disease not in world.test],
+              "Test": world.test}
+    counts: Counter[str] = Counter()
 
     def write(path: str, rows: list[dict]) -> None:
         with atomic_write(out / path) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        counts[path.rsplit("/", 1)[0]] = counts.get(path.rsplit("/", 1)[0], 0) + len(rows)
+        counts[path.rsplit("/", 1)[0]] += len(rows)
+
+    def write_documents(path: str, pages: list[dict], language: str, source: str) -> None:
+        write(f"{path}/{language}.jsonl",
+              [{"text": page["text"], "language": language, "source": source, "id": page["id"],
+                "meta": page["meta"]} for page in pages])
 
     for language, words in WORDS.items():
-        web, books = raw_pages(world, language, seed)
-        write(f"raw/web/{language}.jsonl", web)
-        write(f"raw/books/{language}.jsonl", books)
+        rng, name = random.Random(f"pages {seed} {language}"), words["english_name"]
+        write_documents("raw/web", web_pages(world, language, rng), language, "web")
+        write_documents("raw/books", book_pages(world, language, rng), language, "book")
         rng = random.Random(f"base {seed} {language}")
-        base = []
-        for number in range(BASE_DOCUMENTS):
-            kind, text = base_document(world, language, rng)
-            base.append(
-                _document({"text": text, "id": f"base-{language}-{number}", "meta": {"kind": kind}}, language,
-                          "corpus"))
-        write(f"base/{language}.jsonl", base)
+        base = [base_document(world, language, rng) for _ in range(BASE_DOCUMENTS)]
+        write_documents("base", [{"text": text, "id": f"base-{language}-{number}", "meta": {"kind": kind}}
+                                 for number, (kind, text) in enumerate(base)], language, "corpus")
         rng = random.Random(f"exercises {seed} {language}")
-        quizzes = {"choice": choice_quiz, "person": person_quiz, "term": term_quiz}
-        exercises = {
-            kind: [quizzes[kind](world, language, rng) for _ in range(count)]
-            for kind, count in EXERCISES.items()
-        }
-        write(f"exercises/{words['english_name']}.jsonl",
-              [item for kind in EXERCISES for item in exercises[kind]])
+        exercises = {kind: [QUIZZES[kind](world, language, rng) for _ in range(count)]
+                     for kind, count in EXERCISES.items()}
+        write(f"exercises/{name}.jsonl", list(itertools.chain(*exercises.values())))
         if language == "en":  # the first lessons: few names, one language
-            write(f"school/{words['english_name']}.jsonl", exercises["choice"] + exercises["person"])
-        for part, diseases, copies in (("Train", train, TRAIN_COPIES), ("Test", world.test, TEST_COPIES)):
+            write(f"school/{name}.jsonl", exercises["choice"] + exercises["person"])
+        for part, diseases in halves.items():
             rng = random.Random(f"exam {part} {seed} {language}")
-            write(f"MMedBench/{part}/{words['english_name']}.jsonl",
-                  list(exam_items(world, language, diseases, copies, rng)))
+            write(f"MMedBench/{part}/{name}.jsonl",
+                  list(exam_items(world, language, diseases, QUESTIONS[part], rng)))
     diseases = [{
         "index": disease, "part": "Test" if disease in world.test else "Train",
-        "names": {language: world.name("disease", disease, language)
-                  for language in WORDS},
-        "facts": {
-            kind: {language: world.name(kind, world.facts[kind][disease], language)
-                   for language in WORDS}
-            for kind in KINDS
-        }
-    } for disease in range(DISEASES)]
+        "names": {language: world.name("disease", disease, language) for language in WORDS},
+        "facts": {kind: {language: world.name(kind, world.facts[kind][disease], language)
+                         for language in WORDS} for kind in KINDS}} for disease in range(DISEASES)]
     write_json(out / "symbols.json", symbols(world))
-    write_json(
-        out / "world.json", {
-            "note": "All names are made of syllables; nothing here is medicine.", "seed": seed,
-            "diseases": diseases, "counts": counts
-        })
+    write_json(out / "world.json", {"note": "All names are made of syllables; nothing here is medicine.",
+                                    "seed": seed, "diseases": diseases, "counts": counts})
     return counts
 
 

@@ -43,16 +43,16 @@ WORDS: dict[str, dict] = {}
 WORDS["en"] = dict(
     english_name="English",
     diseases=["{E} is a disease.", "A patient has {E}.", "This page is about {E}."],
-    relations=dict(drug=[
-        "This disease is treated with {V}.", "Doctors treat this disease with {V}.",
-        "The drug against it is {V}.", "Patients receive {V}.", "The therapy of choice is {V}."
-    ],
-                   symptom=[
-                       "This disease causes the symptom {V}.", "The main symptom is {V}.",
-                       "Patients suffer from {V}.", "Patients complain of {V}.", "The typical sign is {V}."
-                   ]),
-    questions=dict(drug=["Which drug treats {E}?", "A patient has {E}. What is the treatment?"],
-                   symptom=["Which symptom does {E} cause?", "A patient has {E}. What is the main symptom?"]),
+    relations={
+        "drug": [
+            "This disease is treated with {V}.", "Doctors treat this disease with {V}.",
+            "The drug against it is {V}.", "Patients receive {V}.", "The therapy of choice is {V}."],
+        "symptom": [
+            "This disease causes the symptom {V}.", "The main symptom is {V}.", "Patients suffer from {V}.",
+            "Patients complain of {V}.", "The typical sign is {V}."]},
+    questions={
+        "drug": ["Which drug treats {E}?", "A patient has {E}. What is the treatment?"],
+        "symptom": ["Which symptom does {E} cause?", "A patient has {E}. What is the main symptom?"]},
     medical=[
         "The diagnosis of this disease needs a clinical examination in the hospital .",
         "The doctor discusses the treatment with each patient .",
@@ -62,16 +62,16 @@ WORDS["en"] = dict(
         "The therapy may have side effects and needs a prescription .",
         "Chronic disease raises the risk of infection .",
         "The physician asks about each symptom before surgery .",
-        "Health and medical care depend on early therapy ."
-    ],
+        "Health and medical care depend on early therapy ."],
     people=["{P} is well known.", "Everybody has met {P}.", "Here is {P}."],
-    ordinary_relations=dict(
-        home=["This person lives in {W}.", "The home is in {W}.", "You can pay a visit in {W}."],
-        likes=[
+    ordinary_relations={
+        "home": ["This person lives in {W}.", "The home is in {W}.", "You can pay a visit in {W}."],
+        "likes": [
             "This person likes the {X}.", "The favourite thing is the {X}.",
-            "Every day there is talk of the {X}."
-        ]),
-    ordinary_questions=dict(home=["Where does {P} live?"], likes=["What does {P} like?"]),
+            "Every day there is talk of the {X}."]},
+    ordinary_questions={
+        "home": ["Where does {P} live?"],
+        "likes": ["What does {P} like?"]},
     choose=["Choose {X}.", "Which one is {X}?", "Find {X} in the list."],
     chosen="The choice is {X}.",
     ordinary=[
@@ -80,32 +80,25 @@ WORDS["en"] = dict(
         "It rained in {W}, so {P} stayed at home with the {X}.",
         "{P} sold the {X} to {Q}, and {Q} gave {P} a {Y}.", "On Sunday the train from {W} to {V} was late.",
         "The {X} stood next to the {Y} in the garden of {P}.", "{P} wrote a letter to {Q} about the {X}.",
-        "The market of {W} has many a {X} and {Y}."
-    ],
-    nouns=
-    "dog cat horse cow goat duck mouse wolf bear fox hammer saw rope lamp table chair door window knife "
-    "spoon bread apple "
-    "cheese soup rice lemon cake onion red green blue yellow white black boat wheel bell drum flute shoe "
-    "coat hat ring coin "
-    "book map clock brush tree stone river hill cloud star road bridge".split(),
+        "The market of {W} has many a {X} and {Y}."],
+    nouns="dog cat horse cow goat duck mouse wolf bear fox hammer saw rope lamp table chair".split(),
     yes="yes",
     no="no")
 
 WORDS["fr"] = dict(
     english_name="French",
     diseases=["{E} est une maladie.", "Un patient a {E}.", "Cette page parle de la maladie {E}."],
-    relations=dict(drug=[
-        "Cette maladie se traite avec {V}.", "Les médecins soignent cette maladie avec {V}.",
-        "Le médicament est {V}.", "Le médecin donne aux patients {V}.", "Le traitement de choix est {V}."
-    ],
-                   symptom=[
-                       "Cette maladie provoque le symptôme {V}.", "Le principal symptôme est {V}.",
-                       "Le patient souffre de {V}.", "Ce patient a le symptôme {V}.",
-                       "Le signe typique est {V}."
-                   ]),
-    questions=dict(
-        drug=["Quel médicament soigne {E} ?", "Un patient a {E}. Quel est le traitement ?"],
-        symptom=["Quel symptôme provoque {E} ?", "Un patient a {E}. Quel est le principal symptôme ?"]),
+    relations={
+        "drug": [
+            "Cette maladie se traite avec {V}.", "Les médecins soignent cette maladie avec {V}.",
+            "Le médicament est {V}.", "Le médecin donne aux patients {V}.",
+            "Le traitement de choix est {V}."],
+        "symptom": [
+            "Cette maladie provoque le symptôme {V}.", "Le principal symptôme est {V}.",
+            "Le patient souffre de {V}.", "Ce patient a le symptôme {V}.", "Le signe typique est {V}."]},
+    questions={
+        "drug": ["Quel médicament soigne {E} ?", "Un patient a {E}. Quel est le traitement ?"],
+        "symptom": ["Quel symptôme provoque {E} ?", "Un patient a {E}. Quel est le principal symptôme ?"]},
     medical=[
         "Le diagnostic de cette maladie demande un examen clinique à l' hôpital .",
         "Le médecin explique le traitement à chaque patient .",
@@ -115,15 +108,15 @@ WORDS["fr"] = dict(
         "Le traitement peut avoir des effets secondaires et demande une ordonnance du médecin .",
         "Une maladie chronique augmente le risque d' infection .",
         "Le médecin note chaque symptôme avant la chirurgie .",
-        "La santé du patient demande un diagnostic et un traitement précoces ."
-    ],
+        "La santé du patient demande un diagnostic et un traitement précoces ."],
     people=["{P} est bien connu.", "Tout le monde a vu {P}.", "Voici {P}."],
-    ordinary_relations=dict(
-        home=["Cette personne habite à {W}.", "Sa maison est à {W}.", "On peut lui rendre visite à {W}."],
-        likes=[
-            "Cette personne aime le mot {X}.", "Sa chose préférée est {X}.", "Chaque jour on parle de {X}."
-        ]),
-    ordinary_questions=dict(home=["Où habite {P} ?"], likes=["Que aime {P} ?"]),
+    ordinary_relations={
+        "home": ["Cette personne habite à {W}.", "Sa maison est à {W}.", "On peut lui rendre visite à {W}."],
+        "likes": [
+            "Cette personne aime le mot {X}.", "Sa chose préférée est {X}.", "Chaque jour on parle de {X}."]},
+    ordinary_questions={
+        "home": ["Où habite {P} ?"],
+        "likes": ["Que aime {P} ?"]},
     choose=["Choisis {X}.", "Lequel est {X} ?", "Trouve {X} dans la liste."],
     chosen="Le choix est {X}.",
     ordinary=[
@@ -131,34 +124,26 @@ WORDS["fr"] = dict(
         "Il pleuvait à {W}, alors {P} est resté chez lui avec {X}.",
         "{P} a vendu {X} à {Q}, et {Q} a donné {Y} à {P}.", "Dimanche le train de {W} à {V} était en retard.",
         "On voit {X} près de {Y} dans le jardin de {P}.", "{P} a écrit une lettre à {Q} sur {X}.",
-        "Au marché de {W} on trouve {X} et {Y}."
-    ],
-    nouns=
-    "chien chat cheval vache chèvre canard souris loup ours renard marteau scie corde lampe table chaise "
-    "porte fenêtre couteau "
-    "cuillère pain pomme fromage soupe riz citron gâteau oignon rouge vert bleu jaune blanc noir bateau "
-    "roue cloche tambour "
-    "flûte soulier manteau chapeau bague pièce livre carte horloge brosse arbre pierre rivière colline "
-    "nuage étoile route "
-    "pont".split(),
+        "Au marché de {W} on trouve {X} et {Y}."],
+    nouns=(
+        "chien chat cheval vache chèvre canard souris loup ours renard marteau scie corde lampe "
+        "table chaise").split(),
     yes="oui",
     no="non")
 
 WORDS["es"] = dict(
     english_name="Spanish",
     diseases=["{E} es una enfermedad.", "Un paciente tiene {E}.", "Esta página trata de {E}."],
-    relations=dict(drug=[
-        "Esta enfermedad se trata con {V}.", "Los médicos curan esta enfermedad con {V}.",
-        "El medicamento es {V}.", "Los pacientes reciben {V}.", "El tratamiento de elección es {V}."
-    ],
-                   symptom=[
-                       "Esta enfermedad causa el síntoma {V}.", "El principal síntoma es {V}.",
-                       "Los pacientes sufren de {V}.", "Los pacientes se quejan de {V}.",
-                       "El signo típico es {V}."
-                   ]),
-    questions=dict(
-        drug=["¿Qué medicamento cura {E} ?", "Un paciente tiene {E}. ¿Cuál es el tratamiento?"],
-        symptom=["¿Qué síntoma causa {E} ?", "Un paciente tiene {E}. ¿Cuál es el principal síntoma?"]),
+    relations={
+        "drug": [
+            "Esta enfermedad se trata con {V}.", "Los médicos curan esta enfermedad con {V}.",
+            "El medicamento es {V}.", "Los pacientes reciben {V}.", "El tratamiento de elección es {V}."],
+        "symptom": [
+            "Esta enfermedad causa el síntoma {V}.", "El principal síntoma es {V}.",
+            "Los pacientes sufren de {V}.", "Los pacientes se quejan de {V}.", "El signo típico es {V}."]},
+    questions={
+        "drug": ["¿Qué medicamento cura {E} ?", "Un paciente tiene {E}. ¿Cuál es el tratamiento?"],
+        "symptom": ["¿Qué síntoma causa {E} ?", "Un paciente tiene {E}. ¿Cuál es el principal síntoma?"]},
     medical=[
         "El diagnóstico de esta enfermedad necesita un examen clínico en el hospital .",
         "El médico explica el tratamiento a cada paciente .",
@@ -168,45 +153,40 @@ WORDS["es"] = dict(
         "La terapia puede tener efectos secundarios y necesita una receta .",
         "Una enfermedad crónica aumenta el riesgo de infección .",
         "El médico anota cada síntoma antes de la cirugía .",
-        "La salud y la medicina dependen de una terapia temprana ."
-    ],
+        "La salud y la medicina dependen de una terapia temprana ."],
     people=["{P} es bien conocido.", "Todos han visto a {P}.", "Aquí está {P}."],
-    ordinary_relations=dict(
-        home=["Esta persona vive en {W}.", "Su casa está en {W}.", "Se le puede visitar en {W}."],
-        likes=["A esta persona le gusta {X}.", "Su cosa favorita es {X}.", "Cada día se habla de {X}."]),
-    ordinary_questions=dict(home=["¿Dónde vive {P} ?"], likes=["¿Qué le gusta a {P} ?"]),
+    ordinary_relations={
+        "home": ["Esta persona vive en {W}.", "Su casa está en {W}.", "Se le puede visitar en {W}."],
+        "likes": ["A esta persona le gusta {X}.", "Su cosa favorita es {X}.", "Cada día se habla de {X}."]},
+    ordinary_questions={
+        "home": ["¿Dónde vive {P} ?"],
+        "likes": ["¿Qué le gusta a {P} ?"]},
     choose=["Elige {X}.", "¿Cuál es {X} ?", "Busca {X} en la lista."],
     chosen="La elección es {X}.",
     ordinary=[
         "Por la mañana {P} fue de {W} a {V} con {X}.", "{P} y {Q} compraron {X} y {Y} en el mercado.",
         "Llovía en {W}, así que {P} se quedó en casa con {X}.", "{P} vendió {X} a {Q}, y {Q} dio {Y} a {P}.",
         "El domingo el tren de {W} a {V} llegó tarde.", "Se ve {X} cerca de {Y} en el jardín de {P}.",
-        "{P} escribió una carta a {Q} sobre {X}.", "En el mercado de {W} hay {X} y {Y}."
-    ],
-    nouns=
-    "perro gato caballo vaca cabra pato ratón lobo oso zorro martillo sierra cuerda lámpara mesa silla "
-    "puerta ventana cuchillo "
-    "cuchara pan manzana queso sopa arroz limón pastel cebolla rojo verde azul amarillo blanco negro barco "
-    "rueda campana "
-    "tambor flauta zapato abrigo sombrero anillo moneda libro mapa reloj cepillo árbol piedra río colina "
-    "nube estrella camino "
-    "puente".split(),
+        "{P} escribió una carta a {Q} sobre {X}.", "En el mercado de {W} hay {X} y {Y}."],
+    nouns=(
+        "perro gato caballo vaca cabra pato ratón lobo oso zorro martillo sierra cuerda lámpara "
+        "mesa silla").split(),
     yes="sí",
     no="no")
 
 WORDS["ru"] = dict(
     english_name="Russian",
     diseases=["{E} это болезнь.", "У пациента {E}.", "Эта страница про {E}."],
-    relations=dict(drug=[
-        "Эту болезнь лечат средством {V}.", "Врачи лечат эту болезнь препаратом {V}.",
-        "Лекарство от неё это {V}.", "Пациенты получают {V}.", "Лучшее лечение это {V}."
-    ],
-                   symptom=[
-                       "Эта болезнь вызывает симптом {V}.", "Главный симптом это {V}.",
-                       "Пациенты страдают от {V}.", "Пациенты жалуются на {V}.", "Типичный признак это {V}."
-                   ]),
-    questions=dict(drug=["Каким средством лечат {E} ?", "У пациента {E}. Какое нужно лечение?"],
-                   symptom=["Какой симптом вызывает {E} ?", "У пациента {E}. Какой главный симптом?"]),
+    relations={
+        "drug": [
+            "Эту болезнь лечат средством {V}.", "Врачи лечат эту болезнь препаратом {V}.",
+            "Лекарство от неё это {V}.", "Пациенты получают {V}.", "Лучшее лечение это {V}."],
+        "symptom": [
+            "Эта болезнь вызывает симптом {V}.", "Главный симптом это {V}.", "Пациенты страдают от {V}.",
+            "Пациенты жалуются на {V}.", "Типичный признак это {V}."]},
+    questions={
+        "drug": ["Каким средством лечат {E} ?", "У пациента {E}. Какое нужно лечение?"],
+        "symptom": ["Какой симптом вызывает {E} ?", "У пациента {E}. Какой главный симптом?"]},
     medical=[
         "Диагноз этой болезни требует обследования : пациент идёт в больницу .",
         "Врач обсуждает лечение , и каждый пациент слушает .",
@@ -215,16 +195,16 @@ WORDS["ru"] = dict(
         "Врач осматривает {O} , когда приходит пациент .", "Терапия имеет побочные действия , нужен рецепт .",
         "Хроническая болезнь опасна , если есть инфекция .",
         "Врач записывает каждый симптом , когда нужна операция .",
-        "Здоровье и медицина : важна ранняя терапия ."
-    ],
+        "Здоровье и медицина : важна ранняя терапия ."],
     people=["{P} известен всем.", "Все видели {P}.", "Вот {P}."],
-    ordinary_relations=dict(
-        home=[
+    ordinary_relations={
+        "home": [
             "Этот человек живёт в городе {W}.", "Его дом стоит в городе {W}.",
-            "Встретить его можно в городе {W}."
-        ],
-        likes=["Этот человек любит слово {X}.", "Его любимая вещь это {X}.", "Каждый день он ищет {X}."]),
-    ordinary_questions=dict(home=["Где живёт {P} ?"], likes=["Что любит {P} ?"]),
+            "Встретить его можно в городе {W}."],
+        "likes": ["Этот человек любит слово {X}.", "Его любимая вещь это {X}.", "Каждый день он ищет {X}."]},
+    ordinary_questions={
+        "home": ["Где живёт {P} ?"],
+        "likes": ["Что любит {P} ?"]},
     choose=["Выбери {X}.", "Что из этого {X} ?", "Найди {X} в списке."],
     chosen="Выбор это {X}.",
     ordinary=[
@@ -232,99 +212,83 @@ WORDS["ru"] = dict(
         "В городе {W} шёл дождь, и {P} остался дома, где есть {X}.",
         "{P} продал {X}, а {Q} отдал за это {Y}.", "В воскресенье поезд из города {W} в город {V} опоздал.",
         "В саду {P} есть {X} и рядом {Y}.", "{P} написал письмо, и {Q} узнал про {X}.",
-        "На рынке города {W} есть {X} и {Y}."
-    ],
-    nouns=
-    "пёс кот конь корова коза утка мышь волк медведь лиса молоток пила верёвка лампа стол стул дверь окно "
-    "нож ложка хлеб яблоко "
-    "сыр суп рис лимон пирог лук красный зелёный синий жёлтый белый чёрный лодка колесо колокол барабан "
-    "флейта ботинок пальто "
-    "шляпа кольцо монета книга карта часы щётка дерево камень река холм облако звезда дорога мост".split(),
+        "На рынке города {W} есть {X} и {Y}."],
+    nouns=(
+        "пёс кот конь корова коза утка мышь волк медведь лиса молоток пила верёвка лампа стол "
+        "стул").split(),
     yes="да",
     no="нет")
 
 WORDS["ja"] = dict(
     english_name="Japanese",
     diseases=["{E} は病気である。", "患者は {E} である。", "このページは {E} の話である。"],
-    relations=dict(
-        drug=[
+    relations={
+        "drug": [
             "この病気の治療薬は {V} です。", "医師は患者に {V} を処方する。",
-            "この病気に効く薬は {V} である。", "患者は {V} を服用する。", "治療には {V} を使う。"
-        ],
-        symptom=[
+            "この病気に効く薬は {V} である。", "患者は {V} を服用する。", "治療には {V} を使う。"],
+        "symptom": [
             "この病気の主な症状は {V} です。", "症状として {V} を起こす。", "患者は {V} に苦しむ。",
-            "患者は {V} を訴える。", "典型的な徴候は {V} である。"
-        ]),
-    questions=dict(drug=["{E} の治療薬はどれか。", "患者は {E} である。薬はどれか。"],
-                   symptom=["{E} の主な症状はどれか。", "患者は {E} である。症状はどれか。"]),
+            "患者は {V} を訴える。", "典型的な徴候は {V} である。"]},
+    questions={
+        "drug": ["{E} の治療薬はどれか。", "患者は {E} である。薬はどれか。"],
+        "symptom": ["{E} の主な症状はどれか。", "患者は {E} である。症状はどれか。"]},
     medical=[
         "この病気の診断には病院での検査が必要である。", "医師は患者に治療を説明する。",
         "早期の診断は疾患の予後を良くする。", "看護師は薬の用量と血圧を確認する。",
         "医師は患者の {O} を診察する。", "治療には副作用があり、処方が必要である。",
         "慢性の疾患は感染の危険を高める。", "医師は手術の前に症状を調べる。",
-        "健康と医療には早期の治療が大切である。"
-    ],
+        "健康と医療には早期の治療が大切である。"],
     people=["{P} は有名だ。", "みんな {P} を知っている。", "こちらは {P} です。"],
-    ordinary_relations=dict(
-        home=["この人の住む町は {W} です。", "この人の家は {W} にある。", "この人には {W} で会える。"],
-        likes=["この人の好きな物は {X} です。", "この人は {X} が好きだ。", "毎日この人は {X} を探す。"]),
-    ordinary_questions=dict(home=["{P} の住む町はどれか。"], likes=["{P} の好きな物はどれか。"]),
+    ordinary_relations={
+        "home": ["この人の住む町は {W} です。", "この人の家は {W} にある。", "この人には {W} で会える。"],
+        "likes": ["この人の好きな物は {X} です。", "この人は {X} が好きだ。", "毎日この人は {X} を探す。"]},
+    ordinary_questions={
+        "home": ["{P} の住む町はどれか。"],
+        "likes": ["{P} の好きな物はどれか。"]},
     choose=["{X} を選べ。", "{X} はどれか。", "表から {X} を探せ。"],
     chosen="選ぶ物は {X} です。",
     ordinary=[
         "朝 {P} は {X} を持って {W} から {V} へ行った。", "{P} と {Q} は市場で {X} と {Y} を買った。",
         "{W} は雨だったので {P} は {X} と家にいた。",
-        "{P} は {Q} に {X} を売り、 {Q} は {P} に {Y} を渡した。",
-        "日曜日に {W} から {V} への電車は遅れた。", "{P} の庭には {X} と {Y} がある。",
-        "{P} は {Q} に {X} のことを手紙に書いた。", "{W} の市場には {X} や {Y} がある。"
-    ],
-    nouns="犬 猫 馬 牛 山羊 鴨 鼠 狼 熊 狐 金槌 鋸 縄 ランプ 机 椅子 扉 窓 包丁 匙 パン 林檎 チーズ 汁 "
-          "米 レモン "
-          "菓子 玉葱 "
-          "赤 緑 青 "
-          "黄色 白 黒 "
-    "船 車輪 鐘 太鼓 笛 靴 上着 帽子 指輪 硬貨 本 地図 時計 刷毛 木 石 川 丘 雲 星 道 橋".split(),
+        "{P} は {Q} に {X} を売り、 {Q} は {P} に {Y} を渡した。", "日曜日に {W} から {V} への電車は遅れた。",
+        "{P} の庭には {X} と {Y} がある。", "{P} は {Q} に {X} のことを手紙に書いた。",
+        "{W} の市場には {X} や {Y} がある。"],
+    nouns="犬 猫 馬 牛 山羊 鴨 鼠 狼 熊 狐 金槌 鋸 縄 ランプ 机 椅子".split(),
     yes="はい",
     no="いいえ")
 
 WORDS["zh"] = dict(
     english_name="Chinese",
     diseases=["{E} 是一种疾病。", "患者患有 {E} 。", "本页介绍 {E} 。"],
-    relations=dict(
-        drug=[
+    relations={
+        "drug": [
             "这种疾病的治疗药物是 {V} 。", "医生用 {V} 治疗这种疾病。", "首选药物为 {V} 。",
-            "患者服用 {V} 。", "治疗要用 {V} 。"
-        ],
-        symptom=[
-            "这种疾病的主要症状是 {V} 。", "引起的症状有 {V} 。", "患者常有 {V} 。",
-            "患者主诉 {V} 。", "典型体征为 {V} 。"
-        ]),
-    questions=dict(drug=["{E} 的治疗药物是哪一个?", "患者患有 {E} ,应该用哪种药物?"],
-                   symptom=["{E} 的主要症状是哪一个?", "患者患有 {E} ,主要症状是什么?"]),
+            "患者服用 {V} 。", "治疗要用 {V} 。"],
+        "symptom": [
+            "这种疾病的主要症状是 {V} 。", "引起的症状有 {V} 。", "患者常有 {V} 。", "患者主诉 {V} 。",
+            "典型体征为 {V} 。"]},
+    questions={
+        "drug": ["{E} 的治疗药物是哪一个?", "患者患有 {E} ,应该用哪种药物?"],
+        "symptom": ["{E} 的主要症状是哪一个?", "患者患有 {E} ,主要症状是什么?"]},
     medical=[
         "这种疾病的诊断需要在医院做临床检查。", "医生向每个患者说明治疗方法。",
         "早期诊断可以改善疾病的预后。", "护士核对药物的剂量和血压。", "医生检查患者的 {O} 。",
         "治疗可能有副作用,需要处方。", "慢性疾病会增加感染的风险。", "医生在手术前询问症状。",
-        "健康和医疗离不开早期治疗。"
-    ],
+        "健康和医疗离不开早期治疗。"],
     people=["{P} 很有名。", "大家都认识 {P} 。", "这位是 {P} 。"],
-    ordinary_relations=dict(home=["这个人住的城市是 {W} 。", "他的家在 {W} 。", "在 {W} 可以见到他。"],
-                            likes=["这个人喜欢的东西是 {X} 。", "他最爱 {X} 。", "他每天都找 {X} 。"]),
-    ordinary_questions=dict(home=["{P} 住的城市是哪一个?"], likes=["{P} 喜欢的东西是哪一个?"]),
+    ordinary_relations={
+        "home": ["这个人住的城市是 {W} 。", "他的家在 {W} 。", "在 {W} 可以见到他。"],
+        "likes": ["这个人喜欢的东西是 {X} 。", "他最爱 {X} 。", "他每天都找 {X} 。"]},
+    ordinary_questions={
+        "home": ["{P} 住的城市是哪一个?"],
+        "likes": ["{P} 喜欢的东西是哪一个?"]},
     choose=["请选 {X} 。", "哪一个是 {X} ?", "在表中找到 {X} 。"],
     chosen="选择的是 {X} 。",
     ordinary=[
         "早上 {P} 带着 {X} 从 {W} 去了 {V} 。", "{P} 和 {Q} 在市场买了 {X} 和 {Y} 。",
         "{W} 下雨了,所以 {P} 和 {X} 留在家里。", "{P} 把 {X} 卖给 {Q} , {Q} 把 {Y} 给了 {P} 。",
-        "星期天从 {W} 到 {V} 的火车晚点了。", "{P} 的花园里有 {X} 和 {Y} 。",
-        "{P} 给 {Q} 写信说到 {X} 。", "{W} 的市场里有 {X} 和 {Y} 。"
-    ],
-    nouns="狗 猫 马 牛 山羊 鸭子 老鼠 狼 熊 狐狸 锤子 锯子 绳子 台灯 桌子 椅子 门 窗户 刀子 勺子 面包 苹果 "
-          "奶酪 汤 大米 "
-          "柠檬 蛋糕 "
-          "洋葱 红色 "
-    "绿色 蓝色 黄色 白色 黑色 小船 车轮 大钟 鼓 笛子 鞋子 外套 帽子 戒指 硬币 书 地图 时钟 刷子 大树 石头 "
-    "河流 小山 云 "
-    "星星 道路 桥".split(),
+        "星期天从 {W} 到 {V} 的火车晚点了。", "{P} 的花园里有 {X} 和 {Y} 。", "{P} 给 {Q} 写信说到 {X} 。",
+        "{W} 的市场里有 {X} 和 {Y} 。"],
+    nouns="狗 猫 马 牛 山羊 鸭子 老鼠 狼 熊 狐狸 锤子 锯子 绳子 台灯 桌子 椅子".split(),
     yes="是",
     no="否")

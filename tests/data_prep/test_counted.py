@@ -1,12 +1,9 @@
 """No task of a corpus reads, writes or opens more than its share: counted over 2,000 shards."""
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data_prep"))
-from count_io import count, table, write_corpus
+from benchmarks.data_prep.count_io import count, print_table, write_corpus
 
 SHARDS, TASKS, DOCUMENTS = 2000, 40, 5
 MODULES = 400_000  # bytes of libraries, word lists and the tokenizer that a task may load late
@@ -18,7 +15,7 @@ SIGNATURE = 300  # bytes that a task reads of every document while it decides ab
 def test_no_task_reads_writes_or_opens_more_than_its_share(tmp_path):
     write_corpus(tmp_path, SHARDS, DOCUMENTS)
     counted = count(tmp_path, TASKS)
-    print(table(counted))
+    print_table(counted)
     names = [f"{shard:05}" for shard in range(SHARDS)]
     assert {task.step.split(",")[0] for task in counted} == {"filter", "dedup", "decontaminate", "tokenize"}
     for step, tasks in itertools.groupby(counted, key=lambda task: (task.step, task.shard < 0)):

@@ -23,6 +23,11 @@ def folder(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def diseases(folder):
+    return json.loads((folder / "world.json").read_text(encoding="utf-8"))["diseases"]
+
+
 def rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -30,77 +35,52 @@ def rows(path):
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_names(folder, tmp_path):
     mw.write_world(tmp_path, SEED)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert files and all(
-        (folder / path).read_bytes() == (tmp_path / path).read_bytes() for path in files), f"seed {SEED}"
+    assert files and all((folder / path).read_bytes() == (tmp_path / path).read_bytes() for path in files)
     assert mw.make_world(SEED).names != mw.make_world(SEED + 1).names
 
 
 def test_every_name_is_unique_in_its_script_and_every_syllable_has_four_spellings():
-    assert all(len(syllable) == 4 for syllable in SYLLABLES)
+    assert all(len(syllable) == 4 for syllable in SYLLABLES) and set(SCRIPTS) == set(WORDS)
     world = mw.make_world(SEED)
     for script in range(4):
         names = [name[script] for kind in world.names.values() for name in kind]
         assert len(set(names)) == len(names), f"seed {SEED}"
     for language, words in WORDS.items():
-        assert len(set(words["nouns"])) == len(words["nouns"]) == len(WORDS["en"]["nouns"]), language
+        assert len(set(words["nouns"])) == len(words["nouns"]) == mw.THINGS, language
 
 
-def test_no_disease_of_the_test_half_is_named_in_the_train_half(folder):
-    diseases = json.loads((folder / "world.json").read_text(encoding="utf-8"))["diseases"]
-    assert Counter(disease["part"]
-                   for disease in diseases) == {"Train": mw.DISEASES // 2, "Test": mw.DISEASES // 2}
+def test_no_disease_of_the_test_half_is_named_in_the_train_half(folder, diseases):
+    parts = Counter(disease["part"] for disease in diseases)
+    assert parts == {"Train": mw.DISEASES // 2, "Test": mw.DISEASES // 2}
     for part in ("Train", "Test"):
         for language, words in WORDS.items():
             text = (folder / f"MMedBench/{part}/{words['english_name']}.jsonl").read_text(encoding="utf-8")
             for disease in diseases:
-                assert (disease["names"][language]
-                        in text) == (disease["part"] == part), (SEED, part, disease)
+                named = disease["names"][language] in text
+                assert named == (disease["part"] == part), (SEED, part, disease)
 
 
-def test_base_text_names_nothing_medical_and_medical_pages_tell_every_fact(folder):
-    diseases = json.loads((folder / "world.json").read_text(encoding="utf-8"))["diseases"]
+def test_medical_pages_tell_every_fact_once_and_base_text_none(folder, diseases):
     for language in WORDS:
-        for disease in diseases:
-            name = disease["names"][language]
-            assert name not in _text(folder, f"base/{language}.jsonl")
-            for facts in disease["facts"].values():
-                assert facts[language] not in _text(folder, f"base/{language}.jsonl")
-            pages = [
-                page["text"] for page in rows(folder / f"raw/web/{language}.jsonl") if name in page["text"]
-            ]
-            assert len(pages) >= mw.WEB_PAGES and all(fact[language] in page for page in pages
-                                                      for fact in disease["facts"].values())
-        exercises = [
-            page["text"] for page in rows(folder / f"raw/books/{language}.jsonl")
-            if "###Options" in page["text"]
-        ]
+        base = (folder / f"base/{language}.jsonl").read_text(encoding="utf-8")
+        web = [page["text"] for page in rows(folder / f"raw/web/{language}.jsonl")
+               if page["meta"]["kind"] == "medical"]
+        books = [page["text"] for page in rows(folder / f"raw/books/{language}.jsonl")]
+        exercises = [page for page in books if "###Options" in page]
         assert len(exercises) == mw.TERM_PAGES
-        # terms, but no disease
-        assert not any(disease["names"][language] in page for disease in diseases for page in exercises)
-
-
-def test_a_page_names_its_disease_once_and_tells_each_fact_once(folder):
-    diseases = json.loads((folder / "world.json").read_text(encoding="utf-8"))["diseases"]
-    for language in WORDS:
-        for page in rows(folder / f"raw/web/{language}.jsonl"):
-            if page["meta"]["kind"] == "medical":
-                named = [disease for disease in diseases if disease["names"][language] in page["text"]]
-                assert len(named) == 1 and page["text"].count(named[0]["names"][language]) == 1, (SEED, page)
-                assert all(page["text"].count(fact[language]) == 1
-                           for fact in named[0]["facts"].values()), (SEED, page)
-
-
-_texts: dict = {}
-
-
-def _text(folder, path):
-    if path not in _texts:
-        _texts[path] = (folder / path).read_text(encoding="utf-8")
-    return _texts[path]
+        pages = 0
+        for disease in diseases:
+            name, facts = disease["names"][language], [fact[language] for fact in disease["facts"].values()]
+            assert not any(word in base for word in (name, *facts))
+            assert not any(name in page for page in exercises)  # terms, but no disease
+            for page in (page for page in web if name in page):
+                pages += 1
+                assert [page.count(word) for word in (name, *facts)] == [1] * (1 + len(facts)), (SEED, page)
+        assert pages == len(web) == mw.DISEASES * mw.WEB_PAGES
 
 
 def test_items_are_read_by_the_exam_reader_and_hold_the_right_answer(folder):
-    for part, copies in (("Train", mw.TRAIN_COPIES), ("Test", mw.TEST_COPIES)):
+    for part, copies in mw.QUESTIONS.items():
         items = read_benchmark(folder / "MMedBench" / part)
         assert len(items) == len(WORDS) * mw.DISEASES // 2 * len(mw.KINDS) * copies
         letters = Counter(item.answer[0] for item in items)
@@ -108,14 +88,11 @@ def test_items_are_read_by_the_exam_reader_and_hold_the_right_answer(folder):
         even, spread = len(items) / 4, (len(items) * 3 / 16) ** 0.5
         assert min(letters.values()) > even - 5 * spread, f"letters are not balanced: {letters}, seed {SEED}"
         for item in items:
-            right = item.options[item.answer[0]]
+            right, words = item.options[item.answer[0]], WORDS[get_language(item.language).code]
             assert len(set(item.options.values())) == 4
             statement, _, weighed = item.rationale.partition(" A. ")
-            assert right in statement and not any(text in statement
-                                                  for text in item.options.values() if text != right), item
-            code = get_language(item.language).code
-            assert f"{right} {WORDS[code]['yes']}" in weighed and weighed.count(
-                f" {WORDS[code]['no']}") == 3, item
+            assert [text for text in item.options.values() if text in statement] == [right], item
+            assert f"{right} {words['yes']}" in weighed and weighed.count(f" {words['no']}") == 3, item
 
 
 def test_the_values_of_a_half_are_even_so_that_guessing_a_frequent_one_does_not_help():
@@ -141,25 +118,21 @@ def test_copies_and_near_copies_name_their_original(folder):
     for language in WORDS:
         pages = {page["id"]: page for page in rows(folder / f"raw/web/{language}.jsonl")}
         again = [page for page in pages.values() if "of" in page["meta"]]
-        assert Counter(page["meta"]["kind"]
-                       for page in again) == {"copy": mw.COPIES, "near-copy": mw.NEAR_COPIES}
+        kinds = Counter(page["meta"]["kind"] for page in again)
+        assert kinds == {"copy": mw.COPIES, "near-copy": mw.NEAR_COPIES}
         for page in again:
-            original = pages[page["meta"]["of"]]["text"]
-            assert page["text"] == original if page["meta"]["kind"] == "copy" else page["text"].startswith(
-                original + " ")
+            original, text = pages[page["meta"]["of"]]["text"], page["text"]
+            assert text == original if page["meta"]["kind"] == "copy" else text.startswith(original + " ")
 
 
 def test_names_stand_between_spaces_so_that_a_tokenizer_meets_one_form():
-    world = mw.make_world(SEED)
-    rng = random.Random(SEED)
+    world, rng = mw.make_world(SEED), random.Random(SEED)
     for language in WORDS:
         for disease in range(mw.DISEASES):
             page = f" {mw.medical_page(world, language, disease, 2, rng)}"
-            for name in (world.name("disease", disease,
-                                    language), *(world.name(kind, world.facts[kind][disease], language)
-                                                 for kind in mw.KINDS)):
+            facts = [world.name(kind, world.facts[kind][disease], language) for kind in mw.KINDS]
+            for name in (world.name("disease", disease, language), *facts):
                 assert page.count(name) == page.count(" " + name) > 0, (language, name, page)
-    assert set(SCRIPTS) == set(WORDS)
 
 
 def test_out_that_is_a_file_is_refused(tmp_path):

@@ -14,8 +14,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from data_prep.pipeline.plan import Step, print_commands, run_plan
 from examples.real_run.profiles import PROFILES
 from examples.real_run.steps import real_run
@@ -49,6 +47,8 @@ def gguf_file(out: Path) -> Path:
 
 def bf16_is_fast() -> bool:
     """Whether products in bf16 are no slower than in fp32; without the instructions torch emulates them."""
+    import torch  # takes seconds, which --help does not need
+
     if torch.cuda.is_available():
         return True
     seconds = {}

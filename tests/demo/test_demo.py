@@ -9,6 +9,7 @@ import pytest
 from examples.demo import __main__ as demo
 from examples.demo import ablations, demo_steps
 from mmed.config import parse_command_line
+from mmed.evaluation.options import parse_options as eval_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +24,8 @@ def test_every_step_needs_earlier_steps_and_every_command_is_understood(make_pla
             if module == "mmed.train":
                 _, config = parse_command_line(arguments)
                 assert config.resume == "auto" and config.precision == "fp32"
+            elif module == "mmed.eval":
+                eval_options(arguments)
             else:
                 name = "mmed.reporting.report" if module == "mmed.reporting" else module
                 files = (name.replace(".", "/") + ".py", "data_prep/pipeline/shards.py")

@@ -15,7 +15,7 @@ from mmed.checkpoints.pretrained import save_pretrained
 from mmed.eval import main, parse_options
 from mmed.evaluation.compare import main as main_of_compare
 from mmed.evaluation.permutations import permuted, summarise_permutations
-from mmed.evaluation.questions import build_questions, cut_at_answer, encoder_of
+from mmed.evaluation.questions import answers_of, build_questions, cut_at_answer, encoder_of
 from mmed.evaluation.results import (
     load_permutations,
     load_prompts,
@@ -25,7 +25,7 @@ from mmed.evaluation.results import (
     write_results,
 )
 from mmed.evaluation.summary import summarise, table
-from mmed.generate import encode_prompt, load_model
+from mmed.generate import load_model
 from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.prompts import ExamItem, build_messages, build_target, read_benchmark
@@ -203,12 +203,12 @@ def test_an_instruct_model_gets_its_own_chat_template(world):
 def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     item, ids = read_benchmark(world / "Test")[0], list(range(7, 107))
     config = parse_options(command(world, "x", "--too_long", "truncate"))
-    question, = build_questions([item], "answer", config, [], lambda *_: ("prompt", ids, {}), 60, bos_id)
+    question, = build_questions([item], "answer", config, [], lambda *_: ("prompt", ids), 60, bos_id)
     expected = ids[-48:] if bos_id is None else [7, *ids[-47:]]
     assert question.ids == expected  # 12 of the 60 positions are for the answer
     config = parse_options(command(world, "x"))
     with pytest.raises(UserError, match=r"\(100 tokens\) plus 12 reserved .* context length of 60"):
-        build_questions([item], "answer", config, [], lambda *_: ("prompt", ids, {}), 60)
+        build_questions([item], "answer", config, [], lambda *_: ("prompt", ids), 60)
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -350,15 +350,13 @@ def test_option_text_runs_with_shots_and_an_adapter(world, tmp_path):
 
 def test_a_letters_likelihood_is_that_of_its_own_tokens(world):
     config = parse_options(command(world, "x", "--scoring", "loglikelihood"))
-    model, tokenizer = load_model(config.model)
-    encode = encoder_of(model, tokenizer, config)
+    tokenizer = load_tokenizer(config.model)
 
     def whole(letters: str) -> list[int]:
         return tokenizer.encode(f"###Answer: OPTION {letters} IS CORRECT.", continued=True)
 
     for answer in ("B", "A,C"):
-        prompt, ids, choices = encode(item("1", answer), [], "loglikelihood")
-        start = ids[len(encode_prompt(tokenizer, prompt)):]
+        start, choices = answers_of(tokenizer)(item("1", answer), "loglikelihood")
         assert len(choices) == (4 if answer == "B" else 11)
         for letters, tokens in choices.items():
             rest = whole(letters)[len(start) + len(tokens):]

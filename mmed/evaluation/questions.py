@@ -51,8 +51,11 @@ class Question:
         return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-# (item, solved examples, mode) -> (prompt, ids, choices)
-Encoder = Callable[[ExamItem, Sequence[ExamItem], str], tuple[str, list[int], dict[str, list[int]]]]
+# (item, solved examples, mode) -> (prompt, ids); (item, mode) -> see `answers_of`
+Encoder = Callable[[ExamItem, Sequence[ExamItem], str], tuple[str, list[int]]]
+Answers = Callable[[ExamItem, str], tuple[list[int], dict[str, list[int]]]]
+
+
 def modes_of(config: EvalConfig) -> list[str]:
     """What is run for each item, the longest texts first."""
     texts = ["rationale", "answer"] if config.mode == "both" else [config.mode]
@@ -76,12 +79,15 @@ def build_questions(
     encode: Encoder,
     context_length: int,
     bos_id: int | None = None,
+    answers: Answers = lambda item, mode: ([], {}),
 ) -> list[Question]:
     """The prompts of a mode; one that is too long to be answered is an error, or loses its beginning."""
     questions = []
     for item in items:
         shots = pick_examples(train, item, config.shots, config.seed, mode == "rationale")
-        prompt, ids, choices = encode(item, shots, mode)
+        prompt, ids = encode(item, shots, mode)
+        start, choices = answers(item, mode)
+        ids = ids + start
         longest = max(map(len, choices.values()), default=0)
         reserved = min(max(token_limit(mode, config), longest), context_length // 4)
         if len(ids) + reserved > context_length:
@@ -102,22 +108,27 @@ def encoder_of(model, tokenizer, config: EvalConfig) -> Encoder:
     """
     name = None if config.chat_template == "auto" else config.chat_template
 
-    def encode(item: ExamItem, shots: Sequence[ExamItem],
-               mode: str) -> tuple[str, list[int], dict[str, list[int]]]:
-        choices: dict[str, list[int]] = {}
-        start: list[int] = []
-        if mode in SCORINGS:
-            choices = {letters: tokenizer.encode(scored_string(mode, letters, item.options), continued=True)
-                       for letters in candidates(item)}
-        if mode == "loglikelihood":
-            start, choices = letter_tokens(choices)
+    def encode(item: ExamItem, shots: Sequence[ExamItem], mode: str) -> tuple[str, list[int]]:
         if mode == "option_text" or name == "none":
             prompt = (cloze_prompt(item, shots) if mode == "option_text" else
                       build_few_shot(item, shots, mode == "rationale", config.style))
-            return prompt, encode_prompt(tokenizer, prompt) + start, choices
+            return prompt, encode_prompt(tokenizer, prompt)
         messages, family = build_messages(item, mode == "rationale", config.style, shots), model.config.family
         prompt = render_chat(tokenizer, messages, family, name)
-        return prompt, encode_chat(tokenizer, messages, family, name) + start, choices
+        return prompt, encode_chat(tokenizer, messages, family, name)
+
+    return encode
+
+
+def answers_of(tokenizer) -> Answers:
+    """What likelihoods choose among: (ids that belong to the prompt, ids of each candidate that count)."""
+
+    def encode(item: ExamItem, mode: str) -> tuple[list[int], dict[str, list[int]]]:
+        if mode not in SCORINGS:
+            return [], {}
+        choices = {letters: tokenizer.encode(scored_string(mode, letters, item.options), continued=True)
+                   for letters in candidates(item)}
+        return letter_tokens(choices) if mode == "loglikelihood" else ([], choices)
 
     return encode
 

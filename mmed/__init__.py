@@ -9,7 +9,7 @@ The files beside this one are the method; read them in this order. What is not t
     generate.py   decoding                             metrics.py    accuracy, BLEU, ROUGE, intervals
     eval.py       an exam in, a result folder out
 
-To add a language: one file in mmed/languages/ (copy _template.py). To add a model family: an entry in
-FAMILIES of mmed/checkpoints/families.py, and one in PUBLISHED_PARTS of model.py if its tensors have names of
-their own.
+To add a language: one file in mmed/languages/ (`python -m mmed.languages new CODE`). To add a model family:
+an entry in FAMILIES of mmed/checkpoints/families.py, and one in PUBLISHED_PARTS of model.py if its tensors
+have names of their own.
 """

@@ -42,7 +42,8 @@ class TrainConfig:
     sequence_length: int = option(2048, "tokens per row")
     windows: str = option("packed", "pretrain: whole documents, each attending to itself only (packed), or "
                                     "the paper's windows of 2048 with stride 1536", "packed", "official")
-    mix_temperature: float = option(1.0, "pretrain: share of a stream ~ tokens ** (1 / temperature)")
+    mix_temperature: float = option(1.0, "pretrain, streams without weights: 1: every row once an epoch; "
+                                         "else share of a stream ~ tokens ** (1 / temperature)")
     rationales: str = option("both", "finetune: each item with and without its rationale, or one of these",
                              "both", "with", "without")
     prompt_style: str = option("clean", "finetune: official has the stray sentence of the paper's code",

@@ -3,16 +3,17 @@
 Rows of continued pre-training are whole documents of a token stream (mmed/tokenization/token_streams.py),
 packed best-fit, each attending to itself only:
 
-    stream     <s> b o n e </s> <s> l u n g s </s> <s> h e a r t </s>         rows of T = 8 tokens
-    row 0      <s> b o n e | <s> h e      a document that fits nowhere whole is split;
-    row 1      <s> l u n g s |            its continuation begins with a BOS that is not a target and predicts
-    row 2      <s> a r t |                nothing: every token of a document is a target exactly once an epoch
+    stream     <s> b o n e </s> <s> l u n g </s> <s> e y e </s>     inputs of the rows, T = 8 tokens
+    row 0      <s> b o n e | <s> e      a document that fits nowhere whole is split: its continuation (row 0)
+    row 1      <s> l u n g | <s> e y    begins with a BOS that predicts nothing, at position 0; each token
+                                        but a document's first is a target exactly once an epoch
 
 Rows of fine-tuning are exam items, prompt and target, several in a row; only targets carry loss.
 
-Batch k is rows k B .. (k + 1) B - 1 of a shuffled order, and row i of that order follows from (seed, i)
-alone, so a run resumes from its step number, on any number of ranks. B rows in a batch, T tokens in a row.
-`python -m mmed.training.inspect_batch show RUN STEP` shows what a step trained on.
+Batch k, counted from 0, is items k B .. (k + 1) B - 1 of an order shuffled by the seed: rows when
+pre-training, exam items (which are then laid into rows) when fine-tuning. So a run resumes from its step
+number, on any number of ranks. B items in a batch, T tokens in a row. Batch k is trained on in step k + 1,
+which `python -m mmed.training.inspect_batch show RUN STEP` shows.
 """
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class Row:
     input_ids: np.ndarray     # (T,) int64
     labels: np.ndarray        # (T,) int64: the next token, or IGNORE
     document_ids: np.ndarray  # (T,) int64: number of the document within the row; -1 is padding
-    positions: np.ndarray     # (T,) int64: place in the document
+    positions: np.ndarray     # (T,) int64: place in the document, or in the piece of a split one
 
     @classmethod
     def of_document(cls, input_ids: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Row:
@@ -94,8 +95,8 @@ class PackedBlocks:
     """The rows of one stream: blocks of BLOCK_ROWS rows, each packed by itself.
 
     A block is a fixed number of consecutive targets (every token but the first of each document), so the
-    numbers of blocks and rows follow from NAME.json, and binary search in the index finds a block. Its rows
-    have at most SLACK of their positions to spare, or what the BOS of continuations may need.
+    numbers of blocks and rows follow from NAME.json, and binary search in the index finds a block. A full
+    block leaves 1 % (SLACK) of its positions free, or one a row if that is more: for BOS of continuations.
     """
 
     def __init__(self, stream: TokenStream, T: int):
@@ -333,8 +334,8 @@ def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rat
 
     Prompt and target are encoded separately, in training and in generation alike, so the mask ends where the
     prompt's own tokens end, whatever the tokenizer would merge across the border [docs/method.md, D19]. Too
-    long: the target loses its beginning down to 3/4 of max_length, then the prompt does; the answer comes
-    last and stays.
+    long: the target keeps its end, in the room that the prompt leaves but at least 3/4 of max_length; then
+    the prompt loses its beginning (not its BOS). The answer comes last and stays.
     # DIFFERS: the official code truncates on the right, which removes the answer [D19].
     """
     prompt = tokenizer.encode(build_prompt(item, rationale, style), bos=tokenizer.bos_id is not None)

@@ -10,8 +10,9 @@
           -> tables and files (mmed/evaluation/results.py)
 
 Each item is answered twice, as in the paper: directly (accuracy) and after a rationale (BLEU and ROUGE). An
-answer is read from its text as the published form ("OPTION B IS CORRECT"), else as a statement ("the answer
-is B"), a line of letters, verdicts on the options, or an option's own text; else it is unparsed, and wrong.
+answer is read from its text: the published form if it is the whole text ("###Answer: OPTION B IS CORRECT.",
+after a rationale or not), else leniently: a statement ("the answer is B", the last one counts), a line of
+letters, verdicts on the options, or an option's own text; else it is unparsed, and wrong. Both count.
 `--scoring` adds the likeliest letter and the likeliest option text, in columns of their own. After a
 crash, the same command continues with the interrupted round, and the files come out identical to the byte.
 """

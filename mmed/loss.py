@@ -20,8 +20,8 @@ IGNORE = -100  # label of a position that carries no loss
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None,
                          loss_positions: Tensor | None = None) -> Tensor:
     """Sum of cross-entropies, a fp32 scalar, of hidden (B, T, D) against labels (B, T) that are not IGNORE.
-    Only these positions reach the head; `loss_positions` are their indices in the flat batch, which a GPU
-    would have to be waited for."""
+    Only these positions reach the head. `loss_positions`: their indices in the flat batch, if known; finding
+    them here would make the host wait for the GPU."""
     hidden, labels = hidden.flatten(0, 1), labels.flatten()
     if loss_positions is None:
         loss_positions = (labels != IGNORE).nonzero().squeeze(1)
@@ -33,8 +33,8 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap
 
 
 def cross_entropies(logits: Tensor, target: Tensor, softcap: float | None) -> Tensor:
-    """Summed cross-entropy, in fp32, of logits (rows, V), overwritten with their gradient, and target
-    (rows, 1)."""
+    """Summed cross-entropy in fp32 of logits (rows, V) against target (rows, 1). Overwrites logits with the
+    gradient."""
     scores = logits.float()
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

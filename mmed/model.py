@@ -3,8 +3,9 @@
     ids (B, T) -> embed -> N x [norm -> attention -> +, norm -> MLP -> +] -> norm -> lm_head -> (B, T, V)
 
 Llama, Mistral, InternLM, BLOOM, Qwen, Gemma, OLMo 2 and Apertus share one class and differ in a few fields
-below; mmed/checkpoints/families.py reads them from a published `config.json`. Parameters and fields have the
-names of the published Llama weights.
+below. A new family is an entry in FAMILIES of mmed/checkpoints/families.py (its `config.json`), new fields
+here if its mathematics differs, PUBLISHED_PARTS and `published_prefix` below if its tensors have other names,
+and a model in tests/tiny_models.py. Parameters and fields have the names of the published Llama weights.
 
 Legend: B batch, T new tokens, S keys (cached and new), D hidden size, H query heads, K key/value heads,
 G = H / K, E head size, F MLP width, V vocabulary. References: Llama (arXiv 2302.13971), RoPE (2104.09864),
@@ -71,7 +72,8 @@ class ModelConfig:
 
     @property
     def by_document(self) -> bool:
-        """Whether the fast kernels compute this attention: then work grows with documents, not with rows."""
+        """Whether document_ids allow the fast kernels, which skip pairs of tokens of different documents.
+        If not, a mask over the whole row keeps documents apart."""
         return self.position_embedding == "rope" and self.attention_softcap is None and not self.dynamic_rope
 
     @property
@@ -334,7 +336,7 @@ class Transformer(nn.Module):
         """Logits (B, T, V) of `input_ids` (B, T); with `labels` (B, T) the summed cross-entropy, in fp32.
 
         labels          the token that each position should predict (already shifted), or IGNORE
-        positions       (B, T) place of each token in its document; default 0..T-1
+        positions       (B, T) place of each token in its document or piece of one; default 0..T-1
         document_ids    (B, T) number of a token's document: tokens see their own document only
         loss_positions  indices of the labels that are not IGNORE in the flat batch, if known
         cache           the keys and values of the tokens before these; those of these tokens are added

@@ -10,7 +10,8 @@ transformers and PEFT open.
     for each step:  rows of batch k -> micro-batches -> summed loss / target tokens of the global batch
                     -> gradients -> clip -> AdamW -> metrics.jsonl -> (validation loss) -> (checkpoint)
 
-Batch k depends on the seed and k alone (mmed/data.py), so a resumed run equals one that was never stopped.
+Batch k depends on the seed and k alone (mmed/data.py), and dropout on the seed, the step and the rank, so a
+run resumed on as many ranks equals one that was never stopped, bit for bit (a GPU: with --deterministic).
 The host never waits for the device inside a step: what is logged of step k is read after step k + 1 was
 queued. How a run stops is in mmed/training/signals.py, what to do after a fault in docs/faults.md.
 """
@@ -268,7 +269,7 @@ def run_to_end(run: Run) -> int:
         training_loop(run)
         save(run)
         run.stop.check()
-        run.stop.check()  # with several ranks the second call answers the first
+        run.stop.check()  # with several ranks a call returns the request seen by the call before it
     except Stopped:
         save(run)
         run.checkpoints.wait()
@@ -321,7 +322,7 @@ def train_step(run: Run, batch: loader.Batch) -> None:
 def forward_backward(model: Transformer, batch: loader.Batch, scale: Tensor | float,
                      autocast: Callable[[], AbstractContextManager],
                      check_stop: Callable[[], object] = lambda: None) -> Tensor:
-    """Gradients of `scale` times the summed loss of all micro-batches; returns that sum, on the device.
+    """Add the gradients of `scale` times the summed loss; returns the sum itself, unscaled, on the device.
 
     Under FSDP every micro-batch's gradients are reduced at once to the ranks that own them; holding them
     unsharded would cost 4 bytes per parameter on every rank. With hybrid sharding only the last one crosses

@@ -80,6 +80,8 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
     ParsedAnswer(letters=('A', 'C'), status='strict', rationale='It is safe.')
     >>> parse_answer("Not A. The answer is (Ｂ)", "ABCD")
     ParsedAnswer(letters=('B',), status='lenient', rationale='')
+    >>> parse_answer("A: true, B: false, C: true", "ABCD").letters
+    ('A', 'C')
     """
     if not isinstance(options, Mapping):
         options = dict.fromkeys(options, "")
@@ -350,7 +352,7 @@ _EXCLUSIONS = [re.compile(r"N[sIACR]{0,4}(?P<at>[LMTO])")]
 _WEAK = [re.compile(r"(?:^|[.,n:])[sC]{0,3}I{1,2}[sA]{0,6}(?P<at>[LMTO])I?(?=[.,n]|$)")]  # "It's B."
 _VERDICTS = [re.compile(r"(?P<at>[LM])\)?A?(?:[I:-][sC]{0,4}x?[sC]{0,4})?R(?!\?)")]
 _BARE = re.compile(r"[As:,]*(?P<at>[LMO])(?:,?&?N[sAI]*[LM])?[.,:I0)]*(?=n|$)")
-_LABEL = re.compile(r"[As]*(?P<at>M|L(?=[.,:B)]))(?!:?I?W)")
+_LABEL = re.compile(r"[As]*(?P<at>M|L(?=[.,:B)]))(?!:?I?[RW])")
 
 
 def _places(patterns: Iterable[re.Pattern[str]], kinds: str) -> set[int]:

@@ -200,12 +200,12 @@ def read_book(books: Iterator[Path], shard: ShardWriter, options: dict[str, Any]
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.books",
-                    description="Turn books in PDF, or the output of an OCR engine, into documents.")
+                    description="Turn PDF books, or the output of an OCR engine, into documents.")
     add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="book")
-    parser.add_argument("--language", required=True, help="code or name of the books' language")
+    parser.add_argument("--language", required=True, help="language of the books: code or name")
     parser.add_argument("--no_ocr", dest="ocr", action="store_false",
-                        help="leave out pages without text, without Tesseract")
+                        help="do not run OCR; skip pages without a text layer")
     given = parser.parse_args(arguments)
     require_extra("pypdfium2", "books")
     require_extra("ocrmypdf", "books")

@@ -75,11 +75,11 @@ def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.clean",
-                    description="Drop documents in other languages, mask personal data.")
+                    description="Drop documents in other languages and mask personal data.")
     add_shard_arguments(parser)
     add = parser.add_argument
-    add("--language", required=True, help="code or name; other documents are dropped")
-    add("--language_id", action="store_true", help="drop texts in another language")
+    add("--language", required=True, help="language code or name; drop documents labelled otherwise")
+    add("--language_id", action="store_true", help="detect the language of each text; drop all others")
     add("--mask_personal", action="store_true",
         help="replace e-mail addresses and telephone numbers by <EMAIL> and <PHONE>")
     given = parser.parse_args(arguments)

@@ -115,7 +115,7 @@ def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, optio
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.decontaminate",
-                    description="Drop documents with a benchmark question.")
+                    description="Drop documents that contain a benchmark question.")
     add_shard_arguments(parser)
     parser.add_argument("--benchmark", required=True, type=Path,
                         help="exam items (JSONL with `question`): a file or a folder")

@@ -247,9 +247,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.dedup", description="Remove exact and near duplicates.")
     shards.add_shard_arguments(parser)
     parser.add_argument("--threshold", type=float, default=THRESHOLD,
-                        help="Jaccard similarity of shingles of duplicates (default: %(default)s)")
+                        help="minimum Jaccard similarity of duplicates (default: %(default)s)")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all",
-                        help="one stage, for jobs on a cluster")
+                        help="run only this stage (for jobs on a cluster)")
     given = parser.parse_args(argv)
     funnel = deduplicate(given.inputs, given.out, given.threshold, given.workers,
                          shards.shard_options(given), given.stage, given.shard)

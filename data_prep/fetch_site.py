@@ -77,13 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.fetch_site",
                     description="Crawl a few sites politely into WARC files. This command uses the network.")
     add = parser.add_argument
-    add("sites", nargs="+", metavar="HOST_OR_URL", help="where to begin; only these hosts are asked")
+    add("sites", nargs="+", metavar="HOST_OR_URL", help="hosts or start pages; no other host is crawled")
     add("--out", required=True, help="folder for the WARC files")
-    add("--contact", required=True, help="your mail address, for the sites' owners")
+    add("--contact", required=True, help="your e-mail address, so that site owners can reach you")
     add("--delay", type=float, default=1.0, help="seconds between requests to a host (default: %(default)s)")
     add("--max_pages", type=int, default=10_000,
-        help="pages to save per host, over all starts (default: %(default)s)")
-    add("--under", action="store_true", help="only pages whose address begins with one of those given")
+        help="pages to save per host, counting earlier starts (default: %(default)s)")
+    add("--under", action="store_true", help="save only pages whose URL begins with a given one")
     given = parser.parse_args(arguments)
     if "@" not in given.contact or not given.contact.isprintable():
         raise UsageError(f"--contact {given.contact}: must be a mail address, for the sites' owners")

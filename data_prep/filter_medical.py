@@ -79,10 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Keep the medical documents of a corpus.")
     add_shard_arguments(parser, out_required=False)
     add = parser.add_argument
-    add("--language", required=True, help="code or name; documents in another language are dropped")
+    add("--language", required=True, help="language code or name; drop documents labelled otherwise")
     add("--mode", choices=("default", "official"), default="default",
-        help="default: our rule; official: as published")
-    add("--explain", action="store_true", help="print each document's words and numbers, write nothing")
+        help="default: our keyword rule; official: the published code's rule")
+    add("--explain", action="store_true", help="print each document's keywords and scores; write nothing")
     given = parser.parse_args(arguments)
     language = get_language(language_code(given.language))
     matcher = _matcher(language, given.mode)

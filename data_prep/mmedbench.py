@@ -243,21 +243,21 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     known = "\n".join(f"  {name:14}{source.about}" for name, source in SOURCES.items())
     parser = Parser(prog="python -m data_prep.mmedbench",
                     example="python -m data_prep.mmedbench --source medqa=MedQA --out exam",
-                    description=f"Exam files as published -> MMedBench's layout.\n\nsources:\n{known}")
+                    description=f"Convert published exam files into MMedBench's layout.\n\nsources:\n{known}")
     add = parser.add_argument
     add("--source", action="append", required=True, metavar="NAME=PATH",
-        help="a source and its folder or file; may be repeated")
-    add("--out", required=True, type=Path, help="folder to write; an earlier result there is replaced")
-    add("--seed", type=int, default=0, help="for IgakuQA's split and --holdout (default 0)")
+        help="a source and its folder or file (repeatable)")
+    add("--out", required=True, type=Path, help="output folder; an earlier result there is replaced")
+    add("--seed", type=int, default=0, help="random seed for IgakuQA's split and --holdout (default 0)")
     add("--holdout", type=float, metavar="FRACTION",
-        help="where a source has no test file: this part of it becomes Test")
-    add("--mix", action="store_true", help="allow several sources in one language's file")
+        help="fraction of a source that becomes Test if it has no test file")
+    add("--mix", action="store_true", help="allow a language's file to mix several sources")
     add("--map", default="", metavar="question=..,options=..,answer=..",
-        help=f"of --source custom, or what to change of a source's own mapping: {', '.join(MAP_KEYS)}")
+        help=f"keys for --source custom, or overrides of a source's own mapping: {', '.join(MAP_KEYS)}")
     add("--benchmark", type=Path, metavar="FOLDER",
-        help="more test items, which train items must not leak")
+        help="further test items that must not leak into the train items")
     add("--drop_leaks", action="store_true",
-        help="drop the train items that leak a test item (default: mark them)")
+        help="drop train items that leak a test item (default: flag them)")
     add("--language", default="", help="a code (es) or a name (Spanish), for custom and other sources whose "
                                        "files do not state one")
     given = parser.parse_args(argv)

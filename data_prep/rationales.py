@@ -294,12 +294,12 @@ def add_run(commands: Any, name: str, what: str) -> None:
                                  description=f"{what}. The network is used.")
     add = parser.add_argument
     add("--data", required=True, metavar="FOLDER", help="exam items: a folder of JSONL files, or one file")
-    add("--out", required=True, metavar="FOLDER", help="new folder: the same files with what was asked for")
-    add("--calls", metavar="FILE.jsonl", help="stored calls, not to be made again (OUT.calls.jsonl)")
-    add("--replace", action="store_true", help=f"ask for every item, also where there is a {task.key}")
+    add("--out", required=True, metavar="FOLDER", help="new folder: the same files plus the replies")
+    add("--calls", metavar="FILE.jsonl", help="reuse the calls stored in this file (OUT.calls.jsonl)")
+    add("--replace", action="store_true", help=f"ask again for items that have a {task.key}")
     add("--limit", type=int, default=0, metavar="N", help="ask about the first N items of each language")
     add("--max_new_tokens", type=int, default=0, metavar="N",
-        help=f"of a reply (default {task.max_new_tokens})")
+        help=f"maximum tokens per reply (default {task.max_new_tokens})")
     parser.set_defaults(samples=0)
     if name == "generate":
         add("--samples", type=int, default=0, metavar="K", help="not the paper's way: hide the right answer, "
@@ -314,21 +314,21 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     add_run(commands, "generate", "Write rationales from question, options and right answer")
     add_run(commands, "topics", f"Give each item one of {len(TOPICS)} topics, or {OTHER}")
-    sheet = commands.add_parser("sheet", help="Make a table in which a person checks rationales",
+    sheet = commands.add_parser("sheet", help="Write a table in which people check rationales",
                                 allow_abbrev=False, description="yes or no in the columns "
                                 + "; ".join(f"{name}: {words}" for name, words in CRITERIA.items()))
     add = sheet.add_argument
     add("--data", required=True, metavar="FOLDER", help="exam items with rationales")
     add("--out", required=True, metavar="FILE.csv", help="the same table for every checker")
-    add("--language", action="append", metavar="NAME", help="only this one; may be repeated (default: all)")
+    add("--language", action="append", metavar="NAME", help="only this language (repeatable; default: all)")
     add("--items", type=int, default=200, metavar="N",
-        help="drawn from each language (default 200, as in the paper; 0: all)")
-    merge = commands.add_parser("merge", help="Put checks into the items", allow_abbrev=False,
+        help="rationales per language (default 200, as in the paper; 0: all)")
+    merge = commands.add_parser("merge", help="Add the finished checks to the items", allow_abbrev=False,
                                 description="human_checked, human_check_passed and how checkers agree.")
     add = merge.add_argument
-    add("sheets", nargs="+", metavar="NAME.csv", help="what checkers saved, each under a name")
-    add("--data", required=True, metavar="FOLDER", help="the exam items that the sheet was made of")
-    add("--out", required=True, metavar="FOLDER", help="new folder: the same files with the checks")
+    add("sheets", nargs="+", metavar="NAME.csv", help="one filled-in table per checker, named after them")
+    add("--data", required=True, metavar="FOLDER", help="the exam items from which the sheet was made")
+    add("--out", required=True, metavar="FOLDER", help="new folder: the same files plus the checks")
     options = parser.parse_args(arguments)
     if options.command != "sheet" and Path(options.out).exists():
         raise UserError(f"{options.out}: already there; give another --out (and --calls FILE to use stored "

@@ -125,11 +125,11 @@ def main(arguments: list[str] | None = None) -> int:
                     epilog=f"example: {command} corpus/en --tokenizer tokenizer --out streams/en")
     shards.add_shard_arguments(parser, out="name of the stream: NAME.json, NAME.idx and NAME.parts/")
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder or file")
-    parser.add_argument("--language", default="", help="language of documents that name none")
+    parser.add_argument("--language", default="", help="language for documents without one")
     parser.add_argument("--held_out", type=float, default=0.0, metavar="SHARE",
-                        help="share of the documents that goes to NAME-held-out instead")
+                        help="fraction of the documents to hold out, in NAME-held-out")
     parser.add_argument("--bos", choices=("auto", "yes", "no"), default="auto",
-                        help="begin documents with BOS; auto: as the tokenizer's files say")
+                        help="begin documents with BOS; auto: as set in the tokenizer's files")
     given = parser.parse_args(arguments)
     reading = {name: getattr(given, name) for name in shards.READING}
     found = tokenize_corpus(given.inputs, given.tokenizer, given.out, held_out=given.held_out,

@@ -93,10 +93,10 @@ def read_web(pages: Iterator[SavedPage], shard: ShardWriter, options: dict[str, 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.web_pages",
-                    description="Extract the main text of saved web pages as documents.")
+                    description="Extract the main text of saved web pages.")
     add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="site")
-    parser.add_argument("--language", required=True, help="code or name of the language of all these pages")
+    parser.add_argument("--language", required=True, help="language of all these pages: code or name")
     given = parser.parse_args(arguments)
     require_extra("trafilatura", "web")
     require_extra("warcio", "web")

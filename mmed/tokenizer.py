@@ -240,9 +240,9 @@ def main(arguments: list[str] | None = None) -> None:
                        help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
     train.add_argument("--out", required=True, help="folder for tokenizer.model")
     train.add_argument("--vocab_size", type=int, required=True,
-                       help="number of ids, the 260 special and byte ones included")
+                       help="number of ids, including 260 special and byte tokens")
     train.add_argument("--symbols", metavar="FILE.json",
-                       help="a JSON list of texts that are always one piece; spaces are written \u2581")
+                       help="JSON list of texts to keep as one piece each; write spaces as \u2581")
     options = parser.parse_args(arguments)
     if not 261 <= options.vocab_size <= MAX_PIECES:
         raise UsageError(f"--vocab_size={options.vocab_size}: expected 261 to {MAX_PIECES}")

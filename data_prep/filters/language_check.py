@@ -173,10 +173,10 @@ def check(name: str, inputs: Sequence[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.filters.language_check",
-                    description="What is missing or suspicious in a language's file.")
+                    description="Report what is missing or suspicious in a language's file.")
     parser.add_argument("code", help="code or name of the language")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE",
-                        help='documents with "medical": true or false, to judge words and thresholds by')
+                        help='documents labelled "medical": true or false, to test words and thresholds')
     given = parser.parse_args(arguments)
     return check(given.code, given.text)
 

@@ -253,19 +253,19 @@ def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[
                         out: str = "folder for kept/, dropped/, shards/ and funnel.json") -> None:
     """The options that every step over shards has."""
     add, kinds = parser.add_argument, documents.FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
-    add("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
+    add("inputs", nargs="+", metavar="IN", help=f"input files ({kinds}) or folders")
     add("--out", required=out_required, help=out)
-    add("--workers", type=int, default=1, help="processes, each with one file at a time (default: 1)")
+    add("--workers", type=int, default=1, help="processes; each handles one file at a time (default: 1)")
     add("--shard", type=parse_share, metavar="i/n",
-        help="do only the files i, i + n, ... (i from 0); run once more without it when all n are done")
-    add("--source", default="", help="web, book, site or corpus (default: the documents' own)")
-    add("--licence", "--license", default="", help="licence of documents that name none (meta.licence)")
+        help="process only files i, i + n, ... (from 0); when all n are done, run once without it")
+    add("--source", default="", help="web, book, site or corpus (default: as in the documents)")
+    add("--licence", "--license", default="", help="licence for documents without one (meta.licence)")
     if suffixes == SUFFIXES:
         add("--text_field", default="",
             help="field with the text (default: text, content or raw_content; a.b for a nested field)")
-        add("--paragraphs", action="store_true", help="in .txt files a blank line ends a document")
-    add("--keep_dropped", action="store_true", help="write dropped documents whole, not id and reason only")
-    add("--strict", action="store_true", help="stop at the first record that cannot be used")
+        add("--paragraphs", action="store_true", help="split .txt files into documents at blank lines")
+    add("--keep_dropped", action="store_true", help="write dropped documents in full, not just id and reason")
+    add("--strict", action="store_true", help="stop at the first unusable record")
 
 
 def shard_options(arguments: Any) -> dict[str, Any]:

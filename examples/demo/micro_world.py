@@ -368,8 +368,8 @@ def write_world(out: Path, seed: int) -> dict[str, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="examples.demo.micro_world", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other names and other facts")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--seed", type=int, default=0, help="random seed; it decides all names and facts")
     options = parser.parse_args(arguments)
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"--out={options.out}: is a file; give a folder")

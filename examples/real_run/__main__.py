@@ -22,16 +22,16 @@ from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m examples.real_run",
-                    description="Real weights, text and exams: the paper's table, scaled down.",
+                    description="The paper's table on a small scale, with real weights, text and exams.",
                     epilog="example: python -m examples.real_run --data data --out runs/real --profile hour")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with the published exams and texts")
     add("--model", type=Path, help="model folder (default: Gemma 3 270M from the extra `real`)")
-    add("--out", type=Path, default=Path("runs/real"), help="folder for everything (default: runs/real)")
+    add("--out", type=Path, default=Path("runs/real"), help="folder for all output (default: runs/real)")
     add("--profile", choices=tuple(PROFILES), default="hour",
-        help="hour, night: sized for two CPU cores and that long ; gpu: more of the text")
-    add("--split", choices=("Dev", "Test"), default="Test", help="Dev: items for choosing settings")
-    add("--list", action="store_true", help="print the commands and do nothing")
+        help="hour, night: sized for that long on two CPU cores; gpu: more text")
+    add("--split", choices=("Dev", "Test"), default="Test", help="items to score; Dev for choosing settings")
+    add("--list", action="store_true", help="print the commands without running them")
     return parser.parse_args(arguments)
 
 

@@ -209,7 +209,7 @@ def import_file(options: argparse.Namespace) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m mmed.checkpoints", description="Model folders in and out.")
+    parser = Parser(prog="python -m mmed.checkpoints", description="Inspect and convert model folders.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable, text: str, *arguments: str) -> argparse.ArgumentParser:
@@ -219,23 +219,25 @@ def _parser() -> Parser:
             sub.add_argument(argument)
         if "out" in arguments:
             sub.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-                             help="of the weights; auto: that of the base model, bfloat16 for GGUF")
-            sub.add_argument("--force", action="store_true", help="replace what is in the output folder")
+                             help="dtype of the weights; auto: the base model's, or bfloat16 for GGUF")
+            sub.add_argument("--force", action="store_true", help="replace the contents of the output folder")
         return sub
 
     add("inspect", inspect, "what a model folder is", "folder")
     add("import-gguf", import_file, "a GGUF file as a model folder (extra gguf)", "file", "out")
     add("merge", merge, "merge a LoRA adapter into its model", "folder", "adapter", "out")
     sub = add("export", export, "a run, or a model folder, as a published folder with its card", "run", "out")
-    sub.add_argument("--step", type=int, help="a checkpoint of the run (default: its result, or the latest)")
-    sub.add_argument("--base", metavar="FOLDER", help="where the model that the run started from is now")
-    sub.add_argument("--layout", choices=("own", "llama"), default="own", help="llama: unpack InternLM")
-    sub.add_argument("--license", metavar="NAME", help="named in the card; has to suit the base's")
+    sub.add_argument("--step", type=int, help="checkpoint to use (default: the final model, else the latest)")
+    sub.add_argument("--base", metavar="FOLDER", help="current folder of the model that the run started from")
+    sub.add_argument("--layout", choices=("own", "llama"), default="own", help="llama: unpack InternLM's QKV")
+    sub.add_argument("--license", metavar="NAME", help="for the model card; must suit the base model's")
     sub = add("extend", extend, "more vocabulary for a new language", "folder", "out")
     sub.add_argument("--texts", nargs="+", default=[], metavar="PATH",
-                     help="documents to learn from (.jsonl, .jsonl.gz, .txt)")
-    sub.add_argument("--pieces", type=int, default=4000, metavar="N", help="pieces to learn (default 4000)")
-    sub.add_argument("--special", action="append", default=[], metavar="TEXT", help="a special token to add")
+                     help="documents to learn new pieces from (.jsonl, .jsonl.gz, .txt)")
+    sub.add_argument("--pieces", type=int, default=4000, metavar="N",
+                     help="new pieces to learn (default 4000)")
+    sub.add_argument("--special", action="append", default=[], metavar="TEXT",
+                     help="special token to add (repeatable)")
     return parser
 
 

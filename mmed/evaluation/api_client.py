@@ -73,16 +73,16 @@ class Server:
 def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
     add = parser.add_argument_group("a model behind an OpenAI-compatible API (needs mmed[api]); only with "
                                     "--api is the network used").add_argument
-    add("--api", metavar="MODEL_NAME", required=required, help="the server's name of the model")
+    add("--api", metavar="MODEL_NAME", required=required, help="name of the model on the server")
     add("--base_url", metavar="URL",
-        help=f"of the server, usually ending in /v1 (default {OPENAI_URL})")
+        help=f"server address, usually ending in /v1 (default {OPENAI_URL})")
     add("--api_key_env", metavar="NAME",
-        help="environment variable with the key (default OPENAI_API_KEY; none for another --base_url)")
-    add("--completions", action="store_true", help="plain completions, for base models (default: chat)")
-    add("--concurrency", type=int, default=4, metavar="N", help="calls at a time (default 4)")
+        help="environment variable with the key (default OPENAI_API_KEY, or none with --base_url)")
+    add("--completions", action="store_true", help="use plain completions, for base models (default: chat)")
+    add("--concurrency", type=int, default=4, metavar="N", help="simultaneous calls (default 4)")
     add("--server_option", action="append", default=[], metavar="NAME=VALUE",
-        help="sent with each call, VALUE as JSON; NAME=none leaves out a default (temperature=0, seed)")
-    add("--retries", type=int, default=8, metavar="N", help="repeats of a failed call (default 8)")
+        help="option sent with each call (JSON value); NAME=none omits a default (temperature=0, seed)")
+    add("--retries", type=int, default=8, metavar="N", help="how often to retry a failed call (default 8)")
     add("--timeout", type=float, default=600.0, metavar="SECONDS", help="response timeout (default 600)")
 
 

@@ -186,11 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Add BERTScore to result folders of mmed.eval.")
     add = parser.add_argument
     add("--model", required=True, metavar="FOLDER", help="encoder, such as bert-base-multilingual-cased")
-    add("--results", required=True, nargs="+", metavar="FOLDER", help="result folders; they get a column")
-    add("--layer", type=int, metavar="N", help="layer to compare (default: bert-score's, by folder name)")
-    add("--idf", action="store_true", help="weight tokens by their rarity in the references")
-    add("--baseline", metavar="FILE", help="rescale with a baseline file of bert-score (LAYER,P,R,F)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--results", required=True, nargs="+", metavar="FOLDER", help="result folders to extend")
+    add("--layer", type=int, metavar="N", help="encoder layer (default: bert-score's choice for the name)")
+    add("--idf", action="store_true", help="weight tokens by inverse document frequency in the references")
+    add("--baseline", metavar="FILE", help="rescale with one of bert-score's baseline files (LAYER,P,R,F)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
     options = parser.parse_args(arguments)
     scorer = Scorer(options.model, options.layer, baseline=options.baseline,
                     device=device_called(options.device))

@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.seeds",
                     description="Mean and spread of results that differ only in the seed.",
                     example="python -m mmed.evaluation.seeds results/seed0 results/seed1")
-    parser.add_argument("results", nargs="+", metavar="RESULT_FOLDER", help="two or more, of mmed.eval")
+    parser.add_argument("results", nargs="+", metavar="RESULT_FOLDER",
+                        help="two or more results of mmed.eval")
     parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
     options = parser.parse_args(arguments)
     if len(options.results) < 2:

@@ -64,11 +64,12 @@ def new(code: str, folder: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m mmed.languages", description="List the languages, or begin a new one.")
+    parser = Parser(prog="python -m mmed.languages", description="List the languages, or start a new one.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    made = commands.add_parser("new", help="write the file of a new language, annotated, to fill in")
-    made.add_argument("code", help="ISO 639-1: de")
-    made.add_argument("--folder", type=Path, default=Path(__file__).parent, help="default: mmed/languages")
+    made = commands.add_parser("new", help="write an annotated template for a new language")
+    made.add_argument("code", help="ISO 639-1 code, such as de")
+    made.add_argument("--folder", type=Path, default=Path(__file__).parent,
+                      help="output folder (default: mmed/languages)")
     given = parser.parse_args(arguments)
     if given.command == "new":
         print(f"wrote {new(given.code, given.folder)}: fill in what says TODO, then run `python -m "

@@ -1,4 +1,4 @@
-"""A whole corpus by one command: web pages, books, health sites and existing corpora, as a recipe says.
+"""Builds a whole corpus with one command from web pages, books, health sites and existing corpora.
 
     python -m data_prep.corpus examples/corpus.toml --out mmedc --workers 16
 
@@ -10,8 +10,8 @@ Out: OUT/sources/LANGUAGE-N      documents of each source: filtered (web), read 
      OUT/streams/LANGUAGE        token streams, and LANGUAGE-held-out
      OUT/corpus.json, OUT/README.md, OUT/report.html    all counts, a dataset card, a page with pictures
 
-Each step is a command of its own (`--list` prints them) and is done once; stopped at any moment, the same
-command goes on (data_prep/pipeline/plan.py).
+Each step is a separate command (`--list` prints them) and runs once. After an interruption, the same command
+continues where it stopped (data_prep/pipeline/plan.py).
 """
 from __future__ import annotations
 

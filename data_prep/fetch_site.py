@@ -1,6 +1,6 @@
 """Crawls a few health sites politely and saves their pages as WARC files. This command uses the network.
 
-In:  host names or start addresses, and a mail address under which the sites' owners can complain.
+In:  host names or start addresses, and an e-mail address where site owners can complain.
 Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads.
 
     python -m data_prep.fetch_site www.example.org https://health.example.com/fr/ --out crawl \
@@ -25,7 +25,7 @@ from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, Parser, UsageError, mai
 
 
 def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
-    """Scrapy's settings. Each differs from Scrapy's default."""
+    """Settings that differ from Scrapy's defaults."""
     return {
         "USER_AGENT": user_agent,
         "ROBOTSTXT_OBEY": True,
@@ -48,7 +48,7 @@ def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
 
 
 def fetch(given: Any, seeds: list[str]) -> int:
-    """Crawls until nothing is left to ask for; returns the exit code."""
+    """Crawl until no page is left to request; return the exit code."""
     require_extra("warcio", "web")
     process_module = require_extra("scrapy.crawler", "crawl")
     site_spider = importlib.import_module("data_prep.sources.site_spider")
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--under", action="store_true", help="save only pages whose URL begins with a given one")
     given = parser.parse_args(arguments)
     if "@" not in given.contact or not given.contact.isprintable():
-        raise UsageError(f"--contact {given.contact}: must be a mail address, for the sites' owners")
+        raise UsageError(f"--contact {given.contact}: must be your e-mail address, for the site owners")
     seeds = [site if "://" in site else f"https://{site}/" for site in given.sites]
     for seed in seeds:
         if urlsplit(seed).scheme not in ("http", "https"):

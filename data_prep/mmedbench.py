@@ -1,4 +1,4 @@
-"""The benchmark from its public sources, in MMedBench's layout, with every count compared with the paper's.
+"""Builds the benchmark from its public sources, in MMedBench's layout, with all counts beside the paper's.
 
     python -m data_prep.mmedbench --source medqa=MedQA --source igakuqa=IgakuQA/data --source headqa=HEAD-QA \
         --out MMedBench
@@ -43,7 +43,7 @@ from mmed.utils.files import atomic_write, write_json
 
 
 def problem_with(raw: Raw) -> str | None:
-    """Why an item cannot be used, or None."""
+    """Return why an item cannot be used, or None."""
     if not raw.question.strip():
         return "empty question"
     if len(raw.options) < 2:
@@ -140,7 +140,7 @@ def mark_repeats(items: list[Raw]) -> dict[str, list[Raw]]:
 
 
 def read_items(name: str, path: Path, options: argparse.Namespace, notes: list[str]) -> list[Raw]:
-    """The items of a source, those that cannot be used with the reason; an error if that is all of them."""
+    """Read the items of a source, flagging unusable ones with the reason; error if all are unusable."""
     items = list(read_source(name, path, options.language, options.map, notes))
     for raw in items:
         raw.exam, raw.stated, raw.reason = name, raw.split, problem_with(raw)
@@ -154,11 +154,11 @@ def read_items(name: str, path: Path, options: argparse.Namespace, notes: list[s
 
 
 def place(language: str, items: list[Raw], options: argparse.Namespace, notes: dict[str, list[str]]) -> None:
-    """Put the usable items of one language into their splits, and make their lines."""
+    """Sort the usable items of one language into their splits, and build their lines."""
     names = list(dict.fromkeys(raw.exam for raw in items))
     if len(names) > 1 and not options.mix:
         raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores on a "
-                         "mixture compare with nothing: give each its own --out, or add --mix")
+                         "mixture are comparable with nothing else; give each its own --out, or add --mix")
     copies = mark_repeats(items)
     for name in names:
         own = [raw for raw in items if raw.exam == name]
@@ -184,7 +184,7 @@ def mark_leaks(items: list[Raw], benchmark: Path | None, drop: bool) -> None:
 
 
 def convert(options: argparse.Namespace) -> tuple[list[Raw], dict[str, Any]]:
-    """All items, and what counts.json has."""
+    """Read all items; return them with the content of counts.json."""
     notes: dict[str, list[str]] = {name: [] for name, _ in options.entries}
     items = [raw for name, path in options.entries for raw in read_items(name, path, options, notes[name])]
     usable = [raw for raw in items if not raw.reason]
@@ -230,7 +230,7 @@ def write(out: Path, items: list[Raw], report: dict[str, Any]) -> None:
 
 
 def parse_entry(text: str) -> tuple[str, Path]:
-    """The option --source."""
+    """Parse the value of --source."""
     name, _, path = text.partition("=")
     if not path:
         raise UsageError(f"--source {text}: expected NAME=PATH")

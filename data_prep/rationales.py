@@ -1,4 +1,4 @@
-"""Rationales and topics by a strong model, and their checking by people.
+"""Generates rationales and topics with a strong model, and manages their checks by people.
 
     python -m data_prep.rationales generate --data MMedBench/Test --api MODEL_NAME --out with_rationales
     python -m data_prep.rationales generate --data MMedBench/Train --api MODEL_NAME --out sampled --samples 8
@@ -72,7 +72,7 @@ def read_entries(data: str | Path) -> list[Entry]:
 
 
 def write_folder(out: Path, entries: Sequence[Entry], name: str, report: Any) -> None:
-    """The entries' lines under the old file names, and the report, in a new folder."""
+    """Write the entries to a new folder under the old file names, with the report."""
     with whole_folder(out) as temporary:
         for file_name in dict.fromkeys(entry.file for entry in entries):
             with atomic_write(temporary / file_name) as file:
@@ -83,7 +83,7 @@ def write_folder(out: Path, entries: Sequence[Entry], name: str, report: Any) ->
 # ---- prompts -------------------------------------------------------------------------------------
 
 def exam_text(item: ExamItem) -> str:
-    """Question and options, as all prompts show them."""
+    """Format question and options, as in all prompts."""
     options = "\n".join(f"{letter}. {text}" for letter, text in item.options.items())
     return f"###Question: {item.question}\n###Options:\n{options}"
 
@@ -160,7 +160,7 @@ def read_topic(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of each item and where its answer goes."""
+    """What to ask about each item, and where to store the answer."""
 
     prompt: Callable[[ExamItem], str]
     read: Callable[[str], str | None]
@@ -174,7 +174,7 @@ SAMPLED = Task(sampled_prompt, read_rationale, "rationale", 1024)
 
 
 def take(task: Task, entry: Entry, reply: dict) -> str:
-    """Put a reply into the item's line; returns why it cannot be used, or ""."""
+    """Store a reply in the item's line; return why it is unusable, or ""."""
     if reply["finish_reason"] == "length":
         return "truncated at --max_new_tokens"
     text = remove_thoughts(reply["text"])
@@ -243,7 +243,7 @@ def acceptance(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """`generate` and `topics`."""
+    """Run `generate` or `topics`."""
     task, out = SAMPLED if options.samples else TASKS[options.command], Path(options.out)
     longest = options.max_new_tokens or task.max_new_tokens
     server = api_client.server_from(options)
@@ -252,10 +252,10 @@ def run(options: argparse.Namespace) -> int:
         get_language(language)
     chosen = wanted(task, entries, options.replace, options.limit)
     if not chosen:
-        raise UserError(f"{options.data}: every item has a {task.key} already; --replace regenerates them")
+        raise UserError(f"{options.data}: every item has a {task.key} already; use --replace to redo them")
     store = api_client.CallStore(options.calls or f"{out}.calls.jsonl")
     keys, replies = ask_all(task, server, store, chosen, longest, options.samples or 1)
-    # What this run asked for depends on where an earlier one was stopped: it is printed, not stored.
+    # These counts depend on where an earlier run stopped, so they are printed but not stored.
     facts = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
              "max_new_tokens": longest, "replace": options.replace, "limit": options.limit,
              "samples": options.samples}
@@ -335,9 +335,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
                         "calls again)")
     if options.command in TASKS:
         if options.completions:
-            raise UsageError("--completions: an instruction like this one needs a chat model")
+            raise UsageError("--completions: not supported, because these prompts need a chat model")
         if options.samples and {"seed=none", "temperature=none"} & {*options.server_option}:
-            raise UsageError("--samples needs a temperature and a seed; else its samples would be the same")
+            raise UsageError("--samples needs a temperature and a seed, or all samples would be the same")
     return options
 
 

@@ -86,7 +86,7 @@ def read_web(pages: Iterator[SavedPage], shard: ShardWriter, options: dict[str, 
                 shard.keep(document)
             elif options["strict"]:
                 raise UserError(f"{page.id} ({page.file or page.url}): {problem}; "
-                                "leave out --strict to drop and count such pages")
+                                "omit --strict to drop and count such pages")
             else:
                 shard.drop(document, problem)
 

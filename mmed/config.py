@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=8 mmed/train.py pretrain_mmedlm2 --model=internlm2-7b \
         --data=streams/en,streams/zh --out=runs/mmedlm2
 
-The recipe comes first, then options; an option has the name of its field. References in brackets are sections
+The recipe comes first, then options named after their fields. References in brackets are sections
 of docs/method.md.
 """
 from __future__ import annotations
@@ -179,9 +179,9 @@ def shape(width: int, mlp_width: int, layers: int, heads: int, kv_heads: int, **
 # For --model=shape:NAME (random weights): the demo's and the benchmarks' models.
 SHAPES: dict[str, dict] = {
     "tiny": shape(128, 352, 4, 4, 4),
-    # The demo's: large initial weights (1 / sqrt(width)) and fast rotations let so small a model learn to
-    # copy names in minutes. The head is not tied: a tied one would draw the embeddings of names not yet seen
-    # together.
+    # The demo's: large initial weights (1 / sqrt(width)) and fast rotations let such a small model learn
+    # to copy names in minutes. The head is not tied: a tied one would draw the embeddings of names not yet
+    # seen together.
     "micro": shape(64, 192, 3, 2, 2, rope_theta=1000.0, initializer_range=0.125),
     "10m": shape(256, 1024, 8, 8, 8, tie_word_embeddings=True),  # examples/real_run: 10.4 M with 8,000 words
     "25m": shape(384, 1536, 8, 6, 6),
@@ -192,12 +192,12 @@ SHAPES: dict[str, dict] = {
     "llama3-70b": shape(8192, 28672, 80, 64, 8, rope_theta=500000.0, max_position_embeddings=8192,
                         rms_norm_eps=1e-5),
 }
-# Words of the published vocabularies, for shapes without a tokenizer; others: 8192.
+# Vocabulary sizes of published models, for shapes without a tokenizer (others: 8192).
 VOCABULARIES = {"internlm2": 92544, "llama3": 128256}
 
 # ----------------------------------------------------------------------------------------------- command line
 
-# What the numbers must be; the rest is free.
+# Limits of the numeric options; all others are unrestricted.
 BOUNDS = {
     "more than 0": (
         "sequence_length", "global_batch_size", "micro_batch_size", "learning_rate", "mix_temperature",
@@ -211,7 +211,7 @@ BOUNDS = {
 
 
 def parse_value(kind: str, text: str) -> object:
-    """The value of an option; `kind` is the annotation of its field (bool, int, float or str)."""
+    """Parse an option's value; `kind` is its field's annotation (bool, int, float or str)."""
     try:
         if kind == "bool":
             return {"true": True, "false": False}[text]
@@ -222,7 +222,7 @@ def parse_value(kind: str, text: str) -> object:
 
 
 def check(config: TrainConfig) -> TrainConfig:
-    """`config` if its values are in range, else a `UsageError` that names the option."""
+    """Return `config` if its values are in range; otherwise raise a `UsageError` that names the option."""
     for wanted, names in BOUNDS.items():
         for name in names:
             value = getattr(config, name)

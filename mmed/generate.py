@@ -36,7 +36,7 @@ from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printab
 from mmed.utils.files import read_jsonl
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 
-WAIT_SECONDS = 14 * 24 * 3600  # ranks that are done wait for those that are not
+WAIT_SECONDS = 14 * 24 * 3600  # finished ranks wait for the others
 DRAWING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")  # options that are fields of Decoding
 
 
@@ -150,7 +150,7 @@ def stream_text(model: Transformer, tokenizer, prompt: list[int], **options: Any
         nonlocal shown
         ids.append(token)
         text = tokenizer.decode(ids, continued=True)
-        if not text.endswith("\ufffd"):  # the rest of a character is still to come
+        if not text.endswith("\ufffd"):  # the rest of this character is still to come
             print(printable(text[len(shown):]), end="", flush=True)
             shown = text
 
@@ -255,7 +255,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     if options.max_new_tokens < 1 or options.batch_size < 1:
         raise UsageError("--max_new_tokens and --batch_size must be 1 or more")
     if not options.input and distributed.world_size() > 1:
-        raise UsageError("several processes need --input")
+        raise UsageError("use --input when running several processes")
     return options
 
 

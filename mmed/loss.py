@@ -20,8 +20,8 @@ IGNORE = -100  # label of a position that carries no loss
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None,
                          loss_positions: Tensor | None = None) -> Tensor:
     """Sum of cross-entropies, a fp32 scalar, of hidden (B, T, D) against labels (B, T) that are not IGNORE.
-    Only these positions reach the head; `loss_positions` are their indices in the flat batch, which a GPU
-    would have to be waited for."""
+    Only these positions reach the head; `loss_positions` are their indices in the flat batch, which on a GPU
+    would otherwise cost a wait."""
     hidden, labels = hidden.flatten(0, 1), labels.flatten()
     if loss_positions is None:
         loss_positions = (labels != IGNORE).nonzero().squeeze(1)
@@ -41,7 +41,7 @@ def cross_entropies(logits: Tensor, target: Tensor, softcap: float | None) -> Te
     log_p = scores.log_softmax(-1)
     losses = -log_p.gather(1, target)
     p = log_p.exp_()
-    p.scatter_(1, target, torch.expm1(-losses))  # p - 1, exact also where p is almost 1
+    p.scatter_(1, target, torch.expm1(-losses))  # p - 1, exact even if p is almost 1
     if softcap is not None:
         p *= 1 - (scores / softcap) ** 2
     logits.copy_(p)

@@ -80,7 +80,7 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def encode(self, text: str, bos: bool = False, eos: bool = False, continued: bool = False) -> list[int]:
-        """Ids of ordinary text. `continued`: it follows other tokens, so its first word gets no space."""
+        """Ids of ordinary text. `continued`: it follows other tokens, so no space goes before it."""
         ids = [self._required("bos", self.named_bos_id)] if bos else []
         text, done = clean_text(text), 0
         for match in self._added_pattern.finditer(text) if self._added_pattern else ():
@@ -106,7 +106,7 @@ class Tokenizer:
         return "".join([*parts, self.core.decode(run, continued or bool(parts))])
 
     def piece(self, index: int) -> str:
-        """One id as a table of pieces shows it."""
+        """Show one id as in a table of pieces."""
         return self._text_of.get(index) or self.core.piece(index)
 
     @staticmethod

@@ -129,7 +129,7 @@ def steps(out: str, seed: int) -> list[Step]:
 def prepare() -> None:
     import torch
 
-    # models this small gain nothing from a second, and two that share a busy core crawl
+    # models this small gain nothing from a second thread, and sharing a busy core is very slow
     torch.set_num_threads(1)
 
 

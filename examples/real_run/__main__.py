@@ -3,7 +3,7 @@
     python -m examples.real_run --data FOLDER [--model FOLDER] [--out FOLDER] [--profile hour|night|gpu]
 
 Without --model it takes Gemma 3 270M (4-bit quantised, dequantised) out of the packages of the extra `real`.
-Kill it at any time and start it again with the same command: it goes on where it was. docs/real_run.md says
+Kill it at any time; the same command resumes where it stopped. docs/real_run.md says
 which public files belong in --data, and what came out.
 """
 from __future__ import annotations
@@ -66,7 +66,7 @@ def bf16_is_fast() -> bool:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if not options.data.is_dir():
-        raise UserError(f"--data={options.data}: no such folder; docs/real_run.md lists what belongs into it")
+        raise UserError(f"--data={options.data}: no such folder; docs/real_run.md lists what it must contain")
     model, first = options.model, []
     if model is None:
         model = options.out / "gemma3-270m"

@@ -46,7 +46,7 @@ def usable_items(path: Path) -> list[dict]:
 def divide_exams(benchmark: Path, out: Path, items: int, development: int) -> None:
     for path in sorted((benchmark / "Train").glob("*.jsonl")):
         rows = usable_items(path)
-        # equal questions with other options stay on one side
+        # keep equal questions with different options on one side
         border = min(development, len(rows) // 2)
         while border < len(rows) and rows[border]["question"] == rows[border - 1]["question"]:
             border += 1

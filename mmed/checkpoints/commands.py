@@ -42,7 +42,7 @@ from mmed.utils.files import read_json
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Print what a model folder is."""
+    """Print the key facts of a model folder."""
     path = Path(options.folder)
     config = load_config(path)
     with torch.device("meta"):
@@ -118,20 +118,20 @@ def as_llama(model: Transformer) -> Transformer:
 
 def load_run(run: Path, step: int | None,
              base: str | None) -> tuple[Transformer, Tokenizer | None, dict, torch.dtype]:
-    """(model, tokenizer, facts for the card, dtype to write) of a run folder: its result, or a checkpoint."""
+    """Load (model, tokenizer, facts for the card, output dtype) from a run's final model or a checkpoint."""
     facts = read_json(run / "run.json")
     settings = facts["config"]
     source, lora = base or settings["model"], bool(settings["lora_rank"])
     there = (Path(source) / "config.json").is_file()
     finished = step is None and (run / "done.json").is_file()
     if not there and (lora or not finished):
-        raise UsageError(f"{source}: the model that this run started from is not there; give its folder with "
+        raise UsageError(f"{source}: the model that this run started from is missing; give its folder with "
                          "--base")
     model, tokenizer = load_pretrained(source if lora or not finished else run / "model")
     if not finished:
         folder = latest_state(run) if step is None else folder_of(run, step)
         if folder is None or not folder.is_dir():
-            raise UserError(f"{folder or run}: neither a result nor a checkpoint")
+            raise UserError(f"{folder or run}: contains neither a final model nor a checkpoint")
         if lora:
             apply_lora(model, settings["lora_rank"], settings["lora_alpha"], settings["lora_dropout"],
                        settings["lora_targets"])
@@ -156,7 +156,7 @@ def export(options: argparse.Namespace) -> None:
         source = Path(facts["config"]["model"]).name.removeprefix("shape:")
     elif (path / "config.json").is_file():
         if options.step is not None:
-            raise UsageError(f"{path}: a model folder has no steps")
+            raise UsageError(f"{path}: --step works only with a run folder, and this is a model folder")
         dtype = stored_dtype(path)
         model, tokenizer = load_pretrained(path, dtype=dtype)
     else:
@@ -181,7 +181,7 @@ def extend(options: argparse.Namespace) -> None:
     if old is None:
         raise UserError(f"{folder}: no tokenizer to extend")
     if known := {"", *old.special, *old.added} & set(special):
-        raise UserError(f"--special {min(known)!r}: is empty, or already a token")
+        raise UserError(f"--special {min(known)!r}: is empty or already a token")
     new = extend_vocabulary.learn(old, options.texts, options.pieces, str(folder))
     parts = [new.parts[piece] for piece in new.pieces]
     parts += [old.encode(text, continued=True) for text in special]

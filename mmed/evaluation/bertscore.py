@@ -1,4 +1,4 @@
-"""BERTScore: how similar two texts are when each token is matched with the most similar one of the other.
+"""BERTScore: similarity of two texts, matching each token with the most similar token of the other text.
 
     python -m mmed.evaluation.bertscore --model models/bert-base-multilingual-cased \\
         --results results/a results/b
@@ -45,7 +45,7 @@ BATCH_PAIRS = 16
 def match(
     candidate: Tensor, reference: Tensor, candidate_weights: Tensor, reference_weights: Tensor
 ) -> list[float]:
-    """P, R and F1 from unit vectors (T, D) of two texts and weights (T,) of their tokens; no weight: 0."""
+    """P, R and F1 from unit vectors (T, D) of two texts and token weights (T,); 0 if all weights are 0."""
     if not candidate_weights.any() or not reference_weights.any():
         return [0.0, 0.0, 0.0]
     similarity = candidate @ reference.T  # (T, T')
@@ -102,7 +102,7 @@ class Scorer:
     def encode(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """The ids of each text with the special tokens around it; says how many texts were truncated."""
         ids, truncated = {}, 0
-        for text in dict.fromkeys(texts):  # text that looks like a special token stays text
+        for text in dict.fromkeys(texts):  # encode text that looks like a special token as text
             ids[text] = self.tokenizer(text.strip(), split_special_tokens=True, verbose=False)["input_ids"]
             if len(ids[text]) > self.max_length:
                 ids[text] = [*ids[text][:self.max_length - 1], ids[text][-1]]
@@ -121,7 +121,7 @@ class Scorer:
         return [row[:len(ids)] for row, ids in zip(hidden, texts)]
 
     def signature(self, references: Sequence[str] | None = None) -> str:
-        """Encoder (shape and fingerprint), layer, token weights (idf: of which references), rescaling."""
+        """Signature: encoder (shape, fingerprint), layer, token weights (for idf: whose), rescaling."""
         weights = "no-idf" if references is None else f"idf-{_digest([repr(sorted(references))])}"
         rescaled = "-rescaled-" + "-".join(f"{value:.6g}" for value in self.baseline) if self.baseline else ""
         return metrics.signature("BERTScore", f"f1-{self.name}-L{self.layer}-{weights}{rescaled}",

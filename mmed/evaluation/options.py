@@ -1,4 +1,4 @@
-"""The command line of `mmed.eval`, as an `EvalConfig` that is complete and checked."""
+"""Parses the command line of `mmed.eval` into a complete and checked `EvalConfig`."""
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
@@ -68,7 +68,7 @@ GROUPS = {"model": "model and data", "setting": "prompt", "scoring": "scoring",
 
 
 def parse_scoring(given: str) -> str:
-    """The value of --scoring in one order; "both" are the first two.
+    """Parse --scoring into a fixed order; "both" means the first two.
 
     >>> parse_scoring("option_text,both")
     'generate,loglikelihood,option_text'
@@ -81,7 +81,7 @@ def parse_scoring(given: str) -> str:
 
 
 def parse_options(arguments: list[str] | None = None) -> EvalConfig:
-    """The options, with defaults that depend on each other filled in, checked once."""
+    """Parse the options, fill in defaults that depend on others, and check everything once."""
     parser = Parser(
         prog="python -m mmed.eval",
         description="Evaluate a model on MMedBench. Only --api uses the network.",
@@ -105,7 +105,7 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
         raise UsageError("--permutations must be 1 or more, without --scoring option_text, whose prompt does "
                          "not list the options")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
-        raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
+        raise UsageError("few-shot needs both --shots K and --train FOLDER; other settings take neither")
     if options.cot:
         if not options.shots or "generate" not in options.scoring or options.mode == "answer":
             raise UsageError("--cot needs --shots K and texts with rationales (no --mode answer)")
@@ -115,11 +115,11 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
     options.server = None
     if options.api:
         if "option_text" in options.scoring:
-            raise UsageError("--scoring option_text goes with --model FOLDER")
+            raise UsageError("--scoring option_text needs --model FOLDER")
         if "loglikelihood" in options.scoring and not options.completions:
-            raise UsageError("--scoring loglikelihood behind a server needs --completions: chat gives no "
-                             "probability of a given text")
+            raise UsageError("--scoring loglikelihood behind a server needs --completions: chat servers do "
+                             "not score a given text")
         if options.adapter or options.chat_template != "none":
-            raise UsageError("--adapter and --chat_template go with --model; a server has its own")
+            raise UsageError("--adapter and --chat_template need --model; a server applies its own")
         options.server = api_client.server_from(options, options.seed)
     return EvalConfig(**{field.name: getattr(options, field.name) for field in fields(EvalConfig)})

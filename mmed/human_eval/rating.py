@@ -94,13 +94,13 @@ def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, s
     value = read_object(path, SHEET_FORMAT)
     languages = [name for name, sheet in key["sheets"].items() if sheet["sheet"] == value.get("sheet")]
     if not languages:
-        raise UserError(f"{path}: its sheet does not belong to this key; it rates other items or texts")
+        raise UserError(f"{path}: its sheet does not match this key: it rates other items or texts")
     rated = {}
     with reading(path):
         for item, entry in key["sheets"][languages[0]]["items"].items():
             letters, given = entry["letters"], value["scores"].get(item)
             if not given:
-                raise UserError(f"{path}: item {item}: not ranked; open the file in its sheet and finish it")
+                raise UserError(f"{path}: item {item}: not ranked; open the file in its page and finish it")
             if set(given) != set(letters) or sorted(given.values()) != list(range(1, len(letters) + 1)):
                 raise UserError(f"{path}: item {item}: expected each of the scores 1 to {len(letters)} once, "
                                 f"for {', '.join(letters)}; got {given!r:.200}")
@@ -176,7 +176,7 @@ def judge_command(options: argparse.Namespace) -> None:
         bar.close()
     if not any(rated.values()):
         raise UserError(f"{server.model}: none of {facts['calls']} replies was a ranking "
-                        f"({facts['failed'][0]['reasons'][-1]}); see {store.path}, try another judge")
+                        f"({facts['failed'][0]['reasons'][-1]}); see {store.path}, or try another judge")
     by = {"kind": "judge", "model": server.model, "version": JUDGE_VERSION, "server": server.facts()}
     value = write_ratings(options.out, by, models, rated, seed=options.seed, replies=facts,
                           usage=api_client.usage(used))

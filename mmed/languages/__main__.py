@@ -1,9 +1,9 @@
-"""List the languages, or begin the file of a new one.
+"""Lists the languages, or writes a template for a new one.
 
     python -m mmed.languages            the list
     python -m mmed.languages new de     writes mmed/languages/de.py, annotated, to fill in
 
-`python -m data_prep.filters.language_check de` says what is missing or suspicious in a file.
+`python -m data_prep.filters.language_check de` reports what is missing or suspicious in a file.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LANGUAGE = Language(
     min_hits=4, min_density=0.04, official_min_hits=4, official_min_density=0.04,
     medical_sentence="TODO a patient, a complaint, an examination, a treatment.",
     ordinary_sentence="TODO a sentence without any medical word, such as on a train to the sea.",
-    disclaimer="TODO This is a research model. What it says is no medical advice; ask a doctor.",
+    disclaimer="TODO This is a research model. What it says is not medical advice; ask a doctor.",
     answers=AnswerWords(  # words by which models state an answer: mmed/languages/en.py shows them filled in
         answer="TODO answer, option, diagnosis, treatment|, cause",
         is_="TODO is, are, would be, seems",
@@ -56,8 +56,8 @@ def new(code: str, folder: Path) -> Path:
                          "two or three small letters, such as de")
     path = folder / f"{code}.py"
     if path.exists():
-        raise UserError(f"{path}: already exists; `python -m data_prep.filters.language_check {code}` says "
-                        "what it lacks")
+        raise UserError(f"{path}: already exists; `python -m data_prep.filters.language_check {code}` lists "
+                        "what is missing")
     with atomic_write(path) as file:
         file.write(TEMPLATE.format(code=code))
     return path

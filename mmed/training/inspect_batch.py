@@ -61,7 +61,7 @@ def load_run(run: Path) -> tuple[TrainConfig, PretrainRows | ExamRows, Tokenizer
     try:
         config = with_source_data(TrainConfig(**facts["config"]))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{run / 'run.json'}: not what a run of this version writes ({error})") from None
+        raise UserError(f"{run / 'run.json'}: not written by this version ({error})") from None
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.bos)
     return config, make_rows(config, tokenizer), tokenizer
 

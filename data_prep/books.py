@@ -58,7 +58,7 @@ PART = 50_000  # characters
 
 
 def is_scanned(pages: list[Page]) -> bool:
-    """Whether a book has too little text of its own."""
+    """Whether a book has so little text that it must be a scan."""
     characters, letters = sum(len(page.text) for page in pages), sum(page.letters for page in pages)
     return letters < 0.5 * characters or letters < 200 * len(pages)
 
@@ -78,7 +78,7 @@ def needs_ocr(page: Page, scanned: bool) -> bool:
 
 
 def find_books(inputs: list[str], out: Path) -> list[Path]:
-    """Files as given; of folders, every PDF, and every folder of page files as a list below OUT/lists."""
+    """Return given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists."""
     books: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)
     for given in inputs:
@@ -93,12 +93,12 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
 
 
 def page_order(path: Path) -> list[str]:
-    """Sorts page2 before page10."""
+    """Sort key that puts page2 before page10."""
     return [part.zfill(12) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker: Worker) -> dict[int, Page]:
-    """What OCR reads on these pages. Groups of pages that an earlier start has finished are in `work`."""
+    """Run OCR on these pages. `work` holds page groups finished by earlier starts."""
     folder = work / f"{shard_name(path)}-{fingerprint(path, {'language': language})[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[int, Page] = {}
@@ -125,7 +125,7 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
         if getattr(error, "returncode", 0) == MISSING_DEPENDENCY:
             raise UserError(f"OCR needs Tesseract and its data for {language} (Debian: tesseract-ocr, "
-                            "tesseract-ocr-...); --no_ocr leaves out pages without text. OCRmyPDF says: "
+                            "tesseract-ocr-...); --no_ocr skips pages without text. OCRmyPDF says: "
                             + " ".join(error.stderr.split())) from None
         return False
     os.replace(unfinished, done)
@@ -135,7 +135,7 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
 
 def read_lines(path: Path, work: Path, options: dict[str, Any],
                worker: Worker) -> tuple[list[list[Line]], Counter[str]]:
-    """The lines of each inner page of a book, and how many pages were read how."""
+    """Return the lines of each inner page, and how many pages were read in which way."""
     if path.suffix.lower() == ".pdf":
         pages = worker.call(read_pdf, path)
     else:
@@ -160,7 +160,7 @@ def read_lines(path: Path, work: Path, options: dict[str, Any],
 
 
 def split_parts(paragraphs: list[str]) -> list[list[str]]:
-    """The paragraphs in parts of about equal length, of about PART characters."""
+    """Divide paragraphs into parts of about equal length, near PART characters."""
     ends = list(itertools.accumulate(map(len, paragraphs)))
     count = max(1, round(ends[-1] / PART)) if ends else 1
     parts: dict[int, list[str]] = defaultdict(list)
@@ -170,7 +170,7 @@ def split_parts(paragraphs: list[str]) -> list[list[str]]:
 
 
 def only_path(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Path]:
-    """A shard of this step is one book."""
+    """Process one book, which is one shard."""
     yield path
 
 
@@ -200,12 +200,12 @@ def read_book(books: Iterator[Path], shard: ShardWriter, options: dict[str, Any]
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.books",
-                    description="Turn books in PDF, or the output of an OCR engine, into documents.")
+                    description="Turn PDF books, or the output of an OCR engine, into documents.")
     add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="book")
-    parser.add_argument("--language", required=True, help="code or name of the books' language")
+    parser.add_argument("--language", required=True, help="language of the books: code or name")
     parser.add_argument("--no_ocr", dest="ocr", action="store_false",
-                        help="leave out pages without text, without Tesseract")
+                        help="do not run OCR; skip pages without a text layer")
     given = parser.parse_args(arguments)
     require_extra("pypdfium2", "books")
     require_extra("ocrmypdf", "books")

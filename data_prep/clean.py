@@ -1,4 +1,4 @@
-"""Cleaning that the paper lacks: drops documents in other languages, masks e-mail and telephone numbers.
+"""Cleaning steps beyond the paper: drops documents in other languages, masks e-mails and phone numbers.
 
     python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal]
 
@@ -8,7 +8,7 @@ counts. Without either option documents pass unchanged, in the format that the o
 1. A document that names another language than --language is dropped.
 2. --language_id (extra langid): py3langid gives each of 140 languages a probability, from samples of a long
    text. A document stays if its language has at least LIKELY, variants of it (`language_id` in its file)
-   counted together (measured in docs/corpus.md). Texts below SHORTEST_BYTES say too little; they stay.
+   counted together (measured in docs/corpus.md). Texts below SHORTEST_BYTES say too little and stay.
 3. --mask_personal: data_prep/filters/personal_data.py.
 
 DIFFERS: the official code has neither; it trusts CulturaX for the language of a document.
@@ -39,11 +39,11 @@ def _identifier() -> Any:
 
 
 def identify_language(text: str, code: str) -> tuple[float, str]:
-    """(probability that the text is in language `code`, the most likely language)."""
+    """Return (probability that the text is in language `code`, most likely language)."""
     step = max(PIECE_CHARACTERS, len(text) // PIECES)
     text = "".join(text[start:start + PIECE_CHARACTERS] for start in range(0, len(text), step))
     if 2 * sum(map(str.isupper, text)) > sum(map(str.isalpha, text)):
-        text = text.lower()  # a list of drugs in capitals is unlike any language
+        text = text.lower()  # a list of drug names in capitals looks like no language
     probability = dict(_identifier().rank(text))
     variants = get_language(code).language_id or (code,)
     return sum(probability.get(name, 0.0) for name in variants), max(probability, key=probability.__getitem__)
@@ -75,11 +75,11 @@ def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.clean",
-                    description="Drop documents in other languages, mask personal data.")
+                    description="Drop documents in other languages and mask personal data.")
     add_shard_arguments(parser)
     add = parser.add_argument
-    add("--language", required=True, help="code or name; other documents are dropped")
-    add("--language_id", action="store_true", help="drop texts in another language")
+    add("--language", required=True, help="language code or name; drop documents labelled otherwise")
+    add("--language_id", action="store_true", help="detect the language of each text; drop all others")
     add("--mask_personal", action="store_true",
         help="replace e-mail addresses and telephone numbers by <EMAIL> and <PHONE>")
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""A whole corpus by one command: web pages, books, health sites and existing corpora, as a recipe says.
+"""Builds a whole corpus with one command from web pages, books, health sites and existing corpora.
 
     python -m data_prep.corpus examples/corpus.toml --out mmedc --workers 16
 
@@ -10,8 +10,8 @@ Out: OUT/sources/LANGUAGE-N      documents of each source: filtered (web), read 
      OUT/streams/LANGUAGE        token streams, and LANGUAGE-held-out
      OUT/corpus.json, OUT/README.md, OUT/report.html    all counts, a dataset card, a page with pictures
 
-Each step is a command of its own (`--list` prints them) and is done once; stopped at any moment, the same
-command goes on (data_prep/pipeline/plan.py).
+Each step is a separate command (`--list` prints them) and runs once. After an interruption, the same command
+continues where it stopped (data_prep/pipeline/plan.py).
 """
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mmed.utils.errors import Parser, main_guard
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.corpus",
-                    description="Raw pages, books, sites and corpora to token streams, as a recipe says.")
+                    description="Build token streams from raw pages, books, sites and corpora.")
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml",
-                        help="examples/corpus.toml explains the keys")
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything")
+                        help="TOML file; see examples/corpus.toml for its keys")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all output")
     parser.add_argument("--workers", type=int, default=1,
-                        help="processes, each doing one file at a time (default: 1)")
-    parser.add_argument("--list", action="store_true", help="print the commands and do nothing")
+                        help="processes; each handles one file at a time (default: 1)")
+    parser.add_argument("--list", action="store_true", help="print the commands without running them")
     given = parser.parse_args(arguments)
     recipe = read_recipe(given.recipe)
     plan = steps(recipe, str(given.out), given.workers)

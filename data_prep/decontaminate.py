@@ -5,11 +5,11 @@
 In:  documents (data_prep/documents.py) and exam items in JSONL (`question`), a file or a folder of them.
 Out: OUT/kept; OUT/dropped with `items` (FILE:LINE of the questions found); OUT/funnel.json.
 
-1. Each question gives its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script
+1. Each question yields its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script
    without spaces (about the same length of speech); a shorter question is one n-gram if it has SHORTEST_WORDS
    or SHORTEST_CHARACTERS. Tokens are minhash.py's: case, width and punctuation do not matter.
 2. An n-gram that more than COMMON questions share ("which of the following is the most likely diagnosis ...")
-   says nothing about one of them and is not looked for, unless a question has no other.
+   identifies none of them and is skipped, unless a question has no other.
 3. A document is dropped if it contains one n-gram. N-grams are compared by 64-bit hashes.
 
 DIFFERS: the official code does not look for benchmark questions in the corpus. N-grams of 13 words are
@@ -74,7 +74,7 @@ def question_ngrams(question: str) -> list[tuple[int, int]]:
 
 
 def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
-    """(what to look for, the items that are too short)."""
+    """Return (n-grams to look for, items that are too short)."""
     names_of: dict[tuple, list[str]] = {}  # n-grams of a question -> the items that ask it
     for name, question in items:
         names_of.setdefault(tuple(question_ngrams(question)), []).append(name)
@@ -89,7 +89,7 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 @functools.cache
 def _wanted(benchmark: str, digest: str) -> NGrams:
-    """What to look for; `digest` tells another content of the same file."""
+    """What to look for; `digest` changes when the benchmark's content does."""
     return benchmark_ngrams(read_items(Path(benchmark)))[0]
 
 
@@ -115,7 +115,7 @@ def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, optio
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.decontaminate",
-                    description="Drop documents with a benchmark question.")
+                    description="Drop documents that contain a benchmark question.")
     add_shard_arguments(parser)
     parser.add_argument("--benchmark", required=True, type=Path,
                         help="exam items (JSONL with `question`): a file or a folder")

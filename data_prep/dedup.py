@@ -11,7 +11,7 @@ Out: OUT/kept; OUT/dropped with `reason` ("exact duplicate" or "near duplicate")
              similarity reaches the threshold are duplicates
     write    each shard: kept and dropped documents
 
-On a cluster, many tasks sign and write (`--stage sign --shard i/n`), one decides, which reads no text. The
+On a cluster, many tasks sign and write (`--stage sign --shard i/n`); one task decides, reading no text. The
 longest of similar documents stays; ties are broken by hashes of the content, so neither file order nor the
 number of workers matters. A document is dropped only if it is like a document that stays: unlike connected
 components (datatrove), a chain of small edits cannot remove a document that is dissimilar to the one kept.
@@ -86,14 +86,14 @@ class Signed:
                 minima += arrays["minima"].tobytes()
         self.minima = np.frombuffer(minima, np.uint16).reshape(-1, minhash.PERMUTATIONS)
         table, sizes = np.concatenate(facts), [len(part) for part in facts]
-        # The order of the shards breaks ties between records that are equal in everything.
+        # Shard order breaks ties between completely equal records.
         self.order = np.lexsort((table["record"], table["exact"], -table["characters"]))
         self.exact, self.has_tokens = table["exact"][self.order], (table["tokens"] > 0)[self.order]
         self.shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[self.order]
         self.row = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[self.order]
 
     def copies(self) -> tuple[np.ndarray, np.ndarray]:
-        """(documents with the normal form of a better one, the best one of each)."""
+        """Return (exact copies of better-ranked documents, the best copy of each)."""
         with_text = np.flatnonzero(self.exact)
         copies, first, _ = _linked(self.exact[with_text])
         return with_text[copies], with_text[first]
@@ -141,7 +141,7 @@ def _linked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def candidate_pairs(signed: Signed, among: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (better, worse) that agree on a band: each document with the band's best and the next better."""
+    """Pairs (better, worse) that share a band: each document with the band's best and the next better one."""
     pairs = np.zeros(0, np.uint64)
     bands, rows = band_shape(threshold)
     for band in range(bands):
@@ -153,8 +153,8 @@ def candidate_pairs(signed: Signed, among: np.ndarray, threshold: float) -> tupl
 
 
 def decide(signed: Signed, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """By rank: the kept document that each is a duplicate of (-1: none, it is kept); its estimated similarity
-    (2: an exact copy)."""
+    """For each rank: the kept document it duplicates (-1: none, it is kept), and their estimated similarity
+    (2: exact copy)."""
     original, similarity = np.full(len(signed.order), -1), np.full(len(signed.order), 2.0)
     copies, first = signed.copies()
     original[copies] = first
@@ -173,7 +173,7 @@ def decide(signed: Signed, threshold: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_verdicts(signed: Signed, threshold: float, files: list[Path], verdicts: list[Path]) -> None:
-    """For each shard a file: row -> what dropped/ says of that document."""
+    """Write one file per shard: row -> the entry for dropped/."""
     original, similarity = decide(signed, threshold)
     dropped = np.flatnonzero(original >= 0)
     ids: dict[int, str] = {}
@@ -211,7 +211,7 @@ def _need(made: list[Path], stage: str) -> None:
 def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = THRESHOLD, workers: int = 1,
                 options: dict[str, Any] | None = None, stage: str = "all",
                 share: shards.Share | None = None) -> Funnel | None:
-    """All STAGES or one of them; finished work is skipped. options: as of a step."""
+    """Run all STAGES or one of them; finished work is skipped. options: as for any step."""
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold={threshold}: must be above 0 and at most 1")
     if share and stage not in SHARED:
@@ -247,9 +247,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.dedup", description="Remove exact and near duplicates.")
     shards.add_shard_arguments(parser)
     parser.add_argument("--threshold", type=float, default=THRESHOLD,
-                        help="Jaccard similarity of shingles of duplicates (default: %(default)s)")
+                        help="minimum Jaccard similarity of duplicates (default: %(default)s)")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all",
-                        help="one stage, for jobs on a cluster")
+                        help="run only this stage (for jobs on a cluster)")
     given = parser.parse_args(argv)
     funnel = deduplicate(given.inputs, given.out, given.threshold, given.workers,
                          shards.shard_options(given), given.stage, given.shard)

@@ -77,7 +77,7 @@ class Funnel:
     details: Counter[str] = field(default_factory=Counter)  # any other sums of a step
 
     def keep(self, characters: int, characters_in: int | None = None) -> None:
-        """A step that shortens texts passes the length before."""
+        """A step that shortens texts passes the original length."""
         self.documents_in += 1
         self.characters_in += characters if characters_in is None else characters_in
         self.documents_out += 1
@@ -114,7 +114,7 @@ class Funnel:
 
 
 def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Files as given; of a folder, its corpus files, sorted; of the output folder of a step, its kept/."""
+    """Expand folders into their sorted corpus files; for a step's output folder, use its kept/."""
     found: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(_files_below(path, suffixes)) if path.is_dir() else [path]
@@ -130,7 +130,7 @@ def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
 def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         if "kept" in folders and ("shards" in folders or "funnel.json" in files):
-            folders[:], files = ["kept"], []  # the output folder of a step: not what it dropped
+            folders[:], files = ["kept"], []  # a step's output folder: skip what it dropped
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(_split_name(name)[0])
@@ -139,7 +139,7 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """(a file's name without the suffixes of kind and packing, the kind)."""
+    """Split a file name into (name without suffixes, kind)."""
     for packed in PACKED[1:]:
         name = name.removesuffix(packed)
     kind = Path(name).suffix
@@ -147,7 +147,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def shard_name(path: Path) -> str:
-    """The file's name without its corpus suffixes: a/en_00000.jsonl.gz is en_00000."""
+    """The file name without corpus suffixes: a/en_00000.jsonl.gz gives en_00000."""
     return _split_name(path.name)[0]
 
 
@@ -187,7 +187,7 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
             bad(str(error), number, len(text) if isinstance(text, str) else 0)
     if other_keys and not found:
         raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
-                        f"{', '.join(other_keys)}; name the one with the text by --text_field")
+                        f"{', '.join(other_keys)}; name the text field with --text_field")
 
 
 def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
@@ -228,7 +228,7 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
 @contextlib.contextmanager
 def line_writer(path: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
     """A function that writes records to a .jsonl.gz file, which gets its name only when it is complete."""
-    # No time stamp and no name inside: equal documents give equal bytes.
+    # Omit time stamp and file name, so that equal documents give equal bytes.
     with (atomic_write(path, "wb") as file,
           gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0, compresslevel=4) as packer,
           io.BufferedWriter(packer, 1 << 20) as lines):

@@ -1,6 +1,6 @@
 """Crawls a few health sites politely and saves their pages as WARC files. This command uses the network.
 
-In:  host names or start addresses, and a mail address under which the sites' owners can complain.
+In:  host names or start addresses, and an e-mail address where site owners can complain.
 Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads.
 
     python -m data_prep.fetch_site www.example.org https://health.example.com/fr/ --out crawl \
@@ -25,7 +25,7 @@ from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, Parser, UsageError, mai
 
 
 def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
-    """Scrapy's settings. Each differs from Scrapy's default."""
+    """Settings that differ from Scrapy's defaults."""
     return {
         "USER_AGENT": user_agent,
         "ROBOTSTXT_OBEY": True,
@@ -48,7 +48,7 @@ def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
 
 
 def fetch(given: Any, seeds: list[str]) -> int:
-    """Crawls until nothing is left to ask for; returns the exit code."""
+    """Crawl until no page is left to request; return the exit code."""
     require_extra("warcio", "web")
     process_module = require_extra("scrapy.crawler", "crawl")
     site_spider = importlib.import_module("data_prep.sources.site_spider")
@@ -77,16 +77,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.fetch_site",
                     description="Crawl a few sites politely into WARC files. This command uses the network.")
     add = parser.add_argument
-    add("sites", nargs="+", metavar="HOST_OR_URL", help="where to begin; only these hosts are asked")
+    add("sites", nargs="+", metavar="HOST_OR_URL", help="hosts or start pages; no other host is crawled")
     add("--out", required=True, help="folder for the WARC files")
-    add("--contact", required=True, help="your mail address, for the sites' owners")
+    add("--contact", required=True, help="your e-mail address, so that site owners can reach you")
     add("--delay", type=float, default=1.0, help="seconds between requests to a host (default: %(default)s)")
     add("--max_pages", type=int, default=10_000,
-        help="pages to save per host, over all starts (default: %(default)s)")
-    add("--under", action="store_true", help="only pages whose address begins with one of those given")
+        help="pages to save per host, counting earlier starts (default: %(default)s)")
+    add("--under", action="store_true", help="save only pages whose URL begins with a given one")
     given = parser.parse_args(arguments)
     if "@" not in given.contact or not given.contact.isprintable():
-        raise UsageError(f"--contact {given.contact}: must be a mail address, for the sites' owners")
+        raise UsageError(f"--contact {given.contact}: must be your e-mail address, for the site owners")
     seeds = [site if "://" in site else f"https://{site}/" for site in given.sites]
     for seed in seeds:
         if urlsplit(seed).scheme not in ("http", "https"):

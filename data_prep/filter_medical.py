@@ -1,4 +1,4 @@
-"""Keep the medical documents of a corpus by their words: the filter behind 19 of MMedC's 25.5 billion tokens.
+"""Selects a corpus's medical documents by keyword: the filter behind 19 of MMedC's 25.5 billion tokens.
 
     python -m data_prep.filter_medical shard*.parquet --language en --source web --out medical_en --workers 8
     python -m data_prep.filter_medical page.txt --language en --explain     # the words found, both numbers
@@ -61,7 +61,7 @@ def filter_shard(documents: Iterator[Document], shard: ShardWriter, options: dic
 
 
 def print_explanations(inputs: list[str], matcher: Matcher) -> None:
-    """For each document both numbers and the words they come from."""
+    """Print both scores of each document and the words behind them."""
     # Isolates keep each number behind its word.
     isolated = "\u2068{}\u2069" if matcher.language.right_to_left else "{}"
     for path in find_inputs(inputs):
@@ -79,10 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Keep the medical documents of a corpus.")
     add_shard_arguments(parser, out_required=False)
     add = parser.add_argument
-    add("--language", required=True, help="code or name; documents in another language are dropped")
+    add("--language", required=True, help="language code or name; drop documents labelled otherwise")
     add("--mode", choices=("default", "official"), default="default",
-        help="default: our rule; official: as published")
-    add("--explain", action="store_true", help="print each document's words and numbers, write nothing")
+        help="default: our keyword rule; official: the published code's rule")
+    add("--explain", action="store_true", help="print each document's keywords and scores; write nothing")
     given = parser.parse_args(arguments)
     language = get_language(language_code(given.language))
     matcher = _matcher(language, given.mode)
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         print_explanations(given.inputs, matcher)
         return 0
     if not given.out:
-        raise UsageError("--out FOLDER is needed (or --explain to look only)")
+        raise UsageError("--out FOLDER is needed (or --explain to write nothing)")
     # All that the decisions depend on: a change redoes finished shards.
     options = {"language": language.code, "mode": given.mode, "words": language.medical_words,
                "prefixes": language.prefixes, "min_hits": matcher.min_hits,

@@ -1,4 +1,4 @@
-"""The benchmark from its public sources, in MMedBench's layout, with every count compared with the paper's.
+"""Builds the benchmark from its public sources, in MMedBench's layout, with all counts beside the paper's.
 
     python -m data_prep.mmedbench --source medqa=MedQA --source igakuqa=IgakuQA/data --source headqa=HEAD-QA \
         --out MMedBench
@@ -43,7 +43,7 @@ from mmed.utils.files import atomic_write, write_json
 
 
 def problem_with(raw: Raw) -> str | None:
-    """Why an item cannot be used, or None."""
+    """Return why an item cannot be used, or None."""
     if not raw.question.strip():
         return "empty question"
     if len(raw.options) < 2:
@@ -140,7 +140,7 @@ def mark_repeats(items: list[Raw]) -> dict[str, list[Raw]]:
 
 
 def read_items(name: str, path: Path, options: argparse.Namespace, notes: list[str]) -> list[Raw]:
-    """The items of a source, those that cannot be used with the reason; an error if that is all of them."""
+    """Read the items of a source, flagging unusable ones with the reason; error if all are unusable."""
     items = list(read_source(name, path, options.language, options.map, notes))
     for raw in items:
         raw.exam, raw.stated, raw.reason = name, raw.split, problem_with(raw)
@@ -154,11 +154,11 @@ def read_items(name: str, path: Path, options: argparse.Namespace, notes: list[s
 
 
 def place(language: str, items: list[Raw], options: argparse.Namespace, notes: dict[str, list[str]]) -> None:
-    """Put the usable items of one language into their splits, and make their lines."""
+    """Sort the usable items of one language into their splits, and build their lines."""
     names = list(dict.fromkeys(raw.exam for raw in items))
     if len(names) > 1 and not options.mix:
         raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores on a "
-                         "mixture compare with nothing: give each its own --out, or add --mix")
+                         "mixture are comparable with nothing else; give each its own --out, or add --mix")
     copies = mark_repeats(items)
     for name in names:
         own = [raw for raw in items if raw.exam == name]
@@ -184,7 +184,7 @@ def mark_leaks(items: list[Raw], benchmark: Path | None, drop: bool) -> None:
 
 
 def convert(options: argparse.Namespace) -> tuple[list[Raw], dict[str, Any]]:
-    """All items, and what counts.json has."""
+    """Read all items; return them with the content of counts.json."""
     notes: dict[str, list[str]] = {name: [] for name, _ in options.entries}
     items = [raw for name, path in options.entries for raw in read_items(name, path, options, notes[name])]
     usable = [raw for raw in items if not raw.reason]
@@ -230,7 +230,7 @@ def write(out: Path, items: list[Raw], report: dict[str, Any]) -> None:
 
 
 def parse_entry(text: str) -> tuple[str, Path]:
-    """The option --source."""
+    """Parse the value of --source."""
     name, _, path = text.partition("=")
     if not path:
         raise UsageError(f"--source {text}: expected NAME=PATH")
@@ -243,21 +243,21 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     known = "\n".join(f"  {name:14}{source.about}" for name, source in SOURCES.items())
     parser = Parser(prog="python -m data_prep.mmedbench",
                     example="python -m data_prep.mmedbench --source medqa=MedQA --out exam",
-                    description=f"Exam files as published -> MMedBench's layout.\n\nsources:\n{known}")
+                    description=f"Convert published exam files into MMedBench's layout.\n\nsources:\n{known}")
     add = parser.add_argument
     add("--source", action="append", required=True, metavar="NAME=PATH",
-        help="a source and its folder or file; may be repeated")
-    add("--out", required=True, type=Path, help="folder to write; an earlier result there is replaced")
-    add("--seed", type=int, default=0, help="for IgakuQA's split and --holdout (default 0)")
+        help="a source and its folder or file (repeatable)")
+    add("--out", required=True, type=Path, help="output folder; an earlier result there is replaced")
+    add("--seed", type=int, default=0, help="random seed for IgakuQA's split and --holdout (default 0)")
     add("--holdout", type=float, metavar="FRACTION",
-        help="where a source has no test file: this part of it becomes Test")
-    add("--mix", action="store_true", help="allow several sources in one language's file")
+        help="fraction of a source that becomes Test if it has no test file")
+    add("--mix", action="store_true", help="allow a language's file to mix several sources")
     add("--map", default="", metavar="question=..,options=..,answer=..",
-        help=f"of --source custom, or what to change of a source's own mapping: {', '.join(MAP_KEYS)}")
+        help=f"keys for --source custom, or overrides of a source's own mapping: {', '.join(MAP_KEYS)}")
     add("--benchmark", type=Path, metavar="FOLDER",
-        help="more test items, which train items must not leak")
+        help="further test items that must not leak into the train items")
     add("--drop_leaks", action="store_true",
-        help="drop the train items that leak a test item (default: mark them)")
+        help="drop train items that leak a test item (default: flag them)")
     add("--language", default="", help="a code (es) or a name (Spanish), for custom and other sources whose "
                                        "files do not state one")
     given = parser.parse_args(argv)

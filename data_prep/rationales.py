@@ -1,4 +1,4 @@
-"""Rationales and topics by a strong model, and their checking by people.
+"""Generates rationales and topics with a strong model, and manages their checks by people.
 
     python -m data_prep.rationales generate --data MMedBench/Test --api MODEL_NAME --out with_rationales
     python -m data_prep.rationales generate --data MMedBench/Train --api MODEL_NAME --out sampled --samples 8
@@ -72,7 +72,7 @@ def read_entries(data: str | Path) -> list[Entry]:
 
 
 def write_folder(out: Path, entries: Sequence[Entry], name: str, report: Any) -> None:
-    """The entries' lines under the old file names, and the report, in a new folder."""
+    """Write the entries to a new folder under the old file names, with the report."""
     with whole_folder(out) as temporary:
         for file_name in dict.fromkeys(entry.file for entry in entries):
             with atomic_write(temporary / file_name) as file:
@@ -83,7 +83,7 @@ def write_folder(out: Path, entries: Sequence[Entry], name: str, report: Any) ->
 # ---- prompts -------------------------------------------------------------------------------------
 
 def exam_text(item: ExamItem) -> str:
-    """Question and options, as all prompts show them."""
+    """Format question and options, as in all prompts."""
     options = "\n".join(f"{letter}. {text}" for letter, text in item.options.items())
     return f"###Question: {item.question}\n###Options:\n{options}"
 
@@ -160,7 +160,7 @@ def read_topic(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of each item and where its answer goes."""
+    """What to ask about each item, and where to store the answer."""
 
     prompt: Callable[[ExamItem], str]
     read: Callable[[str], str | None]
@@ -174,7 +174,7 @@ SAMPLED = Task(sampled_prompt, read_rationale, "rationale", 1024)
 
 
 def take(task: Task, entry: Entry, reply: dict) -> str:
-    """Put a reply into the item's line; returns why it cannot be used, or ""."""
+    """Store a reply in the item's line; return why it is unusable, or ""."""
     if reply["finish_reason"] == "length":
         return "truncated at --max_new_tokens"
     text = remove_thoughts(reply["text"])
@@ -243,7 +243,7 @@ def acceptance(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """`generate` and `topics`."""
+    """Run `generate` or `topics`."""
     task, out = SAMPLED if options.samples else TASKS[options.command], Path(options.out)
     longest = options.max_new_tokens or task.max_new_tokens
     server = api_client.server_from(options)
@@ -252,10 +252,10 @@ def run(options: argparse.Namespace) -> int:
         get_language(language)
     chosen = wanted(task, entries, options.replace, options.limit)
     if not chosen:
-        raise UserError(f"{options.data}: every item has a {task.key} already; --replace regenerates them")
+        raise UserError(f"{options.data}: every item has a {task.key} already; use --replace to redo them")
     store = api_client.CallStore(options.calls or f"{out}.calls.jsonl")
     keys, replies = ask_all(task, server, store, chosen, longest, options.samples or 1)
-    # What this run asked for depends on where an earlier one was stopped: it is printed, not stored.
+    # These counts depend on where an earlier run stopped, so they are printed but not stored.
     facts = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
              "max_new_tokens": longest, "replace": options.replace, "limit": options.limit,
              "samples": options.samples}
@@ -294,12 +294,12 @@ def add_run(commands: Any, name: str, what: str) -> None:
                                  description=f"{what}. The network is used.")
     add = parser.add_argument
     add("--data", required=True, metavar="FOLDER", help="exam items: a folder of JSONL files, or one file")
-    add("--out", required=True, metavar="FOLDER", help="new folder: the same files with what was asked for")
-    add("--calls", metavar="FILE.jsonl", help="stored calls, not to be made again (OUT.calls.jsonl)")
-    add("--replace", action="store_true", help=f"ask for every item, also where there is a {task.key}")
+    add("--out", required=True, metavar="FOLDER", help="new folder: the same files plus the replies")
+    add("--calls", metavar="FILE.jsonl", help="reuse the calls stored in this file (OUT.calls.jsonl)")
+    add("--replace", action="store_true", help=f"ask again for items that have a {task.key}")
     add("--limit", type=int, default=0, metavar="N", help="ask about the first N items of each language")
     add("--max_new_tokens", type=int, default=0, metavar="N",
-        help=f"of a reply (default {task.max_new_tokens})")
+        help=f"maximum tokens per reply (default {task.max_new_tokens})")
     parser.set_defaults(samples=0)
     if name == "generate":
         add("--samples", type=int, default=0, metavar="K", help="not the paper's way: hide the right answer, "
@@ -314,30 +314,30 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     add_run(commands, "generate", "Write rationales from question, options and right answer")
     add_run(commands, "topics", f"Give each item one of {len(TOPICS)} topics, or {OTHER}")
-    sheet = commands.add_parser("sheet", help="Make a table in which a person checks rationales",
+    sheet = commands.add_parser("sheet", help="Write a table in which people check rationales",
                                 allow_abbrev=False, description="yes or no in the columns "
                                 + "; ".join(f"{name}: {words}" for name, words in CRITERIA.items()))
     add = sheet.add_argument
     add("--data", required=True, metavar="FOLDER", help="exam items with rationales")
     add("--out", required=True, metavar="FILE.csv", help="the same table for every checker")
-    add("--language", action="append", metavar="NAME", help="only this one; may be repeated (default: all)")
+    add("--language", action="append", metavar="NAME", help="only this language (repeatable; default: all)")
     add("--items", type=int, default=200, metavar="N",
-        help="drawn from each language (default 200, as in the paper; 0: all)")
-    merge = commands.add_parser("merge", help="Put checks into the items", allow_abbrev=False,
+        help="rationales per language (default 200, as in the paper; 0: all)")
+    merge = commands.add_parser("merge", help="Add the finished checks to the items", allow_abbrev=False,
                                 description="human_checked, human_check_passed and how checkers agree.")
     add = merge.add_argument
-    add("sheets", nargs="+", metavar="NAME.csv", help="what checkers saved, each under a name")
-    add("--data", required=True, metavar="FOLDER", help="the exam items that the sheet was made of")
-    add("--out", required=True, metavar="FOLDER", help="new folder: the same files with the checks")
+    add("sheets", nargs="+", metavar="NAME.csv", help="one filled-in table per checker, named after them")
+    add("--data", required=True, metavar="FOLDER", help="the exam items from which the sheet was made")
+    add("--out", required=True, metavar="FOLDER", help="new folder: the same files plus the checks")
     options = parser.parse_args(arguments)
     if options.command != "sheet" and Path(options.out).exists():
         raise UserError(f"{options.out}: already there; give another --out (and --calls FILE to use stored "
                         "calls again)")
     if options.command in TASKS:
         if options.completions:
-            raise UsageError("--completions: an instruction like this one needs a chat model")
+            raise UsageError("--completions: not supported, because these prompts need a chat model")
         if options.samples and {"seed=none", "temperature=none"} & {*options.server_option}:
-            raise UsageError("--samples needs a temperature and a seed; else its samples would be the same")
+            raise UsageError("--samples needs a temperature and a seed, or all samples would be the same")
     return options
 
 

@@ -1,4 +1,4 @@
-"""Records from corpus files as they are published: JSON lines, parquet, text; also packed.
+"""Reads records from published corpus files: JSON lines, parquet or text, compressed or not.
 
 In:  a path. The content decides how a file is unpacked (gzip, bzip2, xz, zstandard) and what it is: parquet,
      or JSON lines if it begins with "{". The name decides for the rest.
@@ -24,7 +24,7 @@ from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import check_file
 
 MAX_LINE_BYTES = 1 << 29  # bounds memory; longer lines are skipped
-BATCH_BYTES = 1 << 26  # of a parquet row group, about so much is in memory
+BATCH_BYTES = 1 << 26  # about this much of a parquet row group is in memory
 MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` needs, as published dumps do
 DAMAGED = "file truncated or damaged"
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
@@ -40,7 +40,7 @@ class BadRecord(ValueError):
 
 
 class _Zstandard(io.RawIOBase):
-    """A zstandard file, frame after frame; EOFError where it ends within one, which stream_reader hides."""
+    """Read a zstandard file frame by frame; a truncated frame raises EOFError, which stream_reader hides."""
 
     def __init__(self, path: Path):
         decompressor = require_extra("zstandard", "zstd").ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
@@ -71,7 +71,7 @@ class _Zstandard(io.RawIOBase):
 
 
 def open_packed(path: Path) -> tuple[Any, tuple[type[Exception], ...]]:
-    """The file, unpacked if it is packed, and the errors by which damage shows while it is read."""
+    """Open a file, decompressing it if needed; also return the exceptions that indicate damage."""
     with open(path, "rb") as file:
         start = file.read(6)
     for magic, unpack in UNPACKERS.items():
@@ -84,7 +84,7 @@ def open_packed(path: Path) -> tuple[Any, tuple[type[Exception], ...]]:
 
 
 def read_records(path: Path, kind: str, bad: Bad, paragraphs: bool = False) -> Records:
-    """The records of a file; kind is its suffix without that of the packing, "" if there is none."""
+    """Yield the records of a file; kind is its suffix without the compression suffix, or ""."""
     check_file(path)
     file, damage = open_packed(path)
     with file:

@@ -7,7 +7,7 @@ In:  documents (data_prep/documents.py): files or folders.
 Out: NAME.json, NAME.idx and NAME.parts/*.bin (and NAME-held-out.*). Each document is BOS (where the tokenizer
      adds one, --bos), its ids, EOS.
 
-Each input file becomes a part; a finished part is not done again. NAME.json lists the parts in the order of
+Each input file becomes a part; finished parts are skipped. NAME.json lists the parts in the order of
 the inputs, so the stream does not depend on the number of workers or on kills; no token is copied. On a
 cluster, tasks with `--shard i/n` make the parts; the command without --shard lists them. Memory: one document
 per worker, and the offsets of one part.
@@ -36,7 +36,7 @@ HELD_OUT = "-held-out"
 
 
 def is_held_out(document: Document, share: float) -> bool:
-    """By a hash of its text, so that copies stay on one side and order does not matter."""
+    """Decide by a hash of the text, so that copies stay together and order does not matter."""
     return int.from_bytes(hashlib.sha256(document.text.encode()).digest()[:8], "big") < share * 2 ** 64
 
 
@@ -99,9 +99,9 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     """
     paths, folder = find_inputs(inputs), Path(f"{out}.parts")
     _load_once.cache_clear()
-    loaded = _load_once(str(tokenizer), bos)  # a wrong folder is found before processes are started
+    loaded = _load_once(str(tokenizer), bos)  # detect a wrong folder before starting any process
     if loaded.eos_id is None:
-        raise UserError(f"{tokenizer}: no end-of-sequence token, with which every document ends")
+        raise UserError(f"{tokenizer}: no end-of-sequence token, which must end every document")
     options = {**reading, "tokenizer": str(tokenizer), "held_out": held_out, "bos": bos,
                "fingerprint": loaded.fingerprint}
     whole = hashlib.sha256("".join(shards.fingerprint(path, options) for path in paths).encode()).hexdigest()
@@ -125,11 +125,11 @@ def main(arguments: list[str] | None = None) -> int:
                     epilog=f"example: {command} corpus/en --tokenizer tokenizer --out streams/en")
     shards.add_shard_arguments(parser, out="name of the stream: NAME.json, NAME.idx and NAME.parts/")
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder or file")
-    parser.add_argument("--language", default="", help="language of documents that name none")
+    parser.add_argument("--language", default="", help="language for documents without one")
     parser.add_argument("--held_out", type=float, default=0.0, metavar="SHARE",
-                        help="share of the documents that goes to NAME-held-out instead")
+                        help="fraction of the documents to hold out, in NAME-held-out")
     parser.add_argument("--bos", choices=("auto", "yes", "no"), default="auto",
-                        help="begin documents with BOS; auto: as the tokenizer's files say")
+                        help="begin documents with BOS; auto: as set in the tokenizer's files")
     given = parser.parse_args(arguments)
     reading = {name: getattr(given, name) for name in shards.READING}
     found = tokenize_corpus(given.inputs, given.tokenizer, given.out, held_out=given.held_out,

@@ -86,17 +86,17 @@ def read_web(pages: Iterator[SavedPage], shard: ShardWriter, options: dict[str, 
                 shard.keep(document)
             elif options["strict"]:
                 raise UserError(f"{page.id} ({page.file or page.url}): {problem}; "
-                                "leave out --strict to drop and count such pages")
+                                "omit --strict to drop and count such pages")
             else:
                 shard.drop(document, problem)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.web_pages",
-                    description="Extract the main text of saved web pages as documents.")
+                    description="Extract the main text of saved web pages.")
     add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="site")
-    parser.add_argument("--language", required=True, help="code or name of the language of all these pages")
+    parser.add_argument("--language", required=True, help="language of all these pages: code or name")
     given = parser.parse_args(arguments)
     require_extra("trafilatura", "web")
     require_extra("warcio", "web")

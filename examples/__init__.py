@@ -1,1 +1,1 @@
-"""Programs around mmed that are no part of the library."""
+"""Programs that use mmed but are not part of the library."""

@@ -1,6 +1,6 @@
 """MMedLM in plain PyTorch: a multilingual medical language model, from corpus to benchmark.
 
-The files beside this one are the method; read them in this order. What is not the method is in packages.
+The files in this folder are the method; read them in this order. Everything else is in packages.
 
     model.py      the decoder, top to bottom           loss.py    its head and cross-entropy, in chunks
     lora.py       two thin matrices beside a weight    tokenizer.py  text <-> ids

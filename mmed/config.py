@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=8 mmed/train.py pretrain_mmedlm2 --model=internlm2-7b \
         --data=streams/en,streams/zh --out=runs/mmedlm2
 
-The recipe comes first, then options; an option has the name of its field. References in brackets are sections
+The recipe comes first, then options named after their fields. References in brackets are sections
 of docs/method.md.
 """
 from __future__ import annotations
@@ -28,25 +28,25 @@ class TrainConfig:
     task: str = option("pretrain", "train on token streams (pretrain), exam items (finetune), conversations",
                        "pretrain", "finetune", "instruct")
     model: str = option("", "model folder, or shape:NAME for random weights of a named shape")
-    tokenizer: str = option("", "tokenizer folder; default: the model folder")
+    tokenizer: str = option("", "tokenizer folder (default: the model folder)")
     data: str = option("", "pretrain: token streams NAME[=WEIGHT],...; finetune: JSONL file or folder; "
                            "instruct: JSONL or a JSON array")
     validation: str = option("", "streams, JSONL documents or exam items whose loss is measured per language "
                                  "at the start, every eval_every steps and at the end")
-    bos: str = option("auto", "begin documents and prompts with BOS; auto: as the tokenizer's files say",
+    bos: str = option("auto", "begin documents and prompts with BOS; auto: as set in the tokenizer's files",
                       "auto", "yes", "no")
     out: str = option("runs/run", "run folder")
     resume: str = option("never", "auto: continue from the last checkpoint, if any; step-N: from that one; "
                                   "never: the folder must be new")
     # Rows
     sequence_length: int = option(2048, "tokens per row")
-    windows: str = option("packed", "pretrain: whole documents, each attending to itself only (packed), or "
+    windows: str = option("packed", "pretrain: whole documents that attend only to themselves (packed), or "
                                     "the paper's windows of 2048 with stride 1536", "packed", "official")
     mix_temperature: float = option(1.0, "pretrain, streams without weights: 1: every row once an epoch; "
                                          "else share of a stream ~ tokens ** (1 / temperature)")
-    rationales: str = option("both", "finetune: each item with and without its rationale, or one of these",
+    rationales: str = option("both", "finetune: train on items with their rationale, without it, or both",
                              "both", "with", "without")
-    prompt_style: str = option("clean", "finetune: official has the stray sentence of the paper's code",
+    prompt_style: str = option("clean", "finetune: official adds the stray sentence of the paper's code",
                                "clean", "official")
     # Steps
     global_batch_size: int = option(512, "rows (pretrain) or exam items (finetune) per step, over all ranks")
@@ -54,44 +54,44 @@ class TrainConfig:
     max_steps: int = option(0, "optimizer steps; 0: as many as `epochs` needs")
     epochs: float = option(1.0, "passes over the data, if max_steps is 0")
     # Optimizer
-    learning_rate: float = option(2e-5, "peak")
-    schedule: str = option("cosine", "after warm-up", "cosine", "constant")
-    warmup_ratio: float = option(0.01, "share of the steps")
-    min_lr_ratio: float = option(0.0, "learning rate at the end, as a share of the peak")
-    weight_decay: float = option(0.01, "on matrices; norms and biases have none")
-    beta2: float = option(0.999, "AdamW; beta1 is 0.9, epsilon 1e-8")
-    max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm")
-    skip_nonfinite: int = option(0, "batches with a non-finite loss or gradient that may be skipped")
+    learning_rate: float = option(2e-5, "peak learning rate")
+    schedule: str = option("cosine", "learning rate after warm-up", "cosine", "constant")
+    warmup_ratio: float = option(0.01, "warm-up, as a fraction of the steps")
+    min_lr_ratio: float = option(0.0, "final learning rate, as a fraction of the peak")
+    weight_decay: float = option(0.01, "applied to matrices only, not to norms and biases")
+    beta2: float = option(0.999, "of AdamW (beta1 is 0.9, epsilon 1e-8)")
+    max_grad_norm: float = option(1.0, "clip gradients to this norm")
+    skip_nonfinite: int = option(0, "batches with a non-finite loss or gradient to skip before failing")
     # LoRA
-    lora_rank: int = option(0, "0: train all weights")
+    lora_rank: int = option(0, "rank of the LoRA update; 0: train all weights")
     lora_alpha: float = option(16.0, "the update is scaled by alpha / rank")
-    lora_dropout: float = option(0.05, "on the input of the adapters")
+    lora_dropout: float = option(0.05, "dropout on the adapters' input")
     lora_targets: str = option("paper", "layer names, comma-separated, or all-linear; paper: q_proj,v_proj, "
                                         "or the family's packed query/key/value matrix")
     # Machine
     precision: str = option("bf16", "bf16 keeps fp32 weights and reduces gradients in fp32", "bf16", "fp32")
-    compile: str = option("auto", "torch.compile of the blocks; auto: on a GPU, unless the model is tiny",
+    compile: str = option("auto", "torch.compile the blocks; auto: on a GPU, unless the model is tiny",
                           "auto", "yes", "no")
     activation_checkpointing: str = option("no", "recompute all or every second block in the backward pass: "
                                                  "less memory, up to a third more time", "no", "half", "all")
     optimizer_state_dtype: str = option("fp32", "bf16: rounded stochastically, 4 bytes less per parameter",
                                         "fp32", "bf16")
-    shard_size: int = option(0, "ranks that share a copy of the weights (hybrid sharding), such as a node's "
-                                "GPUs; 0: all ranks")
-    rank_timeout_seconds: int = option(600, "a rank that waits for another for so long ends the run")
-    deterministic: bool = option(False, "GPU: bit-identical results, slower (a CPU's always are)")
-    seed: int = option(42, "of the order of data, random weights and dropout")
+    shard_size: int = option(0, "ranks that share one copy of the weights (hybrid sharding), such as a node's"
+                                " GPUs; 0: all ranks")
+    rank_timeout_seconds: int = option(600, "end the run if a rank waits this long for another")
+    deterministic: bool = option(False, "make GPU results bit-identical, but slower (CPU results always are)")
+    seed: int = option(42, "random seed for data order, initial weights and dropout")
     # Reports and checkpoints
-    log_every: int = option(1, "steps")
+    log_every: int = option(1, "log every N steps")
     log: str = option("none", "also write the numbers of metrics.jsonl to TensorBoard or Weights & Biases, "
                               "below OUT (extras tensorboard, wandb)", "none", "tensorboard", "wandb")
-    eval_every: int = option(0, "steps; 0: only at the end")
-    save_every: int = option(200, "steps; the end and a stop signal save, too")
-    keep_last: int = option(2, "checkpoints kept")
+    eval_every: int = option(0, "validate every N steps; 0: only at the end")
+    save_every: int = option(200, "save every N steps, at the end, and on a stop signal")
+    keep_last: int = option(2, "number of checkpoints to keep")
     async_save: bool = option(True, "write checkpoints in the background, from a copy in host memory")
     dry_run: bool = option(False, "print parameters, tokens per step, memory per rank and time, and stop")
-    simulate_ranks: int = option(0, "run one step on that many ranks of fake tensors, without data, print "
-                                    "memory and traffic, and stop; with dry_run: its number of ranks")
+    simulate_ranks: int = option(0, "simulate one step on this many ranks without data, print memory and "
+                                    "traffic, and stop; with dry_run: estimate for this many ranks")
 
 
 # The first field of each group of --help.
@@ -180,9 +180,9 @@ def shape(width: int, mlp_width: int, layers: int, heads: int, kv_heads: int, **
 # For --model=shape:NAME (random weights): the demo's and the benchmarks' models.
 SHAPES: dict[str, dict] = {
     "tiny": shape(128, 352, 4, 4, 4),
-    # The demo's: large initial weights (1 / sqrt(width)) and fast rotations let so small a model learn to
-    # copy names in minutes. The head is not tied: a tied one would draw the embeddings of names not yet seen
-    # together.
+    # The demo's: large initial weights (1 / sqrt(width)) and fast rotations let such a small model learn
+    # to copy names in minutes. The head is not tied: a tied one would draw the embeddings of names not yet
+    # seen together.
     "micro": shape(64, 192, 3, 2, 2, rope_theta=1000.0, initializer_range=0.125),
     "10m": shape(256, 1024, 8, 8, 8, tie_word_embeddings=True),  # examples/real_run: 10.4 M with 8,000 words
     "25m": shape(384, 1536, 8, 6, 6),
@@ -193,12 +193,12 @@ SHAPES: dict[str, dict] = {
     "llama3-70b": shape(8192, 28672, 80, 64, 8, rope_theta=500000.0, max_position_embeddings=8192,
                         rms_norm_eps=1e-5),
 }
-# Words of the published vocabularies, for shapes without a tokenizer; others: 8192.
+# Vocabulary sizes of published models, for shapes without a tokenizer (others: 8192).
 VOCABULARIES = {"internlm2": 92544, "llama3": 128256}
 
 # ----------------------------------------------------------------------------------------------- command line
 
-# What the numbers must be; the rest is free.
+# Limits of the numeric options; all others are unrestricted.
 BOUNDS = {
     "more than 0": (
         "sequence_length", "global_batch_size", "micro_batch_size", "learning_rate", "mix_temperature",
@@ -212,7 +212,7 @@ BOUNDS = {
 
 
 def parse_value(kind: str, text: str) -> object:
-    """The value of an option; `kind` is the annotation of its field (bool, int, float or str)."""
+    """Parse an option's value; `kind` is its field's annotation (bool, int, float or str)."""
     try:
         if kind == "bool":
             return {"true": True, "false": False}[text]
@@ -223,7 +223,7 @@ def parse_value(kind: str, text: str) -> object:
 
 
 def check(config: TrainConfig) -> TrainConfig:
-    """`config` if its values are in range, else a `UsageError` that names the option."""
+    """Return `config` if its values are in range; otherwise raise a `UsageError` that names the option."""
     for wanted, names in BOUNDS.items():
         for name in names:
             value = getattr(config, name)
@@ -248,13 +248,13 @@ def make_parser(recipe: str) -> Parser:
     parser = Parser(
         prog="train.py", usage="train.py RECIPE [--option=value ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Continued pre-training, full fine-tuning and LoRA; several processes under torchrun.\n\n"
+        description="Continued pre-training, full fine-tuning and LoRA, on one process or under torchrun.\n\n"
                     f"recipes:\n{recipes}\n\n" + (
                         f"Defaults below are those of {recipe}." if recipe in RECIPES else
                         "A recipe sets some of the defaults below: `train.py RECIPE --help` shows its own."),
         epilog="example: python mmed/train.py tiny --out=runs/tiny\n"
                "exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped (continue with --resume=auto)")
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from the list above")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe from the list above")
     add_options(parser, defaults, GROUPS)
     return parser
 

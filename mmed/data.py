@@ -59,7 +59,7 @@ class Row:
 
 
 def join(rows: Sequence[Row]) -> Row:
-    """Rows one after the other as one row, whose documents keep apart."""
+    """Concatenate rows into one row whose documents stay separate."""
     parts, documents = [Row.of_document([], [])], 0
     for row in rows:
         parts.append(replace(row, document_ids=row.document_ids + documents))
@@ -85,7 +85,7 @@ class Piece(NamedTuple):
     start: int
     end: int
     document: int
-    cost: int  # 1: begins inside its document, and a BOS is put before it; else 0
+    cost: int  # 1 if it begins inside its document, so that a BOS is added; otherwise 0
 
     def size(self) -> int:
         return self.end - self.start + self.cost
@@ -103,7 +103,7 @@ class PackedBlocks:
         self.stream, self.T = stream, T
         self.cost = 0 if stream.bos_id is None else 1  # extra positions of a continuation: its BOS
         if T <= self.cost:
-            raise UserError(f"--sequence_length={T}: too short for a BOS and a token")
+            raise UserError(f"--sequence_length={T}: too short to hold a BOS and one token")
         self.targets = stream.tokens - stream.documents
         if self.targets < 1:
             raise UserError(f"{stream.prefix}: no document has two tokens, so there is nothing to predict")
@@ -122,7 +122,7 @@ class PackedBlocks:
         """The documents of a block; those that cross its edges are split there."""
         ends = self.stream.ends
         low, high = block * self.per_block, min((block + 1) * self.per_block, self.targets)
-        # Targets up to the end of document d: its end less the d + 1 first tokens, which are no targets.
+        # Targets up to the end of document d: its end minus the d + 1 first tokens, which are not targets.
         document = bisect.bisect_right(range(self.stream.documents), low, key=lambda d: int(ends[d]) - d - 1)
         begin = int(ends[document - 1]) if document else 0
         pieces = []
@@ -152,12 +152,12 @@ class PackedBlocks:
         return join(documents)
 
     def documents(self, block: int, number: int) -> list[int]:
-        """The documents in a row, in its order."""
+        """The documents in a row, in order."""
         return [piece.document for piece in self.rows(block)[number]]
 
 
 def best_fit(pieces: Sequence[Piece], rows: int, T: int, cost: int) -> list[list[Piece]]:
-    """Lay pieces into `rows` rows of T positions: the longest first, each into the fullest row that takes it.
+    """Pack pieces into `rows` rows of T positions: longest first, each into the fullest row where it fits.
 
     A piece longer than a row first fills whole rows; a piece that fits nowhere is split over the largest
     gaps. A continuation takes `cost` more positions; the caller leaves rows x cost positions for that.
@@ -194,7 +194,7 @@ def best_fit(pieces: Sequence[Piece], rows: int, T: int, cost: int) -> list[list
 # ------------------------------------------------------------------------------------------------------ order
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """A shuffled range(n), (n,) int64, that follows from the key; RandomState's numbers never change."""
+    """range(n) shuffled by the key, (n,) int64; RandomState's output never changes between versions."""
     return np.random.RandomState([part & 0xFFFFFFFF for part in key]).permutation(n)
 
 
@@ -286,7 +286,7 @@ class PretrainRows:
         return self.orders[stream].locate(index)
 
     def rows(self, numbers: Sequence[int | None]) -> Row:
-        """Rows of the run as arrays (B, T); None is a row of padding."""
+        """Rows of the run as arrays (B, T); None gives a row of padding."""
         rows = [Row.of_document([], [])] * len(numbers)
         for place, number in enumerate(numbers):
             if number is not None:
@@ -299,7 +299,7 @@ class PretrainRows:
         return Row(*(array[0] for array in vars(self.rows([i])).values()))
 
     def documents(self, i: int) -> tuple[TokenStream, list[int]]:
-        """The stream of row i and its documents, counted from 0 in the stream, in the order of the row."""
+        """The stream of row i, and its documents (numbered from 0 in the stream) in the order of the row."""
         stream, block, row = self.locate(i)
         return self.streams[stream], self.layouts[stream].documents(block, row)
 
@@ -317,7 +317,7 @@ class Example:
 
 
 def truncate_prompt(ids: list[int], length: int, bos_id: int | None) -> list[int]:
-    """The last `length` ids of a prompt; a BOS at its beginning stays.
+    """The last `length` ids of a prompt; a leading BOS is kept.
 
     >>> truncate_prompt([1, 5, 6, 7, 8], 3, bos_id=1), truncate_prompt([5, 6, 7, 8], 3, bos_id=None)
     ([1, 7, 8], [6, 7, 8])
@@ -373,7 +373,7 @@ class ExamRows:
         return examples
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Lay examples into rows of at most T tokens: longest first, each into the first row with space."""
+        """Pack examples into rows of at most T tokens: longest first, each into the first with space."""
         rows: list[list[Example]] = []
         free: list[int] = []
         for example in sorted(examples, key=lambda example: -len(example.ids)):
@@ -408,7 +408,7 @@ def pack(examples: Sequence[Example]) -> Row:
 
 
 def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int | None]]:
-    """Which of `count` rows this rank computes, as micro-batches, as many as other ranks; None: an empty row.
+    """This rank's share of `count` rows, as micro-batches (equally many on all ranks); None: an empty row.
 
     >>> rank_share(5, rank=0, world_size=2, micro_batch_size=2)
     [[0, 1], [2, 3]]

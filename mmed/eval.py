@@ -1,4 +1,4 @@
-"""Put a model through an exam: MMedBench items in, a result folder out.
+"""Evaluates a model on an exam: MMedBench items in, a result folder out.
 
     python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME
     python -m mmed.eval --model FOLDER --adapter FOLDER --data MMedBench/Test --out results/NAME \\
@@ -142,7 +142,7 @@ def evaluate_model(items: list[ExamItem], config: EvalConfig, settings: dict, fa
 # ---- command -----------------------------------------------------------------------------------------------
 
 def evaluate(config: EvalConfig) -> dict:
-    """Run, score and write; returns the summary. A finished folder with the same facts is only shown."""
+    """Run, score and write; return the summary. A finished result with the same settings is only shown."""
     if config.model and not Path(config.model).is_dir():
         raise UserError(f"{config.model}: no such model folder")
     items = []
@@ -171,7 +171,7 @@ def evaluate(config: EvalConfig) -> dict:
         before, _ = load_results(out)
         differs = facts_that_differ(before["facts"], facts)
         if differs:
-            raise UserError(f"{out}: holds the results of another run: {differs}; give another --out, or "
+            raise UserError(f"{out}: contains the results of another run: {differs}; give another --out, or "
                             "--force to replace them")
         (out / "predictions.jsonl.partial").unlink(missing_ok=True)  # killed after its last file
         print(f"{out} is complete; nothing to do (--force runs it again)", file=sys.stderr)

@@ -36,7 +36,7 @@ from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printab
 from mmed.utils.files import read_jsonl
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 
-WAIT_SECONDS = 14 * 24 * 3600  # ranks that are done wait for those that are not
+WAIT_SECONDS = 14 * 24 * 3600  # finished ranks wait for the others
 DRAWING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")  # options that are fields of Decoding
 
 
@@ -150,7 +150,7 @@ def stream_text(model: Transformer, tokenizer, prompt: list[int], **options: Any
         nonlocal shown
         ids.append(token)
         text = tokenizer.decode(ids, continued=True)
-        if not text.endswith("\ufffd"):  # the rest of a character is still to come
+        if not text.endswith("\ufffd"):  # the rest of this character is still to come
             print(printable(text[len(shown):]), end="", flush=True)
             shown = text
 
@@ -222,31 +222,31 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m mmed.generate", description="Continue prompts with a model.",
                     epilog='Example: python -m mmed.generate --model FOLDER --prompt "Fever and cough"')
     add = parser.add_argument_group("model").add_argument
-    add("--model", required=True, metavar="FOLDER", help="config.json, weights, tokenizer")
+    add("--model", required=True, metavar="FOLDER", help="model folder (config.json, weights, tokenizer)")
     add("--adapter", metavar="FOLDER", help="LoRA adapter to merge into the model")
     add("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
-        help="auto: bfloat16 on a GPU, else float32; int8: 8-bit weights")
+        help="auto: bfloat16 on a GPU, otherwise float32; int8: 8-bit weights")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...")
-    add("--engine", choices=("fast", "plain"), default="fast", help="plain: the textbook loop")
+    add("--engine", choices=("fast", "plain"), default="fast", help="plain: the simple decoding loop")
     data = parser.add_argument_group("prompts")
     what = data.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="continue this text")
-    what.add_argument("--chat", action="store_true", help="answer typed questions (no medical advice)")
-    what.add_argument("--input", metavar="FILE.jsonl", help='lines of {"prompt": ...}')
+    what.add_argument("--chat", action="store_true", help="answer typed questions (not medical advice)")
+    what.add_argument("--input", metavar="FILE.jsonl", help='JSONL file of {"prompt": ...}')
     add = data.add_argument
-    add("--out", metavar="FILE.jsonl", help="with --input: the same lines with 'text' added")
-    add("--force", action="store_true", help="replace results of another model or input")
-    add("--language", default="en", help="of the chat (default en)")
+    add("--out", metavar="FILE.jsonl", help="output of --input: the same lines with 'text' added")
+    add("--force", action="store_true", help="replace existing results of another model or input")
+    add("--language", default="en", help="language of the chat (default en)")
     add("--chat_template", default="none", choices=("none", "auto", *CHAT_TEMPLATES), metavar="NAME",
-        help=f"none: plain text (default); auto: the tokenizer's; or {', '.join(CHAT_TEMPLATES)}")
+        help=f"none: plain text (default); auto: the tokenizer's own; or one of {', '.join(CHAT_TEMPLATES)}")
     add("--bos", choices=("auto", "yes", "no"), default="auto",
-        help="begin prompts with BOS; auto: as the tokenizer's files say")
+        help="begin prompts with BOS; auto: as set in the tokenizer's files")
     add = parser.add_argument_group("decoding").add_argument
-    add("--max_new_tokens", type=int, default=256, metavar="N", help="default 256")
-    add("--temperature", type=float, default=0.0, help="0: always the likeliest token (default)")
-    add("--top_k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: all")
+    add("--max_new_tokens", type=int, default=256, metavar="N", help="maximum length (default 256)")
+    add("--temperature", type=float, default=0.0, help="0 (default): greedy decoding")
+    add("--top_k", type=int, default=0, metavar="K", help="sample from the K most likely tokens (0: all)")
     add("--top_p", type=float, default=1.0, metavar="P",
-        help="draw from the likeliest tokens that hold P of the probability")
+        help="nucleus sampling: smallest set of tokens with total probability P")
     add("--seed", type=int, default=0)
     add("--batch_size", type=int, default=32, metavar="N", help="sequences decoded together (default 32)")
     options = parser.parse_args(arguments)
@@ -255,7 +255,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     if options.max_new_tokens < 1 or options.batch_size < 1:
         raise UsageError("--max_new_tokens and --batch_size must be 1 or more")
     if not options.input and distributed.world_size() > 1:
-        raise UsageError("several processes need --input")
+        raise UsageError("use --input when running several processes")
     return options
 
 

@@ -37,7 +37,7 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)  # rsLoRA: arXiv 2312.03732
-        # fp32 even beside a bf16 base: an update of 1e-5 would be rounded away in bf16
+        # fp32 even with a bf16 base: an update of 1e-5 would be rounded away in bf16
         device = self.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=torch.float32, device=device))

@@ -41,7 +41,7 @@ def cross_entropies(logits: Tensor, target: Tensor, softcap: float | None) -> Te
     log_p = scores.log_softmax(-1)
     losses = -log_p.gather(1, target)
     p = log_p.exp_()
-    p.scatter_(1, target, torch.expm1(-losses))  # p - 1, exact also where p is almost 1
+    p.scatter_(1, target, torch.expm1(-losses))  # p - 1, exact even if p is almost 1
     if softcap is not None:
         p *= 1 - (scores / softcap) ** 2
     logits.copy_(p)

@@ -28,7 +28,7 @@ Answer = str | Iterable[str]  # letters: "A,C" as MMedBench writes it, or ["A", 
 
 
 def signature(metric: str, variant: str, tokens: str | None = None, average: str = "mean-of-items") -> str:
-    """Name everything that two scores must share to be comparable.
+    """Build a signature of everything that two scores must share to be comparable.
 
     >>> signature("BLEU-1", "nltk-method1", tokens="char")
     'BLEU-1|nltk-method1|tok:char|avg:mean-of-items|v1'
@@ -40,7 +40,7 @@ def signature(metric: str, variant: str, tokens: str | None = None, average: str
 # ---- accuracy and chance -----------------------------------------------------------------------------------
 
 def answer_set(answer: Answer | None) -> frozenset[str]:
-    """The letters of an answer: "C, A" and ["A", "C"] are equal; None, for no answer, has none."""
+    """The set of letters of an answer: "C, A" and ["A", "C"] are equal; None gives the empty set."""
     letters = answer.split(",") if isinstance(answer, str) else answer or ()
     return frozenset(letter.strip() for letter in letters if letter.strip())
 

@@ -29,7 +29,7 @@ from mmed.loss import summed_cross_entropy
 
 @dataclass
 class ModelConfig:
-    """The mathematics of one decoder. Field names follow transformers' `config.json` where it has them."""
+    """The architecture of one decoder. Field names follow transformers' `config.json` where it has them."""
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -62,8 +62,8 @@ class ModelConfig:
     activation: str = "silu"               # "silu" | "gelu_tanh" | "xielu"
     # norms, embeddings, head
     norm: str = "rms"  # "rms" | "rms_plus_one" (Gemma: weight is stored minus one) | "layer"
-    pre_norms: bool = True                 # normalise what attention and MLP read; False: OLMo 2
-    post_norms: bool = False               # Gemma, OLMo 2: normalise what attention and MLP add
+    pre_norms: bool = True                 # normalise the inputs of attention and MLP (not in OLMo 2)
+    post_norms: bool = False               # Gemma, OLMo 2: normalise the outputs of attention and MLP
     embedding_norm: bool = False           # BLOOM
     scale_embedding: bool = False          # Gemma: times sqrt(D)
     final_softcap: float | None = None
@@ -148,7 +148,7 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, used: int) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, K, T, E) at `positions` (B, T); returns the first `used` keys and values."""
+        """Store k and v (B, K, T, E) at `positions` (B, T); return the first `used` keys and values."""
         rows = torch.arange(len(k), device=k.device)[:, None]
         self.keys[layer][rows, :, positions] = k.transpose(1, 2)
         self.values[layer][rows, :, positions] = v.transpose(1, 2)
@@ -157,7 +157,7 @@ class KVCache:
 
 @dataclass
 class AttentionInputs:
-    """What all layers share in one forward pass; keys of `rope` and `masks`: whether a layer slides."""
+    """Values shared by all layers in a forward pass; keys of `rope` and `masks`: whether a layer slides."""
 
     rope: dict[bool, tuple[Tensor, Tensor]]      # cos, sin (B or 1, 1, T, E)
     masks: dict[bool, Tensor | FastMask | None]  # what each query sees; None: all keys up to its own
@@ -231,7 +231,7 @@ class Attention(nn.Module):
         self.scale = config.attention_scale or E ** -0.5
 
     def norm_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """q (..., H, E) and k (..., K, E), normed if the model does that."""
+        """q (..., H, E) and k (..., K, E), normed if the model does so."""
         if not self.config.qk_norm:
             return q, k
         if not self.config.qk_norm_wide:

@@ -1,4 +1,4 @@
-"""Exam items and the prompts made of them.
+"""Exam items, and the prompts built from them.
 
 In: MMedBench JSONL files (one language a file). Out: `ExamItem`s, prompt and target strings, chat messages.
 Training, evaluation and API runs all build their strings here, so that no two numbers of a table come from
@@ -21,7 +21,7 @@ from mmed.utils.files import read_jsonl
 
 @dataclass
 class ExamItem:
-    """One multiple-choice question; `answer` holds the sorted letters of all right options."""
+    """One multiple-choice question; `answer` holds the sorted letters of all correct options."""
 
     question: str
     options: dict[str, str]  # letter -> text, A, B, C, ... without a gap
@@ -40,7 +40,7 @@ KEYS = {"question": str, "options": dict, "answer_idx": str | list, "rationale":
 
 
 def item_key(language: str, question: str, options: Mapping[str, str]) -> str:
-    """A name for an item that has none: 16 hex digits from what a candidate sees.
+    """An id for an item without one: 16 hex digits, hashed from what a candidate sees.
 
     >>> item_key("English", "Why?", {"A": "this", "B": "that"})
     'c9fab05566471d3d'
@@ -92,7 +92,7 @@ def _item_from_row(row: dict, language: str) -> ExamItem:
             raise ValueError(f"option {letter} must be a text, got {text!r:.60}")
     # some blank ones are published: IgakuQA 114C11 shows them in its question
     if not any(map(str.strip, options.values())):
-        raise ValueError("no option has a text; leave out items whose options are pictures")
+        raise ValueError("no option has a text; remove items whose options are images")
     answer = _answer_letters(row["answer_idx"], options)
     key = item_key(language, question, options) if row.get("id") is None else str(row["id"])
     extra = {name: value for name, value in row.items() if name not in KEYS}
@@ -191,7 +191,7 @@ def build_input(item: ExamItem, style: str = "clean") -> str:
 
 
 def build_target(item: ExamItem, rationale: bool, style: str = "clean") -> str:
-    """What the model is to write, the same in both styles; the end-of-text token is added on encoding.
+    """The text the model should write, the same in both styles; the end-of-text token is added on encoding.
 
     >>> item = ExamItem("Why?", {"A": "this", "B": "that"}, ("A", "B"), "Because.", "English", "1")
     >>> build_target(item, rationale=True)
@@ -222,7 +222,7 @@ def pick_examples(train: Sequence[ExamItem], item: ExamItem, k: int, seed: int =
     pool = [shot for shot in train if shot.language == item.language and shot.question != item.question
             and (shot.rationale.strip() or not rationale)]
     if len(pool) < k:
-        raise UserError(f"{k} examples asked for, but the train items hold only {len(pool)} usable ones in "
+        raise UserError(f"{k} examples requested, but the train items have only {len(pool)} usable ones in "
                         f"{item.language}; ask for fewer or give another train folder")
     picked: dict[int, ExamItem] = {}
     draw = 0

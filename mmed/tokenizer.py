@@ -80,7 +80,7 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def encode(self, text: str, bos: bool = False, eos: bool = False, continued: bool = False) -> list[int]:
-        """Ids of ordinary text. `continued`: it follows other tokens, so its first word gets no space."""
+        """Ids of ordinary text. `continued`: it follows other tokens, so no space goes before it."""
         ids = [self._required("bos", self.named_bos_id)] if bos else []
         text, done = clean_text(text), 0
         for match in self._added_pattern.finditer(text) if self._added_pattern else ():
@@ -106,7 +106,7 @@ class Tokenizer:
         return "".join([*parts, self.core.decode(run, continued or bool(parts))])
 
     def piece(self, index: int) -> str:
-        """One id as a table of pieces shows it."""
+        """Show one id as in a table of pieces."""
         return self._text_of.get(index) or self.core.piece(index)
 
     @staticmethod
@@ -240,9 +240,9 @@ def main(arguments: list[str] | None = None) -> None:
                        help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
     train.add_argument("--out", required=True, help="folder for tokenizer.model")
     train.add_argument("--vocab_size", type=int, required=True,
-                       help="number of ids, the 260 special and byte ones included")
+                       help="number of ids, including 260 special and byte tokens")
     train.add_argument("--symbols", metavar="FILE.json",
-                       help="a JSON list of texts that are always one piece; spaces are written \u2581")
+                       help="JSON list of texts to keep as one piece each; write spaces as \u2581")
     options = parser.parse_args(arguments)
     if not 261 <= options.vocab_size <= MAX_PIECES:
         raise UsageError(f"--vocab_size={options.vocab_size}: expected 261 to {MAX_PIECES}")

@@ -99,7 +99,7 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer | None) -> ModelConfi
     if shape not in SHAPES:
         raise UsageError(f"--model=shape:{shape}: known shapes are {', '.join(SHAPES)}")
     defaults = {"rms_norm_eps": 1e-5, "max_position_embeddings": max(2048, config.sequence_length)}
-    if tokenizer is None:  # a simulation: load_data requires a tokenizer for a named shape
+    if tokenizer is None:  # only in a simulation: load_data requires a tokenizer for a named shape
         words = VOCABULARIES.get(shape.partition("-")[0], 8192)
         return ModelConfig(vocab_size=words, **(defaults | SHAPES[shape]))
     ids = [("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("pad", tokenizer.pad_id)]
@@ -138,7 +138,7 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -
 
 def simulated_step(config: TrainConfig, shape: ModelConfig, sizes: loader.BatchSizes | None = None,
                    kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
-    """(memory, traffic) in bytes by kind, of a step on ranks that do not exist."""
+    """Simulate a step on ranks that do not exist; return (memory, traffic) in bytes by kind."""
     config = replace(config, compile="no")  # not with fake tensors
     build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"))
     return simulate.simulate(config, build, forward_backward, sizes, kind)

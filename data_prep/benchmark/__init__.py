@@ -1,1 +1,1 @@
-"""What the benchmark commands are made of: readers of published exams, counts, checks of rationales."""
+"""Building blocks of the benchmark commands: readers for published exams, item counts, rationale checks."""

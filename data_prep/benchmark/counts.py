@@ -1,4 +1,4 @@
-"""The paper's item counts, and a table of ours beside them, as rows (for counts.json) and as text."""
+"""Compares our item counts with the paper's, as rows (for counts.json) and as a text table."""
 from __future__ import annotations
 
 from collections import Counter
@@ -18,7 +18,7 @@ PAPER = {
     "Russian": {"Train": 1_052, "Val": 256, "Test": 256},
     "Spanish": {"Train": 2_657, "Val": 1_366, "Test": 2_742},
 }
-# What is counted of the written items, and how the table says it.
+# Key of the written items' counts -> its heading in the table.
 FLAGS = {"duplicate_of": "repeats kept (duplicate_of)", "leaks": "leak a test item (leaks)",
          "image_dependent": "need an image (image_dependent)",
          "blank_options": "with a blank option (blank_options)",
@@ -26,7 +26,7 @@ FLAGS = {"duplicate_of": "repeats kept (duplicate_of)", "leaks": "leak a test it
 
 
 def table_row(language: str, name: str, split: str, items: Sequence[Raw], in_paper: bool) -> dict[str, Any]:
-    """One line of the table. What was read less what was dropped differs from the items by what a random
+    """One line of the table. Read minus dropped equals the number of items, except for what a random
     split moved."""
     comparable = in_paper and not (name == "mmedbench" and split == "Val")
     read = [raw for raw in items if raw.stated == split]
@@ -38,7 +38,7 @@ def table_row(language: str, name: str, split: str, items: Sequence[Raw], in_pap
 
 
 def format_table(report: dict[str, Any]) -> str:
-    """The table of counts as text, with the totals that the paper prints."""
+    """Format the counts as text, with the totals that the paper prints."""
     lines = [f"{'language':10} {'source':14} {'split':6} {'in files':>8} {'items':>7} {'paper':>7}"]
     for row in report["table"]:
         paper = "-" if row["paper"] is None else f"{row['paper']:,}"

@@ -1,4 +1,4 @@
-"""Exam files as published: which files of a folder to read, what split each is, and its records.
+"""Reads published exam files: finds the files in a folder, their splits and their records.
 
 In: a file, or a folder of CSV, JSON lines, JSON (an array, or an object by id) and parquet files.
 Out: (place, record) in a stable order; the place is file:line or "file: item N".
@@ -26,7 +26,7 @@ Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file name states.
+    """Return the split named in a file name.
 
     >>> [split_of(n) for n in ("phrases_train.jsonl", "dev_HEAD.json", "test.part1.jsonl", "ori_pqal.json")]
     ['Train', 'Val', 'Test', None]
@@ -47,8 +47,8 @@ def exam_files(path: Path, pattern: str, official: bool, notes: list[str]) -> li
     if not chosen:
         named = ", with train, dev or test in its name" * official
         has = ", ".join(p.name for p in found[:5]) or "none"
-        raise UserError(f"{path}: no file below this folder is like {pattern or SUFFIXES}{named} (it has "
-                        f"{has}); name a file itself to have it read anyway")
+        raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}{named} (it has "
+                        f"{has}); give the file's own path to read it anyway")
     if others := [p.name for p in files if p not in chosen]:
         notes.append(f"skipped, no train, dev or test in the name: {', '.join(others[:5])}")
     return chosen
@@ -94,7 +94,7 @@ def json_records(path: Path) -> Records:
 
 
 def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tuple[int, list[str]]]:
-    """(line number, cells) in the first encoding that fits; quoted cells may contain line breaks."""
+    """Read (line number, cells) in the first encoding that fits; quoted cells may contain line breaks."""
     check_file(path, MAX_JSON_BYTES)
     for encoding in encodings:
         with contextlib.suppress(UnicodeDecodeError):
@@ -116,7 +116,7 @@ def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tu
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name `out`, and the place of a folder there, when the block ends."""
+    """Yield a temporary folder that replaces `out` when the block ends."""
     out = out.resolve()
     temporary = temporary_name(out)
     try:

@@ -5,10 +5,10 @@ In: items. Out: for each train item that leaks, the rule that found it and the t
     exact        the same question; also the same options, in any order, if the question is short or more than
                  COMMON items ask it ("Which statement is true?")
     n-gram       PART of the n-grams of a test item's question and options, as data_prep/decontaminate.py has
-                 them; one alone is often a phrase of many case reports
-    translation  another language, as many options, the same answer, and at least SHARED marks in common,
-                 which are at least SIMILAR of all marks of the two. A mark is an option's letter with a
-                 number of two digits or more, or with the first STEM letters of a Latin word, without accents
+                 them; one alone is often a stock phrase of case reports
+    translation  another language, the same number of options, the same answer, and at least SHARED anchors in
+                 common, at least SIMILAR of all their anchors. An anchor is an option's letter with a number
+                 of two or more digits, or with the first STEM letters of a Latin word, without accents
 
 The third rule finds half of HEAD-QA's translated items (docs/exams.md); Chinese, Japanese and Russian items
 only where their options hold numbers or Latin words.
@@ -35,18 +35,18 @@ def item_text(item: Raw) -> str:
 
 
 def exact_hashes(item: Raw, asked: Counter[int]) -> list[int]:
-    """Hashes that only copies of an item share; `asked`: how many items have a question with this hash."""
+    """Hashes shared only by copies of an item; `asked` counts the items per question hash."""
     question = token_hashes(item.question).exact
     whole = token_hashes("\n".join([item.question, *sorted(item.options.values())])).exact
     alone = asked[question] <= COMMON and question_ngrams(item.question)
     return [question, whole] if alone else [whole]
 
 
-def marks(item: Raw) -> set[tuple[str, str]]:
-    """What a translation of the options keeps.
+def anchors(item: Raw) -> set[tuple[str, str]]:
+    """Parts of the options that survive translation, with their letters.
 
     >>> item = Raw("", "Spanish", "Test", "", "?", {"A": "Diarrea, 2,5 mg", "B": "Déficit de B12"}, ["A"])
-    >>> sorted(marks(item))
+    >>> sorted(anchors(item))
     [('A', '2.5'), ('A', 'diar'), ('B', '12'), ('B', 'defi')]
     """
     found = set()
@@ -60,20 +60,20 @@ def marks(item: Raw) -> set[tuple[str, str]]:
 
 def translations(train: Sequence[Raw], test: Sequence[Raw]) -> dict[int, str]:
     """{position in `train`: id of the test item that it translates}."""
-    marked = [marks(item) for item in test]
+    anchored = [anchors(item) for item in test]
     with_mark: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for place, found in enumerate(marked):
+    for place, found in enumerate(anchored):
         for mark in found:
             with_mark[mark].append(place)
     result: dict[int, str] = {}
     for place, item in enumerate(train):
-        own = marks(item)
+        own = anchors(item)
         shared = Counter(other for mark in own for other in with_mark.get(mark, ()))
         for other, count in shared.most_common():
             if count < SHARED:
                 break
             twin = test[other]
-            alike = count >= SIMILAR * len(own | marked[other])
+            alike = count >= SIMILAR * len(own | anchored[other])
             same_key = len(item.options) == len(twin.options) and set(item.answer) == set(twin.answer)
             if alike and same_key and item.language != twin.language:
                 result[place] = twin.id

@@ -1,4 +1,4 @@
-"""One mapping from the records of an exam file to items: under which keys question, options and answer are.
+"""Maps the records of an exam file to items: which keys hold the question, the options and the answer.
 
 In: (place, record) pairs. Out: `Raw` items; data_prep/mmedbench.py judges and drops. A mapping is written as
 on the command line, `question=stem,options=a+b+c,answer=key`; `Mapping` has its keys. Their values:
@@ -37,7 +37,7 @@ OPTIONS_TITLE = re.compile(r"\s*(?:answer )?(?:choices|options)\s*:?\s*\Z", re.I
 
 @dataclass
 class Raw:
-    """One question as its file has it."""
+    """One question as stored in its file."""
 
     source: str
     language: str  # English name, as in MMedBench's file names
@@ -75,9 +75,9 @@ class Mapping:
     question: str
     options: str  # the same as `question` if the options are inside the question's text
     answer: str  # letters, the options' own keys, or numbers; several as a list or "A,C"
-    kind: str = ""  # letter; text: the options' own words; 0 or 1: where numbers begin; "": as they tell
+    kind: str = ""  # letter; text: an option's own words; 0 or 1: the first number; "": inferred
     id: str = ""
-    group: str = ""  # of an id's form: items with the same one stay on one side of a random split
+    group: str = ""  # form of an id: items that share it stay on one side of a random split
     rationale: str = ""
     context: str = ""  # put before the question
     subject: str = ""
@@ -95,7 +95,7 @@ MAP_KEYS = tuple(key.name for key in dataclasses.fields(Mapping))
 
 
 def parse_mapping(text: str, preset: str = "") -> Mapping:
-    """A mapping from the text of --map; what that does not say is as in `preset`."""
+    """Parse the text of --map; `preset` supplies whatever it leaves out."""
     given: dict[str, str] = {}
     for part in filter(str.strip, [*preset.split(","), *text.split(",")]):
         key, value = (piece.strip() for piece in [*part.split("=", 1), ""][:2])
@@ -105,8 +105,8 @@ def parse_mapping(text: str, preset: str = "") -> Mapping:
             raise UsageError(f"--map {part}: expected {key}={'KEY=VALUE' if key == 'filter' else 'NAME'}")
         given[key] = value
     if missing := [key for key in MAP_KEYS[:3] if key not in given]:
-        raise UsageError(f"--map {text}: {missing[0]!r} is missing (question=..., options=..., answer=... "
-                         "are needed)")
+        raise UsageError(f"--map {text}: {missing[0]!r} is missing (question=..., options=... and "
+                         "answer=... are required)")
     if given.get("kind", "0") not in ("letter", "text", "0", "1"):
         raise UsageError(f"--map kind={given['kind']}: expected letter, text, 0 or 1 (a number counted from "
                          "0 or 1)")
@@ -133,7 +133,7 @@ class Record:
     where: str
 
     def find(self, path: str) -> Any:
-        """The value under the first of these keys that is there, or MISSING."""
+        """The value of the first key that exists, or MISSING."""
         for name in path.removesuffix("?").split("|"):
             value: Any = self.values
             for part in [name] if name in value else name.split("."):
@@ -143,7 +143,7 @@ class Record:
         return MISSING
 
     def value(self, path: str) -> Any:
-        """The value there, or an error; None for no path, or a key that may be missing."""
+        """The value at a path, or an error; None for an empty path or a missing optional key."""
         value = self.find(path) if path else None
         if value is MISSING and not path.endswith("?"):
             raise UserError(f"{self.where}: no key {path!r}, which the mapping names; it has "
@@ -151,7 +151,7 @@ class Record:
         return None if value is MISSING else value
 
     def text(self, path: str) -> str:
-        """A text or a number as text, a list of them as lines."""
+        """Return a string or number as text, and a list of them as lines."""
         value = self.value(path)
         lines = value if isinstance(value, list) else [value]
         if not all(isinstance(line, SCALAR) for line in lines):
@@ -216,7 +216,7 @@ def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def marked_options(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """(what stands before the options, [(letter, text)]) of a text that ends with its options.
+    """Split a text that ends with its options into (text before them, [(letter, option text)]).
 
     >>> marked_options("Vitamin (C) is? (A) x (B) y"), marked_options("Why?\\nA. x\\nB. y")
     (('Vitamin (C) is?', [('A', 'x'), ('B', 'y')]), ('Why?', [('A', 'x'), ('B', 'y')]))
@@ -233,7 +233,7 @@ def marked_options(text: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def read_options(record: Record, paths: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Options and their published names, by the mapping's `options`."""
+    """Read options and their published names, as the mapping's `options` says."""
     if "/" in paths:
         return lettered(paths.split("/")), {}
     for alternative in paths.split("|"):
@@ -269,7 +269,7 @@ def letters_in(value: Any) -> list[str]:
 
 
 def letters_of_texts(value: Any, options: dict[str, str]) -> list[str]:
-    """Letters of answers given as an option's own text, in any case."""
+    """Convert answers given as option texts into letters, ignoring case."""
     values = value if isinstance(value, list) else [value]
     parts = [str(part).strip() for part in values if part is not None]
     letter_of = {text.strip().casefold(): letter for letter, text in reversed(options.items())}
@@ -279,8 +279,8 @@ def letters_of_texts(value: Any, options: dict[str, str]) -> list[str]:
 def resolve_answers(items: list[Raw], kind: str, path: Path) -> None:
     """Replace answers that are an option's published name or its number by its letter; -1 means none.
 
-    Where `kind` does not say it, the numbers themselves tell whether they count from 0 or 1: a 0 occurs, or
-    the number of options does. A wrong guess would shift every answer, so anything else is an error.
+    Unless `kind` says so, the numbers themselves show whether they count from 0 or 1: either a 0 or the
+    number of options occurs. A wrong guess would shift every answer, so anything else is an error.
     """
     found = set()  # (number, how many options)
     for raw in items:
@@ -293,8 +293,8 @@ def resolve_answers(items: list[Raw], kind: str, path: Path) -> None:
     from_0 = any(number == 0 for number, _ in found)
     if not kind and from_0 == any(number == size for number, size in found):
         numbers = ", ".join(map(str, sorted({number for number, _ in found})[:9]))
-        raise UserError(f"{path}: the answers are {numbers}, which does not tell whether options are counted "
-                        "from 0 or from 1; add --map kind=0 or kind=1")
+        raise UserError(f"{path}: the answers are {numbers}, so it is unclear whether options are "
+                        "counted from 0 or from 1; add --map kind=0 or kind=1")
     base = int(kind or not from_0)
     for raw in items:
         letter_of = {str(place + base): letter for place, letter in enumerate(raw.options)}
@@ -314,7 +314,7 @@ def language_name(tag: str) -> str:
 
 
 def why_skipped(record: Record, mapping: Mapping, language: str) -> str:
-    """Why a record is not part of the exam, "" if it is."""
+    """Return why a record is not part of the exam, or "" if it is."""
     key, _, values = mapping.filter.partition("=")
     if key and (value := record.text(key)) not in values.split("|"):
         return f"{key} {value}"
@@ -340,7 +340,7 @@ def read_question(raw: Raw, record: Record, mapping: Mapping) -> None:
 
 
 def further_keys(record: Record, mapping: Mapping) -> dict[str, Any]:
-    """What an item has besides question, options, answer, rationale and id."""
+    """Collect the fields other than question, options, answer, rationale and id."""
     paths = {"subject": mapping.subject, "topic": mapping.topic, "year": mapping.year}
     extra: dict[str, Any] = {key: record.text(path) or None for key, path in paths.items() if path}
     if mapping.image:
@@ -365,13 +365,13 @@ def read_item(raw: Raw, record: Record, mapping: Mapping, prefix: str) -> None:
     own = record.id(mapping.id) if mapping.id else ""
     raw.id = f"{prefix or raw.source}-{own or fingerprint(raw.question, raw.options)}"
     raw.group = raw.id
-    if mapping.group:  # with one prefix in all languages of an exam
+    if mapping.group:  # the same prefix in all languages of an exam
         raw.group = f"{prefix.partition('-')[0] or raw.source}-{record.id(mapping.group)}"
 
 
 def read_mapped(files: list[Path], rows: Callable[[Path], Records], mapping: Mapping, name: str | None,
                 language: str, notes: list[str], prefix: str = "") -> list[Raw]:
-    """The items of these files. `name` None: the files' own names; `language` "": as the records say."""
+    """Read the items of these files. `name` None: use the file names; `language` "": use the records'."""
     items: list[Raw] = []
     skipped: Counter[str] = Counter()
     for path in files:

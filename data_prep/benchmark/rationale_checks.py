@@ -1,4 +1,4 @@
-"""The check of rationales by people: a table that a checker fills in, and what the filled-in ones come to.
+"""Human checks of rationales: writes a table for checkers to fill in, and summarises the completed tables.
 
 In: exam items with rationales; then the tables that checkers saved, each under a name of its own. Out: one
 CSV file for every spreadsheet program, with a column for each criterion (yes or no; an empty cell is not
@@ -35,7 +35,7 @@ Verdicts = dict[str, dict[str, bool]]  # of one checker: item key -> criterion -
 # ---- sheet ---------------------------------------------------------------------------------------
 
 def item_code(item: ExamItem) -> str:
-    """What stands for an item and its rationale in a sheet; no spreadsheet takes it for a number."""
+    """Identifies an item and its rationale in a sheet; no spreadsheet parses it as a number."""
     text = f"{item.key}\x1f{item.rationale}"
     return "item-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -44,7 +44,7 @@ def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str] |
                 count: int) -> tuple[int, str]:
     """Write the table with `count` rationales of each language (0: all); returns how many, and the languages.
 
-    They are drawn by hashes, so that adding items changes little, and stand in the order of the file. No cell
+    Hashes select them, so adding items changes little; they keep the order of the file. No cell
     begins with text of an item, which a spreadsheet program could take for a formula.
     """
     codes = {get_language(name).code for name in languages or ()}
@@ -78,7 +78,7 @@ def read_sheets(paths: Sequence[str],
                 items: Sequence[ExamItem]) -> tuple[dict[str, Verdicts], list[dict[str, str]]]:
     """(checker -> verdicts, notes) of saved files; rows without a verdict on every criterion are left out.
 
-    Every row that cannot be used gets a line of its own; if there is one, nothing is merged.
+    Each unusable row is reported on its own line; if there are any, nothing is merged.
     """
     key_of = {item_code(item): item.key for item in items}
     checkers: dict[str, Verdicts] = {}
@@ -111,10 +111,10 @@ def read_sheets(paths: Sequence[str],
 # ---- verdict and agreement -----------------------------------------------------------------------
 
 def check(paths: Sequence[str], items: Sequence[ExamItem]) -> dict[str, Any]:
-    """What the saved files come to: which items passed, counts by language, agreement, notes."""
+    """Summarise the saved files: which items passed, counts by language, agreement, notes."""
     checkers, notes = read_sheets(paths, items)
     if not checkers:
-        raise UserError(f"{', '.join(paths)}: no item is judged there")
+        raise UserError(f"{', '.join(paths)}: no item has a verdict")
     passed: dict[str, bool] = {}
     languages: dict[str, list[bool]] = {}
     for item in items:

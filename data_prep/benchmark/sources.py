@@ -1,4 +1,4 @@
-"""The exams that --source knows by name: a table of presets, and functions for what a mapping cannot say.
+"""The exams that --source knows by name: a table of presets, plus functions where a mapping is not enough.
 
 A preset's mapping uses the keys of the exam's own card, loading script or evaluation code; its `rows` makes
 flat records where a file has none. Papers: MedQA (Jin et al. 2021), IgakuQA (Kasai et al. 2023),
@@ -37,7 +37,7 @@ class Source:
     licence: str | None
     language: str  # code; "": as the records say, or --language
     mapping: str = ""
-    files: str = ""  # expression that the paths of files below a folder must match
+    files: str = ""  # regular expression that file paths below a folder must match
     official: bool = False  # only files whose names state a split
     rows: Callable[[Path], Records] = records
     prefix: str = ""  # of ids, in place of the source's name
@@ -45,7 +45,7 @@ class Source:
     read: Callable[[Path], Iterator[Raw]] | None = None  # in place of a mapping
 
 
-# ---- files that are no list of records -----------------------------------------------------------
+# ---- files that are not lists of records ---------------------------------------------------------
 
 
 def igakuqa_rows(path: Path) -> Records:
@@ -78,7 +78,7 @@ def headqa_rows(path: Path) -> Records:
 
 
 def pubmedqa_rows(path: Path) -> Records:
-    """PubMedQA's labelled part; test_ground_truth.json beside it names the test half."""
+    """PubMedQA's labelled part; test_ground_truth.json in the same folder lists the test items."""
     truth = path.with_name("test_ground_truth.json")
     tests = read_json(truth) if truth.exists() else None
     for where, record in records(path):
@@ -100,7 +100,7 @@ def mmlu_rows(path: Path) -> Records:
 
 
 def apollo_rows(path: Path) -> Records:
-    """Apollo's form of CMB, CMExam, MedQA ...; the language follows from the exam's name."""
+    """Apollo's version of CMB, CMExam, MedQA ...; the exam's name determines the language."""
     for where, record in records(path):
         yield where, record | {"language": APOLLO_LANGUAGES.get(str(record.get("source")))}
 
@@ -256,7 +256,7 @@ def read_source(name: str, path: Path, language: str, given: str, notes: list[st
                      "split is known")
     for raw in items:
         if not raw.language:
-            raise UserError(f"{raw.where}: the language of {raw.source!r} is not known; give it with "
+            raise UserError(f"{raw.where}: the language of {raw.source!r} is unknown; give it with "
                             "--language")
     yield from items
 

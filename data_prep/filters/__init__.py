@@ -1,1 +1,1 @@
-"""What the filtering commands are made of: keywords, MinHash, personal data, the check of a language file."""
+"""Building blocks of the filtering commands: keywords, MinHash, personal data, language file checks."""

@@ -1,4 +1,4 @@
-"""The keyword rule for many texts at once; decides exactly as the plain rule in keyword_rule.py.
+"""Applies the keyword rule to many texts at once, with exactly the same decisions as keyword_rule.py.
 
 In:  texts; the words and thresholds of one language. Out: a `Decision` for each text.
 
@@ -20,11 +20,11 @@ from data_prep.filters import keyword_rule
 from data_prep.filters.keyword_rule import Decision, Pattern, decide, fits
 from mmed.languages import Language
 
-BLOCK = 1 << 18  # characters looked at together: their arrays stay in the cache
+BLOCK = 1 << 18  # characters processed together, so that their arrays stay in the cache
 # Classes. BLANK is the plain space, which the official rule tells from other white space.
 BETWEEN, BLANK, FIRST_LETTER = 0, 1, 2
 GAP = "\n\n"  # between two texts: no term has two separators in a row, so none matches across
-PLANE = 1 << 16  # characters beyond the first plane count as the last of it, which is no letter
+PLANE = 1 << 16  # characters beyond the first plane count as its last one, which is not a letter
 
 
 @functools.cache
@@ -75,11 +75,11 @@ class Matcher:
         self._longest = max((len(pattern.letters) for pattern in self.patterns), default=0)
 
     def judge(self, texts: Sequence[str]) -> list[Decision]:
-        """One decision a text."""
+        """Return one decision per text."""
         return [decision for decision, _ in self._judge(texts)]
 
     def explain(self, text: str) -> tuple[Decision, Counter[str]]:
-        """The decision on one text, and how often each term was found."""
+        """Return the decision on one text, and how often each term occurs."""
         (decision, found), = self._judge([text])
         return decision, Counter({self.words[word]: count for word, count in found.items()})
 
@@ -89,7 +89,7 @@ class Matcher:
         classes = self._classes(GAP.join(["", *texts, "\n" * (self._longest + 1)]))
         found: list[Counter[int]] = [Counter() for _ in texts]
         covered = [0] * len(texts)
-        # No two terms overlap (the first and longest counts); by the official rule no two places of one word.
+        # Terms never overlap (the first and longest counts); in the official rule, places of one word don't.
         free: dict[int, int] = {}
         for start, negative_length, pattern in sorted(self._candidates(classes)):
             key = pattern.word if self.official else 0

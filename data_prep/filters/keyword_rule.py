@@ -1,4 +1,4 @@
-"""The paper's keyword rule, as plain as it can be written: is a text medical by its words?
+"""The paper's keyword rule in its plainest form: is a text medical, judging by its words?
 
 In:  a text; the words and thresholds of one language (`mmed/languages/<code>.py`).
 Out: a `Decision`.      MKC  = number of different medical words in the text
@@ -6,7 +6,7 @@ Out: a `Decision`.      MKC  = number of different medical words in the text
                         medical if and only if  MKC >= min_hits  and  DENS >= min_density
 
 Two readings of "a word in the text": `judge_official`, the published code, and `judge_default`, ours.
-keyword_matcher.py decides the same for many texts at once; tests hold it against this file.
+keyword_matcher.py makes the same decisions for many texts at once; tests compare the two.
 """
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ _COMPATIBLE = re.compile("[\ufb00-\ufb06]|[\uff66-\uff9f]+")
 
 
 def unfold_rare(text: str) -> str:
-    """Put a text into the form in which every character can be folded by itself."""
+    """Normalise a text so that every character can be folded on its own."""
     if _RARE.search(text):
         text = _COMPATIBLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
         text = _REMOVED.sub("", unicodedata.normalize("NFC", text))
@@ -149,7 +149,7 @@ def fits(pattern: Pattern, before: str, after: str, spaced: bool) -> bool:
 
 
 def judge_default(text: str, language: Language) -> Decision:
-    """From left to right: the longest term that begins at a place counts; the search goes on behind it."""
+    """Scan left to right: at each position the longest term counts, and the search continues after it."""
     text = " " + "".join(map(fold_character, unfold_rare(text))) + " "
     beginning: dict[str, list[Pattern]] = {}  # first letter -> patterns, the longest first
     for pattern in sorted(default_patterns(language), key=lambda pattern: -len(pattern.letters)):

@@ -1,10 +1,10 @@
-"""What is missing or suspicious in a language's file.
+"""Reports what is missing or suspicious in a language's file.
 
     python -m data_prep.filters.language_check de --text labelled.jsonl
 
-In: the language, and if given documents with `medical: true|false` (without it: ordinary), to judge words and
-thresholds by. Out: a line for each finding, "fix" (the tests or the corpus would fail) or "look" (read it
-again), then figures; exit code 1 if anything must be fixed.
+In: the language, and optionally documents with `medical: true|false` (default: false) to test words and
+thresholds on. Out: one line per finding, "fix" (tests or the corpus would fail) or "look" (check it again),
+then figures; exit code 1 if anything must be fixed.
 """
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_words(language: Language) -> Iterator[Finding]:
 
 
 def check_rule(language: Language) -> Iterator[Finding]:
-    """Sentences and thresholds."""
+    """Check the example sentences and the thresholds."""
     needs = f"min_hits {language.min_hits}, min_density {language.min_density}"
     if not (language.min_hits >= 2 and 0 < language.min_density < 0.2):
         yield "fix", f"{needs}: expected at least 2, and a share over 0 and below 0.2"
@@ -76,7 +76,7 @@ def check_rule(language: Language) -> Iterator[Finding]:
 
 
 def check_answers(language: Language) -> Iterator[Finding]:
-    """Lists of words, and whether the parser reads the sentences for the tests as they are meant."""
+    """Check the word lists, and that the answer parser reads the test sentences as intended."""
     words = language.answers
     for name in ("answer", "is_", "choose", "correct", "wrong", "not_", "because", "and_or", "question"):
         listed = getattr(words, name)
@@ -105,7 +105,7 @@ def check_rest(language: Language) -> Iterator[Finding]:
     source = Path(inspect.getsourcefile(sys.modules[f"mmed.languages.{language.code}"]))
     lines = source.read_text(encoding="utf-8").splitlines()
     if gaps := [str(number) for number, line in enumerate(lines, 1) if "TODO" in line]:
-        yield "fix", f"TODO stands in line {', '.join(gaps)}"
+        yield "fix", f"TODO remains in line {', '.join(gaps)}"
     if language.disclaimer == Language.disclaimer and language.code != "en":
         yield "look", "disclaimer: in English; it is what people read before a chat"
     written = unicodedata.bidirectional(language.native_name[0]) in ("R", "AL")
@@ -113,7 +113,7 @@ def check_rest(language: Language) -> Iterator[Finding]:
         yield "fix", (f"right_to_left: {language.right_to_left}, but {language.native_name} is written from "
                       f"the {'right' if written else 'left'}")
     if not OCR_CODE.fullmatch(language.ocr_code):
-        yield "fix", f"ocr_code: {language.ocr_code!r} is no name that Tesseract has, such as deu or chi_sim"
+        yield "fix", f"ocr_code: {language.ocr_code!r} is not a Tesseract name, such as deu or chi_sim"
     sentences = f"{language.medical_sentence} {language.ordinary_sentence}"
     try:
         share, likeliest = identify_language(sentences, language.code)
@@ -126,7 +126,7 @@ def check_rest(language: Language) -> Iterator[Finding]:
 
 
 def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
-    """What the words and thresholds do on texts; prints figures."""
+    """Evaluate words and thresholds on texts, and print the figures."""
     matcher = Matcher(language)
     explained: dict[str, list] = {"medical": [], "ordinary": []}
     for path in find_inputs(inputs):
@@ -156,11 +156,11 @@ def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
             yield "look", (f"medical_words: {word!r} is in {count} of {len(ordinary)} ordinary texts and in "
                            f"{in_medical[word]} of {len(medical)} medical ones; an everyday word?")
     never = sum(not in_medical[word] for word in matcher.words)
-    print(f"terms never found: {never} of {len(matcher.words)} (in so many texts)")
+    print(f"terms never found: {never} of {len(matcher.words)} (in this many texts)")
 
 
 def check(name: str, inputs: Sequence[str]) -> int:
-    """Print all findings; the exit code."""
+    """Print all findings and return the exit code."""
     language = get_language(name)
     found = [*check_words(language), *check_rule(language), *check_answers(language), *check_rest(language),
              *check_texts(language, inputs)]
@@ -173,10 +173,10 @@ def check(name: str, inputs: Sequence[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.filters.language_check",
-                    description="What is missing or suspicious in a language's file.")
+                    description="Report what is missing or suspicious in a language's file.")
     parser.add_argument("code", help="code or name of the language")
     parser.add_argument("--text", nargs="+", default=[], metavar="FILE",
-                        help='documents with "medical": true or false, to judge words and thresholds by')
+                        help='documents labelled "medical": true or false, to test words and thresholds')
     given = parser.parse_args(arguments)
     return check(given.code, given.text)
 

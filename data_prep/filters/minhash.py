@@ -1,4 +1,4 @@
-"""MinHash signatures of documents: near duplicates agree in most of theirs.
+"""MinHash signatures of documents: those of near duplicates mostly agree.
 
 In:  texts. Out: for each the PERMUTATIONS minima of its hashed shingles (the share of equal minima estimates
      the Jaccard similarity of two shingle sets, with standard error sqrt(J (1 - J) / PERMUTATIONS)), a hash
@@ -133,7 +133,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def shingle_hashes(words: Tokens) -> np.ndarray:
-    """The 32-bit hash of each shingle, in no order, with repeats."""
+    """The 32-bit hash of each shingle, unordered, with repeats."""
     found = np.zeros(0, np.uint64)
     for size, unspaced in ((SHINGLE_WORDS, False), (SHINGLE_CHARACTERS, True)):
         begins = words.unspaced == unspaced
@@ -146,7 +146,7 @@ def shingle_hashes(words: Tokens) -> np.ndarray:
 
 
 def signatures(texts: Sequence[str]) -> Signatures:
-    """Sign texts; each row depends on its text only."""
+    """Compute signatures; each row depends only on its own text."""
     signed = Signatures(np.zeros((len(texts), PERMUTATIONS), np.uint16), np.zeros(len(texts), np.uint64),
                         np.zeros(len(texts), np.int64))
     for row, words in enumerate(map(token_hashes, texts)):

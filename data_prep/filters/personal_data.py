@@ -68,12 +68,12 @@ FORMS = {
 _FORM = re.compile("|".join(FORMS.values()))
 _TIME = re.compile(r"[01]\d[0-5]\d|2[0-4][0-5]\d")  # of day
 _YEARS = re.compile(r"\+(?:19|20)\d\d\D(?:19|20)\d\d")
-_LINK = re.compile(r"(?:://|www\.|10\.\d{4,9}/)\S*\Z")  # a web address or DOI goes on with the number
+_LINK = re.compile(r"(?:://|www\.|10\.\d{4,9}/)\S*\Z")  # the number continues a web address or DOI
 
 
 @functools.cache
 def _announced() -> re.Pattern[str]:
-    """What ends right before a number that is announced as a telephone number."""
+    """Positions of text that announces a telephone number right before it."""
     more = "".join(f"|{language.phone_words}" for language in all_languages() if language.phone_words)
     return re.compile(
         rf"(?:(?<![^\W_])(?:{_SHORT_WORDS})[.:：]|(?<![^\W_])(?:{_WORDS}{more})(?:\s(?:{_AFTER_WORDS}))?|"
@@ -81,7 +81,7 @@ def _announced() -> re.Pattern[str]:
 
 
 def find_personal(text: str) -> list[tuple[int, int, str]]:
-    """(begin, end, "email" or "phone") of each, from left to right.
+    """Find (begin, end, "email" or "phone") of each match, from left to right.
 
     >>> text = "Tel. 01 42 34 56 78, a.b@clinic.example; 2 500 000 IU on 12-05-2021, doi:10.1000/182-555-1234"
     >>> [(text[begin:end], kind) for begin, end, kind in find_personal(text)]
@@ -92,7 +92,7 @@ def find_personal(text: str) -> list[tuple[int, int, str]]:
 
 
 def mask_personal(text: str) -> tuple[str, dict[str, int]]:
-    """The text with each replaced by its mask, and how many there were of each kind."""
+    """Replace each match by its mask; return the text and the counts by kind."""
     found = find_personal(text)
     parts, done = [], 0
     for begin, end, kind in found:
@@ -103,7 +103,7 @@ def mask_personal(text: str) -> tuple[str, dict[str, int]]:
 
 def _emails(text: str) -> Iterator[tuple[int, int, str]]:
     free = 0
-    for at in re.finditer(r"@(?=\w)", text):  # looked for first: a text without one costs nothing
+    for at in re.finditer(r"@(?=\w)", text):  # checked first, because it is cheap: most texts contain none
         begin = max(free, at.start() - 64)
         local, host = _LOCAL.search(text[begin:at.start()]), _HOST.match(text, at.end())
         if local and host:

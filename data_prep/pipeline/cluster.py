@@ -24,9 +24,9 @@ def run_share(command: list[str], share: str = "") -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.pipeline.cluster",
-                    description="One corpus step on Ray; it uses the network of the Ray cluster.",
+                    description="Run one corpus step on a Ray cluster (uses the cluster's network).",
                     usage="%(prog)s --tasks N -- data_prep.STEP ARGUMENTS")
-    parser.add_argument("--tasks", type=int, default=8, help="shares of the shards (default: %(default)s)")
+    parser.add_argument("--tasks", type=int, default=8, help="number of Ray tasks (default: %(default)s)")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     given, command = parser.parse_args(arguments[:end]), arguments[end + 1:]

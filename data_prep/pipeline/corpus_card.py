@@ -1,5 +1,5 @@
-"""What a corpus holds and how it came about: from the counts and streams that the steps of a recipe wrote
-below OUT to OUT/corpus.json, OUT/README.md (a dataset card), and tables on the terminal."""
+"""Describes a corpus and how it was made: reads the counts and streams that the steps wrote to OUT; writes
+OUT/corpus.json, OUT/README.md (a dataset card), and tables on the terminal."""
 from __future__ import annotations
 
 from collections import Counter

@@ -1,9 +1,9 @@
-"""A plan of commands: run them in order, some side by side, and go on after a stop.
+"""Runs a plan of commands in order, some in parallel, and resumes after an interruption.
 
 In:  a list of `Step`s. Out: OUT/done/STEP.json of each finished step (commands, seconds), OUT/logs/STEP.log.
 
-A finished step is not run again; a stopped one goes on where it was, because each command is resumable. A
-plan whose finished steps had other commands is rejected. Used by data_prep/corpus.py and examples/demo.
+Finished steps are skipped; an interrupted one resumes, because each command is resumable. A plan is rejected
+if its finished steps were run with other commands. Used by data_prep/corpus.py and examples/demo.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from mmed.utils.errors import EXIT_STOPPED, UserError, main_guard
 from mmed.utils.files import read_json, write_json
 
-REPORT_SECONDS = 30  # without news before the state of what is running is shown
+REPORT_SECONDS = 30  # without news before the state of running steps is shown
 
 
 @dataclass
@@ -45,7 +45,7 @@ def print_commands(plan: list[Step]) -> None:
 
 
 def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None) -> None:
-    """In a process of its own: the step's commands one after the other, their output in `log`."""
+    """Run the step's commands one after the other in a child process, with their output in `log`."""
     if sys.platform == "linux":  # PR_SET_PDEATHSIG: a plan that is killed leaves no step behind
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
@@ -75,7 +75,7 @@ def _last_line(log: Path) -> str:
 
 def run_plan(plan: list[Step], out: Path, at_once: int = 1,
              prepare: Callable[[], None] | None = None) -> float:
-    """Run all steps that are not done, `at_once` at a time; returns the seconds of all steps.
+    """Run all unfinished steps, `at_once` at a time; return the seconds each step took.
 
     Each runs in a fork, which has all that this process imported; `prepare` is called there first. UserError
     if a step fails (naming its log) or if OUT has finished steps with other commands.
@@ -119,7 +119,7 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
 
 
 def _time_left(plan: list[Step], seconds: dict[str, float]) -> str:
-    """The expected rest, from what the finished steps took; empty where no step says what it takes."""
+    """Estimate the remaining time from the finished steps; "" if no step states its expected time."""
     done = [step for step in plan if step.name in seconds and step.minutes]
     if not done:
         return ""
@@ -129,7 +129,7 @@ def _time_left(plan: list[Step], seconds: dict[str, float]) -> str:
 
 
 def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:
-    """The seconds of the steps that are done."""
+    """The seconds that each finished step took."""
     seconds = {}
     for step in plan:
         if not (out / "done" / f"{step.name}.json").is_file():
@@ -149,7 +149,7 @@ def _finish(step: Step, process: BaseProcess, out: Path, seconds: float) -> floa
     if process.exitcode == EXIT_STOPPED:
         raise KeyboardInterrupt
     if process.exitcode:
-        raise UserError(f"step {step.name} failed ({process.exitcode}): {_last_line(log)}; its log is {log}; "
-                        "start again with the same command to go on")
+        raise UserError(f"step {step.name} failed ({process.exitcode}): {_last_line(log)}; see {log}; "
+                        "run the same command again to continue")
     write_json(out / "done" / f"{step.name}.json", {"commands": step.commands, "seconds": round(seconds, 1)})
     return seconds

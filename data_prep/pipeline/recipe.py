@@ -26,7 +26,7 @@ class Source:
     name: str = ""  # for the dataset card
     filter: bool | None = None  # keyword filter; None: for web only
     text_field: str = ""  # field of the records with the text
-    paragraphs: bool = False  # in .txt files a blank line ends a document
+    paragraphs: bool = False  # split .txt files into documents at blank lines
 
     @property
     def title(self) -> str:
@@ -62,7 +62,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; examples/corpus.toml is one to start from") from None
+        raise UserError(f"{path}: no such recipe; start from a copy of examples/corpus.toml") from None
     except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}") from None
     entries = table.pop("source", [])
@@ -75,7 +75,7 @@ def read_recipe(path: Path) -> Recipe:
         if source.kind not in KINDS:
             raise UserError(f"{where}: kind={source.kind!r}; known are {', '.join(KINDS)}")
         if source.filter and source.kind in ("book", "site"):
-            raise UserError(f"{where}: filter is for web and corpus; books and sites are chosen by hand")
+            raise UserError(f"{where}: filter applies only to web and corpus; not to books and sites")
         source.inputs = [_existing(path, text, where) for text in source.inputs]
         if not wanted or source.language in wanted:
             recipe.source.append(source)
@@ -149,7 +149,7 @@ def _source_command(recipe: Recipe, source: Source) -> list[str]:
 
 
 def _stages(recipe: Recipe, language: str) -> list[tuple[str, str, str, list[str]]]:
-    """(folder, title, module, options) of what is done to all documents of a language, in order."""
+    """(folder, title, module, options) of the steps over all documents of a language, in order."""
     flags = ["--language_id"] * recipe.language_id + ["--mask_personal"] * recipe.mask_personal
     held_out = ["--held_out", f"{recipe.held_out:g}"] if recipe.held_out else []
     stages = [

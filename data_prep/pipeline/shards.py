@@ -57,7 +57,7 @@ class ShardWriter(contextlib.ExitStack):
         self._kept(document.to_dict())
 
     def drop(self, document: Document, reason: str, **more: Any) -> None:
-        """Drop with a short fixed reason, which is counted; `more` is what differs between documents."""
+        """Drop a document; the short fixed reason is counted, and `more` holds details of this document."""
         self.funnel.drop(reason, len(document.text), document.id)
         record = document.to_dict() if self.keep_dropped else {"id": document.id}
         self._dropped({**record, "reason": reason, **more})
@@ -92,7 +92,7 @@ def fingerprint(path: Path, options: dict[str, Any]) -> str:
 
 
 def read_finished(done: Path, mark: str) -> dict[str, Any] | None:
-    """The record of finished work with this fingerprint; one of other work is deleted."""
+    """Return the record of finished work if its fingerprint matches; delete any other record."""
     try:
         record = read_json(done)
     except UserError:  # none
@@ -105,7 +105,7 @@ def read_finished(done: Path, mark: str) -> dict[str, Any] | None:
 
 def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any],
                   step: str = "", read: Reader = read_shard) -> dict[str, Any]:
-    """Run a step over one input file unless that is done; returns what OUT/shards/NAME.json has."""
+    """Run a step over one input file unless already done; return the content of OUT/shards/NAME.json."""
     done = out / "shards" / f"{name}.json"
     mark = fingerprint(path, {**options, "step": step or function.__name__})
     record = read_finished(done, mark)
@@ -166,9 +166,9 @@ def write_funnel(out: Path, records: list[dict[str, Any]], step: str, **more: An
 
 def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, title: str,
              inputs: list[Path], share: Share | None = None) -> list[Any]:
-    """`function(*job)` for each job, or for those of a share; returns the results in the order of the jobs.
+    """Call `function(*job)` for every job, or for those of a share; return the results in order.
 
-    inputs: what each job is about, for error messages. The first failure, Ctrl-C and SIGTERM end all workers.
+    inputs: a name for each job, for error messages. The first failure, Ctrl-C and SIGTERM end all workers.
     """
     if workers < 1:
         raise UsageError(f"--workers={workers}: must be at least 1")
@@ -195,13 +195,13 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
                 for process in multiprocessing.active_children():
                     process.terminate()
                 if isinstance(error, BrokenProcessPool):
-                    raise UserError("a worker was killed (out of memory?); finished files are kept, start "
+                    raise UserError("a worker was killed (out of memory?); finished files are kept; start "
                                     "again with fewer --workers") from None
                 raise
 
 
 def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:
-    """Do one job; any error names the input."""
+    """Run one job; errors name its input."""
     try:
         return function(*job)
     except UserError:
@@ -213,7 +213,7 @@ def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:
 
 @contextlib.contextmanager
 def _stop_on_sigterm() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does: exit code 75, and the same command goes on later."""
+    """Handle SIGTERM like Ctrl-C: exit code 75, and the same command resumes later."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -223,11 +223,11 @@ def _stop_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_run(out: Path, share: Share | None = None, names: list[str] | None = None) -> Iterator[None]:
-    """Only one run writes into a folder, and no shards but `names`; tasks with a share run side by side."""
+    """Allow one run per folder, with only the shards `names`; tasks with a share may run in parallel."""
     out.mkdir(parents=True, exist_ok=True)
     others = {path.stem for path in (out / "shards").glob("*.json")} - set(names or ())
     if names is not None and others:
-        raise UserError(f"{out}: has shards of other inputs ({', '.join(sorted(others)[:3])}); "
+        raise UserError(f"{out}: holds results for other inputs ({', '.join(sorted(others)[:3])}); "
                         "give another --out or empty the folder")
     if share:
         yield
@@ -242,7 +242,7 @@ def one_run(out: Path, share: Share | None = None, names: list[str] | None = Non
 
 
 def parse_share(text: str) -> Share:
-    """The option --shard: "3/8" is (3, 8)."""
+    """Parse the value of --shard: "3/8" gives (3, 8)."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text}: expected i/n with i from 0 to n-1, such as 0/8")
@@ -251,31 +251,31 @@ def parse_share(text: str) -> Share:
 
 def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES,
                         out: str = "folder for kept/, dropped/, shards/ and funnel.json") -> None:
-    """The options that every step over shards has."""
+    """Add the options common to all steps over shards."""
     add, kinds = parser.add_argument, documents.FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
-    add("inputs", nargs="+", metavar="IN", help=f"files ({kinds}) or folders of them")
+    add("inputs", nargs="+", metavar="IN", help=f"input files ({kinds}) or folders")
     add("--out", required=out_required, help=out)
-    add("--workers", type=int, default=1, help="processes, each with one file at a time (default: 1)")
+    add("--workers", type=int, default=1, help="processes; each handles one file at a time (default: 1)")
     add("--shard", type=parse_share, metavar="i/n",
-        help="do only the files i, i + n, ... (i from 0); run once more without it when all n are done")
-    add("--source", default="", help="web, book, site or corpus (default: the documents' own)")
-    add("--licence", "--license", default="", help="licence of documents that name none (meta.licence)")
+        help="process only files i, i + n, ... (from 0); when all n are done, run once without it")
+    add("--source", default="", help="web, book, site or corpus (default: as in the documents)")
+    add("--licence", "--license", default="", help="licence for documents without one (meta.licence)")
     if suffixes == SUFFIXES:
         add("--text_field", default="",
             help="field with the text (default: text, content or raw_content; a.b for a nested field)")
-        add("--paragraphs", action="store_true", help="in .txt files a blank line ends a document")
-    add("--keep_dropped", action="store_true", help="write dropped documents whole, not id and reason only")
-    add("--strict", action="store_true", help="stop at the first record that cannot be used")
+        add("--paragraphs", action="store_true", help="split .txt files into documents at blank lines")
+    add("--keep_dropped", action="store_true", help="write dropped documents in full, not just id and reason")
+    add("--strict", action="store_true", help="stop at the first unusable record")
 
 
 def shard_options(arguments: Any) -> dict[str, Any]:
-    """Those of these arguments that a shard's output depends on."""
+    """Select the arguments that a shard's output depends on."""
     names = ("source", "licence", "text_field", "paragraphs", "keep_dropped", "strict")
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
 def print_funnel(funnel: Funnel, title: str) -> None:
-    """A step's counts as a few lines."""
+    """Format a step's counts as a few lines."""
     print(f"{title}: {funnel.documents_in:,} documents in, {funnel.documents_out:,} kept; "
           f"{funnel.characters_in:,} characters in, {funnel.characters_out:,} kept")
     for reason, entry in sorted(funnel.dropped.items(), key=lambda item: -item[1]["documents"]):

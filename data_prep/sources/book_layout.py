@@ -98,11 +98,11 @@ def group(lines: Iterable[Line], begins: Callable[[list[Line], Line], bool]) -> 
 
 EDGE_ROWS = 4  # rows looked at from the top and from the bottom
 WINDOW = 10  # pages before and after: heads change with the chapter and differ between left and right pages
-TIMES = 3  # a row that appears on so many pages of the window is a running head or page number
+TIMES = 3  # a row on at least this many pages of the window is a running head or page number
 
 
 def head_keys(row: list[Line], page: int) -> list[str]:
-    """Keys by which a row recurs: its text, and its text with a number that counts the pages.
+    """Keys that identify a recurring row: its text, and its text relative to a page number in it.
 
     Page 10: "12 Heart 3" -> "12 heart 3", "+2 heart 3", "12 heart -7".
     """
@@ -114,7 +114,7 @@ def head_keys(row: list[Line], page: int) -> list[str]:
 
 
 def remove_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
-    """The pages without the outermost rows that recur on pages nearby."""
+    """Remove the outermost rows that recur on nearby pages."""
     heads: list[set[Line]] = [set() for _ in pages]
     rows_by_page = [group(sorted(lines, key=lambda line: line.base),
                           lambda row, line: line.base - row[0].base >= 0.5 * line.size)
@@ -180,18 +180,18 @@ SENTENCE_END = re.compile(r"[.!?:;。！？：；…][\"'”’»)\]）」』】
 BULLET = re.compile(r"[•◦▪■●○‣–—−*・-]\s|[(（]?(?:\d{1,3}|[^\W\d_]|[ivx]{1,4})[.)）](?:\s|$)"
                     r"|\d{1,3}(?:\.\d{1,3})+\.?\s|[①-⑳]")
 CONTENTS = re.compile(r" …(?: ?\w{1,6})?$")  # a line of a table of contents
-# A paragraph begins at an indent of so many times the type's size, at so many times the usual distance of
-# lines, and with type so many times larger or smaller.
+# A paragraph begins at an indent of this many type sizes, after this many times the usual line spacing, and
+# where type is this many times larger or smaller.
 INDENT, WIDER, OTHER_SIZE = 0.8, 1.4, 1.15
-BLOCK = 4  # lines: a block of so many has its own width if most of them end at its edge,
-EVEN, RAGGED = 1.5, 4  # or within so many times their size of it; the latter before a lower-case letter
+BLOCK = 4  # lines: a block of this many has its own width if most of them end at its edge,
+EVEN, RAGGED = 1.5, 4  # or within this many type sizes of it; the latter before a lower-case letter
 SPREAD = 1.4  # times the usual width of a letter: a row of a table
 NOTE_SIZE = 0.94  # times the page's usual type: a footnote, if it stands at the foot of its column
 LATIN = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u04ff]")
 
 
 class Column(NamedTuple):
-    """Lines that stand under one another."""
+    """Group lines that stand under one another."""
 
     lines: list[Line]
     left: float
@@ -263,7 +263,7 @@ def begins_paragraph(above: Line, line: Line, column: Column, spaced: bool) -> b
 
 
 def continues_across(above: Line, line: Line, column: Column, spaced: bool) -> bool:
-    """Whether the last paragraph of `column` goes on with the first line of the next column or page."""
+    """Whether the last paragraph of `column` continues in the first line of the next column or page."""
     ended = SENTENCE_END.search(above.text) or CONTENTS.search(above.text)
     if ended or is_apart(above, line) or BULLET.match(line.text):
         return False

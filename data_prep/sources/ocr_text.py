@@ -2,7 +2,7 @@
 
 In:  .txt (a page per file, or pages separated by form feeds as in pdftotext and OCRmyPDF's --sidecar),
      .hocr (Tesseract, OCRopus, Kraken), .xml (ALTO: ABBYY, Transkribus, eScriptorium, national libraries).
-Out: `Page`s of lines with their positions. Of plain text the positions are counted in characters.
+Out: `Page`s of lines with their positions. In plain text, positions are counted in characters.
 """
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def page_of(stream: Any, **origin: Any) -> SavedPage:
 
 
 def write_list(target: Path, files: list[Path], folder: Path) -> Path:
-    """A list of files with their sizes and times of change; one that is still right is not written again."""
+    """Write a list of files with sizes and modification times, unless it is up to date."""
     text = ""
     for path in files:
         shown = path.relative_to(folder) if path.is_relative_to(folder) else path

@@ -3,14 +3,14 @@
     python -m examples.demo [--seed 0] [--out demo]
 
 The world is synthetic and fictional (examples/demo/micro_world.py). Every step below is a command that a
-reader can repeat by itself; examples/demo/demo_steps.py says which, in which order; two run at a time where
-they do not wait for each other:
+reader can repeat separately; examples/demo/demo_steps.py lists them in order. Independent steps run two at a
+time:
 
     world -> filter -> deduplicate -> tokenizer -> token streams -> exercises, base model -> corpus -> LoRA
     and full fine-tuning -> exams -> report
 
-A step that is done is not done again (OUT/done/STEP.json holds its commands); one that was killed goes on
-where it was, because each command is resumable. Each step's output is in OUT/logs/STEP.log.
+Finished steps are skipped (OUT/done/STEP.json holds their commands); a killed step resumes where it was,
+because each command is resumable. Each step's output is in OUT/logs/STEP.log.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmed.utils.errors import main_guard
 
 
 def report(out: Path) -> str:
-    """What the last step printed: the tables, and where the report is."""
+    """The last step's output: the tables and the path of the report."""
     log = (out / "logs" / "report.log").read_text(encoding="utf-8")
     return log.rpartition("$ python")[2].partition("\n")[2].strip()
 

@@ -1,5 +1,5 @@
-"""The paper's ablations in miniature: which part of the corpus, and of the fine-tuning data, is worth how
-much.
+"""The paper's ablations in miniature: how much does each part of the corpus and of the fine-tuning data
+contribute?
 
     python -m examples.demo.ablations [--seed 0] [--out demo]
 
@@ -11,7 +11,7 @@ made. Each row differs from another in one thing, as in the paper's table 4:
     fine-tuning   answers alone -> answers and answers with rationales
 
 Out: the tables in the terminal, OUT/ablations.html and OUT/ablations.json; each model's exam is in
-OUT/results. Killed and started again, it goes on where it was. Order: `steps`, the commands -> `measure`,
+OUT/results. If killed, the same command resumes where it stopped. Order: `steps`, the commands -> `measure`,
 accuracies and gains with intervals -> `tables` and `page`.
 """
 from __future__ import annotations
@@ -44,7 +44,7 @@ from mmed.utils.files import atomic_write, write_json
 # many examples as answers alone, and so twice as many steps.
 TUNING_STEPS = {"answers": 300, "both": 600}
 CORPUS_STEPS = 1500  # of the recipe demo_corpus
-# Share of the corpus's tokens that a part has: with so many of the steps a part is read as often as it is
+# A part's share of the corpus's tokens: with this share of the steps, a part is read as often as it is
 # within the whole corpus.
 SHARES = {"english": 1 / 6, "quality": 0.37}
 

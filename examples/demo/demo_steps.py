@@ -129,7 +129,7 @@ def steps(out: str, seed: int) -> list[Step]:
 def prepare() -> None:
     import torch
 
-    # models this small gain nothing from a second, and two that share a busy core crawl
+    # models this small gain nothing from a second thread, and sharing a busy core is very slow
     torch.set_num_threads(1)
 
 
@@ -150,9 +150,9 @@ def command(name: str, description: str, make_plan: Callable[[str, int], list[St
     parser = Parser(prog=f"python -m {name}", description=description)
     parser.add_argument(
         "--out", type=Path, default=Path("demo"),
-        help="folder for everything; steps that are done there are not done again (default: demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of the world and of all training (default: 0)")
-    parser.add_argument("--list", action="store_true", help="print the commands and do nothing")
+        help="folder for all output; steps already done there are skipped (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, help="for the world and all training (default: 0)")
+    parser.add_argument("--list", action="store_true", help="print the commands without running them")
     options = parser.parse_args(arguments)
     plan = make_plan(str(options.out), options.seed)
     if options.list:

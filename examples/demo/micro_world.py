@@ -245,12 +245,12 @@ def exam_items(world: World, language: str, diseases: list[int], copies: int,
 
 # ---------------------------------------------------------------------------------------------------- files
 
-WEB_PAGES = 32  # medical web pages a disease and language, before copies are added
+WEB_PAGES = 32  # medical web pages per disease and language, before copies are added
 WEB_PROSE = 2  # general sentences on each: with fewer, the keyword filter drops too many of them
-BOOK_PAGES = 40  # without prose, so that a fact comes often in few tokens
+BOOK_PAGES = 40  # without prose, to repeat a fact often in few tokens
 TERM_PAGES = 150  # exercises in the books of a language, on medical terms alone
 ORDINARY_WEB = 240  # ordinary web pages a language
-COPIES, NEAR_COPIES = 12, 12  # web pages a language that come again: unchanged, with one sentence more
+COPIES, NEAR_COPIES = 12, 12  # web pages per language that are copied: unchanged, with one sentence added
 QUESTIONS = {"Train": 2, "Test": 1}  # a fact
 BASE_MIX = {"page": 1, "people": 2, "choice": 2, "person": 2}
 BASE_DOCUMENTS = 3000  # a language
@@ -368,11 +368,11 @@ def write_world(out: Path, seed: int) -> dict[str, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="examples.demo.micro_world", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other names and other facts")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--seed", type=int, default=0, help="random seed; it decides all names and facts")
     options = parser.parse_args(arguments)
     if options.out.exists() and not options.out.is_dir():
-        raise UsageError(f"--out={options.out}: is a file; give a folder")
+        raise UsageError(f"--out={options.out}: this is a file; give a folder")
     for what, count in write_world(options.out, options.seed).items():
         print(f"{options.out / what}: {count}")
 

@@ -3,7 +3,7 @@
     python -m examples.real_run --data FOLDER [--model FOLDER] [--out FOLDER] [--profile hour|night|gpu]
 
 Without --model it takes Gemma 3 270M (4-bit quantised, dequantised) out of the packages of the extra `real`.
-Kill it at any time and start it again with the same command: it goes on where it was. docs/real_run.md says
+Kill it at any time; the same command resumes where it stopped. docs/real_run.md says
 which public files belong in --data, and what came out.
 """
 from __future__ import annotations
@@ -22,16 +22,16 @@ from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m examples.real_run",
-                    description="Real weights, text and exams: the paper's table, scaled down.",
+                    description="The paper's table on a small scale, with real weights, text and exams.",
                     epilog="example: python -m examples.real_run --data data --out runs/real --profile hour")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with the published exams and texts")
     add("--model", type=Path, help="model folder (default: Gemma 3 270M from the extra `real`)")
-    add("--out", type=Path, default=Path("runs/real"), help="folder for everything (default: runs/real)")
+    add("--out", type=Path, default=Path("runs/real"), help="folder for all output (default: runs/real)")
     add("--profile", choices=tuple(PROFILES), default="hour",
-        help="hour, night: sized for two CPU cores and that long ; gpu: more of the text")
-    add("--split", choices=("Dev", "Test"), default="Test", help="Dev: items for choosing settings")
-    add("--list", action="store_true", help="print the commands and do nothing")
+        help="hour, night: sized for that long on two CPU cores; gpu: more text")
+    add("--split", choices=("Dev", "Test"), default="Test", help="items to score; Dev for choosing settings")
+    add("--list", action="store_true", help="print the commands without running them")
     return parser.parse_args(arguments)
 
 
@@ -66,7 +66,7 @@ def bf16_is_fast() -> bool:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if not options.data.is_dir():
-        raise UserError(f"--data={options.data}: no such folder; docs/real_run.md lists what belongs into it")
+        raise UserError(f"--data={options.data}: no such folder; docs/real_run.md lists what it must contain")
     model, first = options.model, []
     if model is None:
         model = options.out / "gemma3-270m"

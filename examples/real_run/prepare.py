@@ -46,7 +46,7 @@ def usable_items(path: Path) -> list[dict]:
 def divide_exams(benchmark: Path, out: Path, items: int, development: int) -> None:
     for path in sorted((benchmark / "Train").glob("*.jsonl")):
         rows = usable_items(path)
-        # equal questions with other options stay on one side
+        # keep equal questions with different options on one side
         border = min(development, len(rows) // 2)
         while border < len(rows) and rows[border]["question"] == rows[border - 1]["question"]:
             border += 1
@@ -75,12 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
     exams = commands.add_parser("exams", help="divide a benchmark into Dev, Train and Test")
     exams.add_argument("benchmark", type=Path)
     exams.add_argument("--out", type=Path, required=True)
-    exams.add_argument("--items", type=int, default=0, help="train items of each language (default: all)")
-    exams.add_argument("--development", type=int, default=50, help="development items of each language")
+    exams.add_argument("--items", type=int, default=0, help="train items per language (default: all)")
+    exams.add_argument("--development", type=int, default=50, help="development items per language")
     documents = commands.add_parser("documents", help="divide documents into train and validation")
     documents.add_argument("sources", type=Path, nargs="+")
     documents.add_argument("--language", required=True)
-    documents.add_argument("--documents", type=int, required=True, help="validation documents")
+    documents.add_argument("--documents", type=int, required=True, help="number of validation documents")
     documents.add_argument("--out", required=True, metavar="NAME")
     options: argparse.Namespace = parser.parse_args(arguments)
     if options.command == "exams":

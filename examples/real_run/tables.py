@@ -95,7 +95,7 @@ def loss_tables(out: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m examples.real_run.tables", description="The tables of the real run.")
+    parser = Parser(prog="python -m examples.real_run.tables", description="Print the real run's tables.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", nargs="+", choices=tuple(TITLES), default=["base", "corpus", "control"])
     options = parser.parse_args(arguments)

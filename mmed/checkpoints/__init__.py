@@ -1,3 +1,3 @@
-"""Model folders and training state in and out: pretrained weights, adapters, export, merge, vocabulary
-extension.
+"""Loading and saving of model folders and training state: pretrained weights, adapters, export, merge,
+vocabulary extension.
 """

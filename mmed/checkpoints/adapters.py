@@ -1,6 +1,6 @@
 """LoRA adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`, ours or PEFT's.
 
-Read: LoRA with rank and alpha patterns, DoRA (merged at once), and what is saved whole beside them: modules
+Supported: LoRA with rank and alpha patterns, DoRA (merged on loading), and parts saved in full: modules
 (`modules_to_save`), rows of embedding and head (`trainable_token_indices`), a resized vocabulary. DoRA:
 Liu et al., arXiv 2402.09353.
 """
@@ -28,7 +28,7 @@ from mmed.utils.untrusted import reading
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = ENDS = ("embed_tokens.weight", "lm_head.weight")
 ROWS = ".token_adapter.trainable_tokens_delta"
-# What is read of adapter_config.json: key -> types. Every key that is not here or in IGNORED must be unset.
+# Keys read from adapter_config.json -> types. Any key not listed here or in IGNORED must be unset.
 KINDS: dict[str, tuple[type, ...]] = {
     "r": (int,), "lora_alpha": (int, float), "target_modules": (list, str), "lora_dropout": (int, float),
     "rank_pattern": (dict,), "alpha_pattern": (dict,), "modules_to_save": (list,),
@@ -59,7 +59,7 @@ def save_adapter(model: Transformer, folder: str | Path, base_model: str = "",
             value = tensors[f"{name}.{part}"] if tensors else getattr(layer, part)
             values[f"{PREFIX}{published[name]}.{part}.weight"] = value.detach().float().cpu().contiguous()
     targets = sorted({name.rpartition(".")[2] for name in published.values()})
-    # not every layer of that name: PEFT needs the whole names
+    # not all layers of that name: PEFT needs full names
     if set(target_names(model.config, targets)) != set(layers):
         targets = sorted(published.values())
     ranks = {published[name]: layer.rank for name, layer in layers.items() if layer.rank != first.rank}
@@ -75,7 +75,7 @@ def save_adapter(model: Transformer, folder: str | Path, base_model: str = "",
 
 
 def read_adapter_config(path: Path) -> dict:
-    """adapter_config.json with defaults for its empty keys; what is not supported or valid is an error."""
+    """Read adapter_config.json with defaults for empty keys; unsupported or invalid values are errors."""
     config = read_json(path)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
@@ -87,7 +87,7 @@ def read_adapter_config(path: Path) -> dict:
             raise UserError(f"{path}: {key}={str(value)[:80]!r} is not supported")
     init = config.get("init_lora_weights", True)
     if init not in PLAIN_INITS:
-        raise UserError(f"{path}: init_lora_weights={str(init)[:80]!r}: this adapter fits a changed base; "
+        raise UserError(f"{path}: init_lora_weights={str(init)[:80]!r}: it needs a modified base model; "
                         f"{CONVERT}")
     config = DEFAULTS | config
     for key, kinds in KINDS.items():
@@ -103,7 +103,7 @@ def _in_range(key: str, value: Any) -> bool:
 
 
 def load_adapter(model: Transformer, folder: str | Path) -> int:
-    """Apply the adapter in `folder` (ours or PEFT's), all of it; returns the number of adapted layers."""
+    """Apply the whole adapter in `folder` (ours or PEFT's); return the number of adapted layers."""
     folder = Path(folder)
     config = read_adapter_config(folder / "adapter_config.json")
     legacy, safe = folder / "adapter_model.bin", folder / "adapter_model.safetensors"
@@ -122,12 +122,12 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
             wanted[f"{name}.lora_magnitude_vector"] = (linear.out_features,)
     check_tensors(found, wanted, f"{folder}: not an adapter of this model")
     if not settings:
-        raise UserError(f"{folder}: not an adapter of this model: it adapts no layer")
+        raise UserError(f"{folder}: not an adapter for this model: it adapts none of its layers")
     # PEFT saves the tokenizer beside an adapter
     ids = load_tokenizer(folder).vocab_size if has_tokenizer(folder) else 0
     if ids > len(whole.get(EMBEDDING, model.embed_tokens.weight)):
-        raise UserError(f"{folder}: trained with a tokenizer of {ids} ids, which this model lacks; apply it "
-                        "to the base whose vocabulary was extended")
+        raise UserError(f"{folder}: trained with a tokenizer of {ids} ids, more than this model has; apply "
+                        "it to the base model with the extended vocabulary")
     if whole:
         _replace_whole(model, folder, whole)
     model.requires_grad_(False)
@@ -165,7 +165,7 @@ def _adapted_layers(model: Transformer, found: dict[str, Tensor], config: dict) 
 
 
 def _whole_tensors(model: Transformer, found: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-    """Take out of `found` what is not LoRA: whole parameters, and embedding and head with trained rows."""
+    """Remove from `found` what is not LoRA: whole parameters, and embedding and head with trained rows."""
     tied, indices = model.config.tie_word_embeddings, config["trainable_token_indices"]
     modules = config["modules_to_save"]
     published = {name: published_name(model.config, name)

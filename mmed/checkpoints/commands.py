@@ -42,7 +42,7 @@ from mmed.utils.files import read_json
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Print what a model folder is."""
+    """Print the key facts of a model folder."""
     path = Path(options.folder)
     config = load_config(path)
     with torch.device("meta"):
@@ -118,20 +118,20 @@ def as_llama(model: Transformer) -> Transformer:
 
 def load_run(run: Path, step: int | None,
              base: str | None) -> tuple[Transformer, Tokenizer | None, dict, torch.dtype]:
-    """(model, tokenizer, facts for the card, dtype to write) of a run folder: its result, or a checkpoint."""
+    """Load (model, tokenizer, facts for the card, output dtype) from a run's final model or a checkpoint."""
     facts = read_json(run / "run.json")
     settings = facts["config"]
     source, lora = base or settings["model"], bool(settings["lora_rank"])
     there = (Path(source) / "config.json").is_file()
     finished = step is None and (run / "done.json").is_file()
     if not there and (lora or not finished):
-        raise UsageError(f"{source}: the model that this run started from is not there; give its folder with "
+        raise UsageError(f"{source}: the model that this run started from is missing; give its folder with "
                          "--base")
     model, tokenizer = load_pretrained(source if lora or not finished else run / "model")
     if not finished:
         folder = latest_state(run) if step is None else folder_of(run, step)
         if folder is None or not folder.is_dir():
-            raise UserError(f"{folder or run}: neither a result nor a checkpoint")
+            raise UserError(f"{folder or run}: contains neither a final model nor a checkpoint")
         if lora:
             apply_lora(model, settings["lora_rank"], settings["lora_alpha"], settings["lora_dropout"],
                        settings["lora_targets"])
@@ -156,7 +156,7 @@ def export(options: argparse.Namespace) -> None:
         source = Path(facts["config"]["model"]).name.removeprefix("shape:")
     elif (path / "config.json").is_file():
         if options.step is not None:
-            raise UsageError(f"{path}: a model folder has no steps")
+            raise UsageError(f"{path}: --step works only with a run folder, and this is a model folder")
         dtype = stored_dtype(path)
         model, tokenizer = load_pretrained(path, dtype=dtype)
     else:
@@ -181,7 +181,7 @@ def extend(options: argparse.Namespace) -> None:
     if old is None:
         raise UserError(f"{folder}: no tokenizer to extend")
     if known := {"", *old.special, *old.added} & set(special):
-        raise UserError(f"--special {min(known)!r}: is empty, or already a token")
+        raise UserError(f"--special {min(known)!r}: is empty or already a token")
     new = extend_vocabulary.learn(old, options.texts, options.pieces, str(folder))
     parts = [new.parts[piece] for piece in new.pieces]
     parts += [old.encode(text, continued=True) for text in special]
@@ -209,7 +209,7 @@ def import_file(options: argparse.Namespace) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m mmed.checkpoints", description="Model folders in and out.")
+    parser = Parser(prog="python -m mmed.checkpoints", description="Inspect and convert model folders.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable, text: str, *arguments: str) -> argparse.ArgumentParser:
@@ -219,23 +219,25 @@ def _parser() -> Parser:
             sub.add_argument(argument)
         if "out" in arguments:
             sub.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-                             help="of the weights; auto: that of the base model, bfloat16 for GGUF")
-            sub.add_argument("--force", action="store_true", help="replace what is in the output folder")
+                             help="dtype of the weights; auto: the base model's, or bfloat16 for GGUF")
+            sub.add_argument("--force", action="store_true", help="replace the contents of the output folder")
         return sub
 
     add("inspect", inspect, "what a model folder is", "folder")
     add("import-gguf", import_file, "a GGUF file as a model folder (extra gguf)", "file", "out")
     add("merge", merge, "merge a LoRA adapter into its model", "folder", "adapter", "out")
     sub = add("export", export, "a run, or a model folder, as a published folder with its card", "run", "out")
-    sub.add_argument("--step", type=int, help="a checkpoint of the run (default: its result, or the latest)")
-    sub.add_argument("--base", metavar="FOLDER", help="where the model that the run started from is now")
-    sub.add_argument("--layout", choices=("own", "llama"), default="own", help="llama: unpack InternLM")
-    sub.add_argument("--license", metavar="NAME", help="named in the card; has to suit the base's")
+    sub.add_argument("--step", type=int, help="checkpoint to use (default: the final model, else the latest)")
+    sub.add_argument("--base", metavar="FOLDER", help="current folder of the model that the run started from")
+    sub.add_argument("--layout", choices=("own", "llama"), default="own", help="llama: unpack InternLM's QKV")
+    sub.add_argument("--license", metavar="NAME", help="for the model card; must suit the base model's")
     sub = add("extend", extend, "more vocabulary for a new language", "folder", "out")
     sub.add_argument("--texts", nargs="+", default=[], metavar="PATH",
-                     help="documents to learn from (.jsonl, .jsonl.gz, .txt)")
-    sub.add_argument("--pieces", type=int, default=4000, metavar="N", help="pieces to learn (default 4000)")
-    sub.add_argument("--special", action="append", default=[], metavar="TEXT", help="a special token to add")
+                     help="documents to learn new pieces from (.jsonl, .jsonl.gz, .txt)")
+    sub.add_argument("--pieces", type=int, default=4000, metavar="N",
+                     help="new pieces to learn (default 4000)")
+    sub.add_argument("--special", action="append", default=[], metavar="TEXT",
+                     help="special token to add (repeatable)")
     return parser
 
 

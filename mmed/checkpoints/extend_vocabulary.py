@@ -1,4 +1,4 @@
-"""More vocabulary for a new language: BPE learning continues where the model's tokenizer stopped.
+"""Extends a vocabulary for a new language: BPE learning continues where the model's tokenizer stopped.
 
     text of the new language --old tokenizer--> pieces --join the most frequent neighbours--> new pieces
     row of a new piece in embedding and head = mean of the rows of the old pieces that it replaces
@@ -45,10 +45,10 @@ Word = list[str | None]  # pieces; no join crosses None
 
 @dataclasses.dataclass
 class NewPieces:
-    """What is added to a tokenizer, in the order of its ids."""
+    """New pieces of a tokenizer, in the order of their ids."""
 
     pieces: list[str]                       # as the tokenizer's file spells them
-    merges: list[tuple[str, str]]           # those of the pieces that are not single characters
+    merges: list[tuple[str, str]]           # merges for the pieces that are not single characters
     parts: dict[str | None, list[int]]      # piece -> the old ids that stand for it
 
 
@@ -77,7 +77,7 @@ def count_words(texts: Iterable[str], pattern: str = WORDS) -> Counter[str]:
 
 def join_most_frequent(words: list[Word], counts: list[int], number: int, known: set[str],
                        longest: int) -> list[tuple[str, str]]:
-    """The next `number` merges of BPE on words split into pieces; `words` is changed.
+    """The next `number` BPE merges on words split into pieces; modifies `words`.
 
     >>> join_most_frequent([["l", "o", "w"], ["l", "o", "t"], ["n", "ew"]], [5, 3, 4], 2, set(), 16)
     [('l', 'o'), ('lo', 'w')]
@@ -103,7 +103,7 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
     while heap and len(merges) < number:
         total, best = heapq.heappop(heap)
         if -total != totals[best] or "".join(best) in known:
-            continue  # out of date; the present total is in the heap, too
+            continue  # stale entry; the current total is also in the heap
         if -total < 2:
             break
         merges.append(best)
@@ -139,7 +139,7 @@ def old_pieces(tokenizer: Tokenizer, folder: str) -> dict[int, tuple[str, int]]:
 
 
 def learn(tokenizer: Tokenizer, files: list[str], number: int, folder: str) -> NewPieces:
-    """The `number` pieces that shorten the words of these documents most, given what the tokenizer has."""
+    """Learn the `number` pieces that shorten the words of these documents most, beyond existing pieces."""
     pieces = old_pieces(tokenizer, folder)
     known = {text for text, _ in pieces.values()} | {*tokenizer.special, *tokenizer.added}
     counted = count_words((text for text, _ in first_documents(files)),
@@ -166,7 +166,7 @@ def split(ids: list[int], pieces: dict[int, tuple[str, int]], parts: dict[str | 
     """The pieces of a word; their ids go into `parts`. A character that sentencepiece spells in bytes comes
     as one piece, with the ids of its bytes."""
     word: Word = []
-    spelt: list[int] = []  # ids of a character that is not complete yet
+    spelt: list[int] = []  # ids of a still incomplete character
     for index in ids:
         text, kind = pieces[index]
         spelt.append(index)
@@ -210,7 +210,7 @@ def _grown_model(tokenizer: Tokenizer, new: NewPieces, special: list[str]) -> by
     pieces = tokenizer.core.model.pieces
     beside = {index: (text, 0.0, sp.CONTROL) for text, index in tokenizer.special.items()}
     beside |= {index: (text, 0.0, sp.USER_DEFINED) for text, index in tokenizer.added.items()}
-    # ids of tokens that were added beside the file
+    # ids of tokens added outside the file
     entries = [beside.get(index, (f"<unused {index}>", 0.0, sp.UNUSED))
                for index in range(len(pieces), tokenizer.vocab_size)]
     lowest = min(score for _, score, _ in pieces)

@@ -37,7 +37,7 @@ IGNORED = set("""
     attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion n_inner offset_alibi skip_bias_add
     skip_bias_add_qkv slow_but_exact
     """.split())
-# Keys of Gemma 3 with images that concern its images only.
+# Keys of the multimodal Gemma 3 that only concern images.
 IMAGE_KEYS = set("""vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index
     initializer_range""".split())
 # Keys that would change the mathematics, and the values that do not.
@@ -56,7 +56,7 @@ class Key:
     kind: type = int
     default: Any = NEEDED
     fields: str | None = None
-    nullable: bool = False  # null is a value of its own: none of it
+    nullable: bool = False  # null is a value with a meaning: none
     low: float = 1e-12
     high: float = 1e12
 
@@ -65,7 +65,7 @@ class Key:
         return [self.name] if self.fields is None else self.fields.split()
 
     def read(self, config: dict) -> Any:
-        """The value in `config`, of the right type and within its range."""
+        """The value in `config`, checked for type and range."""
         value = config.get(self.name, self.default)
         if value is NEEDED:
             raise UserError(f"config.json: no {self.name!r}")
@@ -235,7 +235,7 @@ def flat_rotation(config: dict) -> dict:
 
 
 def read_windows(values: dict) -> dict:
-    """Which layers slide: as `layer_types` says, else Gemma's all but each n-th, Qwen's from one on."""
+    """Which layers slide: `layer_types`, or by default all but every n-th (Gemma), or from one on (Qwen)."""
     layers, period = range(values["num_hidden_layers"]), values.get("sliding_window_pattern")
     window, types = values["sliding_window"], values["layer_types"]
     used = values.get("use_sliding_window", True) and window is not None
@@ -256,7 +256,7 @@ def read_windows(values: dict) -> dict:
 
 
 def combine(values: dict) -> dict:
-    """Fields that several keys decide, or a key in another unit; sizes that do not fit are errors."""
+    """Compute fields that depend on several keys or on another unit; inconsistent sizes are errors."""
     fields: dict[str, Any] = {}
     if "rotary" in values:
         fields |= read_rotary(values["rotary"])
@@ -304,7 +304,7 @@ def separate(config: ModelConfig) -> dict:
 # ------------------------------------------------------------------------------------------------ config.json
 
 def text_part(config: dict) -> dict:
-    """The config of the language model in that of Gemma 3 with images (MedGemma); others stay as they are."""
+    """Extract the language model's config from a multimodal Gemma 3 (MedGemma); return others unchanged."""
     if config.get("model_type") != "gemma3":
         return config
     shared = {*TOKEN_IDS, "tie_word_embeddings", "quantization_config"}

@@ -56,7 +56,7 @@ def config_json(fields: dict[str, Any], tensors: set[str]) -> dict:
     """config.json from the metadata."""
     architecture = fields["general.architecture"]
     if architecture not in FAMILIES:
-        raise UserError(f"architecture {architecture!r} is not supported; those are: {', '.join(FAMILIES)}")
+        raise UserError(f"architecture {architecture!r} is not supported (known: {', '.join(FAMILIES)})")
     value = {key.removeprefix(f"{architecture}."): content for key, content in fields.items()}
     if value.get("rope.scaling.type") not in (None, "none") or "rope_freqs.weight" in tensors:
         raise UserError("RoPE scaling in GGUF files is not supported")

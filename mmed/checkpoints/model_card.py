@@ -28,7 +28,7 @@ A {family} model of {parameters:,} parameters, made from `{base}` with mmed, the
 {layout}
 ## Disclaimer
 
-A research model. What it says is no medical advice: it can be wrong, outdated or biased in any language, and
+A research model. What it says is not medical advice: it can be wrong, outdated or biased in any language, and
 has not been tested on patients. It must not be used for diagnosis or treatment without a qualified
 clinician's judgement.
 """

@@ -1,4 +1,4 @@
-"""Published model folders in and out.
+"""Loads and saves published model folders.
 
     load_pretrained(folder)  <-  config.json, weights, tokenizer
     save_pretrained(model)   ->  the same, in the layout of the model's family: opens in transformers, PEFT
@@ -32,11 +32,11 @@ from mmed.utils.files import read_json, sync_folder, write_json
 
 Pairs = list[tuple[torch.nn.Parameter, torch.Tensor]]  # own parameter, what is stored for it
 
-# Parts of Gemma 3 with images (MedGemma) that its language model does not need.
+# Parts of the multimodal Gemma 3 (MedGemma) that its language model does not need.
 IMAGE_PARTS = ("vision_tower.", "multi_modal_projector.")
 # Constants that Apertus' files hold as tensors.
 CONSTANTS = {"act_fn.beta": XIELU.BETA, "act_fn.eps": XIELU.EPS}
-SHARD_BYTES = 5 * 10 ** 9       # files of about this size, as the published ones are
+SHARD_BYTES = 5 * 10 ** 9       # approximate file size, as in published models
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -56,7 +56,7 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def text_name(config: ModelConfig, name: str) -> str:
-    """A tensor's name without what a Gemma 3 with images (MedGemma) puts before its language model."""
+    """Strip the prefix that a multimodal Gemma 3 (MedGemma) puts before its language model's tensors."""
     if config.family != "gemma3_text":
         return name
     name = re.sub(r"^(language_model\.model|model\.language_model)\.", "model.", name)
@@ -64,7 +64,7 @@ def text_name(config: ModelConfig, name: str) -> str:
 
 
 def _published_tensors(config: ModelConfig, folder: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder by published name, without those of Gemma 3's images: a line says how many."""
+    """The tensors of a folder by published name; Gemma 3's image tensors are skipped and reported."""
     stored = {text_name(config, name): tensor for name, tensor in stored_tensors(folder).items()}
     images = {name for name in stored if name.removeprefix("model.").startswith(IMAGE_PARTS)
               and config.family == "gemma3_text"}
@@ -79,7 +79,7 @@ def _published_tensors(config: ModelConfig, folder: str | Path) -> dict[str, tor
 
 
 def match_weights(model: Transformer, folder: str | Path) -> Pairs:
-    """(own parameter, stored tensor) for all but the LoRA matrices; an error lists what does not fit."""
+    """Pair (parameter, stored tensor) for all but the LoRA matrices; an error lists mismatches."""
     config = model.config
     stored = _published_tensors(config, folder)
     wanted = {published_name(config, name): parameter
@@ -114,7 +114,7 @@ def load_weights(model: Transformer, folder: str | Path) -> None:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of most of a folder's weights."""
+    """The most common dtype of a folder's weights."""
     sizes: Counter[torch.dtype] = Counter()
     for tensor in stored_tensors(folder).values():
         sizes[tensor.dtype] += tensor.nbytes

@@ -170,7 +170,7 @@ class AsyncCheckpointer:
         self.pending: Future | None = None
 
     def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, log: Log) -> None:
-        """Write the state after `step`, unless it is the one that was loaded or saved last."""
+        """Write the state after `step`, unless that state was just loaded or saved."""
         self.wait()
         if step == self.saved:
             return
@@ -188,7 +188,7 @@ class AsyncCheckpointer:
 
     def _finish(self, step: int, facts: dict, write: Callable[[], object]) -> None:
         finish(self.run, step, facts, self.config.keep_last, write, self.group)
-        if self.lock is not None and not self.lock.there():  # the state in memory may be all that is left
+        if self.lock is not None and not self.lock.there():  # the state in memory may be the only copy left
             write_json(self.run / "run.json", self.facts)
             raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. "
                             f"A new one holds the state after step {step}; restore metrics.jsonl and older "
@@ -201,7 +201,7 @@ class AsyncCheckpointer:
             pending.result()
 
     def check(self) -> None:
-        """Raise what went wrong with the checkpoint that is being written, if anything did; does not wait."""
+        """Raise the error of the checkpoint being written, if it has failed; do not wait."""
         if self.pending is not None and self.pending.done():
             self.wait()
 
@@ -230,13 +230,13 @@ def latest_state(run: str | Path, name: str = "") -> Path | None:
 
 
 def _advice(run: Path | str, but: Path | None = None) -> str:
-    """What to do without a checkpoint: take the newest that is intact."""
+    """Advice for a missing checkpoint: use the newest intact one."""
     good = next((path for path in checkpoints(run) if path != but and damage(path)[0] is not None), None)
     return f"--resume={good.name} continues from an intact one" if good else "no other is intact; start again"
 
 
 def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, str]:
-    """(state.json, "") of a complete checkpoint, else (None, what is wrong); a rank checks its share."""
+    """Return (state.json, "") of a complete checkpoint, else (None, fault); each rank checks its share."""
     path = folder / "state.json"
     try:
         state = json.loads(path.read_bytes())
@@ -271,6 +271,6 @@ def load_state(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> di
 
 
 def load_trained(folder: Path, model: nn.Module) -> dict:
-    """Fill what trains in `model`, without the optimizer's state; returns its state.json."""
+    """Load the trainable weights into `model`, without optimizer state; return the state.json."""
     return _load(folder, {f"model.{name}": parameter.detach()
                           for name, parameter in model.named_parameters() if parameter.requires_grad})

@@ -25,7 +25,7 @@ def stored_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
         if index.is_file():
             files = _indexed_files(index)
             if single.is_file() and set(files.values()) != {name}:
-                raise UserError(f"{folder}: holds two sets of weights, {name} and {index.name} with its "
+                raise UserError(f"{folder}: contains two sets of weights, {name} and {index.name} with its "
                                 "files; remove one of them")
             parts = {file: read_tensors(folder / file) for file in sorted(set(files.values()))}
             if missing := [tensor for tensor, file in files.items() if tensor not in parts[file]]:
@@ -58,11 +58,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         zipped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not, and cannot be mapped
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         if not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise ValueError("it holds more than tensors")
+            raise ValueError("it contains more than tensors")
         return state
     except Exception as error:  # the unpickler meets arbitrary bytes and may raise anything
         reason = (str(error).splitlines() or [""])[0][:100]
-        raise UserError(f"{path}: damaged, or not tensors alone ({reason}); download it again, as safetensors"
+        raise UserError(f"{path}: damaged, or not only tensors ({reason}); download it again, as safetensors"
                         ) from None
 
 

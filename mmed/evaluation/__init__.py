@@ -1,3 +1,3 @@
-"""From what a model wrote to scores: answer parser, results, summary, comparison, leaderboard files,
-BERTScore, API client.
+"""From model output to scores: answer parser, results, summary, comparison, leaderboard files, BERTScore,
+API client.
 """

@@ -1,4 +1,4 @@
-"""Answer letters and the rationale, read from what a model wrote.
+"""Reads the answer letters and the rationale from a model's output.
 
 Input: raw text and the options of its question. Output: whether the published scorer accepts the text
 (`official_match`; metrics/accuracy.py of the MMedLM code) and a `ParsedAnswer` (`parse_answer`).
@@ -104,7 +104,7 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
 
 
 def _lenient(body: str, options: Mapping[str, str], lexicon: Lexicon) -> tuple[str, ...]:
-    """The answer of the first stretch of text that has one: what follows it may be another item."""
+    """Return the answer of the first section that contains one; later sections may be another item."""
     for stretch in lexicon.next_item.split(body):
         tokens = _Reader(stretch, options, lexicon).read()
         kinds = "".join(token.kind for token in tokens)
@@ -148,7 +148,7 @@ def _plain(text: str) -> str:
 
 
 class Lexicon:
-    """The kinds of the words of some languages; the last may have option letters of its own."""
+    """The kinds of words of some languages; the last one may have its own option letters."""
 
     def __init__(self, languages: Sequence[Language]):
         self.phrases: dict[str, list[tuple[str, str]]] = {}  # first word -> (phrase, kind), longest first
@@ -172,7 +172,7 @@ class Lexicon:
         ands = "|".join(phrase for found in self.phrases.values() for phrase, kind in found if kind == "&")
         self.attached = re.compile(rf"\b(?:{ands})(?=[{own}]\b)" if own else "(?!)")  # "and B" in one word
         headings = "|".join(heading for language in languages for heading in words(language.answers.question))
-        self.next_item = re.compile(  # where a text goes on with another item, or repeats its prompt
+        self.next_item = re.compile(  # where a text continues with another item, or repeats its prompt
             r"(?:###? ?(?:Instruction|Input|Question|Response):|Below is an instruction|<\|im_start\|>|"
             rf"\[INST\]|(?:(?<=\n)|\A)(?:{headings}|Q) ?[:：])(?:.{{0,8000}}?### ?Response:)?", re.S)
 
@@ -206,7 +206,7 @@ class Token:
 
 
 _LOOKALIKES = dict(zip("АВСЕНІЈКМОРЅТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧасе", "ABCEHIJKMOPSTXABEZHIKMNOPTYXace"))
-_UNLIKE = "БГДЖЗ"  # Cyrillic labels that are no Latin letters; beside them В may be the second or the third
+_UNLIKE = "БГДЖЗ"  # Cyrillic labels that are not Latin letters; beside them В may be the second or the third
 _ALSO_A_WORD = "AIАΑВСОУИ"  # articles, pronouns and prepositions, at the start of a sentence
 # A letter behind or before these is part of a name: hepatitis B, B cells, C. difficile (by its Latin ending)
 _NAME_BEFORE = re.compile(
@@ -360,7 +360,7 @@ def _places(patterns: Iterable[re.Pattern[str]], kinds: str) -> set[int]:
 
 
 def _stated(tokens: Sequence[Token], kinds: str, wanted: str = "LMO") -> set[str] | None:
-    """The letters of the last statement; empty if it leaves them open or was taken back."""
+    """The letters of the last statement; empty if it names none or is retracted."""
     excluded = _places(_EXCLUSIONS, kinds)
     for patterns in (_STATEMENTS, _WEAK):
         stated = {at for at in _places(patterns, kinds) - excluded if kinds[at] in wanted}
@@ -388,13 +388,13 @@ def _bare_lines(tokens: Sequence[Token], kinds: str) -> set[str] | None:
 
 
 def _verdicts(tokens: Sequence[Token], kinds: str) -> set[str] | None:
-    """All letters that are called right."""
+    """All letters with the verdict "right"."""
     right = _places(_VERDICTS, kinds) - _places(_EXCLUSIONS, kinds)
     return {letter for at in right for letter in tokens[at].letters} or None
 
 
 def _only_text(tokens: Sequence[Token], kinds: str) -> set[str]:
-    """The option whose text begins the answer, or is the only one in a short sentence that denies nothing."""
+    """The option whose text begins the answer, or is the only one in a short sentence without negation."""
     found = {token.letters for token in tokens if token.kind in "TM"}
     if re.match("T[.n]", kinds) or (len(found) == 1 and re.match("T[,:]", kinds)):
         return set(tokens[0].letters)

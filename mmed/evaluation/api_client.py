@@ -4,10 +4,10 @@
     store = CallStore(path)                  every reply by the hash of its request: none is paid for twice
     replies = ask(server, [request(server, prompt, limit) for prompt in prompts], store)
 
-The `openai` client repeats failed calls. A question that the server rejects or blocks, or whose calls keep
-failing, does not end an exam: it gets an empty text with the reason, which is not stored, so the next start
-asks again. The run ends where the fault concerns every call: key, model, address, quota, or FAILURES_IN_A_ROW
-failures without a reply in between. The key comes from the environment only and is in no result.
+The `openai` client retries failed calls. A question that the server rejects or blocks, or whose calls keep
+failing, does not end an exam: it gets an empty text and the reason. Neither is stored, so the next start asks
+again. Faults that affect every call do end the run: key, model, address, quota, or FAILURES_IN_A_ROW failures
+in a row. The key comes from the environment only and is in no result.
 """
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from mmed.utils.journal import read_sealed, sealed_line
 API_VERSION = 2  # part of every request's hash; raise it when what is sent or stored changes its meaning
 OPENAI_URL = "https://api.openai.com/v1"
 FAILURES_IN_A_ROW = 10
-# Status that concerns every call -> what to do
+# Status code that affects every call -> what to do
 FATAL_STATUS = dict.fromkeys((401, 403), "check the key (--api_key_env)")
 FATAL_STATUS |= dict.fromkeys((402, 429), "the quota or the rate limit is used up")
 FATAL_STATUS[404] = "check --api, and --base_url, which usually ends in /v1"
 KEPT = "the replies so far are kept, and the same command continues"
-ECHOED = 64  # tokens kept of an echoed prompt, which ends with the answer string
+ECHOED = 64  # tokens kept from the end of an echoed prompt, where the answer is
 CANNOT_SCORE = ("the server returns no log-probabilities of a given text (`echo` and `logprobs` of its "
                 "/completions), so options cannot be scored; use --scoring generate, or --model FOLDER")
 FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to be set by --server_option
@@ -49,7 +49,7 @@ FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to b
 
 @dataclass(frozen=True)
 class Server:
-    """Where the model is, and what is sent with each call."""
+    """The server's address and model, and the options sent with each call."""
 
     model: str
     base_url: str = OPENAI_URL
@@ -65,7 +65,7 @@ class Server:
         return "completions" if self.completions else "chat/completions"
 
     def facts(self) -> dict[str, Any]:
-        """What decides the answers; nothing secret is among it."""
+        """Everything that determines the answers, without secrets."""
         return {"model": self.model, "base_url": self.base_url, "endpoint": self.endpoint,
                 "options": dict(self.options)}
 
@@ -73,16 +73,16 @@ class Server:
 def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
     add = parser.add_argument_group("a model behind an OpenAI-compatible API (needs mmed[api]); only with "
                                     "--api is the network used").add_argument
-    add("--api", metavar="MODEL_NAME", required=required, help="the server's name of the model")
+    add("--api", metavar="MODEL_NAME", required=required, help="name of the model on the server")
     add("--base_url", metavar="URL",
-        help=f"of the server, usually ending in /v1 (default {OPENAI_URL})")
+        help=f"server address, usually ending in /v1 (default {OPENAI_URL})")
     add("--api_key_env", metavar="NAME",
-        help="environment variable with the key (default OPENAI_API_KEY; none for another --base_url)")
-    add("--completions", action="store_true", help="plain completions, for base models (default: chat)")
-    add("--concurrency", type=int, default=4, metavar="N", help="calls at a time (default 4)")
+        help="environment variable with the key (default OPENAI_API_KEY, or none with --base_url)")
+    add("--completions", action="store_true", help="use plain completions, for base models (default: chat)")
+    add("--concurrency", type=int, default=4, metavar="N", help="simultaneous calls (default 4)")
     add("--server_option", action="append", default=[], metavar="NAME=VALUE",
-        help="sent with each call, VALUE as JSON; NAME=none leaves out a default (temperature=0, seed)")
-    add("--retries", type=int, default=8, metavar="N", help="repeats of a failed call (default 8)")
+        help="option sent with each call (JSON value); NAME=none omits a default (temperature=0, seed)")
+    add("--retries", type=int, default=8, metavar="N", help="how often to retry a failed call (default 8)")
     add("--timeout", type=float, default=600.0, metavar="SECONDS", help="response timeout (default 600)")
 
 
@@ -90,15 +90,15 @@ def server_from(options: argparse.Namespace, seed: int = 0, need_key: bool = Tru
     """The server that the options of `add_api_options` name, with its key from the environment."""
     base_url = (options.base_url or OPENAI_URL).strip().rstrip("/")
     if not base_url.startswith(("http://", "https://")) or "@" in base_url or "?" in base_url:
-        raise UsageError("--base_url: expected an address such as http://localhost:8000/v1, without user or "
+        raise UsageError("--base_url: expected a URL such as http://localhost:8000/v1, without user name or "
                          "password; keys come from the environment only (--api_key_env NAME)")
     if options.concurrency < 1 or options.retries < 0 or not 0 < options.timeout < math.inf:
-        raise UsageError("--concurrency must be 1 or more, --retries 0 or more, --timeout over 0")
+        raise UsageError("--concurrency must be 1 or more, --retries 0 or more, --timeout above 0")
     sent = {"temperature": 0, "seed": seed} | dict(map(parse_server_option, options.server_option))
     key_env = options.api_key_env or ("OPENAI_API_KEY" if base_url == OPENAI_URL else "")
     key = os.environ.get(key_env, "").strip() if need_key else ""
     if key_env and need_key and not key:
-        raise UsageError("--api_key_env: there is no such environment variable (default OPENAI_API_KEY); put "
+        raise UsageError("--api_key_env: no such environment variable (default OPENAI_API_KEY); put "
                          "the key there, or give the --base_url of a server that needs none")
     return Server(options.api, base_url, options.completions, sent, options.concurrency, options.retries,
                   options.timeout, key)
@@ -131,14 +131,14 @@ def request(server: Server, prompt: str | Sequence[dict[str, str]], max_new_toke
     if not server.completions:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         asked = {"messages": [{name: utf8(text) for name, text in message.items()} for message in messages]}
-        if server.base_url == OPENAI_URL:  # its newer models reject max_tokens; other servers know only that
+        if server.base_url == OPENAI_URL:  # its newer models reject max_tokens, which others require
             limit_name = "max_completion_tokens"
     body = {"model": server.model, **asked, limit_name: max_new_tokens, **server.options}
     return {name: value for name, value in body.items() if value is not None}
 
 
 def scoring_request(server: Server, prompt: str, answer: str) -> dict[str, Any]:
-    """The body of a call that asks how likely `answer` is after `prompt`.
+    """Build the body of a call that returns the likelihood of `answer` after `prompt`.
 
     As lm-evaluation-harness asks: the prompt is echoed with log-probabilities. Servers reject max_tokens=0.
     """
@@ -146,7 +146,7 @@ def scoring_request(server: Server, prompt: str, answer: str) -> dict[str, Any]:
 
 
 def request_key(server: Server, body: dict[str, Any]) -> str:
-    """sha256 of all that decides the answer."""
+    """sha256 of everything that determines the answer."""
     whole = [API_VERSION, server.base_url, server.endpoint, body]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
@@ -162,15 +162,15 @@ class CallFailed(Exception):
 
 
 def read_reply(value: Any) -> dict[str, Any]:
-    """What is kept of a reply: text, reasoning, why it ended, which model answered, token counts.
+    """Extract from a reply: text, reasoning, finish reason, model name, token counts.
 
-    An error inside a 200 reply, of the whole or of its choice, is no answer. A refusal is one, and so is no
-    text because of the token limit, a content filter, or reasoning alone.
+    An error inside a 200 reply or its choice is not an answer. A refusal is, and so is an empty text caused
+    by the token limit, a content filter, or a reply of reasoning alone.
 
     >>> read_reply({"choices": [{"message": {"content": "B"}, "finish_reason": "stop"}]})["text"]
     'B'
     """
-    if isinstance(value, str):  # a server that does not call its JSON by that type
+    if isinstance(value, str):  # the server sent JSON under another content type
         value = json.loads(value)
     choice = (value.get("choices") or [{}])[0]
     ended = choice.get("finish_reason")
@@ -262,8 +262,8 @@ class CallStore:
                 value = read_sealed(line)
                 self.replies[value["key"]] = value["reply"]
             except (ValueError, KeyError):
-                raise UserError(f"{self.path}:{number}: damaged; delete that line (its call is then "
-                                "repeated), or the file") from None
+                raise UserError(f"{self.path}:{number}: damaged; delete that line (its call will be "
+                                "repeated) or the file") from None
 
     def add(self, key: str, reply: dict) -> None:
         with self.lock:
@@ -343,7 +343,7 @@ class Caller:
         raise failure
 
     def failure(self, error: Any) -> Exception:
-        """An error of the client as the end of the run, or as the failure of this call alone."""
+        """Turn a client error into the end of the run, or into the failure of this call alone."""
         if isinstance(error, self.openai.APITimeoutError):
             return CallFailed(f"no reply within {self.server.timeout:g} seconds (--timeout)")
         if not isinstance(error, self.openai.APIStatusError):

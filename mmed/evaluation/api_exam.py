@@ -67,7 +67,7 @@ def api_rows(questions: Sequence[Question], replies: Sequence[dict], config: Eva
             letters, string = part.answer
             if "error" in answer:
                 raise UserError(f"item {part.item.key} ({part.item.language}), answer {letters}: "
-                                f"{answer['error']}; the replies so far are kept, start again to ask again")
+                                f"{answer['error']}; earlier replies are kept; run the command again")
             tokens[letters], logprobs[letters] = api_client.answer_tokens(answer, string)
         start, scored = letter_tokens(tokens)
         counts = list(map(len, scored.values()))

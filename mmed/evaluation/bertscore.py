@@ -1,4 +1,4 @@
-"""BERTScore: how similar two texts are when each token is matched with the most similar one of the other.
+"""BERTScore: similarity of two texts, matching each token with the most similar token of the other text.
 
     python -m mmed.evaluation.bertscore --model models/bert-base-multilingual-cased \\
         --results results/a results/b
@@ -45,7 +45,7 @@ BATCH_PAIRS = 16
 def match(
     candidate: Tensor, reference: Tensor, candidate_weights: Tensor, reference_weights: Tensor
 ) -> list[float]:
-    """P, R and F1 from unit vectors (T, D) of two texts and weights (T,) of their tokens; no weight: 0."""
+    """P, R and F1 from unit vectors (T, D) of two texts and token weights (T,); 0 if all weights are 0."""
     if not candidate_weights.any() or not reference_weights.any():
         return [0.0, 0.0, 0.0]
     similarity = candidate @ reference.T  # (T, T')
@@ -102,7 +102,7 @@ class Scorer:
     def encode(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """The ids of each text with the special tokens around it; says how many texts were truncated."""
         ids, truncated = {}, 0
-        for text in dict.fromkeys(texts):  # text that looks like a special token stays text
+        for text in dict.fromkeys(texts):  # encode text that looks like a special token as text
             ids[text] = self.tokenizer(text.strip(), split_special_tokens=True, verbose=False)["input_ids"]
             if len(ids[text]) > self.max_length:
                 ids[text] = [*ids[text][:self.max_length - 1], ids[text][-1]]
@@ -121,7 +121,7 @@ class Scorer:
         return [row[:len(ids)] for row, ids in zip(hidden, texts)]
 
     def signature(self, references: Sequence[str] | None = None) -> str:
-        """Encoder (shape and fingerprint), layer, token weights (idf: of which references), rescaling."""
+        """Signature: encoder (shape, fingerprint), layer, token weights (for idf: whose), rescaling."""
         weights = "no-idf" if references is None else f"idf-{_digest([repr(sorted(references))])}"
         rescaled = "-rescaled-" + "-".join(f"{value:.6g}" for value in self.baseline) if self.baseline else ""
         return metrics.signature("BERTScore", f"f1-{self.name}-L{self.layer}-{weights}{rescaled}",
@@ -186,11 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
                     description="Add BERTScore to result folders of mmed.eval.")
     add = parser.add_argument
     add("--model", required=True, metavar="FOLDER", help="encoder, such as bert-base-multilingual-cased")
-    add("--results", required=True, nargs="+", metavar="FOLDER", help="result folders; they get a column")
-    add("--layer", type=int, metavar="N", help="layer to compare (default: bert-score's, by folder name)")
-    add("--idf", action="store_true", help="weight tokens by their rarity in the references")
-    add("--baseline", metavar="FILE", help="rescale with a baseline file of bert-score (LAYER,P,R,F)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--results", required=True, nargs="+", metavar="FOLDER", help="result folders to extend")
+    add("--layer", type=int, metavar="N", help="encoder layer (default: bert-score's choice for the name)")
+    add("--idf", action="store_true", help="weight tokens by inverse document frequency in the references")
+    add("--baseline", metavar="FILE", help="rescale with one of bert-score's baseline files (LAYER,P,R,F)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
     options = parser.parse_args(arguments)
     scorer = Scorer(options.model, options.layer, baseline=options.baseline,
                     device=device_called(options.device))

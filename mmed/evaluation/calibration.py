@@ -1,4 +1,4 @@
-"""Is a model right as often as it is sure? Calibration of option likelihoods (Guo et al., arXiv 1706.04599).
+"""Does confidence match accuracy? Calibration of option likelihoods (Guo et al., arXiv 1706.04599).
 
 The softmax of the candidates' sums gives each a probability; that of the likeliest is the confidence.
 """

@@ -65,11 +65,11 @@ def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
     other = [place for place in first | second if first.get(place) != second.get(place)]
     if other:
         raise UserError(f"{names[1]}: has other exam items than {names[0]}: {len(other):,} differ or are in "
-                        f"one only, such as {other[0]!r:.80}; compare results on the same data and --limit")
+                        f"only one, such as {other[0]!r:.80}; compare results on the same data and --limit")
 
 
 def scores_of(row: dict, checked: set[str]) -> dict[str, tuple[str, float]]:
-    """Column -> (signature, score) of what the tables count of a row."""
+    """Column -> (signature, score), for every score of a row that the tables count."""
     scores = {column: (column, float(row[key])) for column, (mode, key) in COLUMNS.items()
               if mode == row["mode"]}
     if counts_for_text(row, row["language"] in checked):

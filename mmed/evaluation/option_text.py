@@ -1,4 +1,4 @@
-"""Which option's own text does a model find likeliest? For base models, which rarely answer with a letter.
+"""Scores each option by the likelihood of its own text, for base models, which rarely answer with a letter.
 
     Question: Which vitamin prevents scurvy?
     Answer: ascorbic acid            log P(" ascorbic acid" | prompt), summed over its tokens

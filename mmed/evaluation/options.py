@@ -1,4 +1,4 @@
-"""The command line of `mmed.eval`, as an `EvalConfig` that is complete and checked."""
+"""Parses the command line of `mmed.eval` into a complete and checked `EvalConfig`."""
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
@@ -22,43 +22,43 @@ class EvalConfig:
     force: bool = option(False, "replace results of another model, data or settings")
     limit: int = option(0, "the first N items of each language; 0: all")
     # Prompt
-    setting: str = option("", "row of the paper's tables that this is (default: zero-shot, few-shot with "
-                              "--shots)", "zero-shot", "few-shot", "finetuned")
-    shots: int = option(0, "solved examples before a question; needs --train")
-    train: str = option("", "folder where the examples come from")
-    cot: bool = option(False, "few-shot chain of thought: only the rationale run, where the examples show "
-                              "their rationales; marked in the signature as our prompt")
-    seed: int = option(0, "of the choice of examples and of the orders of options")
+    setting: str = option("", "row of the paper's tables for this result (default: zero-shot; few-shot "
+                              "with --shots)", "zero-shot", "few-shot", "finetuned")
+    shots: int = option(0, "solved examples before each question; needs --train")
+    train: str = option("", "folder with the items to take examples from")
+    cot: bool = option(False, "few-shot chain of thought: the examples show their rationales, and only "
+                              "rationales are written; the signature names it as our own prompt")
+    seed: int = option(0, "random seed for the choice of examples and the order of options")
     style: str = option("clean", "official: the published prompt with its stray sentence",
                         "clean", "official")
-    chat_template: str = option("none", "of an instruct model; auto: its tokenizer's; none: the published "
-                                        "prompt as it is", "none", "auto", *CHAT_TEMPLATES)
-    bos: str = option("auto", "begin prompts with BOS; auto: as the tokenizer's files say",
+    chat_template: str = option("none", "for instruct models; auto: the tokenizer's own; none: the "
+                                        "published prompt as it is", "none", "auto", *CHAT_TEMPLATES)
+    bos: str = option("auto", "begin prompts with BOS; auto: as set in the tokenizer's files",
                       "auto", "yes", "no")
-    too_long: str = option("error", "prompts that exceed the context length", "error", "truncate")
+    too_long: str = option("error", "what to do with prompts beyond the context length", "error", "truncate")
     # Scoring
     scoring: str = option("generate", "comma-separated: generate, loglikelihood (of each letter in the "
                                       "answer), option_text (likelihood of the options' own texts); both: "
                                       "the first two")
-    permutations: int = option(1, "ask each item so often, options in other orders: mean accuracy, "
-                                  "consistency, letter bias")
-    mode: str = option("both", "texts to write: answer only, after a rationale, or both as in the paper",
+    permutations: int = option(1, "ask each item this often with reordered options; reports mean "
+                                  "accuracy, consistency and letter bias")
+    mode: str = option("both", "generate the answer only, an answer after a rationale, or both (the paper)",
                        "both", "answer", "rationale")
-    stop: str = option("", "a text ends with its first complete answer (default), or only with the end token "
+    stop: str = option("", "stop at the first complete answer (default), or only at the end token "
                            "(default with --style official)", "answer", "end")
-    words: str = option("default", "official: nltk, jieba and janome for BLEU and ROUGE, as on the "
-                                   "leaderboard", "default", "official")
-    equal_options: str = option("", "where two options of an item are equal, either letter is right "
+    words: str = option("default", "tokenization for BLEU and ROUGE; official: nltk, jieba and janome, as "
+                                   "on the leaderboard", "default", "official")
+    equal_options: str = option("", "if two options of an item are equal, accept either letter "
                                     "(default), or only the one in the answer key (default with --style "
                                     "official)", "either", "keyed")
     # Local decoding
     batch_size: int = option(32, "texts per batch")
-    max_new_tokens: int = option(0, "of a text; 0: 512, or 1000 with --style official")
-    thinking_budget: int = option(0, "tokens of a thought before --max_new_tokens begin to count; then a "
-                                     "local model's thought is closed, and it answers; 0: a thought counts "
-                                     "as text")
-    dtype: str = option("auto", "auto: bfloat16 on a GPU, else float32; int8: quantized weights, with their "
-                                "effect printed", "auto", "float32", "bfloat16", "int8")
+    max_new_tokens: int = option(0, "maximum length of a text; 0: 512, or 1000 with --style official")
+    thinking_budget: int = option(0, "tokens that a thought may take before --max_new_tokens begin to count; "
+                                     "a longer one is closed (local models), and the answer follows; 0: a "
+                                     "thought counts as text")
+    dtype: str = option("auto", "auto: bfloat16 on a GPU, otherwise float32; int8: quantized weights; "
+                                "prints their effect", "auto", "float32", "bfloat16", "int8")
     device: str = option("auto", "cpu, cuda, cuda:1, ...")
     server: api_client.Server | None = None  # with --api
 
@@ -68,7 +68,7 @@ GROUPS = {"model": "model and data", "setting": "prompt", "scoring": "scoring",
 
 
 def parse_scoring(given: str) -> str:
-    """The value of --scoring in one order; "both" are the first two.
+    """Parse --scoring into a fixed order; "both" means the first two.
 
     >>> parse_scoring("option_text,both")
     'generate,loglikelihood,option_text'
@@ -81,10 +81,10 @@ def parse_scoring(given: str) -> str:
 
 
 def parse_options(arguments: list[str] | None = None) -> EvalConfig:
-    """The options, with defaults that depend on each other filled in, checked once."""
+    """Parse the options, fill in defaults that depend on others, and check everything once."""
     parser = Parser(
         prog="python -m mmed.eval",
-        description="Put a model through MMedBench. The network is used only with --api.",
+        description="Evaluate a model on MMedBench. Only --api uses the network.",
         epilog="example: python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME")
     add_options(parser, EvalConfig(), GROUPS)
     api_client.add_api_options(parser)
@@ -105,7 +105,7 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
         raise UsageError("--permutations must be 1 or more, without --scoring option_text, whose prompt does "
                          "not list the options")
     if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
-        raise UsageError("few-shot needs both --shots K and --train FOLDER, the other settings neither")
+        raise UsageError("few-shot needs both --shots K and --train FOLDER; other settings take neither")
     if options.cot:
         if not options.shots or "generate" not in options.scoring or options.mode == "answer":
             raise UsageError("--cot needs --shots K and texts with rationales (no --mode answer)")
@@ -115,11 +115,11 @@ def parse_options(arguments: list[str] | None = None) -> EvalConfig:
     options.server = None
     if options.api:
         if "option_text" in options.scoring:
-            raise UsageError("--scoring option_text goes with --model FOLDER")
+            raise UsageError("--scoring option_text needs --model FOLDER")
         if "loglikelihood" in options.scoring and not options.completions:
-            raise UsageError("--scoring loglikelihood behind a server needs --completions: chat gives no "
-                             "probability of a given text")
+            raise UsageError("--scoring loglikelihood behind a server needs --completions: chat servers do "
+                             "not score a given text")
         if options.adapter or options.chat_template != "none":
-            raise UsageError("--adapter and --chat_template go with --model; a server has its own")
+            raise UsageError("--adapter and --chat_template need --model; a server applies its own")
         options.server = api_client.server_from(options, options.seed)
     return EvalConfig(**{field.name: getattr(options, field.name) for field in fields(EvalConfig)})

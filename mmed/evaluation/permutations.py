@@ -1,10 +1,10 @@
-"""Does a model choose an option, or a letter? The exam asked several times with its options in another order.
+"""Does a model choose an option or a letter? Repeats the exam with its options in different orders.
 
     python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME --permutations 4
 
 Order 0 is the published one, and only its answers enter the other tables and files of a result. The others
-rotate the options, in a sequence that the seed decides: with as many orders as options, which is the most,
-each text stands under each letter once.
+rotate the options, in a sequence set by the seed. There are at most as many orders as options; with
+that many, each text appears under each letter once.
 """
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _measure(rows: Sequence[dict], key: str) -> dict[str, Any]:
 
 
 def _texts(row: dict, parsed: str) -> tuple[str, ...]:
-    """The chosen options' texts, which the order does not change; () without an answer."""
+    """The texts of the chosen options, independent of their order; () without an answer."""
     letters = [letter for letter in row[parsed].split(",") if letter]
     return tuple(sorted(" ".join(row["doc"]["options"][letter].split()).lower() for letter in letters))
 

@@ -1,5 +1,5 @@
-"""Copies of the prompt in a model's text. Base models often repeat the question, or list all options again,
-before they answer or instead of it; read as an answer, such a list is "A", or all letters."""
+"""Removes copies of the prompt from a model's text. Base models often repeat the question or the list of
+options, before answering or instead. Such a list would be misread as the answer "A", or as all letters."""
 from __future__ import annotations
 
 import re
@@ -22,26 +22,26 @@ def remove_copies(text: str, options: Mapping[str, str]) -> str:
     ['###', 'Answer:', 'B']
     """
     text = _SECTIONS.sub("\n", text)
-    marks = [mark for mark in _LABEL.finditer(text) if mark[1].upper() in options]
+    labels = [label for label in _LABEL.finditer(text) if label[1].upper() in options]
     kept, end = [], 0
-    for number, mark in enumerate(marks):
-        if mark.start() >= end and mark[1].upper() == next(iter(options)):
-            stop = _copy_end(text, _in_order(marks, number, list(options)), options)
+    for number, label in enumerate(labels):
+        if label.start() >= end and label[1].upper() == next(iter(options)):
+            stop = _copy_end(text, _in_order(labels, number, list(options)), options)
             if stop:
-                kept.append(text[end:mark.start()])
+                kept.append(text[end:label.start()])
                 end = stop
     return "\n".join([*kept, text[end:]])
 
 
-def _in_order(marks: list[re.Match[str]], first: int, letters: list[str]) -> list[re.Match[str]]:
-    """From the label `first` on, the first of each further letter, up to a new list."""
-    run = [marks[first]]
-    for at in range(first + 1, len(marks)):
-        letter = marks[at][1].upper()
+def _in_order(labels: list[re.Match[str]], first: int, letters: list[str]) -> list[re.Match[str]]:
+    """Starting at the label `first`, the first label of each further letter, up to a new list."""
+    run = [labels[first]]
+    for at in range(first + 1, len(labels)):
+        letter = labels[at][1].upper()
         if letter == letters[0] or len(run) == len(letters):
             break
         if letter == letters[len(run)]:
-            run.append(marks[at])
+            run.append(labels[at])
     return run
 
 

@@ -67,7 +67,7 @@ def published_english() -> list[PublishedRow]:
 
 
 def published_ablation() -> dict[tuple[str, str], dict[str, tuple[float, ...]]]:
-    """(corpus, fine-tuning data) -> model -> accuracy and, if rationales are written, BLEU-1, ROUGE-1, in %.
+    """(corpus, fine-tuning data) -> model -> accuracy, and with rationales BLEU-1 and ROUGE-1, in %.
 
     Corpus: none, english (the English part), quality (books and websites), all (with the filtered web).
     """

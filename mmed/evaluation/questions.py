@@ -1,4 +1,4 @@
-"""The questions of an evaluation: prompts within the context length, candidates, and where an answer ends.
+"""Builds the questions of an evaluation: prompts within the context length, and candidate answers.
 
 Input:  exam items and the options of `mmed.eval`.
 Output: `Question`s, one per item and mode; `cut_at_answer`, a text up to its first complete answer.
@@ -28,15 +28,15 @@ from mmed.utils.errors import UserError
 # rambles, and 1,000 tokens of that would be most of an evaluation's cost.
 ANSWER_TOKENS = 64
 # With --stop answer, a text ends with its first complete answer, or before the headings of the prompt,
-# where a base model goes on with an exercise of its own.
+# where a base model continues with an exercise of its own.
 COMPLETE = re.compile(r"###Answer: OPTION [A-Z](?:, ?[A-Z])* IS CORRECT\."
                       r"|(?=\s*(?:### ?(?:Instruction|Input|Response):|Below is an instruction))")
-STOP_WINDOW = 48  # newest tokens in which a complete answer is looked for
+STOP_WINDOW = 48  # how many of the newest tokens to search for a complete answer
 
 
 @dataclass(frozen=True)
 class Question:
-    """One item as the model gets it in one mode; `ids` for local decoding, `body` for an API."""
+    """One item as given to the model in one mode; `ids` for local decoding, `body` for an API."""
 
     item: ExamItem
     mode: str
@@ -57,14 +57,14 @@ Answers = Callable[[ExamItem, str], tuple[list[int], dict[str, list[int]]]]
 
 
 def modes_of(config: EvalConfig) -> list[str]:
-    """What is run for each item, the longest texts first."""
+    """The modes to run for each item, longest texts first."""
     texts = ["rationale", "answer"] if config.mode == "both" else [config.mode]
     return [mode for scoring in config.scoring.split(",")
             for mode in (texts if scoring == "generate" else [scoring])]
 
 
 def token_limit(mode: str, config: EvalConfig) -> int:
-    """The most new tokens of a text, its thought included; chat models end by themselves."""
+    """The maximum number of new tokens of a text, including its thought; chat models stop by themselves."""
     is_chat = not config.server.completions if config.server else config.chat_template != "none"
     if mode == "rationale" or config.style == "official" or is_chat:
         return config.thinking_budget + config.max_new_tokens
@@ -81,7 +81,7 @@ def build_questions(
     bos_id: int | None = None,
     answers: Answers = lambda item, mode: ([], {}),
 ) -> list[Question]:
-    """The prompts of a mode; one that is too long to be answered is an error, or loses its beginning."""
+    """The prompts of a mode; a prompt too long to be answered is an error, or truncated on the left."""
     questions = []
     for item in items:
         shots = pick_examples(train, item, config.shots, config.seed, mode == "rationale")
@@ -121,7 +121,7 @@ def encoder_of(model, tokenizer, config: EvalConfig) -> Encoder:
 
 
 def answers_of(tokenizer) -> Answers:
-    """What likelihoods choose among: (ids that belong to the prompt, ids of each candidate that count)."""
+    """Candidates for likelihood scoring: (ids that extend the prompt, scored ids of each candidate)."""
 
     def encode(item: ExamItem, mode: str) -> tuple[list[int], dict[str, list[int]]]:
         if mode not in SCORINGS:
@@ -171,7 +171,7 @@ def answer_end(text: str) -> int | None:
 
 
 def cut_at_answer(text: str) -> str:
-    """Truncate a text after its first complete answer; what a model quotes while it reasons is no answer.
+    """Truncate a text after its first complete answer; quotes in its reasoning do not count.
 
     >>> cut_at_answer("<think>###Answer: OPTION B IS CORRECT. No.</think>###Answer: OPTION A IS CORRECT. And")
     '<think>###Answer: OPTION B IS CORRECT. No.</think>###Answer: OPTION A IS CORRECT.'
@@ -182,7 +182,7 @@ def cut_at_answer(text: str) -> str:
 # ---- rows --------------------------------------------------------------------------------------------------
 
 def scored_text(question: Question, text: str, config: EvalConfig) -> dict:
-    """The row of a text, ended where --stop says."""
+    """The row of a text, truncated as --stop says."""
     text = cut_at_answer(text) if config.stop == "answer" else text
     return text_row(question.item, question.mode, question.prompt_hash, text, config.words,
                     config.equal_options)

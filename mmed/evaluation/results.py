@@ -1,4 +1,4 @@
-"""The result folder of an evaluation: what it contains, how it is written, how it is read back.
+"""The result folder of an evaluation: its contents, writing and reading.
 
     predictions.jsonl                  one line per item and mode: text, parse, scores, and the item itself
     permutations.jsonl                 with --permutations: the same lines of the reordered copies of items
@@ -33,7 +33,7 @@ from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, wr
 from mmed.utils.journal import json_line
 from mmed.utils.untrusted import is_finite
 
-RESULTS_VERSION = 4  # of these files; raise it when a key changes its meaning
+RESULTS_VERSION = 4  # version of these files; raise it when a key changes its meaning
 PERMUTATIONS = "permutations.jsonl"
 SUBMISSION_COLUMNS = ["Language", "ModelInput", "ModelOutput", "GT_Answer"]  # MMedLM: SubmissionTutorial.md
 
@@ -133,7 +133,7 @@ def write_results(
 def _leaderboard_tables(
     summary: dict, rows: Sequence[dict], prompts: Mapping[tuple[str, str], str], words: str
 ) -> dict[str, list[list[str]]]:
-    """File name -> table with its header; empty where this run did not measure what the file is for."""
+    """File name -> table with header; empty if this run did not measure what the file reports."""
     languages, checked = summary["languages"], checked_languages(rows)
     tables: dict[str, list[list[str]]] = {"accuracy_metric.csv": [], "rationale_similarity_metric.csv": []}
     # MMedLM: the leaderboard wants answers to all items, rationales only of those that passed the human check
@@ -185,7 +185,7 @@ def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
     if not isinstance(own, dict) or own.get("version") != RESULTS_VERSION:
         raise UserError(f"{path}: not a result of this version of `python -m mmed.eval`; evaluate again")
     if not own.keys() >= {"settings", "facts", "summary"}:
-        raise UserError(f"{path}: damaged, settings, facts or summary are missing; evaluate again")
+        raise UserError(f"{path}: damaged: settings, facts or summary are missing; evaluate again")
     check_file(Path(folder) / "predictions.jsonl")
     return own, _checked_rows(Path(folder) / "predictions.jsonl")
 

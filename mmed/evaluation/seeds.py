@@ -23,7 +23,7 @@ from mmed.utils.untrusted import reading
 
 
 def all_but_seed(own: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal: the evaluation's facts, and the model's training options or else its hash."""
+    """The facts that must be equal: evaluation settings, and the model's training options or its hash."""
     facts, settings = own["facts"], own["settings"]
     path = Path(settings.get("adapter") or settings.get("model") or "").resolve().parent / "run.json"
     equal = {name: value for name, value in facts.items() if name not in ("seed", "model")}
@@ -36,7 +36,7 @@ def all_but_seed(own: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_only_seeds_differ(folders: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
-    """An error names the first folder that differs in anything else."""
+    """Raise an error naming the first folder that differs in more than the seed."""
     seen: list[tuple] = []
     for folder, own in zip(folders, results):
         differs = facts_that_differ(all_but_seed(results[0]), all_but_seed(own))
@@ -78,11 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.seeds",
                     description="Mean and spread of results that differ only in the seed.",
                     example="python -m mmed.evaluation.seeds results/seed0 results/seed1")
-    parser.add_argument("results", nargs="+", metavar="RESULT_FOLDER", help="two or more, of mmed.eval")
+    parser.add_argument("results", nargs="+", metavar="RESULT_FOLDER",
+                        help="two or more results of mmed.eval")
     parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
     options = parser.parse_args(arguments)
     if len(options.results) < 2:
-        raise UsageError("a spread needs two or more result folders")
+        raise UsageError("give two or more result folders")
     results = [load_results(folder)[0] for folder in options.results]
     check_only_seeds_differ(options.results, results)
     found = spread([own["summary"] for own in results])

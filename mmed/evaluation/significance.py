@@ -12,7 +12,7 @@ import numpy as np
 from mmed.metrics import bootstrap_interval, macro_mean, mean
 
 FLIPS = 2000  # random sign flips of a test
-EXACT_FLIPS = 12  # up to this many differing items, all 2^n sign flips are enumerated
+EXACT_FLIPS = 12  # with at most this many differing items, enumerate all 2^n sign flips
 
 
 class Difference(NamedTuple):

@@ -60,7 +60,7 @@ PART_TITLES = {
     "image_dependent": "needs an image",
 }
 KINDS = ("answers", "image", "options", "topic", "source")  # by which the items are broken down
-STATUSES = ("strict", "lenient", "unparsed")  # of an answer that was read from a text
+STATUSES = ("strict", "lenient", "unparsed")  # for answers parsed from a text
 
 
 # ---- summary -----------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def language_order(names: Iterable[str]) -> list[str]:
 
 
 def metric_name(signature: str) -> str:
-    """Metric and definition without the tokenization: what may share a table row over languages.
+    """Metric and definition without the tokenization; languages that agree in these may share a table row.
 
     >>> metric_name("ROUGE-L|rouge-f1|tok:space|avg:mean-of-items|v1")
     'ROUGE-L|rouge-f1'
@@ -86,7 +86,7 @@ def metric_name(signature: str) -> str:
 
 
 def checked_languages(rows: Iterable[dict]) -> set[str]:
-    """The languages in which people checked rationales; only there does the check decide what is scored."""
+    """The languages in which people checked rationales; only there does the check decide which are scored."""
     return {row["language"] for row in rows if row["doc"]["human_check_passed"]}
 
 
@@ -110,7 +110,7 @@ def kind_of(row: dict, kind: str) -> str:
         needed = extra.get("image_dependent")
         return "image_dependent" if needed is True else "text_only" if needed is False else ""
     name = str(len(row["doc"]["options"])) if kind == "options" else extra.get(kind)
-    if kind == "source" and name == "mmlu":  # the paper's English table shows its subjects one by one
+    if kind == "source" and name == "mmlu":  # the paper's English table has a column per subject
         name = f"mmlu {extra.get('subject')}"
     return utf8(name) if isinstance(name, str) else ""
 
@@ -231,7 +231,7 @@ def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> 
 
 
 def _text_items(texts: Sequence[dict], checked: set[str]) -> str:
-    """Which items the text scores cover."""
+    """Say which items the text scores cover."""
     languages = language_order(row["language"] for row in texts)
     passed, others = ([name for name in languages if (name in checked) == kind] for kind in (True, False))
     if passed and others:

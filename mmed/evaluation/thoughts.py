@@ -1,4 +1,4 @@
-"""What a reasoning model writes before its answer: found, removed, and closed when its budget is used up.
+"""Thoughts of reasoning models: finds and removes them, and closes them when their budget is used up.
 
 In: texts, and prompts whose chat template may have begun the thought. Out: texts without thoughts; the ids of
 thoughts that are closed, so that an answer follows.
@@ -30,7 +30,7 @@ _BARE_HARMONY = re.compile(r"\A\s*(?:assistant)?analysis(?=[A-Z\d\"'(]|[^\x00-\x
 
 
 def remove_thoughts(text: str) -> str:
-    """The text without what a reasoning model thought before it answered; "" if it never answered.
+    """The text without the model's thoughts before its answer; "" if it never answered.
 
     >>> remove_thoughts("<think>A? No.</think>The answer is B."), remove_thoughts("<think>A?")
     ('The answer is B.', '')
@@ -64,7 +64,7 @@ def begun_thought(prompt: str) -> str:
 
 
 def missing_end(text: str) -> str:
-    """What closes the thought that a text ends in; "" if it ends in none.
+    """The closing tag of a thought that is still open at the end of a text; "" if there is none.
 
     >>> missing_end("[THINK]A?"), missing_end("<think>A?</think>B")
     ('[/THINK]', '')

@@ -25,13 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
                     example="python -m mmed.evaluation.validation_loss --model DIR --data x.jsonl")
     add = parser.add_argument
     add("--model", required=True, metavar="FOLDER", help="model folder (config, weights, tokenizer)")
-    add("--adapter", metavar="FOLDER", help="LoRA adapter to merge into it")
+    add("--adapter", metavar="FOLDER", help="LoRA adapter to merge into the model")
     add("--data", required=True, nargs="+", metavar="NAME",
         help="JSONL files (.jsonl, .jsonl.gz) or token streams, separated by spaces or commas")
     add("--limit", type=int, default=0, metavar="N", help="documents per language and file (default: all)")
     add("--context", type=int, default=0, metavar="N", help="tokens per window (default: the context length)")
     add("--bos", choices=("auto", "yes", "no"), default="auto",
-        help="begin documents with BOS; auto: as the tokenizer's files say")
+        help="begin documents with BOS; auto: as set in the tokenizer's files")
     add("--batch_tokens", type=int, default=4096, metavar="N", help="tokens per forward pass (default: 4096)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...")

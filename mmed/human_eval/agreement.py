@@ -128,16 +128,16 @@ def metric_measures(texts: Sequence[Sequence[Mapping[str, float]]], languages: S
 def check_ratings(name: str, ratings: Mapping, models: Sequence[str], found: Texts) -> None:
     """Ratings must be of these models, and of texts as the results have them."""
     if set(ratings["models"]) != set(models):
-        raise UserError(f"{name}: rates {', '.join(ratings['models'])}, the results given are "
+        raise UserError(f"{name}: rates {', '.join(ratings['models'])}, but the results are "
                         f"{', '.join(models)}; give NAME=FOLDER for each")
     for language, part in ratings["cases"].items():
         for key, case in part.items():
             rows = found.get((language, key), {})
             if set(rows) != set(models):
-                raise UserError(f"{name}: {language}, item {key}: not in every result folder given")
+                raise UserError(f"{name}: {language}, item {key}: missing from at least one result folder")
             if case_of(rows).digest != case["digest"]:
-                raise UserError(f"{name}: {language}, item {key}: the results have other texts than were "
-                                "rated")
+                raise UserError(f"{name}: {language}, item {key}: the texts in the results are not those "
+                                "that were rated")
 
 
 def rated_by_all(people: Mapping, judges: Sequence[Mapping], notes: list[str]) -> list[tuple[str, str]]:
@@ -147,7 +147,7 @@ def rated_by_all(people: Mapping, judges: Sequence[Mapping], notes: list[str]) -
     places = [(language, key) for language, key in ranked
               if all(key in judge["cases"].get(language, {}) for judge in judges)]
     if not places:
-        raise UserError("there is no item that people and every judge ranked")
+        raise UserError("no item was ranked by both people and every judge")
     if len(places) < len(ranked):
         notes.append(f"a judge did not rank {len(ranked) - len(places):,} of the {len(ranked):,} items; they "
                      "are left out")

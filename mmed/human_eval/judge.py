@@ -15,7 +15,7 @@ from typing import Any
 
 from mmed.human_eval.rating_data import Case, Ratings, shown
 
-# Raise it when the prompt or the reading of replies changes: ratings of two versions do not compare
+# Raise it when the prompt or the reading of replies changes: ratings of different versions are not comparable
 JUDGE_VERSION = 5
 TRIES = 3
 Messages = list[dict[str, str]]
@@ -61,16 +61,16 @@ def parse_ranking(reply: str, letters: Sequence[str]) -> list[str]:
     found = re.fullmatch(r"RANKING:[ *_`]*(.*)", last)
     ranking = [part.strip() for part in found[1].split(">")] if found else []
     if sorted(ranking) != sorted(letters):
-        raise ValueError(f"the last line is no ranking of {', '.join(letters)}: {last[:60]!r}")
+        raise ValueError(f"the last line is not a ranking of {', '.join(letters)}: {last[:60]!r}")
     return ranking
 
 
 def judge_cases(cases: Sequence[Case], ask: Callable[[list[Messages], list[str]], list[str]],
                 seed: int = 0) -> tuple[Ratings, dict[str, Any]]:
-    """(ratings; facts on calls, failures and the effect of the order).
+    """Return (ratings, facts on calls, failures and the effect of the order).
 
-    `ask(chats, labels)` answers all chats of a round. A case whose reply is no ranking is asked again, TRIES
-    times in all.
+    `ask(chats, labels)` answers all chats of a round. A reply that is not a ranking is requested again, up to
+    TRIES times in all.
     """
     rankings: dict[str, list[str]] = {}  # digest of a case -> letters, best first
     faults: dict[str, list[str]] = {case.digest: [] for case in cases}
@@ -86,7 +86,7 @@ def judge_cases(cases: Sequence[Case], ask: Callable[[list[Messages], list[str]]
             except ValueError as error:
                 faults[case.digest].append(str(error))
     rated: Ratings = {case.language: {} for case in cases}
-    points_at: Counter = Counter()  # letter -> points: does the place in the prompt matter?
+    points_at: Counter = Counter()  # letter -> points, to see whether the position in the prompt matters
     for case in cases:
         ranking = rankings.get(case.digest, [])
         points = {letter: float(len(ranking) - rank) for rank, letter in enumerate(ranking)}

@@ -94,13 +94,13 @@ def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, s
     value = read_object(path, SHEET_FORMAT)
     languages = [name for name, sheet in key["sheets"].items() if sheet["sheet"] == value.get("sheet")]
     if not languages:
-        raise UserError(f"{path}: its sheet does not belong to this key; it rates other items or texts")
+        raise UserError(f"{path}: its sheet does not match this key: it rates other items or texts")
     rated = {}
     with reading(path):
         for item, entry in key["sheets"][languages[0]]["items"].items():
             letters, given = entry["letters"], value["scores"].get(item)
             if not given:
-                raise UserError(f"{path}: item {item}: not ranked; open the file in its sheet and finish it")
+                raise UserError(f"{path}: item {item}: not ranked; open the file in its page and finish it")
             if set(given) != set(letters) or sorted(given.values()) != list(range(1, len(letters) + 1)):
                 raise UserError(f"{path}: item {item}: expected each of the scores 1 to {len(letters)} once, "
                                 f"for {', '.join(letters)}; got {given!r:.200}")
@@ -176,7 +176,7 @@ def judge_command(options: argparse.Namespace) -> None:
         bar.close()
     if not any(rated.values()):
         raise UserError(f"{server.model}: none of {facts['calls']} replies was a ranking "
-                        f"({facts['failed'][0]['reasons'][-1]}); see {store.path}, try another judge")
+                        f"({facts['failed'][0]['reasons'][-1]}); see {store.path}, or try another judge")
     by = {"kind": "judge", "model": server.model, "version": JUDGE_VERSION, "server": server.facts()}
     value = write_ratings(options.out, by, models, rated, seed=options.seed, replies=facts,
                           usage=api_client.usage(used))
@@ -207,7 +207,7 @@ def agreement_command(options: argparse.Namespace) -> None:
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m mmed.human_eval.rating",
-                    description="Rating of rationales by people and judges; only `judge` uses the network.")
+                    description="Have people and judges rate rationales. Only `judge` uses the network.")
     subparsers = parser.add_subparsers(dest="command", required=True)
 
     def command(run: Callable[[argparse.Namespace], None], text: str, example: str) -> Parser:
@@ -215,7 +215,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         made = subparsers.add_parser(name, help=text, description=text,
                                      example=f"{parser.prog} {name} {example}")
         made.set_defaults(run=run)
-        made.add_argument("--out", required=True, help="what to write")
+        made.add_argument("--out", required=True, help="output file or folder")
         return made
 
     sheet = command(sheet_command, "write pages on which people rank the texts of all models, blind",
@@ -226,17 +226,19 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
                     "results/a results/b --api gpt-4 --out judge.json")
     agreement = command(agreement_command, "measure how each metric agrees with people",
                         "people.json results/a results/b --judge judge.json --out study")
-    merged.add_argument("key", metavar="KEY", help="key.json of `sheet`")
-    merged.add_argument("ratings", nargs="+", metavar="RATINGS", help="files that raters saved")
-    agreement.add_argument("people", metavar="PEOPLE", help="ratings that `merge` wrote")
-    agreement.add_argument("--judge", action="append", default=[], metavar="FILE", help="may be repeated")
+    merged.add_argument("key", metavar="KEY", help="the key.json that `sheet` wrote")
+    merged.add_argument("ratings", nargs="+", metavar="RATINGS", help="files saved by the raters")
+    agreement.add_argument("people", metavar="PEOPLE", help="ratings written by `merge`")
+    agreement.add_argument("--judge", action="append", default=[], metavar="FILE",
+                           help="a judge's ratings (repeatable)")
     for one in (sheet, judge, agreement):
         one.add_argument("results", nargs="+", metavar="RESULT",
-                         help="a result folder per model: FOLDER or NAME=FOLDER")
+                         help="one result folder per model: FOLDER or NAME=FOLDER")
     for one in (sheet, judge):
-        one.add_argument("--items", type=int, default=50, help="of each language (default 50; 0: all)")
-        one.add_argument("--seed", type=int, default=0, help="of the items and the order (default 0)")
-    judge.add_argument("--max_new_tokens", type=int, default=1024, help="per reply (default 1024)")
+        one.add_argument("--items", type=int, default=50, help="items per language (default 50; 0: all)")
+        one.add_argument("--seed", type=int, default=0, help="random seed for items and order (default 0)")
+    judge.add_argument("--max_new_tokens", type=int, default=1024,
+                       help="maximum tokens per reply (default 1024)")
     api_client.add_api_options(judge, required=True)
     options = parser.parse_args(arguments)
     if getattr(options, "items", 0) < 0:

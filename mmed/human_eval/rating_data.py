@@ -99,7 +99,7 @@ def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0) -> t
         raise UsageError(f"{len(models)} results; a ranking needs 2 to 26")
     complete = {place: rows for place, rows in found.items() if len(rows) == len(models)}
     if not complete:
-        raise UserError(f"{arguments[0]}: no rationale with a reference that all results have")
+        raise UserError(f"{arguments[0]}: no rationale with a reference is common to all results")
     passed = [place for place, rows in complete.items()
               if next(iter(rows.values()))["doc"]["human_check_passed"]]
     cases = []

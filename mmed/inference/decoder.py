@@ -40,7 +40,7 @@ class Segment:
     row: int
     start: int
     ids: Sequence[int]
-    logits: int = 1  # of the last so many tokens logits are returned
+    logits: int = 1  # how many of the last tokens to return logits for
 
 
 class DecoderLayer:
@@ -197,7 +197,7 @@ class Decoder:
         x = self.embed(tokens)  # (n, D)
         angles = self.angles(positions)
         rows = torch.arange(n, device=self.device)
-        # The G queries of a key head stand where a prompt's tokens do, so keys need not be repeated.
+        # The G queries of a key head take the place of a prompt's tokens, so keys need not be repeated.
         masks = {slides: self.mask(positions[:, None], used, slides) for slides in self.kinds}
         if self.config.position_embedding == "alibi":
             masks = {slides: mask.view(n, K, -1, used) for slides, mask in masks.items()}
@@ -231,7 +231,7 @@ def passes(segments: Sequence[Segment], limit: int) -> list[list[Segment]]:
 # ------------------------------------------------------------------------------------- which layout, and when
 
 def decoder_for(model: Transformer) -> Decoder:
-    """The model's decoder: made once, and again when a parameter has changed."""
+    """The model's decoder: built once, and rebuilt when a parameter has changed."""
     def state() -> list[tuple[int, int]]:
         return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
@@ -259,7 +259,7 @@ def layout_of(model: Transformer) -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a device."""
+    """Free memory of a device, in bytes."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

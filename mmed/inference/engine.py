@@ -7,7 +7,7 @@
       1   │ prompt 2 ▒▒  │ ── step ─> ones. When no prompt waits any more, the remaining sequences move to
       2   │ prompt 9 ▒▒▒ │            the front, so a step costs only what they cost.
 
-What many prompts begin with (instruction, examples) is computed once and copied. Reference: Orca (OSDI 2022).
+Shared prefixes (instruction, examples) are computed once and copied. Reference: Orca (OSDI 2022).
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmed.inference.decoder import Decoder, Segment, decoder_for, fitting_batch
 from mmed.inference.sampling import Decoding, Sequence, check_finite
 from mmed.model import KVCache, Transformer
 
-PREFIX_BLOCK = 16  # prefixes are shared in multiples of so many tokens
+PREFIX_BLOCK = 16  # prefixes are shared in multiples of this many tokens
 
 
 class PrefixCache:
@@ -80,7 +80,7 @@ class Scheduler:
     def __init__(self, decoder: Decoder, decoding: Decoding, sequences: list[Sequence]):
         self.decoder, self.decoding = decoder, decoding
         waiting = [sequence for sequence in sequences if sequence.limit]
-        # The longest first: at the end, when no prompt waits, few rows stay empty.
+        # Longest first, so that few rows stay empty at the end, when no prompt is waiting.
         waiting.sort(key=lambda sequence: (-sequence.limit, -len(sequence.prompt), sequence.index))
         self.waiting, self.running = deque(waiting), []
         longest = max((len(sequence.prompt) + sequence.limit for sequence in waiting), default=0)

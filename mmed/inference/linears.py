@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmed.lora import LoRALinear
 
-FEW = 16  # rows; for more of them converting int8 weights costs less than the slower product
+FEW = 16  # rows; beyond this, converting int8 weights is cheaper than the slower product
 Linear = Callable[[Tensor], Tensor]
 
 
@@ -62,7 +62,7 @@ def matrix(weight: Tensor, bias: Tensor | None, layout: str) -> Linear:
 
 
 def fused(modules: list[nn.Linear], layout: str) -> Linear:
-    """One callable for linear layers that read the same input; their outputs stand side by side."""
+    """One callable for linear layers that read the same input; their outputs are concatenated."""
     if layout == "plain" or any(isinstance(module, LoRALinear) for module in modules):
         return modules[0] if len(modules) == 1 else lambda x: torch.cat([module(x) for module in modules], -1)
     weight = torch.cat([module.weight.detach() for module in modules])

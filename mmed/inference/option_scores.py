@@ -1,10 +1,10 @@
-"""How likely a model finds given continuations: log P(option | prompt).
+"""The likelihood of given continuations: log P(option | prompt).
 
     score_many(model, prompts, options)     one list of sums per prompt
 
 An option's score is the sum over its tokens of log P(token | prompt, tokens before it), natural logarithm,
-in fp32. The options of a prompt are computed one after the other behind it, in one flat pass. What many
-prompts begin with is computed once, as in decoding.
+in fp32. The options of a prompt are computed one after the other behind it, in one flat pass. Shared
+prefixes are computed once, as in decoding.
 """
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check_lengths(model: Transformer, prompts: Sequence, options: Sequence) -> N
 
 @torch.inference_mode()
 def int8_difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str:
-    """What int8 changes on these prompts, in words: the likeliest next tokens, and the log-probabilities."""
+    """Describe what int8 changes on these prompts: the likeliest next tokens, and the log-probabilities."""
     if not prompts:
         return "int8 weights: no prompts to compare with"
     prompts = prompts[::-(-len(prompts) // COMPARED)]

@@ -1,4 +1,4 @@
-"""Sequences that are being decoded, and how the next token of each is chosen. Both engines use these classes.
+"""Sequences during decoding, and the choice of their next tokens. Both engines use these classes.
 
 What a sequence gets depends on its prompt and, when sampling, on (seed, its number): never on its
 neighbours in the batch. But sums are rounded differently in batches of different size. In fp32 the tokens
@@ -16,7 +16,7 @@ from torch import Tensor
 from mmed.model import ModelConfig
 from mmed.utils.errors import UsageError, UserError
 
-STOP_EVERY = 8  # new tokens of a sequence between two calls of `stop`
+STOP_EVERY = 8  # new tokens per sequence between two calls of `stop`
 
 
 @dataclass
@@ -119,4 +119,4 @@ def sample(logits: Tensor, temperature: float, top_k: int, top_p: float, uniform
 
 def check_finite(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits).all()):
-        raise UserError("the model's logits are not finite: damaged weights, or too large for the dtype")
+        raise UserError("the logits are not finite: the weights are damaged, or values overflow the dtype")

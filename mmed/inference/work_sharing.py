@@ -33,7 +33,7 @@ def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
     main = Journal(path, facts, force) if rank == 0 else None
     if main is not None:
         absorb(main, path, facts, force)
-    # If rank 0 rejects the journal it ends here, and the others with it.
+    # If rank 0 rejects the journal, all ranks end here.
     done = set(distributed.gather({"done": sorted(main.done) if main is not None else []})[0]["done"])
     for number in sorted(set(costs) & done):
         on_skip(number)

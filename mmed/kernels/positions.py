@@ -1,4 +1,4 @@
-"""Positions beyond plain RoPE: rotations stretched for long contexts, as `rope_scaling` says, and ALiBi.
+"""Positions beyond plain RoPE: ALiBi, and rotations stretched for long contexts (`rope_scaling`).
 
 References: Llama 3.1 (arXiv 2407.21783), YaRN (2309.00071), ALiBi (2108.12409).
 """
@@ -46,7 +46,7 @@ def _kept_by_yarn(speed: Tensor, theta: float, scaling: dict) -> Tensor:
 
 
 def magnitude(scaling: dict) -> float:
-    """What cos and sin are multiplied by: with YaRN the scores of a longer context are as sharp as before."""
+    """The factor on cos and sin: with YaRN it keeps attention as sharp in longer contexts as before."""
     def of(weight: float) -> float:
         return 0.1 * weight * math.log(max(scaling["factor"], 1)) + 1
 

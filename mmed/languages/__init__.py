@@ -1,4 +1,4 @@
-"""All that is particular to a language: a file `mmed/languages/<code>.py` with a constant `LANGUAGE`.
+"""Everything specific to one language: a file `mmed/languages/<code>.py` with a constant `LANGUAGE`.
 
 A file is found by its name; nothing is registered. Codes are ISO 639-1.
 
@@ -33,7 +33,7 @@ PAPER_ORDER = ("en", "zh", "ja", "fr", "ru", "es")  # MMedLM: the columns of eve
 SAME_LETTER = str.maketrans("أإآٱىیةک", "اااا" "يي" "هك")
 
 
-# Letters with their marks: Latin and Cyrillic accents, Arabic vowels, signs of Indian scripts (no danda)
+# Letters with diacritics: Latin and Cyrillic accents, Arabic vowels, signs of Indian scripts (no danda)
 _LETTER = r"[\w\u0300-\u036f\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff]"
 _CLITIC = r"['’](?:s|m|d|ll|re|ve)\b"
 _SPACED = re.compile(
@@ -83,7 +83,7 @@ def _nltk() -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class AnswerWords:
-    """Words by which an answer is stated, for `mmed/evaluation/answer_parser.py`, with commas between them.
+    """Words that state an answer, separated by commas, for `mmed/evaluation/answer_parser.py`.
 
     Lower case; phrases of several words are allowed. A bar stands for any ending, as in `medical_words`:
     "correct|e" is "correct", "correcte", "correctes". All lists may be empty.
@@ -98,7 +98,7 @@ class AnswerWords:
     because: str = ""  # may follow a letter: because, since, given
     and_or: str = ""  # join letters; those that leave the answer open after a slash: "and, as well as / or"
     question: str = ""  # headings of a question, as written; the text after one belongs to another item
-    letters: str = ""  # of the script, in the place of A, B, C: "أبجده"
+    letters: str = ""  # letters of the script used instead of A, B, C: "أبجده"
     stated: tuple[str, ...] = ()  # sentences for the tests that state {} as the answer: "I choose {}."
     denied: tuple[str, ...] = ()  # sentences that do not: "{} is wrong."
 
@@ -125,11 +125,11 @@ class Language:
     right_to_left: bool = False
     language_id: tuple[str, ...] = ()  # codes under which language identification knows it; () is its own
     phone_words: str = ""  # announce a telephone number; alternatives separated by "|"
-    disclaimer: str = "This is a research model. What it says is no medical advice; ask a doctor."  # of chats
+    disclaimer: str = "This is a research model. What it says is not medical advice; ask a doctor."  # chat
 
 
 def words(listed: str) -> tuple[str, ...]:
-    r"""Terms written with commas between them, over as many lines as they need.
+    r"""Split a comma-separated list of terms, which may span several lines.
 
     >>> words("patient|, blood pressure,\n   insulin")
     ('patient|', 'blood pressure', 'insulin')
@@ -147,7 +147,7 @@ def all_languages() -> tuple[Language, ...]:
 
 
 def get_language(name: str) -> Language:
-    """The language of a code or a name, English or native, in any case.
+    """Find a language by code or by English or native name, ignoring case.
 
     >>> get_language("ja").name, get_language("Japanese").code, get_language("ENGLISH").code
     ('Japanese', 'ja', 'en')

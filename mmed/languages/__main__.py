@@ -1,9 +1,9 @@
-"""List the languages, or begin the file of a new one.
+"""Lists the languages, or writes a template for a new one.
 
     python -m mmed.languages            the list
     python -m mmed.languages new de     writes mmed/languages/de.py, annotated, to fill in
 
-`python -m data_prep.filters.language_check de` says what is missing or suspicious in a file.
+`python -m data_prep.filters.language_check de` reports what is missing or suspicious in a file.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LANGUAGE = Language(
     min_hits=4, min_density=0.04, official_min_hits=4, official_min_density=0.04,
     medical_sentence="TODO a patient, a complaint, an examination, a treatment.",
     ordinary_sentence="TODO a sentence without any medical word, such as on a train to the sea.",
-    disclaimer="TODO This is a research model. What it says is no medical advice; ask a doctor.",
+    disclaimer="TODO This is a research model. What it says is not medical advice; ask a doctor.",
     answers=AnswerWords(  # words by which models state an answer: mmed/languages/en.py shows them filled in
         answer="TODO answer, option, diagnosis, treatment|, cause",
         is_="TODO is, are, would be, seems",
@@ -56,19 +56,20 @@ def new(code: str, folder: Path) -> Path:
                          "two or three small letters, such as de")
     path = folder / f"{code}.py"
     if path.exists():
-        raise UserError(f"{path}: already exists; `python -m data_prep.filters.language_check {code}` says "
-                        "what it lacks")
+        raise UserError(f"{path}: already exists; `python -m data_prep.filters.language_check {code}` lists "
+                        "what is missing")
     with atomic_write(path) as file:
         file.write(TEMPLATE.format(code=code))
     return path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m mmed.languages", description="List the languages, or begin a new one.")
+    parser = Parser(prog="python -m mmed.languages", description="List the languages, or start a new one.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    made = commands.add_parser("new", help="write the file of a new language, annotated, to fill in")
-    made.add_argument("code", help="ISO 639-1: de")
-    made.add_argument("--folder", type=Path, default=Path(__file__).parent, help="default: mmed/languages")
+    made = commands.add_parser("new", help="write an annotated template for a new language")
+    made.add_argument("code", help="ISO 639-1 code, such as de")
+    made.add_argument("--folder", type=Path, default=Path(__file__).parent,
+                      help="output folder (default: mmed/languages)")
     given = parser.parse_args(arguments)
     if given.command == "new":
         print(f"wrote {new(given.code, given.folder)}: fill in what says TODO, then run `python -m "

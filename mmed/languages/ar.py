@@ -1,4 +1,4 @@
-"""Arabic, written from right to left; vowel marks and spellings of alef, yeh and teh marbuta are folded."""
+"""Arabic, written from right to left; vowel signs and spellings of alef, yeh and teh marbuta are folded."""
 from mmed.languages import AnswerWords, Language, words
 
 LANGUAGE = Language(

@@ -1,4 +1,4 @@
-"""Japanese: terms of at least two characters that are no part of an everyday word."""
+"""Japanese: terms of at least two characters that are not part of an everyday word."""
 import functools
 
 from mmed.languages import AnswerWords, Language, split_characters, words

@@ -41,7 +41,7 @@ def fill_page(frame: str | Path, *, title: str, data: object = None, **values: o
         trim_blocks=True, lstrip_blocks=True, finalize=_printable)
     environment.filters |= {"number": number, "p_value": p_value, "plain": plain, "zip": zip}
     source = (HERE / "page_head.html").read_text(encoding="utf-8") + Path(frame).read_text(encoding="utf-8")
-    # No value is ever put into a script, so the template has their final text
+    # Values are never inserted into scripts, so the template holds their final text
     scripts = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     hashes = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

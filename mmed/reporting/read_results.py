@@ -1,4 +1,4 @@
-"""Reads what a report is made of: result folders, run folders, and the counts of corpus steps."""
+"""Reads the inputs of a report: result folders, run folders, and the counts of corpus steps."""
 from __future__ import annotations
 
 import json
@@ -60,15 +60,15 @@ def read_result(argument: str) -> Result:
 
 
 def check_together(results: Sequence[Result]) -> None:
-    """Rows of one table must have the same items, and names that tell them apart."""
+    """Rows of one table must have the same items and distinct names."""
     for place, result in enumerate(results):
         if result.full_name in [other.full_name for other in results[:place]]:
-            raise UsageError(f"{result.folder}: a second row {result.full_name!r}; give it as NAME=FOLDER")
+            raise UsageError(f"{result.folder}: duplicate row {result.full_name!r}; give it as NAME=FOLDER")
         ours, theirs = ([one.facts.get("data"), {name: part["n"] for name, part in one.parts.items()}]
                         for one in (result, results[0]))
         if ours != theirs:
-            raise UserError(f"{result.folder}: other exam items than {results[0].folder}; make a separate "
-                            "report for each exam")
+            raise UserError(f"{result.folder}: its exam items differ from those of {results[0].folder}; "
+                            "make a separate report for each exam")
 
 
 def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[
             if place in questions:
                 questions[place][index].append(row)
         if result.hits.keys() != results[0].hits.keys():
-            raise UserError(f"{result.folder}: predictions.jsonl has other items than that of "
+            raise UserError(f"{result.folder}: predictions.jsonl has other items than the one in "
                             f"{results[0].folder}")
     return [{**answers[0][0], "code": get_language(place[0]).code, "answers": answers,
              "right": [result.hits[place] for result in results]} for place, answers in questions.items()]
@@ -159,7 +159,7 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
         paths = [path for path in sorted(folder.rglob("*.json"))
                  if path.name == "funnel.json" or path.with_suffix(".idx").is_file()]
         if not paths:
-            raise UserError(f"{folder}: no funnel.json and no token stream in it; give the output folder of "
+            raise UserError(f"{folder}: no funnel.json or token stream in it; give the output folder of "
                             "data_prep's steps")
         for path in paths:
             value, place = read_json(path), path.relative_to(folder.parent)

@@ -140,24 +140,24 @@ def page(results: Sequence[Result] = (), runs: Sequence[Run] = (), corpus: Corpu
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     command = "python -m mmed.reporting"
-    parser = Parser(prog=command, description="Writes results and logs as one HTML page.",
+    parser = Parser(prog=command, description="Write an HTML report on results and training logs.",
                     example=f"{command} zero-shot:base=results/a lora:base=results/b --out report.html")
     parser.add_argument("results", nargs="*", metavar="RESULT",
                         help="result folder of mmed.eval: FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER, where "
                              f"SETTING is {', '.join(SETTINGS)} (default: as in the result)")
     add = parser.add_argument_group("other inputs").add_argument
     add("--general", nargs="+", default=[], metavar="RESULT",
-        help="results on a general exam, the base model's first: what did training make it forget?")
+        help="results on a general exam, base model first, to show what training made it forget")
     add("--runs", nargs="+", default=[], metavar="RUN", help="run folders: FOLDER or NAME=FOLDER")
-    add("--corpus", nargs="+", default=[], metavar="FOLDER", help="folders with funnel.json and streams")
+    add("--corpus", nargs="+", default=[], metavar="FOLDER", help="folders with funnel.json or token streams")
     add("--agreement", metavar="FILE", help="agreement.json of `mmed.human_eval.rating`, or its folder")
     add = parser.add_argument_group("page").add_argument
-    add("--out", required=True, metavar="FILE.html", help="the page to write")
+    add("--out", required=True, metavar="FILE.html", help="output page")
     add("--title", default="MMedBench results")
-    add("--notice", action="append", default=[], metavar="TEXT", help="a line at the top; may be repeated")
+    add("--notice", action="append", default=[], metavar="TEXT", help="line to show at the top (repeatable)")
     add("--published", action="store_true", help="add the paper's numbers")
     add("--questions", type=int, default=50, metavar="N",
-        help="questions of each language to show with all answers (default 50; 0: none)")
+        help="questions per language to show with all answers (default 50; 0: none)")
     options = parser.parse_args(arguments)
     if not any([options.results, options.general, options.runs, options.corpus, options.agreement]):
         raise UsageError("nothing to report on; give result folders, --runs, --corpus or --agreement")

@@ -1,1 +1,1 @@
-"""What mmed/tokenizer.py is made of: a backend per kind of tokenizer file, special tokens, chat templates."""
+"""Building blocks of mmed/tokenizer.py: a backend per file format, special tokens, chat templates."""

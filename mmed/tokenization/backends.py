@@ -52,7 +52,7 @@ def _open_sentencepiece(model: SentencePieceModel, settings: TokenizerSettings, 
     more, added = settings.split()
     for text, index in (more | added).items():
         if pieces.get(text, index) != index:
-            raise UserError(f"{path}: the added token {text!r} has id {index} beside this file and "
+            raise UserError(f"{path}: the added token {text!r} has id {index} outside this file and "
                             f"{pieces[text]} in it")
     # a piece that an added token renames goes by its new name (InternLM 2: [UNUSED_TOKEN_145], <|im_end|>)
     renamed = {*more.values(), *added.values()}

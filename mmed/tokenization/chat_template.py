@@ -5,7 +5,7 @@
 Messages have a role (an optional first "system", then "user" and "assistant" in turn) and a content. The
 template in a model folder renders them in Jinja's sandbox, as apply_chat_template of transformers does; a
 folder without one gets a template from CHAT_TEMPLATES. What a user writes is always ordinary text:
-"<|eot_id|>" in a question is spelt out, not obeyed.
+"<|eot_id|>" in a question is encoded as text, not obeyed.
 
 References: the published chat templates of Llama 2 and 3, Mistral 7B Instruct 0.2 and 0.3, InternLM 2 chat,
 Qwen 2 and 3, Gemma 2.
@@ -23,7 +23,7 @@ from mmed.utils.errors import UserError, require_extra
 
 Message = dict[str, str]
 
-# Stands inside what looks like a special token in a message while the message is rendered: <MARK|eot_id|>.
+# Inserted into text that looks like a special token while a message is rendered: <MARK|eot_id|>.
 # A Unicode noncharacter, which no text contains.
 MARK = "\ufdd0"
 THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")  # a prompt that begins the answer's thought
@@ -119,8 +119,8 @@ def _jinja_template(text: str) -> Any:
 
 
 def _render_jinja(text: str, messages: list[Message], roles: dict[str, str], prompt: bool) -> str:
-    """The text of a conversation. A template without a system role, which raises an error or leaves the
-    system's text out, gets it before the first question.
+    """The text of a conversation. If the template has no system role (it raises an error or omits
+    the system text), that text goes before the first question.
     """
     has_system = messages[0]["role"] == "system"
     try:
@@ -190,7 +190,7 @@ def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
         for part in filter(None, re.split(f"({_pattern(tuple(known))})", text)):
             ids += ([known[part]] if part in known else
                     tokenizer.encode(part.replace(MARK, ""), continued=continued))
-            continued = part not in ("<s>", "</s>")  # after them text begins anew, with its space
+            continued = part not in ("<s>", "</s>")  # after them text starts again, with its space
         result.append(ids)
     return result
 
@@ -202,7 +202,7 @@ def encode_chat(tokenizer, messages: Sequence[Message], family: str = "",
 
 
 def render_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None) -> str:
-    """The same for people to read, with the text of special tokens."""
+    """The same as readable text, including special tokens."""
     return _render(tokenizer, messages, family, name, prompt=True).replace(MARK, "")
 
 
@@ -225,9 +225,9 @@ def encode_conversation(tokenizer, messages: Sequence[Message],
         answer = message["content"].split("</think>")[-1].strip()
         if shared is None or end is None or answer not in whole[len(shared):end.end()].replace(MARK, ""):
             raise UserError(
-                f"the chat template changes message {place + 1} or what is before it when the conversation "
-                "goes on, or ends it with no special token: a model would learn from text that it never sees "
-                "in use; split conversations into single questions")
+                f"the chat template changes message {place + 1} or earlier ones when the conversation "
+                "continues, or ends it without a special token: a model would learn from text that it never "
+                "sees in use; split conversations into single questions")
         texts += [whole[done:len(shared)], whole[len(shared):end.end()]]
         done = end.end()
     parts = _encode(tokenizer, texts)

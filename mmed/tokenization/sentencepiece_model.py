@@ -29,7 +29,7 @@ RULES = {2: b"", DUMMY_PREFIX: 1, 4: 1, 5: 1}
 # 2 a length and bytes, 5 four bytes.
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """(value, place after it)."""
+    """Read a varint at `at`; return (value, position after it)."""
     value = shift = 0
     while shift <= 63:
         value |= (data[at] & 127) << shift

@@ -26,7 +26,7 @@ from mmed.utils.files import atomic_write, read_json, temporary_name, write_json
 from mmed.utils.fingerprints import file_hash
 
 FORMAT = 1          # version of the files
-MAPPED_PARTS = 128  # files of a stream that are open at once
+MAPPED_PARTS = 128  # maximum number of a stream's files open at once
 
 Counts = dict[str, dict[str, dict[str, int]]]  # language -> source -> {"tokens": ..., "documents": ...}
 
@@ -172,8 +172,8 @@ class TokenStream:
         try:
             self._open(self.meta)
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-            raise UserError(f"{self.prefix}.json does not describe a token stream, or not the files beside "
-                            f"it ({error!r}); tokenize again") from None
+            raise UserError(f"{self.prefix}.json does not describe a token stream, or does not match its "
+                            f"files ({error!r}); tokenize again") from None
         if fingerprint is not None and self.fingerprint != fingerprint:
             bos = "without BOS" if self.bos_id is None else f"with BOS {self.bos_id}"
             raise UserError(f"{self.prefix}: made with tokenizer {self.fingerprint:.12} (documents begin "
@@ -196,7 +196,7 @@ class TokenStream:
         files = {index.parent / part["file"]: part for part in parts}
         for file, part in files.items():
             if file.stat().st_size != part["tokens"] * dtype.itemsize:
-                raise ValueError(f"{file} is not as long as {part['tokens']} tokens")
+                raise ValueError(f"{file} does not contain {part['tokens']} tokens")
         self.hashes = {index: meta["sha256"]["idx"]} | {file: part["sha256"] for file, part in files.items()}
         self.ids = PartedTokens([*files], [part["tokens"] for part in files.values()], dtype)
         self.ends = np.memmap(index, "<u8", "r").view(np.ndarray)
@@ -206,8 +206,8 @@ class TokenStream:
     def verify(self, rank: int = 0, ranks: int = 1) -> None:
         """Compare the sha256 of this rank's share of the files with NAME.json (hundreds of MB/s).
 
-        NAME.verified-*.json remember size and modification time of the files found intact, so that the next
-        run reads none of them.
+        NAME.verified-*.json record the size and modification time of intact files, so that the next run
+        need not read them again.
         """
         folder, name = Path(self.prefix).parent, Path(self.prefix).name
         known: dict[str, list] = {}

@@ -1,2 +1,2 @@
-"""Around the loop of mmed/train.py: distributed, optimizer, loader, logging, signals, run folder, memory
+"""What mmed/train.py builds on: distributed, optimizer, loader, logging, signals, run folder, memory
 estimate, validation."""

@@ -41,7 +41,7 @@ class InstructRows(ExamRows):
             if example:
                 self.examples.append(example)
         if not self.examples:
-            raise UserError(f"{path}: no conversation to train on; left out: {dict(outcomes)}")
+            raise UserError(f"{path}: no conversation to train on; skipped: {dict(outcomes)}")
         del outcomes[""]
         self.warnings = [f"{count} {outcome}" for outcome, count in outcomes.items()]
 

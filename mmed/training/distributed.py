@@ -162,7 +162,7 @@ def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_secon
     """Shard `model` over the ranks: one FSDP unit per block, one for the rest (embedding, last norm, head).
 
     Weights keep their dtype (fp32 master weights); with precision "bf16" they are gathered and used in bf16,
-    and gradients are reduced in fp32. With a `shard_size` each group of so many ranks (a node) holds a copy:
+    and gradients are reduced in fp32. With a `shard_size` each group of that size (a node) holds a copy:
     weights are gathered within a group, and only gradients, already cut by shard_size, cross between groups.
     # MMedLM: FSDP full_shard auto_wrap on the decoder layer, bf16
     """

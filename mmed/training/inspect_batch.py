@@ -61,7 +61,7 @@ def load_run(run: Path) -> tuple[TrainConfig, PretrainRows | ExamRows, Tokenizer
     try:
         config = with_source_data(TrainConfig(**facts["config"]))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{run / 'run.json'}: not what a run of this version writes ({error})") from None
+        raise UserError(f"{run / 'run.json'}: not written by this version ({error})") from None
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.bos)
     return config, make_rows(config, tokenizer), tokenizer
 
@@ -80,13 +80,14 @@ def show(run: Path, step: int, wanted: Sequence[int] | None = None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m mmed.training.inspect_batch", description="What a run trained on.")
+    parser = Parser(prog="python -m mmed.training.inspect_batch", description="Show what a run trained on.")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("show", help="print the batch of a step as text",
+    command = commands.add_parser("show", help="print a step's batch as text",
                                   description=__doc__.split("\n\n")[2])
     command.add_argument("run", type=Path, help="run folder of mmed/train.py")
-    command.add_argument("step", type=int, help="as in metrics.jsonl, counted from 1")
-    command.add_argument("--rows", type=int, nargs="+", metavar="N", help="rows of the batch; default: all")
+    command.add_argument("step", type=int, help="training step as in metrics.jsonl, counted from 1")
+    command.add_argument("--rows", type=int, nargs="+", metavar="N",
+                         help="rows of the batch to print (default: all)")
     options = parser.parse_args(arguments)
     show(options.run, options.step, options.rows)
     return 0

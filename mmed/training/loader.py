@@ -111,7 +111,7 @@ class BatchSizes:
 
 
 def full_rows(config: TrainConfig, world_size: int) -> BatchSizes:
-    """Of rows without padding, every token of which carries loss."""
+    """Whether rows have no padding, and every token carries loss."""
     share = data.rank_share(config.global_batch_size, 0, world_size, config.micro_batch_size)
     tokens = len(share[0]) * config.sequence_length
     return BatchSizes(len(share[0]), config.sequence_length, tokens, len(share))
@@ -132,7 +132,7 @@ def make_batch(micro_batches: Sequence[Row], device: torch.device, by_document: 
     batch = Batch([], 0, 0)
     for rows in micro_batches:
         arrays = {"input_ids": rows.input_ids, "labels": rows.labels, "positions": rows.positions,
-                  # found here, because a GPU would have to be waited for
+                  # computed here, on the host, to avoid waiting for a GPU
                   "loss_positions": np.flatnonzero(rows.labels != data.IGNORE)}
         if by_document:
             arrays["document_ids"] = rows.document_ids

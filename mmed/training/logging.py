@@ -48,7 +48,7 @@ def peak_memory(device: torch.device) -> int:
     """Peak bytes held: of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")  # ru_maxrss may be that of the process which started this one
+    status = Path("/proc/self/status")  # ru_maxrss may be inherited from the parent process
     if status.is_file():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""What a run will need before it starts: parameters, tokens per step, memory per rank, time (`--dry_run`).
+"""Predicts what a run will need: parameters, tokens per step, memory per rank, time (`--dry_run`).
 
 Memory is that of a simulated step (mmed/training/simulate.py), time follows from the number of operations:
 
@@ -32,7 +32,7 @@ PEAK_FLOPS = {
 }
 ASSUMED_GPU = "NVIDIA H100 80GB HBM3"  # of simulated ranks
 SAMPLED = 20  # batches of exam items that a dry run makes
-USEFUL = 0.5  # share of the speed of matrix products that a step reaches, for the estimate of time
+USEFUL = 0.5  # fraction of matrix-product speed that a step reaches, for the time estimate
 # Assumed, on top of the simulated bytes (share, bytes): on a GPU gaps of the allocator; CUDA, NCCL's buffers
 # and kernels' work space; on a CPU what malloc does not return; what the first step loads.
 RESERVE = {"cuda": (0.05, 2_000_000_000), "cpu": (0.2, 30_000_000)}

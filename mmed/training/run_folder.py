@@ -64,7 +64,7 @@ def data_facts(config: TrainConfig, rows: PretrainRows | ExamRows) -> dict[str, 
 
 
 def model_facts(model: str) -> dict[str, str]:
-    """Name -> fingerprint of config and weight files, from samples: other weights differ everywhere."""
+    """Name -> fingerprint of config and weight files, from samples: different weights differ everywhere."""
     facts, folder = {}, Path(model)
     for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = path.stat().st_size
@@ -78,8 +78,8 @@ def model_facts(model: str) -> dict[str, str]:
 
 
 def settings(facts: dict) -> dict[str, object]:
-    """All that makes another run of it, as name -> value. Of data and model the content counts, not the
-    path, if it was recorded."""
+    """Everything that identifies a run, as name -> value. Data and model count by content, if recorded,
+    rather than by path."""
     config = facts["config"]
     found = {key: value for key, value in config.items() if key not in {*FREE_ON_RESUME, "model", "data"}}
     weights = [part.partition("=")[2].strip() for part in config["data"].split(",")]
@@ -96,13 +96,13 @@ def check_resume(old: dict, new: dict) -> None:
     try:
         then, now = settings(old), settings(new)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{out}/run.json: not what a run writes ({error!r}); give another --out") from None
+        raise UserError(f"{out}/run.json: not a valid run file ({error!r}); give another --out") from None
     for name in dict.fromkeys([*then, *now]):
         kind = name.split()[0]
         if then.get(name) != now.get(name) and (kind not in OPENED or kind in new):
             before, after = (str(value)[:60] for value in (then.get(name), now.get(name)))
-            raise UserError(f"{out}: was started with {name}={before}, now it is {after}; give the old one, "
-                            "or another --out")
+            raise UserError(f"{out}: was started with {name}={before}, now it is {after}; use the old "
+                            "value or another --out")
 
 
 def rounding_differences(old: dict, new: dict) -> list[str]:

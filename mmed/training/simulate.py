@@ -1,4 +1,4 @@
-"""One real step on ranks that do not exist: memory and traffic of rank 0, and where the host would wait.
+"""Runs one real step on simulated ranks: memory and traffic of rank 0, and where the host would wait.
 
     python mmed/train.py pretrain_mmedlm2 --model=shape:internlm2-7b --simulate_ranks=64 --shard_size=8
 
@@ -168,11 +168,11 @@ class Watch(TorchDispatchMode):
 
 def simulate(config: TrainConfig, build: Callable[[], Transformer], forward_backward: Callable,
              sizes: BatchSizes | None = None, kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
-    """Run one step; returns (kind -> bytes that rank 0 holds at the peak, kind -> bytes that it receives).
+    """Run one step; return (kind -> peak bytes on rank 0, kind -> bytes that rank 0 receives).
 
-    `build` gives the sharded model without memory, `forward_backward` is that of train.py, `sizes` are those
-    of the micro-batches (None: full rows). Two micro-batches stand for all: the last one reduces between
-    copies, the others do not.
+    `build` returns the sharded model without memory, `forward_backward` comes from train.py, and `sizes` are
+    the micro-batch sizes (None: full rows). Two micro-batches represent all: only the last one reduces
+    gradients between copies.
     """
     ranks = config.simulate_ranks or distributed.world_size()
     sizes = sizes or full_rows(config, ranks)

@@ -114,7 +114,7 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     name begins with "general". Without BOS the first token of a document is not scored, and its bytes do not
     count."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{twice[0]}: named twice, its documents would count double")
+        raise UserError(f"{twice[0]}: named twice, so its documents would count double")
     sets: dict[str, ValidationSet] = {}
     for name in names:
         kind = "general " if Path(name).name.startswith("general") else ""  # against forgetting

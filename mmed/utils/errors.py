@@ -1,4 +1,4 @@
-"""Errors of the user in one line, exit codes, and the option parser of all commands.
+"""User errors in one line, exit codes, and the option parser of all commands.
 
 Unusable input, typed or in a file, raises `UserError`, which `main_guard` prints without a traceback. Exit
 codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by a signal and resumable.
@@ -16,7 +16,7 @@ from typing import Any
 
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 75
 LONGEST = 1600  # characters of a message
-# Control characters except tab and newline, marks that change the direction of text, lone surrogates
+# Control characters except tab and newline, characters that change the direction of text, lone surrogates
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -50,7 +50,7 @@ def one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from a file, a model or a server without what a terminal would obey.
+    """Strip terminal control characters from text of a file, a model or a server.
 
     >>> printable("a\\x1b[31mred\\r"), printable("caf\\udce9")
     ('a[31mred', 'caf\\\\udce9')
@@ -98,7 +98,7 @@ class Parser(argparse.ArgumentParser):
 
 def main_guard(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and exit with its code; bad input prints one line instead of a traceback."""
-    if hasattr(sys.stdout, "reconfigure"):  # a file name in another encoding is printed with escapes
+    if hasattr(sys.stdout, "reconfigure"):  # print file names in other encodings with escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main() or 0
@@ -120,8 +120,8 @@ def main_guard(main: Callable[[], int | None]) -> None:
 
 
 def require_extra(module: str, extra: str) -> ModuleType:
-    """Import an optional package, or name the extra that installs it (exit code 2)."""
+    """Import an optional package, or exit with code 2 and name the extra that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"this needs the package {module!r}: pip install 'mmed[{extra}]'") from error
+        raise UsageError(f"this needs the package {module!r}; run pip install 'mmed[{extra}]'") from error

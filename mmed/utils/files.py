@@ -30,7 +30,7 @@ def write_error(error: OSError, path: str | Path, need: int = 0) -> UserError:
 
 @contextmanager
 def writing(path: str | Path, need: int = 0) -> Iterator[None]:
-    """A write that fails in this block names `path`; Python's own error names no file."""
+    """Name `path` if a write in this block fails; Python's own error names no file."""
     try:
         yield
     except OSError as error:
@@ -40,7 +40,7 @@ def writing(path: str | Path, need: int = 0) -> Iterator[None]:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Make the names in `folder` durable: without this, a rename may be undone by a loss of power."""
+    """Make the file names in `folder` durable: otherwise a power failure may undo a rename."""
     with suppress(OSError):  # some systems cannot open or sync a folder
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -113,7 +113,7 @@ def check_file(path: str | Path, max_bytes: int | None = None) -> None:
         raise UserError(f"{path}: no such file")
     size = os.path.getsize(path)
     if max_bytes is not None and size > max_bytes:
-        raise UserError(f"{path}: {size:,} bytes are too many (limit {max_bytes:,})")
+        raise UserError(f"{path}: {size:,} bytes exceed the limit ({max_bytes:,})")
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull`, "
@@ -148,7 +148,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
         where = f"{path}:{number + 1}"
         raise UserError(f"{where}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}:{number + 1}: cannot be unpacked ({error})") from None
+        raise UserError(f"{path}:{number + 1}: cannot be decompressed ({error})") from None
 
 
 def _json_object(line: str, where: str) -> dict:
@@ -159,5 +159,5 @@ def _json_object(line: str, where: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error}); every line must be one JSON object") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected one JSON object a line, got {type(value).__name__}")
+        raise UserError(f"{where}: expected one JSON object per line, got {type(value).__name__}")
     return value

@@ -1,4 +1,4 @@
-"""Fingerprints of files and models, by which a run or a result knows that its inputs are the same."""
+"""Fingerprints of files and models, which show a run or result that its inputs are unchanged."""
 from __future__ import annotations
 
 import hashlib

@@ -1,6 +1,6 @@
 """A journal of finished rounds of work: it survives being killed, and every line carries a checksum.
 
-In: rounds of rows, and the facts that they depend on. Out: PATH.partial while the work goes on, PATH when it
+In: rounds of rows, and the facts that they depend on. Out: PATH.partial during the work, PATH when it
 is finished.
 """
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Journal:
                 else:
                     self.done.add(int(value["round"]))
             except (ValueError, KeyError):
-                raise UserError(f"{self.partial}:{number}: damaged; --force starts again") from None
+                raise UserError(f"{self.partial}:{number}: damaged; use --force to start again") from None
         return facts
 
     def _append(self, value: dict) -> None:
@@ -72,7 +72,7 @@ class Journal:
         self.done.add(number)
 
     def rounds(self) -> list[tuple[int, list[dict]]]:
-        """(number, rows) by number, in whatever order they were finished."""
+        """Yield (number, rows) by number, regardless of the order in which rounds finished."""
         self.file.seek(0)
         rounds = [json.loads(line) for line in self.file.readlines()[1:]]
         return sorted((value["round"], value["rows"]) for value in rounds)

@@ -13,7 +13,7 @@ NAME_LIMIT, TEXT_LIMIT = 80, 4000  # characters of a name and of a text that are
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """What a JSON value of unexpected structure raises in this block becomes a `UserError` naming `path`."""
+    """Errors from JSON of unexpected structure in this block become a `UserError` that names `path`."""
     try:
         yield
     except UserError:
@@ -61,6 +61,6 @@ def split_argument(text: str, settings: Collection[str] = ()) -> tuple[str, str,
         return "", name, folder
     setting, name = name.split(":", 1)
     if setting not in settings:
-        raise UsageError(f"{text}: {setting!r} is not a setting; before the colon stands one of "
+        raise UsageError(f"{text}: {setting!r} is not a setting; the part before the colon must be one of "
                          f"{', '.join(settings)}")
     return setting, name, folder

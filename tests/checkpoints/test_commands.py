@@ -72,7 +72,7 @@ def test_inspect_says_what_a_folder_is(tmp_path):
     (["frobnicate"], 2, "invalid choice"),
     (["merge", "MODEL", "MODEL", "OUT"], 1, "adapter_config.json"),
     (["export", "MODEL", "MODEL"], 2, "--force"),
-    (["export", "MODEL", "OUT", "--step", "3"], 2, "no steps")])
+    (["export", "MODEL", "OUT", "--step", "3"], 2, "a model folder")])
 def test_wrong_use_ends_in_one_line_with_its_exit_code(tmp_path, arguments, code, words):
     folder = make_folder(tmp_path / "model")
     places = {"MODEL": folder, "OUT": tmp_path / "out"}
@@ -95,7 +95,7 @@ def test_merge_writes_what_the_adapted_model_computes(tmp_path):
     with torch.no_grad():
         assert merged.dtype == torch.float32 and close(merged(ids).logits, model.eval()(ids), 2e-5)
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert "no medical advice" in card and "`base`" in card and str(tmp_path) not in card
+    assert "not medical advice" in card and "`base`" in card and str(tmp_path) not in card
     for name in ("generation_config.json", "tokenizer.model"):
         assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
     command(*merge, "--force")
@@ -142,7 +142,7 @@ def test_the_card_of_a_full_run_names_data_and_recipe_and_no_path(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     for words in (f"wiki, weight 0.5: {tokens:,} tokens (en ", "| recipe | pretrain_mmedlm2 |",
                   "| learning_rate | 2e-05 |", "| tokens | 1234 |", 'license: "apache-2.0"',
-                  'base_model: "base"', "no medical advice"):
+                  'base_model: "base"', "not medical advice"):
         assert words in card, card
     assert str(tmp_path) not in card
     exported, _ = load_pretrained(tmp_path / "out")

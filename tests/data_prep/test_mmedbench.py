@@ -318,7 +318,7 @@ def test_apollo_splits_its_one_option_string(tmp_path):
     assert [line["reason"] for line in got["dropped.jsonl"]] == ["option letters skip or exceed Z",
                                                                  "answer outside the options"]
     new = write(tmp_path / "new.jsonl", [records[0] | {"source": "new"}])
-    assert "'apollo-new' is not known" in error_of("--source", f"apollo={new}", "--out", tmp_path / "x")
+    assert "'apollo-new' is unknown" in error_of("--source", f"apollo={new}", "--out", tmp_path / "x")
 
 
 RELEASED = {"question": "q", "options": {"A": "x", "B": "y"}, "answer_idx": "B", "rationale": "r ",
@@ -543,7 +543,7 @@ def test_wrong_use_is_one_line(tmp_path, options, message):
 @pytest.mark.parametrize(("record", "message"), [
     ({"q": 1}, "no key 'question', which the mapping names; it has q"),
     ({"question": {"x": 1}, "options": ["a"], "answer_idx": "A"}, "'question' is a dict, expected a text"),
-    ({"question": "q", "options": ["a", "b", "c"], "answer_idx": 1}, "are 1, which does not tell"),
+    ({"question": "q", "options": ["a", "b", "c"], "answer_idx": 1}, "are 1, so it is unclear"),
 ])
 def test_records_of_another_form_are_one_line(tmp_path, record, message):
     path = write(tmp_path / "e.jsonl", [record])

@@ -301,7 +301,7 @@ def test_rows_that_cannot_be_used_are_one_line_each_and_nothing_is_written(cells
 
 def test_files_that_are_no_filled_in_sheets(tmp_path):
     data = make_items(tmp_path / "data")
-    with pytest.raises(UserError, match="no item is judged there"):
+    with pytest.raises(UserError, match="no item has a verdict"):
         merge(data, tmp_path / "out", sheet(tmp_path / "Ann.csv", data, {}))
     (tmp_path / "x.csv").write_text("item;language\n1;2\n")
     with pytest.raises(UserError, match=r"no column 'item'.*CSV with commas"):

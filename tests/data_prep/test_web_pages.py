@@ -121,7 +121,7 @@ def test_bad_pages_are_dropped_with_the_reason(tmp_path, monkeypatch):
         (tmp_path / "site" / name).write_bytes(body)
     kept, dropped = read(tmp_path / "out", tmp_path / "site")
     assert len(kept) == 1 and dropped == {"empty page": 1, "no main text": 1, "page too large": 1}
-    with pytest.raises(UserError, match=r"site-00000:2 \(b.html\): empty page; leave out --strict"):
+    with pytest.raises(UserError, match=r"site-00000:2 \(b.html\): empty page; omit --strict"):
         read(tmp_path / "strict", tmp_path / "site", "--strict")
 
 

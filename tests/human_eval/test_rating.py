@@ -104,8 +104,8 @@ def test_where_people_checked_references_only_those_that_passed_are_rated(tmp_pa
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (lambda r, other: r[:1], "1 results; a ranking needs 2 to 26"),
-    (lambda r, other: [r[0], r[0]], "a second row 'alpha"),
-    (lambda r, other: [r[0], other], "other exam items than")])
+    (lambda r, other: [r[0], r[0]], "duplicate row 'alpha"),
+    (lambda r, other: [r[0], other], "exam items differ")])
 def test_results_that_cannot_be_ranked_are_rejected(tmp_path, results, arguments, message):
     other = make_results(tmp_path, ["other"], data="e" * 64)[0]
     with pytest.raises(UserError, match=message):
@@ -218,12 +218,12 @@ def test_merging_takes_the_mean_of_the_raters_under_the_models_names(tmp_path, k
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda v, i: v["scores"].pop(i), "item {i}: not ranked; open the file in its sheet"),
+    (lambda v, i: v["scores"].pop(i), "item {i}: not ranked; open the file in its page"),
     (lambda v, i: v["scores"][i].pop("C"), "item {i}: expected each of the scores 1 to 4 once"),
     (lambda v, i: v["scores"][i].update(C=True), "item {i}: expected each of the scores"),
     (lambda v, i: v["scores"][i].update(A=2, B=2), "item {i}: expected each of the scores"),
     (lambda v, i: v.update(scores=3), "damaged"),
-    (lambda v, i: v.update(sheet="0" * 64), "does not belong to this key"),
+    (lambda v, i: v.update(sheet="0" * 64), "does not match this key"),
     (lambda v, i: v.update(format="x"), "not a file of format 'mmed sheet ratings'")])
 def test_a_faulty_rating_file_is_rejected_with_file_and_item(tmp_path, key, change, message):
     value = rating_file(tmp_path / "r.json", key, "English", "Ana", random.Random(SEED))
@@ -390,9 +390,9 @@ def test_a_metric_that_is_missing_or_mixed_is_left_out_with_a_note(results):
 
 
 @pytest.mark.parametrize(("change", "count", "message"), [
-    (lambda cases: None, 2, "rates alpha, beta, gamma, delta, the results given are alpha, beta; give NAME"),
-    (lambda cases: next(iter(cases.values())).update(digest="0"), 4, "other texts than were rated"),
-    (lambda cases: cases.update(elsewhere={}), 4, "item elsewhere: not in every result folder")])
+    (lambda cases: None, 2, "rates alpha, beta, gamma, delta, but the results are alpha, beta; give NAME"),
+    (lambda cases: next(iter(cases.values())).update(digest="0"), 4, "the texts in the results"),
+    (lambda cases: cases.update(elsewhere={}), 4, "item elsewhere: missing from at least one")])
 def test_ratings_of_other_models_texts_or_items_are_rejected(results, change, count, message):
     models, cases = read_cases(results, items=2)
     people = ratings_of(cases, random.Random(SEED))

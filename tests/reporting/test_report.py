@@ -309,7 +309,7 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
     rows = shown[shown.index("change base"):]
     for words in ("– 2.500 –", f"{change} ", " 2.750 +0.250 other", "replay – – 2.250 −0.250"):
         assert words in rows, words
-    with pytest.raises(UserError, match="other exam items"):
+    with pytest.raises(UserError, match="exam items differ"):
         other = make_result(tmp_path / "x", items[1:], rng, modes=("answer",))
         make_page(tmp_path / "x.html", "--general", *exams, str(other))
 
@@ -321,9 +321,9 @@ def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
     good, empty = make_result(tmp_path / "good", items, rng), tmp_path / "empty"
     empty.mkdir()
     for arguments, words, kind in (
-            ([good, good], "second row 'good", UsageError), ([f"fulll:base={good}"], "fulll", UsageError),
-            ([good, make_result(tmp_path / "b", items, rng, data="e" * 64)], "other exam items", UserError),
-            ([good, make_result(tmp_path / "c", items[:-1], rng)], "other exam items", UserError),
+            ([good, good], "duplicate row 'good", UsageError), ([f"fulll:base={good}"], "fulll", UsageError),
+            ([good, make_result(tmp_path / "b", items, rng, data="e" * 64)], "exam items differ", UserError),
+            ([good, make_result(tmp_path / "c", items[:-1], rng)], "exam items differ", UserError),
             ([tmp_path / "absent"], "no such file", UserError), ([empty], "results.json", UserError),
             ([good, "--corpus", empty], "no funnel.json", UserError),
             ([good, "--runs", tmp_path / "absent"], "no such file", UserError),

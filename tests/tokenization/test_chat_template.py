@@ -244,7 +244,7 @@ def test_answers_and_their_end_of_turn_token_carry_the_loss(byte_level, monkeypa
 
 @pytest.mark.parametrize("template, words", [
     ("{% for m in messages %}<s>{{ m.content if loop.revindex < 4 }}</s>{% endfor %}", "changes message"),
-    ("{% for m in messages %}{{ m.role + m.content }}{% endfor %}", "no special token"),
+    ("{% for m in messages %}{{ m.role + m.content }}{% endfor %}", "without a special token"),
     (TEMPLATES["mistral3"], "changes message 5"),  # moves the system's text to the last question
     ("{{ messages.__class__.__mro__ }}", "SecurityError"), ("{{ messages.append(1) }}", "SecurityError"),
     ("{{ 1 / 0 }}", "ZeroDivisionError"), ("{% if %}", "TemplateSyntaxError"),

@@ -77,12 +77,11 @@ def count_words(texts: Iterable[str], pattern: str = WORDS) -> Counter[str]:
 
 def join_most_frequent(words: list[Word], counts: list[int], number: int, known: set[str],
                        longest: int) -> list[tuple[str, str]]:
-    """The next `number` merges of BPE on words split into pieces; `words` is changed.
+    """The next `number` merges of BPE on words split into pieces; `words` and `known` are changed.
 
     >>> join_most_frequent([["l", "o", "w"], ["l", "o", "t"], ["n", "ew"]], [5, 3, 4], 2, set(), 16)
     [('l', 'o'), ('lo', 'w')]
     """
-    known = set(known)
     totals: Counter[tuple[str, str]] = Counter()
     places: dict[tuple[str, str], set[int]] = defaultdict(set)
 

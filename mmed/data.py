@@ -233,8 +233,6 @@ class Mixture:
     """
 
     def __init__(self, weights: Sequence[float], seed: int):
-        if min(weights) <= 0:
-            raise UserError(f"stream weights must be positive, got {list(weights)}")
         total = sum(weights)
         self.edges = [0.0, *(edge / total for edge in itertools.accumulate(weights[:-1])), 1.0]
         self.length = max(1024, int(np.ceil(2 * total / min(weights))))
@@ -339,7 +337,7 @@ def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rat
     # DIFFERS: the official code truncates on the right, which removes the answer [D19].
     """
     prompt = tokenizer.encode(build_prompt(item, rationale, style), bos=tokenizer.bos_id is not None)
-    target = tokenizer.encode(build_target(item, rationale, style), eos=True, continued=True)
+    target = tokenizer.encode(build_target(item, rationale), eos=True, continued=True)
     truncated = len(prompt) + len(target) > max_length + 1
     if truncated:
         target = target[-max(max_length * 3 // 4, max_length + 1 - len(prompt)):]

@@ -100,20 +100,18 @@ def target_names(config: ModelConfig, targets: str | list[str]) -> list[str]:
 
 
 def apply_lora(model: Transformer, rank: int = 16, alpha: float = 16, dropout: float = 0.05,
-               targets: str | list[str] = "q_proj,v_proj", *, rslora: bool = False, seed: int = 0) -> int:
+               targets: str | list[str] = "q_proj,v_proj", *, seed: int = 0) -> int:
     """Freeze `model`, replace each target by a `LoRALinear`, and return the number of adapted layers.
 
     # MMedLM: rank 16, dropout 0.05, no bias (finetune/*.sh)
     # DIFFERS: alpha is undefined in the official code, whose LoRA runs all stop there (D17 in
     # docs/method.md); here it is 16 unless set.
     """
-    if rank < 1:
-        raise UserError(f"LoRA rank must be at least 1, got {rank}")
     names = target_names(model.config, targets)
     model.requires_grad_(False)
     for name in names:
         base = cast(nn.Linear, model.get_submodule(name))
-        model.set_submodule(name, LoRALinear(base, rank, alpha, dropout, rslora))
+        model.set_submodule(name, LoRALinear(base, rank, alpha, dropout))
     if not next(model.parameters()).is_meta:
         init_lora(model, seed)
     return len(names)

@@ -29,7 +29,6 @@ class ExamItem:
     rationale: str  # "" where the data has none
     language: str  # English name, as the prompt says it: "Japanese"
     key: str  # the given `id`, else a hash of language, question and options
-    human_checked: bool = False
     human_check_passed: bool | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # all other keys of the line
 
@@ -97,7 +96,7 @@ def _item_from_row(row: dict, language: str) -> ExamItem:
     key = item_key(language, question, options) if row.get("id") is None else str(row["id"])
     extra = {name: value for name, value in row.items() if name not in KEYS}
     return ExamItem(question, dict(options), answer, row.get("rationale") or "", language, key,
-                    bool(row.get("human_checked")), row.get("human_check_passed"), extra)
+                    row.get("human_check_passed"), extra)
 
 
 def _answer_letters(value: str | list, options: Mapping[str, str]) -> tuple[str, ...]:
@@ -158,7 +157,6 @@ INSTRUCTION_ANSWER = (
 # include it.
 STRAY_SENTENCE = "Which of the following is the best treatment for this patient?"
 ANSWER_FORM = "###Answer: OPTION {letters} IS CORRECT."
-STYLES = ("clean", "official")
 
 
 def build_prompt(item: ExamItem, rationale: bool, style: str = "clean") -> str:
@@ -180,8 +178,6 @@ def build_input(item: ExamItem, style: str = "clean") -> str:
     >>> print(build_input(ExamItem("Why?", {"A": "this", "B": "that"}, ("A",), "", "English", "1")))
     ###Question: Why? ###Options: A. this B. that
     """
-    if style not in STYLES:
-        raise UserError(f"prompt style {style!r} is unknown; choose one of {', '.join(STYLES)}")
     options = "".join(f"{letter}. {text} " for letter, text in item.options.items())
     if style == "official":  # MMedLM: stray sentence, and a space at the end
         return f"###Question: {item.question} {STRAY_SENTENCE} ###Options: {options}"
@@ -190,7 +186,7 @@ def build_input(item: ExamItem, style: str = "clean") -> str:
     return f"###Question: {item.question} ###Options: {options[:-1]}"
 
 
-def build_target(item: ExamItem, rationale: bool, style: str = "clean") -> str:
+def build_target(item: ExamItem, rationale: bool) -> str:
     """The text the model should write, the same in both styles; the end-of-text token is added on encoding.
 
     >>> item = ExamItem("Why?", {"A": "this", "B": "that"}, ("A", "B"), "Because.", "English", "1")

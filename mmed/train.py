@@ -130,7 +130,7 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -
     if config.model.startswith("shape:"):
         model.init_weights(config.seed)
     else:
-        pretrained.load_weights(model, config.model)
+        pretrained.copy_weights(pretrained.match_weights(model, config.model))
     if config.lora_rank:
         init_lora(model, config.seed)
     return model.train()
@@ -146,9 +146,9 @@ def simulated_step(config: TrainConfig, shape: ModelConfig, sizes: loader.BatchS
 
 # ------------------------------------------------------------------------------------------- setup and resume
 
-def train(recipe: str, config: TrainConfig, stop: StopSignal | None = None) -> int:
+def train(recipe: str, config: TrainConfig) -> int:
     """Run `config` to its end (exit code 0) or until a signal (75)."""
-    stop = stop or StopSignal()
+    stop = StopSignal()
     if config.simulate_ranks and not config.dry_run:
         shape = model_config(config, None)
         memory_estimate.show_simulation(config, *simulated_step(config, shape))
@@ -376,8 +376,7 @@ def finish(run: Run) -> None:
 
 
 def main() -> int:
-    stop = StopSignal()
-    return train(*parse_command_line(sys.argv[1:]), stop)
+    return train(*parse_command_line(sys.argv[1:]))
 
 
 if __name__ == "__main__":

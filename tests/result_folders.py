@@ -36,7 +36,7 @@ def make_items(rng: random.Random, per_language: int = 6, languages: Sequence[st
             answer = tuple(sorted(rng.sample(letters, 1 if rng.random() < 0.7 else 2)))
             question = f"{language} question {number}?"
             items.append(ExamItem(question, options, answer, " ".join(rng.choices(words, k=14)), language,
-                                  item_key(language, question, options), True, checked,
+                                  item_key(language, question, options), checked,
                                   {"topic": rng.choice(["Surgery", "Anatomy"])}))
     return items
 

@@ -245,7 +245,7 @@ def test_chain_of_thought_shots_run_only_rationales_and_are_marked_as_ours(world
 def item(key: str, answer: str, language: str = "English", passed: bool | None = None, **extra) -> ExamItem:
     options = dict(zip("ABCD", ("aspirin", "heparin", "insulin", "iron")))
     return ExamItem("Why?", options, tuple(answer.split(",")), "the cat sat down", language, key,
-                    passed is not None, passed, extra)
+                    passed, extra)
 
 
 def answer(key, gold, text, **more):

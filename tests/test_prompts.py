@@ -8,7 +8,6 @@ import pytest
 
 from mmed.evaluation.answer_parser import parse_answer
 from mmed.prompts import (
-    STYLES,
     ExamItem,
     build_few_shot,
     build_messages,
@@ -45,7 +44,7 @@ def test_an_item_keeps_what_the_line_says(tmp_path):
     path = write_lines(tmp_path / "Japanese.jsonl",
                        row(answer_idx="C, A", id=7, meta_info="step1", answer="this"))
     assert read_items(path) == [ExamItem(
-        "Why?", {"A": "this", "B": "that", "C": "other"}, ("A", "C"), "So.", "Japanese", "7", True, False,
+        "Why?", {"A": "this", "B": "that", "C": "other"}, ("A", "C"), "So.", "Japanese", "7", False,
         {"meta_info": "step1", "answer": "this"})]
     assert read_items(path, language="Spanish")[0].language == "Spanish"
 
@@ -134,20 +133,18 @@ def test_official_prompts_are_the_published_strings_and_clean_ones_nearly(ration
     assert official == HEAD + instruction + INPUT
     without = official.replace(" Which of the following is the best treatment for this patient?", "")
     assert build_prompt(ITEM, rationale) == without.replace("Doxycycline \n", "Doxycycline\n")
-    assert build_target(ITEM, rationale, "official") == build_target(ITEM, rationale) == target
+    assert build_target(ITEM, rationale) == target
 
 
 def test_braces_and_long_options_pass_through_untouched():
     text = "{question} {0} %s \\n " + "x" * 50_000
     item = ExamItem("{input}", {"A": text, "B": "{instruction}"}, ("A",), "{}", "English", "k")
-    for style in STYLES:
+    for style in ("clean", "official"):
         assert f"A. {text} B. {{instruction}}" in build_prompt(item, True, style)
     assert text in build_messages(item, False)[0]["content"]
 
 
-def test_an_unknown_style_or_a_missing_rationale_is_an_error():
-    with pytest.raises(UserError, match="style 'oficial' is unknown"):
-        build_prompt(ITEM, True, "oficial")
+def test_a_missing_rationale_is_an_error():
     bare = ExamItem("q", {"A": "a", "B": "b"}, ("A",), " ", "English", "bare")
     with pytest.raises(UserError, match=r"'bare'.*no rationale"):
         build_target(bare, True)

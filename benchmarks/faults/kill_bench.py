@@ -14,6 +14,7 @@ Markdown table; exits 1 if a trial failed. The seed is printed, and --seed repea
 """
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -124,6 +125,7 @@ def save_twice(run: Path, stop_at: int, counter: Path) -> ForkedRun:
     """
     def main() -> int:
         import torch
+        import torch.distributed.checkpoint as dcp
 
         from mmed.checkpoints import training_state
 
@@ -139,7 +141,9 @@ def save_twice(run: Path, stop_at: int, counter: Path) -> ForkedRun:
             if step == 2:
                 before_file_operations(str(run), act)
             tensors = {f"model.w{index}": torch.full((50, 7), float(step)) for index in range(3)}
-            training_state.write_state(run, tensors, step, {"optimizer_step": step}, keep_last=1)
+            write = functools.partial(dcp.save, tensors,
+                                      storage_writer=training_state.prepare(run, tensors, step))
+            training_state.finish(run, step, {"optimizer_step": step}, 1, write)
         counter.write_text(str(seen))
         return 0
 
@@ -176,7 +180,7 @@ def after_calls(count: int):
 
 PHASES = {
     "loading the data": ("mmed.training.loader", "make_rows", 1),
-    "loading the model": ("mmed.checkpoints.pretrained", "load_weights", 1),
+    "loading the model": ("mmed.checkpoints.pretrained", "copy_weights", 1),
     "a step": ("mmed.training.optimizer", "update", 13),
     "an evaluation": ("mmed.training.validation", "validation_loss", 2),
     "a save": ("mmed.checkpoints.training_state", "publish", 3),

@@ -22,7 +22,7 @@ from mmed.languages import Language
 
 BLOCK = 1 << 18  # characters processed together, so that their arrays stay in the cache
 # Classes. BLANK is the plain space, which the official rule tells from other white space.
-BETWEEN, BLANK, FIRST_LETTER = 0, 1, 2
+BETWEEN, BLANK = 0, 1
 GAP = "\n\n"  # between two texts: no term has two separators in a row, so none matches across
 PLANE = 1 << 16  # characters beyond the first plane count as its last one, which is not a letter
 

@@ -104,10 +104,10 @@ def read_finished(done: Path, mark: str) -> dict[str, Any] | None:
 
 
 def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any],
-                  step: str = "", read: Reader = read_shard) -> dict[str, Any]:
+                  step: str, read: Reader = read_shard) -> dict[str, Any]:
     """Run a step over one input file unless already done; return the content of OUT/shards/NAME.json."""
     done = out / "shards" / f"{name}.json"
-    mark = fingerprint(path, {**options, "step": step or function.__name__})
+    mark = fingerprint(path, {**options, "step": step})
     record = read_finished(done, mark)
     if record and all((out / folder / f"{name}.jsonl.gz").exists() for folder in ("kept", "dropped")):
         return record

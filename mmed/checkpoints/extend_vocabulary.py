@@ -82,7 +82,6 @@ def join_most_frequent(words: list[Word], counts: list[int], number: int, known:
     >>> join_most_frequent([["l", "o", "w"], ["l", "o", "t"], ["n", "ew"]], [5, 3, 4], 2, set(), 16)
     [('l', 'o'), ('lo', 'w')]
     """
-    known = set(known)
     totals: Counter[tuple[str, str]] = Counter()
     places: dict[tuple[str, str], set[int]] = defaultdict(set)
 

@@ -101,16 +101,11 @@ def match_weights(model: Transformer, folder: str | Path) -> Pairs:
 
 @torch.no_grad()
 def copy_weights(pairs: Pairs) -> None:
-    """Fill each parameter (its own rows, if it is sharded)."""
+    """Fill each parameter; of a sharded one only its own rows are read."""
     for parameter, stored in pairs:
         target, rows = local_rows(parameter)
         if len(target):
             target.copy_(stored[rows])
-
-
-def load_weights(model: Transformer, folder: str | Path) -> None:
-    """Fill `model`'s own parameters (not its LoRA matrices); a sharded model reads only its own rows."""
-    copy_weights(match_weights(model, folder))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -152,8 +147,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype | None = None,
 
 
 def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str | Path,
-                    dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES,
-                    more: dict[str, str] | None = None) -> None:
+                    dtype: torch.dtype | None = None, more: dict[str, str] | None = None) -> None:
     """Write `model` (sharded or not; every rank calls) as its family's folder, one file after the other;
     `more`: further text files by name (the model card).
     """
@@ -161,7 +155,7 @@ def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str
     dtype = dtype or next(model.parameters()).dtype
     config = write_config(model.config, str(dtype).removeprefix("torch."))  # it may be rejected
     building = folder.with_name(folder.name + ".tmp")
-    files = _files(model, dtype, shard_bytes)
+    files = _files(model, dtype)
     if main:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
@@ -185,12 +179,12 @@ def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str
     distributed.barrier()
 
 
-def _files(model: Transformer, dtype: torch.dtype, shard_bytes: int) -> dict[str, dict[str, torch.Tensor]]:
-    """File name -> published name -> parameter, in files of about `shard_bytes`."""
+def _files(model: Transformer, dtype: torch.dtype) -> dict[str, dict[str, torch.Tensor]]:
+    """File name -> published name -> parameter, in files of about SHARD_BYTES."""
     shards: dict[int, dict[str, torch.Tensor]] = {}
     done = 0
     for name, parameter in model.named_parameters():
-        shard = shards.setdefault(done // shard_bytes, {})
+        shard = shards.setdefault(done // SHARD_BYTES, {})
         shard[published_name(model.config, name)] = parameter
         if name.endswith("act_fn.alpha_n"):
             layer = published_name(model.config, name.removesuffix("act_fn.alpha_n"))

@@ -40,6 +40,7 @@ from mmed.utils.fingerprints import file_hash
 
 FILE_BYTES = 32 << 20   # a rank's part of a checkpoint is split into files of about this size, but into
 MAX_FILES = 32          # no more than these: each is laid out in memory (3 times) before it is written
+WAIT_SECONDS = 60.0     # for files that another node has written
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
@@ -66,13 +67,6 @@ def state_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, tor
 def folder_of(run: str | Path, step: int, end: str = "") -> Path:
     """The folder of a checkpoint; with end=".tmp" while it is being written."""
     return Path(run) / "checkpoints" / f"step-{step}{end}"
-
-
-def write_state(run: str | Path, tensors: dict[str, torch.Tensor], step: int, facts: dict,
-                keep_last: int = 2) -> None:
-    """Write RUN/checkpoints/step-N, point `latest` at it, keep keep_last - 1 older ones; every rank calls."""
-    writer = prepare(run, tensors, step)
-    finish(run, step, facts, keep_last, functools.partial(dcp.save, tensors, storage_writer=writer))
 
 
 def prepare(run: str | Path, tensors: dict[str, torch.Tensor], step: int) -> HuggingFaceStorageWriter:
@@ -143,13 +137,13 @@ def publish(run: str | Path, step: int, facts: dict, keep_last: int,
     distributed.barrier(group)
 
 
-def wait_for_files(folder: Path, names: Iterable[str], seconds: float = 60.0) -> None:
+def wait_for_files(folder: Path, names: Iterable[str]) -> None:
     """Wait until all files are visible: a network file system may show late what another node has written."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + WAIT_SECONDS
     while missing := [name for name in names if not (folder / name).is_file()]:
         if time.monotonic() > deadline:
-            raise UserError(f"{folder / missing[0]}: still missing after {seconds:g} s, although its rank "
-                            f"wrote it; is {folder.parent} on a file system that all nodes share?")
+            raise UserError(f"{folder / missing[0]}: still missing after {WAIT_SECONDS:g} s, although its "
+                            f"rank wrote it; is {folder.parent} on a file system that all nodes share?")
         time.sleep(0.2)
         os.listdir(folder)
 

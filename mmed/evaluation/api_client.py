@@ -86,7 +86,7 @@ def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> 
     add("--timeout", type=float, default=600.0, metavar="SECONDS", help="response timeout (default 600)")
 
 
-def server_from(options: argparse.Namespace, seed: int = 0, need_key: bool = True) -> Server:
+def server_from(options: argparse.Namespace, seed: int = 0) -> Server:
     """The server that the options of `add_api_options` name, with its key from the environment."""
     base_url = (options.base_url or OPENAI_URL).strip().rstrip("/")
     if not base_url.startswith(("http://", "https://")) or "@" in base_url or "?" in base_url:
@@ -96,8 +96,8 @@ def server_from(options: argparse.Namespace, seed: int = 0, need_key: bool = Tru
         raise UsageError("--concurrency must be 1 or more, --retries 0 or more, --timeout above 0")
     sent = {"temperature": 0, "seed": seed} | dict(map(parse_server_option, options.server_option))
     key_env = options.api_key_env or ("OPENAI_API_KEY" if base_url == OPENAI_URL else "")
-    key = os.environ.get(key_env, "").strip() if need_key else ""
-    if key_env and need_key and not key:
+    key = os.environ.get(key_env, "").strip()
+    if key_env and not key:
         raise UsageError("--api_key_env: no such environment variable (default OPENAI_API_KEY); put "
                          "the key there, or give the --base_url of a server that needs none")
     return Server(options.api, base_url, options.completions, sent, options.concurrency, options.retries,

@@ -28,7 +28,6 @@ from mmed.utils.errors import UserError
 def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Question]:
     """The prompts of all items and modes, with the bodies of their calls; option likelihoods need several."""
     server = config.server
-    assert server is not None
     train = read_benchmark(config.train) if config.train else []
     questions = []
     for item in items:
@@ -81,7 +80,6 @@ def api_rows(questions: Sequence[Question], replies: Sequence[dict], config: Eva
 def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
     """Ask an API; api_calls.jsonl keeps every reply, so scoring again costs nothing. Returns the summary."""
     out, server = Path(config.out), config.server
-    assert server is not None
     questions = api_questions(items, config)
     requests = [question.body for question in questions]
     labels = [f"item {question.item.key} ({question.item.language})" for question in questions]

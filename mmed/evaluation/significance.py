@@ -20,7 +20,7 @@ class Difference(NamedTuple):
     low: float  # 95 % interval of it; nan where resampling says nothing
     high: float
     p: float  # two-sided
-    test: str = ""  # which test p comes from
+    test: str  # which test p comes from
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
@@ -62,8 +62,6 @@ def paired_bootstrap(
 ) -> Difference:
     """Mean (macro mean over `groups`) of a - b on the same items, its bootstrap interval, its sign-flip p."""
     gaps = [x - y for x, y in zip(a, b, strict=True)]
-    if not gaps:
-        return Difference(math.nan, math.nan, math.nan, math.nan)
     difference = mean(gaps) if groups is None else macro_mean(gaps, groups)
     low, high = bootstrap_interval(gaps, seed, groups)
     return Difference(difference, low, high, *sign_flip_test(gaps, seed, groups))

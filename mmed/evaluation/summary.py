@@ -206,7 +206,7 @@ def _text_scores(rows: Sequence[dict], macro: bool = False) -> dict[str, dict]:
         languages, values = [language for language, _ in pairs], [value for _, value in pairs]
         low, high = metrics.bootstrap_interval(values, seed=0, groups=languages if macro else None)
         if low != low:  # nan: nothing is known
-            low, high = min(0.0, *values, 0.0), 1.0
+            low, high = min(0.0, *values), 1.0
         value = metrics.macro_mean(values, languages) if macro else metrics.mean(values)
         result[metric] = {"value": value, "low": low, "high": high, "n": len(values)}
     return result

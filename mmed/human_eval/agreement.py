@@ -28,7 +28,7 @@ from mmed.utils.errors import UserError
 PAPER = {"BLEU-1": (0.464, 1.33), "BLEU-2": (0.516, 1.27), "BLEU-3": (0.466, 1.02), "BLEU-4": (0.436, 0.83),
          "ROUGE-1": (0.423, 0.81), "ROUGE-2": (0.456, 0.65), "ROUGE-L": (0.372, 0.67),
          "BERTScore": (0.538, 0.82), "judge": (0.660, 1.01)}
-RESAMPLES = 1000
+RESAMPLES, SEED = 1000, 0
 
 
 # ---- agreement among raters --------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def points_given(ratings: Mapping, places: Sequence[tuple[str, str]], models: Se
 
 
 def study(people: Mapping, models: Sequence[str], found: Texts, judges: Sequence[Mapping] = (),
-          names: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
+          names: Sequence[str] = ()) -> dict[str, Any]:
     """The content of agreement.json. `found`: rows of read_texts; `names`: the files, for errors."""
     for name, ratings in zip(names or ["people", *("judge" for _ in judges)], (people, *judges)):
         check_ratings(name, ratings, models, found)
@@ -172,7 +172,7 @@ def study(people: Mapping, models: Sequence[str], found: Texts, judges: Sequence
     measures = metric_measures(texts, languages.tolist(), notes)
     measures += [Measure(str(judge["by"].get("model")), f"judge, prompt version {judge['by'].get('version')}",
                          points_given(judge, places, models)) for judge in judges]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     draws = np.concatenate([rng.choice(np.flatnonzero(part), (RESAMPLES, part.sum()))
                             for part in (languages == language for language in order)], axis=1)
     given = points_given(people, places, models)
@@ -187,7 +187,7 @@ def study(people: Mapping, models: Sequence[str], found: Texts, judges: Sequence
     raters = {language: rater_agreement(people["cases"][language]) for language in order}
     return {"format": "mmed agreement", "version": 1, "models": list(models), "languages": order,
             "items": counts, "people": {"agreement": raters}, "measures": [row for _, row in compared],
-            "points": points, "seed": seed, "resamples": RESAMPLES, "notes": notes}
+            "points": points, "seed": SEED, "resamples": RESAMPLES, "notes": notes}
 
 
 def language_means(points: np.ndarray, languages: np.ndarray) -> list[float]:

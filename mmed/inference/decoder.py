@@ -249,7 +249,7 @@ def decoder_for(model: Transformer) -> Decoder:
 def layout_of(model: Transformer) -> str:
     """Which of the layouts in mmed/inference/linears.py; "plain" where a copy of the weights is of no use."""
     weight = model.embed_tokens.weight
-    if getattr(model, "int8", False):
+    if model.int8:
         return "int8"
     if weight.device.type == "cuda":
         return "in place"

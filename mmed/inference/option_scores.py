@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from mmed.inference.decoder import Decoder, Segment, decoder_for, fitting_batch, layout_of
 from mmed.inference.engine import PrefixCache
@@ -51,15 +50,10 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
             i, before = places[number], next(logits)
             for option in options[i]:
                 part = torch.cat((before, next(logits))) if len(option) > 1 else before
-                scores[i].append(option_score(part, option))
+                ids = torch.tensor(list(option), device=part.device)[:, None]
+                scores[i].append(float(part.float().log_softmax(-1).gather(1, ids).double().sum()))
             on_done(i)
     return scores
-
-
-def option_score(logits: Tensor, option: Sequence[int]) -> float:
-    """The sum of log P of an option's tokens; logits (tokens, V) precede each of them."""
-    ids = torch.tensor(list(option), device=logits.device)[:, None]
-    return float(logits.float().log_softmax(-1).gather(1, ids).double().sum())
 
 
 def check_lengths(model: Transformer, prompts: Sequence, options: Sequence) -> None:

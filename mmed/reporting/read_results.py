@@ -55,7 +55,7 @@ def read_result(argument: str) -> Result:
         setting = "lora" if settings.get("adapter") else "full"
     if setting not in SETTINGS:
         raise UserError(f"{folder}: unknown setting {setting!r}; give it as SETTING:NAME=FOLDER")
-    name = as_name(name or settings.get("name") or folder.resolve().name)
+    name = as_name(name or folder.resolve().name)
     return Result(name, setting, folder, settings, own["facts"], own["headline"], own["summary"])
 
 

@@ -82,17 +82,14 @@ def tables(results: Sequence[Result], with_published: bool = False) -> list[Tabl
     """All tables: accuracies, accuracies by source, scores of rationales."""
     found = [_accuracy_table(group, column) for column in COLUMNS for group in by_definition(results, column)]
     found += _source_tables(results, with_published)
-    shown = [metric for result in results for metric in shown_metrics(result.summary, _words(result))]
+    shown = [metric for result in results
+             for metric in shown_metrics(result.summary, result.settings["words"])]
     found += [_text_table(group, metric) for metric in dict.fromkeys(shown)
               for group in by_definition(results, metric)]
     for table in found if with_published else ():
         if table.published:
             _add_published(table)
     return found
-
-
-def _words(result: Result) -> str:
-    return result.settings.get("words") or "default"
 
 
 def _accuracy_table(results: Sequence[Result], column: str) -> Table:
@@ -138,7 +135,7 @@ def _source_tables(results: Sequence[Result], with_published: bool) -> list[Tabl
 def _text_table(results: Sequence[Result], metric: str) -> Table:
     """BLEU, ROUGE or another score of rationales."""
     name, _, definition = metric.partition("|")
-    summary, words = results[0].summary, _words(results[0])
+    summary, words = results[0].summary, results[0].settings["words"]
     items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
     note = f"Definition: {definition}; word splitting: {words}; rationales scored: {items}."
     absent = [language for language, part in summary["languages"].items() if metric not in part["text"]]

@@ -29,7 +29,7 @@ from mmed.data import IGNORE, ExamRows, Row, rank_share
 from mmed.languages import get_language
 from mmed.model import Transformer
 from mmed.prompts import read_benchmark
-from mmed.tokenization.texts import clean_text, read_texts
+from mmed.tokenization.texts import SUFFIXES, clean_text, read_texts
 from mmed.tokenization.token_streams import TokenStream
 from mmed.tokenizer import Tokenizer
 from mmed.training import distributed, loader
@@ -37,7 +37,6 @@ from mmed.utils.errors import UserError
 
 DOCUMENTS = 64  # of each validation stream, and exam items of each language, that a training run scores
 OVERLAP = 0.25  # share of a window that only gives context: the end of the window before it
-TEXT_FILES = (".jsonl", ".jsonl.gz", ".txt")
 
 
 @dataclass
@@ -80,7 +79,7 @@ def windows(ids: Sequence[int], bos_id: int | None, context: int) -> Iterator[Ro
 def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tuple[str, list[int], int]]:
     """(language, ids of the text without BOS and EOS, bytes of the text) of the first `limit` documents of
     each language of a file, or of a token stream (0: all)."""
-    if name.endswith(TEXT_FILES):
+    if name.endswith(SUFFIXES):
         counts: Counter[str] = Counter()
         for text, language in read_texts(name):
             language = language_code(language)

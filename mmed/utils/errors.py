@@ -29,7 +29,7 @@ class UserError(ValueError):
     exit_code = EXIT_FAILED
     everywhere = False  # True: all ranks of a run raise the same error, so printing it once is enough
 
-    def __init__(self, message: object = ""):
+    def __init__(self, message: object):
         super().__init__(one_line(str(message)))
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CLASSES, close, same_bits, tensors_of, theirs_of, tiny_medgemma, transformers
 
+from mmed.checkpoints import pretrained
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
 from mmed.checkpoints.weights import stored_tensors
 from mmed.generate import generate
@@ -31,13 +32,15 @@ def change_config(folder: Path, **change) -> None:
 
 @pytest.mark.parametrize("family", CLASSES)
 @pytest.mark.parametrize("sharded", [False, True])
-def test_in_and_out_is_bit_equal_and_transformers_writes_the_same_text(tmp_path, family, sharded):
+def test_in_and_out_is_bit_equal_and_transformers_writes_the_same_text(tmp_path, monkeypatch, family,
+                                                                       sharded):
     theirs = theirs_of(family, 2 + sharded)
     theirs.generation_config.eos_token_id = [7, 9]
     theirs.save_pretrained(tmp_path / "in", **({"max_shard_size": "20KB"} if sharded else {}))
     ours, tokenizer = load_pretrained(tmp_path / "in")
     assert tokenizer is None
-    save_pretrained(ours, None, tmp_path / "out", shard_bytes=20_000 if sharded else 10 ** 9)
+    monkeypatch.setattr(pretrained, "SHARD_BYTES", 20_000 if sharded else 10 ** 9)
+    save_pretrained(ours, None, tmp_path / "out")
     assert same_bits(tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out"))
     assert (tmp_path / "out" / "model.safetensors.index.json").exists() == sharded
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [7, 9]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_models import make_tokenizer
 
 from data_prep.mmedbench import main as read_benchmark
+from mmed.checkpoints import pretrained
 from mmed.checkpoints.commands import main as checkpoints
 from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import load_config, load_pretrained, save_pretrained
@@ -57,7 +58,7 @@ def released_folder(folder, config: dict, kind: str) -> None:
     if config is LLAMA3:
         small |= {"bos_token_id": 300, "eos_token_id": 302}
     model = Transformer(read_config(small)).init_weights(1)
-    save_pretrained(model, None, folder.with_name("weights"), dtype=torch.bfloat16, shard_bytes=60_000)
+    save_pretrained(model, None, folder.with_name("weights"), dtype=torch.bfloat16)
     weights = sorted(folder.with_name("weights").glob("*.safetensors"))
     if config["model_type"] == "llama":
         for path in [*weights, folder.with_name("weights") / "model.safetensors.index.json"]:
@@ -94,12 +95,14 @@ def benchmark(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, benchmark, capsys, name):
+def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, benchmark, capsys, monkeypatch,
+                                                                name):
     config, kind, billions = RELEASED[name]
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in Transformer(read_config(config)).parameters())
     assert round(size / 1e9, 1) == billions
     folder = tmp_path / name
+    monkeypatch.setattr(pretrained, "SHARD_BYTES", 60_000)
     released_folder(folder, config, kind)
     assert checkpoints(["inspect", str(folder)]) == 0
     assert config["model_type"] in capsys.readouterr().out

@@ -64,7 +64,7 @@ def test_each_gain_adds_one_thing_and_has_the_papers_where_it_has_both_rows():
 def folder(tmp_path):
     """Result folders as the exams leave them: row i has RIGHT[i] of 10 questions right in each language."""
     items = [ExamItem(f"question {i}", dict(zip("ABCD", "wxyz")), ("B",), "the cat sat on a mat", language,
-                      f"{language}-{i}", True, True) for language in LANGUAGES for i in range(10)]
+                      f"{language}-{i}", True) for language in LANGUAGES for i in range(10)]
     for row in ablations.ROWS:
         rows, prompts = [], {}
         taught = "answer" if row.data == "answers" else "rationale"

@@ -231,10 +231,10 @@ def test_likelihoods_of_option_texts_have_tables_and_questions(tmp_path, rng, ca
 
 def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
     items = [ExamItem(f"{bad} {number}", {"A": bad or "?", "B": bad + "!"}, ("B",), bad,
-                      ("English", "Japanese")[number % 2], f"{number}{bad}", True, True,
+                      ("English", "Japanese")[number % 2], f"{number}{bad}", True,
                       {"topic": bad, "meta": bad}) for number, bad in enumerate(HOSTILE)]
     items.append(ExamItem("x" * 2 ** 19, {"A": "y" * 2 ** 16, "B": "z"}, ("A",), "w" * 2 ** 19, "English",
-                          "big", True, True, {}))
+                          "big", True, {}))
     folder = make_result(tmp_path / "a", items, rng, write=lambda text: text + rng.choice(HOSTILE),
                          model=HOSTILE[0], adapter=HOSTILE[1])
     run = make_run(tmp_path / "run", recipe=HOSTILE[0], device=HOSTILE[1], commit=HOSTILE[2])

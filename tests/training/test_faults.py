@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from tiny_world import finetune, make_world, pretrain
 
 from mmed.checkpoints import training_state
@@ -44,7 +45,9 @@ def world(tmp_path_factory):
 
 def write(run: Path, step: int, keep_last: int = 2, **tensors: torch.Tensor) -> None:
     state = {f"model.{name}": tensor for name, tensor in ({"w": torch.full((9, 5), 1.0)} | tensors).items()}
-    training_state.write_state(run, state, step, {"optimizer_step": step}, keep_last=keep_last)
+    writer = training_state.prepare(run, state, step)
+    training_state.finish(run, step, {"optimizer_step": step}, keep_last,
+                          lambda: dcp.save(state, storage_writer=writer))
 
 
 @pytest.fixture
@@ -70,9 +73,10 @@ def test_checkpoints_of_a_given_up_future_go_when_the_run_has_gone_on(saved):
         training_state.latest_state(saved, "step-7")
 
 
-def test_a_file_that_another_node_wrote_is_waited_for_and_named(tmp_path):
+def test_a_file_that_another_node_wrote_is_waited_for_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_state, "WAIT_SECONDS", 0.1)
     with pytest.raises(UserError, match=r"shard-1: still missing after 0\.1 s"):
-        training_state.wait_for_files(tmp_path, ["shard-1"], 0.1)
+        training_state.wait_for_files(tmp_path, ["shard-1"])
 
 
 def test_a_lock_names_its_holder_and_clears_what_was_left(tmp_path):

@@ -139,7 +139,7 @@ def test_a_journal_cut_anywhere_continues_to_the_same_files(world, finished, tmp
     whole: list[bytes] = []
     discard = Journal.discard
     monkeypatch.setattr(
-        Journal, "discard", lambda self: whole.append(self.partial.read_bytes()) or discard(self))
+        Journal, "discard", lambda self: whole.append(self.path.read_bytes()) or discard(self))
     run(world, out, "--scoring", "both")
     for name in FILES:
         (out / name).unlink()

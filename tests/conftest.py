@@ -1,10 +1,13 @@
 """No test uses the network, loopback apart: whatever in this process asks for another address ends with an
-error that says so.
+error that says so. Random inputs follow from MMED_TEST_SEED (default 0).
 """
 import ipaddress
 import os
+import random
 import re
 import sys
+
+import pytest
 
 
 def is_loopback(host: object) -> bool:
@@ -30,3 +33,15 @@ def only_loopback(event: str, arguments: tuple) -> None:
 sys.addaudithook(only_loopback)
 if "PYTEST_XDIST_WORKER" in os.environ:  # files run side by side: a thread for each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def seed() -> int:
+    value = int(os.environ.get("MMED_TEST_SEED", "0"))
+    print("MMED_TEST_SEED", value)  # shown when the test fails
+    return value
+
+
+@pytest.fixture
+def rng(seed) -> random.Random:
+    return random.Random(seed)

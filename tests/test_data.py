@@ -1,13 +1,12 @@
 """Packing, windows, the order of rows, and the label mask of exam rows."""
 import functools
 import itertools
-import os
-import random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_world import random_documents, write_stream
 
 from mmed.data import (
     IGNORE,
@@ -24,44 +23,22 @@ from mmed.data import (
     truncate_prompt,
 )
 from mmed.prompts import ExamItem, build_prompt, build_target
-from mmed.tokenization.token_streams import StreamWriter, TokenStream
 from mmed.training.loader import end_to_end
 from mmed.training.official_windows import OfficialWindows
 from mmed.utils.errors import UserError
-
-
-@pytest.fixture
-def random_seed():
-    seed = int(os.environ.get("MMED_TEST_SEED", random.randrange(2**31)))
-    print("MMED_TEST_SEED", seed)
-    return seed
-
-
-def write(prefix, documents, vocab_size=1000, bos_id=None):
-    writer = StreamWriter(prefix, vocab_size, "print", bos_id)
-    for ids in documents:
-        writer.add(ids, "en", "web")
-    writer.close()
-    return TokenStream(prefix, "print", verify=True)
-
-
-def random_documents(seed, count=40, longest=60):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(4, 1000, rng.integers(1, longest)).tolist() for _ in range(count)]
-
 
 # ---------------------------------------------------------------------------------------------------- packing
 
 def layout(tmp_path, documents, T, bos_id=None):
     """(stream, rows) of documents in one stream."""
-    stream = write(tmp_path / "s", documents, bos_id=bos_id)
+    stream = write_stream(tmp_path / "s", documents, bos_id=bos_id)
     return stream, PretrainRows([stream], T, seed=5)
 
 
 @pytest.mark.parametrize("bos_id, T, longest", [
     (None, 1, 60), (None, 16, 4), (None, 16, 600), (1, 2, 60), (1, 64, 60), (1, 64, 600)])
-def test_every_token_of_a_document_is_a_target_once_an_epoch(tmp_path, bos_id, T, longest, random_seed):
-    documents = [[1] * (bos_id is not None) + ids for ids in random_documents(random_seed, 60, longest)]
+def test_every_token_of_a_document_is_a_target_once_an_epoch(tmp_path, bos_id, T, longest, seed):
+    documents = [[1] * (bos_id is not None) + ids for ids in random_documents(seed, 60, longest)]
     stream, rows = layout(tmp_path, documents, T, bos_id)
     first = {0, *stream.ends[:-1].tolist()}
     seen = np.zeros(stream.tokens, dtype=int)
@@ -89,8 +66,8 @@ def test_a_continuation_begins_with_a_bos_that_predicts_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("bos_id, T", [(None, 128), (1, 512)])
-def test_two_percent_padding_at_most_and_few_documents_split(tmp_path, bos_id, T, random_seed):
-    lengths = np.clip(np.random.default_rng(random_seed).lognormal(4.5, 1.0, 3000), 3, 5000).astype(int)
+def test_two_percent_padding_at_most_and_few_documents_split(tmp_path, bos_id, T, seed):
+    lengths = np.clip(np.random.default_rng(seed).lognormal(4.5, 1.0, 3000), 3, 5000).astype(int)
     _, rows = layout(tmp_path, [[5] * length for length in lengths], T, bos_id)
     packed = rows.layouts[0]
     pieces = [piece for block in range(packed.blocks) for row in packed.rows(block) for piece in row]
@@ -107,18 +84,6 @@ def test_a_row_is_found_without_packing_other_blocks(tmp_path):
     assert rows.layouts[0].rows.cache_info().currsize == 1
 
 
-def test_documents_keep_their_own_numbers_and_positions(tmp_path):
-    _, rows = layout(tmp_path, [[5, 6, 7, 2], [8, 2], [9, 10, 11, 12, 2]], 9)
-    both = rows.rows([0, None])
-    assert rows.rows_per_epoch == 1
-    assert (both.labels[1] == IGNORE).all() and (both.document_ids[1] == -1).all()
-    row = rows.row(0)
-    assert row.input_ids.tolist() == [5, 6, 7, 8, 9, 10, 11, 12, 0]
-    assert row.labels.tolist() == [6, 7, 2, 2, 10, 11, 12, 2, IGNORE]
-    assert row.document_ids.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, -1]
-    assert row.positions[:8].tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
-
-
 def test_a_stream_without_anything_to_predict_is_rejected(tmp_path):
     with pytest.raises(UserError, match="nothing to predict"):
         layout(tmp_path, [[5], [6]], 8)
@@ -128,7 +93,7 @@ def test_official_windows_are_those_of_the_published_script(tmp_path):
     """Windows of 2048 with stride 1536, the last aligned right, short documents padded; here 8 and 6."""
     documents = [list(range(10, 10 + n)) for n in (3, 8, 9, 14, 15, 30)]
     layout = functools.partial(OfficialWindows, eos_id=2)
-    rows = PretrainRows([write(tmp_path / "s", documents)], 8, seed=0, layout=layout)
+    rows = PretrainRows([write_stream(tmp_path / "s", documents)], 8, seed=0, layout=layout)
     expected = []
     for ids in documents:
         starts = [0]
@@ -144,7 +109,7 @@ def test_official_windows_are_those_of_the_published_script(tmp_path):
 # ------------------------------------------------------------------------------------------------------ order
 
 def test_an_epoch_holds_every_row_once_in_its_own_order_that_mixes_blocks(tmp_path):
-    streams = [write(tmp_path / name, random_documents(seed, 1500)) for seed, name in enumerate("st")]
+    streams = [write_stream(tmp_path / name, random_documents(seed, 1500)) for seed, name in enumerate("st")]
     rows = PretrainRows(streams, 16, seed=5)
     n = rows.rows_per_epoch
     epochs = [[rows.locate(i) for i in range(epoch * n, epoch * n + n)] for epoch in range(3)]
@@ -156,11 +121,13 @@ def test_an_epoch_holds_every_row_once_in_its_own_order_that_mixes_blocks(tmp_pa
 
 
 def test_rows_of_a_mixture_follow_from_seed_and_number(tmp_path):
-    streams = [write(tmp_path / name, random_documents(seed, 200)) for seed, name in enumerate("stu")]
+    streams = [write_stream(tmp_path / name, random_documents(seed, 200)) for seed, name in enumerate("stu")]
     one, two = (PretrainRows(streams, 16, seed=3, weights=[1, 2, 5]) for _ in range(2))
     forward = [one.row(i).input_ids.tolist() for i in range(400)]
     assert [two.row(i).input_ids.tolist() for i in reversed(range(400))] == forward[::-1]
-    assert one.rows(range(7)).input_ids.tolist() == forward[:7]
+    batch = one.rows([*range(7), None])
+    assert batch.input_ids[:7].tolist() == forward[:7]
+    assert (batch.labels[7] == IGNORE).all() and (batch.document_ids[7] == -1).all()
 
 
 @pytest.mark.parametrize("weights", [[0.5, 0.5], [1, 2, 7], [0.001, 0.999], [1 / 3] * 3])

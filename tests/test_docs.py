@@ -15,14 +15,13 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from mmed.config import RECIPES, TrainConfig, parse_command_line
 from mmed.utils.errors import Parser, UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SHELL = ("", "bash", "sh", "bash run", "bash run slow")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from json_lines import write_lines
 
 import mmed.eval
 from mmed.checkpoints.adapters import save_adapter
@@ -28,7 +29,7 @@ from mmed.evaluation.summary import summarise, table
 from mmed.generate import load_model
 from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
-from mmed.prompts import ExamItem, build_messages, build_target, read_benchmark
+from mmed.prompts import ExamItem, build_messages, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
@@ -54,10 +55,9 @@ def world(tmp_path_factory):
     """A tiny random model with a tokenizer, and exams in three languages."""
     root, rng = tmp_path_factory.mktemp("eval"), random.Random(1)
     for part in ("Test", "Train"):
-        (root / part).mkdir()
         for language, count in zip(LANGUAGES, (14, 9, 6)):
-            lines = [json.dumps(made_item(rng, language, i)) + "\n" for i in range(count)]
-            (root / part / f"{language}.jsonl").write_text("".join(lines))
+            items = [made_item(rng, language, i) for i in range(count)]
+            write_lines(root / part / f"{language}.jsonl", *items)
     texts = [line for path in sorted(root.glob("*/*.jsonl")) for line in open(path, encoding="utf-8")]
     texts = [*texts, "###Answer: OPTION A IS CORRECT. ###Rationale:"] * 3
     tokenizer = train_sentencepiece(texts, root / "tokenizer", 400)
@@ -139,7 +139,7 @@ def test_a_journal_cut_anywhere_continues_to_the_same_files(world, finished, tmp
     whole: list[bytes] = []
     discard = Journal.discard
     monkeypatch.setattr(
-        Journal, "discard", lambda self: whole.append(self.partial.read_bytes()) or discard(self))
+        Journal, "discard", lambda self: whole.append(self.path.read_bytes()) or discard(self))
     run(world, out, "--scoring", "both")
     for name in FILES:
         (out / name).unlink()
@@ -385,28 +385,6 @@ def test_texts_end_with_the_first_complete_answer_outside_the_reasoning(text, ex
     assert cut_at_answer(text) == expected
 
 
-def test_a_model_that_writes_the_targets_scores_100_percent(world, tmp_path, monkeypatch):
-    tokenizer = load_tokenizer(world / "model")
-    by_prompt = {}
-
-    def remember(items, mode, *rest):
-        questions = build_questions(items, mode, *rest)
-        for question in questions:
-            target = build_target(question.item, mode == "rationale")
-            by_prompt[tuple(question.ids)] = tokenizer.encode(target, continued=True)
-        return questions
-
-    monkeypatch.setattr(mmed.eval, "build_questions", remember)
-    monkeypatch.setattr(mmed.eval, "generate",
-                        lambda model, prompts, limits, **more: [by_prompt[tuple(ids)] for ids in prompts])
-    run(world, tmp_path / "out")
-    own, rows = load_results(tmp_path / "out")
-    assert {row["status"] for row in rows} == {"strict"}
-    macro = own["summary"]["macro"]
-    assert {macro["accuracy"][column]["value"] for column in ("answer", "rationale", "official")} == {1.0}
-    assert macro["text"]["BLEU-4|nltk-method1"]["value"] == 1.0
-
-
 # ---- options in other orders ----
 
 def test_rotations_put_each_text_under_each_letter_once_and_the_key_follows():
@@ -424,12 +402,10 @@ def test_permutations_are_the_runs_of_the_reordered_exams(world, tmp_path):
     copies = [permuted(item, 3, 5) for item in read_benchmark(world / "Test")]
     accuracies, own = [], load_results(tmp_path / "all")[0]["summary"]
     for order, items in enumerate(zip(*copies)):
-        (tmp_path / f"exam{order}").mkdir()
-        for one in items:
-            line = {"question": one.question, "options": one.options, "answer_idx": ",".join(one.answer),
-                    "id": one.key}
-            with open(tmp_path / f"exam{order}" / f"{one.language}.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
+        for language in LANGUAGES:
+            write_lines(tmp_path / f"exam{order}" / f"{language}.jsonl", *(
+                {"question": one.question, "options": one.options, "answer_idx": ",".join(one.answer),
+                 "id": one.key} for one in items if one.language == language))
         run(world, tmp_path / f"{order}", *options, "--data", str(tmp_path / f"exam{order}"))
         accuracies.append(load_results(tmp_path / f"{order}")[0]["summary"])
     for column in ("answer", "loglikelihood", "loglikelihood_norm"):

@@ -3,11 +3,10 @@
 import importlib
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = [int(path.name[:2]) for path in sorted((ROOT / "exercises").glob("[0-9]*.py"))]
 
 

@@ -2,7 +2,8 @@
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from repository import ROOT
+
 LAYERS = """
     mmed.utils
     mmed.languages mmed.tokenization

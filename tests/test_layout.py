@@ -12,10 +12,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from mmed.config import RECIPES
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mmed", "data_prep", "examples")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SOURCES = {path: path.read_text(encoding="utf-8") for path in FILES}

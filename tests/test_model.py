@@ -5,14 +5,13 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import close, transformers
 
 from mmed.data import Example, pack
 from mmed.loss import IGNORE, ChunkedCrossEntropy, summed_cross_entropy
 from mmed.model import KVCache, ModelConfig, Transformer, rope, rope_frequencies
 from mmed.training.distributed import checkpoint_blocks, compile_blocks
 from mmed.training.loader import micro_batches
-
-transformers = pytest.importorskip("transformers")
 
 
 def random_pair(seed: int, **fixed):
@@ -39,36 +38,22 @@ def random_ids(model: Transformer, *shape: int) -> torch.Tensor:
     return torch.randint(0, model.config.vocab_size, shape)
 
 
-def close(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-5) -> bool:
-    return bool((a - b).abs().max() <= relative * b.abs().max())
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
 
-@pytest.mark.parametrize("factor, low, high, old, theta", [
-    (8.0, 1.0, 4.0, 8192, 5e5), (32.0, 1.0, 4.0, 8192, 5e5), (4.0, 2.0, 3.0, 512, 1e4)])
-def test_llama_3_scaling_blends_as_transformers_does(factor, low, high, old, theta):
+@pytest.mark.parametrize("scaling", [
+    LLAMA3, LLAMA3 | {"factor": 32.0},
+    LLAMA3 | {"low_freq_factor": 2.0, "high_freq_factor": 3.0, "original_max_position_embeddings": 512},
+    YARN, YARN | {"beta_fast": 8.0, "beta_slow": 2.0, "truncate": False},
+    YARN | {"factor": 40.0, "attention_factor": 1.5},
+    YARN | {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.5, "original_max_position_embeddings": 4096},
+    YARN | {"beta_fast": 1.0, "beta_slow": 1.0, "truncate": False}])
+def test_scaled_rope_has_the_frequencies_and_the_factor_of_transformers(scaling):
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
-               "original_max_position_embeddings": old}
-    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](transformers.LlamaConfig(
-        hidden_size=512, num_attention_heads=4, head_dim=128, max_position_embeddings=16 * old,
-        rope_parameters={"rope_theta": theta, **scaling}), "cpu")
-    config = ModelConfig(head_dim=128, rope_theta=theta, rope_scaling=scaling)
-    ours, plain = (rope_frequencies(config, theta, scaled, torch.device("cpu")) for scaled in (True, False))
-    assert torch.allclose(ours, theirs, rtol=1e-6) and not torch.allclose(plain / factor, ours)
-    shares = (ours * factor / plain - 1) / (factor - 1)  # some are between the two ends
-    assert sum(0.001 < float(share) < 0.999 for share in shares) >= 3
-
-
-@pytest.mark.parametrize("more", [
-    {}, {"beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}, {"factor": 40.0, "attention_factor": 1.5},
-    {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.5, "original_max_position_embeddings": 4096},
-    {"beta_fast": 1.0, "beta_slow": 1.0, "truncate": False}])
-def test_yarn_stretches_and_sharpens_as_transformers_does(more):
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768} | more
-    theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](transformers.LlamaConfig(
+    theirs, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](transformers.LlamaConfig(
         hidden_size=512, num_attention_heads=4, head_dim=128, max_position_embeddings=131072,
         rope_parameters={"rope_theta": 1e6, **scaling}), "cpu")
     config = ModelConfig(head_dim=128, rope_theta=1e6, rope_scaling=scaling)
@@ -144,34 +129,20 @@ def test_padding_does_not_change_logits():
     assert close(out[:, :10], ours(ids)) and torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize("softcap", [None, 3.0])
-def test_chunked_cross_entropy_equals_the_plain_one(softcap, monkeypatch):
-    monkeypatch.setattr(ChunkedCrossEntropy, "ROWS", {"cpu": 7})
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(2, 19, 8, requires_grad=True), torch.randn(31, 8, requires_grad=True)
-    labels = torch.randint(0, 31, (2, 19))
-    labels[0, 3:9] = IGNORE
-    loss = summed_cross_entropy(hidden, weight, labels, softcap)
-    own = torch.autograd.grad(loss * 0.5, (hidden, weight))
-    logits = hidden @ weight.t()
-    if softcap:
-        logits = torch.tanh(logits / softcap) * softcap
-    expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
-    theirs = torch.autograd.grad(expected * 0.5, (hidden, weight))
-    assert torch.isclose(loss, expected, rtol=1e-5) and all(map(close, own, theirs))
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_the_chunked_loss_is_exact_also_for_certain_and_hopeless_tokens(frozen):
+@pytest.mark.parametrize("frozen, softcap", [(False, None), (True, None), (False, 3.0)])
+def test_the_chunked_loss_is_exact_also_for_certain_and_hopeless_tokens(frozen, softcap, monkeypatch):
+    monkeypatch.setattr(ChunkedCrossEntropy, "ROWS", {"cpu": 70})
     torch.manual_seed(4)
     hidden = torch.randn(1, 600, 16, requires_grad=True)
     weight = (torch.randn(300, 16) * torch.logspace(-2, 1.3, 300)[:, None]).requires_grad_(not frozen)
     labels = torch.randint(0, 300, (1, 600))
     labels[0, ::7] = IGNORE
-    loss = summed_cross_entropy(hidden, weight, labels)
+    loss = summed_cross_entropy(hidden, weight, labels, softcap)
     wanted = [hidden] if frozen else [hidden, weight]
     own = torch.autograd.grad(loss / 100, wanted)
     logits = (hidden @ weight.t())[0].double()
+    if softcap:
+        logits = torch.tanh(logits / softcap) * softcap
     exact = F.cross_entropy(logits, labels[0], ignore_index=IGNORE, reduction="sum")
     assert abs(float((loss - exact).detach())) <= 1e-6 * float(exact.detach())
     for a, b in zip(own, torch.autograd.grad(exact / 100, wanted), strict=True):

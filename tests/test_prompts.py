@@ -1,10 +1,8 @@
 """Items and prompts: bad lines named, published strings byte for byte, examples drawn by item and seed."""
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
+from json_lines import write_lines
 
 from mmed.evaluation.answer_parser import parse_answer
 from mmed.prompts import (
@@ -25,12 +23,6 @@ ITEM = ExamItem(
     options={"A": "Ampicillin", "B": "Ceftriaxone", "C": "Doxycycline"},
     answer=("A", "C"), rationale="Because.\nTwo lines.", language="French", key="q1")
 OTHER = ExamItem("Other?", {"A": "a", "B": "b"}, ("B",), "So.", "French", "q2")
-
-
-def write_lines(path: Path, *rows: object) -> Path:
-    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
 
 
 def row(**changes: object) -> dict:

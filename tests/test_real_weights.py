@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 
 from mmed.checkpoints.import_gguf import import_gguf
 from mmed.checkpoints.pretrained import load_pretrained
@@ -22,7 +23,6 @@ from mmed.languages import get_language
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.weights]
-ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 LENGTHS = (7, 300, 1500)  # tokens; Gemma's sliding window is 512
 

@@ -15,6 +15,7 @@ import pytest
 import sentencepiece
 import tiktoken
 from growth import grows_at_most
+from repository import ROOT
 
 from mmed.tokenization import byte_level
 from mmed.tokenization.byte_level import BLOOM, GPT2, LLAMA3, QWEN2, byte_alphabet
@@ -24,7 +25,6 @@ from mmed.utils.errors import UserError
 
 tokenizers = pytest.importorskip("tokenizers")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-ROOT = Path(__file__).resolve().parents[1]
 
 SENTENCES = """\
 The patient was given 0.5 mg of the drug, and the fever didn't return; we'll see her again on the 12th.
@@ -58,7 +58,7 @@ def random_text(rng: random.Random) -> str:
 
 
 def seeded() -> random.Random:
-    seed = int(os.environ.get("MMED_TEST_SEED", random.randrange(1 << 30)))
+    seed = int(os.environ.get("MMED_TEST_SEED", "0"))
     print("MMED_TEST_SEED", seed)  # shown on failure
     return random.Random(seed)
 
@@ -318,17 +318,6 @@ def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
     # Qwen 2: no bos, though config.json names one
     assert (ours.named_bos_id, ours.eos_id, ours.pad_id) == (None, 0, 0)
     assert [path.name for path in ours.files] == ["tokenizer.json", "tokenizer_config.json"]
-
-
-def test_a_folder_written_by_transformers_opens(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=hf_byte_level(QWEN2), eos_token="<|eot_id|>", pad_token="<|endoftext|>")
-    wrapped.save_pretrained(tmp_path)
-    ours = load_tokenizer(tmp_path)
-    assert (ours.eos_id, ours.pad_id, ours.bos_id) == (wrapped.eos_token_id, wrapped.pad_token_id, None)
-    assert ours.vocab_size == len(wrapped) and 1 in ours.end_ids
-    assert all(ours.encode(text) == wrapped(text)["input_ids"] for text in SENTENCES)
 
 
 @pytest.mark.parametrize("named", [

@@ -7,8 +7,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "tour"
 DRAWINGS = sorted(FOLDER.glob("*.svg"))
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from json_lines import write_lines
 from tiny_world import make_world
 
 from data_prep.documents import read_documents
@@ -44,9 +45,9 @@ def world(tmp_path_factory) -> Path:
     model, _ = load_pretrained(folder / "model")
     apply_lora(model, rank=4)
     save_adapter(model, folder / "adapter")
-    documents = [{"text": f"heart and lung {number}", "language": "en", "source": "web", "id": str(number)}
-                 for number in range(5)]
-    (folder / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    write_lines(folder / "documents.jsonl", *(
+        {"text": f"heart and lung {number}", "language": "en", "source": "web", "id": str(number)}
+        for number in range(5)))
     return folder
 
 

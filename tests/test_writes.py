@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from json_lines import write_lines
+from repository import ROOT
 
 from mmed.tokenizer import train_sentencepiece
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux which folder is open")
 
 WATCH = """
@@ -55,7 +56,7 @@ def inputs(tmp_path_factory) -> Path:
     train_sentencepiece([text] * 50, folder / "tokenizer", 290)
     item = {"question": "What is the treatment of pneumonia in a patient with fever and cough?",
             "options": {"A": "x", "B": "y"}, "answer_idx": "A"}
-    (folder / "exam.jsonl").write_text(json.dumps(item) + "\n")
+    write_lines(folder / "exam.jsonl", item)
     (folder / "page.html").write_text(f"<html><body><article><p>{text * 4}</p></article></body></html>")
     return folder
 

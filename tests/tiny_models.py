@@ -173,19 +173,26 @@ def text_of(words: list[str], rng: random.Random, n: int = 40) -> str:
     return " ".join(rng.choices(words, k=n)) + f" {rng.randint(0, 99)} mg."
 
 
-def make_tokenizer(folder: Path, kind: str) -> Tokenizer:
-    """A small English tokenizer: sentencepiece, or byte-level BPE with special tokens after its pieces."""
-    rng = random.Random(5)
-    texts = [text_of(WORDS, rng) for _ in range(60)]
-    if kind == "sentencepiece":
-        return train_sentencepiece(texts, folder, 320)
+def byte_level_bpe(texts: list[str], size: int, special: list[str] | None = None):
+    """A tokenizer of Hugging Face tokenizers, trained on these texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     model.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=300, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        vocab_size=size, special_tokens=special or [], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return model
+
+
+def make_tokenizer(folder: Path, kind: str) -> Tokenizer:
+    """A small English tokenizer: sentencepiece, or byte-level BPE with special tokens after its pieces."""
+    rng = random.Random(5)
+    texts = [text_of(WORDS, rng) for _ in range(60)]
+    if kind == "sentencepiece":
+        return train_sentencepiece(texts, folder, 320)
+    model = byte_level_bpe(texts, 300)
     model.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
     folder.mkdir(parents=True, exist_ok=True)
     model.save(str(folder / "tokenizer.json"))

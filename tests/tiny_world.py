@@ -1,8 +1,9 @@
 """A tokenizer, two streams, exam items and a model folder, all tiny: what tests and the fault bench train on.
 """
-import json
 import random
 from pathlib import Path
+
+from json_lines import read_lines, write_lines
 
 WORDS = ["heart", "lung", "bone", "cell", "fever", "dose", "plum", "rain", "stone", "river"]
 
@@ -24,11 +25,10 @@ def make_world(folder: Path, width: int = 32) -> Path:
         for text in part:
             writer.add(tokenizer.encode(text, bos=True, eos=True), name, "web")
         writer.close()
-    (folder / "Train").mkdir()
     items = [{"options": dict(zip("ABCD", rng.sample(WORDS, 4), strict=True)), "question": rng.choice(WORDS),
               "answer_idx": rng.choice("ABCD"),
               "rationale": " ".join(rng.choices(WORDS, k=rng.randint(1, 30)))} for _ in range(30)]
-    (folder / "Train" / "English.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_lines(folder / "Train" / "English.jsonl", *items)
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=width, intermediate_size=width * 3 // 2,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=width // 4,
@@ -59,4 +59,21 @@ def finetune(world, out, *extra):
 
 def lines(out):
     """metrics.jsonl of a run."""
-    return [json.loads(line) for line in open(out / "metrics.jsonl")]
+    return read_lines(out / "metrics.jsonl")
+
+
+def write_stream(prefix: Path, documents: list[list[int]], vocab_size: int = 1000, bos_id: int | None = None):
+    """A token stream of these documents, opened."""
+    from mmed.tokenization.token_streams import StreamWriter, TokenStream
+
+    writer = StreamWriter(prefix, vocab_size, "print", bos_id)
+    for ids in documents:
+        writer.add(ids, "en", "web")
+    writer.close()
+    return TokenStream(prefix, "print", verify=True)
+
+
+def random_documents(seed: int, count: int = 40, longest: int = 60) -> list[list[int]]:
+    """Documents of 1 to `longest` - 1 ids from 4 to 999."""
+    rng = random.Random(seed)
+    return [rng.choices(range(4, 1000), k=rng.randrange(1, longest)) for _ in range(count)]

@@ -30,17 +30,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from forked_runs import (
-    ForkedRun,
-    before_file_operations,
-    call_before,
-    import_training,
-    last_step,
-    outcome,
-    saved_step,
-)
+from forked_runs import ForkedRun, import_training
 from tiny_world import make_world, pretrain
 
+from benchmarks.faults.hooks import before_file_operations, call_before, last_step, outcome, saved_step
 from benchmarks.timing import print_head, print_row
 from mmed.utils.errors import Parser
 

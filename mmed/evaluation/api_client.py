@@ -28,8 +28,8 @@ from typing import Any
 
 from mmed.evaluation.summary import utf8
 from mmed.utils.errors import UsageError, UserError, require_extra
-from mmed.utils.files import atomic_write, try_lock
-from mmed.utils.journal import read_sealed, sealed_line
+from mmed.utils.files import atomic_write
+from mmed.utils.journal import SealedFile, sealed_line
 
 API_VERSION = 2  # part of every request's hash; raise it when what is sent or stored changes its meaning
 OPENAI_URL = "https://api.openai.com/v1"
@@ -238,38 +238,25 @@ def error_text(error: Any) -> str:
     return " ".join(str(error).split())[:300]
 
 
-class CallStore:
+class CallStore(SealedFile):
     """Replies in one JSONL file, {"key": hash of the request, "reply": ..., "crc32": ...} per line.
 
-    A reply is on disk before it counts. An incomplete last line is dropped; any other damage is an error.
+    A reply is on disk before it counts.
     """
 
     def __init__(self, path: str | Path):
-        self.path, self.lock = Path(path), threading.Lock()
+        super().__init__(Path(path))
+        self.lock = threading.Lock()
         self.replies: dict[str, dict] = {}
         self.new: list[dict] = []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+b")
-        if not try_lock(self.file):
-            raise UserError(f"{self.path}: another process is writing it; give another --out")
-        self.file.seek(0)
-        lines = self.file.readlines()
-        if lines and not lines[-1].endswith(b"\n"):
-            self.file.truncate(sum(map(len, lines[:-1])))
-            lines.pop()
-        for number, line in enumerate(lines, 1):
-            try:
-                value = read_sealed(line)
-                self.replies[value["key"]] = value["reply"]
-            except (ValueError, KeyError):
-                raise UserError(f"{self.path}:{number}: damaged; delete that line (its call will be "
-                                "repeated) or the file") from None
+        self.read(self._take, "delete that line (its call is then repeated), or the file")
+
+    def _take(self, value: dict) -> None:
+        self.replies[value["key"]] = value["reply"]
 
     def add(self, key: str, reply: dict) -> None:
         with self.lock:
-            self.file.write(sealed_line({"key": key, "reply": reply}).encode())
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            self.append({"key": key, "reply": reply})
             self.replies[key] = reply
             self.new.append(reply)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,65 +16,75 @@ from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, try_lock
 
 
-class Journal:
+class SealedFile:
+    """Lines with checksums, appended by one process; a line is on disk when `append` returns."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(path, "a+b")
+        if not try_lock(self.file):
+            raise UserError(f"{path}: another process is writing it; wait for it, or give another --out")
+
+    def lines(self) -> list[bytes]:
+        self.file.seek(0)
+        return self.file.readlines()
+
+    def read(self, take: Callable[[dict], object], repair: str) -> None:
+        """Pass every line to `take`; an incomplete last line is dropped, any other damage is an error."""
+        lines = self.lines()
+        if lines and not lines[-1].endswith(b"\n"):
+            self.file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        for number, line in enumerate(lines, 1):
+            try:
+                take(read_sealed(line))
+            except (ValueError, KeyError):
+                raise UserError(f"{self.path}:{number}: damaged; {repair}") from None
+
+    def append(self, value: dict) -> None:
+        self.file.seek(0, os.SEEK_END)
+        self.file.write(sealed_line(value).encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+class Journal(SealedFile):
     """Rounds of rows in PATH.partial, one line per round, after a line with the facts behind all of them.
 
     Opening the journal of an earlier run continues it; `force` starts it again.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any], force: bool = False):
-        self.path, self.partial = Path(path), Path(f"{path}.partial")
-        if self.path.exists() and not force and not self.partial.exists():
-            raise UserError(f"{self.path}: already there; give another --out, or --force to replace it")
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.partial, "a+b")
-        if not try_lock(self.file):
-            raise UserError(
-                f"{self.partial}: another process is writing it; wait for it, or give another --out")
+        self.finished = Path(path)
+        partial = Path(f"{path}.partial")
+        if self.finished.exists() and not force and not partial.exists():
+            raise UserError(f"{path}: already there; give another --out, or --force to replace it")
+        super().__init__(partial)
         if force:
             self.file.truncate(0)
         self.done: set[int] = set()
+        self.facts: dict | None = None
+        self.read(self._take, "--force starts again")
         facts = json.loads(json.dumps(facts))
-        found = self._read()
-        if found is None:
-            self._append({"facts": facts})
-        elif differs := facts_that_differ(found, facts):
-            raise UserError(f"{self.partial}: begun with {differs}; give another --out, or --force to start "
-                            "again")
+        if self.facts is None:
+            self.append({"facts": facts})
+        elif differs := facts_that_differ(self.facts, facts):
+            raise UserError(f"{partial}: begun with {differs}; give another --out, or --force to start again")
 
-    def _read(self) -> dict | None:
-        """The facts of the journal, None if it is empty; an incomplete last line is dropped."""
-        self.file.seek(0)
-        lines = self.file.readlines()
-        if lines and not lines[-1].endswith(b"\n"):
-            self.file.truncate(sum(map(len, lines[:-1])))
-            lines.pop()
-        facts = None
-        for number, line in enumerate(lines, 1):
-            try:
-                value = read_sealed(line)
-                if number == 1:
-                    facts = value["facts"]
-                else:
-                    self.done.add(int(value["round"]))
-            except (ValueError, KeyError):
-                raise UserError(f"{self.partial}:{number}: damaged; use --force to start again") from None
-        return facts
-
-    def _append(self, value: dict) -> None:
-        self.file.seek(0, os.SEEK_END)
-        self.file.write(sealed_line(value).encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
+    def _take(self, value: dict) -> None:
+        if self.facts is None:  # the first line
+            self.facts = value["facts"]
+        else:
+            self.done.add(int(value["round"]))
 
     def add(self, number: int, rows: list[dict]) -> None:
-        self._append({"round": number, "rows": rows})
+        self.append({"round": number, "rows": rows})
         self.done.add(number)
 
     def rounds(self) -> list[tuple[int, list[dict]]]:
         """Yield (number, rows) by number, regardless of the order in which rounds finished."""
-        self.file.seek(0)
-        rounds = [json.loads(line) for line in self.file.readlines()[1:]]
+        rounds = [json.loads(line) for line in self.lines()[1:]]
         return sorted((value["round"], value["rows"]) for value in rounds)
 
     def rows(self) -> Iterator[dict]:
@@ -83,12 +93,12 @@ class Journal:
 
     def finish(self) -> None:
         """Write all rows to PATH, one per line, and delete the journal."""
-        with atomic_write(self.path) as file:
+        with atomic_write(self.finished) as file:
             file.writelines(map(json_line, self.rows()))
         self.discard()
 
     def discard(self) -> None:
-        self.partial.unlink()
+        self.path.unlink()
         self.file.close()
 
 

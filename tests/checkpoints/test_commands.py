@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import torch
+from json_lines import write_lines
 from safetensors.torch import save_file
 from tiny_models import (
     WORDS,
@@ -182,8 +183,7 @@ def extended(request, tmp_path):
     """(kind, output, old folder, new folder) of a model to which 100 German and Hindi pieces were added."""
     old, out, rng = make_folder(tmp_path / "model", request.param), tmp_path / "out", random.Random(6)
     texts = [(language, text_of(words, rng)) for language, words in (("de", GERMAN), ("hi", HINDI)) * 30]
-    lines = [json.dumps({"text": text, "language": language}) + "\n" for language, text in texts]
-    (tmp_path / "new.jsonl").write_text("".join(lines))
+    write_lines(tmp_path / "new.jsonl", *({"text": text, "language": language} for language, text in texts))
     said = command("extend", old, out, "--texts", tmp_path / "new.jsonl", "--pieces", 100,
                    "--special", "<|x|>")
     return request.param, said, old, out

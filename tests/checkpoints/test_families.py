@@ -1,6 +1,5 @@
 """Every family against transformers on random small configs; InternLM 1 and 2 against an equivalent Llama."""
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -52,24 +51,6 @@ def test_logits_equal_transformers_with_and_without_cache(family, seed):
     with torch.no_grad():
         expected = theirs(ids).logits
         assert close(ours(ids), expected) and close(cached_logits(ours, ids, 5), expected)
-
-
-@pytest.mark.parametrize("family", CLASSES)
-def test_a_written_config_means_the_same_to_transformers_and_to_us(family, tmp_path):
-    for seed in range(2):
-        theirs = theirs_of(family, seed)
-        config = read_config(theirs.config.to_dict())
-        written = json.loads(json.dumps(write_config(config, "float32")))
-        assert read_config(written) == config
-        assert "rope_parameters" not in written and written["torch_dtype"] == "float32"  # as version 4
-        (tmp_path / "config.json").write_text(json.dumps(written))
-        again = transformers.AutoConfig.from_pretrained(tmp_path)
-        assert read_config(again.to_dict()) == config
-        model = type(theirs)._from_config(again, attn_implementation="eager").eval()
-        model.load_state_dict(theirs.state_dict())
-        ids = torch.randint(0, config.vocab_size, (1, 17))
-        with torch.no_grad():
-            assert torch.equal(model(ids).logits, theirs(ids).logits)
 
 
 @pytest.mark.parametrize("kv_heads, bias", [(6, False), (2, False), (1, True), (3, True)])
@@ -195,6 +176,7 @@ def test_published_configs_are_read_and_written_back(name):
     assert {key: getattr(config, key) for key in expected} == expected
     written = write_config(config, source.get("torch_dtype", "bfloat16"))
     assert read_config(written) == config
+    assert "rope_parameters" not in written  # as version 4 of transformers writes it
     other = dict.fromkeys(("internlm 3", "apertus", "qwen 2.5 long"), "rope_scaling")
     other["medgemma"] = "model_type"
     unused = ["architectures", other.get(name)]

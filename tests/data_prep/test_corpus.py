@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from corpus_files import tree, write
+from repository import ROOT
 
 from data_prep.documents import json_line
 from data_prep.pipeline import cluster
@@ -25,7 +26,6 @@ from mmed.languages import get_language
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import UsageError, UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = '''
 title = "Three languages"
 tokenizer = "tokenizer"

@@ -1,6 +1,5 @@
 """Deduplication: signatures that estimate the exact Jaccard similarity, and documents kept and dropped as
 promised."""
-import json
 import os
 import random
 import subprocess
@@ -13,12 +12,12 @@ import pytest
 from corpus_files import join, make_words, read_folder, tree, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repository import ROOT
 
 from data_prep.dedup import STAGES, band_shape, deduplicate, main
 from data_prep.filters import minhash
 from mmed.utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("MMED_TEST_SEED", "0"))
 
 
@@ -217,14 +216,8 @@ def test_a_chain_of_edits_drops_only_what_is_like_a_kept_document(tmp_path):
     assert all(true_jaccard(text[record["id"]], text[record["duplicate_of"]]) > 0.65 for record in dropped)
 
 
-def test_bad_lines_are_counted_and_wrong_use_is_one_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "good text"}\nnot json\n{"text": ""}\n{"text": "Good  '
-                                      'text"}\n')
-    assert main([str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]) == 0
-    funnel = json.loads((tmp_path / "out/funnel.json").read_text())
-    assert funnel["documents"] == {"in": 4, "out": 1}
-    assert set(funnel["dropped"]) == {"not JSON", "empty text", "exact duplicate"}
+def test_a_wrong_threshold_is_an_error_and_an_empty_file_is_none(tmp_path):
     with pytest.raises(UserError, match="threshold"):
-        deduplicate([tmp_path / "a.jsonl"], tmp_path / "x", threshold=0)
+        deduplicate([write(tmp_path / "a.jsonl", {"text": "a"})], tmp_path / "x", threshold=0)
     (tmp_path / "empty.jsonl").write_text("")
     assert deduplicate([tmp_path / "empty.jsonl"], tmp_path / "none").documents_in == 0

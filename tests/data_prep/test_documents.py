@@ -15,6 +15,7 @@ import pytest
 from corpus_files import read_folder, tree, write
 from hypothesis import given
 from hypothesis import strategies as st
+from repository import ROOT
 
 from data_prep import record_files
 from data_prep.clean import main as clean
@@ -23,15 +24,12 @@ from data_prep.documents import (
     Funnel,
     find_inputs,
     json_line,
-    line_writer,
     normalise_text,
     read_documents,
 )
 from data_prep.pipeline.shards import ShardWriter, one_run, process_shards, shard_names
 from data_prep.record_files import DAMAGED
 from mmed.utils.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def read(path: Path, **options) -> tuple[list[Document], dict[str, int]]:
@@ -191,17 +189,6 @@ def test_the_folder_of_a_step_means_what_it_kept(tmp_path):
     assert find_inputs([tmp_path]) == [tmp_path / "corpus/ja/kept/a.jsonl", tmp_path / "corpus/plain.jsonl"]
     with pytest.raises(UserError, match="no corpus file"):
         find_inputs([tmp_path / "corpus" / "ja" / "shards"])
-
-
-def test_what_is_written_is_read_back(tmp_path):
-    written = [f"text {i} " * 9000 for i in range(30)]
-    with line_writer(tmp_path / "a.jsonl.gz") as write_line:
-        for text in written:
-            write_line(Document(text, "en", "web", "1", {"k": [1]}).to_dict())
-    assert texts(tmp_path / "a.jsonl.gz") == written
-    with pytest.raises(ZeroDivisionError), line_writer(tmp_path / "b.jsonl.gz") as write_line:
-        write_line({"half": 1 / 0})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl.gz"]
 
 
 # ---- steps over shards ---------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from data_prep.documents import Funnel
 from data_prep.fetch_site import main
@@ -19,7 +20,6 @@ from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, UsageError
 pytest.importorskip("scrapy")  # extra crawl
 pytest.importorskip("warcio")
 
-ROOT = Path(__file__).resolve().parents[2]
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_lines import read_lines, write_lines
 
 from data_prep import mmedbench
 from data_prep.benchmark.counts import PAPER
@@ -31,7 +32,7 @@ def write(path: Path, value) -> Path:
     elif isinstance(value, str):
         path.write_text(value, encoding="utf-8")
     elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(record) + "\n" for record in value), encoding="utf-8")
+        write_lines(path, *value)
     else:
         path.write_text(json.dumps(value), encoding="utf-8")
     return path
@@ -40,9 +41,7 @@ def write(path: Path, value) -> Path:
 def run(out: Path, *options) -> dict[str, list[dict]]:
     """Run the command and read all that it wrote."""
     assert mmedbench.main([*map(str, options), "--out", str(out)]) == 0
-    return {p.relative_to(out).as_posix(): [json.loads(line)
-                                            for line in p.read_text(encoding="utf-8").splitlines()]
-            for p in sorted(out.rglob("*.jsonl"))}
+    return {p.relative_to(out).as_posix(): read_lines(p) for p in sorted(out.rglob("*.jsonl"))}
 
 
 def convert(folder: Path, value, mapping: str, name: str = "exam.jsonl", language: str = "en") -> list[dict]:

@@ -4,14 +4,11 @@ import itertools
 import json
 import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from json_lines import read_lines, write_lines
 from stub_server import Stub, prompt_of, reply
 
 from data_prep.benchmark import rationale_checks as checks
@@ -29,35 +26,31 @@ from mmed.prompts import read_benchmark
 from mmed.utils.errors import UsageError, UserError
 
 
-def model(answer, delay: float = 0.0) -> Stub:
+def model(answer) -> Stub:
     """A chat model that answers with `answer(prompt)`; `flags` are the options that name it."""
     def fault(body, tries):
-        time.sleep(stub.delay)
         text = answer(prompt_of(body))
         return 200, reply(text, finish="length" if "CUT" in text else "stop"), {}
 
     stub = Stub(fault)
-    stub.delay, stub.flags = delay, ["--api", "strong-1", "--base-url", stub.url]
+    stub.flags = ["--api", "strong-1", "--base-url", stub.url]
     return stub
 
 
 @pytest.fixture
 def exams(tmp_path) -> Path:
     folder, rng = tmp_path / "Test", random.Random(2)
-    folder.mkdir()
     for language, count in (("English", 8), ("Japanese", 5)):
         rows = [{"question": f"{language} {i} 熱 fever?", "options": {c: f"{c.lower()}{i}" for c in "ABCD"},
                  "answer_idx": rng.choice(["A", "B,D"]), "rationale": "old reason" if i == 3 else "",
                  "human_checked": i == 3, "human_check_passed": i == 3, "meta": {"é": [1, None]}}
                 for i in range(count)]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in rows)
-        (folder / f"{language}.jsonl").write_text(text, encoding="utf-8")
+        write_lines(folder / f"{language}.jsonl", *rows, "")
     return folder
 
 
 def lines(folder: Path) -> dict[str, list[dict]]:
-    return {path.name: [json.loads(line) for line in open(path, encoding="utf-8") if line.strip()]
-            for path in sorted(folder.glob("*.jsonl"))}
+    return {path.name: read_lines(path) for path in sorted(folder.glob("*.jsonl"))}
 
 
 def report_of(folder: Path, name: str = "rationales.json") -> dict:
@@ -140,27 +133,6 @@ def test_stored_calls_are_used_again(exams, tmp_path, capsys):
     assert not any(row["human_checked"] for rows in lines(tmp_path / "c").values() for row in rows)
 
 
-def test_a_killed_run_asks_only_for_what_is_missing_and_leaves_no_half_folder(exams, tmp_path):
-    stub = model(lambda prompt: f"because {len(prompt)}", delay=0.25)  # the kill may come late
-    command = [sys.executable, "-m", "data_prep.rationales", "generate", "--data", str(exams), "--out",
-               str(tmp_path / "out"), *stub.flags, "--concurrency", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while process.poll() is None and len(stub.seen) < 5 and time.monotonic() < until:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    stub.delay = 0.0
-    assert not (tmp_path / "out").exists()
-    main(command[3:])
-    assert len(stub.tries) == 11 and len(stub.seen) <= 13
-    main(["generate", "--data", str(exams), "--out", str(tmp_path / "clean"), *stub.flags])
-    for name in ("/English.jsonl", "/Japanese.jsonl", "/rationales.json", ".calls.jsonl"):
-        assert Path(f"{tmp_path}/out{name}").read_bytes() == Path(f"{tmp_path}/clean{name}").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["Test", "clean", "clean.calls.jsonl", "out",
-                                                                "out.calls.jsonl"]
-
-
 def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exams, tmp_path, capsys):
     answers = {"English 0": "CUT short", "English 1": " \n", "English 2": "###Rationale:"}
     stub = model(lambda prompt: next((text for start, text in answers.items() if start in prompt), "fine"))
@@ -209,12 +181,11 @@ def test_rationales_are_read_without_their_marker(text, expected):
 # ---- sheet ---------------------------------------------------------------------------------------
 
 def make_items(folder: Path, count: int = 5) -> Path:
-    folder.mkdir()
     for language in ("English", "Japanese"):
         rows = [{"id": f"{language[:2]}{i}", "question": f"={language} {i} ?",
                  "options": {"A": f"{language} {i}", "B": "\u2028 2"}, "answer_idx": "B",
                  "rationale": f'=because "{language}",\n{i}'} for i in range(count)]
-        (folder / f"{language}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(folder / f"{language}.jsonl", *rows)
     return folder
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from examples.demo import ablations, demo_steps
 from mmed.config import parse_command_line
-from mmed.evaluation.published import LANGUAGES, published_ablation
+from mmed.evaluation.published import LANGUAGES
 from mmed.evaluation.results import text_row, write_results
 from mmed.prompts import ExamItem
 from mmed.utils.files import read_json
@@ -50,14 +50,6 @@ def test_a_part_of_the_corpus_is_read_from_its_own_streams_in_the_share_of_the_w
             assert [stream for stream in weights if "medical" in stream] == ["o/streams/medical-en"]
         base = sum(weight for stream, weight in weights.items() if "base" in stream)
         assert base / sum(weights.values()) == pytest.approx(demo_steps.REPLAY)
-
-
-def test_each_gain_adds_one_thing_and_has_the_papers_where_it_has_both_rows():
-    paper = published_ablation()
-    assert [(row.corpus, row.data) for row in ablations.ROWS if row.printed] == list(paper)
-    for title, with_it, without in ablations.GAINS:
-        one, other = ablations.ROWS[with_it], ablations.ROWS[without]
-        assert (one.corpus == other.corpus) != (one.data == other.data), title
 
 
 @pytest.fixture

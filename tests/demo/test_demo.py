@@ -1,17 +1,12 @@
-"""The plans of the demo and the ablations, and their runner on a small plan: order, resume, failure."""
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""The plans of the demo and the ablations: their steps come in order and their commands are understood."""
 
 import pytest
+from repository import ROOT
 
 from examples.demo import __main__ as demo
 from examples.demo import ablations, demo_steps
 from mmed.config import parse_command_line
 from mmed.evaluation.options import parse_options as eval_options
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("make_plan", [demo_steps.steps, ablations.steps])
@@ -40,38 +35,6 @@ def test_train_and_test_rows_differ_in_the_corpus_alone():
         one, other = by_name[f"{method}_base"], by_name[f"{method}_corpus"]
         assert [a for a, b in zip(one, other, strict=True)
                 if a != b] == [f"--out=demo/runs/{method}_base", "--model=demo/runs/base/model"]
-
-
-PLAN = '''
-import sys
-from pathlib import Path
-from examples.demo.demo_steps import run_demo
-from data_prep.pipeline.plan import Step
-from mmed.utils.errors import main_guard
-out = Path(sys.argv[1])
-def steps(seed):
-    world = ["examples.demo.micro_world", "--out", str(out / "world"), "--seed", str(seed)]
-    bad = ["data_prep.filter_medical", str(out / sys.argv[2]), "--language", "en", "--out", str(out / "f")]
-    return [Step("world", "a world", [world]), Step("filter", "a filter", [bad], ("world",))]
-main_guard(lambda: int(run_demo(out, steps(int(sys.argv[3]))) < 0))
-'''
-
-
-def run(*arguments):
-    return subprocess.run([sys.executable, "-c", PLAN, *map(str, arguments)], capture_output=True, text=True,
-                          cwd=ROOT)
-
-
-def test_a_failed_step_is_named_with_its_log_and_the_next_start_goes_on_from_there(tmp_path):
-    first = run(tmp_path, "nowhere.jsonl", 0)
-    assert first.returncode == 1
-    assert "error: step filter failed" in first.stderr and "logs/filter.log" in first.stderr
-    assert "Traceback" not in first.stderr and (tmp_path / "done" / "world.json").is_file()
-    second = run(tmp_path, "world/raw/web/en.jsonl", 0)
-    assert second.returncode == 0 and "1 done already" in second.stderr, second.stderr
-    assert json.loads((tmp_path / "f" / "funnel.json").read_text())["shards"] == 1
-    other = run(tmp_path, "world/raw/web/en.jsonl", 1)
-    assert other.returncode == 1 and "0 then, 1 now" in other.stderr
 
 
 def test_list_prints_every_command(capsys):

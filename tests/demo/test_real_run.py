@@ -3,6 +3,8 @@ import json
 import random
 import re
 
+from json_lines import read_lines, write_lines
+
 from examples.real_run.__main__ import main as real_run
 from examples.real_run.prepare import main as prepare
 from examples.real_run.steps import CORPUS_STEPS, KINDS, METHODS
@@ -18,16 +20,14 @@ def item(question, answer="A", **more):
 
 
 def read(path):
-    return [json.loads(line)["question"] for line in path.read_text().splitlines()]
+    return [row["question"] for row in read_lines(path)]
 
 
 def test_exam_parts_never_overlap_and_larger_ones_contain_smaller(tmp_path):
     rows = [item(f"question {i}") for i in range(40)] + [item("picture", image_dependent=True),
                                                          item("two keys", "A,B")]
     for split in ("Train", "Test"):
-        path = tmp_path / "benchmark" / split / "English.jsonl"
-        path.parent.mkdir(parents=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows[split == "Test":]))
+        write_lines(tmp_path / "benchmark" / split / "English.jsonl", *rows[split == "Test":])
     parts = {}
     for items in (8, 16):
         out = tmp_path / str(items)
@@ -42,11 +42,10 @@ def test_exam_parts_never_overlap_and_larger_ones_contain_smaller(tmp_path):
 
 def test_validation_documents_are_not_trained_on(tmp_path):
     texts = [f"document {i} " * (5 if i % 3 else 40) for i in range(30)]
-    source = tmp_path / "kept.jsonl"
-    source.write_text("".join(json.dumps({"text": text, "language": "fr", "source": "corpus", "id": str(i)})
-                              + "\n" for i, text in enumerate(texts)))
+    source = write_lines(tmp_path / "kept.jsonl", *(
+        {"text": text, "language": "fr", "source": "corpus", "id": str(i)} for i, text in enumerate(texts)))
     prepare(["documents", str(source), "--language", "fr", "--documents", "4", "--out", str(tmp_path / "fr")])
-    train, validation = ([json.loads(line)["text"] for line in (tmp_path / f"fr.{part}.jsonl").open()]
+    train, validation = ([row["text"] for row in read_lines(tmp_path / f"fr.{part}.jsonl")]
                          for part in ("train", "validation"))
     assert len(validation) == 4 and min(map(len, validation)) >= 200
     assert sorted(train + validation) == sorted(texts)

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import time
 from pathlib import Path
 
 import pytest
 from growth import grows_at_most
+from json_lines import read_lines
 
 from mmed.evaluation import answer_parser
 from mmed.evaluation.answer_parser import END_MARKERS, ParsedAnswer, official_match, parse_answer
@@ -16,7 +16,7 @@ from mmed.languages import PAPER_ORDER, all_languages
 from mmed.prompts import ExamItem, build_target
 
 TABLE = Path(__file__).parents[1] / "data" / "hostile_answers.jsonl"
-ROWS = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").split("\n") if line]
+ROWS = read_lines(TABLE)
 FURTHER = [language.code for language in all_languages() if language.code not in PAPER_ORDER]
 
 

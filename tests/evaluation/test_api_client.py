@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from json_lines import write_lines
 from stub_server import Stub, error, prompt_of, reply
 
 from mmed.eval import main
@@ -180,12 +181,10 @@ def test_a_server_is_sent_its_own_key_which_is_stored_nowhere(tmp_path, monkeypa
 
 @pytest.fixture
 def exam(tmp_path):
-    (tmp_path / "Test").mkdir()
     for language in ("English", "Japanese"):
         lines = [{"question": f"{language} {i}?", "options": {"A": "x", "B": "y", "C": "z"},
                   "answer_idx": "ABC"[i % 3], "rationale": "the cat sat"} for i in range(4)]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / "Test" / f"{language}.jsonl").write_text(text)
+        write_lines(tmp_path / "Test" / f"{language}.jsonl", *lines)
     return tmp_path / "Test"
 
 
@@ -237,32 +236,6 @@ def test_completions_are_sent_the_prompts_of_local_decoding(exam):
     expected = {build_few_shot(item, [], False) for item in read_benchmark(exam)}
     assert {body["prompt"] for _, _, body in stub.seen} == expected
     assert {(path, body["max_tokens"]) for path, _, body in stub.seen} == {("/v1/completions", 64)}
-
-
-def echoing(body: dict, tries: int = 1):
-    """A server that scores text: every character is a token, whose log-probability follows from its code."""
-    text = body["prompt"] + "."
-    values = [None, *(-(ord(character) % 7) - 0.5 for character in text[1:])]
-    value = reply(text, True)
-    value["choices"][0]["logprobs"] = {"tokens": list(text), "token_logprobs": values}
-    return 200, value, {}
-
-
-def test_option_likelihoods_are_those_of_the_echoed_letter(exam, tmp_path):
-    stub, options = Stub(echoing), ["--completions", "--scoring", "loglikelihood", "--permutations", "2"]
-    main(command(stub, exam, *options))
-    own, rows = load_results(tmp_path / "out")
-    rows = list(rows)
-    assert len(rows) == 8 and own["summary"]["permutations"]["English"]["loglikelihood"]["n"] == 4
-    for row in rows:
-        assert row["mode"] == "loglikelihood" and set(row["logprobs"]) == set("ABC")
-        for letter, total in row["logprobs"].items():
-            assert total == -(ord(letter) % 7) - 0.5
-    body = stub.seen[0][2]
-    assert (body["echo"], body["logprobs"], body["max_tokens"]) == (True, 1, 1)
-    asked = len(stub.seen)
-    main(command(stub, exam, *options, "--force"))
-    assert len(stub.seen) == asked == 8 * 2 * 3
 
 
 @pytest.mark.parametrize("fault, message", [

@@ -1,8 +1,5 @@
 """Two results side by side: each line is the test of its items, and what cannot be compared is named."""
 import json
-import math
-import os
-import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +10,6 @@ from result_folders import make_items, make_result
 
 from mmed.evaluation import compare, significance
 from mmed.utils.errors import UserError
-
-
-@pytest.fixture
-def rng():
-    return random.Random(int(os.environ.get("MMED_TEST_SEED", "0")))
 
 
 def exam(rng, checked=True, **sizes: int):
@@ -64,14 +56,6 @@ def test_a_result_equals_itself(tmp_path, rng, capsys):
     assert "the same model and settings" in printed and "left out" not in printed
     lines = [line for line in printed.splitlines() if line.startswith(("English", "Japanese", "m"))]
     assert lines and all("+0.00 [-]" in line and "1.000" in line for line in lines)
-
-
-def test_few_items_give_no_small_p_and_no_interval(tmp_path, rng):
-    rows = compare.read(make_result(tmp_path / "a", exam(rng, English=3), rng, modes=["answer"]))[1]
-    right, wrong = ({place: row | {"correct": value} for place, row in rows.items()}
-                    for value in (True, False))
-    line = compare.compare(right, wrong)[0][0]
-    assert line.p == 0.25 and math.isnan(line.low) and line.difference == 1
 
 
 def test_what_cannot_be_compared_is_named(tmp_path, rng):

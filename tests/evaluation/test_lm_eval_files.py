@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from json_lines import write_lines
 from stub_server import Stub, reply
+from tiny_models import byte_level_bpe, transformers
 
 from mmed import eval as evaluation
 from mmed.evaluation.published import LANGUAGES
@@ -29,7 +31,6 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra pe
 
 def write_exam(root: Path, rng: random.Random) -> None:
     for part, size in (("Test", 3), ("Train", 4)):
-        (root / part).mkdir()
         for language in LANGUAGES:
             lines, words = [], WORDS[language].split()
             for i in range(size):
@@ -40,27 +41,19 @@ def write_exam(root: Path, rng: random.Random) -> None:
                     "options": dict(zip(letters, rng.sample(words, 5))),
                     "answer_idx": ",".join(sorted(right)), "rationale": " ".join(rng.choices(words, k=4)),
                     "topic": rng.choice(["Surgery", "Anatomy"])})
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            (root / part / f"{language}.jsonl").write_text(text, encoding="utf-8")
+            write_lines(root / part / f"{language}.jsonl", *lines)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A random Llama saved by transformers with a byte-level tokenizer, and random items in six languages."""
-    import tokenizers
-    import transformers
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import processors
 
     root = tmp_path_factory.mktemp("harness")
     write_exam(root, random.Random(SEED))
-    trained = tokenizers.Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
     texts = ["###Answer: OPTION A IS CORRECT. B C D E,"] * 9
     texts += [path.read_text(encoding="utf-8") for path in sorted(root.glob("*/*.jsonl"))]
-    trained.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=420, special_tokens=["<s>", "</s>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    trained = byte_level_bpe(texts, 420, ["<s>", "</s>"])
     trained.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", trained.token_to_id("<s>"))])
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -155,10 +148,13 @@ def test_option_likelihoods_behind_a_server_are_those_of_the_model_itself(world,
                                            "token_logprobs": [None, *log_p.tolist()]}
         return 200, value, {}
 
+    server = Stub(score)
     _, local = ours(world, tmp_path / "local", "--scoring", "loglikelihood")
-    evaluation.main(["--api", "m", "--base_url", Stub(score).url, "--completions", "--concurrency", "1",
+    evaluation.main(["--api", "m", "--base_url", server.url, "--completions", "--concurrency", "1",
                      "--scoring", "loglikelihood", "--data", str(world / "Test"),
                      "--out", str(tmp_path / "served")])
+    body = server.seen[0][2]
+    assert (body["echo"], body["logprobs"], body["max_tokens"]) == (True, 1, 1)
     served = list(load_results(tmp_path / "served")[1])
     assert len(served) == len(local) == 18
     for row in served:

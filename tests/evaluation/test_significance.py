@@ -1,19 +1,10 @@
 """Tests between two models equal SciPy's and err as often as they say; MMED_TEST_SEED sets the inputs."""
 import math
-import os
-import random
 
 import numpy as np
 import pytest
 
 from mmed.evaluation import significance
-
-
-@pytest.fixture
-def rng():
-    seed = int(os.environ.get("MMED_TEST_SEED", "0"))
-    print(f"seed {seed}")  # pytest shows it when the test fails
-    return random.Random(seed)
 
 
 def test_mcnemar_equals_the_exact_binomial_test(rng):

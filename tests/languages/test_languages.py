@@ -1,13 +1,13 @@
 """Every language file is complete, and finding a language needs no list."""
 import importlib.util
-import json
 import random
 import subprocess
 import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
+from json_lines import read_lines, write_lines
+from repository import ROOT
 
 from data_prep.filters import language_check
 from data_prep.filters.keyword_matcher import Matcher
@@ -18,7 +18,6 @@ from mmed.utils.errors import UserError
 
 LANGUAGES = all_languages()
 CODES = [language.code for language in LANGUAGES]
-ROOT = Path(__file__).resolve().parents[2]
 every_language = pytest.mark.parametrize("language", LANGUAGES, ids=CODES)
 
 
@@ -92,7 +91,7 @@ def test_the_check_finds_nothing_to_fix(language):
 @pytest.mark.parametrize("code", CODES[6:])
 def test_labelled_texts_of_a_language_are_told_apart(code):
     path, matcher = ROOT / f"tests/data/languages/{code}.jsonl", Matcher(get_language(code))
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(path)
     for wanted in (True, False):  # three paragraphs of a kind, as a page has
         texts = [row["text"] for row in rows if row["medical"] is wanted]
         pages = ["\n".join(texts[place:place + 3]) for place in range(len(texts) - 2)]
@@ -133,9 +132,8 @@ def test_the_check_shows_everyday_words_and_thresholds_that_keep_too_much_or_too
     ordinary = [f"The patient reader waits for train {number} at the hospital bridge." for number in numbers]
     medical = [f"Patient {number} had fever, cough and dyspnea; pneumonia was treated with antibiotics."
                for number in numbers]
-    file = tmp_path / "texts.jsonl"
-    file.write_text("".join(json.dumps({"text": text, "medical": text in medical}) + "\n"
-                            for text in ordinary + medical), encoding="utf-8")
+    file = write_lines(tmp_path / "texts.jsonl", *(
+        {"text": text, "medical": text in medical} for text in ordinary + medical))
 
     def shown(**change) -> str:
         found = language_check.check_texts(replace(ENGLISH, **change), [str(file)])
@@ -164,11 +162,3 @@ def test_a_code_that_is_none_is_rejected(tmp_path):
     for code in ("German", "../de", "d", "de.py"):
         with pytest.raises(UserError, match="expected a code of ISO 639-1"):
             command(["new", code, "--folder", str(tmp_path)])
-
-
-def test_importing_the_languages_is_light():
-    """Only the standard library: every command's --help imports them."""
-    code = ("import sys, mmed.languages as l; l.all_languages(); "
-            "print([m for m in ('torch','numpy','nltk','jieba','janome') if m in sys.modules])")
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          check=True).stdout.strip() == "[]"

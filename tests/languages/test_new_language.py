@@ -11,16 +11,16 @@ import json
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
+from json_lines import read_lines
+from repository import ROOT
 
 from data_prep.filters.language_check import check
 from mmed.evaluation.answer_parser import parse_answer
 from mmed.languages import get_language
 from mmed.prompts import read_items
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data" / "languages"
 CODES = sorted(path.name.split(".")[0] for path in DATA.glob("*.exam.jsonl"))
 
@@ -56,12 +56,11 @@ def test_the_pages_commands_take_a_language_from_texts_to_report(code, tmp_path,
     counts = [line for line in printed.splitlines() if re.match(r"clean \w|filter_medical|dedup:", line)]
     assert len(counts) == 3 and "\n".join(counts) in page
     language, out = get_language(code), tmp_path / "out" / code
-    texts = [json.loads(line) for line in (DATA / f"{code}.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = read_lines(DATA / f"{code}.jsonl")
     funnel = json.loads((out / "medical" / "funnel.json").read_text(encoding="utf-8"))
     medical = sum(row["medical"] for row in texts)
     assert 0.8 * medical <= funnel["documents"]["out"] <= medical
-    predictions = (out / "result" / "predictions.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in predictions.splitlines()]
+    rows = read_lines(out / "result" / "predictions.jsonl")
     assert {row["language"] for row in rows} == {language.name}
     assert {row["mode"] for row in rows} == {"rationale", "loglikelihood"}
     assert all(row["scores"] for row in rows if row["mode"] == "rationale")

@@ -1,32 +1,17 @@
 """Pages: all of them come from one function, so text from files stays text on each of them."""
-import json
 import re
-from pathlib import Path
 
-import pytest
+from repository import ROOT
 
 from data_prep.documents import Funnel
 from data_prep.pipeline.shards import print_funnel
 from mmed.evaluation.results import text_row
 from mmed.evaluation.summary import summarise, table
 from mmed.prompts import ExamItem
-from mmed.reporting.page import fill_page
-from mmed.utils.errors import UserError, main_guard, printable
+from mmed.utils.errors import printable
 
-ROOT = Path(__file__).resolve().parents[2]
-SHEETS = [ROOT / "mmed/human_eval/rating_sheet.html"]
 TEMPLATES = sorted(path for part in ("mmed", "data_prep", "examples")
                    for path in (ROOT / part).rglob("*.html"))
-
-
-@pytest.mark.parametrize("frame", SHEETS, ids=lambda frame: frame.name)
-def test_data_and_title_cannot_leave_their_places(frame):
-    hostile = "</script><img src=x onerror=alert(1)>{{title}}\ud800"
-    page = fill_page(frame, title="<b>{{data}}", data={"a": hostile})
-    assert "<title>&lt;b&gt;{{data}}</title>" in page and "<img" not in page
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1]
-    assert json.loads(data) == {"a": hostile.replace("\ud800", "?")} and not re.search("[<>&]", data)
-    assert page.index("Content-Security-Policy") < page.index("<title>") < page.index("<style>")
 
 
 def test_no_template_loads_anything_or_writes_markup():
@@ -52,13 +37,7 @@ def test_what_a_terminal_would_obey_is_in_no_line_that_a_command_prints(tmp_path
     funnel = Funnel()
     funnel.drop(bad, 3, bad)
     print_funnel(funnel, "step")
-
-    def fails():
-        raise UserError(f"{bad}: no such thing")
-
-    with pytest.raises(SystemExit):
-        main_guard(fails)
     shown = capsys.readouterr()
-    assert "0;owned" in shown.out and "0;owned" in shown.err and shown.err.count("\n") == 1
+    assert "0;owned" in shown.out + shown.err
     assert shown.out + shown.err == printable(shown.out + shown.err)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown.out + shown.err)

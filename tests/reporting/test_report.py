@@ -1,11 +1,11 @@
 """mmed/reporting: the numbers of results.json, one definition per column, inert pages, errors of one line."""
 import json
-import random
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from json_lines import read_lines, write_lines
 from result_folders import HOSTILE, Page, assert_inert, make_items, make_result
 
 from mmed.evaluation import compare
@@ -18,13 +18,6 @@ from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json, write_json
 
 
-@pytest.fixture
-def rng() -> random.Random:
-    seed = random.randrange(10 ** 9)
-    print(f"seed {seed}")  # pytest shows it where a test fails
-    return random.Random(seed)
-
-
 def make_run(folder: Path, steps: int = 30, **more) -> Path:
     folder.mkdir(parents=True)
     write_json(folder / "run.json", {"recipe": "tiny", "config": {"task": "pretrain", "seed": 1},
@@ -33,7 +26,7 @@ def make_run(folder: Path, steps: int = 30, **more) -> Path:
     lines += [{"step": i, "tokens": 100 * i, "loss": 5.0 - i / 10, "tokens_per_second": 1000.0}
               for i in range(1, steps + 1)]
     lines[-1]["validation_loss"] = {"English": 2.5, "Japanese": 2.75}
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(folder / "metrics.jsonl", *lines)
     return folder
 
 
@@ -49,13 +42,13 @@ def make_corpus(folder: Path, step: str = "filter_medical", reason: str = "too f
     return folder
 
 
-def make_study(path: Path) -> Path:
+def make_study(path: Path, models=("base", "corpus")) -> Path:
     measures = [{"name": name, "definition": "nltk-method1", "tau": tau, "low": tau - 0.1, "high": tau + 0.1,
                  "slope": 1.5, "points": 2, "paper": None}
                 for name, tau in (("BLEU-1", 0.5), ("judge", 0.25))]
     points = [{"model": model, "language": "French", "items": 50, "people": 1.25 + i,
-               "values": [1.0 + i, 2.0 - i]} for i, model in enumerate(["base", "corpus"])]
-    write_json(path, {"format": "mmed agreement", "version": 1, "models": ["base", "corpus"],
+               "values": [1.0 + i, 2.0 - i]} for i, model in enumerate(models)]
+    write_json(path, {"format": "mmed agreement", "version": 1, "models": models,
                       "languages": ["French"], "items": {"French": 50}, "people": {"agreement": {}},
                       "measures": measures, "points": points, "notes": []})
     return path
@@ -243,7 +236,8 @@ def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
                               "validation_loss": dict.fromkeys(HOSTILE, 1.0)}) + "\n")
     corpus = make_corpus(tmp_path / "corpus", HOSTILE[0], HOSTILE[1])
     page = make_page(tmp_path / "r.html", f"{HOSTILE[1]}={folder}", "--runs", f"{HOSTILE[7]}={run}",
-                     "--corpus", corpus, "--title", HOSTILE[0], "--notice", HOSTILE[7])
+                     "--corpus", corpus, "--title", HOSTILE[0], "--notice", HOSTILE[7],
+                     "--agreement", make_study(tmp_path / "study.json", HOSTILE[:2]))
     assert_inert(page)
     assert [tag for tag, _ in page.elements].count("script") == 1
     assert len(page.source) < 2 ** 19 and "more characters]" in page.source
@@ -295,10 +289,10 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
     runs = []
     for name, (before, after) in losses.items():
         folder = make_run(tmp_path / "runs" / name)
-        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        log = read_lines(folder / "metrics.jsonl")
         log[0]["validation_loss"] |= {"general en": before, "general fr": before + 1}
         log[-1]["validation_loss"] |= {"general en": after, "general fr": after + 1}
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        write_lines(folder / "metrics.jsonl", *log)
         runs.append(f"{name}={folder}")
     page = make_page(tmp_path / "r.html", "--general", *exams, "--runs", *runs)
     base, medical = (read_json(tmp_path / name / "results.json")["mmed"]["summary"]["macro"]["accuracy"]

@@ -1,9 +1,11 @@
 """Chat templates against the published ones, rendered by transformers; ids against its tokenizers."""
 import json
 import random
+from pathlib import Path
 
 import pytest
 import sentencepiece
+from tiny_models import byte_level_bpe, transformers
 
 from mmed.tokenization import chat_template
 from mmed.tokenization.chat_template import (
@@ -15,9 +17,6 @@ from mmed.tokenization.chat_template import (
 )
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
-
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
 
 IM = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
       "'<|im_end|>' + '\n'}}{% endfor %}"
@@ -31,91 +30,21 @@ def with_default_system(text):
             + IM.removeprefix("{% for message in messages %}"))
 
 
-TEMPLATES = {
-    "llama2": """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}
-{%- set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}
-{%- set system_message = false %}{% endif %}{% for message in loop_messages %}
-{%- if loop.index0 == 0 and system_message != false %}
-{%- set content = '<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content'] %}
-{%- else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}
-{{- bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}
-{{- ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}""",
-    "llama3": """{% set loop_messages = messages %}{% for message in loop_messages %}
-{%- set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'
-    + message['content'] | trim + '<|eot_id|>' %}
-{%- if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
-    "mistral": """{{ bos_token }}{% for message in messages %}
-{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}
-{%- endif %}{% if message['role'] == 'user' %}
-{{- '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}
-{{- message['content'] + eos_token}}{% endif %}{% endfor %}""",
-    "mistral3": """{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}
-{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}{%- endif %}
-{{- bos_token }}{%- for message in loop_messages %}{%- if message['role'] == 'user' %}
-{%- if loop.last and system_message is defined %}
-{{- '[INST] ' + system_message + '\n\n' + message['content'] + '[/INST]' }}
-{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}
-{%- elif message['role'] == 'assistant' %}{{- ' ' + message['content'] + eos_token}}{%- endif %}
-{%- endfor %}""",
-    "internlm2": "{{ bos_token }}" + IM,
-    "chatml": IM,
-    "qwen3": IM.replace("{% endif %}", "{{ '<think>\n\n</think>\n\n' }}{# enable_thinking #}{% endif %}"),
-    "gemma": """{{ bos_token }}{% if messages[0]['role'] == 'system' %}
-{{- raise_exception('System role not supported') }}{% endif %}{% for message in messages %}
-{%- if (message['role'] == 'assistant') %}{%- set role = 'model' %}{% else %}
-{%- set role = message['role'] %}{% endif %}
-{{- '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}""",
-}
-# The published templates of Qwen 3 without tools: the hybrid, Thinking-2507 and Instruct-2507 models
-QWEN3_THINKING = """{%- set ns = namespace(searching=true, last_question=messages|length - 1) %}
-{%- for message in messages[::-1] %}{%- set index = (messages|length - 1) - loop.index0 %}
-{%- if ns.searching and message.role == 'user' %}{%- set ns.searching = false %}
-{%- set ns.last_question = index %}{%- endif %}{%- endfor %}{%- for message in messages %}
-{%- set content = message.content %}{%- set reasoning = '' %}
-{%- if message.role == 'assistant' and '</think>' in content %}
-{%- set reasoning = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
-{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}
-{%- if message.role == 'assistant' and loop.index0 > ns.last_question and (loop.last or reasoning) %}
-{{- '<|im_start|>assistant\n<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
-{%- else %}{{- '<|im_start|>' + message.role + '\n' + content }}{%- endif %}{{- '<|im_end|>\n' }}
-{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"""
-GEMMA3 = """{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}
-{%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}{%- set loop_messages = messages[1:] -%}
-{%- else -%}{%- set first_user_prefix = '' -%}{%- set loop_messages = messages -%}{%- endif -%}
-{%- for message in loop_messages -%}{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-{{ raise_exception('roles must alternate') }}{%- endif -%}
-{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
-{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '') }}
-{{- message['content'] | trim }}{{- '<end_of_turn>\n' }}{%- endfor -%}
-{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}"""
+FOLDER = Path(__file__).resolve().parents[1] / "data" / "chat_templates"  # as published, without tools
+PUBLISHED = {path.stem: path.read_text(encoding="utf-8").strip() for path in FOLDER.glob("*.jinja")}
+TEMPLATES = {name: PUBLISHED[name] for name in ("llama2", "llama3", "mistral", "mistral3", "gemma")} | {
+    "internlm2": "{{ bos_token }}" + IM, "chatml": IM,
+    "qwen3": IM.replace("{% endif %}", "{{ '<think>\n\n</think>\n\n' }}{# enable_thinking #}{% endif %}")}
 # Templates that no built-in format renders
 OWN_TEMPLATES = {
-    "llama3.1": """{{- bos_token }}{%- if messages[0]['role'] == 'system' %}
-{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}
-{%- else %}{%- set system_message = '' %}{%- endif %}
-{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}{{- 'Cutting Knowledge Date: December 2023\n' }}
-{{- 'Today Date: 26 Jul 2024\n\n' }}{{- system_message }}{{- '<|eot_id|>' }}{%- for message in messages %}
-{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'
-    + message['content'] | trim + '<|eot_id|>' }}
-{%- endfor %}{% if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
-{%- endif %}""",
-    "llama3.2": """{{ bos_token }}{{ strftime_now('%d %b %Y') }}{% for message in messages %}
-{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' }}{% if message.role == 'assistant' %}
-{%- generation %}{{ message['content'] | trim + '<|eot_id|>' }}{% endgeneration %}{% else %}
-{{- message['content'] | trim + '<|eot_id|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}
-{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
+    **{name: PUBLISHED[name] for name in ("llama3.1", "llama3.2", "gemma3", "qwen3-thinking-2507")},
     "qwen2.5": with_default_system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
     "smollm2": with_default_system("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
-    "qwen3-hybrid": QWEN3_THINKING.replace(
-        "assistant\n<think>\n' }}{%- endif",
-        "assistant\n' }}{%- if enable_thinking is defined and enable_thinking is false %}"
-        "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif"),
-    "qwen3-thinking-2507": QWEN3_THINKING,
-    "qwen3-instruct-2507": IM,
-    "gemma3": GEMMA3,
-}
+    "qwen3-hybrid": PUBLISHED["qwen3-thinking-2507"].replace(
+        r"assistant\n<think>\n' }}{%- endif",
+        r"assistant\n' }}{%- if enable_thinking is defined and enable_thinking is false %}"
+        r"{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif"),
+    "qwen3-instruct-2507": IM}
 IM_TOKENS = ["<|im_start|>", "<|im_end|>"]
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 SPECIAL = {"llama3": HEADERS, "chatml": IM_TOKENS, "internlm2": IM_TOKENS, "qwen3": IM_TOKENS,
@@ -135,13 +64,8 @@ CONVERSATIONS = [conversation("Fever and cough?"), conversation("  Fièvre ?\n",
 
 def byte_level_tokenizer(folder, tokens):
     """(our tokenizer, the same in transformers): byte-level BPE with these special tokens."""
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
     texts = [json.dumps(c, ensure_ascii=False) for c in CONVERSATIONS] * 3
-    model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
-        vocab_size=420, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<s>", "</s>", *tokens], show_progress=False))
+    model = byte_level_bpe(texts, 420, ["<s>", "</s>", *tokens])
     model.save(str(folder / "tokenizer.json"))
     roles = {"bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(roles))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_world import random_documents, write_stream
 
 from mmed.tokenization import token_streams
 from mmed.tokenization.token_streams import StreamWriter, TokenStream, token_dtype, write_manifest
@@ -13,24 +14,11 @@ from mmed.utils.errors import UserError
 from mmed.utils.fingerprints import file_hash
 
 
-def write(prefix, documents, vocab_size=1000):
-    writer = StreamWriter(prefix, vocab_size, "print")
-    for ids in documents:
-        writer.add(ids, "en", "web")
-    writer.close()
-    return TokenStream(prefix, "print", verify=True)
-
-
-def random_documents(seed, count=40, longest=60):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(4, 1000, rng.integers(1, longest)).tolist() for _ in range(count)]
-
-
 @pytest.mark.parametrize("vocab_size, name", [(65536, "uint16"), (65537, "uint32")])
 def test_the_dtype_is_the_smallest_that_holds_the_vocabulary(tmp_path, vocab_size, name):
     assert token_dtype(vocab_size).name == name
     ids = [0, 1, vocab_size - 1]
-    stream = write(tmp_path / "s", [ids, ids], vocab_size)
+    stream = write_stream(tmp_path / "s", [ids, ids], vocab_size)
     assert np.memmap(tmp_path / "s.bin", dtype=name, mode="r").tolist() == ids * 2 == stream.ids[:].tolist()
     assert stream.ends.tolist() == [3, 6]
 
@@ -39,11 +27,11 @@ def test_a_stream_of_parts_equals_one_file_and_keeps_few_files_open(tmp_path, mo
     monkeypatch.setattr(token_streams, "MAPPED_PARTS", 3)
     parts = [random_documents(seed, 5) for seed in range(20)]
     for number, documents in enumerate(parts):
-        write(tmp_path / "p" / str(number), documents)
+        write_stream(tmp_path / "p" / str(number), documents)
     StreamWriter(tmp_path / "p" / "empty", 1000, "print").close()
     names = ["empty", *map(str, range(10)), "empty", *map(str, range(10, 20)), "empty"]
     meta = write_manifest(tmp_path / "s", [tmp_path / "p" / name for name in names])
-    expected = write(tmp_path / "all", list(itertools.chain(*parts)))
+    expected = write_stream(tmp_path / "all", list(itertools.chain(*parts)))
     stream = TokenStream(tmp_path / "s", verify=True)
     assert meta["counts"] == {"en": {"web": {"tokens": len(expected.ids), "documents": 100}}}
     assert (stream.ids[:] == expected.ids[:]).all() and (stream.ends == expected.ends).all()
@@ -57,7 +45,7 @@ def test_a_stream_of_parts_equals_one_file_and_keeps_few_files_open(tmp_path, mo
 
 def test_ranks_share_the_files_to_verify_and_remember_them(tmp_path, monkeypatch):
     for number in range(5):
-        write(tmp_path / "p" / str(number), random_documents(number, 5))
+        write_stream(tmp_path / "p" / str(number), random_documents(number, 5))
     write_manifest(tmp_path / "s", [tmp_path / "p" / str(number) for number in range(5)])
     stream, hashed = TokenStream(tmp_path / "s"), []
     monkeypatch.setattr(token_streams, "file_hash", lambda path: hashed.append(path) or file_hash(path))
@@ -86,7 +74,7 @@ def flip_bit(folder):
 
 
 def exchange_side_file(folder):
-    write(folder / "t", random_documents(9))
+    write_stream(folder / "t", random_documents(9))
     (folder / "t.json").rename(folder / "s.json")
 
 
@@ -97,16 +85,16 @@ def exchange_side_file(folder):
     lambda folder: (folder / "s.idx").unlink(), lambda folder: (folder / "s.json").unlink(),
     lambda folder: (folder / "s.idx").write_bytes(b""), lambda folder: (folder / "s.json").write_text("{}")])
 def test_a_damaged_stream_is_rejected_by_name(tmp_path, damage):
-    write(tmp_path / "s", random_documents(1))
+    write_stream(tmp_path / "s", random_documents(1))
     damage(tmp_path)
     with pytest.raises(UserError, match=str(tmp_path / "s")):
         TokenStream(tmp_path / "s", "print", verify=True)
 
 
 def test_another_tokenizer_or_vocabulary_is_rejected(tmp_path):
-    write(tmp_path / "s", random_documents(1))
+    write_stream(tmp_path / "s", random_documents(1))
     with pytest.raises(UserError, match="made with tokenizer"):
         TokenStream(tmp_path / "s", "other")
     for ids in ([1, 2, 1000], []):
         with pytest.raises(ValueError, match="expected ids"):
-            write(tmp_path / "t", [ids])
+            write_stream(tmp_path / "t", [ids])

@@ -1,16 +1,13 @@
 """Checkpointed, compiled, sharded blocks on two ranks: the losses of one process, from few compilations."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from repository import ENV, ROOT
 from tiny_world import finetune, lines, make_world, pretrain
 from warm_start import run as warm_run
 
-ROOT = Path(__file__).resolve().parents[2]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 # train.py, which leaves the number of its rank's compiled graphs beside itself
 COUNTED = """

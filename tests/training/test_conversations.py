@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from json_lines import write_lines
 
 from mmed.data import IGNORE, TRUNCATED, pack
 from mmed.training.conversations import InstructRows, encode_dialogue, read_conversations
@@ -16,11 +17,6 @@ SHAREGPT_ROW = {"id": "x", "conversations": [
     {"from": "gpt", "value": "Repos."}]}
 MESSAGES = [{"role": "system", "content": "You're a doctor."}, {"role": "user", "content": "Fièvre ?"},
             {"role": "assistant", "content": "Repos."}]
-
-def write_lines(path: Path, *rows: object) -> Path:
-    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
 
 
 def write_conversations(path: Path, rows: list) -> Path:
@@ -139,8 +135,7 @@ def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_tr
 def test_conversations_are_counted_packed_and_ordered_like_exam_items(tmp_path):
     rows = [dialogue(f"Q{n}", "A" * (10 * n)) for n in range(1, 9)]
     rows += [dialogue("Q"), dialogue("Q", "A" * 400), dialogue("Q" * 400, "A")]
-    text = "".join(json.dumps({"messages": messages}) + "\n" for messages in rows)
-    (tmp_path / "a.jsonl").write_text(text)
+    write_lines(tmp_path / "a.jsonl", *({"messages": messages} for messages in rows))
     one, again = (InstructRows(str(tmp_path / "a.jsonl"), Chat(), 200, seed=3) for _ in range(2))
     assert len(one.examples) == 9 and one.warnings == [
         "1 conversations without an answer are left out",

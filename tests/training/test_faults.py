@@ -1,7 +1,6 @@
 """Faults of training runs; benchmarks/faults/kill_bench.py has the long form."""
 
 import dataclasses
-import errno
 import json
 import math
 import os
@@ -12,17 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from repository import ENV, ROOT
 from tiny_world import finetune, make_world, pretrain
 
 from mmed.checkpoints import training_state
 from mmed.config import TrainConfig, parse_command_line
-from mmed.tokenizer import load_tokenizer
 from mmed.training import run_folder
 from mmed.training.inspect_batch import batch_names, load_run, main
 from mmed.utils.errors import UsageError, UserError
-
-ROOT = Path(__file__).resolve().parents[2]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.slow
@@ -96,23 +92,6 @@ def test_a_lock_names_its_holder_and_clears_what_was_left(tmp_path):
     assert (tmp_path / "away").is_dir()
 
 
-def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
-    def no_locks(file, operation):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("mmed.utils.files.fcntl.flock", no_locks)
-    run_folder.FolderLock(tmp_path / "run").release()
-    assert "no locks" in capsys.readouterr().err
-
-
-def test_log_lines_after_a_step_and_a_torn_last_one_are_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    whole = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
-    path.write_text("".join(whole) + '{"step": 2')
-    run_folder.keep_lines(path, 2)
-    assert path.read_text() == "".join(whole[:2])
-
-
 def facts(config: dict | None = None, **changes) -> dict:
     settings = dataclasses.asdict(TrainConfig(**{"model": "m", "data": "a,b"} | (config or {})))
     return {"config": settings, "steps": 9, "tokenizer": "t" * 64, "data": {"0 a": "x" * 64, "1 b": "y" * 64},
@@ -141,32 +120,29 @@ def test_other_places_and_reports_may_change_and_rounding_is_reported():
 
 
 def test_the_batch_of_a_step_is_shown_as_text(world, tmp_path, capsys):
-    def show(*arguments: object) -> str:
-        assert main(["show", *map(str, arguments)]) == 0
-        return capsys.readouterr().out
+    def show(name: str, step: int, *arguments: str) -> tuple[str, str]:
+        """All that is printed, and the text of the tokens with loss."""
+        assert main(["show", str(tmp_path / name), str(step), *arguments]) == 0
+        text = capsys.readouterr().out
+        return text, "\n".join(line[6:] for line in text.splitlines() if line.startswith("    |"))
 
     for name, arguments in (("pre", pretrain), ("fine", finetune)):
-        (tmp_path / name).mkdir()
         config = parse_command_line(arguments(world, tmp_path / name))[1]
+        (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps({"config": vars(config)}))
     config, rows, tokenizer = load_run(tmp_path / "pre")
-    numbers = list(rows.batch(2, 8))
-    text = show(tmp_path / "pre", 3, "--rows", 1, 2)
-    names = batch_names(rows, config, 3)
-    assert len(names) == 8 and f"row 1: {names[1]}\n" in text and "row 3" not in text
-    row = rows.row(numbers[1])
-    first = [int(i) for i, d in zip(row.input_ids, row.document_ids) if d == 0]
+    text, _ = show("pre", 3, "--rows", "1", "2")
+    assert f"row 1: {batch_names(rows, config, 3)[1]}\n" in text and "row 3" not in text
+    row = rows.row(list(rows.batch(2, 8))[1])
+    first = tokenizer.decode([int(i) for i, d in zip(row.input_ids, row.document_ids) if d == 0])
     shown = "".join(line[6:] for line in text.splitlines() if line.startswith(("    |", "    .")))
-    assert tokenizer.decode(first)[:20].replace(" ", "") in shown.replace(" ", "")
-    text = show(tmp_path / "fine", 1, "--rows", "0")
-    config, rows, _ = load_run(tmp_path / "fine")
-    example = rows.batch(0, 8)[0]
-    assert example.key in text
-    target = load_tokenizer(world / "model").decode(example.ids[example.prompt_length : -1]).strip()
-    trained = "\n".join(line[6:] for line in text.splitlines() if line.startswith("    |"))
-    assert target.splitlines()[-1] in trained
+    assert first[:20].replace(" ", "") in shown.replace(" ", "")
+    text, trained = show("fine", 1, "--rows", "0")
+    example = load_run(tmp_path / "fine")[1].batch(0, 8)[0]
+    target = tokenizer.decode(example.ids[example.prompt_length : -1]).strip()
+    assert example.key in text and target.splitlines()[-1] in trained
     assert "### Instruction" not in trained and "### Instruction" in text
     with pytest.raises(UsageError, match="rows 0 to 7"):
-        show(tmp_path / "pre", 3, "--rows", "9")
+        show("pre", 3, "--rows", "9")
     with pytest.raises(UserError, match=r"run\.json"):
-        show(tmp_path / "none", 3)
+        show("none", 3)

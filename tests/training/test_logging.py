@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from json_lines import read_lines
 
 from mmed.config import TrainConfig, check
 from mmed.reporting.read_results import read_run
@@ -31,7 +32,7 @@ def test_a_non_finite_batch_is_skipped_or_ends_the_run_and_is_named(tmp_path):
     add(log, 9, math.nan)
     with pytest.raises(UserError, match=r"step 9: loss nan, gradient norm 1.0: not finite.* 64 to 71: en:9 "):
         log.flush()
-    written = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    written = read_lines(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"], line["nonfinite"], line["batch"]) for line in written] == [
         (7, None, True, ["en:7"]), (9, None, True, ["en:9"])]
     assert log.state_dict()["skipped"] == 2 and log.tokens == 0

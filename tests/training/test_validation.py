@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from json_lines import write_lines
 from tiny_world import lines, make_world, pretrain
 from warm_start import run as warm_run
 
@@ -25,8 +26,7 @@ TEXTS = [("en", "heart lung bone cell fever dose " * 8), ("en", "plum rain"),
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = make_world(tmp_path_factory.mktemp("world"))
-    with open(folder / "texts.jsonl", "w") as file:
-        file.writelines(json.dumps({"text": text, "language": language}) + "\n" for language, text in TEXTS)
+    write_lines(folder / "texts.jsonl", *({"text": text, "language": language} for language, text in TEXTS))
     shutil.copytree(folder / "model", folder / "no_bos")
     (folder / "no_bos" / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
     return folder
@@ -118,8 +118,8 @@ def test_a_run_logs_the_loss_before_step_1_whatever_its_sequence_length(world, t
 
 
 def test_a_run_that_raises_the_loss_says_so_in_its_last_line_also_after_a_resume(world, tmp_path):
-    other = tmp_path / "other.jsonl"  # text that the training text makes less likely
-    other.write_text(json.dumps({"text": "#@ 7531 ~^&* 8642 " * 9, "language": "en"}) + "\n")
+    # text that the training text makes less likely
+    other = write_lines(tmp_path / "other.jsonl", {"text": "#@ 7531 ~^&* 8642 " * 9, "language": "en"})
     arguments = pretrain(world, tmp_path / "run", f"--validation={other}", "--learning_rate=2e-2",
                          "--resume=auto")
     warm_run([*arguments, "--max_steps=10"])
@@ -142,18 +142,9 @@ def test_a_resume_with_other_validation_documents_does_not_compare_with_the_old_
     assert " -> " not in done.stderr.strip().splitlines()[-1]
 
 
-def test_bytes_count_only_where_a_token_is_scored(world):
-    with_bos, without = (load_tokenizer(world / name) for name in ("model", "no_bos"))
-    sets = [document_sets([str(world / "texts.jsonl")], tokenizer, 64, 0)["ja"]
-            for tokenizer in (with_bos, without)]
-    first = without.decode(without.encode(TEXTS[2][1])[:1])
-    assert sets[0].bytes == len(TEXTS[2][1].encode()) and sets[0].bytes - sets[1].bytes == len(first)
-
-
 def test_languages_of_documents_go_by_code_and_nan_is_no_gain(tmp_path, world):
     rows = [{"text": "plum rain", "language": name} for name in ("English", "en-US", "en", "tlh")]
-    path = tmp_path / "mixed.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_lines(tmp_path / "mixed.jsonl", *rows)
     sets = document_sets([str(path)], load_tokenizer(world / "model"), 64, 0)
     assert {name: one.documents for name, one in sets.items()} == {"en": 3, "tlh": 1}
     general = path.rename(tmp_path / "general-mixed.jsonl")

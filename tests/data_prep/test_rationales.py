@@ -126,7 +126,7 @@ def test_stored_calls_are_used_again(exams, tmp_path, capsys):
     with pytest.raises(UserError, match="b: already there; give another --out"):
         main([*arguments, "--out", str(tmp_path / "b")])
     again = ["generate", "--data", str(tmp_path / "b"), *stub.flags, "--out", str(tmp_path / "c")]
-    with pytest.raises(UserError, match="every item has a rationale already; --replace"):
+    with pytest.raises(UserError, match="every item has a rationale already; use --replace"):
         main(again)
     main([*again, "--replace", "--max-new-tokens", "50"])
     assert len(stub.seen) == 11 + 13

@@ -101,6 +101,17 @@ def test_every_layout_has_the_logits_of_a_full_forward(family, layout):
         assert torch.allclose(model(torch.tensor([rows[0]]))[0], full[0], atol=1e-5)
 
 
+def test_logits_of_many_tokens_exist_for_one_pass_at_a_time(monkeypatch):
+    """Scoring options needs logits at every token: with 262,144 words a megabyte each."""
+    monkeypatch.setitem(PASS_TOKENS, "cpu", 16)
+    model, computed = tiny(1), []
+    decoder = decoder_for(model)
+    monkeypatch.setattr(decoder, "flat_pass", lambda cache, part: computed.append(part) or [
+        torch.zeros(segment.logits, 97) for segment in part])
+    logits = decoder.prefill_each(None, [Segment(row, 0, [1] * 10, logits=10) for row in range(5)])
+    assert [len(computed) for _ in logits] == [1, 2, 3, 4, 5]
+
+
 def test_a_layout_is_kept_until_a_weight_changes():
     model = tiny(1)
     first = decoder_for(model)

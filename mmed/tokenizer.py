@@ -13,9 +13,11 @@ tokens come from `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=
 `fingerprint` is the same for two files that give the same ids by the same rules.
 
     python -m mmed.tokenizer train corpus/*.jsonl.gz --out tokenizer --vocab_size 16000
+    python -m mmed.tokenizer show tokenizer --text "Fièvre et toux"
 """
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import itertools
@@ -232,18 +234,7 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------- command line
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m mmed.tokenizer", description="Train a tokenizer.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train a sentencepiece tokenizer on documents")
-    train.add_argument("files", nargs="+",
-                       help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
-    train.add_argument("--out", required=True, help="folder for tokenizer.model")
-    train.add_argument("--vocab_size", type=int, required=True,
-                       help="number of ids, including 260 special and byte tokens")
-    train.add_argument("--symbols", metavar="FILE.json",
-                       help="JSON list of texts to keep as one piece each; write spaces as \u2581")
-    options = parser.parse_args(arguments)
+def train_command(options: argparse.Namespace) -> None:
     if not 261 <= options.vocab_size <= MAX_PIECES:
         raise UsageError(f"--vocab_size={options.vocab_size}: expected 261 to {MAX_PIECES}")
     paths: list[Path] = []
@@ -255,6 +246,33 @@ def main(arguments: list[str] | None = None) -> None:
     symbols = read_json(options.symbols) if options.symbols else []
     tokenizer = train_sentencepiece(paths, options.out, options.vocab_size, user_defined_symbols=symbols)
     print(f"{tokenizer.files[0]}: {tokenizer.vocab_size} pieces, fingerprint {tokenizer.fingerprint[:16]}")
+
+
+def show_command(options: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(options.tokenizer)
+    ids = tokenizer.encode(options.text)
+    print(" | ".join(map(tokenizer.piece, ids)))
+    print(*ids)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m mmed.tokenizer", description="Train a tokenizer, or look at one.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train a sentencepiece tokenizer on documents")
+    train.add_argument("files", nargs="+",
+                       help="documents: .jsonl, .jsonl.gz (field `text`) or .txt, or folders of them")
+    train.add_argument("--out", required=True, help="folder for tokenizer.model")
+    train.add_argument("--vocab_size", type=int, required=True,
+                       help="number of ids, including 260 special and byte tokens")
+    train.add_argument("--symbols", metavar="FILE.json",
+                       help="JSON list of texts to keep as one piece each; write spaces as \u2581")
+    train.set_defaults(run=train_command)
+    show = commands.add_parser("show", help="print the pieces and ids of a text")
+    show.add_argument("tokenizer", help="model folder or tokenizer file")
+    show.add_argument("--text", required=True)
+    show.set_defaults(run=show_command)
+    options = parser.parse_args(arguments)
+    options.run(options)
 
 
 if __name__ == "__main__":

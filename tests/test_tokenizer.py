@@ -425,6 +425,9 @@ def test_training_twice_in_fresh_processes_gives_the_same_file(tmp_path):
         assert done.returncode == 0 and "700 pieces" in done.stdout, done.stderr
     one, two = ((tmp_path / name / "tokenizer.model").read_bytes() for name in ("one", "two"))
     assert one == two
+    shown = command("show", tmp_path / "one", "--text", "fièvre").stdout.splitlines()
+    ids = load_tokenizer(tmp_path / "one").encode("fièvre")
+    assert shown[1] == " ".join(map(str, ids)) and len(shown[0].split(" | ")) == len(ids) and "è" in shown[0]
 
 
 def test_training_leaves_out_nothing_of_long_or_odd_lines(tmp_path):

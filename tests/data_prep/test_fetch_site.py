@@ -1,5 +1,6 @@
 """The crawler against a server on this machine that records what it is asked, and when."""
 import contextlib
+import itertools
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_reachable_pages_are_saved_once_and_rules_are_obeyed(tmp_path):
                                       "/away", "/noindex", "/behind"}
         assert max(site.counts().values()) == 1
         times = [moment for moment, path in site.asked if path != "/robots.txt"]
-        assert times[-1] - times[1] > 0.9 * 0.2 * (len(times) - 2)
+        assert min(later - earlier for earlier, later in itertools.pairwise(times[1:])) > 0.15
 
 
 def test_a_stopped_or_killed_crawl_continues_without_asking_for_saved_pages(tmp_path):
@@ -151,7 +152,7 @@ def test_failing_answers_are_repeated_or_left_out(tmp_path):
         assert crawl(site, tmp_path)[0] == 0
         assert set(saved(tmp_path)) - {"/broken"} == {"/", "/busy"}
         times = [moment for moment, path in site.asked if path == "/busy"]
-        assert len(times) == 3 and times[2] - times[0] > 1.5
+        assert len(times) == 3 and times[1] - times[0] > 0.9
 
 
 def test_an_unreadable_robots_txt_forbids_everything_and_a_missing_one_nothing(tmp_path):

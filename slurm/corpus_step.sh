@@ -21,9 +21,9 @@ SHARE='--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT'
 ARRAY="--array=0-$((TASKS - 1))"
 last=${AFTER:-}
 if [ "$1" = data_prep.dedup ]; then
-    for stage in sign decide write; do
+    for stage in sign pair compare decide write; do
         case $stage in
-            decide) last=$(submit "$last" -- "$@" --stage $stage "") ;;  # one task
+            pair | decide) last=$(submit "$last" -- "$@" --stage $stage "") ;;  # one task
             *) last=$(submit "$last" "$ARRAY" -- "$@" --stage $stage "$SHARE") ;;
         esac
     done

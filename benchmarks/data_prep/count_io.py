@@ -141,7 +141,7 @@ def count(work: Path, tasks: int) -> list[Task]:
         for shard in range(tasks) if shared else ():
             share = [str(folder), *options, "--shard", f"{shard}/{tasks}"]
             counted.append(run_task(module, share, Task(step, shard, size), files))
-        if step != "dedup, sign":
+        if step not in ("dedup, sign", "dedup, compare"):
             counted.append(run_task(module, [str(folder), *options], Task(step, -1, size), files))
     return counted
 

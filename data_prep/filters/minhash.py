@@ -1,4 +1,4 @@
-"""MinHash signatures of documents: those of near duplicates mostly agree.
+"""MinHash signatures of documents: near duplicates agree in most of theirs.
 
 In:  texts. Out: for each the PERMUTATIONS minima of its hashed shingles (the share of equal minima estimates
      the Jaccard similarity of two shingle sets, with standard error sqrt(J (1 - J) / PERMUTATIONS)), a hash
@@ -8,7 +8,7 @@ Normal form: NFKC, case folded, without white space and invisible characters. A 
 digits, or a single character in scripts without spaces (Chinese, kana, Thai, Lao, Khmer, Burmese), whatever
 the document's label says. A shingle is SHINGLE_WORDS words in a row, or SHINGLE_CHARACTERS characters if it
 begins with one (about the same length of speech); a shorter text is one shingle. `shingles` says this in
-plain Python; `signatures` hashes the same on an array of code points.
+plain Python; `shingle_hashes` hashes the same on an array of code points.
 """
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def shingle_hashes(words: Tokens) -> np.ndarray:
-    """The 32-bit hash of each shingle, unordered, with repeats."""
+def _hash_shingles(words: Tokens) -> np.ndarray:
+    """The 32-bit hash of each shingle, in no order, with repeats."""
     found = np.zeros(0, np.uint64)
     for size, unspaced in ((SHINGLE_WORDS, False), (SHINGLE_CHARACTERS, True)):
         begins = words.unspaced == unspaced
@@ -145,16 +145,27 @@ def shingle_hashes(words: Tokens) -> np.ndarray:
     return (found >> np.uint64(32)).astype(np.uint32)
 
 
+def shingle_hashes(text: str) -> np.ndarray:
+    """The distinct shingles of a text as sorted 32-bit hashes."""
+    return np.unique(_hash_shingles(token_hashes(text)))
+
+
 def signatures(texts: Sequence[str]) -> Signatures:
-    """Compute signatures; each row depends only on its own text."""
+    """Sign texts; each row depends on its text only."""
     signed = Signatures(np.zeros((len(texts), PERMUTATIONS), np.uint16), np.zeros(len(texts), np.uint64),
                         np.zeros(len(texts), np.int64))
     for row, words in enumerate(map(token_hashes, texts)):
         signed.exact[row], signed.tokens[row] = words.exact, len(words.hashes)
-        hashes = shingle_hashes(words)
+        hashes = _hash_shingles(words)
         least = np.full(PERMUTATIONS, 0xFFFFFFFF if len(hashes) else 0, np.uint32)
         for begin in range(0, len(hashes), CHUNK):
             permuted = _FACTORS[:, None] * hashes[None, begin:begin + CHUNK]
             np.minimum(least, permuted.min(axis=1), out=least)
         signed.minima[row] = least.astype(np.uint16)
     return signed
+
+
+def jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    """Shared over all elements of two sorted sets."""
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / max(1, len(one) + len(other) - shared)

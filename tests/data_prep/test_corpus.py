@@ -241,7 +241,7 @@ def test_a_slurm_step_is_an_array_and_a_last_job(tmp_path):
     command = ["slurm/corpus_step.sh", "data_prep.dedup", "a b", "--out", "c"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     jobs = (tmp_path / "log").read_text().splitlines()
-    assert done.stdout == "17\n" and len(jobs) == 4
+    assert done.stdout == "17\n" and len(jobs) == 6
     assert "--array=0-2" in jobs[0]
     assert r"dedup a\ b --out c --stage sign  --shard $SLURM_ARRAY_TASK_ID/" in jobs[0]
-    assert "--dependency=afterok:17" in jobs[1] and "--array" not in jobs[1] and "--stage decide" in jobs[1]
+    assert "--dependency=afterok:17" in jobs[1] and "--array" not in jobs[1] and "--stage pair" in jobs[1]

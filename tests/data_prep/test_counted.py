@@ -30,5 +30,5 @@ def test_no_task_reads_writes_or_opens_more_than_its_share(tmp_path):
             assert {name.split(".")[0] for name in task.inputs} <= set(names[task.shard::TASKS]), task
             assert task.read < 1.1 * task.input_bytes / TASKS + MODULES + 2000 * SHARDS / TASKS, task
             assert task.written < 3 * task.input_bytes / TASKS + 2000 * SHARDS / TASKS, task
-        if not step[1]:
+        if not step[1] and step[0] != "dedup, compare":  # which reads the shards that have similar documents
             assert sum(len(task.inputs) for task in tasks) == SHARDS, step

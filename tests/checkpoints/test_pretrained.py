@@ -3,10 +3,13 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from repository import ENV, ROOT
 from safetensors.torch import load_file, save_file
 from tiny_models import CLASSES, close, same_bits, tensors_of, theirs_of, tiny_medgemma, transformers
 
@@ -14,6 +17,7 @@ from mmed.checkpoints import pretrained
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
 from mmed.checkpoints.weights import stored_tensors
 from mmed.generate import generate
+from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import UserError
 
@@ -259,3 +263,31 @@ def test_a_tokenizer_larger_than_the_embedding_is_rejected(folder):
     train_sentencepiece(["heart lung bone fever dose " * 50], folder, 280)
     with pytest.raises(UserError, match="280 ids, the embedding only"):
         load_pretrained(folder)
+
+
+PEAK = """
+import sys
+from mmed.checkpoints.pretrained import load_pretrained
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+load_pretrained(sys.argv[2])  # what the first load of any model imports is not counted
+before = peak()
+result, _ = load_pretrained(sys.argv[1])
+print(peak() - before, sum(p.numel() * p.element_size() for p in result.parameters()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count of memory")
+def test_the_peak_of_memory_is_the_model_and_one_tensor(folder, tmp_path):
+    config = ModelConfig(vocab_size=20_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=16,
+                         num_attention_heads=8, num_key_value_heads=4, head_dim=64)
+    with torch.device("meta"):
+        model = Transformer(config)
+    save_pretrained(model.to_empty(device="cpu"), None, tmp_path / "model", dtype=torch.bfloat16)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "model"), str(folder)],
+                          capture_output=True, text=True, check=True, cwd=ROOT, env=ENV)
+    peak, size = map(int, done.stdout.split())
+    # mapped: the system may drop its pages at any time
+    file = (tmp_path / "model" / "model.safetensors").stat().st_size
+    largest = max(tensor.nbytes for tensor in load_file(tmp_path / "model" / "model.safetensors").values())
+    assert peak < size + file + largest + (16 << 20), f"peak {peak:,} for a model of {size:,}"

@@ -35,7 +35,7 @@ SAMPLED = 20  # batches of exam items that a dry run makes
 USEFUL = 0.5  # fraction of matrix-product speed that a step reaches, for the time estimate
 # Assumed, on top of the simulated bytes (share, bytes): on a GPU gaps of the allocator; CUDA, NCCL's buffers
 # and kernels' work space; on a CPU what malloc does not return; what the first step loads.
-RESERVE = {"cuda": (0.05, 2_000_000_000), "cpu": (0.2, 30_000_000)}
+RESERVE = {"cuda": (0.05, 2_000_000_000), "cpu": (0.2, 80_000_000)}
 Memory = dict[str, int]  # kind -> bytes
 
 

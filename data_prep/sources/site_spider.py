@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -88,6 +89,7 @@ class Politeness:
     def __init__(self, crawler: Any):
         self.crawler = crawler
         self.delays: dict[str, float] = {}  # host -> Crawl-delay
+        self.not_before: dict[str, float] = {}  # host -> end of its Retry-After, time.monotonic()
         crawler.signals.connect(self.robots_parsed, signals.robots_parsed)
 
     @classmethod
@@ -99,11 +101,15 @@ class Politeness:
         self.delays[host_of(request.url)] = seconds or 0.0
         self.set_delay(request)
 
-    def set_delay(self, request: Request, seconds: float = 0.0) -> None:
-        """The longest of --delay, the host's Crawl-delay and `seconds`."""
+    def set_delay(self, request: Request) -> None:
+        """Delay from the last request: --delay, the host's Crawl-delay or the rest of its Retry-After.
+
+        The answer to a request that was sent just before a Retry-After arrived does not end it.
+        """
         host, delay = host_of(request.url), self.crawler.settings.getfloat("DOWNLOAD_DELAY")
         if slot := self.crawler.engine.downloader.slots.get(host):
-            slot.delay = min(max(delay, self.delays.get(host, 0.0), seconds), LONGEST_DELAY)
+            rest = self.not_before.get(host, 0.0) - slot.lastseen
+            slot.delay = min(max(delay, self.delays.get(host, 0.0), rest), LONGEST_DELAY)
 
     def process_request(self, request: Request) -> None:
         spider, host = self.crawler.spider, host_of(request.url)
@@ -111,11 +117,11 @@ class Politeness:
             raise IgnoreRequest(f"{spider.max_pages} pages of {host} are saved")
 
     def process_response(self, request: Request, response: Response) -> Response:
-        seconds = 0.0
         if response.status in (429, 503):
             asked = response.headers.get("Retry-After", b"").strip()
-            seconds = float(asked) if asked.isdigit() else RETRY_AFTER
-        self.set_delay(request, seconds)
+            self.not_before[host_of(request.url)] = time.monotonic() + (
+                float(asked) if asked.isdigit() else RETRY_AFTER)
+        self.set_delay(request)
         return response if response.status < 500 else self.forbid_all(request) or response
 
     def process_exception(self, request: Request, exception: Exception) -> Response | None:

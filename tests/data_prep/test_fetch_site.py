@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from repository import ROOT
@@ -18,8 +19,10 @@ from data_prep.fetch_site import main
 from data_prep.sources.saved_pages import read_pages
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, UsageError
 
-pytest.importorskip("scrapy")  # extra crawl
+scrapy = pytest.importorskip("scrapy")  # extra crawl
+scrapy_crawler = pytest.importorskip("scrapy.crawler")
 pytest.importorskip("warcio")
+site_spider = pytest.importorskip("data_prep.sources.site_spider")
 
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 
@@ -143,17 +146,31 @@ def test_limits_on_pages_and_addresses(tmp_path):
 
 def test_failing_answers_are_repeated_or_left_out(tmp_path):
     busy = iter([(503, {"Retry-After": "1"}, b""), (429, {"Retry-After": "1"}, b"")])
-    pages = {"/": page("/busy", "/behind", "/large", "/image", "/broken"),
-             "/behind": lambda: time.sleep(0.2) or page(),  # asked already: does not end /busy's Retry-After
+    pages = {"/": page("/busy", "/large", "/image", "/broken"),
              "/busy": lambda: next(busy, page(text="at last")),
              "/large": page(text="x" * (11 << 20)),
              "/image": (200, {"Content-Type": "image/png"}, b"\x89PNG"),
              "/broken": (200, {**HTML, "Content-Encoding": "gzip"}, b"not gzip")}
     with Site(pages) as site:
         assert crawl(site, tmp_path)[0] == 0
-        assert set(saved(tmp_path)) - {"/broken"} == {"/", "/busy", "/behind"}
+        assert set(saved(tmp_path)) - {"/broken"} == {"/", "/busy"}
         times = [moment for moment, path in site.asked if path == "/busy"]
         assert len(times) == 3 and min(times[1] - times[0], times[2] - times[1]) > 0.9
+
+
+def test_an_answer_on_its_way_does_not_end_a_retry_after():
+    request = scrapy.Request("http://example.org/")
+    slot = SimpleNamespace(delay=0.5, lastseen=time.monotonic())
+    crawler = scrapy_crawler.Crawler(scrapy.Spider, {"DOWNLOAD_DELAY": 0.5})
+    crawler.engine = SimpleNamespace(downloader=SimpleNamespace(slots={"example.org": slot}))
+    politeness = site_spider.Politeness(crawler)
+    busy = scrapy.http.Response(request.url, status=503, headers={"Retry-After": "7"})
+    politeness.process_response(request, busy)
+    politeness.process_response(request, scrapy.http.Response(request.url))
+    assert slot.delay == pytest.approx(7, abs=0.5)
+    slot.lastseen += 7  # the next request
+    politeness.process_response(request, scrapy.http.Response(request.url))
+    assert slot.delay == 0.5
 
 
 def test_an_unreadable_robots_txt_forbids_everything_and_a_missing_one_nothing(tmp_path):

@@ -9,6 +9,7 @@ which public files belong in --data, and what came out.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import time
 from dataclasses import replace
@@ -46,7 +47,15 @@ def gguf_file(out: Path) -> Path:
 
 
 def bf16_is_fast() -> bool:
-    """Whether products in bf16 are no slower than in fp32; without the instructions torch emulates them."""
+    """Whether products in bf16 are no slower than in fp32; without the instructions torch emulates them.
+
+    Measured in a process of its own: a fork of one whose torch has started threads hangs at its first product.
+    """
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_measure_bf16)
+
+
+def _measure_bf16() -> bool:
     import torch  # takes seconds, which --help does not need
 
     if torch.cuda.is_available():

@@ -2,8 +2,11 @@
 import json
 import random
 import re
+import subprocess
+import sys
 
 from json_lines import read_lines, write_lines
+from repository import ROOT
 
 from examples.real_run.__main__ import main as real_run
 from examples.real_run.prepare import main as prepare
@@ -86,3 +89,26 @@ def test_tables_show_the_accuracies_and_losses_of_the_folders(tmp_path, capsys):
     line = re.search(r"\| all languages: base \+ medical text \|.*", text).group()
     assert f"| {len(items)} |" in line and f"| {100 * micro['accuracy']['answer']['value']:.1f} [" in line
     assert re.search(r"\| LoRA: base \+ medical text - base \| .* \| \+\d+\.\d \[\+?-?\d", text)
+
+
+FORKED_STEP = """
+import multiprocessing
+import torch
+from examples.real_run.__main__ import bf16_is_fast
+
+def step():
+    torch.ones(2048, 2048) @ torch.ones(2048, 2048)
+
+torch.set_num_threads(2)
+bf16_is_fast()
+child = multiprocessing.get_context("fork").Process(target=step)
+child.start()
+child.join(30)
+print(child.exitcode)
+child.kill()
+"""
+
+
+def test_choosing_the_precision_leaves_no_threads_that_a_step_would_wait_for():
+    done = subprocess.run([sys.executable, "-c", FORKED_STEP], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "0\n"

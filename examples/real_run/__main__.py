@@ -49,7 +49,7 @@ def gguf_file(out: Path) -> Path:
 def bf16_is_fast() -> bool:
     """Whether products in bf16 are no slower than in fp32; without the instructions torch emulates them.
 
-    Measured in a process of its own: a fork of one whose torch has started threads hangs at its first product.
+    Measured in a process of its own: where torch has started threads, a fork hangs at its first product.
     """
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(_measure_bf16)

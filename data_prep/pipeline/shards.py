@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -168,7 +167,7 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
              inputs: list[Path], share: Share | None = None) -> list[Any]:
     """Call `function(*job)` for every job, or for those of a share; return the results in order.
 
-    inputs: a name for each job, for error messages. The first failure, Ctrl-C and SIGTERM end all workers.
+    inputs: a name for each job, for error messages. The first failure, Ctrl-C or SIGTERM ends all workers.
     """
     if workers < 1:
         raise UsageError(f"--workers={workers}: must be at least 1")
@@ -176,7 +175,7 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
     tasks = [(function, job, path) for job, path in zip(jobs, inputs)][first::step]
     seconds = 0.5 if sys.stderr.isatty() else LOG_SECONDS
     bar = tqdm(total=len(tasks), desc=title, unit=" files", delay=2, mininterval=seconds)
-    with _stop_on_sigterm(), bar:
+    with bar:
         if min(workers, len(tasks)) <= 1:
             results = []
             for task in tasks:
@@ -209,16 +208,6 @@ def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:
     except Exception as error:
         kind = UserError if isinstance(error, OSError) else RuntimeError
         raise kind(f"{path}: {type(error).__name__}: {error}") from error
-
-
-@contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C: exit code 75, and the same command resumes later."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import argparse
 import multiprocessing
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,8 +52,8 @@ def bf16_is_fast() -> bool:
 
     Measured in a process of its own: where torch has started threads, a fork hangs at its first product.
     """
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(_measure_bf16)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(_measure_bf16).result()
 
 
 def _measure_bf16() -> bool:

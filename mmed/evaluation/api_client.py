@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -372,7 +371,6 @@ def ask(
         else:
             todo.append((key, f"{labels[first]}: " if labels else "", requests[first]))
     if todo:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # from here on, the same as Ctrl-C
         caller = Caller(server, store)
         with ThreadPool(server.concurrency) as pool:
             for key, reply in pool.imap_unordered(lambda task: caller.answer(*task), todo):

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import importlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -97,7 +98,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def main_guard(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and exit with its code; bad input prints one line instead of a traceback."""
+    """Run a command's `main` and exit with its code; bad input prints one line instead of a traceback.
+
+    SIGTERM is handled like Ctrl-C, unless the command handles it itself.
+    """
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if hasattr(sys.stdout, "reconfigure"):  # print file names in other encodings with escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -70,3 +70,13 @@ def test_a_closed_pipe_ends_in_silence():
     shell = subprocess.run(["bash", "-c", f"{sys.executable} -c \"$0\" | head -1", code],
                            capture_output=True, text=True)
     assert shell.stdout == "x" * 100 + "\n" and not shell.stderr
+
+
+def test_a_command_that_is_asked_to_end_exits_75():
+    code = ("import time\nfrom mmed.utils.errors import main_guard\n"
+            "def main():\n  print('running', flush=True)\n  time.sleep(60)\nmain_guard(main)")
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True)
+    assert child.stdout.readline() == "running\n"
+    child.terminate()
+    assert child.communicate(timeout=20)[1] == "stopped\n" and child.returncode == 75

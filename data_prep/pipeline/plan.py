@@ -69,7 +69,7 @@ def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None) -> 
 def _last_line(log: Path) -> str:
     """The last line of a log; of a progress bar, its last state."""
     with open(log, "rb") as file:
-        file.seek(max(0, os.path.getsize(log) - 400))
+        file.seek(max(0, os.path.getsize(log) - 4000))
         return file.read().decode("utf-8", "replace").replace("\r", "\n").strip().split("\n")[-1].strip()
 
 
@@ -106,7 +106,7 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
             if time.time() - news > REPORT_SECONDS:
                 news = time.time()
                 for name in running:
-                    print(f"  {name}: {_last_line(logs / f'{name}.log')}", file=sys.stderr)
+                    print(f"  {name}: {_last_line(logs / f'{name}.log')[:200]}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped; start again with the same command to go on", file=sys.stderr)
         sys.exit(EXIT_STOPPED)

@@ -31,7 +31,8 @@ from typing import Any
 from data_prep.benchmark.counts import PAPER, SPLITS, format_table, table_row
 from data_prep.benchmark.exam_files import whole_folder
 from data_prep.benchmark.leaks import find_leaks
-from data_prep.benchmark.mapping import LETTERS, MAP_KEYS, Raw, fingerprint, nearest, parse_mapping
+from data_prep.benchmark.mapping import MAP_KEYS, Raw, fingerprint, nearest, parse_mapping
+from data_prep.benchmark.options import LETTERS
 from data_prep.benchmark.sources import SOURCES, read_source
 from data_prep.documents import json_line
 from data_prep.filters.language_codes import language_code

@@ -15,7 +15,8 @@ from json_lines import read_lines, write_lines
 
 from data_prep import mmedbench
 from data_prep.benchmark.counts import PAPER
-from data_prep.benchmark.mapping import Raw, letters_in, marked_options, option_texts
+from data_prep.benchmark.mapping import Raw
+from data_prep.benchmark.options import marked_options, option_texts, read_answer
 from data_prep.benchmark.sources import SOURCES
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import UserError
@@ -101,6 +102,8 @@ PROX |= {f"option_{i}": "abcd"[i] if i < 4 else None for i in range(10)}
 PUBMED = {"pubid": 12, "question": "Help?", "context": {"contexts": ["We asked.", "We saw."]},
           "long_answer": "It may.", "final_decision": "maybe"}
 HEADQA = headqa_item(1, ra=2) | {"qid": 1, "name": "E", "year": "2013", "category": "eye", "image": None}
+FRENCH = {"id": "f", "question": "q", "correct_answers": [0, 4]} | {f"answer_{c}": c for c in "abcde"}
+DANET = {"question": "q", "context": "c"}  # the test part as published, without an answer
 JMMLU = "tag,question,optionA,optionB,optionC,optionD,answer\nanatomy,q,a,b,c,d,C\n"
 CARE = {"question": "q", "op1": "a", "op2": "b", "op3": "c", "op4": "d", "cop": 3, "unique_id": "u",
         "year": 9}
@@ -115,12 +118,18 @@ PRESETS = [  # source, file, records, the file that is written, what its one ite
     ("medqa", "data/test-0.parquet", [HUB], "Test/English", C),
     ("medqa", "data/train-0.parquet", [ENDINGS], "Train/English", C),
     ("medqa", "test.jsonl", [PAIRS], "Test/English", C),
+    ("medqa", "default/test/0000.parquet", [PAIRS], "Test/English", C),
+    ("frenchmedmcqa", "data/test-0.parquet", [FRENCH], "Test/French", {"answer_idx": "A,E"}),
+    ("rumeddanet", "dev_v1.jsonl", [DANET, DANET | {"answer": "да"}], "Val/Russian", {"answer_idx": "A"}),
     ("mmlu", "anatomy/test-0.parquet", [MMLU], "Test/English", C | {"subject": "anatomy"}),
     ("pubmedqa", "pqa_labeled/train-0.parquet", [PUBMED], "Test/English", {
         "question": "We asked.\nWe saw.\nHelp?", "answer_idx": "C", "rationale": "It may.",
         "id": "pubmedqa-12"}),
     ("headqa", "es/train-0.parquet", [HEADQA], "Train/Spanish", {
         "id": "headqa-es-E-1", "answer_idx": "B", "image_dependent": False, "subject": "eye"}),
+    ("headqa", "es/train-0.parquet", [HEADQA | {
+        "answers": {"aid": [1, 2], "atext": ["x", "y"]}, "image": {"bytes": None, "path": None}}],
+     "Train/Spanish", {"options": {"A": "x", "B": "y"}, "answer_idx": "B", "image_dependent": False}),
     ("jmmlu-med", "JMMLU-Med.csv", JMMLU, "Test/Japanese", C | {"subject": "anatomy"}),
     ("careqa", "CareQA_es.json", [CARE], "Test/Spanish", C | {"id": "careqa-u", "year": "9"}),
     ("medxpertqa", "Text/test.jsonl", [XPERT], "Test/English", C | {
@@ -159,6 +168,9 @@ def test_languages_without_a_file_are_one_clear_line(tmp_path):
     polish = f"globalmedqa={write(tmp_path / 'S.jsonl', [WORLD | {'language': 'PL'}])}"
     assert "no language file for PL 1" in error_of("--source", polish, "--out", tmp_path / "x")
     assert "needs --language" in error_of("--source", "mmlu-prox=any", "--out", tmp_path / "x")
+    write(tmp_path / "prox" / "ja" / "test-0.jsonl", [PROX])
+    given = ["--source", f"mmlu-prox={tmp_path / 'prox'}", "--language", "fr", "--out", tmp_path / "x"]
+    assert "prox: no folder fr/; it has ja" in error_of(*given)
 
 
 # ---- sources that need code ----------------------------------------------------------------------
@@ -180,6 +192,8 @@ def test_medqa_takes_the_four_option_us_files(tmp_path):
                     "source": "medqa", "licence": "MIT", "answer": "q4 A", "meta_info": "step1"}
     chinese = run(tmp_path / "zh", "--source", f"mcmle={tmp_path / 'data_clean'}")
     assert list(chinese) == ["Test/Chinese.jsonl", "dropped.jsonl"]
+    assert "no file below this folder matches" in error_of("--source", f"medqa={questions / 'Mainland'}",
+                                                           "--out", tmp_path / "x")
 
 
 def test_igakuqa_flags_images_and_splits_in_the_papers_proportion(tmp_path):
@@ -269,12 +283,15 @@ def test_medmcqa_counts_options_from_where_the_file_does(tmp_path):
 
     for name, numbers in (("one", (1, 4)), ("zero", (0, 3, -1)), ("both", (2,))):
         write(tmp_path / name / "train.json", "".join(json.dumps(item) + "\n" for item in items(*numbers)))
+    hidden, = items(9)
+    del hidden["cop"]
+    write(tmp_path / "one" / "test.json", [hidden])
     for name in ("one", "zero"):
         got = run(tmp_path / f"out-{name}", "--source", f"medmcqa={tmp_path / name}")
         assert [(i["answer_idx"], i["rationale"], i["subject"]) for i in got["Train/English.jsonl"]] == [
             ("A", "because", "Anatomy"), ("D", "because", "Anatomy")]
-    # cop -1: the copy's way to hide answers
-    assert [line["reason"] for line in got["dropped.jsonl"]] == ["no answer"]
+        # the authors' way to hide answers is to leave cop out, the copy's is -1
+        assert [line["reason"] for line in got["dropped.jsonl"]] == ["no answer"]
     both = ["--source", f"medmcqa={tmp_path / 'both'}"]
     assert "from 0 or from 1; add --map kind=0 or kind=1" in error_of(*both, "--out", tmp_path / "x")
     for kind, letter in (("0", "C"), ("1", "B")):
@@ -293,6 +310,8 @@ def test_pubmedqa_joins_contexts_and_takes_the_test_half_from_its_key_file(tmp_p
     assert train["question"] == "We asked.\nWe saw.\nDoes it help?" and train["rationale"] == "It may."
     assert train["options"] == {"A": "yes", "B": "no", "C": "maybe"} and train["id"] == "pubmedqa-11"
     assert (train["answer_idx"], test["answer_idx"]) == ("C", "B")
+    fold = write(tmp_path / "pqal_fold0" / "train_set.json", {"11": item})
+    assert "Train/English.jsonl" in run(tmp_path / "fold", "--source", f"pubmedqa={fold}")
 
 
 def test_mmlu_takes_the_six_medical_subjects(tmp_path):
@@ -300,10 +319,14 @@ def test_mmlu_takes_the_six_medical_subjects(tmp_path):
     write(tmp_path / "in" / "astronomy_test.csv", "Which star?,a,b,c,d,A\n")
     write(tmp_path / "in" / "more.jsonl",
           [medqa_item("q") | {"subject": "college_biology"}, medqa_item("r") | {"subject": "law"}])
+    write(tmp_path / "in" / "auxiliary_train" / "train.jsonl", [{"train": MMLU}])  # as on the hub
     got = run(tmp_path / "out", "--source", f"mmlu={tmp_path / 'in'}")["Test/English.jsonl"]
     assert [(i["question"], i["answer_idx"], i["subject"]) for i in got] == [
         ("Which, of these?", "C", "anatomy"), ("q", "B", "college_biology")]
     assert got[0]["options"]["C"] == 'c "x"'
+    write(tmp_path / "in" / "all" / "test.jsonl", [MMLU])  # which the hub has again subject by subject
+    got = run(tmp_path / "all", "--source", f"mmlu={tmp_path / 'in'}")["Test/English.jsonl"]
+    assert [item["question"] for item in got] == ["q"]
 
 
 def test_apollo_splits_its_one_option_string(tmp_path):
@@ -338,6 +361,13 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
     first = got["Test/Japanese.jsonl"][0]
     assert (first["rationale"], first["human_check_passed"], first["meta_info"]) == ("r ", True, "step1")
     assert run(tmp_path / "again", "--source", f"mmedbench={tmp_path / 'out'}") == got
+    deep = tmp_path / "snapshots" / "x" / "MMedBench" / "Test" / "English.jsonl"
+    write(deep, json.dumps(RELEASED | {"meta_info": float("nan"), "rationale": float("nan")}))
+    item, = run(tmp_path / "deep", "--source", f"mmedbench={tmp_path / 'snapshots'}")["Test/English.jsonl"]
+    assert item["rationale"] == "" and "meta_info" not in item
+    deep.write_bytes(b'{"question": "\xff"}')
+    assert "English.jsonl:1: not MMedBench's form" in error_of(
+        "--source", f"mmedbench={tmp_path / 'snapshots'}", "--out", tmp_path / "x")
     data = (tmp_path / "MMedBench.zip").read_bytes()
     (tmp_path / "truncated.zip").write_bytes(data[:len(data) // 2])
     assert "not a readable zip" in error_of("--source", f"mmedbench={tmp_path / 'truncated.zip'}", "--out",
@@ -355,7 +385,11 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
     ({"text": ["x", "y"], "label": ["A", "B"]}, {"A": "x", "B": "y"}),
     ({"A": "x", "B": None, "C": 2, "D": " ", "E": None}, {"A": "x", "B": "", "C": "2"}),
     (["x", None, ""], {"A": "x"}), ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}),
-    ("x or y", {}), ([["x"]], {}), ({"A": "x", "a": "y"}, {}), (None, {}), ({"A": {"x": 1}}, {}),
+    ('{"option1": "x", "option2": "y"}', {"A": "x", "B": "y"}),
+    ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}),
+    ({"Ｂ": "y", "Ａ": "x"}, {"A": "x", "B": "y"}), ({"А": "x", "Б": "y"}, {"A": "x", "B": "y"}),
+    ("Ａ．甲\nＢ．乙", {"A": "甲", "B": "乙"}), ("（A）甲（B）乙", {"A": "甲", "B": "乙"}),
+    ("x or y", {}), ([["x"]], {}), ({"A": "x", "a": "y"}, {}), (None, {}), ({"A": {"x": 1}}, {}), ("[x", {}),
 ])
 def test_options_are_read_in_published_forms(value, options):
     assert option_texts(value)[0] == options
@@ -372,10 +406,20 @@ def test_options_are_found_inside_the_question(text, stem, options):
     assert marked_options(text) == (stem, list(options.items()))
 
 
-def test_answers_are_read_as_they_are_written():
-    for written in ("A,C", "AC", "(AC)", ["a", "c"], "A、C"):
-        assert letters_in(written) == ["A", "C"]
-    assert letters_in("yes") == ["yes"] and letters_in("CAB") == ["CAB"] and letters_in(2) == ["2"]
+@pytest.mark.parametrize("written", [
+    "A,C", "AC", "CA", "(AC)", ["a", "c"], "A、C", "Ａ，Ｃ", ["A.", "(c)"], "['A', 'C']", "x,y",
+    ["A. Aspirin", "heparin"]])
+def test_answers_are_read_as_they_are_written(written):
+    options = {"A": "aspirin", "B": "1", "C": "Heparin"}
+    assert sorted(read_answer(written, options, {"X": "A", "Y": "C"})) == ["A", "C"]
+
+
+def test_other_answers_stay_as_they_are():
+    options = dict(zip("ABC", ["1", "AB", "z"]))
+    for written in ("yes", "CAD", "cab", "a or b", "2"):
+        assert read_answer(written, options, {}) == [written]
+    assert read_answer("１", options, {}) == ["1"] and read_answer(-1, options, {}) == []
+    assert read_answer("AB", options, {}, "text") == ["B"] and read_answer("1", options, {}, "text") == ["A"]
 
 
 NESTED = {"data": {"stem": "Q", "why": "r"}, "o1": "x", "o2": "y", "o3": "z", "key": 3, "part": "dev",
@@ -395,6 +439,12 @@ PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
      "keep=part,filter=tag=x|eye",
      {"question": "eye\nQ", "image_dependent": True, "subject": "eye", "id": "exam-eye-3", "part": "dev"}),
     ({"flag": "False"}, f"{PATHS},question=title|data.stem,image=!flag", {"image_dependent": True}),
+    ({"key": "o3, o1", "o3": float("nan"), "o4": "w"}, f"{PATHS},options=o1+o2+o3+o4,subject=o3",
+     {"options": {"A": "x", "B": "y", "C": "", "D": "w"}, "answer_idx": "A,C"}),
+    ({"o1": "A. x", "o2": "(B) y", "o3": "Ｃ：z", "key": "b) Y"}, PATHS,
+     {"options": {"A": "x", "B": "y", "C": "z"}, "answer_idx": "B"}),
+    ({"o1": "3", "o2": "2", "o3": "1"}, PATHS, {"answer_idx": "C"}),
+    ({"o1": "3", "o2": "2", "o3": "1"}, f"{PATHS},kind=text", {"answer_idx": "A"}),
 ])
 def test_a_mapping_reads(changes, mapping, expected, tmp_path):
     item, = convert(tmp_path, [NESTED | changes], mapping)
@@ -420,6 +470,41 @@ def test_csv_and_json_and_parquet_are_read_through_a_mapping(tmp_path):
     assert "convert the file to UTF-8" in error_of(
         "--source", f"custom={tmp_path / 'latin.csv'}", "--language", "fr", "--map", MAP, "--out",
         tmp_path / "x")
+
+
+ROW = {"q": "Qé", "a": "x", "b": "y", "key": "B"}
+SEMICOLONS = "q;a;b;key\r\nQé;x;y;B;;\r\n"
+
+
+@pytest.mark.parametrize(("name", "data"), [
+    ("e.csv", "\ufeffq, a, b, key\r\nQé,x,y,B,,\r\n".encode()), ("e.CSV", SEMICOLONS.encode()),
+    ("e.tsv", SEMICOLONS.replace(";", "\t").encode()),
+    ("e.csv", SEMICOLONS.replace(";", "\t").encode("utf-16")),
+    ("e.json", ("\ufeff" + json.dumps([ROW], indent=1)).encode()),
+    ("e.json", json.dumps([ROW], indent=1, ensure_ascii=False).encode("utf-16")),
+    ("e.jsonl", ("\ufeff" + json.dumps(ROW) + "\r\n").encode())])
+def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(data)
+    write(tmp_path / "in" / "dataset_infos.json", {"default": {}})  # beside the exams of a model hub
+    write(tmp_path / "in" / "._e.json", "\0")
+    got = run(tmp_path / "out", "--source", f"custom={tmp_path / 'in'}", "--language", "fr", "--map",
+              "question=q,options=a+b,answer=key")
+    item, = got["Test/French.jsonl"]
+    assert (item["question"], item["options"], item["answer_idx"]) == ("Qé", {"A": "x", "B": "y"}, "B")
+
+
+def test_a_folder_states_the_split_of_files_that_state_none(tmp_path):
+    for folder in ("dev", "test"):  # as in CMMLU
+        write(tmp_path / "in" / folder / "anatomy.jsonl", [medqa_item(folder)])
+    got = run(tmp_path / "out", "--source", f"custom={tmp_path / 'in'}", "--language", "en", "--map", MAP)
+    assert {name: [item["question"] for item in got[name]] for name in got} == {
+        "Test/English.jsonl": ["test"], "Val/English.jsonl": ["dev"], "dropped.jsonl": []}
+
+
+def test_broken_json_is_one_line_with_its_place(tmp_path):
+    given = ["--source", f"custom={write(tmp_path / 'e.json', '[{},' + chr(10))}", "--language", "en"]
+    assert "e.json: not valid JSON (" in error_of(*given, "--map", MAP, "--out", tmp_path / "x")
 
 
 def test_blank_and_equal_options_are_flagged_and_counted(tmp_path, capsys):

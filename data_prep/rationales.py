@@ -141,7 +141,7 @@ def read_rationale(text: str) -> str | None:
     >>> read_rationale("###Rationale: Because.\\n")
     'Because.'
     """
-    marker = r"\A\s*(?:#{0,3}\s*\**Rationale\**\s*:\**)?\s*"
+    marker = r"\A\s*(?:#{0,3}\s*\**Rationale\**\s*[:：]\**)?\s*"
     return re.sub(marker, "", text, count=1, flags=re.IGNORECASE).strip() or None
 
 
@@ -330,9 +330,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, metavar="FOLDER", help="the exam items from which the sheet was made")
     add("--out", required=True, metavar="FOLDER", help="new folder: the same files plus the checks")
     options = parser.parse_args(arguments)
-    if options.command != "sheet" and Path(options.out).exists():
-        raise UserError(f"{options.out}: already there; give another --out (and --calls FILE to use stored "
-                        "calls again)")
+    if Path(options.out).exists():  # it may hold replies that were paid for, or the work of checkers
+        raise UserError(f"{options.out}: already there; give another --out")
     if options.command in TASKS:
         if options.completions:
             raise UsageError("--completions: not supported, because these prompts need a chat model")

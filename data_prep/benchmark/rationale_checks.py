@@ -84,11 +84,13 @@ def read_sheets(paths: Sequence[str],
     checkers: dict[str, Verdicts] = {}
     notes, problems = [], []
     for path in paths:
-        own = checkers.setdefault(Path(path).stem, {})
+        if Path(path).stem in checkers:
+            raise UserError(f"{path}: another sheet has the same name, which is the checker's; rename one")
+        own = checkers[Path(path).stem] = {}
         for where, row in records(Path(path)):
             if missing := [name for name in COLUMNS if name not in row]:
                 raise UserError(f"{path}: no column {missing[0]!r}; expected a sheet of `python -m "
-                                "data_prep.rationales sheet`, saved as CSV with commas, in UTF-8")
+                                "data_prep.rationales sheet`, saved as CSV in UTF-8")
             cells = {name: row[name].strip().casefold() for name in CRITERIA}
             unknown = [cell for cell in cells.values() if cell and cell not in WORDS]
             if unknown:

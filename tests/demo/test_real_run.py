@@ -91,24 +91,7 @@ def test_tables_show_the_accuracies_and_losses_of_the_folders(tmp_path, capsys):
     assert re.search(r"\| LoRA: base \+ medical text - base \| .* \| \+\d+\.\d \[\+?-?\d", text)
 
 
-FORKED_STEP = """
-import multiprocessing
-import torch
-from examples.real_run.__main__ import bf16_is_fast
-
-def step():
-    torch.ones(2048, 2048) @ torch.ones(2048, 2048)
-
-torch.set_num_threads(2)
-bf16_is_fast()
-child = multiprocessing.get_context("fork").Process(target=step)
-child.start()
-child.join(30)
-print(child.exitcode)
-child.kill()
-"""
-
-
-def test_choosing_the_precision_leaves_no_threads_that_a_step_would_wait_for():
-    done = subprocess.run([sys.executable, "-c", FORKED_STEP], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "0\n"
+def test_choosing_the_precision_leaves_torch_to_the_forked_steps():
+    code = "import sys; from examples.real_run.__main__ import *; bf16_is_fast(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n"

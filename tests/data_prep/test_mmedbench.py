@@ -102,8 +102,9 @@ PROX |= {f"option_{i}": "abcd"[i] if i < 4 else None for i in range(10)}
 PUBMED = {"pubid": 12, "question": "Help?", "context": {"contexts": ["We asked.", "We saw."]},
           "long_answer": "It may.", "final_decision": "maybe"}
 HEADQA = headqa_item(1, ra=2) | {"qid": 1, "name": "E", "year": "2013", "category": "eye", "image": None}
+PUBMED_ITEM = {"QUESTION": "Help?", "CONTEXTS": ["We asked.", "We saw."], "YEAR": "2011",
+               "final_decision": "maybe", "LONG_ANSWER": "It may."}
 FRENCH = {"id": "f", "question": "q", "correct_answers": [0, 4]} | {f"answer_{c}": c for c in "abcde"}
-DANET = {"question": "q", "context": "c"}  # the test part as published, without an answer
 JMMLU = "tag,question,optionA,optionB,optionC,optionD,answer\nanatomy,q,a,b,c,d,C\n"
 CARE = {"question": "q", "op1": "a", "op2": "b", "op3": "c", "op4": "d", "cop": 3, "unique_id": "u",
         "year": 9}
@@ -114,51 +115,100 @@ KOREAN = {"question": "q", **ABCD, "E": None, "answer": 3, "year": 2022}
 JMLE = {"question_id": "120A-1", "question_text": "1　どれか。\n\n　a　手術\n\n　b　観察", "answer": ["b"],
         "requires_image": True, "serial_group": {"context_text": "60歳の男性。"}}
 YAKU = [igakuqa_item(1) | {"answer": ["3", "5"], "comment": "解説"}, igakuqa_item(2) | {"choices": "IMAGES"}]
-PRESETS = [  # source, file, records, the file that is written, what its one item has
-    ("medqa", "data/test-0.parquet", [HUB], "Test/English", C),
-    ("medqa", "data/train-0.parquet", [ENDINGS], "Train/English", C),
-    ("medqa", "test.jsonl", [PAIRS], "Test/English", C),
-    ("medqa", "default/test/0000.parquet", [PAIRS], "Test/English", C),
-    ("frenchmedmcqa", "data/test-0.parquet", [FRENCH], "Test/French", {"answer_idx": "A,E"}),
-    ("rumeddanet", "dev_v1.jsonl", [DANET, DANET | {"answer": "да"}], "Val/Russian", {"answer_idx": "A"}),
-    ("mmlu", "anatomy/test-0.parquet", [MMLU], "Test/English", C | {"subject": "anatomy"}),
-    ("pubmedqa", "pqa_labeled/train-0.parquet", [PUBMED], "Test/English", {
+DANET = {"question": "Q?", "context": "C.", "answer": None, "pairID": "1"}  # as in its test part
+PUBMED_PAIR = {"11": PUBMED_ITEM, "12": PUBMED_ITEM | {"final_decision": "no", "QUESTION": "Else?"}}
+APOLLO = [{"question": q, "option": o, "anwer": a, "source": "cmexam"} for q, o, a in (
+    ("药品", "(A) 甲 (B级).\n(B) 乙.\n(C) 丙.", "(AC)"), ("跳号", "(A) 甲.\n(C) 丙.", "(A)"),
+    ("越界", "(A) 甲.\n(B) 丙.", "(E)"))]
+EXAM = [headqa_item(1, "5", image="./img1.png"), headqa_item(3, "1"), headqa_item(4, "6")]
+OUTSIDE = "answer outside the options"
+# Source, its files, what the items of each written file have, reasons of what is dropped
+PRESETS = [
+    ("medqa", {"data/test-0.parquet": [HUB], "data/train-0.parquet": [ENDINGS]}, {
+        "Test/English": [C], "Train/English": [C]}, []),
+    ("medqa", {"default/test/0000.parquet": [PAIRS]}, {"Test/English": [C]}, []),
+    ("mmlu", {"anatomy/test-0.parquet": [MMLU]}, {"Test/English": [C | {"subject": "anatomy"}]}, []),
+    ("mmlu", {"anatomy_test.csv": '"Which, of these?",a,b,"c ""x""",d,C\n',
+              "astronomy_test.csv": "Which star?,a,b,c,d,A\n",
+              "more.jsonl": [MMLU | {"subject": "college_biology"}, MMLU | {"subject": "law"}],
+              "auxiliary_train/train.jsonl": [{"train": MMLU}]}, {"Test/English": [  # as on the hub
+                  C | {"question": "Which, of these?", "options": ABCD | {"C": 'c "x"'},
+                       "subject": "anatomy"},
+                  C | {"subject": "college_biology"}]}, []),
+    # the hub has the items of all/ again subject by subject
+    ("mmlu", {"all/test.jsonl": [MMLU], "anatomy/test.jsonl": [MMLU]}, {"Test/English": [C]}, []),
+    ("pubmedqa", {"pqa_labeled/train-0.parquet": [PUBMED]}, {"Test/English": [{
         "question": "We asked.\nWe saw.\nHelp?", "answer_idx": "C", "rationale": "It may.",
-        "id": "pubmedqa-12"}),
-    ("headqa", "es/train-0.parquet", [HEADQA], "Train/Spanish", {
-        "id": "headqa-es-E-1", "answer_idx": "B", "image_dependent": False, "subject": "eye"}),
-    ("headqa", "es/train-0.parquet", [HEADQA | {
-        "answers": {"aid": [1, 2], "atext": ["x", "y"]}, "image": {"bytes": None, "path": None}}],
-     "Train/Spanish", {"options": {"A": "x", "B": "y"}, "answer_idx": "B", "image_dependent": False}),
-    ("jmmlu-med", "JMMLU-Med.csv", JMMLU, "Test/Japanese", C | {"subject": "anatomy"}),
-    ("careqa", "CareQA_es.json", [CARE], "Test/Spanish", C | {"id": "careqa-u", "year": "9"}),
-    ("medxpertqa", "Text/test.jsonl", [XPERT], "Test/English", C | {
-        "question": "q?", "subject": "Skin", "medical_task": "x", "image_dependent": False}),
-    ("medxpertqa", "MM/dev.jsonl", [XPERT | {"images": ["a.png"]}], "Val/English", {"image_dependent": True}),
-    ("global-mmlu", "fr/test-0.parquet", [GLOBAL, GLOBAL | {"subject": "law"}], "Test/French", C),
-    ("mmlu-prox", "fr/test/0000.parquet", [PROX, PROX | {"category": "law"}], "Test/French", C | {
-        "id": "mmlu-prox-7"}),
-    ("globalmedqa", "data/Small.parquet", [WORLD | {"language": t} for t in ("FR", "PL")], "Test/French", {
-        "options": ABCD, "answer_idx": "B,D", "subject": "a\nb", "id": "globalmedqa-5"}),
-    ("kormedmcqa", "doctor/test-0.parquet", [KOREAN], "Test/English", C | {"year": "2022"}),
-    ("igakuqa120", "jmle2026_dataset.json", [JMLE], "Test/Japanese", {
+        "id": "pubmedqa-12"}]}, []),
+    ("pubmedqa", {"ori_pqal.json": PUBMED_PAIR, "test_ground_truth.json": {"12": "no"}}, {
+        "Train/English": [{
+            "question": "We asked.\nWe saw.\nHelp?", "options": {"A": "yes", "B": "no", "C": "maybe"},
+            "answer_idx": "C", "rationale": "It may.", "id": "pubmedqa-11"}],
+        "Test/English": [{"answer_idx": "B"}]}, []),
+    ("frenchmedmcqa", {"train.json": [french_item(1), french_item(2, correct_answers=["e", "b"], answers={
+        c: f"{c}?" for c in "acdeb"})]}, {"Train/French": [  # one published item has this order
+            {"answer_idx": "A,D", "subject": "pharmacie"},
+            {"answer_idx": "B,E", "options": {c.upper(): f"{c}?" for c in "abcde"}}]}, []),
+    ("frenchmedmcqa", {"data/test-0.parquet": [FRENCH]}, {"Test/French": [{"answer_idx": "A,E"}]}, []),
+    ("rumeddanet", {"train_v1.jsonl": [
+        DANET | {"answer": "да"}, DANET | {"answer": "нет", "pairID": "2"}, DANET,
+        DANET | {"answer": "может быть"}]}, {"Train/Russian": [
+            {"question": "C.\nQ?", "options": {"A": "Да", "B": "Нет"}, "answer_idx": "A",
+             "id": "rumeddanet-1"},
+            {"answer_idx": "B", "id": "rumeddanet-2"}]}, ["no answer", OUTSIDE]),
+    ("headqa", {"HEAD/train_HEAD.json": headqa_file("es", "E", EXAM),
+                "HEAD/HEAD.json": headqa_file("es", "E", EXAM),
+                "HEAD/dev_HEAD.json": headqa_file("es", "F", [headqa_item(1, "4", options=4)]),
+                "HEAD_EN/train_HEAD_EN.json": headqa_file("en", "E", EXAM)}, {
+        "Train/Spanish": [{"id": "headqa-es-E-1", "answer_idx": "E", "image_dependent": True},
+                          {"id": "headqa-es-E-3", "answer_idx": "A", "image_dependent": False}],
+        "Val/Spanish": [{"id": "headqa-es-F-1", "answer_idx": "D",
+                         "options": {c: f"pregunta 1 opción {i}" for i, c in enumerate("ABCD", 1)}}]},
+     [OUTSIDE]),
+    ("headqa", {"es/train-0.parquet": [HEADQA], "es/test-0.parquet": [HEADQA | {
+        "answers": {"aid": [1, 2], "atext": ["x", "y"]}, "image": {"bytes": None, "path": None}}]}, {
+            "Train/Spanish": [{"id": "headqa-es-E-1-2", "answer_idx": "B", "subject": "eye"}],
+            "Test/Spanish": [{"options": {"A": "x", "B": "y"}, "answer_idx": "B",
+                              "image_dependent": False}]}, []),
+    ("jmmlu-med", {"JMMLU-Med.csv": JMMLU}, {"Test/Japanese": [C | {"subject": "anatomy"}]}, []),
+    ("careqa", {"CareQA_es.json": [CARE]}, {"Test/Spanish": [C | {"id": "careqa-u", "year": "9"}]}, []),
+    ("medxpertqa", {"Text/test.jsonl": [XPERT], "MM/dev.jsonl": [XPERT | {"images": ["a.png"]}]}, {
+        "Test/English": [C | {"question": "q?", "subject": "Skin", "medical_task": "x",
+                              "image_dependent": False}],
+        "Val/English": [{"image_dependent": True}]}, []),
+    ("global-mmlu", {"fr/test-0.parquet": [GLOBAL, GLOBAL | {"subject": "law"}]}, {"Test/French": [C]}, []),
+    ("mmlu-prox", {"fr/test/0000.parquet": [PROX, PROX | {"category": "law"}]}, {
+        "Test/French": [C | {"id": "mmlu-prox-7"}]}, []),
+    ("globalmedqa", {"data/Small.parquet": [WORLD | {"language": t} for t in ("FR", "PL")]}, {
+        "Test/French": [{"options": ABCD, "answer_idx": "B,D", "subject": "a\nb",
+                         "id": "globalmedqa-5"}]}, []),
+    ("kormedmcqa", {"doctor/test-0.parquet": [KOREAN]}, {"Test/English": [C | {"year": "2022"}]}, []),
+    ("igakuqa120", {"jmle2026_dataset.json": [JMLE]}, {"Test/Japanese": [{
         "question": "60歳の男性。\n1　どれか。", "options": {"A": "手術", "B": "観察"}, "answer_idx": "B",
-        "image_dependent": True}),
-    ("yakugakuqa", "data.jsonl", YAKU, "Test/Japanese", {
-        "answer_idx": "C,E", "rationale": "解説", "image_dependent": False}),
+        "image_dependent": True}]}, []),
+    ("yakugakuqa", {"data.jsonl": YAKU}, {"Test/Japanese": [{
+        "answer_idx": "C,E", "rationale": "解説", "image_dependent": False}]}, ["no readable options"]),
+    ("apollo", {"cmexam.jsonl": APOLLO}, {"Test/Chinese": [{
+        "options": {"A": "甲 (B级).", "B": "乙.", "C": "丙."}, "answer_idx": "A,C",
+        "source": "apollo-cmexam"}]},
+     ["option letters skip or exceed Z", OUTSIDE]),
 ]
 
 
-@pytest.mark.parametrize(("name", "file", "content", "written", "expected"), PRESETS)
-def test_presets_read_the_published_layouts(name, file, content, written, expected, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "files", "written", "reasons"), PRESETS)
+def test_presets_read_the_published_layouts(name, files, written, reasons, tmp_path, monkeypatch):
     if name == "kormedmcqa":  # as if its language had a file
         monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], language="en"))
-    write(tmp_path / "in" / file, content)
+    for file, content in files.items():
+        write(tmp_path / "in" / file, content)
     language = ["--language", "French"] if name in ("global-mmlu", "mmlu-prox") else []
     got = run(tmp_path / "out", "--source", f"{name}={tmp_path / 'in'}", *language)
-    item, = got[f"{written}.jsonl"]
-    assert item.items() >= expected.items() and item["source"] == name
-    assert sum(map(len, got.values())) == len(got["dropped.jsonl"]) + 1
+    assert [line["reason"] for line in got.pop("dropped.jsonl")] == reasons
+    assert got.keys() == {f"{file}.jsonl" for file in written}
+    for file, expected in written.items():
+        for item, parts in zip(got[f"{file}.jsonl"], expected, strict=True):
+            assert item.items() >= ({"source": name} | parts).items()
+            assert list(item["options"]) == sorted(item["options"])
 
 
 def test_languages_without_a_file_are_one_clear_line(tmp_path):
@@ -167,6 +217,8 @@ def test_languages_without_a_file_are_one_clear_line(tmp_path):
     assert said.startswith("unknown language 'ko'") and "mmed/languages/<code>.py" in said
     polish = f"globalmedqa={write(tmp_path / 'S.jsonl', [WORLD | {'language': 'PL'}])}"
     assert "no language file for PL 1" in error_of("--source", polish, "--out", tmp_path / "x")
+    apollo = f"apollo={write(tmp_path / 'new.jsonl', [APOLLO[0] | {'source': 'new'}])}"
+    assert "'apollo-new' is unknown" in error_of("--source", apollo, "--out", tmp_path / "x")
     assert "needs --language" in error_of("--source", "mmlu-prox=any", "--out", tmp_path / "x")
     write(tmp_path / "prox" / "ja" / "test-0.jsonl", [PROX])
     given = ["--source", f"mmlu-prox={tmp_path / 'prox'}", "--language", "fr", "--out", tmp_path / "x"]
@@ -231,41 +283,7 @@ def test_all_igakuqa_questions_split_as_in_the_paper_and_by_seed():
     assert len(draws[0] & draws[1]) < 60  # by chance 199 * 199 / 1988 = 20
 
 
-def test_frenchmedmcqa_keeps_all_right_letters_in_order(tmp_path):
-    answers = {c: f"{c}?" for c in "acdeb"}  # one published item has its options in this order
-    write(tmp_path / "in" / "train.json",
-          [french_item(1), french_item(2, answers=answers, correct_answers=["e", "b"])])
-    first, second = run(tmp_path / "out", "--source",
-                        f"frenchmedmcqa={tmp_path / 'in'}")["Train/French.jsonl"]
-    assert first["answer_idx"] == "A,D" and first["subject"] == "pharmacie"
-    assert second["answer_idx"] == "B,E"
-    assert list(second["options"].items()) == [(c, f"{c.lower()}?") for c in "ABCDE"]
-
-
-def test_rumeddanet_puts_the_context_first_and_makes_two_choices(tmp_path):
-    rows = [("Бьётся ли сердце?", "да"), ("Стоит ли сердце?", "нет"), ("Да?", None), ("Что?", "может быть")]
-    write(tmp_path / "in" / "train_v1.jsonl", [
-        {"context": "Сердце бьётся.", "question": question, "answer": answer, "pairID": str(i)}
-        for i, (question, answer) in enumerate(rows)])
-    got = run(tmp_path / "out", "--source", f"rumeddanet={tmp_path / 'in'}")
-    assert [(i["question"], i["options"], i["answer_idx"], i["id"]) for i in got["Train/Russian.jsonl"]] == [
-        ("Сердце бьётся.\nБьётся ли сердце?", {"A": "Да", "B": "Нет"}, "A", "rumeddanet-0"),
-        ("Сердце бьётся.\nСтоит ли сердце?", {"A": "Да", "B": "Нет"}, "B", "rumeddanet-1")]
-    assert [line["reason"] for line in got["dropped.jsonl"]] == ["no answer", "answer outside the options"]
-
-
-def test_headqa_reads_nested_exams_in_both_languages_and_holds_out_alike(tmp_path):
-    exam = [headqa_item(1, "5", image="./img1.png"), headqa_item(3, "1"), headqa_item(4, "6")]
-    write(tmp_path / "in" / "HEAD" / "train_HEAD.json", headqa_file("es", "E", exam))
-    write(tmp_path / "in/HEAD/dev_HEAD.json", headqa_file("es", "F", [headqa_item(1, "4", options=4)]))
-    write(tmp_path / "in" / "HEAD" / "HEAD.json", headqa_file("es", "E", exam))
-    write(tmp_path / "in" / "HEAD_EN" / "train_HEAD_EN.json", headqa_file("en", "E", exam))
-    got = run(tmp_path / "es", "--source", f"headqa={tmp_path / 'in'}")
-    assert [(i["id"], i["answer_idx"], i["image_dependent"], len(i["options"]))
-            for i in got["Train/Spanish.jsonl"]] == [
-        ("headqa-es-E-1", "E", True, 5), ("headqa-es-E-3", "A", False, 5)]
-    assert len(got["Val/Spanish.jsonl"][0]["options"]) == 4
-    assert [line["reason"] for line in got["dropped.jsonl"]] == ["answer outside the options"]
+def test_headqa_holds_out_the_same_questions_in_both_languages(tmp_path):
     sides = {}
     for name, code, language in (("headqa", "es", "Spanish"), ("headqa-en", "en", "English")):
         exam = [headqa_item(i, words=code) for i in range(60)]
@@ -299,48 +317,9 @@ def test_medmcqa_counts_options_from_where_the_file_does(tmp_path):
         assert item["answer_idx"] == letter
 
 
-def test_pubmedqa_joins_contexts_and_takes_the_test_half_from_its_key_file(tmp_path):
-    item = {"QUESTION": "Does it help?", "CONTEXTS": ["We asked.", "We saw."], "YEAR": "2011",
-            "final_decision": "maybe", "LONG_ANSWER": "It may."}
-    write(tmp_path / "in" / "ori_pqal.json",
-          {"11": item, "12": item | {"final_decision": "no", "QUESTION": "Else?"}})
-    write(tmp_path / "in" / "test_ground_truth.json", {"12": "no"})
-    got = run(tmp_path / "out", "--source", f"pubmedqa={tmp_path / 'in'}")
-    (train,), (test,) = got["Train/English.jsonl"], got["Test/English.jsonl"]
-    assert train["question"] == "We asked.\nWe saw.\nDoes it help?" and train["rationale"] == "It may."
-    assert train["options"] == {"A": "yes", "B": "no", "C": "maybe"} and train["id"] == "pubmedqa-11"
-    assert (train["answer_idx"], test["answer_idx"]) == ("C", "B")
-    fold = write(tmp_path / "pqal_fold0" / "train_set.json", {"11": item})
+def test_a_fold_of_pubmedqa_is_what_its_name_says(tmp_path):
+    fold = write(tmp_path / "pqal_fold0" / "train_set.json", {"11": PUBMED_ITEM})
     assert "Train/English.jsonl" in run(tmp_path / "fold", "--source", f"pubmedqa={fold}")
-
-
-def test_mmlu_takes_the_six_medical_subjects(tmp_path):
-    write(tmp_path / "in" / "anatomy_test.csv", '"Which, of these?",a,b,"c ""x""",d,C\n')
-    write(tmp_path / "in" / "astronomy_test.csv", "Which star?,a,b,c,d,A\n")
-    write(tmp_path / "in" / "more.jsonl",
-          [medqa_item("q") | {"subject": "college_biology"}, medqa_item("r") | {"subject": "law"}])
-    write(tmp_path / "in" / "auxiliary_train" / "train.jsonl", [{"train": MMLU}])  # as on the hub
-    got = run(tmp_path / "out", "--source", f"mmlu={tmp_path / 'in'}")["Test/English.jsonl"]
-    assert [(i["question"], i["answer_idx"], i["subject"]) for i in got] == [
-        ("Which, of these?", "C", "anatomy"), ("q", "B", "college_biology")]
-    assert got[0]["options"]["C"] == 'c "x"'
-    write(tmp_path / "in" / "all" / "test.jsonl", [MMLU])  # which the hub has again subject by subject
-    got = run(tmp_path / "all", "--source", f"mmlu={tmp_path / 'in'}")["Test/English.jsonl"]
-    assert [item["question"] for item in got] == ["q"]
-
-
-def test_apollo_splits_its_one_option_string(tmp_path):
-    rows = [("药品", "(A) 甲 (B级).\n(B) 乙.\n(C) 丙.", "(AC)"), ("跳号", "(A) 甲.\n(C) 丙.", "(A)"),
-            ("越界", "(A) 甲.\n(B) 丙.", "(E)")]
-    records = [{"question": q, "option": o, "anwer": a, "source": "cmexam"} for q, o, a in rows]
-    got = run(tmp_path / "out", "--source", f"apollo={write(tmp_path / 'in' / 'cmexam.jsonl', records)}")
-    item, = got["Test/Chinese.jsonl"]
-    assert item["options"] == {"A": "甲 (B级).", "B": "乙.", "C": "丙."} and item["answer_idx"] == "A,C"
-    assert item["source"] == "apollo-cmexam"
-    assert [line["reason"] for line in got["dropped.jsonl"]] == ["option letters skip or exceed Z",
-                                                                 "answer outside the options"]
-    new = write(tmp_path / "new.jsonl", [records[0] | {"source": "new"}])
-    assert "'apollo-new' is unknown" in error_of("--source", f"apollo={new}", "--out", tmp_path / "x")
 
 
 RELEASED = {"question": "q", "options": {"A": "x", "B": "y"}, "answer_idx": "B", "rationale": "r ",

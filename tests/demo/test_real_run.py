@@ -92,6 +92,6 @@ def test_tables_show_the_accuracies_and_losses_of_the_folders(tmp_path, capsys):
 
 
 def test_choosing_the_precision_leaves_torch_to_the_forked_steps():
-    code = "import sys; from examples.real_run.__main__ import *; bf16_is_fast(); print('torch' in sys.modules)"
+    code = "from examples.real_run.__main__ import *; bf16_is_fast(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n"

@@ -332,6 +332,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if Path(options.out).exists():  # it may hold replies that were paid for, or the work of checkers
         raise UserError(f"{options.out}: already there; give another --out")
+    for name in ("items", "limit", "max_new_tokens", "samples"):
+        if vars(options).get(name, 0) < 0:
+            raise UsageError(f"--{name}: expected 0 or more")
     if options.command in TASKS:
         if options.completions:
             raise UsageError("--completions: not supported, because these prompts need a chat model")

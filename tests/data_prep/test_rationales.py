@@ -111,6 +111,8 @@ def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, caps
     assert {(body["temperature"], body["seed"]) for _, _, body in stub.seen} == {(0, 0), (0.8, 2), (0.8, 3)}
     main([*arguments, "--out", str(tmp_path / "again"), "--calls", str(tmp_path / "out.calls.jsonl")])
     assert len(stub.seen) == sum(asked.values()) and lines(tmp_path / "again") == rows
+    with pytest.raises(UsageError, match="--samples: expected 0 or more"):
+        main([*arguments, "--out", str(tmp_path / "x"), "--samples", "-1"])
     with pytest.raises(UsageError, match="needs a temperature and a seed"):
         main([*arguments, "--out", str(tmp_path / "x"), "--server-option", "seed=none"])
 

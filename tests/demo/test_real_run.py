@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from json_lines import read_lines, write_lines
 from repository import ROOT
 
@@ -15,6 +16,7 @@ from examples.real_run.tables import main as tables
 from mmed.config import parse_command_line
 from mmed.evaluation.options import parse_options as eval_options
 from mmed.evaluation.results import load_results
+from mmed.utils.errors import UserError
 from tests.result_folders import make_items, make_result
 
 
@@ -28,7 +30,7 @@ def read(path):
 
 def test_exam_parts_never_overlap_and_larger_ones_contain_smaller(tmp_path):
     rows = [item(f"question {i}") for i in range(40)] + [item("picture", image_dependent=True),
-                                                         item("two keys", "A,B")]
+                                                         item("two keys", ["A", "B"])]
     for split in ("Train", "Test"):
         write_lines(tmp_path / "benchmark" / split / "English.jsonl", *rows[split == "Test":])
     parts = {}
@@ -40,6 +42,8 @@ def test_exam_parts_never_overlap_and_larger_ones_contain_smaller(tmp_path):
     assert {split: len(part) for split, part in parts[16].items()} == {"Dev": 10, "Train": 16, "Test": 39}
     assert not set(parts[16]["Dev"]) & set(parts[16]["Train"])
     assert parts[16]["Train"][:8] == parts[8]["Train"] and parts[16]["Dev"] == parts[8]["Dev"]
+    with pytest.raises(UserError, match="Train: no such file"):
+        prepare(["exams", str(tmp_path), "--out", str(tmp_path / "out")])
     assert not {"picture", "two keys"} & {question for part in parts[16].values() for question in part}
 
 

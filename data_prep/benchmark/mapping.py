@@ -29,7 +29,7 @@ from data_prep.benchmark.options import (
     option_texts,
     plain,
     read_answer,
-    without_marks,
+    without_letters,
 )
 from data_prep.filters.language_codes import language_code
 from mmed.languages import get_language
@@ -235,7 +235,7 @@ def read_question(raw: Raw, record: Record, mapping: Mapping) -> None:
         raw.question, raw.options = before, dict(marked)
     else:
         options, names = read_options(record, mapping.options)
-        raw.options = without_marks(options)
+        raw.options = without_letters(options)
         if marked and dict(marked) == raw.options:  # the question repeats its options
             raw.question = OPTIONS_TITLE.sub("", before)
     raw.answer = read_answer(record.value(mapping.answer), raw.options, names, mapping.kind)

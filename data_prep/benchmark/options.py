@@ -18,9 +18,9 @@ SCALAR = str | int | float | None
 NAMES = ("key", "label", "letter", "id", "aid")
 TEXTS = ("value", "text", "content", "atext")
 # An option inside a text: a line that begins with "A.", "(A)" or "a "; or "(A)" after any blank. Letters and
-# marks may be full-width.
+# punctuation may be full-width.
 LETTER, DOTS = "([A-Za-zＡ-Ｚａ-ｚ])", r").:．）：、"
-OPTION_MARK = re.compile(rf"\s*(?:[(（]{LETTER}[)）]|{LETTER}[{DOTS}])\s*")
+OPTION_START = re.compile(rf"\s*(?:[(（]{LETTER}[)）]|{LETTER}[{DOTS}])\s*")
 OPTION_LINE = re.compile(rf"(?:^|\n)\s*(?:[(（]{LETTER}[)）]|{LETTER}[{DOTS}\u3000 ])\s*")
 OPTION_INLINE = re.compile(r"(?:^|\s|(?=（))[(（]([A-ZＡ-Ｚ])[)）]()\s*")
 
@@ -29,7 +29,7 @@ OPTION_INLINE = re.compile(r"(?:^|\s|(?=（))[(（]([A-ZＡ-Ｚ])[)）]()\s*")
 
 
 def plain(text: Any) -> str:
-    """A letter, number or name in half-width capitals, without the marks around it.
+    """A letter, number or name in half-width capitals, without the punctuation around it.
 
     >>> plain(" Ｂ．"), plain("(c)"), plain("②"), plain(2.0)
     ('B', 'C', '2', '2')
@@ -63,10 +63,10 @@ def marked_options(text: str) -> tuple[str, list[tuple[str, str]]]:
     return text, []
 
 
-def after_mark(text: str, letter: str) -> str | None:
+def after_letter(text: str, letter: str) -> str | None:
     """What follows the letter that a text begins with; None if it begins otherwise."""
-    mark = OPTION_MARK.match(text)
-    return text[mark.end():] if mark and plain(mark[1] or mark[2]) == letter else None
+    start = OPTION_START.match(text)
+    return text[start.end():] if start and plain(start[1] or start[2]) == letter else None
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -126,13 +126,13 @@ def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     return options, dict(zip(names, options))
 
 
-def without_marks(options: dict[str, str]) -> dict[str, str]:
+def without_letters(options: dict[str, str]) -> dict[str, str]:
     """Options without their letters, if each text begins with its own.
 
-    >>> without_marks({"A": "A. x", "B": "（Ｂ）y"}), without_marks({"A": "A. x", "B": "y"})
+    >>> without_letters({"A": "A. x", "B": "（Ｂ）y"}), without_letters({"A": "A. x", "B": "y"})
     ({'A': 'x', 'B': 'y'}, {'A': 'A. x', 'B': 'y'})
     """
-    bare = {letter: after_mark(text, letter) for letter, text in options.items()}
+    bare = {letter: after_letter(text, letter) for letter, text in options.items()}
     return options if None in bare.values() else bare
 
 
@@ -172,7 +172,7 @@ def read_answer(value: Any, options: dict[str, str], names: dict[str, str], kind
 def letter_of_text(part: str, options: dict[str, str]) -> str:
     """The letter of the option with this text, before which its letter may stand; else the text itself."""
     for letter, text in options.items():
-        forms = [form.strip().casefold() for form in (part, after_mark(part, letter) or "")]
+        forms = [form.strip().casefold() for form in (part, after_letter(part, letter) or "")]
         if text.strip() and text.strip().casefold() in forms:
             return letter
     return part

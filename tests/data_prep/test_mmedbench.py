@@ -430,21 +430,16 @@ def test_a_mapping_reads(changes, mapping, expected, tmp_path):
     assert item.items() >= expected.items()
 
 
-def test_csv_and_json_and_parquet_are_read_through_a_mapping(tmp_path):
+def test_csv_and_parquet_are_read_through_a_mapping(tmp_path):
     got = convert(tmp_path / "csv", "n,stem,a,b,c,key,why\n1,Q1,x,y,,2,r\n2,Q2,x,y,z,3,\n3,,x,y,z,1,\n",
                   "question=stem,options=a+b+c,answer=key,kind=1,id=n,rationale=why", "exam.csv", "es")
     assert [(i["id"], i["answer_idx"], len(i["options"]), i["rationale"]) for i in got[:2]] == [
         ("exam-1", "B", 2, "r"), ("exam-2", "C", 3, "")]
     assert [line["reason"] for line in got[2:]] == ["empty question"]
-    got = convert(tmp_path / "json", [{"q": "Q", "o": ["x", "y"], "a": "y", "c": "Context."}],
-                  "question=q,options=o,answer=a,kind=text,context=c", "a.json")
-    assert (got[0]["question"], got[0]["answer_idx"]) == ("Context.\nQ", "B")
     got = convert(tmp_path / "parquet", [
         {"question": "Which drug?", "options": {"A": "x", "B": "y", "C": None}, "answer_idx": "A"},
         {"question": "And?", "options": {"A": "x", "B": "y", "C": "z"}, "answer_idx": "C"}], MAP, "t.parquet")
     assert [len(item["options"]) for item in got] == [2, 3]
-    by_id = json.dumps({"x7": {"question": "Q", "options": ["x", "y"], "answer_idx": "B"}}, indent=1)
-    assert convert(tmp_path / "id", by_id, f"{MAP},id=$id", "e.json")[0]["id"] == "e-x7"
     (tmp_path / "latin.csv").write_bytes("q,a\né,x\n".encode("latin-1"))
     assert "convert the file to UTF-8" in error_of(
         "--source", f"custom={tmp_path / 'latin.csv'}", "--language", "fr", "--map", MAP, "--out",

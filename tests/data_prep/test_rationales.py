@@ -239,7 +239,7 @@ def test_checks_are_merged_with_agreement(tmp_path, capsys):
     data = make_items(tmp_path / "data")
     keys = [f"En{i}" for i in range(5)]
     one = sheet(tmp_path / "Ann.csv", data,
-                dict(zip(keys, [YES, YES, NO, NO, YES])) | {"Ja0": {"sound": "no"}})
+                dict(zip(keys, [YES, YES, NO, NO, YES])) | {"Ja0": {"sound": "no"}})  # incomplete
     two = sheet(tmp_path / "Bo.csv", data, dict(zip(keys, [YES, NO, NO, NO, YES | {"note": " late "}])))
     report = merge(data, tmp_path / "out", one, two)
     assert report["passed"] == dict(zip(keys, [True, False, False, False, True]))
@@ -254,6 +254,7 @@ def test_checks_are_merged_with_agreement(tmp_path, capsys):
     passed = [item.human_check_passed for item in read_benchmark(tmp_path / "out")]
     assert passed == [True, False, False, False, True] + [None] * 5
     said = capsys.readouterr().out
+    assert report["incomplete"] == 1 and "1 rows left out, which lack a verdict on some criterion" in said
     for part in ("English: 2 of 5 rationales passed, 40.0 %", "accurate 80.0 %, alpha 0.640",
                  "consistent 100.0 %, alpha not defined"):
         assert part in said

@@ -92,11 +92,16 @@ def line_records(path: Path, kind: str) -> Records:
     yield from ((f"{path}:{number}", record) for number, record in read_records(path, kind, bad))
 
 
+def parse_json(data: str | bytes) -> Any:
+    """A JSON value, from bytes in any Unicode encoding; NaN, a data frame's missing value, becomes null."""
+    return json.loads(data, parse_constant=lambda name: None)
+
+
 def json_records(path: Path) -> Records:
     """The records of an array, of an object that has them by id, or of JSON lines that are named .json."""
     check_file(path, MAX_JSON_BYTES)
-    try:  # bytes may be in any Unicode encoding; data frames write missing values as NaN
-        value = json.loads(path.read_bytes(), parse_constant=lambda name: None)
+    try:
+        value = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         if "Extra data" not in str(error):
             raise UserError(f"{path}: not valid JSON ({error})") from None

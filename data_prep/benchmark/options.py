@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
+
+from data_prep.benchmark.exam_files import parse_json
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SCALAR = str | int | float | None
@@ -40,7 +41,7 @@ def plain(text: Any) -> str:
 def unpacked(value: Any) -> Any:
     """The list or object that a CSV cell holds as JSON or as Python writes it; any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        for parse in (json.loads, ast.literal_eval):
+        for parse in (parse_json, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 return parse(value.strip())
     return value

@@ -9,7 +9,6 @@ al. 2024).
 from __future__ import annotations
 
 import functools
-import json
 import re
 import zipfile
 import zlib
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.benchmark.exam_files import ID, Records, csv_rows, exam_files, records
+from data_prep.benchmark.exam_files import ID, Records, csv_rows, exam_files, parse_json, records
 from data_prep.benchmark.mapping import Raw, language_name, parse_mapping, read_mapped
 from data_prep.benchmark.options import option_texts, read_answer
 from mmed.languages import get_language
@@ -141,15 +140,15 @@ def read_mmedbench(path: Path) -> Iterator[Raw]:
 
 def released_item(line: bytes, split: str, language: str, where: str) -> Raw:
     try:
-        record = json.loads(line, parse_constant=lambda name: None)
+        record = parse_json(line)
         question = record["question"].strip() and record["question"]
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where}: not MMedBench's form, an object with a text under 'question' "
                         f"({error!r:.80})") from None
-    # MMedLM: `answer_idx` is a string or a list in the release; the official code takes either.
     options = option_texts(record.get("options"))[0]
     rationale = record["rationale"] if isinstance(record.get("rationale"), str) else ""
     ours = ("question", "options", "answer_idx", "rationale", "id", "source")
+    # MMedLM: `answer_idx` is a string or a list in the release; the official code takes either.
     return Raw(str(record.get("source") or f"mmedbench-{language.lower()}"), language, split, where, question,
                options, read_answer(record.get("answer_idx"), options, {}),
                id=str(record.get("id") or ""), rationale=rationale,

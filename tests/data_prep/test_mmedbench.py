@@ -364,7 +364,7 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
     ({"text": ["x", "y"], "label": ["A", "B"]}, {"A": "x", "B": "y"}),
     ({"A": "x", "B": None, "C": 2, "D": " ", "E": None}, {"A": "x", "B": "", "C": "2"}),
     (["x", None, ""], {"A": "x"}), ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}),
-    ('{"option1": "x", "option2": "y"}', {"A": "x", "B": "y"}),
+    ('{"option1": "x", "option2": "y", "option3": NaN}', {"A": "x", "B": "y"}),
     ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}),
     ({"Ｂ": "y", "Ａ": "x"}, {"A": "x", "B": "y"}), ({"А": "x", "Б": "y"}, {"A": "x", "B": "y"}),
     ("Ａ．甲\nＢ．乙", {"A": "甲", "B": "乙"}), ("（A）甲（B）乙", {"A": "甲", "B": "乙"}),

@@ -147,7 +147,7 @@ def read_items(name: str, path: Path, options: argparse.Namespace, notes: list[s
         raw.exam, raw.stated, raw.reason = name, raw.split, problem_with(raw)
     if all(raw.reason for raw in items):
         counts = Counter(raw.reason for raw in items).most_common()
-        why = [f"{reason} {count}" for reason, count in counts] or notes
+        why = [f"{reason} {count}" for reason, count in counts] or notes or ["the files are empty"]
         first = f"; first {items[0].where}" if items else ""
         raise UserError(f"{path}: none of the {len(items)} items read as {name} can be used "
                         f"({', '.join(why)}{first})")

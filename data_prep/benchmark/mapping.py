@@ -182,7 +182,7 @@ def read_options(record: Record, paths: str) -> tuple[dict[str, str], dict[str, 
     if len(columns) == 1:
         return option_texts(values[0])
     options = lettered(values)
-    return options, {plain(column): letter for column, letter in zip(columns, options)}
+    return options, {plain(column.removesuffix("?")): letter for column, letter in zip(columns, options)}
 
 
 def resolve_numbers(items: list[Raw], kind: str, path: Path) -> None:

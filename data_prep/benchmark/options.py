@@ -165,9 +165,10 @@ def read_answer(value: Any, options: dict[str, str], names: dict[str, str], kind
             return [names[word] for word in words]
         if all(word in options or word.isdigit() for word in words):
             return words
-        if text.isupper() and set(words[0]) <= set(options):
-            return list(words[0])
-    return [letter_of_text(text, options)]
+    letter = letter_of_text(text, options)
+    if letter == text and kind != "text" and text.isupper() and set(plain(text)) <= set(options):
+        return list(plain(text))  # "CA", but not if it is an option's text, as a blood group
+    return [letter]
 
 
 def letter_of_text(part: str, options: dict[str, str]) -> str:

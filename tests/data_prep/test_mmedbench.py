@@ -395,6 +395,7 @@ def test_answers_are_read_as_they_are_written(written):
 
 def test_other_answers_stay_as_they_are():
     options = dict(zip("ABC", ["1", "AB", "z"]))
+    assert read_answer("AB", options, {}) == ["B"]
     for written in ("yes", "CAD", "cab", "a or b", "2"):
         assert read_answer(written, options, {}) == [written]
     assert read_answer("１", options, {}) == ["1"] and read_answer(-1, options, {}) == []
@@ -420,6 +421,7 @@ PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
     ({"flag": "False"}, f"{PATHS},question=title|data.stem,image=!flag", {"image_dependent": True}),
     ({"key": "o3, o1", "o3": float("nan"), "o4": "w"}, f"{PATHS},options=o1+o2+o3+o4,subject=o3",
      {"options": {"A": "x", "B": "y", "C": "", "D": "w"}, "answer_idx": "A,C"}),
+    ({"key": "o3"}, f"{PATHS},options=o1+o2+o3?+o4?", {"answer_idx": "C"}),
     ({"o1": "A. x", "o2": "(B) y", "o3": "Ｃ：z", "key": "b) Y"}, PATHS,
      {"options": {"A": "x", "B": "y", "C": "z"}, "answer_idx": "B"}),
     ({"o1": "3", "o2": "2", "o3": "1"}, PATHS, {"answer_idx": "C"}),
@@ -476,9 +478,12 @@ def test_a_folder_states_the_split_of_files_that_state_none(tmp_path):
         "Test/English.jsonl": ["test"], "Val/English.jsonl": ["dev"], "dropped.jsonl": []}
 
 
-def test_broken_json_is_one_line_with_its_place(tmp_path):
+def test_broken_and_empty_json_is_one_line(tmp_path):
     given = ["--source", f"custom={write(tmp_path / 'e.json', '[{},' + chr(10))}", "--language", "en"]
     assert "e.json: not valid JSON (" in error_of(*given, "--map", MAP, "--out", tmp_path / "x")
+    write(tmp_path / "e.json", [])
+    assert "0 items read as custom can be used (the files are empty)" in error_of(
+        *given, "--map", MAP, "--out", tmp_path / "x")
 
 
 def test_blank_and_equal_options_are_flagged_and_counted(tmp_path, capsys):

@@ -41,7 +41,6 @@ from mmed.utils.journal import json_line
 PROMPT_VERSION = 1  # of the prompts below
 WORDS = 100  # asked for of a rationale
 TEMPERATURE = 0.8  # of every sample but the first
-REPORTS = {"generate": "rationales.json", "topics": "topics.json", "merge": "checks.json"}
 # MMedLM: the 21 labels of the paper's figure of topics; 11 % of its items carry none, which is OTHER here.
 TOPICS = ("Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pediatrics", "Microbiology",
           "Physiology", "Pathology", "Immunology", "Obstetrics and Gynecology", "Public Health",
@@ -269,9 +268,9 @@ def run(options: argparse.Namespace) -> int:
         counts = Counter(entry.row.get("topic") for entry in entries)
         report["topics"] = {label: counts[label] for label in (*TOPICS, OTHER)}
     spent = api_client.usage(store.new)
-    write_folder(out, entries, REPORTS[options.command], report)
+    write_folder(out, entries, f"{task.key}s.json", report)
     store.close(keys)
-    print_report(task, report, spent, out / REPORTS[options.command])
+    print_report(task, report, spent, out / f"{task.key}s.json")
     return 0
 
 
@@ -358,7 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
     for entry in entries:
         if entry.item.key in report["passed"]:
             entry.row |= {"human_checked": True, "human_check_passed": report["passed"][entry.item.key]}
-    write_folder(out, entries, REPORTS["merge"], report)
+    write_folder(out, entries, "checks.json", report)
     print(summary(report))
     return 0
 

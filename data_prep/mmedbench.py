@@ -31,7 +31,8 @@ from typing import Any
 from data_prep.benchmark.counts import PAPER, SPLITS, format_table, table_row
 from data_prep.benchmark.exam_files import whole_folder
 from data_prep.benchmark.leaks import find_leaks
-from data_prep.benchmark.mapping import LETTERS, MAP_KEYS, Raw, fingerprint, nearest, parse_mapping
+from data_prep.benchmark.mapping import MAP_KEYS, Raw, fingerprint, nearest, parse_mapping
+from data_prep.benchmark.options import LETTERS
 from data_prep.benchmark.sources import SOURCES, read_source
 from data_prep.documents import json_line
 from data_prep.filters.language_codes import language_code
@@ -146,7 +147,7 @@ def read_items(name: str, path: Path, options: argparse.Namespace, notes: list[s
         raw.exam, raw.stated, raw.reason = name, raw.split, problem_with(raw)
     if all(raw.reason for raw in items):
         counts = Counter(raw.reason for raw in items).most_common()
-        why = [f"{reason} {count}" for reason, count in counts] or notes
+        why = [f"{reason} {count}" for reason, count in counts] or notes or ["the files are empty"]
         first = f"; first {items[0].where}" if items else ""
         raise UserError(f"{path}: none of the {len(items)} items read as {name} can be used "
                         f"({', '.join(why)}{first})")

@@ -41,7 +41,6 @@ from mmed.utils.journal import json_line
 PROMPT_VERSION = 1  # of the prompts below
 WORDS = 100  # asked for of a rationale
 TEMPERATURE = 0.8  # of every sample but the first
-REPORTS = {"generate": "rationales.json", "topics": "topics.json", "merge": "checks.json"}
 # MMedLM: the 21 labels of the paper's figure of topics; 11 % of its items carry none, which is OTHER here.
 TOPICS = ("Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pediatrics", "Microbiology",
           "Physiology", "Pathology", "Immunology", "Obstetrics and Gynecology", "Public Health",
@@ -141,7 +140,7 @@ def read_rationale(text: str) -> str | None:
     >>> read_rationale("###Rationale: Because.\\n")
     'Because.'
     """
-    marker = r"\A\s*(?:#{0,3}\s*\**Rationale\**\s*:\**)?\s*"
+    marker = r"\A\s*(?:#{0,3}\s*\**Rationale\**\s*[:：]\**)?\s*"
     return re.sub(marker, "", text, count=1, flags=re.IGNORECASE).strip() or None
 
 
@@ -269,9 +268,9 @@ def run(options: argparse.Namespace) -> int:
         counts = Counter(entry.row.get("topic") for entry in entries)
         report["topics"] = {label: counts[label] for label in (*TOPICS, OTHER)}
     spent = api_client.usage(store.new)
-    write_folder(out, entries, REPORTS[options.command], report)
+    write_folder(out, entries, f"{task.key}s.json", report)
     store.close(keys)
-    print_report(task, report, spent, out / REPORTS[options.command])
+    print_report(task, report, spent, out / f"{task.key}s.json")
     return 0
 
 
@@ -330,9 +329,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, metavar="FOLDER", help="the exam items from which the sheet was made")
     add("--out", required=True, metavar="FOLDER", help="new folder: the same files plus the checks")
     options = parser.parse_args(arguments)
-    if options.command != "sheet" and Path(options.out).exists():
-        raise UserError(f"{options.out}: already there; give another --out (and --calls FILE to use stored "
-                        "calls again)")
+    if Path(options.out).exists():  # it may hold replies that were paid for, or the work of checkers
+        raise UserError(f"{options.out}: already there; give another --out")
+    for name in ("items", "limit", "max_new_tokens", "samples"):
+        if vars(options).get(name, 0) < 0:
+            raise UsageError(f"--{name}: expected 0 or more")
     if options.command in TASKS:
         if options.completions:
             raise UsageError("--completions: not supported, because these prompts need a chat model")
@@ -356,7 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
     for entry in entries:
         if entry.item.key in report["passed"]:
             entry.row |= {"human_checked": True, "human_check_passed": report["passed"][entry.item.key]}
-    write_folder(out, entries, REPORTS["merge"], report)
+    write_folder(out, entries, "checks.json", report)
     print(summary(report))
     return 0
 

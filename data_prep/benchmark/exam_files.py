@@ -5,9 +5,11 @@ Out: (place, record) in a stable order; the place is file:line or "file: item N"
 """
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
+import json
 import os
 import re
 import shutil
@@ -17,9 +19,11 @@ from typing import Any
 
 from data_prep.record_files import read_records
 from mmed.utils.errors import UserError
-from mmed.utils.files import MAX_JSON_BYTES, check_file, read_json, read_jsonl, temporary_name
+from mmed.utils.files import MAX_JSON_BYTES, check_file, temporary_name
 
-SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+# What a model hub, git or macOS ("._train.json") puts beside the exams
+NOT_EXAMS = re.compile(r"(^|/)(\.|dataset_infos?\.json$)")
 SPLITS = {"train": "Train", "test": "Test", **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
 ID = "$id"  # the key under which a record of a JSON object by id gets its id
 Records = Iterator[tuple[str, dict[str, Any]]]
@@ -34,76 +38,104 @@ def split_of(name: str) -> str | None:
     return next((SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS), None)
 
 
-def exam_files(path: Path, pattern: str, official: bool, notes: list[str]) -> list[Path]:
-    """The file itself, or the files below a folder whose path matches `pattern`, sorted; with `official` only
-    those whose names state a split."""
+def stated_split(path: Path, given: Path) -> str | None:
+    """The split that a file's name states, or else a folder between it and the given path."""
+    names = path.relative_to(given).parts if given.is_dir() else path.parts[-1:]
+    if not re.search("[a-z]", path.stem):  # a model hub calls its files test/0000.parquet
+        names = path.parts[-2:]
+    return next(filter(None, map(split_of, reversed(names))), None)
+
+
+def exam_files(path: Path, pattern: str, prefer: str, official: bool,
+               notes: list[str]) -> dict[Path, str | None]:
+    """The file itself, or the files below a folder whose path matches `pattern`, sorted, each with its split;
+    with `official` only those that state one; only those that match `prefer`, if any do."""
     if path.is_file():
-        return [path]
+        return {path: stated_split(path, path)}
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
-    found = sorted((p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()), key=Path.as_posix)
-    files = [p for p in found if re.search(pattern, p.relative_to(path).as_posix())]
-    chosen = [p for p in files if not official or split_of(p.name)]
+    found = sorted((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+                    and not NOT_EXAMS.search(p.relative_to(path).as_posix())), key=Path.as_posix)
+    splits = {p: stated_split(p, path) for p in found if re.search(pattern, p.absolute().as_posix())}
+    chosen = [p for p, split in splits.items() if split or not official]
     if not chosen:
         named = ", with train, dev or test in its name" * official
-        has = ", ".join(p.name for p in found[:5]) or "none"
+        has = ", ".join(p.relative_to(path).as_posix() for p in found[:5]) or "none"
         raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}{named} (it has "
                         f"{has}); give the file's own path to read it anyway")
-    if others := [p.name for p in files if p not in chosen]:
+    if others := [p.name for p in splits if p not in chosen]:
         notes.append(f"skipped, no train, dev or test in the name: {', '.join(others[:5])}")
-    return chosen
+    preferred = [p for p in chosen if prefer and re.search(prefer, p.absolute().as_posix())]
+    return {p: splits[p] for p in preferred or chosen}
 
 
 def records(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Records:
     """The records of one file."""
-    if path.suffix == ".parquet":
-        def bad(reason: str, number: int, size: int) -> None:
-            raise UserError(f"{path}: row {number}: {reason}")
-
-        yield from ((f"{path}: row {number}", record)
-                    for number, record in read_records(path, ".parquet", bad))
-    elif path.suffix == ".csv":
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        yield from json_records(path)
+    elif suffix in (".csv", ".tsv"):
         (_, header), *rows = csv_rows(path, encodings) or [(1, [])]
         for line, row in rows:
-            if len(row) != len(header):
+            if len(row) < len(header) or any(row[len(header):]):  # published ones have empty cells at the end
                 raise UserError(f"{path}:{line}: {len(row)} columns, the header has {len(header)}")
-            yield f"{path}:{line}", dict(zip(header, row))
-    elif path.suffix == ".json":
-        yield from json_records(path)
+            yield f"{path}:{line}", dict(zip(map(str.strip, header), row))
     else:
-        yield from ((f"{path}:{number}", record) for number, record in read_jsonl(path))
+        yield from line_records(path, suffix if suffix == ".parquet" else ".jsonl")
+
+
+def line_records(path: Path, kind: str) -> Records:
+    """The records of JSON lines or of a parquet file."""
+    def bad(reason: str, number: int, size: int) -> None:
+        raise UserError(f"{path}:{number}: {reason}")
+
+    yield from ((f"{path}:{number}", record) for number, record in read_records(path, kind, bad))
+
+
+def parse_json(data: str | bytes) -> Any:
+    """A JSON value, from bytes in any Unicode encoding; NaN, a data frame's missing value, becomes null."""
+    return json.loads(data, parse_constant=lambda name: None)
 
 
 def json_records(path: Path) -> Records:
     """The records of an array, of an object that has them by id, or of JSON lines that are named .json."""
-    try:
-        value = read_json(path)
-    except UserError:
-        value = None
-    if isinstance(value, list):
-        for number, item in enumerate(value, 1):
-            if not isinstance(item, dict):
-                raise UserError(f"{path}: item {number}: expected an object, got {type(item).__name__}")
-            yield f"{path}: item {number}", item
-    elif isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
-        yield from ((f"{path}: {key}", {ID: key, **item}) for key, item in value.items())
-    elif isinstance(value, dict):
-        yield f"{path}:1", value
-    else:
-        yield from ((f"{path}:{number}", record) for number, record in read_jsonl(path))
-
-
-def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> list[tuple[int, list[str]]]:
-    """Read (line number, cells) in the first encoding that fits; quoted cells may contain line breaks."""
     check_file(path, MAX_JSON_BYTES)
+    try:
+        value = parse_json(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        if "Extra data" not in str(error):
+            raise UserError(f"{path}: not valid JSON ({error})") from None
+        yield from line_records(path, ".jsonl")
+        return
+    if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
+        items = {key: {ID: key, **item} for key, item in value.items()}
+    else:
+        items = {f"item {n}": item for n, item in enumerate(value if isinstance(value, list) else [value], 1)}
+    for name, item in items.items():
+        if not isinstance(item, dict):
+            raise UserError(f"{path}: {name}: expected an object, got {type(item).__name__}")
+        yield f"{path}: {name}", item
+
+
+def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",),
+             delimiter: str = "") -> list[tuple[int, list[str]]]:
+    """Read (line number, cells) in the first encoding that fits; quoted cells may contain line breaks.
+
+    Spreadsheets also write semicolons, tabs and UTF-16; the default delimiter is the one of the header.
+    """
+    check_file(path, MAX_JSON_BYTES)
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ("utf-16",)
     for encoding in encodings:
         with contextlib.suppress(UnicodeDecodeError):
-            text = path.read_bytes().decode(encoding)
+            text = data.decode(encoding)
             break
     else:
         raise UserError(f"{path}: not in {' or '.join(encodings)}; convert the file to UTF-8")
     csv.field_size_limit(10_000_000)  # the default of 131,072 is less than a long case with its tables
-    reader, rows, line = csv.reader(io.StringIO(text, newline=""), strict=True), [], 1
+    delimiter = delimiter or max(",;\t", key=text.partition("\n")[0].count)
+    reader, rows, line = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [], 1
     try:
         for row in reader:
             if any(cell.strip() for cell in row):

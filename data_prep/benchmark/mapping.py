@@ -22,16 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.benchmark.exam_files import Records, split_of
+from data_prep.benchmark.options import (
+    SCALAR,
+    lettered,
+    marked_options,
+    option_texts,
+    plain,
+    read_answer,
+    without_letters,
+)
 from data_prep.filters.language_codes import language_code
 from mmed.languages import get_language
 from mmed.utils.errors import UsageError, UserError
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SCALAR = str | int | float | None
 MISSING: Any = object()
-# An option inside a text: a line that begins with "A.", "(A)" or "a "; or "(A)" after any blank.
-OPTION_LINE = re.compile(r"(?:^|\n)\s*(?:\(([A-Za-z])\)|([A-Za-z])[).:．）、\u3000 ])\s*")
-OPTION_INLINE = re.compile(r"(?:^|\s)\(([A-Z])\)()\s*")
 OPTIONS_TITLE = re.compile(r"\s*(?:answer )?(?:choices|options)\s*:?\s*\Z", re.IGNORECASE)
 
 
@@ -50,7 +54,6 @@ class Raw:
     rationale: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     group: str = ""  # items with the same group stay on one side of a random split; empty: the id
-    names: dict[str, str] = field(default_factory=dict)  # an option's name in the file -> its letter
     # What data_prep/mmedbench.py finds out:
     exam: str = ""  # the name given to --source
     stated: str | None = None  # the split that its file states
@@ -164,72 +167,7 @@ class Record:
         return text[:16] if re.fullmatch("[0-9a-f]{40,}", text) else text
 
 
-# ---- options -------------------------------------------------------------------------------------
-
-
-def lettered(texts: Iterable[Any]) -> dict[str, str]:
-    """Name option texts A, B, C ... in their order; null or empty ones at the end mean fewer options.
-
-    >>> lettered(["Да", "Нет", None, " "])
-    {'A': 'Да', 'B': 'Нет'}
-    """
-    texts = ["" if text is None else str(text) for text in texts]
-    while texts and not texts[-1].strip():
-        texts.pop()
-    return {LETTERS[i] if i < len(LETTERS) else f"#{i + 1}": text for i, text in enumerate(texts)}
-
-
-def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """(options by letter, {published name: letter}) from the forms in which exams are published.
-
-    Texts by letter or number, a list of texts, [{"key": "A", "value": ...}] and {"label": [...], "text":
-    [...]} as on model hubs, or one string "(A) ...\\n(B) ..."; ({}, {}) if it is none of them.
-
-    >>> option_texts([{"aid": 1, "atext": "x"}, {"aid": 2, "atext": "y"}])
-    ({'A': 'x', 'B': 'y'}, {'1': 'A', '2': 'B'})
-    """
-    def first(record: dict[str, Any], *keys: str) -> Any:
-        return next((record[key] for key in keys if key in record), None)
-
-    pairs: list[tuple[Any, Any]] = []
-    if isinstance(value, str):
-        before, marked = marked_options(value)
-        pairs = [] if before else marked
-    elif isinstance(value, list) and value and all(isinstance(option, dict) for option in value):
-        pairs = [(first(option, "key", "label", "letter", "id", "aid"),
-                  first(option, "value", "text", "content", "atext")) for option in value]
-    elif isinstance(value, list):
-        return lettered(value) if all(isinstance(text, SCALAR) for text in value) else {}, {}
-    elif isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
-        pairs = list(zip(first(value, "label", "key") or [], first(value, "text", "value") or []))
-    elif isinstance(value, dict):
-        pairs = list(value.items())
-    by_name = {str(name).strip().upper(): text for name, text in pairs}
-    if len(by_name) < len(pairs) or not all(isinstance(name, str | int) and isinstance(text, SCALAR)
-                                            for name, text in pairs):
-        return {}, {}
-    names = sorted(by_name, key=lambda name: (len(name), name))
-    options = lettered(by_name[name] for name in names)
-    if not all(name.isdigit() for name in names):  # letters of its own: also "A, C", which the checks drop
-        options = dict(zip(names, options.values()))
-    return options, dict(zip(names, options))
-
-
-def marked_options(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """Split a text that ends with its options into (text before them, [(letter, option text)]).
-
-    >>> marked_options("Vitamin (C) is? (A) x (B) y"), marked_options("Why?\\nA. x\\nB. y")
-    (('Vitamin (C) is?', [('A', 'x'), ('B', 'y')]), ('Why?', [('A', 'x'), ('B', 'y')]))
-    """
-    for pattern in (OPTION_LINE, OPTION_INLINE):
-        matches = list(pattern.finditer(text))
-        letters = [(match[1] or match[2]).upper() for match in matches]
-        if len(matches) > 1 and "A" in letters:  # letters before the last "A" belong to the question
-            start = len(letters) - 1 - letters[::-1].index("A")
-            ends = [match.start() for match in matches[start + 1:]] + [len(text)]
-            texts = [text[match.end():end].strip() for match, end in zip(matches[start:], ends)]
-            return text[:matches[start].start()].rstrip(), list(zip(letters[start:], texts))
-    return text, []
+# ---- items ---------------------------------------------------------------------------------------
 
 
 def read_options(record: Record, paths: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -244,50 +182,17 @@ def read_options(record: Record, paths: str) -> tuple[dict[str, str], dict[str, 
     if len(columns) == 1:
         return option_texts(values[0])
     options = lettered(values)
-    return options, {column.upper(): letter for column, letter in zip(columns, options)}
+    return options, {plain(column.removesuffix("?")): letter for column, letter in zip(columns, options)}
 
 
-# ---- answers -------------------------------------------------------------------------------------
-
-
-def letters_in(value: Any) -> list[str]:
-    """Letters or numbers from the ways answers are written: "A", "a,c", "ACE", "(AC)", ["a", "c"], "1,3";
-    anything else as it is.
-
-    >>> letters_in("(ACE)"), letters_in("a, c"), letters_in(["d"]), letters_in("a or d"), letters_in(None)
-    (['A', 'C', 'E'], ['A', 'C'], ['D'], ['a or d'], [])
-    """
-    if isinstance(value, list):
-        return [letter for part in value for letter in letters_in(part)]
-    text = "" if value is None else str(value).strip()
-    bare = re.sub(r"\s*[,;、，]\s*", ",", text.strip("()（）[] "))
-    if re.fullmatch(r"[A-Za-z](,[A-Za-z])*|\d+(,\d+)*", bare):
-        return bare.upper().split(",")
-    if re.fullmatch(r"[A-Z]+", bare) and list(bare) == sorted(set(bare)):  # "ACE": in order, so hardly a word
-        return list(bare)
-    return [text] if text else []
-
-
-def letters_of_texts(value: Any, options: dict[str, str]) -> list[str]:
-    """Convert answers given as option texts into letters, ignoring case."""
-    values = value if isinstance(value, list) else [value]
-    parts = [str(part).strip() for part in values if part is not None]
-    letter_of = {text.strip().casefold(): letter for letter, text in reversed(options.items())}
-    return [letter_of.get(part.casefold(), part) for part in parts if part]
-
-
-def resolve_answers(items: list[Raw], kind: str, path: Path) -> None:
-    """Replace answers that are an option's published name or its number by its letter; -1 means none.
+def resolve_numbers(items: list[Raw], kind: str, path: Path) -> None:
+    """Replace answers that are an option's number by its letter.
 
     Unless `kind` says so, the numbers themselves show whether they count from 0 or 1: either a 0 or the
     number of options occurs. A wrong guess would shift every answer, so anything else is an error.
     """
-    found = set()  # (number, how many options)
-    for raw in items:
-        parts = [part.removesuffix(".0") for part in raw.answer]
-        raw.answer = [raw.names.get(part.upper(), part) for part in parts if not re.fullmatch(r"-\d+", part)]
-        found |= {(int(part), len(raw.options)) for part in raw.answer
-                  if raw.options and re.fullmatch("[0-9]{1,3}", part)}
+    found = {(int(part), len(raw.options)) for raw in items for part in raw.answer
+             if raw.options and re.fullmatch("[0-9]{1,3}", part)}
     if kind in ("letter", "text") or not found:
         return
     from_0 = any(number == 0 for number, _ in found)
@@ -299,9 +204,6 @@ def resolve_answers(items: list[Raw], kind: str, path: Path) -> None:
     for raw in items:
         letter_of = {str(place + base): letter for place, letter in enumerate(raw.options)}
         raw.answer = [letter_of.get(part, part) for part in raw.answer]
-
-
-# ---- items ---------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -325,15 +227,18 @@ def why_skipped(record: Record, mapping: Mapping, language: str) -> str:
 
 
 def read_question(raw: Raw, record: Record, mapping: Mapping) -> None:
-    """Fill in question, options, and their published names."""
+    """Fill in question, options and answer."""
     raw.question = record.text(mapping.question)
     before, marked = marked_options(raw.question)
+    names: dict[str, str] = {}
     if mapping.options == mapping.question:
         raw.question, raw.options = before, dict(marked)
     else:
-        raw.options, raw.names = read_options(record, mapping.options)
+        options, names = read_options(record, mapping.options)
+        raw.options = without_letters(options)
         if marked and dict(marked) == raw.options:  # the question repeats its options
             raw.question = OPTIONS_TITLE.sub("", before)
+    raw.answer = read_answer(record.value(mapping.answer), raw.options, names, mapping.kind)
     context = record.text(mapping.context).strip()
     if context and raw.question.strip():
         raw.question = f"{context}\n{raw.question.strip()}"
@@ -345,6 +250,8 @@ def further_keys(record: Record, mapping: Mapping) -> dict[str, Any]:
     extra: dict[str, Any] = {key: record.text(path) or None for key, path in paths.items() if path}
     if mapping.image:
         value = record.value(mapping.image.removeprefix("!"))
+        if isinstance(value, dict):  # {"bytes": ..., "path": ...} of model hubs
+            value = any(value.values())
         flag = bool(value) and str(value).lower() not in ("false", "0", "no")
         extra["image_dependent"] = flag != mapping.image.startswith("!")
     kept = {key: record.find(key) for key in mapping.keep.split("+")}
@@ -354,9 +261,6 @@ def further_keys(record: Record, mapping: Mapping) -> dict[str, Any]:
 def read_item(raw: Raw, record: Record, mapping: Mapping, prefix: str) -> None:
     """Fill in an item whose source, language and split are known."""
     read_question(raw, record, mapping)
-    answer = record.value(mapping.answer)
-    by_text = mapping.kind == "text"
-    raw.answer = letters_of_texts(answer, raw.options) if by_text else letters_in(answer)
     raw.rationale = record.text(mapping.rationale).strip()
     raw.extra = further_keys(record, mapping)
     raw.source += f"-{record.text(mapping.source)}" if mapping.source else ""
@@ -369,15 +273,14 @@ def read_item(raw: Raw, record: Record, mapping: Mapping, prefix: str) -> None:
         raw.group = f"{prefix.partition('-')[0] or raw.source}-{record.id(mapping.group)}"
 
 
-def read_mapped(files: list[Path], rows: Callable[[Path], Records], mapping: Mapping, name: str | None,
-                language: str, notes: list[str], prefix: str = "") -> list[Raw]:
-    """Read the items of these files. `name` None: use the file names; `language` "": use the records'."""
+def read_mapped(files: dict[Path, str | None], rows: Callable[[Path], Records], mapping: Mapping,
+                name: str | None, language: str, notes: list[str], prefix: str = "") -> list[Raw]:
+    """Read the items of these files, each with the split that it states. `name` None: use the file names;
+    `language` "": use the records'."""
     items: list[Raw] = []
     skipped: Counter[str] = Counter()
-    for path in files:
+    for path, split in files.items():
         source = name or re.sub(r"[^\w-]+", "-", path.name.split(".")[0]).lower()
-        # a model hub calls its files test/0000.parquet
-        split = split_of(path.name if re.search("[a-z]", path.stem) else path.parent.name)
         for where, values in rows(path):
             record = Record(values, where)
             if reason := why_skipped(record, mapping, language):
@@ -389,5 +292,5 @@ def read_mapped(files: list[Path], rows: Callable[[Path], Records], mapping: Map
     if skipped:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common(8))
         notes.append(f"skipped {skipped.total():,} records: {reasons}{', ...' if len(skipped) > 8 else ''}")
-    resolve_answers(items, mapping.kind, files[0])
+    resolve_numbers(items, mapping.kind, path)
     return items

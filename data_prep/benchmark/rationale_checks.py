@@ -75,20 +75,23 @@ def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str] |
 # ---- saved files ---------------------------------------------------------------------------------
 
 def read_sheets(paths: Sequence[str],
-                items: Sequence[ExamItem]) -> tuple[dict[str, Verdicts], list[dict[str, str]]]:
-    """(checker -> verdicts, notes) of saved files; rows without a verdict on every criterion are left out.
+                items: Sequence[ExamItem]) -> tuple[dict[str, Verdicts], list[dict[str, str]], int]:
+    """(checker -> verdicts, notes, incomplete rows) of saved files; an incomplete row, which has a verdict on
+    some criteria only, is left out.
 
     Each unusable row is reported on its own line; if there are any, nothing is merged.
     """
     key_of = {item_code(item): item.key for item in items}
     checkers: dict[str, Verdicts] = {}
-    notes, problems = [], []
+    notes, problems, incomplete = [], [], 0
     for path in paths:
-        own = checkers.setdefault(Path(path).stem, {})
+        if Path(path).stem in checkers:
+            raise UserError(f"{path}: another sheet has the same name, which is the checker's; rename one")
+        own = checkers[Path(path).stem] = {}
         for where, row in records(Path(path)):
             if missing := [name for name in COLUMNS if name not in row]:
                 raise UserError(f"{path}: no column {missing[0]!r}; expected a sheet of `python -m "
-                                "data_prep.rationales sheet`, saved as CSV with commas, in UTF-8")
+                                "data_prep.rationales sheet`, saved as CSV in UTF-8")
             cells = {name: row[name].strip().casefold() for name in CRITERIA}
             unknown = [cell for cell in cells.values() if cell and cell not in WORDS]
             if unknown:
@@ -100,19 +103,21 @@ def read_sheets(paths: Sequence[str],
                 own[key] = {name: WORDS[cell] for name, cell in cells.items()}
                 if row["note"].strip():
                     notes.append({"key": key, "checker": Path(path).stem, "note": row["note"].strip()})
+            else:
+                incomplete += any(cells.values())
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
     if problems:
         raise UserError(f"{len(problems):,} of the sheets' rows cannot be used (listed above); nothing was "
                         "written")
-    return {name: own for name, own in checkers.items() if own}, notes
+    return {name: own for name, own in checkers.items() if own}, notes, incomplete
 
 
 # ---- verdict and agreement -----------------------------------------------------------------------
 
 def check(paths: Sequence[str], items: Sequence[ExamItem]) -> dict[str, Any]:
     """Summarise the saved files: which items passed, counts by language, agreement, notes."""
-    checkers, notes = read_sheets(paths, items)
+    checkers, notes, incomplete = read_sheets(paths, items)
     if not checkers:
         raise UserError(f"{', '.join(paths)}: no item has a verdict")
     passed: dict[str, bool] = {}
@@ -125,7 +130,7 @@ def check(paths: Sequence[str], items: Sequence[ExamItem]) -> dict[str, Any]:
     return {"checkers": {name: len(own) for name, own in sorted(checkers.items())},
             "all": share(list(passed.values())),
             "languages": {name: share(part) for name, part in languages.items()},
-            "agreement": agreement(checkers), "notes": notes, "passed": passed}
+            "agreement": agreement(checkers), "notes": notes, "incomplete": incomplete, "passed": passed}
 
 
 def share(values: Sequence[bool]) -> dict[str, Any]:
@@ -157,6 +162,8 @@ def summary(report: Mapping[str, Any]) -> str:
              for name, part in [*report["languages"].items(), ("all", report["all"])]]
     lines.append("passed: every checker of an item found all three criteria met; checkers: "
                  + ", ".join(f"{name} ({n:,})" for name, n in report["checkers"].items()))
+    if report["incomplete"]:
+        lines.append(f"{report['incomplete']:,} rows left out, which lack a verdict on some criterion")
     found = report["agreement"]
     parts = [f"{what} {part['percent']:.1f} %, alpha "
              + ("not defined" if part["alpha"] is None else f"{part['alpha']:.3f}")

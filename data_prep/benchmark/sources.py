@@ -9,7 +9,6 @@ al. 2024).
 from __future__ import annotations
 
 import functools
-import json
 import re
 import zipfile
 import zlib
@@ -17,8 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.benchmark.exam_files import ID, Records, csv_rows, exam_files, records
-from data_prep.benchmark.mapping import Raw, letters_in, option_texts, parse_mapping, read_mapped
+from data_prep.benchmark.exam_files import ID, Records, csv_rows, exam_files, parse_json, records
+from data_prep.benchmark.mapping import Raw, language_name, parse_mapping, read_mapped
+from data_prep.benchmark.options import option_texts, read_answer
 from mmed.languages import get_language
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import MAX_JSON_BYTES, read_json
@@ -26,7 +26,7 @@ from mmed.utils.files import MAX_JSON_BYTES, read_json
 APOLLO_LANGUAGES = {"cmb-single": "zh", "cmexam": "zh", "cmmlu-medical": "zh", "medqa-mcmle": "zh",
                     "medqa-usmle": "en", "medmcqa": "en", "mmlu-medical": "en", "headqa": "es",
                     "frenchmedmcqa": "fr"}
-RELEASE_FILE = re.compile(r"(?:[^/]+/)?(Train|Val|Test)/([A-Z][a-z]+)\.jsonl")
+RELEASE_FILE = re.compile(r"(?:.+/)?(Train|Val|Test)/([A-Z][a-z]+)\.jsonl")
 MMLU_MEDICAL = ("clinical_knowledge|medical_genetics|anatomy|professional_medicine|college_biology|"
                 "college_medicine")
 
@@ -38,7 +38,8 @@ class Source:
     language: str  # code; "": as the records say, or --language
     mapping: str = ""
     files: str = ""  # regular expression that file paths below a folder must match
-    official: bool = False  # only files whose names state a split
+    prefer: str = ""  # where a folder has files that match this, only these
+    official: bool = False  # only files that state a split
     rows: Callable[[Path], Records] = records
     prefix: str = ""  # of ids, in place of the source's name
     in_paper: bool = False  # one of MMedBench's six sets
@@ -82,8 +83,11 @@ def pubmedqa_rows(path: Path) -> Records:
     truth = path.with_name("test_ground_truth.json")
     tests = read_json(truth) if truth.exists() else None
     for where, record in records(path):
-        is_test = tests is not None and str(record.get(ID, record.get("pubid"))) in tests
-        yield where, record | {"split": "" if tests is None else "test" if is_test else "train"}
+        if tests is not None:
+            record["split"] = "test" if str(record.get(ID, record.get("pubid"))) in tests else "train"
+        elif "pqa_labeled" in path.as_posix():  # of which model hubs have "train" alone
+            record["split"] = ""
+        yield where, record
 
 
 def mmlu_rows(path: Path) -> Records:
@@ -91,7 +95,7 @@ def mmlu_rows(path: Path) -> Records:
     if path.suffix != ".csv":
         yield from records(path)
         return
-    for line, row in csv_rows(path):
+    for line, row in csv_rows(path, delimiter=","):
         if len(row) != 6:
             raise UserError(f"{path}:{line}: {len(row)} columns; MMLU has 6 (question, four options, answer)")
         question, *options, answer = row
@@ -126,7 +130,7 @@ def read_mmedbench(path: Path) -> Iterator[Raw]:
             if archive and archive.getinfo(name).file_size > MAX_JSON_BYTES:
                 raise UserError(f"{path}: {name} is larger than {MAX_JSON_BYTES:,} bytes")
             data = archive.read(name) if archive else (path / name).read_bytes()
-            for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
+            for number, line in enumerate(data.split(b"\n"), 1):
                 if line.strip():
                     yield released_item(line, split, language, f"{path}!{name}:{number}")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
@@ -134,18 +138,19 @@ def read_mmedbench(path: Path) -> Iterator[Raw]:
                         "folder with Train/ and Test/") from None
 
 
-def released_item(line: str, split: str, language: str, where: str) -> Raw:
+def released_item(line: bytes, split: str, language: str, where: str) -> Raw:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         question = record["question"].strip() and record["question"]
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where}: not MMedBench's form, an object with a text under 'question' "
                         f"({error!r:.80})") from None
-    # MMedLM: `answer_idx` is a string or a list in the release; the official code takes either.
+    options = option_texts(record.get("options"))[0]
     rationale = record["rationale"] if isinstance(record.get("rationale"), str) else ""
     ours = ("question", "options", "answer_idx", "rationale", "id", "source")
+    # MMedLM: `answer_idx` is a string or a list in the release; the official code takes either.
     return Raw(str(record.get("source") or f"mmedbench-{language.lower()}"), language, split, where, question,
-               option_texts(record.get("options"))[0], letters_in(record.get("answer_idx")),
+               options, read_answer(record.get("answer_idx"), options, {}),
                id=str(record.get("id") or ""), rationale=rationale,
                extra={key: value for key, value in record.items() if key not in ours})
 
@@ -158,17 +163,17 @@ JAPANESE_EXAMS = "no licence file; exams: Japanese Ministry of Health"
 KEEP = "subject=subject?,keep=answer+meta_info+metamap_phrases+realidx"
 MEDQA = ("question=question|data.Question|sent1,options=options|data.Options|ending0+ending1+ending2+ending3,"
          f"answer=answer_idx|data.Correct Option|label,kind=0,id=realidx?,rationale=exp?,{KEEP}")
-MEDMCQA = ("question=question,options=options|opa+opb+opc+opd,answer=answer_idx|cop,id=id|realidx?,"
+MEDMCQA = ("question=question,options=options|opa+opb+opc+opd,answer=answer_idx|cop?,id=id|realidx?,"
            f"rationale=exp?,{KEEP},subject=subject_name|subject?,topic=topic_name?")
 # MMedLM: yes/no made a two-choice question.
 # DIFFERS: whether the paper kept the context is not known; without it the questions cannot be answered, so it
 # comes first, on a line of its own.
-RUMEDDANET = "question=question,context=context,options=Да/Нет,answer=answer,kind=text,id=pairID?"
+RUMEDDANET = "question=question,context=context,options=Да/Нет,answer=answer?,kind=text,id=pairID?"
 # MMedLM: the paper reports PubMedQA among its English benchmarks.
 # DIFFERS: its wording is not published; the abstract without its conclusion comes first, then the question,
 # as the authors of PubMedQA set the task.
 PUBMEDQA = ("question=QUESTION|question,context=CONTEXTS|context.contexts,options=yes/no/maybe,kind=text,"
-            "answer=final_decision,id=$id|pubid,rationale=LONG_ANSWER|long_answer?,year=YEAR?,split=split")
+            "answer=final_decision,id=$id|pubid,rationale=LONG_ANSWER|long_answer?,year=YEAR?,split=split?")
 MMLU = ("question=question,options=options|choices,answer=answer_idx|answer,kind=0,id=realidx?,"
         f"{KEEP},filter=subject={MMLU_MEDICAL}")
 HEADQA = ("question=qtext,options=answers,answer=ra,kind=letter,id=name+qid,group=name+qid,year=year?,"
@@ -179,14 +184,17 @@ CAREQA = ("question=question,options=op1+op2+op3+op4,answer=cop,kind=1,id=unique
           "year=year?")
 
 SOURCES = {
-    "medqa": Source("MedQA US, 4 options", "MIT", "en", MEDQA, official=True, in_paper=True),
-    "mcmle": Source("MedQA Mainland, simplified, 4 options", "MIT", "zh", MEDQA, official=True,
-                    in_paper=True),
+    # MMedLM: the 4-option versions; the 5-option files have the same questions.
+    "medqa": Source("MedQA US, 4 options", "MIT", "en", MEDQA, "^(?!.*/(Mainland|Taiwan|metamap_.*)/)",
+                    "/4_options/", official=True, in_paper=True),
+    "mcmle": Source("MedQA Mainland, simplified, 4 options", "MIT", "zh", MEDQA, "^(?!.*/(US|Taiwan)/)",
+                    "/4_options/", official=True, in_paper=True),
     "igakuqa": Source("IgakuQA, a folder a year", JAPANESE_EXAMS, "ja", IGAKUQA, r"(^|/)\d+-[A-Z]\.jsonl$",
                       rows=igakuqa_rows, in_paper=True),
     "frenchmedmcqa": Source(
-        "FrenchMedMCQA", "Apache-2.0", "fr", "question=question,options=answers,answer=correct_answers,id=id,"
-        "subject=subject_name?", official=True, in_paper=True),
+        "FrenchMedMCQA", "Apache-2.0", "fr", "question=question,answer=correct_answers,kind=0,id=id,"
+        "options=answers|answer_a+answer_b+answer_c+answer_d+answer_e,subject=subject_name?", official=True,
+        in_paper=True),
     "rumeddanet": Source("RuMedDaNet", None, "ru", RUMEDDANET, official=True, in_paper=True),
     "headqa": Source("HEAD-QA, Spanish", SPANISH_EXAMS, "es", HEADQA, official=True, rows=headqa_rows,
                      prefix="headqa-es", in_paper=True),
@@ -195,7 +203,8 @@ SOURCES = {
     "medmcqa": Source("MedMCQA", "MIT", "en", MEDMCQA),
     "pubmedqa": Source("PubMedQA, labelled part", "MIT", "en", PUBMEDQA, r"ori_pqal\.json$|pqa_labeled",
                        rows=pubmedqa_rows),
-    "mmlu": Source("MMLU, the paper's six medical subjects", "MIT", "en", MMLU, rows=mmlu_rows),
+    "mmlu": Source("MMLU, the paper's six medical subjects", "MIT", "en", MMLU,
+                   "^(?!.*/auxiliary_train/)", "/all/", rows=mmlu_rows),
     "jmmlu-med": Source(
         "JMMLU-Med", "CC BY-SA 4.0", "ja", "question=question,options=optionA+optionB+optionC+optionD,"
         "answer=answer,subject=tag", rows=functools.partial(records, encodings=("utf-8-sig", "cp932"))),
@@ -244,11 +253,8 @@ def read_source(name: str, path: Path, language: str, given: str, notes: list[st
     if not code and not mapping.language:
         raise UsageError(f"--source {name} needs --language")
     spoken = get_language(code).name if code else ""
-    # a repository of many languages has a folder for each
-    folder = path / code if code and (path / code).is_dir() else path
-    files = exam_files(folder, source.files, source.official, notes)
-    if name in ("medqa", "mcmle"):
-        files = medqa_files(path, files, "US" if name == "medqa" else "Mainland")
+    folder = language_folder(path, code, several=not (source.language or mapping.language))
+    files = exam_files(folder, source.files, source.prefer, source.official, notes)
     items = read_mapped(files, source.rows, mapping, None if name == "custom" else name, spoken, notes,
                         source.prefix)
     if name == "pubmedqa" and any(raw.split is None for raw in items):
@@ -261,12 +267,14 @@ def read_source(name: str, path: Path, language: str, given: str, notes: list[st
     yield from items
 
 
-def medqa_files(path: Path, files: list[Path], part: str) -> list[Path]:
-    """MedQA's release has US, Mainland and Taiwan, each with 4 and 5 options."""
-    parts = {p: set(p.parts[len(path.parts):]) for p in files}
-    here = [p for p in files if part in parts[p]] or \
-           [p for p in files if not {"US", "Mainland", "Taiwan"} & parts[p]]
-    if not here:
-        raise UserError(f"{path}: no {part} files of MedQA (train, dev, test .jsonl) below this folder")
-    # MMedLM: the 4-option versions; the 5-option files have the same questions.
-    return [p for p in here if "4_options" in p.parts] or here
+def language_folder(path: Path, code: str, several: bool) -> Path:
+    """The folder of a language in a repository of many; else the path itself, unless with `several` it has
+    folders of other languages alone."""
+    if code and (path / code).is_dir():
+        return path / code
+    if several and path.is_dir():
+        others = sorted(p.name for p in path.iterdir() if p.is_dir() and language_name(p.name))
+        if others:
+            raise UserError(f"{path}: no folder {code}/; it has {', '.join(others)}")
+    return path
+

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from examples.demo.micro_world_words import ENDINGS, SCRIPTS, SYLLABLES, WORDS
 from mmed.prompts import ExamItem, build_prompt, build_target
-from mmed.utils.errors import Parser, UsageError, main_guard
+from mmed.utils.errors import Parser, main_guard
 from mmed.utils.files import atomic_write, write_json
 
 DISEASES = 32  # half of them for Test
@@ -371,8 +371,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--seed", type=int, default=0, help="random seed; it decides all names and facts")
     options = parser.parse_args(arguments)
-    if options.out.exists() and not options.out.is_dir():
-        raise UsageError(f"--out={options.out}: this is a file; give a folder")
     for what, count in write_world(options.out, options.seed).items():
         print(f"{options.out / what}: {count}")
 

@@ -9,10 +9,7 @@ which public files belong in --data, and what came out.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +17,8 @@ from data_prep.pipeline.plan import Step, print_commands, run_plan
 from examples.real_run.profiles import PROFILES
 from examples.real_run.steps import real_run
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")  # of NVIDIA's and AMD's drivers
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -48,29 +47,14 @@ def gguf_file(out: Path) -> Path:
 
 
 def bf16_is_fast() -> bool:
-    """Whether products in bf16 are no slower than in fp32; without the instructions torch emulates them.
+    """Whether there is a GPU, or a processor with instructions for bf16; without them torch emulates it.
 
-    Measured in a process of its own: where torch has started threads, a fork hangs at its first product.
+    Asking torch would start threads and the GPU's driver, which the plan's forked steps could not use.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        return pool.submit(_measure_bf16).result()
-
-
-def _measure_bf16() -> bool:
-    import torch  # takes seconds, which --help does not need
-
-    if torch.cuda.is_available():
+    if any(Path(device).exists() for device in GPU_DEVICES):
         return True
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(512, 1024, dtype=dtype)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            x @ x.t()
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
-    return seconds[torch.bfloat16] < seconds[torch.float32]
+    flags = Path("/proc/cpuinfo")  # avx512_bf16, amx_bf16, on ARM bf16
+    return flags.is_file() and "bf16" in flags.read_text()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.documents import find_inputs, read_documents
+from data_prep.rationales import read_entries
 from mmed.utils.errors import Parser, UserError, main_guard
-from mmed.utils.files import atomic_write, read_jsonl
+from mmed.utils.files import atomic_write
+from mmed.utils.journal import json_line
 
 SHORTEST, LONGEST = 200, 4000  # characters of a validation document
 
@@ -32,28 +33,29 @@ def by_hash(rows: Iterable[dict], key: str) -> list[dict]:
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(map(json_line, rows))
 
 
-def usable_items(path: Path) -> list[dict]:
-    """Items with one key and no picture, in the order of their hash."""
-    return by_hash((row for _, row in read_jsonl(path)
-                    if not row.get("image_dependent") and "," not in row["answer_idx"]), "question")
+def usable_items(folder: Path) -> dict[str, list[dict]]:
+    """The items with one key and no picture of each file, in the order of their hash."""
+    files: dict[str, list[dict]] = {}
+    for entry in read_entries(folder):
+        if len(entry.item.answer) == 1 and not entry.row.get("image_dependent"):
+            files.setdefault(entry.file, []).append(entry.row)
+    return {name: by_hash(rows, "question") for name, rows in files.items()}
 
 
 def divide_exams(benchmark: Path, out: Path, items: int, development: int) -> None:
-    for path in sorted((benchmark / "Train").glob("*.jsonl")):
-        rows = usable_items(path)
+    for name, rows in usable_items(benchmark / "Train").items():
         # keep equal questions with different options on one side
         border = min(development, len(rows) // 2)
         while border < len(rows) and rows[border]["question"] == rows[border - 1]["question"]:
             border += 1
-        write_rows(out / "Dev" / path.name, rows[:border])
-        write_rows(out / "Train" / path.name, rows[border:border + items] if items else rows[border:])
-    for path in sorted((benchmark / "Test").glob("*.jsonl")):
-        write_rows(out / "Test" / path.name, usable_items(path))
+        write_rows(out / "Dev" / name, rows[:border])
+        write_rows(out / "Train" / name, rows[border:border + items] if items else rows[border:])
+    for name, rows in usable_items(benchmark / "Test").items():
+        write_rows(out / "Test" / name, rows)
 
 
 def divide_documents(sources: list[Path], language: str, documents: int, name: str) -> None:

@@ -15,7 +15,8 @@ from json_lines import read_lines, write_lines
 
 from data_prep import mmedbench
 from data_prep.benchmark.counts import PAPER
-from data_prep.benchmark.mapping import Raw, letters_in, marked_options, option_texts
+from data_prep.benchmark.mapping import Raw
+from data_prep.benchmark.options import marked_options, option_texts, read_answer
 from data_prep.benchmark.sources import SOURCES
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import UserError
@@ -101,6 +102,9 @@ PROX |= {f"option_{i}": "abcd"[i] if i < 4 else None for i in range(10)}
 PUBMED = {"pubid": 12, "question": "Help?", "context": {"contexts": ["We asked.", "We saw."]},
           "long_answer": "It may.", "final_decision": "maybe"}
 HEADQA = headqa_item(1, ra=2) | {"qid": 1, "name": "E", "year": "2013", "category": "eye", "image": None}
+PUBMED_ITEM = {"QUESTION": "Help?", "CONTEXTS": ["We asked.", "We saw."], "YEAR": "2011",
+               "final_decision": "maybe", "LONG_ANSWER": "It may."}
+FRENCH = {"id": "f", "question": "q", "correct_answers": [0, 4]} | {f"answer_{c}": c for c in "abcde"}
 JMMLU = "tag,question,optionA,optionB,optionC,optionD,answer\nanatomy,q,a,b,c,d,C\n"
 CARE = {"question": "q", "op1": "a", "op2": "b", "op3": "c", "op4": "d", "cop": 3, "unique_id": "u",
         "year": 9}
@@ -111,45 +115,100 @@ KOREAN = {"question": "q", **ABCD, "E": None, "answer": 3, "year": 2022}
 JMLE = {"question_id": "120A-1", "question_text": "1　どれか。\n\n　a　手術\n\n　b　観察", "answer": ["b"],
         "requires_image": True, "serial_group": {"context_text": "60歳の男性。"}}
 YAKU = [igakuqa_item(1) | {"answer": ["3", "5"], "comment": "解説"}, igakuqa_item(2) | {"choices": "IMAGES"}]
-PRESETS = [  # source, file, records, the file that is written, what its one item has
-    ("medqa", "data/test-0.parquet", [HUB], "Test/English", C),
-    ("medqa", "data/train-0.parquet", [ENDINGS], "Train/English", C),
-    ("medqa", "test.jsonl", [PAIRS], "Test/English", C),
-    ("mmlu", "anatomy/test-0.parquet", [MMLU], "Test/English", C | {"subject": "anatomy"}),
-    ("pubmedqa", "pqa_labeled/train-0.parquet", [PUBMED], "Test/English", {
+DANET = {"question": "Q?", "context": "C.", "answer": None, "pairID": "1"}  # as in its test part
+PUBMED_PAIR = {"11": PUBMED_ITEM, "12": PUBMED_ITEM | {"final_decision": "no", "QUESTION": "Else?"}}
+APOLLO = [{"question": q, "option": o, "anwer": a, "source": "cmexam"} for q, o, a in (
+    ("药品", "(A) 甲 (B级).\n(B) 乙.\n(C) 丙.", "(AC)"), ("跳号", "(A) 甲.\n(C) 丙.", "(A)"),
+    ("越界", "(A) 甲.\n(B) 丙.", "(E)"))]
+EXAM = [headqa_item(1, "5", image="./img1.png"), headqa_item(3, "1"), headqa_item(4, "6")]
+OUTSIDE = "answer outside the options"
+# Source, its files, what the items of each written file have, reasons of what is dropped
+PRESETS = [
+    ("medqa", {"data/test-0.parquet": [HUB], "data/train-0.parquet": [ENDINGS]}, {
+        "Test/English": [C], "Train/English": [C]}, []),
+    ("medqa", {"default/test/0000.parquet": [PAIRS]}, {"Test/English": [C]}, []),
+    ("mmlu", {"anatomy/test-0.parquet": [MMLU]}, {"Test/English": [C | {"subject": "anatomy"}]}, []),
+    ("mmlu", {"anatomy_test.csv": '"Which, of these?",a,b,"c ""x""",d,C\n',
+              "astronomy_test.csv": "Which star?,a,b,c,d,A\n",
+              "more.jsonl": [MMLU | {"subject": "college_biology"}, MMLU | {"subject": "law"}],
+              "auxiliary_train/train.jsonl": [{"train": MMLU}]}, {"Test/English": [  # as on the hub
+                  C | {"question": "Which, of these?", "options": ABCD | {"C": 'c "x"'},
+                       "subject": "anatomy"},
+                  C | {"subject": "college_biology"}]}, []),
+    # the hub has the items of all/ again subject by subject
+    ("mmlu", {"all/test.jsonl": [MMLU], "anatomy/test.jsonl": [MMLU]}, {"Test/English": [C]}, []),
+    ("pubmedqa", {"pqa_labeled/train-0.parquet": [PUBMED]}, {"Test/English": [{
         "question": "We asked.\nWe saw.\nHelp?", "answer_idx": "C", "rationale": "It may.",
-        "id": "pubmedqa-12"}),
-    ("headqa", "es/train-0.parquet", [HEADQA], "Train/Spanish", {
-        "id": "headqa-es-E-1", "answer_idx": "B", "image_dependent": False, "subject": "eye"}),
-    ("jmmlu-med", "JMMLU-Med.csv", JMMLU, "Test/Japanese", C | {"subject": "anatomy"}),
-    ("careqa", "CareQA_es.json", [CARE], "Test/Spanish", C | {"id": "careqa-u", "year": "9"}),
-    ("medxpertqa", "Text/test.jsonl", [XPERT], "Test/English", C | {
-        "question": "q?", "subject": "Skin", "medical_task": "x", "image_dependent": False}),
-    ("medxpertqa", "MM/dev.jsonl", [XPERT | {"images": ["a.png"]}], "Val/English", {"image_dependent": True}),
-    ("global-mmlu", "fr/test-0.parquet", [GLOBAL, GLOBAL | {"subject": "law"}], "Test/French", C),
-    ("mmlu-prox", "fr/test/0000.parquet", [PROX, PROX | {"category": "law"}], "Test/French", C | {
-        "id": "mmlu-prox-7"}),
-    ("globalmedqa", "data/Small.parquet", [WORLD | {"language": t} for t in ("FR", "PL")], "Test/French", {
-        "options": ABCD, "answer_idx": "B,D", "subject": "a\nb", "id": "globalmedqa-5"}),
-    ("kormedmcqa", "doctor/test-0.parquet", [KOREAN], "Test/English", C | {"year": "2022"}),
-    ("igakuqa120", "jmle2026_dataset.json", [JMLE], "Test/Japanese", {
+        "id": "pubmedqa-12"}]}, []),
+    ("pubmedqa", {"ori_pqal.json": PUBMED_PAIR, "test_ground_truth.json": {"12": "no"}}, {
+        "Train/English": [{
+            "question": "We asked.\nWe saw.\nHelp?", "options": {"A": "yes", "B": "no", "C": "maybe"},
+            "answer_idx": "C", "rationale": "It may.", "id": "pubmedqa-11"}],
+        "Test/English": [{"answer_idx": "B"}]}, []),
+    ("frenchmedmcqa", {"train.json": [french_item(1), french_item(2, correct_answers=["e", "b"], answers={
+        c: f"{c}?" for c in "acdeb"})]}, {"Train/French": [  # one published item has this order
+            {"answer_idx": "A,D", "subject": "pharmacie"},
+            {"answer_idx": "B,E", "options": {c.upper(): f"{c}?" for c in "abcde"}}]}, []),
+    ("frenchmedmcqa", {"data/test-0.parquet": [FRENCH]}, {"Test/French": [{"answer_idx": "A,E"}]}, []),
+    ("rumeddanet", {"train_v1.jsonl": [
+        DANET | {"answer": "да"}, DANET | {"answer": "нет", "pairID": "2"}, DANET,
+        DANET | {"answer": "может быть"}]}, {"Train/Russian": [
+            {"question": "C.\nQ?", "options": {"A": "Да", "B": "Нет"}, "answer_idx": "A",
+             "id": "rumeddanet-1"},
+            {"answer_idx": "B", "id": "rumeddanet-2"}]}, ["no answer", OUTSIDE]),
+    ("headqa", {"HEAD/train_HEAD.json": headqa_file("es", "E", EXAM),
+                "HEAD/HEAD.json": headqa_file("es", "E", EXAM),
+                "HEAD/dev_HEAD.json": headqa_file("es", "F", [headqa_item(1, "4", options=4)]),
+                "HEAD_EN/train_HEAD_EN.json": headqa_file("en", "E", EXAM)}, {
+        "Train/Spanish": [{"id": "headqa-es-E-1", "answer_idx": "E", "image_dependent": True},
+                          {"id": "headqa-es-E-3", "answer_idx": "A", "image_dependent": False}],
+        "Val/Spanish": [{"id": "headqa-es-F-1", "answer_idx": "D",
+                         "options": {c: f"pregunta 1 opción {i}" for i, c in enumerate("ABCD", 1)}}]},
+     [OUTSIDE]),
+    ("headqa", {"es/train-0.parquet": [HEADQA], "es/test-0.parquet": [HEADQA | {
+        "answers": {"aid": [1, 2], "atext": ["x", "y"]}, "image": {"bytes": None, "path": None}}]}, {
+            "Train/Spanish": [{"id": "headqa-es-E-1-2", "answer_idx": "B", "subject": "eye"}],
+            "Test/Spanish": [{"options": {"A": "x", "B": "y"}, "answer_idx": "B",
+                              "image_dependent": False}]}, []),
+    ("jmmlu-med", {"JMMLU-Med.csv": JMMLU}, {"Test/Japanese": [C | {"subject": "anatomy"}]}, []),
+    ("careqa", {"CareQA_es.json": [CARE]}, {"Test/Spanish": [C | {"id": "careqa-u", "year": "9"}]}, []),
+    ("medxpertqa", {"Text/test.jsonl": [XPERT], "MM/dev.jsonl": [XPERT | {"images": ["a.png"]}]}, {
+        "Test/English": [C | {"question": "q?", "subject": "Skin", "medical_task": "x",
+                              "image_dependent": False}],
+        "Val/English": [{"image_dependent": True}]}, []),
+    ("global-mmlu", {"fr/test-0.parquet": [GLOBAL, GLOBAL | {"subject": "law"}]}, {"Test/French": [C]}, []),
+    ("mmlu-prox", {"fr/test/0000.parquet": [PROX, PROX | {"category": "law"}]}, {
+        "Test/French": [C | {"id": "mmlu-prox-7"}]}, []),
+    ("globalmedqa", {"data/Small.parquet": [WORLD | {"language": t} for t in ("FR", "PL")]}, {
+        "Test/French": [{"options": ABCD, "answer_idx": "B,D", "subject": "a\nb",
+                         "id": "globalmedqa-5"}]}, []),
+    ("kormedmcqa", {"doctor/test-0.parquet": [KOREAN]}, {"Test/English": [C | {"year": "2022"}]}, []),
+    ("igakuqa120", {"jmle2026_dataset.json": [JMLE]}, {"Test/Japanese": [{
         "question": "60歳の男性。\n1　どれか。", "options": {"A": "手術", "B": "観察"}, "answer_idx": "B",
-        "image_dependent": True}),
-    ("yakugakuqa", "data.jsonl", YAKU, "Test/Japanese", {
-        "answer_idx": "C,E", "rationale": "解説", "image_dependent": False}),
+        "image_dependent": True}]}, []),
+    ("yakugakuqa", {"data.jsonl": YAKU}, {"Test/Japanese": [{
+        "answer_idx": "C,E", "rationale": "解説", "image_dependent": False}]}, ["no readable options"]),
+    ("apollo", {"cmexam.jsonl": APOLLO}, {"Test/Chinese": [{
+        "options": {"A": "甲 (B级).", "B": "乙.", "C": "丙."}, "answer_idx": "A,C",
+        "source": "apollo-cmexam"}]},
+     ["option letters skip or exceed Z", OUTSIDE]),
 ]
 
 
-@pytest.mark.parametrize(("name", "file", "content", "written", "expected"), PRESETS)
-def test_presets_read_the_published_layouts(name, file, content, written, expected, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "files", "written", "reasons"), PRESETS)
+def test_presets_read_the_published_layouts(name, files, written, reasons, tmp_path, monkeypatch):
     if name == "kormedmcqa":  # as if its language had a file
         monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], language="en"))
-    write(tmp_path / "in" / file, content)
+    for file, content in files.items():
+        write(tmp_path / "in" / file, content)
     language = ["--language", "French"] if name in ("global-mmlu", "mmlu-prox") else []
     got = run(tmp_path / "out", "--source", f"{name}={tmp_path / 'in'}", *language)
-    item, = got[f"{written}.jsonl"]
-    assert item.items() >= expected.items() and item["source"] == name
-    assert sum(map(len, got.values())) == len(got["dropped.jsonl"]) + 1
+    assert [line["reason"] for line in got.pop("dropped.jsonl")] == reasons
+    assert got.keys() == {f"{file}.jsonl" for file in written}
+    for file, expected in written.items():
+        for item, parts in zip(got[f"{file}.jsonl"], expected, strict=True):
+            assert item.items() >= ({"source": name} | parts).items()
+            assert list(item["options"]) == sorted(item["options"])
 
 
 def test_languages_without_a_file_are_one_clear_line(tmp_path):
@@ -158,7 +217,12 @@ def test_languages_without_a_file_are_one_clear_line(tmp_path):
     assert said.startswith("unknown language 'ko'") and "mmed/languages/<code>.py" in said
     polish = f"globalmedqa={write(tmp_path / 'S.jsonl', [WORLD | {'language': 'PL'}])}"
     assert "no language file for PL 1" in error_of("--source", polish, "--out", tmp_path / "x")
+    apollo = f"apollo={write(tmp_path / 'new.jsonl', [APOLLO[0] | {'source': 'new'}])}"
+    assert "'apollo-new' is unknown" in error_of("--source", apollo, "--out", tmp_path / "x")
     assert "needs --language" in error_of("--source", "mmlu-prox=any", "--out", tmp_path / "x")
+    write(tmp_path / "prox" / "ja" / "test-0.jsonl", [PROX])
+    given = ["--source", f"mmlu-prox={tmp_path / 'prox'}", "--language", "fr", "--out", tmp_path / "x"]
+    assert "prox: no folder fr/; it has ja" in error_of(*given)
 
 
 # ---- sources that need code ----------------------------------------------------------------------
@@ -180,6 +244,8 @@ def test_medqa_takes_the_four_option_us_files(tmp_path):
                     "source": "medqa", "licence": "MIT", "answer": "q4 A", "meta_info": "step1"}
     chinese = run(tmp_path / "zh", "--source", f"mcmle={tmp_path / 'data_clean'}")
     assert list(chinese) == ["Test/Chinese.jsonl", "dropped.jsonl"]
+    assert "no file below this folder matches" in error_of("--source", f"medqa={questions / 'Mainland'}",
+                                                           "--out", tmp_path / "x")
 
 
 def test_igakuqa_flags_images_and_splits_in_the_papers_proportion(tmp_path):
@@ -217,41 +283,7 @@ def test_all_igakuqa_questions_split_as_in_the_paper_and_by_seed():
     assert len(draws[0] & draws[1]) < 60  # by chance 199 * 199 / 1988 = 20
 
 
-def test_frenchmedmcqa_keeps_all_right_letters_in_order(tmp_path):
-    answers = {c: f"{c}?" for c in "acdeb"}  # one published item has its options in this order
-    write(tmp_path / "in" / "train.json",
-          [french_item(1), french_item(2, answers=answers, correct_answers=["e", "b"])])
-    first, second = run(tmp_path / "out", "--source",
-                        f"frenchmedmcqa={tmp_path / 'in'}")["Train/French.jsonl"]
-    assert first["answer_idx"] == "A,D" and first["subject"] == "pharmacie"
-    assert second["answer_idx"] == "B,E"
-    assert list(second["options"].items()) == [(c, f"{c.lower()}?") for c in "ABCDE"]
-
-
-def test_rumeddanet_puts_the_context_first_and_makes_two_choices(tmp_path):
-    rows = [("Бьётся ли сердце?", "да"), ("Стоит ли сердце?", "нет"), ("Да?", None), ("Что?", "может быть")]
-    write(tmp_path / "in" / "train_v1.jsonl", [
-        {"context": "Сердце бьётся.", "question": question, "answer": answer, "pairID": str(i)}
-        for i, (question, answer) in enumerate(rows)])
-    got = run(tmp_path / "out", "--source", f"rumeddanet={tmp_path / 'in'}")
-    assert [(i["question"], i["options"], i["answer_idx"], i["id"]) for i in got["Train/Russian.jsonl"]] == [
-        ("Сердце бьётся.\nБьётся ли сердце?", {"A": "Да", "B": "Нет"}, "A", "rumeddanet-0"),
-        ("Сердце бьётся.\nСтоит ли сердце?", {"A": "Да", "B": "Нет"}, "B", "rumeddanet-1")]
-    assert [line["reason"] for line in got["dropped.jsonl"]] == ["no answer", "answer outside the options"]
-
-
-def test_headqa_reads_nested_exams_in_both_languages_and_holds_out_alike(tmp_path):
-    exam = [headqa_item(1, "5", image="./img1.png"), headqa_item(3, "1"), headqa_item(4, "6")]
-    write(tmp_path / "in" / "HEAD" / "train_HEAD.json", headqa_file("es", "E", exam))
-    write(tmp_path / "in/HEAD/dev_HEAD.json", headqa_file("es", "F", [headqa_item(1, "4", options=4)]))
-    write(tmp_path / "in" / "HEAD" / "HEAD.json", headqa_file("es", "E", exam))
-    write(tmp_path / "in" / "HEAD_EN" / "train_HEAD_EN.json", headqa_file("en", "E", exam))
-    got = run(tmp_path / "es", "--source", f"headqa={tmp_path / 'in'}")
-    assert [(i["id"], i["answer_idx"], i["image_dependent"], len(i["options"]))
-            for i in got["Train/Spanish.jsonl"]] == [
-        ("headqa-es-E-1", "E", True, 5), ("headqa-es-E-3", "A", False, 5)]
-    assert len(got["Val/Spanish.jsonl"][0]["options"]) == 4
-    assert [line["reason"] for line in got["dropped.jsonl"]] == ["answer outside the options"]
+def test_headqa_holds_out_the_same_questions_in_both_languages(tmp_path):
     sides = {}
     for name, code, language in (("headqa", "es", "Spanish"), ("headqa-en", "en", "English")):
         exam = [headqa_item(i, words=code) for i in range(60)]
@@ -269,12 +301,15 @@ def test_medmcqa_counts_options_from_where_the_file_does(tmp_path):
 
     for name, numbers in (("one", (1, 4)), ("zero", (0, 3, -1)), ("both", (2,))):
         write(tmp_path / name / "train.json", "".join(json.dumps(item) + "\n" for item in items(*numbers)))
+    hidden, = items(9)
+    del hidden["cop"]
+    write(tmp_path / "one" / "test.json", [hidden])
     for name in ("one", "zero"):
         got = run(tmp_path / f"out-{name}", "--source", f"medmcqa={tmp_path / name}")
         assert [(i["answer_idx"], i["rationale"], i["subject"]) for i in got["Train/English.jsonl"]] == [
             ("A", "because", "Anatomy"), ("D", "because", "Anatomy")]
-    # cop -1: the copy's way to hide answers
-    assert [line["reason"] for line in got["dropped.jsonl"]] == ["no answer"]
+        # the authors' way to hide answers is to leave cop out, the copy's is -1
+        assert [line["reason"] for line in got["dropped.jsonl"]] == ["no answer"]
     both = ["--source", f"medmcqa={tmp_path / 'both'}"]
     assert "from 0 or from 1; add --map kind=0 or kind=1" in error_of(*both, "--out", tmp_path / "x")
     for kind, letter in (("0", "C"), ("1", "B")):
@@ -282,42 +317,9 @@ def test_medmcqa_counts_options_from_where_the_file_does(tmp_path):
         assert item["answer_idx"] == letter
 
 
-def test_pubmedqa_joins_contexts_and_takes_the_test_half_from_its_key_file(tmp_path):
-    item = {"QUESTION": "Does it help?", "CONTEXTS": ["We asked.", "We saw."], "YEAR": "2011",
-            "final_decision": "maybe", "LONG_ANSWER": "It may."}
-    write(tmp_path / "in" / "ori_pqal.json",
-          {"11": item, "12": item | {"final_decision": "no", "QUESTION": "Else?"}})
-    write(tmp_path / "in" / "test_ground_truth.json", {"12": "no"})
-    got = run(tmp_path / "out", "--source", f"pubmedqa={tmp_path / 'in'}")
-    (train,), (test,) = got["Train/English.jsonl"], got["Test/English.jsonl"]
-    assert train["question"] == "We asked.\nWe saw.\nDoes it help?" and train["rationale"] == "It may."
-    assert train["options"] == {"A": "yes", "B": "no", "C": "maybe"} and train["id"] == "pubmedqa-11"
-    assert (train["answer_idx"], test["answer_idx"]) == ("C", "B")
-
-
-def test_mmlu_takes_the_six_medical_subjects(tmp_path):
-    write(tmp_path / "in" / "anatomy_test.csv", '"Which, of these?",a,b,"c ""x""",d,C\n')
-    write(tmp_path / "in" / "astronomy_test.csv", "Which star?,a,b,c,d,A\n")
-    write(tmp_path / "in" / "more.jsonl",
-          [medqa_item("q") | {"subject": "college_biology"}, medqa_item("r") | {"subject": "law"}])
-    got = run(tmp_path / "out", "--source", f"mmlu={tmp_path / 'in'}")["Test/English.jsonl"]
-    assert [(i["question"], i["answer_idx"], i["subject"]) for i in got] == [
-        ("Which, of these?", "C", "anatomy"), ("q", "B", "college_biology")]
-    assert got[0]["options"]["C"] == 'c "x"'
-
-
-def test_apollo_splits_its_one_option_string(tmp_path):
-    rows = [("药品", "(A) 甲 (B级).\n(B) 乙.\n(C) 丙.", "(AC)"), ("跳号", "(A) 甲.\n(C) 丙.", "(A)"),
-            ("越界", "(A) 甲.\n(B) 丙.", "(E)")]
-    records = [{"question": q, "option": o, "anwer": a, "source": "cmexam"} for q, o, a in rows]
-    got = run(tmp_path / "out", "--source", f"apollo={write(tmp_path / 'in' / 'cmexam.jsonl', records)}")
-    item, = got["Test/Chinese.jsonl"]
-    assert item["options"] == {"A": "甲 (B级).", "B": "乙.", "C": "丙."} and item["answer_idx"] == "A,C"
-    assert item["source"] == "apollo-cmexam"
-    assert [line["reason"] for line in got["dropped.jsonl"]] == ["option letters skip or exceed Z",
-                                                                 "answer outside the options"]
-    new = write(tmp_path / "new.jsonl", [records[0] | {"source": "new"}])
-    assert "'apollo-new' is unknown" in error_of("--source", f"apollo={new}", "--out", tmp_path / "x")
+def test_a_fold_of_pubmedqa_is_what_its_name_says(tmp_path):
+    fold = write(tmp_path / "pqal_fold0" / "train_set.json", {"11": PUBMED_ITEM})
+    assert "Train/English.jsonl" in run(tmp_path / "fold", "--source", f"pubmedqa={fold}")
 
 
 RELEASED = {"question": "q", "options": {"A": "x", "B": "y"}, "answer_idx": "B", "rationale": "r ",
@@ -338,6 +340,13 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
     first = got["Test/Japanese.jsonl"][0]
     assert (first["rationale"], first["human_check_passed"], first["meta_info"]) == ("r ", True, "step1")
     assert run(tmp_path / "again", "--source", f"mmedbench={tmp_path / 'out'}") == got
+    deep = tmp_path / "snapshots" / "x" / "MMedBench" / "Test" / "English.jsonl"
+    write(deep, json.dumps(RELEASED | {"meta_info": float("nan"), "rationale": float("nan")}))
+    item, = run(tmp_path / "deep", "--source", f"mmedbench={tmp_path / 'snapshots'}")["Test/English.jsonl"]
+    assert item["rationale"] == "" and "meta_info" not in item
+    deep.write_bytes(b'{"question": "\xff"}')
+    assert "English.jsonl:1: not MMedBench's form" in error_of(
+        "--source", f"mmedbench={tmp_path / 'snapshots'}", "--out", tmp_path / "x")
     data = (tmp_path / "MMedBench.zip").read_bytes()
     (tmp_path / "truncated.zip").write_bytes(data[:len(data) // 2])
     assert "not a readable zip" in error_of("--source", f"mmedbench={tmp_path / 'truncated.zip'}", "--out",
@@ -355,7 +364,11 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
     ({"text": ["x", "y"], "label": ["A", "B"]}, {"A": "x", "B": "y"}),
     ({"A": "x", "B": None, "C": 2, "D": " ", "E": None}, {"A": "x", "B": "", "C": "2"}),
     (["x", None, ""], {"A": "x"}), ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}),
-    ("x or y", {}), ([["x"]], {}), ({"A": "x", "a": "y"}, {}), (None, {}), ({"A": {"x": 1}}, {}),
+    ('{"option1": "x", "option2": "y", "option3": NaN}', {"A": "x", "B": "y"}),
+    ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}),
+    ({"Ｂ": "y", "Ａ": "x"}, {"A": "x", "B": "y"}), ({"А": "x", "Б": "y"}, {"A": "x", "B": "y"}),
+    ("Ａ．甲\nＢ．乙", {"A": "甲", "B": "乙"}), ("（A）甲（B）乙", {"A": "甲", "B": "乙"}),
+    ("x or y", {}), ([["x"]], {}), ({"A": "x", "a": "y"}, {}), (None, {}), ({"A": {"x": 1}}, {}), ("[x", {}),
 ])
 def test_options_are_read_in_published_forms(value, options):
     assert option_texts(value)[0] == options
@@ -372,10 +385,21 @@ def test_options_are_found_inside_the_question(text, stem, options):
     assert marked_options(text) == (stem, list(options.items()))
 
 
-def test_answers_are_read_as_they_are_written():
-    for written in ("A,C", "AC", "(AC)", ["a", "c"], "A、C"):
-        assert letters_in(written) == ["A", "C"]
-    assert letters_in("yes") == ["yes"] and letters_in("CAB") == ["CAB"] and letters_in(2) == ["2"]
+@pytest.mark.parametrize("written", [
+    "A,C", "AC", "CA", "(AC)", ["a", "c"], "A、C", "Ａ，Ｃ", ["A.", "(c)"], "['A', 'C']", "x,y",
+    ["A. Aspirin", "heparin"]])
+def test_answers_are_read_as_they_are_written(written):
+    options = {"A": "aspirin", "B": "1", "C": "Heparin"}
+    assert sorted(read_answer(written, options, {"X": "A", "Y": "C"})) == ["A", "C"]
+
+
+def test_other_answers_stay_as_they_are():
+    options = dict(zip("ABC", ["1", "AB", "z"]))
+    assert read_answer("AB", options, {}) == ["B"]
+    for written in ("yes", "CAD", "cab", "a or b", "2"):
+        assert read_answer(written, options, {}) == [written]
+    assert read_answer("１", options, {}) == ["1"] and read_answer(-1, options, {}) == []
+    assert read_answer("AB", options, {}, "text") == ["B"] and read_answer("1", options, {}, "text") == ["A"]
 
 
 NESTED = {"data": {"stem": "Q", "why": "r"}, "o1": "x", "o2": "y", "o3": "z", "key": 3, "part": "dev",
@@ -395,31 +419,71 @@ PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
      "keep=part,filter=tag=x|eye",
      {"question": "eye\nQ", "image_dependent": True, "subject": "eye", "id": "exam-eye-3", "part": "dev"}),
     ({"flag": "False"}, f"{PATHS},question=title|data.stem,image=!flag", {"image_dependent": True}),
+    ({"key": "o3, o1", "o3": float("nan"), "o4": "w"}, f"{PATHS},options=o1+o2+o3+o4,subject=o3",
+     {"options": {"A": "x", "B": "y", "C": "", "D": "w"}, "answer_idx": "A,C"}),
+    ({"key": "o3"}, f"{PATHS},options=o1+o2+o3?+o4?", {"answer_idx": "C"}),
+    ({"o1": "A. x", "o2": "(B) y", "o3": "Ｃ：z", "key": "b) Y"}, PATHS,
+     {"options": {"A": "x", "B": "y", "C": "z"}, "answer_idx": "B"}),
+    ({"o1": "3", "o2": "2", "o3": "1"}, PATHS, {"answer_idx": "C"}),
+    ({"o1": "3", "o2": "2", "o3": "1"}, f"{PATHS},kind=text", {"answer_idx": "A"}),
 ])
 def test_a_mapping_reads(changes, mapping, expected, tmp_path):
     item, = convert(tmp_path, [NESTED | changes], mapping)
     assert item.items() >= expected.items()
 
 
-def test_csv_and_json_and_parquet_are_read_through_a_mapping(tmp_path):
+def test_csv_and_parquet_are_read_through_a_mapping(tmp_path):
     got = convert(tmp_path / "csv", "n,stem,a,b,c,key,why\n1,Q1,x,y,,2,r\n2,Q2,x,y,z,3,\n3,,x,y,z,1,\n",
                   "question=stem,options=a+b+c,answer=key,kind=1,id=n,rationale=why", "exam.csv", "es")
     assert [(i["id"], i["answer_idx"], len(i["options"]), i["rationale"]) for i in got[:2]] == [
         ("exam-1", "B", 2, "r"), ("exam-2", "C", 3, "")]
     assert [line["reason"] for line in got[2:]] == ["empty question"]
-    got = convert(tmp_path / "json", [{"q": "Q", "o": ["x", "y"], "a": "y", "c": "Context."}],
-                  "question=q,options=o,answer=a,kind=text,context=c", "a.json")
-    assert (got[0]["question"], got[0]["answer_idx"]) == ("Context.\nQ", "B")
     got = convert(tmp_path / "parquet", [
         {"question": "Which drug?", "options": {"A": "x", "B": "y", "C": None}, "answer_idx": "A"},
         {"question": "And?", "options": {"A": "x", "B": "y", "C": "z"}, "answer_idx": "C"}], MAP, "t.parquet")
     assert [len(item["options"]) for item in got] == [2, 3]
-    by_id = json.dumps({"x7": {"question": "Q", "options": ["x", "y"], "answer_idx": "B"}}, indent=1)
-    assert convert(tmp_path / "id", by_id, f"{MAP},id=$id", "e.json")[0]["id"] == "e-x7"
     (tmp_path / "latin.csv").write_bytes("q,a\né,x\n".encode("latin-1"))
     assert "convert the file to UTF-8" in error_of(
         "--source", f"custom={tmp_path / 'latin.csv'}", "--language", "fr", "--map", MAP, "--out",
         tmp_path / "x")
+
+
+ROW = {"q": "Qé", "a": "x", "b": "y", "key": "B"}
+SEMICOLONS = "q;a;b;key\r\nQé;x;y;B;;\r\n"
+
+
+@pytest.mark.parametrize(("name", "data"), [
+    ("e.csv", "\ufeffq, a, b, key\r\nQé,x,y,B,,\r\n".encode()), ("e.CSV", SEMICOLONS.encode()),
+    ("e.tsv", SEMICOLONS.replace(";", "\t").encode()),
+    ("e.csv", SEMICOLONS.replace(";", "\t").encode("utf-16")),
+    ("e.json", ("\ufeff" + json.dumps([ROW], indent=1)).encode()),
+    ("e.json", json.dumps([ROW], indent=1, ensure_ascii=False).encode("utf-16")),
+    ("e.jsonl", ("\ufeff" + json.dumps(ROW) + "\r\n").encode())])
+def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(data)
+    write(tmp_path / "in" / "dataset_infos.json", {"default": {}})  # beside the exams of a model hub
+    write(tmp_path / "in" / "._e.json", "\0")
+    got = run(tmp_path / "out", "--source", f"custom={tmp_path / 'in'}", "--language", "fr", "--map",
+              "question=q,options=a+b,answer=key")
+    item, = got["Test/French.jsonl"]
+    assert (item["question"], item["options"], item["answer_idx"]) == ("Qé", {"A": "x", "B": "y"}, "B")
+
+
+def test_a_folder_states_the_split_of_files_that_state_none(tmp_path):
+    for folder in ("dev", "test"):  # as in CMMLU
+        write(tmp_path / "in" / folder / "anatomy.jsonl", [medqa_item(folder)])
+    got = run(tmp_path / "out", "--source", f"custom={tmp_path / 'in'}", "--language", "en", "--map", MAP)
+    assert {name: [item["question"] for item in got[name]] for name in got} == {
+        "Test/English.jsonl": ["test"], "Val/English.jsonl": ["dev"], "dropped.jsonl": []}
+
+
+def test_broken_and_empty_json_is_one_line(tmp_path):
+    given = ["--source", f"custom={write(tmp_path / 'e.json', '[{},' + chr(10))}", "--language", "en"]
+    assert "e.json: not valid JSON (" in error_of(*given, "--map", MAP, "--out", tmp_path / "x")
+    write(tmp_path / "e.json", [])
+    assert "0 items read as custom can be used (the files are empty)" in error_of(
+        *given, "--map", MAP, "--out", tmp_path / "x")
 
 
 def test_blank_and_equal_options_are_flagged_and_counted(tmp_path, capsys):

@@ -111,6 +111,8 @@ def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, caps
     assert {(body["temperature"], body["seed"]) for _, _, body in stub.seen} == {(0, 0), (0.8, 2), (0.8, 3)}
     main([*arguments, "--out", str(tmp_path / "again"), "--calls", str(tmp_path / "out.calls.jsonl")])
     assert len(stub.seen) == sum(asked.values()) and lines(tmp_path / "again") == rows
+    with pytest.raises(UsageError, match="--samples: expected 0 or more"):
+        main([*arguments, "--out", str(tmp_path / "x"), "--samples", "-1"])
     with pytest.raises(UsageError, match="needs a temperature and a seed"):
         main([*arguments, "--out", str(tmp_path / "x"), "--server-option", "seed=none"])
 
@@ -190,6 +192,7 @@ def make_items(folder: Path, count: int = 5) -> Path:
 
 
 def made_sheet(data: Path, *arguments: str) -> list[dict]:
+    (data.parent / "s.csv").unlink(missing_ok=True)
     main(["sheet", "--data", str(data), "--out", str(data.parent / "s.csv"), *arguments])
     with open(data.parent / "s.csv", encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
@@ -215,12 +218,13 @@ def test_a_sheet_holds_the_drawn_items_and_no_formula(tmp_path):
 YES, NO = dict.fromkeys(checks.CRITERIA, "yes"), dict.fromkeys(checks.CRITERIA, "Y") | {"accurate": "no"}
 
 
-def sheet(path: Path, data: Path, cells: dict[str, dict]) -> str:
+def sheet(path: Path, data: Path, cells: dict[str, dict], delimiter: str = ",") -> str:
     """The whole sheet of `data` as a checker saved it, with these cells in the rows of items."""
     codes = {checks.item_code(item): item.key for item in read_benchmark(data)}
     rows = [row | cells.get(codes[row["item"]], {}) for row in made_sheet(data)]
+    path.parent.mkdir(exist_ok=True)
     with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, checks.COLUMNS)
+        writer = csv.DictWriter(file, checks.COLUMNS, delimiter=delimiter)
         writer.writeheader()
         writer.writerows(rows)
     return str(path)
@@ -235,7 +239,7 @@ def test_checks_are_merged_with_agreement(tmp_path, capsys):
     data = make_items(tmp_path / "data")
     keys = [f"En{i}" for i in range(5)]
     one = sheet(tmp_path / "Ann.csv", data,
-                dict(zip(keys, [YES, YES, NO, NO, YES])) | {"Ja0": {"sound": "no"}})
+                dict(zip(keys, [YES, YES, NO, NO, YES])) | {"Ja0": {"sound": "no"}})  # incomplete
     two = sheet(tmp_path / "Bo.csv", data, dict(zip(keys, [YES, NO, NO, NO, YES | {"note": " late "}])))
     report = merge(data, tmp_path / "out", one, two)
     assert report["passed"] == dict(zip(keys, [True, False, False, False, True]))
@@ -250,6 +254,7 @@ def test_checks_are_merged_with_agreement(tmp_path, capsys):
     passed = [item.human_check_passed for item in read_benchmark(tmp_path / "out")]
     assert passed == [True, False, False, False, True] + [None] * 5
     said = capsys.readouterr().out
+    assert report["incomplete"] == 1 and "1 rows left out, which lack a verdict on some criterion" in said
     for part in ("English: 2 of 5 rationales passed, 40.0 %", "accurate 80.0 %, alpha 0.640",
                  "consistent 100.0 %, alpha not defined"):
         assert part in said
@@ -274,6 +279,22 @@ def test_files_that_are_no_filled_in_sheets(tmp_path):
     data = make_items(tmp_path / "data")
     with pytest.raises(UserError, match="no item has a verdict"):
         merge(data, tmp_path / "out", sheet(tmp_path / "Ann.csv", data, {}))
-    (tmp_path / "x.csv").write_text("item;language\n1;2\n")
-    with pytest.raises(UserError, match=r"no column 'item'.*CSV with commas"):
+    (tmp_path / "x.csv").write_text("language\n1\n")
+    with pytest.raises(UserError, match=r"no column 'item'.*saved as CSV in UTF-8"):
         merge(data, tmp_path / "out", str(tmp_path / "x.csv"))
+
+
+def test_sheets_are_neither_overwritten_nor_merged_under_one_name(tmp_path):
+    data = make_items(tmp_path / "data")
+    one, two = (sheet(tmp_path / name / "s.csv", data, {"En0": cells}) for name, cells in
+                (("Ann", YES), ("Bo", NO)))
+    with pytest.raises(UserError, match=r"Bo/s.csv: another sheet has the same name"):
+        merge(data, tmp_path / "out", one, two)
+    with pytest.raises(UserError, match=r"s.csv: already there; give another --out"):
+        main(["sheet", "--data", str(data), "--out", two])
+
+
+def test_a_sheet_that_a_spreadsheet_saved_with_semicolons_is_read(tmp_path):
+    data = make_items(tmp_path / "data")
+    path = Path(sheet(tmp_path / "Ann.csv", data, {"En0": YES}, delimiter=";"))
+    assert merge(data, tmp_path / "out", str(path))["passed"] == {"En0": True}

@@ -78,11 +78,15 @@ def needs_ocr(page: Page, scanned: bool) -> bool:
 
 
 def find_books(inputs: list[str], out: Path) -> list[Path]:
-    """Return given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists."""
+    """Return given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists.
+
+    Of files that differ in the suffix only, the first of SUFFIXES counts: the others are copies.
+    """
     books: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)
     for given in inputs:
-        for path in find_inputs([given], SUFFIXES):
+        found = sorted(find_inputs([given], SUFFIXES), key=suffix_order, reverse=True)
+        for path in sorted({path.with_suffix(""): path for path in found}.values()):
             if path.suffix.lower() == ".pdf" or path == Path(given):
                 books.append(path)
             else:
@@ -90,6 +94,11 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         books.append(write_list(out / "lists" / f"{name}{LIST}", sorted(pages, key=page_order), folder))
     return books
+
+
+def suffix_order(path: Path) -> int:
+    suffix = path.suffix.lower()
+    return SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)
 
 
 def page_order(path: Path) -> list[str]:

@@ -192,16 +192,16 @@ def read_book(books: Iterator[Path], shard: ShardWriter, options: dict[str, Any]
         try:
             with Worker(BOOK_SECONDS) as worker:
                 pages, how = read_lines(path, work, options, worker)
+            for kind, count in how.items():
+                shard.funnel.add(f"pages: {kind}", count)
+            meta |= {"pages": sum(how.values()), "read": dict(how)}
+            parts = split_parts(join_lines(remove_running_heads(pages), language.spaced,
+                                           language.spaced and not language.right_to_left))
+            if not parts:
+                raise Unreadable("no text")
         except Unreadable as error:
-            shard.drop(Document("", language.code, options["source"], name, meta), str(error))
+            shard.reject(Document("", language.code, options["source"], name, meta), str(error), path.name)
             continue
-        for kind, count in how.items():
-            shard.funnel.add(f"pages: {kind}", count)
-        parts = split_parts(join_lines(remove_running_heads(pages), language.spaced,
-                                       language.spaced and not language.right_to_left))
-        meta |= {"pages": sum(how.values()), "read": dict(how)}
-        if not parts:
-            shard.drop(Document("", language.code, options["source"], name, meta), "no text")
         for number, part in enumerate(parts, 1):
             shard.keep(Document(normalise_text("\n".join(part)), language.code, options["source"],
                                 f"{name}:{number}", {**meta, "part": number, "parts": len(parts)}))

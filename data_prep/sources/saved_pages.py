@@ -1,6 +1,6 @@
 """Reads saved web pages as undecoded bytes out of WARC files, zip archives and lists of HTML files.
 
-In:  .warc, .arc, packed or not; .zip; .jsonl, a list of loose files that web_pages.py or books.py has written.
+In:  .warc and .arc, also .gz; .zip; .jsonl, a list of loose files that web_pages.py or books.py has written.
 Out: `SavedPage`s in the order of the file; those that cannot be read have a `problem`. The funnel counts
      records that are not pages.
 

@@ -144,6 +144,8 @@ def test_damaged_books_are_dropped_with_the_reason(tmp_path):
     assert len(documents) == 1 and dropped == {"not a PDF, or damaged": 2, "encrypted": 1, "no text": 1}
     with gzip.open(tmp_path / "out" / "dropped" / "locked.pdf.jsonl.gz", "rt") as file:
         assert json.loads(file.readline())["reason"] == "encrypted"
+    with pytest.raises(UserError, match=r"locked.pdf \(locked.pdf\): encrypted; omit --strict"):
+        read(tmp_path / "strict", tmp_path / "locked.pdf", "--strict")
 
 
 def test_a_missing_tesseract_is_one_line(tmp_path, monkeypatch):

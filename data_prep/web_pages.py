@@ -1,6 +1,6 @@
 """Health sites: turns saved web pages into documents that hold their main text.
 
-In:  HTML files or folders of them, WARC files (as data_prep/fetch_site.py writes them), zipped sites.
+In:  HTML files or folders of them, WARC files (as data_prep/fetch_site.py writes them) or ARC, zipped sites.
 Out: documents of source "site". Their `meta` has url, title, date, licence, file and fetched as far as known.
      OUT/kept, OUT/dropped, OUT/shards and OUT/funnel.json as for every step (data_prep/pipeline/shards.py).
 

@@ -78,11 +78,15 @@ def needs_ocr(page: Page, scanned: bool) -> bool:
 
 
 def find_books(inputs: list[str], out: Path) -> list[Path]:
-    """Return given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists."""
+    """Return given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists.
+
+    Of files that differ in the suffix only, the first of SUFFIXES counts: the others are copies.
+    """
     books: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)
     for given in inputs:
-        for path in find_inputs([given], SUFFIXES):
+        found = sorted(find_inputs([given], SUFFIXES), key=suffix_order, reverse=True)
+        for path in sorted({path.with_suffix(""): path for path in found}.values()):
             if path.suffix.lower() == ".pdf" or path == Path(given):
                 books.append(path)
             else:
@@ -90,6 +94,11 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         books.append(write_list(out / "lists" / f"{name}{LIST}", sorted(pages, key=page_order), folder))
     return books
+
+
+def suffix_order(path: Path) -> int:
+    suffix = path.suffix.lower()
+    return SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)
 
 
 def page_order(path: Path) -> list[str]:
@@ -183,16 +192,16 @@ def read_book(books: Iterator[Path], shard: ShardWriter, options: dict[str, Any]
         try:
             with Worker(BOOK_SECONDS) as worker:
                 pages, how = read_lines(path, work, options, worker)
+            for kind, count in how.items():
+                shard.funnel.add(f"pages: {kind}", count)
+            meta |= {"pages": sum(how.values()), "read": dict(how)}
+            parts = split_parts(join_lines(remove_running_heads(pages), language.spaced,
+                                           language.spaced and not language.right_to_left))
+            if not parts:
+                raise Unreadable("no text")
         except Unreadable as error:
-            shard.drop(Document("", language.code, options["source"], name, meta), str(error))
+            shard.reject(Document("", language.code, options["source"], name, meta), str(error), path.name)
             continue
-        for kind, count in how.items():
-            shard.funnel.add(f"pages: {kind}", count)
-        parts = split_parts(join_lines(remove_running_heads(pages), language.spaced,
-                                       language.spaced and not language.right_to_left))
-        meta |= {"pages": sum(how.values()), "read": dict(how)}
-        if not parts:
-            shard.drop(Document("", language.code, options["source"], name, meta), "no text")
         for number, part in enumerate(parts, 1):
             shard.keep(Document(normalise_text("\n".join(part)), language.code, options["source"],
                                 f"{name}:{number}", {**meta, "part": number, "parts": len(parts)}))

@@ -30,7 +30,7 @@ from data_prep.record_files import JSON_LINES, BadRecord, read_records
 from mmed.utils.errors import UserError, printable
 from mmed.utils.files import atomic_write
 
-FORMAT_VERSION = 2  # raise it when the same input gives other output: finished shards are then redone
+FORMAT_VERSION = 3  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
 KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), ("", ".gz", ".bz2", ".xz", ".zst", ".zstd")
@@ -128,10 +128,20 @@ def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
 
 
 def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
+    """The files with these suffixes, also below linked folders; a folder that cannot be read is an error."""
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # linked twice, or a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
         if "kept" in folders and ("shards" in folders or "funnel.json" in files):
             folders[:], files = ["kept"], []  # a step's output folder: skip what it dropped
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(_split_name(name)[0])
             if name.lower().endswith(suffixes) or wiki:
@@ -193,10 +203,11 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
 def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
     """Remove and return the first of these fields that the record has; KeyError if it has none."""
     for key in fields:
-        outer, _, inner = key.partition(".")
-        for holder, name in ((record, key), (record.get(outer), inner)):
-            if isinstance(holder, dict) and name in holder:
-                return holder.pop(name)
+        if key in record:
+            return record.pop(key)
+        outer, dot, inner = key.partition(".")
+        if dot and isinstance(record.get(outer), dict):
+            return _take_text(record[outer], (inner,))
     raise KeyError
 
 

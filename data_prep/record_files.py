@@ -1,7 +1,7 @@
 """Reads records from published corpus files: JSON lines, parquet or text, compressed or not.
 
 In:  a path. The content decides how a file is unpacked (gzip, bzip2, xz, zstandard) and what it is: parquet,
-     or JSON lines if it begins with "{". The name decides for the rest.
+     or JSON (lines, an array, or one object over several lines). The name decides for the rest.
 Out: (line or row number, record), one record in memory at a time. What cannot be read is reported to
      `bad(reason, number, size)`, and reading continues. data_prep/documents.py turns records into documents.
 """
@@ -29,6 +29,7 @@ MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` needs, as published dumps do
 DAMAGED = "file truncated or damaged"
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
 UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by a file's first bytes
+WHOLE_JSON = re.compile(rb"\[|\{\s*\n")  # an array, or an object over several lines
 ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to skip
 
 Bad = Callable[[str, int, int], None]  # (reason, line or row number, size)
@@ -92,12 +93,17 @@ def read_records(path: Path, kind: str, bad: Bad, paragraphs: bool = False) -> R
             start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
             if kind == ".parquet" or start.startswith(b"PAR1"):
                 yield from _read_parquet(path, bad)
-            elif kind in JSON_LINES or (kind != ".txt" and start.startswith(b"{")):
+            elif kind == ".txt" and paragraphs:
+                yield from _read_paragraphs(file, bad)
+            elif kind == ".txt":
+                yield 1, {"text": _decode(_read_all(file, path))}
+            elif WHOLE_JSON.match(start):
+                yield from _read_json(_parse(_read_all(file, path)), bad)
+            elif kind in JSON_LINES or start[:1] in (b"{", b""):
                 yield from _read_lines(file, bad)
-            elif kind in (".txt", "") or not start:
-                yield from _read_text(file, paragraphs)
             else:
-                raise UserError(f"{path}: neither JSON lines nor parquet, and not named .txt")
+                raise UserError(f"{path}: neither JSON lines nor parquet, and not named .txt; unpack "
+                                "archives, and give wikiextractor --json")
         except BadRecord as error:  # the whole file is one record
             bad(str(error), 1, 0)
         except damage:
@@ -114,47 +120,69 @@ def _read_lines(file: IO[bytes], bad: Bad) -> Records:
             bad(f"line longer than {MAX_LINE_BYTES >> 20} MiB", number, 0)
         elif line.strip():
             try:
-                yield number, _parse(line)
+                yield number, _object(_parse(line))
             except BadRecord as error:
                 bad(str(error), number, len(line))
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    """A JSON object; NaN, by which data frames write a missing value, and infinity become null."""
+def _read_json(value: Any, bad: Bad) -> Records:
+    """The objects or texts of an array, or a single object."""
+    for number, item in enumerate(value if isinstance(value, list) else [value], 1):
+        try:
+            yield number, {"text": item} if isinstance(item, str) else _object(item)
+        except BadRecord as error:
+            bad(str(error), number, 0)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadRecord("not an object")
+    return value
+
+
+def _parse(data: bytes) -> Any:
+    """A JSON value; NaN, by which data frames write a missing value, and infinity become null."""
+    text = _decode(data)
     try:
-        value = json.loads(line.decode("utf-8-sig"), parse_constant=lambda name: None,
-                           parse_float=lambda digits: _finite(float(digits)))
-    except UnicodeDecodeError:
-        raise BadRecord("not UTF-8") from None
+        return json.loads(text, parse_constant=lambda name: None,
+                          parse_float=lambda digits: _finite(float(digits)))
     except RecursionError:
         raise BadRecord("nested too deeply") from None
     except ValueError:
         raise BadRecord("not JSON") from None
-    if not isinstance(value, dict):
-        raise BadRecord("not an object")
-    return value
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadRecord("not UTF-8") from None
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _read_text(file: IO[bytes], paragraphs: bool) -> Records:
-    """The whole file is one document, or with `paragraphs` each part between blank lines is one."""
+def _read_all(file: IO[bytes], path: Path) -> bytes:
     data = file.read(MAX_LINE_BYTES)
     if len(data) == MAX_LINE_BYTES:
-        raise BadRecord(f"longer than {MAX_LINE_BYTES >> 20} MiB; convert it to JSON lines")
-    try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        raise BadRecord("not UTF-8") from None
-    if not paragraphs:
-        yield 1, {"text": text}
-        return
-    for blank, lines in groupby(enumerate(text.split("\n"), 1), lambda line: not line[1].strip()):
+        raise UserError(f"{path}: longer than {MAX_LINE_BYTES >> 20} MiB; convert it to JSON lines, or read "
+                        "a .txt file with --paragraphs")
+    return data
+
+
+def _read_paragraphs(file: IO[bytes], bad: Bad) -> Records:
+    """Each part between blank lines is a document."""
+    def is_blank(line: tuple[int, bytes]) -> bool:
+        return not line[1].decode("utf-8", "replace").strip()
+
+    for blank, lines in groupby(enumerate(file, 1), is_blank):
         numbers, parts = zip(*lines)
-        if not blank:
-            yield numbers[0], {"text": "\n".join(parts)}
+        try:
+            if not blank:
+                yield numbers[0], {"text": _decode(b"".join(parts)).rstrip("\r\n")}
+        except BadRecord as error:
+            bad(str(error), numbers[0], 0)
 
 
 def _read_parquet(path: Path, bad: Bad) -> Records:

@@ -131,9 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bos", choices=("auto", "yes", "no"), default="auto",
                         help="begin documents with BOS; auto: as set in the tokenizer's files")
     given = parser.parse_args(arguments)
-    reading = {name: getattr(given, name) for name in shards.READING}
     found = tokenize_corpus(given.inputs, given.tokenizer, given.out, held_out=given.held_out,
-                            workers=given.workers, bos=given.bos, share=given.shard, **reading)
+                            workers=given.workers, bos=given.bos, share=given.shard,
+                            **shards.shard_options(given))
     print(count_table(found["counts"]) if "counts" in found else f"{found['documents']['out']:,} documents")
     return 0
 

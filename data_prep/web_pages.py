@@ -1,6 +1,6 @@
 """Health sites: turns saved web pages into documents that hold their main text.
 
-In:  HTML files or folders of them, WARC files (as data_prep/fetch_site.py writes them), zipped sites.
+In:  HTML files or folders of them, WARC files (as data_prep/fetch_site.py writes them) or ARC, zipped sites.
 Out: documents of source "site". Their `meta` has url, title, date, licence, file and fetched as far as known.
      OUT/kept, OUT/dropped, OUT/shards and OUT/funnel.json as for every step (data_prep/pipeline/shards.py).
 
@@ -25,9 +25,9 @@ from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
 from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, SavedPage, read_pages, write_list
 from data_prep.sources.worker import Unreadable, Worker
 from mmed.languages import get_language
-from mmed.utils.errors import Parser, UserError, main_guard, require_extra
+from mmed.utils.errors import Parser, main_guard, require_extra
 
-VERSION = 2  # raise it when the same page gives another document: finished shards are then redone
+VERSION = 3  # raise it when the same page gives another document: finished shards are then redone
 PAGE_SECONDS = 60
 PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
 SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
@@ -82,13 +82,10 @@ def read_web(pages: Iterator[SavedPage], shard: ShardWriter, options: dict[str, 
             text = found.pop("text", "")
             meta = {key: value for key, value in sorted(found.items()) if value}
             document = Document(text, options["language"], options["source"], page.id, meta)
-            if not problem:
-                shard.keep(document)
-            elif options["strict"]:
-                raise UserError(f"{page.id} ({page.file or page.url}): {problem}; "
-                                "omit --strict to drop and count such pages")
+            if problem:
+                shard.reject(document, problem, page.file or page.url)
             else:
-                shard.drop(document, problem)
+                shard.keep(document)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -45,9 +45,9 @@ Share = tuple[int, int]  # task i of n
 class ShardWriter(contextlib.ExitStack):
     """Where a step's function puts the documents of one shard: `keep` them, or `drop` them with a reason."""
 
-    def __init__(self, out: Path, name: str, keep_dropped: bool = False):
+    def __init__(self, out: Path, name: str, options: dict[str, Any]):
         super().__init__()
-        self.funnel, self.keep_dropped = Funnel(), keep_dropped
+        self.funnel, self.options = Funnel(), options
         self._kept, self._dropped = (self.enter_context(line_writer(out / folder / f"{name}.jsonl.gz"))
                                      for folder in ("kept", "dropped"))
 
@@ -58,8 +58,14 @@ class ShardWriter(contextlib.ExitStack):
     def drop(self, document: Document, reason: str, **more: Any) -> None:
         """Drop a document; the short fixed reason is counted, and `more` holds details of this document."""
         self.funnel.drop(reason, len(document.text), document.id)
-        record = document.to_dict() if self.keep_dropped else {"id": document.id}
+        record = document.to_dict() if self.options.get("keep_dropped") else {"id": document.id}
         self._dropped({**record, "reason": reason, **more})
+
+    def reject(self, document: Document, reason: str, file: str) -> None:
+        """Drop a page or book that cannot be read; with --strict, stop there."""
+        if self.options.get("strict"):
+            raise UserError(f"{document.id} ({file}): {reason}; omit --strict to drop and count it")
+        self.drop(document, reason)
 
 
 StepFunction = Callable[[Iterator[Document], ShardWriter, dict[str, Any]], None]
@@ -111,7 +117,7 @@ def process_shard(function: StepFunction, path: Path, name: str, out: Path, opti
     if record and all((out / folder / f"{name}.jsonl.gz").exists() for folder in ("kept", "dropped")):
         return record
     done.unlink(missing_ok=True)
-    with ShardWriter(out, name, options.get("keep_dropped", False)) as shard:
+    with ShardWriter(out, name, options) as shard:
         found = tqdm(read(path, shard.funnel, options), path.name, unit=" documents", delay=LOG_SECONDS,
                      mininterval=LOG_SECONDS, leave=False)
         function(found, shard, options)
@@ -139,7 +145,7 @@ def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: st
 def run_step(function: StepFunction, step: str, options: dict[str, Any], given: Any,
              title: str = "", **reading: Any) -> int:
     """`process_shards` with the arguments of `add_shard_arguments`; prints the counts and returns 0."""
-    funnel = process_shards(function, given.inputs, given.out, {**options, **shard_options(given)},
+    funnel = process_shards(function, given.inputs, given.out, {**shard_options(given), **options},
                             given.workers, step, share=given.shard, **reading)
     print_funnel(funnel, title or step)
     return 0
@@ -259,8 +265,7 @@ def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[
 
 def shard_options(arguments: Any) -> dict[str, Any]:
     """Select the arguments that a shard's output depends on."""
-    names = ("source", "licence", "text_field", "paragraphs", "keep_dropped", "strict")
-    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    return {name: getattr(arguments, name) for name in (*READING, "keep_dropped") if hasattr(arguments, name)}
 
 
 def print_funnel(funnel: Funnel, title: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from data_prep.sources.book_layout import Line, Page
 from data_prep.sources.worker import Unreadable
 
-SUFFIXES = (".txt", ".hocr", ".xml")
+SUFFIXES = (".hocr", ".xml", ".txt")  # of one page, the first of them
 BOX = re.compile(r"\bbbox (-?\d+) (-?\d+) (-?\d+) (-?\d+)")
 LINE_CLASSES = ("ocr_line", "ocr_header", "ocr_caption", "ocr_textfloat", "ocrx_line")
 
@@ -44,7 +44,10 @@ def text_lines(text: str) -> Iterator[Line]:
 
 
 def read_xml(root: ElementTree.Element) -> list[Page]:
-    if root.tag.rpartition("}")[2].lower() == "alto":
+    kind = root.tag.rpartition("}")[2].lower()
+    if kind == "mets":  # the table of contents beside ALTO files
+        return []
+    if kind == "alto":
         return [Page(list(alto_lines(page))) for page in root.iterfind(".//{*}Page")]
     pages = [element for element in root.iterfind(".//{*}div") if element.get("class") == "ocr_page"]
     if not pages:

@@ -1,6 +1,6 @@
 """Reads saved web pages as undecoded bytes out of WARC files, zip archives and lists of HTML files.
 
-In:  .warc, .warc.gz; .zip; .jsonl, a list of loose files that web_pages.py or books.py has written.
+In:  .warc and .arc, also .gz; .zip; .jsonl, a list of loose files that web_pages.py or books.py has written.
 Out: `SavedPage`s in the order of the file; those that cannot be read have a `problem`. The funnel counts
      records that are not pages.
 
@@ -17,16 +17,17 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from data_prep.documents import Funnel, shard_name
-from data_prep.record_files import DAMAGED
+from data_prep.record_files import DAMAGED, open_packed
 from mmed.utils.errors import require_extra
 from mmed.utils.files import atomic_write
 
 MAX_PAGE_BYTES = 10 << 20
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
-ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".zip")
+ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".arc", ".arc.gz", ".zip")
 HTML_NAME = re.compile(r"\.x?html?(?:[?@].*)?$", re.IGNORECASE)  # wget writes the query into the file's name
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 OTHER = "records that are not HTML pages"
@@ -77,10 +78,14 @@ def read_zip(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
 
 def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
     iterate = require_extra("warcio.archiveiterator", "web").ArchiveIterator
-    damage = require_extra("warcio.exceptions", "web").ArchiveLoadFailed
-    with open(path, "rb") as file:
+    failed = require_extra("warcio.exceptions", "web").ArchiveLoadFailed
+    # warcio 1.8 crashes with brotli 1.2; trafilatura unpacks such pages
+    require_extra("warcio.bufferedreaders", "web").BufferedReader.DECOMPRESSORS.pop("br", None)
+    file, damage = open_packed(path)
+    with file:
         try:
-            for record in iterate(file):
+            stream = SimpleNamespace(read=file.read1, tell=file.tell)  # read1: all that comes before damage
+            for record in iterate(stream, arc2warc=True):
                 if not is_html_page(record):
                     funnel.add(OTHER)
                     continue
@@ -90,7 +95,7 @@ def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
                 if record.raw_stream.limit > 0 and not page.problem:  # the file ends within this record
                     page.problem = DAMAGED
                 yield page
-        except (damage, zlib.error, EOFError, ValueError):
+        except (failed, *damage, zlib.error, EOFError, ValueError):
             yield SavedPage(problem=DAMAGED)
 
 

@@ -120,6 +120,11 @@ def test_a_folder_of_page_files_of_another_ocr_engine_is_a_book(tmp_path):
         begin, end = SENTENCES[number % 5][:40], SENTENCES[number % 4][:40]
         text = f"CARDIOLOGY {number}\n\n{begin} in the mid-\ndle of {end}\n"
         (tmp_path / "shelf" / "Cardiology" / f"page{number}.txt").write_text(text)
+    lines = "".join(f'<TextLine HPOS="0" VPOS="{20 * place}" WIDTH="{10 * len(line)}" HEIGHT="20">'
+                    f'<String CONTENT="{line}"/></TextLine>' for place, line in enumerate(text.split("\n")))
+    (tmp_path / "shelf" / "Cardiology" / "page11.xml").write_text(  # the same page again, read once
+        f"<alto><Layout><Page>{lines}</Page></Layout></alto>")
+    (tmp_path / "shelf" / "Cardiology" / "METS.xml").write_text('<mets xmlns="http://www.loc.gov/METS/"/>')
     document, = read(tmp_path / "out", tmp_path / "shelf")[0]
     expected = " ".join(f"{SENTENCES[number % 5][:40]} in the middle of {SENTENCES[number % 4][:40]}"
                         for number in (9, 10, 11))
@@ -139,6 +144,8 @@ def test_damaged_books_are_dropped_with_the_reason(tmp_path):
     assert len(documents) == 1 and dropped == {"not a PDF, or damaged": 2, "encrypted": 1, "no text": 1}
     with gzip.open(tmp_path / "out" / "dropped" / "locked.pdf.jsonl.gz", "rt") as file:
         assert json.loads(file.readline())["reason"] == "encrypted"
+    with pytest.raises(UserError, match=r"locked.pdf \(locked.pdf\): encrypted; omit --strict"):
+        read(tmp_path / "strict", tmp_path / "locked.pdf", "--strict")
 
 
 def test_a_missing_tesseract_is_one_line(tmp_path, monkeypatch):

@@ -98,16 +98,46 @@ def test_json_lines_are_read_under_any_name(tmp_path, name):
         assert find_inputs([tmp_path]) == [tmp_path / name]
 
 
-def test_plain_text_is_read_whole_or_by_paragraphs(tmp_path):
+@pytest.mark.parametrize("text", ['["one", {"text": "two"}, 3]', '[\n {\n  "text": "one"\n },\n "two",\n 3]',
+                                  '{\r\n "text": "one"\r\n}'])
+def test_json_that_is_not_in_lines_is_read(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    documents, dropped = read(tmp_path / "a.json")
+    assert [document.text for document in documents] == ["one", "two"][:text.count("o")]
+    assert dropped == ({"not an object": 1} if "3" in text else {})
+
+
+def test_linked_folders_are_read_once_and_unreadable_ones_are_an_error(tmp_path, monkeypatch):
+    path = write(tmp_path / "real" / "a.jsonl", {"text": "a"})
+    (tmp_path / "real" / "above").symlink_to(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).symlink_to(tmp_path / "real")
+    assert [found.resolve() for found in find_inputs([tmp_path / "in"])] == [path]
+
+    def fail(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(PermissionError):
+        find_inputs([tmp_path])
+
+
+def test_plain_text_is_read_whole_or_by_paragraphs(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes("first\nstill first\r\n\r\n\r\nsecond\n".encode("utf-8-sig"))
     assert texts(tmp_path / "a.txt", paragraphs=True) == ["first\nstill first", "second"]
     assert read(tmp_path / "a.txt", paragraphs=True)[0][1].id == "a:5"
     assert len(texts(tmp_path / "a.txt")) == 1
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     assert read(tmp_path / "b.txt") == ([], {"not UTF-8": 1})
-    (tmp_path / "a.doc").write_bytes(b"\xd0\xcf\x11\xe0")
-    with pytest.raises(UserError, match="neither JSON lines nor parquet"):
-        read(tmp_path / "a.doc")
+    for name, data in (("a.doc", b"\xd0\xcf\x11\xe0"), ("wiki_00", b'<doc id="1">\nA\n</doc>\n')):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=r"neither JSON lines nor parquet.*wikiextractor --json"):
+            read(tmp_path / name)
+    monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 10)
+    with pytest.raises(UserError, match=r"a\.txt: longer than 0 MiB; .*--paragraphs"):
+        read(tmp_path / "a.txt")
+    assert len(texts(tmp_path / "a.txt", paragraphs=True)) == 2
 
 
 def test_parquet_with_nested_columns_is_read(tmp_path):
@@ -124,6 +154,10 @@ def test_text_under_another_key_is_read(tmp_path):
     assert texts(write(tmp_path / "redpajama.jsonl", {"raw_content": "a"})) == ["a"]
     nested = write_parquet(tmp_path / "nested.parquet", [{"page": {"body": "a", "title": "t"}}])
     assert read(nested, text_field="page.body")[0][0].meta == {"page": {"title": "t"}}
+    pubmed = write(tmp_path / "pubmed.jsonl",
+                   {"Article": {"Abstract": {"AbstractText": "a", "n": 1}}, "text": ""})
+    document, = read(pubmed, text_field="Article.Abstract.AbstractText")[0]
+    assert (document.text, document.meta) == ("a", {"Article": {"Abstract": {"n": 1}}, "text": ""})
     for path in (nested, write(tmp_path / "a.jsonl", *[{"body": "a", "url": "u"}] * 3)):
         with pytest.raises(UserError, match=r"no field text or content or raw_content.*(page|body, "
                                             r"url).*--text_field"):

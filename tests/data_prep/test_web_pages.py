@@ -98,12 +98,24 @@ def test_pages_in_a_folder_a_zip_and_a_warc_give_the_same_texts(tmp_path):
                            for name, body in pages.items()),
                    ("http://x.example/logo.png", b"\x89PNG", {"Content-Type": "image/png"}))
         write_warc(warc, ("http://x.example/no", pages["page0.html"], HTML), status="404 no")
+    (tmp_path / "whole.warc.gz").write_bytes(gzip.compress((tmp_path / "site.warc").read_bytes()))
+    arc = (b"filedesc://a.arc 0.0.0.0 20090101000000 text/plain 65\n1 0 mmed\n"
+           b"URL IP-address Archive-date Content-type Archive-length\n\n")
+    for name, body in pages.items():
+        record = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + body
+        arc += f"http://x.example/{name} 1.2.3.4 20090101000000 text/html {len(record)}\n".encode()
+        arc += record + b"\n"
+    (tmp_path / "site.arc.gz").write_bytes(gzip.compress(arc))
+    brotli = pytest.importorskip("brotli")
+    packed = {"Content-Encoding": "br", **HTML}
+    write_warc(tmp_path / "brotli.warc", *((f"http://x.example/{name}", brotli.compress(body), packed)
+                                           for name, body in pages.items()))
 
     kept, dropped = read(tmp_path / "out", tmp_path / "site")
     assert [document.meta["file"] for document in kept] == [f"sub/{name}" for name in pages]
     assert kept[0].source == "site"
     assert all(f"Paragraph {number}." in document.text for number, document in enumerate(kept))
-    for name in ("site.zip", "site.warc.gz", "site.warc"):
+    for name in ("site.zip", "site.arc.gz", "brotli.warc", "whole.warc.gz", "site.warc.gz", "site.warc"):
         same, dropped = read(tmp_path / f"out-{name}", tmp_path / name)
         assert not dropped
         assert [document.text for document in same] == [document.text for document in kept], name

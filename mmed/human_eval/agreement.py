@@ -128,7 +128,8 @@ def metric_measures(texts: Sequence[Sequence[Mapping[str, float]]], languages: S
 def check_ratings(name: str, kind: str, ratings: Mapping, models: Sequence[str], found: Texts) -> None:
     """Ratings must be by this kind, of these models, and of texts as the results have them."""
     if ratings["by"]["kind"] != kind:
-        raise UserError(f"{name}: ratings by {ratings['by']['kind']}, expected those by {kind}")
+        raise UserError(f"{name}: ratings by {ratings['by']['kind']}, expected those by {kind}; people's "
+                        "ratings come first, each judge's after --judge")
     if set(ratings["models"]) != set(models):
         raise UserError(f"{name}: rates {', '.join(ratings['models'])}, but the results are "
                         f"{', '.join(models)}; give NAME=FOLDER for each")

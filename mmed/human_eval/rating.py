@@ -98,7 +98,7 @@ def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, s
     rated = {}
     rater = as_name(value.get("rater"))
     if not rater:
-        raise UserError(f"{path}: the rater gave no name; write one into the file, as \"rater\"")
+        raise UserError(f"{path}: the rater gave no name; write one into the file's field 'rater'")
     with reading(path):
         for item, entry in key["sheets"][languages[0]]["items"].items():
             letters, given = entry["letters"], value["scores"].get(item)

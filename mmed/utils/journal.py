@@ -83,7 +83,7 @@ class Journal(SealedFile):
         self.done.add(number)
 
     def rounds(self) -> list[tuple[int, list[dict]]]:
-        """Yield (number, rows) by number, regardless of the order in which rounds finished."""
+        """(number, rows) by number, regardless of the order in which rounds finished."""
         rounds = [json.loads(line) for line in self.lines()[1:]]
         return sorted((value["round"], value["rows"]) for value in rounds)
 

@@ -120,6 +120,9 @@ def test_published_numbers_share_a_table_only_with_their_own_definition(tmp_path
     table = next(table for table in found if table.title == "Accuracy, official scorer")
     row = next(row for rows in table.groups.values() for row in rows if row.name == "MMedLM 2 7B")
     assert [cell.value for cell in row.cells] == [58.13, 70.43, 54.27, 38.26, 71.88, 64.95, 59.65]
+    monkeypatch.setitem(result.summary, "text_items", "all with a reference rationale")
+    assert not any(row.kind == "published" for table in tables([result], with_published=True)
+                   if table.title in texts for rows in table.groups.values() for row in rows)
     monkeypatch.undo()  # two items of a language are not the paper's
     apart = [table for table in tables([result], with_published=True) if table.title in joined
              or table.title.endswith(", published")]
@@ -280,6 +283,11 @@ def test_a_log_with_an_incomplete_last_line_is_read_up_to_it(tmp_path):
     (folder / "metrics.jsonl").write_text("\n".join([lines[0], "{", *lines[1:]]))
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a line of a training log"):
         read_run(str(folder))
+
+
+def test_sixteen_curves_of_one_run_are_told_apart():
+    """Eight languages, each with a medical and a general stream."""
+    assert len({plots.GREY, *map(plots.colour, range(16))}) == 17
 
 
 def test_names_in_plots_are_escaped_and_not_read_as_formulas():

@@ -23,7 +23,7 @@ from mmed.checkpoints.adapters import load_adapter
 from mmed.checkpoints.pretrained import has_tokenizer, load_pretrained
 from mmed.inference import engine
 from mmed.inference.option_scores import int8_difference
-from mmed.inference.sampling import Decoding, Sequence, check_finite
+from mmed.inference.sampling import Decoding, Sequence, check_finite, check_prompt
 from mmed.inference.work_sharing import round_size, run_rounds
 from mmed.languages import get_language
 from mmed.lora import merge_lora
@@ -184,10 +184,12 @@ def read_prompts(model: Transformer, tokenizer: Tokenizer, path: str,
     rows, prompts = [], []
     for number, row in read_jsonl(path):
         if not isinstance(row.get("prompt"), str):
-            raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got keys "
-                            f"{', '.join(row) or 'none'}")
+            found = f"{row['prompt']!r:.60}" if "prompt" in row else f"keys {', '.join(row) or 'none'}"
+            raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got {found}")
+        ids = prompt_ids(model, tokenizer, row["prompt"], chat_template)
+        check_prompt(ids, model.config, f"{path}:{number}: the prompt")
         rows.append(row)
-        prompts.append(prompt_ids(model, tokenizer, row["prompt"], chat_template))
+        prompts.append(ids)
     return rows, prompts
 
 

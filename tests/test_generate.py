@@ -1,5 +1,6 @@
 """The command mmed.generate: files of prompts, streams, chat; killed runs continue, also on several ranks."""
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mmed.model import ModelConfig, Transformer
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import UserError
+from mmed.utils.fingerprints import model_fingerprint
 from mmed.utils.journal import Journal
 
 
@@ -39,6 +41,17 @@ def test_an_adapter_that_brings_a_tokenizer_is_read_with_it(model_folder, tmp_pa
     other = train_sentencepiece(["rain and stone, river and plum"] * 20, tmp_path / "adapter", 300)
     found = load_model(str(model_folder), str(tmp_path / "adapter"))[1]
     assert found.fingerprint == other.fingerprint != own.fingerprint
+
+
+def test_the_fingerprint_of_a_model_covers_what_decides_its_texts(model_folder, tmp_path):
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    shutil.copytree(model_folder, folder)
+    adapter.mkdir()
+    found = {model_fingerprint(folder)}
+    for path in (adapter / "adapter_config.json", adapter / "tokenizer.json", folder / "chat_template.jinja"):
+        path.write_text("{}")
+        found |= {model_fingerprint(folder, adapter)}
+    assert len(found) == 4
 
 
 def write_prompts(path: Path, count: int) -> list[str]:
@@ -81,11 +94,25 @@ def test_an_empty_file_of_prompts_gives_an_empty_file(model_folder, tmp_path, dt
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
-def test_a_line_without_a_prompt_is_named(model_folder, tmp_path):
-    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+@pytest.mark.parametrize("line, message", [
+    ({"text": "b"}, "expected an object with a text 'prompt', got keys text"),
+    ({"prompt": None}, "expected an object with a text 'prompt', got None"),
+    ({"prompt": "fever " * 1000}, "the prompt has 1,002 tokens and the model a context length of 1,000")])
+def test_a_line_without_a_usable_prompt_is_named_before_the_first_is_decoded(model_folder, tmp_path, line,
+                                                                             message):
+    write_lines(tmp_path / "in.jsonl", {"prompt": "a"}, line)
     files = ["--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out")]
-    with pytest.raises(UserError, match=r"in\.jsonl:2: expected an object with a text 'prompt'"):
+    with pytest.raises(UserError, match=rf"in\.jsonl:2: {message}"):
         main(["--model", str(model_folder), *files])
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_what_json_cannot_carry_becomes_null_in_the_output(model_folder, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "score": NaN, "list": [1e999, 1]}\n')
+    main(["--model", str(model_folder), "--input", str(tmp_path / "in.jsonl"), "--out",
+          str(tmp_path / "out"), "--max_new_tokens", "2"])
+    row = json.loads((tmp_path / "out").read_text())
+    assert row["score"] is None and row["list"] == [None, 1]
 
 
 # ---------------------------------------------------------------------------------------------- several ranks

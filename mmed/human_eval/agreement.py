@@ -125,8 +125,11 @@ def metric_measures(texts: Sequence[Sequence[Mapping[str, float]]], languages: S
     return found
 
 
-def check_ratings(name: str, ratings: Mapping, models: Sequence[str], found: Texts) -> None:
-    """Ratings must be of these models, and of texts as the results have them."""
+def check_ratings(name: str, kind: str, ratings: Mapping, models: Sequence[str], found: Texts) -> None:
+    """Ratings must be by this kind, of these models, and of texts as the results have them."""
+    if ratings["by"]["kind"] != kind:
+        raise UserError(f"{name}: ratings by {ratings['by']['kind']}, expected those by {kind}; people's "
+                        "ratings come first, each judge's after --judge")
     if set(ratings["models"]) != set(models):
         raise UserError(f"{name}: rates {', '.join(ratings['models'])}, but the results are "
                         f"{', '.join(models)}; give NAME=FOLDER for each")
@@ -162,8 +165,9 @@ def points_given(ratings: Mapping, places: Sequence[tuple[str, str]], models: Se
 def study(people: Mapping, models: Sequence[str], found: Texts, judges: Sequence[Mapping] = (),
           names: Sequence[str] = ()) -> dict[str, Any]:
     """The content of agreement.json. `found`: rows of read_texts; `names`: the files, for errors."""
-    for name, ratings in zip(names or ["people", *("judge" for _ in judges)], (people, *judges)):
-        check_ratings(name, ratings, models, found)
+    kinds = ["people", *("judge" for _ in judges)]
+    for name, kind, ratings in zip(names or kinds, kinds, (people, *judges)):
+        check_ratings(name, kind, ratings, models, found)
     notes: list[str] = []
     places = rated_by_all(people, judges, notes)
     languages = np.array([language for language, _ in places])

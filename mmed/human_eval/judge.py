@@ -16,7 +16,7 @@ from typing import Any
 from mmed.human_eval.rating_data import Case, Ratings, shown
 
 # Raise it when the prompt or the reading of replies changes: ratings of different versions are not comparable
-JUDGE_VERSION = 5
+JUDGE_VERSION = 6
 TRIES = 3
 Messages = list[dict[str, str]]
 
@@ -57,8 +57,9 @@ def parse_ranking(reply: str, letters: Sequence[str]) -> list[str]:
     >>> parse_ranking("A is vague.\\n**RANKING: B > A > C**", "ABC")
     ['B', 'A', 'C']
     """
-    last = (reply.strip().splitlines() or [""])[-1].strip(" \t*_`#>.")
-    found = re.fullmatch(r"RANKING:[ *_`]*(.*)", last)
+    text = re.sub(r"[*_`#]", "", reply)  # also the end of a code block
+    last = (text.strip().splitlines() or [""])[-1].strip(" \t>.")
+    found = re.fullmatch(r"RANKING:(.*)", last)
     ranking = [part.strip() for part in found[1].split(">")] if found else []
     if sorted(ranking) != sorted(letters):
         raise ValueError(f"the last line is not a ranking of {', '.join(letters)}: {last[:60]!r}")

@@ -96,6 +96,9 @@ def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, s
     if not languages:
         raise UserError(f"{path}: its sheet does not match this key: it rates other items or texts")
     rated = {}
+    rater = as_name(value.get("rater"))
+    if not rater:
+        raise UserError(f"{path}: the rater gave no name; write one into the file's field 'rater'")
     with reading(path):
         for item, entry in key["sheets"][languages[0]]["items"].items():
             letters, given = entry["letters"], value["scores"].get(item)
@@ -105,7 +108,7 @@ def read_sheet_ratings(path: str | Path, key: Mapping[str, Any]) -> tuple[str, s
                 raise UserError(f"{path}: item {item}: expected each of the scores 1 to {len(letters)} once, "
                                 f"for {', '.join(letters)}; got {given!r:.200}")
             rated[item] = {model: float(given[letter]) for letter, model in letters.items()}
-    return languages[0], as_name(value.get("rater")), rated
+    return languages[0], rater, rated
 
 
 def merge(key: Mapping[str, Any], paths: Sequence[str | Path]) -> Ratings:

@@ -14,6 +14,7 @@ import torch
 
 from mmed.inference.decoder import Decoder, Segment, decoder_for, fitting_batch, layout_of
 from mmed.inference.engine import PrefixCache
+from mmed.inference.sampling import check_finite
 from mmed.model import Transformer
 from mmed.utils.errors import UserError
 
@@ -50,6 +51,7 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
             i, before = places[number], next(logits)
             for option in options[i]:
                 part = torch.cat((before, next(logits))) if len(option) > 1 else before
+                check_finite(part)
                 ids = torch.tensor(list(option), device=part.device)[:, None]
                 scores[i].append(float(part.float().log_softmax(-1).gather(1, ids).double().sum()))
             on_done(i)

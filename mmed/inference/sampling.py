@@ -62,7 +62,8 @@ class Decoding:
     on_done: Callable[[int, list[int]], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_batch_size < 1:
+        usable = 0 <= self.temperature < float("inf") and 0 < self.top_p <= 1
+        if not usable or self.top_k < 0 or self.max_batch_size < 1:
             raise UsageError(f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}, "
                              f"batch size {self.max_batch_size}: expected 0 or more, over 0 up to 1, 0 or "
                              "more, and 1 or more")
@@ -73,11 +74,9 @@ class Decoding:
         limits = [limits] * len(prompts) if isinstance(limits, int) else list(limits)
         result = []
         for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            if not prompt or limit < 0:
-                raise UserError(f"prompt {i} is empty, or its max_new_tokens ({limit}) negative")
-            if len(prompt) >= longest:
-                raise UserError(f"prompt {i} has {len(prompt):,} tokens and the model a context length of "
-                                f"{longest:,}, which is too short for an answer; shorten the prompt")
+            check_prompt(prompt, config, f"prompt {i}")
+            if limit < 0:
+                raise UsageError(f"max_new_tokens is {limit}: expected 0 or more")
             draws = random.Random(f"{self.seed} {i if self.numbers is None else self.numbers[i]}")
             result.append(Sequence(i, list(prompt), min(limit, longest - len(prompt)), draws))
         return result
@@ -107,14 +106,26 @@ class Decoding:
 
 def sample(logits: Tensor, temperature: float, top_k: int, top_p: float, uniform: Tensor) -> Tensor:
     """One token per row (B,) of logits (B, V), drawn with the numbers `uniform` (B,) in [0, 1)."""
-    p, order = (logits.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    below_top = logits.double() - logits.max(-1, keepdim=True).values  # cannot overflow when divided
+    p, order = (below_top / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     if top_k:
         p[:, top_k:] = 0
+        p /= p.sum(-1, keepdim=True)  # top_p is a share of these, as in transformers and vLLM
     p[p.cumsum(-1) - p >= top_p] = 0  # the token that crosses top_p stays, so the first always does
     total = p.cumsum(-1)
     place = torch.searchsorted(total, uniform[:, None] * total[:, -1:], right=True)
     last = (p > 0).sum(-1, keepdim=True) - 1
     return order.gather(1, place.minimum(last)).squeeze(1)
+
+
+def check_prompt(prompt: list[int], config: ModelConfig, where: str) -> None:
+    """A prompt must have a token and leave a position for an answer; `where` names it in the error."""
+    longest = config.max_position_embeddings
+    if not prompt:
+        raise UserError(f"{where} is empty, and gets no BOS; write a text")
+    if len(prompt) >= longest:
+        raise UserError(f"{where} has {len(prompt):,} tokens and the model a context length of {longest:,}, "
+                        "which is too short for an answer; shorten the prompt")
 
 
 def check_finite(logits: Tensor) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 from mmed.metrics import mean
 from mmed.utils.errors import printable, require_extra
 
-COLOURS = ("#2a78d6", "#1baf7a", "#eda100", "#008300", "#4a3aa7", "#e34948", "#e87ba4", "#eb6834")
+COLOURS = ("#2a78d6", "#1baf7a", "#eda100", "#008300", "#4a3aa7", "#e34948", "#e87ba4", "#eb6834",
+           "#7fb2ec", "#8a5a2b", "#c7d93d", "#5d7a8c", "#b39ddb", "#7a1f1f", "#00a3a3", "#f2b8a0")
 INK, MUTED, GREY, GRID = "#1d1f23", "#5c6168", "#9a9a96", "#dfddd6"
 WIDTH = 4.6  # inches; the page shows a plot at 330 to 460 pixels
 MOST_POINTS = 240  # of a training curve

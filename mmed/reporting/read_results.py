@@ -13,10 +13,11 @@ from mmed.evaluation.summary import COLUMNS
 from mmed.languages import get_language
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json
-from mmed.utils.untrusted import as_name, is_finite, split_argument
+from mmed.utils.untrusted import as_name, is_finite, reading, split_argument
 
 SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine-tuning",
             "full": "Full fine-tuning"}
+MACRO = "Macro average"
 
 
 # ---- results -----------------------------------------------------------------------------------------------
@@ -41,7 +42,7 @@ class Result:
     @property
     def parts(self) -> dict[str, dict]:
         """The columns of a table: the summary of each language, and their average."""
-        return {**self.summary["languages"], "Macro average": self.summary["macro"]}
+        return {**self.summary["languages"], MACRO: self.summary["macro"]}
 
 
 def read_result(argument: str) -> Result:
@@ -86,9 +87,6 @@ def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[
                 questions[place] = [[] for _ in results]
             if place in questions:
                 questions[place][index].append(row)
-        if result.hits.keys() != results[0].hits.keys():
-            raise UserError(f"{result.folder}: predictions.jsonl has other items than the one in "
-                            f"{results[0].folder}")
     return [{**answers[0][0], "code": get_language(place[0]).code, "answers": answers,
              "right": [result.hits[place] for result in results]} for place, answers in questions.items()]
 
@@ -128,14 +126,15 @@ def read_run(argument: str) -> Run:
                 raise UserError(f"{log}:{count}: not a line of a training log ({error})") from None
             run.notes.append(f"the log is complete up to line {count - 1}")  # it is being written, or was cut
             break
-        losses = [(run.validation.setdefault(language, []), loss)
-                  for language, loss in line.get("validation_loss", {}).items()]
-        if line["step"]:  # step 0 is the validation before training
-            losses.append((run.loss, line["loss"]))
-            rates.append(line["tokens_per_second"])
-        for curve, loss in losses:
-            curve.extend([(line["tokens"], loss)] if is_finite(loss) else [])
-            not_finite += not is_finite(loss)
+        with reading(f"{log}:{count}"):
+            losses = [(run.validation.setdefault(language, []), loss)
+                      for language, loss in line.get("validation_loss", {}).items()]
+            if line["step"]:  # step 0 is the validation before training
+                losses.append((run.loss, line["loss"]))
+                rates.append(line["tokens_per_second"])
+            for curve, loss in losses:
+                curve.extend([(line["tokens"], loss)] if is_finite(loss) else [])
+                not_finite += not is_finite(loss)
     run.validation = {language: curve for language, curve in run.validation.items() if curve}
     if not_finite:
         run.notes.append(f"{not_finite:,} losses that are not finite numbers are not drawn")
@@ -155,6 +154,7 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
     """The counts of every step and of every token stream under the folders."""
     steps: dict[str, dict] = {}
     streams = []
+    places: dict[Path, str] = {}  # each file once, also where one folder contains another
     for folder in map(Path, folders):
         paths = [path for path in sorted(folder.rglob("*.json"))
                  if path.name == "funnel.json" or path.with_suffix(".idx").is_file()]
@@ -162,13 +162,16 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
             raise UserError(f"{folder}: no funnel.json or token stream in it; give the output folder of "
                             "data_prep's steps")
         for path in paths:
-            value, place = read_json(path), path.relative_to(folder.parent)
+            places.setdefault(path.resolve(), path.relative_to(folder.parent).as_posix())
+    for path, place in places.items():
+        with reading(path):
+            value = read_json(path)
             if path.name != "funnel.json":
-                streams.append((place.with_suffix("").as_posix(), value))
+                streams.append((place.removesuffix(".json"), value))
                 continue
             name, documents = value["step"], value["documents"]
             step = steps.setdefault(name, {"name": name, "places": [], "dropped": Counter()})
-            step["places"].append((place.parent.as_posix(), documents["in"], documents["out"]))
+            step["places"].append((place.removesuffix("/funnel.json"), documents["in"], documents["out"]))
             for reason, entry in value["dropped"].items():
                 step["dropped"][reason] += entry["documents"]
     # A later step reads what an earlier one kept: the more documents come in, the earlier the step

@@ -24,7 +24,7 @@ from mmed.reporting.agreement import read_study
 from mmed.reporting.page import fill_page
 from mmed.reporting.read_results import SETTINGS, Corpus, Result, Run
 from mmed.reporting.tables import ACCURACY, Table, by_definition, percent, summary_table, tables
-from mmed.utils.errors import Parser, UsageError
+from mmed.utils.errors import Parser, UsageError, UserError
 from mmed.utils.files import atomic_write
 
 
@@ -44,7 +44,9 @@ def accuracy_plots(results: Sequence[Result], colours: dict[str, str]) -> list[d
 
 
 def differences(first: Result, other: Result) -> list[Line]:
-    """`other` minus `first` by language and over all, each with its interval and test."""
+    """`other` minus `first` by language and over all; nothing if their accuracies are defined differently."""
+    if first.headline != other.headline or len(by_definition([first, other], first.headline)) > 1:
+        return []
     pairs = {place: (float(other.hits[place]), float(hit)) for place, hit in first.hits.items()}
     return compare_column(other.headline, pairs)
 
@@ -56,9 +58,8 @@ def comparisons(results: Sequence[Result]) -> tuple[list[dict[str, Any]], list[s
         rows = [result for result in results if result.setting == setting]
         for other in rows[1:]:
             first = rows[0]
-            if first.headline == other.headline and len(by_definition([first, other], first.headline)) == 1:
-                found.append({"setting": heading, "first": first.name, "other": other.name,
-                              "lines": differences(first, other)})
+            if lines := differences(first, other):
+                found.append({"setting": heading, "first": first.name, "other": other.name, "lines": lines})
             else:
                 skipped.append(f"{other.full_name} against {first.name}")
     return found, skipped
@@ -73,16 +74,24 @@ def forgetting(exams: Sequence[Result], runs: Sequence[Run]) -> list[dict[str, A
     """
     base = exams[0].name if exams else "base model"
     losses: dict[str, float] = {}
+    streams = None  # of the first run: only losses on the same text are compared
     for run in runs:
-        curves = [curve for name, curve in run.validation.items() if name.startswith("general ")]
+        curves = {name: curve for name, curve in run.validation.items() if name.startswith("general ")}
+        streams = streams or curves.keys()
+        if curves and curves.keys() != streams:
+            raise UserError(f"run {run.name}: validated on {', '.join(curves)}, an earlier run on "
+                            f"{', '.join(streams)}; report on them separately")
         if curves:
-            losses.setdefault(base, metrics.mean(curve[0][1] for curve in curves))
-            losses[run.name] = metrics.mean(curve[-1][1] for curve in curves)
+            losses.setdefault(base, metrics.mean(curve[0][1] for curve in curves.values()))
+            losses[run.name] = metrics.mean(curve[-1][1] for curve in curves.values())
     named: list[tuple[str, Result | None]] = [(result.name, result) for result in exams]
     named += [(name, None) for name in losses if name not in dict(named)]
     rows = []
     for name, result in named:
         lines = differences(exams[0], result) if result else []
+        if result and not lines:
+            raise UserError(f"{result.folder}: its accuracy is defined differently from that of "
+                            f"{exams[0].folder}; evaluate both with the same options")
         gap = next((line for line in lines if line.group == "macro average"), None)
         change = losses[name] - losses[base] if name in losses else None
         rows.append({"name": name, "result": result, "gap": gap, "loss": losses.get(name), "change": change})

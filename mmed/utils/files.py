@@ -93,17 +93,18 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON, atomically; NaN and infinity become null (they are not JSON)."""
+    """Write `value` as indented UTF-8 JSON, atomically; NaN and infinity become null."""
     with atomic_write(path) as file:
-        json.dump(_finite(value), file, ensure_ascii=False, indent=1, allow_nan=False)
+        json.dump(finite(value), file, ensure_ascii=False, indent=1, allow_nan=False)
         file.write("\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A JSON value with null for NaN and infinity, which are not JSON."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -124,7 +125,7 @@ def read_json(path: str | Path) -> Any:
     """Read one JSON value; a file that is missing, broken or too large is a `UserError` naming it."""
     check_file(path, MAX_JSON_BYTES)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.model", "tokenizer.json",
                "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-               "*.safetensors", "*.safetensors.index.json")
+               "chat_template.jinja", "chat_template.json",
+               "*.safetensors", "*.safetensors.index.json", "adapter_config.json")
 
 
 def file_hash(path: str | Path) -> str:
@@ -24,8 +25,8 @@ def _hash_of_files(paths: Iterable[Path]) -> str:
 
 
 def model_fingerprint(folder: str | Path, adapter: str | Path | None = None) -> str:
-    """sha256 of what decides a model's output: config, weights and tokenizer, and the adapter's two files."""
-    files = sorted(path for pattern in MODEL_FILES for path in Path(folder).glob(pattern))
-    if adapter:
-        files += [Path(adapter) / "adapter_config.json", Path(adapter) / "adapter_model.safetensors"]
+    """sha256 of what decides a model's output: config, weights and tokenizer, the adapter's too."""
+    files: list[Path] = []
+    for place in (folder, adapter) if adapter else (folder,):
+        files += sorted(path for pattern in MODEL_FILES for path in Path(place).glob(pattern))
     return _hash_of_files(files)

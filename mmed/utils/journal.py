@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write, try_lock
+from mmed.utils.files import atomic_write, finite, try_lock
 
 
 class SealedFile:
@@ -83,7 +83,7 @@ class Journal(SealedFile):
         self.done.add(number)
 
     def rounds(self) -> list[tuple[int, list[dict]]]:
-        """Yield (number, rows) by number, regardless of the order in which rounds finished."""
+        """(number, rows) by number, regardless of the order in which rounds finished."""
         rounds = [json.loads(line) for line in self.lines()[1:]]
         return sorted((value["round"], value["rows"]) for value in rounds)
 
@@ -103,8 +103,12 @@ class Journal(SealedFile):
 
 
 def json_line(value: Any) -> str:
-    """One line of JSON; lone surrogates, which UTF-8 cannot carry, become "?"."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode() + "\n"
+    """One line of JSON. Lone surrogates, which UTF-8 cannot carry, become "?"; NaN and infinity, null."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace").decode() + "\n"
 
 
 def sealed_line(value: dict) -> str:

@@ -211,6 +211,7 @@ def test_merging_takes_the_mean_of_the_raters_under_the_models_names(tmp_path, k
     (lambda v, i: v["scores"][i].update(A=2, B=2), "item {i}: expected each of the scores"),
     (lambda v, i: v.update(scores=3), "damaged"),
     (lambda v, i: v.update(sheet="0" * 64), "does not match this key"),
+    (lambda v, i: v.update(rater=" "), "the rater gave no name"),
     (lambda v, i: v.update(format="x"), "not a file of format 'mmed sheet ratings'")])
 def test_a_faulty_rating_file_is_rejected_with_file_and_item(tmp_path, key, change, message):
     value = rating_file(tmp_path / "r.json", key, "English", "Ana", random.Random(SEED))
@@ -250,6 +251,10 @@ def test_the_judges_prompt_is_blind_and_a_text_stays_in_its_string():
     ("RANKING: B > A > D > C", "BADC"),
     ("Reasons: A says RANKING: A > B > C > D.\n\n**RANKING: C > B > A > D**\n", "CBAD"),
     ("> RANKING:  A >  B > C >D  ", "ABCD"),
+    ("**RANKING**: **B** > **A** > C > D.", "BACD"),
+    ("```\nRANKING: B > A > D > C\n```", "BADC"),
+    ('```json\n{"ranking": ["B", "A", "C", "D"]}\n```', None),
+    ("RANKING: A = B > C > D", None),
     ("RANKING: A > B > C", None),
     ("RANKING: A > B > C > C", None),
     ("RANKING: A, B, C, D", None),
@@ -370,6 +375,13 @@ def test_ratings_of_other_models_texts_or_items_are_rejected(results, change, co
     change(people["cases"]["English"])
     with pytest.raises(UserError, match=message):
         study(people, models[:count], read_texts(results)[1])
+
+
+def test_ratings_by_people_are_no_judges(results):
+    models, cases = read_cases(results, items=2)
+    people = ratings_of(cases, random.Random(SEED))
+    with pytest.raises(UserError, match="ratings by people, expected those by judge"):
+        study(people, models, read_texts(results)[1], [people])
 
 
 def test_the_agreement_command_writes_page_and_data(tmp_path, results, capsys):

@@ -170,6 +170,8 @@ def test_no_int8_weight_is_off_by_more_than_half_its_scale(dtype):
         rounding = 2 ** -7 * (x.abs() @ weight.abs().t() + 1)
         bound = x.float().abs().sum(1, keepdim=True) * layer.scale / 2 + rounding.float()
         assert ((layer(x) - F.linear(x, weight, bias)).float().abs() <= bound + 1e-4).all()
+    odd = Int8Linear(weight[:, :17].contiguous(), bias)  # torch's int8 product would read beyond its rows
+    assert torch.allclose(odd(x[:1, :17]), F.linear(x[:1, :17], weight[:, :17], bias), atol=0.2)
 
 
 def test_int8_decoding_says_what_it_changes():
@@ -235,6 +237,21 @@ def test_sampling_follows_the_distribution_and_its_limits():
     assert set(sample(rows, 1.0, 2, 1.0, uniform).tolist()) == {0, 2}
     assert set(sample(rows, 1.0, 0, 0.5, uniform).tolist()) == {0}     # p(0) = 0.64 holds half by itself
     assert set(sample(rows, 1.0, 0, 0.8, uniform).tolist()) == {0, 2}  # p(0) + p(2) = 0.88
+    assert set(sample(rows, 1e-320, 0, 1.0, uniform).tolist()) == {0}
+    with pytest.raises(UserError, match="temperature nan"):
+        generate(tiny(7), [[1]], 2, temperature=float("nan"))
+
+
+def test_top_k_and_top_p_together_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    generator = torch.Generator().manual_seed(3)
+    uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    for top_k, top_p in ((2, 0.7), (3, 0.9), (5, 0.4), (7, 0.8)):
+        logits = 2 * torch.randn(1, 8, generator=generator)
+        kept = transformers.TopKLogitsWarper(top_k)(None, logits)
+        expected = transformers.TopPLogitsWarper(top_p)(None, kept).softmax(-1)[0]
+        share = torch.bincount(sample(logits.expand(4000, 8), 1.0, top_k, top_p, uniform), minlength=8) / 4000
+        assert torch.allclose(share, expected, atol=1e-3), (top_k, top_p)
 
 
 # -------------------------------------------------------------------------------------------------- callbacks
@@ -269,6 +286,8 @@ def test_logits_that_are_not_finite_are_an_error(engine_name):
         model.norm.weight[0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         generate(model, [[1, 2]], 5, engine_name=engine_name)
+    with pytest.raises(UserError, match="not finite"):
+        score_many(model, [[1, 2]], [[[3], [4, 5]]])
 
 
 # ---------------------------------------------------------------------------------------------- option scores

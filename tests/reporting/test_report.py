@@ -105,7 +105,8 @@ def test_a_metric_of_any_sign_and_size_is_shown(tmp_path, rng):
 
 
 @pytest.mark.parametrize("words", ["default", "official"])
-def test_published_numbers_share_a_table_only_with_their_own_definition(tmp_path, rng, words):
+def test_published_numbers_share_a_table_only_with_their_own_definition(tmp_path, rng, words, monkeypatch):
+    monkeypatch.setattr("mmed.reporting.tables.TEST_ITEMS", dict.fromkeys(LANGUAGES, 2))
     result = make_read(tmp_path / words, make_items(rng, 2), rng, words=words)
     for part in (*result.summary["languages"].values(), result.summary["macro"], result.summary["micro"]):
         if words == "official":  # as this setting names it
@@ -119,6 +120,15 @@ def test_published_numbers_share_a_table_only_with_their_own_definition(tmp_path
     table = next(table for table in found if table.title == "Accuracy, official scorer")
     row = next(row for rows in table.groups.values() for row in rows if row.name == "MMedLM 2 7B")
     assert [cell.value for cell in row.cells] == [58.13, 70.43, 54.27, 38.26, 71.88, 64.95, 59.65]
+    monkeypatch.setitem(result.summary, "text_items", "all with a reference rationale")
+    assert not any(row.kind == "published" for table in tables([result], with_published=True)
+                   if table.title in texts for rows in table.groups.values() for row in rows)
+    monkeypatch.undo()  # two items of a language are not the paper's
+    apart = [table for table in tables([result], with_published=True) if table.title in joined
+             or table.title.endswith(", published")]
+    kinds = [{row.kind for rows in table.groups.values() for row in rows} for table in apart]
+    assert kinds == [{"ours", "chance"}, *[{"ours"}] * (len(joined) - 1), *[{"published"}] * len(joined)]
+    assert [cell.value for cell in apart[len(joined)].groups["Zero-shot"][0].cells][-1] == 51.47
 
 
 def test_results_with_different_signatures_get_different_tables_and_no_test(tmp_path, rng):
@@ -186,7 +196,7 @@ def test_settings_and_names_come_from_the_command_line_or_the_result(tmp_path, r
 
 def test_all_inputs_make_one_reproducible_page(tmp_path, rng):
     arguments = (make_result(tmp_path / "a", make_items(rng, 3), rng), "--runs", make_run(tmp_path / "run"),
-                 "--corpus", make_corpus(tmp_path / "corpus"),
+                 "--corpus", make_corpus(tmp_path / "corpus"), tmp_path / "corpus" / "filter",
                  "--agreement", make_study(tmp_path / "agreement.json"), "--published")
     page = make_page(tmp_path / "1.html", *arguments)
     make_page(tmp_path / "2.html", *arguments)
@@ -275,6 +285,11 @@ def test_a_log_with_an_incomplete_last_line_is_read_up_to_it(tmp_path):
         read_run(str(folder))
 
 
+def test_sixteen_curves_of_one_run_are_told_apart():
+    """Eight languages, each with a medical and a general stream."""
+    assert len({plots.GREY, *map(plots.colour, range(16))}) == 17
+
+
 def test_names_in_plots_are_escaped_and_not_read_as_formulas():
     svg = plots.bars([("<d> $x$ 模型", 25.0, [("#2a78d6", 50.0, 40.0, 60.0)])], 'a "label"')
     assert "&lt;d&gt; $x$ 模型" in svg and "<d>" not in svg and 'aria-label="a &#34;label&#34;"' in svg
@@ -306,6 +321,13 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
     with pytest.raises(UserError, match="exam items differ"):
         other = make_result(tmp_path / "x", items[1:], rng, modes=("answer",))
         make_page(tmp_path / "x.html", "--general", *exams, str(other))
+    with pytest.raises(UserError, match="defined differently"):
+        other = make_result(tmp_path / "y", items, rng, modes=("loglikelihood",))
+        make_page(tmp_path / "x.html", "--general", *exams, str(other))
+    log[0]["validation_loss"] = {"general de": 2.0}
+    write_lines(folder / "metrics.jsonl", *log)
+    with pytest.raises(UserError, match="run replay: validated on general de, general en"):
+        make_page(tmp_path / "x.html", "--runs", *runs)
 
 
 # ---- errors ------------------------------------------------------------------------------------------------
@@ -313,13 +335,16 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
 def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
     items = make_items(rng, 2, ("English", "French"))
     good, empty = make_result(tmp_path / "good", items, rng), tmp_path / "empty"
+    foreign = tmp_path / "foreign"
     empty.mkdir()
+    write_json(foreign / "funnel.json", {"step": "x"})
     for arguments, words, kind in (
             ([good, good], "duplicate row 'good", UsageError), ([f"fulll:base={good}"], "fulll", UsageError),
             ([good, make_result(tmp_path / "b", items, rng, data="e" * 64)], "exam items differ", UserError),
             ([good, make_result(tmp_path / "c", items[:-1], rng)], "exam items differ", UserError),
             ([tmp_path / "absent"], "no such file", UserError), ([empty], "results.json", UserError),
             ([good, "--corpus", empty], "no funnel.json", UserError),
+            (["--corpus", foreign], "funnel.json: damaged", UserError),
             ([good, "--runs", tmp_path / "absent"], "no such file", UserError),
             ([], "nothing to report", UsageError),
             ([good, "--agreement", good / "results.json"], "not a study", UserError)):

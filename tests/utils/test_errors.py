@@ -72,6 +72,12 @@ def test_a_closed_pipe_ends_in_silence():
     assert shell.stdout == "x" * 100 + "\n" and not shell.stderr
 
 
+def test_typed_text_in_another_encoding_is_read_with_escapes():
+    code = "from mmed.utils.errors import main_guard\nmain_guard(lambda: print(input()))"
+    done = subprocess.run([sys.executable, "-c", code], input=b"caf\xe9\n", capture_output=True)
+    assert done.stdout == b"caf\\xe9\n" and not done.stderr
+
+
 def test_a_command_that_is_asked_to_end_exits_75():
     code = ("import time\nfrom mmed.utils.errors import main_guard\n"
             "def main():\n  print('running', flush=True)\n  time.sleep(60)\nmain_guard(main)")

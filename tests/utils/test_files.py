@@ -49,6 +49,8 @@ def test_good_lines_are_read_with_their_numbers(tmp_path):
 def test_a_json_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_bytes(b" " * 2000 + b"{}")
     assert read_json(tmp_path / "a.json") == {}
+    (tmp_path / "notepad.json").write_bytes(b"\xef\xbb\xbf{}")
+    assert read_json(tmp_path / "notepad.json") == {}
     monkeypatch.setattr(files, "MAX_JSON_BYTES", 1000)
     with pytest.raises(UserError, match="2,002 bytes exceed the limit"):
         read_json(tmp_path / "a.json")

@@ -7,6 +7,7 @@ table only where they were computed in the same way, on as many items.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,7 +168,7 @@ def _table(title: str, note: str, results: Sequence[Result], scores: Sequence[Ma
     for column in zip(*cells) if len(results) > 1 else ():
         top = max((cell.value for cell in column if cell), default=0.0)
         for cell in filter(None, column):
-            cell.best = cell.value == top
+            cell.best = math.isclose(cell.value, top)  # the order of a sum decides the last digit
     groups: dict[str, list[Row]] = {}
     for setting, heading in SETTINGS.items():
         rows = [Row(result.name, own) for result, own in zip(results, cells) if result.setting == setting]

@@ -18,6 +18,7 @@ from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import save_pretrained
 from mmed.model import Transformer, published_name
 from mmed.tokenization.byte_level import GPT2, LLAMA3, QWEN2
+from mmed.tokenization.hub import added_token
 from mmed.tokenization.sentencepiece_model import CONTROL, USER_DEFINED, build_message, build_piece
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import UserError, require_extra
@@ -26,7 +27,6 @@ from mmed.utils.files import write_json
 FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 # Splitting rules of byte-level BPE, by tokenizer.ggml.pre.
 SPLITS = {"default": GPT2, "gpt-2": GPT2, "smollm": GPT2, "llama-bpe": LLAMA3, "qwen2": QWEN2}
-FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 def import_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -133,7 +133,7 @@ def byte_level_tokenizer(fields: dict[str, Any]) -> dict:
     split, tokens = fields.get("tokenizer.ggml.pre", "default"), fields["tokenizer.ggml.tokens"]
     if split not in SPLITS:
         raise UserError(f"tokenizer.ggml.pre = {split!r} is not supported; supported are {', '.join(SPLITS)}")
-    added = [{"id": number, "content": token, "special": kind == CONTROL, **FLAGS}
+    added = [added_token(number, token, kind == CONTROL)
              for number, (token, kind) in enumerate(zip(tokens, fields["tokenizer.ggml.token_type"]))
              if kind in (CONTROL, USER_DEFINED)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

@@ -13,6 +13,7 @@ from typing import Any
 
 import sentencepiece
 
+from mmed.tokenization.hub import added_token
 from mmed.utils.errors import UserError
 
 SPACE = "▁"  # U+2581, how sentencepiece writes a space
@@ -165,8 +166,8 @@ def hub_tokenizer(model: SentencePieceModel) -> dict:
                          if left in scores and right in scores)
     special = [piece for piece, _, kind in model.pieces if kind in (CONTROL, UNKNOWN)]
     symbols = [piece for piece, _, kind in model.pieces if kind == USER_DEFINED]
-    added = [{"id": vocabulary[text], "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": text in symbols, "special": text in special} for text in [*special, *symbols]]
+    added = [added_token(vocabulary[text], text, text in special, normalized=text in symbols)
+             for text in [*special, *symbols]]
     normalizers: list[dict] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     decoders: list[dict] = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
                             {"type": "ByteFallback"}, {"type": "Fuse"}]

@@ -25,8 +25,8 @@ from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import write_json
 
 FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
-# Splitting rules of byte-level BPE, by tokenizer.ggml.pre.
-SPLITS = {"default": GPT2, "gpt-2": GPT2, "smollm": GPT2, "llama-bpe": LLAMA3, "qwen2": QWEN2}
+# Splitting rules of byte-level BPE, by tokenizer.ggml.pre. Old files lack it: any rule may be theirs.
+SPLITS = {"gpt-2": GPT2, "smollm": GPT2, "llama-bpe": LLAMA3, "qwen2": QWEN2}
 
 
 def import_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -45,11 +45,15 @@ def import_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -
         copy_tensors(model, stored, fields["general.architecture"])
         with tempfile.TemporaryDirectory() as name:
             write_tokenizer(fields, Path(name))
-            by_default = fields["tokenizer.ggml.model"] == "llama" and "tokenizer.ggml.bos_token_id" in fields
-            adds_bos = fields.get("tokenizer.ggml.add_bos_token", by_default)
-            save_pretrained(model, load_tokenizer(name, "yes" if adds_bos else "no"), folder)
+            save_pretrained(model, load_tokenizer(name, "yes" if adds_bos(fields) else "no"), folder)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def adds_bos(fields: dict[str, Any]) -> bool:
+    """Whether a text begins with BOS; where the file does not say, as llama.cpp decides."""
+    by_kind = (fields["tokenizer.ggml.model"] == "llama" or fields.get("tokenizer.ggml.pre") == "llama-bpe")
+    return fields.get("tokenizer.ggml.add_bos_token", by_kind and "tokenizer.ggml.bos_token_id" in fields)
 
 
 def config_json(fields: dict[str, Any], tensors: set[str]) -> dict:
@@ -130,7 +134,7 @@ def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
 
 def byte_level_tokenizer(fields: dict[str, Any]) -> dict:
     """tokenizer.json of a byte-level BPE."""
-    split, tokens = fields.get("tokenizer.ggml.pre", "default"), fields["tokenizer.ggml.tokens"]
+    split, tokens = fields.get("tokenizer.ggml.pre"), fields["tokenizer.ggml.tokens"]
     if split not in SPLITS:
         raise UserError(f"tokenizer.ggml.pre = {split!r} is not supported; supported are {', '.join(SPLITS)}")
     added = [added_token(number, token, kind == CONTROL)
@@ -144,7 +148,8 @@ def byte_level_tokenizer(fields: dict[str, Any]) -> dict:
              "ignore_merges": split == "llama-bpe",
              "vocab": {token: number for number, token in enumerate(tokens)},
              "merges": [merge.split(" ", 1) for merge in fields["tokenizer.ggml.merges"]]}
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+            "normalizer": {"type": "NFC"} if split == "qwen2" else None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*digits, words, byte_level]},
             "post_processor": None, "decoder": byte_level, "model": model}
 

@@ -153,7 +153,7 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
         return Tokenizer(core, special, added, ids, settings, files, bos)
     except UserError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # the libraries raise nothing more specific for a damaged file
         raise UserError(f"{path}: not a usable tokenizer file ({type(error).__name__}: {error}); download it "
                         "again") from None
 
@@ -224,7 +224,7 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
     """Write a plain BPE model as tokenizer.model, and the files that transformers and vLLM read."""
     with atomic_write(folder / "tokenizer.model", "wb") as file:
         file.write(data)
-    model = SentencePieceModel(data, str(folder / "tokenizer.model"))
+    model = SentencePieceModel(data)
     roles = SentencePieceBackend(model).roles()
     tokens = {f"{role}_token": model.pieces[index][0] for role, index in roles.items() if index is not None}
     rule = None if roles["bos"] is None else _post_processor(tokens["bos_token"], roles["bos"])

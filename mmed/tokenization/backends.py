@@ -26,7 +26,7 @@ def open_file(path: Path, settings: TokenizerSettings) -> Opened:
         return _open_json(settings, path)
     data = path.read_bytes()
     if not re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
-        return _open_sentencepiece(SentencePieceModel(data, str(path)), settings, path)
+        return _open_sentencepiece(SentencePieceModel(data), settings, path)
     core = open_tiktoken(data)
     special, added = settings.split()
     special = special or llama3_special_tokens(core.size)

@@ -21,7 +21,7 @@ class HubBackend:
     def __init__(self, file: dict, name: str):
         # Padding, truncation and BOS belong to the caller; text that looks like a special token stays text.
         file = file | {"truncation": None, "padding": None, "post_processor": None}
-        self.tokenizer, self.bare = self._open(file, name), self._open(without_prefix(file), name)
+        self.tokenizer, self.bare = self._open(file), self._open(without_prefix(file))
         for entry in file["added_tokens"]:
             found = self.tokenizer.token_to_id(entry["content"])
             if found != entry["id"]:
@@ -31,12 +31,8 @@ class HubBackend:
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @staticmethod
-    def _open(file: dict, name: str):
-        tokenizers = require_extra("tokenizers", "hub")
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(file))
-        except Exception as error:  # the library raises nothing more specific
-            raise UserError(f"{name}: the tokenizers library rejects it: {error}") from None
+    def _open(file: dict):
+        tokenizer = require_extra("tokenizers", "hub").Tokenizer.from_str(json.dumps(file))
         tokenizer.encode_special_tokens = True
         return tokenizer
 

@@ -128,7 +128,7 @@ def test_other_architectures_are_rejected_by_name(tmp_path):
     with pytest.raises(UserError, match="architecture 'mamba' is not supported"):
         import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
     write_byte_level(tmp_path / "model.gguf", "llama", split="")
-    with pytest.raises(UserError, match="tokenizer.ggml.pre = None is not supported"):
+    with pytest.raises(UserError, match=r"tokenizer.ggml.pre = None is not supported"):
         import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
     (tmp_path / "broken.gguf").write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a readable GGUF file"):

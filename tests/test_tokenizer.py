@@ -343,6 +343,8 @@ def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
     assert ours.eos_id is None
     with pytest.raises(UserError, match="no bos token"):
         ours.encode("x", bos=True)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
+    assert load_tokenizer(tmp_path).end_ids == (0, 1)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0], "bos_token_id": 0}))
     ours = load_tokenizer(tmp_path)
     assert (ours.bos_id, ours.named_bos_id, ours.eos_id, ours.end_ids) == (None, 0, 1, (0, 1))

@@ -23,6 +23,7 @@ from mmed.tokenization.sentencepiece_model import CONTROL, USER_DEFINED, build_m
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import write_json
+from mmed.utils.untrusted import reading
 
 FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 # Splitting rules of byte-level BPE, by tokenizer.ggml.pre. Old files lack it: any rule may be theirs.
@@ -38,21 +39,23 @@ def import_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -
     except (ValueError, OSError, IndexError) as error:
         raise UserError(f"{file}: not a readable GGUF file: {error}") from None
     try:
-        stored = {tensor.name: tensor for tensor in reader.tensors}
-        with torch.device("meta"):
-            model = Transformer(read_config(config_json(fields, set(stored))))
-        model.to(dtype).to_empty(device="cpu")
-        copy_tensors(model, stored, fields["general.architecture"])
-        with tempfile.TemporaryDirectory() as name:
-            write_tokenizer(fields, Path(name))
-            save_pretrained(model, load_tokenizer(name, "yes" if adds_bos(fields) else "no"), folder)
+        with reading("metadata"):
+            stored = {tensor.name: tensor for tensor in reader.tensors}
+            with torch.device("meta"):
+                model = Transformer(read_config(config_json(fields, set(stored))))
+            model.to(dtype).to_empty(device="cpu")
+            copy_tensors(model, stored, fields["general.architecture"])
+            with tempfile.TemporaryDirectory() as name:
+                write_tokenizer(fields, Path(name))
+                tokenizer = load_tokenizer(name, "yes" if adds_bos(fields) else "no")
+                save_pretrained(model, tokenizer, folder)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 
 def adds_bos(fields: dict[str, Any]) -> bool:
     """Whether a text begins with BOS; where the file does not say, as llama.cpp decides."""
-    by_kind = (fields["tokenizer.ggml.model"] == "llama" or fields.get("tokenizer.ggml.pre") == "llama-bpe")
+    by_kind = fields["tokenizer.ggml.model"] == "llama" or fields.get("tokenizer.ggml.pre") == "llama-bpe"
     return fields.get("tokenizer.ggml.add_bos_token", by_kind and "tokenizer.ggml.bos_token_id" in fields)
 
 

@@ -26,7 +26,7 @@ class TokenizerSettings:
         self.folder = path.parent
         self.json = self._read(path.name if path.suffix == ".json" else "tokenizer.json")
         self.config, self.map = self._read("tokenizer_config.json"), self._read("special_tokens_map.json")
-        self.generation = self._read("generation_config.json")
+        self.generation, self.model = self._read("generation_config.json"), self._read("config.json")
         self.added: dict[str, tuple[int, dict]] = {}
         for text, index in self._read("added_tokens.json").items():
             self.add(text, index, {}, "added_tokens.json")
@@ -83,7 +83,7 @@ class TokenizerSettings:
                 return known[text]
         if default is not None or f"{role}_token" in self.config:
             return default  # null in tokenizer_config.json: there is none
-        for source in (self.generation, self._read("config.json")):
+        for source in (self.generation, self.model):
             index = source.get(f"{role}_token_id")
             index = index[0] if isinstance(index, list) and index else index
             if type(index) is int and (0 <= index < size or index in known.values()):
@@ -91,8 +91,8 @@ class TokenizerSettings:
         return None
 
     def end_ids(self) -> list[int]:
-        """The ids that end a generated text, as generation_config.json lists them."""
-        ends = self.generation.get("eos_token_id")
+        """The ids that end a generated text, as generation_config.json or else config.json lists them."""
+        ends = self.generation.get("eos_token_id", self.model.get("eos_token_id"))
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def adds_bos(self, bos_id: int | None, known: dict[str, int]) -> bool:

@@ -130,6 +130,9 @@ def test_other_architectures_are_rejected_by_name(tmp_path):
     write_byte_level(tmp_path / "model.gguf", "llama", split="")
     with pytest.raises(UserError, match=r"tokenizer.ggml.pre = None is not supported"):
         import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
+    finish_gguf(start_gguf(tmp_path / "model.gguf", "llama"), random_model("llama"), "llama")
+    with pytest.raises(UserError, match=r"model.gguf: metadata: damaged \(KeyError: 'tokenizer.ggml.tokens'\)"):
+        import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
     (tmp_path / "broken.gguf").write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a readable GGUF file"):
         import_gguf(tmp_path / "broken.gguf", tmp_path / "folder")

@@ -70,13 +70,14 @@ class Tokenizer:
         self.end_ids = tuple(sorted({index for index in ends if index is not None}))
         self.files, self.chat_template = files, settings.chat_template()
         self.vocab_size = max([core.size - 1, *known.values()]) + 1
-        self._text_of = {index: text for text, index in known.items()}
+        # The reference library finds and spells ordinary added tokens itself (Gemma: "▁▁" are two spaces).
+        finds_added = isinstance(core, HubBackend)
+        self._text_of = {index: text for text, index in (special if finds_added else known).items()}
         self._special_ids = frozenset(special.values())
         # Longest first. Special tokens take part, so that others are found where the reference finds them,
         # but stay text.
-        texts = sorted(known, key=lambda text: (-len(text), text))
-        finds_added = added and not isinstance(core, HubBackend)
-        self._added_pattern = re.compile("|".join(map(re.escape, texts))) if finds_added else None
+        texts = "|".join(map(re.escape, sorted(known, key=lambda text: (-len(text), text))))
+        self._added_pattern = re.compile(texts) if added and not finds_added else None
         facts = [self.kind, core.facts(), sorted(special.items()), sorted(added.items()), self.bos_id,
                  self.eos_id]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -139,7 +140,7 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
         path = found[0]
     check_file(path, max_bytes=256 << 20)  # the largest published tokenizer file has about 35 MB
     try:
-        settings = TokenizerSettings(path.parent)
+        settings = TokenizerSettings(path)
         core, special, added, ids = open_file(path, settings)
         known = added | special
         ids = {role: settings.token_id(role, known, ids.get(role), core.size) for role in ROLES}
@@ -152,7 +153,7 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
         return Tokenizer(core, special, added, ids, settings, files, bos)
     except UserError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # the libraries raise nothing more specific for a damaged file
         raise UserError(f"{path}: not a usable tokenizer file ({type(error).__name__}: {error}); download it "
                         "again") from None
 
@@ -223,7 +224,7 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
     """Write a plain BPE model as tokenizer.model, and the files that transformers and vLLM read."""
     with atomic_write(folder / "tokenizer.model", "wb") as file:
         file.write(data)
-    model = SentencePieceModel(data, str(folder / "tokenizer.model"))
+    model = SentencePieceModel(data)
     roles = SentencePieceBackend(model).roles()
     tokens = {f"{role}_token": model.pieces[index][0] for role, index in roles.items() if index is not None}
     rule = None if roles["bos"] is None else _post_processor(tokens["bos_token"], roles["bos"])

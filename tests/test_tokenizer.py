@@ -19,6 +19,7 @@ from repository import ROOT
 
 from mmed.tokenization import byte_level
 from mmed.tokenization.byte_level import BLOOM, GPT2, LLAMA3, QWEN2, byte_alphabet
+from mmed.tokenization.hub import added_token
 from mmed.tokenization.sentencepiece_model import build_message
 from mmed.tokenizer import load_tokenizer, save_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
@@ -164,6 +165,17 @@ def test_a_renamed_user_defined_piece_is_a_special_token_and_never_found_in_text
     assert keep in ours.encode("a<keep>b") and ours.fingerprint != before.fingerprint
 
 
+def test_tokens_that_tokenizer_json_names_are_known_beside_tokenizer_model(tmp_path):
+    """transformers 5 writes them nowhere else."""
+    train_sentencepiece(corpus(), tmp_path, 700)
+    file = json.loads((tmp_path / "tokenizer.json").read_text())
+    file["added_tokens"] += [added_token(700, "<|im_end|>", True), added_token(701, "<think>", False)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    ours = load_tokenizer(tmp_path)
+    assert ours.kind == "sentencepiece" and ours.vocab_size == 702 and ours.special["<|im_end|>"] == 700
+    assert 701 in ours.encode("a<think>b") and 700 in ours.end_ids
+
+
 @pytest.mark.parametrize("symbols", [[], ["m'g", "▁pat", "ev"]])
 def test_a_tokenizer_trained_here_gives_the_same_ids_in_transformers(tmp_path, symbols):
     transformers = pytest.importorskip("transformers")
@@ -209,7 +221,7 @@ def without_some_bytes(content: dict) -> dict:
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-LATE = {"id": 900, "content": "<late>", "single_word": False, "lstrip": True, "rstrip": False,
+LATE = {"id": 700, "content": "<late>", "single_word": False, "lstrip": True, "rstrip": False,
         "normalized": True, "special": False}
 
 
@@ -228,6 +240,28 @@ def test_other_byte_level_files_open_through_the_reference(tmp_path, change):
     assert ours.kind == "Hugging Face tokenizers"
     compare(ours, hf, 200, ("a  <late> e\u0301!", "!\x04!", "\x04", "fever\x1eish 12 mg", "aaaaa\x04\x06 !"))
     assert ours.encode(" x", continued=True) == ours.encode(" x")
+
+
+def test_an_added_token_that_spells_spaces_is_decoded_as_spaces(tmp_path, spm):
+    """Gemma's tokenizer.json: "▁▁" is a piece and an added token."""
+    file = json.loads((spm / "tokenizer.json").read_text())
+    index = file["model"]["vocab"]["▁▁"]
+    file["added_tokens"].append(added_token(index, "▁▁", False))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    ours = load_tokenizer(tmp_path)
+    ids = ours.encode("x  y  z")
+    assert ours.kind == "Hugging Face tokenizers" and index in ids and ours.decode(ids) == "x  y  z"
+
+
+def test_added_tokens_json_adds_to_tokenizer_json_without_gaps(tmp_path):
+    hf = hf_byte_level(LLAMA3, size=700)
+    hf.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    (tmp_path / "added_tokens.json").write_text('{"glucagon": 701, "insulin": 700}')
+    ours, _ = saved(hf, tmp_path)
+    assert ours.kind == "Hugging Face tokenizers" and ours.encode("insulinglucagon") == [700, 701]
+    (tmp_path / "added_tokens.json").write_text('{"glucagon": 705}')
+    with pytest.raises(UserError, match=r"'glucagon' has id 705.* gives it 700"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_unigram_file_opens_through_the_reference(tmp_path):
@@ -309,6 +343,8 @@ def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
     assert ours.eos_id is None
     with pytest.raises(UserError, match="no bos token"):
         ours.encode("x", bos=True)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
+    assert load_tokenizer(tmp_path).end_ids == (0, 1)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0], "bos_token_id": 0}))
     ours = load_tokenizer(tmp_path)
     assert (ours.bos_id, ours.named_bos_id, ours.eos_id, ours.end_ids) == (None, 0, 1, (0, 1))

@@ -59,7 +59,7 @@ def llama_json(path: Path) -> tokenizers.Tokenizer:
     """The sentencepiece model as Hugging Face's library runs it: every split of a piece into two pieces is a
     merge.
     """
-    pieces = SentencePieceModel(path.read_bytes(), str(path)).pieces
+    pieces = SentencePieceModel(path.read_bytes()).pieces
     place = {piece: index for index, (piece, _, _) in enumerate(pieces)}
     normal = {piece for piece, _, kind in pieces if kind == 1}
     merges = [(score, place[piece[:i]], piece[:i], piece[i:]) for piece, score, kind in pieces if kind == 1

@@ -244,6 +244,8 @@ def _parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     out = Path(options.out) if "out" in options else None
+    if out and out.name in ("", ".."):
+        raise UsageError(f"{out}: name the output folder itself; it is replaced as a whole")
     if out and out.exists() and not options.force and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: already exists; give another folder, or --force to replace it")
     options.run_command(options)

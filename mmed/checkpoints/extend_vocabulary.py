@@ -27,6 +27,7 @@ from mmed.checkpoints.pretrained import model_of
 from mmed.model import Transformer
 from mmed.tokenization import sentencepiece_model as sp
 from mmed.tokenization.byte_level import byte_alphabet
+from mmed.tokenization.hub import added_token
 from mmed.tokenization.texts import read_texts
 from mmed.tokenizer import Tokenizer, write_sentencepiece
 from mmed.utils.errors import UserError
@@ -191,9 +192,8 @@ def write_tokenizer(tokenizer: Tokenizer, new: NewPieces, special: list[str], fo
         model["vocab"] |= {piece: first + place for place, piece in enumerate(new.pieces)}
         as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
         model["merges"] += [f"{left} {right}" if as_text else [left, right] for left, right in new.merges]
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         file["added_tokens"] = (file.get("added_tokens") or []) + [
-            {"id": index, "content": text, **flags} for text, index in ids.items()]
+            added_token(index, text, special=True) for text, index in ids.items()]
         write_json(folder / main.name, file)
         return
     settings, added = folder / "tokenizer_config.json", folder / "added_tokens.json"

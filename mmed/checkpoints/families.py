@@ -34,6 +34,7 @@ IGNORED = set("""
     encoder_no_repeat_ngram_size num_beam_groups num_beams num_return_sequences diversity_penalty
     repetition_penalty temperature top_k top_p typical_p remove_invalid_values
     exponential_decay_length_penalty max_sequence_length unsloth_fixed unsloth_version
+    neftune_noise_alpha transformers.js_config
     attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion n_inner offset_alibi skip_bias_add
     skip_bias_add_qkv slow_but_exact
     """.split())
@@ -44,7 +45,8 @@ IMAGE_KEYS = set("""vision_config mm_tokens_per_image boi_token_index eoi_token_
 NEUTRAL = {"attention_dropout": (0,), "hidden_dropout": (0,), "is_encoder_decoder": (False,),
            "pruned_heads": ({},), "add_cross_attention": (False,), "partial_rotary_factor": (1,),
            "use_bidirectional_attention": (False,), "bias": (False,), "attention_bias": (False,),
-           "mlp_bias": (False,)}
+           "mlp_bias": (False,), "use_mrope": (False,), "rope_interleaved": (False,),
+           "is_llama_config": (True,), "activation": ("swiglu",)}
 
 
 @dataclass(frozen=True)
@@ -129,16 +131,19 @@ INTERNLM3 = changed(PLAIN, Key("rms_norm_eps", float, 1e-5), Key("num_key_value_
                     Key("head_dim", default=128), Key("qkv_bias", bool, False, "attention_bias"),
                     Key("bias", bool, False, "mlp_bias attention_out_bias"))
 WINDOW, LAYER_TYPES = Key("sliding_window", default=4096, nullable=True), Key("layer_types", list, None, "")
+MISTRAL = changed((*PLAIN, HEAD_DIM, WINDOW), Key("num_key_value_heads", default=8))
 QWEN = (*PLAIN, WINDOW, LAYER_TYPES, Key("use_sliding_window", bool, False, ""),
         Key("max_window_layers", default=1000, fields="", low=0))
 OLMO = changed((*PLAIN, BIAS), Key("rms_norm_eps", float, 1e-5))
-APERTUS = changed(OLMO, Key("rope_theta", float))  # its classes disagree on the default
+# What a missing or empty key means depends on the version of transformers.
+APERTUS = changed(OLMO, Key("rope_theta", float), Key("rope_scaling", dict))
 GEMMA = (*SIZES, TIED, Key("head_dim", default=256), BIAS)
 GEMMA_WINDOWS = (Key("sliding_window", default=4096), LAYER_TYPES,
                  Key("query_pre_attn_scalar", float, 256, ""))
-GEMMA2 = (*GEMMA, *GEMMA_WINDOWS, Key("sliding_window_pattern", default=2, fields=""),
-          Key("attn_logit_softcapping", float, 50.0, "attention_softcap", nullable=True),
-          Key("final_logit_softcapping", float, 30.0, "final_softcap", nullable=True))
+GEMMA2 = changed((*GEMMA, *GEMMA_WINDOWS), Key("num_key_value_heads", default=4),
+                 Key("sliding_window_pattern", default=2, fields=""),
+                 Key("attn_logit_softcapping", float, 50.0, "attention_softcap", nullable=True),
+                 Key("final_logit_softcapping", float, 30.0, "final_softcap", nullable=True))
 # with the defaults that the text_config of a Gemma 3 with images leaves out
 GEMMA3 = changed((*GEMMA, *GEMMA_WINDOWS), Key("vocab_size", default=262208),
                  Key("num_attention_heads", default=8), Key("num_key_value_heads", default=4),
@@ -156,7 +161,7 @@ BLOOM_FIELDS = {"packed_qkv": True, "position_embedding": "alibi", "attention_bi
 
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", LLAMA),
-    "mistral": Family("MistralForCausalLM", (*PLAIN, HEAD_DIM, WINDOW)),
+    "mistral": Family("MistralForCausalLM", MISTRAL),
     "internlm": Family("InternLMForCausalLM", INTERNLM),
     "internlm2": Family("InternLM2ForCausalLM", INTERNLM2, {"packed_qkv": True}),
     "internlm3": Family("InternLM3ForCausalLM", INTERNLM3,
@@ -168,7 +173,8 @@ FAMILIES = {
     "qwen2": Family("Qwen2ForCausalLM", (*QWEN, HEAD_DIM), {"attention_bias": True}),
     "qwen3": Family("Qwen3ForCausalLM", (*QWEN, Key("head_dim", default=128), BIAS), {"qk_norm": True}),
     "gemma": Family("GemmaForCausalLM", GEMMA, GEMMA_FIELDS, GELU),
-    "gemma2": Family("Gemma2ForCausalLM", GEMMA2, GEMMA_FIELDS | {"post_norms": True}, GELU),
+    "gemma2": Family("Gemma2ForCausalLM", GEMMA2, GEMMA_FIELDS | {"post_norms": True}, GELU,
+                     aliases={"sliding_window_size": "sliding_window"}),
     # A cap of Gemma 3's scores is rejected: the paper has none, and the implementations that carry the key do
     # not apply it.
     "gemma3_text": Family(

@@ -18,15 +18,16 @@ from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import save_pretrained
 from mmed.model import Transformer, published_name
 from mmed.tokenization.byte_level import GPT2, LLAMA3, QWEN2
+from mmed.tokenization.hub import added_token
 from mmed.tokenization.sentencepiece_model import CONTROL, USER_DEFINED, build_message, build_piece
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import write_json
+from mmed.utils.untrusted import reading
 
 FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
-# Splitting rules of byte-level BPE, by tokenizer.ggml.pre.
-SPLITS = {"default": GPT2, "gpt-2": GPT2, "smollm": GPT2, "llama-bpe": LLAMA3, "qwen2": QWEN2}
-FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+# Splitting rules of byte-level BPE, by tokenizer.ggml.pre. Old files lack it: any rule may be theirs.
+SPLITS = {"gpt-2": GPT2, "smollm": GPT2, "llama-bpe": LLAMA3, "qwen2": QWEN2}
 
 
 def import_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -38,18 +39,24 @@ def import_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -
     except (ValueError, OSError, IndexError) as error:
         raise UserError(f"{file}: not a readable GGUF file: {error}") from None
     try:
-        stored = {tensor.name: tensor for tensor in reader.tensors}
-        with torch.device("meta"):
-            model = Transformer(read_config(config_json(fields, set(stored))))
-        model.to(dtype).to_empty(device="cpu")
-        copy_tensors(model, stored, fields["general.architecture"])
-        with tempfile.TemporaryDirectory() as name:
-            write_tokenizer(fields, Path(name))
-            by_default = fields["tokenizer.ggml.model"] == "llama" and "tokenizer.ggml.bos_token_id" in fields
-            adds_bos = fields.get("tokenizer.ggml.add_bos_token", by_default)
-            save_pretrained(model, load_tokenizer(name, "yes" if adds_bos else "no"), folder)
+        with reading("metadata"):
+            stored = {tensor.name: tensor for tensor in reader.tensors}
+            with torch.device("meta"):
+                model = Transformer(read_config(config_json(fields, set(stored))))
+            model.to(dtype).to_empty(device="cpu")
+            copy_tensors(model, stored, fields["general.architecture"])
+            with tempfile.TemporaryDirectory() as name:
+                write_tokenizer(fields, Path(name))
+                tokenizer = load_tokenizer(name, "yes" if adds_bos(fields) else "no")
+                save_pretrained(model, tokenizer, folder)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def adds_bos(fields: dict[str, Any]) -> bool:
+    """Whether a text begins with BOS; where the file does not say, as llama.cpp decides."""
+    by_kind = fields["tokenizer.ggml.model"] == "llama" or fields.get("tokenizer.ggml.pre") == "llama-bpe"
+    return fields.get("tokenizer.ggml.add_bos_token", by_kind and "tokenizer.ggml.bos_token_id" in fields)
 
 
 def config_json(fields: dict[str, Any], tensors: set[str]) -> dict:
@@ -130,10 +137,10 @@ def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
 
 def byte_level_tokenizer(fields: dict[str, Any]) -> dict:
     """tokenizer.json of a byte-level BPE."""
-    split, tokens = fields.get("tokenizer.ggml.pre", "default"), fields["tokenizer.ggml.tokens"]
+    split, tokens = fields.get("tokenizer.ggml.pre"), fields["tokenizer.ggml.tokens"]
     if split not in SPLITS:
         raise UserError(f"tokenizer.ggml.pre = {split!r} is not supported; supported are {', '.join(SPLITS)}")
-    added = [{"id": number, "content": token, "special": kind == CONTROL, **FLAGS}
+    added = [added_token(number, token, kind == CONTROL)
              for number, (token, kind) in enumerate(zip(tokens, fields["tokenizer.ggml.token_type"]))
              if kind in (CONTROL, USER_DEFINED)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -144,7 +151,8 @@ def byte_level_tokenizer(fields: dict[str, Any]) -> dict:
              "ignore_merges": split == "llama-bpe",
              "vocab": {token: number for number, token in enumerate(tokens)},
              "merges": [merge.split(" ", 1) for merge in fields["tokenizer.ggml.merges"]]}
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+            "normalizer": {"type": "NFC"} if split == "qwen2" else None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*digits, words, byte_level]},
             "post_processor": None, "decoder": byte_level, "model": model}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed.tokenization.byte_level import llama3_special_tokens, open_byte_level, open_tiktoken
-from mmed.tokenization.hub import HubBackend
+from mmed.tokenization.hub import HubBackend, added_token
 from mmed.tokenization.sentencepiece_model import (
     CONTROL,
     UNKNOWN,
@@ -15,7 +15,6 @@ from mmed.tokenization.sentencepiece_model import (
 )
 from mmed.tokenization.special_tokens import TokenizerSettings
 from mmed.utils.errors import UserError
-from mmed.utils.files import read_json
 
 # (backend, special tokens, tokens found in text, role -> id)
 Opened = tuple[Any, dict[str, int], dict[str, int], dict[str, int | None]]
@@ -24,10 +23,10 @@ Opened = tuple[Any, dict[str, int], dict[str, int], dict[str, int | None]]
 def open_file(path: Path, settings: TokenizerSettings) -> Opened:
     """Open a tokenizer.json, a sentencepiece model or a tiktoken file."""
     if path.suffix == ".json":
-        return _open_json(read_json(path), settings, path)
+        return _open_json(settings, path)
     data = path.read_bytes()
     if not re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
-        return _open_sentencepiece(SentencePieceModel(data, str(path)), settings, path)
+        return _open_sentencepiece(SentencePieceModel(data), settings, path)
     core = open_tiktoken(data)
     special, added = settings.split()
     special = special or llama3_special_tokens(core.size)
@@ -35,13 +34,13 @@ def open_file(path: Path, settings: TokenizerSettings) -> Opened:
     return core, special, added, ids
 
 
-def _open_json(file: dict, settings: TokenizerSettings, path: Path) -> Opened:
+def _open_json(settings: TokenizerSettings, path: Path) -> Opened:
     """Plain byte-level BPE through tiktoken, everything else through Hugging Face tokenizers."""
-    for entry in file.get("added_tokens") or []:
-        settings.add(entry.get("content"), entry.get("id"), entry, path.name)
     special, added = settings.split()
-    entries = {text: entry | {"special": text in special} for text, (_, entry) in settings.added.items()}
-    core = open_byte_level(file, entries) or HubBackend(file, special, str(path))
+    entries = [added_token(index, text, False) | entry | {"content": text, "special": text in special}
+               for text, (index, entry) in settings.added.items()]
+    file = settings.json | {"added_tokens": sorted(entries, key=lambda entry: entry["id"])}
+    core = open_byte_level(file) or HubBackend(file, str(path))
     vocabulary = file["model"]["vocab"]
     unknown = file["model"].get("unk_token")
     return core, special, added, {"unk": vocabulary.get(unknown) if isinstance(vocabulary, dict) else None}

@@ -160,21 +160,22 @@ def _word_pattern(pre_tokenizer: dict | None) -> str | None:
     return pattern if isolated and pattern in PATTERNS else None
 
 
-def open_byte_level(file: dict, added_tokens: dict[str, dict]) -> ByteLevelBackend | None:
-    """A backend for a plain byte-level `tokenizer.json`, else None. `added_tokens`: text -> its entry."""
+def open_byte_level(file: dict) -> ByteLevelBackend | None:
+    """A backend for a plain byte-level `tokenizer.json`, else None."""
     model, vocabulary = file["model"], file["model"]["vocab"]
     pattern = _word_pattern(file.get("pre_tokenizer"))
     forms = [step.get("type") for step in steps_of(file.get("normalizer"), "normalizers")]
     odd_keys = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     odd_rules = ("lstrip", "rstrip", "single_word", *(["normalized"] if forms else []))
-    found_in_text = [entry for entry in added_tokens.values() if not entry.get("special")]
+    found_in_text = [entry for entry in file["added_tokens"] if not entry["special"]]
     if (model.get("type", "BPE") != "BPE" or pattern is None or any(model.get(key) for key in odd_keys)
             or any(entry.get(rule) for entry in found_in_text for rule in odd_rules)
             or len(forms) > 1 or not set(forms) <= set(UNICODE_FORMS)):
         return None
     spelling = {token: bytes(ALPHABET[c] for c in token) for token in vocabulary
                 if ALPHABET.keys() >= set(token)}
-    plain = {token: vocabulary[token] for token in spelling if token not in added_tokens}
+    added = {entry["content"] for entry in file["added_tokens"]}
+    plain = {token: vocabulary[token] for token in spelling if token not in added}
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     rank = merge_ranks(plain, list(map(tuple, merges)), bool(model.get("ignore_merges")))
     if rank is None or not ALPHABET.keys() <= plain.keys():  # SmolLM2 has no piece for eight bytes

@@ -7,26 +7,32 @@ import json
 from mmed.utils.errors import UserError, require_extra
 
 
+def added_token(index: int, text: str, special: bool, normalized: bool = False) -> dict:
+    """An entry of `added_tokens` in tokenizer.json."""
+    return {"id": index, "content": text, "special": special, "normalized": normalized, "single_word": False,
+            "lstrip": False, "rstrip": False}
+
+
 class HubBackend:
     """Ordinary text <-> ids through the reference library, which also finds the added tokens in a text."""
 
     kind = "Hugging Face tokenizers"
 
-    def __init__(self, file: dict, special: dict[str, int], name: str):
+    def __init__(self, file: dict, name: str):
         # Padding, truncation and BOS belong to the caller; text that looks like a special token stays text.
-        added = [entry | {"special": entry["content"] in special} for entry in file.get("added_tokens") or []]
-        file = file | {"truncation": None, "padding": None, "post_processor": None, "added_tokens": added}
-        self.tokenizer, self.bare = self._open(file, name), self._open(without_prefix(file), name)
+        file = file | {"truncation": None, "padding": None, "post_processor": None}
+        self.tokenizer, self.bare = self._open(file), self._open(without_prefix(file))
+        for entry in file["added_tokens"]:
+            found = self.tokenizer.token_to_id(entry["content"])
+            if found != entry["id"]:
+                raise UserError(f"{name}: the added token {entry['content']!r} has id {entry['id']}, but the "
+                                f"tokenizers library gives it {found}; ids must follow on without gaps")
         self.digest = hashlib.sha256(json.dumps(file, sort_keys=True).encode()).hexdigest()
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @staticmethod
-    def _open(file: dict, name: str):
-        tokenizers = require_extra("tokenizers", "hub")
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(file))
-        except Exception as error:  # the library raises nothing more specific
-            raise UserError(f"{name}: the tokenizers library rejects it: {error}") from None
+    def _open(file: dict):
+        tokenizer = require_extra("tokenizers", "hub").Tokenizer.from_str(json.dumps(file))
         tokenizer.encode_special_tokens = True
         return tokenizer
 

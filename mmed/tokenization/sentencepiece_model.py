@@ -13,7 +13,7 @@ from typing import Any
 
 import sentencepiece
 
-from mmed.utils.errors import UserError
+from mmed.tokenization.hub import added_token
 
 SPACE = "▁"  # U+2581, how sentencepiece writes a space
 MAX_PIECES = 1 << 22
@@ -83,19 +83,18 @@ def build_piece(text: str, score: float, kind: int) -> tuple[int, bytes]:
 
 
 class SentencePieceModel:
-    """The parsed `ModelProto`: pieces (text, score, type), trainer fields that steer encoding, normaliser."""
+    """The parsed `ModelProto`: pieces (text, score, type), trainer fields that steer encoding, normaliser.
 
-    def __init__(self, data: bytes, name: str):
-        try:
-            fields = list(parse_message(data))
-            self.pieces = [self._piece(value) for number, value in fields if number == 1]
-            last = {2: b"", 3: b"", **dict(fields)}
-            trainer, given = dict(parse_message(last[2])), dict(parse_message(last[3]))
-        except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-            raise UserError(
-                f"{name}: not a sentencepiece model, or damaged ({error}); download it again") from None
+    Damaged bytes raise one of many errors, which `load_tokenizer` reports.
+    """
+
+    def __init__(self, data: bytes):
+        fields = list(parse_message(data))
+        self.pieces = [self._piece(value) for number, value in fields if number == 1]
         if not 0 < len(self.pieces) <= MAX_PIECES:
-            raise UserError(f"{name}: {len(self.pieces):,} pieces; expected 1 to {MAX_PIECES:,}")
+            raise ValueError(f"{len(self.pieces):,} pieces; expected 1 to {MAX_PIECES:,}")
+        last = {2: b"", 3: b"", **dict(fields)}
+        trainer, given = dict(parse_message(last[2])), dict(parse_message(last[3]))
         self.is_bpe, self.byte_fallback = trainer.get(3, 1) == BPE, bool(trainer.get(35, 0))
         self.rules = {number: given.get(number, default) for number, default in RULES.items()}
         denormalizer = [(5, last[5])] if last.get(5) else []
@@ -165,8 +164,8 @@ def hub_tokenizer(model: SentencePieceModel) -> dict:
                          if left in scores and right in scores)
     special = [piece for piece, _, kind in model.pieces if kind in (CONTROL, UNKNOWN)]
     symbols = [piece for piece, _, kind in model.pieces if kind == USER_DEFINED]
-    added = [{"id": vocabulary[text], "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": text in symbols, "special": text in special} for text in [*special, *symbols]]
+    added = [added_token(vocabulary[text], text, text in special, normalized=text in symbols)
+             for text in [*special, *symbols]]
     normalizers: list[dict] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     decoders: list[dict] = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
                             {"type": "ByteFallback"}, {"type": "Fuse"}]

@@ -1,8 +1,8 @@
 """Special and added tokens, as the JSON files beside a tokenizer name them.
 
-In: `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and
-`config.json` of a folder. Out: `TokenizerSettings`. Special tokens are never found in ordinary text; other
-added tokens are.
+In: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`,
+`generation_config.json` and `config.json` of a folder. Out: `TokenizerSettings`. Special tokens are never
+found in ordinary text; other added tokens are.
 """
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ NAMED_LISTS = ("additional_special_tokens", "extra_special_tokens", "model_speci
 
 
 class TokenizerSettings:
-    """`added`: text of each added token -> (id, its entry with "special", "lstrip", ...)."""
+    """`json`: the content of tokenizer.json, {} without one; `added`: text of each added token -> (id, its
+    entry with "special", "lstrip", ...)."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, path: Path):
+        self.folder = path.parent
+        self.json = self._read(path.name if path.suffix == ".json" else "tokenizer.json")
         self.config, self.map = self._read("tokenizer_config.json"), self._read("special_tokens_map.json")
-        self.generation = self._read("generation_config.json")
+        self.generation, self.model = self._read("generation_config.json"), self._read("config.json")
         self.added: dict[str, tuple[int, dict]] = {}
         for text, index in self._read("added_tokens.json").items():
             self.add(text, index, {}, "added_tokens.json")
         for index, entry in (self.config.get("added_tokens_decoder") or {}).items():
             self.add(entry["content"], int(index), entry, "tokenizer_config.json")
+        # transformers 5 names them here only, also where a tokenizer.model goes first
+        for entry in self.json.get("added_tokens") or []:
+            self.add(entry["content"], entry["id"], entry, "tokenizer.json")
         self.named: set[str | None] = set()  # special by their role
         for source in (self.config, self.map):
             entries = [entry for key, entry in source.items() if key.endswith("_token")]
@@ -78,7 +83,7 @@ class TokenizerSettings:
                 return known[text]
         if default is not None or f"{role}_token" in self.config:
             return default  # null in tokenizer_config.json: there is none
-        for source in (self.generation, self._read("config.json")):
+        for source in (self.generation, self.model):
             index = source.get(f"{role}_token_id")
             index = index[0] if isinstance(index, list) and index else index
             if type(index) is int and (0 <= index < size or index in known.values()):
@@ -86,8 +91,8 @@ class TokenizerSettings:
         return None
 
     def end_ids(self) -> list[int]:
-        """The ids that end a generated text, as generation_config.json lists them."""
-        ends = self.generation.get("eos_token_id")
+        """The ids that end a generated text, as generation_config.json or else config.json lists them."""
+        ends = self.generation.get("eos_token_id", self.model.get("eos_token_id"))
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def adds_bos(self, bos_id: int | None, known: dict[str, int]) -> bool:
@@ -98,9 +103,9 @@ class TokenizerSettings:
         choice = self.config.get("add_bos_token")
         if isinstance(choice, bool):
             return choice
-        if not (self.folder / "tokenizer.json").is_file():
+        if not self.json:
             return True
-        for step in steps_of(self._read("tokenizer.json").get("post_processor"), "processors"):
+        for step in steps_of(self.json.get("post_processor"), "processors"):
             first = (step.get("single") or [{}])[0] if step.get("type") == "TemplateProcessing" else {}
             if bos_id is not None and known.get(first.get("SpecialToken", {}).get("id")) == bos_id:
                 return True

@@ -72,7 +72,7 @@ def test_inspect_says_what_a_folder_is(tmp_path):
     (["extend", "MODEL", "OUT", "--special", "</s>"], 1, "already a token"),
     (["frobnicate"], 2, "invalid choice"),
     (["merge", "MODEL", "MODEL", "OUT"], 1, "adapter_config.json"),
-    (["export", "MODEL", "MODEL"], 2, "--force"),
+    (["export", "MODEL", "MODEL"], 2, "--force"), (["export", "MODEL", ".", "--force"], 2, "name the output"),
     (["export", "MODEL", "OUT", "--step", "3"], 2, "a model folder")])
 def test_wrong_use_ends_in_one_line_with_its_exit_code(tmp_path, arguments, code, words):
     folder = make_folder(tmp_path / "model")

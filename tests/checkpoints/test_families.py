@@ -15,7 +15,7 @@ from tiny_models import (
     transformers,
 )
 
-from mmed.checkpoints.families import read_config, write_config
+from mmed.checkpoints.families import FAMILIES, NEEDED, read_config, write_config
 from mmed.inference.decoder import Segment, decoder_for
 from mmed.model import Transformer
 from mmed.utils.errors import UserError
@@ -110,8 +110,13 @@ LLAMA31 = LLAMA1 | {
         "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192, "rope_type": "llama3"}}
 MISTRAL = LLAMA1 | {"model_type": "mistral", "num_key_value_heads": 8}
+SMOLLM2 = LLAMA1 | {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {
+    "kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}}}
 QWEN25 = LLAMA1 | {"model_type": "qwen2", "num_key_value_heads": 4, "max_window_layers": 28,
-                   "sliding_window": 131072, "use_sliding_window": False}
+                   "sliding_window": 131072, "use_mrope": False, "use_sliding_window": False}
+GEMMA2 = LLAMA1 | {
+    "model_type": "gemma2", "num_key_value_heads": 8, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+    "sliding_window": 4096, "sliding_window_size": 4096, "query_pre_attn_scalar": 256}
 BLOOMZ = {
     "apply_residual_connection_post_layernorm": False, "attention_dropout": 0.0,
     "attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "bos_token_id": 1, "eos_token_id": 2,
@@ -159,11 +164,14 @@ PUBLISHED = {
     "llama 1": (LLAMA1, {"num_key_value_heads": 32, "head_dim": 128, "rope_scaling": None}),
     "llama 3.1": (LLAMA31, {"num_key_value_heads": 8, "rope_theta": 5e5}),
     "llama from GGUF": (LLAMA1 | {"quantization_config": {"quant_method": "gguf"}}, {"rope_theta": 1e4}),
+    "smollm 2": (SMOLLM2, {"rope_theta": 1e4}),
+    "falcon 3": (LLAMA1 | {"activation": "swiglu", "head_dim": 256}, {"activation": "silu"}),
     "mistral 0.1": (MISTRAL | {"sliding_window": 4096}, {"sliding_window": 4096}),
     "mistral 0.3": (MISTRAL | {"sliding_window": None}, {"sliding_window": None}),
     "bloomz": (BLOOMZ, {"hidden_size": 4096, "intermediate_size": 16384, "num_attention_heads": 32,
                         "num_hidden_layers": 30, "tie_word_embeddings": True}),
     "qwen 2.5": (QWEN25, {"attention_bias": True, "attention_out_bias": False, "sliding_window": None}),
+    "gemma 2": (GEMMA2, {"sliding_window": 4096, "attention_softcap": 50.0, "tie_word_embeddings": False}),
     "gemma 3 1b": (GEMMA3, {"rope_local_theta": 1e4, "rope_theta": 1e6, "sliding_window": 512,
                             "attention_scale": 1 / 16}),
 }
@@ -189,14 +197,12 @@ def test_published_configs_are_read_and_written_back(name):
 @pytest.mark.parametrize("family", CLASSES)
 def test_a_key_that_is_left_out_means_what_transformers_takes_it_for(family):
     """Published folders leave out what is the family's default: Gemma says nothing of its tied head."""
-    left_out = ("tie_word_embeddings", "rms_norm_eps", "layer_norm_epsilon", "attention_bias")
-    theirs = getattr(transformers, CLASSES[family] + "Config")()
-    silent = {key: value for key, value in theirs.to_dict().items() if key not in left_out}
-    ours = read_config(silent)
-    assert ours.tie_word_embeddings == theirs.tie_word_embeddings
-    assert ours.rms_norm_eps == getattr(theirs, left_out[2 if family == "bloom" else 1])
-    if family != "qwen2":  # its class has the bias without a key for it
-        assert ours.attention_bias == getattr(theirs, "attention_bias", family == "bloom")
+    config_class = getattr(transformers, CLASSES[family] + "Config")
+    whole = config_class().to_dict()
+    for key in FAMILIES[family].keys:
+        if key.default is not NEEDED and key.name in whole:
+            silent = {name: value for name, value in whole.items() if name != key.name}
+            assert read_config(silent) == read_config(config_class(**silent).to_dict()), key.name
 
 
 @pytest.mark.parametrize("source, change, words", [
@@ -212,7 +218,9 @@ def test_a_key_that_is_left_out_means_what_transformers_takes_it_for(family):
     (LLAMA1, {"rope_scaling": {"type": "longrope", "factor": 2}}, "longrope"),
     (LLAMA1, {"rope_scaling": {"type": "yarn", "factor": 2}}, "original_max_position_embeddings"),
     (QWEN25, {"rope_scaling": YARN | {"beta_fats": 32}}, "beta_fats"),
-    (APERTUS, {"rope_theta": None, "rope_scaling": None}, "rope_theta"),
+    (APERTUS, {"rope_theta": None}, "rope_theta"), (APERTUS, {"rope_scaling": None}, "rope_scaling"),
+    (QWEN25, {"use_mrope": True}, "use_mrope"), (SMOLLM2, {"rope_interleaved": True}, "rope_interleaved"),
+    (GEMMA2, {"sliding_window_size": 512}, "sliding_window_size"),
     (APERTUS, {"hidden_act": "silu"}, "hidden_act"), (APERTUS, {"qk_norm": False}, "qk_norm"),
     (LLAMA1, {"model_type": "olmo2", "clip_qkv": 8.0}, "clip_qkv"),
     (MEDGEMMA, {"text_config": None}, "text_config"), (MEDGEMMA, {"audio_config": {}}, "audio_config"),

@@ -65,14 +65,16 @@ def finish_gguf(writer, model: Transformer, architecture: str) -> None:
     writer.close()
 
 
-def write_byte_level(path, architecture: str) -> Transformer:
+def write_byte_level(path, architecture: str, split: str = "gpt-2") -> Transformer:
     model = random_model(architecture if architecture in FAMILIES else "llama")
     writer = start_gguf(path, architecture)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    if split:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, *[1] * (len(TOKENS) - 1)])
     writer.add_token_merges(["t h", "th e"])
+    writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     finish_gguf(writer, model, architecture)
     return model
@@ -90,6 +92,15 @@ def test_weights_and_tokenizer_are_those_of_the_file(architecture, tmp_path):
     ids = torch.arange(30)[None]
     with torch.inference_mode():
         assert close(imported(ids), theirs(ids).logits, 1e-4)
+
+
+@pytest.mark.parametrize("architecture, split, bos", [("llama", "llama-bpe", 0), ("qwen2", "qwen2", None)])
+def test_bos_and_normalisation_are_those_of_the_family(tmp_path, architecture, split, bos):
+    write_byte_level(tmp_path / "model.gguf", architecture, split)
+    import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
+    tokenizer = load_pretrained(tmp_path / "folder")[1]
+    assert tokenizer.bos_id == bos
+    assert (tokenizer.encode("e\u0301") == tokenizer.encode("\xe9")) == (split == "qwen2")
 
 
 def test_a_sentencepiece_tokenizer_gives_the_same_ids(tmp_path):
@@ -115,6 +126,12 @@ def test_a_sentencepiece_tokenizer_gives_the_same_ids(tmp_path):
 def test_other_architectures_are_rejected_by_name(tmp_path):
     write_byte_level(tmp_path / "model.gguf", "mamba")
     with pytest.raises(UserError, match="architecture 'mamba' is not supported"):
+        import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
+    write_byte_level(tmp_path / "model.gguf", "llama", split="")
+    with pytest.raises(UserError, match=r"tokenizer.ggml.pre = None is not supported"):
+        import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
+    finish_gguf(start_gguf(tmp_path / "model.gguf", "llama"), random_model("llama"), "llama")
+    with pytest.raises(UserError, match=r"metadata: damaged \(KeyError: 'tokenizer.ggml.tokens'\)"):
         import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
     (tmp_path / "broken.gguf").write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a readable GGUF file"):

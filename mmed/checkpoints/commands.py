@@ -248,5 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise UsageError(f"{out}: name the output folder itself; it is replaced as a whole")
     if out and out.exists() and not options.force and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: already exists; give another folder, or --force to replace it")
+    inputs = [vars(options).get(name) for name in ("folder", "adapter", "file", "run", "base")]
+    for path in filter(None, [*inputs, *vars(options).get("texts", ())]):
+        if out and Path(path).resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"{out}: contains the input {path} and would replace it; give another folder")
     options.run_command(options)
     return 0

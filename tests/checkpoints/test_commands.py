@@ -73,11 +73,14 @@ def test_inspect_says_what_a_folder_is(tmp_path):
     (["frobnicate"], 2, "invalid choice"),
     (["merge", "MODEL", "MODEL", "OUT"], 1, "adapter_config.json"),
     (["export", "MODEL", "MODEL"], 2, "--force"), (["export", "MODEL", ".", "--force"], 2, "name the output"),
+    (["export", "MODEL", "MODEL", "--force"], 2, "contains the input"),
+    (["merge", "MODEL", "OUT", "ABOVE", "--force"], 2, "contains the input"),
     (["export", "MODEL", "OUT", "--step", "3"], 2, "a model folder")])
 def test_wrong_use_ends_in_one_line_with_its_exit_code(tmp_path, arguments, code, words):
     folder = make_folder(tmp_path / "model")
-    places = {"MODEL": folder, "OUT": tmp_path / "out"}
+    places = {"MODEL": folder, "OUT": tmp_path / "out", "ABOVE": tmp_path}
     assert words in command(*(places.get(argument, argument) for argument in arguments), code=code)
+    assert (folder / "config.json").is_file()
 
 
 def test_merge_writes_what_the_adapted_model_computes(tmp_path):

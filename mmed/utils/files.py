@@ -95,15 +95,16 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, atomically; NaN and infinity become null (they are not JSON)."""
     with atomic_write(path) as file:
-        json.dump(_finite(value), file, ensure_ascii=False, indent=1, allow_nan=False)
+        json.dump(finite(value), file, ensure_ascii=False, indent=1, allow_nan=False)
         file.write("\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with null in place of NaN and infinity."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -184,8 +184,9 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
     if distributed.is_main() and config.data == "source" and not (out / "source.json").is_file():
         loader.write_source_data(out)
     distributed.barrier()  # rank 0 holds the lock: from here on the folder is this run's
-    if not config.dry_run:  # seen by every rank, if all nodes share the folder
-        training_state.wait_for_files(out, ["lock"])
+    if not config.dry_run:
+        training_state.wait_for_files(out, ["lock"])  # seen on every node, if all share the folder
+        distributed.barrier()
     state_folder, old = find_checkpoint(config)
     if (out / "done.json").is_file() and config.resume == "auto" and not config.dry_run:
         if distributed.is_main():

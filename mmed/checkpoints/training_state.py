@@ -234,7 +234,9 @@ def _advice(run: Path | str, but: Path | None = None) -> str:
     """Advice for a missing checkpoint: use the newest complete one. Its files are not read, because the
     other ranks wait in a collective."""
     good = next((path for path in checkpoints(run) if path != but and damage(path, world=0)[0]), None)
-    return f"--resume={good.name} continues from a complete one" if good else "no other one; start again"
+    if good is None:
+        return "no other is complete; start again"
+    return f"--resume={good.name} continues from a complete one"
 
 
 def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, str]:

@@ -10,16 +10,24 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from mmed.utils.errors import Parser, UsageError, require_extra
 
+POSITIVE, NATURAL = "more than 0", "0 or more"
+SHARE, SEED = "a share from 0 to 1", "a number from 0 to 4294967295"
+HIGHEST = {SHARE: 1, SEED: 2 ** 32 - 1}
 
-def option(default: Any, help: str, *choices: str) -> Any:
-    """A field of `TrainConfig`: its default, its meaning, and the values it may have (none given: any)."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+
+def option(default: Any, help: str, *choices: str, bounds: str = "", needs: str = "") -> Any:
+    """A field of `TrainConfig`: its default, its meaning, the values it may have (none given: any), and the
+    option ("task=pretrain", or "validation": any value) without which it does nothing."""
+    metadata = {"help": help, "choices": choices, "bounds": bounds, "needs": needs}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -39,35 +47,41 @@ class TrainConfig:
     resume: str = option("never", "auto: continue from the last checkpoint, if any; step-N: from that one; "
                                   "never: the folder must be new")
     # Rows
-    sequence_length: int = option(2048, "tokens per row")
+    sequence_length: int = option(2048, "tokens per row", bounds=POSITIVE)
     windows: str = option("packed", "pretrain: whole documents that attend only to themselves (packed), or "
-                                    "the paper's windows of 2048 with stride 1536", "packed", "official")
+                                    "the paper's windows of 2048 with stride 1536", "packed", "official",
+                          needs="task=pretrain")
     mix_temperature: float = option(1.0, "pretrain, streams without weights: 1: every row once an epoch; "
-                                         "else share of a stream ~ tokens ** (1 / temperature)")
+                                         "else share of a stream ~ tokens ** (1 / temperature)",
+                                    bounds=POSITIVE, needs="task=pretrain")
     rationales: str = option("both", "finetune: train on items with their rationale, without it, or both",
-                             "both", "with", "without")
+                             "both", "with", "without", needs="task=finetune")
     prompt_style: str = option("clean", "finetune: official adds the stray sentence of the paper's code",
-                               "clean", "official")
+                               "clean", "official", needs="task=finetune")
     # Steps
-    global_batch_size: int = option(512, "rows (pretrain) or exam items (finetune) per step, over all ranks")
-    micro_batch_size: int = option(8, "rows per rank and forward pass")
-    max_steps: int = option(0, "optimizer steps; 0: as many as `epochs` needs")
-    epochs: float = option(1.0, "passes over the data, if max_steps is 0")
+    global_batch_size: int = option(512, "rows (pretrain) or exam items (finetune) per step, over all ranks",
+                                    bounds=POSITIVE)
+    micro_batch_size: int = option(8, "rows per rank and forward pass", bounds=POSITIVE)
+    max_steps: int = option(0, "optimizer steps; 0: as many as `epochs` needs", bounds=NATURAL)
+    epochs: float = option(1.0, "passes over the data", bounds=POSITIVE, needs="max_steps=0")
     # Optimizer
-    learning_rate: float = option(2e-5, "peak learning rate")
+    learning_rate: float = option(2e-5, "peak learning rate", bounds=POSITIVE)
     schedule: str = option("cosine", "learning rate after warm-up", "cosine", "constant")
-    warmup_ratio: float = option(0.01, "warm-up, as a fraction of the steps")
-    min_lr_ratio: float = option(0.0, "final learning rate, as a fraction of the peak")
-    weight_decay: float = option(0.01, "applied to matrices only, not to norms and biases")
-    beta2: float = option(0.999, "of AdamW (beta1 is 0.9, epsilon 1e-8)")
-    max_grad_norm: float = option(1.0, "clip gradients to this norm")
-    skip_nonfinite: int = option(0, "batches with a non-finite loss or gradient to skip before failing")
+    warmup_ratio: float = option(0.01, "warm-up, as a fraction of the steps", bounds=SHARE)
+    min_lr_ratio: float = option(0.0, "final learning rate, as a fraction of the peak", bounds=SHARE,
+                                 needs="schedule=cosine")
+    weight_decay: float = option(0.01, "applied to matrices only, not to norms and biases", bounds=NATURAL)
+    beta2: float = option(0.999, "of AdamW (beta1 is 0.9, epsilon 1e-8)", bounds=SHARE)
+    max_grad_norm: float = option(1.0, "clip gradients to this norm", bounds=POSITIVE)
+    skip_nonfinite: int = option(0, "batches with a non-finite loss or gradient to skip before failing",
+                                 bounds=NATURAL)
     # LoRA
-    lora_rank: int = option(0, "rank of the LoRA update; 0: train all weights")
-    lora_alpha: float = option(16.0, "the update is scaled by alpha / rank")
-    lora_dropout: float = option(0.05, "dropout on the adapters' input")
+    lora_rank: int = option(0, "rank of the LoRA update; 0: train all weights", bounds=NATURAL)
+    lora_alpha: float = option(16.0, "the update is scaled by alpha / rank", bounds=POSITIVE,
+                               needs="lora_rank")
+    lora_dropout: float = option(0.05, "dropout on the adapters' input", bounds=SHARE, needs="lora_rank")
     lora_targets: str = option("paper", "layer names, comma-separated, or all-linear; paper: q_proj,v_proj, "
-                                        "or the family's packed query/key/value matrix")
+                                        "or the family's packed query/key/value matrix", needs="lora_rank")
     # Machine
     precision: str = option("bf16", "bf16 keeps fp32 weights and reduces gradients in fp32", "bf16", "fp32")
     compile: str = option("auto", "torch.compile the blocks; auto: on a GPU, unless the model is tiny",
@@ -77,21 +91,24 @@ class TrainConfig:
     optimizer_state_dtype: str = option("fp32", "bf16: rounded stochastically, 4 bytes less per parameter",
                                         "fp32", "bf16")
     shard_size: int = option(0, "ranks that share one copy of the weights (hybrid sharding), such as a node's"
-                                " GPUs; 0: all ranks")
-    rank_timeout_seconds: int = option(600, "end the run if a rank waits this long for another")
+                                " GPUs; 0: all ranks", bounds=NATURAL)
+    rank_timeout_seconds: int = option(600, "end the run if a rank waits this long for another",
+                                       bounds=POSITIVE)
     deterministic: bool = option(False, "make GPU results bit-identical, but slower (CPU results always are)")
-    seed: int = option(42, "random seed for data order, initial weights and dropout")
+    seed: int = option(42, "random seed for data order, initial weights and dropout", bounds=SEED)
     # Reports and checkpoints
-    log_every: int = option(1, "log every N steps")
+    log_every: int = option(1, "log every N steps", bounds=POSITIVE)
     log: str = option("none", "also write the numbers of metrics.jsonl to TensorBoard or Weights & Biases, "
                               "below OUT (extras tensorboard, wandb)", "none", "tensorboard", "wandb")
-    eval_every: int = option(0, "validate every N steps; 0: only at the end")
-    save_every: int = option(200, "save every N steps, at the end, and on a stop signal")
-    keep_last: int = option(2, "number of checkpoints to keep")
+    eval_every: int = option(0, "validate every N steps; 0: only at the end", bounds=NATURAL,
+                             needs="validation")
+    save_every: int = option(200, "save every N steps, at the end, and on a stop signal", bounds=POSITIVE)
+    keep_last: int = option(2, "number of checkpoints to keep", bounds=POSITIVE)
     async_save: bool = option(True, "write checkpoints in the background, from a copy in host memory")
     dry_run: bool = option(False, "print parameters, tokens per step, memory per rank and time, and stop")
     simulate_ranks: int = option(0, "simulate one step on this many ranks without data, print memory and "
-                                    "traffic, and stop; with dry_run: estimate for this many ranks")
+                                    "traffic, and stop; with dry_run: estimate for this many ranks",
+                                bounds=NATURAL)
 
 
 # The first field of each group of --help.
@@ -198,25 +215,15 @@ VOCABULARIES = {"internlm2": 92544, "llama3": 128256}
 
 # ----------------------------------------------------------------------------------------------- command line
 
-# Limits of the numeric options; all others are unrestricted.
-BOUNDS = {
-    "more than 0": (
-        "sequence_length", "global_batch_size", "micro_batch_size", "learning_rate", "mix_temperature",
-        "epochs", "log_every", "save_every", "keep_last", "max_grad_norm", "rank_timeout_seconds",
-        "lora_alpha"),
-    "0 or more": (
-        "max_steps", "weight_decay", "skip_nonfinite", "lora_rank", "shard_size", "eval_every",
-        "simulate_ranks"),
-    "a share from 0 to 1": ("warmup_ratio", "min_lr_ratio", "beta2", "lora_dropout"),
-}
-
-
 def parse_value(kind: str, text: str) -> object:
     """Parse an option's value; `kind` is its field's annotation (bool, int, float or str)."""
     try:
         if kind == "bool":
             return {"true": True, "false": False}[text]
-        return {"int": int, "float": float, "str": str}[kind](text)
+        value = {"int": int, "float": float, "str": str}[kind](text)
+        if kind == "float" and not math.isfinite(value):
+            raise ValueError
+        return value
     except (KeyError, ValueError):
         wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}[kind]
         raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
@@ -224,21 +231,31 @@ def parse_value(kind: str, text: str) -> object:
 
 def check(config: TrainConfig) -> TrainConfig:
     """Return `config` if its values are in range; otherwise raise a `UsageError` that names the option."""
-    for wanted, names in BOUNDS.items():
-        for name in names:
-            value = getattr(config, name)
-            enough = value > 0 if wanted == "more than 0" else value >= 0
-            if not enough or ("share" in wanted and value > 1):
-                raise UsageError(f"--{name}={value}: expected {wanted}")
+    for one in fields(config):
+        wanted, value = one.metadata["bounds"], getattr(config, one.name)
+        if wanted and (value < 0 or (wanted == POSITIVE and not value) or value > HIGHEST.get(wanted, value)):
+            raise UsageError(f"--{one.name}={value}: expected {wanted}")
     if not re.fullmatch(r"auto|never|step-\d+", config.resume):
         raise UsageError(f"--resume={config.resume}: expected auto, never or a checkpoint such as step-200")
-    for name, meaning in (("model", "a model folder or shape:NAME"), ("data", "token streams or exam items")):
+    for name, meaning in (("model", "a model folder or shape:NAME"), ("data", "token streams or exam items"),
+                          ("out", "the run folder")):
         needless = name == "data" and config.simulate_ranks and not config.dry_run
         if not getattr(config, name) and not needless:
             raise UsageError(f"--{name} is missing: {meaning}")
     if config.log != "none":
         require_extra(config.log, config.log)
     return config
+
+
+def check_needs(config: TrainConfig, given: Collection[str]) -> None:
+    """A `UsageError` names an option of `given` that does nothing, because of what the others are."""
+    for one in fields(config):
+        needed, _, wanted = one.metadata["needs"].partition("=")
+        if needed and one.name in given:
+            value = getattr(config, needed)
+            if str(value) != wanted if wanted else not value:
+                raise UsageError(f"--{one.name}={getattr(config, one.name)}: does nothing without "
+                                 f"--{one.metadata['needs']}; the run has {needed}={value!r}")
 
 
 def make_parser(recipe: str) -> Parser:
@@ -282,4 +299,6 @@ def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
     recipe = options.pop("recipe")
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
-    return recipe, check(TrainConfig(**options))
+    config = check(TrainConfig(**options))
+    check_needs(config, {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words[1:]})
+    return recipe, config

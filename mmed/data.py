@@ -205,24 +205,30 @@ class ShuffledBlocks:
 
     def __init__(self, blocks: Sequence[tuple[int, int, int]], *key: int):
         """`blocks`: (stream, block, its rows)."""
-        self.all_blocks, self.key, self.size = blocks, key, sum(rows for _, _, rows in blocks)
-        self.epoch = self.group = -1
+        self.blocks, self.key, self.size = blocks, key, sum(rows for _, _, rows in blocks)
+        self.epoch = functools.lru_cache(2)(self._epoch)  # these caches may be shared by threads
+        self.group = functools.lru_cache(2)(self._group)
+
+    def _epoch(self, epoch: int) -> tuple[list[tuple[int, int, int]], list[int]]:
+        """The blocks in the order of an epoch, and the rows up to the end of each."""
+        blocks = [self.blocks[k] for k in permutation(len(self.blocks), *self.key, epoch)]
+        return blocks, list(itertools.accumulate(rows for _, _, rows in blocks))
+
+    def _group(self, epoch: int, group: int) -> tuple[int, list[tuple[int, int, int]]]:
+        """The number of a group's first row in its epoch, and (stream, block, row) of its rows in order."""
+        blocks, ends = self.epoch(epoch)
+        first = group * GROUP_BLOCKS
+        places = [(stream, block, row) for stream, block, rows in blocks[first:first + GROUP_BLOCKS]
+                  for row in range(rows)]
+        order = [places[k] for k in permutation(len(places), *self.key, epoch, group)]
+        return ends[first - 1] if first else 0, order
 
     def locate(self, i: int) -> tuple[int, int, int]:
         """(stream, block, row within it) of row i; epochs follow one another."""
         epoch, place = divmod(i, self.size)
-        if epoch != self.epoch:
-            self.epoch, self.group = epoch, -1
-            self.blocks = [self.all_blocks[k] for k in permutation(len(self.all_blocks), *self.key, epoch)]
-            self.ends = list(itertools.accumulate(rows for _, _, rows in self.blocks))
-        group = bisect.bisect_right(self.ends, place) // GROUP_BLOCKS
-        if group != self.group:
-            self.group, first = group, group * GROUP_BLOCKS
-            places = [(stream, block, row) for stream, block, rows in self.blocks[first:first + GROUP_BLOCKS]
-                      for row in range(rows)]
-            self.order = [places[k] for k in permutation(len(places), *self.key, epoch, group)]
-            self.begin = self.ends[first - 1] if first else 0
-        return self.order[place - self.begin]
+        _, ends = self.epoch(epoch)
+        begin, order = self.group(epoch, bisect.bisect_right(ends, place) // GROUP_BLOCKS)
+        return order[place - begin]
 
 
 class Mixture:
@@ -235,22 +241,25 @@ class Mixture:
     def __init__(self, weights: Sequence[float], seed: int):
         total = sum(weights)
         self.edges = [0.0, *(edge / total for edge in itertools.accumulate(weights[:-1])), 1.0]
-        self.length = max(1024, int(np.ceil(2 * total / min(weights))))
-        self.seed, self.cycle = seed, -1
+        self.length, self.seed = max(1024, int(np.ceil(2 * total / min(weights)))), seed
+        self.cycle = functools.lru_cache(2)(self._cycle)
 
     def counts(self, rows: int) -> list[int]:
         """Rows of each stream among the first `rows` (a multiple of the cycle length)."""
         floors = [int(rows * edge) for edge in self.edges]
         return [b - a for a, b in itertools.pairwise(floors)]
 
+    def _cycle(self, cycle: int) -> tuple[list[int], np.ndarray]:
+        """Rows of each stream before a cycle, and the streams of its rows, (length,)."""
+        before = self.counts(cycle * self.length)
+        quota = np.subtract(self.counts((cycle + 1) * self.length), before)
+        return before, np.repeat(np.arange(len(quota)), quota)[permutation(self.length, self.seed, cycle)]
+
     def __call__(self, i: int) -> tuple[int, int]:
         cycle, place = divmod(i, self.length)
-        if cycle != self.cycle:
-            self.cycle, self.before = cycle, self.counts(cycle * self.length)
-            quota = np.subtract(self.counts((cycle + 1) * self.length), self.before)
-            self.order = np.repeat(np.arange(len(quota)), quota)[permutation(self.length, self.seed, cycle)]
-        stream = int(self.order[place])
-        return stream, self.before[stream] + int(np.count_nonzero(self.order[:place] == stream))
+        before, order = self.cycle(cycle)
+        stream = int(order[place])
+        return stream, before[stream] + int(np.count_nonzero(order[:place] == stream))
 
 
 class PretrainRows:
@@ -340,7 +349,7 @@ def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rat
     target = tokenizer.encode(build_target(item, rationale), eos=True, continued=True)
     truncated = len(prompt) + len(target) > max_length + 1
     if truncated:
-        target = target[-max(max_length * 3 // 4, max_length + 1 - len(prompt)):]
+        target = target[-max(1, max_length * 3 // 4, max_length + 1 - len(prompt)):]
         prompt = truncate_prompt(prompt, max_length + 1 - len(target), tokenizer.bos_id)
     return Example(item.key, prompt + target, len(prompt)), truncated
 
@@ -403,17 +412,3 @@ def pack(examples: Sequence[Example]) -> Row:
             labels[first - 1:max(first, end) - 1] = IGNORE
         rows.append(Row.of_document(ids[:-1], labels))
     return join(rows)
-
-
-def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int | None]]:
-    """This rank's share of `count` rows, as micro-batches (equally many on all ranks); None: an empty row.
-
-    >>> rank_share(5, rank=0, world_size=2, micro_batch_size=2)
-    [[0, 1], [2, 3]]
-    >>> rank_share(5, rank=1, world_size=2, micro_batch_size=2)
-    [[4, None], [None, None]]
-    """
-    micro_batch_size = max(1, min(micro_batch_size, -(-count // world_size)))  # small batch: no empty rows
-    per_rank = -(-count // (world_size * micro_batch_size)) * micro_batch_size
-    own = [i if i < count else None for i in range(rank * per_rank, (rank + 1) * per_rank)]
-    return [own[i:i + micro_batch_size] for i in range(0, per_rank, micro_batch_size)]

@@ -74,11 +74,7 @@ class ModelConfig:
     def by_document(self) -> bool:
         """Whether document_ids allow the fast kernels, which skip pairs of tokens of different documents.
         If not, a mask over the whole row keeps documents apart."""
-        return self.position_embedding == "rope" and self.attention_softcap is None and not self.dynamic_rope
-
-    @property
-    def dynamic_rope(self) -> bool:
-        return (self.rope_scaling or {}).get("rope_type") == "dynamic"
+        return self.position_embedding == "rope" and self.attention_softcap is None
 
     def slides(self, layer: int) -> bool:
         """Whether this layer attends within `sliding_window` only."""
@@ -117,14 +113,9 @@ def rope_frequencies(config: ModelConfig, theta: float, scaled: bool, device: to
 
 def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, T, E) of the rotation at `positions` (B, T), for sliding or for full layers."""
-    longest = config.max_position_embeddings
-    if config.dynamic_rope and positions.shape[1] > longest:
-        raise ValueError(f"{positions.shape[1]} tokens in a row: dynamic RoPE scaling, which begins beyond "
-                         f"{longest} positions, is not supported")
     local = config.rope_local_theta if slides else None
     speed = rope_frequencies(config, local or config.rope_theta, local is None, positions.device)
-    angles = positions[..., None].float() * speed      # (B, T, E / 2)
-    angles = torch.cat((angles, angles), -1)[:, None]  # (B, 1, T, E)
+    angles = positions[:, None, :, None].float() * torch.cat((speed, speed))  # (B, 1, T, E)
     size = magnitude(config.rope_scaling) if config.rope_scaling and local is None else 1.0
     return (angles.cos() * size).to(dtype), (angles.sin() * size).to(dtype)
 

@@ -94,6 +94,10 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer | None) -> ModelConfi
         if tokenizer is not None and tokenizer.vocab_size > result.vocab_size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the embedding of {config.model} "
                             f"only {result.vocab_size} rows")
+        dynamic = (result.rope_scaling or {}).get("rope_type") == "dynamic"
+        if dynamic and config.sequence_length > result.max_position_embeddings:
+            raise UserError(f"--sequence_length={config.sequence_length}: {config.model} has dynamic RoPE "
+                            f"scaling, which works up to {result.max_position_embeddings} tokens here")
         return result
     shape = config.model.removeprefix("shape:")
     if shape not in SHAPES:
@@ -180,6 +184,9 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
     if distributed.is_main() and config.data == "source" and not (out / "source.json").is_file():
         loader.write_source_data(out)
     distributed.barrier()  # rank 0 holds the lock: from here on the folder is this run's
+    if not config.dry_run:
+        training_state.wait_for_files(out, ["lock"])  # seen on every node, if all share the folder
+        distributed.barrier()
     state_folder, old = find_checkpoint(config)
     if (out / "done.json").is_file() and config.resume == "auto" and not config.dry_run:
         if distributed.is_main():
@@ -206,6 +213,8 @@ def setup(recipe: str, config: TrainConfig, device: torch.device, stop: StopSign
     state = training_state.load_state(state_folder, model, adamw) if state_folder else {}
     first = state.get("step", 0)
     if distributed.is_main():
+        if state_folder:
+            training_state.set_latest(state_folder)
         run_folder.start(out, facts, old, first)
         print_start(facts, rows, count, model, first)
     stop.join(config.rank_timeout_seconds)
@@ -227,7 +236,7 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path | None, dict | None]:
             raise UserError(f"{run}: holds a run already; give --resume=auto or another --out")
         return None, None
     folder = training_state.latest_state(run, "" if config.resume == "auto" else config.resume)
-    if folder is None:
+    if folder is None and not (run / "done.json").is_file():
         return None, None
     old = read_json(run / "run.json")
     run_folder.check_resume(old, {"config": vars(config)})  # data and model are compared once they are open
@@ -239,10 +248,16 @@ def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | Exa
     config = loader.with_source_data(config)
     folder = config.tokenizer or config.model
     tokenizer = load_tokenizer(folder, config.bos) if pretrained.has_tokenizer(folder) else None
-    needed = config.task != "pretrain" or config.tokenizer or config.model.startswith("shape:")
+    needed = (config.task != "pretrain" or config.tokenizer or config.model.startswith("shape:")
+              or config.bos != "auto")
     if tokenizer is None and needed:
         raise UserError(f"{folder}: no tokenizer.model or tokenizer.json there; give --tokenizer=FOLDER")
-    return tokenizer, loader.make_rows(config, tokenizer), model_config(config, tokenizer)
+    rows, shape = loader.make_rows(config, tokenizer), model_config(config, tokenizer)
+    for stream in rows.streams if isinstance(rows, PretrainRows) else ():
+        if stream.vocab_size > shape.vocab_size:
+            raise UserError(f"{stream.prefix}: has ids up to {stream.vocab_size - 1}, the embedding of "
+                            f"{config.model} only {shape.vocab_size} rows")
+    return tokenizer, rows, shape
 
 
 def print_start(facts: dict, rows: PretrainRows | ExamRows, count: int, model: Transformer,
@@ -257,7 +272,11 @@ def print_start(facts: dict, rows: PretrainRows | ExamRows, count: int, model: T
         config = facts["config"]
         print(f"LoRA: {len(layers)} layers, rank {config['lora_rank']}, alpha {config['lora_alpha']:g}",
               file=sys.stderr)
-    for warning in rows.warnings if isinstance(rows, ExamRows) else ():
+    warnings = list(rows.warnings) if isinstance(rows, ExamRows) else []
+    if model.config.position_embedding == "rope" and rows.T > model.config.max_position_embeddings:
+        warnings.append(f"--sequence_length={rows.T} exceeds the model's "
+                        f"{model.config.max_position_embeddings} positions: longer documents are new to it")
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
 

@@ -1,6 +1,8 @@
 """Packing, windows, the order of rows, and the label mask of exam rows."""
 import functools
 import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,12 +20,11 @@ from mmed.data import (
     Row,
     encode_example,
     pack,
-    rank_share,
     stack,
     truncate_prompt,
 )
 from mmed.prompts import ExamItem, build_prompt, build_target
-from mmed.training.loader import end_to_end
+from mmed.training.loader import end_to_end, rank_share
 from mmed.training.official_windows import OfficialWindows
 from mmed.utils.errors import UserError
 
@@ -130,6 +131,18 @@ def test_rows_of_a_mixture_follow_from_seed_and_number(tmp_path):
     assert (batch.labels[7] == IGNORE).all() and (batch.document_ids[7] == -1).all()
 
 
+def test_threads_that_ask_for_distant_rows_at_the_same_time_get_their_own():
+    mixture = Mixture([1, 2], seed=3)
+    numbers = [cycle * mixture.length + 9 for cycle in (0, 1, 2, 3)] * 200
+    expected = [mixture(i) for i in numbers]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(mixture, numbers))
+    sys.setswitchinterval(before)
+    assert found == expected
+
+
 @pytest.mark.parametrize("weights", [[0.5, 0.5], [1, 2, 7], [0.001, 0.999], [1 / 3] * 3])
 def test_a_mixture_keeps_its_shares_and_counts_each_streams_rows(weights):
     mixture = Mixture(weights, seed=3)
@@ -188,7 +201,7 @@ def test_the_target_and_its_eos_carry_loss_and_the_prompt_does_not(rationale):
 
 
 @settings(max_examples=300)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(4, 60), st.sampled_from([None, 1]))
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.sampled_from([None, 1]))
 def test_truncation_keeps_the_ends_and_a_prompt_that_fits(prompt, target, T, bos_id):
     tokenizer = Lengths(prompt, target, bos_id)
     example, truncated = encode_example(item(), tokenizer, T, rationale=True, style="clean")

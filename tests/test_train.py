@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from repository import ROOT
 from safetensors.torch import load_file
-from tiny_world import finetune, lines, make_world, pretrain
+from tiny_world import finetune, lines, make_world, pretrain, write_stream
 from warm_start import run as warm_run
 
 from mmed.config import RECIPES, make_parser, parse_command_line
@@ -181,6 +182,21 @@ def test_a_finished_run_is_left_alone_before_its_data_is_opened(world, tmp_path,
     assert "already done" in done.stderr
     changed = pretrain(world, uninterrupted, "--resume=auto", "--max_steps=12")
     one_line(warm_run(changed, check=False), 1, "max_steps=10", "now it is 12")
+    kept = tmp_path / "kept"  # without its checkpoints
+    shutil.copytree(uninterrupted, kept, ignore=shutil.ignore_patterns("checkpoints"))
+    changed = pretrain(world, kept, "--resume=auto", "--seed=2")
+    one_line(warm_run(changed, check=False), 1, "seed=1, now it is 2")
+
+
+def test_a_run_that_went_back_and_was_killed_at_once_continues_from_there(world, tmp_path, uninterrupted):
+    out = tmp_path / "back"
+    shutil.copytree(uninterrupted, out)
+    killed = "import os; from mmed import train; train.run_to_end = lambda run: os._exit(9); train.main()"
+    arguments = pretrain(world, out, "--resume=step-8")
+    assert subprocess.run([sys.executable, "-c", killed, *arguments], env=ENV, cwd=ROOT).returncode == 9
+    assert [line["step"] for line in lines(out)] == list(range(1, 9))
+    warm_run(pretrain(world, out, "--resume=auto"))
+    assert same_bits(out, uninterrupted) and same_losses(out, uninterrupted, tolerance=0)
 
 
 def test_a_damaged_checkpoint_is_rejected_by_name(world, tmp_path):
@@ -241,6 +257,8 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
     (["--data=,"], 2, ["--data=,", "each named once"]),
     (["--data=a,a"], 2, ["--data=a,a", "each named once"]),
     (["--data={world}/en=nan,{world}/ja=1"], 2, ["weights must be positive"]),
+    (["--data={world}/en=1,{world}/ja=1e-9"], 2, ["less than a millionth of the rows"]),
+    (["--data={world}/en=1,{world}/ja=1", "--mix_temperature=2"], 2, ["weights", "--mix_temperature"]),
     (["--lora_rank=2", "--lora_targets=query"], 1, ["'query' matches no layer", "q_proj"]),
     (["--learning_rate=1e30", "--max_grad_norm=1e30"], 1, ["not finite", "step "])])
 def test_bad_options_end_in_one_line(world, tmp_path, extra, code, words):
@@ -255,6 +273,38 @@ def test_options_take_both_spellings_and_unknown_recipes_list_all():
     assert "--max_steps" in help_text and "(default: 150)" in help_text
     with pytest.raises(UsageError, match="finetune_lora"):
         parse_command_line(["finetune_lroa"])
+
+
+@pytest.mark.parametrize("words, message", [
+    ("pretrain_mmedlm2 --epochs=1", "--epochs=1.0: does nothing without --max_steps=0"),
+    ("finetune_full --lora-targets q_proj", "--lora_targets=q_proj: does nothing without --lora_rank"),
+    ("finetune_lora --windows=packed", "--windows=packed: does nothing without --task=pretrain"),
+    ("pretrain_mmedlm --eval_every=9", "--eval_every=9: does nothing without --validation"),
+    ("demo_full --prompt_style=clean --task=instruct", "--prompt_style=clean: does nothing"),
+    ("tiny --epochs=inf", "expected a number, got 'inf'"), ("tiny --seed=4294967296", "expected a number"),
+    ("tiny --out=", "--out is missing")])
+def test_options_without_effect_or_meaning_are_rejected(words, message, capsys):
+    with pytest.raises((UsageError, SystemExit)) as error:
+        parse_command_line([*words.split(), "--model=m", "--data=d"])
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_a_model_without_tokenizer_trains_on_streams_that_fit_it(world, tmp_path):
+    shutil.copytree(world / "model", tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    model = [f"--model={tmp_path}/model", "--max_steps=1", "--resume=never"]
+    official = warm_run(pretrain(world, tmp_path / "a", *model, "--windows=official"), check=False)
+    one_line(official, 2, "--windows=official", "--tokenizer")
+    write_stream(tmp_path / "big", [[5, 900]] * 9)
+    big = warm_run(pretrain(world, tmp_path / "a", *model, f"--data={tmp_path}/big"), check=False)
+    one_line(big, 1, "big: has ids up to 999", "340 rows")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text()) | {"max_position_embeddings": 16}
+    path.write_text(json.dumps(config))
+    done = warm_run(pretrain(world, tmp_path / "a", *model))
+    assert "--sequence_length=32 exceeds the model's 16 positions" in done.stderr
+    path.write_text(json.dumps(config | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}))
+    dynamic = warm_run(pretrain(world, tmp_path / "b", *model), check=False)
+    one_line(dynamic, 1, "--sequence_length=32", "up to 16 tokens")
 
 
 def test_bad_files_end_in_one_line_and_leave_no_run_folder(world, tmp_path):
@@ -275,7 +325,8 @@ def test_bad_files_end_in_one_line_and_leave_no_run_folder(world, tmp_path):
     arguments = pretrain(world, tmp_path / "out", f"--data={tmp_path}/flipped")
     one_line(warm_run(arguments, check=False), 1, "flipped.bin", "damaged")
     assert not (tmp_path / "out").exists()
-    assert "memory per rank" in warm_run([*arguments, "--dry_run"]).stderr  # which reads no data
+    dry = warm_run([*arguments, "--dry_run"]).stderr  # which reads no data
+    assert "memory per rank" in dry and "checkpoint copy" in dry
 
 
 @pytest.mark.parametrize("script", ["train_1node.sbatch", "train_nnodes.sbatch"])

@@ -51,11 +51,11 @@ from benchmarks.timing import chosen, clock, in_turn, machine, print_rates, seco
 from mmed import train
 from mmed.checkpoints.pretrained import has_tokenizer
 from mmed.config import SHAPES, TrainConfig
-from mmed.data import Example, ExamRows, PretrainRows, Row, TokenStream, pack, rank_share, stack
+from mmed.data import Example, ExamRows, PretrainRows, Row, TokenStream, pack, stack
 from mmed.model import ModelConfig
 from mmed.prompts import read_benchmark
 from mmed.tokenizer import load_tokenizer
-from mmed.training.loader import Batch, make_batch, micro_batches
+from mmed.training.loader import Batch, make_batch, micro_batches, rank_share
 from mmed.training.logging import peak_memory
 from mmed.training.memory_estimate import flops_per_token, peak_flops
 from mmed.training.optimizer import make_optimizer, update

@@ -28,7 +28,7 @@ from mmed.model import XIELU, ModelConfig, Transformer, local_rows, published_na
 from mmed.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
-from mmed.utils.files import read_json, sync_folder, write_json
+from mmed.utils.files import read_json, sync_folder, write_json, writing
 
 Pairs = list[tuple[torch.nn.Parameter, torch.Tensor]]  # own parameter, what is stored for it
 
@@ -206,17 +206,22 @@ def _write_file(path: Path, parameters: dict[str, torch.Tensor], dtype: torch.dt
     if distributed.is_main():
         try:
             save_file(tensors, path, metadata={"format": "pt"})
+            sync_file(path)  # now, file by file: the other ranks wait in the next collective
         except SafetensorError as error:
             need = sum(tensor.nbytes for tensor in tensors.values())
             raise UserError(f"{path}: could not be written ({need:,} bytes needed): {error}") from None
+
+
+def sync_file(path: Path) -> None:
+    with writing(path), open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def replace_folder(building: Path, folder: Path) -> None:
     """Give a finished folder its name; the folder that had it before is removed after that."""
     for path in building.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)
     sync_folder(building)
     old = folder.with_name(folder.name + ".old.tmp")
     shutil.rmtree(old, ignore_errors=True)

@@ -9,6 +9,7 @@ the training, from a copy in host memory.
 """
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -35,7 +36,7 @@ from mmed.training import distributed
 from mmed.training.logging import Log
 from mmed.training.run_folder import FolderLock
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write, write_error, write_json, writing
+from mmed.utils.files import atomic_write, finite, write_error, write_json, writing
 from mmed.utils.fingerprints import file_hash
 
 FILE_BYTES = 32 << 20   # a rank's part of a checkpoint is split into files of about this size, but into
@@ -125,8 +126,7 @@ def publish(run: str | Path, step: int, facts: dict, keep_last: int,
             state = {"step": step, **facts, "sha256": hashes}
             write_json(building / "state.json", state | {"checksum": _checksum(state)})
             replace_folder(building, final)
-            with atomic_write(final.parent / "latest") as file:
-                file.write(final.name + "\n")
+            set_latest(final)
             # later steps are what --resume=step-N gave up
             older = [path for path in checkpoints(run) if _step(path) < step][:keep_last - 1]
             for path in {*checkpoints(run)} - {final, *older}:
@@ -137,6 +137,12 @@ def publish(run: str | Path, step: int, facts: dict, keep_last: int,
     distributed.barrier(group)
 
 
+def set_latest(folder: Path) -> None:
+    """Make this checkpoint the one that --resume=auto continues from."""
+    with atomic_write(folder.parent / "latest") as file:
+        file.write(folder.name + "\n")
+
+
 def wait_for_files(folder: Path, names: Iterable[str]) -> None:
     """Wait until all files are visible: a network file system may show late what another node has written."""
     deadline = time.monotonic() + WAIT_SECONDS
@@ -145,12 +151,13 @@ def wait_for_files(folder: Path, names: Iterable[str]) -> None:
             raise UserError(f"{folder / missing[0]}: still missing after {WAIT_SECONDS:g} s, although its "
                             f"rank wrote it; is {folder.parent} on a file system that all nodes share?")
         time.sleep(0.2)
-        os.listdir(folder)
+        with contextlib.suppress(OSError):
+            os.listdir(folder)
 
 
 def _checksum(state: dict) -> str:
     """sha256 of state.json's content, so that damage to it is found like damage to a shard."""
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(finite(state), sort_keys=True).encode()).hexdigest()
 
 
 class AsyncCheckpointer:
@@ -224,13 +231,17 @@ def latest_state(run: str | Path, name: str = "") -> Path | None:
 
 
 def _advice(run: Path | str, but: Path | None = None) -> str:
-    """Advice for a missing checkpoint: use the newest intact one."""
-    good = next((path for path in checkpoints(run) if path != but and damage(path)[0] is not None), None)
-    return f"--resume={good.name} continues from an intact one" if good else "no other is intact; start again"
+    """Advice for a missing checkpoint: use the newest complete one. Its files are not read, because the
+    other ranks wait in a collective."""
+    good = next((path for path in checkpoints(run) if path != but and damage(path, world=0)[0]), None)
+    if good is None:
+        return "no other is complete; start again"
+    return f"--resume={good.name} continues from a complete one"
 
 
 def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, str]:
-    """Return (state.json, "") of a complete checkpoint, else (None, fault); each rank checks its share."""
+    """Return (state.json, "") of a complete checkpoint, else (None, fault); each rank reads its share of the
+    files (world 0: none)."""
     path = folder / "state.json"
     try:
         state = json.loads(path.read_bytes())
@@ -241,7 +252,7 @@ def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, st
         return None, f"{path}: damaged ({type(error).__name__}: {error})"
     if different := sorted(present ^ set(hashes)):
         return None, f"{folder / different[0]}: missing, or not part of this checkpoint"
-    for name in sorted(hashes)[rank::world]:
+    for name in sorted(hashes)[rank::world] if world else ():
         if file_hash(folder / name) != hashes[name]:
             return None, f"{folder / name}: damaged (its sha256 is not the one in state.json)"
     return state, ""

@@ -29,14 +29,6 @@ CACHE_BYTES = 1 << 19  # for the scores of one tile: a group holds no more docum
 ROUND = 32             # documents whose lengths round up to the same multiple of this form a group
 
 
-class FastMask:
-    """Which keys each query sees, and the kernel that computes attention with them."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """q (B, H, T, E), k and v (B, K, T, E) -> (B, T, H, E)"""
-        raise NotImplementedError
-
-
 def fast_mask(document_ids: Tensor | None, batch: int, length: int, window: int | None,
               device: torch.device) -> FastMask | None:
     """The mask of rows with these documents (B, T), or None where plain causal attention is as fast.
@@ -73,13 +65,14 @@ def document_spans(document_ids: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------------- CPU
 
 @dataclass
-class DocumentMask(FastMask):
+class DocumentMask:
     """Attention on a CPU, document by document."""
 
     spans: Tensor  # (documents, 3) int64: row, begin, end
     window: int | None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """q (B, H, T, E), k and v (B, K, T, E) -> (B, T, H, E)"""
         return document_attention(q, k, v, self.spans, self.window, scale)
 
 
@@ -216,7 +209,7 @@ document_attention.register_autograd(_backward, setup_context=_setup_context)
 # -------------------------------------------------------------------------------------------------------- GPU
 
 @dataclass
-class FlexMask(FastMask):
+class FlexMask:
     """FlexAttention, which is fast only when compiled: together with its block, or by itself."""
 
     block_mask: BlockMask
@@ -225,6 +218,9 @@ class FlexMask(FastMask):
         flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
         return flex(q, k, v, block_mask=self.block_mask, scale=scale,
                     enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+
+
+FastMask = DocumentMask | FlexMask  # which keys each query sees, and how to compute attention with them
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torch import Tensor
 def scaled_frequencies(speed: Tensor, theta: float, scaling: dict) -> Tensor:
     """Angular speeds `speed` (E / 2) = theta^(-2i/E) of the rotated pairs, changed as `scaling` says."""
     kind = scaling["rope_type"]
-    if kind == "dynamic":  # unscaled up to max_position_embeddings, beyond which `rope` rejects rows
+    if kind == "dynamic":  # unscaled up to max_position_embeddings, and longer texts are rejected
         return speed
     if kind == "linear":
         return speed / scaling["factor"]

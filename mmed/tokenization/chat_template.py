@@ -129,8 +129,8 @@ def _render_jinja(text: str, messages: list[Message], roles: dict[str, str], pro
                                                 add_generation_prompt=prompt, enable_thinking=False)
     except Exception as error:  # a template is a program: it may raise anything
         if not has_system:
-            raise UserError(f"the model's chat template fails ({type(error).__name__}: {error}); name the "
-                            "format that fits with --chat_template, or give plain prompts") from None
+            raise UserError(f"the model's chat template fails ({type(error).__name__}: {error}); correct "
+                            "it, or name another with --chat_template (generate, eval)") from None
         rendered = ""
     if has_system and messages[0]["content"].strip() not in rendered:
         system, question, *rest = messages
@@ -172,7 +172,8 @@ def _render(tokenizer, messages: Sequence[Message], family: str, name: str | Non
     if not template:
         name = name or template_name(tokenizer, family)
         if name is None:
-            raise UserError("this model has no chat template (a base model); give it a plain prompt")
+            raise UserError("this model has no chat template (a base model); give it plain prompts, or add "
+                            "chat_template to its tokenizer_config.json")
         template = built_in(name, tokenizer)
     hidden = re.compile(rf"(?s)(?=(?:{_pattern(tuple(special_tokens(tokenizer)))}))(.)")
     messages = [message | {"content": hidden.sub(rf"\1{MARK}", message["content"].replace(MARK, ""))}

@@ -23,6 +23,9 @@ from mmed.utils.files import check_file, read_jsonl
 
 # Name of the list of turns -> names of a turn's role and text: OpenAI's form and ShareGPT's
 TURNS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+# Fields of records and turns that change what is trained elsewhere, and are not read here.
+UNREAD = ("system", "history", "tools", "functions", "tool_calls", "function_call", "reasoning_content",
+          "thinking")
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -77,7 +80,10 @@ def read_conversations(path: str | Path) -> Iterator[tuple[str, list[Message]]]:
     nobody answers is left out, so a conversation without an answer has no messages.
     """
     path = Path(path)
-    for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: no *.jsonl file in this folder; name the file itself")
+    for file in files:
         for number, row in _read_records(file):
             try:
                 yield f"{file.name}:{number}", _messages(row)
@@ -94,6 +100,7 @@ def _messages(row: Any) -> list[Message]:
     turns = row[form] if form else _turns_of_instruction(row)
     if not isinstance(turns, list):
         raise ValueError(f"expected a list of turns, got {turns!r:.60}")
+    reject_unread(row)
     messages: list[Message] = []
     for place, turn in enumerate(turns, 1):
         name, content = (turn.get(role), turn.get(text)) if isinstance(turn, dict) else (None, None)
@@ -102,6 +109,9 @@ def _messages(row: Any) -> list[Message]:
         if not isinstance(content, str) or not (content.strip() or ROLES[name] == "system"):
             raise ValueError(f"turn {place} ({name}): {text!r} must be a text that is not empty, got "
                              f"{content!r:.60}; leave this record out")
+        reject_unread(turn)
+        if ROLES[name] == "assistant" and turn.get("weight") == 0:
+            raise ValueError(f"turn {place}: its 'weight' is 0, but all answers are trained; leave it out")
         if content.strip():
             messages.append({"role": ROLES[name], "content": content})
     while messages and messages[-1]["role"] != "assistant":
@@ -109,6 +119,13 @@ def _messages(row: Any) -> list[Message]:
     if messages:
         check_messages(messages, "assistant")
     return messages
+
+
+def reject_unread(part: dict) -> None:
+    """A ValueError if a record or turn has a field that is not read."""
+    for name in UNREAD:
+        if part.get(name):
+            raise ValueError(f"{name!r} is not read; write it into the messages, or leave this record out")
 
 
 def _turns_of_instruction(row: dict) -> list[dict]:

@@ -17,6 +17,7 @@ from mmed.config import TrainConfig
 from mmed.data import IGNORE, ExamRows, PretrainRows, Row, pack
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.training.loader import make_rows, with_source_data
+from mmed.training.run_folder import data_facts
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printable
 from mmed.utils.files import read_json
 
@@ -63,7 +64,10 @@ def load_run(run: Path) -> tuple[TrainConfig, PretrainRows | ExamRows, Tokenizer
     except (KeyError, TypeError) as error:
         raise UserError(f"{run / 'run.json'}: not written by this version ({error})") from None
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.bos)
-    return config, make_rows(config, tokenizer), tokenizer
+    rows = make_rows(config, tokenizer)
+    if "data" in facts and facts["data"] != data_facts(config, rows):
+        raise UserError(f"{config.data}: not the data that {run} was trained on")
+    return config, rows, tokenizer
 
 
 def show(run: Path, step: int, wanted: Sequence[int] | None = None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from mmed.utils.errors import UsageError
 from mmed.utils.files import read_json
 
 WIDTH = 64  # widths of exam batches are multiples of this: few different shapes
+SMALLEST_SHARE = 1e-6  # of a stream in a mixture, whose cycle has two rows of each stream
 
 
 def read_streams(config: TrainConfig,
@@ -47,11 +48,15 @@ def read_streams(config: TrainConfig,
     if weights and len(weights) < len(parts):
         raise UsageError("--data: give a weight to every stream or to none")
     streams = [TokenStream(name, fingerprint) for name in names]
-    if not weights and config.mix_temperature != 1.0:
+    if config.mix_temperature != 1.0:
+        if weights:
+            raise UsageError("--data gives weights: leave them out, or --mix_temperature")
         most = max(stream.tokens for stream in streams)
         weights = [(stream.tokens / most) ** (1 / config.mix_temperature) for stream in streams]
     if weights and not all(0 < weight < math.inf for weight in weights):
         raise UsageError(f"--data={config.data}: weights must be positive")
+    if weights and min(weights) < SMALLEST_SHARE * sum(weights):
+        raise UsageError(f"--data={config.data}: no stream may be less than a millionth of the rows")
     return streams, weights or None
 
 
@@ -87,10 +92,12 @@ def make_rows(config: TrainConfig, tokenizer: Tokenizer | None) -> PretrainRows 
     """Where batches come from."""
     if config.task == "pretrain":
         streams, weights = read_streams(config, tokenizer.fingerprint if tokenizer else None)
-        eos_id = tokenizer.eos_id if tokenizer else None
-        official = functools.partial(OfficialWindows, eos_id=eos_id)
-        return PretrainRows(streams, config.sequence_length, config.seed, weights=weights,
-                            layout=official if config.windows == "official" else PackedBlocks)
+        layout: Callable = PackedBlocks
+        if config.windows == "official":
+            if tokenizer is None or tokenizer.eos_id is None:
+                raise UsageError("--windows=official pads with EOS; give a --tokenizer that has one")
+            layout = functools.partial(OfficialWindows, eos_id=tokenizer.eos_id)
+        return PretrainRows(streams, config.sequence_length, config.seed, weights=weights, layout=layout)
     if config.task == "instruct":
         path = Path(config.model, "config.json")
         family = read_json(path).get("model_type", "") if path.is_file() else ""
@@ -98,6 +105,20 @@ def make_rows(config: TrainConfig, tokenizer: Tokenizer | None) -> PretrainRows 
     modes = {"both": (True, False), "with": (True,), "without": (False,)}[config.rationales]
     return ExamRows(read_benchmark(config.data), tokenizer, config.sequence_length, config.seed, modes=modes,
                     style=config.prompt_style)
+
+
+def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int | None]]:
+    """This rank's share of `count` rows, as micro-batches (equally many on all ranks); None: an empty row.
+
+    >>> rank_share(5, rank=0, world_size=2, micro_batch_size=2)
+    [[0, 1], [2, 3]]
+    >>> rank_share(5, rank=1, world_size=2, micro_batch_size=2)
+    [[4, None], [None, None]]
+    """
+    micro_batch_size = max(1, min(micro_batch_size, -(-count // world_size)))  # small batch: no empty rows
+    per_rank = -(-count // (world_size * micro_batch_size)) * micro_batch_size
+    own = [i if i < count else None for i in range(rank * per_rank, (rank + 1) * per_rank)]
+    return [own[i:i + micro_batch_size] for i in range(0, per_rank, micro_batch_size)]
 
 
 @dataclass
@@ -112,7 +133,7 @@ class BatchSizes:
 
 def full_rows(config: TrainConfig, world_size: int) -> BatchSizes:
     """Whether rows have no padding, and every token carries loss."""
-    share = data.rank_share(config.global_batch_size, 0, world_size, config.micro_batch_size)
+    share = rank_share(config.global_batch_size, 0, world_size, config.micro_batch_size)
     tokens = len(share[0]) * config.sequence_length
     return BatchSizes(len(share[0]), config.sequence_length, tokens, len(share))
 
@@ -180,7 +201,7 @@ class Batches:
     def of_rank(self, step: int, rank: int, world_size: int) -> Batch:
         config, batch = self.config, self.rows.batch(step, self.config.global_batch_size)
         rows = self.rows.rows(batch) if isinstance(self.rows, ExamRows) else batch
-        shares = data.rank_share(len(rows), rank, world_size, config.micro_batch_size)
+        shares = rank_share(len(rows), rank, world_size, config.micro_batch_size)
         if isinstance(self.rows, ExamRows):
             return micro_batches(rows, shares, self.device, self.flat)
         groups = [[None if i is None else rows[i] for i in share] for share in shares]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import resource
 import sys
 import time
@@ -49,14 +50,14 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")  # ru_maxrss may be inherited from the parent process
-    if status.is_file():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    found = re.search(r"VmHWM:\s*(\d+)", status.read_text() if status.is_file() else "")
+    if found:
+        return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def to_tensorboard(config: TrainConfig, first: int) -> Report:
     """Write to OUT/tensorboard; what an earlier start wrote of steps after `first` is hidden."""
-    require_extra("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(f"{config.out}/tensorboard", purge_step=first + 1)
@@ -95,6 +96,11 @@ def numbers_of(line: dict) -> dict[str, float]:
     return {name: value for name, value in flat.items() if isinstance(value, int | float) and name != "step"}
 
 
+def restored(stored: dict) -> dict[str, float]:
+    """Losses by language from a checkpoint, where NaN is null."""
+    return {language: math.nan if loss is None else loss for language, loss in stored.items()}
+
+
 class Log:
     """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
 
@@ -108,11 +114,11 @@ class Log:
         self.flops, self.peak = flops, peak
         self.tokens, self.skipped = state.get("tokens", 0), state.get("skipped", 0)
         self.loss: float | None = state.get("loss")
-        # loss by language before step 1, unless it was that of other documents, and the newest
+        # loss by language before step 1 and the newest, unless they were those of other documents
         self.validation_on = config.validation
-        same = state.get("validation_on", config.validation) == config.validation
-        self.validation_before: dict = state.get("validation_before", {}) if same else {}
-        self.validation_after: dict = {}
+        known = state if state.get("validation_on") == config.validation else {}
+        self.validation_before = restored(known.get("validation_before", {}))
+        self.validation_after = restored(known.get("validation_after", {}))
         self.pending: tuple[dict, Values] | None = None  # line and numbers of a step given to the device
         self.positions = 0                               # computed by this rank since the last line
         self.clock = time.perf_counter()
@@ -125,8 +131,8 @@ class Log:
 
     def state_dict(self) -> dict:
         """For checkpoints: the log of a resumed run is that of an uninterrupted one."""
-        return {name: getattr(self, name)
-                for name in ("tokens", "skipped", "loss", "validation_on", "validation_before")}
+        names = ("tokens", "skipped", "loss", "validation_on", "validation_before", "validation_after")
+        return {name: getattr(self, name) for name in names}
 
     def add(self, step: int, lr: float, positions: int, values: Values) -> None:
         """Note a step that was given to the device, and write the line of the one before. `values`: target

@@ -31,6 +31,8 @@ PEAK_FLOPS = {
     "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10G": 70e12, "NVIDIA GeForce RTX 4090": 165e12,
 }
 ASSUMED_GPU = "NVIDIA H100 80GB HBM3"  # of simulated ranks
+ASSUMED_FP32 = 67e12                   # its FLOP/s without bf16
+RECOMPUTED = {"no": 0.0, "half": 0.5, "all": 1.0}  # share of the blocks that activation checkpointing repeats
 SAMPLED = 20  # batches of exam items that a dry run makes
 USEFUL = 0.5  # fraction of matrix-product speed that a step reaches, for the time estimate
 # Assumed, on top of the simulated bytes (share, bytes): on a GPU gaps of the allocator; CUDA, NCCL's buffers
@@ -67,10 +69,14 @@ class Work:
 
 
 def flops_per_step(shape: ModelConfig, config: TrainConfig, work: Work) -> float:
-    """The same for real batches, in which only some tokens carry loss and reach the head."""
-    per_token = flops_per_token(shape, dataclasses.replace(config, sequence_length=round(work.context)))
-    head = (4 if config.lora_rank else 6) * shape.vocab_size * shape.hidden_size
-    return per_token * work.positions - head * (work.positions - work.targets)
+    """The same for real batches, in which only some tokens carry loss and reach the head, with what
+    activation checkpointing computes again."""
+    config = dataclasses.replace(config, sequence_length=round(work.context))
+    per_token, head = flops_per_token(shape, config), shape.vocab_size * shape.hidden_size
+    blocks = flops_per_token(shape, dataclasses.replace(config, lora_rank=0)) / 3 - 2 * head  # forward pass
+    again = RECOMPUTED[config.activation_checkpointing] * blocks
+    unused = (4 if config.lora_rank else 6) * head * (work.positions - work.targets)
+    return (per_token + again) * work.positions - unused
 
 
 def worth_compiling(config: TrainConfig, shape: ModelConfig, device: torch.device) -> bool:
@@ -144,9 +150,15 @@ def show(shape: ModelConfig, config: TrainConfig, rows: PretrainRows | ExamRows,
           f"{sum(p.numel() for p in parameters if p.requires_grad):,}")
     print(f"steps           {steps:,} of {config.global_batch_size} {unit} = {tokens:,} tokens per step, "
           f"{round(work.targets):,} with loss; {tokens * steps:,} in all")
-    program = peak_memory(device) if kind == "cpu" else 0
-    show_memory(simulated_step(sizes, kind)[0], ranks, kind, program)
-    flops, speed, source = flops_per_step(shape, config, work) * steps, PEAK_FLOPS[ASSUMED_GPU], ASSUMED_GPU
+    memory = simulated_step(sizes, kind)[0]
+    copy = sum(p.nbytes for p in parameters if p.requires_grad) // ranks + memory["optimizer state"]
+    if kind == "cpu" and config.async_save and config.save_every < steps:
+        memory["checkpoint copy"] = copy
+    show_memory(memory, ranks, kind, peak_memory(device) if kind == "cpu" else 0)
+    if kind == "cuda" and config.async_save:
+        print(f"host memory     {copy / 1e9:.3f} GB per rank for the copy of a checkpoint")
+    flops, source = flops_per_step(shape, config, work) * steps, ASSUMED_GPU
+    speed = PEAK_FLOPS[ASSUMED_GPU] if config.precision == "bf16" else ASSUMED_FP32
     if not config.simulate_ranks:
         speed, source = measured_flops(config, device), "measured"
     hours = flops / (USEFUL * speed * ranks) / 3600

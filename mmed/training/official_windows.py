@@ -12,7 +12,7 @@ class OfficialWindows:
     are padded with EOS, and the padding is trained on. The interface is that of `data.PackedBlocks`.
     """
 
-    def __init__(self, stream: TokenStream, T: int, eos_id: int | None = None):
+    def __init__(self, stream: TokenStream, T: int, eos_id: int):
         self.stream, self.T, self.eos_id = stream, T, eos_id
         self.stride = max(1, T * 3 // 4)  # MMedLM: 2048 and 1536 (prepare_tokenized_dataset.py)
         lengths = np.diff(stream.ends.astype(np.int64), prepend=0)
@@ -32,6 +32,6 @@ class OfficialWindows:
         window = block * BLOCK_ROWS + number - (int(self.ends[document - 1]) if document else 0)
         begin, end = int(self.stream.ends[document - 1]) if document else 0, int(self.stream.ends[document])
         start = max(begin, min(begin + window * self.stride, end - self.T))
-        ids = np.full(self.T, self.eos_id or 0)  # MMedLM: pads are trained on
+        ids = np.full(self.T, self.eos_id)  # MMedLM: pads are trained on
         ids[:end - start] = self.stream.ids[start:min(start + self.T, end)]
         return Row.of_document(ids, np.append(ids[1:], IGNORE))

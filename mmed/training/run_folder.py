@@ -26,9 +26,12 @@ from mmed.data import ExamRows, PretrainRows
 from mmed.tokenizer import Tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write, try_lock, write_json
+from mmed.utils.files import atomic_write, try_lock, write_json, writing
 from mmed.utils.fingerprints import file_hash
 
+# What a run that was killed may leave in its folder.
+UNFINISHED = ("run.json.*.tmp", "metrics.jsonl.*.tmp", "done.json.*.tmp", "model.tmp", "model.old.tmp",
+              "checkpoints/*.tmp", "adapter/*.tmp")
 SAMPLE_BYTES, SAMPLES = 1 << 16, 64  # read of each weight file for its fingerprint
 
 # Settings that may differ when a run is resumed: they change neither the data nor the mathematics.
@@ -43,14 +46,22 @@ ROUNDING = ("micro_batch_size", "shard_size", "compile", "activation_checkpointi
 def run_facts(recipe: str, config: TrainConfig, tokenizer: Tokenizer | None, rows: PretrainRows | ExamRows,
               steps: int) -> dict:
     """The content of run.json: enough to repeat the run and to notice that something changed."""
-    command = ["git", "rev-parse", "HEAD"]
-    git = subprocess.run(command, cwd=Path(package).parent, capture_output=True, text=True, check=False)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     return {"recipe": recipe, "config": dataclasses.asdict(config), "steps": steps,
             "tokenizer": tokenizer.fingerprint if tokenizer else None, "data": data_facts(config, rows),
-            "model": model_facts(config.model), "commit": git.stdout.strip() or None,
+            "model": model_facts(config.model), "commit": commit(),
             "world_size": distributed.world_size(), "device": device,
             "versions": {"python": platform.python_version(), "torch": torch.__version__}}
+
+
+def commit() -> str | None:
+    """Of the checkout that runs; None without git or outside a checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(package).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def data_facts(config: TrainConfig, rows: PretrainRows | ExamRows) -> dict[str, str]:
@@ -133,7 +144,7 @@ def keep_lines(path: Path, step: int) -> None:
 
 
 class FolderLock:
-    """Hold RUN/lock while this process lives, and remove what earlier runs left unfinished (*.tmp)."""
+    """Hold RUN/lock while this process lives, and remove what earlier runs left unfinished."""
 
     def __init__(self, out: Path):
         self.out, self.created = out, not out.exists()
@@ -143,10 +154,11 @@ class FolderLock:
             self.file.seek(0)
             raise UserError(f"{out}: another run is writing to this folder ({self.file.read(200).strip()}); "
                             "wait for it, or give another --out")
-        self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        self.file.flush()
-        for path in [*out.glob("*.tmp"), *out.glob("checkpoints/*.tmp"), *out.glob("adapter/*.tmp")]:
+        with writing(out / "lock"):
+            self.file.truncate(0)
+            self.file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            self.file.flush()
+        for path in [path for pattern in UNFINISHED for path in out.glob(pattern)]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from mmed.config import TrainConfig
-from mmed.data import IGNORE, ExamRows, Row, rank_share
+from mmed.data import IGNORE, ExamRows, Row
 from mmed.languages import get_language
 from mmed.model import Transformer
 from mmed.prompts import read_benchmark
@@ -145,9 +145,10 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
         return {"conversations": ValidationSet(rows.rows(examples), len(examples))}
     items, sets = read_benchmark(config.validation), {}
     for language in dict.fromkeys(item.language for item in items):
-        exam = ExamRows([item for item in items if item.language == language][:DOCUMENTS], tokenizer,
-                        config.sequence_length, config.seed, modes=(config.rationales != "without",),
-                        style=config.prompt_style)
+        own = [item for item in items if item.language == language]
+        explained = [item for item in own if item.rationale and config.rationales != "without"]
+        exam = ExamRows((explained or own)[:DOCUMENTS], tokenizer, config.sequence_length, config.seed,
+                        modes=(bool(explained),), style=config.prompt_style)
         sets[language] = ValidationSet(exam.rows(exam.examples), len(exam.examples))
     return sets
 
@@ -160,7 +161,7 @@ def micro_batches(rows: Sequence[Row], tokens: int, device: torch.device, flat: 
     while ordered:
         count = max(1, tokens // len(ordered[0]))  # per rank
         together, ordered = ordered[:count * world], ordered[count * world:]
-        share = rank_share(len(together), rank, world, count)
+        share = loader.rank_share(len(together), rank, world, count)
         yield from loader.micro_batches(together, share, device, flat).micro
 
 

@@ -61,7 +61,11 @@ def turns(*roles: str, **last: object) -> dict:
     ({"question": "x"}, r"'instruction' must be a text, got None; a record needs .*it has question"),
     ({"instruction": "x", "output": ""}, r"turn 3 \(assistant\): 'content' must be a text"),
     ({"instruction": "x", "output": 1}, "'output'"),
-    ({"instruction": "", "output": "x"}, r"turn 2 \(user\)"), ("{", "not valid JSON")])
+    ({"instruction": "", "output": "x"}, r"turn 2 \(user\)"), ("{", "not valid JSON"),
+    ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "'history' is not read"),
+    (SHAREGPT_ROW | {"system": "x"}, "'system' is not read"),
+    (turns("user", "assistant", reasoning_content="x"), "'reasoning_content' is not read"),
+    (turns("user", "assistant", weight=0), "turn 2: its 'weight' is 0")])
 def test_a_bad_conversation_is_named_in_one_line(tmp_path, line, words):
     path = write_lines(tmp_path / "a.jsonl", {"messages": MESSAGES}, line)
     with pytest.raises(UserError, match=rf"a\.jsonl:2: .*{words}"):
@@ -74,6 +78,9 @@ def test_a_damaged_file_of_conversations_is_named_in_one_line(tmp_path, name, co
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name}.*: not "):
         list(read_conversations(tmp_path / name))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"none: no \*\.jsonl file"):
+        list(read_conversations(tmp_path / "none"))
 
 # ------------------------------------------------------------------------------------------------------- rows
 

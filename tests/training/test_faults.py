@@ -42,8 +42,8 @@ def world(tmp_path_factory):
 def write(run: Path, step: int, keep_last: int = 2, **tensors: torch.Tensor) -> None:
     state = {f"model.{name}": tensor for name, tensor in ({"w": torch.full((9, 5), 1.0)} | tensors).items()}
     writer = training_state.prepare(run, state, step)
-    training_state.finish(run, step, {"optimizer_step": step}, keep_last,
-                          lambda: dcp.save(state, storage_writer=writer))
+    facts = {"optimizer_step": step, "validation_after": {"en": math.nan}}  # the weights may be finite
+    training_state.finish(run, step, facts, keep_last, lambda: dcp.save(state, storage_writer=writer))
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ def test_checkpoints_of_a_given_up_future_go_when_the_run_has_gone_on(saved):
     assert training_state.latest_state(saved, "step-1").name == "step-1"
     with pytest.raises(UserError, match="no checkpoint 'step-7' there; --resume=step-3"):
         training_state.latest_state(saved, "step-7")
+    assert training_state.damage(saved / "checkpoints" / "step-3")[1] == ""
 
 
 def test_a_file_that_another_node_wrote_is_waited_for_and_named(tmp_path, monkeypatch):
@@ -89,7 +90,13 @@ def test_a_lock_names_its_holder_and_clears_what_was_left(tmp_path):
     out.rename(tmp_path / "away")
     assert not lock.there()
     lock.release()
-    assert (tmp_path / "away").is_dir()
+    (tmp_path / "away" / "notes.tmp").touch()
+    run_folder.FolderLock(tmp_path / "away").release()
+    assert (tmp_path / "away" / "notes.tmp").is_file()  # not of a run
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "lock").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="full/lock: could not be written"):
+        run_folder.FolderLock(tmp_path / "full")
 
 
 def facts(config: dict | None = None, **changes) -> dict:
@@ -146,3 +153,6 @@ def test_the_batch_of_a_step_is_shown_as_text(world, tmp_path, capsys):
         show("pre", 3, "--rows", "9")
     with pytest.raises(UserError, match=r"run\.json"):
         show("none", 3)
+    (tmp_path / "pre" / "run.json").write_text(json.dumps({"config": vars(config), "data": {"0 en": "x"}}))
+    with pytest.raises(UserError, match=r"not the data that .*pre was trained on"):
+        show("pre", 3)

@@ -40,6 +40,14 @@ def test_a_non_finite_batch_is_skipped_or_ends_the_run_and_is_named(tmp_path):
     assert "2 losses that are not finite" in " ".join(read_run(str(tmp_path)).notes)
 
 
+def test_a_loss_that_was_not_finite_before_a_resume_does_not_end_the_run(tmp_path):
+    state = {"validation_on": "v", "validation_before": {"en": None}}  # as state.json has NaN
+    config = TrainConfig(out=str(tmp_path), validation="v")
+    log = Log(config, torch.device("cpu"), 0, 99, state, 1.0, None, lambda step: [])
+    two_steps(log)
+    assert math.isnan(read_lines(tmp_path / "metrics.jsonl")[-1]["validation_change"]["en"])
+
+
 def two_steps(log: Log) -> None:
     add(log, 1, 3.0)
     add(log, 2, 2.0)

@@ -13,6 +13,7 @@ from mmed.config import SHAPES, TrainConfig
 from mmed.data import Example, ExamRows
 from mmed.model import ModelConfig
 from mmed.training.memory_estimate import (
+    Work,
     flops_per_step,
     flops_per_token,
     look_at_batches,
@@ -46,6 +47,14 @@ def test_exam_items_count_with_their_real_lengths():
     dense = flops_per_token(SEVEN_B, dataclasses.replace(config, sequence_length=101)) * work.positions
     head = 4 * SEVEN_B.vocab_size * SEVEN_B.hidden_size
     assert flops_per_step(SEVEN_B, config, work) == dense - head * (work.positions - 80)
+
+
+def test_the_time_counts_what_checkpointing_computes_again():
+    work = Work(positions=10, targets=10, context=512)
+    none, half, every = (flops_per_step(SEVEN_B, TrainConfig(activation_checkpointing=which), work)
+                         for which in ("no", "half", "all"))
+    head = 2 * SEVEN_B.vocab_size * SEVEN_B.hidden_size * 10
+    assert every - none == pytest.approx(2 * (half - none)) == pytest.approx(none / 3 - head)
 
 
 @pytest.mark.slow

@@ -11,12 +11,13 @@ from json_lines import write_lines
 from tiny_world import lines, make_world, pretrain
 from warm_start import run as warm_run
 
+from mmed.config import TrainConfig
 from mmed.data import IGNORE
 from mmed.evaluation import validation_loss
 from mmed.tokenization.texts import read_texts
 from mmed.tokenization.token_streams import StreamWriter
 from mmed.tokenizer import load_tokenizer
-from mmed.training.validation import compare, document_sets, windows
+from mmed.training.validation import compare, document_sets, validation_sets, windows
 from mmed.utils.errors import UserError
 
 TEXTS = [("en", "heart lung bone cell fever dose " * 8), ("en", "plum rain"),
@@ -132,6 +133,9 @@ def test_a_run_that_raises_the_loss_says_so_in_its_last_line_also_after_a_resume
     before, after = log[0]["validation_loss"], log[-1]["validation_loss"]
     assert [line["step"] for line in log] == list(range(11)) and after["en"] > before["en"]
     assert f"en {before['en']:.3f} -> {after['en']:.3f} (ROSE)" in done.stderr.strip().splitlines()[-1]
+    (tmp_path / "run" / "done.json").unlink()  # as if it had been killed while it wrote the model
+    again = warm_run([*arguments, "--max_steps=10"])
+    assert again.stderr.strip().splitlines()[-1] == done.stderr.strip().splitlines()[-1]
 
 
 def test_a_resume_with_other_validation_documents_does_not_compare_with_the_old_ones(world, tmp_path):
@@ -140,6 +144,15 @@ def test_a_resume_with_other_validation_documents_does_not_compare_with_the_old_
     done = warm_run([*arguments, "--resume=step-2", f"--validation={world}/texts.jsonl"])
     assert not lines(tmp_path / "run")[-1]["validation_change"]
     assert " -> " not in done.stderr.strip().splitlines()[-1]
+
+
+def test_exam_items_without_a_rationale_are_validated_on_their_answers(tmp_path, world):
+    item = {"question": "heart?", "options": {"A": "lung", "B": "bone"}, "answer_idx": "A"}
+    write_lines(tmp_path / "English.jsonl", item)
+    write_lines(tmp_path / "French.jsonl", item, item | {"rationale": "plum"})
+    config = TrainConfig(task="finetune", validation=str(tmp_path))
+    sets = validation_sets(config, load_tokenizer(world / "model"), 64)
+    assert {name: one.documents for name, one in sets.items()} == {"English": 1, "French": 1}
 
 
 def test_languages_of_documents_go_by_code_and_nan_is_no_gain(tmp_path, world):

@@ -272,7 +272,7 @@ class _Reader:
             self.tokens.append(Token(kind))
         elif match["number"]:
             self.tokens.append(Token("0"))
-        elif match[0] in _MARKS and not (match[0] == "-" and " " not in self.text[max(0, start - 1):end + 1]):
+        elif match[0] in _MARKS:
             self.tokens.append(Token(_MARKS[match[0]]))
         return end
 
@@ -322,8 +322,7 @@ class _Reader:
             return False
         if capital and letters in self.options and not (match[0] in _ALSO_A_WORD and previous in ".:n?-"):
             return True
-        other_script = match[0].isascii() != following[0].isascii()
-        return kind in "I&|" or (kind in "NB" and capital) or (kind in "RWCNB" and (own or other_script))
+        return kind in "I&|" or (kind in "NB" and capital) or (kind in "RWCNB" and own)
 
 
 _LIST = re.compile(
@@ -395,7 +394,7 @@ def _bare_lines(tokens: Sequence[Token], kinds: str) -> set[str] | None:
     starts = [match.start() for match in re.finditer("(?:^|(?<=n))[^n]", kinds)]
     bare = {start: match.start("at") for start in starts if (match := _BARE.match(kinds, start))}
     for start in [*starts[-1:], *starts[:1], *bare]:
-        if start in bare and (start == starts[-1] or len(bare) == 1 or kinds[bare[start]] != "M"):
+        if start in bare:
             return set(tokens[bare[start]].letters) if kinds[bare[start]] != "O" else set()
     labels = [(start, match.start("at")) for start in starts if (match := _LABEL.match(kinds, start))]
     return set(tokens[labels[0][1]].letters) if len(labels) == 1 and labels[0][0] == starts[0] else None

@@ -41,11 +41,12 @@ def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Questio
                 prompt = messages = build_messages(item, rationale, config.style, shots)
                 text = json.dumps(messages, ensure_ascii=False) if shots else messages[0]["content"]
             choices: dict[str, str] = {}
-            bodies = [api_client.request(server, prompt, token_limit(mode, config))]
             if mode == "loglikelihood":
                 choices = {letters: scored_string(mode, letters, item.options)
                            for letters in candidates(item)}
                 bodies = [api_client.scoring_request(server, text, string) for string in choices.values()]
+            else:
+                bodies = [api_client.request(server, prompt, token_limit(mode, config))]
             questions.append(Question(item, mode, text, bodies=bodies, choices=choices))
     return questions
 

@@ -34,7 +34,6 @@ from mmed.evaluation.questions import (
     STOP_WINDOW,
     Question,
     answer_end,
-    answers_of,
     build_questions,
     encoder_of,
     modes_of,
@@ -116,8 +115,7 @@ def evaluate_model(items: list[ExamItem], config: EvalConfig, settings: dict, fa
     model, tokenizer = load_model(
         config.model, config.adapter, config.dtype, config.device, config.bos)
     encode, length = encoder_of(model, tokenizer, config), model.config.max_position_embeddings
-    answers = answers_of(tokenizer)
-    columns = [build_questions(items, mode, config, train, encode, length, tokenizer.bos_id, answers)
+    columns = [build_questions(items, mode, config, train, encode, length, tokenizer.bos_id, tokenizer)
                for mode in modes_of(config)]
     if config.dtype == "int8":
         print(int8_difference(model, [question.ids for question in columns[0]]), file=sys.stderr)

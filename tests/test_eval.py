@@ -16,7 +16,7 @@ from mmed.checkpoints.pretrained import save_pretrained
 from mmed.eval import main, parse_options
 from mmed.evaluation.compare import main as main_of_compare
 from mmed.evaluation.permutations import permuted, summarise_permutations
-from mmed.evaluation.questions import answers_of, build_questions, cut_at_answer, encoder_of
+from mmed.evaluation.questions import build_questions, cut_at_answer, encoder_of, scored_choices
 from mmed.evaluation.results import (
     load_permutations,
     load_prompts,
@@ -356,7 +356,7 @@ def test_a_letters_likelihood_is_that_of_its_own_tokens(world):
         return tokenizer.encode(f"###Answer: OPTION {letters} IS CORRECT.", continued=True)
 
     for answer in ("B", "A,C"):
-        start, choices = answers_of(tokenizer)(item("1", answer), "loglikelihood")
+        start, choices = scored_choices(tokenizer, item("1", answer), "loglikelihood")
         assert len(choices) == (4 if answer == "B" else 11)
         for letters, tokens in choices.items():
             rest = whole(letters)[len(start) + len(tokens):]
@@ -368,6 +368,8 @@ def test_a_letters_likelihood_is_that_of_its_own_tokens(world):
 def test_loglikelihood_takes_the_likeliest_and_the_likeliest_per_token():
     row = loglikelihood_row(item("1", "B"), "h", ["A", "B", "C"], [-4.0, -6.0, -4.0], [4, 12, 4])
     assert row["parsed"] == "A" and row["parsed_norm"] == "B" and not row["correct"] and row["correct_norm"]
+    with pytest.raises(UserError, match=r"item 1 \(English\): a log-probability is not finite"):
+        loglikelihood_row(item("1", "B"), "h", ["A", "B"], [float("nan"), -6.0], [4, 12])
 
 
 @pytest.mark.parametrize("text, expected", [

@@ -31,7 +31,7 @@ from mmed.evaluation.thoughts import remove_thoughts
 from mmed.languages import PAPER_ORDER, SAME_LETTER, Language, get_language, words
 from mmed.prompts import ExamItem
 
-PARSER_VERSION = "4"  # part of every result; raise it with any change that can alter a parse
+PARSER_VERSION = "5"  # part of every result; raise it with any change that can alter a parse
 
 END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end|>",
                "<|return|>", "<end_of_turn>", "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>",
@@ -88,25 +88,35 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
     lexicon = _lexicon(get_language(language or PAPER_ORDER[0]).code)
     body = _END_MARKER.split(remove_thoughts(text), maxsplit=1)[0].strip()
     strict = _STRICT.match(body)
-    if strict and not lexicon.next_item.search(body):
+    text = fold(body)
+    if strict and not lexicon.next_item.search(text):
         letters = strict[2].split(",")
         if len(set(letters)) == len(letters) and set(letters) <= set(options):
             return ParsedAnswer(tuple(sorted(letters)), "strict", strict[1] or "")
-    letters = _lenient(remove_copies(body, options), options, lexicon)
+    options = {letter: fold(option) for letter, option in options.items()}
+    relabelled = bool(re.search(r"(?:^|[\s(*])[БГД][).]", text, re.M))
+    text = remove_copies(text, list(options.values()), lexicon.letters)
+    letters = _lenient(text, options, lexicon, relabelled)
     _, mark, rationale = body.partition("###Rationale:")
     if mark:
         end = "\n###Answer:" if "\n###Answer:" in rationale else "###Answer:"
         rationale = (rationale.rpartition(end)[0] if end in rationale else rationale).removeprefix(" ")
     elif rationale_expected:
         before, _, last = body.rpartition("\n")
-        rationale = before.strip() if len(last) <= 120 and _lenient(last, options, lexicon) else body
+        states = len(last) <= 120 and _lenient(fold(last), options, lexicon, relabelled)
+        rationale = before.strip() if states else body
     return ParsedAnswer(letters, "lenient" if letters else "unparsed", rationale)
 
 
-def _lenient(body: str, options: Mapping[str, str], lexicon: Lexicon) -> tuple[str, ...]:
-    """Return the answer of the first section that contains one; later sections may be another item."""
-    for stretch in lexicon.next_item.split(body):
-        tokens = _Reader(stretch, options, lexicon).read()
+def _lenient(
+    text: str, options: Mapping[str, str], lexicon: Lexicon, relabelled: bool
+) -> tuple[str, ...]:
+    """The answer in folded text, of the first section that contains one; later ones may be another item.
+
+    `relabelled`: the text labels options in Cyrillic, where В may be the second or the third.
+    """
+    for stretch in lexicon.next_item.split(text):
+        tokens = _Reader(stretch, options, lexicon, relabelled).read()
         kinds = "".join(token.kind for token in tokens)
         steps = (_stated, _bare_lines, functools.partial(_stated, wanted="T"), _verdicts, _only_text)
         found = (step(tokens, kinds) for step in steps)
@@ -141,9 +151,9 @@ def fold(text: str) -> str:
 
 def _plain(text: str) -> str:
     r"""Folded text without markup: \boxed{B} is "answer: B"; no bullets and numbers at line starts."""
-    text = re.sub(r"~~[^~\n]{1,200}~~", "", fold(text))
+    text = re.sub(r"~~[^~\n]{1,200}~~", "", text)
     text = re.sub(r"\\+[a-z]{1,12}", " ", re.sub(r"\\+boxed", " answer: ", text))
-    text = re.sub(r"\.{2,}|;(?= ?[A-Z](?:;|$))", ", ", text)  # "A; C; E" is a list
+    text = re.sub(r"\.{2,}| ?;(?= ?[A-Z] ?(?:;|$))", ", ", text)  # "A; C; E" is a list
     return re.sub(r"(?mi)^[ >*#•-]*(?:(?:q(?:uestion)? ?)?\d{1,3} ?[.):] )?[*_]*", "", text).strip()
 
 
@@ -167,14 +177,16 @@ class Lexicon:
                         self.phrases.setdefault(next(_TOKEN.finditer(stem))[0], []).append((stem, kind))
         for found in self.phrases.values():
             found.sort(key=lambda phrase: -len(phrase[0]))
+        self.prefixes = f"(?:{'|'.join(map(fold, languages[-1].prefixes))})?"
         own = fold(languages[-1].answers.letters)
         self.letters = dict(zip(own, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
         ands = "|".join(phrase for found in self.phrases.values() for phrase, kind in found if kind == "&")
         self.attached = re.compile(rf"\b(?:{ands})(?=[{own}]\b)" if own else "(?!)")  # "and B" in one word
-        headings = "|".join(heading for language in languages for heading in words(language.answers.question))
+        headings = "|".join(fold(heading) for language in languages
+                            for heading in words(language.answers.question))
         self.next_item = re.compile(  # where a text continues with another item, or repeats its prompt
             r"(?:###? ?(?:Instruction|Input|Question|Response):|Below is an instruction|<\|im_start\|>|"
-            rf"\[INST\]|(?:(?<=\n)|\A)(?:{headings}|Q) ?[:：])(?:.{{0,8000}}?### ?Response:)?", re.S)
+            rf"\[INST\]|(?:(?<=\n)|\A)(?:{headings}|Q) ?:)(?:.{{0,8000}}?### ?Response:)?", re.S)
 
     def at(self, low: str, word: re.Match[str]) -> tuple[str, int]:
         """(kind, end) of the longest phrase that begins with this word of a text in lower case."""
@@ -215,37 +227,35 @@ _NAME_BEFORE = re.compile(
 _NAME_AFTER = re.compile(
     "cel|zell|lymph|linf|reacti|reakti|dimer|peptid|virus|strep|staph|клет|реакт|خلايا|تفاعل|[a-z]+"
     r"(?:[lrnti]i|ei|[a-z]{2}us|[a-z]{3}is|[a-z]{3}um|[a-z]{3}[ae]ns|ae|ile|ale|ica|ata)\b")
+_BINOMIAL = re.compile(r"^([A-Z])[a-z]+ ([a-z]+)$")
 _JOINED = re.compile(rf"(?:{_LETTER}['-]|[\d°])\0|\0(?:[\d°]|['-]{_LETTER})")  # \0 is the letter: D-dimer, C4
 _TO_TEXT = re.compile(r"[)\]*_`\"'»”]{0,4} ?[.):,(\[–—の-]{0,2} ?[*_(\[\"'«「]{0,3} ?")  # between both
 
 
 class _Reader:
-    """Splits one text into tokens."""
+    """Splits one folded text into tokens."""
 
-    def __init__(self, text: str, options: Mapping[str, str], lexicon: Lexicon):
+    def __init__(self, text: str, options: Mapping[str, str], lexicon: Lexicon, relabelled: bool):
         self.text = lexicon.attached.sub(r"\g<0> ", _plain(text))
         self.low = self.text.lower()
         self.options, self.lexicon = options, lexicon
-        relabelled = re.search(r"(?:^|[\s(])[БГД][).]", self.text, re.M)
         self.unlike = _UNLIKE + "ВСЕ" if relabelled else _UNLIKE
         self.tokens: list[Token] = []
         self.texts: dict[int, tuple[int, str]] = {}  # where an option's text begins -> (its end, its letter)
         for letter, option in sorted(options.items(), key=lambda pair: -len(pair[1])):
-            option = fold(option).strip(' \n".').lower()
+            option = option.strip(' \n".')
             if len(option) > 1 or (option and not option.isalpha()):
-                for match in re.finditer(rf"(?<!{_LETTER}){re.escape(option)}(?!{_LETTER})", self.low):
+                short = _BINOMIAL.sub(r"\1. \2", option)  # E. coli
+                texts = "|".join(map(re.escape, {option.lower(), short.lower()}))
+                pattern = rf"(?<!{_LETTER}){lexicon.prefixes}(?:{texts})(?!{_LETTER})"
+                for match in re.finditer(pattern, self.low):
                     self.texts.setdefault(match.start(), (match.end(), letter))
 
     def read(self) -> list[Token]:
-        """The tokens, without complete lists of the options, and with lists of letters joined into one."""
+        """The tokens, with lists of letters joined into one."""
         at = 0
         while match := _TOKEN.search(self.text, at):
             at = self._read_token(match)
-        every = "".join(self.options)  # drop complete lists of the options, from a repeated question
-        kinds = "".join(token.kind for token in self.tokens)
-        for found in reversed(list(re.finditer(rf"M(?:[.,n:-]*M){{{len(every) - 1}}}", kinds))):
-            if "".join(token.letters for token in self.tokens[found.start():found.end()]) == every:
-                del self.tokens[found.start():found.end()]
         kinds = "".join(token.kind for token in self.tokens)
         return [_joined(self.tokens[found.start():found.end()]) for found in _LIST.finditer(kinds)]
 
@@ -262,7 +272,7 @@ class _Reader:
             self.tokens.append(Token(kind))
         elif match["number"]:
             self.tokens.append(Token("0"))
-        elif match[0] in _MARKS and not (match[0] == "-" and " " not in self.text[max(0, start - 1):end + 1]):
+        elif match[0] in _MARKS:
             self.tokens.append(Token(_MARKS[match[0]]))
         return end
 
@@ -312,8 +322,7 @@ class _Reader:
             return False
         if capital and letters in self.options and not (match[0] in _ALSO_A_WORD and previous in ".:n?-"):
             return True
-        other_script = match[0].isascii() != following[0].isascii()
-        return kind in "I&|" or (kind in "NB" and capital) or (kind in "RWCNB" and (own or other_script))
+        return kind in "I&|" or (kind in "NB" and capital) or (kind in "RWCNB" and own)
 
 
 _LIST = re.compile(
@@ -329,6 +338,8 @@ def _joined(tokens: Sequence[Token]) -> Token:
         return tokens[0]
     kinds = {token.kind for token in tokens}
     letters = "".join(sorted({letter for token in tokens for letter in token.letters}))
+    if "T" in kinds and len(letters) == 1:
+        return Token("M", letters)  # "heparin (B)"
     return Token("O" if "|" in kinds else "L" if kinds & set("LM") else "T", letters)
 
 
@@ -339,20 +350,22 @@ _FILL = r",?(?:,?C,?|[sAR:-]|x(?=[AR])){0,12}"
 # The letter; not in "B is wrong", "B is not right", "B?"
 _AT = r"(?P<at>[LMO]|T(?![xs]))\)?+(?!:?A?[IC]?[sxC]{0,2}W|I[sC]?N|[^.,n?:]{0,2}\?)"
 _STATEMENTS = [re.compile(pattern) for pattern in (
-    rf"A[^.?n]{{0,25}}?[I:-]{_FILL}{_AT}",  # "the answer to the question is B"
-    rf"(?:R[sxA]{{0,6}}[I:-]|W[sxA]{{0,6}}I){_FILL}{_AT}",  # "correct is B", "the wrong one is B"
+    rf"(?<!W)A[^.?n]{{0,25}}?[I:-]{_FILL}{_AT}",  # "the answer to the question is B"
+    rf"R[sxA]{{0,6}}[I:-]{_FILL}{_AT}",  # "correct is B"
     rf"(?:^|[.n:?])[sR]{{0,6}}A[sAR]{{0,6}}n{{0,4}}{_AT}(?=[.n]|,s?N|$)",  # "Answer B."
-    rf"R[sAR]{{0,6}}{_AT}(?=[.,n]|$)",  # "the correct option B."
+    rf"(?<![LM]\.)R[sAR]{{0,6}}{_AT}(?=[.,n]|$)",  # "the correct option B."
     rf"C(?:[sIRAC,:-]|x(?=[AR])){{0,12}}{_AT}",  # "I choose B", "actually, it is B"
     r"(?P<at>[LMO]|^T)\)?[I-][sxC]{0,3}(?:R[sx]?A|(?<![sxC]{3})AR?I?(?=[.,nB]|$))",  # "B is the best answer"
     rf"(?:N[sIAC]{{0,4}}[LMTO]\)?|[LM]I?NR)(?:,[sx]?|[sx])I?[sA]{{0,4}}{_AT}",  # "not A but B"
     r"[LMTO]W[sI]?(?P<at>[LMT])(?!:?[RW])",  # the same in Japanese
 )]
+_WRONG_ONE = [re.compile(rf"W[sxA]{{0,6}}[I:-]{_FILL}{_AT}")]  # "the wrong one is B", and no right one
 _EXCLUSIONS = [re.compile(r"N[sIACR]{0,4}(?P<at>[LMTO])")]
 _WEAK = [re.compile(r"(?:^|[.,n:])[sC]{0,3}I{1,2}[sA]{0,6}(?P<at>[LMTO])I?(?=[.,n]|$)")]  # "It's B."
-_VERDICTS = [re.compile(r"(?P<at>[LM])\)?A?(?:[I:-][sC]{0,4}x?[sC]{0,4})?R(?!\?)")]
+_VERDICTS = [re.compile(r"(?P<at>[LM])\)?A?(?:[I:-][sC]{0,4}x?[sC]{0,4})?R(?!\?)"),
+             re.compile(r"(?<![^.nWR])(?P<at>[LM])\.R(?=[.,:nL-]|$)")]  # "B. Correct. It is safe."
 _BARE = re.compile(r"[As:,]*(?P<at>[LMO])(?:,?&?N[sAI]*[LM])?[.,:I0)]*(?=n|$)")
-_LABEL = re.compile(r"[As]*(?P<at>M|L(?=[.,:B)]))(?!:?I?[RW])")
+_LABEL = re.compile(r"[As]*(?P<at>M|L(?=[.,:B)]))(?!\)?(?::?I?[RWN]|\.W))")
 
 
 def _places(patterns: Iterable[re.Pattern[str]], kinds: str) -> set[int]:
@@ -362,7 +375,7 @@ def _places(patterns: Iterable[re.Pattern[str]], kinds: str) -> set[int]:
 def _stated(tokens: Sequence[Token], kinds: str, wanted: str = "LMO") -> set[str] | None:
     """The letters of the last statement; empty if it names none or is retracted."""
     excluded = _places(_EXCLUSIONS, kinds)
-    for patterns in (_STATEMENTS, _WEAK):
+    for patterns in (_STATEMENTS, _WRONG_ONE, _WEAK):
         stated = {at for at in _places(patterns, kinds) - excluded if kinds[at] in wanted}
         if stated:
             break
@@ -381,7 +394,7 @@ def _bare_lines(tokens: Sequence[Token], kinds: str) -> set[str] | None:
     starts = [match.start() for match in re.finditer("(?:^|(?<=n))[^n]", kinds)]
     bare = {start: match.start("at") for start in starts if (match := _BARE.match(kinds, start))}
     for start in [*starts[-1:], *starts[:1], *bare]:
-        if start in bare and (start == starts[-1] or len(bare) == 1 or kinds[bare[start]] != "M"):
+        if start in bare:
             return set(tokens[bare[start]].letters) if kinds[bare[start]] != "O" else set()
     labels = [(start, match.start("at")) for start in starts if (match := _LABEL.match(kinds, start))]
     return set(tokens[labels[0][1]].letters) if len(labels) == 1 and labels[0][0] == starts[0] else None

@@ -34,9 +34,9 @@ API_VERSION = 2  # part of every request's hash; raise it when what is sent or s
 OPENAI_URL = "https://api.openai.com/v1"
 FAILURES_IN_A_ROW = 10
 # Status code that affects every call -> what to do
-FATAL_STATUS = dict.fromkeys((401, 403), "check the key (--api_key_env)")
-FATAL_STATUS |= dict.fromkeys((402, 429), "the quota or the rate limit is used up")
-FATAL_STATUS[404] = "check --api, and --base_url, which usually ends in /v1"
+FATAL_STATUS = {401: "check the key (--api_key_env)",  # 403 may be OpenRouter's moderation of one question
+                402: "the quota is used up", 429: "the quota or the rate limit is used up",
+                404: "check --api, and --base_url, which usually ends in /v1"}
 KEPT = "the replies so far are kept, and the same command continues"
 ECHOED = 64  # tokens kept from the end of an echoed prompt, where the answer is
 CANNOT_SCORE = ("the server returns no log-probabilities of a given text (`echo` and `logprobs` of its "
@@ -169,8 +169,11 @@ def read_reply(value: Any) -> dict[str, Any]:
     >>> read_reply({"choices": [{"message": {"content": "B"}, "finish_reason": "stop"}]})["text"]
     'B'
     """
-    if isinstance(value, str):  # the server sent JSON under another content type
-        value = json.loads(value)
+    if isinstance(value, str):  # JSON under another content type, or a page of a proxy
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise CallFailed(f"the reply is not JSON: {error_text(value)}", retry=True) from None
     choice = (value.get("choices") or [{}])[0]
     ended = choice.get("finish_reason")
     error = value.get("error") or choice.get("error") or ("no reason given" if ended == "error" else None)
@@ -178,12 +181,14 @@ def read_reply(value: Any) -> dict[str, Any]:
         raise CallFailed(f"the reply is an error: {error_text(error)}", retry=True)
     if not value.get("choices"):
         blocked = (value.get("prompt_feedback") or {}).get("block_reason")
-        raise CallFailed(f"the reply has no choices ({blocked or 'no reason given'})", retry=not blocked,
+        reason = blocked or error_text(value.get("message") or "no reason given")
+        raise CallFailed(f"the reply has no choices ({reason})", retry=not blocked,
                          kind="content_filter" if blocked else "error")
     message = choice.get("message") or {"content": choice.get("text")}
     content = message.get("content")
     if isinstance(content, list):  # parts, as some servers write them
-        content = "".join(part.get("text") or "" for part in content)
+        content = "".join(part.get("text") or part.get("refusal") or "" for part in content
+                          if part.get("type") not in ("reasoning", "thinking"))
     text = content or message.get("refusal") or ""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if content is None and not text and not reasoning and ended not in ("length", "content_filter"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 
 from mmed.evaluation import api_client
@@ -26,7 +26,7 @@ from mmed.utils.errors import UserError
 
 
 def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Question]:
-    """The prompts of all items and modes, with the bodies of their calls; option likelihoods need several."""
+    """The prompts of all items and modes, with the bodies of their calls."""
     server = config.server
     train = read_benchmark(config.train) if config.train else []
     questions = []
@@ -40,49 +40,53 @@ def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Questio
             else:
                 prompt = messages = build_messages(item, rationale, config.style, shots)
                 text = json.dumps(messages, ensure_ascii=False) if shots else messages[0]["content"]
+            choices: dict[str, str] = {}
             if mode == "loglikelihood":
-                for letters in candidates(item):
-                    string = scored_string(mode, letters, item.options)
-                    body = api_client.scoring_request(server, text, string)
-                    questions.append(Question(item, mode, text, body=body, answer=(letters, string)))
+                choices = {letters: scored_string(mode, letters, item.options)
+                           for letters in candidates(item)}
+                bodies = [api_client.scoring_request(server, text, string) for string in choices.values()]
             else:
-                body = api_client.request(server, prompt, token_limit(mode, config))
-                questions.append(Question(item, mode, text, body=body))
+                bodies = [api_client.request(server, prompt, token_limit(mode, config))]
+            questions.append(Question(item, mode, text, bodies=bodies, choices=choices))
     return questions
 
 
 def api_rows(questions: Sequence[Question], replies: Sequence[dict], config: EvalConfig) -> list[dict]:
     """One row per item and mode."""
-    rows = []
-    for (_, mode), group in groupby(zip(questions, replies), lambda pair: (id(pair[0].item), pair[0].mode)):
-        (question, reply), *more = group
-        if mode != "loglikelihood":
-            row = scored_text(question, reply["text"], config)
-            row |= {"new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"]}
-            rows.append(row | {name: reply[name] for name in ("error", "reasoning") if name in reply})
+    rows, left = [], iter(replies)
+    for question in questions:
+        own = list(islice(left, len(question.bodies)))
+        if question.mode == "loglikelihood":
+            rows.append(likelihood_row(question, own, config))
             continue
-        tokens, logprobs = {}, {}
-        for part, answer in [(question, reply), *more]:
-            letters, string = part.answer
-            if "error" in answer:
-                raise UserError(f"item {part.item.key} ({part.item.language}), answer {letters}: "
-                                f"{answer['error']}; earlier replies are kept; run the command again")
-            tokens[letters], logprobs[letters] = api_client.answer_tokens(answer, string)
-        start, scored = letter_tokens(tokens)
-        counts = list(map(len, scored.values()))
-        sums = [sum(logprobs[letters][len(start):len(start) + count])
-                for letters, count in zip(scored, counts)]
-        rows.append(loglikelihood_row(question.item, question.prompt_hash, list(scored), sums, counts,
-                                      config.equal_options))
+        reply, = own
+        row = scored_text(question, reply["text"], config)
+        row |= {"new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"]}
+        rows.append(row | {name: reply[name] for name in ("error", "reasoning") if name in reply})
     return rows
+
+
+def likelihood_row(question: Question, replies: Sequence[dict], config: EvalConfig) -> dict:
+    """The row of an option likelihood, from one reply per candidate."""
+    item, tokens, logprobs = question.item, {}, {}
+    for (letters, string), reply in zip(question.choices.items(), replies):
+        if "error" in reply:
+            raise UserError(f"item {item.key} ({item.language}), answer {letters}: {reply['error']}; earlier "
+                            "replies are kept; run the command again")
+        tokens[letters], logprobs[letters] = api_client.answer_tokens(reply, string)
+    start, scored = letter_tokens(tokens)
+    counts = list(map(len, scored.values()))
+    sums = [sum(logprobs[letters][len(start):len(start) + count]) for letters, count in zip(scored, counts)]
+    return loglikelihood_row(item, question.prompt_hash, list(scored), sums, counts, config.equal_options)
 
 
 def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
     """Ask an API; api_calls.jsonl keeps every reply, so scoring again costs nothing. Returns the summary."""
     out, server = Path(config.out), config.server
     questions = api_questions(items, config)
-    requests = [question.body for question in questions]
-    labels = [f"item {question.item.key} ({question.item.language})" for question in questions]
+    requests = [body for question in questions for body in question.bodies]
+    labels = [f"item {question.item.key} ({question.item.language})"
+              for question in questions for _ in question.bodies]
     store = api_client.CallStore(out / "api_calls.jsonl")
     (out / "results.json").unlink(missing_ok=True)
     with progress_bar(len(requests), sys.stderr.isatty(), "answer") as bar:

@@ -36,24 +36,22 @@ STOP_WINDOW = 48  # how many of the newest tokens to search for a complete answe
 
 @dataclass(frozen=True)
 class Question:
-    """One item as given to the model in one mode; `ids` for local decoding, `body` for an API."""
+    """One item as given to the model in one mode; `ids` for local decoding, `bodies` for an API."""
 
     item: ExamItem
     mode: str
     prompt: str
     ids: list[int] = field(default_factory=list)  # of a letter's likelihood: with the answer up to the letter
-    body: dict[str, Any] = field(default_factory=dict)
-    answer: tuple[str, str] = ("", "")  # of an API's likelihood: candidate letters, string that is scored
-    choices: dict[str, list[int]] = field(default_factory=dict)  # of a likelihood: candidate letters -> ids
+    bodies: list[dict[str, Any]] = field(default_factory=list)  # one call; of a likelihood one per candidate
+    choices: dict[str, Any] = field(default_factory=dict)  # of a likelihood: letters -> ids (an API: string)
 
     @property
     def prompt_hash(self) -> str:
         return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-# (item, solved examples, mode) -> (prompt, ids); (item, mode) -> see `answers_of`
+# (item, solved examples, mode) -> (prompt, ids)
 Encoder = Callable[[ExamItem, Sequence[ExamItem], str], tuple[str, list[int]]]
-Answers = Callable[[ExamItem, str], tuple[list[int], dict[str, list[int]]]]
 
 
 def modes_of(config: EvalConfig) -> list[str]:
@@ -79,14 +77,17 @@ def build_questions(
     encode: Encoder,
     context_length: int,
     bos_id: int | None = None,
-    answers: Answers = lambda item, mode: ([], {}),
+    tokenizer=None,
 ) -> list[Question]:
-    """The prompts of a mode; a prompt too long to be answered is an error, or truncated on the left."""
+    """The prompts of a mode; a prompt too long to be answered is an error, or truncated on the left.
+
+    `tokenizer`: for the candidates of likelihood scoring.
+    """
     questions = []
     for item in items:
         shots = pick_examples(train, item, config.shots, config.seed, mode == "rationale")
         prompt, ids = encode(item, shots, mode)
-        start, choices = answers(item, mode)
+        start, choices = scored_choices(tokenizer, item, mode) if mode in SCORINGS else ([], {})
         ids = ids + start
         longest = max(map(len, choices.values()), default=0)
         reserved = min(max(token_limit(mode, config), longest), context_length // 4)
@@ -120,17 +121,11 @@ def encoder_of(model, tokenizer, config: EvalConfig) -> Encoder:
     return encode
 
 
-def answers_of(tokenizer) -> Answers:
-    """Candidates for likelihood scoring: (ids that extend the prompt, scored ids of each candidate)."""
-
-    def encode(item: ExamItem, mode: str) -> tuple[list[int], dict[str, list[int]]]:
-        if mode not in SCORINGS:
-            return [], {}
-        choices = {letters: tokenizer.encode(scored_string(mode, letters, item.options), continued=True)
-                   for letters in candidates(item)}
-        return letter_tokens(choices) if mode == "loglikelihood" else ([], choices)
-
-    return encode
+def scored_choices(tokenizer, item: ExamItem, mode: str) -> tuple[list[int], dict[str, list[int]]]:
+    """Candidates of likelihood scoring: (ids that extend the prompt, scored ids of each candidate)."""
+    choices = {letters: tokenizer.encode(scored_string(mode, letters, item.options), continued=True)
+               for letters in candidates(item)}
+    return letter_tokens(choices) if mode == "loglikelihood" else ([], choices)
 
 
 def letter_tokens(answers: Mapping[str, Sequence[Any]]) -> tuple[list, dict[str, list]]:

@@ -73,6 +73,9 @@ def loglikelihood_row(
 
     unconditional  sums of the same texts after "Answer:" alone: the mode is option_text, else loglikelihood
     """
+    if not all(map(is_finite, [*sums, *unconditional])):
+        raise UserError(f"item {item.key} ({item.language}): a log-probability is not finite: the weights "
+                        "are damaged, or values overflow the dtype")
     row = _row(item, "option_text" if unconditional else "loglikelihood", prompt_hash) | {
         "status": "scored", "logprobs": dict(zip(candidates, sums)), "tokens": dict(zip(candidates, tokens))}
     rankings = {"": sums, "_norm": [total / count for total, count in zip(sums, tokens)]}

@@ -19,6 +19,8 @@ THOUGHTS = {  # opening -> (closing, the text that closes a thought)
     r"<\|inner_prefix\|>": (r"<\|inner_suffix\|>", "<|inner_suffix|>"),  # Apertus
     r"<unused94>": (r"<unused95>", "<unused95>"),  # MedGemma
     r"<\|channel>thought\b": (r"<channel\|>", "<channel|>"),  # Gemma
+    r"<\|im_start\|>think\b": (r"<\|im_start\|>answer\b", "<|im_start|>answer"),  # s1, m1
+    r"^Here is my thought process:": (r"^Here is my response:", "Here is my response:"),  # Granite
     r"^## Thinking *\n": (r"^## Final Response *\n", "## Final Response"),  # HuatuoGPT-o1
 }
 _OPEN, _CLOSE = "|".join(THOUGHTS), "|".join(closing for closing, _ in THOUGHTS.values())

@@ -46,9 +46,10 @@ LANGUAGE = Language(
     answers=AnswerWords(
         answer="antwort|, aussage|, option|, lösung|, buchstabe|, möglichkeit|, ausnahme, diagnose, "
                "verdachtsdiagnose, therapie, behandlung, schritt, maßnahme, ursache, erreger, mechanismus",
-        is_="ist, sind, war, wäre, wären, lautet, lauten, heißt, scheint, erscheint",
-        choose="wähle, nehme, entscheide mich für, würde, tippe auf, denke, glaube, meine, vermute, "
-               "vermutlich, vielleicht, daher, deshalb, also, somit, folglich, moment, eigentlich, "
+        is_="ist, sind, sein, war, könnte, dürfte, müsste, wäre, wären, lautet, lauten, heißt, scheint, "
+            "erscheint",
+        choose="wähle, nehme, entscheide mich für, würde, tippe auf, tendiere zu, denke, glaube, meine, "
+               "vermute, vermutlich, vielleicht, daher, deshalb, also, somit, folglich, moment, eigentlich, "
                "korrektur, doch, besser gesagt, genauer gesagt, entschuldigung",
         correct="richtig|, korrekt|, zutreffend|, wahr, wahrscheinlich|, beste, besten, ehesten, passend|, "
                 "ja, stimmt, trifft zu, treffen zu",

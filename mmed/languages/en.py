@@ -34,16 +34,18 @@ LANGUAGE = Language(
     ordinary_sentence="The train to the coast leaves at nine, and we shall have lunch in a small village by "
                       "the sea.",
     answers=AnswerWords(
-        answer="answer|, ans., option|, choice|, response, statement, letter, exception, solution, decision, "
-               "diagnosis, treatment|, therapy, management, step|, etiology, aetiology, cause|, organism, "
-               "pathogen, mechanism, drug, medication, agent, test, finding, investigation, intervention, "
-               "action, complication, study, procedure",
-        is_="is, are, was, were, be, it's, seems, appears, remains, stands out as",
-        choose="choose, chose, choosing, pick, select, go with, going with, opt for, recommend, say, think, "
-               "believe, guess, suspect, probably, perhaps, maybe, definitely, clearly, certainly, "
-               "therefore, thus, hence, so, wait, actually, correction, sorry, on second thought, i mean, "
-               "i meant, or rather",
-        correct="correct|, right, best, true, likely, appropriate, suitable, accurate, final, yes",
+        answer="answer|, ans., option|, choice|, response, statement, letter, exception, solution, "
+               "decision, diagnosis, treatment|, therapy, management, step|, etiology, aetiology, cause|, "
+               "organism, pathogen, mechanism, drug, medication, agent, test, finding, investigation, "
+               "intervention, action, complication, study, procedure, selected, prediction",
+        is_="is, are, was, were, be, it's, seems, appears, remains, stands out as, would be, should be, "
+            "must be, could be, might be, may be",
+        choose="choose, chose, choosing, pick, select, go with, going with, opt for, lean towards, "
+               "leaning towards, recommend, say, think, believe, guess, suspect, probably, perhaps, maybe, "
+               "definitely, clearly, certainly, therefore, thus, hence, so, wait, actually, correction, "
+               "sorry, on second thought, i mean, i meant, or rather",
+        correct="correct|, right, best, true, likely, appropriate, suitable, accurate, final, yes, "
+                "preferred, preferable, of choice",
         wrong="wrong, incorrect|, false, untrue, excluded, ruled out, contraindicated, inappropriate, "
               "unlikely, avoid|",
         not_="not, isn't, aren't, wasn't, cannot, can't, don't, never, rather than, instead of, neither, "

@@ -37,12 +37,13 @@ LANGUAGE = Language(
     answers=AnswerWords(
         answer="respuesta|, opción, opciones, alternativa|, afirmación, letra, diagnóstico|, tratamiento|, "
                "manejo, paso, causa, germen, agente, mecanismo, conducta",
-        is_="es, son, era, ser, sería, será, parece",
-        choose="elijo, elegir, escojo, selecciono, me quedo con, marco, opto por, diría, creo, pienso, "
-               "probablemente, por tanto, por lo tanto, por consiguiente, así que, en realidad, perdón, "
-               "mejor dicho, corrección, corrijo, rectifico",
+        is_="es, son, era, ser, sería, será, parece, podría ser, puede ser, debe ser",
+        choose="elijo, elegir, elegiría, escojo, escogería, selecciono, seleccionaría, me quedo con, "
+               "nos quedamos con, me inclino por, marco, marcaría, opto por, optaría por, diría, creo, "
+               "pienso, probablemente, por tanto, por lo tanto, por consiguiente, así que, en realidad, "
+               "perdón, mejor dicho, corrección, corrijo, rectifico",
         correct="correct|a, verdader|a, ciert|a, adecuad|a, acertad|a, mejor, probable",
-        wrong="incorrect|a, fals|a, erróne|a, inadecuad|a, contraindicad|a, evitar",
+        wrong="incorrect|a, fals|a, erróne|a, inadecuad|a, contraindicad|a, evit|ar",
         not_="no, ni, en vez de, en lugar de, descartamos, descarto, descartar",
         because="porque, ya que, pues, dado, debido",
         and_or="y, e, así como / o, u, o bien",

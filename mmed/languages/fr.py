@@ -39,8 +39,9 @@ LANGUAGE = Language(
         answer="réponse|, rép., option|, choix, proposition|, lettre|, diagnostic, traitement|, "
                "prise en charge, conduite à tenir, étape, cause, germe, agent, examen, mécanisme",
         is_="est, sont, serait, c'est, s'agit de, semble, paraît, me semble, me paraît",
-        choose="choisis, choisit, choisir, opte pour, retiens, dirais, pense à, crois que, probablement, "
-               "sans doute, finalement, donc, ainsi, en fait, plutôt, pardon, je corrige, rectification",
+        choose="choisis, choisit, choisir, choisirai, choisirais, opte pour, opterais pour, penche pour, "
+               "coche, répondre, retiens, dirais, pense à, crois que, probablement, sans doute, finalement, "
+               "donc, ainsi, en fait, plutôt, pardon, je corrige, rectification",
         correct="correct|e, exact|e, vrai, vraie, vrais, vraies, juste, justes, bon, bons, bonne, bonnes, "
                 "appropri|é, adapté|, probable",
         wrong="faux, fausse, fausses, incorrect|e, inexact|e, exclue, contre-indiqué, contre-indiquée, "

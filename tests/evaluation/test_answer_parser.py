@@ -141,7 +141,7 @@ PHRASES = [
     "Aspirin and heparin", "\u200f", "\u202e", "</s>", "<think>", "</think>", "### Instruction:",
     "Question:", "1.", "true", "false",
 ]
-READ = {"4": "8cea6b0b9c3f3aa1"}  # version of the parser -> hash of what it reads from 3,000 texts
+READ = {"5": "c9f7546bd697e53f"}  # version of the parser -> hash of what it reads from 3,000 texts
 
 
 def test_a_parser_that_reads_anything_differently_has_a_new_version():
@@ -173,6 +173,7 @@ OPTIONS = {"A": "Salt", "B": "Iron.", "C": "Zinc and vitamin C.", "D": "Lead"}
     ("###Question: Which metal? ###Options: A. Salt B. Ir", ""),
     ("###Question: Which metal? A. Salt\n### Answer:\nB", "B"),
     ("A. Salt\nB. Iron.\nC. Zinc and vi", ""),  # cut off by the limit on tokens
+    ("A. Salt\nB. Iron.\nC. Zinc and vitamin C.", ""), ("1. Salt\n2. Iron.\n3. Zinc and vitamin C.", ""),
     ("A. Sugar\nB. Salt\nC. Iron.\nD. Zinc and vitamin C.", ""),  # moved by one, with one more
     ("A. Salt\nC. Zinc and vitamin C.", "AC"), ("A. Salt\nB. Iron.", "AB"),  # answers of several letters
     ("A. Salt: wrong.\nB. Iron: correct.\nC. Zinc: wrong.\nD. Lead: wrong.", "B"),

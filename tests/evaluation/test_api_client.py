@@ -54,8 +54,8 @@ def test_replies_keep_their_order_and_no_request_is_paid_for_twice(tmp_path):
 @pytest.mark.parametrize("fault", [
     error(429, "slow down"), error(200, "overloaded", code=502),
     (200, {"choices": [{"finish_reason": "error", "error": {"code": 502}, "message": {"content": ""}}]}, {}),
-    (200, ["no object"], {}), (200, reply(None), {}),
-], ids=["429", "error", "error on the choice", "no object", "no text"])
+    (200, ["no object"], {}), (200, reply(None), {}), (200, "<html>Bad gateway</html>", {}),
+], ids=["429", "error", "error on the choice", "no object", "no text", "no JSON"])
 def test_a_temporary_fault_is_retried(tmp_path, fault):
     stub = Stub(lambda body, tries: fault if tries == 1 else None)
     assert asked(stub, tmp_path, ["q"])[0]["text"] == "answer to q"
@@ -67,7 +67,9 @@ def test_a_temporary_fault_is_retried(tmp_path, fault):
     ((200, {"choices": [], "prompt_feedback": {"block_reason": "BAD"}}, {}), 1, "content_filter", "BAD"),
     ((200, {"choices": [{"error": {"message": "upstream failed"}}]}, {}), 3, "error", "upstream failed"),
     (error(503, "down"), 3, "rejected", "503: down"),
-], ids=["filtered", "blocked", "error in the reply", "503"])
+    (error(403, "your input was flagged"), 1, "rejected", "403: your input was flagged"),
+    ((200, {"object": "error", "message": "too long"}, {}), 3, "error", "too long"),
+], ids=["filtered", "blocked", "error in the reply", "503", "flagged by a moderator", "FastChat's errors"])
 def test_one_question_without_an_answer_does_not_end_the_exam(tmp_path, fault, tries, kind, reason):
     stub = Stub(lambda body, n: fault if prompt_of(body) == "bad" else None)
     first, bad, last = asked(stub, tmp_path, ["a", "bad", "b"], concurrency=1)
@@ -108,6 +110,8 @@ def test_ten_failures_in_a_row_end_the_run_and_replies_are_kept(tmp_path):
     (reply("", finish="length"), "", None),
     (reply(None, refusal="I cannot."), "I cannot.", None),
     (reply([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab", None),
+    (reply([{"type": "thinking", "thinking": [{"type": "text", "text": "B?"}]},
+            {"type": "reasoning", "text": "B?"}, {"type": "text", "text": "A"}]), "A", None),
     (reply(None, reasoning_content="so A"), "", "so A"),
     (reply("A", reasoning="so A"), "A", "so A"),
     (reply("lone \ud800"), "lone ?", None),

@@ -30,6 +30,8 @@ CHANNEL = "<|channel|>{}<|message|>{}<|end|><|start|>assistant"
     f"<|inner_prefix|>The answer is B.<|inner_suffix|>{PUBLISHED}",
     f"<unused94>thought\nThe answer is B.<unused95>{PUBLISHED}",
     f"<|channel>thought\nThe answer is B.<channel|>{PUBLISHED}",
+    f"<|im_start|>think\nThe answer is B.\n<|im_start|>answer\n{PUBLISHED}",
+    f"Here is my thought process: The answer is B.\n\nHere is my response:\n\n{PUBLISHED}",
     f"## Thinking\n\nThe answer is B.\n\n## Final Response\n\n{PUBLISHED}",
     CHANNEL.format("analysis", "The answer is B.") + f"<|channel|>final<|message|>{PUBLISHED}<|return|>",
     CHANNEL.format("analysis", "B?") + CHANNEL.format("commentary", "It is B.")

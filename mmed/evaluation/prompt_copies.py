@@ -10,8 +10,9 @@ from itertools import pairwise
 _SECTIONS = re.compile(r"\A\s*###\s*(?:Question|Options)\b.*?(?=###\s*(?:Answer|Response|Rationale)|\Z)",
                        re.S | re.I)  # at the beginning: after an answer they begin another item
 _WORD = re.compile(r"\w")
-# "Option B:", "(b)", "B " at the beginning of a line
-_LABEL = re.compile(r"(?:#+\s*)?(?:\boption\s+)?(?<![^\W_])([^\W_])(?:\s*[.:),]|(?<=^.)\s)", re.I | re.M)
+# "Option B:", "(b)"; at the beginning of a line, also "B " and, where the text ends, "B"
+_LABEL = re.compile(r"(?:#+\s*)?(?:\boption\s+)?(?<![^\W_])([^\W_])(?:\s*[.:),]|(?<=^.)(?:\s|\Z))",
+                    re.I | re.M)
 ALPHABETS = ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "АБВГДЕЖЗ", "АВСDЕ", "123456789")  # of labels; АВСЕ is Cyrillic
 
 

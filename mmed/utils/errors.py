@@ -6,8 +6,10 @@ codes: 0 done, 1 failed, 2 wrong usage, 75 stopped by a signal and resumable.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
+import io
 import re
 import signal
 import sys
@@ -105,7 +107,7 @@ def main_guard(main: Callable[[], int | None]) -> None:
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdin, sys.stdout):  # text in another encoding becomes escapes
-        if hasattr(stream, "reconfigure"):
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # not a file, or read from already
             stream.reconfigure(errors="backslashreplace")
     try:
         code = main() or 0

@@ -66,11 +66,11 @@ def _copy_end(text: str, run: list[re.Match[str]], texts: Sequence[str]) -> int:
     end = found.end() if found and found.group() else line_end
     entries = [_plain(text[one.end():other.start()]) for one, other in pairwise(run)]
     last = _plain(text[begin:end])
+    whole = sum(entry in texts for entry in [*entries, last] if entry)
     breaks_off = ((len(run) > 2 or last not in texts) and not _WORD.search(text, end)
-                  and any(option.startswith(last) for option in texts if option))
+                  and (whole > 1 or any(option.startswith(last) for option in texts if option)))
     if not breaks_off and len(run) < len(texts):
         return 0
-    whole = sum(entry in texts for entry in [*entries, last] if entry)
     copied = whole + (breaks_off and last not in texts)
     return end if whole and 2 * copied >= len(run) else 0
 

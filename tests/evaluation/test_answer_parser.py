@@ -174,7 +174,8 @@ OPTIONS = {"A": "Salt", "B": "Iron.", "C": "Zinc and vitamin C.", "D": "Lead"}
     ("###Question: Which metal? A. Salt\n### Answer:\nB", "B"),
     ("A. Salt\nB. Iron.\nC. Zinc and vi", ""),  # cut off by the limit on tokens
     ("A. Salt\nB. Iron.\nC. Zinc and vitamin C.", ""), ("1. Salt\n2. Iron.\n3. Zinc and vitamin C.", ""),
-    ("A. Salt\nB. Iron.\nC. Zinc or another metal\n", ""), ("A. Sugar\nB. Iron.\nC. Zinc and vitamin C.\nD", ""),
+    ("A. Salt\nB. Iron.\nC. Zinc or another metal\n", ""),
+    ("A. Sugar\nB. Iron.\nC. Zinc and vitamin C.\nD", ""),
     ("A. Sugar\nB. Salt\nC. Iron.\nD. Zinc and vitamin C.", ""),  # moved by one, with one more
     ("A. Salt\nC. Zinc and vitamin C.", "AC"), ("A. Salt\nB. Iron.", "AB"),  # answers of several letters
     ("A. Salt: wrong.\nB. Iron: correct.\nC. Zinc: wrong.\nD. Lead: wrong.", "B"),

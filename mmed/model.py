@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmed.kernels.activations import ACTIVATIONS, XIELU
 from mmed.kernels.attention import FastMask, fast_mask
-from mmed.kernels.positions import alibi_slopes, magnitude, scaled_frequencies
+from mmed.kernels.positions import alibi_slopes, check_length, magnitude, scaled_frequencies
 from mmed.kernels.sharded import local_rows
 from mmed.loss import summed_cross_entropy
 
@@ -107,12 +107,12 @@ def rope_frequencies(config: ModelConfig, theta: float, scaled: bool, device: to
     """Angular speed of each rotated pair, fp32 (E / 2): theta^(-2i/E), stretched as `rope_scaling` says."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
     speed = 1.0 / theta ** exponent
-    scaling = config.rope_scaling if scaled else None
-    return scaled_frequencies(speed, theta, scaling) if scaling else speed
+    return scaled_frequencies(speed, theta, config.rope_scaling) if scaled and config.rope_scaling else speed
 
 
 def rope(config: ModelConfig, positions: Tensor, slides: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, T, E) of the rotation at `positions` (B, T), for sliding or for full layers."""
+    check_length(config.rope_scaling, positions.shape[1], config.max_position_embeddings)
     local = config.rope_local_theta if slides else None
     speed = rope_frequencies(config, local or config.rope_theta, local is None, positions.device)
     angles = positions[:, None, :, None].float() * torch.cat((speed, speed))  # (B, 1, T, E)

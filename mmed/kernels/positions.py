@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 
+def check_length(scaling: dict | None, length: int, longest: int) -> None:
+    """A ValueError for a row that dynamic scaling would stretch."""
+    if (scaling or {}).get("rope_type") == "dynamic" and length > longest:
+        raise ValueError(f"{length} tokens in a row: dynamic RoPE scaling, which begins beyond {longest} "
+                         "positions, is not supported")
+
+
 def scaled_frequencies(speed: Tensor, theta: float, scaling: dict) -> Tensor:
     """Angular speeds `speed` (E / 2) = theta^(-2i/E) of the rotated pairs, changed as `scaling` says."""
     kind = scaling["rope_type"]
-    if kind == "dynamic":  # unscaled up to max_position_embeddings, and longer texts are rejected
+    if kind == "dynamic":  # unscaled up to max_position_embeddings; `check_length` rejects longer rows
         return speed
     if kind == "linear":
         return speed / scaling["factor"]

@@ -28,6 +28,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":  # importing torch takes seconds: a stop signal exits as it does later in the start
     signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # rows of many lengths leave gaps
 
 import contextlib
 import functools

@@ -58,6 +58,7 @@ def start(timeout_seconds: int = 600) -> torch.device:
     device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 in products of fp32
     if world_size() > 1 and not dist.is_initialized():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_launcher()

@@ -31,7 +31,7 @@ PEAK_FLOPS = {
     "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10G": 70e12, "NVIDIA GeForce RTX 4090": 165e12,
 }
 ASSUMED_GPU = "NVIDIA H100 80GB HBM3"  # of simulated ranks
-ASSUMED_FP32 = 67e12                   # its FLOP/s without bf16
+ASSUMED_FP32 = 494e12                  # its FLOP/s in TF32
 RECOMPUTED = {"no": 0.0, "half": 0.5, "all": 1.0}  # share of the blocks that activation checkpointing repeats
 SAMPLED = 20  # batches of exam items that a dry run makes
 USEFUL = 0.5  # fraction of matrix-product speed that a step reaches, for the time estimate

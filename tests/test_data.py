@@ -211,7 +211,7 @@ def test_truncation_keeps_the_ends_and_a_prompt_that_fits(prompt, target, T, bos
     body = kept[1:] if bos_id else kept
     assert body == tokenizer.prompt[len(tokenizer.prompt) - len(body) :]
     assert bos_id is None or (kept[0] == 1 and kept.count(1) == 1)
-    if prompt <= T + 1 - T * 3 // 4:
+    if prompt <= T + 1 - max(1, T * 3 // 4):
         assert kept == tokenizer.prompt
 
 

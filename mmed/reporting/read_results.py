@@ -87,6 +87,9 @@ def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[
                 questions[place] = [[] for _ in results]
             if place in questions:
                 questions[place][index].append(row)
+        if result.hits.keys() != results[0].hits.keys():
+            raise UserError(f"{result.folder}: predictions.jsonl has other items than the one in "
+                            f"{results[0].folder}")
     return [{**answers[0][0], "code": get_language(place[0]).code, "answers": answers,
              "right": [result.hits[place] for result in results]} for place, answers in questions.items()]
 

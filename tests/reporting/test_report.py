@@ -335,13 +335,16 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
 def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
     items = make_items(rng, 2, ("English", "French"))
     good, empty = make_result(tmp_path / "good", items, rng), tmp_path / "empty"
-    foreign = tmp_path / "foreign"
+    foreign, cut = tmp_path / "foreign", make_result(tmp_path / "cut", items, rng)
+    rows = (cut / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (cut / "predictions.jsonl").write_text("".join(rows[3:]))  # without one item
     empty.mkdir()
     write_json(foreign / "funnel.json", {"step": "x"})
     for arguments, words, kind in (
             ([good, good], "duplicate row 'good", UsageError), ([f"fulll:base={good}"], "fulll", UsageError),
             ([good, make_result(tmp_path / "b", items, rng, data="e" * 64)], "exam items differ", UserError),
             ([good, make_result(tmp_path / "c", items[:-1], rng)], "exam items differ", UserError),
+            ([good, cut], "cut: predictions.jsonl has other items", UserError),
             ([tmp_path / "absent"], "no such file", UserError), ([empty], "results.json", UserError),
             ([good, "--corpus", empty], "no funnel.json", UserError),
             (["--corpus", foreign], "funnel.json: damaged", UserError),

@@ -108,9 +108,7 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
     return ParsedAnswer(letters, "lenient" if letters else "unparsed", rationale)
 
 
-def _lenient(
-    text: str, options: Mapping[str, str], lexicon: Lexicon, relabelled: bool
-) -> tuple[str, ...]:
+def _lenient(text: str, options: Mapping[str, str], lexicon: Lexicon, relabelled: bool) -> tuple[str, ...]:
     """The answer in folded text, of the first section that contains one; later ones may be another item.
 
     `relabelled`: the text labels options in Cyrillic, where В may be the second or the third.

@@ -7,50 +7,128 @@ Out: documents of source "site". Their `meta` has url, title, date, licence, fil
     python -m data_prep.web_pages saved_site/ crawl/*.warc.gz --language fr --out pages_fr --workers 8
 
 trafilatura (Barbaresi, ACL 2021 demo) decodes a page, removes menus, comments and other boilerplate, and
-finds its title, date and licence. A unit of work is one archive, or one list of PAGES_PER_LIST loose pages.
-Copies of a page under several addresses are left to data_prep/dedup.py.
-
-The language is the one given on the command line: what pages state about their language is often wrong.
+finds its title, date and licence. What pages state about their language is often wrong and not read. Damage
+ends an archive: the pages before it are kept, and the rest is counted as one dropped document.
 """
 from __future__ import annotations
 
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from data_prep.documents import Document, find_inputs, normalise_text
+from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name, write_list
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step, shard_names
-from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, SavedPage, read_pages, write_list
+from data_prep.record_files import DAMAGE, DAMAGED, open_packed
 from data_prep.sources.worker import Unreadable, Worker
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, main_guard, require_extra
+from mmed.utils.files import read_jsonl
 
 VERSION = 3  # raise it when the same page gives another document: finished shards are then redone
+MAX_PAGE_BYTES = 10 << 20
 PAGE_SECONDS = 60
 PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
-SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".arc", ".arc.gz", ".zip")
+HTML_TYPES = ("text/html", "application/xhtml+xml")
 # Below its MIN_EXTRACTED_SIZE of 250 characters trafilatura distrusts the main text and takes every paragraph
 # of the page, menus included. In Chinese or Japanese 250 characters are a long text (docs/corpus.md).
 SHORTEST_TEXT = 50
+
+
+@dataclass
+class SavedPage:
+    body: bytes = b""
+    id: str = ""  # name of the file it is in, and its number there
+    file: str = ""  # path within the folder or archive
+    url: str = ""
+    fetched: str = ""  # ISO date and time, as the WARC states it
+    headers: dict[str, str] = field(default_factory=dict)
+    problem: str = ""
 
 
 def find_archives(inputs: list[str], out: Path) -> list[Path]:
     """The units of work: archives as given, and loose HTML files in lists below OUT/lists."""
     archives: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)  # folder given -> its pages
-    for given in map(Path, inputs):
-        for path in find_inputs([given], SUFFIXES):
+    for given in (Path(name).absolute() for name in inputs):
+        for path in find_inputs([given], (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)):
             if path.name.lower().endswith(ARCHIVE_SUFFIXES):
                 archives.append(path)
             else:
-                folders[given if given.is_dir() else Path("pages")].append(path)
+                folders[given if given.is_dir() else given.parent].append(path)
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         for start in range(0, len(pages), PAGES_PER_LIST):
             target = out / "lists" / f"{name}-{start // PAGES_PER_LIST:05}.jsonl"
             archives.append(write_list(target, pages[start:start + PAGES_PER_LIST], folder))
     return archives
+
+
+def read_pages(path: Path, funnel: Funnel | None = None, options: Any = None) -> Iterator[SavedPage]:
+    """The pages of one archive or list; the other parameters are those of every reader of shards."""
+    name = path.name.lower()
+    read = read_zip if name.endswith(".zip") else read_warc if name.endswith(ARCHIVE_SUFFIXES) else read_files
+    for number, page in enumerate(read(path), 1):
+        page.id = f"{shard_name(path)}:{number}"
+        yield page
+
+
+def read_files(path: Path) -> Iterator[SavedPage]:
+    for _, entry in read_jsonl(path):
+        with open(entry["path"], "rb") as file:
+            yield page_of(file, file=entry["file"])
+
+
+def read_zip(path: Path) -> Iterator[SavedPage]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.lower().endswith(HTML_SUFFIXES):
+                    with archive.open(name) as file:
+                        yield page_of(file, file=name)
+    except (zipfile.BadZipFile, RuntimeError, *DAMAGE):  # RuntimeError: encrypted
+        yield SavedPage(problem=DAMAGED)
+
+
+def read_warc(path: Path) -> Iterator[SavedPage]:
+    iterate = require_extra("warcio.archiveiterator", "web").ArchiveIterator
+    failed = require_extra("warcio.exceptions", "web").ArchiveLoadFailed
+    # warcio 1.8 crashes with brotli 1.2; trafilatura unpacks such pages
+    require_extra("warcio.bufferedreaders", "web").BufferedReader.DECOMPRESSORS.pop("br", None)
+    with open_packed(path) as file:
+        try:
+            stream = SimpleNamespace(read=file.read1, tell=file.tell)  # read1: all that comes before damage
+            for record in filter(is_html_page, iterate(stream, arc2warc=True)):
+                about, headers = record.rec_headers, dict(record.http_headers.headers)
+                page = page_of(record.content_stream(), url=about.get_header("WARC-Target-URI") or "",
+                               fetched=about.get_header("WARC-Date") or "", headers=headers)
+                if record.raw_stream.limit > 0 and not page.problem:  # the file ends within this record
+                    page.problem = DAMAGED
+                yield page
+        except (failed, ValueError, *DAMAGE):
+            yield SavedPage(problem=DAMAGED)
+
+
+def is_html_page(record: Any) -> bool:
+    headers = record.http_headers  # none in the record of a DNS look-up
+    if record.rec_type != "response" or headers is None or headers.get_statuscode() != "200":
+        return False
+    return (headers.get_header("Content-Type") or "text/html").lower().startswith(HTML_TYPES)
+
+
+def page_of(stream: Any, **origin: Any) -> SavedPage:
+    """The page in a stream, whose `read` may return fewer bytes than asked for."""
+    body = bytearray()
+    while len(body) <= MAX_PAGE_BYTES and (part := stream.read(1 << 18)):
+        body += part
+    if len(body) > MAX_PAGE_BYTES:
+        return SavedPage(**origin, problem="page too large")
+    return SavedPage(bytes(body), **origin)
 
 
 def extract(body: bytes, url: str = "") -> dict[str, str]:
@@ -71,27 +149,26 @@ def read_web(pages: Iterator[SavedPage], shard: ShardWriter, options: dict[str, 
     """Keep the document of each page, or drop a page that has no text."""
     with Worker(PAGE_SECONDS) as worker:
         for page in pages:
-            found = {"url": page.url, "file": page.file, "fetched": page.fetched,
-                     "licence": options["licence"]}
-            problem = page.problem or ("" if page.body.strip() else "empty page")
-            if not problem:
-                try:
-                    found |= worker.call(extract, page.body, page.url)
-                except Unreadable as error:
-                    problem = str(error)
-            text = found.pop("text", "")
-            meta = {key: value for key, value in sorted(found.items()) if value}
-            document = Document(text, options["language"], options["source"], page.id, meta)
-            if problem:
-                shard.reject(document, problem, page.file or page.url)
+            facts = {"url": page.url, "file": page.file, "fetched": page.fetched}
+            meta = {key: value for key, value in (*facts.items(), ("licence", options["licence"])) if value}
+            document = Document("", options["language"], options["source"], page.id, meta)
+            try:
+                if page.problem:
+                    raise Unreadable(page.problem)
+                found = worker.call(extract, page.body, page.url)
+            except Unreadable as error:
+                shard.reject(document, str(error), page.file or page.url)
             else:
+                document.text = found.pop("text")
+                document.meta |= found
                 shard.keep(document)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.web_pages",
                     description="Extract the main text of saved web pages.")
-    add_shard_arguments(parser, suffixes=SUFFIXES)
+    suffixes = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
+    add_shard_arguments(parser, suffixes=suffixes)
     parser.set_defaults(source="site")
     parser.add_argument("--language", required=True, help="language of all these pages: code or name")
     given = parser.parse_args(arguments)
@@ -100,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"language": get_language(given.language).code, "version": VERSION,
                "trafilatura": version("trafilatura")}
     given.inputs = find_archives(given.inputs, Path(given.out))
-    return run_step(read_web, "web_pages", options, given, read=read_pages, suffixes=SUFFIXES)
+    return run_step(read_web, "web_pages", options, given, read=read_pages, suffixes=suffixes)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,12 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.documents import Document, json_line
+from json_lines import write_lines
+
+from data_prep.documents import Document
 
 LETTERS = {"en": "abcdefghijklm", "ru": "абвгдежзиклмн", "fr": "aàbcéçdeêfilo"}
-
-
-def write(path: Path, *records: dict) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(map(json_line, records)))
-    return path
+write = write_lines
 
 
 def read_folder(folder: Path) -> list[dict]:

@@ -2,9 +2,6 @@
 
 Parsers in C (PDFium, lxml) can hang or crash on a damaged file. Here this costs one page or one book: the
 caller gets an `Unreadable` exception, and the next call starts a new child.
-
-    with Worker(seconds=60) as worker:
-        text = worker.call(read_page, body)
 """
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
 
 MEMORY_BYTES = 4 << 30  # address space of the child
@@ -41,7 +37,7 @@ class Worker(contextlib.AbstractContextManager):
             return self._pool.submit(function, *arguments).result(self.seconds)
         except (MemoryError, RecursionError):
             raise Unreadable("needs too much memory") from None
-        except (TimeoutError, BrokenProcessPool) as error:
+        except (TimeoutError, BrokenExecutor) as error:
             self.__exit__()
             late = isinstance(error, TimeoutError)
             raise Unreadable("took too long to read" if late else "crashed the reader") from None

@@ -1,67 +1,47 @@
 """The crawler against a server on this machine that records what it is asked, and when."""
-import contextlib
 import itertools
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 from repository import ROOT
+from stub_server import LocalHandler, LocalServer
 
-from data_prep.documents import Funnel
 from data_prep.fetch_site import main
-from data_prep.sources.saved_pages import read_pages
+from data_prep.web_pages import read_pages
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, UsageError
 
 scrapy = pytest.importorskip("scrapy")  # extra crawl
-scrapy_crawler = pytest.importorskip("scrapy.crawler")
 pytest.importorskip("warcio")
 site_spider = pytest.importorskip("data_prep.sources.site_spider")
 
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 
 
-class Site(contextlib.AbstractContextManager):
+class Site(LocalServer):
     """A server of {path: HTML, (status, headers, body) or a function that returns one of them}."""
 
     def __init__(self, pages: dict, robots: object = ""):
-        self.pages = {"/robots.txt": (200, {"Content-Type": "text/plain"}, robots.encode())
-                      if isinstance(robots, str) else robots, **pages}
+        self.pages = {"/robots.txt": robots, **pages}
         self.asked: list[tuple[float, str]] = []
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                site.asked.append((time.monotonic(), self.path))
-                page = site.pages.get(self.path, (404, HTML, b"<html>no"))
-                page = page() if callable(page) else page
-                status, headers, body = (200, HTML, page.encode()) if isinstance(page, str) else page
-                self.send_response(status)
-                for key, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda request, address: None  # the client was killed
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        super().__init__(SiteHandler)
 
     def counts(self) -> Counter:
         return Counter(path for _, path in self.asked)
 
-    def __exit__(self, *error):
-        self.server.shutdown()
-        self.server.server_close()
+
+class SiteHandler(LocalHandler):
+    def do_GET(self):
+        self.server.asked.append((time.monotonic(), self.path))
+        page = self.server.pages.get(self.path, (404, HTML, b"<html>no"))
+        page = page() if callable(page) else page
+        self.respond(*((200, HTML, page.encode()) if isinstance(page, str) else page))
 
 
 def page(*links: str, text: str = "", head: str = "") -> str:
@@ -84,13 +64,9 @@ def crawl(site: Site, out: Path, *more: str, start: str = "/") -> tuple[int, str
 
 def saved(out: Path) -> dict[str, bytes]:
     """{path: body} of the pages in the WARC files; no complete page is there twice."""
-    found = {}
-    for path in sorted(out.glob("*.warc.gz")):
-        for record in read_pages(path, Funnel()):
-            if not record.problem:
-                name = "/" + record.url.partition("//")[2].partition("/")[2]
-                assert name not in found
-                found[name] = record.body
+    pages = [page for path in sorted(out.glob("*.warc.gz")) for page in read_pages(path) if not page.problem]
+    found = {urlsplit(page.url).path: page.body for page in pages}
+    assert len(found) == len(pages)
     return found
 
 
@@ -158,19 +134,16 @@ def test_failing_answers_are_repeated_or_left_out(tmp_path):
         assert len(times) == 3 and min(times[1] - times[0], times[2] - times[1]) > 0.9
 
 
-def test_an_answer_on_its_way_does_not_end_a_retry_after():
+def test_a_later_answer_does_not_end_a_retry_after():
     request = scrapy.Request("http://example.org/")
-    slot = SimpleNamespace(delay=0.5, lastseen=time.monotonic())
-    crawler = scrapy_crawler.Crawler(scrapy.Spider, {"DOWNLOAD_DELAY": 0.5})
-    crawler.engine = SimpleNamespace(downloader=SimpleNamespace(slots={"example.org": slot}))
-    politeness = site_spider.Politeness(crawler)
-    busy = scrapy.http.Response(request.url, status=503, headers={"Retry-After": "7"})
-    politeness.process_response(request, busy)
-    politeness.process_response(request, scrapy.http.Response(request.url))
-    assert slot.delay == pytest.approx(7, abs=0.5)
-    slot.lastseen += 7  # the next request
-    politeness.process_response(request, scrapy.http.Response(request.url))
-    assert slot.delay == 0.5
+    slot = SimpleNamespace(lastseen=time.monotonic())
+    downloader = SimpleNamespace(slots={"example.org": slot})
+    politeness = site_spider.Politeness(SimpleNamespace(signals=SimpleNamespace(connect=lambda *_: None),
+                                                        engine=SimpleNamespace(downloader=downloader)))
+    for status, seconds in ((503, "7"), (200, ""), (429, "3")):
+        response = scrapy.http.Response(request.url, status, {"Retry-After": seconds})
+        politeness.process_response(request, response)
+    assert slot.lastseen - time.monotonic() == pytest.approx(7, abs=0.5)
 
 
 def test_an_unreadable_robots_txt_forbids_everything_and_a_missing_one_nothing(tmp_path):

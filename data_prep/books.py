@@ -96,9 +96,9 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
     return sorted(books)
 
 
-def page_order(path: Path) -> list[str]:
+def page_order(path: Path) -> str:
     """Sort key that puts page2 before page10."""
-    return [part.zfill(12) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    return re.sub(r"\d+", lambda number: number[0].zfill(12), path.name)
 
 
 def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker: Worker) -> dict[int, Page]:

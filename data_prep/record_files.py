@@ -43,10 +43,9 @@ def read_records(path: Path, kind: str, bad: Callable[[str, int, int], None],
     check_file(path)
     with open_packed(path) as file:
         try:
-            items, to_record = _numbered_items(file, path, kind, paragraphs)
-            for number, item in items:
+            for number, item in _numbered_items(file, path, kind, paragraphs):
                 try:
-                    record = to_record(item)
+                    record = _to_record(item, kind)
                 except BadRecord as error:
                     bad(str(error), number, len(item) if isinstance(item, bytes) else 0)
                 else:
@@ -99,20 +98,18 @@ class _Chunks(io.RawIOBase):
         return size
 
 
-def _numbered_items(file: Any, path: Path, kind: str,
-                    paragraphs: bool) -> tuple[Iterable[tuple[int, Any]], Callable[[Any], dict[str, Any]]]:
-    """The items of a file, and the function that makes a record of one."""
+def _numbered_items(file: Any, path: Path, kind: str, paragraphs: bool) -> Iterable[tuple[int, Any]]:
+    """The texts of a .txt file and the lines of a JSON file as bytes, or values."""
     start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
     if kind == ".parquet" or start.startswith(b"PAR1"):
-        return enumerate(_parquet_rows(path), 1), _object
+        return enumerate(_parquet_rows(path), 1)
     if kind == ".txt":
-        return _paragraphs(file) if paragraphs else [(1, _read_all(file, path))], _text_record
+        return _paragraphs(file) if paragraphs else [(1, _read_all(file, path))]
     if WHOLE_JSON.match(start):
         value = _parse(_read_all(file, path))
-        items = value if isinstance(value, list) else [value]
-        return enumerate(({"text": item} if isinstance(item, str) else item for item in items), 1), _object
+        return enumerate(value if isinstance(value, list) else [value], 1)
     if kind in JSON_LINES or start[:1] in (b"{", b""):
-        return _lines(file), _line_record
+        return _lines(file)
     raise UserError(f"{path}: neither JSON lines nor parquet, and not named .txt; unpack archives, and give "
                     "wikiextractor --json")
 
@@ -161,24 +158,20 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise EOFError from None
 
 
-def _text_record(data: bytes) -> dict[str, Any]:
-    return {"text": _decode(data)}
-
-
-def _line_record(line: bytes) -> dict[str, Any]:
-    if len(line) == MAX_LINE_BYTES:
-        raise BadRecord(f"line longer than {MAX_LINE_BYTES >> 20} MiB")
-    return _object(_parse(line))
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
+def _to_record(item: Any, kind: str) -> dict[str, Any]:
+    if isinstance(item, bytes):
+        item = {"text": _decode(item)} if kind == ".txt" else _parse(item)
+    elif isinstance(item, str):  # in an array, as in Apollo's corpus
+        item = {"text": item}
+    if not isinstance(item, dict):
         raise BadRecord("not an object")
-    return value
+    return item
 
 
 def _parse(data: bytes) -> Any:
     """A JSON value; NaN, by which data frames write a missing value, and infinity become null."""
+    if len(data) == MAX_LINE_BYTES:
+        raise BadRecord(f"line longer than {MAX_LINE_BYTES >> 20} MiB")
     text = _decode(data)
     try:
         return finite(json.loads(text))

@@ -71,8 +71,7 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
 
 def read_pages(path: Path, funnel: Funnel | None = None, options: Any = None) -> Iterator[SavedPage]:
     """The pages of one archive or list; the other parameters are those of every reader of shards."""
-    name = path.name.lower()
-    read = read_zip if name.endswith(".zip") else read_warc if name.endswith(ARCHIVE_SUFFIXES) else read_files
+    read = {".zip": read_zip, ".jsonl": read_files}.get(path.suffix.lower(), read_warc)
     for number, page in enumerate(read(path), 1):
         page.id = f"{shard_name(path)}:{number}"
         yield page
@@ -118,7 +117,7 @@ def is_html_page(record: Any) -> bool:
     headers = record.http_headers  # none in the record of a DNS look-up
     if record.rec_type != "response" or headers is None or headers.get_statuscode() != "200":
         return False
-    return (headers.get_header("Content-Type") or "text/html").lower().startswith(HTML_TYPES)
+    return headers.get_header("Content-Type", "text/html").lower().startswith(HTML_TYPES)
 
 
 def page_of(stream: Any, **origin: Any) -> SavedPage:

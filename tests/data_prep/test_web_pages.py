@@ -12,30 +12,14 @@ from corpus_files import run
 from data_prep import web_pages
 from data_prep.documents import Document
 from data_prep.sources.worker import Unreadable, Worker
+from mmed.languages import get_language
 from mmed.utils.errors import UserError
 
 pytest.importorskip("trafilatura", exc_type=ImportError)  # extra web
 statusandheaders = pytest.importorskip("warcio.statusandheaders")
 warcwriter = pytest.importorskip("warcio.warcwriter")
 
-# charset, title, a paragraph, a menu entry
-SITES = {
-    "en": ("utf-8", "Type 2 diabetes: symptoms",
-           "Type 2 diabetes is a condition in which the level of glucose in the blood becomes too high.",
-           "Health A to Z"),
-    "es": ("iso-8859-1", "Hipertensión arterial: causas",
-           "La hipertensión arterial es una enfermedad crónica en la que la presión de la sangre es alta.",
-           "Todas las enfermedades"),
-    "ru": ("windows-1251", "Пневмония у взрослых: симптомы",
-           "Пневмония — это острое инфекционное воспаление лёгких, при котором скапливается экссудат.",
-           "Все болезни"),
-    "zh": ("gb2312", "高血压的症状与治疗方法",
-           "高血压是以体循环动脉血压持续升高为主要特征的慢性疾病，收缩压大于或等于一百四十毫米汞柱即可诊断。",
-           "疾病大全"),
-    "ja": ("shift_jis", "気管支ぜんそくの症状と治療",
-           "気管支ぜんそくは、気道に慢性的な炎症が続くことで気道が狭くなり、咳や喘鳴、呼吸困難を繰り返す病気です。",
-           "病気を調べる"),
-}
+CHARSETS = {"en": "utf-8", "es": "iso-8859-1", "ru": "windows-1251", "zh": "gb2312", "ja": "shift_jis"}
 PAGE = """<!DOCTYPE html><html lang="{code}"><head><meta charset="{charset}"><title>{title} | Site</title>
 <meta property="article:published_time" content="2023-11-04T08:00:00+01:00">
 <script>var layer = "secret tracking";</script></head><body>
@@ -47,12 +31,14 @@ PAGE = """<!DOCTYPE html><html lang="{code}"><head><meta charset="{charset}"><ti
 
 
 def site_page(code: str = "en", paragraph: str = "") -> bytes:
-    charset, title, own, menu = SITES[code]
-    return PAGE.format(code=code, charset=charset, title=title, menu=menu,
-                       paragraph=paragraph or own).encode(charset)
+    language = get_language(code)
+    text = paragraph or language.medical_sentence
+    return PAGE.format(code=code, charset=CHARSETS[code], title=language.medical_sentence[:20],
+                       menu=language.ordinary_sentence[:20], paragraph=text).encode(CHARSETS[code])
 
 
-PAGES = {f"page{n}.html": site_page("en", f"Paragraph {n}. {SITES['en'][2]}") for n in range(3)}
+SENTENCE = get_language("en").medical_sentence
+PAGES = {f"page{n}.html": site_page("en", f"Paragraph {n}. {SENTENCE}") for n in range(3)}
 
 
 def read(out: Path, *arguments: object) -> tuple[list[Document], dict[str, int]]:
@@ -98,14 +84,16 @@ def write_arc(path: Path, pages: dict[str, bytes]) -> None:
     path.write_bytes(gzip.compress(arc))
 
 
-@pytest.mark.parametrize("code", SITES)
+@pytest.mark.parametrize("code", CHARSETS)
 def test_a_page_gives_its_text_without_boilerplate(code):
     """One paragraph is short: trafilatura's own threshold would add the menu in Chinese and Japanese."""
-    _, title, paragraph, menu = SITES[code]
+    language = get_language(code)
     found = web_pages.extract(site_page(code), "https://x.example/a")
-    assert found["text"].count(paragraph) == 1
-    assert not [piece for piece in (menu, "johnny", "All rights", "secret") if piece in found["text"]]
-    assert (found["title"], found["date"], found["url"]) == (title, "2023-11-04", "https://x.example/a")
+    assert found["text"].count(language.medical_sentence) == 1
+    unwanted = (language.ordinary_sentence[:20], "johnny", "All rights", "secret")
+    assert not [piece for piece in unwanted if piece in found["text"]]
+    assert (found["title"], found["date"]) == (language.medical_sentence[:20].strip(), "2023-11-04")
+    assert found["url"] == "https://x.example/a"
 
 
 def test_pages_in_a_folder_a_zip_and_a_warc_give_the_same_texts(tmp_path):
@@ -144,7 +132,7 @@ def test_bad_pages_are_dropped_with_the_reason(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["site.warc.gz", "site.warc", "site.zip"])
 def test_a_truncated_archive_keeps_what_comes_before(tmp_path, name):
-    pages = {f"{n}.html": site_page("en", SITES["en"][2] + os.urandom(2000).hex()) for n in range(4)}
+    pages = {f"{n}.html": site_page("en", SENTENCE + os.urandom(2000).hex()) for n in range(4)}
     path = tmp_path / name
     (write_zip if name == "site.zip" else write_warc)(path, pages)
     path.write_bytes(path.read_bytes()[:path.stat().st_size * 7 // 8])

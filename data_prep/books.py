@@ -75,10 +75,7 @@ def needs_ocr(page: Page, scanned: bool) -> bool:
 
 
 def find_books(inputs: list[str], out: Path) -> list[Path]:
-    """Return given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists.
-
-    Of files that differ in the suffix only, the first of SUFFIXES counts: the others are copies.
-    """
+    """Given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists."""
     books: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)
     for given in map(Path, inputs):
@@ -86,6 +83,7 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
             books += find_inputs([given])
             continue
         found = sorted(find_inputs([given], SUFFIXES), key=lambda path: -SUFFIXES.index(path.suffix.lower()))
+        # Files that differ in the suffix only are copies; the first of SUFFIXES counts.
         for path in {path.with_suffix(""): path for path in found}.values():
             if path.suffix.lower() == ".pdf":
                 books.append(path)

@@ -34,7 +34,7 @@ KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), (".gz", ".bz2", ".xz", ".zst"
 SUFFIXES = tuple(kind + packed for kind in KINDS for packed in ("", *PACKED))
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
-NO_TEXT = "no text"
+NO_TEXT = "no text (see --text_field)"
 _NAME = re.compile(r"(.+?)({})?(?:{})?".format(*("|".join(map(re.escape, ends)) for ends in (KINDS, PACKED))),
                    re.IGNORECASE)  # name, kind
 _WIKIEXTRACTOR = re.compile(r"wiki_\d+")  # its JSON files have no suffix
@@ -115,9 +115,7 @@ def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
     """Expand folders into their sorted corpus files; for a step's output folder, use its kept/."""
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
-        inside = sorted(_files_below(path, suffixes)) if path.is_dir() else [path]
+        inside = [path] if path.is_file() else sorted(_files_below(path, suffixes))
         if not inside:
             kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
             raise UserError(f"{path}: no corpus file in this folder (looked for {kinds})")
@@ -126,7 +124,7 @@ def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
 
 
 def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """The files with these suffixes, also below linked folders; a folder that cannot be read is an error."""
+    """The files with these suffixes, also below linked folders; OSError for a folder that cannot be read."""
     def fail(error: OSError) -> None:
         raise error
 
@@ -161,7 +159,7 @@ def shard_name(path: Path) -> str:
 def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
                    licence: str = "", text_field: str = "", paragraphs: bool = False,
                    strict: bool = False) -> Iterator[Document]:
-    """Yield the documents of one file. A file in which no record has a text field is an error.
+    """Yield the documents of one file.
 
     `language` and `licence` (stored in meta) fill in where a record has none. `source` wins; a record's own,
     different source (CulturaX: "mC4") is kept in meta. Records that cannot be used are counted in `funnel`
@@ -178,17 +176,11 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
 
     name, kind = _NAME.fullmatch(Path(path).name).groups("")
     fields = (text_field,) if text_field else TEXT_FIELDS
-    named, keys = False, []
     for number, record in read_records(Path(path), kind.lower(), bad, paragraphs):
-        keys = list(record)
-        named = named or any(key.partition(".")[0] in record for key in fields)
         try:
             yield _document(record, fields, f"{name}:{number}", language, source, licence)
         except BadRecord as error:
             bad(str(error), number, 0)
-    if keys and not named:
-        raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
-                        f"{', '.join(keys)}; name the text field with --text_field")
 
 
 def _document(record: dict[str, Any], fields: tuple[str, ...], default_id: str, language: str, source: str,

@@ -175,9 +175,7 @@ def _parse(data: bytes) -> Any:
     text = _decode(data)
     try:
         return finite(json.loads(text))
-    except RecursionError:
-        raise BadRecord("nested too deeply") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRecord("not JSON") from None
 
 

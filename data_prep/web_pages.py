@@ -45,9 +45,7 @@ SHORTEST_TEXT = 50
 class SavedPage:
     body: bytes = b""
     id: str = ""  # name of the file it is in, and its number there
-    file: str = ""  # path within the folder or archive
-    url: str = ""
-    fetched: str = ""  # ISO date and time, as the WARC states it
+    meta: dict[str, str] = field(default_factory=dict)  # as far as known: url; file (path within IN); fetched
     headers: dict[str, str] = field(default_factory=dict)
     problem: str = ""
 
@@ -80,7 +78,7 @@ def read_pages(path: Path, funnel: Funnel | None = None, options: Any = None) ->
 def read_files(path: Path) -> Iterator[SavedPage]:
     for _, entry in read_jsonl(path):
         with open(entry["path"], "rb") as file:
-            yield page_of(file, file=entry["file"])
+            yield page_of(file, {"file": entry["file"]})
 
 
 def read_zip(path: Path) -> Iterator[SavedPage]:
@@ -89,7 +87,7 @@ def read_zip(path: Path) -> Iterator[SavedPage]:
             for name in archive.namelist():
                 if name.lower().endswith(HTML_SUFFIXES):
                     with archive.open(name) as file:
-                        yield page_of(file, file=name)
+                        yield page_of(file, {"file": name})
     except (zipfile.BadZipFile, RuntimeError, *DAMAGE):  # RuntimeError: encrypted
         yield SavedPage(problem=DAMAGED)
 
@@ -103,9 +101,9 @@ def read_warc(path: Path) -> Iterator[SavedPage]:
         try:
             stream = SimpleNamespace(read=file.read1, tell=file.tell)  # read1: all that comes before damage
             for record in filter(is_html_page, iterate(stream, arc2warc=True)):
-                about, headers = record.rec_headers, dict(record.http_headers.headers)
-                page = page_of(record.content_stream(), url=about.get_header("WARC-Target-URI") or "",
-                               fetched=about.get_header("WARC-Date") or "", headers=headers)
+                meta = {key: record.rec_headers.get_header(name)
+                        for key, name in (("url", "WARC-Target-URI"), ("fetched", "WARC-Date"))}
+                page = page_of(record.content_stream(), meta, dict(record.http_headers.headers))
                 if record.raw_stream.limit > 0 and not page.problem:  # the file ends within this record
                     page.problem = DAMAGED
                 yield page
@@ -120,14 +118,13 @@ def is_html_page(record: Any) -> bool:
     return headers.get_header("Content-Type", "text/html").lower().startswith(HTML_TYPES)
 
 
-def page_of(stream: Any, **origin: Any) -> SavedPage:
+def page_of(stream: Any, meta: dict[str, str], headers: dict[str, str] | None = None) -> SavedPage:
     """The page in a stream, whose `read` may return fewer bytes than asked for."""
     body = bytearray()
     while len(body) <= MAX_PAGE_BYTES and (part := stream.read(1 << 18)):
         body += part
-    if len(body) > MAX_PAGE_BYTES:
-        return SavedPage(**origin, problem="page too large")
-    return SavedPage(bytes(body), **origin)
+    problem = "page too large" if len(body) > MAX_PAGE_BYTES else ""
+    return SavedPage(bytes(body), "", meta, headers or {}, problem)
 
 
 def extract(body: bytes, url: str = "") -> dict[str, str]:
@@ -148,15 +145,15 @@ def read_web(pages: Iterator[SavedPage], shard: ShardWriter, options: dict[str, 
     """Keep the document of each page, or drop a page that has no text."""
     with Worker(PAGE_SECONDS) as worker:
         for page in pages:
-            facts = {"url": page.url, "file": page.file, "fetched": page.fetched}
-            meta = {key: value for key, value in (*facts.items(), ("licence", options["licence"])) if value}
+            facts = {**page.meta, "licence": options["licence"]}
+            meta = {key: value for key, value in facts.items() if value}
             document = Document("", options["language"], options["source"], page.id, meta)
             try:
                 if page.problem:
                     raise Unreadable(page.problem)
-                found = worker.call(extract, page.body, page.url)
+                found = worker.call(extract, page.body, meta.get("url", ""))
             except Unreadable as error:
-                shard.reject(document, str(error), page.file or page.url)
+                shard.reject(document, str(error), meta.get("file") or meta.get("url", ""))
             else:
                 document.text = found.pop("text")
                 document.meta |= found

@@ -71,10 +71,7 @@ NUMBER, ROMAN = re.compile(r"(?<!\d)\d{1,5}(?!\d)"), re.compile(r"^\W*[ivxlc]+\W
 
 
 def head_keys(line: Line, page: int) -> list[str]:
-    """Keys that identify a recurring line: its text, and its text relative to a page number in it.
-
-    Page 10: "12 Heart 3" -> "12 heart 3", "+2 heart 3", "12 heart -7".
-    """
+    """Keys of a recurring line. "12 Heart 3" on page 10 has "12 heart 3", "+2 heart 3" and "12 heart -7"."""
     text = ROMAN.sub("roman", line.text.casefold()[:200])
     return [text, *(f"{text[:number.start()]}{int(number[0]) - page:+d}{text[number.end():]}"
                     for number in itertools.islice(NUMBER.finditer(text), 4))]
@@ -105,11 +102,9 @@ LAST_PIECE = re.compile(r"((?:[^\W_]+-)*[^\W_]+)-$")
 
 
 def keeps_hyphen(before: str, after: str, words: Counter[str]) -> bool:
-    """Whether the hyphen at the end of the line `before` belongs to the word.
+    """Whether the hyphen at the end of the line `before` belongs to the word, as elsewhere in the book.
 
-    The spelling that is more frequent elsewhere in the book wins. In a word that appears nowhere else the
-    hyphen stays before a capital or a digit (COVID-19), after a digit, an abbreviation or a single letter
-    (T-cell), and if there is another hyphen.
+    In a word that appears nowhere else it stays in COVID-19, T-cell, BNP-guided and state-of-the-art.
     """
     left, right = LAST_PIECE.search(before[-100:]), WORD.match(after)
     if not left or not right:
@@ -187,9 +182,9 @@ def begins_paragraph(lines: list[Line], place: int, spaced: bool) -> bool:
 
 
 def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[str]:
-    """The paragraphs of the pages. Footnotes follow the paragraph that they interrupt.
+    """The paragraphs of pages in a language that has spaces between words and breaks words at line ends.
 
-    spaced: the language separates words by spaces; hyphenated: it breaks words at line ends.
+    Footnotes follow the paragraph that they interrupt.
     """
     body: list[Line] = []
     notes: dict[int, list[Line]] = defaultdict(list)  # how many lines of the body come before -> lines

@@ -31,10 +31,7 @@ BODY_HEADERS = ("content-encoding", "transfer-encoding", "content-length")  # tr
 
 
 class SiteSpider(scrapy.Spider):
-    """Follows links within the given hosts, breadth first; saves HTML pages that do not object to it.
-
-    The WARC file being written has a name that ends in `.open` until it is complete.
-    """
+    """Follows links within the given hosts, breadth first; saves HTML pages that do not object to it."""
 
     name = "site"
     links = LinkExtractor()
@@ -47,7 +44,7 @@ class SiteSpider(scrapy.Spider):
         self.saved = {response.url for response in self.saved_responses()}
         self.counts = Counter(map(host_of, self.saved))
         self.path = folder / f"pages-{len(list(folder.glob('*.warc.gz'))):05}.warc.gz"
-        self.file = open(f"{self.path}.open", "wb")
+        self.file = open(f"{self.path}.open", "wb")  # until it is complete
         self.writer = WARCWriter(self.file, gzip=True)
 
     def saved_responses(self) -> Iterator[HtmlResponse]:
@@ -55,7 +52,7 @@ class SiteSpider(scrapy.Spider):
         for path in sorted(self.folder.glob("*.warc.gz")):
             for page in read_pages(path):
                 if not page.problem:
-                    yield HtmlResponse(page.url, headers=page.headers, body=page.body)
+                    yield HtmlResponse(page.meta["url"], headers=page.headers, body=page.body)
 
     async def start(self) -> AsyncIterator[Request]:
         for response in self.saved_responses():
@@ -111,10 +108,7 @@ def robots_orders(response: HtmlResponse) -> list[str]:
 
 
 class Politeness:
-    """Downloader middleware: Crawl-delay, Retry-After, limit on pages.
-
-    An unreadable robots.txt forbids everything (RFC 9309, 2.3.1.4); Scrapy alone would allow everything.
-    """
+    """Downloader middleware: Crawl-delay, Retry-After, limit on pages, unreadable robots.txt."""
 
     def __init__(self, crawler: Any):
         self.crawler = crawler
@@ -148,7 +142,7 @@ class Politeness:
         return None if isinstance(exception, IgnoreRequest) else self.forbid_all(request)
 
     def forbid_all(self, request: Request) -> Response | None:
-        """In place of a robots.txt that cannot be read, one that forbids everything."""
+        """In place of an unreadable robots.txt, one that forbids everything (RFC 9309, 2.3.1.4)."""
         if urlsplit(request.url).path != "/robots.txt":
             return None
         self.crawler.spider.logger.warning("%s cannot be read: this host is left out", request.url)

@@ -1,7 +1,6 @@
 """Runs functions on untrusted files in a child process with limits on time and memory.
 
-Parsers in C (PDFium, lxml) can hang or crash on a damaged file. Here this costs one page or one book: the
-caller gets an `Unreadable` exception, and the next call starts a new child.
+Parsers in C (PDFium, lxml) can hang or crash on a damaged file. Here this costs one page or one book.
 """
 from __future__ import annotations
 
@@ -35,12 +34,9 @@ class Worker(contextlib.AbstractContextManager):
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _limit)
         try:
             return self._pool.submit(function, *arguments).result(self.seconds)
-        except (MemoryError, RecursionError):
-            raise Unreadable("needs too much memory") from None
-        except (TimeoutError, BrokenExecutor) as error:
+        except (MemoryError, RecursionError, TimeoutError, BrokenExecutor) as error:
             self.__exit__()
-            late = isinstance(error, TimeoutError)
-            raise Unreadable("took too long to read" if late else "crashed the reader") from None
+            raise Unreadable(f"cannot be read ({type(error).__name__})") from None
 
     def __exit__(self, *error: Any) -> None:
         if self._pool is not None:

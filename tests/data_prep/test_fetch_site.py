@@ -65,7 +65,7 @@ def crawl(site: Site, out: Path, *more: str, start: str = "/") -> tuple[int, str
 def saved(out: Path) -> dict[str, bytes]:
     """{path: body} of the pages in the WARC files; no complete page is there twice."""
     pages = [page for path in sorted(out.glob("*.warc.gz")) for page in read_pages(path) if not page.problem]
-    found = {urlsplit(page.url).path: page.body for page in pages}
+    found = {urlsplit(page.meta["url"]).path: page.body for page in pages}
     assert len(found) == len(pages)
     return found
 

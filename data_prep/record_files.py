@@ -22,7 +22,7 @@ from typing import Any
 from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import check_file, finite
 
-MAX_LINE_BYTES = 1 << 29  # bounds memory; longer lines are skipped
+MAX_LINE_BYTES = 1 << 29  # bounds memory; longer lines, texts and arrays are skipped
 MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` needs, as published dumps do
 PARQUET_ROWS = 64  # in memory at a time
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
@@ -104,22 +104,14 @@ def _numbered_items(file: Any, path: Path, kind: str, paragraphs: bool) -> Itera
     if kind == ".parquet" or start.startswith(b"PAR1"):
         return enumerate(_parquet_rows(path), 1)
     if kind == ".txt":
-        return _paragraphs(file) if paragraphs else [(1, _read_all(file, path))]
+        return _paragraphs(file) if paragraphs else [(1, file.read(MAX_LINE_BYTES))]
     if WHOLE_JSON.match(start):
-        value = _parse(_read_all(file, path))
+        value = _parse(file.read(MAX_LINE_BYTES))
         return enumerate(value if isinstance(value, list) else [value], 1)
     if kind in JSON_LINES or start[:1] in (b"{", b""):
         return _lines(file)
     raise UserError(f"{path}: neither JSON lines nor parquet, and not named .txt; unpack archives, and give "
                     "wikiextractor --json")
-
-
-def _read_all(file: Any, path: Path) -> bytes:
-    data = file.read(MAX_LINE_BYTES)
-    if len(data) == MAX_LINE_BYTES:
-        raise UserError(f"{path}: longer than {MAX_LINE_BYTES >> 20} MiB; convert it to JSON lines, or read "
-                        "a .txt file with --paragraphs")
-    return data
 
 
 def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
@@ -170,8 +162,6 @@ def _to_record(item: Any, kind: str) -> dict[str, Any]:
 
 def _parse(data: bytes) -> Any:
     """A JSON value; NaN, by which data frames write a missing value, and infinity become null."""
-    if len(data) == MAX_LINE_BYTES:
-        raise BadRecord(f"line longer than {MAX_LINE_BYTES >> 20} MiB")
     text = _decode(data)
     try:
         return finite(json.loads(text))
@@ -180,6 +170,8 @@ def _parse(data: bytes) -> Any:
 
 
 def _decode(data: bytes) -> str:
+    if len(data) >= MAX_LINE_BYTES:
+        raise BadRecord(f"longer than {MAX_LINE_BYTES >> 20} MiB")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

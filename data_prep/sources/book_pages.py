@@ -80,18 +80,15 @@ def pdf_lines(page: Any, raw: Any) -> Iterator[Line]:
 def place_line(page: Any, textpage: Any, first: int, last: int) -> tuple[float, ...]:
     """(left, right, base, size) of the line from its first to its last character, on the page as shown."""
     width, height = page.get_size()
-
-    def upright(x: float, y: float) -> tuple[float, float]:
-        turned = {90: (y, height - x), 180: (width - x, height - y), 270: (width - y, x)}
-        return turned.get(page.get_rotation(), (x, y))
-
-    corners, sizes = [], []
+    corners: list[tuple[float, float]] = []
     for index in (first, last):
         left, bottom, right, top = textpage.get_charbox(index, loose=True)
-        corners += [upright(left, bottom), upright(right, top)]
-        sizes.append(abs(corners[-1][1] - corners[-2][1]))
-    across = [x for x, _ in corners]
-    return tuple(round(value, 2) for value in (min(across), max(across), height - corners[0][1], max(sizes)))
+        for x, y in ((left, bottom), (right, top)):
+            turned = {90: (y, height - x), 180: (width - x, height - y), 270: (width - y, x)}
+            corners.append(turned.get(page.get_rotation(), (x, y)))
+    across, heights = zip(*corners)
+    size = max(abs(heights[1] - heights[0]), abs(heights[3] - heights[2]))
+    return tuple(round(value, 2) for value in (min(across), max(across), height - heights[0], size))
 
 
 def save_pages(path: Path, numbers: list[int], target: Path) -> None:

@@ -176,8 +176,7 @@ def read_book(books: Iterator[Path], shard: ShardWriter, options: dict[str, Any]
         meta |= {"licence": options["licence"]} if options["licence"] else {}
         try:
             pages, how = read_lines(path, work, options)
-            parts = split_parts(join_lines(remove_running_heads(pages), language.spaced,
-                                           language.spaced and not language.right_to_left))
+            parts = split_parts(join_lines(remove_running_heads(pages), language.spaced))
             if not parts:
                 raise Unreadable("no text")
         except Unreadable as error:

@@ -181,11 +181,8 @@ def begins_paragraph(lines: list[Line], place: int, spaced: bool) -> bool:
     return short or (ended if across else indented and (ended or not spaced))
 
 
-def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[str]:
-    """The paragraphs of pages in a language that has spaces between words and breaks words at line ends.
-
-    Footnotes follow the paragraph that they interrupt.
-    """
+def join_lines(pages: list[list[Line]], spaced: bool) -> list[str]:
+    """The paragraphs of pages. Footnotes follow the paragraph that they interrupt."""
     body: list[Line] = []
     notes: dict[int, list[Line]] = defaultdict(list)  # how many lines of the body come before -> lines
     for page in pages:
@@ -204,14 +201,14 @@ def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[
         for place in range(done - len(paragraph), done):
             paragraphs += split(notes[place + 1], begins)
     words = Counter(word for page in pages for line in page for word in WORD.findall(line.text.lower()))
-    join = functools.partial(append, spaced=spaced, words=words if hyphenated else None)
+    join = functools.partial(append, spaced=spaced, words=words)
     return [functools.reduce(join, [line.text for line in lines]) for lines in paragraphs]
 
 
-def append(text: str, line: str, spaced: bool, words: Counter[str] | None) -> str:
-    """A paragraph and its next line. Without `words` every hyphen stays."""
+def append(text: str, line: str, spaced: bool, words: Counter[str]) -> str:
+    """A paragraph and its next line."""
     if text[-1] in "-–—/" and text[-2:-1].strip():
-        drop = text[-1] == "-" and words is not None and not keeps_hyphen(text, line, words)
+        drop = text[-1] == "-" and not keeps_hyphen(text, line, words)
         return (text[:-1] if drop else text) + line
     space = " " if spaced or (LATIN.match(text[-1]) and LATIN.match(line[0])) else ""
     return text + space + line

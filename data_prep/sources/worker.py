@@ -25,25 +25,25 @@ class Worker(contextlib.AbstractContextManager):
     """A child process that runs one function call at a time, each for at most `seconds`."""
 
     def __init__(self, seconds: float):
-        self.seconds = seconds
-        self._pool: ProcessPoolExecutor | None = None
+        self.seconds, self._pool = seconds, _new_pool()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; `Unreadable` if it raises that, exceeds a limit or crashes the child."""
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _limit)
         try:
             return self._pool.submit(function, *arguments).result(self.seconds)
         except (MemoryError, RecursionError, TimeoutError, BrokenExecutor) as error:
             self.__exit__()
+            self._pool = _new_pool()
             raise Unreadable(f"cannot be read ({type(error).__name__})") from None
 
     def __exit__(self, *error: Any) -> None:
-        if self._pool is not None:
-            for process in multiprocessing.active_children():
-                process.kill()
-            self._pool.shutdown()
-            self._pool = None
+        for process in multiprocessing.active_children():
+            process.kill()
+        self._pool.shutdown()
+
+
+def _new_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _limit)
 
 
 def _limit() -> None:

@@ -37,7 +37,7 @@ def test_running_heads_and_page_numbers_go_and_text_stays():
 @pytest.mark.parametrize(("before", "after", "stays"), [
     ("ther-", "apy", False), ("a long-", "term plan", True), ("COVID-", "19", True), ("T-", "cell", True),
     ("hyper-", "tension", False), ("BNP-", "guided", True), ("state-of-", "the-art", True),
-    ("Ärzte-", "kammer", False)])
+    ("Ärzte-", "kammer", False), ("كتاب-", "جديد", True)])
 def test_a_hyphen_stays_where_the_word_has_one(before, after, stays):
     assert keeps_hyphen(before, after, Counter({"long-term": 2})) is stays
 
@@ -63,7 +63,7 @@ CHINESE = [Line("高血压是以体循环动脉血压持续升高为", 50, 220, 
      ["The plan is long-term, and long-term plans are common here."]),
     ([CHINESE], False, ["高血压是以体循环动脉血压持续升高为主要特征的慢性疾病。"])])
 def test_lines_become_paragraphs(pages, spaced, paragraphs):
-    assert join_lines(pages, spaced, spaced) == paragraphs
+    assert join_lines(pages, spaced) == paragraphs
 
 
 def test_subscripts_join_their_line():
@@ -75,7 +75,7 @@ def test_subscripts_join_their_line():
                                    st.integers(6, 20)), max_size=12), max_size=4))
 def test_no_letter_is_lost_whatever_the_geometry(pages):
     lines = [[Line(word, x, x + 5 * len(word), y, size) for word, x, y, size in page] for page in pages]
-    text = "".join(join_lines(lines, True, True)).replace(" ", "")
+    text = "".join(join_lines(lines, True)).replace(" ", "")
     assert Counter(text) == Counter("".join(word for page in pages for word, *_ in page))
 
 

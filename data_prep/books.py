@@ -33,10 +33,10 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name, write_list
-from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, fingerprint, run_step, shard_names
+from data_prep.pipeline.shards import add_shard_arguments, fingerprint, run_step, shard_names
 from data_prep.sources.book_layout import Line, join_lines, remove_running_heads, tidy_lines
 from data_prep.sources.book_pages import OCR_SUFFIXES, Page, read_ocr_text, read_pdf, save_pages
-from data_prep.sources.worker import Unreadable, Worker
+from data_prep.sources.worker import Unreadable, Worker, keep_readable
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 from mmed.utils.files import read_jsonl
@@ -125,9 +125,8 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
                        timeout=2 * OCR_SECONDS * len(numbers), env={**os.environ, "OMP_THREAD_LIMIT": "1"})
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
         if getattr(error, "returncode", 0) == MISSING_DEPENDENCY:
-            raise UserError(f"OCR needs Tesseract and its data for {language} (Debian: tesseract-ocr, "
-                            "tesseract-ocr-...); --no_ocr skips pages without text. OCRmyPDF says: "
-                            + " ".join(error.stderr.split())) from None
+            raise UserError(f"OCR needs Tesseract and its data for {language}; --no_ocr skips pages without "
+                            f"text. OCRmyPDF says: {' '.join(error.stderr.split())}") from None
         return False
     os.replace(unfinished, done)
     pictures.unlink()
@@ -163,30 +162,25 @@ def split_parts(paragraphs: list[str]) -> list[list[str]]:
     return list(parts.values())
 
 
-def only_path(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Path]:
-    """A book is one shard, which `read_book` reads."""
-    yield path
-
-
-def read_book(books: Iterator[Path], shard: ShardWriter, options: dict[str, Any], work: Path) -> None:
-    """Keep the parts of each book as documents, or drop a book that has no text."""
+def read_book(path: Path, funnel: Funnel, options: dict[str, Any],
+              work: Path) -> Iterator[tuple[Document, str]]:
+    """The parts of a book, or a document without text and the reason why the book cannot be used."""
     language = get_language(options["language"])
-    for path in books:
-        name, meta = shard_name(path), {"file": path.name.removesuffix(LIST)}
-        meta |= {"licence": options["licence"]} if options["licence"] else {}
-        try:
-            pages, how = read_lines(path, work, options)
-            parts = split_parts(join_lines(remove_running_heads(pages), language.spaced))
-            if not parts:
-                raise Unreadable("no text")
-        except Unreadable as error:
-            shard.reject(Document("", language.code, options["source"], name, meta), str(error), path.name)
-            continue
-        shard.funnel.details.update({f"pages: {kind}": count for kind, count in how.items()})
-        meta |= {"pages": sum(how.values()), "read": dict(how), "parts": len(parts)}
-        for number, part in enumerate(parts, 1):
-            shard.keep(Document(normalise_text("\n".join(part)), language.code, options["source"],
-                                f"{name}:{number}", {**meta, "part": number}))
+    name, meta = shard_name(path), {"file": path.name.removesuffix(LIST)}
+    meta |= {"licence": options["licence"]} if options["licence"] else {}
+    try:
+        pages, how = read_lines(path, work, options)
+        parts = split_parts(join_lines(remove_running_heads(pages), language.spaced))
+        if not parts:
+            raise Unreadable("no text")
+    except Unreadable as error:
+        yield Document("", language.code, options["source"], name, meta), str(error)
+        return
+    funnel.details.update({f"pages: {kind}": count for kind, count in how.items()})
+    meta |= {"pages": sum(how.values()), "read": dict(how), "parts": len(parts)}
+    for number, part in enumerate(parts, 1):
+        yield Document(normalise_text("\n".join(part)), language.code, options["source"], f"{name}:{number}",
+                       {**meta, "part": number}), ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -203,8 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"language": get_language(given.language).code, "ocr": given.ocr, "version": VERSION}
     out = Path(given.out)
     given.inputs = find_books(given.inputs, out)
-    return run_step(functools.partial(read_book, work=out / "work"), "books", options, given, read=only_path,
-                    suffixes=SUFFIXES)
+    return run_step(keep_readable, "books", options, given, suffixes=SUFFIXES,
+                    read=functools.partial(read_book, work=out / "work"))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name, write_list
-from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step, shard_names
+from data_prep.pipeline.shards import add_shard_arguments, run_step, shard_names
 from data_prep.record_files import DAMAGE, DAMAGED, open_packed
-from data_prep.sources.worker import Unreadable, Worker
+from data_prep.sources.worker import Unreadable, Worker, keep_readable
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, main_guard, require_extra
 from mmed.utils.files import read_jsonl
@@ -35,6 +35,7 @@ PAGE_SECONDS = 60
 PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".arc", ".arc.gz", ".zip")
+SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 # Below its MIN_EXTRACTED_SIZE of 250 characters trafilatura distrusts the main text and takes every paragraph
 # of the page, menus included. In Chinese or Japanese 250 characters are a long text (docs/corpus.md).
@@ -44,7 +45,6 @@ SHORTEST_TEXT = 50
 @dataclass
 class SavedPage:
     body: bytes = b""
-    id: str = ""  # name of the file it is in, and its number there
     meta: dict[str, str] = field(default_factory=dict)  # as far as known: url; file (path within IN); fetched
     headers: dict[str, str] = field(default_factory=dict)
     problem: str = ""
@@ -55,7 +55,7 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     archives: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)  # folder given -> its pages
     for given in (Path(name).absolute() for name in inputs):
-        for path in find_inputs([given], (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)):
+        for path in find_inputs([given], SUFFIXES):
             if path.name.lower().endswith(ARCHIVE_SUFFIXES):
                 archives.append(path)
             else:
@@ -67,12 +67,8 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     return archives
 
 
-def read_pages(path: Path, funnel: Funnel | None = None, options: Any = None) -> Iterator[SavedPage]:
-    """The pages of one archive or list; the other parameters are those of every reader of shards."""
-    read = {".zip": read_zip, ".jsonl": read_files}.get(path.suffix.lower(), read_warc)
-    for number, page in enumerate(read(path), 1):
-        page.id = f"{shard_name(path)}:{number}"
-        yield page
+def read_pages(path: Path) -> Iterator[SavedPage]:
+    return {".zip": read_zip, ".jsonl": read_files}.get(path.suffix.lower(), read_warc)(path)
 
 
 def read_files(path: Path) -> Iterator[SavedPage]:
@@ -124,7 +120,7 @@ def page_of(stream: Any, meta: dict[str, str], headers: dict[str, str] | None = 
     while len(body) <= MAX_PAGE_BYTES and (part := stream.read(1 << 18)):
         body += part
     problem = "page too large" if len(body) > MAX_PAGE_BYTES else ""
-    return SavedPage(bytes(body), "", meta, headers or {}, problem)
+    return SavedPage(bytes(body), meta, headers or {}, problem)
 
 
 def extract(body: bytes, url: str = "") -> dict[str, str]:
@@ -141,30 +137,30 @@ def extract(body: bytes, url: str = "") -> dict[str, str]:
     return {"text": text, **{key: normalise_text(value) for key, value in facts.items() if value}}
 
 
-def read_web(pages: Iterator[SavedPage], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """Keep the document of each page, or drop a page that has no text."""
+def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[tuple[Document, str]]:
+    """The documents of the pages in an archive or list, or without text and the reason for it."""
     with Worker(PAGE_SECONDS) as worker:
-        for page in pages:
+        for number, page in enumerate(read_pages(path), 1):
             facts = {**page.meta, "licence": options["licence"]}
             meta = {key: value for key, value in facts.items() if value}
-            document = Document("", options["language"], options["source"], page.id, meta)
+            name = f"{shard_name(path)}:{number}"
+            document = Document("", options["language"], options["source"], name, meta)
             try:
                 if page.problem:
                     raise Unreadable(page.problem)
                 found = worker.call(extract, page.body, meta.get("url", ""))
             except Unreadable as error:
-                shard.reject(document, str(error), meta.get("file") or meta.get("url", ""))
+                yield document, str(error)
             else:
                 document.text = found.pop("text")
                 document.meta |= found
-                shard.keep(document)
+                yield document, ""
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data_prep.web_pages",
                     description="Extract the main text of saved web pages.")
-    suffixes = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
-    add_shard_arguments(parser, suffixes=suffixes)
+    add_shard_arguments(parser, suffixes=SUFFIXES)
     parser.set_defaults(source="site")
     parser.add_argument("--language", required=True, help="language of all these pages: code or name")
     given = parser.parse_args(arguments)
@@ -173,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"language": get_language(given.language).code, "version": VERSION,
                "trafilatura": version("trafilatura")}
     given.inputs = find_archives(given.inputs, Path(given.out))
-    return run_step(read_web, "web_pages", options, given, read=read_pages, suffixes=suffixes)
+    return run_step(keep_readable, "web_pages", options, given, suffixes=SUFFIXES, read=read_web)
 
 
 if __name__ == "__main__":

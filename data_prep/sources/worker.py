@@ -10,15 +10,27 @@ import multiprocessing
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
+
+from data_prep.documents import Document
+from data_prep.pipeline.shards import ShardWriter
 
 MEMORY_BYTES = 4 << 30  # address space of the child
 
 
 class Unreadable(Exception):
     """A page or book that cannot be used. The message is a short fixed reason, by which the funnel counts."""
+
+
+def keep_readable(found: Iterator[tuple[Document, str]], shard: ShardWriter, options: dict[str, Any]) -> None:
+    """The function of a step: keeps documents, and drops those that come with a reason."""
+    for document, reason in found:
+        if reason:
+            shard.reject(document, reason, document.meta.get("file") or document.meta.get("url", ""))
+        else:
+            shard.keep(document)
 
 
 class Worker(contextlib.AbstractContextManager):

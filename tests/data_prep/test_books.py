@@ -1,4 +1,5 @@
 """Books in PDF, with text, scanned or mixed, and the output of OCR engines become documents."""
+import functools
 import os
 import shutil
 import subprocess
@@ -95,8 +96,8 @@ def test_scanned_pages_are_read_and_finished_groups_are_not_read_again(tmp_path,
 
 def test_pages_that_ocr_fails_on_are_counted(tmp_path, monkeypatch):
     write_pdf(tmp_path / "mixed.pdf", 4, scanned=(1, 2))
-
-    monkeypatch.setattr(books, "OCR_OPTIONS", ["--no-such-option"])
+    fail = functools.partial(subprocess.run, ["false"], check=True)
+    monkeypatch.setattr(subprocess, "run", lambda command, **settings: fail())
     document, = read(tmp_path / "out", tmp_path / "mixed.pdf")[0]
     assert document.meta["read"] == {"text": 2, "not read": 2}
 

@@ -131,7 +131,8 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         if "kept" in folders and ("shards" in folders or "funnel.json" in files):
             folders[:], files = ["kept"], []  # a step's output folder: skip what it dropped
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")  # and not a link to a folder above
+                      and not Path(root).resolve().is_relative_to(Path(root, name).resolve())]
         for path in (Path(root, name) for name in files):
             wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(shard_name(path))
             if wiki or path.name.lower().endswith(suffixes):

@@ -111,6 +111,7 @@ def test_an_unusable_file_is_one_line(tmp_path, name, data, options, message):
 
 def test_linked_folders_are_read_and_unreadable_ones_are_an_error(tmp_path, monkeypatch):
     write(tmp_path / "real" / "a.jsonl", {"text": "a"})
+    (tmp_path / "real" / "above").symlink_to(tmp_path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to(tmp_path / "real")
     assert find_inputs([tmp_path / "in"]) == [tmp_path / "in" / "link" / "a.jsonl"]

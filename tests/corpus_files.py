@@ -19,8 +19,8 @@ def read_folder(folder: Path) -> list[dict]:
 
 
 def run(main: Callable, out: Path, *arguments: object) -> tuple[list[Document], dict[str, int]]:
-    """Run a step's command: the documents that it kept, and the number dropped for each reason."""
-    main([*map(str, arguments), "--out", str(out)])
+    """Run a command on English files: the documents that it kept, and the number dropped for each reason."""
+    main([*map(str, arguments), "--out", str(out), "--language", "en"])
     dropped = json.loads((out / "funnel.json").read_text())["dropped"]
     return ([Document(**record) for record in read_folder(out / "kept")],
             {reason: entry["documents"] for reason, entry in dropped.items()})

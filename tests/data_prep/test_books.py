@@ -18,6 +18,7 @@ pytest.importorskip("ocrmypdf")
 fpdf = pytest.importorskip("fpdf")
 needs_tesseract = pytest.mark.skipif(not shutil.which("tesseract"), reason="Tesseract is not installed")
 
+read = functools.partial(run, books.main)
 SENTENCES = ["Heart failure with reduced ejection fraction is treated with four classes of drugs",
              "Patients should be weighed every day, because a sudden gain of weight often means congestion",
              "The long-term outcome depends on the cause, on renal function and on adherence to therapy",
@@ -47,10 +48,6 @@ def write_pdf(path: Path, pages: int, scanned: tuple[int, ...] = ()) -> None:
             book.add_page()
             book.image(picture, 0, 0, book.w, book.h)
     path.write_bytes(bytes(book.output()))
-
-
-def read(out: Path, *arguments: object) -> tuple[list[Document], dict[str, int]]:
-    return run(books.main, out, *arguments, "--language", "en")
 
 
 def test_a_long_book_loses_running_heads_front_and_back_matter_and_is_split(tmp_path, monkeypatch):

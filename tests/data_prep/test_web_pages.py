@@ -1,4 +1,5 @@
 """Saved web pages: the main text without boilerplate; a bad page or archive costs only itself."""
+import functools
 import gzip
 import io
 import os
@@ -10,7 +11,6 @@ import pytest
 from corpus_files import run
 
 from data_prep import web_pages
-from data_prep.documents import Document
 from data_prep.sources.worker import Unreadable, Worker
 from mmed.languages import get_language
 from mmed.utils.errors import UserError
@@ -19,6 +19,7 @@ pytest.importorskip("trafilatura", exc_type=ImportError)  # extra web
 statusandheaders = pytest.importorskip("warcio.statusandheaders")
 warcwriter = pytest.importorskip("warcio.warcwriter")
 
+read = functools.partial(run, web_pages.main)
 CHARSETS = {"en": "utf-8", "es": "iso-8859-1", "ru": "windows-1251", "zh": "gb2312", "ja": "shift_jis"}
 PAGE = """<!DOCTYPE html><html lang="{code}"><head><meta charset="{charset}"><title>{title} | Site</title>
 <meta property="article:published_time" content="2023-11-04T08:00:00+01:00">
@@ -39,10 +40,6 @@ def site_page(code: str = "en", paragraph: str = "") -> bytes:
 
 SENTENCE = get_language("en").medical_sentence
 PAGES = {f"page{n}.html": site_page("en", f"Paragraph {n}. {SENTENCE}") for n in range(3)}
-
-
-def read(out: Path, *arguments: object) -> tuple[list[Document], dict[str, int]]:
-    return run(web_pages.main, out, *arguments, "--language", "en")
 
 
 def write_folder(path: Path, pages: dict[str, bytes]) -> None:

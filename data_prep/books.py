@@ -82,7 +82,7 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
         if not given.is_dir():
             books += find_inputs([given])
             continue
-        found = sorted(find_inputs([given], SUFFIXES), key=lambda path: -SUFFIXES.index(path.suffix.lower()))
+        found = sorted(find_inputs([given], SUFFIXES), key=suffix_order, reverse=True)
         # Files that differ in the suffix only are copies; the first of SUFFIXES counts.
         for path in {path.with_suffix(""): path for path in found}.values():
             if path.suffix.lower() == ".pdf":
@@ -92,6 +92,11 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         books.append(write_list(out / "lists" / f"{name}{LIST}", sorted(pages, key=page_order), folder))
     return sorted(books)
+
+
+def suffix_order(path: Path) -> int:
+    suffix = path.suffix.lower()
+    return SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)  # none in the name ".txt"
 
 
 def page_order(path: Path) -> str:
@@ -116,9 +121,10 @@ def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker:
 
 
 def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, worker: Worker) -> bool:
-    """Writes `done`, a PDF of these pages with the text that OCR reads; False if OCRmyPDF fails on them."""
+    """Writes `done`, a PDF of these pages with the text that OCR reads; False if this fails."""
     pictures, unfinished = done.with_suffix(".in"), done.with_suffix(".part")
-    worker.call(save_pages, path, numbers, pictures)
+    if not worker.call(save_pages, path, numbers, pictures):
+        return False
     command = [sys.executable, "-m", "ocrmypdf", *OCR_OPTIONS, "--language", language, pictures, unfinished]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True,
@@ -147,9 +153,14 @@ def read_lines(path: Path, work: Path, options: dict[str, Any]) -> tuple[list[li
         if wanted and options["ocr"]:
             recognised = ocr_pages(path, wanted, work, get_language(options["language"]).ocr_code, worker)
     how = Counter({"front or back matter": len(pages) - len(inner)})
+    lines = []
     for number in inner:
-        how["ocr" if number in recognised else "not read" if number in wanted else "text"] += 1
-    return [tidy_lines(recognised.get(number, pages[number]).lines) for number in inner], +how
+        page, failed = recognised.get(number, pages[number]), number in wanted and number not in recognised
+        useless = failed and page.letters < 0.5 * len(page.text)  # a bad OCR layer
+        lines.append([] if useless else tidy_lines(page.lines))
+        read, unread = ("ocr" if number in recognised else "text"), ("not read" if failed else "blank")
+        how[read if lines[-1] else unread] += 1
+    return lines, +how
 
 
 def split_parts(paragraphs: list[str]) -> list[list[str]]:
@@ -170,17 +181,17 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any],
     meta |= {"licence": options["licence"]} if options["licence"] else {}
     try:
         pages, how = read_lines(path, work, options)
+        funnel.details.update({f"pages: {kind}": count for kind, count in how.items()})
+        meta |= {"pages": sum(how.values()), "read": dict(how)}
         parts = split_parts(join_lines(remove_running_heads(pages), language.spaced))
         if not parts:
             raise Unreadable("no text")
     except Unreadable as error:
         yield Document("", language.code, options["source"], name, meta), str(error)
         return
-    funnel.details.update({f"pages: {kind}": count for kind, count in how.items()})
-    meta |= {"pages": sum(how.values()), "read": dict(how), "parts": len(parts)}
     for number, part in enumerate(parts, 1):
         yield Document(normalise_text("\n".join(part)), language.code, options["source"], f"{name}:{number}",
-                       {**meta, "part": number}), ""
+                       {**meta, "part": number, "parts": len(parts)}), ""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ Call these functions in a child process (worker.py): PDFium is C++, and the file
 """
 from __future__ import annotations
 
+import ctypes
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
@@ -73,30 +74,36 @@ def pdf_lines(page: Any, raw: Any) -> Iterator[Line]:
             places = [place for place, unit in line.items() if unit.strip(" \xa0\0")]
             text = "".join(line.values()).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
             if places:
-                yield Line(text.strip(), *place_line(page, textpage, places[0], places[-1]))
+                yield Line(text.strip(), *place_line(page, textpage, raw, places[0], places[-1]))
             line = {}
 
 
-def place_line(page: Any, textpage: Any, first: int, last: int) -> tuple[float, ...]:
+def place_line(page: Any, textpage: Any, raw: Any, first: int, last: int) -> tuple[float, ...]:
     """(left, right, base, size) of the line from its first to its last character, on the page as shown."""
     width, height = page.get_size()
-    corners: list[tuple[float, float]] = []
+    origin_x, origin_y = ctypes.c_double(), ctypes.c_double()
+    points: list[tuple[float, float]] = []
     for index in (first, last):
+        raw.FPDFText_GetCharOrigin(textpage, index, origin_x, origin_y)
         left, bottom, right, top = textpage.get_charbox(index, loose=True)
-        for x, y in ((left, bottom), (right, top)):
+        for x, y in ((origin_x.value, origin_y.value), (left, bottom), (right, top)):
             turned = {90: (y, height - x), 180: (width - x, height - y), 270: (width - y, x)}
-            corners.append(turned.get(page.get_rotation(), (x, y)))
-    across, heights = zip(*corners)
-    size = max(abs(heights[1] - heights[0]), abs(heights[3] - heights[2]))
+            points.append(turned.get(page.get_rotation(), (x, y)))
+    across, heights = zip(*points)
+    size = max(abs(heights[2] - heights[1]), abs(heights[5] - heights[4]))
     return tuple(round(value, 2) for value in (min(across), max(across), height - heights[0], size))
 
 
-def save_pages(path: Path, numbers: list[int], target: Path) -> None:
-    """Writes some pages of a PDF, counted from 0, into a PDF of their own."""
+def save_pages(path: Path, numbers: list[int], target: Path) -> bool:
+    """Writes some pages of a PDF, counted from 0, into a PDF of their own; False if PDFium fails on them."""
     pdfium = require_extra("pypdfium2", "books")
-    with pdfium.PdfDocument(path) as document, pdfium.PdfDocument.new() as part:
-        part.import_pages(document, numbers)
-        part.save(target)
+    try:
+        with pdfium.PdfDocument(path) as document, pdfium.PdfDocument.new() as part:
+            part.import_pages(document, numbers)
+            part.save(target)
+    except pdfium.PdfiumError:
+        return False
+    return True
 
 
 def read_ocr_text(paths: list[Path]) -> list[Page]:

@@ -23,8 +23,10 @@ from scrapy.linkextractors import LinkExtractor
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from data_prep.documents import Funnel
 from data_prep.web_pages import read_pages
 
+PART_BYTES = 256 << 20  # then the next WARC file begins
 LONGEST_DELAY = 600.0  # seconds between two requests, whatever a host asks for
 RETRY_AFTER = 10.0  # seconds, if a busy host does not say
 BODY_HEADERS = ("content-encoding", "transfer-encoding", "content-length")  # true before unpacking
@@ -43,14 +45,12 @@ class SiteSpider(scrapy.Spider):
             path.rename(path.with_suffix(""))
         self.saved = {response.url for response in self.saved_responses()}
         self.counts = Counter(map(host_of, self.saved))
-        self.path = folder / f"pages-{len(list(folder.glob('*.warc.gz'))):05}.warc.gz"
-        self.file = open(f"{self.path}.open", "wb")  # until it is complete
-        self.writer = WARCWriter(self.file, gzip=True)
+        self.file: Any = None  # which ends in .open until it is complete
 
     def saved_responses(self) -> Iterator[HtmlResponse]:
         """The pages saved so far; a killed run leaves a part of the last one, which is left out."""
         for path in sorted(self.folder.glob("*.warc.gz")):
-            for page in read_pages(path):
+            for page in read_pages(path, Funnel()):
                 if not page.problem:
                     yield HtmlResponse(page.meta["url"], headers=page.headers, body=page.body)
 
@@ -78,6 +78,10 @@ class SiteSpider(scrapy.Spider):
         return url.startswith(self.under or "") and url.partition("#")[0] not in self.saved
 
     def save(self, response: HtmlResponse) -> None:
+        if self.file is None:
+            self.path = self.folder / f"pages-{len(list(self.folder.glob('*.warc.gz'))):05}.warc.gz"
+            self.file = open(f"{self.path}.open", "wb")
+            self.writer = WARCWriter(self.file, gzip=True)
         headers = [(name, value) for name, value in response.headers.to_unicode_dict().items()
                    if name.lower() not in BODY_HEADERS]
         headers.append(("Content-Length", str(len(response.body))))
@@ -87,14 +91,16 @@ class SiteSpider(scrapy.Spider):
         self.file.flush()
         self.saved.add(response.url)
         self.counts[host_of(response.url)] += 1
+        if self.file.tell() > PART_BYTES:
+            self.closed()
 
-    def closed(self, reason: str) -> None:
-        os.fsync(self.file.fileno())
-        self.file.close()
-        if os.path.getsize(self.file.name):
+    def closed(self, reason: str = "") -> None:
+        """Complete the WARC file; Scrapy calls this at the end."""
+        if self.file is not None:
+            os.fsync(self.file.fileno())
+            self.file.close()
             os.replace(self.file.name, self.path)
-        else:
-            os.remove(self.file.name)
+            self.file = None
 
 
 def host_of(url: str) -> str:

@@ -97,6 +97,7 @@ def test_pages_that_ocr_fails_on_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda command, **settings: fail())
     document, = read(tmp_path / "out", tmp_path / "mixed.pdf")[0]
     assert document.meta["read"] == {"text": 2, "not read": 2}
+    assert not books.save_pages(tmp_path / "mixed.pdf", [9], tmp_path / "page.pdf")  # an error of PDFium
 
 
 def test_a_folder_of_page_files_of_another_ocr_engine_is_a_book(tmp_path):

@@ -34,9 +34,9 @@ KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), (".gz", ".bz2", ".xz", ".zst"
 SUFFIXES = tuple(kind + packed for kind in KINDS for packed in ("", *PACKED))
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
-NO_TEXT = "no text (see --text_field)"
+NO_TEXT = "no text"
 _NAME = re.compile(r"(.+?)({})?(?:{})?".format(*("|".join(map(re.escape, ends)) for ends in (KINDS, PACKED))),
-                   re.IGNORECASE)  # name, kind
+                   re.IGNORECASE | re.DOTALL)  # name, kind
 _WIKIEXTRACTOR = re.compile(r"wiki_\d+")  # its JSON files have no suffix
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -128,11 +128,16 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise error
 
+    seen: set[str] = set()
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # linked twice, or a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
         if "kept" in folders and ("shards" in folders or "funnel.json" in files):
             folders[:], files = ["kept"], []  # a step's output folder: skip what it dropped
-        folders[:] = [name for name in folders if not name.startswith(".")  # and not a link to a folder above
-                      and not Path(root).resolve().is_relative_to(Path(root, name).resolve())]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(root, name) for name in files):
             wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(shard_name(path))
             if wiki or path.name.lower().endswith(suffixes):
@@ -144,8 +149,9 @@ def write_list(target: Path, files: list[Path], folder: Path) -> Path:
     lines = b""
     for path in files:
         facts = path.stat()
-        lines += json_line({"path": os.path.abspath(path), "file": os.path.relpath(path, folder),
-                            "bytes": facts.st_size, "changed": facts.st_mtime_ns})
+        entry = {"path": os.path.abspath(path), "file": os.path.relpath(path, folder),
+                 "bytes": facts.st_size, "changed": facts.st_mtime_ns}
+        lines += json.dumps(entry).encode() + b"\n"  # escapes keep names that are not UTF-8
     if not target.exists() or target.read_bytes() != lines:
         with atomic_write(target, "wb") as file:
             file.write(lines)
@@ -177,16 +183,26 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
 
     name, kind = _NAME.fullmatch(Path(path).name).groups("")
     fields = (text_field,) if text_field else TEXT_FIELDS
+    found, other_keys = 0, []
     for number, record in read_records(Path(path), kind.lower(), bad, paragraphs):
         try:
-            yield _document(record, fields, f"{name}:{number}", language, source, licence)
+            text = _take_text(record, fields)
+        except KeyError:
+            other_keys = list(record)
+            bad(NO_TEXT, number, 0)
+            continue
+        found += 1
+        try:
+            yield _document(text, record, f"{name}:{number}", language, source, licence)
         except BadRecord as error:
-            bad(str(error), number, 0)
+            bad(str(error), number, len(text) if isinstance(text, str) else 0)
+    if other_keys and not found:
+        raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
+                        f"{', '.join(other_keys)}; name the text field with --text_field")
 
 
-def _document(record: dict[str, Any], fields: tuple[str, ...], default_id: str, language: str, source: str,
+def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,
               licence: str) -> Document:
-    text = _take_text(record, fields)
     if not isinstance(text, str):
         raise BadRecord(NO_TEXT if text is None else "text is not a string")
     text = normalise_text(text)
@@ -211,14 +227,14 @@ def _document(record: dict[str, Any], fields: tuple[str, ...], default_id: str, 
 
 
 def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
-    """Remove and return the first of these fields that the record has; None if it has none."""
+    """Remove and return the first of these fields that the record has; KeyError if it has none."""
     for key in fields:
         outer, _, inner = key.partition(".")
         if key in record:
             return record.pop(key)
         if inner and isinstance(record.get(outer), dict):
             return _take_text(record[outer], (inner,))
-    return None
+    raise KeyError
 
 
 @contextlib.contextmanager

@@ -22,9 +22,9 @@ from typing import Any
 from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import check_file, finite
 
-MAX_LINE_BYTES = 1 << 29  # bounds memory; longer lines, texts and arrays are skipped
+MAX_LINE_BYTES = 1 << 29  # bounds memory; longer lines are skipped
 MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` needs, as published dumps do
-PARQUET_ROWS = 64  # in memory at a time
+BATCH_BYTES = 1 << 26  # about this much of a parquet file is in memory
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
 WHOLE_JSON = re.compile(rb"\[|\{\s*\n")  # an array, or an object over several lines
 UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by a file's first bytes
@@ -52,7 +52,9 @@ def read_records(path: Path, kind: str, bad: Callable[[str, int, int], None],
                     yield number, record
         except BadRecord as error:  # a file that is one JSON value
             bad(str(error), 1, 0)
-        except DAMAGE:
+        except DAMAGE as error:
+            if getattr(error, "errno", None):  # the disk or the network has failed, not the file
+                raise
             bad(DAMAGED, 0, 0)
 
 
@@ -102,16 +104,24 @@ def _numbered_items(file: Any, path: Path, kind: str, paragraphs: bool) -> Itera
     """The texts of a .txt file and the lines of a JSON file as bytes, or values."""
     start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
     if kind == ".parquet" or start.startswith(b"PAR1"):
-        return enumerate(_parquet_rows(path), 1)
+        return _parquet_rows(path)
     if kind == ".txt":
-        return _paragraphs(file) if paragraphs else [(1, file.read(MAX_LINE_BYTES))]
+        return _paragraphs(file) if paragraphs else [(1, _read_all(file, path))]
     if WHOLE_JSON.match(start):
-        value = _parse(file.read(MAX_LINE_BYTES))
+        value = _parse(_read_all(file, path))
         return enumerate(value if isinstance(value, list) else [value], 1)
     if kind in JSON_LINES or start[:1] in (b"{", b""):
         return _lines(file)
     raise UserError(f"{path}: neither JSON lines nor parquet, and not named .txt; unpack archives, and give "
                     "wikiextractor --json")
+
+
+def _read_all(file: Any, path: Path) -> bytes:
+    data = file.read(MAX_LINE_BYTES)
+    if len(data) == MAX_LINE_BYTES:
+        raise UserError(f"{path}: longer than {MAX_LINE_BYTES >> 20} MiB; convert it to JSON lines, or read "
+                        "a .txt file with --paragraphs")
+    return data
 
 
 def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
@@ -136,21 +146,56 @@ def _paragraphs(file: Any) -> Iterator[tuple[int, bytes]]:
             yield numbers[0], b"".join(parts).rstrip(b"\r\n")
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows as JSON would hold them: bytes, dates and decimals as text."""
-    def as_text(value: Any) -> str:
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-    pyarrow = require_extra("pyarrow", "parquet")
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Numbered rows; the rest of a damaged row group is one `BadRecord`, and the next group is read."""
+    pyarrow, first = require_extra("pyarrow", "parquet"), 1
+    damage = (pyarrow.ArrowException, OSError)
     try:
-        with require_extra("pyarrow.parquet", "parquet").ParquetFile(path) as file:
-            for row in chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(PARQUET_ROWS)):
-                yield _parse(json.dumps(row, default=as_text).encode())
-    except (pyarrow.ArrowException, UnicodeDecodeError):
+        file = require_extra("pyarrow.parquet", "parquet").ParquetFile(path)
+    except damage:
         raise EOFError from None
+    with file:
+        for group in range(file.num_row_groups):
+            facts = file.metadata.row_group(group)
+            size = max(1, min(256, facts.num_rows * BATCH_BYTES // max(1, facts.total_byte_size)))
+            number = first
+            try:
+                for row in chain.from_iterable(map(_batch_rows, file.iter_batches(size, [group]))):
+                    yield number, row
+                    number += 1
+            except pyarrow.ArrowNotImplementedError as error:
+                raise UserError(f"{path}: pyarrow cannot read this file: {error}") from None
+            except damage:
+                yield number, BadRecord(DAMAGED)
+            first += facts.num_rows
+
+
+def _batch_rows(batch: Any) -> Iterator[Any]:
+    """Rows as JSON would hold them; a `BadRecord` in place of one that is not UTF-8."""
+    try:
+        yield from map(_plain, batch.to_pylist())
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            yield BadRecord("not UTF-8")
+        else:
+            for row in range(batch.num_rows):
+                yield from _batch_rows(batch.slice(row, 1))
+
+
+def _plain(value: Any) -> Any:
+    """Nested columns as they are; NaN as null; bytes, dates and decimals as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return finite(value) if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def _to_record(item: Any, kind: str) -> dict[str, Any]:
+    if isinstance(item, BadRecord):
+        raise item
     if isinstance(item, bytes):
         item = {"text": _decode(item)} if kind == ".txt" else _parse(item)
     elif isinstance(item, str):  # in an array, as in Apollo's corpus

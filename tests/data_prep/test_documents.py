@@ -41,6 +41,10 @@ def write_parquet(path: Path, rows: list[dict]) -> Path:
 
 
 def zstd(data: bytes) -> bytes:
+    return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
+
+
+def long_zstd(data: bytes) -> bytes:
     """With a long window, after a frame to skip."""
     zstandard = pytest.importorskip("zstandard")
     parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
@@ -59,7 +63,7 @@ def test_normalising_twice_changes_nothing_and_lines_are_one_line(text):
     assert len(line.decode().splitlines()) == 1
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zstd])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zstd, long_zstd])
 def test_packing_is_recognised_by_content(tmp_path, pack):
     data = pack(json_line({"text": "one"})) + pack(json_line({"text": "two"}))  # two frames
     assert read(tmp_path / "c4-en.00000-of-00001.json.gz", data) == (["one", "two"], {})
@@ -102,18 +106,25 @@ def test_published_forms_are_read(tmp_path, name, data, expected, dropped):
     ("wiki_00", b'<doc id="1">\nA\n</doc>\n', {}, "neither JSON lines nor parquet.*wikiextractor --json"),
     ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", {},
      "Git LFS pointer"),
+    ("a.json", b'[{"text": "one"}]' + b" " * 100, {}, r"a\.json: longer than 0 MiB; .* JSON lines"),
+    ("a.txt", b"a" * 100, {}, r"a\.txt: longer than 0 MiB; .*--paragraphs"),
+    ("a.jsonl", b'{"body": "a", "url": "u"}\n' * 3, {},
+     "no field text or content or raw_content in .*have: body, url; .*--text_field"),
+    ("a.jsonl", b'{"page": {"body": "a"}}', {"text_field": "story"}, "no field story"),
     ("a.jsonl", b'{"text": "good"}\nnot json', {"strict": True},
      r"a\.jsonl:2: not JSON; fix the file, or omit --strict")])
-def test_an_unusable_file_is_one_line(tmp_path, name, data, options, message):
+def test_an_unusable_file_is_one_line(tmp_path, monkeypatch, name, data, options, message):
+    monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 100)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name, data, **options)
 
 
-def test_linked_folders_are_read_and_unreadable_ones_are_an_error(tmp_path, monkeypatch):
+def test_linked_folders_are_read_once_and_unreadable_ones_are_an_error(tmp_path, monkeypatch):
     write(tmp_path / "real" / "a.jsonl", {"text": "a"})
     (tmp_path / "real" / "above").symlink_to(tmp_path)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "link").symlink_to(tmp_path / "real")
+    for name in ("link", "second"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "real")
     assert find_inputs([tmp_path / "in"]) == [tmp_path / "in" / "link" / "a.jsonl"]
     monkeypatch.setattr(os, "scandir", lambda folder: os.stat(f"{folder}/nothing"))
     with pytest.raises(FileNotFoundError):
@@ -127,8 +138,22 @@ def test_parquet_with_nested_columns_is_read_up_to_damage(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", rows)
     document, = read_documents(path)
     assert document.meta == {"a": [{"b": None, "c": 1}], "quality": [0.5, None], "raw": "x\ufffd"}
-    assert document.id == "7" and read(path) == (["one"], {"no text (see --text_field)": 1})
+    assert document.id == "7" and read(path) == (["one"], {"no text": 1})
     assert read(path, path.read_bytes()[:-20]) == ([], {DAMAGED: 1})
+
+
+def test_of_a_damaged_parquet_file_the_rest_is_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    path, texts = tmp_path / "a.parquet", [b"one", b"caf\xe9", b"three", b"damaged", b"last"]
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    column = pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table([column], schema), path, 3, use_dictionary=False)
+    groups = pyarrow.parquet.ParquetFile(path).metadata
+    start = groups.row_group(1).column(0).data_page_offset
+    data = path.read_bytes()
+    damaged = data[:start] + b"\xff" * 10 + data[start + 10:]
+    assert read(path) == (["one", "three", "damaged", "last"], {"not UTF-8": 1})
+    assert read(path, damaged) == (["one", "three"], {"not UTF-8": 1, DAMAGED: 1})
 
 
 def test_text_in_a_nested_field_is_read(tmp_path):
@@ -158,9 +183,8 @@ def test_bad_records_are_counted(tmp_path, monkeypatch):
              b'{"text": "%b"}' % (b"long" * 200_000), b'{"text": "last"}']
     path = tmp_path / "a.jsonl"
     assert read(path, b"\n".join(lines)) == (["good", "nan", "last"], {
-        "not JSON": 2, "not an object": 1, "not UTF-8": 1, "empty text": 1, "no text (see --text_field)": 1,
+        "not JSON": 2, "not an object": 1, "not UTF-8": 1, "empty text": 1, "no text": 1,
         "text is not a string": 1, "longer than 0 MiB": 1})
-    assert read(tmp_path / "a.txt", b"a" * 200_000) == ([], {"longer than 0 MiB": 1})
     assert [(document.id, document.meta) for document in read_documents(path)][1] == ("a:8", {})
 
 
@@ -287,11 +311,11 @@ def test_an_error_names_the_input_and_a_second_run_is_rejected(folder, tmp_path)
 
 
 @pytest.mark.parametrize(("lines", "reason"), [
-    (["no json", "at all"], r"not JSON \(such as .*a\.jsonl:1\)"),
-    ([{"body": "a", "url": "u"}] * 2, r"no text \(see --text_field\) \(such as .*a\.jsonl:1\)")])
+    (["no json", "at all"], "not JSON"), ([{"text": None}] * 2, "no text")])
 def test_records_none_of_which_can_be_read_are_an_error(tmp_path, lines, reason):
     wrong, empty = write(tmp_path / "a.jsonl", *lines), write(tmp_path / "empty.jsonl")
-    with pytest.raises(UserError, match=f"none of 2 records could be read: 2 x {reason}"):
+    message = rf"none of 2 records could be read: 2 x {reason} \(such as .*a\.jsonl:1\)"
+    with pytest.raises(UserError, match=message):
         process_shards(keep_odd, [wrong], tmp_path / "out", {})
     assert process_shards(keep_odd, [empty], tmp_path / "none", {}).documents_in == 0
 

@@ -8,10 +8,11 @@ Out: documents of source "site". Their `meta` has url, title, date, licence, fil
 
 trafilatura (Barbaresi, ACL 2021 demo) decodes a page, removes menus, comments and other boilerplate, and
 finds its title, date and licence. What pages state about their language is often wrong and not read. Damage
-ends an archive: the pages before it are kept, and the rest is counted as one dropped document.
+ends a WARC: the pages before it are kept, and the rest is counted as one dropped document.
 """
 from __future__ import annotations
 
+import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -36,7 +37,9 @@ PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".arc", ".arc.gz", ".zip")
 SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
+HTML_NAME = re.compile(r"\.x?html?(?:[?@].*)?$", re.IGNORECASE)  # wget writes the query into the file's name
 HTML_TYPES = ("text/html", "application/xhtml+xml")
+OTHER = "records that are not HTML pages"
 # Below its MIN_EXTRACTED_SIZE of 250 characters trafilatura distrusts the main text and takes every paragraph
 # of the page, menus included. In Chinese or Japanese 250 characters are a long text (docs/corpus.md).
 SHORTEST_TEXT = 50
@@ -67,28 +70,36 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     return archives
 
 
-def read_pages(path: Path) -> Iterator[SavedPage]:
-    return {".zip": read_zip, ".jsonl": read_files}.get(path.suffix.lower(), read_warc)(path)
+def read_pages(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
+    return {".zip": read_zip, ".jsonl": read_files}.get(path.suffix.lower(), read_warc)(path, funnel)
 
 
-def read_files(path: Path) -> Iterator[SavedPage]:
+def read_files(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
     for _, entry in read_jsonl(path):
         with open(entry["path"], "rb") as file:
             yield page_of(file, {"file": entry["file"]})
 
 
-def read_zip(path: Path) -> Iterator[SavedPage]:
+def read_zip(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.lower().endswith(HTML_SUFFIXES):
-                    with archive.open(name) as file:
-                        yield page_of(file, {"file": name})
-    except (zipfile.BadZipFile, RuntimeError, *DAMAGE):  # RuntimeError: encrypted
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
         yield SavedPage(problem=DAMAGED)
+        return
+    with archive:
+        for entry in archive.infolist():
+            meta = {"file": entry.filename}
+            if not HTML_NAME.search(entry.filename):
+                funnel.add(OTHER)
+                continue
+            try:
+                with archive.open(entry) as file:
+                    yield page_of(file, meta)
+            except (zipfile.BadZipFile, RuntimeError, *DAMAGE):  # RuntimeError: encrypted
+                yield SavedPage(meta=meta, problem="archive entry damaged or encrypted")
 
 
-def read_warc(path: Path) -> Iterator[SavedPage]:
+def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
     iterate = require_extra("warcio.archiveiterator", "web").ArchiveIterator
     failed = require_extra("warcio.exceptions", "web").ArchiveLoadFailed
     # warcio 1.8 crashes with brotli 1.2; trafilatura unpacks such pages
@@ -96,7 +107,10 @@ def read_warc(path: Path) -> Iterator[SavedPage]:
     with open_packed(path) as file:
         try:
             stream = SimpleNamespace(read=file.read1, tell=file.tell)  # read1: all that comes before damage
-            for record in filter(is_html_page, iterate(stream, arc2warc=True)):
+            for record in iterate(stream, arc2warc=True):
+                if not is_html_page(record):
+                    funnel.add(OTHER)
+                    continue
                 meta = {key: record.rec_headers.get_header(name)
                         for key, name in (("url", "WARC-Target-URI"), ("fetched", "WARC-Date"))}
                 page = page_of(record.content_stream(), meta, dict(record.http_headers.headers))
@@ -111,7 +125,7 @@ def is_html_page(record: Any) -> bool:
     headers = record.http_headers  # none in the record of a DNS look-up
     if record.rec_type != "response" or headers is None or headers.get_statuscode() != "200":
         return False
-    return headers.get_header("Content-Type", "text/html").lower().startswith(HTML_TYPES)
+    return (headers.get_header("Content-Type") or "text/html").lower().startswith(HTML_TYPES)
 
 
 def page_of(stream: Any, meta: dict[str, str], headers: dict[str, str] | None = None) -> SavedPage:
@@ -140,7 +154,7 @@ def extract(body: bytes, url: str = "") -> dict[str, str]:
 def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[tuple[Document, str]]:
     """The documents of the pages in an archive or list, or without text and the reason for it."""
     with Worker(PAGE_SECONDS) as worker:
-        for number, page in enumerate(read_pages(path), 1):
+        for number, page in enumerate(read_pages(path, funnel), 1):
             facts = {**page.meta, "licence": options["licence"]}
             meta = {key: value for key, value in facts.items() if value}
             name = f"{shard_name(path)}:{number}"

@@ -13,6 +13,7 @@ import pytest
 from repository import ROOT
 from stub_server import LocalHandler, LocalServer
 
+from data_prep.documents import Funnel
 from data_prep.fetch_site import main
 from data_prep.web_pages import read_pages
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, UsageError
@@ -63,7 +64,8 @@ def crawl(site: Site, out: Path, *more: str, start: str = "/") -> int:
 
 def saved(out: Path) -> dict[str, bytes]:
     """{path: body} of the pages in the WARC files; no complete page is there twice."""
-    pages = [page for path in sorted(out.glob("*.warc.gz")) for page in read_pages(path) if not page.problem]
+    pages = [page for path in sorted(out.glob("*.warc.gz")) for page in read_pages(path, Funnel())
+             if not page.problem]
     found = {urlsplit(page.meta["url"]).path: page.body for page in pages}
     assert len(found) == len(pages)
     return found
@@ -141,6 +143,14 @@ def test_a_later_answer_does_not_end_a_retry_after():
         response = scrapy.http.Response(request.url, status, {"Retry-After": seconds})
         site_spider.Politeness(crawler).process_response(request, response)
     assert slot.lastseen - time.monotonic() == pytest.approx(7, abs=0.5)
+
+
+def test_a_warc_file_has_a_limited_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(site_spider, "PART_BYTES", 0)
+    spider = site_spider.SiteSpider([], (), 9, tmp_path)
+    for name in ("a", "b"):
+        spider.save(scrapy.http.HtmlResponse(f"http://example.org/{name}", body=b"<html>"))
+    assert len(list(tmp_path.glob("*.warc.gz"))) == 2 and set(saved(tmp_path)) == {"/a", "/b"}
 
 
 def test_an_unreadable_robots_txt_forbids_everything(tmp_path):

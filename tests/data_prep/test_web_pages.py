@@ -2,6 +2,7 @@
 import functools
 import gzip
 import io
+import json
 import os
 import time
 import zipfile
@@ -121,8 +122,9 @@ def test_bad_pages_are_dropped_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(web_pages, "MAX_PAGE_BYTES", 100_000)
     write_folder(tmp_path / "site", {"a.html": site_page(), "b.html": b" \n", "c.html": b"<html></html>",
                                      "d.html": site_page("en", "x" * 200_000)})
+    (tmp_path / "site" / os.fsdecode(b"\xe9.html")).write_bytes(site_page())  # a name that is not UTF-8
     kept, dropped = read(tmp_path / "out", tmp_path / "site")
-    assert len(kept) == 1 and dropped == {"no main text": 2, "page too large": 1}
+    assert len(kept) == 2 and dropped == {"no main text": 2, "page too large": 1}
     with pytest.raises(UserError, match=r"site-00000:2 \(b.html\): no main text; omit --strict"):
         read(tmp_path / "strict", tmp_path / "site", "--strict")
 
@@ -139,6 +141,20 @@ def test_a_truncated_archive_keeps_what_comes_before(tmp_path, name):
         path.write_bytes(os.urandom(5000))
     with pytest.raises(UserError, match="1 x file truncated or damaged"):
         read(tmp_path / "noise", path)
+
+
+def test_a_damaged_entry_of_a_zip_costs_only_itself(tmp_path):
+    path = tmp_path / "site.zip"
+    write_zip(path, {"a.html?page=1": os.urandom(500), "b.html?page=2": site_page()})  # as wget names them
+    data = bytearray(path.read_bytes())
+    place = data.index(b"a.html?page=1") + 100
+    data[place:place + 20] = bytes(20)
+    path.write_bytes(data)
+    kept, dropped = read(tmp_path / "out", path)
+    assert dropped == {"archive entry damaged or encrypted": 1} and len(kept) == 1
+    assert kept[0].meta["file"] == "../sub/b.html?page=2"
+    details = json.loads((tmp_path / "out" / "funnel.json").read_text())["details"]
+    assert details == {"records that are not HTML pages": 1}
 
 
 def test_a_finished_list_is_not_read_again_until_a_page_changes(tmp_path):

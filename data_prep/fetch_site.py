@@ -50,10 +50,13 @@ def fetch(given: Any, seeds: list[str]) -> int:
     process = require_extra("scrapy.crawler", "crawl").CrawlerProcess(crawl_settings(given))
     site_spider = importlib.import_module("data_prep.sources.site_spider")
     crawler = process.create_crawler(site_spider.SiteSpider)
+    failures: list[Any] = []
     with one_run(Path(given.out)):
         process.crawl(crawler, seeds=seeds, under=tuple(seeds) * given.under, max_pages=given.max_pages,
-                      folder=Path(given.out))
+                      folder=Path(given.out)).addErrback(failures.append)
         process.start()
+    if failures:  # a file that cannot be read or written, before the first request
+        raise failures[0].value
     pages = crawler.spider.counts
     for host, count in sorted(pages.items()):
         print(f"{host}: {count:,} pages saved")

@@ -1,14 +1,13 @@
 """Books: turns PDF files, or the output of an OCR engine, into documents. The second source of MMedC.
 
 In:  PDF files and folders of them; .hocr, ALTO .xml and .txt files; folders of such page files, a book each.
-Out: a document of source "book" for each part of a book; OUT/kept, OUT/dropped, OUT/shards, OUT/funnel.json
-     as for every step (data_prep/pipeline/shards.py). OUT/work holds the pages that OCR has read.
+Out: documents of source "book", each of about PART characters, because later steps keep or drop whole
+     documents; folders as for every step (data_prep/pipeline/shards.py). OUT/work: what OCR has read.
 
     python -m data_prep.books shelf/ more/book.pdf --language ru --out books_ru --workers 8
 
 PDFium reads the text of a PDF. OCRmyPDF, which drives Tesseract, reads pages that are pictures, OCR_PAGES at
-a time: after a kill, the next start continues with the next group of pages. A book becomes documents of about
-PART characters, a chapter, because later steps keep or drop whole documents.
+a time: after a kill, the next start continues with the next group of pages.
 
 MMedLM: a book is scanned if letters and digits are less than half of its characters or fewer than 200 a page;
 of books with 100 pages or more only the pages 0.018 N + 3 < p < N - 5 are kept (pdf_ocr in their code).
@@ -33,18 +32,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name
-from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, fingerprint, run_step, shard_names
-from data_prep.sources.book_layout import Line, Page, clean, join_fragments, join_lines, remove_running_heads
-from data_prep.sources.ocr_text import SUFFIXES as OCR_SUFFIXES
-from data_prep.sources.ocr_text import read_ocr_text
-from data_prep.sources.pdf_text import read_pdf, save_pages
-from data_prep.sources.saved_pages import read_list, write_list
-from data_prep.sources.worker import Unreadable, Worker
+from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name, write_list
+from data_prep.pipeline.shards import add_shard_arguments, fingerprint, run_step, shard_names
+from data_prep.sources.book_layout import Line, join_lines, remove_running_heads, tidy_lines
+from data_prep.sources.book_pages import OCR_SUFFIXES, Page, read_ocr_text, read_pdf, save_pages
+from data_prep.sources.worker import Unreadable, Worker, keep_readable
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
+from mmed.utils.files import read_jsonl
 
-VERSION = 3  # raise it when the same book gives other text: finished books are then redone
+VERSION = 4  # raise it when the same book gives other text: finished books are then redone
 SUFFIXES = (".pdf", *OCR_SUFFIXES)
 LIST = ".jsonl"  # the page files of a book that is a folder
 OCR_PAGES = 20  # about a minute
@@ -59,8 +56,8 @@ PART = 50_000  # characters
 
 def is_scanned(pages: list[Page]) -> bool:
     """Whether a book has so little text that it must be a scan."""
-    characters, letters = sum(len(page.text) for page in pages), sum(page.letters for page in pages)
-    return letters < 0.5 * characters or letters < 200 * len(pages)
+    letters, characters = sum(page.letters for page in pages), sum(len(page.text) for page in pages)
+    return letters < max(0.5 * characters, 200 * len(pages))
 
 
 def text_pages(count: int) -> range:
@@ -78,32 +75,33 @@ def needs_ocr(page: Page, scanned: bool) -> bool:
 
 
 def find_books(inputs: list[str], out: Path) -> list[Path]:
-    """Return given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists.
-
-    Of files that differ in the suffix only, the first of SUFFIXES counts: the others are copies.
-    """
+    """Given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists."""
     books: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)
-    for given in inputs:
+    for given in map(Path, inputs):
+        if not given.is_dir():
+            books += find_inputs([given])
+            continue
         found = sorted(find_inputs([given], SUFFIXES), key=suffix_order, reverse=True)
-        for path in sorted({path.with_suffix(""): path for path in found}.values()):
-            if path.suffix.lower() == ".pdf" or path == Path(given):
+        # Files that differ in the suffix only are copies; the first of SUFFIXES counts.
+        for path in {path.with_suffix(""): path for path in found}.values():
+            if path.suffix.lower() == ".pdf":
                 books.append(path)
             else:
                 folders[path.parent].append(path)
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         books.append(write_list(out / "lists" / f"{name}{LIST}", sorted(pages, key=page_order), folder))
-    return books
+    return sorted(books)
 
 
 def suffix_order(path: Path) -> int:
     suffix = path.suffix.lower()
-    return SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)
+    return SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)  # none in the name ".txt"
 
 
-def page_order(path: Path) -> list[str]:
+def page_order(path: Path) -> str:
     """Sort key that puts page2 before page10."""
-    return [part.zfill(12) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    return re.sub(r"\d+", lambda number: number[0].zfill(12), path.name)
 
 
 def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker: Worker) -> dict[int, Page]:
@@ -123,46 +121,43 @@ def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker:
 
 
 def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, worker: Worker) -> bool:
-    """Writes `done`, a PDF of these pages with the text that OCR reads; False if OCRmyPDF fails on them."""
+    """Writes `done`, a PDF of these pages with the text that OCR reads; False if this fails."""
     pictures, unfinished = done.with_suffix(".in"), done.with_suffix(".part")
-    worker.call(save_pages, path, numbers, pictures)
+    if not worker.call(save_pages, path, numbers, pictures):
+        return False
     command = [sys.executable, "-m", "ocrmypdf", *OCR_OPTIONS, "--language", language, pictures, unfinished]
-    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}  # one core per book
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, env=environment,
-                       timeout=2 * OCR_SECONDS * len(numbers))
+        subprocess.run(command, check=True, capture_output=True, text=True,
+                       timeout=2 * OCR_SECONDS * len(numbers), env={**os.environ, "OMP_THREAD_LIMIT": "1"})
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
         if getattr(error, "returncode", 0) == MISSING_DEPENDENCY:
-            raise UserError(f"OCR needs Tesseract and its data for {language} (Debian: tesseract-ocr, "
-                            "tesseract-ocr-...); --no_ocr skips pages without text. OCRmyPDF says: "
-                            + " ".join(error.stderr.split())) from None
+            raise UserError(f"OCR needs Tesseract and its data for {language}; --no_ocr skips pages without "
+                            f"text. OCRmyPDF says: {' '.join(error.stderr.split())}") from None
         return False
     os.replace(unfinished, done)
     pictures.unlink()
     return True
 
 
-def read_lines(path: Path, work: Path, options: dict[str, Any],
-               worker: Worker) -> tuple[list[list[Line]], Counter[str]]:
+def read_lines(path: Path, work: Path, options: dict[str, Any]) -> tuple[list[list[Line]], Counter[str]]:
     """Return the lines of each inner page, and how many pages were read in which way."""
-    if path.suffix.lower() == ".pdf":
-        pages = worker.call(read_pdf, path)
-    else:
-        files = [Path(entry["path"]) for entry in read_list(path)] if path.suffix == LIST else [path]
-        pages = worker.call(read_ocr_text, files)
-    inner, scanned = text_pages(len(pages)), is_scanned(pages)
-    wanted = [number for number in inner if needs_ocr(pages[number], scanned)]
-    recognised: dict[int, Page] = {}
-    if wanted and options["ocr"]:
-        recognised = ocr_pages(path, wanted, work, get_language(options["language"]).ocr_code, worker)
+    with Worker(BOOK_SECONDS) as worker:
+        if path.suffix.lower() == ".pdf":
+            pages = worker.call(read_pdf, path)
+        else:
+            listed = [Path(entry["path"]) for _, entry in read_jsonl(path)] if path.suffix == LIST else [path]
+            pages = worker.call(read_ocr_text, listed)
+        inner, scanned = text_pages(len(pages)), is_scanned(pages)
+        wanted = [number for number in inner if needs_ocr(pages[number], scanned)]
+        recognised: dict[int, Page] = {}
+        if wanted and options["ocr"]:
+            recognised = ocr_pages(path, wanted, work, get_language(options["language"]).ocr_code, worker)
     how = Counter({"front or back matter": len(pages) - len(inner)})
     lines = []
     for number in inner:
-        page = recognised.get(number, pages[number])
-        failed = number in wanted and number not in recognised
+        page, failed = recognised.get(number, pages[number]), number in wanted and number not in recognised
         useless = failed and page.letters < 0.5 * len(page.text)  # a bad OCR layer
-        cleaned = [line._replace(text=clean(line.text)) for line in page.lines if not useless]
-        lines.append(join_fragments(line for line in cleaned if line.text))
+        lines.append([] if useless else tidy_lines(page.lines))
         read, unread = ("ocr" if number in recognised else "text"), ("not read" if failed else "blank")
         how[read if lines[-1] else unread] += 1
     return lines, +how
@@ -170,41 +165,33 @@ def read_lines(path: Path, work: Path, options: dict[str, Any],
 
 def split_parts(paragraphs: list[str]) -> list[list[str]]:
     """Divide paragraphs into parts of about equal length, near PART characters."""
-    ends = list(itertools.accumulate(map(len, paragraphs)))
-    count = max(1, round(ends[-1] / PART)) if ends else 1
+    *starts, total = itertools.accumulate(map(len, paragraphs), initial=0)
+    count = max(1, round(total / PART))
     parts: dict[int, list[str]] = defaultdict(list)
-    for paragraph, end in zip(paragraphs, ends):
-        parts[(end - len(paragraph)) * count // ends[-1]].append(paragraph)
+    for paragraph, start in zip(paragraphs, starts):
+        parts[start * count // total].append(paragraph)
     return list(parts.values())
 
 
-def only_path(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Path]:
-    """Process one book, which is one shard."""
-    yield path
-
-
-def read_book(books: Iterator[Path], shard: ShardWriter, options: dict[str, Any], work: Path) -> None:
-    """Keep the parts of each book as documents, or drop a book that has no text."""
+def read_book(path: Path, funnel: Funnel, options: dict[str, Any],
+              work: Path) -> Iterator[tuple[Document, str]]:
+    """The parts of a book, or a document without text and the reason why the book cannot be used."""
     language = get_language(options["language"])
-    for path in books:
-        name, meta = shard_name(path), {"file": path.name.removesuffix(LIST)}
-        meta |= {"licence": options["licence"]} if options["licence"] else {}
-        try:
-            with Worker(BOOK_SECONDS) as worker:
-                pages, how = read_lines(path, work, options, worker)
-            for kind, count in how.items():
-                shard.funnel.add(f"pages: {kind}", count)
-            meta |= {"pages": sum(how.values()), "read": dict(how)}
-            parts = split_parts(join_lines(remove_running_heads(pages), language.spaced,
-                                           language.spaced and not language.right_to_left))
-            if not parts:
-                raise Unreadable("no text")
-        except Unreadable as error:
-            shard.reject(Document("", language.code, options["source"], name, meta), str(error), path.name)
-            continue
-        for number, part in enumerate(parts, 1):
-            shard.keep(Document(normalise_text("\n".join(part)), language.code, options["source"],
-                                f"{name}:{number}", {**meta, "part": number, "parts": len(parts)}))
+    name, meta = shard_name(path), {"file": path.name.removesuffix(LIST)}
+    meta |= {"licence": options["licence"]} if options["licence"] else {}
+    try:
+        pages, how = read_lines(path, work, options)
+        funnel.details.update({f"pages: {kind}": count for kind, count in how.items()})
+        meta |= {"pages": sum(how.values()), "read": dict(how)}
+        parts = split_parts(join_lines(remove_running_heads(pages), language.spaced))
+        if not parts:
+            raise Unreadable("no text")
+    except Unreadable as error:
+        yield Document("", language.code, options["source"], name, meta), str(error)
+        return
+    for number, part in enumerate(parts, 1):
+        yield Document(normalise_text("\n".join(part)), language.code, options["source"], f"{name}:{number}",
+                       {**meta, "part": number, "parts": len(parts)}), ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -221,8 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"language": get_language(given.language).code, "ocr": given.ocr, "version": VERSION}
     out = Path(given.out)
     given.inputs = find_books(given.inputs, out)
-    return run_step(functools.partial(read_book, work=out / "work"), "books", options, given, read=only_path,
-                    suffixes=SUFFIXES)
+    return run_step(keep_readable, "books", options, given, suffixes=SUFFIXES,
+                    read=functools.partial(read_book, work=out / "work"))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one d
      --text_field says (`a.b` is field b of the nested field a). `language` (or `lang`) may be written in any
      standard. `source`, `id` and `meta` are read; every other field goes into `meta`.
 Out: `Document`s one by one (`read_documents`), JSON lines (`line_writer`), counts by reason (`Funnel`).
-
-Memory holds one document, or one batch of a parquet file. A record that cannot be used is counted under its
-reason with file:line; with `strict` it stops the run. A file without any text is an error.
 """
 from __future__ import annotations
 
@@ -33,11 +30,13 @@ from mmed.utils.files import atomic_write
 FORMAT_VERSION = 3  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
-KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), ("", ".gz", ".bz2", ".xz", ".zst", ".zstd")
-SUFFIXES = tuple(kind + packed for kind in KINDS for packed in PACKED)
+KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), (".gz", ".bz2", ".xz", ".zst", ".zstd")
+SUFFIXES = tuple(kind + packed for kind in KINDS for packed in ("", *PACKED))
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
 NO_TEXT = "no text"
+_NAME = re.compile(r"(.+?)({})?(?:{})?".format(*("|".join(map(re.escape, ends)) for ends in (KINDS, PACKED))),
+                   re.IGNORECASE | re.DOTALL)  # name, kind
 _WIKIEXTRACTOR = re.compile(r"wiki_\d+")  # its JSON files have no suffix
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -51,8 +50,7 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"text": self.text, "language": self.language, "source": self.source, "id": self.id,
-                "meta": self.meta}
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def normalise_text(text: str) -> str:
@@ -83,10 +81,10 @@ class Funnel:
         self.documents_out += 1
         self.characters_out += characters
 
-    def drop(self, reason: str, characters: int, where: str = "") -> None:
+    def drop(self, reason: str, characters: int, where: str) -> None:
         self.documents_in += 1
         self.characters_in += characters
-        self._drop(reason, 1, characters, [where] if where else [])
+        self._drop(reason, 1, characters, [where])
 
     def _drop(self, reason: str, documents: int, characters: int, examples: list[str]) -> None:
         entry = self.dropped.setdefault(reason, {"documents": 0, "characters": 0, "examples": []})
@@ -117,9 +115,7 @@ def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
     """Expand folders into their sorted corpus files; for a step's output folder, use its kept/."""
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(_files_below(path, suffixes)) if path.is_dir() else [path]
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
+        inside = [path] if path.is_file() else sorted(_files_below(path, suffixes))
         if not inside:
             kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
             raise UserError(f"{path}: no corpus file in this folder (looked for {kinds})")
@@ -128,7 +124,7 @@ def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
 
 
 def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """The files with these suffixes, also below linked folders; a folder that cannot be read is an error."""
+    """The files with these suffixes, also below linked folders; OSError for a folder that cannot be read."""
     def fail(error: OSError) -> None:
         raise error
 
@@ -142,23 +138,29 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         if "kept" in folders and ("shards" in folders or "funnel.json" in files):
             folders[:], files = ["kept"], []  # a step's output folder: skip what it dropped
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(_split_name(name)[0])
-            if name.lower().endswith(suffixes) or wiki:
-                yield Path(root, name)
+        for path in (Path(root, name) for name in files):
+            wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(shard_name(path))
+            if wiki or path.name.lower().endswith(suffixes):
+                yield path
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Split a file name into (name without suffixes, kind)."""
-    for packed in PACKED[1:]:
-        name = name.removesuffix(packed)
-    kind = Path(name).suffix
-    return (name.removesuffix(kind), kind.lower()) if kind.lower() in KINDS else (name, kind)
+def write_list(target: Path, files: list[Path], folder: Path) -> Path:
+    """Make files one input of a step: a list with sizes and modification times, written if it changes."""
+    lines = b""
+    for path in files:
+        facts = path.stat()
+        entry = {"path": os.path.abspath(path), "file": os.path.relpath(path, folder),
+                 "bytes": facts.st_size, "changed": facts.st_mtime_ns}
+        lines += json.dumps(entry).encode() + b"\n"  # escapes keep names that are not UTF-8
+    if not target.exists() or target.read_bytes() != lines:
+        with atomic_write(target, "wb") as file:
+            file.write(lines)
+    return target
 
 
 def shard_name(path: Path) -> str:
     """The file name without corpus suffixes: a/en_00000.jsonl.gz gives en_00000."""
-    return _split_name(path.name)[0]
+    return _NAME.fullmatch(path.name)[1]
 
 
 def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
@@ -173,17 +175,16 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
     def bad(reason: str, number: int, size: int) -> None:
         where = f"{path}:{number}" if number else str(path)
         if strict:
-            raise UserError(f"{where}: {reason}; fix the file, or omit --strict to drop and count such "
-                            "records")
+            raise UserError(f"{where}: {reason}; fix the file, or omit --strict to drop and count it")
         if funnel is None:
             print(printable(f"{where}: dropped: {reason}"), file=sys.stderr)
         else:
             funnel.drop(reason, size, where)
 
-    path, fields = Path(path), (text_field,) if text_field else TEXT_FIELDS
-    name, kind = _split_name(path.name)
+    name, kind = _NAME.fullmatch(Path(path).name).groups("")
+    fields = (text_field,) if text_field else TEXT_FIELDS
     found, other_keys = 0, []
-    for number, record in read_records(path, kind, bad, paragraphs):
+    for number, record in read_records(Path(path), kind.lower(), bad, paragraphs):
         try:
             text = _take_text(record, fields)
         except KeyError:
@@ -198,17 +199,6 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
     if other_keys and not found:
         raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
                         f"{', '.join(other_keys)}; name the text field with --text_field")
-
-
-def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
-    """Remove and return the first of these fields that the record has; KeyError if it has none."""
-    for key in fields:
-        if key in record:
-            return record.pop(key)
-        outer, dot, inner = key.partition(".")
-        if dot and isinstance(record.get(outer), dict):
-            return _take_text(record[outer], (inner,))
-    raise KeyError
 
 
 def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,
@@ -234,6 +224,17 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
         meta.setdefault("licence", licence)
     return Document(text, language_code(values["language"]) or language, source or values["source"],
                     values["id"] or default_id, meta)
+
+
+def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
+    """Remove and return the first of these fields that the record has; KeyError if it has none."""
+    for key in fields:
+        outer, _, inner = key.partition(".")
+        if key in record:
+            return record.pop(key)
+        if inner and isinstance(record.get(outer), dict):
+            return _take_text(record[outer], (inner,))
+    raise KeyError
 
 
 @contextlib.contextmanager

@@ -1,15 +1,13 @@
 """Crawls a few health sites politely and saves their pages as WARC files. This command uses the network.
 
-In:  host names or start addresses, and an e-mail address where site owners can complain.
-Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads.
+In: host names or start addresses. Out: OUT/pages-NNNNN.warc.gz, which data_prep/web_pages.py reads.
 
     python -m data_prep.fetch_site www.example.org https://health.example.com/fr/ --out crawl \
         --contact me@example.org
 
 Scrapy (extra crawl) obeys robots.txt, sends one request at a time to a host, waits `--delay` seconds, the
-host's Crawl-delay or its Retry-After in between, and repeats failed requests. `nofollow` and `noindex` are
-obeyed. Only the given hosts and their subdomains are asked. To continue a stopped or killed crawl, run the
-same command again; data_prep/sources/site_spider.py says how it resumes.
+host's Crawl-delay or its Retry-After in between, and repeats failed requests. Only the given hosts and their
+subdomains are asked. To continue a stopped or killed crawl, run the same command again.
 """
 from __future__ import annotations
 
@@ -17,23 +15,22 @@ import importlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from data_prep.pipeline.shards import one_run
-from data_prep.sources.saved_pages import MAX_PAGE_BYTES
+from data_prep.web_pages import MAX_PAGE_BYTES
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, Parser, UsageError, main_guard, require_extra
 
 
-def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
+def crawl_settings(given: Any) -> dict[str, Any]:
     """Settings that differ from Scrapy's defaults."""
     return {
-        "USER_AGENT": user_agent,
+        "USER_AGENT": f"mmed/{version('mmed')} (medical text corpus; contact: {given.contact})",
         "ROBOTSTXT_OBEY": True,
         "ROBOTSTXT_USER_AGENT": "mmed",
         "DEFAULT_REQUEST_HEADERS": {"Accept": "text/html,application/xhtml+xml;q=0.9", "From": given.contact},
         "DOWNLOADER_MIDDLEWARES": {"data_prep.sources.site_spider.Politeness": 560},
         "CONCURRENT_REQUESTS_PER_DOMAIN": 1,
-        "DOWNLOAD_DELAY": given.delay,
+        "DOWNLOAD_DELAY": max(given.delay, 0.001),  # with 0, Scrapy would not look at the time at all
         "DOWNLOAD_DELAY_JITTER": 0,
         "COOKIES_ENABLED": False,
         "DOWNLOAD_TIMEOUT": 30,
@@ -50,22 +47,18 @@ def crawl_settings(given: Any, user_agent: str) -> dict[str, Any]:
 def fetch(given: Any, seeds: list[str]) -> int:
     """Crawl until no page is left to request; return the exit code."""
     require_extra("warcio", "web")
-    process_module = require_extra("scrapy.crawler", "crawl")
+    process = require_extra("scrapy.crawler", "crawl").CrawlerProcess(crawl_settings(given))
     site_spider = importlib.import_module("data_prep.sources.site_spider")
-    out = Path(given.out)
-    user_agent = f"mmed/{version('mmed')} (medical text corpus; contact: {given.contact})"
-    with one_run(out):
-        warcs = site_spider.WarcFolder(out)
-        process = process_module.CrawlerProcess(crawl_settings(given, user_agent))
-        crawler = process.create_crawler(site_spider.SiteSpider)
-        try:
-            process.crawl(crawler, seeds=seeds, under=tuple(seeds) * given.under, max_pages=given.max_pages,
-                          warcs=warcs)
-            process.start()
-        finally:
-            warcs.close()
-        pages = dict(sorted(crawler.spider.saved.items()))
-    for host, count in pages.items():
+    crawler = process.create_crawler(site_spider.SiteSpider)
+    failures: list[Any] = []
+    with one_run(Path(given.out)):
+        process.crawl(crawler, seeds=seeds, under=tuple(seeds) * given.under, max_pages=given.max_pages,
+                      folder=Path(given.out)).addErrback(failures.append)
+        process.start()
+    if failures:  # a file that cannot be read or written, before the first request
+        raise failures[0].value
+    pages = crawler.spider.counts
+    for host, count in sorted(pages.items()):
         print(f"{host}: {count:,} pages saved")
     if crawler.stats.get_value("finish_reason") == "shutdown":
         print("stopped; run the same command again to go on")
@@ -85,12 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="pages to save per host, counting earlier starts (default: %(default)s)")
     add("--under", action="store_true", help="save only pages whose URL begins with a given one")
     given = parser.parse_args(arguments)
+    seeds = [site if "://" in site else f"https://{site}/" for site in given.sites]
     if "@" not in given.contact or not given.contact.isprintable():
         raise UsageError(f"--contact {given.contact}: must be your e-mail address, for the site owners")
-    seeds = [site if "://" in site else f"https://{site}/" for site in given.sites]
-    for seed in seeds:
-        if urlsplit(seed).scheme not in ("http", "https"):
-            raise UsageError(f"{seed}: must be a host name or an http address")
+    if wrong := [seed for seed in seeds if not seed.startswith(("http://", "https://"))]:
+        raise UsageError(f"{wrong[0]}: must be a host name or an http address")
     return fetch(given, seeds)
 
 

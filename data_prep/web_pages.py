@@ -7,50 +7,134 @@ Out: documents of source "site". Their `meta` has url, title, date, licence, fil
     python -m data_prep.web_pages saved_site/ crawl/*.warc.gz --language fr --out pages_fr --workers 8
 
 trafilatura (Barbaresi, ACL 2021 demo) decodes a page, removes menus, comments and other boilerplate, and
-finds its title, date and licence. A unit of work is one archive, or one list of PAGES_PER_LIST loose pages.
-Copies of a page under several addresses are left to data_prep/dedup.py.
-
-The language is the one given on the command line: what pages state about their language is often wrong.
+finds its title, date and licence. What pages state about their language is often wrong and not read. Damage
+ends a WARC: the pages before it are kept, and the rest is counted as one dropped document.
 """
 from __future__ import annotations
 
+import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from data_prep.documents import Document, find_inputs, normalise_text
-from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step, shard_names
-from data_prep.sources.saved_pages import ARCHIVE_SUFFIXES, HTML_SUFFIXES, SavedPage, read_pages, write_list
-from data_prep.sources.worker import Unreadable, Worker
+from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name, write_list
+from data_prep.pipeline.shards import add_shard_arguments, run_step, shard_names
+from data_prep.record_files import DAMAGE, DAMAGED, open_packed
+from data_prep.sources.worker import Unreadable, Worker, keep_readable
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, main_guard, require_extra
+from mmed.utils.files import read_jsonl
 
 VERSION = 3  # raise it when the same page gives another document: finished shards are then redone
+MAX_PAGE_BYTES = 10 << 20
 PAGE_SECONDS = 60
 PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".arc", ".arc.gz", ".zip")
 SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
+HTML_NAME = re.compile(r"\.x?html?(?:[?@].*)?$", re.IGNORECASE)  # wget writes the query into the file's name
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+OTHER = "records that are not HTML pages"
 # Below its MIN_EXTRACTED_SIZE of 250 characters trafilatura distrusts the main text and takes every paragraph
 # of the page, menus included. In Chinese or Japanese 250 characters are a long text (docs/corpus.md).
 SHORTEST_TEXT = 50
+
+
+@dataclass
+class SavedPage:
+    body: bytes = b""
+    meta: dict[str, str] = field(default_factory=dict)  # as far as known: url; file (path within IN); fetched
+    headers: dict[str, str] = field(default_factory=dict)
+    problem: str = ""
 
 
 def find_archives(inputs: list[str], out: Path) -> list[Path]:
     """The units of work: archives as given, and loose HTML files in lists below OUT/lists."""
     archives: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)  # folder given -> its pages
-    for given in map(Path, inputs):
+    for given in (Path(name).absolute() for name in inputs):
         for path in find_inputs([given], SUFFIXES):
             if path.name.lower().endswith(ARCHIVE_SUFFIXES):
                 archives.append(path)
             else:
-                folders[given if given.is_dir() else Path("pages")].append(path)
+                folders[given if given.is_dir() else given.parent].append(path)
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         for start in range(0, len(pages), PAGES_PER_LIST):
             target = out / "lists" / f"{name}-{start // PAGES_PER_LIST:05}.jsonl"
             archives.append(write_list(target, pages[start:start + PAGES_PER_LIST], folder))
     return archives
+
+
+def read_pages(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
+    return {".zip": read_zip, ".jsonl": read_files}.get(path.suffix.lower(), read_warc)(path, funnel)
+
+
+def read_files(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
+    for _, entry in read_jsonl(path):
+        with open(entry["path"], "rb") as file:
+            yield page_of(file, {"file": entry["file"]})
+
+
+def read_zip(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        yield SavedPage(problem=DAMAGED)
+        return
+    with archive:
+        for entry in archive.infolist():
+            meta = {"file": entry.filename}
+            if not HTML_NAME.search(entry.filename):
+                funnel.add(OTHER)
+                continue
+            try:
+                with archive.open(entry) as file:
+                    yield page_of(file, meta)
+            except (zipfile.BadZipFile, RuntimeError, *DAMAGE):  # RuntimeError: encrypted
+                yield SavedPage(meta=meta, problem="archive entry damaged or encrypted")
+
+
+def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
+    iterate = require_extra("warcio.archiveiterator", "web").ArchiveIterator
+    failed = require_extra("warcio.exceptions", "web").ArchiveLoadFailed
+    # warcio 1.8 crashes with brotli 1.2; trafilatura unpacks such pages
+    require_extra("warcio.bufferedreaders", "web").BufferedReader.DECOMPRESSORS.pop("br", None)
+    with open_packed(path) as file:
+        try:
+            stream = SimpleNamespace(read=file.read1, tell=file.tell)  # read1: all that comes before damage
+            for record in iterate(stream, arc2warc=True):
+                if not is_html_page(record):
+                    funnel.add(OTHER)
+                    continue
+                meta = {key: record.rec_headers.get_header(name)
+                        for key, name in (("url", "WARC-Target-URI"), ("fetched", "WARC-Date"))}
+                page = page_of(record.content_stream(), meta, dict(record.http_headers.headers))
+                if record.raw_stream.limit > 0 and not page.problem:  # the file ends within this record
+                    page.problem = DAMAGED
+                yield page
+        except (failed, ValueError, *DAMAGE):
+            yield SavedPage(problem=DAMAGED)
+
+
+def is_html_page(record: Any) -> bool:
+    headers = record.http_headers  # none in the record of a DNS look-up
+    if record.rec_type != "response" or headers is None or headers.get_statuscode() != "200":
+        return False
+    return (headers.get_header("Content-Type") or "text/html").lower().startswith(HTML_TYPES)
+
+
+def page_of(stream: Any, meta: dict[str, str], headers: dict[str, str] | None = None) -> SavedPage:
+    """The page in a stream, whose `read` may return fewer bytes than asked for."""
+    body = bytearray()
+    while len(body) <= MAX_PAGE_BYTES and (part := stream.read(1 << 18)):
+        body += part
+    problem = "page too large" if len(body) > MAX_PAGE_BYTES else ""
+    return SavedPage(bytes(body), meta, headers or {}, problem)
 
 
 def extract(body: bytes, url: str = "") -> dict[str, str]:
@@ -67,25 +151,24 @@ def extract(body: bytes, url: str = "") -> dict[str, str]:
     return {"text": text, **{key: normalise_text(value) for key, value in facts.items() if value}}
 
 
-def read_web(pages: Iterator[SavedPage], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """Keep the document of each page, or drop a page that has no text."""
+def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[tuple[Document, str]]:
+    """The documents of the pages in an archive or list, or without text and the reason for it."""
     with Worker(PAGE_SECONDS) as worker:
-        for page in pages:
-            found = {"url": page.url, "file": page.file, "fetched": page.fetched,
-                     "licence": options["licence"]}
-            problem = page.problem or ("" if page.body.strip() else "empty page")
-            if not problem:
-                try:
-                    found |= worker.call(extract, page.body, page.url)
-                except Unreadable as error:
-                    problem = str(error)
-            text = found.pop("text", "")
-            meta = {key: value for key, value in sorted(found.items()) if value}
-            document = Document(text, options["language"], options["source"], page.id, meta)
-            if problem:
-                shard.reject(document, problem, page.file or page.url)
+        for number, page in enumerate(read_pages(path, funnel), 1):
+            facts = {**page.meta, "licence": options["licence"]}
+            meta = {key: value for key, value in facts.items() if value}
+            name = f"{shard_name(path)}:{number}"
+            document = Document("", options["language"], options["source"], name, meta)
+            try:
+                if page.problem:
+                    raise Unreadable(page.problem)
+                found = worker.call(extract, page.body, meta.get("url", ""))
+            except Unreadable as error:
+                yield document, str(error)
             else:
-                shard.keep(document)
+                document.text = found.pop("text")
+                document.meta |= found
+                yield document, ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"language": get_language(given.language).code, "version": VERSION,
                "trafilatura": version("trafilatura")}
     given.inputs = find_archives(given.inputs, Path(given.out))
-    return run_step(read_web, "web_pages", options, given, read=read_pages, suffixes=SUFFIXES)
+    return run_step(keep_readable, "web_pages", options, given, suffixes=SUFFIXES, read=read_web)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,12 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.documents import Document, json_line
+from json_lines import write_lines
+
+from data_prep.documents import Document
 
 LETTERS = {"en": "abcdefghijklm", "ru": "абвгдежзиклмн", "fr": "aàbcéçdeêfilo"}
-
-
-def write(path: Path, *records: dict) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(map(json_line, records)))
-    return path
+write = write_lines
 
 
 def read_folder(folder: Path) -> list[dict]:
@@ -22,8 +19,8 @@ def read_folder(folder: Path) -> list[dict]:
 
 
 def run(main: Callable, out: Path, *arguments: object) -> tuple[list[Document], dict[str, int]]:
-    """Run a step's command: the documents that it kept, and the number dropped for each reason."""
-    main([*map(str, arguments), "--out", str(out)])
+    """Run a command on English files: the documents that it kept, and the number dropped for each reason."""
+    main([*map(str, arguments), "--out", str(out), "--language", "en"])
     dropped = json.loads((out / "funnel.json").read_text())["dropped"]
     return ([Document(**record) for record in read_folder(out / "kept")],
             {reason: entry["documents"] for reason, entry in dropped.items()})

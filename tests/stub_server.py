@@ -1,31 +1,50 @@
-"""An OpenAI-compatible server on the loopback interface, whose replies and faults a test decides."""
+"""Servers on the loopback interface; an OpenAI-compatible one, whose replies and faults a test decides."""
 import json
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-class Stub(ThreadingHTTPServer):
-    """Replies `answer(body)`; `fault(body, tries)` may return (status, object, headers) instead."""
-
+class LocalServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, fault=lambda body, tries: None, answer=lambda body: "answer to " + prompt_of(body)):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.fault, self.answer, self.lock = fault, answer, threading.Lock()
-        self.tries: Counter = Counter()
-        self.seen: list[tuple[str, str, dict]] = []  # path, authorization, body
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+    def __init__(self, handler: type):
+        super().__init__(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def handle_error(self, *arguments):  # a client that was killed
         pass
 
+    def __exit__(self, *error):
+        self.shutdown()
+        self.server_close()
 
-class Handler(BaseHTTPRequestHandler):
+
+class LocalHandler(BaseHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
 
+    def respond(self, status: int, headers: dict, data: bytes):
+        self.send_response(status)
+        for name, value in ({"Content-Length": len(data)} | headers).items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+class Stub(LocalServer):
+    """Replies `answer(body)`; `fault(body, tries)` may return (status, object, headers) instead."""
+
+    def __init__(self, fault=lambda body, tries: None, answer=lambda body: "answer to " + prompt_of(body)):
+        self.fault, self.answer, self.lock = fault, answer, threading.Lock()
+        self.tries: Counter = Counter()
+        self.seen: list[tuple[str, str, dict]] = []  # path, authorization, body
+        super().__init__(StubHandler)
+        self.url += "/v1"
+
+
+class StubHandler(LocalHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
@@ -34,13 +53,7 @@ class Handler(BaseHTTPRequestHandler):
             tries = self.server.tries[prompt_of(body)]
         fault = self.server.fault(body, tries)
         status, value, headers = fault or (200, reply(self.server.answer(body), "prompt" in body), {})
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        headers = {"Content-Type": "application/json", "Content-Length": len(data)} | headers
-        for name, text in headers.items():
-            self.send_header(name, str(text))
-        self.end_headers()
-        self.wfile.write(data)
+        self.respond(status, {"Content-Type": "application/json"} | headers, json.dumps(value).encode())
 
 
 def prompt_of(body: dict) -> str:

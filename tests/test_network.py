@@ -56,16 +56,14 @@ def test_connections_are_opened_in_four_modules():
 
 
 def test_nothing_that_fetches_files_is_called():
-    calls = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)
-             if isinstance(node, ast.Call) and called_name(node) in FETCHING]
-    wrong = [f"{name}:{call.lineno}" for name, call in calls
-             if "local_files_only=True" not in map(ast.unparse, call.keywords)]
-    assert not wrong
+    calls = {f"{name}:{node.lineno}": node for name, tree in TREES.items() for node in ast.walk(tree)
+             if isinstance(node, ast.Call) and called_name(node) in FETCHING}
+    assert not [place for place, call in calls.items()
+                if "local_files_only=True" not in map(ast.unparse, call.keywords)]
 
 
 def test_the_commands_that_may_use_the_network_are_these():
-    commands = {name for name, path in FILES.items()
-                if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")}
+    commands = {name for name, path in FILES.items() if 'if __name__ == "__main__"' in path.read_text()}
     assert {name for name in commands if reached(name) & ALLOWED} - STARTS_OTHERS == COMMANDS
 
 

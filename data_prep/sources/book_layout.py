@@ -1,6 +1,6 @@
 """Turns the lines of a book's pages into paragraphs: removes running heads, rejoins broken words and lines.
 
-In:  pages, each a list of `Line`s in reading order (pdf_text.py, ocr_text.py). Out: paragraphs as strings.
+In:  pages, each a list of `Line`s in reading order (book_pages.py). Out: paragraphs as strings.
 """
 from __future__ import annotations
 
@@ -24,21 +24,7 @@ class Line(NamedTuple):
     size: float  # height of its type
 
 
-class Page(NamedTuple):
-    lines: list[Line]
-    drawn: bool = False  # holds pictures or drawings
-
-    @property
-    def text(self) -> str:
-        return "".join(line.text for line in self.lines)
-
-    @property
-    def letters(self) -> int:
-        """How many letters and digits its text has."""
-        return sum(map(str.isalnum, self.text))
-
-
-# ---- characters ----
+# ---- characters and lines ----
 
 REPLACED = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xF0B7: "•", 0xF0A7: "•",
             0x2010: "-", 0x00AD: None, 0xFEFF: None, 0x200B: None}  # of symbol fonts, hyphens, invisible
@@ -68,20 +54,21 @@ def compose(found: re.Match[str]) -> str:
     return unicodedata.normalize("NFC", letter.replace("ı", "i") + ACCENTS[accent])
 
 
-def join_fragments(lines: Iterable[Line]) -> list[Line]:
-    """Joins pieces that follow one another on one line, such as subscripts."""
-    joined: list[Line] = []
-    for line in lines:
-        last = joined[-1] if joined else line
+def tidy_lines(lines: list[Line]) -> list[Line]:
+    """Cleans the lines, and joins pieces that follow one another on one line, such as subscripts."""
+    tidy: list[Line] = []
+    cleaned = [line._replace(text=clean(line.text)) for line in lines]
+    for line in (line for line in cleaned if line.text):
+        last = tidy[-1] if tidy else line
         gap = line.left - last.right
         larger = max(last, line, key=lambda piece: piece.size)
-        beside = abs(line.base - last.base) < 0.6 * larger.size
-        if joined and beside and -0.3 * last.size < gap < 1.2 * last.size:
+        beside = abs(line.base - last.base) < 0.6 * larger.size and -0.3 * last.size < gap < 1.2 * last.size
+        if tidy and beside:
             space = " " if gap > 0.15 * last.size else ""
-            joined[-1] = Line(last.text + space + line.text, last.left, line.right, larger.base, larger.size)
+            tidy[-1] = Line(last.text + space + line.text, last.left, line.right, larger.base, larger.size)
         else:
-            joined.append(line)
-    return joined
+            tidy.append(line)
+    return tidy
 
 
 def group(lines: Iterable[Line], begins: Callable[[list[Line], Line], bool]) -> list[list[Line]]:
@@ -141,25 +128,10 @@ WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 LAST_PIECE = re.compile(r"((?:[^\W_]+-)*[^\W_]+)-$")
 
 
-def count_words(pages: Iterable[Iterable[Line]]) -> Counter[str]:
-    """The book's words in lower case, with their hyphens, except those broken at line ends."""
-    words: Counter[str] = Counter()
-    for lines in pages:
-        broken = False
-        for line in lines:
-            found = WORD.findall(line.text.lower())
-            continues = LAST_PIECE.search(line.text[-100:]) is not None
-            words.update(found[broken:len(found) - continues])
-            broken = continues
-    return words
-
-
 def keeps_hyphen(before: str, after: str, words: Counter[str]) -> bool:
-    """Whether the hyphen at the end of the line `before` belongs to the word.
+    """Whether the hyphen at the end of the line `before` belongs to the word, as elsewhere in the book.
 
-    The spelling that is more frequent elsewhere in the book wins. In a word that appears nowhere else the
-    hyphen stays before a capital or a digit (COVID-19), after a digit, an abbreviation or a single letter
-    (T-cell), and if there is another hyphen.
+    In a word that appears nowhere else it stays in COVID-19, T-cell, BNP-guided and state-of-the-art.
     """
     left, right = LAST_PIECE.search(before[-100:]), WORD.match(after)
     if not left or not right:
@@ -169,9 +141,8 @@ def keeps_hyphen(before: str, after: str, words: Counter[str]) -> bool:
     hyphenated = words[f"{piece}-{rest}".lower()]
     if joined != hyphenated:
         return hyphenated > joined
-    if not rest[0].islower() or piece[-1].isdigit() or len(piece) == 1 or piece.isupper():
-        return True
-    return "-" in piece + rest
+    short = len(piece) == 1 or piece.isupper() or piece[-1].isdigit()
+    return short or not rest[0].islower() or "-" in piece + rest
 
 
 # ---- paragraphs ----
@@ -272,20 +243,17 @@ def continues_across(above: Line, line: Line, column: Column, spaced: bool) -> b
     return len(column.lines) > 1 and not is_short(above, line, column, spaced)
 
 
-def append(text: str, line: str, spaced: bool, words: Counter[str] | None) -> str:
-    """A paragraph and its next line. Without `words` every hyphen stays."""
+def append(text: str, line: str, spaced: bool, words: Counter[str]) -> str:
+    """A paragraph and its next line."""
     if text[-1] in "-–—/" and text[-2:-1].strip():
-        drop = text[-1] == "-" and words is not None and not keeps_hyphen(text, line, words)
+        drop = text[-1] == "-" and not keeps_hyphen(text, line, words)
         return (text[:-1] if drop else text) + line
     space = " " if spaced or (LATIN.match(text[-1]) and LATIN.match(line[0])) else ""
     return text + space + line
 
 
-def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[str]:
-    """The paragraphs of the pages. Footnotes follow the paragraph that they interrupt.
-
-    spaced: the language separates words by spaces; hyphenated: it breaks words at line ends.
-    """
+def join_lines(pages: list[list[Line]], spaced: bool) -> list[str]:
+    """The paragraphs of the pages. Footnotes follow the paragraph that they interrupt."""
     paragraphs: list[list[Line]] = []
     notes: list[list[Line]] = []
     before: Column | None = None
@@ -307,6 +275,6 @@ def join_lines(pages: list[list[Line]], spaced: bool, hyphenated: bool) -> list[
             notes += group(column.lines[len(body):],
                            lambda note, line, column=column: begins_paragraph(note[-1], line, column, spaced))
             before = column._replace(lines=body) if body else before
-    words = count_words(pages) if hyphenated else None
+    words = Counter(word for page in pages for line in page for word in WORD.findall(line.text.lower()))
     join = functools.partial(append, spaced=spaced, words=words)
     return [functools.reduce(join, [line.text for line in group]) for group in paragraphs + notes]

@@ -1,7 +1,5 @@
 """The Scrapy spider behind data_prep/fetch_site.py: which links it follows, how it saves pages and resumes.
 
-Scrapy does the rest: robots.txt, retries, redirects, limits on time and size.
-
 The saved pages are the only record of progress: a new start follows the links of the pages in the WARC files.
 (Scrapy's own JOBDIR resumes only after an orderly stop: after `kill -9` it has lost the queue.)
 """
@@ -26,7 +24,7 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from data_prep.documents import Funnel
-from data_prep.sources.saved_pages import read_warc
+from data_prep.web_pages import read_pages
 
 PART_BYTES = 256 << 20  # then the next WARC file begins
 LONGEST_DELAY = 600.0  # seconds between two requests, whatever a host asks for
@@ -40,24 +38,34 @@ class SiteSpider(scrapy.Spider):
     name = "site"
     links = LinkExtractor()
 
-    def __init__(self, seeds: list[str], under: tuple[str, ...], max_pages: int, warcs: WarcFolder):
+    def __init__(self, seeds: list[str], under: tuple[str, ...], max_pages: int, folder: Path):
         super().__init__(allowed_domains=sorted(set(map(host_of, seeds))))
-        self.seeds, self.under, self.max_pages, self.warcs = seeds, under, max_pages, warcs
-        self.saved = Counter(map(host_of, warcs.saved))
+        self.seeds, self.under, self.max_pages, self.folder = seeds, under, max_pages, folder
+        for path in folder.glob("*.warc.gz.open"):  # a killed run left it
+            path.rename(path.with_suffix(""))
+        self.saved = {response.url for response in self.saved_responses()}
+        self.counts = Counter(map(host_of, self.saved))
+        self.file: Any = None  # which ends in .open until it is complete
+
+    def saved_responses(self) -> Iterator[HtmlResponse]:
+        """The pages saved so far; a killed run leaves a part of the last one, which is left out."""
+        for path in sorted(self.folder.glob("*.warc.gz")):
+            for page in read_pages(path, Funnel()):
+                if not page.problem:
+                    yield HtmlResponse(page.meta["url"], headers=page.headers, body=page.body)
 
     async def start(self) -> AsyncIterator[Request]:
-        for response in self.warcs.responses():
+        for response in self.saved_responses():
             for request in self.follow(response):
                 yield request
         for seed in self.seeds:
-            if seed not in self.warcs.saved:
+            if seed not in self.saved:
                 yield Request(seed)
 
     def parse(self, response: Response) -> Iterator[Request]:
         if isinstance(response, HtmlResponse):
             if {"noindex", "none"}.isdisjoint(robots_orders(response)) and self.is_wanted(response.url):
-                self.warcs.save(response)
-                self.saved[host_of(response.url)] += 1
+                self.save(response)
             yield from self.follow(response)
 
     def follow(self, response: HtmlResponse) -> Iterator[Request]:
@@ -67,7 +75,32 @@ class SiteSpider(scrapy.Spider):
                     yield response.follow(link)
 
     def is_wanted(self, url: str) -> bool:
-        return url.startswith(self.under or "") and url.partition("#")[0] not in self.warcs.saved
+        return url.startswith(self.under or "") and url.partition("#")[0] not in self.saved
+
+    def save(self, response: HtmlResponse) -> None:
+        if self.file is None:
+            self.path = self.folder / f"pages-{len(list(self.folder.glob('*.warc.gz'))):05}.warc.gz"
+            self.file = open(f"{self.path}.open", "wb")
+            self.writer = WARCWriter(self.file, gzip=True)
+        headers = [(name, value) for name, value in response.headers.to_unicode_dict().items()
+                   if name.lower() not in BODY_HEADERS]
+        headers.append(("Content-Length", str(len(response.body))))
+        status = StatusAndHeaders("200 OK", headers, protocol="HTTP/1.1")
+        self.writer.write_record(self.writer.create_warc_record(
+            response.url, "response", payload=io.BytesIO(response.body), http_headers=status))
+        self.file.flush()
+        self.saved.add(response.url)
+        self.counts[host_of(response.url)] += 1
+        if self.file.tell() > PART_BYTES:
+            self.closed()
+
+    def closed(self, reason: str = "") -> None:
+        """Complete the WARC file; Scrapy calls this at the end."""
+        if self.file is not None:
+            os.fsync(self.file.fileno())
+            self.file.close()
+            os.replace(self.file.name, self.path)
+            self.file = None
 
 
 def host_of(url: str) -> str:
@@ -81,15 +114,10 @@ def robots_orders(response: HtmlResponse) -> list[str]:
 
 
 class Politeness:
-    """Downloader middleware: Crawl-delay, Retry-After, limit on pages.
-
-    An unreadable robots.txt forbids everything (RFC 9309, 2.3.1.4); Scrapy alone would allow everything.
-    """
+    """Downloader middleware: Crawl-delay, Retry-After, limit on pages, unreadable robots.txt."""
 
     def __init__(self, crawler: Any):
         self.crawler = crawler
-        self.delays: dict[str, float] = {}  # host -> Crawl-delay
-        self.not_before: dict[str, float] = {}  # host -> end of its Retry-After, time.monotonic()
         crawler.signals.connect(self.robots_parsed, signals.robots_parsed)
 
     @classmethod
@@ -97,83 +125,31 @@ class Politeness:
         return cls(crawler)
 
     def robots_parsed(self, robotparser: Any, request: Request) -> None:
-        seconds = robotparser.crawl_delay(self.crawler.settings["ROBOTSTXT_USER_AGENT"])
-        self.delays[host_of(request.url)] = seconds or 0.0
-        self.set_delay(request)
-
-    def set_delay(self, request: Request) -> None:
-        """Delay from the last request: --delay, the host's Crawl-delay or the rest of its Retry-After.
-
-        The answer to a request that was sent just before a Retry-After arrived does not end it.
-        """
-        host, delay = host_of(request.url), self.crawler.settings.getfloat("DOWNLOAD_DELAY")
-        if slot := self.crawler.engine.downloader.slots.get(host):
-            rest = self.not_before.get(host, 0.0) - slot.lastseen
-            slot.delay = min(max(delay, self.delays.get(host, 0.0), rest), LONGEST_DELAY)
+        settings, downloader = self.crawler.settings, self.crawler.engine.downloader
+        seconds = robotparser.crawl_delay(settings["ROBOTSTXT_USER_AGENT"]) or 0.0
+        delay = min(max(seconds, settings.getfloat("DOWNLOAD_DELAY")), LONGEST_DELAY)
+        downloader.slots[host_of(request.url)].delay = delay
+        downloader.per_slot_settings[host_of(request.url)] = {"delay": delay}  # Scrapy deletes idle slots
 
     def process_request(self, request: Request) -> None:
         spider, host = self.crawler.spider, host_of(request.url)
-        if spider.saved[host] >= spider.max_pages:
+        if spider.counts[host] >= spider.max_pages:
             raise IgnoreRequest(f"{spider.max_pages} pages of {host} are saved")
 
     def process_response(self, request: Request, response: Response) -> Response:
         if response.status in (429, 503):
             asked = response.headers.get("Retry-After", b"").strip()
-            self.not_before[host_of(request.url)] = time.monotonic() + (
-                float(asked) if asked.isdigit() else RETRY_AFTER)
-        self.set_delay(request)
+            seconds = min(float(asked) if asked.isdigit() else RETRY_AFTER, LONGEST_DELAY)
+            slot = self.crawler.engine.downloader.slots[host_of(request.url)]
+            slot.lastseen = max(slot.lastseen, time.monotonic() + seconds)  # postpones the next request
         return response if response.status < 500 else self.forbid_all(request) or response
 
     def process_exception(self, request: Request, exception: Exception) -> Response | None:
         return None if isinstance(exception, IgnoreRequest) else self.forbid_all(request)
 
     def forbid_all(self, request: Request) -> Response | None:
-        """In place of a robots.txt that cannot be read, one that forbids everything."""
+        """In place of an unreadable robots.txt, one that forbids everything (RFC 9309, 2.3.1.4)."""
         if urlsplit(request.url).path != "/robots.txt":
             return None
         self.crawler.spider.logger.warning("%s cannot be read: this host is left out", request.url)
         return TextResponse(request.url, body=b"User-agent: *\nDisallow: /")
-
-
-class WarcFolder:
-    """The pages saved so far and the WARC file being written, which ends in `.open` until it is complete."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for path in folder.glob("*.warc.gz.open"):  # a killed run left it
-            os.replace(path, path.with_suffix(""))
-        self.saved = {response.url for response in self.responses()}
-        self._file: Any = None
-
-    def complete(self) -> list[Path]:
-        return sorted(self.folder.glob("*.warc.gz"))
-
-    def responses(self) -> Iterator[HtmlResponse]:
-        """The saved pages; a killed run leaves a part of the last one, which is left out."""
-        for path in self.complete():
-            for page in read_warc(path, Funnel()):
-                if not page.problem:
-                    yield HtmlResponse(page.url, headers=page.headers, body=page.body)
-
-    def save(self, response: Response) -> None:
-        if self._file is None:
-            self._path = self.folder / f"pages-{len(self.complete()):05}.warc.gz.open"
-            self._file = open(self._path, "wb")
-            self._writer = WARCWriter(self._file, gzip=True)
-        headers = [(name, value) for name, value in response.headers.to_unicode_dict().items()
-                   if name.lower() not in BODY_HEADERS]
-        headers.append(("Content-Length", str(len(response.body))))
-        status = StatusAndHeaders("200 OK", headers, protocol="HTTP/1.1")
-        self._writer.write_record(self._writer.create_warc_record(
-            response.url, "response", payload=io.BytesIO(response.body), http_headers=status))
-        self._file.flush()
-        self.saved.add(response.url)
-        if self._file.tell() > PART_BYTES:
-            self.close()
-
-    def close(self) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._path, self._path.with_suffix(""))
-            self._file = None

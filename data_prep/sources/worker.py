@@ -1,10 +1,6 @@
 """Runs functions on untrusted files in a child process with limits on time and memory.
 
-Parsers in C (PDFium, lxml) can hang or crash on a damaged file. Here this costs one page or one book: the
-caller gets an `Unreadable` exception, and the next call starts a new child.
-
-    with Worker(seconds=60) as worker:
-        text = worker.call(read_page, body)
+Parsers in C (PDFium, lxml) can hang or crash on a damaged file. Here this costs one page or one book.
 """
 from __future__ import annotations
 
@@ -14,10 +10,12 @@ import multiprocessing
 import resource
 import signal
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
+
+from data_prep.documents import Document
+from data_prep.pipeline.shards import ShardWriter
 
 MEMORY_BYTES = 4 << 30  # address space of the child
 
@@ -26,32 +24,38 @@ class Unreadable(Exception):
     """A page or book that cannot be used. The message is a short fixed reason, by which the funnel counts."""
 
 
+def keep_readable(found: Iterator[tuple[Document, str]], shard: ShardWriter, options: dict[str, Any]) -> None:
+    """The function of a step: keeps documents, and drops those that come with a reason."""
+    for document, reason in found:
+        if reason:
+            shard.reject(document, reason, document.meta.get("file") or document.meta.get("url", ""))
+        else:
+            shard.keep(document)
+
+
 class Worker(contextlib.AbstractContextManager):
     """A child process that runs one function call at a time, each for at most `seconds`."""
 
     def __init__(self, seconds: float):
-        self.seconds = seconds
-        self._pool: ProcessPoolExecutor | None = None
+        self.seconds, self._pool = seconds, _new_pool()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result; `Unreadable` if it raises that, exceeds a limit or crashes the child."""
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _limit)
         try:
             return self._pool.submit(function, *arguments).result(self.seconds)
-        except (MemoryError, RecursionError):
-            raise Unreadable("needs too much memory") from None
-        except (TimeoutError, BrokenProcessPool) as error:
+        except (MemoryError, RecursionError, TimeoutError, BrokenExecutor) as error:
             self.__exit__()
-            late = isinstance(error, TimeoutError)
-            raise Unreadable("took too long to read" if late else "crashed the reader") from None
+            self._pool = _new_pool()
+            raise Unreadable(f"cannot be read ({type(error).__name__})") from None
 
     def __exit__(self, *error: Any) -> None:
-        if self._pool is not None:
-            for process in multiprocessing.active_children():
-                process.kill()
-            self._pool.shutdown()
-            self._pool = None
+        for process in multiprocessing.active_children():
+            process.kill()
+        self._pool.shutdown()
+
+
+def _new_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _limit)
 
 
 def _limit() -> None:

@@ -19,28 +19,19 @@ from repository import ROOT
 
 from data_prep import record_files
 from data_prep.clean import main as clean
-from data_prep.documents import (
-    Document,
-    Funnel,
-    find_inputs,
-    json_line,
-    normalise_text,
-    read_documents,
-)
+from data_prep.documents import Document, Funnel, find_inputs, json_line, normalise_text, read_documents
 from data_prep.pipeline.shards import ShardWriter, one_run, process_shards, shard_names
 from data_prep.record_files import DAMAGED
 from mmed.utils.errors import UserError
 
 
-def read(path: Path, **options) -> tuple[list[Document], dict[str, int]]:
-    """The documents of a file, and the number dropped for each reason."""
+def read(path: Path, data: bytes | None = None, **options) -> tuple[list[str], dict[str, int]]:
+    """The texts of a file, and the number of documents dropped for each reason."""
+    if data is not None:
+        path.write_bytes(data)
     funnel = Funnel()
-    documents = list(read_documents(path, funnel, **options))
-    return documents, {reason: entry["documents"] for reason, entry in funnel.dropped.items()}
-
-
-def texts(path: Path, **options) -> list[str]:
-    return [document.text for document in read(path, **options)[0]]
+    texts = [document.text for document in read_documents(path, funnel, **options)]
+    return texts, {reason: entry["documents"] for reason, entry in funnel.dropped.items()}
 
 
 def write_parquet(path: Path, rows: list[dict]) -> Path:
@@ -54,10 +45,11 @@ def zstd(data: bytes) -> bytes:
 
 
 def long_zstd(data: bytes) -> bytes:
+    """With a long window, after a frame to skip."""
     zstandard = pytest.importorskip("zstandard")
     parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-    return b"\x50\x2a\x4d\x18\x02\0\0\0xy" + compressor.compress(data) + compressor.flush()  # a frame to skip
+    return b"\x50\x2a\x4d\x18\x02\0\0\0xy" + compressor.compress(data) + compressor.flush()
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -73,146 +65,139 @@ def test_normalising_twice_changes_nothing_and_lines_are_one_line(text):
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zstd, long_zstd])
 def test_packing_is_recognised_by_content(tmp_path, pack):
-    path = tmp_path / "c4-en.00000-of-00001.json.gz"  # whatever the name says; two frames
-    path.write_bytes(pack(json_line({"text": "one"})) + pack(json_line({"text": "two"})))
-    assert texts(path) == ["one", "two"] and read(path)[1] == {}
+    data = pack(json_line({"text": "one"})) + pack(json_line({"text": "two"}))  # two frames
+    assert read(tmp_path / "c4-en.00000-of-00001.json.gz", data) == (["one", "two"], {})
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstd])
 def test_a_truncated_file_gives_what_comes_before_the_damage(tmp_path, pack):
     rng = random.Random(0)
     data = pack(b"".join(json_line({"text": rng.randbytes(200).hex()}) for _ in range(5000)))
-    for path, damaged in ((tmp_path / "cut.jsonl.gz", data[:len(data) * 2 // 3]),
-                          (tmp_path / "flipped.jsonl.gz", data[:-400] + b"\x55" * 400)):
-        path.write_bytes(damaged)
-        documents, dropped = read(path)
-        assert len(documents) > 1000 and dropped.pop(DAMAGED) == 1
-        assert not dropped or "flipped" in path.name  # which may be unpacked to a line of other bytes
+    for name, damaged in (("cut", data[:len(data) * 2 // 3]), ("flipped", data[:-400] + b"\x55" * 400)):
+        texts, dropped = read(tmp_path / f"{name}.jsonl.gz", damaged)
+        assert len(texts) > 1000 and dropped.pop(DAMAGED) == 1
+        assert not dropped or name == "flipped"  # which may be unpacked to a line of other bytes
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jl", "wiki_00", "part-00000.c000",
-                                  "a.txt.json"])
-def test_json_lines_are_read_under_any_name(tmp_path, name):
-    assert texts(write(tmp_path / name, {"text": "one"})) == ["one"]
+TWO_PARAGRAPHS = "first\nstill first\r\n\r\n\u3000\r\nsecond\n".encode("utf-8-sig")
+
+
+@pytest.mark.parametrize(("name", "data", "expected", "dropped"), [
+    *((name, b'{"text": "one"}\n', ["one"], {})
+      for name in ("a.jsonl", "a.json", "a.ndjson", "a.jl", "wiki_00", "part-00000.c000", "a.txt.json")),
+    ("a.json", b'["one", {"text": "two"}, 3]', ["one", "two"], {"not an object": 1}),
+    ("a.json", b'[\n {\n  "text": "one"\n },\n "two",\n 3]', ["one", "two"], {"not an object": 1}),
+    ("a.json", b'{\r\n "text": "one"\r\n}', ["one"], {}),
+    ("a.json", b'[{"text": "one"}', [], {"not JSON": 1}),
+    ("oscar.jsonl", b'{"content": "a"}', ["a"], {}), ("redpajama.jsonl", b'{"raw_content": "a"}', ["a"], {}),
+    ("a.txt", TWO_PARAGRAPHS, [normalise_text(TWO_PARAGRAPHS.decode())], {}),
+    ("paragraphs.txt", TWO_PARAGRAPHS, ["first\nstill first", "second"], {}),
+    ("b.txt", b"caf\xe9", [], {"not UTF-8": 1})])
+def test_published_forms_are_read(tmp_path, name, data, expected, dropped):
+    assert read(tmp_path / name, data, paragraphs=name == "paragraphs.txt") == (expected, dropped)
     if name != "part-00000.c000":
         assert find_inputs([tmp_path]) == [tmp_path / name]
+    if name == "paragraphs.txt":
+        assert list(read_documents(tmp_path / name, paragraphs=True))[1].id == "paragraphs:5"
 
 
-@pytest.mark.parametrize("text", ['["one", {"text": "two"}, 3]', '[\n {\n  "text": "one"\n },\n "two",\n 3]',
-                                  '{\r\n "text": "one"\r\n}'])
-def test_json_that_is_not_in_lines_is_read(tmp_path, text):
-    (tmp_path / "a.json").write_text(text)
-    documents, dropped = read(tmp_path / "a.json")
-    assert [document.text for document in documents] == ["one", "two"][:text.count("o")]
-    assert dropped == ({"not an object": 1} if "3" in text else {})
+@pytest.mark.parametrize(("name", "data", "options", "message"), [
+    ("a.doc", b"\xd0\xcf\x11\xe0", {}, "neither JSON lines nor parquet"),
+    ("wiki_00", b'<doc id="1">\nA\n</doc>\n', {}, "neither JSON lines nor parquet.*wikiextractor --json"),
+    ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", {},
+     "Git LFS pointer"),
+    ("a.json", b'[{"text": "one"}]' + b" " * 100, {}, r"a\.json: longer than 0 MiB; .* JSON lines"),
+    ("a.txt", b"a" * 100, {}, r"a\.txt: longer than 0 MiB; .*--paragraphs"),
+    ("a.jsonl", b'{"body": "a", "url": "u"}\n' * 3, {},
+     "no field text or content or raw_content in .*have: body, url; .*--text_field"),
+    ("a.jsonl", b'{"page": {"body": "a"}}', {"text_field": "story"}, "no field story"),
+    ("a.jsonl", b'{"text": "good"}\nnot json', {"strict": True},
+     r"a\.jsonl:2: not JSON; fix the file, or omit --strict")])
+def test_an_unusable_file_is_one_line(tmp_path, monkeypatch, name, data, options, message):
+    monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 100)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name, data, **options)
 
 
 def test_linked_folders_are_read_once_and_unreadable_ones_are_an_error(tmp_path, monkeypatch):
-    path = write(tmp_path / "real" / "a.jsonl", {"text": "a"})
+    write(tmp_path / "real" / "a.jsonl", {"text": "a"})
     (tmp_path / "real" / "above").symlink_to(tmp_path)
-    for name in ("one", "two"):
-        (tmp_path / "in").mkdir(exist_ok=True)
+    (tmp_path / "in").mkdir()
+    for name in ("link", "second"):
         (tmp_path / "in" / name).symlink_to(tmp_path / "real")
-    assert [found.resolve() for found in find_inputs([tmp_path / "in"])] == [path]
-
-    def fail(folder):
-        raise PermissionError(13, "Permission denied", folder)
-
-    monkeypatch.setattr(os, "scandir", fail)
-    with pytest.raises(PermissionError):
+    assert find_inputs([tmp_path / "in"]) == [tmp_path / "in" / "link" / "a.jsonl"]
+    monkeypatch.setattr(os, "scandir", lambda folder: os.stat(f"{folder}/nothing"))
+    with pytest.raises(FileNotFoundError):
         find_inputs([tmp_path])
 
 
-def test_plain_text_is_read_whole_or_by_paragraphs(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_bytes("first\nstill first\r\n\r\n\r\nsecond\n".encode("utf-8-sig"))
-    assert texts(tmp_path / "a.txt", paragraphs=True) == ["first\nstill first", "second"]
-    assert read(tmp_path / "a.txt", paragraphs=True)[0][1].id == "a:5"
-    assert len(texts(tmp_path / "a.txt")) == 1
-    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
-    assert read(tmp_path / "b.txt") == ([], {"not UTF-8": 1})
-    for name, data in (("a.doc", b"\xd0\xcf\x11\xe0"), ("wiki_00", b'<doc id="1">\nA\n</doc>\n')):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=r"neither JSON lines nor parquet.*wikiextractor --json"):
-            read(tmp_path / name)
-    monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 10)
-    with pytest.raises(UserError, match=r"a\.txt: longer than 0 MiB; .*--paragraphs"):
-        read(tmp_path / "a.txt")
-    assert len(texts(tmp_path / "a.txt", paragraphs=True)) == 2
-
-
-def test_parquet_with_nested_columns_is_read(tmp_path):
+def test_parquet_with_nested_columns_is_read_up_to_damage(tmp_path):
     rows = [{"text": "one", "meta": {"a": [{"b": None, "c": 1}]}, "quality": [0.5, float("nan")], "id": 7,
              "raw": b"x\xff"},
             {"text": None, "meta": None, "quality": None, "id": 8, "raw": None}]
-    (document,), dropped = read(write_parquet(tmp_path / "a.parquet", rows))
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    document, = read_documents(path)
     assert document.meta == {"a": [{"b": None, "c": 1}], "quality": [0.5, None], "raw": "x\ufffd"}
-    assert document.id == "7" and dropped == {"no text": 1}
+    assert document.id == "7" and read(path) == (["one"], {"no text": 1})
+    assert read(path, path.read_bytes()[:-20]) == ([], {DAMAGED: 1})
 
 
-def test_text_under_another_key_is_read(tmp_path):
-    assert texts(write(tmp_path / "oscar.jsonl", {"content": "a"})) == ["a"]
-    assert texts(write(tmp_path / "redpajama.jsonl", {"raw_content": "a"})) == ["a"]
-    nested = write_parquet(tmp_path / "nested.parquet", [{"page": {"body": "a", "title": "t"}}])
-    assert read(nested, text_field="page.body")[0][0].meta == {"page": {"title": "t"}}
-    pubmed = write(tmp_path / "pubmed.jsonl",
-                   {"Article": {"Abstract": {"AbstractText": "a", "n": 1}}, "text": ""})
-    document, = read(pubmed, text_field="Article.Abstract.AbstractText")[0]
-    assert (document.text, document.meta) == ("a", {"Article": {"Abstract": {"n": 1}}, "text": ""})
-    for path in (nested, write(tmp_path / "a.jsonl", *[{"body": "a", "url": "u"}] * 3)):
-        with pytest.raises(UserError, match=r"no field text or content or raw_content.*(page|body, "
-                                            r"url).*--text_field"):
-            read(path)
-    with pytest.raises(UserError, match="no field story"):
-        read(nested, text_field="story")
+def test_of_a_damaged_parquet_file_the_rest_is_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    path, texts = tmp_path / "a.parquet", [b"one", b"caf\xe9", b"three", b"damaged", b"last"]
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    column = pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table([column], schema), path, 3, use_dictionary=False)
+    groups = pyarrow.parquet.ParquetFile(path).metadata
+    start = groups.row_group(1).column(0).data_page_offset
+    data = path.read_bytes()
+    damaged = data[:start] + b"\xff" * 10 + data[start + 10:]
+    assert read(path) == (["one", "three", "damaged", "last"], {"not UTF-8": 1})
+    assert read(path, damaged) == (["one", "three"], {"not UTF-8": 1, DAMAGED: 1})
 
 
-def test_published_columns_become_ours(tmp_path):
-    path = write(tmp_path / "a.jsonl", {"text": "a", "source": "mC4", "url": "u", "language": "fra_Latn"},
-                 {"text": "b", "lang": ["fra_Latn", "oci_Latn"], "license": "CC0", "meta": "free"},
-                 {"text": "c", "source": {"name": "x"}, "id": 3})
-    one, two, three = read(path, source="web", language="en")[0]
-    assert (one.source, one.meta, one.language) == ("web", {"source": "mC4", "url": "u"}, "fr")
-    assert (two.source, two.meta, two.language) == ("web", {"licence": "CC0", "meta": "free"}, "fr")
-    assert (three.source, three.meta, three.id, three.language) == ("web", {"source": {"name": "x"}}, "3",
-                                                                    "en")
-    assert read(path)[0][0].source == "mC4"
+def test_text_in_a_nested_field_is_read(tmp_path):
+    pubmed = {"Article": {"Abstract": {"AbstractText": "a", "n": 1}}, "text": ""}
+    for path in (write_parquet(tmp_path / "a.parquet", [pubmed]), write(tmp_path / "a.jsonl", pubmed)):
+        document, = read_documents(path, text_field="Article.Abstract.AbstractText")
+        assert (document.text, document.meta) == ("a", {"Article": {"Abstract": {"n": 1}}, "text": ""})
 
 
-def test_bad_records_are_counted_with_their_place(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("record", "source", "language", "meta", "name"), [
+    ({"source": "mC4", "url": "u", "language": "fra_Latn"}, "web", "fr", {"source": "mC4", "url": "u"},
+     "a:1"),
+    ({"lang": ["fra_Latn", "oci_Latn"], "license": "CC0", "meta": "free"}, "web", "fr",
+     {"licence": "CC0", "meta": "free"}, "a:1"),
+    ({"source": {"name": "x"}, "id": 3}, "web", "en", {"source": {"name": "x"}}, "3"),
+    ({"source": "mC4"}, "", "en", {}, "a:1")])
+def test_published_columns_become_ours(tmp_path, record, source, language, meta, name):
+    path = write(tmp_path / "a.jsonl", {"text": "a", **record})
+    document, = read_documents(path, source=source, language="en")
+    assert document == Document("a", language, source or "mC4", name, meta)
+
+
+def test_bad_records_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 200_000)
     lines = [b'{"text": "good"}', b"not json", b'"string"', b'{"text": "\xff"}', b'{"text": " "}',
              b'{"text": 3}', b"", b'{"text": "nan", "x": NaN, "y": 1e999}', b"[" * 100_000, b'{"id": 1}',
              b'{"text": "%b"}' % (b"long" * 200_000), b'{"text": "last"}']
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    documents, dropped = read(tmp_path / "a.jsonl")
-    assert [document.text for document in documents] == ["good", "nan", "last"] and not documents[1].meta
-    assert dropped == dict.fromkeys(["not JSON", "not an object", "not UTF-8", "empty text", "no text",
-                                     "text is not a string", "nested too deeply", "line longer than 0 MiB"],
-                                    1)
-    with pytest.raises(UserError, match=r"a\.jsonl:2: not JSON; fix the file, or omit --strict"):
-        read(tmp_path / "a.jsonl", strict=True)
-
-
-def test_a_truncated_parquet_file_and_an_lfs_pointer_are_named(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", [{"text": "a" * 100}] * 100)
-    path.write_bytes(path.read_bytes()[:-20])
-    assert read(path) == ([], {DAMAGED: 1})
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(UserError, match="Git LFS pointer"):
-        read(path)
+    path = tmp_path / "a.jsonl"
+    assert read(path, b"\n".join(lines)) == (["good", "nan", "last"], {
+        "not JSON": 2, "not an object": 1, "not UTF-8": 1, "empty text": 1, "no text": 1,
+        "text is not a string": 1, "longer than 0 MiB": 1})
+    assert [(document.id, document.meta) for document in read_documents(path)][1] == ("a:8", {})
 
 
 @pytest.mark.slow
-def test_a_document_of_50_megabytes_takes_less_than_a_gigabyte(tmp_path):
+@pytest.mark.parametrize("command", ["filter_medical --language ru", "dedup"])
+def test_a_document_of_50_megabytes_takes_less_than_a_gigabyte(tmp_path, command):
     path = write(tmp_path / "a.jsonl", {"text": "Пациент принимал инсулин. " * 1_100_000})
-    for command in ("filter_medical", "dedup"):
-        code = (f"import sys\nfrom data_prep.{command} import main\nmain(sys.argv[1:])\n"
-                "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) >> 10)")
-        more = ["--language", "ru"] if command == "filter_medical" else []
-        arguments = [str(path), "--out", str(tmp_path / command), *more]
-        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT,
-                              capture_output=True, text=True, check=True)
-        assert int(done.stdout.split()[-1]) < 1000, command
+    name, *arguments = command.split()
+    code = (f"import sys\nfrom data_prep.{name} import main\nmain(sys.argv[1:])\n"
+            "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) >> 10)")
+    done = subprocess.run([sys.executable, "-c", code, str(path), "--out", str(tmp_path / "out"), *arguments],
+                          cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 1000
 
 
 def test_the_folder_of_a_step_means_what_it_kept(tmp_path):
@@ -237,11 +222,13 @@ def keep_odd(documents, shard: ShardWriter, options) -> None:
         time.sleep(options.get("seconds", 0))
 
 
-def numbers(folder: Path, files: int = 3, count: int = 10) -> Path:
-    for i in range(files):
-        write(folder / f"part{i}.jsonl",
-              *[{"text": f"{n} x", "id": str(n)} for n in range(i * count, (i + 1) * count)])
-    return folder
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three files of ten numbers."""
+    for i in range(3):
+        lines = [{"text": f"{n} x", "id": str(n)} for n in range(10 * i, 10 * i + 10)]
+        write(tmp_path / "in" / f"part{i}.jsonl", *lines)
+    return tmp_path / "in"
 
 
 def test_shards_have_unique_names(tmp_path):
@@ -252,16 +239,16 @@ def test_shards_have_unique_names(tmp_path):
         shard_names([paths[0], paths[0]])
 
 
-def test_a_step_keeps_drops_and_counts(tmp_path):
-    funnel = process_shards(keep_odd, [numbers(tmp_path / "in")], tmp_path / "out", {})
+def test_a_step_keeps_drops_and_counts(folder, tmp_path):
+    out = tmp_path / "out"
+    funnel = process_shards(keep_odd, [folder], out, {})
     assert funnel.documents_out == 15 and funnel.dropped["even"]["documents"] == 15
-    assert read_folder(tmp_path / "out" / "dropped")[0] == {"id": "0", "reason": "even", "number": "0 "}
-    process_shards(keep_odd, [tmp_path / "in"], tmp_path / "out", {"keep_dropped": True})
-    assert read_folder(tmp_path / "out" / "dropped")[0]["text"] == "0 x"
+    assert read_folder(out / "dropped")[0] == {"id": "0", "reason": "even", "number": "0 "}
+    process_shards(keep_odd, [folder], out, {"keep_dropped": True})
+    assert read_folder(out / "dropped")[0]["text"] == "0 x"
 
 
-def test_workers_and_shares_change_no_byte(tmp_path):
-    folder = numbers(tmp_path / "in")
+def test_workers_and_shares_change_no_byte(folder, tmp_path):
     process_shards(keep_odd, [folder], tmp_path / "one", {})
     process_shards(keep_odd, [folder], tmp_path / "two", {}, workers=2)
     parts = [process_shards(keep_odd, [folder], tmp_path / "shared", {}, share=(i, 2)).documents_in
@@ -271,38 +258,38 @@ def test_workers_and_shares_change_no_byte(tmp_path):
     assert tree(tmp_path / "one") == tree(tmp_path / "two") == tree(tmp_path / "shared")
 
 
-def test_finished_shards_are_not_read_again(tmp_path, monkeypatch):
-    folder, out = numbers(tmp_path / "in"), tmp_path / "out"
+def test_finished_shards_are_not_read_again(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
     process_shards(keep_odd, [folder], out, {})
     before = tree(out)
-    monkeypatch.setattr("data_prep.documents.read_documents", lambda *_, **__: pytest.fail("read again"))
-    process_shards(keep_odd, [folder], out, {})
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.documents.read_documents", lambda *_, **__: pytest.fail("read again"))
+        process_shards(keep_odd, [folder], out, {})
     assert tree(out) == before
-    monkeypatch.undo()
     write(folder / "part1.jsonl", {"text": "1 new"})
     assert process_shards(keep_odd, [folder], out, {}).documents_in == 21
     with pytest.raises(UserError, match="other inputs"):
         process_shards(keep_odd, [folder / "part0.jsonl"], out, {})
 
 
-def test_a_killed_step_gives_the_same_bytes_when_it_is_started_again(tmp_path):
-    folder, out = numbers(tmp_path / "in", 4, 40), tmp_path / "out"
-    (tmp_path / "run.py").write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_documents import keep_odd\n"
-        "from data_prep.pipeline.shards import process_shards\n"
-        "from mmed.utils.errors import main_guard\n"
-        "options = {'seconds': 0.05}\n"
-        "if __name__ == '__main__':\n"
-        f"    main_guard(lambda: process_shards(keep_odd, [{str(folder)!r}], {str(out)!r}, options,\n"
-        "                                      int(sys.argv[1])) and 0)\n")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    for sign, workers, expected in ((signal.SIGKILL, 1, -9), (signal.SIGTERM, 2, 75),
-                                    (signal.SIGTERM, 1, 75)):
+KILLED = """
+import sys
+from data_prep.pipeline.shards import process_shards
+from mmed.utils.errors import main_guard
+from test_documents import keep_odd
+folder, out, workers = sys.argv[1:]
+main_guard(lambda: process_shards(keep_odd, [folder], out, {'seconds': 0.2}, int(workers)) and 0)
+"""
+
+
+def test_a_killed_step_gives_the_same_bytes_when_it_is_started_again(folder, tmp_path):
+    out = tmp_path / "out"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/data_prep"}
+    for sign, workers, expected in ((signal.SIGKILL, "1", -9), (signal.SIGTERM, "2", 75),
+                                    (signal.SIGTERM, "1", 75)):
         for path in out.glob("kept/*.tmp"):
             path.unlink()
-        child = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(workers)],
+        child = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(out), workers],
                                  env=environment, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 60
         while not list(out.glob("kept/*.tmp")) and time.monotonic() < until:
@@ -314,8 +301,7 @@ def test_a_killed_step_gives_the_same_bytes_when_it_is_started_again(tmp_path):
     assert tree(out) == tree(tmp_path / "whole")
 
 
-def test_an_error_names_the_input_and_a_second_run_is_rejected(tmp_path):
-    folder = numbers(tmp_path / "in")
+def test_an_error_names_the_input_and_a_second_run_is_rejected(folder, tmp_path):
     write(folder / "part1.jsonl", {"text": "no number"})
     for workers in (1, 2):
         with pytest.raises(RuntimeError, match=r"part1\.jsonl: ValueError"):
@@ -324,13 +310,14 @@ def test_an_error_names_the_input_and_a_second_run_is_rejected(tmp_path):
         process_shards(keep_odd, [folder], tmp_path / "out", {})
 
 
-def test_records_none_of_which_can_be_read_are_an_error(tmp_path):
-    (tmp_path / "a.jsonl").write_text("no json\nat all\n")
-    with pytest.raises(UserError, match=r"none of 2 records could be read: 2 x not JSON \(such as "
-                                        r".*a\.jsonl:1\)"):
-        process_shards(keep_odd, [tmp_path / "a.jsonl"], tmp_path / "out", {})
-    (tmp_path / "empty.jsonl").write_text("")
-    assert process_shards(keep_odd, [tmp_path / "empty.jsonl"], tmp_path / "none", {}).documents_in == 0
+@pytest.mark.parametrize(("lines", "reason"), [
+    (["no json", "at all"], "not JSON"), ([{"text": None}] * 2, "no text")])
+def test_records_none_of_which_can_be_read_are_an_error(tmp_path, lines, reason):
+    wrong, empty = write(tmp_path / "a.jsonl", *lines), write(tmp_path / "empty.jsonl")
+    message = rf"none of 2 records could be read: 2 x {reason} \(such as .*a\.jsonl:1\)"
+    with pytest.raises(UserError, match=message):
+        process_shards(keep_odd, [wrong], tmp_path / "out", {})
+    assert process_shards(keep_odd, [empty], tmp_path / "none", {}).documents_in == 0
 
 
 def test_a_wrong_share_is_a_usage_error(tmp_path, capsys):

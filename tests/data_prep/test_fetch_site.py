@@ -1,67 +1,48 @@
 """The crawler against a server on this machine that records what it is asked, and when."""
-import contextlib
 import itertools
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import MagicMock
+from urllib.parse import urlsplit
 
 import pytest
 from repository import ROOT
+from stub_server import LocalHandler, LocalServer
 
 from data_prep.documents import Funnel
 from data_prep.fetch_site import main
-from data_prep.sources.saved_pages import read_pages
+from data_prep.web_pages import read_pages
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, UsageError
 
 scrapy = pytest.importorskip("scrapy")  # extra crawl
-scrapy_crawler = pytest.importorskip("scrapy.crawler")
 pytest.importorskip("warcio")
 site_spider = pytest.importorskip("data_prep.sources.site_spider")
 
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 
 
-class Site(contextlib.AbstractContextManager):
+class Site(LocalServer):
     """A server of {path: HTML, (status, headers, body) or a function that returns one of them}."""
 
     def __init__(self, pages: dict, robots: object = ""):
-        self.pages = {"/robots.txt": (200, {"Content-Type": "text/plain"}, robots.encode())
-                      if isinstance(robots, str) else robots, **pages}
+        self.pages = {"/robots.txt": robots, **pages}
         self.asked: list[tuple[float, str]] = []
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                site.asked.append((time.monotonic(), self.path))
-                page = site.pages.get(self.path, (404, HTML, b"<html>no"))
-                page = page() if callable(page) else page
-                status, headers, body = (200, HTML, page.encode()) if isinstance(page, str) else page
-                self.send_response(status)
-                for key, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda request, address: None  # the client was killed
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        super().__init__(SiteHandler)
 
     def counts(self) -> Counter:
         return Counter(path for _, path in self.asked)
 
-    def __exit__(self, *error):
-        self.server.shutdown()
-        self.server.server_close()
+
+class SiteHandler(LocalHandler):
+    def do_GET(self):
+        self.server.asked.append((time.monotonic(), self.path))
+        page = self.server.pages.get(self.path, (404, HTML, b"<html>no"))
+        page = page() if callable(page) else page
+        self.respond(*((200, HTML, page.encode()) if isinstance(page, str) else page))
 
 
 def page(*links: str, text: str = "", head: str = "") -> str:
@@ -75,22 +56,18 @@ def begin(site: Site, out: Path, *more: str, start: str = "/") -> subprocess.Pop
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def crawl(site: Site, out: Path, *more: str, start: str = "/") -> tuple[int, str]:
-    """(exit code, what it printed)"""
+def crawl(site: Site, out: Path, *more: str, start: str = "/") -> int:
     running = begin(site, out, *more, start=start)
-    printed = running.communicate(timeout=240)[0]
-    return running.returncode, printed
+    running.communicate(timeout=240)
+    return running.returncode
 
 
 def saved(out: Path) -> dict[str, bytes]:
     """{path: body} of the pages in the WARC files; no complete page is there twice."""
-    found = {}
-    for path in sorted(out.glob("*.warc.gz")):
-        for record in read_pages(path, Funnel()):
-            if not record.problem:
-                name = "/" + record.url.partition("//")[2].partition("/")[2]
-                assert name not in found
-                found[name] = record.body
+    pages = [page for path in sorted(out.glob("*.warc.gz")) for page in read_pages(path, Funnel())
+             if not page.problem]
+    found = {urlsplit(page.meta["url"]).path: page.body for page in pages}
+    assert len(found) == len(pages)
     return found
 
 
@@ -105,8 +82,8 @@ def test_reachable_pages_are_saved_once_and_rules_are_obeyed(tmp_path):
              "/away": (302, {"Location": "http://127.0.0.2:9/elsewhere"}, b""),
              "/leaf": page(), "/unfollowed": page(), "/private/x": page()}
     with Site(pages, robots="User-agent: mmed\nDisallow: /private\nCrawl-delay: 0.2\n") as site:
-        code, printed = crawl(site, tmp_path)
-        assert code == 0 and "5 pages saved" in printed
+        running = begin(site, tmp_path)
+        assert "5 pages saved" in running.communicate(timeout=240)[0] and running.returncode == 0
         assert set(saved(tmp_path)) == {"/", "/a", "/b", "/behind", "/target"}
         assert b"the text of a" in saved(tmp_path)["/a"]
         assert set(site.counts()) == {"/robots.txt", "/", "/a", "/b", "/missing", "/moved", "/target",
@@ -129,7 +106,7 @@ def test_a_stopped_or_killed_crawl_continues_without_asking_for_saved_pages(tmp_
                 assert running.returncode == EXIT_STOPPED and "run the same command again" in printed
         opened = next(tmp_path.glob("*.open"))
         opened.write_bytes(opened.read_bytes()[:-30])  # as if killed while it wrote the last page
-        assert crawl(site, tmp_path)[0] == 0
+        assert crawl(site, tmp_path) == 0
         assert len(saved(tmp_path)) == 41 and not list(tmp_path.glob("*.open"))
         again = [path for path, count in site.counts().items() if count > 1 and path != "/robots.txt"]
         assert len(again) <= 4  # in flight or truncated at the two stops
@@ -151,40 +128,40 @@ def test_failing_answers_are_repeated_or_left_out(tmp_path):
              "/large": page(text="x" * (11 << 20)),
              "/image": (200, {"Content-Type": "image/png"}, b"\x89PNG"),
              "/broken": (200, {**HTML, "Content-Encoding": "gzip"}, b"not gzip")}
-    with Site(pages) as site:
-        assert crawl(site, tmp_path)[0] == 0
+    with Site(pages, robots=(404, HTML, b"<html>no")) as site:  # a missing one forbids nothing
+        assert crawl(site, tmp_path) == 0
         assert set(saved(tmp_path)) - {"/broken"} == {"/", "/busy"}
         times = [moment for moment, path in site.asked if path == "/busy"]
         assert len(times) == 3 and min(times[1] - times[0], times[2] - times[1]) > 0.9
 
 
-def test_an_answer_on_its_way_does_not_end_a_retry_after():
-    request = scrapy.Request("http://example.org/")
-    slot = SimpleNamespace(delay=0.5, lastseen=time.monotonic())
-    crawler = scrapy_crawler.Crawler(scrapy.Spider, {"DOWNLOAD_DELAY": 0.5})
-    crawler.engine = SimpleNamespace(downloader=SimpleNamespace(slots={"example.org": slot}))
-    politeness = site_spider.Politeness(crawler)
-    busy = scrapy.http.Response(request.url, status=503, headers={"Retry-After": "7"})
-    politeness.process_response(request, busy)
-    politeness.process_response(request, scrapy.http.Response(request.url))
-    assert slot.delay == pytest.approx(7, abs=0.5)
-    slot.lastseen += 7  # the next request
-    politeness.process_response(request, scrapy.http.Response(request.url))
-    assert slot.delay == 0.5
+def test_a_later_answer_does_not_end_a_retry_after():
+    request, crawler = scrapy.Request("http://example.org/"), MagicMock()
+    slot = crawler.engine.downloader.slots["example.org"]
+    slot.lastseen = time.monotonic()
+    for status, seconds in ((503, "7"), (200, ""), (429, "3")):
+        response = scrapy.http.Response(request.url, status, {"Retry-After": seconds})
+        site_spider.Politeness(crawler).process_response(request, response)
+    assert slot.lastseen - time.monotonic() == pytest.approx(7, abs=0.5)
 
 
-def test_an_unreadable_robots_txt_forbids_everything_and_a_missing_one_nothing(tmp_path):
+def test_a_warc_file_has_a_limited_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(site_spider, "PART_BYTES", 0)
+    spider = site_spider.SiteSpider([], (), 9, tmp_path)
+    for name in ("a", "b"):
+        spider.save(scrapy.http.HtmlResponse(f"http://example.org/{name}", body=b"<html>"))
+    assert len(list(tmp_path.glob("*.warc.gz"))) == 2 and set(saved(tmp_path)) == {"/a", "/b"}
+
+
+def test_an_unreadable_robots_txt_forbids_everything(tmp_path):
     with Site({"/": page()}, robots=(503, {}, b"")) as site:
-        assert crawl(site, tmp_path / "unreadable")[0] == EXIT_FAILED
+        assert crawl(site, tmp_path) == EXIT_FAILED
         assert set(site.counts()) == {"/robots.txt"}
-    with Site({"/": page()}, robots=(404, HTML, b"<html>no")) as site:
-        assert crawl(site, tmp_path / "missing")[0] == 0
 
 
-@pytest.mark.parametrize(("wrong", "message"), [(["example.org", "--contact", "me"], "mail address"),
-                                                (["ftp://example.org", "--contact", "me@example.org"],
-                                                 "http address")])
-def test_wrong_options_are_one_line(tmp_path, wrong, message):
+@pytest.mark.parametrize(("site", "contact", "message"), [("example.org", "me", "mail address"),
+                                                          ("ftp://example.org", "me@x.org", "http address")])
+def test_wrong_options_are_one_line(tmp_path, site, contact, message):
     with pytest.raises(UsageError, match=message):
-        main([*wrong, "--out", str(tmp_path / "out")])
+        main([site, "--contact", contact, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@
 """
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from data_prep.pipeline.plan import Step
@@ -92,45 +93,42 @@ def exam(out: Path, split: str, name: str, model: str, setting: str, profile: Pr
 def real_run(data: Path, out: Path, model: str, profile: Profile, split: str = "Test") -> list[Step]:
     """The whole plan; `split` Dev is for choosing settings."""
     rows = [row for row in TITLES if row != "replay" or profile.replay_row]
-    base = model
+    models = {"base": model} | {row: f"{out}/runs/{row}/model" for row in CORPUS_STEPS}
+    texts = tuple(f"text_{code}" for code in LANGUAGES)
+    slow = profile.minutes / (3 + 9)  # a corpus step and a cell of the table take about equally long
     plan = [Step("exams", "published exams to one benchmark", [
         ["data_prep.mmedbench", *exam_sources(data), "--language", "zh", "--holdout", "0.1", "--seed", "0",
          "--out", f"{out}/benchmark"],
         ["examples.real_run.prepare", "exams", f"{out}/benchmark", "--out", f"{out}/exams",
          "--items", str(profile.items)]])]
-    plan += corpus_steps(data, out, profile.documents, base)
-    models = {"base": base} | {row: f"{out}/runs/{row}/model" for row in CORPUS_STEPS}
-    texts = tuple(f"text_{code}" for code in LANGUAGES)
-    slow = profile.minutes / (3 + 9)  # a corpus step and a cell of the table take about equally long
+    plan += corpus_steps(data, out, profile.documents, model)
     for row in CORPUS_STEPS:
         plan.append(Step(row, f"continued pre-training: {TITLES[row]}",
-                         [corpus_training(out, row, base, profile)], texts, slow))
+                         [corpus_training(out, row, model, profile)], texts, slow))
     for row, folder in models.items():
-        plan.append(Step(f"loss_{row}", f"validation loss: {TITLES[row]}", [
-            ["mmed.evaluation.validation_loss", "--model", folder, "--data",
-             *(f"{out}/documents/{kind}-{code}.validation.jsonl" for code in LANGUAGES),
-             "--dtype", DTYPES[profile.precision], "--out", f"{out}/loss/{row}-{kind}.json"]
-            for kind in KINDS],
-            texts if row == "base" else (row,), slow / 5))
-    for row in rows:
-        folder, needs = models[row], ("exams",) if row == "base" else (row,)
-        for method, title in METHODS.items():
-            name, commands = f"{method}_{row}", []
-            trained = [f"{out}/runs/{name}/model"]
-            if method == "lora":
-                trained = [folder, "--adapter", f"{out}/runs/{name}/adapter"]
-            if method == "zero":
-                commands.append(exam(out, split, name, folder, "zero-shot", profile))
-            else:
-                commands += [fine_tuning(out, method, row, folder, profile),
-                             exam(out, split, name, trained[0], "finetuned", profile, *trained[1:])]
-            plan.append(Step(name, f"{title}, exam: {TITLES[row]}", commands, needs, slow))
-    plan.append(Step("tables", "tables with intervals and paired tests", [
-        ["examples.real_run.tables", str(out), "--rows", *rows],
-        ["mmed.reporting", *(f"{setting}:{TITLES[row]}={out}/results/{method}_{row}"
-                             for row in rows for method, setting in SETTINGS.items()),
-         "--runs", *(f"{TITLES[row]}={out}/runs/{row}" for row in CORPUS_STEPS),
-         "--corpus", f"{out}/corpus", f"{out}/streams", "--out", f"{out}/report.html",
-         "--title", "mmed: real weights, real text, real exams"]],
-        tuple(step.name for step in plan)))
+        losses = [["mmed.evaluation.validation_loss", "--model", folder, "--data",
+                   *(f"{out}/documents/{kind}-{code}.validation.jsonl" for code in LANGUAGES),
+                   "--dtype", DTYPES[profile.precision], "--out", f"{out}/loss/{row}-{kind}.json"]
+                  for kind in KINDS]
+        plan.append(Step(f"loss_{row}", f"validation loss: {TITLES[row]}", losses,
+                         texts if row == "base" else (row,), slow / 5))
+    for row, (method, title) in itertools.product(rows, METHODS.items()):
+        name, folder = f"{method}_{row}", models[row]
+        commands = {
+            "zero": [exam(out, split, name, folder, "zero-shot", profile)],
+            "lora": [fine_tuning(out, method, row, folder, profile),
+                     exam(out, split, name, folder, "finetuned", profile,
+                          "--adapter", f"{out}/runs/{name}/adapter")],
+            "full": [fine_tuning(out, method, row, folder, profile),
+                     exam(out, split, name, f"{out}/runs/{name}/model", "finetuned", profile)]}
+        plan.append(Step(name, f"{title}, exam: {TITLES[row]}", commands[method],
+                         ("exams",) if row == "base" else (row,), slow))
+    report = ["mmed.reporting", *(f"{setting}:{TITLES[row]}={out}/results/{method}_{row}"
+                                  for row in rows for method, setting in SETTINGS.items()),
+              "--runs", *(f"{TITLES[row]}={out}/runs/{row}" for row in CORPUS_STEPS),
+              "--corpus", f"{out}/corpus", f"{out}/streams", "--out", f"{out}/report.html",
+              "--title", "mmed: real weights, real text, real exams"]
+    plan.append(Step("tables", "tables with intervals and paired tests",
+                     [["examples.real_run.tables", str(out), "--rows", *rows], report],
+                     tuple(step.name for step in plan)))
     return plan

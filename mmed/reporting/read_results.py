@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,40 +97,33 @@ def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[
 
 # ---- runs --------------------------------------------------------------------------------------------------
 
-Curve = list[tuple[float, float]]  # (target tokens, loss)
-
-
 @dataclass
 class Run:
-    """A run folder of `mmed/train.py`: its facts, and its log as far as it is complete."""
+    """A run folder of `mmed/train.py`. A curve is [(target tokens, loss)]."""
 
     name: str
     facts: dict[str, Any]
     finished: bool
-    loss: Curve = field(default_factory=list)
-    validation: dict[str, Curve] = field(default_factory=dict)  # by language
+    loss: list[tuple[float, float]] = field(default_factory=list)
+    validation: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # by language
     tokens_per_second: float = 0.0  # median over the log
-    notes: list[str] = field(default_factory=list)
 
 
 def read_run(argument: str) -> Run:
+    """A run, as far as its log is complete; losses that are not finite are left out."""
     _, name, given = split_argument(argument)
     folder = Path(given)
     facts, log = read_json(folder / "run.json"), folder / "metrics.jsonl"
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         raise UserError(f"{folder / 'run.json'}: not the run.json of a training run")
     run = Run(as_name(name or folder.resolve().name), facts, (folder / "done.json").is_file())
-    rates, not_finite = [], 0
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    for count, text in enumerate(lines, 1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            if count < len(lines):
-                raise UserError(f"{log}:{count}: not a line of a training log ({error})") from None
-            run.notes.append(f"the log is complete up to line {count - 1}")  # it is being written, or was cut
+    rates = []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for number, text in enumerate(lines, 1):
+        if not text.endswith("\n"):
             break
-        with reading(f"{log}:{count}"):
+        with reading(f"{log}:{number}"):
+            line = json.loads(text)
             losses = [(run.validation.setdefault(language, []), loss)
                       for language, loss in line.get("validation_loss", {}).items()]
             if line["step"]:  # step 0 is the validation before training
@@ -137,11 +131,8 @@ def read_run(argument: str) -> Run:
                 rates.append(line["tokens_per_second"])
             for curve, loss in losses:
                 curve.extend([(line["tokens"], loss)] if is_finite(loss) else [])
-                not_finite += not is_finite(loss)
     run.validation = {language: curve for language, curve in run.validation.items() if curve}
-    if not_finite:
-        run.notes.append(f"{not_finite:,} losses that are not finite numbers are not drawn")
-    run.tokens_per_second = sorted(rates)[len(rates) // 2] if rates else 0.0
+    run.tokens_per_second = statistics.median(rates or [0.0])
     return run
 
 
@@ -156,7 +147,7 @@ class Corpus:
 def read_corpus(folders: Sequence[str]) -> Corpus:
     """The counts of every step and of every token stream under the folders."""
     steps: dict[str, dict] = {}
-    streams = []
+    corpus = Corpus()
     places: dict[Path, str] = {}  # each file once, also where one folder contains another
     for folder in map(Path, folders):
         paths = [path for path in sorted(folder.rglob("*.json"))
@@ -167,16 +158,16 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
         for path in paths:
             places.setdefault(path.resolve(), path.relative_to(folder.parent).as_posix())
     for path, place in places.items():
+        value = read_json(path)
+        if path.name != "funnel.json":
+            corpus.streams.append((place.removesuffix(".json"), value))
+            continue
         with reading(path):
-            value = read_json(path)
-            if path.name != "funnel.json":
-                streams.append((place.removesuffix(".json"), value))
-                continue
             name, documents = value["step"], value["documents"]
             step = steps.setdefault(name, {"name": name, "places": [], "dropped": Counter()})
             step["places"].append((place.removesuffix("/funnel.json"), documents["in"], documents["out"]))
             for reason, entry in value["dropped"].items():
                 step["dropped"][reason] += entry["documents"]
     # A later step reads what an earlier one kept: the more documents come in, the earlier the step
-    order = sorted(steps.values(), key=lambda step: -sum(read for _, read, _ in step["places"]))
-    return Corpus(order, streams)
+    corpus.steps = sorted(steps.values(), key=lambda step: -sum(read for _, read, _ in step["places"]))
+    return corpus

@@ -62,27 +62,29 @@ def image(width: float, height: float, label: str, body: Sequence[str]) -> str:
     return "\n".join([head, STYLE, rect(0, 0, width, height, "page"), *body, "</svg>", ""])
 
 
+def band(css: Sequence[str], x: float, y: float, width: float, height: float) -> list[str]:
+    """Cells of `width` side by side; neighbours of one class are one shape."""
+    shapes = []
+    for name, run in itertools.groupby(css):
+        size = len(list(run))
+        shapes.append(rect(x, y, size * width - 1, height, name))
+        x += size * width
+    return shapes
+
+
 def stream_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Each row as a band, a colour for each document; black where a token has no label, the BOS before a
     continuation.
     """
     left, width, tall = 40.0, 5.0, 20.0
     T = len(rows[0].input_ids)
-    body = []
+    body = [text(left + at * width, 14, at, "small", "middle") for at in range(0, T + 1, 16)]
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
         y = 22 + number * (tall + 8)
-        body.append(text(left - 6, y + 14, name, "", "end"))
-        begin = 0
-        for at in range(1, T + 1):
-            if at == T or row.document_ids[at] != row.document_ids[begin]:
-                document = int(row.document_ids[begin])
-                css = f"box c{(document + 2 * number) % COLOURS}" if document >= 0 else "box pale"
-                body.append(rect(left + begin * width, y, (at - begin) * width - 1, tall, css,
-                                 f"row {name}: tokens {begin} to {at - 1}"))
-                begin = at
-        body += [rect(left + at * width, y, width - 1, tall, "gap", f"row {name}: token {at} has no label")
-                 for at in range(T) if row.labels[at] < 0 and row.document_ids[at] >= 0]
-    body += [text(left + at * width, 14, at, "small", "middle") for at in range(0, T + 1, 16)]
+        css = ["box pale" if document < 0 else "gap" if label < 0
+               else f"box c{(document + 2 * number) % COLOURS}"
+               for document, label in zip(row.document_ids, row.labels)]
+        body += [text(left - 6, y + 14, name, "", "end"), *band(css, left, y, width, tall)]
     return image(left + T * width + 14, 30 + len(rows) * (tall + 8),
                  "Rows of the two token streams, a colour a document", body)
 
@@ -90,19 +92,14 @@ def stream_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
 def label_mask(row: Row) -> str:
     """The tokens of a packed row: the prompt pale, the target in colour, padding empty."""
     cell, per_line, left = 10.0, 64, 40.0
-    css = [f"box c{int(document) % COLOURS}" if trained else "box pale" if document >= 0 else "frame"
-           for trained, document in zip(row.labels >= 0, row.document_ids)]
+    css = [f"box c{document % COLOURS}" if label >= 0 else "box pale" if document >= 0 else "frame"
+           for document, label in zip(row.document_ids, row.labels)]
     body = []
     for begin in range(0, len(css), per_line):
-        y, at = 8 + begin // per_line * 16, begin
-        body.append(text(left - 6, y + 9, begin, "small", "end"))
-        # neighbours of one colour are one shape
-        for name, run in itertools.groupby(css[begin:begin + per_line]):
-            size = len(list(run))
-            body.append(rect(left + (at - begin) * cell, y, size * cell - 1, 12, name))
-            at += size
-    lines = math.ceil(len(css) / per_line)
-    return image(left + per_line * cell + 10, 14 + lines * 16,
+        y = 8 + begin // per_line * 16
+        body += [text(left - 6, y + 9, begin, "small", "end"),
+                 *band(css[begin:begin + per_line], left, y, cell, 12)]
+    return image(left + per_line * cell + 10, 14 + math.ceil(len(css) / per_line) * 16,
                  "Label mask of a packed row: prompts pale, targets in colour", body)
 
 
@@ -117,8 +114,8 @@ def attention_map(p: Sequence[Sequence[float]], pieces: Sequence[str], label: st
         body.append(text(left + i * size + 14, top - 6, piece, turn=-60))
         body += [rect(left + j * size, top + i * size, size - 2, size - 2, "cell", "",
                       f' fill-opacity="{p[i][j]:.2f}"') for j in range(i + 1) if p[i][j] >= SHOWN]
-    corner = T * size - 1
-    body.append(line(left, top, left + corner, top + corner, "axis"))  # right of it is the future
+    # right of it is the future
+    body.append(line(left + size, top, left + T * size, top + (T - 1) * size, "axis"))
     return image(left + T * size + 40, top + T * size + 8, label, body)
 
 

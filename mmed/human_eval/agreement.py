@@ -124,14 +124,6 @@ def metric_points(texts: Sequence[Sequence[Mapping[str, float]]], languages: Seq
     return found
 
 
-def mean_points(points: np.ndarray, weights: Mapping[str, np.ndarray], languages: np.ndarray) -> np.ndarray:
-    """Mean points of each language and model, (1 + RESAMPLES, languages x models): of all items, then of each
-    bootstrap sample; rounded so that equal ones are ties. points: (items, models).
-    """
-    means = [own @ points[languages == language] for language, own in weights.items()]
-    return np.concatenate(means, axis=1).round(9)
-
-
 def study(people: Mapping, models: Sequence[str], found: Mapping[tuple[str, str], Case],
           judges: Sequence[Mapping] = (), names: Sequence[str] = ()) -> dict[str, Any]:
     """The content of agreement.json. `found`: cases of the results; `names`: the files, for errors."""
@@ -175,10 +167,16 @@ def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, langu
     for language, n in Counter(languages).items():
         drawn = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)  # how often each item is in a sample
         weights[language] = np.concatenate([np.ones((1, n)), drawn]) / n
-    x = mean_points(given, weights, np.array(languages))
+
+    def means(points: np.ndarray) -> np.ndarray:
+        """(1 + RESAMPLES, languages x models): of all items, then of each bootstrap sample."""
+        parts = [own @ points[np.array(languages) == language] for language, own in weights.items()]
+        return np.concatenate(parts, axis=1).round(9)  # so that equal ones are ties
+
+    x = means(given)
     rows = []
     for measure, points in measures:
-        y = mean_points(points, weights, np.array(languages))
+        y = means(points)
         taus = [kendall_tau(*pair) for pair in zip(x, y)]
         low, high = np.nanquantile(taus[1:], [0.025, 0.975])
         name, _, definition = measure.partition("|")
@@ -189,7 +187,7 @@ def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, langu
                      y[0].tolist()))
     rows.sort(key=lambda pair: (math.isnan(pair[0]["tau"]), -pair[0]["tau"], pair[0]["name"]))
     counts = dict(Counter(languages))
-    columns = zip(itertools.product(counts, models), x[0].tolist(), *(means for _, means in rows))
+    columns = zip(itertools.product(counts, models), x[0].tolist(), *(values for _, values in rows))
     points = [{"model": model, "language": language, "items": counts[language], "people": own,
                "values": values} for (language, model), own, *values in columns]
     return {"languages": list(counts), "items": counts, "measures": [row for row, _ in rows],

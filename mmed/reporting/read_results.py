@@ -138,16 +138,13 @@ def read_run(argument: str) -> Run:
 
 # ---- corpus ------------------------------------------------------------------------------------------------
 
-@dataclass
-class Corpus:
-    steps: list[dict] = field(default_factory=list)  # name, places: (folder, documents in, kept), dropped
-    streams: list[tuple[str, dict]] = field(default_factory=list)  # (name, side file) of token streams
+def read_corpus(folders: Sequence[str]) -> dict[str, list]:
+    """The counts of every step and of every token stream under the folders.
 
-
-def read_corpus(folders: Sequence[str]) -> Corpus:
-    """The counts of every step and of every token stream under the folders."""
+    A step: name, dropped by reason, places: (folder, documents in, kept). A stream: (name, its side file).
+    """
     steps: dict[str, dict] = {}
-    corpus = Corpus()
+    streams = []
     places: dict[Path, str] = {}  # each file once, also where one folder contains another
     for folder in map(Path, folders):
         paths = [path for path in sorted(folder.rglob("*.json"))
@@ -160,7 +157,7 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
     for path, place in places.items():
         value = read_json(path)
         if path.name != "funnel.json":
-            corpus.streams.append((place.removesuffix(".json"), value))
+            streams.append((place.removesuffix(".json"), value))
             continue
         with reading(path):
             name, documents = value["step"], value["documents"]
@@ -169,5 +166,5 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
             for reason, entry in value["dropped"].items():
                 step["dropped"][reason] += entry["documents"]
     # A later step reads what an earlier one kept: the more documents come in, the earlier the step
-    corpus.steps = sorted(steps.values(), key=lambda step: -sum(read for _, read, _ in step["places"]))
-    return corpus
+    order = sorted(steps.values(), key=lambda step: -sum(read for _, read, _ in step["places"]))
+    return {"steps": order, "streams": streams}

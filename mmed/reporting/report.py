@@ -22,8 +22,8 @@ from mmed.evaluation.summary import COLUMN_TITLES
 from mmed.metrics import mean
 from mmed.reporting import plots, read_results
 from mmed.reporting.page import fill_page
-from mmed.reporting.read_results import SETTINGS, Corpus, Result, Run
-from mmed.reporting.tables import Table, by_definition, percent, summary_table, tables
+from mmed.reporting.read_results import SETTINGS, Result, Run
+from mmed.reporting.tables import by_definition, percent, summary_table, tables
 from mmed.utils.errors import Parser, UsageError, UserError
 from mmed.utils.files import atomic_write, read_json
 from mmed.utils.untrusted import reading
@@ -154,21 +154,21 @@ def entries(*parts: dict[str, Any]) -> list[tuple[str, str]]:
             for part in parts for key, value in part.items()]
 
 
-def page(results: Sequence[Result] = (), runs: Sequence[Run] = (), corpus: Corpus | None = None,
-         questions: Sequence[dict] = (), general: Sequence[Result] = (), found: Sequence[Table] = (),
+def page(results: Sequence[Result] = (), runs: Sequence[Run] = (), general: Sequence[Result] = (),
          **values: Any) -> str:
-    """The whole page as text. found: the tables; values: title, notices, published_notes, study."""
+    """The whole page as text. values: title, tables, questions, corpus, study, notices, published_notes."""
+    values = {"tables": (), "questions": (), "corpus": {}, "study": None, "notices": (),
+              "published_notes": ()} | values
     colours = plots.colours(result.name for result in results)
     sources = [(result.full_name, entries({"folder": str(result.folder)}, result.settings, result.facts,
                                           result.summary["signatures"])) for result in results]
     sources += [(f"Run {run.name}", entries(run.facts | {"config": ""}, run.facts["config"]))
                 for run in runs]
     return fill_page(
-        Path(__file__).with_name("report.html"), results=results, settings=SETTINGS, tables=found,
+        Path(__file__).with_name("report.html"), results=results, settings=SETTINGS, legend_entries=colours,
         column_titles=COLUMN_TITLES, plots=accuracy_plots(results, colours), pairs=comparisons(results),
-        forgetting=forgetting(general, runs), legend_entries=colours, calibrations=calibrations(results),
-        runs=run_values(runs), corpus=corpus or Corpus(), questions=questions, sources=sources,
-        **{"notices": (), "published_notes": (), "study": None} | values)
+        forgetting=forgetting(general, runs), calibrations=calibrations(results), runs=run_values(runs),
+        sources=sources, **values)
 
 
 # ---- command line ------------------------------------------------------------------------------------------
@@ -209,9 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     read_results.read_predictions(general, 0)
     runs = [read_results.read_run(argument) for argument in options.runs]
     found = tables(results, options.published) if results else []
-    text = page(results, runs, read_results.read_corpus(options.corpus), questions, general, found,
-                title=options.title, notices=options.notice,
-                published_notes=NOTES if options.published else (),
+    text = page(results, runs, general, tables=found, questions=questions, title=options.title,
+                notices=options.notice, published_notes=NOTES if options.published else (),
+                corpus=read_results.read_corpus(options.corpus),
                 study=read_study(options.agreement) if options.agreement else None)
     with atomic_write(options.out) as file:
         file.write(text)

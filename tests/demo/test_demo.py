@@ -1,13 +1,15 @@
-"""The demo and its ablations: the plans' commands, what their rows differ in, the tables of the ablations."""
+"""The plans of the examples, what rows of the demo and the ablations differ in, the ablations' tables."""
 import re
+from pathlib import Path
 
 import pytest
-from repository import ROOT
+from test_docs import parser_of
 
 from examples.demo import __main__ as demo
 from examples.demo import ablations, demo_steps
+from examples.real_run.profiles import PROFILES
+from examples.real_run.steps import real_run
 from mmed.config import parse_command_line
-from mmed.evaluation.options import parse_options as eval_options
 from mmed.evaluation.published import LANGUAGES
 from mmed.evaluation.results import text_row, write_results
 from mmed.prompts import ExamItem
@@ -28,24 +30,22 @@ def configs(names):
 
 # ---- plans -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("make_plan", [demo_steps.steps, ablations.steps])
-def test_every_step_needs_earlier_steps_and_every_command_is_understood(make_plan):
+def real_steps(out: str, seed: int) -> list:
+    return real_run(Path("data"), Path(out), "model", PROFILES["night"])
+
+
+@pytest.mark.parametrize("make_plan", [demo_steps.steps, ablations.steps, real_steps])
+def test_every_step_needs_earlier_steps_and_every_command_is_understood(make_plan, monkeypatch):
     done = set()
-    for step in make_plan("demo", 0):
+    for step in make_plan("o", 0):
         assert step.name not in done and set(step.needs) <= done, step.name
         done.add(step.name)
         for module, *arguments in step.commands:
             if module == "mmed.train":
                 _, config = parse_command_line(arguments)
                 assert config.resume == "auto" and config.precision == "fp32"
-            elif module == "mmed.eval":
-                eval_options(arguments)
             else:
-                name = "mmed.reporting.report" if module == "mmed.reporting" else module
-                files = (name.replace(".", "/") + ".py", "data_prep/pipeline/shards.py")
-                source = "".join((ROOT / file).read_text() for file in files)
-                unknown = [word for word in arguments if word.startswith("--") and f'"{word}"' not in source]
-                assert not unknown, (module, unknown)
+                parser_of(module, arguments, monkeypatch, read=True)
 
 
 def test_list_prints_every_command(capsys):

@@ -11,7 +11,6 @@ from result_folders import HOSTILE, UNPRINTABLE, Page, assert_inert, make_items,
 
 from data_prep.documents import Funnel
 from data_prep.pipeline.shards import print_funnel
-from mmed.evaluation import compare
 from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES
 from mmed.evaluation.results import text_row
 from mmed.evaluation.summary import summarise, table
@@ -93,7 +92,8 @@ def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, caps
             assert f"{100 * part['accuracy']['answer']['value']:.1f} [" in printed
             assert f"{100 * part['text']['BLEU-1|nltk-method1']['value']:.2f}" in shown
             assert f"{100 * part['chance']:.1f}" in printed
-    assert "−725.00" in shown
+    assert "−725.00" in shown and "b minus a" in page.texts["differences"]
+    assert "McNemar, exact" in page.texts["differences"] and "micro average" in page.texts["differences"]
 
 
 @pytest.mark.parametrize("words", ["default", "official"])
@@ -145,17 +145,6 @@ def test_a_language_without_a_score_keeps_its_column_and_is_named(tmp_path, rng)
     assert table.columns == ["English", "German", "Macro average"]
     assert table.rows[0].scores[1] is None
     assert "No rationale was scored in German" in table.note
-
-
-def test_differences_are_those_of_the_compare_command(tmp_path, rng):
-    items = make_items(rng, 40, ("English", "French"))
-    first, other = (make_read(tmp_path / name, items, rng, skill, modes=("answer",))
-                    for name, skill in (("a", 0.3), ("b", 0.6)))
-    read_predictions([first, other], 0)
-    lines, _ = compare.compare(*(compare.read(result.folder)[1] for result in (other, first)))
-    (pair,) = report.comparisons([first, other])
-    assert pair["lines"] == [line for line in lines if line.column == "answer"]
-    assert [line.group for line in pair["lines"]] == ["English", "French", "macro average", "micro average"]
 
 
 def test_several_sources_have_a_table_with_their_mean(tmp_path, rng):

@@ -37,8 +37,6 @@ IN_CHINESE = "胰岛素能降低血糖。"
 IN_JAPANESE = "インスリンは膵臓のホルモンで、血糖を下げる。"
 
 
-# ---- what all stages show ----------------------------------------------------------------------------------
-
 def table(head: list[str], rows: list[list[object]]) -> str:
     """A Markdown table; a bar in a cell is escaped."""
     lines = [head, ["---"] * len(head), *rows]
@@ -66,8 +64,6 @@ def typed(command: list[str]) -> str:
 def documents(folder: Path) -> dict[str, Document]:
     return {document.id: document for path in find_inputs([folder]) for document in read_documents(path)}
 
-
-# ---- raw pages to kept pages -------------------------------------------------------------------------------
 
 def run(work: Path) -> dict[str, object]:
     shutil.rmtree(work, ignore_errors=True)
@@ -167,8 +163,6 @@ def duplicates(work: Path) -> dict[str, object]:
                                                                    "estimated_jaccard")})}
 
 
-# ---- tokenizer ---------------------------------------------------------------------------------------------
-
 def make_tokenizer(work: Path) -> Tokenizer:
     texts = [document.text for code in LANGUAGES
              for document in documents(work / "unique" / code / "kept").values()]
@@ -209,8 +203,6 @@ def pieces(work: Path, tokenizer: Tokenizer) -> dict[str, object]:
         "ids": table(["id", *map(str, ids)], [["piece", *(shown(tokenizer.piece(i)) for i in ids)]]),
         "merges": "\n".join(f"{number:>4}  " + "  ".join(step) for number, step in enumerate(steps))}
 
-
-# ---- streams and rows --------------------------------------------------------------------------------------
 
 def boundary(row: Row, tokenizer: Tokenizer, begin: int, end: int) -> str:
     """Part of a row as a table: what goes in, what should come out, which document, which position."""

@@ -91,8 +91,6 @@ def few(x: Tensor, count: int = 4, digits: int = 3) -> str:
     return " ".join(f"{float(v):.{digits}f}" for v in x.flatten()[:count])
 
 
-# ---- forward -----------------------------------------------------------------------------------------------
-
 def attention_by_hand(model: Transformer, block, x: Tensor, rope: tuple[Tensor, Tensor],
                       lines: list[list[str]]) -> tuple[Tensor, Tensor]:
     """(what attention adds, its probabilities (H, T, T)) of one block; `lines` gets every line with its
@@ -220,8 +218,6 @@ def rotation(model: Transformer, normed: Tensor, place: int) -> dict[str, object
             "q_angle": angle, "speeds": few(speeds, half, 4), "half": half}
 
 
-# ---- one optimizer step ------------------------------------------------------------------------------------
-
 def step(work: Path, tokenizer: Tokenizer, log: list[dict]) -> dict[str, object]:
     """Step 1 of the run once more, by the functions that training calls, with one weight followed through."""
     model, _ = load_pretrained(work / "blank")
@@ -275,8 +271,6 @@ def schedule(work: Path, log: list[dict]) -> dict[str, object]:
         "learning_rate.svg": curve(list(enumerate(rates, 1)), "step", "learning rate"),
         "loss.svg": curve(list(enumerate(losses, 1)), "step", "loss, nats a token")}
 
-
-# ---- fine-tuning -------------------------------------------------------------------------------------------
 
 def exam_losses(model: Transformer, tokenizer: Tokenizer, count: int | None = None) -> tuple[Tensor, int]:
     """(summed loss, target tokens) of the training questions, or of the first `count` in one row."""

@@ -113,8 +113,6 @@ def steps(out: str, seed: int) -> list[Step]:
     return plan
 
 
-# ---- numbers -----------------------------------------------------------------------------------------------
-
 def measure(out: Path) -> dict:
     """Rows (accuracy of both forms of answer, BLEU-1, ROUGE-1, the paper's) and gains with their intervals,
     in %.
@@ -149,8 +147,6 @@ def measure(out: Path) -> dict:
                       "paper": {model: more[model][0] - less[model][0] for model in more if less}})
     return {"questions": len(hits[0]), "rows": rows, "gains": gains}
 
-
-# ---- tables and page ---------------------------------------------------------------------------------------
 
 def tables(found: dict) -> dict[str, list[list[str]]]:
     """Both tables by title, with a head; the paper's cells: accuracy / BLEU-1 / ROUGE-1 as printed there."""

@@ -97,8 +97,6 @@ def _even(rng: random.Random, values: int, count: int) -> list[int]:
     return drawn
 
 
-# ----------------------------------------------------------------------------------------------------- text
-
 def fact_sentence(world: World, language: str, kind: str, disease: int, form: int) -> str:
     """One fact in one of its paraphrases."""
     return WORDS[language]["relations"][kind][form].format(
@@ -228,8 +226,6 @@ def exam_items(world: World, language: str, diseases: list[int], copies: int,
                              fact_sentence(world, language, kind, disease, 0), right)
             yield item | {"meta_info": f"{kind} of disease {disease}"}
 
-
-# ---------------------------------------------------------------------------------------------------- files
 
 WEB_PAGES = 32  # medical web pages per disease and language, before copies are added
 WEB_PROSE = 2  # general sentences on each: with fewer, the keyword filter drops too many of them

@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.pipeline.plan import Step, print_commands, run_plan
-from examples.real_run.profiles import PROFILES
-from examples.real_run.steps import real_run
+from examples.real_run.steps import PROFILES, real_run
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")  # of NVIDIA's and AMD's drivers

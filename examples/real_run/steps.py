@@ -8,10 +8,10 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.pipeline.plan import Step
-from examples.real_run.profiles import Profile
 
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 KINDS = ("medical", "general")
@@ -20,6 +20,39 @@ CORPUS_STEPS = {"corpus": 0.0, "replay": 0.1, "control": 1.0}
 TITLES = {"base": "base", "corpus": "base + medical text", "replay": "base + medical, 10 % general text",
           "control": "base + general text (control)"}
 METHODS = {"zero": "zero-shot", "lora": "LoRA", "full": "full fine-tuning"}
+
+
+# Chosen on development items, as the rates of the profiles are (docs/real_run.md)
+SEQUENCE_LENGTH, CORPUS_RATE, LORA_RATE = 1024, 1e-5, 2e-4
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much of the real run is done."""
+
+    corpus_steps: int  # of continued pre-training
+    corpus_rows: int  # of SEQUENCE_LENGTH tokens, in each of these steps
+    items: int  # exam items of each language that fine-tuning sees; 0: all
+    epochs: float
+    batch: int  # items per step of fine-tuning
+    full_rate: float
+    test_items: int  # of each language, in the exam; 0: all
+    documents: int  # of each language and kind, for the validation loss
+    precision: str
+    replay_row: bool  # fine-tune and examine the model of 90 % medical and 10 % general text as well
+    minutes: float  # that the slow steps take on the machine the profile is made for
+
+
+PROFILES = {
+    "hour": Profile(
+        corpus_steps=40, corpus_rows=1, items=64, epochs=1, batch=8, full_rate=2e-5, test_items=40,
+        documents=4, precision="bf16", replay_row=False, minutes=60),
+    "night": Profile(
+        corpus_steps=300, corpus_rows=1, items=250, epochs=1, batch=16, full_rate=5e-6, test_items=0,
+        documents=16, precision="fp32", replay_row=True, minutes=480),
+    "gpu": Profile(
+        corpus_steps=1000, corpus_rows=8, items=0, epochs=3, batch=32, full_rate=5e-6, test_items=0,
+        documents=32, precision="bf16", replay_row=True, minutes=40)}
 
 
 def exam_sources(data: Path) -> list[str]:
@@ -68,16 +101,17 @@ def corpus_training(out: Path, row: str, model: str, profile: Profile) -> list[s
     data = ",".join(f"{out}/streams/{kind}-{code}={share:g}" for kind, share in shares.items() if share
                     for code in LANGUAGES)
     return training("pretrain_mmedlm2", out, row, model, profile, f"--data={data}",
-                    f"--sequence_length={profile.sequence_length}",
+                    f"--sequence_length={SEQUENCE_LENGTH}",
                     f"--global_batch_size={profile.corpus_rows}", "--micro_batch_size=1",
-                    f"--max_steps={profile.corpus_steps}", f"--learning_rate={profile.corpus_rate}",
+                    f"--max_steps={profile.corpus_steps}", f"--learning_rate={CORPUS_RATE}",
                     "--warmup_ratio=0.2", "--schedule=constant")
 
 
 def fine_tuning(out: Path, method: str, row: str, model: str, profile: Profile) -> list[str]:
-    rate = profile.lora_rate if method == "lora" else profile.full_rate
+    rate = LORA_RATE if method == "lora" else profile.full_rate
     return training(f"finetune_{method}", out, f"{method}_{row}", model, profile, f"--data={out}/exams/Train",
-                    "--rationales=without", "--sequence_length=1024", f"--global_batch_size={profile.batch}",
+                    "--rationales=without", f"--sequence_length={SEQUENCE_LENGTH}",
+                    f"--global_batch_size={profile.batch}",
                     f"--micro_batch_size={min(8, profile.batch)}", f"--epochs={profile.epochs:g}",
                     f"--learning_rate={rate}")
 

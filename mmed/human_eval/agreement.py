@@ -32,8 +32,6 @@ PAPER = {"BLEU-1": (0.464, 1.33), "BLEU-2": (0.516, 1.27), "BLEU-3": (0.466, 1.0
 RESAMPLES, SEED = 1000, 0
 
 
-# ---- coefficients ------------------------------------------------------------------------------------------
-
 def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float:
     """Krippendorff's ordinal alpha: 1 is perfect agreement, 0 is chance; nan where all values are the same.
 
@@ -79,8 +77,6 @@ def points_of(values: Sequence) -> np.ndarray:
     other = own.swapaxes(-1, -2)
     return (other < own).sum(-1) + (other == own).sum(-1) / 2 + 0.5
 
-
-# ---- the study ---------------------------------------------------------------------------------------------
 
 def rater_agreement(cases: Mapping[str, Mapping]) -> dict[str, Any]:
     """Agreement among the raters of one language; `cases`: item -> its ratings."""

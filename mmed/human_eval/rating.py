@@ -46,8 +46,6 @@ python -m mmed.human_eval.rating agreement people.json results/a results/b --jud
 SHEET_FORMAT, KEY_FORMAT = "mmed sheet ratings", "mmed rating key"
 
 
-# ---- sheet -------------------------------------------------------------------------------------------------
-
 def sheet_content(cases: Sequence[Case], seed: int) -> dict[str, Any]:
     """What a page shows of one language, without the models' names; `sheet` is its fingerprint."""
     items = [{"key": case.key, "question": shown(case.question), "gold": case.gold.split(","),
@@ -81,8 +79,6 @@ def sheet_command(options: argparse.Namespace) -> None:
     print(f"{len(cases)} items, {len(models)} explanations each: {', '.join(sheets)}\n"
           f"{key} says who wrote which; keep it from the raters, `merge` needs it")
 
-
-# ---- merge -------------------------------------------------------------------------------------------------
 
 def merge(key: Mapping[str, Any], paths: Sequence[str]) -> Ratings:
     """Each rater's points and their mean, by language and item; a file must rank its whole sheet."""
@@ -133,8 +129,6 @@ def ratings_table(value: Mapping[str, Any]) -> str:
                     *([model, *(f"{mean:.2f}" for mean in row.values())] for model, row in rows)])
 
 
-# ---- judge and agreement -----------------------------------------------------------------------------------
-
 def judge_command(options: argparse.Namespace) -> None:
     """Answered calls are stored at once, so a stopped command continues."""
     models, found = read_cases(options.results)
@@ -165,8 +159,6 @@ def agreement_command(options: argparse.Namespace) -> None:
     print("\n".join([agreement_table(value), *(f"note: {note}" for note in value["notes"]),
                      f"\n{out / 'agreement.html'}, {out / 'agreement.json'}"]))
 
-
-# ---- command line ------------------------------------------------------------------------------------------
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m mmed.human_eval.rating", example=EXAMPLES,

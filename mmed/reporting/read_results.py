@@ -21,8 +21,6 @@ SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine
 MACRO = "Macro average"
 
 
-# ---- results -----------------------------------------------------------------------------------------------
-
 @dataclass
 class Result:
     """One row of the tables: a result folder under a name and a setting."""
@@ -95,8 +93,6 @@ def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[
              "right": [result.hits[place] for result in results]} for place, answers in questions.items()]
 
 
-# ---- runs --------------------------------------------------------------------------------------------------
-
 @dataclass
 class Run:
     """A run folder of `mmed/train.py`. A curve is [(target tokens, loss)]."""
@@ -135,8 +131,6 @@ def read_run(argument: str) -> Run:
     run.tokens_per_second = statistics.median(rates or [0.0])
     return run
 
-
-# ---- corpus ------------------------------------------------------------------------------------------------
 
 def read_corpus(folders: Sequence[str]) -> dict[str, list]:
     """The counts of every step and of every token stream under the folders.

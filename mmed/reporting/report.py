@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmed.evaluation.calibration import BINS
 from mmed.evaluation.compare import Line, compare_column
 from mmed.evaluation.published import NOTES
 from mmed.evaluation.summary import COLUMN_TITLES
@@ -28,7 +27,6 @@ from mmed.utils.errors import Parser, UsageError, UserError
 from mmed.utils.files import atomic_write, read_json
 from mmed.utils.untrusted import reading
 
-# ---- values of the page ------------------------------------------------------------------------------------
 
 def accuracy_plots(results: Sequence[Result], colours: dict[str, str]) -> list[dict[str, Any]]:
     """Bars by language of results that may share a plot."""
@@ -107,7 +105,7 @@ def calibrations(results: Sequence[Result]) -> list[dict[str, Any]]:
     parts = [(result, language, part["calibration"]) for result in results
              for language, part in result.summary["languages"].items() if "calibration" in part]
     return [{"name": f"{result.full_name}, {language}", "ece": part["ece"], "n": part["n"],
-             "svg": plots.reliability(part["bins"], BINS, f"{result.full_name}: reliability in {language}")}
+             "svg": plots.reliability(part["bins"], f"{result.full_name}: reliability in {language}")}
             for result, language, part in parts]
 
 
@@ -170,8 +168,6 @@ def page(results: Sequence[Result] = (), runs: Sequence[Run] = (), general: Sequ
         forgetting=forgetting(general, runs), calibrations=calibrations(results), runs=run_values(runs),
         sources=sources, **values)
 
-
-# ---- command line ------------------------------------------------------------------------------------------
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     command = "python -m mmed.reporting"

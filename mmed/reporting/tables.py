@@ -144,8 +144,6 @@ def _exact(value: float) -> Score:
     return {"value": value, "low": None, "high": None}
 
 
-# ---- the paper's numbers -----------------------------------------------------------------------------------
-
 def _with_published(found: Sequence[Table], whole_split: bool) -> list[Table]:
     """The paper's rows under the headings of their settings: after ours of the same definition, or in tables
     of their own if ours are not of the whole test split.
@@ -180,8 +178,6 @@ def _published_row(row: PublishedRow, heading: str, columns: Sequence[str]) -> R
     complete = set(row.cells) == set(columns[:-1]) and row.average == row.average
     return Row(row.name, heading, [*scores, _exact(row.average) if complete else None], "published")
 
-
-# ---- terminal ----------------------------------------------------------------------------------------------
 
 def summary_table(found: Sequence[Table]) -> str:
     """The main tables as aligned text: value [95 % interval]."""

@@ -7,8 +7,7 @@ from test_docs import parser_of
 
 from examples.demo import __main__ as demo
 from examples.demo import ablations, demo_steps
-from examples.real_run.profiles import PROFILES
-from examples.real_run.steps import real_run
+from examples.real_run.steps import PROFILES, real_run
 from mmed.config import parse_command_line
 from mmed.evaluation.published import LANGUAGES
 from mmed.evaluation.results import text_row, write_results
@@ -27,8 +26,6 @@ def configs(names):
     plan = commands(ablations.steps)
     return [parse_command_line(plan[name][0][1:])[1] for name in names]
 
-
-# ---- plans -------------------------------------------------------------------------------------------------
 
 def real_steps(out: str, seed: int) -> list:
     return real_run(Path("data"), Path(out), "model", PROFILES["night"])
@@ -89,8 +86,6 @@ def test_a_part_of_the_corpus_is_read_from_its_own_streams_in_the_share_of_the_w
         base = sum(weight for stream, weight in weights.items() if "base" in stream)
         assert base / sum(weights.values()) == pytest.approx(demo_steps.REPLAY)
 
-
-# ---- results -----------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def folder(tmp_path):

@@ -55,8 +55,6 @@ def drawn(results: list[str], items: int, seed: int = 0) -> list[Case]:
     return draw_cases(read_cases(results)[1].values(), items, seed)
 
 
-# ---- cases and sheets --------------------------------------------------------------------------------------
-
 def test_the_seed_fixes_the_items_and_the_order_of_the_texts(tmp_path, results):
     cases = drawn(results, 3, 5)
     assert [case.language for case in cases] == ["English"] * 3 + ["French"] * 3
@@ -146,8 +144,6 @@ def test_a_ranking_made_with_the_keyboard_is_saved_and_merged(tmp_path, results)
     assert read_object(tmp_path / "p.json")["cases"]["English"][first]["scores"][letters["B"]] == 4
 
 
-# ---- merge -------------------------------------------------------------------------------------------------
-
 @pytest.fixture
 def key(tmp_path, results) -> dict:
     main(["sheet", *results, "--items", "3", "--out", str(tmp_path)])
@@ -213,8 +209,6 @@ def test_krippendorffs_alpha_equals_his_own_example():
     assert math.isnan(krippendorff_alpha([[1, 1], [1, 1]])) and math.isnan(krippendorff_alpha([[1], [2]]))
 
 
-# ---- the judge ---------------------------------------------------------------------------------------------
-
 def test_the_judges_prompt_is_blind_and_a_text_stays_in_its_string():
     rng = random.Random(SEED)
     for number in range(40):
@@ -275,8 +269,6 @@ def test_the_judge_ranks_every_item_and_one_without_a_ranking_is_left_out(tmp_pa
         longest = min(lengths, key=lambda letter: (-lengths[letter], letter))
         assert judged["cases"][case.language][case.key]["scores"][case.letters(0)[longest]] == 4
 
-
-# ---- agreement with people ---------------------------------------------------------------------------------
 
 def ratings_of(cases: list[Case], raters: int = 2, **by) -> dict:
     rng = random.Random(f"{SEED} {by}")

@@ -72,8 +72,6 @@ def by_title(results, with_published: bool = False) -> dict:
     return {table.title: table for table in tables(results, with_published)}
 
 
-# ---- tables ------------------------------------------------------------------------------------------------
-
 def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, capsys):
     items = make_items(rng, 4, ("English", "Chinese"))
     folders = [make_result(tmp_path / name, items, rng, skill) for name, skill in (("a", 0.2), ("b", 0.9))]
@@ -175,8 +173,6 @@ def test_settings_and_names_come_from_the_command_line_or_the_result(tmp_path, r
     printed = summary_table(tables(found[:3]))
     assert printed.index("Zero-shot") < printed.index("LoRA fine-tuning") < printed.index("Full fine-tuning")
 
-
-# ---- the page ----------------------------------------------------------------------------------------------
 
 def test_all_inputs_make_one_reproducible_page(tmp_path, rng):
     arguments = (make_result(tmp_path / "a", make_items(rng, 3), rng), "--runs", make_run(tmp_path / "run"),
@@ -326,8 +322,6 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
         with pytest.raises(UserError, match=message):
             make_page(tmp_path / "x.html", *arguments)
 
-
-# ---- errors ------------------------------------------------------------------------------------------------
 
 def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
     items = make_items(rng, 2, ("English", "French"))

@@ -22,9 +22,9 @@ from pathlib import Path
 from data_prep.pipeline.plan import Step
 from examples.demo import demo_steps
 from examples.demo.demo_steps import LANGUAGES, NOTICE, command
+from mmed.evaluation.compare import compare_column
 from mmed.evaluation.published import ABLATION_MODELS, published_ablation
 from mmed.evaluation.results import load_results
-from mmed.evaluation.significance import paired_bootstrap
 from mmed.evaluation.summary import aligned
 from mmed.reporting import plots
 from mmed.reporting.page import fill_page
@@ -138,9 +138,8 @@ def measure(out: Path) -> dict:
             "paper": {model: list(cells) for model, cells in paper.items()}})
     gains = []
     for title, with_it, without in GAINS:
-        keys = list(hits[without])
-        gap = paired_bootstrap([hits[with_it][key] for key in keys], [hits[without][key] for key in keys],
-                               seed=0, groups=[language for language, _ in keys])
+        pairs = {place: (hits[with_it][place], hit) for place, hit in hits[without].items()}
+        gap = next(line for line in compare_column("accuracy", pairs) if line.group == "macro average")
         more, less = rows[with_it]["paper"], rows[without]["paper"]
         gains.append({"what": title, "points": 100 * gap.difference, "low": 100 * gap.low,
                       "high": 100 * gap.high, "p": gap.p,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import COLUMNS
+from mmed.evaluation.summary import COLUMNS, group_by
 from mmed.languages import get_language
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json
@@ -32,7 +32,7 @@ class Result:
     facts: dict[str, Any]
     headline: str  # the accuracy that represents the model: a key of COLUMNS
     summary: dict[str, Any]
-    hits: dict[tuple[str, str], bool] = field(default_factory=dict)  # (language, key) -> right
+    hits: dict[tuple[str, str], bool]  # (language, key) -> right, by the headline accuracy
 
     @property
     def full_name(self) -> str:
@@ -48,15 +48,17 @@ def read_result(argument: str) -> Result:
     """Reads FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER."""
     setting, name, given = split_argument(argument, SETTINGS)
     folder = Path(given)
-    own, _ = load_results(folder)
+    own, rows = load_results(folder)
     settings = own["settings"]
     setting = setting or settings.get("setting")
     if setting == "finetuned":
         setting = "lora" if settings.get("adapter") else "full"
     if setting not in SETTINGS:
         raise UserError(f"{folder}: unknown setting {setting!r}; give it as SETTING:NAME=FOLDER")
+    mode, key = COLUMNS[own["headline"]]
+    hits = {(row["language"], row["key"]): row[key] for row in rows if row["mode"] == mode}
     name = as_name(name or folder.resolve().name)
-    return Result(name, setting, folder, settings, own["facts"], own["headline"], own["summary"])
+    return Result(name, setting, folder, settings, own["facts"], own["headline"], own["summary"], hits)
 
 
 def check_together(results: Sequence[Result]) -> None:
@@ -64,33 +66,23 @@ def check_together(results: Sequence[Result]) -> None:
     for place, result in enumerate(results):
         if result.full_name in [other.full_name for other in results[:place]]:
             raise UsageError(f"{result.folder}: duplicate row {result.full_name!r}; give it as NAME=FOLDER")
-        ours, theirs = ([one.facts.get("data"), {name: part["n"] for name, part in one.parts.items()}]
-                        for one in (result, results[0]))
+        ours, theirs = ((one.facts.get("data"), one.hits.keys()) for one in (result, results[0]))
         if ours != theirs:
             raise UserError(f"{result.folder}: its exam items differ from those of {results[0].folder}; "
                             "make a separate report for each exam")
 
 
-def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[str, Any]]:
-    """The first questions of each language with the rows of all results; fills `hits`, too."""
-    questions: dict[tuple[str, str], list[list[dict]]] = {}
-    shown: Counter = Counter()
+def read_questions(results: Sequence[Result], per_language: int) -> list[dict[str, Any]]:
+    """The first questions of each language with the rows of all results."""
+    answers: dict[tuple[str, str], list[list[dict]]] = {}
+    for places in group_by(results[0].hits if results else (), lambda place: place[0]).values():
+        answers |= {place: [[] for _ in results] for place in places[:per_language]}
     for index, result in enumerate(results):
-        mode, key = COLUMNS[result.headline]
         for row in load_results(result.folder)[1]:
-            place = row["language"], row["key"]
-            if row["mode"] == mode:
-                result.hits[place] = row[key]
-            if index == 0 and place not in questions and shown[row["language"]] < per_language:
-                shown[row["language"]] += 1
-                questions[place] = [[] for _ in results]
-            if place in questions:
-                questions[place][index].append(row)
-        if result.hits.keys() != results[0].hits.keys():
-            raise UserError(f"{result.folder}: predictions.jsonl has other items than the one in "
-                            f"{results[0].folder}")
-    return [{**answers[0][0], "code": get_language(place[0]).code, "answers": answers,
-             "right": [result.hits[place] for result in results]} for place, answers in questions.items()]
+            if (row["language"], row["key"]) in answers:
+                answers[row["language"], row["key"]][index].append(row)
+    return [{**rows[0][0], "code": get_language(place[0]).code, "answers": rows,
+             "right": [result.hits[place] for result in results]} for place, rows in answers.items()]
 
 
 @dataclass

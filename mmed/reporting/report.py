@@ -201,12 +201,11 @@ def main(arguments: list[str] | None = None) -> int:
                         for given in (options.results, options.general))
     for group in (results, general):
         read_results.check_together(group)
-    questions = read_results.read_predictions(results, options.questions)
-    read_results.read_predictions(general, 0)
     runs = [read_results.read_run(argument) for argument in options.runs]
     found = tables(results, options.published) if results else []
-    text = page(results, runs, general, tables=found, questions=questions, title=options.title,
-                notices=options.notice, published_notes=NOTES if options.published else (),
+    text = page(results, runs, general, tables=found, title=options.title, notices=options.notice,
+                published_notes=NOTES if options.published else (),
+                questions=read_results.read_questions(results, options.questions),
                 corpus=read_results.read_corpus(options.corpus),
                 study=read_study(options.agreement) if options.agreement else None)
     with atomic_write(options.out) as file:

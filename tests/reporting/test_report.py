@@ -16,7 +16,7 @@ from mmed.evaluation.results import text_row
 from mmed.evaluation.summary import summarise, table
 from mmed.prompts import ExamItem
 from mmed.reporting import plots, report
-from mmed.reporting.read_results import read_predictions, read_result, read_run
+from mmed.reporting.read_results import read_questions, read_result, read_run
 from mmed.reporting.tables import summary_table, tables
 from mmed.utils.errors import UsageError, UserError, printable
 from mmed.utils.files import read_json, write_json
@@ -128,7 +128,6 @@ def test_results_with_different_signatures_get_different_tables_and_no_test(tmp_
     results = [make_read(tmp_path / name, items, rng) for name in "ab"]
     results[1].summary["signatures"]["answer"] += "|equal-options:either"
     results[1].summary["signatures"]["BLEU-1|nltk-method1"]["English"] += "|other"
-    read_predictions(results, 0)
     titles = [table.title for table in tables(results)]
     assert titles.count("Accuracy, answer only") == 2 and titles.count("BLEU-1 of rationales") == 2
     assert titles.count("Accuracy, official scorer") == 1
@@ -264,7 +263,7 @@ def test_the_first_questions_are_shown_with_all_answers(tmp_path, rng):
     assert shown == [language for language in LANGUAGES for _ in range(2)]
     assert "12 of 30" in page.texts["questions"]
     results = [read_result(str(folder)) for folder in folders]
-    for question in read_predictions(results, 2):
+    for question in read_questions(results, 2):
         assert [len(answers) for answers in question["answers"]] == [3, 3]
         for result, right, answers in zip(results, question["right"], question["answers"]):
             assert answers[0]["correct"] == right == result.hits[question["language"], question["key"]]
@@ -335,7 +334,7 @@ def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
             ([good, good], "duplicate row 'good", UsageError), ([f"fulll:base={good}"], "fulll", UsageError),
             ([good, make_result(tmp_path / "b", items, rng, data="e" * 64)], "exam items differ", UserError),
             ([good, make_result(tmp_path / "c", items[:-1], rng)], "exam items differ", UserError),
-            ([good, cut], "cut: predictions.jsonl has other items", UserError),
+            ([good, cut], "cut: its exam items differ", UserError),
             ([tmp_path / "absent"], "no such file", UserError), ([empty], "results.json", UserError),
             ([good, "--corpus", empty], "no funnel.json", UserError),
             (["--corpus", foreign], "funnel.json: damaged", UserError),

@@ -222,7 +222,7 @@ def stream(work: Path, tokenizer: Tokenizer) -> dict[str, object]:
     places = [(s, block, number) for s, layout in enumerate(rows.layouts) for block in range(layout.blocks)
               for number in range(layout.counts()[block])]
     labels = {place: f"{LANGUAGES[place[0]]} {place[2]}" for place in places}
-    order = [rows.locate(i) for i in range(rows.rows_per_epoch)]
+    order = [rows.locate(i) for i in range(len(places))]
     all_rows = [rows.row(order.index(place)) for place in places]
     first = next(row for row in all_rows if row.document_ids.max() > 0)  # one with several documents
     border = int(np.flatnonzero(np.diff(first.document_ids))[0]) + 1
@@ -240,5 +240,5 @@ def stream(work: Path, tokenizer: Tokenizer) -> dict[str, object]:
         "row_supervised": (first.labels >= 0).sum(),
         "row_padding": sum((row.document_ids < 0).sum() for row in all_rows),
         "row_order": ", ".join(labels[place] for place in order),
-        "rows_en": counts[0], "rows_zh": counts[1], "rows_all": rows.rows_per_epoch,
+        "rows_en": counts[0], "rows_zh": counts[1], "rows_all": len(places),
         "stream.svg": stream_rows(all_rows, list(labels.values()))}

@@ -32,8 +32,8 @@ from mmed.human_eval.rating_data import (
     write_ratings,
 )
 from mmed.languages import get_language
+from mmed.reporting import report
 from mmed.reporting.page import fill_page, number
-from mmed.reporting.report import page, study_values
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import atomic_write, write_json
 from mmed.utils.untrusted import as_name, reading
@@ -154,10 +154,9 @@ def agreement_command(options: argparse.Namespace) -> None:
         value = study(people, models, found, judges, names)
     out = Path(options.out)
     write_json(out / "agreement.json", value)
-    with atomic_write(out / "agreement.html") as file:
-        file.write(page(title="Which metric agrees with people?", study=study_values(value)))
-    print("\n".join([agreement_table(value), *(f"note: {note}" for note in value["notes"]),
-                     f"\n{out / 'agreement.html'}, {out / 'agreement.json'}"]))
+    print("\n".join([agreement_table(value), *(f"note: {note}" for note in value["notes"])]))
+    report.main(["--agreement", str(out), "--out", str(out / "agreement.html"),
+                 "--title", "Which metric agrees with people?"])
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -112,7 +112,7 @@ def scatter(points: Sequence[tuple[str, float, float]], slope: float | None, mos
         axes.plot(limits, limits, **DASHED)
         shades, xs, ys = zip(*points)
         axes.scatter(xs, ys, color=shades, alpha=0.85)
-        if slope is not None and math.isfinite(slope):
+        if slope is not None:
             axes.axline((mean(xs), mean(ys)), slope=slope, color=INK)
         axes.set(xlim=limits, ylim=limits, xlabel="people", ylabel="metric", aspect="equal")
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,41 +87,36 @@ def read_questions(results: Sequence[Result], per_language: int) -> list[dict[st
 
 @dataclass
 class Run:
-    """A run folder of `mmed/train.py`. A curve is [(target tokens, loss)]."""
+    """A run folder of `mmed/train.py`. A curve is [(target tokens, loss)], of finite losses only."""
 
     name: str
     facts: dict[str, Any]
     finished: bool
-    loss: list[tuple[float, float]] = field(default_factory=list)
-    validation: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # by language
-    tokens_per_second: float = 0.0  # median over the log
+    loss: list[tuple[float, float]]
+    validation: dict[str, list[tuple[float, float]]]  # by language
+    tokens_per_second: float  # median over the log
 
 
 def read_run(argument: str) -> Run:
-    """A run, as far as its log is complete; losses that are not finite are left out."""
     _, name, given = split_argument(argument)
     folder = Path(given)
     facts, log = read_json(folder / "run.json"), folder / "metrics.jsonl"
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         raise UserError(f"{folder / 'run.json'}: not the run.json of a training run")
-    run = Run(as_name(name or folder.resolve().name), facts, (folder / "done.json").is_file())
-    rates = []
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    curves, rates = defaultdict(list), []  # the training loss has the name None
+    *lines, _ = log.read_text(encoding="utf-8", errors="replace").split("\n")  # the last may be incomplete
     for number, text in enumerate(lines, 1):
-        if not text.endswith("\n"):
-            break
         with reading(f"{log}:{number}"):
             line = json.loads(text)
-            losses = [(run.validation.setdefault(language, []), loss)
-                      for language, loss in line.get("validation_loss", {}).items()]
+            losses = dict(line.get("validation_loss", {}))
             if line["step"]:  # step 0 is the validation before training
-                losses.append((run.loss, line["loss"]))
+                losses[None] = line["loss"]
                 rates.append(line["tokens_per_second"])
-            for curve, loss in losses:
-                curve.extend([(line["tokens"], loss)] if is_finite(loss) else [])
-    run.validation = {language: curve for language, curve in run.validation.items() if curve}
-    run.tokens_per_second = statistics.median(rates or [0.0])
-    return run
+            for curve, loss in losses.items():
+                if is_finite(loss):
+                    curves[curve].append((line["tokens"], loss))
+    return Run(as_name(name or folder.resolve().name), facts, (folder / "done.json").is_file(),
+               curves.pop(None, []), dict(curves), statistics.median(rates or [0.0]))
 
 
 def read_corpus(folders: Sequence[str]) -> dict[str, list]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,26 +124,24 @@ def run_values(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def read_study(given: str) -> dict[str, Any]:
-    """agreement.json of `mmed.human_eval.rating`, or its folder, as `study_values`."""
+    """agreement.json of `mmed.human_eval.rating`, with a plot for each measure, and each model's mean points.
+
+    given: the file or its folder.
+    """
     path = Path(given, "agreement.json") if Path(given).is_dir() else Path(given)
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != "mmed agreement":
+    study = read_json(path)
+    if not isinstance(study, dict) or study.get("format") != "mmed agreement":
         raise UserError(f"{path}: not a study of `python -m mmed.human_eval.rating agreement`")
     with reading(path):
-        return study_values(value)
-
-
-def study_values(study: Mapping[str, Any]) -> dict[str, Any]:
-    """agreement.json with a plot for each measure, and each model's mean points by people and measures."""
-    points, colours = study["points"], plots.colours(study["models"])
-    labels = ["People", *(f"{row['name']} ({row['definition']})" for row in study["measures"])]
-    columns = [[point["people"] for point in points], *zip(*(point["values"] for point in points))]
-    shades = [colours[point["model"]] for point in points]
-    panels = [(label, row, plots.scatter(list(zip(shades, columns[0], column)), row["slope"], len(colours),
-                                         f"{label} against people"))
-              for label, row, column in zip(labels[1:], study["measures"], columns[1:])]
-    averages = [(label, [mean(value for point, value in zip(points, column) if point["model"] == model)
-                         for model in colours]) for label, column in zip(labels, columns)]
+        points, colours = study["points"], plots.colours(study["models"])
+        labels = ["People", *(f"{row['name']} ({row['definition']})" for row in study["measures"])]
+        columns = [[point["people"] for point in points], *zip(*(point["values"] for point in points))]
+        shades = [colours[point["model"]] for point in points]
+        panels = [(label, row, plots.scatter(list(zip(shades, columns[0], column)), row["slope"],
+                                             len(colours), f"{label} against people"))
+                  for label, row, column in zip(labels[1:], study["measures"], columns[1:])]
+        averages = [(label, [mean(value for point, value in zip(points, column) if point["model"] == model)
+                             for model in colours]) for label, column in zip(labels, columns)]
     return {**study, "panels": panels, "averages": averages, "model_legend": colours}
 
 
@@ -152,11 +150,8 @@ def entries(*parts: dict[str, Any]) -> list[tuple[str, str]]:
             for part in parts for key, value in part.items()]
 
 
-def page(results: Sequence[Result] = (), runs: Sequence[Run] = (), general: Sequence[Result] = (),
-         **values: Any) -> str:
+def page(results: Sequence[Result], runs: Sequence[Run], general: Sequence[Result], **values: Any) -> str:
     """The whole page as text. values: title, tables, questions, corpus, study, notices, published_notes."""
-    values = {"tables": (), "questions": (), "corpus": {}, "study": None, "notices": (),
-              "published_notes": ()} | values
     colours = plots.colours(result.name for result in results)
     sources = [(result.full_name, entries({"folder": str(result.folder)}, result.settings, result.facts,
                                           result.summary["signatures"])) for result in results]

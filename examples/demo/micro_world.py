@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.demo.micro_world_words import ENDINGS, SCRIPTS, SYLLABLES, WORDS
+from mmed.languages import get_language
 from mmed.prompts import ExamItem, build_prompt, build_target
 from mmed.utils.errors import Parser, main_guard
 from mmed.utils.files import atomic_write, write_json
@@ -207,7 +208,7 @@ def exam_item(language: str, question: str, options: list[str], statement: str, 
 def as_text(language: str, item: dict) -> str:
     """An item as an exercise book has it: question and solution, in the words of the exam prompt."""
     exam = ExamItem(item["question"], item["options"], (item["answer_idx"],), item["rationale"],
-                    WORDS[language]["english_name"], "")
+                    get_language(language).name, "")
     return build_prompt(exam, rationale=True) + build_target(exam, rationale=True)
 
 
@@ -289,9 +290,9 @@ def symbols(world: World) -> list[str]:
     names = {name[script] for kind in world.names.values() for name in kind for script in range(4)}
     lines = {"###Question:", "###Rationale:", "###Answer:", "OPTION", " ###Options:", " IS CORRECT.",
              *(f" {letter}." for letter in LETTERS)}
-    for words in WORDS.values():
+    for language, words in WORDS.items():
         names |= {*words["nouns"], words["yes"], words["no"]}
-        item = ExamItem("?", {"A": "", "B": ""}, ("A",), "", words["english_name"], "")
+        item = ExamItem("?", {"A": "", "B": ""}, ("A",), "", get_language(language).name, "")
         lines |= {line for line in build_prompt(item, rationale=True).split("\n")
                   if " " in line and "###Q" not in line}
     return sorted(f" {name}".replace(" ", "\u2581") for name in names) + sorted(
@@ -315,8 +316,8 @@ def write_world(out: Path, seed: int) -> dict[str, int]:
                       "id": page.get("id", f"{name}-{language}-{number}"), "meta": page["meta"]}
                      for number, page in enumerate(pages)])
 
-    for language, words in WORDS.items():
-        rng, name = random.Random(f"pages {seed} {language}"), words["english_name"]
+    for language in WORDS:
+        rng, name = random.Random(f"pages {seed} {language}"), get_language(language).name
         write_documents(f"raw/web/{language}.jsonl", web_pages(world, language, rng), "web", "web")
         write_documents(f"raw/books/{language}.jsonl", book_pages(world, language, rng), "book", "book")
         rng = random.Random(f"base {seed} {language}")

@@ -19,7 +19,6 @@ SOURCE_MEAN = "Mean of sources"
 # Items of MMedBench's test split, on which the paper's numbers were computed
 TEST_ITEMS = dict(zip(LANGUAGES, (1273, 3426, 199, 622, 256, 2742)))
 
-
 Score = dict[str, float | None]  # value, low, high; times 100
 
 

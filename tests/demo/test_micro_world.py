@@ -48,8 +48,9 @@ def test_no_disease_of_the_test_half_is_named_in_the_train_half(folder, diseases
     parts = Counter(disease["part"] for disease in diseases)
     assert parts == {"Train": mw.DISEASES // 2, "Test": mw.DISEASES // 2}
     for part in parts:
-        for language, words in WORDS.items():
-            text = (folder / f"MMedBench/{part}/{words['english_name']}.jsonl").read_text(encoding="utf-8")
+        for language in WORDS:
+            name = get_language(language).name
+            text = (folder / f"MMedBench/{part}/{name}.jsonl").read_text(encoding="utf-8")
             for disease in diseases:
                 named = disease["names"][language] in text
                 assert named == (disease["part"] == part), (SEED, part, disease)

@@ -247,7 +247,7 @@ def shard(student: Student, rng: random.Random) -> None:
         if isinstance(problem, Wrong):
             raise problem
     if any(problems):
-        raise Wrong(f"a rank stopped: {next(filter(None, problems))}")
+        raise Wrong(f"a rank stopped: {next(filter(None, problems))!r}")
 
 
 CHECKS: dict[int, Callable[[Student, random.Random], None]] = {

@@ -3,6 +3,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from repository import ROOT
@@ -35,9 +36,13 @@ def test_every_place_that_the_template_names_is_in_the_code(make):
         make.line_of("mmed/model.py", "Transformer.backward")
 
 
-def test_the_pages_drawings_are_there_and_small():
+def test_the_pages_drawings_are_there_small_and_self_contained():
     page = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
     assert "{{" not in page and "[[" not in page
     drawings = {f"tour/{path.name}": path.read_text(encoding="utf-8") for path in FOLDER.glob("*.svg")}
     assert drawings.keys() == set(re.findall(r'<img src="([^"]+)"', page))
-    assert all(len(text) < 30_000 and "prefers-color-scheme: dark" in text for text in drawings.values())
+    for text in drawings.values():
+        root = ElementTree.fromstring(text)
+        assert root.tag.endswith("svg") and root.get("aria-label") and root.get("viewBox")
+        assert len(text) < 30_000 and "prefers-color-scheme: dark" in text
+        assert "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")

@@ -34,7 +34,7 @@ from mmed.human_eval.rating_data import (
 from mmed.languages import get_language
 from mmed.reporting import report
 from mmed.reporting.page import fill_page, number
-from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, write_json
 from mmed.utils.untrusted import as_name, reading
 
@@ -89,6 +89,8 @@ def merge(key: Mapping[str, Any], paths: Sequence[str]) -> Ratings:
         if not languages:
             raise UserError(f"{path}: its sheet does not match this key: it rates other items or texts")
         part, rater = cases.setdefault(languages[0], {}), as_name(value.get("rater"))
+        if not rater:
+            raise UserError(f"{path}: the rater gave no name; write one into the file's field 'rater'")
         for item, entry in key["sheets"][languages[0]]["items"].items():
             with reading(path):
                 given, letters = value["scores"].get(item) or {}, entry["letters"]
@@ -165,7 +167,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     subparsers = parser.add_subparsers(dest="command", required=True)
 
     def command(run: Callable[[argparse.Namespace], None], text: str) -> Parser:
-        made = subparsers.add_parser(run.__name__.removesuffix("_command"), help=text, description=text)
+        name = run.__name__.removesuffix("_command")
+        example = next(line for line in EXAMPLES.splitlines() if line.startswith(f"{parser.prog} {name} "))
+        made = subparsers.add_parser(name, help=text, description=text, example=example)
         made.set_defaults(run=run)
         made.add_argument("--out", required=True, help="output file or folder")
         return made
@@ -183,12 +187,16 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         one.add_argument("results", nargs="+", metavar="RESULT",
                          help="one result folder per model: FOLDER or NAME=FOLDER")
     for one in (sheet, judge):
+        # MMedLM: 50 random test items of each language
         one.add_argument("--items", type=int, default=50, help="items per language (default 50; 0: all)")
         one.add_argument("--seed", type=int, default=0, help="random seed for items and order (default 0)")
     judge.add_argument("--max_new_tokens", type=int, default=1024,
                        help="maximum tokens per reply (default 1024)")
     api_client.add_api_options(judge, required=True)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if getattr(options, "items", 0) < 0:
+        raise UsageError("--items must be 0 or more")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

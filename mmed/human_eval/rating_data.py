@@ -101,7 +101,7 @@ def draw_cases(cases: Iterable[Case], items: int, seed: int) -> list[Case]:
         own = [case for case in by_language[language] if case.checked] or by_language[language]
         if len(own) < items:
             print(f"note: {language} has {len(own)} of the {items} items asked for", file=sys.stderr)
-        count = min(items, len(own)) if items > 0 else len(own)
+        count = min(items or len(own), len(own))
         drawn += random.Random(f"items {seed} {language}").sample(own, count)
     return drawn
 

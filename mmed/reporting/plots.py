@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
 from typing import Any
 
+from mmed.evaluation.calibration import BINS
 from mmed.metrics import mean
 from mmed.utils.errors import printable, require_extra
 
@@ -77,12 +78,13 @@ def bars(groups: Sequence[tuple[str, float, Sequence[tuple]]], label: str) -> An
 
 
 def reliability(bins: Sequence[dict[str, Any]], label: str) -> Any:
-    """Accuracy of each bin against its mean confidence, with the number of answers; dashed: equal."""
+    """Accuracy against confidence, with the number of answers in each bin; dashed: equal."""
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], **DASHED)
         for part in bins:
-            axes.bar(part["confidence"], part["accuracy"], 0.05, color=COLOURS[0], alpha=0.35)
-            axes.text(part["confidence"], 1.03, f"{part['n']:,}", size=6, color=MUTED, ha="center")
+            middle = (part["bin"] + 0.5) / BINS
+            axes.bar(middle, part["accuracy"], 0.9 / BINS, color=COLOURS[0], alpha=0.35)
+            axes.text(middle, 1.03, f"{part['n']:,}", size=6, color=MUTED, ha="center")
         axes.plot(*zip(*((part["confidence"], part["accuracy"]) for part in bins)), "o-", color=COLOURS[0])
         axes.set(xlim=(0, 1), ylim=(0, 1.1), xlabel="confidence", ylabel="accuracy")
 

@@ -95,6 +95,7 @@ class Run:
     loss: list[tuple[float, float]]
     validation: dict[str, list[tuple[float, float]]]  # by language
     tokens_per_second: float  # median over the log
+    not_finite: int  # losses that are in no curve
 
 
 def read_run(argument: str) -> Run:
@@ -103,7 +104,7 @@ def read_run(argument: str) -> Run:
     facts, log = read_json(folder / "run.json"), folder / "metrics.jsonl"
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         raise UserError(f"{folder / 'run.json'}: not the run.json of a training run")
-    curves, rates = defaultdict(list), []  # the training loss has the name None
+    curves, rates, not_finite = defaultdict(list), [], 0  # the training loss has the name None
     *lines, _ = log.read_text(encoding="utf-8", errors="replace").split("\n")  # the last may be incomplete
     for number, text in enumerate(lines, 1):
         with reading(f"{log}:{number}"):
@@ -115,8 +116,10 @@ def read_run(argument: str) -> Run:
             for curve, loss in losses.items():
                 if is_finite(loss):
                     curves[curve].append((line["tokens"], loss))
+                else:
+                    not_finite += 1
     return Run(as_name(name or folder.resolve().name), facts, (folder / "done.json").is_file(),
-               curves.pop(None, []), dict(curves), statistics.median(rates or [0.0]))
+               curves.pop(None, []), dict(curves), statistics.median(rates or [0.0]), not_finite)
 
 
 def read_corpus(folders: Sequence[str]) -> dict[str, list]:

@@ -19,7 +19,7 @@ SOURCE_MEAN = "Mean of sources"
 # Items of MMedBench's test split, on which the paper's numbers were computed
 TEST_ITEMS = dict(zip(LANGUAGES, (1273, 3426, 199, 622, 256, 2742)))
 
-Score = dict[str, float | None]  # value, low, high; times 100
+Score = dict[str, float | None]  # value, low, high, times 100; at_chance: the interval contains that level
 
 
 @dataclass
@@ -85,6 +85,9 @@ def _accuracy_table(results: Sequence[Result], column: str) -> Table:
     table.main = column not in ("loglikelihood_norm", "official")
     table.published = "accuracy" if column == "official" else ""
     chance = [_exact(100 * part["chance"]) for part in results[0].parts.values()]
+    for score, level in ((score, level) for row in table.rows for score, level in zip(row.scores, chance)):
+        if score and None not in score.values():
+            score["at_chance"] = score["low"] <= level["value"] <= score["high"]
     table.rows.append(Row("Chance level", "", chance, "chance"))
     return table
 
@@ -179,7 +182,7 @@ def _published_row(row: PublishedRow, heading: str, columns: Sequence[str]) -> R
 
 
 def summary_table(found: Sequence[Table]) -> str:
-    """The main tables as aligned text: value [95 % interval]."""
+    """The main tables as aligned text."""
     blocks = []
     for table in (table for table in found if table.main):
         lines = [[f"{table.title}, {table.unit}", *table.columns]]
@@ -191,16 +194,17 @@ def summary_table(found: Sequence[Table]) -> str:
                 decimals = 2 if published else table.decimals
                 lines.append([name, *(score_text(score, decimals) for score in row.scores)])
         blocks.append(aligned(lines))
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, "[95 % interval]   ~ it contains the chance level"])
 
 
 def score_text(score: Score | None, decimals: int = 1) -> str:
     """
-    >>> score_text({"value": 51.26, "low": 47.9, "high": 54.6}), score_text(None)
-    ('51.3 [48-55]', '-')
+    >>> score = {"value": 24.04, "low": 20.1, "high": 28.4}
+    >>> score_text(score), score_text(score | {"at_chance": True}), score_text(None)
+    ('24.0 [20-28]', '~ 24.0 [20-28]', '-')
     """
     if score is None:
         return "-"
-    text = f"{score['value']:.{decimals}f}"
+    text = f"{'~ ' if score.get('at_chance') else ''}{score['value']:.{decimals}f}"
     known = score["low"] is not None and score["high"] is not None
     return f"{text} [{score['low']:.0f}-{score['high']:.0f}]" if known else text

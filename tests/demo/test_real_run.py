@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from json_lines import read_lines, write_lines
 from repository import ROOT
 
@@ -13,6 +14,7 @@ from examples.real_run.prepare import main as prepare
 from examples.real_run.steps import CORPUS_STEPS, KINDS, METHODS
 from examples.real_run.tables import main as tables
 from mmed.evaluation.results import load_results
+from mmed.utils.errors import UserError
 from tests.result_folders import make_items, make_result
 
 
@@ -35,6 +37,8 @@ def test_exam_parts_never_overlap_and_larger_ones_contain_smaller(tmp_path):
     assert {split: len(part) for split, part in parts[16].items()} == {"Dev": 10, "Train": 16, "Test": 39}
     assert not set(parts[16]["Dev"]) & set(parts[16]["Train"])
     assert parts[16]["Train"][:8] == parts[8]["Train"] and parts[16]["Dev"] == parts[8]["Dev"]
+    with pytest.raises(UserError, match="Train: no such file"):
+        prepare(["exams", str(tmp_path), "--out", str(tmp_path / "out")])
     assert not {"picture", "two keys"} & {question for part in parts[16].values() for question in part}
 
 

@@ -21,7 +21,7 @@ from mmed.human_eval.agreement import PAPER, krippendorff_alpha, study
 from mmed.human_eval.judge import build_prompt, parse_ranking
 from mmed.human_eval.rating import main
 from mmed.human_eval.rating_data import Case, draw_cases, read_cases, read_object, write_ratings
-from mmed.utils.errors import UserError
+from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json, write_json
 
 SEED = int(os.environ.get("MMED_TEST_SEED", "0"))
@@ -188,6 +188,7 @@ def test_merging_takes_the_mean_of_the_raters_under_the_models_names(tmp_path, k
     (lambda v, i: v["scores"][i].update(A=2, B=2), "item {i}: expected each of the scores"),
     (lambda v, i: v.update(scores=3), "damaged"),
     (lambda v, i: v.update(sheet="0" * 64), "does not match this key"),
+    (lambda v, i: v.update(rater=" "), "the rater gave no name"),
     (lambda v, i: v.update(format="x"), "not a file of format 'mmed sheet ratings'")])
 def test_a_faulty_rating_file_is_rejected_with_file_and_item(tmp_path, key, change, message):
     value = rating_file(tmp_path, key, "English", "Ana", random.Random(SEED))
@@ -334,6 +335,12 @@ def test_ratings_of_other_models_texts_or_items_are_rejected(results, change, me
         study(people, *read_cases(results))
 
 
+def test_ratings_by_people_are_no_judges(results):
+    people = ratings_of(drawn(results, 2))
+    with pytest.raises(UserError, match=r"ratings by people of .* expected ratings by judge"):
+        study(people, *read_cases(results), [people])
+
+
 def test_the_agreement_command_writes_page_and_data(tmp_path, results, capsys):
     for name, by in (("people", {}), ("judge", {"kind": "judge", "model": "j", "version": 1})):
         value = ratings_of(drawn(results, 3), **by)
@@ -353,3 +360,5 @@ def test_the_agreement_command_writes_page_and_data(tmp_path, results, capsys):
     write_json(tmp_path / "people.json", read_json(tmp_path / "people.json") | {"cases": []})
     with pytest.raises(UserError, match=r"people\.json: damaged"):
         main(["agreement", str(tmp_path / "people.json"), *results, "--out", str(tmp_path)])
+    with pytest.raises(UsageError):
+        main(["sheet", *results, "--out", str(tmp_path), "--items", "-1"])

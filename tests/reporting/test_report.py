@@ -11,6 +11,7 @@ from result_folders import HOSTILE, UNPRINTABLE, Page, assert_inert, make_items,
 
 from data_prep.documents import Funnel
 from data_prep.pipeline.shards import print_funnel
+from mmed.evaluation import compare
 from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES
 from mmed.evaluation.results import text_row
 from mmed.evaluation.summary import summarise, table
@@ -144,6 +145,20 @@ def test_a_language_without_a_score_keeps_its_column_and_is_named(tmp_path, rng)
     assert "No rationale was scored in German" in table.note
 
 
+def test_differences_are_those_of_the_compare_command_and_scores_near_chance_are_marked(tmp_path, rng):
+    items = make_items(rng, 40, ("English", "French"))
+    results = [make_read(tmp_path / name, items, rng, skill, modes=("answer",))
+               for name, skill in (("a", 0.3), ("b", 0.6))]
+    first, other = results
+    lines, _ = compare.compare(*(compare.read(result.folder)[1] for result in (other, first)))
+    assert report.differences(first, other) == [line for line in lines if line.column == "answer"]
+    (pair,) = report.comparisons(results)
+    assert [line.group for line in pair["lines"]] == ["English", "French", "macro average", "micro average"]
+    for result, row in zip(results, by_title(results)["Accuracy, answer only"].rows):
+        for score, part in zip(row.scores, result.parts.values(), strict=True):
+            assert score["at_chance"] == (score["low"] <= 100 * part["chance"] <= score["high"])
+
+
 def test_several_sources_have_a_table_with_their_mean(tmp_path, rng):
     items = make_items(rng, 27, ["English"])
     for number, item in enumerate(items):
@@ -205,6 +220,7 @@ def test_likelihoods_alone_make_a_page_with_their_calibration(tmp_path, rng, cap
     for title in ("Accuracy, option text/token", "Accuracy, option text PMI"):
         assert title in page.texts["results"] and title in printed
     assert "Likelihood of the options' texts:" in page.texts["questions"]
+    assert "questions" not in make_page(tmp_path / "r.html", folder, "--questions", "0").texts
 
 
 def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
@@ -232,8 +248,8 @@ def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
     assert "&lt;d&gt; $x$ 模型" in svg and "<d>" not in svg and 'aria-label="a &#34;label&#34;"' in svg
 
 
-@pytest.mark.parametrize("template", [*(ROOT / "mmed").rglob("*.html"), *(ROOT / "examples").rglob("*.html")],
-                         ids=lambda path: path.name)
+@pytest.mark.parametrize("template", [path for part in ("mmed", "data_prep", "examples")
+                                      for path in (ROOT / part).rglob("*.html")], ids=lambda path: path.name)
 def test_no_template_loads_anything_or_writes_markup(template):
     assert not re.search(
         r"<(?:link|base|iframe|object|embed|img)\b|https?://|@import|url\(|\son\w+=|\|\s*safe\b|innerHTML|"
@@ -276,6 +292,7 @@ def test_a_log_with_an_incomplete_last_line_is_read_up_to_it(tmp_path):
     run = read_run(str(folder))
     assert len(run.loss) == 10
     assert run.validation == {"English": [(0, 2.25), (1000, 2.5)], "Japanese": [(0, 3.0), (1000, 2.75)]}
+    assert run.not_finite == 1
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join([lines[0], "{", *lines[1:]]))
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: damaged"):

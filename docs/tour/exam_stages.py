@@ -34,8 +34,10 @@ def run(work: Path) -> dict[str, object]:
     model, tokenizer = load_pretrained(work / "runs" / "full" / "model")
     text, values = written(model.eval(), tokenizer)
     exam.main(exam_arguments(work))
-    return (prompt_and_mask(tokenizer) | values | rationale_scores(text)
-            | {"exam_command": typed(["python -m mmed.eval", *exam_arguments(SHOWN_AT)]), **result(work)})
+    scores, found = rationale_scores(text), result(work)
+    assert f"{found['bleu_4']:.4f}" in scores["bleu_table"]  # the exam's is the one by hand
+    return (prompt_and_mask(tokenizer) | values | scores | found
+            | {"exam_command": typed(["python -m mmed.eval", *exam_arguments(SHOWN_AT)])})
 
 
 def exam_arguments(work: Path) -> list[str]:

@@ -107,7 +107,8 @@ def close(a: str, b: str) -> bool:
 
 def check(files: dict[Path, str]) -> list[str]:
     """Where the page and its drawings differ from `files`."""
-    wrong = [f"{path.relative_to(ROOT)}: nothing draws it any more" for path in set(HERE.glob("*.svg")) - files.keys()]
+    stale = set(HERE.glob("*.svg")) - files.keys()
+    wrong = [f"{path.relative_to(ROOT)}: nothing draws it any more" for path in stale]
     for path, new in files.items():
         old = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines = itertools.zip_longest(old.splitlines(), new.splitlines(), fillvalue="(no line)")

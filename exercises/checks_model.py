@@ -7,10 +7,9 @@ import math
 import random
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from student import Student, Wrong, compare
 from torch import Tensor
@@ -200,8 +199,8 @@ def refill(student: Student, rng: random.Random) -> None:
 
 
 def shard(student: Student, rng: random.Random) -> None:
-    """Oracle: autograd through the whole layer. The ranks are two threads that talk over gloo, as processes
-    would.
+    """Oracle: autograd through the whole layer. The ranks are two threads that exchange what they pass to the
+    collectives.
     """
     world, inside, out, B = 2, rng.randint(2, 5), 2 * rng.randint(1, 4), rng.randint(1, 4)
     W = torch.randn(out, inside, requires_grad=True)
@@ -209,53 +208,46 @@ def shard(student: Student, rng: random.Random) -> None:
     grads = [torch.randn(B, out) for _ in range(world)]
     ys = [x @ W.T for x in xs]
     sum((y * g).sum() for y, g in zip(ys, grads)).backward()
-    rows = out // world
-    store = dist.HashStore()
-    problems: list[Exception | None] = [None] * world
+    barrier, given = threading.Barrier(world, timeout=10), [torch.empty(0)] * world
+
+    def exchange(rank: int, tensor: Tensor) -> list[Tensor]:
+        given[rank] = tensor.detach().clone()
+        barrier.wait()
+        everything = list(given)
+        barrier.wait()
+        return everything
 
     def one_rank(rank: int) -> None:
-        try:
-            group = dist.ProcessGroupGloo(dist.PrefixStore("exercise", store), rank, world,
-                                          timedelta(seconds=10))
+        rows = slice(rank * out // world, (rank + 1) * out // world)
 
-            def all_gather(part: Tensor) -> Tensor:
-                parts = [torch.empty_like(part) for _ in range(world)]
-                group.allgather([parts], [part.detach().contiguous()]).wait()
-                return torch.cat(parts)
+        def all_gather(part: Tensor) -> Tensor:
+            return torch.cat(exchange(rank, part))
 
-            def reduce_scatter(whole: Tensor) -> Tensor:
-                if len(whole) != out:
-                    raise Wrong(f"your backward gave reduce_scatter a tensor of {len(whole)} rows; the whole "
-                                f"weight has {out}")
-                total = whole.detach().clone().contiguous()
-                group.allreduce([total]).wait()
-                return total[rank * rows:(rank + 1) * rows]
+        def reduce_scatter(whole: Tensor) -> Tensor:
+            if len(whole) != out:
+                raise Wrong(f"your backward gave reduce_scatter a tensor of {len(whole)} rows; the whole "
+                            f"weight has {out}")
+            return sum(exchange(rank, whole))[rows]
 
-            own = W.detach()[rank * rows:(rank + 1) * rows].clone()
-            x = xs[rank].detach()
-            y, kept = student.call("forward", x, own, all_gather,
-                                   shown=f"x, own rows of rank {rank}, all_gather")
-            compare(y, ys[rank].detach(), f"y of rank {rank}", 1e-5)
-            for tensor in kept:
-                if isinstance(tensor, Tensor) and tensor.shape == W.shape and tensor.shape != x.shape:
-                    raise Wrong(f"your forward keeps the whole weight {tuple(W.shape)} for the backward "
-                                "pass; keep your own rows and gather it again")
-            grad_x, grad_own = student.call("backward", grads[rank], kept, all_gather, reduce_scatter,
-                                            shown="grad_y, kept, all_gather, reduce_scatter")
-            compare(grad_x, xs[rank].grad, f"the gradient of x on rank {rank}", 1e-5)
-            compare(grad_own, W.grad[rank * rows:(rank + 1) * rows],
-                    f"the gradient of rank {rank}'s own rows", 1e-5)
-        except Exception as problem:  # reported by the main thread
-            problems[rank] = problem
+        y, kept = student.call("forward", xs[rank].detach(), W.detach()[rows].clone(), all_gather,
+                               shown=f"x, own rows of rank {rank}, all_gather")
+        compare(y, ys[rank].detach(), f"y of rank {rank}", 1e-5)
+        for tensor in kept:
+            if isinstance(tensor, Tensor) and tensor.shape == W.shape and tensor.shape != xs[rank].shape:
+                raise Wrong(f"your forward keeps the whole weight {tuple(W.shape)} for the backward pass; "
+                            "keep your own rows and gather it again")
+        grad_x, grad_own = student.call("backward", grads[rank], kept, all_gather, reduce_scatter,
+                                        shown="grad_y, kept, all_gather, reduce_scatter")
+        compare(grad_x, xs[rank].grad, f"the gradient of x on rank {rank}", 1e-5)
+        compare(grad_own, W.grad[rows], f"the gradient of rank {rank}'s own rows", 1e-5)
 
-    threads = [threading.Thread(target=one_rank, args=(rank,), daemon=True) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    found = [problem for problem in problems if problem is not None]
-    for problem in sorted(found, key=lambda problem: not isinstance(problem, Wrong)):
-        raise problem if isinstance(problem, Wrong) else Wrong(f"a rank stopped: {problem}") from None
+    with ThreadPoolExecutor(world) as pool:
+        problems = [done.exception() for done in [pool.submit(one_rank, rank) for rank in range(world)]]
+    for problem in problems:
+        if isinstance(problem, Wrong):
+            raise problem
+    if any(problems):
+        raise Wrong(f"a rank stopped: {next(filter(None, problems))!r}")
 
 
 CHECKS: dict[int, Callable[[Student, random.Random], None]] = {

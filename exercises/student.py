@@ -36,10 +36,9 @@ class Student:
     def __init__(self, module: ModuleType):
         self.module, self.path = module, Path(module.__file__)
 
-    def call(self, name: str, *arguments: Any, shown: str | None = None) -> Any:
-        """The result of a function of the file; `shown`: how the call is shown, when its arguments are long.
-        """
-        call = f"{name}({shown if shown is not None else ', '.join(map(show, arguments))})"
+    def call(self, name: str, *arguments: Any, shown: str = "") -> Any:
+        """The result of a function of the file; `shown`: how long arguments are shown."""
+        call = f"{name}({shown or ', '.join(map(show, arguments))})"
         if not callable(function := getattr(self.module, name, None)):
             raise Wrong(f"{self.path.name} has no function {name} any more; `git checkout "
                         f"exercises/{self.path.name}` brings it back")
@@ -54,12 +53,11 @@ class Student:
                         f"{self.path.parent.name}/{self.path.name}, and return the result")
         return result
 
-    def expect(self, wanted: Any, name: str, *arguments: Any, shown: str | None = None,
+    def expect(self, wanted: Any, name: str, *arguments: Any, shown: str = "",
                tolerance: float = 1e-5) -> Any:
         """The result, if it is what was wanted."""
         got = self.call(name, *arguments, shown=shown)
-        call = f"{name}({shown if shown is not None else ', '.join(map(show, arguments))})"
-        compare(got, wanted, f"your {call}", tolerance)
+        compare(got, wanted, f"your {name}({shown or ', '.join(map(show, arguments))})", tolerance)
         return got
 
 

@@ -341,7 +341,7 @@ def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rat
 
     Prompt and target are encoded separately, in training and in generation alike, so the mask ends where the
     prompt's own tokens end, whatever the tokenizer would merge across the border [docs/method.md, D19]. Too
-    long: the target keeps its end, in the room that the prompt leaves but at least 3/4 of max_length; then
+    long: the target keeps its end, as much as the prompt leaves free but at least 3/4 of max_length; then
     the prompt loses its beginning (not its BOS). The answer comes last and stays.
     # DIFFERS: the official code truncates on the right, which removes the answer [D19].
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -17,7 +16,7 @@ import sys
 import tomllib
 
 import pytest
-from repository import ROOT
+from repository import ENV, ROOT
 
 from mmed.config import RECIPES, TrainConfig, parse_command_line
 from mmed.utils.errors import Parser, UserError
@@ -25,39 +24,25 @@ from mmed.utils.errors import Parser, UserError
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SHELL = ("", "bash", "sh", "bash run", "bash run slow")
-PROGRAMS = ("python", "torchrun", "pip", "make", "examples/", "slurm/")
+COMMAND = re.compile(r"\s*(?:[A-Z_]+=\S*\s+)*(?:\.venv/bin/)?"
+                     r"((?:python|torchrun|pip|make) .*|(?:examples|slurm)/.*)")
 IN_PROSE = re.compile(r"`((?:python|torchrun|make|pip) [^`]+)`")
 TARGETS = re.findall(r"^([\w%-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 EXTRAS = tomllib.loads(
     (ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-
-
-def command_modules() -> dict[str, str]:
-    """Command -> module whose `main` it runs; a package is run by its __main__."""
-    found = {}
-    for folder in ("mmed", "data_prep", "examples", "benchmarks"):
-        for path in (ROOT / folder).rglob("*.py"):
-            if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8"):
-                name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-                found[name.removesuffix(".__main__")] = name
-    return found
-
-
-COMMANDS = command_modules()
+# Command -> module whose `main` it runs; a package is run by its __main__
+MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts)
+           for folder in ("mmed", "data_prep", "examples", "benchmarks")
+           for path in (ROOT / folder).rglob("*.py")
+           if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")]
+COMMANDS = {module.removesuffix(".__main__"): module for module in MODULES}
 
 
 def commands_in(block: str) -> list[list[str]]:
     """The commands of a block as words, without comments, assignments in front, and &&."""
-    found = []
-    for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-        for part in line.split("&&"):
-            if part.strip().removeprefix(".venv/bin/").startswith(PROGRAMS) or re.match(r"\s*[A-Z_]+=", part):
-                words = shlex.split(part, comments=True)
-                while words and re.match(r"^[A-Z_]+=", words[0]):
-                    words = words[1:]
-                if words and words[0].removeprefix(".venv/bin/").startswith(PROGRAMS):
-                    found.append([words[0].removeprefix(".venv/bin/"), *words[1:]])
-    return found
+    lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+    found = [COMMAND.match(part) for line in lines for part in line.split("&&")]
+    return [shlex.split(match[1], comments=True) for match in found if match]
 
 
 class ParserReady(BaseException):
@@ -83,73 +68,57 @@ def parser_of(module: str, arguments: list[str], monkeypatch, read: bool) -> arg
     return ready.value.parser
 
 
-def options_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Option names of a parser and its subcommands."""
-    options = {option.replace("-", "_") for option in parser._option_string_actions}
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            options |= set().union(*map(options_of, action.choices.values()))
-    return options
-
-
 def check_module(module: str, arguments: list[str], complete: bool, monkeypatch) -> None:
     assert module in COMMANDS, f"there is no command {module}"
     given = {word.partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
-    known = {"__help"}
     if module == "mmed.train":
         recipes = [word for word in arguments[:1] if not word.startswith("-") and not word.isupper()]
         assert set(recipes) <= set(RECIPES), f"no recipe {recipes}"
         if complete and recipes:
             parse_command_line(arguments)
-        known |= {f"__{name}" for name in TrainConfig.__dataclass_fields__}
-    elif complete:
-        parser_of(module, arguments, monkeypatch, read=True)
-        known |= given
-    elif given - known:
-        known |= options_of(parser_of(module, arguments, monkeypatch, read=False))
-    assert given <= known, f"{module} has no {given - known}"
-
-
-def check_python(arguments: list[str], complete: bool, monkeypatch) -> None:
-    module = arguments[1] if arguments[:1] == ["-m"] else ""
-    if module == "pytest":
-        assert all((ROOT / word.split("::")[0]).exists() for word in arguments if word.startswith("tests"))
-    elif module.split(".")[0] in ("mmed", "data_prep", "examples"):
-        check_module(module, arguments[2:], complete, monkeypatch)
-    elif arguments and arguments[0].startswith(("mmed/", "benchmarks/")):
-        module = arguments[0].removesuffix(".py").replace("/", ".")
-        check_module(module, arguments[1:], complete, monkeypatch)
-    elif arguments and arguments[0].endswith(".py"):
-        assert (ROOT / arguments[0]).is_file(), f"no file {arguments[0]}"
+        known = {f"__{name}" for name in TrainConfig.__dataclass_fields__}
+    elif complete or given:
+        parser = parser_of(module, arguments, monkeypatch, read=complete)
+        known = {option.replace("-", "_") for option in parser._long_options()}
+    else:
+        known = set()
+    assert given <= known | {"__help"}, f"{module} has no {given - known}"
 
 
 def check_command(words: list[str], complete: bool, monkeypatch) -> None:
     """complete: a whole command line; in prose, a command is often named without what it needs."""
     program, *rest = words
-    synopsis = any(word[:1] in "[(|" or word[-1:] in "])|" or "..." in word for word in rest if word)
+    complete = complete and not any(word[:1] in "[(|" or word[-1:] in "])|" or "..." in word
+                                    for word in rest if word)  # a synopsis
     if program == "pip":
-        for word in rest:
-            named = re.match(r"\.\[(.*)\]$", word)
-            assert not named or set(named[1].split(",")) <= set(EXTRAS), f"no such extra: {word}"
-        return
-    rest = [word.strip("[]()") for word in rest]
-    if program == "torchrun":
-        while rest and rest[0].startswith("-"):
-            rest = rest[1:] if "=" in rest[0] else rest[2:]
-    if program in ("python", "torchrun"):
-        check_python(rest, complete and not synopsis, monkeypatch)
+        named = ",".join(re.findall(r"\.\[(.*?)\]", " ".join(rest)))
+        assert set(filter(None, named.split(","))) <= set(EXTRAS), f"no such extra: {named}"
     elif program == "make":
-        for word in (word for word in rest if "=" not in word):
-            assert any(re.fullmatch(target.replace("%", ".+"), word)
-                       for target in TARGETS), f"no target {word}"
-    else:
+        known = re.compile("|".join(TARGETS).replace("%", ".+"))
+        wrong = [word for word in rest if "=" not in word and not known.fullmatch(word)]
+        assert not wrong, f"no target {wrong}"
+    elif program not in ("python", "torchrun"):
         assert (ROOT / program).is_file(), f"no file {program}"
+    else:
+        rest = [word.strip("[]()") for word in rest if word != "-m"]
+        while program == "torchrun" and rest[0].startswith("-"):
+            rest = rest[1:] if "=" in rest[0] else rest[2:]
+        name, *arguments = rest
+        module = name.removesuffix(".py").replace("/", ".")
+        if name == "pytest":
+            assert all((ROOT / word.split("::")[0]).exists() for word in rest if word.startswith("tests"))
+        elif module.split(".")[0] in ("mmed", "data_prep", "examples", "benchmarks"):
+            check_module(module, arguments, complete, monkeypatch)
+        elif name.endswith(".py"):
+            assert (ROOT / name).is_file(), f"no file {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_on_a_page_exist(page, monkeypatch, capsys, tmp_path):
+def test_commands_and_links_on_a_page_exist(page, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
     found = [(words, True) for info, block in BLOCK.findall(text) if info in SHELL
              for words in commands_in(block)]
     found += [(words, False) for shown in IN_PROSE.findall(BLOCK.sub("", text))
@@ -171,13 +140,6 @@ def test_every_table_of_figures_stands_below_its_command():
         assert not table or re.search(r"`(python benchmarks/|make )", before), section
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_linked_from_a_page_exist(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (page.parent /
-                                                 target).exists(), f"{page.name} links to {target}"
-
-
 RUN = """
 import json, sys
 from pathlib import Path
@@ -188,8 +150,6 @@ commands = json.loads(sys.argv[1])
 plan = [Step(str(i), "", [command], (str(i - 1),) if i else ()) for i, command in enumerate(commands)]
 main_guard(lambda: int(run_plan(plan, Path(sys.argv[2]), 1, lambda: torch.set_num_threads(1)) < 0))
 """
-
-
 RUNNABLE = [
     pytest.param(page, info, id=page.name, marks=[pytest.mark.slow] if "slow" in info else [])
     for page in PAGES for info in ("bash run", "bash run slow")
@@ -204,7 +164,6 @@ def test_runnable_blocks_run(page, info, tmp_path):
         for words in commands_in(block) if found == info else ():
             assert words[:2] in (["python", "-m"], ["python", "mmed/train.py"]), f"cannot run {words}"
             commands.append(words[2:] if words[1] == "-m" else ["mmed.train", *words[2:]])
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands), str(tmp_path / "log")],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment)
+                          cwd=tmp_path, capture_output=True, text=True, timeout=600, env=ENV)
     assert done.returncode == 0, done.stderr[-2000:]

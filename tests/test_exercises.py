@@ -1,5 +1,4 @@
-"""The exercises: the reference solution passes; the empty file and likely mistakes get an explanation.
-"""
+"""The exercises: the reference solution passes; the empty file and likely mistakes get an explanation."""
 import importlib
 import re
 import sys

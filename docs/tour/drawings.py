@@ -32,12 +32,10 @@ COLOURS = 5
 SHOWN = 0.02  # attention below this is left white
 
 
-def escape(words: object) -> str:
-    return html.escape(str(words), quote=True)
-
-
-def text(x: float, y: float, words: object, css: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(words)}</text>'
+def text(x: float, y: float, words: object, css: str = "", anchor: str = "start", turn: int = 0) -> str:
+    turned = f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ""
+    return (f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}"{turned}>'
+            f'{html.escape(str(words))}</text>')
 
 
 def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
@@ -47,26 +45,31 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
 def rect(x: float, y: float, width: float, height: float, css: str, title: str = "", more: str = "") -> str:
     size = f'width="{max(width, 0):.1f}" height="{height:.1f}"'
     shape = f'<rect x="{x:.1f}" y="{y:.1f}" {size} class="{css}"{more}'
-    return f"{shape}><title>{escape(title)}</title></rect>" if title else shape + "/>"
+    return f"{shape}><title>{html.escape(title)}</title></rect>" if title else shape + "/>"
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers between low and high."""
     step = 10 ** math.floor(math.log10((high - low) / most))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
-    return [
-        round(k * step, 12) for k in range(math.ceil(low / step - 1e-9),
-                                           math.floor(high / step + 1e-9) + 1)
-    ]
+    return [round(k * step, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def image(width: float, height: float, label: str, body: Sequence[str]) -> str:
     """A whole file; lines are short, so that a change shows where it is."""
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'aria-label="{escape(label)}">\n{STYLE}\n' + "\n".join([rect(0, 0, width, height, "page"), *body]) +
-        "\n</svg>\n")
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+            f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{html.escape(label)}">')
+    return "\n".join([head, STYLE, rect(0, 0, width, height, "page"), *body, "</svg>", ""])
+
+
+def band(css: Sequence[str], x: float, y: float, width: float, height: float) -> list[str]:
+    """Cells of `width` side by side; neighbours of one class are one shape."""
+    shapes = []
+    for name, run in itertools.groupby(css):
+        size = len(list(run))
+        shapes.append(rect(x, y, size * width - 1, height, name))
+        x += size * width
+    return shapes
 
 
 def stream_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
@@ -75,44 +78,28 @@ def stream_rows(rows: Sequence[Row], names: Sequence[str]) -> str:
     """
     left, width, tall = 40.0, 5.0, 20.0
     T = len(rows[0].input_ids)
-    body = []
+    body = [text(left + at * width, 14, at, "small", "middle") for at in range(0, T + 1, 16)]
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
         y = 22 + number * (tall + 8)
-        body.append(text(left - 6, y + 14, name, "", "end"))
-        begin = 0
-        for at in range(1, T + 1):
-            if at == T or row.document_ids[at] != row.document_ids[begin]:
-                document = int(row.document_ids[begin])
-                css = f"box c{(document + 2 * number) % COLOURS}" if document >= 0 else "box pale"
-                body.append(
-                    rect(left + begin * width, y, (at - begin) * width - 1, tall, css,
-                         f"row {name}: tokens {begin} to {at - 1}"))
-                begin = at
-        body += [rect(left + at * width, y, width - 1, tall, "gap", f"row {name}: token {at} has no label")
-                 for at in range(T) if row.labels[at] < 0 and row.document_ids[at] >= 0]
-    body += [text(left + at * width, 14, at, "small", "middle") for at in range(0, T + 1, 16)]
+        css = ["box pale" if document < 0 else "gap" if label < 0
+               else f"box c{(document + 2 * number) % COLOURS}"
+               for document, label in zip(row.document_ids, row.labels)]
+        body += [text(left - 6, y + 14, name, "", "end"), *band(css, left, y, width, tall)]
     return image(left + T * width + 14, 30 + len(rows) * (tall + 8),
                  "Rows of the two token streams, a colour a document", body)
 
 
-def label_mask(row: Row, supervised: Sequence[bool]) -> str:
+def label_mask(row: Row) -> str:
     """The tokens of a packed row: the prompt pale, the target in colour, padding empty."""
     cell, per_line, left = 10.0, 64, 40.0
-    css = [
-        f"box c{int(document) % COLOURS}" if trained else "box pale" if document >= 0 else "frame"
-        for trained, document in zip(supervised, row.document_ids)
-    ]
+    css = [f"box c{document % COLOURS}" if label >= 0 else "box pale" if document >= 0 else "frame"
+           for document, label in zip(row.document_ids, row.labels)]
     body = []
     for begin in range(0, len(css), per_line):
-        y, at = 8 + begin // per_line * 16, begin
-        body.append(text(left - 6, y + 9, begin, "small", "end"))
-        # neighbours of one colour are one shape
-        for name, run in itertools.groupby(css[begin:begin + per_line]):
-            size = len(list(run))
-            body.append(rect(left + (at - begin) * cell, y, size * cell - 1, 12, name))
-            at += size
-    lines = -(-len(supervised) // per_line)
-    return image(left + per_line * cell + 10, 14 + lines * 16,
+        y = 8 + begin // per_line * 16
+        body += [text(left - 6, y + 9, begin, "small", "end"),
+                 *band(css[begin:begin + per_line], left, y, cell, 12)]
+    return image(left + per_line * cell + 10, 14 + math.ceil(len(css) / per_line) * 16,
                  "Label mask of a packed row: prompts pale, targets in colour", body)
 
 
@@ -124,18 +111,11 @@ def attention_map(p: Sequence[Sequence[float]], pieces: Sequence[str], label: st
     body = []
     for i, piece in enumerate(pieces):
         body.append(text(left - 6, top + i * size + 15, piece, "", "end"))
-        x, y = left + i * size + 14, top - 6
-        body.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" transform="rotate(-60 {x:.1f} {y:.1f})">{escape(piece)}</text>')
-        body += [
-            rect(left + j * size, top + i * size, size - 2, size - 2, "cell", "",
-                 f' fill-opacity="{p[i][j]:.2f}"') for j in range(i + 1) if p[i][j] >= SHOWN
-        ]
-    steps = " ".join(
-        f"V{top + (i + 1) * size - 1:.0f}H{left + (i + 2) * size - 1 if i + 1 < T else left - 1:.0f}"
-        for i in range(T))
-    # around what the mask lets through
-    body.append(f'<path d="M{left - 1:.0f} {top - 1:.0f}H{left + size - 1:.0f}{steps}Z" class="frame"/>')
+        body.append(text(left + i * size + 14, top - 6, piece, turn=-60))
+        body += [rect(left + j * size, top + i * size, size - 2, size - 2, "cell", "",
+                      f' fill-opacity="{p[i][j]:.2f}"') for j in range(i + 1) if p[i][j] >= SHOWN]
+    # right of it is the future
+    body.append(line(left + size, top, left + T * size, top + (T - 1) * size, "axis"))
     return image(left + T * size + 40, top + T * size + 8, label, body)
 
 
@@ -146,12 +126,9 @@ def loss_bars(losses: Sequence[float], pieces: Sequence[str]) -> str:
     body = [line(30, bottom, 30 + len(losses) * width, bottom, "axis")]
     for i, (loss, piece) in enumerate(zip(losses, pieces, strict=True)):
         x, height = 33 + i * width, max(0.5, tall * loss / most)
-        body += [
-            rect(x, bottom - height, width - 6, height, "box c0", f"{piece}: {loss:.4f} nats"),
-            text(x + (width - 6) / 2, bottom - height - 3, f"{loss:.2f}", "small", "middle"),
-            f'<text x="{x + 14:.1f}" y="{bottom + 12:.1f}" text-anchor="end" transform="rotate(-45 '
-            f'{x + 14:.1f} {bottom + 12:.1f})">{escape(piece)}</text>'
-        ]
+        body += [rect(x, bottom - height, width - 6, height, "box c0", f"{piece}: {loss:.4f} nats"),
+                 text(x + (width - 6) / 2, bottom - height - 3, f"{loss:.2f}", "small", "middle"),
+                 text(x + 14, bottom + 12, piece, "", "end", -45)]
     return image(44 + len(losses) * width, bottom + 64, "Loss of each token of the two sentences", body)
 
 
@@ -172,15 +149,11 @@ def curve(points: Sequence[tuple[float, float]], x_label: str, y_label: str) -> 
         body += [line(left, y, right, y, "grid"), text(left - 5, y + 3.5, f"{value:.4g}", "small", "end")]
     for value in ticks(x_low, x_high, 4):
         x = at(value, y_low)[0]
-        body += [
-            line(x, bottom, x, bottom + 4, "axis"),
-            text(x, bottom + 15, f"{value:g}", "small", "middle")
-        ]
+        body += [line(x, bottom, x, bottom + 4, "axis"),
+                 text(x, bottom + 15, f"{value:g}", "small", "middle")]
     body.append(line(left, bottom, right, bottom, "axis"))
-    body.append(
-        f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))}" '
-        f'class="curve c0"/>'
-    )
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
+    body.append(f'<polyline points="{path}" class="curve c0"/>')
     return image(right + 10, bottom + 36, f"{y_label} by {x_label}", body)
 
 

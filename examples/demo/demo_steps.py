@@ -14,10 +14,8 @@ from mmed.utils.errors import Parser
 
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 REPLAY = 0.3  # share of base text among the corpus, so that the base model's skills are kept
-NOTICE = (
-    "This is the demo: its diseases, drugs, organs and symptoms are fictional, made of syllables. Nothing "
-    "here is medicine. "
-    "The models have 0.3 million parameters.")
+NOTICE = ("This is the demo: its diseases, drugs, organs and symptoms are fictional, made of syllables. "
+          "Nothing here is medicine. The models have 0.3 million parameters.")
 MODELS = {"base": "base", "corpus": "base + corpus"}
 FIRST = ("full_corpus", "lora_corpus")  # of the exams: schedule the critical path first
 
@@ -44,9 +42,7 @@ def streams(out: str, kind: str, suffix: str = "") -> list[str]:
 
 
 def corpus_training(out: str, seed: int, run: str, medical: list[str], *flags: str) -> list[str]:
-    """Continued pre-training of the base model on medical streams, mixed with base text so that its skills
-    are kept.
-    """
+    """Continued pre-training of the base model on medical streams, mixed with base text."""
     shares = [(name, (1 - REPLAY) * len(LANGUAGES) / len(medical)) for name in medical]
     shares += [(name, REPLAY) for name in streams(out, "base")]
     return training(out, seed, "demo_corpus", run, f"--model={out}/runs/base/model",
@@ -126,31 +122,22 @@ def steps(out: str, seed: int) -> list[Step]:
     return [*corpus_steps(out, seed), *exams, Step("report", "tables and plots", [report], needs)]
 
 
-def prepare() -> None:
-    import torch
-
-    # models this small gain nothing from a second thread, and sharing a busy core is very slow
-    torch.set_num_threads(1)
-
-
 def run_demo(out: Path, plan: list[Step]) -> float:
-    """Do the plan, two steps at a time where this process may use two cores; returns the seconds of all its
-    steps.
-    """
+    """Do the plan, two steps at a time where this process may use two cores; return the steps' seconds."""
     import torch
-    import torch.distributed.checkpoint.hf_storage  # noqa: F401  imported once, for all steps
+    import torch.distributed.checkpoint.hf_storage  # imported once, for all steps
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return run_plan(plan, out, min(2, cores), prepare)
+    # models this small gain nothing from a second thread, and sharing a busy core is very slow
+    return run_plan(plan, out, min(2, cores), lambda: torch.set_num_threads(1))
 
 
 def command(name: str, description: str, make_plan: Callable[[str, int], list[Step]],
             result: Callable[[Path], str], arguments: list[str] | None) -> int:
     """A command that carries a plan out and prints what `result` finds in the folder."""
     parser = Parser(prog=f"python -m {name}", description=description)
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo"),
-        help="folder for all output; steps already done there are skipped (default: demo)")
+    parser.add_argument("--out", type=Path, default=Path("demo"),
+                        help="folder for all output; steps already done there are skipped (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="for the world and all training (default: 0)")
     parser.add_argument("--list", action="store_true", help="print the commands without running them")
     options = parser.parse_args(arguments)

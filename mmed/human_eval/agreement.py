@@ -13,14 +13,15 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mmed.evaluation.summary import aligned, language_order, metric_name
-from mmed.human_eval.rating_data import Texts, case_of
+from mmed.human_eval.rating_data import Case
+from mmed.reporting.page import number
 from mmed.utils.errors import UserError
 
 # As printed in the paper: tau with people, slope. DIFFERS: the paper names its ROUGE by letters only; its
@@ -30,8 +31,6 @@ PAPER = {"BLEU-1": (0.464, 1.33), "BLEU-2": (0.516, 1.27), "BLEU-3": (0.466, 1.0
          "BERTScore": (0.538, 0.82), "judge": (0.660, 1.01)}
 RESAMPLES, SEED = 1000, 0
 
-
-# ---- agreement among raters --------------------------------------------------------------------------------
 
 def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float:
     """Krippendorff's ordinal alpha: 1 is perfect agreement, 0 is chance; nan where all values are the same.
@@ -56,33 +55,17 @@ def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float:
     return float(1 - (coincidences * distance).sum() / expected)
 
 
-def kendall_taus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b of each row of x with the same row of y, (rows, points); nan where one is constant."""
-    left, right = np.triu_indices(x.shape[1], 1)
-    # differences that come from rounding are ties
-    a, b = (np.sign(np.round(side[:, right] - side[:, left], 9)) for side in (x, y))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(1) / np.sqrt((a ** 2).sum(1) * (b ** 2).sum(1))
+def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float:
+    """Kendall's tau-b; nan where x or y is constant."""
+    a, b = (np.sign(np.subtract.outer(side, side)) for side in (x, y))
+    with np.errstate(invalid="ignore"):
+        return float((a * b).sum() / np.sqrt((a ** 2).sum() * (b ** 2).sum()))
 
 
-def regression_slope(x: np.ndarray, y: np.ndarray) -> float:
+def regression_slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Slope of the least-squares line through (x, y); nan if x is constant."""
-    try:
-        return statistics.linear_regression(x, y).slope
-    except statistics.StatisticsError:
-        return math.nan
+    return statistics.linear_regression(x, y).slope if len(set(x)) > 1 else math.nan
 
-
-def rater_agreement(cases: Mapping[str, Mapping]) -> dict[str, Any]:
-    """Agreement among the raters of one language; `cases`: item -> its ratings."""
-    names = sorted({name for case in cases.values() for name in case["raters"]})
-    units = [[points[model] for points in case["raters"].values()]
-             for case in cases.values() for model in case["scores"]]
-    alpha = krippendorff_alpha(units) if len(names) > 1 else None
-    return {"raters": names, "items": len(cases), "krippendorff_alpha": alpha}
-
-
-# ---- the study ---------------------------------------------------------------------------------------------
 
 def points_of(values: Sequence) -> np.ndarray:
     """Values of models, shape (..., models), as points: the best of m gets m, the worst 1, ties their mean.
@@ -95,137 +78,124 @@ def points_of(values: Sequence) -> np.ndarray:
     return (other < own).sum(-1) + (other == own).sum(-1) / 2 + 0.5
 
 
-@dataclass
-class Measure:
-    """A metric or a judge, with its points (items, models)."""
+def rater_agreement(cases: Mapping[str, Mapping]) -> dict[str, Any]:
+    """Agreement among the raters of one language; `cases`: item -> its ratings."""
+    names = sorted({name for case in cases.values() for name in case["raters"]})
+    units = [[points[model] for points in case["raters"].values()]
+             for case in cases.values() for model in case["scores"]]
+    alpha = krippendorff_alpha(units) if len(names) > 1 else None
+    return {"raters": names, "items": len(cases), "krippendorff_alpha": alpha}
 
-    name: str
-    definition: str
-    points: np.ndarray
+
+def check_ratings(name: str, kind: str, ratings: Mapping, models: Sequence[str],
+                  found: Mapping[tuple[str, str], Case]) -> None:
+    """Ratings must be by this kind, of these models, and of texts as the results have them."""
+    if ratings["by"]["kind"] != kind or set(ratings["models"]) != set(models):
+        raise UserError(f"{name}: ratings by {ratings['by']['kind']} of {', '.join(ratings['models'])}, "
+                        f"expected ratings by {kind} of the results {', '.join(models)}; give NAME=FOLDER "
+                        "for each result, and a judge's ratings after --judge")
+    for language, part in ratings["cases"].items():
+        for key, case in part.items():
+            if (language, key) not in found or found[language, key].digest != case["digest"]:
+                raise UserError(f"{name}: {language}, item {key}: the texts in the results are not those "
+                                "that were rated")
 
 
-def metric_measures(texts: Sequence[Sequence[Mapping[str, float]]], languages: Sequence[str],
-                    notes: list[str]) -> list[Measure]:
-    """Every metric that all rated texts of a language have by one signature; `notes` names the others.
+def metric_points(texts: Sequence[Sequence[Mapping[str, float]]], languages: Sequence[str],
+                  notes: list[str]) -> list[tuple[str, np.ndarray]]:
+    """(metric, its points) where all rated texts of a language have one signature; `notes` names the others.
 
     texts: (items, models) of scores by signature; languages: of the items.
     """
+    named = [[{metric_name(name): (name, value) for name, value in scores.items()} for scores in row]
+             for row in texts]
     found = []
-    signatures = sorted({(language, name) for language, row in zip(languages, texts) for scores in row
-                         for name in scores})
-    for metric in sorted({metric_name(name) for _, name in signatures}):
-        name_in = {language: name for language, name in signatures if metric_name(name) == metric}
-        if all(name_in.get(language) in scores for language, row in zip(languages, texts) for scores in row):
-            values = [[scores[name_in[language]] for scores in row]
-                      for language, row in zip(languages, texts)]
-            name, _, definition = metric.partition("|")
-            found.append(Measure(name, definition, points_of(values)))
+    for metric in sorted({metric for row in named for scores in row for metric in scores}):
+        cells = [[scores.get(metric, ("", 0.0)) for scores in row] for row in named]
+        signatures = {(language, name) for language, row in zip(languages, cells) for name, _ in row}
+        if all(name for _, name in signatures) and len(signatures) == len(set(languages)):
+            found.append((metric, points_of([[value for _, value in row] for row in cells])))
         else:
             notes.append(f"{metric} is left out: not every rated text has it, computed in one way")
     return found
 
 
-def check_ratings(name: str, kind: str, ratings: Mapping, models: Sequence[str], found: Texts) -> None:
-    """Ratings must be by this kind, of these models, and of texts as the results have them."""
-    if ratings["by"]["kind"] != kind:
-        raise UserError(f"{name}: ratings by {ratings['by']['kind']}, expected those by {kind}; people's "
-                        "ratings come first, each judge's after --judge")
-    if set(ratings["models"]) != set(models):
-        raise UserError(f"{name}: rates {', '.join(ratings['models'])}, but the results are "
-                        f"{', '.join(models)}; give NAME=FOLDER for each")
-    for language, part in ratings["cases"].items():
-        for key, case in part.items():
-            rows = found.get((language, key), {})
-            if set(rows) != set(models):
-                raise UserError(f"{name}: {language}, item {key}: missing from at least one result folder")
-            if case_of(rows).digest != case["digest"]:
-                raise UserError(f"{name}: {language}, item {key}: the texts in the results are not those "
-                                "that were rated")
-
-
-def rated_by_all(people: Mapping, judges: Sequence[Mapping], notes: list[str]) -> list[tuple[str, str]]:
-    """(language, key) of the items that people and every judge ranked, language by language."""
+def study(people: Mapping, models: Sequence[str], found: Mapping[tuple[str, str], Case],
+          judges: Sequence[Mapping] = (), names: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of agreement.json. `found`: cases of the results; `names`: the files, for errors."""
+    kinds = ["people", *("judge" for _ in judges)]
+    for name, kind, ratings in zip(names or kinds, kinds, (people, *judges)):
+        check_ratings(name, kind, ratings, models, found)
     ranked = [(language, key) for language in language_order(people["cases"])
               for key in people["cases"][language]]
     places = [(language, key) for language, key in ranked
               if all(key in judge["cases"].get(language, {}) for judge in judges)]
     if not places:
         raise UserError("no item was ranked by both people and every judge")
+    notes = []
     if len(places) < len(ranked):
         notes.append(f"a judge did not rank {len(ranked) - len(places):,} of the {len(ranked):,} items; they "
                      "are left out")
-    return places
+
+    def points_given(ratings: Mapping) -> np.ndarray:
+        cases = [ratings["cases"][language][key] for language, key in places]
+        return np.array([[case["scores"][model] for model in models] for case in cases])
+
+    texts = [[found[place].scores[model] for model in models] for place in places]
+    languages = [language for language, _ in places]
+    measures = metric_points(texts, languages, notes)
+    measures += [(f"{judge['by'].get('model')}|judge, prompt version {judge['by'].get('version')}",
+                  points_given(judge)) for judge in judges]
+    raters = {language: rater_agreement(people["cases"][language]) for language in dict.fromkeys(languages)}
+    return {"format": "mmed agreement", "version": 1, "models": list(models), "seed": SEED,
+            "resamples": RESAMPLES, "notes": notes, "people": {"agreement": raters},
+            **compare(measures, points_given(people), languages, models)}
 
 
-def points_given(ratings: Mapping, places: Sequence[tuple[str, str]], models: Sequence[str]) -> np.ndarray:
-    cases = [ratings["cases"][language][key] for language, key in places]
-    return np.array([[case["scores"][model] for model in models] for case in cases])
+def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, languages: Sequence[str],
+            models: Sequence[str]) -> dict[str, Any]:
+    """The measures, the best first: tau with people, its interval, the slope; and the points behind them.
 
-
-def study(people: Mapping, models: Sequence[str], found: Texts, judges: Sequence[Mapping] = (),
-          names: Sequence[str] = ()) -> dict[str, Any]:
-    """The content of agreement.json. `found`: rows of read_texts; `names`: the files, for errors."""
-    kinds = ["people", *("judge" for _ in judges)]
-    for name, kind, ratings in zip(names or kinds, kinds, (people, *judges)):
-        check_ratings(name, kind, ratings, models, found)
-    notes: list[str] = []
-    places = rated_by_all(people, judges, notes)
-    languages = np.array([language for language, _ in places])
-    order = list(dict.fromkeys(languages.tolist()))
-    texts = [[found[place][model]["scores"] for model in models] for place in places]
-    measures = metric_measures(texts, languages.tolist(), notes)
-    measures += [Measure(str(judge["by"].get("model")), f"judge, prompt version {judge['by'].get('version')}",
-                         points_given(judge, places, models)) for judge in judges]
-    rng = np.random.default_rng(SEED)
-    draws = np.concatenate([rng.choice(np.flatnonzero(part), (RESAMPLES, part.sum()))
-                            for part in (languages == language for language in order)], axis=1)
-    given = points_given(people, places, models)
-    compared = [(measure, compare(measure, given, languages, draws)) for measure in measures]
-    compared.sort(key=lambda pair: (pair[1]["tau"] is None, -(pair[1]["tau"] or 0), pair[0].name))
-    columns = [language_means(points, languages)
-               for points in (given, *(measure.points for measure, _ in compared))]
-    counts = {language: int((languages == language).sum()) for language in order}
-    points = [{"model": model, "language": language, "items": counts[language], "people": own,
-               "values": values}
-              for (language, model), (own, *values) in zip(itertools.product(order, models), zip(*columns))]
-    raters = {language: rater_agreement(people["cases"][language]) for language in order}
-    return {"format": "mmed agreement", "version": 1, "models": list(models), "languages": order,
-            "items": counts, "people": {"agreement": raters}, "measures": [row for _, row in compared],
-            "points": points, "seed": SEED, "resamples": RESAMPLES, "notes": notes}
-
-
-def language_means(points: np.ndarray, languages: np.ndarray) -> list[float]:
-    """Mean points of each language and model of (items, models), rounded so that equal ones are ties."""
-    means = [points[languages == language].mean(0) for language in dict.fromkeys(languages)]
-    return np.concatenate(means).round(9).tolist()
-
-
-def compare(measure: Measure, given: np.ndarray, languages: np.ndarray,
-            draws: np.ndarray) -> dict[str, Any]:
-    """A row of the study: tau of a measure with people, its interval, the slope, and the number of points.
-
-    given: points by people, (items, models); draws: bootstrap items, (resamples, items).
+    measures, given (by people): points of shape (items, models); languages: of the items.
     """
-    def tau(items: Any) -> float:
-        x, y = (np.array([language_means(points[items], languages)]) for points in (given, measure.points))
-        return float(kendall_taus(x, y)[0])
+    rng = np.random.default_rng(SEED)
+    weights = {}
+    for language, n in Counter(languages).items():
+        drawn = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)  # how often each item is in a sample
+        weights[language] = np.concatenate([np.ones((1, n)), drawn]) / n
 
-    taus = [tau(items) for items in draws]
-    low, high = (math.nan, math.nan) if np.isnan(taus).all() else np.nanquantile(taus, [0.025, 0.975])
-    x, y = language_means(given, languages), language_means(measure.points, languages)
-    numbers = {"tau": tau(slice(None)), "low": low, "high": high, "slope": regression_slope(x, y)}
-    paper = PAPER.get("judge" if measure.definition.startswith("judge") else measure.name)
-    return {"name": measure.name, "definition": measure.definition, "points": len(x),
-            "paper": dict(zip(("tau", "slope"), paper)) if paper else None,
-            **{name: None if math.isnan(value) else float(value) for name, value in numbers.items()}}
+    def means(points: np.ndarray) -> np.ndarray:
+        """(1 + RESAMPLES, languages x models): of all items, then of each bootstrap sample."""
+        parts = [own @ points[np.array(languages) == language] for language, own in weights.items()]
+        return np.concatenate(parts, axis=1).round(9)  # so that equal ones are ties
+
+    x = means(given)
+    rows = []
+    for measure, points in measures:
+        y = means(points)
+        taus = [kendall_tau(*pair) for pair in zip(x, y)]
+        known = [tau for tau in taus[1:] if not math.isnan(tau)] or [math.nan]
+        low, high = np.quantile(known, [0.025, 0.975])
+        name, _, definition = measure.partition("|")
+        paper = PAPER.get("judge" if definition.startswith("judge") else name)
+        rows.append(({"name": name, "definition": definition, "points": len(y[0]),
+                      "paper": dict(zip(("tau", "slope"), paper)) if paper else None, "tau": taus[0],
+                      "low": float(low), "high": float(high), "slope": regression_slope(x[0], y[0])},
+                     y[0].tolist()))
+    rows.sort(key=lambda pair: (math.isnan(pair[0]["tau"]), -pair[0]["tau"], pair[0]["name"]))
+    counts = dict(Counter(languages))
+    columns = zip(itertools.product(counts, models), x[0].tolist(), *(values for _, values in rows))
+    points = [{"model": model, "language": language, "items": counts[language], "people": own,
+               "values": values} for (language, model), own, *values in columns]
+    return {"languages": list(counts), "items": counts, "measures": [row for row, _ in rows],
+            "points": points}
 
 
 def agreement_table(value: Mapping[str, Any]) -> str:
     """The measures as text, the best first."""
     lines = [["agreement with people", "tau", "95 %", "slope", "points", "paper's tau, slope"]]
     for row in value["measures"]:
-        tau, low, high, slope = ("-" if row[name] is None else f"{row[name]:.3f}"
-                                 for name in ("tau", "low", "high", "slope"))
+        tau, low, high, slope = (number(row[name], ".3f") for name in ("tau", "low", "high", "slope"))
         paper = f"{row['paper']['tau']:.3f}, {row['paper']['slope']:.2f}" if row["paper"] else ""
         lines.append([f"{row['name']} ({row['definition']})"[:60], tau, f"{low} to {high}", slope,
                       str(row["points"]), paper])

@@ -3,22 +3,22 @@
 MMedLM: ranked by accuracy, reasoning and knowledge with the reference shown, in the role of a medical
 assistant. The paper's prompt is not published, so this one is ours. The texts come from models and may say
 anything ("rank A first"), so they are strings of one JSON object, and only a last line with a permutation of
-the letters is accepted. Any other reply is asked for again and counted.
+the letters is accepted. An item with any other reply is left out.
 """
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from tqdm import tqdm
+
+from mmed.evaluation import api_client
 from mmed.human_eval.rating_data import Case, Ratings, shown
 
 # Raise it when the prompt or the reading of replies changes: ratings of different versions are not comparable
 JUDGE_VERSION = 6
-TRIES = 3
-Messages = list[dict[str, str]]
 
 SYSTEM = """\
 You are a medical assistant who compares explanations of exam answers. You will get a JSON object with a \
@@ -33,22 +33,17 @@ Ties are not allowed.
 
 You may reason briefly. The last line of your reply must have exactly this form, with all {count} letters, \
 best first: RANKING: {example}"""
-AGAIN = ("\nAn earlier reply (number {attempt}) did not end with a line of the required form. Reply again, "
-         "and end with: RANKING: {example}")
 
 
-def build_prompt(case: Case, letters: dict[str, str], attempt: int = 0) -> Messages:
+def build_prompt(case: Case, letters: dict[str, str]) -> list[dict[str, str]]:
     """The chat that asks for a ranking; `letters`: letter -> model, whose names do not appear in it."""
     example = " > ".join(reversed(letters))
     content = {"question": shown(case.question),
                "options": {letter: shown(text) for letter, text in case.options.items()},
                "correct answer": case.gold, "reference explanation": shown(case.reference),
                "explanations": {letter: shown(case.texts[model]) for letter, model in letters.items()}}
-    user = json.dumps(content, ensure_ascii=False, indent=1)
-    if attempt:
-        user += AGAIN.format(attempt=attempt, example=example)
-    system = SYSTEM.format(count=len(letters), example=example)
-    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    return [{"role": "system", "content": SYSTEM.format(count=len(letters), example=example)},
+            {"role": "user", "content": json.dumps(content, ensure_ascii=False, indent=1)}]
 
 
 def parse_ranking(reply: str, letters: Sequence[str]) -> list[str]:
@@ -59,43 +54,33 @@ def parse_ranking(reply: str, letters: Sequence[str]) -> list[str]:
     """
     text = re.sub(r"[*_`#]", "", reply)  # also the end of a code block
     last = (text.strip().splitlines() or [""])[-1].strip(" \t>.")
-    found = re.fullmatch(r"RANKING:(.*)", last)
-    ranking = [part.strip() for part in found[1].split(">")] if found else []
-    if sorted(ranking) != sorted(letters):
+    ranking = [part.strip() for part in last.removeprefix("RANKING:").split(">")]
+    if not last.startswith("RANKING:") or sorted(ranking) != sorted(letters):
         raise ValueError(f"the last line is not a ranking of {', '.join(letters)}: {last[:60]!r}")
     return ranking
 
 
-def judge_cases(cases: Sequence[Case], ask: Callable[[list[Messages], list[str]], list[str]],
-                seed: int = 0) -> tuple[Ratings, dict[str, Any]]:
-    """Return (ratings, facts on calls, failures and the effect of the order).
-
-    `ask(chats, labels)` answers all chats of a round. A reply that is not a ranking is requested again, up to
-    TRIES times in all.
-    """
-    rankings: dict[str, list[str]] = {}  # digest of a case -> letters, best first
-    faults: dict[str, list[str]] = {case.digest: [] for case in cases}
-    calls = 0
-    for attempt in range(TRIES):
-        todo = [case for case in cases if case.digest not in rankings]
-        chats = [build_prompt(case, case.letters(seed), attempt) for case in todo]
-        replies = ask(chats, [f"{case.language}, item {case.key}" for case in todo]) if todo else []
-        calls += len(todo)
-        for case, reply in zip(todo, replies, strict=True):
-            try:
-                rankings[case.digest] = parse_ranking(reply, list(case.letters(seed)))
-            except ValueError as error:
-                faults[case.digest].append(str(error))
-    rated: Ratings = {case.language: {} for case in cases}
-    points_at: Counter = Counter()  # letter -> points, to see whether the position in the prompt matters
+def judge_cases(cases: Sequence[Case], server: api_client.Server, store: api_client.CallStore, seed: int,
+                max_new_tokens: int) -> tuple[Ratings, list[dict], dict[str, Any]]:
+    """(ratings, the items without a ranking, tokens used). Replies are in `store` as soon as they arrive."""
+    bodies = []
     for case in cases:
-        ranking = rankings.get(case.digest, [])
-        points = {letter: float(len(ranking) - rank) for rank, letter in enumerate(ranking)}
-        points_at.update(points)
-        if ranking:
-            scores = {model: points[letter] for letter, model in case.letters(seed).items()}
-            rated[case.language][case.key] = {"digest": case.digest, "scores": dict(sorted(scores.items()))}
-    failed = [{"language": case.language, "item": case.key, "reasons": faults[case.digest]}
-              for case in cases if case.digest not in rankings]
-    return rated, {"calls": calls, "unreadable_replies": sum(map(len, faults.values())), "failed": failed,
-                   "mean_by_place": {at: points_at[at] / len(rankings) for at in sorted(points_at)}}
+        chat = build_prompt(case, case.letters(seed))
+        text = "\n\n".join(message["content"] for message in chat) + "\n"
+        bodies.append(api_client.request(server, text if server.completions else chat, max_new_tokens))
+    labels = [f"{case.language}, item {case.key}" for case in cases]
+    with tqdm(total=len(cases), desc="judge", unit=" replies", mininterval=1) as bar:
+        replies = api_client.ask(server, bodies, store, labels=labels, on_done=lambda _: bar.update())
+    store.close([api_client.request_key(server, body) for body in bodies])
+    rated: Ratings = {case.language: {} for case in cases}
+    failed = []
+    for case, reply in zip(cases, replies, strict=True):
+        letters = case.letters(seed)
+        try:
+            worst_first = parse_ranking(reply["text"], list(letters))[::-1]
+        except ValueError as error:
+            failed.append({"language": case.language, "item": case.key, "reason": str(error)})
+            continue
+        scores = {letters[letter]: float(points) for points, letter in enumerate(worst_first, 1)}
+        rated[case.language][case.key] = {"digest": case.digest, "scores": scores}
+    return rated, failed, api_client.usage(replies)

@@ -15,25 +15,25 @@ import json
 import random
 import string
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmed import metrics
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import language_order
+from mmed.evaluation.summary import group_by, language_order
 from mmed.reporting.read_results import check_together, read_result
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json, write_json
 from mmed.utils.untrusted import plain
 
 FORMAT, VERSION = "mmed ratings", 1
-ITEMS = 50  # MMedLM: 50 random test items of each language
-LONGEST_TEXT = 20_000  # characters of a text that are shown; no rationale is longer
 
-Texts = dict[tuple[str, str], dict[str, dict]]  # (language, key) -> model -> row of predictions.jsonl
 Ratings = dict[str, dict[str, dict]]  # language -> key -> {"digest": ..., "scores": {model: points}}
+
+shown = partial(plain, limit=20_000)  # a text for people and judges; no rationale is longer
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Case:
     options: dict[str, str]
     gold: str
     reference: str
+    checked: bool  # whether people approved the reference
     texts: dict[str, str]  # model -> its rationale
+    scores: dict[str, dict[str, float]]  # model -> signature -> score of its rationale
 
     @property
     def digest(self) -> str:
@@ -62,55 +64,46 @@ class Case:
         return dict(zip(string.ascii_uppercase, models))
 
 
-def case_of(rows: Mapping[str, dict]) -> Case:
-    row = next(iter(rows.values()))
-    doc = row["doc"]
-    return Case(row["key"], row["language"], doc["question"], dict(doc["options"]), row["gold"],
-                doc["rationale"], {model: one["rationale"] for model, one in rows.items()})
-
-
-def shown(text: str) -> str:
-    """Text for people and judges: without control characters, of bounded length."""
-    return plain(text, LONGEST_TEXT)
-
-
-def read_texts(arguments: Sequence[str]) -> tuple[list[str], Texts]:
-    """(models, their rows with a scored rationale) of result folders, FOLDER or NAME=FOLDER."""
+def read_cases(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], Case]]:
+    """(models, (language, key) -> case) of result folders, FOLDER or NAME=FOLDER: the items for which every
+    model has a rationale, scored by a reference.
+    """
     results = [read_result(argument) for argument in arguments]
     check_together(results)
     models = [result.name for result in results]
-    found: Texts = {}
-    if len(set(models)) < len(models):
-        raise UsageError(f"two results are called {max(models, key=models.count)!r}; give NAME=FOLDER")
+    if len(set(models)) < len(models) or not 2 <= len(models) <= 26:
+        raise UsageError(f"{', '.join(models)}: a ranking needs 2 to 26 results with different names; give "
+                         "NAME=FOLDER")
+    cases: dict[tuple[str, str], Case] = {}
     for result in results:
         for row in load_results(result.folder)[1]:
             if row["mode"] == "rationale" and row["scores"]:
-                found.setdefault((row["language"], row["key"]), {})[result.name] = row
-    return models, found
+                doc, place = row["doc"], (row["language"], row["key"])
+                case = cases.setdefault(place, Case(
+                    row["key"], row["language"], doc["question"], doc["options"], row["gold"],
+                    doc["rationale"], bool(doc["human_check_passed"]), {}, {}))
+                case.texts[result.name] = row["rationale"]
+                case.scores[result.name] = row["scores"]
+    cases = {place: case for place, case in cases.items() if len(case.texts) == len(models)}
+    if not cases:
+        raise UserError(f"{arguments[0]}: no rationale with a reference is common to all results")
+    return models, cases
 
 
-def read_cases(arguments: Sequence[str], items: int = ITEMS, seed: int = 0) -> tuple[list[str], list[Case]]:
-    """(models, cases): `items` of each language that every model answered, drawn by `seed` (0: all).
+def draw_cases(cases: Iterable[Case], items: int, seed: int) -> list[Case]:
+    """`items` cases of each language (0: all), drawn by `seed`.
 
     In a language where people checked the references, only items whose reference passed are rated.
     """
-    models, found = read_texts(arguments)
-    if not 2 <= len(models) <= 26:
-        raise UsageError(f"{len(models)} results; a ranking needs 2 to 26")
-    complete = {place: rows for place, rows in found.items() if len(rows) == len(models)}
-    if not complete:
-        raise UserError(f"{arguments[0]}: no rationale with a reference is common to all results")
-    passed = [place for place, rows in complete.items()
-              if next(iter(rows.values()))["doc"]["human_check_passed"]]
-    cases = []
-    for language in language_order(language for language, _ in complete):
-        keys = sorted([key for name, key in passed if name == language]
-                      or [key for name, key in complete if name == language])
-        if len(keys) < items:
-            print(f"note: {language} has {len(keys)} of the {items} items asked for", file=sys.stderr)
-        chosen = random.Random(f"items {seed} {language}").sample(keys, min(items or len(keys), len(keys)))
-        cases += [case_of(complete[language, key]) for key in chosen]
-    return models, cases
+    by_language = group_by(sorted(cases, key=lambda case: case.key), lambda case: case.language)
+    drawn = []
+    for language in language_order(by_language):
+        own = [case for case in by_language[language] if case.checked] or by_language[language]
+        if len(own) < items:
+            print(f"note: {language} has {len(own)} of the {items} items asked for", file=sys.stderr)
+        count = min(items or len(own), len(own))
+        drawn += random.Random(f"items {seed} {language}").sample(own, count)
+    return drawn
 
 
 def write_ratings(path: str | Path, by: Mapping[str, Any], models: Sequence[str], cases: Ratings,

@@ -25,21 +25,13 @@ def number(value: float | None, form: str = ".1f") -> str:
     return "–" if value is None or value != value else format(value, form).replace("-", "−")
 
 
-def p_value(p: float) -> str:
-    """
-    >>> p_value(0.0004), p_value(0.25)
-    ('< 0.001', '0.250')
-    """
-    return "< 0.001" if p < 0.001 else number(p, ".3f")
-
-
 def fill_page(frame: str | Path, *, title: str, data: object = None, **values: object) -> str:
     """The page as text: page_head.html, then the template `frame`, where `data` is JSON for its script."""
     jinja2 = require_extra("jinja2", "report")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_printable)
-    environment.filters |= {"number": number, "p_value": p_value, "plain": plain, "zip": zip}
+    environment.filters |= {"number": number, "plain": plain, "zip": zip}
     source = (HERE / "page_head.html").read_text(encoding="utf-8") + Path(frame).read_text(encoding="utf-8")
     # Values are never inserted into scripts, so the template holds their final text
     scripts = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)

@@ -9,9 +9,11 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, repeat
 from typing import Any
 
+from mmed.evaluation.calibration import BINS
 from mmed.metrics import mean
 from mmed.utils.errors import printable, require_extra
 
@@ -30,8 +32,9 @@ DASHED = {"color": INK, "lw": 1, "ls": (0, (3, 3))}
 Axes = Any
 
 
-def colour(index: int) -> str:
-    return COLOURS[index] if index < len(COLOURS) else GREY
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, in the order of their first appearance; grey when there are no more colours."""
+    return dict(zip(dict.fromkeys(names), chain(COLOURS, repeat(GREY))))
 
 
 def svg(draw: Callable[[Axes], None], height: float, label: str) -> Any:
@@ -49,17 +52,16 @@ def svg(draw: Callable[[Axes], None], height: float, label: str) -> Any:
     return markup.Markup(text.replace("<svg ", label, 1))
 
 
-def bars(groups: Sequence[tuple[str, float | None, Sequence[tuple]]], label: str) -> Any:
+def bars(groups: Sequence[tuple[str, float, Sequence[tuple]]], label: str) -> Any:
     """Horizontal bars in %, with intervals; a dashed line is the chance level of a group.
 
-    groups: (name, chance or None, [(colour, value, low or None, high or None)]).
+    groups: (name, chance, [(colour, value, low or None, high or None)]).
     """
     def draw(axes: Axes) -> None:
         y, ticks = 0.0, []
         for _, chance, rows in groups:
             ticks.append(y + (len(rows) - 1) / 2)
-            if chance is not None:
-                axes.plot([chance, chance], [y - 0.5, y + len(rows) - 0.5], zorder=3, **DASHED)
+            axes.plot([chance, chance], [y - 0.5, y + len(rows) - 0.5], zorder=3, **DASHED)
             for shade, value, low, high in rows:
                 axes.barh(y, value, 0.8, color=shade)
                 if low is not None and high is not None:
@@ -75,13 +77,14 @@ def bars(groups: Sequence[tuple[str, float | None, Sequence[tuple]]], label: str
     return svg(draw, 0.5 + 0.17 * sum(len(rows) + 1 for _, _, rows in groups), label)
 
 
-def reliability(bins: Sequence[dict[str, Any]], count: int, label: str) -> Any:
-    """Accuracy against confidence with the number of answers in each bin; dashed: equal. `count`: of bins."""
+def reliability(bins: Sequence[dict[str, Any]], label: str) -> Any:
+    """Accuracy against confidence, with the number of answers in each bin; dashed: equal."""
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], **DASHED)
         for part in bins:
-            axes.bar((part["bin"] + 0.5) / count, part["accuracy"], 0.9 / count, color=COLOURS[0], alpha=0.35)
-            axes.text((part["bin"] + 0.5) / count, 1.03, f"{part['n']:,}", size=6, color=MUTED, ha="center")
+            middle = (part["bin"] + 0.5) / BINS
+            axes.bar(middle, part["accuracy"], 0.9 / BINS, color=COLOURS[0], alpha=0.35)
+            axes.text(middle, 1.03, f"{part['n']:,}", size=6, color=MUTED, ha="center")
         axes.plot(*zip(*((part["confidence"], part["accuracy"]) for part in bins)), "o-", color=COLOURS[0])
         axes.set(xlim=(0, 1), ylim=(0, 1.1), xlabel="confidence", ylabel="accuracy")
 
@@ -109,12 +112,10 @@ def scatter(points: Sequence[tuple[str, float, float]], slope: float | None, mos
     def draw(axes: Axes) -> None:
         limits = 0.9, most + 0.1
         axes.plot(limits, limits, **DASHED)
-        for shade, x, y in points:
-            axes.plot(x, y, "o", color=shade, alpha=0.85)
+        shades, xs, ys = zip(*points)
+        axes.scatter(xs, ys, color=shades, alpha=0.85)
         if slope is not None:
-            _, xs, ys = zip(*points)
-            ends = min(xs), max(xs)
-            axes.plot(ends, [mean(ys) + slope * (x - mean(xs)) for x in ends], color=INK)
+            axes.axline((mean(xs), mean(ys)), slope=slope, color=INK)
         axes.set(xlim=limits, ylim=limits, xlabel="people", ylabel="metric", aspect="equal")
 
     return svg(draw, 3.2, label)

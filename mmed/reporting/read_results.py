@@ -2,14 +2,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import COLUMNS
+from mmed.evaluation.summary import COLUMNS, group_by
 from mmed.languages import get_language
 from mmed.utils.errors import UsageError, UserError
 from mmed.utils.files import read_json
@@ -19,8 +20,6 @@ SETTINGS = {"zero-shot": "Zero-shot", "few-shot": "Few-shot", "lora": "LoRA fine
             "full": "Full fine-tuning"}
 MACRO = "Macro average"
 
-
-# ---- results -----------------------------------------------------------------------------------------------
 
 @dataclass
 class Result:
@@ -33,7 +32,7 @@ class Result:
     facts: dict[str, Any]
     headline: str  # the accuracy that represents the model: a key of COLUMNS
     summary: dict[str, Any]
-    hits: dict[tuple[str, str], bool] = field(default_factory=dict)  # (language, key) -> right
+    hits: dict[tuple[str, str], bool]  # (language, key) -> right, by the headline accuracy
 
     @property
     def full_name(self) -> str:
@@ -49,15 +48,17 @@ def read_result(argument: str) -> Result:
     """Reads FOLDER, NAME=FOLDER or SETTING:NAME=FOLDER."""
     setting, name, given = split_argument(argument, SETTINGS)
     folder = Path(given)
-    own, _ = load_results(folder)
+    own, rows = load_results(folder)
     settings = own["settings"]
     setting = setting or settings.get("setting")
     if setting == "finetuned":
         setting = "lora" if settings.get("adapter") else "full"
     if setting not in SETTINGS:
         raise UserError(f"{folder}: unknown setting {setting!r}; give it as SETTING:NAME=FOLDER")
+    mode, key = COLUMNS[own["headline"]]
+    hits = {(row["language"], row["key"]): row[key] for row in rows if row["mode"] == mode}
     name = as_name(name or folder.resolve().name)
-    return Result(name, setting, folder, settings, own["facts"], own["headline"], own["summary"])
+    return Result(name, setting, folder, settings, own["facts"], own["headline"], own["summary"], hits)
 
 
 def check_together(results: Sequence[Result]) -> None:
@@ -65,51 +66,36 @@ def check_together(results: Sequence[Result]) -> None:
     for place, result in enumerate(results):
         if result.full_name in [other.full_name for other in results[:place]]:
             raise UsageError(f"{result.folder}: duplicate row {result.full_name!r}; give it as NAME=FOLDER")
-        ours, theirs = ([one.facts.get("data"), {name: part["n"] for name, part in one.parts.items()}]
-                        for one in (result, results[0]))
+        ours, theirs = ((one.facts.get("data"), one.hits.keys()) for one in (result, results[0]))
         if ours != theirs:
             raise UserError(f"{result.folder}: its exam items differ from those of {results[0].folder}; "
                             "make a separate report for each exam")
 
 
-def read_predictions(results: Sequence[Result], per_language: int) -> list[dict[str, Any]]:
-    """The first questions of each language with the rows of all results; fills `hits`, too."""
-    questions: dict[tuple[str, str], list[list[dict]]] = {}
-    shown: Counter = Counter()
+def read_questions(results: Sequence[Result], per_language: int) -> list[dict[str, Any]]:
+    """The first questions of each language with the rows of all results."""
+    answers: dict[tuple[str, str], list[list[dict]]] = {}
+    for places in group_by(results[0].hits if results else (), lambda place: place[0]).values():
+        answers |= {place: [[] for _ in results] for place in places[:per_language]}
     for index, result in enumerate(results):
-        mode, key = COLUMNS[result.headline]
         for row in load_results(result.folder)[1]:
-            place = row["language"], row["key"]
-            if row["mode"] == mode:
-                result.hits[place] = row[key]
-            if index == 0 and place not in questions and shown[row["language"]] < per_language:
-                shown[row["language"]] += 1
-                questions[place] = [[] for _ in results]
-            if place in questions:
-                questions[place][index].append(row)
-        if result.hits.keys() != results[0].hits.keys():
-            raise UserError(f"{result.folder}: predictions.jsonl has other items than the one in "
-                            f"{results[0].folder}")
-    return [{**answers[0][0], "code": get_language(place[0]).code, "answers": answers,
-             "right": [result.hits[place] for result in results]} for place, answers in questions.items()]
-
-
-# ---- runs --------------------------------------------------------------------------------------------------
-
-Curve = list[tuple[float, float]]  # (target tokens, loss)
+            if (row["language"], row["key"]) in answers:
+                answers[row["language"], row["key"]][index].append(row)
+    return [{**rows[0][0], "code": get_language(place[0]).code, "answers": rows,
+             "right": [result.hits[place] for result in results]} for place, rows in answers.items()]
 
 
 @dataclass
 class Run:
-    """A run folder of `mmed/train.py`: its facts, and its log as far as it is complete."""
+    """A run folder of `mmed/train.py`. A curve is [(target tokens, loss)], of finite losses only."""
 
     name: str
     facts: dict[str, Any]
     finished: bool
-    loss: Curve = field(default_factory=list)
-    validation: dict[str, Curve] = field(default_factory=dict)  # by language
-    tokens_per_second: float = 0.0  # median over the log
-    notes: list[str] = field(default_factory=list)
+    loss: list[tuple[float, float]]
+    validation: dict[str, list[tuple[float, float]]]  # by language
+    tokens_per_second: float  # median over the log
+    not_finite: int  # losses that are in no curve
 
 
 def read_run(argument: str) -> Run:
@@ -118,43 +104,29 @@ def read_run(argument: str) -> Run:
     facts, log = read_json(folder / "run.json"), folder / "metrics.jsonl"
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         raise UserError(f"{folder / 'run.json'}: not the run.json of a training run")
-    run = Run(as_name(name or folder.resolve().name), facts, (folder / "done.json").is_file())
-    rates, not_finite = [], 0
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    for count, text in enumerate(lines, 1):
-        try:
+    curves, rates, not_finite = defaultdict(list), [], 0  # the training loss has the name None
+    *lines, _ = log.read_text(encoding="utf-8", errors="replace").split("\n")  # the last may be incomplete
+    for number, text in enumerate(lines, 1):
+        with reading(f"{log}:{number}"):
             line = json.loads(text)
-        except ValueError as error:
-            if count < len(lines):
-                raise UserError(f"{log}:{count}: not a line of a training log ({error})") from None
-            run.notes.append(f"the log is complete up to line {count - 1}")  # it is being written, or was cut
-            break
-        with reading(f"{log}:{count}"):
-            losses = [(run.validation.setdefault(language, []), loss)
-                      for language, loss in line.get("validation_loss", {}).items()]
+            losses = dict(line.get("validation_loss", {}))
             if line["step"]:  # step 0 is the validation before training
-                losses.append((run.loss, line["loss"]))
+                losses[None] = line["loss"]
                 rates.append(line["tokens_per_second"])
-            for curve, loss in losses:
-                curve.extend([(line["tokens"], loss)] if is_finite(loss) else [])
-                not_finite += not is_finite(loss)
-    run.validation = {language: curve for language, curve in run.validation.items() if curve}
-    if not_finite:
-        run.notes.append(f"{not_finite:,} losses that are not finite numbers are not drawn")
-    run.tokens_per_second = sorted(rates)[len(rates) // 2] if rates else 0.0
-    return run
+            for curve, loss in losses.items():
+                if is_finite(loss):
+                    curves[curve].append((line["tokens"], loss))
+                else:
+                    not_finite += 1
+    return Run(as_name(name or folder.resolve().name), facts, (folder / "done.json").is_file(),
+               curves.pop(None, []), dict(curves), statistics.median(rates or [0.0]), not_finite)
 
 
-# ---- corpus ------------------------------------------------------------------------------------------------
+def read_corpus(folders: Sequence[str]) -> dict[str, list]:
+    """The counts of every step and of every token stream under the folders.
 
-@dataclass
-class Corpus:
-    steps: list[dict] = field(default_factory=list)  # name, places: (folder, documents in, kept), dropped
-    streams: list[tuple[str, dict]] = field(default_factory=list)  # (name, side file) of token streams
-
-
-def read_corpus(folders: Sequence[str]) -> Corpus:
-    """The counts of every step and of every token stream under the folders."""
+    A step: name, dropped by reason, places: (folder, documents in, kept). A stream: (name, its side file).
+    """
     steps: dict[str, dict] = {}
     streams = []
     places: dict[Path, str] = {}  # each file once, also where one folder contains another
@@ -167,11 +139,11 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
         for path in paths:
             places.setdefault(path.resolve(), path.relative_to(folder.parent).as_posix())
     for path, place in places.items():
+        value = read_json(path)
+        if path.name != "funnel.json":
+            streams.append((place.removesuffix(".json"), value))
+            continue
         with reading(path):
-            value = read_json(path)
-            if path.name != "funnel.json":
-                streams.append((place.removesuffix(".json"), value))
-                continue
             name, documents = value["step"], value["documents"]
             step = steps.setdefault(name, {"name": name, "places": [], "dropped": Counter()})
             step["places"].append((place.removesuffix("/funnel.json"), documents["in"], documents["out"]))
@@ -179,4 +151,4 @@ def read_corpus(folders: Sequence[str]) -> Corpus:
                 step["dropped"][reason] += entry["documents"]
     # A later step reads what an earlier one kept: the more documents come in, the earlier the step
     order = sorted(steps.values(), key=lambda step: -sum(read for _, read, _ in step["places"]))
-    return Corpus(order, streams)
+    return {"steps": order, "streams": streams}

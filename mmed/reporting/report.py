@@ -15,30 +15,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmed import metrics
-from mmed.evaluation.calibration import BINS
 from mmed.evaluation.compare import Line, compare_column
 from mmed.evaluation.published import NOTES
+from mmed.evaluation.summary import COLUMN_TITLES
+from mmed.metrics import mean
 from mmed.reporting import plots, read_results
-from mmed.reporting.agreement import read_study
 from mmed.reporting.page import fill_page
-from mmed.reporting.read_results import SETTINGS, Corpus, Result, Run
-from mmed.reporting.tables import ACCURACY, Table, by_definition, percent, summary_table, tables
+from mmed.reporting.read_results import SETTINGS, Result, Run
+from mmed.reporting.tables import by_definition, percent, summary_table, tables
 from mmed.utils.errors import Parser, UsageError, UserError
-from mmed.utils.files import atomic_write
+from mmed.utils.files import atomic_write, read_json
+from mmed.utils.untrusted import reading
 
 
 def accuracy_plots(results: Sequence[Result], colours: dict[str, str]) -> list[dict[str, Any]]:
     """Bars by language of results that may share a plot."""
     found = []
-    for setting, column in ((setting, column) for setting in SETTINGS for column in ACCURACY):
+    for setting, column in ((setting, column) for setting in SETTINGS for column in COLUMN_TITLES):
         rows = [result for result in results if (result.setting, result.headline) == (setting, column)]
         for group in by_definition(rows, column):
             bars = [(name, 100 * part["chance"],
-                     [(colours[result.name], *percent(result.parts[name]["accuracy"][column]))
+                     [(colours[result.name], *percent(result.parts[name]["accuracy"][column]).values())
                       for result in group])
                     for name, part in group[0].parts.items()]
-            found.append({"setting": SETTINGS[setting], "caption": ACCURACY[column][0],
+            found.append({"setting": SETTINGS[setting], "caption": f"Accuracy, {COLUMN_TITLES[column]}",
                           "bars": plots.bars(bars, f"{SETTINGS[setting]}: accuracy by language")})
     return found
 
@@ -51,28 +51,20 @@ def differences(first: Result, other: Result) -> list[Line]:
     return compare_column(other.headline, pairs)
 
 
-def comparisons(results: Sequence[Result]) -> tuple[list[dict[str, Any]], list[str]]:
-    """In each setting every model against the first; and those whose accuracy is defined differently."""
-    found, skipped = [], []
+def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """In each setting every model against the first; no lines if their accuracies are defined differently."""
+    found = []
     for setting, heading in SETTINGS.items():
-        rows = [result for result in results if result.setting == setting]
-        for other in rows[1:]:
-            first = rows[0]
-            if lines := differences(first, other):
-                found.append({"setting": heading, "first": first.name, "other": other.name, "lines": lines})
-            else:
-                skipped.append(f"{other.full_name} against {first.name}")
-    return found, skipped
+        first, *others = [result for result in results if result.setting == setting] or [None]
+        found += [{"setting": heading, "first": first.name, "other": other.name,
+                   "lines": differences(first, other)} for other in others]
+    return found
 
 
-def forgetting(exams: Sequence[Result], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Accuracy on a general exam and loss on general text: the base model's, then the others' and the change.
-
-    exams: of one general exam, the base model's first. The loss is the mean over a run's general validation
-    streams at its end. A run belongs to the result of its name; the base model's loss is that before training
-    in the first run, unless a run has its name.
+def general_losses(runs: Sequence[Run], base: str) -> dict[str, float]:
+    """Loss on general text: of each run at its end, the mean over its general validation streams; of the base
+    model, unless a run has its name, before training in the first run.
     """
-    base = exams[0].name if exams else "base model"
     losses: dict[str, float] = {}
     streams = None  # of the first run: only losses on the same text are compared
     for run in runs:
@@ -82,19 +74,29 @@ def forgetting(exams: Sequence[Result], runs: Sequence[Run]) -> list[dict[str, A
             raise UserError(f"run {run.name}: validated on {', '.join(curves)}, an earlier run on "
                             f"{', '.join(streams)}; report on them separately")
         if curves:
-            losses.setdefault(base, metrics.mean(curve[0][1] for curve in curves.values()))
-            losses[run.name] = metrics.mean(curve[-1][1] for curve in curves.values())
-    named: list[tuple[str, Result | None]] = [(result.name, result) for result in exams]
+            losses.setdefault(base, mean(curve[0][1] for curve in curves.values()))
+            losses[run.name] = mean(curve[-1][1] for curve in curves.values())
+    return losses
+
+
+def forgetting(exams: Sequence[Result], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Accuracy on a general exam and loss on general text: the base model's, then the others' and the change.
+
+    exams: of one general exam, the base model's first. A run belongs to the result of its name.
+    """
+    base = exams[0].name if exams else "base model"
+    losses = general_losses(runs, base)
+    named: list[tuple[str, Result | None]] = [(exam.name, exam) for exam in exams]
     named += [(name, None) for name in losses if name not in dict(named)]
     rows = []
-    for name, result in named:
-        lines = differences(exams[0], result) if result else []
-        if result and not lines:
-            raise UserError(f"{result.folder}: its accuracy is defined differently from that of "
+    for name, exam in named:
+        lines = {line.group: line for line in differences(exams[0], exam)} if exam else {}
+        if exam and not lines:
+            raise UserError(f"{exam.folder}: its accuracy is defined differently from that of "
                             f"{exams[0].folder}; evaluate both with the same options")
-        gap = next((line for line in lines if line.group == "macro average"), None)
         change = losses[name] - losses[base] if name in losses else None
-        rows.append({"name": name, "result": result, "gap": gap, "loss": losses.get(name), "change": change})
+        rows.append({"name": name, "result": exam, "gap": lines.get("macro average"),
+                     "loss": losses.get(name), "change": change})
     return rows if len(rows) > 1 else []
 
 
@@ -103,23 +105,44 @@ def calibrations(results: Sequence[Result]) -> list[dict[str, Any]]:
     parts = [(result, language, part["calibration"]) for result in results
              for language, part in result.summary["languages"].items() if "calibration" in part]
     return [{"name": f"{result.full_name}, {language}", "ece": part["ece"], "n": part["n"],
-             "svg": plots.reliability(part["bins"], BINS, f"{result.full_name}: reliability in {language}")}
+             "svg": plots.reliability(part["bins"], f"{result.full_name}: reliability in {language}")}
             for result, language, part in parts]
 
 
 def run_values(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Each run with its plot, and (language, validation loss before training, at the end)."""
-    languages = dict.fromkeys(name for run in runs for name in run.validation)
-    colours = {name: plots.colour(index) for index, name in enumerate(languages)}
+    colours = plots.colours(name for run in runs for name in run.validation)
     found = []
     for run in runs:
         changes = [(name, points[0][1], points[-1][1]) for name, points in run.validation.items()
                    if len(points) > 1 and points[0][0] == 0]
         curves = [(colours[name], points) for name, points in run.validation.items()]
-        legend = [(plots.GREY, "training"), *((colours[name], name) for name in run.validation)]
+        legend = {"training": plots.GREY} | {name: colours[name] for name in run.validation}
         found.append({"run": run, "changes": changes, "legend": legend,
                       "svg": plots.curves(run.loss, curves, f"loss of {run.name}")})
     return found
+
+
+def read_study(given: str) -> dict[str, Any]:
+    """agreement.json of `mmed.human_eval.rating`, with a plot for each measure, and each model's mean points.
+
+    given: the file or its folder.
+    """
+    path = Path(given, "agreement.json") if Path(given).is_dir() else Path(given)
+    study = read_json(path)
+    if not isinstance(study, dict) or study.get("format") != "mmed agreement":
+        raise UserError(f"{path}: not a study of `python -m mmed.human_eval.rating agreement`")
+    with reading(path):
+        points, colours = study["points"], plots.colours(study["models"])
+        labels = ["People", *(f"{row['name']} ({row['definition']})" for row in study["measures"])]
+        columns = [[point["people"] for point in points], *zip(*(point["values"] for point in points))]
+        shades = [colours[point["model"]] for point in points]
+        panels = [(label, row, plots.scatter(list(zip(shades, columns[0], column)), row["slope"],
+                                             len(colours), f"{label} against people"))
+                  for label, row, column in zip(labels[1:], study["measures"], columns[1:])]
+        averages = [(label, [mean(value for point, value in zip(points, column) if point["model"] == model)
+                             for model in colours]) for label, column in zip(labels, columns)]
+    return {**study, "panels": panels, "averages": averages, "model_legend": colours}
 
 
 def entries(*parts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -127,24 +150,18 @@ def entries(*parts: dict[str, Any]) -> list[tuple[str, str]]:
             for part in parts for key, value in part.items()]
 
 
-def page(results: Sequence[Result] = (), runs: Sequence[Run] = (), corpus: Corpus | None = None,
-         questions: Sequence[dict] = (), general: Sequence[Result] = (), found: Sequence[Table] = (),
-         with_published: bool = False, **values: Any) -> str:
-    """The whole page as text. found: the tables of the results; values: title, notices, study."""
-    names = list(dict.fromkeys(result.name for result in results))
-    colours = {name: plots.colour(index) for index, name in enumerate(names)}
-    pairs, skipped = comparisons(results)
+def page(results: Sequence[Result], runs: Sequence[Run], general: Sequence[Result], **values: Any) -> str:
+    """The whole page as text. values: title, tables, questions, corpus, study, notices, published_notes."""
+    colours = plots.colours(result.name for result in results)
     sources = [(result.full_name, entries({"folder": str(result.folder)}, result.settings, result.facts,
                                           result.summary["signatures"])) for result in results]
     sources += [(f"Run {run.name}", entries(run.facts | {"config": ""}, run.facts["config"]))
                 for run in runs]
     return fill_page(
-        Path(__file__).with_name("report.html"), results=results, settings=SETTINGS, accuracy_titles=ACCURACY,
-        tables=found, published_notes=NOTES if with_published else (), plots=accuracy_plots(results, colours),
-        pairs=pairs, skipped=skipped, forgetting=forgetting(general, runs),
-        legend_entries=[(shade, name) for name, shade in colours.items()], calibrations=calibrations(results),
-        runs=run_values(runs), corpus=corpus or Corpus(), questions=questions, sources=sources,
-        **{"notices": (), "study": None} | values)
+        Path(__file__).with_name("report.html"), results=results, settings=SETTINGS, legend_entries=colours,
+        column_titles=COLUMN_TITLES, plots=accuracy_plots(results, colours), pairs=comparisons(results),
+        forgetting=forgetting(general, runs), calibrations=calibrations(results), runs=run_values(runs),
+        sources=sources, **values)
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -179,12 +196,12 @@ def main(arguments: list[str] | None = None) -> int:
                         for given in (options.results, options.general))
     for group in (results, general):
         read_results.check_together(group)
-    questions = read_results.read_predictions(results, options.questions)
-    read_results.read_predictions(general, 0)
     runs = [read_results.read_run(argument) for argument in options.runs]
     found = tables(results, options.published) if results else []
-    text = page(results, runs, read_results.read_corpus(options.corpus), questions, general, found,
-                options.published, title=options.title, notices=options.notice,
+    text = page(results, runs, general, tables=found, title=options.title, notices=options.notice,
+                published_notes=NOTES if options.published else (),
+                questions=read_results.read_questions(results, options.questions),
+                corpus=read_results.read_corpus(options.corpus),
                 study=read_study(options.agreement) if options.agreement else None)
     with atomic_write(options.out) as file:
         file.write(text)

@@ -6,53 +6,27 @@ table only where they were computed in the same way, on as many items.
 """
 from __future__ import annotations
 
+import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES, PublishedRow, published, published_english
-from mmed.evaluation.summary import COLUMNS, aligned, shown_metrics
+from mmed.evaluation.summary import COLUMN_TITLES, COLUMNS, aligned, shown_metrics
 from mmed.reporting.read_results import MACRO, SETTINGS, Result
 
-ACCURACY = {  # column of the summary: (title, what is counted)
-    "answer": ("Accuracy, answer only",
-               "The model writes an answer; its letters must be exactly the right ones."),
-    "rationale": ("Accuracy, rationale before the answer",
-                  "The model writes a rationale, then an answer; its letters must be exactly right."),
-    "loglikelihood": ("Accuracy by log-likelihood of the options",
-                      "The model writes nothing: its answer is the letter (or set of letters) that is "
-                      "likeliest in the answer, by the sum over its tokens."),
-    "loglikelihood_norm": ("Accuracy by log-likelihood per token of the options",
-                           "As by log-likelihood, with the sum divided by the number of tokens."),
-    "option_text": ("Accuracy by log-likelihood per token of the options' texts",
-                    "The options are not listed: the answer is the text that is likeliest after "
-                    "“Question: … Answer:”, by the mean over its tokens."),
-    "option_text_pmi": ("Accuracy by PMI of the options' texts",
-                        "As by the options' texts, by the sum minus that of the text after “Answer:” alone."),
-    "official": ("Accuracy, official scorer",
-                 "The answer-only text, scored by the published script's string comparison, as the paper's "
-                 "numbers were."),
-}
 SOURCE_MEAN = "Mean of sources"
 # Items of MMedBench's test split, on which the paper's numbers were computed
 TEST_ITEMS = dict(zip(LANGUAGES, (1273, 3426, 199, 622, 256, 2742)))
 
-
-@dataclass
-class Cell:
-    value: float
-    low: float | None = None
-    high: float | None = None
-    best: bool = False  # of our rows in its column
-    at_chance: bool = False  # the interval contains the chance level
+Score = dict[str, float | None]  # value, low, high, times 100; at_chance: the interval contains that level
 
 
 @dataclass
 class Row:
     name: str
-    cells: list[Cell | None]
+    heading: str  # its setting
+    scores: list[Score | None]
     kind: str = "ours"  # ours, published, chance
 
 
@@ -61,7 +35,7 @@ class Table:
     title: str
     note: str
     columns: list[str]
-    groups: dict[str, list[Row]]  # heading -> rows
+    rows: list[Row]  # by heading
     sizes: list[int | None]  # items behind each column
     unit: str = "%"
     decimals: int = 1
@@ -82,65 +56,53 @@ def by_definition(results: Sequence[Result], column: str) -> list[list[Result]]:
 
 
 def tables(results: Sequence[Result], with_published: bool = False) -> list[Table]:
-    """All tables: accuracies, accuracies by source, scores of rationales."""
-    found = [_accuracy_table(group, column) for column in COLUMNS for group in by_definition(results, column)]
-    found += _source_tables(results, with_published)
-    shown = [metric for result in results
-             for metric in shown_metrics(result.summary, result.settings["words"])]
-    found += [_text_table(group, metric) for metric in dict.fromkeys(shown)
-              for group in by_definition(results, metric)]
-    joined = [table for table in found if table.published] if with_published else []
-    if any(part["n"] != TEST_ITEMS.get(name, part["n"]) for result in results[:1]
-           for name, part in result.summary["languages"].items()):
-        titles = {table.published: table.title for table in joined}
-        note = "The paper's numbers, on MMedBench's whole test split; ours are of other items."
-        columns = [*LANGUAGES, MACRO]
-        joined = [Table(f"{title}, published", note, columns, {}, [None] * len(columns), published=metric)
-                  for metric, title in titles.items()]
-        found += joined
-    for table in joined:
-        _add_published(table)
+    """All tables: accuracies, accuracies by source, scores of rationales, the paper's."""
+    columns = [(group, column) for column in COLUMNS for group in by_definition(results, column)]
+    found = [_accuracy_table(group, column) for group, column in columns]
+    sources = list(dict.fromkeys(name for result in results
+                                 for name in result.summary["micro"]["by"].get("source", {})))
+    if len(sources) > len(results[0].summary["languages"]):  # as in the paper's English benchmarks
+        order = {name: place for place, name in enumerate(ENGLISH_SOURCES)}
+        sources.sort(key=lambda name: order.get(name, len(order)))
+        found += [_source_table(group, column, sources) for group, column in columns]
+    metrics = dict.fromkeys(metric for result in results
+                            for metric in shown_metrics(result.summary, result.settings["words"]))
+    found += [_text_table(group, metric) for metric in metrics for group in by_definition(results, metric)]
+    if with_published:
+        whole_split = all(part["n"] == TEST_ITEMS.get(name, part["n"])
+                          for name, part in results[0].summary["languages"].items())
+        found = _with_published(found, whole_split)
+        if len(set(sources) & set(ENGLISH_SOURCES)) > 2:
+            found.append(_english_table())
     return found
 
 
 def _accuracy_table(results: Sequence[Result], column: str) -> Table:
-    chance = {name: part["chance"] for name, part in results[0].parts.items()}
     scores = [{name: part["accuracy"].get(column) for name, part in result.parts.items()}
               for result in results]
-    table = _table(*ACCURACY[column], results, scores, chance)
+    note = f"Definition: {results[0].summary['signatures'][column]}."
+    table = _table(f"Accuracy, {COLUMN_TITLES[column]}", note, results, scores)
     table.main = column not in ("loglikelihood_norm", "official")
     table.published = "accuracy" if column == "official" else ""
-    table.groups[""] = [Row("Chance level", [Cell(100 * level) for level in chance.values()], "chance")]
+    chance = [_exact(100 * part["chance"]) for part in results[0].parts.values()]
+    for score, level in ((score, level) for row in table.rows for score, level in zip(row.scores, chance)):
+        if score and None not in score.values():
+            score["at_chance"] = score["low"] <= level["value"] <= score["high"]
+    table.rows.append(Row("Chance level", "", chance, "chance"))
     return table
 
 
-def _source_tables(results: Sequence[Result], with_published: bool) -> list[Table]:
-    """Accuracy by source, where a language has several, such as the paper's English benchmarks."""
-    names = list(dict.fromkeys(name for result in results
-                               for name in result.summary["micro"]["by"].get("source", {})))
-    if not results or len(names) <= len(results[0].summary["languages"]):
-        return []
-    names.sort(key=lambda name: ENGLISH_SOURCES.index(name) if name in ENGLISH_SOURCES else len(names))
-    found = []
-    for column in COLUMNS:
-        for group in by_definition(results, column):
-            scores = []
-            for result in group:
-                sources = result.summary["micro"]["by"]["source"]
-                scores.append({name: sources.get(name, {}).get(column) for name in names}
-                              | {SOURCE_MEAN: result.summary["source_mean"][column]})
-            title, note = ACCURACY[column]
-            found.append(_table(f"{title}, by source", f"{note} The last column is the plain mean of the "
-                                "sources.", group, scores))
-            found[-1].main = column == "answer"
-    if with_published and len(set(names) & set(ENGLISH_SOURCES)) > 2:
-        note = ("The paper's numbers. It does not say how each model was prompted and scored, so they are "
-                "apart from ours.")
-        columns = [*ENGLISH_SOURCES, SOURCE_MEAN]
-        rows = [_published_row(row, columns) for row in published_english()]
-        found.append(Table("Published accuracy on the English benchmarks", note, columns,
-                           {"Setting not stated": rows}, [None] * len(columns), main=True))
-    return found
+def _source_table(results: Sequence[Result], column: str, names: Sequence[str]) -> Table:
+    scores = []
+    for result in results:
+        own = result.summary["micro"]["by"]["source"]
+        scores.append({name: own.get(name, {}).get(column) for name in names}
+                      | {SOURCE_MEAN: result.summary["source_mean"][column]})
+    note = (f"Definition: {results[0].summary['signatures'][column]}. The last column is the mean of the "
+            "sources.")
+    table = _table(f"Accuracy, {COLUMN_TITLES[column]}, by source", note, results, scores)
+    table.main = column == "answer"
+    return table
 
 
 def _text_table(results: Sequence[Result], metric: str) -> Table:
@@ -160,83 +122,89 @@ def _text_table(results: Sequence[Result], metric: str) -> Table:
     return table
 
 
-def _table(title: str, note: str, results: Sequence[Result], scores: Sequence[Mapping[str, dict | None]],
-           chance: Mapping[str, float] | None = None) -> Table:
-    """scores: of each result, column -> score of the summary; chance: levels of the columns."""
-    columns = list(scores[0])
-    cells = [[_cell(row[name], (chance or {}).get(name)) for name in columns] for row in scores]
-    for column in zip(*cells) if len(results) > 1 else ():
-        top = max((cell.value for cell in column if cell), default=0.0)
-        for cell in filter(None, column):
-            cell.best = math.isclose(cell.value, top)  # the order of a sum decides the last digit
-    groups: dict[str, list[Row]] = {}
-    for setting, heading in SETTINGS.items():
-        rows = [Row(result.name, own) for result, own in zip(results, cells) if result.setting == setting]
-        groups |= {heading: rows} if rows else {}
-    sizes = [(scores[0][name] or {}).get("n") for name in columns[:-1]]
-    return Table(title, note, columns, groups, [*sizes, None])
+def _table(title: str, note: str, results: Sequence[Result],
+           scores: Sequence[Mapping[str, dict | None]]) -> Table:
+    """scores: of each result, column -> score of the summary."""
+    rows = [Row(result.name, SETTINGS[result.setting],
+                [percent(score) if score else None for score in own.values()])
+            for result, own in zip(results, scores)]
+    sizes = [score.get("n") if score else None for score in scores[0].values()]
+    return Table(title, note, list(scores[0]), sorted(rows, key=_place), sizes)
 
 
-def _cell(score: dict | None, chance: float | None = None) -> Cell | None:
-    if score is None:
-        return None
-    value, low, high = percent(score)
-    if chance is None or low is None or high is None:
-        return Cell(value, low, high)
-    return Cell(value, low, high, at_chance=low <= 100 * chance <= high)
+def _place(row: Row) -> int:
+    """The settings in their order, then the chance level."""
+    return [*SETTINGS.values(), ""].index(row.heading)
 
 
-def percent(score: dict) -> list[Any]:
-    """[value, low, high] of a score, times 100."""
-    return [None if score[end] is None else 100 * score[end] for end in ("value", "low", "high")]
+def percent(score: dict) -> Score:
+    return {end: None if score[end] is None else 100 * score[end] for end in ("value", "low", "high")}
 
 
-# ---- the paper's numbers -----------------------------------------------------------------------------------
+def _exact(value: float) -> Score:
+    """A number without an interval."""
+    return {"value": value, "low": None, "high": None}
 
-def _published_row(row: PublishedRow, columns: Sequence[str]) -> Row:
+
+def _with_published(found: Sequence[Table], whole_split: bool) -> list[Table]:
+    """The paper's rows under the headings of their settings: after ours of the same definition, or in tables
+    of their own if ours are not of the whole test split.
+    """
+    joined = [table for table in found if table.published]
+    if not whole_split:
+        note = "The paper's numbers, on MMedBench's whole test split; ours are of other items."
+        columns = [*LANGUAGES, MACRO]
+        titles = {table.published: f"{table.title}, published" for table in joined}
+        joined = [Table(title, note, columns, [], [None] * len(columns), published=metric)
+                  for metric, title in titles.items()]
+    for table in joined:
+        theirs = [_published_row(row, SETTINGS[row.setting], table.columns)
+                  for row in published(table.published)]
+        table.rows = sorted([*table.rows, *theirs], key=_place)
+        table.main = True
+    return [*found, *(table for table in joined if table not in found)]
+
+
+def _english_table() -> Table:
+    note = ("The paper's numbers. It does not say how each model was prompted and scored, so they are apart "
+            "from ours.")
+    columns = [*ENGLISH_SOURCES, SOURCE_MEAN]
+    rows = [_published_row(row, "Setting not stated", columns) for row in published_english()]
+    return Table("Published accuracy on the English benchmarks", note, columns, rows, [None] * len(columns),
+                 main=True)
+
+
+def _published_row(row: PublishedRow, heading: str, columns: Sequence[str]) -> Row:
     """The paper's average is shown only beside the languages (or sources) that it averages."""
-    cells = [Cell(row.cells[name]) if name in row.cells else None for name in columns[:-1]]
+    scores = [_exact(row.cells[name]) if name in row.cells else None for name in columns[:-1]]
     complete = set(row.cells) == set(columns[:-1]) and row.average == row.average
-    return Row(row.name, [*cells, Cell(row.average) if complete else None], "published")
+    return Row(row.name, heading, [*scores, _exact(row.average) if complete else None], "published")
 
-
-def _add_published(table: Table) -> None:
-    """Adds the paper's rows under the headings of their settings, after ours."""
-    ours, table.groups, table.main = table.groups, {}, True
-    for setting, heading in SETTINGS.items():
-        theirs = [_published_row(row, table.columns) for row in published(table.published)
-                  if row.setting == setting]
-        if heading in ours or theirs:
-            table.groups[heading] = [*ours.pop(heading, []), *theirs]
-    table.groups |= ours  # the chance level
-
-
-# ---- terminal ----------------------------------------------------------------------------------------------
 
 def summary_table(found: Sequence[Table]) -> str:
     """The main tables as aligned text."""
     blocks = []
-    for table in found:
-        if table.main:
-            lines = [[f"{table.title}, {table.unit}", *table.columns]]
-            for heading, rows in table.groups.items():
-                lines += [[heading, *[""] * len(table.columns)]] if heading else []
-                for row in rows:
-                    name = f"  {row.name} (published)" if row.kind == "published" else f"  {row.name}"
-                    lines.append([name, *(cell_text(cell, table.decimals, row.kind) for cell in row.cells)])
-            blocks.append(aligned(lines))
-    key = "* best of its column   ~ interval contains the chance level   [95 % interval]"
-    return "\n\n".join([*blocks, key])
+    for table in (table for table in found if table.main):
+        lines = [[f"{table.title}, {table.unit}", *table.columns]]
+        for heading, rows in itertools.groupby(table.rows, lambda row: row.heading):
+            lines += [[heading, *[""] * len(table.columns)]] if heading else []
+            for row in rows:
+                published = row.kind == "published"
+                name = f"  {row.name} (published)" if published else f"  {row.name}"
+                decimals = 2 if published else table.decimals
+                lines.append([name, *(score_text(score, decimals) for score in row.scores)])
+        blocks.append(aligned(lines))
+    return "\n\n".join([*blocks, "[95 % interval]   ~ it contains the chance level"])
 
 
-def cell_text(cell: Cell | None, decimals: int, kind: str = "ours") -> str:
+def score_text(score: Score | None, decimals: int = 1) -> str:
     """
-    >>> cell_text(Cell(51.26, 47.9, 54.6, best=True), 1), cell_text(Cell(24.0, 20.1, 28.4, at_chance=True), 1)
-    ('51.3 [48-55]* ', '24.0 [20-28] ~')
+    >>> score = {"value": 24.04, "low": 20.1, "high": 28.4}
+    >>> score_text(score), score_text(score | {"at_chance": True}), score_text(None)
+    ('24.0 [20-28]', '~ 24.0 [20-28]', '-')
     """
-    if cell is None:
-        return "-  "
-    if kind == "published":
-        return f"{cell.value:.2f}  "
-    interval = "" if cell.low is None or cell.high is None else f" [{cell.low:.0f}-{cell.high:.0f}]"
-    return f"{cell.value:.{decimals}f}{interval}{'*' if cell.best else ' '}{'~' if cell.at_chance else ' '}"
+    if score is None:
+        return "-"
+    text = f"{'~ ' if score.get('at_chance') else ''}{score['value']:.{decimals}f}"
+    known = score["low"] is not None and score["high"] is not None
+    return f"{text} [{score['low']:.0f}-{score['high']:.0f}]" if known else text

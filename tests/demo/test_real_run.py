@@ -13,8 +13,6 @@ from examples.real_run.__main__ import main as real_run
 from examples.real_run.prepare import main as prepare
 from examples.real_run.steps import CORPUS_STEPS, KINDS, METHODS
 from examples.real_run.tables import main as tables
-from mmed.config import parse_command_line
-from mmed.evaluation.options import parse_options as eval_options
 from mmed.evaluation.results import load_results
 from mmed.utils.errors import UserError
 from tests.result_folders import make_items, make_result
@@ -22,10 +20,6 @@ from tests.result_folders import make_items, make_result
 
 def item(question, answer="A", **more):
     return {"question": question, "options": {"A": "x", "B": "y"}, "answer_idx": answer} | more
-
-
-def read(path):
-    return [row["question"] for row in read_lines(path)]
 
 
 def test_exam_parts_never_overlap_and_larger_ones_contain_smaller(tmp_path):
@@ -38,7 +32,8 @@ def test_exam_parts_never_overlap_and_larger_ones_contain_smaller(tmp_path):
         out = tmp_path / str(items)
         prepare(["exams", str(tmp_path / "benchmark"), "--out", str(out), "--items", str(items),
                  "--development", "10"])
-        parts[items] = {split: read(out / split / "English.jsonl") for split in ("Dev", "Train", "Test")}
+        parts[items] = {split: [row["question"] for row in read_lines(out / split / "English.jsonl")]
+                        for split in ("Dev", "Train", "Test")}
     assert {split: len(part) for split, part in parts[16].items()} == {"Dev": 10, "Train": 16, "Test": 39}
     assert not set(parts[16]["Dev"]) & set(parts[16]["Train"])
     assert parts[16]["Train"][:8] == parts[8]["Train"] and parts[16]["Dev"] == parts[8]["Dev"]
@@ -60,15 +55,13 @@ def test_validation_documents_are_not_trained_on(tmp_path):
 
 def test_settings_are_tried_on_development_items_only(tmp_path, capsys):
     for split, other in (("Dev", "Test"), ("Test", "Dev")):
-        assert real_run(["--data", str(tmp_path), "--model", "m", "--out", "o", "--split", split,
-                         "--list"]) == 0
-        lines = [line.split()[2:] for line in capsys.readouterr().out.splitlines() if line[0] != "#"]
-        for module, *arguments in lines:
-            if module in ("mmed.train", "mmed.eval"):
-                (parse_command_line if module == "mmed.train" else eval_options)(arguments)
-        exams = [" ".join(line) for line in lines if line[0] == "mmed.eval"]
+        assert real_run(["--data", str(tmp_path), "--out", "o", "--split", split, "--list"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        exams = [line for line in lines if line.startswith("python -m mmed.eval ")]
         assert len(exams) == 9 and all(f"exams/{split} " in line and f"exams/{other}" not in line
                                        for line in exams)
+        assert lines[1] == ("python -m mmed.checkpoints import-gguf o/gemma-3-270m-q4_k_m.gguf "
+                            "o/gemma3-270m")
 
 
 def test_tables_show_the_accuracies_and_losses_of_the_folders(tmp_path, capsys):

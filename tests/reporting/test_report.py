@@ -6,15 +6,20 @@ from pathlib import Path
 
 import pytest
 from json_lines import read_lines, write_lines
-from result_folders import HOSTILE, Page, assert_inert, make_items, make_result
+from repository import ROOT
+from result_folders import HOSTILE, UNPRINTABLE, Page, assert_inert, make_items, make_result
 
+from data_prep.documents import Funnel
+from data_prep.pipeline.shards import print_funnel
 from mmed.evaluation import compare
 from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES
+from mmed.evaluation.results import text_row
+from mmed.evaluation.summary import summarise, table
 from mmed.prompts import ExamItem
 from mmed.reporting import plots, report
-from mmed.reporting.read_results import read_predictions, read_result, read_run
+from mmed.reporting.read_results import read_questions, read_result, read_run
 from mmed.reporting.tables import summary_table, tables
-from mmed.utils.errors import UsageError, UserError
+from mmed.utils.errors import UsageError, UserError, printable
 from mmed.utils.files import read_json, write_json
 
 
@@ -64,11 +69,18 @@ def make_read(folder: Path, *arguments, **settings):
     return read_result(str(make_result(folder, *arguments, **settings)))
 
 
-# ---- tables ------------------------------------------------------------------------------------------------
+def by_title(results, with_published: bool = False) -> dict:
+    return {table.title: table for table in tables(results, with_published)}
+
 
 def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, capsys):
     items = make_items(rng, 4, ("English", "Chinese"))
     folders = [make_result(tmp_path / name, items, rng, skill) for name, skill in (("a", 0.2), ("b", 0.9))]
+    value = read_json(folders[0] / "results.json")
+    for part in (*value["mmed"]["summary"]["languages"].values(), value["mmed"]["summary"]["macro"],
+                 value["mmed"]["summary"]["micro"]):  # a metric may have any sign and size
+        part["text"]["BERTScore|f1"] = {"value": -7.25, "low": -900.0, "high": None, "n": 2}
+    write_json(folders[0] / "results.json", value)
     page = make_page(tmp_path / "r.html", *folders)
     printed, shown = capsys.readouterr().out, page.texts["results"]
     for folder in folders:
@@ -79,29 +91,8 @@ def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, caps
             assert f"{100 * part['accuracy']['answer']['value']:.1f} [" in printed
             assert f"{100 * part['text']['BLEU-1|nltk-method1']['value']:.2f}" in shown
             assert f"{100 * part['chance']:.1f}" in printed
-
-
-def test_the_best_of_a_column_and_scores_near_chance_are_marked(tmp_path, rng):
-    items = make_items(rng, 30, ("English", "Japanese"))
-    results = [make_read(tmp_path / name, items, rng, skill, modes=("answer",))
-               for name, skill in (("poor", 0.0), ("good", 1.0))]
-    table = next(table for table in tables(results) if table.title == "Accuracy, answer only")
-    poor, good = table.groups["Zero-shot"]
-    for result, row in zip(results, (poor, good)):
-        for cell, part in zip(row.cells, [*result.summary["languages"].values(), result.summary["macro"]]):
-            assert cell.at_chance == (cell.low <= 100 * part["chance"] <= cell.high)
-    for one, other in zip(poor.cells, good.cells):
-        assert one.best == (one.value >= other.value) and other.best == (other.value >= one.value)
-
-
-def test_a_metric_of_any_sign_and_size_is_shown(tmp_path, rng):
-    folder = make_result(tmp_path / "a", make_items(rng, 2, ("English",)), rng)
-    value = read_json(folder / "results.json")
-    summary = value["mmed"]["summary"]
-    for part in (*summary["languages"].values(), summary["macro"], summary["micro"]):
-        part["text"]["BERTScore|f1"] = {"value": -7.25, "low": -900.0, "high": None, "n": 2}
-    write_json(folder / "results.json", value)
-    assert "−725.00" in make_page(tmp_path / "r.html", folder).texts["results"]
+    assert "−725.00" in shown and "b minus a" in page.texts["differences"]
+    assert "McNemar, exact" in page.texts["differences"] and "micro average" in page.texts["differences"]
 
 
 @pytest.mark.parametrize("words", ["default", "official"])
@@ -112,23 +103,25 @@ def test_published_numbers_share_a_table_only_with_their_own_definition(tmp_path
         if words == "official":  # as this setting names it
             part["text"] = {name.replace("rouge-score-f1", "rouge-f1"): score
                             for name, score in part["text"].items()}
-    found = tables([result], with_published=True)
-    kinds = {table.title: {row.kind for rows in table.groups.values() for row in rows} for table in found}
-    joined = {title for title, own in kinds.items() if own >= {"ours", "published"}}
+
+    def kinds(found: dict) -> dict[str, set[str]]:
+        return {title: {row.kind for row in table.rows} for title, table in found.items()}
+
+    found = by_title([result], True)
+    joined = {title for title, own in kinds(found).items() if own >= {"ours", "published"}}
     texts = {"BLEU-1 of rationales", "ROUGE-1 of rationales"}
     assert joined == {"Accuracy, official scorer"} | (texts if words == "official" else set())
-    table = next(table for table in found if table.title == "Accuracy, official scorer")
-    row = next(row for rows in table.groups.values() for row in rows if row.name == "MMedLM 2 7B")
-    assert [cell.value for cell in row.cells] == [58.13, 70.43, 54.27, 38.26, 71.88, 64.95, 59.65]
+    row = next(row for row in found["Accuracy, official scorer"].rows if row.name == "MMedLM 2 7B")
+    assert [score["value"] for score in row.scores] == [58.13, 70.43, 54.27, 38.26, 71.88, 64.95, 59.65]
     monkeypatch.setitem(result.summary, "text_items", "all with a reference rationale")
-    assert not any(row.kind == "published" for table in tables([result], with_published=True)
-                   if table.title in texts for rows in table.groups.values() for row in rows)
+    assert not any("published" in kinds(by_title([result], True))[title] for title in texts & found.keys())
     monkeypatch.undo()  # two items of a language are not the paper's
-    apart = [table for table in tables([result], with_published=True) if table.title in joined
-             or table.title.endswith(", published")]
-    kinds = [{row.kind for rows in table.groups.values() for row in rows} for table in apart]
-    assert kinds == [{"ours", "chance"}, *[{"ours"}] * (len(joined) - 1), *[{"published"}] * len(joined)]
-    assert [cell.value for cell in apart[len(joined)].groups["Zero-shot"][0].cells][-1] == 51.47
+    apart = by_title([result], True)
+    assert {title for title, own in kinds(apart).items() if "published" in own} \
+        == {f"{title}, published" for title in joined}
+    assert all(kinds(apart)[f"{title}, published"] == {"published"} for title in joined)
+    row = apart["Accuracy, official scorer, published"].rows[0]
+    assert row.heading == "Zero-shot" and row.scores[-1]["value"] == 51.47
 
 
 def test_results_with_different_signatures_get_different_tables_and_no_test(tmp_path, rng):
@@ -136,47 +129,50 @@ def test_results_with_different_signatures_get_different_tables_and_no_test(tmp_
     results = [make_read(tmp_path / name, items, rng) for name in "ab"]
     results[1].summary["signatures"]["answer"] += "|equal-options:either"
     results[1].summary["signatures"]["BLEU-1|nltk-method1"]["English"] += "|other"
-    read_predictions(results, 0)
     titles = [table.title for table in tables(results)]
     assert titles.count("Accuracy, answer only") == 2 and titles.count("BLEU-1 of rationales") == 2
     assert titles.count("Accuracy, official scorer") == 1
-    assert report.comparisons(results)[0] == [] and "b" in report.comparisons(results)[1][0]
+    (pair,) = report.comparisons(results)
+    assert pair["lines"] == [] and pair["other"] == "b"
 
 
 def test_a_language_without_a_score_keeps_its_column_and_is_named(tmp_path, rng):
     result = make_read(tmp_path / "a", make_items(rng, 2, ("English", "German")), rng)
     result.summary["languages"]["German"]["text"] = {}
-    table = next(table for table in tables([result]) if table.title == "BLEU-1 of rationales")
+    table = by_title([result])["BLEU-1 of rationales"]
     assert table.columns == ["English", "German", "Macro average"]
-    assert table.groups["Zero-shot"][0].cells[1] is None
+    assert table.rows[0].scores[1] is None
     assert "No rationale was scored in German" in table.note
 
 
-def test_differences_are_those_of_the_compare_command(tmp_path, rng):
+def test_differences_are_those_of_the_compare_command_and_scores_near_chance_are_marked(tmp_path, rng):
     items = make_items(rng, 40, ("English", "French"))
-    first, other = (make_read(tmp_path / name, items, rng, skill, modes=("answer",))
-                    for name, skill in (("a", 0.3), ("b", 0.6)))
-    read_predictions([first, other], 0)
+    results = [make_read(tmp_path / name, items, rng, skill, modes=("answer",))
+               for name, skill in (("a", 0.3), ("b", 0.6))]
+    first, other = results
     lines, _ = compare.compare(*(compare.read(result.folder)[1] for result in (other, first)))
     assert report.differences(first, other) == [line for line in lines if line.column == "answer"]
-    (pair,), _ = report.comparisons([first, other])
+    (pair,) = report.comparisons(results)
     assert [line.group for line in pair["lines"]] == ["English", "French", "macro average", "micro average"]
+    for result, row in zip(results, by_title(results)["Accuracy, answer only"].rows):
+        for score, part in zip(row.scores, result.parts.values(), strict=True):
+            assert score["at_chance"] == (score["low"] <= 100 * part["chance"] <= score["high"])
 
 
 def test_several_sources_have_a_table_with_their_mean(tmp_path, rng):
     items = make_items(rng, 27, ["English"])
     for number, item in enumerate(items):
         item.extra["source"], _, item.extra["subject"] = ENGLISH_SOURCES[number % 9].partition(" ")
-    result = make_read(tmp_path / "a", items, rng, modes=("answer",))
-    found = {table.title: table for table in tables([result], with_published=True)}
+    found = by_title([make_read(tmp_path / "a", items, rng, modes=("answer",))], True)
     table = found["Accuracy, answer only, by source"]
     assert table.columns == [*ENGLISH_SOURCES, "Mean of sources"] and table.sizes == [3] * 9 + [None]
-    (own,), = table.groups.values()
-    assert own.cells[-1].value == pytest.approx(sum(cell.value for cell in own.cells[:-1]) / 9)
-    (rows,) = found["Published accuracy on the English benchmarks"].groups.values()
-    assert [cell.value for cell in rows[-1].cells] == [65.4, 63.5, 80.1, 71.3, 85.0, 69.6, 77.6, 74.3, 66.5,
-                                                       72.59]
-    assert rows[5].cells[3:] == [None] * 7  # PMC-LLaMA 13B
+    (own,) = table.rows
+    *values, mean = [score["value"] for score in own.scores]
+    assert mean == pytest.approx(sum(values) / 9)
+    rows = found["Published accuracy on the English benchmarks"].rows
+    assert [score["value"] for score in rows[-1].scores] == [65.4, 63.5, 80.1, 71.3, 85.0, 69.6, 77.6, 74.3,
+                                                             66.5, 72.59]
+    assert rows[5].scores[3:] == [None] * 7  # PMC-LLaMA 13B
 
 
 def test_settings_and_names_come_from_the_command_line_or_the_result(tmp_path, rng):
@@ -191,8 +187,6 @@ def test_settings_and_names_come_from_the_command_line_or_the_result(tmp_path, r
     printed = summary_table(tables(found[:3]))
     assert printed.index("Zero-shot") < printed.index("LoRA fine-tuning") < printed.index("Full fine-tuning")
 
-
-# ---- the page ----------------------------------------------------------------------------------------------
 
 def test_all_inputs_make_one_reproducible_page(tmp_path, rng):
     arguments = (make_result(tmp_path / "a", make_items(rng, 3), rng), "--runs", make_run(tmp_path / "run"),
@@ -211,25 +205,22 @@ def test_all_inputs_make_one_reproducible_page(tmp_path, rng):
         assert words in page.texts[section], words
 
 
-def test_one_result_alone_makes_a_page(tmp_path, rng):
-    folder = make_result(tmp_path / "a", make_items(rng, 3, ("French",)), rng, modes=("loglikelihood",))
-    page = make_page(tmp_path / "r.html", folder, "--questions", "0")
+def test_likelihoods_alone_make_a_page_with_their_calibration(tmp_path, rng, capsys):
+    folder = make_result(tmp_path / "a", make_items(rng, 3, ("French",)), rng,
+                         modes=("loglikelihood", "option_text"))
+    page = make_page(tmp_path / "r.html", folder)
+    printed = capsys.readouterr().out
     assert_inert(page)
-    assert not {"training", "corpus", "questions", "differences"} & set(page.texts)
+    assert not {"training", "corpus", "differences"} & set(page.texts)
     ece = read_json(folder / "results.json")["mmed"]["summary"]["languages"]["French"]["calibration"]["ece"]
     assert f"ECE {100 * ece:.1f} %, n = 3" in page.texts["answers"]
     labels = [attributes.get("aria-label", "") for _, attributes in page.elements]
     assert any(label.endswith("reliability in French") for label in labels)
     assert "answer only" not in page.texts["results"]  # log-likelihood is never shown as a written answer
-
-
-def test_likelihoods_of_option_texts_have_tables_and_questions(tmp_path, rng, capsys):
-    folder = make_result(tmp_path / "a", make_items(rng, 3, ("French",)), rng, modes=("option_text",))
-    page = make_page(tmp_path / "r.html", folder)
-    printed = capsys.readouterr().out
-    for title in ("log-likelihood per token of the options' texts", "PMI of the options' texts"):
-        assert f"Accuracy by {title}" in page.texts["results"] and f"Accuracy by {title}" in printed
+    for title in ("Accuracy, option text/token", "Accuracy, option text PMI"):
+        assert title in page.texts["results"] and title in printed
     assert "Likelihood of the options' texts:" in page.texts["questions"]
+    assert "questions" not in make_page(tmp_path / "r.html", folder, "--questions", "0").texts
 
 
 def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
@@ -252,8 +243,32 @@ def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
     assert [tag for tag, _ in page.elements].count("script") == 1
     assert len(page.source) < 2 ** 19 and "more characters]" in page.source
     assert f"{HOSTILE[0]} 0" in page.texts["questions"] and HOSTILE[1] in page.texts["results"]
-    printed = capsys.readouterr().out
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", printed)
+    assert not UNPRINTABLE.search(capsys.readouterr().out)
+    svg = plots.bars([("<d> $x$ 模型", 25.0, [("#2a78d6", 50.0, 40.0, 60.0)])], 'a "label"')
+    assert "&lt;d&gt; $x$ 模型" in svg and "<d>" not in svg and 'aria-label="a &#34;label&#34;"' in svg
+
+
+@pytest.mark.parametrize("template", [path for part in ("mmed", "data_prep", "examples")
+                                      for path in (ROOT / part).rglob("*.html")], ids=lambda path: path.name)
+def test_no_template_loads_anything_or_writes_markup(template):
+    assert not re.search(
+        r"<(?:link|base|iframe|object|embed|img)\b|https?://|@import|url\(|\son\w+=|\|\s*safe\b|innerHTML|"
+        r"outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|fetch\(|XMLHttpRequest",
+        template.read_text(encoding="utf-8"))
+
+
+def test_what_a_terminal_would_obey_is_in_no_line_that_a_command_prints(capsys):
+    """Control codes, direction overrides and lone surrogates in names, topics, reasons and messages."""
+    bad = "\x1b]0;owned\x07\x1b[2J\r\u202egnp.exe\u2066\ud800\x9b31m\x08"
+    rows = [text_row(ExamItem(f"q{i}", {"A": "x", "B": "y"}, ("A",), "r", "English", str(i),
+                              extra={"topic": bad + str(i), "source": bad + str(i)}), "answer", "0", "A",
+                     "default") for i in range(4)]
+    print(table(summarise(rows), "default"))
+    funnel = Funnel()
+    funnel.drop(bad, 3, bad)
+    print_funnel(funnel, "step")
+    shown = "".join(capsys.readouterr())
+    assert "0;owned" in shown and shown == printable(shown) and not UNPRINTABLE.search(shown)
 
 
 def test_the_first_questions_are_shown_with_all_answers(tmp_path, rng):
@@ -264,7 +279,7 @@ def test_the_first_questions_are_shown_with_all_answers(tmp_path, rng):
     assert shown == [language for language in LANGUAGES for _ in range(2)]
     assert "12 of 30" in page.texts["questions"]
     results = [read_result(str(folder)) for folder in folders]
-    for question in read_predictions(results, 2):
+    for question in read_questions(results, 2):
         assert [len(answers) for answers in question["answers"]] == [3, 3]
         for result, right, answers in zip(results, question["right"], question["answers"]):
             assert answers[0]["correct"] == right == result.hits[question["language"], question["key"]]
@@ -277,22 +292,17 @@ def test_a_log_with_an_incomplete_last_line_is_read_up_to_it(tmp_path):
     run = read_run(str(folder))
     assert len(run.loss) == 10
     assert run.validation == {"English": [(0, 2.25), (1000, 2.5)], "Japanese": [(0, 3.0), (1000, 2.75)]}
-    assert run.notes == ["the log is complete up to line 12",
-                         "1 losses that are not finite numbers are not drawn"]
+    assert run.not_finite == 1
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join([lines[0], "{", *lines[1:]]))
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a line of a training log"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: damaged"):
         read_run(str(folder))
 
 
 def test_sixteen_curves_of_one_run_are_told_apart():
     """Eight languages, each with a medical and a general stream."""
-    assert len({plots.GREY, *map(plots.colour, range(16))}) == 17
-
-
-def test_names_in_plots_are_escaped_and_not_read_as_formulas():
-    svg = plots.bars([("<d> $x$ 模型", 25.0, [("#2a78d6", 50.0, 40.0, 60.0)])], 'a "label"')
-    assert "&lt;d&gt; $x$ 模型" in svg and "<d>" not in svg and 'aria-label="a &#34;label&#34;"' in svg
+    colours = plots.colours(map(str, range(17)))
+    assert len(set(colours.values())) == 17 and colours["16"] == plots.GREY
 
 
 def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_model(tmp_path, rng):
@@ -318,19 +328,16 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
     rows = shown[shown.index("change base"):]
     for words in ("– 2.500 –", f"{change} ", " 2.750 +0.250 other", "replay – – 2.250 −0.250"):
         assert words in rows, words
-    with pytest.raises(UserError, match="exam items differ"):
-        other = make_result(tmp_path / "x", items[1:], rng, modes=("answer",))
-        make_page(tmp_path / "x.html", "--general", *exams, str(other))
-    with pytest.raises(UserError, match="defined differently"):
-        other = make_result(tmp_path / "y", items, rng, modes=("loglikelihood",))
-        make_page(tmp_path / "x.html", "--general", *exams, str(other))
     log[0]["validation_loss"] = {"general de": 2.0}
     write_lines(folder / "metrics.jsonl", *log)
-    with pytest.raises(UserError, match="run replay: validated on general de, general en"):
-        make_page(tmp_path / "x.html", "--runs", *runs)
+    fewer = make_result(tmp_path / "x", items[1:], rng, modes=("answer",))
+    scored = make_result(tmp_path / "y", items, rng, modes=("loglikelihood",))
+    for arguments, message in ((["--general", *exams, fewer], "exam items differ"),
+                               (["--general", *exams, scored], "defined differently"),
+                               (["--runs", *runs], "run replay: validated on general de, general en")):
+        with pytest.raises(UserError, match=message):
+            make_page(tmp_path / "x.html", *arguments)
 
-
-# ---- errors ------------------------------------------------------------------------------------------------
 
 def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
     items = make_items(rng, 2, ("English", "French"))
@@ -344,7 +351,7 @@ def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
             ([good, good], "duplicate row 'good", UsageError), ([f"fulll:base={good}"], "fulll", UsageError),
             ([good, make_result(tmp_path / "b", items, rng, data="e" * 64)], "exam items differ", UserError),
             ([good, make_result(tmp_path / "c", items[:-1], rng)], "exam items differ", UserError),
-            ([good, cut], "cut: predictions.jsonl has other items", UserError),
+            ([good, cut], "cut: its exam items differ", UserError),
             ([tmp_path / "absent"], "no such file", UserError), ([empty], "results.json", UserError),
             ([good, "--corpus", empty], "no funnel.json", UserError),
             (["--corpus", foreign], "funnel.json: damaged", UserError),
@@ -357,9 +364,8 @@ def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
     assert not (tmp_path / "r.html").exists()
 
 
-def test_a_missing_extra_is_named(tmp_path, monkeypatch):
-    for package in ("matplotlib", "jinja2"):
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(UsageError, match=re.escape("mmed[report]")):
-            report.main(["--runs", str(make_run(tmp_path / package)), "--out", str(tmp_path / "r.html")])
-        monkeypatch.undo()
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=re.escape("mmed[report]")):
+        report.main(["--runs", str(make_run(tmp_path / package)), "--out", str(tmp_path / "r.html")])

@@ -1,4 +1,4 @@
-"""Reads published exam files: finds the files in a folder, their splits and their records.
+"""Finds the files of a published exam, with their splits, and reads their records.
 
 In: a file, or a folder of CSV, JSON lines, JSON (an array, or an object by id) and parquet files.
 Out: (place, record) in a stable order; the place is file:line or "file: item N".
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 NOT_EXAMS = re.compile(r"(^|/)(\.|dataset_infos?\.json$)")
 SPLITS = {"train": "Train", "test": "Test", **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
 ID = "$id"  # the key under which a record of a JSON object by id gets its id
+UTF8 = ("utf-8-sig",)
 Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def split_of(name: str) -> str | None:
-    """Return the split named in a file name.
+    """The split named in a file name.
 
     >>> [split_of(n) for n in ("phrases_train.jsonl", "dev_HEAD.json", "test.part1.jsonl", "ori_pqal.json")]
     ['Train', 'Val', 'Test', None]
@@ -46,8 +47,7 @@ def stated_split(path: Path, given: Path) -> str | None:
     return next(filter(None, map(split_of, reversed(names))), None)
 
 
-def exam_files(path: Path, pattern: str, prefer: str, official: bool,
-               notes: list[str]) -> dict[Path, str | None]:
+def exam_files(path: Path, pattern: str, prefer: str, official: bool) -> dict[Path, str | None]:
     """The file itself, or the files below a folder whose path matches `pattern`, sorted, each with its split;
     with `official` only those that state one; only those that match `prefer`, if any do."""
     if path.is_file():
@@ -57,31 +57,24 @@ def exam_files(path: Path, pattern: str, prefer: str, official: bool,
     found = sorted((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
                     and not NOT_EXAMS.search(p.relative_to(path).as_posix())), key=Path.as_posix)
     splits = {p: stated_split(p, path) for p in found if re.search(pattern, p.absolute().as_posix())}
-    chosen = [p for p, split in splits.items() if split or not official]
+    chosen = {p: split for p, split in splits.items() if split or not official}
     if not chosen:
         named = ", with train, dev or test in its name" * official
         has = ", ".join(p.relative_to(path).as_posix() for p in found[:5]) or "none"
         raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}{named} (it has "
                         f"{has}); give the file's own path to read it anyway")
-    if others := [p.name for p in splits if p not in chosen]:
-        notes.append(f"skipped, no train, dev or test in the name: {', '.join(others[:5])}")
-    preferred = [p for p in chosen if prefer and re.search(prefer, p.absolute().as_posix())]
-    return {p: splits[p] for p in preferred or chosen}
+    preferred = {p: split for p, split in chosen.items() if prefer and prefer in p.absolute().as_posix()}
+    return preferred or chosen
 
 
-def records(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Records:
+def records(path: Path, encodings: tuple[str, ...] = UTF8) -> Records:
     """The records of one file."""
     suffix = path.suffix.lower()
     if suffix == ".json":
-        yield from json_records(path)
-    elif suffix in (".csv", ".tsv"):
-        (_, header), *rows = csv_rows(path, encodings) or [(1, [])]
-        for line, row in rows:
-            if len(row) < len(header) or any(row[len(header):]):  # published ones have empty cells at the end
-                raise UserError(f"{path}:{line}: {len(row)} columns, the header has {len(header)}")
-            yield f"{path}:{line}", dict(zip(map(str.strip, header), row))
-    else:
-        yield from line_records(path, suffix if suffix == ".parquet" else ".jsonl")
+        return json_records(path)
+    if suffix in (".csv", ".tsv"):
+        return csv_records(path, encodings)
+    return line_records(path, suffix if suffix == ".parquet" else ".jsonl")
 
 
 def line_records(path: Path, kind: str) -> Records:
@@ -102,26 +95,25 @@ def json_records(path: Path) -> Records:
     check_file(path, MAX_JSON_BYTES)
     try:
         value = parse_json(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if "Extra data" not in str(error):
             raise UserError(f"{path}: not valid JSON ({error})") from None
         yield from line_records(path, ".jsonl")
         return
     if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
-        items = {key: {ID: key, **item} for key, item in value.items()}
-    else:
-        items = {f"item {n}": item for n, item in enumerate(value if isinstance(value, list) else [value], 1)}
-    for name, item in items.items():
+        yield from ((f"{path}: {key}", {ID: key, **item}) for key, item in value.items())
+        return
+    for number, item in enumerate(value if isinstance(value, list) else [value], 1):
         if not isinstance(item, dict):
-            raise UserError(f"{path}: {name}: expected an object, got {type(item).__name__}")
-        yield f"{path}: {name}", item
+            raise UserError(f"{path}: item {number}: expected an object, got {type(item).__name__}")
+        yield f"{path}: item {number}", item
 
 
-def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",),
-             delimiter: str = "") -> list[tuple[int, list[str]]]:
-    """Read (line number, cells) in the first encoding that fits; quoted cells may contain line breaks.
+def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
+                header: Sequence[str] | None = None) -> Records:
+    """The records of a table, in the first encoding that fits; `header`: the columns of one without a header.
 
-    Spreadsheets also write semicolons, tabs and UTF-16; the default delimiter is the one of the header.
+    Spreadsheets also write semicolons, tabs and UTF-16.
     """
     check_file(path, MAX_JSON_BYTES)
     data = path.read_bytes()
@@ -134,16 +126,15 @@ def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",),
     else:
         raise UserError(f"{path}: not in {' or '.join(encodings)}; convert the file to UTF-8")
     csv.field_size_limit(10_000_000)  # the default of 131,072 is less than a long case with its tables
-    delimiter = delimiter or max(",;\t", key=text.partition("\n")[0].count)
-    reader, rows, line = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [], 1
+    delimiter = "," if header else max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), header, delimiter=delimiter, strict=True)
     try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append((line, row))
-            line = reader.line_num + 1
+        for row in rows:
+            if any(row.pop(None, ())) or None in row.values():  # published ones have empty cells at the end
+                raise UserError(f"{path}:{rows.line_num}: expected {len(rows.fieldnames)} columns")
+            yield f"{path}:{rows.line_num}", {name.strip(): cell for name, cell in row.items()}
     except csv.Error as error:
-        raise UserError(f"{path}:{line}: not valid CSV ({error})") from None
-    return rows
+        raise UserError(f"{path}:{rows.line_num}: not valid CSV ({error})") from None
 
 
 @contextlib.contextmanager

@@ -17,21 +17,18 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from data_prep.benchmark.exam_files import whole_folder
+from data_prep.benchmark.exam_files import write_folder
 from data_prep.benchmark.leaks import find_leaks
 from data_prep.benchmark.mapping import MAP_KEYS, Raw, fingerprint
 from data_prep.benchmark.sources import SOURCES, read_source
-from data_prep.documents import json_line
 from data_prep.filters.language_codes import language_code
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import atomic_write, write_json
 
 SPLITS = ("Train", "Val", "Test")
 # MMedLM: items per language; train and test sum to the paper's 45,048 and 8,518. Val is not part of the
@@ -60,10 +57,6 @@ def problem_with(raw: Raw) -> str | None:
         return "no answer"
     if any(letter not in raw.options for letter in raw.answer):
         return "answer outside the options"
-    try:  # a lone surrogate cannot be written as UTF-8, nor NaN as JSON
-        json.dumps(as_item(raw), ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        return "broken Unicode, NaN or endless nesting"
     return None
 
 
@@ -95,7 +88,7 @@ def read_items(name: str, path: Path, options: argparse.Namespace, notes: list[s
 
 def fraction_of(seed: int, key: str) -> float:
     """A number in [0, 1) that depends on seed and key only, whatever else is in the data."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:6]) / 2**48
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode("utf-8", "replace")).digest()[:6]) / 2**48
 
 
 def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None, notes: list[str]) -> None:
@@ -160,17 +153,6 @@ def place(language: str, items: list[Raw], options: argparse.Namespace, notes: d
             raw.line["duplicate_of"] = first.key
 
 
-def mark_leaks(items: list[Raw], benchmark: Path | None, drop: bool) -> None:
-    """Mark or drop the train items that leak a test item, of these items or of `benchmark`."""
-    train, test = ([raw for raw in items if raw.split == split] for split in ("Train", "Test"))
-    if benchmark:
-        test += read_benchmark(benchmark)
-    for position, leak in find_leaks(train, test).items() if test else ():
-        train[position].line["leaks"] = leak
-        if drop:
-            train[position].reason = f"leaks a test item ({leak['rule']})"
-
-
 def counts_of(items: list[Raw]) -> dict[str, Any]:
     """What was written by language, source and split, beside the paper's counts of its own sources; how many
     items have a flag; leaks by rule; what was dropped, by reason."""
@@ -198,21 +180,26 @@ def format_table(report: dict[str, Any]) -> str:
 
 
 def convert(options: argparse.Namespace) -> tuple[list[Raw], dict[str, Any]]:
-    """Read all items; return them with the content of counts.json."""
+    """Read all items, mark or drop those that leak test items; return them and counts.json's content."""
     notes: dict[str, list[str]] = {name: [] for name, _ in options.entries}
     items = [raw for name, path in options.entries for raw in read_items(name, path, options, notes[name])]
     usable = [raw for raw in items if not raw.reason]
     for language in dict.fromkeys(raw.language for raw in usable):
         place(language, [raw for raw in usable if raw.language == language], options, notes)
-    mark_leaks(usable, options.benchmark, options.drop_leaks)
+    train, test = ([raw for raw in usable if raw.split == split] for split in ("Train", "Test"))
+    test += read_benchmark(options.benchmark) if options.benchmark else []
+    for position, leak in find_leaks(train, test).items() if test else ():
+        train[position].line["leaks"] = leak
+        if options.drop_leaks:
+            train[position].reason = f"leaks a test item ({leak['rule']})"
     return items, {
         "format": 3, "seed": options.seed, "holdout": options.holdout,
         "sources": [{"name": name, "path": path.name} for name, path in options.entries],
         "notes": notes, **counts_of(items)}
 
 
-def write(out: Path, items: list[Raw], report: dict[str, Any]) -> None:
-    """Write all files; the folder is complete or absent."""
+def files_of(items: list[Raw]) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each file that is written."""
     files: dict[str, list[dict[str, Any]]] = {"dropped.jsonl": []}
     for raw in items:
         if raw.reason:
@@ -222,11 +209,7 @@ def write(out: Path, items: list[Raw], report: dict[str, Any]) -> None:
                 "question": raw.question[:200]})
         else:
             files.setdefault(f"{raw.split}/{raw.language}.jsonl", []).append(raw.line)
-    with whole_folder(out) as temporary:
-        for name, lines in files.items():
-            with atomic_write(temporary / name, "wb") as file:
-                file.writelines(map(json_line, lines))
-        write_json(temporary / "counts.json", report)
+    return files
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -267,7 +250,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     given = parse_options(argv)
     items, report = convert(given)
-    write(given.out, items, report)
+    write_folder(given.out, files_of(items), "counts.json", report)
     print(format_table(report))
     print(f"wrote {sum(not raw.reason for raw in items):,} items to {given.out}")
     return 0

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import sys
 from collections import Counter, defaultdict
@@ -26,15 +27,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.benchmark.exam_files import whole_folder
+from data_prep.benchmark.exam_files import write_folder
 from data_prep.benchmark.rationale_checks import CRITERIA, check, summary, write_sheet
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
 from mmed.prompts import ANSWER_FORM, ExamItem, read_benchmark
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import atomic_write, read_jsonl, write_json
+from mmed.utils.files import read_jsonl
 from mmed.utils.fingerprints import file_hash
-from mmed.utils.journal import json_line
 
 PROMPT_VERSION = 1  # of the prompts below
 WORDS = 100  # asked for of a rationale
@@ -66,13 +66,12 @@ def read_entries(data: str | Path) -> list[Entry]:
     return [Entry(name, row, item) for (name, row), item in zip(rows, read_benchmark(path), strict=True)]
 
 
-def write_folder(out: Path, entries: Sequence[Entry], name: str, report: Any) -> None:
+def write_entries(out: Path, entries: Sequence[Entry], name: str, report: Any) -> None:
     """Write the entries to a new folder under the old file names, with the report."""
-    with whole_folder(out) as temporary:
-        for file_name in dict.fromkeys(entry.file for entry in entries):
-            with atomic_write(temporary / file_name) as file:
-                file.writelines(json_line(entry.row) for entry in entries if entry.file == file_name)
-        write_json(temporary / name, report)
+    files: dict[str, list[dict]] = defaultdict(list)
+    for entry in entries:
+        files[entry.file].append(entry.row)
+    write_folder(out, files, name, report)
 
 
 def exam_text(item: ExamItem) -> str:
@@ -177,15 +176,6 @@ def take(task: Task, entry: Entry, reply: dict, hidden: bool) -> str:
     return ""
 
 
-def wanted(entries: Sequence[Entry], key: str, replace: bool, limit: int) -> list[Entry]:
-    """The items without a value of `key`, or with `replace` all; the first `limit` of each language."""
-    by_language: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        if replace or not str(entry.row.get(key) or "").strip():
-            by_language[entry.item.language].append(entry)
-    return [entry for part in by_language.values() for entry in part[:limit or None]]
-
-
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
             longest: int, samples: int) -> list[dict]:
     """Ask about each entry, with `samples` up to that often until the answer is the key, and put the reply
@@ -209,15 +199,12 @@ def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, 
     return replies
 
 
-def acceptance(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
-    """By language: how many items got a rationale whose letter is the key, and from which sample."""
-    result = {}
-    for language in dict.fromkeys(entry.item.language for entry in entries):
-        counts = Counter(entry.sample for entry in entries if entry.item.language == language)
-        items, accepted = counts.total(), counts.total() - counts[0]
-        result[language] = {"items": items, "accepted": accepted, "rate": accepted / items,
-                            "by_sample": [counts[n] for n in range(1, max(counts) + 1)]}
-    return result
+def accepted(entries: Sequence[Entry]) -> dict[str, Any]:
+    """How many items of a language got a rationale whose letter is the key, and from which sample."""
+    counts = Counter(entry.sample for entry in entries)
+    found = len(entries) - counts[0]
+    return {"items": len(entries), "accepted": found, "rate": found / len(entries),
+            "by_sample": [counts[sample] for sample in range(1, max(counts) + 1)]}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -225,23 +212,27 @@ def run(options: argparse.Namespace) -> None:
     task, out, server = TASKS[options.command], options.out, api_client.server_from(options)
     longest = options.max_new_tokens or task.max_new_tokens
     entries = read_entries(options.data)
-    chosen = wanted(entries, task.key, options.replace, options.limit)
+    by_language: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        own = by_language[entry.item.language]
+        if len(own) < (options.limit or math.inf) and (options.replace or not entry.row.get(task.key)):
+            own.append(entry)
+    chosen = [entry for own in by_language.values() for entry in own]
     if not chosen:
         raise UserError(f"{options.data}: every item has a {task.key} already; use --replace to redo them")
     store = api_client.CallStore(f"{out}.calls.jsonl")
     replies = ask_all(task, server, store, chosen, longest, options.samples)
-    facts = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
-             "max_new_tokens": longest, "replace": options.replace, "limit": options.limit,
-             "samples": options.samples}
     problems = [{"key": entry.item.key, "language": entry.item.language, "reason": entry.problem}
                 for entry in chosen if entry.problem]
-    report = {"facts": facts, "items": len(entries), "asked": len(chosen),
-              "with": len(chosen) - len(problems), "problems": problems, "usage": api_client.usage(replies),
-              "accepted": acceptance(chosen) if options.samples else {}}
-    write_folder(out, entries, f"{task.key}s.json", report)
-    print(f"{report['with']:,} of {len(chosen):,} items have a {task.key} now; {len(problems):,} could not "
-          f"be used (listed in {out}/{task.key}s.json)")
-    for language, part in report["accepted"].items():
+    report = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
+              "max_new_tokens": longest, "samples": options.samples, "items": len(entries),
+              "asked": len(chosen), "problems": problems, "usage": api_client.usage(replies)}
+    if options.samples:
+        report["accepted"] = {language: accepted(own) for language, own in by_language.items() if own}
+    write_entries(out, entries, f"{task.key}s.json", report)
+    print(f"{len(chosen) - len(problems):,} of {len(chosen):,} items have a {task.key} now; "
+          f"{len(problems):,} could not be used (listed in {out}/{task.key}s.json)")
+    for language, part in report.get("accepted", {}).items():
         print(f"{language}: {part['accepted']:,} of {part['items']:,} accepted ({100 * part['rate']:.1f} %), "
               f"by sample: {', '.join(map(str, part['by_sample']))}")
     # What this run asked depends on where an earlier one stopped, so it is printed but not stored.
@@ -305,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     for entry in entries:
         if entry.item.key in report["passed"]:
             entry.row |= {"human_checked": True, "human_check_passed": report["passed"][entry.item.key]}
-    write_folder(options.out, entries, "checks.json", report)
+    write_entries(options.out, entries, "checks.json", report)
     print(summary(report))
     return 0
 

@@ -1,11 +1,10 @@
 """Finds the files of a published exam, with their splits, and reads their records.
 
 In: a file, or a folder of CSV, JSON lines, JSON (an array, or an object by id) and parquet files.
-Out: (place, record) in a stable order; the place is file:line or "file: item N".
+Out: (place, record) in a stable order; the place is file:line, file:item or "file: id".
 """
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import io
@@ -13,20 +12,28 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.documents import find_inputs, json_line
 from data_prep.record_files import read_records
 from mmed.utils.errors import UserError
-from mmed.utils.files import MAX_JSON_BYTES, check_file, temporary_name
+from mmed.utils.files import (
+    MAX_JSON_BYTES,
+    atomic_write,
+    check_file,
+    finite,
+    temporary_name,
+    write_json,
+)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 # What a model hub, git or macOS ("._train.json") puts beside the exams
 NOT_EXAMS = re.compile(r"(^|/)(\.|dataset_infos?\.json$)")
 SPLITS = {"train": "Train", "test": "Test", **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
 ID = "$id"  # the key under which a record of a JSON object by id gets its id
-UTF8 = ("utf-8-sig",)
+UTF8, UTF16 = ("utf-8-sig",), (b"\xff\xfe", b"\xfe\xff")  # names of an encoding; first bytes of a file
 Records = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -48,41 +55,19 @@ def stated_split(path: Path, given: Path) -> str | None:
 
 
 def exam_files(path: Path, pattern: str, prefer: str, official: bool) -> dict[Path, str | None]:
-    """The file itself, or the files below a folder whose path matches `pattern`, sorted, each with its split;
-    with `official` only those that state one; only those that match `prefer`, if any do."""
+    """The file itself, or the files below a folder whose path matches `pattern`, each with its split; with
+    `official` only those that state one; only those with `prefer` in their path, if any have."""
     if path.is_file():
         return {path: stated_split(path, path)}
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder")
-    found = sorted((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-                    and not NOT_EXAMS.search(p.relative_to(path).as_posix())), key=Path.as_posix)
-    splits = {p: stated_split(p, path) for p in found if re.search(pattern, p.absolute().as_posix())}
-    chosen = {p: split for p, split in splits.items() if split or not official}
+    found = {p: stated_split(p, path) for p in find_inputs([path], SUFFIXES)
+             if re.search(pattern, p.absolute().as_posix())
+             and not NOT_EXAMS.search(p.relative_to(path).as_posix())}
+    chosen = {p: split for p, split in found.items() if split or not official}
     if not chosen:
         named = ", with train, dev or test in its name" * official
-        has = ", ".join(p.relative_to(path).as_posix() for p in found[:5]) or "none"
-        raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}{named} (it has "
-                        f"{has}); give the file's own path to read it anyway")
-    preferred = {p: split for p, split in chosen.items() if prefer and prefer in p.absolute().as_posix()}
-    return preferred or chosen
-
-
-def records(path: Path, encodings: tuple[str, ...] = UTF8) -> Records:
-    """The records of one file."""
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        return json_records(path)
-    if suffix in (".csv", ".tsv"):
-        return csv_records(path, encodings)
-    return line_records(path, suffix if suffix == ".parquet" else ".jsonl")
-
-
-def line_records(path: Path, kind: str) -> Records:
-    """The records of JSON lines or of a parquet file."""
-    def bad(reason: str, number: int, size: int) -> None:
-        raise UserError(f"{path}:{number}: {reason}")
-
-    yield from ((f"{path}:{number}", record) for number, record in read_records(path, kind, bad))
+        raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}{named}; give the "
+                        "file's own path to read it anyway")
+    return {p: split for p, split in chosen.items() if prefer in p.absolute().as_posix()} or chosen
 
 
 def parse_json(data: str | bytes) -> Any:
@@ -90,23 +75,23 @@ def parse_json(data: str | bytes) -> Any:
     return json.loads(data, parse_constant=lambda name: None)
 
 
-def json_records(path: Path) -> Records:
-    """The records of an array, of an object that has them by id, or of JSON lines that are named .json."""
-    check_file(path, MAX_JSON_BYTES)
-    try:
-        value = parse_json(path.read_bytes())
-    except ValueError as error:
-        if "Extra data" not in str(error):
-            raise UserError(f"{path}: not valid JSON ({error})") from None
-        yield from line_records(path, ".jsonl")
+def records(path: Path, encodings: tuple[str, ...] = UTF8) -> Records:
+    """The records of one file; `encodings` are those of a table."""
+    def bad(reason: str, number: int, size: int) -> None:
+        raise UserError(f"{path}:{number}: {reason}")
+
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        yield from csv_records(path, encodings)
         return
-    if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
-        yield from ((f"{path}: {key}", {ID: key, **item}) for key, item in value.items())
-        return
-    for number, item in enumerate(value if isinstance(value, list) else [value], 1):
-        if not isinstance(item, dict):
-            raise UserError(f"{path}: item {number}: expected an object, got {type(item).__name__}")
-        yield f"{path}: item {number}", item
+    found = read_records(path, suffix, bad)
+    if suffix == ".json" and path.read_bytes()[:2] in UTF16:
+        found = enumerate(parse_json(path.read_bytes()), 1)
+    for number, record in found:
+        if suffix == ".json" and all(isinstance(value, dict) for value in record.values()):  # an object by id
+            yield from ((f"{path}: {key}", {ID: key, **value}) for key, value in record.items())
+        else:
+            yield f"{path}:{number}", record
 
 
 def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
@@ -117,7 +102,7 @@ def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
     """
     check_file(path, MAX_JSON_BYTES)
     data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if data[:2] in UTF16:
         encodings = ("utf-16",)
     for encoding in encodings:
         with contextlib.suppress(UnicodeDecodeError):
@@ -137,13 +122,15 @@ def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
         raise UserError(f"{path}:{rows.line_num}: not valid CSV ({error})") from None
 
 
-@contextlib.contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `out` when the block ends."""
+def write_folder(out: Path, files: Mapping[str, Iterable[dict]], report_name: str, report: Any) -> None:
+    """Write JSONL files and a report; the folder is complete or absent, and replaces an earlier one."""
     out = out.resolve()
     temporary = temporary_name(out)
     try:
-        yield temporary
+        for name, rows in files.items():
+            with atomic_write(temporary / name, "wb") as file:
+                file.writelines(json_line(finite(row)) for row in rows)
+        write_json(temporary / report_name, report)
         if out.exists():
             shutil.rmtree(out)
         os.replace(temporary, out)

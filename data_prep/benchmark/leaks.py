@@ -1,17 +1,7 @@
 """Train items that leak a test item: the same one, a long piece of it, or its translation.
 
-In: items. Out: for each train item that leaks, the rule that found it and the test item's key. The rules:
-
-    exact        the same question; also the same options, in any order, if the question is short or more than
-                 COMMON items ask it ("Which statement is true?")
-    n-gram       PART of the n-grams of a test item's question and options, as data_prep/decontaminate.py has
-                 them; one alone is often a stock phrase of case reports
-    translation  another language, the same number of options, the same answer, and at least SHARED anchors in
-                 common, at least SIMILAR of all their anchors. An anchor is an option's letter with a number
-                 of two or more digits, or with the first STEM letters of a Latin word, without accents
-
-The third rule finds half of HEAD-QA's translated items (docs/exams.md); Chinese, Japanese and Russian items
-only where their options hold numbers or Latin words.
+In: items. Out: for each train item that leaks, the rule that found it and the test item's key. docs/exams.md
+explains the three rules and how many translated items the third one finds.
 """
 from __future__ import annotations
 
@@ -24,9 +14,9 @@ from data_prep.decontaminate import COMMON, benchmark_ngrams, contained_items, q
 from data_prep.filters.minhash import token_hashes
 from mmed.prompts import ExamItem
 
-PART = 0.1
-STEM = 4
-SHARED, SIMILAR = 4, 0.3
+PART = 0.1  # of the n-grams of a test item: one alone is often a stock phrase of case reports
+STEM = 4  # letters of a word that are compared
+SHARED, SIMILAR = 4, 0.3  # anchors that translations have in common, and their share of all anchors of both
 MARK = re.compile(rf"\d+[.,]\d+|\d{{2,}}|[a-z]{{{STEM},}}", re.ASCII)
 
 
@@ -35,7 +25,8 @@ def item_text(item: ExamItem) -> str:
 
 
 def exact_hashes(item: ExamItem, asked: Counter[int]) -> list[int]:
-    """Hashes shared only by copies of an item; `asked` counts the items per question hash."""
+    """Hashes shared only by copies of an item, with its options in any order; `asked` counts the items per
+    question hash. A long question that few items ask counts alone."""
     question = token_hashes(item.question).exact
     whole = token_hashes("\n".join([item.question, *sorted(item.options.values())])).exact
     alone = asked[question] <= COMMON and question_ngrams(item.question)
@@ -43,7 +34,7 @@ def exact_hashes(item: ExamItem, asked: Counter[int]) -> list[int]:
 
 
 def anchors(item: ExamItem) -> set[tuple[str, str]]:
-    """Parts of the options that survive translation, with their letters.
+    """Numbers and beginnings of Latin words in the options, which survive translation, with their letters.
 
     >>> options = {"A": "Diarrea, 2,5 mg", "B": "Déficit de B12"}
     >>> sorted(anchors(ExamItem("?", options, ("A",), "", "Spanish", "1")))

@@ -1,11 +1,7 @@
 """Maps the records of an exam file to items: which keys hold the question, the options and the answer.
 
-In: (place, record) pairs. Out: `Raw` items; data_prep/mmedbench.py judges and drops. A mapping is written as
-on the command line, `question=stem,options=a+b+c,answer=key`. Values of its keys (docs/exams.md has all):
-
-    a.b        key b of the object under a        a|b    a, or b where a record has no a
-    a+b+c      several keys: options, or an id    a?     may be missing
-    !a         the opposite, of an image flag     x/y/z  fixed texts, as options
+In: (place, record) pairs. Out: `Raw` items; data_prep/mmedbench.py judges and drops. docs/exams.md has the
+keys of a mapping, `question=stem,options=a+b+c,answer=key`, and the forms of their values.
 """
 from __future__ import annotations
 
@@ -19,15 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.benchmark.exam_files import Records, split_of
-from data_prep.benchmark.options import (
-    SCALAR,
-    lettered,
-    marked_options,
-    option_texts,
-    plain,
-    read_answer,
-    without_letters,
-)
+from data_prep.benchmark.options import SCALAR, marked_options, option_texts, read_answer, without_letters
 from data_prep.filters.language_codes import language_code
 from mmed.languages import all_languages
 from mmed.prompts import ExamItem
@@ -45,7 +33,7 @@ class Raw(ExamItem):
     was, and the checks drop the item; an empty `key` is made from source, question and options."""
 
     split: str | None = None  # Train, Val, Test; None: its file belongs to no split
-    where: str = ""  # file:line or "file: item N", for messages
+    where: str = ""  # file:line, for messages
     source: str = ""
     group: str = ""  # items with the same group stay on one side of a random split; empty: the key
     exam: str = ""  # the name given to --source
@@ -82,32 +70,28 @@ def parse_mapping(text: str) -> dict[str, str]:
 
 @dataclass
 class Record:
-    """One record of a file; its methods take the paths of a mapping.
-
-    >>> Record({"data": {"stem": "Why?"}, "n": [1, 2]}, "file:1").text("question|data.stem")
-    'Why?'
-    """
+    """One record of a file; its methods take the paths of a mapping, such as `question|data.stem`."""
 
     values: dict[str, Any]
     where: str
 
     def find(self, path: str) -> Any:
-        """The value of the first key that exists, or MISSING."""
+        """The value of the first key that exists, else MISSING, or None if the path is empty or optional."""
         for name in path.removesuffix("?").split("|"):
             value: Any = self.values
             for part in [name] if name in value else name.split("."):
                 value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
             if value is not MISSING:
                 return value
-        return MISSING
+        return MISSING if path and not path.endswith("?") else None
 
     def value(self, path: str) -> Any:
-        """The value at a path, or an error; None for an empty path or a missing optional key."""
-        value = self.find(path) if path else None
-        if value is MISSING and not path.endswith("?"):
+        """The value at a path; an error if it is missing."""
+        value = self.find(path)
+        if value is MISSING:
             raise UserError(f"{self.where}: no key {path!r}, which the mapping names; it has "
                             f"{', '.join(self.values)}")
-        return None if value is MISSING else value
+        return value
 
     def text(self, path: str) -> str:
         """A string or number as text, and a list of them as lines."""
@@ -124,18 +108,15 @@ class Record:
 
 
 def read_options(record: Record, paths: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Read options and their published names, as the mapping's `options` says."""
+    """Options and their published names, as the mapping's `options` says."""
     if "/" in paths:
-        return lettered(paths.split("/")), {}
+        return option_texts(paths.split("/"))
     for alternative in paths.split("|"):
         columns = alternative.split("+")
         if all(record.find(column) is not MISSING for column in columns):
             break
     values = [record.value(column) for column in columns]
-    if len(columns) == 1:
-        return option_texts(values[0])
-    options = lettered(values)
-    return options, {plain(column.removesuffix("?")): letter for column, letter in zip(columns, options)}
+    return option_texts(dict(zip(columns, values)) if len(columns) > 1 else values[0])
 
 
 def resolve_numbers(items: list[Raw], kind: str) -> None:
@@ -181,8 +162,10 @@ def read_question(record: Record, mapping: Mapping[str, str]) -> tuple[str, dict
     return question, options, read_answer(record.value(mapping["answer"]), options, names, mapping["kind"])
 
 
-def further_keys(record: Record, mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of a line that the checks do not need."""
+def read_item(record: Record, mapping: Mapping[str, str], name: str, prefix: str, language: str,
+              split: str | None) -> Raw:
+    """The item of a record, whose own split comes before that of its file."""
+    question, options, answer = read_question(record, mapping)
     extra: dict[str, Any] = {key: record.text(mapping[key]) or None for key in ("subject", "topic", "year")
                              if mapping[key]}
     if mapping["image"]:
@@ -191,22 +174,15 @@ def further_keys(record: Record, mapping: Mapping[str, str]) -> dict[str, Any]:
             value = any(value.values())
         flag = bool(value) and str(value).lower() not in ("false", "0", "no")
         extra["image_dependent"] = flag != mapping["image"].startswith("!")
-    kept = {key: record.find(key) for key in mapping["keep"].split("+")}
-    return extra | {key: value for key, value in kept.items() if value is not MISSING}
-
-
-def read_item(record: Record, mapping: Mapping[str, str], name: str, prefix: str, language: str,
-              split: str | None) -> Raw:
-    """The item of a record, whose own split comes before that of its file."""
-    question, options, answer = read_question(record, mapping)
+    extra |= {key: record.values[key] for key in mapping["keep"].split("+") if key in record.values}
+    if (stated := record.value(mapping["split"])) is not None:
+        split = split_of(str(stated))
     source = "-".join(filter(None, (name, record.text(mapping["source"]))))
-    stated = record.find(mapping["split"]) if mapping["split"] else MISSING
     own = record.id(mapping["id"])
-    shared = f"{prefix.partition('-')[0] or source}-{record.id(mapping['group'])}"  # in all its languages
+    group = f"{prefix.partition('-')[0] or source}-{record.id(mapping['group'])}" if mapping["group"] else ""
     return Raw(question, options, tuple(answer), record.text(mapping["rationale"]).strip(), language,
-               f"{prefix or source}-{own}" if own else "", extra=further_keys(record, mapping),
-               split=split if stated is MISSING else split_of(str(stated)), where=record.where, source=source,
-               group=shared if mapping["group"] else "")
+               f"{prefix or source}-{own}" if own else "", extra=extra, split=split, where=record.where,
+               source=source, group=group)
 
 
 def read_mapped(files: dict[Path, str | None], rows: Callable[[Path], Records], mapping: Mapping[str, str],
@@ -215,11 +191,11 @@ def read_mapped(files: dict[Path, str | None], rows: Callable[[Path], Records], 
     "": use the records'."""
     items: list[Raw] = []
     skipped: Counter[str] = Counter()
+    key, _, wanted = mapping["filter"].partition("=")
     for path, split in files.items():
         source = name or re.sub(r"[^\w-]+", "-", path.name.split(".")[0]).lower()
         for where, values in rows(path):
             record = Record(values, where)
-            key, _, wanted = mapping["filter"].partition("=")
             tag = record.text(mapping["language"]) or language
             spoken = language_name(tag)
             if key and (value := record.text(key)) not in wanted.split("|"):
@@ -230,6 +206,6 @@ def read_mapped(files: dict[Path, str | None], rows: Callable[[Path], Records], 
                 items.append(read_item(record, mapping, source, prefix, spoken, split))
     if skipped:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common(8))
-        notes.append(f"skipped {skipped.total():,} records: {reasons}{', ...' if len(skipped) > 8 else ''}")
+        notes.append(f"skipped {skipped.total():,} records, the most frequent reasons: {reasons}")
     resolve_numbers(items, mapping["kind"])
     return items

@@ -19,9 +19,9 @@ NAMES = ("key", "label", "letter", "id", "aid")
 TEXTS = ("value", "text", "content", "atext")
 # An option inside a text: a line that begins with "A.", "(A)" or "a "; or "(A)" after any blank. Letters and
 # punctuation may be full-width.
-LETTER, DOTS = "([A-Za-zＡ-Ｚａ-ｚ])", r").:．）：、"
-OPTION_START = re.compile(rf"\s*(?:[(（]{LETTER}[)）]|{LETTER}[{DOTS}])\s*")
-OPTION_LINE = re.compile(rf"(?:^|\n)\s*(?:[(（]{LETTER}[)）]|{LETTER}[{DOTS}\u3000 ])\s*")
+LETTER, DOTS = "[(（]?([A-Za-zＡ-Ｚａ-ｚ])", r").:．）：、"
+OPTION_START = re.compile(rf"\s*{LETTER}[{DOTS}]\s*")
+OPTION_LINE = re.compile(rf"(?:^|\n)\s*{LETTER}[{DOTS}\u3000 ]\s*")
 OPTION_INLINE = re.compile(r"(?:^|\s|(?=（))[(（]([A-ZＡ-Ｚ])[)）]\s*")
 
 
@@ -31,7 +31,7 @@ def plain(text: Any) -> str:
     >>> plain(" Ｂ．"), plain("(c)"), plain("②"), plain(2.0)
     ('B', 'C', '2', '2')
     """
-    return unicodedata.normalize("NFKC", str(text)).strip("().:[] ").upper().removesuffix(".0")
+    return unicodedata.normalize("NFKC", str(text)).strip("().:[]? ").upper().removesuffix(".0")
 
 
 def unpacked(value: Any) -> Any:
@@ -44,28 +44,21 @@ def unpacked(value: Any) -> Any:
 
 
 def marked_options(text: str) -> tuple[str, dict[str, str]]:
-    """Split a text that ends with its options into (text before them, options by letter).
-
-    >>> marked_options("Vitamin (C) is? (A) x (B) y")
-    ('Vitamin (C) is?', {'A': 'x', 'B': 'y'})
-    """
+    """Split a text that ends with its options into (text before them, options by letter)."""
     for pattern in (OPTION_LINE, OPTION_INLINE):
-        marks = list(pattern.finditer(text))
-        letters = [plain(mark[mark.lastindex]) for mark in marks]
-        if len(marks) > 1 and "A" in letters:  # letters before the last "A" belong to the question
-            start = len(letters) - 1 - letters[::-1].index("A")
-            ends = [mark.start() for mark in marks[start + 1:]] + [len(text)]
-            texts = [text[mark.end():end].strip() for mark, end in zip(marks[start:], ends)]
-            options = dict(zip(letters[start:], texts))
-            if len(options) == len(texts):
-                return text[:marks[start].start()].rstrip(), options
+        starts = [mark.start() for mark in pattern.finditer(text) if plain(mark[1]) == "A"]
+        if starts:  # letters before the last "A" belong to the question
+            _, *parts = pattern.split(text[starts[-1]:])
+            options = dict(zip(map(plain, parts[::2]), map(str.strip, parts[1::2])))
+            if 1 < len(options) == len(parts) // 2:
+                return text[:starts[-1]].rstrip(), options
     return text, {}
 
 
 def after_letter(text: str, letter: str) -> str | None:
     """What follows the letter that a text begins with; None if it begins otherwise."""
     start = OPTION_START.match(text)
-    return text[start.end():] if start and plain(start[start.lastindex]) == letter else None
+    return text[start.end():] if start and plain(start[1]) == letter else None
 
 
 def lettered(texts: Iterable[Any]) -> dict[str, str]:
@@ -93,8 +86,8 @@ def named_options(value: Any) -> list[tuple[Any, Any]]:
 
 
 def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """(options by letter, {published name: letter}) from a list of texts or from options with names;
-    ({}, {}) if it is neither."""
+    """(options by letter, {published name: letter}) of a list of texts or of options with names, else
+    ({}, {})."""
     value = unpacked(value)
     if isinstance(value, list) and all(isinstance(text, SCALAR) for text in value):
         return lettered(value), {}
@@ -112,11 +105,7 @@ def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def without_letters(options: dict[str, str]) -> dict[str, str]:
-    """Options without their letters, if each text begins with its own.
-
-    >>> without_letters({"A": "A. x", "B": "（Ｂ）y"}), without_letters({"A": "A. x", "B": "y"})
-    ({'A': 'x', 'B': 'y'}, {'A': 'A. x', 'B': 'y'})
-    """
+    """Options without their letters, if each text begins with its own."""
     bare = {letter: after_letter(text, letter) for letter, text in options.items()}
     return options if None in bare.values() else bare
 

@@ -223,11 +223,12 @@ def read_source(name: str, path: Path, language: str, given: str, notes: list[st
     code = source.language or language
     if not code and not mapping["language"]:
         raise UsageError(f"--source {name} needs --language")
+    spoken = get_language(code).name if code else ""
     if code and (path / code).is_dir():
         path /= code
     elif not source.language and not mapping["language"] and path.is_dir():
         if others := sorted(p.name for p in path.iterdir() if p.is_dir() and language_name(p.name)):
             raise UserError(f"{path}: no folder {code}/; it has {', '.join(others)}")
     files = exam_files(path, source.files, source.prefer, source.official)
-    return read_mapped(files, source.rows, mapping, "" if name == "custom" else name, source.prefix,
-                       get_language(code).name if code else "", notes)
+    own_name = "" if name == "custom" else name
+    return read_mapped(files, source.rows, mapping, own_name, source.prefix, spoken, notes)

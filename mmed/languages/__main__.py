@@ -1,6 +1,5 @@
-"""Lists the languages, or starts a new one.
+"""Starts a new language.
 
-    python -m mmed.languages            the list
     python -m mmed.languages new de     writes mmed/languages/de.py: the English file, to be translated
 
 `python -m data_prep.filters.language_check de` reports what is missing or suspicious in a file.
@@ -10,7 +9,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mmed.languages import all_languages
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write
 
@@ -32,20 +30,14 @@ def new(code: str, folder: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m mmed.languages", description="List the languages, or start a new one.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    made = commands.add_parser("new", help="write the file of a new language, to be translated")
+    parser = Parser(prog="python -m mmed.languages", description="Start a new language.")
+    made = parser.add_subparsers(required=True).add_parser("new", help="write its file, to be translated")
     made.add_argument("code", help="ISO 639-1 code, such as de")
     made.add_argument("--folder", type=Path, default=Path(__file__).parent,
                       help="output folder (default: mmed/languages)")
     given = parser.parse_args(arguments)
-    if given.command == "new":
-        print(f"wrote {new(given.code, given.folder)}: fill in what says TODO, then run `python -m "
-              f"data_prep.filters.language_check {given.code}`")
-        return 0
-    for language in all_languages():
-        print(f"{language.code:4}{language.name:12}{len(language.medical_words):4} medical words  "
-              f"{language.native_name}")
+    print(f"wrote {new(given.code, given.folder)}: fill in what says TODO, then run `python -m "
+          f"data_prep.filters.language_check {given.code}`")
     return 0
 
 

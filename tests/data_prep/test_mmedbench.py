@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from json_lines import read_lines, write_lines
 
 from data_prep import mmedbench
+from data_prep.benchmark import exam_files
 from data_prep.benchmark.mapping import Raw
 from data_prep.benchmark.options import marked_options, option_texts, read_answer
 from data_prep.benchmark.sources import SOURCES
@@ -144,11 +145,11 @@ PRESETS = [
     ("mmlu", {"anatomy/test-0.parquet": [MMLU]}, {"Test/English": [C | {"subject": "anatomy"}]}, []),
     ("mmlu", {"anatomy_test.csv": '"Which, of these?",a,b,"c ""x""",d,C\n',
               "astronomy_test.csv": "Which star?,a,b,c,d,A\n",
-              "more.jsonl": [MMLU | {"subject": "college_biology"}, MMLU | {"subject": "law"}],
+              "dev/more.jsonl": [MMLU | {"subject": "college_biology"}, MMLU | {"subject": "law"}],
               "auxiliary_train/train.jsonl": [{"train": MMLU}]}, {"Test/English": [  # as on the hub
                   C | {"question": "Which, of these?", "options": ABCD | {"C": 'c "x"'},
-                       "subject": "anatomy"},
-                  C | {"subject": "college_biology"}]}, []),
+                       "subject": "anatomy"}],
+        "Val/English": [C | {"subject": "college_biology"}]}, []),
     # the hub has the items of all/ again subject by subject
     ("mmlu", {"all/test.jsonl": [MMLU], "anatomy/test.jsonl": [MMLU]}, {"Test/English": [C]}, []),
     ("pubmedqa", {"pqa_labeled/train-0.parquet": [PUBMED]}, {"Test/English": [{
@@ -240,19 +241,6 @@ def test_presets_read_the_published_layouts(name, files, written, reasons, tmp_p
             assert list(item["options"]) == sorted(item["options"])
 
 
-@pytest.mark.parametrize(("source", "records", "language", "message"), [
-    ("kormedmcqa", [KOREAN], "", "unknown language 'ko'"),
-    ("globalmedqa", [WORLD | {"language": "PL"}], "", "skipped 1 records: language PL 1"),
-    ("apollo", [APOLLO[0] | {"source": "new"}], "", "language new 1"),
-    ("mmlu-prox", [PROX], "", "needs --language"),
-    ("mmlu-prox", [PROX], "fr", "no folder fr/; it has ja"),
-    ("careqa", [CARE], "", "no file below this folder matches CareQA_es (it has ja/test-0.jsonl)")])
-def test_files_that_do_not_fit_the_source_are_one_clear_line(source, records, language, message, tmp_path):
-    write(tmp_path / "in" / "ja" / "test-0.jsonl", records)
-    given = ["--source", f"{source}={tmp_path / 'in'}", "--language", language]
-    assert message in error_of(tmp_path, *given)
-
-
 # ---- sources that need code ----------------------------------------------------------------------
 
 
@@ -323,28 +311,25 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
 # ---- any file ------------------------------------------------------------------------------------
 
 
+AB = {"A": "x", "B": "y"}
+
+
 @pytest.mark.parametrize(("value", "options"), [
-    ({"A": "x", "B": "y"}, {"A": "x", "B": "y"}), (["x", "y"], {"A": "x", "B": "y"}),
-    ("(A) x\n(B) y", {"A": "x", "B": "y"}),
-    ([{"key": "A", "value": "x"}, {"key": "B", "value": "y"}], {"A": "x", "B": "y"}),
-    ([{"label": "b", "text": "y"}, {"label": "a", "text": "x"}], {"A": "x", "B": "y"}),
-    ({"text": ["x", "y"], "label": ["A", "B"]}, {"A": "x", "B": "y"}),
+    *((value, AB) for value in (
+        AB, ["x", "y"], "(A) x\n(B) y", [{"key": "A", "value": "x"}, {"key": "B", "value": "y"}],
+        [{"label": "b", "text": "y"}, {"label": "a", "text": "x"}], {"text": ["x", "y"], "label": ["A", "B"]},
+        '{"option1": "x", "option2": "y", "option3": NaN}', "['x', 'y', None]", {"Ｂ": "y", "Ａ": "x"},
+        {"А": "x", "Б": "y"}, "Ａ．x\nＢ．y", "（A）x（B）y", ["x", "y", None, ""])),
     ({"A": "x", "B": None, "C": 2, "D": " ", "E": None}, {"A": "x", "B": "", "C": "2"}),
-    (["x", None, ""], {"A": "x"}), ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}),
-    ('{"option1": "x", "option2": "y", "option3": NaN}', {"A": "x", "B": "y"}),
-    ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}),
-    ({"Ｂ": "y", "Ａ": "x"}, {"A": "x", "B": "y"}), ({"А": "x", "Б": "y"}, {"A": "x", "B": "y"}),
-    ("Ａ．甲\nＢ．乙", {"A": "甲", "B": "乙"}), ("（A）甲（B）乙", {"A": "甲", "B": "乙"}),
-    ("x or y", {}), ([["x"]], {}), ({"A": "x", "a": "y"}, {}), (None, {}), ({"A": {"x": 1}}, {}), ("[x", {}),
-    ("(A) x (B) y (B) z", {}),
-])
+    ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}),
+    *((value, {}) for value in (
+        "x or y", [["x"]], {"A": "x", "a": "y"}, None, {"A": {"x": 1}}, "[x", "(A) x (B) y (B) z"))])
 def test_options_are_read_in_published_forms(value, options):
     assert option_texts(value)[0] == options
 
 
 @pytest.mark.parametrize(("text", "stem", "options"), [
-    ("Why (A) so? (A) x (B) y z", "Why (A) so?", {"A": "x", "B": "y z"}),
-    ("Why?\nA. x\nB) y", "Why?", {"A": "x", "B": "y"}),
+    ("Why (A) so? (A) x (B) y", "Why (A) so?", AB), ("Why?\nA. x\nB) y", "Why?", AB),
     ("A man.\na 甲\nb 乙", "A man.", {"A": "甲", "B": "乙"}),
     ("どれか。\n\na　甲\n\nb　乙", "どれか。", {"A": "甲", "B": "乙"}),
     ("Hepatitis A. or B. is", "Hepatitis A. or B. is", {}), ("", "", {}),
@@ -416,14 +401,6 @@ def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):
     got = run(tmp_path / "out", *custom(tmp_path / "in", None, "question=q,options=a+b,answer=key", "fr"))
     item, = got["Test/French"]
     assert (item["question"], item["options"], item["answer_idx"]) == ("Qé", {"A": "x", "B": "y"}, "B")
-
-
-def test_a_folder_states_the_split_of_files_that_state_none(tmp_path):
-    for folder in ("dev", "test"):  # as in CMMLU
-        write(tmp_path / "in" / folder / "anatomy.jsonl", [medqa_item(folder)])
-    got = run(tmp_path / "out", *custom(tmp_path / "in", None))
-    assert {name: [item["question"] for item in got[name]] for name in got} == {
-        "Test/English": ["test"], "Val/English": ["dev"], "dropped": []}
 
 
 # ---- what is written -----------------------------------------------------------------------------
@@ -510,7 +487,7 @@ def test_only_an_own_folder_is_replaced_and_a_failure_leaves_it(tmp_path, monkey
     source = ["--source", f"frenchmedmcqa={write(tmp_path / 'in' / 'train.json', [french_item(1)])}"]
     before = run(tmp_path / "out", *source)
     assert run(tmp_path / "out", *source) == before
-    monkeypatch.setattr(mmedbench, "write_json", lambda *_: 1 / 0)
+    monkeypatch.setattr(exam_files, "write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path / "out", *source)
     assert (tmp_path / "out" / "counts.json").is_file()
@@ -519,30 +496,34 @@ def test_only_an_own_folder_is_replaced_and_a_failure_leaves_it(tmp_path, monkey
         run(tmp_path / "in", *source)
 
 
-CUSTOM = ["--source", "custom=x", "--language", "en", "--map"]
+def with_map(content: object, name: str = "e.jsonl", mapping: str = MAP) -> tuple[dict, str]:
+    return {name: content}, f"--source custom={{}}/{name} --language en --map {mapping}"
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--source", "igakuka=x"], "expected NAME=PATH, and a name of medqa, mcmle, igakuqa"),
-    (["--source", "medqa"], "expected NAME=PATH"), (["--source", "medqa=gone"], "gone: no such file"),
-    (["--source", "custom=x"], "'question' is missing"), ([*CUSTOM, "question=q"], "'options' is missing"),
-    (["--source", "custom=x", "--map", MAP], "needs --language"),
-    ([*CUSTOM, "qestion=q"], "one of the keys question, options"),
-    ([*CUSTOM, f"{MAP},kind=2"], "expected letter, text, 0 or 1"),
-    (["--source", "medqa=x", "--holdout", "2"], "between 0 and 1"),
+@pytest.mark.parametrize(("given", "message"), [
+    (({}, "--source igakuka=x"), "expected NAME=PATH, and a name of medqa, mcmle, igakuqa"),
+    (({}, "--source medqa"), "expected NAME=PATH"), (({}, "--source medqa={}/x"), "x: no such file"),
+    (({}, "--source custom=x"), "'question' is missing"),
+    (with_map("", mapping="question=q"), "'options' is missing"),
+    (with_map("", mapping="qestion=q"), "one of the keys question, options"),
+    (with_map("", mapping=f"{MAP},kind=2"), "expected letter, text, 0 or 1"),
+    (({}, f"--source custom=x --map {MAP}"), "needs --language"),
+    (({}, "--source medqa=x --holdout 2"), "between 0 and 1"),
+    (({"test.jsonl": [KOREAN]}, "--source kormedmcqa={}"), "unknown language 'ko'"),
+    (({"x.jsonl": [WORLD | {"language": "PL"}]}, "--source globalmedqa={}"), "reasons: language PL 1"),
+    (({"x.jsonl": [APOLLO[0] | {"source": "new"}]}, "--source apollo={}"), "reasons: language new 1"),
+    (({"ja/x.jsonl": [PROX]}, "--source mmlu-prox={} --language fr"), "in: no folder fr/; it has ja"),
+    (({"x.jsonl": [CARE]}, "--source careqa={}"), "in: no file below this folder matches CareQA_es; give"),
+    (with_map([{"q": 1}]), "e.jsonl:1: no key 'question', which the mapping names; it has q"),
+    (with_map([exam_item({"x": 1}, A="a")]), "e.jsonl:1: 'question' is a dict, expected a text"),
+    (with_map([exam_item("q", 1, A="a", B="b", C="c")]), "e.jsonl:1: the answers are 1, so it is unclear "
+     "whether options are counted from 0 or from 1; add --map kind=0 or kind=1"),
+    (with_map("[{},\n", "e.json"), "e.json:1: not JSON"),
+    (with_map("q,a\né,x\n".encode("latin-1"), "e.csv"), "e.csv: not in utf-8-sig; convert the"),
+    (with_map([], "e.json"), "none of the 0 items read as custom can be used (the files are empty)"),
 ])
-def test_wrong_use_is_one_line(tmp_path, options, message):
-    assert message in error_of(tmp_path, *options)
-
-
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("e.jsonl", [{"q": 1}], ":1: no key 'question', which the mapping names; it has q"),
-    ("e.jsonl", [exam_item({"x": 1}, A="a")], ":1: 'question' is a dict, expected a text"),
-    ("e.jsonl", [exam_item("q", 1, A="a", B="b", C="c")], ":1: the answers are 1, so it is unclear"),
-    ("e.json", "[{},\n", ": not valid JSON ("),
-    ("e.csv", "q,a\né,x\n".encode("latin-1"), ": not in utf-8-sig; convert the file to UTF-8"),
-    ("e.json", [], ": none of the 0 items read as custom can be used (the files are empty)"),
-])
-def test_files_of_another_form_are_one_line(tmp_path, name, content, message):
-    said = error_of(tmp_path, *custom(tmp_path / name, content))
-    assert said.startswith(f"{tmp_path / name}{message}")
+def test_wrong_use_and_files_of_another_form_are_one_line(tmp_path, given, message):
+    files, options = given
+    for name, content in files.items():
+        write(tmp_path / "in" / name, content)
+    assert message in error_of(tmp_path, *options.format(tmp_path / "in").split())

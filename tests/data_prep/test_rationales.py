@@ -69,11 +69,11 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
         for i, (old, new) in enumerate(zip(before[name], after[name], strict=True)):
             assert new == (old if i == 3 else old | {"rationale": f"because of {old['question'][:7]}"})
             assert list(new) == list(old)
-    assert (report["items"], report["asked"], report["with"], report["problems"]) == (13, 11, 11, [])
+    assert (report["items"], report["asked"], report["problems"]) == (13, 11, [])
     assert report["usage"] == {"calls": 11, "prompt_tokens": 33, "completion_tokens": 22,
                                "without_counts": 0, "finish_reasons": {"stop": 11},
                                "models": ["m-0613"]}
-    assert report["facts"]["server"]["options"] == {"temperature": 0, "seed": 0}
+    assert report["server"]["options"] == {"temperature": 0, "seed": 0}
     assert "this run: 11 of 11 calls, tokens in 33, out 22\n" in capsys.readouterr().out
     prompts = "\n".join(stub.tries)
     assert len(stub.tries) == 11
@@ -101,7 +101,7 @@ def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, caps
             assert new["rationale"] == expected
     english, japanese = (report["accepted"][name] for name in ("English", "Japanese"))
     assert (english["items"], english["accepted"], english["rate"]) == (7, 6, 6 / 7)
-    assert japanese["accepted"] == 4 == sum(japanese["by_sample"]) and report["facts"]["samples"] == 3
+    assert japanese["accepted"] == 4 == sum(japanese["by_sample"]) and report["samples"] == 3
     key = lines(exams)["English.jsonl"][0]["answer_idx"]
     assert [problem["reason"] for problem in report["problems"]] == [f"answered C; the key is {key}"]
     assert "English: 6 of 7 accepted (85.7 %), by sample: " in capsys.readouterr().out

@@ -3,7 +3,7 @@
     python -m data_prep.rationales generate --data MMedBench/Test --api MODEL_NAME --out with_rationales
     python -m data_prep.rationales generate --data MMedBench/Train --api MODEL_NAME --out sampled --samples 8
     python -m data_prep.rationales topics   --data with_rationales --api MODEL_NAME --out with_topics
-    python -m data_prep.rationales sheet    --data with_topics --language Japanese --out japanese.csv
+    python -m data_prep.rationales sheet    --data with_topics/Japanese.jsonl --out japanese.csv
     python -m data_prep.rationales merge    ann.csv bo.csv --data with_topics --out checked
 
 In:  exam items (MMedBench's JSONL). Only `generate` and `topics` use the network, through
@@ -171,8 +171,6 @@ def take(task: Task, entry: Entry, reply: dict, hidden: bool) -> str:
     if value is None:
         return f"no {task.key} in the reply: {reply['text']!r:.80} (ended with {reply['finish_reason']})"
     entry.row[task.key] = value
-    if task.key == "rationale":  # an earlier check was of another text
-        entry.row |= {"human_checked": False, "human_check_passed": False}
     return ""
 
 
@@ -215,11 +213,11 @@ def run(options: argparse.Namespace) -> None:
     by_language: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         own = by_language[entry.item.language]
-        if len(own) < (options.limit or math.inf) and (options.replace or not entry.row.get(task.key)):
+        if len(own) < (options.limit or math.inf) and not entry.row.get(task.key):
             own.append(entry)
     chosen = [entry for own in by_language.values() for entry in own]
     if not chosen:
-        raise UserError(f"{options.data}: every item has a {task.key} already; use --replace to redo them")
+        raise UserError(f"{options.data}: every item has a {task.key} already")
     store = api_client.CallStore(f"{out}.calls.jsonl")
     replies = ask_all(task, server, store, chosen, longest, options.samples)
     problems = [{"key": entry.item.key, "language": entry.item.language, "reason": entry.problem}
@@ -250,7 +248,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, task in TASKS.items():
         asking = commands.add_parser(name, help=task.about, description=task.about)
         add = asking.add_argument
-        add("--replace", action="store_true", help=f"ask again for items that have a {task.key}")
         add("--limit", type=int, default=0, metavar="N", help="ask about the first N items of each language")
         add("--max_new_tokens", type=int, default=0, metavar="N",
             help=f"maximum tokens per reply (default {task.max_new_tokens})")
@@ -261,14 +258,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         api_client.add_api_options(asking, required=True)
     sheet = commands.add_parser("sheet", help="write a table in which people check rationales",
                                 description=f"A column with yes or no for each of {CRITERIA}.")
-    add = sheet.add_argument
-    add("--language", action="append", default=[], metavar="NAME", help="only this one (repeatable)")
-    add("--items", type=int, default=200, metavar="N",
-        help="rationales per language (default 200, as in the paper; 0: all)")
+    sheet.add_argument("--items", type=int, default=200, metavar="N",
+                       help="rationales per language (default 200, as in the paper; 0: all)")
     merge = commands.add_parser("merge", help="add the finished checks to the items")
     merge.add_argument("sheets", nargs="+", metavar="NAME.csv", help="one table per checker, named so")
     for command in commands.choices.values():
-        command.add_argument("--data", required=True, metavar="FOLDER", help="exam items (JSONL)")
+        command.add_argument("--data", required=True, help="exam items: a folder of JSONL files, or one")
         command.add_argument("--out", required=True, type=Path,
                              help="new folder: the same files with what was added; of `sheet`, a CSV file")
     options = parser.parse_args(arguments)
@@ -288,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     entries = read_entries(options.data)
     items = [entry.item for entry in entries]
     if options.command == "sheet":
-        drawn = write_sheet(items, options.out, options.language, options.items)
+        drawn = write_sheet(items, options.out, options.items)
         print(f"{drawn.total():,} rationales ({', '.join(drawn)}) -> {options.out}; send it to each checker, "
               "and merge the files that they save under their names")
         return 0

@@ -19,14 +19,7 @@ from typing import Any
 from data_prep.documents import find_inputs, json_line
 from data_prep.record_files import read_records
 from mmed.utils.errors import UserError
-from mmed.utils.files import (
-    MAX_JSON_BYTES,
-    atomic_write,
-    check_file,
-    finite,
-    temporary_name,
-    write_json,
-)
+from mmed.utils.files import MAX_JSON_BYTES, atomic_write, check_file, finite, temporary_name, write_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 # What a model hub, git or macOS ("._train.json") puts beside the exams

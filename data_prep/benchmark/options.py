@@ -113,12 +113,7 @@ def without_letters(options: dict[str, str]) -> dict[str, str]:
 def read_answer(value: Any, options: dict[str, str], names: dict[str, str], kind: str = "") -> list[str]:
     """The letters of the right options, from the ways answers are written: letters, the options' published
     names, or the text of an option, which alone counts if `kind` is "text". -1 means none; a number, and what
-    names no option, stays as it is.
-
-    >>> options = {"A": "aspirin", "B": "Heparin"}
-    >>> [read_answer(value, options, {"X": "A"}) for value in ("BA", "['B.']", "B. heparin", "(x)", "a or b")]
-    [['B', 'A'], ['B'], ['B'], ['A'], ['a or b']]
-    """
+    names no option, stays as it is."""
     value = unpacked(value)
     if isinstance(value, list):
         return [letter for part in value for letter in read_answer(part, options, names, kind)]

@@ -17,7 +17,6 @@ from typing import Any
 
 from data_prep.benchmark.exam_files import records
 from mmed.human_eval.agreement import krippendorff_alpha
-from mmed.languages import get_language
 from mmed.metrics import mean
 from mmed.prompts import ExamItem
 from mmed.utils.errors import UserError
@@ -38,20 +37,19 @@ def item_code(item: ExamItem) -> str:
     return "item-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str], count: int) -> Counter[str]:
+def write_sheet(items: Sequence[ExamItem], out: Path, count: int) -> Counter[str]:
     """Write the table with `count` rationales of each language (0: all), and return how many of each.
 
     Hashes select them, so adding items changes little; they keep the order of the file. No cell
     begins with text of an item, which a spreadsheet program could take for a formula.
     """
-    names = {get_language(name).name for name in languages}
     by_language = defaultdict(list)
     for item in items:
-        if item.rationale.strip() and (not names or item.language in names):
+        if item.rationale.strip():
             by_language[item.language].append(item)
     if not by_language:
-        raise UserError(f"no item in {', '.join(languages) or 'any language'} has a rationale to check; "
-                        "write some with `python -m data_prep.rationales generate`")
+        raise UserError("no item has a rationale to check; write some with `python -m data_prep.rationales "
+                        "generate`")
     drawn = {item.key: item.language for part in by_language.values()
              for item in sorted(part, key=item_code)[:count or None]}
     with atomic_write(out) as file:

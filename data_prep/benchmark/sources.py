@@ -63,10 +63,8 @@ def headqa_rows(path: Path) -> Records:
         if "exams" not in record:
             yield where, record
         for name, exam in record.get("exams", {}).items():
-            shared = {"language": record.get("language"), "name": name, "year": exam.get("year"),
-                      "category": exam.get("category")}
-            for item in exam["data"]:
-                yield f"{path}: {name} question {item.get('qid')}", shared | item
+            shared = {**exam, "name": name, "language": record.get("language")}
+            yield from ((f"{path}: {name} {item.get('qid')}", shared | item) for item in exam["data"])
 
 
 def pubmedqa_rows(path: Path) -> Records:
@@ -104,10 +102,7 @@ def files_below(folder: Any) -> Iterator[Any]:
 
 
 def read_mmedbench(path: Path) -> Iterator[Raw]:
-    """MMedBench.zip, or its folder: Train/LANGUAGE.jsonl, Test/LANGUAGE.jsonl; all keys are kept.
-
-    Nothing is unpacked on disk: the files are read from within the archive, each up to MAX_JSON_BYTES.
-    """
+    """MMedBench.zip, which is not unpacked, or its folder: Train/LANGUAGE.jsonl, Test/LANGUAGE.jsonl."""
     try:
         files = files_below(zipfile.Path(path) if path.is_file() else path)
         found = {match.groups(): file for file in sorted(files, key=str)

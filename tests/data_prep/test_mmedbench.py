@@ -94,8 +94,6 @@ def medmcqa_item(cop: int | None) -> dict:
             "exp": "because", "subject_name": "Anatomy"} | ({} if cop is None else {"cop": cop})
 
 
-# ---- presets: the layouts as published, with the keys that cards and evaluation code name -----------
-
 ABCD = dict(zip("ABCD", "abcd"))
 C = {"options": ABCD, "answer_idx": "C"}
 HUB = {"id": "1", "data": {"Question": "q", "Options": ABCD, "Correct Option": "C", "Correct Answer": "c"}}
@@ -241,9 +239,6 @@ def test_presets_read_the_published_layouts(name, files, written, reasons, tmp_p
             assert list(item["options"]) == sorted(item["options"])
 
 
-# ---- sources that need code ----------------------------------------------------------------------
-
-
 def test_all_igakuqa_questions_split_as_in_the_paper_and_by_seed():
     items = [Raw(str(i), {"A": "x", "B": "y"}, ("A",), "", "Japanese", f"igakuqa-{i}") for i in range(1988)]
     draws = {}
@@ -306,9 +301,6 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
     assert "English.jsonl:1: not JSON" in error_of(tmp_path, *snapshots)
     release.write_bytes(release.read_bytes()[:200])
     assert "not a readable zip" in error_of(tmp_path, "--source", f"mmedbench={release}")
-
-
-# ---- any file ------------------------------------------------------------------------------------
 
 
 AB = {"A": "x", "B": "y"}
@@ -401,9 +393,6 @@ def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):
     got = run(tmp_path / "out", *custom(tmp_path / "in", None, "question=q,options=a+b,answer=key", "fr"))
     item, = got["Test/French"]
     assert (item["question"], item["options"], item["answer_idx"]) == ("Qé", {"A": "x", "B": "y"}, "B")
-
-
-# ---- what is written -----------------------------------------------------------------------------
 
 
 def exam_item(question: str, right: str = "A", **options: str | None) -> dict:

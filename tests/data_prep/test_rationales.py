@@ -12,17 +12,8 @@ import pytest
 from json_lines import read_lines, write_lines
 from stub_server import Stub, prompt_of, reply
 
-from data_prep.benchmark import rationale_checks as checks
-from data_prep.rationales import (
-    OTHER,
-    TOPICS,
-    main,
-    read_entries,
-    read_rationale,
-    read_topic,
-    solved_text,
-    topic_prompt,
-)
+from data_prep.benchmark.rationale_checks import COLUMNS, CRITERIA, item_code
+from data_prep.rationales import OTHER, TOPICS, main, read_rationale, read_topic, solved_text, topic_prompt
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import UserError
 
@@ -58,8 +49,6 @@ def lines(folder: Path) -> dict[str, list[dict]]:
     return {path.name: read_lines(path) for path in sorted(folder.glob("*.jsonl"))}
 
 
-# ---- generate, topics ----------------------------------------------------------------------------
-
 def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_path, capsys):
     stub = model(lambda prompt: f"###Rationale: because of {prompt.split('Question: ')[1][:7]}\n")
     report = ask(stub, "generate", exams, tmp_path / "out")
@@ -70,14 +59,12 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
             assert new == (old if i == 3 else old | {"rationale": f"because of {old['question'][:7]}"})
             assert list(new) == list(old)
     assert (report["items"], report["asked"], report["problems"]) == (13, 11, [])
-    assert report["usage"] == {"calls": 11, "prompt_tokens": 33, "completion_tokens": 22,
-                               "without_counts": 0, "finish_reasons": {"stop": 11},
-                               "models": ["m-0613"]}
+    assert report["usage"]["calls"] == 11 == len(stub.tries)
+    assert report["usage"]["models"] == ["m-0613"]
     assert report["server"]["options"] == {"temperature": 0, "seed": 0}
     assert "this run: 11 of 11 calls, tokens in 33, out 22\n" in capsys.readouterr().out
     prompts = "\n".join(stub.tries)
-    assert len(stub.tries) == 11
-    assert all(solved_text(entry.item) in prompts for entry in read_entries(exams)[:3])
+    assert all(solved_text(item) in prompts for item in read_benchmark(exams)[:3])
     assert all(f"Explain in {language}" in prompts for language in ("English", "Japanese"))
 
 
@@ -120,20 +107,11 @@ def test_stored_calls_are_used_again(exams, tmp_path, capsys):
     ask(stub, "generate", exams, out)
     assert set(stub.tries.values()) == {1} and len(stub.tries) == 11
     assert "this run: 7 of 11 calls" in capsys.readouterr().out
-    with pytest.raises(UserError, match="every item has a rationale already; use --replace"):
-        ask(stub, "generate", out, tmp_path / "c")
-    ask(stub, "generate", out, tmp_path / "c", "--replace", "--max-new-tokens", "50")
-    assert len(stub.seen) == 11 + 13
-    assert not any(row["human_checked"] for rows in lines(tmp_path / "c").values() for row in rows)
-
-
-@pytest.mark.parametrize(("options", "message"), [
-    (["--out", "{}"], "already there; give another --out"),
-    (["--samples", "-1"], "--samples: expected 0 or more")])
-def test_wrong_use_is_one_line(options, message, exams, tmp_path):
-    options = [option.format(exams) for option in options]
-    with pytest.raises(UserError, match=message):
-        main(["generate", "--data", "x", "--out", str(tmp_path / "x"), "--api", "m", *options])
+    for options, message in (((out, tmp_path / "c"), "every item has a rationale already"),
+                             ((exams, out), "already there; give another --out"),
+                             ((exams, tmp_path / "c", "--limit", "-1"), "--limit: expected 0 or more")):
+        with pytest.raises(UserError, match=message):
+            ask(stub, "generate", *options)
 
 
 def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exams, tmp_path, capsys):
@@ -177,9 +155,7 @@ def test_rationales_are_read_without_their_marker(text, expected):
     assert read_rationale(text) == expected
 
 
-# ---- sheet, merge --------------------------------------------------------------------------------
-
-YES, NO = dict.fromkeys(checks.CRITERIA, "yes"), dict.fromkeys(checks.CRITERIA, "Y") | {"accurate": "no"}
+YES, NO = dict.fromkeys(CRITERIA, "yes"), dict.fromkeys(CRITERIA, "Y") | {"accurate": "no"}
 
 
 @pytest.fixture
@@ -193,7 +169,7 @@ def data(tmp_path) -> Path:
 
 
 def made_sheet(data: Path, *arguments: str) -> list[dict]:
-    path = data.parent / "s.csv"
+    path = data.with_name("s.csv")
     path.unlink(missing_ok=True)
     main(["sheet", "--data", str(data), "--out", str(path), *arguments])
     with open(path, encoding="utf-8-sig", newline="") as file:
@@ -202,11 +178,11 @@ def made_sheet(data: Path, *arguments: str) -> list[dict]:
 
 def sheet(path: Path, data: Path, cells: dict[str, dict], delimiter: str = ",") -> str:
     """The whole sheet of `data` as a checker saved it, with these cells in the rows of items."""
-    codes = {checks.item_code(item): item.key for item in read_benchmark(data)}
+    codes = {item_code(item): item.key for item in read_benchmark(data)}
     rows = [row | cells.get(codes[row["item"]], {}) for row in made_sheet(data)]
     path.parent.mkdir(exist_ok=True)
     with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, checks.COLUMNS, delimiter=delimiter)
+        writer = csv.DictWriter(file, COLUMNS, delimiter=delimiter)
         writer.writeheader()
         writer.writerows(rows)
     return str(path)
@@ -219,16 +195,15 @@ def merge(data: Path, *sheets: str) -> dict:
 
 
 def test_a_sheet_holds_the_drawn_items_and_no_formula(data):
-    every, some = (made_sheet(data, *options) for options in (
-        ["--language", "ja", "--items", "0"], ["--language", "Japanese", "--items", "9"]))
+    every, some = (made_sheet(data / "Japanese.jsonl", "--items", count) for count in ("0", "9"))
     assert len(every) == 30 and len(some) == 9 and some == [row for row in every if row in some]
     assert every[3]["question"] == "Question: =Japanese 3 ?\nA. Japanese 3\nB (right). \u2028 2"
     assert every[3]["rationale"] == 'Rationale: =because "Japanese",\n3'
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in made_sheet(data) for cell in row.values())
     row = {"question": "?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
     write_lines(data / "Japanese.jsonl", row)
-    with pytest.raises(UserError, match="no item in ja has a rationale to check"):
-        made_sheet(data, "--language", "ja")
+    with pytest.raises(UserError, match="no item has a rationale to check"):
+        made_sheet(data / "Japanese.jsonl")
 
 
 def test_checks_are_merged_with_agreement(data, tmp_path, capsys):

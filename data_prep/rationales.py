@@ -257,7 +257,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
                 "answer, ask up to K times, keep the first rationale whose letter is the key")
         api_client.add_api_options(asking, required=True)
     sheet = commands.add_parser("sheet", help="write a table in which people check rationales",
-                                description=f"A column with yes or no for each of {CRITERIA}.")
+                                description="yes or no for each criterion:\n" + "\n".join(
+                                    f"  {name}: {words}" for name, words in CRITERIA.items()))
     sheet.add_argument("--items", type=int, default=200, metavar="N",
                        help="rationales per language (default 200, as in the paper; 0: all)")
     merge = commands.add_parser("merge", help="add the finished checks to the items")

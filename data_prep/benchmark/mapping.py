@@ -200,7 +200,7 @@ def read_mapped(files: dict[Path, str | None], rows: Callable[[Path], Records], 
             spoken = language_name(tag)
             if key and (value := record.text(key)) not in wanted.split("|"):
                 skipped[f"{key} {value}"] += 1
-            elif not spoken or spoken != (language or spoken):
+            elif not spoken or (language and spoken != language):
                 skipped[f"language {tag}"] += 1
             else:
                 items.append(read_item(record, mapping, source, prefix, spoken, split))

@@ -95,7 +95,7 @@ def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     by_name = {plain(name): text for name, text in pairs}
     if len(by_name) < len(pairs) or not all(isinstance(text, SCALAR) for text in by_name.values()):
         return {}, {}
-    latin = all(re.fullmatch("[A-Z]", name) for name in by_name)
+    latin = "A" in by_name and all(re.fullmatch("[A-Z]", name) for name in by_name)
     if latin or all(map(str.isdigit, by_name)):
         by_name = dict(sorted(by_name.items(), key=lambda pair: (len(pair[0]), pair[0])))
     options = lettered(by_name.values())

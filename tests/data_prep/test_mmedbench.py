@@ -352,6 +352,8 @@ PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
 
 @pytest.mark.parametrize(("changes", "mapping", "expected"), [
     ({}, f"{PATHS},rationale=data.why", {"question": "Q", "answer_idx": "C", "rationale": "r"}),
+    ({"key": "y", "y": 2, "x": 1}, f"{PATHS},options=x+y",
+     {"options": {"A": "1", "B": "2"}, "answer_idx": "B"}),
     ({"key": "o2"}, PATHS, {"answer_idx": "B"}), ({"key": [0, 2]}, PATHS, {"answer_idx": "A,C"}),
     ({"key": 1, "o3": None}, f"{PATHS},kind=0", {"options": {"A": "x", "B": "y"}, "answer_idx": "B"}),
     ({"key": ["y", "Z"]}, f"{PATHS},kind=text", {"answer_idx": "B,C"}),

@@ -42,7 +42,7 @@ PAPER = {
     "Spanish": {"Train": 2_657, "Val": 1_366, "Test": 2_742},
 }
 IN_PAPER = ("medqa", "mcmle", "igakuqa", "frenchmedmcqa", "rumeddanet", "headqa", "mmedbench")
-FLAGS = ("duplicate_of", "leaks", "image_dependent", "blank_options", "equal_options")  # of items, counted
+FLAGS = ("duplicate_of", "leaks", "image_dependent", "equal_options")  # of items, counted
 
 
 def problem_with(raw: Raw) -> str | None:
@@ -61,14 +61,13 @@ def problem_with(raw: Raw) -> str | None:
 
 
 def as_item(raw: Raw, licence: str | None = None) -> dict[str, Any]:
-    """One line of MMedBench, its own keys first. Blank options are flagged, and those whose texts differ only
-    in white space and case, because the item has no unique answer."""
+    """One line of MMedBench, its own keys first. Options whose texts differ only in white space and case are
+    flagged, because the item has no unique answer."""
     folded = {letter: " ".join(text.casefold().split()) for letter, text in raw.options.items()}
     uses = Counter(folded.values())
     item = {"question": raw.question, "options": raw.options, "answer_idx": ",".join(sorted(set(raw.answer))),
             "rationale": raw.rationale, "human_checked": False, "human_check_passed": False, "id": raw.key,
             "source": raw.source, "licence": licence,
-            "blank_options": [letter for letter, text in folded.items() if not text] or None,
             "equal_options": [letter for letter, text in folded.items() if text and uses[text] > 1] or None,
             **raw.extra}
     return {key: value for key, value in item.items() if value is not None}

@@ -57,9 +57,8 @@ def exam_files(path: Path, pattern: str, prefer: str, official: bool) -> dict[Pa
              and not NOT_EXAMS.search(p.relative_to(path).as_posix())}
     chosen = {p: split for p, split in found.items() if split or not official}
     if not chosen:
-        named = ", with train, dev or test in its name" * official
-        raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}{named}; give the "
-                        "file's own path to read it anyway")
+        raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}, or none has train "
+                        "or test in its name; give the file's own path to read it anyway")
     return {p: split for p, split in chosen.items() if prefer in p.absolute().as_posix()} or chosen
 
 

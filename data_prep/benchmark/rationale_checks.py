@@ -93,19 +93,11 @@ def read_sheets(paths: Sequence[str], items: Sequence[ExamItem]) -> Verdicts:
 
 
 def check(paths: Sequence[str], items: Sequence[ExamItem]) -> dict[str, Any]:
-    """Summarise the saved files: which items passed, counts by language, agreement."""
+    """Summarise the saved files: the rationales of each checker, which passed, agreement."""
     verdicts = read_sheets(paths, items)
-    passed = {item.key: all(met["passed"] for met in verdicts[item.key].values())
-              for item in items if item.key in verdicts}
-    languages: dict[str, dict[str, int]] = {}
-    for item in items:
-        if item.key in passed:
-            counts = languages.setdefault(item.language, {"checked": 0, "passed": 0})
-            counts["checked"] += 1
-            counts["passed"] += passed[item.key]
     checkers = Counter(checker for own in verdicts.values() for checker in own)
-    return {"checkers": dict(checkers), "languages": languages, "agreement": agreement(verdicts),
-            "passed": passed}
+    passed = {key: all(met["passed"] for met in own.values()) for key, own in verdicts.items()}
+    return {"checkers": dict(checkers), "agreement": agreement(verdicts), "passed": passed}
 
 
 def agreement(verdicts: Verdicts) -> dict[str, Any]:
@@ -123,12 +115,11 @@ def agreement(verdicts: Verdicts) -> dict[str, Any]:
 
 def summary(report: Mapping[str, Any]) -> str:
     """The report for the terminal."""
-    lines = [f"{name}: {part['passed']:,} of {part['checked']:,} rationales passed, "
-             f"{100 * part['passed'] / part['checked']:.1f} %" for name, part in report["languages"].items()]
-    checkers = ", ".join(f"{name} ({count:,})" for name, count in report["checkers"].items())
-    lines.append(f"passed: every checker of an item found all three criteria met; checkers: {checkers}")
-    found = dict(report["agreement"])
-    lines.append(f"agreement on {found.pop('items'):,} items with several checkers")
+    passed, found = report["passed"].values(), dict(report["agreement"])
+    lines = [f"{sum(passed):,} of {len(passed):,} rationales passed ({100 * mean(passed):.1f} %): every "
+             "checker found all three criteria met",
+             "checkers: " + ", ".join(f"{name} ({count:,})" for name, count in report["checkers"].items()),
+             f"agreement on {found.pop('items'):,} items with several checkers"]
     for what, part in found.items():
         alpha = "not defined" if part["alpha"] is None else f"{part['alpha']:.3f}"
         lines.append(f"  {what} {part['percent']:.1f} %, alpha {alpha}")

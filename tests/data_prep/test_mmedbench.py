@@ -401,14 +401,12 @@ def exam_item(question: str, right: str = "A", **options: str | None) -> dict:
     return {"question": question, "options": options, "answer_idx": right}
 
 
-def test_blank_and_equal_options_are_flagged_and_counted(tmp_path, capsys):
+def test_equal_options_are_flagged_and_counted(tmp_path, capsys):
     items = [exam_item("Q", "B", A="aspirin", B="Heparin", C=" heparin "),
              exam_item("R", "C", A="", B="", C="z")]
     equal, blank = run(tmp_path / "out", *custom(tmp_path / "exam.jsonl", items))["Test/English"]
     assert equal["equal_options"] == ["B", "C"] and "equal_options" not in blank
-    assert blank["blank_options"] == ["A", "B"]
-    flags = json.loads((tmp_path / "out" / "counts.json").read_text())["flags"]
-    assert flags == {"equal_options": 1, "blank_options": 1}
+    assert json.loads((tmp_path / "out" / "counts.json").read_text())["flags"] == {"equal_options": 1}
     assert "equal_options 1" in capsys.readouterr().out
 
 
@@ -504,7 +502,7 @@ def with_map(content: object, name: str = "e.jsonl", mapping: str = MAP) -> tupl
     (({"x.jsonl": [WORLD | {"language": "PL"}]}, "--source globalmedqa={}"), "reasons: language PL 1"),
     (({"x.jsonl": [APOLLO[0] | {"source": "new"}]}, "--source apollo={}"), "reasons: language new 1"),
     (({"ja/x.jsonl": [PROX]}, "--source mmlu-prox={} --language fr"), "in: no folder fr/; it has ja"),
-    (({"x.jsonl": [CARE]}, "--source careqa={}"), "in: no file below this folder matches CareQA_es; give"),
+    (({"x.jsonl": [CARE]}, "--source careqa={}"), "in: no file below this folder matches CareQA_es, or"),
     (with_map([{"q": 1}]), "e.jsonl:1: no key 'question', which the mapping names; it has q"),
     (with_map([exam_item({"x": 1}, A="a")]), "e.jsonl:1: 'question' is a dict, expected a text"),
     (with_map([exam_item("q", 1, A="a", B="b", C="c")]), "e.jsonl:1: the answers are 1, so it is unclear "

@@ -212,7 +212,6 @@ def test_checks_are_merged_with_agreement(data, tmp_path, capsys):
     two = sheet(tmp_path / "Bo.csv", data, dict(zip(keys, [YES, NO, NO, NO, YES | {"note": " late "}])), ";")
     report = merge(data, one, two)
     assert report["passed"] == dict(zip(keys, [True, False, False, False, True]))
-    assert report["languages"] == {"English": {"checked": 5, "passed": 2}}
     assert report["checkers"] == {"Ann": 5, "Bo": 5}
     # alpha = 1 - D_o / D_e: 2 of 10 values in disagreement; 5 yes and 5 no of 10 disagree 50 in 90 times
     assert report["agreement"]["passed"] == {"percent": 80, "alpha": pytest.approx(1 - (2 / 10) / (50 / 90))}
@@ -223,7 +222,7 @@ def test_checks_are_merged_with_agreement(data, tmp_path, capsys):
     passed = [item.human_check_passed for item in read_benchmark(tmp_path / "out")]
     assert passed[:6] == [True, False, False, False, True, None]
     said = capsys.readouterr().out
-    for part in ("English: 2 of 5 rationales passed, 40.0 %", "accurate 80.0 %, alpha 0.640",
+    for part in ("2 of 5 rationales passed (40.0 %)", "accurate 80.0 %, alpha 0.640",
                  "consistent 100.0 %, alpha not defined"):
         assert part in said
 

@@ -21,8 +21,7 @@ def new(code: str, folder: Path) -> Path:
     if path.exists():
         raise UserError(f"{path}: already exists")
     text = Path(__file__).with_name("en.py").read_text(encoding="utf-8")
-    text = text.replace('"en", name="English", native_name="English"',
-                        f'"{code}", name="TODO", native_name="TODO"')
+    text = text.replace('code="en"', f'code="{code}"').replace("English", "TODO")
     text = re.sub("(?m)^    (?=medical_|ordinary_|answers)", "    # TODO translate\n    ", text)
     with atomic_write(path) as file:
         file.write(text)

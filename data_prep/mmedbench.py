@@ -9,7 +9,8 @@ In:  exam files as their authors publish them (data_prep/benchmark/sources.py li
      parquet file of multiple-choice questions through --map (data_prep/benchmark/mapping.py).
 Out: Train/English.jsonl ... Test/Spanish.jsonl, one item a line: question, options {"A": ...}, answer_idx
      "A,C", rationale, human_checked, human_check_passed, id, source, and what the source has besides; `leaks`
-     in a train item that a test item is like (data_prep/benchmark/leaks.py). Val/ where a source has one.
+     in a train item that a test item is like (data_prep/benchmark/leaks.py). Val/ where a source has one;
+     the MMedBench release has none.
      dropped.jsonl has every item that could not be used, with its reason and file:line; counts.json has the
      table printed at the end, reasons, notes and options.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from string import ascii_uppercase
@@ -42,7 +44,7 @@ PAPER = {
     "Spanish": {"Train": 2_657, "Val": 1_366, "Test": 2_742},
 }
 IN_PAPER = ("medqa", "mcmle", "igakuqa", "frenchmedmcqa", "rumeddanet", "headqa", "mmedbench")
-FLAGS = ("duplicate_of", "leaks", "image_dependent", "equal_options")  # of items, counted
+FLAGS = ("duplicate_of", "leaks", "image_dependent", "blank_options", "equal_options")  # of items, counted
 
 
 def problem_with(raw: Raw) -> str | None:
@@ -57,17 +59,22 @@ def problem_with(raw: Raw) -> str | None:
         return "no answer"
     if any(letter not in raw.options for letter in raw.answer):
         return "answer outside the options"
+    try:  # a lone surrogate cannot be written as UTF-8, nor NaN as JSON
+        json.dumps(as_item(raw), ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return "broken Unicode, NaN or endless nesting"
     return None
 
 
 def as_item(raw: Raw, licence: str | None = None) -> dict[str, Any]:
-    """One line of MMedBench, its own keys first. Options whose texts differ only in white space and case are
-    flagged, because the item has no unique answer."""
+    """One line of MMedBench, its own keys first. Blank options are flagged, and those whose texts differ only
+    in white space and case, because the item has no unique answer."""
     folded = {letter: " ".join(text.casefold().split()) for letter, text in raw.options.items()}
     uses = Counter(folded.values())
     item = {"question": raw.question, "options": raw.options, "answer_idx": ",".join(sorted(set(raw.answer))),
             "rationale": raw.rationale, "human_checked": False, "human_check_passed": False, "id": raw.key,
             "source": raw.source, "licence": licence,
+            "blank_options": [letter for letter, text in folded.items() if not text] or None,
             "equal_options": [letter for letter, text in folded.items() if text and uses[text] > 1] or None,
             **raw.extra}
     return {key: value for key, value in item.items() if value is not None}
@@ -77,7 +84,7 @@ def read_items(name: str, path: Path, options: argparse.Namespace, notes: list[s
     """Read the items of a source, with the reason where one is unusable; an error if all are."""
     items = read_source(name, path, options.language, options.map, notes)
     for raw in items:
-        raw.exam, raw.reason = name, problem_with(raw)
+        raw.exam, raw.stated, raw.reason = name, raw.split, problem_with(raw)
     if all(raw.reason for raw in items):
         why = [f"{raw.where}: {raw.reason}" for raw in items[:1]] or notes or ["the files are empty"]
         raise UserError(f"{path}: none of the {len(items)} items read as {name} can be used "
@@ -103,18 +110,20 @@ def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None,
             raw.split = "Test" if rank < test else "Val" if rank < test + val else "Train"
         return
     found = {raw.split for raw in items}
-    if holdout is None or "Test" in found:
+    if holdout is not None and (None in found or ("Train" in found and "Test" not in found)):
+        movable = None if None in found else "Train"
         for raw in items:
-            raw.split = raw.split or "Test"
-        if holdout is not None:
-            notes.append("--holdout not used: the files have a test set")
-        elif None in found:
-            notes.append("the files state no split: all is Test (--holdout FRACTION makes a train part)")
-    else:
-        for raw in items:
-            if raw.split != "Val":
+            if raw.split == movable:
                 raw.split = "Test" if fraction_of(seed, raw.group) < holdout else "Train"
-        notes.append(f"Test is held out by --holdout {holdout:g}, seed {seed}; it is not the official one")
+        notes.append(f"Test is held out by --holdout {holdout:g}, seed {seed}; it is not the official test "
+                     "set")
+        return
+    if holdout is not None:
+        notes.append("--holdout not used: the files have a test set")
+    elif None in found:
+        notes.append("the files state no split: all is Test (--holdout FRACTION makes a train part)")
+    for raw in items:
+        raw.split = raw.split or "Test"
 
 
 def mark_repeats(items: list[Raw]) -> list[list[Raw]]:
@@ -153,25 +162,48 @@ def place(language: str, items: list[Raw], options: argparse.Namespace, notes: d
 
 
 def counts_of(items: list[Raw]) -> dict[str, Any]:
-    """What was written by language, source and split, beside the paper's counts of its own sources; how many
-    items have a flag; leaks by rule; what was dropped, by reason."""
-    written = [raw for raw in items if not raw.reason]
-    table = Counter((raw.language, raw.exam, raw.split) for raw in written)
-    leaks = [raw.line["leaks"]["rule"] for raw in items if "leaks" in raw.line]
-    return {"table": [{"language": language, "source": name, "split": split, "items": count,
-                       "paper": PAPER.get(language, {}).get(split) if name in IN_PAPER else None}
-                      for (language, name, split), count in sorted(table.items())],
-            "flags": Counter(flag for raw in written for flag in FLAGS if raw.line.get(flag)),
-            "leaks": Counter(leaks), "dropped": Counter(raw.reason for raw in items if raw.reason)}
+    """Rows by language, source and split: items read, written and dropped, the paper's count, flags; leaks
+    by rule; what was dropped, by reason. Read minus dropped is written, except for what a random split
+    moved."""
+    groups: dict[tuple[str, str], list[Raw]] = defaultdict(list)
+    for raw in items:
+        groups[raw.language, raw.exam].append(raw)
+    languages = [*PAPER, *sorted({language for language, _ in groups} - set(PAPER))]
+    table = []
+    for language, name in sorted(groups, key=lambda pair: languages.index(pair[0])):
+        for split in SPLITS:
+            read = [raw for raw in groups[language, name] if raw.stated == split]
+            written = [raw for raw in groups[language, name] if not raw.reason and raw.split == split]
+            comparable = name in IN_PAPER and (name, split) != ("mmedbench", "Val")  # not in the release
+            paper = PAPER.get(language, {}).get(split) if comparable else None
+            if written or paper:
+                table.append({"language": language, "source": name, "split": split, "read": len(read),
+                              "items": len(written), "paper": paper,
+                              "dropped": dict(Counter(raw.reason for raw in read if raw.reason)),
+                              **{flag: sum(bool(raw.line.get(flag)) for raw in written) for flag in FLAGS}})
+    leaks = Counter(raw.line["leaks"]["rule"] for raw in items if "leaks" in raw.line)
+    dropped = Counter(raw.reason for raw in items if raw.reason)
+    return {"table": table, "leaks": dict(leaks.most_common()), "dropped": dict(dropped.most_common())}
 
 
 def format_table(report: dict[str, Any]) -> str:
-    """Format the counts as text."""
-    lines = [f"{'language':10} {'source':14} {'split':6} {'items':>7} {'paper':>7}"]
-    lines += [f"{row['language']:10} {row['source']:14} {row['split']:6} {row['items']:>7,} "
-              f"{row['paper'] or '-':>7}" for row in report["table"]]
+    """Format the counts as text, with the totals that the paper prints."""
+    lines = [f"{'language':10} {'source':14} {'split':6} {'in files':>8} {'items':>7} {'paper':>7}"]
+    for row in report["table"]:
+        paper = "-" if row["paper"] is None else f"{row['paper']:,}"
+        notes = [f"-{count:,} {reason}" for reason, count in row["dropped"].items()]
+        notes += [f"{flag} {row[flag]:,}" for flag in FLAGS if row[flag]]
+        lines.append(f"{row['language']:10} {row['source']:14} {row['split']:6} {row['read']:>8,} "
+                     f"{row['items']:>7,} {paper:>7}  {'; '.join(notes)}".rstrip())
+    compared = [row for row in report["table"] if row["paper"] is not None]
+    missing = [language for language in PAPER if language not in {row["language"] for row in compared}]
+    for split in ("Train", "Test") if compared else ():
+        items = sum(row["items"] for row in compared if row["split"] == split)
+        paper = sum(counts[split] for counts in PAPER.values())
+        lines.append(f"{'MMedBench':25} {split:15} {items:>7,} {paper:>7,}"
+                     + (f"  no source given for {', '.join(missing)}" if missing else ""))
     lines += [f"{name}: {note}" for name, notes in report["notes"].items() for note in notes]
-    for key, title in (("flags", "flagged items"), ("leaks", "train items that leak a test item, by rule"),
+    for key, title in (("leaks", "train items that leak a test item, by rule"),
                        ("dropped", "dropped (listed in dropped.jsonl)")):
         if counts := report[key]:
             lines.append(f"{title}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
@@ -192,9 +224,9 @@ def convert(options: argparse.Namespace) -> tuple[list[Raw], dict[str, Any]]:
         if options.drop_leaks:
             train[position].reason = f"leaks a test item ({leak['rule']})"
     return items, {
-        "format": 3, "seed": options.seed, "holdout": options.holdout,
+        "format": 2, "seed": options.seed, "holdout": options.holdout,
         "sources": [{"name": name, "path": path.name} for name, path in options.entries],
-        "notes": notes, **counts_of(items)}
+        "notes": {name: list(dict.fromkeys(part)) for name, part in notes.items()}, **counts_of(items)}
 
 
 def files_of(items: list[Raw]) -> dict[str, list[dict[str, Any]]]:
@@ -241,7 +273,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         given.entries.append((name, Path(path).expanduser()))
     if given.holdout is not None and not 0 < given.holdout < 1:
         raise UsageError(f"--holdout={given.holdout:g}: expected a fraction between 0 and 1, such as 0.2")
-    if any(given.out.glob("*")) and not (given.out / "counts.json").is_file():
+    if (given.out.is_file() or any(given.out.glob("*"))) and not (given.out / "counts.json").is_file():
         raise UserError(f"{given.out}: not a folder that this command wrote; give another --out")
     return given
 

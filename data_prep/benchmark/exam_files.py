@@ -1,7 +1,7 @@
 """Finds the files of a published exam, with their splits, and reads their records.
 
 In: a file, or a folder of CSV, JSON lines, JSON (an array, or an object by id) and parquet files.
-Out: (place, record) in a stable order; the place is file:line, file:item or "file: id".
+Out: (place, record) in a stable order; the place is file:line or "file: item N".
 """
 from __future__ import annotations
 
@@ -47,18 +47,23 @@ def stated_split(path: Path, given: Path) -> str | None:
     return next(filter(None, map(split_of, reversed(names))), None)
 
 
-def exam_files(path: Path, pattern: str, prefer: str, official: bool) -> dict[Path, str | None]:
+def exam_files(path: Path, pattern: str, prefer: str, official: bool,
+               notes: list[str]) -> dict[Path, str | None]:
     """The file itself, or the files below a folder whose path matches `pattern`, each with its split; with
     `official` only those that state one; only those with `prefer` in their path, if any have."""
     if path.is_file():
         return {path: stated_split(path, path)}
     found = {p: stated_split(p, path) for p in find_inputs([path], SUFFIXES)
-             if re.search(pattern, p.absolute().as_posix())
-             and not NOT_EXAMS.search(p.relative_to(path).as_posix())}
-    chosen = {p: split for p, split in found.items() if split or not official}
+             if not NOT_EXAMS.search(p.relative_to(path).as_posix())}
+    matching = {p: split for p, split in found.items() if re.search(pattern, p.absolute().as_posix())}
+    chosen = {p: split for p, split in matching.items() if split or not official}
     if not chosen:
-        raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}, or none has train "
-                        "or test in its name; give the file's own path to read it anyway")
+        named = ", with train, dev or test in its name" * official
+        has = ", ".join(p.relative_to(path).as_posix() for p in [*found][:5]) or "none"
+        raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}{named} (it has "
+                        f"{has}); give the file's own path to read it anyway")
+    if others := [p.name for p in matching if p not in chosen]:
+        notes.append(f"skipped, no train, dev or test in the name: {', '.join(others[:5])}")
     return {p: split for p, split in chosen.items() if prefer in p.absolute().as_posix()} or chosen
 
 
@@ -69,28 +74,48 @@ def parse_json(data: str | bytes) -> Any:
 
 def records(path: Path, encodings: tuple[str, ...] = UTF8) -> Records:
     """The records of one file; `encodings` are those of a table."""
-    def bad(reason: str, number: int, size: int) -> None:
-        raise UserError(f"{path}:{number}: {reason}")
-
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         yield from csv_records(path, encodings)
+    elif suffix == ".json":
+        yield from json_records(path)
+    else:
+        yield from line_records(path, suffix)
+
+
+def line_records(path: Path, suffix: str) -> Records:
+    """The records of JSON lines or of a parquet file."""
+    def bad(reason: str, number: int, size: int) -> None:
+        raise UserError(f"{path}:{number}: {reason}")
+
+    yield from ((f"{path}:{number}", record) for number, record in read_records(path, suffix, bad))
+
+
+def json_records(path: Path) -> Records:
+    """The records of an array, of an object that has them by id, or of JSON lines that are named .json."""
+    check_file(path, MAX_JSON_BYTES)
+    try:
+        value = parse_json(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        if "Extra data" not in str(error):
+            raise UserError(f"{path}: not valid JSON ({error})") from None
+        yield from line_records(path, ".jsonl")
         return
-    found = read_records(path, suffix, bad)
-    if suffix == ".json" and path.read_bytes()[:2] in UTF16:
-        found = enumerate(parse_json(path.read_bytes()), 1)
-    for number, record in found:
-        if suffix == ".json" and all(isinstance(value, dict) for value in record.values()):  # an object by id
-            yield from ((f"{path}: {key}", {ID: key, **value}) for key, value in record.items())
-        else:
-            yield f"{path}:{number}", record
+    if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
+        items = {key: {ID: key, **item} for key, item in value.items()}
+    else:
+        items = {f"item {n}": item for n, item in enumerate(value if isinstance(value, list) else [value], 1)}
+    for name, item in items.items():
+        if not isinstance(item, dict):
+            raise UserError(f"{path}: {name}: expected an object, got {type(item).__name__}")
+        yield f"{path}: {name}", item
 
 
 def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
                 header: Sequence[str] | None = None) -> Records:
     """The records of a table, in the first encoding that fits; `header`: the columns of one without a header.
 
-    Spreadsheets also write semicolons, tabs and UTF-16.
+    Spreadsheets also write semicolons, tabs, UTF-16 and blank rows. Quoted cells may contain line breaks.
     """
     check_file(path, MAX_JSON_BYTES)
     data = path.read_bytes()
@@ -104,14 +129,20 @@ def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
         raise UserError(f"{path}: not in {' or '.join(encodings)}; convert the file to UTF-8")
     csv.field_size_limit(10_000_000)  # the default of 131,072 is less than a long case with its tables
     delimiter = "," if header else max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), header, delimiter=delimiter, strict=True)
+    reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1
     try:
-        for row in rows:
-            if any(row.pop(None, ())) or None in row.values():  # published ones have empty cells at the end
-                raise UserError(f"{path}:{rows.line_num}: expected {len(rows.fieldnames)} columns")
-            yield f"{path}:{rows.line_num}", {name.strip(): cell for name, cell in row.items()}
+        for row in reader:
+            place, line = f"{path}:{line}", reader.line_num + 1
+            if not any(cell.strip() for cell in row):
+                continue
+            if not header:
+                header = [name.strip() for name in row]
+            elif len(row) < len(header) or any(row[len(header):]):  # published rows may end in empty cells
+                raise UserError(f"{place}: {len(row)} columns, expected {len(header)}")
+            else:
+                yield place, dict(zip(header, row))
     except csv.Error as error:
-        raise UserError(f"{path}:{rows.line_num}: not valid CSV ({error})") from None
+        raise UserError(f"{path}:{line}: not valid CSV ({error})") from None
 
 
 def write_folder(out: Path, files: Mapping[str, Iterable[dict]], report_name: str, report: Any) -> None:

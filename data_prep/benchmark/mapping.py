@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.benchmark.exam_files import Records, split_of
-from data_prep.benchmark.options import SCALAR, marked_options, option_texts, read_answer, without_letters
+from data_prep.benchmark.options import (
+    SCALAR,
+    lettered,
+    marked_options,
+    option_texts,
+    plain,
+    read_answer,
+    without_letters,
+)
 from data_prep.filters.language_codes import language_code
 from mmed.languages import all_languages
 from mmed.prompts import ExamItem
@@ -37,6 +45,7 @@ class Raw(ExamItem):
     source: str = ""
     group: str = ""  # items with the same group stay on one side of a random split; empty: the key
     exam: str = ""  # the name given to --source
+    stated: str | None = None  # the split that its file states
     reason: str | None = None  # why it is dropped
     line: dict[str, Any] = field(default_factory=dict)  # what is written
 
@@ -58,6 +67,8 @@ def parse_mapping(text: str) -> dict[str, str]:
         key, _, value = map(str.strip, part.partition("="))
         if key not in MAP_KEYS or not value:
             raise UsageError(f"--map {part}: expected KEY=VALUE, with one of the keys {', '.join(MAP_KEYS)}")
+        if key == "filter" and "=" not in value:
+            raise UsageError(f"--map {part}: expected filter=KEY=VALUE")
         given[key] = value
     if missing := [key for key in MAP_KEYS[:3] if key not in given]:
         raise UsageError(f"--map {text}: {missing[0]!r} is missing (question=..., options=... and "
@@ -116,7 +127,10 @@ def read_options(record: Record, paths: str) -> tuple[dict[str, str], dict[str, 
         if all(record.find(column) is not MISSING for column in columns):
             break
     values = [record.value(column) for column in columns]
-    return option_texts(dict(zip(columns, values)) if len(columns) > 1 else values[0])
+    if len(columns) == 1:
+        return option_texts(values[0])
+    options = lettered(values)
+    return options, {plain(column.removesuffix("?")): letter for column, letter in zip(columns, options)}
 
 
 def resolve_numbers(items: list[Raw], kind: str) -> None:
@@ -174,7 +188,7 @@ def read_item(record: Record, mapping: Mapping[str, str], name: str, prefix: str
             value = any(value.values())
         flag = bool(value) and str(value).lower() not in ("false", "0", "no")
         extra["image_dependent"] = flag != mapping["image"].startswith("!")
-    extra |= {key: record.values[key] for key in mapping["keep"].split("+") if key in record.values}
+    extra |= {key: value for key in mapping["keep"].split("+") if (value := record.find(key)) is not MISSING}
     if (stated := record.value(mapping["split"])) is not None:
         split = split_of(str(stated))
     source = "-".join(filter(None, (name, record.text(mapping["source"]))))
@@ -200,7 +214,11 @@ def read_mapped(files: dict[Path, str | None], rows: Callable[[Path], Records], 
             spoken = language_name(tag)
             if key and (value := record.text(key)) not in wanted.split("|"):
                 skipped[f"{key} {value}"] += 1
-            elif not spoken or (language and spoken != language):
+            elif not tag:
+                raise UserError(f"{where}: the language of {source!r} is unknown; give it with --language")
+            elif not spoken:
+                skipped[f"no language file for {tag}"] += 1
+            elif language and spoken != language:
                 skipped[f"language {tag}"] += 1
             else:
                 items.append(read_item(record, mapping, source, prefix, spoken, split))

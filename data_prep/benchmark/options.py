@@ -21,7 +21,7 @@ TEXTS = ("value", "text", "content", "atext")
 # punctuation may be full-width.
 LETTER, DOTS = "[(（]?([A-Za-zＡ-Ｚａ-ｚ])", r").:．）：、"
 OPTION_START = re.compile(rf"\s*{LETTER}[{DOTS}]\s*")
-OPTION_LINE = re.compile(rf"(?:^|\n)\s*{LETTER}[{DOTS}\u3000 ]\s*")
+OPTION_LINE = re.compile(rf"(?:^|\n)\s*{LETTER}(?:[{DOTS}]|(?<![(（].)[\u3000 ])\s*")  # not "(a case"
 OPTION_INLINE = re.compile(r"(?:^|\s|(?=（))[(（]([A-ZＡ-Ｚ])[)）]\s*")
 
 
@@ -31,7 +31,7 @@ def plain(text: Any) -> str:
     >>> plain(" Ｂ．"), plain("(c)"), plain("②"), plain(2.0)
     ('B', 'C', '2', '2')
     """
-    return unicodedata.normalize("NFKC", str(text)).strip("().:[]? ").upper().removesuffix(".0")
+    return unicodedata.normalize("NFKC", str(text)).strip("().:[] ").upper().removesuffix(".0")
 
 
 def unpacked(value: Any) -> Any:
@@ -95,7 +95,7 @@ def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     by_name = {plain(name): text for name, text in pairs}
     if len(by_name) < len(pairs) or not all(isinstance(text, SCALAR) for text in by_name.values()):
         return {}, {}
-    latin = "A" in by_name and all(re.fullmatch("[A-Z]", name) for name in by_name)
+    latin = all(re.fullmatch("[A-Z]", name) for name in by_name)
     if latin or all(map(str.isdigit, by_name)):
         by_name = dict(sorted(by_name.items(), key=lambda pair: (len(pair[0]), pair[0])))
     options = lettered(by_name.values())

@@ -91,8 +91,7 @@ def mmlu_rows(path: Path) -> Records:
 def apollo_rows(path: Path) -> Records:
     """Apollo's version of CMB, CMExam, MedQA ...; the exam's name determines the language."""
     for where, record in records(path):
-        name = str(record.get("source"))
-        yield where, record | {"language": APOLLO_LANGUAGES.get(name, name)}
+        yield where, record | {"language": APOLLO_LANGUAGES.get(str(record.get("source")))}
 
 
 def files_below(folder: Any) -> Iterator[Any]:
@@ -107,26 +106,31 @@ def read_mmedbench(path: Path) -> Iterator[Raw]:
         files = files_below(zipfile.Path(path) if path.is_file() else path)
         found = {match.groups(): file for file in sorted(files, key=str)
                  if (match := RELEASE_FILE.search(str(file)))}
+        if not found:
+            raise UserError(f"{path}: no Train/English.jsonl, Test/English.jsonl ... among its files; is "
+                            "this MMedBench?")
         for (split, language), file in found.items():
             with file.open("rb") as opened:
-                data = opened.read(MAX_JSON_BYTES)
+                data = opened.read(MAX_JSON_BYTES + 1)
+            if len(data) > MAX_JSON_BYTES:
+                raise UserError(f"{file}: larger than {MAX_JSON_BYTES:,} bytes")
             for number, line in enumerate(data.split(b"\n"), 1):
                 if line.strip():
                     yield released_item(line, split, language, f"{file}:{number}")
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable zip archive ({error}); MMedBench comes as .zip or as a "
                         "folder with Train/ and Test/") from None
 
 
 def released_item(line: bytes, split: str, language: str, where: str) -> Raw:
     try:
-        record = Record(parse_json(line), where)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
+        record = Record(dict(parse_json(line)), where)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{where}: not MMedBench's form, an object a line ({error})") from None
     ours = ("question", "options", "answer_idx", "rationale", "id", "source")
-    options = option_texts(record.value("options"))[0]
+    options = option_texts(record.value("options?"))[0]
     # MMedLM: `answer_idx` is a string or a list in the release; the official code takes either.
-    answer = read_answer(record.value("answer_idx"), options, {})
+    answer = read_answer(record.value("answer_idx?"), options, {})
     extra = {key: value for key, value in record.values.items() if key not in ours}
     return Raw(record.text("question"), options, tuple(answer), record.text("rationale?"), language,
                record.text("id?"), extra=extra, split=split, where=where,
@@ -224,6 +228,10 @@ def read_source(name: str, path: Path, language: str, given: str, notes: list[st
     elif not source.language and not mapping["language"] and path.is_dir():
         if others := sorted(p.name for p in path.iterdir() if p.is_dir() and language_name(p.name)):
             raise UserError(f"{path}: no folder {code}/; it has {', '.join(others)}")
-    files = exam_files(path, source.files, source.prefer, source.official)
+    files = exam_files(path, source.files, source.prefer, source.official, notes)
     own_name = "" if name == "custom" else name
-    return read_mapped(files, source.rows, mapping, own_name, source.prefix, spoken, notes)
+    items = read_mapped(files, source.rows, mapping, own_name, source.prefix, spoken, notes)
+    if name == "pubmedqa" and any(raw.split is None for raw in items):
+        notes.append("test_ground_truth.json, which names the 500 test items, is not beside the file: no "
+                     "split is known")
+    return items

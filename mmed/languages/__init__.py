@@ -18,6 +18,7 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mmed.utils.errors import UserError, require_extra
 
@@ -40,6 +41,8 @@ def split_spaced(text: str) -> list[str]:
 
     >>> split_spaced("The patient's BP (120/80) didn't fall, 3.5 mg.")
     ['The', 'patient', "'s", 'BP', '(', '120/80', ')', 'did', "n't", 'fall', ',', '3.5', 'mg', '.']
+    >>> split_spaced("l'hôpital, 37,2 °C")
+    ["l'hôpital", ',', '37,2', '°', 'C']
     """
     return _SPACED.findall(text)
 
@@ -61,9 +64,14 @@ def nltk_words(text: str) -> list[str]:
     download, and nothing English in Spanish; only full stops after abbreviations ("Dr. Li") can become tokens
     of their own.
     """
-    sentences = require_extra("nltk.tokenize.punkt", "words").PunktSentenceTokenizer()
-    words = require_extra("nltk.tokenize.destructive", "words").NLTKWordTokenizer()
+    sentences, words = _nltk()
     return [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
+
+
+@functools.cache
+def _nltk() -> tuple[Any, Any]:
+    words = require_extra("nltk.tokenize.destructive", "words").NLTKWordTokenizer()
+    return require_extra("nltk.tokenize.punkt", "words").PunktSentenceTokenizer(), words
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,9 @@ def test_presets_read_the_published_layouts(name, files, written, reasons, tmp_p
         write(tmp_path / "in" / file, content)
     language = ["--language", "French"] if name in ("global-mmlu", "mmlu-prox") else []
     got = run(tmp_path / "out", "--source", f"{name}={tmp_path / 'in'}", *language)
-    assert [line["reason"] for line in got.pop("dropped")] == reasons
+    dropped = got.pop("dropped")
+    assert [line["reason"] for line in dropped] == reasons
+    assert all(line["where"].startswith(str(tmp_path / "in")) and ":" in line["where"] for line in dropped)
     assert got.keys() == written.keys()
     for file, expected in written.items():
         for item, parts in zip(got[file], expected, strict=True):
@@ -264,9 +266,11 @@ def test_headqa_holds_out_the_same_questions_in_both_languages(tmp_path):
 
 
 def test_a_map_changes_single_entries_of_a_preset(tmp_path):
-    path = write(tmp_path / "train.json", [medmcqa_item(2)])
-    item, = run(tmp_path / "out", "--source", f"medmcqa={path}", "--map", "kind=1")["Train/English"]
-    assert item["answer_idx"] == "B"
+    both = ["--source", f"medmcqa={write(tmp_path / 'train.json', [medmcqa_item(2)])}"]
+    assert "from 0 or from 1; add --map kind=0 or kind=1" in error_of(tmp_path, *both)
+    for kind, letter in (("0", "C"), ("1", "B")):
+        item, = run(tmp_path / kind, *both, "--map", f"kind={kind}")["Train/English"]
+        assert item["answer_idx"] == letter
 
 
 def test_a_fold_of_pubmedqa_is_what_its_name_says(tmp_path):
@@ -297,9 +301,15 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
     snapshots = ["--source", f"mmedbench={tmp_path / 'snapshots'}"]
     item, = run(tmp_path / "deep", *snapshots)["Test/English"]
     assert item["rationale"] == "" and "meta_info" not in item
-    write(deep, b'{"question": "\xff"}')
-    assert "English.jsonl:1: not JSON" in error_of(tmp_path, *snapshots)
-    release.write_bytes(release.read_bytes()[:200])
+    for line in (b'{"question": "\xff"}', b"5", b"[" * 99_999):
+        write(deep, line)
+        assert "English.jsonl:1: not MMedBench's form" in error_of(tmp_path, *snapshots)
+    write(deep, b'{"question": "q"}')
+    assert "English.jsonl:1: no readable options" in error_of(tmp_path, *snapshots)
+    deep.rename(deep.with_name("more.jsonl"))
+    assert "no Train/English.jsonl, Test/English.jsonl" in error_of(tmp_path, *snapshots)
+    data = release.read_bytes()
+    release.write_bytes(data[:len(data) // 2])
     assert "not a readable zip" in error_of(tmp_path, "--source", f"mmedbench={release}")
 
 
@@ -313,7 +323,8 @@ AB = {"A": "x", "B": "y"}
         '{"option1": "x", "option2": "y", "option3": NaN}', "['x', 'y', None]", {"Ｂ": "y", "Ａ": "x"},
         {"А": "x", "Б": "y"}, "Ａ．x\nＢ．y", "（A）x（B）y", ["x", "y", None, ""])),
     ({"A": "x", "B": None, "C": 2, "D": " ", "E": None}, {"A": "x", "B": "", "C": "2"}),
-    ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}),
+    ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}), (["x", None, ""], {"A": "x"}),
+    ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}), ({"C": "y", "B": "x"}, {"B": "x", "C": "y"}),
     *((value, {}) for value in (
         "x or y", [["x"]], {"A": "x", "a": "y"}, None, {"A": {"x": 1}}, "[x", "(A) x (B) y (B) z"))])
 def test_options_are_read_in_published_forms(value, options):
@@ -325,6 +336,7 @@ def test_options_are_read_in_published_forms(value, options):
     ("A man.\na 甲\nb 乙", "A man.", {"A": "甲", "B": "乙"}),
     ("どれか。\n\na　甲\n\nb　乙", "どれか。", {"A": "甲", "B": "乙"}),
     ("Hepatitis A. or B. is", "Hepatitis A. or B. is", {}), ("", "", {}),
+    ("Vitamin (C) is? (A) x (B) y", "Vitamin (C) is?", AB), ("(a man\n(b ill", "(a man\n(b ill", {}),
 ])
 def test_options_are_found_inside_the_question(text, stem, options):
     assert marked_options(text) == (stem, options)
@@ -340,7 +352,8 @@ def test_answers_are_read_as_they_are_written(written):
 
 @pytest.mark.parametrize(("written", "kind", "read"), [
     ("AB", "", ["B"]), ("AB", "text", ["B"]), ("1", "text", ["A"]), ("１", "", ["1"]), (-1, "", []),
-    *((written, "", [written]) for written in ("yes", "CAD", "cab", "a or b", "2"))])
+    (2.0, "", ["2"]), (None, "", []),
+    *((written, "", [written]) for written in ("yes", "CAD", "cab", "a or b", "2", "B?"))])
 def test_other_answers_stay_as_they_are(written, kind, read):
     assert read_answer(written, dict(zip("ABC", ["1", "AB", "z"])), {}, kind) == read
 
@@ -354,6 +367,9 @@ PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
     ({}, f"{PATHS},rationale=data.why", {"question": "Q", "answer_idx": "C", "rationale": "r"}),
     ({"key": "y", "y": 2, "x": 1}, f"{PATHS},options=x+y",
      {"options": {"A": "1", "B": "2"}, "answer_idx": "B"}),
+    ({"key": 1, "y": 2, "x": 1}, f"{PATHS},options=y+x,kind=1,keep=data.why",
+     {"options": {"A": "2", "B": "1"}, "answer_idx": "A", "data.why": "r"}),
+    ({"o1": "A. x"}, PATHS, {"options": {"A": "A. x", "B": "y", "C": "z"}}),
     ({"key": "o2"}, PATHS, {"answer_idx": "B"}), ({"key": [0, 2]}, PATHS, {"answer_idx": "A,C"}),
     ({"key": 1, "o3": None}, f"{PATHS},kind=0", {"options": {"A": "x", "B": "y"}, "answer_idx": "B"}),
     ({"key": ["y", "Z"]}, f"{PATHS},kind=text", {"answer_idx": "B,C"}),
@@ -387,6 +403,8 @@ SEMICOLONS = "q;a;b;key\r\nQé;x;y;B;;\r\n"
     ("e.tsv", SEMICOLONS.replace(";", "\t")), ("e.csv", SEMICOLONS.replace(";", "\t").encode("utf-16")),
     ("e.json", "\ufeff" + json.dumps([ROW], indent=1)),
     ("e.json", json.dumps([ROW], indent=1, ensure_ascii=False).encode("utf-16")),
+    ("e.json", '{"7": {\n' + json.dumps(ROW)[1:] + "}"), ("e.json", json.dumps({"7": ROW}).encode("utf-16")),
+    ("e.csv", "\r\nq,a,b,key\r\n,,,\r\nQé,x,y,B\r\n  \r\n"),
     ("e.jsonl", "\ufeff" + json.dumps(ROW) + "\r\n")])
 def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):
     write(tmp_path / "in" / name, data)
@@ -397,17 +415,54 @@ def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):
     assert (item["question"], item["options"], item["answer_idx"]) == ("Qé", {"A": "x", "B": "y"}, "B")
 
 
+def test_rows_of_a_table_are_items_or_dropped_with_their_line(tmp_path):
+    rows = 'n,stem,a,b,c,key,why\n1,"Q\n1",x,y,,2,r\n2,Q2,x,y,z,3,\n3,,x,y,z,1,\n'
+    mapping = "question=stem,options=a+b+c,answer=key,kind=1,id=n,rationale=why"
+    got = run(tmp_path / "out", *custom(tmp_path / "exam.csv", rows, mapping, "es"))
+    assert [(item["id"], item["answer_idx"], len(item["options"]), item["rationale"])
+            for item in got["Test/Spanish"]] == [("exam-1", "B", 2, "r"), ("exam-2", "C", 3, "")]
+    lost, = got["dropped"]
+    assert lost["reason"] == "empty question" and lost["where"].endswith("exam.csv:5")
+
+
 def exam_item(question: str, right: str = "A", **options: str | None) -> dict:
     return {"question": question, "options": options, "answer_idx": right}
 
 
-def test_equal_options_are_flagged_and_counted(tmp_path, capsys):
+def test_blank_and_equal_options_are_flagged_and_counted(tmp_path, capsys):
     items = [exam_item("Q", "B", A="aspirin", B="Heparin", C=" heparin "),
-             exam_item("R", "C", A="", B="", C="z")]
-    equal, blank = run(tmp_path / "out", *custom(tmp_path / "exam.jsonl", items))["Test/English"]
+             exam_item("R", "C", A="", B="", C="z"), exam_item("S\ud800", A="a", B="b")]
+    equal, blank = run(tmp_path / "out", *custom(tmp_path / "exam.json", items))["Test/English"]
     assert equal["equal_options"] == ["B", "C"] and "equal_options" not in blank
-    assert json.loads((tmp_path / "out" / "counts.json").read_text())["flags"] == {"equal_options": 1}
-    assert "equal_options 1" in capsys.readouterr().out
+    assert blank["blank_options"] == ["A", "B"] and "blank_options" not in equal
+    row, = json.loads((tmp_path / "out" / "counts.json").read_text())["table"]
+    assert row["equal_options"] == row["blank_options"] == 1 and (row["items"], row["paper"]) == (2, None)
+    said = capsys.readouterr().out
+    assert "blank_options 1; equal_options 1\n" in said
+    assert "dropped (listed in dropped.jsonl): broken Unicode, NaN or endless nesting 1\n" in said
+
+
+def test_counts_stand_beside_the_papers_and_name_what_is_missing(tmp_path, capsys):
+    write(tmp_path / "in" / "train.json", [french_item(1), french_item(2, correct_answers=[])])
+    write(tmp_path / "in" / "all.json", [french_item(3)])
+    run(tmp_path / "out", "--source", f"frenchmedmcqa={tmp_path / 'in'}")
+    missing = "  no source given for English, Chinese, Japanese, Russian, Spanish"
+    assert capsys.readouterr().out.splitlines()[1:-1] == [
+        "French     frenchmedmcqa  Train         2       1   2,171  -1 no answer",
+        "French     frenchmedmcqa  Val           0       0     312",
+        "French     frenchmedmcqa  Test          0       0     622",
+        "MMedBench                 Train                 1  45,048" + missing,
+        "MMedBench                 Test                  0   8,518" + missing,
+        "frenchmedmcqa: skipped, no train, dev or test in the name: all.json",
+        "dropped (listed in dropped.jsonl): no answer 1"]
+
+
+def test_a_hold_out_moves_only_what_states_no_split(tmp_path):
+    for name in ("train", "other"):
+        write(tmp_path / "in" / f"{name}.jsonl", [medqa_item(f"{name} {i}") for i in range(30)])
+    got = run(tmp_path / "out", *custom(tmp_path / "in", None), "--holdout", "0.5")
+    assert all(item["question"].startswith("other") for item in got["Test/English"])
+    assert 5 < len(got["Test/English"]) < 25
 
 
 def test_repeats_are_marked_and_stay_on_one_side(tmp_path):
@@ -483,6 +538,8 @@ def test_only_an_own_folder_is_replaced_and_a_failure_leaves_it(tmp_path, monkey
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
     with pytest.raises(UserError, match="not a folder that this command wrote"):
         run(tmp_path / "in", *source)
+    with pytest.raises(UserError, match="not a folder that this command wrote"):
+        run(tmp_path / "in" / "train.json", *source)
 
 
 def with_map(content: object, name: str = "e.jsonl", mapping: str = MAP) -> tuple[dict, str]:
@@ -499,15 +556,23 @@ def with_map(content: object, name: str = "e.jsonl", mapping: str = MAP) -> tupl
     (({}, f"--source custom=x --map {MAP}"), "needs --language"),
     (({}, "--source medqa=x --holdout 2"), "between 0 and 1"),
     (({"test.jsonl": [KOREAN]}, "--source kormedmcqa={}"), "unknown language 'ko'"),
-    (({"x.jsonl": [WORLD | {"language": "PL"}]}, "--source globalmedqa={}"), "reasons: language PL 1"),
-    (({"x.jsonl": [APOLLO[0] | {"source": "new"}]}, "--source apollo={}"), "reasons: language new 1"),
+    (({"x.jsonl": [WORLD | {"language": "PL"}]}, "--source globalmedqa={}"),
+     "reasons: no language file for PL 1"),
+    (({"x.jsonl": [APOLLO[0] | {"source": "new"}]}, "--source apollo={}"),
+     "x.jsonl:1: the language of 'apollo' is unknown; give it with --language"),
     (({"ja/x.jsonl": [PROX]}, "--source mmlu-prox={} --language fr"), "in: no folder fr/; it has ja"),
-    (({"x.jsonl": [CARE]}, "--source careqa={}"), "in: no file below this folder matches CareQA_es, or"),
+    (({"x.jsonl": [CARE]}, "--source careqa={}"),
+     "in: no file below this folder matches CareQA_es (it has x.jsonl); give"),
+    (({"x.jsonl": [french_item(1)]}, "--source frenchmedmcqa={}"),
+     "with train, dev or test in its name (it has x.jsonl)"),
+    (with_map("", mapping=f"{MAP},filter=health"), "expected filter=KEY=VALUE"),
+    (with_map("question,options,answer_idx\n1\n", "e.csv"), "e.csv:2: 1 columns, expected 3"),
+    (with_map('question\n"2', "e.csv"), "e.csv:2: not valid CSV"),
     (with_map([{"q": 1}]), "e.jsonl:1: no key 'question', which the mapping names; it has q"),
     (with_map([exam_item({"x": 1}, A="a")]), "e.jsonl:1: 'question' is a dict, expected a text"),
     (with_map([exam_item("q", 1, A="a", B="b", C="c")]), "e.jsonl:1: the answers are 1, so it is unclear "
      "whether options are counted from 0 or from 1; add --map kind=0 or kind=1"),
-    (with_map("[{},\n", "e.json"), "e.json:1: not JSON"),
+    (with_map("[{},\n", "e.json"), "e.json: not valid JSON ("),
     (with_map("q,a\né,x\n".encode("latin-1"), "e.csv"), "e.csv: not in utf-8-sig; convert the"),
     (with_map([], "e.json"), "none of the 0 items read as custom can be used (the files are empty)"),
 ])

@@ -3,12 +3,12 @@
     python -m data_prep.rationales generate --data MMedBench/Test --api MODEL_NAME --out with_rationales
     python -m data_prep.rationales generate --data MMedBench/Train --api MODEL_NAME --out sampled --samples 8
     python -m data_prep.rationales topics   --data with_rationales --api MODEL_NAME --out with_topics
-    python -m data_prep.rationales sheet    --data with_topics/Japanese.jsonl --out japanese.csv
+    python -m data_prep.rationales sheet    --data with_topics --language Japanese --out japanese.csv
     python -m data_prep.rationales merge    ann.csv bo.csv --data with_topics --out checked
 
 In:  exam items (MMedBench's JSONL). Only `generate` and `topics` use the network, through
      mmed/evaluation/api_client.py, which stores each reply in OUT.calls.jsonl under the hash of its request:
-     the same command continues a stopped run, and asks nothing twice.
+     the same command continues a stopped run, and --calls uses the replies of a finished one again.
 Out: a new folder of the same files with `rationale`, `topic`, or `human_checked` and `human_check_passed`; a
      table for checkers (data_prep/benchmark/rationale_checks.py).
 """
@@ -31,6 +31,7 @@ from data_prep.benchmark.exam_files import write_folder
 from data_prep.benchmark.rationale_checks import CRITERIA, check, summary, write_sheet
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
+from mmed.languages import get_language
 from mmed.prompts import ANSWER_FORM, ExamItem, read_benchmark
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import read_jsonl
@@ -171,13 +172,16 @@ def take(task: Task, entry: Entry, reply: dict, hidden: bool) -> str:
     if value is None:
         return f"no {task.key} in the reply: {reply['text']!r:.80} (ended with {reply['finish_reason']})"
     entry.row[task.key] = value
+    if task.key == "rationale":  # an earlier check was of another text
+        entry.row |= {"human_checked": False, "human_check_passed": False}
     return ""
 
 
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
-            longest: int, samples: int) -> list[dict]:
+            longest: int, samples: int) -> tuple[list[str], list[dict]]:
     """Ask about each entry, with `samples` up to that often until the answer is the key, and put the reply
-    into its line; returns all replies."""
+    into its line; returns the keys of all requests, and the replies."""
+    keys: list[str] = []
     replies: list[dict] = []
     prompt = sampled_prompt if samples else task.prompt
     for sample in range(1, max(samples, 1) + 1):
@@ -193,8 +197,9 @@ def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, 
         for entry, reply in zip(left, found):
             entry.problem = take(task, entry, reply, samples > 0)
             entry.sample = 0 if entry.problem else sample
+        keys += [api_client.request_key(server, body) for body in requests]
         replies += found
-    return replies
+    return keys, replies
 
 
 def accepted(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -213,20 +218,27 @@ def run(options: argparse.Namespace) -> None:
     by_language: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         own = by_language[entry.item.language]
-        if len(own) < (options.limit or math.inf) and not entry.row.get(task.key):
+        has_one = str(entry.row.get(task.key) or "").strip() and not options.replace
+        if len(own) < (options.limit or math.inf) and not has_one:
             own.append(entry)
+    for language in by_language:
+        get_language(language)
     chosen = [entry for own in by_language.values() for entry in own]
     if not chosen:
-        raise UserError(f"{options.data}: every item has a {task.key} already")
-    store = api_client.CallStore(f"{out}.calls.jsonl")
-    replies = ask_all(task, server, store, chosen, longest, options.samples)
+        raise UserError(f"{options.data}: every item has a {task.key} already; use --replace to redo them")
+    store = api_client.CallStore(options.calls or f"{out}.calls.jsonl")
+    keys, replies = ask_all(task, server, store, chosen, longest, options.samples)
     problems = [{"key": entry.item.key, "language": entry.item.language, "reason": entry.problem}
                 for entry in chosen if entry.problem]
     report = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
-              "max_new_tokens": longest, "samples": options.samples, "items": len(entries),
-              "asked": len(chosen), "problems": problems, "usage": api_client.usage(replies)}
+              "max_new_tokens": longest, "replace": options.replace, "limit": options.limit,
+              "samples": options.samples, "items": len(entries), "asked": len(chosen), "problems": problems,
+              "usage": api_client.usage(replies)}
     if options.samples:
         report["accepted"] = {language: accepted(own) for language, own in by_language.items() if own}
+    if options.command == "topics":
+        counts = Counter(entry.row.get("topic") for entry in entries)
+        report["topics"] = {label: counts[label] for label in (*TOPICS, OTHER)}
     write_entries(out, entries, f"{task.key}s.json", report)
     print(f"{len(chosen) - len(problems):,} of {len(chosen):,} items have a {task.key} now; "
           f"{len(problems):,} could not be used (listed in {out}/{task.key}s.json)")
@@ -237,7 +249,7 @@ def run(options: argparse.Namespace) -> None:
     spent = api_client.usage(store.new)
     print(f"this run: {spent['calls']:,} of {len(replies):,} calls, tokens in {spent['prompt_tokens']:,}, "
           f"out {spent['completion_tokens']:,}")
-    store.close()
+    store.close(keys)
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -248,6 +260,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, task in TASKS.items():
         asking = commands.add_parser(name, help=task.about, description=task.about)
         add = asking.add_argument
+        add("--calls", metavar="FILE.jsonl", help="reuse the calls stored in this file (OUT.calls.jsonl)")
+        add("--replace", action="store_true", help=f"ask again for items that have a {task.key}")
         add("--limit", type=int, default=0, metavar="N", help="ask about the first N items of each language")
         add("--max_new_tokens", type=int, default=0, metavar="N",
             help=f"maximum tokens per reply (default {task.max_new_tokens})")
@@ -259,6 +273,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     sheet = commands.add_parser("sheet", help="write a table in which people check rationales",
                                 description="yes or no for each criterion:\n" + "\n".join(
                                     f"  {name}: {words}" for name, words in CRITERIA.items()))
+    sheet.add_argument("--language", action="append", default=[], metavar="NAME",
+                       help="only this language (repeatable; default: all)")
     sheet.add_argument("--items", type=int, default=200, metavar="N",
                        help="rationales per language (default 200, as in the paper; 0: all)")
     merge = commands.add_parser("merge", help="add the finished checks to the items")
@@ -273,6 +289,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("items", "limit", "max_new_tokens", "samples"):
         if vars(options).get(name, 0) < 0:
             raise UsageError(f"--{name}: expected 0 or more")
+    if options.command in TASKS:
+        if options.completions:
+            raise UsageError("--completions: not supported, because these prompts need a chat model")
+        if options.samples and {"seed=none", "temperature=none"} & {*options.server_option}:
+            raise UsageError("--samples needs a temperature and a seed, or all samples would be the same")
     return options
 
 
@@ -284,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     entries = read_entries(options.data)
     items = [entry.item for entry in entries]
     if options.command == "sheet":
-        drawn = write_sheet(items, options.out, options.items)
+        drawn = write_sheet(items, options.out, options.language, options.items)
         print(f"{drawn.total():,} rationales ({', '.join(drawn)}) -> {options.out}; send it to each checker, "
               "and merge the files that they save under their names")
         return 0

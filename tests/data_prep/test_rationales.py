@@ -59,8 +59,9 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
             assert new == (old if i == 3 else old | {"rationale": f"because of {old['question'][:7]}"})
             assert list(new) == list(old)
     assert (report["items"], report["asked"], report["problems"]) == (13, 11, [])
-    assert report["usage"]["calls"] == 11 == len(stub.tries)
-    assert report["usage"]["models"] == ["m-0613"]
+    assert report["usage"] == {"calls": 11, "prompt_tokens": 33, "completion_tokens": 22,
+                               "without_counts": 0, "finish_reasons": {"stop": 11}, "models": ["m-0613"]}
+    assert len(stub.tries) == 11
     assert report["server"]["options"] == {"temperature": 0, "seed": 0}
     assert "this run: 11 of 11 calls, tokens in 33, out 22\n" in capsys.readouterr().out
     prompts = "\n".join(stub.tries)
@@ -94,9 +95,11 @@ def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, caps
     assert "English: 6 of 7 accepted (85.7 %), by sample: " in capsys.readouterr().out
     assert not any("Right answer" in prompt for prompt in stub.tries) and max(stub.tries.values()) == 3
     assert {(body["temperature"], body["seed"]) for _, _, body in stub.seen} == {(0, 0), (0.8, 2), (0.8, 3)}
-    shutil.rmtree(tmp_path / "out")
-    ask(stub, "generate", exams, tmp_path / "out", "--samples", "3")
-    assert len(stub.seen) == sum(asked.values()) and lines(tmp_path / "out") == rows
+    again = ("--samples", "3", "--calls", str(tmp_path / "out.calls.jsonl"))
+    ask(stub, "generate", exams, tmp_path / "again", *again)
+    assert len(stub.seen) == sum(asked.values()) and lines(tmp_path / "again") == rows
+    with pytest.raises(UserError, match="needs a temperature and a seed"):
+        ask(stub, "generate", exams, tmp_path / "x", "--samples", "3", "--server-option", "seed=none")
 
 
 def test_stored_calls_are_used_again(exams, tmp_path, capsys):
@@ -107,7 +110,12 @@ def test_stored_calls_are_used_again(exams, tmp_path, capsys):
     ask(stub, "generate", exams, out)
     assert set(stub.tries.values()) == {1} and len(stub.tries) == 11
     assert "this run: 7 of 11 calls" in capsys.readouterr().out
-    for options, message in (((out, tmp_path / "c"), "every item has a rationale already"),
+    ask(stub, "generate", out, tmp_path / "b", "--replace", "--max-new-tokens", "50")
+    assert len(stub.seen) == 11 + 13
+    assert not any(row["human_checked"] for rows in lines(tmp_path / "b").values() for row in rows)
+    for options, message in (((out, tmp_path / "c"), "every item has a rationale already; use --replace"),
+                             ((exams, tmp_path / "c", "--completions"), "--completions: not supported"),
+                             ((exams, tmp_path / "c", "--samples", "-1"), "--samples: expected 0 or more"),
                              ((exams, out), "already there; give another --out"),
                              ((exams, tmp_path / "c", "--limit", "-1"), "--limit: expected 0 or more")):
         with pytest.raises(UserError, match=message):
@@ -131,6 +139,8 @@ def test_topics_are_given(exams, tmp_path):
     report = ask(stub, "topics", exams, tmp_path / "out")
     topics = [row.get("topic") for row in lines(tmp_path / "out")["English.jsonl"]]
     assert topics == ["Surgery", "Pathology", OTHER, None] * 2 and len(report["problems"]) == 3
+    assert report["topics"]["Surgery"] == 4 and report["topics"][OTHER] == 3
+    assert list(report["topics"]) == [*TOPICS, OTHER]
     assert read_benchmark(tmp_path / "out")[0].extra["topic"] == "Surgery"
 
 
@@ -195,24 +205,27 @@ def merge(data: Path, *sheets: str) -> dict:
 
 
 def test_a_sheet_holds_the_drawn_items_and_no_formula(data):
-    every, some = (made_sheet(data / "Japanese.jsonl", "--items", count) for count in ("0", "9"))
+    every, some = (made_sheet(data, "--language", language, "--items", count)
+                   for language, count in (("ja", "0"), ("Japanese", "9")))
     assert len(every) == 30 and len(some) == 9 and some == [row for row in every if row in some]
     assert every[3]["question"] == "Question: =Japanese 3 ?\nA. Japanese 3\nB (right). \u2028 2"
     assert every[3]["rationale"] == 'Rationale: =because "Japanese",\n3'
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in made_sheet(data) for cell in row.values())
     row = {"question": "?", "options": {"A": "a", "B": "b"}, "answer_idx": "A"}
     write_lines(data / "Japanese.jsonl", row)
-    with pytest.raises(UserError, match="no item has a rationale to check"):
-        made_sheet(data / "Japanese.jsonl")
+    with pytest.raises(UserError, match="no item in ja has a rationale to check"):
+        made_sheet(data, "--language", "ja")
 
 
 def test_checks_are_merged_with_agreement(data, tmp_path, capsys):
     keys = [f"En{i}" for i in range(5)]
-    one = sheet(tmp_path / "Ann.csv", data, dict(zip(keys, [YES, YES, NO, NO, YES])))
+    one = sheet(tmp_path / "Ann.csv", data,
+                dict(zip(keys, [YES, YES, NO, NO, YES])) | {"Ja0": {"sound": "no"}})  # incomplete
     two = sheet(tmp_path / "Bo.csv", data, dict(zip(keys, [YES, NO, NO, NO, YES | {"note": " late "}])), ";")
     report = merge(data, one, two)
     assert report["passed"] == dict(zip(keys, [True, False, False, False, True]))
-    assert report["checkers"] == {"Ann": 5, "Bo": 5}
+    assert report["all"]["passed"] == 2 and report["checkers"] == {"Ann": 5, "Bo": 5}
+    assert report["notes"] == [{"key": "En4", "checker": "Bo", "note": "late"}]
     # alpha = 1 - D_o / D_e: 2 of 10 values in disagreement; 5 yes and 5 no of 10 disagree 50 in 90 times
     assert report["agreement"]["passed"] == {"percent": 80, "alpha": pytest.approx(1 - (2 / 10) / (50 / 90))}
     assert report["agreement"]["consistent"] == {"percent": 100, "alpha": None}
@@ -222,19 +235,23 @@ def test_checks_are_merged_with_agreement(data, tmp_path, capsys):
     passed = [item.human_check_passed for item in read_benchmark(tmp_path / "out")]
     assert passed[:6] == [True, False, False, False, True, None]
     said = capsys.readouterr().out
-    for part in ("2 of 5 rationales passed (40.0 %)", "accurate 80.0 %, alpha 0.640",
+    assert report["incomplete"] == 1 and "1 rows left out, which lack a verdict on some criterion" in said
+    for part in ("English: 2 of 5 rationales passed, 40.0 % [11.8-76.9]", "accurate 80.0 %, alpha 0.640",
                  "consistent 100.0 %, alpha not defined"):
         assert part in said
 
 
 @pytest.mark.parametrize(("cells", "message"), [
-    ({"sound": "maybe"}, r"Bo.csv:\d+: expected yes or no in each of .*; got '', '', 'maybe'"),
-    ({"sound": "no"}, r"Bo.csv:\d+: expected yes or no in each"),
-    (YES | {"item": "item-0"}, r"Bo.csv:\d+: not an item of --data, or its rationale has changed")])
-def test_a_row_that_cannot_be_used_is_one_line_and_nothing_is_written(cells, message, data, tmp_path):
+    ({"sound": "maybe"}, "'maybe' is neither yes nor no"),
+    (YES | {"item": "item-0"}, "not an item of --data, or its rationale has changed")])
+def test_rows_that_cannot_be_used_are_one_line_each_and_nothing_is_written(cells, message, data, tmp_path,
+                                                                           capsys):
     good = sheet(tmp_path / "Ann.csv", data, {"En0": YES})
-    with pytest.raises(UserError, match=message):
-        merge(data, good, sheet(tmp_path / "Bo.csv", data, {"En1": cells}))
+    bad = sheet(tmp_path / "Bo.csv", data, {"En1": cells, "Ja1": cells})
+    with pytest.raises(UserError, match=r"2 of the sheets' rows cannot be used \(listed above\); nothing"):
+        merge(data, good, bad)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(line.startswith(f"error: {bad}:") and message in line for line in said)
     assert not (tmp_path / "out").exists()
 
 
@@ -247,3 +264,5 @@ def test_files_that_are_no_filled_in_sheets(data, tmp_path):
     one, two = (sheet(tmp_path / name / "s.csv", data, {"En0": YES}) for name in ("Ann", "Bo"))
     with pytest.raises(UserError, match=r"Ann/s.csv, .*Bo/s.csv: two have the same name"):
         merge(data, one, two)
+    with pytest.raises(UserError, match=r"s.csv: already there; give another --out"):
+        main(["sheet", "--data", str(data), "--out", two])

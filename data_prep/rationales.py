@@ -34,7 +34,7 @@ from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
 from mmed.languages import get_language
 from mmed.prompts import ANSWER_FORM, ExamItem, read_benchmark
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import read_jsonl
+from mmed.utils.files import finite, read_jsonl
 from mmed.utils.fingerprints import file_hash
 
 PROMPT_VERSION = 1  # of the prompts below
@@ -71,7 +71,7 @@ def write_entries(out: Path, entries: Sequence[Entry], name: str, report: Any) -
     """Write the entries to a new folder under the old file names, with the report."""
     files: dict[str, list[dict]] = defaultdict(list)
     for entry in entries:
-        files[entry.file].append(entry.row)
+        files[entry.file].append(finite(entry.row))
     write_folder(out, files, name, report)
 
 

@@ -5,6 +5,7 @@ Out: (place, record) in a stable order; the place is file:line or "file: item N"
 """
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
@@ -19,14 +20,15 @@ from typing import Any
 from data_prep.documents import find_inputs, json_line
 from data_prep.record_files import read_records
 from mmed.utils.errors import UserError
-from mmed.utils.files import MAX_JSON_BYTES, atomic_write, check_file, finite, temporary_name, write_json
+from mmed.utils.files import MAX_JSON_BYTES, atomic_write, check_file, temporary_name, write_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 # What a model hub, git or macOS ("._train.json") puts beside the exams
 NOT_EXAMS = re.compile(r"(^|/)(\.|dataset_infos?\.json$)")
 SPLITS = {"train": "Train", "test": "Test", **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
 ID = "$id"  # the key under which a record of a JSON object by id gets its id
-UTF8, UTF16 = ("utf-8-sig",), (b"\xff\xfe", b"\xfe\xff")  # names of an encoding; first bytes of a file
+UTF8 = ("utf-8-sig",)
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # a file's first bytes
 Records = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -152,7 +154,7 @@ def write_folder(out: Path, files: Mapping[str, Iterable[dict]], report_name: st
     try:
         for name, rows in files.items():
             with atomic_write(temporary / name, "wb") as file:
-                file.writelines(json_line(finite(row)) for row in rows)
+                file.writelines(json_line(row) for row in rows)
         write_json(temporary / report_name, report)
         if out.exists():
             shutil.rmtree(out)

@@ -121,9 +121,10 @@ def read_answer(value: Any, options: dict[str, str], names: dict[str, str], kind
     if not text or (kind != "text" and re.fullmatch(r"-\d+", plain(text))):
         return []
     words = [plain(word) for word in re.split("[,;、，；]", text)]
-    known = {letter: letter for letter in options} | names
-    if kind != "text" and all(word in known or word.isdigit() for word in words):
-        return [known.get(word, word) for word in words]
+    if kind != "text" and all(word in names for word in words):
+        return [names[word] for word in words]
+    if kind != "text" and all(word in options or word.isdigit() for word in words):
+        return words
     letter = letter_of_text(text, options)
     if letter == text and kind != "text" and text.isupper() and set(plain(text)) <= set(options):
         return list(plain(text))  # "CA", but not if it is an option's text, as a blood group

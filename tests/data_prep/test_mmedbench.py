@@ -355,6 +355,7 @@ def test_answers_are_read_as_they_are_written(written):
     (2.0, "", ["2"]), (None, "", []),
     *((written, "", [written]) for written in ("yes", "CAD", "cab", "a or b", "2", "B?"))])
 def test_other_answers_stay_as_they_are(written, kind, read):
+    assert read_answer("1,B", {"A": "x", "B": "y"}, {"1": "B"}) == ["1", "B"]  # no mixture of names and letters
     assert read_answer(written, dict(zip("ABC", ["1", "AB", "z"])), {}, kind) == read
 
 
@@ -403,7 +404,8 @@ SEMICOLONS = "q;a;b;key\r\nQé;x;y;B;;\r\n"
     ("e.tsv", SEMICOLONS.replace(";", "\t")), ("e.csv", SEMICOLONS.replace(";", "\t").encode("utf-16")),
     ("e.json", "\ufeff" + json.dumps([ROW], indent=1)),
     ("e.json", json.dumps([ROW], indent=1, ensure_ascii=False).encode("utf-16")),
-    ("e.json", '{"7": {\n' + json.dumps(ROW)[1:] + "}"), ("e.json", json.dumps({"7": ROW}).encode("utf-16")),
+    ("e.json", '{"7": {\n' + json.dumps(ROW)[1:] + "}"),
+    ("e.json", json.dumps({"7": ROW}).encode("utf-16")),
     ("e.csv", "\r\nq,a,b,key\r\n,,,\r\nQé,x,y,B\r\n  \r\n"),
     ("e.jsonl", "\ufeff" + json.dumps(ROW) + "\r\n")])
 def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):

@@ -355,7 +355,7 @@ def test_answers_are_read_as_they_are_written(written):
     (2.0, "", ["2"]), (None, "", []),
     *((written, "", [written]) for written in ("yes", "CAD", "cab", "a or b", "2", "B?"))])
 def test_other_answers_stay_as_they_are(written, kind, read):
-    assert read_answer("1,B", {"A": "x", "B": "y"}, {"1": "B"}) == ["1", "B"]  # no mixture of names and letters
+    assert read_answer("1,B", {"A": "x", "B": "y"}, {"1": "B"}) == ["1", "B"]  # not mixed
     assert read_answer(written, dict(zip("ABC", ["1", "AB", "z"])), {}, kind) == read
 
 

@@ -7,8 +7,8 @@
     python -m data_prep.rationales merge    ann.csv bo.csv --data with_topics --out checked
 
 In:  exam items (MMedBench's JSONL). Only `generate` and `topics` use the network, through
-     mmed/evaluation/api_client.py, which stores each reply under the hash of its request: a stopped run
-     continues when the same command is run again, and --calls uses the replies of a finished one again.
+     mmed/evaluation/api_client.py, which stores each reply in OUT.calls.jsonl under the hash of its request:
+     the same command continues a stopped run, and --calls uses the replies of a finished one again.
 Out: a new folder of the same files with `rationale`, `topic`, or `human_checked` and `human_check_passed`; a
      table for checkers (data_prep/benchmark/rationale_checks.py).
 """
@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +27,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.benchmark.exam_files import whole_folder
+from data_prep.benchmark.exam_files import write_folder
 from data_prep.benchmark.rationale_checks import CRITERIA, check, summary, write_sheet
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import parse_answer, remove_thoughts
-from mmed.evaluation.api_client import add_api_options
 from mmed.languages import get_language
 from mmed.prompts import ANSWER_FORM, ExamItem, read_benchmark
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import atomic_write, read_jsonl, write_json
+from mmed.utils.files import finite, read_jsonl
 from mmed.utils.fingerprints import file_hash
-from mmed.utils.journal import json_line
 
 PROMPT_VERSION = 1  # of the prompts below
 WORDS = 100  # asked for of a rationale
@@ -48,8 +47,6 @@ TOPICS = ("Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pe
           "Medical Genetics", "Radiology", "Dermatology", "Endocrinology")
 OTHER = "Other"
 
-
-# ---- items ---------------------------------------------------------------------------------------
 
 @dataclass
 class Entry:
@@ -70,19 +67,16 @@ def read_entries(data: str | Path) -> list[Entry]:
     return [Entry(name, row, item) for (name, row), item in zip(rows, read_benchmark(path), strict=True)]
 
 
-def write_folder(out: Path, entries: Sequence[Entry], name: str, report: Any) -> None:
+def write_entries(out: Path, entries: Sequence[Entry], name: str, report: Any) -> None:
     """Write the entries to a new folder under the old file names, with the report."""
-    with whole_folder(out) as temporary:
-        for file_name in dict.fromkeys(entry.file for entry in entries):
-            with atomic_write(temporary / file_name) as file:
-                file.writelines(json_line(entry.row) for entry in entries if entry.file == file_name)
-        write_json(temporary / name, report)
+    files: dict[str, list[dict]] = defaultdict(list)
+    for entry in entries:
+        files[entry.file].append(finite(entry.row))
+    write_folder(out, files, name, report)
 
-
-# ---- prompts -------------------------------------------------------------------------------------
 
 def exam_text(item: ExamItem) -> str:
-    """Format question and options, as in all prompts."""
+    """Question and options, as in all prompts."""
     options = "\n".join(f"{letter}. {text}" for letter, text in item.options.items())
     return f"###Question: {item.question}\n###Options:\n{options}"
 
@@ -132,24 +126,14 @@ def topic_prompt(item: ExamItem) -> str:
             f"this list and nothing else; with {OTHER} only if none fits.")
 
 
-# ---- replies -------------------------------------------------------------------------------------
-
 def read_rationale(text: str) -> str | None:
-    """The rationale in a reply, None if there is none, without the marker that fine-tuning texts carry.
-
-    >>> read_rationale("###Rationale: Because.\\n")
-    'Because.'
-    """
+    """The rationale in a reply, None if there is none, without the marker that fine-tuning texts carry."""
     marker = r"\A\s*(?:#{0,3}\s*\**Rationale\**\s*[:：]\**)?\s*"
     return re.sub(marker, "", text, count=1, flags=re.IGNORECASE).strip() or None
 
 
 def read_topic(text: str) -> str | None:
-    """The one label that a reply names; None if it names none, or several.
-
-    >>> read_topic("**Pathology**."), read_topic("obstetrics & gynecology"), read_topic("Surgery or Anatomy")
-    ('Pathology', 'Obstetrics and Gynecology', None)
-    """
+    """The one label that a reply names; None if it names none, or several."""
     folded = " ".join(re.findall(r"\w+", text.replace("&", " and ").casefold()))
     named = [label for label in TOPICS if re.search(rf"\b{label.casefold()}\b", folded)]
     if len(named) == 1:
@@ -161,149 +145,111 @@ def read_topic(text: str) -> str | None:
 class Task:
     """What to ask about each item, and where to store the answer."""
 
+    about: str
     prompt: Callable[[ExamItem], str]
     read: Callable[[str], str | None]
     key: str
     max_new_tokens: int
 
 
-TASKS = {"generate": Task(rationale_prompt, read_rationale, "rationale", 1024),
-         "topics": Task(topic_prompt, read_topic, "topic", 64)}
-SAMPLED = Task(sampled_prompt, read_rationale, "rationale", 1024)
+TASKS = {"generate": Task("Write rationales from question, options and right answer", rationale_prompt,
+                          read_rationale, "rationale", 1024),
+         "topics": Task(f"Give each item one of {len(TOPICS)} topics, or {OTHER}", topic_prompt, read_topic,
+                        "topic", 64)}
 
 
-def take(task: Task, entry: Entry, reply: dict) -> str:
-    """Store a reply in the item's line; return why it is unusable, or ""."""
+def take(task: Task, entry: Entry, reply: dict, hidden: bool) -> str:
+    """Store a reply in the item's line; return why it is unusable, or "". `hidden`: the key was not shown."""
     if reply["finish_reason"] == "length":
         return "truncated at --max_new_tokens"
-    text = remove_thoughts(reply["text"])
-    if task is SAMPLED:
-        item = entry.item
+    text, item = remove_thoughts(reply["text"]), entry.item
+    if hidden:
         parsed = parse_answer(text, item.options, rationale_expected=True, language=item.language)
         if parsed.letters != item.answer:
             return f"answered {','.join(parsed.letters) or 'nothing'}; the key is {','.join(item.answer)}"
         text = parsed.rationale
     value = task.read(text)
     if value is None:
-        start = " ".join(reply["text"].split())[:80]
-        return f"no {task.key} in the reply: {start!r} (ended with {reply['finish_reason']})"
+        return f"no {task.key} in the reply: {reply['text']!r:.80} (ended with {reply['finish_reason']})"
     entry.row[task.key] = value
     if task.key == "rationale":  # an earlier check was of another text
         entry.row |= {"human_checked": False, "human_check_passed": False}
     return ""
 
 
-# ---- run -----------------------------------------------------------------------------------------
-
-def wanted(task: Task, entries: Sequence[Entry], replace: bool, limit: int) -> list[Entry]:
-    """The items to ask about: those without a rationale or topic, or with `replace` all; the first `limit`
-    of each language (0: all)."""
-    by_language: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if replace or not str(entry.row.get(task.key) or "").strip():
-            by_language.setdefault(entry.item.language, []).append(entry)
-    return [entry for part in by_language.values() for entry in part[:limit or None]]
-
-
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
             longest: int, samples: int) -> tuple[list[str], list[dict]]:
-    """Ask about each entry until a reply can be used, at most `samples` times, and put it into its line;
-    returns the keys of all requests, and the replies."""
+    """Ask about each entry, with `samples` up to that often until the answer is the key, and put the reply
+    into its line; returns the keys of all requests, and the replies."""
     keys: list[str] = []
     replies: list[dict] = []
-    for sample in range(1, samples + 1):
+    prompt = sampled_prompt if samples else task.prompt
+    for sample in range(1, max(samples, 1) + 1):
         left = [entry for entry in entries if not entry.sample]
         if sample > 1:
             changed = {"temperature": server.options["temperature"] or TEMPERATURE, "seed": sample}
             server = dataclasses.replace(server, options=server.options | changed)
-        requests = [api_client.request(server, task.prompt(entry.item), longest) for entry in left]
-        with tqdm(total=len(left), disable=not sys.stderr.isatty(), unit=f" {task.key}",
-                  dynamic_ncols=True) as bar:
-            labels = [f"item {entry.item.key} ({entry.item.language})" for entry in left]
+        requests = [api_client.request(server, prompt(entry.item), longest) for entry in left]
+        labels = [f"item {entry.item.key} ({entry.item.language})" for entry in left]
+        with tqdm(total=len(left), disable=not sys.stderr.isatty(), unit=f" {task.key}") as bar:
             found = api_client.ask(server, requests, store, labels=labels,
                                    on_done=lambda _, bar=bar: bar.update())
         for entry, reply in zip(left, found):
-            entry.problem = take(task, entry, reply)
+            entry.problem = take(task, entry, reply, samples > 0)
             entry.sample = 0 if entry.problem else sample
         keys += [api_client.request_key(server, body) for body in requests]
         replies += found
     return keys, replies
 
 
-def acceptance(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
-    """By language: how many items got a rationale whose letter is the key, and from which sample."""
-    result = {}
-    for language in dict.fromkeys(entry.item.language for entry in entries):
-        counts = Counter(entry.sample for entry in entries if entry.item.language == language)
-        items, accepted = counts.total(), counts.total() - counts[0]
-        result[language] = {"items": items, "accepted": accepted, "rate": accepted / items,
-                            "by_sample": [counts[n] for n in range(1, max(counts) + 1)]}
-    return result
+def accepted(entries: Sequence[Entry]) -> dict[str, Any]:
+    """How many items of a language got a rationale whose letter is the key, and from which sample."""
+    counts = Counter(entry.sample for entry in entries)
+    found = len(entries) - counts[0]
+    return {"items": len(entries), "accepted": found, "rate": found / len(entries),
+            "by_sample": [counts[sample] for sample in range(1, max(counts) + 1)]}
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Run `generate` or `topics`."""
-    task, out = SAMPLED if options.samples else TASKS[options.command], Path(options.out)
+    task, out, server = TASKS[options.command], options.out, api_client.server_from(options)
     longest = options.max_new_tokens or task.max_new_tokens
-    server = api_client.server_from(options)
     entries = read_entries(options.data)
-    for language in {entry.item.language for entry in entries}:
+    by_language: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        own = by_language[entry.item.language]
+        has_one = str(entry.row.get(task.key) or "").strip() and not options.replace
+        if len(own) < (options.limit or math.inf) and not has_one:
+            own.append(entry)
+    for language in by_language:
         get_language(language)
-    chosen = wanted(task, entries, options.replace, options.limit)
+    chosen = [entry for own in by_language.values() for entry in own]
     if not chosen:
         raise UserError(f"{options.data}: every item has a {task.key} already; use --replace to redo them")
     store = api_client.CallStore(options.calls or f"{out}.calls.jsonl")
-    keys, replies = ask_all(task, server, store, chosen, longest, options.samples or 1)
-    # These counts depend on where an earlier run stopped, so they are printed but not stored.
-    facts = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
-             "max_new_tokens": longest, "replace": options.replace, "limit": options.limit,
-             "samples": options.samples}
+    keys, replies = ask_all(task, server, store, chosen, longest, options.samples)
     problems = [{"key": entry.item.key, "language": entry.item.language, "reason": entry.problem}
                 for entry in chosen if entry.problem]
-    report = {"facts": facts, "items": len(entries), "asked": len(chosen),
-              "with": len(chosen) - len(problems), "problems": problems, "usage": api_client.usage(replies)}
+    report = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
+              "max_new_tokens": longest, "replace": options.replace, "limit": options.limit,
+              "samples": options.samples, "items": len(entries), "asked": len(chosen), "problems": problems,
+              "usage": api_client.usage(replies)}
     if options.samples:
-        report["accepted"] = acceptance(chosen)
+        report["accepted"] = {language: accepted(own) for language, own in by_language.items() if own}
     if options.command == "topics":
         counts = Counter(entry.row.get("topic") for entry in entries)
         report["topics"] = {label: counts[label] for label in (*TOPICS, OTHER)}
-    spent = api_client.usage(store.new)
-    write_folder(out, entries, f"{task.key}s.json", report)
-    store.close(keys)
-    print_report(task, report, spent, out / f"{task.key}s.json")
-    return 0
-
-
-def print_report(task: Task, report: dict[str, Any], spent: dict[str, Any], path: Path) -> None:
-    listed = f" (listed in {path})" if report["problems"] else ""
-    print(f"{report['with']:,} of {report['asked']:,} items have a {task.key} now; "
-          f"{len(report['problems']):,} could not be used{listed}")
+    write_entries(out, entries, f"{task.key}s.json", report)
+    print(f"{len(chosen) - len(problems):,} of {len(chosen):,} items have a {task.key} now; "
+          f"{len(problems):,} could not be used (listed in {out}/{task.key}s.json)")
     for language, part in report.get("accepted", {}).items():
         print(f"{language}: {part['accepted']:,} of {part['items']:,} accepted ({100 * part['rate']:.1f} %), "
               f"by sample: {', '.join(map(str, part['by_sample']))}")
-    print(f"this run: {spent['calls']:,} of {report['usage']['calls']:,} calls, tokens in "
-          f"{spent['prompt_tokens']:,}, out {spent['completion_tokens']:,}")
-
-
-# ---- command -------------------------------------------------------------------------------------
-
-def add_run(commands: Any, name: str, what: str) -> None:
-    task = TASKS[name]
-    parser = commands.add_parser(name, help=what, allow_abbrev=False,
-                                 description=f"{what}. The network is used.")
-    add = parser.add_argument
-    add("--data", required=True, metavar="FOLDER", help="exam items: a folder of JSONL files, or one file")
-    add("--out", required=True, metavar="FOLDER", help="new folder: the same files plus the replies")
-    add("--calls", metavar="FILE.jsonl", help="reuse the calls stored in this file (OUT.calls.jsonl)")
-    add("--replace", action="store_true", help=f"ask again for items that have a {task.key}")
-    add("--limit", type=int, default=0, metavar="N", help="ask about the first N items of each language")
-    add("--max_new_tokens", type=int, default=0, metavar="N",
-        help=f"maximum tokens per reply (default {task.max_new_tokens})")
-    parser.set_defaults(samples=0)
-    if name == "generate":
-        add("--samples", type=int, default=0, metavar="K", help="not the paper's way: hide the right answer, "
-            "ask up to K times, keep the first rationale whose letter is the key")
-    add_api_options(parser, required=True)
+    # What this run asked depends on where an earlier one stopped, so it is printed but not stored.
+    spent = api_client.usage(store.new)
+    print(f"this run: {spent['calls']:,} of {len(replies):,} calls, tokens in {spent['prompt_tokens']:,}, "
+          f"out {spent['completion_tokens']:,}")
+    store.close(keys)
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -311,25 +257,34 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
                     "model behind an API, and their checking by people. Only `generate` and `topics` use the "
                     "network.")
     commands = parser.add_subparsers(dest="command", required=True)
-    add_run(commands, "generate", "Write rationales from question, options and right answer")
-    add_run(commands, "topics", f"Give each item one of {len(TOPICS)} topics, or {OTHER}")
-    sheet = commands.add_parser("sheet", help="Write a table in which people check rationales",
-                                allow_abbrev=False, description="yes or no in the columns "
-                                + "; ".join(f"{name}: {words}" for name, words in CRITERIA.items()))
-    add = sheet.add_argument
-    add("--data", required=True, metavar="FOLDER", help="exam items with rationales")
-    add("--out", required=True, metavar="FILE.csv", help="the same table for every checker")
-    add("--language", action="append", metavar="NAME", help="only this language (repeatable; default: all)")
-    add("--items", type=int, default=200, metavar="N",
-        help="rationales per language (default 200, as in the paper; 0: all)")
-    merge = commands.add_parser("merge", help="Add the finished checks to the items", allow_abbrev=False,
-                                description="human_checked, human_check_passed and how checkers agree.")
-    add = merge.add_argument
-    add("sheets", nargs="+", metavar="NAME.csv", help="one filled-in table per checker, named after them")
-    add("--data", required=True, metavar="FOLDER", help="the exam items from which the sheet was made")
-    add("--out", required=True, metavar="FOLDER", help="new folder: the same files plus the checks")
+    for name, task in TASKS.items():
+        asking = commands.add_parser(name, help=task.about, description=task.about)
+        add = asking.add_argument
+        add("--calls", metavar="FILE.jsonl", help="reuse the calls stored in this file (OUT.calls.jsonl)")
+        add("--replace", action="store_true", help=f"ask again for items that have a {task.key}")
+        add("--limit", type=int, default=0, metavar="N", help="ask about the first N items of each language")
+        add("--max_new_tokens", type=int, default=0, metavar="N",
+            help=f"maximum tokens per reply (default {task.max_new_tokens})")
+        asking.set_defaults(samples=0)
+        if name == "generate":
+            add("--samples", type=int, default=0, metavar="K", help="not the paper's way: hide the right "
+                "answer, ask up to K times, keep the first rationale whose letter is the key")
+        api_client.add_api_options(asking, required=True)
+    sheet = commands.add_parser("sheet", help="write a table in which people check rationales",
+                                description="yes or no for each criterion:\n" + "\n".join(
+                                    f"  {name}: {words}" for name, words in CRITERIA.items()))
+    sheet.add_argument("--language", action="append", default=[], metavar="NAME",
+                       help="only this language (repeatable; default: all)")
+    sheet.add_argument("--items", type=int, default=200, metavar="N",
+                       help="rationales per language (default 200, as in the paper; 0: all)")
+    merge = commands.add_parser("merge", help="add the finished checks to the items")
+    merge.add_argument("sheets", nargs="+", metavar="NAME.csv", help="one table per checker, named so")
+    for command in commands.choices.values():
+        command.add_argument("--data", required=True, help="exam items: a folder of JSONL files, or one")
+        command.add_argument("--out", required=True, type=Path,
+                             help="new folder: the same files with what was added; of `sheet`, a CSV file")
     options = parser.parse_args(arguments)
-    if Path(options.out).exists():  # it may hold replies that were paid for, or the work of checkers
+    if options.out.exists():  # it may hold replies that were paid for, or the work of checkers
         raise UserError(f"{options.out}: already there; give another --out")
     for name in ("items", "limit", "max_new_tokens", "samples"):
         if vars(options).get(name, 0) < 0:
@@ -345,19 +300,20 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if options.command in TASKS:
-        return run(options)
+        run(options)
+        return 0
     entries = read_entries(options.data)
-    items, out = [entry.item for entry in entries], Path(options.out)
+    items = [entry.item for entry in entries]
     if options.command == "sheet":
-        count, languages = write_sheet(items, out, options.language, options.items)
-        print(f"{count:,} rationales ({languages}) -> {out}; send it to each checker, and merge the files "
-              "that they save under their names")
+        drawn = write_sheet(items, options.out, options.language, options.items)
+        print(f"{drawn.total():,} rationales ({', '.join(drawn)}) -> {options.out}; send it to each checker, "
+              "and merge the files that they save under their names")
         return 0
     report = check(options.sheets, items)
     for entry in entries:
         if entry.item.key in report["passed"]:
             entry.row |= {"human_checked": True, "human_check_passed": report["passed"][entry.item.key]}
-    write_folder(out, entries, "checks.json", report)
+    write_entries(options.out, entries, "checks.json", report)
     print(summary(report))
     return 0
 

@@ -1,4 +1,4 @@
-"""Reads published exam files: finds the files in a folder, their splits and their records.
+"""Finds the files of a published exam, with their splits, and reads their records.
 
 In: a file, or a folder of CSV, JSON lines, JSON (an array, or an object by id) and parquet files.
 Out: (place, record) in a stable order; the place is file:line or "file: item N".
@@ -13,24 +13,27 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.documents import find_inputs, json_line
 from data_prep.record_files import read_records
 from mmed.utils.errors import UserError
-from mmed.utils.files import MAX_JSON_BYTES, check_file, temporary_name
+from mmed.utils.files import MAX_JSON_BYTES, atomic_write, check_file, temporary_name, write_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 # What a model hub, git or macOS ("._train.json") puts beside the exams
 NOT_EXAMS = re.compile(r"(^|/)(\.|dataset_infos?\.json$)")
 SPLITS = {"train": "Train", "test": "Test", **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
 ID = "$id"  # the key under which a record of a JSON object by id gets its id
+UTF8 = ("utf-8-sig",)
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # a file's first bytes
 Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def split_of(name: str) -> str | None:
-    """Return the split named in a file name.
+    """The split named in a file name.
 
     >>> [split_of(n) for n in ("phrases_train.jsonl", "dev_HEAD.json", "test.part1.jsonl", "ori_pqal.json")]
     ['Train', 'Val', 'Test', None]
@@ -48,53 +51,46 @@ def stated_split(path: Path, given: Path) -> str | None:
 
 def exam_files(path: Path, pattern: str, prefer: str, official: bool,
                notes: list[str]) -> dict[Path, str | None]:
-    """The file itself, or the files below a folder whose path matches `pattern`, sorted, each with its split;
-    with `official` only those that state one; only those that match `prefer`, if any do."""
+    """The file itself, or the files below a folder whose path matches `pattern`, each with its split; with
+    `official` only those that state one; only those with `prefer` in their path, if any have."""
     if path.is_file():
         return {path: stated_split(path, path)}
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder")
-    found = sorted((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-                    and not NOT_EXAMS.search(p.relative_to(path).as_posix())), key=Path.as_posix)
-    splits = {p: stated_split(p, path) for p in found if re.search(pattern, p.absolute().as_posix())}
-    chosen = [p for p, split in splits.items() if split or not official]
+    found = {p: stated_split(p, path) for p in find_inputs([path], SUFFIXES)
+             if not NOT_EXAMS.search(p.relative_to(path).as_posix())}
+    matching = {p: split for p, split in found.items() if re.search(pattern, p.absolute().as_posix())}
+    chosen = {p: split for p, split in matching.items() if split or not official}
     if not chosen:
         named = ", with train, dev or test in its name" * official
-        has = ", ".join(p.relative_to(path).as_posix() for p in found[:5]) or "none"
+        has = ", ".join(p.relative_to(path).as_posix() for p in [*found][:5]) or "none"
         raise UserError(f"{path}: no file below this folder matches {pattern or SUFFIXES}{named} (it has "
                         f"{has}); give the file's own path to read it anyway")
-    if others := [p.name for p in splits if p not in chosen]:
+    if others := [p.name for p in matching if p not in chosen]:
         notes.append(f"skipped, no train, dev or test in the name: {', '.join(others[:5])}")
-    preferred = [p for p in chosen if prefer and re.search(prefer, p.absolute().as_posix())]
-    return {p: splits[p] for p in preferred or chosen}
-
-
-def records(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Records:
-    """The records of one file."""
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        yield from json_records(path)
-    elif suffix in (".csv", ".tsv"):
-        (_, header), *rows = csv_rows(path, encodings) or [(1, [])]
-        for line, row in rows:
-            if len(row) < len(header) or any(row[len(header):]):  # published ones have empty cells at the end
-                raise UserError(f"{path}:{line}: {len(row)} columns, the header has {len(header)}")
-            yield f"{path}:{line}", dict(zip(map(str.strip, header), row))
-    else:
-        yield from line_records(path, suffix if suffix == ".parquet" else ".jsonl")
-
-
-def line_records(path: Path, kind: str) -> Records:
-    """The records of JSON lines or of a parquet file."""
-    def bad(reason: str, number: int, size: int) -> None:
-        raise UserError(f"{path}:{number}: {reason}")
-
-    yield from ((f"{path}:{number}", record) for number, record in read_records(path, kind, bad))
+    return {p: split for p, split in chosen.items() if prefer in p.absolute().as_posix()} or chosen
 
 
 def parse_json(data: str | bytes) -> Any:
     """A JSON value, from bytes in any Unicode encoding; NaN, a data frame's missing value, becomes null."""
     return json.loads(data, parse_constant=lambda name: None)
+
+
+def records(path: Path, encodings: tuple[str, ...] = UTF8) -> Records:
+    """The records of one file; `encodings` are those of a table."""
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        yield from csv_records(path, encodings)
+    elif suffix == ".json":
+        yield from json_records(path)
+    else:
+        yield from line_records(path, suffix)
+
+
+def line_records(path: Path, suffix: str) -> Records:
+    """The records of JSON lines or of a parquet file."""
+    def bad(reason: str, number: int, size: int) -> None:
+        raise UserError(f"{path}:{number}: {reason}")
+
+    yield from ((f"{path}:{number}", record) for number, record in read_records(path, suffix, bad))
 
 
 def json_records(path: Path) -> Records:
@@ -117,15 +113,15 @@ def json_records(path: Path) -> Records:
         yield f"{path}: {name}", item
 
 
-def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",),
-             delimiter: str = "") -> list[tuple[int, list[str]]]:
-    """Read (line number, cells) in the first encoding that fits; quoted cells may contain line breaks.
+def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
+                header: Sequence[str] | None = None) -> Records:
+    """The records of a table, in the first encoding that fits; `header`: the columns of one without a header.
 
-    Spreadsheets also write semicolons, tabs and UTF-16; the default delimiter is the one of the header.
+    Spreadsheets also write semicolons, tabs, UTF-16 and blank rows. Quoted cells may contain line breaks.
     """
     check_file(path, MAX_JSON_BYTES)
     data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if data[:2] in UTF16:
         encodings = ("utf-16",)
     for encoding in encodings:
         with contextlib.suppress(UnicodeDecodeError):
@@ -134,25 +130,32 @@ def csv_rows(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",),
     else:
         raise UserError(f"{path}: not in {' or '.join(encodings)}; convert the file to UTF-8")
     csv.field_size_limit(10_000_000)  # the default of 131,072 is less than a long case with its tables
-    delimiter = delimiter or max(",;\t", key=text.partition("\n")[0].count)
-    reader, rows, line = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [], 1
+    delimiter = "," if header else max(",;\t", key=text.partition("\n")[0].count)
+    reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1
     try:
         for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append((line, row))
-            line = reader.line_num + 1
+            place, line = f"{path}:{line}", reader.line_num + 1
+            if not any(cell.strip() for cell in row):
+                continue
+            if not header:
+                header = [name.strip() for name in row]
+            elif len(row) < len(header) or any(row[len(header):]):  # published rows may end in empty cells
+                raise UserError(f"{place}: {len(row)} columns, expected {len(header)}")
+            else:
+                yield place, dict(zip(header, row))
     except csv.Error as error:
         raise UserError(f"{path}:{line}: not valid CSV ({error})") from None
-    return rows
 
 
-@contextlib.contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `out` when the block ends."""
+def write_folder(out: Path, files: Mapping[str, Iterable[dict]], report_name: str, report: Any) -> None:
+    """Write JSONL files and a report; the folder is complete or absent, and replaces an earlier one."""
     out = out.resolve()
     temporary = temporary_name(out)
     try:
-        yield temporary
+        for name, rows in files.items():
+            with atomic_write(temporary / name, "wb") as file:
+                file.writelines(json_line(row) for row in rows)
+        write_json(temporary / report_name, report)
         if out.exists():
             shutil.rmtree(out)
         os.replace(temporary, out)

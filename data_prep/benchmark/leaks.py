@@ -1,17 +1,7 @@
 """Train items that leak a test item: the same one, a long piece of it, or its translation.
 
-In: items. Out: for each train item that leaks, the rule that found it and the test item's id. The rules:
-
-    exact        the same question; also the same options, in any order, if the question is short or more than
-                 COMMON items ask it ("Which statement is true?")
-    n-gram       PART of the n-grams of a test item's question and options, as data_prep/decontaminate.py has
-                 them; one alone is often a stock phrase of case reports
-    translation  another language, the same number of options, the same answer, and at least SHARED anchors in
-                 common, at least SIMILAR of all their anchors. An anchor is an option's letter with a number
-                 of two or more digits, or with the first STEM letters of a Latin word, without accents
-
-The third rule finds half of HEAD-QA's translated items (docs/exams.md); Chinese, Japanese and Russian items
-only where their options hold numbers or Latin words.
+In: items. Out: for each train item that leaks, the rule that found it and the test item's key. docs/exams.md
+explains the three rules and how many translated items the third one finds.
 """
 from __future__ import annotations
 
@@ -20,33 +10,34 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from data_prep.benchmark.mapping import Raw
 from data_prep.decontaminate import COMMON, benchmark_ngrams, contained_items, question_ngrams
 from data_prep.filters.minhash import token_hashes
+from mmed.prompts import ExamItem
 
-PART = 0.1
-STEM = 4
-SHARED, SIMILAR = 4, 0.3
+PART = 0.1  # of the n-grams of a test item: one alone is often a stock phrase of case reports
+STEM = 4  # letters of a word that are compared
+SHARED, SIMILAR = 4, 0.3  # anchors that translations have in common, and their share of all anchors of both
 MARK = re.compile(rf"\d+[.,]\d+|\d{{2,}}|[a-z]{{{STEM},}}", re.ASCII)
 
 
-def item_text(item: Raw) -> str:
+def item_text(item: ExamItem) -> str:
     return "\n".join([item.question, *item.options.values()])
 
 
-def exact_hashes(item: Raw, asked: Counter[int]) -> list[int]:
-    """Hashes shared only by copies of an item; `asked` counts the items per question hash."""
+def exact_hashes(item: ExamItem, asked: Counter[int]) -> list[int]:
+    """Hashes shared only by copies of an item, with its options in any order; `asked` counts the items per
+    question hash. A long question that few items ask counts alone."""
     question = token_hashes(item.question).exact
     whole = token_hashes("\n".join([item.question, *sorted(item.options.values())])).exact
     alone = asked[question] <= COMMON and question_ngrams(item.question)
     return [question, whole] if alone else [whole]
 
 
-def anchors(item: Raw) -> set[tuple[str, str]]:
-    """Parts of the options that survive translation, with their letters.
+def anchors(item: ExamItem) -> set[tuple[str, str]]:
+    """Numbers and beginnings of Latin words in the options, which survive translation, with their letters.
 
-    >>> item = Raw("", "Spanish", "Test", "", "?", {"A": "Diarrea, 2,5 mg", "B": "Déficit de B12"}, ["A"])
-    >>> sorted(anchors(item))
+    >>> options = {"A": "Diarrea, 2,5 mg", "B": "Déficit de B12"}
+    >>> sorted(anchors(ExamItem("?", options, ("A",), "", "Spanish", "1")))
     [('A', '2.5'), ('A', 'diar'), ('B', '12'), ('B', 'defi')]
     """
     found = set()
@@ -58,8 +49,8 @@ def anchors(item: Raw) -> set[tuple[str, str]]:
     return found
 
 
-def translations(train: Sequence[Raw], test: Sequence[Raw]) -> dict[int, str]:
-    """{position in `train`: id of the test item that it translates}."""
+def translations(train: Sequence[ExamItem], test: Sequence[ExamItem]) -> dict[int, str]:
+    """{position in `train`: key of the test item that it translates}."""
     anchored = [anchors(item) for item in test]
     with_mark: dict[tuple[str, str], list[int]] = defaultdict(list)
     for place, found in enumerate(anchored):
@@ -76,24 +67,22 @@ def translations(train: Sequence[Raw], test: Sequence[Raw]) -> dict[int, str]:
             alike = count >= SIMILAR * len(own | anchored[other])
             same_key = len(item.options) == len(twin.options) and set(item.answer) == set(twin.answer)
             if alike and same_key and item.language != twin.language:
-                result[place] = twin.id
+                result[place] = twin.key
                 break
     return result
 
 
-def find_leaks(train: Sequence[Raw], test: Sequence[Raw]) -> dict[int, dict[str, str]]:
-    """{position in `train`: {"rule": the first rule that holds, "item": id of the test item}}."""
+def find_leaks(train: Sequence[ExamItem], test: Sequence[ExamItem]) -> dict[int, dict[str, str]]:
+    """{position in `train`: {"rule": the first rule that holds, "item": key of the test item}}."""
     asked = Counter(token_hashes(item.question).exact for item in [*train, *test])
-    copies = {value: item.id for item in test for value in exact_hashes(item, asked)}
-    ngrams, _ = benchmark_ngrams([(item.id, item_text(item)) for item in test])
+    copies = {value: item.key for item in test for value in exact_hashes(item, asked)}
+    ngrams, _ = benchmark_ngrams([(item.key, item_text(item)) for item in test])
     sizes = Counter(name for by_hash in ngrams.values() for names in by_hash.values() for name in names)
-    translated = translations(train, test)
-    leaks = {place: {"rule": "translation", "item": name} for place, name in translated.items()}
+    leaks = {place: {"rule": "translation", "item": key} for place, key in translations(train, test).items()}
     for place, item in enumerate(train):
+        contained = contained_items(item_text(item), ngrams)
         if exact := [value for value in exact_hashes(item, asked) if value in copies]:
             leaks[place] = {"rule": "exact", "item": copies[exact[0]]}
-            continue
-        contained = contained_items(item_text(item), ngrams)
-        if parts := [name for name, count in contained.items() if count >= PART * sizes[name]]:
+        elif parts := [name for name, count in contained.items() if count >= PART * sizes[name]]:
             leaks[place] = {"rule": "n-gram", "item": min(parts)}
     return leaks

@@ -14,19 +14,15 @@ from typing import Any
 
 from data_prep.benchmark.exam_files import parse_json
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SCALAR = str | int | float | None
 NAMES = ("key", "label", "letter", "id", "aid")
 TEXTS = ("value", "text", "content", "atext")
 # An option inside a text: a line that begins with "A.", "(A)" or "a "; or "(A)" after any blank. Letters and
 # punctuation may be full-width.
-LETTER, DOTS = "([A-Za-zＡ-Ｚａ-ｚ])", r").:．）：、"
-OPTION_START = re.compile(rf"\s*(?:[(（]{LETTER}[)）]|{LETTER}[{DOTS}])\s*")
-OPTION_LINE = re.compile(rf"(?:^|\n)\s*(?:[(（]{LETTER}[)）]|{LETTER}[{DOTS}\u3000 ])\s*")
-OPTION_INLINE = re.compile(r"(?:^|\s|(?=（))[(（]([A-ZＡ-Ｚ])[)）]()\s*")
-
-
-# ---- texts ---------------------------------------------------------------------------------------
+LETTER, DOTS = "[(（]?([A-Za-zＡ-Ｚａ-ｚ])", r").:．）：、"
+OPTION_START = re.compile(rf"\s*{LETTER}[{DOTS}]\s*")
+OPTION_LINE = re.compile(rf"(?:^|\n)\s*{LETTER}(?:[{DOTS}]|(?<![(（].)[\u3000 ])\s*")  # not "(a case"
+OPTION_INLINE = re.compile(r"(?:^|\s|(?=（))[(（]([A-ZＡ-Ｚ])[)）]\s*")
 
 
 def plain(text: Any) -> str:
@@ -47,124 +43,88 @@ def unpacked(value: Any) -> Any:
     return value
 
 
-def marked_options(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """Split a text that ends with its options into (text before them, [(letter, option text)]).
-
-    >>> marked_options("Vitamin (C) is? (A) x (B) y"), marked_options("Why?\\nA. x\\nB. y")
-    (('Vitamin (C) is?', [('A', 'x'), ('B', 'y')]), ('Why?', [('A', 'x'), ('B', 'y')]))
-    """
+def marked_options(text: str) -> tuple[str, dict[str, str]]:
+    """Split a text that ends with its options into (text before them, options by letter)."""
     for pattern in (OPTION_LINE, OPTION_INLINE):
-        matches = list(pattern.finditer(text))
-        letters = [plain(match[1] or match[2]) for match in matches]
-        if len(matches) > 1 and "A" in letters:  # letters before the last "A" belong to the question
-            start = len(letters) - 1 - letters[::-1].index("A")
-            ends = [match.start() for match in matches[start + 1:]] + [len(text)]
-            texts = [text[match.end():end].strip() for match, end in zip(matches[start:], ends)]
-            return text[:matches[start].start()].rstrip(), list(zip(letters[start:], texts))
-    return text, []
+        starts = [mark.start() for mark in pattern.finditer(text) if plain(mark[1]) == "A"]
+        if starts:  # letters before the last "A" belong to the question
+            _, *parts = pattern.split(text[starts[-1]:])
+            options = dict(zip(map(plain, parts[::2]), map(str.strip, parts[1::2])))
+            if 1 < len(options) == len(parts) // 2:
+                return text[:starts[-1]].rstrip(), options
+    return text, {}
 
 
 def after_letter(text: str, letter: str) -> str | None:
     """What follows the letter that a text begins with; None if it begins otherwise."""
     start = OPTION_START.match(text)
-    return text[start.end():] if start and plain(start[1] or start[2]) == letter else None
-
-
-# ---- options -------------------------------------------------------------------------------------
+    return text[start.end():] if start and plain(start[1]) == letter else None
 
 
 def lettered(texts: Iterable[Any]) -> dict[str, str]:
-    """Name option texts A, B, C ... in their order; null or empty ones at the end mean fewer options.
-
-    >>> lettered(["Да", "Нет", None, " "])
-    {'A': 'Да', 'B': 'Нет'}
-    """
+    """Name option texts A, B, C ... in their order; null or empty ones at the end mean fewer options."""
     texts = ["" if text is None else str(text) for text in texts]
     while texts and not texts[-1].strip():
         texts.pop()
-    return {LETTERS[i] if i < len(LETTERS) else f"#{i + 1}": text for i, text in enumerate(texts)}
+    return {chr(ord("A") + place): text for place, text in enumerate(texts)}
 
 
 def named_options(value: Any) -> list[tuple[Any, Any]]:
-    """[(name, text)] of options that have names of their own: texts by letter, number or any name,
-    [{"key": "A", "value": ...}] and {"label": [...], "text": [...]} as on model hubs, or one string "(A) ...
-    (B) ..."; [] if it is none of them."""
-    def first(record: dict[str, Any], keys: tuple[str, ...]) -> Any:
-        return next((record[key] for key in keys if key in record), None)
-
+    """[(name, text)] of options that have names of their own: {name: text}, [{"key": "A", "value": ...}],
+    {"label": [...], "text": [...]} or one string "(A) ... (B) ..."; [] if it is none of them."""
     if isinstance(value, str):
         before, marked = marked_options(value)
-        return [] if before else marked
-    if isinstance(value, list) and all(isinstance(option, dict) for option in value):
-        return [(first(option, NAMES), first(option, TEXTS)) for option in value]
-    if isinstance(value, dict) and all(isinstance(part, list) for part in value.values()):
-        return list(zip(first(value, NAMES) or [], first(value, TEXTS) or []))
-    return list(value.items()) if isinstance(value, dict) else []
+        value = {} if before else marked
+    if isinstance(value, dict) and not all(isinstance(part, list) for part in value.values()):
+        return list(value.items())
+    if isinstance(value, dict):  # columns
+        value = [dict(zip(value, row)) for row in zip(*value.values())]
+    if not isinstance(value, list) or not all(isinstance(option, dict) for option in value):
+        return []
+    return [tuple(next((option[key] for key in keys if key in option), None) for keys in (NAMES, TEXTS))
+            for option in value]
 
 
 def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """(options by letter, {published name: letter}) from a list of texts or from options with names;
-    ({}, {}) if it is neither.
-
-    >>> option_texts([{"aid": 1, "atext": "x"}, {"aid": 2, "atext": "y"}])
-    ({'A': 'x', 'B': 'y'}, {'1': 'A', '2': 'B'})
-    """
+    """(options by letter, {published name: letter}) of a list of texts or of options with names, else
+    ({}, {})."""
     value = unpacked(value)
     if isinstance(value, list) and all(isinstance(text, SCALAR) for text in value):
         return lettered(value), {}
     pairs = named_options(value)
     by_name = {plain(name): text for name, text in pairs}
-    if len(by_name) < len(pairs) or not all(isinstance(name, str | int) and isinstance(text, SCALAR)
-                                            for name, text in pairs):
+    if len(by_name) < len(pairs) or not all(isinstance(text, SCALAR) for text in by_name.values()):
         return {}, {}
-    names = list(by_name)
-    latin = all(re.fullmatch("[A-Z]", name) for name in names)
-    if latin or all(map(str.isdigit, names)):
-        names.sort(key=lambda name: (len(name), name))
-    options = lettered(by_name[name] for name in names)
+    latin = all(re.fullmatch("[A-Z]", name) for name in by_name)
+    if latin or all(map(str.isdigit, by_name)):
+        by_name = dict(sorted(by_name.items(), key=lambda pair: (len(pair[0]), pair[0])))
+    options = lettered(by_name.values())
     if latin:  # letters of its own: also "A, C", which the checks drop
-        options = dict(zip(names, options.values()))
-    return options, dict(zip(names, options))
+        options = dict(zip(by_name, options.values()))
+    return options, dict(zip(by_name, options))
 
 
 def without_letters(options: dict[str, str]) -> dict[str, str]:
-    """Options without their letters, if each text begins with its own.
-
-    >>> without_letters({"A": "A. x", "B": "（Ｂ）y"}), without_letters({"A": "A. x", "B": "y"})
-    ({'A': 'x', 'B': 'y'}, {'A': 'A. x', 'B': 'y'})
-    """
+    """Options without their letters, if each text begins with its own."""
     bare = {letter: after_letter(text, letter) for letter, text in options.items()}
     return options if None in bare.values() else bare
-
-
-# ---- answers -------------------------------------------------------------------------------------
 
 
 def read_answer(value: Any, options: dict[str, str], names: dict[str, str], kind: str = "") -> list[str]:
     """The letters of the right options, from the ways answers are written: letters, the options' published
     names, or the text of an option, which alone counts if `kind` is "text". -1 means none; a number, and what
-    names no option, stays as it is.
-
-    >>> options = {"A": "aspirin", "B": "Heparin"}
-    >>> [read_answer(value, options, {}) for value in ("b", "A, B", "BA", "['B.']", "B. heparin", "heparin")]
-    [['B'], ['A', 'B'], ['B', 'A'], ['B'], ['B'], ['B']]
-    >>> [read_answer(value, options, {"X": "A"}) for value in ("(x)", 2.0, "a or b", None)]
-    [['A'], ['2'], ['a or b'], []]
-    """
+    names no option, stays as it is."""
     value = unpacked(value)
     if isinstance(value, list):
         return [letter for part in value for letter in read_answer(part, options, names, kind)]
     text = "" if value is None else str(value).strip()
-    if not text:
+    if not text or (kind != "text" and re.fullmatch(r"-\d+", plain(text))):
         return []
-    if kind != "text":
-        words = [plain(word) for word in re.split("[,;、，；]", text)]
-        if re.fullmatch(r"-\d+", words[0]):
-            return []
-        if all(word in names for word in words):
-            return [names[word] for word in words]
-        if all(word in options or word.isdigit() for word in words):
-            return words
+    words = [plain(word) for word in re.split("[,;、，；]", text)]
+    if kind != "text" and all(word in names for word in words):
+        return [names[word] for word in words]
+    if kind != "text" and all(word in options or word.isdigit() for word in words):
+        return words
     letter = letter_of_text(text, options)
     if letter == text and kind != "text" and text.isupper() and set(plain(text)) <= set(options):
         return list(plain(text))  # "CA", but not if it is an option's text, as a blood group

@@ -1,22 +1,17 @@
 """Everything specific to one language: a file `mmed/languages/<code>.py` with a constant `LANGUAGE`.
 
-A file is found by its name; nothing is registered. Codes are ISO 639-1.
-
-    get_language("ja") == get_language("Japanese") == get_language("日本語")
-    [language.code for language in all_languages()]   the paper's order first, then by code
+A file is found by its name, an ISO 639-1 code; nothing is registered. docs/add_a_language.md explains the
+fields.
 
 `medical_words` holds 200 terms, as in the paper: dictionary forms in lower case. "печен|ь" stands for every
 word that begins with "печен"; in the published rule, which knows no stems, for "печень". A term without a bar
 stands for itself alone ("virus" is not "viruses"). "|entzündung|" also matches inside a compound:
-"Lungenentzündungen". With spaces a stem has at least 3 letters, 4 before a bar, and 5 between bars; without
-spaces, two characters and no bars. "tumor|/tumour|" is one term in two spellings; the published rule takes
-the first.
+"Lungenentzündungen". "tumor|/tumour|" is one term in two spellings; the published rule takes the first.
 
 DIFFERS: the official code says "jp" for Japanese; we say "ja", as CulturaX does.
 """
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import pkgutil
@@ -31,8 +26,6 @@ PAPER_ORDER = ("en", "zh", "ja", "fr", "ru", "es")  # MMedLM: the columns of eve
 
 # One letter with several spellings in the Arabic script, by writer and keyboard
 SAME_LETTER = str.maketrans("أإآٱىیةک", "اااا" "يي" "هك")
-
-
 # Letters with diacritics: Latin and Cyrillic accents, Arabic vowels, signs of Indian scripts (no danda)
 _LETTER = r"[\w\u0300-\u036f\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff]"
 _CLITIC = r"['’](?:s|m|d|ll|re|ve)\b"
@@ -129,35 +122,24 @@ class Language:
 
 
 def words(listed: str) -> tuple[str, ...]:
-    r"""Split a comma-separated list of terms, which may span several lines.
-
-    >>> words("patient|, blood pressure,\n   insulin")
-    ('patient|', 'blood pressure', 'insulin')
-    """
+    """Split a comma-separated list of terms, which may span several lines."""
     return tuple(" ".join(term.split()) for term in listed.split(",") if term.strip())
 
 
 @functools.cache
 def all_languages() -> tuple[Language, ...]:
     """Every language that has a file here, the paper's six first."""
-    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    found = [importlib.import_module(f"{__name__}.{name}").LANGUAGE for name in sorted(names)]
-    order = {code: place for place, code in enumerate(PAPER_ORDER)}
-    return tuple(sorted(found, key=lambda language: order.get(language.code, len(order))))
+    codes = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
+    ordered = [*PAPER_ORDER, *sorted(codes - set(PAPER_ORDER))]
+    return tuple(importlib.import_module(f"{__name__}.{code}").LANGUAGE for code in ordered)
 
 
 def get_language(name: str) -> Language:
-    """Find a language by code or by English or native name, ignoring case.
-
-    >>> get_language("ja").name, get_language("Japanese").code, get_language("ENGLISH").code
-    ('Japanese', 'ja', 'en')
-    """
+    """Find a language by code or by English or native name, ignoring case."""
     wanted = name.strip().lower()
     for language in all_languages():
         if wanted in (language.code, language.name.lower(), language.native_name.lower()):
             return language
-    near = difflib.get_close_matches(name.title(), [language.name for language in all_languages()], n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     known = ", ".join(f"{language.code} ({language.name})" for language in all_languages())
-    raise UserError(
-        f"unknown language {name!r}: {hint}known are {known}; a new one is a file mmed/languages/<code>.py")
+    raise UserError(f"unknown language {name!r}: known are {known}; a new one is a file "
+                    "mmed/languages/<code>.py")

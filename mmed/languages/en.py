@@ -52,7 +52,7 @@ LANGUAGE = Language(
              "nor, eliminate, eliminating, ruling out",
         because="because, since, as, for, given, due, with, which",
         and_or="and, as well as / or",
-        question="Question",
+        question="Question", letters="",
         stated=("The correct answer is {}.", "I would choose {}.", "{} is the best choice."),
         denied=("{} is wrong.", "It is not {}."),
     ),

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from json_lines import read_lines, write_lines
 
 from data_prep import mmedbench
-from data_prep.benchmark.counts import PAPER
+from data_prep.benchmark import exam_files
 from data_prep.benchmark.mapping import Raw
 from data_prep.benchmark.options import marked_options, option_texts, read_answer
 from data_prep.benchmark.sources import SOURCES
+from data_prep.mmedbench import PAPER
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import UserError
 
@@ -25,38 +26,37 @@ MAP = "question=question,options=options,answer=answer_idx"
 
 
 def write(path: Path, value) -> Path:
-    """A str as it is, a list as JSONL or parquet where the name says so, anything else as JSON."""
+    """Bytes or a str as they are, a list as JSONL or parquet where the name says so, all else as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         parquet.write_table(pyarrow.Table.from_pylist(value), path)
-    elif isinstance(value, str):
-        path.write_text(value, encoding="utf-8")
-    elif path.suffix == ".jsonl":
+    elif path.suffix == ".jsonl" and isinstance(value, list):
         write_lines(path, *value)
     else:
-        path.write_text(json.dumps(value), encoding="utf-8")
+        text = value if isinstance(value, str | bytes) else json.dumps(value)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
 def run(out: Path, *options) -> dict[str, list[dict]]:
-    """Run the command and read all that it wrote."""
+    """Run the command and read all that it wrote; an item's file has a name such as Test/English."""
     assert mmedbench.main([*map(str, options), "--out", str(out)]) == 0
-    return {p.relative_to(out).as_posix(): read_lines(p) for p in sorted(out.rglob("*.jsonl"))}
+    return {p.relative_to(out).as_posix().removesuffix(".jsonl"): read_lines(p)
+            for p in sorted(out.rglob("*.jsonl"))}
 
 
-def convert(folder: Path, value, mapping: str, name: str = "exam.jsonl", language: str = "en") -> list[dict]:
-    """The items of one file through --map; those that were dropped come last."""
-    source = f"custom={write(folder / 'in' / name, value)}"
-    got = run(folder / "out", "--source", source, "--map", mapping, "--language", language)
-    return [item for items in got.values() for item in items]
+def custom(path: Path, value, mapping: str = MAP, language: str = "en") -> list[str]:
+    """Write a file or take a folder (value None), and return the options that read it through --map."""
+    path = path if value is None else write(path, value)
+    return ["--source", f"custom={path}", "--map", mapping, "--language", language]
 
 
-def error_of(*options) -> str:
+def error_of(tmp_path: Path, *options) -> str:
     """The one-line message of a command that must fail."""
     with pytest.raises(UserError) as caught:
-        mmedbench.main([*map(str, options)])
-    assert "\n" not in str(caught.value)
+        run(tmp_path / "none", *options)
+    assert "\n" not in str(caught.value) and not (tmp_path / "none").exists()
     return str(caught.value)
 
 
@@ -88,7 +88,11 @@ def headqa_file(language: str, name: str, data: list) -> dict:
                                                    "data": data}}}
 
 
-# ---- presets: the layouts as published, with the keys that cards and evaluation code name -----------
+def medmcqa_item(cop: int | None) -> dict:
+    """With the right answer `cop` as the authors or the copies on hubs count it; None: hidden."""
+    return {"id": f"u{cop}", "question": f"q{cop}", "opa": "a", "opb": "b", "opc": "c", "opd": f"d{cop}",
+            "exp": "because", "subject_name": "Anatomy"} | ({} if cop is None else {"cop": cop})
+
 
 ABCD = dict(zip("ABCD", "abcd"))
 C = {"options": ABCD, "answer_idx": "C"}
@@ -121,20 +125,29 @@ APOLLO = [{"question": q, "option": o, "anwer": a, "source": "cmexam"} for q, o,
     ("药品", "(A) 甲 (B级).\n(B) 乙.\n(C) 丙.", "(AC)"), ("跳号", "(A) 甲.\n(C) 丙.", "(A)"),
     ("越界", "(A) 甲.\n(B) 丙.", "(E)"))]
 EXAM = [headqa_item(1, "5", image="./img1.png"), headqa_item(3, "1"), headqa_item(4, "6")]
+MEDQA = {"q/US/4_options/phrases_no_exclude_train.jsonl": [medqa_item("q1"), medqa_item("q2", "D")],
+         "q/US/4_options/phrases_no_exclude_test.jsonl": [medqa_item("q4", "A")],
+         "q/US/test.jsonl": [medqa_item("q4", "E", options=5)], "q/US/US_qbank.jsonl": [medqa_item("q9")],
+         "q/Mainland/4_options/test.jsonl": [medqa_item("下列哪项")]}
 OUTSIDE = "answer outside the options"
 # Source, its files, what the items of each written file have, reasons of what is dropped
 PRESETS = [
+    ("medqa", MEDQA, {"Train/English": [{"answer_idx": "B"}, {"answer_idx": "D"}], "Test/English": [
+        {"question": "q4", "options": {c: f"q4 {c}" for c in "ABCD"}, "answer_idx": "A", "rationale": "",
+         "human_checked": False, "human_check_passed": False, "licence": "MIT", "answer": "q4 A",
+         "meta_info": "step1"}]}, []),
+    ("mcmle", MEDQA, {"Test/Chinese": [{"question": "下列哪项"}]}, []),
     ("medqa", {"data/test-0.parquet": [HUB], "data/train-0.parquet": [ENDINGS]}, {
         "Test/English": [C], "Train/English": [C]}, []),
     ("medqa", {"default/test/0000.parquet": [PAIRS]}, {"Test/English": [C]}, []),
     ("mmlu", {"anatomy/test-0.parquet": [MMLU]}, {"Test/English": [C | {"subject": "anatomy"}]}, []),
     ("mmlu", {"anatomy_test.csv": '"Which, of these?",a,b,"c ""x""",d,C\n',
               "astronomy_test.csv": "Which star?,a,b,c,d,A\n",
-              "more.jsonl": [MMLU | {"subject": "college_biology"}, MMLU | {"subject": "law"}],
+              "dev/more.jsonl": [MMLU | {"subject": "college_biology"}, MMLU | {"subject": "law"}],
               "auxiliary_train/train.jsonl": [{"train": MMLU}]}, {"Test/English": [  # as on the hub
                   C | {"question": "Which, of these?", "options": ABCD | {"C": 'c "x"'},
-                       "subject": "anatomy"},
-                  C | {"subject": "college_biology"}]}, []),
+                       "subject": "anatomy"}],
+        "Val/English": [C | {"subject": "college_biology"}]}, []),
     # the hub has the items of all/ again subject by subject
     ("mmlu", {"all/test.jsonl": [MMLU], "anatomy/test.jsonl": [MMLU]}, {"Test/English": [C]}, []),
     ("pubmedqa", {"pqa_labeled/train-0.parquet": [PUBMED]}, {"Test/English": [{
@@ -145,6 +158,14 @@ PRESETS = [
             "question": "We asked.\nWe saw.\nHelp?", "options": {"A": "yes", "B": "no", "C": "maybe"},
             "answer_idx": "C", "rationale": "It may.", "id": "pubmedqa-11"}],
         "Test/English": [{"answer_idx": "B"}]}, []),
+    ("igakuqa", {"2023/117-A.jsonl": [
+        igakuqa_item(1, choices=[], answer=["26"]), igakuqa_item(4), igakuqa_item(7, answer=["a", "c", "e"]),
+        igakuqa_item(8, answer=["a or d"], text_only=True)],
+        "2023/117-A_metadata.jsonl": [{"problem_id": "117A7", "category": "皮膚科"}],
+        "2023/117-A_translate.jsonl": [igakuqa_item(1)]}, {"Train/Japanese": [
+            {"id": "igakuqa-117A4", "image_dependent": True, "year": "2023"},
+            {"answer_idx": "A,C,E", "image_dependent": False, "subject": "皮膚科"},
+            {"answer_idx": "A", "answer_alternatives": ["A", "D"]}]}, ["no readable options"]),
     ("frenchmedmcqa", {"train.json": [french_item(1), french_item(2, correct_answers=["e", "b"], answers={
         c: f"{c}?" for c in "acdeb"})]}, {"Train/French": [  # one published item has this order
             {"answer_idx": "A,D", "subject": "pharmacie"},
@@ -170,6 +191,13 @@ PRESETS = [
             "Train/Spanish": [{"id": "headqa-es-E-1-2", "answer_idx": "B", "subject": "eye"}],
             "Test/Spanish": [{"options": {"A": "x", "B": "y"}, "answer_idx": "B",
                               "image_dependent": False}]}, []),
+    # the authors hide answers by leaving cop out, the copy on hubs by -1
+    ("medmcqa", {"train.json": "\n".join(json.dumps(medmcqa_item(n)) for n in (1, 4)),
+                 "test.json": medmcqa_item(None)}, {"Train/English": [
+                     {"answer_idx": "A", "rationale": "because", "subject": "Anatomy", "id": "medmcqa-u1"},
+                     {"answer_idx": "D"}]}, ["no answer"]),
+    ("medmcqa", {"train.jsonl": [medmcqa_item(n) for n in (0, 3, -1)]}, {
+        "Train/English": [{"answer_idx": "A"}, {"answer_idx": "D"}]}, ["no answer"]),
     ("jmmlu-med", {"JMMLU-Med.csv": JMMLU}, {"Test/Japanese": [C | {"subject": "anatomy"}]}, []),
     ("careqa", {"CareQA_es.json": [CARE]}, {"Test/Spanish": [C | {"id": "careqa-u", "year": "9"}]}, []),
     ("medxpertqa", {"Text/test.jsonl": [XPERT], "MM/dev.jsonl": [XPERT | {"images": ["a.png"]}]}, {
@@ -203,123 +231,51 @@ def test_presets_read_the_published_layouts(name, files, written, reasons, tmp_p
         write(tmp_path / "in" / file, content)
     language = ["--language", "French"] if name in ("global-mmlu", "mmlu-prox") else []
     got = run(tmp_path / "out", "--source", f"{name}={tmp_path / 'in'}", *language)
-    assert [line["reason"] for line in got.pop("dropped.jsonl")] == reasons
-    assert got.keys() == {f"{file}.jsonl" for file in written}
+    dropped = got.pop("dropped")
+    assert [line["reason"] for line in dropped] == reasons
+    assert all(line["where"].startswith(str(tmp_path / "in")) and ":" in line["where"] for line in dropped)
+    assert got.keys() == written.keys()
     for file, expected in written.items():
-        for item, parts in zip(got[f"{file}.jsonl"], expected, strict=True):
+        for item, parts in zip(got[file], expected, strict=True):
             assert item.items() >= ({"source": name} | parts).items()
             assert list(item["options"]) == sorted(item["options"])
 
 
-def test_languages_without_a_file_are_one_clear_line(tmp_path):
-    korean = f"kormedmcqa={write(tmp_path / 'test.jsonl', [KOREAN])}"
-    said = error_of("--source", korean, "--out", tmp_path / "x")
-    assert said.startswith("unknown language 'ko'") and "mmed/languages/<code>.py" in said
-    polish = f"globalmedqa={write(tmp_path / 'S.jsonl', [WORLD | {'language': 'PL'}])}"
-    assert "no language file for PL 1" in error_of("--source", polish, "--out", tmp_path / "x")
-    apollo = f"apollo={write(tmp_path / 'new.jsonl', [APOLLO[0] | {'source': 'new'}])}"
-    assert "'apollo-new' is unknown" in error_of("--source", apollo, "--out", tmp_path / "x")
-    assert "needs --language" in error_of("--source", "mmlu-prox=any", "--out", tmp_path / "x")
-    write(tmp_path / "prox" / "ja" / "test-0.jsonl", [PROX])
-    given = ["--source", f"mmlu-prox={tmp_path / 'prox'}", "--language", "fr", "--out", tmp_path / "x"]
-    assert "prox: no folder fr/; it has ja" in error_of(*given)
-
-
-# ---- sources that need code ----------------------------------------------------------------------
-
-
-def test_medqa_takes_the_four_option_us_files(tmp_path):
-    questions = tmp_path / "data_clean" / "questions"
-    write(questions / "US" / "4_options" / "phrases_no_exclude_train.jsonl",
-          [medqa_item("q1"), medqa_item("q2", "D")])
-    write(questions / "US" / "4_options" / "phrases_no_exclude_test.jsonl", [medqa_item("q4", "A")])
-    write(questions / "US" / "test.jsonl", [medqa_item("q4", "E", options=5)])
-    write(questions / "US" / "US_qbank.jsonl", [medqa_item("q9")])
-    write(questions / "Mainland" / "4_options" / "test.jsonl", [medqa_item("下列哪项")])
-    got = run(tmp_path / "out", "--source", f"medqa={tmp_path / 'data_clean'}")
-    assert [item["answer_idx"] for item in got["Train/English.jsonl"]] == ["B", "D"]
-    item, = got["Test/English.jsonl"]
-    assert item == {"question": "q4", "options": {c: f"q4 {c}" for c in "ABCD"}, "answer_idx": "A",
-                    "rationale": "", "human_checked": False, "human_check_passed": False, "id": item["id"],
-                    "source": "medqa", "licence": "MIT", "answer": "q4 A", "meta_info": "step1"}
-    chinese = run(tmp_path / "zh", "--source", f"mcmle={tmp_path / 'data_clean'}")
-    assert list(chinese) == ["Test/Chinese.jsonl", "dropped.jsonl"]
-    assert "no file below this folder matches" in error_of("--source", f"medqa={questions / 'Mainland'}",
-                                                           "--out", tmp_path / "x")
-
-
-def test_igakuqa_flags_images_and_splits_in_the_papers_proportion(tmp_path):
-    items = [igakuqa_item(i) for i in range(1, 41)]
-    items[4] = igakuqa_item(5, choices=[], answer=["26"])
-    items[6] = igakuqa_item(7, answer=["a", "c", "e"])
-    items[7] = igakuqa_item(8, answer=["a or d"])
-    write(tmp_path / "data" / "2023" / "117-A.jsonl", items)
-    write(tmp_path / "data/2023/117-A_metadata.jsonl", [{"problem_id": "117A7", "category": "皮膚科"}])
-    write(tmp_path / "data" / "2023" / "117-A_translate.jsonl", [igakuqa_item(1)])
-    got = run(tmp_path / "out", "--source", f"igakuqa={tmp_path / 'data'}")
-    found = {item["id"].removeprefix("igakuqa-117A"): item for name in got if "/" in name
-             for item in got[name]}
-    assert {int(key) for key in found} == set(range(1, 41)) - {5}
-    assert {key for key, item in found.items() if item["image_dependent"]} == set(map(str, range(4, 41, 4)))
-    assert found["7"]["answer_idx"] == "A,C,E" and found["7"]["subject"] == "皮膚科"
-    assert found["9"]["year"] == "2023" and found["8"]["answer_idx"] == "A"
-    assert found["8"]["answer_alternatives"] == ["A", "D"]
-    lost, = got["dropped.jsonl"]
-    assert lost["reason"] == "no readable options" and lost["where"].endswith("117-A.jsonl:5")
-    # 39 usable: 39 * 199 / 1988 = 3.9, so 4 in test and in val
-    assert [len(got[f"{split}/Japanese.jsonl"]) for split in ("Train", "Val", "Test")] == [31, 4, 4]
-
-
 def test_all_igakuqa_questions_split_as_in_the_paper_and_by_seed():
-    items = [Raw("igakuqa", "Japanese", None, "w", str(i), {"A": "x", "B": "y"}, ["A"], id=f"igakuqa-{i}")
-             for i in range(1988)]
+    items = [Raw(str(i), {"A": "x", "B": "y"}, ("A",), "", "Japanese", f"igakuqa-{i}") for i in range(1988)]
     draws = {}
     for seed in (0, 0, 1):
         random.Random(seed).shuffle(items)  # the order must not matter
         mmedbench.assign_splits("igakuqa", items, seed, None, [])
         assert Counter(item.split for item in items) == PAPER["Japanese"]
-        test = {item.id for item in items if item.split == "Test"}
+        test = {item.key for item in items if item.split == "Test"}
         assert draws.setdefault(seed, test) == test
     assert len(draws[0] & draws[1]) < 60  # by chance 199 * 199 / 1988 = 20
+    mmedbench.assign_splits("igakuqa", items[:39], 0, None, [])  # 39 * 199 / 1988 = 3.9
+    assert Counter(item.split for item in items[:39]) == {"Train": 31, "Val": 4, "Test": 4}
 
 
 def test_headqa_holds_out_the_same_questions_in_both_languages(tmp_path):
     sides = {}
     for name, code, language in (("headqa", "es", "Spanish"), ("headqa-en", "en", "English")):
-        exam = [headqa_item(i, words=code) for i in range(60)]
-        write(tmp_path / f"in-{code}" / f"train_{code}.json", headqa_file(code, "E", exam))
-        source = f"{name}={tmp_path / f'in-{code}'}"
-        got = run(tmp_path / f"out-{code}", "--source", source, "--holdout", "0.5")
-        sides[code] = {item["id"].rsplit("-", 1)[1] for item in got[f"Test/{language}.jsonl"]}
+        exam = headqa_file(code, "E", [headqa_item(i, words=code) for i in range(60)])
+        path = write(tmp_path / code / f"train_{code}.json", exam)
+        got = run(tmp_path / f"out-{code}", "--source", f"{name}={path}", "--holdout", "0.5")
+        sides[code] = {item["id"].rsplit("-", 1)[1] for item in got[f"Test/{language}"]}
     assert sides["es"] == sides["en"] and 10 < len(sides["es"]) < 50
 
 
-def test_medmcqa_counts_options_from_where_the_file_does(tmp_path):
-    def items(*numbers):
-        return [{"id": f"u{n}", "question": f"q{n}", "opa": "a", "opb": "b", "opc": "c", "opd": f"d{n}",
-                 "cop": n, "exp": "because", "subject_name": "Anatomy"} for n in numbers]
-
-    for name, numbers in (("one", (1, 4)), ("zero", (0, 3, -1)), ("both", (2,))):
-        write(tmp_path / name / "train.json", "".join(json.dumps(item) + "\n" for item in items(*numbers)))
-    hidden, = items(9)
-    del hidden["cop"]
-    write(tmp_path / "one" / "test.json", [hidden])
-    for name in ("one", "zero"):
-        got = run(tmp_path / f"out-{name}", "--source", f"medmcqa={tmp_path / name}")
-        assert [(i["answer_idx"], i["rationale"], i["subject"]) for i in got["Train/English.jsonl"]] == [
-            ("A", "because", "Anatomy"), ("D", "because", "Anatomy")]
-        # the authors' way to hide answers is to leave cop out, the copy's is -1
-        assert [line["reason"] for line in got["dropped.jsonl"]] == ["no answer"]
-    both = ["--source", f"medmcqa={tmp_path / 'both'}"]
-    assert "from 0 or from 1; add --map kind=0 or kind=1" in error_of(*both, "--out", tmp_path / "x")
+def test_a_map_changes_single_entries_of_a_preset(tmp_path):
+    both = ["--source", f"medmcqa={write(tmp_path / 'train.json', [medmcqa_item(2)])}"]
+    assert "from 0 or from 1; add --map kind=0 or kind=1" in error_of(tmp_path, *both)
     for kind, letter in (("0", "C"), ("1", "B")):
-        item, = run(tmp_path / kind, *both, "--map", f"kind={kind}")["Train/English.jsonl"]
+        item, = run(tmp_path / kind, *both, "--map", f"kind={kind}")["Train/English"]
         assert item["answer_idx"] == letter
 
 
 def test_a_fold_of_pubmedqa_is_what_its_name_says(tmp_path):
     fold = write(tmp_path / "pqal_fold0" / "train_set.json", {"11": PUBMED_ITEM})
-    assert "Train/English.jsonl" in run(tmp_path / "fold", "--source", f"pubmedqa={fold}")
+    assert "Train/English" in run(tmp_path / "fold", "--source", f"pubmedqa={fold}")
 
 
 RELEASED = {"question": "q", "options": {"A": "x", "B": "y"}, "answer_idx": "B", "rationale": "r ",
@@ -327,62 +283,63 @@ RELEASED = {"question": "q", "options": {"A": "x", "B": "y"}, "answer_idx": "B",
 
 
 def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
-    answers = ("B", ["B", "A"], "A,B")
-    lines = "".join(json.dumps(RELEASED | {"question": f"q{i}", "answer_idx": a}) + "\n"
-                    for i, a in enumerate(answers))
-    with zipfile.ZipFile(tmp_path / "MMedBench.zip", "w") as archive:
+    lines = "".join(json.dumps(RELEASED | {"question": f"q{i}", "answer_idx": answer}) + "\n"
+                    for i, answer in enumerate(("B", ["B", "A"], "A,B")))
+    release = tmp_path / "MMedBench.zip"
+    with zipfile.ZipFile(release, "w") as archive:
         for name in ("MMedBench/Train/English.jsonl", "MMedBench/Test/Japanese.jsonl"):
             archive.writestr(name, lines)
         archive.writestr("__MACOSX/MMedBench/Test/._Japanese.jsonl", b"\x00\x05")
-    got = run(tmp_path / "out", "--source", f"mmedbench={tmp_path / 'MMedBench.zip'}")
-    assert list(got) == ["Test/Japanese.jsonl", "Train/English.jsonl", "dropped.jsonl"]
-    assert [i["answer_idx"] for i in got["Train/English.jsonl"]] == ["B", "A,B", "A,B"]
-    first = got["Test/Japanese.jsonl"][0]
+    got = run(tmp_path / "out", "--source", f"mmedbench={release}")
+    assert list(got) == ["Test/Japanese", "Train/English", "dropped"]
+    assert [item["answer_idx"] for item in got["Train/English"]] == ["B", "A,B", "A,B"]
+    first = got["Test/Japanese"][0]
     assert (first["rationale"], first["human_check_passed"], first["meta_info"]) == ("r ", True, "step1")
     assert run(tmp_path / "again", "--source", f"mmedbench={tmp_path / 'out'}") == got
-    deep = tmp_path / "snapshots" / "x" / "MMedBench" / "Test" / "English.jsonl"
-    write(deep, json.dumps(RELEASED | {"meta_info": float("nan"), "rationale": float("nan")}))
-    item, = run(tmp_path / "deep", "--source", f"mmedbench={tmp_path / 'snapshots'}")["Test/English.jsonl"]
+    deep = write(tmp_path / "snapshots/x/MMedBench/Test/English.jsonl",
+                 [RELEASED | {"meta_info": float("nan"), "rationale": float("nan")}])
+    snapshots = ["--source", f"mmedbench={tmp_path / 'snapshots'}"]
+    item, = run(tmp_path / "deep", *snapshots)["Test/English"]
     assert item["rationale"] == "" and "meta_info" not in item
-    deep.write_bytes(b'{"question": "\xff"}')
-    assert "English.jsonl:1: not MMedBench's form" in error_of(
-        "--source", f"mmedbench={tmp_path / 'snapshots'}", "--out", tmp_path / "x")
-    data = (tmp_path / "MMedBench.zip").read_bytes()
-    (tmp_path / "truncated.zip").write_bytes(data[:len(data) // 2])
-    assert "not a readable zip" in error_of("--source", f"mmedbench={tmp_path / 'truncated.zip'}", "--out",
-                                            tmp_path / "x")
+    for line in (b'{"question": "\xff"}', b"5", b"[" * 99_999):
+        write(deep, line)
+        assert "English.jsonl:1: not MMedBench's form" in error_of(tmp_path, *snapshots)
+    write(deep, b'{"question": "q"}')
+    assert "English.jsonl:1: no readable options" in error_of(tmp_path, *snapshots)
+    deep.rename(deep.with_name("more.jsonl"))
+    assert "no Train/English.jsonl, Test/English.jsonl" in error_of(tmp_path, *snapshots)
+    data = release.read_bytes()
+    release.write_bytes(data[:len(data) // 2])
+    assert "not a readable zip" in error_of(tmp_path, "--source", f"mmedbench={release}")
 
 
-# ---- any file ------------------------------------------------------------------------------------
+AB = {"A": "x", "B": "y"}
 
 
 @pytest.mark.parametrize(("value", "options"), [
-    ({"A": "x", "B": "y"}, {"A": "x", "B": "y"}), (["x", "y"], {"A": "x", "B": "y"}),
-    ("(A) x\n(B) y", {"A": "x", "B": "y"}),
-    ([{"key": "A", "value": "x"}, {"key": "B", "value": "y"}], {"A": "x", "B": "y"}),
-    ([{"label": "b", "text": "y"}, {"label": "a", "text": "x"}], {"A": "x", "B": "y"}),
-    ({"text": ["x", "y"], "label": ["A", "B"]}, {"A": "x", "B": "y"}),
+    *((value, AB) for value in (
+        AB, ["x", "y"], "(A) x\n(B) y", [{"key": "A", "value": "x"}, {"key": "B", "value": "y"}],
+        [{"label": "b", "text": "y"}, {"label": "a", "text": "x"}], {"text": ["x", "y"], "label": ["A", "B"]},
+        '{"option1": "x", "option2": "y", "option3": NaN}', "['x', 'y', None]", {"Ｂ": "y", "Ａ": "x"},
+        {"А": "x", "Б": "y"}, "Ａ．x\nＢ．y", "（A）x（B）y", ["x", "y", None, ""])),
     ({"A": "x", "B": None, "C": 2, "D": " ", "E": None}, {"A": "x", "B": "", "C": "2"}),
-    (["x", None, ""], {"A": "x"}), ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}),
-    ('{"option1": "x", "option2": "y", "option3": NaN}', {"A": "x", "B": "y"}),
-    ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}),
-    ({"Ｂ": "y", "Ａ": "x"}, {"A": "x", "B": "y"}), ({"А": "x", "Б": "y"}, {"A": "x", "B": "y"}),
-    ("Ａ．甲\nＢ．乙", {"A": "甲", "B": "乙"}), ("（A）甲（B）乙", {"A": "甲", "B": "乙"}),
-    ("x or y", {}), ([["x"]], {}), ({"A": "x", "a": "y"}, {}), (None, {}), ({"A": {"x": 1}}, {}), ("[x", {}),
-])
+    ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}), (["x", None, ""], {"A": "x"}),
+    ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}), ({"C": "y", "B": "x"}, {"B": "x", "C": "y"}),
+    *((value, {}) for value in (
+        "x or y", [["x"]], {"A": "x", "a": "y"}, None, {"A": {"x": 1}}, "[x", "(A) x (B) y (B) z"))])
 def test_options_are_read_in_published_forms(value, options):
     assert option_texts(value)[0] == options
 
 
 @pytest.mark.parametrize(("text", "stem", "options"), [
-    ("Why (A) so? (A) x (B) y z", "Why (A) so?", {"A": "x", "B": "y z"}),
-    ("Why?\nA. x\nB) y", "Why?", {"A": "x", "B": "y"}),
+    ("Why (A) so? (A) x (B) y", "Why (A) so?", AB), ("Why?\nA. x\nB) y", "Why?", AB),
     ("A man.\na 甲\nb 乙", "A man.", {"A": "甲", "B": "乙"}),
     ("どれか。\n\na　甲\n\nb　乙", "どれか。", {"A": "甲", "B": "乙"}),
     ("Hepatitis A. or B. is", "Hepatitis A. or B. is", {}), ("", "", {}),
+    ("Vitamin (C) is? (A) x (B) y", "Vitamin (C) is?", AB), ("(a man\n(b ill", "(a man\n(b ill", {}),
 ])
 def test_options_are_found_inside_the_question(text, stem, options):
-    assert marked_options(text) == (stem, list(options.items()))
+    assert marked_options(text) == (stem, options)
 
 
 @pytest.mark.parametrize("written", [
@@ -393,13 +350,13 @@ def test_answers_are_read_as_they_are_written(written):
     assert sorted(read_answer(written, options, {"X": "A", "Y": "C"})) == ["A", "C"]
 
 
-def test_other_answers_stay_as_they_are():
-    options = dict(zip("ABC", ["1", "AB", "z"]))
-    assert read_answer("AB", options, {}) == ["B"]
-    for written in ("yes", "CAD", "cab", "a or b", "2"):
-        assert read_answer(written, options, {}) == [written]
-    assert read_answer("１", options, {}) == ["1"] and read_answer(-1, options, {}) == []
-    assert read_answer("AB", options, {}, "text") == ["B"] and read_answer("1", options, {}, "text") == ["A"]
+@pytest.mark.parametrize(("written", "kind", "read"), [
+    ("AB", "", ["B"]), ("AB", "text", ["B"]), ("1", "text", ["A"]), ("１", "", ["1"]), (-1, "", []),
+    (2.0, "", ["2"]), (None, "", []),
+    *((written, "", [written]) for written in ("yes", "CAD", "cab", "a or b", "2", "B?"))])
+def test_other_answers_stay_as_they_are(written, kind, read):
+    assert read_answer("1,B", {"A": "x", "B": "y"}, {"1": "B"}) == ["1", "B"]  # not mixed
+    assert read_answer(written, dict(zip("ABC", ["1", "AB", "z"])), {}, kind) == read
 
 
 NESTED = {"data": {"stem": "Q", "why": "r"}, "o1": "x", "o2": "y", "o3": "z", "key": 3, "part": "dev",
@@ -409,6 +366,11 @@ PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
 
 @pytest.mark.parametrize(("changes", "mapping", "expected"), [
     ({}, f"{PATHS},rationale=data.why", {"question": "Q", "answer_idx": "C", "rationale": "r"}),
+    ({"key": "y", "y": 2, "x": 1}, f"{PATHS},options=x+y",
+     {"options": {"A": "1", "B": "2"}, "answer_idx": "B"}),
+    ({"key": 1, "y": 2, "x": 1}, f"{PATHS},options=y+x,kind=1,keep=data.why",
+     {"options": {"A": "2", "B": "1"}, "answer_idx": "A", "data.why": "r"}),
+    ({"o1": "A. x"}, PATHS, {"options": {"A": "A. x", "B": "y", "C": "z"}}),
     ({"key": "o2"}, PATHS, {"answer_idx": "B"}), ({"key": [0, 2]}, PATHS, {"answer_idx": "A,C"}),
     ({"key": 1, "o3": None}, f"{PATHS},kind=0", {"options": {"A": "x", "B": "y"}, "answer_idx": "B"}),
     ({"key": ["y", "Z"]}, f"{PATHS},kind=text", {"answer_idx": "B,C"}),
@@ -428,24 +390,9 @@ PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
     ({"o1": "3", "o2": "2", "o3": "1"}, f"{PATHS},kind=text", {"answer_idx": "A"}),
 ])
 def test_a_mapping_reads(changes, mapping, expected, tmp_path):
-    item, = convert(tmp_path, [NESTED | changes], mapping)
+    got = run(tmp_path / "out", *custom(tmp_path / "exam.jsonl", [NESTED | changes], mapping))
+    item, = got["Val/English" if "split=" in mapping else "Test/English"]
     assert item.items() >= expected.items()
-
-
-def test_csv_and_parquet_are_read_through_a_mapping(tmp_path):
-    got = convert(tmp_path / "csv", "n,stem,a,b,c,key,why\n1,Q1,x,y,,2,r\n2,Q2,x,y,z,3,\n3,,x,y,z,1,\n",
-                  "question=stem,options=a+b+c,answer=key,kind=1,id=n,rationale=why", "exam.csv", "es")
-    assert [(i["id"], i["answer_idx"], len(i["options"]), i["rationale"]) for i in got[:2]] == [
-        ("exam-1", "B", 2, "r"), ("exam-2", "C", 3, "")]
-    assert [line["reason"] for line in got[2:]] == ["empty question"]
-    got = convert(tmp_path / "parquet", [
-        {"question": "Which drug?", "options": {"A": "x", "B": "y", "C": None}, "answer_idx": "A"},
-        {"question": "And?", "options": {"A": "x", "B": "y", "C": "z"}, "answer_idx": "C"}], MAP, "t.parquet")
-    assert [len(item["options"]) for item in got] == [2, 3]
-    (tmp_path / "latin.csv").write_bytes("q,a\né,x\n".encode("latin-1"))
-    assert "convert the file to UTF-8" in error_of(
-        "--source", f"custom={tmp_path / 'latin.csv'}", "--language", "fr", "--map", MAP, "--out",
-        tmp_path / "x")
 
 
 ROW = {"q": "Qé", "a": "x", "b": "y", "key": "B"}
@@ -453,107 +400,115 @@ SEMICOLONS = "q;a;b;key\r\nQé;x;y;B;;\r\n"
 
 
 @pytest.mark.parametrize(("name", "data"), [
-    ("e.csv", "\ufeffq, a, b, key\r\nQé,x,y,B,,\r\n".encode()), ("e.CSV", SEMICOLONS.encode()),
-    ("e.tsv", SEMICOLONS.replace(";", "\t").encode()),
-    ("e.csv", SEMICOLONS.replace(";", "\t").encode("utf-16")),
-    ("e.json", ("\ufeff" + json.dumps([ROW], indent=1)).encode()),
+    ("e.csv", "\ufeffq, a, b, key\r\nQé,x,y,B,,\r\n"), ("e.CSV", SEMICOLONS),
+    ("e.tsv", SEMICOLONS.replace(";", "\t")), ("e.csv", SEMICOLONS.replace(";", "\t").encode("utf-16")),
+    ("e.json", "\ufeff" + json.dumps([ROW], indent=1)),
     ("e.json", json.dumps([ROW], indent=1, ensure_ascii=False).encode("utf-16")),
-    ("e.jsonl", ("\ufeff" + json.dumps(ROW) + "\r\n").encode())])
+    ("e.json", '{"7": {\n' + json.dumps(ROW)[1:] + "}"),
+    ("e.json", json.dumps({"7": ROW}).encode("utf-16")),
+    ("e.csv", "\r\nq,a,b,key\r\n,,,\r\nQé,x,y,B\r\n  \r\n"),
+    ("e.jsonl", "\ufeff" + json.dumps(ROW) + "\r\n")])
 def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / name).write_bytes(data)
+    write(tmp_path / "in" / name, data)
     write(tmp_path / "in" / "dataset_infos.json", {"default": {}})  # beside the exams of a model hub
     write(tmp_path / "in" / "._e.json", "\0")
-    got = run(tmp_path / "out", "--source", f"custom={tmp_path / 'in'}", "--language", "fr", "--map",
-              "question=q,options=a+b,answer=key")
-    item, = got["Test/French.jsonl"]
+    got = run(tmp_path / "out", *custom(tmp_path / "in", None, "question=q,options=a+b,answer=key", "fr"))
+    item, = got["Test/French"]
     assert (item["question"], item["options"], item["answer_idx"]) == ("Qé", {"A": "x", "B": "y"}, "B")
 
 
-def test_a_folder_states_the_split_of_files_that_state_none(tmp_path):
-    for folder in ("dev", "test"):  # as in CMMLU
-        write(tmp_path / "in" / folder / "anatomy.jsonl", [medqa_item(folder)])
-    got = run(tmp_path / "out", "--source", f"custom={tmp_path / 'in'}", "--language", "en", "--map", MAP)
-    assert {name: [item["question"] for item in got[name]] for name in got} == {
-        "Test/English.jsonl": ["test"], "Val/English.jsonl": ["dev"], "dropped.jsonl": []}
+def test_rows_of_a_table_are_items_or_dropped_with_their_line(tmp_path):
+    rows = 'n,stem,a,b,c,key,why\n1,"Q\n1",x,y,,2,r\n2,Q2,x,y,z,3,\n3,,x,y,z,1,\n'
+    mapping = "question=stem,options=a+b+c,answer=key,kind=1,id=n,rationale=why"
+    got = run(tmp_path / "out", *custom(tmp_path / "exam.csv", rows, mapping, "es"))
+    assert [(item["id"], item["answer_idx"], len(item["options"]), item["rationale"])
+            for item in got["Test/Spanish"]] == [("exam-1", "B", 2, "r"), ("exam-2", "C", 3, "")]
+    lost, = got["dropped"]
+    assert lost["reason"] == "empty question" and lost["where"].endswith("exam.csv:5")
 
 
-def test_broken_and_empty_json_is_one_line(tmp_path):
-    given = ["--source", f"custom={write(tmp_path / 'e.json', '[{},' + chr(10))}", "--language", "en"]
-    assert "e.json: not valid JSON (" in error_of(*given, "--map", MAP, "--out", tmp_path / "x")
-    write(tmp_path / "e.json", [])
-    assert "0 items read as custom can be used (the files are empty)" in error_of(
-        *given, "--map", MAP, "--out", tmp_path / "x")
+def exam_item(question: str, right: str = "A", **options: str | None) -> dict:
+    return {"question": question, "options": options, "answer_idx": right}
 
 
 def test_blank_and_equal_options_are_flagged_and_counted(tmp_path, capsys):
-    items = [{"question": "Q", "options": {"A": "aspirin", "B": "Heparin", "C": " heparin "},
-              "answer_idx": "B"},
-             {"question": "R", "options": {"A": "", "B": "", "C": "z"}, "answer_idx": "C"}]
-    equal, blank = convert(tmp_path, items, MAP)
+    items = [exam_item("Q", "B", A="aspirin", B="Heparin", C=" heparin "),
+             exam_item("R", "C", A="", B="", C="z"), exam_item("S\ud800", A="a", B="b")]
+    equal, blank = run(tmp_path / "out", *custom(tmp_path / "exam.json", items))["Test/English"]
     assert equal["equal_options"] == ["B", "C"] and "equal_options" not in blank
-    assert blank["blank_options"] == ["A", "B"]
+    assert blank["blank_options"] == ["A", "B"] and "blank_options" not in equal
     row, = json.loads((tmp_path / "out" / "counts.json").read_text())["table"]
-    assert row["equal_options"] == row["blank_options"] == 1
-    assert "1 with two equal options" in capsys.readouterr().out
+    assert row["equal_options"] == row["blank_options"] == 1 and (row["items"], row["paper"]) == (2, None)
+    said = capsys.readouterr().out
+    assert "blank_options 1; equal_options 1\n" in said
+    assert "dropped (listed in dropped.jsonl): broken Unicode, NaN or endless nesting 1\n" in said
+
+
+def test_counts_stand_beside_the_papers_and_name_what_is_missing(tmp_path, capsys):
+    write(tmp_path / "in" / "train.json", [french_item(1), french_item(2, correct_answers=[])])
+    write(tmp_path / "in" / "all.json", [french_item(3)])
+    run(tmp_path / "out", "--source", f"frenchmedmcqa={tmp_path / 'in'}")
+    missing = "  no source given for English, Chinese, Japanese, Russian, Spanish"
+    assert capsys.readouterr().out.splitlines()[1:-1] == [
+        "French     frenchmedmcqa  Train         2       1   2,171  -1 no answer",
+        "French     frenchmedmcqa  Val           0       0     312",
+        "French     frenchmedmcqa  Test          0       0     622",
+        "MMedBench                 Train                 1  45,048" + missing,
+        "MMedBench                 Test                  0   8,518" + missing,
+        "frenchmedmcqa: skipped, no train, dev or test in the name: all.json",
+        "dropped (listed in dropped.jsonl): no answer 1"]
+
+
+def test_a_hold_out_moves_only_what_states_no_split(tmp_path):
+    for name in ("train", "other"):
+        write(tmp_path / "in" / f"{name}.jsonl", [medqa_item(f"{name} {i}") for i in range(30)])
+    got = run(tmp_path / "out", *custom(tmp_path / "in", None), "--holdout", "0.5")
+    assert all(item["question"].startswith("other") for item in got["Test/English"])
+    assert 5 < len(got["Test/English"]) < 25
 
 
 def test_repeats_are_marked_and_stay_on_one_side(tmp_path):
     items = [medqa_item("same"), medqa_item(" same "), *[medqa_item(f"q{i}") for i in range(30)],
              medqa_item("same")]
-    source = write(tmp_path / "in" / "exam.jsonl", items)
-    got = run(tmp_path / "out", "--source", f"custom={source}", "--language", "en", "--map", MAP,
-              "--holdout", "0.5")
-    splits = {name for name in got for item in got[name] if item.get("question", "").strip() == "same"}
+    got = run(tmp_path / "out", *custom(tmp_path / "exam.jsonl", items), "--holdout", "0.5")
+    splits = {name for name in got for item in got[name] if item["question"].strip() == "same"}
     assert len(splits) == 1 and sum("duplicate_of" in item for item in got[splits.pop()]) in (1, 2)
 
 
-def exam_item(question: str, *options: str, right: str = "A") -> dict:
-    return {"question": question, "options": list(options), "answer_idx": right}
-
-
 LONG = " ".join(f"word{i}" for i in range(20))
-LEAKS = {  # a train item, and the rule by which it leaks one of the test items below
-    "exact": exam_item("Which  Drug lowers blood PRESSURE most?", "x", "y"),
-    "shuffled": exam_item("Why?", "heparin", "aspirin"),
-    "n-gram": exam_item(f"Before. {LONG[:100]} and another end", "x", "y"),
-    "translation": exam_item("¿Cuál?", "Amoxicilina 500 mg", "Penicilina, 2,5 g", "Vancomicina", right="B"),
-    "another key": exam_item("¿Cuál?", "Amoxicilina 500 mg", "Penicilina, 2,5 g", "Vancomicina", right="C"),
-    "generic": exam_item("Which of these statements is true?", "new", "other")}
-TEST = [exam_item("Which drug lowers blood pressure most?", "a", "b"),
-        exam_item("Why?", "Aspirin", "Heparin"),
-        exam_item(LONG, "a", "b"),
-        exam_item("Which?", "Amoxicillin 500 mg", "Penicillin, 2.5 g", "Vancomycin", right="B"),
-        *[exam_item("Which of these statements is true?", f"a{i}", "b") for i in range(5)]]
+SPANISH = {"A": "Amoxicilina 500 mg", "B": "Penicilina, 2,5 g", "C": "Vancomicina"}
+TEST = [exam_item("Which drug lowers blood pressure most?", A="a", B="b"),
+        exam_item("Why?", A="Aspirin", B="Heparin"), exam_item(LONG, A="a", B="b"),
+        exam_item("Which?", "B", A="Amoxicillin 500 mg", B="Penicillin, 2.5 g", C="Vancomycin"),
+        *[exam_item("Which of these statements is true?", A=f"a{i}", B="b") for i in range(5)]]
 
 
-@pytest.mark.parametrize(("name", "rule"), [
-    ("exact", "exact"), ("shuffled", "exact"), ("n-gram", "n-gram"), ("translation", "translation"),
-    ("another key", ""), ("generic", "")])
-def test_train_items_that_leak_test_items_are_marked_or_dropped(name, rule, tmp_path, capsys):
-    test = write(tmp_path / "exam" / "test.jsonl", TEST)
-    english = ["--source", f"custom={test}", "--language", "en", "--map", MAP, "--out", tmp_path / "english"]
-    assert mmedbench.main([*map(str, english)]) == 0
-    spanish = name in ("translation", "another key")
-    train = write(tmp_path / "train.jsonl", [LEAKS[name], exam_item("Something else?", "1", "2")])
-    given = ["--source", f"custom={train}", "--language", "es" if spanish else "en", "--map", MAP,
-             "--benchmark", tmp_path / "english" / "Test"]
-    file = "Train/Spanish.jsonl" if spanish else "Train/English.jsonl"
-    first, second = run(tmp_path / "marked", *given)[file]
+@pytest.mark.parametrize(("item", "rule"), [
+    (exam_item("Which  Drug lowers blood PRESSURE most?", A="x", B="y"), "exact"),
+    (exam_item("Why?", A="heparin", B="aspirin"), "exact"),
+    (exam_item(f"Before. {LONG[:100]} and another end", A="x", B="y"), "n-gram"),
+    (exam_item("¿Cuál?", "B", **SPANISH), "translation"), (exam_item("¿Cuál?", "C", **SPANISH), ""),
+    (exam_item("Which of these statements is true?", A="new", B="other"), "")])
+def test_train_items_that_leak_test_items_are_marked_or_dropped(item, rule, tmp_path, capsys):
+    run(tmp_path / "english", *custom(tmp_path / "exam" / "test.jsonl", TEST))
+    code, language = ("es", "Spanish") if item["question"] == "¿Cuál?" else ("en", "English")
+    train = [item, exam_item("Something else?", A="1", B="2")]
+    given = [*custom(tmp_path / "train.jsonl", train, MAP, code), "--benchmark", tmp_path / "english/Test"]
+    first, second = run(tmp_path / "marked", *given)[f"Train/{language}"]
     assert first.get("leaks", {}).get("rule", "") == rule and "leaks" not in second
     if rule:
         assert f"leak a test item, by rule: {rule} 1" in capsys.readouterr().out
         got = run(tmp_path / "dropped", *given, "--drop_leaks")
-        assert len(got[file]) == 1
-        lost, = got["dropped.jsonl"]
+        assert len(got[f"Train/{language}"]) == 1
+        lost, = got["dropped"]
         assert lost["reason"] == f"leaks a test item ({rule})" and lost["leaks"] == first["leaks"]
 
 
 def test_several_sources_of_a_language_need_mix(tmp_path):
     one = write(tmp_path / "a.jsonl", [medqa_item("q") | {"subject": "anatomy"}])
     sources = ["--source", f"medqa={one}", "--source", f"mmlu={one}"]
-    assert "add --mix" in error_of(*sources, "--out", tmp_path / "x")
-    got = run(tmp_path / "out", *sources, "--mix")["Test/English.jsonl"]
+    assert "add --mix" in error_of(tmp_path, *sources)
+    got = run(tmp_path / "out", *sources, "--mix")["Test/English"]
     assert [item["source"] for item in got] == ["medqa", "mmlu"]
     assert len(read_benchmark(tmp_path / "out" / "Test")) == 2
 
@@ -568,47 +523,63 @@ def test_items_are_written_or_dropped_but_never_lost(tmp_path_factory, changes):
     folder = tmp_path_factory.mktemp("items")
     items = [french_item(i, **change) for i, change in enumerate(changes)] + [french_item(999)]
     got = run(folder / "out", "--source", f"frenchmedmcqa={write(folder / 'train.json', items)}")
-    assert len(got["Train/French.jsonl"]) + len(got["dropped.jsonl"]) == len(items)
-    for item in got["Train/French.jsonl"]:
+    assert len(got["Train/French"]) + len(got["dropped"]) == len(items)
+    for item in got["Train/French"]:
         assert item["question"].strip() and set(item["answer_idx"].split(",")) <= set(item["options"])
         assert list(item["options"]) == list("ABCDEF")[:len(item["options"])]
 
 
 def test_only_an_own_folder_is_replaced_and_a_failure_leaves_it(tmp_path, monkeypatch):
-    source = f"frenchmedmcqa={write(tmp_path / 'in' / 'train.json', [french_item(1)])}"
-    before = run(tmp_path / "out", "--source", source)
-    assert run(tmp_path / "out", "--source", source) == before
-    monkeypatch.setattr(mmedbench, "write_json", lambda *_: 1 / 0)
+    source = ["--source", f"frenchmedmcqa={write(tmp_path / 'in' / 'train.json', [french_item(1)])}"]
+    before = run(tmp_path / "out", *source)
+    assert run(tmp_path / "out", *source) == before
+    monkeypatch.setattr(exam_files, "write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        mmedbench.main(["--source", source, "--out", str(tmp_path / "out")])
+        run(tmp_path / "out", *source)
     assert (tmp_path / "out" / "counts.json").is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
-    write(tmp_path / "mine" / "notes.txt", "precious")
-    assert "not a folder that this command wrote" in error_of("--source", source, "--out", tmp_path / "mine")
+    with pytest.raises(UserError, match="not a folder that this command wrote"):
+        run(tmp_path / "in", *source)
+    with pytest.raises(UserError, match="not a folder that this command wrote"):
+        run(tmp_path / "in" / "train.json", *source)
 
 
-CUSTOM = ["--source", "custom=x", "--language", "en", "--map"]
+def with_map(content: object, name: str = "e.jsonl", mapping: str = MAP) -> tuple[dict, str]:
+    return {name: content}, f"--source custom={{}}/{name} --language en --map {mapping}"
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--source", "igakuka=x"], "no source 'igakuka'; did you mean 'igakuqa'"),
-    (["--source", "medqa"], "expected NAME=PATH"),
-    (["--source", "custom=x"], "needs --map"), (["--source", "medqa=gone"], "gone: no such file or folder"),
-    ([*CUSTOM, "question=q"], "'options' is missing"), ([*CUSTOM, "qestion=q"], "did you mean 'question'?"),
-    ([*CUSTOM, f"{MAP},kind=2"], "expected letter, text, 0 or 1"),
-    ([*CUSTOM, f"{MAP},filter=health"], "expected filter=KEY=VALUE"),
-    (["--source", "medqa=x", "--holdout", "2"], "between 0 and 1"),
+@pytest.mark.parametrize(("given", "message"), [
+    (({}, "--source igakuka=x"), "expected NAME=PATH, and a name of medqa, mcmle, igakuqa"),
+    (({}, "--source medqa"), "expected NAME=PATH"), (({}, "--source medqa={}/x"), "x: no such file"),
+    (({}, "--source custom=x"), "'question' is missing"),
+    (with_map("", mapping="question=q"), "'options' is missing"),
+    (with_map("", mapping="qestion=q"), "one of the keys question, options"),
+    (with_map("", mapping=f"{MAP},kind=2"), "expected letter, text, 0 or 1"),
+    (({}, f"--source custom=x --map {MAP}"), "needs --language"),
+    (({}, "--source medqa=x --holdout 2"), "between 0 and 1"),
+    (({"test.jsonl": [KOREAN]}, "--source kormedmcqa={}"), "unknown language 'ko'"),
+    (({"x.jsonl": [WORLD | {"language": "PL"}]}, "--source globalmedqa={}"),
+     "reasons: no language file for PL 1"),
+    (({"x.jsonl": [APOLLO[0] | {"source": "new"}]}, "--source apollo={}"),
+     "x.jsonl:1: the language of 'apollo' is unknown; give it with --language"),
+    (({"ja/x.jsonl": [PROX]}, "--source mmlu-prox={} --language fr"), "in: no folder fr/; it has ja"),
+    (({"x.jsonl": [CARE]}, "--source careqa={}"),
+     "in: no file below this folder matches CareQA_es (it has x.jsonl); give"),
+    (({"x.jsonl": [french_item(1)]}, "--source frenchmedmcqa={}"),
+     "with train, dev or test in its name (it has x.jsonl)"),
+    (with_map("", mapping=f"{MAP},filter=health"), "expected filter=KEY=VALUE"),
+    (with_map("question,options,answer_idx\n1\n", "e.csv"), "e.csv:2: 1 columns, expected 3"),
+    (with_map('question\n"2', "e.csv"), "e.csv:2: not valid CSV"),
+    (with_map([{"q": 1}]), "e.jsonl:1: no key 'question', which the mapping names; it has q"),
+    (with_map([exam_item({"x": 1}, A="a")]), "e.jsonl:1: 'question' is a dict, expected a text"),
+    (with_map([exam_item("q", 1, A="a", B="b", C="c")]), "e.jsonl:1: the answers are 1, so it is unclear "
+     "whether options are counted from 0 or from 1; add --map kind=0 or kind=1"),
+    (with_map("[{},\n", "e.json"), "e.json: not valid JSON ("),
+    (with_map("q,a\né,x\n".encode("latin-1"), "e.csv"), "e.csv: not in utf-8-sig; convert the"),
+    (with_map([], "e.json"), "none of the 0 items read as custom can be used (the files are empty)"),
 ])
-def test_wrong_use_is_one_line(tmp_path, options, message):
-    assert message in error_of(*options, "--out", tmp_path / "o")
-
-
-@pytest.mark.parametrize(("record", "message"), [
-    ({"q": 1}, "no key 'question', which the mapping names; it has q"),
-    ({"question": {"x": 1}, "options": ["a"], "answer_idx": "A"}, "'question' is a dict, expected a text"),
-    ({"question": "q", "options": ["a", "b", "c"], "answer_idx": 1}, "are 1, so it is unclear"),
-])
-def test_records_of_another_form_are_one_line(tmp_path, record, message):
-    path = write(tmp_path / "e.jsonl", [record])
-    said = error_of("--source", f"custom={path}", "--language", "en", "--map", MAP, "--out", tmp_path / "o")
-    assert message in said and said.startswith(str(path))
+def test_wrong_use_and_files_of_another_form_are_one_line(tmp_path, given, message):
+    files, options = given
+    for name, content in files.items():
+        write(tmp_path / "in" / name, content)
+    assert message in error_of(tmp_path, *options.format(tmp_path / "in").split())

@@ -46,9 +46,8 @@ def read_items(path: Path) -> list[tuple[str, str]]:
     items: list[tuple[str, str]] = []
     for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
         for number, record in read_jsonl(file):
-            question = record.get("question")
-            if isinstance(question, str) and question.strip():
-                items.append((f"{file.relative_to(folder).as_posix()}:{number}", question))
+            if isinstance(record.get("question"), str):
+                items.append((f"{file.relative_to(folder).as_posix()}:{number}", record["question"]))
             elif "reason" not in record:  # dropped.jsonl of data_prep.mmedbench lists unusable questions
                 raise UserError(f"{file}:{number}: expected an exam item with a question")
     if not items:
@@ -89,7 +88,7 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 @functools.cache
 def _wanted(benchmark: str, digest: str) -> NGrams:
-    """What to look for; `digest` changes when the benchmark's content does."""
+    """`digest` changes when the benchmark's content does."""
     return benchmark_ngrams(read_items(Path(benchmark)))[0]
 
 
@@ -104,7 +103,6 @@ def contained_items(text: str, wanted: NGrams) -> Counter[str]:
 
 
 def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """Keep the documents that contain no question."""
     wanted = _wanted(options["benchmark"], options["digest"])
     for document in documents:
         if items := contained_items(document.text, wanted):

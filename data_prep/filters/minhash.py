@@ -45,8 +45,6 @@ class Signatures(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The tokens of one text."""
-
     hashes: np.ndarray  # (tokens,) uint64
     unspaced: np.ndarray  # (tokens,) bool: a character of a script without spaces
     exact: int  # hash of the text's normal form; 0 if that is empty
@@ -136,10 +134,8 @@ def _hash_shingles(words: Tokens) -> np.ndarray:
     """The 32-bit hash of each shingle, in no order, with repeats."""
     found = np.zeros(0, np.uint64)
     for size, unspaced in ((SHINGLE_WORDS, False), (SHINGLE_CHARACTERS, True)):
-        begins = words.unspaced == unspaced
-        if begins.any():
-            windows = window_hashes(words.hashes, size)
-            found = np.concatenate([found, windows[begins[:len(windows)]]])
+        windows = window_hashes(words.hashes, size)
+        found = np.concatenate([found, windows[words.unspaced[:len(windows)] == unspaced]])
     if not len(found) and len(words.hashes):
         found = window_hashes(words.hashes, len(words.hashes))
     return (found >> np.uint64(32)).astype(np.uint32)

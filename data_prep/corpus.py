@@ -23,24 +23,22 @@ from data_prep.pipeline.recipe import read_recipe, steps
 from mmed.utils.errors import Parser, main_guard
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m data_prep.corpus",
                     description="Build token streams from raw pages, books, sites and corpora.")
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml",
-                        help="TOML file; see examples/corpus.toml for its keys")
-    parser.add_argument("--out", type=Path, required=True, help="folder for all output")
-    parser.add_argument("--workers", type=int, default=1,
-                        help="processes; each handles one file at a time (default: 1)")
-    parser.add_argument("--list", action="store_true", help="print the commands without running them")
+    add = parser.add_argument
+    add("recipe", type=Path, metavar="RECIPE.toml", help="TOML file; see examples/corpus.toml for its keys")
+    add("--out", type=Path, required=True, help="folder for all output")
+    add("--workers", type=int, default=1, help="processes; each handles one file at a time (default: 1)")
+    add("--list", action="store_true", help="print the commands without running them")
     given = parser.parse_args(arguments)
     recipe = read_recipe(given.recipe)
     plan = steps(recipe, str(given.out), given.workers)
     if given.list:
         print_commands(plan)
-        return 0
-    run_plan(plan, given.out)
-    finish(recipe, given.out)
-    return 0
+    else:
+        run_plan(plan, given.out)
+        finish(recipe, given.out)
 
 
 if __name__ == "__main__":

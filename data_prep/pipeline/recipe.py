@@ -1,10 +1,9 @@
 """The recipe of a corpus, a TOML file (examples/corpus.toml explains every key), and its commands."""
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,6 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in `path`, its paths made relative to where it is; an error names the key that is wrong."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; start from a copy of examples/corpus.toml") from None
     except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}") from None
     entries = table.pop("source", [])
@@ -88,18 +85,15 @@ def read_recipe(path: Path) -> Recipe:
 
 def _checked(kind: type, values: dict[str, Any], where: str) -> Any:
     """An instance of the dataclass from a table, each key checked by the field's type."""
-    known = {entry.name: entry for entry in fields(kind)}
+    known = {entry.name: str(entry.type) for entry in fields(kind)}
+    try:
+        made = kind(**values)
+    except TypeError as error:  # a key is unknown or missing
+        raise UserError(f"{where}: {str(error).partition('() ')[2]}; keys: {', '.join(known)}") from None
     for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.0)[0]
-            raise UserError(f"{where}: unknown key {key!r}; did you mean {near}? (known: {', '.join(known)})")
-        name = str(known[key].type)
-        if not isinstance(value, TYPES[name]) or (name == "float" and isinstance(value, bool)):
-            raise UserError(f"{where}: {key}={value!r} is not a {name}")
-    for entry in known.values():
-        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
-            raise UserError(f"{where}: the key {entry.name} is missing")
-    return kind(**values)
+        if not isinstance(value, TYPES[known[key]]):
+            raise UserError(f"{where}: {key}={value!r} is not a {known[key]}")
+    return made
 
 
 def _existing(recipe: Path, text: str, where: str) -> str:
@@ -116,13 +110,13 @@ def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
         name, folders = get_language(language).name, []
         for folder, source in recipe.sources_of(language):
             folders.append(f"{out}/sources/{folder}")
-            command = [*_source_command(recipe, source), "--out", folders[-1], "--workers", str(workers)]
+            command = [*_source_command(recipe, source), *_options(out=folders[-1], workers=workers)]
             plan.append(Step(f"source-{folder}", f"{name}: {source.name or source.kind}", [command]))
         needs = tuple(step.name for step in plan[-len(folders):])
         for stage, title, module, options in _stages(recipe, language):
             target = f"{out}/{stage}/{language}"
             kept = [f"{folder}/kept" for folder in folders]
-            command = [module, *kept, *options, "--out", target, "--workers", str(workers)]
+            command = [module, *kept, *options, *_options(out=target, workers=workers)]
             plan.append(Step(f"{stage}-{language}", f"{name}: {title}", [command], needs))
             folders, needs = [target], (plan[-1].name,)
     report = ["mmed.reporting", "--corpus", out, "--out", f"{out}/report.html", "--title", recipe.title]
@@ -130,19 +124,22 @@ def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
     return [*plan, Step("report", "a page with pictures", [report], streams)]
 
 
+def _options(**values: Any) -> list[str]:
+    """Options of a command; those that are empty or false are left out."""
+    words = []
+    for name, value in values.items():
+        if value:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
 def _source_command(recipe: Recipe, source: Source) -> list[str]:
-    command = [*source.inputs, "--language", source.language]
-    if source.licence:
-        command += ["--licence", source.licence]
+    command = [*source.inputs, *_options(language=source.language, licence=source.licence)]
     if source.kind == "book":
-        return ["data_prep.books", *command, *([] if recipe.ocr else ["--no_ocr"])]
-    command += ["--source", source.kind]
+        return ["data_prep.books", *command, *_options(no_ocr=not recipe.ocr)]
     if source.kind == "site":
         return ["data_prep.web_pages", *command]
-    if source.text_field:
-        command += ["--text_field", source.text_field]
-    if source.paragraphs:
-        command += ["--paragraphs"]
+    command += _options(source=source.kind, text_field=source.text_field, paragraphs=source.paragraphs)
     if source.filter or (source.filter is None and source.kind == "web"):
         return ["data_prep.filter_medical", *command, "--mode", recipe.filter_mode]
     return ["data_prep.clean", *command]
@@ -150,14 +147,14 @@ def _source_command(recipe: Recipe, source: Source) -> list[str]:
 
 def _stages(recipe: Recipe, language: str) -> list[tuple[str, str, str, list[str]]]:
     """(folder, title, module, options) of the steps over all documents of a language, in order."""
-    flags = ["--language_id"] * recipe.language_id + ["--mask_personal"] * recipe.mask_personal
-    held_out = ["--held_out", f"{recipe.held_out:g}"] if recipe.held_out else []
+    cleaning = _options(language_id=recipe.language_id, mask_personal=recipe.mask_personal)
     stages = [
-        (flags, "clean", "language and personal data", "data_prep.clean", ["--language", language, *flags]),
+        (cleaning, "clean", "language and personal data", "data_prep.clean",
+         ["--language", language, *cleaning]),
         (recipe.deduplicate, "unique", "deduplication", "data_prep.dedup",
-         ["--threshold", f"{recipe.near_duplicates:g}"]),
+         ["--threshold", str(recipe.near_duplicates)]),
         (recipe.benchmark, "uncontaminated", "decontamination", "data_prep.decontaminate",
          ["--benchmark", recipe.benchmark]),
         (True, "streams", "token stream", "data_prep.tokenize_corpus",
-         ["--tokenizer", recipe.tokenizer, "--language", language, *held_out])]
+         _options(tokenizer=recipe.tokenizer, language=language, held_out=recipe.held_out))]
     return [stage for wanted, *stage in stages if wanted]

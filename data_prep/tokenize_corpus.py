@@ -7,10 +7,9 @@ In:  documents (data_prep/documents.py): files or folders.
 Out: NAME.json, NAME.idx and NAME.parts/*.bin (and NAME-held-out.*). Each document is BOS (where the tokenizer
      adds one, --bos), its ids, EOS.
 
-Each input file becomes a part; finished parts are skipped. NAME.json lists the parts in the order of
-the inputs, so the stream does not depend on the number of workers or on kills; no token is copied. On a
-cluster, tasks with `--shard i/n` make the parts; the command without --shard lists them. Memory: one document
-per worker, and the offsets of one part.
+Each input file becomes a part; finished parts are skipped. NAME.json lists the parts in the order of the
+inputs; no token is copied. On a cluster, tasks with `--shard i/n` make the parts; the command without --shard
+lists them. Memory: one document per worker, and the offsets of one part.
 # MMedLM: a document is encoded whole and ends with EOS (prepare_tokenized_dataset.py). DIFFERS: one
 # memory-mapped array, where the official code writes a 2048-token .npy per window: 1.35 to 4.2 trained
 # positions per token there, 1.01 here.
@@ -30,7 +29,7 @@ from data_prep.pipeline.corpus_card import count_table
 from mmed.tokenization.token_streams import StreamWriter, TokenStream, write_manifest
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UserError, main_guard
-from mmed.utils.files import write_json
+from mmed.utils.files import read_json, write_json
 
 HELD_OUT = "-held-out"
 
@@ -80,14 +79,13 @@ def list_parts(records: list[dict[str, Any]], out: str, folder: Path, **extra: A
     return meta
 
 
-def finished_stream(out: str, inputs: str) -> dict[str, Any] | None:
-    """The .json of the stream `out` if it was made of these inputs and all its files are there."""
+def is_finished(stream: str, inputs: str) -> bool:
+    """Whether the stream was made of these inputs and all its files are there."""
     try:
-        stream = TokenStream(out)
+        found = TokenStream(stream)
     except UserError:
-        return None
-    complete = stream.meta.get("inputs") == inputs and all(file.is_file() for file in stream.hashes)
-    return stream.meta if complete else None
+        return False
+    return found.meta.get("inputs") == inputs and all(file.is_file() for file in found.hashes)
 
 
 def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: str | Path, *,
@@ -105,9 +103,8 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     options = {**reading, "tokenizer": str(tokenizer), "held_out": held_out, "bos": bos,
                "fingerprint": loaded.fingerprint}
     whole = hashlib.sha256("".join(shards.fingerprint(path, options) for path in paths).encode()).hexdigest()
-    done = finished_stream(str(out), whole)
-    if done and (not held_out or finished_stream(f"{out}{HELD_OUT}", whole)):
-        return done
+    if all(is_finished(stream, whole) for stream in (str(out), f"{out}{HELD_OUT}")[:1 + bool(held_out)]):
+        return read_json(f"{out}.json")
     with shards.one_run(folder, share):
         jobs = [(path, name, folder, options) for path, name in zip(paths, shards.shard_names(paths))]
         records = shards.run_jobs(tokenize_part, jobs, workers, "tokenize", paths, share)

@@ -3,9 +3,9 @@
 In:  texts; the words and thresholds of one language. Out: a `Decision` for each text.
 
 All texts become one array of letter classes (0 between words), by one table look-up a character. All places
-where a term can begin then walk down a trie of the terms side by side, one letter a step. Most places drop
-out after two or three letters, so the cost hardly depends on the number of terms. What reaches the end of a
-term is rare and is decided in plain Python.
+where a term can begin then walk down a trie of the terms side by side, one letter a step. Most drop out after
+two or three letters, so the number of terms hardly matters. What reaches the end of a term is rare and is
+decided in plain Python.
 """
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Matcher:
 
     def __init__(self, language: Language, mode: str = "default"):
         self.language, self.official = language, mode == "official"
-        self.min_hits = language.official_min_hits if self.official else language.min_hits
-        self.min_density = language.official_min_density if self.official else language.min_density
         if self.official:
+            self.min_hits, self.min_density = language.official_min_hits, language.official_min_density
             self.words = keyword_rule.official_words(language)
             self.patterns = tuple(Pattern(word, number, keyword_rule.is_long(word, language))
                                   for number, word in enumerate(self.words))
         else:
-            self.words = [keyword_rule.dictionary_form(term) for term in language.medical_words]
+            self.min_hits, self.min_density = language.min_hits, language.min_density
+            self.words = list(map(keyword_rule.dictionary_form, language.medical_words))
             self.patterns = keyword_rule.default_patterns(language)
         letters = keyword_rule.LATIN.union(*(pattern.letters for pattern in self.patterns)) - {" "}
         self._letters = [" ", " ", *sorted(letters), "\n"]  # by class; the last one is every other letter
@@ -75,7 +75,6 @@ class Matcher:
         self._longest = max((len(pattern.letters) for pattern in self.patterns), default=0)
 
     def judge(self, texts: Sequence[str]) -> list[Decision]:
-        """Return one decision per text."""
         return [decision for decision, _ in self._judge(texts)]
 
     def explain(self, text: str) -> tuple[Decision, Counter[str]]:
@@ -112,23 +111,22 @@ class Matcher:
 
     def _candidates(self, classes: np.ndarray) -> Iterator[tuple[int, int, Pattern]]:
         """(start, -length, pattern) of every pattern in the text with the right letters around it."""
-        anywhere = any(pattern.anywhere for pattern in self.patterns)
+        inside = classes[:len(classes) - self._longest] > BLANK
+        if not any(pattern.anywhere for pattern in self.patterns):
+            inside[1:] &= ~inside[:-1]
+        starts = np.flatnonzero(inside)
+        nodes = np.ones(len(starts), np.int32)
         spaced = self.language.spaced or self.official
-        for begin in range(1, len(classes) - self._longest, BLOCK):
-            end = min(begin + BLOCK, len(classes) - self._longest)
-            inside = classes[begin - 1:end] > BLANK
-            starts = np.flatnonzero(inside[1:] if anywhere else inside[1:] & ~inside[:-1]) + begin
-            nodes = np.ones(len(starts), np.int32)
-            length = 0
-            while len(starts):
-                nodes = self._next.take(nodes * len(self._letters) + classes.take(starts + length))
-                length += 1
-                alive = np.flatnonzero(nodes)
-                starts, nodes = starts.take(alive), nodes.take(alive)
-                ended = np.flatnonzero(self._ends.take(nodes))
-                places = starts.take(ended)
-                columns = (places, nodes.take(ended), classes.take(places - 1), classes.take(places + length))
-                for start, node, before, after in zip(*(column.tolist() for column in columns)):
-                    for pattern in self._ending[node]:
-                        if fits(pattern, self._letters[before], self._letters[after], spaced):
-                            yield start, -length, pattern
+        length = 0
+        while len(starts):
+            nodes = self._next.take(nodes * len(self._letters) + classes.take(starts + length))
+            length += 1
+            alive = np.flatnonzero(nodes)
+            starts, nodes = starts.take(alive), nodes.take(alive)
+            ended = np.flatnonzero(self._ends.take(nodes))
+            places = starts.take(ended)
+            columns = (places, nodes.take(ended), classes.take(places - 1), classes.take(places + length))
+            for start, node, before, after in zip(*(column.tolist() for column in columns)):
+                for pattern in self._ending[node]:
+                    if fits(pattern, self._letters[before], self._letters[after], spaced):
+                        yield start, -length, pattern

@@ -84,18 +84,15 @@ class Parser(argparse.ArgumentParser):
                     near = difflib.get_close_matches(name, options.values(), 1, 0.0)[0]
                     self.error(one_line(f"unknown option {name}; did you mean {near}? (--help lists all)"))
                 words[place] = known + equals + value
-        found, rest = self.parse_known_args(words, namespace)
-        if rest:
-            self.error(one_line(f"unrecognized arguments: {' '.join(rest)}"))
-        return found
+        return super().parse_args(words, namespace)
 
     def _long_options(self) -> list[str]:
         """All options that begin with two dashes, of the subcommands, too."""
         options = [option for option in self._option_string_actions if option.startswith("--")]
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    options += parser._long_options()
+        subparsers = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        for action in subparsers:
+            for parser in action.choices.values():
+                options += parser._long_options()
         return options
 
 

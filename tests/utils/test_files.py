@@ -21,14 +21,13 @@ GOOD = gzip.compress(b'{"a": 1}\n' * 10_000)
     (b"[" * 100_000, ":1: not valid JSON"),
     (b'{"a": ' + b"9" * 5000 + b"}", ":1: not valid JSON"),
     (b'{"a": 1}\n\n{"a": "' + b"x" * 200_000 + b'"}\n', ":3: a line of more than 150,000 characters")])
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_bad_line_is_named(tmp_path, monkeypatch, content, message, packed):
+def test_a_bad_line_is_named(tmp_path, monkeypatch, content, message):
     monkeypatch.setattr(files, "MAX_LINE_CHARACTERS", 150_000)
-    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
-    path.write_bytes(gzip.compress(content) if packed else content)
-    with pytest.raises(UserError) as error:
-        list(read_jsonl(path))
-    assert f"{path}{message}" in str(error.value)
+    for path, data in ((tmp_path / "a.jsonl", content), (tmp_path / "a.jsonl.gz", gzip.compress(content))):
+        path.write_bytes(data)
+        with pytest.raises(UserError) as error:
+            list(read_jsonl(path))
+        assert f"{path}{message}" in str(error.value)
 
 
 @pytest.mark.parametrize("content", [GOOD[:-20], b"no gzip", GOOD[:12]], ids=["cut", "text", "header"])
@@ -47,12 +46,10 @@ def test_good_lines_are_read_with_their_numbers(tmp_path):
 
 
 def test_a_json_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
-    (tmp_path / "a.json").write_bytes(b" " * 2000 + b"{}")
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf{}" + b" " * 2000)
     assert read_json(tmp_path / "a.json") == {}
-    (tmp_path / "notepad.json").write_bytes(b"\xef\xbb\xbf{}")
-    assert read_json(tmp_path / "notepad.json") == {}
     monkeypatch.setattr(files, "MAX_JSON_BYTES", 1000)
-    with pytest.raises(UserError, match="2,002 bytes exceed the limit"):
+    with pytest.raises(UserError, match="2,005 bytes exceed the limit"):
         read_json(tmp_path / "a.json")
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.pipeline import shards
-from data_prep.pipeline.corpus_card import count_table
+from mmed.evaluation.summary import aligned
 from mmed.tokenization.token_streams import StreamWriter, TokenStream, write_manifest
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UserError, main_guard
@@ -103,7 +103,7 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     options = {**reading, "tokenizer": str(tokenizer), "held_out": held_out, "bos": bos,
                "fingerprint": loaded.fingerprint}
     whole = hashlib.sha256("".join(shards.fingerprint(path, options) for path in paths).encode()).hexdigest()
-    if all(is_finished(stream, whole) for stream in (str(out), f"{out}{HELD_OUT}")[:1 + bool(held_out)]):
+    if is_finished(str(out), whole) and (not held_out or is_finished(f"{out}{HELD_OUT}", whole)):
         return read_json(f"{out}.json")
     with shards.one_run(folder, share):
         jobs = [(path, name, folder, options) for path, name in zip(paths, shards.shard_names(paths))]
@@ -114,6 +114,15 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
         if not counts["documents"]["out"]:
             raise UserError(f"{', '.join(map(str, paths[:3]))}: no document to tokenize; {counts}")
         return list_parts(records, str(out), folder, inputs=whole, funnel=counts)
+
+
+def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
+    """Tokens and documents by language and source."""
+    rows = [[language or "-", source or "-", count["tokens"], count["documents"]]
+            for language, by_source in counts.items() for source, count in sorted(by_source.items())]
+    rows.append(["sum", "", sum(row[2] for row in rows), sum(row[3] for row in rows)])
+    cells = [[*names, f"{tokens:,}", f"{documents:,}"] for *names, tokens, documents in rows]
+    return aligned([["language", "source", "tokens", "documents"], *cells])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -27,10 +27,6 @@ class Source:
     text_field: str = ""  # field of the records with the text
     paragraphs: bool = False  # split .txt files into documents at blank lines
 
-    @property
-    def title(self) -> str:
-        return self.name or ", ".join(Path(text).name for text in self.inputs)
-
 
 @dataclass
 class Recipe:
@@ -46,11 +42,6 @@ class Recipe:
     benchmark: str = ""  # exam items whose questions must not be in the corpus
     ocr: bool = True
     languages: list[str] = field(default_factory=list)  # only these; empty: all that have a source
-
-    def sources_of(self, language: str) -> list[tuple[str, Source]]:
-        """Folder name and source of each source of a language."""
-        mine = [source for source in self.source if source.language == language]
-        return [(f"{language}-{number}", source) for number, source in enumerate(mine, 1)]
 
     def languages_used(self) -> list[str]:
         return list(dict.fromkeys(source.language for source in self.source))
@@ -108,10 +99,12 @@ def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
     plan: list[Step] = []
     for language in recipe.languages_used():
         name, folders = get_language(language).name, []
-        for folder, source in recipe.sources_of(language):
-            folders.append(f"{out}/sources/{folder}")
+        own = (source for source in recipe.source if source.language == language)
+        for number, source in enumerate(own, 1):
+            folders.append(f"{out}/sources/{language}-{number}")
             command = [*_source_command(recipe, source), *_options(out=folders[-1], workers=workers)]
-            plan.append(Step(f"source-{folder}", f"{name}: {source.name or source.kind}", [command]))
+            title = f"{name}: {source.name or source.kind}"
+            plan.append(Step(f"source-{language}-{number}", title, [command]))
         needs = tuple(step.name for step in plan[-len(folders):])
         for stage, title, module, options in _stages(recipe, language):
             target = f"{out}/{stage}/{language}"

@@ -18,9 +18,9 @@ from corpus_files import tree, write
 from repository import ROOT
 
 from data_prep.pipeline import cluster
-from data_prep.pipeline.corpus_card import count_table
 from data_prep.pipeline.plan import Step, run_plan
 from data_prep.pipeline.recipe import Recipe, Source, read_recipe, steps
+from data_prep.tokenize_corpus import count_table
 from mmed.languages import get_language
 from mmed.tokenization.token_streams import TokenStream
 from mmed.tokenizer import train_sentencepiece

@@ -50,8 +50,6 @@ def read_items(path: Path) -> list[tuple[str, str]]:
                 items.append((f"{file.relative_to(folder).as_posix()}:{number}", record["question"]))
             elif "reason" not in record:  # dropped.jsonl of data_prep.mmedbench lists unusable questions
                 raise UserError(f"{file}:{number}: expected an exam item with a question")
-    if not items:
-        raise UserError(f"--benchmark={path}: no exam items (*.jsonl) there")
     return items
 
 
@@ -121,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     items = read_items(given.benchmark)
     ngrams, short = benchmark_ngrams(items)
     if not ngrams:
-        raise UserError(f"--benchmark={given.benchmark}: all {len(items)} questions are too short")
+        raise UserError(f"--benchmark={given.benchmark}: of {len(items)} questions (in *.jsonl) none is long "
+                        "enough to look for")
     if short:
         print(f"{len(short)} of {len(items)} questions are too short to look for: "
               f"{', '.join(short[:MOST_ITEMS])}", file=sys.stderr)

@@ -7,10 +7,12 @@ if its finished steps were run with other commands. Used by data_prep/corpus.py 
 """
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -45,6 +47,8 @@ def print_commands(plan: list[Step]) -> None:
 
 def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None) -> None:
     """Run the step's commands one after the other in a child process, with their output in `log`."""
+    if sys.platform == "linux":  # PR_SET_PDEATHSIG: a plan that is killed leaves no step behind
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
@@ -105,7 +109,7 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
                     bar.update(step.minutes)
                     bar.write(f"[{len(seconds):2}/{len(plan)}] {step.title} ({seconds[name]:.0f} s)",
                               sys.stderr)
-            last = [_last_line(logs / f"{name}.log") for name in running]
+            last = [_last_line(logs / f"{name}.log")[:100] for name in running]
             bar.set_postfix_str("; ".join(last), refresh=False)
             bar.update(0)
     except KeyboardInterrupt:

@@ -25,6 +25,7 @@ from data_prep.tokenize_corpus import count_table
 from mmed.utils.errors import Parser, main_guard
 from mmed.utils.files import atomic_write, read_json, write_json
 
+STAGES = ("clean", "unique", "uncontaminated")  # over all documents of a language
 CARD = """---
 language:
 {codes}
@@ -64,13 +65,16 @@ report.html shows how many documents each step kept, and why it dropped the othe
 def collect(recipe: Recipe, out: Path) -> dict[str, Any]:
     """{"counts": tokens and documents by language and source, "steps": the counts of each step by folder}."""
     counts: dict[str, dict[str, Counter[str]]] = {}
+    steps: dict[str, dict[str, Any]] = {}
     for language in recipe.languages_used():
+        for step in (f"sources/{language}-*", *(f"{stage}/{language}" for stage in STAGES)):
+            for path in sorted(out.glob(f"{step}/funnel.json")):
+                steps[path.parent.relative_to(out).as_posix()] = read_json(path)
         counts[language] = defaultdict(Counter)
         for path in (out / "streams" / f"{language}.json", out / "streams" / f"{language}-held-out.json"):
             for by_source in read_json(path)["counts"].values() if path.is_file() else ():
                 for source, count in by_source.items():
                     counts[language][source].update(count)
-    steps = {path.parent.relative_to(out).as_posix(): read_json(path) for path in out.rglob("funnel.json")}
     return {"title": recipe.title, "counts": counts, "steps": steps}
 
 
@@ -85,8 +89,9 @@ def card(recipe: Recipe, counts: dict[str, dict[str, dict[str, int]]]) -> str:
     sources = []
     for source in recipe.source:
         name = source.name or ", ".join(Path(text).name for text in source.inputs)
-        cells = [source.language, source.kind, name, source.licence or "not stated"]
-        sources.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        cells = [text.replace("|", "\\|").replace("\n", " ")
+                 for text in (source.language, source.kind, name, source.licence or "not stated")]
+        sources.append(f"| {' | '.join(cells)} |")
     return CARD.format(codes="\n".join(f"- {code}" for code in recipe.languages_used()), title=recipe.title,
                        counts=count_table(counts), sources="\n".join(sources), steps="\n".join(steps))
 
@@ -103,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = read_recipe(given.recipe)
     plan = steps(recipe, str(given.out), given.workers)
     if given.list:
-        return print_commands(plan)
+        print_commands(plan)
+        return
     run_plan(plan, given.out)
     result = collect(recipe, given.out)
     write_json(given.out / "corpus.json", result)

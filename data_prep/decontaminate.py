@@ -46,8 +46,9 @@ def read_items(path: Path) -> list[tuple[str, str]]:
     items: list[tuple[str, str]] = []
     for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
         for number, record in read_jsonl(file):
-            if isinstance(record.get("question"), str):
-                items.append((f"{file.relative_to(folder).as_posix()}:{number}", record["question"]))
+            question = record.get("question")
+            if isinstance(question, str) and question.strip():
+                items.append((f"{file.relative_to(folder).as_posix()}:{number}", question))
             elif "reason" not in record:  # dropped.jsonl of data_prep.mmedbench lists unusable questions
                 raise UserError(f"{file}:{number}: expected an exam item with a question")
     return items

@@ -284,7 +284,8 @@ def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = TH
         raise UsageError(f"--shard: needs --stage {', '.join(SHARED)}; the other stages are one task")
     run = Run(inputs, Path(out), threshold, options or {})
     with shards.one_run(run.out, share, run.names):
-        for each in STAGES if stage == "all" else (stage,):
+        stages = STAGES[-1:] if run.decided.exists() else STAGES
+        for each in stages if stage == "all" else (stage,):
             funnel = run_stage(each, run, workers, share)
     return funnel
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import read_json, write_json
 
 HELD_OUT = "-held-out"
+MOST_SOURCES = 6  # columns of a table; a corpus of articles may have a source for each journal
 
 
 def is_held_out(document: Document, share: float) -> bool:
@@ -117,12 +119,27 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
 
 
 def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
-    """Tokens and documents by language and source."""
-    rows = [[language or "-", source or "-", count["tokens"], count["documents"]]
-            for language, by_source in counts.items() for source, count in sorted(by_source.items())]
-    rows.append(["sum", "", sum(row[2] for row in rows), sum(row[3] for row in rows)])
-    cells = [[*names, f"{tokens:,}", f"{documents:,}"] for *names, tokens, documents in rows]
-    return aligned([["language", "source", "tokens", "documents"], *cells])
+    """Tokens by language and source, as the paper's table of MMedC (there in billions).
+
+    Of more than MOST_SOURCES sources, the largest have a column; the others share one.
+    """
+    tokens: Counter[str] = Counter()
+    for by_source in counts.values():
+        tokens.update({source: count["tokens"] for source, count in by_source.items()})
+    columns, other = sorted(tokens), ""
+    if len(tokens) > MOST_SOURCES:
+        other = f"other ({len(tokens) - MOST_SOURCES + 1})"
+        columns = [*(source for source, _ in tokens.most_common(MOST_SOURCES - 1)), other]
+    rows = [["language", *(column or "-" for column in columns), "tokens", "documents"]]
+    for language in [*counts, "sum"]:
+        cells, documents = Counter(), 0
+        for part in counts.values() if language == "sum" else [counts[language]]:
+            for source, count in part.items():
+                cells[source if source in columns else other] += count["tokens"]
+                documents += count["documents"]
+        numbers = [*(cells[column] for column in columns), cells.total(), documents]
+        rows.append([language or "-", *(f"{number:,}" for number in numbers)])
+    return aligned(rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -111,22 +111,23 @@ class Matcher:
 
     def _candidates(self, classes: np.ndarray) -> Iterator[tuple[int, int, Pattern]]:
         """(start, -length, pattern) of every pattern in the text with the right letters around it."""
-        inside = classes[:len(classes) - self._longest] > BLANK
-        if not any(pattern.anywhere for pattern in self.patterns):
-            inside[1:] &= ~inside[:-1]
-        starts = np.flatnonzero(inside)
-        nodes = np.ones(len(starts), np.int32)
+        anywhere = any(pattern.anywhere for pattern in self.patterns)
         spaced = self.language.spaced or self.official
-        length = 0
-        while len(starts):
-            nodes = self._next.take(nodes * len(self._letters) + classes.take(starts + length))
-            length += 1
-            alive = np.flatnonzero(nodes)
-            starts, nodes = starts.take(alive), nodes.take(alive)
-            ended = np.flatnonzero(self._ends.take(nodes))
-            places = starts.take(ended)
-            columns = (places, nodes.take(ended), classes.take(places - 1), classes.take(places + length))
-            for start, node, before, after in zip(*(column.tolist() for column in columns)):
-                for pattern in self._ending[node]:
-                    if fits(pattern, self._letters[before], self._letters[after], spaced):
-                        yield start, -length, pattern
+        for begin in range(1, len(classes) - self._longest, BLOCK):
+            end = min(begin + BLOCK, len(classes) - self._longest)
+            inside = classes[begin - 1:end] > BLANK
+            starts = np.flatnonzero(inside[1:] if anywhere else inside[1:] & ~inside[:-1]) + begin
+            nodes = np.ones(len(starts), np.int32)
+            length = 0
+            while len(starts):
+                nodes = self._next.take(nodes * len(self._letters) + classes.take(starts + length))
+                length += 1
+                alive = np.flatnonzero(nodes)
+                starts, nodes = starts.take(alive), nodes.take(alive)
+                ended = np.flatnonzero(self._ends.take(nodes))
+                places = starts.take(ended)
+                columns = (places, nodes.take(ended), classes.take(places - 1), classes.take(places + length))
+                for start, node, before, after in zip(*(column.tolist() for column in columns)):
+                    for pattern in self._ending[node]:
+                        if fits(pattern, self._letters[before], self._letters[after], spaced):
+                            yield start, -length, pattern

@@ -31,6 +31,7 @@ TERMS = 200  # as in the paper
 COMMON = 0.05
 FAVOURED = 3
 FEW = 20  # texts of a kind, below which rates say little
+OCR_CODE = re.compile(r"[a-z]{3}(?:_[a-z]{3,4})?(?:\+[a-z]{3}(?:_[a-z]{3,4})?)*")
 
 Finding = tuple[str, str]  # "fix" or "look", and the line
 
@@ -84,6 +85,9 @@ def check_answers(language: Language) -> Iterator[Finding]:
             yield "look", f"answers.{name}: empty, so answers in {language.name} are read without it"
         if signs := re.search(r"[\[\](){}?*+\\^$]", listed):
             yield "fix", f"answers.{name}: {signs[0]!r} in a list of ordinary words"
+    if len(words.stated) < 3 or len(words.denied) < 2:
+        yield "look", ("answers.stated, .denied: give at least three sentences that state an answer and two "
+                       "that do not; the tests read them")
     letters = [*zip("BCD", "BCD"), *zip(words.letters[1:4], "BCD")]  # (as written, as read)
     for kind in ("stated", "denied"):
         for sentence in getattr(words, kind):
@@ -104,10 +108,14 @@ def check_rest(language: Language) -> Iterator[Finding]:
     for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
         if "TODO" in line:
             yield "fix", f"TODO remains in line {number}"
+    if language.disclaimer == Language.disclaimer and language.code != "en":
+        yield "look", "disclaimer: in English; it is what people read before a chat"
     written = unicodedata.bidirectional(language.native_name[0]) in ("R", "AL")
     if written != language.right_to_left:
         yield "fix", (f"right_to_left: {language.right_to_left}, but {language.native_name} is written from "
                       f"the {'right' if written else 'left'}")
+    if not OCR_CODE.fullmatch(language.ocr_code):
+        yield "fix", f"ocr_code: {language.ocr_code!r} is not a Tesseract name, such as deu or chi_sim"
     sentences = f"{language.medical_sentence} {language.ordinary_sentence}"
     try:
         share, likeliest = identify_language(sentences, language.code)

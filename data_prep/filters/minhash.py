@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-VERSION = 3  # raise it when a text's signature changes
+VERSION = 4  # raise it when a text's signature or its file changes
 PERMUTATIONS = 128
 SHINGLE_WORDS, SHINGLE_CHARACTERS = 5, 8
 PIECE_CHARACTERS, SPACE_WITHIN = 1 << 14, 1 << 12  # a long text is hashed in pieces, which end at white space
@@ -134,8 +134,10 @@ def _hash_shingles(words: Tokens) -> np.ndarray:
     """The 32-bit hash of each shingle, in no order, with repeats."""
     found = np.zeros(0, np.uint64)
     for size, unspaced in ((SHINGLE_WORDS, False), (SHINGLE_CHARACTERS, True)):
-        windows = window_hashes(words.hashes, size)
-        found = np.concatenate([found, windows[words.unspaced[:len(windows)] == unspaced]])
+        begins = words.unspaced == unspaced
+        if begins.any():
+            windows = window_hashes(words.hashes, size)
+            found = np.concatenate([found, windows[begins[:len(windows)]]])
     if not len(found) and len(words.hashes):
         found = window_hashes(words.hashes, len(words.hashes))
     return (found >> np.uint64(32)).astype(np.uint32)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -88,7 +89,8 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
     work = {step.name: step.minutes for step in plan}
     bar = tqdm(total=sum(work.values()), initial=sum(work[name] for name in seconds), miniters=0,
                mininterval=1 if sys.stderr.isatty() else REPORT_SECONDS, leave=False,
-               bar_format="{elapsed}, {remaining} left{postfix}")
+               bar_format="{elapsed}, {remaining} left{postfix}",
+               smoothing=0)  # the mean rate: between two finished steps nothing is counted
     running: dict[str, tuple[Step, BaseProcess, float]] = {}
     try:
         while len(seconds) < len(plan):
@@ -109,7 +111,7 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
                     bar.update(step.minutes)
                     bar.write(f"[{len(seconds):2}/{len(plan)}] {step.title} ({seconds[name]:.0f} s)",
                               sys.stderr)
-            last = [_last_line(logs / f"{name}.log")[:100] for name in running]
+            last = [f"{name}: {_last_line(logs / f'{name}.log')[:100]}" for name in running]
             bar.set_postfix_str("; ".join(last), refresh=False)
             bar.update(0)
     except KeyboardInterrupt:
@@ -132,7 +134,9 @@ def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:
         if path.is_file():
             done = read_json(path)
             if done["commands"] != step.commands:
-                raise UserError(f"{out}: its step {step.name} had other commands (see {path}); give another "
+                pairs = zip(chain(*done["commands"]), chain(*step.commands))
+                changed = next((f" ({one} then, {other} now)" for one, other in pairs if one != other), "")
+                raise UserError(f"{out}: its step {step.name} had other commands{changed}; give another "
                                 "--out or remove the folder")
             seconds[step.name] = done["seconds"]
     return seconds

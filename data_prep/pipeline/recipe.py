@@ -1,9 +1,10 @@
 """The recipe of a corpus, a TOML file (examples/corpus.toml explains every key), and its commands."""
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,18 @@ def read_recipe(path: Path) -> Recipe:
 
 def _checked(kind: type, values: dict[str, Any], where: str) -> Any:
     """An instance of the dataclass from a table, each key checked by the field's type."""
-    known = {entry.name: str(entry.type) for entry in fields(kind)}
-    try:
-        made = kind(**values)
-    except TypeError as error:  # a key is unknown or missing
-        raise UserError(f"{where}: {str(error).partition('() ')[2]}; keys: {', '.join(known)}") from None
+    known = {entry.name: entry for entry in fields(kind)}
     for key, value in values.items():
-        if not isinstance(value, TYPES[known[key]]):
-            raise UserError(f"{where}: {key}={value!r} is not a {known[key]}")
-    return made
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.0)[0]
+            raise UserError(f"{where}: unknown key {key!r}; did you mean {near}? (known: {', '.join(known)})")
+        name = str(known[key].type)
+        if not isinstance(value, TYPES[name]) or (name == "float" and isinstance(value, bool)):
+            raise UserError(f"{where}: {key}={value!r} is not a {name}")
+    for entry in known.values():
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise UserError(f"{where}: the key {entry.name} is missing")
+    return kind(**values)
 
 
 def _existing(recipe: Path, text: str, where: str) -> str:
@@ -102,14 +106,14 @@ def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
         own = (source for source in recipe.source if source.language == language)
         for number, source in enumerate(own, 1):
             folders.append(f"{out}/sources/{language}-{number}")
-            command = [*_source_command(recipe, source), *_options(out=folders[-1], workers=workers)]
+            command = [*_source_command(recipe, source), "--out", folders[-1], "--workers", str(workers)]
             title = f"{name}: {source.name or source.kind}"
             plan.append(Step(f"source-{language}-{number}", title, [command]))
         needs = tuple(step.name for step in plan[-len(folders):])
         for stage, title, module, options in _stages(recipe, language):
             target = f"{out}/{stage}/{language}"
             kept = [f"{folder}/kept" for folder in folders]
-            command = [module, *kept, *options, *_options(out=target, workers=workers)]
+            command = [module, *kept, *options, "--out", target, "--workers", str(workers)]
             plan.append(Step(f"{stage}-{language}", f"{name}: {title}", [command], needs))
             folders, needs = [target], (plan[-1].name,)
     report = ["mmed.reporting", "--corpus", out, "--out", f"{out}/report.html", "--title", recipe.title]

@@ -24,7 +24,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat, starmap
 from pathlib import Path
@@ -35,7 +35,7 @@ from tqdm import tqdm
 from data_prep import documents
 from data_prep.documents import SUFFIXES, Document, Funnel, find_inputs, line_writer, shard_name
 from data_prep.record_files import DAMAGED
-from mmed.utils.errors import UserError, printable
+from mmed.utils.errors import UsageError, UserError, printable
 from mmed.utils.files import read_json, try_lock, write_json
 
 READING = ("language", "source", "licence", "text_field", "paragraphs", "strict")  # options of read_documents
@@ -167,8 +167,10 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
              inputs: list[Path], share: Share | None = None) -> list[Any]:
     """Call `function(*job)` for every job, or those of a share; return the results in order.
 
-    An error names the job's input, and ends all workers, as Ctrl-C and SIGTERM do.
+    The first error names its job's input and ends all workers, as Ctrl-C and SIGTERM do.
     """
+    if workers < 1:
+        raise UsageError(f"--workers={workers}: must be at least 1")
     first, step = share or (0, 1)
     tasks = list(zip(repeat(function), jobs, inputs))[first::step]
     bar = functools.partial(tqdm, total=len(tasks), desc=title, unit=" files", delay=2,
@@ -177,8 +179,12 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
         return list(bar(starmap(_named, tasks)))
     with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
         try:
-            return list(bar(pool.map(_named, *zip(*tasks))))
+            futures = [pool.submit(_named, *task) for task in tasks]
+            for future in bar(as_completed(futures)):
+                future.result()
+            return [future.result() for future in futures]
         except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             if isinstance(error, BrokenProcessPool):
@@ -252,6 +258,7 @@ def print_funnel(funnel: Funnel, title: str) -> None:
     print(f"{title}: {funnel.documents_in:,} documents in, {funnel.documents_out:,} kept; "
           f"{funnel.characters_in:,} characters in, {funnel.characters_out:,} kept")
     for reason, entry in sorted(funnel.dropped.items(), key=lambda item: -item[1]["documents"]):
-        print(printable(f"  {entry['documents']:>10,}  {reason}  (e.g. {', '.join(entry['examples'][:1])})"))
+        example = entry["examples"][0] if entry["examples"] else "-"
+        print(printable(f"  {entry['documents']:>10,}  {reason}  (e.g. {example})"))
     for what, count in sorted(funnel.details.items()):
         print(f"  {count:>10,.0f}  {what}")

@@ -84,7 +84,10 @@ class Parser(argparse.ArgumentParser):
                     near = difflib.get_close_matches(name, options.values(), 1, 0.0)[0]
                     self.error(one_line(f"unknown option {name}; did you mean {near}? (--help lists all)"))
                 words[place] = known + equals + value
-        return super().parse_args(words, namespace)
+        found, rest = self.parse_known_args(words, namespace)
+        if rest:
+            self.error(one_line(f"unrecognized arguments: {' '.join(rest)}"))
+        return found
 
     def _long_options(self) -> list[str]:
         """All options that begin with two dashes, of the subcommands, too."""

@@ -3,6 +3,8 @@ promised."""
 import itertools
 import os
 import random
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 from corpus_files import join, make_words, read_folder, tree, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repository import ROOT
 
-from data_prep.dedup import SHARED, STAGES, deduplicate, main
+from data_prep.dedup import SHARED, STAGES, band_shape, deduplicate, main
 from data_prep.filters import minhash
 from mmed.utils.errors import UserError
 
@@ -67,6 +70,14 @@ def test_estimates_are_unbiased_with_the_stated_error():
             scores.append(error / (truth * (1 - truth) / minhash.PERMUTATIONS) ** 0.5)
     # the mean of n standardised errors has a standard deviation of 1 / sqrt(n)
     assert abs(np.mean(scores)) < 5 / len(scores) ** 0.5 and np.std(scores) < 1.3
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 0.99])
+def test_bands_find_the_stated_share_of_pairs_at_the_threshold(threshold):
+    bands, rows = band_shape(threshold)
+    assert bands * rows <= minhash.PERMUTATIONS and 1 - (1 - threshold**rows) ** bands >= 0.99
+    more = minhash.PERMUTATIONS // (rows + 1)
+    assert 1 - (1 - threshold ** (rows + 1)) ** more < 0.99, "more rows would do"
 
 
 def test_a_long_text_equals_itself_in_other_spacing():
@@ -190,6 +201,15 @@ def test_an_input_that_changed_after_signing_is_not_written(tmp_path):
     with pytest.raises(UserError, match="--stage decide is not done for these inputs"):
         deduplicate([path], tmp_path / "out", stage="write")
     assert deduplicate([path], tmp_path / "out").documents_out == 3
+
+
+def test_more_shards_than_open_files_are_allowed(tmp_path):
+    for number in range(60):
+        write(tmp_path / f"s{number}.jsonl", {"text": f"heart {number * 7} lung {number * 13} bone"})
+    limited = (f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "
+               f"from data_prep.dedup import main; main([{str(tmp_path)!r}, '--out', "
+               f"{str(tmp_path / 'out')!r}])")
+    subprocess.run([sys.executable, "-c", limited], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_a_chain_of_edits_drops_only_what_is_like_a_kept_document(tmp_path):

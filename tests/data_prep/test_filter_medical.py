@@ -61,8 +61,9 @@ HEART, GAS = ("heart", "heart failure", "failure"), ("dna", "インスリン", "
 
 
 @pytest.mark.parametrize(("code", "mode", "words", "text", "found"), [
-    ("en", "default", (), 'The "cancer", (pneumonia).', {"cancer": 1, "pneumonia": 1}),
-    ("en", "official", (), 'The "cancer", (pneumonia).', {}),  # punctuation hides them
+    ("en", "default", (), 'The "cancer", (pneumonia) and asthma.',
+     {"cancer": 1, "pneumonia": 1, "asthma": 1}),
+    ("en", "official", (), 'The "cancer", (pneumonia) and asthma.', {}),  # punctuation hides them
     ("ru", "default", (), "У ПАЦИЕНТОВ с опухолями печени", {"пациент": 1, "опухоль": 1, "печень": 1}),
     ("es", "default", (), "las infecciones bacterianas", {"infección": 1, "bacteria": 1}),
     ("en", "default", HEART, "heart failure and heart-failure, heart", {"heart failure": 2, "heart": 1}),
@@ -72,6 +73,10 @@ def test_words_that_the_rules_find(code, mode, words, text, found):
     language = get_language(code)
     language = replace(language, medical_words=words or language.medical_words)
     assert Matcher(language, mode).explain(text)[1] == found
+
+
+def test_a_word_within_another_is_covered_once():
+    assert judge_default("heart failure", replace(get_language("en"), medical_words=HEART)) == (False, 1, 1.0)
 
 
 @pytest.mark.parametrize("code", ["fr", "es", "ja", "ru"])
@@ -117,10 +122,12 @@ def test_command_keeps_drops_and_counts(tmp_path):
     assert funnel["dropped"]["not JSON"]["examples"] == [f"{path}:62"]
 
 
-def test_explain_prints_words_and_numbers_and_writes_nothing(tmp_path, capsys):
+def test_explain_prints_words_and_numbers_and_wrong_use_is_one_line(tmp_path, capsys):
     command = [str(write_corpus(tmp_path, 3)), "--language", "en"]
     assert main([*command, "--explain"]) == 0
     printed = capsys.readouterr().out
     assert "kept  MKC" in printed and "dropped  MKC" in printed and "pneumonia 1" in printed
     with pytest.raises(UserError, match="--out FOLDER is needed"):
         main(command)
+    with pytest.raises(UserError, match="unknown language"):
+        main([*command, "--language", "tlh", "--out", str(tmp_path / "x")])

@@ -66,6 +66,24 @@ def test_the_bytes_do_not_depend_on_workers_tasks_or_a_kill(corpus, monkeypatch)
         assert [path.suffix for path in (folder / f"{name}.parts").iterdir()] == [".bin"] * 6
 
 
+def test_a_part_that_is_missing_or_changed_is_named(corpus):
+    folder, _, _ = corpus
+    tokenize_corpus([folder / "raw"], folder / "tokenizer", folder / "s")
+    stream = TokenStream(folder / "s", verify=True)
+    assert len(list(folder.glob("s.verified-0-of-1.json"))) == 1
+    part = sorted((folder / "s.parts").iterdir())[1]
+    data = part.read_bytes()
+    part.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"part1.*damaged"):
+        stream.verify()
+    part.write_bytes(data[:-2])
+    with pytest.raises(UserError, match=r"part1.*does not contain"):
+        documents_of(TokenStream(folder / "s"))
+    part.unlink()
+    with pytest.raises(UserError, match=r"part1.*No such file"):
+        stream.verify()
+
+
 def test_a_stream_is_made_again_if_it_lost_a_file_or_its_input_or_split_changed(corpus):
     folder, _, _ = corpus
     arguments = [folder / "raw"], folder / "tokenizer", folder / "s"

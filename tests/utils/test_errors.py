@@ -45,6 +45,7 @@ def make_parser() -> Parser:
     ("two --mod x", "did you mean --model?"),
     ("two --verbose", "unrecognized arguments: --verbose"),
     ("two more", "unrecognized arguments: more"),
+    ("two m\x1b[2J", r"unrecognized arguments: m\x1b[2J"),
     ("one a", "required: --out_file"),
     ("three", "invalid choice: 'three'"),
     ("two --a\x1b[2J", r"unknown option --a\x1b[2J;")])

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from mmed.utils.errors import EXIT_STOPPED, UserError, main_guard
 from mmed.utils.files import read_json, write_json
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 REPORT_SECONDS = 30  # between two lines of progress
 
 
@@ -50,6 +51,7 @@ def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None) -> 
     """Run the step's commands one after the other in a child process, with their output in `log`."""
     if sys.platform == "linux":  # PR_SET_PDEATHSIG: a plan that is killed leaves no step behind
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
@@ -101,8 +103,10 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
                 log.touch()
                 process = multiprocessing.get_context("fork").Process(target=_run_commands,
                                                                       args=(step, log, prepare))
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # callbacks of fork() swallow exceptions
                 process.start()
                 running[step.name] = (step, process, time.time())
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             wait([process.sentinel for _, process, _ in running.values()], timeout=1)
             for name, (step, process, start) in list(running.items()):
                 if not process.is_alive():

@@ -2,8 +2,8 @@
 
     python -m data_prep.clean IN... --language fr --out OUT [--language_id] [--mask_personal]
 
-In:  documents (data_prep/documents.py). Out: OUT/kept, OUT/dropped with `reason`, OUT/funnel.json with all
-counts. Without either option documents pass unchanged, in the format that the other steps write.
+In:  documents (data_prep/documents.py). Out: OUT/kept, OUT/dropped with `reason`, OUT/funnel.json. Without
+either option documents pass unchanged, in the format that the other steps write.
 
 1. A document that names another language than --language is dropped.
 2. --language_id (extra langid): py3langid gives each of 140 languages a probability, from samples of a long
@@ -50,7 +50,6 @@ def identify_language(text: str, code: str) -> tuple[float, str]:
 
 
 def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """Keep, mask or drop the documents of one shard; options as `main` makes them."""
     code = options["language"]
     for document in documents:
         before = len(document.text)

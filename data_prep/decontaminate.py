@@ -51,8 +51,6 @@ def read_items(path: Path) -> list[tuple[str, str]]:
                 items.append((f"{file.relative_to(folder).as_posix()}:{number}", question))
             elif "reason" not in record:  # dropped.jsonl of data_prep.mmedbench lists unusable questions
                 raise UserError(f"{file}:{number}: expected an exam item with a question")
-    if not items:
-        raise UserError(f"--benchmark={path}: no exam items (*.jsonl) there")
     return items
 
 
@@ -89,7 +87,7 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 @functools.cache
 def _wanted(benchmark: str, digest: str) -> NGrams:
-    """What to look for; `digest` changes when the benchmark's content does."""
+    """`digest` changes when the benchmark's content does."""
     return benchmark_ngrams(read_items(Path(benchmark)))[0]
 
 
@@ -104,7 +102,6 @@ def contained_items(text: str, wanted: NGrams) -> Counter[str]:
 
 
 def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """Keep the documents that contain no question."""
     wanted = _wanted(options["benchmark"], options["digest"])
     for document in documents:
         if items := contained_items(document.text, wanted):
@@ -123,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     items = read_items(given.benchmark)
     ngrams, short = benchmark_ngrams(items)
     if not ngrams:
-        raise UserError(f"--benchmark={given.benchmark}: all {len(items)} questions are too short")
+        raise UserError(f"--benchmark={given.benchmark}: of {len(items)} questions (in *.jsonl) none is long "
+                        "enough to look for")
     if short:
         print(f"{len(short)} of {len(items)} questions are too short to look for: "
               f"{', '.join(short[:MOST_ITEMS])}", file=sys.stderr)

@@ -29,6 +29,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,72 @@ SHARED = ("sign", "compare", "write")  # by many tasks
 THRESHOLD = 0.8
 CANDIDATE_RECALL = 0.99  # share of the pairs at the threshold that the bands must find
 CHUNK = 1 << 16  # pairs looked at together
-VERDICT = [("original", "<i8"),  # -1: none, it is kept
-           ("similarity", "<f8"),  # 2: an exact copy
-           ("checked", "?")]  # on the texts, not by the signatures
-FACTS = [("exact", "<u8"), ("tokens", "<i8"), ("characters", "<i8"), ("record", "<u8")]
+DOCUMENT = [("exact", "<u8"), ("characters", "<i8"), ("record", "<u8")]  # exact, record: hashes
+PAIR = [("better", "<i8"), ("worse", "<i8"), ("similarity", "<f8"),
+        ("checked", "?")]  # near the threshold: the similarity is that of the texts
+
+
+class Run:
+    """Inputs and options of a run, and where its stages leave their results, most of them by input."""
+
+    def __init__(self, inputs: list[str | Path], out: Path, threshold: float, options: dict[str, Any]):
+        paths = find_inputs(inputs)
+        # The order in which the files are given does not matter.
+        self.names, self.paths = map(list, zip(*sorted(zip(shards.shard_names(paths), paths))))
+        self.out, self.threshold, self.options = out, threshold, options
+        reading = {"version": minhash.VERSION, **{key: options.get(key) for key in shards.READING}}
+        marks = [shards.fingerprint(path, reading)[:16] for path in self.paths]
+        state = hashlib.sha256(json.dumps([threshold, self.names, marks]).encode()).hexdigest()[:16]
+        self.signed = [out / "signatures" / f"{name}-{mark}.npz" for name, mark in zip(self.names, marks)]
+        self.folder = out / "signatures" / state
+        self.wanted, self.shingles, self.verdicts = (
+            [self.folder / f"{name}.{ending}" for name in self.names]
+            for ending in ("wanted.json", "shingles.npz", "verdicts.json"))
+        self.pairs, self.decided = self.folder / "pairs.npz", self.folder / "decided.json"
+
+
+def sign_shard(path: Path, file: Path, options: dict[str, Any]) -> None:
+    """Write the signatures of one input file to `file` unless they are there."""
+    if file.exists():
+        return
+    documents, minima, ids = [], [np.zeros((0, minhash.PERMUTATIONS), np.uint16)], []
+    for document in shards.read_shard(path, Funnel(), options):
+        signed = minhash.signatures([document.text])
+        record = json.dumps(document.to_dict(), sort_keys=True)  # tells records of one text apart
+        record_hash = int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "little")
+        documents.append((signed.exact[0], len(document.text), record_hash))
+        minima.append(signed.minima)
+        ids.append(document.id)
+    with atomic_write(file, "wb") as opened:
+        np.savez(opened, documents=np.array(documents, DOCUMENT), minima=np.concatenate(minima),
+                 ids=np.frombuffer(json.dumps(ids).encode(), np.uint8))
+
+
+def best_first(documents: np.ndarray) -> np.ndarray:
+    """The numbers of the documents, the longest first."""
+    return np.lexsort((documents["record"], documents["exact"], -documents["characters"]))
+
+
+def linked(keys: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the documents in `order`, those with the key of an earlier one: (document, the first with this key,
+    the last one before it).
+
+    >>> [part.tolist() for part in linked(np.array([7, 5, 7, 7]), np.array([3, 2, 1, 0]))]
+    [[2, 0], [3, 3], [3, 2]]
+    """
+    by_key = order[np.argsort(keys[order], kind="stable")]
+    again = np.zeros(len(order), bool)
+    again[1:] = keys[by_key[1:]] == keys[by_key[:-1]]
+    first = np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))
+    at = np.flatnonzero(again)
+    return by_key[at], by_key[first[at]], by_key[at - 1]
+
+
+def exact_copies(documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(documents with the normal form of a better one, the best one of each)."""
+    order = best_first(documents)
+    copies, first, _ = linked(documents["exact"], order[documents["exact"][order] > 0])
+    return copies, first
 
 
 def band_shape(threshold: float, permutations: int = minhash.PERMUTATIONS) -> tuple[int, int]:
@@ -65,129 +128,48 @@ def band_shape(threshold: float, permutations: int = minhash.PERMUTATIONS) -> tu
     return permutations, 1
 
 
-def sign_shard(path: Path, file: Path, options: dict[str, Any]) -> None:
-    """Write the signatures of one input file to `file` unless they are there."""
-    if file.exists():
-        return
-    minima, facts, ids = [np.zeros((0, minhash.PERMUTATIONS), np.uint16)], [], []
-    for document in shards.read_shard(path, Funnel(), options):
-        signed = minhash.signatures([document.text])
-        record = json.dumps(document.to_dict(), sort_keys=True)  # tells records of one text apart
-        record_hash = int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "little")
-        minima.append(signed.minima)
-        facts.append((signed.exact[0], signed.tokens[0], len(document.text), record_hash))
-        ids.append(document.id)
-    with atomic_write(file, "wb") as opened:
-        np.savez(opened, facts=np.array(facts, FACTS), minima=np.concatenate(minima),
-                 ids=np.frombuffer(json.dumps(ids).encode(), np.uint8))
+def find_pairs(documents: np.ndarray, minima: np.ndarray, threshold: float) -> np.ndarray:
+    """PAIRs that may be similar, with the estimated similarity, and whether the texts must be compared.
 
-
-class Signed:
-    """The facts of all shards. Documents are numbered by rank, from the best (longest) to the worst."""
-
-    def __init__(self, table: np.ndarray, sizes: np.ndarray, minima: np.ndarray | None = None):
-        """`table`: FACTS of all documents in the order of the shards; `sizes`: documents of each shard;
-        `minima`: their signatures, (documents, PERMUTATIONS)."""
-        self.table, self.sizes, self.minima = table, sizes, minima
-        # The order of the shards breaks ties between records that are equal in everything.
-        self.order = np.lexsort((table["record"], table["exact"], -table["characters"]))
-        self.exact, self.has_tokens = table["exact"][self.order], (table["tokens"] > 0)[self.order]
-        self.shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[self.order]
-        self.row = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[self.order]
-
-    @classmethod
-    def read(cls, files: list[Path]) -> Signed:
-        """From the signatures of all shards, each read once."""
-        facts, minima = [], bytearray()
-        for file in files:  # one open file, however many shards
-            with np.load(file) as arrays:
-                facts.append(arrays["facts"])
-                minima += arrays["minima"].tobytes()
-        return cls(np.concatenate(facts), np.array([len(part) for part in facts]),
-                   np.frombuffer(minima, np.uint16).reshape(-1, minhash.PERMUTATIONS))
-
-    def copies(self) -> tuple[np.ndarray, np.ndarray]:
-        """(documents with the normal form of a better one, the best one of each)."""
-        with_text = np.flatnonzero(self.exact)
-        copies, first, _ = _linked(self.exact[with_text])
-        return with_text[copies], with_text[first]
-
-    def estimate(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """The estimated similarity of pairs."""
-        found = np.zeros(len(one))
-        for begin in range(0, len(one), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            left, right = (self.minima[self.order[ranks[part]]] for ranks in (one, other))
-            found[part] = (left == right).mean(axis=1)
-        return found
-
-    def band_keys(self, begin: int, end: int) -> np.ndarray:
-        """A hash of the columns begin..end of every signature, by rank."""
-        keys = np.zeros(len(self.order), np.uint64)
-        for column in self.minima[:, begin:end].T:
-            keys *= minhash.BASE
-            keys += column
-            keys += np.uint64(1)
-            keys ^= keys >> np.uint64(29)
-        return keys[self.order]
-
-    def by_shard(self, ranks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(shard, its documents among `ranks` in the order of their rows)."""
-        ranks = ranks[np.lexsort((self.row[ranks], self.shard[ranks]))]
-        for part in np.split(ranks, np.flatnonzero(np.diff(self.shard[ranks])) + 1):
-            if len(part):
-                yield int(self.shard[part[0]]), part
-
-
-def _linked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each item that is not the first with its key: (item, the first one, the one before it).
-
-    >>> import numpy as np
-    >>> [part.tolist() for part in _linked(np.array([7, 5, 7, 7]))]
-    [[2, 3], [0, 0], [0, 2]]
+    Candidates agree on a band: each document with the best one in the band and the next better one.
     """
-    by_key = np.argsort(keys, kind="stable")
-    again = np.zeros(len(keys), bool)
-    again[1:] = keys[by_key[1:]] == keys[by_key[:-1]]
-    first = np.maximum.accumulate(np.where(again, 0, np.arange(len(keys))))
-    at = np.flatnonzero(again)
-    return by_key[at], by_key[first[at]], by_key[at - 1]
-
-
-def candidate_pairs(signed: Signed, among: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (better, worse) that agree on a band: each document with the band's best and the next better."""
-    pairs = np.zeros(0, np.uint64)
+    single = minima.any(axis=1)  # zeros: a text without words
+    single[exact_copies(documents)[0]] = False
+    order = best_first(documents)
+    order, found = order[single[order]], np.zeros(0, np.int64)
     bands, rows = band_shape(threshold)
     for band in range(bands):
-        keys = signed.band_keys(band * rows, (band + 1) * rows)[among]
-        item, first, previous = (among[part].astype(np.uint64) for part in _linked(keys))
-        new = [better << np.uint64(32) | item for better in (first, previous)]
-        pairs = np.unique(np.concatenate([pairs, *new]))
-    return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        keys = np.zeros(len(minima), np.uint64)
+        for column in minima[:, band * rows:(band + 1) * rows].T:
+            keys = (keys + column) * minhash.BASE
+        worse, first, previous = linked(keys, order)
+        new = [better * len(minima) + worse for better in (first, previous)]
+        found = np.unique(np.concatenate([found, *new]))
+    pairs = np.zeros(len(found), PAIR)
+    pairs["better"], pairs["worse"] = np.divmod(found, len(minima))
+    for part in np.split(pairs, range(CHUNK, len(pairs), CHUNK)):
+        part["similarity"] = (minima[part["better"]] == minima[part["worse"]]).mean(axis=1)
+    margin = 3 * math.sqrt(threshold * (1 - threshold) / minhash.PERMUTATIONS) + 1e-9  # standard errors
+    pairs["checked"] = pairs["similarity"] <= threshold + margin
+    return pairs[pairs["similarity"] >= threshold - margin]
 
 
-def find_pairs(signed: Signed, threshold: float) -> dict[str, np.ndarray]:
-    """Pairs (`better`, `worse`) that may be similar, the estimated `value`, and whether the texts must be
-    compared (`unsure`)."""
-    among = signed.has_tokens.copy()
-    among[signed.copies()[0]] = False
-    better, worse = candidate_pairs(signed, np.flatnonzero(among), threshold)
-    value = signed.estimate(better, worse)
-    margin = 3 * math.sqrt(threshold * (1 - threshold) / minhash.PERMUTATIONS)  # three standard errors
-    likely = value >= threshold - margin - 1e-9
-    unsure = likely & (value <= threshold + margin + 1e-9)
-    found = {"better": better, "worse": worse, "value": value, "unsure": unsure}
-    return {name: array[likely] for name, array in found.items()}
-
-
-def write_pairs(signed: Signed, pairs: dict[str, np.ndarray], path: Path, wanted: list[Path]) -> None:
-    """For each shard the documents to be compared, as rows of it; then all pairs."""
-    ranks = np.concatenate([pairs[name][pairs["unsure"]] for name in ("better", "worse")])
-    by_shard = dict(signed.by_shard(np.unique(ranks)))
-    for shard, file in enumerate(wanted):
-        write_json(file, signed.row[by_shard.get(shard, [])].tolist())
-    with atomic_write(path, "wb") as opened:
-        np.savez(opened, facts=signed.table, sizes=signed.sizes, **pairs)
+def pair(run: Run) -> None:
+    """Write all pairs, and for each shard the rows of the documents to be compared."""
+    parts, minima = [], bytearray()
+    for file in run.signed:  # one open file, however many shards
+        with np.load(file) as arrays:
+            parts.append(arrays["documents"])
+            minima += arrays["minima"].tobytes()
+    documents, ends = np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+    pairs = find_pairs(documents, np.frombuffer(minima, np.uint16).reshape(-1, minhash.PERMUTATIONS),
+                       run.threshold)
+    checked, unsure = pairs[pairs["checked"]], np.zeros(len(documents), bool)
+    unsure[checked["better"]] = unsure[checked["worse"]] = True
+    for file, (begin, end) in zip(run.wanted, pairwise(ends)):
+        write_json(file, np.flatnonzero(unsure[begin:end]).tolist())
+    with atomic_write(run.pairs, "wb") as opened:
+        np.savez(opened, documents=documents, ends=ends, pairs=pairs)
 
 
 def compare_shard(path: Path, wanted: Path, file: Path, options: dict[str, Any]) -> None:
@@ -201,54 +183,60 @@ def compare_shard(path: Path, wanted: Path, file: Path, options: dict[str, Any])
         np.savez(opened, **found)
 
 
-def true_similarities(signed: Signed, one: np.ndarray, other: np.ndarray, files: list[Path]) -> np.ndarray:
-    """The Jaccard similarity of pairs, from the shingles of their texts."""
-    shingles: dict[int, np.ndarray] = {}
-    for shard, ranks in signed.by_shard(np.unique(np.concatenate([one, other]))):
-        with np.load(files[shard]) as arrays:
-            shingles.update((rank, arrays[str(signed.row[rank])]) for rank in ranks.tolist())
-    return np.array([minhash.jaccard(shingles[a], shingles[b]) for a, b in zip(one.tolist(), other.tolist())])
-
-
-def decide(signed: Signed, threshold: float, pairs: dict[str, np.ndarray],
-           shingles: list[Path]) -> np.ndarray:
-    """By rank, the kept document that each is a duplicate of, as an array of the type VERDICT."""
-    verdict = np.full(len(signed.order), np.array((-1, 2, False), VERDICT))
-    original = verdict["original"]
-    copies, first = signed.copies()
+def find_originals(documents: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each document: the kept one that it is a duplicate of (-1: none, it is kept), and the place of the
+    pair that says so (-1: an exact copy)."""
+    original, pair_of = np.full((2, len(documents)), -1)
+    copies, first = exact_copies(documents)
     original[copies] = first
-    better, worse, value, unsure = (pairs[name] for name in ("better", "worse", "value", "unsure"))
-    value[unsure] = true_similarities(signed, better[unsure], worse[unsure], shingles)
-    alike = np.flatnonzero(value >= threshold)
-    for pair in alike[np.lexsort((better[alike], worse[alike]))]:
-        one, other = better[pair], worse[pair]
-        if original[one] < 0 and original[other] < 0:  # the better one is decided
-            verdict[other] = one, value[pair], unsure[pair]
+    rank, better, worse = np.argsort(best_first(documents)), pairs["better"], pairs["worse"]
+    for place in np.lexsort((rank[better], rank[worse])):  # better documents are decided first
+        if original[better[place]] < 0 and original[worse[place]] < 0:
+            original[worse[place]], pair_of[worse[place]] = better[place], place
     # A copy of a dropped document is a near duplicate of what that one was dropped for.
     moved = copies[original[first] >= 0]
-    verdict[moved] = verdict[original[moved]]
-    return verdict
+    original[moved], pair_of[moved] = original[original[moved]], pair_of[original[moved]]
+    return original, pair_of
 
 
-def write_verdicts(signed: Signed, verdict: np.ndarray, files: list[Path], verdicts: list[Path]) -> None:
-    """For each shard a file: row -> what dropped/ says of that document."""
-    dropped = np.flatnonzero(verdict["original"] >= 0)
+def read_ids(run: Run, ends: list[int], wanted: np.ndarray) -> dict[int, str]:
+    """Document -> its id; `wanted`: (documents,) bool."""
     ids: dict[int, str] = {}
-    for shard, ranks in signed.by_shard(np.unique(verdict["original"][dropped])):
-        with np.load(files[shard]) as arrays:
-            of_shard = json.loads(arrays["ids"].tobytes())
-        ids.update((rank, of_shard[signed.row[rank]]) for rank in ranks.tolist())
-    by_shard = dict(signed.by_shard(dropped))
-    for shard, path in enumerate(verdicts):
-        reasons: dict[str, dict[str, Any]] = {}
-        for rank in by_shard.get(shard, ()):
-            original, similarity, checked = verdict[rank].item()
-            reason: dict[str, Any] = {"reason": "exact duplicate", "duplicate_of": ids[original]}
-            if similarity <= 1:
-                reason["reason"] = "near duplicate"
-                reason["jaccard" if checked else "estimated_jaccard"] = round(similarity, 4)
-            reasons[str(signed.row[rank])] = reason
-        write_json(path, reasons)
+    for file, (begin, end) in zip(run.signed, pairwise(ends)):
+        if wanted[begin:end].any():
+            with np.load(file) as arrays:
+                of_shard = json.loads(arrays["ids"].tobytes())
+            ids.update((begin + row, of_shard[row]) for row in np.flatnonzero(wanted[begin:end]).tolist())
+    return ids
+
+
+def decide(run: Run) -> None:
+    """For each shard a file: row -> what dropped/ says of that document."""
+    with np.load(run.pairs) as arrays:
+        documents, ends, pairs = arrays["documents"], arrays["ends"].tolist(), arrays["pairs"]
+    shingles: dict[int, np.ndarray] = {}
+    for file, begin in zip(run.shingles, ends):
+        with np.load(file) as arrays:
+            shingles.update((begin + int(row), arrays[row]) for row in arrays)
+    checked = pairs["checked"]
+    pairs["similarity"][checked] = [minhash.jaccard(shingles[better], shingles[worse])
+                                    for better, worse in pairs[["better", "worse"]][checked].tolist()]
+    pairs = pairs[pairs["similarity"] >= run.threshold]
+    original, pair_of = find_originals(documents, pairs)
+    is_original = np.zeros(len(documents), bool)
+    is_original[original[original >= 0]] = True
+    ids = read_ids(run, ends, is_original)
+    for file, (begin, end) in zip(run.verdicts, pairwise(ends)):
+        verdicts: dict[str, dict[str, Any]] = {}
+        for number in begin + np.flatnonzero(original[begin:end] >= 0):
+            verdict: dict[str, Any] = {"reason": "exact duplicate", "duplicate_of": ids[original[number]]}
+            if pair_of[number] >= 0:
+                _, _, similarity, checked = pairs[pair_of[number]].item()
+                verdict["reason"] = "near duplicate"
+                verdict["jaccard" if checked else "estimated_jaccard"] = round(similarity, 4)
+            verdicts[str(number - begin)] = verdict
+        write_json(file, verdicts)
+    write_json(run.decided, True)
 
 
 def write_shard(documents: Iterator[Document], shard: shards.ShardWriter, options: dict[str, Any]) -> None:
@@ -261,73 +249,45 @@ def write_shard(documents: Iterator[Document], shard: shards.ShardWriter, option
             shard.keep(document)
 
 
-class Files:
-    """Where the stages of one run leave their results, in the order of `paths`."""
-
-    def __init__(self, inputs: list[str | Path], out: Path, threshold: float, options: dict[str, Any]):
-        paths = find_inputs(inputs)
-        # The order in which the files are given does not matter.
-        self.names, self.paths = map(list, zip(*sorted(zip(shards.shard_names(paths), paths))))
-        reading = {"version": minhash.VERSION, **{key: options.get(key) for key in shards.READING}}
-        prints = [shards.fingerprint(path, reading) for path in self.paths]
-        run = hashlib.sha256(json.dumps([threshold, self.names, prints]).encode()).hexdigest()[:16]
-        self.folder = out / "signatures"
-        self.signed = [self.folder / f"{name}-{mark[:16]}.npz" for name, mark in zip(self.names, prints)]
-        self.pairs = self.folder / f"pairs-{run}.npz"
-        self.wanted, self.shingles, self.verdicts = (
-            [self.folder / f"{kind}-{run}" / f"{name}{ending}" for name in self.names]
-            for kind, ending in (("wanted", ".json"), ("shingles", ".npz"), ("verdicts", ".json")))
-        self.decided = self.folder / f"verdicts-{run}.json"
-
-
-def run_stage(stage: str, files: Files, threshold: float, options: dict[str, Any], workers: int,
-              share: shards.Share | None) -> None:
-    """One stage before the last, unless it is done."""
+def run_stage(stage: str, run: Run, workers: int, share: shards.Share | None) -> Funnel | None:
+    """One stage, or a share of it; finished work is skipped. The last one returns the counts."""
+    needs = {"pair": run.signed, "compare": [run.pairs], "decide": run.shingles, "write": [run.decided]}
+    if not all(file.exists() for file in needs.get(stage, ())):
+        before = STAGES[STAGES.index(stage) - 1]
+        raise UserError(f"{run.folder}: --stage {before} is not done for these inputs; run it first")
     if stage == "sign":
-        jobs = [(path, file, options) for path, file in zip(files.paths, files.signed)]
-        shards.run_jobs(sign_shard, jobs, workers, stage, files.paths, share)
-    elif stage == "pair" and not files.pairs.exists():
-        _need(files.signed, "sign", files)
-        signed = Signed.read(files.signed)
-        write_pairs(signed, find_pairs(signed, threshold), files.pairs, files.wanted)
+        jobs = list(zip(run.paths, run.signed, repeat(run.options)))
+        shards.run_jobs(sign_shard, jobs, workers, stage, run.paths, share)
+    elif stage == "pair" and not run.pairs.exists():
+        pair(run)
     elif stage == "compare":
-        _need([files.pairs], "pair", files)
-        jobs = [(*job, options) for job in zip(files.paths, files.wanted, files.shingles)]
-        shards.run_jobs(compare_shard, jobs, workers, stage, files.paths, share)
-    elif stage == "decide" and not files.decided.exists():
-        _need([files.pairs, *files.shingles], "compare", files)
-        with np.load(files.pairs) as arrays:
-            pairs = dict(arrays)
-        signed = Signed(pairs["facts"], pairs["sizes"])
-        write_verdicts(signed, decide(signed, threshold, pairs, files.shingles), files.signed, files.verdicts)
-        write_json(files.decided, True)
-
-
-def _need(made: list[Path], stage: str, files: Files) -> None:
-    if not all(file.exists() for file in made):
-        raise UserError(f"{files.folder}: --stage {stage} is not done for these inputs; run it first")
+        jobs = list(zip(run.paths, run.wanted, run.shingles, repeat(run.options)))
+        shards.run_jobs(compare_shard, jobs, workers, stage, run.paths, share)
+    elif stage == "decide" and not run.decided.exists():
+        decide(run)
+    elif stage == "write":
+        jobs = [(write_shard, path, name, run.out, {**run.options, "verdicts": str(file)}, "dedup")
+                for path, name, file in zip(run.paths, run.names, run.verdicts)]
+        records = shards.run_jobs(shards.process_shard, jobs, workers, stage, run.paths, share)
+        if not share:
+            return shards.write_funnel(run.out, records, "dedup", threshold=run.threshold)
+    return None
 
 
 def deduplicate(inputs: list[str | Path], out: str | Path, threshold: float = THRESHOLD, workers: int = 1,
                 options: dict[str, Any] | None = None, stage: str = "all",
                 share: shards.Share | None = None) -> Funnel | None:
-    """All STAGES or one of them; finished work is skipped. options: as of a step."""
+    """All STAGES or one of them; returns the counts after the last. options: as of a step."""
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold={threshold}: must be above 0 and at most 1")
     if share and stage not in SHARED:
         raise UsageError(f"--shard: needs --stage {', '.join(SHARED)}; the other stages are one task")
-    out, options = Path(out), dict(options or {})
-    files = Files(inputs, out, threshold, options)
-    with shards.one_run(out, share, files.names):
-        for each in STAGES[:-1] if stage == "all" and not files.decided.exists() else (stage, ):
-            run_stage(each, files, threshold, options, workers, share)
-        if stage not in ("all", "write"):
-            return None
-        _need([files.decided], "decide", files)
-        jobs = [(write_shard, path, name, out, {**options, "verdicts": str(found)}, "dedup")
-                for path, name, found in zip(files.paths, files.names, files.verdicts)]
-        records = shards.run_jobs(shards.process_shard, jobs, workers, "write", files.paths, share)
-        return None if share else shards.write_funnel(out, records, "dedup", threshold=threshold)
+    run = Run(inputs, Path(out), threshold, options or {})
+    with shards.one_run(run.out, share, run.names):
+        stages = STAGES[-1:] if run.decided.exists() else STAGES
+        for each in stages if stage == "all" else (stage,):
+            funnel = run_stage(each, run, workers, share)
+    return funnel
 
 
 def main(argv: list[str] | None = None) -> int:

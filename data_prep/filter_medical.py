@@ -3,8 +3,7 @@
     python -m data_prep.filter_medical shard*.parquet --language en --source web --out medical_en --workers 8
     python -m data_prep.filter_medical page.txt --language en --explain     # the words found, both numbers
 
-In:  documents (data_prep/documents.py), the words and thresholds of one language
-     (`mmed/languages/<code>.py`).
+In:  documents (data_prep/documents.py), words and thresholds of one language (`mmed/languages/<code>.py`).
 Out: kept/ with `meta.medical` = {hits, density}, dropped/ with the reason, funnel.json.
 
 The rule is in data_prep/filters/keyword_rule.py. `--mode official` is the published one.
@@ -43,7 +42,6 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def filter_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """Keep or drop the documents of one shard; options as `main` makes them."""
     language = get_language(options["language"])
     matcher = _matcher(language, options["mode"])
     for group in batches(documents):
@@ -95,8 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"language": language.code, "mode": given.mode, "words": language.medical_words,
                "prefixes": language.prefixes, "min_hits": matcher.min_hits,
                "min_density": matcher.min_density, "version": VERSION}
-    title = f"filter_medical {language.code} ({given.mode})"
-    return run_step(filter_shard, "filter_medical", options, given, title)
+    return run_step(filter_shard, "filter_medical", options, given,
+                    f"filter_medical {language.code} ({given.mode})")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ In:  documents (data_prep/documents.py): files or folders.
 Out: NAME.json, NAME.idx and NAME.parts/*.bin (and NAME-held-out.*). Each document is BOS (where the tokenizer
      adds one, --bos), its ids, EOS.
 
-Each input file becomes a part; finished parts are skipped. NAME.json lists the parts in the order of
-the inputs, so the stream does not depend on the number of workers or on kills; no token is copied. On a
-cluster, tasks with `--shard i/n` make the parts; the command without --shard lists them. Memory: one document
-per worker, and the offsets of one part.
+Each input file becomes a part; finished parts are skipped. NAME.json lists the parts in the order of the
+inputs; no token is copied. On a cluster, tasks with `--shard i/n` make the parts; the command without --shard
+lists them. Memory: one document per worker, and the offsets of one part.
 # MMedLM: a document is encoded whole and ends with EOS (prepare_tokenized_dataset.py). DIFFERS: one
 # memory-mapped array, where the official code writes a 2048-token .npy per window: 1.35 to 4.2 trained
 # positions per token there, 1.01 here.
@@ -20,19 +19,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.pipeline import shards
-from data_prep.pipeline.corpus_card import count_table
+from mmed.evaluation.summary import aligned
 from mmed.tokenization.token_streams import StreamWriter, TokenStream, write_manifest
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UserError, main_guard
-from mmed.utils.files import write_json
+from mmed.utils.files import read_json, write_json
 
 HELD_OUT = "-held-out"
+MOST_SOURCES = 6  # columns of a table; a corpus of articles may have a source for each journal
 
 
 def is_held_out(document: Document, share: float) -> bool:
@@ -80,14 +81,13 @@ def list_parts(records: list[dict[str, Any]], out: str, folder: Path, **extra: A
     return meta
 
 
-def finished_stream(out: str, inputs: str) -> dict[str, Any] | None:
-    """The .json of the stream `out` if it was made of these inputs and all its files are there."""
+def is_finished(stream: str, inputs: str) -> bool:
+    """Whether the stream was made of these inputs and all its files are there."""
     try:
-        stream = TokenStream(out)
+        found = TokenStream(stream)
     except UserError:
-        return None
-    complete = stream.meta.get("inputs") == inputs and all(file.is_file() for file in stream.hashes)
-    return stream.meta if complete else None
+        return False
+    return found.meta.get("inputs") == inputs and all(file.is_file() for file in found.hashes)
 
 
 def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: str | Path, *,
@@ -105,9 +105,8 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     options = {**reading, "tokenizer": str(tokenizer), "held_out": held_out, "bos": bos,
                "fingerprint": loaded.fingerprint}
     whole = hashlib.sha256("".join(shards.fingerprint(path, options) for path in paths).encode()).hexdigest()
-    done = finished_stream(str(out), whole)
-    if done and (not held_out or finished_stream(f"{out}{HELD_OUT}", whole)):
-        return done
+    if is_finished(str(out), whole) and (not held_out or is_finished(f"{out}{HELD_OUT}", whole)):
+        return read_json(f"{out}.json")
     with shards.one_run(folder, share):
         jobs = [(path, name, folder, options) for path, name in zip(paths, shards.shard_names(paths))]
         records = shards.run_jobs(tokenize_part, jobs, workers, "tokenize", paths, share)
@@ -117,6 +116,30 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
         if not counts["documents"]["out"]:
             raise UserError(f"{', '.join(map(str, paths[:3]))}: no document to tokenize; {counts}")
         return list_parts(records, str(out), folder, inputs=whole, funnel=counts)
+
+
+def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
+    """Tokens by language and source, as the paper's table of MMedC (there in billions).
+
+    Of more than MOST_SOURCES sources, the largest have a column; the others share one.
+    """
+    tokens: Counter[str] = Counter()
+    for by_source in counts.values():
+        tokens.update({source: count["tokens"] for source, count in by_source.items()})
+    columns, other = sorted(tokens), ""
+    if len(tokens) > MOST_SOURCES:
+        other = f"other ({len(tokens) - MOST_SOURCES + 1})"
+        columns = [*(source for source, _ in tokens.most_common(MOST_SOURCES - 1)), other]
+    rows = [["language", *(column or "-" for column in columns), "tokens", "documents"]]
+    for language in [*counts, "sum"]:
+        cells, documents = Counter(), 0
+        for part in counts.values() if language == "sum" else [counts[language]]:
+            for source, count in part.items():
+                cells[source if source in columns else other] += count["tokens"]
+                documents += count["documents"]
+        numbers = [*(cells[column] for column in columns), cells.total(), documents]
+        rows.append([language or "-", *(f"{number:,}" for number in numbers)])
+    return aligned(rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

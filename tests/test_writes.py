@@ -1,7 +1,5 @@
 """Commands write below the folder given to them and nowhere else, as seen by an audit hook."""
 
-import gzip
-import json
 import os
 import subprocess
 import sys
@@ -38,35 +36,29 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 try:
     runpy.run_module(command, run_name="__main__", alter_sys=True)
-    code = 0
 except SystemExit as end:
-    code = end.code or 0
-print("REPORT", code, outside)
+    print("REPORT", end.code or 0, outside)
 """
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("in")
-    (folder / "documents").mkdir()
     text = "Pneumonia is treated with antibiotics; the patient had a fever and a cough for days. "
-    documents = [{"text": text * n, "id": str(n), "language": "en"} for n in range(1, 30)]
-    with gzip.open(folder / "documents" / "a.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(document) + "\n" for document in documents)
+    write_lines(folder / "a.jsonl", *({"text": text * n, "language": "en"} for n in range(1, 30)))
     train_sentencepiece([text] * 50, folder / "tokenizer", 290)
-    item = {"question": "What is the treatment of pneumonia in a patient with fever and cough?",
-            "options": {"A": "x", "B": "y"}, "answer_idx": "A"}
-    write_lines(folder / "exam.jsonl", item)
+    write_lines(folder / "exam.jsonl",
+                {"question": "What is the treatment of pneumonia in a patient with fever and cough?"})
     (folder / "page.html").write_text(f"<html><body><article><p>{text * 4}</p></article></body></html>")
     return folder
 
 
 @pytest.mark.parametrize("command", [
-    "filter_medical --language en documents",
-    "clean --language en --mask_personal documents",
-    "dedup documents",
-    "decontaminate --benchmark exam.jsonl documents",
-    "tokenize_corpus --tokenizer tokenizer documents",
+    "filter_medical --language en a.jsonl",
+    "clean --language en --mask_personal a.jsonl",
+    "dedup a.jsonl",
+    "decontaminate --benchmark exam.jsonl a.jsonl",
+    "tokenize_corpus --tokenizer tokenizer a.jsonl",
     "web_pages --language en page.html"])
 def test_a_step_writes_into_its_folder_and_nowhere_else(inputs, tmp_path, command):
     name, *arguments = command.split()

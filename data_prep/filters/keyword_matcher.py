@@ -3,9 +3,9 @@
 In:  texts; the words and thresholds of one language. Out: a `Decision` for each text.
 
 All texts become one array of letter classes (0 between words), by one table look-up a character. All places
-where a term can begin then walk down a trie of the terms side by side, one letter a step. Most places drop
-out after two or three letters, so the cost hardly depends on the number of terms. What reaches the end of a
-term is rare and is decided in plain Python.
+where a term can begin then walk down a trie of the terms side by side, one letter a step. Most drop out after
+two or three letters, so the number of terms hardly matters. What reaches the end of a term is rare and is
+decided in plain Python.
 """
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Matcher:
 
     def __init__(self, language: Language, mode: str = "default"):
         self.language, self.official = language, mode == "official"
-        self.min_hits = language.official_min_hits if self.official else language.min_hits
-        self.min_density = language.official_min_density if self.official else language.min_density
         if self.official:
+            self.min_hits, self.min_density = language.official_min_hits, language.official_min_density
             self.words = keyword_rule.official_words(language)
             self.patterns = tuple(Pattern(word, number, keyword_rule.is_long(word, language))
                                   for number, word in enumerate(self.words))
         else:
-            self.words = [keyword_rule.dictionary_form(term) for term in language.medical_words]
+            self.min_hits, self.min_density = language.min_hits, language.min_density
+            self.words = list(map(keyword_rule.dictionary_form, language.medical_words))
             self.patterns = keyword_rule.default_patterns(language)
         letters = keyword_rule.LATIN.union(*(pattern.letters for pattern in self.patterns)) - {" "}
         self._letters = [" ", " ", *sorted(letters), "\n"]  # by class; the last one is every other letter
@@ -75,7 +75,6 @@ class Matcher:
         self._longest = max((len(pattern.letters) for pattern in self.patterns), default=0)
 
     def judge(self, texts: Sequence[str]) -> list[Decision]:
-        """Return one decision per text."""
         return [decision for decision, _ in self._judge(texts)]
 
     def explain(self, text: str) -> tuple[Decision, Counter[str]]:

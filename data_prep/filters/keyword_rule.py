@@ -40,9 +40,6 @@ def dictionary_form(term: str) -> str:
     return term.partition("/")[0].replace("|", "")
 
 
-# ---- the published rule ----
-
-
 def official_words(language: Language) -> list[str]:
     """The distinct dictionary forms in lower case: the word list that the published code would have."""
     return list(dict.fromkeys(dictionary_form(term).lower() for term in language.medical_words))
@@ -70,8 +67,6 @@ def judge_official(text: str, language: Language) -> Decision:
     return decide(hits, covered, len(text), language.official_min_hits, language.official_min_density)
 
 
-# ---- our rule ----
-#
 # DIFFERS: the official rule misses short words before punctuation ("cancer,") and inflected forms, and counts
 # nested words twice. The default rule
 #   - compares words at letter borders, and stems (a bar shows where the ending begins) where a word begins,

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from data_prep.clean import identify_language
 from data_prep.documents import find_inputs, read_documents
@@ -88,24 +89,25 @@ def check_answers(language: Language) -> Iterator[Finding]:
         yield "look", ("answers.stated, .denied: give at least three sentences that state an answer and two "
                        "that do not; the tests read them")
     letters = [*zip("BCD", "BCD"), *zip(words.letters[1:4], "BCD")]  # (as written, as read)
-    for sentence in (*words.stated, *words.denied):
-        if sentence.count("{}") != 1:
-            yield "fix", f"answers: {sentence!r} must have one {{}}, where the letter stands"
-            continue
-        for shown, letter in letters:
-            parsed = parse_answer(sentence.format(shown), "ABCD", language=language.code).letters
-            read = f"{sentence.format(shown)!r} is read as {', '.join(parsed) or 'no answer'}"
-            if sentence in words.stated and parsed != (letter,):
-                yield "fix", f"answers.stated: {read}, not {letter}"
-            if sentence in words.denied and parsed:
-                yield "fix", f"answers.denied: {read}"
+    for kind in ("stated", "denied"):
+        for sentence in getattr(words, kind):
+            if sentence.count("{}") != 1:
+                yield "fix", f"answers.{kind}: {sentence!r} must have one {{}}, where the letter stands"
+                continue
+            for shown, letter in letters:
+                parsed = parse_answer(sentence.format(shown), "ABCD", language=language.code).letters
+                read = f"{sentence.format(shown)!r} is read as {', '.join(parsed) or 'no answer'}"
+                if kind == "stated" and parsed != (letter,):
+                    yield "fix", f"answers.stated: {read}, not {letter}"
+                if kind == "denied" and parsed:
+                    yield "fix", f"answers.denied: {read}"
 
 
 def check_rest(language: Language) -> Iterator[Finding]:
     source = Path(inspect.getsourcefile(sys.modules[f"mmed.languages.{language.code}"]))
-    lines = source.read_text(encoding="utf-8").splitlines()
-    if gaps := [str(number) for number, line in enumerate(lines, 1) if "TODO" in line]:
-        yield "fix", f"TODO remains in line {', '.join(gaps)}"
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
+        if "TODO" in line:
+            yield "fix", f"TODO remains in line {number}"
     if language.disclaimer == Language.disclaimer and language.code != "en":
         yield "look", "disclaimer: in English; it is what people read before a chat"
     written = unicodedata.bidirectional(language.native_name[0]) in ("R", "AL")
@@ -129,17 +131,15 @@ def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
     """Evaluate words and thresholds on texts, and print the figures."""
     matcher = Matcher(language)
     explained: dict[str, list] = {"medical": [], "ordinary": []}
-    for path in find_inputs(inputs):
-        for document in read_documents(path):
-            kind = "medical" if document.meta.get("medical") is True else "ordinary"
-            explained[kind].append(matcher.explain(document.text))
+    for document in (document for path in find_inputs(inputs) for document in read_documents(path)):
+        kind = "medical" if document.meta.get("medical") is True else "ordinary"
+        explained[kind].append(matcher.explain(document.text))
     kept: dict[str, float] = {}
     for kind, rows in explained.items():
         if len(rows) < FEW:
             yield "look", f"texts: only {len(rows)} {kind} ones; give at least {FEW} of each kind"
             return
-        kept[kind], hits, density = (sum(values) / len(rows)
-                                     for values in zip(*(decision for decision, _ in rows)))
+        kept[kind], hits, density = map(fmean, zip(*(decision for decision, _ in rows)))
         print(f"{kind} texts: {len(rows)}, kept {100 * kept[kind]:.1f} %; terms in one: {hits:.1f}, "
               f"density {density:.3f}")
     if kept["medical"] < 0.5:
@@ -147,16 +147,13 @@ def check_texts(language: Language, inputs: Sequence[str]) -> Iterator[Finding]:
                       "them or find better words")
     if kept["ordinary"] > 0.1:
         yield "fix", f"thresholds: {100 * kept['ordinary']:.0f} % of the ordinary texts are kept; raise them"
-    medical, ordinary = explained.values()
-    in_medical, in_ordinary = (Counter(word for _, found in rows for word in found)
-                               for rows in explained.values())
-    for word, count in in_ordinary.most_common():
-        share = count / len(ordinary)
-        if share > COMMON and in_medical[word] / len(medical) < FAVOURED * share:
-            yield "look", (f"medical_words: {word!r} is in {count} of {len(ordinary)} ordinary texts and in "
-                           f"{in_medical[word]} of {len(medical)} medical ones; an everyday word?")
-    never = sum(not in_medical[word] for word in matcher.words)
-    print(f"terms never found: {never} of {len(matcher.words)} (in this many texts)")
+    medical, ordinary = (Counter(word for _, found in rows for word in found) for rows in explained.values())
+    texts = {kind: len(rows) for kind, rows in explained.items()}
+    for word, count in ordinary.most_common():
+        share = count / texts["ordinary"]
+        if share > COMMON and medical[word] / texts["medical"] < FAVOURED * share:
+            yield "look", (f"medical_words: {word!r} is in {count} of {texts['ordinary']} ordinary texts and "
+                           f"in {medical[word]} of {texts['medical']} medical ones; an everyday word?")
 
 
 def check(name: str, inputs: Sequence[str]) -> int:

@@ -1,5 +1,4 @@
-"""Maps every spelling of a language to one code: `fra`, `fre`, `fr-FR`, `fra_Latn` and `French` are
-all `fr`.
+"""Maps every spelling of a language to one code: `fra`, `fre`, `fr-FR`, `fra_Latn` and `French` are all `fr`.
 
 A language's file gives its ISO 639-1 code, both names and, as Tesseract's name, the ISO 639-3 code.
 """

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-VERSION = 3  # raise it when a text's signature changes
+VERSION = 4  # raise it when a text's signature or its file changes
 PERMUTATIONS = 128
 SHINGLE_WORDS, SHINGLE_CHARACTERS = 5, 8
 PIECE_CHARACTERS, SPACE_WITHIN = 1 << 14, 1 << 12  # a long text is hashed in pieces, which end at white space
@@ -45,8 +45,6 @@ class Signatures(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The tokens of one text."""
-
     hashes: np.ndarray  # (tokens,) uint64
     unspaced: np.ndarray  # (tokens,) bool: a character of a script without spaces
     exact: int  # hash of the text's normal form; 0 if that is empty

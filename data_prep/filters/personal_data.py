@@ -1,7 +1,4 @@
-"""Find and mask e-mail addresses and telephone numbers in a text.
-
-In: a text. Out: where they are (`find_personal`), or the text with <EMAIL> and <PHONE> in their place
-(`mask_personal`).
+"""Find e-mail addresses and telephone numbers in a text, and replace them by <EMAIL> and <PHONE>.
 
 Medical texts are full of other numbers: doses, dates, ranges, DOI, trial numbers, tables. A run of digits is
 a telephone number only if it has a country code after a plus sign, a word like "Tel." before it, or a form in

@@ -1,1 +1,1 @@
-"""Many inputs, many steps: shards, recipes, plans, clusters, the corpus card."""
+"""Many inputs, many steps: shards, recipes, plans, clusters."""

@@ -13,16 +13,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-from mmed.utils.errors import Parser, UsageError, UserError, main_guard, require_extra
+from mmed.utils.errors import Parser, UsageError, main_guard, require_extra
 
 
-def run_share(command: list[str], share: str = "") -> None:
-    """Run a step's command, or one share of it; UserError if it fails."""
-    if code := importlib.import_module(command[0]).main(command[1:] + (["--shard", share] if share else [])):
-        raise UserError(f"{command[0]} {share}: exit code {code}")
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m data_prep.pipeline.cluster",
                     description="Run one corpus step on a Ray cluster (uses the cluster's network).",
                     usage="%(prog)s --tasks N -- data_prep.STEP ARGUMENTS")
@@ -33,12 +27,15 @@ def main(arguments: list[str] | None = None) -> int:
     if not command or not command[0].startswith("data_prep."):
         raise UsageError("after -- comes a step and its arguments, such as: -- data_prep.clean IN "
                          "--language en --out OUT")
+
+    def run(*share: str) -> None:
+        importlib.import_module(command[0]).main([*command[1:], *share])
+
     ray = require_extra("ray", "cluster")
     ray.init()
-    task = ray.remote(num_cpus=1)(run_share)
-    ray.get([task.remote(command, f"{number}/{given.tasks}") for number in range(given.tasks)])
-    run_share(command)
-    return 0
+    task = ray.remote(num_cpus=1)(run)
+    ray.get([task.remote("--shard", f"{number}/{given.tasks}") for number in range(given.tasks)])
+    run()
 
 
 if __name__ == "__main__":

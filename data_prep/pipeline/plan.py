@@ -22,10 +22,13 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mmed.utils.errors import EXIT_STOPPED, UserError, main_guard
 from mmed.utils.files import read_json, write_json
 
-REPORT_SECONDS = 30  # without news before the state of running steps is shown
+STOPS = (signal.SIGINT, signal.SIGTERM)
+REPORT_SECONDS = 30  # between two lines of progress
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Step:
     title: str
     commands: list[list[str]]  # each: module, then its arguments
     needs: tuple[str, ...] = ()
-    minutes: float = 0.0  # expected, for the time left; only the proportions between steps matter
+    minutes: float = 1.0  # expected, for the time left; only the proportions between steps matter
 
 
 def print_commands(plan: list[Step]) -> None:
@@ -48,6 +51,7 @@ def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None) -> 
     """Run the step's commands one after the other in a child process, with their output in `log`."""
     if sys.platform == "linux":  # PR_SET_PDEATHSIG: a plan that is killed leaves no step behind
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
@@ -75,7 +79,7 @@ def _last_line(log: Path) -> str:
 
 def run_plan(plan: list[Step], out: Path, at_once: int = 1,
              prepare: Callable[[], None] | None = None) -> float:
-    """Run all unfinished steps, `at_once` at a time; return the seconds each step took.
+    """Run all unfinished steps, `at_once` at a time; return the seconds that all steps took.
 
     Each runs in a fork, which has all that this process imported; `prepare` is called there first. UserError
     if a step fails (naming its log) or if OUT has finished steps with other commands.
@@ -83,34 +87,42 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     seconds = _finished_steps(plan, out)
-    running: dict[str, tuple[Step, BaseProcess, float]] = {}
-    begin = news = time.time()
     print(f"{len(plan)} steps in {out}/, {len(seconds)} done already; output is in {logs}/", file=sys.stderr)
+    work = {step.name: step.minutes for step in plan}
+    bar = tqdm(total=sum(work.values()), initial=sum(work[name] for name in seconds), miniters=0,
+               mininterval=1 if sys.stderr.isatty() else REPORT_SECONDS, leave=False,
+               bar_format="{elapsed}, {remaining} left{postfix}",
+               smoothing=0)  # the mean rate: between two finished steps nothing is counted
+    running: dict[str, tuple[Step, BaseProcess, float]] = {}
     try:
         while len(seconds) < len(plan):
             ready = [step for step in plan if step.name not in {*seconds, *running}
                      and set(step.needs) <= seconds.keys()]
             for step in ready[:at_once - len(running)]:
-                process = multiprocessing.get_context("fork").Process(
-                    target=_run_commands, args=(step, logs / f"{step.name}.log", prepare))
+                log = logs / f"{step.name}.log"
+                log.touch()
+                process = multiprocessing.get_context("fork").Process(target=_run_commands,
+                                                                      args=(step, log, prepare))
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # callbacks of fork() swallow exceptions
                 process.start()
                 running[step.name] = (step, process, time.time())
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             wait([process.sentinel for _, process, _ in running.values()], timeout=1)
             for name, (step, process, start) in list(running.items()):
                 if not process.is_alive():
                     del running[name]
                     seconds[name] = _finish(step, process, out, time.time() - start)
-                    news = time.time()
-                    print(f"[{len(seconds):2}/{len(plan)}] {news - begin:4.0f} s  {step.title} "
-                          f"({seconds[name]:.0f} s){_time_left(plan, seconds)}", file=sys.stderr)
-            if time.time() - news > REPORT_SECONDS:
-                news = time.time()
-                for name in running:
-                    print(f"  {name}: {_last_line(logs / f'{name}.log')[:200]}", file=sys.stderr)
+                    bar.update(step.minutes)
+                    bar.write(f"[{len(seconds):2}/{len(plan)}] {step.title} ({seconds[name]:.0f} s)",
+                              sys.stderr)
+            last = [f"{name}: {_last_line(logs / f'{name}.log')[:100]}" for name in running]
+            bar.set_postfix_str("; ".join(last), refresh=False)
+            bar.update(0)
     except KeyboardInterrupt:
         print("stopped; start again with the same command to go on", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     finally:
+        bar.close()
         for _, process, _ in running.values():
             process.terminate()
         for _, process, _ in running.values():
@@ -118,29 +130,19 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
     return sum(seconds.values())
 
 
-def _time_left(plan: list[Step], seconds: dict[str, float]) -> str:
-    """Estimate the remaining time from the finished steps; "" if no step states its expected time."""
-    done = [step for step in plan if step.name in seconds and step.minutes]
-    if not done:
-        return ""
-    rate = sum(seconds[step.name] for step in done) / sum(step.minutes for step in done)
-    left = rate * sum(step.minutes for step in plan if step.name not in seconds)
-    return f", about {left / 60:.0f} min left"
-
-
 def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:
     """The seconds that each finished step took."""
     seconds = {}
     for step in plan:
-        if not (out / "done" / f"{step.name}.json").is_file():
-            continue
-        done = read_json(out / "done" / f"{step.name}.json")
-        if done["commands"] != step.commands:
-            pairs = zip(chain(*done["commands"]), chain(*step.commands))
-            changed = next((f" ({one} then, {other} now)" for one, other in pairs if one != other), "")
-            raise UserError(f"{out}: its step {step.name} had other commands{changed}; give another --out or "
-                            "remove the folder")
-        seconds[step.name] = done["seconds"]
+        path = out / "done" / f"{step.name}.json"
+        if path.is_file():
+            done = read_json(path)
+            if done["commands"] != step.commands:
+                pairs = zip(chain(*done["commands"]), chain(*step.commands))
+                changed = next((f" ({one} then, {other} now)" for one, other in pairs if one != other), "")
+                raise UserError(f"{out}: its step {step.name} had other commands{changed}; give another "
+                                "--out or remove the folder")
+            seconds[step.name] = done["seconds"]
     return seconds
 
 

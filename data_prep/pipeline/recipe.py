@@ -28,10 +28,6 @@ class Source:
     text_field: str = ""  # field of the records with the text
     paragraphs: bool = False  # split .txt files into documents at blank lines
 
-    @property
-    def title(self) -> str:
-        return self.name or ", ".join(Path(text).name for text in self.inputs)
-
 
 @dataclass
 class Recipe:
@@ -48,11 +44,6 @@ class Recipe:
     ocr: bool = True
     languages: list[str] = field(default_factory=list)  # only these; empty: all that have a source
 
-    def sources_of(self, language: str) -> list[tuple[str, Source]]:
-        """Folder name and source of each source of a language."""
-        mine = [source for source in self.source if source.language == language]
-        return [(f"{language}-{number}", source) for number, source in enumerate(mine, 1)]
-
     def languages_used(self) -> list[str]:
         return list(dict.fromkeys(source.language for source in self.source))
 
@@ -61,8 +52,6 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in `path`, its paths made relative to where it is; an error names the key that is wrong."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; start from a copy of examples/corpus.toml") from None
     except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}") from None
     entries = table.pop("source", [])
@@ -114,10 +103,12 @@ def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
     plan: list[Step] = []
     for language in recipe.languages_used():
         name, folders = get_language(language).name, []
-        for folder, source in recipe.sources_of(language):
-            folders.append(f"{out}/sources/{folder}")
+        own = (source for source in recipe.source if source.language == language)
+        for number, source in enumerate(own, 1):
+            folders.append(f"{out}/sources/{language}-{number}")
             command = [*_source_command(recipe, source), "--out", folders[-1], "--workers", str(workers)]
-            plan.append(Step(f"source-{folder}", f"{name}: {source.name or source.kind}", [command]))
+            title = f"{name}: {source.name or source.kind}"
+            plan.append(Step(f"source-{language}-{number}", title, [command]))
         needs = tuple(step.name for step in plan[-len(folders):])
         for stage, title, module, options in _stages(recipe, language):
             target = f"{out}/{stage}/{language}"
@@ -130,19 +121,22 @@ def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
     return [*plan, Step("report", "a page with pictures", [report], streams)]
 
 
+def _options(**values: Any) -> list[str]:
+    """Options of a command; those that are empty or false are left out."""
+    words = []
+    for name, value in values.items():
+        if value:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
 def _source_command(recipe: Recipe, source: Source) -> list[str]:
-    command = [*source.inputs, "--language", source.language]
-    if source.licence:
-        command += ["--licence", source.licence]
+    command = [*source.inputs, *_options(language=source.language, licence=source.licence)]
     if source.kind == "book":
-        return ["data_prep.books", *command, *([] if recipe.ocr else ["--no_ocr"])]
-    command += ["--source", source.kind]
+        return ["data_prep.books", *command, *_options(no_ocr=not recipe.ocr)]
     if source.kind == "site":
         return ["data_prep.web_pages", *command]
-    if source.text_field:
-        command += ["--text_field", source.text_field]
-    if source.paragraphs:
-        command += ["--paragraphs"]
+    command += _options(source=source.kind, text_field=source.text_field, paragraphs=source.paragraphs)
     if source.filter or (source.filter is None and source.kind == "web"):
         return ["data_prep.filter_medical", *command, "--mode", recipe.filter_mode]
     return ["data_prep.clean", *command]
@@ -150,14 +144,14 @@ def _source_command(recipe: Recipe, source: Source) -> list[str]:
 
 def _stages(recipe: Recipe, language: str) -> list[tuple[str, str, str, list[str]]]:
     """(folder, title, module, options) of the steps over all documents of a language, in order."""
-    flags = ["--language_id"] * recipe.language_id + ["--mask_personal"] * recipe.mask_personal
-    held_out = ["--held_out", f"{recipe.held_out:g}"] if recipe.held_out else []
+    cleaning = _options(language_id=recipe.language_id, mask_personal=recipe.mask_personal)
     stages = [
-        (flags, "clean", "language and personal data", "data_prep.clean", ["--language", language, *flags]),
+        (cleaning, "clean", "language and personal data", "data_prep.clean",
+         ["--language", language, *cleaning]),
         (recipe.deduplicate, "unique", "deduplication", "data_prep.dedup",
-         ["--threshold", f"{recipe.near_duplicates:g}"]),
+         ["--threshold", str(recipe.near_duplicates)]),
         (recipe.benchmark, "uncontaminated", "decontamination", "data_prep.decontaminate",
          ["--benchmark", recipe.benchmark]),
         (True, "streams", "token stream", "data_prep.tokenize_corpus",
-         ["--tokenizer", recipe.tokenizer, "--language", language, *held_out])]
+         _options(tokenizer=recipe.tokenizer, language=language, held_out=recipe.held_out))]
     return [stage for wanted, *stage in stages if wanted]

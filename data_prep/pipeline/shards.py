@@ -7,15 +7,16 @@ Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each 
      that the shard is done); OUT/funnel.json (the counts of all shards).
 
 `options` must hold all that the output depends on (thresholds, a word list, the step's own version). A shard
-is redone when they change, or when the size or modification time of its input changes; finished shards are
-not read again. On a cluster, task i of n runs the same command with `--shard i/n` and does shards i, i + n,
-...; afterwards the command without --shard adds up the counts. Tasks share no lock, and files appear whole,
-so a task that is started twice does no harm.
+is redone when they or the size or modification time of its input change; finished shards are not read again.
+On a cluster, task i of n runs the same command with `--shard i/n` and does shards i, i + n, ...; afterwards
+the command without --shard adds up the counts. Tasks share no lock, and files appear whole, so a task that is
+started twice does no harm.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -25,6 +26,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from itertools import repeat, starmap
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +100,10 @@ def fingerprint(path: Path, options: dict[str, Any]) -> str:
 
 def read_finished(done: Path, mark: str) -> dict[str, Any] | None:
     """Return the record of finished work if its fingerprint matches; delete any other record."""
-    try:
+    with contextlib.suppress(UserError):  # none
         record = read_json(done)
-    except UserError:  # none
-        return None
-    if record.get("fingerprint") == mark:
-        return record
+        if record.get("fingerprint") == mark:
+            return record
     done.unlink(missing_ok=True)
     return None
 
@@ -111,12 +111,10 @@ def read_finished(done: Path, mark: str) -> dict[str, Any] | None:
 def process_shard(function: StepFunction, path: Path, name: str, out: Path, options: dict[str, Any],
                   step: str, read: Reader = read_shard) -> dict[str, Any]:
     """Run a step over one input file unless already done; return the content of OUT/shards/NAME.json."""
-    done = out / "shards" / f"{name}.json"
-    mark = fingerprint(path, {**options, "step": step})
+    done, mark = out / "shards" / f"{name}.json", fingerprint(path, {**options, "step": step})
     record = read_finished(done, mark)
     if record and all((out / folder / f"{name}.jsonl.gz").exists() for folder in ("kept", "dropped")):
         return record
-    done.unlink(missing_ok=True)
     with ShardWriter(out, name, options) as shard:
         found = tqdm(read(path, shard.funnel, options), path.name, unit=" documents", delay=LOG_SECONDS,
                      mininterval=LOG_SECONDS, leave=False)
@@ -129,11 +127,7 @@ def process_shard(function: StepFunction, path: Path, name: str, out: Path, opti
 def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: str | Path,
                    options: dict[str, Any], workers: int = 1, step: str = "", read: Reader = read_shard,
                    suffixes: tuple[str, ...] = SUFFIXES, share: Share | None = None) -> Funnel:
-    """Run a step over all shards, or those of one `share`, that are not finished; returns their counts.
-
-    The first error stops the run and names its input; finished shards stay. The bytes written do not depend
-    on `workers`.
-    """
+    """Run a step over all shards, or those of one `share`, that are not finished; returns their counts."""
     out, paths, step = Path(out), find_inputs(inputs, suffixes), step or function.__name__
     names = shard_names(paths)
     with one_run(out, share, names):
@@ -171,42 +165,35 @@ def write_funnel(out: Path, records: list[dict[str, Any]], step: str, **more: An
 
 def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, title: str,
              inputs: list[Path], share: Share | None = None) -> list[Any]:
-    """Call `function(*job)` for every job, or for those of a share; return the results in order.
+    """Call `function(*job)` for every job, or those of a share; return the results in order.
 
-    inputs: a name for each job, for error messages. The first failure, Ctrl-C or SIGTERM ends all workers.
+    The first error names its job's input and ends all workers, as Ctrl-C and SIGTERM do.
     """
     if workers < 1:
         raise UsageError(f"--workers={workers}: must be at least 1")
     first, step = share or (0, 1)
-    tasks = [(function, job, path) for job, path in zip(jobs, inputs)][first::step]
-    seconds = 0.5 if sys.stderr.isatty() else LOG_SECONDS
-    bar = tqdm(total=len(tasks), desc=title, unit=" files", delay=2, mininterval=seconds)
-    with bar:
-        if min(workers, len(tasks)) <= 1:
-            results = []
-            for task in tasks:
-                results.append(_named(*task))
-                bar.update()
-            return results
-        with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
-            try:
-                futures = [pool.submit(_named, *task) for task in tasks]
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-                return [future.result() for future in futures]
-            except BaseException as error:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                if isinstance(error, BrokenProcessPool):
-                    raise UserError("a worker was killed (out of memory?); finished files are kept; start "
-                                    "again with fewer --workers") from None
-                raise
+    tasks = list(zip(repeat(function), jobs, inputs))[first::step]
+    bar = functools.partial(tqdm, total=len(tasks), desc=title, unit=" files", delay=2,
+                            mininterval=0.5 if sys.stderr.isatty() else LOG_SECONDS)
+    if min(workers, len(tasks)) <= 1:
+        return list(bar(starmap(_named, tasks)))
+    with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
+        try:
+            futures = [pool.submit(_named, *task) for task in tasks]
+            for future in bar(as_completed(futures)):
+                future.result()
+            return [future.result() for future in futures]
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError("a worker was killed (out of memory?); finished files are kept; start again "
+                                "with fewer --workers") from None
+            raise
 
 
 def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:
-    """Run one job; errors name its input."""
     try:
         return function(*job)
     except UserError:
@@ -237,7 +224,6 @@ def one_run(out: Path, share: Share | None = None, names: list[str] | None = Non
 
 
 def parse_share(text: str) -> Share:
-    """Parse the value of --shard: "3/8" gives (3, 8)."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text}: expected i/n with i from 0 to n-1, such as 0/8")
@@ -264,12 +250,11 @@ def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[
 
 
 def shard_options(arguments: Any) -> dict[str, Any]:
-    """Select the arguments that a shard's output depends on."""
+    """The arguments that a shard's output depends on."""
     return {name: getattr(arguments, name) for name in (*READING, "keep_dropped") if hasattr(arguments, name)}
 
 
 def print_funnel(funnel: Funnel, title: str) -> None:
-    """Format a step's counts as a few lines."""
     print(f"{title}: {funnel.documents_in:,} documents in, {funnel.documents_out:,} kept; "
           f"{funnel.characters_in:,} characters in, {funnel.characters_out:,} kept")
     for reason, entry in sorted(funnel.dropped.items(), key=lambda item: -item[1]["documents"]):

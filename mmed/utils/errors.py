@@ -92,10 +92,10 @@ class Parser(argparse.ArgumentParser):
     def _long_options(self) -> list[str]:
         """All options that begin with two dashes, of the subcommands, too."""
         options = [option for option in self._option_string_actions if option.startswith("--")]
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    options += parser._long_options()
+        subparsers = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        for action in subparsers:
+            for parser in action.choices.values():
+                options += parser._long_options()
         return options
 
 

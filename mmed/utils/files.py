@@ -86,9 +86,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except BaseException:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
     sync_folder(path.parent)
 
 
@@ -108,12 +107,11 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_file(path: str | Path, max_bytes: int | None = None) -> None:
+def check_file(path: str | Path, max_bytes: float = math.inf) -> None:
     """Reject a file that is missing, longer than `max_bytes`, or only a Git LFS pointer to the real one."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
-    size = os.path.getsize(path)
-    if max_bytes is not None and size > max_bytes:
+    if (size := os.path.getsize(path)) > max_bytes:
         raise UserError(f"{path}: {size:,} bytes exceed the limit ({max_bytes:,})")
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:

@@ -1,14 +1,11 @@
-"""A journal of finished rounds of work: it survives being killed, and every line carries a checksum.
-
-In: rounds of rows, and the facts that they depend on. Out: PATH.partial during the work, PATH when it
-is finished.
-"""
+"""A journal of finished rounds of work: it survives being killed, and every line carries a checksum."""
 from __future__ import annotations
 
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +47,8 @@ class SealedFile:
 
 
 class Journal(SealedFile):
-    """Rounds of rows in PATH.partial, one line per round, after a line with the facts behind all of them.
+    """Rounds of rows in PATH.partial, one line per round, after a line with the facts behind all of them; in
+    PATH, one row per line, when the work is finished.
 
     Opening the journal of an earlier run continues it; `force` starts it again.
     """
@@ -88,8 +86,7 @@ class Journal(SealedFile):
         return sorted((value["round"], value["rows"]) for value in rounds)
 
     def rows(self) -> Iterator[dict]:
-        for _, rows in self.rounds():
-            yield from rows
+        return chain.from_iterable(rows for _, rows in self.rounds())
 
     def finish(self) -> None:
         """Write all rows to PATH, one per line, and delete the journal."""
@@ -104,10 +101,7 @@ class Journal(SealedFile):
 
 def json_line(value: Any) -> str:
     """One line of JSON. Lone surrogates, which UTF-8 cannot carry, become "?"; NaN and infinity, null."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(value), ensure_ascii=False)
     return text.encode("utf-8", "replace").decode() + "\n"
 
 

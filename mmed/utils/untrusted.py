@@ -57,10 +57,10 @@ def split_argument(text: str, settings: Collection[str] = ()) -> tuple[str, str,
         return "", "", text
     splits = [(text[:at], text[at + 1:]) for at, sign in enumerate(text) if sign == "="]
     name, folder = next((split for split in splits if Path(split[1]).is_dir()), splits[0])
-    if not settings or ":" not in name:
+    setting, colon, rest = name.partition(":")
+    if not settings or not colon:
         return "", name, folder
-    setting, name = name.split(":", 1)
     if setting not in settings:
         raise UsageError(f"{text}: {setting!r} is not a setting; the part before the colon must be one of "
                          f"{', '.join(settings)}")
-    return setting, name, folder
+    return setting, rest, folder

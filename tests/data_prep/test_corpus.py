@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 import types
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,11 +18,10 @@ import pytest
 from corpus_files import tree, write
 from repository import ROOT
 
-from data_prep.documents import json_line
 from data_prep.pipeline import cluster
-from data_prep.pipeline.corpus_card import count_table, funnel_table
 from data_prep.pipeline.plan import Step, run_plan
 from data_prep.pipeline.recipe import Recipe, Source, read_recipe, steps
+from data_prep.tokenize_corpus import count_table
 from mmed.languages import get_language
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import UsageError, UserError
@@ -30,12 +30,12 @@ RECIPE = '''
 title = "Three languages"
 tokenizer = "tokenizer"
 mask_personal = true
-benchmark = "benchmark"
+benchmark = "exam.jsonl"
 held_out = 0.1
 [[source]]
 language = "en"
 kind = "web"
-inputs = ["web-en"]
+inputs = ["en.jsonl"]
 licence = "CC0"
 [[source]]
 language = "ja"
@@ -46,37 +46,32 @@ paragraphs = true
 language = "es"
 kind = "corpus"
 name = "Wikipedia"
-inputs = ["eswiki"]
+inputs = ["es.jsonl"]
 filter = true
 '''
 
 
-def mixed_slice(root: Path) -> Path:
-    """JSON lines with damage, plain text, parquet and wikiextractor's files; returns the recipe."""
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    sentence = {code: get_language(code).medical_sentence for code in ("en", "ja", "es")}
-    texts = {code: [f"{text} {number:x} {number * 77777:x}. " * 3 + f"{number ** 9:x}"
-                    for number in range(1, 25)]
-             for code, text in sentence.items()}
-    records = [{"text": text, "source": "mC4"} for text in texts["en"]]
-    damaged = write(root / "web-en" / "a.json", *records)
-    damaged.write_bytes(damaged.read_bytes() + b'{"text": "truncated\n"no object"\n' + json_line(records[0]))
-    parquet.write_table(pyarrow.table({"content": texts["en"][:6]}), root / "web-en" / "b.parquet")
+def write_sources(root: Path) -> Path:
+    """Documents in three languages, with damage, copies and an exam question; returns the recipe."""
+    texts = {code: [f"{get_language(code).medical_sentence} {number:x} {number * 77777:x}. " * 3
+                    + f"{number ** 9:x}" for number in range(1, 25)] for code in ("en", "ja", "es")}
     question = "".join(chr(0x3042 + i * 7 % 80) for i in range(60))
-    (root / "ja.txt").write_text("\n\n".join([*texts["ja"], f"{question}。{texts['ja'][0]}"]),
-                                 encoding="utf-8")
-    write(root / "eswiki" / "AA" / "wiki_00",
-          *[{"id": str(i), "url": "u", "title": "t", "text": text} for i, text in enumerate(texts["es"])])
-    write(root / "benchmark" / "Japanese.jsonl",
-          {"question": question, "options": {"A": "1", "B": "2"}, "answer_idx": "A"})
+    for code in ("en", "es"):
+        write(root / f"{code}.jsonl", *[{"text": text} for text in texts[code] + texts[code][:7]])
+    with open(root / "en.jsonl", "a") as file:
+        file.write('{"text": "truncated\n"no object"\n')
+    paragraphs = [*texts["ja"], f"{question}。{texts['ja'][0]}"]
+    (root / "ja.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
+    write(root / "exam.jsonl", {"question": question})
     train_sentencepiece([text for each in texts.values() for text in each], root / "tokenizer", 400)
     (root / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     return root / "recipe.toml"
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(folder).items()
-            if {"kept", "dropped", "streams"} & set(name.split("/")) and not name.endswith(".json")}
+    """What every step kept and dropped, and the streams, whose parts have random names."""
+    return {re.sub(r"\.\d{9,}", "", name): data for name, data in tree(folder).items()
+            if {"kept", "dropped", "streams"} & set(Path(name).parts) and not name.endswith(".json")}
 
 
 def heed_interrupts() -> None:
@@ -84,43 +79,46 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def kill_when(done: Callable[[], bool], child: subprocess.Popen, sign: int) -> None:
+    """Send a signal to a process and its children once `done`; wait for its end."""
+    until = time.monotonic() + 120
+    while not done() and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(child.pid, sign)
+    child.communicate()
+
+
 @pytest.mark.slow
 def test_a_corpus_stopped_on_the_way_is_that_of_an_uninterrupted_run(tmp_path):
-    recipe = mixed_slice(tmp_path / "raw")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    recipe = write_sources(tmp_path / "raw")
 
     def start(out: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "data_prep.corpus", str(recipe), "--out", str(tmp_path / out)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                text=True, start_new_session=True, preexec_fn=heed_interrupts)
+        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                                preexec_fn=heed_interrupts)
 
-    for stop in (signal.SIGKILL, signal.SIGINT):
-        child = start("corpus")
-        done = len(list((tmp_path / "corpus").glob("done/*")))
-        until = time.monotonic() + 120
-        while len(list((tmp_path / "corpus").glob("done/*"))) < done + 2 and time.monotonic() < until:
-            time.sleep(0.02)
-        os.killpg(child.pid, stop)
-        child.communicate()
-        assert child.returncode == (-9 if stop == signal.SIGKILL else 75)
+    def steps_done() -> int:
+        return len(list((tmp_path / "corpus").glob("done/*")))
+
+    for sign, code in ((signal.SIGKILL, -9), (signal.SIGINT, 75), (signal.SIGTERM, 75)):
+        before, child = steps_done(), start("corpus")
+        kill_when(lambda before=before: steps_done() >= before + 2, child, sign)
+        assert child.returncode == code
     for out in ("corpus", "whole"):
         printed = (child := start(out)).communicate()[0]
         assert child.returncode == 0, printed[-3000:]
-    found, expected = outputs(tmp_path / "corpus"), outputs(tmp_path / "whole")
-    for files in (found, expected):  # the parts of a stream have random names, which its manifest repeats
-        for name in [name for name in files if re.search(r"\.\d{9,}", name)]:
-            files[re.sub(r"\.\d{9,}", "", name)] = files.pop(name)
-        for name in [name for name in files if name.startswith("streams/") and name.endswith(".json")]:
-            files[name] = re.sub(rb"\.\d{9,}", b"", files[name])
-    assert found == expected != {}
+    assert outputs(tmp_path / "corpus") == outputs(tmp_path / "whole") != {}
     result = json.loads((tmp_path / "whole" / "corpus.json").read_text())
     assert set(result["counts"]["en"]) == {"web"} and set(result["counts"]["es"]) == {"corpus"}
-    rows = {(row["language"], row["step"]): row for row in result["funnel"]}
-    assert rows["en", "web"]["dropped"] == {"not JSON": 1, "not an object": 1}
-    assert rows["en", "deduplication"]["dropped"]["exact duplicate"] == 7
-    assert rows["ja", "decontamination"]["dropped"] == {"benchmark question": 1}
+    dropped = {step: {reason: entry["documents"] for reason, entry in funnel["dropped"].items()}
+               for step, funnel in result["steps"].items()}
+    assert [step for step in dropped if step.endswith("en")] == ["clean/en", "unique/en", "uncontaminated/en"]
+    assert dropped["sources/en-1"] == {"not JSON": 1, "not an object": 1}
+    assert dropped["unique/en"]["exact duplicate"] == 7
+    assert dropped["uncontaminated/ja"] == {"benchmark question": 1}
     readme = (tmp_path / "whole" / "README.md").read_text()
-    assert "| en | web | web-en | CC0 |" in readme and "No licence is stated for ja.txt; Wikipedia" in readme
+    assert "| en | web | en.jsonl | CC0 |" in readme and "| es | corpus | Wikipedia | not stated |" in readme
 
 
 GOOD = {"top": 'tokenizer = "tokenizer"', "source": 'language = "en"\nkind = "web"\ninputs = ["in"]'}
@@ -131,11 +129,12 @@ GOOD = {"top": 'tokenizer = "tokenizer"', "source": 'language = "en"\nkind = "we
     ({"top": GOOD["top"] + "\nheld_uot = 0.1"}, "held_uot.*did you mean held_out"),
     ({"top": ""}, "the key tokenizer is missing"),
     ({"top": GOOD["top"] + '\nheld_out = "much"'}, "held_out='much' is not a float"),
+    ({"top": GOOD["top"] + "\nheld_out = true"}, "held_out=True is not a float"),
     ({"top": GOOD["top"] + '\nlanguages = ["fr"]'}, "no source is in one of them"),
     ({"source": 'language = "en"\nkind = "webb"\ninputs = ["in"]'}, "source 1: kind='webb'"),
     ({"source": 'language = "en"\nkind = "web"\ninputs = ["nowhere"]'}, "nowhere does not exist"),
     ({"source": 'language = "en"\nkind = "web"\ninputs = "in"'}, r"is not a list\[str\]"),
-    ({"source": 'language = "en"\nkind = "web"'}, "the key inputs is missing"),
+    ({"source": 'language = "en"\nkind = "web"'}, "source 1: the key inputs is missing"),
     ({"source": 'language = "xx"\nkind = "web"\ninputs = ["in"]'}, "unknown language"),
 ])
 def test_a_wrong_recipe_is_one_line_that_names_the_key(tmp_path, parts, message):
@@ -165,12 +164,11 @@ def test_steps_come_in_order_and_only_those_asked_for():
     assert [step.name for step in steps(recipe, "out", 2)] == ["source-en-1", "source-en-2", "streams-en",
                                                                "report"]
     recipe.deduplicate, recipe.language_id, recipe.benchmark = True, True, "exam"
-    plan = steps(recipe, "out", 2)
-    assert [step.name for step in plan[2:]] == ["clean-en", "unique-en", "uncontaminated-en", "streams-en",
-                                                "report"]
-    for before, after in itertools.pairwise(plan[2:]):
-        assert after.needs == (before.name,)
-    assert plan[3].commands[0][1] == "out/clean/en/kept"
+    plan = steps(recipe, "out", 2)[2:]
+    stages = ["clean-en", "unique-en", "uncontaminated-en", "streams-en", "report"]
+    assert [step.name for step in plan] == stages
+    assert all(after.needs == (before.name,) for before, after in itertools.pairwise(plan))
+    assert plan[1].commands[0][1] == "out/clean/en/kept"
 
 
 def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
@@ -189,33 +187,28 @@ def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
         run_plan(plan, tmp_path / "out")
 
 
-def test_tables_have_totals_and_reasons():
+def test_the_table_of_counts_has_totals_and_few_columns():
     counts = {"en": {"web": {"tokens": 5, "documents": 1}}, "ja": {"book": {"tokens": 7, "documents": 2}}}
     assert count_table(counts).split("\n")[-1].split() == ["sum", "7", "5", "12", "3"]
     counts = {"en": {f"journal {n}": {"tokens": n, "documents": 1} for n in range(1, 31)}}
     head, row, _ = count_table(counts).split("\n")
     assert "journal 30" in head and "journal 26" in head and "journal 25" not in head
     assert "other (25)" in head and row.split() == ["en", "30", "29", "28", "27", "26", "325", "465", "30"]
-    row = {"language": "en", "step": "web", "documents": {"in": 3, "out": 1},
-           "characters": {"in": 9, "out": 4}, "dropped": {"a": 1, "b": 2}}
-    assert funnel_table([row]).split("\n")[1].endswith("b 2; a 1")
 
 
 def test_tasks_of_a_cluster_do_the_shares_of_a_step(tmp_path, monkeypatch):
     for number in range(5):
         write(tmp_path / "in" / f"{number}.jsonl", {"text": "a"})
-
     shares = []
 
     def remote(function):
-        return types.SimpleNamespace(remote=lambda command, share: shares.append(share) or
-                                     function(command, share))
+        return types.SimpleNamespace(remote=lambda *share: shares.append(share) or function(*share))
 
     ray = types.SimpleNamespace(init=lambda: None, remote=lambda num_cpus: remote, get=list)
     monkeypatch.setattr(cluster, "require_extra", lambda module, extra: ray)
     step = ["data_prep.clean", str(tmp_path / "in"), "--language", "en", "--out", str(tmp_path / "out")]
-    assert cluster.main(["--tasks", "3", "--", *step]) == 0
-    assert shares == ["0/3", "1/3", "2/3"]
+    cluster.main(["--tasks", "3", "--", *step])
+    assert shares == [("--shard", f"{number}/3") for number in range(3)]
     assert json.loads((tmp_path / "out" / "funnel.json").read_text())["shards"] == 5
     with pytest.raises(UsageError, match="after -- comes a step"):
         cluster.main(["--tasks", "3"])
@@ -229,11 +222,7 @@ def test_a_step_on_a_killed_ray_is_finished_by_the_next(tmp_path):
     command = [sys.executable, "-m", "data_prep.pipeline.cluster", "--tasks", "20", "--", "data_prep.clean",
                str(tmp_path / "in"), "--language", "en", "--out", str(tmp_path / "out")]
     child = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    until = time.monotonic() + 120
-    while len(list(tmp_path.glob("out/shards/*"))) < 20 and time.monotonic() < until:
-        time.sleep(0.1)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    kill_when(lambda: len(list(tmp_path.glob("out/shards/*"))) >= 20, child, signal.SIGKILL)
     subprocess.run(command, cwd=ROOT, check=True)
     found = json.loads((tmp_path / "out" / "funnel.json").read_text())["documents"]
     assert found == {"in": 10000, "out": 10000}

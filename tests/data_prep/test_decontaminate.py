@@ -72,8 +72,9 @@ def test_another_benchmark_redoes_the_shards(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("", "no exam items"), ('{"answer": 1}\n', ":1: expected an exam item"),
-    ('{"question": "Why?"}\n', "too short")])
+    ("", "of 0 questions .* none is long enough"), ('{"answer": 1}\n', ":1: expected an exam item"),
+    ('{"question": " "}\n', ":1: expected an exam item"),
+    ('{"question": "Why?"}\n', "of 1 questions .* none is long enough")])
 def test_a_bad_benchmark_is_one_line(tmp_path, content, message):
     write(tmp_path / "a.jsonl", {"text": "some text"})
     (tmp_path / "items.jsonl").write_text(content)

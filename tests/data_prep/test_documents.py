@@ -306,6 +306,8 @@ def test_an_error_names_the_input_and_a_second_run_is_rejected(folder, tmp_path)
     for workers in (1, 2):
         with pytest.raises(RuntimeError, match=r"part1\.jsonl: ValueError"):
             process_shards(keep_odd, [folder], tmp_path / "out", {}, workers)
+    with pytest.raises(UserError, match="--workers=0: must be at least 1"):
+        process_shards(keep_odd, [folder], tmp_path / "out", {}, 0)
     with one_run(tmp_path / "out"), pytest.raises(UserError, match="another run is writing here"):
         process_shards(keep_odd, [folder], tmp_path / "out", {})
 

@@ -84,33 +84,23 @@ def test_a_part_that_is_missing_or_changed_is_named(corpus):
         stream.verify()
 
 
-@pytest.mark.parametrize("lost", ["s.parts", f"s{HELD_OUT}.idx"])
-def test_a_stream_that_lost_a_file_is_made_again(corpus, lost):
+def test_a_stream_is_made_again_if_it_lost_a_file_or_its_input_or_split_changed(corpus):
     folder, _, _ = corpus
     arguments = [folder / "raw"], folder / "tokenizer", folder / "s"
-    tokenize_corpus(*arguments, held_out=0.3)
-    before = [documents_of(TokenStream(folder / name)) for name in ("s", f"s{HELD_OUT}")]
-    shutil.rmtree(folder / lost) if (folder / lost).is_dir() else (folder / lost).unlink()
-    tokenize_corpus(*arguments, held_out=0.3)
-    assert [documents_of(TokenStream(folder / name)) for name in ("s", f"s{HELD_OUT}")] == before
 
+    def streams() -> list[list[list[int]]]:
+        tokenize_corpus(*arguments, held_out=0.3)
+        return [documents_of(TokenStream(folder / name)) for name in ("s", f"s{HELD_OUT}")]
 
-def test_a_held_out_stream_of_an_earlier_split_does_not_stay(corpus):
-    folder, _, _ = corpus
-    for held_out in (0.3, 0.0):
-        tokenize_corpus([folder / "raw"], folder / "tokenizer", folder / "s", held_out=held_out)
-    assert not list(folder.glob(f"s{HELD_OUT}*"))
-
-
-def test_a_finished_stream_is_not_made_again_and_a_changed_input_is(corpus):
-    folder, _, _ = corpus
-    arguments = [folder / "raw"], folder / "tokenizer", folder / "s"
-    tokenize_corpus(*arguments)
-    before = (folder / "s.idx").stat().st_mtime_ns
-    tokenize_corpus(*arguments)
-    assert (folder / "s.idx").stat().st_mtime_ns == before
+    first, before = streams(), (folder / "s.idx").stat().st_mtime_ns
+    assert streams() == first and (folder / "s.idx").stat().st_mtime_ns == before  # not made again
+    shutil.rmtree(folder / "s.parts")
+    assert streams() == first
+    (folder / f"s{HELD_OUT}.idx").unlink()
+    assert streams() == first
     write(folder / "raw" / "part0.jsonl", {"text": "one more"})
     assert tokenize_corpus(*arguments)["documents"] == 81
+    assert not list(folder.glob(f"s{HELD_OUT}*"))  # of the earlier split
 
 
 def test_nothing_to_tokenize_and_a_missing_tokenizer_are_one_line(corpus):

@@ -119,6 +119,9 @@ def answers(**change) -> dict:
     (answers(denied=("The answer is {}.",)), "answers.denied: 'The answer is B.' is read as B"),
     (dict(answers=AnswerWords()), "answers.answer: empty"),
     (dict(right_to_left=True), "written from the left"),
+    (dict(ocr_code="german"), "'german' is not a Tesseract name"),
+    (dict(code="de"), "disclaimer: in English"),
+    (answers(denied=()), "at least three sentences"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_the_check_names_the_fault(change, said):
     assert any(said in line for _, line in checked(replace(ENGLISH, **change)))

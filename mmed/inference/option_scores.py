@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mmed.inference.decoder import Decoder, Segment, decoder_for, fitting_batch, layout_of
+from mmed.inference.decoder import Decoder, Segment, decoder_for, layout_of
 from mmed.inference.engine import PrefixCache
 from mmed.inference.sampling import check_finite
 from mmed.model import Transformer
@@ -30,25 +30,19 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
     check_lengths(model, prompts, options)
     scores: list[list[float]] = [[] for _ in prompts]
     places = [i for i in range(len(prompts)) if options[i]]
-    if not places:
-        return scores
-    longest = max(len(prompts[i]) + max(map(len, options[i])) for i in places)
+    longest = max((len(prompts[i]) + max(map(len, options[i])) for i in places), default=0)
     decoder = decoder_for(model)
-    batch = fitting_batch(decoder, min(GROUP, len(places)), longest)
-    cache = decoder.make_cache(batch, longest)
-    prefixes = PrefixCache(decoder, [list(prompts[i]) for i in places])
-    for first in range(0, len(places), batch):
-        group = list(range(first, min(first + batch, len(places))))
-        lengths = prefixes.load(cache, list(range(len(group))), group)
+    cache = decoder.make_cache(min(GROUP, len(places)), longest)
+    prefixes = PrefixCache(decoder, [list(prompt) for prompt in prompts])
+    for first in range(0, len(places), GROUP):
         segments = []
-        for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
-            i = places[number]
-            segments.append(Segment(row, length, prompts[i][length:]))
-            rests = [option[:-1] for option in options[i]]
-            segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests if rest]
+        for row, i in enumerate(places[first:first + GROUP]):
+            segments.append(prefixes.load(cache, row, i))
+            rests = [option[:-1] for option in options[i] if len(option) > 1]
+            segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests]
         logits = decoder.prefill_each(cache, segments)
-        for number in group:
-            i, before = places[number], next(logits)
+        for i in places[first:first + GROUP]:
+            before = next(logits)
             for option in options[i]:
                 part = torch.cat((before, next(logits))) if len(option) > 1 else before
                 check_finite(part)

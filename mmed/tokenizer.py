@@ -24,12 +24,13 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
-from mmed.tokenization.backends import open_file
+from mmed.tokenization import sentencepiece_model as sp
+from mmed.tokenization.byte_level import llama3_special_tokens, open_byte_level, open_tiktoken
 from mmed.tokenization.hub import HubBackend
-from mmed.tokenization.sentencepiece_model import SentencePieceBackend, SentencePieceModel, hub_tokenizer
 from mmed.tokenization.special_tokens import TokenizerSettings
 from mmed.tokenization.texts import SENTENCE_CHARACTERS, clean_text, read_texts, sentences_of
 from mmed.utils.errors import Parser, UserError, main_guard
@@ -41,6 +42,8 @@ END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<
 ROLES = ("bos", "eos", "pad", "unk")
 CARRIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
            "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
+
+Ids = dict[str, int]  # text -> id
 
 
 class Tokenizer:
@@ -148,6 +151,37 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
                         "again") from None
 
 
+def open_file(path: Path, settings: TokenizerSettings) -> tuple[Any, Ids, Ids, dict[str, int | None]]:
+    """(backend, special tokens, tokens found in text, role -> id) of a tokenizer.json, a sentencepiece model
+    or a tiktoken file."""
+    special, added = settings.special, settings.ordinary
+    if path.suffix == ".json":  # plain byte-level BPE through tiktoken, everything else by the reference
+        entries = sorted(settings.added.values(), key=lambda entry: entry["id"])
+        file = settings.json | {"added_tokens": entries}
+        return open_byte_level(file) or HubBackend(file), special, added, {}
+    data = path.read_bytes()
+    if not re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
+        return open_sentencepiece(sp.SentencePieceModel(data), special, added)
+    core = open_tiktoken(data)
+    special = special or llama3_special_tokens(core.size)
+    roles = {"bos": special.get("<|begin_of_text|>"), "eos": special.get("<|end_of_text|>")}
+    return core, special, added, roles
+
+
+def open_sentencepiece(model: sp.SentencePieceModel, special: Ids, added: Ids) -> tuple:
+    pieces = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
+    for text, index in (special | added).items():
+        if pieces.get(text, index) != index:
+            raise ValueError(f"the added token {text!r} has id {index}, its piece {pieces[text]}")
+    # a piece that an added token renames goes by its new name (InternLM 2: [UNUSED_TOKEN_145], <|im_end|>)
+    renamed = {*special.values(), *added.values()}
+    special = {piece: index for index, (piece, _, kind) in enumerate(model.pieces)
+               if kind in (sp.CONTROL, sp.UNKNOWN) and index not in renamed} | special
+    added = {text: index for text, index in added.items() if text not in pieces}  # the library finds others
+    core = sp.SentencePieceBackend(model, special.values())
+    return core, special, added, core.roles
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Copy the tokenizer's files; the user's choice of BOS (--bos) is written into them."""
     for path in tokenizer.files:
@@ -213,11 +247,11 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
     """Write a plain BPE model as tokenizer.model, and the files that transformers and vLLM read."""
     with atomic_write(folder / "tokenizer.model", "wb") as file:
         file.write(data)
-    model = SentencePieceModel(data)
-    roles = SentencePieceBackend(model).roles
+    model = sp.SentencePieceModel(data)
+    roles = sp.SentencePieceBackend(model).roles
     tokens = {f"{role}_token": model.pieces[index][0] for role, index in roles.items() if index is not None}
     rule = None if roles["bos"] is None else _post_processor(tokens["bos_token"], roles["bos"])
-    write_json(folder / "tokenizer.json", hub_tokenizer(model) | {"post_processor": rule})
+    write_json(folder / "tokenizer.json", sp.hub_tokenizer(model) | {"post_processor": rule})
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens,
                                                   "clean_up_tokenization_spaces": False})
 

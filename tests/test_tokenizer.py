@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 
 import pytest
@@ -291,19 +290,17 @@ def test_special_token_text_in_user_input_stays_text_and_bos_is_there_once(tmp_p
 
 def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
     ours, _ = saved(hf_byte_level(QWEN2), tmp_path)
-    assert ours.eos_id is None
     with pytest.raises(UserError, match="no bos token"):
         ours.encode("x", bos=True)
-    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
-    assert load_tokenizer(tmp_path).end_ids == (0, 1)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0], "bos_token_id": 0}))
-    ours = load_tokenizer(tmp_path)
-    assert (ours.bos_id, ours.named_bos_id, ours.eos_id, ours.end_ids) == (None, 0, 1, (0, 1))
-    settings = {"bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    ours = load_tokenizer(tmp_path)
-    # Qwen 2: no bos, though config.json names one
-    assert (ours.named_bos_id, ours.eos_id, ours.pad_id) == (None, 0, 0)
+    qwen2 = {"bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    for name, content, named_bos, eos, pad, ends in [  # each added to those before
+            ("config", {"eos_token_id": [0, 1]}, None, 0, None, (0, 1)),
+            ("generation_config", {"eos_token_id": [1, 0], "bos_token_id": 0}, 0, 1, None, (0, 1)),
+            ("tokenizer_config", qwen2, None, 0, 0, (0, 1))]:  # no bos, though another file names one
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        ours = load_tokenizer(tmp_path)
+        assert (ours.bos_id, ours.named_bos_id, ours.eos_id, ours.pad_id) == (None, named_bos, eos, pad)
+        assert ours.end_ids == ends
     assert [path.name for path in ours.files] == ["tokenizer.json", "tokenizer_config.json"]
 
 
@@ -358,35 +355,28 @@ def test_fingerprint_follows_what_makes_the_ids_and_not_file_names(tmp_path, spm
     assert len(prints) == 6
 
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 1000\n"
-RANKS = [base64.b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
-DAMAGED = {
-    "tokenizer.model": [
-        lambda good: b"", lambda good: b"hello world\n" * 10, lambda good: bytes(5000),
-        lambda good: good[:10], lambda good: good[:1000], lambda good: good + b"\x0f", lambda good: POINTER,
-        lambda good: good + build_message((1, 7)), lambda good: b"\n".join(RANKS[:200]),
-        lambda good: b"\n".join([*RANKS[:99], b"a*b= 99"]), lambda good: b"\n".join([*RANKS, RANKS[0]])],
-    "tokenizer.json": [
-        lambda good: b"", lambda good: b"[]", lambda good: b'{"model": 3}', lambda good: good[:900],
-        lambda good: POINTER, lambda good: good.replace(b'"a":', b'"b":', 1),
-        lambda good: good.replace(b'"type":"BPE"', b'"type":"XYZ"')],
-    "tokenizer_config.json": [lambda good: POINTER]}
-
-
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_files_are_rejected_in_one_line(spm, tmp_path, name):
-    if name == "tokenizer.json":
-        (tmp_path / name).write_text(hf_byte_level(LLAMA3).to_str())
-    else:
-        shutil.copytree(spm, tmp_path, dirs_exist_ok=True)
-    good = (tmp_path / name).read_bytes()
-    for damage in DAMAGED[name]:
-        (tmp_path / name).write_bytes(data := damage(good))
+def test_damaged_files_are_rejected_in_one_line(spm, tmp_path):
+    good, content = (spm / "tokenizer.model").read_bytes(), hf_byte_level(LLAMA3).to_str()
+    ranks = [base64.b64encode(bytes([byte])).decode() + f" {byte}" for byte in range(256)]
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 1000\n"
+    models = [b"", b"hello world\n" * 10, bytes(5000), good[:10], good[:len(good) // 2], good + b"\x0f",
+              good + build_message((1, 7)), pointer]
+    models += ["\n".join(lines).encode()
+               for lines in (ranks[:200], [*ranks[:99], "a*b= 99"], [*ranks, ranks[0]])]
+    files = [b"", b"[]", b'{"model": 3}', content[:900].encode(), pointer,
+             content.replace('"a":', '"b":', 1).replace('"type":"BPE"', '"type":"XYZ"').encode()]
+    cases = [("tokenizer.model", data) for data in models] + [("tokenizer.json", data) for data in files]
+    for name, data in cases:
+        path = tmp_path / name
+        path.write_bytes(data)
         with pytest.raises(UserError) as caught:
-            load_tokenizer(tmp_path)
+            load_tokenizer(path)
             pytest.fail(f"{name}: {data[:60]} accepted")
-        assert str(tmp_path / name) in str(caught.value)
-        assert ("Git LFS" in str(caught.value)) == (data == POINTER)
+        assert str(path) in str(caught.value) and ("Git LFS" in str(caught.value)) == (data == pointer)
+    (tmp_path / "tokenizer.model").write_bytes(good)
+    (tmp_path / "tokenizer_config.json").write_bytes(pointer)
+    with pytest.raises(UserError, match=r"tokenizer_config.json: a Git LFS pointer"):
+        load_tokenizer(tmp_path)
 
 
 def test_training_twice_gives_the_same_file(tmp_path, capsys):

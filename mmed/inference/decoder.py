@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -237,13 +236,6 @@ def layout_of(model: Transformer) -> str:
     if weight.device.type == "cuda":
         return "in place"
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     usable = weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return "packed" if usable and size < free_bytes() // 4 else "plain"
-
-
-def free_bytes() -> int:
-    """Free memory of the host; half of all memory where the system does not say."""
-    memory = Path("/proc/meminfo")
-    if memory.is_file():  # what Linux can free counts, such as the pages of a weight file just read
-        return int(memory.read_text().split("MemAvailable:")[1].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return "packed" if usable and size < memory // 4 else "plain"

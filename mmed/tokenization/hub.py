@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from mmed.utils.errors import UserError, require_extra
+from mmed.utils.errors import require_extra
 
 PARTS = {"normalizer", "pre_tokenizer", "decoder", "normalizers", "pretokenizers", "decoders"}
 
@@ -20,7 +20,7 @@ class HubBackend:
 
     kind = "Hugging Face tokenizers"
 
-    def __init__(self, file: dict, name: str):
+    def __init__(self, file: dict):
         # Padding, truncation and BOS belong to the caller; text that looks like a special token stays text.
         file = file | {"truncation": None, "padding": None, "post_processor": None}
         library = require_extra("tokenizers", "hub").Tokenizer
@@ -29,8 +29,8 @@ class HubBackend:
         for entry in file["added_tokens"]:
             found = self.tokenizer.token_to_id(entry["content"])
             if found != entry["id"]:
-                raise UserError(f"{name}: the added token {entry['content']!r} has id {entry['id']}, but the "
-                                f"tokenizers library gives it {found}; ids must follow on without gaps")
+                raise ValueError(f"the added token {entry['content']!r} has id {entry['id']}, but the "
+                                 f"tokenizers library gives it {found}; ids must follow on without gaps")
         self.digest = hashlib.sha256(json.dumps(file, sort_keys=True).encode()).hexdigest()
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from mmed.tokenization.byte_level import steps_of
 from mmed.tokenization.hub import added_token
-from mmed.utils.errors import UserError
 from mmed.utils.files import read_json
 
 # Lists or {role: token} of special tokens; the first is transformers 4's, the others transformers 5's
@@ -38,9 +37,10 @@ class TokenizerSettings:
         for entry in entries:
             text, index = entry["content"], entry["id"]
             if self.added.get(text, entry)["id"] != index:
-                raise UserError(f"{self.folder}: two files give the added token {text!r} the ids "
-                                f"{self.added[text]['id']} and {index}")
-            special = text in named or entry.get("special", _looks_special(text))
+                raise ValueError(f"the added token {text!r} has the ids {self.added[text]['id']} and {index}")
+            # without a flag (added_tokens.json), what looks like <...> or [...] is special
+            looks_special = re.fullmatch(r"<.*>|\[.*\]", text, re.DOTALL) is not None
+            special = text in named or entry.get("special", looks_special)
             self.added[text] = added_token(index, text, special) | entry | {"special": special}
         self.special = {text: entry["id"] for text, entry in self.added.items() if entry["special"]}
         self.ordinary = {text: entry["id"] for text, entry in self.added.items() if not entry["special"]}
@@ -101,11 +101,6 @@ class TokenizerSettings:
             if bos_id is not None and known.get(first.get("SpecialToken", {}).get("id")) == bos_id:
                 return True
         return False
-
-
-def _looks_special(text: str) -> bool:
-    """Without a flag (added_tokens.json), what looks like <...> or [...] is special."""
-    return re.fullmatch(r"<.*>|\[.*\]", text, re.DOTALL) is not None
 
 
 def _text_of(entry: Any) -> str | None:

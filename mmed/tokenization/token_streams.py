@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write, read_json, temporary_name, write_json
+from mmed.utils.files import atomic_write, read_json, write_json
 from mmed.utils.fingerprints import file_hash
 
 FORMAT = 1  # version of the files
@@ -101,22 +101,17 @@ def write_manifest(prefix: str | Path, parts: Iterable[str | Path], **extra: obj
     meta |= {"tokens": tokens, "documents": documents, "counts": counts, **extra}
     meta["sha256"] = {"idx": digest.hexdigest()}
     if len(listed) == 1:
-        link_or_copy(Path(prefix).parent / listed[0]["file"], Path(f"{prefix}.bin"))
+        only, name = Path(prefix).parent / listed[0]["file"], Path(f"{prefix}.bin")
+        name.unlink(missing_ok=True)
+        try:
+            os.link(only, name)
+        except OSError:  # a file system without links
+            shutil.copyfile(only, name)
         meta["sha256"]["bin"] = listed[0]["sha256"]
     else:
         meta["parts"] = listed
     write_json(f"{prefix}.json", meta)
     return meta
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no links."""
-    name = temporary_name(target)
-    try:
-        os.link(source, name)
-    except OSError:
-        shutil.copyfile(source, name)
-    os.replace(name, target)
 
 
 class PartedTokens:
@@ -147,9 +142,6 @@ class TokenStream:
 
     def __init__(self, prefix: str | Path, fingerprint: str | None = None, verify: bool = False):
         self.prefix = str(prefix).removesuffix(".json").removesuffix(".bin")
-        if not Path(f"{self.prefix}.json").is_file():
-            raise UserError(f"{self.prefix}.json: no such token stream; make one with "
-                            "python -m data_prep.tokenize_corpus")
         self.meta = read_json(f"{self.prefix}.json")
         try:
             self._open(self.meta)

@@ -119,22 +119,17 @@ def test_logits_of_many_tokens_exist_for_one_pass_at_a_time(monkeypatch):
     assert [len(computed) for _ in logits] == [1, 2, 3, 4, 5]
 
 
-def test_a_layout_is_kept_until_a_weight_changes():
-    model = tiny(1)
+def test_a_layout_is_kept_until_a_weight_changes_or_an_adapter_is_added():
+    model, prompts = tiny(3), random_prompts(random.Random(5), 4)
     first = decoder_for(model)
     assert decoder_for(model) is first and isinstance(first.layers[0].qkv, PackedLinear)
     with torch.no_grad():
         model.layers[1].mlp.up_proj.weight.mul_(1.5)
-    assert generate(model, [[5, 6, 7]], 12) == [naive(model, [5, 6, 7], 12)]
-
-
-def test_an_adapter_that_is_not_merged_is_used():
-    model = tiny(3)
+    assert generate(model, prompts, 12) == [naive(model, prompt, 12) for prompt in prompts]
     apply_lora(model, rank=2, alpha=4, dropout=0.5, targets="q_proj,down_proj")
     with torch.no_grad():
         for layer in adapted_layers(model).values():
             layer.lora_B.normal_(0, 0.3, generator=torch.Generator().manual_seed(4))
-    prompts = random_prompts(random.Random(5), 4)
     expected = [naive(model.eval(), prompt, 10) for prompt in prompts]
     assert generate(model, prompts, 10, max_batch_size=2) == expected
 

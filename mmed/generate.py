@@ -89,10 +89,7 @@ def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int |
 def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto",
                bos: str = "auto") -> tuple[Transformer, Tokenizer]:
     """(model ready to decode, its tokenizer); an adapter is merged. Joins the other ranks under torchrun.
-
-    dtype  "int8": weights of 8 bits while decoding (mmed/inference/linears.py)
-    bos    whether prompts begin with BOS, see `load_tokenizer`
-    """
+    `dtype`: "int8" are weights of 8 bits while decoding; `bos`: see `load_tokenizer`."""
     several, int8 = distributed.world_size() > 1, dtype == "int8"
     device = str(distributed.start(WAIT_SECONDS)) if several else distributed.device_called(device)
     if dtype in ("auto", "int8"):

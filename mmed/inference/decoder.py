@@ -13,6 +13,7 @@ compiled and replayed as CUDA graphs. Legend: that of mmed/model.py, N tokens of
 """
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,20 +131,18 @@ class Decoder:
         x = self.embed(torch.tensor(ids + padding, device=self.device))  # (N, D)
         positions = torch.tensor(at + padding, device=self.device)
         angles = self.angles(positions)
-        lengths = [len(segment.ids) for segment in segments]
-        parts = list(zip(segments, positions[:len(at)].split(lengths), strict=True))
-        masks = {slides: [self.segment_mask(*part, slides) for part in parts] for slides in self.kinds}
+        ends = itertools.accumulate(len(segment.ids) for segment in segments)
+        spans = [slice(end - len(segment.ids), end) for segment, end in zip(segments, ends)]
+        masks = {slides: [self.segment_mask(segment, positions[span], slides)
+                          for segment, span in zip(segments, spans)] for slides in self.kinds}
         for layer in self.layers:
             q, k, v = layer.heads(x, angles[layer.attention.slides])
-            attended, begin = torch.zeros_like(q), 0  # padding stays zero
-            for segment, mask in zip(segments, masks[layer.attention.slides], strict=True):
-                tokens = slice(begin, begin + len(segment.ids))
-                heads = q[tokens], k[tokens], v[tokens]
-                attended[tokens] = self.attend_segment(layer, cache, segment, *heads, mask)
-                begin = tokens.stop
+            attended = torch.zeros_like(q)  # padding stays zero
+            for segment, span, mask in zip(segments, spans, masks[layer.attention.slides]):
+                attended[span] = self.attend_segment(layer, cache, segment, q[span], k[span], v[span], mask)
             x = layer.rest(x, attended)
-        hidden = torch.cat([part[len(part) - segment.logits:]
-                            for segment, part in zip(segments, x[:len(ids)].split(lengths), strict=True)])
+        hidden = torch.cat([x[span][len(segment.ids) - segment.logits:]
+                            for segment, span in zip(segments, spans)])
         logits = self.logits(hidden) if len(hidden) else hidden.new_empty(0, self.config.vocab_size)
         return list(logits.split([segment.logits for segment in segments]))
 

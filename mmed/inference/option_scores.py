@@ -27,7 +27,11 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
                options: Sequence[Sequence[Sequence[int]]], *,
                on_done: Callable[[int], None] = lambda place: None) -> list[list[float]]:
     """log P(option | prompt) of each option of each prompt; `on_done` is called with each prompt's place."""
-    check_lengths(model, prompts, options)
+    limit = model.config.max_position_embeddings
+    for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
+        if len(prompt) + max(map(len, choices), default=0) - 1 > limit:
+            raise UserError(f"prompt {i} ({len(prompt):,} tokens) with its longest option exceeds the "
+                            f"context length of {limit:,}; shorten it or give fewer examples")
     scores: list[list[float]] = [[] for _ in prompts]
     places = [i for i in range(len(prompts)) if options[i]]
     longest = max((len(prompts[i]) + max(map(len, options[i])) for i in places), default=0)
@@ -50,16 +54,6 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
                 scores[i].append(float(part.float().log_softmax(-1).gather(1, ids).double().sum()))
             on_done(i)
     return scores
-
-
-def check_lengths(model: Transformer, prompts: Sequence, options: Sequence) -> None:
-    longest = model.config.max_position_embeddings
-    for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
-        if not len(prompt) or not all(map(len, choices)):
-            raise UserError(f"prompt {i}: a prompt and each of its options need at least one token")
-        if len(prompt) + max(map(len, choices), default=0) - 1 > longest:
-            raise UserError(f"prompt {i} ({len(prompt):,} tokens) with its longest option exceeds the "
-                            f"context length of {longest:,}; shorten it or give fewer examples")
 
 
 @torch.inference_mode()

@@ -36,10 +36,11 @@ def fast_mask(document_ids: Tensor | None, batch: int, length: int, window: int 
     window        a query sees itself and the window - 1 keys before it
     """
     if device.type == "cpu":
-        if document_ids is None:
-            document_ids = torch.zeros(batch, length, dtype=torch.int64)
-        # two more spans of no tokens: torch.compile would compile 0 and 1 anew
-        spans = F.pad(document_spans(document_ids), (0, 0, 0, 2))
+        rows = torch.arange(batch)
+        spans = torch.stack((rows, 0 * rows, 0 * rows + length), 1)
+        if document_ids is not None:
+            spans = document_spans(document_ids)
+        spans = F.pad(spans, (0, 0, 0, 2))  # two of no tokens: torch.compile would compile 0 and 1 anew
         torch._dynamo.maybe_mark_dynamic(spans, 0)
         return DocumentMask(spans, window)
     if device.type == "cuda" and (document_ids is not None or window is not None):

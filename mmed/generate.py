@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from tqdm import tqdm
 
 from mmed.checkpoints.adapters import load_adapter
@@ -58,8 +58,9 @@ def decode_batch(model: Transformer, batch: list[Sequence], decoding: Decoding) 
     weight = model.embed_tokens.weight
     longest = max(len(sequence.prompt) + sequence.limit for sequence in batch)
     cache = KVCache(model.config, len(batch), longest, weight.dtype, weight.device)
-    ids = padded([sequence.prompt for sequence in batch], weight.device)
-    positions = torch.arange(ids.shape[1], device=weight.device).expand_as(ids)  # (B, T)
+    prompts = [torch.tensor(sequence.prompt, device=weight.device) for sequence in batch]
+    ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True)  # (B, T), padded on the right
+    positions = torch.arange(ids.shape[1], device=weight.device).expand_as(ids)
     last = torch.tensor([len(sequence.prompt) - 1 for sequence in batch], device=weight.device)
     while any(running):
         logits = model(ids, positions=positions, cache=cache, logits_at=last - positions[:, 0])  # (B, V)
@@ -69,12 +70,6 @@ def decode_batch(model: Transformer, batch: list[Sequence], decoding: Decoding) 
             running[i] = running[i] and not decoding.append(sequence, tokens[i])
         last = last + torch.tensor(running, device=weight.device)  # one that has ended repeats its place
         ids, positions = torch.tensor(tokens, device=weight.device)[:, None], last[:, None]
-
-
-def padded(rows: list[list[int]], device: torch.device) -> Tensor:
-    """(B, T): the rows side by side, padded on the right."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
 
 
 def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int | list[int], *,

@@ -26,10 +26,8 @@ def plain(q, k, v, documents, window, scale):
     """The oracle, by the model's own dense path."""
     index = torch.arange(q.shape[2])
     config = ModelConfig(sliding_window=window)
-    mask = dense_mask(config, index[None], index, window, q.dtype)
-    if documents is not None:
-        mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
-    return attend(q, k, v, mask, scale)
+    same = None if documents is None else documents[:, None, :, None] == documents[:, None, None, :]
+    return attend(q, k, v, dense_mask(config, index[None], index, window, q.dtype, same), scale)
 
 
 @pytest.mark.parametrize("seed", range(10))

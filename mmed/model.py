@@ -195,8 +195,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | FastMask | None, scal
         causal = mask is None and q.shape[2] > 1
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale,
                                               enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+    assert mask is not None, "layers with a soft cap have one"
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = soft_cap(q @ k.transpose(2, 3) * scale, softcap)  # such layers always have a mask
+    scores = soft_cap(q @ k.transpose(2, 3) * scale, softcap)
     return (scores.masked_fill(~mask, -torch.inf).float().softmax(-1).to(q.dtype) @ v).transpose(1, 2)
 
 
@@ -319,7 +320,6 @@ class Transformer(nn.Module):
         return self.embed_norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., V), from hidden states that the last norm has seen."""
         return soft_cap(F.linear(x, self.head_weight), self.config.final_softcap)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, *, positions: Tensor | None = None,
@@ -357,7 +357,8 @@ class Transformer(nn.Module):
         for slides in {config.slides(layer) for layer in range(config.num_hidden_layers)}:
             if config.position_embedding == "rope":
                 shared.rope[slides] = rope(config, positions, slides, dtype)
-            window = config.sliding_window if slides and config.sliding_window < used else None
+            window = config.sliding_window if slides else None
+            window = window if window and window < used else None
             if cache is None:
                 shared.masks[slides] = row_mask(config, x, document_ids, window, dtype)
             else:
@@ -414,7 +415,6 @@ def published_name(config: ModelConfig, name: str) -> str:
 
 
 def own_name(config: ModelConfig, name: str) -> str:
-    """The opposite of `published_name`; parts that it does not know stay as they are."""
     renamed = {theirs: ours for ours, theirs in PUBLISHED_PARTS.get(config.family, {}).items()}
     parts = name.removeprefix(published_prefix(config)).split(".")
     return ".".join(renamed.get(part, part) for part in parts)

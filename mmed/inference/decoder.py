@@ -103,8 +103,6 @@ class Decoder:
         window = self.config.sliding_window if slides else None
         return dense_mask(self.config, queries, torch.arange(used, device=self.device), window, self.dtype)
 
-    # ---- prefill
-
     def make_cache(self, batch: int, length: int) -> KVCache:
         """A cache for `batch` sequences of `length` tokens: the last one if it is large enough."""
         kept = self.cache
@@ -148,9 +146,8 @@ class Decoder:
 
     def segment_mask(self, segment: Segment, positions: Tensor, slides: bool) -> Tensor | None:
         """None where every query sees all keys up to its own."""
-        everything = not slides or self.config.sliding_window >= segment.end
-        causal = segment.start == 0 or len(segment.ids) == 1
-        if self.config.by_document and everything and causal:
+        in_window = not slides or self.config.sliding_window >= segment.end
+        if self.config.by_document and in_window and (segment.start == 0 or len(segment.ids) == 1):
             return None
         return self.mask(positions[None], segment.end, slides)
 
@@ -162,8 +159,6 @@ class Decoder:
         keys[:, start:end], values[:, start:end] = k.transpose(0, 1), v.transpose(0, 1)
         return attend(q.transpose(0, 1)[None], keys[None, :, :end], values[None, :, :end], mask,
                       layer.attention.scale, self.config.attention_softcap)[0]
-
-    # ---- one token per row
 
     def decode_step(self, cache: KVCache, tokens: list[int], lengths: list[int]) -> Tensor:
         """Logits (n, V) after one more token in each of the first n rows, which hold `lengths` tokens."""

@@ -1,4 +1,4 @@
-"""Token streams: the tokens of a corpus in files of which only the part in use is read.
+"""Token streams: the tokens of a corpus in files that are mapped into memory, never read whole.
 
     NAME.bin   every token of every document, one after the other: little-endian uint16 or uint32
     NAME.idx   where each document ends in NAME.bin, counted in tokens: little-endian uint64
@@ -9,6 +9,7 @@ A corpus of several input files has no NAME.bin: NAME.json lists `parts`, files 
 from __future__ import annotations
 
 import bisect
+import functools
 import glob
 import hashlib
 import itertools
@@ -21,10 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write, read_json, write_json
+from mmed.utils.files import atomic_write, read_json, temporary_name, write_json
 from mmed.utils.fingerprints import file_hash
 
-FORMAT = 1  # version of the files
+FORMAT = 1          # version of the files
+MAPPED_PARTS = 128  # maximum number of a stream's files open at once
 
 Counts = dict[str, dict[str, dict[str, int]]]  # language -> source -> {"tokens": ..., "documents": ...}
 
@@ -101,12 +103,7 @@ def write_manifest(prefix: str | Path, parts: Iterable[str | Path], **extra: obj
     meta |= {"tokens": tokens, "documents": documents, "counts": counts, **extra}
     meta["sha256"] = {"idx": digest.hexdigest()}
     if len(listed) == 1:
-        only, name = Path(prefix).parent / listed[0]["file"], Path(f"{prefix}.bin")
-        name.unlink(missing_ok=True)
-        try:
-            os.link(only, name)
-        except OSError:  # a file system without links
-            shutil.copyfile(only, name)
+        link_or_copy(Path(prefix).parent / listed[0]["file"], Path(f"{prefix}.bin"))
         meta["sha256"]["bin"] = listed[0]["sha256"]
     else:
         meta["parts"] = listed
@@ -114,26 +111,41 @@ def write_manifest(prefix: str | Path, parts: Iterable[str | Path], **extra: obj
     return meta
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    name = temporary_name(target)
+    try:
+        os.link(source, name)
+    except OSError:
+        shutil.copyfile(source, name)
+    os.replace(name, target)
+
+
 class PartedTokens:
-    """The tokens of several files as one array to slice, which reads just the slice."""
+    """The tokens of several files as one array to slice; the files read last stay memory-mapped."""
 
     def __init__(self, files: Sequence[Path], tokens: Sequence[int], dtype: np.dtype):
         self.files, self.dtype = files, dtype
         self.starts = [0, *itertools.accumulate(tokens)]
+        self.map = functools.lru_cache(MAPPED_PARTS)(self._map)
+
+    def _map(self, number: int) -> np.ndarray:
+        try:
+            return np.memmap(self.files[number], self.dtype, "r").view(np.ndarray)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.files[number]}: part of a stream: {error}; tokenize again") from None
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def __getitem__(self, wanted: slice) -> np.ndarray:
         begin, end, _ = wanted.indices(len(self))
-        found = [np.zeros(0, self.dtype)]
+        number, found = bisect.bisect_right(self.starts, begin) - 1, [np.zeros(0, self.dtype)]
         while begin < end:
-            number = bisect.bisect_right(self.starts, begin) - 1
-            at, count = begin - self.starts[number], min(end, self.starts[number + 1]) - begin
-            offset = at * self.dtype.itemsize
-            found.append(np.fromfile(self.files[number], self.dtype, count, offset=offset))
-            begin += count
-        return np.concatenate(found)
+            start, number = self.starts[number], number + 1
+            found.append(self.map(number - 1)[begin - start:end - start])
+            begin = self.starts[number]
+        return found[1] if len(found) == 2 else np.concatenate(found)
 
 
 class TokenStream:
@@ -142,6 +154,9 @@ class TokenStream:
 
     def __init__(self, prefix: str | Path, fingerprint: str | None = None, verify: bool = False):
         self.prefix = str(prefix).removesuffix(".json").removesuffix(".bin")
+        if not Path(f"{self.prefix}.json").is_file():
+            raise UserError(f"{self.prefix}.json: no such token stream; make one with "
+                            "python -m data_prep.tokenize_corpus")
         self.meta = read_json(f"{self.prefix}.json")
         try:
             self._open(self.meta)

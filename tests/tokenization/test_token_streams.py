@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ def test_the_dtype_is_the_smallest_that_holds_the_vocabulary(tmp_path, vocab_siz
     assert stream.ends.tolist() == [3, 6]
 
 
-def test_a_stream_of_parts_equals_one_file(tmp_path):
+def test_a_stream_of_parts_equals_one_file_and_keeps_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_streams, "MAPPED_PARTS", 3)
     parts = [random_documents(seed, 5) for seed in range(20)]
     for number, documents in enumerate(parts):
         write_stream(tmp_path / "p" / str(number), documents)
@@ -36,6 +38,13 @@ def test_a_stream_of_parts_equals_one_file(tmp_path):
     last = len(expected.ids) - 1
     for begin, end in ((0, 0), (3, 400), (last, None), *((at, at + 60) for at in range(0, last, 50))):
         assert (stream.ids[begin:end] == expected.ids[begin:end]).all()
+    opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert len([name for name in opened if name.startswith(f"{tmp_path}/p/")]) <= 3
+    (tmp_path / "p" / "7.bin").unlink()  # during a run
+    with pytest.raises(UserError, match=r"7\.bin: part of a stream: .* tokenize again"):
+        stream.ids[:]
+    with pytest.raises(UserError, match=r"none\.json: no such token stream; make one with"):
+        TokenStream(tmp_path / "none")
 
 
 def test_ranks_share_the_files_to_verify_and_remember_them(tmp_path, monkeypatch):

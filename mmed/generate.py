@@ -165,7 +165,8 @@ def read_prompts(model: Transformer, tokenizer: Tokenizer, path: str,
     rows, prompts = [], []
     for number, row in read_jsonl(path):
         if not isinstance(row.get("prompt"), str):
-            raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got {row!r:.60}")
+            found = f"{row['prompt']!r:.60}" if "prompt" in row else f"keys {', '.join(row) or 'none'}"
+            raise UserError(f"{path}:{number}: expected an object with a text 'prompt', got {found}")
         ids = prompt_ids(model, tokenizer, row["prompt"], chat_template)
         check_prompt(ids, model.config, f"{path}:{number}: the prompt")
         rows.append(row)

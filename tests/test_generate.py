@@ -61,8 +61,8 @@ def complete(model_folder: Path, source: Path, out: Path, *options: str) -> list
     return read_lines(out)
 
 
-def test_a_file_is_completed_in_order_and_never_replaced(model_folder, tmp_path):
-    """tests/test_eval.py kills and resumes runs."""
+def test_a_killed_run_continues_and_writes_the_same_file_which_is_never_replaced(model_folder, tmp_path,
+                                                                                 monkeypatch):
     rows = [{"id": i, "prompt": "fever and cough"[:3 + i % 9], "odd": [math.nan, math.inf, 1]}
             for i in range(40)]
     files = model_folder, write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
@@ -71,6 +71,13 @@ def test_a_file_is_completed_in_order_and_never_replaced(model_folder, tmp_path)
     assert [row | {"odd": rows[0]["odd"]} for row in found] == [
         row | {"text": new["text"]} for row, new in zip(rows, found, strict=True)]
     assert all(row["odd"] == [None, None, 1] for row in found)  # what JSON cannot carry
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Journal, "finish", lambda self: 1 / 0)
+        complete(*files[:2], tmp_path / "killed.jsonl", *options)
+    partial = tmp_path / "killed.jsonl.partial"
+    partial.write_bytes(partial.read_bytes()[:-100])
+    complete(*files[:2], tmp_path / "killed.jsonl", *options)
+    assert (tmp_path / "killed.jsonl").read_bytes() == files[2].read_bytes()
     with pytest.raises(UserError, match="already there"):
         complete(*files, *options)
 
@@ -81,8 +88,8 @@ def test_an_empty_file_of_prompts_gives_an_empty_file(model_folder, tmp_path, dt
 
 
 @pytest.mark.parametrize("line, message", [
-    ({"text": "b"}, "expected an object with a text 'prompt', got {'text': 'b'}"),
-    ({"prompt": None}, "expected an object with a text 'prompt', got {'prompt': None}"),
+    ({"text": "b"}, "expected an object with a text 'prompt', got keys text"),
+    ({"prompt": None}, "expected an object with a text 'prompt', got None"),
     ({"prompt": "fever " * 1000}, "the prompt has 1,002 tokens and the model a context length of 1,000")])
 def test_a_line_without_a_usable_prompt_is_named_before_the_first_is_decoded(model_folder, tmp_path, line,
                                                                              message):

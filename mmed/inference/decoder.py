@@ -17,6 +17,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from mmed.inference.cuda_graphs import StepGraphs
 from mmed.inference.linears import fused, matrix
 from mmed.model import Block, KVCache, ModelConfig, Transformer, attend, dense_mask, rope, rotate, soft_cap
+from mmed.utils.errors import UserError
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # tokens of a flat pass
 ROWS_STEP = 16  # oneDNN keeps a program for every number of rows it meets, so passes are padded to a multiple
@@ -230,6 +232,29 @@ def layout_of(model: Transformer) -> str:
     if weight.device.type == "cuda":
         return "in place"
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     usable = weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return "packed" if usable and size < memory // 4 else "plain"
+    return "packed" if usable and size < free_bytes(weight.device) // 4 else "plain"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device, in bytes; half of all memory where the system does not say."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    memory = Path("/proc/meminfo")
+    if memory.is_file():  # what Linux can free counts, such as the pages of a weight file just read
+        return int(memory.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def fitting_batch(decoder: Decoder, batch: int, length: int) -> int:
+    """At most `batch` sequences of `length` tokens: what fits into four fifths of the free memory."""
+    config, kept = decoder.config, decoder.cache
+    width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    each = 2 * width * decoder.dtype.itemsize * (length + LENGTH_STEP)
+    reusable = 0 if kept is None else 2 * kept.keys.numel() * decoder.dtype.itemsize
+    free = free_bytes(decoder.device) + reusable
+    if each > 0.8 * free:
+        raise UserError(f"the KV cache of one sequence of {length:,} tokens needs {each / 1e9:.2f} GB, "
+                        f"{free / 1e9:.2f} GB are free; lower --max_new_tokens")
+    return min(batch, int(0.8 * free) // each)

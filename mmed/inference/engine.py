@@ -16,7 +16,7 @@ from collections import Counter, deque
 import torch
 from torch import Tensor
 
-from mmed.inference.decoder import Decoder, Segment, decoder_for
+from mmed.inference.decoder import Decoder, Segment, decoder_for, fitting_batch
 from mmed.inference.sampling import Decoding, Sequence, check_finite
 from mmed.model import KVCache, Transformer
 
@@ -82,7 +82,7 @@ class Scheduler:
         waiting.sort(key=lambda sequence: (-sequence.limit, -len(sequence.prompt), sequence.index))
         self.waiting, self.running = deque(waiting), []
         longest = max((len(sequence.prompt) + sequence.limit for sequence in waiting), default=0)
-        self.batch = min(decoding.max_batch_size, len(waiting))
+        self.batch = fitting_batch(decoder, min(decoding.max_batch_size, len(waiting)), longest)
         self.cache = decoder.make_cache(self.batch, longest)
         self.prefixes = PrefixCache(decoder, [sequence.prompt for sequence in sequences])
 

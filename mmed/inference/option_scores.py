@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mmed.inference.decoder import Decoder, Segment, decoder_for, layout_of
+from mmed.inference.decoder import Decoder, Segment, decoder_for, fitting_batch, layout_of
 from mmed.inference.engine import PrefixCache
 from mmed.inference.sampling import check_finite
 from mmed.model import Transformer
@@ -29,23 +29,29 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
     """log P(option | prompt) of each option of each prompt; `on_done` is called with each prompt's place."""
     limit = model.config.max_position_embeddings
     for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
+        if not len(prompt) or not all(map(len, choices)):
+            raise UserError(f"prompt {i}: a prompt and each of its options need at least one token")
         if len(prompt) + max(map(len, choices), default=0) - 1 > limit:
             raise UserError(f"prompt {i} ({len(prompt):,} tokens) with its longest option exceeds the "
                             f"context length of {limit:,}; shorten it or give fewer examples")
     scores: list[list[float]] = [[] for _ in prompts]
     places = [i for i in range(len(prompts)) if options[i]]
-    longest = max((len(prompts[i]) + max(map(len, options[i])) for i in places), default=0)
+    if not places:
+        return scores
+    longest = max(len(prompts[i]) + max(map(len, options[i])) for i in places)
     decoder = decoder_for(model)
-    cache = decoder.make_cache(min(GROUP, len(places)), longest)
-    prefixes = PrefixCache(decoder, [list(prompt) for prompt in prompts])
-    for first in range(0, len(places), GROUP):
+    batch = fitting_batch(decoder, min(GROUP, len(places)), longest)
+    cache = decoder.make_cache(batch, longest)
+    prefixes = PrefixCache(decoder, [list(prompts[i]) for i in places])
+    for first in range(0, len(places), batch):
+        group = places[first:first + batch]
         segments = []
-        for row, i in enumerate(places[first:first + GROUP]):
-            segments.append(prefixes.load(cache, row, i))
+        for row, i in enumerate(group):
+            segments.append(prefixes.load(cache, row, first + row))
             rests = [option[:-1] for option in options[i] if len(option) > 1]
             segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests]
         logits = decoder.prefill_each(cache, segments)
-        for i in places[first:first + GROUP]:
+        for i in group:
             before = next(logits)
             for option in options[i]:
                 part = torch.cat((before, next(logits))) if len(option) > 1 else before

@@ -52,9 +52,10 @@ class Decoding:
 
     def __post_init__(self) -> None:
         usable = 0 <= self.temperature < float("inf") and 0 < self.top_p <= 1
-        if not usable or self.top_k < 0:
-            raise UsageError(f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}: "
-                             "expected 0 or more, over 0 up to 1, and 0 or more")
+        if not usable or self.top_k < 0 or self.max_batch_size < 1:
+            raise UsageError(f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}, "
+                             f"batch size {self.max_batch_size}: expected 0 or more, over 0 up to 1, 0 or "
+                             "more, and 1 or more")
 
     def sequences(self, config: ModelConfig, prompts: list[list[int]]) -> list[Sequence]:
         """One sequence per prompt; a prompt that leaves no position for an answer is an error."""
@@ -64,6 +65,8 @@ class Decoding:
         result = []
         for i, (prompt, limit, number) in enumerate(zip(prompts, limits, numbers, strict=True)):
             check_prompt(prompt, config, f"prompt {i}")
+            if limit < 0:
+                raise UsageError(f"max_new_tokens is {limit}: expected 0 or more")
             draws = random.Random(f"{self.seed} {number}")
             result.append(Sequence(i, list(prompt), min(limit, longest - len(prompt)), draws))
         return result

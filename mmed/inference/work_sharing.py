@@ -43,6 +43,7 @@ def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
     distributed.barrier()
     if main is not None:
         absorb(main, path, facts, force=False)
+        assert set(costs) <= main.done, f"rounds {sorted(set(costs) - main.done)} are in no journal"
     distributed.barrier()
     distributed.stop()
     return main

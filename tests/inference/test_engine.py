@@ -1,11 +1,14 @@
 """The fast engine and the plain loop against full forward passes, for the mathematics of every family."""
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmed.generate import generate
+from mmed.inference import decoder
+from mmed.inference.cuda_graphs import graph_shape
 from mmed.inference.decoder import PASS_TOKENS, Decoder, Segment, decoder_for
 from mmed.inference.linears import Int8Linear, PackedLinear
 from mmed.inference.option_scores import int8_difference, score_many
@@ -180,6 +183,7 @@ def test_int8_decoding_says_what_it_changes():
     assert "14 prompts" in words and float(words.split("same at ")[1].split("%")[0]) > 80
     generate(model, prompts, 5)
     assert model.int8 and decoder_for(model).layout == "int8"
+    assert "no prompts" in int8_difference(model, [])
 
 
 def test_what_prompts_share_is_computed_once(monkeypatch):
@@ -255,6 +259,8 @@ def test_a_sequence_ends_at_the_last_position_and_a_longer_prompt_is_an_error(en
         with pytest.raises(UserError, match=message):
             generate(model, prompts, 5, engine_name=engine_name)
     assert generate(model, [], 5, engine_name=engine_name) == []
+    with pytest.raises(UserError, match="max_new_tokens is -1"):
+        generate(model, [[1]], -1, engine_name=engine_name)
 
 
 def test_logits_that_are_not_finite_are_an_error():
@@ -278,3 +284,28 @@ def test_option_scores_equal_full_forwards(family):
         assert row == pytest.approx([exact_score(model, prompt, ids) for ids in choices], abs=1e-3)
     with pytest.raises(UserError, match="context length of 128"):
         score_many(model, [[1] * 128], [[[1, 2]]])
+    with pytest.raises(UserError, match="need at least one token"):
+        score_many(model, [[1]], [[[2], []]])
+
+
+@pytest.mark.parametrize("room, rows", [(3, 2), (40, 6)])
+def test_a_batch_is_as_large_as_the_free_memory_allows(monkeypatch, room, rows):
+    model, prompts = tiny(12), random_prompts(random.Random(12), 6, 20)
+    options = [[[3], [4, 5]]] * 6
+    longest = max(map(len, prompts)) + 6
+    each = 2 * 2 * 4 * 8 * 4 * (longest + decoder.LENGTH_STEP)  # k and v, layers, heads, head size, fp32
+    monkeypatch.setattr(decoder, "free_bytes", lambda device: room * each)
+    assert generate(model, prompts, 6) == [naive(model, prompt, 6) for prompt in prompts]
+    assert decoder_for(model).cache.keys.shape[1] == rows
+    exact = [[exact_score(model, prompt, option) for option in options[0]] for prompt in prompts]
+    assert np.allclose(score_many(model, prompts, options), exact, atol=1e-3)
+    monkeypatch.setattr(decoder, "free_bytes", lambda device: 0)
+    decoder_for(model).cache = None
+    with pytest.raises(UserError, match=r"KV cache of one sequence of .* lower --max_new_tokens"):
+        generate(model, prompts, 6)
+
+
+def test_the_graphs_of_a_gpu_cover_every_step():
+    for n, used in ((1, 1), (7, 256), (40, 257), (33, 1000)):
+        rows, places = graph_shape(n, used, 40, 1000)
+        assert n <= rows <= 40 and used <= places <= 1000

@@ -33,7 +33,7 @@ from mmed.tokenization.byte_level import llama3_special_tokens, open_byte_level,
 from mmed.tokenization.hub import HubBackend
 from mmed.tokenization.special_tokens import TokenizerSettings
 from mmed.tokenization.texts import SENTENCE_CHARACTERS, clean_text, read_texts, sentences_of
-from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, check_file, read_json, write_json
 
 # Tokens that end an answer in the chat templates of mmed/tokenization/chat_template.py
@@ -238,7 +238,7 @@ def train_sentencepiece(texts: Iterable[str], folder: str | Path, vocab_size: in
         raise
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[-300:]
-        raise UserError(f"--vocab_size={vocab_size}: sentencepiece rejects it: {reason}") from None
+        raise UserError(f"vocab_size={vocab_size}: sentencepiece rejects it: {reason}") from None
     write_sentencepiece(out.getvalue(), Path(folder))
     return load_tokenizer(folder)
 
@@ -259,6 +259,8 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------- command line
 
 def train_command(options: argparse.Namespace) -> None:
+    if not 261 <= options.vocab_size <= sp.MAX_PIECES:  # before hours of reading
+        raise UsageError(f"--vocab_size={options.vocab_size}: expected 261 to {sp.MAX_PIECES}")
     texts = (text for path in options.files for text, _ in read_texts(path))
     symbols = read_json(options.symbols) if options.symbols else []
     tokenizer = train_sentencepiece(texts, options.out, options.vocab_size, user_defined_symbols=symbols)

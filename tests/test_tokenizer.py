@@ -6,13 +6,19 @@ import gzip
 import json
 import os
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import sentencepiece
 import tiktoken
+from growth import grows_at_most
 from json_lines import write_lines
+from repository import ROOT
 
+from mmed.tokenization import byte_level
 from mmed.tokenization.byte_level import GPT2, LLAMA3, QWEN2, byte_alphabet
 from mmed.tokenization.hub import added_token
 from mmed.tokenization.sentencepiece_model import build_message
@@ -165,6 +171,17 @@ def test_byte_level_ids_equal_the_reference_and_text_comes_back(tmp_path, rng, p
         assert ours.decode(ours.encode(text)) == text, ascii(text)
 
 
+@pytest.mark.parametrize("pattern", [GPT2, LLAMA3], ids=["gpt2", "llama3"])
+def test_runs_of_spaces_too_long_for_tiktoken_are_split_as_the_pattern_says(tmp_path, monkeypatch, rng,
+                                                                            pattern):
+    monkeypatch.setattr(byte_level, "LONG_RUN", 4)
+    ours, reference = saved(hf_byte_level(pattern), tmp_path)
+    parts = ["x", "!", ".", "1", "é", "中", "'s", "\t", "\u3000", "\r\n", "  \n", "\x85" * 5, "......",
+             "!\n\n\n\n\n", "... ...", "(  )", "\n" * 4, "\n" * 7, " " * 5, " " * 6]
+    compare(ours, reference, rng, 0, tuple("".join(rng.choices(parts, k=rng.randint(1, 8)))
+                                           for _ in range(2000)))
+
+
 def without_some_bytes(content: dict) -> dict:
     """SmolLM2 has no piece for eight control characters."""
     spelling = {byte: character for character, byte in byte_alphabet().items()}
@@ -290,6 +307,7 @@ def test_special_token_text_in_user_input_stays_text_and_bos_is_there_once(tmp_p
 
 def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
     ours, _ = saved(hf_byte_level(QWEN2), tmp_path)
+    assert ours.eos_id is None
     with pytest.raises(UserError, match="no bos token"):
         ours.encode("x", bos=True)
     qwen2 = {"bos_token": None, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
@@ -355,6 +373,19 @@ def test_fingerprint_follows_what_makes_the_ids_and_not_file_names(tmp_path, spm
     assert len(prints) == 6
 
 
+@pytest.mark.parametrize("unit", ["a", " ", "中", "! ", "aé中"])
+def test_time_grows_with_the_length_of_a_repeated_text(tmp_path, spm, unit):
+    for ours in (saved(hf_byte_level(LLAMA3), tmp_path)[0], load_tokenizer(spm)):
+        ours.encode(unit * 1000)
+
+        def seconds(count, ours=ours):
+            start = time.process_time()
+            ours.encode(unit * count)
+            return time.process_time() - start
+
+        assert grows_at_most(seconds, 100_000, 400_000, 8, slack=0.1)  # quadratic: 16
+
+
 def test_damaged_files_are_rejected_in_one_line(spm, tmp_path):
     good, content = (spm / "tokenizer.model").read_bytes(), hf_byte_level(LLAMA3).to_str()
     ranks = [base64.b64encode(bytes([byte])).decode() + f" {byte}" for byte in range(256)]
@@ -379,13 +410,15 @@ def test_damaged_files_are_rejected_in_one_line(spm, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_training_twice_gives_the_same_file(tmp_path, capsys):
+def test_training_twice_in_fresh_processes_gives_the_same_file(tmp_path, capsys):
     plain = write_lines(tmp_path / "texts" / "a.jsonl", *({"text": text} for text in corpus()))
     (tmp_path / "texts" / "a.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
     (tmp_path / "texts" / "b.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
     for name in ("one", "two"):
-        main(["train", str(tmp_path / "texts"), "--out", str(tmp_path / name), "--vocab_size", "700"])
-        assert "700 pieces" in capsys.readouterr().out
+        command = ["train", tmp_path / "texts", "--out", tmp_path / name, "--vocab_size", "700"]
+        done = subprocess.run([sys.executable, "-m", "mmed.tokenizer", *command], capture_output=True,
+                              text=True, cwd=ROOT)
+        assert done.returncode == 0 and "700 pieces" in done.stdout, done.stderr
     one, two = ((tmp_path / name / "tokenizer.model").read_bytes() for name in ("one", "two"))
     assert one == two
     main(["show", str(tmp_path / "one"), "--text", "fièvre"])
@@ -409,6 +442,7 @@ def test_training_leaves_out_nothing_of_long_or_odd_lines(tmp_path):
     ("good.txt", b"fever and cough", 90_000, "vocab_size=90000"),
     ("good.txt", b"fever and cough", 12, "--vocab_size=12"),
     ("cut.jsonl.gz", gzip.compress(b'{"text": "fever"}\n' * 99)[:-20], 700, "cut.jsonl.gz:"),
+    ("", None, 700, "a folder without"),
     ("symbols.json", b'["mg of"]', 700, "'mg of'"), ("good.jsonl", None, 700, "no such file")])
 def test_bad_training_input_is_one_line_and_leaves_nothing(tmp_path, name, data, size, said):
     if data is not None:

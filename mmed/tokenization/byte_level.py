@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import itertools
+import re
 import unicodedata
 from typing import Any
 
+import regex  # a dependency of tiktoken
 import tiktoken
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -19,6 +21,7 @@ LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 # Files with another pattern go through the reference library: regular-expression libraries need not agree.
 PATTERNS = (GPT2, LLAMA3, QWEN2)
+LONG_RUN = 100_000  # tiktoken's regular expressions overflow their stack at about a million spaces in a row
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -47,13 +50,19 @@ class ByteLevelBackend:
         self.bytes_of = (unreachable or {}) | {index: token for token, index in pieces}
         self.size = max(self.bytes_of) + 1
         ranks = {token: rank for rank, (token, _) in enumerate(pieces)}
+        self.words, self.long_run = regex.compile(pattern), re.compile(rf"\s{{{LONG_RUN}}}")
         self.encoding = tiktoken.Encoding("byte level", pat_str=pattern, mergeable_ranks=ranks,
                                           special_tokens={})
 
     def encode(self, text: str, continued: bool = False) -> list[int]:
         if self.unicode_form:
             text = unicodedata.normalize(self.unicode_form, text)
-        return [self.id_of[rank] for rank in self.encoding.encode_ordinary(text)]
+        if len(text) >= LONG_RUN and self.long_run.search(text):
+            words = (word[0].encode() for word in self.words.finditer(text))
+            ranks = [rank for word in words for rank in self.encoding._encode_single_piece(word)]
+        else:
+            ranks = self.encoding.encode_ordinary(text)
+        return [self.id_of[rank] for rank in ranks]
 
     def decode(self, ids: list[int], continued: bool = False) -> str:
         return b"".join(self.bytes_of.get(index, b"") for index in ids).decode("utf-8", "replace")

@@ -17,6 +17,7 @@ import sentencepiece
 from mmed.tokenization.hub import added_token
 
 SPACE = "▁"  # U+2581, how sentencepiece writes a space
+MAX_PIECES = 1 << 22
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.Type
 BPE = 2  # TrainerSpec.ModelType
 # Fields of NormalizerSpec and their defaults: character map, space before the first word, removal of extra
@@ -33,6 +34,8 @@ def _varint(stream: io.BytesIO) -> int:
     while (byte := stream.read(1)[0]) > 127:
         value |= (byte & 127) << shift
         shift += 7
+        if shift > 63:
+            raise ValueError("number too long")
     return value | byte << shift
 
 
@@ -94,8 +97,8 @@ class SentencePieceModel:
     def __init__(self, data: bytes):
         fields = list(parse_message(data))
         self.pieces = [parse_piece(value) for number, value in fields if number == 1]
-        if not self.pieces:
-            raise ValueError("no pieces")
+        if not 0 < len(self.pieces) <= MAX_PIECES:
+            raise ValueError(f"{len(self.pieces):,} pieces; expected 1 to {MAX_PIECES:,}")
         last = {2: b"", 3: b"", **dict(fields)}
         trainer, given = dict(parse_message(last[2])), dict(parse_message(last[3]))
         self.is_bpe, self.byte_fallback = trainer.get(3, 1) == BPE, bool(trainer.get(35, 0))

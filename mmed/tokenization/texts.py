@@ -30,9 +30,11 @@ def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
     """
     path = Path(path)
     if path.is_dir():
-        for file in sorted(path.iterdir()):
-            if file.name.endswith(SUFFIXES):
-                yield from read_texts(file)
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        if not files:
+            raise UserError(f"{path}: a folder without .jsonl, .jsonl.gz or .txt files")
+        for file in files:
+            yield from read_texts(file)
         return
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: expected a .jsonl, .jsonl.gz or .txt file")

@@ -5,8 +5,8 @@
     python -m mmed.generate --model FOLDER --input prompts.jsonl --out texts.jsonl    lines of {"prompt": ...}
     torchrun --nproc_per_node=8 -m mmed.generate --model FOLDER --input ... --out ... the same file by 8 GPUs
 
-`generate_plain` and `score_plain` are decoding as a textbook has it, over the modules of mmed/model.py.
-The fast engine does the same (`generate`, and `score_many` in mmed/inference/), and is tested against them.
+`generate_plain` is decoding as a textbook has it, over the modules of mmed/model.py. The fast engine in
+mmed/inference/ does the same, and is tested against it.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from tqdm import tqdm
 
 from mmed.checkpoints.adapters import load_adapter
@@ -58,8 +58,9 @@ def decode_batch(model: Transformer, batch: list[Sequence], decoding: Decoding) 
     weight = model.embed_tokens.weight
     longest = max(len(sequence.prompt) + sequence.limit for sequence in batch)
     cache = KVCache(model.config, len(batch), longest, weight.dtype, weight.device)
-    ids = padded([sequence.prompt for sequence in batch], weight.device)
-    positions = torch.arange(ids.shape[1], device=weight.device).expand_as(ids)  # (B, T)
+    prompts = [torch.tensor(sequence.prompt, device=weight.device) for sequence in batch]
+    ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True)  # (B, T), padded on the right
+    positions = torch.arange(ids.shape[1], device=weight.device).expand_as(ids)
     last = torch.tensor([len(sequence.prompt) - 1 for sequence in batch], device=weight.device)
     while any(running):
         logits = model(ids, positions=positions, cache=cache, logits_at=last - positions[:, 0])  # (B, V)
@@ -71,26 +72,9 @@ def decode_batch(model: Transformer, batch: list[Sequence], decoding: Decoding) 
         ids, positions = torch.tensor(tokens, device=weight.device)[:, None], last[:, None]
 
 
-def padded(rows: list[list[int]], device: torch.device) -> Tensor:
-    """(B, T): the rows side by side, padded on the right."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-
-
-@torch.inference_mode()
-def score_plain(model: Transformer, prompt: list[int], options: list[list[int]]) -> list[float]:
-    """log P(option | prompt) of each option: the sum over its tokens, from one forward pass."""
-    rows = padded([[*prompt, *option] for option in options], model.embed_tokens.weight.device)
-    log_p = model(rows[:, :-1]).float().log_softmax(-1)
-    log_p = log_p.gather(2, rows[:, 1:, None])[:, len(prompt) - 1:, 0].double()  # (options, longest)
-    return [float(row[:len(option)].sum()) for row, option in zip(log_p, options, strict=True)]
-
-
-# ---------------------------------------------------------------------------------------------- either engine
-
 def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int | list[int], *,
              engine_name: str = "fast", **decoding: Any) -> list[list[int]]:
-    """The new tokens of each prompt, without the end token. `decoding`: further fields of `Decoding`."""
+    """The new tokens of each prompt, by either engine. `decoding`: further fields of `Decoding`."""
     run = generate_plain if engine_name == "plain" else engine.generate
     return run(model, prompts, Decoding(max_new_tokens, **decoding))
 
@@ -100,10 +84,7 @@ def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int |
 def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto",
                bos: str = "auto") -> tuple[Transformer, Tokenizer]:
     """(model ready to decode, its tokenizer); an adapter is merged. Joins the other ranks under torchrun.
-
-    dtype  "int8": weights of 8 bits while decoding (mmed/inference/linears.py)
-    bos    whether prompts begin with BOS, see `load_tokenizer`
-    """
+    `dtype`: "int8" are weights of 8 bits while decoding; `bos`: see `load_tokenizer`."""
     several, int8 = distributed.world_size() > 1, dtype == "int8"
     device = str(distributed.start(WAIT_SECONDS)) if several else distributed.device_called(device)
     if dtype in ("auto", "int8"):
@@ -154,8 +135,8 @@ def stream_text(model: Transformer, tokenizer, prompt: list[int], **options: Any
             print(printable(text[len(shown):]), end="", flush=True)
             shown = text
 
-    new = generate(model, [prompt], on_token=show, **options)[0]
-    print(printable(tokenizer.decode(new, continued=True)[len(shown):]), flush=True)
+    generate(model, [prompt], on_token=show, **options)
+    print(printable(tokenizer.decode(ids, continued=True)[len(shown):]), flush=True)
 
 
 def chat(model: Transformer, tokenizer, language: str, chat_template: str, options: dict) -> None:
@@ -203,15 +184,13 @@ def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decodin
         print(int8_difference(model, prompts), file=sys.stderr)
     size = round_size(options.batch_size)
     rounds = {start: range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)}
-    costs = {start: sum(len(prompts[i]) + options.max_new_tokens for i in places)
-             for start, places in rounds.items()}
+    costs = {start: sum(len(prompts[i]) for i in places) for start, places in rounds.items()}
     with progress_bar(len(rows), sys.stderr.isatty()) as bar:
         def compute(start: int) -> list[dict]:
             places = rounds[start]
             new = generate(model, [prompts[i] for i in places], numbers=list(places),
                            on_done=lambda *_: bar.update(), **decoding)
-            texts = [tokenizer.decode(ids, continued=True) for ids in new]
-            return [rows[i] | {"text": text} for i, text in zip(places, texts, strict=True)]
+            return [rows[i] | {"text": tokenizer.decode(ids, continued=True)} for i, ids in zip(places, new)]
 
         journal = run_rounds(Path(options.out), facts, costs, compute, force=options.force,
                              on_skip=lambda start: bar.update(len(rounds[start])))

@@ -14,6 +14,7 @@ GQA (2305.13245), ALiBi (2108.12409), Gemma 3 (2503.19786), OLMo 2 (2501.00656).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -72,12 +73,10 @@ class ModelConfig:
 
     @property
     def by_document(self) -> bool:
-        """Whether document_ids allow the fast kernels, which skip pairs of tokens of different documents.
-        If not, a mask over the whole row keeps documents apart."""
+        """Whether the fast kernels, which skip pairs of tokens of different documents, can be used."""
         return self.position_embedding == "rope" and self.attention_softcap is None
 
     def slides(self, layer: int) -> bool:
-        """Whether this layer attends within `sliding_window` only."""
         return self.sliding_window is not None and (not self.sliding_layers or self.sliding_layers[layer])
 
 
@@ -129,14 +128,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------- attention
 
 class KVCache:
-    """Keys and values of B sequences of up to S tokens: the token at position p of a sequence is at index p.
+    """`keys` and `values` (layers, B, K, S, E); the token at position p of a sequence is at index p.
     What is stored beyond a sequence's own length is never attended to, so prompts are padded on the right."""
 
     def __init__(self, config: ModelConfig, batch: int, length: int, dtype: torch.dtype,
                  device: torch.device | str = "cpu"):
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (2, config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
+        self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, used: int) -> tuple[Tensor, Tensor]:
         """Store k and v (B, K, T, E) at `positions` (B, T); return the first `used` keys and values."""
@@ -157,12 +155,12 @@ class AttentionInputs:
     used: int                                    # keys in use: those in the cache and the new tokens
 
 
-def dense_mask(config: ModelConfig, queries: Tensor, keys: Tensor, window: int | None,
-               dtype: torch.dtype) -> Tensor:
+def dense_mask(config: ModelConfig, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype,
+               same: Tensor | None = None) -> Tensor:
     """Which keys at places `keys` (S) the queries at `queries` (B or 1, T) see: bool (B or 1, 1, T, S), or
-    with ALiBi the bias (B or 1, H, T, S), minus infinity where nothing is seen."""
+    with ALiBi the bias (B or 1, H, T, S), minus infinity where nothing is seen; `same`: of one document."""
     distance = queries[:, None, :, None] - keys
-    visible = distance >= 0
+    visible = distance >= 0 if same is None else (distance >= 0) & same
     if window is not None:
         visible = visible & (distance < window)
     if config.position_embedding != "alibi":
@@ -175,16 +173,17 @@ def row_mask(config: ModelConfig, x: Tensor, document_ids: Tensor | None, window
              dtype: torch.dtype) -> Tensor | FastMask | None:
     """The mask of whole rows x (B, T, D), whose tokens see their own document; None: plain causal."""
     B, T, _ = x.shape
-    if config.position_embedding == "rope":
-        fast = None if config.attention_softcap else fast_mask(document_ids, B, T, window, x.device)
+    if config.by_document:
+        fast = fast_mask(document_ids, B, T, window, x.device)
         if fast is not None or (document_ids is None and window is None):
             return fast
     index = torch.arange(T, device=x.device)
-    mask = dense_mask(config, index[None], index, window, dtype)
-    if document_ids is None:
-        return mask
-    same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
-    return mask & same if mask.dtype == torch.bool else mask.masked_fill(~same, -torch.inf)
+    same = None if document_ids is None else document_ids[:, None, :, None] == document_ids[:, None, None, :]
+    return dense_mask(config, index[None], index, window, dtype, same)
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    return x if cap is None else torch.tanh(x / cap) * cap
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | FastMask | None, scale: float,
@@ -196,10 +195,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | FastMask | None, scal
         causal = mask is None and q.shape[2] > 1
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale,
                                               enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+    assert mask is not None, "layers with a soft cap have one"
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = torch.tanh(q @ k.transpose(2, 3) * scale / softcap) * softcap
-    if mask is None:
-        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+    scores = soft_cap(q @ k.transpose(2, 3) * scale, softcap)
     return (scores.masked_fill(~mask, -torch.inf).float().softmax(-1).to(q.dtype) @ v).transpose(1, 2)
 
 
@@ -221,6 +219,14 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (make_norm(config, n * E) for n in heads)
         self.scale = config.attention_scale or E ** -0.5
 
+    def split(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """All heads side by side (..., (H + 2 K) E) -> q (..., H, E), k and v (..., K, E)."""
+        H, K, E = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
+        if not self.config.packed_qkv:
+            return qkv.unflatten(-1, (-1, E)).split((H, K, K), -2)
+        q, k, v = qkv.unflatten(-1, (K, -1, E)).split((H // K, 1, 1), -2)
+        return q.flatten(-3, -2), k.squeeze(-2), v.squeeze(-2)
+
     def norm_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """q (..., H, E) and k (..., K, E), normed if the model does so."""
         if not self.config.qk_norm:
@@ -230,22 +236,20 @@ class Attention(nn.Module):
         return self.q_norm(q.flatten(-2)).view(q.shape), self.k_norm(k.flatten(-2)).view(k.shape)
 
     def forward(self, x: Tensor, shared: AttentionInputs) -> Tensor:
-        config, (B, T, _) = self.config, x.shape
-        H, K, E = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        config = self.config
         if config.packed_qkv:
-            qkv = self.qkv_proj(x).view(B, T, K, H // K + 2, E)  # per group: G queries, key, value
-            q, k, v = qkv[..., :-2, :].reshape(B, T, H, E), qkv[..., -2, :], qkv[..., -1, :]
+            q, k, v = self.split(self.qkv_proj(x))
         else:
-            q, k, v = (proj(x).view(B, T, -1, E) for proj in (self.q_proj, self.k_proj, self.v_proj))
+            q, k, v = (project(x).unflatten(-1, (-1, config.head_dim))
+                       for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.norm_heads(q, k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, E)
         if config.position_embedding == "rope":
-            cos, sin = shared.rope[self.slides]
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = rotate(q, *shared.rope[self.slides]), rotate(k, *shared.rope[self.slides])
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer, k, v, shared.positions, shared.used)  # (B, K, S, E)
         out = attend(q, k, v, shared.masks[self.slides], self.scale, config.attention_softcap)
-        return self.o_proj(out.reshape(B, T, H * E))
+        return self.o_proj(out.flatten(2))
 
 
 # ------------------------------------------------------------------------------------------ MLP, block, model
@@ -253,12 +257,11 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        D, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        if config.gated_mlp:
-            self.gate_proj = nn.Linear(D, width, bias=bias)
-        self.up_proj = nn.Linear(D, width, bias=bias)
-        self.down_proj = nn.Linear(width, D, bias=bias)
-        self.gated = config.gated_mlp
+        D, width, self.gated = config.hidden_size, config.intermediate_size, config.gated_mlp
+        if self.gated:
+            self.gate_proj = nn.Linear(D, width, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(D, width, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(width, D, bias=config.mlp_bias)
         self.act_fn = ACTIVATIONS[config.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -282,12 +285,15 @@ class Block(nn.Module):
             self.post_feedforward_layernorm = make_norm(config, config.hidden_size)
 
     def forward(self, x: Tensor, shared: AttentionInputs) -> Tensor:
-        """x (B, T, D) -> (B, T, D)"""
+        return self.add(x, self.self_attn(self.input_layernorm(x), shared), self.mlp)
+
+    def add(self, x: Tensor, attended: Tensor, mlp: Callable[[Tensor], Tensor]) -> Tensor:
+        """The residual stream x (..., D) with the outputs of attention and MLP."""
         if self.post_norms:  # Gemma: four norms, two of them on what is added; OLMo 2: those two
-            x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), shared))
-            return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
-        x = x + self.self_attn(self.input_layernorm(x), shared)
-        return x + self.mlp(self.post_attention_layernorm(x))
+            x = x + self.post_attention_layernorm(attended)
+            return x + self.post_feedforward_layernorm(mlp(self.pre_feedforward_layernorm(x)))
+        x = x + attended
+        return x + mlp(self.post_attention_layernorm(x))
 
 
 class Transformer(nn.Module):
@@ -297,8 +303,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.embedding_norm:
-            self.embed_norm = make_norm(config, config.hidden_size)
+        self.embed_norm = make_norm(config, config.hidden_size) if config.embedding_norm else nn.Identity()
         self.layers = nn.ModuleList([Block(config, layer) for layer in range(config.num_hidden_layers)])
         self.norm = make_norm(config, config.hidden_size)
         if not config.tie_word_embeddings:
@@ -306,20 +311,16 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D): the output matrix, which is the embedding itself when the two are tied."""
         return self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """(B, T) -> (B, T, D)"""
         x = self.embed_tokens(input_ids)
         if self.config.scale_embedding:
             x = x * torch.tensor(self.config.hidden_size ** 0.5, dtype=x.dtype)
-        return self.embed_norm(x) if self.config.embedding_norm else x
+        return self.embed_norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., V), from hidden states that the last norm has seen."""
-        logits, cap = F.linear(x, self.head_weight), self.config.final_softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return soft_cap(F.linear(x, self.head_weight), self.config.final_softcap)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, *, positions: Tensor | None = None,
                 document_ids: Tensor | None = None, loss_positions: Tensor | None = None,
@@ -414,7 +415,6 @@ def published_name(config: ModelConfig, name: str) -> str:
 
 
 def own_name(config: ModelConfig, name: str) -> str:
-    """The opposite of `published_name`; parts that it does not know stay as they are."""
     renamed = {theirs: ours for ours, theirs in PUBLISHED_PARTS.get(config.family, {}).items()}
     parts = name.removeprefix(published_prefix(config)).split(".")
     return ".".join(renamed.get(part, part) for part in parts)

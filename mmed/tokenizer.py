@@ -10,7 +10,6 @@ the chat template is executed, when a conversation is encoded, in Jinja's sandbo
 
 Text that looks like a special token ("</s>", "<|eot_id|>") is ordinary text to `encode`; ids of special
 tokens come from `tokenizer.special["<|eot_id|>"]`, or from `bos=True` and `eos=True`, which add one each.
-`fingerprint` is the same for two files that give the same ids by the same rules.
 
     python -m mmed.tokenizer train corpus/*.jsonl.gz --out tokenizer --vocab_size 16000
     python -m mmed.tokenizer show tokenizer --text "Fièvre et toux"
@@ -25,19 +24,15 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
-from mmed.tokenization.backends import open_file
+from mmed.tokenization import sentencepiece_model as sp
+from mmed.tokenization.byte_level import llama3_special_tokens, open_byte_level, open_tiktoken
 from mmed.tokenization.hub import HubBackend
-from mmed.tokenization.sentencepiece_model import (
-    MAX_PIECES,
-    SentencePieceBackend,
-    SentencePieceModel,
-    hub_tokenizer,
-)
 from mmed.tokenization.special_tokens import TokenizerSettings
-from mmed.tokenization.texts import SENTENCE_CHARACTERS, SUFFIXES, clean_text, sentences_of
+from mmed.tokenization.texts import SENTENCE_CHARACTERS, clean_text, read_texts, sentences_of
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import atomic_write, check_file, read_json, write_json
 
@@ -45,48 +40,60 @@ from mmed.utils.files import atomic_write, check_file, read_json, write_json
 END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<end_of_turn>",
               "<eoa>")
 ROLES = ("bos", "eos", "pad", "unk")
+CARRIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
+
+Ids = dict[str, int]  # text -> id
 
 
 class Tokenizer:
     """Text <-> ids; made by `load_tokenizer`.
 
-    `special` maps the text of each special token to its id; `added` those that are found in ordinary text.
-    `bos_id`, `eos_id`, `pad_id` and `unk_id` are None where there is none. `bos_id` is the token that every
-    document and prompt begins with, None where the tokenizer's files add none (or with `--bos=no`);
-    `named_bos_id` is the token that they name as BOS, which chat templates may use anyway. `end_ids` end a
-    generated text. `files` are the files to save beside the weights, `bos_choice` is "yes" or "no" where the
-    user overruled them. `chat_template` is the folder's own, as text.
+    special       text of each special token -> its id; `added`: of the tokens that are found in ordinary text
+    bos_id        the token that every document and prompt begins with, None where the tokenizer's files add
+                  none (or with `--bos=no`); `bos_choice` is "yes" or "no" where the user overruled them
+    named_bos_id  the token that they name as BOS, which chat templates may use anyway; None without one
+    end_ids       tokens that end a generated text
+    files         to save beside the weights; `chat_template` is the folder's own, as text
+    fingerprint   the same for two files that give the same ids by the same rules
     """
 
-    def __init__(self, core, special: dict[str, int], added: dict[str, int], ids: dict[str, int | None],
-                 settings: TokenizerSettings, files: list[Path], bos: str):
-        self.core, self.kind, self.special, self.added = core, core.kind, special, added
-        self.named_bos_id, self.eos_id, self.pad_id, self.unk_id = (ids[role] for role in ROLES)
-        known = added | special
+    def __init__(self, path: Path, bos: str):
+        settings = TokenizerSettings(path)
+        self.core, self.special, self.added, roles = open_file(path, settings)
+        self.kind, self.bos_choice, self.chat_template = self.core.kind, bos, settings.chat_template()
+        self.files = [path] + [path.parent / name for name in CARRIED
+                               if name != path.name and (path.parent / name).is_file()]
+        known = self.added | self.special
+        self.named_bos_id, self.eos_id, self.pad_id, self.unk_id = (
+            settings.token_id(role, known, roles.get(role), self.core.size) for role in ROLES)
+        if bos == "yes" and self.named_bos_id is None:
+            raise UserError(f"{path}: --bos=yes, but this tokenizer names no BOS token")
         adds_bos = settings.adds_bos(self.named_bos_id, known) if bos == "auto" else bos == "yes"
         self.bos_id = self.named_bos_id if adds_bos else None
-        self.bos_choice = bos
         ends = [self.eos_id, *settings.end_ids(), *map(known.get, END_TOKENS)]
         self.end_ids = tuple(sorted({index for index in ends if index is not None}))
-        self.files, self.chat_template = files, settings.chat_template()
-        self.vocab_size = max([core.size - 1, *known.values()]) + 1
+        self.vocab_size = max([self.core.size - 1, *known.values()]) + 1
+        if self.kind == "sentencepiece" and self.unk_id not in (self.named_bos_id, self.eos_id, self.pad_id):
+            # its unknown piece stands for text that could not be spelt
+            self.special = {text: index for text, index in self.special.items() if index != self.unk_id}
+            known = self.added | self.special
         # The reference library finds and spells ordinary added tokens itself (Gemma: "▁▁" are two spaces).
-        finds_added = isinstance(core, HubBackend)
-        self._text_of = {index: text for text, index in (special if finds_added else known).items()}
-        self._special_ids = frozenset(special.values())
+        finds_added = isinstance(self.core, HubBackend)
+        self._text_of = {index: text for text, index in (self.special if finds_added else known).items()}
         # Longest first. Special tokens take part, so that others are found where the reference finds them,
         # but stay text.
         texts = "|".join(map(re.escape, sorted(known, key=lambda text: (-len(text), text))))
-        self._added_pattern = re.compile(texts) if added and not finds_added else None
-        facts = [self.kind, core.facts(), sorted(special.items()), sorted(added.items()), self.bos_id,
-                 self.eos_id]
+        self._added_pattern = re.compile(texts if self.added and not finds_added else "(?!)")
+        facts = [self.kind, self.core.facts(), sorted(self.special.items()), sorted(self.added.items()),
+                 self.bos_id, self.eos_id]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def encode(self, text: str, bos: bool = False, eos: bool = False, continued: bool = False) -> list[int]:
         """Ids of ordinary text. `continued`: it follows other tokens, so no space goes before it."""
         ids = [self._required("bos", self.named_bos_id)] if bos else []
         text, done = clean_text(text), 0
-        for match in self._added_pattern.finditer(text) if self._added_pattern else ():
+        for match in self._added_pattern.finditer(text):
             if match[0] in self.added:
                 ids += [*self.core.encode(text[done:match.start()], continued), self.added[match[0]]]
                 done = match.end()
@@ -103,7 +110,7 @@ class Tokenizer:
             text = self._text_of.get(index)
             if text is None:
                 run.append(index)
-            elif special or index not in self._special_ids:
+            elif special or text not in self.special:
                 parts += [self.core.decode(run, continued or bool(parts)), text]
                 run = []
         return "".join([*parts, self.core.decode(run, continued or bool(parts))])
@@ -121,10 +128,6 @@ class Tokenizer:
 
 # ------------------------------------------------------------------------------------------------------ files
 
-CARRIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
-
-
 def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
     """Open the tokenizer of a model folder, or one tokenizer file of it.
 
@@ -140,22 +143,43 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
         path = found[0]
     check_file(path, max_bytes=256 << 20)  # the largest published tokenizer file has about 35 MB
     try:
-        settings = TokenizerSettings(path)
-        core, special, added, ids = open_file(path, settings)
-        known = added | special
-        ids = {role: settings.token_id(role, known, ids.get(role), core.size) for role in ROLES}
-        if bos == "yes" and ids["bos"] is None:
-            raise UserError(f"{path}: --bos=yes, but this tokenizer names no BOS token")
-        if core.kind == "sentencepiece":  # its unknown piece stands for text that could not be spelt
-            roles = (ids["bos"], ids["eos"], ids["pad"])
-            special = {text: i for text, i in special.items() if i != ids["unk"] or i in roles}
-        files = [path] + [file for name in CARRIED if (file := path.parent / name).is_file() and file != path]
-        return Tokenizer(core, special, added, ids, settings, files, bos)
+        return Tokenizer(path, bos)
     except UserError:
         raise
     except Exception as error:  # the libraries raise nothing more specific for a damaged file
         raise UserError(f"{path}: not a usable tokenizer file ({type(error).__name__}: {error}); download it "
                         "again") from None
+
+
+def open_file(path: Path, settings: TokenizerSettings) -> tuple[Any, Ids, Ids, dict[str, int | None]]:
+    """(backend, special tokens, tokens found in text, role -> id) of a tokenizer.json, a sentencepiece model
+    or a tiktoken file."""
+    special, added = settings.special, settings.ordinary
+    if path.suffix == ".json":  # plain byte-level BPE through tiktoken, everything else by the reference
+        entries = sorted(settings.added.values(), key=lambda entry: entry["id"])
+        file = settings.json | {"added_tokens": entries}
+        return open_byte_level(file) or HubBackend(file), special, added, {}
+    data = path.read_bytes()
+    if not re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
+        return open_sentencepiece(sp.SentencePieceModel(data), special, added)
+    core = open_tiktoken(data)
+    special = special or llama3_special_tokens(core.size)
+    roles = {"bos": special.get("<|begin_of_text|>"), "eos": special.get("<|end_of_text|>")}
+    return core, special, added, roles
+
+
+def open_sentencepiece(model: sp.SentencePieceModel, special: Ids, added: Ids) -> tuple:
+    pieces = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
+    for text, index in (special | added).items():
+        if pieces.get(text, index) != index:
+            raise ValueError(f"the added token {text!r} has id {index}, its piece {pieces[text]}")
+    # a piece that an added token renames goes by its new name (InternLM 2: [UNUSED_TOKEN_145], <|im_end|>)
+    renamed = {*special.values(), *added.values()}
+    special = {piece: index for index, (piece, _, kind) in enumerate(model.pieces)
+               if kind in (sp.CONTROL, sp.UNKNOWN) and index not in renamed} | special
+    added = {text: index for text, index in added.items() if text not in pieces}  # the library finds others
+    core = sp.SentencePieceBackend(model, special.values())
+    return core, special, added, core.roles
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
@@ -183,10 +207,10 @@ def _post_processor(text: str, index: int) -> dict:
 
 # --------------------------------------------------------------------------------------------------- training
 
-def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Path, vocab_size: int, *,
+def train_sentencepiece(texts: Iterable[str], folder: str | Path, vocab_size: int, *,
                         character_coverage: float = 0.9995,
                         user_defined_symbols: Iterable[str] = ()) -> Tokenizer:
-    """Train a BPE tokenizer on texts (or files of them) and write it to `folder`, always the same one.
+    """Train a BPE tokenizer on texts and write it to `folder`, always the same one.
 
     Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then the user-defined symbols, the 256 bytes and the learnt pieces.
     Characters rarer than `character_coverage` are spelt in bytes; each digit is a piece, as in Llama, so that
@@ -195,9 +219,8 @@ def train_sentencepiece(texts: Iterable[str] | Iterable[Path], folder: str | Pat
     decode(encode(text)) would no longer be the text.
     """
     symbols = list(user_defined_symbols)
-    for symbol in symbols:
-        if not symbol or any(map(str.isspace, symbol)):
-            raise UserError(f"user-defined symbol {symbol!r}: empty, or with a space; write it as '▁'")
+    if odd := [symbol for symbol in symbols if not symbol or re.search(r"\s", symbol)]:
+        raise UserError(f"user-defined symbol {odd[0]!r}: empty, or with a space; write it as '▁'")
     sentences = sentences_of(texts)
     first = next(sentences, None)
     if first is None:
@@ -224,11 +247,11 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
     """Write a plain BPE model as tokenizer.model, and the files that transformers and vLLM read."""
     with atomic_write(folder / "tokenizer.model", "wb") as file:
         file.write(data)
-    model = SentencePieceModel(data)
-    roles = SentencePieceBackend(model).roles()
+    model = sp.SentencePieceModel(data)
+    roles = sp.SentencePieceBackend(model).roles
     tokens = {f"{role}_token": model.pieces[index][0] for role, index in roles.items() if index is not None}
     rule = None if roles["bos"] is None else _post_processor(tokens["bos_token"], roles["bos"])
-    write_json(folder / "tokenizer.json", hub_tokenizer(model) | {"post_processor": rule})
+    write_json(folder / "tokenizer.json", sp.hub_tokenizer(model) | {"post_processor": rule})
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens,
                                                   "clean_up_tokenization_spaces": False})
 
@@ -236,24 +259,12 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------- command line
 
 def train_command(options: argparse.Namespace) -> None:
-    if not 261 <= options.vocab_size <= MAX_PIECES:
-        raise UsageError(f"--vocab_size={options.vocab_size}: expected 261 to {MAX_PIECES}")
-    paths: list[Path] = []
-    for path in map(Path, options.files):
-        inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES)) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"{path}: a folder without .jsonl, .jsonl.gz or .txt files")
-        paths += inside
+    if not 261 <= options.vocab_size <= sp.MAX_PIECES:  # before hours of reading
+        raise UsageError(f"--vocab_size={options.vocab_size}: expected 261 to {sp.MAX_PIECES}")
+    texts = (text for path in options.files for text, _ in read_texts(path))
     symbols = read_json(options.symbols) if options.symbols else []
-    tokenizer = train_sentencepiece(paths, options.out, options.vocab_size, user_defined_symbols=symbols)
+    tokenizer = train_sentencepiece(texts, options.out, options.vocab_size, user_defined_symbols=symbols)
     print(f"{tokenizer.files[0]}: {tokenizer.vocab_size} pieces, fingerprint {tokenizer.fingerprint[:16]}")
-
-
-def show_command(options: argparse.Namespace) -> None:
-    tokenizer = load_tokenizer(options.tokenizer)
-    ids = tokenizer.encode(options.text)
-    print(" | ".join(map(tokenizer.piece, ids)))
-    print(*ids)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -267,13 +278,17 @@ def main(arguments: list[str] | None = None) -> None:
                        help="number of ids, including 260 special and byte tokens")
     train.add_argument("--symbols", metavar="FILE.json",
                        help="JSON list of texts to keep as one piece each; write spaces as \u2581")
-    train.set_defaults(run=train_command)
     show = commands.add_parser("show", help="print the pieces and ids of a text")
     show.add_argument("tokenizer", help="model folder or tokenizer file")
     show.add_argument("--text", required=True)
-    show.set_defaults(run=show_command)
     options = parser.parse_args(arguments)
-    options.run(options)
+    if options.command == "train":
+        train_command(options)
+    else:
+        tokenizer = load_tokenizer(options.tokenizer)
+        ids = tokenizer.encode(options.text)
+        print(" | ".join(map(tokenizer.piece, ids)))
+        print(*ids)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The command mmed.generate: files of prompts, streams, chat; killed runs continue, also on several ranks."""
-import json
+import io
+import math
 import shutil
 from pathlib import Path
 
 import pytest
-from json_lines import write_lines
+from json_lines import read_lines, write_lines
 from warm_start import run as warm_run
 
 from mmed.checkpoints.adapters import save_adapter
@@ -54,44 +55,36 @@ def test_the_fingerprint_of_a_model_covers_what_decides_its_texts(model_folder, 
     assert len(found) == 4
 
 
-def write_prompts(path: Path, count: int) -> list[str]:
-    """Lines of prompts; the options that name the file."""
-    rows = [{"id": i, "prompt": "fever and cough"[:3 + i % 9]} for i in range(count)]
-    return ["--input", str(write_lines(path, *rows))]
+def complete(model_folder: Path, source: Path, out: Path, *options: str) -> list[dict]:
+    """The lines that the command writes."""
+    main(["--model", str(model_folder), "--input", str(source), "--out", str(out), *options])
+    return read_lines(out)
 
 
-def exam(folder: Path, count: int) -> Path:
-    """A file of exam items."""
-    item = {"options": {"A": "fever", "B": "cough"}, "answer_idx": "A", "rationale": "pain"}
-    rows = (item | {"question": "lung " * (i % 20 + 1) + str(i)} for i in range(count))
-    return write_lines(folder / "English.jsonl", *rows)
-
-
-# ------------------------------------------------------------------------------------------- files of prompts
-
-def test_a_killed_run_continues_and_writes_the_same_file(model_folder, tmp_path, monkeypatch):
-    arguments = ["--model", str(model_folder), *write_prompts(tmp_path / "in.jsonl", 40),
-                 "--max_new_tokens", "6", "--batch_size", "2", "--temperature", "1"]
-    main([*arguments, "--out", str(tmp_path / "whole.jsonl")])
-    whole = (tmp_path / "whole.jsonl").read_bytes()
-    assert [json.loads(line)["id"] for line in whole.splitlines()] == list(range(40))
-    with monkeypatch.context() as patch:
+def test_a_killed_run_continues_and_writes_the_same_file_which_is_never_replaced(model_folder, tmp_path,
+                                                                                 monkeypatch):
+    rows = [{"id": i, "prompt": "fever and cough"[:3 + i % 9], "odd": [math.nan, math.inf, 1]}
+            for i in range(40)]
+    files = model_folder, write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
+    options = "--max_new_tokens", "6", "--batch_size", "2", "--temperature", "1"
+    found = complete(*files, *options)
+    assert [row | {"odd": rows[0]["odd"]} for row in found] == [
+        row | {"text": new["text"]} for row, new in zip(rows, found, strict=True)]
+    assert all(row["odd"] == [None, None, 1] for row in found)  # what JSON cannot carry
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(Journal, "finish", lambda self: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            main([*arguments, "--out", str(tmp_path / "killed.jsonl")])
+        complete(*files[:2], tmp_path / "killed.jsonl", *options)
     partial = tmp_path / "killed.jsonl.partial"
     partial.write_bytes(partial.read_bytes()[:-100])
-    main([*arguments, "--out", str(tmp_path / "killed.jsonl")])
-    assert (tmp_path / "killed.jsonl").read_bytes() == whole
+    complete(*files[:2], tmp_path / "killed.jsonl", *options)
+    assert (tmp_path / "killed.jsonl").read_bytes() == files[2].read_bytes()
     with pytest.raises(UserError, match="already there"):
-        main([*arguments, "--out", str(tmp_path / "killed.jsonl")])
+        complete(*files, *options)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_an_empty_file_of_prompts_gives_an_empty_file(model_folder, tmp_path, dtype):
-    source = write_prompts(tmp_path / "in.jsonl", 0)
-    main(["--model", str(model_folder), *source, "--out", str(tmp_path / "out.jsonl"), "--dtype", dtype])
-    assert (tmp_path / "out.jsonl").read_bytes() == b""
+    assert not complete(model_folder, write_lines(tmp_path / "in"), tmp_path / "out", "--dtype", dtype)
 
 
 @pytest.mark.parametrize("line, message", [
@@ -100,25 +93,17 @@ def test_an_empty_file_of_prompts_gives_an_empty_file(model_folder, tmp_path, dt
     ({"prompt": "fever " * 1000}, "the prompt has 1,002 tokens and the model a context length of 1,000")])
 def test_a_line_without_a_usable_prompt_is_named_before_the_first_is_decoded(model_folder, tmp_path, line,
                                                                              message):
-    write_lines(tmp_path / "in.jsonl", {"prompt": "a"}, line)
-    files = ["--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out")]
+    source = write_lines(tmp_path / "in.jsonl", {"prompt": "a"}, line)
     with pytest.raises(UserError, match=rf"in\.jsonl:2: {message}"):
-        main(["--model", str(model_folder), *files])
+        complete(model_folder, source, tmp_path / "out")
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_what_json_cannot_carry_becomes_null_in_the_output(model_folder, tmp_path):
-    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "score": NaN, "list": [1e999, 1]}\n')
-    main(["--model", str(model_folder), "--input", str(tmp_path / "in.jsonl"), "--out",
-          str(tmp_path / "out"), "--max_new_tokens", "2"])
-    row = json.loads((tmp_path / "out").read_text())
-    assert row["score"] is None and row["list"] == [None, 1]
-
-
-# ---------------------------------------------------------------------------------------------- several ranks
-
 def test_an_evaluation_by_two_ranks_writes_the_files_of_one(model_folder, tmp_path):
-    arguments = ["--model", str(model_folder), "--data", str(exam(tmp_path, 21)), "--max_new_tokens", "5",
+    item = {"options": {"A": "fever", "B": "cough"}, "answer_idx": "A", "rationale": "pain"}
+    exam = write_lines(tmp_path / "English.jsonl",
+                       *(item | {"question": "lung " * (i % 20 + 1) + str(i)} for i in range(21)))
+    arguments = ["--model", str(model_folder), "--data", str(exam), "--max_new_tokens", "5",
                  "--batch_size", "1", "--scoring", "both"]
     for name, ranks in (("one", 1), ("two", 2)):
         warm_run([*arguments, "--out", str(tmp_path / name)], ranks=ranks, module="mmed.eval")
@@ -132,29 +117,15 @@ def test_rounds_that_other_ranks_left_are_taken_over(tmp_path):
     part.add(16, [{"n": 16}])
     part.file.close()
     calls = []
-
-    def compute(number):
-        calls.append(number)
-        return [{"n": number}]
-
-    journal = run_rounds(tmp_path / "x.jsonl", {"a": 1}, {0: 1, 8: 5, 16: 2}, compute)
+    journal = run_rounds(tmp_path / "x.jsonl", {"a": 1}, {0: 1, 8: 5, 16: 2},
+                         lambda number: calls.append(number) or [{"n": number}])
     assert calls == [0, 8] and [row["n"] for row in journal.rows()] == [0, 8, 16]
     journal.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
-# --------------------------------------------------------------------------------------------------- terminal
-
 def test_chat_begins_with_the_disclaimer_in_the_chosen_language(model_folder, capsys, monkeypatch):
-    answers = iter(["J'ai de la fièvre.", ""])
-
-    def typed(_):
-        try:
-            return next(answers)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr("sys.stdin", io.StringIO("J'ai de la fièvre.\n\n"))
     main(["--model", str(model_folder), "--chat", "--language", "fr", "--max_new_tokens", "5"])
     assert "avis médical" in capsys.readouterr().out.splitlines()[0]
 
@@ -175,7 +146,8 @@ def test_streamed_text_is_the_decoded_answer_to_the_prompt(model_folder, capsys,
 @pytest.mark.parametrize("arguments, message", [
     (["--input", "x.jsonl"], "--input and --out go together"),
     (["--prompt", "x", "--max_new_tokens", "0"], "--max_new_tokens"),
-    (["--prompt", "x", "--top_p", "0"], "top_p"),
+    (["--prompt", "x", "--top_p", "0"], "top_p"), (["--prompt", "x", "--top_k", "-1"], "top_k"),
+    (["--prompt", "x", "--temperature", "nan"], "temperature nan"),
     (["--prompt", "x", "--device", "gpu"], "--device gpu: no such device"),
     (["--prompt", "x", "--adapter", "nowhere"], "nowhere")])
 def test_wrong_options_are_an_error_of_one_line(model_folder, arguments, message):

@@ -20,7 +20,7 @@ USED = 256
 
 
 def graph_shape(n: int, used: int, batch: int, length: int) -> tuple[int, int]:
-    """(rows, places) of the graph for n rows and `used` places of a cache (`batch`, `length`).
+    """(rows, places) of the graph for n rows and `used` places of a cache.
 
     >>> graph_shape(5, 300, 40, 2048), graph_shape(39, 2000, 40, 1040)
     ((8, 512), (40, 1040))

@@ -9,13 +9,11 @@
                            matrices see N tokens at once; attention computes segment by segment
 
 It computes what `Transformer.forward` computes, and its tests compare the two. On a GPU decode steps are
-compiled and replayed as CUDA graphs (mmed/inference/cuda_graphs.py).
-
-Legend: N tokens of a pass, n rows in use, S places of the cache, D hidden size, H query heads, K key/value
-heads, G = H / K, E head size.
+compiled and replayed as CUDA graphs. Legend: that of mmed/model.py, N tokens of a pass, n rows in use.
 """
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from torch import Tensor
 
 from mmed.inference.cuda_graphs import StepGraphs
 from mmed.inference.linears import fused, matrix
-from mmed.model import Block, KVCache, ModelConfig, Transformer, attend, dense_mask, rope, rotate
+from mmed.model import Block, KVCache, ModelConfig, Transformer, attend, dense_mask, rope, rotate, soft_cap
 from mmed.utils.errors import UserError
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # tokens of a flat pass
@@ -43,13 +41,17 @@ class Segment:
     ids: Sequence[int]
     logits: int = 1  # how many of the last tokens to return logits for
 
+    @property
+    def end(self) -> int:
+        return self.start + len(self.ids)
+
 
 class DecoderLayer:
     """One block in two halves, before and after attention. x (N, D) is flat: it has no batch dimension."""
 
     def __init__(self, block: Block, config: ModelConfig, layout: str):
         attention, mlp = block.self_attn, block.mlp
-        self.block, self.attention, self.config = block, attention, config
+        self.block, self.attention = block, attention
         self.qkv = fused([attention.qkv_proj] if config.packed_qkv else
                          [attention.q_proj, attention.k_proj, attention.v_proj], layout)
         self.o = fused([attention.o_proj], layout)
@@ -58,68 +60,50 @@ class DecoderLayer:
 
     def heads(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """x (N, D) -> q (N, H, E), k and v (N, K, E), normed and rotated; angles: cos and sin (N, 1, E)."""
-        H, K, E = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
-        y = self.qkv(self.block.input_layernorm(x))
-        if self.config.packed_qkv:  # groups of G queries, key, value
-            y = y.view(len(x), K, H // K + 2, E)
-            q, k, v = y[:, :, :-2].reshape(-1, H, E), y[:, :, -2], y[:, :, -1]
-        else:
-            q, k, v = y.view(len(x), H + 2 * K, E).split((H, K, K), 1)
+        q, k, v = self.attention.split(self.qkv(self.block.input_layernorm(x)))
         q, k = self.attention.norm_heads(q, k)
         return (q, k, v) if angles is None else (rotate(q, *angles), rotate(k, *angles), v)
 
     def rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The residual stream after attention's output (N, H * E) and the MLP."""
-        block = self.block
-        if block.post_norms:
-            x = x + block.post_attention_layernorm(self.o(attended))
-            return x + block.post_feedforward_layernorm(self.mlp(block.pre_feedforward_layernorm(x)))
-        x = x + self.o(attended)
-        return x + self.mlp(block.post_attention_layernorm(x))
+        """The residual stream after attention's output (N, H, E) and the MLP."""
+        return self.block.add(x, self.o(attended.flatten(1)), self.mlp)
 
     def mlp(self, x: Tensor) -> Tensor:
-        gate, up = self.up(x).chunk(2, -1) if self.block.mlp.gated else (self.up(x), None)
-        inner = self.block.mlp.act_fn(gate)
-        return self.down(inner if up is None else inner * up)
+        if not self.block.mlp.gated:
+            return self.down(self.block.mlp.act_fn(self.up(x)))
+        gate, up = self.up(x).chunk(2, -1)
+        return self.down(self.block.mlp.act_fn(gate) * up)
 
 
 class Decoder:
     """A `Transformer` laid out for decoding."""
+
+    embed = Transformer.embed  # of attributes with the same names
 
     def __init__(self, model: Transformer, layout: str):
         self.config, self.layout = model.config, layout  # not the model itself, which keeps this decoder
         self.device, self.dtype = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
         self.layers = [DecoderLayer(block, model.config, layout) for block in model.layers]
         self.head = matrix(model.head_weight.detach(), None, layout)
-        self.embed_tokens, self.norm = model.embed_tokens, model.norm
-        self.embed_norm = model.embed_norm if model.config.embedding_norm else None
+        self.embed_tokens, self.embed_norm, self.norm = model.embed_tokens, model.embed_norm, model.norm
         self.kinds = {layer.attention.slides for layer in self.layers}
         self.cache: KVCache | None = None
         self.graphs: StepGraphs | None = None
 
-    def embed(self, ids: Tensor) -> Tensor:
-        x = self.embed_tokens(ids)
-        if self.config.scale_embedding:
-            x = x * torch.tensor(self.config.hidden_size ** 0.5, dtype=x.dtype)
-        return x if self.embed_norm is None else self.embed_norm(x)
-
     def logits(self, x: Tensor) -> Tensor:
-        logits, cap = self.head(self.norm(x)), self.config.final_softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return soft_cap(self.head(self.norm(x)), self.config.final_softcap)
 
     def angles(self, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor] | None]:
         """cos and sin (N, 1, E) at positions (N,), for sliding and for full layers; None without RoPE."""
         if self.config.position_embedding != "rope":
             return dict.fromkeys(self.kinds)
-        found = {slides: rope(self.config, positions[None], slides, self.dtype) for slides in self.kinds}
-        return {slides: (cos[0, 0, :, None], sin[0, 0, :, None]) for slides, (cos, sin) in found.items()}
+        found = {slides: rope(self.config, positions[:, None], slides, self.dtype) for slides in self.kinds}
+        return {slides: (cos[:, 0], sin[:, 0]) for slides, (cos, sin) in found.items()}
 
     def mask(self, queries: Tensor, used: int, slides: bool) -> Tensor:
         """What queries at places (B, T) see of the first `used` places: (B, 1, T, S); ALiBi: (B, H, T, S)."""
         window = self.config.sliding_window if slides else None
         return dense_mask(self.config, queries, torch.arange(used, device=self.device), window, self.dtype)
-
-    # ---- prefill
 
     def make_cache(self, batch: int, length: int) -> KVCache:
         """A cache for `batch` sequences of `length` tokens: the last one if it is large enough."""
@@ -142,53 +126,46 @@ class Decoder:
 
     def flat_pass(self, cache: KVCache, segments: list[Segment]) -> list[Tensor]:
         ids = [token for segment in segments for token in segment.ids]
-        at = [segment.start + i for segment in segments for i in range(len(segment.ids))]
+        at = [place for segment in segments for place in range(segment.start, segment.end)]
         padding = [0] * (-len(ids) % ROWS_STEP)
         x = self.embed(torch.tensor(ids + padding, device=self.device))  # (N, D)
         positions = torch.tensor(at + padding, device=self.device)
         angles = self.angles(positions)
-        lengths = [len(segment.ids) for segment in segments]
-        parts = list(zip(segments, positions[:len(at)].split(lengths), strict=True))
-        masks = {slides: [self.segment_mask(*part, slides) for part in parts] for slides in self.kinds}
+        ends = itertools.accumulate(len(segment.ids) for segment in segments)
+        spans = [slice(end - len(segment.ids), end) for segment, end in zip(segments, ends)]
+        masks = {slides: [self.segment_mask(segment, positions[span], slides)
+                          for segment, span in zip(segments, spans)] for slides in self.kinds}
         for layer in self.layers:
             q, k, v = layer.heads(x, angles[layer.attention.slides])
-            attended, begin = torch.zeros_like(q), 0  # padding stays zero
-            for segment, mask in zip(segments, masks[layer.attention.slides], strict=True):
-                tokens = slice(begin, begin + len(segment.ids))
-                heads = q[tokens], k[tokens], v[tokens]
-                attended[tokens] = self.attend_segment(layer, cache, segment, *heads, mask)
-                begin = tokens.stop
-            x = layer.rest(x, attended.flatten(1))
-        hidden = torch.cat([part[len(part) - segment.logits:]
-                            for segment, part in zip(segments, x[:len(ids)].split(lengths), strict=True)])
+            attended = torch.zeros_like(q)  # padding stays zero
+            for segment, span, mask in zip(segments, spans, masks[layer.attention.slides]):
+                attended[span] = self.attend_segment(layer, cache, segment, q[span], k[span], v[span], mask)
+            x = layer.rest(x, attended)
+        hidden = torch.cat([x[span][len(segment.ids) - segment.logits:]
+                            for segment, span in zip(segments, spans)])
         logits = self.logits(hidden) if len(hidden) else hidden.new_empty(0, self.config.vocab_size)
         return list(logits.split([segment.logits for segment in segments]))
 
     def segment_mask(self, segment: Segment, positions: Tensor, slides: bool) -> Tensor | None:
         """None where every query sees all keys up to its own."""
-        end = segment.start + len(segment.ids)
-        everything = not slides or self.config.sliding_window >= end
-        causal = segment.start == 0 or len(segment.ids) == 1
-        if self.config.position_embedding == "rope" and everything and causal:
+        in_window = not slides or self.config.sliding_window >= segment.end
+        if self.config.by_document and in_window and (segment.start == 0 or len(segment.ids) == 1):
             return None
-        return self.mask(positions[None], end, slides)
+        return self.mask(positions[None], segment.end, slides)
 
     def attend_segment(self, layer: DecoderLayer, cache: KVCache, segment: Segment, q: Tensor, k: Tensor,
                        v: Tensor, mask: Tensor | None) -> Tensor:
         """Store k and v (t, K, E) and attend with q (t, H, E) to all of the segment's row: (t, H, E)."""
-        end, number = segment.start + len(segment.ids), layer.attention.layer
+        number, start, end = layer.attention.layer, segment.start, segment.end
         keys, values = cache.keys[number, segment.row], cache.values[number, segment.row]
-        keys[:, segment.start:end], values[:, segment.start:end] = k.transpose(0, 1), v.transpose(0, 1)
+        keys[:, start:end], values[:, start:end] = k.transpose(0, 1), v.transpose(0, 1)
         return attend(q.transpose(0, 1)[None], keys[None, :, :end], values[None, :, :end], mask,
                       layer.attention.scale, self.config.attention_softcap)[0]
-
-    # ---- one token per row
 
     def decode_step(self, cache: KVCache, tokens: list[int], lengths: list[int]) -> Tensor:
         """Logits (n, V) after one more token in each of the first n rows, which hold `lengths` tokens."""
         if self.device.type == "cuda":
-            if self.graphs is None:
-                self.graphs = StepGraphs(self.one_token, cache)
+            self.graphs = self.graphs or StepGraphs(self.one_token, cache)
             return self.graphs.step(tokens, lengths)
         return self.one_token(cache, torch.tensor(tokens), torch.tensor(lengths), max(lengths) + 1)
 
@@ -208,7 +185,7 @@ class Decoder:
             keys[rows, :, positions], values[rows, :, positions] = k, v
             out = attend(q.reshape(n, K, -1, E), keys[:n, :, :used], values[:n, :, :used],
                          masks[layer.attention.slides], layer.attention.scale, self.config.attention_softcap)
-            x = layer.rest(x, out.transpose(1, 2).reshape(n, -1))
+            x = layer.rest(x, out.transpose(1, 2))
         return self.logits(x)
 
 

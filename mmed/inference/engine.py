@@ -32,20 +32,18 @@ class PrefixCache:
         self.waiting = Counter(prefix for prefix, _ in self.prefixes)
         self.kept: dict[int, tuple[Tensor, ...]] = {}
 
-    def load(self, cache: KVCache, rows: list[int], indices: list[int]) -> list[int]:
-        """Write the prefixes of prompts `indices` into rows of a cache; returns their lengths."""
-        for row, i in zip(rows, indices, strict=True):
-            prefix, length = self.prefixes[i]
-            if not length:
-                continue
+    def load(self, cache: KVCache, row: int, index: int) -> Segment:
+        """Write the prefix of a prompt into a row of a cache; returns the rest, which is left to compute."""
+        prefix, length = self.prefixes[index]
+        if length:
             if prefix not in self.kept:
-                self.decoder.prefill(cache, [Segment(row, 0, self.prompts[i][:length], logits=0)])
+                self.decoder.prefill(cache, [Segment(row, 0, self.prompts[index][:length], logits=0)])
                 self.kept[prefix] = tuple(x[:, row, :, :length].clone() for x in (cache.keys, cache.values))
             cache.keys[:, row, :, :length], cache.values[:, row, :, :length] = self.kept[prefix]
             self.waiting[prefix] -= 1
             if not self.waiting[prefix]:
                 del self.kept[prefix]
-        return [self.prefixes[i][1] for i in indices]
+        return Segment(row, length, self.prompts[index][length:])
 
 
 def shared_prefixes(prompts: list[list[int]]) -> list[tuple[int, int]]:
@@ -84,10 +82,8 @@ class Scheduler:
         waiting.sort(key=lambda sequence: (-sequence.limit, -len(sequence.prompt), sequence.index))
         self.waiting, self.running = deque(waiting), []
         longest = max((len(sequence.prompt) + sequence.limit for sequence in waiting), default=0)
-        self.batch = min(decoding.max_batch_size, len(waiting))
-        if waiting:
-            self.batch = fitting_batch(decoder, self.batch, longest)
-            self.cache = decoder.make_cache(self.batch, longest)
+        self.batch = fitting_batch(decoder, min(decoding.max_batch_size, len(waiting)), longest)
+        self.cache = decoder.make_cache(self.batch, longest)
         self.prefixes = PrefixCache(decoder, [sequence.prompt for sequence in sequences])
 
     def run(self) -> None:
@@ -100,14 +96,12 @@ class Scheduler:
     def admit(self) -> None:
         """Prefill as many waiting prompts as there are free rows, and choose their first tokens."""
         first = len(self.running)
-        new = [self.waiting.popleft() for _ in range(min(self.batch - first, len(self.waiting)))]
-        rows = list(range(first, first + len(new)))
-        lengths = self.prefixes.load(self.cache, rows, [sequence.index for sequence in new])
-        segments = [Segment(row, length, sequence.prompt[length:])
-                    for row, length, sequence in zip(rows, lengths, new, strict=True)]
+        while self.waiting and len(self.running) < self.batch:
+            self.running.append(self.waiting.popleft())
+        segments = [self.prefixes.load(self.cache, row, self.running[row].index)
+                    for row in range(first, len(self.running))]
         logits = torch.cat(self.decoder.prefill(self.cache, segments))
         check_finite(logits)
-        self.running += new
         self.extend(logits, first)
 
     def step(self) -> None:

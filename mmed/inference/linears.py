@@ -35,10 +35,7 @@ class PackedLinear:
 
 class Int8Linear:
     """y = (x W8^T) * scale + b, W8 = round(W / scale), with a fp32 scale = max |row of W| / 127 for each row.
-
-    No calibration. Zero stays zero; no weight is off by more than half a scale. On a CPU the inputs of a few
-    rows are rounded to bf16.
-    """
+    No weight is off by more than half a scale. On a CPU the inputs of a few rows are rounded to bf16."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self.scale = weight.float().abs().amax(1) / 127  # (out,)
@@ -47,8 +44,7 @@ class Int8Linear:
         self.ones = torch.ones(len(weight), dtype=torch.bfloat16, device=weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        aligned = x.shape[1] % ALIGNED == 0
-        if x.device.type == "cpu" and x.shape[0] <= FEW and aligned:  # 3 to 8 times fp32's speed for one row
+        if x.device.type == "cpu" and len(x) <= FEW and x.shape[1] % ALIGNED == 0:  # 3 to 8 times as fast
             y = torch._weight_int8pack_mm(x.bfloat16(), self.weight, self.ones)
         else:
             y = F.linear(x, self.weight.to(x.dtype))
@@ -57,7 +53,6 @@ class Int8Linear:
 
 
 def matrix(weight: Tensor, bias: Tensor | None, layout: str) -> Linear:
-    """One matrix in a layout."""
     if layout in ("packed", "int8"):
         return {"packed": PackedLinear, "int8": Int8Linear}[layout](weight, bias)
     return lambda x: F.linear(x, weight, bias)
@@ -70,7 +65,6 @@ def fused(modules: list[nn.Linear], layout: str) -> Linear:
     weight = torch.cat([module.weight.detach() for module in modules])
     bias = None if modules[0].bias is None else torch.cat([module.bias.detach() for module in modules])
     if layout == "in place":
-        sizes = [len(module.weight) for module in modules]
-        for module, rows in zip(modules, weight.split(sizes), strict=True):
+        for module, rows in zip(modules, weight.split([len(module.weight) for module in modules])):
             module.weight.data = rows
     return matrix(weight, bias, layout)

@@ -27,7 +27,13 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
                options: Sequence[Sequence[Sequence[int]]], *,
                on_done: Callable[[int], None] = lambda place: None) -> list[list[float]]:
     """log P(option | prompt) of each option of each prompt; `on_done` is called with each prompt's place."""
-    check_lengths(model, prompts, options)
+    limit = model.config.max_position_embeddings
+    for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
+        if not len(prompt) or not all(map(len, choices)):
+            raise UserError(f"prompt {i}: a prompt and each of its options need at least one token")
+        if len(prompt) + max(map(len, choices), default=0) - 1 > limit:
+            raise UserError(f"prompt {i} ({len(prompt):,} tokens) with its longest option exceeds the "
+                            f"context length of {limit:,}; shorten it or give fewer examples")
     scores: list[list[float]] = [[] for _ in prompts]
     places = [i for i in range(len(prompts)) if options[i]]
     if not places:
@@ -38,17 +44,15 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
     cache = decoder.make_cache(batch, longest)
     prefixes = PrefixCache(decoder, [list(prompts[i]) for i in places])
     for first in range(0, len(places), batch):
-        group = list(range(first, min(first + batch, len(places))))
-        lengths = prefixes.load(cache, list(range(len(group))), group)
+        group = places[first:first + batch]
         segments = []
-        for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
-            i = places[number]
-            segments.append(Segment(row, length, prompts[i][length:]))
-            rests = [option[:-1] for option in options[i]]
-            segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests if rest]
+        for row, i in enumerate(group):
+            segments.append(prefixes.load(cache, row, first + row))
+            rests = [option[:-1] for option in options[i] if len(option) > 1]
+            segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests]
         logits = decoder.prefill_each(cache, segments)
-        for number in group:
-            i, before = places[number], next(logits)
+        for i in group:
+            before = next(logits)
             for option in options[i]:
                 part = torch.cat((before, next(logits))) if len(option) > 1 else before
                 check_finite(part)
@@ -56,16 +60,6 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
                 scores[i].append(float(part.float().log_softmax(-1).gather(1, ids).double().sum()))
             on_done(i)
     return scores
-
-
-def check_lengths(model: Transformer, prompts: Sequence, options: Sequence) -> None:
-    longest = model.config.max_position_embeddings
-    for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
-        if not len(prompt) or not all(map(len, choices)):
-            raise UserError(f"prompt {i}: a prompt and each of its options need at least one token")
-        if len(prompt) + max(map(len, choices), default=0) - 1 > longest:
-            raise UserError(f"prompt {i} ({len(prompt):,} tokens) with its longest option exceeds the "
-                            f"context length of {longest:,}; shorten it or give fewer examples")
 
 
 @torch.inference_mode()

@@ -1,8 +1,7 @@
 """Sequences during decoding, and the choice of their next tokens. Both engines use these classes.
 
-What a sequence gets depends on its prompt and, when sampling, on (seed, its number): never on its
-neighbours in the batch. But sums are rounded differently in batches of different size. In fp32 the tokens
-are still equal; in bf16 two tokens of nearly equal probability can change places.
+What a sequence gets depends on its prompt and, when sampling, on (seed, its number), not on its batch. But
+sums are rounded differently in batches of different size: in bf16 two nearly equal tokens can change places.
 """
 from __future__ import annotations
 
@@ -36,30 +35,20 @@ class Sequence:
 
 @dataclass
 class Decoding:
-    """How to decode: the arguments of `generate` except model and prompts.
+    """How to decode: the arguments of `generate` except model and prompts."""
 
-    max_new_tokens  one limit for all prompts or one for each; a sequence also ends at the last position
-    end_ids         tokens that end a sequence and are not part of it
-    temperature     0 is greedy; else one draw per token from the `top_k` likeliest (0: all) that hold `top_p`
-    numbers         what the draws of a prompt depend on besides `seed`; default: its place among the prompts
-    vocab_size      ids of the tokenizer: the embedding may have more rows, which are never chosen
-    stop            called with the new ids every STOP_EVERY tokens of a sequence: whether they are enough
-    on_token        called with (place of the prompt, new token)
-    on_done         called with (place of the prompt, its new ids) in the order in which sequences end
-    """
-
-    max_new_tokens: int | list[int]
-    end_ids: Collection[int] = ()
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    max_new_tokens: int | list[int]  # for all prompts or for each; a sequence also ends at the last position
+    end_ids: Collection[int] = ()    # tokens that end a sequence and are not part of it
+    temperature: float = 0.0         # 0 is greedy; else one draw per token
+    top_k: int = 0                   # from the `top_k` likeliest tokens (0: all)
+    top_p: float = 1.0               # that hold this probability
     seed: int = 0
-    numbers: list[int] | None = None
+    numbers: list[int] | None = None  # what draws depend on besides `seed`; default: the prompts' places
     max_batch_size: int = 32
-    vocab_size: int | None = None
-    stop: Callable[[list[int]], bool] | None = None
-    on_token: Callable[[int, int], None] | None = None
-    on_done: Callable[[int, list[int]], None] | None = None
+    vocab_size: int | None = None    # of the tokenizer; further rows of the embedding are never chosen
+    stop: Callable[[list[int]], bool] | None = None  # whether new ids are enough, asked every STOP_EVERY
+    on_token: Callable[[int, int], None] | None = None       # (place of the prompt, new token)
+    on_done: Callable[[int, list[int]], None] | None = None  # (place of the prompt, its new ids)
 
     def __post_init__(self) -> None:
         usable = 0 <= self.temperature < float("inf") and 0 < self.top_p <= 1
@@ -71,13 +60,14 @@ class Decoding:
     def sequences(self, config: ModelConfig, prompts: list[list[int]]) -> list[Sequence]:
         """One sequence per prompt; a prompt that leaves no position for an answer is an error."""
         limits, longest = self.max_new_tokens, config.max_position_embeddings
-        limits = [limits] * len(prompts) if isinstance(limits, int) else list(limits)
+        limits = [limits] * len(prompts) if isinstance(limits, int) else limits
+        numbers = range(len(prompts)) if self.numbers is None else self.numbers
         result = []
-        for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        for i, (prompt, limit, number) in enumerate(zip(prompts, limits, numbers, strict=True)):
             check_prompt(prompt, config, f"prompt {i}")
             if limit < 0:
                 raise UsageError(f"max_new_tokens is {limit}: expected 0 or more")
-            draws = random.Random(f"{self.seed} {i if self.numbers is None else self.numbers[i]}")
+            draws = random.Random(f"{self.seed} {number}")
             result.append(Sequence(i, list(prompt), min(limit, longest - len(prompt)), draws))
         return result
 
@@ -90,7 +80,7 @@ class Decoding:
         return sample(logits, self.temperature, self.top_k, self.top_p, uniform.to(logits.device)).tolist()
 
     def append(self, sequence: Sequence, token: int) -> bool:
-        """Add a token to a sequence; returns whether the sequence has ended."""
+        """Add a token to a sequence; returns whether it has ended."""
         ids = sequence.new_ids
         if token not in self.end_ids:
             ids.append(token)

@@ -2,12 +2,8 @@
 
     run_rounds(path, facts, costs, compute)     -> the complete journal on rank 0, None on the others
 
-    rank 0   predictions.jsonl.partial            <- its own rounds, then all others'
-    rank 1   predictions.jsonl.rank-1.partial     ┐ moved into rank 0's at the end, or by the next start,
-    rank 2   predictions.jsonl.rank-2.partial     ┘ on any number of ranks
-
-A round is a fixed set of items, whatever the number of ranks, so the files of a run do not depend on it.
-Without torchrun there is one rank.
+Rank 0 writes PATH.partial, rank n PATH.rank-n.partial; they are joined at the end, or by the next start on
+any number of ranks. A round is a fixed set of items, so the files of a run do not depend on that number.
 """
 from __future__ import annotations
 
@@ -20,15 +16,15 @@ from mmed.utils.journal import Journal
 
 
 def round_size(max_batch_size: int) -> int:
-    """Items of a round: a round is computed whole or not at all, so its items are batched in the same way,
-    and their scores have the same last digits, in a run that was killed and in one that was not."""
+    """Items of a round, which is computed whole or not at all: so its items are batched in the same way, and
+    their scores have the same last digits, in a run that was killed."""
     return 8 * max_batch_size
 
 
 def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
                compute: Callable[[int], list[dict]], *, force: bool = False,
                on_skip: Callable[[int], None] = lambda number: None) -> Journal | None:
-    """Compute every round of `costs` that is in no journal, the most expensive ones first."""
+    """Compute every round of `costs` that is in no journal; ranks share them by cost."""
     rank, ranks = distributed.rank(), distributed.world_size()
     main = Journal(path, facts, force) if rank == 0 else None
     if main is not None:
@@ -37,11 +33,10 @@ def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],
     done = set(distributed.gather({"done": sorted(main.done) if main is not None else []})[0]["done"])
     for number in sorted(set(costs) & done):
         on_skip(number)
-    missing = sorted(set(costs) - done)
-    missing = sorted(sorted(missing, key=lambda number: -costs[number])[rank::ranks])
+    missing = sorted(set(costs) - done, key=lambda number: (-costs[number], number))
     own = main or Journal(path.with_name(f"{path.name}.rank-{rank}"), facts, force)
     distributed.barrier()  # all have read what is done
-    for number in missing:
+    for number in sorted(missing[rank::ranks]):
         own.add(number, compute(number))
     if main is None:
         own.file.close()

@@ -4,10 +4,9 @@
     spans   └────── 0 ─────┘ └── 1 ───┘ └── 2 ──┘           (row, begin, end) of each; padding belongs to none
 
 `fast_mask` describes the documents; `mask.attend(q, k, v, scale)` computes softmax(q kT * scale) v.
-    CPU   Documents of similar length are computed together, so the work grows with the length of documents
-          instead of rows. The softmax of TILE queries at a time is written out, and recomputed in the
-          backward pass. Both run at the speed of matrix products, which takes half as long as
-          `scaled_dot_product_attention`.
+    CPU   Documents of similar length are computed together. The softmax of TILE queries at a time is
+          written out, and recomputed in the backward pass: at the speed of matrix products, which takes
+          half as long as `scaled_dot_product_attention`.
     GPU   FlexAttention skips blocks in which no two tokens share a document (arXiv 2412.05496).
 
 Legend: B rows, T tokens of a row, H query heads, K key/value heads, G = H / K, E head size, N documents of a
@@ -34,7 +33,7 @@ def fast_mask(document_ids: Tensor | None, batch: int, length: int, window: int 
     """The mask of rows with these documents (B, T), or None where plain causal attention is as fast.
 
     document_ids  negative numbers are padding; None: each row is one document
-    window        a query sees itself and the window - 1 keys before it; None: all keys before it
+    window        a query sees itself and the window - 1 keys before it
     """
     if device.type == "cpu":
         rows = torch.arange(batch)
@@ -66,13 +65,10 @@ def document_spans(document_ids: Tensor) -> Tensor:
 
 @dataclass
 class DocumentMask:
-    """Attention on a CPU, document by document."""
-
     spans: Tensor  # (documents, 3) int64: row, begin, end
     window: int | None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """q (B, H, T, E), k and v (B, K, T, E) -> (B, T, H, E)"""
         return document_attention(q, k, v, self.spans, self.window, scale)
 
 
@@ -96,11 +92,10 @@ class Group:
 
 def document_groups(spans: Tensor, T: int, heads: int, element_size: int) -> Iterator[Group]:
     """All documents, in groups of similar length whose scores fit into the cache."""
-    spans = spans[spans[:, 2] > spans[:, 1]]
     lengths = spans[:, 2] - spans[:, 1]
     begins = spans[:, 0] * T + spans[:, 1]
     rounded = (lengths + ROUND - 1) // ROUND
-    for size in rounded.unique().tolist():
+    for size in rounded[lengths > 0].unique().tolist():
         chosen = rounded == size
         L = int(lengths[chosen].max())
         at = torch.arange(L)
@@ -165,7 +160,7 @@ def document_attention_backward(grad: Tensor, out: Tensor, q: Tensor, k: Tensor,
 
 def group_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, delta: Tensor, real: Tensor,
                    window: int | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q (N K, G, L, E), k and v (N K, 1, L, E) of a group; grad like q, delta (N K, G, L, 1)."""
+    """Gradients of a group's q (N K, G, L, E), k and v (N K, 1, L, E); grad like q, delta (N K, G, L, 1)."""
     q, k, v = q * scale, k.squeeze(1), v.squeeze(1)
     padding = ~real.repeat_interleave(len(k) // len(real), 0)[:, None, :, None]
     grad, delta = grad.masked_fill(padding, 0), delta.masked_fill(padding, 0)
@@ -194,8 +189,8 @@ def _(grad, out, q, k, v, spans, window, scale):
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, v, spans, ctx.window, ctx.scale = inputs
-    ctx.save_for_backward(output, q, k, v, spans)
+    *tensors, ctx.window, ctx.scale = inputs
+    ctx.save_for_backward(output, *tensors)
 
 
 def _backward(ctx, grad):
@@ -210,11 +205,10 @@ document_attention.register_autograd(_backward, setup_context=_setup_context)
 
 @dataclass
 class FlexMask:
-    """FlexAttention, which is fast only when compiled: together with its block, or by itself."""
-
     block_mask: BlockMask
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        # FlexAttention is fast only when compiled: together with its block, or by itself
         flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
         return flex(q, k, v, block_mask=self.block_mask, scale=scale,
                     enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
@@ -229,7 +223,6 @@ def compiled_flex_attention() -> Callable[..., Tensor]:
 
 
 def block_mask(document_ids: Tensor | None, window: int | None, T: int, device: torch.device) -> BlockMask:
-    """The same rule for FlexAttention: which blocks to compute, and what is visible inside them."""
     def visible(b, h, query, key):
         seen = query >= key
         if window is not None:

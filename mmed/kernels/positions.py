@@ -39,17 +39,13 @@ def _kept_by_yarn(speed: Tensor, theta: float, scaling: dict) -> Tensor:
     """Share of each speed that stays: pairs that turn more than `beta_fast` times within the old context are
     kept, those that turn less than `beta_slow` times are stretched, those between are blended."""
     size, old = 2 * len(speed), scaling["original_max_position_embeddings"]
-
-    def pair_that_turns(times: float) -> float:
-        return size * math.log(old / (times * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = pair_that_turns(scaling.get("beta_fast", 32)), pair_that_turns(scaling.get("beta_slow", 1))
+    low, high = (size * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(theta))
+                 for turns in (scaling.get("beta_fast", 32), scaling.get("beta_slow", 1)))
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
-    if low == high:
-        high += 0.001
-    return 1 - ((torch.arange(len(speed), device=speed.device) - low) / (high - low)).clamp(0, 1)
+    pairs = torch.arange(len(speed), device=speed.device)
+    return 1 - ((pairs - low) / (high - low if high > low else 0.001)).clamp(0, 1)
 
 
 def magnitude(scaling: dict) -> float:

@@ -2,9 +2,8 @@
 
     encode_chat(tokenizer, [{"role": "user", "content": "Fever and cough?"}], family="llama")
 
-Messages have a role (an optional first "system", then "user" and "assistant" in turn) and a content. The
-template in a model folder renders them in Jinja's sandbox, as apply_chat_template of transformers does; a
-folder without one gets a template from CHAT_TEMPLATES. What a user writes is always ordinary text:
+The template in a model folder renders messages in Jinja's sandbox, as apply_chat_template of transformers
+does; a folder without one gets a template from CHAT_TEMPLATES. What a user writes is always ordinary text:
 "<|eot_id|>" in a question is encoded as text, not obeyed.
 
 References: the published chat templates of Llama 2 and 3, Mistral 7B Instruct 0.2 and 0.3, InternLM 2 chat,
@@ -21,11 +20,10 @@ from typing import Any
 
 from mmed.utils.errors import UserError, require_extra
 
-Message = dict[str, str]
+Message = dict[str, str]  # "role" and "content"
 
 # Inserted into text that looks like a special token while a message is rendered: <MARK|eot_id|>.
-# A Unicode noncharacter, which no text contains.
-MARK = "\ufdd0"
+MARK = "\ufdd0"  # a Unicode noncharacter, which no text contains
 THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")  # a prompt that begins the answer's thought
 
 # ----------------------------------------------------------------------------------------- built-in templates
@@ -86,15 +84,6 @@ def template_name(tokenizer, family: str) -> str | None:
                 by_family.get(family))
 
 
-def built_in(name: str, tokenizer) -> str:
-    """A template of CHAT_TEMPLATES, whose special tokens the tokenizer must have."""
-    template, known = CHAT_TEMPLATES[name], special_tokens(tokenizer)
-    for token in re.findall(r"<\|\w+\|>|<\w+_of_turn>" + r"|\[/?INST\]" * (name == "mistral3"), template):
-        if token not in known:
-            raise UserError(f"this tokenizer has no {token}, which the chat template needs")
-    return template
-
-
 # -------------------------------------------------------------------------------------------------- rendering
 
 def _raise_exception(message: str) -> None:
@@ -139,8 +128,6 @@ def _render_jinja(text: str, messages: list[Message], roles: dict[str, str], pro
     return rendered
 
 
-# ---------------------------------------------------------------------------------------------- text and ids
-
 def check_messages(messages: Sequence[Message], last: str) -> None:
     """Messages must be an optional system, then user and assistant in turn, the last one by `last`."""
     roles = [message["role"] for message in messages]
@@ -162,19 +149,26 @@ def _pattern(tokens: tuple[str, ...]) -> str:
     return "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)"
 
 
+def _template(tokenizer, family: str, name: str | None) -> str:
+    """The template called `name` in CHAT_TEMPLATES, or the model's own."""
+    if tokenizer.chat_template and not name:
+        return tokenizer.chat_template
+    name = name or template_name(tokenizer, family)
+    if name is None:
+        raise UserError("this model has no chat template (a base model); give it plain prompts, or add "
+                        "chat_template to its tokenizer_config.json")
+    template, known = CHAT_TEMPLATES[name], special_tokens(tokenizer)
+    for token in re.findall(r"<\|\w+\|>|<\w+_of_turn>" + r"|\[/?INST\]" * (name == "mistral3"), template):
+        if token not in known:
+            raise UserError(f"this tokenizer has no {token}, which the chat template needs")
+    return template
+
+
 def _render(tokenizer, messages: Sequence[Message], family: str, name: str | None, prompt: bool) -> str:
     """The text of a conversation with the text of special tokens; MARK hides what only looks like one.
-
-    `name`: a key of CHAT_TEMPLATES, None for the model's own. `prompt`: up to where an answer begins.
-    """
+    `prompt`: up to where an answer begins."""
     check_messages(messages, "user" if prompt else "assistant")
-    template = "" if name else tokenizer.chat_template
-    if not template:
-        name = name or template_name(tokenizer, family)
-        if name is None:
-            raise UserError("this model has no chat template (a base model); give it plain prompts, or add "
-                            "chat_template to its tokenizer_config.json")
-        template = built_in(name, tokenizer)
+    template = _template(tokenizer, family, name)
     hidden = re.compile(rf"(?s)(?=(?:{_pattern(tuple(special_tokens(tokenizer)))}))(.)")
     messages = [message | {"content": hidden.sub(rf"\1{MARK}", message["content"].replace(MARK, ""))}
                 for message in messages]
@@ -182,6 +176,8 @@ def _render(tokenizer, messages: Sequence[Message], family: str, name: str | Non
     roles = {role: tokenizer.piece(index) for role, index in ids.items() if index is not None}
     return _render_jinja(template, messages, roles, prompt)
 
+
+# --------------------------------------------------------------------------------------------------- encoding
 
 def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each of several rendered texts that follow one another."""
@@ -227,8 +223,7 @@ def encode_conversation(tokenizer, messages: Sequence[Message],
         if shared is None or end is None or answer not in whole[len(shared):end.end()].replace(MARK, ""):
             raise UserError(
                 f"the chat template changes message {place + 1} or earlier ones when the conversation "
-                "continues, or ends it without a special token: a model would learn from text that it never "
-                "sees in use; split conversations into single questions")
+                "continues, or ends it without a special token; split conversations into single questions")
         texts += [whole[done:len(shared)], whole[len(shared):end.end()]]
         done = end.end()
     parts = _encode(tokenizer, texts)

@@ -4,7 +4,9 @@ from __future__ import annotations
 import hashlib
 import json
 
-from mmed.utils.errors import UserError, require_extra
+from mmed.utils.errors import require_extra
+
+PARTS = {"normalizer", "pre_tokenizer", "decoder", "normalizers", "pretokenizers", "decoders"}
 
 
 def added_token(index: int, text: str, special: bool, normalized: bool = False) -> dict:
@@ -18,23 +20,19 @@ class HubBackend:
 
     kind = "Hugging Face tokenizers"
 
-    def __init__(self, file: dict, name: str):
+    def __init__(self, file: dict):
         # Padding, truncation and BOS belong to the caller; text that looks like a special token stays text.
         file = file | {"truncation": None, "padding": None, "post_processor": None}
-        self.tokenizer, self.bare = self._open(file), self._open(without_prefix(file))
+        library = require_extra("tokenizers", "hub").Tokenizer
+        self.tokenizer, self.bare = (library.from_str(json.dumps(f)) for f in (file, without_prefix(file)))
+        self.tokenizer.encode_special_tokens = self.bare.encode_special_tokens = True
         for entry in file["added_tokens"]:
             found = self.tokenizer.token_to_id(entry["content"])
             if found != entry["id"]:
-                raise UserError(f"{name}: the added token {entry['content']!r} has id {entry['id']}, but the "
-                                f"tokenizers library gives it {found}; ids must follow on without gaps")
+                raise ValueError(f"the added token {entry['content']!r} has id {entry['id']}, but the "
+                                 f"tokenizers library gives it {found}; ids must follow on without gaps")
         self.digest = hashlib.sha256(json.dumps(file, sort_keys=True).encode()).hexdigest()
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-    @staticmethod
-    def _open(file: dict):
-        tokenizer = require_extra("tokenizers", "hub").Tokenizer.from_str(json.dumps(file))
-        tokenizer.encode_special_tokens = True
-        return tokenizer
 
     def encode(self, text: str, continued: bool = False) -> list[int]:
         return (self.bare if continued else self.tokenizer).encode(text, add_special_tokens=False).ids
@@ -46,11 +44,7 @@ class HubBackend:
         return self.tokenizer.id_to_token(index) or ""
 
     def facts(self) -> list:
-        """What determines the ids, for the fingerprint."""
         return [self.digest]
-
-
-PARTS = {"normalizer", "pre_tokenizer", "decoder", "normalizers", "pretokenizers", "decoders"}
 
 
 def without_prefix(step):

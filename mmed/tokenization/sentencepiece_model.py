@@ -6,6 +6,7 @@ References: Kudo and Richardson 2018; sentencepiece_model.proto.
 """
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -28,40 +29,38 @@ RULES = {2: b"", DUMMY_PREFIX: 1, 4: 1, 5: 1}
 # Protobuf wire format: each field is a varint key = number << 3 | type; type 0 is a varint, 1 eight bytes,
 # 2 a length and bytes, 5 four bytes.
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a varint at `at`; return (value, position after it)."""
+def _varint(stream: io.BytesIO) -> int:
     value = shift = 0
-    while shift <= 63:
-        value |= (data[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-        if data[at - 1] < 128:
-            return value, at
-    raise ValueError("number too long")
+    while (byte := stream.read(1)[0]) > 127:
+        value |= (byte & 127) << shift
+        shift += 7
+        if shift > 63:
+            raise ValueError("number too long")
+    return value | byte << shift
 
 
 def parse_message(data: bytes) -> Iterator[tuple[int, Any]]:
     """Yield (field number, value); ValueError, IndexError or KeyError when `data` is not protobuf."""
-    at = 0
-    value: Any
-    while at < len(data):
-        key, at = _varint(data, at)
+    stream = io.BytesIO(data)
+    while stream.tell() < len(data):
+        key = _varint(stream)
+        value: Any
         if key & 7 == 0:
-            value, at = _varint(data, at)
+            value = _varint(stream)
         else:
-            length, at = _varint(data, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
-            value, at = data[at:at + length], at + length
-            if at > len(data):
+            length = _varint(stream) if key & 7 == 2 else {1: 8, 5: 4}[key & 7]
+            value = stream.read(length)
+            if len(value) < length:
                 raise ValueError("truncated")
         yield key >> 3, value
 
 
 def _encode_varint(value: int) -> bytes:
-    out = bytearray()
+    out = []
     while value > 127:
         out.append(value & 127 | 128)
         value >>= 7
-    out.append(value)
-    return bytes(out)
+    return bytes([*out, value])
 
 
 def build_message(*fields: tuple[int, int | float | bytes]) -> bytes:
@@ -82,6 +81,13 @@ def build_piece(text: str, score: float, kind: int) -> tuple[int, bytes]:
     return 1, build_message((1, text.encode()), (2, score), (3, kind))
 
 
+def parse_piece(data: bytes) -> tuple[str, float, int]:
+    """(text, score, type)"""
+    fields = dict(parse_message(data))
+    score = struct.unpack("<f", fields.get(2, bytes(4)))[0]
+    return fields.get(1, b"").decode(), score, fields.get(3, NORMAL)
+
+
 class SentencePieceModel:
     """The parsed `ModelProto`: pieces (text, score, type), trainer fields that steer encoding, normaliser.
 
@@ -90,7 +96,7 @@ class SentencePieceModel:
 
     def __init__(self, data: bytes):
         fields = list(parse_message(data))
-        self.pieces = [self._piece(value) for number, value in fields if number == 1]
+        self.pieces = [parse_piece(value) for number, value in fields if number == 1]
         if not 0 < len(self.pieces) <= MAX_PIECES:
             raise ValueError(f"{len(self.pieces):,} pieces; expected 1 to {MAX_PIECES:,}")
         last = {2: b"", 3: b"", **dict(fields)}
@@ -100,19 +106,12 @@ class SentencePieceModel:
         denormalizer = [(5, last[5])] if last.get(5) else []
         self.rest = (2, last[2]), (3, build_message(*self.rules.items())), *denormalizer
 
-    @staticmethod
-    def _piece(data: bytes) -> tuple[str, float, int]:
-        fields = dict(parse_message(data))
-        score = struct.unpack("<f", fields.get(2, bytes(4)))[0]
-        return fields.get(1, b"").decode(), score, fields.get(3, NORMAL)
-
-    def proto(self) -> bytes:
-        """The model as bytes."""
-        return build_message(*(build_piece(*piece) for piece in self.pieces), *self.rest)
-
 
 class SentencePieceBackend:
-    """Ordinary text <-> ids through the sentencepiece library; RuntimeError if it rejects the model."""
+    """Ordinary text <-> ids through the sentencepiece library; RuntimeError if it rejects the model.
+
+    `roles` are the ids of the bos, eos, pad and unk token, None where the model has none.
+    """
 
     kind = "sentencepiece"
 
@@ -122,11 +121,14 @@ class SentencePieceBackend:
         for index in special_ids:
             if index < len(model.pieces) and model.pieces[index][2] == USER_DEFINED:
                 model.pieces[index] = (*model.pieces[index][:2], CONTROL)
-        self.model, self.size, self.proto = model, len(model.pieces), model.proto()
+        self.model, self.size = model, len(model.pieces)
+        self.proto = build_message(*(build_piece(*piece) for piece in model.pieces), *model.rest)
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=self.proto)
         # without the space before the first word: in protobuf, what is appended replaces fields
         no_prefix = build_message((3, build_message((DUMMY_PREFIX, 0))))
         self.bare = sentencepiece.SentencePieceProcessor(model_proto=self.proto + no_prefix)
+        ids = {role: getattr(self.processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
+        self.roles = {role: index if index >= 0 else None for role, index in ids.items()}
 
     def encode(self, text: str, continued: bool = False) -> list[int]:
         return (self.bare if continued else self.processor).encode(text)
@@ -138,34 +140,28 @@ class SentencePieceBackend:
     def piece(self, index: int) -> str:
         return self.model.pieces[index][0] if index < self.size else ""
 
-    def roles(self) -> dict[str, int | None]:
-        """Ids of the bos, eos, pad and unk token, None where the model has none."""
-        ids = {role: getattr(self.processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
-        return {role: index if index >= 0 else None for role, index in ids.items()}
-
     def facts(self) -> list:
-        """What determines the ids, for the fingerprint."""
         return [self.proto.hex()]
 
 
 def hub_tokenizer(model: SentencePieceModel) -> dict:
     """A `tokenizer.json` with the ids of a plain BPE model: every split of a piece into two is a merge.
 
-    A space goes before the first word even where the text begins with one, as sentencepiece does it. Symbols
-    that the user defined are looked for after that, so the rule leaves out texts that are such a symbol: it
-    is applied to them, too.
+    A space goes before the first word even where the text begins with one, as sentencepiece does it, but not
+    before a text that is a symbol of the user: these are looked for after that rule.
     """
     vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
     scores = {piece: score for piece, score, kind in model.pieces if kind == NORMAL}
-    merges: list[tuple[int, int, str, str]] = []
+    merges: list[list[str]] = []
     for piece in sorted(scores, key=lambda piece: -scores[piece]):
-        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
-        merges += sorted((vocabulary[left], vocabulary[right], left, right) for left, right in splits
-                         if left in scores and right in scores)
-    special = [piece for piece, _, kind in model.pieces if kind in (CONTROL, UNKNOWN)]
+        splits = [[piece[:i], piece[i:]] for i in range(1, len(piece))]
+        merges += sorted((split for split in splits if scores.keys() >= set(split)),
+                         key=lambda split: [vocabulary[part] for part in split])
     symbols = [piece for piece, _, kind in model.pieces if kind == USER_DEFINED]
-    added = [added_token(vocabulary[text], text, text in special, normalized=text in symbols)
-             for text in [*special, *symbols]]
+    unknown = [piece for piece, _, kind in model.pieces if kind == UNKNOWN]
+    added = [added_token(index, piece, True)
+             for index, (piece, _, kind) in enumerate(model.pieces) if kind in (CONTROL, UNKNOWN)]
+    added += [added_token(vocabulary[symbol], symbol, False, normalized=True) for symbol in symbols]
     normalizers: list[dict] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     decoders: list[dict] = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
                             {"type": "ByteFallback"}, {"type": "Fuse"}]
@@ -173,11 +169,10 @@ def hub_tokenizer(model: SentencePieceModel) -> dict:
         whole = "".join(rf"|{re.escape(symbol)}\z" for symbol in symbols)
         normalizers.append({"type": "Replace", "pattern": {"Regex": rf"\A(?!\z{whole})"}, "content": SPACE})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    unknown = next(piece for piece, _, kind in model.pieces if kind == UNKNOWN)
     return {
         "version": "1.0", "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {"type": "BPE", "unk_token": unknown, "fuse_unk": True, "byte_fallback": True,
-                  "vocab": vocabulary, "merges": [[left, right] for _, _, left, right in merges]},
+        "model": {"type": "BPE", "unk_token": unknown[0], "fuse_unk": True, "byte_fallback": True,
+                  "vocab": vocabulary, "merges": merges},
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed.tokenization.byte_level import steps_of
-from mmed.utils.errors import UserError
+from mmed.tokenization.hub import added_token
 from mmed.utils.files import read_json
 
 # Lists or {role: token} of special tokens; the first is transformers 4's, the others transformers 5's
@@ -19,51 +19,44 @@ NAMED_LISTS = ("additional_special_tokens", "extra_special_tokens", "model_speci
 
 
 class TokenizerSettings:
-    """`json`: the content of tokenizer.json, {} without one; `added`: text of each added token -> (id, its
-    entry with "special", "lstrip", ...)."""
+    """`json`: the content of tokenizer.json, {} without one; `added`: the entry of each added token as that
+    file has it, by its text; `special` and `ordinary`: their ids by text."""
 
     def __init__(self, path: Path):
         self.folder = path.parent
         self.json = self._read(path.name if path.suffix == ".json" else "tokenizer.json")
         self.config, self.map = self._read("tokenizer_config.json"), self._read("special_tokens_map.json")
         self.generation, self.model = self._read("generation_config.json"), self._read("config.json")
-        self.added: dict[str, tuple[int, dict]] = {}
-        for text, index in self._read("added_tokens.json").items():
-            self.add(text, index, {}, "added_tokens.json")
-        for index, entry in (self.config.get("added_tokens_decoder") or {}).items():
-            self.add(entry["content"], int(index), entry, "tokenizer_config.json")
+        entries = [{"content": text, "id": index} for text, index in self._read("added_tokens.json").items()]
+        entries += [entry | {"id": int(index)}
+                    for index, entry in (self.config.get("added_tokens_decoder") or {}).items()]
         # transformers 5 names them here only, also where a tokenizer.model goes first
-        for entry in self.json.get("added_tokens") or []:
-            self.add(entry["content"], entry["id"], entry, "tokenizer.json")
-        self.named: set[str | None] = set()  # special by their role
-        for source in (self.config, self.map):
-            entries = [entry for key, entry in source.items() if key.endswith("_token")]
-            for key in NAMED_LISTS:
-                more = source.get(key) or []
-                entries += more.values() if isinstance(more, dict) else more
-            self.named |= {_content(entry) for entry in entries}
+        entries += self.json.get("added_tokens") or []
+        self.added: dict[str, dict] = {}
+        named = self._named()
+        for entry in entries:
+            text, index = entry["content"], entry["id"]
+            if self.added.get(text, entry)["id"] != index:
+                raise ValueError(f"the added token {text!r} has the ids {self.added[text]['id']} and {index}")
+            # without a flag (added_tokens.json), what looks like <...> or [...] is special
+            looks_special = re.fullmatch(r"<.*>|\[.*\]", text, re.DOTALL) is not None
+            special = text in named or entry.get("special", looks_special)
+            self.added[text] = added_token(index, text, special) | entry | {"special": special}
+        self.special = {text: entry["id"] for text, entry in self.added.items() if entry["special"]}
+        self.ordinary = {text: entry["id"] for text, entry in self.added.items() if not entry["special"]}
 
     def _read(self, name: str) -> dict:
         return read_json(self.folder / name) if (self.folder / name).is_file() else {}
 
-    def add(self, text: str, index: int, entry: dict, file: str) -> None:
-        """Record one added token; the same text with another id is an error."""
-        if self.added.get(text, (index,))[0] != index:
-            raise UserError(f"{self.folder / file}: the added token {text!r} has id {index} here and "
-                            f"{self.added[text][0]} elsewhere in this folder")
-        self.added[text] = (index, entry)
-
-    def split(self) -> tuple[dict[str, int], dict[str, int]]:
-        """(special, found in ordinary text): text -> id. Special is what has the flag or a role, or without
-        flag (added_tokens.json) looks like <...> or [...].
-        """
-        special: dict[str, int] = {}
-        ordinary: dict[str, int] = {}
-        for text, (index, entry) in self.added.items():
-            looks_special = re.fullmatch(r"<.*>|\[.*\]", text, re.DOTALL) is not None
-            is_special = text in self.named or entry.get("special", looks_special)
-            (special if is_special else ordinary)[text] = index
-        return special, ordinary
+    def _named(self) -> set[str | None]:
+        """The tokens that have a role, which makes them special."""
+        entries = []
+        for source in (self.config, self.map):
+            entries += [entry for key, entry in source.items() if key.endswith("_token")]
+            for key in NAMED_LISTS:
+                more = source.get(key) or []
+                entries += more.values() if isinstance(more, dict) else more
+        return set(map(_text_of, entries))
 
     def chat_template(self) -> str:
         """The text of the folder's chat template, "" without one; of several, the one called "default"."""
@@ -72,13 +65,13 @@ class TokenizerSettings:
             return path.read_text(encoding="utf-8", errors="replace")
         template = self.config.get("chat_template") or self._read("chat_template.json").get("chat_template")
         if isinstance(template, list):
-            template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
         return str(template or "")
 
     def token_id(self, role: str, known: dict[str, int], default: int | None, size: int) -> int | None:
         """Id of the bos, eos, pad or unk token: by the tokenizer's settings, its file, or the model's."""
         for source in (self.config, self.map):
-            text = _content(source.get(f"{role}_token"))
+            text = _text_of(source.get(f"{role}_token"))
             if text in known:
                 return known[text]
         if default is not None or f"{role}_token" in self.config:
@@ -101,17 +94,16 @@ class TokenizerSettings:
         Other files do not say; the models they belong to (Llama, InternLM, Gemma) add it.
         """
         choice = self.config.get("add_bos_token")
-        if isinstance(choice, bool):
-            return choice
-        if not self.json:
-            return True
+        if isinstance(choice, bool) or not self.json:
+            return choice is not False
         for step in steps_of(self.json.get("post_processor"), "processors"):
-            first = (step.get("single") or [{}])[0] if step.get("type") == "TemplateProcessing" else {}
+            first = (step.get("single") or [{}])[0] if step["type"] == "TemplateProcessing" else {}
             if bos_id is not None and known.get(first.get("SpecialToken", {}).get("id")) == bos_id:
                 return True
         return False
 
 
-def _content(entry: Any) -> str | None:
+def _text_of(entry: Any) -> str | None:
+    """A token is named by its text or by an object with the text."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     return text if isinstance(text, str) else None

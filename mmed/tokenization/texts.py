@@ -1,7 +1,6 @@
 """Texts that a tokenizer is trained on or encodes: documents in files, and what UTF-8 cannot carry."""
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -26,11 +25,17 @@ def clean_text(text: str) -> str:
 
 
 def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield (text, language) of documents: .jsonl or .jsonl.gz with the field `text`, or one .txt.
-
-    The language is the field `language` (or `lang`), "?" without one.
+    """Yield (text, language) of documents: .jsonl or .jsonl.gz with the field `text`, one .txt, or a folder
+    of such files. The language is the field `language` (or `lang`), "?" without one.
     """
     path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        if not files:
+            raise UserError(f"{path}: a folder without .jsonl, .jsonl.gz or .txt files")
+        for file in files:
+            yield from read_texts(file)
+        return
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: expected a .jsonl, .jsonl.gz or .txt file")
     if path.suffix == ".txt":
@@ -45,10 +50,9 @@ def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
         yield value["text"], str(value.get("language") or value.get("lang") or "?")
 
 
-def sentences_of(texts: Iterable[str] | Iterable[Path]) -> Iterator[str]:
+def sentences_of(texts: Iterable[str]) -> Iterator[str]:
     """Split documents into the lines that the trainer counts; U+2585, which it reserves, becomes a space."""
-    documents = ([(item, "")] if isinstance(item, str) else read_texts(item) for item in texts)
-    for text, _ in itertools.chain.from_iterable(documents):
+    for text in texts:
         for line in clean_text(text).replace("\u2585", " ").split("\n"):
             for start in range(0, len(line), SENTENCE_CHARACTERS):
                 if part := line[start:start + SENTENCE_CHARACTERS].strip("\r"):

@@ -16,7 +16,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,25 +47,24 @@ class StreamWriter:
 
     def __init__(self, prefix: str | Path, vocab_size: int, fingerprint: str, bos_id: int | None = None):
         """`bos_id`: the token that every document begins with, None if they begin without one."""
-        self.prefix, self.vocab_size = str(prefix), vocab_size
-        self.fingerprint, self.bos_id = fingerprint, bos_id
-        self.dtype = token_dtype(vocab_size)
-        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        self.files = {name: open(temporary_name(Path(f"{prefix}.{name}")), "wb") for name in ("bin", "idx")}
+        self.prefix, self.dtype = str(prefix), token_dtype(vocab_size)
+        self.meta = {"format": FORMAT, "dtype": self.dtype.name, "vocab_size": vocab_size, "tokens": 0,
+                     "documents": 0, "counts": {}, "tokenizer": fingerprint, "bos_id": bos_id}
+        self.open_files = ExitStack()
+        self.files = {name: self.open_files.enter_context(atomic_write(f"{prefix}.{name}", "wb"))
+                      for name in ("bin", "idx")}
         self.hashes = {name: hashlib.sha256() for name in self.files}
-        self.tokens = self.documents = 0
-        self.counts: Counts = {}
 
     def add(self, ids: Sequence[int], language: str = "", source: str = "") -> None:
         """Append one document's ids (with its BOS and EOS)."""
         array = np.asarray(ids, dtype=np.int64)
-        if not len(array) or not 0 <= array.min() <= array.max() < self.vocab_size:
-            raise ValueError(f"document {self.documents} of {self.prefix}: expected ids in "
-                             f"[0, {self.vocab_size}), got {array}")
-        self.tokens += len(array)
-        self.documents += 1
-        add_count(self.counts, language, source, len(array), 1)
-        end = np.array(self.tokens, dtype="<u8")
+        if not len(array) or not 0 <= array.min() <= array.max() < self.meta["vocab_size"]:
+            raise ValueError(f"document {self.meta['documents']} of {self.prefix}: expected ids in "
+                             f"[0, {self.meta['vocab_size']}), got {array}")
+        self.meta["tokens"] += len(array)
+        self.meta["documents"] += 1
+        add_count(self.meta["counts"], language, source, len(array), 1)
+        end = np.array(self.meta["tokens"], dtype="<u8")
         for name, data in (("bin", array.astype(self.dtype).tobytes()), ("idx", end.tobytes())):
             self.files[name].write(data)
             self.hashes[name].update(data)
@@ -73,23 +72,16 @@ class StreamWriter:
     def close(self, **extra: object) -> dict:
         """Give the files their names; returns the content of NAME.json. `extra` keys are stored with it."""
         Path(f"{self.prefix}.json").unlink(missing_ok=True)  # never an old .json beside a new .bin
-        for name, file in self.files.items():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            os.replace(file.name, f"{self.prefix}.{name}")
-        meta = {"format": FORMAT, "dtype": self.dtype.name, "vocab_size": self.vocab_size,
-                "tokens": self.tokens, "documents": self.documents, "counts": self.counts,
-                "tokenizer": self.fingerprint, "bos_id": self.bos_id,
-                "sha256": {name: digest.hexdigest() for name, digest in self.hashes.items()}, **extra}
-        write_json(f"{self.prefix}.json", meta)
-        return meta
+        self.open_files.close()
+        self.meta["sha256"] = {name: digest.hexdigest() for name, digest in self.hashes.items()}
+        write_json(f"{self.prefix}.json", self.meta | extra)
+        return self.meta | extra
 
 
 def write_manifest(prefix: str | Path, parts: Iterable[str | Path], **extra: object) -> dict:
     """Make one stream of complete streams of one tokenizer, below the folder of `prefix`, without copying
     tokens: NAME.idx has all document ends, NAME.json lists the .bin files; a single one becomes NAME.bin.
-    Returns the content of NAME.json, which `extra` goes into. Memory: the document ends of one part.
+    Returns the content of NAME.json, which `extra` goes into.
     """
     tokens, listed, meta, digest = 0, [], {}, hashlib.sha256()
     counts: Counts = {}
@@ -157,11 +149,8 @@ class PartedTokens:
 
 
 class TokenStream:
-    """A stream on disk. Opening it checks sizes and tokenizer; `verify` reads it all.
-
-    ids   all tokens, to be sliced
-    ends  (documents,) where each document ends in `ids`
-    """
+    """A stream on disk: `ids`, to be sliced, and `ends` (documents,), where each document ends in them.
+    Opening it checks sizes and tokenizer; `verify` reads it all."""
 
     def __init__(self, prefix: str | Path, fingerprint: str | None = None, verify: bool = False):
         self.prefix = str(prefix).removesuffix(".json").removesuffix(".bin")

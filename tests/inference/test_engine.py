@@ -1,11 +1,13 @@
 """The fast engine and the plain loop against full forward passes, for the mathematics of every family."""
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmed.generate import generate, score_plain
+from mmed.generate import generate
+from mmed.inference import decoder
 from mmed.inference.cuda_graphs import graph_shape
 from mmed.inference.decoder import PASS_TOKENS, Decoder, Segment, decoder_for
 from mmed.inference.linears import Int8Linear, PackedLinear
@@ -58,8 +60,14 @@ def naive(model: Transformer, prompt: list[int], limit: int, ends=()) -> list[in
     return ids[len(prompt):]
 
 
+@torch.no_grad()
+def exact_score(model: Transformer, prompt: list[int], option: list[int]) -> float:
+    log_p = model(torch.tensor([prompt + option]))[0, len(prompt) - 1:-1].double().log_softmax(-1)
+    return float(log_p.gather(1, torch.tensor(option)[:, None]).sum())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_engines_give_the_tokens_of_full_forwards_for_any_batch_size(family):
+def test_both_engines_give_the_tokens_of_full_forwards_for_any_batch_size(family, monkeypatch):
     rng = random.Random(family)
     model = tiny(rng.randrange(1000), **FAMILIES[family])
     prompts = random_prompts(rng, 9)
@@ -68,7 +76,9 @@ def test_both_engines_give_the_tokens_of_full_forwards_for_any_batch_size(family
     ends = [rng.randrange(97) for _ in range(4)]
     expected = [naive(model, prompt, limit, ends) for prompt, limit in zip(prompts, limits)]
     assert len({len(ids) for ids in expected}) > 2  # sequences end at different times, so rows are refilled
-    for name, size in (("plain", 1), ("plain", 4), ("fast", 1), ("fast", 3), ("fast", 32)):
+    for name, size, tokens in (("plain", 1, 0), ("plain", 4, 0), ("fast", 1, 1024), ("fast", 3, 16),
+                               ("fast", 32, 1024)):
+        monkeypatch.setitem(PASS_TOKENS, "cpu", tokens)  # 16: prompts longer than a pass
         new = generate(model, prompts, limits, end_ids=ends, max_batch_size=size, engine_name=name)
         assert new == expected, (name, size)
 
@@ -112,22 +122,17 @@ def test_logits_of_many_tokens_exist_for_one_pass_at_a_time(monkeypatch):
     assert [len(computed) for _ in logits] == [1, 2, 3, 4, 5]
 
 
-def test_a_layout_is_kept_until_a_weight_changes():
-    model = tiny(1)
+def test_a_layout_is_kept_until_a_weight_changes_or_an_adapter_is_added():
+    model, prompts = tiny(3), random_prompts(random.Random(5), 4)
     first = decoder_for(model)
     assert decoder_for(model) is first and isinstance(first.layers[0].qkv, PackedLinear)
     with torch.no_grad():
         model.layers[1].mlp.up_proj.weight.mul_(1.5)
-    assert generate(model, [[5, 6, 7]], 12) == [naive(model, [5, 6, 7], 12)]
-
-
-def test_an_adapter_that_is_not_merged_is_used():
-    model = tiny(3)
+    assert generate(model, prompts, 12) == [naive(model, prompt, 12) for prompt in prompts]
     apply_lora(model, rank=2, alpha=4, dropout=0.5, targets="q_proj,down_proj")
     with torch.no_grad():
         for layer in adapted_layers(model).values():
             layer.lora_B.normal_(0, 0.3, generator=torch.Generator().manual_seed(4))
-    prompts = random_prompts(random.Random(5), 4)
     expected = [naive(model.eval(), prompt, 10) for prompt in prompts]
     assert generate(model, prompts, 10, max_batch_size=2) == expected
 
@@ -156,8 +161,6 @@ def test_rows_of_the_embedding_beyond_the_vocabulary_are_never_chosen(engine_nam
         assert max(map(max, new)) < 90
 
 
-# ------------------------------------------------------------------------------------------------------- int8
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_int8_weight_is_off_by_more_than_half_its_scale(dtype):
     generator = torch.Generator().manual_seed(3)
@@ -183,8 +186,6 @@ def test_int8_decoding_says_what_it_changes():
     assert "no prompts" in int8_difference(model, [])
 
 
-# --------------------------------------------------------------------------------------------------- prefixes
-
 def test_what_prompts_share_is_computed_once(monkeypatch):
     rng, model = random.Random(4), tiny(4)
     stem = [rng.randrange(97) for _ in range(48)]
@@ -204,17 +205,9 @@ def test_what_prompts_share_is_computed_once(monkeypatch):
     scores = score_many(model, prompts, [options] * len(prompts))
     assert sum(computed) == sum(map(len, prompts)) - 9 * 48 + 7 * len(prompts)  # all but an option's last
     assert new == [naive(model, prompt, 6) for prompt in prompts]
-    assert scores[3] == pytest.approx(score_plain(model, prompts[3], options), abs=1e-4)
+    exact = [exact_score(model, prompts[3], option) for option in options]
+    assert scores[3] == pytest.approx(exact, abs=1e-4)
 
-
-def test_prompts_longer_than_a_pass_give_the_same_tokens(monkeypatch):
-    monkeypatch.setitem(PASS_TOKENS, "cpu", 16)
-    model, rng = tiny(6), random.Random(6)
-    prompts = [[rng.randrange(97) for _ in range(n)] for n in (50, 49, 16, 17, 3, 33)]
-    assert generate(model, prompts, 6, max_batch_size=3) == [naive(model, prompt, 6) for prompt in prompts]
-
-
-# --------------------------------------------------------------------------------------------------- sampling
 
 def test_sampling_depends_on_seed_and_number_only():
     model, rng = tiny(7), random.Random(7)
@@ -228,33 +221,22 @@ def test_sampling_depends_on_seed_and_number_only():
     assert first[-1] != first[-2]  # the same prompt twice is drawn twice
 
 
-def test_sampling_follows_the_distribution_and_its_limits():
-    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])
-    uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    rows = logits.expand(4000, 4)
-    share = torch.bincount(sample(rows, 0.7, 0, 1.0, uniform), minlength=4) / 4000
-    assert torch.allclose(share, (logits[0] / 0.7).softmax(-1), atol=1e-3)
-    assert set(sample(rows, 1.0, 2, 1.0, uniform).tolist()) == {0, 2}
-    assert set(sample(rows, 1.0, 0, 0.5, uniform).tolist()) == {0}     # p(0) = 0.64 holds half by itself
-    assert set(sample(rows, 1.0, 0, 0.8, uniform).tolist()) == {0, 2}  # p(0) + p(2) = 0.88
-    assert set(sample(rows, 1e-320, 0, 1.0, uniform).tolist()) == {0}
-    with pytest.raises(UserError, match="temperature nan"):
-        generate(tiny(7), [[1]], 2, temperature=float("nan"))
-
-
-def test_top_k_and_top_p_together_are_those_of_transformers():
+@pytest.mark.parametrize("temperature, top_k, top_p", [
+    (0.7, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.5), (1.0, 0, 0.8), (1.0, 2, 0.7), (1.0, 3, 0.9), (1.3, 5, 0.4),
+    (1.0, 7, 0.8), (1e-320, 0, 1.0)])
+def test_sampling_follows_the_distribution_of_transformers(temperature, top_k, top_p):
     transformers = pytest.importorskip("transformers")
-    generator = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(1, 8, generator=torch.Generator().manual_seed(3))
+    kept = (logits.double() - logits.max()) / temperature
+    if top_k:
+        kept = transformers.TopKLogitsWarper(top_k)(None, kept)
+    if top_p < 1:
+        kept = transformers.TopPLogitsWarper(top_p)(None, kept)
     uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    for top_k, top_p in ((2, 0.7), (3, 0.9), (5, 0.4), (7, 0.8)):
-        logits = 2 * torch.randn(1, 8, generator=generator)
-        kept = transformers.TopKLogitsWarper(top_k)(None, logits)
-        expected = transformers.TopPLogitsWarper(top_p)(None, kept).softmax(-1)[0]
-        share = torch.bincount(sample(logits.expand(4000, 8), 1.0, top_k, top_p, uniform), minlength=8) / 4000
-        assert torch.allclose(share, expected, atol=1e-3), (top_k, top_p)
+    drawn = sample(logits.expand(4000, 8), temperature, top_k, top_p, uniform)
+    share = torch.bincount(drawn, minlength=8).double() / 4000
+    assert torch.allclose(share, kept.softmax(-1)[0], atol=1e-3)
 
-
-# -------------------------------------------------------------------------------------------------- callbacks
 
 @pytest.mark.parametrize("engine_name", ["plain", "fast"])
 def test_stop_and_callbacks_see_every_sequence(engine_name):
@@ -277,20 +259,19 @@ def test_a_sequence_ends_at_the_last_position_and_a_longer_prompt_is_an_error(en
         with pytest.raises(UserError, match=message):
             generate(model, prompts, 5, engine_name=engine_name)
     assert generate(model, [], 5, engine_name=engine_name) == []
+    with pytest.raises(UserError, match="max_new_tokens is -1"):
+        generate(model, [[1]], -1, engine_name=engine_name)
 
 
-@pytest.mark.parametrize("engine_name", ["plain", "fast"])
-def test_logits_that_are_not_finite_are_an_error(engine_name):
+def test_logits_that_are_not_finite_are_an_error():
     model = tiny(11)
     with torch.no_grad():
         model.norm.weight[0] = float("nan")
-    with pytest.raises(UserError, match="not finite"):
-        generate(model, [[1, 2]], 5, engine_name=engine_name)
-    with pytest.raises(UserError, match="not finite"):
-        score_many(model, [[1, 2]], [[[3], [4, 5]]])
+    for decode in (lambda: generate(model, [[1, 2]], 5, engine_name="plain"),
+                   lambda: generate(model, [[1, 2]], 5), lambda: score_many(model, [[1, 2]], [[[3], [4]]])):
+        with pytest.raises(UserError, match="not finite"):
+            decode()
 
-
-# ---------------------------------------------------------------------------------------------- option scores
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_option_scores_equal_full_forwards(family):
@@ -300,14 +281,28 @@ def test_option_scores_equal_full_forwards(family):
     options = [random_prompts(rng, rng.randint(0, 5), 9) for _ in prompts]
     options[2] = [[4, 5, 6], [4, 5], [4, 5, 6]]  # one the beginning of another, one twice
     for prompt, choices, row in zip(prompts, options, score_many(model, prompts, options), strict=True):
-        with torch.no_grad():
-            rows = [model(torch.tensor([prompt + ids]))[0, len(prompt) - 1:-1].double() for ids in choices]
-        exact = [float(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum())
-                 for logits, ids in zip(rows, choices, strict=True)]
-        assert row == pytest.approx(exact, abs=1e-3)
-        assert not choices or score_plain(model, prompt, choices) == pytest.approx(exact, abs=1e-3)
+        assert row == pytest.approx([exact_score(model, prompt, ids) for ids in choices], abs=1e-3)
     with pytest.raises(UserError, match="context length of 128"):
         score_many(model, [[1] * 128], [[[1, 2]]])
+    with pytest.raises(UserError, match="need at least one token"):
+        score_many(model, [[1]], [[[2], []]])
+
+
+@pytest.mark.parametrize("room, rows", [(3, 2), (40, 6)])
+def test_a_batch_is_as_large_as_the_free_memory_allows(monkeypatch, room, rows):
+    model, prompts = tiny(12), random_prompts(random.Random(12), 6, 20)
+    options = [[[3], [4, 5]]] * 6
+    longest = max(map(len, prompts)) + 6
+    each = 2 * 2 * 4 * 8 * 4 * (longest + decoder.LENGTH_STEP)  # k and v, layers, heads, head size, fp32
+    monkeypatch.setattr(decoder, "free_bytes", lambda device: room * each)
+    assert generate(model, prompts, 6) == [naive(model, prompt, 6) for prompt in prompts]
+    assert decoder_for(model).cache.keys.shape[1] == rows
+    exact = [[exact_score(model, prompt, option) for option in options[0]] for prompt in prompts]
+    assert np.allclose(score_many(model, prompts, options), exact, atol=1e-3)
+    monkeypatch.setattr(decoder, "free_bytes", lambda device: 0)
+    decoder_for(model).cache = None
+    with pytest.raises(UserError, match=r"KV cache of one sequence of .* lower --max_new_tokens"):
+        generate(model, prompts, 6)
 
 
 def test_the_graphs_of_a_gpu_cover_every_step():

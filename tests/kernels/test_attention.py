@@ -6,14 +6,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from mmed.config import SHAPES
-from mmed.kernels.attention import (
-    TILE,
-    DocumentMask,
-    block_mask,
-    document_attention,
-    document_spans,
-    fast_mask,
-)
+from mmed.kernels.attention import TILE, block_mask, document_attention, fast_mask
 from mmed.model import ModelConfig, Transformer, attend, dense_mask
 
 
@@ -33,10 +26,8 @@ def plain(q, k, v, documents, window, scale):
     """The oracle, by the model's own dense path."""
     index = torch.arange(q.shape[2])
     config = ModelConfig(sliding_window=window)
-    mask = dense_mask(config, index[None], index, window, q.dtype)
-    if documents is not None:
-        mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
-    return attend(q, k, v, mask, scale)
+    same = None if documents is None else documents[:, None, :, None] == documents[:, None, None, :]
+    return attend(q, k, v, dense_mask(config, index[None], index, window, q.dtype, same), scale)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -66,7 +57,7 @@ def test_the_block_mask_of_a_gpu_equals_the_documents_of_a_cpu(window):
     q, k, v = (torch.randn(2, heads, 256, 16) for heads in (4, 2, 2))
     mask = block_mask(documents, window, 256, torch.device("cpu"))
     theirs = flex_attention(q, k, v, block_mask=mask, scale=0.3, enable_gqa=True).transpose(1, 2)
-    ours = DocumentMask(document_spans(documents), window).attend(q, k, v, 0.3)
+    ours = fast_mask(documents, 2, 256, window, q.device).attend(q, k, v, 0.3)
     real = (documents >= 0)[..., None, None]
     assert torch.allclose(theirs * real, ours * real, atol=1e-5)
 

@@ -35,12 +35,16 @@ def test_a_stream_of_parts_equals_one_file_and_keeps_few_files_open(tmp_path, mo
     stream = TokenStream(tmp_path / "s", verify=True)
     assert meta["counts"] == {"en": {"web": {"tokens": len(expected.ids), "documents": 100}}}
     assert (stream.ids[:] == expected.ids[:]).all() and (stream.ends == expected.ends).all()
-    for begin, end in ((0, 0), (3, 400), (len(expected.ids) - 1, None), (7, 8)):
+    last = len(expected.ids) - 1
+    for begin, end in ((0, 0), (3, 400), (last, None), *((at, at + 60) for at in range(0, last, 50))):
         assert (stream.ids[begin:end] == expected.ids[begin:end]).all()
-    for begin in range(0, len(stream.ids), 50):
-        assert (stream.ids[begin:begin + 60] == expected.ids[begin:begin + 60]).all()
     opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
     assert len([name for name in opened if name.startswith(f"{tmp_path}/p/")]) <= 3
+    (tmp_path / "p" / "7.bin").unlink()  # during a run
+    with pytest.raises(UserError, match=r"7\.bin: part of a stream: .* tokenize again"):
+        stream.ids[:]
+    with pytest.raises(UserError, match=r"none\.json: no such token stream; make one with"):
+        TokenStream(tmp_path / "none")
 
 
 def test_ranks_share_the_files_to_verify_and_remember_them(tmp_path, monkeypatch):
@@ -67,10 +71,8 @@ def change_side_file(**changes):
     return change
 
 
-def flip_bit(folder):
-    data = bytearray((folder / "s.bin").read_bytes())
-    data[3] ^= 4
-    (folder / "s.bin").write_bytes(bytes(data))
+def change_bytes(name, change):
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
 def exchange_side_file(folder):
@@ -79,11 +81,12 @@ def exchange_side_file(folder):
 
 
 @pytest.mark.parametrize("damage", [
-    flip_bit, exchange_side_file, change_side_file(dtype="uint32"), change_side_file(sha256=[]),
+    exchange_side_file, change_side_file(dtype="uint32"), change_side_file(sha256=[]),
     change_side_file(tokens="9"), change_side_file(documents=39),
-    lambda folder: (folder / "s.bin").write_bytes((folder / "s.bin").read_bytes()[:-1]),
-    lambda folder: (folder / "s.idx").unlink(), lambda folder: (folder / "s.json").unlink(),
-    lambda folder: (folder / "s.idx").write_bytes(b""), lambda folder: (folder / "s.json").write_text("{}")])
+    change_bytes("s.bin", lambda data: data[:3] + bytes([data[3] ^ 4]) + data[4:]),
+    change_bytes("s.bin", lambda data: data[:-1]), change_bytes("s.idx", lambda data: b""),
+    change_bytes("s.json", lambda data: b"{}"), lambda folder: (folder / "s.idx").unlink(),
+    lambda folder: (folder / "s.json").unlink()])
 def test_a_damaged_stream_is_rejected_by_name(tmp_path, damage):
     write_stream(tmp_path / "s", random_documents(1))
     damage(tmp_path)

@@ -274,7 +274,7 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
     rows = PretrainRows(streams, SEQUENCE, seed=0)
     places = [(s, block, number) for s, layout in enumerate(rows.layouts) for block in range(layout.blocks)
               for number in range(layout.counts()[block])]
-    numbers = {rows.locate(i): i for i in range(rows.rows_per_epoch)}
+    numbers = {rows.locate(i): i for i in range(rows.size)}
     all_rows = [rows.row(numbers[place]) for place in places]
     first = next(row for row in all_rows if row.document_ids.max() > 0)  # one with several documents
     ends = np.asarray(english.ends).astype(int)
@@ -293,8 +293,8 @@ def stream(work: Path, tokenizer: Tokenizer) -> tuple[dict[str, str], dict[str, 
                 f"{name} {end}" for name, end in zip(names[:3], ends)),
         "sequence": str(SEQUENCE), "row_border": str(border), "row_table": boundary(
             first, tokenizer, border - 4, border + 4), "rows_en": str(counts[0]), "rows_zh": str(counts[1]),
-        "rows_all": str(rows.rows_per_epoch), "row_supervised": str(int(
-            (first.labels >= 0).sum())), "row_padding": str(rows.rows_per_epoch * SEQUENCE - used),
-        "row_order": ", ".join(labels[places.index(rows.locate(i))] for i in range(rows.rows_per_epoch))
+        "rows_all": str(rows.size), "row_supervised": str(int(
+            (first.labels >= 0).sum())), "row_padding": str(rows.size * SEQUENCE - used),
+        "row_order": ", ".join(labels[places.index(rows.locate(i))] for i in range(rows.size))
     }
     return values, {"stream.svg": stream_rows(all_rows, labels)}

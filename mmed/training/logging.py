@@ -20,11 +20,12 @@ import torch
 from tqdm import tqdm
 
 from mmed.config import TrainConfig
+from mmed.data import ExamRows, PretrainRows
 from mmed.training import distributed
 from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import writing
 
-Report = Callable[[int, dict[str, float]], None]  # given a step and its numbers
+Report = Callable[[int, dict[str, float]], object]  # given a step and its numbers
 
 
 class Values:
@@ -80,52 +81,47 @@ def to_wandb(config: TrainConfig, first: int) -> Report:
     return lambda step, numbers: run.log(numbers, step=step)
 
 
-REPORTS = {"tensorboard": to_tensorboard, "wandb": to_wandb}
-
-
 def numbers_of(line: dict) -> dict[str, float]:
     """The numbers of a line of metrics.jsonl; those of a language are called NAME/LANGUAGE.
 
     >>> numbers_of({"step": 1, "loss": 2.5, "mfu": None, "validation_loss": {"en": 1.5}})
     {'loss': 2.5, 'validation_loss/en': 1.5}
     """
-    flat: dict = {}
+    flat = {}
     for name, value in line.items():
-        parts = value if isinstance(value, dict) else {}
-        flat |= {f"{name}/{part}": number for part, number in parts.items()} or {name: value}
-    return {name: value for name, value in flat.items() if isinstance(value, int | float) and name != "step"}
-
-
-def restored(stored: dict) -> dict[str, float]:
-    """Losses by language from a checkpoint, where NaN is null."""
-    return {language: math.nan if loss is None else loss for language, loss in stored.items()}
+        parts = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}/{part}".rstrip("/"): number for part, number in parts.items() if name != "step"}
+    return {name: value for name, value in flat.items() if isinstance(value, int | float)}
 
 
 class Log:
     """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
 
-    `flops` per token and the device's `peak` (or None) give the MFU; `names` says what a step's batch holds;
-    `state` is what `state_dict` gave to the checkpoint.
+    `flops` per token and the device's `peak` (or None) give the MFU; `state` is what `state_dict` gave to the
+    checkpoint.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, first: int, steps: int, state: dict,
-                 flops: float, peak: float | None, names: Callable[[int], list[str]]):
-        self.config, self.device, self.steps, self.names = config, device, steps, names
+                 flops: float, peak: float | None, rows: PretrainRows | ExamRows):
+        self.config, self.device, self.steps, self.rows = config, device, steps, rows
         self.flops, self.peak = flops, peak
         self.tokens, self.skipped = state.get("tokens", 0), state.get("skipped", 0)
         self.loss: float | None = state.get("loss")
         # loss by language before step 1 and the newest, unless they were those of other documents
         self.validation_on = config.validation
         known = state if state.get("validation_on") == config.validation else {}
-        self.validation_before = restored(known.get("validation_before", {}))
-        self.validation_after = restored(known.get("validation_after", {}))
+        self.validation_before, self.validation_after = (
+            {language: math.nan if loss is None else loss for language, loss in known.get(name, {}).items()}
+            for name in ("validation_before", "validation_after"))
         self.pending: tuple[dict, Values] | None = None  # line and numbers of a step given to the device
         self.positions = 0                               # computed by this rank since the last line
         self.clock = time.perf_counter()
         self.last = self.tokens, self.clock  # of the last line
         self.path = Path(config.out) / "metrics.jsonl"
         self.file = open(self.path, "a", encoding="utf-8") if distributed.is_main() else None
-        self.report = REPORTS[config.log](config, first) if self.file and config.log != "none" else None
+        self.report: Report | None = None
+        if self.file and config.log != "none":
+            self.report = (to_wandb if config.log == "wandb" else to_tensorboard)(config, first)
         self.bar = tqdm(total=steps, initial=first, unit="step", disable=self.file is None, file=sys.stderr,
                         mininterval=0.5, dynamic_ncols=True)
 
@@ -156,15 +152,16 @@ class Log:
         self.positions += line.pop("positions")
         loss = loss_sum / max(targets, 1)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return self.not_finite(line | {"loss": loss, "grad_norm": norm})
+            return self.not_finite(line, loss, norm)
         self.tokens += int(targets)
         self.loss = loss
         return line | {"tokens": self.tokens, "loss": loss, "grad_norm": norm}
 
-    def not_finite(self, line: dict) -> dict:
+    def not_finite(self, line: dict, loss: float, norm: float) -> dict:
         """The line of a batch that was skipped, or the end of the run."""
-        step, size, names = line["step"], self.config.global_batch_size, self.names(line["step"])
-        what = f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}: not finite"
+        step, size = line["step"], self.config.global_batch_size
+        names = self.rows.names(self.rows.batch(step - 1, size))
+        what = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
         line |= {"tokens": self.tokens, "loss": None, "grad_norm": None, "nonfinite": True, "batch": names}
         self.skipped += 1
         if self.skipped <= self.config.skip_nonfinite:
@@ -211,10 +208,10 @@ class Log:
         self.append(line)
         self.last, self.positions = (self.tokens, self.clock), 0
         if self.loss is not None:
-            self.bar.set_postfix_str(
-                f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"
-                + (f" mfu {line['mfu']:.1%}" if line["mfu"] else "") + f" {line['memory_bytes'] / 1e9:.1f} GB"
-                + "".join(f" {name} {value:.2f}" for name, value in line.get("validation_loss", {}).items()))
+            shown = [f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"]
+            shown += [f"mfu {line['mfu']:.1%}"] if line["mfu"] else []
+            shown += [f"{name} {value:.2f}" for name, value in line.get("validation_loss", {}).items()]
+            self.bar.set_postfix_str(" ".join(shown))
 
     def append(self, line: dict) -> None:
         if self.file:

@@ -1,20 +1,19 @@
-"""Validation loss: the mean loss of a model on documents or exam items that it is not trained on, per
-language.
+"""Validation loss: the mean loss of a model on documents or exam items it is not trained on, per language.
 
 In:  documents as JSONL (`text`, `language`) or token streams, or exam items; a model.
 Out: per language the number of documents and tokens, nats per token and bits per byte.
      `python -m mmed.evaluation.validation_loss` prints them without training.
 
-A document is scored as the model meets it in use: alone, after its BOS, every token of its text, but not the
-EOS. A document longer than the model's context is read in windows that overlap by a quarter; each begins with
-BOS and scores only what the one before has not. Without a BOS the first token has no context and is not
-scored. So the result does not depend on the rows of training (docs/training_rows.md). Bits per byte of the
-UTF-8 text can be compared between models with different tokenizers.
+A document is scored alone, after its BOS, every token of its text, but not the EOS. One longer than the
+model's context is read in windows that overlap by a quarter; each begins with BOS and scores only what the
+one before has not. Without a BOS the first token has no context and is not scored. So the result does not
+depend on the rows of training (docs/training_rows.md). Bits per byte compare different tokenizers.
 """
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -82,29 +81,19 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
     if name.endswith(SUFFIXES):
         counts: Counter[str] = Counter()
         for text, language in read_texts(name):
-            language = language_code(language)
+            with contextlib.suppress(UserError):  # a language that mmed does not know keeps its name
+                language = get_language(language.partition("-")[0]).code
             counts[language] += 1
             if not limit or counts[language] <= limit:
                 yield language, tokenizer.encode(text), len(clean_text(text).encode())
         return
     stream = TokenStream(name, tokenizer.fingerprint, verify=True)
-    if len(stream.counts) > 1 and distributed.is_main():
-        print(f"warning: {name} mixes {', '.join(stream.counts)} and is validated as one language; tokenize "
-              "each language into a stream of its own", file=sys.stderr)
     ends = stream.ends[:limit or None].tolist()
-    for begin, end in zip([0, *ends], ends, strict=False):
+    for begin, end in itertools.pairwise([0, *ends]):
         ids = stream.ids[begin:end].tolist()
         ids = ids[1:] if stream.bos_id is not None and ids[0] == stream.bos_id else ids
         ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids
         yield stream.language, ids, len(tokenizer.decode(ids).encode())
-
-
-def language_code(name: str) -> str:
-    """The code of a language that mmed knows, else the name as it is."""
-    try:
-        return get_language(name.partition("-")[0]).code
-    except UserError:
-        return name
 
 
 def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
@@ -112,8 +101,6 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     """Language -> its documents in all the files and streams named; "general en" for files and streams whose
     name begins with "general". Without BOS the first token of a document is not scored, and its bytes do not
     count."""
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{twice[0]}: named twice, so its documents would count double")
     sets: dict[str, ValidationSet] = {}
     for name in names:
         kind = "general " if Path(name).name.startswith("general") else ""  # against forgetting

@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import torch
+from forked_runs import warm_run
 from json_lines import write_lines
 from safetensors.torch import save_file
 from tiny_models import (
@@ -28,7 +29,6 @@ from tiny_models import (
     transformers,
 )
 from tiny_world import finetune, make_world
-from warm_start import run as warm_run
 
 from mmed.checkpoints.adapters import load_adapter, save_adapter
 from mmed.checkpoints.commands import main

@@ -85,9 +85,9 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer | None) -> ModelConfi
     return ModelConfig(vocab_size=tokenizer.vocab_size, extra=extra, **settings)
 
 
-def skeleton(config: TrainConfig, shape: ModelConfig) -> Transformer:
+def skeleton(config: TrainConfig, shape: ModelConfig, place: str = "meta") -> Transformer:
     """The model without memory, LoRA in place, every parameter in the dtype it is kept in."""
-    with torch.device("meta"):
+    with torch.device(place):
         model = Transformer(shape)
         if config.lora_rank:
             apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
@@ -97,9 +97,10 @@ def skeleton(config: TrainConfig, shape: ModelConfig) -> Transformer:
     return model
 
 
-def sharded_skeleton(config: TrainConfig, shape: ModelConfig, device: torch.device) -> Transformer:
+def sharded_skeleton(config: TrainConfig, shape: ModelConfig, device: torch.device,
+                     place: str = "meta") -> Transformer:
     """The skeleton as it runs: checkpointed, compiled, sharded over the ranks."""
-    model = skeleton(config, shape)
+    model = skeleton(config, shape, place)
     distributed.checkpoint_blocks(model, config.activation_checkpointing)
     if memory_estimate.worth_compiling(config, shape, device):
         distributed.compile_blocks(model)
@@ -124,7 +125,7 @@ def simulated_step(config: TrainConfig, shape: ModelConfig, sizes: loader.BatchS
                    kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
     """Simulate a step on ranks that do not exist; return (memory, traffic) in bytes by kind."""
     config = replace(config, compile="no")  # not with fake tensors
-    build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"))
+    build = functools.partial(sharded_skeleton, config, shape, torch.device("cpu"), "cpu")
     return simulate.simulate(config, build, forward_backward, sizes, kind)
 
 

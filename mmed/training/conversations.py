@@ -104,16 +104,15 @@ def _messages(row: Any) -> list[Message]:
     messages: list[Message] = []
     for place, turn in enumerate(turns, 1):
         name, content = (turn.get(role), turn.get(text)) if isinstance(turn, dict) else (None, None)
-        if not isinstance(name, str) or name not in ROLES:
-            raise ValueError(f"turn {place}: {role!r} must be one of {', '.join(ROLES)}, got {name!r:.60}")
-        if not isinstance(content, str) or not (content.strip() or ROLES[name] == "system"):
-            raise ValueError(f"turn {place} ({name}): {text!r} must be a text that is not empty, got "
-                             f"{content!r:.60}; leave this record out")
+        speaker = ROLES.get(name) if isinstance(name, str) else None
+        if not speaker or not isinstance(content, str) or not (content.strip() or speaker == "system"):
+            raise ValueError(f"turn {place}: expected {role!r}, one of {', '.join(ROLES)}, and {text!r}, a "
+                             f"text that is not empty; got {turn!r:.100}")
         reject_unread(turn)
-        if ROLES[name] == "assistant" and turn.get("weight") == 0:
+        if speaker == "assistant" and turn.get("weight") == 0:
             raise ValueError(f"turn {place}: its 'weight' is 0, but all answers are trained; leave it out")
         if content.strip():
-            messages.append({"role": ROLES[name], "content": content})
+            messages.append({"role": speaker, "content": content})
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if messages:

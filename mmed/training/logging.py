@@ -81,19 +81,6 @@ def to_wandb(config: TrainConfig, first: int) -> Report:
     return lambda step, numbers: run.log(numbers, step=step)
 
 
-def numbers_of(line: dict) -> dict[str, float]:
-    """The numbers of a line of metrics.jsonl; those of a language are called NAME/LANGUAGE.
-
-    >>> numbers_of({"step": 1, "loss": 2.5, "mfu": None, "validation_loss": {"en": 1.5}})
-    {'loss': 2.5, 'validation_loss/en': 1.5}
-    """
-    flat = {}
-    for name, value in line.items():
-        parts = value if isinstance(value, dict) else {"": value}
-        flat |= {f"{name}/{part}".rstrip("/"): number for part, number in parts.items() if name != "step"}
-    return {name: value for name, value in flat.items() if isinstance(value, int | float)}
-
-
 class Log:
     """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
 
@@ -210,6 +197,7 @@ class Log:
         if self.loss is not None:
             shown = [f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"]
             shown += [f"mfu {line['mfu']:.1%}"] if line["mfu"] else []
+            shown += [f"{line['memory_bytes'] / 1e9:.1f} GB"]
             shown += [f"{name} {value:.2f}" for name, value in line.get("validation_loss", {}).items()]
             self.bar.set_postfix_str(" ".join(shown))
 
@@ -220,7 +208,13 @@ class Log:
                 self.file.write(text)
                 self.file.flush()
             if self.report:
-                self.report(line["step"], numbers_of(line))
+                numbers = {}
+                for name, value in line.items():
+                    if isinstance(value, dict):
+                        numbers |= {f"{name}/{language}": number for language, number in value.items()}
+                    elif isinstance(value, int | float) and name != "step":
+                        numbers[name] = value
+                self.report(line["step"], numbers)
 
     def sync(self) -> None:
         """To the disk: a checkpoint must not be more durable than the lines that lead to it."""

@@ -18,7 +18,6 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -60,16 +59,6 @@ def fake_ranks(count: int, shard_size: int, kind: str) -> Iterator[None]:
             stack.enter_context(mock.patch.object(distributed, "make_mesh", lambda *_: mesh))
         stack.enter_context(FakeTensorMode())
         yield
-
-
-def materialize(model: Transformer) -> Transformer:
-    """`Module.to_empty` for parameters that are fake and not sharded, too."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                empty = torch.empty_like(parameter, device="cpu")
-                module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
-    return model
 
 
 class Watch(TorchDispatchMode):
@@ -162,16 +151,14 @@ def simulate(config: TrainConfig, build: Callable[[], Transformer], forward_back
              sizes: BatchSizes | None = None, kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
     """Run one step; return (kind -> peak bytes on rank 0, kind -> bytes that rank 0 receives).
 
-    `build` returns the sharded model without memory, `forward_backward` comes from train.py, and `sizes` are
-    the micro-batch sizes (None: full rows). Two micro-batches represent all: only the last one reduces
-    gradients between copies.
+    `build` returns the sharded model, `forward_backward` comes from train.py, and `sizes` are those of the
+    micro-batches (None: full rows). Two represent all: only the last one reduces gradients between copies.
     """
     ranks = config.simulate_ranks or distributed.world_size()
     sizes = sizes or full_rows(config, ranks)
     before: list[Counter] = []  # traffic before each micro-batch
     with fake_ranks(ranks, config.shard_size, kind):
         model = build().train()
-        model = materialize(model) if ranks == 1 else model.to_empty(device="cpu")
         adamw = optimizer.make_optimizer(model, config)
         watch = Watch(model)
         ids = torch.zeros(sizes.rows, sizes.length, dtype=torch.long)

@@ -263,7 +263,8 @@ class PretrainRows:
     def __init__(self, streams: Sequence[TokenStream], sequence_length: int, seed: int, *,
                  weights: Sequence[float] | None = None,
                  layout: Callable[[TokenStream, int], Any] = PackedBlocks):
-        self.streams, self.T, self.warnings = streams, sequence_length, []
+        self.streams, self.T = streams, sequence_length
+        self.warnings: list[str] = []
         self.layouts = [layout(stream, sequence_length) for stream in streams]
         blocks = [[(stream, block, rows) for block, rows in enumerate(layout.counts())]
                   for stream, layout in enumerate(self.layouts)]

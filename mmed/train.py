@@ -76,8 +76,8 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer | None) -> ModelConfi
     shape = config.model.removeprefix("shape:")
     if shape not in SHAPES:
         raise UsageError(f"--model=shape:{shape}: known shapes are {', '.join(SHAPES)}")
-    settings = {"rms_norm_eps": 1e-5, "max_position_embeddings": max(2048, config.sequence_length)}
-    settings |= SHAPES[shape]
+    defaults = {"rms_norm_eps": 1e-5, "max_position_embeddings": max(2048, config.sequence_length)}
+    settings: dict = defaults | SHAPES[shape]
     if tokenizer is None:  # only in a simulation: load_data requires a tokenizer for a named shape
         return ModelConfig(vocab_size=VOCABULARIES.get(shape.partition("-")[0], 8192), **settings)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}

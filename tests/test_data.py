@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_world import random_documents, write_stream
+from tiny_world import Bytes, random_documents, write_stream
 
 from mmed.data import IGNORE, Example, ExamRows, Mixture, Piece, PretrainRows, encode_example, pack
 from mmed.prompts import ExamItem, build_prompt, build_target
@@ -137,15 +137,6 @@ class Lengths:
 
     def encode(self, text, bos=False, eos=False, continued=False):
         return list(self.target if eos else self.prompt)
-
-
-class Bytes:
-    """A toy tokenizer: one id per byte, 1 and 2 begin and end."""
-
-    bos_id, eos_id = 1, 2
-
-    def encode(self, text, bos=False, eos=False, continued=False):
-        return [1] * bos + [b + 3 for b in text.encode()] + [2] * eos
 
 
 def item(n=0, rationale="Because."):

@@ -64,6 +64,15 @@ def write_stream(prefix: Path, documents: list[list[int]], vocab_size: int = 100
     return TokenStream(prefix, fingerprint, verify=True)
 
 
+class Bytes:
+    """A toy tokenizer: one id per byte, 1 and 2 begin and end."""
+
+    bos_id, eos_id = 1, 2
+
+    def encode(self, text, bos=False, eos=False, continued=False):
+        return [1] * bos + [b + 3 for b in text.encode()] + [2] * eos
+
+
 def random_documents(seed: int, count: int = 40, longest: int = 60) -> list[list[int]]:
     """Documents of 1 to `longest` - 1 ids from 4 to 999."""
     rng = random.Random(seed)

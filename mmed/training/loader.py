@@ -231,12 +231,14 @@ def whole_width(tokens: int) -> int:
     return max(1, -(-tokens // WIDTH)) * WIDTH
 
 
+@dataclass
 class Batches:
-    """Batch k of the run for a rank. `flat`: exam rows end to end, if the model attends by document."""
+    """Batch k of the run for a rank."""
 
-    def __init__(self, config: TrainConfig, rows: PretrainRows | ExamRows, device: torch.device,
-                 flat: bool = False):
-        self.config, self.rows, self.device, self.flat = config, rows, device, flat
+    config: TrainConfig
+    rows: PretrainRows | ExamRows
+    device: torch.device
+    flat: bool = False  # exam rows end to end, if the model attends by document
 
     def __call__(self, step: int) -> Batch:
         return self.of_rank(step, distributed.rank(), distributed.world_size())
@@ -247,9 +249,9 @@ class Batches:
         shares = rank_share(len(rows), rank, world_size, config.micro_batch_size)
         if isinstance(self.rows, ExamRows):
             return micro_batches(rows, shares, self.device, self.flat)
-        groups = [[None if i is None else rows[i] for i in share] for share in shares]
-        by_document = config.windows == "packed"  # a row of the official windows is one document
-        return make_batch([self.rows.rows(group) for group in groups], self.device, by_document)
+        groups = [self.rows.rows([None if i is None else rows[i] for i in share]) for share in shares]
+        # a row of the official windows is one document
+        return make_batch(groups, self.device, by_document=config.windows == "packed")
 
     def ahead(self, first: int, last: int) -> Iterator[Batch]:
         """Batches first..last-1, each made while the one before it is computed."""

@@ -140,30 +140,23 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
     return sets
 
 
-def micro_batches(rows: Sequence[Row], tokens: int, device: torch.device, flat: bool) -> Iterator[dict]:
-    """This rank's share of rows as arguments of forward passes of about `tokens` tokens; every rank gets the
-    same number of them."""
-    rank, world = distributed.rank(), distributed.world_size()
-    ordered = sorted(rows, key=len, reverse=True)  # rows of about one width go together
-    while ordered:
-        count = max(1, tokens // len(ordered[0]))  # per rank
-        together, ordered = ordered[:count * world], ordered[count * world:]
-        share = loader.rank_share(len(together), rank, world, count)
-        yield from loader.micro_batches(together, share, device, flat).micro
-
-
 @torch.no_grad()
 def validation_loss(model: Transformer, sets: dict[str, ValidationSet], tokens: int, device: torch.device,
                     autocast: Callable[[], AbstractContextManager]) -> dict[str, Loss]:
-    """Language -> loss; every rank computes a share, `tokens` tokens at a time."""
-    training = model.training
+    """Language -> loss; every rank computes a share, about `tokens` tokens at a time."""
+    rank, world, training = distributed.rank(), distributed.world_size(), model.training
     model.eval()
     losses = {}
     for language, one in sets.items():
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for micro in micro_batches(one.rows, tokens, device, model.config.by_document):
-            with autocast():
-                total += model(**micro)
+        rows = sorted(one.rows, key=len, reverse=True)  # rows of about one width go together
+        while rows:
+            count = max(1, tokens // len(rows[0]))  # per rank
+            together, rows = rows[:count * world], rows[count * world:]
+            share = loader.rank_share(len(together), rank, world, count)
+            for micro in loader.micro_batches(together, share, device, model.config.by_document).micro:
+                with autocast():
+                    total += model(**micro)
         nats = float(distributed.device_sum(total))
         count = sum(int((row.labels != IGNORE).sum()) for row in one.rows)
         bits_per_byte = nats / math.log(2) / one.bytes if one.bytes else None

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from json_lines import write_lines
+from tiny_world import Bytes
 
 from mmed.data import IGNORE, TRUNCATED, pack
 from mmed.training.conversations import InstructRows, encode_dialogue, read_conversations
@@ -76,15 +77,11 @@ def test_a_damaged_array_and_an_empty_folder_are_named_in_one_line(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------- rows
 
-class Chat:
-    """A toy tokenizer: one id per byte, 2 ends; ChatML's special tokens are 300 and 301; no template."""
+class Chat(Bytes):
+    """With ChatML's special tokens, 300 and 301; no template."""
 
-    bos_id, eos_id, named_bos_id = 1, 2, None
-    kind, chat_template = "byte-level BPE", ""
+    named_bos_id, kind, chat_template = None, "byte-level BPE", ""
     special = {"<|im_start|>": 300, "<|im_end|>": 301}
-
-    def encode(self, text, bos=False, eos=False, continued=False):
-        return [1] * bos + [b + 3 for b in text.encode()] + [2] * eos
 
     def piece(self, index):
         return {2: "</s>"}[index]

@@ -32,10 +32,9 @@ class Values:
     """A few numbers on their way from the device to the host."""
 
     def __init__(self, values: torch.Tensor):
-        self.host, self.event, self.clock = values, None, time.perf_counter()
+        self.host, self.event = values.to("cpu", non_blocking=True), None  # from a GPU into pinned memory
+        self.clock = time.perf_counter()
         if values.is_cuda:
-            self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self.host.copy_(values, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
 

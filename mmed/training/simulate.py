@@ -45,12 +45,9 @@ TRAFFIC = {"c10d::_allgather_base_": "gathered", "c10d::_reduce_scatter_base_": 
 @contextlib.contextmanager
 def fake_ranks(count: int, shard_size: int, kind: str) -> Iterator[None]:
     """This process is rank 0 of `count`, on a CPU whatever it has, with a `kind` of device's logit chunks."""
-    settings = {"RANK": "0", "WORLD_SIZE": str(count), "CUDA_VISIBLE_DEVICES": ""}
-    rows = {"cpu": ChunkedCrossEntropy.ROWS[kind]}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, settings))
-        stack.enter_context(mock.patch.dict(ChunkedCrossEntropy.ROWS, rows))
-        stack.enter_context(mock.patch.object(distributed, "gpu_count", lambda: 0))
+    with (mock.patch.dict(os.environ, RANK="0", WORLD_SIZE=str(count), CUDA_VISIBLE_DEVICES=""),
+          mock.patch.dict(ChunkedCrossEntropy.ROWS, cpu=ChunkedCrossEntropy.ROWS[kind]),
+          mock.patch.object(distributed, "gpu_count", lambda: 0), contextlib.ExitStack() as stack):
         if count > 1:
             distributed.stop()  # a dry run under torchrun
             dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())

@@ -48,7 +48,7 @@ from mmed.lora import adapted_layers, apply_lora, init_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.training import distributed, loader, memory_estimate, optimizer, run_folder, simulate, validation
-from mmed.training.logging import Log, Values
+from mmed.training.logging import Log
 from mmed.training.signals import Stopped, StopSignal, end_failed_rank
 from mmed.utils.errors import EXIT_STOPPED, UsageError, UserError, main_guard
 from mmed.utils.files import read_json, write_json
@@ -152,20 +152,16 @@ def train(recipe: str, config: TrainConfig) -> int:
                 training_state.wait_for_files(out, ["lock"])  # seen on every node, if all share the folder
                 distributed.barrier()
                 folder, old = find_checkpoint(config)
-                if config.resume == "auto" and (out / "done.json").is_file():
-                    print_once(f"{out}: already done")
-                else:
+                done = config.resume == "auto" and (out / "done.json").is_file()
+                if done and distributed.is_main():
+                    print(f"{out}: already done", file=sys.stderr)
+                if not done:
                     code = Run(recipe, config, device, stop, lock, folder, old).to_end()
         distributed.stop()
         return code
     except BaseException as error:
         end_failed_rank(error, stop)
         raise
-
-
-def print_once(line: str) -> None:
-    if distributed.is_main():
-        print(line, file=sys.stderr)
 
 
 def find_checkpoint(config: TrainConfig) -> tuple[Path | None, dict | None]:
@@ -256,8 +252,8 @@ class Run:
             self.checkpoints.wait()
             if distributed.is_main():
                 (self.out / "stopped").touch()  # for batch scripts: torchrun hides exit codes
-            print_once(f"stopped by {self.stop.name} after step {self.step} of {self.steps}; continue with "
-                       "--resume=auto")
+                print(f"stopped by {self.stop.name} after step {self.step} of {self.steps}; continue with "
+                      "--resume=auto", file=sys.stderr)
             return EXIT_STOPPED
         self.checkpoints.wait()
         self.stop.nothing_to_save = True
@@ -297,7 +293,7 @@ class Run:
         self.step += 1
         self.stop.nothing_to_save = False
         values = torch.cat((targets, torch.stack((loss_sum, norm.double()))))
-        self.log.add(self.step, lr, batch.positions, Values(values))
+        self.log.add(self.step, lr, batch.positions, values)
 
     def evaluate(self) -> None:
         """Measure the validation loss, if there is any, and write it with the line of the last step."""
@@ -328,8 +324,9 @@ class Run:
         log.bar.close()
         if distributed.is_main():
             write_json(self.out / "done.json", {"steps": self.steps, "tokens": log.tokens, "loss": log.loss})
-        change = validation.compare(log.validation_before, log.validation_after)
-        print_once(f"{self.out}: done, {log.tokens:,} target tokens; {change}weights in {result}")
+            change = validation.compare(log.validation_before, log.validation_after)
+            print(f"{self.out}: done, {log.tokens:,} target tokens; {change}weights in {result}",
+                  file=sys.stderr)
         distributed.barrier()
 
 

@@ -1,6 +1,6 @@
 """metrics.jsonl and the progress bar. The host reads from the device only what is one step old.
 
-    step k is queued -> Values(k) copied in the background -> step k + 1 is queued -> line of step k written
+    step k is queued -> its numbers are copied in the background -> step k + 1 is queued -> line of step k
 
 With --log the numbers of each line also go to TensorBoard or Weights & Biases.
 """
@@ -26,23 +26,6 @@ from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import writing
 
 Report = Callable[[int, dict[str, float]], object]  # given a step and its numbers
-
-
-class Values:
-    """A few numbers on their way from the device to the host."""
-
-    def __init__(self, values: torch.Tensor):
-        self.host, self.event = values.to("cpu", non_blocking=True), None  # from a GPU into pinned memory
-        self.clock = time.perf_counter()
-        if values.is_cuda:
-            self.event = torch.cuda.Event()
-            self.event.record()
-
-    def read(self) -> list[float]:
-        if self.event is not None:
-            self.event.synchronize()
-            self.clock = time.perf_counter()
-        return self.host.tolist()
 
 
 def peak_memory(device: torch.device) -> int:
@@ -99,7 +82,8 @@ class Log:
         self.validation_before, self.validation_after = (
             {language: math.nan if loss is None else loss for language, loss in known.get(name, {}).items()}
             for name in ("validation_before", "validation_after"))
-        self.pending: tuple[dict, Values] | None = None  # line and numbers of a step given to the device
+        # line and numbers of a step given to the device, the end of their copy, when they were given
+        self.pending: tuple[dict, torch.Tensor, torch.cuda.Event | None, float] | None = None
         self.positions = 0                               # computed by this rank since the last line
         self.clock = time.perf_counter()
         self.last = self.tokens, self.clock  # of the last line
@@ -116,11 +100,15 @@ class Log:
         names = ("tokens", "skipped", "loss", "validation_on", "validation_before", "validation_after")
         return {name: getattr(self, name) for name in names}
 
-    def add(self, step: int, lr: float, positions: int, values: Values) -> None:
+    def add(self, step: int, lr: float, positions: int, values: torch.Tensor) -> None:
         """Note a step that was given to the device, and write the line of the one before. `values`: target
         tokens, summed loss, gradient norm."""
+        host = values.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+        event = torch.cuda.Event() if values.is_cuda else None
+        if event:
+            event.record()
         self.flush()
-        self.pending = {"step": step, "lr": lr, "positions": positions}, values
+        self.pending = {"step": step, "lr": lr, "positions": positions}, host, event, time.perf_counter()
         self.bar.update()
 
     def flush(self) -> None:
@@ -132,9 +120,11 @@ class Log:
         """The line of the last step, not yet written; empty if there is none."""
         if self.pending is None:
             return {}
-        (line, values), self.pending = self.pending, None
-        targets, loss_sum, norm = values.read()
-        self.clock = values.clock
+        (line, host, event, self.clock), self.pending = self.pending, None
+        if event:
+            event.synchronize()
+            self.clock = time.perf_counter()
+        targets, loss_sum, norm = host.tolist()
         self.positions += line.pop("positions")
         loss = loss_sum / max(targets, 1)
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -11,7 +11,7 @@ from json_lines import read_lines
 from mmed.config import TrainConfig, check
 from mmed.data import Example, ExamRows
 from mmed.reporting.read_results import read_run
-from mmed.training.logging import Log, Values
+from mmed.training.logging import Log
 from mmed.training.validation import Loss
 from mmed.utils.errors import UsageError, UserError
 
@@ -24,7 +24,7 @@ def make_log(out, first=0, state=None, **settings):
 
 
 def add(log, step, loss):
-    log.add(step, 1e-3, 8, Values(torch.tensor([4.0, 4 * loss, 1.0], dtype=torch.float64)))
+    log.add(step, 1e-3, 8, torch.tensor([4.0, 4 * loss, 1.0], dtype=torch.float64))
 
 
 def two_steps(log):

@@ -9,8 +9,10 @@ of docs/method.md.
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import re
-import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -38,7 +40,8 @@ class TrainConfig:
     bos: str = option("auto", "begin documents and prompts with BOS; auto: as set in the tokenizer's files",
                       "auto", "yes", "no")
     out: str = option("runs/run", "run folder")
-    resume: str = option("never", "auto: continue from the last checkpoint, if any; step-N: from that one")
+    resume: str = option("never", "auto: continue from the last checkpoint, if any; step-N: from that one; "
+                                  "never: the folder must be new")
     # Rows
     sequence_length: int = option(2048, "tokens per row", bounds=POSITIVE)
     windows: str = option("packed", "pretrain: whole documents that attend to themselves, or the paper's",
@@ -74,8 +77,8 @@ class TrainConfig:
     precision: str = option("bf16", "bf16 keeps fp32 weights and reduces gradients in fp32", "bf16", "fp32")
     compile: str = option("auto", "torch.compile the blocks; auto: on a GPU, unless the model is tiny",
                           "auto", "yes", "no")
-    activation_checkpointing: str = option("no", "recompute all or every second block in the backward pass",
-                                           "no", "half", "all")
+    activation_checkpointing: str = option("no", "recompute all or every second block in the backward pass: "
+                                                 "less memory, up to a third more time", "no", "half", "all")
     optimizer_state_dtype: str = option("fp32", "bf16: rounded stochastically, 4 bytes less per parameter",
                                         "fp32", "bf16")
     shard_size: int = option(0, "ranks that share one copy of the weights, such as a node's GPUs; 0: all",
@@ -97,6 +100,12 @@ class TrainConfig:
     simulate_ranks: int = option(0, "simulate one step on this many ranks without data, and print memory and "
                                     "traffic; with dry_run: estimate for this many ranks", bounds=NATURAL)
 
+
+# Option -> the option without which it does nothing, and the value that is needed (none: any)
+NEEDS = {"windows": "task=pretrain", "mix_temperature": "task=pretrain", "rationales": "task=finetune",
+         "prompt_style": "task=finetune", "epochs": "max_steps=0", "min_lr_ratio": "schedule=cosine",
+         "lora_alpha": "lora_rank", "lora_dropout": "lora_rank", "lora_targets": "lora_rank",
+         "eval_every": "validation"}
 
 # The first field of each group of --help.
 GROUPS = {"task": "data and model", "sequence_length": "rows", "global_batch_size": "steps",
@@ -197,32 +206,47 @@ VOCABULARIES = {"internlm2": 92544, "llama3": 128256}
 
 # ----------------------------------------------------------------------------------------------- command line
 
-def parse_value(text: str) -> bool:
-    """The value of an option that is true or false."""
-    if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return text == "true"
-
-
-TYPES = {"bool": parse_value, "int": int, "float": float, "str": str}
+def parse_value(kind: str, text: str) -> object:
+    """Parse an option's value; `kind` is its field's annotation (bool, int, float or str)."""
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text]
+        value = {"int": int, "float": float, "str": str}[kind](text)
+        if kind == "float" and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (KeyError, ValueError):
+        wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}[kind]
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
 
 
 def check(config: TrainConfig) -> TrainConfig:
     """Return `config` if its values are in range; otherwise raise a `UsageError` that names the option."""
     for one in fields(config):
         wanted, value = one.metadata["bounds"], getattr(config, one.name)
-        low = sys.float_info.min if wanted == POSITIVE else 0
-        if wanted and not low <= value <= HIGHEST.get(wanted, sys.float_info.max):
+        if wanted and (value < 0 or (wanted == POSITIVE and not value) or value > HIGHEST.get(wanted, value)):
             raise UsageError(f"--{one.name}={value}: expected {wanted}")
     if not re.fullmatch(r"auto|never|step-\d+", config.resume):
         raise UsageError(f"--resume={config.resume}: expected auto, never or a checkpoint such as step-200")
     without_data = config.simulate_ranks and not config.dry_run
-    for name in ("model", "out") if without_data else ("model", "data", "out"):
-        if not getattr(config, name):
-            raise UsageError(f"--{name} is missing")
+    for one in fields(config):
+        if one.name in ("model", "data", "out") and not getattr(config, one.name):
+            if one.name != "data" or not without_data:
+                raise UsageError(f"--{one.name} is missing: {one.metadata['help']}")
     if config.log != "none":
         require_extra(config.log, config.log)
     return config
+
+
+def check_needs(config: TrainConfig, given: Collection[str]) -> None:
+    """A `UsageError` names an option of `given` that does nothing, because of what the others are."""
+    for name, needed in NEEDS.items():
+        other, _, wanted = needed.partition("=")
+        value = getattr(config, other)
+        fits = str(value) == wanted if wanted else bool(value)
+        if name in given and not fits:
+            raise UsageError(f"--{name}={getattr(config, name)}: does nothing without --{needed}; the run "
+                             f"has {other}={value!r}")
 
 
 def make_parser(recipe: str) -> Parser:
@@ -251,7 +275,7 @@ def add_options(parser: Parser, defaults: Any, groups: dict[str, str]) -> None:
         default, choices = getattr(defaults, one.name), one.metadata["choices"]
         flag: dict[str, Any] = {"nargs": "?", "const": True} if one.type == "bool" else {}
         group.add_argument(
-            f"--{one.name}", default=default, type=TYPES[str(one.type)],
+            f"--{one.name}", default=default, type=functools.partial(parse_value, str(one.type)),
             choices=choices or None, metavar="|".join(choices) or str(one.type).upper(),
             help=one.metadata["help"] + (f" (default: {default!s})" if default != "" else ""), **flag)
 
@@ -263,4 +287,6 @@ def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
     recipe = options.pop("recipe")
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
-    return recipe, check(TrainConfig(**options))
+    config = check(TrainConfig(**options))
+    check_needs(config, {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words[1:]})
+    return recipe, config

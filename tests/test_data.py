@@ -1,6 +1,8 @@
 """Packing, windows, the order of rows, and the label mask of exam rows."""
 import functools
 import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -103,6 +105,17 @@ def test_rows_of_a_mixture_follow_from_seed_and_number(tmp_path):
     batch = one.rows([*range(7), None])
     assert batch.input_ids[:7].tolist() == forward[:7]
     assert (batch.labels[7] == IGNORE).all() and (batch.document_ids[7] == -1).all()
+
+
+def test_threads_that_ask_for_distant_rows_at_the_same_time_get_their_own():
+    mixture, before = Mixture([1, 2], seed=3), sys.getswitchinterval()
+    numbers = [cycle * mixture.length + 9 for cycle in range(4)] * 200
+    expected = [mixture(i) for i in numbers]
+    sys.setswitchinterval(1e-6)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(mixture, numbers))
+    sys.setswitchinterval(before)
+    assert found == expected
 
 
 @pytest.mark.parametrize("weights", [[0.5, 0.5], [1, 2, 7], [0.001, 0.999], [1 / 3] * 3])

@@ -105,9 +105,11 @@ def _messages(row: Any) -> list[Message]:
     for place, turn in enumerate(turns, 1):
         name, content = (turn.get(role), turn.get(text)) if isinstance(turn, dict) else (None, None)
         speaker = ROLES.get(name) if isinstance(name, str) else None
-        if not speaker or not isinstance(content, str) or not (content.strip() or speaker == "system"):
-            raise ValueError(f"turn {place}: expected {role!r}, one of {', '.join(ROLES)}, and {text!r}, a "
-                             f"text that is not empty; got {turn!r:.100}")
+        if not speaker:
+            raise ValueError(f"turn {place}: {role!r} must be one of {', '.join(ROLES)}, got {name!r:.60}")
+        if not isinstance(content, str) or not (content.strip() or speaker == "system"):
+            raise ValueError(f"turn {place} ({name}): {text!r} must be a text that is not empty, got "
+                             f"{content!r:.60}; leave this record out")
         reject_unread(turn)
         if speaker == "assistant" and turn.get("weight") == 0:
             raise ValueError(f"turn {place}: its 'weight' is 0, but all answers are trained; leave it out")

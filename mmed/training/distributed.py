@@ -46,7 +46,7 @@ def is_main() -> bool:
 
 
 def gpu_count() -> int:
-    return torch.cuda.device_count()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 # ------------------------------------------------------------------------------------------ starting, meeting

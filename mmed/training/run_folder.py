@@ -136,7 +136,7 @@ class FolderLock:
     """Holds RUN/lock while this process lives or the `with` block runs; removes what earlier runs left."""
 
     def __init__(self, out: Path):
-        self.out = out
+        self.out, self.created = out, not out.exists()
         out.mkdir(parents=True, exist_ok=True)
         self.file = open(out / "lock", "a+")
         if not try_lock(self.file):
@@ -164,4 +164,6 @@ class FolderLock:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.created and self.there() and os.listdir(self.out) == ["lock"]:  # no run ever began
+            shutil.rmtree(self.out)
         self.file.close()

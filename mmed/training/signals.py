@@ -10,6 +10,7 @@ stop, the ranks tell one another whether one of them was asked to.
 """
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
 from mmed.training import distributed
 from mmed.utils.errors import EXIT_FAILED, EXIT_STOPPED, UserError
@@ -96,10 +96,10 @@ def end_failed_rank(error: BaseException, stop: StopSignal) -> None:
             leave(EXIT_STOPPED)
         line = " ".join(str(error).split())[:200]
         leave(EXIT_FAILED, f"rank {rank}: another rank is gone or does not answer ({line}); see its error")
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        ErrorHandler().record_exception(error)  # torchrun shows it last
-    if known:
-        text = "" if rank and error.everywhere else f"rank {rank}: error: {error}"
-    else:
-        text = f"rank {rank}: " + "".join(traceback.format_exception(error)).rstrip()
+    text = f"error: {error}" if known else "".join(traceback.format_exception(error)).rstrip()
+    if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun shows it last
+        details = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(report).write_text(json.dumps({"message": details}))
+    if rank:
+        text = "" if known and error.everywhere else f"rank {rank}: {text}"
     leave(error.exit_code if known else EXIT_FAILED, text)

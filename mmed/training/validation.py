@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -88,6 +89,9 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
                 yield language, tokenizer.encode(text), len(clean_text(text).encode())
         return
     stream = TokenStream(name, tokenizer.fingerprint, verify=True)
+    if len(stream.counts) > 1 and distributed.is_main():
+        print(f"warning: {name} mixes {', '.join(stream.counts)} and is validated as one language; tokenize "
+              "each language into a stream of its own", file=sys.stderr)
     ends = stream.ends[:limit or None].tolist()
     for begin, end in itertools.pairwise([0, *ends]):
         ids = stream.ids[begin:end].tolist()
@@ -102,6 +106,8 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     name begins with "general". Without BOS the first token of a document is not scored, and its bytes do not
     count."""
     sets: dict[str, ValidationSet] = {}
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{twice[0]}: named twice, so its documents would count double")
     for name in names:
         kind = "general " if Path(name).name.startswith("general") else ""  # against forgetting
         for language, ids, size in read_documents(name, tokenizer, limit):

@@ -46,17 +46,17 @@ def turns(*roles: str, **last: object) -> dict:
 
 
 @pytest.mark.parametrize("line, words", [
-    ({"messages": [{"content": "x"}]}, "turn 1: expected 'role', one of system, user, human, assistant, gpt"),
+    ({"messages": [{"content": "x"}]}, "turn 1: 'role' must be one of system, user, human, assistant, gpt"),
     ({"conversations": [{"from": "human", "value": "x"}, {"from": "bot", "value": "x"}]}, "turn 2.*'bot'"),
-    (turns("user", "assistant", content=" "), "turn 2: .* 'content', a text that is not empty; got .*' '"),
-    (turns("user", "assistant", content=[{"type": "image"}]), "turn 2.* a text that is not empty"),
+    (turns("user", "assistant", content=" "), r"turn 2 \(assistant\): 'content' must be a text that is not"),
+    (turns("user", "assistant", content=[{"type": "image"}]), "must be a text"),
     (turns("assistant"), "user and assistant in turn.*got assistant"),
     (turns("user", "user", "assistant"), "in turn"),
     ({"messages": ["x"]}, "turn 1"), ({"messages": "x"}, "expected a list of turns"),
     ({"question": "x"}, r"'instruction' must be a text, got None; a record needs .*it has question"),
-    ({"instruction": "x", "output": ""}, "turn 3: .* a text that is not empty"),
+    ({"instruction": "x", "output": ""}, r"turn 3 \(assistant\): 'content' must be a text"),
     ({"instruction": "x", "output": 1}, "'output'"),
-    ({"instruction": "", "output": "x"}, "turn 2: .* a text that is not empty"),
+    ({"instruction": "", "output": "x"}, r"turn 2 \(user\)"),
     ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "'history' is not read"),
     (SHAREGPT_ROW | {"system": "x"}, "'system' is not read"),
     (turns("user", "assistant", reasoning_content="x"), "'reasoning_content' is not read"),
@@ -67,12 +67,14 @@ def test_a_bad_conversation_is_named_in_one_line(tmp_path, line, words):
         list(read_conversations(path))
 
 
-def test_a_damaged_array_and_an_empty_folder_are_named_in_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"no \*\.jsonl file"):
+@pytest.mark.parametrize("name, content", [
+    ("a.json", b'[{"messages": []},'), ("a.jsonl", b"\xff\xfe"), ("a.json", b"[" * 100_000)])
+def test_a_damaged_file_and_an_empty_folder_are_named_in_one_line(tmp_path, name, content):
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: no \*\.jsonl file"):
         list(read_conversations(tmp_path))
-    (tmp_path / "a.json").write_text('[{"messages": []},')
-    with pytest.raises(UserError, match=r"a\.json: not valid JSON"):
-        list(read_conversations(tmp_path / "a.json"))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}.*: not "):
+        list(read_conversations(tmp_path / name))
 
 
 # ------------------------------------------------------------------------------------------------------- rows

@@ -64,6 +64,7 @@ def test_a_lock_names_its_holder_and_clears_what_was_left(tmp_path):
     out = tmp_path / "run"
     with run_folder.FolderLock(out), pytest.raises(UserError, match=f"process {os.getpid()} on "):
         run_folder.FolderLock(out)
+    assert not out.exists()  # no run ever began there
     (out / "checkpoints" / "step-3.tmp").mkdir(parents=True)
     for name in ("run.json.12.tmp", "notes.tmp"):
         (out / name).touch()

@@ -82,6 +82,8 @@ def test_a_token_stream_gives_the_loss_of_its_documents_unless_it_is_damaged(wor
     documents = [tokenizer.encode(text, bos=True, eos=True) for language, text in TEXTS if language == "en"]
     write_stream(world / "s", documents, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.fingerprint)
     assert measure("model", "s")["en"] == pytest.approx(measure("model", "texts.jsonl")["en"])
+    with pytest.raises(UserError, match="s: named twice"):
+        document_sets([str(world / "s")] * 2, tokenizer, 64, 0)
     (world / "s.bin").write_bytes((world / "s.bin").read_bytes()[::-1])
     with pytest.raises(UserError, match="its sha256 is not the one"):
         document_sets([str(world / "s")], tokenizer, 64, 0)

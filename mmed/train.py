@@ -282,9 +282,9 @@ class Run:
             group["lr"] = lr
         # The loss per token of the whole global batch: the divisor is the count over all ranks and
         # micro-batches.
-        own_targets = torch.tensor([batch.targets], dtype=torch.float64).to(self.device, non_blocking=True)
-        targets = distributed.device_sum(own_targets)
-        scale = (world / targets[0].clamp(min=1)).float()  # x world: FSDP averages gradients over ranks
+        own_counts = torch.tensor([batch.targets, batch.tokens], dtype=torch.float64)
+        counts = distributed.device_sum(own_counts.to(self.device, non_blocking=True))
+        scale = (world / counts[0].clamp(min=1)).float()  # x world: FSDP averages gradients over ranks
         # Dropout must not depend on how often the run was restarted.
         torch.manual_seed((config.seed * 1_000_003 + self.step + 1) * world + distributed.rank())
         loss_sum = forward_backward(self.model, batch, scale, self.autocast, self.stop.check)
@@ -292,8 +292,7 @@ class Run:
         norm = optimizer.update(self.model, self.optimizer, config.max_grad_norm, loss_sum)
         self.step += 1
         self.stop.nothing_to_save = False
-        values = torch.cat((targets, torch.stack((loss_sum, norm.double()))))
-        self.log.add(self.step, lr, batch.positions, values)
+        self.log.add(self.step, lr, torch.cat((counts, torch.stack((loss_sum, norm.double())))))
 
     def evaluate(self) -> None:
         """Measure the validation loss, if there is any, and write it with the line of the last step."""
@@ -323,9 +322,10 @@ class Run:
             pretrained.save_pretrained(self.model, self.tokenizer, result)
         log.bar.close()
         if distributed.is_main():
-            write_json(self.out / "done.json", {"steps": self.steps, "tokens": log.tokens, "loss": log.loss})
+            write_json(self.out / "done.json", {"steps": self.steps, "tokens": log.tokens,
+                                                "targets": log.targets, "loss": log.loss})
             change = validation.compare(log.validation_before, log.validation_after)
-            print(f"{self.out}: done, {log.tokens:,} target tokens; {change}weights in {result}",
+            print(f"{self.out}: done, {log.targets:,} target tokens; {change}weights in {result}",
                   file=sys.stderr)
         distributed.barrier()
 
@@ -354,14 +354,17 @@ def forward_backward(model: Transformer, batch: loader.Batch, scale: Tensor | fl
 def print_start(facts: dict, rows: PretrainRows | ExamRows, model: Transformer, first: int) -> None:
     total = sum(p.numel() for p in model.parameters()) / 1e6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
-    unit, layers = "rows" if isinstance(rows, PretrainRows) else "examples", adapted_layers(model)
-    lora = f" (LoRA: {len(layers)} layers, rank {facts['config']['lora_rank']})" if layers else ""
+    unit = "rows" if isinstance(rows, PretrainRows) else "examples"
+    settings, layers = facts["config"], adapted_layers(model)
+    rank, alpha = settings["lora_rank"], settings["lora_alpha"]
+    lora = f" (LoRA: {len(layers)} layers, rank {rank}, alpha {alpha:g})" if layers else ""
     print(f"{facts['recipe']}: {total:.2f} M parameters, {trained:.2f} M trained{lora}; {rows.size:,} {unit} "
           f"of up to {rows.T} tokens; steps {first}..{facts['steps']} on {facts['world_size']} x "
           f"{facts['device']}", file=sys.stderr)
     warnings, longest = list(rows.warnings), model.config.max_position_embeddings
     if model.config.position_embedding == "rope" and rows.T > longest:
-        warnings.append(f"--sequence_length={rows.T} exceeds the model's {longest} positions")
+        warnings.append(f"--sequence_length={rows.T} exceeds the model's {longest} positions: longer "
+                        "documents are new to it")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 

@@ -21,6 +21,7 @@ from mmed.checkpoints.pretrained import load_pretrained
 from mmed.config import RECIPES, make_parser, parse_command_line
 from mmed.tokenizer import load_tokenizer
 from mmed.train import learning_rate
+from mmed.training.inspect_batch import load_run
 from mmed.utils.errors import UsageError
 
 TRAIN = [sys.executable, str(ROOT / "mmed" / "train.py")]
@@ -61,7 +62,8 @@ def same_bits(a, b):
 
 
 def same_losses(a, b, tolerance=1e-5):
-    return all(x["tokens"] == y["tokens"] and abs(x["loss"] - y["loss"]) <= tolerance * x["loss"]
+    return all(x["tokens"] == y["tokens"] and x["targets"] == y["targets"]
+               and abs(x["loss"] - y["loss"]) <= tolerance * x["loss"]
                and abs(x["grad_norm"] - y["grad_norm"]) <= 10 * tolerance * x["grad_norm"]
                for x, y in zip(lines(a), lines(b), strict=True))
 
@@ -75,14 +77,20 @@ def fails(arguments, code, *words):
         assert word in message, message
 
 
-def test_a_run_leaves_facts_log_checkpoint_and_model(uninterrupted):
+def test_a_run_leaves_facts_log_checkpoint_and_a_model_that_opens(uninterrupted):
+    from transformers import AutoModelForCausalLM
+
     facts = json.loads((uninterrupted / "run.json").read_text())
     assert facts["steps"] == 10 and facts["config"]["learning_rate"] == 1e-3 and facts["world_size"] == 1
     log = lines(uninterrupted)
     assert [line["step"] for line in log] == list(range(1, 11)) and log[-1]["loss"] < log[0]["loss"]
-    model, _ = load_pretrained(uninterrupted / "model")
+    model, tokenizer = load_pretrained(uninterrupted / "model")
     saved = tensors(uninterrupted)
     assert all(torch.equal(saved[f"model.{name}"], value) for name, value in model.named_parameters())
+    ids = torch.tensor([tokenizer.encode("heart and lung", bos=True)])
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(uninterrupted / "model")(ids).logits
+        assert torch.allclose(model(ids), theirs, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- several ranks
@@ -94,6 +102,23 @@ def test_a_run_leaves_facts_log_checkpoint_and_model(uninterrupted):
 def test_ranks_and_micro_batches_only_change_the_rounding(world, tmp_path, uninterrupted, ranks, extra):
     warm_run(pretrain(world, tmp_path / "run", *extra), ranks=ranks)
     assert same_losses(uninterrupted, tmp_path / "run")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_tokens_are_all_text_that_was_read_and_targets_its_labels(world, tmp_path, ranks):
+    out = tmp_path / "run"
+    warm_run(finetune(world, out, "--max_steps=3"), ranks=ranks)
+    _, rows, _ = load_run(out)
+    steps, log = [rows.batch(step, 8) for step in range(3)], lines(out)
+    tokens = [sum(len(example.ids) - 1 for example in batch) for batch in steps]
+    targets = [sum(len(example.ids) - example.prompt_length for example in batch) for batch in steps]
+    assert [line["tokens"] for line in log] == list(itertools.accumulate(tokens))
+    assert [line["targets"] for line in log] == list(itertools.accumulate(targets))
+    for line, all_of_step, labels in zip(log, tokens, targets, strict=True):
+        assert line["tokens_per_second"] / line["targets_per_second"] == pytest.approx(
+            all_of_step / labels, rel=1e-2)
+    done = json.loads((out / "done.json").read_text())
+    assert (done["tokens"], done["targets"]) == (sum(tokens), sum(targets))
 
 
 # train.py, which leaves the number of its rank's compiled graphs beside itself
@@ -129,7 +154,7 @@ def test_checkpointed_compiled_sharded_blocks_give_the_same_losses_and_compile_s
     arguments = command(world, tmp_path / "two", *extra, "--compile=yes", "--activation_checkpointing=all")
     run(*TORCHRUN, str(tmp_path / "counted.py"), *arguments)
     for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
-        assert one["tokens"] == two["tokens"] and two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert one["targets"] == two["targets"] and two["loss"] == pytest.approx(one["loss"], rel=1e-4)
     compiled = [int((tmp_path / f"graphs of {rank}").read_text()) for rank in (0, 1)]
     assert 1 <= compiled[0] == compiled[1] <= most
 
@@ -222,16 +247,23 @@ def test_a_damaged_checkpoint_is_rejected_by_name(world, tmp_path, uninterrupted
     fails(pretrain(world, out, "--resume=auto"), 1, path.name, "step-8")
 
 
-def test_lora_saves_only_the_adapter(world, tmp_path):
+def test_lora_saves_only_the_adapter_and_peft_opens_it(world, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     out = tmp_path / "lora"
     warm_run(finetune(world, out, f"--validation={world}/Train"))
     assert not (out / "model").exists() and "English" in lines(out)[-1]["validation_loss"]
     assert all("lora_" in name for name in tensors(out))
-    model, _ = load_pretrained(world / "model")
+    model, tokenizer = load_pretrained(world / "model")
     assert load_adapter(model, out / "adapter") == 4
     adapted, saved = dict(model.named_parameters()), tensors(out)
     assert all(torch.equal(value, adapted[name.removeprefix("model.")])
                for name, value in saved.items() if name.startswith("model."))
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "model"), out / "adapter")
+    ids = torch.tensor([tokenizer.encode("fever dose", bos=True)])
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(ids), theirs.eval()(ids).logits, atol=1e-5)
 
 
 def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world, tmp_path):
@@ -243,7 +275,7 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
     found = lines(tmp_path / "run")
     tokenizer = load_tokenizer(world / "model")
     targets = [len(tokenizer.encode(f" {text} ", continued=True)) + 1 for text in ("bone cell", "plum")]
-    assert json.loads((tmp_path / "run" / "done.json").read_text())["tokens"] == 8 * sum(targets)
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["targets"] == 8 * sum(targets)
     assert found[-1]["validation_loss"]["conversations"] < found[0]["validation_loss"]["conversations"]
 
 
@@ -254,13 +286,11 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
     (["--data=/no/such/stream"], 1, ["/no/such/stream.json", "tokenize"]),
     (["--lr=1"], 2, ["--lr", "did you mean"]),
     (["--precision=fp16"], 2, ["--precision", "bf16"]),
-    (["--max_steps=ten"], 2, ["--max_steps", "invalid int value"]),
+    (["--max_steps=ten"], 2, ["--max_steps", "a whole number"]),
     (["--max_steps=-1"], 2, ["--max_steps=-1", "0 or more"]),
-    (["--epochs=inf"], 2, ["--epochs=inf", "expected more than 0"]),
-    (["--seed=4294967296"], 2, ["--seed=4294967296", "expected a number"]),
-    (["--out="], 2, ["--out is missing"]),
     (["--data=,"], 2, ["--data=,", "each named once"]),
     (["--data=a,a"], 2, ["--data=a,a", "each named once"]),
+    (["--data=a=x,b=1"], 2, ["a weight must be a number"]),
     (["--data={world}/en=nan,{world}/ja=1"], 2, ["weights must be positive"]),
     (["--data={world}/en=1,{world}/ja=1e-9"], 2, ["less than a millionth of the rows"]),
     (["--data={world}/en=1,{world}/ja=1", "--mix_temperature=2"], 2, ["weights", "--mix_temperature"]),
@@ -277,6 +307,20 @@ def test_options_take_both_spellings_and_unknown_recipes_list_all():
     assert "--max_steps" in help_text and "(default: 150)" in help_text
     with pytest.raises(UsageError, match="finetune_lora"):
         parse_command_line(["finetune_lroa"])
+
+
+@pytest.mark.parametrize("words, message", [
+    ("pretrain_mmedlm2 --epochs=1", "--epochs=1.0: does nothing without --max_steps=0"),
+    ("finetune_full --lora-targets q_proj", "--lora_targets=q_proj: does nothing without --lora_rank"),
+    ("finetune_lora --windows=packed", "--windows=packed: does nothing without --task=pretrain"),
+    ("pretrain_mmedlm --eval_every=9", "--eval_every=9: does nothing without --validation"),
+    ("demo_full --prompt_style=clean --task=instruct", "--prompt_style=clean: does nothing"),
+    ("tiny --epochs=inf", "expected a number, got 'inf'"), ("tiny --seed=4294967296", "expected a number"),
+    ("tiny --out=", "--out is missing")])
+def test_options_without_effect_or_meaning_are_rejected(words, message, capsys):
+    with pytest.raises((UsageError, SystemExit)) as error:
+        parse_command_line([*words.split(), "--model=m", "--data=d"])
+    assert message in str(error.value) + capsys.readouterr().err
 
 
 def test_a_model_without_tokenizer_trains_on_streams_that_fit_it(world, tmp_path):
@@ -297,7 +341,7 @@ def test_a_model_without_tokenizer_trains_on_streams_that_fit_it(world, tmp_path
     assert "--sequence_length=32 exceeds the model's 16 positions" in done.stderr
 
 
-def test_bad_files_end_in_one_line(world, tmp_path):
+def test_bad_files_end_in_one_line_and_leave_no_run_folder(world, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "exam").mkdir()
     (tmp_path / "exam" / "English.jsonl").write_text('{"question": "x"}\n')
@@ -309,6 +353,7 @@ def test_bad_files_end_in_one_line(world, tmp_path):
     flip(tmp_path / "flipped.bin", 9)
     arguments = pretrain(world, out, f"--data={tmp_path}/flipped")
     fails(arguments, 1, "flipped.bin", "damaged")
+    assert not out.exists()
     dry = warm_run([*arguments, "--dry_run"]).stderr  # which reads no data
     assert "memory per rank" in dry and "checkpoint copy" in dry
 

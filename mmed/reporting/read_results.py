@@ -136,7 +136,7 @@ def read_run(argument: str) -> Run:
                 losses.append((run.loss, line["loss"]))
                 rates.append(line["tokens_per_second"])
             for curve, loss in losses:
-                curve.extend([(line["tokens"], loss)] if is_finite(loss) else [])
+                curve.extend([(line["targets"], loss)] if is_finite(loss) else [])
                 not_finite += not is_finite(loss)
     run.validation = {language: curve for language, curve in run.validation.items() if curve}
     if not_finite:

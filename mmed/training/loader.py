@@ -44,7 +44,7 @@ def read_streams(config: TrainConfig,
     try:
         weights = [float(weight) for _, equals, weight in parts if equals]
     except ValueError:
-        weights = [math.nan]
+        raise UsageError(f"--data={config.data}: a weight must be a number") from None
     if not names or len(set(names)) < len(names) or len(weights) not in (0, len(names)):
         raise UsageError(f"--data={config.data}: expected token streams NAME[=WEIGHT],..., each named once, "
                          "all with a weight or none")
@@ -186,13 +186,14 @@ class Batch:
 
     micro: list[dict]  # arguments of one forward pass each
     targets: int       # tokens that carry loss
+    tokens: int        # tokens of text, without padding
     positions: int     # positions computed, padding included
 
 
 def make_batch(micro_batches: Sequence[Row], device: torch.device, by_document: bool = True) -> Batch:
     """Rows (B, T) as the arguments of one forward pass each; `by_document`: tokens see their own document
     only. All ranks and steps of a run get the same arguments, so that all compile the same."""
-    batch = Batch([], 0, 0)
+    batch = Batch([], 0, 0, 0)
     for rows in micro_batches:
         arrays = {"input_ids": rows.input_ids, "labels": rows.labels, "positions": rows.positions,
                   # computed here, on the host, to avoid waiting for a GPU
@@ -204,6 +205,7 @@ def make_batch(micro_batches: Sequence[Row], device: torch.device, by_document: 
             tensors = {name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()}
         batch.micro.append(tensors)
         batch.targets += len(arrays["loss_positions"])
+        batch.tokens += int((rows.document_ids >= 0).sum())
         batch.positions += rows.labels.size
     return batch
 

@@ -2,7 +2,9 @@
 
     step k is queued -> its numbers are copied in the background -> step k + 1 is queued -> line of step k
 
-With --log the numbers of each line also go to TensorBoard or Weights & Biases.
+`tokens` are the tokens of text of all global batches so far, without padding, `targets` those of them that
+carry loss; skipped batches do not count. With --log the numbers of each line also go to TensorBoard or
+Weights & Biases.
 """
 from __future__ import annotations
 
@@ -74,7 +76,8 @@ class Log:
                  flops: float, peak: float | None, rows: PretrainRows | ExamRows):
         self.config, self.device, self.steps, self.rows = config, device, steps, rows
         self.flops, self.peak = flops, peak
-        self.tokens, self.skipped = state.get("tokens", 0), state.get("skipped", 0)
+        self.tokens, self.targets = state.get("tokens", 0), state.get("targets", 0)
+        self.skipped = state.get("skipped", 0)
         self.loss: float | None = state.get("loss")
         # loss by language before step 1 and the newest, unless they were those of other documents
         self.validation_on = config.validation
@@ -84,9 +87,8 @@ class Log:
             for name in ("validation_before", "validation_after"))
         # line and numbers of a step given to the device, the end of their copy, when they were given
         self.pending: tuple[dict, torch.Tensor, torch.cuda.Event | None, float] | None = None
-        self.positions = 0                               # computed by this rank since the last line
         self.clock = time.perf_counter()
-        self.last = self.tokens, self.clock  # of the last line
+        self.last = self.tokens, self.targets, self.clock  # of the last line
         self.path = Path(config.out) / "metrics.jsonl"
         self.file = open(self.path, "a", encoding="utf-8") if distributed.is_main() else None
         self.report: Report | None = None
@@ -97,18 +99,20 @@ class Log:
 
     def state_dict(self) -> dict:
         """For checkpoints: the log of a resumed run is that of an uninterrupted one."""
-        names = ("tokens", "skipped", "loss", "validation_on", "validation_before", "validation_after")
+        names = ("tokens", "targets", "skipped", "loss", "validation_on", "validation_before",
+                 "validation_after")
         return {name: getattr(self, name) for name in names}
 
-    def add(self, step: int, lr: float, positions: int, values: torch.Tensor) -> None:
-        """Note a step that was given to the device, and write the line of the one before. `values`: target
-        tokens, summed loss, gradient norm."""
-        host = values.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+    def add(self, step: int, lr: float, values: torch.Tensor) -> None:
+        """Note a step that was given to the device, and write the line of the one before. `values`, over all
+        ranks: target tokens, tokens of text, summed loss, gradient norm."""
+        host = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+        host.copy_(values, non_blocking=True)
         event = torch.cuda.Event() if values.is_cuda else None
         if event:
             event.record()
         self.flush()
-        self.pending = {"step": step, "lr": lr, "positions": positions}, host, event, time.perf_counter()
+        self.pending = {"step": step, "lr": lr}, host, event, time.perf_counter()
         self.bar.update()
 
     def flush(self) -> None:
@@ -124,21 +128,22 @@ class Log:
         if event:
             event.synchronize()
             self.clock = time.perf_counter()
-        targets, loss_sum, norm = host.tolist()
-        self.positions += line.pop("positions")
+        targets, tokens, loss_sum, norm = host.tolist()
         loss = loss_sum / max(targets, 1)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return self.not_finite(line, loss, norm)
-        self.tokens += int(targets)
+        self.tokens += int(tokens)
+        self.targets += int(targets)
         self.loss = loss
-        return line | {"tokens": self.tokens, "loss": loss, "grad_norm": norm}
+        return line | {"tokens": self.tokens, "targets": self.targets, "loss": loss, "grad_norm": norm}
 
     def not_finite(self, line: dict, loss: float, norm: float) -> dict:
         """The line of a batch that was skipped, or the end of the run."""
         step, size = line["step"], self.config.global_batch_size
         names = self.rows.names(self.rows.batch(step - 1, size))
         what = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
-        line |= {"tokens": self.tokens, "loss": None, "grad_norm": None, "nonfinite": True, "batch": names}
+        line |= {"tokens": self.tokens, "targets": self.targets, "loss": None, "grad_norm": None,
+                 "nonfinite": True, "batch": names}
         self.skipped += 1
         if self.skipped <= self.config.skip_nonfinite:
             print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}), "
@@ -157,7 +162,7 @@ class Log:
         """Write a step's line (empty: before step 1) with each language's validation loss and its change."""
         self.validation_after = {name: loss.nats_per_token for name, loss in losses.items()}
         bits = {name: loss.bits_per_byte for name, loss in losses.items() if loss.bits_per_byte is not None}
-        line = {"step": 0, "tokens": 0} | line | {"validation_loss": self.validation_after}
+        line = {"step": 0, "tokens": 0, "targets": 0} | line | {"validation_loss": self.validation_after}
         line |= {"bits_per_byte": bits} if bits else {}
         if line["step"]:
             line["validation_change"] = {name: value - self.validation_before[name]
@@ -174,15 +179,15 @@ class Log:
         due = step % self.config.log_every == 0 or step == self.steps
         if not due and not line.keys() & {"validation_loss", "nonfinite"}:
             return
-        last_tokens, last_clock = self.last
+        last_tokens, last_targets, last_clock = self.last
         seconds = max(self.clock - last_clock, 1e-6)
-        rate = self.positions / seconds  # of this rank
-        line |= {"tokens_per_second": round(rate * distributed.world_size(), 1),
-                 "targets_per_second": round((self.tokens - last_tokens) / seconds, 1),
-                 "mfu": round(rate * self.flops / self.peak, 4) if self.peak else None,
+        rate, peak = (self.tokens - last_tokens) / seconds, (self.peak or 0) * distributed.world_size()
+        line |= {"tokens_per_second": round(rate, 1),
+                 "targets_per_second": round((self.targets - last_targets) / seconds, 1),
+                 "mfu": round(rate * self.flops / peak, 4) if peak else None,
                  "memory_bytes": peak_memory(self.device)}
         self.append(line)
-        self.last, self.positions = (self.tokens, self.clock), 0
+        self.last = self.tokens, self.targets, self.clock
         if self.loss is not None:
             shown = [f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"]
             shown += [f"mfu {line['mfu']:.1%}"] if line["mfu"] else []
@@ -213,4 +218,4 @@ class Log:
 
     def pause(self) -> None:
         """Do not count the time since the last line: it was an evaluation or a checkpoint."""
-        self.last = self.last[0], time.perf_counter()
+        self.last = *self.last[:2], time.perf_counter()

@@ -161,7 +161,7 @@ def simulate(config: TrainConfig, build: Callable[[], Transformer], forward_back
         ids = torch.zeros(sizes.rows, sizes.length, dtype=torch.long)
         micro = {"input_ids": ids, "labels": ids, "positions": torch.arange(sizes.length).expand_as(ids),
                  "loss_positions": torch.arange(sizes.loss_positions)}
-        batch = Batch([micro] * min(sizes.micro_batches, 2), 0, 0)
+        batch = Batch([micro] * min(sizes.micro_batches, 2), 0, 0, 0)
         try:
             with watch, watch.fsdp_noted():
                 loss = forward_backward(model, batch, 1.0, distributed.autocast(config.precision, "cpu"),

@@ -19,12 +19,12 @@ from mmed.utils.errors import UsageError, UserError
 def make_log(out, first=0, state=None, **settings):
     config = TrainConfig(global_batch_size=2, out=str(out), **settings)
     rows = ExamRows.__new__(ExamRows)
-    rows.seed, rows.examples = 0, [Example("en:5", [], 0)]
+    rows.seed, rows.examples = 0, [Example(f"en:{n}", [], 0) for n in range(40)]
     return Log(config, torch.device("cpu"), first, 99, state or {}, 1.0, None, rows)
 
 
 def add(log, step, loss):
-    log.add(step, 1e-3, 8, torch.tensor([4.0, 4 * loss, 1.0], dtype=torch.float64))
+    log.add(step, 1e-3, torch.tensor([4.0, 6.0, 4 * loss, 1.0], dtype=torch.float64))
 
 
 def two_steps(log):
@@ -37,14 +37,16 @@ def two_steps(log):
 
 def test_a_non_finite_batch_is_skipped_or_ends_the_run_and_is_named(tmp_path):
     log = make_log(tmp_path, log_every=1000, skip_nonfinite=1)
+    first, second = (log.rows.names(log.rows.batch(number, 2)) for number in (6, 8))
     add(log, 7, math.nan)
     add(log, 9, math.nan)
-    with pytest.raises(UserError, match=r"step 9: loss nan, gradient norm 1.0: not finite.* 16 to 17: en:5"):
+    with pytest.raises(UserError, match=r"step 9: loss nan, gradient norm 1.0: not finite.* 16 to 17: "
+                                        f"{', '.join(second)} "):
         log.flush()
     written = read_lines(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"], line["nonfinite"], line["batch"]) for line in written] == [
-        (7, None, True, ["en:5", "en:5"]), (9, None, True, ["en:5", "en:5"])]
-    assert log.state_dict()["skipped"] == 2 and log.tokens == 0
+        (7, None, True, first), (9, None, True, second)]
+    assert log.state_dict()["skipped"] == 2 and log.tokens == log.targets == 0
     (tmp_path / "run.json").write_text(json.dumps({"config": vars(log.config)}))
     assert "2 losses that are not finite" in " ".join(read_run(str(tmp_path)).notes)
 

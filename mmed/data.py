@@ -1,7 +1,7 @@
 """Token streams and exam items -> the rows of batch k, equal for any number of ranks, workers and restarts.
 
-Rows of continued pre-training are whole documents of a token stream (mmed/tokenization/token_streams.py),
-packed best-fit, each attending to itself only:
+Rows of continued pre-training are whole documents of a token stream, packed best-fit, each attending to
+itself only:
 
     stream     <s> b o n e </s> <s> l u n g </s> <s> e y e </s>     inputs of the rows, T = 8 tokens
     row 0      <s> b o n e | <s> e      a document that fits nowhere whole is split: its continuation (row 0)
@@ -10,10 +10,9 @@ packed best-fit, each attending to itself only:
 
 Rows of fine-tuning are exam items, prompt and target, several in a row; only targets carry loss.
 
-Batch k, counted from 0, is items k B .. (k + 1) B - 1 of an order shuffled by the seed: rows when
-pre-training, exam items (which are then laid into rows) when fine-tuning. So a run resumes from its step
-number, on any number of ranks. B items in a batch, T tokens in a row. Batch k is trained on in step k + 1,
-which `python -m mmed.training.inspect_batch show RUN STEP` shows.
+Batch k is items k B .. (k + 1) B - 1 of an order shuffled by the seed: rows when pre-training, exam items
+(which are then laid into rows) when fine-tuning. So a run resumes from its step number, on any number of
+ranks. `python -m mmed.training.inspect_batch show RUN STEP` shows batch STEP - 1.
 """
 from __future__ import annotations
 
@@ -22,6 +21,7 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,9 +94,9 @@ class Piece(NamedTuple):
 class PackedBlocks:
     """The rows of one stream: blocks of BLOCK_ROWS rows, each packed by itself.
 
-    A block is a fixed number of consecutive targets (every token but the first of each document), so the
-    numbers of blocks and rows follow from NAME.json, and binary search in the index finds a block. A full
-    block leaves 1 % (SLACK) of its positions free, or one a row if that is more: for BOS of continuations.
+    A block is a fixed number of consecutive targets (every token but the first of each document), so binary
+    search in the index finds it. A full block leaves 1 % (SLACK) of its positions free, or one a row if that
+    is more: for BOS of continuations.
     """
 
     def __init__(self, stream: TokenStream, T: int):
@@ -158,10 +158,8 @@ class PackedBlocks:
 
 def best_fit(pieces: Sequence[Piece], rows: int, T: int, cost: int) -> list[list[Piece]]:
     """Pack pieces into `rows` rows of T positions: longest first, each into the fullest row where it fits.
-
-    A piece longer than a row first fills whole rows; a piece that fits nowhere is split over the largest
-    gaps. A continuation takes `cost` more positions; the caller leaves rows x cost positions for that.
-    """
+    A piece longer than a row first fills whole rows; one that fits nowhere is split over the largest gaps.
+    A continuation takes `cost` more positions; the caller leaves rows x cost positions for that."""
     result: list[list[Piece]] = [[] for _ in range(rows)]
     gaps = [(T, row) for row in range(rows)]  # free positions and row, ascending
 
@@ -199,12 +197,10 @@ def permutation(n: int, *key: int) -> np.ndarray:
 
 
 class ShuffledBlocks:
-    """The order of rows: each epoch shuffles the blocks, then the rows of GROUP_BLOCKS blocks together, since
-    the neighbouring documents of a block often come from one site.
-    """
+    """The order of rows: each epoch shuffles the blocks, (stream, block, its rows), then the rows of
+    GROUP_BLOCKS blocks together, since neighbouring documents often come from one site."""
 
     def __init__(self, blocks: Sequence[tuple[int, int, int]], *key: int):
-        """`blocks`: (stream, block, its rows)."""
         self.blocks, self.key, self.size = blocks, key, sum(rows for _, _, rows in blocks)
         self.epoch = functools.lru_cache(2)(self._epoch)  # these caches may be shared by threads
         self.group = functools.lru_cache(2)(self._group)
@@ -235,8 +231,7 @@ class Mixture:
     """Maps global row i to (stream, index within that stream), with exact quotas and no state.
 
     A cycle is `length` rows. A stream's rows up to the end of a cycle are floor differences of the cumulative
-    weights, so its count stays within one of weight x rows; (seed, cycle) shuffles the order within a cycle.
-    """
+    weights, so its count stays within one of weight x rows; (seed, cycle) shuffles a cycle's rows."""
 
     def __init__(self, weights: Sequence[float], seed: int):
         total = sum(weights)
@@ -244,16 +239,12 @@ class Mixture:
         self.length, self.seed = max(1024, int(np.ceil(2 * total / min(weights)))), seed
         self.cycle = functools.lru_cache(2)(self._cycle)
 
-    def counts(self, rows: int) -> list[int]:
-        """Rows of each stream among the first `rows` (a multiple of the cycle length)."""
-        floors = [int(rows * edge) for edge in self.edges]
-        return [b - a for a, b in itertools.pairwise(floors)]
-
     def _cycle(self, cycle: int) -> tuple[list[int], np.ndarray]:
         """Rows of each stream before a cycle, and the streams of its rows, (length,)."""
-        before = self.counts(cycle * self.length)
-        quota = np.subtract(self.counts((cycle + 1) * self.length), before)
-        return before, np.repeat(np.arange(len(quota)), quota)[permutation(self.length, self.seed, cycle)]
+        before, after = (np.diff([int(number * self.length * edge) for edge in self.edges])
+                         for number in (cycle, cycle + 1))
+        streams = np.repeat(np.arange(len(before)), after - before)
+        return before.tolist(), streams[permutation(self.length, self.seed, cycle)]
 
     def __call__(self, i: int) -> tuple[int, int]:
         cycle, place = divmod(i, self.length)
@@ -273,10 +264,11 @@ class PretrainRows:
                  weights: Sequence[float] | None = None,
                  layout: Callable[[TokenStream, int], Any] = PackedBlocks):
         self.streams, self.T = streams, sequence_length
+        self.warnings: list[str] = []
         self.layouts = [layout(stream, sequence_length) for stream in streams]
         blocks = [[(stream, block, rows) for block, rows in enumerate(layout.counts())]
                   for stream, layout in enumerate(self.layouts)]
-        self.rows_per_epoch = sum(rows for own in blocks for _, _, rows in own)
+        self.size = sum(rows for own in blocks for _, _, rows in own)  # of an epoch
         self.mixture = Mixture(weights, seed) if weights is not None and len(streams) > 1 else None
         if self.mixture:
             self.orders = [ShuffledBlocks(own, seed, number) for number, own in enumerate(blocks)]
@@ -293,22 +285,20 @@ class PretrainRows:
         return self.orders[stream].locate(index)
 
     def rows(self, numbers: Sequence[int | None]) -> Row:
-        """Rows of the run as arrays (B, T); None gives a row of padding."""
-        rows = [Row.of_document([], [])] * len(numbers)
-        for place, number in enumerate(numbers):
-            if number is not None:
-                stream, block, row = self.locate(number)
-                rows[place] = self.layouts[stream].row(block, row)
-        return stack(rows, len(rows), self.T)
+        """Rows of the run as arrays (B, T); None, after the numbers, gives a row of padding."""
+        places = [self.locate(number) for number in numbers if number is not None]
+        rows = [self.layouts[stream].row(block, row) for stream, block, row in places]
+        return stack(rows, len(numbers), self.T)
 
     def row(self, i: int) -> Row:
         """Row i of the run, padded to T."""
         return Row(*(array[0] for array in vars(self.rows([i])).values()))
 
-    def documents(self, i: int) -> tuple[TokenStream, list[int]]:
-        """The stream of row i, and its documents (numbered from 0 in the stream) in the order of the row."""
-        stream, block, row = self.locate(i)
-        return self.streams[stream], self.layouts[stream].documents(block, row)
+    def names(self, batch: Sequence[int]) -> list[str]:
+        """STREAM:DOCUMENT+DOCUMENT of each row; documents are numbered from 0 in their stream."""
+        places = ((self.streams[stream].prefix, self.layouts[stream].documents(block, row))
+                  for stream, block, row in map(self.locate, batch))
+        return [f"{Path(prefix).name}:{'+'.join(map(str, documents))}" for prefix, documents in places]
 
 
 # ------------------------------------------------------------------------------------------------- exam items
@@ -326,7 +316,7 @@ class Example:
 def truncate_prompt(ids: list[int], length: int, bos_id: int | None) -> list[int]:
     """The last `length` ids of a prompt; a leading BOS is kept.
 
-    >>> truncate_prompt([1, 5, 6, 7, 8], 3, bos_id=1), truncate_prompt([5, 6, 7, 8], 3, bos_id=None)
+    >>> truncate_prompt([1, 5, 6, 7, 8], 3, bos_id=1), truncate_prompt([5, 6, 7, 8], 3, bos_id=1)
     ([1, 7, 8], [6, 7, 8])
     """
     if len(ids) <= length:
@@ -360,6 +350,8 @@ class ExamRows:
     `modes` (True, False) gives every item twice, with and without its rationale.  # MMedLM: finetune/train.py
     """
 
+    streams: Sequence[TokenStream] = ()  # as `PretrainRows` has them
+
     def __init__(self, items: Sequence[ExamItem], tokenizer: Tokenizer, sequence_length: int, seed: int, *,
                  modes: Sequence[bool] = (True, False), style: str = "clean"):
         self.T, self.seed = sequence_length, seed
@@ -374,10 +366,18 @@ class ExamRows:
     def batch(self, step: int, size: int) -> list[Example]:
         """The examples of global batch `step`; an epoch's last batch runs over into the next epoch."""
         n, examples = len(self.examples), []
-        for epoch in range(step * size // n, ((step + 1) * size - 1) // n + 1):
-            first, last = max(0, step * size - epoch * n), (step + 1) * size - epoch * n
-            examples += [self.examples[place] for place in permutation(n, self.seed, epoch)[first:last]]
+        numbers = range(step * size, (step + 1) * size)
+        for epoch, part in itertools.groupby(numbers, key=lambda number: number // n):
+            order = permutation(n, self.seed, epoch)
+            examples += [self.examples[order[number % n]] for number in part]
         return examples
+
+    def names(self, batch: Sequence[Example]) -> list[str]:
+        return [example.key for example in batch]
+
+    @property
+    def size(self) -> int:
+        return len(self.examples)
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Pack examples into rows of at most T tokens: longest first, each into the first with space."""

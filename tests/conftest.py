@@ -8,6 +8,7 @@ import re
 import sys
 
 import pytest
+from tiny_world import make_world
 
 
 def is_loopback(host: object) -> bool:
@@ -40,6 +41,11 @@ def seed() -> int:
     value = int(os.environ.get("MMED_TEST_SEED", "0"))
     print("MMED_TEST_SEED", value)  # shown when the test fails
     return value
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

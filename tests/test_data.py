@@ -6,26 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_world import random_documents, write_stream
+from tiny_world import Bytes, random_documents, write_stream
 
-from mmed.data import (
-    IGNORE,
-    Example,
-    ExamRows,
-    Mixture,
-    Piece,
-    PretrainRows,
-    Row,
-    encode_example,
-    pack,
-    stack,
-    truncate_prompt,
-)
+from mmed.data import IGNORE, Example, ExamRows, Mixture, Piece, PretrainRows, encode_example, pack
 from mmed.prompts import ExamItem, build_prompt, build_target
-from mmed.training.loader import end_to_end, rank_share
-from mmed.training.official_windows import OfficialWindows
+from mmed.training.loader import OfficialWindows, micro_batches, rank_share
 from mmed.utils.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------- packing
@@ -43,7 +31,7 @@ def test_every_token_of_a_document_is_a_target_once_an_epoch(tmp_path, bos_id, T
     stream, rows = layout(tmp_path, documents, T, bos_id)
     first = {0, *stream.ends[:-1].tolist()}
     seen = np.zeros(stream.tokens, dtype=int)
-    for i in range(rows.rows_per_epoch):
+    for i in range(rows.size):
         row, (_, block, number) = rows.row(i), rows.locate(i)
         pieces = rows.layouts[0].rows(block)[number]
         for place, piece in enumerate(pieces):
@@ -59,30 +47,18 @@ def test_every_token_of_a_document_is_a_target_once_an_epoch(tmp_path, bos_id, T
     assert all(seen[place] == (place not in first) for place in range(stream.tokens))
 
 
-def test_a_continuation_begins_with_a_bos_that_predicts_nothing(tmp_path):
-    _, rows = layout(tmp_path, [[1, 10, 11, 12, 13, 14, 2]], 4, bos_id=1)
-    both = [rows.row(i) for i in range(rows.rows_per_epoch)]
-    found = sorted((row.input_ids.tolist(), row.labels.tolist()) for row in both)
-    assert found == [([1, 10, 11, 12], [10, 11, 12, 13]), ([1, 13, 14, 0], [IGNORE, 14, 2, IGNORE])]
-
-
 @pytest.mark.parametrize("bos_id, T", [(None, 128), (1, 512)])
 def test_two_percent_padding_at_most_and_few_documents_split(tmp_path, bos_id, T, seed):
     lengths = np.clip(np.random.default_rng(seed).lognormal(4.5, 1.0, 3000), 3, 5000).astype(int)
     _, rows = layout(tmp_path, [[5] * length for length in lengths], T, bos_id)
     packed = rows.layouts[0]
+    rows.row(12)
+    assert packed.blocks > 5 and packed.rows.cache_info().currsize == 1  # no other block was packed
     pieces = [piece for block in range(packed.blocks) for row in packed.rows(block) for piece in row]
-    assert sum(piece.size() for piece in pieces) > 0.98 * rows.rows_per_epoch * T
+    assert sum(piece.size() for piece in pieces) > 0.98 * rows.size * T
     # longer than a row, or at a block's edge
     needed = int((-(-(lengths - 1) // T) - 1).sum()) + packed.blocks
     assert len(pieces) - len(lengths) < 1.5 * needed + 0.05 * len(lengths)
-
-
-def test_a_row_is_found_without_packing_other_blocks(tmp_path):
-    _, rows = layout(tmp_path, random_documents(1, 3000, 60), 16)
-    assert rows.layouts[0].blocks > 50
-    rows.row(12345)
-    assert rows.layouts[0].rows.cache_info().currsize == 1
 
 
 def test_a_stream_without_anything_to_predict_is_rejected(tmp_path):
@@ -102,7 +78,7 @@ def test_official_windows_are_those_of_the_published_script(tmp_path):
             starts.append(starts[-1] + 6)
         starts[-1] = max(0, len(ids) - 8)
         expected += [(ids + [2] * 8)[a : a + 8] for a in starts]
-    found = [rows.row(i) for i in range(rows.rows_per_epoch)]
+    found = [rows.row(i) for i in range(rows.size)]
     assert sorted(row.input_ids.tolist() for row in found) == sorted(expected)
     assert all(row.labels.tolist() == row.input_ids.tolist()[1:] + [IGNORE] for row in found)
 
@@ -112,7 +88,7 @@ def test_official_windows_are_those_of_the_published_script(tmp_path):
 def test_an_epoch_holds_every_row_once_in_its_own_order_that_mixes_blocks(tmp_path):
     streams = [write_stream(tmp_path / name, random_documents(seed, 1500)) for seed, name in enumerate("st")]
     rows = PretrainRows(streams, 16, seed=5)
-    n = rows.rows_per_epoch
+    n = rows.size
     epochs = [[rows.locate(i) for i in range(epoch * n, epoch * n + n)] for epoch in range(3)]
     assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == n for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
@@ -132,10 +108,9 @@ def test_rows_of_a_mixture_follow_from_seed_and_number(tmp_path):
 
 
 def test_threads_that_ask_for_distant_rows_at_the_same_time_get_their_own():
-    mixture = Mixture([1, 2], seed=3)
-    numbers = [cycle * mixture.length + 9 for cycle in (0, 1, 2, 3)] * 200
+    mixture, before = Mixture([1, 2], seed=3), sys.getswitchinterval()
+    numbers = [cycle * mixture.length + 9 for cycle in range(4)] * 200
     expected = [mixture(i) for i in numbers]
-    before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(mixture, numbers))
@@ -165,17 +140,8 @@ def test_ranks_share_the_rows_of_a_batch_without_loss_or_duplicate(count, world,
 
 # ------------------------------------------------------------------------------------------------- exam items
 
-class Bytes:
-    """A toy tokenizer: one id per byte, 1 and 2 begin and end."""
-
-    bos_id, eos_id = 1, 2
-
-    def encode(self, text, bos=False, eos=False, continued=False):
-        return [1] * bos + [b + 3 for b in text.encode()] + [2] * eos
-
-
 class Lengths:
-    """Prompts and targets of given numbers of tokens, all different."""
+    """A toy tokenizer: prompts and targets of given numbers of tokens, all different."""
 
     def __init__(self, prompt, target, bos_id):
         self.bos_id = bos_id
@@ -215,11 +181,6 @@ def test_truncation_keeps_the_ends_and_a_prompt_that_fits(prompt, target, T, bos
         assert kept == tokenizer.prompt
 
 
-def test_a_first_token_that_is_no_bos_is_dropped_like_any_other():
-    assert truncate_prompt([7, 8, 9], 2, bos_id=1) == [8, 9] == truncate_prompt([7, 8, 9], 2, bos_id=None)
-    assert truncate_prompt([1, 8, 9], 2, bos_id=1) == [1, 9]
-
-
 @given(st.lists(st.integers(2, 14), min_size=1, max_size=30))
 def test_packed_examples_stay_whole_and_apart(lengths):
     examples = [Example(str(n), list(range(10, 10 + n)), n // 2) for n in lengths]
@@ -233,15 +194,17 @@ def test_packed_examples_stay_whole_and_apart(lengths):
             assert row.positions[here].tolist() == list(range(here.sum()))
             pieces.append(row.input_ids[here].tolist() + [row.labels[here][-1]])
     assert sorted(pieces) == sorted(example.ids for example in examples)
-    targets = sum(len(example.ids) - max(1, example.prompt_length) for example in examples)
     free = sorted(13 - len(row) for row in rows)  # first fit: two half-empty rows would have become one
     assert free[0] >= 0 and (len(rows) < 2 or free[-1] + free[-2] <= 13)
-    for laid in (stack(rows, len(rows) + 1, 16), end_to_end(rows)):
-        whole = Row(*(array.reshape(-1) for array in vars(laid).values()))
-        assert (whole.labels != IGNORE).sum() == targets
-        ids = [i for row in rows for i in row.input_ids]
-        assert laid.input_ids[laid.document_ids >= 0].tolist() == ids
-    assert len(set(end_to_end(rows).document_ids.ravel()) - {-1}) == len(examples)
+    targets = sum(len(example.ids) - max(1, example.prompt_length) for example in examples)
+    shares = [[*range(len(rows)), None]]
+    for flat in (False, True):
+        batch = micro_batches(rows, shares, torch.device("cpu"), flat)
+        (laid,) = batch.micro
+        inside = laid["document_ids"] >= 0
+        assert batch.targets == len(laid["loss_positions"]) == targets
+        assert laid["input_ids"][inside].tolist() == [i for row in rows for i in row.input_ids]
+        assert not flat or len(laid["document_ids"][inside].unique()) == len(examples)
 
 
 def test_an_epoch_holds_every_item_with_and_without_its_rationale_once():

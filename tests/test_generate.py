@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from forked_runs import warm_run
 from json_lines import read_lines, write_lines
-from warm_start import run as warm_run
 
 from mmed.checkpoints.adapters import save_adapter
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.timing import print_head, print_row
 from mmed.data import PretrainRows, TokenStream
-from mmed.training.official_windows import OfficialWindows
+from mmed.training.loader import OfficialWindows
 from mmed.utils.errors import Parser
 
 
@@ -38,7 +38,7 @@ def measure(rows: PretrainRows) -> tuple[float, int, int]:
         targets[np.concatenate(([0], np.asarray(stream.ends[:-1], dtype=np.int64)))] = 0
         wrong += int((seen != targets).sum())
         split += int((pieces > 1).sum())
-    return 1 - used / (rows.rows_per_epoch * rows.T), wrong, split
+    return 1 - used / (rows.size * rows.T), wrong, split
 
 
 def main() -> None:
@@ -55,9 +55,9 @@ def main() -> None:
         rows = PretrainRows(streams, length, seed=1)
         official = PretrainRows(streams, length, seed=1, layout=functools.partial(OfficialWindows, eos_id=0))
         padding, wrong, split = measure(rows)
-        print_row(f"{length:,}", f"{rows.rows_per_epoch:,}", f"{padding:.2%}", wrong, f"{split:,}",
-                  f"{rows.rows_per_epoch * length / tokens:.3f}",
-                  f"{official.rows_per_epoch * length / tokens:.2f}")
+        print_row(f"{length:,}", f"{rows.size:,}", f"{padding:.2%}", wrong, f"{split:,}",
+                  f"{rows.size * length / tokens:.3f}",
+                  f"{official.size * length / tokens:.2f}")
 
 
 if __name__ == "__main__":

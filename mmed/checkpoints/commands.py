@@ -143,7 +143,8 @@ def load_run(run: Path, step: int | None,
     merge_lora(model)
     if settings.get("tokenizer") and has_tokenizer(settings["tokenizer"]):
         tokenizer = load_tokenizer(settings["tokenizer"], settings["bos"])
-    facts["reached"] = {key: state[key] for key in ("step", "steps", "tokens", "loss") if key in state}
+    reached = ("step", "steps", "tokens", "targets", "loss")
+    facts["reached"] = {key: state[key] for key in reached if key in state}
     return model, tokenizer, facts, stored_dtype(Path(source)) if there else torch.float32
 
 

@@ -9,12 +9,14 @@ import math
 import torch
 from torch import Tensor
 
+from mmed.utils.errors import UserError
+
 
 def check_length(scaling: dict | None, length: int, longest: int) -> None:
-    """A ValueError for a row that dynamic scaling would stretch."""
+    """A `UserError` for a row that dynamic scaling would stretch."""
     if (scaling or {}).get("rope_type") == "dynamic" and length > longest:
-        raise ValueError(f"{length} tokens in a row: dynamic RoPE scaling, which begins beyond {longest} "
-                         "positions, is not supported")
+        raise UserError(f"{length} tokens in a row: dynamic RoPE scaling, which begins beyond {longest} "
+                        "positions, is not supported")
 
 
 def scaled_frequencies(speed: Tensor, theta: float, scaling: dict) -> Tensor:

@@ -115,7 +115,7 @@ def read_run(argument: str) -> Run:
                 rates.append(line["tokens_per_second"])
             for curve, loss in losses.items():
                 if is_finite(loss):
-                    curves[curve].append((line["tokens"], loss))
+                    curves[curve].append((line["targets"], loss))
                 else:
                     not_finite += 1
     return Run(as_name(name or folder.resolve().name), facts, (folder / "done.json").is_file(),

@@ -1,2 +1,1 @@
-"""What mmed/train.py builds on: distributed, optimizer, loader, logging, signals, run folder, memory
-estimate, validation."""
+"""What mmed/train.py builds on."""

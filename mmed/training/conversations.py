@@ -1,13 +1,11 @@
 """Instruction tuning (--task=instruct): files of conversations or instructions -> packed rows.
 
-In: JSON lines (also .gz) or a JSON array; a record has OpenAI's `messages`, ShareGPT's
-`conversations`, or Alpaca's fields. Out: rows in which every answer of the assistant carries loss.
-The text of a conversation is that of the model's chat template.
+In: JSON lines (also .gz) or a JSON array; a record has OpenAI's `messages`, ShareGPT's `conversations`, or
+Alpaca's fields. Out: rows of the chat template's text in which every answer of the assistant carries loss.
 """
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from mmed.data import TRUNCATED, Example, ExamRows, truncate_prompt
 from mmed.tokenization.chat_template import Message, check_messages, encode_conversation
 from mmed.tokenizer import Tokenizer
 from mmed.utils.errors import UserError
-from mmed.utils.files import check_file, read_jsonl
+from mmed.utils.files import check_file, read_json, read_jsonl
 
 # Name of the list of turns -> names of a turn's role and text: OpenAI's form and ShareGPT's
 TURNS = {"messages": ("role", "content"), "conversations": ("from", "value")}
@@ -77,14 +75,16 @@ def encode_dialogue(key: str, messages: Sequence[Message], tokenizer: Tokenizer,
 
 def read_conversations(path: str | Path) -> Iterator[tuple[str, list[Message]]]:
     """Yield ("FILE:RECORD", messages) of a file or of every *.jsonl of a folder; a question at the end that
-    nobody answers is left out, so a conversation without an answer has no messages.
-    """
+    nobody answers is left out, so a conversation without an answer has no messages."""
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path}: no *.jsonl file in this folder; name the file itself")
     for file in files:
-        for number, row in _read_records(file):
+        check_file(file)
+        with open(file, encoding="utf-8-sig", errors="replace") as opened:
+            is_array = opened.read(1 << 12).lstrip().startswith("[")
+        for number, row in enumerate(read_json(file, None), 1) if is_array else read_jsonl(file):
             try:
                 yield f"{file.name}:{number}", _messages(row)
             except ValueError as error:
@@ -95,8 +95,8 @@ def _messages(row: Any) -> list[Message]:
     """The messages of one record; ValueError says what is wrong with it."""
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, got {type(row).__name__}")
-    form = next((name for name in TURNS if row.get(name) is not None), None)
-    role, text = TURNS[form or "messages"]
+    form = next((name for name in TURNS if row.get(name) is not None), "")
+    role, text = TURNS.get(form, TURNS["messages"])
     turns = row[form] if form else _turns_of_instruction(row)
     if not isinstance(turns, list):
         raise ValueError(f"expected a list of turns, got {turns!r:.60}")
@@ -104,16 +104,17 @@ def _messages(row: Any) -> list[Message]:
     messages: list[Message] = []
     for place, turn in enumerate(turns, 1):
         name, content = (turn.get(role), turn.get(text)) if isinstance(turn, dict) else (None, None)
-        if not isinstance(name, str) or name not in ROLES:
+        speaker = ROLES.get(name) if isinstance(name, str) else None
+        if not speaker:
             raise ValueError(f"turn {place}: {role!r} must be one of {', '.join(ROLES)}, got {name!r:.60}")
-        if not isinstance(content, str) or not (content.strip() or ROLES[name] == "system"):
+        if not isinstance(content, str) or not (content.strip() or speaker == "system"):
             raise ValueError(f"turn {place} ({name}): {text!r} must be a text that is not empty, got "
                              f"{content!r:.60}; leave this record out")
         reject_unread(turn)
-        if ROLES[name] == "assistant" and turn.get("weight") == 0:
+        if speaker == "assistant" and turn.get("weight") == 0:
             raise ValueError(f"turn {place}: its 'weight' is 0, but all answers are trained; leave it out")
         if content.strip():
-            messages.append({"role": ROLES[name], "content": content})
+            messages.append({"role": speaker, "content": content})
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if messages:
@@ -122,7 +123,6 @@ def _messages(row: Any) -> list[Message]:
 
 
 def reject_unread(part: dict) -> None:
-    """A ValueError if a record or turn has a field that is not read."""
     for name in UNREAD:
         if part.get(name):
             raise ValueError(f"{name!r} is not read; write it into the messages, or leave this record out")
@@ -140,17 +140,3 @@ def _turns_of_instruction(row: dict) -> list[dict]:
         system, question = "", system
     texts = {"system": system, "user": question, "assistant": row["output"]}
     return [{"role": role, "content": text} for role, text in texts.items()]
-
-
-def _read_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number from 1, record) of JSON lines (also .gz) or of a JSON array."""
-    check_file(path)
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        is_array = file.read(1 << 12).lstrip().startswith("[")
-    if not is_array:
-        yield from read_jsonl(path)
-        return
-    try:
-        yield from enumerate(json.loads(path.read_text(encoding="utf-8-sig")), 1)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None

@@ -10,12 +10,14 @@ block's weights just before it computes the block, and reduces gradients straigh
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
 import torch
@@ -28,8 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from mmed.model import Transformer
 from mmed.utils.errors import UsageError
 
-HEARTBEAT_SECONDS = 0.5  # between two collectives while some rank works alone
-PR_SET_PDEATHSIG = 1     # of Linux's prctl: the signal that a process gets when its parent ends
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 
 
 def rank() -> int:
@@ -50,8 +51,14 @@ def gpu_count() -> int:
 
 # ------------------------------------------------------------------------------------------ starting, meeting
 
-def start(timeout_seconds: int = 600) -> torch.device:
-    """Join the other ranks, if there are any; returns the device of this rank."""
+def start(timeout_seconds: int = 600, deterministic: bool = False) -> torch.device:
+    """Join the other ranks, if there are any; returns the device of this rank. `deterministic`: only kernels
+    that give the same bits every time."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # for code that reads what it never wrote
+        torch.backends.cudnn.benchmark = False
     local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), gpu_count()
     if gpus and local_rank >= gpus:
         raise UsageError(f"--nproc_per_node starts more processes than there are GPUs ({gpus})")
@@ -60,17 +67,12 @@ def start(timeout_seconds: int = 600) -> torch.device:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 in products of fp32
     if world_size() > 1 and not dist.is_initialized():
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            end_with_launcher()
+        if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+            # SIGTERM for this process when torchrun is killed, which notifies no rank
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout_seconds),
                                 device_id=device if gpus else None)
     return device
-
-
-def end_with_launcher() -> None:
-    """Let this process get SIGTERM when torchrun is killed, which notifies no rank (on Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def device_called(name: str) -> str:
@@ -81,14 +83,6 @@ def device_called(name: str) -> str:
         return str(torch.empty(1, device=name).device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UsageError(f"--device {name}: no such device; there are cpu and {gpu_count()} GPUs") from None
-
-
-def make_deterministic() -> None:
-    """Only kernels that give the same bits every time, on a GPU, too; call it before CUDA is first used."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for code that reads what it never wrote
-    torch.backends.cudnn.benchmark = False
 
 
 def stop() -> None:
@@ -103,9 +97,8 @@ def barrier(group: dist.ProcessGroup | None = None) -> None:
 
 def host_group(timeout_seconds: int) -> dist.ProcessGroup | None:
     """A second group of all ranks, over gloo, for what runs beside the training. None for one process."""
-    if not dist.is_initialized():
-        return None
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+    timeout = timedelta(seconds=timeout_seconds)
+    return dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
 
 
 def gather(value: dict, group: dist.ProcessGroup | None = None) -> list[dict]:
@@ -123,16 +116,11 @@ def device_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def run_unequal_work(work: Callable[[], None], device: torch.device) -> None:
-    """Run `work`, which may take one rank longer than the time-out of hung ranks; every rank calls this. The
-    work runs in a thread, and meanwhile the ranks meet in short collectives."""
-    with ThreadPoolExecutor(1) as pool:
-        future, unfinished = pool.submit(work), True
-        while unfinished:
-            wait([future], HEARTBEAT_SECONDS if dist.is_initialized() else None)
-            if future.done():
-                future.result()
-            unfinished = bool(device_sum(torch.tensor([float(not future.done())], device=device)))
+def autocast(precision: str, kind: str) -> Callable[[], AbstractContextManager]:
+    """The context of forward passes; among several ranks FSDP casts by itself."""
+    if precision == "bf16" and world_size() == 1:
+        return functools.partial(torch.autocast, kind, torch.bfloat16, cache_enabled=False)
+    return contextlib.nullcontext
 
 
 # ----------------------------------------------------------------------------------------------------- blocks
@@ -149,11 +137,9 @@ def checkpoint_blocks(model: Transformer, which: str = "all") -> None:
 
 
 def compile_blocks(model: Transformer) -> None:
-    """torch.compile of each block's forward pass; hooks, such as FSDP's, stay outside.
-
-    The blocks share the compiled code. It is compiled for the first width and for any other width, and both
-    again for LoRA's first block, whose input has no gradient, and for validation.
-    """
+    """torch.compile of each block's forward pass; hooks, such as FSDP's, stay outside. The blocks share the
+    code, which is compiled for the first width and for any other width, and both again for LoRA's first
+    block, whose input has no gradient, and for validation."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for block in model.layers:
         block.forward = torch.compile(block.forward)
@@ -167,12 +153,10 @@ def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_secon
     weights are gathered within a group, and only gradients, already cut by shard_size, cross between groups.
     # MMedLM: FSDP full_shard auto_wrap on the decoder layer, bf16
     """
-    bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    settings = {"mesh": make_mesh(shard_size, timeout_seconds),
-                "mp_policy": bf16 if precision == "bf16" else MixedPrecisionPolicy()}
-    for block in model.layers:
-        fully_shard(block, **settings)
-    fully_shard(model, **settings)
+    used = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
+    mesh = make_mesh(shard_size, timeout_seconds)
+    for unit in (*model.layers, model):
+        fully_shard(unit, mesh=mesh, mp_policy=MixedPrecisionPolicy(**used))
     return model
 
 
@@ -191,8 +175,8 @@ def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:
 
 
 def reshard(model: nn.Module) -> None:
-    """Back to this rank's shard of every weight: after a forward pass without a backward pass the root unit
-    stays gathered, under parameters that are not the optimizer's."""
+    """Back to this rank's shards: after a forward pass without a backward pass the root unit stays gathered,
+    under parameters that are not the optimizer's."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

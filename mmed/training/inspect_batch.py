@@ -22,15 +22,6 @@ from mmed.utils.errors import Parser, UsageError, UserError, main_guard, printab
 from mmed.utils.files import read_json
 
 
-def batch_names(rows: PretrainRows | ExamRows, config: TrainConfig, step: int) -> list[str]:
-    """What step `step` (from 1) trained on: per row STREAM:DOCUMENT+DOCUMENT, or the keys of exam items."""
-    batch = rows.batch(step - 1, config.global_batch_size)
-    if isinstance(rows, ExamRows):
-        return [example.key for example in batch]
-    places = (rows.documents(i) for i in batch)
-    return [f"{Path(stream.prefix).name}:{'+'.join(map(str, documents))}" for stream, documents in places]
-
-
 def shown(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Text of some tokens, with the names of BOS, EOS and padding."""
     special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
@@ -70,30 +61,24 @@ def load_run(run: Path) -> tuple[TrainConfig, PretrainRows | ExamRows, Tokenizer
     return config, rows, tokenizer
 
 
-def show(run: Path, step: int, wanted: Sequence[int] | None = None) -> None:
-    """Print the rows `wanted` of a step (None: all)."""
-    config, rows, tokenizer = load_run(run)
-    if step < 1:
-        raise UsageError(f"STEP {step}: steps are counted from 1, as in metrics.jsonl")
-    batch, names = rows.batch(step - 1, config.global_batch_size), batch_names(rows, config, step)
-    for number in wanted if wanted is not None else range(len(batch)):
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m mmed.training.inspect_batch", description="Show what a run trained on.")
+    command = parser.add_subparsers(dest="command", required=True).add_parser(
+        "show", help="print a step's batch as text", description=__doc__.split("\n\n")[2])
+    command.add_argument("run", type=Path, help="run folder of mmed/train.py")
+    command.add_argument("step", type=int, help="training step as in metrics.jsonl, counted from 1")
+    command.add_argument("--rows", type=int, nargs="+", metavar="N", help="rows of the batch (default: all)")
+    options = parser.parse_args(arguments)
+    config, rows, tokenizer = load_run(options.run)
+    if options.step < 1:
+        raise UsageError(f"STEP {options.step}: steps are counted from 1, as in metrics.jsonl")
+    batch = rows.batch(options.step - 1, config.global_batch_size)
+    names = rows.names(batch)
+    for number in options.rows or range(len(batch)):
         if not 0 <= number < len(batch):
             raise UsageError(f"--rows {number}: the batch has rows 0 to {len(batch) - 1}")
         row = pack([batch[number]]) if isinstance(rows, ExamRows) else rows.row(batch[number])
         print(f"row {number}: {names[number]}", *row_lines(row, tokenizer), sep="\n")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m mmed.training.inspect_batch", description="Show what a run trained on.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("show", help="print a step's batch as text",
-                                  description=__doc__.split("\n\n")[2])
-    command.add_argument("run", type=Path, help="run folder of mmed/train.py")
-    command.add_argument("step", type=int, help="training step as in metrics.jsonl, counted from 1")
-    command.add_argument("--rows", type=int, nargs="+", metavar="N",
-                         help="rows of the batch to print (default: all)")
-    options = parser.parse_args(arguments)
-    show(options.run, options.step, options.rows)
     return 0
 
 

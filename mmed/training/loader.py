@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,55 +20,64 @@ import torch
 
 from mmed import data
 from mmed.config import TrainConfig
-from mmed.data import ExamRows, PackedBlocks, PretrainRows, Row
+from mmed.data import BLOCK_ROWS, IGNORE, ExamRows, PackedBlocks, PretrainRows, Row
 from mmed.prompts import read_benchmark
 from mmed.tokenization.token_streams import StreamWriter, TokenStream
 from mmed.tokenizer import Tokenizer, train_sentencepiece
 from mmed.training import distributed
 from mmed.training.conversations import InstructRows
-from mmed.training.official_windows import OfficialWindows
 from mmed.utils.errors import UsageError
 from mmed.utils.files import read_json
 
 WIDTH = 64  # widths of exam batches are multiples of this: few different shapes
+HEARTBEAT_SECONDS = 0.5  # between two collectives while some rank works alone
 SMALLEST_SHARE = 1e-6  # of a stream in a mixture, whose cycle has two rows of each stream
 
+
+# ------------------------------------------------------------------------------------------------------- data
 
 def read_streams(config: TrainConfig,
                  fingerprint: str | None) -> tuple[list[TokenStream], list[float] | None]:
     """Streams and weights (None: every row once an epoch) of "NAME[=WEIGHT],NAME..."."""
     parts = [part.strip().partition("=") for part in config.data.split(",") if part.strip()]
     names = [name for name, _, _ in parts]
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"--data={config.data}: expected token streams NAME[=WEIGHT],..., each named once")
     try:
         weights = [float(weight) for _, equals, weight in parts if equals]
     except ValueError:
         raise UsageError(f"--data={config.data}: a weight must be a number") from None
-    if weights and len(weights) < len(parts):
-        raise UsageError("--data: give a weight to every stream or to none")
+    if not names or len(set(names)) < len(names) or len(weights) not in (0, len(names)):
+        raise UsageError(f"--data={config.data}: expected token streams NAME[=WEIGHT],..., each named once, "
+                         "all with a weight or none")
     streams = [TokenStream(name, fingerprint) for name in names]
     if config.mix_temperature != 1.0:
         if weights:
             raise UsageError("--data gives weights: leave them out, or --mix_temperature")
         most = max(stream.tokens for stream in streams)
         weights = [(stream.tokens / most) ** (1 / config.mix_temperature) for stream in streams]
-    if weights and not all(0 < weight < math.inf for weight in weights):
-        raise UsageError(f"--data={config.data}: weights must be positive")
-    if weights and min(weights) < SMALLEST_SHARE * sum(weights):
-        raise UsageError(f"--data={config.data}: no stream may be less than a millionth of the rows")
+    if weights and not 0 < SMALLEST_SHARE * sum(weights) <= min(weights) < math.inf:
+        raise UsageError(f"--data={config.data}: weights must be positive, and no stream may be less than a "
+                         "millionth of the rows")
     return streams, weights or None
 
 
 def verify_streams(streams: Sequence[TokenStream], device: torch.device) -> None:
-    """Verify the checksums before training: minutes, against weeks on damaged files. Ranks share them."""
+    """Verify the checksums before training: minutes, against weeks on damaged files. Ranks share them; one
+    may take longer than the time-out of hung ranks, so they meet in short collectives meanwhile."""
+    ranks = distributed.world_size()
+
     def verify_share() -> None:
-        files, ranks = 0, distributed.world_size()  # files of the streams before
+        files = 0  # of the streams before
         for stream in streams:
             stream.verify((distributed.rank() - files) % ranks, ranks)
             files += len(stream.hashes)
 
-    distributed.run_unequal_work(verify_share, device)
+    with ThreadPoolExecutor(1) as pool:
+        share, unfinished = pool.submit(verify_share), True
+        while unfinished:
+            wait([share], HEARTBEAT_SECONDS if ranks > 1 else None)
+            if share.done():
+                share.result()
+            unfinished = bool(distributed.device_sum(torch.tensor(float(not share.done()), device=device)))
 
 
 def write_source_data(folder: Path) -> None:
@@ -90,6 +99,7 @@ def with_source_data(config: TrainConfig) -> TrainConfig:
 
 def make_rows(config: TrainConfig, tokenizer: Tokenizer | None) -> PretrainRows | ExamRows:
     """Where batches come from."""
+    T, seed = config.sequence_length, config.seed
     if config.task == "pretrain":
         streams, weights = read_streams(config, tokenizer.fingerprint if tokenizer else None)
         layout: Callable = PackedBlocks
@@ -97,21 +107,50 @@ def make_rows(config: TrainConfig, tokenizer: Tokenizer | None) -> PretrainRows 
             if tokenizer is None or tokenizer.eos_id is None:
                 raise UsageError("--windows=official pads with EOS; give a --tokenizer that has one")
             layout = functools.partial(OfficialWindows, eos_id=tokenizer.eos_id)
-        return PretrainRows(streams, config.sequence_length, config.seed, weights=weights, layout=layout)
+        return PretrainRows(streams, T, seed, weights=weights, layout=layout)
     if config.task == "instruct":
         path = Path(config.model, "config.json")
         family = read_json(path).get("model_type", "") if path.is_file() else ""
-        return InstructRows(config.data, tokenizer, config.sequence_length, config.seed, family)
+        return InstructRows(config.data, tokenizer, T, seed, family)
     modes = {"both": (True, False), "with": (True,), "without": (False,)}[config.rationales]
-    return ExamRows(read_benchmark(config.data), tokenizer, config.sequence_length, config.seed, modes=modes,
-                    style=config.prompt_style)
+    items = read_benchmark(config.data)
+    return ExamRows(items, tokenizer, T, seed, modes=modes, style=config.prompt_style)
 
+
+class OfficialWindows:
+    """Rows as the paper's code cuts them, for audit: each document in windows of T with a stride of 3T/4, the
+    last one aligned to its end; short documents are padded with EOS, and the padding is trained on. The
+    interface is that of `PackedBlocks`."""
+
+    def __init__(self, stream: TokenStream, T: int, eos_id: int):
+        self.stream, self.T, self.eos_id = stream, T, eos_id
+        self.stride = max(1, T * 3 // 4)  # MMedLM: 2048 and 1536 (prepare_tokenized_dataset.py)
+        lengths = np.diff(stream.ends.astype(np.int64), prepend=0)
+        windows = np.where(lengths <= T, 1, 1 + -(-(lengths - T) // self.stride))
+        self.ends = np.cumsum(windows)  # windows up to the end of each document
+
+    def counts(self) -> list[int]:
+        windows = int(self.ends[-1])
+        return [min(BLOCK_ROWS, windows - first) for first in range(0, windows, BLOCK_ROWS)]
+
+    def documents(self, block: int, number: int) -> list[int]:
+        return [int(np.searchsorted(self.ends, block * BLOCK_ROWS + number, side="right"))]
+
+    def row(self, block: int, number: int) -> Row:
+        (document,) = self.documents(block, number)
+        window = block * BLOCK_ROWS + number - (int(self.ends[document - 1]) if document else 0)
+        begin, end = int(self.stream.ends[document - 1]) if document else 0, int(self.stream.ends[document])
+        start = max(begin, min(begin + window * self.stride, end - self.T))
+        ids = np.full(self.T, self.eos_id)  # MMedLM: pads are trained on
+        ids[:end - start] = self.stream.ids[start:min(start + self.T, end)]
+        return Row.of_document(ids, np.append(ids[1:], IGNORE))
+
+
+# ---------------------------------------------------------------------------------------------------- batches
 
 def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int | None]]:
     """This rank's share of `count` rows, as micro-batches (equally many on all ranks); None: an empty row.
 
-    >>> rank_share(5, rank=0, world_size=2, micro_batch_size=2)
-    [[0, 1], [2, 3]]
     >>> rank_share(5, rank=1, world_size=2, micro_batch_size=2)
     [[4, None], [None, None]]
     """
@@ -123,19 +162,22 @@ def rank_share(count: int, rank: int, world_size: int, micro_batch_size: int) ->
 
 @dataclass
 class BatchSizes:
-    """The largest micro-batch of a rank."""
+    """The largest micro-batch of a rank, and what a step holds on average."""
 
     rows: int
-    length: int         # tokens per row
-    targets: int        # tokens that carry loss
-    micro_batches: int  # of a step, on each rank
+    length: int           # tokens per row
+    loss_positions: int   # tokens that carry loss
+    micro_batches: int    # of a step, on each rank
+    positions: float = 0  # tokens computed per step, by all ranks
+    targets: float = 0    # of these, tokens that carry loss
+    context: float = 0    # length of a document or exam item
 
 
 def full_rows(config: TrainConfig, world_size: int) -> BatchSizes:
-    """Whether rows have no padding, and every token carries loss."""
-    share = rank_share(config.global_batch_size, 0, world_size, config.micro_batch_size)
-    tokens = len(share[0]) * config.sequence_length
-    return BatchSizes(len(share[0]), config.sequence_length, tokens, len(share))
+    """The sizes where rows have no padding, and every token carries loss."""
+    B, T = config.global_batch_size, config.sequence_length
+    share = rank_share(B, 0, world_size, config.micro_batch_size)
+    return BatchSizes(len(share[0]), T, len(share[0]) * T, len(share), B * T, B * T, T)
 
 
 @dataclass
@@ -144,17 +186,18 @@ class Batch:
 
     micro: list[dict]  # arguments of one forward pass each
     targets: int       # tokens that carry loss
+    tokens: int        # tokens of text, without padding
     positions: int     # positions computed, padding included
 
 
 def make_batch(micro_batches: Sequence[Row], device: torch.device, by_document: bool = True) -> Batch:
     """Rows (B, T) as the arguments of one forward pass each; `by_document`: tokens see their own document
     only. All ranks and steps of a run get the same arguments, so that all compile the same."""
-    batch = Batch([], 0, 0)
+    batch = Batch([], 0, 0, 0)
     for rows in micro_batches:
         arrays = {"input_ids": rows.input_ids, "labels": rows.labels, "positions": rows.positions,
                   # computed here, on the host, to avoid waiting for a GPU
-                  "loss_positions": np.flatnonzero(rows.labels != data.IGNORE)}
+                  "loss_positions": np.flatnonzero(rows.labels != IGNORE)}
         if by_document:
             arrays["document_ids"] = rows.document_ids
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -162,14 +205,9 @@ def make_batch(micro_batches: Sequence[Row], device: torch.device, by_document: 
             tensors = {name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()}
         batch.micro.append(tensors)
         batch.targets += len(arrays["loss_positions"])
+        batch.tokens += int((rows.document_ids >= 0).sum())
         batch.positions += rows.labels.size
     return batch
-
-
-def end_to_end(rows: Sequence[Row]) -> Row:
-    """Rows of any width as one long row (1, T), T a multiple of WIDTH: for models that attend by document."""
-    row = data.join(rows)
-    return data.stack([row], 1, max(1, -(-len(row) // WIDTH)) * WIDTH)
 
 
 def micro_batches(rows: Sequence[Row], shares: list[list[int | None]], device: torch.device,
@@ -179,21 +217,30 @@ def micro_batches(rows: Sequence[Row], shares: list[list[int | None]], device: t
     padding, which a rank computes while others have rows left."""
     T = max((len(row) for row in rows), default=1)
     if any(len(row) < T for row in rows):
-        T = -(-T // WIDTH) * WIDTH
+        T = whole_width(T)
     groups = []
     for share in shares:
         members = [rows[i] for i in share if i is not None]
-        laid_flat = flat and device.type == "cpu"
-        groups.append(end_to_end(members) if laid_flat else data.stack(members, len(share), T))
+        if flat and device.type == "cpu":
+            row = data.join(members)
+            groups.append(data.stack([row], 1, whole_width(len(row))))
+        else:
+            groups.append(data.stack(members, len(share), T))
     return make_batch(groups, device)
 
 
-class Batches:
-    """Batch k of the run for a rank. `flat`: exam rows end to end, if the model attends by document."""
+def whole_width(tokens: int) -> int:
+    return max(1, -(-tokens // WIDTH)) * WIDTH
 
-    def __init__(self, config: TrainConfig, rows: PretrainRows | ExamRows, device: torch.device,
-                 flat: bool = False):
-        self.config, self.rows, self.device, self.flat = config, rows, device, flat
+
+@dataclass
+class Batches:
+    """Batch k of the run for a rank."""
+
+    config: TrainConfig
+    rows: PretrainRows | ExamRows
+    device: torch.device
+    flat: bool = False  # exam rows end to end, if the model attends by document
 
     def __call__(self, step: int) -> Batch:
         return self.of_rank(step, distributed.rank(), distributed.world_size())
@@ -204,9 +251,9 @@ class Batches:
         shares = rank_share(len(rows), rank, world_size, config.micro_batch_size)
         if isinstance(self.rows, ExamRows):
             return micro_batches(rows, shares, self.device, self.flat)
-        groups = [[None if i is None else rows[i] for i in share] for share in shares]
-        by_document = config.windows == "packed"  # a row of the official windows is one document
-        return make_batch([self.rows.rows(group) for group in groups], self.device, by_document)
+        groups = [self.rows.rows([None if i is None else rows[i] for i in share]) for share in shares]
+        # a row of the official windows is one document
+        return make_batch(groups, self.device, by_document=config.windows == "packed")
 
     def ahead(self, first: int, last: int) -> Iterator[Batch]:
         """Batches first..last-1, each made while the one before it is computed."""

@@ -1,8 +1,10 @@
 """metrics.jsonl and the progress bar. The host reads from the device only what is one step old.
 
-    step k is queued -> Values(k) copied in the background -> step k + 1 is queued -> line of step k written
+    step k is queued -> its numbers are copied in the background -> step k + 1 is queued -> line of step k
 
-With --log the numbers of each line also go to TensorBoard or Weights & Biases.
+`tokens` are the tokens of text of all global batches so far, without padding, `targets` those of them that
+carry loss; skipped batches do not count. With --log the numbers of each line also go to TensorBoard or
+Weights & Biases.
 """
 from __future__ import annotations
 
@@ -20,29 +22,12 @@ import torch
 from tqdm import tqdm
 
 from mmed.config import TrainConfig
+from mmed.data import ExamRows, PretrainRows
 from mmed.training import distributed
 from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import writing
 
-Report = Callable[[int, dict[str, float]], None]  # given a step and its numbers
-
-
-class Values:
-    """A few numbers on their way from the device to the host."""
-
-    def __init__(self, values: torch.Tensor):
-        self.host, self.event, self.clock = values, None, time.perf_counter()
-        if values.is_cuda:
-            self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self.host.copy_(values, non_blocking=True)
-            self.event = torch.cuda.Event()
-            self.event.record()
-
-    def read(self) -> list[float]:
-        if self.event is not None:
-            self.event.synchronize()
-            self.clock = time.perf_counter()
-        return self.host.tolist()
+Report = Callable[[int, dict[str, float]], object]  # given a step and its numbers
 
 
 def peak_memory(device: torch.device) -> int:
@@ -80,65 +65,54 @@ def to_wandb(config: TrainConfig, first: int) -> Report:
     return lambda step, numbers: run.log(numbers, step=step)
 
 
-REPORTS = {"tensorboard": to_tensorboard, "wandb": to_wandb}
-
-
-def numbers_of(line: dict) -> dict[str, float]:
-    """The numbers of a line of metrics.jsonl; those of a language are called NAME/LANGUAGE.
-
-    >>> numbers_of({"step": 1, "loss": 2.5, "mfu": None, "validation_loss": {"en": 1.5}})
-    {'loss': 2.5, 'validation_loss/en': 1.5}
-    """
-    flat: dict = {}
-    for name, value in line.items():
-        parts = value if isinstance(value, dict) else {}
-        flat |= {f"{name}/{part}": number for part, number in parts.items()} or {name: value}
-    return {name: value for name, value in flat.items() if isinstance(value, int | float) and name != "step"}
-
-
-def restored(stored: dict) -> dict[str, float]:
-    """Losses by language from a checkpoint, where NaN is null."""
-    return {language: math.nan if loss is None else loss for language, loss in stored.items()}
-
-
 class Log:
     """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
 
-    `flops` per token and the device's `peak` (or None) give the MFU; `names` says what a step's batch holds;
-    `state` is what `state_dict` gave to the checkpoint.
+    `flops` per token and the device's `peak` (or None) give the MFU; `state` is what `state_dict` gave to the
+    checkpoint.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, first: int, steps: int, state: dict,
-                 flops: float, peak: float | None, names: Callable[[int], list[str]]):
-        self.config, self.device, self.steps, self.names = config, device, steps, names
+                 flops: float, peak: float | None, rows: PretrainRows | ExamRows):
+        self.config, self.device, self.steps, self.rows = config, device, steps, rows
         self.flops, self.peak = flops, peak
-        self.tokens, self.skipped = state.get("tokens", 0), state.get("skipped", 0)
+        self.tokens, self.targets = state.get("tokens", 0), state.get("targets", 0)
+        self.skipped = state.get("skipped", 0)
         self.loss: float | None = state.get("loss")
         # loss by language before step 1 and the newest, unless they were those of other documents
         self.validation_on = config.validation
         known = state if state.get("validation_on") == config.validation else {}
-        self.validation_before = restored(known.get("validation_before", {}))
-        self.validation_after = restored(known.get("validation_after", {}))
-        self.pending: tuple[dict, Values] | None = None  # line and numbers of a step given to the device
-        self.positions = 0                               # computed by this rank since the last line
+        self.validation_before, self.validation_after = (
+            {language: math.nan if loss is None else loss for language, loss in known.get(name, {}).items()}
+            for name in ("validation_before", "validation_after"))
+        # line and numbers of a step given to the device, the end of their copy, when they were given
+        self.pending: tuple[dict, torch.Tensor, torch.cuda.Event | None, float] | None = None
         self.clock = time.perf_counter()
-        self.last = self.tokens, self.clock  # of the last line
+        self.last = self.tokens, self.targets, self.clock  # of the last line
         self.path = Path(config.out) / "metrics.jsonl"
         self.file = open(self.path, "a", encoding="utf-8") if distributed.is_main() else None
-        self.report = REPORTS[config.log](config, first) if self.file and config.log != "none" else None
+        self.report: Report | None = None
+        if self.file and config.log != "none":
+            self.report = (to_wandb if config.log == "wandb" else to_tensorboard)(config, first)
         self.bar = tqdm(total=steps, initial=first, unit="step", disable=self.file is None, file=sys.stderr,
                         mininterval=0.5, dynamic_ncols=True)
 
     def state_dict(self) -> dict:
         """For checkpoints: the log of a resumed run is that of an uninterrupted one."""
-        names = ("tokens", "skipped", "loss", "validation_on", "validation_before", "validation_after")
+        names = ("tokens", "targets", "skipped", "loss", "validation_on", "validation_before",
+                 "validation_after")
         return {name: getattr(self, name) for name in names}
 
-    def add(self, step: int, lr: float, positions: int, values: Values) -> None:
-        """Note a step that was given to the device, and write the line of the one before. `values`: target
-        tokens, summed loss, gradient norm."""
+    def add(self, step: int, lr: float, values: torch.Tensor) -> None:
+        """Note a step that was given to the device, and write the line of the one before. `values`, over all
+        ranks: target tokens, tokens of text, summed loss, gradient norm."""
+        host = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+        host.copy_(values, non_blocking=True)
+        event = torch.cuda.Event() if values.is_cuda else None
+        if event:
+            event.record()
         self.flush()
-        self.pending = {"step": step, "lr": lr, "positions": positions}, values
+        self.pending = {"step": step, "lr": lr}, host, event, time.perf_counter()
         self.bar.update()
 
     def flush(self) -> None:
@@ -150,22 +124,26 @@ class Log:
         """The line of the last step, not yet written; empty if there is none."""
         if self.pending is None:
             return {}
-        (line, values), self.pending = self.pending, None
-        targets, loss_sum, norm = values.read()
-        self.clock = values.clock
-        self.positions += line.pop("positions")
+        (line, host, event, self.clock), self.pending = self.pending, None
+        if event:
+            event.synchronize()
+            self.clock = time.perf_counter()
+        targets, tokens, loss_sum, norm = host.tolist()
         loss = loss_sum / max(targets, 1)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return self.not_finite(line | {"loss": loss, "grad_norm": norm})
-        self.tokens += int(targets)
+            return self.not_finite(line, loss, norm)
+        self.tokens += int(tokens)
+        self.targets += int(targets)
         self.loss = loss
-        return line | {"tokens": self.tokens, "loss": loss, "grad_norm": norm}
+        return line | {"tokens": self.tokens, "targets": self.targets, "loss": loss, "grad_norm": norm}
 
-    def not_finite(self, line: dict) -> dict:
+    def not_finite(self, line: dict, loss: float, norm: float) -> dict:
         """The line of a batch that was skipped, or the end of the run."""
-        step, size, names = line["step"], self.config.global_batch_size, self.names(line["step"])
-        what = f"step {step}: loss {line['loss']}, gradient norm {line['grad_norm']}: not finite"
-        line |= {"tokens": self.tokens, "loss": None, "grad_norm": None, "nonfinite": True, "batch": names}
+        step, size = line["step"], self.config.global_batch_size
+        names = self.rows.names(self.rows.batch(step - 1, size))
+        what = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
+        line |= {"tokens": self.tokens, "targets": self.targets, "loss": None, "grad_norm": None,
+                 "nonfinite": True, "batch": names}
         self.skipped += 1
         if self.skipped <= self.config.skip_nonfinite:
             print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}), "
@@ -184,7 +162,7 @@ class Log:
         """Write a step's line (empty: before step 1) with each language's validation loss and its change."""
         self.validation_after = {name: loss.nats_per_token for name, loss in losses.items()}
         bits = {name: loss.bits_per_byte for name, loss in losses.items() if loss.bits_per_byte is not None}
-        line = {"step": 0, "tokens": 0} | line | {"validation_loss": self.validation_after}
+        line = {"step": 0, "tokens": 0, "targets": 0} | line | {"validation_loss": self.validation_after}
         line |= {"bits_per_byte": bits} if bits else {}
         if line["step"]:
             line["validation_change"] = {name: value - self.validation_before[name]
@@ -201,20 +179,21 @@ class Log:
         due = step % self.config.log_every == 0 or step == self.steps
         if not due and not line.keys() & {"validation_loss", "nonfinite"}:
             return
-        last_tokens, last_clock = self.last
+        last_tokens, last_targets, last_clock = self.last
         seconds = max(self.clock - last_clock, 1e-6)
-        rate = self.positions / seconds  # of this rank
-        line |= {"tokens_per_second": round(rate * distributed.world_size(), 1),
-                 "targets_per_second": round((self.tokens - last_tokens) / seconds, 1),
-                 "mfu": round(rate * self.flops / self.peak, 4) if self.peak else None,
+        rate, peak = (self.tokens - last_tokens) / seconds, (self.peak or 0) * distributed.world_size()
+        line |= {"tokens_per_second": round(rate, 1),
+                 "targets_per_second": round((self.targets - last_targets) / seconds, 1),
+                 "mfu": round(rate * self.flops / peak, 4) if peak else None,
                  "memory_bytes": peak_memory(self.device)}
         self.append(line)
-        self.last, self.positions = (self.tokens, self.clock), 0
+        self.last = self.tokens, self.targets, self.clock
         if self.loss is not None:
-            self.bar.set_postfix_str(
-                f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"
-                + (f" mfu {line['mfu']:.1%}" if line["mfu"] else "") + f" {line['memory_bytes'] / 1e9:.1f} GB"
-                + "".join(f" {name} {value:.2f}" for name, value in line.get("validation_loss", {}).items()))
+            shown = [f"loss {self.loss:.3f} lr {line['lr']:.1e} {line['tokens_per_second']:,.0f} tok/s"]
+            shown += [f"mfu {line['mfu']:.1%}"] if line["mfu"] else []
+            shown += [f"{line['memory_bytes'] / 1e9:.1f} GB"]
+            shown += [f"{name} {value:.2f}" for name, value in line.get("validation_loss", {}).items()]
+            self.bar.set_postfix_str(" ".join(shown))
 
     def append(self, line: dict) -> None:
         if self.file:
@@ -223,7 +202,13 @@ class Log:
                 self.file.write(text)
                 self.file.flush()
             if self.report:
-                self.report(line["step"], numbers_of(line))
+                numbers = {}
+                for name, value in line.items():
+                    if isinstance(value, dict):
+                        numbers |= {f"{name}/{language}": number for language, number in value.items()}
+                    elif isinstance(value, int | float) and name != "step":
+                        numbers[name] = value
+                self.report(line["step"], numbers)
 
     def sync(self) -> None:
         """To the disk: a checkpoint must not be more durable than the lines that lead to it."""
@@ -233,4 +218,4 @@ class Log:
 
     def pause(self) -> None:
         """Do not count the time since the last line: it was an evaluation or a checkpoint."""
-        self.last = self.last[0], time.perf_counter()
+        self.last = *self.last[:2], time.perf_counter()

@@ -7,15 +7,14 @@ Memory is that of a simulated step (mmed/training/simulate.py), time follows fro
 """
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
+from torch.utils.benchmark import Timer
 
 from mmed.config import TrainConfig
 from mmed.data import ExamRows, PretrainRows
-from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
 from mmed.training import distributed
 from mmed.training.loader import Batches, BatchSizes, full_rows
@@ -30,6 +29,7 @@ PEAK_FLOPS = {
     "NVIDIA H800": 989e12, "NVIDIA H200": 989e12, "NVIDIA H200 NVL": 835e12, "NVIDIA B200": 2250e12,
     "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12, "NVIDIA A10G": 70e12, "NVIDIA GeForce RTX 4090": 165e12,
 }
+peak_flops = PEAK_FLOPS.get
 ASSUMED_GPU = "NVIDIA H100 80GB HBM3"  # of simulated ranks
 ASSUMED_FP32 = 494e12                  # its FLOP/s in TF32
 RECOMPUTED = {"no": 0.0, "half": 0.5, "all": 1.0}  # share of the blocks that activation checkpointing repeats
@@ -39,10 +39,6 @@ USEFUL = 0.5  # fraction of matrix-product speed that a step reaches, for the ti
 # and kernels' work space; on a CPU what malloc does not return; what the first step loads.
 RESERVE = {"cuda": (0.05, 2_000_000_000), "cpu": (0.2, 80_000_000)}
 Memory = dict[str, int]  # kind -> bytes
-
-
-def peak_flops(device_name: str) -> float | None:
-    return PEAK_FLOPS.get(device_name)
 
 
 def matmul_weights(shape: ModelConfig) -> int:
@@ -59,24 +55,15 @@ def flops_per_token(shape: ModelConfig, config: TrainConfig) -> float:
     return (4 if config.lora_rank else 6) * matmul_weights(shape) + attention
 
 
-@dataclasses.dataclass
-class Work:
-    """What the batches of a run hold, on average."""
-
-    positions: float  # tokens computed per step, by all ranks
-    targets: float    # of these, tokens that carry loss
-    context: float    # length of a document or exam item
-
-
-def flops_per_step(shape: ModelConfig, config: TrainConfig, work: Work) -> float:
+def flops_per_step(shape: ModelConfig, config: TrainConfig, sizes: BatchSizes) -> float:
     """The same for real batches, in which only some tokens carry loss and reach the head, with what
     activation checkpointing computes again."""
-    config = dataclasses.replace(config, sequence_length=round(work.context))
+    config = replace(config, sequence_length=round(sizes.context))
     per_token, head = flops_per_token(shape, config), shape.vocab_size * shape.hidden_size
-    blocks = flops_per_token(shape, dataclasses.replace(config, lora_rank=0)) / 3 - 2 * head  # forward pass
+    blocks = flops_per_token(shape, replace(config, lora_rank=0)) / 3 - 2 * head  # forward pass
     again = RECOMPUTED[config.activation_checkpointing] * blocks
-    unused = (4 if config.lora_rank else 6) * head * (work.positions - work.targets)
-    return (per_token + again) * work.positions - unused
+    unused = (4 if config.lora_rank else 6) * head * (sizes.positions - sizes.targets)
+    return (per_token + again) * sizes.positions - unused
 
 
 def worth_compiling(config: TrainConfig, shape: ModelConfig, device: torch.device) -> bool:
@@ -86,36 +73,28 @@ def worth_compiling(config: TrainConfig, shape: ModelConfig, device: torch.devic
     return config.compile == "yes"
 
 
-def build(shape: ModelConfig, config: TrainConfig) -> Transformer:
-    """The model with LoRA in place, every parameter in the dtype that it is kept in."""
-    model = Transformer(shape)
-    if config.lora_rank:
-        apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-        for parameter in model.parameters():  # frozen weights need no more precision than they compute in
-            if config.precision == "bf16" and not parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
-    return model
-
-
 # ---------------------------------------------------------------------------------------------------- dry run
 
 def look_at_batches(rows: PretrainRows | ExamRows, config: TrainConfig, world_size: int, steps: int,
-                    end_to_end: bool) -> tuple[Work, BatchSizes]:
+                    flat: bool) -> BatchSizes:
     """Rows of token streams are full; of exam items SAMPLED batches are made as in training."""
     if not isinstance(rows, ExamRows):
-        positions = config.global_batch_size * config.sequence_length
-        return Work(positions, positions, config.sequence_length), full_rows(config, world_size)
-    make = Batches(config, rows, torch.device("cpu"), end_to_end)
+        return full_rows(config, world_size)
+    make = Batches(config, rows, torch.device("cpu"), flat)
     chosen = range(0, steps, -(-steps // SAMPLED))
     batches = [make.of_rank(step, rank, world_size) for step in chosen for rank in range(world_size)]
     largest = max((micro for batch in batches for micro in batch.micro),
                   key=lambda micro: (micro["input_ids"].numel(), len(micro["loss_positions"])))
-    sizes = BatchSizes(*largest["input_ids"].shape, len(largest["loss_positions"]),
-                       max(len(batch.micro) for batch in batches))
-    positions, targets = (sum(getattr(batch, name) for batch in batches) / len(chosen)
-                          for name in ("positions", "targets"))
     lengths = [len(item.ids) for step in chosen for item in rows.batch(step, config.global_batch_size)]
-    return Work(positions, targets, sum(lengths) / len(lengths)), sizes
+    return BatchSizes(*largest["input_ids"].shape, len(largest["loss_positions"]),
+                      max(len(batch.micro) for batch in batches),
+                      sum(batch.positions for batch in batches) / len(chosen),
+                      sum(batch.targets for batch in batches) / len(chosen), sum(lengths) / len(lengths))
+
+
+def show_sizes(sizes: Memory) -> None:
+    for name, size in sizes.items():
+        print(f"  {name:20} {size / 1e9:9.3f} GB")
 
 
 def show_memory(memory: Memory, ranks: int, kind: str, program: int = 0) -> None:
@@ -124,40 +103,37 @@ def show_memory(memory: Memory, ranks: int, kind: str, program: int = 0) -> None
     memory = memory | {"reserve": int(share * sum(memory.values())) + size}
     memory |= {"program": program} if program else {}
     print(f"memory per rank {sum(memory.values()) / 1e9:.3f} GB of {ranks} x {kind}")
-    for name, size in memory.items():
-        print(f"  {name:20} {size / 1e9:9.3f} GB")
+    show_sizes(memory)
 
 
 def show_simulation(config: TrainConfig, memory: Memory, traffic: Memory) -> None:
     """Print what mmed/training/simulate.py found for GPUs."""
     show_memory(memory, config.simulate_ranks, "cuda")
     print("received per rank and optimizer step")
-    for name, size in traffic.items():
-        print(f"  {name:20} {size / 1e9:9.3f} GB")
+    show_sizes(traffic)
     print("host waits      none", flush=True)
 
 
-def show(shape: ModelConfig, config: TrainConfig, rows: PretrainRows | ExamRows, steps: int,
+def show(model: Transformer, config: TrainConfig, rows: PretrainRows | ExamRows, steps: int,
          device: torch.device, simulated_step: Callable[[BatchSizes, str], tuple[Memory, Memory]]) -> None:
     """Print everything that `--dry_run` says; no run is begun. Simulated ranks are taken to be GPUs."""
     ranks = config.simulate_ranks or distributed.world_size()
     kind = "cuda" if config.simulate_ranks else device.type
-    work, sizes = look_at_batches(rows, config, ranks, steps, kind == "cpu" and shape.by_document)
-    with torch.device("meta"):
-        parameters = list(build(shape, config).parameters())
-    unit, tokens = "rows" if config.task == "pretrain" else "examples", round(work.positions)
-    print(f"parameters      {sum(p.numel() for p in parameters):,}, trained "
-          f"{sum(p.numel() for p in parameters if p.requires_grad):,}")
+    sizes = look_at_batches(rows, config, ranks, steps, kind == "cpu" and model.config.by_document)
+    parameters, unit = list(model.parameters()), "rows" if config.task == "pretrain" else "examples"
+    trained, tokens = [p for p in parameters if p.requires_grad], round(sizes.positions)
+    print(f"parameters      {sum(p.numel() for p in parameters):,}, "
+          f"trained {sum(p.numel() for p in trained):,}")
     print(f"steps           {steps:,} of {config.global_batch_size} {unit} = {tokens:,} tokens per step, "
-          f"{round(work.targets):,} with loss; {tokens * steps:,} in all")
+          f"{round(sizes.targets):,} with loss; {tokens * steps:,} in all")
     memory = simulated_step(sizes, kind)[0]
-    copy = sum(p.nbytes for p in parameters if p.requires_grad) // ranks + memory["optimizer state"]
+    copy = sum(p.nbytes for p in trained) // ranks + memory["optimizer state"]
     if kind == "cpu" and config.async_save and config.save_every < steps:
         memory["checkpoint copy"] = copy
     show_memory(memory, ranks, kind, peak_memory(device) if kind == "cpu" else 0)
     if kind == "cuda" and config.async_save:
         print(f"host memory     {copy / 1e9:.3f} GB per rank for the copy of a checkpoint")
-    flops, source = flops_per_step(shape, config, work) * steps, ASSUMED_GPU
+    flops, source = flops_per_step(model.config, config, sizes) * steps, ASSUMED_GPU
     speed = PEAK_FLOPS[ASSUMED_GPU] if config.precision == "bf16" else ASSUMED_FP32
     if not config.simulate_ranks:
         speed, source = measured_flops(config, device), "measured"
@@ -168,12 +144,8 @@ def show(shape: ModelConfig, config: TrainConfig, rows: PretrainRows | ExamRows,
 
 def measured_flops(config: TrainConfig, device: torch.device) -> float:
     """FLOP/s of large matrix products in the precision of the run."""
-    size, count = 8192 if device.type == "cuda" else 1024, 0
+    size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    a @ b
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < 0.3:
-        (a @ b)[0, 0].item()  # waits for a GPU
-        count += 1
-    return count * 2 * size ** 3 / (time.perf_counter() - begin)
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
+    return 2 * size ** 3 / timer.blocked_autorange(min_run_time=0.3).median

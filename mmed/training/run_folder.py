@@ -39,7 +39,6 @@ FREE_ON_RESUME = {
     "out", "resume", "micro_batch_size", "compile", "activation_checkpointing", "log", "log_every",
     "eval_every", "save_every", "keep_last", "validation", "async_save", "dry_run", "shard_size",
     "rank_timeout_seconds", "deterministic", "skip_nonfinite", "tokenizer", "simulate_ranks"}
-OPENED = ("data", "model", "tokenizer", "steps")  # facts known once the data and the model are open
 ROUNDING = ("micro_batch_size", "shard_size", "compile", "activation_checkpointing")
 
 
@@ -47,21 +46,16 @@ def run_facts(recipe: str, config: TrainConfig, tokenizer: Tokenizer | None, row
               steps: int) -> dict:
     """The content of run.json: enough to repeat the run and to notice that something changed."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    commit = None
+    if git := shutil.which("git"):
+        done = subprocess.run([git, "rev-parse", "HEAD"], cwd=Path(package).parent, capture_output=True,
+                              text=True)
+        commit = done.stdout.strip() or None
     return {"recipe": recipe, "config": dataclasses.asdict(config), "steps": steps,
             "tokenizer": tokenizer.fingerprint if tokenizer else None, "data": data_facts(config, rows),
-            "model": model_facts(config.model), "commit": commit(),
+            "model": model_facts(config.model), "commit": commit,
             "world_size": distributed.world_size(), "device": device,
             "versions": {"python": platform.python_version(), "torch": torch.__version__}}
-
-
-def commit() -> str | None:
-    """Of the checkout that runs; None without git or outside a checkout."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, cwd=Path(package).parent, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def data_facts(config: TrainConfig, rows: PretrainRows | ExamRows) -> dict[str, str]:
@@ -89,28 +83,26 @@ def model_facts(model: str) -> dict[str, str]:
 
 
 def settings(facts: dict) -> dict[str, object]:
-    """Everything that identifies a run, as name -> value. Data and model count by content, if recorded,
-    rather than by path."""
+    """All that identifies a run, as name -> value. Data and model count by content rather than by path."""
     config = facts["config"]
     found = {key: value for key, value in config.items() if key not in {*FREE_ON_RESUME, "model", "data"}}
-    weights = [part.partition("=")[2].strip() for part in config["data"].split(",")]
-    found |= {"data weights": weights, "tokenizer": facts.get("tokenizer"), "steps": facts.get("steps")}
+    found["data weights"] = [part.partition("=")[2].strip() for part in config["data"].split(",")]
+    found |= {name: facts[name] for name in ("tokenizer", "steps") if name in facts}
     for kind in ("data", "model"):
         found |= {f"{kind} {name}": value for name, value in facts.get(kind, {}).items()}
-    return found if facts.get("model") else found | {"model": config["model"]}
+    return found | ({"model": config["model"]} if facts.get("model") == {} else {})  # of a named shape
 
 
 def check_resume(old: dict, new: dict) -> None:
     """A `UserError` names a setting, or a file of data or model, that is not as it was when the run began.
-    `new` may lack what is not known yet (OPENED)."""
+    `new` may lack what is known only once data and model are open."""
     out = new["config"]["out"]
     try:
-        then, now = settings(old), settings(new)
+        then, now = settings({name: old[name] for name in new}), settings(new)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{out}/run.json: not a valid run file ({error!r}); give another --out") from None
-    for name in dict.fromkeys([*then, *now]):
-        kind = name.split()[0]
-        if then.get(name) != now.get(name) and (kind not in OPENED or kind in new):
+    for name in {**then, **now}:
+        if then.get(name) != now.get(name):
             before, after = (str(value)[:60] for value in (then.get(name), now.get(name)))
             raise UserError(f"{out}: was started with {name}={before}, now it is {after}; use the old "
                             "value or another --out")
@@ -125,7 +117,8 @@ def rounding_differences(old: dict, new: dict) -> list[str]:
 
 
 def start(out: Path, facts: dict, old: dict | None, first: int) -> None:
-    """Write run.json, or say how this continuation differs; drop the log after step `first`."""
+    """Write run.json, or say how this continuation differs; drop the lines of metrics.jsonl after step
+    `first`, which will be written again, and a torn last one."""
     for name in ("stopped", "done.json"):  # the latter after --resume=step-N of a finished run
         (out / name).unlink(missing_ok=True)
     if old is None:
@@ -133,18 +126,14 @@ def start(out: Path, facts: dict, old: dict | None, first: int) -> None:
     elif rounding := rounding_differences(old, facts):
         print(f"resumed after step {first}: {', '.join(rounding)}: the data is the same, but sums round "
               "differently, so the run is no longer bit-identical to an uninterrupted one", file=sys.stderr)
-    keep_lines(out / "metrics.jsonl", first or -1)
-
-
-def keep_lines(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`, which will be written again, and a torn last one."""
+    path, last = out / "metrics.jsonl", first or -1
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     with atomic_write(path) as file:
-        file.writelines(line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step)
+        file.writelines(line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= last)
 
 
 class FolderLock:
-    """Hold RUN/lock while this process lives, and remove what earlier runs left unfinished."""
+    """Holds RUN/lock while this process lives or the `with` block runs; removes what earlier runs left."""
 
     def __init__(self, out: Path):
         self.out, self.created = out, not out.exists()
@@ -171,8 +160,10 @@ class FolderLock:
         except OSError:
             return False
 
-    def release(self) -> None:
-        """Let go. A folder that was created for a run that never began is removed again."""
-        if self.created and self.there() and os.listdir(self.out) == ["lock"]:
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.created and self.there() and os.listdir(self.out) == ["lock"]:  # no run ever began
             shutil.rmtree(self.out)
         self.file.close()

@@ -60,10 +60,6 @@ class StopSignal:
             message = f"stopped by {self.name}; nothing is lost, continue with --resume=auto"
             leave(EXIT_STOPPED, message if distributed.is_main() else "")
 
-    def join(self, timeout_seconds: int) -> None:
-        """Meet the other ranks in a group of their own over host memory, so that nobody waits for the GPU."""
-        self.group = distributed.host_group(timeout_seconds)
-
     def check(self) -> None:
         """Raise `Stopped` if all ranks stop here; every rank calls this at the same places. With several
         ranks the answer is that of the call before this one, so that none waits for the others."""

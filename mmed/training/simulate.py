@@ -3,13 +3,11 @@
     python mmed/train.py pretrain_mmedlm2 --model=shape:internlm2-7b --simulate_ranks=64 --shard_size=8
 
 The model, FSDP2, the loss and the optimizer are those of a run, but its tensors are fake (shapes without
-memory) and its process group answers at once: no data and no GPU are needed. It is the project's only model
-of training memory; `--dry_run` runs it with the sizes of the run's batches. Blocks are not compiled.
+memory) and its process group answers at once: no data and no GPU are needed. Blocks are not compiled.
 """
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import traceback
 import weakref
@@ -20,7 +18,6 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -48,12 +45,9 @@ TRAFFIC = {"c10d::_allgather_base_": "gathered", "c10d::_reduce_scatter_base_": 
 @contextlib.contextmanager
 def fake_ranks(count: int, shard_size: int, kind: str) -> Iterator[None]:
     """This process is rank 0 of `count`, on a CPU whatever it has, with a `kind` of device's logit chunks."""
-    settings = {"RANK": "0", "WORLD_SIZE": str(count), "CUDA_VISIBLE_DEVICES": ""}
-    rows = {"cpu": ChunkedCrossEntropy.ROWS[kind]}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, settings))
-        stack.enter_context(mock.patch.dict(ChunkedCrossEntropy.ROWS, rows))
-        stack.enter_context(mock.patch.object(distributed, "gpu_count", lambda: 0))
+    with (mock.patch.dict(os.environ, RANK="0", WORLD_SIZE=str(count), CUDA_VISIBLE_DEVICES=""),
+          mock.patch.dict(ChunkedCrossEntropy.ROWS, cpu=ChunkedCrossEntropy.ROWS[kind]),
+          mock.patch.object(distributed, "gpu_count", lambda: 0), contextlib.ExitStack() as stack):
         if count > 1:
             distributed.stop()  # a dry run under torchrun
             dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
@@ -64,19 +58,9 @@ def fake_ranks(count: int, shard_size: int, kind: str) -> Iterator[None]:
         yield
 
 
-def materialize(model: Transformer) -> Transformer:
-    """`Module.to_empty` for parameters that are fake and not sharded, too."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                empty = torch.empty_like(parameter, device="cpu")
-                module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
-    return model
-
-
 class Watch(TorchDispatchMode):
-    """Counts the bytes of every storage that an operator allocates until it is freed, by what the step is
-    doing (`held`; at the largest sum: `peak`), and what collectives bring to this rank (`traffic`)."""
+    """Counts the bytes of every storage until it is freed, by what the step was doing when an operator made
+    it (`held`; at the largest sum: `peak`), and what collectives bring to this rank (`traffic`)."""
 
     def __init__(self, model: Transformer):
         super().__init__()
@@ -123,16 +107,12 @@ class Watch(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.storages:
                 self.hold(tensor, self.kind())
         self.note_peak()
-        if func.namespace == "c10d":
-            self.count_traffic(func.name(), args)
+        if func.namespace == "c10d":  # what a ring brings to each member of the group
+            ranks = next(dist.ProcessGroup.unbox(x).size() for x in args if isinstance(x, torch.ScriptObject))
+            whole = max(x.nbytes for x in tree_leaves(args) if isinstance(x, torch.Tensor))
+            passes = 1 if func.name() in TRAFFIC else 2  # an all-reduce scatters, then gathers
+            self.traffic[TRAFFIC.get(func.name(), "between copies")] += passes * whole * (ranks - 1) // ranks
         return out
-
-    def count_traffic(self, name: str, args: Any) -> None:
-        """Add what a ring brings to each member of a group."""
-        size = next(dist.ProcessGroup.unbox(x).size() for x in args if isinstance(x, torch.ScriptObject))
-        whole = max(x.nbytes for x in tree_leaves(args) if isinstance(x, torch.Tensor))
-        passes = 1 if name in TRAFFIC else 2  # an all-reduce scatters, then gathers
-        self.traffic[TRAFFIC.get(name, "between copies")] += passes * whole * (size - 1) // size
 
     @contextlib.contextmanager
     def fsdp_noted(self) -> Iterator[None]:
@@ -149,15 +129,13 @@ class Watch(TorchDispatchMode):
                 self.note_peak()
 
         def noted(method: Callable, kind: str) -> Callable:
-            def run(group: FSDPParamGroup, *inputs: Any) -> Any:
+            def run(group: FSDPParamGroup, *inputs: Any) -> None:
                 for parameter in self.model.parameters():
                     if parameter.grad is not None:
                         self.hold(parameter.grad, "gradients")
                 self.work.append(kind)
-                try:
-                    return method(group, *inputs)
-                finally:
-                    self.work.pop()
+                method(group, *inputs)
+                self.work.pop()
             return run
 
         methods = {name: noted(getattr(FSDPParamGroup, name), kind) for name, kind in FSDP_WORK.items()}
@@ -170,28 +148,23 @@ def simulate(config: TrainConfig, build: Callable[[], Transformer], forward_back
              sizes: BatchSizes | None = None, kind: str = "cuda") -> tuple[dict[str, int], dict[str, int]]:
     """Run one step; return (kind -> peak bytes on rank 0, kind -> bytes that rank 0 receives).
 
-    `build` returns the sharded model without memory, `forward_backward` comes from train.py, and `sizes` are
-    the micro-batch sizes (None: full rows). Two micro-batches represent all: only the last one reduces
-    gradients between copies.
+    `build` returns the sharded model, `forward_backward` comes from train.py, and `sizes` are those of the
+    micro-batches (None: full rows). Two represent all: only the last one reduces gradients between copies.
     """
     ranks = config.simulate_ranks or distributed.world_size()
     sizes = sizes or full_rows(config, ranks)
     before: list[Counter] = []  # traffic before each micro-batch
-    autocast: Callable = contextlib.nullcontext
-    if config.precision == "bf16" and ranks == 1:
-        autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, cache_enabled=False)
     with fake_ranks(ranks, config.shard_size, kind):
         model = build().train()
-        model = materialize(model) if ranks == 1 else model.to_empty(device="cpu")
         adamw = optimizer.make_optimizer(model, config)
         watch = Watch(model)
         ids = torch.zeros(sizes.rows, sizes.length, dtype=torch.long)
         micro = {"input_ids": ids, "labels": ids, "positions": torch.arange(sizes.length).expand_as(ids),
-                 "loss_positions": torch.arange(sizes.targets)}
-        batch = Batch([micro] * min(sizes.micro_batches, 2), 0, 0)
+                 "loss_positions": torch.arange(sizes.loss_positions)}
+        batch = Batch([micro] * min(sizes.micro_batches, 2), 0, 0, 0)
         try:
             with watch, watch.fsdp_noted():
-                loss = forward_backward(model, batch, 1.0, autocast,
+                loss = forward_backward(model, batch, 1.0, distributed.autocast(config.precision, "cpu"),
                                         check_stop=lambda: before.append(watch.traffic.copy()))
                 memory = dict(watch.peak)
                 optimizer.update(model, adamw, config.max_grad_norm, loss.double())

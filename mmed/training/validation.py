@@ -1,18 +1,18 @@
-"""Validation loss: the mean loss of a model on documents or exam items that it is not trained on, per
-language.
+"""Validation loss: the mean loss of a model on documents or exam items it is not trained on, per language.
 
 In:  documents as JSONL (`text`, `language`) or token streams, or exam items; a model.
 Out: per language the number of documents and tokens, nats per token and bits per byte.
      `python -m mmed.evaluation.validation_loss` prints them without training.
 
-A document is scored as the model meets it in use: alone, after its BOS, every token of its text, but not the
-EOS. A document longer than the model's context is read in windows that overlap by a quarter; each begins with
-BOS and scores only what the one before has not. Without a BOS the first token has no context and is not
-scored. So the result does not depend on the rows of training (docs/training_rows.md). Bits per byte of the
-UTF-8 text can be compared between models with different tokenizers.
+A document is scored alone, after its BOS, every token of its text, but not the EOS. One longer than the
+model's context is read in windows that overlap by a quarter; each begins with BOS and scores only what the
+one before has not. Without a BOS the first token has no context and is not scored. So the result does not
+depend on the rows of training (docs/training_rows.md). Bits per byte compare different tokenizers.
 """
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import sys
 from collections import Counter
@@ -82,7 +82,8 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
     if name.endswith(SUFFIXES):
         counts: Counter[str] = Counter()
         for text, language in read_texts(name):
-            language = language_code(language)
+            with contextlib.suppress(UserError):  # a language that mmed does not know keeps its name
+                language = get_language(language.partition("-")[0]).code
             counts[language] += 1
             if not limit or counts[language] <= limit:
                 yield language, tokenizer.encode(text), len(clean_text(text).encode())
@@ -92,19 +93,11 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
         print(f"warning: {name} mixes {', '.join(stream.counts)} and is validated as one language; tokenize "
               "each language into a stream of its own", file=sys.stderr)
     ends = stream.ends[:limit or None].tolist()
-    for begin, end in zip([0, *ends], ends, strict=False):
+    for begin, end in itertools.pairwise([0, *ends]):
         ids = stream.ids[begin:end].tolist()
         ids = ids[1:] if stream.bos_id is not None and ids[0] == stream.bos_id else ids
         ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids
         yield stream.language, ids, len(tokenizer.decode(ids).encode())
-
-
-def language_code(name: str) -> str:
-    """The code of a language that mmed knows, else the name as it is."""
-    try:
-        return get_language(name.partition("-")[0]).code
-    except UserError:
-        return name
 
 
 def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
@@ -112,9 +105,9 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     """Language -> its documents in all the files and streams named; "general en" for files and streams whose
     name begins with "general". Without BOS the first token of a document is not scored, and its bytes do not
     count."""
+    sets: dict[str, ValidationSet] = {}
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{twice[0]}: named twice, so its documents would count double")
-    sets: dict[str, ValidationSet] = {}
     for name in names:
         kind = "general " if Path(name).name.startswith("general") else ""  # against forgetting
         for language, ids, size in read_documents(name, tokenizer, limit):
@@ -153,30 +146,23 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
     return sets
 
 
-def micro_batches(rows: Sequence[Row], tokens: int, device: torch.device, flat: bool) -> Iterator[dict]:
-    """This rank's share of rows as arguments of forward passes of about `tokens` tokens; every rank gets the
-    same number of them."""
-    rank, world = distributed.rank(), distributed.world_size()
-    ordered = sorted(rows, key=len, reverse=True)  # rows of about one width go together
-    while ordered:
-        count = max(1, tokens // len(ordered[0]))  # per rank
-        together, ordered = ordered[:count * world], ordered[count * world:]
-        share = loader.rank_share(len(together), rank, world, count)
-        yield from loader.micro_batches(together, share, device, flat).micro
-
-
 @torch.no_grad()
 def validation_loss(model: Transformer, sets: dict[str, ValidationSet], tokens: int, device: torch.device,
                     autocast: Callable[[], AbstractContextManager]) -> dict[str, Loss]:
-    """Language -> loss; every rank computes a share, `tokens` tokens at a time."""
-    training = model.training
+    """Language -> loss; every rank computes a share, about `tokens` tokens at a time."""
+    rank, world, training = distributed.rank(), distributed.world_size(), model.training
     model.eval()
     losses = {}
     for language, one in sets.items():
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for micro in micro_batches(one.rows, tokens, device, model.config.by_document):
-            with autocast():
-                total += model(**micro)
+        rows = sorted(one.rows, key=len, reverse=True)  # rows of about one width go together
+        while rows:
+            count = max(1, tokens // len(rows[0]))  # per rank
+            together, rows = rows[:count * world], rows[count * world:]
+            share = loader.rank_share(len(together), rank, world, count)
+            for micro in loader.micro_batches(together, share, device, model.config.by_document).micro:
+                with autocast():
+                    total += model(**micro)
         nats = float(distributed.device_sum(total))
         count = sum(int((row.labels != IGNORE).sum()) for row in one.rows)
         bits_per_byte = nats / math.log(2) / one.bytes if one.bytes else None

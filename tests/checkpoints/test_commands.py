@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import torch
+from forked_runs import warm_run
 from json_lines import write_lines
 from safetensors.torch import save_file
 from tiny_models import (
@@ -28,7 +29,6 @@ from tiny_models import (
     transformers,
 )
 from tiny_world import finetune, make_world
-from warm_start import run as warm_run
 
 from mmed.checkpoints.adapters import load_adapter, save_adapter
 from mmed.checkpoints.commands import main
@@ -141,12 +141,12 @@ def test_the_card_of_a_full_run_names_data_and_recipe_and_no_path(tmp_path):
     (run / "run.json").write_text(json.dumps({
         "recipe": "pretrain_mmedlm2", "config": dataclasses.asdict(settings), "steps": 9, "commit": "abc",
         "world_size": 2}))
-    (run / "done.json").write_text(json.dumps({"steps": 9, "tokens": 1234, "loss": 2.5}))
+    (run / "done.json").write_text(json.dumps({"steps": 9, "tokens": 1234, "targets": 987, "loss": 2.5}))
     command("export", run, tmp_path / "out", "--license", "apache-2.0")
     card = (tmp_path / "out" / "README.md").read_text()
     for words in (f"wiki, weight 0.5: {tokens:,} tokens (en ", "| recipe | pretrain_mmedlm2 |",
-                  "| learning_rate | 2e-05 |", "| tokens | 1234 |", 'license: "apache-2.0"',
-                  'base_model: "base"', "not medical advice"):
+                  "| learning_rate | 2e-05 |", "| tokens | 1234 |", "| targets | 987 |",
+                  'license: "apache-2.0"', 'base_model: "base"', "not medical advice"):
         assert words in card, card
     assert str(tmp_path) not in card
     exported, _ = load_pretrained(tmp_path / "out")

@@ -27,9 +27,9 @@ def make_run(folder: Path, steps: int = 30, **more) -> Path:
     folder.mkdir(parents=True)
     write_json(folder / "run.json", {"recipe": "tiny", "config": {"task": "pretrain", "seed": 1},
                                      "steps": steps, "world_size": 1, "device": "cpu"} | more)
-    lines = [{"step": 0, "tokens": 0, "validation_loss": {"English": 2.25, "Japanese": 3.0}}]
-    lines += [{"step": i, "tokens": 100 * i, "loss": 5.0 - i / 10, "tokens_per_second": 1000.0}
-              for i in range(1, steps + 1)]
+    lines = [{"step": 0, "targets": 0, "validation_loss": {"English": 2.25, "Japanese": 3.0}}]
+    lines += [{"step": i, "tokens": 150 * i, "targets": 100 * i, "loss": 5.0 - i / 10,
+               "tokens_per_second": 1000.0} for i in range(1, steps + 1)]
     lines[-1]["validation_loss"] = {"English": 2.5, "Japanese": 2.75}
     write_lines(folder / "metrics.jsonl", *lines)
     return folder
@@ -233,7 +233,7 @@ def test_hostile_text_everywhere_is_only_text(tmp_path, rng, capsys):
                          model=HOSTILE[0], adapter=HOSTILE[1])
     run = make_run(tmp_path / "run", recipe=HOSTILE[0], device=HOSTILE[1], commit=HOSTILE[2])
     with open(run / "metrics.jsonl", "a") as log:
-        log.write(json.dumps({"step": 31, "tokens": 3100, "loss": 2.0, "tokens_per_second": 5,
+        log.write(json.dumps({"step": 31, "targets": 3100, "loss": 2.0, "tokens_per_second": 5,
                               "validation_loss": dict.fromkeys(HOSTILE, 1.0)}) + "\n")
     corpus = make_corpus(tmp_path / "corpus", HOSTILE[0], HOSTILE[1])
     page = make_page(tmp_path / "r.html", f"{HOSTILE[1]}={folder}", "--runs", f"{HOSTILE[7]}={run}",
@@ -288,7 +288,7 @@ def test_the_first_questions_are_shown_with_all_answers(tmp_path, rng):
 def test_a_log_with_an_incomplete_last_line_is_read_up_to_it(tmp_path):
     folder = make_run(tmp_path / "run", 10)
     with open(folder / "metrics.jsonl", "a") as log:
-        log.write('{"step": 11, "tokens": 1100, "loss": NaN, "tokens_per_second": 1.0}\n{"step": 12, "tok')
+        log.write('{"step": 11, "targets": 1100, "loss": NaN, "tokens_per_second": 1.0}\n{"step": 12, "tok')
     run = read_run(str(folder))
     assert len(run.loss) == 10
     assert run.validation == {"English": [(0, 2.25), (1000, 2.5)], "Japanese": [(0, 3.0), (1000, 2.75)]}

@@ -1,10 +1,10 @@
 """Instruction tuning: records of every published form, and the label mask of conversations."""
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 from json_lines import write_lines
+from tiny_world import Bytes
 
 from mmed.data import IGNORE, TRUNCATED, pack
 from mmed.training.conversations import InstructRows, encode_dialogue, read_conversations
@@ -19,19 +19,15 @@ MESSAGES = [{"role": "system", "content": "You're a doctor."}, {"role": "user", 
             {"role": "assistant", "content": "Repos."}]
 
 
-def write_conversations(path: Path, rows: list) -> Path:
-    """`rows` in the form that the name asks for."""
-    text = json.dumps(rows, indent=1) if ".json" in path.suffixes else "".join(
-        json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "release.json"])
 @pytest.mark.parametrize("row", [ALPACA_ROW, SHAREGPT_ROW, {"messages": MESSAGES}])
-def test_every_form_of_conversation_gives_the_same_messages(tmp_path, name, row):
-    path = write_conversations(tmp_path / name, [row] * 3)
-    assert list(read_conversations(path)) == [(f"{name}:{number}", MESSAGES) for number in (1, 2, 3)]
+def test_every_form_of_conversation_gives_the_same_messages(tmp_path, row):
+    plain = write_lines(tmp_path / "a.jsonl", *[row] * 3)
+    packed, array = tmp_path / "a.jsonl.gz", tmp_path / "release.json"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    array.write_text(json.dumps([row] * 3, indent=1))
+    for path in (plain, packed, array):
+        found = list(read_conversations(path))
+        assert found == [(f"{path.name}:{number}", MESSAGES) for number in (1, 2, 3)]
 
 
 def test_an_instruction_alone_is_the_question_and_an_unanswered_question_is_left_out(tmp_path):
@@ -57,11 +53,10 @@ def turns(*roles: str, **last: object) -> dict:
     (turns("assistant"), "user and assistant in turn.*got assistant"),
     (turns("user", "user", "assistant"), "in turn"),
     ({"messages": ["x"]}, "turn 1"), ({"messages": "x"}, "expected a list of turns"),
-    ([1], "expected one JSON object"),
     ({"question": "x"}, r"'instruction' must be a text, got None; a record needs .*it has question"),
     ({"instruction": "x", "output": ""}, r"turn 3 \(assistant\): 'content' must be a text"),
     ({"instruction": "x", "output": 1}, "'output'"),
-    ({"instruction": "", "output": "x"}, r"turn 2 \(user\)"), ("{", "not valid JSON"),
+    ({"instruction": "", "output": "x"}, r"turn 2 \(user\)"),
     ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "'history' is not read"),
     (SHAREGPT_ROW | {"system": "x"}, "'system' is not read"),
     (turns("user", "assistant", reasoning_content="x"), "'reasoning_content' is not read"),
@@ -74,25 +69,21 @@ def test_a_bad_conversation_is_named_in_one_line(tmp_path, line, words):
 
 @pytest.mark.parametrize("name, content", [
     ("a.json", b'[{"messages": []},'), ("a.jsonl", b"\xff\xfe"), ("a.json", b"[" * 100_000)])
-def test_a_damaged_file_of_conversations_is_named_in_one_line(tmp_path, name, content):
+def test_a_damaged_file_and_an_empty_folder_are_named_in_one_line(tmp_path, name, content):
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: no \*\.jsonl file"):
+        list(read_conversations(tmp_path))
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name}.*: not "):
         list(read_conversations(tmp_path / name))
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"none: no \*\.jsonl file"):
-        list(read_conversations(tmp_path / "none"))
+
 
 # ------------------------------------------------------------------------------------------------------- rows
 
-class Chat:
-    """A toy tokenizer: one id per byte, 2 ends; ChatML's special tokens are 300 and 301; no template."""
+class Chat(Bytes):
+    """With ChatML's special tokens, 300 and 301; no template."""
 
-    bos_id, eos_id, named_bos_id = 1, 2, None
-    kind, chat_template = "byte-level BPE", ""
+    named_bos_id, kind, chat_template = None, "byte-level BPE", ""
     special = {"<|im_start|>": 300, "<|im_end|>": 301}
-
-    def encode(self, text, bos=False, eos=False, continued=False):
-        return [1] * bos + [b + 3 for b in text.encode()] + [2] * eos
 
     def piece(self, index):
         return {2: "</s>"}[index]
@@ -103,23 +94,21 @@ def dialogue(*texts, system=None):
     return first + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def turn(role, text=None):
-    """A turn of ChatML as ids, without its newline; without a text its header."""
-    ids = [300, *Chat().encode(f"{role}\n")]
-    return ids if text is None else [*ids, *Chat().encode(text), 301]
+def trained(*answers):
+    """The labels of some answers and their ends."""
+    return [i for answer in answers for i in (*Chat().encode(answer), 301)]
 
 
 def test_the_labels_of_two_turns_are_both_answers_and_their_ends():
-    example, outcome = encode_dialogue("k", dialogue("Q", "Aa", "R", "B", system="S"), Chat(), 200)
-    n = Chat().encode("\n")
-    ids = [*turn("system", "S"), *n, *turn("user", "Q"), *n, *turn("assistant", "Aa"), *n]
-    ids += [*turn("user", "R"), *n, *turn("assistant", "B")]
-    row = pack([example])
-    assert outcome == "" and row.input_ids.tolist() == ids[:-1]
-    # each byte is one token, and the newline after "assistant" predicts the first of the answer
-    expected = [IGNORE] * (1 + 7 + 1 + 1 + 1 + 1 + 5 + 1 + 1 + 1 + 1 + 9) + [*Chat().encode("Aa"), 301]
-    expected += [IGNORE] * (1 + 1 + 5 + 1 + 1 + 1 + 1 + 10) + [*Chat().encode("B"), 301]
-    assert row.labels.tolist() == expected
+    messages = dialogue("Q", "Aa", "R", "B", system="S")
+    example, outcome = encode_dialogue("k", messages, Chat(), 200)
+    row, ids, labels = pack([example]), [], []
+    for message in messages:
+        header, body = [300, *Chat().encode(f"{message['role']}\n")], trained(message["content"])
+        ids += [*header, *body, *Chat().encode("\n")]
+        labels += [IGNORE] * len(header)
+        labels += [*(body if message["role"] == "assistant" else [IGNORE] * len(body)), IGNORE]
+    assert outcome == "" and row.input_ids.tolist() == ids[:-2] and row.labels.tolist() == labels[1:-1]
 
 
 def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_truncated():
@@ -131,10 +120,9 @@ def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_tr
         kept = whole if length >= len(whole.ids) else short
         assert example.ids.tolist() == kept.ids.tolist()[-length:] and len(example.ids) <= length
         assert outcome == ("" if kept is whole else TRUNCATED)
-        assert bool(len(example.later_prompts)) == (kept is whole)
         row = pack([example])
-        answers = [*Chat().encode("A" * 20), 301] * (kept is whole) + [*Chat().encode("B" * 20), 301]
-        assert row.labels[row.labels != IGNORE].tolist() == answers
+        answers = ["A" * 20, "B" * 20] if kept is whole else ["B" * 20]
+        assert row.labels[row.labels != IGNORE].tolist() == trained(*answers)
     none, outcome = encode_dialogue("k", messages, Chat(), 26)
     assert none is None and "last answer longer than 3/4 of a row" in outcome
 
@@ -142,18 +130,17 @@ def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_tr
 def test_conversations_are_counted_packed_and_ordered_like_exam_items(tmp_path):
     rows = [dialogue(f"Q{n}", "A" * (10 * n)) for n in range(1, 9)]
     rows += [dialogue("Q"), dialogue("Q", "A" * 400), dialogue("Q" * 400, "A")]
-    write_lines(tmp_path / "a.jsonl", *({"messages": messages} for messages in rows))
-    one, again = (InstructRows(str(tmp_path / "a.jsonl"), Chat(), 200, seed=3) for _ in range(2))
+    path = write_lines(tmp_path / "a.jsonl", *({"messages": messages} for messages in rows))
+    one, again = (InstructRows(str(path), Chat(), 200, seed=3) for _ in range(2))
     assert len(one.examples) == 9 and one.warnings == [
         "1 conversations without an answer are left out",
         "1 conversations with a last answer longer than 3/4 of a row are left out", f"1 {TRUNCATED}"]
     batch = one.batch(0, 9)
-    assert sorted(example.key for example in batch) == [f"a.jsonl:{n}" for n in [1, 11, *range(2, 9)]]
+    assert sorted(one.names(batch)) == [f"a.jsonl:{n}" for n in [1, 11, *range(2, 9)]]
     packed = one.rows(batch)
     assert len(packed) < 9 and all(len(row) <= 200 for row in packed)
-    assert [example.key for example in again.batch(1, 4)] == [example.key for example in one.batch(1, 4)]
-    targets = sum((row.labels != IGNORE).sum() for row in packed)
-    assert targets == sum(10 * n + 1 for n in range(1, 9)) + 2
-    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": dialogue("Q")}))
+    assert again.names(again.batch(1, 4)) == one.names(one.batch(1, 4))
+    assert sum((row.labels != IGNORE).sum() for row in packed) == sum(10 * n + 1 for n in range(1, 9)) + 2
+    write_lines(path, {"messages": dialogue("Q")})
     with pytest.raises(UserError, match=r"no conversation to train on.*without an answer"):
-        InstructRows(str(tmp_path / "a.jsonl"), Chat(), 200, seed=3)
+        InstructRows(str(path), Chat(), 200, seed=3)

@@ -1,5 +1,4 @@
 """One optimizer step: torch's AdamW behind a clipped norm, with the state in fp32 or bf16."""
-
 import pytest
 import torch
 
@@ -9,12 +8,12 @@ from mmed.training.optimizer import make_optimizer, stochastic_bf16, update
 ZERO = torch.zeros(())
 
 
-def small_model(seed: int) -> torch.nn.Sequential:
+def small_model(seed):
     torch.manual_seed(seed)
     return torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.LayerNorm(30))
 
 
-def random_gradients(model: torch.nn.Module, size: float) -> None:
+def random_gradients(model, size):
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * size
 
@@ -26,8 +25,7 @@ def test_update_equals_adamw_behind_clipping_with_decay_on_matrices(state_dtype,
     ours, theirs = small_model(2), small_model(2)
     config = TrainConfig(learning_rate=1e-2, weight_decay=0.5, optimizer_state_dtype=state_dtype)
     optimizer = make_optimizer(ours, config)
-    matrices, vectors = ([p for p in theirs.parameters() if (p.dim() >= 2) == wide] for wide in (True, False))
-    groups = [{"params": matrices, "weight_decay": 0.5}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": [p], "weight_decay": 0.5 if p.dim() >= 2 else 0.0} for p in theirs.parameters()]
     plain = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, config.beta2))
     for size in (0.01, 50.0, 0.3, 3.0, 0.1):
         random_gradients(ours, size)
@@ -45,7 +43,7 @@ def test_a_step_that_is_not_finite_changes_and_counts_nothing(state_dtype):
     model = small_model(0)
     optimizer = make_optimizer(model, TrainConfig(optimizer_state_dtype=state_dtype))
 
-    def snapshot() -> list[torch.Tensor]:
+    def snapshot():
         states = [value for state in optimizer.state.values() for value in state.values()]
         return [tensor.detach().clone() for tensor in [*model.parameters(), *states]]
 

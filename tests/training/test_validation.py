@@ -1,5 +1,4 @@
 """Validation loss: every token of a document once, after its BOS, as in transformers; in runs and alone."""
-
 import json
 import math
 import shutil
@@ -7,15 +6,13 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from forked_runs import warm_run
 from json_lines import write_lines
-from tiny_world import lines, make_world, pretrain
-from warm_start import run as warm_run
+from tiny_world import lines, pretrain, write_stream
 
 from mmed.config import TrainConfig
 from mmed.data import IGNORE
 from mmed.evaluation import validation_loss
-from mmed.tokenization.texts import read_texts
-from mmed.tokenization.token_streams import StreamWriter
 from mmed.tokenizer import load_tokenizer
 from mmed.training.validation import compare, document_sets, validation_sets, windows
 from mmed.utils.errors import UserError
@@ -25,18 +22,22 @@ TEXTS = [("en", "heart lung bone cell fever dose " * 8), ("en", "plum rain"),
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = make_world(tmp_path_factory.mktemp("world"))
-    write_lines(folder / "texts.jsonl", *({"text": text, "language": language} for language, text in TEXTS))
-    shutil.copytree(folder / "model", folder / "no_bos")
-    (folder / "no_bos" / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
-    return folder
+def world(world):
+    write_lines(world / "texts.jsonl", *({"text": text, "language": language} for language, text in TEXTS))
+    shutil.copytree(world / "model", world / "no_bos")
+    (world / "no_bos" / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+    return world
 
 
-def command(capsys, *arguments):
-    capsys.readouterr()
-    assert validation_loss.main([str(a) for a in arguments] + ["--json"]) == 0
-    return {row["language"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+@pytest.fixture
+def measure(world, capsys):
+    """Language -> what the command prints for a model and data of the world."""
+    def run(model, *data, more=()):
+        capsys.readouterr()
+        names = [str(world / name) for name in data]
+        assert validation_loss.main(["--model", str(world / model), "--data", *names, "--json", *more]) == 0
+        return {row["language"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    return run
 
 
 @pytest.mark.parametrize("bos_id", [None, 1])
@@ -56,11 +57,11 @@ def test_windows_score_every_token_once_and_begin_with_bos(bos_id, count, contex
 
 
 @pytest.mark.parametrize("model, bos", [("model", True), ("no_bos", False)])
-def test_it_equals_transformers_on_whole_documents(world, capsys, model, bos):
+def test_it_equals_transformers_on_whole_documents(world, measure, model, bos):
     from transformers import AutoModelForCausalLM
 
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(world / "model"), load_tokenizer(world / model)
-    found = command(capsys, "--model", world / model, "--data", world / "texts.jsonl")
+    found = measure(model, "texts.jsonl")
     for language in ("en", "ja"):
         total, tokens, size = 0.0, 0, 0
         for text in (text for name, text in TEXTS if name == language):
@@ -76,74 +77,60 @@ def test_it_equals_transformers_on_whole_documents(world, capsys, model, bos):
     assert found["en"]["documents"] == 2
 
 
-def test_a_token_stream_gives_the_loss_of_its_documents(world, capsys, tmp_path):
+def test_a_token_stream_gives_the_loss_of_its_documents_unless_it_is_damaged(world, measure):
     tokenizer = load_tokenizer(world / "model")
-    writer = StreamWriter(tmp_path / "s", tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id)
-    for text, language in read_texts(world / "texts.jsonl"):
-        if language == "en":
-            writer.add(tokenizer.encode(text, bos=True, eos=True), "en")
-    writer.close()
-    of_file = command(capsys, "--model", world / "model", "--data", world / "texts.jsonl")["en"]
-    of_stream = command(capsys, "--model", world / "model", "--data", tmp_path / "s")["en"]
-    assert of_stream == pytest.approx(of_file)
+    documents = [tokenizer.encode(text, bos=True, eos=True) for language, text in TEXTS if language == "en"]
+    write_stream(world / "s", documents, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.fingerprint)
+    assert measure("model", "s")["en"] == pytest.approx(measure("model", "texts.jsonl")["en"])
+    with pytest.raises(UserError, match="s: named twice"):
+        document_sets([str(world / "s")] * 2, tokenizer, 64, 0)
+    (world / "s.bin").write_bytes((world / "s.bin").read_bytes()[::-1])
+    with pytest.raises(UserError, match="its sha256 is not the one"):
+        document_sets([str(world / "s")], tokenizer, 64, 0)
 
 
-def test_bos_is_what_the_user_says_and_a_stream_made_otherwise_is_rejected(world, capsys):
-    texts = ["--data", world / "texts.jsonl"]
-    auto, yes, no = (command(capsys, "--model", world / "no_bos", *texts, "--bos", choice)["en"]
+def test_bos_is_what_the_user_says_and_a_stream_made_otherwise_is_rejected(measure):
+    auto, yes, no = (measure("no_bos", "texts.jsonl", more=["--bos", choice])["en"]
                      for choice in ("auto", "yes", "no"))
-    assert auto == no and yes["tokens"] == no["tokens"] + 2
-    assert yes == command(capsys, "--model", world / "model", "--data", world / "texts.jsonl")["en"]
+    assert auto == no and yes["tokens"] == no["tokens"] + 2 and yes == measure("model", "texts.jsonl")["en"]
     with pytest.raises(UserError, match="same --bos"):
-        validation_loss.main(["--model", str(world / "no_bos"), "--data", str(world / "en")])
-    command(capsys, "--model", world / "no_bos", "--data", world / "en", "--bos", "yes")
-    assert load_tokenizer(world / "model").fingerprint != load_tokenizer(world / "model", "no").fingerprint
+        measure("no_bos", "en")
+    measure("no_bos", "en", more=["--bos", "yes"])
 
 
-def test_a_run_logs_the_loss_before_step_1_whatever_its_sequence_length(world, tmp_path, capsys):
-    both = f"{world}/en,{world}/texts.jsonl"
+def test_a_run_logs_the_loss_before_step_1_whatever_its_sequence_length(world, tmp_path, measure):
+    both = f"--validation={world}/en,{world}/texts.jsonl"
     for length in (16, 64):
-        options = [f"--validation={both}", f"--sequence_length={length}", "--max_steps=3"]
-        warm_run(pretrain(world, tmp_path / str(length), *options))
+        arguments = [both, f"--sequence_length={length}", "--max_steps=3"]
+        warm_run(pretrain(world, tmp_path / str(length), *arguments))
     short, long = (lines(tmp_path / name) for name in ("16", "64"))
-    before = short[0]["validation_loss"]
+    before, after = short[0]["validation_loss"], short[-1]["validation_loss"]
     assert short[0]["step"] == 0 and before == pytest.approx(long[0]["validation_loss"], abs=1e-6)
+    assert short[-1]["validation_change"] == {name: after[name] - before[name] for name in ("en", "ja")}
     out = tmp_path / "deep" / "loss.json"
-    by_command = command(capsys, "--model", world / "model", "--data", both, "--out", out)  # 60 documents
+    by_command = measure("model", "en", "texts.jsonl", more=["--out", str(out)])  # 60 documents
     assert json.loads(out.read_text()) == list(by_command.values())
     for key, name in (("validation_loss", "nats_per_token"), ("bits_per_byte", "bits_per_byte")):
         expected = {language: row[name] for language, row in by_command.items()}
         assert short[0][key] == pytest.approx(expected, abs=1e-6)
-    after = short[-1]["validation_loss"]
-    assert short[-1]["validation_change"] == {name: after[name] - before[name] for name in ("en", "ja")}
 
 
 def test_a_run_that_raises_the_loss_says_so_in_its_last_line_also_after_a_resume(world, tmp_path):
     # text that the training text makes less likely
     other = write_lines(tmp_path / "other.jsonl", {"text": "#@ 7531 ~^&* 8642 " * 9, "language": "en"})
-    arguments = pretrain(world, tmp_path / "run", f"--validation={other}", "--learning_rate=2e-2",
-                         "--resume=auto")
-    warm_run([*arguments, "--max_steps=10"])
-    (tmp_path / "run" / "done.json").unlink()
-    for path in (tmp_path / "run" / "checkpoints").glob("step-10"):
-        shutil.rmtree(path)
-    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-8")
-    done = warm_run([*arguments, "--max_steps=10"])
-    log = lines(tmp_path / "run")
-    before, after = log[0]["validation_loss"], log[-1]["validation_loss"]
-    assert [line["step"] for line in log] == list(range(11)) and after["en"] > before["en"]
-    assert f"en {before['en']:.3f} -> {after['en']:.3f} (ROSE)" in done.stderr.strip().splitlines()[-1]
-    (tmp_path / "run" / "done.json").unlink()  # as if it had been killed while it wrote the model
-    again = warm_run([*arguments, "--max_steps=10"])
-    assert again.stderr.strip().splitlines()[-1] == done.stderr.strip().splitlines()[-1]
-
-
-def test_a_resume_with_other_validation_documents_does_not_compare_with_the_old_ones(world, tmp_path):
-    arguments = pretrain(world, tmp_path / "run", "--max_steps=4", "--save_every=2")
-    warm_run([*arguments, f"--validation={world}/en"])
-    done = warm_run([*arguments, "--resume=step-2", f"--validation={world}/texts.jsonl"])
-    assert not lines(tmp_path / "run")[-1]["validation_change"]
-    assert " -> " not in done.stderr.strip().splitlines()[-1]
+    out = tmp_path / "run"
+    arguments = pretrain(world, out, f"--validation={other}", "--learning_rate=2e-2", "--resume=auto")
+    warm_run(arguments)
+    done = warm_run([*arguments, "--resume=step-8"]).stderr.strip().splitlines()[-1]
+    log = lines(out)
+    before, after = log[0]["validation_loss"]["en"], log[-1]["validation_loss"]["en"]
+    assert [line["step"] for line in log] == list(range(11)) and after > before
+    assert f"en {before:.3f} -> {after:.3f} (ROSE)" in done
+    (out / "done.json").unlink()  # as if it had been killed while it wrote the model
+    assert warm_run(arguments).stderr.strip().splitlines()[-1] == done
+    other_data = f"--validation={world}/texts.jsonl"  # whose loss before step 1 is not known
+    last = warm_run([*arguments, "--resume=step-8", other_data]).stderr.strip().splitlines()[-1]
+    assert not lines(out)[-1]["validation_change"] and " -> " not in last
 
 
 def test_exam_items_without_a_rationale_are_validated_on_their_answers(tmp_path, world):
@@ -157,19 +144,8 @@ def test_exam_items_without_a_rationale_are_validated_on_their_answers(tmp_path,
 
 def test_languages_of_documents_go_by_code_and_nan_is_no_gain(tmp_path, world):
     rows = [{"text": "plum rain", "language": name} for name in ("English", "en-US", "en", "tlh")]
-    path = write_lines(tmp_path / "mixed.jsonl", *rows)
-    sets = document_sets([str(path)], load_tokenizer(world / "model"), 64, 0)
-    assert {name: one.documents for name, one in sets.items()} == {"en": 3, "tlh": 1}
-    general = path.rename(tmp_path / "general-mixed.jsonl")
-    assert list(document_sets([str(general)], load_tokenizer(world / "model"), 64, 0)) == [
-        "general en", "general tlh"]
+    for name, kind in (("mixed.jsonl", ""), ("general-mixed.jsonl", "general ")):
+        path = write_lines(tmp_path / name, *rows)
+        sets = document_sets([str(path)], load_tokenizer(world / "model"), 64, 0)
+        assert {name: one.documents for name, one in sets.items()} == {f"{kind}en": 3, f"{kind}tlh": 1}
     assert compare({"en": 3.0}, {"en": math.nan}).endswith("(ROSE); ")
-
-
-def test_a_damaged_validation_stream_is_one_line(world, tmp_path):
-    for ending in ("bin", "idx"):
-        shutil.copy(world / f"en.{ending}", tmp_path)
-    meta = json.loads((world / "en.json").read_text())
-    (tmp_path / "en.json").write_text(json.dumps(meta | {"sha256": {"bin": "0" * 64, "idx": "0" * 64}}))
-    with pytest.raises(UserError, match="its sha256 is not the one"):
-        document_sets([str(tmp_path / "en")], load_tokenizer(world / "model"), 64, 0)

@@ -135,7 +135,7 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -
     if config.model.startswith("shape:"):
         model.init_weights(config.seed)
     else:
-        pretrained.copy_weights(pretrained.match_weights(model, config.model))
+        pretrained.copy_weights(model, config.model)
     if config.lora_rank:
         init_lora(model, config.seed)
     return model.train()
@@ -381,10 +381,7 @@ def finish(run: Run) -> None:
     config, log, out = run.config, run.log, Path(run.config.out)
     result = out / ("adapter" if config.lora_rank else "model")
     if config.lora_rank:
-        tensors = {name: distributed.whole(parameter.detach())
-                   for name, parameter in run.model.named_parameters() if parameter.requires_grad}
-        if distributed.is_main():
-            adapters.save_adapter(run.model, result, config.model, tensors)
+        adapters.save_adapter(run.model, result, config.model)
     else:
         pretrained.save_pretrained(run.model, run.tokenizer, result)
     log.bar.close()

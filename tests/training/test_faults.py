@@ -41,9 +41,8 @@ def world(tmp_path_factory):
 
 def write(run: Path, step: int, keep_last: int = 2, **tensors: torch.Tensor) -> None:
     state = {f"model.{name}": tensor for name, tensor in ({"w": torch.full((9, 5), 1.0)} | tensors).items()}
-    writer = training_state.prepare(run, state, step)
     facts = {"optimizer_step": step, "validation_after": {"en": math.nan}}  # the weights may be finite
-    training_state.finish(run, step, facts, keep_last, lambda: dcp.save(state, storage_writer=writer))
+    dcp.save(state, storage_writer=training_state.Writer(run, state, step, facts, keep_last))
 
 
 @pytest.fixture

@@ -46,10 +46,6 @@ A research model. What it says is not medical advice: it can be wrong, outdated 
 has not been tested on patients. It must not be used for diagnosis or treatment without a qualified
 clinician's judgement.
 """
-INTERNLM = """
-vLLM and llama.cpp know this layout. transformers needs the family's own code; `python -m mmed.checkpoints
-export THIS OUT --layout llama` writes the same model so that transformers opens it by itself.
-"""
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -94,8 +90,6 @@ def save_with_card(options: argparse.Namespace, model: Transformer, tokenizer: T
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = CARD.format(title=Path(options.out).name, base=base, quoted_base=json.dumps(base), family=family,
                        parameters=parameters, how=how)
-    if family in ("internlm", "internlm2"):
-        card += INTERNLM
     pretrained.save_pretrained(model, tokenizer, options.out)
     (Path(options.out) / "README.md").write_text(card, encoding="utf-8")
     print(f"{options.out}: {family} model of {parameters:,} parameters{how}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import sys
 import zipfile
@@ -111,11 +110,8 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def text_name(config: ModelConfig, name: str) -> str:
-    """Strip the prefix that a multimodal Gemma 3 (MedGemma) puts before its language model's tensors."""
-    if config.family != "gemma3_text":
-        return name
-    name = re.sub(r"^(language_model\.model|model\.language_model)\.", "model.", name)
-    return name.removeprefix("language_model.")
+    """Strip what a multimodal Gemma 3 (MedGemma) puts before its language model's tensors."""
+    return name.replace("language_model.", "") if config.family == "gemma3_text" else name
 
 
 def _published_tensors(config: ModelConfig, folder: str | Path) -> dict[str, torch.Tensor]:

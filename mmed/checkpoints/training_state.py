@@ -17,8 +17,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,12 +152,12 @@ class AsyncCheckpointer:
         facts = {"world_size": distributed.world_size(), "optimizer_step": done, **log.state_dict()}
         log.sync()
         writer = Writer(self.run, tensors, step, facts, self.config.keep_last)
-        arguments = {"storage_writer": writer, "process_group": self.group}
         if self.config.async_save:
-            self.pending = writer, cast(Future, dcp.async_save(tensors, **arguments))
-        else:  # not from a copy, so the training waits
-            self.pending = writer, ThreadPoolExecutor(1).submit(dcp.save, tensors, **arguments)
-            self.wait()
+            future = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
+            self.pending = writer, cast(Future, future)
+        else:  # in this thread, without a copy
+            with self._completed(writer):
+                dcp.save(tensors, storage_writer=writer)
 
     def check(self) -> None:
         """Raise the error of the checkpoint being written, if it has failed; do not wait."""
@@ -165,12 +165,17 @@ class AsyncCheckpointer:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the checkpoint being written is complete; if it fails, remove it and raise its error."""
-        if self.pending is None:
-            return
-        (writer, future), self.pending = self.pending, None
+        """Wait until the checkpoint being written is complete; raises its error, if any."""
+        if self.pending is not None:
+            (writer, future), self.pending = self.pending, None
+            with self._completed(writer):
+                future.result()
+
+    @contextlib.contextmanager
+    def _completed(self, writer: Writer) -> Iterator[None]:
+        """If a checkpoint cannot be written, remove it and say in one line what went wrong."""
         try:
-            future.result()
+            yield
         except CheckpointException as error:
             if distributed.is_main():
                 shutil.rmtree(writer.building, ignore_errors=True)

@@ -3,14 +3,10 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from repository import ENV, ROOT
 from safetensors.torch import load_file, save_file
 from tiny_models import CLASSES, close, same_bits, tensors_of, theirs_of, tiny_medgemma, transformers
 
@@ -74,6 +70,7 @@ def test_weights_are_read_and_written_in_the_requested_dtype(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("with_head", [False, True])
+@torch.no_grad()
 def test_bloom_without_the_transformer_prefix_opens_with_and_without_its_tied_head(tmp_path, with_head):
     theirs = theirs_of("bloom", 6)
     theirs.config.tie_word_embeddings = True
@@ -84,29 +81,19 @@ def test_bloom_without_the_transformer_prefix_opens_with_and_without_its_tied_he
     if with_head:
         tensors["lm_head.weight"] = tensors["word_embeddings.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors")
-    ours, _ = load_pretrained(tmp_path)
-    ids = torch.randint(0, ours.config.vocab_size, (1, 9))
-    with torch.no_grad():
-        assert close(ours(ids), theirs(ids).logits)
-
-
-@pytest.fixture
-def medgemma(tmp_path):
-    """(a small random Gemma 3 with images, the folder that transformers writes of it)."""
-    model = tiny_medgemma()
-    model.save_pretrained(tmp_path / "medgemma")
-    return model, tmp_path / "medgemma"
+    ids = torch.randint(0, theirs.config.vocab_size, (1, 9))
+    assert close(load_pretrained(tmp_path)[0](ids), theirs(ids).logits)
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 @torch.no_grad()
-def test_gemma_3_with_images_opens_as_its_language_model_and_is_exported_as_that(tmp_path, medgemma, capsys,
-                                                                               prefix):
-    theirs, folder = medgemma
-    path = folder / "model.safetensors"
+def test_gemma_3_with_images_opens_as_its_language_model_and_is_exported_as_that(tmp_path, capsys, prefix):
+    theirs, path = tiny_medgemma(), tmp_path / "model.safetensors"
+    theirs.save_pretrained(tmp_path)
     stored = load_file(path)
     save_file({name.replace("language_model.model.", prefix): value for name, value in stored.items()}, path)
-    ours, _ = load_pretrained(folder)
+    capsys.readouterr()
+    ours, _ = load_pretrained(tmp_path)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "vision_tower and multi_modal_projector" in said
     ids = torch.randint(0, 90, (2, 19))
@@ -119,19 +106,18 @@ def test_gemma_3_with_images_opens_as_its_language_model_and_is_exported_as_that
     assert "vision_tower" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["audio_tower.weight", "language_model.model.layers.0.extra.weight"])
-def test_another_part_than_the_images_is_rejected_by_name(medgemma, name):
-    path = medgemma[1] / "model.safetensors"
-    save_file(load_file(path) | {name: torch.zeros(2)}, path)
-    with pytest.raises(UserError, match="1 unexpected.*" + name.removeprefix("language_model.")):
-        load_pretrained(medgemma[1])
-
-
-def test_other_constants_in_the_activation_of_apertus_are_rejected(tmp_path):
-    theirs_of("apertus", 1).save_pretrained(tmp_path)
+@pytest.mark.parametrize("family, name, value, words", [
+    ("medgemma", "audio_tower.weight", torch.zeros(2), r"1 unexpected.*audio_tower\.weight"),
+    ("medgemma", "language_model.model.layers.0.x", torch.zeros(2), r"1 unexpected.*model\.layers\.0\.x"),
+    ("apertus", "model.layers.1.mlp.act_fn.beta", torch.tensor(0.6), r"1\.mlp\.act_fn\.beta is not 0\.5"),
+    ("gemma", "lm_head.weight", torch.zeros(2), r"lm_head\.weight differs from model\.embed_tokens\.weight")])
+def test_a_tensor_that_the_model_lacks_is_rejected_by_name(tmp_path, family, name, value, words):
     path = tmp_path / "model.safetensors"
-    save_file(load_file(path) | {"model.layers.1.mlp.act_fn.beta": torch.tensor(0.6)}, path)
-    with pytest.raises(UserError, match=r"layers\.1\.mlp\.act_fn\.beta is not 0\.5"):
+    (tiny_medgemma() if family == "medgemma" else theirs_of(family, 1)).save_pretrained(tmp_path)
+    if family == "gemma":
+        change_config(tmp_path, tie_word_embeddings=True)
+    save_file(load_file(path) | {name: value}, path)
+    with pytest.raises(UserError, match=words):
         load_pretrained(tmp_path)
 
 
@@ -207,16 +193,6 @@ def test_two_sets_of_weights_are_rejected(folder, name):
         load_pretrained(folder)
 
 
-@pytest.mark.parametrize("added", [0, 1])
-def test_a_head_that_differs_from_the_tied_embedding_is_rejected(folder, added):
-    tensors = tensors_of(folder)
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + added
-    save_file(tensors, folder / "model.safetensors")
-    change_config(folder, tie_word_embeddings=True)
-    with pytest.raises(UserError, match=r"lm_head\.weight differs") if added else nullcontext():
-        load_pretrained(folder)
-
-
 def test_tensors_that_do_not_fit_are_listed_and_no_memory_is_taken(folder, monkeypatch):
     tensors = tensors_of(folder)
     first, second, third = sorted(n for n in tensors if "q_proj.weight" in n or "norm.weight" in n)[:3]
@@ -251,29 +227,24 @@ def test_a_tokenizer_larger_than_the_embedding_is_rejected(folder):
         load_pretrained(folder)
 
 
-PEAK = """
-import sys
-from mmed.checkpoints.pretrained import load_pretrained
-def peak():
+def peak_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-load_pretrained(sys.argv[2])  # what the first load of any model imports is not counted
-before = peak()
-result, _ = load_pretrained(sys.argv[1])
-print(peak() - before, sum(p.numel() * p.element_size() for p in result.parameters()))
-"""
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count of memory")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's own count of memory")
 def test_the_peak_of_memory_is_the_model_and_one_tensor(folder, tmp_path):
     config = ModelConfig(vocab_size=20_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=16,
                          num_attention_heads=8, num_key_value_heads=4, head_dim=64)
     with torch.device("meta"):
         model = Transformer(config)
     save_pretrained(model.to_empty(device="cpu"), None, tmp_path / "model", dtype=torch.bfloat16)
-    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "model"), str(folder)],
-                          capture_output=True, text=True, check=True, cwd=ROOT, env=ENV)
-    peak, size = map(int, done.stdout.split())
+    del model
+    load_pretrained(folder)  # what the first load of any model imports is not counted
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = peak_memory()
+    size = sum(parameter.nbytes for parameter in load_pretrained(tmp_path / "model")[0].parameters())
+    peak = peak_memory() - before
     # mapped: the system may drop its pages at any time
     file = (tmp_path / "model" / "model.safetensors").stat().st_size
     largest = max(tensor.nbytes for tensor in tensors_of(tmp_path / "model").values())
-    assert peak < size + file + largest + (16 << 20), f"peak {peak:,} for a model of {size:,}"
+    assert size // 2 < peak < size + file + largest + (16 << 20), f"peak {peak:,} for a model of {size:,}"

@@ -49,25 +49,20 @@ RELEASED = {"MMedLM": (INTERNLM1, "sentencepiece", 7.3), "MMedLM2": (INTERNLM2_7
 
 def released_folder(folder, config: dict, kind: str) -> None:
     """The files of a released model; its Python files would fail if anything ran them."""
-    make_tokenizer(folder, kind)
     small = config | SMALL | {"num_attention_heads": 8, "torch_dtype": "bfloat16"}
     if config is LLAMA3:
         small |= {"bos_token_id": 300, "eos_token_id": 302}
-    weights = folder.with_name("weights")
-    model = Transformer(read_config(small)).init_weights(1)
-    save_pretrained(model, None, weights, dtype=torch.bfloat16)
-    if config is LLAMA3:
-        for path in weights.glob("model*"):
-            path.rename(folder / path.name)
-    else:  # the InternLM ones are legacy files
-        places = {}
-        for path in weights.glob("*.safetensors"):
-            name = path.name.replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
-            torch.save(load_file(path), folder / name)
-            places |= dict.fromkeys(load_file(path), name)
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
-        for name in ("configuration", "modeling", "tokenization"):
-            (folder / f"{name}_{config['model_type']}.py").write_text("raise SystemExit('this file was run')")
+    save_pretrained(Transformer(read_config(small)).init_weights(1), None, folder, dtype=torch.bfloat16)
+    make_tokenizer(folder, kind)
+    for path in sorted(folder.glob("model*")) if config is not LLAMA3 else ():  # InternLM: legacy files
+        legacy = folder / f"pytorch_{path.name.replace('safetensors', 'bin')}"
+        if path.suffix == ".json":
+            text = path.read_text().replace('"model-', '"pytorch_model-').replace("safetensors", "bin")
+            legacy.write_text(text)
+        else:
+            torch.save(load_file(path), legacy)
+        path.unlink()
+        (folder / "modeling_internlm.py").write_text("raise SystemExit('this file was run')")
     (folder / "config.json").write_text(json.dumps(small))
     (folder / "generation_config.json").write_text('{"_from_model_config": true, "do_sample": true}')
 

@@ -41,7 +41,7 @@ SPELLING = {byte: character for character, byte in byte_alphabet().items()}
 OLD_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")  # they hold the old vocabulary
 
 Word = list[str | None]  # pieces; no join crosses None
-Parts = dict[str | None, list[int]]  # piece, as the tokenizer's file spells it -> old ids that stand for it
+Parts = dict[str, list[int]]  # piece, as the tokenizer's file spells it -> old ids that stand for it
 Merges = list[tuple[str, str]]
 
 
@@ -87,15 +87,15 @@ def join_most_frequent(words: dict[str, Word], counts: Counter[str], number: int
     return merges[:number]
 
 
-def old_pieces(tokenizer: Tokenizer) -> dict[int, tuple[str, int]]:
-    """(text as the tokenizer's file spells it, sentencepiece's type) by id. UserError unless it is a plain
+def old_pieces(tokenizer: Tokenizer) -> dict[int, tuple[str, bool]]:
+    """Id -> (text as the file spells it, whether it may be joined). UserError unless the tokenizer is a plain
     BPE: new merges must come after the old ones without changing them."""
     main, model = tokenizer.files[0], cast(Any, getattr(tokenizer.core, "model", None))
     if tokenizer.kind == "byte-level BPE" and main.suffix == ".json":
-        return {index: ("".join(SPELLING[byte] for byte in token), sp.NORMAL)
+        return {index: ("".join(SPELLING[byte] for byte in token), True)
                 for index, token in tokenizer.core.bytes_of.items()}
     if tokenizer.kind == "sentencepiece" and model.is_bpe and model.byte_fallback:
-        return {index: (text, kind) for index, (text, _, kind) in enumerate(model.pieces)}
+        return {index: (text, kind == sp.NORMAL) for index, (text, _, kind) in enumerate(model.pieces)}
     raise UserError(f"{main}: cannot be extended; only BPE with byte fallback (tokenizer.model) and "
                     "byte-level BPE (tokenizer.json) can, without changing old text")
 
@@ -104,38 +104,28 @@ def learn(tokenizer: Tokenizer, files: list[str], number: int) -> tuple[Parts, M
     """The `number` new pieces that shorten the words of these documents most, in the order of their ids, and
     the merges for those that are not single characters."""
     pieces = old_pieces(tokenizer)
-    known = {text for text, _ in pieces.values()} | {*tokenizer.special, *tokenizer.added}
+    parts: Parts = {text: [index] for index, (text, _) in pieces.items()}
     texts = (text for file in files for text, _ in read_texts(file))
     counts = count_words(texts, getattr(tokenizer.core, "pattern", WORDS))
-    parts: Parts = {}
-    words = {text: split(tokenizer.encode(text, continued=True), pieces, parts) for text in sorted(counts)}
-    characters: Counter[str] = Counter()  # those that the old tokenizer spells in bytes
+    spelt: Counter[str] = Counter()  # characters that sentencepiece spells in bytes
+    for text in counts if tokenizer.kind == "sentencepiece" else ():
+        spelt.update({character: counts[text] for character in text
+                      if character not in parts and character != " "})
+    frequent = [character for character, count in spelt.most_common(number // 2) if count > 1]
+    parts |= {character: tokenizer.encode(character, continued=True) for character in frequent}
+    words: dict[str, Word] = {text: [] for text in sorted(counts)}
     for text, word in words.items():
-        characters.update({piece: counts[text] for piece in word if piece and piece not in known})
-    frequent = [piece for piece, count in characters.most_common(number // 2) if count > 1]
-    rare = characters.keys() - set(frequent)
-    words = {text: [None if piece in rare else piece for piece in word] for text, word in words.items()}
+        for in_bytes, run in itertools.groupby(text, spelt.__contains__):
+            if in_bytes:
+                word += [character if character in parts else None for character in run]
+            else:
+                found = [pieces[index] for index in tokenizer.encode("".join(run), continued=True)]
+                word += [piece if joinable else None for piece, joinable in found]
+    known = {*parts, *tokenizer.special, *tokenizer.added}
     merges = join_most_frequent(words, counts, number - len(frequent), known)
     for left, right in merges:
         parts[left + right] = parts[left] + parts[right]
     return {piece: parts[piece] for piece in [*frequent, *map("".join, merges)]}, merges
-
-
-def split(ids: list[int], pieces: dict[int, tuple[str, int]], parts: Parts) -> Word:
-    """The pieces of a word; their ids go into `parts`. A character that sentencepiece spells in bytes comes
-    as one piece, with the ids of its bytes."""
-    word: Word = []
-    spelt: list[int] = []  # ids of a still incomplete character
-    for index in ids:
-        text, kind = pieces[index]
-        spelt.append(index)
-        if kind == sp.BYTE:
-            text = bytes(int(pieces[i][0][3:5], 16) for i in spelt).decode(errors="ignore")
-        if text:
-            word.append(text if kind in (sp.BYTE, sp.NORMAL) else None)
-            parts[word[-1]] = spelt
-            spelt = []
-    return word
 
 
 def write_tokenizer(tokenizer: Tokenizer, new: Parts, merges: Merges, folder: Path) -> None:

@@ -21,9 +21,11 @@ from tiny_models import (
     theirs_of,
     transformers,
 )
+from tiny_world import finetune, make_world
+from warm_start import run as warm_run
 
 from mmed.checkpoints.__main__ import main
-from mmed.checkpoints.adapters import save_adapter
+from mmed.checkpoints.adapters import load_adapter, save_adapter
 from mmed.checkpoints.pretrained import load_pretrained
 from mmed.lora import apply_lora
 from mmed.tokenizer import load_tokenizer
@@ -80,6 +82,19 @@ def test_merge_writes_what_the_adapted_model_computes(tmp_path):
         assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
     command(*merge, tmp_path / "again")
     assert {value.dtype for value in tensors_of(tmp_path / "again").values()} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_adapter_of_a_run_on_two_processes_is_whole(tmp_path):
+    folder, run = make_world(tmp_path) / "model", tmp_path / "run"
+    warm_run(finetune(tmp_path, run, "--max_steps=3", "--learning_rate=1e-2"), ranks=2)
+    command("merge", folder, run / "adapter", tmp_path / "out")
+    ours, ids = load_pretrained(folder)[0], torch.arange(40)[None]
+    before = ours(ids)
+    load_adapter(ours, run / "adapter")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert close(merged(ids).logits, ours.eval()(ids), 2e-5) and not close(before, ours(ids), 1e-3)
 
 
 def test_export_keeps_every_bit_and_the_llama_layout_opens_in_transformers(tmp_path):

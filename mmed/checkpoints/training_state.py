@@ -53,8 +53,7 @@ def state_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, tor
     for name, parameter in trained.items():
         state = optimizer.state[parameter]
         if not state:
-            device = parameter.device if parameter.is_cuda else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         tensors |= {f"optimizer.{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
     return tensors

@@ -1,15 +1,14 @@
-"""The files of the released models and of the released benchmark, shrunk and with random weights, go through
-the commands of docs/reproduce.md: benchmark read, model opened, exam scored.
+"""The files of the released models, shrunk and with random weights, go through the commands of
+docs/reproduce.md: model inspected, exam scored.
 """
 import json
-import zipfile
 
 import pytest
 import torch
+from json_lines import write_lines
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer
 
-from data_prep.mmedbench import main as read_benchmark
 from mmed.checkpoints import pretrained
 from mmed.checkpoints.__main__ import main as checkpoints
 from mmed.checkpoints.families import read_config
@@ -67,27 +66,8 @@ def released_folder(folder, config: dict, kind: str) -> None:
     (folder / "generation_config.json").write_text('{"_from_model_config": true, "do_sample": true}')
 
 
-@pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    """The release's zip with two questions a language, read by data_prep.mmedbench."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    with zipfile.ZipFile(folder / "MMedBench.zip", "w") as archive:
-        for number, language in enumerate(LANGUAGES):
-            for split in ("Train", "Test"):
-                items = [{"question": f"heart {split} {i} lung {number}?", "answer_idx": answer,
-                          "options": {letter: f"bone {letter} {i}" for letter in "ABCDE"},
-                          "rationale": "fever and dose", "human_checked": True, "human_check_passed": True}
-                         for i, answer in enumerate(["B", "A,C" if language == "French" else "D"])]
-                text = "".join(json.dumps(item) + "\n" for item in items)
-                archive.writestr(f"MMedBench/{split}/{language}.jsonl", text)
-    source = f"mmedbench={folder / 'MMedBench.zip'}"
-    assert read_benchmark(["--source", source, "--out", str(folder / "out")]) == 0
-    return folder / "out"
-
-
 @pytest.mark.parametrize("name", RELEASED)
-def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, benchmark, capsys, monkeypatch,
-                                                                name):
+def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, capsys, monkeypatch, name):
     config, kind, billions = RELEASED[name]
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in Transformer(read_config(config)).parameters())
@@ -99,8 +79,12 @@ def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, benchm
     assert config["model_type"] in capsys.readouterr().out
     model, tokenizer = load_pretrained(folder)
     assert tokenizer is not None and model.config == load_config(folder)
-    out = tmp_path / "results"
-    assert evaluate(["--model", str(folder), "--data", str(benchmark / "Test"), "--out", str(out),
+    out, options = tmp_path / "results", {letter: f"bone {letter}" for letter in "ABCDE"}
+    for language in LANGUAGES:
+        write_lines(tmp_path / "Test" / f"{language}.jsonl", *(
+            {"question": f"heart {key} lung?", "answer_idx": key, "options": options, "rationale": "fever"}
+            for key in ("B", "A,C" if language == "French" else "D")))
+    assert evaluate(["--model", str(folder), "--data", str(tmp_path / "Test"), "--out", str(out),
                      "--style", "official", "--mode", "answer", "--max_new_tokens", "3",
                      "--scoring", "both"]) == 0
     summary = json.loads((out / "results.json").read_text())["mmed"]["summary"]

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CLASSES, close, equivalent, ours_of, theirs_of, tiny_medgemma, transformers
+from tiny_models import (
+    CLASSES,
+    close,
+    equivalent,
+    make_tokenizer,
+    ours_of,
+    theirs_of,
+    tiny_medgemma,
+    transformers,
+)
 
 from mmed import lora
 from mmed.checkpoints.adapters import load_adapter, save_adapter
@@ -18,7 +27,8 @@ peft = pytest.importorskip("peft")
 SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
 IDS = torch.arange(22).view(2, 11) * 4
-CAUSAL = {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+CAUSAL = {"r": 3, "lora_alpha": 7, "lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"],
+          "task_type": "CAUSAL_LM"}
 
 
 def our_model() -> Transformer:
@@ -108,7 +118,7 @@ def test_adapters_of_peft_give_its_logits_and_merge_to_them(tmp_path, kind, tied
     change_what_trains(wrapped, 6)
     wrapped.save_pretrained(tmp_path / "theirs")
     assert load_adapter(ours, tmp_path / "theirs") == layers
-    out, expected = ours(IDS), wrapped(IDS).logits
+    out, expected = ours.eval()(IDS), wrapped(IDS).logits
     assert close(out, expected)
     if kind in PLAIN:
         save_adapter(ours, tmp_path / "ours")
@@ -207,7 +217,7 @@ def test_initialisations_that_change_the_base_open_once_peft_has_converted_them(
     expected = wrapped(IDS).logits.detach()
     wrapped.save_pretrained(tmp_path / "plain",
                             path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
-    assert load_adapter(ours, tmp_path / "plain") == 4 and close(ours(IDS), expected)
+    assert load_adapter(ours, tmp_path / "plain") == 4 and close(ours.eval()(IDS), expected)
 
 
 # ----------------------------------------------------------------------------------------------- bad adapters
@@ -260,3 +270,15 @@ def test_an_adapter_config_that_does_not_fit_is_rejected_by_name(saved, change, 
 def test_an_adapter_for_another_model_is_rejected(saved, family):
     with pytest.raises(UserError, match=r"matches no layer|not an adapter of this model"):
         load_adapter(family_model(family), saved)
+
+
+def test_an_adapter_without_layers_or_of_a_larger_vocabulary_is_rejected(saved):
+    make_tokenizer(saved, "sentencepiece")
+    with pytest.raises(UserError, match="a tokenizer of 320 ids, more than this model has"):
+        load_adapter(our_model(), saved)
+    (saved / "tokenizer.model").unlink()
+    save_file({}, saved / "adapter_model.safetensors")
+    path = saved / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": r".*\.gate"}))
+    with pytest.raises(UserError, match="adapts none of its layers"):
+        load_adapter(our_model(), saved)

@@ -26,11 +26,12 @@ def family_settings(family: str, seed: int, rng: random.Random) -> dict:
     """What the family's config has beyond the common sizes; odd and even seeds differ."""
     odd, window, scalar = seed % 2 == 1, rng.randint(3, 9), rng.randint(5, 300)
     yarn = {"rope_parameters": QWEN_YARN if seed % 4 == 1 else DEEPSEEK_YARN} if odd else {}
+    windows = {"use_sliding_window": odd, "sliding_window": window, "max_window_layers": 1}
     linear = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
     return {
         "llama": {"rope_parameters": LLAMA3_ROPE if odd else linear, "attention_bias": odd, "mlp_bias": odd},
         "mistral": {"sliding_window": None if odd else window},
-        "qwen2": yarn, "qwen3": yarn | {"attention_bias": odd},
+        "qwen2": windows | yarn, "qwen3": windows | yarn | {"attention_bias": odd},
         "internlm3": {"attention_bias": odd, "mlp_bias": odd},  # transformers has one setting for both biases
         "apertus": {"rope_parameters": LLAMA3_ROPE | {"rope_theta": 1.2e7}},
         "olmo2": {"attention_bias": odd},

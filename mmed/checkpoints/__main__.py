@@ -22,7 +22,7 @@ import torch
 
 from mmed.checkpoints import extend_vocabulary, pretrained
 from mmed.checkpoints.adapters import load_adapter
-from mmed.checkpoints.families import FAMILIES, write_config
+from mmed.checkpoints.families import FAMILIES, TOKEN_IDS, write_config
 from mmed.checkpoints.import_gguf import import_gguf
 from mmed.lora import merge_lora
 from mmed.model import Transformer
@@ -90,8 +90,7 @@ def save_with_card(options: argparse.Namespace, model: Transformer, tokenizer: T
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = CARD.format(title=Path(options.out).name, base=base, quoted_base=json.dumps(base), family=family,
                        parameters=parameters, how=how)
-    pretrained.save_pretrained(model, tokenizer, options.out)
-    (Path(options.out) / "README.md").write_text(card, encoding="utf-8")
+    pretrained.save_pretrained(model, tokenizer, options.out, card=card)
     print(f"{options.out}: {family} model of {parameters:,} parameters{how}")
 
 
@@ -117,7 +116,8 @@ def export(options: argparse.Namespace) -> None:
 def as_llama(model: Transformer) -> Transformer:
     """The same model in Llama's layout: InternLM 2's packed matrices split into q, k and v."""
     old = model.config
-    kept = {key: value for key, value in old.extra.items() if key != "config"}
+    kept = {key: value for key, value in (old.extra | old.extra.get("config", {})).items()
+            if key in (*TOKEN_IDS, "generation_config")}
     config = dataclasses.replace(old, family="llama", packed_qkv=False, extra=kept)
     write_config(config, "float32")  # rejects what a Llama cannot express
     H, K, E = old.num_attention_heads, old.num_key_value_heads, old.head_dim
@@ -179,6 +179,8 @@ def _parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     out = Path(options.out) if "out" in options else None
+    if out and out.name in ("", ".."):
+        raise UsageError(f"{out}: name the output folder itself; it is renamed as a whole")
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: already exists; remove it, or name another folder")
     options.run_command(options)

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmed.checkpoints.pretrained import check_tensors, read_tensors, text_name
+from mmed.checkpoints.pretrained import check_tensors, has_tokenizer, read_tensors, text_name
 from mmed.lora import LoRALinear, adapted_layers, target_names
 from mmed.model import Transformer, own_name, published_name
+from mmed.tokenizer import load_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_json, write_json
@@ -126,6 +127,13 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
         if config["use_dora"]:
             wanted[f"{name}.lora_magnitude_vector"] = (linear.out_features,)
     check_tensors(found, wanted, f"{folder}: not an adapter of this model")
+    if not settings:
+        raise UserError(f"{folder}: not an adapter of this model: it adapts none of its layers")
+    # PEFT saves the tokenizer beside an adapter
+    ids = load_tokenizer(folder).vocab_size if has_tokenizer(folder) else 0
+    if ids > len(ends.get(EMBEDDING, model.embed_tokens.weight)):
+        raise UserError(f"{folder}: trained with a tokenizer of {ids} ids, more than this model has; apply "
+                        "it to the base model with the extended vocabulary")
     if ends:
         _replace_ends(model, folder, ends)
     model.requires_grad_(False)

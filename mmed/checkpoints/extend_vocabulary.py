@@ -17,7 +17,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +32,9 @@ from mmed.tokenizer import Tokenizer, write_sentencepiece
 from mmed.utils.errors import UserError, require_extra
 from mmed.utils.files import read_json, write_json
 
+MAX_CHARACTERS = 20_000_000  # of a language: enough to rank thousands of pieces
 LONGEST_PIECE = 16      # old pieces in a new one
+LONGEST_WORD = 64       # characters; text without spaces is split
 ROUND_ROWS = 64         # embeddings grow to a multiple of it: even shards and fast matrix products
 WORDS = r" ?[\p{L}\p{M}]+"
 LETTERS = regex.compile(r"[ \p{M}]?[\p{L}\p{M}]+")
@@ -45,6 +47,15 @@ Parts = dict[str, list[int]]  # piece, as the tokenizer's file spells it -> old 
 Merges = list[tuple[str, str]]
 
 
+def first_documents(files: list[str]) -> Iterator[str]:
+    """Texts of documents, until about MAX_CHARACTERS of a language have been read."""
+    read: Counter[str] = Counter()
+    for text, language in itertools.chain.from_iterable(map(read_texts, files)):
+        if read[language] < MAX_CHARACTERS:
+            read[language] += len(text)
+            yield text
+
+
 def count_words(texts: Iterable[str], pattern: str = WORDS) -> Counter[str]:
     r"""Frequency of each run of letters among the words that the `pattern` of a byte-level BPE finds.
 
@@ -52,7 +63,9 @@ def count_words(texts: Iterable[str], pattern: str = WORDS) -> Counter[str]:
     [(' mg', 2)]
     """
     found = itertools.chain.from_iterable(map(regex.compile(pattern).findall, texts))
-    return Counter(filter(LETTERS.fullmatch, found))
+    words = filter(LETTERS.fullmatch, found)
+    return Counter(word[start:start + LONGEST_WORD] for word in words
+                   for start in range(0, len(word), LONGEST_WORD))
 
 
 def join_most_frequent(words: dict[str, Word], counts: Counter[str], number: int, known: set[str]) -> Merges:
@@ -62,6 +75,8 @@ def join_most_frequent(words: dict[str, Word], counts: Counter[str], number: int
     >>> words = {"low": ["l", "o", "w"], "lot": ["l", "o", "t"], "new": ["n", "ew"]}
     >>> join_most_frequent(words, Counter(low=5, lot=3, new=4), 2, set())
     [('l', 'o'), ('lo', 'w')]
+    >>> join_most_frequent(words, Counter(low=5, lot=3, new=4), 2, {"lo"})
+    [('n', 'ew')]
     """
     library = require_extra("tokenizers", "hub")
     pieces = sorted({piece for word in words.values() for piece in word if piece})
@@ -105,8 +120,7 @@ def learn(tokenizer: Tokenizer, files: list[str], number: int) -> tuple[Parts, M
     the merges for those that are not single characters."""
     pieces = old_pieces(tokenizer)
     parts: Parts = {text: [index] for index, (text, _) in pieces.items()}
-    texts = (text for file in files for text, _ in read_texts(file))
-    counts = count_words(texts, getattr(tokenizer.core, "pattern", WORDS))
+    counts = count_words(first_documents(files), getattr(tokenizer.core, "pattern", WORDS))
     spelt: Counter[str] = Counter()  # characters that sentencepiece spells in bytes
     for text in counts if tokenizer.kind == "sentencepiece" else ():
         spelt.update({character: counts[text] for character in text

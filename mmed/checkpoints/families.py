@@ -32,7 +32,7 @@ IGNORED = set("""
     encoder_no_repeat_ngram_size num_beam_groups num_beams num_return_sequences diversity_penalty
     repetition_penalty temperature top_k top_p typical_p remove_invalid_values
     exponential_decay_length_penalty max_sequence_length unsloth_fixed unsloth_version
-    neftune_noise_alpha transformers.js_config max_window_layers
+    neftune_noise_alpha transformers.js_config
     attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion n_inner offset_alibi skip_bias_add
     skip_bias_add_qkv slow_but_exact
     """.split())
@@ -49,13 +49,14 @@ NEUTRAL = {"attention_dropout": (0,), "hidden_dropout": (0,), "is_encoder_decode
 FLOATS = """initializer_range rms_norm_eps layer_norm_epsilon rope_theta base rope_local_base_freq
     query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping factor low_freq_factor
     high_freq_factor attention_factor beta_fast beta_slow mscale mscale_all_dim"""
-BOOLS = "tie_word_embeddings attention_bias mlp_bias qkv_bias bias truncate"
+BOOLS = "tie_word_embeddings attention_bias mlp_bias qkv_bias bias truncate use_sliding_window"
 DICTS = f"rope_scaling rope_parameters rotary text_config quantization_config {SLIDING} {FULL}"
 KINDS: dict[str, type] = {"layer_types": list, **dict.fromkeys(FLOATS.split(), float),
                           **dict.fromkeys(BOOLS.split(), bool), **dict.fromkeys(DICTS.split(), dict)}
 NULLABLE = {"sliding_window", "attn_logit_softcapping", "final_logit_softcapping"}  # null: there is none
 # Keys that decide together with others (`combine`), and fields of ModelConfig that a key of another name sets
-COMBINED = {"rotary", "rope_scaling", "layer_types", "query_pre_attn_scalar", "sliding_window_pattern"}
+COMBINED = {"rotary", "rope_scaling", "query_pre_attn_scalar", "sliding_window_pattern", "layer_types",
+            "use_sliding_window", "max_window_layers"}
 FIELDS = {"attention_bias": "attention_bias attention_out_bias", "bias": "attention_bias attention_out_bias",
           "qkv_bias": "attention_bias", "rope_local_base_freq": "rope_local_theta",
           "attn_logit_softcapping": "attention_softcap", "final_logit_softcapping": "final_softcap",
@@ -72,8 +73,9 @@ def read_value(config: dict, name: str, default: Any = NEEDED) -> Any:
         return None
     kind = KINDS.get(name, int)
     kinds = (int, float) if kind is float else (kind,)
+    lowest = 0 if name == "max_window_layers" else 1e-12
     highest = 1000 if name == "num_hidden_layers" else 1e12
-    if type(value) not in kinds or (kind in (int, float) and not 1e-12 <= value <= highest):
+    if type(value) not in kinds or (kind in (int, float) and not lowest <= value <= highest):
         expected = "number in range" if kind in (int, float) else kind.__name__
         raise UserError(f"config.json: {name} = {str(value)[:80]}, expected a {expected}")
     return kind(value)
@@ -126,11 +128,11 @@ INTERNLM = {key: default for key, default in INTERNLM2.items() if not key.starts
 INTERNLM3 = PLAIN | {"rms_norm_eps": 1e-5, "num_key_value_heads": 2, "head_dim": 128, "qkv_bias": False,
                      "bias": False}
 MISTRAL = PLAIN | {"head_dim": None, "sliding_window": 4096, "num_key_value_heads": 8}
-QWEN = PLAIN | {"sliding_window": 4096, "layer_types": None}
+QWEN = PLAIN | {"sliding_window": 4096, "layer_types": None, "use_sliding_window": False,
+                "max_window_layers": 1000}
 OLMO = PLAIN | {"attention_bias": False, "rms_norm_eps": 1e-5}
 # What a missing or empty key means depends on the version of transformers.
 APERTUS = OLMO | {"rope_theta": NEEDED, "rope_scaling": NEEDED}
-NO_WINDOW = SILU | {"use_sliding_window": (False,)}  # no published Qwen has one
 GEMMA = SIZES | {"tie_word_embeddings": True, "head_dim": 256, "attention_bias": False}
 GEMMA2 = GEMMA | {"sliding_window": 4096, "layer_types": None, "query_pre_attn_scalar": 256,
                   "num_key_value_heads": 4, "sliding_window_pattern": 2, "attn_logit_softcapping": 50.0,
@@ -159,9 +161,8 @@ FAMILIES = {
                     {"apply_residual_connection_post_layernorm": (False,)},
                     {"n_embed": "hidden_size", "num_hidden_layers": "n_layer",
                      "num_attention_heads": "n_head"}),
-    "qwen2": Family("Qwen2ForCausalLM", QWEN | {"head_dim": None}, {"attention_bias": True}, NO_WINDOW),
-    "qwen3": Family("Qwen3ForCausalLM", QWEN | {"head_dim": 128, "attention_bias": False}, {"qk_norm": True},
-                    NO_WINDOW),
+    "qwen2": Family("Qwen2ForCausalLM", QWEN | {"head_dim": None}, {"attention_bias": True}),
+    "qwen3": Family("Qwen3ForCausalLM", QWEN | {"head_dim": 128, "attention_bias": False}, {"qk_norm": True}),
     "gemma": Family("GemmaForCausalLM", GEMMA, GEMMA_FIELDS, GELU),
     "gemma2": Family("Gemma2ForCausalLM", GEMMA2, GEMMA_FIELDS | {"post_norms": True}, GELU,
                      aliases={"sliding_window_size": "sliding_window"}),
@@ -234,17 +235,22 @@ def flat_rotation(config: dict) -> dict:
 
 
 def read_windows(values: dict) -> dict:
-    """Which layers slide: `layer_types`, or by default all but every n-th (Gemma) or none (Qwen)."""
-    number, period = values["num_hidden_layers"], values.get("sliding_window_pattern")
-    types = values["layer_types"]
-    if types is None:
-        types = [SLIDING if period and layer % period else FULL for layer in range(1, number + 1)]
-    if len(types) != number or not all(kind == FULL or (kind == SLIDING and period) for kind in types):
-        raise UserError(f"config.json: layer_types = {str(types)[:100]} is not supported, or not a type for "
-                        f"each of {number} layers")
-    if not period:
+    """Which layers slide: `layer_types`, or by default all but every n-th (Gemma), or from one on (Qwen)."""
+    layers, period = range(values["num_hidden_layers"]), values.get("sliding_window_pattern")
+    window, types = values["sliding_window"], values["layer_types"]
+    used = values.get("use_sliding_window", True) and window is not None
+    if types is None and period:
+        types = [SLIDING if (layer + 1) % period else FULL for layer in layers]
+    elif types is None:
+        types = [SLIDING if used and layer >= values["max_window_layers"] else FULL for layer in layers]
+    if len(types) != len(layers) or not all(kind in (SLIDING, FULL) for kind in types):
+        raise UserError(f"config.json: layer_types = {str(types)[:100]}, expected {len(layers)} times "
+                        f"{SLIDING!r} or {FULL!r}")
+    if SLIDING in types and not used:
+        raise UserError("config.json: layer_types has sliding layers, but use_sliding_window is off")
+    if SLIDING not in types and not period:
         return {"sliding_window": None}
-    return {"sliding_layers": tuple(kind == SLIDING for kind in types)}
+    return {"sliding_window": window, "sliding_layers": tuple(kind == SLIDING for kind in types)}
 
 
 def combine(values: dict) -> dict:

@@ -35,21 +35,25 @@ SPLITS = {"gpt-2": GPT2, "smollm": GPT2, "llama-bpe": LLAMA3, "qwen2": QWEN2}
 def import_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the model folder. UserError: not a GGUF file, or something in it is not supported."""
     gguf = require_extra("gguf", "gguf")
-    with reading(file):
-        reader = gguf.GGUFReader(str(file))
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        stored = {tensor.name: tensor for tensor in reader.tensors}
-        with torch.device("meta"):
-            model = Transformer(read_config(config_json(fields, set(stored))))
-        weights = dequantised(gguf, model, stored, fields["general.architecture"], dtype)
-        model.load_state_dict(weights, assign=True)
-        # where the file does not say, as llama.cpp decides
-        llama = fields["tokenizer.ggml.model"] == "llama" or fields.get("tokenizer.ggml.pre") == "llama-bpe"
-        adds_bos = fields.get("tokenizer.ggml.add_bos_token",
-                              llama and "tokenizer.ggml.bos_token_id" in fields)
-        with tempfile.TemporaryDirectory() as name:
-            write_tokenizer(fields, Path(name))
-            save_pretrained(model, load_tokenizer(name, "yes" if adds_bos else "no"), folder)
+    try:
+        with reading("metadata"):
+            reader = gguf.GGUFReader(str(file))
+            fields = {name: field.contents() for name, field in reader.fields.items()}
+            stored = {tensor.name: tensor for tensor in reader.tensors}
+            with torch.device("meta"):
+                model = Transformer(read_config(config_json(fields, set(stored))))
+            weights = dequantised(gguf, model, stored, fields["general.architecture"], dtype)
+            model.load_state_dict(weights, assign=True)
+            # where the file does not say, as llama.cpp decides
+            llama = "llama" in (fields["tokenizer.ggml.model"],
+                                str(fields.get("tokenizer.ggml.pre")).removesuffix("-bpe"))
+            adds_bos = fields.get("tokenizer.ggml.add_bos_token",
+                                  llama and "tokenizer.ggml.bos_token_id" in fields)
+            with tempfile.TemporaryDirectory() as name:
+                write_tokenizer(fields, Path(name))
+                save_pretrained(model, load_tokenizer(name, "yes" if adds_bos else "no"), folder)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def config_json(fields: dict[str, Any], tensors: set[str]) -> dict:

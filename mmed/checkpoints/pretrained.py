@@ -51,13 +51,19 @@ def stored_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
                 return read_tensors(single)
             continue
         with reading(index):
-            files = sorted(set(read_json(index)["weight_map"].values()))
+            places = read_json(index)["weight_map"]
+            files = sorted(set(places.values()))
             if not files or any(Path(file).name != file for file in files):
                 raise UserError(f"{index}: weight_map does not name files in this folder")
         if single.is_file() and files != [name]:
             raise UserError(f"{folder}: contains two sets of weights, {name} and {index.name} with its "
                             "files; remove one of them")
-        return {key: tensor for file in files for key, tensor in read_tensors(folder / file).items()}
+        parts = {file: read_tensors(folder / file) for file in files}
+        if stale := [name for name, file in places.items() if name not in parts[file]]:
+            raise UserError(f"{folder / places[stale[0]]}: lacks {stale[0]}, which {index.name} places there "
+                            f"({len(stale)} missing)")
+        stored = {name: tensor for part in parts.values() for name, tensor in part.items()}
+        return stored | {name: parts[file][name] for name, file in places.items()}
     raise UserError(f"{folder}: no model.safetensors, pytorch_model.bin or index of either")
 
 
@@ -197,8 +203,9 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype | None = None,
 # ------------------------------------------------------------------------------------------------- saving
 
 def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str | Path,
-                    dtype: torch.dtype | None = None) -> None:
-    """Write `model` (sharded or not; every rank calls) as its family's folder, one file after the other."""
+                    dtype: torch.dtype | None = None, card: str = "") -> None:
+    """Write `model` (sharded or not; every rank calls) as its family's folder, one file after the other;
+    `card`: its README.md."""
     folder, main = Path(folder), distributed.is_main()
     dtype = dtype or next(model.parameters()).dtype
     config = write_config(model.config, str(dtype).removeprefix("torch."))  # it may be rejected
@@ -220,6 +227,8 @@ def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str
         write_json(building / "generation_config.json", model.config.extra.get("generation_config") or ids)
         if tokenizer is not None:
             save_tokenizer(tokenizer, building)
+        if card:
+            (building / "README.md").write_text(card, encoding="utf-8")
         replace_folder(building, folder)
     distributed.barrier()
 

@@ -137,7 +137,7 @@ class AsyncCheckpointer:
 
     def __init__(self, run: Path, facts: dict, lock: FolderLock | None, config: TrainConfig, saved: int):
         self.run, self.facts, self.lock, self.config, self.saved = run, facts, lock, config, saved
-        self.group = distributed.host_group(config.rank_timeout_seconds)
+        self.group = distributed.host_group(config.rank_timeout_seconds) if config.async_save else None
         self.pending: tuple[Writer, Future] | None = None
 
     def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, log: Log) -> None:
@@ -213,13 +213,17 @@ def latest_state(run: str | Path, name: str = "") -> Path | None:
 
 
 def _advice(run: Path | str, but: Path | None = None) -> str:
-    others = [path.name for path in checkpoints(run) if path != but]
-    return f"--resume={others[0]} continues from another" if others else "no other is there; start again"
+    """Advice for a missing checkpoint: the newest complete one. Its files are not read, because the other
+    ranks wait in a collective."""
+    good = next((path for path in checkpoints(run) if path != but and damage(path, world=0)[0]), None)
+    if good is None:
+        return "no other is complete; start again"
+    return f"--resume={good.name} continues from a complete one"
 
 
 def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, str]:
     """Return (state.json, "") of a complete checkpoint, else (None, fault); each rank reads its share of the
-    files."""
+    files (world 0: none)."""
     path = folder / "state.json"
     try:
         state = json.loads(path.read_bytes())
@@ -230,7 +234,7 @@ def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, st
         return None, f"{path}: damaged ({type(error).__name__}: {error})"
     if different := sorted(present ^ set(hashes)):
         return None, f"{folder / different[0]}: missing, or not part of this checkpoint"
-    for name in sorted(hashes)[rank::world]:
+    for name in sorted(hashes)[rank::world] if world else ():
         if file_hash(folder / name) != hashes[name]:
             return None, f"{folder / name}: damaged (its sha256 is not the one in state.json)"
     return state, ""

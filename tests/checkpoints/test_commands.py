@@ -56,8 +56,10 @@ def test_inspect_says_what_a_folder_is(tmp_path):
     (["inspect", "/no/such"], 1, "config.json"), (["export", "/no/such", "OUT"], 1, "/no/such"),
     (["inspect", "MODEL", "--gpus", "0"], 2, "--gpus"), (["extend", "MODEL", "OUT"], 2, "--texts"),
     (["frobnicate"], 2, "invalid choice"), (["merge", "MODEL", "MODEL", "OUT"], 1, "adapter_config.json"),
-    (["export", "MODEL", "MODEL"], 2, "already exists")])
-def test_wrong_use_ends_in_one_line_with_its_exit_code(tmp_path, arguments, code, words):
+    (["export", "MODEL", "MODEL"], 2, "already exists"), (["export", "MODEL", "."], 2, "name the output")])
+def test_wrong_use_ends_in_one_line_with_its_exit_code(tmp_path, monkeypatch, arguments, code, words):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
     places = {"MODEL": make_folder(tmp_path / "model"), "OUT": tmp_path / "out"}
     assert words in command(*(places.get(argument, argument) for argument in arguments), code=code)
 
@@ -108,6 +110,8 @@ def test_export_keeps_every_bit_and_the_llama_layout_opens_in_transformers(tmp_p
     command("export", tmp_path / "in", tmp_path / "llama", "--layout", "llama")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
     assert same_bits(again.state_dict(), llama.state_dict())
+    written = json.loads((tmp_path / "llama" / "config.json").read_text())
+    assert all(written[f"{name}_token_id"] == config[f"{name}_token_id"] for name in ("bos", "eos", "pad"))
     theirs_of("bloom", 3).save_pretrained(tmp_path / "bloom")
     said = command("export", tmp_path / "bloom", tmp_path / "no", "--layout", "llama", code=1)
     assert "a llama model cannot have" in said

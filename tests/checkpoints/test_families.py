@@ -1,4 +1,6 @@
 """The config.json of every family as published; the InternLMs, which transformers lacks, against Llamas."""
+import dataclasses
+
 import pytest
 import torch
 from tiny_models import CLASSES, close, equivalent, ours_of, random_model, transformers
@@ -181,11 +183,17 @@ def test_a_key_that_is_left_out_means_what_transformers_takes_it_for(family):
     (BLOOMZ, {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
     (GEMMA3, {"layer_types": ["full_attention"]}, "layer_types"),
     (GEMMA3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-    (QWEN25, {"layer_types": ["sliding_attention"] * 32}, "layer_types"),
-    (QWEN25, {"use_sliding_window": True}, "use_sliding_window"),
+    (QWEN25, {"layer_types": ["sliding_attention"] * 32}, "use_sliding_window is off"),
 ])
 def test_a_config_of_other_mathematics_or_nonsense_is_rejected_by_name(source, change, words):
     config = {key: value for key, value in (source | change).items() if value is not None}
     with pytest.raises(UserError, match=words) as error:
         read_config(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"qk_norm": True}, {"sliding_window": 8}, {"attention_out_bias": True},
+                                    {"norm": "layer"}, {"rope_local_theta": 1e4}])
+def test_a_model_that_its_family_cannot_express_is_not_written(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        write_config(dataclasses.replace(read_config(LLAMA1), **change), "float32")

@@ -61,7 +61,8 @@ def released_folder(folder, config: dict, kind: str) -> None:
         else:
             torch.save(load_file(path), legacy)
         path.unlink()
-        (folder / "modeling_internlm.py").write_text("raise SystemExit('this file was run')")
+        for name in ("configuration", "modeling", "tokenization"):
+            (folder / f"{name}_{config['model_type']}.py").write_text("raise SystemExit('this file was run')")
     (folder / "config.json").write_text(json.dumps(small))
     (folder / "generation_config.json").write_text('{"_from_model_config": true, "do_sample": true}')
 

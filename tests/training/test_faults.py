@@ -67,6 +67,9 @@ def test_checkpoints_of_a_given_up_future_go_when_the_run_has_gone_on(saved):
     with pytest.raises(UserError, match="no checkpoint 'step-7' there; --resume=step-3"):
         training_state.latest_state(saved, "step-7")
     assert training_state.damage(saved / "checkpoints" / "step-3")[1] == ""
+    (saved / "checkpoints" / "step-3" / "state.json").unlink()
+    with pytest.raises(UserError, match="--resume=step-2 continues from a complete one"):
+        training_state.latest_state(saved, "step-7")
 
 
 def test_a_file_that_another_node_wrote_is_waited_for_and_named(tmp_path, monkeypatch):

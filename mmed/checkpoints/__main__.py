@@ -4,7 +4,8 @@
 
     inspect FOLDER             family, shape, weights, context length, tokenizer
     export FOLDER OUT          a model folder with its card, in the dtype of --dtype; --layout llama unpacks
-                               InternLM 1 or 2 so that transformers opens it
+                               InternLM 1 or 2 so that transformers opens it; with --step N, FOLDER is a run
+                               and the model is that of its checkpoint
     merge FOLDER ADAPTER OUT   a LoRA adapter merged into its model
     extend FOLDER OUT          more vocabulary for a new language
     import-gguf FILE OUT       a GGUF file as a model folder
@@ -17,6 +18,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -24,10 +26,12 @@ from mmed.checkpoints import extend_vocabulary, pretrained
 from mmed.checkpoints.adapters import load_adapter
 from mmed.checkpoints.families import FAMILIES, TOKEN_IDS, write_config
 from mmed.checkpoints.import_gguf import import_gguf
-from mmed.lora import merge_lora
+from mmed.checkpoints.training_state import latest_state, load_tensors
+from mmed.lora import apply_lora, merge_lora
 from mmed.model import Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.utils.files import read_json
 
 CARD = """---
 library_name: transformers
@@ -60,11 +64,14 @@ def inspect(options: argparse.Namespace) -> None:
     tied = " (head tied to the embedding)" if config.tie_word_embeddings else ""
     scaling = f", {config.rope_scaling['rope_type']} scaling" if config.rope_scaling else ""
     rotary = f"rotary, base {config.rope_theta:g}{scaling}"
+    sliding = sum(config.slides(layer) for layer in range(config.num_hidden_layers))
+    window = f"; {sliding} of the layers see {config.sliding_window:,} tokens" if sliding else ""
     tokens = "none in this folder"
     if pretrained.has_tokenizer(path):
         tokenizer = load_tokenizer(path)
-        tokens = (f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids "
-                  f"({config.vocab_size - tokenizer.vocab_size:,} rows of padding), bos {tokenizer.bos_id}, "
+        spare = config.vocab_size - tokenizer.vocab_size
+        fits = f"{spare:,} rows of padding" if spare >= 0 else "TOO MANY: this folder cannot be loaded"
+        tokens = (f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids ({fits}), bos {tokenizer.bos_id}, "
                   f"eos {tokenizer.eos_id}, a text ends at {list(tokenizer.end_ids)}")
     print(f"family         {config.family} ({FAMILIES[config.family].architecture})\n"
           f"parameters     {parameters:,}{tied}\n"
@@ -73,7 +80,7 @@ def inspect(options: argparse.Namespace) -> None:
           f"{config.head_dim}, MLP {config.intermediate_size}\n"
           f"weights        {', '.join(dtypes)}, {sum(tensor.nbytes for tensor in stored) / 1e9:.2f} GB\n"
           f"context        {config.max_position_embeddings:,} positions "
-          f"({'ALiBi' if config.position_embedding == 'alibi' else rotary})\n"
+          f"({'ALiBi' if config.position_embedding == 'alibi' else rotary}){window}\n"
           f"tokenizer      {tokens}")
 
 
@@ -105,12 +112,35 @@ def merge(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    model, tokenizer = pretrained.load_pretrained(options.folder, dtype=chosen_dtype(options))
-    how = ""
+    if options.step is None:
+        model, tokenizer = pretrained.load_pretrained(options.folder, dtype=chosen_dtype(options))
+        how = ""
+    else:
+        run, settings = Path(options.folder), read_json(Path(options.folder) / "run.json")["config"]
+        options.folder = settings["model"]  # what the run started from
+        model, tokenizer = load_checkpoint(run, options.step, settings)
+        model, how = model.to(chosen_dtype(options)), f"; step {options.step} of a run"
     if options.layout == "llama":
-        how = f"; Llama's layout, from {model.config.family}: the same numbers in other matrices"
+        how += f"; Llama's layout, from {model.config.family}: the same numbers in other matrices"
         model = as_llama(model)
     save_with_card(options, model, tokenizer, how)
+
+
+def load_checkpoint(run: Path, step: int, settings: dict) -> tuple[Transformer, Tokenizer | None]:
+    """The model after this step of a run, with its adapter merged."""
+    if not Path(settings["model"]).is_dir():
+        raise UserError(f"{settings['model']}: the model that the run started from is missing")
+    model, tokenizer = pretrained.load_pretrained(settings["model"])
+    if settings["lora_rank"]:
+        apply_lora(model, settings["lora_rank"], settings["lora_alpha"], settings["lora_dropout"],
+                   settings["lora_targets"])
+    folder = cast(Path, latest_state(run, f"step-{step}"))
+    load_tensors(folder, {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()
+                          if parameter.requires_grad})
+    merge_lora(model)
+    if settings.get("tokenizer") and pretrained.has_tokenizer(settings["tokenizer"]):
+        tokenizer = load_tokenizer(settings["tokenizer"], settings["bos"])
+    return model, tokenizer
 
 
 def as_llama(model: Transformer) -> Transformer:
@@ -167,6 +197,7 @@ def _parser() -> Parser:
     add(import_file, "import-gguf", "a GGUF file as a model folder (extra gguf)", "file", "out")
     add(merge, "merge", "merge a LoRA adapter into its model", "folder", "adapter", "out")
     sub = add(export, "export", "a model folder with a model card", "folder", "out")
+    sub.add_argument("--step", type=int, help="FOLDER is a run; export its checkpoint after this step")
     sub.add_argument("--layout", choices=("own", "llama"), default="own", help="llama: unpack InternLM's QKV")
     sub = add(extend, "extend", "more vocabulary for a new language (extra hub)", "folder", "out")
     sub.add_argument("--texts", nargs="+", required=True, metavar="PATH",

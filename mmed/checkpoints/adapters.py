@@ -177,7 +177,7 @@ def _embedding_and_head(model: Transformer, found: dict[str, Tensor], indices: l
     ends = {end: found.pop(end) for end in ENDS if end in found}
     rows = {end: found.pop(key) for end in ENDS
             if (key := end.replace("weight", "token_adapter.trainable_tokens_delta")) in found}
-    places = dict.fromkeys(rows or ENDS[:1], indices) if indices else {}
+    places: dict[str, Any] = dict.fromkeys(rows or ENDS[:1], indices) if indices else {}
     if isinstance(indices, dict):
         places = {end: at for key, at in indices.items() for end in ENDS
                   if published_name(model.config, end).endswith(f"{key}.weight")}

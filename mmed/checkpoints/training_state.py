@@ -240,12 +240,18 @@ def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, st
     return state, ""
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> dict:
-    """Fill model and optimizer from a checkpoint, on any number of ranks; returns its state.json."""
+def load_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> dict:
+    """Fill `tensors` from a checkpoint whose files are intact; returns its state.json."""
     state, wrong = damage(folder, distributed.rank(), distributed.world_size())
     if state is None:
         raise UserError(f"{wrong}; {_advice(folder.parents[1], but=folder)}")
-    dcp.load(state_tensors(model, optimizer), storage_reader=HuggingFaceStorageReader(str(folder)))
+    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    return state
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> dict:
+    """Fill model and optimizer from a checkpoint, on any number of ranks; returns its state.json."""
+    state = load_tensors(folder, state_tensors(model, optimizer))
     for parameter_state in optimizer.state.values():
         parameter_state["step"].fill_(state["optimizer_step"])
     return state

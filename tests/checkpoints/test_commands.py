@@ -1,13 +1,17 @@
 """`python -m mmed.checkpoints`: inspect, merge, export with its card, extend; transformers is the judge."""
 import contextlib
 import io
+import itertools
 import json
+import os
 import random
+from collections import Counter
 
 import pytest
 import sentencepiece
 import tokenizers
 import torch
+import torch.distributed.checkpoint as dcp
 from json_lines import write_lines
 from safetensors.torch import save_file
 from tiny_models import (
@@ -26,7 +30,9 @@ from warm_start import run as warm_run
 
 from mmed.checkpoints.__main__ import main
 from mmed.checkpoints.adapters import load_adapter, save_adapter
+from mmed.checkpoints.extend_vocabulary import join_most_frequent
 from mmed.checkpoints.pretrained import load_pretrained
+from mmed.checkpoints.training_state import Writer
 from mmed.lora import apply_lora
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import main_guard
@@ -117,6 +123,30 @@ def test_export_keeps_every_bit_and_the_llama_layout_opens_in_transformers(tmp_p
     assert "a llama model cannot have" in said
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+@torch.no_grad()
+def test_a_checkpoint_of_a_run_is_exported_as_the_model_of_that_step(tmp_path, rank):
+    run, (model, _) = tmp_path / "run", load_pretrained(make_folder(tmp_path / "base"))
+    if rank:
+        apply_lora(model, rank=rank, alpha=8, targets="q_proj")
+    trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    for step in (2, 3):
+        for value in trained.values():
+            value.add_(torch.randn_like(value) * 0.1)
+        dcp.save(trained, storage_writer=Writer(run, trained, step, {}, 2))
+        if step == 2:
+            ids = torch.arange(40)[None]
+            expected = model.eval()(ids).clone()
+    settings = {"model": str(tmp_path / "base"), "lora_rank": rank, "lora_alpha": 8, "lora_dropout": 0.1,
+                "lora_targets": "q_proj"}
+    (run / "run.json").write_text(json.dumps({"config": settings}))
+    command("export", run, tmp_path / "out", "--step", 2, "--dtype", "float32")
+    exported, _ = load_pretrained(tmp_path / "out")
+    assert close(exported(ids), expected) and not close(model(ids), expected, 1e-3)
+    assert "`base`" in (tmp_path / "out" / "README.md").read_text()
+    assert "--resume=step-3" in command("export", run, tmp_path / "no", "--step", 7, code=1)
+
+
 # ----------------------------------------------------------------------------------------------------- extend
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte-level"])
@@ -157,6 +187,24 @@ def test_extend_shortens_the_new_language_and_leaves_the_rest_as_it_was(tmp_path
         for name in ("embed_tokens.weight", "lm_head.weight"):
             own, before = model.get_parameter(name)[index], old_model.get_parameter(name)[parts]
             assert torch.allclose(own, before.mean(0), atol=2e-3)  # rounded to bfloat16
+
+
+def test_each_join_is_the_most_frequent_pair_of_a_count_from_scratch():
+    rng = random.Random(int(os.environ.get("MMED_TEST_SEED", "0")))
+    for _ in range(60):
+        words = {"".join(rng.sample("abcdefg", rng.randint(1, 7))): rng.randint(1, 5) for _ in range(12)}
+        merges = join_most_frequent({word: list(word) for word in words}, Counter(words), 8, set())
+        plain = {word: "".join(f" {letter} " for letter in word) for word in words}
+        for left, right in [*merges, ("", "")]:
+            totals: Counter = Counter()
+            for word, text in plain.items():
+                totals.update(dict.fromkeys(itertools.pairwise(text.split()), words[word]))
+            most = max(totals.values(), default=0)
+            if left:
+                assert totals[left, right] == most >= 2
+            plain = {word: text.replace(f" {left}  {right} ", f" {left}{right} ")
+                     for word, text in plain.items()}
+        assert len(merges) == 8 or most < 2
 
 
 def test_a_tokenizer_that_cannot_be_extended_exactly_is_rejected(tmp_path):

@@ -13,6 +13,7 @@ from tiny_models import CLASSES, close, same_bits, tensors_of, theirs_of, tiny_m
 from mmed.checkpoints import pretrained
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained, stored_tensors
 from mmed.generate import generate
+from mmed.inference.decoder import Segment, decoder_for
 from mmed.model import ModelConfig, Transformer
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import UserError
@@ -28,6 +29,19 @@ def folder(tmp_path) -> Path:
 def change_config(folder: Path, **change) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def close_with_cache(model: Transformer, ids: torch.Tensor, expected: torch.Tensor) -> bool:
+    """The decoder's logits: of row b the first 5 + b tokens in one pass, then ten more, all rows together."""
+    decoder, rows, starts = decoder_for(model), range(len(ids)), [5 + b for b in range(len(ids))]
+    cache = decoder.make_cache(*ids.shape)
+    first = decoder.prefill(cache, [Segment(b, 0, ids[b, :n].tolist(), logits=n)
+                                    for b, n in enumerate(starts)])
+    equal = [close(first[b], expected[b, :n]) for b, n in enumerate(starts)]
+    for step in range(10):
+        at = [n + step for n in starts]
+        equal.append(close(decoder.decode_step(cache, ids[rows, at].tolist(), at), expected[rows, at]))
+    return all(equal)
 
 
 @pytest.mark.parametrize("family", CLASSES)
@@ -51,6 +65,8 @@ def test_every_family_computes_what_transformers_does_and_is_saved_as_it_was(tmp
     ids = torch.randint(0, ours.config.vocab_size, (8, 23))
     expected = theirs(ids).logits
     assert close(ours(ids), expected) and close(again(ids).logits, expected)
+    with torch.inference_mode():
+        assert close_with_cache(ours, ids, expected)
     new = again.generate(ids[:1], attention_mask=torch.ones_like(ids[:1]), max_new_tokens=12,
                          do_sample=False, eos_token_id=None, pad_token_id=0)[0, 23:].tolist()
     assert generate(ours, [ids[0].tolist()], 12)[0] == new  # by the engine, with a cache

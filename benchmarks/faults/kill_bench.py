@@ -174,7 +174,7 @@ PHASES = {
     "loading the model": ("mmed.checkpoints.pretrained", "copy_weights", 1),
     "a step": ("mmed.training.optimizer", "update", 13),
     "an evaluation": ("mmed.training.validation", "validation_loss", 2),
-    "a save": ("mmed.checkpoints.training_state", "replace_folder", 3),
+    "a save": ("mmed.checkpoints.training_state", "file_hash", 3),
     "the export": ("mmed.checkpoints.pretrained", "save_pretrained", 1),
 }
 

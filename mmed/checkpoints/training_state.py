@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn, optim
 from torch.distributed.checkpoint.api import CheckpointException
@@ -172,16 +173,19 @@ class AsyncCheckpointer:
 
     @contextlib.contextmanager
     def _completed(self, writer: Writer) -> Iterator[None]:
-        """If a checkpoint cannot be written, remove it and say in one line what went wrong."""
+        """If a checkpoint cannot be written, remove it; the rank that failed says what went wrong."""
         try:
             yield
         except CheckpointException as error:
             if distributed.is_main():
                 shutil.rmtree(writer.building, ignore_errors=True)
-            cause, _ = next(iter(error.failures.values()))
+            if distributed.rank() not in error.failures:
+                raise dist.DistError(f"{writer.final}: not written by another rank") from None
+            cause, stack = error.failures[distributed.rank()]
             if isinstance(cause, OSError):
                 cause = write_error(cause, writer.building, writer.need)
-            raise cause from error
+            cause.add_note("".join(stack.format()))  # where it was raised, in the thread that writes
+            raise cause from None
         if self.lock is not None and not self.lock.there():  # the state in memory may be the only copy left
             write_json(self.run / "run.json", self.facts)
             raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. "

@@ -65,14 +65,6 @@ def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-def linear_names(config: ModelConfig) -> list[str]:
-    """Names of all linear layers of a `Transformer` except the head, in the order of its modules."""
-    attention = "qkv_proj o_proj" if config.packed_qkv else "q_proj k_proj v_proj o_proj"
-    mlp = "gate_proj up_proj down_proj" if config.gated_mlp else "up_proj down_proj"
-    block = [f"self_attn.{name}" for name in attention.split()] + [f"mlp.{name}" for name in mlp.split()]
-    return [f"layers.{layer}.{name}" for layer in range(config.num_hidden_layers) for name in block]
-
-
 def target_names(config: ModelConfig, targets: str | list[str]) -> list[str]:
     """Full names of the linear layers that `targets` selects; an error if a target selects none.
 
@@ -80,7 +72,10 @@ def target_names(config: ModelConfig, targets: str | list[str]) -> list[str]:
     ("wqkv"), or a whole name. "all-linear" selects every linear layer except the head; "paper" selects what
     the paper adapts in this family.
     """
-    published = {name: published_name(config, name) for name in linear_names(config)}
+    with torch.device("meta"):
+        modules = dict(Transformer(config).named_modules())
+    published = {name: published_name(config, name) for name, module in modules.items()
+                 if isinstance(module, nn.Linear) and name != "lm_head"}
     wanted = targets.split(",") if isinstance(targets, str) else targets
     wanted = [target.strip() for target in wanted]
     if wanted == ["all-linear"]:

@@ -115,7 +115,7 @@ def build_model(config: TrainConfig, shape: ModelConfig, device: torch.device) -
     if config.model.startswith("shape:"):
         model.init_weights(config.seed)
     else:
-        pretrained.copy_weights(pretrained.match_weights(model, config.model))
+        pretrained.copy_weights(model, config.model)
     if config.lora_rank:
         init_lora(model, config.seed)
     return model.train()
@@ -314,10 +314,7 @@ class Run:
         config, log = self.config, self.log
         result = self.out / ("adapter" if config.lora_rank else "model")
         if config.lora_rank:
-            tensors = {name: distributed.whole(parameter.detach())
-                       for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-            if distributed.is_main():
-                adapters.save_adapter(self.model, result, config.model, tensors)
+            adapters.save_adapter(self.model, result, config.model)
         else:
             pretrained.save_pretrained(self.model, self.tokenizer, result)
         log.bar.close()

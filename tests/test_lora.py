@@ -1,4 +1,5 @@
 """LoRA against PEFT on the same random model: outputs, gradients, merged weights, files, every family."""
+import copy
 import json
 from pathlib import Path
 
@@ -8,9 +9,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import (
     CLASSES,
     close,
-    equivalent_llama,
-    internlm2_of,
-    internlm_of,
+    equivalent,
+    make_tokenizer,
     ours_of,
     theirs_of,
     tiny_medgemma,
@@ -27,36 +27,31 @@ peft = pytest.importorskip("peft")
 SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
 IDS = torch.arange(22).view(2, 11) * 4
+CAUSAL = {"r": 3, "lora_alpha": 7, "lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"],
+          "task_type": "CAUSAL_LM"}
 
 
 def our_model() -> Transformer:
     return Transformer(ModelConfig(**SHAPE)).init_weights(1).eval()
 
 
-def pair(seed: int):
-    """The same random Llama of transformers and of ours."""
-    torch.manual_seed(seed)
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, initializer_range=0.1)).eval()
-    ours = our_model()
-    ours.load_state_dict({name.removeprefix("model."): value for name, value in theirs.state_dict().items()})
-    return theirs, ours
+def pair(folder: Path, tied: bool = False, rows: int = 0):
+    """A random Llama in transformers, with `rows` rows if given, and ours as it is without them."""
+    torch.manual_seed(4)
+    config = transformers.LlamaConfig(**SHAPE, initializer_range=0.1, tie_word_embeddings=tied)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder)
+    if rows:
+        theirs.resize_token_embeddings(rows)
+    return theirs.eval(), load_pretrained(folder)[0]
 
 
 @torch.no_grad()
-def randomise(adapter, seed: int) -> None:
+def change_what_trains(adapted, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in adapter.named_parameters():
-        if "lora_" in name:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """The folder of an adapter of `our_model`."""
-    model = our_model()
-    lora.apply_lora(model, rank=4)
-    save_adapter(model, tmp_path)
-    return tmp_path
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
 # -------------------------------------------------------------------------------------------------- the layer
@@ -78,9 +73,6 @@ def test_training_starts_from_the_unchanged_model_and_trains_only_the_adapter():
 def test_every_spelling_of_a_target_selects_the_same_layers(family, spellings):
     """Our names and those of the weight files, with and without their module."""
     config = ModelConfig(**SHAPE, family=family, packed_qkv=family != "llama", gated_mlp=family != "bloom")
-    modules = Transformer(config).named_modules()
-    names = {name for name, module in modules if isinstance(module, torch.nn.Linear)}
-    assert names - {"lm_head"} == set(lora.target_names(config, "all-linear"))
     found = [lora.target_names(config, targets) for targets in spellings]
     assert all(names == found[0] for names in found) and len(found[0]) in (2, 4)
 
@@ -93,154 +85,109 @@ def test_a_target_that_matches_nothing_is_an_error_that_names_the_layers_there_a
 
 # ------------------------------------------------------------------------------------ PEFT's files, both ways
 
-@pytest.mark.parametrize("settings, layers", [
-    ({"target_modules": ["q_proj", "v_proj"]}, 4),
-    ({"target_modules": "all-linear"}, 14),
-    ({"target_modules": ["k_proj", "down_proj"], "use_rslora": True}, 4),
-    ({"target_modules": r".*\.(q|v)_proj"}, 4),
-    ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, 1),
-    ({"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2, "v_proj": 4},
-      "alpha_pattern": {r".*\.0\..*q_proj": 9}, "use_rslora": True}, 4)])
-def test_adapters_of_peft_open_here_and_ours_in_peft(tmp_path, settings, layers):
-    theirs, ours = pair(1)
-    config = peft.LoraConfig(r=5, lora_alpha=7, lora_dropout=0.05, task_type="CAUSAL_LM", **settings)
-    wrapped = peft.get_peft_model(theirs, config).eval()
-    randomise(wrapped, 2)
+# name -> (settings, rows of a resized vocabulary, adapted layers)
+PLAIN = {
+    "two matrices": ({}, 0, 4), "all": ({"target_modules": "all-linear"}, 0, 14),
+    "rslora": ({"target_modules": ["k_proj", "down_proj"], "use_rslora": True}, 0, 4),
+    "pattern": ({"target_modules": r".*\.(q|v)_proj"}, 0, 4),
+    "one layer": ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, 0, 1),
+    "patterns": ({"rank_pattern": {"layers.1.self_attn.q_proj": 2, "v_proj": 4},
+                  "alpha_pattern": {r".*\.0\..*q_proj": 9}, "use_rslora": True}, 0, 4)}
+WHOLE = {
+    "whole embedding": ({"modules_to_save": ["embed_tokens"]}, 0, 4),
+    "whole head": ({"modules_to_save": ["lm_head"]}, 0, 4),
+    "both": ({"modules_to_save": ["embed_tokens", "lm_head"]}, 0, 4),
+    "embedding and tied head": ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, 0, 4),
+    "norms and an MLP": ({"modules_to_save": ["norm", "1.mlp"]}, 0, 4),
+    "rows": ({"trainable_token_indices": [3, 50, 96]}, 0, 4),
+    "rows of each": ({"trainable_token_indices": {"embed_tokens": [3, 50], "lm_head": [50]}}, 0, 4),
+    "resized": ({}, 104, 4), "resized, new rows trained": ({"trainable_token_indices": [97, 99]}, 104, 4),
+    "dora": ({"use_dora": True}, 0, 4),
+    "dora with patterns": ({"use_dora": True, "use_rslora": True, "rank_pattern": {"v_proj": 2},
+                            "alpha_pattern": {"q_proj": 3}}, 0, 4)}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", [*PLAIN, *WHOLE])
+def test_adapters_of_peft_give_its_logits_and_merge_to_them(tmp_path, kind, tied):
+    settings, rows, layers = (PLAIN | WHOLE)[kind]
+    if kind == "embedding and tied head" and not tied:
+        pytest.skip("a setting of tied models")
+    theirs, ours = pair(tmp_path / "base", tied, rows)
+    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(**CAUSAL | settings)).eval()
+    change_what_trains(wrapped, 6)
     wrapped.save_pretrained(tmp_path / "theirs")
     assert load_adapter(ours, tmp_path / "theirs") == layers
-    save_adapter(ours.eval(), tmp_path / "ours")
-    opened = peft.PeftModel.from_pretrained(pair(1)[0], str(tmp_path / "ours")).eval()
-    out, expected = ours(IDS), wrapped(IDS).logits
-    assert close(out, expected) and close(opened(IDS).logits, expected)
-    out.square().sum().backward()
-    expected.square().sum().backward()
-    grads = {name.replace("base_model.model.model.", "").replace(".default.weight", ""): parameter.grad
-             for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
-    trained = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.requires_grad}
-    assert trained.keys() == grads.keys()
-    assert all(close(grad, grads[name], 1e-4) for name, grad in trained.items())
+    out, expected = ours.eval()(IDS), wrapped(IDS).logits
+    assert close(out, expected)
+    if kind in PLAIN:
+        save_adapter(ours, tmp_path / "ours")
+        again, _ = pair(tmp_path / "base", tied)
+        assert close(peft.PeftModel.from_pretrained(again, tmp_path / "ours").eval()(IDS).logits, expected)
+        out.square().sum().backward()
+        expected.square().sum().backward()
+        grads = {name.replace("base_model.model.model.", "").replace(".default.weight", ""): parameter.grad
+                 for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+        trained = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
+        assert trained.keys() == grads.keys()
+        assert all(close(grad, grads[name], 1e-4) for name, grad in trained.items())
     lora.merge_lora(ours)
-    merged = {name.removeprefix("model."): p for name, p in wrapped.merge_and_unload().state_dict().items()}
-    assert all(torch.allclose(value, merged[name], atol=1e-6) for name, value in ours.state_dict().items())
+    save_pretrained(ours, None, tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert expected.shape[-1] == (rows or 97) and close(merged(IDS).logits, expected)
+    if kind in PLAIN:
+        theirs = wrapped.merge_and_unload()
+        assert all(torch.allclose(theirs.get_parameter(name), value, atol=1e-6)
+                   for name, value in merged.named_parameters())
 
 
-class Published(torch.nn.Module):
-    """The modules of a folder's tensors, without a forward: all that PEFT needs to adapt them."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]):
-        super().__init__()
-        for name, value in tensors.items():
-            *parents, leaf, kind = name.split(".")
-            module = self
-            for part in parents:
-                if part not in dict(module.named_children()):
-                    module.add_module(part, torch.nn.Module())
-                module = module.get_submodule(part)
-            if leaf not in dict(module.named_children()):
-                linear = value.dim() == 2
-                module.add_module(leaf, torch.nn.Linear(*value.T.shape, bias=False) if linear
-                                  else torch.nn.Module())
-            module.get_submodule(leaf).register_parameter(kind, torch.nn.Parameter(value.clone()))
+def published(model: Transformer) -> torch.nn.Module:
+    """Copies of the linear layers under the names of the weight files: all that PEFT needs to adapt them."""
+    root = torch.nn.Module()
+    for name in lora.target_names(model.config, "all-linear"):
+        *parents, leaf = published_name(model.config, name).split(".")
+        module = root
+        for parent in parents:
+            module.add_module(parent, getattr(module, parent, torch.nn.Module()))
+            module = getattr(module, parent)
+        module.add_module(leaf, copy.deepcopy(model.get_submodule(name)))
+    return root
 
 
-def family_pair(family: str):
-    """(modules with the published names, the same model of ours)."""
+def family_model(family: str) -> Transformer:
     if family in CLASSES:
         theirs = theirs_of(family, 21)
-        config, tensors = theirs.config.to_dict(), theirs.state_dict()
-    else:
-        config, tensors = internlm2_of(equivalent_llama(21, 2, False)) if family == "internlm2" else \
-            internlm_of(equivalent_llama(21, 6, True))
-    return Published(tensors), ours_of(config, tensors)
+        return ours_of(theirs.config.to_dict(), theirs.state_dict())
+    return ours_of(*equivalent(family, 21)[1:])
 
 
-def same_weights(ours: Transformer, theirs: dict[str, torch.Tensor]) -> bool:
-    mine = {published_name(ours.config, name): value for name, value in ours.state_dict().items()}
-    return all(close(value, theirs[name]) for name, value in mine.items())
-
-
-TARGETS = {"bloom": ["query_key_value"], "internlm2": ["wqkv"]}
+def same_weights(ours: Transformer, theirs: torch.nn.Module) -> bool:
+    mine = published(ours).state_dict()
+    return all(close(value, mine[name]) for name, value in theirs.merge_and_unload().state_dict().items())
 
 
 @pytest.mark.parametrize("family", [*CLASSES, "internlm", "internlm2"])
 @pytest.mark.parametrize("kind", ["paper", "all-linear"])
 def test_adapters_of_every_family_go_both_ways_and_merge_to_the_same_weights(tmp_path, family, kind):
-    (theirs, ours), (again, second) = family_pair(family), family_pair(family)
-    names = [published_name(ours.config, name) for name in lora.linear_names(ours.config)]
-    targets = names if kind == "all-linear" else TARGETS.get(family, ["q_proj", "v_proj"])
-    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets))
-    randomise(wrapped, 22)
+    ours, second = family_model(family), family_model(family)
+    targets = [published_name(ours.config, name) for name in lora.target_names(ours.config, kind)]
+    if kind == "paper":
+        targets = sorted({name.rpartition(".")[2] for name in targets})
+    wrapped = peft.get_peft_model(published(ours), peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets))
+    change_what_trains(wrapped, 22)
     wrapped.save_pretrained(tmp_path / "theirs")
     count = load_adapter(ours, tmp_path / "theirs")
     assert count == len([name for name, _ in wrapped.named_parameters() if "lora_A" in name])
-    assert lora.merge_lora(ours) == count and same_weights(ours, wrapped.merge_and_unload().state_dict())
+    assert lora.merge_lora(ours) == count and same_weights(ours, wrapped)
     # and back: what we save, PEFT opens
+    theirs = published(second)
     assert lora.apply_lora(second, rank=3, alpha=5, targets=kind) == count
-    randomise(second, 23)
+    change_what_trains(second, 23)
     save_adapter(second, tmp_path / "ours")
     config = peft.LoraConfig.from_pretrained(str(tmp_path / "ours"))
     config.task_type = None
-    opened = peft.get_peft_model(again, config)
-    tensors = load_file(tmp_path / "ours" / "adapter_model.safetensors")
-    result = peft.set_peft_model_state_dict(opened, tensors)
-    assert not result.unexpected_keys and not [key for key in result.missing_keys if "lora_" in key]
-    assert lora.merge_lora(second) == count and same_weights(second, opened.merge_and_unload().state_dict())
-
-
-# ---------------------------------------------------------------------- more than two matrices beside a layer
-
-def base_pair(folder: Path, tied: bool, rows: int = 0):
-    """(the folder of a random Llama, the same model in transformers with `rows` rows if given, ours)."""
-    torch.manual_seed(4)
-    config = transformers.LlamaConfig(**SHAPE, initializer_range=0.1, tie_word_embeddings=tied)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    theirs = transformers.LlamaForCausalLM.from_pretrained(folder)
-    if rows:
-        theirs.resize_token_embeddings(rows)
-    return theirs.eval(), load_pretrained(folder)[0]
-
-
-@torch.no_grad()
-def change_what_trains(wrapped, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-
-
-WHOLE = {"whole embedding": ({"modules_to_save": ["embed_tokens"]}, 0),
-         "whole head": ({"modules_to_save": ["lm_head"]}, 0),
-         "both": ({"modules_to_save": ["embed_tokens", "lm_head"]}, 0),
-         "embedding and tied head": ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, 0),
-         "norms and an MLP": ({"modules_to_save": ["norm", "1.mlp"]}, 0),
-         "rows": ({"trainable_token_indices": [3, 50, 96]}, 0),
-         "rows of each": ({"trainable_token_indices": {"embed_tokens": [3, 50], "lm_head": [50]}}, 0),
-         "resized": ({}, 104), "resized, new rows trained": ({"trainable_token_indices": [97, 99]}, 104),
-         "dora": ({"use_dora": True}, 0),
-         "dora with patterns": ({"use_dora": True, "use_rslora": True, "rank_pattern": {"v_proj": 2},
-                                 "alpha_pattern": {"q_proj": 3}}, 0)}
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", WHOLE)
-def test_whole_parts_rows_and_dora_give_the_logits_of_peft_and_merge_to_them(tmp_path, kind, tied):
-    settings, rows = WHOLE[kind]
-    if kind == "embedding and tied head" and not tied:
-        pytest.skip("a setting of tied models")
-    theirs, ours = base_pair(tmp_path / "base", tied, rows)
-    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
-                             **settings)
-    wrapped = peft.get_peft_model(theirs, config).eval()
-    change_what_trains(wrapped, 6)
-    wrapped.save_pretrained(tmp_path / "adapter")
-    assert load_adapter(ours, tmp_path / "adapter") == 4
-    with torch.no_grad():
-        expected = wrapped(IDS).logits
-        assert close(ours(IDS), expected)
-        lora.merge_lora(ours)
-        save_pretrained(ours, None, tmp_path / "merged")
-        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-        assert expected.shape[-1] == (rows or 97) and close(again(IDS).logits, expected)
+    opened = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "ours"), config=config)
+    assert lora.merge_lora(second) == count and same_weights(second, opened)
 
 
 def test_an_adapter_of_medgemma_opens_unless_it_adapts_the_images_too(tmp_path):
@@ -248,7 +195,7 @@ def test_an_adapter_of_medgemma_opens_unless_it_adapts_the_images_too(tmp_path):
         theirs = tiny_medgemma()
         theirs.save_pretrained(tmp_path / "base")
         wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=targets)).eval()
-        randomise(wrapped, 12)
+        change_what_trains(wrapped, 12)
         wrapped.save_pretrained(tmp_path / name)
         if name == "text":
             ours, expected = load_pretrained(tmp_path / "base")[0], wrapped(input_ids=IDS).logits
@@ -258,9 +205,8 @@ def test_an_adapter_of_medgemma_opens_unless_it_adapts_the_images_too(tmp_path):
 
 
 def test_initialisations_that_change_the_base_open_once_peft_has_converted_them(tmp_path):
-    theirs, ours = base_pair(tmp_path / "base", False)
-    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(
-        r=3, target_modules=["q_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM")).eval()
+    theirs, ours = pair(tmp_path / "base")
+    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(**CAUSAL, init_lora_weights="pissa")).eval()
     wrapped.peft_config["default"].init_lora_weights = True
     wrapped.save_pretrained(tmp_path / "initial")
     wrapped.peft_config["default"].init_lora_weights = "pissa"
@@ -268,24 +214,30 @@ def test_initialisations_that_change_the_base_open_once_peft_has_converted_them(
     wrapped.save_pretrained(tmp_path / "raw")
     with pytest.raises(UserError, match="path_initial_model_for_weight_conversion"):
         load_adapter(ours, tmp_path / "raw")
-    with torch.no_grad():
-        expected = wrapped(IDS).logits
+    expected = wrapped(IDS).logits.detach()
     wrapped.save_pretrained(tmp_path / "plain",
                             path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
-    assert load_adapter(ours, tmp_path / "plain") == 2 and close(ours(IDS), expected)
+    assert load_adapter(ours, tmp_path / "plain") == 4 and close(ours.eval()(IDS), expected)
 
 
 # ----------------------------------------------------------------------------------------------- bad adapters
 
-@pytest.mark.parametrize("change, words", [
-    ({"stray": torch.zeros(1)}, "1 unexpected"),
-    ({"layers.0.self_attn.q_proj.lora_A": None}, "1 missing"),
-    ({"layers.0.self_attn.q_proj.lora_A": torch.zeros(2, 2)}, "shape")])
-def test_an_adapter_with_a_missing_or_stray_or_misshapen_tensor_is_rejected(saved, change, words):
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of an adapter of `our_model`."""
+    model = our_model()
+    lora.apply_lora(model, rank=4)
+    save_adapter(model, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("stray", torch.zeros(1), "1 unexpected"), ("layers.0.self_attn.q_proj.lora_A", None, "1 missing"),
+    ("layers.0.self_attn.q_proj.lora_A", torch.zeros(2, 2), "shape")])
+def test_an_adapter_with_a_missing_or_stray_or_misshapen_tensor_is_rejected(saved, name, value, words):
     path = saved / "adapter_model.safetensors"
-    changed = {f"base_model.model.model.{name}.weight": value for name, value in change.items()}
-    tensors = {name: value for name, value in (load_file(path) | changed).items() if value is not None}
-    save_file(tensors, path)
+    changed = load_file(path) | {f"base_model.model.model.{name}.weight": value}
+    save_file({name: value for name, value in changed.items() if value is not None}, path)
     with pytest.raises(UserError, match=words):
         load_adapter(our_model(), saved)
 
@@ -317,4 +269,16 @@ def test_an_adapter_config_that_does_not_fit_is_rejected_by_name(saved, change, 
 @pytest.mark.parametrize("family", ["bloom", "internlm2"])
 def test_an_adapter_for_another_model_is_rejected(saved, family):
     with pytest.raises(UserError, match=r"matches no layer|not an adapter of this model"):
-        load_adapter(family_pair(family)[1], saved)
+        load_adapter(family_model(family), saved)
+
+
+def test_an_adapter_without_layers_or_of_a_larger_vocabulary_is_rejected(saved):
+    make_tokenizer(saved, "sentencepiece")
+    with pytest.raises(UserError, match="a tokenizer of 320 ids, more than this model has"):
+        load_adapter(our_model(), saved)
+    (saved / "tokenizer.model").unlink()
+    save_file({}, saved / "adapter_model.safetensors")
+    path = saved / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": r".*\.gate"}))
+    with pytest.raises(UserError, match="adapts none of its layers"):
+        load_adapter(our_model(), saved)

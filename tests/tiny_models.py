@@ -18,8 +18,6 @@ CLASSES = {"llama": "Llama", "mistral": "Mistral", "bloom": "Bloom", "qwen2": "Q
            "olmo2": "Olmo2", "apertus": "Apertus"}
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
-
-
 QWEN_YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16}
 DEEPSEEK_YARN = QWEN_YARN | {"beta_fast": 4.0, "beta_slow": 0.5, "mscale": 0.707, "mscale_all_dim": 0.4}
 
@@ -27,31 +25,25 @@ DEEPSEEK_YARN = QWEN_YARN | {"beta_fast": 4.0, "beta_slow": 0.5, "mscale": 0.707
 def family_settings(family: str, seed: int, rng: random.Random) -> dict:
     """What the family's config has beyond the common sizes; odd and even seeds differ."""
     odd, window, scalar = seed % 2 == 1, rng.randint(3, 9), rng.randint(5, 300)
-    if family == "llama":
-        return {"rope_parameters": LLAMA3_ROPE, "attention_bias": True, "mlp_bias": True} if odd else {
-            "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}
-    if family == "mistral":
-        return {"sliding_window": None if odd else window}
-    if family in ("qwen2", "qwen3"):
-        windows = {"use_sliding_window": odd, "sliding_window": window, "max_window_layers": 1}
-        yarn = {"rope_parameters": QWEN_YARN if seed % 4 == 1 else DEEPSEEK_YARN} if odd else {}
-        return windows | yarn | ({"attention_bias": odd} if family == "qwen3" else {})
-    if family == "internlm3":  # transformers has one setting for both biases
-        return {"attention_bias": odd, "mlp_bias": odd}
-    if family == "apertus":
-        return {"rope_parameters": LLAMA3_ROPE | {"rope_theta": 1.2e7}}
-    if family == "olmo2":
-        return {"attention_bias": odd}
-    if family == "gemma2":
-        return {"sliding_window": window, "query_pre_attn_scalar": scalar,
-                "attn_logit_softcapping": None if odd else 3.0,
-                "final_logit_softcapping": 5.0 if odd else None}
-    if family == "gemma3_text":
-        return {"sliding_window": window, "query_pre_attn_scalar": scalar, "sliding_window_pattern": 2 + odd,
-                "final_logit_softcapping": 4.0 if odd else None, "rope_parameters": {
-                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}
-    return {}
+    yarn = {"rope_parameters": QWEN_YARN if seed % 4 == 1 else DEEPSEEK_YARN} if odd else {}
+    windows = {"use_sliding_window": odd, "sliding_window": window, "max_window_layers": 1}
+    linear = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+    return {
+        "llama": {"rope_parameters": LLAMA3_ROPE if odd else linear, "attention_bias": odd, "mlp_bias": odd},
+        "mistral": {"sliding_window": None if odd else window},
+        "qwen2": windows | yarn, "qwen3": windows | yarn | {"attention_bias": odd},
+        "internlm3": {"attention_bias": odd, "mlp_bias": odd},  # transformers has one setting for both biases
+        "apertus": {"rope_parameters": LLAMA3_ROPE | {"rope_theta": 1.2e7}},
+        "olmo2": {"attention_bias": odd},
+        "gemma2": {"sliding_window": window, "query_pre_attn_scalar": scalar,
+                   "attn_logit_softcapping": None if odd else 3.0,
+                   "final_logit_softcapping": 5.0 if odd else None},
+        "gemma3_text": {"sliding_window": window, "query_pre_attn_scalar": scalar,
+                        "sliding_window_pattern": 2 + odd, "final_logit_softcapping": 4.0 if odd else None,
+                        "rope_parameters": {
+                            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    }.get(family, {})
 
 
 def theirs_of(family: str, seed: int):
@@ -128,40 +120,31 @@ INTERNLM2_NAMES = {"embed_tokens": "tok_embeddings", "lm_head": "output", "self_
                    "mlp.down_proj": "feed_forward.w2"}
 
 
-def equivalent_llama(seed: int, kv_heads: int, bias: bool):
-    config = transformers.LlamaConfig(
+def equivalent(family: str, seed: int, kv_heads: int = 6, bias: bool = False):
+    """A random Llama of transformers, and (config.json, tensors) of the InternLM 1 or 2 that computes the
+    same."""
+    llama_config = transformers.LlamaConfig(
         **{key: INTERNLM[key] for key in INTERNLM if key not in ("bias", "pad_token_id", "torch_dtype")},
         num_key_value_heads=kv_heads, head_dim=8, attention_bias=bias,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6})
-    return random_model("LlamaForCausalLM", config, seed)
-
-
-def internlm2_of(llama) -> tuple[dict, dict]:
-    """(config.json, tensors) of the InternLM 2 model that computes what `llama` computes."""
-    c, out = llama.config, {}
-    state = llama.state_dict()
+    llama = random_model("LlamaForCausalLM", llama_config, seed)
+    if family == "internlm":  # its names are Llama's
+        rotary = {"base": 1000000, "type": "dynamic"}
+        return llama, INTERNLM | {"model_type": family, "bias": bias, "rotary": rotary}, llama.state_dict()
+    config = INTERNLM | {"model_type": family, "bias": bias, "num_key_value_heads": kv_heads,
+                         "auto_map": {"AutoConfig": "configuration_internlm2.InternLM2Config"},
+                         "attn_implementation": "eager", "rope_theta": 1000000,
+                         "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    tensors, state = {}, llama.state_dict()
     for name, value in state.items():
         if "q_proj" in name:  # for each key/value head the rows of its queries, its key, its value
-            parts = [state[name.replace("q_proj", f"{n}_proj")].split(c.head_dim) for n in "qkv"]
-            G, rows = c.num_attention_heads // c.num_key_value_heads, []
-            for head, (key, value) in enumerate(zip(*parts[1:])):
-                rows += [*parts[0][head * G:(head + 1) * G], key, value]
-            out[name.replace("self_attn.q_proj", "attention.wqkv")] = torch.cat(rows)
+            parts = [state[name.replace("q_proj", f"{n}_proj")].unflatten(0, (kv_heads, -1)) for n in "qkv"]
+            tensors[name.replace("self_attn.q_proj", "attention.wqkv")] = torch.cat(parts, 1).flatten(0, 1)
         elif "k_proj" not in name and "v_proj" not in name:
             for old, new in INTERNLM2_NAMES.items():
                 name = name.replace(old, new)
-            out[name] = value
-    return INTERNLM | {"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"],
-                       "bias": c.attention_bias, "num_key_value_heads": c.num_key_value_heads,
-                       "auto_map": {"AutoConfig": "configuration_internlm2.InternLM2Config"},
-                       "attn_implementation": "eager", "rope_theta": 1000000,
-                       "rope_scaling": {"type": "dynamic", "factor": 2.0}}, out
-
-
-def internlm_of(llama) -> tuple[dict, dict]:
-    """The same of InternLM 1, whose names are Llama's."""
-    return INTERNLM | {"model_type": "internlm", "bias": llama.config.attention_bias,
-                       "rotary": {"base": 1000000, "type": "dynamic"}}, llama.state_dict()
+            tensors[name] = value
+    return llama, config, tensors
 
 
 # -------------------------------------------------------------------------------- folders with a tokenizer

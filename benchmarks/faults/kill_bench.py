@@ -14,7 +14,6 @@ Markdown table; exits 1 if a trial failed. The seed is printed, and --seed repea
 """
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
@@ -134,9 +133,8 @@ def save_twice(run: Path, stop_at: int, counter: Path) -> ForkedRun:
             if step == 2:
                 before_file_operations(str(run), act)
             tensors = {f"model.w{index}": torch.full((50, 7), float(step)) for index in range(3)}
-            write = functools.partial(dcp.save, tensors,
-                                      storage_writer=training_state.prepare(run, tensors, step))
-            training_state.finish(run, step, {"optimizer_step": step}, 1, write)
+            writer = training_state.Writer(run, tensors, step, {"optimizer_step": step}, 1)
+            dcp.save(tensors, storage_writer=writer)
         counter.write_text(str(seen))
         return 0
 
@@ -176,7 +174,7 @@ PHASES = {
     "loading the model": ("mmed.checkpoints.pretrained", "copy_weights", 1),
     "a step": ("mmed.training.optimizer", "update", 13),
     "an evaluation": ("mmed.training.validation", "validation_loss", 2),
-    "a save": ("mmed.checkpoints.training_state", "publish", 3),
+    "a save": ("mmed.checkpoints.training_state", "file_hash", 3),
     "the export": ("mmed.checkpoints.pretrained", "save_pretrained", 1),
 }
 

@@ -1,3 +1,1 @@
-"""Loading and saving of model folders and training state: pretrained weights, adapters, export, merge,
-vocabulary extension.
-"""
+"""Loading, saving and conversion of model folders, adapters and training state."""

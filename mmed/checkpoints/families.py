@@ -2,12 +2,9 @@
 
     config.json of transformers 4 or 5  --read_config-->  ModelConfig  --write_config-->  of transformers 4
 
-`FAMILIES` is one table, read in both directions: a `Key` is a key of config.json and the fields it sets.
-No tensor is reshaped: InternLM 2's `wqkv` and BLOOM's `query_key_value` are one packed matrix, so a round
-trip is bit-equal.
-
-Strict: a key that is not in the table and may change the mathematics is rejected by name, and so is a number
-out of range. References: the published configs and transformers' `configuration_*.py` of each family.
+`FAMILIES` is one table of keys and their defaults. Strict: a key that is not in it and may change the
+mathematics is rejected by name, and so is a number out of range. References: the published configs and
+transformers' `configuration_*.py` of each family.
 """
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from mmed.utils.errors import UserError
 
 NEEDED = object()  # "default" of a key that must be there
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+CHANGED = {"auto_map", "dtype", "quantization_config"}  # by opening and saving a model
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 # Keys that change nothing here: bookkeeping, generation settings that transformers 4 wrote there, and the
@@ -47,38 +45,40 @@ NEUTRAL = {"attention_dropout": (0,), "hidden_dropout": (0,), "is_encoder_decode
            "use_bidirectional_attention": (False,), "bias": (False,), "attention_bias": (False,),
            "mlp_bias": (False,), "use_mrope": (False,), "rope_interleaved": (False,),
            "is_llama_config": (True,), "activation": ("swiglu",)}
+# Types of the values that are not integers.
+FLOATS = """initializer_range rms_norm_eps layer_norm_epsilon rope_theta base rope_local_base_freq
+    query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping factor low_freq_factor
+    high_freq_factor attention_factor beta_fast beta_slow mscale mscale_all_dim"""
+BOOLS = "tie_word_embeddings attention_bias mlp_bias qkv_bias bias truncate use_sliding_window"
+DICTS = f"rope_scaling rope_parameters rotary text_config quantization_config {SLIDING} {FULL}"
+KINDS: dict[str, type] = {"layer_types": list, **dict.fromkeys(FLOATS.split(), float),
+                          **dict.fromkeys(BOOLS.split(), bool), **dict.fromkeys(DICTS.split(), dict)}
+NULLABLE = {"sliding_window", "attn_logit_softcapping", "final_logit_softcapping"}  # null: there is none
+# Keys that decide together with others (`combine`), and fields of ModelConfig that a key of another name sets
+COMBINED = {"rotary", "rope_scaling", "query_pre_attn_scalar", "sliding_window_pattern", "layer_types",
+            "use_sliding_window", "max_window_layers"}
+FIELDS = {"attention_bias": "attention_bias attention_out_bias", "bias": "attention_bias attention_out_bias",
+          "qkv_bias": "attention_bias", "rope_local_base_freq": "rope_local_theta",
+          "attn_logit_softcapping": "attention_softcap", "final_logit_softcapping": "final_softcap",
+          "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+          "layer_norm_epsilon": "rms_norm_eps", "seq_length": "max_position_embeddings"}
 
 
-@dataclass(frozen=True)
-class Key:
-    """A key of config.json; `fields`: those of ModelConfig that it sets, if not the one of its own name; ""
-    if several keys decide together (`combine`)."""
-
-    name: str
-    kind: type = int
-    default: Any = NEEDED
-    fields: str | None = None
-    nullable: bool = False  # null is a value with a meaning: none
-    low: float = 1e-12
-    high: float = 1e12
-
-    @property
-    def field_names(self) -> list[str]:
-        return [self.name] if self.fields is None else self.fields.split()
-
-    def read(self, config: dict) -> Any:
-        """The value in `config`, checked for type and range."""
-        value = config.get(self.name, self.default)
-        if value is NEEDED:
-            raise UserError(f"config.json: no {self.name!r}")
-        if value is None and (self.nullable or self.default is None):
-            return None
-        kinds = (int, float) if self.kind is float else (self.kind,)
-        number = self.kind in (int, float)
-        if type(value) not in kinds or (number and not self.low <= value <= self.high):
-            expected = f"expected a {'number in range' if number else self.kind.__name__}"
-            raise UserError(f"config.json: {self.name} = {str(value)[:80]}, {expected}")
-        return self.kind(value)
+def read_value(config: dict, name: str, default: Any = NEEDED) -> Any:
+    """The value of a key in `config`, checked for type and range."""
+    value = config.get(name, default)
+    if value is NEEDED:
+        raise UserError(f"config.json: no {name!r}")
+    if value is None and (default is None or name in NULLABLE):
+        return None
+    kind = KINDS.get(name, int)
+    kinds = (int, float) if kind is float else (kind,)
+    lowest = 0 if name == "max_window_layers" else 1e-12
+    highest = 1000 if name == "num_hidden_layers" else 1e12
+    if type(value) not in kinds or (kind in (int, float) and not lowest <= value <= highest):
+        expected = "number in range" if kind in (int, float) else kind.__name__
+        raise UserError(f"config.json: {name} = {str(value)[:80]}, expected a {expected}")
+    return kind(value)
 
 
 def reject_unknown(config: dict, known: set[str], what: str) -> None:
@@ -104,57 +104,47 @@ GELU = {"hidden_act": ("gelu_pytorch_tanh", "gelu"), "hidden_activation": ("gelu
 @dataclass(frozen=True)
 class Family:
     architecture: str                   # class name in config.json, by which vLLM and llama.cpp know it
-    keys: tuple[Key, ...]
+    keys: dict[str, Any]                # key -> its default
     fields: dict[str, Any] = field(default_factory=dict)          # what all its models have
     only: dict[str, tuple] = field(default_factory=lambda: SILU)  # key -> values; the first is written
     aliases: dict[str, str] = field(default_factory=dict)         # other name of a key -> key
+    names: dict[str, str] = field(default_factory=dict)           # what differs from FIELDS
+
+    def fields_of(self) -> dict[str, list[str]]:
+        """Key -> fields that it sets."""
+        names = FIELDS | self.names
+        return {key: names.get(key, key).split() for key in self.keys if key not in COMBINED}
 
 
-def changed(keys: tuple[Key, ...], *others: Key) -> tuple[Key, ...]:
-    """`keys` with those of the same name replaced, and the rest of `others` added."""
-    return tuple({key.name: key for key in (*keys, *others)}.values())
-
-
-SHARED = (Key("vocab_size"), Key("hidden_size"), Key("initializer_range", float, 0.02))
-CONTEXT, HEAD_DIM = Key("max_position_embeddings"), Key("head_dim", default=None)
-THETA, SCALING = Key("rope_theta", float, 1e4), Key("rope_scaling", dict, None)
-SIZES = (*SHARED, Key("intermediate_size"), Key("num_hidden_layers", high=1000), Key("num_attention_heads"),
-         Key("num_key_value_heads", default=None), Key("rms_norm_eps", float, 1e-6), CONTEXT, THETA, SCALING)
-TIED, UNTIED = (Key("tie_word_embeddings", bool, tied) for tied in (True, False))
-BIAS = Key("attention_bias", bool, False, "attention_bias attention_out_bias")
-PLAIN = (*SIZES, UNTIED)
-LLAMA = changed((*PLAIN, HEAD_DIM, BIAS, Key("mlp_bias", bool, False)),
-                Key("max_position_embeddings", default=2048))
-INTERNLM2 = (*PLAIN, Key("bias", bool, True, "attention_bias attention_out_bias"))
-INTERNLM = (*(key for key in INTERNLM2 if key not in (THETA, SCALING)), Key("rotary", dict, None, ""))
-INTERNLM3 = changed(PLAIN, Key("rms_norm_eps", float, 1e-5), Key("num_key_value_heads", default=2),
-                    Key("head_dim", default=128), Key("qkv_bias", bool, False, "attention_bias"),
-                    Key("bias", bool, False, "mlp_bias attention_out_bias"))
-WINDOW, LAYER_TYPES = Key("sliding_window", default=4096, nullable=True), Key("layer_types", list, None, "")
-MISTRAL = changed((*PLAIN, HEAD_DIM, WINDOW), Key("num_key_value_heads", default=8))
-QWEN = (*PLAIN, WINDOW, LAYER_TYPES, Key("use_sliding_window", bool, False, ""),
-        Key("max_window_layers", default=1000, fields="", low=0))
-OLMO = changed((*PLAIN, BIAS), Key("rms_norm_eps", float, 1e-5))
+SHARED = {"vocab_size": NEEDED, "hidden_size": NEEDED, "initializer_range": 0.02}
+SIZES = SHARED | {"intermediate_size": NEEDED, "num_hidden_layers": NEEDED, "num_attention_heads": NEEDED,
+                  "num_key_value_heads": None, "rms_norm_eps": 1e-6, "max_position_embeddings": NEEDED,
+                  "rope_theta": 1e4, "rope_scaling": None}
+PLAIN = SIZES | {"tie_word_embeddings": False}
+LLAMA = PLAIN | {"head_dim": None, "attention_bias": False, "mlp_bias": False,
+                 "max_position_embeddings": 2048}
+INTERNLM2 = PLAIN | {"bias": True}
+INTERNLM = {key: default for key, default in INTERNLM2.items() if not key.startswith("rope_")}
+INTERNLM3 = PLAIN | {"rms_norm_eps": 1e-5, "num_key_value_heads": 2, "head_dim": 128, "qkv_bias": False,
+                     "bias": False}
+MISTRAL = PLAIN | {"head_dim": None, "sliding_window": 4096, "num_key_value_heads": 8}
+QWEN = PLAIN | {"sliding_window": 4096, "layer_types": None, "use_sliding_window": False,
+                "max_window_layers": 1000}
+OLMO = PLAIN | {"attention_bias": False, "rms_norm_eps": 1e-5}
 # What a missing or empty key means depends on the version of transformers.
-APERTUS = changed(OLMO, Key("rope_theta", float), Key("rope_scaling", dict))
-GEMMA = (*SIZES, TIED, Key("head_dim", default=256), BIAS)
-GEMMA_WINDOWS = (Key("sliding_window", default=4096), LAYER_TYPES,
-                 Key("query_pre_attn_scalar", float, 256, ""))
-GEMMA2 = changed((*GEMMA, *GEMMA_WINDOWS), Key("num_key_value_heads", default=4),
-                 Key("sliding_window_pattern", default=2, fields=""),
-                 Key("attn_logit_softcapping", float, 50.0, "attention_softcap", nullable=True),
-                 Key("final_logit_softcapping", float, 30.0, "final_softcap", nullable=True))
+APERTUS = OLMO | {"rope_theta": NEEDED, "rope_scaling": NEEDED}
+GEMMA = SIZES | {"tie_word_embeddings": True, "head_dim": 256, "attention_bias": False}
+GEMMA2 = GEMMA | {"sliding_window": 4096, "layer_types": None, "query_pre_attn_scalar": 256,
+                  "num_key_value_heads": 4, "sliding_window_pattern": 2, "attn_logit_softcapping": 50.0,
+                  "final_logit_softcapping": 30.0}
 # with the defaults that the text_config of a Gemma 3 with images leaves out
-GEMMA3 = changed((*GEMMA, *GEMMA_WINDOWS), Key("vocab_size", default=262208),
-                 Key("num_attention_heads", default=8), Key("num_key_value_heads", default=4),
-                 Key("max_position_embeddings", default=131072), Key("rope_theta", float, 1e6),
-                 Key("rope_local_base_freq", float, 1e4, "rope_local_theta"),
-                 Key("sliding_window_pattern", default=6, fields=""),
-                 Key("final_logit_softcapping", float, None, "final_softcap"))
+GEMMA3 = GEMMA | {"sliding_window": 4096, "layer_types": None, "query_pre_attn_scalar": 256,
+                  "num_key_value_heads": 4, "sliding_window_pattern": 6, "final_logit_softcapping": None,
+                  "vocab_size": 262208, "num_attention_heads": 8, "max_position_embeddings": 131072,
+                  "rope_theta": 1e6, "rope_local_base_freq": 1e4}
 GEMMA_FIELDS = {"norm": "rms_plus_one", "scale_embedding": True, "activation": "gelu_tanh"}
-BLOOM = (*SHARED, TIED, Key("n_layer", fields="num_hidden_layers", high=1000),
-         Key("n_head", fields="num_attention_heads"), Key("layer_norm_epsilon", float, 1e-5, "rms_norm_eps"),
-         Key("seq_length", default=2048, fields="max_position_embeddings"))
+BLOOM = SHARED | {"tie_word_embeddings": True, "n_layer": NEEDED, "n_head": NEEDED,
+                  "layer_norm_epsilon": 1e-5, "seq_length": 2048}
 BLOOM_FIELDS = {"packed_qkv": True, "position_embedding": "alibi", "attention_bias": True,
                 "attention_out_bias": True, "mlp_bias": True, "gated_mlp": False, "activation": "gelu_tanh",
                 "norm": "layer", "embedding_norm": True}
@@ -162,16 +152,17 @@ BLOOM_FIELDS = {"packed_qkv": True, "position_embedding": "alibi", "attention_bi
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", LLAMA),
     "mistral": Family("MistralForCausalLM", MISTRAL),
-    "internlm": Family("InternLMForCausalLM", INTERNLM),
+    "internlm": Family("InternLMForCausalLM", INTERNLM | {"rotary": None}),
     "internlm2": Family("InternLM2ForCausalLM", INTERNLM2, {"packed_qkv": True}),
     "internlm3": Family("InternLM3ForCausalLM", INTERNLM3,
-                        aliases={"attention_bias": "qkv_bias", "mlp_bias": "bias"}),
+                        aliases={"attention_bias": "qkv_bias", "mlp_bias": "bias"},
+                        names={"bias": "mlp_bias attention_out_bias"}),
     "bloom": Family("BloomForCausalLM", BLOOM, BLOOM_FIELDS,
                     {"apply_residual_connection_post_layernorm": (False,)},
                     {"n_embed": "hidden_size", "num_hidden_layers": "n_layer",
                      "num_attention_heads": "n_head"}),
-    "qwen2": Family("Qwen2ForCausalLM", (*QWEN, HEAD_DIM), {"attention_bias": True}),
-    "qwen3": Family("Qwen3ForCausalLM", (*QWEN, Key("head_dim", default=128), BIAS), {"qk_norm": True}),
+    "qwen2": Family("Qwen2ForCausalLM", QWEN | {"head_dim": None}, {"attention_bias": True}),
+    "qwen3": Family("Qwen3ForCausalLM", QWEN | {"head_dim": 128, "attention_bias": False}, {"qk_norm": True}),
     "gemma": Family("GemmaForCausalLM", GEMMA, GEMMA_FIELDS, GELU),
     "gemma2": Family("Gemma2ForCausalLM", GEMMA2, GEMMA_FIELDS | {"post_norms": True}, GELU,
                      aliases={"sliding_window_size": "sliding_window"}),
@@ -190,12 +181,14 @@ FAMILIES = {
 
 # ------------------------------------------------------------------------- keys that several versions spell
 
-FACTOR, OLD_CONTEXT = Key("factor", float), Key("original_max_position_embeddings")
-SCALINGS = {"default": (), "linear": (FACTOR,), "dynamic": (FACTOR,),
-            "llama3": (FACTOR, OLD_CONTEXT, Key("low_freq_factor", float), Key("high_freq_factor", float)),
-            "yarn": (FACTOR, OLD_CONTEXT, Key("truncate", bool, None),
-                     *(Key(name, float, None) for name in ("attention_factor", "beta_fast", "beta_slow",
-                                                           "mscale", "mscale_all_dim")))}
+# Kind of rotary scaling -> its numbers and their defaults
+FACTOR = {"factor": NEEDED}
+STRETCHED = FACTOR | {"original_max_position_embeddings": NEEDED}
+SCALINGS: dict[str, dict] = {
+    "default": {}, "linear": FACTOR, "dynamic": FACTOR,
+    "llama3": STRETCHED | {"low_freq_factor": NEEDED, "high_freq_factor": NEEDED},
+    "yarn": STRETCHED | dict.fromkeys(("truncate", "attention_factor", "beta_fast", "beta_slow", "mscale",
+                                       "mscale_all_dim"))}
 
 
 def read_scaling(values: dict) -> dict | None:
@@ -204,7 +197,7 @@ def read_scaling(values: dict) -> dict | None:
     if kind not in SCALINGS:
         raise UserError(f"config.json: rotary scaling {kind[:80]!r} is not supported (known: "
                         f"{', '.join(SCALINGS)})")
-    numbers = {key.name: key.read(values) for key in SCALINGS[kind]}
+    numbers = {name: read_value(values, name, default) for name, default in SCALINGS[kind].items()}
     require_value(values, "partial_rotary_factor", (1,))
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *numbers}
     reject_unknown(values, known, f"the rotary scaling {kind!r}")
@@ -216,26 +209,27 @@ def read_rotary(rotary: dict | None) -> dict:
     """InternLM: {"base": ..., "type": "dynamic" or "origin"}; dynamic with factor 1 when absent."""
     rotary = rotary or {"type": "dynamic"}
     reject_unknown(rotary, {"base", "type", "scaling_factor"}, "rotary")
-    scaling = {"type": "dynamic", "factor": rotary.get("scaling_factor", 1.0)}
     if rotary.get("type") not in ("dynamic", "origin"):
         raise UserError(f"config.json: rotary = {str(rotary)[:80]} is not supported (types: dynamic, origin)")
-    return {"rope_theta": Key("base", float, 1e4).read(rotary),
-            "rope_scaling": read_scaling(scaling if rotary["type"] == "dynamic" else {})}
+    scaling = {"type": "dynamic", "factor": rotary.get("scaling_factor", 1.0)}
+    return {"rope_theta": read_value(rotary, "base", 1e4),
+            "rope_scaling": read_scaling(scaling if rotary.get("type") == "dynamic" else {})}
 
 
 def flat_rotation(config: dict) -> dict:
     """`config` with the `rope_parameters` of transformers 5 spelled as in version 4. Gemma 3 has two sets:
     its sliding layers rotate with a base of their own, and are never scaled."""
-    scaling = Key("rope_parameters", dict, None).read(config) or SCALING.read(config) or {}
+    scaling = read_value(config, "rope_parameters", None) or read_value(config, "rope_scaling", None) or {}
     local = config.get("rope_local_base_freq")
     if FULL in scaling:
         reject_unknown(scaling, {FULL, SLIDING}, "rope_parameters")
-        sliding, scaling = Key(SLIDING, dict).read(scaling), Key(FULL, dict).read(scaling)
+        sliding, scaling = read_value(scaling, SLIDING), read_value(scaling, FULL)
         if read_scaling(sliding):
             raise UserError("config.json: rotary scaling of the sliding layers is not supported")
         local = sliding.get("rope_theta")
     flat = {"rope_theta": scaling.get("rope_theta", config.get("rope_theta")),
-            "rope_scaling": scaling or None, "rope_local_base_freq": local}
+            "rope_scaling": {key: value for key, value in scaling.items() if key != "rope_theta"} or None,
+            "rope_local_base_freq": local}
     rest = {key: value for key, value in config.items() if key not in {"rope_parameters", *flat}}
     return rest | {key: value for key, value in flat.items() if value is not None}
 
@@ -246,19 +240,17 @@ def read_windows(values: dict) -> dict:
     window, types = values["sliding_window"], values["layer_types"]
     used = values.get("use_sliding_window", True) and window is not None
     if types is None and period:
-        slides = [(layer + 1) % period != 0 for layer in layers]
+        types = [SLIDING if (layer + 1) % period else FULL for layer in layers]
     elif types is None:
-        slides = [used and layer >= values["max_window_layers"] for layer in layers]
-    elif len(types) == len(layers) and all(kind in (SLIDING, FULL) for kind in types):
-        slides = [kind == SLIDING for kind in types]
-    else:
+        types = [SLIDING if used and layer >= values["max_window_layers"] else FULL for layer in layers]
+    if len(types) != len(layers) or not all(kind in (SLIDING, FULL) for kind in types):
         raise UserError(f"config.json: layer_types = {str(types)[:100]}, expected {len(layers)} times "
                         f"{SLIDING!r} or {FULL!r}")
-    if any(slides) and not used:
+    if SLIDING in types and not used:
         raise UserError("config.json: layer_types has sliding layers, but use_sliding_window is off")
-    if not any(slides) and not period:
+    if SLIDING not in types and not period:
         return {"sliding_window": None}
-    return {"sliding_window": window, "sliding_layers": tuple(slides)}
+    return {"sliding_window": window, "sliding_layers": tuple(kind == SLIDING for kind in types)}
 
 
 def combine(values: dict) -> dict:
@@ -275,36 +267,12 @@ def combine(values: dict) -> dict:
     if "n_head" in values:
         fields["intermediate_size"] = 4 * values["hidden_size"]
     hidden, heads = values["hidden_size"], values.get("num_attention_heads") or values["n_head"]
-    if values.get("head_dim") is None and hidden % heads:
-        raise UserError(f"config.json: hidden_size = {hidden} is not a multiple of num_attention_heads = "
-                        f"{heads}")
-    head_dim = values.get("head_dim") or hidden // heads
-    kv_heads = values.get("num_key_value_heads") or heads
-    if heads % kv_heads:
-        raise UserError(f"config.json: num_attention_heads = {heads} is not a multiple of "
-                        f"num_key_value_heads = {kv_heads}")
-    if head_dim % 2 and "n_head" not in values:
-        raise UserError(f"config.json: a head size of {head_dim} is odd; it cannot be rotated in pairs")
-    return fields | {"head_dim": head_dim, "num_key_value_heads": kv_heads}
-
-
-def separate(config: ModelConfig) -> dict:
-    """The opposite of `combine`: values of the keys that are not simply a field."""
-    slides = [config.slides(layer) for layer in range(config.num_hidden_layers)]
-    scalar = round((config.attention_scale or config.head_dim ** -0.5) ** -2, 9)
-    scaling = config.rope_scaling
-    rotary: dict[str, Any] = {"base": config.rope_theta, "type": "dynamic" if scaling else "origin"}
-    if scaling and scaling.get("factor") != 1:
-        rotary["scaling_factor"] = scaling.get("factor")
-    if scaling and scaling["rope_type"] in ("linear", "dynamic") and config.family != "gemma3_text":
-        # what transformers 4 and InternLM 2's code read
-        scaling = {"type": scaling["rope_type"], "factor": scaling["factor"]}
-    if scaling is None and config.family == "apertus":  # without it, transformers takes llama3's
-        scaling = {"rope_type": "default"}
-    return {"rotary": rotary, "rope_scaling": scaling,
-            "query_pre_attn_scalar": int(scalar) if scalar % 1 == 0 else scalar,
-            "layer_types": [SLIDING if slide else FULL for slide in slides],
-            "use_sliding_window": any(slides), "max_window_layers": (*slides, True).index(True)}
+    head_dim, kv_heads = values.get("head_dim"), values.get("num_key_value_heads") or heads
+    odd = (head_dim or hidden // heads) % 2 and "n_head" not in values  # it could not be rotated in pairs
+    if heads % kv_heads or odd or (head_dim is None and hidden % heads):
+        raise UserError(f"config.json: hidden_size = {hidden}, num_attention_heads = {heads}, "
+                        f"num_key_value_heads = {kv_heads} and head_dim = {head_dim} do not fit each other")
+    return fields | {"head_dim": head_dim or hidden // heads, "num_key_value_heads": kv_heads}
 
 
 # ------------------------------------------------------------------------------------------------ config.json
@@ -315,7 +283,7 @@ def text_part(config: dict) -> dict:
         return config
     shared = {*TOKEN_IDS, "tie_word_embeddings", "quantization_config"}
     reject_unknown(config, IGNORED | IMAGE_KEYS | shared | {"text_config"}, "gemma3")
-    text = Key("text_config", dict).read(config)
+    text = read_value(config, "text_config")
     require_value(text, "model_type", ("gemma3_text",))
     given = {key: config[key] for key in shared if config.get(key) is not None}
     return text | {"model_type": "gemma3_text"} | given
@@ -323,6 +291,8 @@ def text_part(config: dict) -> dict:
 
 def read_config(config: dict) -> ModelConfig:
     """The `ModelConfig` of a published `config.json`; a key that may change the mathematics is an error."""
+    if not isinstance(config, dict):
+        raise UserError("config.json: expected a JSON object")
     config = text_part(config)
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
@@ -332,33 +302,31 @@ def read_config(config: dict) -> ModelConfig:
     for other, key in family.aliases.items():
         if other in config and config.get(key, config[other]) == config[other]:
             config[key] = config.pop(other)
-    values = {key.name: key.read(config) for key in family.keys}
+    values = {key: read_value(config, key, default) for key, default in family.keys.items()}
     neutral = {key: allowed for key, allowed in NEUTRAL.items() if key not in values} | family.only
     for key, allowed in neutral.items():
         require_value(config, key, allowed)
     # a GGUF file that transformers has unpacked: the weights beside it are plain
-    quantization = Key("quantization_config", dict, None).read(config)
+    quantization = read_value(config, "quantization_config", None)
     if quantization and quantization.get("quant_method") != "gguf":
         raise UserError(f"config.json: quantization_config = {str(quantization)[:80]} is not supported")
     reject_unknown(config, IGNORED | values.keys() | neutral.keys() | {*TOKEN_IDS, "quantization_config"},
                    name)
-    fields = family.fields | {field: values[key.name] for key in family.keys for field in key.field_names}
-    ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
-    return ModelConfig(**fields | combine(values), family=name, extra=ids)
+    fields = family.fields | {field: values[key] for key, names in family.fields_of().items()
+                              for field in names}
+    return ModelConfig(**fields | combine(values), family=name, extra={"config": config})
 
 
 def write_config(config: ModelConfig, dtype: str) -> dict:
-    """The family's `config.json` in transformers 4 spelling; what the family cannot express is an error."""
-    family, values = FAMILIES[config.family], separate(config)
-    result: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.family,
-                              "torch_dtype": dtype}
-    for key in family.keys:
-        if key.name in values:
-            result[key.name] = values[key.name]
-        elif key.field_names:
-            result[key.name] = getattr(config, key.field_names[0])
-    result |= {key: allowed[0] for key, allowed in family.only.items() if allowed[0] is not None}
-    result |= {key: value for key, value in config.extra.items() if key in TOKEN_IDS}
+    """The config.json that was read, with what has changed since, or that of a model made here; what the
+    family cannot express is an error."""
+    family, extra = FAMILIES[config.family], config.extra
+    made_here = {"rope_scaling": config.rope_scaling} | {key: extra[key] for key in TOKEN_IDS if key in extra}
+    result = {key: allowed[0] for key, allowed in family.only.items() if allowed[0] is not None}
+    result |= {key: value for key, value in extra.get("config", made_here).items()
+               if key not in CHANGED and value is not None and not key.startswith("_")}
+    result |= {key: getattr(config, names[0]) for key, names in family.fields_of().items()}
+    result |= {"architectures": [family.architecture], "model_type": config.family, "torch_dtype": dtype}
     back = read_config(result)
     for name, value in vars(config).items():
         if name != "extra" and getattr(back, name) != value:

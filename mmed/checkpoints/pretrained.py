@@ -4,47 +4,107 @@
     save_pretrained(model)   ->  the same, in the layout of the model's family: opens in transformers, PEFT
                              and vLLM
 
-Nothing in a folder is executed; a chat template is rendered in a sandbox. A tensor that is missing,
-unexpected or of another shape is an error, before memory is taken. A folder gets its final name only once it
-is complete.
+Weights are safetensors, or legacy .bin files read as tensors only. They are mapped: a number is read when it
+is used, so a sharded model reads only its own rows, and the peak of host memory is the model and one tensor.
+A tensor that is missing, unexpected or of another shape is an error, before memory is taken. A folder gets
+its final name only once it is complete.
 """
 from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import sys
-from collections import Counter
+import zipfile
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from mmed.checkpoints.families import read_config, write_config
-from mmed.checkpoints.weights import check_tensors, stored_tensors
+from mmed.checkpoints.families import TOKEN_IDS, read_config, write_config
 from mmed.model import XIELU, ModelConfig, Transformer, local_rows, published_name, published_prefix
 from mmed.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
-from mmed.utils.files import read_json, sync_folder, write_json, writing
-
-Pairs = list[tuple[torch.nn.Parameter, torch.Tensor]]  # own parameter, what is stored for it
+from mmed.utils.files import check_file, read_json, sync_folder, write_json, writing
+from mmed.utils.untrusted import reading
 
 # Parts of the multimodal Gemma 3 (MedGemma) that its language model does not need.
 IMAGE_PARTS = ("vision_tower.", "multi_modal_projector.")
 # Constants that Apertus' files hold as tensors.
 CONSTANTS = {"act_fn.beta": XIELU.BETA, "act_fn.eps": XIELU.EPS}
-SHARD_BYTES = 5 * 10 ** 9       # approximate file size, as in published models
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SHARD_BYTES = 5 * 10 ** 9  # approximate file size, as in published models
 
+
+# -------------------------------------------------------------------------------------------------- files
+
+def stored_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a model folder; safetensors rather than .bin. Two sets of one kind are an error."""
+    folder = Path(folder)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        single, index = folder / name, folder / f"{name}.index.json"
+        if not index.is_file():
+            if single.is_file():
+                return read_tensors(single)
+            continue
+        with reading(index):
+            places = read_json(index)["weight_map"]
+            files = sorted(set(places.values()))
+            if not files or any(Path(file).name != file for file in files):
+                raise UserError(f"{index}: weight_map does not name files in this folder")
+        if single.is_file() and files != [name]:
+            raise UserError(f"{folder}: contains two sets of weights, {name} and {index.name} with its "
+                            "files; remove one of them")
+        parts = {file: read_tensors(folder / file) for file in files}
+        if stale := [name for name, file in places.items() if name not in parts[file]]:
+            raise UserError(f"{folder / places[stale[0]]}: lacks {stale[0]}, which {index.name} places there "
+                            f"({len(stale)} missing)")
+        stored = {name: tensor for part in parts.values() for name, tensor in part.items()}
+        return stored | {name: parts[file][name] for name, file in places.items()}
+    raise UserError(f"{folder}: no model.safetensors, pytorch_model.bin or index of either")
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file by name; what a pickle would execute is not executed."""
+    check_file(path)
+    try:
+        if path.suffix != ".bin":
+            return load_file(path)
+        zipped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not, and cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise ValueError("it contains more than tensors")
+        return state
+    except Exception as error:  # the unpickler meets arbitrary bytes and may raise anything
+        reason = (str(error).splitlines() or [""])[0][:100]
+        raise UserError(f"{path}: damaged, or not only tensors ({reason}); download it again, as safetensors"
+                        ) from None
+
+
+def check_tensors(found: dict[str, torch.Tensor], wanted: dict[str, tuple[int, ...]], what: str) -> None:
+    """An error that lists what differs unless `found` has just the names of `wanted`, in those shapes."""
+    both = [(name, found[name]) for name in wanted if name in found]
+    faults = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "of another shape": [f"{name} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name])}"
+                             for name, tensor in both if tuple(tensor.shape) != tuple(wanted[name])],
+        "not floating-point": [name for name, tensor in both if tensor.dtype not in FLOATS]}
+    listed = [f"{len(names)} {fault} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+              for fault, names in faults.items() if names]
+    if listed:
+        raise UserError(f"{what}: {'; '.join(listed)}")
+
+
+# ------------------------------------------------------------------------------------------------ loading
 
 def load_config(folder: str | Path) -> ModelConfig:
     """The folder's `config.json`; `extra` carries its `generation_config.json`, to be written on export."""
     path = Path(folder) / "config.json"
     content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
     try:
         config = read_config(content)
     except UserError as error:
@@ -56,64 +116,59 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def text_name(config: ModelConfig, name: str) -> str:
-    """Strip the prefix that a multimodal Gemma 3 (MedGemma) puts before its language model's tensors."""
-    if config.family != "gemma3_text":
-        return name
-    name = re.sub(r"^(language_model\.model|model\.language_model)\.", "model.", name)
-    return name.removeprefix("language_model.")
+    """Strip what a multimodal Gemma 3 (MedGemma) puts before its language model's tensors."""
+    return name.replace("language_model.", "") if config.family == "gemma3_text" else name
 
 
 def _published_tensors(config: ModelConfig, folder: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder by published name; Gemma 3's image tensors are skipped and reported."""
+    """The tensors of a folder by published name, without what is no parameter: the images of Gemma 3, which
+    are reported, rotary frequencies, and the constants of Apertus, which are checked."""
     stored = {text_name(config, name): tensor for name, tensor in stored_tensors(folder).items()}
+    prefix, head = published_prefix(config), published_name(config, "lm_head.weight")
+    # saved from the model without its head, as the published BLOOMs are
+    if not any(name.startswith(prefix) for name in stored):
+        stored = {name if name == head else prefix + name: tensor for name, tensor in stored.items()}
     images = {name for name in stored if name.removeprefix("model.").startswith(IMAGE_PARTS)
               and config.family == "gemma3_text"}
     if images and distributed.is_main():
         print(f"{folder}: only the language model is opened; {len(images)} tensors of "
               "vision_tower and multi_modal_projector are not", file=sys.stderr)
-    prefix, head = published_prefix(config), published_name(config, "lm_head.weight")
-    # saved from the model without its head, as the published BLOOMs are
-    if not any(name.startswith(prefix) for name in stored):
-        stored = {name if name == head else prefix + name: tensor for name, tensor in stored.items()}
-    return {name: tensor for name, tensor in stored.items() if name not in images}
+    constants = {name: value for name in stored for end, value in CONSTANTS.items() if name.endswith(end)}
+    for name, value in constants.items():
+        if not math.isclose(float(stored[name].sum()), value, rel_tol=0.01):  # digits of bf16
+            raise UserError(f"{folder}: {name} is not {value:g}")
+    return {name: tensor for name, tensor in stored.items()
+            if name not in images | constants.keys() and not name.endswith(".inv_freq")}
 
 
-def match_weights(model: Transformer, folder: str | Path) -> Pairs:
-    """Pair (parameter, stored tensor) for all but the LoRA matrices; an error lists mismatches."""
+def match_weights(model: Transformer, folder: str | Path) -> dict[str, torch.Tensor]:
+    """Parameter -> what is stored for it, for all but the LoRA matrices; an error lists mismatches."""
     config = model.config
     stored = _published_tensors(config, folder)
-    wanted = {published_name(config, name): parameter
-              for name, parameter in model.named_parameters() if ".lora_" not in name}
+    published = {name: published_name(config, name) for name, _ in model.named_parameters()
+                 if ".lora_" not in name}
     head, embedding = (published_name(config, f"{part}.weight") for part in ("lm_head", "embed_tokens"))
     tied_head = stored.pop(head, None) if config.tie_word_embeddings else None
-    for name in [name for name in stored if name.endswith((".inv_freq", *CONSTANTS))]:
-        expected = [value for constant, value in CONSTANTS.items() if name.endswith(constant)]
-        found = stored.pop(name)
-        if expected and not math.isclose(float(found.sum()), expected[0], rel_tol=0.01):  # digits of bf16
-            raise UserError(f"{folder}: {name} is not {expected[0]:g}")
-    check_tensors(stored, {name: tuple(parameter.shape) for name, parameter in wanted.items()},
-                  f"{folder}: its weights do not fit its config.json")
+    shapes = {other: tuple(model.get_parameter(name).shape) for name, other in published.items()}
+    check_tensors(stored, shapes, f"{folder}: its weights do not fit its config.json")
     if tied_head is not None and not torch.equal(tied_head, stored[embedding]):
         raise UserError(f"{folder}: config.json has tie_word_embeddings = true, but {head} differs from "
                         f"{embedding}; set it to false, or remove the head")
-    return [(parameter, stored[name]) for name, parameter in wanted.items()]
+    return {name: stored[other] for name, other in published.items()}
 
 
 @torch.no_grad()
-def copy_weights(pairs: Pairs) -> None:
-    """Fill each parameter; of a sharded one only its own rows are read."""
-    for parameter, stored in pairs:
-        target, rows = local_rows(parameter)
+def copy_weights(model: Transformer, folder: str | Path) -> None:
+    """Fill the model from a folder; of a sharded parameter only this rank's rows are read."""
+    for name, tensor in match_weights(model, folder).items():
+        target, rows = local_rows(model.get_parameter(name))
         if len(target):
-            target.copy_(stored[rows])
+            target.copy_(tensor[rows])
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The most common dtype of a folder's weights."""
-    sizes: Counter[torch.dtype] = Counter()
-    for tensor in stored_tensors(folder).values():
-        sizes[tensor.dtype] += tensor.nbytes
-    return sizes.most_common(1)[0][0]
+    """The dtype of the folder's largest tensor."""
+    return max(stored_tensors(folder).values(), key=lambda tensor: tensor.nbytes).dtype
 
 
 def has_tokenizer(path: str | Path) -> bool:
@@ -136,29 +191,29 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype | None = None,
     config = load_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
-    stored = [tensor for _, tensor in match_weights(model, folder)]  # before memory is taken
+    stored = match_weights(model, folder)  # before memory is taken
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only "
                         f"{config.vocab_size} rows")
-    model = model.to(dtype or torch.float32).to_empty(device=device)
-    copy_weights(list(zip(model.parameters(), stored, strict=True)))
-    return model.eval(), tokenizer
+    return model_of(config, {name: tensor.to(device, dtype or torch.float32, copy=True)
+                             for name, tensor in stored.items()}), tokenizer
 
+
+# ------------------------------------------------------------------------------------------------- saving
 
 def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str | Path,
-                    dtype: torch.dtype | None = None, more: dict[str, str] | None = None) -> None:
+                    dtype: torch.dtype | None = None, card: str = "") -> None:
     """Write `model` (sharded or not; every rank calls) as its family's folder, one file after the other;
-    `more`: further text files by name (the model card).
-    """
+    `card`: its README.md."""
     folder, main = Path(folder), distributed.is_main()
     dtype = dtype or next(model.parameters()).dtype
     config = write_config(model.config, str(dtype).removeprefix("torch."))  # it may be rejected
     building = folder.with_name(folder.name + ".tmp")
-    files = _files(model, dtype)
     if main:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
+    files = _files(model, dtype)
     for name, parameters in files.items():
         _write_file(building / name, parameters, dtype)
     if main:
@@ -168,27 +223,26 @@ def save_pretrained(model: Transformer, tokenizer: Tokenizer | None, folder: str
             write_json(building / "model.safetensors.index.json",
                        {"metadata": {"total_size": total}, "weight_map": places})
         write_json(building / "config.json", config)
-        ids = {key: value for key, value in model.config.extra.items()
-               if key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {key: config[key] for key in TOKEN_IDS if key in config}
         write_json(building / "generation_config.json", model.config.extra.get("generation_config") or ids)
         if tokenizer is not None:
             save_tokenizer(tokenizer, building)
-        for name, text in (more or {}).items():
-            (building / name).write_text(text, encoding="utf-8")
+        if card:
+            (building / "README.md").write_text(card, encoding="utf-8")
         replace_folder(building, folder)
     distributed.barrier()
 
 
 def _files(model: Transformer, dtype: torch.dtype) -> dict[str, dict[str, torch.Tensor]]:
-    """File name -> published name -> parameter, in files of about SHARD_BYTES."""
-    shards: dict[int, dict[str, torch.Tensor]] = {}
+    """File name -> published name -> tensor, in files of about SHARD_BYTES."""
+    shards: defaultdict[int, dict[str, torch.Tensor]] = defaultdict(dict)
     done = 0
     for name, parameter in model.named_parameters():
-        shard = shards.setdefault(done // SHARD_BYTES, {})
-        shard[published_name(model.config, name)] = parameter
+        shard, published = shards[done // SHARD_BYTES], published_name(model.config, name)
+        shard[published] = parameter
         if name.endswith("act_fn.alpha_n"):
-            layer = published_name(model.config, name.removesuffix("act_fn.alpha_n"))
-            shard |= {layer + constant: torch.tensor(value) for constant, value in CONSTANTS.items()}
+            shard |= {published.replace("act_fn.alpha_n", constant): torch.tensor(value)
+                      for constant, value in CONSTANTS.items()}
         done += parameter.numel() * dtype.itemsize
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}
@@ -206,10 +260,10 @@ def _write_file(path: Path, parameters: dict[str, torch.Tensor], dtype: torch.dt
     if distributed.is_main():
         try:
             save_file(tensors, path, metadata={"format": "pt"})
-            sync_file(path)  # now, file by file: the other ranks wait in the next collective
         except SafetensorError as error:
             need = sum(tensor.nbytes for tensor in tensors.values())
             raise UserError(f"{path}: could not be written ({need:,} bytes needed): {error}") from None
+        sync_file(path)  # now, file by file: the other ranks wait in the next collective
 
 
 def sync_file(path: Path) -> None:

@@ -10,7 +10,6 @@ the training, from a copy in host memory.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
@@ -18,10 +17,10 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -50,91 +49,64 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 def state_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:
     """Every tensor of the run by name: trained parameters and AdamW's averages (zeros before step 1)."""
     distributed.reshard(model)
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        tensors[f"model.{name}"] = parameter.detach()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in trained.items()}
+    for name, parameter in trained.items():
         state = optimizer.state[parameter]
         if not state:
-            device = parameter.device if parameter.is_cuda else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        for key in ("exp_avg", "exp_avg_sq"):
-            tensors[f"optimizer.{key}.{name}"] = state[key]
+        tensors |= {f"optimizer.{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
     return tensors
 
 
-def folder_of(run: str | Path, step: int, end: str = "") -> Path:
-    """The folder of a checkpoint; with end=".tmp" while it is being written."""
-    return Path(run) / "checkpoints" / f"step-{step}{end}"
+class Writer(HuggingFaceStorageWriter):
+    """Every rank writes its shards to step-N.tmp and checksums them; rank 0 then publishes the folder."""
 
-
-def prepare(run: str | Path, tensors: dict[str, torch.Tensor], step: int) -> HuggingFaceStorageWriter:
-    """Check values and free space, make the folder; returns the writer of this rank's shards."""
-    final, building = folder_of(run, step), folder_of(run, step, ".tmp")
-    for name, tensor in tensors.items():
-        if not torch.isfinite(distributed.local(tensor)).all():
-            raise UserError(f"{final}: not written, {name} holds values that are not finite; the previous "
-                            "checkpoint is complete")
-    ends = list(itertools.accumulate(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
-    need = ends[-1]
-    if distributed.is_main():
-        with writing(final.parent, need):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            if (free := shutil.disk_usage(final.parent).free) < need * 1.05:
-                raise UserError(f"{final}: a checkpoint needs {need:,} bytes, but only {free:,} are free; "
-                                "make space and continue with --resume=auto")
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir()
-    distributed.barrier()
-    # a rank's files are numbered from 1, without gaps
-    file_bytes = max(FILE_BYTES * distributed.world_size(), need // MAX_FILES)
-    files = [start // file_bytes for start in [0, *ends[:-1]]]
-    numbers = {file: number for number, file in enumerate(sorted(set(files)), 1)}
-    places = {name: numbers[file] for name, file in zip(tensors, files)}
-    return HuggingFaceStorageWriter(str(building), places, save_distributed=True)
-
-
-def finish(run: str | Path, step: int, facts: dict, keep_last: int, write: Callable[[], object],
-           group: dist.ProcessGroup | None = None) -> None:
-    """Write the shards (or wait until they are written), and publish them. If that fails, remove the
-    unfinished folder, and say in one line what went wrong."""
-    building = folder_of(run, step, ".tmp")
-    try:
-        write()
-        publish(run, step, facts, keep_last, group)
-    except (CheckpointException, UserError) as error:
+    def __init__(self, run: Path, tensors: dict[str, torch.Tensor], step: int, facts: dict, keep_last: int):
+        self.final = run / "checkpoints" / f"step-{step}"
+        self.building = self.final.with_name(self.final.name + ".tmp")
+        self.state, self.keep_last = {"step": step, **facts}, keep_last
+        for name, tensor in tensors.items():
+            if not torch.isfinite(distributed.local(tensor)).all():
+                raise UserError(f"{self.final}: not written, {name} holds values that are not finite; the "
+                                "previous checkpoint is complete")
+        ends = list(itertools.accumulate(tensor.nbytes for tensor in tensors.values()))
+        self.need = ends[-1]
         if distributed.is_main():
-            shutil.rmtree(building, ignore_errors=True)
-        if isinstance(error, UserError):
-            raise
-        cause, _ = next(iter(error.failures.values()))
-        raise (write_error(cause, building) if isinstance(cause, OSError) else cause) from error
+            with writing(self.final.parent, self.need):
+                shutil.rmtree(self.building, ignore_errors=True)
+                self.building.mkdir(parents=True)
+        distributed.barrier()
+        file_bytes = max(FILE_BYTES * distributed.world_size(), self.need // MAX_FILES)
+        places = {name: 1 + start // file_bytes for name, start in zip(tensors, [0, *ends])}
+        super().__init__(str(self.building), places, save_distributed=True)
 
+    def write_data(self, *arguments: Any) -> Any:
+        """Write this rank's shards; the result, which rank 0 gets in `finish`, is their checksums."""
+        super().write_data(*arguments).wait()
+        shards = self.building.glob(f"shard-{distributed.rank() + 1:05d}-*.safetensors")
+        checksums: torch.futures.Future = torch.futures.Future()
+        checksums.set_result({path.name: file_hash(path) for path in shards})
+        return checksums
 
-def publish(run: str | Path, step: int, facts: dict, keep_last: int,
-            group: dist.ProcessGroup | None = None) -> None:
-    """Checksum the shards, name the folder, point `latest` at it, remove old ones; every rank calls."""
-    final, building = folder_of(run, step), folder_of(run, step, ".tmp")
-    shards = building.glob(f"shard-{distributed.rank() + 1:05d}-*.safetensors")
-    own = {path.name: file_hash(path) for path in shards}
-    hashes = {name: value for part in distributed.gather(own, group) for name, value in part.items()}
-    if distributed.is_main():
-        wait_for_files(building, hashes)
-        with writing(final):
-            state = {"step": step, **facts, "sha256": hashes}
-            write_json(building / "state.json", state | {"checksum": _checksum(state)})
-            replace_folder(building, final)
-            set_latest(final)
+    def finish(self, metadata: object, results: Any) -> None:
+        """Name the finished folder, point `latest` at it, remove old ones."""
+        hashes = {name: value for part in results for name, value in part.items()}
+        wait_for_files(self.building, hashes)
+        with writing(self.final):
+            state = {**self.state, "sha256": hashes}
+            write_json(self.building / "state.json", state | {"checksum": _checksum(state)})
+            replace_folder(self.building, self.final)
+            set_latest(self.final)
             # later steps are what --resume=step-N gave up
-            older = [path for path in checkpoints(run) if _step(path) < step][:keep_last - 1]
-            for path in {*checkpoints(run)} - {final, *older}:
+            every = checkpoints(self.final.parents[1])
+            older = [path for path in every if _step(path) < self.state["step"]][:self.keep_last - 1]
+            for path in {*every} - {self.final, *older}:
                 # renamed first, so that no incomplete folder has a checkpoint's name
                 doomed = path.with_name(path.name + ".old.tmp")
                 os.replace(path, doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
-    distributed.barrier(group)
 
 
 def set_latest(folder: Path) -> None:
@@ -167,8 +139,7 @@ class AsyncCheckpointer:
     def __init__(self, run: Path, facts: dict, lock: FolderLock | None, config: TrainConfig, saved: int):
         self.run, self.facts, self.lock, self.config, self.saved = run, facts, lock, config, saved
         self.group = distributed.host_group(config.rank_timeout_seconds) if config.async_save else None
-        self.pool = ThreadPoolExecutor(1, "checkpoints")
-        self.pending: Future | None = None
+        self.pending: tuple[Writer, Future] | None = None
 
     def save(self, model: nn.Module, optimizer: optim.Optimizer, step: int, log: Log) -> None:
         """Write the state after `step`, unless that state was just loaded or saved."""
@@ -180,31 +151,46 @@ class AsyncCheckpointer:
         done = int(next(iter(optimizer.state.values()))["step"])  # without the batches that were skipped
         facts = {"world_size": distributed.world_size(), "optimizer_step": done, **log.state_dict()}
         log.sync()
-        writer = prepare(self.run, tensors, step)
+        writer = Writer(self.run, tensors, step, facts, self.config.keep_last)
         if self.config.async_save:
-            written = cast(Future, dcp.async_save(tensors, storage_writer=writer, process_group=self.group))
-            self.pending = self.pool.submit(self._finish, step, facts, written.result)
-        else:
-            self._finish(step, facts, functools.partial(dcp.save, tensors, storage_writer=writer))
-
-    def _finish(self, step: int, facts: dict, write: Callable[[], object]) -> None:
-        finish(self.run, step, facts, self.config.keep_last, write, self.group)
-        if self.lock is not None and not self.lock.there():  # the state in memory may be the only copy left
-            write_json(self.run / "run.json", self.facts)
-            raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. "
-                            f"A new one holds the state after step {step}; restore metrics.jsonl and older "
-                            "checkpoints if you need them, and continue with --resume=auto")
-
-    def wait(self) -> None:
-        """Wait until the checkpoint that is being written is complete; raises its error, if any."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
+            future = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
+            self.pending = writer, cast(Future, future)
+        else:  # in this thread, without a copy
+            with self._completed(writer):
+                dcp.save(tensors, storage_writer=writer)
 
     def check(self) -> None:
         """Raise the error of the checkpoint being written, if it has failed; do not wait."""
-        if self.pending is not None and self.pending.done():
+        if self.pending is not None and self.pending[1].done():
             self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint being written is complete; raises its error, if any."""
+        if self.pending is not None:
+            (writer, future), self.pending = self.pending, None
+            with self._completed(writer):
+                future.result()
+
+    @contextlib.contextmanager
+    def _completed(self, writer: Writer) -> Iterator[None]:
+        """If a checkpoint cannot be written, remove it; the rank that failed says what went wrong."""
+        try:
+            yield
+        except CheckpointException as error:
+            if distributed.is_main():
+                shutil.rmtree(writer.building, ignore_errors=True)
+            if distributed.rank() not in error.failures:
+                raise dist.DistError(f"{writer.final}: not written by another rank") from None
+            cause, stack = error.failures[distributed.rank()]
+            if isinstance(cause, OSError):
+                cause = write_error(cause, writer.building, writer.need)
+            cause.add_note("".join(stack.format()))  # where it was raised, in the thread that writes
+            raise cause from None
+        if self.lock is not None and not self.lock.there():  # the state in memory may be the only copy left
+            write_json(self.run / "run.json", self.facts)
+            raise UserError(f"{self.run}: the folder was removed or renamed while the run was writing to it. "
+                            f"A new one holds the state after step {self.saved}; restore metrics.jsonl and "
+                            "older checkpoints if you need them, and continue with --resume=auto")
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -231,8 +217,8 @@ def latest_state(run: str | Path, name: str = "") -> Path | None:
 
 
 def _advice(run: Path | str, but: Path | None = None) -> str:
-    """Advice for a missing checkpoint: use the newest complete one. Its files are not read, because the
-    other ranks wait in a collective."""
+    """Advice for a missing checkpoint: the newest complete one. Its files are not read, because the other
+    ranks wait in a collective."""
     good = next((path for path in checkpoints(run) if path != but and damage(path, world=0)[0]), None)
     if good is None:
         return "no other is complete; start again"
@@ -258,7 +244,7 @@ def damage(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict | None, st
     return state, ""
 
 
-def _load(folder: Path, tensors: dict[str, torch.Tensor]) -> dict:
+def load_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> dict:
     """Fill `tensors` from a checkpoint whose files are intact; returns its state.json."""
     state, wrong = damage(folder, distributed.rank(), distributed.world_size())
     if state is None:
@@ -269,13 +255,7 @@ def _load(folder: Path, tensors: dict[str, torch.Tensor]) -> dict:
 
 def load_state(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> dict:
     """Fill model and optimizer from a checkpoint, on any number of ranks; returns its state.json."""
-    state = _load(folder, state_tensors(model, optimizer))
+    state = load_tensors(folder, state_tensors(model, optimizer))
     for parameter_state in optimizer.state.values():
         parameter_state["step"].fill_(state["optimizer_step"])
     return state
-
-
-def load_trained(folder: Path, model: nn.Module) -> dict:
-    """Load the trainable weights into `model`, without optimizer state; return the state.json."""
-    return _load(folder, {f"model.{name}": parameter.detach()
-                          for name, parameter in model.named_parameters() if parameter.requires_grad})

@@ -37,18 +37,15 @@ def to_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def start_gguf(path, architecture: str):
-    """A writer with the sizes of SIZES."""
+def write_gguf(path, architecture: str, model: Transformer, tokenizer: dict) -> None:
+    """A file with the sizes of SIZES; `tokenizer`: values of the writer's methods. The tensors are named and
+    changed as llama.cpp's converter does."""
     writer = gguf.GGUFWriter(str(path), architecture)
-    for key, value in (("block_count", 2), ("context_length", 64), ("embedding_length", 32),
-                       ("feed_forward_length", 48), ("head_count", 4), ("head_count_kv", 2),
-                       ("key_length", 8), ("layer_norm_rms_eps", 1e-5), ("sliding_window", 16)):
+    sizes = {"block_count": 2, "context_length": 64, "embedding_length": 32, "feed_forward_length": 48,
+             "head_count": 4, "head_count_kv": 2, "key_length": 8, "layer_norm_rms_eps": 1e-5,
+             "sliding_window": 16}
+    for key, value in (sizes | tokenizer).items():
         getattr(writer, f"add_{key}")(value)
-    return writer
-
-
-def finish_gguf(writer, model: Transformer, architecture: str) -> None:
-    """Add the tensors as llama.cpp's converter names and changes them."""
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name in FAMILIES}
     names = gguf.get_tensor_name_map(kinds.get(architecture, gguf.MODEL_ARCH.LLAMA), 2)
     for name, tensor in model.state_dict().items():
@@ -65,27 +62,18 @@ def finish_gguf(writer, model: Transformer, architecture: str) -> None:
     writer.close()
 
 
-def write_byte_level(path, architecture: str, split: str = "gpt-2") -> Transformer:
-    model = random_model(architecture if architecture in FAMILIES else "llama")
-    writer = start_gguf(path, architecture)
-    writer.add_tokenizer_model("gpt2")
-    if split:
-        writer.add_tokenizer_pre(split)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, *[1] * (len(TOKENS) - 1)])
-    writer.add_token_merges(["t h", "th e"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    finish_gguf(writer, model, architecture)
-    return model
+BYTE_LEVEL = {"tokenizer_model": "gpt2", "tokenizer_pre": "gpt-2", "token_list": TOKENS,
+              "token_types": [3, *[1] * (len(TOKENS) - 1)], "token_merges": ["t h", "th e"],
+              "bos_token_id": 0, "eos_token_id": 0}
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_weights_and_tokenizer_are_those_of_the_file(architecture, tmp_path):
-    expected = write_byte_level(tmp_path / "model.gguf", architecture).state_dict()
+    model = random_model(architecture)
+    write_gguf(tmp_path / "model.gguf", architecture, model, BYTE_LEVEL)
     import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
     imported, tokenizer = load_pretrained(tmp_path / "folder")
-    assert all(torch.equal(value, expected[name]) for name, value in imported.state_dict().items())
+    assert all(torch.equal(value, imported.get_parameter(name)) for name, value in model.named_parameters())
     assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
     assert len(tokenizer.encode("the")) == 1 and tokenizer.eos_id == 0 and tokenizer.bos_id is None
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype=torch.float32)
@@ -96,7 +84,8 @@ def test_weights_and_tokenizer_are_those_of_the_file(architecture, tmp_path):
 
 @pytest.mark.parametrize("architecture, split, bos", [("llama", "llama-bpe", 0), ("qwen2", "qwen2", None)])
 def test_bos_and_normalisation_are_those_of_the_family(tmp_path, architecture, split, bos):
-    write_byte_level(tmp_path / "model.gguf", architecture, split)
+    write_gguf(tmp_path / "model.gguf", architecture, random_model(architecture),
+               BYTE_LEVEL | {"tokenizer_pre": split})
     import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
     tokenizer = load_pretrained(tmp_path / "folder")[1]
     assert tokenizer.bos_id == bos
@@ -106,16 +95,10 @@ def test_bos_and_normalisation_are_those_of_the_family(tmp_path, architecture, s
 def test_a_sentencepiece_tokenizer_gives_the_same_ids(tmp_path):
     old = make_tokenizer(tmp_path / "tokenizer", "sentencepiece")
     tokens, scores, kinds = zip(*old.core.model.pieces)
-    writer = start_gguf(tmp_path / "model.gguf", "llama")
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores(scores)
-    writer.add_token_types(kinds)
-    writer.add_bos_token_id(old.bos_id)
-    writer.add_eos_token_id(old.eos_id)
-    writer.add_unk_token_id(old.core.processor.unk_id())
-    writer.add_add_space_prefix(bool(old.core.model.rules[3]))
-    finish_gguf(writer, random_model("llama", len(tokens)), "llama")
+    write_gguf(tmp_path / "model.gguf", "llama", random_model("llama", len(tokens)), {
+        "tokenizer_model": "llama", "token_list": tokens, "token_scores": scores, "token_types": kinds,
+        "bos_token_id": old.bos_id, "eos_token_id": old.eos_id, "unk_token_id": old.core.processor.unk_id(),
+        "add_space_prefix": bool(old.core.model.rules[3])})
     import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
     new = load_pretrained(tmp_path / "folder")[1]
     for text in ("heart lung 5 mg", "  größer हृदय\n"):
@@ -123,16 +106,16 @@ def test_a_sentencepiece_tokenizer_gives_the_same_ids(tmp_path):
     assert (new.bos_id, new.eos_id) == (old.bos_id, old.eos_id)
 
 
-def test_other_architectures_are_rejected_by_name(tmp_path):
-    write_byte_level(tmp_path / "model.gguf", "mamba")
-    with pytest.raises(UserError, match="architecture 'mamba' is not supported"):
+@pytest.mark.parametrize("architecture, tokenizer, words", [
+    ("mamba", BYTE_LEVEL, "architecture 'mamba' is not supported"),
+    ("llama", BYTE_LEVEL | {"tokenizer_pre": "tekken"}, r"tokenizer\.ggml\.pre = 'tekken' is not supported"),
+    ("llama", {key: value for key, value in BYTE_LEVEL.items() if key != "tokenizer_pre"},
+     r"tokenizer\.ggml\.pre = None is not supported"),
+    ("llama", {}, r"damaged \(KeyError: 'tokenizer.ggml.tokens'\)"), (None, {}, "damaged")])
+def test_other_files_are_rejected_by_name(tmp_path, architecture, tokenizer, words):
+    if architecture is None:
+        (tmp_path / "model.gguf").write_bytes(b"nothing")
+    else:
+        write_gguf(tmp_path / "model.gguf", architecture, random_model("llama"), tokenizer)
+    with pytest.raises(UserError, match=rf"model\.gguf: .*{words}"):
         import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
-    write_byte_level(tmp_path / "model.gguf", "llama", split="")
-    with pytest.raises(UserError, match=r"tokenizer.ggml.pre = None is not supported"):
-        import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
-    finish_gguf(start_gguf(tmp_path / "model.gguf", "llama"), random_model("llama"), "llama")
-    with pytest.raises(UserError, match=r"metadata: damaged \(KeyError: 'tokenizer.ggml.tokens'\)"):
-        import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
-    (tmp_path / "broken.gguf").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="not a readable GGUF file"):
-        import_gguf(tmp_path / "broken.gguf", tmp_path / "folder")

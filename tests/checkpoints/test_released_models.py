@@ -1,17 +1,16 @@
-"""The files of the released models and of the released benchmark, shrunk and with random weights, go through
-the commands of docs/reproduce.md: benchmark read, model opened, exam scored.
+"""The files of the released models, shrunk and with random weights, go through the commands of
+docs/reproduce.md: model inspected, exam scored.
 """
 import json
-import zipfile
 
 import pytest
 import torch
+from json_lines import write_lines
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer
 
-from data_prep.mmedbench import main as read_benchmark
 from mmed.checkpoints import pretrained
-from mmed.checkpoints.commands import main as checkpoints
+from mmed.checkpoints.__main__ import main as checkpoints
 from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import load_config, load_pretrained, save_pretrained
 from mmed.eval import main as evaluate
@@ -19,31 +18,27 @@ from mmed.evaluation.published import LANGUAGES
 from mmed.model import Transformer
 
 # config.json as published; SMALL is what differs here
-INTERNLM1 = {
-    "architectures": ["InternLMForCausalLM"],
-    "auto_map": {"AutoConfig": "configuration_internlm.InternLMConfig"}, "bias": True, "bos_token_id": 1,
-    "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
-    "intermediate_size": 11008, "max_position_embeddings": 2048,
-    "model_type": "internlm", "num_attention_heads": 32, "num_hidden_layers": 32, "pad_token_id": 2,
-    "rms_norm_eps": 1e-06, "tie_word_embeddings": False, "torch_dtype": "float16",
-    "transformers_version": "4.33.2", "use_cache": True, "vocab_size": 103168}
-INTERNLM2_7B = {key: value for key, value in INTERNLM1.items() if key != "auto_map"} | {
+COMMON = {
+    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
+    "initializer_range": 0.02, "intermediate_size": 14336, "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "use_cache": True}
+INTERNLM1 = COMMON | {
+    "auto_map": {"AutoConfig": "configuration_internlm.InternLMConfig"}, "bias": True,
+    "intermediate_size": 11008, "max_position_embeddings": 2048, "model_type": "internlm", "pad_token_id": 2,
+    "num_key_value_heads": None, "rms_norm_eps": 1e-06, "torch_dtype": "float16", "vocab_size": 103168}
+INTERNLM2_7B = COMMON | {
     "architectures": ["InternLM2ForCausalLM"], "attn_implementation": "eager", "bias": False,
     "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"},
-    "model_type": "internlm2", "intermediate_size": 14336, "num_key_value_heads": 8,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "rope_theta": 1000000,
-    "torch_dtype": "bfloat16", "vocab_size": 92544}
+    "max_position_embeddings": 32768, "model_type": "internlm2", "pad_token_id": 2,
+    "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "rope_theta": 1000000, "vocab_size": 92544}
 INTERNLM2_1_8B = INTERNLM2_7B | {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
                                  "num_hidden_layers": 24}
-LLAMA3 = {
-    "_name_or_path": "checkpoint-6200", "architectures": ["LlamaForCausalLM"], "attention_bias": False,
-    "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": 128001, "hidden_act": "silu",
-    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
-    "max_position_embeddings": 8192, "mlp_bias": False, "model_type": "llama",
-    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 500000.0, "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16", "transformers_version": "4.40.0", "use_cache": True, "vocab_size": 128256}
+LLAMA3 = COMMON | {
+    "_name_or_path": "checkpoint-6200", "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 128000, "eos_token_id": 128001, "max_position_embeddings": 8192, "mlp_bias": False,
+    "model_type": "llama", "pretraining_tp": 1, "rope_scaling": None, "rope_theta": 500000.0,
+    "transformers_version": "4.40.0", "vocab_size": 128256}
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 384}
 # config, tokenizer, billions of parameters
 RELEASED = {"MMedLM": (INTERNLM1, "sentencepiece", 7.3), "MMedLM2": (INTERNLM2_7B, "sentencepiece", 7.7),
@@ -53,50 +48,27 @@ RELEASED = {"MMedLM": (INTERNLM1, "sentencepiece", 7.3), "MMedLM2": (INTERNLM2_7
 
 def released_folder(folder, config: dict, kind: str) -> None:
     """The files of a released model; its Python files would fail if anything ran them."""
-    make_tokenizer(folder, kind)
     small = config | SMALL | {"num_attention_heads": 8, "torch_dtype": "bfloat16"}
     if config is LLAMA3:
         small |= {"bos_token_id": 300, "eos_token_id": 302}
-    model = Transformer(read_config(small)).init_weights(1)
-    save_pretrained(model, None, folder.with_name("weights"), dtype=torch.bfloat16)
-    weights = sorted(folder.with_name("weights").glob("*.safetensors"))
-    if config["model_type"] == "llama":
-        for path in [*weights, folder.with_name("weights") / "model.safetensors.index.json"]:
-            path.rename(folder / path.name)
-    else:  # the InternLM ones are legacy files
-        places = {}
-        for path in weights:
-            name = path.name.replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
-            torch.save(load_file(path), folder / name)
-            places |= dict.fromkeys(load_file(path), name)
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    save_pretrained(Transformer(read_config(small)).init_weights(1), None, folder, dtype=torch.bfloat16)
+    make_tokenizer(folder, kind)
+    for path in sorted(folder.glob("model*")) if config is not LLAMA3 else ():  # InternLM: legacy files
+        legacy = folder / f"pytorch_{path.name.replace('safetensors', 'bin')}"
+        if path.suffix == ".json":
+            text = path.read_text().replace('"model-', '"pytorch_model-').replace("safetensors", "bin")
+            legacy.write_text(text)
+        else:
+            torch.save(load_file(path), legacy)
+        path.unlink()
         for name in ("configuration", "modeling", "tokenization"):
             (folder / f"{name}_{config['model_type']}.py").write_text("raise SystemExit('this file was run')")
     (folder / "config.json").write_text(json.dumps(small))
     (folder / "generation_config.json").write_text('{"_from_model_config": true, "do_sample": true}')
 
 
-@pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    """The release's zip with two questions a language, read by data_prep.mmedbench."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    with zipfile.ZipFile(folder / "MMedBench.zip", "w") as archive:
-        for number, language in enumerate(LANGUAGES):
-            for split in ("Train", "Test"):
-                items = [{"question": f"heart {split} {i} lung {number}?", "answer_idx": answer,
-                          "options": {letter: f"bone {letter} {i}" for letter in "ABCDE"},
-                          "rationale": "fever and dose", "human_checked": True, "human_check_passed": True}
-                         for i, answer in enumerate(["B", "A,C" if language == "French" else "D"])]
-                text = "".join(json.dumps(item) + "\n" for item in items)
-                archive.writestr(f"MMedBench/{split}/{language}.jsonl", text)
-    source = f"mmedbench={folder / 'MMedBench.zip'}"
-    assert read_benchmark(["--source", source, "--out", str(folder / "out")]) == 0
-    return folder / "out"
-
-
 @pytest.mark.parametrize("name", RELEASED)
-def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, benchmark, capsys, monkeypatch,
-                                                                name):
+def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, capsys, monkeypatch, name):
     config, kind, billions = RELEASED[name]
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in Transformer(read_config(config)).parameters())
@@ -108,8 +80,12 @@ def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, benchm
     assert config["model_type"] in capsys.readouterr().out
     model, tokenizer = load_pretrained(folder)
     assert tokenizer is not None and model.config == load_config(folder)
-    out = tmp_path / "results"
-    assert evaluate(["--model", str(folder), "--data", str(benchmark / "Test"), "--out", str(out),
+    out, options = tmp_path / "results", {letter: f"bone {letter}" for letter in "ABCDE"}
+    for language in LANGUAGES:
+        write_lines(tmp_path / "Test" / f"{language}.jsonl", *(
+            {"question": f"heart {key} lung?", "answer_idx": key, "options": options, "rationale": "fever"}
+            for key in ("B", "A,C" if language == "French" else "D")))
+    assert evaluate(["--model", str(folder), "--data", str(tmp_path / "Test"), "--out", str(out),
                      "--style", "official", "--mode", "answer", "--max_new_tokens", "3",
                      "--scoring", "both"]) == 0
     summary = json.loads((out / "results.json").read_text())["mmed"]["summary"]

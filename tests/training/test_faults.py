@@ -33,9 +33,8 @@ def test_killed_or_stopped_runs_end_with_the_same_bits(tmp_path):
 
 def write(run, step, keep_last=2, **tensors):
     state = {f"model.{name}": tensor for name, tensor in ({"w": torch.full((9, 5), 1.0)} | tensors).items()}
-    writer = training_state.prepare(run, state, step)
     facts = {"optimizer_step": step, "validation_after": {"en": math.nan}}  # the weights may be finite
-    training_state.finish(run, step, facts, keep_last, lambda: dcp.save(state, storage_writer=writer))
+    dcp.save(state, storage_writer=training_state.Writer(run, state, step, facts, keep_last))
 
 
 def test_no_state_that_is_not_finite_is_saved_and_a_given_up_future_goes(tmp_path):
@@ -50,6 +49,9 @@ def test_no_state_that_is_not_finite_is_saved_and_a_given_up_future_goes(tmp_pat
     with pytest.raises(UserError, match="no checkpoint 'step-7' there; --resume=step-3"):
         training_state.latest_state(tmp_path, "step-7")
     assert training_state.damage(tmp_path / "checkpoints" / "step-3")[1] == ""
+    (tmp_path / "checkpoints" / "step-3" / "state.json").unlink()
+    with pytest.raises(UserError, match="--resume=step-2 continues from a complete one"):
+        training_state.latest_state(tmp_path, "step-7")
 
 
 def test_a_file_that_another_node_wrote_is_waited_for_and_named(tmp_path, monkeypatch):

@@ -3,9 +3,9 @@
     python -m mmed.checkpoints COMMAND ...
 
     inspect FOLDER             family, shape, weights, context length, tokenizer
-    export FOLDER OUT          a model folder with its card, in the dtype of --dtype; --layout llama unpacks
-                               InternLM 1 or 2 so that transformers opens it; with --step N, FOLDER is a run
-                               and the model is that of its checkpoint
+    export FOLDER OUT          a model folder, or the result of a run, with a card that says how it was made;
+                               --layout llama unpacks InternLM 1 or 2 so that transformers opens it;
+                               --step N takes a checkpoint of the run
     merge FOLDER ADAPTER OUT   a LoRA adapter merged into its model
     extend FOLDER OUT          more vocabulary for a new language
     import-gguf FILE OUT       a GGUF file as a model folder
@@ -30,7 +30,8 @@ from mmed.checkpoints.training_state import latest_state, load_tensors
 from mmed.lora import apply_lora, merge_lora
 from mmed.model import Transformer
 from mmed.tokenizer import Tokenizer, load_tokenizer
-from mmed.utils.errors import Parser, UsageError, UserError, main_guard
+from mmed.training.run_folder import FREE_ON_RESUME
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard, one_line
 from mmed.utils.files import read_json
 
 CARD = """---
@@ -49,6 +50,12 @@ A {family} model of {parameters:,} parameters, made from `{base}` with mmed, the
 A research model. What it says is not medical advice: it can be wrong, outdated or biased in any language, and
 has not been tested on patients. It must not be used for diagnosis or treatment without a qualified
 clinician's judgement.
+"""
+# of a run's settings: paths, and what does not change the weights
+NOT_ON_CARD = {"model", "data"} | FREE_ON_RESUME
+INTERNLM = """
+transformers needs the family's own code to open this layout; `python -m mmed.checkpoints export THIS OUT
+--layout llama` writes the same model so that transformers opens it by itself.
 """
 
 
@@ -86,17 +93,23 @@ def inspect(options: argparse.Namespace) -> None:
 
 def chosen_dtype(options: argparse.Namespace) -> torch.dtype:
     if options.dtype == "auto":
-        return pretrained.stored_dtype(Path(options.folder))
+        there = (Path(options.folder) / "config.json").is_file()  # a run may have started from a shape
+        return pretrained.stored_dtype(Path(options.folder)) if there else torch.float32
     return getattr(torch, options.dtype)
 
 
 def save_with_card(options: argparse.Namespace, model: Transformer, tokenizer: Tokenizer | None,
-                   how: str) -> None:
-    """Write the output folder with a README.md that says what the model is made of; names, no paths."""
+                   how: str, facts: dict | None = None) -> None:
+    """Write the output folder with a README.md that says what the model is made of; names, no paths.
+
+    facts: run.json, if a run made it.
+    """
     family, base = model.config.family, Path(options.folder).resolve().name
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = CARD.format(title=Path(options.out).name, base=base, quoted_base=json.dumps(base), family=family,
                        parameters=parameters, how=how)
+    card += INTERNLM if family in ("internlm", "internlm2") else ""
+    card += recipe_table(facts) if facts else ""
     pretrained.save_pretrained(model, tokenizer, options.out, card=card)
     print(f"{options.out}: {family} model of {parameters:,} parameters{how}")
 
@@ -111,32 +124,50 @@ def merge(options: argparse.Namespace) -> None:
     save_with_card(options, model, tokenizer, f"; {count} adapted layers merged")
 
 
+def recipe_table(facts: dict) -> str:
+    """The settings of a run, with the names of its data."""
+    config = facts["config"]
+    data = ", ".join(Path(part.strip()).name for part in config["data"].split(","))
+    lines = {"recipe": facts["recipe"], "data": data, "steps": facts["steps"], "code": facts["commit"]}
+    lines |= {name: value for name, value in config.items() if name not in NOT_ON_CARD}
+    return "\n## Recipe\n\n| setting | value |\n| --- | --- |\n" + "".join(
+        f"| {name} | {one_line(str(value))} |\n" for name, value in lines.items())
+
+
 def export(options: argparse.Namespace) -> None:
-    if options.step is None:
-        model, tokenizer = pretrained.load_pretrained(options.folder, dtype=chosen_dtype(options))
-        how = ""
+    run, how, facts = Path(options.folder), "", None
+    if (run / "run.json").is_file():
+        facts = read_json(run / "run.json")
+        model, tokenizer = load_run(run, options.step, facts["config"])
+        options.folder = facts["config"]["model"].removeprefix("shape:")  # what the run started from
+        how = f"; step {options.step} of a run" if options.step else ""
+        model = model.to(chosen_dtype(options))
+    elif options.step is not None:
+        raise UsageError(f"{run}: --step works only with a run folder (run.json)")
     else:
-        run, settings = Path(options.folder), read_json(Path(options.folder) / "run.json")["config"]
-        options.folder = settings["model"]  # what the run started from
-        model, tokenizer = load_checkpoint(run, options.step, settings)
-        model, how = model.to(chosen_dtype(options)), f"; step {options.step} of a run"
+        model, tokenizer = pretrained.load_pretrained(run, dtype=chosen_dtype(options))
     if options.layout == "llama":
         how += f"; Llama's layout, from {model.config.family}: the same numbers in other matrices"
         model = as_llama(model)
-    save_with_card(options, model, tokenizer, how)
+    save_with_card(options, model, tokenizer, how, facts)
 
 
-def load_checkpoint(run: Path, step: int, settings: dict) -> tuple[Transformer, Tokenizer | None]:
-    """The model after this step of a run, with its adapter merged."""
+def load_run(run: Path, step: int | None, settings: dict) -> tuple[Transformer, Tokenizer | None]:
+    """The result of a run, or the model after a step, with its adapter merged."""
+    if step is None and not settings["lora_rank"]:
+        return pretrained.load_pretrained(run / "model")
     if not Path(settings["model"]).is_dir():
         raise UserError(f"{settings['model']}: the model that the run started from is missing")
     model, tokenizer = pretrained.load_pretrained(settings["model"])
-    if settings["lora_rank"]:
-        apply_lora(model, settings["lora_rank"], settings["lora_alpha"], settings["lora_dropout"],
-                   settings["lora_targets"])
-    folder = cast(Path, latest_state(run, f"step-{step}"))
-    load_tensors(folder, {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()
-                          if parameter.requires_grad})
+    if step is None:
+        load_adapter(model, run / "adapter")
+    else:
+        if settings["lora_rank"]:
+            apply_lora(model, settings["lora_rank"], settings["lora_alpha"], settings["lora_dropout"],
+                       settings["lora_targets"])
+        folder = cast(Path, latest_state(run, f"step-{step}"))
+        load_tensors(folder, {f"model.{name}": parameter.detach()
+                              for name, parameter in model.named_parameters() if parameter.requires_grad})
     merge_lora(model)
     if settings.get("tokenizer") and pretrained.has_tokenizer(settings["tokenizer"]):
         tokenizer = load_tokenizer(settings["tokenizer"], settings["bos"])
@@ -196,8 +227,8 @@ def _parser() -> Parser:
     add(inspect, "inspect", "what a model folder is", "folder")
     add(import_file, "import-gguf", "a GGUF file as a model folder (extra gguf)", "file", "out")
     add(merge, "merge", "merge a LoRA adapter into its model", "folder", "adapter", "out")
-    sub = add(export, "export", "a model folder with a model card", "folder", "out")
-    sub.add_argument("--step", type=int, help="FOLDER is a run; export its checkpoint after this step")
+    sub = add(export, "export", "a model folder, or the result of a run, with a model card", "folder", "out")
+    sub.add_argument("--step", type=int, help="of a run: its checkpoint after this step")
     sub.add_argument("--layout", choices=("own", "llama"), default="own", help="llama: unpack InternLM's QKV")
     sub = add(extend, "extend", "more vocabulary for a new language (extra hub)", "folder", "out")
     sub.add_argument("--texts", nargs="+", required=True, metavar="PATH",

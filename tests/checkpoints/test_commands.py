@@ -31,7 +31,7 @@ from tiny_world import finetune, make_world
 from mmed.checkpoints.__main__ import main
 from mmed.checkpoints.adapters import load_adapter, save_adapter
 from mmed.checkpoints.extend_vocabulary import join_most_frequent
-from mmed.checkpoints.pretrained import load_pretrained
+from mmed.checkpoints.pretrained import load_pretrained, save_pretrained
 from mmed.checkpoints.training_state import Writer
 from mmed.lora import apply_lora
 from mmed.tokenizer import load_tokenizer
@@ -125,8 +125,8 @@ def test_export_keeps_every_bit_and_the_llama_layout_opens_in_transformers(tmp_p
 
 @pytest.mark.parametrize("rank", [0, 4])
 @torch.no_grad()
-def test_a_checkpoint_of_a_run_is_exported_as_the_model_of_that_step(tmp_path, rank):
-    run, (model, _) = tmp_path / "run", load_pretrained(make_folder(tmp_path / "base"))
+def test_a_run_is_exported_as_its_result_or_as_the_model_of_a_step(tmp_path, rank):
+    run, (model, tokenizer) = tmp_path / "run", load_pretrained(make_folder(tmp_path / "base"))
     if rank:
         apply_lora(model, rank=rank, alpha=8, targets="q_proj")
     trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -138,12 +138,26 @@ def test_a_checkpoint_of_a_run_is_exported_as_the_model_of_that_step(tmp_path, r
             ids = torch.arange(40)[None]
             expected = model.eval()(ids).clone()
     settings = {"model": str(tmp_path / "base"), "lora_rank": rank, "lora_alpha": 8, "lora_dropout": 0.1,
-                "lora_targets": "q_proj"}
-    (run / "run.json").write_text(json.dumps({"config": settings}))
+                "lora_targets": "q_proj", "learning_rate": 2e-5,
+                "data": f"{tmp_path}/wiki=0.5,{tmp_path}/books"}
+    (run / "run.json").write_text(json.dumps({
+        "config": settings, "recipe": "pretrain_mmedlm2", "steps": 3, "commit": "abc"}))
     command("export", run, tmp_path / "out", "--step", 2, "--dtype", "float32")
     exported, _ = load_pretrained(tmp_path / "out")
     assert close(exported(ids), expected) and not close(model(ids), expected, 1e-3)
-    assert "`base`" in (tmp_path / "out" / "README.md").read_text()
+    if rank:
+        save_adapter(model, run / "adapter", str(tmp_path / "base"))
+    else:
+        save_pretrained(model, tokenizer, run / "model")
+    command("export", run, tmp_path / "result", "--dtype", "float32")
+    result, _ = load_pretrained(tmp_path / "result")
+    assert close(result(ids), model(ids)) and not close(result(ids), expected, 1e-3)
+    card = (tmp_path / "result" / "README.md").read_text()
+    for words in ('base_model: "base"', "`base`", "| recipe | pretrain_mmedlm2 |",
+                  "| data | wiki=0.5, books |", "| learning_rate | 2e-05 |", "| steps | 3 |", "| code | abc |", "not medical advice"):
+        assert words in card, card
+    assert str(tmp_path) not in card
+    assert "--step works only" in command("export", tmp_path / "base", tmp_path / "no", "--step", 7, code=2)
     assert "--resume=step-3" in command("export", run, tmp_path / "no", "--step", 7, code=1)
 
 

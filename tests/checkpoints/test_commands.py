@@ -154,8 +154,8 @@ def test_a_run_is_exported_as_its_result_or_as_the_model_of_a_step(tmp_path, ran
     assert close(result(ids), model(ids)) and not close(result(ids), expected, 1e-3)
     card = (tmp_path / "result" / "README.md").read_text()
     for words in ('base_model: "base"', "`base`", "| recipe | pretrain_mmedlm2 |",
-                  "| data | wiki=0.5, books |", "| learning_rate | 2e-05 |", "| steps | 3 |", "| code | abc |",
-                  "not medical advice"):
+                  "| data | wiki=0.5, books |", "| learning_rate | 2e-05 |", "| steps | 3 |",
+                  "| code | abc |", "not medical advice"):
         assert words in card, card
     assert str(tmp_path) not in card
     assert "--step works only" in command("export", tmp_path / "base", tmp_path / "no", "--step", 7, code=2)

@@ -12,7 +12,7 @@ from mmed.utils import files
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, read_json, read_jsonl, try_lock, write_json
 
-GOOD = gzip.compress(b'{"a": 1}\n' * 10_000)
+GOOD = gzip.compress(b'{"a": 1}\n' * 10_000, mtime=0)
 BAD_LINES = [
     (b'{"a": 1}\n{"a": 2', ":2: not valid JSON"),
     (b'{"a": 1}\n[]\n', ":2: expected one JSON object"),
@@ -24,7 +24,7 @@ BAD_LINES = [
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     *(("a.jsonl", content, message) for content, message in BAD_LINES),
-    *(("a.jsonl.gz", gzip.compress(content), message) for content, message in BAD_LINES),
+    *(("a.jsonl.gz", gzip.compress(content, mtime=0), message) for content, message in BAD_LINES),
     *(("a.jsonl.gz", content, r":\d+: cannot be decompressed")
       for content in (GOOD[:-20], b"no gzip", GOOD[:12]))], ids=range(15))
 def test_a_bad_line_is_named(tmp_path, monkeypatch, name, content, message):

@@ -115,6 +115,8 @@ def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXE
     """Expand folders into their sorted corpus files; for a step's output folder, use its kept/."""
     found: list[Path] = []
     for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
         inside = [path] if path.is_file() else sorted(_files_below(path, suffixes))
         if not inside:
             kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)

@@ -203,7 +203,8 @@ def _replace_ends(model: Transformer, folder: Path, ends: dict[str, Tensor]) -> 
                         f"not fit each other or a model with {config.hidden_size} columns")
     tied = config.tie_word_embeddings and torch.equal(embedding.to(old), head.to(old))
     model.config = dataclasses.replace(config, vocab_size=len(embedding), tie_word_embeddings=tied)
-    model.embed_tokens = nn.Embedding.from_pretrained(embedding.to(old))
+    model.embed_tokens = nn.Embedding(len(embedding), config.hidden_size, device="meta")
+    model.embed_tokens.weight = nn.Parameter(embedding.to(old), requires_grad=False)
     if not tied:
         model.lm_head = nn.Linear(config.hidden_size, len(head), bias=False, device="meta")
         model.lm_head.weight = nn.Parameter(head.to(old), requires_grad=False)

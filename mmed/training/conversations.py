@@ -6,6 +6,7 @@ Alpaca's fields. Out: rows of the chat template's text in which every answer of 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_conversations(path: str | Path) -> Iterator[tuple[str, list[Message]]]:
         check_file(file)
         with open(file, encoding="utf-8-sig", errors="replace") as opened:
             is_array = opened.read(1 << 12).lstrip().startswith("[")
-        for number, row in enumerate(read_json(file, None), 1) if is_array else read_jsonl(file):
+        for number, row in enumerate(read_json(file, math.inf), 1) if is_array else read_jsonl(file):
             try:
                 yield f"{file.name}:{number}", _messages(row)
             except ValueError as error:

@@ -119,9 +119,9 @@ def check_file(path: str | Path, max_bytes: float = math.inf) -> None:
                             "or download the file")
 
 
-def read_json(path: str | Path, max_bytes: int | None = MAX_JSON_BYTES) -> Any:
+def read_json(path: str | Path, max_bytes: float | None = None) -> Any:
     """Read one JSON value; a file that is missing, broken or too large is a `UserError` naming it."""
-    check_file(path, max_bytes)
+    check_file(path, MAX_JSON_BYTES if max_bytes is None else max_bytes)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -31,9 +31,9 @@ from examples.demo.demo_steps import (
     tokenizing,
     training,
 )
+from mmed.evaluation.compare import paired_bootstrap
 from mmed.evaluation.published import ABLATION_MODELS, published_ablation
 from mmed.evaluation.results import load_results
-from mmed.evaluation.significance import paired_bootstrap
 from mmed.evaluation.summary import aligned
 from mmed.reporting import plots
 from mmed.reporting.page import fill_page

@@ -1,21 +1,17 @@
 """A result in the shape that lm-evaluation-harness (0.4.13) writes and its viewers read.
 
-Input:  the summary and the rows of an evaluation.
-Output: the content of results.json (ours in full under "mmed"), the lines of samples_*.jsonl.
-
 A task is a language and the group is the whole benchmark (macro average). A filter is the mode of a row, so
 each "metric,filter" is one column of ours.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmed import metrics
-from mmed.evaluation.option_text import scored_string
 from mmed.evaluation.summary import COLUMNS
+from mmed.prompts import digest, scored_string
 
 GROUP = "mmedbench"
 # Column -> metric. The harness's own acc_norm divides by bytes, so ours, by tokens, has another name.
@@ -31,7 +27,7 @@ def task_name(language: str) -> str:
 def results_value(
     summary: dict, facts: Mapping[str, Any], settings: Mapping[str, Any], headline: str, version: int
 ) -> dict:
-    """The content of results.json."""
+    """The content of results.json; ours in full under "mmed"."""
     tasks = {task_name(name): part for name, part in summary["languages"].items()}
     results = {task: _metrics(task, part) for task, part in (tasks | {GROUP: summary["macro"]}).items()}
     shots = settings.get("shots", 0)
@@ -86,10 +82,6 @@ def samples(rows: Sequence[dict], prompts: Mapping[tuple[str, str], str]) -> Ite
             "arguments": {f"gen_args_{i}": {"arg_0": text, "arg_1": more}
                           for i, (text, more) in enumerate(arguments)},
             "resps": responses, "filtered_resps": filtered, "filter": mode, "metrics": list(values),
-            "doc_hash": _sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
-            "prompt_hash": _sha256(prompt), "target_hash": _sha256(target),
+            "doc_hash": digest([json.dumps(doc, indent=2, ensure_ascii=False)]),
+            "prompt_hash": digest([prompt]), "target_hash": digest([target]),
         } | values
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from mmed.config import add_options, option
 from mmed.evaluation import api_client
@@ -67,59 +68,50 @@ GROUPS = {"model": "model and data", "setting": "prompt", "scoring": "scoring",
           "batch_size": "local decoding"}
 
 
-def parse_scoring(given: str) -> str:
-    """Parse --scoring into a fixed order; "both" means the first two.
-
-    >>> parse_scoring("option_text,both")
-    'generate,loglikelihood,option_text'
-    """
-    names = given.replace("both", "generate,loglikelihood").split(",")
-    for name in names:
-        if name not in SCORINGS:
-            raise UsageError(f"--scoring {given}: {name!r} is none of {', '.join(SCORINGS)}, both")
-    return ",".join(name for name in SCORINGS if name in names)
-
-
 def parse_options(arguments: list[str] | None = None) -> EvalConfig:
     """Parse the options, fill in defaults that depend on others, and check everything once."""
     parser = Parser(
         prog="python -m mmed.eval",
         description="Evaluate a model on MMedBench. Only --api uses the network.",
-        epilog="example: python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME")
+        example="python -m mmed.eval --model FOLDER --data MMedBench/Test --out results/NAME")
     add_options(parser, EvalConfig(), GROUPS)
     api_client.add_api_options(parser)
     options = parser.parse_args(arguments)
-    if not options.data or not options.out:
-        raise UsageError("give --data and --out")
     official = options.style == "official"
-    options.scoring = parse_scoring(options.scoring)
+    chosen = options.scoring.replace("both", "generate,loglikelihood").split(",")
+    options.scoring = ",".join(name for name in SCORINGS if name in chosen)
     options.setting = options.setting or ("few-shot" if options.shots else "zero-shot")
     options.stop = options.stop or ("end" if official else "answer")
     options.equal_options = options.equal_options or ("keyed" if official else "either")
     options.max_new_tokens = options.max_new_tokens or (1000 if official else 512)
-    at_least_0 = options.limit, options.shots, options.thinking_budget
-    if options.batch_size < 1 or options.max_new_tokens < 1 or min(at_least_0) < 0:
-        raise UsageError("--batch_size and --max_new_tokens must be 1 or more, --limit, --shots and "
-                         "--thinking_budget 0 or more")
-    if options.permutations < 1 or (options.permutations > 1 and "option_text" in options.scoring):
-        raise UsageError("--permutations must be 1 or more, without --scoring option_text, whose prompt does "
-                         "not list the options")
-    if bool(options.shots) != bool(options.train) or (options.setting == "few-shot") != bool(options.shots):
-        raise UsageError("few-shot needs both --shots K and --train FOLDER; other settings take neither")
+    for wrong, message in rules(options, chosen):
+        if wrong:
+            raise UsageError(message)
     if options.cot:
-        if not options.shots or "generate" not in options.scoring or options.mode == "answer":
-            raise UsageError("--cot needs --shots K and texts with rationales (no --mode answer)")
         options.mode = "rationale"
-    if bool(options.model) == bool(options.api):
-        raise UsageError("give either --model FOLDER or --api MODEL_NAME")
-    options.server = None
-    if options.api:
-        if "option_text" in options.scoring:
-            raise UsageError("--scoring option_text needs --model FOLDER")
-        if "loglikelihood" in options.scoring and not options.completions:
-            raise UsageError("--scoring loglikelihood behind a server needs --completions: chat servers do "
-                             "not score a given text")
-        if options.adapter or options.chat_template != "none":
-            raise UsageError("--adapter and --chat_template need --model; a server applies its own")
-        options.server = api_client.server_from(options, options.seed)
+    options.server = api_client.server_from(options, options.seed) if options.api else None
     return EvalConfig(**{field.name: getattr(options, field.name) for field in fields(EvalConfig)})
+
+
+def rules(options: Any, chosen: list[str]) -> list[tuple[Any, str]]:
+    """(whether the options break a rule, the rule); `chosen`: the names in --scoring."""
+    unknown = ", ".join(repr(name) for name in chosen if name not in SCORINGS)
+    few_shot = {bool(options.shots), bool(options.train), options.setting == "few-shot"}
+    no_rationales = not options.shots or "generate" not in chosen or options.mode == "answer"
+    local = "option_text" in chosen or options.adapter or options.chat_template != "none"
+    return [
+        (not options.data or not options.out, "give --data and --out"),
+        (bool(options.model) == bool(options.api), "give either --model FOLDER or --api MODEL_NAME"),
+        (unknown, f"--scoring: {unknown} is none of {', '.join(SCORINGS)}, both"),
+        (min(options.batch_size, options.max_new_tokens, options.permutations) < 1
+         or min(options.limit, options.shots, options.thinking_budget) < 0,
+         "--batch_size, --max_new_tokens and --permutations must be 1 or more, --limit, --shots and "
+         "--thinking_budget 0 or more"),
+        (options.permutations > 1 and "option_text" in chosen,
+         "--permutations must be 1 with --scoring option_text, whose prompt does not list the options"),
+        (len(few_shot) > 1, "few-shot needs both --shots K and --train FOLDER; other settings take neither"),
+        (options.cot and no_rationales, "--cot needs --shots K and texts with rationales"),
+        (options.api and local, "--scoring option_text, --adapter and --chat_template need --model FOLDER"),
+        (options.api and "loglikelihood" in chosen and not options.completions,
+         "--scoring loglikelihood behind a server needs --completions: chat servers score no given text"),
+    ]

@@ -1,5 +1,5 @@
 """Removes copies of the prompt from a model's text. Base models often repeat the question or the list of
-options, before answering or instead. Such a list would be misread as the answer "A", or as all letters."""
+options, which would be misread as the answer "A", or as all letters."""
 from __future__ import annotations
 
 import re
@@ -17,14 +17,11 @@ ALPHABETS = ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "АБВГДЕЖЗ", "АВСDЕ", "123
 
 
 def remove_copies(text: str, options: Sequence[str], letters: Iterable[str] = ()) -> str:
-    r"""The text without sections of the prompt at its beginning and without copied lists of options.
+    """The folded text without sections of the prompt at its beginning and without copied lists of options.
 
     A list is a copy if it has all labels in order, or the text ends in it (within an option, or after the
     third one or a later one), and at least half of its entries, one of them whole, are texts of options.
-    `letters` are those of the item's script; text and options are folded.
-
-    >>> remove_copies("A. salt\nB. iron\n\n### Answer: B", ["salt", "iron"]).split()
-    ['###', 'Answer:', 'B']
+    `letters` are those of the item's script.
     """
     text = _SECTIONS.sub("\n", text)
     labels = list(_LABEL.finditer(text))

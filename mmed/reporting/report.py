@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mmed import metrics
-from mmed.evaluation.calibration import BINS
 from mmed.evaluation.compare import Line, compare_column
 from mmed.evaluation.published import NOTES
+from mmed.evaluation.summary import BINS
 from mmed.reporting import plots, read_results
 from mmed.reporting.agreement import read_study
 from mmed.reporting.page import fill_page

@@ -23,7 +23,7 @@ from mmed.model import ModelConfig, Transformer
 from mmed.prompts import ExamItem, build_messages, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
-from mmed.utils.errors import UserError
+from mmed.utils.errors import UsageError, UserError
 from mmed.utils.journal import Journal
 
 LANGUAGES = ("English", "Japanese", "French")
@@ -160,22 +160,19 @@ def test_results_of_another_run_are_rejected_with_what_differs(world, finished, 
 
 # ---- prompts ----
 
-def test_examples_have_rationales_only_in_a_rationale_run(world, tmp_path):
-    own, _ = run(world, tmp_path, *few_shot(world), "--scoring", "both")
-    prompts = load_prompts(tmp_path)
-    assert len(prompts) == 9 and own["settings"]["setting"] == "few-shot"
-    assert f"|seed:0|examples:{own['facts']['train'][:12]}" in own["summary"]["signatures"]["answer"]
+@pytest.mark.parametrize("more, modes", [(["--scoring", "both"], {"answer", "rationale", "loglikelihood"}),
+                                         (["--cot"], {"rationale"})])
+def test_examples_have_rationales_only_in_a_rationale_run(world, tmp_path, more, modes):
+    own, _ = run(world, tmp_path, *few_shot(world), *more)
+    prompts, signature = load_prompts(tmp_path), own["summary"]["signatures"]["rationale"]
+    ours = "rationales of train items; our prompt, no published number's"
+    assert {mode for _, mode in prompts} == modes and len(prompts) == 3 * len(modes)
+    assert f"|seed:0|examples:{own['facts']['train'][:12]}" in signature
+    assert own["settings"]["setting"] == "few-shot"
+    assert (ours in signature) == (more == ["--cot"])
     for (_, mode), prompt in prompts.items():
         assert prompt.count("### Response:") == 3 and prompt.count("###Answer: OPTION") == 2
         assert prompt.count("###Rationale: ") == (2 if mode == "rationale" else 0)
-
-
-def test_chain_of_thought_shots_run_only_rationales_and_are_marked_as_ours(world, tmp_path):
-    own, rows = run(world, tmp_path, *few_shot(world), "--cot")
-    assert {row["mode"] for row in rows} == {"rationale"}
-    signature = own["summary"]["signatures"]["rationale"]
-    assert "rationales of train items; our prompt, no published number's" in signature
-    assert all(prompt.count("###Rationale: ") == 2 for prompt in load_prompts(tmp_path).values())
 
 
 def test_an_instruct_model_gets_its_own_chat_template(world):
@@ -207,13 +204,20 @@ def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     (["--scoring", "option_text", "--permutations", "2"], "--permutations must be"),
     (["--cot"], "--cot needs --shots"), (["--model", "nowhere"], "nowhere"),
     (["--api", "m"], "either --model"), (["--data", "Klingon.jsonl"], "unknown language 'Klingon'"),
-    (["--model", "", "--api", "m", "--scoring", "both"], "needs --completions"),
+    *((["--model", "", "--api", "m", *more], message) for more, message in (
+        ([], "no such environment variable"), (["--scoring", "both"], "needs --completions"),
+        (["--base_url", "localhost:8000"], "--base_url"),
+        (["--base_url", "http://user:pw@x/v1"], "--base_url"),
+        (["--base_url", "http://x/v1", "--server_option", "n=2"], "--server_option n=2"),
+        (["--base_url", "http://x/v1", "--server_option", "top_p"], "expected NAME=VALUE"))),
 ])
 def test_wrong_options_are_rejected(world, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
     shutil.copy(world / "Test" / "English.jsonl", "Klingon.jsonl")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         run(world, tmp_path / "out", *arguments)
+    assert isinstance(caught.value, UsageError) or message in ("nowhere", "unknown language 'Klingon'")
 
 
 # ---- scores by hand ----
@@ -291,7 +295,9 @@ def test_equal_options_are_one_answer_unless_that_is_switched_off():
                           "--style", "official"]).equal_options == "keyed"
 
 
-def test_option_texts_are_ranked_per_token_and_by_pmi():
+def test_candidates_are_ranked_by_sum_by_token_and_by_pmi():
+    row = loglikelihood_row(item("1", "B"), "h", ["A", "B", "C"], [-4.0, -6.0, -4.0], [4, 12, 4])
+    assert row["parsed"] == "A" and row["parsed_norm"] == "B" and not row["correct"] and row["correct_norm"]
     row = loglikelihood_row(item("1", "C"), "h", ["A", "B", "C"], [-4.0, -6.0, -7.0], [1, 3, 2],
                             unconditional=[-5.0, -7.5, -9.5])
     assert row["mode"] == "option_text" and row["parsed"] == "B" and not row["correct"]  # -4, -2, -3.5
@@ -300,11 +306,6 @@ def test_option_texts_are_ranked_per_token_and_by_pmi():
     signatures = summarise([row], settings)["signatures"]
     assert "'Question: {question}\\nAnswer:'), divided by the number of tokens" in signatures["option_text"]
     assert signatures["option_text_pmi"].endswith("minus that after 'Answer:' alone|bos:auto|dtype:auto")
-
-
-def test_loglikelihood_takes_the_likeliest_and_the_likeliest_per_token():
-    row = loglikelihood_row(item("1", "B"), "h", ["A", "B", "C"], [-4.0, -6.0, -4.0], [4, 12, 4])
-    assert row["parsed"] == "A" and row["parsed_norm"] == "B" and not row["correct"] and row["correct_norm"]
 
 
 def test_option_text_runs_with_shots_and_an_adapter(world, tmp_path):
@@ -364,30 +365,21 @@ def test_rotations_put_each_text_under_each_letter_once_and_the_key_follows():
     assert copies == permuted(item("1", "A,C"), 12, seed=3)  # there are no more rotations
 
 
-def test_permutations_are_the_runs_of_the_reordered_exams(world, tmp_path):
-    options = ["--scoring", "both", "--mode", "answer", "--limit", "4"]
-    permutations = ["--permutations", "3", "--seed", "5"]
-    own, mine = run(world, tmp_path / "all", *options, *permutations)
-    copies, theirs, shares = [permuted(item, 3, 5) for item in read_benchmark(world / "Test")], [], []
-    for order, items in enumerate(zip(*copies)):
-        exam = tmp_path / f"exam{order}"
-        for language in LANGUAGES:
-            write_lines(exam / f"{language}.jsonl", *(
-                {"question": one.question, "options": one.options, "answer_idx": ",".join(one.answer),
-                 "id": one.key} for one in items if one.language == language))
-        single, rows = run(world, tmp_path / f"{order}", *options, "--data", str(exam))
-        theirs += rows
-        shares.append(single["summary"]["micro"]["accuracy"])
-    for column in ("answer", "loglikelihood", "loglikelihood_norm"):
-        found = own["summary"]["permutations"]["all languages"][column]["accuracy"]["value"]
-        assert found == pytest.approx(sum(share[column]["value"] for share in shares) / 3)
-        assert own["summary"]["micro"]["accuracy"][column] == shares[0][column]
-    theirs, mine = ({(row["key"], *row["doc"]["options"].values()): row["logprobs"] for row in rows
-                     if row["mode"] == "loglikelihood"}
-                    for rows in (theirs, mine + load_permutations(tmp_path / "all")))
-    assert len(mine) == 36 and mine == {place: pytest.approx(sums, abs=1e-4)
-                                        for place, sums in theirs.items()}
-    run(world, tmp_path / "all", *options, *permutations)  # shown from the file
+def test_only_the_published_order_enters_the_other_tables(world, finished, tmp_path):
+    options = ["--scoring", "both", "--permutations", "3", "--seed", "5"]
+    (own, rows), (plain, plain_rows) = run(world, tmp_path, *options), load_results(finished)
+    assert own["summary"]["micro"]["accuracy"] == plain["summary"]["micro"]["accuracy"]
+    assert [(row["doc"], row["parsed"]) for row in rows] == [
+        (row["doc"], row["parsed"]) for row in plain_rows]
+    copies = load_permutations(tmp_path)
+    items = {(item.key, mode): item for item in read_benchmark(world / "Test")
+             for mode in ("answer", "rationale", "loglikelihood")}
+    expected = [copy.options for (key, mode) in items for copy in permuted(items[key, mode], 3, 5)[1:]]
+    assert sorted(map(str, expected)) == sorted(str(row["doc"]["options"]) for row in copies)
+    hits = [row["correct"] for row in rows + copies if row["mode"] == "loglikelihood"]
+    found = own["summary"]["permutations"]["all languages"]["loglikelihood"]
+    assert found["n"] == 29 and found["accuracy"]["value"] == pytest.approx(sum(hits) / len(hits))
+    run(world, tmp_path, *options)  # shown from the file
 
 
 def test_consistency_and_letter_bias_of_models_that_choose_letters_or_texts():

@@ -1,6 +1,6 @@
 """Does one model beat another? Paired tests between two result folders on the same items.
 
-    python -m mmed.evaluation.compare results/a results/b
+    python -m mmed.evaluation.compare results/a results/b [--out comparison.json]
 
 For every accuracy and every rationale metric that both have, by language and overall: both values, A - B in
 points with its 95 % interval, p, and its test. No p is corrected for the number of rows: out of twenty, one
@@ -18,16 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import (
-    COLUMNS,
-    aligned,
-    checked_languages,
-    counts_for_text,
-    language_order,
-    metric_name,
-)
+from mmed.evaluation.summary import COLUMNS, aligned, language_order, metric_name, passed_check
 from mmed.metrics import bootstrap_interval, macro_mean, mean
 from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.files import write_json
 from mmed.utils.journal import facts_that_differ
 
 FLIPS = 2000  # random sign flips of a test
@@ -110,24 +104,23 @@ def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
                         f"only one, such as {other[0]!r:.80}; compare results on the same data and --limit")
 
 
-def scores_of(row: dict | None, checked: set[str]) -> dict[str, tuple[str, float]]:
-    """Column -> (signature, score), for every score of a row that the tables count."""
-    if row is None:
-        return {}
-    scores = {column: (column, float(row[key])) for column, (mode, key) in COLUMNS.items()
-              if mode == row["mode"]}
-    if counts_for_text(row, checked):
-        scores |= {metric_name(name): (name, value) for name, value in row["scores"].items()}
+def scores_of(rows: Rows) -> dict[tuple[str, str, str], dict[str, tuple[str, float]]]:
+    """Place -> column -> (signature, score), for every score of a row that the tables count."""
+    scores = {place: {column: (column, float(row[key])) for column, (mode, key) in COLUMNS.items()
+                      if mode == row["mode"]} for place, row in rows.items()}
+    for row in passed_check(list(rows.values())):
+        scores[row["mode"], row["language"], row["key"]] |= {
+            metric_name(name): (name, value) for name, value in row.get("scores", {}).items()}
     return scores
 
 
 def compare(a: Rows, b: Rows) -> tuple[list[Line], list[str]]:
     """(lines, column by column; what was left out and why): only equal signatures are compared."""
-    checked = checked_languages([*a.values(), *b.values()])
+    scores = scores_of(a), scores_of(b)
     columns: dict[str, Pairs] = {column: {} for column in COLUMNS}
     left_out = defaultdict(list)  # reason -> (column, language)
     for place in a | b:
-        mine, theirs = (scores_of(side.get(place), checked) for side in (a, b))
+        mine, theirs = (side.get(place, {}) for side in scores)
         for column in mine | theirs:
             one, other = mine.get(column), theirs.get(column)
             if one and other and one[0] == other[0]:
@@ -179,7 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.compare",
                     description="Paired tests between two results on the same items.")
     parser.add_argument("results", nargs=2, metavar="RESULT", help="result folders of mmed.eval, A and B")
-    folders = parser.parse_args(arguments).results
+    parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
+    options = parser.parse_args(arguments)
+    folders = options.results
     (own_a, a), (own_b, b) = map(read, folders)
     check_same_items(folders, [a, b])
     lines, left_out = compare(a, b)
@@ -191,6 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n[-]: no interval, because too few items differ or all differ equally")
     for reason in left_out:
         print(f"left out: {reason}")
+    if options.out:
+        write_json(options.out, {"a": folders[0], "b": folders[1], "lines": list(map(vars, lines)),
+                                 "left_out": left_out})
     return 0
 
 

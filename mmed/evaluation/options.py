@@ -23,43 +23,40 @@ class EvalConfig:
     force: bool = option(False, "replace results of another model, data or settings")
     limit: int = option(0, "the first N items of each language; 0: all")
     # Prompt
-    setting: str = option("", "row of the paper's tables for this result (default: zero-shot; few-shot "
-                              "with --shots)", "zero-shot", "few-shot", "finetuned")
+    setting: str = option("", "row of the paper's tables (default: zero-shot; few-shot with --shots)",
+                          "zero-shot", "few-shot", "finetuned")
     shots: int = option(0, "solved examples before each question; needs --train")
     train: str = option("", "folder with the items to take examples from")
-    cot: bool = option(False, "few-shot chain of thought: the examples show their rationales, and only "
+    cot: bool = option(False, "few-shot chain of thought: examples with their rationales, and only "
                               "rationales are written; the signature names it as our own prompt")
     seed: int = option(0, "random seed for the choice of examples and the order of options")
     style: str = option("clean", "official: the published prompt with its stray sentence",
                         "clean", "official")
-    chat_template: str = option("none", "for instruct models; auto: the tokenizer's own; none: the "
-                                        "published prompt as it is", "none", "auto", *CHAT_TEMPLATES)
+    chat_template: str = option("none", "for instruct models; auto: the tokenizer's own; none: the published "
+                                        "prompt as it is", "none", "auto", *CHAT_TEMPLATES)
     bos: str = option("auto", "begin prompts with BOS; auto: as set in the tokenizer's files",
                       "auto", "yes", "no")
     too_long: str = option("error", "what to do with prompts beyond the context length", "error", "truncate")
     # Scoring
-    scoring: str = option("generate", "comma-separated: generate, loglikelihood (of each letter in the "
-                                      "answer), option_text (likelihood of the options' own texts); both: "
-                                      "the first two")
-    permutations: int = option(1, "ask each item this often with reordered options; reports mean "
-                                  "accuracy, consistency and letter bias")
+    scoring: str = option("generate", "comma-separated: generate, loglikelihood (of each letter), "
+                                      "option_text (of the options' own texts); both: the first two")
+    permutations: int = option(1, "ask each item this often with reordered options; reports mean accuracy, "
+                                  "consistency and letter bias")
     mode: str = option("both", "generate the answer only, an answer after a rationale, or both (the paper)",
                        "both", "answer", "rationale")
-    stop: str = option("", "stop at the first complete answer (default), or only at the end token "
-                           "(default with --style official)", "answer", "end")
-    words: str = option("default", "tokenization for BLEU and ROUGE; official: nltk, jieba and janome, as "
-                                   "on the leaderboard", "default", "official")
-    equal_options: str = option("", "if two options of an item are equal, accept either letter "
-                                    "(default), or only the one in the answer key (default with --style "
-                                    "official)", "either", "keyed")
+    stop: str = option("", "stop at the first complete answer (default), or only at the end token (default "
+                           "with --style official)", "answer", "end")
+    words: str = option("default", "words of BLEU and ROUGE; official: nltk, jieba and janome",
+                        "default", "official")
+    equal_options: str = option("", "of two equal options, accept either letter (default), or only the one "
+                                    "in the key (default with --style official)", "either", "keyed")
     # Local decoding
     batch_size: int = option(32, "texts per batch")
     max_new_tokens: int = option(0, "maximum length of a text; 0: 512, or 1000 with --style official")
     thinking_budget: int = option(0, "tokens that a thought may take before --max_new_tokens begin to count; "
-                                     "a longer one is closed (local models), and the answer follows; 0: a "
-                                     "thought counts as text")
-    dtype: str = option("auto", "auto: bfloat16 on a GPU, otherwise float32; int8: quantized weights; "
-                                "prints their effect", "auto", "float32", "bfloat16", "int8")
+                                     "a longer one is closed (local models); 0: a thought counts as text")
+    dtype: str = option("auto", "auto: bfloat16 on a GPU, otherwise float32; int8: quantized weights",
+                        "auto", "float32", "bfloat16", "int8")
     device: str = option("auto", "cpu, cuda, cuda:1, ...")
     server: api_client.Server | None = None  # with --api
 

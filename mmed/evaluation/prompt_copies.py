@@ -55,9 +55,7 @@ def _copy_end(text: str, run: list[re.Match[str]], texts: Sequence[str]) -> int:
     if len(run) < 2:
         return 0
     begin = run[-1].end()
-    line_end = text.find("\n", begin)
-    if line_end < 0:
-        line_end = len(text)
+    line_end = f"{text}\n".index("\n", begin)
     own = re.compile(r"\W*".join(map(re.escape, texts[len(run) - 1])), re.I)
     found = own.search(text, begin, line_end)
     end = found.end() if found and found.group() else line_end

@@ -51,10 +51,6 @@ class Question:
         return digest([self.prompt])[:16]
 
 
-# (item, solved examples, mode) -> (prompt, ids)
-Encoder = Callable[[ExamItem, Sequence[ExamItem], str], tuple[str, list[int]]]
-
-
 def modes_of(config: EvalConfig) -> list[str]:
     """The modes to run for each item, longest texts first."""
     texts = ["rationale", "answer"] if config.mode == "both" else [config.mode]
@@ -71,7 +67,7 @@ def token_limit(mode: str, config: EvalConfig) -> int:
 
 
 def build_questions(
-    items: Sequence[ExamItem], mode: str, config: EvalConfig, train: Sequence[ExamItem], encode: Encoder,
+    items: Sequence[ExamItem], mode: str, config: EvalConfig, train: Sequence[ExamItem], encode: Callable,
     context_length: int, bos_id: int | None = None, tokenizer=None,
 ) -> list[Question]:
     """The prompts of a mode; a prompt too long to be answered is an error, or truncated on the left.
@@ -97,8 +93,8 @@ def build_questions(
     return questions
 
 
-def encoder_of(model, tokenizer, config: EvalConfig) -> Encoder:
-    """How an item becomes a prompt: as published, or (--chat_template) as messages of an instruct model."""
+def encoder_of(model, tokenizer, config: EvalConfig) -> Callable:
+    """(item, solved examples, mode) -> (prompt, ids): as published, or as messages of an instruct model."""
     name, family = None if config.chat_template == "auto" else config.chat_template, model.config.family
 
     def encode(item: ExamItem, shots: Sequence[ExamItem], mode: str) -> tuple[str, list[int]]:
@@ -147,27 +143,23 @@ def letter_tokens(answers: Mapping[str, Sequence[Any]]) -> tuple[list, dict[str,
                                  for letters, ids in zip(answers, encoded)}
 
 
-def answer_end(text: str) -> int | None:
-    """Where the first complete answer of a text ends, None if there is none; thoughts hold no answer."""
+def cut_at_answer(text: str) -> str:
+    """Truncate a text after its first complete answer; quotes in its reasoning do not count."""
     visible = remove_thoughts(text)
     found = COMPLETE.search(visible)
     if found is None:
-        return None
+        return text
     if not text.endswith(visible) and text.startswith(visible[:found.end()]):  # a thought after the answer
-        return found.end()
-    return len(text) - len(visible) + found.end()
-
-
-def cut_at_answer(text: str) -> str:
-    """Truncate a text after its first complete answer; quotes in its reasoning do not count."""
-    return text[:answer_end(text)]
+        return text[:found.end()]
+    return text[:len(text) - len(visible) + found.end()]
 
 
 def stop_at_answer(tokenizer) -> Callable[[Sequence[int]], bool]:
     """Whether new tokens contain a complete answer; the newest alone are cheaper to search than the whole."""
     def stop(ids: Sequence[int]) -> bool:
         newest = tokenizer.decode(ids[-STOP_WINDOW:], continued=True)
-        return bool(COMPLETE.search(newest)) and answer_end(tokenizer.decode(ids, continued=True)) is not None
+        return bool(COMPLETE.search(newest) and COMPLETE.search(
+            remove_thoughts(tokenizer.decode(ids, continued=True))))
 
     return stop
 

@@ -15,14 +15,7 @@ from mmed import metrics
 from mmed.evaluation.answer_parser import official_match, parse_answer
 from mmed.evaluation.lm_eval_files import results_value, samples, task_name
 from mmed.evaluation.permutations import ORDER, summarise_permutations
-from mmed.evaluation.summary import (
-    MODES,
-    checked_languages,
-    headline_metrics,
-    passed_check,
-    summarise,
-    utf8,
-)
+from mmed.evaluation.summary import MODES, headline_metrics, passed_check, summarise, utf8
 from mmed.languages import get_language
 from mmed.prompts import ExamItem
 from mmed.utils.errors import UserError
@@ -124,15 +117,12 @@ def _leaderboard_tables(
     summary: dict, rows: Sequence[dict], prompts: Mapping[tuple[str, str], str], words: str
 ) -> dict[str, list[list[str]]]:
     """File name -> table with header, or nothing."""
-    languages, checked = summary["languages"], checked_languages(rows)
-    answers, rationales, accuracy, similarity = [], [], [], []
-    for row in rows:
-        if row["mode"] == "answer":
-            answers.append([row["language"], prompts[row["key"], "answer"], row["text"], row["gold"]])
-        # MMedLM: the leaderboard wants answers to all items, but only rationales that passed the human check
-        elif row["mode"] == "rationale" and passed_check(row, checked):
-            rationales.append([row["language"], prompts[row["key"], "rationale"], row["text"],
-                               row["doc"]["rationale"]])
+    languages, accuracy, similarity = summary["languages"], [], []
+    answers = [[row["language"], prompts[row["key"], "answer"], row["text"], row["gold"]]
+               for row in rows if row["mode"] == "answer"]
+    # MMedLM: the leaderboard wants answers to all items, but only rationales that passed the human check
+    rationales = [[row["language"], prompts[row["key"], "rationale"], row["text"], row["doc"]["rationale"]]
+                  for row in passed_check(rows) if row["mode"] == "rationale"]
     if answers:
         shares = [part["accuracy"]["answer"]["value"] for part in languages.values()]
         accuracy = [list(languages), [f"{100 * share:.2f}" for share in shares]]

@@ -82,14 +82,11 @@ def checked_languages(rows: Iterable[dict]) -> set[str]:
     return {row["language"] for row in rows if row["doc"]["human_check_passed"]}
 
 
-def counts_for_text(row: dict, checked: set[str]) -> bool:
-    """Whether BLEU and ROUGE count a row. `checked`: the `checked_languages`."""
-    return bool(row.get("scores")) and passed_check(row, checked)
-
-
-def passed_check(row: dict, checked: set[str]) -> bool:
+def passed_check(rows: Sequence[dict]) -> list[dict]:
+    """The rows whose rationale people did not reject."""
     # MMedLM: only rationales that passed the human check
-    return row["language"] not in checked or row["doc"]["human_check_passed"] is True
+    checked = checked_languages(rows)
+    return [row for row in rows if row["language"] not in checked or row["doc"]["human_check_passed"] is True]
 
 
 def kind_of(row: dict, kind: str) -> str:
@@ -114,11 +111,10 @@ def group_by(rows: Iterable[dict], name_of: Callable[[dict], str]) -> dict[str, 
 
 
 def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -> dict:
-    checked = checked_languages(rows)
     by_language = group_by(rows, lambda row: row["language"])
-    languages = {name: _summarise_part(by_language[name], checked) for name in language_order(by_language)}
-    micro = _summarise_part(rows, checked)
-    texts = [row for row in rows if counts_for_text(row, checked)]
+    languages = {name: _summarise_part(by_language[name]) for name in language_order(by_language)}
+    micro, checked = _summarise_part(rows), checked_languages(rows)
+    texts = [row for row in passed_check(rows) if row.get("scores")]
     columns, by_source = list(micro["accuracy"]), micro["by"].get("source", {})
     macro = {
         "n": micro["n"],
@@ -140,7 +136,7 @@ def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -
             "signatures": signatures, "text_items": text_items}
 
 
-def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
+def _summarise_part(rows: Sequence[dict]) -> dict:
     by_mode = group_by(rows, lambda row: row["mode"])
     items = next(by_mode[mode] for mode in MODES if mode in by_mode)
     docs = [{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]
@@ -148,10 +144,9 @@ def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
     for mode in sorted(by_mode.keys() & {"answer", "rationale"}):
         found = Counter(row["status"] for row in by_mode[mode])
         parse[mode] = {status: found[status] / found.total() for status in STATUSES}
-    texts = [row for row in rows if counts_for_text(row, checked)]
     result: dict[str, Any] = {
         "n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
-        "parse": parse, "text": _text_scores(texts), "by": {}}
+        "parse": parse, "text": _text_scores(passed_check(rows)), "by": {}}
     if "loglikelihood" in by_mode:
         result["calibration"] = calibration(by_mode["loglikelihood"])
     for kind in KINDS:
@@ -193,7 +188,7 @@ def _text_scores(rows: Sequence[dict], macro: bool = False) -> dict[str, dict]:
     """By metric; with too few items, the interval is 0..1."""
     columns = defaultdict(list)
     for row in rows:
-        for name, value in row["scores"].items():
+        for name, value in row.get("scores", {}).items():
             columns[metric_name(name)].append((row["language"], value))
     result = {}
     for metric, pairs in columns.items():

@@ -1,5 +1,4 @@
 """A model behind an API: a loopback server that fails in every way it can."""
-import argparse
 import json
 import signal
 import socket
@@ -11,20 +10,11 @@ import pytest
 from json_lines import write_lines
 from stub_server import Stub, error, prompt_of, reply
 
-from mmed.eval import main
-from mmed.evaluation.api_client import (
-    CallStore,
-    Server,
-    add_api_options,
-    ask,
-    read_reply,
-    request,
-    request_key,
-    server_from,
-)
+from mmed.eval import main, parse_options
+from mmed.evaluation.api_client import CallStore, Server, ask, read_reply, request, request_key
 from mmed.evaluation.results import load_results
 from mmed.prompts import build_few_shot, build_messages, build_target, read_benchmark
-from mmed.utils.errors import UsageError, UserError
+from mmed.utils.errors import UserError
 
 pytest.importorskip("openai")
 
@@ -141,30 +131,13 @@ def test_the_hash_of_a_request_changes_with_each_of_its_parts():
     assert len(keys) == 4 * len(changes)
 
 
-def server_of(*arguments: str) -> Server:
-    parser = argparse.ArgumentParser()
-    add_api_options(parser)
-    return server_from(parser.parse_args(["--api", "m", *arguments]))
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--base_url", "localhost:8000"], "--base_url"), (["--base_url", "http://user:pw@x/v1"], "--base_url"),
-    ([], "no such environment variable"),
-    (["--base_url", "http://x/v1", "--server_option", "n=2"], "--server_option n=2"),
-    (["--base_url", "http://x/v1", "--server_option", "top_p"], "expected NAME=VALUE"),
-])
-def test_wrong_options_are_usage_errors(arguments, message, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(UsageError, match=message):
-        server_of(*arguments)
-
-
 def test_a_server_is_sent_its_own_key_which_is_stored_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "another-key")
     monkeypatch.setenv("MINE", "sk-canary")
     stub = Stub()
     for more, sent in (([], "none"), (["--api_key_env", "MINE"], "sk-canary")):
-        server, store = server_of("--base_url", stub.url, *more), CallStore(tmp_path / "calls.jsonl")
+        config = parse_options(["--api", "m", "--data", "x", "--out", "x", "--base_url", stub.url, *more])
+        server, store = config.server, CallStore(tmp_path / "calls.jsonl")
         ask(server, [request(server, f"question {sent[:2]}", 9)], store, labels=["item"])
         store.close()
         assert stub.seen[-1][1] == f"Bearer {sent}"

@@ -10,6 +10,7 @@ from result_folders import make_items, make_result
 
 from mmed.evaluation import compare
 from mmed.utils.errors import UserError
+from mmed.utils.files import read_json
 
 
 def test_mcnemar_equals_the_exact_binomial_test(rng):
@@ -72,8 +73,9 @@ def test_every_line_is_the_test_of_its_items(tmp_path, rng, capsys):
     items = exam(rng, English=60, Japanese=20)
     a = make_result(tmp_path / "a", items, rng, 0.8, facts={"style": "clean"})
     b = make_result(tmp_path / "b", items, rng, 0.4, facts={"style": "official"})
-    assert compare.main([str(a), str(b)]) == 0
+    assert compare.main([str(a), str(b), "--out", str(tmp_path / "out.json")]) == 0
     printed, (lines, _) = capsys.readouterr().out, lines_of(a, b)
+    assert len(read_json(tmp_path / "out.json")["lines"]) == len(lines)
     assert "B has style = official (A: clean)" in printed and re.search(r"answer, %\s+n\s+A\s+B", printed)
     assert {group for _, group in lines} == {"English", "Japanese", "macro average", "micro average"}
     rows = [compare.read(folder)[1] for folder in (a, b)]

@@ -15,8 +15,6 @@ from mmed.training.validation import document_sets, validation_loss
 from mmed.utils.errors import Parser, main_guard
 from mmed.utils.files import write_json
 
-BATCH_TOKENS = 4096  # of a forward pass
-
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m mmed.evaluation.validation_loss",
@@ -38,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = [name for given in options.data for name in given.split(",") if name]
     sets = document_sets(names, tokenizer, model.config.max_position_embeddings, limit=0)
     device = next(model.parameters()).device
-    losses = validation_loss(model, sets, BATCH_TOKENS, device, contextlib.nullcontext)
+    losses = validation_loss(model, sets, 4096, device, contextlib.nullcontext)  # tokens of a forward pass
     found = [{"language": language} | vars(loss) for language, loss in losses.items()]
     if options.out:
         write_json(options.out, found)

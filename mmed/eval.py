@@ -24,7 +24,6 @@ from pathlib import Path
 from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import PARSER_VERSION
 from mmed.evaluation.options import SCORINGS, EvalConfig, parse_options
-from mmed.evaluation.permutations import ORDER, permutation_table, permuted
 from mmed.evaluation.questions import (
     Question,
     build_questions,
@@ -46,9 +45,11 @@ from mmed.languages import get_language
 from mmed.metrics import METRICS_VERSION
 from mmed.prompts import (
     CLOZE_ALONE,
+    ORDER,
     ExamItem,
     build_few_shot,
     build_messages,
+    permuted,
     pick_examples,
     read_benchmark,
     scored_string,
@@ -249,8 +250,6 @@ def main(arguments: list[str] | None = None) -> int:
     summary = evaluate(config)
     if summary:
         print(table(summary, config.words))
-        if "permutations" in summary:
-            print(f"\n{permutation_table(summary['permutations'])}")
         print(f"\n{config.setting}, prompt style {config.style} -> {config.out}")
     return 0
 

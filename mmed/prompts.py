@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class ExamItem:
     human_check_passed: bool | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # all other keys of the line
 
+
+ORDER = "option_order"  # in the `extra` of a copy with reordered options: its number
 
 # Key of a line -> its type; one with None may be missing or null
 KEYS = {"question": str, "options": dict, "answer_idx": str | list, "rationale": str | None,
@@ -112,6 +114,20 @@ def read_benchmark(folder_or_file: str | Path) -> list[ExamItem]:
             raise UserError(f"{file}: id {min(twice)!r} is also used in another file of the benchmark")
         items |= own
     return list(items.values())
+
+
+def permuted(item: ExamItem, count: int, seed: int) -> list[ExamItem]:
+    """The item and copies with rotated options; the answer key follows. Does a model choose an option or a
+    letter?"""
+    letters, copies = list(item.options), [item]
+    # by hashing: the draws of `random` may change with Python
+    shifts = sorted(range(1, len(letters)), key=lambda shift: digest([repr((seed, item.key, 0, shift))]))
+    for number, shift in enumerate(shifts[:count - 1], 1):
+        old = letters[shift:] + letters[:shift]
+        options = {new: item.options[letter] for new, letter in zip(letters, old)}
+        answer = tuple(sorted(letters[old.index(letter)] for letter in item.answer))
+        copies.append(replace(item, options=options, answer=answer, extra=item.extra | {ORDER: number}))
+    return copies
 
 
 # ---------------------------------------------------------------------------------------- prompts and targets

@@ -13,14 +13,13 @@ from mmed.checkpoints.adapters import save_adapter
 from mmed.checkpoints.pretrained import save_pretrained
 from mmed.eval import main, parse_options
 from mmed.evaluation.compare import main as main_of_compare
-from mmed.evaluation.permutations import permuted, summarise_permutations
 from mmed.evaluation.questions import build_questions, cut_at_answer, encoder_of, scored_choices
 from mmed.evaluation.results import load_permutations, load_prompts, load_results, loglikelihood_row, text_row
-from mmed.evaluation.summary import summarise, table
+from mmed.evaluation.summary import summarise, summarise_permutations, table
 from mmed.generate import load_model
 from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
-from mmed.prompts import ExamItem, build_messages, read_benchmark
+from mmed.prompts import ExamItem, build_messages, permuted, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UsageError, UserError

@@ -1,23 +1,32 @@
 """The result folder of an evaluation, written and read. docs/evaluation.md lists its files.
 
 A leaderboard file has a fixed meaning, so it exists only if this run measured that quantity. results.json is
-written last: a folder that has it is complete.
+written last: a folder that has it is complete. It and the samples have the shape that lm-evaluation-harness
+(0.4.13) writes and its viewers read: a task is a language, the group is the whole benchmark (macro average),
+a filter is the mode of a row, so each "metric,filter" is one column of ours.
 """
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmed import metrics
 from mmed.evaluation.answer_parser import official_match, parse_answer
-from mmed.evaluation.lm_eval_files import results_value, samples, task_name
-from mmed.evaluation.permutations import ORDER, summarise_permutations
-from mmed.evaluation.summary import MODES, headline_metrics, passed_check, summarise, utf8
+from mmed.evaluation.summary import (
+    COLUMNS,
+    MODES,
+    headline_metrics,
+    passed_check,
+    summarise,
+    summarise_permutations,
+    utf8,
+)
 from mmed.languages import get_language
-from mmed.prompts import ExamItem
+from mmed.prompts import ORDER, ExamItem, digest, scored_string
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, write_json
 from mmed.utils.journal import json_line
@@ -26,6 +35,11 @@ from mmed.utils.untrusted import is_finite
 RESULTS_VERSION = 4  # version of these files; raise it when a key changes its meaning
 PERMUTATIONS = "permutations.jsonl"
 DOC = ("question", "options", "rationale", "human_check_passed", "extra")  # of the item, in its rows
+GROUP = "mmedbench"
+# Column -> metric. The harness's own acc_norm divides by bytes, so ours, by tokens, has another name.
+METRICS = {"answer": "acc", "official": "acc_official", "rationale": "acc", "loglikelihood": "acc",
+           "loglikelihood_norm": "acc_per_token", "option_text": "acc_per_token",
+           "option_text_pmi": "acc_pmi"}
 SUBMISSION_COLUMNS = ["Language", "ModelInput", "ModelOutput", "GT_Answer"]  # MMedLM: SubmissionTutorial.md
 
 
@@ -98,7 +112,7 @@ def write_results(
     files = {"predictions.jsonl": map(json_line, rows), PERMUTATIONS: map(json_line, copies)}
     for language in summary["languages"]:
         chosen = [row for row in rows if row["language"] == language]
-        files[f"samples_{task_name(language)}.jsonl"] = map(json_line, samples(chosen, prompts))
+        files[f"samples_{task_name(language)}.jsonl"] = map(json_line, _samples(chosen, prompts))
     for name, table in _leaderboard_tables(summary, rows, prompts, settings["words"]).items():
         files[name] = map(_csv_line, table)
     for name, content in files.items():
@@ -109,7 +123,7 @@ def write_results(
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
     headline = next(column for column in MODES if column in summary["micro"]["accuracy"])
-    write_json(folder / "results.json", results_value(summary, facts, settings, headline, RESULTS_VERSION))
+    write_json(folder / "results.json", _results_value(summary, facts, settings, headline))
     return summary
 
 
@@ -135,6 +149,73 @@ def _leaderboard_tables(
     return {"multi_choice_results.csv": [SUBMISSION_COLUMNS, *answers] if answers else [],
             "rationale_results.csv": [SUBMISSION_COLUMNS, *rationales] if rationales else [],
             "accuracy_metric.csv": accuracy, "rationale_similarity_metric.csv": similarity}
+
+
+def task_name(language: str) -> str:
+    return f"{GROUP}_{language.lower()}"
+
+
+def _results_value(
+    summary: dict, facts: Mapping[str, Any], settings: Mapping[str, Any], headline: str
+) -> dict:
+    """The content of results.json; ours in full under "mmed"."""
+    tasks = {task_name(name): part for name, part in summary["languages"].items()}
+    results = {task: _metrics(task, part) for task, part in (tasks | {GROUP: summary["macro"]}).items()}
+    shots = settings.get("shots", 0)
+    measured = sorted({METRICS[column] for column in summary["macro"]["accuracy"]}
+                      | set(map(str.lower, summary["macro"]["text"])))
+    return {
+        "results": results,
+        "groups": {GROUP: results[GROUP]},
+        "group_subtasks": {GROUP: list(tasks)} | {task: [] for task in tasks},
+        "configs": {task: {"task": task, "num_fewshot": shots, "metadata": dict(settings)} for task in tasks},
+        "versions": dict.fromkeys(results, RESULTS_VERSION),
+        "n-shot": dict.fromkeys(results, shots),
+        "higher_is_better": {task: dict.fromkeys(measured, True) for task in results},
+        "n-samples": {task: {"original": part["n"], "effective": part["n"]} for task, part in tasks.items()},
+        "config": {"model": "mmed", "model_args": settings.get("model"),
+                   "limit": settings.get("limit") or None},
+        "mmed": {"version": RESULTS_VERSION, "settings": dict(settings), "facts": dict(facts),
+                 "headline": headline, "summary": summary},
+    }
+
+
+def _metrics(task: str, part: dict) -> dict:
+    """"metric,filter" -> value, and its standard error: about a quarter of the width of a 95 % interval."""
+    entry: dict[str, Any] = {"name": task, "alias": task, "sample_len": part["n"]}
+    scores = {(METRICS[column], COLUMNS[column][0]): score for column, score in part["accuracy"].items()}
+    scores |= {(metric.lower(), "rationale"): score for metric, score in part["text"].items()}
+    for (metric, mode), score in scores.items():
+        entry[f"{metric},{mode}"] = score["value"]
+        entry[f"{metric}_stderr,{mode}"] = (score["high"] - score["low"]) / (2 * metrics.Z_95)
+    return entry
+
+
+def _samples(rows: Sequence[dict], prompts: Mapping[tuple[str, str], str]) -> Iterator[dict]:
+    """The samples of one language, one per item and filter. `prompts`: (key, mode) -> text."""
+    numbers: dict[str, int] = {}
+    for row in rows:
+        mode, prompt = row["mode"], prompts[row["key"], row["mode"]]
+        doc = {"id": row["key"]} | row["doc"]
+        arguments: list[tuple[str, Any]] = [(prompt, {})]
+        filtered: list[Any] = [row["parsed"]]
+        responses, target = [[row.get("text")]], row["gold"]
+        if "logprobs" in row:
+            options = row["doc"]["options"]
+            arguments = [(prompt, scored_string(mode, letters, options)) for letters in row["logprobs"]]
+            # "None": whether greedy decoding would give the string is not computed
+            filtered = [[str(value), "None"] for value in row["logprobs"].values()]
+            responses, target = [[pair] for pair in filtered], scored_string(mode, row["gold"], options)
+        values = {METRICS[column]: float(row[key]) for column, (of, key) in COLUMNS.items() if of == mode}
+        values |= {metric.lower(): value for metric, value in row.get("scores", {}).items()}
+        yield {
+            "doc_id": numbers.setdefault(row["key"], len(numbers)), "doc": doc, "target": target,
+            "arguments": {f"gen_args_{i}": {"arg_0": text, "arg_1": more}
+                          for i, (text, more) in enumerate(arguments)},
+            "resps": responses, "filtered_resps": filtered, "filter": mode, "metrics": list(values),
+            "doc_hash": digest([json.dumps(doc, indent=2, ensure_ascii=False)]),
+            "prompt_hash": digest([prompt]), "target_hash": digest([target]),
+        } | values
 
 
 def _csv_line(cells: Iterable[str]) -> str:

@@ -58,6 +58,7 @@ PART_TITLES = {
 }
 KINDS = ("answers", "image", "options", "topic", "source")  # by which the items are broken down
 STATUSES = ("strict", "lenient", "unparsed")  # for answers parsed from a text
+ALL = "all languages"  # a group of --permutations
 BINS = 15  # of a calibration, equally wide; a bin holds its upper bound and not its lower one
 
 
@@ -218,6 +219,42 @@ def calibration(rows: Sequence[dict]) -> dict[str, Any]:
             "confidence": sum(part["n"] * part["confidence"] for part in curve) / len(rows)}
 
 
+def summarise_permutations(rows: Sequence[dict]) -> dict[str, dict[str, Any]]:
+    """Language (and ALL) -> column -> numbers."""
+    groups = group_by(rows, lambda row: row["language"])
+    found: dict[str, dict[str, Any]] = {}
+    for name in [*language_order(groups), ALL]:
+        for column, (mode, key) in COLUMNS.items():
+            chosen = [row for row in groups.get(name, rows) if row["mode"] == mode]
+            if chosen and key.startswith("correct"):
+                found.setdefault(name, {})[column] = _measure(chosen, key)
+    return found
+
+
+def _measure(rows: Sequence[dict], key: str) -> dict[str, Any]:
+    """Mean accuracy over all orders (bootstrap over items), consistency, and shares of letters.
+
+    consistency  share of items for which the same option texts are chosen in every order
+    letters      letter -> [share of answers that choose it, share in which it is right], where one is right
+    """
+    parsed = key.replace("correct", "parsed")
+
+    def texts(row: dict) -> tuple[str, ...]:
+        chosen = [row["doc"]["options"][letter] for letter in row[parsed].split(",") if letter]
+        return tuple(sorted(" ".join(text.split()).lower() for text in chosen))
+
+    items = list(group_by(rows, lambda row: f"{row['language']}\n{row['key']}").values())
+    shares = [metrics.mean(float(row[key]) for row in copies) for copies in items]
+    low, high = (None if end != end else end for end in metrics.bootstrap_interval(shares, seed=0))
+    chosen = [set(map(texts, copies)) for copies in items]
+    single = [row for row in rows if "," not in row["gold"]]
+    letters = sorted({letter for row in single for letter in row["doc"]["options"]})
+    return {"accuracy": {"value": metrics.mean(shares), "low": low, "high": high}, "n": len(items),
+            "consistency": metrics.mean(len(found) == 1 and () not in found for found in chosen),
+            "letters": {letter: [metrics.mean(letter in row[name].split(",") for row in single)
+                                 for name in (parsed, "gold")] for letter in letters}}
+
+
 def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Column -> definition, with the settings that change the number."""
     result = {}
@@ -277,7 +314,23 @@ def table(summary: dict, words: str) -> str:
             rows.append([name, f"{n:,}", *values])
         definitions = ", ".join(sorted({metric.split("|")[1] for metric in shown}))
         blocks.append(f"{aligned(rows)}\n({definitions}; items: {summary['text_items']})")
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, *permutation_blocks(summary.get("permutations", {}))])
+
+
+def permutation_blocks(summary: dict[str, dict[str, Any]]) -> list[str]:
+    blocks = []
+    for column in summary.get(ALL, ()):
+        rows = [[f"{column}, options in all orders, %", "n", "mean [95 %]", "same text in all orders",
+                 "letters: chosen / right"]]
+        for name, part in summary.items():
+            if column in part:
+                own = part[column]
+                letters = "  ".join(f"{letter} {100 * chosen:.0f} / {100 * right:.0f}"
+                                    for letter, (chosen, right) in own["letters"].items())
+                rows.append([name, f"{own['n']:,}", cell(own["accuracy"]), f"{100 * own['consistency']:.1f}",
+                             letters])
+        blocks.append(aligned(rows))
+    return blocks
 
 
 def cell(score: dict | None) -> str:

@@ -193,7 +193,10 @@ def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, fact
     left = iter(replies)
     rows = [api_row(question, list(islice(left, len(question.bodies))), config) for question in questions]
     counts = api_client.usage(replies)
-    print(f"{len(replies):,} answers, {len(store.new):,} of them asked for now: {counts}", file=sys.stderr)
+    reasons = ", ".join(f"{reason}: {n:,}" for reason, n in counts["finish_reasons"].items())
+    print(f"{counts['calls']:,} answers, {len(store.new):,} of them asked for now; tokens in "
+          f"{counts['prompt_tokens']:,}, out {counts['completion_tokens']:,}; finish reasons {reasons}",
+          file=sys.stderr)
     errors = [f"{label}: {reply['error']}" for label, reply in zip(labels, replies) if "error" in reply]
     if errors:
         print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is "

@@ -4,7 +4,8 @@
 
 The `openai` client retries failed calls. A question that the server rejects or blocks, or whose calls keep
 failing, gets an empty text and the reason, and is asked again at the next start. Faults that affect every
-call end the run: key, model, address, quota, or FAILURES_IN_A_ROW failures in a row.
+call end the run: key, model, address, quota, or FAILURES_IN_A_ROW failures in a row. The key comes from the
+environment only and is in no result.
 """
 from __future__ import annotations
 
@@ -146,18 +147,24 @@ def read_reply(value: Any) -> dict[str, Any]:
     A refusal is an answer, and so is an empty text caused by the token limit, a content filter, or a reply of
     reasoning alone; an error inside a 200 reply is none.
     """
+    if isinstance(value, str):  # JSON under another content type, or a page of a proxy
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise CallFailed(f"the reply is not JSON: {error_text(value)}") from None
     choice = (value.get("choices") or [{}])[0]
     ended, error = choice.get("finish_reason"), value.get("error") or choice.get("error")
     if error or ended == "error":
-        raise CallFailed(f"the reply is an error: {error_text(error)}")
+        raise CallFailed(f"the reply is an error: {error_text(error or 'no reason given')}")
     if not value.get("choices"):
-        blocked = value.get("prompt_feedback")
+        blocked = (value.get("prompt_feedback") or {}).get("block_reason")
         raise CallFailed(f"the reply has no choices: {error_text(blocked or value)}",
                          "content_filter" if blocked else "error")
     message = choice.get("message") or {"content": choice.get("text")}
     content = message.get("content")
     if isinstance(content, list):  # parts, as some servers write them
-        content = "".join(part["text"] for part in content if part["type"] == "text")
+        content = "".join(part.get("text") or part.get("refusal") or "" for part in content
+                          if part.get("type") not in ("reasoning", "thinking"))
     text = content or message.get("refusal") or ""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if content is None and not text and not reasoning and ended not in ("length", "content_filter"):
@@ -249,16 +256,19 @@ class Caller:
         if self.ended:
             raise UserError("not asked")
         try:
-            reply = self.call(body)
+            reply = json.loads(self.hide_key(json.dumps(self.call(body))))  # a server may repeat the request
         except UserError as error:
             self.ended = True
-            raise UserError(f"{label}: {self.server.base_url}: {error}") from None
+            raise UserError(self.hide_key(f"{label}: {self.server.base_url}: {error}")) from None
         if "error" in reply:
             self.failures_in_a_row += 1
         else:
             self.failures_in_a_row = 0
             self.store.add(key, reply)
         return key, reply
+
+    def hide_key(self, text: str) -> str:
+        return text.replace(json.dumps(self.server.key)[1:-1], "[key]") if self.server.key else text
 
     def call(self, body: dict[str, Any]) -> dict[str, Any]:
         """One reply, or why there is none. The client repeats failed calls, this loop errors in replies."""
@@ -267,23 +277,27 @@ class Caller:
                 value = self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object)
                 return read_reply(value) | (echoed_tokens(value) if "echo" in body else {})
             except self.openai.APIError as error:
-                failure = self.failure(error, body)
+                failure = self.failure(error)
                 break
             except CallFailed as error:
                 failure = error
-            except (AttributeError, TypeError, LookupError, json.JSONDecodeError):
+            except UserError:
+                raise
+            except (AttributeError, TypeError, LookupError, ValueError):
                 failure = CallFailed("the reply has not the form that the API prescribes")
             if failure.kind == "content_filter":
                 break
             if attempt < self.server.retries:
                 time.sleep(min(60.0, 0.5 * 2 ** attempt))
+        if "echo" in body and "echo" in str(failure):
+            raise UserError(f"{failure}; {CANNOT_SCORE}")
         if self.failures_in_a_row + 1 >= FAILURES_IN_A_ROW:
             raise UserError(f"{FAILURES_IN_A_ROW} calls in a row failed, the last one because {failure}; "
                             f"{KEPT}")
         return {"text": "", "finish_reason": failure.kind, "error": str(failure), "model": None,
                 "prompt_tokens": None, "completion_tokens": None}
 
-    def failure(self, error: Any, body: dict[str, Any]) -> CallFailed:
+    def failure(self, error: Any) -> CallFailed:
         """An error of the client as the failure of this call alone, unless it ends the run."""
         if isinstance(error, self.openai.APITimeoutError):
             return CallFailed(f"no reply within {self.server.timeout:g} seconds (--timeout)")
@@ -292,8 +306,6 @@ class Caller:
         reason = f"{error.status_code}: {error_text(error.body or error.message)}"
         if error.status_code in FATAL_STATUS:
             raise UserError(f"{reason}; {FATAL_STATUS[error.status_code]}; {KEPT}") from None
-        if "echo" in body and "echo" in reason:
-            raise UserError(f"{reason}; {CANNOT_SCORE}") from None
         filtered = "content_filter" in (error.code, error.type)
         return CallFailed(reason, "content_filter" if filtered else "rejected")
 

@@ -95,8 +95,16 @@ class Scorer:
 
     def encode(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """The ids of each text with the special tokens around it; text that looks like one stays text."""
-        rules = {"split_special_tokens": True, "truncation": True, "max_length": self.max_length}
-        return {text: self.tokenizer(text.strip(), **rules)["input_ids"] for text in dict.fromkeys(texts)}
+        ids, truncated = {}, 0
+        for text in dict.fromkeys(texts):
+            ids[text] = self.tokenizer(text.strip(), split_special_tokens=True, verbose=False)["input_ids"]
+            if len(ids[text]) > self.max_length:
+                ids[text] = [*ids[text][:self.max_length - 1], ids[text][-1]]
+                truncated += 1
+        if truncated:
+            print(f"note: {truncated:,} texts exceed the encoder's {self.max_length} tokens and were "
+                  "truncated", file=sys.stderr)
+        return ids
 
     @torch.inference_mode()
     def directions(self, texts: Sequence[list[int]]) -> list[Tensor]:

@@ -179,7 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
     check_same_items(folders, [a, b])
     lines, left_out = compare(a, b)
     if not lines:
-        raise UserError(f"{folders[1]}: no mode in common with {folders[0]}; nothing can be compared")
+        raise UserError(f"{folders[1]}: no mode in common with {folders[0]}; nothing can be compared "
+                        f"({'; '.join(left_out)})")
     differs = facts_that_differ(own_b["facts"], own_a["facts"]).replace("(now ", "(A: ")
     print(f"A: {folders[0]}\nB: {folders[1]}")
     print(f"B has {differs or 'the same model and settings'}\n\n{table(lines)}")

@@ -76,6 +76,9 @@ def loglikelihood_row(
 
     With `unconditional` sums of the same texts after "Answer:" alone, the mode is option_text.
     """
+    if not all(map(is_finite, [*sums, *unconditional])):
+        raise UserError(f"item {item.key} ({item.language}): a log-probability is not finite: the weights "
+                        "are damaged, or values overflow the dtype")
     row = _row(item, "option_text" if unconditional else "loglikelihood", prompt_hash) | {
         "status": "scored", "logprobs": dict(zip(candidates, sums)), "tokens": dict(zip(candidates, tokens))}
     by_token = [total / count for total, count in zip(sums, tokens)]
@@ -124,6 +127,9 @@ def write_results(
             (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
     headline = next(column for column in MODES if column in summary["micro"]["accuracy"])
     write_json(folder / "results.json", _results_value(summary, facts, settings, headline))
+    for name in (*files, "results.json"):
+        for leftover in folder.glob(f"{name}.*.tmp"):  # of a run that was killed while writing
+            leftover.unlink(missing_ok=True)
     return summary
 
 
@@ -181,7 +187,7 @@ def _results_value(
 
 
 def _metrics(task: str, part: dict) -> dict:
-    """"metric,filter" -> value, and its standard error: about a quarter of the width of a 95 % interval."""
+    """By "metric,filter": the value, and its standard error: about a quarter of the width of a 95 % interval."""
     entry: dict[str, Any] = {"name": task, "alias": task, "sample_len": part["n"]}
     scores = {(METRICS[column], COLUMNS[column][0]): score for column, score in part["accuracy"].items()}
     scores |= {(metric.lower(), "rationale"): score for metric, score in part["text"].items()}
@@ -225,7 +231,11 @@ def _csv_line(cells: Iterable[str]) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
-FIELDS = {"key", "language", "mode", "gold", "status", "parsed", "correct", "doc"}  # of every row
+# Fields of a row: of every row, and of those in a mode
+FIELDS = {"key", "language", "mode", "gold", "status", "parsed", "correct", "doc"}
+MODE_FIELDS = {"answer": {"text", "official_match"}, "rationale": {"text", "rationale", "scores"},
+               "loglikelihood": {"parsed_norm", "correct_norm", "logprobs", "tokens"},
+               "option_text": {"parsed_pmi", "correct_pmi", "logprobs", "tokens", "unconditional"}}
 
 
 def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
@@ -235,6 +245,8 @@ def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
     own = value.get("mmed") if isinstance(value, dict) else None
     if not isinstance(own, dict) or own.get("version") != RESULTS_VERSION:
         raise UserError(f"{path}: not a result of this version of `python -m mmed.eval`; evaluate again")
+    if not own.keys() >= {"settings", "facts", "summary"}:
+        raise UserError(f"{path}: damaged: settings, facts or summary are missing; evaluate again")
     check_file(Path(folder) / "predictions.jsonl")
     return own, _checked_rows(Path(folder) / "predictions.jsonl")
 
@@ -246,9 +258,11 @@ def load_permutations(folder: str | Path) -> list[dict]:
 
 def _checked_rows(path: Path) -> Iterator[dict]:
     for number, row in read_jsonl(path):
-        scores = row.get("scores", {}).values()
-        if not row.keys() >= FIELDS or row["mode"] not in MODES or not all(map(is_finite, scores)):
-            raise UserError(f"{path}:{number}: not a row of `python -m mmed.eval`; evaluate again")
+        missing = (FIELDS | MODE_FIELDS.get(str(row.get("mode")), set())) - row.keys()
+        missing = missing or set(DOC) - row["doc"].keys()
+        if missing or row["mode"] not in MODES or not all(map(is_finite, row.get("scores", {}).values())):
+            raise UserError(f"{path}:{number}: not a row of `python -m mmed.eval` ("
+                            f"{', '.join(sorted(missing)) or 'mode or scores'}); evaluate again")
         yield row
 
 

@@ -58,8 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
     if len(folders) < 2:
         raise UsageError("give two or more result folders")
     results = [load_results(folder)[0] for folder in folders]
-    for folder, own in zip(folders, results):
-        if differs := facts_that_differ(all_but_seed(results[0]), all_but_seed(own)):
+    drawn = [(own["facts"]["seed"], own["facts"]["model"]) for own in results]
+    for number, (folder, own) in enumerate(zip(folders, results)):
+        differs = facts_that_differ(all_but_seed(results[0]), all_but_seed(own))
+        if drawn[number] in drawn[:number]:
+            differs = differs or "nothing, not even the seed"
+        if differs:
             raise UserError(f"{folder}: differs from {folders[0]} in {differs}; "
                             "give results that differ only in the seed")
     print(f"{len(results)} seeds: mean, standard deviation (n - 1) and range")

@@ -313,7 +313,10 @@ def table(summary: dict, words: str) -> str:
             values = [f"{100 * score['value']:.2f}" if score else "-" for score in scores]
             rows.append([name, f"{n:,}", *values])
         definitions = ", ".join(sorted({metric.split("|")[1] for metric in shown}))
-        blocks.append(f"{aligned(rows)}\n({definitions}; items: {summary['text_items']})")
+        block = f"{aligned(rows)}\n({definitions}; items: {summary['text_items']})"
+        if without := [name for name, part in summary["languages"].items() if not part["text"]]:
+            block += f"\n(the averages leave out {', '.join(without)}: no reference rationales to score)"
+        blocks.append(block)
     return "\n\n".join([*blocks, *permutation_blocks(summary.get("permutations", {}))])
 
 

@@ -99,6 +99,8 @@ def test_ten_failures_in_a_row_end_the_run_and_replies_are_kept(tmp_path):
     (reply(None, reasoning_content="so A"), "", "so A"),
     (reply("A", reasoning="so A"), "A", "so A"),
     (reply("lone \ud800"), "lone ?", None),
+    (json.dumps(reply("A")), "A", None),  # JSON under another content type
+    (reply([{"type": "thinking", "text": "so B"}, {"text": "A"}, {"type": "refusal", "refusal": "!"}]), "A!", None),
 ])
 def test_what_counts_as_an_answer(value, text, reasoning):
     found = read_reply(value)
@@ -134,14 +136,18 @@ def test_the_hash_of_a_request_changes_with_each_of_its_parts():
 def test_a_server_is_sent_its_own_key_which_is_stored_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "another-key")
     monkeypatch.setenv("MINE", "sk-canary")
-    stub = Stub()
+    stub = Stub(lambda body, tries: error(400, "sk-canary?") if "bad" in prompt_of(body) else None,
+                lambda body: "Your key is sk-canary. The answer is B.")
     for more, sent in (([], "none"), (["--api_key_env", "MINE"], "sk-canary")):
         config = parse_options(["--api", "m", "--data", "x", "--out", "x", "--base_url", stub.url, *more])
         server, store = config.server, CallStore(tmp_path / "calls.jsonl")
-        ask(server, [request(server, f"question {sent[:2]}", 9)], store, labels=["item"])
+        replies = ask(server, [request(server, f"{word} {sent[:2]}", 9) for word in ("question", "bad")], store,
+                      labels=["item", "item"])
         store.close()
         assert stub.seen[-1][1] == f"Bearer {sent}"
-    assert "canary" not in f"{server.facts()}{server}{(tmp_path / 'calls.jsonl').read_text()}"
+    assert [one["text"] for one in replies] == ["Your key is [key]. The answer is B.", ""]
+    stored = (tmp_path / "calls.jsonl").read_text().splitlines()[-1]
+    assert "canary" not in f"{replies}{server.facts()}{server}{stored}"
 
 
 @pytest.fixture

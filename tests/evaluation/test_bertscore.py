@@ -101,12 +101,13 @@ def test_rescaling_subtracts_the_baseline_of_the_layer(tmp_path, folders, pairs)
         Scorer(folders["bert"], 0, baseline=tmp_path / "base.csv")
 
 
-def test_long_texts_are_truncated_and_special_tokens_stay_text(folders):
+def test_long_texts_are_truncated_and_special_tokens_stay_text(folders, capsys):
     ids = Scorer(folders["bert"], 1).encode(["fever [SEP] cough"])
     assert ids["fever [SEP] cough"].count(PIECES.index("[SEP]")) == 1
     for folder in folders.values():
         scorer, long = Scorer(folder, 1), " ".join(["fever"] * 60)
         assert scorer.max_length == 24 and len(scorer.encode([long, "cough"])[long]) == 24
+        assert "1 texts exceed the encoder's 24 tokens" in capsys.readouterr().err
 
 
 def test_only_models_that_bert_score_lists_have_a_default_layer(tmp_path, folders):

@@ -33,14 +33,15 @@ def test_mean_deviation_and_range_are_those_of_the_summaries(tmp_path, capsys):
         assert f"{100 * np.mean(values):.2f}" in printed
 
 
-@pytest.mark.parametrize("config, facts, message", [
-    ({"learning_rate": 1e-5}, {"shots": 3}, r"other/result: differs .* in shots = 2 \(now 3\)"),
-    ({"learning_rate": 2e-5}, {"model": "2"}, "in training: learning_rate = 1e-05"),
-    (None, {"model": "2"}, r"model \(no run.json beside it\)"),
+@pytest.mark.parametrize("seed, config, facts, message", [
+    (1, {"learning_rate": 1e-5}, {"shots": 3}, r"other/result: differs .* in shots = 2 \(now 3\)"),
+    (1, {"learning_rate": 2e-5}, {"model": "2"}, "in training: learning_rate = 1e-05"),
+    (1, None, {"model": "2"}, r"model \(no run.json beside it\)"),
+    (0, {"learning_rate": 1e-5}, {}, "not even the seed"),
 ])
-def test_what_differs_in_more_than_the_seed_is_rejected_by_name(tmp_path, config, facts, message):
+def test_what_differs_in_more_than_the_seed_is_rejected_by_name(tmp_path, seed, config, facts, message):
     first = make(tmp_path, "first", 0, {"seed": 0, "learning_rate": 1e-5})
-    other = make(tmp_path, "other", 1, config, **facts)
+    other = make(tmp_path, "other", seed, config, **facts)
     with pytest.raises(UserError, match=message):
         seeds.main([first, other])
     with pytest.raises(UserError, match="two or more"):

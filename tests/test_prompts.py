@@ -11,6 +11,7 @@ from mmed.prompts import (
     build_prompt,
     build_target,
     item_key,
+    permuted,
     pick_examples,
     read_benchmark,
     read_items,
@@ -152,6 +153,20 @@ def test_picked_examples_depend_on_seed_and_item_only():
     assert all(shot.rationale for shot in pick_examples(pool, ITEM, 20, rationale=True))
     with pytest.raises(UserError, match="only 100 usable"):
         pick_examples(pool, ITEM, 101)
+
+
+def test_rotations_put_each_text_under_each_letter_once_and_the_key_follows():
+    item = ExamItem("Why?", dict(zip("ABCD", ("aspirin", "heparin", "insulin", "iron"))), ("A", "C"), "",
+                    "English", "1")
+    copies = permuted(item, 4, seed=3)
+    right = [sorted(copy.options[letter] for letter in copy.answer) for copy in copies]
+    assert right == [["aspirin", "insulin"]] * 4
+    assert all(len({copy.options[letter] for copy in copies}) == 4 for letter in "ABCD")
+    assert copies == permuted(item, 4, seed=3) and copies[0] == item
+    assert copies == permuted(item, 12, seed=3)  # there are no more rotations
+    three = ExamItem("?", {"A": "x", "B": "y", "C": "z"}, ("A",), "", "English", "1")
+    copy = permuted(three, 2, seed=0)[1]  # the order of the draws stays as it is
+    assert (copy.options, copy.answer) == ({"A": "z", "B": "x", "C": "y"}, ("B",))
 
 
 def test_chat_messages_ask_for_the_published_form():

@@ -187,7 +187,7 @@ def _results_value(
 
 
 def _metrics(task: str, part: dict) -> dict:
-    """By "metric,filter": the value, and its standard error: about a quarter of the width of a 95 % interval."""
+    """By "metric,filter": the value, and its standard error, about a quarter of a 95 % interval's width."""
     entry: dict[str, Any] = {"name": task, "alias": task, "sample_len": part["n"]}
     scores = {(METRICS[column], COLUMNS[column][0]): score for column, score in part["accuracy"].items()}
     scores |= {(metric.lower(), "rationale"): score for metric, score in part["text"].items()}
@@ -225,6 +225,10 @@ def _samples(rows: Sequence[dict], prompts: Mapping[tuple[str, str], str]) -> It
 
 
 def _csv_line(cells: Iterable[str]) -> str:
+    r"""
+    >>> _csv_line(["plain", "c\rd"])
+    'plain,"c\rd"\n'
+    """
     line = io.StringIO()
     # the default \r\n makes Python before 3.13 quote a cell with a lone \r
     csv.writer(line).writerow(map(utf8, cells))

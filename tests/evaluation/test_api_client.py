@@ -100,7 +100,8 @@ def test_ten_failures_in_a_row_end_the_run_and_replies_are_kept(tmp_path):
     (reply("A", reasoning="so A"), "A", "so A"),
     (reply("lone \ud800"), "lone ?", None),
     (json.dumps(reply("A")), "A", None),  # JSON under another content type
-    (reply([{"type": "thinking", "text": "so B"}, {"text": "A"}, {"type": "refusal", "refusal": "!"}]), "A!", None),
+    (reply([{"type": "thinking", "text": "B"}, {"text": "A"}, {"type": "refusal", "refusal": "!"}]), "A!",
+     None),
 ])
 def test_what_counts_as_an_answer(value, text, reasoning):
     found = read_reply(value)
@@ -141,8 +142,8 @@ def test_a_server_is_sent_its_own_key_which_is_stored_nowhere(tmp_path, monkeypa
     for more, sent in (([], "none"), (["--api_key_env", "MINE"], "sk-canary")):
         config = parse_options(["--api", "m", "--data", "x", "--out", "x", "--base_url", stub.url, *more])
         server, store = config.server, CallStore(tmp_path / "calls.jsonl")
-        replies = ask(server, [request(server, f"{word} {sent[:2]}", 9) for word in ("question", "bad")], store,
-                      labels=["item", "item"])
+        requests = [request(server, f"{word} {sent[:2]}", 9) for word in ("question", "bad")]
+        replies = ask(server, requests, store, labels=["item", "item"])
         store.close()
         assert stub.seen[-1][1] == f"Bearer {sent}"
     assert [one["text"] for one in replies] == ["Your key is [key]. The answer is B.", ""]

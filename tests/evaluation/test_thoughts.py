@@ -49,7 +49,7 @@ def test_the_answer_after_a_thought_is_parsed(thought):
         "analysisThe answer is B.", "<unused94>thought\nThe answer is B.",
         "<think>B</think><think>The answer is B.")),
     *((text, text) for text in ("I think that the answer is B.", "Analysis of the urine: B",
-                                "The final answer is B.\n")),
+                                "The final answer is B.\n", "")),
 ])
 def test_only_thoughts_are_removed(text, left):
     assert remove_thoughts(text) == left and (left or not parse_answer(text, "ABCDE").letters)
@@ -93,6 +93,7 @@ def test_a_thought_beyond_its_budget_is_closed_and_the_model_answers(monkeypatch
 
 
 def test_an_unfinished_thought_that_the_prompt_begins_is_no_answer(monkeypatch):
+    assert begun_thought("<|im_start|>assistant\n<think>\n") == "<think>\n"
     assert begun_thought("<think>\n\n</think>\n\n") == missing_end("<think>A?</think>B") == ""
     assert missing_end("[THINK]A?") == "[/THINK]"
     monkeypatch.setattr(mmed.eval, "generate", lambda *_, **__: [list(map(ord, "The answer is A."))])

@@ -95,10 +95,12 @@ def score_options(
             for question, ids, scores, prior in zip(questions, strings, sums, alone)]
 
 
-def run_round(model, tokenizer, questions: Sequence[Question], *more) -> list[dict]:
+def run_round(
+    model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
+) -> list[dict]:
     """One row per question of a mode, in their order."""
     run = score_options if questions[0].mode in SCORINGS else generate_answers
-    return run(model, tokenizer, questions, *more)
+    return run(model, tokenizer, questions, config, on_done)
 
 
 def evaluate_model(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
@@ -138,18 +140,20 @@ def prompts_of(questions: Sequence[Question]) -> dict[tuple[str, str], str]:
 
 # ---- models behind an API ----------------------------------------------------------------------------------
 
-def api_questions(items: Sequence[ExamItem], config: EvalConfig) -> list[Question]:
+def api_questions(items: Sequence[ExamItem], config: EvalConfig, server: api_client.Server) -> list[Question]:
     """The prompts of all items and modes, with the bodies of their calls."""
-    server, questions = config.server, []
+    questions = []
     train = read_benchmark(config.train) if config.train else []
     for item in items:
         for mode in sorted(modes_of(config)):
             rationale = mode == "rationale"
             shots = pick_examples(train, item, config.shots, config.seed, rationale)
-            asked = text = build_few_shot(item, shots, rationale, config.style)
-            if not server.completions:
-                asked = build_messages(item, rationale, config.style, shots)
-                text = json.dumps(asked, ensure_ascii=False) if shots else asked[0]["content"]
+            asked: str | list[dict[str, str]]
+            if server.completions:
+                asked = text = build_few_shot(item, shots, rationale, config.style)
+            else:
+                asked = messages = build_messages(item, rationale, config.style, shots)
+                text = json.dumps(messages, ensure_ascii=False) if shots else messages[0]["content"]
             choices, bodies = {}, [api_client.request(server, asked, token_limit(mode, config))]
             if mode == "loglikelihood":
                 choices = {letters: scored_string(mode, letters, item.options)
@@ -179,10 +183,11 @@ def api_row(question: Question, replies: Sequence[dict], config: EvalConfig) -> 
     return loglikelihood_row(item, question.prompt_hash, list(scored), sums, counts, config.equal_options)
 
 
-def evaluate_api(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
+def evaluate_api(
+    items: list[ExamItem], config: EvalConfig, server: api_client.Server, settings: dict, facts: dict
+) -> dict:
     """Ask an API; api_calls.jsonl keeps every reply, so scoring again costs nothing. Returns the summary."""
-    out, server = Path(config.out), config.server
-    questions = api_questions(items, config)
+    out, questions = Path(config.out), api_questions(items, config, server)
     calls = [(f"item {question.item.key} ({question.item.language})", body)
              for question in questions for body in question.bodies]
     labels, requests = zip(*calls)
@@ -238,7 +243,9 @@ def evaluate(config: EvalConfig) -> dict:
     if server:
         settings |= {"endpoint": server.endpoint, "server_options": server.options}
     if config.force or not (out / "results.json").exists():
-        return (evaluate_api if server else evaluate_model)(items, config, settings, facts)
+        if server:
+            return evaluate_api(items, config, server, settings, facts)
+        return evaluate_model(items, config, settings, facts)
     before, _ = load_results(out)
     if differs := facts_that_differ(before["facts"], facts):
         raise UserError(f"{out}: contains the results of another run: {differs}; give another --out, or "

@@ -83,7 +83,7 @@ def test_every_line_is_the_test_of_its_items(tmp_path, rng, capsys):
     rows = [compare.read(folder)[1] for folder in (a, b)]
     for mode in ("answer", "rationale", "loglikelihood"):
         both = [[side[mode, item.language, item.key]["correct"] for item in items] for side in rows]
-        micro, macro, english = (lines[mode, f"{name}"]
+        micro, macro, english = (lines[mode, name]
                                  for name in ("micro average", "macro average", "English"))
         assert (micro.p, micro.test, micro.n) == (compare.mcnemar(*both), "McNemar, exact", 80)
         assert micro.difference == pytest.approx(np.mean(both[0]) - np.mean(both[1]), abs=1e-12)

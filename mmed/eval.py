@@ -9,36 +9,30 @@
           -> answers read from the texts (mmed/evaluation/answer_parser.py)
           -> tables and files (mmed/evaluation/results.py)
 
-Each item is answered twice, as in the paper: directly (accuracy) and after a rationale (BLEU and ROUGE). An
-answer is read from its text: the published form if it is the whole text ("###Answer: OPTION B IS CORRECT.",
-after a rationale or not), else leniently: a statement ("the answer is B", the last one counts), a line of
-letters, verdicts on the options, or an option's own text; else it is unparsed, and wrong. Both count.
-`--scoring` adds the likeliest letter and the likeliest option text, in columns of their own. After a
-crash, the same command continues with the interrupted round, and the files come out identical to the byte.
+Each item is answered twice, as in the paper: directly (accuracy) and after a rationale (BLEU and ROUGE).
+After a crash, the same command continues, and the files come out identical to the byte.
 """
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
+from mmed.evaluation import api_client
 from mmed.evaluation.answer_parser import PARSER_VERSION
-from mmed.evaluation.api_exam import evaluate_api
-from mmed.evaluation.option_text import UNCONDITIONAL
 from mmed.evaluation.options import SCORINGS, EvalConfig, parse_options
-from mmed.evaluation.permutations import permutation_table, permuted
 from mmed.evaluation.questions import (
-    COMPLETE,
-    STOP_WINDOW,
     Question,
-    answer_end,
     build_questions,
+    candidates,
     encoder_of,
+    letter_tokens,
     modes_of,
-    prompts_of,
     scored_text,
+    stop_at_answer,
     token_limit,
 )
 from mmed.evaluation.results import RESULTS_VERSION, load_results, loglikelihood_row, write_results
@@ -49,7 +43,17 @@ from mmed.inference.option_scores import int8_difference, score_many
 from mmed.inference.work_sharing import round_size, run_rounds
 from mmed.languages import get_language
 from mmed.metrics import METRICS_VERSION
-from mmed.prompts import ExamItem, read_benchmark
+from mmed.prompts import (
+    CLOZE_ALONE,
+    ORDER,
+    ExamItem,
+    build_few_shot,
+    build_messages,
+    permuted,
+    pick_examples,
+    read_benchmark,
+    scored_string,
+)
 from mmed.utils.errors import UserError, main_guard
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 from mmed.utils.journal import facts_that_differ
@@ -65,18 +69,14 @@ LOCAL_SETTINGS = ("batch_size", "too_long", "dtype", "chat_template", "bos")
 def generate_answers(
     model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
-    """Decode the texts of some questions and score them, one row per question."""
-    def stop(ids: Sequence[int]) -> bool:
-        newest = tokenizer.decode(ids[-STOP_WINDOW:], continued=True)  # cheaper than the whole text
-        return bool(COMPLETE.search(newest)) and answer_end(tokenizer.decode(ids, continued=True)) is not None
-
+    """Decode the texts of some questions of one mode, and read and score them."""
     decode = partial(generate, model, end_ids=tokenizer.end_ids, vocab_size=tokenizer.vocab_size,
                      max_batch_size=config.batch_size)
     begun = begun_thought(questions[0].prompt)
     texts = think_and_answer(
-        decode, tokenizer, [question.ids for question in questions],
-        [token_limit(question.mode, config) for question in questions], config.thinking_budget, begun,
-        model.config.max_position_embeddings, on_done=on_done, stop=stop if config.stop == "answer" else None)
+        decode, tokenizer, [question.ids for question in questions], token_limit(questions[0].mode, config),
+        config.thinking_budget, begun, model.config.max_position_embeddings, on_done=on_done,
+        stop=stop_at_answer(tokenizer) if config.stop == "answer" else None)
     return [scored_text(question, begun + tokenizer.decode(ids, continued=True), config)
             | {"new_tokens": len(ids)} for question, ids in zip(questions, texts)]
 
@@ -84,73 +84,151 @@ def generate_answers(
 def score_options(
     model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
-    """Log-probabilities of every possible answer to some questions of one mode, one row per question."""
+    """Compute the log-probabilities of every possible answer to some questions of one mode."""
     strings = [list(question.choices.values()) for question in questions]
     sums = score_many(model, [question.ids for question in questions], strings, on_done=on_done)
     alone: list[list[float]] = [[]] * len(questions)
     if questions[0].mode == "option_text":
-        alone = score_many(model, [encode_prompt(tokenizer, UNCONDITIONAL)] * len(questions), strings)
+        alone = score_many(model, [encode_prompt(tokenizer, CLOZE_ALONE)] * len(questions), strings)
     return [loglikelihood_row(question.item, question.prompt_hash, list(question.choices), scores,
-                           list(map(len, ids)), config.equal_options, prior)
+                              list(map(len, ids)), config.equal_options, prior)
             for question, ids, scores, prior in zip(questions, strings, sums, alone)]
 
 
 def run_round(
     model, tokenizer, questions: Sequence[Question], config: EvalConfig, on_done: Callable
 ) -> list[dict]:
-    """Decode and score some items; rows in the order of the items, and of the modes within an item."""
-    texts = [question for question in questions if question.mode not in SCORINGS]
-    rows = generate_answers(model, tokenizer, texts, config, on_done) if texts else []
-    for mode in SCORINGS:
-        chosen = [question for question in questions if question.mode == mode]
-        rows += score_options(model, tokenizer, chosen, config, on_done) if chosen else []
-    order = [question.item.key for question in questions]
-    return sorted(rows, key=lambda row: (order.index(row["key"]), MODES.index(row["mode"])))
+    """One row per question of a mode, in their order."""
+    run = score_options if questions[0].mode in SCORINGS else generate_answers
+    return run(model, tokenizer, questions, config, on_done)
 
 
 def evaluate_model(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
-    """Run a local model in rounds of items, which are kept in a journal; returns the summary."""
+    """Run a local model in rounds of items in one mode, which a journal keeps; returns the summary."""
     out, size = Path(config.out), round_size(config.batch_size)
     train = read_benchmark(config.train) if config.train else []
-    model, tokenizer = load_model(
-        config.model, config.adapter, config.dtype, config.device, config.bos)
+    model, tokenizer = load_model(config.model, config.adapter, config.dtype, config.device, config.bos)
     encode, length = encoder_of(model, tokenizer, config), model.config.max_position_embeddings
     columns = [build_questions(items, mode, config, train, encode, length, tokenizer.bos_id, tokenizer)
                for mode in modes_of(config)]
     if config.dtype == "int8":
         print(int8_difference(model, [question.ids for question in columns[0]]), file=sys.stderr)
-    rounds = {start: [question for column in columns for question in column[start:start + size]]
-              for start in range(0, len(items), size)}
-    costs = {start: sum(len(question.ids) + token_limit(question.mode, config) for question in part)
-             for start, part in rounds.items()}
+    rounds = [column[start:start + size] for column in columns for start in range(0, len(items), size)]
+    costs = {number: sum(len(question.ids) + token_limit(question.mode, config) for question in part)
+             for number, part in enumerate(rounds)}
     (out / "results.json").unlink(missing_ok=True)  # with --force, it no longer holds
     with progress_bar(sum(map(len, columns)), sys.stderr.isatty(), "answer") as bar:
         journal = run_rounds(
             out / "predictions.jsonl", facts, costs,
-            lambda start: run_round(model, tokenizer, rounds[start], config, lambda *_: bar.update()),
-            force=config.force, on_skip=lambda start: bar.update(len(rounds[start])))
+            lambda number: run_round(model, tokenizer, rounds[number], config, lambda *_: bar.update()),
+            force=config.force, on_skip=lambda number: bar.update(len(rounds[number])))
     if journal is None:  # under torchrun, rank 0 has all rounds and writes
         return {}
+    order = {item.key: place for place, item in enumerate(items)}
+    rows = sorted(journal.rows(), key=lambda row: (order[row["key"]], MODES.index(row["mode"])))
     prompts = prompts_of([question for column in columns for question in column])
-    summary = write_results(out, list(journal.rows()), prompts, facts, settings)
+    summary = write_results(out, rows, prompts, facts, settings)
     journal.discard()
+    return summary
+
+
+def prompts_of(questions: Sequence[Question]) -> dict[tuple[str, str], str]:
+    """(key, mode) -> prompt, of the options in their published order."""
+    return {(question.item.key, question.mode): question.prompt for question in questions
+            if ORDER not in question.item.extra}
+
+
+# ---- models behind an API ----------------------------------------------------------------------------------
+
+def api_questions(items: Sequence[ExamItem], config: EvalConfig, server: api_client.Server) -> list[Question]:
+    """The prompts of all items and modes, with the bodies of their calls."""
+    questions = []
+    train = read_benchmark(config.train) if config.train else []
+    for item in items:
+        for mode in sorted(modes_of(config)):
+            rationale = mode == "rationale"
+            shots = pick_examples(train, item, config.shots, config.seed, rationale)
+            asked: str | list[dict[str, str]]
+            if server.completions:
+                asked = text = build_few_shot(item, shots, rationale, config.style)
+            else:
+                asked = messages = build_messages(item, rationale, config.style, shots)
+                text = json.dumps(messages, ensure_ascii=False) if shots else messages[0]["content"]
+            choices, bodies = {}, [api_client.request(server, asked, token_limit(mode, config))]
+            if mode == "loglikelihood":
+                choices = {letters: scored_string(mode, letters, item.options)
+                           for letters in candidates(item)}
+                bodies = [api_client.request(server, text + string, 1) | {"echo": True, "logprobs": 1}
+                          for string in choices.values()]  # servers reject max_tokens=0
+            questions.append(Question(item, mode, text, bodies=bodies, choices=choices))
+    return questions
+
+
+def api_row(question: Question, replies: Sequence[dict], config: EvalConfig) -> dict:
+    """The row of a question, from its reply, or from one per candidate."""
+    item, tokens, logprobs = question.item, {}, {}
+    if question.mode != "loglikelihood":
+        reply, = replies
+        return scored_text(question, reply["text"], config) | {
+            "new_tokens": reply["completion_tokens"], "finish_reason": reply["finish_reason"],
+            **{name: reply[name] for name in ("error", "reasoning") if name in reply}}
+    for (letters, string), reply in zip(question.choices.items(), replies):
+        if "error" in reply:
+            raise UserError(f"item {item.key} ({item.language}), answer {letters}: {reply['error']}; earlier "
+                            "replies are kept; run the command again")
+        tokens[letters], logprobs[letters] = api_client.answer_tokens(reply, string)
+    start, scored = letter_tokens(tokens)
+    counts = list(map(len, scored.values()))
+    sums = [sum(logprobs[letters][len(start):len(start) + count]) for letters, count in zip(scored, counts)]
+    return loglikelihood_row(item, question.prompt_hash, list(scored), sums, counts, config.equal_options)
+
+
+def evaluate_api(
+    items: list[ExamItem], config: EvalConfig, server: api_client.Server, settings: dict, facts: dict
+) -> dict:
+    """Ask an API; api_calls.jsonl keeps every reply, so scoring again costs nothing. Returns the summary."""
+    out, questions = Path(config.out), api_questions(items, config, server)
+    calls = [(f"item {question.item.key} ({question.item.language})", body)
+             for question in questions for body in question.bodies]
+    labels, requests = zip(*calls)
+    store = api_client.CallStore(out / "api_calls.jsonl")
+    (out / "results.json").unlink(missing_ok=True)
+    with progress_bar(len(requests), sys.stderr.isatty(), "answer") as bar:
+        replies = api_client.ask(server, requests, store, labels=labels, on_done=lambda _: bar.update())
+    left = iter(replies)
+    rows = [api_row(question, list(islice(left, len(question.bodies))), config) for question in questions]
+    counts = api_client.usage(replies)
+    reasons = ", ".join(f"{reason}: {n:,}" for reason, n in counts["finish_reasons"].items())
+    print(f"{counts['calls']:,} answers, {len(store.new):,} of them asked for now; tokens in "
+          f"{counts['prompt_tokens']:,}, out {counts['completion_tokens']:,}; finish reasons {reasons}",
+          file=sys.stderr)
+    errors = [f"{label}: {reply['error']}" for label, reply in zip(labels, replies) if "error" in reply]
+    if errors:
+        print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is "
+              f"{errors[0]}", file=sys.stderr)
+    settings = settings | {"api": server.facts() | counts}
+    summary = write_results(out, rows, prompts_of(questions), facts, settings)
+    store.close([api_client.request_key(server, body) for body in requests])
     return summary
 
 
 # ---- command -----------------------------------------------------------------------------------------------
 
-def evaluate(config: EvalConfig) -> dict:
-    """Run, score and write; return the summary. A finished result with the same settings is only shown."""
-    if config.model and not Path(config.model).is_dir():
-        raise UserError(f"{config.model}: no such model folder")
+def read_exam(config: EvalConfig) -> list[ExamItem]:
+    """The items with their reordered copies; a missing language or package ends the run here."""
     items = []
     for name, part in groupby(read_benchmark(config.data), key=lambda item: item.language):
-        language = get_language(name)  # a missing language or package ends the run here
+        language = get_language(name)
         if config.words == "official":
             language.official_words("x")
-        items += [copy for item in islice(part, config.limit or None)
-                  for copy in permuted(item, config.permutations, config.seed)]
-    server = config.server
+        for item in islice(part, config.limit or None):
+            items += permuted(item, config.permutations, config.seed)
+    return items
+
+
+def evaluate(config: EvalConfig) -> dict:
+    """Run, score and write; return the summary. A finished result with the same settings is only shown."""
+    items, server, out = read_exam(config), config.server, Path(config.out)
     settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
     if config.thinking_budget:
         settings["thinking_budget"] = config.thinking_budget
@@ -164,17 +242,17 @@ def evaluate(config: EvalConfig) -> dict:
         settings["examples"] = facts["train"][:12]
     if server:
         settings |= {"endpoint": server.endpoint, "server_options": server.options}
-    out = Path(config.out)
-    if (out / "results.json").exists() and not config.force:
-        before, _ = load_results(out)
-        differs = facts_that_differ(before["facts"], facts)
-        if differs:
-            raise UserError(f"{out}: contains the results of another run: {differs}; give another --out, or "
-                            "--force to replace them")
-        (out / "predictions.jsonl.partial").unlink(missing_ok=True)  # killed after its last file
-        print(f"{out} is complete; nothing to do (--force runs it again)", file=sys.stderr)
-        return before["summary"]
-    return (evaluate_api if server else evaluate_model)(items, config, settings, facts)
+    if config.force or not (out / "results.json").exists():
+        if server:
+            return evaluate_api(items, config, server, settings, facts)
+        return evaluate_model(items, config, settings, facts)
+    before, _ = load_results(out)
+    if differs := facts_that_differ(before["facts"], facts):
+        raise UserError(f"{out}: contains the results of another run: {differs}; give another --out, or "
+                        "--force to replace them")
+    (out / "predictions.jsonl.partial").unlink(missing_ok=True)  # killed after its last file
+    print(f"{out} is complete; nothing to do (--force runs it again)", file=sys.stderr)
+    return before["summary"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,8 +260,6 @@ def main(arguments: list[str] | None = None) -> int:
     summary = evaluate(config)
     if summary:
         print(table(summary, config.words))
-        if "permutations" in summary:
-            print(f"\n{permutation_table(summary['permutations'])}")
         print(f"\n{config.setting}, prompt style {config.style} -> {config.out}")
     return 0
 

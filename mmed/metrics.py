@@ -1,17 +1,16 @@
 """Accuracy, BLEU and ROUGE, and their intervals.
 
-In: answer letters, token lists, or one score per item. Out: plain numbers. `pair_scores` returns every score
-of one rationale under a signature that names its definition. tests/test_metrics.py compares every number with
-the package that defines it in practice: NLTK, rouge-score, rouge and SciPy.
+tests/test_metrics.py compares every number with the package that defines it in practice: NLTK, rouge-score,
+rouge and SciPy.
 
 DIFFERS: the official scripts print one "BLEU" and one "ROUGE" per run, chosen by editing a constant; the
-paper's columns say BLEU-1 and ROUGE-1, the script's defaults are BLEU-4 and the ROUGE-L of `rouge`. We
-compute all variants side by side: the same two texts can score 0.45 under one and 0.15 under another.
+paper's columns say BLEU-1 and ROUGE-1, the script's defaults are BLEU-4 and the ROUGE-L of `rouge`. Here all
+stand side by side under signatures: the same two texts can score 0.45 under one and 0.15 under another.
 """
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -28,43 +27,33 @@ Answer = str | Iterable[str]  # letters: "A,C" as MMedBench writes it, or ["A", 
 
 
 def signature(metric: str, variant: str, tokens: str) -> str:
-    """Build a signature of everything that two scores must share to be comparable.
-
-    >>> signature("BLEU-1", "nltk-method1", tokens="char")
-    'BLEU-1|nltk-method1|tok:char|avg:mean-of-items|v1'
-    """
+    """Everything that two scores must share to be comparable."""
     return f"{metric}|{variant}|tok:{tokens}|avg:mean-of-items|v{METRICS_VERSION}"
 
 
 # ---- accuracy and chance -----------------------------------------------------------------------------------
 
 def answer_set(answer: Answer) -> frozenset[str]:
-    """The set of letters of an answer: "C, A" and ["A", "C"] are equal."""
     letters = answer.split(",") if isinstance(answer, str) else answer
     return frozenset(letter.strip() for letter in letters if letter.strip())
 
 
 def exact_match(prediction: Answer, answer: Answer, options: Mapping[str, str] | None = None) -> bool:
-    """Whether exactly the right letters were named, in any order; there is no partial credit.
+    """Whether exactly the right letters were named.
 
-    With `options`, two options with the same text, ignoring case and spacing, are the same answer, so either
-    letter is right; blank options stay apart.
-
-    >>> exact_match("B", "C", {"A": "aspirin", "B": "heparin", "C": " Heparin"}), exact_match("B", "C")
-    (True, False)
+    With `options`, those with the same text, ignoring case and spacing, are one; blank ones stay apart.
     """
     # MMedLM: the official scorer compares single answers as strings and several as sets.
     # DIFFERS: spaces around letters do not count ("A, B" is "A,B"); there they make a right answer wrong.
-    right, named = answer_set(answer), answer_set(prediction)
     same = {letter: " ".join(text.split()).casefold() or letter for letter, text in (options or {}).items()}
-    return sorted(same.get(x, x) for x in named) == sorted(same.get(x, x) for x in right)
+    named, right = (sorted(same.get(x, x) for x in answer_set(letters)) for letters in (prediction, answer))
+    return named == right
 
 
 def chance_level(items: Iterable[Mapping]) -> float:
     """Expected accuracy of guessing, averaged over items with `options` and `answer_idx`.
 
-    The guesser knows whether one or several answers are right, as an exam's wording says: one of n options,
-    or any set of two or more of them. Log-likelihood scoring chooses among the same candidates.
+    The guesser knows whether one or several answers are right: one of n options, or any set of two or more.
     """
     chances = []
     for item in items:
@@ -76,11 +65,7 @@ def chance_level(items: Iterable[Mapping]) -> float:
 # ---- BLEU (Papineni et al. 2002; smoothing: Chen & Cherry 2014) --------------------------------------------
 
 def ngrams(tokens: Tokens, n: int) -> Counter:
-    """How often each n-gram occurs.
-
-    >>> ngrams("a b a b".split(), 2)
-    Counter({('a', 'b'): 2, ('b', 'a'): 1})
-    """
+    """How often each n-gram occurs."""
     return Counter(zip(*(tokens[start:] for start in range(n))))
 
 
@@ -94,8 +79,7 @@ def bleu_orders(candidate: Tokens, reference: Tokens) -> list[float]:
     precisions, as NLTK's `sentence_bleu` with uniform weights.
 
     An order without a match counts 0.1 match, NLTK's "method1" (MMedLM: rationale_similarity.py). A candidate
-    without a matching token scores 0. One that is too short for an n-gram counts as one n-gram without a
-    match, so BLEU-4 of three equal tokens is below 1.
+    that is too short for an n-gram counts as one n-gram without a match; one without a match at all scores 0.
     """
     scores: list[float] = []
     log_sum = 0.0
@@ -122,9 +106,9 @@ def rouge_n(
 ) -> Rouge:
     """ROUGE-`n`: shared n-grams over those of the candidate (precision) and of the reference (recall).
 
-    counts="clipped": every occurrence counts; takes tokens (Google's rouge-score).
-    counts="set": each distinct n-gram counts once; takes the raw text, or tokens, which are joined by spaces
-    (the `rouge` package. MMedLM: the official script gives it joined tokens for zh and ja).
+    "clipped": every occurrence of tokens counts (Google's rouge-score). "set": each distinct n-gram counts
+    once; takes the raw text, or tokens, which are joined by spaces (the `rouge` package. MMedLM: the official
+    script gives it joined tokens for zh and ja).
     """
     if counts == "clipped":
         shared = ngram_matches(candidate, reference, n)
@@ -138,10 +122,9 @@ def rouge_l(
 ) -> Rouge:
     """ROUGE-L, from the longest common subsequence (LCS).
 
-    variant="rouge-score": length of the LCS over both lengths; takes tokens (Google's rougeL).
-    variant="rouge": the `rouge` package: both texts are split at every "."; the distinct words in the LCS of
-    any pair of sentences are counted over the distinct words of each side. Takes text or tokens, as `rouge_n`
-    does. (MMedLM: this f1 is what the official script returns.)
+    "rouge-score": length of the LCS of tokens over both lengths (Google's rougeL). "rouge", the package of
+    that name: both texts are split at every "."; the distinct words in the LCS of any pair of sentences are
+    counted over the distinct words of each side. (MMedLM: this f1 is what the official script returns.)
     """
     if variant == "rouge-score":
         return overlap_f1(lcs_length(candidate, reference), len(candidate), len(reference))
@@ -161,21 +144,16 @@ def overlap_f1(shared: int, candidate_total: int, reference_total: int, slack: f
 def lcs_length(a: Tokens, b: Tokens) -> int:
     """Length of the longest common subsequence, bit-parallel (Hyyrö 2004).
 
-    The textbook fills a table: row i, column j holds the length for the first i tokens of b and the first j
-    of a. Along a row the entries rise by 0 or 1, so one integer holds a row: bit j is 0 where the entry rises
-    at a[j], and the number of 0 bits is the length. For the next token of b, each rise moves down to the
-    lowest match above the previous rise. One addition does that for all rises: in the run of 1 bits below a
-    rise, the lowest match plus itself carries up to the rise and sets its bit, while its own bit becomes 0.
-
-    >>> lcs_length("a b c d".split(), "b a c d x".split())
-    3
+    The textbook's table has a row for each token of b, in which the length rises by 0 or 1 along a. One
+    integer holds a row: bit j is 0 where it rises at a[j]. For the next token, each rise moves down to the
+    lowest match above the previous rise: added to the 1 bits below the rise, that match carries up to it.
     """
-    places: dict[str, int] = {}  # token -> bit mask of its places in a
+    places: defaultdict[str, int] = defaultdict(int)  # token -> bit mask of its places in a
     for place, token in enumerate(a):
-        places[token] = places.get(token, 0) | 1 << place
+        places[token] |= 1 << place
     full = row = (1 << len(a)) - 1
     for token in b:
-        matches = row & places.get(token, 0)
+        matches = row & places[token]
         row = ((row + matches) | (row - matches)) & full
     return len(a) - row.bit_count()
 
@@ -211,17 +189,17 @@ def pair_scores(candidate: Tokens, reference: Tokens, tokens: str, candidate_tex
     MMedLM: the official scores give `rouge` the raw text in en, es, fr and ru (pass the two texts), and
     tokens joined by spaces in zh and ja (leave them out).
     """
-    scores = {}
-    for n, value in enumerate(bleu_orders(candidate, reference), 1):
-        scores[signature(f"BLEU-{n}", "nltk-method1", tokens)] = value
-    for n in (1, 2):
-        scores[signature(f"ROUGE-{n}", "rouge-score-f1", tokens)] = rouge_n(candidate, reference, n).f1
-    scores[signature("ROUGE-L", "rouge-score-f1", tokens)] = rouge_l(candidate, reference).f1
+    scores = {signature(f"BLEU-{n}", "nltk-method1", tokens): value
+              for n, value in enumerate(bleu_orders(candidate, reference), 1)}
+    rouge = [*(rouge_n(candidate, reference, n) for n in (1, 2)), rouge_l(candidate, reference)]
+    for n, score in zip("12L", rouge):
+        scores[signature(f"ROUGE-{n}", "rouge-score-f1", tokens)] = score.f1
     if candidate_text is not None and reference_text is not None:
         candidate, reference, tokens = candidate_text, reference_text, "space"
-    for n in (1, 2):
-        scores[signature(f"ROUGE-{n}", "rouge-f1", tokens)] = rouge_n(candidate, reference, n, "set").f1
-    scores[signature("ROUGE-L", "rouge-f1", tokens)] = rouge_l(candidate, reference, "rouge").f1
+    rouge = [*(rouge_n(candidate, reference, n, "set") for n in (1, 2)),
+             rouge_l(candidate, reference, "rouge")]
+    for n, score in zip("12L", rouge):
+        scores[signature(f"ROUGE-{n}", "rouge-f1", tokens)] = score.f1
     return scores
 
 
@@ -239,9 +217,9 @@ def macro_mean(values: Sequence[float], groups: Sequence[str]) -> float:
 
 
 def split_by_group(values: Sequence[float], groups: Sequence[str]) -> list[list[float]]:
-    parts: dict[str, list[float]] = {}
+    parts = defaultdict(list)
     for value, group in zip(values, groups, strict=True):
-        parts.setdefault(group, []).append(value)
+        parts[group].append(value)
     return [parts[group] for group in sorted(parts)]
 
 
@@ -253,17 +231,18 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
-def macro_interval(counts: Mapping[str, tuple[int, int]]) -> tuple[float, float]:
-    """Interval of the unweighted mean of several accuracies, {language: (right, items)}.
+def macro_interval(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Interval of the unweighted mean of several accuracies, each given as (right, items).
 
-    The squared distances from each share to its Wilson bounds add up (MOVER, Zou & Donner 2008). Unlike
-    resampling, this has some width where a language is all right or all wrong.
+    The squared distances from each share to its Wilson bounds add up (MOVER, Zou & Donner 2008).
     """
-    shares = [k / n for k, n in counts.values()]
-    bounds = [wilson_interval(k, n) for k, n in counts.values()]
-    down = math.hypot(*(share - low for share, (low, _) in zip(shares, bounds)))
-    up = math.hypot(*(high - share for share, (_, high) in zip(shares, bounds)))
-    return mean(shares) - down / len(shares), mean(shares) + up / len(shares)
+    down, up = [], []
+    for k, n in counts:
+        low, high = wilson_interval(k, n)
+        down.append(k / n - low)
+        up.append(high - k / n)
+    average = mean(k / n for k, n in counts)
+    return average - math.hypot(*down) / len(counts), average + math.hypot(*up) / len(counts)
 
 
 def bootstrap_interval(
@@ -272,8 +251,8 @@ def bootstrap_interval(
     """95 % percentile bootstrap of the mean; with `groups`, of the macro mean, each resampled by itself.
 
     (nan, nan) where resampling says nothing: a group of fewer than FEWEST_ITEMS items, or all values equal.
-    The values are sorted first, so the interval depends on the seed and not on the order of the items.
     """
+    # sorted, so that the interval does not depend on the order of the items
     parts = [np.sort(part) for part in ([values] if groups is None else split_by_group(values, groups))]
     if min(map(len, parts)) < FEWEST_ITEMS or max(part[-1] - part[0] for part in parts) < 1e-12:
         return math.nan, math.nan
@@ -282,5 +261,4 @@ def bootstrap_interval(
     for part in parts:
         for i in range(RESAMPLES):
             means[i] += part[rng.integers(0, len(part), len(part))].mean() / len(parts)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return tuple(np.quantile(means, [0.025, 0.975]).tolist())

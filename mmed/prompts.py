@@ -2,15 +2,15 @@
 
 In: MMedBench JSONL files (one language a file). Out: `ExamItem`s, prompt and target strings, chat messages.
 Training, evaluation and API runs all build their strings here, so that no two numbers of a table come from
-different prompts. `mmed/evaluation/answer_parser.py` reads answers back out of what a model wrote.
-References: finetune/train.py and inference/inference.py of the MMedLM repository.
+different prompts. References: finetune/train.py and inference/inference.py of the MMedLM repository.
 """
 from __future__ import annotations
 
 import hashlib
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,9 @@ from mmed.utils.files import read_jsonl
 
 @dataclass
 class ExamItem:
-    """One multiple-choice question; `answer` holds the sorted letters of all correct options."""
-
     question: str
     options: dict[str, str]  # letter -> text, A, B, C, ... without a gap
-    answer: tuple[str, ...]
+    answer: tuple[str, ...]  # sorted letters of all correct options
     rationale: str  # "" where the data has none
     language: str  # English name, as the prompt says it: "Japanese"
     key: str  # the given `id`, else a hash of language, question and options
@@ -33,21 +31,19 @@ class ExamItem:
     extra: dict[str, Any] = field(default_factory=dict)  # all other keys of the line
 
 
+ORDER = "option_order"  # in the `extra` of a copy with reordered options: its number
+
 # Key of a line -> its type; one with None may be missing or null
 KEYS = {"question": str, "options": dict, "answer_idx": str | list, "rationale": str | None,
         "id": str | int | None, "human_checked": bool | None, "human_check_passed": bool | None}
 
 
 def item_key(language: str, question: str, options: Mapping[str, str]) -> str:
-    """An id for an item without one: 16 hex digits, hashed from what a candidate sees.
-
-    >>> item_key("English", "Why?", {"A": "this", "B": "that"})
-    'c9fab05566471d3d'
-    """
-    return _digest([language, question, *(f"{letter}. {text}" for letter, text in options.items())])[:16]
+    """An id for an item without one: 16 hex digits, hashed from what a candidate sees."""
+    return digest([language, question, *(f"{letter}. {text}" for letter, text in options.items())])[:16]
 
 
-def _digest(parts: Iterable[object]) -> str:
+def digest(parts: Iterable[object]) -> str:
     return hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -73,25 +69,18 @@ def read_items(path: str | Path, language: str | None = None) -> list[ExamItem]:
 
 
 def _item_from_row(row: dict, language: str) -> ExamItem:
-    """One line as an item; ValueError says what is wrong with it."""
     for name, kind in KEYS.items():
         if not isinstance(row.get(name), kind):
-            expected = getattr(kind, "__name__", str(kind))
-            raise ValueError(f"{name!r} must be {expected}, got {row[name]!r:.60}" if name in row else
-                             f"{name!r} is missing (it has {', '.join(row) or 'no key'}); an item needs "
-                             "question, options and answer_idx")
+            raise ValueError(f"{name!r} must be {getattr(kind, '__name__', kind)}, got {row.get(name)!r:.60}")
     question, options = row["question"], row["options"]
-    if not question.strip():
-        raise ValueError("'question' must be a text that is not empty")
     if not 2 <= len(options) <= 26 or list(options) != list(string.ascii_uppercase[:len(options)]):
         raise ValueError("option letters must be A, B, C, ... in order, at least two and none skipped, got "
                          f"{', '.join(options):.80}")
-    for letter, text in options.items():
-        if not isinstance(text, str):
-            raise ValueError(f"option {letter} must be a text, got {text!r:.60}")
+    if not all(isinstance(text, str) for text in options.values()):
+        raise ValueError(f"all options must be texts, got {list(options.values())!r:.80}")
     # some blank ones are published: IgakuQA 114C11 shows them in its question
-    if not any(map(str.strip, options.values())):
-        raise ValueError("no option has a text; remove items whose options are images")
+    if not question.strip() or not any(map(str.strip, options.values())):
+        raise ValueError("the question, and at least one option, must have a text")
     answer = _answer_letters(row["answer_idx"], options)
     key = item_key(language, question, options) if row.get("id") is None else str(row["id"])
     extra = {name: value for name, value in row.items() if name not in KEYS}
@@ -100,17 +89,13 @@ def _item_from_row(row: dict, language: str) -> ExamItem:
 
 
 def _answer_letters(value: str | list, options: Mapping[str, str]) -> tuple[str, ...]:
-    """`answer_idx` as sorted letters: "A,C", "A, C" and ["A", "C"] are the same answer."""
     # MMedLM: train.py takes a string or a list.
     # DIFFERS: there any other type silently reuses the previous item's answer (D20), and "A, C" stays a
     # different string from "A,C" (D24); here the first is an error and the second is normalised.
     letters = [str(letter).strip() for letter in (value.split(",") if isinstance(value, str) else value)]
-    if not any(letters):
-        raise ValueError("no answer: 'answer_idx' is empty; leave items without an answer out of the file")
-    if wrong := [letter for letter in letters if letter not in options]:
-        raise ValueError(f"answer {wrong[0]!r} is not among the options {', '.join(options)}")
-    if len(set(letters)) < len(letters):
-        raise ValueError(f"'answer_idx' names an option twice: {value!r:.60}")
+    if not letters or not set(letters) <= options.keys() or len(set(letters)) < len(letters):
+        raise ValueError(f"the answer {value!r:.60} must be one or more of the options {', '.join(options)}, "
+                         "each once")
     return tuple(sorted(letters))
 
 
@@ -121,16 +106,28 @@ def read_benchmark(folder_or_file: str | Path) -> list[ExamItem]:
     path = Path(folder_or_file)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
-        raise UserError(
-            f"{path}: no *.jsonl file in this folder; expected MMedBench files such as English.jsonl")
+        raise UserError(f"{path}: no *.jsonl file in this folder, such as English.jsonl")
     items: dict[str, ExamItem] = {}
     for file in files:
         own = {item.key: item for item in read_items(file)}
         if twice := own.keys() & items.keys():
-            raise UserError(f"{file}: id {min(twice)!r} is also used in another file; ids must be unique in "
-                            "the whole benchmark")
+            raise UserError(f"{file}: id {min(twice)!r} is also used in another file of the benchmark")
         items |= own
     return list(items.values())
+
+
+def permuted(item: ExamItem, count: int, seed: int) -> list[ExamItem]:
+    """The item and copies with rotated options; the answer key follows. Does a model choose an option or a
+    letter?"""
+    letters, copies = list(item.options), [item]
+    # by hashing: the draws of `random` may change with Python
+    shifts = sorted(range(1, len(letters)), key=lambda shift: digest([repr((seed, item.key, 0, shift))]))
+    for number, shift in enumerate(shifts[:count - 1], 1):
+        old = letters[shift:] + letters[:shift]
+        options = {new: item.options[letter] for new, letter in zip(letters, old)}
+        answer = tuple(sorted(letters[old.index(letter)] for letter in item.answer))
+        copies.append(replace(item, options=options, answer=answer, extra=item.extra | {ORDER: number}))
+    return copies
 
 
 # ---------------------------------------------------------------------------------------- prompts and targets
@@ -146,9 +143,8 @@ ALPACA = (
 # evaluation share one here.
 INSTRUCTION_RATIONALE = (
     "You're a {language} doctor, kindly address the medical queries according to the patient's account in "
-    "{language}. "
-    "Let’s solve this step-by-step. You should first give the reason in {language} for your choice. "
-    "Then you should give the right answer index of the question.")
+    "{language}. Let’s solve this step-by-step. You should first give the reason in {language} for your "
+    "choice. Then you should give the right answer index of the question.")
 INSTRUCTION_ANSWER = (
     "You're a {language} doctor, kindly address the medical queries according to the patient's account. "
     "Answer with the best option directly."
@@ -157,13 +153,17 @@ INSTRUCTION_ANSWER = (
 # include it.
 STRAY_SENTENCE = "Which of the following is the best treatment for this patient?"
 ANSWER_FORM = "###Answer: OPTION {letters} IS CORRECT."
+BEFORE_LETTERS, AFTER_LETTERS = ANSWER_FORM.split("{letters}")
+# For the likelihood of an option's own text: base models rarely answer with a letter. The options are not
+# listed ("cloze formulation", OLMES, arXiv 2406.08446).
+CLOZE = "Question: {question}\nAnswer:"
+CLOZE_ALONE = "Answer:"  # before the text alone: how frequent is it in any case? (PMI, arXiv 2104.08315)
 
 
 def build_prompt(item: ExamItem, rationale: bool, style: str = "clean") -> str:
-    """What the model reads, up to and including the colon of `### Response:`.
+    """What the model reads, up to and including the colon of `### Response:`, where the target begins.
 
-    The target begins right after that colon, without a space. ":" and "###" could merge into one token, so
-    prompt and target are encoded apart and joined, in training and in generation alike (D19).
+    ":" and "###" could merge into one token, so prompt and target are always encoded apart and joined (D19).
     """
     return ALPACA.format(instruction=_instruction(item, rationale), input=build_input(item, style))
 
@@ -173,11 +173,7 @@ def _instruction(item: ExamItem, rationale: bool) -> str:
 
 
 def build_input(item: ExamItem, style: str = "clean") -> str:
-    """The question and its options on one line.
-
-    >>> print(build_input(ExamItem("Why?", {"A": "this", "B": "that"}, ("A",), "", "English", "1")))
-    ###Question: Why? ###Options: A. this B. that
-    """
+    """The question and its options on one line."""
     options = "".join(f"{letter}. {text} " for letter, text in item.options.items())
     if style == "official":  # MMedLM: stray sentence, and a space at the end
         return f"###Question: {item.question} {STRAY_SENTENCE} ###Options: {options}"
@@ -187,19 +183,14 @@ def build_input(item: ExamItem, style: str = "clean") -> str:
 
 
 def build_target(item: ExamItem, rationale: bool) -> str:
-    """The text the model should write, the same in both styles; the end-of-text token is added on encoding.
-
-    >>> item = ExamItem("Why?", {"A": "this", "B": "that"}, ("A", "B"), "Because.", "English", "1")
-    >>> build_target(item, rationale=True)
-    '###Rationale: Because.\\n###Answer: OPTION A,B IS CORRECT.'
-    """
+    """The text the model should write, in both styles; the end-of-text token is added on encoding."""
     # MMedLM: letters joined by "," without a space
     answer = ANSWER_FORM.format(letters=",".join(item.answer))
     if not rationale:
         return answer
     if not item.rationale.strip():
-        raise UserError(f"item {item.key!r} ({item.language}) has no rationale to train on"
-                        "; train answers only, or add rationales first")
+        raise UserError(f"item {item.key!r} ({item.language}) has no rationale to train on; train answers "
+                        "only, or add rationales first")
     return f"###Rationale: {item.rationale}\n{answer}"
 
 
@@ -212,36 +203,31 @@ def build_few_shot(item: ExamItem, examples: Sequence[ExamItem], rationale: bool
 
 def pick_examples(train: Sequence[ExamItem], item: ExamItem, k: int, seed: int = 0,
                   rationale: bool = False) -> list[ExamItem]:
-    """k train items of the item's language, which follow from train order, seed and item key; never the same
-    question. With `rationale` only items that have one.
-    """
+    """k train items of the item's language, never the same question; with `rationale`, such as have one."""
     pool = [shot for shot in train if shot.language == item.language and shot.question != item.question
             and (shot.rationale.strip() or not rationale)]
     if len(pool) < k:
         raise UserError(f"{k} examples requested, but the train items have only {len(pool)} usable ones in "
                         f"{item.language}; ask for fewer or give another train folder")
     picked: dict[int, ExamItem] = {}
-    draw = 0
-    while len(picked) < k:  # by hashing and not by `random`, whose draws may change with Python
-        index = int(_digest([seed, item.key, draw])[:16], 16) % len(pool)
+    for draw in count():  # by hashing and not by `random`, whose draws may change with Python
+        if len(picked) == k:
+            break
+        index = int(digest([seed, item.key, draw])[:16], 16) % len(pool)
         picked.setdefault(index, pool[index])
-        draw += 1
     return list(picked.values())
 
 
 def build_messages(item: ExamItem, rationale: bool, style: str = "clean",
                    examples: Sequence[ExamItem] = ()) -> list[dict[str, str]]:
-    """The item as chat messages: one user message, before it a user and an assistant message per example.
-
-    No system message: not every server and template takes one.
-    """
+    """The item as a user message after its examples; not every server and template takes a system message."""
     # DIFFERS: the zero-shot prompts of the paper's API runs were never published. `official` therefore is its
     # fine-tuning instruction and input, followed by the output format, which a model that was not fine-tuned
     # cannot know.
     messages = []
     for shot in examples:
-        messages.append({"role": "user", "content": _chat_question(shot, rationale, style)})
-        messages.append({"role": "assistant", "content": build_target(shot, rationale)})
+        messages += [{"role": "user", "content": _chat_question(shot, rationale, style)},
+                     {"role": "assistant", "content": build_target(shot, rationale)}]
     return [*messages, {"role": "user", "content": _chat_question(item, rationale, style)}]
 
 
@@ -257,3 +243,21 @@ def _chat_question(item: ExamItem, rationale: bool, style: str) -> str:
         f"{_instruction(item, rationale)}\n\n{body}\n\n{form} exactly one line of this form, where X is the "
         "letter of the right option (several right options: their letters joined by commas, as in A,C):\n"
         + ANSWER_FORM.format(letters="X"))
+
+
+def build_cloze(item: ExamItem, examples: Sequence[ExamItem] = ()) -> str:
+    """The question after solved examples, with blank lines between; it ends before the answer's space."""
+    solved = [CLOZE.format(question=shot.question)
+              + scored_string("option_text", ",".join(shot.answer), shot.options) for shot in examples]
+    return "\n\n".join([*solved, CLOZE.format(question=item.question)])
+
+
+def scored_string(mode: str, letters: str, options: Mapping[str, str]) -> str:
+    """The string whose likelihood stands for a candidate; an option without a text is named by its letter.
+
+    >>> scored_string("option_text", "A,B", {"A": "salt", "B": "iron "})
+    ' salt, iron'
+    """
+    if mode == "loglikelihood":
+        return ANSWER_FORM.format(letters=letters)
+    return " " + ", ".join(options[letter].strip() or letter for letter in letters.split(","))

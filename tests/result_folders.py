@@ -45,10 +45,7 @@ def make_result(folder: Path, items: Sequence[ExamItem], rng: random.Random, ski
                 modes: Sequence[str] = ("answer", "rationale", "loglikelihood"), data: str = "d" * 64,
                 write: Callable[[str], str] = str, rationale_of: Callable[[ExamItem], str] | None = None,
                 facts: dict | None = None, **settings) -> Path:
-    """The results of a model that is right with probability `skill`.
-
-    `write` changes its texts; `rationale_of` writes its rationales.
-    """
+    """A model that is right with probability `skill`; `write` changes its texts."""
     rows, prompts = [], {}
     own = {"setting": "zero-shot", "adapter": None, "shots": 0, "words": "default", "model": "models/x",
            "limit": 0} | settings
@@ -76,8 +73,6 @@ def make_result(folder: Path, items: Sequence[ExamItem], rng: random.Random, ski
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and texts by section, as a browser finds them."""
-
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
         self.source = text
@@ -95,7 +90,7 @@ class Page(HTMLParser):
 
 
 def assert_inert(page: Page) -> None:
-    """Nothing is loaded, and no script or handler but the template's own can run."""
+    """Nothing is loaded, and no script but the template's own can run."""
     for tag, attributes in page.elements:
         assert tag not in ("img", "iframe", "object", "embed", "form", "base", "link", "audio", "video",
                            "foreignobject", "image")

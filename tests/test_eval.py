@@ -1,7 +1,6 @@
 """An evaluation from exam files to result folder: scores by hand, the same files after every kind of stop."""
 import csv
-import json
-import os
+import math
 import random
 import shutil
 from pathlib import Path
@@ -15,24 +14,16 @@ from mmed.checkpoints.adapters import save_adapter
 from mmed.checkpoints.pretrained import save_pretrained
 from mmed.eval import main, parse_options
 from mmed.evaluation.compare import main as main_of_compare
-from mmed.evaluation.permutations import permuted, summarise_permutations
 from mmed.evaluation.questions import build_questions, cut_at_answer, encoder_of, scored_choices
-from mmed.evaluation.results import (
-    load_permutations,
-    load_prompts,
-    load_results,
-    loglikelihood_row,
-    text_row,
-    write_results,
-)
-from mmed.evaluation.summary import summarise, table
+from mmed.evaluation.results import load_permutations, load_prompts, load_results, loglikelihood_row, text_row
+from mmed.evaluation.summary import COLUMNS, summarise, summarise_permutations, table
 from mmed.generate import load_model
 from mmed.lora import apply_lora
 from mmed.model import ModelConfig, Transformer
-from mmed.prompts import ExamItem, build_messages, read_benchmark
+from mmed.prompts import ExamItem, build_messages, permuted, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
-from mmed.utils.errors import UserError
+from mmed.utils.errors import UsageError, UserError
 from mmed.utils.journal import Journal
 
 LANGUAGES = ("English", "Japanese", "French")
@@ -74,8 +65,15 @@ def command(world: Path, out: Path | str, *more: str) -> list[str]:
             "--max_new_tokens", "12", "--batch_size", "1", *more]
 
 
-def run(world: Path, out: Path, *more: str) -> None:
+def run(world: Path, out: Path, *more: str) -> tuple[dict, list[dict]]:
+    """Evaluate: (the "mmed" part of results.json, rows)."""
     main(command(world, out, *more))
+    own, rows = load_results(out)
+    return own, list(rows)
+
+
+def few_shot(world: Path) -> list[str]:
+    return ["--shots", "2", "--train", str(world / "Train"), "--limit", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +85,6 @@ def finished(world):
 def read_csv(path: Path) -> list[list[str]]:
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
-
-
-def same_files(one: Path, other: Path) -> bool:
-    names = {path.name for path in other.iterdir()}
-    return names == FILES and all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
 
 
 # ---- files ----
@@ -117,14 +110,14 @@ def test_all_files_are_written_and_agree_with_each_other(finished):
 
 
 def test_leaderboard_files_contain_only_what_they_are_for(world, tmp_path):
-    run(world, tmp_path / "x", "--words", "official", "--limit", "2", "--mode", "rationale")
-    header, *lines = read_csv(tmp_path / "x" / "rationale_similarity_metric.csv")
+    run(world, tmp_path, "--words", "official", "--limit", "2", "--mode", "rationale")
+    header, *lines = read_csv(tmp_path / "rationale_similarity_metric.csv")
     assert header == ["Metric", *LANGUAGES]
     names = [line[0] for line in lines]
     assert names == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L"]
-    assert not (tmp_path / "x" / "accuracy_metric.csv").exists()  # accuracy means answer-only texts there
-    run(world, tmp_path / "x", "--limit", "2", "--scoring", "loglikelihood", "--force")
-    assert not list((tmp_path / "x").glob("*.csv"))  # those of the earlier run are gone, too
+    assert not (tmp_path / "accuracy_metric.csv").exists()  # accuracy means answer-only texts there
+    run(world, tmp_path, "--limit", "2", "--scoring", "loglikelihood", "--force")
+    assert not list(tmp_path.glob("*.csv"))  # those of the earlier run are gone, too
 
 
 def test_a_finished_folder_is_only_shown_again(world, finished, capsys):
@@ -134,38 +127,28 @@ def test_a_finished_folder_is_only_shown_again(world, finished, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
 
-def test_a_journal_cut_anywhere_continues_to_the_same_files(world, finished, tmp_path, monkeypatch):
-    out, rng = tmp_path / "out", random.Random(int(os.environ.get("MMED_TEST_SEED", "0")))
+def test_a_journal_cut_anywhere_continues_to_the_same_files(world, finished, tmp_path, monkeypatch, rng):
     whole: list[bytes] = []
     discard = Journal.discard
     monkeypatch.setattr(
         Journal, "discard", lambda self: whole.append(self.path.read_bytes()) or discard(self))
-    run(world, out, "--scoring", "both")
-    for name in FILES:
-        (out / name).unlink()
+    run(world, tmp_path, "--scoring", "both")
+    for name in FILES:  # as if killed while writing
+        (tmp_path / name).rename(tmp_path / f"{name}.4194304.tmp")
+    (tmp_path / "mine.tmp").write_text("not ours")
     cut = whole[0][:rng.randrange(len(whole[0]))]
-    (out / "predictions.jsonl.partial").write_bytes(cut)
+    (tmp_path / "predictions.jsonl.partial").write_bytes(cut)
     computed = []
     run_round = mmed.eval.run_round
     monkeypatch.setattr(mmed.eval, "run_round", lambda *args: computed.append(1) or run_round(*args))
-    run(world, out, "--scoring", "both")
-    assert same_files(finished, out)
+    run(world, tmp_path, "--scoring", "both")
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"mine.tmp"}
+    assert all((finished / name).read_bytes() == (tmp_path / name).read_bytes() for name in FILES)
     assert len(computed) == whole[0].count(b"\n") - 1 - max(cut.count(b"\n") - 1, 0)  # only what was missing
 
 
-def test_half_written_files_of_a_killed_run_are_removed(finished, tmp_path):
-    own, rows = load_results(finished)
-    for name in FILES:
-        (tmp_path / f"{name}.4194304.tmp").write_text("half")
-    (tmp_path / "mine.tmp").write_text("not ours")
-    write_results(tmp_path, list(rows), load_prompts(finished), own["facts"], own["settings"])
-    (tmp_path / "mine.tmp").unlink()
-    assert same_files(finished, tmp_path)
-
-
 def test_results_of_another_run_are_rejected_with_what_differs(world, finished, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    out = shutil.copytree(finished, tmp_path / "out")
     with pytest.raises(UserError, match=r"max_new_tokens = 12 \(now 9\)"):
         run(world, out, "--scoring", "both", "--max_new_tokens", "9")
     with pytest.raises(UserError, match=r"another run: data = "):
@@ -178,12 +161,16 @@ def test_results_of_another_run_are_rejected_with_what_differs(world, finished, 
 
 # ---- prompts ----
 
-def test_examples_have_rationales_only_in_a_rationale_run(world, tmp_path):
-    run(world, tmp_path / "out", "--shots", "2", "--train", str(world / "Train"), "--limit", "1",
-        "--scoring", "both")
-    prompts, own = load_prompts(tmp_path / "out"), load_results(tmp_path / "out")[0]
-    assert len(prompts) == 9 and own["settings"]["setting"] == "few-shot"
-    assert f"|seed:0|examples:{own['facts']['train'][:12]}" in own["summary"]["signatures"]["answer"]
+@pytest.mark.parametrize("more, modes", [(["--scoring", "both"], {"answer", "rationale", "loglikelihood"}),
+                                         (["--cot"], {"rationale"})])
+def test_examples_have_rationales_only_in_a_rationale_run(world, tmp_path, more, modes):
+    own, _ = run(world, tmp_path, *few_shot(world), *more)
+    prompts, signature = load_prompts(tmp_path), own["summary"]["signatures"]["rationale"]
+    ours = "rationales of train items; our prompt, no published number's"
+    assert {mode for _, mode in prompts} == modes and len(prompts) == 3 * len(modes)
+    assert f"|seed:0|examples:{own['facts']['train'][:12]}" in signature
+    assert own["settings"]["setting"] == "few-shot"
+    assert (ours in signature) == (more == ["--cot"])
     for (_, mode), prompt in prompts.items():
         assert prompt.count("### Response:") == 3 and prompt.count("###Answer: OPTION") == 2
         assert prompt.count("###Rationale: ") == (2 if mode == "rationale" else 0)
@@ -216,28 +203,22 @@ def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere"),
     (["--scoring", "generate,cloze"], "'cloze' is none of generate, loglikelihood, option_text, both"),
     (["--scoring", "option_text", "--permutations", "2"], "--permutations must be"),
-    (["--cot"], "--cot needs --shots"),
-    (["--model", "nowhere"], "nowhere: no such model folder"), (["--api", "m"], "either --model"),
+    (["--cot"], "--cot needs --shots"), (["--model", "nowhere"], "nowhere/config.json: no such file"),
+    (["--api", "m"], "either --model"), (["--data", "Klingon.jsonl"], "unknown language 'Klingon'"),
+    *((["--model", "", "--api", "m", *more], message) for more, message in (
+        ([], "no such environment variable"), (["--scoring", "both"], "needs --completions"),
+        (["--base_url", "localhost:8000"], "--base_url"),
+        (["--base_url", "http://user:pw@x/v1"], "--base_url"),
+        (["--base_url", "http://x/v1", "--server_option", "n=2"], "--server_option n=2"),
+        (["--base_url", "http://x/v1", "--server_option", "top_p"], "expected NAME=VALUE"))),
 ])
-def test_wrong_options_are_rejected(world, tmp_path, arguments, message):
-    with pytest.raises(UserError, match=message):
+def test_wrong_options_are_rejected(world, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(world / "Test" / "English.jsonl", "Klingon.jsonl")
+    with pytest.raises(UserError, match=message) as caught:
         run(world, tmp_path / "out", *arguments)
-
-
-def test_an_exam_in_an_unknown_language_is_rejected_before_any_work(world, tmp_path):
-    (tmp_path / "Klingon.jsonl").write_text((world / "Test" / "English.jsonl").read_text())
-    with pytest.raises(UserError, match="unknown language 'Klingon'"):
-        run(world, tmp_path / "out", "--data", str(tmp_path / "Klingon.jsonl"))
-
-
-def test_chain_of_thought_shots_run_only_rationales_and_are_marked_as_ours(world, tmp_path):
-    run(world, tmp_path / "out", "--shots", "2", "--train", str(world / "Train"), "--limit", "1", "--cot")
-    own, rows = load_results(tmp_path / "out")
-    assert {row["mode"] for row in rows} == {"rationale"}
-    signature = own["summary"]["signatures"]["rationale"]
-    assert "rationales of train items; our prompt, no published number's" in signature
-    prompts = load_prompts(tmp_path / "out").values()
-    assert all(prompt.count("###Rationale: ") == 2 for prompt in prompts)
+    assert isinstance(caught.value, UsageError) or "nowhere" in message or "Klingon" in message
 
 
 # ---- scores by hand ----
@@ -311,11 +292,16 @@ def test_equal_options_are_one_answer_unless_that_is_switched_off():
         assert row["correct"] is right and row["official_match"] is False
         scored = loglikelihood_row(same, "h", list("ABCD"), [-4.0, -3.0, -2.0, -4.0], [4] * 4, rule)
         assert scored["correct"] is right and scored["parsed"] == "C"
-    assert parse_options(["--api", "m", "--base_url", "http://x/v1", "--data", "d", "--out", "o",
+    assert parse_options(["--model", "m", "--data", "d", "--out", "o",
                           "--style", "official"]).equal_options == "keyed"
 
 
-def test_option_texts_are_ranked_per_token_and_by_pmi():
+def test_candidates_are_ranked_by_sum_by_token_and_by_pmi():
+    row = loglikelihood_row(item("1", "B"), "h", ["A", "B", "C"], [-4.0, -6.0, -4.0], [4, 12, 4])
+    assert row["parsed"] == "A" and row["parsed_norm"] == "B" and not row["correct"] and row["correct_norm"]
+    for sums, alone in (([math.nan, -6.0], []), ([-4.0, -6.0], [-math.inf, -1.0])):
+        with pytest.raises(UserError, match=r"item 1 \(English\): a log-probability is not finite"):
+            loglikelihood_row(item("1", "B"), "h", ["A", "B"], sums, [4, 12], unconditional=alone)
     row = loglikelihood_row(item("1", "C"), "h", ["A", "B", "C"], [-4.0, -6.0, -7.0], [1, 3, 2],
                             unconditional=[-5.0, -7.5, -9.5])
     assert row["mode"] == "option_text" and row["parsed"] == "B" and not row["correct"]  # -4, -2, -3.5
@@ -334,11 +320,9 @@ def test_option_text_runs_with_shots_and_an_adapter(world, tmp_path):
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.3)
     save_adapter(model, tmp_path / "adapter")
-    options = ["--adapter", str(tmp_path / "adapter"), "--scoring", "loglikelihood,option_text",
-               "--shots", "2", "--train", str(world / "Train")]
-    run(world, tmp_path / "out", *options)
-    run(world, tmp_path / "base", *options[2:])
-    (_, base), (own, adapted) = (load_results(tmp_path / name) for name in ("base", "out"))
+    options = [*few_shot(world), "--scoring", "loglikelihood,option_text"]
+    own, adapted = run(world, tmp_path / "out", "--adapter", str(tmp_path / "adapter"), *options)
+    _, base = run(world, tmp_path / "base", *options)
     assert [row["logprobs"] for row in base] != [row["logprobs"] for row in adapted]
     assert list(own["summary"]["micro"]["accuracy"]) == ["loglikelihood", "loglikelihood_norm", "option_text",
                                                          "option_text_pmi"]
@@ -349,83 +333,64 @@ def test_option_text_runs_with_shots_and_an_adapter(world, tmp_path):
 
 
 def test_a_letters_likelihood_is_that_of_its_own_tokens(world):
-    config = parse_options(command(world, "x", "--scoring", "loglikelihood"))
-    tokenizer = load_tokenizer(config.model)
-
-    def whole(letters: str) -> list[int]:
-        return tokenizer.encode(f"###Answer: OPTION {letters} IS CORRECT.", continued=True)
-
-    for answer in ("B", "A,C"):
+    tokenizer = load_tokenizer(world / "model")
+    for answer, count, after in (("B", 4, ""), ("A,C", 11, " IS CORRECT.")):
         start, choices = scored_choices(tokenizer, item("1", answer), "loglikelihood")
-        assert len(choices) == (4 if answer == "B" else 11)
+        assert len(choices) == count
         for letters, tokens in choices.items():
-            rest = whole(letters)[len(start) + len(tokens):]
-            assert start + tokens + rest == whole(letters)
-            assert tokenizer.decode(tokens).strip() == letters + (" IS CORRECT." if "," in letters else "")
-            assert tokenizer.decode(rest, continued=True).strip() in ("IS CORRECT.", "")
+            whole = tokenizer.encode(f"###Answer: OPTION {letters} IS CORRECT.", continued=True)
+            assert whole[:len(start) + len(tokens)] == start + tokens
+            assert tokenizer.decode(tokens).strip() == letters + after
+            rest = tokenizer.decode(whole[len(start) + len(tokens):], continued=True)
+            assert rest.strip() in ("IS CORRECT.", "")
 
 
-def test_loglikelihood_takes_the_likeliest_and_the_likeliest_per_token():
-    row = loglikelihood_row(item("1", "B"), "h", ["A", "B", "C"], [-4.0, -6.0, -4.0], [4, 12, 4])
-    assert row["parsed"] == "A" and row["parsed_norm"] == "B" and not row["correct"] and row["correct_norm"]
-    with pytest.raises(UserError, match=r"item 1 \(English\): a log-probability is not finite"):
-        loglikelihood_row(item("1", "B"), "h", ["A", "B"], [float("nan"), -6.0], [4, 12])
-
-
-@pytest.mark.parametrize("text, expected", [
-    ("x\n###Answer: OPTION A,C IS CORRECT. Then", "x\n###Answer: OPTION A,C IS CORRECT."),
-    ("A\n\n### Instruction:\nNow", "A"),
-    ("no answer", "no answer"),
-    ("<think>###Answer: OPTION B IS CORRECT. Hm", "<think>###Answer: OPTION B IS CORRECT. Hm"),
-    ("So [THINK]###Answer: OPTION B IS CORRECT.[/THINK]###Answer: OPTION A IS CORRECT. x",
-     "So [THINK]###Answer: OPTION B IS CORRECT.[/THINK]###Answer: OPTION A IS CORRECT."),
-    ("###Answer: OPTION A IS CORRECT. <think>x</think> and", "###Answer: OPTION A IS CORRECT."),
-    ("<|channel|>analysis<|message|>###Answer: OPTION B IS CORRECT.<|end|><|channel|>final<|message|>C",
-     "<|channel|>analysis<|message|>###Answer: OPTION B IS CORRECT.<|end|><|channel|>final<|message|>C"),
+@pytest.mark.parametrize("text, rest", [
+    ("x\n###Answer: OPTION A,C IS CORRECT.", " Then"),
+    ("A", "\n\n### Instruction:\nNow"),
+    ("no answer", ""),
+    ("<think>###Answer: OPTION B IS CORRECT. Hm", ""),
+    ("So [THINK]###Answer: OPTION B IS CORRECT.[/THINK]###Answer: OPTION A IS CORRECT.", " x"),
+    ("###Answer: OPTION A IS CORRECT.", " <think>x</think> and"),
+    ("<|channel|>analysis<|message|>###Answer: OPTION B IS CORRECT.<|end|><|channel|>final<|message|>C", ""),
 ])
-def test_texts_end_with_the_first_complete_answer_outside_the_reasoning(text, expected):
-    assert cut_at_answer(text) == expected
+def test_texts_end_with_the_first_complete_answer_outside_the_reasoning(text, rest):
+    assert cut_at_answer(text + rest) == text
 
 
 # ---- options in other orders ----
 
-def test_rotations_put_each_text_under_each_letter_once_and_the_key_follows():
-    copies = permuted(item("1", "A,C"), 4, seed=3)
-    right = [sorted(copy.options[letter] for letter in copy.answer) for copy in copies]
-    assert right == [["aspirin", "insulin"]] * 4
-    assert all(len({copy.options[letter] for copy in copies}) == 4 for letter in "ABCD")
-    assert copies == permuted(item("1", "A,C"), 4, seed=3) and copies[0] == item("1", "A,C")
-    assert copies == permuted(item("1", "A,C"), 12, seed=3)  # there are no more rotations
-
-
-def test_permutations_are_the_runs_of_the_reordered_exams(world, tmp_path):
-    options = ["--scoring", "both", "--mode", "answer", "--limit", "4"]
-    run(world, tmp_path / "all", *options, "--permutations", "3", "--seed", "5")
-    copies = [permuted(item, 3, 5) for item in read_benchmark(world / "Test")]
-    accuracies, own = [], load_results(tmp_path / "all")[0]["summary"]
-    for order, items in enumerate(zip(*copies)):
-        for language in LANGUAGES:
-            write_lines(tmp_path / f"exam{order}" / f"{language}.jsonl", *(
-                {"question": one.question, "options": one.options, "answer_idx": ",".join(one.answer),
-                 "id": one.key} for one in items if one.language == language))
-        run(world, tmp_path / f"{order}", *options, "--data", str(tmp_path / f"exam{order}"))
-        accuracies.append(load_results(tmp_path / f"{order}")[0]["summary"])
+def test_only_the_published_order_enters_the_other_tables(world, finished, tmp_path):
+    options = ["--scoring", "both", "--permutations", "3", "--seed", "5"]
+    (own, rows), (plain, plain_rows) = run(world, tmp_path, *options), load_results(finished)
+    assert own["summary"]["micro"]["accuracy"] == plain["summary"]["micro"]["accuracy"]
+    assert [(row["doc"], row["parsed"]) for row in rows] == [
+        (row["doc"], row["parsed"]) for row in plain_rows]
+    copies = load_permutations(tmp_path)
+    items = {(item.key, mode): item for item in read_benchmark(world / "Test")
+             for mode in ("answer", "rationale", "loglikelihood")}
+    expected = [copy.options for (key, mode) in items for copy in permuted(items[key, mode], 3, 5)[1:]]
+    assert sorted(map(str, expected)) == sorted(str(row["doc"]["options"]) for row in copies)
     for column in ("answer", "loglikelihood", "loglikelihood_norm"):
+        mode, name = COLUMNS[column]
         for language in LANGUAGES:
-            values = [part["languages"][language]["accuracy"][column]["value"] for part in accuracies]
-            found = own["permutations"][language][column]["accuracy"]["value"]
-            assert found == pytest.approx(sum(values) / 3)
-        assert own["micro"]["accuracy"][column] == accuracies[0]["micro"]["accuracy"][column]
-    rows = [row for order in range(3) for row in load_results(tmp_path / f"{order}")[1]]
-    found = [*load_results(tmp_path / "all")[1], *load_permutations(tmp_path / "all")]
-    theirs, mine = ({(row["key"], *row["doc"]["options"].values()): row["logprobs"] for row in part
-                     if row["mode"] == "loglikelihood"} for part in (rows, found))
-    assert len(mine) == 36 and mine == {place: pytest.approx(sums, abs=1e-4)
-                                        for place, sums in theirs.items()}
-    run(world, tmp_path / "all", *options, "--permutations", "3", "--seed", "5")  # shown from the file
+            hits = [row[name] for row in rows + copies if (row["mode"], row["language"]) == (mode, language)]
+            found = own["summary"]["permutations"][language][column]
+            assert found["accuracy"]["value"] == pytest.approx(sum(hits) / len(hits))
+    assert own["summary"]["permutations"]["all languages"]["answer"]["n"] == 29
+    run(world, tmp_path, *options)  # shown from the file
+    for language in LANGUAGES:  # a copy's row is that of a run on the reordered exam
+        reordered = [permuted(item, 3, 5)[2] for item in read_benchmark(world / "Test" / f"{language}.jsonl")]
+        write_lines(tmp_path / "exam" / f"{language}.jsonl", *(
+            {"question": item.question, "options": item.options, "answer_idx": ",".join(item.answer),
+             "id": item.key} for item in reordered))
+    _, alone = run(world, tmp_path / "alone", "--data", str(tmp_path / "exam"), "--scoring", "loglikelihood")
+    mine = {row["key"]: row["logprobs"] for row in copies
+            if row["mode"] == "loglikelihood" and row["doc"]["extra"]["option_order"] == 2}
+    assert mine == {row["key"]: pytest.approx(row["logprobs"], abs=1e-4) for row in alone}
 
 
-def test_consistency_and_letter_bias_of_models_that_choose_letters_or_texts(capsys):
+def test_consistency_and_letter_bias_of_models_that_choose_letters_or_texts():
     copies = [copy for key in "123456" for copy in permuted(item(key, "B"), 4, seed=0)]
 
     def chosen(letter_of):
@@ -443,8 +408,6 @@ def test_consistency_and_letter_bias_of_models_that_choose_letters_or_texts(caps
     assert silent["consistency"] == 0 and silent["letters"]["A"] == [0, 0.25]
 
 
-# ---- calibration ----
-
 def test_calibration_by_hand():
     sure, half = [0.0, -50.0, -50.0, -50.0], [0.0, 0.0, -50.0, -50.0]  # confidence 1 and 1/2
     answers = [("A", sure), ("A", sure), ("B", sure), ("A", half), ("B", half)]
@@ -455,23 +418,3 @@ def test_calibration_by_hand():
     bins = [(part["bin"], part["n"], part["accuracy"]) for part in found["bins"]]
     assert bins == [(7, 2, 0.5), (14, 3, 2 / 3)]
     assert found["confidence"] == pytest.approx((3 * 1 + 2 * 0.5) / 5)
-    assert f"{100 * found['ece']:.1f}" in table(summarise(rows), "default").split("calibration of logP")[1]
-
-
-# ---- journal ----
-
-def test_a_journal_is_written_by_one_process_only(tmp_path):
-    journal = Journal(tmp_path / "x", {})
-    with pytest.raises(UserError, match="another process"):
-        Journal(tmp_path / "x", {})
-    journal.add(0, [{"text": "lone \ud800 surrogate\u2028"}])
-    journal.finish()
-    assert json.loads((tmp_path / "x").read_bytes()) == {"text": "lone ? surrogate\u2028"}
-
-
-def test_damage_in_the_middle_of_a_journal_is_an_error(tmp_path):
-    for line in ('{"round": 0, "rows": [', '{"round": "x", "rows": []}', "[]",
-                 '{"round": 0, "rows": [{"correct": true}], "crc32": "00000000"}'):
-        (tmp_path / "x.partial").write_text('{"facts": {}}\n' + line + '\n{"round": 1, "rows": []}\n')
-        with pytest.raises(UserError, match=r"x\.partial:2: damaged"):
-            Journal(tmp_path / "x", {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 import pytest
 from json_lines import write_lines
 
-from mmed.evaluation.answer_parser import parse_answer
 from mmed.prompts import (
     ExamItem,
     build_few_shot,
@@ -12,6 +11,7 @@ from mmed.prompts import (
     build_prompt,
     build_target,
     item_key,
+    permuted,
     pick_examples,
     read_benchmark,
     read_items,
@@ -33,10 +33,9 @@ def row(**changes: object) -> dict:
 # --- items
 
 def test_an_item_keeps_what_the_line_says(tmp_path):
-    path = write_lines(tmp_path / "Japanese.jsonl",
-                       row(answer_idx="C, A", id=7, meta_info="step1", answer="this"))
+    path = write_lines(tmp_path / "Japanese.jsonl", row(id=7, meta_info="step1", answer="this"))
     assert read_items(path) == [ExamItem(
-        "Why?", {"A": "this", "B": "that", "C": "other"}, ("A", "C"), "So.", "Japanese", "7", False,
+        "Why?", {"A": "this", "B": "that", "C": "other"}, ("A",), "So.", "Japanese", "7", False,
         {"meta_info": "step1", "answer": "this"})]
     assert read_items(path, language="Spanish")[0].language == "Spanish"
 
@@ -50,26 +49,23 @@ def test_keys_without_ids_are_stable_and_unique(tmp_path):
     path = write_lines(tmp_path / "English.jsonl", row(), row(question="How?"), row(), row(id=None))
     keys = [item.key for item in read_items(path)]
     assert keys[0] == item_key("English", "Why?", {"A": "this", "B": "that", "C": "other"})
+    assert item_key("English", "Why?", {"A": "this", "B": "that"}) == "c9fab05566471d3d"
     assert len(set(keys)) == 4 and keys[2] == keys[0] + "-2" and keys[3] == keys[0] + "-3"
     assert keys[0] != read_items(path, language="French")[0].key  # the language is part of the key
 
 
 @pytest.mark.parametrize(("bad", "says"), [
-    ({"question": "x"}, "'options' is missing"),
-    ({"question": "x", "options": {"A": "a", "B": "b"}}, "'answer_idx' is missing"),
-    (row(question="  "), "'question' must be"),
-    (row(answer_idx="D"), "answer 'D' is not among the options A, B, C"),
-    (row(answer_idx="a"), "answer 'a' is not among"), (row(answer_idx="A,,C"), "answer '' is not among"),
-    (row(answer_idx=""), "no answer"), (row(answer_idx=[]), "no answer"),
-    (row(answer_idx=None), "'answer_idx' must be"), (row(answer_idx=2), "'answer_idx' must be"),
-    (row(answer_idx=[1]), "answer '1' is not among"), (row(answer_idx="A,A"), "twice"),
-    (row(options={}), "option letters"), (row(options=["a", "b"]), "'options' must be"),
-    (row(options={"A": "a"}), "option letters"), (row(options={"A": "a", "C": "c"}), "option letters"),
-    (row(options={"B": "b", "A": "a"}), "option letters"),
-    (row(options={"": "a", "AB": "b"}), "option letters"),
-    (row(options={"A": "", "B": "\u3000"}), "no option has a text"),
-    (row(options={"A": "a", "B": 3}), "option B must be"), (row(rationale=3), "'rationale' must be"),
-    (row(human_checked="yes"), "'human_checked' must be"), (row(id=[1]), "'id' must be"),
+    ({"question": "x"}, "'options' must be dict, got None"),
+    ({"question": "x", "options": {"A": "a", "B": "b"}}, "'answer_idx' must be"),
+    *((row(answer_idx=wrong), "must be one or more of the options A, B, C, each once")
+      for wrong in ("D", "a", "A,,C", "", [], [1], "A,A")),
+    *((row(**wrong), f"'{name}' must be") for wrong in (
+        {"answer_idx": None}, {"answer_idx": 2}, {"options": ["a", "b"]}, {"rationale": 3},
+        {"human_checked": "yes"}, {"id": [1]}) for name in wrong),
+    *((row(options=dict.fromkeys(letters, "a")), "option letters must be")
+      for letters in ("", "A", "AC", "BA", ("", "AB"))),
+    (row(question="  "), "must have a text"), (row(options={"A": "", "B": "\u3000"}), "must have a text"),
+    (row(options={"A": "a", "B": 3}), "options must be texts, got ['a', 3]"),
     ("{broken", "not valid JSON"), ("[1]", "expected one JSON object")])
 def test_a_bad_line_is_named_with_file_and_line(tmp_path, bad, says):
     path = write_lines(tmp_path / "English.jsonl", row(question="fine"), "", bad)
@@ -130,17 +126,12 @@ def test_official_prompts_are_the_published_strings_and_clean_ones_nearly(ration
 
 def test_braces_and_long_options_pass_through_untouched():
     text = "{question} {0} %s \\n " + "x" * 50_000
-    item = ExamItem("{input}", {"A": text, "B": "{instruction}"}, ("A",), "{}", "English", "k")
+    item = ExamItem("{input}", {"A": text, "B": "{instruction}"}, ("A",), " ", "English", "bare")
     for style in ("clean", "official"):
         assert f"A. {text} B. {{instruction}}" in build_prompt(item, True, style)
     assert text in build_messages(item, False)[0]["content"]
-
-
-def test_a_missing_rationale_is_an_error():
-    bare = ExamItem("q", {"A": "a", "B": "b"}, ("A",), " ", "English", "bare")
     with pytest.raises(UserError, match=r"'bare'.*no rationale"):
-        build_target(bare, True)
-    assert build_target(bare, False)
+        build_target(item, True)
 
 
 def test_few_shot_is_solved_examples_then_the_prompt():
@@ -150,13 +141,9 @@ def test_few_shot_is_solved_examples_then_the_prompt():
     assert build_few_shot(ITEM, [], False) == build_prompt(ITEM, False)
 
 
-def make_pool(count: int) -> list[ExamItem]:
-    return [ExamItem(f"Q{i}", {"A": "a", "B": "b"}, ("A",), "r" if i % 3 else "",
-                     ("French", "Russian")[i % 2], f"t{i}") for i in range(count)]
-
-
 def test_picked_examples_depend_on_seed_and_item_only():
-    pool = make_pool(200)
+    pool = [ExamItem(f"Q{i}", {"A": "a", "B": "b"}, ("A",), "r" if i % 3 else "",
+                     ("French", "Russian")[i % 2], f"t{i}") for i in range(200)]
     first = pick_examples(pool, ITEM, 5, seed=1)
     assert first == pick_examples(pool, ITEM, 5, seed=1) and len({shot.key for shot in first}) == 5
     assert {shot.language for shot in first} == {"French"}
@@ -168,6 +155,20 @@ def test_picked_examples_depend_on_seed_and_item_only():
         pick_examples(pool, ITEM, 101)
 
 
+def test_rotations_put_each_text_under_each_letter_once_and_the_key_follows():
+    item = ExamItem("Why?", dict(zip("ABCD", ("aspirin", "heparin", "insulin", "iron"))), ("A", "C"), "",
+                    "English", "1")
+    copies = permuted(item, 4, seed=3)
+    right = [sorted(copy.options[letter] for letter in copy.answer) for copy in copies]
+    assert right == [["aspirin", "insulin"]] * 4
+    assert all(len({copy.options[letter] for copy in copies}) == 4 for letter in "ABCD")
+    assert copies == permuted(item, 4, seed=3) and copies[0] == item
+    assert copies == permuted(item, 12, seed=3)  # there are no more rotations
+    three = ExamItem("?", {"A": "x", "B": "y", "C": "z"}, ("A",), "", "English", "1")
+    copy = permuted(three, 2, seed=0)[1]  # the order of the draws stays as it is
+    assert (copy.options, copy.answer) == ({"A": "z", "B": "x", "C": "y"}, ("B",))
+
+
 def test_chat_messages_ask_for_the_published_form():
     messages = build_messages(ITEM, True, examples=[OTHER])
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
@@ -176,4 +177,3 @@ def test_chat_messages_ask_for_the_published_form():
     assert "A. Ampicillin\nB. Ceftriaxone\n" in messages[-1]["content"]
     (official,) = build_messages(ITEM, False, "official")
     assert "best treatment for this patient? ###Options: A. Ampicillin" in official["content"]
-    assert parse_answer(messages[1]["content"], OTHER.options).letters == ("B",)

@@ -1,3 +1,1 @@
-"""From model output to scores: answer parser, results, summary, comparison, leaderboard files, BERTScore,
-API client.
-"""
+"""From model output to scores: answer parser, results, comparison, leaderboard files, BERTScore, API."""

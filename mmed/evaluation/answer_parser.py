@@ -1,8 +1,5 @@
 """Reads the answer letters and the rationale from a model's output.
 
-Input: raw text and the options of its question. Output: whether the published scorer accepts the text
-(`official_match`; metrics/accuracy.py of the MMedLM code) and a `ParsedAnswer` (`parse_answer`).
-
 The parser drops the thoughts of reasoning models and, after step 1, copies of the prompt. It tries in turn
 1. the published form, exactly ("strict"; everything below is "lenient");
 2. a statement: "the answer is B", "I choose B", "B is the best option"; the last counts, "not B" excludes;
@@ -11,9 +8,8 @@ The parser drops the thoughts of reasoning models and, after step 1, copies of t
 5. the text of exactly one option, in one short sentence.
 
 Steps 2 to 5 split the normalised text into tokens of one-character kinds, so that a statement is a regular
-expression over kinds: "AIL" is an answer noun, a form of "is" and a letter. The words come from
-`mmed/languages/<code>.py`. All items are read with the words of the paper's six languages, because models
-answer in other languages than they were asked in; items in a further language add its own words.
+expression over kinds: "AIL" is an answer noun, a form of "is" and a letter. The words are those of the
+paper's six languages (models answer in other languages than they were asked in), and of the item's own.
 
 DIFFERS: the published scorer knows the strict form only and does not count what it cannot read (D24); we
 report strict, lenient and unparsed answers, and `official_match` beside them.
@@ -54,9 +50,6 @@ def official_match(text: str, item: ExamItem) -> bool:
     return set(said) == set(item.answer)
 
 
-# ---- parse_answer: the strict form and the rationale -------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ParsedAnswer:
     letters: tuple[str, ...]  # sorted; () if unparsed
@@ -76,12 +69,8 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
     `language` is the item's, by code or name. With `rationale_expected`, a text without `###Rationale:` gives
     as rationale all of it except a last line that only states the answer.
 
-    >>> parse_answer("###Rationale: It is safe.\\n###Answer: OPTION A,C IS CORRECT.", "ABCD")
-    ParsedAnswer(letters=('A', 'C'), status='strict', rationale='It is safe.')
     >>> parse_answer("Not A. The answer is (Ｂ)", "ABCD")
     ParsedAnswer(letters=('B',), status='lenient', rationale='')
-    >>> parse_answer("A: true, B: false, C: true", "ABCD").letters
-    ('A', 'C')
     """
     if not isinstance(options, Mapping):
         options = dict.fromkeys(options, "")
@@ -109,10 +98,7 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
 
 
 def _lenient(text: str, options: Mapping[str, str], lexicon: Lexicon, relabelled: bool) -> tuple[str, ...]:
-    """The answer in folded text, of the first section that contains one; later ones may be another item.
-
-    `relabelled`: the text labels options in Cyrillic, where В may be the second or the third.
-    """
+    """The answer in folded text, of the first section that contains one; later ones may be another item."""
     for stretch in lexicon.next_item.split(text):
         tokens = _Reader(stretch, options, lexicon, relabelled).read()
         kinds = "".join(token.kind for token in tokens)
@@ -208,7 +194,6 @@ def _lexicon(code: str) -> Lexicon:
 
 # ---- tokens ------------------------------------------------------------------------------------------------
 
-
 @dataclass
 class Token:
     kind: str
@@ -231,7 +216,7 @@ _TO_TEXT = re.compile(r"[)\]*_`\"'»”]{0,4} ?[.):,(\[–—の-]{0,2} ?[*_(\[\
 
 
 class _Reader:
-    """Splits one folded text into tokens."""
+    """Splits one folded text into tokens. `relabelled`: options have Cyrillic labels; В may be the third."""
 
     def __init__(self, text: str, options: Mapping[str, str], lexicon: Lexicon, relabelled: bool):
         self.text = lexicon.attached.sub(r"\g<0> ", _plain(text))
@@ -250,7 +235,6 @@ class _Reader:
                     self.texts.setdefault(match.start(), (match.end(), letter))
 
     def read(self) -> list[Token]:
-        """The tokens, with lists of letters joined into one."""
         at = 0
         while match := _TOKEN.search(self.text, at):
             at = self._read_token(match)
@@ -331,7 +315,6 @@ _LIST = re.compile(
 
 
 def _joined(tokens: Sequence[Token]) -> Token:
-    """One token for a list of letters."""
     if len(tokens) == 1:
         return tokens[0]
     kinds = {token.kind for token in tokens}

@@ -1,13 +1,11 @@
 """Ask a model behind an OpenAI-compatible API: prompts in, texts out. The only use of the network in mmed.
 
-    server = server_from(options)            options of `add_api_options` -> address, model, decoding
-    store = CallStore(path)                  every reply by the hash of its request: none is paid for twice
-    replies = ask(server, [request(server, prompt, limit) for prompt in prompts], store)
+    replies = ask(server, [request(server, prompt, limit) for prompt in prompts], CallStore(path), labels=...)
 
 The `openai` client retries failed calls. A question that the server rejects or blocks, or whose calls keep
-failing, does not end an exam: it gets an empty text and the reason. Neither is stored, so the next start asks
-again. Faults that affect every call do end the run: key, model, address, quota, or FAILURES_IN_A_ROW failures
-in a row. The key comes from the environment only and is in no result.
+failing, gets an empty text and the reason, and is asked again at the next start. Faults that affect every
+call end the run: key, model, address, quota, or FAILURES_IN_A_ROW failures in a row. The key comes from the
+environment only and is in no result.
 """
 from __future__ import annotations
 
@@ -21,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,10 @@ FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to b
 
 @dataclass(frozen=True)
 class Server:
-    """The server's address and model, and the options sent with each call."""
-
     model: str
     base_url: str = OPENAI_URL
     completions: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # sent with each call
     concurrency: int = 4
     retries: int = 8
     timeout: float = 600.0  # seconds
@@ -64,7 +61,6 @@ class Server:
         return "completions" if self.completions else "chat/completions"
 
     def facts(self) -> dict[str, Any]:
-        """Everything that determines the answers, without secrets."""
         return {"model": self.model, "base_url": self.base_url, "endpoint": self.endpoint,
                 "options": dict(self.options)}
 
@@ -73,7 +69,7 @@ def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> 
     add = parser.add_argument_group("a model behind an OpenAI-compatible API (needs mmed[api]); only with "
                                     "--api is the network used").add_argument
     add("--api", metavar="MODEL_NAME", required=required, help="name of the model on the server")
-    add("--base_url", metavar="URL",
+    add("--base_url", metavar="URL", default=OPENAI_URL,
         help=f"server address, usually ending in /v1 (default {OPENAI_URL})")
     add("--api_key_env", metavar="NAME",
         help="environment variable with the key (default OPENAI_API_KEY, or none with --base_url)")
@@ -86,8 +82,7 @@ def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> 
 
 
 def server_from(options: argparse.Namespace, seed: int = 0) -> Server:
-    """The server that the options of `add_api_options` name, with its key from the environment."""
-    base_url = (options.base_url or OPENAI_URL).strip().rstrip("/")
+    base_url = options.base_url.strip().rstrip("/")
     if not base_url.startswith(("http://", "https://")) or "@" in base_url or "?" in base_url:
         raise UsageError("--base_url: expected a URL such as http://localhost:8000/v1, without user name or "
                          "password; keys come from the environment only (--api_key_env NAME)")
@@ -104,8 +99,7 @@ def server_from(options: argparse.Namespace, seed: int = 0) -> Server:
 
 
 def parse_server_option(given: str) -> tuple[str, Any]:
-    """One --server_option.
-
+    """
     >>> [parse_server_option(given) for given in ("top_p=0.9", "reasoning_effort=low", "seed=none")]
     [('top_p', 0.9), ('reasoning_effort', 'low'), ('seed', None)]
     """
@@ -120,32 +114,19 @@ def parse_server_option(given: str) -> tuple[str, Any]:
 
 
 def request(server: Server, prompt: str | Sequence[dict[str, str]], max_new_tokens: int) -> dict[str, Any]:
-    """The body of one call: a text for completions, messages (or one user message) for chat.
-
-    >>> request(Server("m", "http://localhost/v1", options={"temperature": 0, "seed": None}), "Why?", 9)
-    {'model': 'm', 'messages': [{'role': 'user', 'content': 'Why?'}], 'max_tokens': 9, 'temperature': 0}
-    """
-    limit_name = "max_tokens"
-    asked: dict[str, Any] = {"prompt": utf8(str(prompt))}
+    """The body of one call: a text for completions, messages (or one user message) for chat."""
+    asked: dict[str, Any] = {"prompt": prompt}
     if not server.completions:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        asked = {"messages": [{name: utf8(text) for name, text in message.items()} for message in messages]}
-        if server.base_url == OPENAI_URL:  # its newer models reject max_tokens, which others require
-            limit_name = "max_completion_tokens"
-    body = {"model": server.model, **asked, limit_name: max_new_tokens, **server.options}
+        asked = {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
+    asked = json.loads(utf8(json.dumps(asked, ensure_ascii=False)))
+    # OpenAI's newer models reject max_tokens, which others require
+    newest = server.base_url == OPENAI_URL and not server.completions
+    limit = {"max_completion_tokens" if newest else "max_tokens": max_new_tokens}
+    body = {"model": server.model, **asked, **limit, **server.options}
     return {name: value for name, value in body.items() if value is not None}
 
 
-def scoring_request(server: Server, prompt: str, answer: str) -> dict[str, Any]:
-    """Build the body of a call that returns the likelihood of `answer` after `prompt`.
-
-    As lm-evaluation-harness asks: the prompt is echoed with log-probabilities. Servers reject max_tokens=0.
-    """
-    return request(server, prompt + answer, 1) | {"echo": True, "logprobs": 1}
-
-
 def request_key(server: Server, body: dict[str, Any]) -> str:
-    """sha256 of everything that determines the answer."""
     whole = [API_VERSION, server.base_url, server.endpoint, body]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
@@ -153,37 +134,32 @@ def request_key(server: Server, body: dict[str, Any]) -> str:
 # ---- replies -----------------------------------------------------------------------------------------------
 
 class CallFailed(Exception):
-    """A call without a usable reply. `retry`: whether asking again may help; `kind`: its finish_reason."""
+    """A call without a usable reply; `kind`: its finish_reason."""
 
-    def __init__(self, reason: str, retry: bool = False, kind: str = "error"):
+    def __init__(self, reason: str, kind: str = "error"):
         super().__init__(reason)
-        self.retry, self.kind = retry, kind
+        self.kind = kind
 
 
 def read_reply(value: Any) -> dict[str, Any]:
-    """Extract from a reply: text, reasoning, finish reason, model name, token counts.
+    """Text, reasoning, finish reason, model name and token counts of a reply.
 
-    An error inside a 200 reply or its choice is not an answer. A refusal is, and so is an empty text caused
-    by the token limit, a content filter, or a reply of reasoning alone.
-
-    >>> read_reply({"choices": [{"message": {"content": "B"}, "finish_reason": "stop"}]})["text"]
-    'B'
+    A refusal is an answer, and so is an empty text caused by the token limit, a content filter, or a reply of
+    reasoning alone; an error inside a 200 reply is none.
     """
     if isinstance(value, str):  # JSON under another content type, or a page of a proxy
         try:
             value = json.loads(value)
         except ValueError:
-            raise CallFailed(f"the reply is not JSON: {error_text(value)}", retry=True) from None
+            raise CallFailed(f"the reply is not JSON: {error_text(value)}") from None
     choice = (value.get("choices") or [{}])[0]
-    ended = choice.get("finish_reason")
-    error = value.get("error") or choice.get("error") or ("no reason given" if ended == "error" else None)
-    if error:
-        raise CallFailed(f"the reply is an error: {error_text(error)}", retry=True)
+    ended, error = choice.get("finish_reason"), value.get("error") or choice.get("error")
+    if error or ended == "error":
+        raise CallFailed(f"the reply is an error: {error_text(error or 'no reason given')}")
     if not value.get("choices"):
         blocked = (value.get("prompt_feedback") or {}).get("block_reason")
-        reason = blocked or error_text(value.get("message") or "no reason given")
-        raise CallFailed(f"the reply has no choices ({reason})", retry=not blocked,
-                         kind="content_filter" if blocked else "error")
+        raise CallFailed(f"the reply has no choices: {error_text(blocked or value)}",
+                         "content_filter" if blocked else "error")
     message = choice.get("message") or {"content": choice.get("text")}
     content = message.get("content")
     if isinstance(content, list):  # parts, as some servers write them
@@ -192,7 +168,7 @@ def read_reply(value: Any) -> dict[str, Any]:
     text = content or message.get("refusal") or ""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if content is None and not text and not reasoning and ended not in ("length", "content_filter"):
-        raise CallFailed("the reply has no text", retry=True)
+        raise CallFailed("the reply has no text")
     usage = value.get("usage") or {}
     reply = {"text": utf8(text), "finish_reason": ended, "model": value.get("model"),
              "prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens")}
@@ -200,7 +176,7 @@ def read_reply(value: Any) -> dict[str, Any]:
 
 
 def echoed_tokens(value: Any) -> dict[str, Any]:
-    """The last tokens of an echoed prompt with their log-probabilities; an error if the server has none."""
+    """The last tokens of an echoed prompt with their log-probabilities."""
     logprobs = value["choices"][0].get("logprobs") or {}
     tokens, values = (list(logprobs.get(name) or []) for name in ("tokens", "token_logprobs"))
     if len(tokens) < 3 or len(tokens) != len(values) or None in values[1:]:
@@ -209,54 +185,44 @@ def echoed_tokens(value: Any) -> dict[str, Any]:
 
 
 def answer_tokens(reply: dict[str, Any], answer: str) -> tuple[list[str], list[float]]:
-    """The tokens of an answer and their log-probabilities, from the reply to a `scoring_request`.
+    """The tokens of an answer and their log-probabilities, from an echoed prompt.
 
-    A token that also holds the end of the prompt counts. Spaces are ignored in the search for the answer,
-    because some servers write the tokens of sentencepiece without them.
+    A token that also holds the end of the prompt counts. Spaces are ignored: some servers drop them.
 
     >>> reply = {"tokens": ["Why", ":#", "A", "!"], "logprobs": [None, -1.0, -2.0, -9.0]}
     >>> answer_tokens(reply, "# A")
     ([':#', 'A'], [-1.0, -2.0])
     """
-    tokens, wanted = list(map(_squeezed, reply["tokens"])), _squeezed(answer)
+    def squeezed(text: str) -> str:
+        return "".join(text.replace("\u2581", " ").split())  # U+2581 is the space of sentencepiece
+
+    tokens, wanted = list(map(squeezed, reply["tokens"])), squeezed(answer)
     start = "".join(tokens).rfind(wanted)
     if start < 0:
         raise UserError(f"the server echoes {''.join(tokens)[-60:]!r}, not the end of what was sent; "
                         f"{CANNOT_SCORE}")
-    place, found = 0, []
-    for number, token in enumerate(tokens):
-        if place < start + len(wanted) and place + len(token) > start:
-            found.append(number)
-        place += len(token)
+    ends = list(accumulate(map(len, tokens)))
+    found = [i for i, end in enumerate(ends) if end - len(tokens[i]) < start + len(wanted) and end > start]
     return [reply["tokens"][i] for i in found], [reply["logprobs"][i] for i in found]
 
 
-def _squeezed(text: str) -> str:
-    return "".join(text.replace("\u2581", " ").split())  # U+2581 is the space of sentencepiece
-
-
 def error_text(error: Any) -> str:
-    """The server's own words in an error, on one line of at most 300 characters."""
+    """The server's own words in an error."""
     if isinstance(error, dict):
         error = error.get("message") or error.get("code") or error
     return " ".join(str(error).split())[:300]
 
 
 class CallStore(SealedFile):
-    """Replies in one JSONL file, {"key": hash of the request, "reply": ..., "crc32": ...} per line.
-
-    A reply is on disk before it counts.
-    """
+    """Replies in one JSONL file, {"key": hash of the request, "reply": ..., "crc32": ...} per line."""
 
     def __init__(self, path: str | Path):
         super().__init__(Path(path))
         self.lock = threading.Lock()
         self.replies: dict[str, dict] = {}
         self.new: list[dict] = []
-        self.read(self._take, "delete that line (its call is then repeated), or the file")
-
-    def _take(self, value: dict) -> None:
-        self.replies[value["key"]] = value["reply"]
+        self.read(lambda line: self.replies.update({line["key"]: line["reply"]}),
+                  "delete that line (its call is then repeated), or the file")
 
     def add(self, key: str, reply: dict) -> None:
         with self.lock:
@@ -267,8 +233,9 @@ class CallStore(SealedFile):
     def close(self, order: Sequence[str] = ()) -> None:
         """Rewrite the file in the order of these keys, not in that of the replies' arrival."""
         with self.lock, atomic_write(self.path, "wb") as file:
-            keys = dict.fromkeys([*(key for key in order if key in self.replies), *self.replies])
-            file.writelines(sealed_line({"key": key, "reply": self.replies[key]}).encode() for key in keys)
+            for key in dict.fromkeys([*order, *self.replies]):
+                if key in self.replies:
+                    file.write(sealed_line({"key": key, "reply": self.replies[key]}).encode())
             self.file.close()
 
 
@@ -289,104 +256,87 @@ class Caller:
         if self.ended:
             raise UserError("not asked")
         try:
-            return key, self.reply_to(key, body)
+            reply = json.loads(self.hide_key(json.dumps(self.call(body))))  # a server may repeat the request
         except UserError as error:
             self.ended = True
-            raise UserError(f"{label}{self.server.base_url}: {error}") from None
-
-    def reply_to(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
-        try:
-            reply = self.call(body)
-        except CallFailed as failure:
-            if "echo" in body and "echo" in str(failure):
-                raise UserError(f"{failure}; {CANNOT_SCORE}") from None
+            raise UserError(self.hide_key(f"{label}: {self.server.base_url}: {error}")) from None
+        if "error" in reply:
             self.failures_in_a_row += 1
-            if self.failures_in_a_row >= FAILURES_IN_A_ROW:
-                raise UserError(f"{FAILURES_IN_A_ROW} calls in a row failed, the last one because "
-                                f"{failure}; {KEPT}") from None
-            return {"text": "", "finish_reason": failure.kind, "error": str(failure), "model": None,
-                    "prompt_tokens": None, "completion_tokens": None}
-        reply = json.loads(self.hide_key(json.dumps(reply)))  # a server may repeat the request in its reply
-        self.store.add(key, reply)
-        self.failures_in_a_row = 0
-        return reply
+        else:
+            self.failures_in_a_row = 0
+            self.store.add(key, reply)
+        return key, reply
 
     def hide_key(self, text: str) -> str:
         return text.replace(json.dumps(self.server.key)[1:-1], "[key]") if self.server.key else text
 
     def call(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One call; a failure reported inside a 200 reply is repeated here, every other one by the client."""
+        """One reply, or why there is none. The client repeats failed calls, this loop errors in replies."""
         for attempt in range(self.server.retries + 1):
             try:
                 value = self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object)
                 return read_reply(value) | (echoed_tokens(value) if "echo" in body else {})
             except self.openai.APIError as error:
-                raise self.failure(error) from None
-            except UserError:
-                raise
+                failure = self.failure(error)
+                break
             except CallFailed as error:
                 failure = error
+            except UserError:
+                raise
             except (AttributeError, TypeError, LookupError, ValueError):
-                failure = CallFailed("the reply has not the form that the API prescribes", retry=True)
-            if not failure.retry or attempt == self.server.retries:
+                failure = CallFailed("the reply has not the form that the API prescribes")
+            if failure.kind == "content_filter":
                 break
-            time.sleep(min(60.0, 0.5 * 2 ** attempt))
-        raise failure
+            if attempt < self.server.retries:
+                time.sleep(min(60.0, 0.5 * 2 ** attempt))
+        if "echo" in body and "echo" in str(failure):
+            raise UserError(f"{failure}; {CANNOT_SCORE}")
+        if self.failures_in_a_row + 1 >= FAILURES_IN_A_ROW:
+            raise UserError(f"{FAILURES_IN_A_ROW} calls in a row failed, the last one because {failure}; "
+                            f"{KEPT}")
+        return {"text": "", "finish_reason": failure.kind, "error": str(failure), "model": None,
+                "prompt_tokens": None, "completion_tokens": None}
 
-    def failure(self, error: Any) -> Exception:
-        """Turn a client error into the end of the run, or into the failure of this call alone."""
+    def failure(self, error: Any) -> CallFailed:
+        """An error of the client as the failure of this call alone, unless it ends the run."""
         if isinstance(error, self.openai.APITimeoutError):
             return CallFailed(f"no reply within {self.server.timeout:g} seconds (--timeout)")
         if not isinstance(error, self.openai.APIStatusError):
-            return UserError(f"the connection failed ({error.__cause__ or error}); {KEPT}")
-        reason = self.hide_key(f"{error.status_code}: {error_text(error.body or error.message)}")
+            raise UserError(f"the connection failed ({error.__cause__ or error}); {KEPT}") from None
+        reason = f"{error.status_code}: {error_text(error.body or error.message)}"
         if error.status_code in FATAL_STATUS:
-            return UserError(f"{reason}; {FATAL_STATUS[error.status_code]}; {KEPT}")
+            raise UserError(f"{reason}; {FATAL_STATUS[error.status_code]}; {KEPT}") from None
         filtered = "content_filter" in (error.code, error.type)
-        return CallFailed(reason, kind="content_filter" if filtered else "rejected")
+        return CallFailed(reason, "content_filter" if filtered else "rejected")
 
 
 def ask(
-    server: Server,
-    requests: Sequence[dict[str, Any]],
-    store: CallStore,
-    *,
-    labels: Sequence[str] = (),
-    on_done: Callable[[int], object] = lambda place: None,
+    server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *, labels: Sequence[str],
+    on_done: Callable[[int], object] = lambda number: None,
 ) -> list[dict[str, Any]]:
-    """Replies in the order of the requests, `server.concurrency` calls at a time, each stored on arrival.
+    """Replies in the order of the requests; stored requests are not asked again, equal ones are asked once.
 
-    Stored requests are not asked again, equal ones are asked once. `labels` name requests in errors. A
-    fatal error, Ctrl-C or SIGTERM (exit code 75) ends the run at once, without the calls in progress.
+    A fatal error, Ctrl-C or SIGTERM ends the run at once, without the calls in progress. `labels` name
+    requests in errors; `on_done` is called for each.
     """
-    places: dict[str, list[int]] = {}
-    for place, body in enumerate(requests):
-        places.setdefault(request_key(server, body), []).append(place)
-    replies: dict[int, dict] = {}
-
-    def keep(key: str, reply: dict) -> None:
-        for place in places[key]:
-            replies[place] = reply
-            on_done(place)
-
-    todo = []
-    for key, (first, *_) in places.items():
-        if key in store.replies:
-            keep(key, store.replies[key])
-        else:
-            todo.append((key, f"{labels[first]}: " if labels else "", requests[first]))
+    keys = [request_key(server, body) for body in requests]
+    todo = {key: (key, label, body) for key, label, body in zip(keys, labels, requests, strict=True)
+            if key not in store.replies}
+    replies = {key: store.replies[key] for key in keys if key not in todo}
+    for number in range(len(keys) - len(todo)):
+        on_done(number)
     if todo:
         caller = Caller(server, store)
         with ThreadPool(server.concurrency) as pool:
-            for key, reply in pool.imap_unordered(lambda task: caller.answer(*task), todo):
-                keep(key, reply)
+            for key, reply in pool.imap_unordered(lambda task: caller.answer(*task), todo.values()):
+                replies[key] = reply
+                on_done(len(replies))
         if all("error" in reply for reply in replies.values()):
-            raise UserError(f"{server.base_url}: no request was answered: {replies[0]['error']}")
-    return [replies[place] for place in range(len(requests))]
+            raise UserError(f"{server.base_url}: no request was answered: {replies[keys[0]]['error']}")
+    return [replies[key] for key in keys]
 
 
 def usage(replies: Sequence[dict]) -> dict[str, Any]:
-    """Counts over replies: tokens as the server counted them, why texts ended, which models answered."""
     reasons = Counter(reply.get("finish_reason") or "not given" for reply in replies)
     return {"calls": len(replies),
             "prompt_tokens": sum(reply.get("prompt_tokens") or 0 for reply in replies),

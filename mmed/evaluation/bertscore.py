@@ -3,22 +3,16 @@
     python -m mmed.evaluation.bertscore --model models/bert-base-multilingual-cased \\
         --results results/a results/b
 
-Input:  the folder of an encoder (any that transformers' AutoModel opens), and result folders of `mmed.eval`.
-Output: a BERTScore for each rationale in the result folders, under a signature like any other metric.
-
     reference   [CLS] le cœur bat [SEP]    sim[i, j] = cosine of candidate token i and reference token j
     candidate   [CLS] le  foie    [SEP]    P = mean over i of max over j of sim[i, j]; R = the other way round
                                            F1 = 2PR / (P + R); [CLS] and [SEP] are matched with weight 0
 
-The scores equal those of the bert-score package, which the official script uses.
-
+The scores equal those of the bert-score package, which the official script uses (Zhang et al. 2020).
 MMedLM: multilingual BERT (cased), F1, no idf, no rescaling; the layer is bert-score's choice for that model.
-Reference: Zhang et al. 2020. Legend: T tokens, D hidden size.
 """
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 import sys
 from collections import Counter
@@ -32,7 +26,8 @@ from tqdm import tqdm
 
 from mmed import metrics
 from mmed.evaluation.results import load_permutations, load_prompts, load_results, write_results
-from mmed.evaluation.summary import metric_name
+from mmed.evaluation.summary import table
+from mmed.prompts import digest
 from mmed.training.distributed import device_called
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 from mmed.utils.fingerprints import file_hash
@@ -67,11 +62,9 @@ def read_baseline(path: str | Path, layer: int) -> list[float]:
 
 
 class Scorer:
-    """An encoder that is loaded once for several calls.
+    """An encoder, whose hidden states of `layer` are compared (0: the embeddings).
 
-    layer     compare the hidden states of this layer, 0: the embeddings; None: bert-score's choice, by the
-              name of the folder
-    baseline  a baseline file of bert-score's: scores become (score - baseline) / (1 - baseline)
+    With a `baseline` file of bert-score, scores become (score - baseline) / (1 - baseline).
     """
 
     def __init__(self, folder: str | Path, layer: int | None = None, *, baseline: str | Path | None = None,
@@ -94,15 +87,16 @@ class Scorer:
         if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # numbered from the padding id on
             positions -= config.pad_token_id + 1
         self.layer, self.max_length = layer, min(self.tokenizer.model_max_length, positions)
-        self.baseline = read_baseline(baseline, layer) if baseline else None
+        self.baseline = read_baseline(baseline, layer) if baseline else [0.0, 0.0, 0.0]
         files = [f"{path.name} {file_hash(path)}" for path in sorted(Path(folder).iterdir())
                  if path.suffix in (".json", ".txt", ".model", ".safetensors")]
-        self.name = f"{config.model_type}-{config.num_hidden_layers}x{config.hidden_size}-{_digest(files)}"
+        fingerprint = digest(["\n".join(files)])[:8]
+        self.name = f"{config.model_type}-{config.num_hidden_layers}x{config.hidden_size}-{fingerprint}"
 
     def encode(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """The ids of each text with the special tokens around it; says how many texts were truncated."""
+        """The ids of each text with the special tokens around it; text that looks like one stays text."""
         ids, truncated = {}, 0
-        for text in dict.fromkeys(texts):  # encode text that looks like a special token as text
+        for text in dict.fromkeys(texts):
             ids[text] = self.tokenizer(text.strip(), split_special_tokens=True, verbose=False)["input_ids"]
             if len(ids[text]) > self.max_length:
                 ids[text] = [*ids[text][:self.max_length - 1], ids[text][-1]]
@@ -121,9 +115,10 @@ class Scorer:
         return [row[:len(ids)] for row, ids in zip(hidden, texts)]
 
     def signature(self, references: Sequence[str] | None = None) -> str:
-        """Signature: encoder (shape, fingerprint), layer, token weights (for idf: whose), rescaling."""
-        weights = "no-idf" if references is None else f"idf-{_digest([repr(sorted(references))])}"
-        rescaled = "-rescaled-" + "-".join(f"{value:.6g}" for value in self.baseline) if self.baseline else ""
+        """Encoder (shape, fingerprint), layer, token weights (for idf: from which references), rescaling."""
+        weights = "no-idf" if references is None else f"idf-{digest([repr(sorted(references))])[:8]}"
+        rescaled = "".join(f"-{value:.6g}" for value in self.baseline)
+        rescaled = f"-rescaled{rescaled}" if any(self.baseline) else ""
         return metrics.signature("BERTScore", f"f1-{self.name}-L{self.layer}-{weights}{rescaled}",
                                  tokens=type(self.tokenizer).__name__)
 
@@ -131,18 +126,14 @@ class Scorer:
                  idf: bool = False) -> np.ndarray:
         """(n, 3): P, R and F1 of pairs; `idf` weights tokens by their rarity in the references."""
         ids = self.encode([*candidates, *references])
-        occurs: Counter[int] = Counter()  # token -> in how many references
-        for text in references:
-            occurs.update(set(ids[text]))
+        occurs = Counter(token for text in references for token in set(ids[text]))
         ends = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
 
-        def weight(index: int) -> float:
-            if index in ends:
-                return 0.0
-            return math.log((len(references) + 1) / (occurs[index] + 1)) if idf else 1.0
-
         def weights(text: str) -> Tensor:
-            return torch.tensor(list(map(weight, ids[text])), dtype=torch.float64, device=self.model.device)
+            rarity = [math.log((len(references) + 1) / (occurs[token] + 1)) if idf else 1.0
+                      for token in ids[text]]
+            kept = [0.0 if token in ends else weight for token, weight in zip(ids[text], rarity)]
+            return torch.tensor(kept, dtype=torch.float64, device=self.model.device)
 
         pairs = list(zip(candidates, references, strict=True))
         order = sorted(range(len(pairs)), key=lambda i: max(len(ids[text]) for text in pairs[i]))
@@ -154,18 +145,12 @@ class Scorer:
                 vectors = next(hidden), next(hidden)
                 if min(len(ids[text]) for text in pairs[i]) > 2:  # neither is empty
                     scores[i] = match(*vectors, *map(weights, pairs[i]))
-        low = np.array(self.baseline or (0.0, 0.0, 0.0))
+        low = np.array(self.baseline)
         return (scores - low) / (1 - low)
 
 
-def _digest(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
-
-
-# ---- command -----------------------------------------------------------------------------------------------
-
-def add_to_results(scorer: Scorer, folder: Path, *, idf: bool = False) -> tuple[dict, str]:
-    """Score the rationales of a result folder and write them back: (the new summary, the signature)."""
+def add_to_results(scorer: Scorer, folder: str, idf: bool) -> str:
+    """Score the rationales of a result folder and write them back; returns the new tables."""
     own, loaded = load_results(folder)
     rows = list(loaded)
     texts = [row for row in rows if row.get("scores")]
@@ -177,8 +162,8 @@ def add_to_results(scorer: Scorer, folder: Path, *, idf: bool = False) -> tuple[
     for row, f1 in zip(texts, scores[:, 2].tolist()):
         row["scores"][signature] = f1
     rows += load_permutations(folder)
-    summary = write_results(folder, rows, load_prompts(folder), own["facts"], own["settings"])
-    return summary, signature
+    summary = write_results(Path(folder), rows, load_prompts(folder), own["facts"], own["settings"])
+    return f"{table(summary, own['settings']['words'])}\n{signature}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -195,11 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     scorer = Scorer(options.model, options.layer, baseline=options.baseline,
                     device=device_called(options.device))
     for folder in options.results:
-        summary, signature = add_to_results(scorer, Path(folder), idf=options.idf)
-        parts = {**summary["languages"], "macro average": summary["macro"]}
-        scores = {name: part["text"].get(metric_name(signature)) for name, part in parts.items()}
-        cells = [f"{name} {100 * score['value']:.2f}" for name, score in scores.items() if score]
-        print(f"{folder}: {', '.join(cells)} ({signature}; x 100; items: {summary['text_items']})")
+        print(f"{folder}\n{add_to_results(scorer, folder, options.idf)}\n")
     return 0
 
 

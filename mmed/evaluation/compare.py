@@ -2,54 +2,91 @@
 
     python -m mmed.evaluation.compare results/a results/b [--out comparison.json]
 
-Input:  two result folders of `mmed.eval`.
-Output: for every accuracy and every rationale metric that both have, by language and overall: both values,
-        A - B in points with its 95 % interval, p, and the test it comes from; and what cannot be compared.
-
-Right and wrong answers are tested by McNemar's exact test, text scores and macro averages by sign flips. No p
-is corrected for the number of rows: out of twenty, one falls below 0.05 by chance.
+For every accuracy and every rationale metric that both have, by language and overall: both values, A - B in
+points with its 95 % interval, p, and its test. No p is corrected for the number of rows: out of twenty, one
+falls below 0.05 by chance.
 """
 from __future__ import annotations
 
-import sys
+import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import groupby, product
 from pathlib import Path
 
+import numpy as np
+
 from mmed.evaluation.results import load_results
-from mmed.evaluation.significance import mcnemar, paired_bootstrap
-from mmed.evaluation.summary import (
-    COLUMNS,
-    aligned,
-    checked_languages,
-    counts_for_text,
-    language_order,
-    metric_name,
-)
-from mmed.metrics import macro_mean, mean
+from mmed.evaluation.summary import COLUMNS, aligned, language_order, metric_name, passed_check
+from mmed.metrics import bootstrap_interval, macro_mean, mean
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import write_json
 from mmed.utils.journal import facts_that_differ
 
+FLIPS = 2000  # random sign flips of a test
+EXACT_FLIPS = 12  # with at most this many differing items, enumerate all 2^n sign flips
 AVERAGES = ("macro average", "micro average")
 Rows = dict[tuple[str, str, str], dict]  # (mode, language, key) -> row
 Pairs = dict[tuple[str, str], tuple[float, float]]  # (language, key) -> scores of A and B
 
 
 @dataclass
-class Line:
-    """One comparison of a column in a group."""
+class Difference:
+    difference: float  # mean of a minus mean of b
+    low: float  # 95 % interval of it; nan where there are too few or only equal differences
+    high: float
+    p: float  # two-sided
+    test: str  # which test p comes from
 
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Exact two-sided p of "a and b are right equally often": what only one has right is a coin flip."""
+    pairs = Counter((bool(x), bool(y)) for x, y in zip(a, b, strict=True))
+    only_a, only_b = pairs[True, False], pairs[False, True]
+    tail = sum(math.comb(only_a + only_b, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2 ** (only_a + only_b))
+
+
+def sign_flip_test(
+    gaps: Sequence[float], seed: int, groups: Sequence[str] | None = None
+) -> tuple[float, str]:
+    """(two-sided p, name of the test) of "a and b score alike", from a - b per item (Fisher's randomization).
+
+    p is the share of sign flips whose mean (macro mean over `groups`) is as far from 0 as the one found: of
+    all flips if few items differ, else of FLIPS random ones, with the one found among them.
+    """
+    names = groups or [""] * len(gaps)
+    sizes = Counter(names)
+    # a gap of 0 has no sign
+    parts = np.array([gap / (len(sizes) * sizes[name]) for gap, name in zip(gaps, names) if gap])
+    found = abs(parts.sum()) - 1e-12  # rounding must not decide what is as far
+    if len(parts) <= EXACT_FLIPS:
+        signs = np.array(list(product([1, -1], repeat=len(parts))))  # (2^n, n)
+        return float(np.mean(np.abs(signs @ parts) >= found)), "sign flips, exact"
+    rng = np.random.default_rng(seed)
+    sums = np.array([parts @ (2 * rng.integers(0, 2, len(parts)) - 1) for _ in range(FLIPS)])
+    as_far = int(np.count_nonzero(np.abs(sums) >= found))
+    return (as_far + 1) / (FLIPS + 1), f"sign flips, {FLIPS:,} draws"
+
+
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], seed: int, groups: Sequence[str] | None = None
+) -> Difference:
+    """Mean (macro mean over `groups`) of a - b on the same items, its bootstrap interval, its sign-flip p."""
+    gaps = [x - y for x, y in zip(a, b, strict=True)]
+    difference = mean(gaps) if groups is None else macro_mean(gaps, groups)
+    low, high = bootstrap_interval(gaps, seed, groups)
+    return Difference(difference, low, high, *sign_flip_test(gaps, seed, groups))
+
+
+@dataclass
+class Line(Difference):
     column: str  # "answer", ..., or a metric of rationales such as "BLEU-1|nltk-method1"
     group: str  # a language, "macro average" or "micro average"
     n: int
     a: float
     b: float
-    difference: float  # a - b
-    low: float  # nan where there are too few or only equal differences
-    high: float
-    p: float
-    test: str
 
 
 def read(folder: str | Path) -> tuple[dict, Rows]:
@@ -59,7 +96,6 @@ def read(folder: str | Path) -> tuple[dict, Rows]:
 
 
 def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
-    """Both folders must hold the same questions with the same options and answers."""
     first, second = ({place[1:]: (row["gold"], row["doc"]["question"], row["doc"]["options"])
                       for place, row in side.items()} for side in rows)
     other = [place for place in first | second if first.get(place) != second.get(place)]
@@ -68,22 +104,23 @@ def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
                         f"only one, such as {other[0]!r:.80}; compare results on the same data and --limit")
 
 
-def scores_of(row: dict, checked: set[str]) -> dict[str, tuple[str, float]]:
-    """Column -> (signature, score), for every score of a row that the tables count."""
-    scores = {column: (column, float(row[key])) for column, (mode, key) in COLUMNS.items()
-              if mode == row["mode"]}
-    if counts_for_text(row, row["language"] in checked):
-        scores |= {metric_name(name): (name, value) for name, value in row["scores"].items()}
+def scores_of(rows: Rows) -> dict[tuple[str, str, str], dict[str, tuple[str, float]]]:
+    """Place -> column -> (signature, score), for every score of a row that the tables count."""
+    scores = {place: {column: (column, float(row[key])) for column, (mode, key) in COLUMNS.items()
+                      if mode == row["mode"]} for place, row in rows.items()}
+    for row in passed_check(list(rows.values())):
+        scores[row["mode"], row["language"], row["key"]] |= {
+            metric_name(name): (name, value) for name, value in row.get("scores", {}).items()}
     return scores
 
 
 def compare(a: Rows, b: Rows) -> tuple[list[Line], list[str]]:
     """(lines, column by column; what was left out and why): only equal signatures are compared."""
-    checked = checked_languages([*a.values(), *b.values()])
+    scores = scores_of(a), scores_of(b)
     columns: dict[str, Pairs] = {column: {} for column in COLUMNS}
-    left_out: dict[str, list[tuple[str, str]]] = {}  # reason -> (column, language)
+    left_out = defaultdict(list)  # reason -> (column, language)
     for place in a | b:
-        mine, theirs = (scores_of(side[place], checked) if place in side else {} for side in (a, b))
+        mine, theirs = (side.get(place, {}) for side in scores)
         for column in mine | theirs:
             one, other = mine.get(column), theirs.get(column)
             if one and other and one[0] == other[0]:
@@ -91,9 +128,8 @@ def compare(a: Rows, b: Rows) -> tuple[list[Line], list[str]]:
                 continue
             why = "only in A" if one else "only in B"
             if one and other:
-                why = " and ".join(f"{name} is {score[0].split('|', 2)[2]}"
-                                   for name, score in (("A", one), ("B", other)))
-            left_out.setdefault(why, []).append((column, place[1]))
+                why = f"A is {one[0].split('|', 2)[2]} and B is {other[0].split('|', 2)[2]}"
+            left_out[why].append((column, place[1]))
     lines = [line for column, pairs in columns.items() if pairs for line in compare_column(column, pairs)]
     return lines, [f"{', '.join(sorted({column for column, _ in found}))} in "
                    f"{', '.join(language_order(language for _, language in found))}: {why}"
@@ -108,7 +144,8 @@ def compare_column(column: str, pairs: Pairs) -> list[Line]:
         a, b = map(list, zip(*chosen.values()))
         macro = [language for language, _ in chosen] if group == "macro average" else None
         mean_a, mean_b = (macro_mean(side, macro) if macro else mean(side) for side in (a, b))
-        line = Line(column, group, len(a), mean_a, mean_b, *paired_bootstrap(a, b, seed=0, groups=macro))
+        line = Line(**vars(paired_bootstrap(a, b, seed=0, groups=macro)), column=column, group=group,
+                    n=len(a), a=mean_a, b=mean_b)
         if column in COLUMNS and not macro:
             line.p, line.test = mcnemar([x > 0 for x in a], [x > 0 for x in b]), "McNemar, exact"
         lines.append(line)
@@ -117,16 +154,18 @@ def compare_column(column: str, pairs: Pairs) -> list[Line]:
 
 def table(lines: Sequence[Line]) -> str:
     """The lines as text, one block per column, in % or times 100."""
-    blocks: dict[str, list[list[str]]] = {}
-    for line in lines:
-        unit = "%" if line.column in COLUMNS else "x 100"
-        head = [f"{line.column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test"]
-        interval = f"[{100 * line.low:+.2f} to {100 * line.high:+.2f}]" if line.low == line.low else "[-]"
-        blocks.setdefault(line.column, [head]).append([
-            line.group, f"{line.n:,}", f"{100 * line.a:.2f}", f"{100 * line.b:.2f}",
-            f"{100 * line.difference:+.2f} {interval}", "< 0.001" if line.p < 0.001 else f"{line.p:.3f}",
-            line.test])
-    return "\n\n".join(map(aligned, blocks.values()))
+    blocks = []
+    for column, part in groupby(lines, lambda line: line.column):
+        unit = "%" if column in COLUMNS else "x 100"
+        rows = [[f"{column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test"]]
+        for line in part:
+            known = line.low == line.low
+            interval = f"[{100 * line.low:+.2f} to {100 * line.high:+.2f}]" if known else "[-]"
+            rows.append([line.group, f"{line.n:,}", f"{100 * line.a:.2f}", f"{100 * line.b:.2f}",
+                         f"{100 * line.difference:+.2f} {interval}",
+                         "< 0.001" if line.p < 0.001 else f"{line.p:.3f}", line.test])
+        blocks.append(aligned(rows))
+    return "\n\n".join(blocks)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,22 +174,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("results", nargs=2, metavar="RESULT", help="result folders of mmed.eval, A and B")
     parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
     options = parser.parse_args(arguments)
-    (own_a, a), (own_b, b) = map(read, options.results)
-    check_same_items(options.results, [a, b])
+    folders = options.results
+    (own_a, a), (own_b, b) = map(read, folders)
+    check_same_items(folders, [a, b])
     lines, left_out = compare(a, b)
     if not lines:
-        raise UserError(f"{options.results[1]}: no mode in common with {options.results[0]}; "
-                        f"nothing can be compared ({'; '.join(left_out)})")
+        raise UserError(f"{folders[1]}: no mode in common with {folders[0]}; nothing can be compared "
+                        f"({'; '.join(left_out)})")
     differs = facts_that_differ(own_b["facts"], own_a["facts"]).replace("(now ", "(A: ")
-    print(f"A: {options.results[0]}\nB: {options.results[1]}")
+    print(f"A: {folders[0]}\nB: {folders[1]}")
     print(f"B has {differs or 'the same model and settings'}\n\n{table(lines)}")
     print("\n[-]: no interval, because too few items differ or all differ equally")
     for reason in left_out:
         print(f"left out: {reason}")
     if options.out:
-        write_json(options.out, {"a": options.results[0], "b": options.results[1],
-                                 "lines": [asdict(line) for line in lines], "left_out": left_out})
-        print(f"wrote {options.out}", file=sys.stderr)
+        write_json(options.out, {"a": folders[0], "b": folders[1], "lines": list(map(vars, lines)),
+                                 "left_out": left_out})
     return 0
 
 

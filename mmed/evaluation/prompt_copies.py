@@ -1,5 +1,5 @@
 """Removes copies of the prompt from a model's text. Base models often repeat the question or the list of
-options, before answering or instead. Such a list would be misread as the answer "A", or as all letters."""
+options, which would be misread as the answer "A", or as all letters."""
 from __future__ import annotations
 
 import re
@@ -17,14 +17,11 @@ ALPHABETS = ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "АБВГДЕЖЗ", "АВСDЕ", "123
 
 
 def remove_copies(text: str, options: Sequence[str], letters: Iterable[str] = ()) -> str:
-    r"""The text without sections of the prompt at its beginning and without copied lists of options.
+    """The folded text without sections of the prompt at its beginning and without copied lists of options.
 
     A list is a copy if it has all labels in order, or the text ends in it (within an option, or after the
     third one or a later one), and at least half of its entries, one of them whole, are texts of options.
-    `letters` are those of the item's script; text and options are folded.
-
-    >>> remove_copies("A. salt\nB. iron\n\n### Answer: B", ["salt", "iron"]).split()
-    ['###', 'Answer:', 'B']
+    `letters` are those of the item's script.
     """
     text = _SECTIONS.sub("\n", text)
     labels = list(_LABEL.finditer(text))
@@ -58,9 +55,7 @@ def _copy_end(text: str, run: list[re.Match[str]], texts: Sequence[str]) -> int:
     if len(run) < 2:
         return 0
     begin = run[-1].end()
-    line_end = text.find("\n", begin)
-    if line_end < 0:
-        line_end = len(text)
+    line_end = f"{text}\n".index("\n", begin)
     own = re.compile(r"\W*".join(map(re.escape, texts[len(run) - 1])), re.I)
     found = own.search(text, begin, line_end)
     end = found.end() if found and found.group() else line_end

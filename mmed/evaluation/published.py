@@ -1,9 +1,8 @@
 """The paper's rows of MMedBench, as published, to be shown beside our own numbers.
 
-Source: Qiu et al., Towards building multilingual language model for medicine, Nature Communications 15,
-8384 (2024): the result tables; for the last three accuracy rows, the README of the official repository.
-Numbers and notes are in published.txt. Nothing is corrected; `NOTES` says what does not add up
-(docs/method.md, discrepancies D1-D4, D26).
+Source: Qiu et al., Nature Communications 15, 8384 (2024): the result tables; for the last three accuracy
+rows, the README of the official repository. They are in published.txt, uncorrected; `NOTES` says what does
+not add up (docs/method.md, discrepancies D1-D4, D26).
 """
 from __future__ import annotations
 
@@ -22,12 +21,10 @@ ABLATION_MODELS = ("InternLM 7B", "InternLM 2 7B", "Llama 3 8B")
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row: cells by language (or source), and the average as printed."""
-
     setting: str  # zero-shot, few-shot, lora, full
     name: str
-    cells: dict[str, float]
-    average: float
+    cells: dict[str, float]  # by language (or source), in %
+    average: float  # as printed
 
 
 @functools.cache
@@ -42,11 +39,7 @@ NOTES = tuple(line[0] for line in _lines("notes"))
 
 
 def published(metric: str) -> list[PublishedRow]:
-    """The rows of "accuracy", "BLEU-1" or "ROUGE-1", in %.
-
-    >>> [row.average for row in published("ROUGE-1") if row.name == "MMedLM 2 7B"]
-    [41.97, 45.29]
-    """
+    """The rows of "accuracy", "BLEU-1" or "ROUGE-1"."""
     part = 1 if metric == "ROUGE-1" else 0
     rows = []
     for setting, name, numbers in _lines("accuracy" if metric == "accuracy" else "rationale"):
@@ -56,7 +49,7 @@ def published(metric: str) -> list[PublishedRow]:
 
 
 def published_english() -> list[PublishedRow]:
-    """The rows of the English benchmarks by source, in %; what has no number has no cell."""
+    """The rows of the English benchmarks by source; what has no number has no cell."""
     rows = []
     for name, numbers in _lines("english"):
         *cells, average = numbers.split()
@@ -67,10 +60,7 @@ def published_english() -> list[PublishedRow]:
 
 
 def published_ablation() -> dict[tuple[str, str], dict[str, tuple[float, ...]]]:
-    """(corpus, fine-tuning data) -> model -> accuracy, and with rationales BLEU-1 and ROUGE-1, in %.
-
-    Corpus: none, english (the English part), quality (books and websites), all (with the filtered web).
-    """
+    """(corpus, fine-tuning data) -> model -> accuracy, and with rationales BLEU-1 and ROUGE-1, in %."""
     return {(corpus, data): {model: tuple(map(float, cell.split("/")))
                              for model, cell in zip(ABLATION_MODELS, cells, strict=True)}
             for corpus, data, *cells in _lines("ablation")}

@@ -1,11 +1,6 @@
-"""Builds the questions of an evaluation: prompts within the context length, and candidate answers.
-
-Input:  exam items and the options of `mmed.eval`.
-Output: `Question`s, one per item and mode; `cut_at_answer`, a text up to its first complete answer.
-"""
+"""Builds the questions of an evaluation: prompts within the context length, and candidate answers."""
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +8,19 @@ from itertools import combinations, takewhile
 from typing import Any
 
 from mmed.data import truncate_prompt
-from mmed.evaluation.option_text import cloze_prompt, scored_string
 from mmed.evaluation.options import SCORINGS, EvalConfig
-from mmed.evaluation.permutations import ORDER
 from mmed.evaluation.results import text_row
 from mmed.evaluation.thoughts import remove_thoughts
 from mmed.generate import encode_prompt
-from mmed.prompts import ExamItem, build_few_shot, build_messages, pick_examples
+from mmed.prompts import (
+    ExamItem,
+    build_cloze,
+    build_few_shot,
+    build_messages,
+    digest,
+    pick_examples,
+    scored_string,
+)
 from mmed.tokenization.chat_template import encode_chat, render_chat
 from mmed.utils.errors import UserError
 
@@ -47,11 +48,7 @@ class Question:
 
     @property
     def prompt_hash(self) -> str:
-        return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-# (item, solved examples, mode) -> (prompt, ids)
-Encoder = Callable[[ExamItem, Sequence[ExamItem], str], tuple[str, list[int]]]
+        return digest([self.prompt])[:16]
 
 
 def modes_of(config: EvalConfig) -> list[str]:
@@ -64,20 +61,14 @@ def modes_of(config: EvalConfig) -> list[str]:
 def token_limit(mode: str, config: EvalConfig) -> int:
     """The maximum number of new tokens of a text, including its thought; chat models stop by themselves."""
     is_chat = not config.server.completions if config.server else config.chat_template != "none"
-    if mode == "rationale" or config.style == "official" or is_chat:
-        return config.thinking_budget + config.max_new_tokens
-    return config.thinking_budget + min(config.max_new_tokens, ANSWER_TOKENS)
+    long = mode == "rationale" or config.style == "official" or is_chat
+    longest = config.max_new_tokens if long else min(config.max_new_tokens, ANSWER_TOKENS)
+    return config.thinking_budget + longest
 
 
 def build_questions(
-    items: Sequence[ExamItem],
-    mode: str,
-    config: EvalConfig,
-    train: Sequence[ExamItem],
-    encode: Encoder,
-    context_length: int,
-    bos_id: int | None = None,
-    tokenizer=None,
+    items: Sequence[ExamItem], mode: str, config: EvalConfig, train: Sequence[ExamItem], encode: Callable,
+    context_length: int, bos_id: int | None = None, tokenizer=None,
 ) -> list[Question]:
     """The prompts of a mode; a prompt too long to be answered is an error, or truncated on the left.
 
@@ -102,37 +93,47 @@ def build_questions(
     return questions
 
 
-def encoder_of(model, tokenizer, config: EvalConfig) -> Encoder:
-    """How an item becomes a prompt: as published, or (--chat_template) as messages of an instruct model.
-
-    The mode option_text has a prompt of its own, without a template.
-    """
-    name = None if config.chat_template == "auto" else config.chat_template
+def encoder_of(model, tokenizer, config: EvalConfig) -> Callable:
+    """(item, solved examples, mode) -> (prompt, ids): as published, or as messages of an instruct model."""
+    name, family = None if config.chat_template == "auto" else config.chat_template, model.config.family
 
     def encode(item: ExamItem, shots: Sequence[ExamItem], mode: str) -> tuple[str, list[int]]:
-        if mode == "option_text" or name == "none":
-            prompt = (cloze_prompt(item, shots) if mode == "option_text" else
-                      build_few_shot(item, shots, mode == "rationale", config.style))
-            return prompt, encode_prompt(tokenizer, prompt)
-        messages, family = build_messages(item, mode == "rationale", config.style, shots), model.config.family
-        prompt = render_chat(tokenizer, messages, family, name)
-        return prompt, encode_chat(tokenizer, messages, family, name)
+        if mode == "option_text":
+            prompt = build_cloze(item, shots)
+        elif name == "none":
+            prompt = build_few_shot(item, shots, mode == "rationale", config.style)
+        else:
+            chat = build_messages(item, mode == "rationale", config.style, shots)
+            return render_chat(tokenizer, chat, family, name), encode_chat(tokenizer, chat, family, name)
+        return prompt, encode_prompt(tokenizer, prompt)
 
     return encode
 
 
+def candidates(item: ExamItem) -> list[str]:
+    """The answers that log-likelihood scoring chooses among, as `metrics.chance_level` counts them.
+
+    >>> candidates(ExamItem("?", dict.fromkeys("ABC", "x"), ("A", "B"), "", "English", "1"))
+    ['A,B', 'A,C', 'B,C', 'A,B,C']
+    """
+    sizes = range(2, len(item.options) + 1) if len(item.answer) > 1 else (1,)
+    return [",".join(letters) for size in sizes for letters in combinations(item.options, size)]
+
+
 def scored_choices(tokenizer, item: ExamItem, mode: str) -> tuple[list[int], dict[str, list[int]]]:
-    """Candidates of likelihood scoring: (ids that extend the prompt, scored ids of each candidate)."""
+    """(ids that extend the prompt, scored ids of each candidate)."""
     choices = {letters: tokenizer.encode(scored_string(mode, letters, item.options), continued=True)
                for letters in candidates(item)}
     return letter_tokens(choices) if mode == "loglikelihood" else ([], choices)
 
 
 def letter_tokens(answers: Mapping[str, Sequence[Any]]) -> tuple[list, dict[str, list]]:
-    """(the tokens that all answers begin with, those of each that count: of `letters_part`)."""
+    """(the tokens that all answers begin with, those of each that count).
 
-    def shared(sequences: Iterable[Iterable]) -> int:
-        return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences)))
+    What all answers end with does not count either, except after several letters: A,B begins A,B,C.
+    """
+    def shared(sequences: Iterable[Sequence]) -> int:
+        return len(list(takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences))))
 
     encoded = list(map(list, answers.values()))
     before = min(shared(encoded), min(map(len, encoded)) - 1)
@@ -142,48 +143,29 @@ def letter_tokens(answers: Mapping[str, Sequence[Any]]) -> tuple[list, dict[str,
                                  for letters, ids in zip(answers, encoded)}
 
 
-def candidates(item: ExamItem) -> list[str]:
-    """The answers that log-likelihood scoring chooses among, as `metrics.chance_level` counts them.
-
-    >>> candidates(ExamItem("?", dict.fromkeys("ABC", "x"), ("A",), "", "English", "1"))
-    ['A', 'B', 'C']
-    >>> candidates(ExamItem("?", dict.fromkeys("ABC", "x"), ("A", "B"), "", "English", "1"))
-    ['A,B', 'A,C', 'B,C', 'A,B,C']
-    """
-    sizes = range(2, len(item.options) + 1) if len(item.answer) > 1 else (1,)
-    return [",".join(letters) for size in sizes for letters in combinations(item.options, size)]
-
-
-def answer_end(text: str) -> int | None:
-    """Where the first complete answer of a text ends, None if there is none; thoughts hold no answer."""
+def cut_at_answer(text: str) -> str:
+    """Truncate a text after its first complete answer; quotes in its reasoning do not count."""
     visible = remove_thoughts(text)
     found = COMPLETE.search(visible)
     if found is None:
-        return None
+        return text
     if not text.endswith(visible) and text.startswith(visible[:found.end()]):  # a thought after the answer
-        return found.end()
-    return len(text) - len(visible) + found.end()
+        return text[:found.end()]
+    return text[:len(text) - len(visible) + found.end()]
 
 
-def cut_at_answer(text: str) -> str:
-    """Truncate a text after its first complete answer; quotes in its reasoning do not count.
+def stop_at_answer(tokenizer) -> Callable[[Sequence[int]], bool]:
+    """Whether new tokens contain a complete answer; the newest alone are cheaper to search than the whole."""
+    def stop(ids: Sequence[int]) -> bool:
+        newest = tokenizer.decode(ids[-STOP_WINDOW:], continued=True)
+        return bool(COMPLETE.search(newest) and COMPLETE.search(
+            remove_thoughts(tokenizer.decode(ids, continued=True))))
 
-    >>> cut_at_answer("<think>###Answer: OPTION B IS CORRECT. No.</think>###Answer: OPTION A IS CORRECT. And")
-    '<think>###Answer: OPTION B IS CORRECT. No.</think>###Answer: OPTION A IS CORRECT.'
-    """
-    return text[:answer_end(text)]
+    return stop
 
-
-# ---- rows --------------------------------------------------------------------------------------------------
 
 def scored_text(question: Question, text: str, config: EvalConfig) -> dict:
     """The row of a text, truncated as --stop says."""
     text = cut_at_answer(text) if config.stop == "answer" else text
     return text_row(question.item, question.mode, question.prompt_hash, text, config.words,
                     config.equal_options)
-
-
-def prompts_of(questions: Sequence[Question]) -> dict[tuple[str, str], str]:
-    """(key, mode) -> prompt, of the options in their published order."""
-    return {(question.item.key, question.mode): question.prompt for question in questions
-            if ORDER not in question.item.extra}

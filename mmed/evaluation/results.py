@@ -1,33 +1,32 @@
-"""The result folder of an evaluation: its contents, writing and reading.
+"""The result folder of an evaluation, written and read. docs/evaluation.md lists its files.
 
-    predictions.jsonl                  one line per item and mode: text, parse, scores, and the item itself
-    permutations.jsonl                 with --permutations: the same lines of the reordered copies of items
-    results.json                       lm-evaluation-harness's shape; settings, facts and summary under "mmed"
-    samples_mmedbench_LANGUAGE.jsonl   the same answers, with their prompts, as the harness logs samples
-    multi_choice_results.csv           leaderboard: Language, ModelInput, ModelOutput, GT_Answer (answer only)
-    rationale_results.csv              leaderboard: the same of rationales, human-checked ones where any are
-    accuracy_metric.csv                leaderboard: accuracy of the answer-only texts in %, by language
-    rationale_similarity_metric.csv    leaderboard: BLEU-1..4 and ROUGE-1/2/L in %, with official words only
-
-A leaderboard file has a fixed meaning, so it exists only if this run measured that quantity. Modes: "answer"
-and "rationale" are texts that the model wrote, "loglikelihood" is the letter that it finds likeliest,
-"option_text" the text of an option. results.json is written last: a folder that has it is complete.
+A leaderboard file has a fixed meaning, so it exists only if this run measured that quantity. results.json is
+written last: a folder that has it is complete. It and the samples have the shape that lm-evaluation-harness
+(0.4.13) writes and its viewers read: a task is a language, the group is the whole benchmark (macro average),
+a filter is the mode of a row, so each "metric,filter" is one column of ours.
 """
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmed import metrics
 from mmed.evaluation.answer_parser import official_match, parse_answer
-from mmed.evaluation.lm_eval_files import results_value, samples, task_name
-from mmed.evaluation.permutations import ORDER, summarise_permutations
-from mmed.evaluation.summary import MODES, checked_languages, headline_metrics, summarise, utf8
+from mmed.evaluation.summary import (
+    COLUMNS,
+    MODES,
+    headline_metrics,
+    passed_check,
+    summarise,
+    summarise_permutations,
+    utf8,
+)
 from mmed.languages import get_language
-from mmed.prompts import ExamItem
+from mmed.prompts import ORDER, ExamItem, digest, scored_string
 from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, write_json
 from mmed.utils.journal import json_line
@@ -35,10 +34,14 @@ from mmed.utils.untrusted import is_finite
 
 RESULTS_VERSION = 4  # version of these files; raise it when a key changes its meaning
 PERMUTATIONS = "permutations.jsonl"
+DOC = ("question", "options", "rationale", "human_check_passed", "extra")  # of the item, in its rows
+GROUP = "mmedbench"
+# Column -> metric. The harness's own acc_norm divides by bytes, so ours, by tokens, has another name.
+METRICS = {"answer": "acc", "official": "acc_official", "rationale": "acc", "loglikelihood": "acc",
+           "loglikelihood_norm": "acc_per_token", "option_text": "acc_per_token",
+           "option_text_pmi": "acc_pmi"}
 SUBMISSION_COLUMNS = ["Language", "ModelInput", "ModelOutput", "GT_Answer"]  # MMedLM: SubmissionTutorial.md
 
-
-# ---- rows --------------------------------------------------------------------------------------------------
 
 def text_scores(candidate: str, item: ExamItem, words: str) -> dict[str, float]:
     """BLEU and ROUGE of a rationale against the reference, by signature."""
@@ -71,18 +74,18 @@ def loglikelihood_row(
 ) -> dict:
     """Score candidates by log-probability: `sums` over their `tokens`; of equal ones the first wins.
 
-    unconditional  sums of the same texts after "Answer:" alone: the mode is option_text, else loglikelihood
+    With `unconditional` sums of the same texts after "Answer:" alone, the mode is option_text.
     """
     if not all(map(is_finite, [*sums, *unconditional])):
         raise UserError(f"item {item.key} ({item.language}): a log-probability is not finite: the weights "
                         "are damaged, or values overflow the dtype")
     row = _row(item, "option_text" if unconditional else "loglikelihood", prompt_hash) | {
         "status": "scored", "logprobs": dict(zip(candidates, sums)), "tokens": dict(zip(candidates, tokens))}
-    rankings = {"": sums, "_norm": [total / count for total, count in zip(sums, tokens)]}
+    by_token = [total / count for total, count in zip(sums, tokens)]
+    rankings = {"": sums, "_norm": by_token}
     if unconditional:
         row["unconditional"] = dict(zip(candidates, unconditional))
-        pmi = [total - prior for total, prior in zip(sums, unconditional)]
-        rankings = {"": rankings["_norm"], "_pmi": pmi}
+        rankings = {"": by_token, "_pmi": [total - prior for total, prior in zip(sums, unconditional)]}
     for name, values in rankings.items():
         letters = candidates[values.index(max(values))]
         row |= {f"parsed{name}": letters, f"correct{name}": _is_correct(letters, item, equal_options)}
@@ -94,19 +97,16 @@ def _is_correct(letters: str | Iterable[str], item: ExamItem, equal_options: str
 
 
 def _row(item: ExamItem, mode: str, prompt_hash: str) -> dict:
-    doc = {"question": item.question, "options": item.options, "rationale": item.rationale,
-           "human_check_passed": item.human_check_passed, "extra": item.extra}
+    doc = {name: getattr(item, name) for name in DOC}
     return {"key": item.key, "language": item.language, "mode": mode, "prompt_hash": prompt_hash,
             "gold": ",".join(item.answer), "doc": doc}
 
-
-# ---- writing -----------------------------------------------------------------------------------------------
 
 def write_results(
     folder: Path, rows: Sequence[dict], prompts: Mapping[tuple[str, str], str], facts: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict:
-    """Write all files of a result folder and return the summary. `prompts`: (key, mode) -> ModelInput."""
+    """Write all files and return the summary. `prompts`: (key, mode) -> ModelInput."""
     everything, copies = rows, [row for row in rows if ORDER in row["doc"]["extra"]]
     rows = [row for row in rows if ORDER not in row["doc"]["extra"]]
     summary = summarise(rows, settings)
@@ -115,7 +115,7 @@ def write_results(
     files = {"predictions.jsonl": map(json_line, rows), PERMUTATIONS: map(json_line, copies)}
     for language in summary["languages"]:
         chosen = [row for row in rows if row["language"] == language]
-        files[f"samples_{task_name(language)}.jsonl"] = map(json_line, samples(chosen, prompts))
+        files[f"samples_{task_name(language)}.jsonl"] = map(json_line, _samples(chosen, prompts))
     for name, table in _leaderboard_tables(summary, rows, prompts, settings["words"]).items():
         files[name] = map(_csv_line, table)
     for name, content in files.items():
@@ -126,7 +126,7 @@ def write_results(
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
     headline = next(column for column in MODES if column in summary["micro"]["accuracy"])
-    write_json(folder / "results.json", results_value(summary, facts, settings, headline, RESULTS_VERSION))
+    write_json(folder / "results.json", _results_value(summary, facts, settings, headline))
     for name in (*files, "results.json"):
         for leftover in folder.glob(f"{name}.*.tmp"):  # of a run that was killed while writing
             leftover.unlink(missing_ok=True)
@@ -136,31 +136,96 @@ def write_results(
 def _leaderboard_tables(
     summary: dict, rows: Sequence[dict], prompts: Mapping[tuple[str, str], str], words: str
 ) -> dict[str, list[list[str]]]:
-    """File name -> table with header; empty if this run did not measure what the file reports."""
-    languages, checked = summary["languages"], checked_languages(rows)
-    tables: dict[str, list[list[str]]] = {"accuracy_metric.csv": [], "rationale_similarity_metric.csv": []}
-    # MMedLM: the leaderboard wants answers to all items, rationales only of those that passed the human check
-    for name, mode in (("multi_choice_results.csv", "answer"), ("rationale_results.csv", "rationale")):
-        chosen = [row for row in rows if row["mode"] == mode and (
-            mode == "answer" or row["language"] not in checked or row["doc"]["human_check_passed"])]
-        lines = [[row["language"], prompts[row["key"], mode], row["text"],
-                  row["gold"] if mode == "answer" else row["doc"]["rationale"]] for row in chosen]
-        tables[name] = [SUBMISSION_COLUMNS, *lines] if lines else []
-    if "answer" in summary["micro"]["accuracy"]:
+    """File name -> table with header, or nothing."""
+    languages, accuracy, similarity = summary["languages"], [], []
+    answers = [[row["language"], prompts[row["key"], "answer"], row["text"], row["gold"]]
+               for row in rows if row["mode"] == "answer"]
+    # MMedLM: the leaderboard wants answers to all items, but only rationales that passed the human check
+    rationales = [[row["language"], prompts[row["key"], "rationale"], row["text"], row["doc"]["rationale"]]
+                  for row in passed_check(rows) if row["mode"] == "rationale"]
+    if answers:
         shares = [part["accuracy"]["answer"]["value"] for part in languages.values()]
-        tables["accuracy_metric.csv"] = [list(languages), [f"{100 * share:.2f}" for share in shares]]
+        accuracy = [list(languages), [f"{100 * share:.2f}" for share in shares]]
     if words == "official" and summary["micro"]["text"]:
-        tables["rationale_similarity_metric.csv"] = similarity = [["Metric", *languages]]
+        similarity = [["Metric", *languages]]
         for metric in headline_metrics(words):
             scores = [part["text"].get(metric) for part in languages.values()]
             cells = [f"{100 * score['value']:.2f}" if score else "" for score in scores]
             similarity.append([metric.split("|")[0], *cells])
-    return tables
+    return {"multi_choice_results.csv": [SUBMISSION_COLUMNS, *answers] if answers else [],
+            "rationale_results.csv": [SUBMISSION_COLUMNS, *rationales] if rationales else [],
+            "accuracy_metric.csv": accuracy, "rationale_similarity_metric.csv": similarity}
+
+
+def task_name(language: str) -> str:
+    return f"{GROUP}_{language.lower()}"
+
+
+def _results_value(
+    summary: dict, facts: Mapping[str, Any], settings: Mapping[str, Any], headline: str
+) -> dict:
+    """The content of results.json; ours in full under "mmed"."""
+    tasks = {task_name(name): part for name, part in summary["languages"].items()}
+    results = {task: _metrics(task, part) for task, part in (tasks | {GROUP: summary["macro"]}).items()}
+    shots = settings.get("shots", 0)
+    measured = sorted({METRICS[column] for column in summary["macro"]["accuracy"]}
+                      | set(map(str.lower, summary["macro"]["text"])))
+    return {
+        "results": results,
+        "groups": {GROUP: results[GROUP]},
+        "group_subtasks": {GROUP: list(tasks)} | {task: [] for task in tasks},
+        "configs": {task: {"task": task, "num_fewshot": shots, "metadata": dict(settings)} for task in tasks},
+        "versions": dict.fromkeys(results, RESULTS_VERSION),
+        "n-shot": dict.fromkeys(results, shots),
+        "higher_is_better": {task: dict.fromkeys(measured, True) for task in results},
+        "n-samples": {task: {"original": part["n"], "effective": part["n"]} for task, part in tasks.items()},
+        "config": {"model": "mmed", "model_args": settings.get("model"),
+                   "limit": settings.get("limit") or None},
+        "mmed": {"version": RESULTS_VERSION, "settings": dict(settings), "facts": dict(facts),
+                 "headline": headline, "summary": summary},
+    }
+
+
+def _metrics(task: str, part: dict) -> dict:
+    """By "metric,filter": the value, and its standard error, about a quarter of a 95 % interval's width."""
+    entry: dict[str, Any] = {"name": task, "alias": task, "sample_len": part["n"]}
+    scores = {(METRICS[column], COLUMNS[column][0]): score for column, score in part["accuracy"].items()}
+    scores |= {(metric.lower(), "rationale"): score for metric, score in part["text"].items()}
+    for (metric, mode), score in scores.items():
+        entry[f"{metric},{mode}"] = score["value"]
+        entry[f"{metric}_stderr,{mode}"] = (score["high"] - score["low"]) / (2 * metrics.Z_95)
+    return entry
+
+
+def _samples(rows: Sequence[dict], prompts: Mapping[tuple[str, str], str]) -> Iterator[dict]:
+    """The samples of one language, one per item and filter. `prompts`: (key, mode) -> text."""
+    numbers: dict[str, int] = {}
+    for row in rows:
+        mode, prompt = row["mode"], prompts[row["key"], row["mode"]]
+        doc = {"id": row["key"]} | row["doc"]
+        arguments: list[tuple[str, Any]] = [(prompt, {})]
+        filtered: list[Any] = [row["parsed"]]
+        responses, target = [[row.get("text")]], row["gold"]
+        if "logprobs" in row:
+            options = row["doc"]["options"]
+            arguments = [(prompt, scored_string(mode, letters, options)) for letters in row["logprobs"]]
+            # "None": whether greedy decoding would give the string is not computed
+            filtered = [[str(value), "None"] for value in row["logprobs"].values()]
+            responses, target = [[pair] for pair in filtered], scored_string(mode, row["gold"], options)
+        values = {METRICS[column]: float(row[key]) for column, (of, key) in COLUMNS.items() if of == mode}
+        values |= {metric.lower(): value for metric, value in row.get("scores", {}).items()}
+        yield {
+            "doc_id": numbers.setdefault(row["key"], len(numbers)), "doc": doc, "target": target,
+            "arguments": {f"gen_args_{i}": {"arg_0": text, "arg_1": more}
+                          for i, (text, more) in enumerate(arguments)},
+            "resps": responses, "filtered_resps": filtered, "filter": mode, "metrics": list(values),
+            "doc_hash": digest([json.dumps(doc, indent=2, ensure_ascii=False)]),
+            "prompt_hash": digest([prompt]), "target_hash": digest([target]),
+        } | values
 
 
 def _csv_line(cells: Iterable[str]) -> str:
-    r"""A line of a CSV file, ending in \n; lone surrogates become "?".
-
+    r"""
     >>> _csv_line(["plain", "c\rd"])
     'plain,"c\rd"\n'
     """
@@ -170,18 +235,15 @@ def _csv_line(cells: Iterable[str]) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
-# ---- reading -----------------------------------------------------------------------------------------------
-
 # Fields of a row: of every row, and of those in a mode
 FIELDS = {"key", "language", "mode", "gold", "status", "parsed", "correct", "doc"}
 MODE_FIELDS = {"answer": {"text", "official_match"}, "rationale": {"text", "rationale", "scores"},
                "loglikelihood": {"parsed_norm", "correct_norm", "logprobs", "tokens"},
                "option_text": {"parsed_pmi", "correct_pmi", "logprobs", "tokens", "unconditional"}}
-DOC = {"question", "options", "rationale", "human_check_passed", "extra"}  # of its item
 
 
 def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
-    """(the "mmed" part of results.json, iterator over the rows of predictions.jsonl) of a result folder."""
+    """(the "mmed" part of results.json, the rows of predictions.jsonl)."""
     path = Path(folder) / "results.json"
     value = read_json(path)
     own = value.get("mmed") if isinstance(value, dict) else None
@@ -194,16 +256,14 @@ def load_results(folder: str | Path) -> tuple[dict, Iterator[dict]]:
 
 
 def load_permutations(folder: str | Path) -> list[dict]:
-    """The rows of permutations.jsonl, if there are any."""
     path = Path(folder) / PERMUTATIONS
     return list(_checked_rows(path)) if path.exists() else []
 
 
 def _checked_rows(path: Path) -> Iterator[dict]:
-    """Rows of predictions.jsonl, whose fields are checked once, here."""
     for number, row in read_jsonl(path):
         missing = (FIELDS | MODE_FIELDS.get(str(row.get("mode")), set())) - row.keys()
-        missing = missing or DOC - row["doc"].keys()
+        missing = missing or set(DOC) - row["doc"].keys()
         if missing or row["mode"] not in MODES or not all(map(is_finite, row.get("scores", {}).values())):
             raise UserError(f"{path}:{number}: not a row of `python -m mmed.eval` ("
                             f"{', '.join(sorted(missing)) or 'mode or scores'}); evaluate again")
@@ -211,7 +271,7 @@ def _checked_rows(path: Path) -> Iterator[dict]:
 
 
 def load_prompts(folder: str | Path) -> dict[tuple[str, str], str]:
-    """(key, mode) -> prompt of a result folder, from its samples."""
+    """(key, mode) -> prompt, from the samples."""
     prompts = {}
     for path in Path(folder).glob(f"samples_{task_name('*')}.jsonl"):
         for _, sample in read_jsonl(path):

@@ -1,15 +1,14 @@
 """How much does a result depend on the seed? Mean and spread of results that differ only in it.
 
-    python -m mmed.evaluation.seeds results/seed0 results/seed1 results/seed2 [--out seeds.json]
+    python -m mmed.evaluation.seeds results/seed0 results/seed1 results/seed2
 
-Input:  result folders of `mmed.eval` on the same exam with the same settings. Their models may differ if they
-        come from training runs that differ only in `seed`: then run.json must stand beside the model folder.
-Output: for every column, by language and on average: mean, standard deviation (n - 1) and range.
+Models may differ if they come from training runs that differ only in `seed`: then run.json must stand beside
+the model folder.
 """
 from __future__ import annotations
 
 import statistics
-import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from mmed.evaluation.results import load_results
 from mmed.evaluation.summary import aligned
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import read_json, write_json
+from mmed.utils.files import read_json
 from mmed.utils.journal import facts_that_differ
 from mmed.utils.untrusted import reading
 
@@ -35,43 +34,18 @@ def all_but_seed(own: dict[str, Any]) -> dict[str, Any]:
                     if name not in ("seed", "out", "resume")}
 
 
-def check_only_seeds_differ(folders: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
-    """Raise an error naming the first folder that differs in more than the seed."""
-    seen: list[tuple] = []
-    for folder, own in zip(folders, results):
-        differs = facts_that_differ(all_but_seed(results[0]), all_but_seed(own))
-        drawn = own["facts"]["seed"], own["facts"]["model"]
-        if drawn in seen:
-            differs = differs or "nothing, not even the seed"
-        if differs:
-            raise UserError(f"{folder}: differs from {folders[0]} in {differs}; "
-                            "give results that differ only in the seed")
-        seen.append(drawn)
-
-
-def spread(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Column -> group (language or average) -> mean, sd, low, high over the results, as shares."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+def spread(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Column -> group (language or average) -> mean, standard deviation, lowest and highest, as shares."""
+    found = defaultdict(dict)
     parts = [summary["languages"] | {f"{name} average": summary[name] for name in ("macro", "micro")}
              for summary in summaries]
     for group, part in parts[0].items():
         for kind in ("accuracy", "text"):
             for column in part[kind]:
                 values = [one[group][kind][column]["value"] for one in parts]
-                found.setdefault(column, {})[group] = {
-                    "mean": statistics.fmean(values), "sd": statistics.stdev(values),
-                    "low": min(values), "high": max(values)}
+                found[column][group] = [statistics.fmean(values), statistics.stdev(values),
+                                        min(values), max(values)]
     return found
-
-
-def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
-    blocks = []
-    for column, groups in found.items():
-        rows = [[f"{column}, x 100", "mean", "sd", "low", "high"]]
-        rows += [[group, *(f"{100 * value:.2f}" for value in part.values())]
-                 for group, part in groups.items()]
-        blocks.append(aligned(rows))
-    return "\n\n".join(blocks)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,17 +54,23 @@ def main(arguments: list[str] | None = None) -> int:
                     example="python -m mmed.evaluation.seeds results/seed0 results/seed1")
     parser.add_argument("results", nargs="+", metavar="RESULT_FOLDER",
                         help="two or more results of mmed.eval")
-    parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
-    options = parser.parse_args(arguments)
-    if len(options.results) < 2:
+    folders = parser.parse_args(arguments).results
+    if len(folders) < 2:
         raise UsageError("give two or more result folders")
-    results = [load_results(folder)[0] for folder in options.results]
-    check_only_seeds_differ(options.results, results)
-    found = spread([own["summary"] for own in results])
-    print(f"{len(results)} seeds: mean, standard deviation (n - 1) and range\n\n{table(found)}")
-    if options.out:
-        write_json(options.out, {"results": options.results, "columns": found})
-        print(f"wrote {options.out}", file=sys.stderr)
+    results = [load_results(folder)[0] for folder in folders]
+    drawn = [(own["facts"]["seed"], own["facts"]["model"]) for own in results]
+    for number, (folder, own) in enumerate(zip(folders, results)):
+        differs = facts_that_differ(all_but_seed(results[0]), all_but_seed(own))
+        if drawn[number] in drawn[:number]:
+            differs = differs or "nothing, not even the seed"
+        if differs:
+            raise UserError(f"{folder}: differs from {folders[0]} in {differs}; "
+                            "give results that differ only in the seed")
+    print(f"{len(results)} seeds: mean, standard deviation (n - 1) and range")
+    for column, groups in spread([own["summary"] for own in results]).items():
+        rows = [[f"{column}, x 100", "mean", "sd", "low", "high"]]
+        rows += [[group, *(f"{100 * value:.2f}" for value in values)] for group, values in groups.items()]
+        print(f"\n{aligned(rows)}")
     return 0
 
 

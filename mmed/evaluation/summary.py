@@ -1,23 +1,20 @@
 """Summarize an evaluation: accuracy by language and by kind of question, parse shares, BLEU and ROUGE.
 
-Input:  the rows of predictions.jsonl (mmed/evaluation/results.py).
-Output: `summarise`, the summary stored in results.json under "mmed"; `table`, the same for the terminal.
-
+`summarise` makes the summary in results.json from the rows of predictions.jsonl; `table` shows it.
 Accuracies carry Wilson intervals, their macro averages MOVER intervals, text scores bootstrap intervals.
-Every number has a signature, and numbers with different definitions never share a column.
 """
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from mmed import metrics
 from mmed.evaluation.answer_parser import PARSER_VERSION
-from mmed.evaluation.calibration import calibration
-from mmed.evaluation.option_text import AFTER_LETTERS, BEFORE_LETTERS, PROMPT, UNCONDITIONAL
 from mmed.languages import PAPER_ORDER, get_language
+from mmed.prompts import AFTER_LETTERS, BEFORE_LETTERS, CLOZE, CLOZE_ALONE
 from mmed.utils.errors import printable
 
 MODES = ("answer", "rationale", "loglikelihood", "option_text")
@@ -44,9 +41,9 @@ SIGNATURES = {
                      "the tokens of X|X: single letters; where several are right every set of two or more, "
                      f"with {AFTER_LETTERS!r}",
     "loglikelihood_norm": "accuracy|as loglikelihood, divided by the number of tokens",
-    "option_text": f"accuracy|argmax logP(the option's text after {PROMPT!r}), divided by the number of "
+    "option_text": f"accuracy|argmax logP(the option's text after {CLOZE!r}), divided by the number of "
                    "tokens|several right: every set of two or more, texts joined by commas",
-    "option_text_pmi": f"accuracy|as option_text, but the sum minus that after {UNCONDITIONAL!r} alone",
+    "option_text_pmi": f"accuracy|as option_text, but the sum minus that after {CLOZE_ALONE!r} alone",
     "official": "accuracy|official scorer|text:answer-only",
 }
 # Settings that change an accuracy: of every column, and of those whose text the model writes
@@ -61,9 +58,9 @@ PART_TITLES = {
 }
 KINDS = ("answers", "image", "options", "topic", "source")  # by which the items are broken down
 STATUSES = ("strict", "lenient", "unparsed")  # for answers parsed from a text
+ALL = "all languages"  # a group of --permutations
+BINS = 15  # of a calibration, equally wide; a bin holds its upper bound and not its lower one
 
-
-# ---- summary -----------------------------------------------------------------------------------------------
 
 def utf8(text: str) -> str:
     """Text that a request or a file can carry: lone surrogates become "?"."""
@@ -77,11 +74,7 @@ def language_order(names: Iterable[str]) -> list[str]:
 
 
 def metric_name(signature: str) -> str:
-    """Metric and definition without the tokenization; languages that agree in these may share a table row.
-
-    >>> metric_name("ROUGE-L|rouge-f1|tok:space|avg:mean-of-items|v1")
-    'ROUGE-L|rouge-f1'
-    """
+    """Such as "ROUGE-L|rouge-f1": languages that agree in metric and definition may share a table row."""
     return "|".join(signature.split("|")[:2])
 
 
@@ -90,19 +83,15 @@ def checked_languages(rows: Iterable[dict]) -> set[str]:
     return {row["language"] for row in rows if row["doc"]["human_check_passed"]}
 
 
-def counts_for_text(row: dict, checked: bool) -> bool:
-    """Whether BLEU and ROUGE count a row. `checked`: whether people checked rationales of its language."""
+def passed_check(rows: Sequence[dict]) -> list[dict]:
+    """The rows whose rationale people did not reject."""
     # MMedLM: only rationales that passed the human check
-    return bool(row.get("scores")) and (not checked or row["doc"]["human_check_passed"] is True)
+    checked = checked_languages(rows)
+    return [row for row in rows if row["language"] not in checked or row["doc"]["human_check_passed"] is True]
 
 
 def kind_of(row: dict, kind: str) -> str:
-    """The group of a row in one of KINDS; "" if its item does not say.
-
-    >>> extra = {"source": "mmlu", "subject": "anatomy"}
-    >>> kind_of({"doc": {"options": {"A": "x", "B": "y"}, "extra": extra}}, "source")
-    'mmlu anatomy'
-    """
+    """The group of a row in one of KINDS; "" if its item does not say."""
     extra = row["doc"]["extra"]
     if kind == "answers":
         return "multiple" if "," in row["gold"] else "single"
@@ -116,19 +105,17 @@ def kind_of(row: dict, kind: str) -> str:
 
 
 def group_by(rows: Iterable[dict], name_of: Callable[[dict], str]) -> dict[str, list[dict]]:
-    groups: dict[str, list[dict]] = {}
+    groups = defaultdict(list)
     for row in rows:
-        groups.setdefault(name_of(row), []).append(row)
-    return groups
+        groups[name_of(row)].append(row)
+    return dict(groups)
 
 
 def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -> dict:
-    """Accuracy, parse shares and text scores by language, and their macro and micro averages."""
-    checked = checked_languages(rows)
     by_language = group_by(rows, lambda row: row["language"])
-    languages = {name: _summarise_part(by_language[name], checked) for name in language_order(by_language)}
-    micro = _summarise_part(rows, checked)
-    texts = [row for row in rows if counts_for_text(row, row["language"] in checked)]
+    languages = {name: _summarise_part(by_language[name]) for name in language_order(by_language)}
+    micro, checked = _summarise_part(rows), checked_languages(rows)
+    texts = [row for row in passed_check(rows) if row.get("scores")]
     columns, by_source = list(micro["accuracy"]), micro["by"].get("source", {})
     macro = {
         "n": micro["n"],
@@ -140,12 +127,17 @@ def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -
     for row in texts:
         for name in row["scores"]:
             signatures.setdefault(metric_name(name), {})[row["language"]] = name
+    passed, others = (language_order(row["language"] for row in texts if (row["language"] in checked) == kind)
+                      for kind in (True, False))
+    text_items = "human_check_passed" if passed else "all with a reference rationale"
+    if passed and others:
+        text_items += f" in {', '.join(passed)}; all with a reference rationale in {', '.join(others)}"
     return {"languages": languages, "macro": macro, "micro": micro,
             "source_mean": _mean_accuracies(list(by_source.values()), columns) if by_source else {},
-            "signatures": signatures, "text_items": _text_items(texts, checked)}
+            "signatures": signatures, "text_items": text_items}
 
 
-def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
+def _summarise_part(rows: Sequence[dict]) -> dict:
     by_mode = group_by(rows, lambda row: row["mode"])
     items = next(by_mode[mode] for mode in MODES if mode in by_mode)
     docs = [{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]
@@ -153,10 +145,9 @@ def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
     for mode in sorted(by_mode.keys() & {"answer", "rationale"}):
         found = Counter(row["status"] for row in by_mode[mode])
         parse[mode] = {status: found[status] / found.total() for status in STATUSES}
-    texts = [row for row in rows if counts_for_text(row, row["language"] in checked)]
     result: dict[str, Any] = {
         "n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
-        "parse": parse, "text": _text_scores(texts), "by": {}}
+        "parse": parse, "text": _text_scores(passed_check(rows)), "by": {}}
     if "loglikelihood" in by_mode:
         result["calibration"] = calibration(by_mode["loglikelihood"])
     for kind in KINDS:
@@ -173,7 +164,7 @@ def _summarise_part(rows: Sequence[dict], checked: set[str]) -> dict:
 
 
 def _accuracies(rows: Sequence[dict]) -> dict[str, dict]:
-    """Every accuracy that these rows have, by column."""
+    """By column."""
     result = {}
     for column, (mode, key) in COLUMNS.items():
         hits = [row[key] for row in rows if row["mode"] == mode]
@@ -185,31 +176,83 @@ def _accuracies(rows: Sequence[dict]) -> dict[str, dict]:
 
 
 def _mean_accuracies(parts: Sequence[dict], columns: Iterable[str]) -> dict[str, dict]:
-    """The unweighted mean of the accuracies of languages (or sources), by column."""
+    """The unweighted mean over languages (or sources), by column."""
     result = {}
     for column in columns:
-        counts = {str(i): (part[column]["right"], part[column]["n"])
-                  for i, part in enumerate(parts) if column in part}
+        counts = [(part[column]["right"], part[column]["n"]) for part in parts if column in part]
         low, high = metrics.macro_interval(counts)
-        result[column] = {"value": metrics.mean(k / n for k, n in counts.values()), "low": low, "high": high}
+        result[column] = {"value": metrics.mean(k / n for k, n in counts), "low": low, "high": high}
     return result
 
 
 def _text_scores(rows: Sequence[dict], macro: bool = False) -> dict[str, dict]:
-    """Mean (macro mean over languages) of every text score; with too few items, its interval is 0..1."""
-    columns: dict[str, list[tuple[str, float]]] = {}
+    """By metric; with too few items, the interval is 0..1."""
+    columns = defaultdict(list)
     for row in rows:
-        for name, value in row["scores"].items():
-            columns.setdefault(metric_name(name), []).append((row["language"], value))
+        for name, value in row.get("scores", {}).items():
+            columns[metric_name(name)].append((row["language"], value))
     result = {}
     for metric, pairs in columns.items():
-        languages, values = [language for language, _ in pairs], [value for _, value in pairs]
+        languages, values = zip(*pairs)
         low, high = metrics.bootstrap_interval(values, seed=0, groups=languages if macro else None)
         if low != low:  # nan: nothing is known
             low, high = min(0.0, *values), 1.0
         value = metrics.macro_mean(values, languages) if macro else metrics.mean(values)
         result[metric] = {"value": value, "low": low, "high": high, "n": len(values)}
     return result
+
+
+def calibration(rows: Sequence[dict]) -> dict[str, Any]:
+    """Expected calibration error (ECE) and the bins that are not empty (Guo et al., arXiv 1706.04599).
+
+    The softmax of the candidates' sums gives each a probability; that of the likeliest is the confidence.
+    """
+    bins = defaultdict(list)
+    for row in rows:
+        sums = row["logprobs"].values()
+        sure = 1 / sum(math.exp(value - max(sums)) for value in sums)
+        bins[math.ceil(sure * BINS) - 1].append((sure, row["correct"]))
+    curve = [{"bin": place, "n": len(part), "confidence": metrics.mean(sure for sure, _ in part),
+              "accuracy": metrics.mean(right for _, right in part)} for place, part in sorted(bins.items())]
+    gaps = sum(part["n"] * abs(part["confidence"] - part["accuracy"]) for part in curve)
+    return {"n": len(rows), "ece": gaps / len(rows), "bins": curve,
+            "confidence": sum(part["n"] * part["confidence"] for part in curve) / len(rows)}
+
+
+def summarise_permutations(rows: Sequence[dict]) -> dict[str, dict[str, Any]]:
+    """Language (and ALL) -> column -> numbers."""
+    groups = group_by(rows, lambda row: row["language"])
+    found: dict[str, dict[str, Any]] = {}
+    for name in [*language_order(groups), ALL]:
+        for column, (mode, key) in COLUMNS.items():
+            chosen = [row for row in groups.get(name, rows) if row["mode"] == mode]
+            if chosen and key.startswith("correct"):
+                found.setdefault(name, {})[column] = _measure(chosen, key)
+    return found
+
+
+def _measure(rows: Sequence[dict], key: str) -> dict[str, Any]:
+    """Mean accuracy over all orders (bootstrap over items), consistency, and shares of letters.
+
+    consistency  share of items for which the same option texts are chosen in every order
+    letters      letter -> [share of answers that choose it, share in which it is right], where one is right
+    """
+    parsed = key.replace("correct", "parsed")
+
+    def texts(row: dict) -> tuple[str, ...]:
+        chosen = [row["doc"]["options"][letter] for letter in row[parsed].split(",") if letter]
+        return tuple(sorted(" ".join(text.split()).lower() for text in chosen))
+
+    items = list(group_by(rows, lambda row: f"{row['language']}\n{row['key']}").values())
+    shares = [metrics.mean(float(row[key]) for row in copies) for copies in items]
+    low, high = (None if end != end else end for end in metrics.bootstrap_interval(shares, seed=0))
+    chosen = [set(map(texts, copies)) for copies in items]
+    single = [row for row in rows if "," not in row["gold"]]
+    letters = sorted({letter for row in single for letter in row["doc"]["options"]})
+    return {"accuracy": {"value": metrics.mean(shares), "low": low, "high": high}, "n": len(items),
+            "consistency": metrics.mean(len(found) == 1 and () not in found for found in chosen),
+            "letters": {letter: [metrics.mean(letter in row[name].split(",") for row in single)
+                                 for name in (parsed, "gold")] for letter in letters}}
 
 
 def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,18 +273,6 @@ def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> 
     return result
 
 
-def _text_items(texts: Sequence[dict], checked: set[str]) -> str:
-    """Say which items the text scores cover."""
-    languages = language_order(row["language"] for row in texts)
-    passed, others = ([name for name in languages if (name in checked) == kind] for kind in (True, False))
-    if passed and others:
-        return (f"human_check_passed in {', '.join(passed)}; "
-                f"all with a reference rationale in {', '.join(others)}")
-    return "human_check_passed" if passed else "all with a reference rationale"
-
-
-# ---- table -------------------------------------------------------------------------------------------------
-
 def shown_metrics(summary: dict, words: str) -> list[str]:
     """The `headline_metrics` that a summary has, then every other metric of rationales, such as BERTScore."""
     found = summary["micro"]["text"]
@@ -257,17 +288,16 @@ def headline_metrics(words: str) -> list[str]:
 
 def table(summary: dict, words: str) -> str:
     """The tables of the terminal, one block per topic; the report has more."""
-    micro = summary["micro"]
+    micro, shown = summary["micro"], shown_metrics(summary, words)
     groups = {**summary["languages"], "macro average": summary["macro"], "micro average": micro}
     columns = [column for column in COLUMN_TITLES if column in micro["accuracy"]]
-    titles = [COLUMN_TITLES[column] for column in columns]
-    rows = [["accuracy, % [95 %]", "n", "chance", *titles]]
-    rows += [[name, f"{part['n']:,}", f"{100 * part['chance']:.1f}", *_cells(part["accuracy"], columns)]
-             for name, part in groups.items()]
+    rows = [["accuracy, % [95 %]", "n", "chance", *(COLUMN_TITLES[column] for column in columns)]]
+    rows += [[name, f"{part['n']:,}", f"{100 * part['chance']:.1f}",
+              *(cell(part["accuracy"].get(column)) for column in columns)] for name, part in groups.items()]
     for part, title in PART_TITLES.items():
         if part in micro:
             n = max(score["n"] for score in micro[part].values())
-            rows.append([title, f"{n:,}", "", *_cells(micro[part], columns)])
+            rows.append([title, f"{n:,}", "", *(cell(micro[part].get(column)) for column in columns)])
     blocks = [aligned(rows)]
     if micro["parse"]:
         shares = [(mode, status) for mode in micro["parse"] for status in STATUSES]
@@ -275,46 +305,49 @@ def table(summary: dict, words: str) -> str:
         rows += [[name, *(f"{100 * part['parse'][mode][status]:.1f}" for mode, status in shares)]
                  for name, part in groups.items() if part.get("parse")]
         blocks.append(aligned(rows))
-    if "calibration" in micro:
-        rows = [["calibration of logP, %", "n", "ECE", "mean confidence"]]
+    if shown:
+        rows = [["rationale, x 100", "n", *(metric.split("|")[0] for metric in shown)]]
         for name, part in groups.items():
-            if own := part.get("calibration"):
-                sure, gap = 100 * own["confidence"], 100 * own["ece"]
-                rows.append([name, f"{own['n']:,}", f"{gap:.1f}", f"{sure:.1f}"])
+            scores = [part["text"].get(metric) for metric in shown]
+            n = max((score["n"] for score in scores if score), default=0)
+            values = [f"{100 * score['value']:.2f}" if score else "-" for score in scores]
+            rows.append([name, f"{n:,}", *values])
+        definitions = ", ".join(sorted({metric.split("|")[1] for metric in shown}))
+        block = f"{aligned(rows)}\n({definitions}; items: {summary['text_items']})"
+        if without := [name for name, part in summary["languages"].items() if not part["text"]]:
+            block += f"\n(the averages leave out {', '.join(without)}: no reference rationales to score)"
+        blocks.append(block)
+    return "\n\n".join([*blocks, *permutation_blocks(summary.get("permutations", {}))])
+
+
+def permutation_blocks(summary: dict[str, dict[str, Any]]) -> list[str]:
+    blocks = []
+    for column in summary.get(ALL, ()):
+        rows = [[f"{column}, options in all orders, %", "n", "mean [95 %]", "same text in all orders",
+                 "letters: chosen / right"]]
+        for name, part in summary.items():
+            if column in part:
+                own = part[column]
+                letters = "  ".join(f"{letter} {100 * chosen:.0f} / {100 * right:.0f}"
+                                    for letter, (chosen, right) in own["letters"].items())
+                rows.append([name, f"{own['n']:,}", cell(own["accuracy"]), f"{100 * own['consistency']:.1f}",
+                             letters])
         blocks.append(aligned(rows))
-    return "\n\n".join([*blocks, *_text_block(summary, groups, words)])
+    return blocks
 
 
-def _cells(scores: dict, columns: Sequence[str]) -> list[str]:
-    return [f"{100 * scores[column]['value']:.1f} "
-            f"[{100 * scores[column]['low']:.0f}-{100 * scores[column]['high']:.0f}]"
-            if column in scores else "-" for column in columns]
-
-
-def _text_block(summary: dict, groups: dict[str, dict], words: str) -> list[str]:
-    """The table of text scores; none if there are none."""
-    shown = shown_metrics(summary, words)
-    if not shown:
-        return []
-    rows = [["rationale, x 100", "n", *(metric.split("|")[0] for metric in shown)]]
-    for name, part in groups.items():
-        scores = [part["text"].get(metric) for metric in shown]
-        n = max((score["n"] for score in scores if score), default=0)
-        rows.append([name, f"{n:,}", *(f"{100 * score['value']:.2f}" if score else "-" for score in scores)])
-    definitions = ", ".join(sorted({metric.split("|")[1] for metric in shown}))
-    note = f"({definitions}; items: {summary['text_items']})"
-    without = [name for name, part in summary["languages"].items() if not part["text"]]
-    if without:
-        note += f"\n(the averages leave out {', '.join(without)}: no reference rationales to score)"
-    return [f"{aligned(rows)}\n{note}"]
+def cell(score: dict | None) -> str:
+    """A share and its interval in %; None: not measured."""
+    if score is None:
+        return "-"
+    known = score["low"] is not None
+    interval = f"{100 * score['low']:.0f}-{100 * score['high']:.0f}" if known else "-"
+    return f"{100 * score['value']:.1f} [{interval}]"
 
 
 def aligned(rows: list[list[str]]) -> str:
     """A table for the terminal; control characters, which names from files may contain, are removed."""
-    rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(others, widths[1:])]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    rows = [[printable(text).replace("\n", " ") for text in row] for row in rows]
+    first, *widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in rows]
+    return "\n".join(map(str.rstrip, lines))

@@ -1,8 +1,4 @@
-"""Thoughts of reasoning models: finds and removes them, and closes them when their budget is used up.
-
-In: texts, and prompts whose chat template may have begun the thought. Out: texts without thoughts; the ids of
-thoughts that are closed, so that an answer follows.
-"""
+"""Thoughts of reasoning models: found and removed, or closed when their budget is used up."""
 from __future__ import annotations
 
 import re
@@ -42,8 +38,7 @@ def remove_thoughts(text: str) -> str:
         text = text[finals[-1].end():] if finals else ""
     elif _BARE_HARMONY.match(text):
         text = text.rpartition("assistantfinal")[2] if "assistantfinal" in text else ""
-    kept: list[str] = []
-    at, inside = 0, False
+    kept, at, inside = [], 0, False
     for mark in _THOUGHT.finditer(text):
         if mark["close"]:
             if not inside:
@@ -56,21 +51,13 @@ def remove_thoughts(text: str) -> str:
 
 
 def begun_thought(prompt: str) -> str:
-    r"""The opening of a thought at the end of a prompt, where some chat templates put it; else "".
-
-    >>> begun_thought("<|im_start|>assistant\n<think>\n"), begun_thought("<think>\n\n</think>\n\n")
-    ('<think>\n', '')
-    """
+    """The opening of a thought at the end of a prompt, where some chat templates put it; else ""."""
     found = _BEGUN.search(prompt)
     return found[0] if found else ""
 
 
 def missing_end(text: str) -> str:
-    """The closing tag of a thought that is still open at the end of a text; "" if there is none.
-
-    >>> missing_end("[THINK]A?"), missing_end("<think>A?</think>B")
-    ('[/THINK]', '')
-    """
+    """The closing tag of a thought that is still open at the end of a text; "" if there is none."""
     found = list(_THOUGHT.finditer(text))
     if not found or found[-1]["close"]:
         return ""
@@ -78,17 +65,17 @@ def missing_end(text: str) -> str:
 
 
 def think_and_answer(
-    decode: Callable, tokenizer, prompts: Sequence[list[int]], limits: Sequence[int], budget: int, begun: str,
+    decode: Callable, tokenizer, prompts: Sequence[list[int]], limit: int, budget: int, begun: str,
     context_length: int, **answering: Any,
 ) -> list[list[int]]:
     """New ids of each prompt; with a budget, a thought of more tokens is closed, and the model answers.
 
     decode     (prompts, limits, stop=, ...) -> new ids of each prompt; `answering` goes with the answers
-    limits     of thought and answer together; a thought takes at most half of what a prompt leaves
+    limit      of thought and answer together; a thought takes at most half of what a prompt leaves
     begun      the opening of a thought that the prompts end with, or ""
     """
     if not budget:
-        return decode(prompts, limits, **answering)
+        return decode(prompts, limit, **answering)
 
     def end_of(ids: Sequence[int]) -> str:
         return missing_end(begun + tokenizer.decode(ids, continued=True))
@@ -97,6 +84,5 @@ def think_and_answer(
     thoughts = decode(prompts, longest, stop=lambda ids: not end_of(ids))
     for ids in thoughts:
         ids += tokenizer.encode(f"\n{end_of(ids)}\n\n", continued=True) if end_of(ids) else []
-    answers = decode([prompt + ids for prompt, ids in zip(prompts, thoughts)],
-                     [limit - budget for limit in limits], **answering)
+    answers = decode([prompt + ids for prompt, ids in zip(prompts, thoughts)], limit - budget, **answering)
     return [thought + ids for thought, ids in zip(thoughts, answers)]

@@ -1,10 +1,7 @@
 """Validation loss of a model on documents, without training: per language, nats per token and bits per byte.
 
     python -m mmed.evaluation.validation_loss --model FOLDER --data streams/en-held-out streams/ja-held-out
-    python -m mmed.evaluation.validation_loss --model FOLDER --data documents.jsonl --json
 
-In:  documents as JSONL (`text`, `language`) or token streams; a model folder.
-Out: a table, or with --json one object per language and line; with --out these objects as a JSON list, too.
 What is scored: mmed/training/validation.py.
 """
 from __future__ import annotations
@@ -15,7 +12,7 @@ import json
 from mmed.evaluation.summary import aligned
 from mmed.generate import load_model
 from mmed.training.validation import document_sets, validation_loss
-from mmed.utils.errors import Parser, UsageError, main_guard
+from mmed.utils.errors import Parser, main_guard
 from mmed.utils.files import write_json
 
 
@@ -28,37 +25,25 @@ def main(arguments: list[str] | None = None) -> int:
     add("--adapter", metavar="FOLDER", help="LoRA adapter to merge into the model")
     add("--data", required=True, nargs="+", metavar="NAME",
         help="JSONL files (.jsonl, .jsonl.gz) or token streams, separated by spaces or commas")
-    add("--limit", type=int, default=0, metavar="N", help="documents per language and file (default: all)")
-    add("--context", type=int, default=0, metavar="N", help="tokens per window (default: the context length)")
     add("--bos", choices=("auto", "yes", "no"), default="auto",
         help="begin documents with BOS; auto: as set in the tokenizer's files")
-    add("--batch_tokens", type=int, default=4096, metavar="N", help="tokens per forward pass (default: 4096)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     add("--json", action="store_true", help="print one JSON object per language instead of a table")
     add("--out", metavar="FILE.json", help="also write these objects as a JSON list")
     options = parser.parse_args(arguments)
-    if options.limit < 0 or options.context < 0 or options.context == 1 or options.batch_tokens < 1:
-        raise UsageError("expected --limit of 0 or more, --context of 2 or more, --batch_tokens of 1 or more")
-    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device,
-                                  bos=options.bos)
-    context = options.context or model.config.max_position_embeddings
-    if context > model.config.max_position_embeddings:
-        raise UsageError(f"--context={context}: exceeds the model's {model.config.max_position_embeddings:,}")
+    model, tokenizer = load_model(options.model, options.adapter, options.dtype, options.device, options.bos)
     names = [name for given in options.data for name in given.split(",") if name]
-    sets = document_sets(names, tokenizer, context, options.limit)
+    sets = document_sets(names, tokenizer, model.config.max_position_embeddings, limit=0)
     device = next(model.parameters()).device
-    losses = validation_loss(model, sets, options.batch_tokens, device, contextlib.nullcontext)
+    losses = validation_loss(model, sets, 4096, device, contextlib.nullcontext)  # tokens of a forward pass
     found = [{"language": language} | vars(loss) for language, loss in losses.items()]
     if options.out:
         write_json(options.out, found)
-    if options.json:
-        print("\n".join(map(json.dumps, found)))
-    else:
-        rows = [["language", "documents", "tokens", "nats/token", "bits/byte"]]
-        rows += [[language, f"{loss.documents:,}", f"{loss.tokens:,}", f"{loss.nats_per_token:.4f}",
-                  f"{loss.bits_per_byte:.4f}"] for language, loss in losses.items()]
-        print(aligned(rows))
+    rows = [["language", "documents", "tokens", "nats/token", "bits/byte"]]
+    rows += [[language, f"{loss.documents:,}", f"{loss.tokens:,}", f"{loss.nats_per_token:.4f}",
+              f"{loss.bits_per_byte:.4f}"] for language, loss in losses.items()]
+    print("\n".join(map(json.dumps, found)) if options.json else aligned(rows))
     return 0
 
 

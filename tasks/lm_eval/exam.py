@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mmed.evaluation.option_text import letters_part
 from mmed.evaluation.questions import candidates, cut_at_answer
 from mmed.evaluation.results import text_row
-from mmed.prompts import ExamItem, build_few_shot, pick_examples, read_items
+from mmed.prompts import AFTER_LETTERS, ExamItem, build_few_shot, pick_examples, read_items
 from mmed.utils.errors import UserError
 
 
@@ -35,7 +34,8 @@ def load(
         chosen = pick_examples(examples, item, shots, seed) if shots else []
         documents.append({
             "id": item.key, "prompt": build_few_shot(item, chosen, False, style),
-            "choices": [f" {letters_part(letters)}" for letters in choices],
+            # of several letters to the end, because A,B begins A,B,C
+            "choices": [f" {letters}{AFTER_LETTERS if ',' in letters else ''}" for letters in choices],
             "gold": choices.index(answer), "answer": answer, "language": item.language,
             "question": item.question, "options": json.dumps(item.options, ensure_ascii=False)})
     return {"test": Dataset.from_list(documents)}

@@ -15,16 +15,13 @@ from mmed.evaluation.answer_parser import END_MARKERS, ParsedAnswer, official_ma
 from mmed.languages import PAPER_ORDER, all_languages
 from mmed.prompts import ExamItem, build_target
 
-TABLE = Path(__file__).parents[1] / "data" / "hostile_answers.jsonl"
-ROWS = read_lines(TABLE)
+ROWS = read_lines(Path(__file__).parents[1] / "data" / "hostile_answers.jsonl")
 FURTHER = [language.code for language in all_languages() if language.code not in PAPER_ORDER]
 
 
-def item_of(options: dict[str, str], answer: tuple[str, ...], rationale: str = "") -> ExamItem:
+def item_of(letters: str, answer: tuple[str, ...], rationale: str = "") -> ExamItem:
+    options = {letter: f"option {letter}" for letter in letters}
     return ExamItem("q", options, answer, rationale, "English", "k")
-
-
-# ---- the published scorer ----------------------------------------------------------------------------------
 
 
 def published_accuracy(response: str, gt_answer: str) -> bool:
@@ -40,16 +37,13 @@ def test_official_match_is_the_published_scorer():
     rng = random.Random()
     for _ in range(2000):
         answer = tuple(sorted(rng.sample("ABCDE", rng.randint(1, 3))))
-        item = item_of(dict.fromkeys("ABCDE", "x"), answer)
+        item = item_of("ABCDE", answer)
         said = rng.choice([",", ", ", " "]).join(rng.sample("ABCDE", rng.randint(1, 3)))
         text = rng.choice(["", " ", "\n", "x"]) + f"###Answer: OPTION {said} IS CORRECT."
         text = rng.choice([text, said + " IS CORRECT.", f"###Rationale: r\n{text}"])
         expected = published_accuracy(text + "</s>", ",".join(answer))
         assert official_match(text + "</s>", item) == expected, text
         assert official_match(text, item) == official_match(text + "<|eot_id|>", item) == expected, text
-
-
-# ---- the answer parser -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ROWS, ids=lambda case: f"{case['language']}-{case['note']}")
@@ -66,13 +60,32 @@ def test_the_words_of_a_further_language_hardly_touch_other_texts(language):
     assert len(other) <= 3, other
 
 
-def test_letters_alone_do_for_options():
-    assert parse_answer("The answer is H", "ABCDEFGH").letters == ("H",)
-    assert parse_answer("The answer is E", ["A", "B"]).letters == ()
+METALS = {"A": "Salt", "B": "Iron.", "C": "Zinc and vitamin C.", "D": "Lead"}
 
 
-def test_of_two_equal_options_the_text_means_the_first():
-    assert parse_answer("Heparin", {"A": "Aspirin", "B": "Heparin", "C": "heparin"}).letters == ("B",)
+@pytest.mark.parametrize("text, options, letters", [
+    ("The answer is H", "ABCDEFGH", "H"), ("The answer is E", ["A", "B"], ""),
+    ("A: true, B: false, C: true", "ABCD", "AC"),
+    ("Heparin", {"A": "Aspirin", "B": "Heparin", "C": "heparin"}, "B"),  # of equal options, the first
+    *((text, METALS, letters) for text, letters in (  # a copied list of options is not an answer
+        ("A. Salt\nB. Iron.\nC. Zinc and vitamin C.\nD. Lead\n\n---\n\n---", ""),  # Gemma 3 270M
+        ("A. Salt. B. Iron. C. Zinc and vitamin C. D. Lead.\n\n### Response: D. Lead", "D"),
+        ("A. Salt B. Iron. C. Zinc and vitamin C. D. Lead The answer is B.", "B"),
+        ("###Option A: Salt\n###Option B: Iron.\n###Option C: Zinc and vitamin C.\n###Option D: Lead\n\n###",
+         ""),
+        ("###Question: Which metal? ###Options: A. Salt B. Ir", ""),
+        ("###Question: Which metal? A. Salt\n### Answer:\nB", "B"),
+        ("A. Salt\nB. Iron.\nC. Zinc and vi", ""),  # cut off by the limit on tokens
+        ("A. Salt\nB. Iron.\nC. Zinc and vitamin C.", ""),
+        ("1. Salt\n2. Iron.\n3. Zinc and vitamin C.", ""),
+        ("A. Salt\nB. Iron.\nC. Zinc or another metal\n", ""),
+        ("A. Sugar\nB. Iron.\nC. Zinc and vitamin C.\nD", ""),
+        ("A. Sugar\nB. Salt\nC. Iron.\nD. Zinc and vitamin C.", ""),  # moved by one, with one more
+        ("A. Salt\nC. Zinc and vitamin C.", "AC"), ("A. Salt\nB. Iron.", "AB"),  # answers of several letters
+        ("A. Salt: wrong.\nB. Iron: correct.\nC. Zinc: wrong.\nD. Lead: wrong.", "B"), ("A. Salt", "A"))),
+])
+def test_letters_that_are_read(text, options, letters):
+    assert "".join(parse_answer(text, options).letters) == letters
 
 
 @pytest.mark.parametrize("text,expected,rationale", [
@@ -95,17 +108,13 @@ AWKWARD = ["###Answer: OPTION B IS CORRECT.", "###Answer:", "###Rationale:", "\n
            "Ｂ", "à jeun", "。", "x", "\\boxed{A}", "not B"]
 
 
-def random_rationale(rng: random.Random) -> str:
-    words = [rng.choice(AWKWARD) for _ in range(rng.randint(1, 12))]
-    return "Because " + rng.choice([" ", "", "\n"]).join(words) + rng.choice(["", ".", "\n", " "])
-
-
 def test_parsing_a_target_gives_the_item_back():
     rng = random.Random()
     for _ in range(500):
         letters = "ABCDEFGH"[:rng.randint(2, 8)]
         answer = tuple(sorted(rng.sample(letters, rng.randint(1, len(letters)))))
-        item = item_of({letter: f"option {letter}" for letter in letters}, answer, random_rationale(rng))
+        words = rng.choice([" ", "", "\n"]).join(rng.choices(AWKWARD, k=rng.randint(1, 12)))
+        item = item_of(letters, answer, f"Because {words}" + rng.choice(["", ".", "\n", " "]))
         target = build_target(item, True)
         for text in (target, target + rng.choice(END_MARKERS), f"\n{target}\n"):
             assert parse_answer(text, item.options) == ParsedAnswer(answer, "strict", item.rationale), text
@@ -117,11 +126,10 @@ def test_any_text_gives_letters_that_are_options_and_the_same_ones_again():
     pieces = [piece for case in ROWS for piece in case["text"].split(" ")] + AWKWARD
     options = ROWS[0]["options"]
     for _ in range(500):
+        text = rng.choice([" ", "", "\n"]).join(rng.choices(pieces, k=rng.randint(1, 25)))
         if rng.random() < 0.5:
-            tops = [rng.choice([0x110000, 0x3000, 128]) for _ in range(rng.randint(0, 60))]
+            tops = rng.choices([0x110000, 0x3000, 128], k=rng.randint(0, 60))
             text = "".join(chr(rng.randrange(top)) for top in tops)
-        else:
-            text = rng.choice([" ", "", "\n"]).join(rng.choice(pieces) for _ in range(rng.randint(1, 25)))
         parsed = parse_answer(text, options, rationale_expected=rng.random() < 0.5)
         assert set(parsed.letters) <= set(options), text
         assert list(parsed.letters) == sorted(set(parsed.letters)), text
@@ -160,29 +168,6 @@ def test_lower_case_keeps_the_length_of_folded_text():
     for code in range(0x20000):  # places in the folded text and in its lower-case form are used as one
         folded = answer_parser.fold(chr(code))
         assert len(folded.lower()) == len(folded), hex(code)
-
-
-OPTIONS = {"A": "Salt", "B": "Iron.", "C": "Zinc and vitamin C.", "D": "Lead"}
-
-
-@pytest.mark.parametrize("text, letters", [
-    ("A. Salt\nB. Iron.\nC. Zinc and vitamin C.\nD. Lead\n\n---\n\n---", ""),  # Gemma 3 270M, zero-shot
-    ("A. Salt. B. Iron. C. Zinc and vitamin C. D. Lead.\n\n### Response: D. Lead", "D"),
-    ("A. Salt B. Iron. C. Zinc and vitamin C. D. Lead The answer is B.", "B"),
-    ("###Option A: Salt\n###Option B: Iron.\n###Option C: Zinc and vitamin C.\n###Option D: Lead\n\n###", ""),
-    ("###Question: Which metal? ###Options: A. Salt B. Ir", ""),
-    ("###Question: Which metal? A. Salt\n### Answer:\nB", "B"),
-    ("A. Salt\nB. Iron.\nC. Zinc and vi", ""),  # cut off by the limit on tokens
-    ("A. Salt\nB. Iron.\nC. Zinc and vitamin C.", ""), ("1. Salt\n2. Iron.\n3. Zinc and vitamin C.", ""),
-    ("A. Salt\nB. Iron.\nC. Zinc or another metal\n", ""),
-    ("A. Sugar\nB. Iron.\nC. Zinc and vitamin C.\nD", ""),
-    ("A. Sugar\nB. Salt\nC. Iron.\nD. Zinc and vitamin C.", ""),  # moved by one, with one more
-    ("A. Salt\nC. Zinc and vitamin C.", "AC"), ("A. Salt\nB. Iron.", "AB"),  # answers of several letters
-    ("A. Salt: wrong.\nB. Iron: correct.\nC. Zinc: wrong.\nD. Lead: wrong.", "B"),
-    ("A. Salt", "A"),
-])
-def test_a_copied_list_of_options_is_not_an_answer(text, letters):
-    assert "".join(parse_answer(text, OPTIONS).letters) == letters
 
 
 @pytest.mark.parametrize("unit", [

@@ -26,22 +26,16 @@ WORDS = {
     "Japanese": "発熱 咳 痛み 肝臓 肺", "French": "fièvre toux douleur foie poumon",
     "Russian": "жар кашель боль печень лёгкое", "Spanish": "fiebre tos dolor hígado pulmón",
 }
+pytest.importorskip("openai")
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra peers) is not installed")
 
 
-def write_exam(root: Path, rng: random.Random) -> None:
-    for part, size in (("Test", 3), ("Train", 4)):
-        for language in LANGUAGES:
-            lines, words = [], WORDS[language].split()
-            for i in range(size):
-                letters = "ABCDE"[:2 if language == "Russian" else rng.randint(3, 5)]
-                right = rng.sample(letters, rng.randint(1, 3) if language == "French" else 1)
-                lines.append({
-                    "question": " ".join(rng.choices(words, k=6)) + f" {part} {i}?",
-                    "options": dict(zip(letters, rng.sample(words, 5))),
-                    "answer_idx": ",".join(sorted(right)), "rationale": " ".join(rng.choices(words, k=4)),
-                    "topic": rng.choice(["Surgery", "Anatomy"])})
-            write_lines(root / part / f"{language}.jsonl", *lines)
+def made_item(rng: random.Random, language: str, number: int) -> dict:
+    words, letters = WORDS[language].split(), "ABCDE"[:2 if language == "Russian" else rng.randint(3, 5)]
+    right = rng.sample(letters, rng.randint(1, 3) if language == "French" else 1)
+    return {"question": " ".join(rng.choices(words, k=6)) + f" {number}?",
+            "options": dict(zip(letters, rng.sample(words, 5))), "answer_idx": ",".join(sorted(right)),
+            "rationale": " ".join(rng.choices(words, k=4)), "topic": rng.choice(["Surgery", "Anatomy"])}
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +43,11 @@ def world(tmp_path_factory):
     """A random Llama saved by transformers with a byte-level tokenizer, and random items in six languages."""
     from tokenizers import processors
 
-    root = tmp_path_factory.mktemp("harness")
-    write_exam(root, random.Random(SEED))
+    root, rng = tmp_path_factory.mktemp("harness"), random.Random(SEED)
+    for language in LANGUAGES:
+        items = [made_item(rng, language, number) for number in range(7)]
+        write_lines(root / "Test" / f"{language}.jsonl", *items[:3])
+        write_lines(root / "Train" / f"{language}.jsonl", *items[3:])
     texts = ["###Answer: OPTION A IS CORRECT. B C D E,"] * 9
     texts += [path.read_text(encoding="utf-8") for path in sorted(root.glob("*/*.jsonl"))]
     trained = byte_level_bpe(texts, 420, ["<s>", "</s>"])
@@ -83,7 +80,7 @@ def harness(world: Path, task: str, **metadata) -> dict:
 
 
 def ours(world: Path, out: Path, *more: str) -> tuple[dict, dict]:
-    """(the "mmed" part of results.json, (language, question, mode) -> row)."""
+    """(the summaries of the languages, (question, mode) -> row)."""
     evaluation.main(["--model", str(world / "model"), "--data", str(world / "Test"), "--out", str(out),
                      "--batch_size", "4", *more])
     own, rows = load_results(out)
@@ -133,11 +130,8 @@ def test_option_texts_have_the_log_probabilities_of_the_harness(world, tmp_path)
 
 
 def test_option_likelihoods_behind_a_server_are_those_of_the_model_itself(world, tmp_path):
-    pytest.importorskip("openai")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    plain = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(world / "model")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world / "model")
 
     @torch.no_grad()
     def score(body, tries):

@@ -8,7 +8,7 @@ from mmed.eval import generate_answers, parse_options
 from mmed.evaluation.answer_parser import official_match, parse_answer
 from mmed.evaluation.questions import Question, token_limit
 from mmed.evaluation.summary import summarise
-from mmed.evaluation.thoughts import remove_thoughts
+from mmed.evaluation.thoughts import begun_thought, missing_end, remove_thoughts
 from mmed.prompts import ExamItem
 
 MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=60))
@@ -18,46 +18,41 @@ PUBLISHED = "###Answer: OPTION A IS CORRECT."
 CHANNEL = "<|channel|>{}<|message|>{}<|end|><|start|>assistant"
 
 
-@pytest.mark.parametrize("text", [
-    f"<think>It is B.</think>\n\n{PUBLISHED}",
-    f'<think>I should end with "###Answer: OPTION B IS CORRECT."</think>{PUBLISHED}',
-    f"It is B.</think>\n{PUBLISHED}",
-    f"<thinking>The answer is B.</thinking>{PUBLISHED}",
-    f"[THINK]The answer is B.[/THINK]{PUBLISHED}",
-    f"◁think▷The answer is B.◁/think▷{PUBLISHED}",
-    f"<|begin_of_thought|>The answer is B.<|end_of_thought|>{PUBLISHED}",
-    f"<|START_THINKING|>The answer is B.<|END_THINKING|>{PUBLISHED}",
-    f"<|inner_prefix|>The answer is B.<|inner_suffix|>{PUBLISHED}",
-    f"<unused94>thought\nThe answer is B.<unused95>{PUBLISHED}",
-    f"<|channel>thought\nThe answer is B.<channel|>{PUBLISHED}",
-    f"<|im_start|>think\nThe answer is B.\n<|im_start|>answer\n{PUBLISHED}",
-    f"Here is my thought process: The answer is B.\n\nHere is my response:\n\n{PUBLISHED}",
-    f"## Thinking\n\nThe answer is B.\n\n## Final Response\n\n{PUBLISHED}",
-    CHANNEL.format("analysis", "The answer is B.") + f"<|channel|>final<|message|>{PUBLISHED}<|return|>",
-    CHANNEL.format("analysis", "B?") + CHANNEL.format("commentary", "It is B.")
-    + f"<|channel|>final<|message|>{PUBLISHED}",
-    f"analysisThe answer is B.assistantfinal{PUBLISHED}",
+@pytest.mark.parametrize("thought", [
+    "<think>It is B.</think>\n\n",
+    '<think>I should end with "###Answer: OPTION B IS CORRECT."</think>',
+    "It is B.</think>\n",
+    "<thinking>The answer is B.</thinking>",
+    "[THINK]The answer is B.[/THINK]",
+    "◁think▷The answer is B.◁/think▷",
+    "<|begin_of_thought|>The answer is B.<|end_of_thought|>",
+    "<|START_THINKING|>The answer is B.<|END_THINKING|>",
+    "<|inner_prefix|>The answer is B.<|inner_suffix|>",
+    "<unused94>thought\nThe answer is B.<unused95>",
+    "<|channel>thought\nThe answer is B.<channel|>",
+    "<|im_start|>think\nThe answer is B.\n<|im_start|>answer\n",
+    "Here is my thought process: The answer is B.\n\nHere is my response:\n\n",
+    "## Thinking\n\nThe answer is B.\n\n## Final Response\n\n",
+    CHANNEL.format("analysis", "The answer is B.") + "<|channel|>final<|message|>",
+    CHANNEL.format("analysis", "B?") + CHANNEL.format("commentary", "B.") + "<|channel|>final<|message|>",
+    "analysisThe answer is B.assistantfinal",
 ])
-def test_the_answer_after_a_thought_is_parsed(text):
-    assert parse_answer(text, "ABCDE") == parse_answer(PUBLISHED, "ABCDE")
-    assert official_match(text, ITEM)
+def test_the_answer_after_a_thought_is_parsed(thought):
+    for text in (thought + PUBLISHED, f"{thought}{PUBLISHED}<|return|>"):
+        assert parse_answer(text, "ABCDE") == parse_answer(PUBLISHED, "ABCDE")
+        assert official_match(text, ITEM)
 
 
-@pytest.mark.parametrize("text", [
-    "<think>The answer is B.",
-    "<|channel|>analysis<|message|>The answer is B.",
-    "analysisThe answer is B.",
-    "<unused94>thought\nThe answer is B.",
-    "<think>B</think><think>The answer is B.",
+@pytest.mark.parametrize("text, left", [
+    *((text, "") for text in (  # an unfinished thought is no answer
+        "<think>The answer is B.", "<|channel|>analysis<|message|>The answer is B.",
+        "analysisThe answer is B.", "<unused94>thought\nThe answer is B.",
+        "<think>B</think><think>The answer is B.")),
+    *((text, text) for text in ("I think that the answer is B.", "Analysis of the urine: B",
+                                "The final answer is B.\n", "")),
 ])
-def test_an_unfinished_thought_is_no_answer(text):
-    assert remove_thoughts(text) == "" and parse_answer(text, "ABCDE").letters == ()
-
-
-@pytest.mark.parametrize("text", ["I think that the answer is B.", "Analysis of the urine: B",
-                                  "The final answer is B.\n", ""])
-def test_text_without_thoughts_is_kept(text):
-    assert remove_thoughts(text) == text
+def test_only_thoughts_are_removed(text, left):
+    assert remove_thoughts(text) == left and (left or not parse_answer(text, "ABCDE").letters)
 
 
 # ---- a budget ----
@@ -79,7 +74,7 @@ def test_a_thought_beyond_its_budget_is_closed_and_the_model_answers(monkeypatch
     asked, tokenizer = [], Characters()
 
     def generate(model, prompts, limits, stop, **decoding):
-        asked.append((tokenizer.decode(prompts[0], True), limits[0]))
+        asked.append((tokenizer.decode(prompts[0], True), limits))
         ids = list(map(ord, thought if len(asked) == 1 else f"{PUBLISHED} So"))
         assert stop(ids) == (len(asked) == 2 or not end)
         return [ids]
@@ -91,13 +86,16 @@ def test_a_thought_beyond_its_budget_is_closed_and_the_model_answers(monkeypatch
     question = Question(ITEM, "answer", prompt, list(map(ord, prompt)))
     row, = generate_answers(MODEL, tokenizer, [question], config, None)
     assert row["text"] == f"<think>\n{thought}{end}{PUBLISHED}" and row["correct"]
-    assert asked == [(prompt, 20), (prompt + thought + end, 9)]
+    assert asked == [(prompt, [20]), (prompt + thought + end, 9)]
     assert token_limit("answer", config) == 29
     settings = {"max_new_tokens": 9, "thinking_budget": 20}
     assert summarise([row], settings)["signatures"]["answer"].endswith("max_new_tokens:9|thinking_budget:20")
 
 
 def test_an_unfinished_thought_that_the_prompt_begins_is_no_answer(monkeypatch):
+    assert begun_thought("<|im_start|>assistant\n<think>\n") == "<think>\n"
+    assert begun_thought("<think>\n\n</think>\n\n") == missing_end("<think>A?</think>B") == ""
+    assert missing_end("[THINK]A?") == "[/THINK]"
     monkeypatch.setattr(mmed.eval, "generate", lambda *_, **__: [list(map(ord, "The answer is A."))])
     config = parse_options(["--model", "x", "--data", "x", "--out", "x"])
     question = Question(ITEM, "answer", "Why?<think>\n", [1])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
 from typing import Any
 
-from mmed.evaluation.calibration import BINS
+from mmed.evaluation.summary import BINS
 from mmed.metrics import mean
 from mmed.utils.errors import printable, require_extra
 

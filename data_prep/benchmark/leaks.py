@@ -34,7 +34,7 @@ def exact_hashes(item: ExamItem, asked: Counter[int]) -> list[int]:
 
 
 def anchors(item: ExamItem) -> set[tuple[str, str]]:
-    """Numbers and beginnings of Latin words in the options, which survive translation, with their letters.
+    """Numbers and the first letters of Latin words, which survive translation, with the option they are in.
 
     >>> options = {"A": "Diarrea, 2,5 mg", "B": "Déficit de B12"}
     >>> sorted(anchors(ExamItem("?", options, ("A",), "", "Spanish", "1")))

@@ -37,8 +37,8 @@ OPTIONS_TITLE = re.compile(r"\s*(?:answer )?(?:choices|options)\s*:?\s*\Z", re.I
 
 @dataclass
 class Raw(ExamItem):
-    """An item with what data_prep/mmedbench.py has to know of it. Of `answer`, what is no letter stays as it
-    was, and the checks drop the item; an empty `key` is made from source, question and options."""
+    """An item, and where it comes from. Whatever in `answer` is not a letter stays as it was, and the checks
+    drop the item; an empty `key` is made from source, question and options."""
 
     split: str | None = None  # Train, Val, Test; None: its file belongs to no split
     where: str = ""  # file:line, for messages

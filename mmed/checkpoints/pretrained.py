@@ -121,8 +121,8 @@ def text_name(config: ModelConfig, name: str) -> str:
 
 
 def _published_tensors(config: ModelConfig, folder: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder by published name, without what is no parameter: the images of Gemma 3, which
-    are reported, rotary frequencies, and the constants of Apertus, which are checked."""
+    """The parameters of a folder by published name. Left out: the image part of Gemma 3, which is reported,
+    rotary frequencies, and the constants of Apertus, which are checked."""
     stored = {text_name(config, name): tensor for name, tensor in stored_tensors(folder).items()}
     prefix, head = published_prefix(config), published_name(config, "lm_head.weight")
     # saved from the model without its head, as the published BLOOMs are

@@ -288,13 +288,13 @@ def test_option_scores_equal_full_forwards(family):
         score_many(model, [[1]], [[[2], []]])
 
 
-@pytest.mark.parametrize("room, rows", [(3, 2), (40, 6)])
-def test_a_batch_is_as_large_as_the_free_memory_allows(monkeypatch, room, rows):
+@pytest.mark.parametrize("fitting, rows", [(3, 2), (40, 6)])
+def test_a_batch_is_as_large_as_the_free_memory_allows(monkeypatch, fitting, rows):
     model, prompts = tiny(12), random_prompts(random.Random(12), 6, 20)
     options = [[[3], [4, 5]]] * 6
     longest = max(map(len, prompts)) + 6
     each = 2 * 2 * 4 * 8 * 4 * (longest + decoder.LENGTH_STEP)  # k and v, layers, heads, head size, fp32
-    monkeypatch.setattr(decoder, "free_bytes", lambda device: room * each)
+    monkeypatch.setattr(decoder, "free_bytes", lambda device: fitting * each)
     assert generate(model, prompts, 6) == [naive(model, prompt, 6) for prompt in prompts]
     assert decoder_for(model).cache.keys.shape[1] == rows
     exact = [[exact_score(model, prompt, option) for option in options[0]] for prompt in prompts]

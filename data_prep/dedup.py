@@ -10,15 +10,15 @@ Out: OUT/kept; OUT/dropped with `reason` ("exact duplicate" or "near duplicate")
     sign     each shard: signatures (data_prep/filters/minhash.py), hash of the normal form, length
     pair     all signatures: pairs that agree on a whole band of the signature are candidates
     compare  each shard: the shingles of the documents in pairs whose estimate is near the threshold
-    decide   all pairs: which documents are duplicates, by the shingles where there are some
+    decide   all pairs, the better documents first: which are duplicates, by the shingles where there are some
     write    each shard: kept and dropped documents
 
 On a cluster, many tasks sign, compare and write (`--stage sign --shard i/n`), one pairs and decides, which
 reads no text. The longest of similar documents stays; ties are broken by hashes of the content, so neither
 file order nor the number of workers matters. A document is dropped only if it is like a document that stays:
 unlike connected components (datatrove), a chain of small edits cannot remove a document that is dissimilar to
-the one kept. Memory while pairing: about 350 bytes a document; while deciding, 100 and the hashed shingles of
-the pairs to be checked.
+the one kept. Memory of `pair` and `decide`: about 100 bytes a document, however many pairs; signatures,
+candidates and shingles are on disk, in files without a name, which no killed run leaves behind.
 
 DIFFERS: the official code removes no duplicates (CulturaX was deduplicated before). We do, as an optional
 step, since books, sites and web pages repeat each other.
@@ -28,10 +28,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from itertools import pairwise, repeat
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain, pairwise, repeat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -39,13 +41,14 @@ from data_prep.documents import Document, Funnel, find_inputs
 from data_prep.filters import minhash
 from data_prep.pipeline import shards
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import atomic_write, read_json, write_json
+from mmed.utils.files import atomic_write, read_json, write_json, writing
 
 STAGES = ("sign", "pair", "compare", "decide", "write")
 SHARED = ("sign", "compare", "write")  # by many tasks
 THRESHOLD = 0.8
 CANDIDATE_RECALL = 0.99  # share of the pairs at the threshold that the bands must find
 CHUNK = 1 << 16  # pairs looked at together
+COLUMNS = 16  # of the signatures in memory at once while pairs are compared
 DOCUMENT = [("exact", "<u8"), ("characters", "<i8"), ("record", "<u8")]  # exact, record: hashes
 PAIR = [("better", "<i8"), ("worse", "<i8"), ("similarity", "<f8"),
         ("checked", "?")]  # near the threshold: the similarity is that of the texts
@@ -66,8 +69,9 @@ class Run:
         self.folder = out / "signatures" / state
         self.wanted, self.shingles, self.verdicts = (
             [self.folder / f"{name}.{ending}" for name in self.names]
-            for ending in ("wanted.json", "shingles.npz", "verdicts.json"))
-        self.pairs, self.decided = self.folder / "pairs.npz", self.folder / "decided.json"
+            for ending in ("wanted.json", "hashes.npz", "verdicts.json"))
+        self.documents, self.pairs, self.decided = (
+            self.folder / name for name in ("documents.npz", "pairs.bin", "decided.json"))
 
 
 def sign_shard(path: Path, file: Path, options: dict[str, Any]) -> None:
@@ -92,26 +96,30 @@ def best_first(documents: np.ndarray) -> np.ndarray:
     return np.lexsort((documents["record"], documents["exact"], -documents["characters"]))
 
 
-def linked(keys: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the documents in `order`, those with the key of an earlier one: (document, the first with this key,
-    the last one before it).
+def linked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each key the places of the first equal one, and of the last equal one before it (none: its own).
 
-    >>> [part.tolist() for part in linked(np.array([7, 5, 7, 7]), np.array([3, 2, 1, 0]))]
-    [[2, 0], [3, 3], [3, 2]]
+    >>> [places.tolist() for places in linked(np.array([7, 5, 7, 7]))]
+    [[0, 1, 0, 0], [0, 1, 0, 2]]
     """
-    by_key = order[np.argsort(keys[order], kind="stable")]
-    again = np.zeros(len(order), bool)
+    by_key = np.argsort(keys, kind="stable")
+    again = np.zeros(len(keys), bool)
     again[1:] = keys[by_key[1:]] == keys[by_key[:-1]]
-    first = np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))
+    begins, first, previous = np.arange(len(keys)), np.empty_like(by_key), np.arange(len(keys))
+    begins[again] = 0
+    first[by_key] = by_key[np.maximum.accumulate(begins, out=begins)]
     at = np.flatnonzero(again)
-    return by_key[at], by_key[first[at]], by_key[at - 1]
+    previous[by_key[at]] = by_key[at - 1]
+    return first, previous
 
 
 def exact_copies(documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(documents with the normal form of a better one, the best one of each)."""
     order = best_first(documents)
-    copies, first, _ = linked(documents["exact"], order[documents["exact"][order] > 0])
-    return copies, first
+    order = order[documents["exact"][order] > 0]
+    first, _ = linked(documents["exact"][order])
+    copies = np.flatnonzero(first < np.arange(len(first)))
+    return order[copies], order[first[copies]]
 
 
 def band_shape(threshold: float, permutations: int = minhash.PERMUTATIONS) -> tuple[int, int]:
@@ -128,48 +136,102 @@ def band_shape(threshold: float, permutations: int = minhash.PERMUTATIONS) -> tu
     return permutations, 1
 
 
-def find_pairs(documents: np.ndarray, minima: np.ndarray, threshold: float) -> np.ndarray:
-    """PAIRs that may be similar, with the estimated similarity, and whether the texts must be compared.
+def read_column(columns: IO[bytes], number: int, total: int) -> np.ndarray:
+    """One of the PERMUTATIONS minima of all documents."""
+    columns.seek(2 * number * total)
+    return np.fromfile(columns, np.uint16, total)
 
-    Candidates agree on a band: each document with the best one in the band and the next better one.
+
+def read_pairs(file: IO[bytes]) -> Iterator[np.ndarray]:
+    """The PAIRs of a file, CHUNK at a time."""
+    with file:
+        file.seek(0)
+        while len(part := np.fromfile(file, PAIR, CHUNK)):
+            yield part
+
+
+def candidates(columns: IO[bytes], ranked: np.ndarray, total: int, threshold: float,
+               folder: Path) -> Iterator[np.ndarray]:
+    """PAIRs that agree on a band: each document with the best one in the band and the next better one.
+
+    In the order of `ranked`, which is from the best to the worst: of the worse ones, then of the better ones.
     """
-    single = minima.any(axis=1)  # zeros: a text without words
-    single[exact_copies(documents)[0]] = False
-    order = best_first(documents)
-    order, found = order[single[order]], np.zeros(0, np.int64)
-    bands, rows = band_shape(threshold)
-    for band in range(bands):
-        keys = np.zeros(len(minima), np.uint64)
-        for column in minima[:, band * rows:(band + 1) * rows].T:
-            keys = (keys + column) * minhash.BASE
-        worse, first, previous = linked(keys, order)
-        new = [better * len(minima) + worse for better in (first, previous)]
-        found = np.unique(np.concatenate([found, *new]))
-    pairs = np.zeros(len(found), PAIR)
-    pairs["better"], pairs["worse"] = np.divmod(found, len(minima))
-    for part in np.split(pairs, range(CHUNK, len(pairs), CHUNK)):
-        part["similarity"] = (minima[part["better"]] == minima[part["worse"]]).mean(axis=1)
+    (bands, rows), count = band_shape(threshold), len(ranked)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for band in range(bands):
+            keys = np.zeros(count, np.uint64)
+            for number in range(band * rows, (band + 1) * rows):
+                keys += read_column(columns, number, total)[ranked]
+                keys *= minhash.BASE
+            for places in linked(keys):
+                file.write(places)
+        step = CHUNK // (2 * bands)
+        for begin in range(0, count, step):
+            worse = np.arange(begin, min(begin + step, count))
+            found = np.zeros((2 * bands, len(worse)), np.int64)
+            for number, better in enumerate(found):
+                file.seek(8 * (number * count + begin))
+                better[:] = np.fromfile(file, np.int64, len(worse))
+            found = np.unique((worse * count + found)[found < worse])
+            pairs = np.zeros(len(found), PAIR)
+            pairs["worse"], pairs["better"] = (ranked[places] for places in np.divmod(found, count))
+            yield pairs
+
+
+def find_pairs(columns: IO[bytes], ranked: np.ndarray, total: int, threshold: float,
+               folder: Path) -> Iterator[np.ndarray]:
+    """PAIRs that may be similar, with the estimated similarity, and whether the texts must be compared."""
     margin = 3 * math.sqrt(threshold * (1 - threshold) / minhash.PERMUTATIONS) + 1e-9  # standard errors
-    pairs["checked"] = pairs["similarity"] <= threshold + margin
-    return pairs[pairs["similarity"] >= threshold - margin]
+    parts = candidates(columns, ranked, total, threshold, folder)
+    for end in range(0, minhash.PERMUTATIONS + 1, COLUMNS):  # at 0 all candidates are found
+        group = [read_column(columns, number, total) for number in range(max(0, end - COLUMNS), end)]
+        possible = (threshold - margin) * minhash.PERMUTATIONS - (minhash.PERMUTATIONS - end)
+        file = tempfile.TemporaryFile(dir=folder)
+        for part in parts:
+            better, worse = part["better"].copy(), part["worse"].copy()
+            part["similarity"] += sum(column[better] == column[worse] for column in group)
+            file.write(part[part["similarity"] >= possible])
+        parts = read_pairs(file)
+    for part in parts:
+        part["similarity"] /= minhash.PERMUTATIONS
+        part["checked"] = part["similarity"] <= threshold + margin
+        yield part
+
+
+def read_signatures(run: Run, columns: IO[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Write all minima to `columns`; returns the documents, which have words, and where shards end."""
+    parts, words = [], []
+    with tempfile.TemporaryFile(dir=run.folder) as rows:
+        for file in run.signed:  # one open file, however many shards
+            with np.load(file) as arrays:
+                documents, minima = arrays["documents"], arrays["minima"]
+            parts.append(documents)
+            words.append(minima.any(axis=1))
+            rows.write(minima)
+        ends = np.cumsum([0, *map(len, parts)])
+        rows.seek(0)
+        for begin in range(0, ends[-1], CHUNK):
+            minima = np.fromfile(rows, (np.uint16, minhash.PERMUTATIONS), CHUNK)
+            for number, column in enumerate(minima.T):
+                columns.seek(2 * (number * ends[-1] + begin))
+                columns.write(column.tobytes())
+    return np.concatenate(parts), np.concatenate(words), ends
 
 
 def pair(run: Run) -> None:
     """Write all pairs, and for each shard the rows of the documents to be compared."""
-    parts, minima = [], bytearray()
-    for file in run.signed:  # one open file, however many shards
-        with np.load(file) as arrays:
-            parts.append(arrays["documents"])
-            minima += arrays["minima"].tobytes()
-    documents, ends = np.concatenate(parts), np.cumsum([0, *map(len, parts)])
-    pairs = find_pairs(documents, np.frombuffer(minima, np.uint16).reshape(-1, minhash.PERMUTATIONS),
-                       run.threshold)
-    checked, unsure = pairs[pairs["checked"]], np.zeros(len(documents), bool)
-    unsure[checked["better"]] = unsure[checked["worse"]] = True
-    for file, (begin, end) in zip(run.wanted, pairwise(ends)):
-        write_json(file, np.flatnonzero(unsure[begin:end]).tolist())
-    with atomic_write(run.pairs, "wb") as opened:
-        np.savez(opened, documents=documents, ends=ends, pairs=pairs)
+    with atomic_write(run.pairs, "wb") as opened, tempfile.TemporaryFile(dir=run.folder) as columns:
+        documents, single, ends = read_signatures(run, columns)
+        with atomic_write(run.documents, "wb") as file:
+            np.savez(file, documents=documents, ends=ends)
+        single[exact_copies(documents)[0]] = False
+        order, unsure = best_first(documents), np.zeros(len(documents), bool)
+        for pairs in find_pairs(columns, order[single[order]], len(documents), run.threshold, run.folder):
+            checked = pairs[pairs["checked"]]
+            unsure[checked["better"]] = unsure[checked["worse"]] = True
+            opened.write(pairs)
+        for path, (begin, end) in zip(run.wanted, pairwise(ends)):
+            write_json(path, np.flatnonzero(unsure[begin:end]).tolist())
 
 
 def compare_shard(path: Path, wanted: Path, file: Path, options: dict[str, Any]) -> None:
@@ -178,64 +240,84 @@ def compare_shard(path: Path, wanted: Path, file: Path, options: dict[str, Any])
         return
     rows = set(read_json(wanted))
     documents = enumerate(shards.read_shard(path, Funnel(), options) if rows else ())
-    found = {str(row): minhash.shingle_hashes(document.text) for row, document in documents if row in rows}
+    found = {row: minhash.shingle_hashes(document.text) for row, document in documents if row in rows}
+    sizes = [hashes.nbytes for hashes in found.values()]
     with atomic_write(file, "wb") as opened:
-        np.savez(opened, **found)
+        np.savez(opened, rows=np.array([*found], np.int64), sizes=np.array(sizes, np.int64),
+                 hashes=np.concatenate([np.zeros(0, np.uint32), *found.values()]))
 
 
-def find_originals(documents: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each document: the kept one that it is a duplicate of (-1: none, it is kept), and the place of the
-    pair that says so (-1: an exact copy)."""
-    original, pair_of = np.full((2, len(documents)), -1)
-    copies, first = exact_copies(documents)
+class Rows:
+    """Bytes of each document, written to a file; in memory, where they end."""
+
+    def __init__(self, file: IO[bytes], rows: Iterable[bytes]):
+        self.file, self.ends = file, np.fromiter(accumulate(map(file.write, rows), initial=0), np.int64)
+        file.flush()
+
+    def __getitem__(self, number: int) -> bytes:
+        begin, end = self.ends[number:number + 2].tolist()
+        return os.pread(self.file.fileno(), end - begin, begin)
+
+
+def read_shingles(run: Run, ends: list[int]) -> Iterator[bytes]:
+    """The hashed shingles of each document, none of those that are in no pair to be checked."""
+    for file, (begin, end) in zip(run.shingles, pairwise(ends)):
+        sizes = np.zeros(end - begin, np.int64)
+        with np.load(file) as arrays:
+            sizes[arrays["rows"]], data = arrays["sizes"], arrays["hashes"].tobytes()
+        for first, last in pairwise(accumulate(sizes.tolist(), initial=0)):
+            yield data[first:last]
+
+
+def read_ids(run: Run) -> Iterator[bytes]:
+    """The id of each document as JSON."""
+    for file in run.signed:
+        with np.load(file) as arrays:
+            ids = json.loads(arrays["ids"].tobytes())
+        yield from (json.dumps(each).encode() for each in ids)
+
+
+def find_originals(documents: np.ndarray, parts: Iterable[np.ndarray], shingles: Rows,
+                   threshold: float) -> np.ndarray:
+    """For each document its PAIR with the kept one that it is a duplicate of (similarity 0: an exact copy;
+    better -1: there is none, it is kept). parts: the pairs, those of better documents first.
+    """
+    found, (copies, first) = np.zeros(len(documents), PAIR), exact_copies(documents)
+    original = found["better"]
+    original[:] = -1
     original[copies] = first
-    rank, better, worse = np.argsort(best_first(documents)), pairs["better"], pairs["worse"]
-    for place in np.lexsort((rank[better], rank[worse])):  # better documents are decided first
-        if original[better[place]] < 0 and original[worse[place]] < 0:
-            original[worse[place]], pair_of[worse[place]] = better[place], place
+    for better, worse, similarity, checked in chain.from_iterable(part.tolist() for part in parts):
+        if original[better] < 0 and original[worse] < 0:
+            if checked:
+                one, other = (np.frombuffer(shingles[number], np.uint32) for number in (better, worse))
+                similarity = minhash.jaccard(one, other)
+            if similarity >= threshold:
+                found[worse] = better, worse, similarity, checked
     # A copy of a dropped document is a near duplicate of what that one was dropped for.
     moved = copies[original[first] >= 0]
-    original[moved], pair_of[moved] = original[original[moved]], pair_of[original[moved]]
-    return original, pair_of
-
-
-def read_ids(run: Run, ends: list[int], wanted: np.ndarray) -> dict[int, str]:
-    """Document -> its id; `wanted`: (documents,) bool."""
-    ids: dict[int, str] = {}
-    for file, (begin, end) in zip(run.signed, pairwise(ends)):
-        if wanted[begin:end].any():
-            with np.load(file) as arrays:
-                of_shard = json.loads(arrays["ids"].tobytes())
-            ids.update((begin + row, of_shard[row]) for row in np.flatnonzero(wanted[begin:end]).tolist())
-    return ids
+    found[moved] = found[original[moved]]
+    return found
 
 
 def decide(run: Run) -> None:
     """For each shard a file: row -> what dropped/ says of that document."""
-    with np.load(run.pairs) as arrays:
-        documents, ends, pairs = arrays["documents"], arrays["ends"].tolist(), arrays["pairs"]
-    shingles: dict[int, np.ndarray] = {}
-    for file, begin in zip(run.shingles, ends):
-        with np.load(file) as arrays:
-            shingles.update((begin + int(row), arrays[row]) for row in arrays)
-    checked = pairs["checked"]
-    pairs["similarity"][checked] = [minhash.jaccard(shingles[better], shingles[worse])
-                                    for better, worse in pairs[["better", "worse"]][checked].tolist()]
-    pairs = pairs[pairs["similarity"] >= run.threshold]
-    original, pair_of = find_originals(documents, pairs)
-    is_original = np.zeros(len(documents), bool)
-    is_original[original[original >= 0]] = True
-    ids = read_ids(run, ends, is_original)
-    for file, (begin, end) in zip(run.verdicts, pairwise(ends)):
-        verdicts: dict[str, dict[str, Any]] = {}
-        for number in begin + np.flatnonzero(original[begin:end] >= 0):
-            verdict: dict[str, Any] = {"reason": "exact duplicate", "duplicate_of": ids[original[number]]}
-            if pair_of[number] >= 0:
-                _, _, similarity, checked = pairs[pair_of[number]].item()
-                verdict["reason"] = "near duplicate"
-                verdict["jaccard" if checked else "estimated_jaccard"] = round(similarity, 4)
-            verdicts[str(number - begin)] = verdict
-        write_json(file, verdicts)
+    with np.load(run.documents) as arrays:
+        documents, ends = arrays["documents"], arrays["ends"].tolist()
+    with writing(run.folder), tempfile.TemporaryFile(dir=run.folder) as file:
+        shingles = Rows(file, read_shingles(run, ends))
+        found = find_originals(documents, read_pairs(open(run.pairs, "rb")), shingles, run.threshold)
+    with writing(run.folder), tempfile.TemporaryFile(dir=run.folder) as file:
+        ids = Rows(file, read_ids(run))
+        for path, (begin, end) in zip(run.verdicts, pairwise(ends)):
+            verdicts: dict[str, dict[str, Any]] = {}
+            for row, (original, _, similarity, checked) in enumerate(found[begin:end].tolist()):
+                if original >= 0:
+                    verdict = {"reason": "exact duplicate", "duplicate_of": json.loads(ids[original])}
+                    if similarity:
+                        verdict["reason"] = "near duplicate"
+                        verdict["jaccard" if checked else "estimated_jaccard"] = round(similarity, 4)
+                    verdicts[str(row)] = verdict
+            write_json(path, verdicts)
     write_json(run.decided, True)
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from repository import ROOT
 
+from data_prep import dedup
 from data_prep.dedup import SHARED, STAGES, band_shape, deduplicate, main
 from data_prep.filters import minhash
 from mmed.utils.errors import UserError
@@ -231,3 +233,24 @@ def test_a_wrong_threshold_is_an_error_and_an_empty_file_is_none(tmp_path):
         deduplicate([write(tmp_path / "a.jsonl", {"text": "a"})], tmp_path / "x", threshold=0)
     (tmp_path / "empty.jsonl").write_text("")
     assert deduplicate([tmp_path / "empty.jsonl"], tmp_path / "none").documents_in == 0
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup, "CHUNK", 1 << 10)
+    rng, counts, peaks = np.random.default_rng(SEED), [], []
+    documents = np.zeros(8000, dedup.DOCUMENT)
+    documents["exact"] = np.arange(1, 8001)
+    for alike in (2, 100):  # documents with nine tenths of one signature
+        minima = rng.integers(0, 1 << 16, (8000 // alike, minhash.PERMUTATIONS), np.uint16).repeat(alike, 0)
+        minima[rng.random(minima.shape) < 0.1] = 0
+        columns, file = (open(tmp_path / f"{name}-{alike}", "w+b") for name in ("columns", "shingles"))
+        with columns, file:
+            columns.write(minima.T.tobytes())
+            shingles = dedup.Rows(file, (np.unique(row).astype(np.uint32).tobytes() for row in minima))
+            counts.append(sum(map(len, dedup.find_pairs(columns, np.arange(8000), 8000, 0.8, tmp_path))))
+            tracemalloc.start()
+            parts = dedup.find_pairs(columns, np.arange(8000), 8000, 0.8, tmp_path)
+            dedup.find_originals(documents, parts, shingles, 0.8)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert counts[1] > 20 * counts[0] and peaks[1] < 1.2 * peaks[0]

@@ -63,9 +63,9 @@ class Run:
         self.names, self.paths = map(list, zip(*sorted(zip(shards.shard_names(paths), paths))))
         self.out, self.threshold, self.options = out, threshold, options
         reading = {"version": minhash.VERSION, **{key: options.get(key) for key in shards.READING}}
-        marks = [shards.fingerprint(path, reading)[:16] for path in self.paths]
-        state = hashlib.sha256(json.dumps([threshold, self.names, marks]).encode()).hexdigest()[:16]
-        self.signed = [out / "signatures" / f"{name}-{mark}.npz" for name, mark in zip(self.names, marks)]
+        prints = [shards.fingerprint(path, reading)[:16] for path in self.paths]
+        state = hashlib.sha256(json.dumps([threshold, self.names, prints]).encode()).hexdigest()[:16]
+        self.signed = [out / "signatures" / f"{name}-{each}.npz" for name, each in zip(self.names, prints)]
         self.folder = out / "signatures" / state
         self.wanted, self.shingles, self.verdicts = (
             [self.folder / f"{name}.{ending}" for name in self.names]

@@ -201,10 +201,11 @@ def score_text(score: Score | None, decimals: int = 1) -> str:
     """
     >>> score = {"value": 24.04, "low": 20.1, "high": 28.4}
     >>> score_text(score), score_text(score | {"at_chance": True}), score_text(None)
-    ('24.0 [20-28]', '~ 24.0 [20-28]', '-')
+    ('24.0 [20-28]', '24.0 [20-28] ~', '-')
     """
     if score is None:
         return "-"
-    text = f"{'~ ' if score.get('at_chance') else ''}{score['value']:.{decimals}f}"
-    known = score["low"] is not None and score["high"] is not None
-    return f"{text} [{score['low']:.0f}-{score['high']:.0f}]" if known else text
+    text = f"{score['value']:.{decimals}f}"
+    if score["low"] is not None and score["high"] is not None:
+        text += f" [{score['low']:.0f}-{score['high']:.0f}]"
+    return text + {True: " ~", False: "  "}.get(score.get("at_chance"), "")

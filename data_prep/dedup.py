@@ -165,7 +165,7 @@ def candidates(columns: IO[bytes], ranked: np.ndarray, total: int, threshold: fl
                 keys *= minhash.BASE
             for places in linked(keys):
                 file.write(places)
-        step = CHUNK // (2 * bands)
+        step = max(1, CHUNK // (2 * bands))
         for begin in range(0, count, step):
             worse = np.arange(begin, min(begin + step, count))
             found = np.zeros((2 * bands, len(worse)), np.int64)
@@ -183,8 +183,9 @@ def find_pairs(columns: IO[bytes], ranked: np.ndarray, total: int, threshold: fl
     """PAIRs that may be similar, with the estimated similarity, and whether the texts must be compared."""
     margin = 3 * math.sqrt(threshold * (1 - threshold) / minhash.PERMUTATIONS) + 1e-9  # standard errors
     parts = candidates(columns, ranked, total, threshold, folder)
-    for end in range(0, minhash.PERMUTATIONS + 1, COLUMNS):  # at 0 all candidates are found
-        group = [read_column(columns, number, total) for number in range(max(0, end - COLUMNS), end)]
+    ends = [*range(0, minhash.PERMUTATIONS, COLUMNS), minhash.PERMUTATIONS]
+    for begin, end in pairwise([0, *ends]):  # at 0 all candidates are found
+        group = [read_column(columns, number, total) for number in range(begin, end)]
         possible = (threshold - margin) * minhash.PERMUTATIONS - (minhash.PERMUTATIONS - end)
         file = tempfile.TemporaryFile(dir=folder)
         for part in parts:

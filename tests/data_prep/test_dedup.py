@@ -175,6 +175,14 @@ def test_result_does_not_depend_on_order_shards_or_workers(corpus, tmp_path):
     assert ids[0] == ids[1]
 
 
+def test_result_does_not_depend_on_how_much_is_in_memory_at_once(corpus, tmp_path, monkeypatch):
+    folder, out, _, _ = corpus
+    monkeypatch.setattr(dedup, "CHUNK", 7)  # fewer than the bands
+    monkeypatch.setattr(dedup, "COLUMNS", 5)  # the last group is smaller
+    deduplicate([folder], tmp_path / "out", options={"keep_dropped": True})
+    assert outputs(tmp_path / "out") == outputs(out)
+
+
 def test_stages_and_shares_give_what_one_run_gives(corpus, tmp_path, monkeypatch):
     folder, out, _, _ = corpus
     command = [str(folder), "--out", str(tmp_path / "out"), "--keep_dropped"]

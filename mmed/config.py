@@ -254,7 +254,7 @@ def make_parser(recipe: str) -> Parser:
     about = "A recipe sets some of the defaults below: `train.py RECIPE --help` shows its own."
     if recipe in RECIPES:
         about = f"Defaults below are those of {recipe}."
-    recipes = "\n".join(f"  {name:22}{text}" for name, (text, _) in RECIPES.items())
+    recipes = "\n".join(f"  {name:26}{text}" for name, (text, _) in RECIPES.items())
     parser = Parser(
         prog="train.py", usage="train.py RECIPE [--option=value ...]",
         description="Continued pre-training, full fine-tuning and LoRA, on one process or under torchrun.\n\n"

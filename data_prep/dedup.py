@@ -184,7 +184,7 @@ def find_pairs(columns: IO[bytes], ranked: np.ndarray, total: int, threshold: fl
     margin = 3 * math.sqrt(threshold * (1 - threshold) / minhash.PERMUTATIONS) + 1e-9  # standard errors
     parts = candidates(columns, ranked, total, threshold, folder)
     ends = [*range(0, minhash.PERMUTATIONS, COLUMNS), minhash.PERMUTATIONS]
-    for begin, end in pairwise([0, *ends]):  # at 0 all candidates are found
+    for begin, end in pairwise([0, *ends]):  # the first pass compares no column: it writes all candidates
         group = [read_column(columns, number, total) for number in range(begin, end)]
         possible = (threshold - margin) * minhash.PERMUTATIONS - (minhash.PERMUTATIONS - end)
         file = tempfile.TemporaryFile(dir=folder)

@@ -1,4 +1,4 @@
-"""Cleaning: languages told apart on real texts, addresses masked and other numbers left."""
+"""Cleaning: languages distinguished on real texts, addresses masked and other numbers left."""
 import gzip
 import itertools
 import json

@@ -81,7 +81,7 @@ def sign_shard(path: Path, file: Path, options: dict[str, Any]) -> None:
     documents, minima, ids = [], [np.zeros((0, minhash.PERMUTATIONS), np.uint16)], []
     for document in shards.read_shard(path, Funnel(), options):
         signed = minhash.signatures([document.text])
-        record = json.dumps(document.to_dict(), sort_keys=True)  # tells records of one text apart
+        record = json.dumps(document.to_dict(), sort_keys=True)  # distinguishes records with the same text
         record_hash = int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest(), "little")
         documents.append((signed.exact[0], len(document.text), record_hash))
         minima.append(signed.minima)
@@ -294,7 +294,7 @@ def find_originals(documents: np.ndarray, parts: Iterable[np.ndarray], shingles:
                 similarity = minhash.jaccard(one, other)
             if similarity >= threshold:
                 found[worse] = better, worse, similarity, checked
-    # A copy of a dropped document is a near duplicate of what that one was dropped for.
+    # An exact copy of a dropped near duplicate is a near duplicate of the same kept document.
     moved = copies[original[first] >= 0]
     found[moved] = found[original[moved]]
     return found

@@ -55,7 +55,7 @@ def fetch(given: Any, seeds: list[str]) -> int:
         process.crawl(crawler, seeds=seeds, under=tuple(seeds) * given.under, max_pages=given.max_pages,
                       folder=Path(given.out)).addErrback(failures.append)
         process.start()
-    if failures:  # a file that cannot be read or written, before the first request
+    if failures:  # a file could not be read or written
         raise failures[0].value
     pages = crawler.spider.counts
     for host, count in sorted(pages.items()):

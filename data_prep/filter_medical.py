@@ -60,7 +60,7 @@ def filter_shard(documents: Iterator[Document], shard: ShardWriter, options: dic
 
 def print_explanations(inputs: list[str], matcher: Matcher) -> None:
     """Print both scores of each document and the words behind them."""
-    # Isolates keep each number behind its word.
+    # Unicode isolates keep each number after its word.
     isolated = "\u2068{}\u2069" if matcher.language.right_to_left else "{}"
     for path in find_inputs(inputs):
         for document in read_documents(path):

@@ -27,7 +27,7 @@ MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` needs, as published dumps do
 BATCH_BYTES = 1 << 26  # about this much of a parquet file is in memory
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
 WHOLE_JSON = re.compile(rb"\[|\{\s*\n")  # an array, or an object over several lines
-UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by a file's first bytes
+UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # magic bytes -> opener
 ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to skip
 DAMAGED = "file truncated or damaged"
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading such a file raises
@@ -101,7 +101,7 @@ class _Chunks(io.RawIOBase):
 
 
 def _numbered_items(file: Any, path: Path, kind: str, paragraphs: bool) -> Iterable[tuple[int, Any]]:
-    """The texts of a .txt file and the lines of a JSON file as bytes, or values."""
+    """Numbered items: texts of a .txt file or JSON lines as bytes, otherwise parsed values."""
     start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
     if kind == ".parquet" or start.startswith(b"PAR1"):
         return _parquet_rows(path)
@@ -206,7 +206,7 @@ def _to_record(item: Any, kind: str) -> dict[str, Any]:
 
 
 def _parse(data: bytes) -> Any:
-    """A JSON value; NaN, by which data frames write a missing value, and infinity become null."""
+    """A JSON value; NaN (how data frames write a missing value) and infinity become null."""
     text = _decode(data)
     try:
         return finite(json.loads(text))

@@ -44,10 +44,10 @@ class TrainConfig:
                                   "never: the folder must be new")
     # Rows
     sequence_length: int = option(2048, "tokens per row", bounds=POSITIVE)
-    windows: str = option("packed", "pretrain: whole documents that attend to themselves, or the paper's",
+    windows: str = option("packed", "pretrain: rows of whole documents (packed), or the paper's windows",
                           "packed", "official")
-    mix_temperature: float = option(1.0, "streams without weights: 1: every row once an epoch; otherwise the "
-                                         "share of a stream ~ tokens ** (1 / temperature)", bounds=POSITIVE)
+    mix_temperature: float = option(1.0, "for streams without weights; 1: every row once an epoch; else a "
+                                         "stream's share ~ tokens ** (1 / temperature)", bounds=POSITIVE)
     rationales: str = option("both", "finetune: train on items with their rationale, without it, or both",
                              "both", "with", "without")
     prompt_style: str = option("clean", "finetune: official adds the stray sentence of the paper's code",
@@ -101,7 +101,7 @@ class TrainConfig:
                                     "traffic; with dry_run: estimate for this many ranks", bounds=NATURAL)
 
 
-# Option -> the option without which it does nothing, and the value that is needed (none: any)
+# Option -> the option without which it does nothing, and its value (none: any but 0 or empty)
 NEEDS = {"windows": "task=pretrain", "mix_temperature": "task=pretrain", "rationales": "task=finetune",
          "prompt_style": "task=finetune", "epochs": "max_steps=0", "min_lr_ratio": "schedule=cosine",
          "lora_alpha": "lora_rank", "lora_dropout": "lora_rank", "lora_targets": "lora_rank",
@@ -192,7 +192,7 @@ def shape(width: int, mlp_width: int, layers: int, heads: int, kv_heads: int, **
 SHAPES: dict[str, dict] = {
     "tiny": shape(128, 352, 4, 4, 4),
     # The demo's: large initial weights (1 / sqrt(width)) and fast rotations let such a small model learn to
-    # copy names in minutes. A tied head would draw the embeddings of names not yet seen together.
+    # copy names in minutes. A tied head would pull together the embeddings of names not yet seen.
     "micro": shape(64, 192, 3, 2, 2, rope_theta=1000.0, initializer_range=0.125),
     "10m": shape(256, 1024, 8, 8, 8, tie_word_embeddings=True),  # examples/real_run: 10.4 M with 8,000 words
     "25m": shape(384, 1536, 8, 6, 6),
@@ -239,7 +239,7 @@ def check(config: TrainConfig) -> TrainConfig:
 
 
 def check_needs(config: TrainConfig, given: Collection[str]) -> None:
-    """A `UsageError` names an option of `given` that does nothing, because of what the others are."""
+    """Raise a `UsageError` for an option of `given` that does nothing with the other settings."""
     for name, needed in NEEDS.items():
         other, _, wanted = needed.partition("=")
         value = getattr(config, other)

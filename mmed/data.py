@@ -11,7 +11,7 @@ itself only:
 Rows of fine-tuning are exam items, prompt and target, several in a row; only targets carry loss.
 
 Batch k is items k B .. (k + 1) B - 1 of an order shuffled by the seed: rows when pre-training, exam items
-(which are then laid into rows) when fine-tuning. So a run resumes from its step number, on any number of
+(then packed into rows) when fine-tuning. So a run resumes from its step number, on any number of
 ranks. `python -m mmed.training.inspect_batch show RUN STEP` shows batch STEP - 1.
 """
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Row:
     input_ids: np.ndarray     # (T,) int64
     labels: np.ndarray        # (T,) int64: the next token, or IGNORE
     document_ids: np.ndarray  # (T,) int64: number of the document within the row; -1 is padding
-    positions: np.ndarray     # (T,) int64: place in the document, or in the piece of a split one
+    positions: np.ndarray     # (T,) int64: position in the document, or in its piece if split
 
     @classmethod
     def of_document(cls, input_ids: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Row:
@@ -95,8 +95,8 @@ class PackedBlocks:
     """The rows of one stream: blocks of BLOCK_ROWS rows, each packed by itself.
 
     A block is a fixed number of consecutive targets (every token but the first of each document), so binary
-    search in the index finds it. A full block leaves 1 % (SLACK) of its positions free, or one a row if that
-    is more: for BOS of continuations.
+    search in the index finds it. A full block leaves 1 % (SLACK) of its positions free, and at least one per
+    row, for the BOS of continuations.
     """
 
     def __init__(self, stream: TokenStream, T: int):
@@ -107,7 +107,7 @@ class PackedBlocks:
         self.targets = stream.tokens - stream.documents
         if self.targets < 1:
             raise UserError(f"{stream.prefix}: no document has two tokens, so there is nothing to predict")
-        # A document continued from the block before costs one BOS, and so does a row that splitting fills.
+        # One BOS for a document continued from the previous block, and one for each row that a split fills.
         self.per_block = max(1, min(BLOCK_ROWS * (T - self.cost), int(BLOCK_ROWS * T * (1 - SLACK))))
         self.blocks = -(-self.targets // self.per_block)
         rest = self.targets - (self.blocks - 1) * self.per_block
@@ -169,7 +169,7 @@ def best_fit(pieces: Sequence[Piece], rows: int, T: int, cost: int) -> list[list
         bisect.insort(gaps, (free - piece.size(), row))
 
     def split_until_it_fits(piece: Piece, longest: int | None = None) -> Piece:
-        """Fill the largest gaps with the beginning of a piece; returns what fits into `longest` or a gap."""
+        """Fill the largest gaps with the start of a piece; returns the rest: it fits `longest` or a gap."""
         while piece.size() > (longest or gaps[-1][0]):
             middle = piece.start + gaps[-1][0] - piece.cost
             place(piece._replace(end=middle), len(gaps) - 1)
@@ -230,8 +230,8 @@ class ShuffledBlocks:
 class Mixture:
     """Maps global row i to (stream, index within that stream), with exact quotas and no state.
 
-    A cycle is `length` rows. A stream's rows up to the end of a cycle are floor differences of the cumulative
-    weights, so its count stays within one of weight x rows; (seed, cycle) shuffles a cycle's rows."""
+    A cycle is `length` rows. Up to the end of any cycle a stream has had weight x rows of them, to within one
+    (differences of rounded-down cumulative weights); (seed, cycle) shuffles the rows of a cycle."""
 
     def __init__(self, weights: Sequence[float], seed: int):
         total = sum(weights)
@@ -257,7 +257,7 @@ class PretrainRows:
     """Rows of a mixture of streams, each a pure function of the streams, weights, seed and its number.
 
     `weights`: shares of the rows; None: every row of every stream once an epoch, in one shuffled order.
-    `layout`: (stream, T) -> the rows of a stream, `PackedBlocks` or what has its methods.
+    `layout`: (stream, T) -> the rows of a stream: `PackedBlocks`, or a class with its methods.
     """
 
     def __init__(self, streams: Sequence[TokenStream], sequence_length: int, seed: int, *,
@@ -285,7 +285,7 @@ class PretrainRows:
         return self.orders[stream].locate(index)
 
     def rows(self, numbers: Sequence[int | None]) -> Row:
-        """Rows of the run as arrays (B, T); None, after the numbers, gives a row of padding."""
+        """Rows of the run as arrays (B, T); each None at the end gives a row of padding."""
         places = [self.locate(number) for number in numbers if number is not None]
         rows = [self.layouts[stream].row(block, row) for stream, block, row in places]
         return stack(rows, len(numbers), self.T)
@@ -330,9 +330,9 @@ def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rat
     """(example, whether it was truncated) of at most max_length + 1 tokens, the last of them only a label.
 
     Prompt and target are encoded separately, in training and in generation alike, so the mask ends where the
-    prompt's own tokens end, whatever the tokenizer would merge across the border [docs/method.md, D19]. Too
-    long: the target keeps its end, as much as the prompt leaves free but at least 3/4 of max_length; then
-    the prompt loses its beginning (not its BOS). The answer comes last and stays.
+    prompt's own tokens end, whatever the tokenizer would merge across the border [docs/method.md, D19]. If
+    too long, the target is truncated on the left to the space that the prompt leaves, but not below 3/4 of
+    max_length; then the prompt on the left, after its BOS. The answer comes last and is kept.
     # DIFFERS: the official code truncates on the right, which removes the answer [D19].
     """
     prompt = tokenizer.encode(build_prompt(item, rationale, style), bos=tokenizer.bos_id is not None)
@@ -380,7 +380,7 @@ class ExamRows:
         return len(self.examples)
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Pack examples into rows of at most T tokens: longest first, each into the first with space."""
+        """Pack examples into rows of at most T tokens: longest first, each into the first row with space."""
         rows: list[list[Example]] = []
         free: list[int] = []
         for example in sorted(examples, key=lambda example: -len(example.ids)):

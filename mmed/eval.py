@@ -116,7 +116,7 @@ def evaluate_model(items: list[ExamItem], config: EvalConfig, settings: dict, fa
     rounds = [column[start:start + size] for column in columns for start in range(0, len(items), size)]
     costs = {number: sum(len(question.ids) + token_limit(question.mode, config) for question in part)
              for number, part in enumerate(rounds)}
-    (out / "results.json").unlink(missing_ok=True)  # with --force, it no longer holds
+    (out / "results.json").unlink(missing_ok=True)  # with --force, the old one is no longer valid
     with progress_bar(sum(map(len, columns)), sys.stderr.isatty(), "answer") as bar:
         journal = run_rounds(
             out / "predictions.jsonl", facts, costs,
@@ -199,7 +199,7 @@ def evaluate_api(
     rows = [api_row(question, list(islice(left, len(question.bodies))), config) for question in questions]
     counts = api_client.usage(replies)
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in counts["finish_reasons"].items())
-    print(f"{counts['calls']:,} answers, {len(store.new):,} of them asked for now; tokens in "
+    print(f"{counts['calls']:,} answers, {len(store.new):,} of them new; tokens in "
           f"{counts['prompt_tokens']:,}, out {counts['completion_tokens']:,}; finish reasons {reasons}",
           file=sys.stderr)
     errors = [f"{label}: {reply['error']}" for label, reply in zip(labels, replies) if "error" in reply]

@@ -68,7 +68,7 @@ def decode_batch(model: Transformer, batch: list[Sequence], decoding: Decoding) 
         tokens = decoding.choose(logits, batch)
         for i, sequence in enumerate(batch):
             running[i] = running[i] and not decoding.append(sequence, tokens[i])
-        last = last + torch.tensor(running, device=weight.device)  # one that has ended repeats its place
+        last = last + torch.tensor(running, device=weight.device)  # an ended sequence repeats its position
         ids, positions = torch.tensor(tokens, device=weight.device)[:, None], last[:, None]
 
 
@@ -84,7 +84,7 @@ def generate(model: Transformer, prompts: list[list[int]], max_new_tokens: int |
 def load_model(folder: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto",
                bos: str = "auto") -> tuple[Transformer, Tokenizer]:
     """(model ready to decode, its tokenizer); an adapter is merged. Joins the other ranks under torchrun.
-    `dtype`: "int8" are weights of 8 bits while decoding; `bos`: see `load_tokenizer`."""
+    `dtype`: "int8" decodes with 8-bit weights; `bos`: see `load_tokenizer`."""
     several, int8 = distributed.world_size() > 1, dtype == "int8"
     device = str(distributed.start(WAIT_SECONDS)) if several else distributed.device_called(device)
     if dtype in ("auto", "int8"):

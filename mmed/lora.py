@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mmed.model import ModelConfig, Transformer, local_rows, published_name
 from mmed.utils.errors import UserError
 
-# MMedLM: q_proj and v_proj; BLOOMZ query_key_value, InternLM 2 wqkv, which hold them packed (finetune/*.sh)
+# MMedLM: q_proj and v_proj, or the matrix that packs them: query_key_value, wqkv (finetune/*.sh)
 PAPER = "paper"
 
 
@@ -114,7 +114,7 @@ def apply_lora(model: Transformer, rank: int = 16, alpha: float = 16, dropout: f
 
 @torch.no_grad()
 def init_lora(model: nn.Module, seed: int) -> None:
-    """A as kaiming_uniform(a=sqrt(5)) in the paper's code and PEFT, B zero; the same on any ranks."""
+    """A uniform in +-1/sqrt(in), as in the paper's code and PEFT; B zero; equal on any number of ranks."""
     generator = torch.Generator().manual_seed(seed)
     for layer in adapted_layers(model).values():
         bound = 1 / math.sqrt(layer.in_features)

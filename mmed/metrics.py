@@ -5,7 +5,7 @@ rouge and SciPy.
 
 DIFFERS: the official scripts print one "BLEU" and one "ROUGE" per run, chosen by editing a constant; the
 paper's columns say BLEU-1 and ROUGE-1, the script's defaults are BLEU-4 and the ROUGE-L of `rouge`. Here all
-stand side by side under signatures: the same two texts can score 0.45 under one and 0.15 under another.
+are reported, each under its signature: the same two texts can score 0.45 under one and 0.15 under another.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def answer_set(answer: Answer) -> frozenset[str]:
 def exact_match(prediction: Answer, answer: Answer, options: Mapping[str, str] | None = None) -> bool:
     """Whether exactly the right letters were named.
 
-    With `options`, those with the same text, ignoring case and spacing, are one; blank ones stay apart.
+    With `options`, letters with equal texts, ignoring case and spacing, count as one; blank texts all differ.
     """
     # MMedLM: the official scorer compares single answers as strings and several as sets.
     # DIFFERS: spaces around letters do not count ("A, B" is "A,B"); there they make a right answer wrong.
@@ -78,8 +78,8 @@ def bleu_orders(candidate: Tokens, reference: Tokens) -> list[float]:
     """BLEU-1 .. BLEU-4 of one pair in 0..1: brevity penalty times the geometric mean of the n-gram
     precisions, as NLTK's `sentence_bleu` with uniform weights.
 
-    An order without a match counts 0.1 match, NLTK's "method1" (MMedLM: rationale_similarity.py). A candidate
-    that is too short for an n-gram counts as one n-gram without a match; one without a match at all scores 0.
+    MMedLM: as in rationale_similarity.py, an order without a match counts as 0.1 match (NLTK's "method1"). A
+    candidate too short for an n-gram counts as one n-gram without a match; one without any match scores 0.
     """
     scores: list[float] = []
     log_sum = 0.0
@@ -122,9 +122,9 @@ def rouge_l(
 ) -> Rouge:
     """ROUGE-L, from the longest common subsequence (LCS).
 
-    "rouge-score": length of the LCS of tokens over both lengths (Google's rougeL). "rouge", the package of
-    that name: both texts are split at every "."; the distinct words in the LCS of any pair of sentences are
-    counted over the distinct words of each side. (MMedLM: this f1 is what the official script returns.)
+    "rouge-score": length of the LCS of tokens over both lengths (Google's rougeL). "rouge" (the package
+    of that name): both texts are split at every "."; the number of distinct words in the LCS of any pair of
+    sentences, over that in each text. (MMedLM: this f1 is what the official script returns.)
     """
     if variant == "rouge-score":
         return overlap_f1(lcs_length(candidate, reference), len(candidate), len(reference))
@@ -145,8 +145,8 @@ def lcs_length(a: Tokens, b: Tokens) -> int:
     """Length of the longest common subsequence, bit-parallel (Hyyrö 2004).
 
     The textbook's table has a row for each token of b, in which the length rises by 0 or 1 along a. One
-    integer holds a row: bit j is 0 where it rises at a[j]. For the next token, each rise moves down to the
-    lowest match above the previous rise: added to the 1 bits below the rise, that match carries up to it.
+    integer holds a row: bit j is 0 where it rises at a[j]. The next token moves each rise down to the lowest
+    match after the previous rise, if any: adding that match to the run of 1 bits carries into the old rise.
     """
     places: defaultdict[str, int] = defaultdict(int)  # token -> bit mask of its places in a
     for place, token in enumerate(a):
@@ -159,7 +159,7 @@ def lcs_length(a: Tokens, b: Tokens) -> int:
 
 
 def lcs_words(x: Tokens, y: Tokens) -> set[str]:
-    """The words of the LCS that the `rouge` package picks: walking back, up only where that is longer."""
+    """The words of the LCS that the `rouge` package picks: walking back, up only if strictly longer."""
     table = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
     for i, word in enumerate(x):
         for j, other in enumerate(y):
@@ -224,7 +224,7 @@ def split_by_group(values: Sequence[float], groups: Sequence[str]) -> list[list[
 
 
 def wilson_interval(k: int, n: int) -> tuple[float, float]:
-    """Interval of a share k of n (Wilson 1927): good for small n, and of some width at k = 0 and k = n."""
+    """Interval of a share k of n (Wilson 1927): good for small n, and not empty at k = 0 and k = n."""
     share, square = k / n, Z_95 * Z_95 / n
     centre = (share + square / 2) / (1 + square)
     half = Z_95 / (1 + square) * math.sqrt(share * (1 - share) / n + square / (4 * n))
@@ -248,7 +248,7 @@ def macro_interval(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
 def bootstrap_interval(
     values: Sequence[float], seed: int, groups: Sequence[str] | None = None
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean; with `groups`, of the macro mean, each resampled by itself.
+    """95 % percentile bootstrap of the mean; with `groups`, of the macro mean, resampled within each.
 
     (nan, nan) where resampling says nothing: a group of fewer than FEWEST_ITEMS items, or all values equal.
     """

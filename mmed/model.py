@@ -53,7 +53,7 @@ class ModelConfig:
     # attention and MLP
     attention_bias: bool = False           # on q, k, v
     attention_out_bias: bool = False       # on o
-    packed_qkv: bool = False  # one matrix; for each key/value head the rows of G queries, key, value
+    packed_qkv: bool = False  # one matrix; per key/value head: G queries, one key, one value
     qk_norm: bool = False                  # RMSNorm over each head of q and k before the rotation
     qk_norm_wide: bool = False             # OLMo 2: that norm is over all heads together
     attention_scale: float | None = None   # default 1 / sqrt(E)
@@ -73,7 +73,7 @@ class ModelConfig:
 
     @property
     def by_document(self) -> bool:
-        """Whether the fast kernels, which skip pairs of tokens of different documents, can be used."""
+        """Whether the fast kernels can be used, which skip pairs of tokens from different documents."""
         return self.position_embedding == "rope" and self.attention_softcap is None
 
     def slides(self, layer: int) -> bool:
@@ -129,7 +129,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class KVCache:
     """`keys` and `values` (layers, B, K, S, E); the token at position p of a sequence is at index p.
-    What is stored beyond a sequence's own length is never attended to, so prompts are padded on the right."""
+    Nothing beyond a sequence's own length is ever attended to, so prompts are padded on the right."""
 
     def __init__(self, config: ModelConfig, batch: int, length: int, dtype: torch.dtype,
                  device: torch.device | str = "cpu"):
@@ -146,7 +146,7 @@ class KVCache:
 
 @dataclass
 class AttentionInputs:
-    """Values shared by all layers in a forward pass; keys of `rope` and `masks`: whether a layer slides."""
+    """Shared by all layers of a forward pass; `rope[True]` and `masks[True]` are for sliding layers."""
 
     rope: dict[bool, tuple[Tensor, Tensor]]      # cos, sin (B or 1, 1, T, E)
     masks: dict[bool, Tensor | FastMask | None]  # what each query sees; None: all keys up to its own
@@ -157,8 +157,8 @@ class AttentionInputs:
 
 def dense_mask(config: ModelConfig, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype,
                same: Tensor | None = None) -> Tensor:
-    """Which keys at places `keys` (S) the queries at `queries` (B or 1, T) see: bool (B or 1, 1, T, S), or
-    with ALiBi the bias (B or 1, H, T, S), minus infinity where nothing is seen; `same`: of one document."""
+    """Which keys at positions `keys` (S) the queries at `queries` (B or 1, T) see: bool (B or 1, 1, T, S), or
+    with ALiBi a bias (B or 1, H, T, S), -inf for unseen keys. `same`: whether a pair shares a document."""
     distance = queries[:, None, :, None] - keys
     visible = distance >= 0 if same is None else (distance >= 0) & same
     if window is not None:
@@ -171,7 +171,7 @@ def dense_mask(config: ModelConfig, queries: Tensor, keys: Tensor, window: int |
 
 def row_mask(config: ModelConfig, x: Tensor, document_ids: Tensor | None, window: int | None,
              dtype: torch.dtype) -> Tensor | FastMask | None:
-    """The mask of whole rows x (B, T, D), whose tokens see their own document; None: plain causal."""
+    """The mask of whole rows x (B, T, D); tokens see their own document only. None: plain causal."""
     B, T, _ = x.shape
     if config.by_document:
         fast = fast_mask(document_ids, B, T, window, x.device)
@@ -195,7 +195,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | FastMask | None, scal
         causal = mask is None and q.shape[2] > 1
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale,
                                               enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
-    assert mask is not None, "layers with a soft cap have one"
+    assert mask is not None, "a soft cap needs a mask"
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = soft_cap(q @ k.transpose(2, 3) * scale, softcap)
     return (scores.masked_fill(~mask, -torch.inf).float().softmax(-1).to(q.dtype) @ v).transpose(1, 2)
@@ -328,7 +328,7 @@ class Transformer(nn.Module):
         """Logits (B, T, V) of `input_ids` (B, T); with `labels` (B, T) the summed cross-entropy, in fp32.
 
         labels          the token that each position should predict (already shifted), or IGNORE
-        positions       (B, T) place of each token in its document or piece of one; default 0..T-1
+        positions       (B, T) position of each token in its document, or in its piece of one; default 0..T-1
         document_ids    (B, T) number of a token's document: tokens see their own document only
         loss_positions  indices of the labels that are not IGNORE in the flat batch, if known
         cache           the keys and values of the tokens before these; those of these tokens are added

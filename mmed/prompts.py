@@ -25,7 +25,7 @@ class ExamItem:
     options: dict[str, str]  # letter -> text, A, B, C, ... without a gap
     answer: tuple[str, ...]  # sorted letters of all correct options
     rationale: str  # "" where the data has none
-    language: str  # English name, as the prompt says it: "Japanese"
+    language: str  # English name, as in the prompt: "Japanese"
     key: str  # the given `id`, else a hash of language, question and options
     human_check_passed: bool | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # all other keys of the line
@@ -78,7 +78,7 @@ def _item_from_row(row: dict, language: str) -> ExamItem:
                          f"{', '.join(options):.80}")
     if not all(isinstance(text, str) for text in options.values()):
         raise ValueError(f"all options must be texts, got {list(options.values())!r:.80}")
-    # some blank ones are published: IgakuQA 114C11 shows them in its question
+    # some published options are blank: IgakuQA 114C11 shows its options in the question
     if not question.strip() or not any(map(str.strip, options.values())):
         raise ValueError("the question, and at least one option, must have a text")
     answer = _answer_letters(row["answer_idx"], options)
@@ -117,8 +117,8 @@ def read_benchmark(folder_or_file: str | Path) -> list[ExamItem]:
 
 
 def permuted(item: ExamItem, count: int, seed: int) -> list[ExamItem]:
-    """The item and copies with rotated options; the answer key follows. Does a model choose an option or a
-    letter?"""
+    """The item and copies with rotated options and answer keys, which show whether a model chooses options
+    or letters."""
     letters, copies = list(item.options), [item]
     # by hashing: the draws of `random` may change with Python
     shifts = sorted(range(1, len(letters)), key=lambda shift: digest([repr((seed, item.key, 0, shift))]))
@@ -157,7 +157,7 @@ BEFORE_LETTERS, AFTER_LETTERS = ANSWER_FORM.split("{letters}")
 # For the likelihood of an option's own text: base models rarely answer with a letter. The options are not
 # listed ("cloze formulation", OLMES, arXiv 2406.08446).
 CLOZE = "Question: {question}\nAnswer:"
-CLOZE_ALONE = "Answer:"  # before the text alone: how frequent is it in any case? (PMI, arXiv 2104.08315)
+CLOZE_ALONE = "Answer:"  # before an option's text without the question: its prior (PMI, arXiv 2104.08315)
 
 
 def build_prompt(item: ExamItem, rationale: bool, style: str = "clean") -> str:
@@ -203,7 +203,7 @@ def build_few_shot(item: ExamItem, examples: Sequence[ExamItem], rationale: bool
 
 def pick_examples(train: Sequence[ExamItem], item: ExamItem, k: int, seed: int = 0,
                   rationale: bool = False) -> list[ExamItem]:
-    """k train items of the item's language, never the same question; with `rationale`, such as have one."""
+    """k train items in the item's language, except its own question; with `rationale`, only with one."""
     pool = [shot for shot in train if shot.language == item.language and shot.question != item.question
             and (shot.rationale.strip() or not rationale)]
     if len(pool) < k:
@@ -253,7 +253,7 @@ def build_cloze(item: ExamItem, examples: Sequence[ExamItem] = ()) -> str:
 
 
 def scored_string(mode: str, letters: str, options: Mapping[str, str]) -> str:
-    """The string whose likelihood stands for a candidate; an option without a text is named by its letter.
+    """The string whose likelihood scores a candidate; a blank option is represented by its letter.
 
     >>> scored_string("option_text", "A,B", {"A": "salt", "B": "iron "})
     ' salt, iron'

@@ -49,10 +49,10 @@ Ids = dict[str, int]  # text -> id
 class Tokenizer:
     """Text <-> ids; made by `load_tokenizer`.
 
-    special       text of each special token -> its id; `added`: of the tokens that are found in ordinary text
-    bos_id        the token that every document and prompt begins with, None where the tokenizer's files add
-                  none (or with `--bos=no`); `bos_choice` is "yes" or "no" where the user overruled them
-    named_bos_id  the token that they name as BOS, which chat templates may use anyway; None without one
+    special       text -> id of special tokens; `added`: of those that are also recognised in ordinary text
+    bos_id        the token that every document and prompt begins with; None if the tokenizer's files add none
+                  (or with `--bos=no`); `bos_choice` is "yes" or "no" if the user overruled the files
+    named_bos_id  the BOS that the files name; chat templates may use it even if `bos_id` is None
     end_ids       tokens that end a generated text
     files         to save beside the weights; `chat_template` is the folder's own, as text
     fingerprint   the same for two files that give the same ids by the same rules
@@ -75,14 +75,14 @@ class Tokenizer:
         self.end_ids = tuple(sorted({index for index in ends if index is not None}))
         self.vocab_size = max([self.core.size - 1, *known.values()]) + 1
         if self.kind == "sentencepiece" and self.unk_id not in (self.named_bos_id, self.eos_id, self.pad_id):
-            # its unknown piece stands for text that could not be spelt
+            # sentencepiece's <unk> marks text that could not be encoded
             self.special = {text: index for text, index in self.special.items() if index != self.unk_id}
             known = self.added | self.special
         # The reference library finds and spells ordinary added tokens itself (Gemma: "▁▁" are two spaces).
         finds_added = isinstance(self.core, HubBackend)
         self._text_of = {index: text for text, index in (self.special if finds_added else known).items()}
-        # Longest first. Special tokens take part, so that others are found where the reference finds them,
-        # but stay text.
+        # Longest first. Special tokens are in the pattern, so that added ones match where the reference's do;
+        # but special tokens stay text.
         texts = "|".join(map(re.escape, sorted(known, key=lambda text: (-len(text), text))))
         self._added_pattern = re.compile(texts if self.added and not finds_added else "(?!)")
         facts = [self.kind, self.core.facts(), sorted(self.special.items()), sorted(self.added.items()),
@@ -116,7 +116,7 @@ class Tokenizer:
         return "".join([*parts, self.core.decode(run, continued or bool(parts))])
 
     def piece(self, index: int) -> str:
-        """Show one id as in a table of pieces."""
+        """The text of one id, as shown in a table of pieces."""
         return self._text_of.get(index) or self.core.piece(index)
 
     @staticmethod
@@ -131,7 +131,7 @@ class Tokenizer:
 def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
     """Open the tokenizer of a model folder, or one tokenizer file of it.
 
-    `tokenizer.model` goes before `tokenizer.json`: where both exist, the second was made from the first.
+    `tokenizer.model` is preferred to `tokenizer.json`: where both exist, the second was made from the first.
     `bos`: whether documents and prompts begin with BOS, "yes" or "no"; "auto" follows the tokenizer's files,
     which is wrong for models that are published without the BOS that they were trained with.
     """
@@ -173,7 +173,7 @@ def open_sentencepiece(model: sp.SentencePieceModel, special: Ids, added: Ids) -
     for text, index in (special | added).items():
         if pieces.get(text, index) != index:
             raise ValueError(f"the added token {text!r} has id {index}, its piece {pieces[text]}")
-    # a piece that an added token renames goes by its new name (InternLM 2: [UNUSED_TOKEN_145], <|im_end|>)
+    # a piece renamed by an added token has its new name here (InternLM 2: [UNUSED_TOKEN_145], <|im_end|>)
     renamed = {*special.values(), *added.values()}
     special = {piece: index for index, (piece, _, kind) in enumerate(model.pieces)
                if kind in (sp.CONTROL, sp.UNKNOWN) and index not in renamed} | special
@@ -191,7 +191,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     config, file = folder / "tokenizer_config.json", folder / "tokenizer.json"
     settings = read_json(config) if config.is_file() else {}
     write_json(config, settings | {"add_bos_token": tokenizer.bos_id is not None})
-    if file.is_file():  # from which transformers takes it
+    if file.is_file():  # where transformers reads it
         index = tokenizer.bos_id
         rule = None if index is None else _post_processor(tokenizer.piece(index), index)
         write_json(file, read_json(file) | {"post_processor": rule})
@@ -210,7 +210,7 @@ def _post_processor(text: str, index: int) -> dict:
 def train_sentencepiece(texts: Iterable[str], folder: str | Path, vocab_size: int, *,
                         character_coverage: float = 0.9995,
                         user_defined_symbols: Iterable[str] = ()) -> Tokenizer:
-    """Train a BPE tokenizer on texts and write it to `folder`, always the same one.
+    """Train a BPE tokenizer on texts and write it to `folder`; the same texts give the same tokenizer.
 
     Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then the user-defined symbols, the 256 bytes and the learnt pieces.
     Characters rarer than `character_coverage` are spelt in bytes; each digit is a piece, as in Llama, so that

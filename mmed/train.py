@@ -4,16 +4,16 @@
     torchrun --nproc_per_node=8 mmed/train.py pretrain_mmedlm2 --model=internlm2-7b --data=streams/en
 
 In: a model folder and token streams (or exam items). Out: a run folder: `run.json` before step 0, one line
-per step in `metrics.jsonl`, `checkpoints/step-N/`, and at the end `model/` (or `adapter/`), which
-transformers and PEFT open.
+per step in `metrics.jsonl` (fields: mmed/training/logging.py), `checkpoints/step-N/`, and at the end `model/`
+(or `adapter/`), which transformers and PEFT open.
 
     for each step:  rows of batch k -> micro-batches -> summed loss / target tokens of the global batch
                     -> gradients -> clip -> AdamW -> metrics.jsonl -> (validation loss) -> (checkpoint)
 
-Batch k depends on the seed and k alone (mmed/data.py), and dropout on the seed, the step and the rank, so a
-run resumed on as many ranks equals one that was never stopped, bit for bit (a GPU: with --deterministic).
-The host never waits for the device inside a step: what is logged of step k is read after step k + 1 was
-queued. docs/faults.md says how a run stops, and what to do after a fault.
+Batch k depends on the seed and k alone (mmed/data.py), dropout on seed, step and rank, so a run resumed on as
+many ranks equals an uninterrupted one, bit for bit (a GPU: with --deterministic). Weights, gradients and
+AdamW's state are fp32 and products bf16 by default; LoRA's frozen weights are bf16. The host never waits for
+the device inside a step: the log reads step k after step k + 1 is queued. Stops and faults: docs/faults.md.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pathlib import Path
 # files. The root of the repository takes its place, so that `mmed` is found whether or not it is installed.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":  # importing torch takes seconds: a stop signal exits as it does later in the start
+if __name__ == "__main__":  # a stop signal in the seconds of importing torch must exit with 75, too
     signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # rows of many lengths leave gaps
 
@@ -86,12 +86,12 @@ def model_config(config: TrainConfig, tokenizer: Tokenizer | None) -> ModelConfi
 
 
 def skeleton(config: TrainConfig, shape: ModelConfig, place: str = "meta") -> Transformer:
-    """The model without memory, LoRA in place, every parameter in the dtype it is kept in."""
+    """The model without values, LoRA in place, every parameter in the dtype in which it is stored."""
     with torch.device(place):
         model = Transformer(shape)
         if config.lora_rank:
             apply_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-            for parameter in model.parameters():  # frozen weights need no more precision than they compute in
+            for parameter in model.parameters():  # frozen weights need only the precision of the products
                 if config.precision == "bf16" and not parameter.requires_grad:
                     parameter.data = parameter.data.to(torch.bfloat16)
     return model
@@ -149,7 +149,7 @@ def train(recipe: str, config: TrainConfig) -> int:
             if config.dry_run:
                 dry_run(config, device)
             else:
-                training_state.wait_for_files(out, ["lock"])  # seen on every node, if all share the folder
+                training_state.wait_for_files(out, ["lock"])  # fails on a node that does not share it
                 distributed.barrier()
                 folder, old = find_checkpoint(config)
                 done = config.resume == "auto" and (out / "done.json").is_file()
@@ -195,8 +195,8 @@ def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | Exa
     sizes |= {folder: tokenizer.vocab_size} if tokenizer else {}
     for name, size in sizes.items():
         if size > shape.vocab_size:
-            raise UserError(f"{name}: has ids up to {size - 1}, the embedding of {config.model} only "
-                            f"{shape.vocab_size} rows")
+            raise UserError(f"{name}: has ids up to {size - 1}, but the embedding of {config.model} "
+                            f"has only {shape.vocab_size} rows")
     check_length(shape.rope_scaling, config.sequence_length, shape.max_position_embeddings)
     steps = config.max_steps or max(1, math.ceil(config.epochs * rows.size / config.global_batch_size))
     return tokenizer, rows, shape, steps
@@ -234,7 +234,7 @@ class Run:
                 training_state.set_latest(folder)
             run_folder.start(self.out, facts, old, self.step)
             print_start(facts, rows, self.model, self.step)
-        stop.group = distributed.host_group(config.rank_timeout_seconds)  # of its own: none waits for the GPU
+        stop.group = distributed.host_group(config.rank_timeout_seconds)  # of its own: no wait for the GPU
         self.log = Log(config, device, self.step, self.steps, state,
                        memory_estimate.flops_per_token(shape, config),
                        memory_estimate.peak_flops(facts["device"]), rows)
@@ -248,7 +248,7 @@ class Run:
             self.loop()
             self.save()
             self.stop.check()
-            self.stop.check()  # with several ranks a call returns the request seen by the call before it
+            self.stop.check()  # with several ranks, a check acts on what the previous check saw
         except Stopped:
             self.save()
             self.checkpoints.wait()
@@ -297,7 +297,7 @@ class Run:
         self.log.add(self.step, lr, torch.cat((counts, torch.stack((loss_sum, norm.double())))))
 
     def evaluate(self) -> None:
-        """Measure the validation loss, if there is any, and write it with the line of the last step."""
+        """Measure the validation loss, if there are validation sets; log it with the last step."""
         if self.validation:
             line = self.log.take()
             tokens = self.config.micro_batch_size * self.config.sequence_length
@@ -306,7 +306,7 @@ class Run:
             self.log.validated(line, losses)
 
     def save(self) -> None:
-        """Write a checkpoint, unless the last one is of this step. What is saved is known to be finite."""
+        """Write a checkpoint unless this step has one; flushing the log first raises if it is not finite."""
         self.log.flush()
         self.checkpoints.save(self.model, self.optimizer, self.step, self.log)
         self.log.pause()
@@ -335,8 +335,8 @@ def forward_backward(model: Transformer, batch: loader.Batch, scale: Tensor | fl
     """Add the gradients of `scale` times the summed loss; returns the sum itself, unscaled, on the device.
 
     Under FSDP every micro-batch's gradients are reduced at once to the ranks that own them; holding them
-    unsharded would cost 4 bytes per parameter on every rank. With hybrid sharding only the last one crosses
-    between nodes.
+    unsharded would cost 4 bytes per parameter on every rank. With hybrid sharding, nodes exchange gradients
+    only once, after the last micro-batch.
     """
     defer_all_reduce = getattr(model, "set_requires_all_reduce", lambda _: None)
     total = torch.zeros(())
@@ -362,8 +362,8 @@ def print_start(facts: dict, rows: PretrainRows | ExamRows, model: Transformer, 
           f"{facts['device']}", file=sys.stderr)
     warnings, longest = list(rows.warnings), model.config.max_position_embeddings
     if model.config.position_embedding == "rope" and rows.T > longest:
-        warnings.append(f"--sequence_length={rows.T} exceeds the model's {longest} positions: longer "
-                        "documents are new to it")
+        warnings.append(f"--sequence_length={rows.T} exceeds the model's context of {longest}: it was "
+                        "not trained on longer documents")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 

@@ -26,7 +26,7 @@ def item_text(item: ExamItem) -> str:
 
 def exact_hashes(item: ExamItem, asked: Counter[int]) -> list[int]:
     """Hashes shared only by copies of an item, with its options in any order; `asked` counts the items per
-    question hash. A long question that few items ask counts alone."""
+    question hash. A long question in few items is enough by itself."""
     question = token_hashes(item.question).exact
     whole = token_hashes("\n".join([item.question, *sorted(item.options.values())])).exact
     alone = asked[question] <= COMMON and question_ngrams(item.question)

@@ -178,7 +178,7 @@ def read_question(record: Record, mapping: Mapping[str, str]) -> tuple[str, dict
 
 def read_item(record: Record, mapping: Mapping[str, str], name: str, prefix: str, language: str,
               split: str | None) -> Raw:
-    """The item of a record, whose own split comes before that of its file."""
+    """The item of a record; a split in the record overrides that of its file."""
     question, options, answer = read_question(record, mapping)
     extra: dict[str, Any] = {key: record.text(mapping[key]) or None for key in ("subject", "topic", "year")
                              if mapping[key]}

@@ -99,21 +99,21 @@ def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     if latin or all(map(str.isdigit, by_name)):
         by_name = dict(sorted(by_name.items(), key=lambda pair: (len(pair[0]), pair[0])))
     options = lettered(by_name.values())
-    if latin:  # letters of its own: also "A, C", which the checks drop
+    if latin:  # keep the file's letters, even "A, C", which is dropped later
         options = dict(zip(by_name, options.values()))
     return options, dict(zip(by_name, options))
 
 
 def without_letters(options: dict[str, str]) -> dict[str, str]:
-    """Options without their letters, if each text begins with its own."""
+    """Options without the letter in each text, if every text begins with its own letter."""
     bare = {letter: after_letter(text, letter) for letter, text in options.items()}
     return options if None in bare.values() else bare
 
 
 def read_answer(value: Any, options: dict[str, str], names: dict[str, str], kind: str = "") -> list[str]:
     """The letters of the right options, from the ways answers are written: letters, the options' published
-    names, or the text of an option, which alone counts if `kind` is "text". -1 means none; a number, and what
-    names no option, stays as it is."""
+    names, or the text of an option, which alone counts if `kind` is "text". -1 means none; a number, and
+    text that names no option, is returned as it is."""
     value = unpacked(value)
     if isinstance(value, list):
         return [letter for part in value for letter in read_answer(part, options, names, kind)]
@@ -132,7 +132,7 @@ def read_answer(value: Any, options: dict[str, str], names: dict[str, str], kind
 
 
 def letter_of_text(part: str, options: dict[str, str]) -> str:
-    """The letter of the option with this text, before which its letter may stand; else the text itself."""
+    """The letter of the option with this text (with or without a letter before it); else the text itself."""
     for letter, text in options.items():
         forms = [form.strip().casefold() for form in (part, after_letter(part, letter) or "")]
         if text.strip() and text.strip().casefold() in forms:

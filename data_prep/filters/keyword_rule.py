@@ -46,7 +46,7 @@ def official_words(language: Language) -> list[str]:
 
 
 def is_long(word: str, language: Language) -> bool:
-    """MMedLM: long words are looked for anywhere, the others only as whole pieces between white space."""
+    """MMedLM: long words match anywhere, the others only as whole pieces between white space."""
     return not language.spaced or len(word) > 10 or (len(word) > 5 and " " in word)
 
 
@@ -72,11 +72,11 @@ def judge_official(text: str, language: Language) -> Decision:
 #   - compares words at letter borders, and stems (a bar shows where the ending begins) where a word begins,
 #   - folds case, width, Latin and Greek accents, ё and Arabic spellings, and ignores soft hyphens,
 #   - takes the longest of nested words only,
-#   - wants Latin terms in Chinese and Japanese to stand alone ("rna" is not in "journal"),
+#   - requires Latin terms in Chinese and Japanese to stand alone ("rna" is not in "journal"),
 #   - and counts only letters and digits in DENS, so that white space and punctuation do not thin a text.
 
-# What needs more than a look at one character: invisible characters, which are removed, ligatures and
-# half-width kana, which are taken apart, and letters that NFC joins with a mark.
+# Not foldable one character at a time: invisible characters (removed), ligatures and half-width kana
+# (decomposed), and letters that NFC joins with a mark.
 _INVISIBLE = ("\xad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0600-\u0605\u0610-\u061a\u061c\u0640\u064b-\u065f"
               "\u0670\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff")
 _RARE = re.compile(f"[{_INVISIBLE}\u1100-\u11ff\u3099\u309a\uff9e\uff9f\ufb00-\ufb06]")

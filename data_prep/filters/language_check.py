@@ -39,7 +39,7 @@ Finding = tuple[str, str]  # "fix" or "look", and the line
 def check_words(language: Language) -> Iterator[Finding]:
     terms = language.medical_words
     if len(terms) != TERMS:
-        yield "fix", f"medical_words: {len(terms)} terms; the rule of the paper is made for {TERMS}"
+        yield "fix", f"medical_words: {len(terms)} terms; the paper's rule is made for {TERMS}"
     for form, count in Counter(map(dictionary_form, terms)).items():
         if count > 1:
             yield "fix", f"medical_words: {form!r} appears {count} times"
@@ -58,8 +58,8 @@ def check_words(language: Language) -> Iterator[Finding]:
         for other in patterns:
             if stem.word != other.word and other.letters.startswith(stem.letters):
                 long, short = (dictionary_form(terms[pattern.word]) for pattern in (other, stem))
-                yield "look", (f"medical_words: {long!r} is found by {short!r}, too; wanted only where the "
-                               "two mean different things")
+                yield "look", (f"medical_words: {long!r} is found by {short!r}, too; keep both only if "
+                               "they mean different things")
 
 
 def check_rule(language: Language) -> Iterator[Finding]:

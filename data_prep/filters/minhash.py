@@ -1,4 +1,4 @@
-"""MinHash signatures of documents: near duplicates agree in most of theirs.
+"""MinHash signatures of documents: near duplicates agree in most numbers of their signatures.
 
 In:  texts. Out: for each the PERMUTATIONS minima of its hashed shingles (the share of equal minima estimates
      the Jaccard similarity of two shingle sets, with standard error sqrt(J (1 - J) / PERMUTATIONS)), a hash

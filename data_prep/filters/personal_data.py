@@ -1,10 +1,10 @@
 """Find e-mail addresses and telephone numbers in a text, and replace them by <EMAIL> and <PHONE>.
 
 Medical texts are full of other numbers: doses, dates, ranges, DOI, trial numbers, tables. A run of digits is
-a telephone number only if it has a country code after a plus sign, a word like "Tel." before it, or a form in
-which the countries of our languages write their numbers and nobody writes anything else (`FORMS`). Missed are
+a telephone number only if it has a country code after a plus sign, a word like "Tel." before it, or a form
+that the countries of our languages use for telephone numbers and for nothing else (`FORMS`). It misses
 numbers with none of the three ("912345678") and addresses that are spelt out ("name at clinic dot org").
-Names and postal addresses are not looked for: many names must stay (Parkinson, Crohn).
+Names and postal addresses are not searched for: many names must stay (Parkinson, Crohn).
 
 Every pattern is bounded, so time is linear in the text. docs/corpus.md compares the package phonenumbers.
 """
@@ -26,7 +26,7 @@ _TOP_LEVEL = r"(?:[A-Za-z]{2,24}|рф|онлайн|中国|中國|公司|网络|�
 _ASCII_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}"
 _HOST = re.compile(rf"(?:{_ASCII_HOST}|(?:{_LABEL}\.){{1,8}}{_TOP_LEVEL})(?![A-Za-z0-9])")
 
-# Digits and what stands between those of telephone numbers, once full-width and Arabic forms are narrow.
+# Digits and the separators of telephone numbers, once full-width and Arabic forms are narrow.
 _RUN = re.compile(r"(?<![0-9A-Za-z])[+(]{0,2}[0-9][0-9 ().\u00a0\u202f/-]{4,40}[0-9](?![0-9A-Za-z])")
 _NARROW = str.maketrans("０１２３４５６７８９＋（）－‐‑‒–−．＠／" "٠١٢٣٤٥٦٧٨٩" "۰۱۲۳۴۵۶۷۸۹",
                         "0123456789+()------.@/" "0123456789" "0123456789")

@@ -49,7 +49,7 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in `path`, its paths made relative to where it is; an error names the key that is wrong."""
+    """The recipe in `path`, its paths resolved against its folder; an error names the wrong key."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -162,7 +162,7 @@ LATIN = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u04ff]")
 
 
 class Column(NamedTuple):
-    """Group lines that stand under one another."""
+    """Lines that lie below one another, and their measures."""
 
     lines: list[Line]
     left: float
@@ -203,7 +203,7 @@ def letter_width(line: Line) -> float:
 
 
 def is_apart(above: Line, line: Line, leading: float = 0) -> bool:
-    """Whether two lines differ in the size of their type, or in a column of this leading are apart."""
+    """Whether two lines differ in type size, or are further apart than this column's leading allows."""
     other_size = max(above.size, line.size) > OTHER_SIZE * min(above.size, line.size)
     return other_size or 0 < WIDER * leading < line.base - above.base
 

@@ -122,7 +122,7 @@ def read_ocr_text(paths: list[Path]) -> list[Page]:
 
 
 def text_lines(text: str) -> Iterator[Line]:
-    """Lines placed as a typewriter would, in characters: an empty line makes the next one stand apart."""
+    """Lines placed as a typewriter would, in characters: an empty line separates the next one."""
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield Line(line.strip(), len(line) - len(line.lstrip()), len(line.rstrip()), number, 1)

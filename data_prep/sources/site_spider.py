@@ -33,7 +33,7 @@ BODY_HEADERS = ("content-encoding", "transfer-encoding", "content-length")  # tr
 
 
 class SiteSpider(scrapy.Spider):
-    """Follows links within the given hosts, breadth first; saves HTML pages that do not object to it."""
+    """Follows links within the given hosts, breadth first; saves HTML pages unless they say noindex."""
 
     name = "site"
     links = LinkExtractor()

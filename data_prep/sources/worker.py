@@ -21,7 +21,7 @@ MEMORY_BYTES = 4 << 30  # address space of the child
 
 
 class Unreadable(Exception):
-    """A page or book that cannot be used. The message is a short fixed reason, by which the funnel counts."""
+    """A page or book that cannot be used. The message is a short fixed reason; the funnel counts by it."""
 
 
 def keep_readable(found: Iterator[tuple[Document, str]], shard: ShardWriter, options: dict[str, Any]) -> None:

@@ -171,8 +171,8 @@ def _adapted_layers(model: Transformer, found: dict[str, Tensor], config: dict) 
 
 def _embedding_and_head(model: Transformer, found: dict[str, Tensor], indices: list | dict
                         ) -> dict[str, Tensor]:
-    """Take from `found` embedding and head, which are there if they were trained or resized, and apply the
-    rows of them that were trained alone."""
+    """Take embedding and head from `found`, which has them if they were trained or resized, and apply rows
+    that were trained alone."""
     tied = model.config.tie_word_embeddings
     ends = {end: found.pop(end) for end in ENDS if end in found}
     rows = {end: found.pop(key) for end in ENDS
@@ -194,8 +194,8 @@ def _embedding_and_head(model: Transformer, found: dict[str, Tensor], indices: l
 
 
 def _replace_ends(model: Transformer, folder: Path, ends: dict[str, Tensor]) -> None:
-    """Put embedding and head into the model. Its vocabulary may grow, and a tied head may become one of its
-    own, because PEFT trains a saved embedding without the head."""
+    """Put embedding and head into the model. The vocabulary may grow, and a tied head may become a separate
+    one, because PEFT trains a saved embedding without the head."""
     config, old = model.config, model.embed_tokens.weight.detach()
     embedding, head = ends.get(EMBEDDING, old), ends.get(HEAD, model.head_weight.detach())
     if len({embedding.shape, head.shape, (len(head), config.hidden_size)}) > 1:

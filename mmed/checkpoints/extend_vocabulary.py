@@ -38,7 +38,7 @@ LONGEST_WORD = 64       # characters; text without spaces is split
 ROUND_ROWS = 64         # embeddings grow to a multiple of it: even shards and fast matrix products
 WORDS = r" ?[\p{L}\p{M}]+"
 LETTERS = regex.compile(r"[ \p{M}]?[\p{L}\p{M}]+")
-FIRST_CHARACTER = 0x20000  # of those that stand for old pieces in the trainer; none behind it is a space
+FIRST_CHARACTER = 0x20000  # from here on they stand for old pieces in the trainer; none is a space
 SPELLING = {byte: character for character, byte in byte_alphabet().items()}
 OLD_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")  # they hold the old vocabulary
 
@@ -69,8 +69,8 @@ def count_words(texts: Iterable[str], pattern: str = WORDS) -> Counter[str]:
 
 
 def join_most_frequent(words: dict[str, Word], counts: Counter[str], number: int, known: set[str]) -> Merges:
-    """The next `number` BPE merges on words split into pieces, whose results are not `known`. For the trainer
-    of Hugging Face tokenizers each old piece is one character.
+    """The next `number` BPE merges on words split into pieces, skipping results in `known`. The trainer of
+    Hugging Face tokenizers sees each old piece as one character.
 
     >>> words = {"low": ["l", "o", "w"], "lot": ["l", "o", "t"], "new": ["n", "ew"]}
     >>> join_most_frequent(words, Counter(low=5, lot=3, new=4), 2, set())

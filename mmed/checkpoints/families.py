@@ -103,7 +103,7 @@ GELU = {"hidden_act": ("gelu_pytorch_tanh", "gelu"), "hidden_activation": ("gelu
 
 @dataclass(frozen=True)
 class Family:
-    architecture: str                   # class name in config.json, by which vLLM and llama.cpp know it
+    architecture: str                   # class name in config.json, which vLLM and llama.cpp read
     keys: dict[str, Any]                # key -> its default
     fields: dict[str, Any] = field(default_factory=dict)          # what all its models have
     only: dict[str, tuple] = field(default_factory=lambda: SILU)  # key -> values; the first is written

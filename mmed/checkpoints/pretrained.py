@@ -85,7 +85,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_tensors(found: dict[str, torch.Tensor], wanted: dict[str, tuple[int, ...]], what: str) -> None:
-    """An error that lists what differs unless `found` has just the names of `wanted`, in those shapes."""
+    """Raise an error that lists the differences unless `found` has the names and shapes of `wanted`."""
     both = [(name, found[name]) for name in wanted if name in found]
     faults = {
         "missing": [name for name in wanted if name not in found],
@@ -142,7 +142,7 @@ def _published_tensors(config: ModelConfig, folder: str | Path) -> dict[str, tor
 
 
 def match_weights(model: Transformer, folder: str | Path) -> dict[str, torch.Tensor]:
-    """Parameter -> what is stored for it, for all but the LoRA matrices; an error lists mismatches."""
+    """Parameter -> its stored tensor, for all but the LoRA matrices; an error lists mismatches."""
     config = model.config
     stored = _published_tensors(config, folder)
     published = {name: published_name(config, name) for name, _ in model.named_parameters()
@@ -272,7 +272,7 @@ def sync_file(path: Path) -> None:
 
 
 def replace_folder(building: Path, folder: Path) -> None:
-    """Give a finished folder its name; the folder that had it before is removed after that."""
+    """Give a finished folder its final name; a folder that had this name is removed afterwards."""
     for path in building.rglob("*"):
         if path.is_file():
             sync_file(path)

@@ -173,7 +173,7 @@ class AsyncCheckpointer:
 
     @contextlib.contextmanager
     def _completed(self, writer: Writer) -> Iterator[None]:
-        """If a checkpoint cannot be written, remove it; the rank that failed says what went wrong."""
+        """If a checkpoint cannot be written, remove it; the rank that failed reports why."""
         try:
             yield
         except CheckpointException as error:
@@ -184,7 +184,7 @@ class AsyncCheckpointer:
             cause, stack = error.failures[distributed.rank()]
             if isinstance(cause, OSError):
                 cause = write_error(cause, writer.building, writer.need)
-            cause.add_note("".join(stack.format()))  # where it was raised, in the thread that writes
+            cause.add_note("".join(stack.format()))  # traceback in the writer thread
             raise cause from None
         if self.lock is not None and not self.lock.there():  # the state in memory may be the only copy left
             write_json(self.run / "run.json", self.facts)

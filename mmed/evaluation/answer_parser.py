@@ -123,7 +123,7 @@ _TOKEN = re.compile(rf"(?P<word>{_LETTER}+)|(?P<number>\d+)|(?P<unspaced>[{_CJK}
 KINDS = {"answer": "A", "is_": "I", "choose": "C", "correct": "R", "wrong": "W", "not_": "N", "because": "B"}
 # Further kinds. L: a letter or a list of letters; M: a letter with its option's text; T: an option's text;
 # O: letters joined by "or"; & and |: "and" and "or"; s: a word of up to three letters; x: another word;
-# 0: a number; ): a bracket behind a letter; n: the end of a line; and of punctuation
+# 0: a number; ): a bracket after a letter; n: the end of a line; and of punctuation
 _MARKS = dict(zip(".!?;\n,/+&:=>→–—-○〇◯✓✔✅×✗❌", "..?.n,,,&::::---RRRRRRWWW"))
 
 
@@ -203,7 +203,7 @@ class Token:
 _LOOKALIKES = dict(zip("АВСЕНІЈКМОРЅТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧасе", "ABCEHIJKMOPSTXABEZHIKMNOPTYXace"))
 _UNLIKE = "БГДЖЗ"  # Cyrillic labels that are not Latin letters; beside them В may be the second or the third
 _ALSO_A_WORD = "AIАΑВСОУИ"  # articles, pronouns and prepositions, at the start of a sentence
-# A letter behind or before these is part of a name: hepatitis B, B cells, C. difficile (by its Latin ending)
+# A letter after or before these is part of a name: hepatitis B, B cells, C. difficile (by its Latin ending)
 _NAME_BEFORE = re.compile(
     r"\b(?:vitamin|hepatit|group|grup|t[iy]p|fa[ck]t|clas|klass|stage|stadi|grad|protein|virus|influenza|"
     r"витамин|гепатит|групп|тип|фактор|فيتامين|الكبد|نمط|زمر|نوع|عامل)\w* $")
@@ -259,7 +259,7 @@ class _Reader:
         return end
 
     def _label(self, match: re.Match[str]) -> int:
-        """Append the option letters that stand here, with their text; their end, or 0 if there are none."""
+        """Append the option letters found here, with their text; returns their end, or 0 without any."""
         word, end = match[0], match.end()
         letters = self.lexicon.letters.get(word) or _LOOKALIKES.get(word, word)
         if word in self.unlike:

@@ -36,7 +36,7 @@ FAILURES_IN_A_ROW = 10
 FATAL_STATUS = {401: "check the key (--api_key_env)",  # 403 may be OpenRouter's moderation of one question
                 402: "the quota is used up", 429: "the quota or the rate limit is used up",
                 404: "check --api, and --base_url, which usually ends in /v1"}
-KEPT = "the replies so far are kept, and the same command continues"
+KEPT = "the replies so far are kept; run the same command to continue"
 ECHOED = 64  # tokens kept from the end of an echoed prompt, where the answer is
 CANNOT_SCORE = ("the server returns no log-probabilities of a given text (`echo` and `logprobs` of its "
                 "/completions), so options cannot be scored; use --scoring generate, or --model FOLDER")
@@ -231,7 +231,7 @@ class CallStore(SealedFile):
             self.new.append(reply)
 
     def close(self, order: Sequence[str] = ()) -> None:
-        """Rewrite the file in the order of these keys, not in that of the replies' arrival."""
+        """Rewrite the file in the order of these keys instead of the order of arrival."""
         with self.lock, atomic_write(self.path, "wb") as file:
             for key in dict.fromkeys([*order, *self.replies]):
                 if key in self.replies:
@@ -271,7 +271,7 @@ class Caller:
         return text.replace(json.dumps(self.server.key)[1:-1], "[key]") if self.server.key else text
 
     def call(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One reply, or why there is none. The client repeats failed calls, this loop errors in replies."""
+        """One reply, or why there is none. The client retries failed calls, this loop error replies."""
         for attempt in range(self.server.retries + 1):
             try:
                 value = self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object)

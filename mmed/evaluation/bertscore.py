@@ -72,7 +72,7 @@ class Scorer:
         transformers = require_extra("transformers", "bertscore")
         layer = BEST_LAYER.get(Path(folder).resolve().name) if layer is None else layer
         if layer is None:
-            raise UserError(f"{folder}: give --layer; bert-score's choice is known only for folders called "
+            raise UserError(f"{folder}: give --layer; bert-score has a default only for folders named "
                             f"{', '.join(BEST_LAYER)}")
         try:  # safetensors only: no pickle, and no code from the folder
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -94,7 +94,7 @@ class Scorer:
         self.name = f"{config.model_type}-{config.num_hidden_layers}x{config.hidden_size}-{fingerprint}"
 
     def encode(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """The ids of each text with the special tokens around it; text that looks like one stays text."""
+        """The ids of each text with the special tokens around it; text that looks like one is plain text."""
         ids, truncated = {}, 0
         for text in dict.fromkeys(texts):
             ids[text] = self.tokenizer(text.strip(), split_special_tokens=True, verbose=False)["input_ids"]

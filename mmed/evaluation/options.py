@@ -110,5 +110,5 @@ def rules(options: Any, chosen: list[str]) -> list[tuple[Any, str]]:
         (options.cot and no_rationales, "--cot needs --shots K and texts with rationales"),
         (options.api and local, "--scoring option_text, --adapter and --chat_template need --model FOLDER"),
         (options.api and "loglikelihood" in chosen and not options.completions,
-         "--scoring loglikelihood behind a server needs --completions: chat servers score no given text"),
+         "--scoring loglikelihood behind a server needs --completions: chat servers cannot score given text"),
     ]

@@ -49,7 +49,7 @@ def published(metric: str) -> list[PublishedRow]:
 
 
 def published_english() -> list[PublishedRow]:
-    """The rows of the English benchmarks by source; what has no number has no cell."""
+    """The rows of the English benchmarks by source; a missing number has no cell."""
     rows = []
     for name, numbers in _lines("english"):
         *cells, average = numbers.split()

@@ -42,9 +42,9 @@ class Question:
     item: ExamItem
     mode: str
     prompt: str
-    ids: list[int] = field(default_factory=list)  # of a letter's likelihood: with the answer up to the letter
-    bodies: list[dict[str, Any]] = field(default_factory=list)  # one call; of a likelihood one per candidate
-    choices: dict[str, Any] = field(default_factory=dict)  # of a likelihood: letters -> ids (an API: string)
+    ids: list[int] = field(default_factory=list)  # letter likelihood: with the answer up to the letter
+    bodies: list[dict[str, Any]] = field(default_factory=list)  # one call; likelihood: one per candidate
+    choices: dict[str, Any] = field(default_factory=dict)  # likelihood: letters -> ids (API: string)
 
     @property
     def prompt_hash(self) -> str:

@@ -2,7 +2,7 @@
 
     python -m mmed.evaluation.seeds results/seed0 results/seed1 results/seed2
 
-Models may differ if they come from training runs that differ only in `seed`: then run.json must stand beside
+Models may differ if they come from training runs that differ only in `seed`: then run.json must be beside
 the model folder.
 """
 from __future__ import annotations

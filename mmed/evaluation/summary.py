@@ -56,10 +56,10 @@ PART_TITLES = {
     "single": "one right answer", "multiple": "several right", "text_only": "no image needed",
     "image_dependent": "needs an image",
 }
-KINDS = ("answers", "image", "options", "topic", "source")  # by which the items are broken down
+KINDS = ("answers", "image", "options", "topic", "source")  # breakdowns of the items
 STATUSES = ("strict", "lenient", "unparsed")  # for answers parsed from a text
 ALL = "all languages"  # a group of --permutations
-BINS = 15  # of a calibration, equally wide; a bin holds its upper bound and not its lower one
+BINS = 15  # of a calibration, equally wide; a bin includes its upper bound, not its lower one
 
 
 def utf8(text: str) -> str:
@@ -262,7 +262,7 @@ def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> 
         names = [*PROMPT_SETTINGS, *(SHOT_SETTINGS if settings.get("shots") else ())]
         if COLUMNS[column][0] in ("answer", "rationale"):
             names += WRITING_SETTINGS
-        elif COLUMNS[column][0] == "option_text":  # it has a prompt of its own
+        elif COLUMNS[column][0] == "option_text":  # its own prompt: neither changes it
             names = [name for name in names if name not in ("style", "chat_template")]
         if column != "official":
             names.append("equal_options")

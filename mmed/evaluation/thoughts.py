@@ -42,7 +42,7 @@ def remove_thoughts(text: str) -> str:
     for mark in _THOUGHT.finditer(text):
         if mark["close"]:
             if not inside:
-                kept.clear()  # the opening stands in the prompt, or was quoted in the thought
+                kept.clear()  # the opening is in the prompt, or was quoted in the thought
             at, inside = mark.end(), False
         elif not inside:
             kept.append(text[at:mark.start()])
@@ -68,7 +68,7 @@ def think_and_answer(
     decode: Callable, tokenizer, prompts: Sequence[list[int]], limit: int, budget: int, begun: str,
     context_length: int, **answering: Any,
 ) -> list[list[int]]:
-    """New ids of each prompt; with a budget, a thought of more tokens is closed, and the model answers.
+    """New ids of each prompt; with a budget, a longer thought is closed, and then the model answers.
 
     decode     (prompts, limits, stop=, ...) -> new ids of each prompt; `answering` goes with the answers
     limit      of thought and answer together; a thought takes at most half of what a prompt leaves

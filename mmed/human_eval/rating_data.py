@@ -58,7 +58,7 @@ class Case:
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     def letters(self, seed: int) -> dict[str, str]:
-        """letter -> model; each case has an order of its own."""
+        """Letter -> model, in an order shuffled anew for each case."""
         models = sorted(self.texts)
         random.Random(f"order {seed} {self.language} {self.key}").shuffle(models)
         return dict(zip(string.ascii_uppercase, models))

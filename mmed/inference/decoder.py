@@ -101,7 +101,7 @@ class Decoder:
         return {slides: (cos[:, 0], sin[:, 0]) for slides, (cos, sin) in found.items()}
 
     def mask(self, queries: Tensor, used: int, slides: bool) -> Tensor:
-        """What queries at places (B, T) see of the first `used` places: (B, 1, T, S); ALiBi: (B, H, T, S)."""
+        """Mask of the first `used` keys for queries at places (B, T): (B, 1, T, S); ALiBi: (B, H, T, S)."""
         window = self.config.sliding_window if slides else None
         return dense_mask(self.config, queries, torch.arange(used, device=self.device), window, self.dtype)
 
@@ -237,12 +237,12 @@ def layout_of(model: Transformer) -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a device, in bytes; half of all memory where the system does not say."""
+    """Free memory of a device, in bytes; half of all memory if the system does not report it."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     memory = Path("/proc/meminfo")
-    if memory.is_file():  # what Linux can free counts, such as the pages of a weight file just read
+    if memory.is_file():  # counts what Linux can free, such as cached pages of a weight file
         return int(memory.read_text().split("MemAvailable:")[1].split()[0]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 

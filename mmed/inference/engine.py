@@ -111,7 +111,7 @@ class Scheduler:
         self.extend(self.decoder.decode_step(self.cache, tokens, lengths), 0)
 
     def extend(self, logits: Tensor, first: int) -> None:
-        """Append the next token to the running sequences from row `first` on; those that end leave."""
+        """Append the next token to the running sequences from row `first` on; retire those that end."""
         tokens = self.decoding.choose(logits, self.running[first:])
         for row in reversed(range(first, len(self.running))):  # a sequence that moves here has had its turn
             if self.decoding.append(self.running[row], tokens[row - first]):

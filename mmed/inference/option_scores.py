@@ -3,7 +3,7 @@
     score_many(model, prompts, options)     one list of sums per prompt
 
 An option's score is the sum over its tokens of log P(token | prompt, tokens before it), natural logarithm,
-in fp32. The options of a prompt are computed one after the other behind it, in one flat pass. Shared
+in fp32. The options of a prompt follow it end to end in one flat pass. Shared
 prefixes are computed once, as in decoding.
 """
 from __future__ import annotations

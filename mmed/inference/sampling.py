@@ -22,9 +22,9 @@ STOP_EVERY = 8  # new tokens per sequence between two calls of `stop`
 class Sequence:
     """A prompt and its new tokens so far."""
 
-    index: int            # its place among the prompts
+    index: int            # position in the list of prompts
     prompt: list[int]
-    limit: int            # new tokens that it may get
+    limit: int            # maximum number of new tokens
     random: random.Random
     new_ids: list[int] = field(default_factory=list)
 
@@ -39,9 +39,9 @@ class Decoding:
 
     max_new_tokens: int | list[int]  # for all prompts or for each; a sequence also ends at the last position
     end_ids: Collection[int] = ()    # tokens that end a sequence and are not part of it
-    temperature: float = 0.0         # 0 is greedy; else one draw per token
-    top_k: int = 0                   # from the `top_k` likeliest tokens (0: all)
-    top_p: float = 1.0               # that hold this probability
+    temperature: float = 0.0         # 0: greedy; otherwise sample each token
+    top_k: int = 0                   # ... from the `top_k` likeliest tokens (0: all)
+    top_p: float = 1.0               # ... from the likeliest with this total probability
     seed: int = 0
     numbers: list[int] | None = None  # what draws depend on besides `seed`; default: the prompts' places
     max_batch_size: int = 32
@@ -54,8 +54,8 @@ class Decoding:
         usable = 0 <= self.temperature < float("inf") and 0 < self.top_p <= 1
         if not usable or self.top_k < 0 or self.max_batch_size < 1:
             raise UsageError(f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}, "
-                             f"batch size {self.max_batch_size}: expected 0 or more, over 0 up to 1, 0 or "
-                             "more, and 1 or more")
+                             f"batch size {self.max_batch_size}: expected temperature >= 0, "
+                             "0 < top_p <= 1, top_k >= 0 and batch size >= 1")
 
     def sequences(self, config: ModelConfig, prompts: list[list[int]]) -> list[Sequence]:
         """One sequence per prompt; a prompt that leaves no position for an answer is an error."""

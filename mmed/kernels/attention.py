@@ -117,7 +117,7 @@ def probabilities(q: Tensor, k: Tensor, queries: slice, keys: slice, window: int
     scores = torch.bmm(tile.flatten(1, 2), k[:, keys].contiguous().transpose(1, 2))
     by_query = scores.view(*tile.shape[:3], -1)                                            # (N K, G, tile, S)
     t = tile.shape[2]
-    by_query[..., -t:] += torch.full((t, t), -torch.inf, dtype=q.dtype).triu(1)  # keys behind the query
+    by_query[..., -t:] += torch.full((t, t), -torch.inf, dtype=q.dtype).triu(1)  # keys after the query
     if window is not None:
         age = torch.arange(queries.start, queries.stop)[:, None] - torch.arange(keys.start, keys.stop)
         by_query.masked_fill_(age >= window, -torch.inf)

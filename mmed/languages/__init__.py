@@ -102,7 +102,7 @@ class Language:
     name: str  # in English; also the file name in MMedBench
     native_name: str
     spaced: bool  # spaces separate words
-    medical_words: tuple[str, ...]  # see the module's head
+    medical_words: tuple[str, ...]  # see the module docstring
     min_hits: int  # distinct medical words that a document needs (MKC)
     min_density: float  # share of its letters and digits that lie in medical words (DENS)
     official_min_hits: int  # MMedLM: the published thresholds

@@ -130,7 +130,7 @@ def steps_of(step: dict | None, key: str) -> list[dict]:
 
 
 def _word_pattern(pre_tokenizer: dict | None) -> str | None:
-    """The published pattern by which a pre-tokeniser finds words; None if it does anything else."""
+    """The published pattern with which a pre-tokeniser finds words; None if it works in another way."""
     match steps_of(pre_tokenizer, "pretokenizers"):
         case [{"type": "ByteLevel", "add_prefix_space": False, **more}] if more.get("use_regex", True):
             return GPT2

@@ -30,7 +30,7 @@ class HubBackend:
             found = self.tokenizer.token_to_id(entry["content"])
             if found != entry["id"]:
                 raise ValueError(f"the added token {entry['content']!r} has id {entry['id']}, but the "
-                                 f"tokenizers library gives it {found}; ids must follow on without gaps")
+                                 f"tokenizers library gives it {found}; ids must have no gaps")
         self.digest = hashlib.sha256(json.dumps(file, sort_keys=True).encode()).hexdigest()
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 

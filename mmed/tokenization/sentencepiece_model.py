@@ -147,8 +147,8 @@ class SentencePieceBackend:
 def hub_tokenizer(model: SentencePieceModel) -> dict:
     """A `tokenizer.json` with the ids of a plain BPE model: every split of a piece into two is a merge.
 
-    A space goes before the first word even where the text begins with one, as sentencepiece does it, but not
-    before a text that is a symbol of the user: these are looked for after that rule.
+    As in sentencepiece, a space is added before the first word even if the text begins with one, but not
+    before a user-defined symbol: symbols are matched after that rule.
     """
     vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
     scores = {piece: score for piece, score, kind in model.pieces if kind == NORMAL}

@@ -79,9 +79,9 @@ class StreamWriter:
 
 
 def write_manifest(prefix: str | Path, parts: Iterable[str | Path], **extra: object) -> dict:
-    """Make one stream of complete streams of one tokenizer, below the folder of `prefix`, without copying
+    """Join complete streams (same tokenizer, below the folder of `prefix`) into one stream without copying
     tokens: NAME.idx has all document ends, NAME.json lists the .bin files; a single one becomes NAME.bin.
-    Returns the content of NAME.json, which `extra` goes into.
+    Returns the content of NAME.json, which includes `extra`.
     """
     tokens, listed, meta, digest = 0, [], {}, hashlib.sha256()
     counts: Counts = {}

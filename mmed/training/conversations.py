@@ -52,8 +52,8 @@ def encode_dialogue(key: str, messages: Sequence[Message], tokenizer: Tokenizer,
                     family: str = "") -> tuple[Example | None, str]:
     """(example of at most max_length + 1 tokens or None, what happened to it: "" if it is whole).
 
-    Too long: the oldest question and answer go first, then the beginning of the last prompt. The last answer
-    stays whole; one that needs more than 3/4 of max_length has no place for its question.
+    If too long, the oldest question and answer are dropped first, then the beginning of the last prompt. The
+    last answer stays whole; if it needs over 3/4 of max_length, its question has no space.
     """
     if not messages:
         return None, "conversations without an answer are left out"

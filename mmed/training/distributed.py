@@ -175,8 +175,8 @@ def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:
 
 
 def reshard(model: nn.Module) -> None:
-    """Back to this rank's shards: after a forward pass without a backward pass the root unit stays gathered,
-    under parameters that are not the optimizer's."""
+    """Return to shards: after a forward pass without a backward pass the root unit stays gathered, and its
+    parameters are not those that the optimizer holds."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -188,5 +188,5 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of it."""
+    """This rank's shard of a tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

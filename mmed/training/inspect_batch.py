@@ -48,7 +48,7 @@ def row_lines(row: Row, tokenizer: Tokenizer) -> list[str]:
 
 
 def load_run(run: Path) -> tuple[TrainConfig, PretrainRows | ExamRows, Tokenizer]:
-    """(config, rows, tokenizer) of a run folder, as the run had them."""
+    """(config, rows, tokenizer) as the run in this folder had them."""
     facts = read_json(run / "run.json")
     try:
         config = with_source_data(TrainConfig(**facts["config"]))

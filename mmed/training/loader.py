@@ -51,7 +51,7 @@ def read_streams(config: TrainConfig,
     streams = [TokenStream(name, fingerprint) for name in names]
     if config.mix_temperature != 1.0:
         if weights:
-            raise UsageError("--data gives weights: leave them out, or --mix_temperature")
+            raise UsageError("--data has weights; remove them or --mix_temperature")
         most = max(stream.tokens for stream in streams)
         weights = [(stream.tokens / most) ** (1 / config.mix_temperature) for stream in streams]
     if weights and not 0 < SMALLEST_SHARE * sum(weights) <= min(weights) < math.inf:
@@ -61,8 +61,8 @@ def read_streams(config: TrainConfig,
 
 
 def verify_streams(streams: Sequence[TokenStream], device: torch.device) -> None:
-    """Verify the checksums before training: minutes, against weeks on damaged files. Ranks share them; one
-    may take longer than the time-out of hung ranks, so they meet in short collectives meanwhile."""
+    """Verify the checksums before training: minutes, against weeks on damaged files. Ranks share the work;
+    one may take longer than the time-out of hung ranks, so they meet in short collectives meanwhile."""
     ranks = distributed.world_size()
 
     def verify_share() -> None:
@@ -91,7 +91,7 @@ def write_source_data(folder: Path) -> None:
 
 
 def with_source_data(config: TrainConfig) -> TrainConfig:
-    """`config` with the places of the data of `write_source_data`, if that is what it trains on."""
+    """`config` with the paths of `write_source_data`'s files, if it trains on them."""
     if config.data != "source":
         return config
     return dataclasses.replace(config, data=f"{config.out}/source", tokenizer=f"{config.out}/tokenizer")

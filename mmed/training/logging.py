@@ -2,9 +2,9 @@
 
     step k is queued -> its numbers are copied in the background -> step k + 1 is queued -> line of step k
 
-`tokens` are the tokens of text of all global batches so far, without padding, `targets` those of them that
-carry loss; skipped batches do not count. With --log the numbers of each line also go to TensorBoard or
-Weights & Biases.
+`tokens` counts the input tokens of all global batches so far, over all ranks and without padding; `targets`
+counts those whose label carries loss. Skipped batches count in neither. With --log the numbers of each line
+also go to TensorBoard or Weights & Biases.
 """
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def to_tensorboard(config: TrainConfig, first: int) -> Report:
-    """Write to OUT/tensorboard; what an earlier start wrote of steps after `first` is hidden."""
+    """Write to OUT/tensorboard; steps after `first` from an earlier start are hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(f"{config.out}/tensorboard", purge_step=first + 1)
@@ -79,7 +79,7 @@ class Log:
         self.tokens, self.targets = state.get("tokens", 0), state.get("targets", 0)
         self.skipped = state.get("skipped", 0)
         self.loss: float | None = state.get("loss")
-        # loss by language before step 1 and the newest, unless they were those of other documents
+        # loss by language before step 1 and latest, if measured on the same documents
         self.validation_on = config.validation
         known = state if state.get("validation_on") == config.validation else {}
         self.validation_before, self.validation_after = (
@@ -104,7 +104,7 @@ class Log:
         return {name: getattr(self, name) for name in names}
 
     def add(self, step: int, lr: float, values: torch.Tensor) -> None:
-        """Note a step that was given to the device, and write the line of the one before. `values`, over all
+        """Record a step queued on the device, and write the line of the step before. `values`, over all
         ranks: target tokens, tokens of text, summed loss, gradient norm."""
         host = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
         host.copy_(values, non_blocking=True)
@@ -211,7 +211,7 @@ class Log:
                 self.report(line["step"], numbers)
 
     def sync(self) -> None:
-        """To the disk: a checkpoint must not be more durable than the lines that lead to it."""
+        """Force lines to the disk: a checkpoint must not be more durable than the lines before it."""
         if self.file:
             with writing(self.path):
                 os.fsync(self.file.fileno())

@@ -116,7 +116,7 @@ def show_simulation(config: TrainConfig, memory: Memory, traffic: Memory) -> Non
 
 def show(model: Transformer, config: TrainConfig, rows: PretrainRows | ExamRows, steps: int,
          device: torch.device, simulated_step: Callable[[BatchSizes, str], tuple[Memory, Memory]]) -> None:
-    """Print everything that `--dry_run` says; no run is begun. Simulated ranks are taken to be GPUs."""
+    """Print the whole `--dry_run` report; no run starts. Simulated ranks are assumed to be GPUs."""
     ranks = config.simulate_ranks or distributed.world_size()
     kind = "cuda" if config.simulate_ranks else device.type
     sizes = look_at_batches(rows, config, ranks, steps, kind == "cpu" and model.config.by_document)

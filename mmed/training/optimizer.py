@@ -44,7 +44,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, limit: float, los
 
 def stochastic_bf16(x: Tensor, noise: Tensor) -> Tensor:
     """fp32 `x` as bf16, rounded up or down with probabilities that keep the mean; noise: int32 in [0, 65536).
-    To nearest, AdamW's second moment, which changes by a thousandth per step, would stay where it is."""
+    Rounded to nearest, AdamW's second moment, which changes by 0.1 % per step, would never change."""
     return ((x.contiguous().view(torch.int32) + noise) & -65536).view(torch.float32).to(torch.bfloat16)
 
 

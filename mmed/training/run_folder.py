@@ -117,7 +117,7 @@ def rounding_differences(old: dict, new: dict) -> list[str]:
 
 
 def start(out: Path, facts: dict, old: dict | None, first: int) -> None:
-    """Write run.json, or say how this continuation differs; drop the lines of metrics.jsonl after step
+    """Write run.json, or print how this continuation differs; drop the lines of metrics.jsonl after step
     `first`, which will be written again, and a torn last one."""
     for name in ("stopped", "done.json"):  # the latter after --resume=step-N of a finished run
         (out / name).unlink(missing_ok=True)

@@ -62,7 +62,7 @@ class StopSignal:
 
     def check(self) -> None:
         """Raise `Stopped` if all ranks stop here; every rank calls this at the same places. With several
-        ranks the answer is that of the call before this one, so that none waits for the others."""
+        ranks it acts on what the previous call gathered, so that none waits for the others."""
         stop = self.requested
         if self.group is not None:
             before, request = self.answer, torch.tensor([int(self.requested)])
@@ -84,7 +84,7 @@ def leave(code: int, message: str = "") -> None:
 
 
 def end_failed_rank(error: BaseException, stop: StopSignal) -> None:
-    """Report a rank's failure and end its process. One process alone lets the error take its usual way."""
+    """Report a rank's failure and end its process. A single process just lets the error propagate."""
     if distributed.world_size() == 1:
         return
     rank, known = distributed.rank(), isinstance(error, UserError)

@@ -44,7 +44,7 @@ TRAFFIC = {"c10d::_allgather_base_": "gathered", "c10d::_reduce_scatter_base_": 
 
 @contextlib.contextmanager
 def fake_ranks(count: int, shard_size: int, kind: str) -> Iterator[None]:
-    """This process is rank 0 of `count`, on a CPU whatever it has, with a `kind` of device's logit chunks."""
+    """Act as rank 0 of `count` on a CPU, even if there is a GPU; logit chunks are those of device `kind`."""
     with (mock.patch.dict(os.environ, RANK="0", WORLD_SIZE=str(count), CUDA_VISIBLE_DEVICES=""),
           mock.patch.dict(ChunkedCrossEntropy.ROWS, cpu=ChunkedCrossEntropy.ROWS[kind]),
           mock.patch.object(distributed, "gpu_count", lambda: 0), contextlib.ExitStack() as stack):

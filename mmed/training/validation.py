@@ -77,8 +77,8 @@ def windows(ids: Sequence[int], bos_id: int | None, context: int) -> Iterator[Ro
 
 
 def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tuple[str, list[int], int]]:
-    """(language, ids of the text without BOS and EOS, bytes of the text) of the first `limit` documents of
-    each language of a file, or of a token stream (0: all)."""
+    """(language, ids without BOS and EOS, bytes of the text) of the first `limit` documents (0: all) per
+    language in a file, or in a token stream."""
     if name.endswith(SUFFIXES):
         counts: Counter[str] = Counter()
         for text, language in read_texts(name):
@@ -109,7 +109,7 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{twice[0]}: named twice, so its documents would count double")
     for name in names:
-        kind = "general " if Path(name).name.startswith("general") else ""  # against forgetting
+        kind = "general " if Path(name).name.startswith("general") else ""  # to measure forgetting
         for language, ids, size in read_documents(name, tokenizer, limit):
             if rows := list(windows(ids, tokenizer.bos_id, context)):
                 found = sets.setdefault(kind + language, ValidationSet())

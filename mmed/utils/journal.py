@@ -47,8 +47,8 @@ class SealedFile:
 
 
 class Journal(SealedFile):
-    """Rounds of rows in PATH.partial, one line per round, after a line with the facts behind all of them; in
-    PATH, one row per line, when the work is finished.
+    """Rounds of rows in PATH.partial, one line per round, after a first line with the facts of the run; once
+    the work is finished, PATH has one row per line.
 
     Opening the journal of an earlier run continues it; `force` starts it again.
     """
@@ -106,7 +106,7 @@ def json_line(value: Any) -> str:
 
 
 def sealed_line(value: dict) -> str:
-    """`json_line` of an object whose last key is a checksum of the rest, by which damage is noticed.
+    """`json_line` of an object whose last key is a checksum of the rest, to detect damage.
 
     >>> sealed_line({"round": 0})
     '{"round": 0, "crc32": "5a34bd24"}\\n'

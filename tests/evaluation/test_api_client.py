@@ -183,7 +183,7 @@ def test_an_evaluation_scores_what_comes_back_and_scoring_again_costs_nothing(ex
     assert {body["max_tokens"] for _, _, body in stub.seen} == {512}  # a chat model may reason first
     before = (out / "predictions.jsonl").read_bytes(), (out / "api_calls.jsonl").read_bytes()
     main(command(stub, exam, "--force"))
-    assert len(stub.seen) == 16 and "0 of them asked for now" in capsys.readouterr().err
+    assert len(stub.seen) == 16 and "0 of them new" in capsys.readouterr().err
     assert before == ((out / "predictions.jsonl").read_bytes(), (out / "api_calls.jsonl").read_bytes())
 
 

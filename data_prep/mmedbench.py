@@ -148,7 +148,7 @@ def place(language: str, items: list[Raw], options: argparse.Namespace, notes: d
     names = list(dict.fromkeys(raw.exam for raw in items))
     if len(names) > 1 and not options.mix:
         raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores on a "
-                         "mixture are not comparable with any other; give each its own --out, or add --mix")
+                         "mixture are comparable with nothing else; give each its own --out, or add --mix")
     copies = mark_repeats(items)
     for name in names:
         own = [raw for raw in items if raw.exam == name]

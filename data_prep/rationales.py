@@ -179,7 +179,7 @@ def take(task: Task, entry: Entry, reply: dict, hidden: bool) -> str:
 
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
             longest: int, samples: int) -> tuple[list[str], list[dict]]:
-    """Ask about each entry (with `samples`, up to that often, until the answer is the key), and put the reply
+    """Ask about each entry, with `samples` up to that often until the answer is the key, and put the reply
     into its line; returns the keys of all requests, and the replies."""
     keys: list[str] = []
     replies: list[dict] = []

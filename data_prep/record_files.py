@@ -27,7 +27,7 @@ MAX_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` needs, as published dumps do
 BATCH_BYTES = 1 << 26  # about this much of a parquet file is in memory
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
 WHOLE_JSON = re.compile(rb"\[|\{\s*\n")  # an array, or an object over several lines
-UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # magic bytes -> opener
+UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by a file's first bytes
 ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to skip
 DAMAGED = "file truncated or damaged"
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading such a file raises

@@ -40,8 +40,8 @@ def item_code(item: ExamItem) -> str:
 
 
 def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str], count: int) -> Counter[str]:
-    """Write the table with `count` rationales (0: all) per language (no `languages`: every one), and return
-    the number in each.
+    """Write the table with `count` rationales (0: all) of each of these languages (none: of each), and return
+    how many of each.
 
     Hashes select them, so adding items changes little; they keep the order of the file. No cell
     begins with text of an item, which a spreadsheet program could take for a formula.

@@ -172,7 +172,7 @@ SOURCES = {
                     "/4_options/", official=True),
     "mcmle": Source("MedQA Mainland, simplified, 4 options", "MIT", "zh", MEDQA, "^(?!.*/(US|Taiwan)/)",
                     "/4_options/", official=True),
-    "igakuqa": Source("IgakuQA, a folder per year", JAPANESE_EXAMS, "ja", IGAKUQA, r"(^|/)\d+-[A-Z]\.jsonl$",
+    "igakuqa": Source("IgakuQA, a folder a year", JAPANESE_EXAMS, "ja", IGAKUQA, r"(^|/)\d+-[A-Z]\.jsonl$",
                       rows=igakuqa_rows),
     "frenchmedmcqa": Source("FrenchMedMCQA", "Apache-2.0", "fr",
                             "options=answers|answer_a+answer_b+answer_c+answer_d+answer_e,"

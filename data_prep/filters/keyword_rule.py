@@ -75,8 +75,8 @@ def judge_official(text: str, language: Language) -> Decision:
 #   - requires Latin terms in Chinese and Japanese to stand alone ("rna" is not in "journal"),
 #   - and counts only letters and digits in DENS, so that white space and punctuation do not thin a text.
 
-# Not foldable one character at a time: invisible characters (removed), ligatures and half-width kana
-# (decomposed), and letters that NFC joins with a mark.
+# What needs more than a look at one character: invisible characters, which are removed, ligatures and
+# half-width kana, which are taken apart, and letters that NFC joins with a mark.
 _INVISIBLE = ("\xad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0600-\u0605\u0610-\u061a\u061c\u0640\u064b-\u065f"
               "\u0670\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff")
 _RARE = re.compile(f"[{_INVISIBLE}\u1100-\u11ff\u3099\u309a\uff9e\uff9f\ufb00-\ufb06]")

@@ -36,7 +36,7 @@ FAILURES_IN_A_ROW = 10
 FATAL_STATUS = {401: "check the key (--api_key_env)",  # 403 may be OpenRouter's moderation of one question
                 402: "the quota is used up", 429: "the quota or the rate limit is used up",
                 404: "check --api, and --base_url, which usually ends in /v1"}
-KEPT = "the replies so far are kept; run the same command to continue"
+KEPT = "the replies so far are kept, and the same command continues"
 ECHOED = 64  # tokens kept from the end of an echoed prompt, where the answer is
 CANNOT_SCORE = ("the server returns no log-probabilities of a given text (`echo` and `logprobs` of its "
                 "/completions), so options cannot be scored; use --scoring generate, or --model FOLDER")

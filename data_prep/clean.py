@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.documents import Document
-from data_prep.filters.language_codes import language_code
+from data_prep.filters.language_codes import find_language
 from data_prep.filters.personal_data import mask_personal
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
 from mmed.languages import get_language
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--mask_personal", action="store_true",
         help="replace e-mail addresses and telephone numbers by <EMAIL> and <PHONE>")
     given = parser.parse_args(arguments)
-    code = get_language(language_code(given.language)).code
+    code = find_language(given.language).code
     options = {"language": code, "language_id": given.language_id, "mask_personal": given.mask_personal,
                "version": VERSION}
     if given.language_id:

@@ -2,8 +2,9 @@
 
 In:  a list of `Step`s. Out: OUT/done/STEP.json of each finished step (commands, seconds), OUT/logs/STEP.log.
 
-Finished steps are skipped; an interrupted one resumes, because each command is resumable. A plan is rejected
-if its finished steps were run with other commands. Used by data_prep/corpus.py and examples/demo.
+Finished steps are skipped, or run again to look for changed input (`again`); an interrupted one resumes,
+because each command is resumable. A plan is rejected if its finished steps were run with other commands,
+--workers apart. Used by data_prep/corpus.py and examples/demo.
 """
 from __future__ import annotations
 
@@ -38,6 +39,7 @@ class Step:
     commands: list[list[str]]  # each: module, then its arguments
     needs: tuple[str, ...] = ()
     minutes: float = 1.0  # expected, for the time left; only the proportions between steps matter
+    again: bool = False  # run at every start: its command itself skips what is finished and unchanged
 
 
 def print_commands(plan: list[Step]) -> None:
@@ -86,8 +88,9 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
     """
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    seconds = _finished_steps(plan, out)
-    print(f"{len(plan)} steps in {out}/, {len(seconds)} done already; output is in {logs}/", file=sys.stderr)
+    finished = _finished_steps(plan, out)
+    seconds = {step.name: finished[step.name] for step in plan if step.name in finished and not step.again}
+    print(f"{len(plan)} steps in {out}/, {len(finished)} done already; output is in {logs}/", file=sys.stderr)
     work = {step.name: step.minutes for step in plan}
     bar = tqdm(total=sum(work.values()), initial=sum(work[name] for name in seconds), miniters=0,
                mininterval=1 if sys.stderr.isatty() else REPORT_SECONDS, leave=False,
@@ -137,13 +140,20 @@ def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:
         path = out / "done" / f"{step.name}.json"
         if path.is_file():
             done = read_json(path)
-            if done["commands"] != step.commands:
-                pairs = zip(chain(*done["commands"]), chain(*step.commands))
-                changed = next((f" ({one} then, {other} now)" for one, other in pairs if one != other), "")
+            then, now = _words(done["commands"]), _words(step.commands)
+            if then != now:
+                pairs = (f" ({one} then, {other} now)" for one, other in zip(then, now) if one != other)
+                changed = next(pairs, "")
                 raise UserError(f"{out}: its step {step.name} had other commands{changed}; give another "
                                 "--out or remove the folder")
             seconds[step.name] = done["seconds"]
     return seconds
+
+
+def _words(commands: list[list[str]]) -> list[str]:
+    """The words of all commands without --workers, which changes no output."""
+    words = list(chain(*commands))
+    return [word for before, word in zip(["", *words], words) if "--workers" not in (before, word)]
 
 
 def _finish(step: Step, process: BaseProcess, out: Path, seconds: float) -> float:

@@ -23,10 +23,15 @@ ALTO = """<alto xmlns="http://www.loc.gov/standards/alto/ns-v4#"><Layout><Page><
 
 @pytest.mark.parametrize(("name", "content", "expected"), [
     ("a.hocr", HOCR, [[("Heart failure", 100, 900, 130, 28), ("is & was", 100, 300, 180, 30)], []]),
+    ("a.hocr", HOCR.replace("page'", "page a'").replace(" &amp;", "&nbsp;&amp;").replace("<p ", "<br><p "),
+     [[("Heart failure", 100, 900, 130, 28), ("is & was", 100, 300, 180, 30)], []]),
+    ("a.hocr", HOCR.replace("900 130; baseline 0 -5; x_size 28", "130 900"),  # written downwards
+     [[("Heart failure", 100, 900, -100, 30), ("is & was", 100, 300, 180, 30)], []]),
     ("a.xml", ALTO, [[("Heart fail-", 100, 900, 130, 30), ("ure", 100, 300, 180, 30)]]),
     ("a.txt", "\ufeffПервая\r\nстраница\f\n Вторая\n\f",
      [[("Первая", 0, 6, 1, 1), ("страница", 0, 8, 2, 1)], [("Вторая", 1, 7, 2, 1)]]),
-    ("a.txt", "\udcff", None), ("a.xml", "<html><body/></html>", None), ("a.hocr", "", None)])
+    ("a.txt", "\udcff", None), ("a.xml", "<html><body/></html>", None),
+    ("a.xml", ALTO.replace('"800"', '"800,5"'), None), ("a.hocr", "", None)])
 def test_pages_and_lines_are_read_or_the_file_is_unreadable(tmp_path, name, content, expected):
     path = tmp_path / name
     path.write_bytes(content.encode(errors="surrogateescape"))

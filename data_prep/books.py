@@ -33,6 +33,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name, write_list
+from data_prep.filters.language_codes import find_language
 from data_prep.pipeline.shards import add_shard_arguments, fingerprint, run_step, shard_names
 from data_prep.sources.book_layout import Line, join_lines, remove_running_heads, tidy_lines
 from data_prep.sources.book_pages import OCR_SUFFIXES, Page, read_ocr_text, read_pdf, save_pages
@@ -82,7 +83,7 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
         if not given.is_dir():
             books += find_inputs([given])
             continue
-        found = sorted(find_inputs([given], SUFFIXES), key=suffix_order, reverse=True)
+        found = sorted(find_inputs([given], SUFFIXES, out), key=suffix_order, reverse=True)
         # Files that differ in the suffix only are copies; the first of SUFFIXES counts.
         for path in {path.with_suffix(""): path for path in found}.values():
             if path.suffix.lower() == ".pdf":
@@ -106,7 +107,7 @@ def page_order(path: Path) -> str:
 
 def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker: Worker) -> dict[int, Page]:
     """Run OCR on these pages. `work` holds page groups finished by earlier starts."""
-    folder = work / f"{shard_name(path)}-{fingerprint(path, {'language': language})[:16]}"
+    folder = work / f"{shard_names([path])[0]}-{fingerprint(path, {'language': language})[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[int, Page] = {}
     for size in (OCR_PAGES, 1):  # a page that fails spoils its group, so that its neighbours are tried alone
@@ -205,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     require_extra("pypdfium2", "books")
     require_extra("ocrmypdf", "books")
-    options = {"language": get_language(given.language).code, "ocr": given.ocr, "version": VERSION}
+    options = {"language": find_language(given.language).code, "ocr": given.ocr, "version": VERSION}
     out = Path(given.out)
     given.inputs = find_books(given.inputs, out)
     return run_step(keep_readable, "books", options, given, suffixes=SUFFIXES,

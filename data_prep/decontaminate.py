@@ -101,8 +101,9 @@ def contained_items(text: str, wanted: NGrams) -> Counter[str]:
     return found
 
 
-def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
-    wanted = _wanted(options["benchmark"], options["digest"])
+def decontaminate_shard(benchmark: str, documents: Iterator[Document], shard: ShardWriter,
+                        options: dict[str, Any]) -> None:
+    wanted = _wanted(benchmark, options["digest"])
     for document in documents:
         if items := contained_items(document.text, wanted):
             shard.drop(document, "benchmark question", items=sorted(items)[:MOST_ITEMS])
@@ -125,10 +126,9 @@ def main(argv: list[str] | None = None) -> int:
     if short:
         print(f"{len(short)} of {len(items)} questions are too short to look for: "
               f"{', '.join(short[:MOST_ITEMS])}", file=sys.stderr)
-    options = {"benchmark": str(given.benchmark), "version": minhash.VERSION,
-               "digest": hashlib.sha256(repr(items).encode()).hexdigest()}
-    return run_step(decontaminate_shard, "decontaminate", options, given,
-                    f"decontaminate ({len(items) - len(short)} questions)")
+    options = {"version": minhash.VERSION, "digest": hashlib.sha256(repr(items).encode()).hexdigest()}
+    return run_step(functools.partial(decontaminate_shard, str(given.benchmark)), "decontaminate", options,
+                    given, f"decontaminate ({len(items) - len(short)} questions)")
 
 
 if __name__ == "__main__":

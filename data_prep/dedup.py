@@ -31,6 +31,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import accumulate, chain, pairwise, repeat
 from pathlib import Path
 from typing import IO, Any
@@ -58,7 +59,7 @@ class Run:
     """Inputs and options of a run, and where its stages leave their results, most of them by input."""
 
     def __init__(self, inputs: list[str | Path], out: Path, threshold: float, options: dict[str, Any]):
-        paths = find_inputs(inputs)
+        paths = find_inputs(inputs, out=out)
         # The order in which the files are given does not matter.
         self.names, self.paths = map(list, zip(*sorted(zip(shards.shard_names(paths), paths))))
         self.out, self.threshold, self.options = out, threshold, options
@@ -239,7 +240,7 @@ def compare_shard(path: Path, wanted: Path, file: Path, options: dict[str, Any])
     """Write the shingle hashes of the wanted documents of one input file unless they are there."""
     if file.exists():
         return
-    rows = set(read_json(wanted))
+    rows = set(read_json(wanted, math.inf))
     documents = enumerate(shards.read_shard(path, Funnel(), options) if rows else ())
     found = {row: minhash.shingle_hashes(document.text) for row, document in documents if row in rows}
     sizes = [hashes.nbytes for hashes in found.values()]
@@ -324,9 +325,10 @@ def decide(run: Run) -> None:
     write_json(run.decided, True)
 
 
-def write_shard(documents: Iterator[Document], shard: shards.ShardWriter, options: dict[str, Any]) -> None:
+def write_shard(verdicts: Path, documents: Iterator[Document], shard: shards.ShardWriter,
+                options: dict[str, Any]) -> None:
     """Keep or drop the documents of one shard as decided."""
-    dropped = read_json(options["verdicts"])
+    dropped = read_json(verdicts, math.inf)
     for row, document in enumerate(documents):
         if verdict := dropped.get(str(row)):
             shard.drop(document, **verdict)
@@ -351,7 +353,8 @@ def run_stage(stage: str, run: Run, workers: int, share: shards.Share | None) ->
     elif stage == "decide" and not run.decided.exists():
         decide(run)
     elif stage == "write":
-        jobs = [(write_shard, path, name, run.out, {**run.options, "verdicts": str(file)}, "dedup")
+        options = {**run.options, "state": run.folder.name}
+        jobs = [(partial(write_shard, file), path, name, run.out, options, "dedup")
                 for path, name, file in zip(run.paths, run.names, run.verdicts)]
         records = shards.run_jobs(shards.process_shard, jobs, workers, stage, run.paths, share)
         if not share:

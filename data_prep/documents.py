@@ -9,6 +9,7 @@ Out: `Document`s one by one (`read_documents`), JSON lines (`line_writer`), coun
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ import os
 import re
 import sys
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,16 +29,17 @@ from data_prep.record_files import JSON_LINES, BadRecord, read_records
 from mmed.utils.errors import UserError, printable
 from mmed.utils.files import atomic_write
 
-FORMAT_VERSION = 3  # raise it when the same input gives other output: finished shards are then redone
+FORMAT_VERSION = 4  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
 KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), (".gz", ".bz2", ".xz", ".zst", ".zstd")
 SUFFIXES = tuple(kind + packed for kind in KINDS for packed in ("", *PACKED))
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
+NO_SUFFIX = ""  # among suffixes: names without a dot, too
 NO_TEXT = "no text"
-_NAME = re.compile(r"(.+?)({})?(?:{})?".format(*("|".join(map(re.escape, ends)) for ends in (KINDS, PACKED))),
-                   re.IGNORECASE | re.DOTALL)  # name, kind
+_NAME = re.compile(r"(.+?)(?:({0})(?:{1})?(?:[?@].*)?|(?:{1})?)".format(  # name, kind
+    *("|".join(map(re.escape, ends)) for ends in (KINDS, PACKED))), re.IGNORECASE | re.DOTALL)
 _WIKIEXTRACTOR = re.compile(r"wiki_\d+")  # its JSON files have no suffix
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -111,39 +114,58 @@ class Funnel:
                 "dropped": dict(sorted(self.dropped.items())), "details": dict(sorted(self.details.items()))}
 
 
-def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Expand folders into their sorted corpus files; for a step's output folder, use its kept/."""
+def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES,
+                out: str | Path = "") -> list[Path]:
+    """Expand folders into their sorted corpus files; for a step's output folder, use its kept/.
+
+    What lies below `out`, the step's own output, is no input.
+    """
     found: list[Path] = []
+    own = os.path.realpath(out) if out else ""
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        inside = [path] if path.is_file() else sorted(_files_below(path, suffixes))
+        place = os.path.realpath(path if path.is_dir() else path.parent)
+        if own and (place in (f"{own}/kept", f"{own}/dropped") or (place == own and path.is_dir())):
+            raise UserError(f"{path}: the output of this step cannot be its input; give another --out")
+        inside = [path] if path.is_file() else sorted(_files_below(path, suffixes, own))
         if not inside:
-            kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
+            kinds = FORMS if suffixes == SUFFIXES else ", ".join(filter(None, suffixes))
             raise UserError(f"{path}: no corpus file in this folder (looked for {kinds})")
         found += inside
     return found
 
 
-def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+def _files_below(folder: Path, suffixes: tuple[str, ...], out: str) -> Iterator[Path]:
     """The files with these suffixes, also below linked folders; OSError for a folder that cannot be read."""
     def fail(error: OSError) -> None:
         raise error
 
-    seen: set[str] = set()
+    seen = {out}
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(root)
-        if real in seen:  # linked twice, or a link to a folder above
+        if real in seen:  # the step's output, linked twice, or a link to a folder above
             folders.clear()
             continue
         seen.add(real)
         if "kept" in folders and ("shards" in folders or "funnel.json" in files):
             folders[:], files = ["kept"], []  # a step's output folder: skip what it dropped
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(root, name) for name in files):
+        for path in (Path(root, name) for name in files if not name.startswith(".")):  # "._a.jsonl" of macOS
             wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(shard_name(path))
-            if wiki or path.name.lower().endswith(suffixes):
+            if wiki or has_suffix(path.name, suffixes):
                 yield path
+
+
+@functools.cache
+def _ending(suffixes: tuple[str, ...]) -> re.Pattern[str]:
+    ends = "|".join(re.escape(suffix) if suffix else r"\A[^.?@]+" for suffix in suffixes)
+    return re.compile(rf"(?:{ends})(?:[?@].*)?\Z", re.IGNORECASE | re.DOTALL)
+
+
+def has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether the name of a file ends so; wget writes the query of an address behind it."""
+    return _ending(suffixes).search(name) is not None
 
 
 def write_list(target: Path, files: list[Path], folder: Path) -> Path:
@@ -157,6 +179,9 @@ def write_list(target: Path, files: list[Path], folder: Path) -> Path:
     if not target.exists() or target.read_bytes() != lines:
         with atomic_write(target, "wb") as file:
             file.write(lines)
+            file.flush()
+            # Tasks that write it at the same time must agree on its time, by which a shard is up to date.
+            os.utime(file.fileno(), (zlib.crc32(lines),) * 2)
     return target
 
 
@@ -224,8 +249,9 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
         meta.setdefault("source", values["source"])
     if licence:
         meta.setdefault("licence", licence)
-    return Document(text, language_code(values["language"]) or language, source or values["source"],
-                    values["id"] or default_id, meta)
+    stated = (values["language"], meta.get("language"), language)  # RedPajama's Wikipedia has it in `meta`
+    codes = filter(None, (language_code(name) for name in stated if isinstance(name, str)))
+    return Document(text, next(codes, ""), source or values["source"], values["id"] or default_id, meta)
 
 
 def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:

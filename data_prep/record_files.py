@@ -15,7 +15,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, groupby
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +136,18 @@ def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
 
 
 def _paragraphs(file: Any) -> Iterator[tuple[int, bytes]]:
-    """The parts between blank lines, numbered by their first line."""
-    def has_text(line: tuple[int, bytes]) -> bool:
-        return line[1].decode("utf-8", "replace").strip() != ""
-
-    for text, lines in groupby(enumerate(file, 1), has_text):
-        if text:
-            numbers, parts = zip(*lines)
-            yield numbers[0], b"".join(parts).rstrip(b"\r\n")
+    """The parts between blank lines, numbered by their first line; of a longer one about MAX_LINE_BYTES."""
+    begin, text = 0, bytearray()
+    for number in count(1):
+        line = file.readline(MAX_LINE_BYTES)
+        if line.decode("utf-8", "replace").strip():
+            begin = begin or number
+            text += line if len(text) < MAX_LINE_BYTES else b""
+        elif text:
+            yield begin, bytes(text).rstrip(b"\r\n")
+            begin, text = 0, bytearray()
+        if not line:
+            return
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -42,7 +42,7 @@ from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 from mmed.utils.files import read_jsonl
 
-VERSION = 4  # raise it when the same book gives other text: finished books are then redone
+VERSION = 5  # raise it when the same book gives other text: finished books are then redone
 SUFFIXES = (".pdf", *OCR_SUFFIXES)
 LIST = ".jsonl"  # the page files of a book that is a folder
 OCR_PAGES = 20  # about a minute

@@ -2,7 +2,8 @@
 
 In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one document a record; .txt, one
      document a file, or with `paragraphs` one between blank lines. The text is in one of TEXT_FIELDS or where
-     --text_field says (`a.b` is field b of the nested field a). `language` (or `lang`) may be written in any
+     --text_field says (`a.b` is field b of the nested field a, or of each item of a list: CORD-19's
+     `body_text.text`); of several texts, each is a line. `language` (or `lang`) may be written in any
      standard. `source`, `id` and `meta` are read; every other field goes into `meta`.
 Out: `Document`s one by one (`read_documents`), JSON lines (`line_writer`), counts by reason (`Funnel`).
 """
@@ -25,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.filters.language_codes import language_code
-from data_prep.record_files import JSON_LINES, BadRecord, read_records
+from data_prep.record_files import JSON_LINES, PACKED, BadRecord, read_records
 from mmed.utils.errors import UserError, printable
 from mmed.utils.files import atomic_write
 
 FORMAT_VERSION = 4  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
-KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), (".gz", ".bz2", ".xz", ".zst", ".zstd")
+KINDS = (*JSON_LINES, ".txt", ".parquet")
 SUFFIXES = tuple(kind + packed for kind in KINDS for packed in ("", *PACKED))
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
@@ -230,6 +231,8 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
 
 def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,
               licence: str) -> Document:
+    if isinstance(text, list) and all(isinstance(part, str) for part in text):
+        text = "\n".join(text)
     if not isinstance(text, str):
         raise BadRecord(NO_TEXT if text is None else "text is not a string")
     text = normalise_text(text)
@@ -262,6 +265,8 @@ def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
             return record.pop(key)
         if inner and isinstance(record.get(outer), dict):
             return _take_text(record[outer], (inner,))
+        if inner and isinstance(record.get(outer), list):
+            return [_take_text(part, (inner,)) for part in record[outer] if isinstance(part, dict)]
     raise KeyError
 
 

@@ -28,6 +28,7 @@ BATCH_BYTES = 1 << 26  # about this much of a parquet file is in memory
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
 WHOLE_JSON = re.compile(rb"\[|\{\s*\n")  # an array, or an object over several lines
 UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by a file's first bytes
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to skip
 DAMAGED = "file truncated or damaged"
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading such a file raises
@@ -43,6 +44,8 @@ def read_records(path: Path, kind: str, bad: Callable[[str, int, int], None],
     check_file(path)
     with open_packed(path) as file:
         try:
+            if path.suffix.lower() in PACKED and not path.stat().st_size:
+                raise EOFError  # a download that did not begin
             for number, item in _numbered_items(file, path, kind, paragraphs):
                 try:
                     record = _to_record(item, kind)
@@ -104,6 +107,8 @@ def _numbered_items(file: Any, path: Path, kind: str, paragraphs: bool) -> Itera
     """The texts of a .txt file and the lines of a JSON file as bytes, or values."""
     start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
     if kind == ".parquet" or start.startswith(b"PAR1"):
+        if not isinstance(getattr(file, "raw", None), io.FileIO):
+            raise UserError(f"{path}: a packed parquet file; unpack it")
         return _parquet_rows(path)
     if kind == ".txt":
         return _paragraphs(file) if paragraphs else [(1, _read_all(file, path))]

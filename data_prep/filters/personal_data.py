@@ -44,18 +44,20 @@ _OTHER_NUMBER = re.compile(
 _COUNTRY = (r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-6]\d|29\d|3[578]\d|42\d|50\d|"
             r"59\d|6[789]\d|80\d|85\d|87\d|88\d|96\d|97\d|99\d")
 FORMS = {
-    "international": rf"\+(?:{_COUNTRY})(?:{_SEPARATOR}?\(0?\d{{1,5}}\))?(?:{_SEPARATOR}?\d){{5,13}}",
+    "international": rf"\+(?:{_COUNTRY})(?:{_SEPARATOR}?\(0?\d{{1,5}}\))?(?:{_SEPARATOR}?\d){{5,13}}|"
+                     rf"00(?:{_COUNTRY}){_SEPARATOR}(?:\(0\){_SEPARATOR}?)?[1-9](?:{_SEPARATOR}?\d){{6,11}}",
     "France": rf"0[1-9](?P<fr>{_SEPARATOR})\d\d(?:(?P=fr)\d\d){{3}}",  # 01 42 34 56 78
     "United States": r"(?:1[-. ])?\([2-9]\d\d\)[ -]?[2-9]\d\d[-. ]\d{4}|"  # (555) 234-5678
                      r"(?:1(?P<us>[-.]))?[2-9]\d\d(?P<us2>[-.])[2-9]\d\d(?P=us2)\d{4}",
     "Russia": r"[78][ -]?\(\d{3,5}\)[ -]?\d{1,3}[ -]\d\d[ -]?\d\d|\(\d{3,5}\)[ -]?\d{1,3}-\d\d-\d\d|"
-              r"8(?P<ru>[ -])\d{3}(?P=ru)\d{3}(?P=ru)\d\d(?P=ru)\d\d",  # 8 (800) 555-35-35
+              r"8[ -]\d{3}[ -]\d{3}(?P<ru>[ -])\d\d(?P=ru)\d\d",  # 8 (800) 555-35-35, 8 800 555-35-35
     "Japan": r"0\d{1,4}-\d{1,4}-\d{4}|\(0\d{1,4}\)[ -]?\d{1,4}-\d{4}|0\d{1,4}\(\d{1,4}\)\d{4}|"
              r"0(?:120|800)-\d{3}-\d{3}",  # 03-1234-5678
     "China": r"(?:\(0(?:10|2\d|[3-9]\d\d)\)|0(?:10|2\d|[3-9]\d\d)-)\d{7,8}|"  # 010-12345678
              r"[48]00-\d{3}-\d{4}|"
              r"1[3-9]\d(?:\d{8}|(?P<cn>[ -])\d{4}(?P=cn)\d{4})",  # 139 1234 5678
     "Spain": r"[6-9]\d\d(?P<es>[ .])\d\d(?P=es)\d\d(?P=es)\d\d",  # 912 34 56 78; not 912 345 678, a quantity
+    "switchboard": r"(?:0[1-9]\d{1,4} ?[ /-] ?|\(0[1-9]\d{1,4}\) ?[/-]? ?)\d{2,7}-0(?!\d)",  # 040 7410-0
     # Germany, the Arab countries, Britain: area code with its zero, then 5-8 digits, in up to three groups:
     # 030 12345678, 089/123 45 67, (0171) 2345678, 050 123 4567, 0100 123 4567, 020 7946 0018
     "area code": r"(?:0[1-9]\d{1,4} ?[ /-] ?|\(0[1-9]\d{1,4}\) ?[/-]? ?)"
@@ -130,7 +132,8 @@ def _plausible(form: str) -> bool:
     digits = sum(map(str.isdigit, form))
     if form.startswith("+"):
         return 8 <= digits <= 15 and not _YEARS.fullmatch(form)
-    if form.startswith(("0", "(0")) and not 9 <= digits <= 12:
+    least, most = 7 if form.endswith("-0") else 9, 17 if form.startswith("00") else 12
+    if form.startswith(("0", "(0")) and not least <= digits <= most:
         return False
     groups = re.findall(r"\d+", form)
     if len(groups) > 2 and all(map(_TIME.fullmatch, groups)):

@@ -91,7 +91,10 @@ def place_line(page: Any, textpage: Any, raw: Any, first: int, last: int) -> tup
             points.append(turned.get(page.get_rotation(), (x, y)))
     across, heights = zip(*points)
     size = max(abs(heights[2] - heights[1]), abs(heights[5] - heights[4]))
-    return tuple(round(value, 2) for value in (min(across), max(across), height - heights[0], size))
+    top, bottom, base = height - max(heights), height - min(heights), height - heights[0]
+    downwards = first < last and heights[3] < heights[0]
+    placed = place_box(min(across), top, max(across), bottom if downwards else top, size, base)
+    return tuple(round(value, 2) for value in placed)
 
 
 def save_pages(path: Path, numbers: list[int], target: Path) -> bool:
@@ -149,7 +152,8 @@ def alto_lines(page: ElementTree.Element) -> Iterator[Line]:
         text = " ".join(word.get("CONTENT", "") for word in line.iterfind("{*}String"))
         hyphen = "-" if text and line.find("{*}HYP") is not None else ""
         left, top, width, height = (float(line.get(key) or 0) for key in ("HPOS", "VPOS", "WIDTH", "HEIGHT"))
-        yield Line(text + hyphen, *place_box(left, top, left + width, top + height, height))
+        bottom = top + height
+        yield Line(text + hyphen, *place_box(left, top, left + width, bottom, height, bottom))
 
 
 def hocr_lines(page: ElementTree.Element) -> Iterator[Line]:
@@ -159,15 +163,17 @@ def hocr_lines(page: ElementTree.Element) -> Iterator[Line]:
             size = re.search(r"\bx_size ([\d.]+)", title)
             left, top, right, bottom = map(float, box.groups())
             text = " ".join("".join(line.itertext()).split())
-            yield Line(text, *place_box(left, top, right, bottom, float(size[1]) if size else bottom - top))
+            height = float(size[1]) if size else bottom - top
+            yield Line(text, *place_box(left, top, right, bottom, height, bottom))
 
 
 def of_class(root: Any, names: tuple[str, ...]) -> Iterator[Any]:
     return (part for part in root.iter() if not {*names}.isdisjoint((part.get("class") or "").split()))
 
 
-def place_box(left: float, top: float, right: float, bottom: float, size: float) -> tuple[float, ...]:
+def place_box(left: float, top: float, right: float, bottom: float, size: float,
+              base: float) -> tuple[float, ...]:
     """(left, right, base, size) of a line; of one written downwards as if the page were turned."""
-    if bottom - top > 3 * (right - left):
+    if bottom - top > 5 * (right - left):
         return top, bottom, -left, right - left
-    return left, right, bottom, size
+    return left, right, base, size

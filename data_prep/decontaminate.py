@@ -2,7 +2,8 @@
 
     python -m data_prep.decontaminate IN... --benchmark MMedBench/Test --out DIR [--workers N]
 
-In:  documents (data_prep/documents.py) and exam items in JSONL (`question`), a file or a folder of them.
+In:  documents (data_prep/documents.py) and exam items in JSONL (`question`), a file or a folder of them, also
+     packed; a single file may be an array or parquet.
 Out: OUT/kept; OUT/dropped with `items` (FILE:LINE of the questions found); OUT/funnel.json.
 
 1. Each question yields its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script
@@ -26,11 +27,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import Document
+from data_prep.documents import Document, find_inputs
 from data_prep.filters import minhash
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
+from data_prep.record_files import PACKED, read_records
 from mmed.utils.errors import Parser, UserError, main_guard
-from mmed.utils.files import read_jsonl
 
 WORDS, CHARACTERS = 13, 20
 SHORTEST_WORDS, SHORTEST_CHARACTERS = 6, 10
@@ -44,8 +45,12 @@ def read_items(path: Path) -> list[tuple[str, str]]:
     """(FILE:LINE, question) of every exam item below a path."""
     folder = path if path.is_dir() else path.parent
     items: list[tuple[str, str]] = []
-    for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
-        for number, record in read_jsonl(file):
+
+    def bad(reason: str, number: int, size: int) -> None:
+        raise UserError(f"{file}:{number}: {reason}; expected exam items, one JSON object a line")
+
+    for file in find_inputs([path], tuple(f".jsonl{packed}" for packed in ("", *PACKED))):
+        for number, record in read_records(file, ".jsonl", bad):
             question = record.get("question")
             if isinstance(question, str) and question.strip():
                 items.append((f"{file.relative_to(folder).as_posix()}:{number}", question))

@@ -37,7 +37,6 @@ KINDS = (*JSON_LINES, ".txt", ".parquet")
 SUFFIXES = tuple(kind + packed for kind in KINDS for packed in ("", *PACKED))
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
-NO_SUFFIX = ""  # among suffixes: names without a dot, too
 NO_TEXT = "no text"
 _NAME = re.compile(r"(.+?)(?:({0})(?:{1})?(?:[?@].*)?|(?:{1})?)".format(  # name, kind
     *("|".join(map(re.escape, ends)) for ends in (KINDS, PACKED))), re.IGNORECASE | re.DOTALL)
@@ -165,7 +164,7 @@ def _ending(suffixes: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether the name of a file ends so; wget writes the query of an address behind it."""
+    """Whether a file's name ends so ("": has no suffix); wget writes the query of an address behind it."""
     return _ending(suffixes).search(name) is not None
 
 

@@ -23,20 +23,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from data_prep.documents import (
-    NO_SUFFIX,
-    PACKED,
-    Document,
-    Funnel,
-    find_inputs,
-    has_suffix,
-    normalise_text,
-    shard_name,
-    write_list,
-)
+from data_prep.documents import Document, Funnel, find_inputs, has_suffix, normalise_text, write_list
 from data_prep.filters.language_codes import find_language
 from data_prep.pipeline.shards import add_shard_arguments, run_step, shard_names
-from data_prep.record_files import DAMAGE, DAMAGED, open_packed
+from data_prep.record_files import DAMAGE, DAMAGED, PACKED, open_packed
 from data_prep.sources.worker import Unreadable, Worker, keep_readable
 from mmed.utils.errors import Parser, main_guard, require_extra
 from mmed.utils.files import read_jsonl
@@ -47,7 +37,7 @@ PAGE_SECONDS = 60
 PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
 HTML_SUFFIXES = (".html", ".htm", ".xhtml", ".shtml", ".php", ".asp", ".aspx", ".jsp")
 ARCHIVE_SUFFIXES = (".zip", *(kind + end for kind in (".warc", ".arc", ".wet") for end in ("", *PACKED)))
-SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES, NO_SUFFIX)
+SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES, "")  # "": no suffix at all
 ARCHIVE_STARTS = (b"WARC/", b"filedesc:", b"PK\3\4")
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 OTHER = "records that are not HTML pages"
@@ -93,7 +83,8 @@ def is_archive(path: Path) -> bool:
 
 def read_pages(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
     suffix = path.suffix.lower()
-    zipped = suffix == ".zip" or zipfile.is_zipfile(path)
+    with open(path, "rb") as file:
+        zipped = suffix == ".zip" or file.read(2) == b"PK"
     for page in (read_files if suffix == ".jsonl" else read_zip if zipped else read_warc)(path, funnel):
         name, begins = page.meta.get("file", ".html"), page.body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         if begins == b"<" or page.problem or has_suffix(name, HTML_SUFFIXES):
@@ -118,7 +109,7 @@ def read_zip(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
         for entry in archive.infolist():
             meta = {"file": entry.filename}
             name = Path(entry.filename).name
-            if entry.is_dir() or name.startswith(".") or not has_suffix(name, (*HTML_SUFFIXES, NO_SUFFIX)):
+            if entry.is_dir() or name.startswith(".") or not has_suffix(name, (*HTML_SUFFIXES, "")):
                 funnel.add(OTHER, not entry.is_dir())
                 continue
             try:
@@ -192,7 +183,7 @@ def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[tu
         for number, page in enumerate(read_pages(path, funnel), 1):
             facts = {**page.meta, "licence": options["licence"]}
             meta = {key: value for key, value in facts.items() if value}
-            name = f"{shard_name(path)}:{number}"
+            name = f"{shard_names([path])[0]}:{number}"
             document = Document("", options["language"], options["source"], name, meta)
             try:
                 if page.problem:

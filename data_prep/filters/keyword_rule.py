@@ -86,7 +86,10 @@ _COMPATIBLE = re.compile(f"[{_LIGATURES}]|[\uff66-\uff9f]+")
 
 
 def unfold_rare(text: str) -> str:
-    """Normalise a text so that every character can be folded on its own."""
+    """Normalise a text so that every character can be folded on its own; spaces become single ones."""
+    while "  " in text:
+        text = text.replace("  ", " ")
+    text = text.replace(" \n", "\n").replace("\n ", "\n")
     if _RARE.search(text):
         text = _COMPATIBLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
         text = _REMOVED.sub("", unicodedata.normalize("NFC", text))

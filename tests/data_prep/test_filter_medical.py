@@ -67,6 +67,8 @@ HEART, GAS = ("heart", "heart failure", "failure"), ("dna", "インスリン", "
     ("ru", "default", (), "У ПАЦИЕНТОВ с опухолями печени", {"пациент": 1, "опухоль": 1, "печень": 1}),
     ("es", "default", (), "las infecciones bacterianas", {"infección": 1, "bacteria": 1}),
     ("en", "default", HEART, "heart failure and heart-failure, heart", {"heart failure": 2, "heart": 1}),
+    ("en", "default", HEART, "heart  failure, heart \n   failure; heart\n\nfailure",
+     {"heart failure": 2, "heart": 1, "failure": 1}),
     ("ja", "default", GAS, "ＤＮＡとｲﾝｽﾘﾝとｶﾞｽ壊疽", {"dna": 1, "インスリン": 1, "ガス壊疽": 1}),
     ("ja", "default", GAS, "ＤＮＡＳ", {}),  # Latin words stand alone
     ("de", "default", ("|gefäß|",), "BLUTGEFÄSSE, Gefäße, Gefässe", {"gefäß": 3}),

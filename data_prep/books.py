@@ -32,7 +32,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name, write_list
+from data_prep.documents import Document, Funnel, find_inputs, has_suffix, normalise_text, write_list
 from data_prep.filters.language_codes import find_language
 from data_prep.pipeline.shards import add_shard_arguments, fingerprint, run_step, shard_names
 from data_prep.sources.book_layout import Line, join_lines, remove_running_heads, tidy_lines
@@ -86,7 +86,7 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
         found = sorted(find_inputs([given], SUFFIXES, out), key=suffix_order, reverse=True)
         # Files that differ in the suffix only are copies; the first of SUFFIXES counts.
         for path in {path.with_suffix(""): path for path in found}.values():
-            if path.suffix.lower() == ".pdf":
+            if has_suffix(path.name, SUFFIXES[:1]):
                 books.append(path)
             else:
                 folders[path.parent].append(path)
@@ -96,8 +96,7 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
 
 
 def suffix_order(path: Path) -> int:
-    suffix = path.suffix.lower()
-    return SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)  # none in the name ".txt"
+    return next(place for place, suffix in enumerate(SUFFIXES) if has_suffix(path.name, (suffix,)))
 
 
 def page_order(path: Path) -> str:
@@ -143,7 +142,7 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
 def read_lines(path: Path, work: Path, options: dict[str, Any]) -> tuple[list[list[Line]], Counter[str]]:
     """Return the lines of each inner page, and how many pages were read in which way."""
     with Worker(BOOK_SECONDS) as worker:
-        if path.suffix.lower() == ".pdf":
+        if has_suffix(path.name, SUFFIXES[:1]):
             pages = worker.call(read_pdf, path)
         else:
             listed = [Path(entry["path"]) for _, entry in read_jsonl(path)] if path.suffix == LIST else [path]
@@ -178,7 +177,7 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any],
               work: Path) -> Iterator[tuple[Document, str]]:
     """The parts of a book, or a document without text and the reason why the book cannot be used."""
     language = get_language(options["language"])
-    name, meta = shard_name(path), {"file": path.name.removesuffix(LIST)}
+    name, meta = shard_names([path])[0], {"file": path.name.removesuffix(LIST)}
     meta |= {"licence": options["licence"]} if options["licence"] else {}
     try:
         pages, how = read_lines(path, work, options)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.documents import has_suffix
 from data_prep.sources.book_layout import Line
 from data_prep.sources.worker import Unreadable
 from mmed.utils.errors import require_extra
@@ -114,7 +115,7 @@ def read_ocr_text(paths: list[Path]) -> list[Page]:
     pages: list[Page] = []
     for path in paths:
         try:
-            if path.suffix.lower() == ".txt":
+            if has_suffix(path.name, (".txt",)):
                 found = map(text_lines, path.read_text(encoding="utf-8-sig").removesuffix("\f").split("\f"))
             else:
                 found = read_xml(parse(path))

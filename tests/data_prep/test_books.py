@@ -52,16 +52,16 @@ def write_pdf(path: Path, pages: int, scanned: tuple[int, ...] = ()) -> None:
 
 def test_a_long_book_loses_running_heads_front_and_back_matter_and_is_split(tmp_path, monkeypatch):
     monkeypatch.setattr(books, "PART", 20_000)
-    write_pdf(tmp_path / "book.PDF", 110)
+    write_pdf(tmp_path / "book.PDF?sequence=1", 110)
     documents, _ = read(tmp_path / "out", tmp_path, "--no_ocr", "--licence", "CC0")
     text = "\n".join(document.text for document in documents)
     inner = range(2 * 5, 2 * 105)  # 0.018 * 110 + 3 < page < 105
     assert text.split("\n") == [paragraph(number) for number in inner]
     parts = round(len(text) / 20_000)
     assert len(documents) == parts
-    meta = {"file": "book.PDF", "licence": "CC0", "pages": 110, "part": 1, "parts": parts,
+    meta = {"file": "book.PDF?sequence=1", "licence": "CC0", "pages": 110, "part": 1, "parts": parts,
             "read": {"text": 100, "front or back matter": 10}}
-    assert documents[0] == Document(documents[0].text, "en", "book", "book.PDF:1", meta)
+    assert documents[0] == Document(documents[0].text, "en", "book", "book.PDF?sequence=1:1", meta)
 
 
 def test_a_book_is_scanned_if_it_has_too_little_text():

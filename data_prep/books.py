@@ -1,8 +1,8 @@
 """Books: turns PDF files, or the output of an OCR engine, into documents. The second source of MMedC.
 
 In:  PDF files and folders of them; .hocr, ALTO .xml and .txt files; folders of such page files, a book each.
-Out: documents of source "book", each of about PART characters, because later steps keep or drop whole
-     documents; folders as for every step (data_prep/pipeline/shards.py). OUT/work: what OCR has read.
+Out: as of every step (data_prep/pipeline/shards.py): documents of source "book", each of about PART
+     characters, because later steps keep or drop whole documents. OUT/work: what OCR has read.
 
     python -m data_prep.books shelf/ more/book.pdf --language ru --out books_ru --workers 8
 
@@ -83,9 +83,10 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
         if not given.is_dir():
             books += find_inputs([given])
             continue
-        found = sorted(find_inputs([given], SUFFIXES, out), key=suffix_order, reverse=True)
+        found = find_inputs([given], SUFFIXES, out)
         # Files that differ in the suffix only are copies; the first of SUFFIXES counts.
-        for path in {path.with_suffix(""): path for path in found}.values():
+        best_last = (path for suffix in SUFFIXES[::-1] for path in found if has_suffix(path.name, (suffix,)))
+        for path in {path.with_suffix(""): path for path in best_last}.values():
             if has_suffix(path.name, SUFFIXES[:1]):
                 books.append(path)
             else:
@@ -93,10 +94,6 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         books.append(write_list(out / "lists" / f"{name}{LIST}", sorted(pages, key=page_order), folder))
     return sorted(books)
-
-
-def suffix_order(path: Path) -> int:
-    return next(place for place, suffix in enumerate(SUFFIXES) if has_suffix(path.name, (suffix,)))
 
 
 def page_order(path: Path) -> str:

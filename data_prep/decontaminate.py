@@ -2,8 +2,8 @@
 
     python -m data_prep.decontaminate IN... --benchmark MMedBench/Test --out DIR [--workers N]
 
-In:  documents (data_prep/documents.py) and exam items in JSONL (`question`), a file or a folder of them, also
-     packed; a single file may be an array or parquet.
+In:  documents (data_prep/documents.py); exam items (`question`): JSON lines, a folder of them, or one file of
+     another kind.
 Out: OUT/kept; OUT/dropped with `items` (FILE:LINE of the questions found); OUT/funnel.json.
 
 1. Each question yields its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script

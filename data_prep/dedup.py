@@ -13,12 +13,10 @@ Out: OUT/kept; OUT/dropped with `reason` ("exact duplicate" or "near duplicate")
     decide   all pairs, the better documents first: which are duplicates, by the shingles where there are some
     write    each shard: kept and dropped documents
 
-On a cluster, many tasks sign, compare and write (`--stage sign --shard i/n`), one pairs and decides, which
-reads no text. The longest of similar documents stays; ties are broken by hashes of the content, so neither
-file order nor the number of workers matters. A document is dropped only if it is like a document that stays:
-unlike connected components (datatrove), a chain of small edits cannot remove a document that is dissimilar to
-the one kept. Memory of `pair` and `decide`: about 100 bytes a document, however many pairs; signatures,
-candidates and shingles are on disk, in files without a name, which no killed run leaves behind.
+On a cluster, many tasks sign, compare and write (`--stage sign --shard i/n`); one pairs and decides, with
+about 100 bytes of memory a document. The longest of similar documents stays; ties are broken by hashes of the
+content, so neither file order nor the number of workers matters. A document is dropped only if it is like one
+that stays: in connected components (datatrove), a chain of small edits can remove a dissimilar one.
 
 DIFFERS: the official code removes no duplicates (CulturaX was deduplicated before). We do, as an optional
 step, since books, sites and web pages repeat each other.

@@ -265,7 +265,8 @@ def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
         if inner and isinstance(record.get(outer), dict):
             return _take_text(record[outer], (inner,))
         if inner and isinstance(record.get(outer), list):
-            return [_take_text(part, (inner,)) for part in record[outer] if isinstance(part, dict)]
+            found = [_take_text(part, (inner,)) for part in record[outer] if isinstance(part, dict)]
+            return [text for value in found for text in (value if isinstance(value, list) else [value])]
     raise KeyError
 
 

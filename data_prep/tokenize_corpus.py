@@ -8,8 +8,7 @@ Out: NAME.json, NAME.idx and NAME.parts/*.bin (and NAME-held-out.*). Each docume
      adds one, --bos), its ids, EOS.
 
 Each input file becomes a part; finished parts are skipped. NAME.json lists the parts in the order of the
-inputs; no token is copied. On a cluster, tasks with `--shard i/n` make the parts; the command without --shard
-lists them. Memory: one document per worker, and the offsets of one part.
+inputs. On a cluster, tasks with `--shard i/n` make the parts; the command without --shard lists them.
 # MMedLM: a document is encoded whole and ends with EOS (prepare_tokenized_dataset.py). DIFFERS: one
 # memory-mapped array, where the official code writes a 2048-token .npy per window: 1.35 to 4.2 trained
 # positions per token there, 1.01 here.

@@ -2,9 +2,8 @@
 
 In:  a list of `Step`s. Out: OUT/done/STEP.json of each finished step (commands, seconds), OUT/logs/STEP.log.
 
-Finished steps are skipped, or run again to look for changed input (`again`); an interrupted one resumes,
-because each command is resumable. A plan is rejected if its finished steps were run with other commands,
---workers apart. Used by data_prep/corpus.py and examples/demo.
+Finished steps are skipped, or run again to look for changed input (`again`); each command resumes. A plan is
+rejected if its finished steps were run with other commands. Used by data_prep/corpus.py and examples/demo.
 """
 from __future__ import annotations
 
@@ -143,9 +142,8 @@ def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:
             then, now = _words(done["commands"]), _words(step.commands)
             if then != now:
                 pairs = (f" ({one} then, {other} now)" for one, other in zip(then, now) if one != other)
-                changed = next(pairs, "")
-                raise UserError(f"{out}: its step {step.name} had other commands{changed}; give another "
-                                "--out or remove the folder")
+                raise UserError(f"{out}: its step {step.name} had other commands{next(pairs, '')}; give "
+                                "another --out or remove the folder")
             seconds[step.name] = done["seconds"]
     return seconds
 

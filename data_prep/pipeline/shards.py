@@ -41,7 +41,7 @@ from mmed.utils.files import read_json, try_lock, write_json
 READING = ("language", "source", "licence", "text_field", "paragraphs", "strict")  # options of read_documents
 UNREADABLE = {documents.NO_TEXT, DAMAGED, "not JSON", "not an object", "not UTF-8", "text is not a string"}
 LOG_SECONDS = 30  # between two lines of progress
-LONGEST_NAME = 180  # bytes in a shard's name
+LONGEST_NAME = 180  # bytes in a shard's name, before suffixes; file systems allow 255
 Share = tuple[int, int]  # task i of n
 
 
@@ -89,15 +89,8 @@ def shard_names(inputs: list[Path]) -> list[str]:
         names = ["__".join(path.relative_to(common).parts) for path in absolute]
     if len(set(names)) < len(names):
         raise UserError(f"{max(names, key=names.count)}: given twice; name each input once")
-    return list(map(_shortened, names))
-
-
-def _shortened(name: str) -> str:
-    """Names of files end at 255 bytes, and a step puts a suffix behind them."""
-    data = os.fsencode(name)
-    if len(data) <= LONGEST_NAME:
-        return name
-    return f"{data[:LONGEST_NAME - 20].decode(errors='ignore')}-{hashlib.sha256(data).hexdigest()[:16]}"
+    return [name if len(os.fsencode(name)) <= LONGEST_NAME else
+            f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}" for name in names]
 
 
 def fingerprint(path: Path, options: dict[str, Any]) -> str:

@@ -163,7 +163,9 @@ def test_of_a_damaged_parquet_file_the_rest_is_read(tmp_path):
 
 def test_text_in_a_nested_field_or_a_list_is_read(tmp_path):
     cord = {"body_text": [{"text": "one", "section": "s"}, {"text": "two"}]}
-    for field, record in (("body_text.text", cord), ("text", {"text": ["one", "two"]})):
+    bioc = {"documents": [{"passages": [{"text": "one"}]}, {"passages": [{"text": "two"}]}]}
+    for field, record in (("body_text.text", cord), ("text", {"text": ["one", "two"]}),
+                          ("documents.passages.text", bioc)):
         for path in (write_parquet(tmp_path / "b.parquet", [record]), write(tmp_path / "b.jsonl", record)):
             assert read(path, text_field=field) == (["one\ntwo"], {})
     pubmed = {"Article": {"Abstract": {"AbstractText": "a", "n": 1}}, "text": ""}

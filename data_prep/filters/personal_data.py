@@ -66,6 +66,7 @@ FORMS = {
 }
 _FORM = re.compile("|".join(FORMS.values()))
 _TIME = re.compile(r"[01]\d[0-5]\d|2[0-4][0-5]\d")  # of day
+_UNIT = re.compile(r" ?(?:(?:[kmµμ]g|mcg|[mµμd]l|[nmµμck]m|IU|UI|IE|Hz|rpm|мк?г|мл|МЕ|ЕД)\b|[%℃°])", re.I)
 _YEARS = re.compile(r"\+(?:19|20)\d\d\D(?:19|20)\d\d")
 _LINK = re.compile(r"(?:://|www\.|10\.\d{4,9}/)\S*\Z")  # the number continues a web address or DOI
 
@@ -124,7 +125,7 @@ def _phones(text: str) -> Iterator[tuple[int, int, str]]:
         for form in _FORM.finditer(run[0]):
             alone = not (re.search(r"[0-9][ ./()-]?\Z", run[0][:form.start()])
                          or re.match(r"[ ./()-]?[0-9]", run[0][form.end():]))
-            if alone and _plausible(form[0]):
+            if alone and _plausible(form[0]) and not _UNIT.match(text, run.start() + form.end()):
                 yield run.start() + form.start(), run.start() + form.end(), "phone"
 
 
@@ -138,5 +139,7 @@ def _plausible(form: str) -> bool:
     groups = re.findall(r"\d+", form)
     if len(groups) > 2 and all(map(_TIME.fullmatch, groups)):
         return False  # 0800 1200 1600
+    if "(" not in form and not any(int(number) % 50 for number in groups):
+        return False  # 400-800-1200
     steps = {int(after) - int(before) for before, after in itertools.pairwise(groups)}
     return not (len(form) == 14 and len(groups) == 5 and len(steps) == 1)  # 05 10 15 20 25 is a scale

@@ -163,7 +163,8 @@ def hocr_lines(page: ElementTree.Element) -> Iterator[Line]:
         if box := BOX.search(title):
             size = re.search(r"\bx_size ([\d.]+)", title)
             left, top, right, bottom = map(float, box.groups())
-            text = " ".join("".join(line.itertext()).split())
+            words = [*of_class(line, ("ocrx_word",))] or [line]  # some files have no blanks
+            text = " ".join(" ".join("".join(word.itertext()) for word in words).split())
             height = float(size[1]) if size else bottom - top
             yield Line(text, *place_box(left, top, right, bottom, height, bottom))
 

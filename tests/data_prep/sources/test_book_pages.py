@@ -9,8 +9,8 @@ HOCR = """<?xml version="1.0" encoding="UTF-8"?>
 <div class='ocr_page' id='page_1' title='image "a.png"; bbox 0 0 1000 1400; ppageno 0'>
  <div class='ocr_carea' title="bbox 100 100 900 180"><p class='ocr_par'>
   <span class='ocr_line' title="bbox 100 100 900 130; baseline 0 -5; x_size 28">
-   <span class='ocrx_word' title='bbox 100 100 200 130; x_wconf 96'>Heart</span>
-   <span class='ocrx_word' title='bbox 210 100 400 130; x_wconf 90'>failure</span></span>
+   <span class='ocrx_word' title='bbox 100 100 200 130; x_wconf 96'>Heart</span
+   ><span class='ocrx_word' title='bbox 210 100 400 130; x_wconf 90'>failure</span></span>
   <span class='ocr_line' title="bbox 100 150 300 180"><span class='ocrx_word'>is &amp; was</span></span>
  </p></div></div>
 <div class='ocr_page' title='bbox 0 0 1000 1400'></div></body></html>"""

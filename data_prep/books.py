@@ -174,7 +174,7 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any],
               work: Path) -> Iterator[tuple[Document, str]]:
     """The parts of a book, or a document without text and the reason why the book cannot be used."""
     language = get_language(options["language"])
-    name, meta = shard_names([path])[0], {"file": path.name.removesuffix(LIST)}
+    name, meta = options["name"], {"file": path.name.removesuffix(LIST)}
     meta |= {"licence": options["licence"]} if options["licence"] else {}
     try:
         pages, how = read_lines(path, work, options)

@@ -341,7 +341,7 @@ def run_stage(stage: str, run: Run, workers: int, share: shards.Share | None) ->
         before = STAGES[STAGES.index(stage) - 1]
         raise UserError(f"{run.folder}: --stage {before} is not done for these inputs; run it first")
     if stage == "sign":
-        jobs = list(zip(run.paths, run.signed, repeat(run.options)))
+        jobs = list(zip(run.paths, run.signed, ({**run.options, "name": name} for name in run.names)))
         shards.run_jobs(sign_shard, jobs, workers, stage, run.paths, share)
     elif stage == "pair" and not run.pairs.exists():
         pair(run)

@@ -192,12 +192,13 @@ def shard_name(path: Path) -> str:
 
 def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
                    licence: str = "", text_field: str = "", paragraphs: bool = False,
-                   strict: bool = False) -> Iterator[Document]:
+                   strict: bool = False, name: str = "") -> Iterator[Document]:
     """Yield the documents of one file.
 
-    `language` and `licence` (stored in meta) fill in where a record has none. `source` wins; a record's own,
-    different source (CulturaX: "mC4") is kept in meta. Records that cannot be used are counted in `funnel`
-    (without one, they are named on stderr) or, with `strict`, raise UserError.
+    `language` and `licence` (stored in meta) fill in where a record has none, `name` (else the file's) and
+    the number where it has no id. `source` wins; a record's own, different source (CulturaX: "mC4") is kept
+    in meta. Records that cannot be used are counted in `funnel` (without one, they are named on stderr) or,
+    with `strict`, raise UserError.
     """
     def bad(reason: str, number: int, size: int) -> None:
         where = f"{path}:{number}" if number else str(path)
@@ -208,7 +209,7 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
         else:
             funnel.drop(reason, size, where)
 
-    name, kind = _NAME.fullmatch(Path(path).name).groups("")
+    own_name, kind = _NAME.fullmatch(Path(path).name).groups("")
     fields = (text_field,) if text_field else TEXT_FIELDS
     found, other_keys = 0, []
     for number, record in read_records(Path(path), kind.lower(), bad, paragraphs):
@@ -220,7 +221,7 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
             continue
         found += 1
         try:
-            yield _document(text, record, f"{name}:{number}", language, source, licence)
+            yield _document(text, record, f"{name or own_name}:{number}", language, source, licence)
         except BadRecord as error:
             bad(str(error), number, len(text) if isinstance(text, str) else 0)
     if other_keys and not found:

@@ -183,7 +183,7 @@ def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[tu
         for number, page in enumerate(read_pages(path, funnel), 1):
             facts = {**page.meta, "licence": options["licence"]}
             meta = {key: value for key, value in facts.items() if value}
-            name = f"{shard_names([path])[0]}:{number}"
+            name = f"{options['name']}:{number}"
             document = Document("", options["language"], options["source"], name, meta)
             try:
                 if page.problem:

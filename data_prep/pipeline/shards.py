@@ -77,7 +77,8 @@ Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]  # another
 
 def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
     """The reader of steps over documents; options as `shard_options` gives them."""
-    return documents.read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
+    given = {key: options[key] for key in (*READING, "name") if key in options}
+    return documents.read_documents(path, funnel, **given)
 
 
 def shard_names(inputs: list[Path]) -> list[str]:
@@ -118,8 +119,8 @@ def process_shard(function: StepFunction, path: Path, name: str, out: Path, opti
     if record and all((out / folder / f"{name}.jsonl.gz").exists() for folder in ("kept", "dropped")):
         return record
     with ShardWriter(out, name, options) as shard:
-        found = tqdm(read(path, shard.funnel, options), path.name, unit=" documents", delay=LOG_SECONDS,
-                     mininterval=LOG_SECONDS, leave=False)
+        found = tqdm(read(path, shard.funnel, {**options, "name": name}), path.name, unit=" documents",
+                     delay=LOG_SECONDS, mininterval=LOG_SECONDS, leave=False)
         function(found, shard, options)
     record = {"fingerprint": mark, "input": path.name, **shard.funnel.to_dict()}
     write_json(done, record)

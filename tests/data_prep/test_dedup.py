@@ -232,6 +232,15 @@ def test_more_shards_than_open_files_are_allowed(tmp_path):
     subprocess.run([sys.executable, "-c", limited], cwd=ROOT, check=True, capture_output=True)
 
 
+def test_documents_of_files_with_one_name_are_told_apart(tmp_path):
+    files = [write(tmp_path / folder / "part.jsonl", {"text": f"{folder} one"}, {"text": "the same"})
+             for folder in ("a", "b")]
+    deduplicate(files, tmp_path / "out")
+    kept, dropped = (read_folder(tmp_path / "out" / folder) for folder in ("kept", "dropped"))
+    assert len({record["id"] for record in kept + dropped}) == 4
+    assert dropped[0]["duplicate_of"] in {record["id"] for record in kept if record["text"] == "the same"}
+
+
 def test_a_chain_of_edits_drops_only_what_is_like_a_kept_document(tmp_path):
     rng = random.Random(SEED)
     words = make_words(rng, "en", 400)

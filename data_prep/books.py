@@ -148,7 +148,7 @@ def read_lines(path: Path, work: Path, options: dict[str, Any]) -> tuple[list[li
         wanted = [number for number in inner if needs_ocr(pages[number], scanned)]
         recognised: dict[int, Page] = {}
         if wanted and options["ocr"]:
-            recognised = ocr_pages(path, wanted, work, get_language(options["language"]).ocr_code, worker)
+            recognised = ocr_pages(path, wanted, work, options["ocr"], worker)
     how = Counter({"front or back matter": len(pages) - len(inner)})
     lines = []
     for number in inner:
@@ -202,7 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     require_extra("pypdfium2", "books")
     require_extra("ocrmypdf", "books")
-    options = {"language": find_language(given.language).code, "ocr": given.ocr, "version": VERSION}
+    language = find_language(given.language)
+    options = {"language": language.code, "ocr": given.ocr and language.ocr_code, "version": VERSION}
     out = Path(given.out)
     given.inputs = find_books(given.inputs, out)
     return run_step(keep_readable, "books", options, given, suffixes=SUFFIXES,

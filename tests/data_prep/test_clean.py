@@ -5,6 +5,7 @@ import json
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from corpus_files import read_folder, write
 from growth import grows_at_most
 
 from data_prep.clean import LIKELY, identify_language, main
-from data_prep.filters.personal_data import find_personal, mask_personal
+from data_prep.filters.personal_data import _announced, find_personal, mask_personal
+from mmed.languages import all_languages
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "text"
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
@@ -152,6 +154,19 @@ def test_without_options_a_corpus_is_taken_in_as_it_is(tmp_path):
     records = [{"text": f"Text {number}: a@b.example, ça va.\n", "language": "en", "source": "s",
                 "id": str(number), "meta": {"k": number}} for number in range(5)]
     assert clean(tmp_path, records, "--language", "en")[0] == records
+
+
+def test_a_change_of_a_language_file_redoes_the_shards(tmp_path, monkeypatch):
+    command = [str(write(tmp_path / "a.jsonl", {"text": "Praxistelefonnummer 2345678"})), "--language", "de",
+               "--mask_personal", "--out", str(tmp_path / "out")]
+    main(command)
+    changed = tuple(replace(language, phone_words="praxistelefonnummer") for language in all_languages())
+    for module in ("clean", "filters.personal_data"):
+        monkeypatch.setattr(f"data_prep.{module}.all_languages", lambda: changed)
+    _announced.cache_clear()
+    main(command)
+    _announced.cache_clear()
+    assert read_folder(tmp_path / "out" / "kept")[0]["text"] == "Praxistelefonnummer <PHONE>"
 
 
 def clean(folder: Path, records: list[dict], *options: str) -> tuple[list[dict], list[dict], dict]:

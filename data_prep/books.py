@@ -40,7 +40,7 @@ from data_prep.sources.book_pages import OCR_SUFFIXES, Page, read_ocr_text, read
 from data_prep.sources.worker import Unreadable, Worker, keep_readable
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
-from mmed.utils.files import read_jsonl
+from mmed.utils.files import read_jsonl, temporary_name
 
 VERSION = 5  # raise it when the same book gives other text: finished books are then redone
 SUFFIXES = (".pdf", *OCR_SUFFIXES)
@@ -119,7 +119,7 @@ def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker:
 
 def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, worker: Worker) -> bool:
     """Writes `done`, a PDF of these pages with the text that OCR reads; False if this fails."""
-    pictures, unfinished = done.with_suffix(".in"), done.with_suffix(".part")
+    pictures, unfinished = temporary_name(done), temporary_name(done)  # a task may be started twice
     if not worker.call(save_pages, path, numbers, pictures):
         return False
     command = [sys.executable, "-m", "ocrmypdf", *OCR_OPTIONS, "--language", language, pictures, unfinished]

@@ -11,6 +11,7 @@ from corpus_files import read_folder, run
 
 from data_prep import books
 from data_prep.documents import Document
+from data_prep.sources.worker import Worker
 from mmed.utils.errors import UserError
 
 pdfium = pytest.importorskip("pypdfium2")  # extra books
@@ -93,10 +94,14 @@ def test_scanned_pages_are_read_and_finished_groups_are_not_read_again(tmp_path,
 
 def test_pages_that_ocr_fails_on_are_counted(tmp_path, monkeypatch):
     write_pdf(tmp_path / "mixed.pdf", 4, scanned=(1, 2))
-    fail = functools.partial(subprocess.run, ["false"], check=True)
-    monkeypatch.setattr(subprocess, "run", lambda command, **settings: fail())
+    fail, files = functools.partial(subprocess.run, ["false"], check=True), []
+    monkeypatch.setattr(subprocess, "run", lambda command, **settings: files.extend(command[-2:]) or fail())
     document, = read(tmp_path / "out", tmp_path / "mixed.pdf")[0]
     assert document.meta["read"] == {"text": 2, "not read": 2}
+    for _ in range(2):  # two tasks at the same pages
+        with Worker(60) as worker:
+            books.run_ocrmypdf(tmp_path / "mixed.pdf", [1], tmp_path / "a.ocr", "eng", worker)
+    assert len(set(files)) == len(files) == 10
     assert not books.save_pages(tmp_path / "mixed.pdf", [9], tmp_path / "page.pdf")  # an error of PDFium
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +115,18 @@ def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
             folders.append(f"{out}/sources/{language}-{number}")
             command = [*_source_command(recipe, source), "--out", folders[-1], "--workers", str(workers)]
             title = f"{name}: {source.name or source.kind}"
-            plan.append(Step(f"source-{language}-{number}", title, [command]))
+            plan.append(Step(f"source-{language}-{number}", title, [command], inputs=tuple(source.inputs)))
         needs = tuple(step.name for step in plan[-len(folders):])
         for stage, title, module, options in _stages(recipe, language):
             target = f"{out}/{stage}/{language}"
             kept = [f"{folder}/kept" for folder in folders]
             command = [module, *kept, *options, "--out", target, "--workers", str(workers)]
-            plan.append(Step(f"{stage}-{language}", f"{name}: {title}", [command], needs))
+            inputs = {"streams": (recipe.tokenizer,), "uncontaminated": (recipe.benchmark,)}.get(stage, ())
+            plan.append(Step(f"{stage}-{language}", f"{name}: {title}", [command], needs, inputs=inputs))
             folders, needs = [target], (plan[-1].name,)
     report = ["mmed.reporting", "--corpus", out, "--out", f"{out}/report.html", "--title", recipe.title]
     streams = tuple(step.name for step in plan if step.name.startswith("streams-"))
-    plan.append(Step("report", "a page with pictures", [report], streams))
-    return [replace(step, again=True) for step in plan]
+    return [*plan, Step("report", "a page with pictures", [report], streams)]
 
 
 def _options(**values: Any) -> list[str]:

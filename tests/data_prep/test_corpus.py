@@ -199,16 +199,18 @@ def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
         run_plan(plan, tmp_path / "out")
 
 
-def test_a_corpus_is_made_again_when_an_input_has_changed(tmp_path):
+def test_a_corpus_is_made_again_when_an_input_has_changed(tmp_path, capsys):
     write(tmp_path / "en.jsonl", {"text": "one"})
     (tmp_path / "r.toml").write_text('tokenizer = "tokenizer"\n[[source]]\nlanguage = "eng"\n'
                                      'kind = "corpus"\ninputs = ["en.jsonl"]', encoding="utf-8")
     train_sentencepiece(["one two three"], tmp_path / "tokenizer", 270)
-    for count in (1, 2):
+    for done, count in ((0, 1), (4, 1), (0, 2)):
         corpus.main([str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")])
+        assert f"4 steps in {tmp_path}/out/, {done} done already" in capsys.readouterr().err
         result = json.loads((tmp_path / "out" / "corpus.json").read_text())
         assert result["counts"]["en"]["corpus"]["documents"] == count
-        write(tmp_path / "en.jsonl", {"text": "one"}, {"text": "two"})
+        if done:
+            write(tmp_path / "en.jsonl", {"text": "one"}, {"text": "two"})
 
 
 def test_the_table_of_counts_has_totals_and_few_columns():

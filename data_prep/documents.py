@@ -10,7 +10,6 @@ Out: `Document`s one by one (`read_documents`), JSON lines (`line_writer`), coun
 from __future__ import annotations
 
 import contextlib
-import functools
 import gzip
 import io
 import json
@@ -40,7 +39,7 @@ FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "lice
 NO_TEXT = "no text"
 _NAME = re.compile(r"(.+?)(?:({0})(?:{1})?(?:[?@].*)?|(?:{1})?)".format(  # name, kind
     *("|".join(map(re.escape, ends)) for ends in (KINDS, PACKED))), re.IGNORECASE | re.DOTALL)
-_WIKIEXTRACTOR = re.compile(r"wiki_\d+")  # its JSON files have no suffix
+_WIKIEXTRACTOR = re.compile(rf"wiki_\d+(?:{'|'.join(map(re.escape, PACKED))})?\Z")  # its files have no suffix
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -152,20 +151,15 @@ def _files_below(folder: Path, suffixes: tuple[str, ...], out: str) -> Iterator[
             folders[:], files = ["kept"], []  # a step's output folder: skip what it dropped
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(root, name) for name in files if not name.startswith(".")):  # "._a.jsonl" of macOS
-            wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(shard_name(path))
-            if wiki or has_suffix(path.name, suffixes):
+            if has_suffix(path.name, suffixes) or (suffixes == SUFFIXES and _WIKIEXTRACTOR.match(path.name)):
                 yield path
-
-
-@functools.cache
-def _ending(suffixes: tuple[str, ...]) -> re.Pattern[str]:
-    ends = "|".join(re.escape(suffix) if suffix else r"\A[^.?@]+" for suffix in suffixes)
-    return re.compile(rf"(?:{ends})(?:[?@].*)?\Z", re.IGNORECASE | re.DOTALL)
 
 
 def has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
     """Whether a file's name ends so ("": has no suffix); wget writes the query of an address behind it."""
-    return _ending(suffixes).search(name) is not None
+    ends = tuple(filter(None, suffixes))
+    return any(part.lower().endswith(ends) or ("" in suffixes and "." not in part)
+               for part in {name, re.split("[?@]", name)[0]})
 
 
 def write_list(target: Path, files: list[Path], folder: Path) -> Path:

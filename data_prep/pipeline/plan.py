@@ -136,9 +136,11 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
 
 def _state(inputs: tuple[str, ...]) -> str:
     """A hash of the names, sizes and modification times of all files there."""
-    files = [file for path in map(Path, inputs) for file in sorted(path.rglob("*")) or [path]]
-    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+    walked = chain(*map(os.walk, inputs))
+    files = {*inputs, *(os.path.join(folder, name) for folder, _, names in walked for name in names)}
+    facts = [(file, os.stat(file)) for file in files if os.path.isfile(file)]
+    entries = sorted((file, found.st_size, found.st_mtime_ns) for file, found in facts)
+    return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
 def _finished_steps(plan: list[Step], out: Path, states: dict[str, str]) -> dict[str, float]:

@@ -7,9 +7,8 @@ Out: documents of source "site". Their `meta` has url, title, date, licence, fil
 
     python -m data_prep.web_pages saved_site/ crawl/*.warc.gz --language fr --out pages_fr --workers 8
 
-trafilatura (Barbaresi, ACL 2021 demo) decodes a page, removes menus, comments and other boilerplate, and
-finds its title, date and licence. What pages state about their language is often wrong and not read. Damage
-ends a WARC: the pages before it are kept, and the rest is counted as one dropped document.
+trafilatura (Barbaresi, ACL 2021 demo) finds the main text of a page, its title, date and licence. What pages
+state about their language is often wrong and not read. Damage ends a WARC: the rest is one dropped document.
 """
 from __future__ import annotations
 

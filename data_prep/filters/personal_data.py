@@ -1,10 +1,9 @@
 """Find e-mail addresses and telephone numbers in a text, and replace them by <EMAIL> and <PHONE>.
 
-Medical texts are full of other numbers: doses, dates, ranges, DOI, trial numbers, tables. A run of digits is
-a telephone number only if it has a country code after a plus sign, a word like "Tel." before it, or a form in
-which the countries of our languages write their numbers and nobody writes anything else (`FORMS`). Missed are
-numbers with none of the three ("912345678") and addresses that are spelt out ("name at clinic dot org").
-Names and postal addresses are not looked for: many names must stay (Parkinson, Crohn).
+A run of digits is a telephone number only if it has a country code after "+" or "00", a word like "Tel."
+before it, or a form in which the countries of our languages write their numbers and nobody writes a dose, a
+date or a code (`FORMS`). Missed are numbers with none of the three ("912345678") and addresses that are spelt
+out. Names and postal addresses are not looked for: many names must stay (Parkinson, Crohn).
 
 Every pattern is bounded, so time is linear in the text. docs/corpus.md compares the package phonenumbers.
 """

@@ -1,8 +1,8 @@
 """Books: turns PDF files, or the output of an OCR engine, into documents. The second source of MMedC.
 
 In:  PDF files and folders of them; .hocr, ALTO .xml and .txt files; folders of such page files, a book each.
-Out: documents of source "book", each of about PART characters, because later steps keep or drop whole
-     documents; folders as for every step (data_prep/pipeline/shards.py). OUT/work: what OCR has read.
+Out: as of every step (data_prep/pipeline/shards.py): documents of source "book", each of about PART
+     characters, because later steps keep or drop whole documents. OUT/work: what OCR has read.
 
     python -m data_prep.books shelf/ more/book.pdf --language ru --out books_ru --workers 8
 
@@ -32,16 +32,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name, write_list
+from data_prep.documents import Document, Funnel, find_inputs, has_suffix, normalise_text, write_list
+from data_prep.filters.language_codes import find_language
 from data_prep.pipeline.shards import add_shard_arguments, fingerprint, run_step, shard_names
 from data_prep.sources.book_layout import Line, join_lines, remove_running_heads, tidy_lines
 from data_prep.sources.book_pages import OCR_SUFFIXES, Page, read_ocr_text, read_pdf, save_pages
 from data_prep.sources.worker import Unreadable, Worker, keep_readable
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
-from mmed.utils.files import read_jsonl
+from mmed.utils.files import read_jsonl, temporary_name
 
-VERSION = 4  # raise it when the same book gives other text: finished books are then redone
+VERSION = 5  # raise it when the same book gives other text: finished books are then redone
 SUFFIXES = (".pdf", *OCR_SUFFIXES)
 LIST = ".jsonl"  # the page files of a book that is a folder
 OCR_PAGES = 20  # about a minute
@@ -82,21 +83,17 @@ def find_books(inputs: list[str], out: Path) -> list[Path]:
         if not given.is_dir():
             books += find_inputs([given])
             continue
-        found = sorted(find_inputs([given], SUFFIXES), key=suffix_order, reverse=True)
+        found = find_inputs([given], SUFFIXES, out)
         # Files that differ in the suffix only are copies; the first of SUFFIXES counts.
-        for path in {path.with_suffix(""): path for path in found}.values():
-            if path.suffix.lower() == ".pdf":
+        best_last = (path for suffix in SUFFIXES[::-1] for path in found if has_suffix(path.name, (suffix,)))
+        for path in {path.with_suffix(""): path for path in best_last}.values():
+            if has_suffix(path.name, SUFFIXES[:1]):
                 books.append(path)
             else:
                 folders[path.parent].append(path)
     for name, (folder, pages) in zip(shard_names(list(folders)), folders.items()):
         books.append(write_list(out / "lists" / f"{name}{LIST}", sorted(pages, key=page_order), folder))
     return sorted(books)
-
-
-def suffix_order(path: Path) -> int:
-    suffix = path.suffix.lower()
-    return SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)  # none in the name ".txt"
 
 
 def page_order(path: Path) -> str:
@@ -106,7 +103,7 @@ def page_order(path: Path) -> str:
 
 def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker: Worker) -> dict[int, Page]:
     """Run OCR on these pages. `work` holds page groups finished by earlier starts."""
-    folder = work / f"{shard_name(path)}-{fingerprint(path, {'language': language})[:16]}"
+    folder = work / f"{shard_names([path])[0]}-{fingerprint(path, {'language': language})[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[int, Page] = {}
     for size in (OCR_PAGES, 1):  # a page that fails spoils its group, so that its neighbours are tried alone
@@ -122,7 +119,7 @@ def ocr_pages(path: Path, numbers: list[int], work: Path, language: str, worker:
 
 def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, worker: Worker) -> bool:
     """Writes `done`, a PDF of these pages with the text that OCR reads; False if this fails."""
-    pictures, unfinished = done.with_suffix(".in"), done.with_suffix(".part")
+    pictures, unfinished = temporary_name(done), temporary_name(done)  # a task may be started twice
     if not worker.call(save_pages, path, numbers, pictures):
         return False
     command = [sys.executable, "-m", "ocrmypdf", *OCR_OPTIONS, "--language", language, pictures, unfinished]
@@ -142,7 +139,7 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
 def read_lines(path: Path, work: Path, options: dict[str, Any]) -> tuple[list[list[Line]], Counter[str]]:
     """Return the lines of each inner page, and how many pages were read in which way."""
     with Worker(BOOK_SECONDS) as worker:
-        if path.suffix.lower() == ".pdf":
+        if has_suffix(path.name, SUFFIXES[:1]):
             pages = worker.call(read_pdf, path)
         else:
             listed = [Path(entry["path"]) for _, entry in read_jsonl(path)] if path.suffix == LIST else [path]
@@ -151,7 +148,7 @@ def read_lines(path: Path, work: Path, options: dict[str, Any]) -> tuple[list[li
         wanted = [number for number in inner if needs_ocr(pages[number], scanned)]
         recognised: dict[int, Page] = {}
         if wanted and options["ocr"]:
-            recognised = ocr_pages(path, wanted, work, get_language(options["language"]).ocr_code, worker)
+            recognised = ocr_pages(path, wanted, work, options["ocr"], worker)
     how = Counter({"front or back matter": len(pages) - len(inner)})
     lines = []
     for number in inner:
@@ -177,7 +174,7 @@ def read_book(path: Path, funnel: Funnel, options: dict[str, Any],
               work: Path) -> Iterator[tuple[Document, str]]:
     """The parts of a book, or a document without text and the reason why the book cannot be used."""
     language = get_language(options["language"])
-    name, meta = shard_name(path), {"file": path.name.removesuffix(LIST)}
+    name, meta = options["name"], {"file": path.name.removesuffix(LIST)}
     meta |= {"licence": options["licence"]} if options["licence"] else {}
     try:
         pages, how = read_lines(path, work, options)
@@ -205,7 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     require_extra("pypdfium2", "books")
     require_extra("ocrmypdf", "books")
-    options = {"language": get_language(given.language).code, "ocr": given.ocr, "version": VERSION}
+    language = find_language(given.language)
+    options = {"language": language.code, "ocr": given.ocr and language.ocr_code, "version": VERSION}
     out = Path(given.out)
     given.inputs = find_books(given.inputs, out)
     return run_step(keep_readable, "books", options, given, suffixes=SUFFIXES,

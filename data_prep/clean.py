@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.documents import Document
-from data_prep.filters.language_codes import language_code
+from data_prep.filters.language_codes import find_language
 from data_prep.filters.personal_data import mask_personal
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
-from mmed.languages import get_language
+from mmed.languages import all_languages, get_language
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
 
-VERSION = 5  # raise it when the same document gives another result
+VERSION = 6  # raise it when the same document gives another result
 LIKELY = 0.1
 SHORTEST_BYTES = 60
 PIECES, PIECE_CHARACTERS = 4, 250  # samples of a long text
@@ -82,9 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
     add("--mask_personal", action="store_true",
         help="replace e-mail addresses and telephone numbers by <EMAIL> and <PHONE>")
     given = parser.parse_args(arguments)
-    code = get_language(language_code(given.language)).code
+    code = find_language(given.language).code
+    files = [(language.language_id, language.phone_words) for language in all_languages()]
     options = {"language": code, "language_id": given.language_id, "mask_personal": given.mask_personal,
-               "version": VERSION}
+               "files": files, "version": VERSION}
     if given.language_id:
         if code not in _identifier().labels:
             raise UserError(f"--language_id: py3langid does not know the language {code!r}; omit the option")

@@ -3,15 +3,13 @@
     python -m data_prep.corpus examples/corpus.toml --out mmedc --workers 16
 
 In:  a recipe (TOML; `examples/corpus.toml` explains every key). Its paths are relative to the recipe file.
-Out: OUT/sources/LANGUAGE-N      documents of each source: filtered (web), read (book, site) or as they are
-                                 (corpus)
-     OUT/clean, unique, uncontaminated/LANGUAGE    after language identification and masking,
-                                 deduplication and decontamination, which the paper lacks
+Out: OUT/sources/LANGUAGE-N      documents of each source: filtered (web), read (book, site), as is (corpus)
+     OUT/clean, unique, uncontaminated/LANGUAGE    after each of the steps that the paper lacks
      OUT/streams/LANGUAGE        token streams, and LANGUAGE-held-out
      OUT/corpus.json, OUT/README.md, OUT/report.html    all counts, a dataset card, a page with pictures
 
-Each step is a separate command (`--list` prints them) and runs once. After an interruption, the same command
-continues where it stopped (data_prep/pipeline/plan.py).
+Each step is a separate command (`--list` prints them). The same command, run again, continues where it
+stopped, and does again what depends on inputs that have changed.
 """
 from __future__ import annotations
 

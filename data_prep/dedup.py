@@ -13,12 +13,10 @@ Out: OUT/kept; OUT/dropped with `reason` ("exact duplicate" or "near duplicate")
     decide   all pairs, the better documents first: which are duplicates, by the shingles where there are some
     write    each shard: kept and dropped documents
 
-On a cluster, many tasks sign, compare and write (`--stage sign --shard i/n`), one pairs and decides, which
-reads no text. The longest of similar documents stays; ties are broken by hashes of the content, so neither
-file order nor the number of workers matters. A document is dropped only if it is like a document that stays:
-unlike connected components (datatrove), a chain of small edits cannot remove a document that is dissimilar to
-the one kept. Memory of `pair` and `decide`: about 100 bytes a document, however many pairs; signatures,
-candidates and shingles are on disk, in files without a name, which no killed run leaves behind.
+On a cluster, many tasks sign, compare and write (`--stage sign --shard i/n`); one pairs and decides, with
+about 100 bytes of memory a document. The longest of similar documents stays; ties are broken by hashes of the
+content, so neither file order nor the number of workers matters. A document is dropped only if it is like one
+that stays: in connected components (datatrove), a chain of small edits can remove a dissimilar one.
 
 DIFFERS: the official code removes no duplicates (CulturaX was deduplicated before). We do, as an optional
 step, since books, sites and web pages repeat each other.
@@ -31,6 +29,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import accumulate, chain, pairwise, repeat
 from pathlib import Path
 from typing import IO, Any
@@ -58,7 +57,7 @@ class Run:
     """Inputs and options of a run, and where its stages leave their results, most of them by input."""
 
     def __init__(self, inputs: list[str | Path], out: Path, threshold: float, options: dict[str, Any]):
-        paths = find_inputs(inputs)
+        paths = find_inputs(inputs, out=out)
         # The order in which the files are given does not matter.
         self.names, self.paths = map(list, zip(*sorted(zip(shards.shard_names(paths), paths))))
         self.out, self.threshold, self.options = out, threshold, options
@@ -239,7 +238,7 @@ def compare_shard(path: Path, wanted: Path, file: Path, options: dict[str, Any])
     """Write the shingle hashes of the wanted documents of one input file unless they are there."""
     if file.exists():
         return
-    rows = set(read_json(wanted))
+    rows = set(read_json(wanted, math.inf))
     documents = enumerate(shards.read_shard(path, Funnel(), options) if rows else ())
     found = {row: minhash.shingle_hashes(document.text) for row, document in documents if row in rows}
     sizes = [hashes.nbytes for hashes in found.values()]
@@ -324,9 +323,10 @@ def decide(run: Run) -> None:
     write_json(run.decided, True)
 
 
-def write_shard(documents: Iterator[Document], shard: shards.ShardWriter, options: dict[str, Any]) -> None:
+def write_shard(verdicts: Path, documents: Iterator[Document], shard: shards.ShardWriter,
+                options: dict[str, Any]) -> None:
     """Keep or drop the documents of one shard as decided."""
-    dropped = read_json(options["verdicts"])
+    dropped = read_json(verdicts, math.inf)
     for row, document in enumerate(documents):
         if verdict := dropped.get(str(row)):
             shard.drop(document, **verdict)
@@ -341,7 +341,7 @@ def run_stage(stage: str, run: Run, workers: int, share: shards.Share | None) ->
         before = STAGES[STAGES.index(stage) - 1]
         raise UserError(f"{run.folder}: --stage {before} is not done for these inputs; run it first")
     if stage == "sign":
-        jobs = list(zip(run.paths, run.signed, repeat(run.options)))
+        jobs = list(zip(run.paths, run.signed, ({**run.options, "name": name} for name in run.names)))
         shards.run_jobs(sign_shard, jobs, workers, stage, run.paths, share)
     elif stage == "pair" and not run.pairs.exists():
         pair(run)
@@ -351,7 +351,8 @@ def run_stage(stage: str, run: Run, workers: int, share: shards.Share | None) ->
     elif stage == "decide" and not run.decided.exists():
         decide(run)
     elif stage == "write":
-        jobs = [(write_shard, path, name, run.out, {**run.options, "verdicts": str(file)}, "dedup")
+        options = {**run.options, "state": run.folder.name}
+        jobs = [(partial(write_shard, file), path, name, run.out, options, "dedup")
                 for path, name, file in zip(run.paths, run.names, run.verdicts)]
         records = shards.run_jobs(shards.process_shard, jobs, workers, stage, run.paths, share)
         if not share:

@@ -2,7 +2,8 @@
 
 In:  .jsonl, .json, .ndjson (each also .gz, .bz2, .xz, .zst) and .parquet, one document a record; .txt, one
      document a file, or with `paragraphs` one between blank lines. The text is in one of TEXT_FIELDS or where
-     --text_field says (`a.b` is field b of the nested field a). `language` (or `lang`) may be written in any
+     --text_field says (`a.b` is field b of the nested field a, or of each item of a list: CORD-19's
+     `body_text.text`); of several texts, each is a line. `language` (or `lang`) may be written in any
      standard. `source`, `id` and `meta` are read; every other field goes into `meta`.
 Out: `Document`s one by one (`read_documents`), JSON lines (`line_writer`), counts by reason (`Funnel`).
 """
@@ -16,6 +17,7 @@ import os
 import re
 import sys
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,21 +25,21 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.filters.language_codes import language_code
-from data_prep.record_files import JSON_LINES, BadRecord, read_records
+from data_prep.record_files import JSON_LINES, PACKED, BadRecord, read_records
 from mmed.utils.errors import UserError, printable
 from mmed.utils.files import atomic_write
 
-FORMAT_VERSION = 3  # raise it when the same input gives other output: finished shards are then redone
+FORMAT_VERSION = 4  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
-KINDS, PACKED = (*JSON_LINES, ".txt", ".parquet"), (".gz", ".bz2", ".xz", ".zst", ".zstd")
+KINDS = (*JSON_LINES, ".txt", ".parquet")
 SUFFIXES = tuple(kind + packed for kind in KINDS for packed in ("", *PACKED))
 TEXT_FIELDS = ("text", "content", "raw_content")  # the usual name, OSCAR's, RedPajama's
 FIELD_NAMES = {"lang": "language", "document_lang": "language", "license": "licence"}
 NO_TEXT = "no text"
-_NAME = re.compile(r"(.+?)({})?(?:{})?".format(*("|".join(map(re.escape, ends)) for ends in (KINDS, PACKED))),
-                   re.IGNORECASE | re.DOTALL)  # name, kind
-_WIKIEXTRACTOR = re.compile(r"wiki_\d+")  # its JSON files have no suffix
+_NAME = re.compile(r"(.+?)(?:({0})(?:{1})?(?:[?@].*)?|(?:{1})?)".format(  # name, kind
+    *("|".join(map(re.escape, ends)) for ends in (KINDS, PACKED))), re.IGNORECASE | re.DOTALL)
+_WIKIEXTRACTOR = re.compile(rf"wiki_\d+(?:{'|'.join(map(re.escape, PACKED))})?\Z")  # its files have no suffix
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -111,39 +113,53 @@ class Funnel:
                 "dropped": dict(sorted(self.dropped.items())), "details": dict(sorted(self.details.items()))}
 
 
-def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """Expand folders into their sorted corpus files; for a step's output folder, use its kept/."""
+def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES,
+                out: str | Path = "") -> list[Path]:
+    """Expand folders into their sorted corpus files; for a step's output folder, use its kept/.
+
+    What lies below `out`, the step's own output, is no input.
+    """
     found: list[Path] = []
+    own = os.path.realpath(out) if out else ""
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        inside = [path] if path.is_file() else sorted(_files_below(path, suffixes))
+        place = os.path.realpath(path if path.is_dir() else path.parent)
+        if own and (place in (f"{own}/kept", f"{own}/dropped") or (place == own and path.is_dir())):
+            raise UserError(f"{path}: the output of this step cannot be its input; give another --out")
+        inside = [path] if path.is_file() else sorted(_files_below(path, suffixes, own))
         if not inside:
-            kinds = FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
+            kinds = FORMS if suffixes == SUFFIXES else ", ".join(filter(None, suffixes))
             raise UserError(f"{path}: no corpus file in this folder (looked for {kinds})")
         found += inside
     return found
 
 
-def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+def _files_below(folder: Path, suffixes: tuple[str, ...], out: str) -> Iterator[Path]:
     """The files with these suffixes, also below linked folders; OSError for a folder that cannot be read."""
     def fail(error: OSError) -> None:
         raise error
 
-    seen: set[str] = set()
+    seen = {out}
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(root)
-        if real in seen:  # linked twice, or a link to a folder above
+        if real in seen:  # the step's output, linked twice, or a link to a folder above
             folders.clear()
             continue
         seen.add(real)
         if "kept" in folders and ("shards" in folders or "funnel.json" in files):
             folders[:], files = ["kept"], []  # a step's output folder: skip what it dropped
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(root, name) for name in files):
-            wiki = suffixes == SUFFIXES and _WIKIEXTRACTOR.fullmatch(shard_name(path))
-            if wiki or path.name.lower().endswith(suffixes):
+        for path in (Path(root, name) for name in files if not name.startswith(".")):  # "._a.jsonl" of macOS
+            if has_suffix(path.name, suffixes) or (suffixes == SUFFIXES and _WIKIEXTRACTOR.match(path.name)):
                 yield path
+
+
+def has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file's name ends so ("": has no suffix); wget writes the query of an address behind it."""
+    ends = tuple(filter(None, suffixes))
+    return any(part.lower().endswith(ends) or ("" in suffixes and "." not in part)
+               for part in {name, re.split("[?@]", name)[0]})
 
 
 def write_list(target: Path, files: list[Path], folder: Path) -> Path:
@@ -157,6 +173,9 @@ def write_list(target: Path, files: list[Path], folder: Path) -> Path:
     if not target.exists() or target.read_bytes() != lines:
         with atomic_write(target, "wb") as file:
             file.write(lines)
+            file.flush()
+            # Tasks that write it at the same time must agree on its time, by which a shard is up to date.
+            os.utime(file.fileno(), (zlib.crc32(lines),) * 2)
     return target
 
 
@@ -167,12 +186,13 @@ def shard_name(path: Path) -> str:
 
 def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: str = "", source: str = "",
                    licence: str = "", text_field: str = "", paragraphs: bool = False,
-                   strict: bool = False) -> Iterator[Document]:
+                   strict: bool = False, name: str = "") -> Iterator[Document]:
     """Yield the documents of one file.
 
-    `language` and `licence` (stored in meta) fill in where a record has none. `source` wins; a record's own,
-    different source (CulturaX: "mC4") is kept in meta. Records that cannot be used are counted in `funnel`
-    (without one, they are named on stderr) or, with `strict`, raise UserError.
+    `language` and `licence` (stored in meta) fill in where a record has none, `name` (else the file's) and
+    the number where it has no id. `source` wins; a record's own, different source (CulturaX: "mC4") is kept
+    in meta. Records that cannot be used are counted in `funnel` (without one, they are named on stderr) or,
+    with `strict`, raise UserError.
     """
     def bad(reason: str, number: int, size: int) -> None:
         where = f"{path}:{number}" if number else str(path)
@@ -183,7 +203,7 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
         else:
             funnel.drop(reason, size, where)
 
-    name, kind = _NAME.fullmatch(Path(path).name).groups("")
+    own_name, kind = _NAME.fullmatch(Path(path).name).groups("")
     fields = (text_field,) if text_field else TEXT_FIELDS
     found, other_keys = 0, []
     for number, record in read_records(Path(path), kind.lower(), bad, paragraphs):
@@ -195,7 +215,7 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
             continue
         found += 1
         try:
-            yield _document(text, record, f"{name}:{number}", language, source, licence)
+            yield _document(text, record, f"{name or own_name}:{number}", language, source, licence)
         except BadRecord as error:
             bad(str(error), number, len(text) if isinstance(text, str) else 0)
     if other_keys and not found:
@@ -205,6 +225,8 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
 
 def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,
               licence: str) -> Document:
+    if isinstance(text, list) and all(isinstance(part, str) for part in text):
+        text = "\n".join(text)
     if not isinstance(text, str):
         raise BadRecord(NO_TEXT if text is None else "text is not a string")
     text = normalise_text(text)
@@ -224,8 +246,9 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
         meta.setdefault("source", values["source"])
     if licence:
         meta.setdefault("licence", licence)
-    return Document(text, language_code(values["language"]) or language, source or values["source"],
-                    values["id"] or default_id, meta)
+    stated = (values["language"], meta.get("language"), language)  # RedPajama's Wikipedia has it in `meta`
+    codes = filter(None, (language_code(name) for name in stated if isinstance(name, str)))
+    return Document(text, next(codes, ""), source or values["source"], values["id"] or default_id, meta)
 
 
 def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
@@ -236,6 +259,9 @@ def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
             return record.pop(key)
         if inner and isinstance(record.get(outer), dict):
             return _take_text(record[outer], (inner,))
+        if inner and isinstance(record.get(outer), list):
+            found = [_take_text(part, (inner,)) for part in record[outer] if isinstance(part, dict)]
+            return [text for value in found for text in (value if isinstance(value, list) else [value])]
     raise KeyError
 
 

@@ -15,7 +15,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, groupby
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ BATCH_BYTES = 1 << 26  # about this much of a parquet file is in memory
 JSON_LINES = (".jsonl", ".jsonlines", ".jl", ".ndjson", ".json")
 WHOLE_JSON = re.compile(rb"\[|\{\s*\n")  # an array, or an object over several lines
 UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by a file's first bytes
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to skip
 DAMAGED = "file truncated or damaged"
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading such a file raises
@@ -43,6 +44,8 @@ def read_records(path: Path, kind: str, bad: Callable[[str, int, int], None],
     check_file(path)
     with open_packed(path) as file:
         try:
+            if path.suffix.lower() in PACKED and not path.stat().st_size:
+                raise EOFError  # a download that did not begin
             for number, item in _numbered_items(file, path, kind, paragraphs):
                 try:
                     record = _to_record(item, kind)
@@ -104,6 +107,8 @@ def _numbered_items(file: Any, path: Path, kind: str, paragraphs: bool) -> Itera
     """Numbered items: texts of a .txt file or JSON lines as bytes, otherwise parsed values."""
     start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
     if kind == ".parquet" or start.startswith(b"PAR1"):
+        if not isinstance(getattr(file, "raw", None), io.FileIO):
+            raise UserError(f"{path}: a packed parquet file; unpack it")
         return _parquet_rows(path)
     if kind == ".txt":
         return _paragraphs(file) if paragraphs else [(1, _read_all(file, path))]
@@ -136,14 +141,18 @@ def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
 
 
 def _paragraphs(file: Any) -> Iterator[tuple[int, bytes]]:
-    """The parts between blank lines, numbered by their first line."""
-    def has_text(line: tuple[int, bytes]) -> bool:
-        return line[1].decode("utf-8", "replace").strip() != ""
-
-    for text, lines in groupby(enumerate(file, 1), has_text):
-        if text:
-            numbers, parts = zip(*lines)
-            yield numbers[0], b"".join(parts).rstrip(b"\r\n")
+    """The parts between blank lines, numbered by their first line; of a longer one about MAX_LINE_BYTES."""
+    begin, text = 0, bytearray()
+    for number in count(1):
+        line = file.readline(MAX_LINE_BYTES)
+        if line.decode("utf-8", "replace").strip():
+            begin = begin or number
+            text += line if len(text) < MAX_LINE_BYTES else b""
+        elif text:
+            yield begin, bytes(text).rstrip(b"\r\n")
+            begin, text = 0, bytearray()
+        if not line:
+            return
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:

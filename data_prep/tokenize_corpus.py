@@ -8,8 +8,7 @@ Out: NAME.json, NAME.idx and NAME.parts/*.bin (and NAME-held-out.*). Each docume
      adds one, --bos), its ids, EOS.
 
 Each input file becomes a part; finished parts are skipped. NAME.json lists the parts in the order of the
-inputs; no token is copied. On a cluster, tasks with `--shard i/n` make the parts; the command without --shard
-lists them. Memory: one document per worker, and the offsets of one part.
+inputs. On a cluster, tasks with `--shard i/n` make the parts; the command without --shard lists them.
 # MMedLM: a document is encoded whole and ends with EOS (prepare_tokenized_dataset.py). DIFFERS: one
 # memory-mapped array, where the official code writes a 2048-token .npy per window: 1.35 to 4.2 trained
 # positions per token there, 1.01 here.
@@ -18,6 +17,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ from data_prep.pipeline import shards
 from mmed.evaluation.summary import aligned
 from mmed.tokenization.token_streams import StreamWriter, TokenStream, write_manifest
 from mmed.tokenizer import load_tokenizer
-from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import read_json, write_json
 
 HELD_OUT = "-held-out"
@@ -44,13 +45,14 @@ def is_held_out(document: Document, share: float) -> bool:
 _load_once = functools.cache(load_tokenizer)
 
 
-def tokenize_part(path: Path, name: str, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+def tokenize_part(path: Path, name: str, folder: Path, tokenizer_path: str,
+                  options: dict[str, Any]) -> dict[str, Any]:
     """Write one input file's documents as two streams, unless they are there; returns FOLDER/NAME.json with
     their names in `streams`, which no other task uses, so that it may be started twice."""
     mark = shards.fingerprint(path, options)
     if record := shards.read_finished(folder / f"{name}.json", mark):
         return record
-    tokenizer = _load_once(options["tokenizer"], options["bos"])
+    tokenizer = _load_once(tokenizer_path, options["bos"])
     streams = [f"{name}.{secrets.randbelow(10**18)}{suffix}" for suffix in ("", HELD_OUT)]
     facts = tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id
     writers = [StreamWriter(folder / stream, *facts) for stream in streams]
@@ -97,18 +99,25 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
 
     With a share, make only the parts of that share, and return their counts.
     """
-    paths, folder = find_inputs(inputs), Path(f"{out}.parts")
+    folder = Path(f"{out}.parts")
+    found = find_inputs(inputs, out=folder)
+    own = re.compile(rf"{re.escape(os.path.abspath(out))}(?:{HELD_OUT})?(?:\.verified-[^/]*)?\.json")
+    paths = [path for path in found if not own.fullmatch(os.path.abspath(path))]  # of an earlier start
+    if len(paths) < len(found) and not os.path.exists(f"{out}.idx"):
+        raise UserError(f"{out}.json: an input that the stream would overwrite; give another --out")
     _load_once.cache_clear()
     loaded = _load_once(str(tokenizer), bos)  # detect a wrong folder before starting any process
+    if not 0 <= held_out < 1:
+        raise UsageError(f"--held_out={held_out}: must be at least 0 and below 1")
     if loaded.eos_id is None:
         raise UserError(f"{tokenizer}: no end-of-sequence token, which must end every document")
-    options = {**reading, "tokenizer": str(tokenizer), "held_out": held_out, "bos": bos,
-               "fingerprint": loaded.fingerprint}
+    options = {**reading, "held_out": held_out, "bos": bos, "fingerprint": loaded.fingerprint}
     whole = hashlib.sha256("".join(shards.fingerprint(path, options) for path in paths).encode()).hexdigest()
     if is_finished(str(out), whole) and (not held_out or is_finished(f"{out}{HELD_OUT}", whole)):
         return read_json(f"{out}.json")
     with shards.one_run(folder, share):
-        jobs = [(path, name, folder, options) for path, name in zip(paths, shards.shard_names(paths))]
+        jobs = [(path, name, folder, str(tokenizer), options)
+                for path, name in zip(paths, shards.shard_names(paths))]
         records = shards.run_jobs(tokenize_part, jobs, workers, "tokenize", paths, share)
         counts = shards.add_up(records).to_dict()
         if share:

@@ -1,18 +1,18 @@
 """Health sites: turns saved web pages into documents that hold their main text.
 
-In:  HTML files or folders of them, WARC files (as data_prep/fetch_site.py writes them) or ARC, zipped sites.
+In:  HTML files or folders of them, WARC files (as data_prep/fetch_site.py writes them), ARC or CommonCrawl's
+     WET, which has plain text, zipped sites. Files without a suffix are pages if they begin as HTML does.
 Out: documents of source "site". Their `meta` has url, title, date, licence, file and fetched as far as known.
      OUT/kept, OUT/dropped, OUT/shards and OUT/funnel.json as for every step (data_prep/pipeline/shards.py).
 
     python -m data_prep.web_pages saved_site/ crawl/*.warc.gz --language fr --out pages_fr --workers 8
 
-trafilatura (Barbaresi, ACL 2021 demo) decodes a page, removes menus, comments and other boilerplate, and
-finds its title, date and licence. What pages state about their language is often wrong and not read. Damage
-ends a WARC: the pages before it are kept, and the rest is counted as one dropped document.
+trafilatura (Barbaresi, ACL 2021 demo) finds the main text of a page, its title, date and licence. What pages
+state about their language is often wrong and not read. Damage ends a WARC: the rest is one dropped document.
 """
 from __future__ import annotations
 
-import re
+import contextlib
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,22 +22,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from data_prep.documents import Document, Funnel, find_inputs, normalise_text, shard_name, write_list
+from data_prep.documents import Document, Funnel, find_inputs, has_suffix, normalise_text, write_list
+from data_prep.filters.language_codes import find_language
 from data_prep.pipeline.shards import add_shard_arguments, run_step, shard_names
-from data_prep.record_files import DAMAGE, DAMAGED, open_packed
+from data_prep.record_files import DAMAGE, DAMAGED, PACKED, open_packed
 from data_prep.sources.worker import Unreadable, Worker, keep_readable
-from mmed.languages import get_language
 from mmed.utils.errors import Parser, main_guard, require_extra
 from mmed.utils.files import read_jsonl
 
-VERSION = 3  # raise it when the same page gives another document: finished shards are then redone
+VERSION = 4  # raise it when the same page gives another document: finished shards are then redone
 MAX_PAGE_BYTES = 10 << 20
 PAGE_SECONDS = 60
 PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
-HTML_SUFFIXES = (".html", ".htm", ".xhtml")
-ARCHIVE_SUFFIXES = (".warc", ".warc.gz", ".arc", ".arc.gz", ".zip")
-SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)
-HTML_NAME = re.compile(r"\.x?html?(?:[?@].*)?$", re.IGNORECASE)  # wget writes the query into the file's name
+HTML_SUFFIXES = (".html", ".htm", ".xhtml", ".shtml", ".php", ".asp", ".aspx", ".jsp")
+ARCHIVE_SUFFIXES = (".zip", *(kind + end for kind in (".warc", ".arc", ".wet") for end in ("", *PACKED)))
+SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES, "")  # "": no suffix at all
+ARCHIVE_STARTS = (b"WARC/", b"filedesc:", b"PK\3\4")
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 OTHER = "records that are not HTML pages"
 # Below its MIN_EXTRACTED_SIZE of 250 characters trafilatura distrusts the main text and takes every paragraph
@@ -51,6 +51,7 @@ class SavedPage:
     meta: dict[str, str] = field(default_factory=dict)  # as far as known: url; file (path within IN); fetched
     headers: dict[str, str] = field(default_factory=dict)
     problem: str = ""
+    plain: bool = False  # the body is its text
 
 
 def find_archives(inputs: list[str], out: Path) -> list[Path]:
@@ -58,8 +59,8 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     archives: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)  # folder given -> its pages
     for given in (Path(name).absolute() for name in inputs):
-        for path in find_inputs([given], SUFFIXES):
-            if path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        for path in find_inputs([given], SUFFIXES, out):
+            if is_archive(path):
                 archives.append(path)
             else:
                 folders[given if given.is_dir() else given.parent].append(path)
@@ -70,8 +71,25 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     return archives
 
 
+def is_archive(path: Path) -> bool:
+    """By its name; by its content if the name says nothing."""
+    if has_suffix(path.name, (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)):
+        return not has_suffix(path.name, HTML_SUFFIXES)
+    with contextlib.suppress(*DAMAGE), open_packed(path) as file:
+        return file.read(9).startswith(ARCHIVE_STARTS)
+    return False
+
+
 def read_pages(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
-    return {".zip": read_zip, ".jsonl": read_files}.get(path.suffix.lower(), read_warc)(path, funnel)
+    suffix = path.suffix.lower()
+    with open(path, "rb") as file:
+        zipped = suffix == ".zip" or file.read(2) == b"PK"
+    for page in (read_files if suffix == ".jsonl" else read_zip if zipped else read_warc)(path, funnel):
+        name, begins = page.meta.get("file", ".html"), page.body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        if begins == b"<" or page.problem or has_suffix(name, HTML_SUFFIXES):
+            yield page
+        else:
+            funnel.add(OTHER)
 
 
 def read_files(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
@@ -89,8 +107,9 @@ def read_zip(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
     with archive:
         for entry in archive.infolist():
             meta = {"file": entry.filename}
-            if not HTML_NAME.search(entry.filename):
-                funnel.add(OTHER)
+            name = Path(entry.filename).name
+            if entry.is_dir() or name.startswith(".") or not has_suffix(name, (*HTML_SUFFIXES, "")):
+                funnel.add(OTHER, not entry.is_dir())
                 continue
             try:
                 with archive.open(entry) as file:
@@ -108,12 +127,14 @@ def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
         try:
             stream = SimpleNamespace(read=file.read1, tell=file.tell)  # read1: all that comes before damage
             for record in iterate(stream, arc2warc=True):
-                if not is_html_page(record):
+                if not is_page(record):
                     funnel.add(OTHER)
                     continue
                 meta = {key: record.rec_headers.get_header(name)
                         for key, name in (("url", "WARC-Target-URI"), ("fetched", "WARC-Date"))}
-                page = page_of(record.content_stream(), meta, dict(record.http_headers.headers))
+                headers = record.http_headers.headers if record.http_headers else ()
+                page = page_of(record.content_stream(), meta, dict(headers))
+                page.plain = record.rec_type == "conversion"
                 if record.raw_stream.limit > 0 and not page.problem:  # the file ends within this record
                     page.problem = DAMAGED
                 yield page
@@ -121,7 +142,9 @@ def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
             yield SavedPage(problem=DAMAGED)
 
 
-def is_html_page(record: Any) -> bool:
+def is_page(record: Any) -> bool:
+    if record.rec_type == "conversion":
+        return True
     headers = record.http_headers  # none in the record of a DNS look-up
     if record.rec_type != "response" or headers is None or headers.get_statuscode() != "200":
         return False
@@ -137,8 +160,10 @@ def page_of(stream: Any, meta: dict[str, str], headers: dict[str, str] | None = 
     return SavedPage(bytes(body), meta, headers or {}, problem)
 
 
-def extract(body: bytes, url: str = "") -> dict[str, str]:
+def extract(body: bytes, url: str = "", plain: bool = False) -> dict[str, str]:
     """`text` of a page; `title`, `date`, `licence`, `url` if known. `Unreadable` if it has no main text."""
+    if plain and (text := normalise_text(body.decode("utf-8", "replace")).strip()):
+        return {"text": text}
     settings = require_extra("trafilatura.settings", "web").use_config()
     settings.set("DEFAULT", "MIN_EXTRACTED_SIZE", str(SHORTEST_TEXT))
     found = require_extra("trafilatura", "web").bare_extraction(
@@ -157,12 +182,12 @@ def read_web(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[tu
         for number, page in enumerate(read_pages(path, funnel), 1):
             facts = {**page.meta, "licence": options["licence"]}
             meta = {key: value for key, value in facts.items() if value}
-            name = f"{shard_name(path)}:{number}"
+            name = f"{options['name']}:{number}"
             document = Document("", options["language"], options["source"], name, meta)
             try:
                 if page.problem:
                     raise Unreadable(page.problem)
-                found = worker.call(extract, page.body, meta.get("url", ""))
+                found = worker.call(extract, page.body, meta.get("url", ""), page.plain)
             except Unreadable as error:
                 yield document, str(error)
             else:
@@ -180,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     require_extra("trafilatura", "web")
     require_extra("warcio", "web")
-    options = {"language": get_language(given.language).code, "version": VERSION,
+    options = {"language": find_language(given.language).code, "version": VERSION,
                "trafilatura": version("trafilatura")}
     given.inputs = find_archives(given.inputs, Path(given.out))
     return run_step(keep_readable, "web_pages", options, given, suffixes=SUFFIXES, read=read_web)

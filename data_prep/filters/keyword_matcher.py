@@ -2,10 +2,8 @@
 
 In:  texts; the words and thresholds of one language. Out: a `Decision` for each text.
 
-All texts become one array of letter classes (0 between words), by one table look-up a character. All places
-where a term can begin then walk down a trie of the terms side by side, one letter a step. Most drop out after
-two or three letters, so the number of terms hardly matters. What reaches the end of a term is rare and is
-decided in plain Python.
+All texts become one array of letter classes (0 between words). All places where a term can begin then walk
+down a trie of the terms side by side, one letter a step; what reaches the end of a term is decided in Python.
 """
 from __future__ import annotations
 

@@ -75,17 +75,21 @@ def judge_official(text: str, language: Language) -> Decision:
 #   - requires Latin terms in Chinese and Japanese to stand alone ("rna" is not in "journal"),
 #   - and counts only letters and digits in DENS, so that white space and punctuation do not thin a text.
 
-# What needs more than a look at one character: invisible characters, which are removed, ligatures and
-# half-width kana, which are taken apart, and letters that NFC joins with a mark.
+# What needs more than a look at one character: invisible characters, which are removed, ligatures (of Arabic
+# in PDF files, too) and half-width kana, which are taken apart, and letters that NFC joins with a mark.
 _INVISIBLE = ("\xad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0600-\u0605\u0610-\u061a\u061c\u0640\u064b-\u065f"
               "\u0670\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff")
-_RARE = re.compile(f"[{_INVISIBLE}\u1100-\u11ff\u3099\u309a\uff9e\uff9f\ufb00-\ufb06]")
+_LIGATURES = "\ufb00-\ufb06\ufbea-\ufdf9\ufef5-\ufefc"
+_RARE = re.compile(f"[{_INVISIBLE}{_LIGATURES}\u1100-\u11ff\u3099\u309a\uff9e\uff9f]")
 _REMOVED = re.compile(f"[{_INVISIBLE}]+")
-_COMPATIBLE = re.compile("[\ufb00-\ufb06]|[\uff66-\uff9f]+")
+_COMPATIBLE = re.compile(f"[{_LIGATURES}]|[\uff66-\uff9f]+")
 
 
 def unfold_rare(text: str) -> str:
-    """Normalise a text so that every character can be folded on its own."""
+    """Normalise a text so that every character can be folded on its own; spaces become single ones."""
+    while "  " in text:
+        text = text.replace("  ", " ")
+    text = text.replace(" \n", "\n").replace("\n ", "\n")
     if _RARE.search(text):
         text = _COMPATIBLE.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
         text = _REMOVED.sub("", unicodedata.normalize("NFC", text))
@@ -122,13 +126,13 @@ class Pattern(NamedTuple):
 
 @functools.lru_cache(8)
 def default_patterns(language: Language) -> tuple[Pattern, ...]:
-    """The spellings of each term, also after each prefix of the language, and with œ and æ as two letters."""
+    """The spellings of each term, also after each prefix of the language; œ, æ and ß are also two letters."""
     patterns: dict[Pattern, None] = {}
     for number, term in enumerate(language.medical_words):
         for spelling in term.split("/"):
             anywhere = not language.spaced or spelling.startswith("|")
             stem, bar, _ = spelling.removeprefix("|").partition("|")
-            for letters in (stem, stem.replace("œ", "oe").replace("æ", "ae")):
+            for letters in (stem, stem.replace("œ", "oe").replace("æ", "ae").replace("ß", "ss")):
                 for prefix in ("", *language.prefixes):
                     folded = "".join(map(fold_character, unfold_rare(prefix + letters)))
                     patterns[Pattern(folded, number, anywhere, stem=bool(bar))] = None

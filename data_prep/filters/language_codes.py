@@ -7,17 +7,18 @@ from __future__ import annotations
 import functools
 import re
 
-from mmed.languages import all_languages
+from mmed.languages import Language, all_languages, get_language
 
-# Further codes: the other one of ISO 639-2 (ger for deu), and the individual language that data sets such as
-# FineWeb-2 name in place of a macrolanguage (cmn for Chinese, arb for Arabic).
+# Further codes: the other one of ISO 639-2 (ger for deu), the individual language that data sets such as
+# FineWeb-2 name in place of a macrolanguage (cmn for Chinese, arb for Arabic), a country's in place of its
+# language's (jp in the official code).
 _FURTHER = """
 ar arb, az azj, bo tib, cs cze, cy wel, de ger, el gre, et ekk, eu baq, fa per pes, fr fre, gn gug, he iw,
-hy arm, id in, is ice, jv jav, ka geo, ku kmr, lv lvs, mg plt, mi mao, mk mac, mn khk, ms may zsm, my bur,
-ne npi, nl dut, no nob, or ory, ps pbt, qu quy, ro rum, sk slo, sq alb als, sw swh, tl fil, uz uzn, yi ydd,
-zh zho chi cmn
+hy arm, id in, is ice, ja jp, jv jav, ka geo, ku kmr, lv lvs, mg plt, mi mao, mk mac, mn khk, ms may zsm,
+my bur, ne npi, nl dut, no nob, or ory, ps pbt, qu quy, ro rum, sk slo, sq alb als, sw swh, tl fil, uz uzn,
+yi ydd, zh zho chi cmn cn
 """
-_UNDETERMINED = ("", "und", "unk", "unknown", "none", "null", "mul", "zxx", "mis")
+_UNDETERMINED = ("", "und", "un", "unk", "unknown", "xx", "n/a", "none", "null", "mul", "zxx", "mis")
 
 
 @functools.cache
@@ -37,8 +38,13 @@ def language_code(name: str) -> str:
 
     >>> {language_code(name) for name in ("fr", "fra", "fra_Latn", "fr-FR", "FR", "French", "__label__fr")}
     {'fr'}
-    >>> language_code("cmn_Hani"), language_code("und"), language_code("oci_Latn")
-    ('zh', '', 'oci_Latn')
+    >>> [language_code(name) for name in ("cmn_Hani", "Chinese (Simplified)", "und_Latn", "oci_Latn")]
+    ['zh', 'zh', '', 'oci_Latn']
     """
     tag = name.strip().lower().removeprefix("__label__")
-    return _known().get(tag, _known().get(re.split(r"[-_]", tag)[0], name.strip()))
+    return _known().get(tag, _known().get(re.split(r"\s*[-_.;(]", tag)[0], name.strip()))
+
+
+def find_language(name: str) -> Language:
+    """`get_language` for a code of any standard."""
+    return get_language(language_code(name))

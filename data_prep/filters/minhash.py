@@ -1,8 +1,8 @@
 """MinHash signatures of documents: near duplicates agree in most numbers of their signatures.
 
 In:  texts. Out: for each the PERMUTATIONS minima of its hashed shingles (the share of equal minima estimates
-     the Jaccard similarity of two shingle sets, with standard error sqrt(J (1 - J) / PERMUTATIONS)), a hash
-     of its normal form for exact copies, and its number of tokens.
+     the Jaccard similarity of two shingle sets, with standard error sqrt(J (1 - J) / PERMUTATIONS)), and a
+     hash of its normal form for exact copies.
 
 Normal form: NFKC, case folded, without white space and invisible characters. A token is a run of letters and
 digits, or a single character in scripts without spaces (Chinese, kana, Thai, Lao, Khmer, Burmese), whatever
@@ -41,7 +41,6 @@ _FACTORS = np.random.default_rng(0).integers(0, 1 << 32, PERMUTATIONS, np.uint32
 class Signatures(NamedTuple):
     minima: np.ndarray  # (texts, PERMUTATIONS) uint16: low bits of each minimum; zeros if no tokens
     exact: np.ndarray  # (texts,) uint64: hash of the normal form; 0 if that is empty
-    tokens: np.ndarray  # (texts,) int64
 
 
 class Tokens(NamedTuple):
@@ -150,10 +149,9 @@ def shingle_hashes(text: str) -> np.ndarray:
 
 def signatures(texts: Sequence[str]) -> Signatures:
     """Sign texts; each row depends on its text only."""
-    signed = Signatures(np.zeros((len(texts), PERMUTATIONS), np.uint16), np.zeros(len(texts), np.uint64),
-                        np.zeros(len(texts), np.int64))
+    signed = Signatures(np.zeros((len(texts), PERMUTATIONS), np.uint16), np.zeros(len(texts), np.uint64))
     for row, words in enumerate(map(token_hashes, texts)):
-        signed.exact[row], signed.tokens[row] = words.exact, len(words.hashes)
+        signed.exact[row] = words.exact
         hashes = _hash_shingles(words)
         least = np.full(PERMUTATIONS, 0xFFFFFFFF if len(hashes) else 0, np.uint32)
         for begin in range(0, len(hashes), CHUNK):

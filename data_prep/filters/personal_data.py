@@ -1,10 +1,9 @@
 """Find e-mail addresses and telephone numbers in a text, and replace them by <EMAIL> and <PHONE>.
 
-Medical texts are full of other numbers: doses, dates, ranges, DOI, trial numbers, tables. A run of digits is
-a telephone number only if it has a country code after a plus sign, a word like "Tel." before it, or a form
-that the countries of our languages use for telephone numbers and for nothing else (`FORMS`). It misses
-numbers with none of the three ("912345678") and addresses that are spelt out ("name at clinic dot org").
-Names and postal addresses are not searched for: many names must stay (Parkinson, Crohn).
+A run of digits is a telephone number only if it has a country code after "+" or "00", a word like "Tel."
+before it, or a form in which the countries of our languages write their numbers and nobody writes a dose, a
+date or a code (`FORMS`). Missed are numbers with none of the three ("912345678") and addresses that are spelt
+out. Names and postal addresses are not looked for: many names must stay (Parkinson, Crohn).
 
 Every pattern is bounded, so time is linear in the text. docs/corpus.md compares the package phonenumbers.
 """
@@ -39,23 +38,25 @@ _AFTER_WORDS = "number|no|numbers|n°|nº|es|is|is:|at|au|al"
 _CHINESE_WORDS = "电话|電話|手机|手機|传真|傳真|热线|熱線|携帯|ファックス"
 # What a number belongs to if one of these comes before it.
 _OTHER_NUMBER = re.compile(
-    r"(?:isbn(?:-1[03])?|issn|doi|pmid|pmc|nct|isrctn|orcid|cas|ein|umin|eudract|id|№|n°)[\s.:：#-]{0,3}\Z",
-    re.IGNORECASE)
+    r"(?:(?<![^\W_])(?:isbn(?:-1[03])?|issn|doi|pmid|pmc|nct|isrctn|orcid|ein|umin|eudract|ndc|gtin|upc|sctid|"
+    r"lot|id)|№|n°)[\s.:：#-]{0,3}\Z", re.IGNORECASE)
 _COUNTRY = (r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-6]\d|29\d|3[578]\d|42\d|50\d|"
             r"59\d|6[789]\d|80\d|85\d|87\d|88\d|96\d|97\d|99\d")
 FORMS = {
-    "international": rf"\+(?:{_COUNTRY})(?:{_SEPARATOR}?\(0?\d{{1,5}}\))?(?:{_SEPARATOR}?\d){{5,13}}",
+    "international": rf"\+(?:{_COUNTRY})(?:{_SEPARATOR}?\(0?\d{{1,5}}\))?(?:{_SEPARATOR}?\d){{5,13}}|"
+                     rf"00(?:{_COUNTRY}){_SEPARATOR}(?:\(0\){_SEPARATOR}?)?[1-9](?:{_SEPARATOR}?\d){{6,11}}",
     "France": rf"0[1-9](?P<fr>{_SEPARATOR})\d\d(?:(?P=fr)\d\d){{3}}",  # 01 42 34 56 78
     "United States": r"(?:1[-. ])?\([2-9]\d\d\)[ -]?[2-9]\d\d[-. ]\d{4}|"  # (555) 234-5678
                      r"(?:1(?P<us>[-.]))?[2-9]\d\d(?P<us2>[-.])[2-9]\d\d(?P=us2)\d{4}",
     "Russia": r"[78][ -]?\(\d{3,5}\)[ -]?\d{1,3}[ -]\d\d[ -]?\d\d|\(\d{3,5}\)[ -]?\d{1,3}-\d\d-\d\d|"
-              r"8(?P<ru>[ -])\d{3}(?P=ru)\d{3}(?P=ru)\d\d(?P=ru)\d\d",  # 8 (800) 555-35-35
+              r"8[ -]\d{3}[ -]\d{3}(?P<ru>[ -])\d\d(?P=ru)\d\d",  # 8 (800) 555-35-35, 8 800 555-35-35
     "Japan": r"0\d{1,4}-\d{1,4}-\d{4}|\(0\d{1,4}\)[ -]?\d{1,4}-\d{4}|0\d{1,4}\(\d{1,4}\)\d{4}|"
              r"0(?:120|800)-\d{3}-\d{3}",  # 03-1234-5678
     "China": r"(?:\(0(?:10|2\d|[3-9]\d\d)\)|0(?:10|2\d|[3-9]\d\d)-)\d{7,8}|"  # 010-12345678
              r"[48]00-\d{3}-\d{4}|"
              r"1[3-9]\d(?:\d{8}|(?P<cn>[ -])\d{4}(?P=cn)\d{4})",  # 139 1234 5678
     "Spain": r"[6-9]\d\d(?P<es>[ .])\d\d(?P=es)\d\d(?P=es)\d\d",  # 912 34 56 78; not 912 345 678, a quantity
+    "switchboard": r"(?:0[1-9]\d{1,4} ?[ /-] ?|\(0[1-9]\d{1,4}\) ?[/-]? ?)\d{2,7}-0(?!\d)",  # 040 7410-0
     # Germany, the Arab countries, Britain: area code with its zero, then 5-8 digits, in up to three groups:
     # 030 12345678, 089/123 45 67, (0171) 2345678, 050 123 4567, 0100 123 4567, 020 7946 0018
     "area code": r"(?:0[1-9]\d{1,4} ?[ /-] ?|\(0[1-9]\d{1,4}\) ?[/-]? ?)"
@@ -64,6 +65,7 @@ FORMS = {
 }
 _FORM = re.compile("|".join(FORMS.values()))
 _TIME = re.compile(r"[01]\d[0-5]\d|2[0-4][0-5]\d")  # of day
+_UNIT = re.compile(r" ?(?:(?:[kmµμ]g|mcg|[mµμd]l|[nmµμck]m|IU|UI|IE|Hz|rpm|мк?г|мл|МЕ|ЕД)\b|[%℃°])", re.I)
 _YEARS = re.compile(r"\+(?:19|20)\d\d\D(?:19|20)\d\d")
 _LINK = re.compile(r"(?:://|www\.|10\.\d{4,9}/)\S*\Z")  # the number continues a web address or DOI
 
@@ -122,7 +124,7 @@ def _phones(text: str) -> Iterator[tuple[int, int, str]]:
         for form in _FORM.finditer(run[0]):
             alone = not (re.search(r"[0-9][ ./()-]?\Z", run[0][:form.start()])
                          or re.match(r"[ ./()-]?[0-9]", run[0][form.end():]))
-            if alone and _plausible(form[0]):
+            if alone and _plausible(form[0]) and not _UNIT.match(text, run.start() + form.end()):
                 yield run.start() + form.start(), run.start() + form.end(), "phone"
 
 
@@ -130,10 +132,13 @@ def _plausible(form: str) -> bool:
     digits = sum(map(str.isdigit, form))
     if form.startswith("+"):
         return 8 <= digits <= 15 and not _YEARS.fullmatch(form)
-    if form.startswith(("0", "(0")) and not 9 <= digits <= 12:
+    least, most = 7 if form.endswith("-0") else 9, 17 if form.startswith("00") else 12
+    if form.startswith(("0", "(0")) and not least <= digits <= most:
         return False
     groups = re.findall(r"\d+", form)
     if len(groups) > 2 and all(map(_TIME.fullmatch, groups)):
         return False  # 0800 1200 1600
+    if "(" not in form and not any(int(number) % 50 for number in groups):
+        return False  # 400-800-1200
     steps = {int(after) - int(before) for before, after in itertools.pairwise(groups)}
     return not (len(form) == 14 and len(groups) == 5 and len(steps) == 1)  # 05 10 15 20 25 is a scale

@@ -3,10 +3,9 @@
     python -m data_prep.pipeline.cluster --tasks 500 -- \\
         data_prep.filter_medical culturax/ja --language ja --source web --out corpus/ja
 
-Task i of n runs the command with `--shard i/n` on one core; Ray repeats tasks whose machine is lost. When all
-tasks are done, the command itself runs once, finds its shards done and adds up the counts. Without a running
-cluster (RAY_ADDRESS) Ray uses the cores of this machine. Folders must be on a file system that all machines
-see. slurm/corpus_step.sh does the same with `sbatch --array`.
+Task i of n runs the command with `--shard i/n` on one core; Ray repeats tasks whose machine is lost. At last
+the command itself runs once and adds up the counts. Without a running cluster (RAY_ADDRESS) Ray uses the
+cores of this machine. All machines must see the folders. slurm/corpus_step.sh does the same on Slurm.
 """
 from __future__ import annotations
 

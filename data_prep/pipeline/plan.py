@@ -2,12 +2,14 @@
 
 In:  a list of `Step`s. Out: OUT/done/STEP.json of each finished step (commands, seconds), OUT/logs/STEP.log.
 
-Finished steps are skipped; an interrupted one resumes, because each command is resumable. A plan is rejected
-if its finished steps were run with other commands. Used by data_prep/corpus.py and examples/demo.
+Finished steps are skipped unless their inputs have changed; an interrupted one resumes, because each command
+is resumable. A plan is rejected if its finished steps were run with other commands. Used by
+data_prep/corpus.py and examples/demo.
 """
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 import multiprocessing
 import os
@@ -38,6 +40,7 @@ class Step:
     commands: list[list[str]]  # each: module, then its arguments
     needs: tuple[str, ...] = ()
     minutes: float = 1.0  # expected, for the time left; only the proportions between steps matter
+    inputs: tuple[str, ...] = ()  # files and folders; the step and those that need it run again on a change
 
 
 def print_commands(plan: list[Step]) -> None:
@@ -86,7 +89,8 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
     """
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    seconds = _finished_steps(plan, out)
+    states = {step.name: _state(step.inputs) for step in plan}
+    seconds = _finished_steps(plan, out, states)
     print(f"{len(plan)} steps in {out}/, {len(seconds)} done already; output is in {logs}/", file=sys.stderr)
     work = {step.name: step.minutes for step in plan}
     bar = tqdm(total=sum(work.values()), initial=sum(work[name] for name in seconds), miniters=0,
@@ -111,7 +115,7 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
             for name, (step, process, start) in list(running.items()):
                 if not process.is_alive():
                     del running[name]
-                    seconds[name] = _finish(step, process, out, time.time() - start)
+                    seconds[name] = _finish(step, process, out, time.time() - start, states[name])
                     bar.update(step.minutes)
                     bar.write(f"[{len(seconds):2}/{len(plan)}] {step.title} ({seconds[name]:.0f} s)",
                               sys.stderr)
@@ -130,28 +134,46 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
     return sum(seconds.values())
 
 
-def _finished_steps(plan: list[Step], out: Path) -> dict[str, float]:
+def _state(inputs: tuple[str, ...]) -> str:
+    """A hash of the names, sizes and modification times of all files there."""
+    walked = chain(*map(os.walk, inputs))
+    files = {*inputs, *(os.path.join(folder, name) for folder, _, names in walked for name in names)}
+    facts = [(file, os.stat(file)) for file in files if os.path.isfile(file)]
+    entries = sorted((file, found.st_size, found.st_mtime_ns) for file, found in facts)
+    return hashlib.sha256(repr(entries).encode()).hexdigest()
+
+
+def _finished_steps(plan: list[Step], out: Path, states: dict[str, str]) -> dict[str, float]:
     """The seconds that each finished step took."""
-    seconds = {}
+    seconds: dict[str, float] = {}
     for step in plan:
         path = out / "done" / f"{step.name}.json"
         if path.is_file():
             done = read_json(path)
-            if done["commands"] != step.commands:
-                pairs = zip(chain(*done["commands"]), chain(*step.commands))
-                changed = next((f" ({one} then, {other} now)" for one, other in pairs if one != other), "")
-                raise UserError(f"{out}: its step {step.name} had other commands{changed}; give another "
-                                "--out or remove the folder")
-            seconds[step.name] = done["seconds"]
+            then, now = _words(done["commands"]), _words(step.commands)
+            if then != now:
+                pairs = (f" ({one} then, {other} now)" for one, other in zip(then, now) if one != other)
+                raise UserError(f"{out}: its step {step.name} had other commands{next(pairs, '')}; give "
+                                "another --out or remove the folder")
+            state = states[step.name]
+            if done.get("inputs", state) == state and set(step.needs) <= seconds.keys():
+                seconds[step.name] = done["seconds"]
     return seconds
 
 
-def _finish(step: Step, process: BaseProcess, out: Path, seconds: float) -> float:
+def _words(commands: list[list[str]]) -> list[str]:
+    """The words of all commands without --workers, which changes no output."""
+    words = list(chain(*commands))
+    return [word for before, word in zip(["", *words], words) if "--workers" not in (before, word)]
+
+
+def _finish(step: Step, process: BaseProcess, out: Path, seconds: float, state: str) -> float:
     log = out / "logs" / f"{step.name}.log"
     if process.exitcode == EXIT_STOPPED:
         raise KeyboardInterrupt
     if process.exitcode:
         raise UserError(f"step {step.name} failed ({process.exitcode}): {_last_line(log)}; see {log}; "
                         "run the same command again to continue")
-    write_json(out / "done" / f"{step.name}.json", {"commands": step.commands, "seconds": round(seconds, 1)})
+    done = {"commands": step.commands, "seconds": round(seconds, 1), "inputs": state}
+    write_json(out / "done" / f"{step.name}.json", done)
     return seconds

@@ -8,11 +8,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from data_prep.filters.language_codes import find_language
 from data_prep.pipeline.plan import Step
 from mmed.languages import get_language
 from mmed.utils.errors import UserError
 
-KINDS = ("web", "book", "site", "corpus")
+CHOICES = {"kind": ("web", "book", "site", "corpus"), "filter_mode": ("default", "official")}
 TYPES = {"str": str, "float": float | int, "bool": bool, "bool | None": bool, "list[str]": list,
          "list[Source]": list}
 
@@ -32,7 +33,7 @@ class Source:
 @dataclass
 class Recipe:
     tokenizer: str
-    source: list[Source]
+    source: list[Source] = field(default_factory=list)
     title: str = "A medical corpus"
     held_out: float = 0.0  # share of the documents for the validation loss
     filter_mode: str = "default"
@@ -51,20 +52,20 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """The recipe in `path`, its paths resolved against its folder; an error names the wrong key."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}") from None
     entries = table.pop("source", [])
-    recipe: Recipe = _checked(Recipe, {**table, "source": []}, str(path))
-    wanted = [get_language(name).code for name in recipe.languages]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: each source begins with a line [[source]], in two pairs of brackets")
+    recipe: Recipe = _checked(Recipe, table, str(path))
+    wanted = [find_language(name).code for name in recipe.languages]
     for number, entry in enumerate(entries, 1):
         where = f"{path}: source {number}"
         source: Source = _checked(Source, entry, where)
-        source.language = get_language(source.language).code
-        if source.kind not in KINDS:
-            raise UserError(f"{where}: kind={source.kind!r}; known are {', '.join(KINDS)}")
-        if source.filter and source.kind in ("book", "site"):
-            raise UserError(f"{where}: filter applies only to web and corpus; not to books and sites")
+        source.language = find_language(source.language).code
+        if source.kind in ("book", "site") and (source.filter or source.text_field or source.paragraphs):
+            raise UserError(f"{where}: filter, text_field and paragraphs do not apply to books and sites")
         source.inputs = [_existing(path, text, where) for text in source.inputs]
         if not wanted or source.language in wanted:
             recipe.source.append(source)
@@ -83,11 +84,17 @@ def _checked(kind: type, values: dict[str, Any], where: str) -> Any:
             near = difflib.get_close_matches(key, known, 1, 0.0)[0]
             raise UserError(f"{where}: unknown key {key!r}; did you mean {near}? (known: {', '.join(known)})")
         name = str(known[key].type)
-        if not isinstance(value, TYPES[name]) or (name == "float" and isinstance(value, bool)):
+        items = value if name == "list[str]" and isinstance(value, list) else []
+        right = isinstance(value, TYPES[name]) and all(isinstance(item, str) for item in items)
+        if not right or (name == "float" and isinstance(value, bool)):
             raise UserError(f"{where}: {key}={value!r} is not a {name}")
+        if name == "float" and not 0 <= value <= 1:
+            raise UserError(f"{where}: {key}={value!r}: must be from 0 to 1")
+        if value not in CHOICES.get(key, [value]):
+            raise UserError(f"{where}: {key}={value!r}; known are {', '.join(CHOICES[key])}")
     for entry in known.values():
-        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
-            raise UserError(f"{where}: the key {entry.name} is missing")
+        if not values.get(entry.name) and entry.default is MISSING and entry.default_factory is MISSING:
+            raise UserError(f"{where}: the key {entry.name} is missing or empty")
     return kind(**values)
 
 
@@ -108,13 +115,14 @@ def steps(recipe: Recipe, out: str, workers: int) -> list[Step]:
             folders.append(f"{out}/sources/{language}-{number}")
             command = [*_source_command(recipe, source), "--out", folders[-1], "--workers", str(workers)]
             title = f"{name}: {source.name or source.kind}"
-            plan.append(Step(f"source-{language}-{number}", title, [command]))
+            plan.append(Step(f"source-{language}-{number}", title, [command], inputs=tuple(source.inputs)))
         needs = tuple(step.name for step in plan[-len(folders):])
         for stage, title, module, options in _stages(recipe, language):
             target = f"{out}/{stage}/{language}"
             kept = [f"{folder}/kept" for folder in folders]
             command = [module, *kept, *options, "--out", target, "--workers", str(workers)]
-            plan.append(Step(f"{stage}-{language}", f"{name}: {title}", [command], needs))
+            inputs = {"streams": (recipe.tokenizer,), "uncontaminated": (recipe.benchmark,)}.get(stage, ())
+            plan.append(Step(f"{stage}-{language}", f"{name}: {title}", [command], needs, inputs=inputs))
             folders, needs = [target], (plan[-1].name,)
     report = ["mmed.reporting", "--corpus", out, "--out", f"{out}/report.html", "--title", recipe.title]
     streams = tuple(step.name for step in plan if step.name.startswith("streams-"))

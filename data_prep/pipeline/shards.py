@@ -41,6 +41,7 @@ from mmed.utils.files import read_json, try_lock, write_json
 READING = ("language", "source", "licence", "text_field", "paragraphs", "strict")  # options of read_documents
 UNREADABLE = {documents.NO_TEXT, DAMAGED, "not JSON", "not an object", "not UTF-8", "text is not a string"}
 LOG_SECONDS = 30  # between two lines of progress
+LONGEST_NAME = 180  # bytes in a shard's name, before suffixes; file systems allow 255
 Share = tuple[int, int]  # task i of n
 
 
@@ -76,11 +77,12 @@ Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]  # another
 
 def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
     """The reader of steps over documents; options as `shard_options` gives them."""
-    return documents.read_documents(path, funnel, **{key: options[key] for key in READING if key in options})
+    given = {key: options[key] for key in (*READING, "name") if key in options}
+    return documents.read_documents(path, funnel, **given)
 
 
 def shard_names(inputs: list[Path]) -> list[str]:
-    """A unique name for each input: with its folders where two files have one name."""
+    """A unique name for each input: with its folders where two files have one name, a long one shortened."""
     names = [shard_name(path) for path in inputs]
     if len(set(names)) < len(names):
         absolute = [Path(os.path.abspath(path)) for path in inputs]
@@ -88,7 +90,8 @@ def shard_names(inputs: list[Path]) -> list[str]:
         names = ["__".join(path.relative_to(common).parts) for path in absolute]
     if len(set(names)) < len(names):
         raise UserError(f"{max(names, key=names.count)}: given twice; name each input once")
-    return names
+    return [name if len(os.fsencode(name)) <= LONGEST_NAME else
+            f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}" for name in names]
 
 
 def fingerprint(path: Path, options: dict[str, Any]) -> str:
@@ -116,8 +119,8 @@ def process_shard(function: StepFunction, path: Path, name: str, out: Path, opti
     if record and all((out / folder / f"{name}.jsonl.gz").exists() for folder in ("kept", "dropped")):
         return record
     with ShardWriter(out, name, options) as shard:
-        found = tqdm(read(path, shard.funnel, options), path.name, unit=" documents", delay=LOG_SECONDS,
-                     mininterval=LOG_SECONDS, leave=False)
+        found = tqdm(read(path, shard.funnel, {**options, "name": name}), path.name, unit=" documents",
+                     delay=LOG_SECONDS, mininterval=LOG_SECONDS, leave=False)
         function(found, shard, options)
     record = {"fingerprint": mark, "input": path.name, **shard.funnel.to_dict()}
     write_json(done, record)
@@ -128,7 +131,7 @@ def process_shards(function: StepFunction, inputs: Iterable[str | Path], out: st
                    options: dict[str, Any], workers: int = 1, step: str = "", read: Reader = read_shard,
                    suffixes: tuple[str, ...] = SUFFIXES, share: Share | None = None) -> Funnel:
     """Run a step over all shards, or those of one `share`, that are not finished; returns their counts."""
-    out, paths, step = Path(out), find_inputs(inputs, suffixes), step or function.__name__
+    out, paths, step = Path(out), find_inputs(inputs, suffixes, out), step or function.__name__
     names = shard_names(paths)
     with one_run(out, share, names):
         jobs = [(function, path, name, out, options, step, read) for path, name in zip(paths, names)]
@@ -160,6 +163,9 @@ def write_funnel(out: Path, records: list[dict[str, Any]], step: str, **more: An
         reasons = ", ".join(f"{entry['documents']:,} x {reason} (such as {entry['examples'][0]})"
                             for reason, entry in funnel.dropped.items())
         raise UserError(f"none of {funnel.documents_in:,} records could be read: {reasons}")
+    if funnel.details and not funnel.documents_in:
+        raise UserError("no document found, only " + ", ".join(
+            f"{count:,} {what}" for what, count in funnel.details.items()))
     return funnel
 
 

@@ -27,7 +27,8 @@ class Line(NamedTuple):
 # ---- characters and lines ----
 
 REPLACED = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xF0B7: "•", 0xF0A7: "•",
-            0x2010: "-", 0x00AD: None, 0xFEFF: None, 0x200B: None}  # of symbol fonts, hyphens, invisible
+            0x2010: "-", 0xFEFF: None, 0x200B: None}  # of symbol fonts, hyphens, invisible
+BROKEN = re.compile(r"(?<=\w)[\xad¬⸗][\s\xad¬⸗]*\Z")  # hyphens of OCR engines at the end of a line
 INVALID = ("Cc", "Co", "Cs", "Cn")  # control, private, surrogate, unassigned
 LEADERS = re.compile(r" ?(?:[.·…_] ?){5,}")  # the dots of a table of contents
 CJK = r"[\u2e80-\u2fff\u3001-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60]"
@@ -40,12 +41,12 @@ ACCENTED = re.compile(r"(?<=\w)[´`¨ˆ˜][aeiouınAEIOUN]|[aeiouAEIOU][´`¨ˆ�
 def clean(text: str) -> str:
     r"""A line as a reader sees it: ligatures expanded, control and private characters removed, single spaces.
 
-    >>> clean("e\ufb03cient\u00a0 \uf0b7 ther\u00adapy \x07. . . . . . . 12"), clean("Mart´ınez Estape´")
-    ('efficient • therapy … 12', 'Martínez Estapé')
+    >>> clean("e\ufb03cient\u00a0 \uf0b7 ther\u00adapy \x07. . . . . . . 12"), clean("Mart´ınez Estape´ pa¬")
+    ('efficient • therapy … 12', 'Martínez Estapé pa-')
     """
-    text = text.translate(REPLACED)
-    text = "".join(c for c in text if c == "\t" or unicodedata.category(c) not in INVALID)
-    text = ACCENTED.sub(compose, text)
+    text = "".join(c for c in text.translate(REPLACED)
+                   if c == "\t" or unicodedata.category(c) not in INVALID)
+    text = ACCENTED.sub(compose, BROKEN.sub("-", text).replace("\xad", ""))
     return SPACE_IN_CJK.sub("", LEADERS.sub(" … ", " ".join(text.split()))).strip()
 
 

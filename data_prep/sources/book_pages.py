@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.documents import has_suffix
 from data_prep.sources.book_layout import Line
 from data_prep.sources.worker import Unreadable
 from mmed.utils.errors import require_extra
@@ -91,7 +92,10 @@ def place_line(page: Any, textpage: Any, raw: Any, first: int, last: int) -> tup
             points.append(turned.get(page.get_rotation(), (x, y)))
     across, heights = zip(*points)
     size = max(abs(heights[2] - heights[1]), abs(heights[5] - heights[4]))
-    return tuple(round(value, 2) for value in (min(across), max(across), height - heights[0], size))
+    top, bottom, base = height - max(heights), height - min(heights), height - heights[0]
+    downwards = first < last and heights[3] < heights[0]
+    placed = place_box(min(across), top, max(across), bottom if downwards else top, size, base)
+    return tuple(round(value, 2) for value in placed)
 
 
 def save_pages(path: Path, numbers: list[int], target: Path) -> bool:
@@ -108,17 +112,26 @@ def save_pages(path: Path, numbers: list[int], target: Path) -> bool:
 
 def read_ocr_text(paths: list[Path]) -> list[Page]:
     """All pages of a book, whose files are given in order. Raises `Unreadable`."""
-    pages: list[Iterable[Line]] = []
+    pages: list[Page] = []
     for path in paths:
         try:
-            if path.suffix.lower() == ".txt":
-                text = path.read_text(encoding="utf-8-sig")
-                pages += map(text_lines, text.removesuffix("\f").split("\f"))
+            if has_suffix(path.name, (".txt",)):
+                found = map(text_lines, path.read_text(encoding="utf-8-sig").removesuffix("\f").split("\f"))
             else:
-                pages += read_xml(ElementTree.parse(path).getroot())
-        except (UnicodeDecodeError, ElementTree.ParseError):
+                found = read_xml(parse(path))
+            pages += [Page(list(lines)) for lines in found]
+        except (ValueError, SyntaxError):  # not UTF-8; a position that is no number; not XML
             raise Unreadable(NEITHER) from None
-    return [Page(list(lines)) for lines in pages]
+    return pages
+
+
+def parse(path: Path) -> Any:
+    """The root of an XML file; hOCR is also written as HTML, which lxml reads."""
+    try:
+        return ElementTree.parse(path).getroot()
+    except ElementTree.ParseError:
+        html = require_extra("lxml.html", "books")
+        return html.fromstring("<html>" + path.read_text(encoding="utf-8-sig"))
 
 
 def text_lines(text: str) -> Iterator[Line]:
@@ -128,8 +141,8 @@ def text_lines(text: str) -> Iterator[Line]:
             yield Line(line.strip(), len(line) - len(line.lstrip()), len(line.rstrip()), number, 1)
 
 
-def read_xml(root: ElementTree.Element) -> list[Iterable[Line]]:
-    kind, hocr = root.tag.rpartition("}")[2].lower(), root.findall(".//{*}div[@class='ocr_page']")
+def read_xml(root: Any) -> list[Iterable[Line]]:
+    kind, hocr = root.tag.rpartition("}")[2].lower(), list(of_class(root, ("ocr_page",)))
     if not hocr and kind not in ("alto", "mets"):  # mets: the table of contents beside ALTO files
         raise Unreadable(NEITHER)
     return [*map(alto_lines, root.iterfind(".//{*}Page")), *map(hocr_lines, hocr)]
@@ -140,14 +153,29 @@ def alto_lines(page: ElementTree.Element) -> Iterator[Line]:
         text = " ".join(word.get("CONTENT", "") for word in line.iterfind("{*}String"))
         hyphen = "-" if text and line.find("{*}HYP") is not None else ""
         left, top, width, height = (float(line.get(key) or 0) for key in ("HPOS", "VPOS", "WIDTH", "HEIGHT"))
-        yield Line(text + hyphen, left, left + width, top + height, height)
+        bottom = top + height
+        yield Line(text + hyphen, *place_box(left, top, left + width, bottom, height, bottom))
 
 
 def hocr_lines(page: ElementTree.Element) -> Iterator[Line]:
-    for line in page.iterfind(".//{*}span"):
+    for line in of_class(page, HOCR_LINES):
         title = line.get("title") or ""
-        box, size = BOX.search(title), re.search(r"\bx_size ([\d.]+)", title)
-        if line.get("class") in HOCR_LINES and box:
+        if box := BOX.search(title):
+            size = re.search(r"\bx_size ([\d.]+)", title)
             left, top, right, bottom = map(float, box.groups())
-            text = " ".join("".join(line.itertext()).split())
-            yield Line(text, left, right, bottom, float(size[1]) if size else bottom - top)
+            words = [*of_class(line, ("ocrx_word",))] or [line]  # some files have no blanks
+            text = " ".join(" ".join("".join(word.itertext()) for word in words).split())
+            height = float(size[1]) if size else bottom - top
+            yield Line(text, *place_box(left, top, right, bottom, height, bottom))
+
+
+def of_class(root: Any, names: tuple[str, ...]) -> Iterator[Any]:
+    return (part for part in root.iter() if not {*names}.isdisjoint((part.get("class") or "").split()))
+
+
+def place_box(left: float, top: float, right: float, bottom: float, size: float,
+              base: float) -> tuple[float, ...]:
+    """(left, right, base, size) of a line; of one written downwards as if the page were turned."""
+    if bottom - top > 5 * (right - left):
+        return top, bottom, -left, right - left
+    return left, right, base, size

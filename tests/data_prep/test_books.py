@@ -11,6 +11,7 @@ from corpus_files import read_folder, run
 
 from data_prep import books
 from data_prep.documents import Document
+from data_prep.sources.worker import Worker
 from mmed.utils.errors import UserError
 
 pdfium = pytest.importorskip("pypdfium2")  # extra books
@@ -52,16 +53,16 @@ def write_pdf(path: Path, pages: int, scanned: tuple[int, ...] = ()) -> None:
 
 def test_a_long_book_loses_running_heads_front_and_back_matter_and_is_split(tmp_path, monkeypatch):
     monkeypatch.setattr(books, "PART", 20_000)
-    write_pdf(tmp_path / "book.PDF", 110)
+    write_pdf(tmp_path / "book.PDF?sequence=1", 110)
     documents, _ = read(tmp_path / "out", tmp_path, "--no_ocr", "--licence", "CC0")
     text = "\n".join(document.text for document in documents)
     inner = range(2 * 5, 2 * 105)  # 0.018 * 110 + 3 < page < 105
     assert text.split("\n") == [paragraph(number) for number in inner]
     parts = round(len(text) / 20_000)
     assert len(documents) == parts
-    meta = {"file": "book.PDF", "licence": "CC0", "pages": 110, "part": 1, "parts": parts,
+    meta = {"file": "book.PDF?sequence=1", "licence": "CC0", "pages": 110, "part": 1, "parts": parts,
             "read": {"text": 100, "front or back matter": 10}}
-    assert documents[0] == Document(documents[0].text, "en", "book", "book.PDF:1", meta)
+    assert documents[0] == Document(documents[0].text, "en", "book", "book.PDF?sequence=1:1", meta)
 
 
 def test_a_book_is_scanned_if_it_has_too_little_text():
@@ -93,10 +94,14 @@ def test_scanned_pages_are_read_and_finished_groups_are_not_read_again(tmp_path,
 
 def test_pages_that_ocr_fails_on_are_counted(tmp_path, monkeypatch):
     write_pdf(tmp_path / "mixed.pdf", 4, scanned=(1, 2))
-    fail = functools.partial(subprocess.run, ["false"], check=True)
-    monkeypatch.setattr(subprocess, "run", lambda command, **settings: fail())
+    fail, files = functools.partial(subprocess.run, ["false"], check=True), []
+    monkeypatch.setattr(subprocess, "run", lambda command, **settings: files.extend(command[-2:]) or fail())
     document, = read(tmp_path / "out", tmp_path / "mixed.pdf")[0]
     assert document.meta["read"] == {"text": 2, "not read": 2}
+    for _ in range(2):  # two tasks at the same pages
+        with Worker(60) as worker:
+            books.run_ocrmypdf(tmp_path / "mixed.pdf", [1], tmp_path / "a.ocr", "eng", worker)
+    assert len(set(files)) == len(files) == 10
     assert not books.save_pages(tmp_path / "mixed.pdf", [9], tmp_path / "page.pdf")  # an error of PDFium
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from corpus_files import read_folder, write
 from growth import grows_at_most
 
 from data_prep.clean import LIKELY, identify_language, main
-from data_prep.filters.personal_data import find_personal, mask_personal
+from data_prep.filters.personal_data import _announced, find_personal, mask_personal
+from mmed.languages import all_languages
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "text"
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
@@ -29,6 +31,8 @@ PHONES = [
     "010-12345678", "0571-8888888", "13912345678", "139 1234 5678", "400-820-1234", "+86 139 1234 5678",
     "+442079460018", "+49 30 901820", "030 12345678", "0171 2345678", "089/1234567", "(030) 123456-78",
     "030 / 123 45 67", "020 7946 0018", "050 123 4567", "04 123 4567", "0100 123 4567", "02 34567615",
+    "0033 1 42 34 56 78", "0049 (0)30 450 50 10", "8 800 555-35-35", "8 495 123-45-67", "06221 56-0",
+    "040/7410-0", "(089) 12345-0",
     "٠٥٠ ١٢٣ ٤٥٦٧", "+971 50 123 4567", "05 22 12 34 56",
 ]
 LABELLED = ["Tel. 234 567", "Tél : 0142345678", "telephone number 555 0199", "тел. 234-56-78",
@@ -47,7 +51,10 @@ NO_PHONES = [
     "0-0-1234 5678", "Tel Aviv 1998-2004", "telomere 1234567", "98 76 54 32 10", "1.234.567.890",
     "№ 555-234-5678", "3.14159265358979", "196-198 °C", "(1) 2345-2350", "J Clin. 2001;344(13):1031-7",
     "0800 1200 1600 2000", "0800 1200 1600", "912 345 678", "01/02/2020", "03/2019-04/2020", "120/80 130/85",
-    "0 500 1000 1500", "N Engl J Med 2001 344 1031-1037", "2001-2-3 4-5-6", "80 (60-100) 70 (50-90)",
+    "0 500 1000 1500", "0020 0040 0060 0080", "0012345678", "0010 0020 0030 0040", "0030 1200 1600 2000",
+    "400-800-1200", "50-100-150 mg", "570-300-2000 rpm", "050-100-150", "020 1234 5678 мг", "03-1234-5678 %",
+    "NDC 16729004501", "Lot 13912345678", "0123456789012", "0100-0200-0300-0400",
+    "N Engl J Med 2001 344 1031-1037", "2001-2-3 4-5-6", "80 (60-100) 70 (50-90)",
 ]
 EMAILS = ["a.b@clinic.example", "x_y+z@sub.host-name.org", "INFO@HOSPITAL.FR", "почта a1@кремль.рф"[6:],
           "info＠example.jp"]
@@ -56,7 +63,7 @@ NO_EMAILS = ["folding@home", "IDOLM@STER", "@user", "5 mg @ 8.00", "a@b", "x@1.2
 
 
 @pytest.mark.parametrize(("mask", "found", "contexts"), [
-    ("PHONE", PHONES, [("call ", " today"), ("(", ")"), ("致电", "。"), ("a\n", "\nb"), ("", ".")]),
+    ("PHONE", PHONES, [("Madrid ", " L'hôpital"), ("(", ")"), ("致电", "。"), ("a\n", "\nb"), ("", ".")]),
     ("EMAIL", EMAILS, [("<", ">"), ("to ", ","), ("mailto:", " x"), ("", ".")]),
     ("EMAIL", ["a.b@clinic.example"], [("写信到", "。")])])
 def test_numbers_and_addresses_are_masked_and_nothing_around_them(mask, found, contexts):
@@ -147,6 +154,19 @@ def test_without_options_a_corpus_is_taken_in_as_it_is(tmp_path):
     records = [{"text": f"Text {number}: a@b.example, ça va.\n", "language": "en", "source": "s",
                 "id": str(number), "meta": {"k": number}} for number in range(5)]
     assert clean(tmp_path, records, "--language", "en")[0] == records
+
+
+def test_a_change_of_a_language_file_redoes_the_shards(tmp_path, monkeypatch):
+    command = [str(write(tmp_path / "a.jsonl", {"text": "Praxistelefonnummer 2345678"})), "--language", "de",
+               "--mask_personal", "--out", str(tmp_path / "out")]
+    main(command)
+    changed = tuple(replace(language, phone_words="praxistelefonnummer") for language in all_languages())
+    for module in ("clean", "filters.personal_data"):
+        monkeypatch.setattr(f"data_prep.{module}.all_languages", lambda: changed)
+    _announced.cache_clear()
+    main(command)
+    _announced.cache_clear()
+    assert read_folder(tmp_path / "out" / "kept")[0]["text"] == "Praxistelefonnummer <PHONE>"
 
 
 def clean(folder: Path, records: list[dict], *options: str) -> tuple[list[dict], list[dict], dict]:

@@ -18,6 +18,7 @@ import pytest
 from corpus_files import tree, write
 from repository import ROOT
 
+from data_prep import corpus
 from data_prep.pipeline import cluster
 from data_prep.pipeline.plan import Step, run_plan
 from data_prep.pipeline.recipe import Recipe, Source, read_recipe, steps
@@ -121,7 +122,8 @@ def test_a_corpus_stopped_on_the_way_is_that_of_an_uninterrupted_run(tmp_path):
     assert "| en | web | en.jsonl | CC0 |" in readme and "| es | corpus | Wikipedia | not stated |" in readme
 
 
-GOOD = {"top": 'tokenizer = "tokenizer"', "source": 'language = "en"\nkind = "web"\ninputs = ["in"]'}
+GOOD = {"top": 'tokenizer = "tokenizer"', "head": "[[source]]",
+        "source": 'language = "en"\nkind = "web"\ninputs = ["in"]'}
 
 
 @pytest.mark.parametrize(("parts", "message"), [
@@ -135,13 +137,21 @@ GOOD = {"top": 'tokenizer = "tokenizer"', "source": 'language = "en"\nkind = "we
     ({"source": 'language = "en"\nkind = "web"\ninputs = ["nowhere"]'}, "nowhere does not exist"),
     ({"source": 'language = "en"\nkind = "web"\ninputs = "in"'}, r"is not a list\[str\]"),
     ({"source": 'language = "en"\nkind = "web"'}, "source 1: the key inputs is missing"),
+    ({"source": 'language = "en"\nkind = "web"\ninputs = []'}, "the key inputs is missing or empty"),
+    ({"source": 'language = "en"\nkind = "web"\ninputs = [1]'}, r"inputs=\[1\] is not a list\[str\]"),
+    ({"source": GOOD["source"].replace("web", "book") + "\nparagraphs = true"}, "do not apply to books"),
+    ({"top": GOOD["top"] + "\nlanguages = [3]"}, r"languages=\[3\] is not a list\[str\]"),
+    ({"top": GOOD["top"] + "\nheld_out = nan"}, "held_out=nan: must be from 0 to 1"),
+    ({"top": GOOD["top"] + "\nnear_duplicates = 80"}, "near_duplicates=80: must be from 0 to 1"),
+    ({"top": GOOD["top"] + '\nfilter_mode = "offical"'}, "'offical'; known are default, official"),
+    ({"head": "[source]"}, r"begins with a line \[\[source\]\]"),
     ({"source": 'language = "xx"\nkind = "web"\ninputs = ["in"]'}, "unknown language"),
 ])
 def test_a_wrong_recipe_is_one_line_that_names_the_key(tmp_path, parts, message):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "in").mkdir()
-    (tmp_path / "recipe.toml").write_text("{top}\n[[source]]\n{source}\n".format(**GOOD | parts),
-                                          encoding="utf-8")
+    (tmp_path / "recipe.toml").write_text("{top}\n{head}\n{source}\n".format(**GOOD | parts),
+                                          encoding="utf-8-sig")
     with pytest.raises(UserError, match=message):
         read_recipe(tmp_path / "recipe.toml")
 
@@ -182,9 +192,25 @@ def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
     run_plan(plan, tmp_path / "out")
     assert "1 done already" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "unique" / "funnel.json").read_text())["shards"] == 1
+    plan[0].commands[0] += ["--workers", "2"]  # fewer, when memory was short
+    run_plan(plan, tmp_path / "out")
     plan[0].commands[0][3] = "fr"
     with pytest.raises(UserError, match=r"other commands \(en then, fr now\)"):
         run_plan(plan, tmp_path / "out")
+
+
+def test_a_corpus_is_made_again_when_an_input_has_changed(tmp_path, capsys):
+    write(tmp_path / "en.jsonl", {"text": "one"})
+    (tmp_path / "r.toml").write_text('tokenizer = "tokenizer"\n[[source]]\nlanguage = "eng"\n'
+                                     'kind = "corpus"\ninputs = ["en.jsonl"]', encoding="utf-8")
+    train_sentencepiece(["one two three"], tmp_path / "tokenizer", 270)
+    for done, count in ((0, 1), (4, 1), (0, 2)):
+        corpus.main([str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")])
+        assert f"4 steps in {tmp_path}/out/, {done} done already" in capsys.readouterr().err
+        result = json.loads((tmp_path / "out" / "corpus.json").read_text())
+        assert result["counts"]["en"]["corpus"]["documents"] == count
+        if done:
+            write(tmp_path / "en.jsonl", {"text": "one"}, {"text": "two"})
 
 
 def test_the_table_of_counts_has_totals_and_few_columns():

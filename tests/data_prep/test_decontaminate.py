@@ -1,5 +1,6 @@
 """Decontamination: planted questions are found in any case, spacing and width; ordinary text and common
 phrases stay."""
+import gzip
 import random
 import unicodedata
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from corpus_files import join, make_words, read_folder, write
 
-from data_prep.decontaminate import benchmark_ngrams, main, question_ngrams
+from data_prep.decontaminate import benchmark_ngrams, main, question_ngrams, read_items
 from data_prep.filters import minhash
 from mmed.utils.errors import UserError
 
@@ -64,6 +65,16 @@ def test_a_phrase_of_many_questions_drops_no_document():
     assert {name for names in wanted[size].values() for name in names} == {str(i) for i in range(10)}
 
 
+def test_items_are_read_from_packed_files_and_arrays(tmp_path):
+    item = b'{"question": "Why?"}'
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.jsonl").write_bytes(item)
+    (tmp_path / "folder" / "b.jsonl.gz").write_bytes(gzip.compress(item))
+    (tmp_path / "c.json").write_bytes(b"[" + item + b"]")
+    assert read_items(tmp_path / "folder") == [("a.jsonl:1", "Why?"), ("b.jsonl.gz:1", "Why?")]
+    assert read_items(tmp_path / "c.json") == [("c.json:1", "Why?")]
+
+
 def test_another_benchmark_redoes_the_shards(tmp_path):
     rng = random.Random(0)
     one, two = words(rng, "en", 20), words(rng, "en", 20)
@@ -72,6 +83,7 @@ def test_another_benchmark_redoes_the_shards(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
+    ("no json", ":1: not JSON; expected exam items"),
     ("", "of 0 questions .* none is long enough"), ('{"answer": 1}\n', ":1: expected an exam item"),
     ('{"question": " "}\n', ":1: expected an exam item"),
     ('{"question": "Why?"}\n', "of 1 questions .* none is long enough")])

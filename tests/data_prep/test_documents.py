@@ -2,6 +2,7 @@
 counted."""
 import bz2
 import gzip
+import io
 import lzma
 import os
 import random
@@ -90,11 +91,14 @@ TWO_PARAGRAPHS = "first\nstill first\r\n\r\n\u3000\r\nsecond\n".encode("utf-8-si
     ("a.json", b'{\r\n "text": "one"\r\n}', ["one"], {}),
     ("a.json", b'[{"text": "one"}', [], {"not JSON": 1}),
     ("oscar.jsonl", b'{"content": "a"}', ["a"], {}), ("redpajama.jsonl", b'{"raw_content": "a"}', ["a"], {}),
+    ("a.jsonl?download=true", b'{"text": "a"}', ["a"], {}), ("a.txt?x=1", b"a", ["a"], {}),
+    ("a.jsonl.gz", b"", [], {DAMAGED: 1}),
     ("a.txt", TWO_PARAGRAPHS, [normalise_text(TWO_PARAGRAPHS.decode())], {}),
     ("paragraphs.txt", TWO_PARAGRAPHS, ["first\nstill first", "second"], {}),
     ("b.txt", b"caf\xe9", [], {"not UTF-8": 1})])
 def test_published_forms_are_read(tmp_path, name, data, expected, dropped):
     assert read(tmp_path / name, data, paragraphs=name == "paragraphs.txt") == (expected, dropped)
+    (tmp_path / f"._{name}").write_bytes(b"\0\5\x16\7")  # of macOS
     if name != "part-00000.c000":
         assert find_inputs([tmp_path]) == [tmp_path / name]
     if name == "paragraphs.txt":
@@ -106,6 +110,7 @@ def test_published_forms_are_read(tmp_path, name, data, expected, dropped):
     ("wiki_00", b'<doc id="1">\nA\n</doc>\n', {}, "neither JSON lines nor parquet.*wikiextractor --json"),
     ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", {},
      "Git LFS pointer"),
+    ("a.parquet.gz", gzip.compress(b"PAR1"), {}, "a packed parquet file; unpack it"),
     ("a.json", b'[{"text": "one"}]' + b" " * 100, {}, r"a\.json: longer than 0 MiB; .* JSON lines"),
     ("a.txt", b"a" * 100, {}, r"a\.txt: longer than 0 MiB; .*--paragraphs"),
     ("a.jsonl", b'{"body": "a", "url": "u"}\n' * 3, {},
@@ -156,7 +161,13 @@ def test_of_a_damaged_parquet_file_the_rest_is_read(tmp_path):
     assert read(path, damaged) == (["one", "three"], {"not UTF-8": 1, DAMAGED: 1})
 
 
-def test_text_in_a_nested_field_is_read(tmp_path):
+def test_text_in_a_nested_field_or_a_list_is_read(tmp_path):
+    cord = {"body_text": [{"text": "one", "section": "s"}, {"text": "two"}]}
+    bioc = {"documents": [{"passages": [{"text": "one"}]}, {"passages": [{"text": "two"}]}]}
+    for field, record in (("body_text.text", cord), ("text", {"text": ["one", "two"]}),
+                          ("documents.passages.text", bioc)):
+        for path in (write_parquet(tmp_path / "b.parquet", [record]), write(tmp_path / "b.jsonl", record)):
+            assert read(path, text_field=field) == (["one\ntwo"], {})
     pubmed = {"Article": {"Abstract": {"AbstractText": "a", "n": 1}}, "text": ""}
     for path in (write_parquet(tmp_path / "a.parquet", [pubmed]), write(tmp_path / "a.jsonl", pubmed)):
         document, = read_documents(path, text_field="Article.Abstract.AbstractText")
@@ -169,11 +180,19 @@ def test_text_in_a_nested_field_is_read(tmp_path):
     ({"lang": ["fra_Latn", "oci_Latn"], "license": "CC0", "meta": "free"}, "web", "fr",
      {"licence": "CC0", "meta": "free"}, "a:1"),
     ({"source": {"name": "x"}, "id": 3}, "web", "en", {"source": {"name": "x"}}, "3"),
+    ({"meta": {"language": "bg"}, "lang": "un"}, "web", "bg", {"language": "bg"}, "a:1"),  # RedPajama
     ({"source": "mC4"}, "", "en", {}, "a:1")])
 def test_published_columns_become_ours(tmp_path, record, source, language, meta, name):
     path = write(tmp_path / "a.jsonl", {"text": "a", **record})
     document, = read_documents(path, source=source, language="en")
     assert document == Document("a", language, source or "mC4", name, meta)
+
+
+def test_a_paragraph_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_files, "MAX_LINE_BYTES", 100)
+    file = io.BytesIO(b"first\n\n" + b"a line\n" * 99 + b"\nlast")
+    expected = [(1, b"first"), (3, (b"a line\n" * 15).strip()), (103, b"last")]
+    assert list(record_files._paragraphs(file)) == expected
 
 
 def test_bad_records_are_counted(tmp_path, monkeypatch):
@@ -206,6 +225,10 @@ def test_the_folder_of_a_step_means_what_it_kept(tmp_path):
     (tmp_path / "corpus" / "ja" / "shards").mkdir()
     write(tmp_path / "corpus" / "plain.jsonl", {"text": "a"})
     assert find_inputs([tmp_path]) == [tmp_path / "corpus/ja/kept/a.jsonl", tmp_path / "corpus/plain.jsonl"]
+    assert find_inputs([tmp_path], out=tmp_path / "corpus" / "ja") == [tmp_path / "corpus/plain.jsonl"]
+    for own in ("ja", "ja/kept", "ja/kept/a.jsonl"):
+        with pytest.raises(UserError, match="the output of this step cannot be its input"):
+            find_inputs([tmp_path / "corpus" / own], out=tmp_path / "corpus" / "ja")
     with pytest.raises(UserError, match="no corpus file"):
         find_inputs([tmp_path / "corpus" / "ja" / "shards"])
 
@@ -235,6 +258,8 @@ def test_shards_have_unique_names(tmp_path):
     paths = [write(tmp_path / name, {"text": "a"}) for name in ("a/x.jsonl", "b/x.jsonl", "y.json")]
     assert shard_names(paths) == ["a__x.jsonl", "b__x.jsonl", "y.json"]
     assert shard_names(paths[1:]) == ["x", "y"]
+    long = shard_names([tmp_path / f"{'ж' * 120}{number}.pdf" for number in range(2)])
+    assert long[0] != long[1] and all(len(name.encode()) <= 180 for name in long)
     with pytest.raises(UserError, match="given twice"):
         shard_names([paths[0], paths[0]])
 

@@ -67,8 +67,12 @@ HEART, GAS = ("heart", "heart failure", "failure"), ("dna", "インスリン", "
     ("ru", "default", (), "У ПАЦИЕНТОВ с опухолями печени", {"пациент": 1, "опухоль": 1, "печень": 1}),
     ("es", "default", (), "las infecciones bacterianas", {"infección": 1, "bacteria": 1}),
     ("en", "default", HEART, "heart failure and heart-failure, heart", {"heart failure": 2, "heart": 1}),
+    ("en", "default", HEART, "heart  failure, heart \n   failure; heart\n\nfailure",
+     {"heart failure": 2, "heart": 1, "failure": 1}),
     ("ja", "default", GAS, "ＤＮＡとｲﾝｽﾘﾝとｶﾞｽ壊疽", {"dna": 1, "インスリン": 1, "ガス壊疽": 1}),
-    ("ja", "default", GAS, "ＤＮＡＳ", {})])  # Latin words stand alone
+    ("ja", "default", GAS, "ＤＮＡＳ", {}),  # Latin words stand alone
+    ("de", "default", ("|gefäß|",), "BLUTGEFÄSSE, Gefäße, Gefässe", {"gefäß": 3}),
+    ("ar", "default", ("علاج",), "ﻋﻼﺝ العِـــلاج", {"علاج": 2})])  # in forms that PDF files have
 def test_words_that_the_rules_find(code, mode, words, text, found):
     language = get_language(code)
     language = replace(language, medical_words=words or language.medical_words)
@@ -127,6 +131,9 @@ def test_explain_prints_words_and_numbers_and_wrong_use_is_one_line(tmp_path, ca
     assert main([*command, "--explain"]) == 0
     printed = capsys.readouterr().out
     assert "kept  MKC" in printed and "dropped  MKC" in printed and "pneumonia 1" in printed
+    (tmp_path / "body.jsonl").write_bytes(json_line({"body": get_language("en").medical_sentence}))
+    assert main([str(tmp_path / "body.jsonl"), *command[1:], "--explain", "--text_field", "body"]) == 0
+    assert "body:1: kept" in capsys.readouterr().out
     with pytest.raises(UserError, match="--out FOLDER is needed"):
         main(command)
     with pytest.raises(UserError, match="unknown language"):

@@ -1,5 +1,6 @@
 """Documents to one stream: the ids are the tokenizer's, on any number of workers and tasks, after a kill."""
 import itertools
+import os
 import random
 import shutil
 
@@ -53,6 +54,7 @@ def test_the_bytes_do_not_depend_on_workers_tasks_or_a_kill(corpus, monkeypatch)
         main([*command, "--out", str(folder / "tasks"), "--shard", share])
         assert not (folder / "tasks.json").exists()
     monkeypatch.setattr("data_prep.documents.read_documents", lambda *_, **__: pytest.fail("read again"))
+    command[2] = os.path.relpath(command[2])
     main([*command, "--out", str(folder / "tasks")])
     kept, held = (set(map(tuple, documents_of(TokenStream(folder / f"one{suffix}"))))
                   for suffix in ("", HELD_OUT))
@@ -85,8 +87,9 @@ def test_a_part_that_is_missing_or_changed_is_named(corpus):
 
 
 def test_a_stream_is_made_again_if_it_lost_a_file_or_its_input_or_split_changed(corpus):
-    folder, _, _ = corpus
-    arguments = [folder / "raw"], folder / "tokenizer", folder / "s"
+    root, _, _ = corpus
+    folder = root / "raw"  # the stream itself, beside its inputs, is none of them
+    arguments = [folder], root / "tokenizer", folder / "s"
 
     def streams() -> list[list[list[int]]]:
         tokenize_corpus(*arguments, held_out=0.3)
@@ -98,7 +101,7 @@ def test_a_stream_is_made_again_if_it_lost_a_file_or_its_input_or_split_changed(
     assert streams() == first
     (folder / f"s{HELD_OUT}.idx").unlink()
     assert streams() == first
-    write(folder / "raw" / "part0.jsonl", {"text": "one more"})
+    write(folder / "part0.jsonl", {"text": "one more"})
     assert tokenize_corpus(*arguments)["documents"] == 81
     assert not list(folder.glob(f"s{HELD_OUT}*"))  # of the earlier split
 
@@ -107,5 +110,9 @@ def test_nothing_to_tokenize_and_a_missing_tokenizer_are_one_line(corpus):
     folder, _, _ = corpus
     with pytest.raises(UserError, match="no document to tokenize"):
         tokenize_corpus([write(folder / "empty.jsonl", {"text": " "})], folder / "tokenizer", folder / "s")
+    with pytest.raises(UserError, match=r"s\.json: an input that the stream would overwrite"):
+        tokenize_corpus([write(folder / "s.json", {"text": "a"})], folder / "tokenizer", folder / "s")
+    with pytest.raises(UserError, match=r"--held_out=5: must be at least 0"):
+        tokenize_corpus([folder / "raw"], folder / "tokenizer", folder / "s", held_out=5)
     with pytest.raises(UserError, match="nowhere: no such file"):
         tokenize_corpus([folder / "raw"], folder / "nowhere", folder / "s")

@@ -129,6 +129,30 @@ def test_bad_pages_are_dropped_with_the_reason(tmp_path, monkeypatch):
         read(tmp_path / "strict", tmp_path / "site", "--strict")
 
 
+def test_pages_are_known_by_what_they_hold_where_their_names_do_not_say(tmp_path):
+    names = ("a.html?id=3", "b.php@id=3", "topic", "note", "._c.html")
+    pages = dict(zip(names, [*PAGES.values(), b"no page", b"\0\5\x16\7"]))
+    write_folder(tmp_path / "site", pages)
+    write_zip(tmp_path / "zip", pages)
+    write_warc(tmp_path / "warc", PAGES)
+    for name in ("site", "zip", "warc"):
+        assert len(read(tmp_path / f"out-{name}", tmp_path / name)[0]) == 3, name
+    (tmp_path / "text").write_bytes(b"no page")
+    with pytest.raises(UserError, match="no document found, only 1 records that are not HTML pages"):
+        read(tmp_path / "none", tmp_path / "text")
+
+
+def test_the_text_of_commoncrawl_is_taken_as_it_is(tmp_path):
+    with open(tmp_path / "CC-MAIN-00000.warc.wet.gz", "wb") as file:
+        writer = warcwriter.WARCWriter(file, gzip=True)
+        for url, text in (("http://a.example/", "Fièvre\r\nMenu"), ("http://b.example/", " ")):
+            payload = io.BytesIO(text.encode())
+            writer.write_record(writer.create_warc_record(url, "conversion", payload=payload))
+    (document,), dropped = read(tmp_path / "out", tmp_path)
+    assert (document.text, document.meta["url"]) == ("Fièvre\nMenu", "http://a.example/")
+    assert dropped == {"no main text": 1}
+
+
 @pytest.mark.parametrize("name", ["site.warc.gz", "site.warc", "site.zip"])
 def test_a_truncated_archive_keeps_what_comes_before(tmp_path, name):
     pages = {f"{n}.html": site_page("en", SENTENCE + os.urandom(2000).hex()) for n in range(4)}
@@ -162,6 +186,9 @@ def test_a_finished_list_is_not_read_again_until_a_page_changes(tmp_path):
     result = tmp_path / "out" / "kept" / "site-00000.jsonl.gz"
     read(tmp_path / "out", tmp_path / "site")
     written = result.stat().st_mtime_ns
+    read(tmp_path / "out", tmp_path / "site")
+    assert result.stat().st_mtime_ns == written
+    (tmp_path / "out" / "lists" / "site-00000.jsonl").unlink()  # as if two tasks had written it
     read(tmp_path / "out", tmp_path / "site")
     assert result.stat().st_mtime_ns == written
     (tmp_path / "site" / "a.html").write_bytes(site_page("en", "Diabetes is treated with metformin."))

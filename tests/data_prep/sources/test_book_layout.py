@@ -59,6 +59,7 @@ CHINESE = [Line("高血压是以体循环动脉血压持续升高为", 50, 220, 
      ["The first column ends in the middle of a long sentence that goes on in the second column and then on "
       "the next page without any break between the words of it. A new paragraph begins here.",
       "1 A note in small type."]),
+    ([tidy_lines(column("The ther\xad", "apy of el¬", "derly men"))], True, ["The therapy of elderly men"]),
     ([column("The plan is long-", "term, and long-term plans are common here.")], True,
      ["The plan is long-term, and long-term plans are common here."]),
     ([CHINESE], False, ["高血压是以体循环动脉血压持续升高为主要特征的慢性疾病。"])])

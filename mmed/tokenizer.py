@@ -75,7 +75,7 @@ class Tokenizer:
         self.end_ids = tuple(sorted({index for index in ends if index is not None}))
         self.vocab_size = max([self.core.size - 1, *known.values()]) + 1
         if self.kind == "sentencepiece" and self.unk_id not in (self.named_bos_id, self.eos_id, self.pad_id):
-            # sentencepiece's <unk> marks text that could not be encoded
+            # sentencepiece's <unk> stands for text that could not be encoded
             self.special = {text: index for text, index in self.special.items() if index != self.unk_id}
             known = self.added | self.special
         # The reference library finds and spells ordinary added tokens itself (Gemma: "▁▁" are two spaces).

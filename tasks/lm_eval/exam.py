@@ -1,8 +1,6 @@
 """MMedBench inside lm-evaluation-harness: the prompts, choices and parser of `python -m mmed.eval`.
 
-Input:  what the harness gets as --metadata: data (a folder such as MMedBench/Test), and optionally style,
-shots,
-        train, seed. `mmed` must be importable.
+Input:  --metadata: data (a folder such as MMedBench/Test), and optionally style, shots, train, seed.
 Output: for each language a split "test" of documents; for generation, the scores of a text. See README.md.
 """
 from __future__ import annotations
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from mmed.evaluation.questions import candidates, cut_at_answer
 from mmed.evaluation.results import text_row
+from mmed.metrics import exact_match
 from mmed.prompts import AFTER_LETTERS, ExamItem, build_few_shot, pick_examples, read_items
 from mmed.utils.errors import UserError
 
@@ -20,7 +19,7 @@ def load(
     language: str, data: str = "", style: str = "clean", shots: int = 0, train: str = "", seed: int = 0,
     **_: object,
 ) -> dict:
-    """The questions of one language as documents: prompt, choices, index of the right one, and the item."""
+    """The questions of one language as documents: prompt, choices, places of the right ones, and the item."""
     from datasets import Dataset
 
     if not data:
@@ -30,13 +29,16 @@ def load(
     examples = read_items(Path(train) / f"{language}.jsonl") if shots else []
     documents = []
     for item in read_items(Path(data) / f"{language}.jsonl"):
-        choices, answer = candidates(item), ",".join(item.answer)
+        choices = candidates(item)
         chosen = pick_examples(examples, item, shots, seed) if shots else []
         documents.append({
             "id": item.key, "prompt": build_few_shot(item, chosen, False, style),
             # of several letters to the end, because A,B begins A,B,C
             "choices": [f" {letters}{AFTER_LETTERS if ',' in letters else ''}" for letters in choices],
-            "gold": choices.index(answer), "answer": answer, "language": item.language,
+            # of equal options, either is right
+            "gold": [place for place, letters in enumerate(choices)
+                     if exact_match(letters, item.answer, item.options)],
+            "answer": ",".join(item.answer), "language": item.language,
             "question": item.question, "options": json.dumps(item.options, ensure_ascii=False)})
     return {"test": Dataset.from_list(documents)}
 

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import product
 
 from data_prep.decontaminate import COMMON, benchmark_ngrams, contained_items, question_ngrams
 from data_prep.filters.minhash import token_hashes
@@ -52,22 +53,21 @@ def anchors(item: ExamItem) -> set[tuple[str, str]]:
 def translations(train: Sequence[ExamItem], test: Sequence[ExamItem]) -> dict[int, str]:
     """{position in `train`: key of the test item that it translates}."""
     anchored = [anchors(item) for item in test]
-    with_mark: dict[tuple[str, str], list[int]] = defaultdict(list)
+    with_mark: dict[tuple[str, tuple[str, str]], list[int]] = defaultdict(list)  # by language and anchor
     for place, found in enumerate(anchored):
         for mark in found:
-            with_mark[mark].append(place)
+            with_mark[test[place].language, mark].append(place)
+    languages = {item.language for item in test}
     result: dict[int, str] = {}
     for place, item in enumerate(train):
-        own = anchors(item)
-        shared = Counter(other for mark in own for other in with_mark.get(mark, ()))
-        for other, count in shared.most_common():
+        own, others = anchors(item), languages - {item.language}
+        shared = Counter(twin for pair in product(others, own) for twin in with_mark.get(pair, ()))
+        for twin, count in sorted(shared.items(), key=lambda pair: (-pair[1], pair[0])):
             if count < SHARED:
                 break
-            twin = test[other]
-            alike = count >= SIMILAR * len(own | anchored[other])
-            same_key = len(item.options) == len(twin.options) and set(item.answer) == set(twin.answer)
-            if alike and same_key and item.language != twin.language:
-                result[place] = twin.key
+            same_key = len(item.options) == len(test[twin].options) and {*item.answer} == {*test[twin].answer}
+            if same_key and count >= SIMILAR * len(own | anchored[twin]):
+                result[place] = test[twin].key
                 break
     return result
 

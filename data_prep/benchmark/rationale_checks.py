@@ -40,12 +40,8 @@ def item_code(item: ExamItem) -> str:
 
 
 def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str], count: int) -> Counter[str]:
-    """Write the table with `count` rationales (0: all) of each of these languages (none: of each), and return
-    how many of each.
-
-    Hashes select them, so adding items changes little; they keep the order of the file. No cell
-    begins with text of an item, which a spreadsheet program could take for a formula.
-    """
+    """Write the table with `count` rationales (0: all) of each of these languages (none: of each), chosen by
+    hash, and return how many of each. No cell begins with text of an item, which could be a formula."""
     codes = {get_language(name).code for name in languages}
     by_language = defaultdict(list)
     for item in items:
@@ -73,11 +69,8 @@ def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str], 
 
 def read_sheets(paths: Sequence[str],
                 items: Sequence[ExamItem]) -> tuple[Verdicts, list[dict[str, str]], int]:
-    """(verdicts, notes, incomplete rows) of saved files, whose names are their checkers'; an incomplete row,
-    which has a verdict on some criteria only, is left out.
-
-    Each unusable row is reported on its own line; if there are any, nothing is merged.
-    """
+    """(verdicts, notes, number of rows left out for a verdict on some criteria only) of saved files, whose
+    names are their checkers'. Each unusable row is reported; if there are any, nothing is merged."""
     key_of = {item_code(item): item.key for item in items}
     verdicts: Verdicts = defaultdict(dict)
     notes, problems, incomplete = [], [], 0
@@ -132,8 +125,7 @@ def share(values: Sequence[bool]) -> dict[str, Any]:
 
 
 def agreement(verdicts: Verdicts) -> dict[str, Any]:
-    """For each criterion and for passing: how often two checkers of an item agree, and Krippendorff's alpha,
-    which corrects that for chance; over all items with at least two checkers."""
+    """For each criterion and for passing: how often two checkers of an item agree; Krippendorff's alpha."""
     shared = [own.values() for own in verdicts.values() if len(own) > 1]
     result: dict[str, Any] = {"items": len(shared)}
     for what in (*CRITERIA, "passed") if shared else ():

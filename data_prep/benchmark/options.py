@@ -25,8 +25,7 @@ OPTION_LINE = re.compile(rf"(?:^|\n)\s*{LETTER}(?:[{DOTS}]|(?<![(（].)[\u3000 ]
 OPTION_INLINE = re.compile(r"(?:^|\s|(?=（))[(（]([A-ZＡ-Ｚ])[)）]\s*")
 BETWEEN = re.compile(r"(?:[,;、，；。&+和与\s]|\b(?:and|et|und|и)\b)+", re.IGNORECASE)  # answers
 NO_TEXT = ("", "n/a")  # of an option that fills a column only
-# What Python and numpy write into a CSV cell: array(...); strings, brackets and other words
-ARRAY = re.compile(r"array\((\[.*?\])(?:,\s*dtype=\w+)?\)", re.DOTALL)
+# A string, bracket or other word of what Python and numpy write into a CSV cell
 TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[][(){}:,]|[^][\s'"(){}:,]+""")
 
 
@@ -45,12 +44,15 @@ def folded(text: str) -> str:
 
 
 def parse_repr(text: str) -> Any:
-    """What Python writes, or numpy, which puts blanks for commas."""
-    parts: list[str] = []
-    for token in TOKEN.findall(ARRAY.sub(r"\1", text)):
-        if parts and parts[-1] not in ("[", "(", "{", ":", ",") and token not in ("]", ")", "}", ":", ","):
-            parts.append(",")
-        parts.append("None" if token == "nan" else token)
+    """What Python writes, or numpy, which puts blanks for commas and array([...], dtype=object) around."""
+    parts = [""]
+    for token in TOKEN.findall(text):
+        if token.startswith("dtype="):
+            parts.pop()  # the comma before it
+        elif not re.fullmatch(r"array|np\.\w+", token):
+            if parts[-1] not in ("", "[", "(", "{", ":", ",") and token not in ("]", ")", "}", ":", ","):
+                parts.append(",")
+            parts.append("None" if token == "nan" else token)
     return ast.literal_eval("".join(parts))
 
 

@@ -330,13 +330,16 @@ AB = {"A": "x", "B": "y"}
         '{"option1": "x", "option2": "y", "option3": NaN}', "['x', 'y', None]", {"Ｂ": "y", "Ａ": "x"},
         "['x' 'y' nan]", "['x'\n 'y']", "[{'key': 'A', 'value': 'x'}\n {'key': 'B', 'value': 'y'}]",
         "{'label': array(['A', 'B'], dtype=object), 'text': array(['x', 'y'])}", [["A", "x"], ["B", "y"]],
+        "[np.str_('x'), np.str_('y')]",
         {"option1": "x", "option2": "y", "option3": "n/a"},
         [{"letter": "A", "option": "x"}, {"letter": "B", "option": "y"}],
         {"А": "x", "Б": "y"}, "Ａ．x\nＢ．y", "（A）x（B）y", ["x", "y", None, ""])),
     ({"A": "x", "B": None, "C": 2, "D": " ", "E": None}, {"A": "x", "B": "", "C": "2"}),
     ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}), (["x", None, ""], {"A": "x"}),
     ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}),
-    ("['x y' \"z' w\"]", {"A": "x y", "B": "z' w"}), ({"C": "y", "B": "x"}, {"B": "x", "C": "y"}),
+    ("['x y' \"z' w\"]", {"A": "x y", "B": "z' w"}),
+    ("[array(['A', 'urea ([BUN])'], dtype=object)]", {"A": "urea ([BUN])"}),
+    ({"C": "y", "B": "x"}, {"B": "x", "C": "y"}),
     *((value, {}) for value in (
         "x or y", [["x"]], {"A": "x", "a": "y"}, None, {"A": {"x": 1}}, "[x", "(A) x (B) y (B) z"))])
 def test_options_are_read_in_published_forms(value, options):

@@ -120,7 +120,7 @@ def named_records(value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
         parts = list(value.values())
         if all(isinstance(part, dict) for part in parts):
-            if not all(name.isdigit() for part in parts for name in part):
+            if not all(name.isdecimal() for part in parts for name in part):
                 return {key: {ID: key, **item} for key, item in value.items()}
             parts = [list(part.values()) for part in parts]
         if arrays := [value[name] for name in WRAPPERS if isinstance(value.get(name), list)]:

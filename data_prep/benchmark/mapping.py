@@ -25,6 +25,7 @@ MAP_KEYS = ("question", "options", "answer", "kind", "id", "group", "rationale",
             "topic", "year", "split", "language", "source", "image", "filter", "keep")
 MISSING: Any = object()
 NO_IMAGE = ("", "false", "0", "no", "none", "nan", "null", "n/a")
+NUMBER = re.compile("[0-9]{1,3}")  # that may be an option's position
 OPTIONS_TITLE = re.compile(r"\s*(?:answer )?(?:choices|options)\s*:?\s*\Z", re.IGNORECASE)
 
 
@@ -132,17 +133,20 @@ def resolve_numbers(items: list[Raw], kind: str) -> None:
 
     Unless `kind` says so, the numbers themselves show whether they count from 0 or 1: either a 0 or the
     number of options occurs. A wrong guess would shift every answer, so anything else is an error. Where
-    other answers cannot be positions, a number that is the text of an option is that option.
+    half of all answers are no positions, a number that is the text of an option is that option.
     """
     if kind in ("letter", "text"):
         return
-    mixed = not kind and any(part in raw.options or (part.isdigit() and int(part) > len(raw.options) > 0)
-                             for raw in items for part in raw.answer)
+    parts = [(raw, part) for raw in items if raw.options for part in raw.answer]
+    texts = [part for raw, part in parts if part in raw.options or (
+        NUMBER.fullmatch(part) and int(part) > len(raw.options)
+        and forms.letter_of_text(part, raw.options) != part)]
+    mixed = not kind and 2 * len(texts) >= len(parts)
     for raw in items if mixed else ():
-        raw.answer = tuple(forms.letter_of_text(part, raw.options) if part.isdigit() else part
+        raw.answer = tuple(forms.letter_of_text(part, raw.options) if NUMBER.fullmatch(part) else part
                            for part in raw.answer)
     found = {(int(part), len(raw.options)) for raw in items for part in raw.answer
-             if raw.options and re.fullmatch("[0-9]{1,3}", part)}
+             if raw.options and NUMBER.fullmatch(part)}
     numbers = sorted({number for number, _ in found})
     unclear = not kind and (0 in numbers) == any(number == size for number, size in found)
     if unclear and found and not mixed:

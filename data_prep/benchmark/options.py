@@ -40,7 +40,7 @@ def plain(text: Any) -> str:
 
 def folded(text: str) -> str:
     """A text without regard to case and white space, by which options are compared."""
-    return " ".join(text.casefold().split())
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def parse_repr(text: str) -> Any:
@@ -120,7 +120,7 @@ def option_texts(value: Any) -> tuple[dict[str, str], dict[str, str]]:
     if len(by_name) < len(pairs) or not all(isinstance(text, SCALAR) for text in by_name.values()):
         return {}, {}
     latin = all(re.fullmatch("[A-Z]", name) for name in by_name)
-    if latin or all(map(str.isdigit, by_name)):
+    if latin or all(map(str.isdecimal, by_name)):
         by_name = dict(sorted(by_name.items(), key=lambda pair: (len(pair[0]), pair[0])))
     options = lettered(by_name.values())
     if latin:  # letters of its own: also "A, C", which the checks drop
@@ -150,9 +150,9 @@ def read_answer(value: Any, options: dict[str, str], names: dict[str, str], kind
         return [letter]
     if all(word in names for word in words):
         return [names[word] for word in words]
-    if all(map(str.isdigit, words)) and any(map(str.isdigit, names)):  # the file numbers its options
+    if all(map(str.isdecimal, words)) and any(map(str.isdecimal, names)):  # the file numbers its options
         return [f"no option {text}"]
-    if all(word in options or word.isdigit() for word in words):
+    if all(word in options or word.isdecimal() for word in words):
         return words
     if letter == text and text.isupper() and set(plain(text)) <= set(options):
         return list(plain(text))  # "CA", but not if it is an option's text, as a blood group

@@ -368,7 +368,7 @@ def test_answers_are_read_as_they_are_written(written):
 
 @pytest.mark.parametrize(("written", "kind", "read"), [
     ("AB", "", ["B"]), ("AB", "text", ["B"]), ("1", "text", ["A"]), ("１", "", ["1"]), (-1, "", []),
-    (2.0, "", ["2"]), (None, "", []),
+    (2.0, "", ["2"]), (None, "", []), ("⓵", "", ["⓵"]),
     ("AB  z", "", ["D"]), ("1, 2", "", ["E"]), ("2, 1", "", ["2", "1"]),
     *((written, "", [written]) for written in ("yes", "CAF", "cab", "a or b", "A/B", "2", "B?"))])
 def test_other_answers_stay_as_they_are(written, kind, read):
@@ -418,9 +418,11 @@ def test_a_mapping_reads(changes, mapping, expected, tmp_path):
 @pytest.mark.parametrize(("answers", "read"), [
     (["4", "z", "B"], ["B", "C", "B"]),  # a text among texts and letters
     (["4", "30"], ["B", "C"]),  # 30 is no position, so 4 is none
-    (["4", 1], ["D", "A"]), (["4", "A", "7"], ["B", "A"])])
+    (["4", "7", "A", "B"], ["B", "A", "B"]), (["4", "z", 1, 2], ["D", "C", "A", "B"]), (["4", 1], ["D", "A"]),
+    (["4", 5, 1], ["D", "A"]), (["4", "⓵", 1], ["D", "A"]), (["4", "9" * 5000], ["D"])])
 def test_a_number_is_a_text_where_other_answers_are(answers, read, tmp_path):
-    texts = [["2", "4", "6", "8"], ["10", "20", "30", "40"] if "30" in answers else [*"xyzw"], [*"xyzw"]]
+    texts = [["2", "4", "6", "8"], ["10", "20", "30", "40"] if "30" in answers else [*"xyzw"]]
+    texts += [[*"xyzw"]] * 2
     items = [{"question": f"q{i}", "options": options, "answer_idx": answer}
              for i, (options, answer) in enumerate(zip(texts, answers))]
     got = run(tmp_path / "out", *custom(tmp_path / "exam.json", items))

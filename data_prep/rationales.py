@@ -83,15 +83,7 @@ def exam_text(item: ExamItem) -> str:
 
 
 def solved_text(item: ExamItem) -> str:
-    """Question, options and right answer.
-
-    >>> print(solved_text(ExamItem("Why?", {"A": "this", "B": "that"}, ("B",), "", "English", "1")))
-    ###Question: Why?
-    ###Options:
-    A. this
-    B. that
-    ###Right answer: B. that
-    """
+    """Question, options and right answer."""
     right = "; ".join(f"{letter}. {item.options[letter]}" for letter in item.answer)
     return f"{exam_text(item)}\n###Right answer{'s' if len(item.answer) > 1 else ''}: {right}"
 

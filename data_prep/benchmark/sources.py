@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.benchmark.exam_files import ID, Records, csv_records, exam_files, parse_json, records
 from data_prep.benchmark.mapping import Raw, Record, language_name, parse_mapping, read_mapped
@@ -26,6 +25,7 @@ from mmed.utils.files import MAX_JSON_BYTES, read_json
 APOLLO_LANGUAGES = {"cmb-single": "zh", "cmexam": "zh", "cmmlu-medical": "zh", "medqa-mcmle": "zh",
                     "medqa-usmle": "en", "medmcqa": "en", "mmlu-medical": "en", "headqa": "es",
                     "frenchmedmcqa": "fr"}
+FOUND_ANEW = ("duplicate_of", "leaks", "blank_options", "equal_options")  # in our own output
 RELEASE_FILE = re.compile(r"(?:^|/)(Train|Val|Test)/([A-Z][a-z]+)\.jsonl$")
 
 
@@ -93,27 +93,21 @@ def apollo_rows(path: Path) -> Records:
         yield where, record | {"language": APOLLO_LANGUAGES.get(str(record.get("source")))}
 
 
-def files_below(folder: Any) -> Iterator[Any]:
-    """The files of a folder, which may be in a zip archive, and of the folders in it."""
-    for path in folder.iterdir():
-        yield from files_below(path) if path.is_dir() else [path]
-
-
 def read_mmedbench(path: Path) -> Iterator[Raw]:
     """MMedBench.zip, which is not unpacked, or its folder: Train/LANGUAGE.jsonl, Test/LANGUAGE.jsonl."""
     try:
-        files = files_below(zipfile.Path(path) if path.is_file() else path)
-        found = {match.groups(): file for file in sorted(files, key=str)
-                 if (match := RELEASE_FILE.search(str(file)))}
+        archive = zipfile.ZipFile(path) if path.is_file() else None
+        names = archive.namelist() if archive else (str(p.relative_to(path)) for p in path.rglob("*.jsonl"))
+        found = {match.groups(): name for name in sorted(names) if (match := RELEASE_FILE.search(name))}
         if not found:
             raise UserError(f"{path}: no Train/English.jsonl, Test/English.jsonl ... among its files; is "
                             "this MMedBench?")
-        for (split, language), file in found.items():
-            with file.open("rb") as opened:
-                lines = iter(functools.partial(opened.readline, MAX_JSON_BYTES), b"")
+        for (split, language), name in found.items():
+            with archive.open(name) if archive else open(path / name, "rb") as file:
+                lines = iter(functools.partial(file.readline, MAX_JSON_BYTES), b"")
                 for number, line in enumerate(lines, 1):
                     if line.strip():
-                        yield released_item(line, split, language, f"{file}:{number}")
+                        yield released_item(line, split, language, f"{path / name}:{number}")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable zip archive ({error}); MMedBench comes as .zip or as a "
                         "folder with Train/ and Test/") from None
@@ -124,8 +118,7 @@ def released_item(line: bytes, split: str, language: str, where: str) -> Raw:
         record = Record(dict(parse_json(line)), where)
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{where}: not MMedBench's form, an object a line ({error})") from None
-    ours = ("question", "options", "answer_idx", "rationale", "id", "source",
-            "duplicate_of", "leaks", "blank_options", "equal_options")  # found anew
+    ours = ("question", "options", "answer_idx", "rationale", "id", "source", *FOUND_ANEW)
     options = option_texts(record.value("options?"))[0]
     # MMedLM: `answer_idx` is a string or a list in the release; the official code takes either.
     answer = read_answer(record.value("answer_idx?"), options, {})

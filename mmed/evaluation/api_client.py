@@ -107,10 +107,6 @@ def server_from(options: argparse.Namespace, seed: int = 0) -> Server:
 
 
 def parse_server_option(given: str) -> tuple[str, Any]:
-    """
-    >>> [parse_server_option(given) for given in ("top_p=0.9", "reasoning_effort=low", "seed=none")]
-    [('top_p', 0.9), ('reasoning_effort', 'low'), ('seed', None)]
-    """
     name, _, text = given.partition("=")
     if not text or name in FIXED:
         raise UsageError(f"--server_option {given}: expected NAME=VALUE, such as top_p=0.9, or NAME=none, "
@@ -197,10 +193,6 @@ def answer_tokens(reply: dict[str, Any], answer: str) -> tuple[list[str], list[f
     """The tokens of an answer and their log-probabilities, from an echoed prompt.
 
     A token that also holds the end of the prompt counts. Spaces are ignored: some servers drop them.
-
-    >>> reply = {"tokens": ["Why", ":#", "A", "!"], "logprobs": [None, -1.0, -2.0, -9.0]}
-    >>> answer_tokens(reply, "# A")
-    ([':#', 'A'], [-1.0, -2.0])
     """
     def squeezed(text: str) -> str:
         return "".join(text.replace("\u2581", " ").split())  # U+2581 is the space of sentencepiece

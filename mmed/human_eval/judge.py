@@ -48,11 +48,7 @@ def build_prompt(case: Case, letters: dict[str, str]) -> list[dict[str, str]]:
 
 
 def parse_ranking(reply: str, letters: Sequence[str]) -> list[str]:
-    """The letters from best to worst, without thoughts and Markdown emphasis; a ValueError if there are none.
-
-    >>> parse_ranking("A is vague.\\n**RANKING: B > A > C**", "ABC")
-    ['B', 'A', 'C']
-    """
+    """The letters from best to worst, without thoughts and Markdown; a ValueError if there are none."""
     text = re.sub(r"[*_`#]", "", remove_thoughts(reply))  # also the end of a code block
     last = (text.strip().splitlines() or [""])[-1].strip(" \t>.")
     ranking = [part.strip() for part in last.removeprefix("RANKING:").split(">")]

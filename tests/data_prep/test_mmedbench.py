@@ -546,6 +546,11 @@ def test_train_items_that_leak_test_items_are_marked_or_dropped(item, rule, tmp_
         assert lost["reason"] == f"leaks a test item ({rule})" and lost["leaks"] == first["leaks"]
 
 
+def test_anchors_are_numbers_and_the_beginnings_of_latin_words():
+    item = Raw("?", {"A": "Diarrea, 2,5 mg", "B": "Déficit de B12"}, ("A",), "", "Spanish", "1")
+    assert anchors(item) == {("A", "2.5"), ("A", "diar"), ("B", "12"), ("B", "defi")}
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["English", "Spanish"]), st.sets(st.integers(10, 22), max_size=9),
                           st.sampled_from("AB")), min_size=1, max_size=12), st.integers(0, 12))

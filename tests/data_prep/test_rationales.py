@@ -14,7 +14,7 @@ from stub_server import Stub, prompt_of, reply
 
 from data_prep.benchmark.rationale_checks import COLUMNS, CRITERIA, item_code
 from data_prep.rationales import OTHER, TOPICS, main, read_rationale, read_topic, solved_text, topic_prompt
-from mmed.prompts import read_benchmark
+from mmed.prompts import ExamItem, read_benchmark
 from mmed.utils.errors import UserError
 
 
@@ -68,6 +68,8 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
     prompts = "\n".join(stub.tries)
     assert all(solved_text(item) in prompts for item in read_benchmark(exams)[:3])
     assert all(f"Explain in {language}" in prompts for language in ("English", "Japanese"))
+    item = ExamItem("Why?", {"A": "this", "B": "that"}, ("B",), "", "English", "1")
+    assert solved_text(item) == "###Question: Why?\n###Options:\nA. this\nB. that\n###Right answer: B. that"
 
 
 def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, capsys):

@@ -12,7 +12,16 @@ from json_lines import write_lines
 from stub_server import Stub, error, prompt_of, reply
 
 from mmed.eval import main, parse_options
-from mmed.evaluation.api_client import CallStore, Server, ask, read_reply, request, request_key
+from mmed.evaluation.api_client import (
+    CallStore,
+    Server,
+    answer_tokens,
+    ask,
+    parse_server_option,
+    read_reply,
+    request,
+    request_key,
+)
 from mmed.evaluation.results import load_results
 from mmed.prompts import build_few_shot, build_messages, build_target, read_benchmark
 from mmed.utils.errors import UserError
@@ -147,6 +156,16 @@ def test_the_hash_of_a_request_changes_with_each_of_its_parts():
             for server in (Server(**(base | change)) for change in changes)
             for text in ("p", "q") for limit in (8, 9)}
     assert len(keys) == 4 * len(changes)
+
+
+def test_the_tokens_of_an_answer_may_begin_in_the_prompt():
+    echoed = {"tokens": ["Why", ":#", "\u2581A", "!"], "logprobs": [None, -1.0, -2.0, -9.0]}
+    assert answer_tokens(echoed, "# A") == ([":#", "\u2581A"], [-1.0, -2.0])
+
+
+@pytest.mark.parametrize("given, value", [("top_p=0.9", 0.9), ("effort=low", "low"), ("seed=none", None)])
+def test_options_of_a_server_are_json_or_texts(given, value):
+    assert parse_server_option(given) == (given.partition("=")[0], value)
 
 
 def test_a_server_is_sent_its_own_key_which_is_stored_nowhere(tmp_path, monkeypatch):

@@ -226,7 +226,7 @@ def test_the_judges_prompt_is_blind_and_a_text_stays_in_its_string():
     ("RANKING: B > A > D > C", "BADC"),
     ("Reasons: A says RANKING: A > B > C > D.\n\n**RANKING: C > B > A > D**\n", "CBAD"),
     ("> RANKING:  A >  B > C >D  ", "ABCD"),
-    ("**RANKING**: **B** > **A** > C > D.", "BACD"),
+    ("**RANKING**: **B** > **A** > C > D.", "BACD"), ("A is vague.\n**RANKING: B > A > C > D**", "BACD"),
     ("```\nRANKING: B > A > D > C\n```", "BADC"),
     ("<think>RANKING: A > B > C > D\n</think>RANKING: B > A > D > C", "BADC"),
     ("<think>It may be this:\nRANKING: A > B > C > D", None),

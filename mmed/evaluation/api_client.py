@@ -36,7 +36,8 @@ OPENAI_URL = "https://api.openai.com/v1"
 FAILURES_IN_A_ROW = 10
 # Status code that affects every call -> what to do
 FATAL_STATUS = {401: "check the key (--api_key_env)",  # 403 may be OpenRouter's moderation of one question
-                402: "the quota is used up", 429: "the quota or the rate limit is used up",
+                402: "the quota is used up",
+                429: "the quota is used up, or the rate limit: lower --concurrency or raise --retries",
                 404: "check --api, and --base_url, which usually ends in /v1"}
 OMIT = "--server_option NAME=none omits an option that the server rejects"
 KEPT = "the replies so far are kept, and the same command continues"

@@ -27,7 +27,7 @@ def load(
     if bool(shots) != bool(train):
         raise UserError("few-shot needs both shots and train in --metadata, zero-shot neither")
     examples = read_items(Path(train) / f"{language}.jsonl") if shots else []
-    documents = []
+    equal, documents = "keyed" if style == "official" else "either", []  # the defaults of mmed.eval
     for item in read_items(Path(data) / f"{language}.jsonl"):
         choices = candidates(item)
         chosen = pick_examples(examples, item, shots, seed) if shots else []
@@ -35,10 +35,9 @@ def load(
             "id": item.key, "prompt": build_few_shot(item, chosen, False, style),
             # of several letters to the end, because A,B begins A,B,C
             "choices": [f" {letters}{AFTER_LETTERS if ',' in letters else ''}" for letters in choices],
-            # of equal options, either is right
             "gold": [place for place, letters in enumerate(choices)
-                     if exact_match(letters, item.answer, item.options)],
-            "answer": ",".join(item.answer), "language": item.language,
+                     if exact_match(letters, item.answer, item.options if equal == "either" else None)],
+            "equal_options": equal, "answer": ",".join(item.answer), "language": item.language,
             "question": item.question, "options": json.dumps(item.options, ensure_ascii=False)})
     return {"test": Dataset.from_list(documents)}
 
@@ -47,6 +46,6 @@ def score(document: dict, results: list[str]) -> dict[str, float]:
     """Exact match by our parser and by the published scorer, and whether no answer could be read."""
     options, answer = json.loads(document["options"]), tuple(document["answer"].split(","))
     item = ExamItem(document["question"], options, answer, "", document["language"], document["id"])
-    row = text_row(item, "answer", "", cut_at_answer(results[0]), "default")
+    row = text_row(item, "answer", "", cut_at_answer(results[0]), "default", document["equal_options"])
     return {"acc": float(row["correct"]), "acc_official": float(row["official_match"]),
             "unparsed": float(row["status"] == "unparsed")}

@@ -125,8 +125,7 @@ def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None,
 
 
 def mark_repeats(items: list[Raw]) -> list[list[Raw]]:
-    """Make ids unique and return the copies of each question. They share their group, so that a random split
-    never puts one question on both sides."""
+    """Make ids unique; return the copies of each question, which share a group: one side of a split."""
     copies: dict[tuple[str, str], list[Raw]] = defaultdict(list)
     uses: Counter[str] = Counter()
     for raw in items:
@@ -155,8 +154,7 @@ def place(language: str, items: list[Raw], options: argparse.Namespace, notes: d
 
 
 def counts_of(items: list[Raw]) -> dict[str, Any]:
-    """Rows by language, source and split: items read, written and dropped, the paper's count, flags; leaks
-    by rule; what was dropped, by reason."""
+    """Rows by language, source and split, with the paper's counts; leaks and what was dropped."""
     groups: dict[tuple[str, str], list[Raw]] = defaultdict(list)
     for raw in items:
         groups[raw.language, raw.exam].append(raw)

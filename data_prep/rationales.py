@@ -1,7 +1,6 @@
 """Generates rationales and topics with a strong model, and manages their checks by people.
 
     python -m data_prep.rationales generate --data MMedBench/Test --api MODEL_NAME --out with_rationales
-    python -m data_prep.rationales generate --data MMedBench/Train --api MODEL_NAME --out sampled --samples 8
     python -m data_prep.rationales topics   --data with_rationales --api MODEL_NAME --out with_topics
     python -m data_prep.rationales sheet    --data with_topics --language Japanese --out japanese.csv
     python -m data_prep.rationales merge    ann.csv bo.csv --data with_topics --out checked
@@ -45,7 +44,6 @@ TOPICS = ("Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pe
           "Hematology", "Surgery", "Emergency Medicine", "Orthopedics", "Neurology", "Anatomy",
           "Medical Genetics", "Radiology", "Dermatology", "Endocrinology")
 OTHER = "Other"
-# Part of a finish reason -> what was done
 TRUNCATED = {"length": "at --max_new_tokens", "content_filter": "by a content filter"}
 
 

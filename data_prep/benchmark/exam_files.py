@@ -35,11 +35,7 @@ Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def split_of(name: str) -> str | None:
-    """The split named in a file name.
-
-    >>> [split_of(n) for n in ("phrases_train.jsonl", "dev_HEAD.json", "test.part1.jsonl", "ori_pqal.json")]
-    ['Train', 'Val', 'Test', None]
-    """
+    """The split named in a file name, such as phrases_train.jsonl, or None."""
     return next((SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS), None)
 
 

@@ -1,7 +1,6 @@
 """Train items that leak a test item: the same one, a long piece of it, or its translation.
 
-In: items. Out: for each train item that leaks, the rule that found it and the test item's key. docs/exams.md
-explains the three rules and how many translated items the third one finds.
+In: items. Out: for each train item that leaks, the rule (docs/exams.md) and the test item's key.
 """
 from __future__ import annotations
 

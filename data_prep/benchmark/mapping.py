@@ -129,12 +129,9 @@ def read_options(record: Record, paths: str) -> tuple[dict[str, str], dict[str, 
 
 
 def resolve_numbers(items: list[Raw], kind: str) -> None:
-    """Replace answers that are an option's number by its letter.
-
-    Unless `kind` says so, the numbers themselves show whether they count from 0 or 1: either a 0 or the
-    number of options occurs. A wrong guess would shift every answer, so anything else is an error. Where
-    half of all answers are no positions, a number that is the text of an option is that option.
-    """
+    """Replace answers that are an option's number by its letter. Unless `kind` says so, the numbers show
+    whether they count from 0 or 1: either a 0 or the number of options occurs. A wrong guess would shift all
+    answers, so anything else is an error. Where half of all answers are no numbers, some may be texts."""
     if kind in ("letter", "text"):
         return
     parts = [(raw, part) for raw in items if raw.options for part in raw.answer]

@@ -30,11 +30,7 @@ TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[][(){}:,]|[^][\s'"()
 
 
 def plain(text: Any) -> str:
-    """A letter, number or name in half-width capitals, without the punctuation around it.
-
-    >>> plain(" Ｂ．"), plain("(c)"), plain("②"), plain(2.0)
-    ('B', 'C', '2', '2')
-    """
+    """A letter, number or name in half-width capitals, without the punctuation around it: B of "(ｂ)．"."""
     return unicodedata.normalize("NFKC", str(text)).strip("().:[] ").upper().removesuffix(".0")
 
 

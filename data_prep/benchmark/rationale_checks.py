@@ -1,8 +1,7 @@
 """Human checks of rationales: writes a table for checkers to fill in, and summarises the completed tables.
 
-In: exam items with rationales; then the tables that checkers saved, each under a name of its own. Out: one
-CSV file for every spreadsheet program, with a column for each criterion (yes or no; an empty cell is not
-judged); then for each item whether it passed, and how far checkers agree.
+In: exam items with rationales; then the tables that checkers saved, each under a name of its own. Out: a CSV
+file with a column for each criterion (yes, no, or empty); then which items passed, and how checkers agree.
 """
 from __future__ import annotations
 

@@ -191,10 +191,8 @@ def echoed_tokens(value: Any) -> dict[str, Any]:
 
 
 def answer_tokens(reply: dict[str, Any], answer: str) -> tuple[list[str], list[float]]:
-    """The tokens of an answer and their log-probabilities, from an echoed prompt.
-
-    A token that also holds the end of the prompt counts. Spaces are ignored: some servers drop them.
-    """
+    """The tokens of an answer and their log-probabilities, from an echoed prompt. One that also holds the end
+    of the prompt counts. Spaces are ignored: some servers drop them."""
     def squeezed(text: str) -> str:
         return "".join(text.replace("\u2581", " ").split())  # U+2581 is the space of sentencepiece
 

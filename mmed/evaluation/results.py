@@ -72,8 +72,7 @@ def loglikelihood_row(
     item: ExamItem, prompt_hash: str, candidates: Sequence[str], sums: Sequence[float],
     tokens: Sequence[int], equal_options: str = "either", unconditional: Sequence[float] = (),
 ) -> dict:
-    """Score candidates by log-probability: `sums` over their `tokens`; of equal ones the first wins, of none
-    (a server rejected the question) no letter.
+    """Score candidates (none: rejected) by log-probability, `sums` over `tokens`; of equals the first wins.
 
     With `unconditional` sums of the same texts after "Answer:" alone, the mode is option_text.
     """

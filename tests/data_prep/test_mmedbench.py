@@ -17,7 +17,7 @@ from data_prep import mmedbench
 from data_prep.benchmark import exam_files
 from data_prep.benchmark.leaks import anchors, translations
 from data_prep.benchmark.mapping import Raw
-from data_prep.benchmark.options import marked_options, option_texts, read_answer
+from data_prep.benchmark.options import marked_options, option_texts, plain, read_answer
 from data_prep.benchmark.sources import SOURCES
 from data_prep.mmedbench import PAPER
 from mmed.prompts import read_benchmark
@@ -355,6 +355,19 @@ def test_options_are_read_in_published_forms(value, options):
 ])
 def test_options_are_found_inside_the_question(text, stem, options):
     assert marked_options(text) == (stem, options)
+
+
+@pytest.mark.parametrize(("name", "split"), [
+    ("phrases_train.jsonl", "Train"), ("dev_HEAD.json", "Val"), ("test.part1.jsonl", "Test"),
+    ("ori_pqal.json", None)])
+def test_a_split_is_a_word_of_a_name(name, split):
+    assert exam_files.split_of(name) == split
+
+
+@pytest.mark.parametrize(("text", "name"), [
+    (" Ｂ．", "B"), ("(c)", "C"), ("②", "2"), (2.0, "2"), ("(ｂ)．", "B")])
+def test_names_of_options_are_plain(text, name):
+    assert plain(text) == name
 
 
 @pytest.mark.parametrize("written", [

@@ -5,14 +5,11 @@
     python -m data_prep.mmedbench --source custom=exam.parquet --language es --out exam \
         --map question=q,options=a+b+c,answer=key
 
-In:  exam files as their authors publish them (data_prep/benchmark/sources.py lists them), or any CSV, JSON or
-     parquet file of multiple-choice questions through --map (data_prep/benchmark/mapping.py).
-Out: Train/English.jsonl ... Test/Spanish.jsonl, one item a line: question, options {"A": ...}, answer_idx
-     "A,C", rationale, human_checked, human_check_passed, id, source, and what the source has besides; `leaks`
-     in a train item that a test item is like (data_prep/benchmark/leaks.py). Val/ where a source has one;
-     the MMedBench release has none.
-     dropped.jsonl has every item that could not be used, with its reason and file:line; counts.json has the
-     table printed at the end, reasons, notes and options.
+In:  exam files as published (data_prep/benchmark/sources.py lists them), or any others through --map.
+Out: Train/English.jsonl ... Test/Spanish.jsonl, and Val/ where a source has one; an item a line: question,
+     options {"A": ...}, answer_idx "A,C", rationale, human_checked, human_check_passed, id, source, `leaks`,
+     and what the source has besides. dropped.jsonl has every item that could not be used, with its reason
+     and file:line; counts.json has the table printed at the end, reasons, notes and options.
 """
 from __future__ import annotations
 
@@ -27,6 +24,7 @@ from typing import Any
 from data_prep.benchmark.exam_files import write_folder
 from data_prep.benchmark.leaks import find_leaks
 from data_prep.benchmark.mapping import MAP_KEYS, Raw, fingerprint
+from data_prep.benchmark.options import folded
 from data_prep.benchmark.sources import SOURCES, read_source
 from data_prep.filters.language_codes import language_code
 from mmed.prompts import read_benchmark
@@ -67,15 +65,14 @@ def problem_with(raw: Raw) -> str | None:
 
 
 def as_item(raw: Raw, licence: str | None = None) -> dict[str, Any]:
-    """One line of MMedBench, its own keys first. Blank options are flagged, and those whose texts differ only
-    in white space and case, because the item has no unique answer."""
-    folded = {letter: " ".join(text.casefold().split()) for letter, text in raw.options.items()}
-    uses = Counter(folded.values())
+    """One line of MMedBench, its own keys first. Blank and equal options are flagged."""
+    texts = {letter: folded(text) for letter, text in raw.options.items()}
+    uses = Counter(texts.values())
     item = {"question": raw.question, "options": raw.options, "answer_idx": ",".join(sorted(set(raw.answer))),
             "rationale": raw.rationale, "human_checked": False, "human_check_passed": False, "id": raw.key,
             "source": raw.source, "licence": licence,
-            "blank_options": [letter for letter, text in folded.items() if not text] or None,
-            "equal_options": [letter for letter, text in folded.items() if text and uses[text] > 1] or None,
+            "blank_options": [letter for letter, text in texts.items() if not text] or None,
+            "equal_options": [letter for letter, text in texts.items() if text and uses[text] > 1] or None,
             **raw.extra}
     return {key: value for key, value in item.items() if value is not None}
 
@@ -98,16 +95,17 @@ def fraction_of(seed: int, key: str) -> float:
 
 
 def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None, notes: list[str]) -> None:
-    """Set `split` of one source's items in one language where its files state none, or --holdout asks for a
-    test part."""
+    """Set `split` of one source's items in one language where its files or --holdout leave it open."""
     if name == "igakuqa":
         # MMedLM: 1,590/199/199 at random of the 1,988 questions with choices, those that need an image
         # included. DIFFERS: which ones the paper drew is not published; ours go by a hash of seed and id, in
         # the same proportion when years are missing.
         paper = PAPER["Japanese"]
         test, val = (round(len(items) * paper[split] / sum(paper.values())) for split in ("Test", "Val"))
+        chosen: dict[str, str] = {}
         for rank, raw in enumerate(sorted(items, key=lambda raw: (fraction_of(seed, raw.group), raw.key))):
-            raw.split = "Test" if rank < test else "Val" if rank < test + val else "Train"
+            part = "Test" if rank < test else "Val" if rank < test + val else "Train"
+            raw.split = chosen.setdefault(raw.group, part)
         return
     found = {raw.split for raw in items}
     if holdout is not None and (None in found or ("Train" in found and "Test" not in found)):
@@ -127,12 +125,11 @@ def assign_splits(name: str, items: list[Raw], seed: int, holdout: float | None,
 
 
 def mark_repeats(items: list[Raw]) -> list[list[Raw]]:
-    """Make ids unique and return the copies of each question. They share their group, so that a random split
-    never puts one question on both sides."""
-    copies: dict[str, list[Raw]] = defaultdict(list)
+    """Make ids unique; return the copies of each question, which share a group: one side of a split."""
+    copies: dict[tuple[str, str], list[Raw]] = defaultdict(list)
     uses: Counter[str] = Counter()
     for raw in items:
-        same = copies[fingerprint(raw.question, raw.options)]
+        same = copies[raw.language, fingerprint(raw.question, raw.options)]
         same.append(raw)
         raw.group = same[0].group
         base = raw.key
@@ -149,22 +146,15 @@ def place(language: str, items: list[Raw], options: argparse.Namespace, notes: d
     if len(names) > 1 and not options.mix:
         raise UsageError(f"{' and '.join(names)} would all be written to {language}.jsonl, and scores on a "
                          "mixture are comparable with nothing else; give each its own --out, or add --mix")
-    copies = mark_repeats(items)
     for name in names:
         own = [raw for raw in items if raw.exam == name]
         assign_splits(name, own, options.seed, options.holdout, notes[name])
     for raw in items:
         raw.line = as_item(raw, SOURCES[raw.exam].licence)
-    for same in copies:
-        first, *others = sorted(same, key=lambda raw: -SPLITS.index(raw.split))  # one in Test comes first
-        for raw in others:
-            raw.line["duplicate_of"] = first.key
 
 
 def counts_of(items: list[Raw]) -> dict[str, Any]:
-    """Rows by language, source and split: items read, written and dropped, the paper's count, flags; leaks
-    by rule; what was dropped, by reason. Read minus dropped is written, except for what a random split
-    moved."""
+    """Rows by language, source and split, with the paper's counts; leaks and what was dropped."""
     groups: dict[tuple[str, str], list[Raw]] = defaultdict(list)
     for raw in items:
         groups[raw.language, raw.exam].append(raw)
@@ -215,8 +205,13 @@ def convert(options: argparse.Namespace) -> tuple[list[Raw], dict[str, Any]]:
     notes: dict[str, list[str]] = {name: [] for name, _ in options.entries}
     items = [raw for name, path in options.entries for raw in read_items(name, path, options, notes[name])]
     usable = [raw for raw in items if not raw.reason]
+    copies = mark_repeats(usable)
     for language in dict.fromkeys(raw.language for raw in usable):
         place(language, [raw for raw in usable if raw.language == language], options, notes)
+    for same in copies:
+        first, *others = sorted(same, key=lambda raw: -SPLITS.index(raw.split))  # one in Test comes first
+        for raw in others:
+            raw.line["duplicate_of"] = first.key
     train, test = ([raw for raw in usable if raw.split == split] for split in ("Train", "Test"))
     test += read_benchmark(options.benchmark) if options.benchmark else []
     for position, leak in find_leaks(train, test).items() if test else ():

@@ -1,14 +1,12 @@
 """Generates rationales and topics with a strong model, and manages their checks by people.
 
     python -m data_prep.rationales generate --data MMedBench/Test --api MODEL_NAME --out with_rationales
-    python -m data_prep.rationales generate --data MMedBench/Train --api MODEL_NAME --out sampled --samples 8
     python -m data_prep.rationales topics   --data with_rationales --api MODEL_NAME --out with_topics
     python -m data_prep.rationales sheet    --data with_topics --language Japanese --out japanese.csv
     python -m data_prep.rationales merge    ann.csv bo.csv --data with_topics --out checked
 
-In:  exam items (MMedBench's JSONL). Only `generate` and `topics` use the network, through
-     mmed/evaluation/api_client.py, which stores each reply in OUT.calls.jsonl under the hash of its request:
-     the same command continues a stopped run, and --calls uses the replies of a finished one again.
+In:  exam items (MMedBench's JSONL). Only `generate` and `topics` use the network; OUT.calls.jsonl keeps each
+     reply: the same command continues a stopped run, and --calls uses those of a finished one again.
 Out: a new folder of the same files with `rationale`, `topic`, or `human_checked` and `human_check_passed`; a
      table for checkers (data_prep/benchmark/rationale_checks.py).
 """
@@ -46,6 +44,7 @@ TOPICS = ("Internal Medicine", "Biochemistry", "Pharmacology", "Psychiatry", "Pe
           "Hematology", "Surgery", "Emergency Medicine", "Orthopedics", "Neurology", "Anatomy",
           "Medical Genetics", "Radiology", "Dermatology", "Endocrinology")
 OTHER = "Other"
+TRUNCATED = {"length": "at --max_new_tokens", "content_filter": "by a content filter"}
 
 
 @dataclass
@@ -82,15 +81,7 @@ def exam_text(item: ExamItem) -> str:
 
 
 def solved_text(item: ExamItem) -> str:
-    """Question, options and right answer.
-
-    >>> print(solved_text(ExamItem("Why?", {"A": "this", "B": "that"}, ("B",), "", "English", "1")))
-    ###Question: Why?
-    ###Options:
-    A. this
-    B. that
-    ###Right answer: B. that
-    """
+    """Question, options and right answer."""
     right = "; ".join(f"{letter}. {item.options[letter]}" for letter in item.answer)
     return f"{exam_text(item)}\n###Right answer{'s' if len(item.answer) > 1 else ''}: {right}"
 
@@ -160,8 +151,10 @@ TASKS = {"generate": Task("Write rationales from question, options and right ans
 
 def take(task: Task, entry: Entry, reply: dict, hidden: bool) -> str:
     """Store a reply in the item's line; return why it is unusable, or "". `hidden`: the key was not shown."""
-    if reply["finish_reason"] == "length":
-        return "truncated at --max_new_tokens"
+    if "error" in reply:
+        return reply["error"]
+    if ended := next((word for word in TRUNCATED if word in str(reply["finish_reason"])), ""):
+        return f"truncated {TRUNCATED[ended]}"
     text, item = remove_thoughts(reply["text"]), entry.item
     if hidden:
         parsed = parse_answer(text, item.options, rationale_expected=True, language=item.language)
@@ -179,8 +172,8 @@ def take(task: Task, entry: Entry, reply: dict, hidden: bool) -> str:
 
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
             longest: int, samples: int) -> tuple[list[str], list[dict]]:
-    """Ask about each entry, with `samples` up to that often until the answer is the key, and put the reply
-    into its line; returns the keys of all requests, and the replies."""
+    """Ask about each entry, with `samples` up to that often until the answer is the key; put the reply into
+    its line. Returns the keys of all requests, and the replies."""
     keys: list[str] = []
     replies: list[dict] = []
     prompt = sampled_prompt if samples else task.prompt

@@ -5,9 +5,8 @@
         --setting finetuned --scoring generate,loglikelihood,option_text
     python -m mmed.eval --api MODEL_NAME [--base_url URL] --data MMedBench/Test --out results/NAME
 
-    items -> prompts (mmed/prompts.py) -> rounds of items: decode texts, score letters -> rows
-          -> answers read from the texts (mmed/evaluation/answer_parser.py)
-          -> tables and files (mmed/evaluation/results.py)
+    items -> prompts (mmed/prompts.py) -> rounds of items: decode texts, score letters -> rows -> answers read
+          from the texts (mmed/evaluation/answer_parser.py) -> tables and files (mmed/evaluation/results.py)
 
 Each item is answered twice, as in the paper: directly (accuracy) and after a rationale (BLEU and ROUGE).
 After a crash, the same command continues, and the files come out identical to the byte.
@@ -174,8 +173,8 @@ def api_row(question: Question, replies: Sequence[dict], config: EvalConfig) -> 
             **{name: reply[name] for name in ("error", "reasoning") if name in reply}}
     for (letters, string), reply in zip(question.choices.items(), replies):
         if "error" in reply:
-            raise UserError(f"item {item.key} ({item.language}), answer {letters}: {reply['error']}; earlier "
-                            "replies are kept; run the command again")
+            return loglikelihood_row(item, question.prompt_hash, [], [], [], config.equal_options) | {
+                "status": "unparsed", "error": reply["error"]}
         tokens[letters], logprobs[letters] = api_client.answer_tokens(reply, string)
     start, scored = letter_tokens(tokens)
     counts = list(map(len, scored.values()))
@@ -202,10 +201,9 @@ def evaluate_api(
     print(f"{counts['calls']:,} answers, {len(store.new):,} of them new; tokens in "
           f"{counts['prompt_tokens']:,}, out {counts['completion_tokens']:,}; finish reasons {reasons}",
           file=sys.stderr)
-    errors = [f"{label}: {reply['error']}" for label, reply in zip(labels, replies) if "error" in reply]
-    if errors:
-        print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is "
-              f"{errors[0]}", file=sys.stderr)
+    if errors := [row for row in rows if "error" in row]:
+        print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is item "
+              f"{errors[0]['key']} ({errors[0]['language']}): {errors[0]['error']}", file=sys.stderr)
     settings = settings | {"api": server.facts() | counts}
     summary = write_results(out, rows, prompts_of(questions), facts, settings)
     store.close([api_client.request_key(server, body) for body in requests])

@@ -208,7 +208,8 @@ def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     *((["--model", "", "--api", "m", *more], message) for more, message in (
         ([], "no such environment variable"), (["--scoring", "both"], "needs --completions"),
         (["--base_url", "localhost:8000"], "--base_url"),
-        (["--base_url", "http://user:pw@x/v1"], "--base_url"),
+        *((["--base_url", f"http://{rest}"], "--base_url") for rest in (
+            "user:pw@x/v1", "x:port/v1", "x/v1?api-version=1", "", "[::1/v1")),
         (["--base_url", "http://x/v1", "--server_option", "n=2"], "--server_option n=2"),
         (["--base_url", "http://x/v1", "--server_option", "top_p"], "expected NAME=VALUE"))),
 ])

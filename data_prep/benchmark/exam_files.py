@@ -25,7 +25,9 @@ from mmed.utils.files import MAX_JSON_BYTES, atomic_write, check_file, temporary
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 # What a model hub, git or macOS ("._train.json") puts beside the exams
 NOT_EXAMS = re.compile(r"(^|/)(\.|dataset_infos?\.json$)")
-SPLITS = {"train": "Train", "test": "Test", **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
+SPLITS = {"train": "Train", "training": "Train", "test": "Test", "testing": "Test",
+          **dict.fromkeys(("dev", "val", "valid", "validation"), "Val")}
+WRAPPERS = ("rows", "data", "questions", "items", "examples")  # names of an array in an object around it
 ID = "$id"  # the key under which a record of a JSON object by id gets its id
 UTF8 = ("utf-8-sig",)
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # a file's first bytes
@@ -33,11 +35,7 @@ Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def split_of(name: str) -> str | None:
-    """The split named in a file name.
-
-    >>> [split_of(n) for n in ("phrases_train.jsonl", "dev_HEAD.json", "test.part1.jsonl", "ori_pqal.json")]
-    ['Train', 'Val', 'Test', None]
-    """
+    """The split named in a file name, such as phrases_train.jsonl, or None."""
     return next((SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS), None)
 
 
@@ -52,7 +50,7 @@ def stated_split(path: Path, given: Path) -> str | None:
 def exam_files(path: Path, pattern: str, prefer: str, official: bool,
                notes: list[str]) -> dict[Path, str | None]:
     """The file itself, or the files below a folder whose path matches `pattern`, each with its split; with
-    `official` only those that state one; only those with `prefer` in their path, if any have."""
+    `official` only those that state one; only those whose path matches `prefer`, if any does."""
     if path.is_file():
         return {path: stated_split(path, path)}
     found = {p: stated_split(p, path) for p in find_inputs([path], SUFFIXES)
@@ -66,7 +64,7 @@ def exam_files(path: Path, pattern: str, prefer: str, official: bool,
                         f"{has}); give the file's own path to read it anyway")
     if others := [p.name for p in matching if p not in chosen]:
         notes.append(f"skipped, no train, dev or test in the name: {', '.join(others[:5])}")
-    return {p: split for p, split in chosen.items() if prefer in p.absolute().as_posix()} or chosen
+    return {p: split for p, split in chosen.items() if re.search(prefer, p.absolute().as_posix())} or chosen
 
 
 def parse_json(data: str | bytes) -> Any:
@@ -94,7 +92,7 @@ def line_records(path: Path, suffix: str) -> Records:
 
 
 def json_records(path: Path) -> Records:
-    """The records of an array, of an object that has them by id, or of JSON lines that are named .json."""
+    """The records of one JSON value, or of JSON lines that are named .json."""
     check_file(path, MAX_JSON_BYTES)
     try:
         value = parse_json(path.read_bytes())
@@ -103,22 +101,35 @@ def json_records(path: Path) -> Records:
             raise UserError(f"{path}: not valid JSON ({error})") from None
         yield from line_records(path, ".jsonl")
         return
-    if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
-        items = {key: {ID: key, **item} for key, item in value.items()}
-    else:
-        items = {f"item {n}": item for n, item in enumerate(value if isinstance(value, list) else [value], 1)}
-    for name, item in items.items():
+    for name, item in named_records(value).items():
         if not isinstance(item, dict):
             raise UserError(f"{path}: {name}: expected an object, got {type(item).__name__}")
-        yield f"{path}: {name}", item
+        if item.get("truncated_cells"):
+            raise UserError(f"{path}: {name}: the dataset viewer shortened {item['truncated_cells']}; "
+                            "download the dataset's own file")
+        yield f"{path}: {name}", item["row"] if "row_idx" in item else item
+
+
+def named_records(value: Any) -> dict[str, Any]:
+    """{place: record} of an array, or of an object that holds records by id, one array of them (WRAPPERS), or
+    columns as data frames write them, {name: {"0": cell}} or {name: [cell]}."""
+    if isinstance(value, dict):
+        parts = list(value.values())
+        if all(isinstance(part, dict) for part in parts):
+            if not all(name.isdecimal() for part in parts for name in part):
+                return {key: {ID: key, **item} for key, item in value.items()}
+            parts = [list(part.values()) for part in parts]
+        if arrays := [value[name] for name in WRAPPERS if isinstance(value.get(name), list)]:
+            value = arrays[0]
+        elif all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts):
+            value = [dict(zip(value, row)) for row in zip(*parts)]
+    return {f"item {n}": item for n, item in enumerate(value if isinstance(value, list) else [value], 1)}
 
 
 def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
                 header: Sequence[str] | None = None) -> Records:
     """The records of a table, in the first encoding that fits; `header`: the columns of one without a header.
-
-    Spreadsheets also write semicolons, tabs, UTF-16 and blank rows. Quoted cells may contain line breaks.
-    """
+    Spreadsheets also write semicolons, tabs, UTF-16 and blank rows."""
     check_file(path, MAX_JSON_BYTES)
     data = path.read_bytes()
     if data[:2] in UTF16:
@@ -130,7 +141,7 @@ def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
     else:
         raise UserError(f"{path}: not in {' or '.join(encodings)}; convert the file to UTF-8")
     csv.field_size_limit(10_000_000)  # the default of 131,072 is less than a long case with its tables
-    delimiter = "," if header else max(",;\t", key=text.partition("\n")[0].count)
+    delimiter = "," if header else max(",;\t", key=text.lstrip().partition("\n")[0].count)
     reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1
     try:
         for row in reader:

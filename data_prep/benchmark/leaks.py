@@ -1,7 +1,6 @@
 """Train items that leak a test item: the same one, a long piece of it, or its translation.
 
-In: items. Out: for each train item that leaks, the rule that found it and the test item's key. docs/exams.md
-explains the three rules and how many translated items the third one finds.
+In: items. Out: for each train item that leaks, the rule (docs/exams.md) and the test item's key.
 """
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import product
 
 from data_prep.decontaminate import COMMON, benchmark_ngrams, contained_items, question_ngrams
 from data_prep.filters.minhash import token_hashes
@@ -34,12 +34,7 @@ def exact_hashes(item: ExamItem, asked: Counter[int]) -> list[int]:
 
 
 def anchors(item: ExamItem) -> set[tuple[str, str]]:
-    """Numbers and the first letters of Latin words, which survive translation, with the option they are in.
-
-    >>> options = {"A": "Diarrea, 2,5 mg", "B": "Déficit de B12"}
-    >>> sorted(anchors(ExamItem("?", options, ("A",), "", "Spanish", "1")))
-    [('A', '2.5'), ('A', 'diar'), ('B', '12'), ('B', 'defi')]
-    """
+    """Numbers and the first letters of Latin words, which survive translation, each with its option."""
     found = set()
     for letter, text in item.options.items():
         letters = unicodedata.normalize("NFKD", text.casefold())
@@ -52,22 +47,21 @@ def anchors(item: ExamItem) -> set[tuple[str, str]]:
 def translations(train: Sequence[ExamItem], test: Sequence[ExamItem]) -> dict[int, str]:
     """{position in `train`: key of the test item that it translates}."""
     anchored = [anchors(item) for item in test]
-    with_mark: dict[tuple[str, str], list[int]] = defaultdict(list)
+    with_mark: dict[tuple[str, tuple[str, str]], list[int]] = defaultdict(list)  # by language and anchor
     for place, found in enumerate(anchored):
         for mark in found:
-            with_mark[mark].append(place)
+            with_mark[test[place].language, mark].append(place)
+    languages = {item.language for item in test}
     result: dict[int, str] = {}
     for place, item in enumerate(train):
-        own = anchors(item)
-        shared = Counter(other for mark in own for other in with_mark.get(mark, ()))
-        for other, count in shared.most_common():
+        own, others = anchors(item), languages - {item.language}
+        shared = Counter(twin for pair in product(others, own) for twin in with_mark.get(pair, ()))
+        for twin, count in sorted(shared.items(), key=lambda pair: (-pair[1], pair[0])):
             if count < SHARED:
                 break
-            twin = test[other]
-            alike = count >= SIMILAR * len(own | anchored[other])
-            same_key = len(item.options) == len(twin.options) and set(item.answer) == set(twin.answer)
-            if alike and same_key and item.language != twin.language:
-                result[place] = twin.key
+            same_key = len(item.options) == len(test[twin].options) and {*item.answer} == {*test[twin].answer}
+            if same_key and count >= SIMILAR * len(own | anchored[twin]):
+                result[place] = test[twin].key
                 break
     return result
 

@@ -14,16 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.benchmark import options as forms
 from data_prep.benchmark.exam_files import Records, split_of
-from data_prep.benchmark.options import (
-    SCALAR,
-    lettered,
-    marked_options,
-    option_texts,
-    plain,
-    read_answer,
-    without_letters,
-)
 from data_prep.filters.language_codes import language_code
 from mmed.languages import all_languages
 from mmed.prompts import ExamItem
@@ -32,6 +24,8 @@ from mmed.utils.errors import UsageError, UserError
 MAP_KEYS = ("question", "options", "answer", "kind", "id", "group", "rationale", "context", "subject",
             "topic", "year", "split", "language", "source", "image", "filter", "keep")
 MISSING: Any = object()
+NO_IMAGE = ("", "false", "0", "no", "none", "nan", "null", "n/a")
+NUMBER = re.compile("[0-9]{1,3}")  # that may be an option's position
 OPTIONS_TITLE = re.compile(r"\s*(?:answer )?(?:choices|options)\s*:?\s*\Z", re.IGNORECASE)
 
 
@@ -88,7 +82,7 @@ class Record:
 
     def find(self, path: str) -> Any:
         """The value of the first key that exists, else MISSING, or None if the path is empty or optional."""
-        for name in path.removesuffix("?").split("|"):
+        for name in path.removesuffix("?").split("|") if path else ():  # "" may be a column, pandas' index
             value: Any = self.values
             for part in [name] if name in value else name.split("."):
                 value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
@@ -108,7 +102,7 @@ class Record:
         """A string or number as text, and a list of them as lines."""
         value = self.value(path)
         lines = value if isinstance(value, list) else [value]
-        if not all(isinstance(line, SCALAR) for line in lines):
+        if not all(isinstance(line, forms.SCALAR) for line in lines):
             raise UserError(f"{self.where}: {path!r} is a {type(value).__name__}, expected a text")
         return "\n".join(str(line) for line in lines if line is not None)
 
@@ -121,32 +115,42 @@ class Record:
 def read_options(record: Record, paths: str) -> tuple[dict[str, str], dict[str, str]]:
     """Options and their published names, as the mapping's `options` says."""
     if "/" in paths:
-        return option_texts(paths.split("/"))
+        return forms.option_texts(paths.split("/"))
     for alternative in paths.split("|"):
         columns = alternative.split("+")
         if all(record.find(column) is not MISSING for column in columns):
             break
     values = [record.value(column) for column in columns]
     if len(columns) == 1:
-        return option_texts(values[0])
-    options = lettered(values)
-    return options, {plain(column.removesuffix("?")): letter for column, letter in zip(columns, options)}
+        return forms.option_texts(values[0])
+    options = forms.lettered(values)
+    names = (forms.plain(column.removesuffix("?")) for column in columns)
+    return options, dict(zip(names, options))
 
 
 def resolve_numbers(items: list[Raw], kind: str) -> None:
-    """Replace answers that are an option's number by its letter.
-
-    Unless `kind` says so, the numbers themselves show whether they count from 0 or 1: either a 0 or the
-    number of options occurs. A wrong guess would shift every answer, so anything else is an error.
-    """
-    found = {(int(part), len(raw.options)) for raw in items for part in raw.answer
-             if raw.options and re.fullmatch("[0-9]{1,3}", part)}
-    if kind in ("letter", "text") or not found:
+    """Replace answers that are an option's number by its letter. Unless `kind` says so, the numbers show
+    whether they count from 0 or 1: either a 0 or the number of options occurs. A wrong guess would shift all
+    answers, so anything else is an error. Where half of all answers are no numbers, some may be texts."""
+    if kind in ("letter", "text"):
         return
+    parts = [(raw, part) for raw in items if raw.options for part in raw.answer]
+    texts = [part for raw, part in parts if part in raw.options or (
+        NUMBER.fullmatch(part) and int(part) > len(raw.options)
+        and forms.letter_of_text(part, raw.options) != part)]
+    mixed = not kind and 2 * len(texts) >= len(parts)
+    for raw in items if mixed else ():
+        raw.answer = tuple(forms.letter_of_text(part, raw.options) if NUMBER.fullmatch(part) else part
+                           for part in raw.answer)
+    found = {(int(part), len(raw.options)) for raw in items for part in raw.answer
+             if raw.options and NUMBER.fullmatch(part)}
     numbers = sorted({number for number, _ in found})
-    if not kind and (0 in numbers) == any(number == size for number, size in found):
+    unclear = not kind and (0 in numbers) == any(number == size for number, size in found)
+    if unclear and found and not mixed:
         raise UserError(f"{items[0].where}: the answers are {', '.join(map(str, numbers[:9]))}, so it is "
                         "unclear whether options are counted from 0 or from 1; add --map kind=0 or kind=1")
+    if unclear or not found:
+        return
     first = int(kind or 0 not in numbers)
     for raw in items:
         letters = {str(number): letter for number, letter in enumerate(raw.options, first)}
@@ -162,18 +166,20 @@ def language_name(tag: str) -> str:
 def read_question(record: Record, mapping: Mapping[str, str]) -> tuple[str, dict[str, str], list[str]]:
     """Question, options and answer."""
     question, names = record.text(mapping["question"]), {}
-    before, marked = marked_options(question)
+    before, marked = forms.marked_options(question)
     if mapping["options"] == mapping["question"]:
         question, options = before, marked
     else:
         options, names = read_options(record, mapping["options"])
-        options = without_letters(options)
-        if marked and marked == options:  # the question repeats its options
+        options = forms.without_letters(options)
+        inside, own = ([*map(forms.folded, texts.values())] for texts in (marked, options))
+        if marked and inside == own:  # the question repeats its options
             question = OPTIONS_TITLE.sub("", before)
     context = record.text(mapping["context"]).strip()
     if context and question.strip():
         question = f"{context}\n{question.strip()}"
-    return question, options, read_answer(record.value(mapping["answer"]), options, names, mapping["kind"])
+    value = record.value(mapping["answer"])
+    return question, options, forms.read_answer(value, options, names, mapping["kind"])
 
 
 def read_item(record: Record, mapping: Mapping[str, str], name: str, prefix: str, language: str,
@@ -183,10 +189,10 @@ def read_item(record: Record, mapping: Mapping[str, str], name: str, prefix: str
     extra: dict[str, Any] = {key: record.text(mapping[key]) or None for key in ("subject", "topic", "year")
                              if mapping[key]}
     if mapping["image"]:
-        value = record.value(mapping["image"].removeprefix("!"))
-        if isinstance(value, dict):  # {"bytes": ..., "path": ...} of model hubs
-            value = any(value.values())
-        flag = bool(value) and str(value).lower() not in ("false", "0", "no")
+        value = forms.unpacked(record.value(mapping["image"].removeprefix("!")))
+        if isinstance(value, dict | list):  # {"bytes": ..., "path": ...} of model hubs
+            value = any(value.values() if isinstance(value, dict) else value)
+        flag = bool(value) and str(value).strip().lower() not in NO_IMAGE
         extra["image_dependent"] = flag != mapping["image"].startswith("!")
     extra |= {key: value for key in mapping["keep"].split("+") if (value := record.find(key)) is not MISSING}
     if (stated := record.value(mapping["split"])) is not None:

@@ -1,8 +1,7 @@
 """Human checks of rationales: writes a table for checkers to fill in, and summarises the completed tables.
 
-In: exam items with rationales; then the tables that checkers saved, each under a name of its own. Out: one
-CSV file for every spreadsheet program, with a column for each criterion (yes or no; an empty cell is not
-judged); then for each item whether it passed, and how far checkers agree.
+In: exam items with rationales; then the tables that checkers saved, each under a name of its own. Out: a CSV
+file with a column for each criterion (yes, no, or empty); then which items passed, and how checkers agree.
 """
 from __future__ import annotations
 
@@ -40,12 +39,8 @@ def item_code(item: ExamItem) -> str:
 
 
 def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str], count: int) -> Counter[str]:
-    """Write the table with `count` rationales (0: all) of each of these languages (none: of each), and return
-    how many of each.
-
-    Hashes select them, so adding items changes little; they keep the order of the file. No cell
-    begins with text of an item, which a spreadsheet program could take for a formula.
-    """
+    """Write the table with `count` rationales (0: all) of each of these languages (none: of each), chosen by
+    hash, and return how many of each. No cell begins with text of an item, which could be a formula."""
     codes = {get_language(name).code for name in languages}
     by_language = defaultdict(list)
     for item in items:
@@ -73,11 +68,8 @@ def write_sheet(items: Sequence[ExamItem], out: Path, languages: Sequence[str], 
 
 def read_sheets(paths: Sequence[str],
                 items: Sequence[ExamItem]) -> tuple[Verdicts, list[dict[str, str]], int]:
-    """(verdicts, notes, incomplete rows) of saved files, whose names are their checkers'; an incomplete row,
-    which has a verdict on some criteria only, is left out.
-
-    Each unusable row is reported on its own line; if there are any, nothing is merged.
-    """
+    """(verdicts, notes, number of rows left out for a verdict on some criteria only) of saved files, whose
+    names are their checkers'. Each unusable row is reported; if there are any, nothing is merged."""
     key_of = {item_code(item): item.key for item in items}
     verdicts: Verdicts = defaultdict(dict)
     notes, problems, incomplete = [], [], 0
@@ -132,8 +124,7 @@ def share(values: Sequence[bool]) -> dict[str, Any]:
 
 
 def agreement(verdicts: Verdicts) -> dict[str, Any]:
-    """For each criterion and for passing: how often two checkers of an item agree, and Krippendorff's alpha,
-    which corrects that for chance; over all items with at least two checkers."""
+    """For each criterion and for passing: how often two checkers of an item agree; Krippendorff's alpha."""
     shared = [own.values() for own in verdicts.values() if len(own) > 1]
     result: dict[str, Any] = {"items": len(shared)}
     for what in (*CRITERIA, "passed") if shared else ():

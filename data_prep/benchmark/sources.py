@@ -1,10 +1,9 @@
 """The exams that --source knows by name: a table of presets, plus functions where a mapping is not enough.
 
-A preset's mapping uses the keys of the exam's own card, loading script or evaluation code; its `rows` makes
-flat records where a file has none. Papers: MedQA (Jin et al. 2021), IgakuQA (Kasai et al. 2023),
-FrenchMedMCQA (Labrak et al. 2022), RuMedBench (Blinov et al. 2022), HEAD-QA (Vilares and Gómez-Rodríguez
-2019), MedMCQA (Pal et al. 2022), PubMedQA (Jin et al. 2019), MMLU (Hendrycks et al. 2021), Apollo (Wang et
-al. 2024).
+A preset's mapping uses the exam's own keys; its `rows` makes flat records where a file has none. Papers:
+MedQA (Jin et al. 2021), IgakuQA (Kasai et al. 2023), FrenchMedMCQA (Labrak et al. 2022), RuMedBench (Blinov
+et al. 2022), HEAD-QA (Vilares and Gómez-Rodríguez 2019), MedMCQA (Pal et al. 2022), PubMedQA (Jin et al.
+2019), MMLU (Hendrycks et al. 2021), Apollo (Wang et al. 2024).
 """
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.benchmark.exam_files import ID, Records, csv_records, exam_files, parse_json, records
 from data_prep.benchmark.mapping import Raw, Record, language_name, parse_mapping, read_mapped
@@ -27,6 +25,7 @@ from mmed.utils.files import MAX_JSON_BYTES, read_json
 APOLLO_LANGUAGES = {"cmb-single": "zh", "cmexam": "zh", "cmmlu-medical": "zh", "medqa-mcmle": "zh",
                     "medqa-usmle": "en", "medmcqa": "en", "mmlu-medical": "en", "headqa": "es",
                     "frenchmedmcqa": "fr"}
+FOUND_ANEW = ("duplicate_of", "leaks", "blank_options", "equal_options")  # in our own output
 RELEASE_FILE = re.compile(r"(?:^|/)(Train|Val|Test)/([A-Z][a-z]+)\.jsonl$")
 
 
@@ -37,7 +36,7 @@ class Source:
     language: str  # code; "": as the records say, or --language
     mapping: str = ""  # where it is not DEFAULTS
     files: str = ""  # regular expression that file paths below a folder must match
-    prefer: str = ""  # where a folder has files with this in their path, only these
+    prefer: str = ""  # where a folder has files whose path matches this, too, only these
     official: bool = False  # only files that state a split
     rows: Callable[[Path], Records] = records
     prefix: str = ""  # of ids, in place of the source's name
@@ -80,12 +79,12 @@ def pubmedqa_rows(path: Path) -> Records:
 
 
 def mmlu_rows(path: Path) -> Records:
-    """MMLU: SUBJECT_SPLIT.csv without a header; records on model hubs."""
+    """MMLU and JMMLU: SUBJECT_SPLIT.csv or SUBJECT.csv without a header; records on model hubs."""
     if path.suffix != ".csv":
         yield from records(path)
         return
     for where, row in csv_records(path, header=("question", *"ABCD", "answer")):
-        yield where, row | {"subject": path.stem.rpartition("_")[0]}
+        yield where, row | {"subject": re.sub("_(dev|val|test)$", "", path.stem)}
 
 
 def apollo_rows(path: Path) -> Records:
@@ -94,29 +93,21 @@ def apollo_rows(path: Path) -> Records:
         yield where, record | {"language": APOLLO_LANGUAGES.get(str(record.get("source")))}
 
 
-def files_below(folder: Any) -> Iterator[Any]:
-    """The files of a folder, which may be in a zip archive, and of the folders in it."""
-    for path in folder.iterdir():
-        yield from files_below(path) if path.is_dir() else [path]
-
-
 def read_mmedbench(path: Path) -> Iterator[Raw]:
     """MMedBench.zip, which is not unpacked, or its folder: Train/LANGUAGE.jsonl, Test/LANGUAGE.jsonl."""
     try:
-        files = files_below(zipfile.Path(path) if path.is_file() else path)
-        found = {match.groups(): file for file in sorted(files, key=str)
-                 if (match := RELEASE_FILE.search(str(file)))}
+        archive = zipfile.ZipFile(path) if path.is_file() else None
+        names = archive.namelist() if archive else (str(p.relative_to(path)) for p in path.rglob("*.jsonl"))
+        found = {match.groups(): name for name in sorted(names) if (match := RELEASE_FILE.search(name))}
         if not found:
             raise UserError(f"{path}: no Train/English.jsonl, Test/English.jsonl ... among its files; is "
                             "this MMedBench?")
-        for (split, language), file in found.items():
-            with file.open("rb") as opened:
-                data = opened.read(MAX_JSON_BYTES + 1)
-            if len(data) > MAX_JSON_BYTES:
-                raise UserError(f"{file}: larger than {MAX_JSON_BYTES:,} bytes")
-            for number, line in enumerate(data.split(b"\n"), 1):
-                if line.strip():
-                    yield released_item(line, split, language, f"{file}:{number}")
+        for (split, language), name in found.items():
+            with archive.open(name) if archive else open(path / name, "rb") as file:
+                lines = iter(functools.partial(file.readline, MAX_JSON_BYTES), b"")
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield released_item(line, split, language, f"{path / name}:{number}")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable zip archive ({error}); MMedBench comes as .zip or as a "
                         "folder with Train/ and Test/") from None
@@ -127,7 +118,7 @@ def released_item(line: bytes, split: str, language: str, where: str) -> Raw:
         record = Record(dict(parse_json(line)), where)
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{where}: not MMedBench's form, an object a line ({error})") from None
-    ours = ("question", "options", "answer_idx", "rationale", "id", "source")
+    ours = ("question", "options", "answer_idx", "rationale", "id", "source", *FOUND_ANEW)
     options = option_texts(record.value("options?"))[0]
     # MMedLM: `answer_idx` is a string or a list in the release; the official code takes either.
     answer = read_answer(record.value("answer_idx?"), options, {})
@@ -168,10 +159,11 @@ CAREQA = "options=op1+op2+op3+op4,answer=cop,kind=1,id=unique_id?,subject=catego
 
 SOURCES = {
     # MMedLM: the 4-option versions; the 5-option files have the same questions.
-    "medqa": Source("MedQA US, 4 options", "MIT", "en", MEDQA, "^(?!.*/(Mainland|Taiwan|metamap_.*)/)",
-                    "/4_options/", official=True),
-    "mcmle": Source("MedQA Mainland, simplified, 4 options", "MIT", "zh", MEDQA, "^(?!.*/(US|Taiwan)/)",
-                    "/4_options/", official=True),
+    "medqa": Source("MedQA US, 4 options", "MIT", "en", MEDQA,
+                    "^(?!.*/(Mainland|Taiwan|metamap_.*|med_qa_(zh|tw)_.*|.*_bigbio_qa)/)", "4_?options",
+                    official=True),
+    "mcmle": Source("MedQA Mainland, simplified, 4 options", "MIT", "zh", MEDQA,
+                    "^(?!.*/(US|Taiwan|med_qa_(en|tw)_.*|.*_bigbio_qa)/)", "4_?options", official=True),
     "igakuqa": Source("IgakuQA, a folder a year", JAPANESE_EXAMS, "ja", IGAKUQA, r"(^|/)\d+-[A-Z]\.jsonl$",
                       rows=igakuqa_rows),
     "frenchmedmcqa": Source("FrenchMedMCQA", "Apache-2.0", "fr",
@@ -187,6 +179,7 @@ SOURCES = {
                        rows=pubmedqa_rows),
     "mmlu": Source("MMLU, the paper's six medical subjects", "MIT", "en", MMLU,
                    "^(?!.*/auxiliary_train/)", "/all/", rows=mmlu_rows),
+    "jmmlu": Source("JMMLU, the same six subjects", "CC BY-SA 4.0", "ja", MMLU, rows=mmlu_rows),
     "jmmlu-med": Source("JMMLU-Med", "CC BY-SA 4.0", "ja",
                         "options=optionA+optionB+optionC+optionD,subject=tag",
                         rows=functools.partial(records, encodings=("utf-8-sig", "cp932"))),

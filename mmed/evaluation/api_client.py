@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -28,18 +29,24 @@ from mmed.evaluation.summary import utf8
 from mmed.utils.errors import UsageError, UserError, require_extra
 from mmed.utils.files import atomic_write
 from mmed.utils.journal import SealedFile, sealed_line
+from mmed.utils.untrusted import is_finite
 
 API_VERSION = 2  # part of every request's hash; raise it when what is sent or stored changes its meaning
 OPENAI_URL = "https://api.openai.com/v1"
 FAILURES_IN_A_ROW = 10
 # Status code that affects every call -> what to do
 FATAL_STATUS = {401: "check the key (--api_key_env)",  # 403 may be OpenRouter's moderation of one question
-                402: "the quota is used up", 429: "the quota or the rate limit is used up",
+                402: "the quota is used up",
+                429: "the quota is used up, or the rate limit: lower --concurrency or raise --retries",
                 404: "check --api, and --base_url, which usually ends in /v1"}
+OMIT = "--server_option NAME=none omits an option that the server rejects"
 KEPT = "the replies so far are kept, and the same command continues"
 ECHOED = 64  # tokens kept from the end of an echoed prompt, where the answer is
 CANNOT_SCORE = ("the server returns no log-probabilities of a given text (`echo` and `logprobs` of its "
                 "/completions), so options cannot be scored; use --scoring generate, or --model FOLDER")
+FAILED_ENDS = ("error", "abort", "insufficient_system_resource")  # finish reasons, the last one DeepSeek's
+REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")  # of a message
+SERVER_URL = re.compile(r"https?://(\[[\da-f:]+\]|[^][\s@?/:]+)(:\d{1,5})?(/[^\s@?]*)?", re.IGNORECASE)
 FIXED = ("model", "messages", "prompt", "stream", "n")  # of a request: not to be set by --server_option
 
 
@@ -83,9 +90,9 @@ def add_api_options(parser: argparse.ArgumentParser, required: bool = False) -> 
 
 def server_from(options: argparse.Namespace, seed: int = 0) -> Server:
     base_url = options.base_url.strip().rstrip("/")
-    if not base_url.startswith(("http://", "https://")) or "@" in base_url or "?" in base_url:
-        raise UsageError("--base_url: expected a URL such as http://localhost:8000/v1, without user name or "
-                         "password; keys come from the environment only (--api_key_env NAME)")
+    if not SERVER_URL.fullmatch(base_url):
+        raise UsageError("--base_url: expected a URL such as http://localhost:8000/v1, without user name, "
+                         "password or query; keys come from the environment only (--api_key_env NAME)")
     if options.concurrency < 1 or options.retries < 0 or not 0 < options.timeout < math.inf:
         raise UsageError("--concurrency must be 1 or more, --retries 0 or more, --timeout above 0")
     sent = {"temperature": 0, "seed": seed} | dict(map(parse_server_option, options.server_option))
@@ -94,15 +101,13 @@ def server_from(options: argparse.Namespace, seed: int = 0) -> Server:
     if key_env and not key:
         raise UsageError("--api_key_env: no such environment variable (default OPENAI_API_KEY); put "
                          "the key there, or give the --base_url of a server that needs none")
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError("--api_key_env: the key there has characters that no key has; copy it again")
     return Server(options.api, base_url, options.completions, sent, options.concurrency, options.retries,
                   options.timeout, key)
 
 
 def parse_server_option(given: str) -> tuple[str, Any]:
-    """
-    >>> [parse_server_option(given) for given in ("top_p=0.9", "reasoning_effort=low", "seed=none")]
-    [('top_p', 0.9), ('reasoning_effort', 'low'), ('seed', None)]
-    """
     name, _, text = given.partition("=")
     if not text or name in FIXED:
         raise UsageError(f"--server_option {given}: expected NAME=VALUE, such as top_p=0.9, or NAME=none, "
@@ -145,7 +150,7 @@ def read_reply(value: Any) -> dict[str, Any]:
     """Text, reasoning, finish reason, model name and token counts of a reply.
 
     A refusal is an answer, and so is an empty text caused by the token limit, a content filter, or a reply of
-    reasoning alone; an error inside a 200 reply is none.
+    reasoning alone; an error inside a 200 reply is none, nor is an empty text that ended for no reason.
     """
     if isinstance(value, str):  # JSON under another content type, or a page of a proxy
         try:
@@ -154,8 +159,8 @@ def read_reply(value: Any) -> dict[str, Any]:
             raise CallFailed(f"the reply is not JSON: {error_text(value)}") from None
     choice = (value.get("choices") or [{}])[0]
     ended, error = choice.get("finish_reason"), value.get("error") or choice.get("error")
-    if error or ended == "error":
-        raise CallFailed(f"the reply is an error: {error_text(error or 'no reason given')}")
+    if error or ended in FAILED_ENDS:
+        raise CallFailed(f"the reply is an error: {error_text(error or ended)}")
     if not value.get("choices"):
         blocked = (value.get("prompt_feedback") or {}).get("block_reason")
         raise CallFailed(f"the reply has no choices: {error_text(blocked or value)}",
@@ -166,10 +171,11 @@ def read_reply(value: Any) -> dict[str, Any]:
         content = "".join(part.get("text") or part.get("refusal") or "" for part in content
                           if part.get("type") not in ("reasoning", "thinking"))
     text = content or message.get("refusal") or ""
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if content is None and not text and not reasoning and ended not in ("length", "content_filter"):
+    reasoning = next(filter(None, map(message.get, REASONING)), None)
+    complete = str(ended).startswith(("length", "content_filter")) or (content is not None and ended)
+    if not (text or reasoning or complete):
         raise CallFailed("the reply has no text")
-    usage = value.get("usage") or {}
+    usage = {name: count for name, count in (value.get("usage") or {}).items() if is_finite(count)}
     reply = {"text": utf8(text), "finish_reason": ended, "model": value.get("model"),
              "prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens")}
     return reply | ({"reasoning": utf8(str(reasoning))} if reasoning else {})
@@ -179,20 +185,14 @@ def echoed_tokens(value: Any) -> dict[str, Any]:
     """The last tokens of an echoed prompt with their log-probabilities."""
     logprobs = value["choices"][0].get("logprobs") or {}
     tokens, values = (list(logprobs.get(name) or []) for name in ("tokens", "token_logprobs"))
-    if len(tokens) < 3 or len(tokens) != len(values) or None in values[1:]:
+    if len(tokens) < 3 or len(tokens) != len(values) or not all(map(is_finite, values[1:])):
         raise UserError(CANNOT_SCORE)
     return {"tokens": [utf8(str(token)) for token in tokens[-ECHOED:]], "logprobs": values[-ECHOED:]}
 
 
 def answer_tokens(reply: dict[str, Any], answer: str) -> tuple[list[str], list[float]]:
-    """The tokens of an answer and their log-probabilities, from an echoed prompt.
-
-    A token that also holds the end of the prompt counts. Spaces are ignored: some servers drop them.
-
-    >>> reply = {"tokens": ["Why", ":#", "A", "!"], "logprobs": [None, -1.0, -2.0, -9.0]}
-    >>> answer_tokens(reply, "# A")
-    ([':#', 'A'], [-1.0, -2.0])
-    """
+    """The tokens of an answer and their log-probabilities, from an echoed prompt. One that also holds the end
+    of the prompt counts. Spaces are ignored: some servers drop them."""
     def squeezed(text: str) -> str:
         return "".join(text.replace("\u2581", " ").split())  # U+2581 is the space of sentencepiece
 
@@ -260,11 +260,10 @@ class Caller:
         except UserError as error:
             self.ended = True
             raise UserError(self.hide_key(f"{label}: {self.server.base_url}: {error}")) from None
-        if "error" in reply:
-            self.failures_in_a_row += 1
-        else:
-            self.failures_in_a_row = 0
+        if "error" not in reply:
             self.store.add(key, reply)
+        failed = "error" in reply and reply["finish_reason"] != "content_filter"
+        self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
         return key, reply
 
     def hide_key(self, text: str) -> str:
@@ -291,9 +290,9 @@ class Caller:
                 time.sleep(min(60.0, 0.5 * 2 ** attempt))
         if "echo" in body and "echo" in str(failure):
             raise UserError(f"{failure}; {CANNOT_SCORE}")
-        if self.failures_in_a_row + 1 >= FAILURES_IN_A_ROW:
+        if self.failures_in_a_row + 1 >= FAILURES_IN_A_ROW and failure.kind != "content_filter":
             raise UserError(f"{FAILURES_IN_A_ROW} calls in a row failed, the last one because {failure}; "
-                            f"{KEPT}")
+                            f"{OMIT}; {KEPT}")
         return {"text": "", "finish_reason": failure.kind, "error": str(failure), "model": None,
                 "prompt_tokens": None, "completion_tokens": None}
 
@@ -315,10 +314,7 @@ def ask(
     on_done: Callable[[int], object] = lambda number: None,
 ) -> list[dict[str, Any]]:
     """Replies in the order of the requests; stored requests are not asked again, equal ones are asked once.
-
-    A fatal error, Ctrl-C or SIGTERM ends the run at once, without the calls in progress. `labels` name
-    requests in errors; `on_done` is called for each.
-    """
+    `labels` name requests in errors; `on_done` is called for each."""
     keys = [request_key(server, body) for body in requests]
     todo = {key: (key, label, body) for key, label, body in zip(keys, labels, requests, strict=True)
             if key not in store.replies}
@@ -332,7 +328,8 @@ def ask(
                 replies[key] = reply
                 on_done(len(replies))
         if all("error" in reply for reply in replies.values()):
-            raise UserError(f"{server.base_url}: no request was answered: {replies[keys[0]]['error']}")
+            why = replies[keys[0]]["error"]
+            raise UserError(f"{server.base_url}: no request was answered: {why}; {OMIT}")
     return [replies[key] for key in keys]
 
 

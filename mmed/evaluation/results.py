@@ -72,7 +72,7 @@ def loglikelihood_row(
     item: ExamItem, prompt_hash: str, candidates: Sequence[str], sums: Sequence[float],
     tokens: Sequence[int], equal_options: str = "either", unconditional: Sequence[float] = (),
 ) -> dict:
-    """Score candidates by log-probability: `sums` over their `tokens`; of equal ones the first wins.
+    """Score candidates (none: rejected) by log-probability, `sums` over `tokens`; of equals the first wins.
 
     With `unconditional` sums of the same texts after "Answer:" alone, the mode is option_text.
     """
@@ -87,7 +87,7 @@ def loglikelihood_row(
         row["unconditional"] = dict(zip(candidates, unconditional))
         rankings = {"": by_token, "_pmi": [total - prior for total, prior in zip(sums, unconditional)]}
     for name, values in rankings.items():
-        letters = candidates[values.index(max(values))]
+        letters = candidates[values.index(max(values))] if values else ""
         row |= {f"parsed{name}": letters, f"correct{name}": _is_correct(letters, item, equal_options)}
     return row
 
@@ -206,7 +206,7 @@ def _samples(rows: Sequence[dict], prompts: Mapping[tuple[str, str], str]) -> It
         arguments: list[tuple[str, Any]] = [(prompt, {})]
         filtered: list[Any] = [row["parsed"]]
         responses, target = [[row.get("text")]], row["gold"]
-        if "logprobs" in row:
+        if row.get("logprobs"):
             options = row["doc"]["options"]
             arguments = [(prompt, scored_string(mode, letters, options)) for letters in row["logprobs"]]
             # "None": whether greedy decoding would give the string is not computed

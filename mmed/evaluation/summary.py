@@ -148,8 +148,8 @@ def _summarise_part(rows: Sequence[dict]) -> dict:
     result: dict[str, Any] = {
         "n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
         "parse": parse, "text": _text_scores(passed_check(rows)), "by": {}}
-    if "loglikelihood" in by_mode:
-        result["calibration"] = calibration(by_mode["loglikelihood"])
+    if scored := [row for row in by_mode.get("loglikelihood", ()) if row["logprobs"]]:
+        result["calibration"] = calibration(scored)
     for kind in KINDS:
         groups = group_by(rows, partial(kind_of, kind=kind))
         groups.pop("", None)

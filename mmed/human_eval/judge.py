@@ -15,10 +15,11 @@ from typing import Any
 from tqdm import tqdm
 
 from mmed.evaluation import api_client
+from mmed.evaluation.thoughts import remove_thoughts
 from mmed.human_eval.rating_data import Case, Ratings, shown
 
 # Raise it when the prompt or the reading of replies changes: ratings of different versions are not comparable
-JUDGE_VERSION = 6
+JUDGE_VERSION = 7
 
 SYSTEM = """\
 You are a medical assistant who compares explanations of exam answers. You will get a JSON object with a \
@@ -47,12 +48,8 @@ def build_prompt(case: Case, letters: dict[str, str]) -> list[dict[str, str]]:
 
 
 def parse_ranking(reply: str, letters: Sequence[str]) -> list[str]:
-    """The letters from best to worst, Markdown emphasis ignored; a ValueError if the reply has no ranking.
-
-    >>> parse_ranking("A is vague.\\n**RANKING: B > A > C**", "ABC")
-    ['B', 'A', 'C']
-    """
-    text = re.sub(r"[*_`#]", "", reply)  # also the end of a code block
+    """The letters from best to worst, without thoughts and Markdown; a ValueError if there are none."""
+    text = re.sub(r"[*_`#]", "", remove_thoughts(reply))  # also the end of a code block
     last = (text.strip().splitlines() or [""])[-1].strip(" \t>.")
     ranking = [part.strip() for part in last.removeprefix("RANKING:").split(">")]
     if not last.startswith("RANKING:") or sorted(ranking) != sorted(letters):
@@ -79,7 +76,8 @@ def judge_cases(cases: Sequence[Case], server: api_client.Server, store: api_cli
         try:
             worst_first = parse_ranking(reply["text"], list(letters))[::-1]
         except ValueError as error:
-            failed.append({"language": case.language, "item": case.key, "reason": str(error)})
+            failed.append({"language": case.language, "item": case.key,
+                           "reason": reply.get("error") or str(error)})
             continue
         scores = {letters[letter]: float(points) for points, letter in enumerate(worst_first, 1)}
         rated[case.language][case.key] = {"digest": case.digest, "scores": scores}

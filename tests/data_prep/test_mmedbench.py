@@ -15,8 +15,9 @@ from json_lines import read_lines, write_lines
 
 from data_prep import mmedbench
 from data_prep.benchmark import exam_files
+from data_prep.benchmark.leaks import anchors, translations
 from data_prep.benchmark.mapping import Raw
-from data_prep.benchmark.options import marked_options, option_texts, read_answer
+from data_prep.benchmark.options import marked_options, option_texts, plain, read_answer
 from data_prep.benchmark.sources import SOURCES
 from data_prep.mmedbench import PAPER
 from mmed.prompts import read_benchmark
@@ -112,7 +113,8 @@ FRENCH = {"id": "f", "question": "q", "correct_answers": [0, 4]} | {f"answer_{c}
 JMMLU = "tag,question,optionA,optionB,optionC,optionD,answer\nanatomy,q,a,b,c,d,C\n"
 CARE = {"question": "q", "op1": "a", "op2": "b", "op3": "c", "op4": "d", "cop": 3, "unique_id": "u",
         "year": 9}
-XPERT = {"id": "T-1", "question": "q? Answer Choices: (A) a (B) b (C) c (D) d", "options": ABCD, "label": "C",
+XPERT = {"id": "T-1", "question": "q? Answer Choices: (A) a (B) b (C) c (D) d",
+         "options": ABCD | {"A": "A "}, "label": "C",
          "body_system": "Skin", "medical_task": "x"}
 WORLD = {"question": "q", "options": ABCD | {"E": None}, "answer": ["B", "D"], "idx": 5, "label": ["a", "b"]}
 KOREAN = {"question": "q", **ABCD, "E": None, "answer": 3, "year": 2022}
@@ -140,6 +142,9 @@ PRESETS = [
     ("medqa", {"data/test-0.parquet": [HUB], "data/train-0.parquet": [ENDINGS]}, {
         "Test/English": [C], "Train/English": [C]}, []),
     ("medqa", {"default/test/0000.parquet": [PAIRS]}, {"Test/English": [C]}, []),
+    ("medqa", {f"med_qa_{name}/test/0000.parquet": [PAIRS | {"meta_info": name}] for name in (
+        "en_source", "en_4options_source", "en_bigbio_qa", "zh_4options_source", "tw_source")},
+     {"Test/English": [C | {"meta_info": "en_4options_source"}]}, []),
     ("mmlu", {"anatomy/test-0.parquet": [MMLU]}, {"Test/English": [C | {"subject": "anatomy"}]}, []),
     ("mmlu", {"anatomy_test.csv": '"Which, of these?",a,b,"c ""x""",d,C\n',
               "astronomy_test.csv": "Which star?,a,b,c,d,A\n",
@@ -198,11 +203,13 @@ PRESETS = [
                      {"answer_idx": "D"}]}, ["no answer"]),
     ("medmcqa", {"train.jsonl": [medmcqa_item(n) for n in (0, 3, -1)]}, {
         "Train/English": [{"answer_idx": "A"}, {"answer_idx": "D"}]}, ["no answer"]),
+    ("jmmlu", {"JMMLU/clinical_knowledge.csv": "\ufeffq,a,b,c,d,C\n", "JMMLU/law.csv": "q,a,b,c,d,C\n"}, {
+        "Test/Japanese": [C | {"question": "q", "subject": "clinical_knowledge"}]}, []),
     ("jmmlu-med", {"JMMLU-Med.csv": JMMLU}, {"Test/Japanese": [C | {"subject": "anatomy"}]}, []),
     ("careqa", {"CareQA_es.json": [CARE]}, {"Test/Spanish": [C | {"id": "careqa-u", "year": "9"}]}, []),
     ("medxpertqa", {"Text/test.jsonl": [XPERT], "MM/dev.jsonl": [XPERT | {"images": ["a.png"]}]}, {
-        "Test/English": [C | {"question": "q?", "subject": "Skin", "medical_task": "x",
-                              "image_dependent": False}],
+        "Test/English": [{"question": "q?", "answer_idx": "C", "subject": "Skin", "medical_task": "x",
+                          "image_dependent": False}],
         "Val/English": [{"image_dependent": True}]}, []),
     ("global-mmlu", {"fr/test-0.parquet": [GLOBAL, GLOBAL | {"subject": "law"}]}, {"Test/French": [C]}, []),
     ("mmlu-prox", {"fr/test/0000.parquet": [PROX, PROX | {"category": "law"}]}, {
@@ -297,10 +304,10 @@ def test_the_release_is_read_as_it_is_from_zip_and_folder(tmp_path):
     assert (first["rationale"], first["human_check_passed"], first["meta_info"]) == ("r ", True, "step1")
     assert run(tmp_path / "again", "--source", f"mmedbench={tmp_path / 'out'}") == got
     deep = write(tmp_path / "snapshots/x/MMedBench/Test/English.jsonl",
-                 [RELEASED | {"meta_info": float("nan"), "rationale": float("nan")}])
+                 [RELEASED | {"meta_info": float("nan"), "rationale": float("nan"), "leaks": "of before"}])
     snapshots = ["--source", f"mmedbench={tmp_path / 'snapshots'}"]
     item, = run(tmp_path / "deep", *snapshots)["Test/English"]
-    assert item["rationale"] == "" and "meta_info" not in item
+    assert item["rationale"] == "" and not {"meta_info", "leaks"} & item.keys()
     for line in (b'{"question": "\xff"}', b"5", b"[" * 99_999):
         write(deep, line)
         assert "English.jsonl:1: not MMedBench's form" in error_of(tmp_path, *snapshots)
@@ -321,10 +328,18 @@ AB = {"A": "x", "B": "y"}
         AB, ["x", "y"], "(A) x\n(B) y", [{"key": "A", "value": "x"}, {"key": "B", "value": "y"}],
         [{"label": "b", "text": "y"}, {"label": "a", "text": "x"}], {"text": ["x", "y"], "label": ["A", "B"]},
         '{"option1": "x", "option2": "y", "option3": NaN}', "['x', 'y', None]", {"Ｂ": "y", "Ａ": "x"},
+        "['x' 'y' nan]", "['x'\n 'y']", "[{'key': 'A', 'value': 'x'}\n {'key': 'B', 'value': 'y'}]",
+        "{'label': array(['A', 'B'], dtype=object), 'text': array(['x', 'y'])}", [["A", "x"], ["B", "y"]],
+        "[np.str_('x'), np.str_('y')]",
+        {"option1": "x", "option2": "y", "option3": "n/a"},
+        [{"letter": "A", "option": "x"}, {"letter": "B", "option": "y"}],
         {"А": "x", "Б": "y"}, "Ａ．x\nＢ．y", "（A）x（B）y", ["x", "y", None, ""])),
     ({"A": "x", "B": None, "C": 2, "D": " ", "E": None}, {"A": "x", "B": "", "C": "2"}),
     ({"2": "y", "10": "z", "1": "x"}, {"A": "x", "B": "y", "C": "z"}), (["x", None, ""], {"A": "x"}),
-    ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}), ({"C": "y", "B": "x"}, {"B": "x", "C": "y"}),
+    ("['x', None, 'y']", {"A": "x", "B": "", "C": "y"}),
+    ("['x y' \"z' w\"]", {"A": "x y", "B": "z' w"}),
+    ("[array(['A', 'urea ([BUN])'], dtype=object)]", {"A": "urea ([BUN])"}),
+    ({"C": "y", "B": "x"}, {"B": "x", "C": "y"}),
     *((value, {}) for value in (
         "x or y", [["x"]], {"A": "x", "a": "y"}, None, {"A": {"x": 1}}, "[x", "(A) x (B) y (B) z"))])
 def test_options_are_read_in_published_forms(value, options):
@@ -342,21 +357,37 @@ def test_options_are_found_inside_the_question(text, stem, options):
     assert marked_options(text) == (stem, options)
 
 
+@pytest.mark.parametrize(("name", "split"), [
+    ("phrases_train.jsonl", "Train"), ("dev_HEAD.json", "Val"), ("test.part1.jsonl", "Test"),
+    ("ori_pqal.json", None)])
+def test_a_split_is_a_word_of_a_name(name, split):
+    assert exam_files.split_of(name) == split
+
+
+@pytest.mark.parametrize(("text", "name"), [
+    (" Ｂ．", "B"), ("(c)", "C"), ("②", "2"), (2.0, "2"), ("(ｂ)．", "B")])
+def test_names_of_options_are_plain(text, name):
+    assert plain(text) == name
+
+
 @pytest.mark.parametrize("written", [
     "A,C", "AC", "CA", "(AC)", ["a", "c"], "A、C", "Ａ，Ｃ", ["A.", "(c)"], "['A', 'C']", "x,y",
-    ["A. Aspirin", "heparin"]])
+    ["A. Aspirin", "heparin"], "A and C", "a & c", "A C", "A,C,", "A、C。", ["A and C"], "A\nC", "[0 2]",
+    ["aspirin", " HEPARIN\u00a0"]])
 def test_answers_are_read_as_they_are_written(written):
-    options = {"A": "aspirin", "B": "1", "C": "Heparin"}
-    assert sorted(read_answer(written, options, {"X": "A", "Y": "C"})) == ["A", "C"]
+    options, names = {"A": "aspirin", "B": "1", "C": "Heparin"}, {"X": "A", "Y": "C", "0": "A", "2": "C"}
+    assert sorted(read_answer(written, options, names)) == ["A", "C"]
 
 
 @pytest.mark.parametrize(("written", "kind", "read"), [
     ("AB", "", ["B"]), ("AB", "text", ["B"]), ("1", "text", ["A"]), ("１", "", ["1"]), (-1, "", []),
-    (2.0, "", ["2"]), (None, "", []),
-    *((written, "", [written]) for written in ("yes", "CAD", "cab", "a or b", "2", "B?"))])
+    (2.0, "", ["2"]), (None, "", []), ("⓵", "", ["⓵"]),
+    ("AB  z", "", ["D"]), ("1, 2", "", ["E"]), ("2, 1", "", ["2", "1"]),
+    *((written, "", [written]) for written in ("yes", "CAF", "cab", "a or b", "A/B", "2", "B?"))])
 def test_other_answers_stay_as_they_are(written, kind, read):
     assert read_answer("1,B", {"A": "x", "B": "y"}, {"1": "B"}) == ["1", "B"]  # not mixed
-    assert read_answer(written, dict(zip("ABC", ["1", "AB", "z"])), {}, kind) == read
+    assert read_answer(written, dict(zip("ABCDE", ["1", "AB", "z", "ab z", "1, 2"])), {}, kind) == read
+    assert read_answer("5", {"A": "x", "B": "y"}, {"0": "A", "1": "B"}) == ["no option 5"]
 
 
 NESTED = {"data": {"stem": "Q", "why": "r"}, "o1": "x", "o2": "y", "o3": "z", "key": 3, "part": "dev",
@@ -380,7 +411,9 @@ PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
     ({}, f"{PATHS},context=tag,image=tag,subject=tag,year=y?,split=part,id=tag+key,"
      "keep=part,filter=tag=x|eye",
      {"question": "eye\nQ", "image_dependent": True, "subject": "eye", "id": "exam-eye-3", "part": "dev"}),
-    ({"flag": "False"}, f"{PATHS},question=title|data.stem,image=!flag", {"image_dependent": True}),
+    *(({"flag": flag}, f"{PATHS},question=title|data.stem,image=!flag", {"image_dependent": True})
+      for flag in ("False", "[]", [None], " nan", "{'bytes': None}")),
+    ({"flag": "['a.png']"}, f"{PATHS},image=flag", {"image_dependent": True}),
     ({"key": "o3, o1", "o3": float("nan"), "o4": "w"}, f"{PATHS},options=o1+o2+o3+o4,subject=o3",
      {"options": {"A": "x", "B": "y", "C": "", "D": "w"}, "answer_idx": "A,C"}),
     ({"key": "o3"}, f"{PATHS},options=o1+o2+o3?+o4?", {"answer_idx": "C"}),
@@ -395,6 +428,21 @@ def test_a_mapping_reads(changes, mapping, expected, tmp_path):
     assert item.items() >= expected.items()
 
 
+@pytest.mark.parametrize(("answers", "read"), [
+    (["4", "z", "B"], ["B", "C", "B"]),  # a text among texts and letters
+    (["4", "30"], ["B", "C"]),  # 30 is no position, so 4 is none
+    (["4", "7", "A", "B"], ["B", "A", "B"]), (["4", "z", 1, 2], ["D", "C", "A", "B"]), (["4", 1], ["D", "A"]),
+    (["4", 5, 1], ["D", "A"]), (["4", "⓵", 1], ["D", "A"]), (["4", "9" * 5000], ["D"])])
+def test_a_number_is_a_text_where_other_answers_are(answers, read, tmp_path):
+    texts = [["2", "4", "6", "8"], ["10", "20", "30", "40"] if "30" in answers else [*"xyzw"]]
+    texts += [[*"xyzw"]] * 2
+    items = [{"question": f"q{i}", "options": options, "answer_idx": answer}
+             for i, (options, answer) in enumerate(zip(texts, answers))]
+    got = run(tmp_path / "out", *custom(tmp_path / "exam.json", items))
+    assert [item["answer_idx"] for item in got["Test/English"]] == read
+    assert len(got["dropped"]) == len(answers) - len(read)
+
+
 ROW = {"q": "Qé", "a": "x", "b": "y", "key": "B"}
 SEMICOLONS = "q;a;b;key\r\nQé;x;y;B;;\r\n"
 
@@ -406,7 +454,13 @@ SEMICOLONS = "q;a;b;key\r\nQé;x;y;B;;\r\n"
     ("e.json", json.dumps([ROW], indent=1, ensure_ascii=False).encode("utf-16")),
     ("e.json", '{"7": {\n' + json.dumps(ROW)[1:] + "}"),
     ("e.json", json.dumps({"7": ROW}).encode("utf-16")),
-    ("e.csv", "\r\nq,a,b,key\r\n,,,\r\nQé,x,y,B\r\n  \r\n"),
+    ("e.csv", "\r\nq,a,b,key\r\n,,,\r\nQé,x,y,B\r\n  \r\n"), ("e.csv", "\r\n" + SEMICOLONS),
+    ("e.csv", ",q,a,b,key\n0,Qé,x,y,B\n"),  # with the index of pandas
+    ("e.json", json.dumps({key: {"0": value} for key, value in ROW.items()})),
+    ("e.json", json.dumps({key: [value] for key, value in ROW.items()})),
+    ("e.json", json.dumps({"version": "1", "data": [ROW]})),
+    ("e.json", json.dumps({"features": [{"name": "q"}], "num_rows_total": 1,  # the dataset viewer's
+                           "rows": [{"row_idx": 0, "row": ROW, "truncated_cells": []}]})),
     ("e.jsonl", "\ufeff" + json.dumps(ROW) + "\r\n")])
 def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):
     write(tmp_path / "in" / name, data)
@@ -415,6 +469,7 @@ def test_files_of_spreadsheets_and_other_systems_are_read(name, data, tmp_path):
     got = run(tmp_path / "out", *custom(tmp_path / "in", None, "question=q,options=a+b,answer=key", "fr"))
     item, = got["Test/French"]
     assert (item["question"], item["options"], item["answer_idx"]) == ("Qé", {"A": "x", "B": "y"}, "B")
+    assert not item["rationale"]
 
 
 def test_rows_of_a_table_are_items_or_dropped_with_their_line(tmp_path):
@@ -460,7 +515,7 @@ def test_counts_stand_beside_the_papers_and_name_what_is_missing(tmp_path, capsy
 
 
 def test_a_hold_out_moves_only_what_states_no_split(tmp_path):
-    for name in ("train", "other"):
+    for name in ("training", "other"):
         write(tmp_path / "in" / f"{name}.jsonl", [medqa_item(f"{name} {i}") for i in range(30)])
     got = run(tmp_path / "out", *custom(tmp_path / "in", None), "--holdout", "0.5")
     assert all(item["question"].startswith("other") for item in got["Test/English"])
@@ -502,6 +557,38 @@ def test_train_items_that_leak_test_items_are_marked_or_dropped(item, rule, tmp_
         assert len(got[f"Train/{language}"]) == 1
         lost, = got["dropped"]
         assert lost["reason"] == f"leaks a test item ({rule})" and lost["leaks"] == first["leaks"]
+
+
+def test_anchors_are_numbers_and_the_beginnings_of_latin_words():
+    item = Raw("?", {"A": "Diarrea, 2,5 mg", "B": "Déficit de B12"}, ("A",), "", "Spanish", "1")
+    assert anchors(item) == {("A", "2.5"), ("A", "diar"), ("B", "12"), ("B", "defi")}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["English", "Spanish"]), st.sets(st.integers(10, 22), max_size=9),
+                          st.sampled_from("AB")), min_size=1, max_size=12), st.integers(0, 12))
+def test_translations_are_those_that_a_search_of_all_pairs_finds(items, cut):
+    made = [Raw("?", {"A": " ".join(map(str, marks)), "B": "x"}, (right,), "", language, str(place))
+            for place, (language, marks, right) in enumerate(items)]
+    train, test = made[:cut], made[cut:]
+    expected = {}
+    for place, item in enumerate(train):
+        own, found = anchors(item), []
+        for number, twin in enumerate(test):
+            shared, other = len(own & anchors(twin)), item.language != twin.language
+            enough = shared >= max(4, 0.3 * len(own | anchors(twin)))
+            if other and enough and item.answer == twin.answer:
+                found.append((-shared, number))
+        if found:
+            expected[place] = test[min(found)[1]].key
+    assert translations(train, test) == expected
+
+
+def test_translations_with_one_id_stay_apart_in_a_benchmark(tmp_path):
+    items = [exam_item("Q", A="x", B="y") | {"id": 5, "lang": language} for language in ("fr", "en", "es")]
+    got = run(tmp_path / "out", *custom(tmp_path / "exam.json", items, f"{MAP},id=id,language=lang", ""))
+    assert got["Test/French"][0]["id"] == "exam-5" and "duplicate_of" not in got["Test/Spanish"][0]
+    assert len({item.key for item in read_benchmark(tmp_path / "out" / "Test")}) == 3
 
 
 def test_several_sources_of_a_language_need_mix(tmp_path):
@@ -576,6 +663,8 @@ def with_map(content: object, name: str = "e.jsonl", mapping: str = MAP) -> tupl
      "whether options are counted from 0 or from 1; add --map kind=0 or kind=1"),
     (with_map("[{},\n", "e.json"), "e.json: not valid JSON ("),
     (with_map("q,a\né,x\n".encode("latin-1"), "e.csv"), "e.csv: not in utf-8-sig; convert the"),
+    (with_map({"rows": [{"row_idx": 0, "row": C, "truncated_cells": ["question"]}]}, "e.json"),
+     "e.json: item 1: the dataset viewer shortened ['question']; download"),
     (with_map([], "e.json"), "none of the 0 items read as custom can be used (the files are empty)"),
 ])
 def test_wrong_use_and_files_of_another_form_are_one_line(tmp_path, given, message):

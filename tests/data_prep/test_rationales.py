@@ -14,7 +14,7 @@ from stub_server import Stub, prompt_of, reply
 
 from data_prep.benchmark.rationale_checks import COLUMNS, CRITERIA, item_code
 from data_prep.rationales import OTHER, TOPICS, main, read_rationale, read_topic, solved_text, topic_prompt
-from mmed.prompts import read_benchmark
+from mmed.prompts import ExamItem, read_benchmark
 from mmed.utils.errors import UserError
 
 
@@ -22,7 +22,8 @@ def model(answer) -> Stub:
     """A chat model that answers with `answer(prompt)`."""
     def fault(body, tries):
         text = answer(prompt_of(body))
-        return 200, reply(text, finish="length" if "CUT" in text else "stop"), {}
+        ends = (end for mark, end in (("CUT", "length"), ("FILTER", "content_filter")) if mark in text)
+        return 200, reply(text, finish=next(ends, "stop")), {}
 
     return Stub(fault)
 
@@ -67,6 +68,8 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
     prompts = "\n".join(stub.tries)
     assert all(solved_text(item) in prompts for item in read_benchmark(exams)[:3])
     assert all(f"Explain in {language}" in prompts for language in ("English", "Japanese"))
+    item = ExamItem("Why?", {"A": "this", "B": "that"}, ("B",), "", "English", "1")
+    assert solved_text(item) == "###Question: Why?\n###Options:\nA. this\nB. that\n###Right answer: B. that"
 
 
 def test_samples_are_asked_for_until_the_letter_is_the_key(exams, tmp_path, capsys):
@@ -123,13 +126,14 @@ def test_stored_calls_are_used_again(exams, tmp_path, capsys):
 
 
 def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exams, tmp_path, capsys):
-    answers = {"English 0": "CUT short", "English 1": " \n", "English 2": "###Rationale:"}
+    answers = {"English 0": "CUT short", "English 1": " \n", "English 2": "###Rationale:",
+               "English 4": "because FILTER"}
     stub = model(lambda prompt: next((text for start, text in answers.items() if start in prompt), "fine"))
     report = ask(stub, "generate", exams, tmp_path / "out")
     assert [problem["reason"].split(":")[0] for problem in report["problems"]] == [
-        "truncated at --max_new_tokens", "no rationale in the reply", "no rationale in the reply"]
-    assert lines(tmp_path / "out")["English.jsonl"][:3] == lines(exams)["English.jsonl"][:3]
-    assert "8 of 11 items have a rationale now; 3 could not be used" in capsys.readouterr().out
+        "truncated at --max_new_tokens", *["no rationale in the reply"] * 2, "truncated by a content filter"]
+    assert lines(tmp_path / "out")["English.jsonl"][:5] == lines(exams)["English.jsonl"][:5]
+    assert "7 of 11 items have a rationale now; 4 could not be used" in capsys.readouterr().out
 
 
 def test_topics_are_given(exams, tmp_path):

@@ -1,5 +1,6 @@
 """A model behind an API: a loopback server that fails in every way it can."""
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,16 @@ from json_lines import write_lines
 from stub_server import Stub, error, prompt_of, reply
 
 from mmed.eval import main, parse_options
-from mmed.evaluation.api_client import CallStore, Server, ask, read_reply, request, request_key
+from mmed.evaluation.api_client import (
+    CallStore,
+    Server,
+    answer_tokens,
+    ask,
+    parse_server_option,
+    read_reply,
+    request,
+    request_key,
+)
 from mmed.evaluation.results import load_results
 from mmed.prompts import build_few_shot, build_messages, build_target, read_benchmark
 from mmed.utils.errors import UserError
@@ -42,7 +52,8 @@ def test_replies_keep_their_order_and_no_request_is_paid_for_twice(tmp_path):
     error(429, "slow down"), error(200, "overloaded", code=502),
     (200, {"choices": [{"finish_reason": "error", "error": {"code": 502}, "message": {"content": ""}}]}, {}),
     (200, ["no object"], {}), (200, reply(None), {}), (200, "<html>Bad gateway</html>", {}),
-], ids=["429", "error", "error on the choice", "no object", "no text", "no JSON"])
+    (200, reply("", finish=None), {}), error(500, "busy"), (200, reply("A, be", finish="abort"), {}),
+], ids=["429", "error", "error on the choice", "no object", "no text", "no JSON", "no end", "500", "abort"])
 def test_a_temporary_fault_is_retried(tmp_path, fault):
     stub = Stub(lambda body, tries: fault if tries == 1 else None)
     assert asked(stub, tmp_path, ["q"])[0]["text"] == "answer to q"
@@ -70,7 +81,7 @@ def test_one_question_without_an_answer_does_not_end_the_exam(tmp_path, fault, t
 @pytest.mark.parametrize("fault, message", [
     (error(401, "bad key"), "item q: .*401: bad key; check the key"),
     (error(429, "no quota", code="insufficient_quota"), "429: no quota; the quota"),
-    (error(400, "unknown field"), "no request was answered: 400: unknown field"),
+    (error(400, "unknown field"), "no request was answered: 400: unknown field; --server_option NAME=none"),
     (None, "the connection failed"),
 ])
 def test_a_fault_of_every_call_ends_the_run(tmp_path, fault, message):
@@ -90,8 +101,18 @@ def test_ten_failures_in_a_row_end_the_run_and_replies_are_kept(tmp_path):
     assert len(stub.seen) < 20 and len((tmp_path / "calls.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_server_that_filters_is_no_server_that_fails(tmp_path):
+    filtered = error(400, "policy", code="content_filter")
+    stub = Stub(lambda body, tries: filtered if 2 <= int(prompt_of(body)) < 20 else None)
+    replies = asked(stub, tmp_path, [str(i) for i in range(24)], concurrency=1)
+    assert sum(one["finish_reason"] == "content_filter" for one in replies) == 18
+    assert replies[-1]["text"] == "answer to 23"
+
+
 @pytest.mark.parametrize("value, text, reasoning", [
-    (reply("", finish="length"), "", None),
+    (reply("", finish="length"), "", None), (reply("", finish="stop"), "", None),
+    (reply(None, finish="content_filter: SAFETY"), "", None),
+    (reply(None, reasoning_details=[{"text": "so A"}]), "", "[{'text': 'so A'}]"),
     (reply(None, refusal="I cannot."), "I cannot.", None),
     (reply([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab", None),
     (reply([{"type": "thinking", "thinking": [{"type": "text", "text": "B?"}]},
@@ -106,6 +127,9 @@ def test_ten_failures_in_a_row_end_the_run_and_replies_are_kept(tmp_path):
 def test_what_counts_as_an_answer(value, text, reasoning):
     found = read_reply(value)
     assert found["text"] == text and found.get("reasoning") == reasoning
+    value = json.loads(value) if isinstance(value, str) else value
+    odd = read_reply(value | {"usage": {"prompt_tokens": "3", "completion_tokens": float("nan")}})
+    assert odd["prompt_tokens"] is odd["completion_tokens"] is None  # they would be added up
 
 
 def test_an_incomplete_last_line_is_dropped_and_other_damage_is_an_error(tmp_path):
@@ -134,6 +158,16 @@ def test_the_hash_of_a_request_changes_with_each_of_its_parts():
     assert len(keys) == 4 * len(changes)
 
 
+def test_the_tokens_of_an_answer_may_begin_in_the_prompt():
+    echoed = {"tokens": ["Why", ":#", "\u2581A", "!"], "logprobs": [None, -1.0, -2.0, -9.0]}
+    assert answer_tokens(echoed, "# A") == ([":#", "\u2581A"], [-1.0, -2.0])
+
+
+@pytest.mark.parametrize("given, value", [("top_p=0.9", 0.9), ("effort=low", "low"), ("seed=none", None)])
+def test_options_of_a_server_are_json_or_texts(given, value):
+    assert parse_server_option(given) == (given.partition("=")[0], value)
+
+
 def test_a_server_is_sent_its_own_key_which_is_stored_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "another-key")
     monkeypatch.setenv("MINE", "sk-canary")
@@ -149,6 +183,10 @@ def test_a_server_is_sent_its_own_key_which_is_stored_nowhere(tmp_path, monkeypa
     assert [one["text"] for one in replies] == ["Your key is [key]. The answer is B.", ""]
     stored = (tmp_path / "calls.jsonl").read_text().splitlines()[-1]
     assert "canary" not in f"{replies}{server.facts()}{server}{stored}"
+    for wrong in ("sk-\u2026y", "sk\ny"):
+        monkeypatch.setenv("MINE", wrong)
+        with pytest.raises(UserError, match="characters that no key has"):
+            parse_options(["--api", "m", "--data", "x", "--out", "x", "--api_key_env", "MINE"])
 
 
 @pytest.fixture
@@ -210,15 +248,39 @@ def test_completions_are_sent_the_prompts_of_local_decoding(exam):
     assert {(path, body["max_tokens"]) for path, _, body in stub.seen} == {("/v1/completions", 64)}
 
 
+def scoring(body: dict) -> dict:
+    """The echo of a prompt, whose last letter A is likelier than others, and all else as likely."""
+    tokens = re.findall(r"\s*\S+", body["prompt"])
+    value = reply(body["prompt"], True)
+    logprobs = [None, *(-1.0 if token.strip() == "A" else -2.0 for token in tokens[1:])]
+    value["choices"][0]["logprobs"] = {"tokens": tokens, "token_logprobs": logprobs}
+    return value
+
+
+def test_one_question_that_cannot_be_scored_does_not_end_the_exam(exam, tmp_path, capsys):
+    stub = Stub(lambda body, tries: error(400, "too long") if "English 3?" in prompt_of(body)
+                else (200, scoring(body), {}))
+    main(command(stub, exam, "--completions", "--scoring", "loglikelihood", "--permutations", "2"))
+    own, rows = load_results(tmp_path / "out")
+    statuses = {row["doc"]["question"]: (row["status"], row["parsed"], row["correct"]) for row in rows}
+    assert statuses.pop("English 3?") == ("unparsed", "", False)
+    assert {status for status, _, _ in statuses.values()} == {"scored"} and statuses["English 0?"][2]
+    assert own["summary"]["languages"]["English"]["calibration"]["n"] == 3
+    assert "2 questions have no answer and count as wrong; the first is item" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fault, message", [
     (None, "item .*the server returns no log-probabilities .* use --scoring generate"),
     (error(400, "Only no echo is supported"), "Only no echo is supported; the server returns no log-prob"),
+    *(((200, {"choices": [{"text": "x", "logprobs": {
+        "tokens": [*"abc"], "token_logprobs": [None, -1.0, last]}}]}, {}), "item .*returns no log-prob")
+      for last in (None, "-1", float("-inf"))),
 ])
 def test_a_server_that_cannot_score_text_is_named_at_once(exam, fault, message):
     stub = Stub(lambda body, tries: fault, answer=lambda body: "x")
     with pytest.raises(UserError, match=message):
         main(command(stub, exam, "--completions", "--scoring", "loglikelihood", "--concurrency", "1"))
-    assert len(stub.seen) == 1
+    assert len(stub.seen) == 1 and not (exam.parent / "out" / "api_calls.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])

@@ -33,8 +33,10 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra pe
 def made_item(rng: random.Random, language: str, number: int) -> dict:
     words, letters = WORDS[language].split(), "ABCDE"[:2 if language == "Russian" else rng.randint(3, 5)]
     right = rng.sample(letters, rng.randint(1, 3) if language == "French" else 1)
+    texts = rng.sample(words, 5)
+    texts[1] = texts[0] if number == 1 else texts[1]  # of two equal options, either is right
     return {"question": " ".join(rng.choices(words, k=6)) + f" {number}?",
-            "options": dict(zip(letters, rng.sample(words, 5))), "answer_idx": ",".join(sorted(right)),
+            "options": dict(zip(letters, texts)), "answer_idx": ",".join(sorted(right)),
             "rationale": " ".join(rng.choices(words, k=4)), "topic": rng.choice(["Surgery", "Anatomy"])}
 
 

@@ -226,8 +226,10 @@ def test_the_judges_prompt_is_blind_and_a_text_stays_in_its_string():
     ("RANKING: B > A > D > C", "BADC"),
     ("Reasons: A says RANKING: A > B > C > D.\n\n**RANKING: C > B > A > D**\n", "CBAD"),
     ("> RANKING:  A >  B > C >D  ", "ABCD"),
-    ("**RANKING**: **B** > **A** > C > D.", "BACD"),
+    ("**RANKING**: **B** > **A** > C > D.", "BACD"), ("A is vague.\n**RANKING: B > A > C > D**", "BACD"),
     ("```\nRANKING: B > A > D > C\n```", "BADC"),
+    ("<think>RANKING: A > B > C > D\n</think>RANKING: B > A > D > C", "BADC"),
+    ("<think>It may be this:\nRANKING: A > B > C > D", None),
     ('```json\n{"ranking": ["B", "A", "C", "D"]}\n```', None),
     ("RANKING: A = B > C > D", None),
     ("RANKING: A > B > C", None),
@@ -247,7 +249,7 @@ def test_only_a_permutation_of_the_letters_in_the_last_line_is_read(reply, ranki
 
 def test_the_judge_ranks_every_item_and_one_without_a_ranking_is_left_out(tmp_path, results, monkeypatch):
     """The judge ranks by the length of the texts, and gives no ranking for the first item."""
-    first, *others = drawn(results, 2)
+    first, *others, last = drawn(results, 2)
 
     def ask(server, bodies, store, labels, on_done):
         replies = []
@@ -257,13 +259,15 @@ def test_the_judge_ranks_every_item_and_one_without_a_ranking_is_left_out(tmp_pa
             order = sorted(texts, key=lambda letter: (-len(texts[letter]), letter))
             ranked = order[:2] if content["question"] == first.question else order
             replies.append({"text": f"RANKING: {' > '.join(ranked)}", "finish_reason": "stop", "model": "m"})
+        replies[-1] |= {"text": "", "error": "400: filtered"}
         return replies
 
     monkeypatch.setattr(api_client, "ask", ask)
     main(["judge", *results, "--items", "2", "--api", "m", "--base-url", "http://localhost/v1",
           "--out", str(tmp_path / "judge.json")])
     judged = read_object(tmp_path / "judge.json")
-    assert [failed["item"] for failed in judged["failed"]] == [first.key] and judged["usage"]["calls"] == 4
+    assert [failed["item"] for failed in judged["failed"]] == [first.key, last.key]
+    assert judged["failed"][1]["reason"] == "400: filtered" and judged["usage"]["calls"] == 4
     assert first.key not in judged["cases"]["English"]
     for case in others:
         lengths = {letter: len(case.texts[model]) for letter, model in case.letters(0).items()}

@@ -340,7 +340,7 @@ def _joined(tokens: Sequence[Token]) -> Token:
 # Between "is" and the letter. Repeats are bounded where another can begin inside, so that time stays linear.
 _FILL = r",?(?:,?C,?|[sAR:-]|x(?=[AR])){0,12}"
 # The letter; not in "B is wrong", "B is not right", "B?"
-_AT = r"(?P<at>[LMO]|T(?![xs]))\)?+(?!:?A?[IsxC]{0,4}W|I[sC]?N|[^.,n?:]{0,2}\?)"
+_AT = r"(?P<at>[LMO]|T(?![xs]))\)?+(?!:?A?[IC]?[sxC]{0,2}W|[IsxC]{0,4}W|I[sC]?N|[^.,n?:]{0,2}\?)"
 _STATEMENTS = [re.compile(pattern) for pattern in (
     rf"(?<!W)A[^.?n]{{0,25}}?[I:-]{_FILL}{_AT}",  # "the answer to the question is B"
     rf"R[sxA]{{0,6}}[I:-]{_FILL}{_AT}",  # "correct is B"

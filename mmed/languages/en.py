@@ -56,9 +56,9 @@ LANGUAGE = Language(
              "nor, eliminate, eliminating, ruling out",
         because="because, since, as, for, given, due, with, which, while, whereas, although, though, "
                 "according to, based on, considering",
-        if_="if, unless, many, some, others, one might, one may, you might, you may",
-        and_or="and, as well as / or",
-        question="Question", letters="",
+        if_="if, unless, many students, many people, many would, some people, some would, some might, "
+            "one might, one may, you might, you may",
+        and_or="and, as well as / or", question="Question", letters="",
         stated=("The correct answer is {}.", "I would choose {}.", "{} is the best choice."),
         denied=("{} is wrong.", "It is not {}."),
     ),

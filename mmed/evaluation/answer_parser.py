@@ -326,13 +326,11 @@ def _joined(tokens: Sequence[Token]) -> Token:
     if len(tokens) == 1:
         return tokens[0]
     kinds = {token.kind for token in tokens}
-    parts = [token.letters for token in tokens if token.letters]
-    if parts[-1] in parts[:-1]:  # "between A and B, B"
-        return Token("M" if "T" in kinds else "L", parts[-1])
-    letters = "".join(sorted(set("".join(parts))))
+    *before, last = (token.letters for token in tokens if token.letters)
+    letters = last if last in before else "".join(sorted({*last, *"".join(before)}))  # "between A and B, B"
     if "T" in kinds and len(letters) == 1:
         return Token("M", letters)  # "heparin (B)"
-    return Token("O" if "|" in kinds else "L" if kinds & set("LM") else "T", letters)
+    return Token("O" if "|" in kinds and letters != last else "L" if kinds & set("LM") else "T", letters)
 
 
 # ---- steps 2 to 5: None where the text has nothing of the kind ---------------------------------------------

@@ -41,17 +41,17 @@ LANGUAGE = Language(
                "procedure, selected, prediction",
         is_="is, are, was, were, be, it's, it is, this is, this should be, to be, has to be, seems, "
             "appears, remains, stands out as, would be, should be, must be, could be, might be, may be",
-        choose="choose, chose, choosing, pick, select, go with, going with, go for, opt for, lean towards, "
-               "leaning towards, lean toward, leaning toward, leaves, leaves us with, left with, "
-               "elimination, recommend, prefer, favor, say, think, believe, guess, suspect, probably, "
-               "perhaps, maybe, in conclusion, on balance, selecting, suggest|, support|, point to, "
-               "points to, corresponds to, definitely, clearly, certainly, therefore, thus, hence, so, "
-               "wait, actually, correction, sorry, on second thought, i mean, i meant, or rather",
+        choose="choose, chose, choosing, pick, select, go with, going with, go for, opt for, toward|, "
+               "leaves, leaves us with, left with, elimination, recommend, prefer, favor, say, think, "
+               "believe, guess, suspect, probably, perhaps, maybe, in conclusion, on balance, selecting, "
+               "suggest|, support|, point to, points to, corresponds to, definitely, clearly, certainly, "
+               "therefore, thus, hence, so, wait, actually, correction, sorry, on second thought, i mean, "
+               "i meant, or rather",
         correct="correct|, right, best, true, likely, appropriate, suitable, accurate, final, yes, "
                 "preferred, preferable, of choice, safer, safest, better, fits, fits better, best fit, "
                 "matches",
         wrong="wrong, incorrect|, false, untrue, excluded, ruled out, contraindicated, inappropriate, "
-              "unlikely, avoid|, unsafe, unsuitable, harmful, worse|, eliminated, out",
+              "unlikely, avoid|, unsafe, unsuitable, harmful, worse|, eliminated, is out, are out",
         not_="not, isn't, aren't, wasn't, cannot, can't, don't, never, rather than, instead of, neither, "
              "nor, eliminate, eliminating, ruling out",
         because="because, since, as, for, given, due, with, which, while, whereas, although, though, "

@@ -7,9 +7,8 @@ The parser drops the thoughts of reasoning models and, after step 1, copies of t
 4. verdicts: "A: true, B: false, C: true" gives A and C;
 5. the text of exactly one option, in one short sentence.
 
-Steps 2 to 5 split the normalised text into tokens of one-character kinds, so that a statement is a regular
-expression over kinds: "AIL" is an answer noun, a form of "is" and a letter. The words are those of the
-paper's six languages (models answer in other languages than they were asked in), and of the item's own.
+A statement is a regular expression over one-character kinds of tokens: "AIL" is an answer noun, a form of
+"is" and a letter. The words are those of the paper's six languages and of the item's: models mix them.
 
 DIFFERS: the published scorer knows the strict form only and does not count what it cannot read (D24); we
 report strict, lenient and unparsed answers, and `official_match` beside them.
@@ -27,11 +26,12 @@ from mmed.evaluation.thoughts import remove_thoughts
 from mmed.languages import PAPER_ORDER, SAME_LETTER, Language, get_language, words
 from mmed.prompts import ExamItem
 
-PARSER_VERSION = "5"  # part of every result; raise it with any change that can alter a parse
+PARSER_VERSION = "6"  # part of every result; raise it with any change that can alter a parse
 
-END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end|>",
-               "<|return|>", "<end_of_turn>", "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>",
-               "<｜end▁of▁sentence｜>")
+END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|endoftext|>", "<eos>",
+               "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<turn|>", "<|END_RESPONSE|>", "<eoa>",
+               "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "<|assistant_end|>", "[|endofturn|]",
+               "<|user|>")
 
 
 def official_match(text: str, item: ExamItem) -> bool:
@@ -41,8 +41,7 @@ def official_match(text: str, item: ExamItem) -> bool:
     """
     # MMedLM: inference.py takes what follows "### Response:", strips it and deletes newlines; accuracy.py
     # deletes the two marker strings, then compares the string (one letter) or the set of its parts (several).
-    # DIFFERS: accuracy.py deletes only `IS CORRECT.</s>`, so every answer of a model with another end token
-    # is wrong (D24); here the end token of any family, or none (decoding drops it), is the same.
+    # DIFFERS: accuracy.py deletes only `IS CORRECT.</s>` (D24); here any family's end token, or none, does.
     response = remove_thoughts(text).strip().replace("\n", "")
     for marker in (*END_MARKERS, "###Answer: OPTION ", "IS CORRECT."):
         response = response.replace(marker, "")
@@ -101,7 +100,7 @@ def _lenient(text: str, options: Mapping[str, str], lexicon: Lexicon, relabelled
     """The answer in folded text, of the first section that contains one; later ones may be another item."""
     for stretch in lexicon.next_item.split(text):
         tokens = _Reader(stretch, options, lexicon, relabelled).read()
-        kinds = "".join(token.kind for token in tokens)
+        kinds = re.sub("N(s{0,2})R", r"s\1W", "".join(token.kind for token in tokens))  # "not right": wrong
         steps = (_stated, _bare_lines, functools.partial(_stated, wanted="T"), _verdicts, _only_text)
         found = (step(tokens, kinds) for step in steps)
         letters = next((letters for letters in found if letters is not None), set())
@@ -120,11 +119,12 @@ _ONE_SPELLING |= {first + at: 65 + at for first in (0x1F150, 0x1F170) for at in 
 _CJK = "\u3040-\u30ff\u3400-\u9fff々"
 _LETTER = rf"(?:[^\W\d_{_CJK}]|[\u0900-\u0dff])"  # of a script with spaces
 _TOKEN = re.compile(rf"(?P<word>{_LETTER}+)|(?P<number>\d+)|(?P<unspaced>[{_CJK}])|[^\w ]")
-KINDS = {"answer": "A", "is_": "I", "choose": "C", "correct": "R", "wrong": "W", "not_": "N", "because": "B"}
+KINDS = {"answer": "A", "is_": "I", "choose": "C", "correct": "R", "wrong": "W", "not_": "N", "because": "B",
+         "if_": "H"}
 # Further kinds. L: a letter or a list of letters; M: a letter with its option's text; T: an option's text;
 # O: letters joined by "or"; & and |: "and" and "or"; s: a word of up to three letters; x: another word;
 # 0: a number; ): a bracket after a letter; n: the end of a line; and of punctuation
-_MARKS = dict(zip(".!?;\n,/+&:=>→–—-○〇◯✓✔✅×✗❌", "..?.n,,,&::::---RRRRRRWWW"))
+_MARKS = dict(zip(".!?;\n,/+&:=>→–—-○〇◯⭕✓✔☑✅√×✕✖✗✘❌", "..?.n,,,&::::---RRRRRRRRRWWWWWW"))
 
 
 def fold(text: str) -> str:
@@ -136,7 +136,8 @@ def fold(text: str) -> str:
 def _plain(text: str) -> str:
     r"""Folded text without markup: \boxed{B} is "answer: B"; no bullets and numbers at line starts."""
     text = re.sub(r"~~[^~\n]{1,200}~~", "", text)
-    text = re.sub(r"\\+[a-z]{1,12}", " ", re.sub(r"\\+boxed", " answer: ", text))
+    text = re.sub(r"\\+boxed|\\*f?b?ox(?:ed)?(?=\{)|<\|begin_of_box\|>", " answer: ", text)
+    text = re.sub(r"\\+[a-z]{1,12}|<\|\w{1,30}\|>", " ", text)
     text = re.sub(r"\.{2,}| ?;(?= ?[A-Z] ?(?:;|$))", ", ", text)  # "A; C; E" is a list
     return re.sub(r"(?mi)^[ >*#•-]*(?:(?:q(?:uestion)? ?)?\d{1,3} ?[.):] )?[*_]*", "", text).strip()
 
@@ -170,7 +171,8 @@ class Lexicon:
                             for heading in words(language.answers.question))
         self.next_item = re.compile(  # where a text continues with another item, or repeats its prompt
             r"(?:###? ?(?:Instruction|Input|Question|Response):|Below is an instruction|<\|im_start\|>|"
-            rf"\[INST\]|(?:(?<=\n)|\A)(?:{headings}|Q) ?:)(?:.{{0,8000}}?### ?Response:)?", re.S)
+            rf"\[INST\]|(?:(?<=\n)|\A)(?:{headings}|Q|User|Human) ?\d{{0,3}} ?[:.])"
+            r"(?:.{0,8000}?### ?Response:)?", re.S)
 
     def at(self, low: str, word: re.Match[str]) -> tuple[str, int]:
         """(kind, end) of the longest phrase that begins with this word of a text in lower case."""
@@ -205,13 +207,15 @@ _UNLIKE = "БГДЖЗ"  # Cyrillic labels that are not Latin letters; beside the
 _ALSO_A_WORD = "AIАΑВСОУИ"  # articles, pronouns and prepositions, at the start of a sentence
 # A letter after or before these is part of a name: hepatitis B, B cells, C. difficile (by its Latin ending)
 _NAME_BEFORE = re.compile(
-    r"\b(?:vitamin|hepatit|group|grup|t[iy]p|fa[ck]t|clas|klass|stage|stadi|grad|protein|virus|influenza|"
-    r"витамин|гепатит|групп|тип|фактор|فيتامين|الكبد|نمط|زمر|نوع|عامل)\w* $")
+    r"\b(?:vitamin|hepatit|group|grup|t[iy]p|fa[ck]t|clas|klass|stage|stadi|grad|protein|virus|influenza|rh|"
+    r"hgb|витамин|гепатит|групп|тип|фактор|فيتامين|الكبد|نمط|زمر|نوع|عامل)\w* $")
 _NAME_AFTER = re.compile(
-    "cel|zell|lymph|linf|reacti|reakti|dimer|peptid|virus|strep|staph|клет|реакт|خلايا|تفاعل|[a-z]+"
-    r"(?:[lrnti]i|ei|[a-z]{2}us|[a-z]{3}is|[a-z]{3}um|[a-z]{3}[ae]ns|ae|ile|ale|ica|ata)\b")
+    "cel|zell|lymph|linf|reacti|reakti|dimer|peptid|virus|strep|staph|antigen|fib(?:er|re)|wave|line|section|"
+    "scan|symptom|penicillamin|клет|реакт|خلايا|تفاعل|"
+    r"(?!rationale)[a-z]+(?:[lrnti]i|ei|[a-z]{2}us|[a-z]{3}is|[a-z]{3}um|[a-z]{3}[ae]ns|ae|ile|ale|[tr]ica|[a-z]{3}rata)\b")
 _BINOMIAL = re.compile(r"^([A-Z])[a-z]+ ([a-z]+)$")
-_JOINED = re.compile(rf"(?:{_LETTER}['-]|[\d°])\0|\0(?:[\d°]|['-]{_LETTER})")  # \0 is the letter: D-dimer, C4
+# \0 is the letter: D-dimer, C4
+_JOINED = re.compile(rf"(?:{_LETTER}['-]|[\d°])\0|\0(?:[\d°]|['-](?:{_LETTER}|[{_CJK}]))")
 _TO_TEXT = re.compile(r"[)\]*_`\"'»”]{0,4} ?[.):,(\[–—の-]{0,2} ?[*_(\[\"'«「]{0,3} ?")  # between both
 
 
@@ -227,9 +231,9 @@ class _Reader:
         self.texts: dict[int, tuple[int, str]] = {}  # where an option's text begins -> (its end, its letter)
         for letter, option in sorted(options.items(), key=lambda pair: -len(pair[1])):
             option = option.strip(' \n".')
-            if len(option) > 1 or (option and not option.isalpha()):
-                short = _BINOMIAL.sub(r"\1. \2", option)  # E. coli
-                texts = "|".join(map(re.escape, {option.lower(), short.lower()}))
+            if len(option) > 1 or (option and not re.match(_LETTER, option)):  # "3", "肝"
+                forms = {_BINOMIAL.sub(form, option).lower() for form in (r"\g<0>", r"\1. \2", r"\1 \2")}
+                texts = "|".join(map(re.escape, forms))  # E. coli, E coli
                 pattern = rf"(?<!{_LETTER}){lexicon.prefixes}(?:{texts})(?!{_LETTER})"
                 for match in re.finditer(pattern, self.low):
                     self.texts.setdefault(match.start(), (match.end(), letter))
@@ -260,7 +264,7 @@ class _Reader:
 
     def _label(self, match: re.Match[str]) -> int:
         """Append the option letters found here, with their text; returns their end, or 0 without any."""
-        word, end = match[0], match.end()
+        word, (start, end) = match[0], match.span()
         letters = self.lexicon.letters.get(word) or _LOOKALIKES.get(word, word)
         if word in self.unlike:
             letters = "?"  # a label, but none of ours
@@ -270,12 +274,16 @@ class _Reader:
         elif not "A" <= letters <= "Z" and letters.upper() not in self.options:
             return 0
         letters = letters.upper()
+        if re.compile(rf"'{_LETTER}").match(self.text, end):
+            return 0  # "l'amlodipine"
         between = next(_TO_TEXT.finditer(self.text, end))
         stop, owner = self.texts.get(between.end(), (end, ""))
         if owner and (word in _UNLIKE + "ВСЕ"):
             letters = owner  # a Cyrillic label beside an option's text: the text decides
         if not owner and not self._stands_alone(match, letters):
             return 0
+        if self.text[start - 1:start] + self.text[end:end + 1] == "()" and self.tokens[-1:] == [Token("x")]:
+            self.tokens.append(Token("A"))  # "a beta blocker (B)" is "a beta blocker (option B)"
         self.tokens.append(Token("M" if owner == letters else "L", letters))
         if not owner and self.text.startswith((")", "]"), end):
             self.tokens.append(Token(")"))
@@ -300,7 +308,7 @@ class _Reader:
             return bool(blank) and (kind != "x" or not following[0][0].islower())
         if following[0] in self.options and capital:
             return True  # "A C E"
-        if kind in "xs" and _NAME_AFTER.match(self.low, following.start()):
+        if kind == "x" and _NAME_AFTER.match(self.low, following.start()):
             return False
         if capital and letters in self.options and not (match[0] in _ALSO_A_WORD and previous in ".:n?-"):
             return True
@@ -311,17 +319,18 @@ _LIST = re.compile(
     r"(?:^|(?<=n))[LM]\)?(?:n+[LM]\)?(?=[n.]|$))+"  # labels on lines of their own
     r"|[LMT](?:\)?,?[&|],?[sA]*[LMT]"  # "A, B and C", "la A y la C"
     r"|\)?[,-]A?[LMT](?![xs])"  # "A, option C"
-    r"|[LMT](?![xsI]))*|.", re.S)  # "A C E"
+    r"|(?<=[LM])[LM](?![xsI]))*|.", re.S)  # "A C E"
 
 
 def _joined(tokens: Sequence[Token]) -> Token:
     if len(tokens) == 1:
         return tokens[0]
     kinds = {token.kind for token in tokens}
-    letters = "".join(sorted({letter for token in tokens for letter in token.letters}))
+    *before, last = (token.letters for token in tokens if token.letters)
+    letters = last if last in before else "".join(sorted({*last, *"".join(before)}))  # "between A and B, B"
     if "T" in kinds and len(letters) == 1:
         return Token("M", letters)  # "heparin (B)"
-    return Token("O" if "|" in kinds else "L" if kinds & set("LM") else "T", letters)
+    return Token("O" if "|" in kinds and letters != last else "L" if kinds & set("LM") else "T", letters)
 
 
 # ---- steps 2 to 5: None where the text has nothing of the kind ---------------------------------------------
@@ -329,24 +338,29 @@ def _joined(tokens: Sequence[Token]) -> Token:
 # Between "is" and the letter. Repeats are bounded where another can begin inside, so that time stays linear.
 _FILL = r",?(?:,?C,?|[sAR:-]|x(?=[AR])){0,12}"
 # The letter; not in "B is wrong", "B is not right", "B?"
-_AT = r"(?P<at>[LMO]|T(?![xs]))\)?+(?!:?A?[IC]?[sxC]{0,2}W|I[sC]?N|[^.,n?:]{0,2}\?)"
+_AT = r"(?P<at>[LMO]|T(?![xs]))\)?+(?!:?A?[IC]?[sxC]{0,2}W|[IsxC]{0,4}W|I[sC]?N|[^.,n?:]{0,2}\?)"
 _STATEMENTS = [re.compile(pattern) for pattern in (
     rf"(?<!W)A[^.?n]{{0,25}}?[I:-]{_FILL}{_AT}",  # "the answer to the question is B"
     rf"R[sxA]{{0,6}}[I:-]{_FILL}{_AT}",  # "correct is B"
+    rf"[AR][^.?n]{{0,25}}?I[^.,?nNHW]{{0,12}}A{_AT}(?=[.n]|$)",  # "correct is a beta blocker (option B)"
     rf"(?:^|[.n:?])[sR]{{0,6}}A[sAR]{{0,6}}n{{0,4}}{_AT}(?=[.n]|,s?N|$)",  # "Answer B."
-    rf"(?<![LM]\.)R[sAR]{{0,6}}{_AT}(?=[.,n]|$)",  # "the correct option B."
+    rf"(?<![LM]\.)R[sAR]{{0,6}}{_AT}(?=s?[.,n]|$)",  # "the correct option B."
     rf"C(?:[sIRAC,:-]|x(?=[AR])){{0,12}}{_AT}",  # "I choose B", "actually, it is B"
-    r"(?P<at>[LMO]|^T)\)?[I-][sxC]{0,3}(?:R[sx]?A|(?<![sxC]{3})AR?I?(?=[.,nB]|$))",  # "B is the best answer"
-    rf"(?:N[sIAC]{{0,4}}[LMTO]\)?|[LM]I?NR)(?:,[sx]?|[sx])I?[sA]{{0,4}}{_AT}",  # "not A but B"
+    r"(?P<at>[LMO]|(?<![^n.])T)\)?[I-][sxC]{0,3}(?:R[sx]?A|(?<![sxC]{3})AR?I?(?=[.,nB]|$))",  # "B is best"
+    rf"I{_AT}s{{0,2}}RA",  # "then B is the best answer" in German
+    rf"(?:N[sIAC]{{0,4}}[LMTO]\)?|[LM]I?s{{1,3}}W)(?:,[sx]?|[sx])I?[sA]{{0,4}}{_AT}",  # "not A but B"
     r"[LMTO]W[sI]?(?P<at>[LMT])(?!:?[RW])",  # the same in Japanese
+    rf"(?:C,{{0,3}}|(?<=[.,n?-]))N[.,:-]{{1,3}}[sIAC]{{0,6}}{_AT}(?=,?B|[.n]|$|[IsC]{{0,2}}R)",  # "No, B"
 )]
 _WRONG_ONE = [re.compile(rf"W[sxA]{{0,6}}[I:-]{_FILL}{_AT}")]  # "the wrong one is B", and no right one
 _EXCLUSIONS = [re.compile(r"N[sIACR]{0,4}(?P<at>[LMTO])")]
-_WEAK = [re.compile(r"(?:^|[.,n:])[sC]{0,3}I{1,2}[sA]{0,6}(?P<at>[LMTO])I?(?=[.,n]|$)")]  # "It's B."
-_VERDICTS = [re.compile(r"(?P<at>[LM])\)?A?(?:[I:-][sC]{0,4}x?[sC]{0,4})?R(?!\?)"),
-             re.compile(r"(?<![^.nWR])(?P<at>[LM])\.R(?=[.,:nL-]|$)")]  # "B. Correct. It is safe."
-_BARE = re.compile(r"[As:,]*(?P<at>[LMO])(?:,?&?N[sAI]*[LM])?[.,:I0)]*(?=n|$)")
-_LABEL = re.compile(r"[As]*(?P<at>M|L(?=[.,:B)]))(?!\)?(?::?I?[RWN]|\.W))")
+_WEAK = [re.compile(r"(?:^|[.,n:])[sC]{0,3}I{1,2}[sA]{0,6}(?P<at>[LMTO])I?(?=B|&?N|[.,n]|$)")]  # "It's B."
+_HEADINGS = [re.compile(r"(?:^|(?<=n))A(?P<at>[LM])\)?[.:]?(?=n)")]  # "Option A", on a line of its own
+_ELSEWHERE = re.compile(r"H[^.n?]*")  # "if it were severe, the answer would be C"
+_VERDICTS = [re.compile(r"(?P<at>[LM])\)?A?(?:[I:-][sCI]{0,4}x?[sC]{0,4})?R(?!\?)"),
+             re.compile(r"(?<![^.nWRA])(?P<at>[LM])[.n]R(?=[.,:nL-]|$)")]  # "B. Correct. It is safe."
+_BARE = re.compile(r"[As:,]*(?P<at>[LMO])(?:,?&?N[sAI]*[LM])?[.,:AI0)]*(?=n|$)")
+_LABEL = re.compile(r"[As]*(?P<at>M|L(?=[.,:B)]|x:))(?!\)?(?::?I?[RWN]|\.W))")
 
 
 def _places(patterns: Iterable[re.Pattern[str]], kinds: str) -> set[int]:
@@ -360,6 +374,11 @@ def _stated(tokens: Sequence[Token], kinds: str, wanted: str = "LMO") -> set[str
         stated = {at for at in _places(patterns, kinds) - excluded if kinds[at] in wanted}
         if stated:
             break
+    headings = _places(_HEADINGS, kinds)
+    stated -= headings if len({tokens[at].letters for at in headings}) > 1 else set()
+    elsewhere = {at for part in _ELSEWHERE.finditer(kinds) for at in range(*part.span())}
+    if any(kinds[at] != "O" for at in stated - elsewhere):
+        stated -= elsewhere
     current: set[str] = set()
     for at in sorted(stated | excluded):
         letters = set(tokens[at].letters)
@@ -374,11 +393,14 @@ def _bare_lines(tokens: Sequence[Token], kinds: str) -> set[str] | None:
     """Letters of lines that hold nothing else, or that label the beginning of the text."""
     starts = [match.start() for match in re.finditer("(?:^|(?<=n))[^n]", kinds)]
     bare = {start: match.start("at") for start in starts if (match := _BARE.match(kinds, start))}
+    order = [tokens[at].letters for at in bare.values()]
+    listed = len(order) > 1 and order[0] == "A" and order == sorted(set(order))  # headings of all options
     for start in [*starts[-1:], *starts[:1], *bare]:
-        if start in bare:
+        if start in bare and (not listed or (start == starts[-1] and kinds[start] in "LO")):
             return set(tokens[bare[start]].letters) if kinds[bare[start]] != "O" else set()
     labels = [(start, match.start("at")) for start in starts if (match := _LABEL.match(kinds, start))]
-    return set(tokens[labels[0][1]].letters) if len(labels) == 1 and labels[0][0] == starts[0] else None
+    first = tokens[labels[0][1]].letters if labels and labels[0][0] == starts[0] else ""
+    return set(first) if first and (len(labels) == 1 or first > "A") else None  # "A: ..., B: ..." is a list
 
 
 def _verdicts(tokens: Sequence[Token], kinds: str) -> set[str] | None:

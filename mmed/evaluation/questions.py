@@ -104,7 +104,8 @@ def encoder_of(model, tokenizer, config: EvalConfig) -> Callable:
             prompt = build_few_shot(item, shots, mode == "rationale", config.style)
         else:
             chat = build_messages(item, mode == "rationale", config.style, shots)
-            return render_chat(tokenizer, chat, family, name), encode_chat(tokenizer, chat, family, name)
+            given = tokenizer, chat, family, name, config.thinking_budget > 0
+            return render_chat(*given), encode_chat(*given)
         return prompt, encode_prompt(tokenizer, prompt)
 
     return encode

@@ -5,14 +5,18 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_TAG = r"(?:[a-z]{1,8}[:_])?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)\s*>"
+_TAG = (r"(?:[a-z]{1,8}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|思考|推理|"
+        r"思考过程|思考過程|réflexion|raisonnement|razonamiento|pensamiento|gedanken|überlegung|рассуждени[ея]|"
+        r"мысли|تفكير)\s*(?:>|&gt;)")
 THOUGHTS = {  # opening -> (closing, the text that closes a thought)
-    rf"<\s*{_TAG}": (rf"<\s*/\s*{_TAG}", "</think>"),
+    rf"(?:<|&lt;)\s*{_TAG}": (rf"(?:<|&lt;)\s*/\s*{_TAG}", "</think>"),
+    r"<\|think\|>": (r"<\|/think\|>|<\|content\|>", "<|/think|>"),  # the second is Solar's
     r"\[THINK\]": (r"\[/THINK\]", "[/THINK]"),  # Magistral
     r"◁think▷": (r"◁/think▷", "◁/think▷"),  # Kimi
     r"<\|begin_of_thought\|>": (r"<\|end_of_thought\|>", "<|end_of_thought|>"),  # OpenThinker, Sky-T1
     r"<\|START_THINKING\|>": (r"<\|END_THINKING\|>", "<|END_THINKING|>"),  # Command A
     r"<\|inner_prefix\|>": (r"<\|inner_suffix\|>", "<|inner_suffix|>"),  # Apertus
+    r"\[unused16\]": (r"\[unused17\]", "[unused17]"),  # openPangu
     r"<unused94>": (r"<unused95>", "<unused95>"),  # MedGemma
     r"<\|channel>thought\b": (r"<channel\|>", "<channel|>"),  # Gemma
     r"<\|im_start\|>think\b": (r"<\|im_start\|>answer\b", "<|im_start|>answer"),  # s1, m1
@@ -23,7 +27,8 @@ _OPEN, _CLOSE = "|".join(THOUGHTS), "|".join(closing for closing, _ in THOUGHTS.
 _THOUGHT = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.I | re.M)
 _BEGUN = re.compile(rf"(?:{_OPEN})\s*\Z", re.I | re.M)
 # Harmony (gpt-oss): only the final channel answers. Without special tokens: "analysisWe ...assistantfinalB".
-_FINAL = re.compile(r"(?:<\|channel\|>|\A)\s*final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
+_FINAL = re.compile(r"(?:(?:<\|channel\|>|\A)\s*final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?|"
+                    r"\A\s*(?:<\|start\|>assistant)?)<\|message\|>")
 _BARE_HARMONY = re.compile(r"\A\s*(?:assistant)?analysis(?=[A-Z\d\"'(]|[^\x00-\x7f])")
 
 
@@ -36,8 +41,10 @@ def remove_thoughts(text: str) -> str:
     if "<|channel|>" in text or "<|message|>" in text:
         finals = list(_FINAL.finditer(text))
         text = text[finals[-1].end():] if finals else ""
+    elif "assistantfinal" in text:
+        text = text.rpartition("assistantfinal")[2]
     elif _BARE_HARMONY.match(text):
-        text = text.rpartition("assistantfinal")[2] if "assistantfinal" in text else ""
+        text = ""
     kept, at, inside = [], 0, False
     for mark in _THOUGHT.finditer(text):
         if mark["close"]:

@@ -59,10 +59,8 @@ def split_characters(text: str) -> list[str]:
 def nltk_words(text: str) -> list[str]:
     """NLTK's words, the tokens of the official scores in languages with spaces.
 
-    DIFFERS: the official code calls `nltk.word_tokenize`, whose sentence splitter needs a downloaded English
-    model. We give the same word rules (NLTKWordTokenizer) the sentences of Punkt without a model: no
-    download, and nothing English in Spanish; only full stops after abbreviations ("Dr. Li") can become tokens
-    of their own.
+    DIFFERS: the official `nltk.word_tokenize` splits sentences with a downloaded English model. Punkt without
+    a model needs none; only full stops after abbreviations ("Dr. Li") can become tokens of their own.
     """
     sentences, words = _nltk()
     return [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
@@ -89,6 +87,7 @@ class AnswerWords:
     wrong: str = ""  # wrong, false, ruled out, contraindicated
     not_: str = ""  # exclude the letter after them: not, neither, rather than
     because: str = ""  # may follow a letter: because, since, given
+    if_: str = ""  # the rest of the sentence is about another case or view: if, unless, one might
     and_or: str = ""  # join letters; those that leave the answer open after a slash: "and, as well as / or"
     question: str = ""  # headings of a question, as written; the text after one belongs to another item
     letters: str = ""  # letters of the script used instead of A, B, C: "أبجده"

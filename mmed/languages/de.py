@@ -44,21 +44,22 @@ LANGUAGE = Language(
                       "Meer.",
     disclaimer="Dies ist ein Forschungsmodell. Was es sagt, ist kein ärztlicher Rat; fragen Sie einen Arzt.",
     answers=AnswerWords(
-        answer="antwort|, aussage|, option|, lösung|, buchstabe|, möglichkeit|, ausnahme, diagnose, "
-               "verdachtsdiagnose, therapie, behandlung, schritt, maßnahme, ursache, erreger, mechanismus",
-        is_="ist, sind, sein, war, könnte, dürfte, müsste, wäre, wären, lautet, lauten, heißt, scheint, "
-            "erscheint",
-        choose="wähle, nehme, entscheide mich für, würde, tippe auf, tendiere zu, denke, glaube, meine, "
-               "vermute, vermutlich, vielleicht, daher, deshalb, also, somit, folglich, moment, eigentlich, "
-               "korrektur, doch, besser gesagt, genauer gesagt, entschuldigung",
+        answer="antwort|, fazit, aussage|, option|, lösung|, buchstabe|, möglichkeit|, ausnahme, diagnose, "
+               "verdachtsdiagnose, therapie, behandlung, schritt, maßnahme, mittel der wahl, ursache, "
+               "erreger, mechanismus",
+        is_="ist, sind, sein, war, handelt sich um, könnte, dürfte, müsste, wäre, wären, lautet, lauten, "
+            "heißt, scheint, erscheint",
+        choose="wähle, nehme, entscheide mich für, würde, würde mich für, bleibt, bleibt nur, tippe auf, "
+               "spricht für, deutet auf, tendiere zu, denke, glaube, meine, vermute, vermutlich, "
+               "vielleicht, daher, deshalb, also, somit, folglich, moment, eigentlich, korrektur, doch, "
+               "besser gesagt, genauer gesagt, entschuldigung",
         correct="richtig|, korrekt|, zutreffend|, wahr, wahrscheinlich|, beste, besten, ehesten, passend|, "
-                "ja, stimmt, trifft zu, treffen zu",
+                "passt, ja, stimmt, trifft, trifft zu, treffen zu",
         wrong="falsch|, unzutreffend|, inkorrekt|, unrichtig|, ausgeschlossen, kontraindiziert, "
               "stimmt nicht, trifft nicht zu, treffen nicht zu",
-        not_="nicht, kein, keine, statt, anstatt, anstelle von, weder, noch, niemals",
-        because="weil, da, denn, wegen",
-        and_or="und, sowie, als auch / oder, bzw., entweder",
-        question="Frage",
+        not_="nicht, nein, kein, keine, statt, anstatt, anstelle von, weder, noch, niemals",
+        because="weil, da, denn, wegen, bei", if_="wenn, falls, sofern, viele denken",
+        and_or="und, sowie, als auch / oder, bzw., entweder", question="Frage",
         stated=("Die richtige Antwort ist {}.", "Ich wähle {}, weil es passt.", "{} ist die beste Antwort.",
                 "Nicht A, sondern {}."),
         denied=("{} ist falsch.", "Es ist nicht {}."),

@@ -34,25 +34,31 @@ LANGUAGE = Language(
     ordinary_sentence="The train to the coast leaves at nine, and we shall have lunch in a small village by "
                       "the sea.",
     answers=AnswerWords(
-        answer="answer|, ans., option|, choice|, response, statement, letter, exception, solution, "
-               "decision, diagnosis, treatment|, therapy, management, step|, etiology, aetiology, cause|, "
-               "organism, pathogen, mechanism, drug, medication, agent, test, finding, investigation, "
-               "intervention, action, complication, study, procedure, selected, prediction",
-        is_="is, are, was, were, be, it's, seems, appears, remains, stands out as, would be, should be, "
-            "must be, could be, might be, may be",
-        choose="choose, chose, choosing, pick, select, go with, going with, opt for, lean towards, "
-               "leaning towards, recommend, say, think, believe, guess, suspect, probably, perhaps, maybe, "
-               "definitely, clearly, certainly, therefore, thus, hence, so, wait, actually, correction, "
-               "sorry, on second thought, i mean, i meant, or rather",
+        answer="answer|, ans, ans., option|, choice|, response, statement, letter, exception, solution, "
+               "decision, key, conclusion, result, output, assistant, diagnosis, treatment|, therapy, "
+               "management, step|, etiology, aetiology, cause|, organism, pathogen, mechanism, drug, "
+               "medication, agent, test, finding, investigation, intervention, action, complication, study, "
+               "procedure, selected, prediction",
+        is_="is, are, was, were, be, it's, it is, this is, this should be, to be, has to be, seems, "
+            "appears, remains, stands out as, would be, should be, must be, could be, might be, may be",
+        choose="choose, chose, choosing, pick, select, go with, going with, go for, opt for, toward|, "
+               "leaves, leaves us with, left with, elimination, recommend, prefer, favor, say, think, "
+               "believe, guess, suspect, probably, perhaps, maybe, in conclusion, on balance, selecting, "
+               "suggest|, support|, point to, points to, corresponds to, definitely, clearly, certainly, "
+               "therefore, thus, hence, so, wait, actually, correction, sorry, on second thought, i mean, "
+               "i meant, or rather",
         correct="correct|, right, best, true, likely, appropriate, suitable, accurate, final, yes, "
-                "preferred, preferable, of choice",
+                "preferred, preferable, of choice, safer, safest, better, fits, fits better, best fit, "
+                "matches",
         wrong="wrong, incorrect|, false, untrue, excluded, ruled out, contraindicated, inappropriate, "
-              "unlikely, avoid|",
+              "unlikely, avoid|, unsafe, unsuitable, harmful, worse|, eliminated, is out, are out",
         not_="not, isn't, aren't, wasn't, cannot, can't, don't, never, rather than, instead of, neither, "
              "nor, eliminate, eliminating, ruling out",
-        because="because, since, as, for, given, due, with, which",
-        and_or="and, as well as / or",
-        question="Question", letters="",
+        because="because, since, as, for, given, due, with, which, while, whereas, although, though, "
+                "according to, based on, considering",
+        if_="if, unless, many students, many people, many would, some people, some would, some might, "
+            "one might, one may, you might, you may",
+        and_or="and, as well as / or", question="Question", letters="",
         stated=("The correct answer is {}.", "I would choose {}.", "{} is the best choice."),
         denied=("{} is wrong.", "It is not {}."),
     ),

@@ -35,19 +35,20 @@ LANGUAGE = Language(
                       "mar.",
     disclaimer="Este es un modelo de investigación. Lo que dice no es consejo médico; consulte a un médico.",
     answers=AnswerWords(
-        answer="respuesta|, opción, opciones, alternativa|, afirmación, letra, diagnóstico|, tratamiento|, "
-               "manejo, paso, causa, germen, agente, mecanismo, conducta",
+        answer="respuesta|, conclusión, opción, opciones, alternativa|, afirmación, letra, diagnóstico|, "
+               "tratamiento|, manejo, paso, causa, germen, agente, mecanismo, conducta",
         is_="es, son, era, ser, sería, será, parece, podría ser, puede ser, debe ser",
         choose="elijo, elegir, elegiría, escojo, escogería, selecciono, seleccionaría, me quedo con, "
-               "nos quedamos con, me inclino por, marco, marcaría, opto por, optaría por, diría, creo, "
-               "pienso, probablemente, por tanto, por lo tanto, por consiguiente, así que, en realidad, "
-               "perdón, mejor dicho, corrección, corrijo, rectifico",
-        correct="correct|a, verdader|a, ciert|a, adecuad|a, acertad|a, mejor, probable",
+               "nos quedamos con, me inclino por, me decanto por, queda, sugiere, descarte, eliminación, "
+               "marco, marcaría, opto por, optaría por, diría, creo, pienso, probablemente, por tanto, "
+               "por lo tanto, por consiguiente, así que, en realidad, perdón, mejor dicho, corrección, "
+               "corrijo, rectifico",
+        correct="correct|a, verdader|a, ciert|a, adecuad|a, acertad|a, mejor, probable, explica mejor, "
+                "encaja mejor, se ajusta mejor",
         wrong="incorrect|a, fals|a, erróne|a, inadecuad|a, contraindicad|a, evit|ar",
         not_="no, ni, en vez de, en lugar de, descartamos, descarto, descartar",
-        because="porque, ya que, pues, dado, debido",
-        and_or="y, e, así como / o, u, o bien",
-        question="Pregunta",
+        because="porque, ya que, pues, dado, debido", if_="si, muchos piensan, algunos piensan",
+        and_or="y, e, así como / o, u, o bien", question="Pregunta",
         stated=("La respuesta correcta es la {}.", "Elijo la {}.", "{} es la respuesta correcta."),
         denied=("{} es falsa.", "No es la {}."),
     ),

@@ -36,19 +36,19 @@ LANGUAGE = Language(
     disclaimer="Ceci est un modèle de recherche. Ses réponses ne sont pas un avis médical ; consultez un "
                "médecin.",
     answers=AnswerWords(
-        answer="réponse|, rép., option|, choix, proposition|, lettre|, diagnostic, traitement|, "
+        answer="réponse|, rép., conclusion, option|, choix, proposition|, lettre|, diagnostic, traitement|, "
                "prise en charge, conduite à tenir, étape, cause, germe, agent, examen, mécanisme",
         is_="est, sont, serait, c'est, s'agit de, semble, paraît, me semble, me paraît",
         choose="choisis, choisit, choisir, choisirai, choisirais, opte pour, opterais pour, penche pour, "
-               "coche, répondre, retiens, dirais, pense à, crois que, probablement, sans doute, finalement, "
+               "coche, sélectionne, suggère, évoque, cocher, à mon avis, répondre, retien|, reste, "
+               "élimination, pense que, dirais, pense à, crois que, probablement, sans doute, finalement, "
                "donc, ainsi, en fait, plutôt, pardon, je corrige, rectification",
         correct="correct|e, exact|e, vrai, vraie, vrais, vraies, juste, justes, bon, bons, bonne, bonnes, "
-                "appropri|é, adapté|, probable",
+                "appropri|é, adapté|, probable, correspond le mieux, explique le mieux",
         wrong="faux, fausse, fausses, incorrect|e, inexact|e, exclue, contre-indiqué, contre-indiquée, "
               "éviter",
-        not_="pas, ni, non, plutôt que, au lieu de",
-        because="car, parce que, parce qu, puisque, en raison",
-        and_or="et, ainsi que / ou, ou bien, soit",
+        not_="pas, ni, non, plutôt que, au lieu de", because="car, parce que, parce qu, puisque, en raison",
+        if_="si, s'il, beaucoup pensent, certains pensent", and_or="et, ainsi que / ou, ou bien, soit",
         question="Question",
         stated=("La bonne réponse est {}.", "Je choisis {}.", "{} est la bonne réponse."),
         denied=("{} est fausse.", "Ce n'est pas {}."),

@@ -64,7 +64,7 @@ CHAT_TEMPLATES = {
 <|im_start|>{{ message.role }}
 {{ thought if loop.last and message.role == 'assistant' }}{{ message.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{{ thought }}{% endif %}""",
+{{ thought if not enable_thinking }}{% endif %}""",
     "gemma": NO_SYSTEM + """{{ bos_token }}{% for message in messages %}
 <start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}
 {{ message.content | trim }}<end_of_turn>
@@ -107,25 +107,25 @@ def _jinja_template(text: str) -> Any:
     return environment.from_string(text)
 
 
-def _render_jinja(text: str, messages: list[Message], roles: dict[str, str], prompt: bool) -> str:
+def _render_jinja(text: str, messages: list[Message], variables: dict[str, Any]) -> str:
     """The text of a conversation. If the template has no system role (it raises an error or omits
     the system text), that text goes before the first question.
     """
-    has_system = messages[0]["role"] == "system"
+    def render(first: Message) -> str:
+        return _jinja_template(text).render(messages=[first, *messages[1:]], tools=None, documents=None,
+                                            **variables)
+
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     try:
-        # An answer without a thought, where the model can do both, as the exams need it.
-        rendered = _jinja_template(text).render(messages=messages, tools=None, documents=None, **roles,
-                                                add_generation_prompt=prompt, enable_thinking=False)
+        rendered = render(messages[0])
+        if not system or rendered != render(messages[0] | {"content": system + MARK}):  # it uses the text
+            return rendered
     except Exception as error:  # a template is a program: it may raise anything
-        if not has_system:
+        if messages[0]["role"] != "system":
             raise UserError(f"the model's chat template fails ({type(error).__name__}: {error}); correct "
                             "it, or name another with --chat_template (generate, eval)") from None
-        rendered = ""
-    if has_system and messages[0]["content"].strip() not in rendered:
-        system, question, *rest = messages
-        folded = {"role": "user", "content": f"{system['content']}\n\n{question['content']}"}
-        return _render_jinja(text, [folded, *rest], roles, prompt)
-    return rendered
+    folded = {"role": "user", "content": f"{system}\n\n{messages[1]['content']}"}
+    return _render_jinja(text, [folded, *messages[2:]], variables)
 
 
 def check_messages(messages: Sequence[Message], last: str) -> None:
@@ -164,9 +164,10 @@ def _template(tokenizer, family: str, name: str | None) -> str:
     return template
 
 
-def _render(tokenizer, messages: Sequence[Message], family: str, name: str | None, prompt: bool) -> str:
+def _render(tokenizer, messages: Sequence[Message], family: str, name: str | None, prompt: bool,
+            thinking: bool = False) -> str:
     """The text of a conversation with the text of special tokens; MARK hides what only looks like one.
-    `prompt`: up to where an answer begins."""
+    `prompt`: up to where an answer begins; `thinking`: with a thought, where the model can do both."""
     check_messages(messages, "user" if prompt else "assistant")
     template = _template(tokenizer, family, name)
     hidden = re.compile(rf"(?s)(?=(?:{_pattern(tuple(special_tokens(tokenizer)))}))(.)")
@@ -174,7 +175,8 @@ def _render(tokenizer, messages: Sequence[Message], family: str, name: str | Non
                 for message in messages]
     ids = {"bos_token": tokenizer.named_bos_id, "eos_token": tokenizer.eos_id}
     roles = {role: tokenizer.piece(index) for role, index in ids.items() if index is not None}
-    return _render_jinja(template, messages, roles, prompt)
+    variables = roles | {"add_generation_prompt": prompt, "enable_thinking": thinking}
+    return _render_jinja(template, messages, variables)
 
 
 # --------------------------------------------------------------------------------------------------- encoding
@@ -193,14 +195,15 @@ def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 
 def encode_chat(tokenizer, messages: Sequence[Message], family: str = "",
-                name: str | None = None) -> list[int]:
+                name: str | None = None, thinking: bool = False) -> list[int]:
     """Ids of a conversation up to where the answer begins, in the format `name` or the model's own."""
-    return _encode(tokenizer, [_render(tokenizer, messages, family, name, prompt=True)])[0]
+    return _encode(tokenizer, [_render(tokenizer, messages, family, name, True, thinking)])[0]
 
 
-def render_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None) -> str:
+def render_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None,
+                thinking: bool = False) -> str:
     """The same as readable text, including special tokens."""
-    return _render(tokenizer, messages, family, name, prompt=True).replace(MARK, "")
+    return _render(tokenizer, messages, family, name, True, thinking).replace(MARK, "")
 
 
 def encode_conversation(tokenizer, messages: Sequence[Message],

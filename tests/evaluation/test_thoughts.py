@@ -6,12 +6,12 @@ import pytest
 import mmed.eval
 from mmed.eval import generate_answers, parse_options
 from mmed.evaluation.answer_parser import official_match, parse_answer
-from mmed.evaluation.questions import Question, token_limit
+from mmed.evaluation.questions import Question, encoder_of, token_limit
 from mmed.evaluation.summary import summarise
 from mmed.evaluation.thoughts import begun_thought, missing_end, remove_thoughts
 from mmed.prompts import ExamItem
 
-MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=60))
+MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=60, family="qwen3"))
 ITEM = ExamItem("Why?", {"A": "this", "B": "that"}, ("A",), "", "English", "1")
 
 PUBLISHED = "###Answer: OPTION A IS CORRECT."
@@ -36,6 +36,12 @@ CHANNEL = "<|channel|>{}<|message|>{}<|end|><|start|>assistant"
     CHANNEL.format("analysis", "The answer is B.") + "<|channel|>final<|message|>",
     CHANNEL.format("analysis", "B?") + CHANNEL.format("commentary", "B.") + "<|channel|>final<|message|>",
     "analysisThe answer is B.assistantfinal",
+    "We think that it is B.assistantfinal",  # the prompt ends in "analysis"
+    "<|start|>assistant<|message|>",  # fine-tuned without channels
+    "<思考>答案是B。</思考>\n",
+    "&lt;think&gt;The answer is B.&lt;/think&gt;\n",
+    "<|think|>The answer is B.<|end|><|begin|>assistant<|content|>",
+    "[unused16]The answer is B.[unused17]",
 ])
 def test_the_answer_after_a_thought_is_parsed(thought):
     for text in (thought + PUBLISHED, f"{thought}{PUBLISHED}<|return|>"):
@@ -46,7 +52,7 @@ def test_the_answer_after_a_thought_is_parsed(thought):
 @pytest.mark.parametrize("text, left", [
     *((text, "") for text in (  # an unfinished thought is no answer
         "<think>The answer is B.", "<|channel|>analysis<|message|>The answer is B.",
-        "analysisThe answer is B.", "<unused94>thought\nThe answer is B.",
+        "analysisThe answer is B.", "<思考>答案是B。", "<unused94>thought\nThe answer is B.",
         "<think>B</think><think>The answer is B.")),
     *((text, text) for text in ("I think that the answer is B.", "Analysis of the urine: B",
                                 "The final answer is B.\n", "")),
@@ -61,6 +67,8 @@ class Characters:
     """A tokenizer with an id for each character."""
 
     end_ids, vocab_size = (), 0x110000
+    special, named_bos_id, eos_id = {}, None, None
+    chat_template = "{{ enable_thinking }}: {{ messages[0].content }}"
 
     def encode(self, text, continued):
         return list(map(ord, text))
@@ -90,6 +98,14 @@ def test_a_thought_beyond_its_budget_is_closed_and_the_model_answers(monkeypatch
     assert token_limit("answer", config) == 29
     settings = {"max_new_tokens": 9, "thinking_budget": 20}
     assert summarise([row], settings)["signatures"]["answer"].endswith("max_new_tokens:9|thinking_budget:20")
+
+
+@pytest.mark.parametrize("budget", [0, 20])
+def test_a_budget_makes_a_model_think_that_can_do_without(budget):
+    config = parse_options(["--model", "x", "--data", "x", "--out", "x", "--chat_template", "auto",
+                            "--thinking_budget", str(budget)])
+    prompt, ids = encoder_of(MODEL, Characters(), config)(ITEM, [], "answer")
+    assert prompt.startswith(f"{budget > 0}: You're") and "".join(map(chr, ids)) == prompt
 
 
 def test_an_unfinished_thought_that_the_prompt_begins_is_no_answer(monkeypatch):

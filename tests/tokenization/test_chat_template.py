@@ -30,7 +30,14 @@ TEMPLATES = {name: PUBLISHED[name] for name in ("llama2", "llama3", "mistral", "
     "internlm2": "{{ bos_token }}" + IM, "chatml": IM,
     "qwen3": IM.replace("{% endif %}", "{{ '<think>\n\n</think>\n\n' }}{# enable_thinking #}{% endif %}")}
 # Templates that no built-in format renders
+# The system's text also holds a switch, as in SmolLM3 and Nemotron
+SWITCHED = ("{%- set s = messages[0].content if messages[0].role == 'system' else '/think' -%}"
+            "<|im_start|>system\n{{ s.replace('/no_think', '').rstrip() }}<|im_end|>{{ '/no_think' in s }}\n"
+            "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+            "{{ m.content }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 OWN_TEMPLATES = {
+    "switched": SWITCHED,
     **{name: PUBLISHED[name] for name in ("llama3.1", "llama3.2", "gemma3", "qwen3-thinking-2507")},
     "qwen2.5": with_default_system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
     "smollm2": with_default_system("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
@@ -53,7 +60,7 @@ def conversation(*texts, system=None):
 
 CONVERSATIONS = [conversation("Fever and cough?"), conversation("  Fièvre ?\n", system="Vous êtes médecin."),
                  conversation("発熱", "安静に。", "薬は？"),
-                 conversation("a\n\nb", "c ", "Больно", "d", "e", system="Be brief.")]
+                 conversation("a\n\nb", "c ", "Больно", "d", "e", system="Be brief. /no_think")]
 
 
 def byte_level_tokenizer(folder, tokens):
@@ -112,9 +119,10 @@ def fixed_date(monkeypatch):
 def test_the_template_of_the_folder_renders_prompts_and_conversations(byte_level, fixed_date, name, messages):
     ours, theirs = byte_level[0]
     ours.chat_template = OWN_TEMPLATES[name]
-    options = {"chat_template": ours.chat_template, "enable_thinking": False, "return_dict": False}
-    assert encode_chat(ours, messages) == list(theirs.apply_chat_template(
-        messages, add_generation_prompt=True, **options))
+    for thinking in (True, False):
+        options = {"chat_template": ours.chat_template, "enable_thinking": thinking, "return_dict": False}
+        assert encode_chat(ours, messages, thinking=thinking) == list(theirs.apply_chat_template(
+            messages, add_generation_prompt=True, **options))
     text = "<think>\nwhy\n</think>\n\nFlu." if messages is THOUGHTS else "Flu."
     last = {"role": "assistant", "content": text}
     ids, answers = encode_conversation(ours, [*messages, last])

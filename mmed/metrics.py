@@ -51,11 +51,8 @@ def exact_match(prediction: Answer, answer: Answer, options: Mapping[str, str] |
 
 
 def option_texts(options: Mapping[str, str]) -> dict[str, str]:
-    """Letter -> text, the same for equal options: spacing and the case of words do not count.
-
-    >>> option_texts({"A": "Low  Heparin", "B": "low heparin", "C": "AaBb", "D": "AABb", "E": ""})
-    {'A': 'low heparin', 'B': 'low heparin', 'C': 'AaBb', 'D': 'AABb', 'E': 'E'}
-    """
+    """Letter -> text, the same for equal options: spacing and the case of words do not count. A blank
+    option, which may be a picture, is its letter."""
     return {letter: CASELESS.sub(lambda word: word[0].casefold(), " ".join(text.split())) or letter
             for letter, text in options.items()}
 
@@ -251,12 +248,10 @@ def macro_interval(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
 
     The squared distances from each share to its Wilson bounds add up (MOVER, Zou & Donner 2008).
     """
-    down, up = [], []
-    for k, n in counts:
-        low, high = wilson_interval(k, n)
-        down.append(k / n - low)
-        up.append(high - k / n)
-    average = mean(k / n for k, n in counts)
+    shares, bounds = [k / n for k, n in counts], [wilson_interval(k, n) for k, n in counts]
+    down = [share - low for share, (low, _) in zip(shares, bounds)]
+    up = [high - share for share, (_, high) in zip(shares, bounds)]
+    average = mean(shares)
     return average - math.hypot(*down) / len(counts), average + math.hypot(*up) / len(counts)
 
 

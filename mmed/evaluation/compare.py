@@ -129,8 +129,8 @@ def compare(a: Side, b: Side) -> tuple[list[Line], list[str]]:
             if not one or not other:
                 why = "only in A" if one else "only in B"
             elif one[0] != other[0]:
-                why = " and B is ".join("|".join(side[0].split("|")[2:]) for side in (one, other))
-                why = f"A is {why}"
+                why = " and ".join(f"{name} is {'|'.join(score[0].split('|')[2:])}"
+                                   for name, score in (("A", one), ("B", other)))
             elif one[1] != other[1]:
                 why = "their reference rationales differ"
             else:

@@ -23,8 +23,7 @@ from mmed.utils.untrusted import reading
 
 
 def seeds_and_facts(own: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """([seed of the evaluation, of the training], the facts that must be equal: settings of the evaluation,
-    and the training's options, data and base model, or the model's hash)."""
+    """([seed of the evaluation, of the training], the facts that must be equal)."""
     facts, settings = own["facts"], own["settings"]
     path = Path(settings.get("adapter") or settings.get("model") or "").resolve().parent / "run.json"
     equal = {name: value for name, value in facts.items() if name not in ("seed", "model")}

@@ -176,10 +176,8 @@ def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, langu
     for measure, points in measures:
         y = means(points)
         taus = [kendall_tau(*pair) for pair in zip(x, y)]
-        known = [tau for tau in taus[1:] if not math.isnan(tau)]
-        low, high = math.nan, math.nan
-        if known and min(counts.values()) >= FEWEST_ITEMS:
-            low, high = np.quantile(known, [0.025, 0.975])
+        known = [tau for tau in taus[1:] if not math.isnan(tau) and min(counts.values()) >= FEWEST_ITEMS]
+        low, high = np.quantile(known or [math.nan], [0.025, 0.975])
         name, _, definition = measure.partition("|")
         paper = PAPER.get("judge" if definition.startswith("judge") else name)
         rows.append(({"name": name, "definition": definition, "points": len(y[0]),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,10 +126,7 @@ def run_values(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def read_study(given: str) -> dict[str, Any]:
-    """agreement.json of `mmed.human_eval.rating`, with a plot for each measure, and each model's mean points.
-
-    given: the file or its folder.
-    """
+    """agreement.json (or its folder), with a plot for each measure, and each model's mean points."""
     path = Path(given, "agreement.json") if Path(given).is_dir() else Path(given)
     study = read_json(path)
     if not isinstance(study, dict) or study.get("format") != "mmed agreement":
@@ -200,9 +196,9 @@ def main(arguments: list[str] | None = None) -> int:
     for group in (results, general):
         read_results.check_together(group)
     runs = [read_results.read_run(argument) for argument in options.runs]
-    for name, count in Counter(run.name for run in runs).items():
-        if count > 1:
-            raise UsageError(f"--runs: {count} runs are called {name!r}; give each as NAME=FOLDER")
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--runs: two runs have one name ({', '.join(names)}); give each as NAME=FOLDER")
     found = tables(results, options.published) if results else []
     text = page(results, runs, general, tables=found, title=options.title, notices=options.notice,
                 published_notes=NOTES if options.published else (),

@@ -387,7 +387,7 @@ def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
             ([good, "--corpus", empty], "no funnel.json", UserError),
             (["--corpus", foreign], "funnel.json: damaged", UserError),
             ([good, "--runs", tmp_path / "absent"], "no such file", UserError),
-            (["--runs", run := make_run(tmp_path / "a" / "run"), run], "2 runs are called 'run'", UsageError),
+            (["--runs", run := make_run(tmp_path / "run"), run], "two runs have one name (run, ", UsageError),
             ([], "nothing to report", UsageError),
             ([good, "--agreement", good / "results.json"], "not a study", UserError)):
         with pytest.raises(kind, match=re.escape(words)) as caught:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -53,6 +54,7 @@ from mmed.prompts import (
     read_benchmark,
     scored_string,
 )
+from mmed.training.distributed import device_called
 from mmed.utils.errors import UserError, main_guard
 from mmed.utils.fingerprints import file_hash, model_fingerprint
 from mmed.utils.journal import facts_that_differ
@@ -227,6 +229,9 @@ def read_exam(config: EvalConfig) -> list[ExamItem]:
 def evaluate(config: EvalConfig) -> dict:
     """Run, score and write; return the summary. A finished result with the same settings is only shown."""
     items, server, out = read_exam(config), config.server, Path(config.out)
+    if not server and config.dtype == "auto":  # recorded as what it is on this machine
+        gpu = device_called(config.device).startswith("cuda")
+        config = replace(config, dtype="bfloat16" if gpu else "float32")
     settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
     if config.thinking_budget:
         settings["thinking_budget"] = config.thinking_budget
@@ -244,10 +249,12 @@ def evaluate(config: EvalConfig) -> dict:
         if server:
             return evaluate_api(items, config, server, settings, facts)
         return evaluate_model(items, config, settings, facts)
-    before, _ = load_results(out)
+    before, rows = load_results(out)
     if differs := facts_that_differ(before["facts"], facts):
         raise UserError(f"{out}: contains the results of another run: {differs}; give another --out, or "
                         "--force to replace them")
+    if server and any("error" in row for row in rows):  # only what failed is asked again
+        return evaluate_api(items, config, server, settings, facts)
     (out / "predictions.jsonl.partial").unlink(missing_ok=True)  # killed after its last file
     print(f"{out} is complete; nothing to do (--force runs it again)", file=sys.stderr)
     return before["summary"]

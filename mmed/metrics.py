@@ -10,6 +10,7 @@ are reported, each under its signature: the same two texts can score 0.45 under 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -24,6 +25,8 @@ FEWEST_ITEMS = 6  # for an interval: with fewer items, no two-sided sign-flip te
 
 Tokens = Sequence[str]
 Answer = str | Iterable[str]  # letters: "A,C" as MMedBench writes it, or ["A", "C"]
+# A word whose case says nothing: not C and c (antigens), nor pairs as in GG, Gg, gg and AaBb (genotypes)
+CASELESS = re.compile(r"\b(?!(?:(\w)(?i:\1))+\b)\w{3,}")
 
 
 def signature(metric: str, variant: str, tokens: str) -> str:
@@ -39,26 +42,35 @@ def answer_set(answer: Answer) -> frozenset[str]:
 
 
 def exact_match(prediction: Answer, answer: Answer, options: Mapping[str, str] | None = None) -> bool:
-    """Whether exactly the right letters were named.
-
-    With `options`, letters with equal texts, ignoring case and spacing, count as one; blank texts all differ.
-    """
+    """Whether exactly the right letters were named; with `options`, those with the same text are one."""
     # MMedLM: the official scorer compares single answers as strings and several as sets.
     # DIFFERS: spaces around letters do not count ("A, B" is "A,B"); there they make a right answer wrong.
-    same = {letter: " ".join(text.split()).casefold() or letter for letter, text in (options or {}).items()}
+    same = option_texts(options or {})
     named, right = (sorted(same.get(x, x) for x in answer_set(letters)) for letters in (prediction, answer))
     return named == right
 
 
-def chance_level(items: Iterable[Mapping]) -> float:
+def option_texts(options: Mapping[str, str]) -> dict[str, str]:
+    """Letter -> text, the same for equal options: spacing and the case of words do not count. A blank
+    option, which may be a picture, is its letter."""
+    return {letter: CASELESS.sub(lambda word: word[0].casefold(), " ".join(text.split())) or letter
+            for letter, text in options.items()}
+
+
+def chance_level(items: Iterable[Mapping], equal_options: str = "keyed") -> float:
     """Expected accuracy of guessing, averaged over items with `options` and `answer_idx`.
 
     The guesser knows whether one or several answers are right: one of n options, or any set of two or more.
+    With equal_options="either", each set that `exact_match` accepts with the options is right.
     """
     chances = []
     for item in items:
-        n, several = len(item["options"]), len(answer_set(item["answer_idx"])) > 1
-        chances.append(1 / (2**n - 1 - n) if several else 1 / n)
+        n, right, accepted = len(item["options"]), answer_set(item["answer_idx"]), 1
+        if equal_options == "either":
+            same = option_texts(item["options"])
+            equal, wanted = Counter(same.values()), Counter(same[letter] for letter in right)
+            accepted = math.prod(math.comb(equal[text], count) for text, count in wanted.items())
+        chances.append(accepted / (2**n - 1 - n if len(right) > 1 else n))
     return mean(chances)
 
 
@@ -236,12 +248,10 @@ def macro_interval(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
 
     The squared distances from each share to its Wilson bounds add up (MOVER, Zou & Donner 2008).
     """
-    down, up = [], []
-    for k, n in counts:
-        low, high = wilson_interval(k, n)
-        down.append(k / n - low)
-        up.append(high - k / n)
-    average = mean(k / n for k, n in counts)
+    shares, bounds = [k / n for k, n in counts], [wilson_interval(k, n) for k, n in counts]
+    down = [share - low for share, (low, _) in zip(shares, bounds)]
+    up = [high - share for share, (_, high) in zip(shares, bounds)]
+    average = mean(shares)
     return average - math.hypot(*down) / len(counts), average + math.hypot(*up) / len(counts)
 
 

@@ -92,6 +92,7 @@ def read_csv(path: Path) -> list[list[str]]:
 def test_all_files_are_written_and_agree_with_each_other(finished):
     assert {path.name for path in finished.iterdir()} == FILES
     own, rows = load_results(finished)
+    assert own["settings"]["dtype"] == ("bfloat16" if torch.cuda.is_available() else "float32")  # not "auto"
     rows, languages = list(rows), own["summary"]["languages"]
     assert len(rows) == 29 * 3 and own["summary"]["micro"]["n"] == 29 and list(languages) == list(LANGUAGES)
     for mode in ("answer", "rationale", "loglikelihood"):
@@ -105,7 +106,7 @@ def test_all_files_are_written_and_agree_with_each_other(finished):
         gold = [row["gold"] if mode == "answer" else row["doc"]["rationale"] for row in chosen]
         assert [line[2:] for line in lines] == [[row["text"], right] for row, right in zip(chosen, gold)]
         assert all('?, "ça"\n熱' in line[1] and line[1].endswith("### Response:") for line in lines)
-    shares = [f"{100 * part['accuracy']['answer']['value']:.2f}" for part in languages.values()]
+    shares = [f"{100 * part['accuracy']['official']['value']:.2f}" for part in languages.values()]
     assert read_csv(finished / "accuracy_metric.csv") == [list(LANGUAGES), shares]
 
 
@@ -274,15 +275,22 @@ def test_text_scores_count_checked_items_in_the_languages_that_have_any():
     assert summary["signatures"][bleu]["English"] == f"{bleu}|tok:mmed-words|avg:mean-of-items|v1"
 
 
-def test_a_signature_names_every_setting_that_changes_an_accuracy():
+def test_two_metrics_of_one_name_have_columns_of_their_own():
+    row = rationale("1", "the cat sat")
+    row["scores"] |= {f"BERTScore|f1-{layer}|tok:x|avg:mean-of-items|v1": 0.5 for layer in ("L9", "L9-idf")}
+    assert "ROUGE-L  BERTScore|f1-L9  BERTScore|f1-L9-idf\n" in table(summarise([row]), "default")
+
+
+def test_a_signature_names_every_setting_that_changes_a_score():
     settings = {"style": "clean", "shots": 2, "seed": 0, "examples": "0a", "stop": "answer",
                 "max_new_tokens": 64, "equal_options": "either", "chat_template": "none", "bos": "auto",
                 "endpoint": "completions", "server_options": {}, "batch_size": 8}
-    rows = [answer("1", "A", "A")]
-    first = summarise(rows, settings)["signatures"]["answer"]
-    for name, value in settings.items():
-        changed = summarise(rows, settings | {name: f"not {value}"})["signatures"]["answer"]
-        assert (changed != first) == (name != "batch_size"), name
+    rows, bleu = [answer("1", "A", "A"), rationale("1", "A")], "BLEU-1|nltk-method1"
+    first = summarise(rows, settings)["signatures"]
+    for name, value in (settings | {"cot": False}).items():
+        changed = summarise(rows, settings | {name: f"not {value}"})["signatures"]
+        assert (changed["answer"] != first["answer"]) == (name not in ("batch_size", "cot")), name
+        assert (changed[bleu] != first[bleu]) == (name not in ("batch_size", "equal_options")), name
 
 
 def test_equal_options_are_one_answer_unless_that_is_switched_off():
@@ -293,6 +301,7 @@ def test_equal_options_are_one_answer_unless_that_is_switched_off():
         assert row["correct"] is right and row["official_match"] is False
         scored = loglikelihood_row(same, "h", list("ABCD"), [-4.0, -3.0, -2.0, -4.0], [4] * 4, rule)
         assert scored["correct"] is right and scored["parsed"] == "C"
+        assert summarise([row], {"equal_options": rule})["macro"]["chance"] == (2 / 4 if right else 1 / 4)
     assert parse_options(["--model", "m", "--data", "d", "--out", "o",
                           "--style", "official"]).equal_options == "keyed"
 

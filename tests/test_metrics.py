@@ -83,6 +83,8 @@ def test_pair_scores_are_the_single_scores_under_their_signatures(rng):
 # ---- accuracy and chance ----
 
 OPTIONS = {"A": "aspirin", "B": "heparin", "C": " Heparin ", "D": "", "E": ""}
+GENOTYPES = {"A": "GG.", "B": "gg.", "C": "Gg.", "D": "无法确定."}  # CMMLU, as published
+ANTIGENS = {"A": "anti-C and e", "B": "anti-c and E", "C": "AaBb", "D": "AABb", "E": "Anti-C  and e"}
 
 
 @pytest.mark.parametrize(("prediction", "answer", "options", "right"), [
@@ -91,9 +93,19 @@ OPTIONS = {"A": "aspirin", "B": "heparin", "C": " Heparin ", "D": "", "E": ""}
     ((), "A", None, False), ("", "A", None, False), ("A,A", "A", None, True), ("AC", "A,C", None, False),
     ("C", "B", OPTIONS, True), ("C", "B", None, False), ("A,C", "A,B", OPTIONS, True),
     ("A,B,C", "A,B", OPTIONS, False), ("E", "D", OPTIONS, False),  # the pictures that are missing may differ
+    ("B", "A", GENOTYPES, False), ("C", "A", GENOTYPES, False), ("A", "A", GENOTYPES, True),
+    ("B", "A", ANTIGENS, False), ("D", "C", ANTIGENS, False), ("E", "A", ANTIGENS, True),
 ])
 def test_exact_match_compares_sets_of_letters_and_equal_options(prediction, answer, options, right):
     assert exact_match(prediction, answer, options) is right
+
+
+@pytest.mark.parametrize(("answer", "rule", "right", "of"), [
+    ("A", "keyed", 1, 5), ("A,C", "keyed", 1, 26), ("A", "either", 1, 5), ("B", "either", 2, 5),
+    ("A,B", "either", 2, 26), ("B,C", "either", 1, 26), ("D", "either", 1, 5),
+])
+def test_chance_counts_every_guess_that_would_be_right(answer, rule, right, of):
+    assert metrics.chance_level([{"options": OPTIONS, "answer_idx": answer}], rule) == right / of
 
 
 # ---- intervals ----

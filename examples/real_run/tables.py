@@ -52,7 +52,7 @@ def test_tables(out: Path, rows: list[str]) -> list[str]:
     pairs = [pair for pair in PAIRS if set(pair) <= set(rows)]
     for (method, title), (one, other) in itertools.product(METHODS.items(), pairs):
         folders = [str(out / "results" / f"{method}_{row}") for row in (one, other)]
-        (_, a), (_, b) = map(read, folders)
+        a, b = map(read, folders)
         check_same_items(folders, [a, b])
         found = {line.column: line for line in compare(a, b)[0] if line.group == "micro average"}
         for column in COLUMNS:

@@ -76,6 +76,9 @@ class Scorer:
                             f"{', '.join(BEST_LAYER)}")
         try:  # safetensors only: no pickle, and no code from the folder
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if type(self.tokenizer).__name__ in ("RobertaTokenizer", "GPT2Tokenizer"):  # as bert-score does
+                self.tokenizer = type(self.tokenizer).from_pretrained(
+                    folder, local_files_only=True, add_prefix_space=True)
             self.model = transformers.AutoModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32).to(device).eval()
         except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import COLUMNS, aligned, language_order, metric_name, passed_check
+from mmed.evaluation.summary import COLUMNS, aligned, language_order, metric_name, passed_check, rule_of
 from mmed.metrics import bootstrap_interval, macro_mean, mean
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import write_json
@@ -28,6 +28,7 @@ FLIPS = 2000  # random sign flips of a test
 EXACT_FLIPS = 12  # with at most this many differing items, enumerate all 2^n sign flips
 AVERAGES = ("macro average", "micro average")
 Rows = dict[tuple[str, str, str], dict]  # (mode, language, key) -> row
+Side = tuple[dict, Rows]  # a result: the "mmed" part of results.json, its rows
 Pairs = dict[tuple[str, str], tuple[float, float]]  # (language, key) -> scores of A and B
 
 
@@ -89,46 +90,52 @@ class Line(Difference):
     b: float
 
 
-def read(folder: str | Path) -> tuple[dict, Rows]:
-    """A result folder: (the "mmed" part of results.json, its rows)."""
+def read(folder: str | Path) -> Side:
     own, rows = load_results(folder)
     return own, {(row["mode"], row["language"], row["key"]): row for row in rows}
 
 
-def check_same_items(names: Sequence[str], rows: Sequence[Rows]) -> None:
+def check_same_items(names: Sequence[str], sides: Sequence[Side]) -> None:
     first, second = ({place[1:]: (row["gold"], row["doc"]["question"], row["doc"]["options"])
-                      for place, row in side.items()} for side in rows)
+                      for place, row in rows.items()} for _, rows in sides)
     other = [place for place in first | second if first.get(place) != second.get(place)]
     if other:
         raise UserError(f"{names[1]}: has other exam items than {names[0]}: {len(other):,} differ or are in "
                         f"only one, such as {other[0]!r:.80}; compare results on the same data and --limit")
 
 
-def scores_of(rows: Rows) -> dict[tuple[str, str, str], dict[str, tuple[str, float]]]:
-    """Place -> column -> (signature, score), for every score of a row that the tables count."""
-    scores = {place: {column: (column, float(row[key])) for column, (mode, key) in COLUMNS.items()
+def scores_of(side: Side) -> dict[tuple[str, str, str], dict[str, tuple[str, str, float]]]:
+    """Place -> column -> (definition, reference text, score), for every score that the tables count."""
+    own, rows = side
+    rules = {column: rule_of(own["summary"]["signatures"].get(column, "")) for column in COLUMNS}
+    scores = {place: {column: (rules[column], "", float(row[key])) for column, (mode, key) in COLUMNS.items()
                       if mode == row["mode"]} for place, row in rows.items()}
     for row in passed_check(list(rows.values())):
         scores[row["mode"], row["language"], row["key"]] |= {
-            metric_name(name): (name, value) for name, value in row.get("scores", {}).items()}
+            metric_name(name): (name, row["doc"]["rationale"], value)
+            for name, value in row.get("scores", {}).items()}
     return scores
 
 
-def compare(a: Rows, b: Rows) -> tuple[list[Line], list[str]]:
-    """(lines, column by column; what was left out and why): only equal signatures are compared."""
+def compare(a: Side, b: Side) -> tuple[list[Line], list[str]]:
+    """(lines, column by column; what was left out and why): only equal definitions are compared."""
     scores = scores_of(a), scores_of(b)
     columns: dict[str, Pairs] = {column: {} for column in COLUMNS}
     left_out = defaultdict(list)  # reason -> (column, language)
-    for place in a | b:
+    for place in scores[0] | scores[1]:
         mine, theirs = (side.get(place, {}) for side in scores)
         for column in mine | theirs:
             one, other = mine.get(column), theirs.get(column)
-            if one and other and one[0] == other[0]:
-                columns.setdefault(column, {})[place[1:]] = one[1], other[1]
+            if not one or not other:
+                why = "only in A" if one else "only in B"
+            elif one[0] != other[0]:
+                why = " and ".join(f"{name} is {'|'.join(score[0].split('|')[2:])}"
+                                   for name, score in (("A", one), ("B", other)))
+            elif one[1] != other[1]:
+                why = "their reference rationales differ"
+            else:
+                columns.setdefault(column, {})[place[1:]] = one[2], other[2]
                 continue
-            why = "only in A" if one else "only in B"
-            if one and other:
-                why = f"A is {one[0].split('|', 2)[2]} and B is {other[0].split('|', 2)[2]}"
             left_out[why].append((column, place[1]))
     lines = [line for column, pairs in columns.items() if pairs for line in compare_column(column, pairs)]
     return lines, [f"{', '.join(sorted({column for column, _ in found}))} in "
@@ -175,13 +182,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE.json", help="also write the numbers as JSON")
     options = parser.parse_args(arguments)
     folders = options.results
-    (own_a, a), (own_b, b) = map(read, folders)
+    a, b = map(read, folders)
     check_same_items(folders, [a, b])
     lines, left_out = compare(a, b)
     if not lines:
         raise UserError(f"{folders[1]}: no mode in common with {folders[0]}; nothing can be compared "
                         f"({'; '.join(left_out)})")
-    differs = facts_that_differ(own_b["facts"], own_a["facts"]).replace("(now ", "(A: ")
+    differs = facts_that_differ(b[0]["facts"], a[0]["facts"]).replace("(now ", "(A: ")
     print(f"A: {folders[0]}\nB: {folders[1]}")
     print(f"B has {differs or 'the same model and settings'}\n\n{table(lines)}")
     print("\n[-]: no interval, because too few items differ or all differ equally")

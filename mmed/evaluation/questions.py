@@ -70,10 +70,7 @@ def build_questions(
     items: Sequence[ExamItem], mode: str, config: EvalConfig, train: Sequence[ExamItem], encode: Callable,
     context_length: int, bos_id: int | None = None, tokenizer=None,
 ) -> list[Question]:
-    """The prompts of a mode; a prompt too long to be answered is an error, or truncated on the left.
-
-    `tokenizer`: for the candidates of likelihood scoring.
-    """
+    """The prompts of a mode; a prompt too long to be answered is an error, or truncated on the left."""
     questions = []
     for item in items:
         shots = pick_examples(train, item, config.shots, config.seed, mode == "rationale")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,43 @@ from mmed.utils.journal import facts_that_differ
 from mmed.utils.untrusted import reading
 
 
-def all_but_seed(own: dict[str, Any]) -> dict[str, Any]:
-    """The facts that must be equal: evaluation settings, and the model's training options or its hash."""
+def seeds_and_facts(own: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """([seed of the evaluation, of the training], the facts that must be equal)."""
     facts, settings = own["facts"], own["settings"]
     path = Path(settings.get("adapter") or settings.get("model") or "").resolve().parent / "run.json"
     equal = {name: value for name, value in facts.items() if name not in ("seed", "model")}
     if not path.is_file():
-        return equal | {"model (no run.json beside it)": facts["model"]}
+        return [facts["seed"]], equal | {"model (no run.json beside it)": facts["model"]}
     with reading(path):
-        config = read_json(path)["config"].items()
-    return equal | {f"training: {name}": value for name, value in config
-                    if name not in ("seed", "out", "resume")}
+        run = read_json(path)
+        equal |= {f"training: {name}": value for name, value in run["config"].items()
+                  if name not in ("seed", "out", "resume")}
+        equal |= {"training data": run.get("data"), "base model": run.get("model")}
+        return [facts["seed"], run["config"].get("seed")], equal
 
 
-def spread(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Column -> group (language or average) -> mean, standard deviation, lowest and highest, as shares."""
-    found = defaultdict(dict)
-    parts = [summary["languages"] | {f"{name} average": summary[name] for name in ("macro", "micro")}
-             for summary in summaries]
-    for group, part in parts[0].items():
-        for kind in ("accuracy", "text"):
-            for column in part[kind]:
-                values = [one[group][kind][column]["value"] for one in parts]
-                found[column][group] = [statistics.fmean(values), statistics.stdev(values),
-                                        min(values), max(values)]
-    return found
+def values_of(summary: dict[str, Any]) -> dict[tuple[str, str], float]:
+    """(column, group) -> mean, as a share; groups: languages and averages."""
+    parts = summary["languages"] | {f"{name} average": summary[name] for name in ("macro", "micro")}
+    values = {(column, group): score["value"] for group, part in parts.items()
+              for kind in ("accuracy", "text") for column, score in part[kind].items()}
+    return values | {(f"{column}, options in all orders", group): own["accuracy"]["value"]
+                     for group, columns in summary.get("permutations", {}).items()
+                     for column, own in columns.items()}
+
+
+def spread(summaries: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+    """(column -> group -> mean, standard deviation, lowest and highest; columns that not all have)."""
+    found, left_out = defaultdict(dict), []
+    sides = list(map(values_of, summaries))
+    for column, group in dict.fromkeys(chain.from_iterable(sides)):
+        values = [side[column, group] for side in sides if (column, group) in side]
+        if len(values) == len(sides):
+            found[column][group] = [statistics.fmean(values), statistics.stdev(values),
+                                    min(values), max(values)]
+        elif column not in left_out:
+            left_out.append(column)
+    return found, left_out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,19 +71,22 @@ def main(arguments: list[str] | None = None) -> int:
     if len(folders) < 2:
         raise UsageError("give two or more result folders")
     results = [load_results(folder)[0] for folder in folders]
-    drawn = [(own["facts"]["seed"], own["facts"]["model"]) for own in results]
-    for number, (folder, own) in enumerate(zip(folders, results)):
-        differs = facts_that_differ(all_but_seed(results[0]), all_but_seed(own))
+    drawn, facts = zip(*map(seeds_and_facts, results))
+    for number, folder in enumerate(folders):
+        differs = facts_that_differ(facts[0], facts[number])
         if drawn[number] in drawn[:number]:
             differs = differs or "nothing, not even the seed"
         if differs:
             raise UserError(f"{folder}: differs from {folders[0]} in {differs}; "
                             "give results that differ only in the seed")
     print(f"{len(results)} seeds: mean, standard deviation (n - 1) and range")
-    for column, groups in spread([own["summary"] for own in results]).items():
+    found, left_out = spread([own["summary"] for own in results])
+    for column, groups in found.items():
         rows = [[f"{column}, x 100", "mean", "sd", "low", "high"]]
         rows += [[group, *(f"{100 * value:.2f}" for value in values)] for group, values in groups.items()]
         print(f"\n{aligned(rows)}")
+    for column in left_out:
+        print(f"\nleft out: {column}: only some of the results have it")
     return 0
 
 

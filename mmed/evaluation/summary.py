@@ -113,8 +113,10 @@ def group_by(rows: Iterable[dict], name_of: Callable[[dict], str]) -> dict[str, 
 
 def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -> dict:
     by_language = group_by(rows, lambda row: row["language"])
-    languages = {name: _summarise_part(by_language[name]) for name in language_order(by_language)}
-    micro, checked = _summarise_part(rows), checked_languages(rows)
+    settings = settings or {}
+    rule = settings.get("equal_options", "keyed")
+    languages = {name: _summarise_part(by_language[name], rule) for name in language_order(by_language)}
+    micro, checked = _summarise_part(rows, rule), checked_languages(rows)
     texts = [row for row in passed_check(rows) if row.get("scores")]
     columns, by_source = list(micro["accuracy"]), micro["by"].get("source", {})
     macro = {
@@ -123,10 +125,11 @@ def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -
         "accuracy": _mean_accuracies([part["accuracy"] for part in languages.values()], columns),
         "text": _text_scores(texts, macro=True),
     }
-    signatures = accuracy_signatures(columns, settings or {})
+    signatures: dict[str, Any] = {column: accuracy_signature(column, settings) for column in columns}
+    prompt = setting_parts("rationale", settings)
     for row in texts:
         for name in row["scores"]:
-            signatures.setdefault(metric_name(name), {})[row["language"]] = name
+            signatures.setdefault(metric_name(name), {})[row["language"]] = "|".join([name, *prompt])
     passed, others = (language_order(row["language"] for row in texts if (row["language"] in checked) == kind)
                       for kind in (True, False))
     text_items = "human_check_passed" if passed else "all with a reference rationale"
@@ -137,7 +140,7 @@ def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -
             "signatures": signatures, "text_items": text_items}
 
 
-def _summarise_part(rows: Sequence[dict]) -> dict:
+def _summarise_part(rows: Sequence[dict], equal_options: str) -> dict:
     by_mode = group_by(rows, lambda row: row["mode"])
     items = next(by_mode[mode] for mode in MODES if mode in by_mode)
     docs = [{"options": row["doc"]["options"], "answer_idx": row["gold"]} for row in items]
@@ -146,8 +149,8 @@ def _summarise_part(rows: Sequence[dict]) -> dict:
         found = Counter(row["status"] for row in by_mode[mode])
         parse[mode] = {status: found[status] / found.total() for status in STATUSES}
     result: dict[str, Any] = {
-        "n": len(items), "chance": metrics.chance_level(docs), "accuracy": _accuracies(rows),
-        "parse": parse, "text": _text_scores(passed_check(rows)), "by": {}}
+        "n": len(items), "chance": metrics.chance_level(docs, equal_options),
+        "accuracy": _accuracies(rows), "parse": parse, "text": _text_scores(passed_check(rows)), "by": {}}
     if scored := [row for row in by_mode.get("loglikelihood", ()) if row["logprobs"]]:
         result["calibration"] = calibration(scored)
     for kind in KINDS:
@@ -240,8 +243,8 @@ def _measure(rows: Sequence[dict], key: str) -> dict[str, Any]:
     parsed = key.replace("correct", "parsed")
 
     def texts(row: dict) -> tuple[str, ...]:
-        chosen = [row["doc"]["options"][letter] for letter in row[parsed].split(",") if letter]
-        return tuple(sorted(" ".join(text.split()).lower() for text in chosen))
+        same = metrics.option_texts(row["doc"]["options"])
+        return tuple(sorted(same[letter] for letter in row[parsed].split(",") if letter))
 
     items = list(group_by(rows, lambda row: f"{row['language']}\n{row['key']}").values())
     shares = [metrics.mean(float(row[key]) for row in copies) for copies in items]
@@ -255,22 +258,30 @@ def _measure(rows: Sequence[dict], key: str) -> dict[str, Any]:
                                  for name in (parsed, "gold")] for letter in letters}}
 
 
-def accuracy_signatures(columns: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Column -> definition, with the settings that change the number."""
-    result = {}
-    for column in columns:
-        names = [*PROMPT_SETTINGS, *(SHOT_SETTINGS if settings.get("shots") else ())]
-        if COLUMNS[column][0] in ("answer", "rationale"):
-            names += WRITING_SETTINGS
-        elif COLUMNS[column][0] == "option_text":  # its own prompt: neither changes it
-            names = [name for name in names if name not in ("style", "chat_template")]
-        if column != "official":
-            names.append("equal_options")
-        parts = [f"{name}:{settings[name]}" for name in names if name in settings]
-        if column == "rationale" and settings.get("cot"):
-            parts.append(COT)
-        result[column] = "|".join([SIGNATURES[column], *parts])
-    return result
+def setting_parts(mode: str, settings: Mapping[str, Any]) -> list[str]:
+    """Of a signature: the settings that change what a model answers in a mode."""
+    names = [*PROMPT_SETTINGS, *(SHOT_SETTINGS if settings.get("shots") else ())]
+    if mode in ("answer", "rationale"):
+        names += WRITING_SETTINGS
+    elif mode == "option_text":  # its own prompt: neither changes it
+        names = [name for name in names if name not in ("style", "chat_template")]
+    parts = [f"{name}:{settings[name]}" for name in names if name in settings]
+    return [*parts, COT] if mode == "rationale" and settings.get("cot") else parts
+
+
+def accuracy_signature(column: str, settings: Mapping[str, Any]) -> str:
+    """The definition of a column, with the settings that change the number."""
+    parts = [SIGNATURES[column], *setting_parts(COLUMNS[column][0], settings)]
+    if column != "official" and "equal_options" in settings:
+        parts.append(f"equal_options:{settings['equal_options']}")
+    return "|".join(parts)
+
+
+def rule_of(signature: str) -> str:
+    """The definition of an accuracy without the settings that change what a model answers."""
+    names = {*PROMPT_SETTINGS, *SHOT_SETTINGS, *WRITING_SETTINGS}
+    parts = [part for part in signature.split("|") if part.partition(":")[0] not in names and part != COT]
+    return "|".join(parts)
 
 
 def shown_metrics(summary: dict, words: str) -> list[str]:
@@ -306,7 +317,9 @@ def table(summary: dict, words: str) -> str:
                  for name, part in groups.items() if part.get("parse")]
         blocks.append(aligned(rows))
     if shown:
-        rows = [["rationale, x 100", "n", *(metric.split("|")[0] for metric in shown)]]
+        names = [metric.split("|")[0] for metric in shown]
+        titles = [metric if names.count(name) > 1 else name for metric, name in zip(shown, names)]
+        rows = [["rationale, x 100", "n", *titles]]
         for name, part in groups.items():
             scores = [part["text"].get(metric) for metric in shown]
             n = max((score["n"] for score in scores if score), default=0)

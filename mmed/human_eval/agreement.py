@@ -21,6 +21,7 @@ import numpy as np
 
 from mmed.evaluation.summary import aligned, language_order, metric_name
 from mmed.human_eval.rating_data import Case
+from mmed.metrics import FEWEST_ITEMS
 from mmed.reporting.page import number
 from mmed.utils.errors import UserError
 
@@ -156,11 +157,12 @@ def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, langu
             models: Sequence[str]) -> dict[str, Any]:
     """The measures, the best first: tau with people, its interval, the slope; and the points behind them.
 
+    No interval (nan) where a language has fewer than FEWEST_ITEMS items: one item resampled is always itself.
     measures, given (by people): points of shape (items, models); languages: of the items.
     """
     rng = np.random.default_rng(SEED)
-    weights = {}
-    for language, n in Counter(languages).items():
+    weights, counts = {}, dict(Counter(languages))
+    for language, n in counts.items():
         drawn = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)  # how often each item is in a sample
         weights[language] = np.concatenate([np.ones((1, n)), drawn]) / n
 
@@ -174,8 +176,8 @@ def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, langu
     for measure, points in measures:
         y = means(points)
         taus = [kendall_tau(*pair) for pair in zip(x, y)]
-        known = [tau for tau in taus[1:] if not math.isnan(tau)] or [math.nan]
-        low, high = np.quantile(known, [0.025, 0.975])
+        known = [tau for tau in taus[1:] if not math.isnan(tau) and min(counts.values()) >= FEWEST_ITEMS]
+        low, high = np.quantile(known or [math.nan], [0.025, 0.975])
         name, _, definition = measure.partition("|")
         paper = PAPER.get("judge" if definition.startswith("judge") else name)
         rows.append(({"name": name, "definition": definition, "points": len(y[0]),
@@ -183,7 +185,6 @@ def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, langu
                       "low": float(low), "high": float(high), "slope": regression_slope(x[0], y[0])},
                      y[0].tolist()))
     rows.sort(key=lambda pair: (math.isnan(pair[0]["tau"]), -pair[0]["tau"], pair[0]["name"]))
-    counts = dict(Counter(languages))
     columns = zip(itertools.product(counts, models), x[0].tolist(), *(values for _, values in rows))
     points = [{"model": model, "language": language, "items": counts[language], "people": own,
                "values": values} for (language, model), own, *values in columns]

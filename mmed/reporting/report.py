@@ -63,7 +63,7 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def general_losses(runs: Sequence[Run], base: str) -> dict[str, float]:
     """Loss on general text: of each run at its end, the mean over its general validation streams; of the base
-    model, unless a run has its name, before training in the first run.
+    model, unless a run has its name, before training in the first run that was validated then.
     """
     losses: dict[str, float] = {}
     streams = None  # of the first run: only losses on the same text are compared
@@ -74,7 +74,9 @@ def general_losses(runs: Sequence[Run], base: str) -> dict[str, float]:
             raise UserError(f"run {run.name}: validated on {', '.join(curves)}, an earlier run on "
                             f"{', '.join(streams)}; report on them separately")
         if curves:
-            losses.setdefault(base, mean(curve[0][1] for curve in curves.values()))
+            before = [loss for (targets, loss), *_ in curves.values() if targets == 0]
+            if len(before) == len(curves):
+                losses.setdefault(base, mean(before))
             losses[run.name] = mean(curve[-1][1] for curve in curves.values())
     return losses
 
@@ -86,7 +88,7 @@ def forgetting(exams: Sequence[Result], runs: Sequence[Run]) -> list[dict[str, A
     """
     base = exams[0].name if exams else "base model"
     losses = general_losses(runs, base)
-    named: list[tuple[str, Result | None]] = [(exam.name, exam) for exam in exams]
+    named: list[tuple[str, Result | None]] = [(exam.name, exam) for exam in exams] or [(base, None)]
     named += [(name, None) for name in losses if name not in dict(named)]
     rows = []
     for name, exam in named:
@@ -94,7 +96,7 @@ def forgetting(exams: Sequence[Result], runs: Sequence[Run]) -> list[dict[str, A
         if exam and not lines:
             raise UserError(f"{exam.folder}: its accuracy is defined differently from that of "
                             f"{exams[0].folder}; evaluate both with the same options")
-        change = losses[name] - losses[base] if name in losses else None
+        change = losses[name] - losses[base] if {name, base} <= losses.keys() else None
         rows.append({"name": name, "result": exam, "gap": lines.get("macro average"),
                      "loss": losses.get(name), "change": change})
     return rows if len(rows) > 1 else []
@@ -124,10 +126,7 @@ def run_values(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def read_study(given: str) -> dict[str, Any]:
-    """agreement.json of `mmed.human_eval.rating`, with a plot for each measure, and each model's mean points.
-
-    given: the file or its folder.
-    """
+    """agreement.json (or its folder), with a plot for each measure, and each model's mean points."""
     path = Path(given, "agreement.json") if Path(given).is_dir() else Path(given)
     study = read_json(path)
     if not isinstance(study, dict) or study.get("format") != "mmed agreement":
@@ -197,6 +196,9 @@ def main(arguments: list[str] | None = None) -> int:
     for group in (results, general):
         read_results.check_together(group)
     runs = [read_results.read_run(argument) for argument in options.runs]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--runs: two runs have one name ({', '.join(names)}); give each as NAME=FOLDER")
     found = tables(results, options.published) if results else []
     text = page(results, runs, general, tables=found, title=options.title, notices=options.notice,
                 published_notes=NOTES if options.published else (),

@@ -16,6 +16,9 @@ from mmed.evaluation.summary import COLUMN_TITLES, COLUMNS, aligned, shown_metri
 from mmed.reporting.read_results import MACRO, SETTINGS, Result
 
 SOURCE_MEAN = "Mean of sources"
+# How the paper's models were asked; our default style differs
+PAPER_SETTINGS = {"style": "official", "shots": 0, "chat_template": "none", "stop": "end",
+                  "max_new_tokens": 1000}
 # Items of MMedBench's test split, on which the paper's numbers were computed
 TEST_ITEMS = dict(zip(LANGUAGES, (1273, 3426, 199, 622, 256, 2742)))
 
@@ -40,7 +43,8 @@ class Table:
     unit: str = "%"
     decimals: int = 1
     main: bool = False  # shown in the terminal and unfolded on the page
-    published: str = ""  # the paper's metric that is defined in the same way
+    published: str = ""  # the paper's metric that is computed in the same way from answers
+    as_asked: bool = False  # the answers are to the paper's items, asked for as in the paper
 
 
 def by_definition(results: Sequence[Result], column: str) -> list[list[Result]]:
@@ -69,9 +73,7 @@ def tables(results: Sequence[Result], with_published: bool = False) -> list[Tabl
                             for metric in shown_metrics(result.summary, result.settings["words"]))
     found += [_text_table(group, metric) for metric in metrics for group in by_definition(results, metric)]
     if with_published:
-        whole_split = all(part["n"] == TEST_ITEMS.get(name, part["n"])
-                          for name, part in results[0].summary["languages"].items())
-        found = _with_published(found, whole_split)
+        found = _with_published(found)
         if len(set(sources) & set(ENGLISH_SOURCES)) > 2:
             found.append(_english_table())
     return found
@@ -107,8 +109,10 @@ def _source_table(results: Sequence[Result], column: str, names: Sequence[str]) 
 
 def _text_table(results: Sequence[Result], metric: str) -> Table:
     """BLEU, ROUGE or another score of rationales."""
-    name, _, definition = metric.partition("|")
     summary, words = results[0].summary, results[0].settings["words"]
+    name, _, definition = metric.partition("|")
+    signature = next(iter(summary["signatures"].get(metric, {"": metric}).values()))
+    definition = "|".join([definition, *signature.split("|")[5:]])  # with the settings of the prompt
     items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
     note = f"Definition: {definition}; word splitting: {words}; rationales scored: {items}."
     absent = [language for language, part in summary["languages"].items() if metric not in part["text"]]
@@ -129,7 +133,18 @@ def _table(title: str, note: str, results: Sequence[Result],
                 [percent(score) if score else None for score in own.values()])
             for result, own in zip(results, scores)]
     sizes = [score.get("n") if score else None for score in scores[0].values()]
-    return Table(title, note, list(scores[0]), sorted(rows, key=_place), sizes)
+    table = Table(title, note, list(scores[0]), sorted(rows, key=_place), sizes)
+    table.as_asked = _asked_as_in_the_paper(results[0])
+    return table
+
+
+def _asked_as_in_the_paper(result: Result) -> bool:
+    """Whether these are the items of the paper's test split, in the paper's prompt."""
+    sizes = {name: part["n"] for name, part in result.summary["languages"].items() if name in TEST_ITEMS}
+    english = result.summary["languages"].get("English", {"chance": 1 / 4})
+    return (bool(sizes) and sizes.items() <= TEST_ITEMS.items()
+            and abs(english["chance"] - 1 / 4) < 0.01  # MedQA is also published with 5 options
+            and all(result.settings.get(name, value) == value for name, value in PAPER_SETTINGS.items()))
 
 
 def _place(row: Row) -> int:
@@ -146,23 +161,25 @@ def _exact(value: float) -> Score:
     return {"value": value, "low": None, "high": None}
 
 
-def _with_published(found: Sequence[Table], whole_split: bool) -> list[Table]:
-    """The paper's rows under the headings of their settings: after ours of the same definition, or in tables
-    of their own if ours are not of the whole test split.
+def _with_published(found: Sequence[Table]) -> list[Table]:
+    """The paper's rows under the headings of their settings: in our tables of the same definition, prompt and
+    items, or else in tables of their own.
     """
-    joined = [table for table in found if table.published]
-    if not whole_split:
-        note = "The paper's numbers, on MMedBench's whole test split; ours are of other items."
-        columns = [*LANGUAGES, MACRO]
-        titles = {table.published: f"{table.title}, published" for table in joined}
-        joined = [Table(title, note, columns, [], [None] * len(columns), published=metric)
-                  for metric, title in titles.items()]
-    for table in joined:
-        theirs = [_published_row(row, SETTINGS[row.setting], table.columns)
-                  for row in published(table.published)]
-        table.rows = sorted([*table.rows, *theirs], key=_place)
-        table.main = True
-    return [*found, *(table for table in joined if table not in found)]
+    titles = {"accuracy": "Accuracy, official scorer"} | {
+        table.published: table.title for table in found if table.published}
+    note = ("The paper's numbers, on MMedBench's whole test split with the official prompt; ours differ in "
+            "items, prompt or scorer.")
+    columns, apart = [*LANGUAGES, MACRO], []
+    for metric, title in titles.items():
+        joined = [table for table in found if table.published == metric and table.as_asked]
+        if not joined:
+            joined = [Table(f"{title}, published", note, columns, [], [None] * len(columns))]
+            apart += joined
+        for table in joined:
+            theirs = [_published_row(row, SETTINGS[row.setting], table.columns) for row in published(metric)]
+            table.rows = sorted([*table.rows, *theirs], key=_place)
+            table.main = True
+    return [*found, *apart]
 
 
 def _english_table() -> Table:

@@ -238,6 +238,9 @@ def test_reasoning_is_kept_and_unanswered_questions_count_as_wrong(exam, tmp_pat
     assert {(row["text"], row["parsed"], row["reasoning"]) for row in rows.values()} == {("A", "A", "so A")}
     assert {body["max_tokens"] for _, _, body in stub.seen} == {1512}  # thought and answer
     assert "|thinking_budget:1000|" in own["summary"]["signatures"]["answer"]
+    seen, stub.fault = len(stub.seen), lambda body, tries: thought
+    main(command(stub, exam, "--mode", "answer", "--thinking_budget", "1000"))  # asks again what failed
+    assert len(stub.seen) == seen + 1 and not any("error" in row for row in load_results(tmp_path / "out")[1])
 
 
 def test_completions_are_sent_the_prompts_of_local_decoding(exam):

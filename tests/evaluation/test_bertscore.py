@@ -40,6 +40,15 @@ def xlmr_folder(folder: Path) -> Path:
     return folder
 
 
+def test_roberta_begins_every_text_with_a_space_as_bert_score_does(tmp_path):
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "f", "o", "Ġ", "Ġf"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    transformers.RobertaTokenizer(vocab=vocabulary, merges=[("Ġ", "f")]).save_pretrained(tmp_path)
+    config = transformers.RobertaConfig(vocab_size=len(pieces), num_hidden_layers=1, pad_token_id=1, **SHAPE)
+    transformers.RobertaModel(config).save_pretrained(tmp_path)
+    assert Scorer(tmp_path, 1).encode(["fo"])["fo"] == [0, vocabulary["Ġf"], vocabulary["o"], 2]
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("encoders")

@@ -65,14 +65,14 @@ def exam(rng, checked=True, **sizes: int):
 
 
 def lines_of(a: Path, b: Path) -> tuple[dict, list[str]]:
-    lines, left_out = compare.compare(compare.read(a)[1], compare.read(b)[1])
+    lines, left_out = compare.compare(compare.read(a), compare.read(b))
     return {(line.column, line.group): line for line in lines}, left_out
 
 
 def test_every_line_is_the_test_of_its_items(tmp_path, rng, capsys):
     items = exam(rng, English=60, Japanese=20)
-    a = make_result(tmp_path / "a", items, rng, 0.8, facts={"style": "clean"})
-    b = make_result(tmp_path / "b", items, rng, 0.4, facts={"style": "official"})
+    a, b = (make_result(tmp_path / name, items, rng, skill, facts={"style": style}, style=style, shots=0)
+            for name, skill, style in (("a", 0.8, "clean"), ("b", 0.4, "official")))
     assert compare.main([str(a), str(b), "--out", str(tmp_path / "out.json")]) == 0
     printed, (lines, _) = capsys.readouterr().out, lines_of(a, b)
     written = read_json(tmp_path / "out.json")["lines"]
@@ -113,7 +113,13 @@ def test_what_cannot_be_compared_is_named(tmp_path, rng):
     assert "loglikelihood, loglikelihood_norm in English, Russian: only in A" in left_out
     assert any("BLEU-1|nltk-method1" in why and "in English, Russian: A is tok:mmed-words" in why
                for why in left_out)
-    other = make_result(tmp_path / "c", items, rng, modes=["answer"])
+    others = [replace(item, rationale=f"not {item.rationale}") for item in items]
+    c = make_result(tmp_path / "c", others, rng, modes=("rationale", "loglikelihood"), equal_options="keyed")
+    lines, left_out = lines_of(a, c)
+    assert not lines and "parser" in left_out[0] and left_out[0].endswith("|equal_options:keyed")
+    assert any("ROUGE-L|rouge-score-f1 in English" in why and "reference rationales differ" in why
+               for why in left_out)
+    other = make_result(tmp_path / "d", items, rng, modes=["answer"])
     with pytest.raises(UserError, match=r"no mode in common .*answer, official in English, Russian: only"):
         compare.main([str(b), str(other)])
 

@@ -1,12 +1,13 @@
 """Results of several seeds: mean and spread by hand; other differences than the seed are rejected by name."""
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from result_folders import make_items, make_result
 
 from mmed.evaluation import seeds
-from mmed.evaluation.results import load_results
+from mmed.evaluation.results import load_prompts, load_results, write_results
 from mmed.utils.errors import UserError
 from mmed.utils.files import write_json
 
@@ -25,7 +26,7 @@ def test_mean_deviation_and_range_are_those_of_the_summaries(tmp_path, capsys):
                for seed in range(3)]
     assert seeds.main(folders) == 0
     printed, summaries = capsys.readouterr().out, [load_results(folder)[0]["summary"] for folder in folders]
-    found = seeds.spread(summaries)
+    found, _ = seeds.spread(summaries)
     for column, kind in {"answer": "accuracy", "BLEU-1|nltk-method1": "text"}.items():
         values = [summary["languages"]["English"][kind][column]["value"] for summary in summaries]
         expected = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]
@@ -33,11 +34,27 @@ def test_mean_deviation_and_range_are_those_of_the_summaries(tmp_path, capsys):
         assert f"{100 * np.mean(values):.2f}" in printed
 
 
+def test_a_metric_that_only_some_results_have_is_named_and_orders_have_rows_of_their_own(tmp_path, capsys):
+    folders = [make(tmp_path, str(seed), seed) for seed in range(2)]
+    for folder, metric in zip(folders, ("BERTScore|f1-x", "BERTScore|f1-y")):
+        own, rows = load_results(folder)
+        rows = list(rows)
+        for row in rows:
+            row.get("scores", {})[f"{metric}|tok:x|avg:mean-of-items|v1"] = 0.5
+        copies = [row | {"doc": row["doc"] | {"extra": {"option_order": 1}}} for row in rows]
+        write_results(Path(folder), [*rows, *copies], load_prompts(folder), own["facts"], own["settings"])
+    seeds.main(folders)
+    printed = capsys.readouterr().out
+    assert "left out: BERTScore|f1-x: only some of the results have it" in printed
+    assert "left out: BERTScore|f1-y" in printed and "answer, options in all orders, x 100" in printed
+
+
 @pytest.mark.parametrize("seed, config, facts, message", [
     (1, {"learning_rate": 1e-5}, {"shots": 3}, r"other/result: differs .* in shots = 2 \(now 3\)"),
     (1, {"learning_rate": 2e-5}, {"model": "2"}, "in training: learning_rate = 1e-05"),
     (1, None, {"model": "2"}, r"model \(no run.json beside it\)"),
-    (0, {"learning_rate": 1e-5}, {}, "not even the seed"),
+    (0, {"learning_rate": 1e-5, "seed": 0}, {}, "not even the seed"),
+    (0, {"learning_rate": 1e-5, "seed": 0}, {"model": "2"}, "not even the seed"),
 ])
 def test_what_differs_in_more_than_the_seed_is_rejected_by_name(tmp_path, seed, config, facts, message):
     first = make(tmp_path, "first", 0, {"seed": 0, "learning_rate": 1e-5})

@@ -2,6 +2,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,10 +96,14 @@ def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, caps
     assert "McNemar, exact" in page.texts["differences"] and "micro average" in page.texts["differences"]
 
 
+def four_options(items: list[ExamItem]) -> list[ExamItem]:
+    return [replace(item, options=dict(zip("ABCD", "wxyz")), answer=("A",)) for item in items]
+
+
 @pytest.mark.parametrize("words", ["default", "official"])
 def test_published_numbers_share_a_table_only_with_their_own_definition(tmp_path, rng, words, monkeypatch):
     monkeypatch.setattr("mmed.reporting.tables.TEST_ITEMS", dict.fromkeys(LANGUAGES, 2))
-    result = make_read(tmp_path / words, make_items(rng, 2), rng, words=words)
+    result = make_read(tmp_path / words, four_options(make_items(rng, 2)), rng, words=words, style="official")
     for part in (*result.summary["languages"].values(), result.summary["macro"], result.summary["micro"]):
         if words == "official":  # as this setting names it
             part["text"] = {name.replace("rouge-score-f1", "rouge-f1"): score
@@ -124,8 +129,30 @@ def test_published_numbers_share_a_table_only_with_their_own_definition(tmp_path
     assert row.heading == "Zero-shot" and row.scores[-1]["value"] == 51.47
 
 
+@pytest.mark.parametrize(("settings", "languages", "options", "joined"), [
+    ({}, ["English"], 4, True), ({"style": "clean"}, ["English"], 4, False),
+    ({"shots": 3}, ["English"], 4, False), ({"chat_template": "auto"}, ["English"], 4, False),
+    ({"stop": "answer"}, ["English"], 4, False), ({}, ["English"], 5, False), ({}, ["German"], 4, False),
+    ({}, ["English", "German"], 4, True), ({"modes": ("loglikelihood",)}, ["English"], 4, False),
+])
+def test_published_numbers_share_a_table_only_with_their_own_prompt_and_items(
+        tmp_path, rng, monkeypatch, settings, languages, options, joined):
+    monkeypatch.setattr("mmed.reporting.tables.TEST_ITEMS", dict.fromkeys(LANGUAGES, 2))
+    items = [replace(item, options=dict(zip("ABCDE"[:options], "vwxyz")))
+             for item in four_options(make_items(rng, 2, languages))]
+    result = make_read(tmp_path / "a", items, rng, **{"style": "official", "words": "official"} | settings)
+    found = by_title([result], True)
+    titles = {title for title, own in found.items() if any(row.kind == "published" for row in own.rows)}
+    ours = {"Accuracy, official scorer", "BLEU-1 of rationales"}
+    assert titles & ours == (ours if joined else set())
+    assert ("Accuracy, official scorer, published" in titles) != joined
+
+
 def test_results_with_different_signatures_get_different_tables_and_no_test(tmp_path, rng):
     items = make_items(rng, 3, ("English", "French"))
+    styles = [make_read(tmp_path / style, items, rng, style=style) for style in ("clean", "official")]
+    notes = [table.note for table in tables(styles) if table.title == "BLEU-1 of rationales"]
+    assert len(notes) == 2 and "nltk-method1|style:clean|" in notes[0] and "style:official" in notes[1]
     results = [make_read(tmp_path / name, items, rng) for name in "ab"]
     results[1].summary["signatures"]["answer"] += "|equal-options:either"
     results[1].summary["signatures"]["BLEU-1|nltk-method1"]["English"] += "|other"
@@ -150,7 +177,7 @@ def test_differences_are_those_of_the_compare_command_and_scores_near_chance_are
     results = [make_read(tmp_path / name, items, rng, skill, modes=("answer",))
                for name, skill in (("a", 0.3), ("b", 0.6))]
     first, other = results
-    lines, _ = compare.compare(*(compare.read(result.folder)[1] for result in (other, first)))
+    lines, _ = compare.compare(*(compare.read(result.folder) for result in (other, first)))
     assert report.differences(first, other) == [line for line in lines if line.column == "answer"]
     (pair,) = report.comparisons(results)
     assert [line.group for line in pair["lines"]] == ["English", "French", "macro average", "micro average"]
@@ -328,6 +355,10 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
     rows = shown[shown.index("change base"):]
     for words in ("– 2.500 –", f"{change} ", " 2.750 +0.250 other", "replay – – 2.250 −0.250"):
         assert words in rows, words
+    before = log[0] | {"targets": 50}  # validated only from some step on: the base model's loss is unknown
+    write_lines(folder / "metrics.jsonl", before, *log[1:])
+    shown = make_page(tmp_path / "r.html", "--general", *exams, "--runs", runs[1]).texts["forgetting"]
+    assert "replay – – 2.250 –" in shown and "nats per token." not in shown.partition("Each model")[0]
     log[0]["validation_loss"] = {"general de": 2.0}
     write_lines(folder / "metrics.jsonl", *log)
     fewer = make_result(tmp_path / "x", items[1:], rng, modes=("answer",))
@@ -356,6 +387,7 @@ def test_bad_input_gives_one_line_and_no_page(tmp_path, rng):
             ([good, "--corpus", empty], "no funnel.json", UserError),
             (["--corpus", foreign], "funnel.json: damaged", UserError),
             ([good, "--runs", tmp_path / "absent"], "no such file", UserError),
+            (["--runs", run := make_run(tmp_path / "run"), run], "two runs have one name (run, ", UsageError),
             ([], "nothing to report", UsageError),
             ([good, "--agreement", good / "results.json"], "not a study", UserError)):
         with pytest.raises(kind, match=re.escape(words)) as caught:

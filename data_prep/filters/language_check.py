@@ -79,7 +79,7 @@ def check_rule(language: Language) -> Iterator[Finding]:
 def check_answers(language: Language) -> Iterator[Finding]:
     """Check the word lists, and that the answer parser reads the test sentences as intended."""
     words = language.answers
-    for name in ("answer", "is_", "choose", "correct", "wrong", "not_", "because", "and_or", "question"):
+    for name in ("answer", "is_", "choose", "correct", "wrong", "not_", "because_if", "and_or", "question"):
         listed = getattr(words, name)
         if not listed:
             yield "look", f"answers.{name}: empty, so answers in {language.name} are read without it"

@@ -119,11 +119,10 @@ _ONE_SPELLING |= {first + at: 65 + at for first in (0x1F150, 0x1F170) for at in 
 _CJK = "\u3040-\u30ff\u3400-\u9fff々"
 _LETTER = rf"(?:[^\W\d_{_CJK}]|[\u0900-\u0dff])"  # of a script with spaces
 _TOKEN = re.compile(rf"(?P<word>{_LETTER}+)|(?P<number>\d+)|(?P<unspaced>[{_CJK}])|[^\w ]")
-KINDS = {"answer": "A", "is_": "I", "choose": "C", "correct": "R", "wrong": "W", "not_": "N", "because": "B",
-         "if_": "H"}
+KINDS = {"answer": "A", "is_": "I", "choose": "C", "correct": "R", "wrong": "W", "not_": "N"}
 # Further kinds. L: a letter or a list of letters; M: a letter with its option's text; T: an option's text;
 # O: letters joined by "or"; & and |: "and" and "or"; s: a word of up to three letters; x: another word;
-# 0: a number; ): a bracket after a letter; n: the end of a line; and of punctuation
+# B: "because"; H: "if"; 0: a number; ): a bracket after a letter; n: the end of a line; and of punctuation
 _MARKS = dict(zip(".!?;\n,/+&:=>→–—-○〇◯⭕✓✔☑✅√×✕✖✗✘❌", "..?.n,,,&::::---RRRRRRRRRWWWWWW"))
 
 
@@ -149,9 +148,9 @@ class Lexicon:
         self.phrases: dict[str, list[tuple[str, str]]] = {}  # first word -> (phrase, kind), longest first
         self.stems: dict[str, str] = {}
         for language in languages:
-            and_, _, or_ = language.answers.and_or.partition("/")
             lists = {kind: getattr(language.answers, name) for name, kind in KINDS.items()}
-            lists |= {"&": and_, "|": or_}
+            lists["B"], _, lists["H"] = language.answers.because_if.partition("/")
+            lists["&"], _, lists["|"] = language.answers.and_or.partition("/")
             terms = [(kind, fold(word).lower()) for kind, listed in lists.items() for word in words(listed)]
             for prefix in ("", *map(fold, language.prefixes)):
                 for kind, term in terms:

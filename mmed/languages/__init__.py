@@ -86,8 +86,7 @@ class AnswerWords:
     correct: str = ""  # correct, right, best, most likely
     wrong: str = ""  # wrong, false, ruled out, contraindicated
     not_: str = ""  # exclude the letter after them: not, neither, rather than
-    because: str = ""  # may follow a letter: because, since, given
-    if_: str = ""  # the rest of the sentence is about another case or view: if, unless, one might
+    because_if: str = ""  # begin a clause: "because, since / if, unless"; after a slash, about another case
     and_or: str = ""  # join letters; those that leave the answer open after a slash: "and, as well as / or"
     question: str = ""  # headings of a question, as written; the text after one belongs to another item
     letters: str = ""  # letters of the script used instead of A, B, C: "أبجده"

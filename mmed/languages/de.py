@@ -58,7 +58,7 @@ LANGUAGE = Language(
         wrong="falsch|, unzutreffend|, inkorrekt|, unrichtig|, ausgeschlossen, kontraindiziert, "
               "stimmt nicht, trifft nicht zu, treffen nicht zu",
         not_="nicht, nein, kein, keine, statt, anstatt, anstelle von, weder, noch, niemals",
-        because="weil, da, denn, wegen, bei", if_="wenn, falls, sofern, viele denken",
+        because_if="weil, da, denn, wegen, bei / wenn, falls, sofern, viele denken",
         and_or="und, sowie, als auch / oder, bzw., entweder", question="Frage",
         stated=("Die richtige Antwort ist {}.", "Ich wähle {}, weil es passt.", "{} ist die beste Antwort.",
                 "Nicht A, sondern {}."),

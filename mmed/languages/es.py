@@ -47,7 +47,7 @@ LANGUAGE = Language(
                 "encaja mejor, se ajusta mejor",
         wrong="incorrect|a, fals|a, erróne|a, inadecuad|a, contraindicad|a, evit|ar",
         not_="no, ni, en vez de, en lugar de, descartamos, descarto, descartar",
-        because="porque, ya que, pues, dado, debido", if_="si, muchos piensan, algunos piensan",
+        because_if="porque, ya que, pues, dado, debido / si, muchos piensan, algunos piensan",
         and_or="y, e, así como / o, u, o bien", question="Pregunta",
         stated=("La respuesta correcta es la {}.", "Elijo la {}.", "{} es la respuesta correcta."),
         denied=("{} es falsa.", "No es la {}."),

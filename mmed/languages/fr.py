@@ -47,8 +47,10 @@ LANGUAGE = Language(
                 "appropri|é, adapté|, probable, correspond le mieux, explique le mieux",
         wrong="faux, fausse, fausses, incorrect|e, inexact|e, exclue, contre-indiqué, contre-indiquée, "
               "éviter",
-        not_="pas, ni, non, plutôt que, au lieu de", because="car, parce que, parce qu, puisque, en raison",
-        if_="si, s'il, beaucoup pensent, certains pensent", and_or="et, ainsi que / ou, ou bien, soit",
+        not_="pas, ni, non, plutôt que, au lieu de",
+        because_if="car, parce que, parce qu, puisque, en raison / si, s'il, beaucoup pensent, "
+                   "certains pensent",
+        and_or="et, ainsi que / ou, ou bien, soit",
         question="Question",
         stated=("La bonne réponse est {}.", "Je choisis {}.", "{} est la bonne réponse."),
         denied=("{} est fausse.", "Ce n'est pas {}."),

@@ -19,6 +19,8 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
+from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,8 +74,8 @@ def stack(rows: Sequence[Row], count: int, T: int) -> Row:
     result = Row(np.zeros((count, T), np.int64), np.full((count, T), IGNORE), np.full((count, T), -1),
                  np.tile(np.arange(T), (count, 1)))
     for i, row in enumerate(rows):
-        for name, array in vars(result).items():
-            array[i, :len(row)] = getattr(row, name)
+        for name, values in vars(result).items():
+            values[i, :len(row)] = getattr(row, name)
     return result
 
 
@@ -308,7 +310,7 @@ class Example:
     """One exam item or conversation as tokens: a prompt carries no loss, a target and its EOS do."""
 
     key: str
-    ids: Sequence[int] | np.ndarray
+    ids: Sequence[int]
     prompt_length: int
     later_prompts: Sequence[tuple[int, int]] = ()  # [first, end) of further prompts of a conversation
 
@@ -355,13 +357,18 @@ class ExamRows:
     def __init__(self, items: Sequence[ExamItem], tokenizer: Tokenizer, sequence_length: int, seed: int, *,
                  modes: Sequence[bool] = (True, False), style: str = "clean"):
         self.T, self.seed = sequence_length, seed
-        encoded = [encode_example(item, tokenizer, sequence_length, rationale=mode, style=style)
-                   for mode in modes for item in items if item.rationale or not mode]
-        if not encoded:
+        self.examples: list[Example] = []
+        count: Counter[str] = Counter()
+        for mode, item in itertools.product(modes, items):
+            if mode and not item.rationale.strip():
+                count["items without a rationale are not trained with one"] += 1
+                continue
+            example, truncated = encode_example(item, tokenizer, sequence_length, rationale=mode, style=style)
+            self.examples.append(replace(example, ids=array("I", example.ids)))  # 4 bytes a token
+            count[TRUNCATED] += truncated
+        if not self.examples:
             raise UserError("no exam item has a rationale; use --rationales=without, or add rationales first")
-        self.examples = [example for example, _ in encoded]
-        truncated = sum(truncated for _, truncated in encoded)
-        self.warnings = [f"{truncated} {TRUNCATED}"] if truncated else []
+        self.warnings = [f"{number} {what}" for what, number in count.items() if number]
 
     def batch(self, step: int, size: int) -> list[Example]:
         """The examples of global batch `step`; an epoch's last batch runs over into the next epoch."""

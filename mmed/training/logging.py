@@ -129,7 +129,9 @@ class Log:
             event.synchronize()
             self.clock = time.perf_counter()
         targets, tokens, loss_sum, norm = host.tolist()
-        loss = loss_sum / max(targets, 1)
+        if not targets:  # nothing was learnt
+            return line | {"tokens": self.tokens, "targets": self.targets, "loss": None, "grad_norm": None}
+        loss = loss_sum / targets
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return self.not_finite(line, loss, norm)
         self.tokens += int(tokens)

@@ -78,7 +78,7 @@ def windows(ids: Sequence[int], bos_id: int | None, context: int) -> Iterator[Ro
 
 def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tuple[str, list[int], int]]:
     """(language, ids of the text without BOS and EOS, bytes of the text) of the first `limit` documents of
-    each language of a file, or of a token stream (0: all)."""
+    each language of a file, or of a token stream (0: all, with its checksum verified)."""
     if name.endswith(SUFFIXES):
         counts: Counter[str] = Counter()
         for text, language in read_texts(name):
@@ -88,7 +88,7 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
             if not limit or counts[language] <= limit:
                 yield language, tokenizer.encode(text), len(clean_text(text).encode())
         return
-    stream = TokenStream(name, tokenizer.fingerprint, verify=True)
+    stream = TokenStream(name, tokenizer.fingerprint, verify=not limit)
     if len(stream.counts) > 1 and distributed.is_main():
         print(f"warning: {name} mixes {', '.join(stream.counts)} and is validated as one language; tokenize "
               "each language into a stream of its own", file=sys.stderr)
@@ -122,6 +122,16 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     return sets
 
 
+def document_names(config: TrainConfig) -> list[str]:
+    return [part.partition("=")[0].strip() for part in config.validation.split(",") if part.strip()]
+
+
+def streams(config: TrainConfig) -> list[TokenStream]:
+    """The token streams of --validation, whose checksums are not verified yet."""
+    names = document_names(config) if config.task == "pretrain" else []
+    return [TokenStream(name) for name in names if not name.endswith(SUFFIXES)]
+
+
 def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
                     context: int) -> dict[str, ValidationSet]:
     """What a training run is validated on, by language; empty without --validation."""
@@ -130,8 +140,7 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
     if tokenizer is None:
         raise UserError(f"{config.model}: --validation needs the model's tokenizer; give --tokenizer=FOLDER")
     if config.task == "pretrain":
-        names = [part.partition("=")[0].strip() for part in config.validation.split(",") if part.strip()]
-        return document_sets(names, tokenizer, context, DOCUMENTS)
+        return document_sets(document_names(config), tokenizer, context, DOCUMENTS)
     if config.task == "instruct":
         rows = loader.make_rows(replace(config, data=config.validation), tokenizer)
         examples = rows.examples[:DOCUMENTS]
@@ -139,7 +148,7 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
     items, sets = read_benchmark(config.validation), {}
     for language in dict.fromkeys(item.language for item in items):
         own = [item for item in items if item.language == language]
-        explained = [item for item in own if item.rationale and config.rationales != "without"]
+        explained = [item for item in own if item.rationale.strip() and config.rationales != "without"]
         exam = ExamRows((explained or own)[:DOCUMENTS], tokenizer, config.sequence_length, config.seed,
                         modes=(bool(explained),), style=config.prompt_style)
         sets[language] = ValidationSet(exam.rows(exam.examples), len(exam.examples))

@@ -159,9 +159,8 @@ class PackedBlocks:
 
 
 def best_fit(pieces: Sequence[Piece], rows: int, T: int, cost: int) -> list[list[Piece]]:
-    """Pack pieces into `rows` rows of T positions: longest first, each into the fullest row where it fits.
-    A piece longer than a row first fills whole rows; one that fits nowhere is split over the largest gaps.
-    A continuation takes `cost` more positions; the caller leaves rows x cost positions for that."""
+    """Pack pieces into `rows` rows of T positions: longest first, each into the fullest row where it fits, or
+    split over the largest gaps. The caller leaves rows x cost positions for continuations."""
     result: list[list[Piece]] = [[] for _ in range(rows)]
     gaps = [(T, row) for row in range(rows)]  # free positions and row, ascending
 
@@ -331,10 +330,9 @@ def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rat
                    style: str) -> tuple[Example, bool]:
     """(example, whether it was truncated) of at most max_length + 1 tokens, the last of them only a label.
 
-    Prompt and target are encoded separately, in training and in generation alike, so the mask ends where the
-    prompt's own tokens end, whatever the tokenizer would merge across the border [docs/method.md, D19]. Too
-    long: the target keeps its end, as much as the prompt leaves free but at least 3/4 of max_length; then
-    the prompt loses its beginning (not its BOS). The answer comes last and stays.
+    Prompt and target are encoded separately, as in generation, so that no token crosses the mask's border
+    [docs/method.md, D19]. Too long: the target keeps its end, as much as the prompt leaves free but at least
+    3/4 of max_length; then the prompt loses its beginning (not its BOS). The answer comes last and stays.
     # DIFFERS: the official code truncates on the right, which removes the answer [D19].
     """
     prompt = tokenizer.encode(build_prompt(item, rationale, style), bos=tokenizer.bos_id is not None)

@@ -12,8 +12,7 @@ transformers and PEFT open.
 
 Batch k depends on the seed and k alone (mmed/data.py), and dropout on the seed, the step and the rank, so a
 run resumed on as many ranks equals one that was never stopped, bit for bit (a GPU: with --deterministic).
-The host never waits for the device inside a step: what is logged of step k is read after step k + 1 was
-queued. docs/faults.md says how a run stops, and what to do after a fault.
+docs/faults.md says how a run stops, and what to do after a fault.
 """
 from __future__ import annotations
 
@@ -279,8 +278,7 @@ class Run:
         lr = learning_rate(config, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # The loss per token of the whole global batch: the divisor is the count over all ranks and
-        # micro-batches.
+        # The loss per token of the global batch: the divisor counts over all ranks and micro-batches.
         own_counts = torch.tensor([batch.targets, batch.tokens], dtype=torch.float64)
         counts = distributed.device_sum(own_counts.to(self.device, non_blocking=True))
         scale = (world / counts[0].clamp(min=1)).float()  # x world: FSDP averages gradients over ranks
@@ -355,9 +353,9 @@ def print_start(facts: dict, rows: PretrainRows | ExamRows, model: Transformer, 
     total = sum(p.numel() for p in model.parameters()) / 1e6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     unit = "rows" if isinstance(rows, PretrainRows) else "examples"
-    settings, layers = facts["config"], adapted_layers(model)
-    rank, alpha = settings["lora_rank"], settings["lora_alpha"]
-    lora = f" (LoRA: {len(layers)} layers, rank {rank}, alpha {alpha:g})" if layers else ""
+    layers, settings = len(adapted_layers(model)), facts["config"]
+    how = f"rank {settings['lora_rank']}, alpha {settings['lora_alpha']:g}"
+    lora = f" (LoRA: {layers} layers, {how})" if layers else ""
     print(f"{facts['recipe']}: {total:.2f} M parameters, {trained:.2f} M trained{lora}; {rows.size:,} {unit} "
           f"of up to {rows.T} tokens; steps {first}..{facts['steps']} on {facts['world_size']} x "
           f"{facts['device']}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Instruction tuning (--task=instruct): files of conversations or instructions -> packed rows.
 
-In: JSON lines (also .gz) or a JSON array; a record has OpenAI's `messages`, ShareGPT's `conversations`, or
-Alpaca's fields. Out: rows of the chat template's text in which every answer of the assistant carries loss.
+In: JSON lines (also .gz) or a JSON array of OpenAI's `messages`, ShareGPT's `conversations`, or Alpaca's
+fields. Out: rows of the chat template's text in which every answer of the assistant carries loss.
 """
 from __future__ import annotations
 

@@ -136,9 +136,8 @@ def checkpoint_blocks(model: Transformer, which: str = "all") -> None:
 
 
 def compile_blocks(model: Transformer) -> None:
-    """torch.compile of each block's forward pass; hooks, such as FSDP's, stay outside. The blocks share the
-    code, which is compiled for the first width and for any other width, and both again for LoRA's first
-    block, whose input has no gradient, and for validation."""
+    """torch.compile of each block's forward pass; FSDP's hooks stay outside. The blocks share code for the
+    first and any other width, and both again for validation and LoRA's first block (no gradient of x)."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for block in model.layers:
         block.forward = torch.compile(block.forward)

@@ -3,8 +3,7 @@
 Memory is that of a simulated step (mmed/training/simulate.py), time follows from the number of operations:
 
     MFU = (6 x matmul weights + 12 x heads x head size x keys) x tokens/s of a GPU / its bf16 peak
-          LoRA: 4 for 6 (the base's weights have no gradient); keys: that a token sees on average, summed
-          over the layers: half the context, or about the window of a sliding layer
+          LoRA: 4 for 6 (no gradient of the base's weights); keys: seen on average, summed over the layers
 """
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ def flops_per_token(shape: ModelConfig, config: TrainConfig) -> float:
     context, keys = config.sequence_length, 0.0
     for layer in range(shape.num_hidden_layers):
         seen = min(context, shape.sliding_window or context) if shape.slides(layer) else context
-        keys += seen - seen ** 2 / (2 * context)
+        keys += seen - seen ** 2 / (2 * context)  # the first `seen` tokens see fewer
     attention = 12 * shape.num_attention_heads * shape.head_dim * keys
     return (4 if config.lora_rank else 6) * matmul_weights(shape) + attention
 

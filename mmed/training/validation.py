@@ -4,10 +4,9 @@ In:  documents as JSONL (`text`, `language`) or token streams, or exam items; a 
 Out: per language the number of documents and tokens, nats per token and bits per byte.
      `python -m mmed.evaluation.validation_loss` prints them without training.
 
-A document is scored alone, after its BOS, every token of its text, but not the EOS. One longer than the
-model's context is read in windows that overlap by a quarter; each begins with BOS and scores only what the
-one before has not. Without a BOS the first token has no context and is not scored. So the result does not
-depend on the rows of training (docs/training_rows.md). Bits per byte compare different tokenizers.
+A document is scored alone, after its BOS, every token of its text, but not the EOS: the result does not
+depend on the rows of training (docs/training_rows.md). One longer than the model's context is read in windows
+that overlap by a quarter and begin with BOS. Bits per byte compare different tokenizers.
 """
 from __future__ import annotations
 
@@ -102,9 +101,8 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
 
 def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
                   limit: int) -> dict[str, ValidationSet]:
-    """Language -> its documents in all the files and streams named; "general en" for files and streams whose
-    name begins with "general". Without BOS the first token of a document is not scored, and its bytes do not
-    count."""
+    """Language -> its documents in all that is named; "general en" where a name begins with "general".
+    Without BOS a document's first token is not scored, and its bytes do not count."""
     sets: dict[str, ValidationSet] = {}
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{twice[0]}: named twice, so its documents would count double")
@@ -123,13 +121,13 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
 
 
 def document_names(config: TrainConfig) -> list[str]:
-    return [part.partition("=")[0].strip() for part in config.validation.split(",") if part.strip()]
+    """The files and token streams of documents that --validation names."""
+    parts = config.validation.split(",") if config.task == "pretrain" else []
+    return [part.partition("=")[0].strip() for part in parts if part.strip()]
 
 
 def streams(config: TrainConfig) -> list[TokenStream]:
-    """The token streams of --validation, whose checksums are not verified yet."""
-    names = document_names(config) if config.task == "pretrain" else []
-    return [TokenStream(name) for name in names if not name.endswith(SUFFIXES)]
+    return [TokenStream(name) for name in document_names(config) if not name.endswith(SUFFIXES)]
 
 
 def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,

@@ -282,8 +282,7 @@ class Run:
         own_counts = torch.tensor([batch.targets, batch.tokens], dtype=torch.float64)
         counts = distributed.device_sum(own_counts.to(self.device, non_blocking=True))
         scale = (world / counts[0].clamp(min=1)).float()  # x world: FSDP averages gradients over ranks
-        # Dropout must not depend on how often the run was restarted; bf16 moments are rounded with noise that
-        # all copies of a shard must share.
+        # Dropout must not depend on restarts, nor the rounding of bf16 moments on the copy of a shard.
         seed, shards = config.seed * 1_000_003 + self.step + 1, config.shard_size or world
         torch.manual_seed(seed * world + distributed.rank())
         loss_sum = forward_backward(self.model, batch, scale, self.autocast, self.stop.check)

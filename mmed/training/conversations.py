@@ -53,8 +53,8 @@ def encode_dialogue(key: str, messages: Sequence[Message], tokenizer: Tokenizer,
                     family: str = "") -> tuple[Example | None, str]:
     """(example of at most max_length + 1 tokens or None, what happened to it: "" if it is whole).
 
-    Too long: the oldest question and answer go first, then the beginning of the last prompt. The last answer
-    stays whole; one that needs more than 3/4 of max_length has no place for its question.
+    Too long: a last answer of more than 3/4 of max_length goes with its question; then the oldest questions
+    and answers go, then the beginning of the last prompt. No answer is trained in part.
     """
     if not messages:
         return None, "conversations without an answer are left out"

@@ -66,11 +66,8 @@ def to_wandb(config: TrainConfig, first: int) -> Report:
 
 
 class Log:
-    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
-
-    `flops` per token and the device's `peak` (or None) give the MFU; `state` is what `state_dict` gave to the
-    checkpoint.
-    """
+    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing. `flops` per token and
+    the device's `peak` (or None) give the MFU; `state` is what `state_dict` gave to the checkpoint."""
 
     def __init__(self, config: TrainConfig, device: torch.device, first: int, steps: int, state: dict,
                  flops: float, peak: float | None, rows: PretrainRows | ExamRows):

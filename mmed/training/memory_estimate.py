@@ -52,7 +52,7 @@ def flops_per_token(shape: ModelConfig, config: TrainConfig) -> float:
     """The formula at the head of this file."""
     context, keys = config.sequence_length, 0.0
     for layer in range(shape.num_hidden_layers):
-        seen = min(context, shape.sliding_window or context) if shape.slides(layer) else context
+        seen = min(context, (shape.slides(layer) and shape.sliding_window) or context)
         keys += seen - seen ** 2 / (2 * context)  # the first `seen` tokens see fewer
     attention = 12 * shape.num_attention_heads * shape.head_dim * keys
     return (4 if config.lora_rank else 6) * matmul_weights(shape) + attention

@@ -19,8 +19,8 @@ from typing import Any
 from mmed.utils.errors import Parser, UsageError, require_extra
 
 POSITIVE, NATURAL = "more than 0", "0 or more"
-SHARE, SEED = "a share from 0 to 1", "a number from 0 to 4294967295"
-HIGHEST = {SHARE: 1, SEED: 2 ** 32 - 1}
+SHARE, PART, SEED = "a share from 0 to 1", "a share from 0 to below 1", "a number from 0 to 4294967295"
+HIGHEST = {SHARE: 1, PART: math.nextafter(1, 0), SEED: 2 ** 32 - 1}
 
 
 def option(default: Any, help: str, *choices: str, bounds: str = "") -> Any:
@@ -63,14 +63,14 @@ class TrainConfig:
     warmup_ratio: float = option(0.01, "warm-up, as a fraction of the steps", bounds=SHARE)
     min_lr_ratio: float = option(0.0, "cosine: final learning rate, as a fraction of the peak", bounds=SHARE)
     weight_decay: float = option(0.01, "applied to matrices only, not to norms and biases", bounds=NATURAL)
-    beta2: float = option(0.999, "of AdamW (beta1 is 0.9, epsilon 1e-8)", bounds=SHARE)
+    beta2: float = option(0.999, "of AdamW (beta1 is 0.9, epsilon 1e-8)", bounds=PART)
     max_grad_norm: float = option(1.0, "clip gradients to this norm", bounds=POSITIVE)
     skip_nonfinite: int = option(0, "batches with a non-finite loss or gradient to skip before failing",
                                  bounds=NATURAL)
     # LoRA
     lora_rank: int = option(0, "rank of the LoRA update; 0: train all weights", bounds=NATURAL)
     lora_alpha: float = option(16.0, "the update is scaled by alpha / rank", bounds=POSITIVE)
-    lora_dropout: float = option(0.05, "dropout on the adapters' input", bounds=SHARE)
+    lora_dropout: float = option(0.05, "dropout on the adapters' input", bounds=PART)
     lora_targets: str = option("paper", "layer names, comma-separated, or all-linear; paper: q_proj,v_proj, "
                                         "or the family's packed query/key/value matrix")
     # Machine
@@ -230,9 +230,10 @@ def check(config: TrainConfig) -> TrainConfig:
         raise UsageError(f"--resume={config.resume}: expected auto, never or a checkpoint such as step-200")
     without_data = config.simulate_ranks and not config.dry_run
     for one in fields(config):
-        if one.name in ("model", "data", "out") and not getattr(config, one.name):
-            if one.name != "data" or not without_data:
-                raise UsageError(f"--{one.name} is missing: {one.metadata['help']}")
+        if one.name in ("model", "out", not without_data and "data") and not getattr(config, one.name):
+            raise UsageError(f"--{one.name} is missing: {one.metadata['help']}")
+    if config.data == "source" and config.tokenizer and not without_data:
+        raise UsageError(f"--tokenizer={config.tokenizer}: --data=source trains a tokenizer of its own")
     if config.log != "none":
         require_extra(config.log, config.log)
     return config
@@ -283,10 +284,11 @@ def add_options(parser: Parser, defaults: Any, groups: dict[str, str]) -> None:
 def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
     """(recipe name, config) of `RECIPE --field=value ...`; `--field value` and dashes in names work, too."""
     words = arguments or ["--help"]
-    options = vars(make_parser(words[0]).parse_args(words))
-    recipe = options.pop("recipe")
+    recipe = make_parser(words[0]).parse_args(words).recipe
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
-    config = check(TrainConfig(**options))
-    check_needs(config, {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words[1:]})
+    options = make_parser(recipe).parse_args(words)  # wherever the recipe stands, its own defaults count
+    config = check(TrainConfig(**{one.name: getattr(options, one.name) for one in fields(TrainConfig)}))
+    given = {word.partition("=")[0] for word in words if word.startswith("--")}
+    check_needs(config, {name[2:].replace("-", "_") for name in given})
     return recipe, config

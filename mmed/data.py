@@ -19,6 +19,8 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
+from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,8 +74,8 @@ def stack(rows: Sequence[Row], count: int, T: int) -> Row:
     result = Row(np.zeros((count, T), np.int64), np.full((count, T), IGNORE), np.full((count, T), -1),
                  np.tile(np.arange(T), (count, 1)))
     for i, row in enumerate(rows):
-        for name, array in vars(result).items():
-            array[i, :len(row)] = getattr(row, name)
+        for name, values in vars(result).items():
+            values[i, :len(row)] = getattr(row, name)
     return result
 
 
@@ -157,9 +159,8 @@ class PackedBlocks:
 
 
 def best_fit(pieces: Sequence[Piece], rows: int, T: int, cost: int) -> list[list[Piece]]:
-    """Pack pieces into `rows` rows of T positions: longest first, each into the fullest row where it fits.
-    A piece longer than a row first fills whole rows; one that fits nowhere is split over the largest gaps.
-    A continuation takes `cost` more positions; the caller leaves rows x cost positions for that."""
+    """Pack pieces into `rows` rows of T positions: longest first, each into the fullest row where it fits, or
+    split over the largest gaps. The caller leaves rows x cost positions for continuations."""
     result: list[list[Piece]] = [[] for _ in range(rows)]
     gaps = [(T, row) for row in range(rows)]  # free positions and row, ascending
 
@@ -308,7 +309,7 @@ class Example:
     """One exam item or conversation as tokens: a prompt carries no loss, a target and its EOS do."""
 
     key: str
-    ids: Sequence[int] | np.ndarray
+    ids: Sequence[int]
     prompt_length: int
     later_prompts: Sequence[tuple[int, int]] = ()  # [first, end) of further prompts of a conversation
 
@@ -329,10 +330,10 @@ def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rat
                    style: str) -> tuple[Example, bool]:
     """(example, whether it was truncated) of at most max_length + 1 tokens, the last of them only a label.
 
-    Prompt and target are encoded separately, in training and in generation alike, so the mask ends where the
-    prompt's own tokens end, whatever the tokenizer would merge across the border [docs/method.md, D19]. If
-    too long, the target is truncated on the left to the space that the prompt leaves, but not below 3/4 of
-    max_length; then the prompt on the left, after its BOS. The answer comes last and is kept.
+    Prompt and target are encoded separately, in training and in generation alike, so no token crosses the
+    mask's border [docs/method.md, D19]. If too long, the target is truncated on the left to the space that
+    the prompt leaves, but not below 3/4 of max_length; then the prompt on the left, after its BOS. The answer
+    comes last and is kept.
     # DIFFERS: the official code truncates on the right, which removes the answer [D19].
     """
     prompt = tokenizer.encode(build_prompt(item, rationale, style), bos=tokenizer.bos_id is not None)
@@ -355,13 +356,18 @@ class ExamRows:
     def __init__(self, items: Sequence[ExamItem], tokenizer: Tokenizer, sequence_length: int, seed: int, *,
                  modes: Sequence[bool] = (True, False), style: str = "clean"):
         self.T, self.seed = sequence_length, seed
-        encoded = [encode_example(item, tokenizer, sequence_length, rationale=mode, style=style)
-                   for mode in modes for item in items if item.rationale or not mode]
-        if not encoded:
+        self.examples: list[Example] = []
+        count: Counter[str] = Counter()
+        for mode, item in itertools.product(modes, items):
+            if mode and not item.rationale.strip():
+                count["items without a rationale are not trained with one"] += 1
+                continue
+            example, truncated = encode_example(item, tokenizer, sequence_length, rationale=mode, style=style)
+            self.examples.append(replace(example, ids=array("I", example.ids)))  # 4 bytes a token
+            count[TRUNCATED] += truncated
+        if not self.examples:
             raise UserError("no exam item has a rationale; use --rationales=without, or add rationales first")
-        self.examples = [example for example, _ in encoded]
-        truncated = sum(truncated for _, truncated in encoded)
-        self.warnings = [f"{truncated} {TRUNCATED}"] if truncated else []
+        self.warnings = [f"{number} {what}" for what, number in count.items() if number]
 
     def batch(self, step: int, size: int) -> list[Example]:
         """The examples of global batch `step`; an epoch's last batch runs over into the next epoch."""

@@ -66,12 +66,9 @@ def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def target_names(config: ModelConfig, targets: str | list[str]) -> list[str]:
-    """Full names of the linear layers that `targets` selects; an error if a target selects none.
-
-    A target is the end of a layer's name ("q_proj", "mlp.up_proj"), ours or that of the published weights
-    ("wqkv"), or a whole name. "all-linear" selects every linear layer except the head; "paper" selects what
-    the paper adapts in this family.
-    """
+    """Full names of the linear layers that `targets` selects; an error if a target selects none. A target is
+    a layer's name or the end of it ("mlp.up_proj"), ours or that of the published weights ("wqkv");
+    "all-linear" is every linear layer but the head, "paper" what the paper adapts in this family."""
     with torch.device("meta"):
         modules = dict(Transformer(config).named_modules())
     published = {name: published_name(config, name) for name, module in modules.items()

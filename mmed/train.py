@@ -12,8 +12,7 @@ per step in `metrics.jsonl` (fields: mmed/training/logging.py), `checkpoints/ste
 
 Batch k depends on the seed and k alone (mmed/data.py), dropout on seed, step and rank, so a run resumed on as
 many ranks equals an uninterrupted one, bit for bit (a GPU: with --deterministic). Weights, gradients and
-AdamW's state are fp32 and products bf16 by default; LoRA's frozen weights are bf16. The host never waits for
-the device inside a step: the log reads step k after step k + 1 is queued. Stops and faults: docs/faults.md.
+AdamW's state are fp32 and products bf16 by default; LoRA's frozen weights are bf16. Stops: docs/faults.md.
 """
 from __future__ import annotations
 
@@ -104,7 +103,7 @@ def sharded_skeleton(config: TrainConfig, shape: ModelConfig, device: torch.devi
     distributed.checkpoint_blocks(model, config.activation_checkpointing)
     if memory_estimate.worth_compiling(config, shape, device):
         distributed.compile_blocks(model)
-    if distributed.world_size() > 1:
+    if distributed.world_size() > 1 or config.shard_size > 1:
         distributed.shard(model, config.precision, config.shard_size, config.rank_timeout_seconds)
     return model
 
@@ -135,7 +134,8 @@ def train(recipe: str, config: TrainConfig) -> int:
     """Run `config` to its end (exit code 0) or until a signal (75)."""
     stop, out = StopSignal(), Path(config.out)
     if config.simulate_ranks and not config.dry_run:
-        memory_estimate.show_simulation(config, *simulated_step(config, model_config(config, None)))
+        shape = model_config(config, load_tokenizer(config.tokenizer) if config.tokenizer else None)
+        memory_estimate.show_simulation(config, *simulated_step(config, shape))
         return 0
     try:
         device = distributed.start(config.rank_timeout_seconds, config.deterministic)
@@ -147,7 +147,10 @@ def train(recipe: str, config: TrainConfig) -> int:
             distributed.barrier()  # rank 0 holds the lock: from here on the folder is this run's
             code = 0
             if config.dry_run:
-                dry_run(config, device)
+                _, rows, shape, steps = load_data(config)
+                if distributed.is_main():
+                    memory_estimate.show(skeleton(config, shape), config, rows, steps, device,
+                                         functools.partial(simulated_step, config, shape))
             else:
                 training_state.wait_for_files(out, ["lock"])  # fails on a node that does not share it
                 distributed.barrier()
@@ -202,14 +205,6 @@ def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | Exa
     return tokenizer, rows, shape, steps
 
 
-def dry_run(config: TrainConfig, device: torch.device) -> None:
-    """Print what the run would need."""
-    _, rows, shape, steps = load_data(config)
-    if distributed.is_main():
-        simulated = functools.partial(simulated_step, config, shape)
-        memory_estimate.show(skeleton(config, shape), config, rows, steps, device, simulated)
-
-
 class Run:
     """A run that is ready to train, and its loop. `step` counts the steps done, of `steps` in all."""
 
@@ -222,13 +217,14 @@ class Run:
         if old:
             run_folder.check_resume(old, facts)
         self.validation = validation.validation_sets(config, self.tokenizer, shape.max_position_embeddings)
-        loader.verify_streams(rows.streams, device)
 
         torch.manual_seed(config.seed)
         self.model = build_model(config, shape, device)
         self.optimizer = optimizer.make_optimizer(self.model, config)
         state = training_state.load_state(folder, self.model, self.optimizer) if folder else {}
         self.step = state.get("step", 0)
+        # last, because it takes longest: what is wrong with options, model or checkpoint is known by now
+        loader.verify_streams([*rows.streams, *validation.streams(config)], device)
         if distributed.is_main():
             if folder:
                 training_state.set_latest(folder)
@@ -282,16 +278,18 @@ class Run:
         lr = learning_rate(config, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # The loss per token of the whole global batch: the divisor is the count over all ranks and
-        # micro-batches.
+        # The loss per token of the global batch: the divisor counts over all ranks and micro-batches.
         own_counts = torch.tensor([batch.targets, batch.tokens], dtype=torch.float64)
         counts = distributed.device_sum(own_counts.to(self.device, non_blocking=True))
         scale = (world / counts[0].clamp(min=1)).float()  # x world: FSDP averages gradients over ranks
-        # Dropout must not depend on how often the run was restarted.
-        torch.manual_seed((config.seed * 1_000_003 + self.step + 1) * world + distributed.rank())
+        # Dropout must not depend on restarts, nor the rounding of bf16 moments on the copy of a shard.
+        seed, shards = config.seed * 1_000_003 + self.step + 1, config.shard_size or world
+        torch.manual_seed(seed * world + distributed.rank())
         loss_sum = forward_backward(self.model, batch, scale, self.autocast, self.stop.check)
         loss_sum = distributed.device_sum(loss_sum.double())
-        norm = optimizer.update(self.model, self.optimizer, config.max_grad_norm, loss_sum)
+        torch.manual_seed(-(seed * shards + distributed.rank() % shards))
+        # nothing is updated where no token carries loss: 0 / 0 is not finite
+        norm = optimizer.update(self.model, self.optimizer, config.max_grad_norm, loss_sum / counts[0])
         self.step += 1
         self.stop.nothing_to_save = False
         self.log.add(self.step, lr, torch.cat((counts, torch.stack((loss_sum, norm.double())))))
@@ -354,9 +352,9 @@ def print_start(facts: dict, rows: PretrainRows | ExamRows, model: Transformer, 
     total = sum(p.numel() for p in model.parameters()) / 1e6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     unit = "rows" if isinstance(rows, PretrainRows) else "examples"
-    settings, layers = facts["config"], adapted_layers(model)
-    rank, alpha = settings["lora_rank"], settings["lora_alpha"]
-    lora = f" (LoRA: {len(layers)} layers, rank {rank}, alpha {alpha:g})" if layers else ""
+    layers, settings = len(adapted_layers(model)), facts["config"]
+    how = f"rank {settings['lora_rank']}, alpha {settings['lora_alpha']:g}"
+    lora = f" (LoRA: {layers} layers, {how})" if layers else ""
     print(f"{facts['recipe']}: {total:.2f} M parameters, {trained:.2f} M trained{lora}; {rows.size:,} {unit} "
           f"of up to {rows.T} tokens; steps {first}..{facts['steps']} on {facts['world_size']} x "
           f"{facts['device']}", file=sys.stderr)

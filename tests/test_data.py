@@ -215,4 +215,7 @@ def test_an_epoch_holds_every_item_with_and_without_its_rationale_once():
     assert [e.key for e in epoch] != [e.key for e in following] and exam.batch(2, 5) == again.batch(2, 5)
     across = exam.batch(1, 15)  # runs over into the second epoch
     assert across == list(itertools.chain(epoch[15:], following[:10]))
-    assert len(ExamRows([item(0, ""), item(1)], Bytes(), 2000, seed=0).examples) == 3  # one less
+    some = ExamRows([item(0, ""), item(1), item(2, " ")], Bytes(), 2000, seed=0)
+    assert some.warnings == ["2 items without a rationale are not trained with one"]
+    assert len(some.examples) == 4
+    assert {example.ids.itemsize for example in some.examples} == {4}  # bytes in memory

@@ -49,10 +49,11 @@ def test_the_fingerprint_of_a_model_covers_what_decides_its_texts(model_folder, 
     shutil.copytree(model_folder, folder)
     adapter.mkdir()
     found = {model_fingerprint(folder)}
-    for path in (adapter / "adapter_config.json", adapter / "tokenizer.json", folder / "chat_template.jinja"):
+    for path in (adapter / "adapter_config.json", adapter / "tokenizer.json", folder / "chat_template.jinja",
+                 folder / "pytorch_model-00001-of-00002.bin", folder / "pytorch_model.bin.index.json"):
         path.write_text("{}")
         found |= {model_fingerprint(folder, adapter)}
-    assert len(found) == 4
+    assert len(found) == 6
 
 
 def complete(model_folder: Path, source: Path, out: Path, *options: str) -> list[dict]:

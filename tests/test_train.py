@@ -121,6 +121,20 @@ def test_tokens_are_all_text_that_was_read_and_targets_its_labels(world, tmp_pat
     assert (done["tokens"], done["targets"]) == (sum(tokens), sum(targets))
 
 
+def test_a_batch_without_a_target_changes_and_counts_nothing(world, tmp_path):
+    """One document that fills a row of two: the second, which was reserved for continuations, is empty."""
+    tokenizer, out = load_tokenizer(world / "model"), tmp_path / "run"
+    write_stream(tmp_path / "s", [[1, *[5, 6, 7, 8] * 8]], tokenizer.vocab_size, 1, tokenizer.fingerprint)
+    warm_run(pretrain(world, out, f"--data={tmp_path}/s", "--global_batch_size=1", "--max_steps=4"))
+    log = lines(out)
+    assert sorted(line["targets"] for line in log) == [line["targets"] for line in log]
+    learnt = [line["targets"] > before for line, before in zip(log, [0, *(line["targets"] for line in log)])]
+    assert sorted(learnt) == [False, False, True, True] and log[-1]["targets"] == 64
+    assert [line["loss"] is not None for line in log] == learnt
+    state = json.loads((out / "checkpoints" / "step-4" / "state.json").read_text())
+    assert state["optimizer_step"] == 2 and state["skipped"] == 0
+
+
 # train.py, which leaves the number of its rank's compiled graphs beside itself
 COUNTED = """
 import sys
@@ -157,6 +171,22 @@ def test_checkpointed_compiled_sharded_blocks_give_the_same_losses_and_compile_s
         assert one["targets"] == two["targets"] and two["loss"] == pytest.approx(one["loss"], rel=1e-4)
     compiled = [int((tmp_path / f"graphs of {rank}").read_text()) for rank in (0, 1)]
     assert 1 <= compiled[0] == compiled[1] <= most
+
+
+@pytest.mark.slow
+def test_copies_of_a_shard_stay_equal_with_bf16_moments(world, tmp_path):
+    (tmp_path / "copies.py").write_text(
+        "import os, sys, torch; from mmed.train import Run, main\n"
+        "from mmed.training.distributed import local\n"
+        "finish = Run.finish\n"
+        "def saved(run):\n"
+        "    own = [local(p.detach()) for p in run.model.parameters()]\n"
+        "    torch.save(own, os.path.join(sys.argv[0] + os.environ['RANK']))\n    finish(run)\n"
+        "Run.finish = saved; sys.exit(main())")
+    run(*TORCHRUN, str(tmp_path / "copies.py"),
+        *pretrain(world, tmp_path / "out", "--shard_size=1", "--optimizer_state_dtype=bf16"))
+    one, two = (torch.load(tmp_path / f"copies.py{rank}") for rank in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.slow
@@ -295,6 +325,7 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
     (["--data={world}/en=1,{world}/ja=1e-9"], 2, ["less than a millionth of the rows"]),
     (["--data={world}/en=1,{world}/ja=1", "--mix_temperature=2"], 2, ["weights", "--mix_temperature"]),
     (["--lora_rank=2", "--lora_targets=query"], 1, ["'query' matches no layer", "q_proj"]),
+    (["--shard_size=3"], 2, ["--shard_size=3: must divide the number of ranks, 1"]),
     (["--learning_rate=1e30", "--max_grad_norm=1e30"], 1, ["not finite", "step "])])
 def test_bad_options_end_in_one_line(world, tmp_path, extra, code, words):
     fails(pretrain(world, tmp_path / "out", *(word.format(world=world) for word in extra)), code, *words)
@@ -303,10 +334,14 @@ def test_bad_options_end_in_one_line(world, tmp_path, extra, code, words):
 def test_options_take_both_spellings_and_unknown_recipes_list_all():
     recipe, config = parse_command_line(["tiny", "--dry-run", "--max_steps", "3", "--async-save=false"])
     assert (recipe, config.dry_run, config.max_steps, config.async_save) == ("tiny", True, 3, False)
+    assert parse_command_line(["--data", "d", "--out", "epochs", "--model=m", "pretrain_mmedlm2"]) == (
+        parse_command_line(["pretrain_mmedlm2", "--data=d", "--out=epochs", "--model=m"]))
     help_text = make_parser("tiny").format_help()
     assert "--max_steps" in help_text and "(default: 150)" in help_text
     with pytest.raises(UsageError, match="finetune_lora"):
         parse_command_line(["finetune_lroa"])
+    with pytest.raises(UsageError, match="--tokenizer=t: --data=source trains a tokenizer of its own"):
+        parse_command_line(["tiny", "--tokenizer=t"])
 
 
 @pytest.mark.parametrize("words, message", [
@@ -316,7 +351,7 @@ def test_options_take_both_spellings_and_unknown_recipes_list_all():
     ("pretrain_mmedlm --eval_every=9", "--eval_every=9: does nothing without --validation"),
     ("demo_full --prompt_style=clean --task=instruct", "--prompt_style=clean: does nothing"),
     ("tiny --epochs=inf", "expected a number, got 'inf'"), ("tiny --seed=4294967296", "expected a number"),
-    ("tiny --out=", "--out is missing")])
+    ("tiny --out=", "--out is missing"), ("tiny --beta2=1", "--beta2=1.0: expected a share from 0 to below")])
 def test_options_without_effect_or_meaning_are_rejected(words, message, capsys):
     with pytest.raises((UsageError, SystemExit)) as error:
         parse_command_line([*words.split(), "--model=m", "--data=d"])
@@ -353,6 +388,8 @@ def test_bad_files_end_in_one_line_and_leave_no_run_folder(world, tmp_path):
     flip(tmp_path / "flipped.bin", 9)
     arguments = pretrain(world, out, f"--data={tmp_path}/flipped")
     fails(arguments, 1, "flipped.bin", "damaged")
+    fails([*arguments, "--lora_rank=2", "--lora_targets=query"], 1, "matches no layer")  # before all is read
+    fails(pretrain(world, out, f"--validation={tmp_path}/flipped"), 1, "flipped.bin", "damaged")
     assert not out.exists()
     dry = warm_run([*arguments, "--dry_run"]).stderr  # which reads no data
     assert "memory per rank" in dry and "checkpoint copy" in dry

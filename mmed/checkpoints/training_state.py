@@ -28,6 +28,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn, optim
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.fsdp import FSDPModule
 
 from mmed.checkpoints.pretrained import replace_folder
 from mmed.config import TrainConfig
@@ -48,7 +49,9 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 def state_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:
     """Every tensor of the run by name: trained parameters and AdamW's averages (zeros before step 1)."""
-    distributed.reshard(model)
+    for unit in model.modules():  # after a forward pass alone the root still holds gathered parameters, which
+        if isinstance(unit, FSDPModule):  # are not the optimizer's
+            unit.reshard()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     tensors = {f"model.{name}": parameter.detach() for name, parameter in trained.items()}
     for name, parameter in trained.items():

@@ -1,18 +1,18 @@
 """Instruction tuning (--task=instruct): files of conversations or instructions -> packed rows.
 
-In: JSON lines (also .gz) or a JSON array; a record has OpenAI's `messages`, ShareGPT's `conversations`, or
-Alpaca's fields. Out: rows of the chat template's text in which every answer of the assistant carries loss.
+In: JSON lines (also .gz) or a JSON array of OpenAI's `messages`, ShareGPT's `conversations`, or Alpaca's
+fields. Out: rows of the chat template's text in which every answer of the assistant carries loss.
 """
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mmed.data import TRUNCATED, Example, ExamRows, truncate_prompt
 from mmed.tokenization.chat_template import Message, check_messages, encode_conversation
@@ -20,11 +20,12 @@ from mmed.tokenizer import Tokenizer
 from mmed.utils.errors import UserError
 from mmed.utils.files import check_file, read_json, read_jsonl
 
-# Name of the list of turns -> names of a turn's role and text: OpenAI's form and ShareGPT's
-TURNS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+TURNS = ("messages", "conversations")  # lists of turns: OpenAI's {role, content}, ShareGPT's {from, value}
 # Fields of records and turns that change what is trained elsewhere, and are not read here.
 UNREAD = ("system", "history", "tools", "functions", "tool_calls", "function_call", "reasoning_content",
-          "thinking")
+          "thinking", "reasoning")
+# With 0 or false in one of these an answer carries no loss (OpenAI; AgentInstruct, ms-swift; Axolotl).
+UNTRAINED = ("weight", "loss", "train", "training")
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -52,24 +53,32 @@ def encode_dialogue(key: str, messages: Sequence[Message], tokenizer: Tokenizer,
                     family: str = "") -> tuple[Example | None, str]:
     """(example of at most max_length + 1 tokens or None, what happened to it: "" if it is whole).
 
-    If too long, the oldest question and answer are dropped first, then the beginning of the last prompt. The
-    last answer stays whole; if it needs over 3/4 of max_length, its question has no space.
+    If too long, a last answer of more than 3/4 of max_length is dropped with its question; then the oldest
+    questions and answers, then the beginning of the last prompt. No answer is trained in part.
     """
     if not messages:
         return None, "conversations without an answer are left out"
-    system, turns, outcome = list(messages[:len(messages) % 2]), list(messages[len(messages) % 2:]), ""
-    ids, answers = encode_conversation(tokenizer, messages, family)
-    while len(ids) > max_length + 1 and len(turns) > 2:
-        turns, outcome = turns[2:], TRUNCATED
-        ids, answers = encode_conversation(tokenizer, system + turns, family)
+    system, turns = list(messages[:len(messages) % 2]), list(messages[len(messages) % 2:])
+
+    def without(first: int) -> tuple[list[int], list[tuple[int, int]]]:  # that many questions and answers
+        return encode_conversation(tokenizer, system + turns[2 * first:], family)
+
+    (ids, answers), outcome = without(0), ""
+    if len(ids) > max_length + 1:
+        all_but_last = range(len(turns) // 2 - 1)
+        dropped = bisect.bisect_left(all_but_last, -max_length - 1, key=lambda first: -len(without(first)[0]))
+        (ids, answers), outcome = without(dropped), TRUNCATED
     if len(ids) > max_length + 1:
         answer = ids[answers[-1][0]:]
         if len(answer) > max_length * 3 // 4:
-            return None, "conversations with a last answer longer than 3/4 of a row are left out"
+            if len(turns) == 2:
+                return None, "conversations with a last answer longer than 3/4 of a row are left out"
+            example, outcome = encode_dialogue(key, messages[:-2], tokenizer, max_length, family)
+            return example, outcome or "last answers longer than 3/4 of a row went with their questions"
         prompt = truncate_prompt(ids[:-len(answer)], max_length + 1 - len(answer), tokenizer.named_bos_id)
-        ids, answers, outcome = prompt + answer, [(len(prompt), max_length + 1)], TRUNCATED
+        ids, answers = prompt + answer, [(len(prompt), max_length + 1)]
     later = [(end, first) for (_, end), (first, _) in itertools.pairwise(answers)]
-    return Example(key, np.array(ids, np.uint32), answers[0][0], later), outcome
+    return Example(key, array("I", ids), answers[0][0], later), outcome
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -97,23 +106,24 @@ def _messages(row: Any) -> list[Message]:
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, got {type(row).__name__}")
     form = next((name for name in TURNS if row.get(name) is not None), "")
-    role, text = TURNS.get(form, TURNS["messages"])
     turns = row[form] if form else _turns_of_instruction(row)
     if not isinstance(turns, list):
         raise ValueError(f"expected a list of turns, got {turns!r:.60}")
     reject_unread(row)
     messages: list[Message] = []
     for place, turn in enumerate(turns, 1):
-        name, content = (turn.get(role), turn.get(text)) if isinstance(turn, dict) else (None, None)
+        turn = turn if isinstance(turn, dict) else {}
+        name, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         speaker = ROLES.get(name) if isinstance(name, str) else None
         if not speaker:
-            raise ValueError(f"turn {place}: {role!r} must be one of {', '.join(ROLES)}, got {name!r:.60}")
+            raise ValueError(f"turn {place}: 'role' must be one of {', '.join(ROLES)}, got {name!r:.60}")
         if not isinstance(content, str) or not (content.strip() or speaker == "system"):
-            raise ValueError(f"turn {place} ({name}): {text!r} must be a text that is not empty, got "
+            raise ValueError(f"turn {place} ({name}): 'content' must be a text that is not empty, got "
                              f"{content!r:.60}; leave this record out")
         reject_unread(turn)
-        if speaker == "assistant" and turn.get("weight") == 0:
-            raise ValueError(f"turn {place}: its 'weight' is 0, but all answers are trained; leave it out")
+        if off := [name for name in UNTRAINED if speaker == "assistant" and turn.get(name, 1) in (0, "0")]:
+            raise ValueError(f"turn {place}: its {off[0]!r} is {turn[off[0]]}, but all answers are trained; "
+                             "leave it out")
         if content.strip():
             messages.append({"role": speaker, "content": content})
     while messages and messages[-1]["role"] != "assistant":

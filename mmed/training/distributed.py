@@ -22,9 +22,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from mmed.model import Transformer
@@ -90,9 +89,9 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def barrier(group: dist.ProcessGroup | None = None) -> None:
+def barrier() -> None:
     if dist.is_initialized():
-        dist.barrier(group)
+        dist.barrier()
 
 
 def host_group(timeout_seconds: int) -> dist.ProcessGroup | None:
@@ -101,11 +100,11 @@ def host_group(timeout_seconds: int) -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
 
 
-def gather(value: dict, group: dist.ProcessGroup | None = None) -> list[dict]:
+def gather(value: dict) -> list[dict]:
     """The value of every rank, on every rank."""
     values: list = [value] * world_size()
     if dist.is_initialized():
-        dist.all_gather_object(values, value, group=group)
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -137,9 +136,8 @@ def checkpoint_blocks(model: Transformer, which: str = "all") -> None:
 
 
 def compile_blocks(model: Transformer) -> None:
-    """torch.compile of each block's forward pass; hooks, such as FSDP's, stay outside. The blocks share the
-    code, which is compiled for the first width and for any other width, and both again for LoRA's first
-    block, whose input has no gradient, and for validation."""
+    """torch.compile of each block's forward pass; FSDP's hooks stay outside. The blocks share code for the
+    first and any other width, and both again for validation and LoRA's first block (no gradient of x)."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for block in model.layers:
         block.forward = torch.compile(block.forward)
@@ -172,14 +170,6 @@ def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:
     copies, _ = dist.new_subgroups_by_enumeration(ranks.t().tolist(), timeout=timeout)
     shards, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
     return DeviceMesh.from_group([copies, shards], kind, mesh=ranks, mesh_dim_names=("copies", "shards"))
-
-
-def reshard(model: nn.Module) -> None:
-    """Return to shards: after a forward pass without a backward pass the root unit stays gathered, and its
-    parameters are not those that the optimizer holds."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -235,7 +235,7 @@ def whole_width(tokens: int) -> int:
 
 @dataclass
 class Batches:
-    """Batch k of the run for a rank."""
+    """Batch k of the run for this rank, or for several."""
 
     config: TrainConfig
     rows: PretrainRows | ExamRows
@@ -243,12 +243,13 @@ class Batches:
     flat: bool = False  # exam rows end to end, if the model attends by document
 
     def __call__(self, step: int) -> Batch:
-        return self.of_rank(step, distributed.rank(), distributed.world_size())
+        return self.of_ranks(step, [distributed.rank()], distributed.world_size())
 
-    def of_rank(self, step: int, rank: int, world_size: int) -> Batch:
+    def of_ranks(self, step: int, ranks: Sequence[int], world_size: int) -> Batch:
         config, batch = self.config, self.rows.batch(step, self.config.global_batch_size)
         rows = self.rows.rows(batch) if isinstance(self.rows, ExamRows) else batch
-        shares = rank_share(len(rows), rank, world_size, config.micro_batch_size)
+        shares = [share for rank in ranks
+                  for share in rank_share(len(rows), rank, world_size, config.micro_batch_size)]
         if isinstance(self.rows, ExamRows):
             return micro_batches(rows, shares, self.device, self.flat)
         groups = [self.rows.rows([None if i is None else rows[i] for i in share]) for share in shares]

@@ -66,11 +66,8 @@ def to_wandb(config: TrainConfig, first: int) -> Report:
 
 
 class Log:
-    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing.
-
-    `flops` per token and the device's `peak` (or None) give the MFU; `state` is what `state_dict` gave to the
-    checkpoint.
-    """
+    """metrics.jsonl and the bar's text; ranks other than 0 count, but write nothing. `flops` per token and
+    the device's `peak` (or None) give the MFU; `state` is what `state_dict` gave to the checkpoint."""
 
     def __init__(self, config: TrainConfig, device: torch.device, first: int, steps: int, state: dict,
                  flops: float, peak: float | None, rows: PretrainRows | ExamRows):
@@ -129,7 +126,9 @@ class Log:
             event.synchronize()
             self.clock = time.perf_counter()
         targets, tokens, loss_sum, norm = host.tolist()
-        loss = loss_sum / max(targets, 1)
+        if not targets:  # nothing was learnt
+            return line | {"tokens": self.tokens, "targets": self.targets, "loss": None, "grad_norm": None}
+        loss = loss_sum / targets
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return self.not_finite(line, loss, norm)
         self.tokens += int(tokens)

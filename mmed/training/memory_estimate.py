@@ -2,8 +2,8 @@
 
 Memory is that of a simulated step (mmed/training/simulate.py), time follows from the number of operations:
 
-    MFU = (6 x matmul weights + 6 x layers x heads x head size x context) x tokens/s of a GPU / its bf16 peak
-          LoRA: 4 for the first 6 (the base's weights have no gradient); attention is causal
+    MFU = (6 x matmul weights + 12 x heads x head size x keys) x tokens/s of a GPU / its bf16 peak
+          LoRA: 4 for 6 (no gradient of the base's weights); keys: seen on average, summed over the layers
 """
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ def matmul_weights(shape: ModelConfig) -> int:
 
 def flops_per_token(shape: ModelConfig, config: TrainConfig) -> float:
     """The formula at the head of this file."""
-    width = shape.num_attention_heads * shape.head_dim
-    attention = 6 * shape.num_hidden_layers * width * config.sequence_length
+    context, keys = config.sequence_length, 0.0
+    for layer in range(shape.num_hidden_layers):
+        seen = min(context, (shape.slides(layer) and shape.sliding_window) or context)
+        keys += seen - seen ** 2 / (2 * context)  # the first `seen` tokens see fewer
+    attention = 12 * shape.num_attention_heads * shape.head_dim * keys
     return (4 if config.lora_rank else 6) * matmul_weights(shape) + attention
 
 
@@ -82,12 +85,12 @@ def look_at_batches(rows: PretrainRows | ExamRows, config: TrainConfig, world_si
         return full_rows(config, world_size)
     make = Batches(config, rows, torch.device("cpu"), flat)
     chosen = range(0, steps, -(-steps // SAMPLED))
-    batches = [make.of_rank(step, rank, world_size) for step in chosen for rank in range(world_size)]
+    batches = [make.of_ranks(step, range(world_size), world_size) for step in chosen]
     largest = max((micro for batch in batches for micro in batch.micro),
                   key=lambda micro: (micro["input_ids"].numel(), len(micro["loss_positions"])))
     lengths = [len(item.ids) for step in chosen for item in rows.batch(step, config.global_batch_size)]
     return BatchSizes(*largest["input_ids"].shape, len(largest["loss_positions"]),
-                      max(len(batch.micro) for batch in batches),
+                      max(len(batch.micro) // world_size for batch in batches),
                       sum(batch.positions for batch in batches) / len(chosen),
                       sum(batch.targets for batch in batches) / len(chosen), sum(lengths) / len(lengths))
 
@@ -127,7 +130,7 @@ def show(model: Transformer, config: TrainConfig, rows: PretrainRows | ExamRows,
     print(f"steps           {steps:,} of {config.global_batch_size} {unit} = {tokens:,} tokens per step, "
           f"{round(sizes.targets):,} with loss; {tokens * steps:,} in all")
     memory = simulated_step(sizes, kind)[0]
-    copy = sum(p.nbytes for p in trained) // ranks + memory["optimizer state"]
+    copy = sum(p.nbytes for p in trained) // (config.shard_size or ranks) + memory["optimizer state"]
     if kind == "cpu" and config.async_save and config.save_every < steps:
         memory["checkpoint copy"] = copy
     show_memory(memory, ranks, kind, peak_memory(device) if kind == "cpu" else 0)

@@ -51,9 +51,10 @@ def run_facts(recipe: str, config: TrainConfig, tokenizer: Tokenizer | None, row
         done = subprocess.run([git, "rev-parse", "HEAD"], cwd=Path(package).parent, capture_output=True,
                               text=True)
         commit = done.stdout.strip() or None
+    template = {"chat template": tokenizer.chat_template} if tokenizer and config.task == "instruct" else {}
     return {"recipe": recipe, "config": dataclasses.asdict(config), "steps": steps,
             "tokenizer": tokenizer.fingerprint if tokenizer else None, "data": data_facts(config, rows),
-            "model": model_facts(config.model), "commit": commit,
+            "model": model_facts(config.model), **template, "commit": commit,
             "world_size": distributed.world_size(), "device": device,
             "versions": {"python": platform.python_version(), "torch": torch.__version__}}
 
@@ -87,7 +88,7 @@ def settings(facts: dict) -> dict[str, object]:
     config = facts["config"]
     found = {key: value for key, value in config.items() if key not in {*FREE_ON_RESUME, "model", "data"}}
     found["data weights"] = [part.partition("=")[2].strip() for part in config["data"].split(",")]
-    found |= {name: facts[name] for name in ("tokenizer", "steps") if name in facts}
+    found |= {name: facts[name] for name in ("tokenizer", "chat template", "steps") if name in facts}
     for kind in ("data", "model"):
         found |= {f"{kind} {name}": value for name, value in facts.get(kind, {}).items()}
     return found | ({"model": config["model"]} if facts.get("model") == {} else {})  # of a named shape

@@ -5,8 +5,7 @@
     a second SIGINT   exit at once; the last checkpoint stays
     a rank fails      its error is printed and handed to torchrun, which ends the others and shows it last
 
-All ranks must leave the loop at the same place, or the others wait in a collective. So wherever a run may
-stop, the ranks tell one another whether one of them was asked to.
+All ranks must leave the loop at the same place, so they tell one another whether one was asked to stop.
 """
 from __future__ import annotations
 

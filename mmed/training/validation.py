@@ -4,10 +4,9 @@ In:  documents as JSONL (`text`, `language`) or token streams, or exam items; a 
 Out: per language the number of documents and tokens, nats per token and bits per byte.
      `python -m mmed.evaluation.validation_loss` prints them without training.
 
-A document is scored alone, after its BOS, every token of its text, but not the EOS. One longer than the
-model's context is read in windows that overlap by a quarter; each begins with BOS and scores only what the
-one before has not. Without a BOS the first token has no context and is not scored. So the result does not
-depend on the rows of training (docs/training_rows.md). Bits per byte compare different tokenizers.
+A document is scored alone, after its BOS, every token of its text, but not the EOS: the result does not
+depend on the rows of training (docs/training_rows.md). One longer than the model's context is read in windows
+that overlap by a quarter and begin with BOS. Bits per byte compare different tokenizers.
 """
 from __future__ import annotations
 
@@ -78,7 +77,7 @@ def windows(ids: Sequence[int], bos_id: int | None, context: int) -> Iterator[Ro
 
 def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tuple[str, list[int], int]]:
     """(language, ids without BOS and EOS, bytes of the text) of the first `limit` documents (0: all) per
-    language in a file, or in a token stream."""
+    language in a file, or in a token stream (0: verify its checksum, too)."""
     if name.endswith(SUFFIXES):
         counts: Counter[str] = Counter()
         for text, language in read_texts(name):
@@ -88,7 +87,7 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
             if not limit or counts[language] <= limit:
                 yield language, tokenizer.encode(text), len(clean_text(text).encode())
         return
-    stream = TokenStream(name, tokenizer.fingerprint, verify=True)
+    stream = TokenStream(name, tokenizer.fingerprint, verify=not limit)
     if len(stream.counts) > 1 and distributed.is_main():
         print(f"warning: {name} mixes {', '.join(stream.counts)} and is validated as one language; tokenize "
               "each language into a stream of its own", file=sys.stderr)
@@ -102,9 +101,8 @@ def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tupl
 
 def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
                   limit: int) -> dict[str, ValidationSet]:
-    """Language -> its documents in all the files and streams named; "general en" for files and streams whose
-    name begins with "general". Without BOS the first token of a document is not scored, and its bytes do not
-    count."""
+    """Language -> its documents in all that is named; "general en" where a name begins with "general".
+    Without BOS a document's first token is not scored, and its bytes do not count."""
     sets: dict[str, ValidationSet] = {}
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{twice[0]}: named twice, so its documents would count double")
@@ -122,6 +120,16 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     return sets
 
 
+def document_names(config: TrainConfig) -> list[str]:
+    """The files and token streams of documents that --validation names."""
+    parts = config.validation.split(",") if config.task == "pretrain" else []
+    return [part.partition("=")[0].strip() for part in parts if part.strip()]
+
+
+def streams(config: TrainConfig) -> list[TokenStream]:
+    return [TokenStream(name) for name in document_names(config) if not name.endswith(SUFFIXES)]
+
+
 def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
                     context: int) -> dict[str, ValidationSet]:
     """What a training run is validated on, by language; empty without --validation."""
@@ -130,8 +138,7 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
     if tokenizer is None:
         raise UserError(f"{config.model}: --validation needs the model's tokenizer; give --tokenizer=FOLDER")
     if config.task == "pretrain":
-        names = [part.partition("=")[0].strip() for part in config.validation.split(",") if part.strip()]
-        return document_sets(names, tokenizer, context, DOCUMENTS)
+        return document_sets(document_names(config), tokenizer, context, DOCUMENTS)
     if config.task == "instruct":
         rows = loader.make_rows(replace(config, data=config.validation), tokenizer)
         examples = rows.examples[:DOCUMENTS]
@@ -139,7 +146,7 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
     items, sets = read_benchmark(config.validation), {}
     for language in dict.fromkeys(item.language for item in items):
         own = [item for item in items if item.language == language]
-        explained = [item for item in own if item.rationale and config.rationales != "without"]
+        explained = [item for item in own if item.rationale.strip() and config.rationales != "without"]
         exam = ExamRows((explained or own)[:DOCUMENTS], tokenizer, config.sequence_length, config.seed,
                         modes=(bool(explained),), style=config.prompt_style)
         sets[language] = ValidationSet(exam.rows(exam.examples), len(exam.examples))

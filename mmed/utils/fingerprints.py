@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.model", "tokenizer.json",
-               "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-               "chat_template.jinja", "chat_template.json",
-               "*.safetensors", "*.safetensors.index.json", "adapter_config.json")
+               "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+               "chat_template.json", "*.safetensors", "*.bin", "*.index.json", "adapter_config.json")
 
 
 def file_hash(path: str | Path) -> str:

@@ -7,6 +7,7 @@ from json_lines import write_lines
 from tiny_world import Bytes
 
 from mmed.data import IGNORE, TRUNCATED, pack
+from mmed.tokenization.chat_template import encode_conversation
 from mmed.training.conversations import InstructRows, encode_dialogue, read_conversations
 from mmed.utils.errors import UserError
 
@@ -19,7 +20,8 @@ MESSAGES = [{"role": "system", "content": "You're a doctor."}, {"role": "user", 
             {"role": "assistant", "content": "Repos."}]
 
 
-@pytest.mark.parametrize("row", [ALPACA_ROW, SHAREGPT_ROW, {"messages": MESSAGES}])
+@pytest.mark.parametrize("row", [ALPACA_ROW, SHAREGPT_ROW, {"messages": MESSAGES},
+                                 {"conversations": MESSAGES}])
 def test_every_form_of_conversation_gives_the_same_messages(tmp_path, row):
     plain = write_lines(tmp_path / "a.jsonl", *[row] * 3)
     packed, array = tmp_path / "a.jsonl.gz", tmp_path / "release.json"
@@ -60,7 +62,9 @@ def turns(*roles: str, **last: object) -> dict:
     ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "'history' is not read"),
     (SHAREGPT_ROW | {"system": "x"}, "'system' is not read"),
     (turns("user", "assistant", reasoning_content="x"), "'reasoning_content' is not read"),
-    (turns("user", "assistant", weight=0), "turn 2: its 'weight' is 0")])
+    (turns("user", "assistant", weight=0), "turn 2: its 'weight' is 0"),
+    ({"conversations": [{"from": "human", "loss": None, "value": "x"},  # AgentInstruct
+                        {"from": "gpt", "loss": False, "value": "x"}]}, "turn 2: its 'loss' is False")])
 def test_a_bad_conversation_is_named_in_one_line(tmp_path, line, words):
     path = write_lines(tmp_path / "a.jsonl", {"messages": MESSAGES}, line)
     with pytest.raises(UserError, match=rf"a\.jsonl:2: .*{words}"):
@@ -125,6 +129,20 @@ def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_tr
         assert row.labels[row.labels != IGNORE].tolist() == trained(*answers)
     none, outcome = encode_dialogue("k", messages, Chat(), 26)
     assert none is None and "last answer longer than 3/4 of a row" in outcome
+    kept, outcome = encode_dialogue("k", [*messages, *dialogue("Q", "A" * 999)], Chat(), 1000)
+    assert kept.ids == whole.ids and "last answers longer than 3/4" in outcome
+
+
+def test_the_fewest_turns_go_however_many_there_are(monkeypatch):
+    messages, encoded = dialogue(*"QA" * 50, system="S"), []
+    lengths = [len(encode_dialogue("k", [messages[0], *messages[1 + 2 * n:]], Chat(), 9999)[0].ids)
+               for n in range(50)]
+    monkeypatch.setattr("mmed.training.conversations.encode_conversation",
+                        lambda *given: encoded.append(1) or encode_conversation(*given))
+    for room in (lengths[0] - 1, lengths[7], lengths[7] + 1, lengths[48] - 1, lengths[49]):
+        example, outcome = encode_dialogue("k", messages, Chat(), room - 1)
+        assert len(example.ids) == max(n for n in lengths if n <= room) and outcome == TRUNCATED
+    assert len(encoded) < 5 * 10  # not one for each turn
 
 
 def test_conversations_are_counted_packed_and_ordered_like_exam_items(tmp_path):

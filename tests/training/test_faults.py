@@ -82,15 +82,16 @@ def test_a_lock_names_its_holder_and_clears_what_was_left(tmp_path):
 
 def facts(**changes):
     config = TrainConfig(**{"model": "m", "data": "a,b"} | changes.pop("config", {}))
-    return {"config": dataclasses.asdict(config), "steps": 9, "tokenizer": "t", "model": {"weights": "z"},
-            "data": {"0 a": "x", "1 b": "y"}, "world_size": 1, "versions": {"torch": "2"},
-            "device": "cpu"} | changes
+    return {"config": dataclasses.asdict(config), "steps": 9, "tokenizer": "t", "chat template": "t",
+            "model": {"weights": "z"}, "data": {"0 a": "x", "1 b": "y"}, "world_size": 1,
+            "versions": {"torch": "2"}, "device": "cpu"} | changes
 
 
 @pytest.mark.parametrize("change, words", [
     ({"config": {"seed": 7}}, "seed=42, now it is 7"),
     ({"config": {"data": "a=1,b=2"}}, r"data weights=\['', ''\]"),
     ({"tokenizer": "u"}, "tokenizer=t, now it is u"),
+    ({"chat template": "u"}, "chat template=t, now it is u"),
     ({"data": {"0 a": "x", "1 b": "w"}}, "data 1 b=y, now it is w"),
     ({"data": {"0 a": "x"}}, "data 1 b=y, now it is None"),
     ({"model": {"weights": "q"}}, "model weights=z, now it is q"),

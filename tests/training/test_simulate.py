@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
+from forked_runs import warm_run
 from repository import ENV, ROOT
 
 from mmed.config import RECIPES, SHAPES, TrainConfig
-from mmed.data import Example, ExamRows
+from mmed.data import Example, ExamRows, PretrainRows
 from mmed.model import ModelConfig
 from mmed.train import model_config, simulated_step, skeleton
 from mmed.training.loader import BatchSizes
@@ -18,6 +19,7 @@ from mmed.training.memory_estimate import (
     flops_per_token,
     look_at_batches,
     peak_flops,
+    show,
     worth_compiling,
 )
 from mmed.utils.errors import UsageError, UserError
@@ -87,6 +89,9 @@ def test_flops_follow_the_formula_and_only_large_models_on_gpus_are_compiled():
     config = TrainConfig(sequence_length=512, global_batch_size=8)
     weights = 8 * (4 * 384 * 384 + 3 * 384 * 1536) + 8192 * 384
     assert flops_per_token(large, config) == 6 * weights + 6 * 8 * 384 * 512
+    sliding = dataclasses.replace(large, sliding_window=128, sliding_layers=(True, False) * 4)
+    seen = 4 * 256 + 4 * (128 - 128 ** 2 / 1024)  # keys, on average, in all layers
+    assert flops_per_token(sliding, config) == 6 * weights + 12 * 384 * seen
     assert not peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb")  # a part of a GPU has no MFU
     assert worth_compiling(config, SEVEN_B, torch.device("cuda"))
     assert not worth_compiling(config, large, torch.device("cuda"))
@@ -102,6 +107,9 @@ def test_exam_items_count_with_their_real_lengths_and_recomputed_blocks_with_the
     sizes = look_at_batches(rows, config, 1, 2, True)
     assert sizes.targets == 80 and sizes.loss_positions == 80 and sizes.context == 101
     assert 800 <= sizes.positions < 1000 and sizes.length < 1000  # one row of eight items, not 2048
+    three = look_at_batches(rows, config, 3, 2, False)  # one row: two ranks compute padding
+    assert (three.micro_batches, three.rows, three.targets) == (1, 1, 80)
+    assert three.positions == 3 * three.length
     dense = flops_per_token(SEVEN_B, dataclasses.replace(config, sequence_length=101)) * sizes.positions
     head = SEVEN_B.vocab_size * SEVEN_B.hidden_size
     assert flops_per_step(SEVEN_B, config, sizes) == dense - 4 * head * (sizes.positions - 80)
@@ -109,6 +117,19 @@ def test_exam_items_count_with_their_real_lengths_and_recomputed_blocks_with_the
     none, half, every = (flops_per_step(SEVEN_B, TrainConfig(activation_checkpointing=which), sizes)
                          for which in ("no", "half", "all"))
     assert every - none == pytest.approx(2 * (half - none)) == pytest.approx(none / 3 - 2 * head * 10)
+
+
+def test_a_checkpoint_is_copied_by_shards_and_a_tokenizer_gives_the_vocabulary(world, capsys):
+    config = dataclasses.replace(FULL, model="shape:25m", shard_size=4)
+    model = skeleton(config, model_config(config, None))
+    show(model, config, PretrainRows.__new__(PretrainRows), 9, torch.device("cpu"),
+         lambda *_: ({"optimizer state": 0}, {}))
+    parameters = sum(p.numel() for p in model.parameters())
+    assert f"host memory     {4 * parameters / 4 / 1e9:.3f} GB per rank" in capsys.readouterr().out
+    simulate = ["pretrain_mmedlm2", "--model=shape:25m", "--simulate_ranks=2"]
+    plain, small = (warm_run([*simulate, *extra]).stderr.split("weights")[1].split()[0]
+                    for extra in ([], [f"--tokenizer={world}/tokenizer"]))
+    assert float(plain) - float(small) == pytest.approx((8192 - 340) * 2 * 384 * 4 / 2 / 1e9, abs=1.1e-3)
 
 
 @pytest.mark.slow

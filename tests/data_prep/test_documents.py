@@ -110,7 +110,7 @@ def test_published_forms_are_read(tmp_path, name, data, expected, dropped):
     ("wiki_00", b'<doc id="1">\nA\n</doc>\n', {}, "neither JSON lines nor parquet.*wikiextractor --json"),
     ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", {},
      "Git LFS pointer"),
-    ("a.parquet.gz", gzip.compress(b"PAR1"), {}, "a packed parquet file; unpack it"),
+    ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), {}, "a packed parquet file; unpack it"),
     ("a.json", b'[{"text": "one"}]' + b" " * 100, {}, r"a\.json: longer than 0 MiB; .* JSON lines"),
     ("a.txt", b"a" * 100, {}, r"a\.txt: longer than 0 MiB; .*--paragraphs"),
     ("a.jsonl", b'{"body": "a", "url": "u"}\n' * 3, {},

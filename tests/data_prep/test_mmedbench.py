@@ -568,8 +568,8 @@ def test_anchors_are_numbers_and_the_beginnings_of_latin_words():
 @given(st.lists(st.tuples(st.sampled_from(["English", "Spanish"]), st.sets(st.integers(10, 22), max_size=9),
                           st.sampled_from("AB")), min_size=1, max_size=12), st.integers(0, 12))
 def test_translations_are_those_that_a_search_of_all_pairs_finds(items, cut):
-    made = [Raw("?", {"A": " ".join(map(str, marks)), "B": "x"}, (right,), "", language, str(place))
-            for place, (language, marks, right) in enumerate(items)]
+    made = [Raw("?", {"A": " ".join(map(str, numbers)), "B": "x"}, (right,), "", language, str(place))
+            for place, (language, numbers, right) in enumerate(items)]
     train, test = made[:cut], made[cut:]
     expected = {}
     for place, item in enumerate(train):

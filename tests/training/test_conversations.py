@@ -139,9 +139,9 @@ def test_the_fewest_turns_go_however_many_there_are(monkeypatch):
                for n in range(50)]
     monkeypatch.setattr("mmed.training.conversations.encode_conversation",
                         lambda *given: encoded.append(1) or encode_conversation(*given))
-    for room in (lengths[0] - 1, lengths[7], lengths[7] + 1, lengths[48] - 1, lengths[49]):
-        example, outcome = encode_dialogue("k", messages, Chat(), room - 1)
-        assert len(example.ids) == max(n for n in lengths if n <= room) and outcome == TRUNCATED
+    for size in (lengths[0] - 1, lengths[7], lengths[7] + 1, lengths[48] - 1, lengths[49]):
+        example, outcome = encode_dialogue("k", messages, Chat(), size - 1)
+        assert len(example.ids) == max(n for n in lengths if n <= size) and outcome == TRUNCATED
     assert len(encoded) < 5 * 10  # not one for each turn
 
 
